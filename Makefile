@@ -1,0 +1,49 @@
+# `make quickstart` and `make test` are all a newcomer needs; both install what is missing first.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+# Byte code is worth several seconds at every start; some machines switch it off.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: help install quickstart test test-slow lint types imports format clean
+.DEFAULT_GOAL := help
+
+help:  ## Show the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
+
+install: $(STAMP)  ## Make .venv with the pinned versions (a no-op when nothing changed)
+
+# The stamp is written last, so that an install that was cut short is begun again.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 …")'
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(STAMP)
+
+quickstart: install  ## Train and test a multi-task model on generated pictures (about two minutes)
+	$(PY) -m experiments fit --config experiments/quickstart.yaml
+
+test: install lint types imports  ## Formatting, lint, types, import contracts and the test suite
+	$(PY) -m pytest -n 2
+
+test-slow: install  ## The tests that take minutes
+	$(PY) -m pytest -n 2 -m slow
+
+lint: install
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+
+types: install
+	$(VENV)/bin/mypy
+
+imports: install
+	$(VENV)/bin/lint-imports
+
+format: install  ## Format and mend what can be mended
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+clean:  ## Remove the environment and the caches (never runs/ or data/)
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info

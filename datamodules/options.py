@@ -1,0 +1,243 @@
+"""The options that every DataModule takes, with their defaults and ranges in one place.
+
+They are plain dictionaries at run time (checkpoints must load with ``weights_only=True``) and ``TypedDict`` for the
+type checker and for jsonargparse, which refuses unknown keys and wrong types of a YAML. What Python callers pass is
+checked here again.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Literal, TypedDict, cast
+
+from datamodules.schema import LABEL_TASK, UserError
+
+Interpolation = Literal["bilinear", "bicubic"]
+Sampling = Literal["shuffle", "balanced"]
+OnBadImage = Literal["error", "skip"]
+LeakKind = Literal["groups", "exact", "near"]
+Preset = Literal["none", "light", "reference"]
+
+
+class ImageOptions(TypedDict, total=False):
+    """How pictures are brought to the size that the network sees.
+
+    Attributes:
+        size: side of the square picture in pixels, at least 1; default 224.
+        crop_fraction: share of the short side that the evaluation's centre crop keeps, in (0, 1]; default 1.
+        interpolation: filter of every resize, always with antialiasing; default bicubic.
+    """
+
+    size: int
+    crop_fraction: float
+    interpolation: Interpolation
+
+
+class LoaderOptions(TypedDict, total=False):
+    """How samples become batches.
+
+    Attributes:
+        batch_size: samples of a batch on each process, at least 1; default 32.
+        num_workers: processes that read and augment, 0 for none; results do not depend on it; default 0.
+        sampling: ``shuffle`` draws each training sample once an epoch, ``balanced`` draws with replacement by the
+            inverse frequency of the class; default shuffle.
+        balance_on: task whose classes ``balanced`` makes equally frequent; default class.
+        drop_last: leave out the last training batch where it is not full; default false.
+    """
+
+    batch_size: int
+    num_workers: int
+    sampling: Sampling
+    balance_on: str
+    drop_last: bool
+
+
+class CheckOptions(TypedDict, total=False):
+    """What happens when the data are found wanting, before any training.
+
+    Attributes:
+        on_bad_image: ``error`` lists the unreadable pictures and stops; ``skip`` leaves them out and tells so in the
+            run record; default error.
+        allow_leaks: kinds of leaks between splits that are tolerated: ``groups`` (a group in several splits),
+            ``exact`` (the same pixels), ``near`` (nearly the same picture); default none.
+    """
+
+    on_bad_image: OnBadImage
+    allow_leaks: list[LeakKind]
+
+
+class AugmentOptions(TypedDict, total=False):
+    """Augmentation of training pictures: a preset gives all values, every further key overrides one.
+
+    Attributes:
+        preset: ``none``, ``light`` (crop and flip) or ``reference`` (crop, flip, rotation, translation, colour jitter,
+            erasing); default none.
+        random_resized_crop: smallest and largest share of the area that a random crop keeps; empty for the
+            evaluation's centre crop.
+        horizontal_flip: probability of mirroring.
+        rotation: largest rotation to either side in degrees.
+        translate: largest shift along each axis as a share of the side.
+        brightness: largest relative change of brightness.
+        contrast: largest relative change of contrast.
+        saturation: largest relative change of saturation.
+        hue: largest shift of the hue in turns, up to 0.5. A preset's hue becomes 0 where a colour is to be learned; a
+            value given here holds.
+        erasing: probability of erasing a rectangle.
+        erasing_scale: smallest and largest share of the area that is erased.
+        mixup: alpha of the Beta distribution of mixup's share, 0 for off.
+        cutmix: alpha of the Beta distribution of CutMix's share, 0 for off.
+    """
+
+    preset: Preset
+    random_resized_crop: list[float]
+    horizontal_flip: float
+    rotation: float
+    translate: float
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
+    erasing: float
+    erasing_scale: list[float]
+    mixup: float
+    cutmix: float
+
+
+IMAGE_DEFAULTS: ImageOptions = {"size": 224, "crop_fraction": 1.0, "interpolation": "bicubic"}
+LOADER_DEFAULTS: LoaderOptions = {
+    "batch_size": 32,
+    "num_workers": 0,
+    "sampling": "shuffle",
+    "balance_on": LABEL_TASK,
+    "drop_last": False,
+}
+CHECK_DEFAULTS: CheckOptions = {"on_bad_image": "error", "allow_leaks": []}
+
+_NO_AUGMENTATION: AugmentOptions = {
+    "preset": "none",
+    "random_resized_crop": [],
+    "horizontal_flip": 0.0,
+    "rotation": 0.0,
+    "translate": 0.0,
+    "brightness": 0.0,
+    "contrast": 0.0,
+    "saturation": 0.0,
+    "hue": 0.0,
+    "erasing": 0.0,
+    "erasing_scale": [0.02, 0.33],
+    "mixup": 0.0,
+    "cutmix": 0.0,
+}
+PRESETS: dict[Preset, AugmentOptions] = {
+    "none": _NO_AUGMENTATION,
+    "light": {
+        **_NO_AUGMENTATION,
+        "preset": "light",
+        "random_resized_crop": [0.8, 1.0],
+        "horizontal_flip": 0.5,
+    },
+    "reference": {
+        **_NO_AUGMENTATION,
+        "preset": "reference",
+        "random_resized_crop": [0.8, 1.0],
+        "horizontal_flip": 0.5,
+        "rotation": 15.0,
+        "translate": 0.1,
+        "brightness": 0.3,
+        "contrast": 0.3,
+        "saturation": 0.3,
+        "hue": 0.1,
+        "erasing": 0.1,
+    },
+}
+
+
+def complete_image(options: ImageOptions | None) -> ImageOptions:
+    """Fills in the defaults and checks the ranges.
+
+    Raises:
+        UserError: for an unknown key or a value out of range.
+    """
+    filled = cast(ImageOptions, _filled("image", IMAGE_DEFAULTS, options))
+    _require(filled["size"] >= 1, "image.size", filled["size"], "at least 1")
+    _require(0 < filled["crop_fraction"] <= 1, "image.crop_fraction", filled["crop_fraction"], "above 0 and at most 1")
+    _require_choice("image.interpolation", filled["interpolation"], ("bilinear", "bicubic"))
+    return filled
+
+
+def complete_loader(options: LoaderOptions | None) -> LoaderOptions:
+    """Fills in the defaults and checks the ranges.
+
+    Raises:
+        UserError: for an unknown key or a value out of range.
+    """
+    filled = cast(LoaderOptions, _filled("loader", LOADER_DEFAULTS, options))
+    _require(filled["batch_size"] >= 1, "loader.batch_size", filled["batch_size"], "at least 1")
+    _require(filled["num_workers"] >= 0, "loader.num_workers", filled["num_workers"], "0 or more")
+    _require_choice("loader.sampling", filled["sampling"], ("shuffle", "balanced"))
+    return filled
+
+
+def complete_checks(options: CheckOptions | None) -> CheckOptions:
+    """Fills in the defaults and checks the values.
+
+    Raises:
+        UserError: for an unknown key or value.
+    """
+    filled = cast(CheckOptions, _filled("checks", CHECK_DEFAULTS, options))
+    _require_choice("checks.on_bad_image", filled["on_bad_image"], ("error", "skip"))
+    for kind in filled["allow_leaks"]:
+        _require_choice("checks.allow_leaks", kind, ("groups", "exact", "near"))
+    return filled
+
+
+def complete_augment(options: AugmentOptions | None, *, hue_safe: bool) -> AugmentOptions:
+    """Fills in the values of the preset and checks the ranges.
+
+    Args:
+        options: what the user gave.
+        hue_safe: whether a colour is to be learned, so that the preset's hue jitter would falsify the target.
+
+    Raises:
+        UserError: for an unknown key or a value out of range.
+    """
+    given = options or {}
+    preset = given.get("preset", "none")
+    _require_choice("augment.preset", preset, tuple(PRESETS))
+    filled = cast(AugmentOptions, _filled("augment", PRESETS[preset], given))
+    if hue_safe and "hue" not in given:
+        filled["hue"] = 0.0
+    for key in ("horizontal_flip", "erasing"):
+        _require(0 <= filled[key] <= 1, f"augment.{key}", filled[key], "a probability")
+    for key in ("rotation", "brightness", "contrast", "saturation", "mixup", "cutmix"):
+        _require(filled[key] >= 0, f"augment.{key}", filled[key], "0 or more")
+    _require(0 <= filled["hue"] <= 0.5, "augment.hue", filled["hue"], "between 0 and 0.5")
+    _require(0 <= filled["translate"] <= 1, "augment.translate", filled["translate"], "between 0 and 1")
+    _require_range("augment.erasing_scale", filled["erasing_scale"])
+    if filled["random_resized_crop"]:
+        _require_range("augment.random_resized_crop", filled["random_resized_crop"])
+    return filled
+
+
+def _filled(key: str, defaults: Mapping[str, object], given: Mapping[str, object] | None) -> dict[str, object]:
+    unknown = sorted(set(given or {}) - set(defaults))
+    if unknown:
+        raise UserError(f"data {key}: unknown key {unknown[0]!r}; known keys are {', '.join(defaults)}")
+    # A copy, so that nobody's list is the default of all.
+    return copy.deepcopy({**defaults, **(given or {})})
+
+
+def _require(holds: bool, key: str, value: object, wanted: str) -> None:
+    if not holds:
+        raise UserError(f"data {key}: is {value!r}, must be {wanted}")
+
+
+def _require_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
+    _require(value in choices, key, value, f"one of {', '.join(choices)}")
+
+
+def _require_range(key: str, value: list[float]) -> None:
+    _require(
+        len(value) == 2 and 0 < value[0] <= value[1] <= 1, key, value, "[smallest, largest], above 0 and at most 1"
+    )

@@ -1,0 +1,102 @@
+"""The shapes of what travels between data, models, callbacks and files, and the error a user sees.
+
+Every package may import this module; it imports none of ours. Nothing here computes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol, TypedDict
+
+import torch
+
+UNKNOWN = -1
+"""Target of a sample whose value is unknown: left out of loss and metric."""
+
+LABEL_TASK = "class"
+"""Name of the main task; its target is ``Batch["label"]``, every other task's is in ``Batch["attributes"]``."""
+
+Split = Literal["train", "val", "test", "predict"]
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend: one line with what, where (file and row, or YAML key) and the way out.
+
+    The command lines print it without a traceback and exit with code 2.
+    """
+
+
+class Mix(TypedDict):
+    """How a batch was mixed (mixup or CutMix): row ``i`` is ``lam[i]`` of itself and the rest of ``partner[i]``.
+
+    Attributes:
+        partner: int64 ``(B,)``, row index of the other picture.
+        lam: float32 ``(B,)`` in [0, 1], the share of the row's own picture.
+    """
+
+    partner: torch.Tensor
+    lam: torch.Tensor
+
+
+class Batch(TypedDict, total=False):
+    """What every DataModule delivers.
+
+    Attributes:
+        image: uint8 ``(B, 3, H, W)``, RGB, 0 to 255. Scaling and normalisation are the model's.
+        label: int64 ``(B,)``, index into ``tasks["class"]``, ``UNKNOWN`` where not known.
+        attributes: for each further task int64 ``(B,)``, ``UNKNOWN`` where not known.
+        caption: B strings, empty where there is none.
+        positive_id: int64 ``(B,)``; rows that share one are positives of each other.
+        sample_id: int64 ``(B,)``, row of the sample in its data set, the same in every split and run.
+        group_id: int64 ``(B,)``, the physical object or product that the picture shows.
+        is_padding: bool ``(B,)``; true where a row only fills up a rank's share when evaluating on several
+            processes and must not be counted.
+        mix: present only where mixup or CutMix was applied to a training batch.
+    """
+
+    image: torch.Tensor
+    label: torch.Tensor
+    attributes: dict[str, torch.Tensor]
+    caption: list[str]
+    positive_id: torch.Tensor
+    sample_id: torch.Tensor
+    group_id: torch.Tensor
+    is_padding: torch.Tensor
+    mix: Mix
+
+
+class Outputs(TypedDict):
+    """What the evaluation and prediction steps of every classifying task return; padding rows are gone.
+
+    Attributes:
+        sample_id: int64 ``(N,)``.
+        logits: for each task float32 ``(N, C)``.
+        targets: for each task int64 ``(N,)``, ``UNKNOWN`` where not known.
+    """
+
+    sample_id: torch.Tensor
+    logits: dict[str, torch.Tensor]
+    targets: dict[str, torch.Tensor]
+
+
+class DescribesSamples(Protocol):
+    """What callbacks may ask of a DataModule."""
+
+    @property
+    def tasks(self) -> dict[str, list[str]]:
+        """Class names of each task, in the order of the indices; the main task first."""
+
+    def sample_names(self) -> list[str]:
+        """Stable names of all samples, indexed by ``sample_id``."""
+
+    def group_names(self) -> list[str]:
+        """Names of all samples' groups, indexed by ``sample_id``."""
+
+
+def batch_targets(batch: Batch) -> dict[str, torch.Tensor]:
+    """Targets of a batch by task name, the main task first.
+
+    Returns:
+        For each task that the batch knows int64 ``(B,)``.
+    """
+    targets = {LABEL_TASK: batch["label"]} if "label" in batch else {}
+    return {**targets, **batch.get("attributes", {})}

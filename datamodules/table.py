@@ -1,0 +1,300 @@
+"""A data set in columns: names, sources, splits, groups, captions and targets of all samples.
+
+Everything is held in NumPy and Arrow arrays, none of it as a Python object per row, so a table of some million
+rows stays small, and worker processes share its memory instead of copying it as reference counts are touched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from datamodules.schema import UNKNOWN, UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+SPLITS = ("train", "val", "test")
+"""Names of the splits; ``SampleTable.split_codes`` are indices into them."""
+
+_SHOWN_PROBLEMS = 20
+
+
+def table_error(origin: str, problems: Iterable[tuple[int, str]], way_out: str) -> UserError:
+    """Gathers the problems of a table into one error: the first twenty by row, one a line, then a count.
+
+    Args:
+        origin: file of the table.
+        problems: row in that file and what is wrong there.
+        way_out: what the user can do.
+
+    Returns:
+        The error, to be raised by the caller.
+    """
+    ordered = sorted(problems)
+    noun = "problem" if len(ordered) == 1 else "problems"
+    lines = [f"{origin}: {len(ordered)} {noun}; {way_out}"]
+    lines += [f"  {origin}:{row}: {text}" for row, text in ordered[:_SHOWN_PROBLEMS]]
+    if len(ordered) > _SHOWN_PROBLEMS:
+        lines.append(f"  and {len(ordered) - _SHOWN_PROBLEMS} more")
+    return UserError("\n".join(lines))
+
+
+@dataclass(frozen=True, eq=False)
+class SampleTable:
+    """All samples of a data set, one row each; the row number is the ``sample_id`` everywhere. N is their number.
+
+    Attributes:
+        names: Arrow strings ``(N,)``, a stable, unique name of each sample.
+        captions: Arrow strings ``(N,)``, empty where there is none.
+        group_ids: int64 ``(N,)``, index into ``group_values``.
+        group_values: Arrow strings, the distinct groups in order of appearance.
+        split_codes: int8 ``(N,)``, index into ``SPLITS``.
+        rows: int64 ``(N,)``, line of each sample in the file of origin.
+        tasks: class names of each task in the order of their indices; the main task first.
+        targets: for each task int64 ``(N,)``, index into the class names or ``UNKNOWN``.
+        unseen: for each task the values that its vocabulary lacks, with the number of samples that have them.
+        origin: file that the table comes from, for messages.
+        root: folder that the sources are relative to, or empty.
+    """
+
+    names: pa.LargeStringArray
+    captions: pa.LargeStringArray
+    group_ids: NDArray[np.int64]
+    group_values: pa.LargeStringArray
+    split_codes: NDArray[np.int8]
+    rows: NDArray[np.int64]
+    tasks: dict[str, list[str]]
+    targets: dict[str, NDArray[np.int64]]
+    unseen: dict[str, dict[str, int]]
+    origin: str
+    root: str
+    _sources: pa.LargeStringArray
+
+    @classmethod
+    def from_frame(
+        cls,
+        frame: pd.DataFrame,
+        targets: Sequence[str],
+        vocabularies: Mapping[str, Sequence[str]] | None = None,
+        origin: str = "labels.csv",
+        root: str = "",
+    ) -> SampleTable:
+        """Builds the table from a data frame.
+
+        Args:
+            frame: columns ``name``, ``source`` (path or index) and ``split``, one column for each target (missing or
+                empty where unknown), and where wanted ``group`` (else each sample is its own), ``caption`` and
+                ``row`` (else counted from 2, as below the header of a CSV file).
+            targets: columns to learn, the main task ``class`` first.
+            vocabularies: class names by task in the order wanted; a task that is not named here gets those of the
+                train rows in alphabetical order.
+            origin: file that the rows come from, for messages.
+            root: folder that relative sources start from. It is no part of the fingerprint, so the same data set
+                has one fingerprint wherever it lies.
+
+        Raises:
+            UserError: for missing columns, no rows, or rows with an empty or repeated name, an empty source or an
+                unknown split (told together), and for tasks without a class.
+        """
+        import pandas as pd
+
+        _check_columns(frame, targets, vocabularies or {}, origin)
+        given_rows = frame["row"] if "row" in frame else pd.Series(range(2, len(frame) + 2))
+        rows = given_rows.to_numpy().astype(np.int64)
+        columns = {key: _strings(frame[key]) for key in ("name", "source", "split")}
+        _check_rows(columns, rows, origin)
+        names = columns["name"]
+        split_codes = _codes(columns["split"], SPLITS)[0].astype(np.int8)
+        groups = _strings(frame["group"], fill=names) if "group" in frame else names
+        encoded = groups.dictionary_encode()
+        tasks, values, unseen = _encode_targets(frame, targets, vocabularies or {}, split_codes == 0, origin)
+        return cls(
+            names=names,
+            captions=_strings(frame["caption"] if "caption" in frame else pd.Series([""] * len(frame))),
+            group_ids=encoded.indices.to_numpy().astype(np.int64),
+            group_values=encoded.dictionary,
+            split_codes=split_codes,
+            rows=rows,
+            tasks=tasks,
+            targets=values,
+            unseen=unseen,
+            origin=origin,
+            root=root,
+            _sources=columns["source"],
+        )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def sources(self) -> pa.LargeStringArray:
+        """Arrow strings ``(N,)``: paths of the pictures (below ``root``), or indices where pictures are not files."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        if not self.root:
+            return self._sources
+        absolute = pc.starts_with(self._sources, "/")
+        below = pc.binary_join_element_wise(pa.scalar(self.root, pa.large_string()), self._sources, os.sep)
+        return pc.if_else(absolute, self._sources, below)
+
+    @property
+    def groups(self) -> pa.LargeStringArray:
+        """Arrow strings ``(N,)``: the physical object or product of each sample."""
+        return self.group_values.take(self.group_ids)
+
+    @property
+    def positive_ids(self) -> NDArray[np.int64]:
+        """int64 ``(N,)``: rows that share one are positives of each other: the label; unknown labels match nothing."""
+        label = next(iter(self.targets.values()))
+        return np.where(label == UNKNOWN, -1 - np.arange(len(self), dtype=np.int64), label)
+
+    def name(self, index: int) -> str:
+        """Stable name of a sample."""
+        return str(self.names[index].as_py())
+
+    def source(self, index: int) -> str:
+        """Path of a sample's picture, or its index where pictures are not files."""
+        return os.path.join(self.root, self._sources[index].as_py())  # noqa: PTH118 -- a source need not be a path
+
+    def caption(self, index: int) -> str:
+        """Caption of a sample, empty where there is none."""
+        return str(self.captions[index].as_py())
+
+    def group(self, index: int) -> str:
+        """Name of a sample's group."""
+        return str(self.group_values[int(self.group_ids[index])].as_py())
+
+    def split(self, index: int) -> str:
+        """Split of a sample."""
+        return SPLITS[self.split_codes[index]]
+
+    def where(self, index: int) -> str:
+        """File and row of a sample, for messages."""
+        return f"{self.origin}:{self.rows[index]}"
+
+    def split_indices(self, split: str) -> NDArray[np.int64]:
+        """Rows of a split in order, int64."""
+        return np.flatnonzero(self.split_codes == SPLITS.index(split)).astype(np.int64)
+
+    def class_counts(self, split: str = "train") -> dict[str, list[int]]:
+        """For each task how many samples of the split each class has; unknown ones are not counted."""
+        indices = self.split_indices(split)
+        counts = {}
+        for task, classes in self.tasks.items():
+            known = self.targets[task][indices]
+            counts[task] = [int(count) for count in np.bincount(known[known != UNKNOWN], minlength=len(classes))]
+        return counts
+
+    def fingerprint(self) -> str:
+        """SHA-256 in hexadecimal over all content; neither ``root`` and ``origin`` nor the row numbers count."""
+        digest = hashlib.sha256(json.dumps([self.tasks, self.unseen], sort_keys=True).encode())
+        for strings in (self.names, self._sources, self.captions, self.group_values):
+            _hash_strings(digest, strings)
+        for codes in (self.split_codes, self.group_ids, *(self.targets[task] for task in self.tasks)):
+            digest.update(np.ascontiguousarray(codes).tobytes())
+        return digest.hexdigest()
+
+
+def _check_columns(
+    frame: pd.DataFrame, targets: Sequence[str], vocabularies: Mapping[str, Sequence[str]], origin: str
+) -> None:
+    missing = [key for key in ("name", "source", "split", *targets) if key not in frame]
+    if missing:
+        raise UserError(
+            f"{origin}: missing column {', '.join(missing)}; the table has {', '.join(map(str, frame.columns))}"
+        )
+    if not len(frame):
+        raise UserError(f"{origin}: has no rows; give a table with at least one sample")
+    for task, classes in vocabularies.items():
+        if task not in targets:
+            raise UserError(f"{origin}: vocabulary for {task!r}, which is no target; targets are {', '.join(targets)}")
+        if len(set(classes)) != len(classes):
+            raise UserError(f"{origin}: vocabulary of {task!r} names a class twice; remove the repetition")
+
+
+def _check_rows(columns: Mapping[str, pa.LargeStringArray], rows: NDArray[np.int64], origin: str) -> None:
+    problems: list[tuple[int, str]] = []
+    for key in ("name", "source"):
+        empty = columns[key].to_numpy(zero_copy_only=False) == ""
+        problems += [(int(row), f"empty {key}") for row in rows[empty]]
+    encoded = columns["name"].dictionary_encode()
+    codes = encoded.indices.to_numpy()
+    first = np.unique(codes, return_index=True)[1]
+    for index in np.flatnonzero(first[codes] != np.arange(len(codes))):
+        name = columns["name"][int(index)].as_py()
+        if name:
+            problems.append((int(rows[index]), f"name {name!r} again, first in row {rows[first[codes[index]]]}"))
+    for index in np.flatnonzero(_codes(columns["split"], SPLITS)[0] == UNKNOWN):
+        split = columns["split"][int(index)].as_py()
+        problems.append((int(rows[index]), f"split {split!r} is not one of {', '.join(SPLITS)}"))
+    if problems:
+        raise table_error(origin, problems, "correct or remove these rows")
+
+
+def _encode_targets(
+    frame: pd.DataFrame,
+    targets: Sequence[str],
+    vocabularies: Mapping[str, Sequence[str]],
+    in_train: NDArray[np.bool_],
+    origin: str,
+) -> tuple[dict[str, list[str]], dict[str, NDArray[np.int64]], dict[str, dict[str, int]]]:
+    """Class names, targets and unseen values with their counts, each by task."""
+    tasks: dict[str, list[str]] = {}
+    values: dict[str, NDArray[np.int64]] = {}
+    unseen: dict[str, dict[str, int]] = {}
+    for task in targets:
+        strings = _strings(frame[task])
+        learned = sorted(set(strings.filter(in_train).unique().to_pylist()) - {""})
+        tasks[task] = list(vocabularies.get(task, learned))
+        if not tasks[task]:
+            raise UserError(f"{origin}: task {task!r} has no known value in the train split; add one or drop the task")
+        values[task], missing = _codes(strings, tasks[task])
+        unseen[task] = {value: count for value, count in sorted(missing.items()) if value}
+    return tasks, values, unseen
+
+
+def _strings(column: pd.Series[Any], fill: pa.LargeStringArray | str = "") -> pa.LargeStringArray:
+    """The column as Arrow strings in one piece; missing and, with an array to fill from, empty values are filled."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    # The pandas conversion first: it also takes columns of mixed types, which Arrow refuses.
+    strings = pa.chunked_array([pa.array(column.astype("string"), type=pa.large_string())]).combine_chunks()
+    strings = pc.fill_null(strings, fill)
+    if not isinstance(fill, str):
+        strings = pc.if_else(pc.equal(strings, ""), fill, strings)
+    return pa.concat_arrays([strings])
+
+
+def _codes(strings: pa.LargeStringArray, vocabulary: Sequence[str]) -> tuple[NDArray[np.int64], dict[str, int]]:
+    """Indices into the vocabulary (``UNKNOWN`` where it lacks the value), and the values it lacks with counts."""
+    encoded = strings.dictionary_encode()
+    place = {value: index for index, value in enumerate(vocabulary)}
+    distinct = encoded.dictionary.to_pylist()
+    by_code = np.array([place.get(value, UNKNOWN) for value in distinct], dtype=np.int64)
+    codes = encoded.indices.to_numpy()
+    counts = np.bincount(codes, minlength=len(distinct))
+    missing = {value: int(count) for value, count in zip(distinct, counts, strict=True) if value not in place}
+    return by_code[codes], missing
+
+
+def _hash_strings(digest: hashlib._Hash, strings: pa.LargeStringArray) -> None:
+    """Feeds lengths and bytes, so that neither chunking nor offsets matter."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    digest.update(pc.binary_length(strings).to_numpy().astype(np.int64).tobytes())
+    data = pa.concat_arrays([strings]).buffers()[2]
+    offsets = np.frombuffer(strings.buffers()[1], dtype=np.int64)[strings.offset : strings.offset + len(strings) + 1]
+    if data is not None and len(offsets):
+        digest.update(data[int(offsets[0]) : int(offsets[-1])])

@@ -1,0 +1,218 @@
+"""The predictions of a run as one Parquet file: what was predicted for which sample, and what would have been right.
+
+One row a sample: ``sample_id`` int64, ``name`` and ``group`` strings and, for each task, ``target_<task>`` int64 and
+``logits_<task>``, a list of float32. The class names of all tasks stand in the schema's metadata under ``vitrine.tasks``
+as JSON, so that the file alone says everything a statistic or a figure needs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from datamodules.schema import UNKNOWN, UserError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+TASKS_KEY = b"vitrine.tasks"
+LOGIT_TOLERANCE = 1e-3
+"""How far the logits of a sample seen twice may differ: batches of different sizes round differently."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Logits and targets of N samples for each task.
+
+    Attributes:
+        sample_id: int64 ``(N,)``, row of the sample in its data set.
+        names: object ``(N,)`` of strings, the stable name of each sample.
+        groups: object ``(N,)`` of strings, the physical object or product that each picture shows.
+        tasks: class names of each task, in the order of the indices; the main task first.
+        targets: for each task int64 ``(N,)``, ``UNKNOWN`` where not known.
+        logits: for each task float32 ``(N, C)``.
+    """
+
+    sample_id: NDArray[np.int64]
+    names: NDArray[np.object_]
+    groups: NDArray[np.object_]
+    tasks: Mapping[str, Sequence[str]]
+    targets: Mapping[str, NDArray[np.int64]]
+    logits: Mapping[str, NDArray[np.float32]]
+
+    def __len__(self) -> int:
+        return len(self.sample_id)
+
+    def predicted(self, task: str) -> NDArray[np.int64]:
+        """Index of the class with the largest logit, the lowest index where several are equal.
+
+        Returns:
+            int64 ``(N,)``.
+        """
+        return self.logits[task].argmax(axis=1).astype(np.int64)
+
+    def take(self, rows: NDArray[np.int64]) -> Predictions:
+        """The given rows in the given order."""
+        return Predictions(
+            self.sample_id[rows],
+            self.names[rows],
+            self.groups[rows],
+            self.tasks,
+            {task: values[rows] for task, values in self.targets.items()},
+            {task: values[rows] for task, values in self.logits.items()},
+        )
+
+
+def write_predictions(path: Path, predictions: Predictions) -> None:
+    """Write the file whole: a kill or a full disk leaves the old file or none.
+
+    Raises:
+        UserError: Logits are not finite.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    check_finite(predictions, str(path))
+    columns: dict[str, Any] = {
+        "sample_id": pa.array(predictions.sample_id, pa.int64()),
+        "name": pa.array(predictions.names, pa.string()),
+        "group": pa.array(predictions.groups, pa.string()),
+    }
+    for task in predictions.tasks:
+        logits = predictions.logits[task]
+        # int64 offsets: a few million rows of a thousand classes overflow the 32 bits of a plain list.
+        offsets = pa.array(np.arange(len(logits) + 1, dtype=np.int64) * logits.shape[1])
+        columns[f"target_{task}"] = pa.array(predictions.targets[task], pa.int64())
+        flat = pa.array(np.ascontiguousarray(logits, np.float32).reshape(-1))
+        columns[f"logits_{task}"] = pa.LargeListArray.from_arrays(offsets, flat)
+    tasks = json.dumps({task: list(names) for task, names in predictions.tasks.items()})
+    table = pa.table(columns).replace_schema_metadata({TASKS_KEY: tasks.encode()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        pq.write_table(table, partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Read what ``write_predictions`` wrote.
+
+    Raises:
+        UserError: The file is missing, is no Parquet file (cut short, for example), was not written by Vitrine,
+            contradicts itself, or holds logits that are not finite.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        raise UserError(f"{path}: there are no predictions; write them with `python -m experiments test`")
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: not a readable Parquet file ({reason}); write it again") from error
+    try:
+        tasks: dict[str, list[str]] = json.loads((table.schema.metadata or {})[TASKS_KEY])
+        targets = {task: table.column(f"target_{task}").to_numpy().astype(np.int64) for task in tasks}
+        logits = {task: _matrix(table.column(f"logits_{task}"), len(names)) for task, names in tasks.items()}
+        sample_id = table.column("sample_id").to_numpy().astype(np.int64)
+        names = table.column("name").to_numpy().astype(object)
+        groups = table.column("group").to_numpy().astype(object)
+    except (KeyError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: not a predictions file of Vitrine ({error}); write it again") from error
+    predictions = Predictions(sample_id, names, groups, tasks, targets, logits)
+    _check_targets(predictions, path)
+    check_finite(predictions, str(path))
+    return predictions
+
+
+def join_predictions(shards: Iterable[Predictions]) -> tuple[Predictions, int]:
+    """Join the shards of several processes, each sample once, in the order of ``sample_id``.
+
+    Returns:
+        The joined predictions, and how many rows were dropped because their sample had been seen before.
+
+    Raises:
+        UserError: Shards disagree on tasks or class names, or the same sample was predicted differently.
+    """
+    parts = list(shards)
+    if not parts:
+        raise UserError("predictions: there are no shards to join; predict at least one batch")
+    first = parts[0]
+    if any(dict(part.tasks) != dict(first.tasks) for part in parts):
+        raise UserError("predictions: the shards name different tasks or classes; write them again in one run")
+    joined = Predictions(
+        np.concatenate([part.sample_id for part in parts]),
+        np.concatenate([part.names for part in parts]),
+        np.concatenate([part.groups for part in parts]),
+        first.tasks,
+        {task: np.concatenate([part.targets[task] for part in parts]) for task in first.tasks},
+        {task: np.concatenate([part.logits[task] for part in parts]) for task in first.tasks},
+    )
+    joined = joined.take(np.argsort(joined.sample_id, kind="stable"))
+    is_first = np.ones(len(joined), dtype=bool)
+    is_first[1:] = joined.sample_id[1:] != joined.sample_id[:-1]
+    kept = joined.take(np.flatnonzero(is_first))
+    again = joined.take(np.flatnonzero(~is_first))
+    _check_equal(kept.take(np.searchsorted(kept.sample_id, again.sample_id)), again)
+    return kept, len(again)
+
+
+def check_finite(predictions: Predictions, origin: str) -> None:
+    """Refuse logits that are NaN or infinite: every statistic of them would be wrong without a word.
+
+    Raises:
+        UserError: Names the task and the first such sample.
+    """
+    for task, logits in predictions.logits.items():
+        bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+        if bad.size:
+            raise UserError(
+                f"{origin}: logits of task '{task}' are not finite for {bad.size} of {len(predictions)} samples, first "
+                f"'{predictions.names[bad[0]]}'; the model has diverged: lower the learning rate or train again"
+            )
+
+
+def _matrix(column: Any, num_classes: int) -> NDArray[np.float32]:
+    """Turn a column of lists into float32 ``(N, C)``."""
+    import pyarrow as pa
+
+    values = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
+    lengths = [chunk.value_lengths().to_numpy(zero_copy_only=False) for chunk in column.chunks]
+    if not pa.types.is_large_list(column.type) and not pa.types.is_list(column.type):
+        raise ValueError(f"logits are {column.type}, not lists")
+    if any((length != num_classes).any() for length in lengths):
+        raise ValueError(f"some rows do not have the {num_classes} logits of their class names")
+    flat = np.concatenate(values) if values else np.empty(0)
+    return flat.astype(np.float32).reshape(-1, num_classes)
+
+
+def _check_targets(predictions: Predictions, path: Path) -> None:
+    for task, targets in predictions.targets.items():
+        bad = np.flatnonzero((targets < UNKNOWN) | (targets >= len(predictions.tasks[task])))
+        if bad.size:
+            raise UserError(
+                f"{path}: target {targets[bad[0]]} of task '{task}' in row {bad[0]} is outside its "
+                f"{len(predictions.tasks[task])} classes; write the file again"
+            )
+
+
+def _check_equal(seen: Predictions, again: Predictions) -> None:
+    differs = (seen.names != again.names) | (seen.groups != again.groups)
+    for task in seen.tasks:
+        close = np.isclose(seen.logits[task], again.logits[task], rtol=LOGIT_TOLERANCE, atol=LOGIT_TOLERANCE)
+        differs = differs | (seen.targets[task] != again.targets[task]) | ~close.all(axis=1)
+    if differs.any():
+        row = int(np.flatnonzero(differs)[0])
+        raise UserError(
+            f"predictions: sample {seen.sample_id[row]} ('{seen.names[row]}') was predicted twice with different "
+            f"results; do the processes hold the same weights and data?"
+        )

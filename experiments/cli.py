@@ -1,0 +1,233 @@
+"""The command line: LightningCLI in subclass mode, with a directory and a record for every run.
+
+Links carry what only the data know (class names, tasks, counts, picture size) into the model; permanent callbacks have
+keys of their own (``checkpoint``, ``predictions`` …), so that a later ``--config`` changes one setting of one of them
+instead of replacing the list.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import WandbLogger
+
+from callbacks.class_report import ClassReport
+from callbacks.confusion_matrix import ConfusionMatrixLogger
+from callbacks.prediction_writer import PredictionWriter
+from datamodules.base import ImageDataModule
+from datamodules.schema import UserError
+from experiments.errors import run_reporting_user_errors
+from experiments.loggers import WandbOptions, build_loggers
+from experiments.refusals import refuse_conflicting_checkpoint, refuse_test_metrics, refuse_untrained
+from experiments.run_directory import (
+    CHECKPOINTS,
+    CONFIG_FILE,
+    new_run_directory,
+    resolve_checkpoint,
+    run_of_checkpoint,
+    same_data,
+    write_text_whole,
+)
+from experiments.run_record import RunRecorder
+from lightning_modules.base import VisionTask
+
+DEFAULT_SEED = 42
+
+_LINKS = ("class_names", "tasks", "class_counts", "image_size")
+
+
+class RunConfig(SaveConfigCallback):
+    """Keep the whole configuration in the run directory, from which the run can be repeated with one command."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write ``config.yaml`` and tell W&B, under one key."""
+        text = self.parser.dump(self.config, skip_none=False)
+        path = Path(trainer.default_root_dir) / CONFIG_FILE
+        if not path.exists():
+            write_text_whole(path, text)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                # Flat keys of this name belong to a sweep, and W&B refuses to change those (Lightning #7679).
+                logger.experiment.config.update({"experiment": yaml.safe_load(text)}, allow_val_change=True)
+
+
+class VitrineCLI(LightningCLI):
+    """``python -m experiments {fit,validate,test,predict}``.
+
+    Args:
+        args: Command-line arguments without the program's name.
+    """
+
+    def __init__(self, args: list[str]) -> None:
+        self.run_directory = Path()
+        self.checkpoint: Path | None = None
+        quiet = {"exit_on_error": False}
+        super().__init__(
+            VisionTask,
+            ImageDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=RunConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            # Our samplers split an epoch between processes themselves: Lightning's pads evaluation with duplicates.
+            trainer_defaults={"use_distributed_sampler": False, "max_epochs": 10, "log_every_n_steps": 10},
+            seed_everything_default=DEFAULT_SEED,
+            auto_configure_optimizers=False,
+            parser_kwargs={**quiet, **{command: dict(quiet) for command in self.subcommands()}},
+            args=args,
+        )
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the seed, the run's name and place, and W&B's settings."""
+        parser.add_argument(
+            "--seed_everything",
+            type=int,
+            default=DEFAULT_SEED,
+            help="Seed of weights, order, augmentation and dropout.",
+        )
+        parser.add_argument(
+            "--name", type=str | None, default=None, help="Name of the experiment; by default that of its YAML."
+        )
+        parser.add_argument("--runs", type=str, default="runs", help="Directory of all runs.")
+        parser.add_argument(
+            "--test_best", type=bool, default=False, help="After `fit`, test the best checkpoint in the same process."
+        )
+        parser.add_argument("--wandb", type=WandbOptions | None, default=None, help="Weights & Biases.")
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the permanent callbacks and the links from data to model."""
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.monitor": "val/loss",
+                "checkpoint.mode": "min",
+                "checkpoint.filename": "best",
+                "checkpoint.save_last": True,
+            }
+        )
+        parser.add_lightning_class_args(PredictionWriter, "predictions")
+        parser.add_lightning_class_args(ConfusionMatrixLogger, "confusion_matrix")
+        parser.add_lightning_class_args(ClassReport, "class_report")
+        parser.link_arguments("seed_everything", "data.init_args.seed")
+        for name in _LINKS:
+            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+
+    def _parse_ckpt_path(self) -> None:
+        """Find the checkpoint, without letting its hyper-parameters override the configuration."""
+        config = self.config[self.config.subcommand]
+        if config.name is None:
+            config.name = _name_from(config.config)
+        if config.get("ckpt_path"):
+            self.checkpoint = resolve_checkpoint(config.ckpt_path, Path(config.runs), config.name)
+            config.ckpt_path = str(self.checkpoint)
+
+    def before_instantiate_classes(self) -> None:
+        """Choose the run directory: a new one, or the checkpoint's own when it is tested on its own data."""
+        config = self.config[self.subcommand]
+        run = run_of_checkpoint(self.checkpoint) if self.checkpoint and self.subcommand != "fit" else None
+        if run and same_data(run, yaml.safe_load(self._parser(self.subcommand).dump(config)).get("data")):
+            self.run_directory = run
+        else:
+            self.run_directory = new_run_directory(Path(config.runs), config.name)
+        if config.trainer.default_root_dir is not None:
+            raise UserError("trainer.default_root_dir: every run makes its own directory; choose where with --runs")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the Trainer with the run's loggers and recorder."""
+        config = self.config[self.subcommand]
+        # CSVLogger empties the directory of an earlier log: a later stage of a run keeps its own.
+        log_directory = self.run_directory
+        if self.subcommand != "fit" and (self.run_directory / CONFIG_FILE).exists():
+            log_directory = self.run_directory / str(self.subcommand)
+        user_loggers = self._get(self.config_init, "trainer").logger
+        loggers = build_loggers(log_directory, config.wandb)
+        if isinstance(user_loggers, Iterable):
+            loggers.extend(user_loggers)
+        elif user_loggers not in (None, True, False):
+            loggers.append(user_loggers)
+        trainer: Trainer = super().instantiate_trainer(
+            logger=loggers, default_root_dir=str(self.run_directory), **kwargs
+        )
+        best = self._get(self.config_init, "checkpoint")
+        best.dirpath = best.dirpath or str(self.run_directory.resolve() / CHECKPOINTS)
+        recorder = RunRecorder(self.run_directory, config.name, config.seed_everything, self.checkpoint)
+        # Lightning keeps checkpoint callbacks last; the recorder must see what they did.
+        trainer.callbacks.extend([LearningRateMonitor(logging_interval="step"), recorder])
+        return trainer
+
+    def after_instantiate_classes(self) -> None:
+        """Refuse what could not be trusted, before anything is computed."""
+        refuse_test_metrics(self.trainer.callbacks)  # type: ignore[attr-defined]
+        if self.checkpoint:
+            refuse_conflicting_checkpoint(self.model, self.checkpoint)
+        elif self.subcommand != "fit":
+            refuse_untrained(self.model, str(self.subcommand))
+
+    def after_fit(self) -> None:
+        """Test the best checkpoint if asked to, and say where everything lies."""
+        if self._get(self.config, "test_best") and not self.trainer.interrupted:
+            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path="best", weights_only=True)
+        self._say_where()
+
+    def after_test(self) -> None:
+        """Say where the results lie."""
+        self._say_where()
+
+    def after_predict(self) -> None:
+        """Say where the predictions lie."""
+        self._say_where()
+
+    def _say_where(self) -> None:
+        if self.trainer.is_global_zero:
+            sys.stdout.write(f"Run directory: {self.run_directory}\n")
+
+
+def _name_from(configs: list[Any] | None) -> str:
+    """Name a run after its first YAML; a repeated run's ``config.yaml`` says its name itself."""
+    return Path(str(configs[0])).stem if configs else "run"
+
+
+def _with_config_of_checkpoint(args: list[str]) -> list[str]:
+    """``test --ckpt_path runs/…/best.ckpt`` alone uses the configuration that lies beside it."""
+    given = {argument.split("=")[0] for argument in args}
+    if "--ckpt_path" not in given or given & {"--config", "-c"} or not args:
+        return args
+    position = next(i for i, argument in enumerate(args) if argument.split("=")[0] == "--ckpt_path")
+    value = args[position].partition("=")[2] or (args[position + 1] if position + 1 < len(args) else "")
+    run = run_of_checkpoint(Path(value))
+    return [args[0], "--config", str(run / CONFIG_FILE), *args[1:]] if run else args
+
+
+def main(args: list[str]) -> int:
+    """Run the command line.
+
+    Args:
+        args: Arguments without the program's name.
+
+    Returns:
+        Exit code: 0, or 2 after a mistake of the user.
+    """
+    _quieten()
+    return run_reporting_user_errors(lambda: _run(args))
+
+
+def _run(args: list[str]) -> None:
+    VitrineCLI(_with_config_of_checkpoint(args))
+
+
+def _quieten() -> None:
+    """Leave out the lines that tell a user nothing that he could act on."""
+    # Lightning's tips advertise its platform.
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "💡" not in r.getMessage())
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", message=".*Jsonargparse.*")

@@ -1,0 +1,65 @@
+"""A mistake of the user becomes one line: which key or file, what is wrong with it, what to do."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from difflib import get_close_matches
+
+from jsonargparse import ArgumentError
+
+from datamodules.schema import UserError
+
+EXIT_USER_ERROR = 2
+"""Exit code of a command that the user's input stopped."""
+
+
+_SCAFFOLDING = ("Problem with", "Does not validate", "Subtypes:", "Errors:", "Given value")
+"""Lines of jsonargparse's report that only hold the tree together."""
+
+
+def run_reporting_user_errors(command: Callable[[], None]) -> int:
+    """Run a command; print a user's mistake as one line instead of a traceback.
+
+    ``VITRINE_DEBUG=1`` in the environment shows the traceback all the same.
+
+    Returns:
+        The exit code: 0, or 2 after a mistake of the user.
+    """
+    try:
+        command()
+    except (UserError, ArgumentError) as error:
+        if os.environ.get("VITRINE_DEBUG") == "1":
+            raise
+        line = one_line(str(error)) if isinstance(error, ArgumentError) else str(error)
+        sys.stderr.write(f"error: {line}\n")
+        return EXIT_USER_ERROR
+    return 0
+
+
+def one_line(message: str) -> str:
+    """Condense jsonargparse's nested report to the innermost key and reason.
+
+    Args:
+        message: What the parser says, often a tree of all the types that it tried.
+    """
+    keys = re.findall(r'[Pp]arser key "([^"]+)"', message)
+    if not keys:
+        return " ".join(message.split())
+    class_path = re.search(r"Problem with given class_path '([^']+)'", message)
+    where = ".".join(keys) + (f" ({class_path[1]})" if class_path else "")
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
+    # What follows the key on its own line, and the leaves of the tree.
+    lines = [re.sub(r'^.*[Pp]arser key "[^"]+":? ?', "", line) for line in lines]
+    reasons = [line for line in lines if line and "NoneType" not in line and not line.startswith(_SCAFFOLDING)]
+    given = re.findall(r"Given value: (?!NestedArg)(.+)", message)
+    said = "; ".join(dict.fromkeys(reasons)) or "not a valid value"
+    return f"{where}: {said}" + (f", got {given[0]}" if given and given[0] not in said else "")
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """A hint such as `` (did you mean 'resnet18'?)``, empty where nothing is close."""
+    close = get_close_matches(word, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

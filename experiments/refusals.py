@@ -1,0 +1,100 @@
+"""What the command line refuses, because a number made that way could not be trusted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import Callback
+
+from datamodules.schema import UserError
+
+_NOT_COMPARED = {"_instantiator", "class_counts"}
+"""Counts of the training split only shape the loss; a checkpoint may well be tested on other data."""
+
+
+@runtime_checkable
+class KnowsReadiness(Protocol):
+    """A task that can say whether it means anything without training."""
+
+    @property
+    def ready_without_training(self) -> bool:
+        """Whether every part was built from pretrained weights."""
+
+
+def refuse_conflicting_checkpoint(model: LightningModule, checkpoint: Path) -> None:
+    """Refuse a checkpoint whose hyper-parameters differ from the configuration.
+
+    LightningCLI would silently let the checkpoint win over YAML and flags. Class names and image size, which come from
+    the data, are compared as well: other names in the same places would permute the predictions without a word.
+
+    Args:
+        model: The model as the configuration made it.
+        checkpoint: A readable checkpoint file.
+
+    Raises:
+        UserError: Some value differs; the line names each.
+    """
+    try:
+        saved: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises many kinds for a file that is none of its own
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"--ckpt_path {checkpoint}: not a readable checkpoint ({reason[:120]})") from error
+    theirs = {key: value for key, value in saved.get("hyper_parameters", {}).items() if key not in _NOT_COMPARED}
+    ours = {key: _plain(value) for key, value in model.hparams.items() if key not in _NOT_COMPARED}
+    different = [
+        f"{key}: the checkpoint has {_short(_plain(theirs[key]))}, the configuration {_short(ours[key])}"
+        for key in ours
+        if key in theirs and _plain(theirs[key]) != ours[key]
+    ]
+    if different:
+        raise UserError(
+            f"--ckpt_path {checkpoint} does not fit the configuration (model.init_args): {'; '.join(different)}. "
+            "Use the run's own config.yaml, or leave --ckpt_path out to start anew"
+        )
+
+
+def refuse_test_metrics(callbacks: list[Callback]) -> None:
+    """Refuse callbacks that select or stop by a metric of the test split.
+
+    Raises:
+        UserError: A callback monitors one.
+    """
+    for callback in callbacks:
+        monitor = getattr(callback, "monitor", None)
+        if isinstance(monitor, str) and monitor.startswith("test"):
+            raise UserError(
+                f"{type(callback).__name__}.monitor: {monitor!r} would select on the test split, and the test result "
+                "would no longer be one; monitor a val/… metric"
+            )
+
+
+def refuse_untrained(model: LightningModule, stage: str) -> None:
+    """Refuse to evaluate a model that has untrained parts and got no checkpoint.
+
+    Raises:
+        UserError: The model's head is random.
+    """
+    if not (isinstance(model, KnowsReadiness) and model.ready_without_training):
+        raise UserError(
+            f"{stage}: {type(model).__name__} has untrained parts, so its numbers would mean nothing; "
+            "give --ckpt_path runs/…/checkpoints/best.ckpt (or `best` for the newest run)"
+        )
+
+
+def _plain(value: object) -> object:
+    """Make values comparable that a checkpoint and a parser keep in different containers."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "as_dict"):
+        return _plain(value.as_dict())
+    return value
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"

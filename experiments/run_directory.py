@@ -1,0 +1,101 @@
+"""Where a run keeps what is known of it: ``runs/<name>/<time>/``."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from datamodules.schema import UserError
+
+CONFIG_FILE = "config.yaml"
+CHECKPOINTS = "checkpoints"
+
+_SHARED_WITH_RANKS = "VITRINE_RUN_DIRECTORY"
+
+
+def new_run_directory(root: Path, name: str) -> Path:
+    """Make an empty directory for a new run.
+
+    Processes that one launcher started for the same run get the same directory: Lightning's own launcher passes the
+    environment on, torchrun and SLURM have an identifier of the job.
+
+    Args:
+        root: Directory of all runs.
+        name: Name of the experiment.
+
+    Returns:
+        The directory; it exists.
+    """
+    shared = os.environ.get(_SHARED_WITH_RANKS)
+    if shared and "LOCAL_RANK" in os.environ:
+        return Path(shared)
+    job = os.environ.get("TORCHELASTIC_RUN_ID") or os.environ.get("SLURM_JOB_ID")
+    if job and job != "none":
+        directory = root / name / f"job-{job}"
+        directory.mkdir(parents=True, exist_ok=True)
+    else:
+        directory = _make_unique(root / name / time.strftime("%Y%m%d-%H%M%S"))
+    os.environ[_SHARED_WITH_RANKS] = str(directory.resolve())
+    return directory
+
+
+def _make_unique(directory: Path) -> Path:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    candidate, number = directory, 1
+    while True:
+        try:
+            candidate.mkdir()
+            return candidate
+        except FileExistsError:
+            number += 1
+            candidate = directory.with_name(f"{directory.name}-{number}")
+
+
+def resolve_checkpoint(ckpt_path: str, root: Path, name: str) -> Path:
+    """Turn ``best`` and ``last`` into the checkpoint of the newest run of this name that has one.
+
+    Args:
+        ckpt_path: ``best``, ``last`` or a file.
+        root: Directory of all runs.
+        name: Name of the experiment.
+
+    Raises:
+        UserError: There is no such file.
+    """
+    if ckpt_path in ("best", "last"):
+        found = sorted((root / name).glob(f"*/{CHECKPOINTS}/{ckpt_path}.ckpt"), key=lambda path: path.stat().st_mtime)
+        if not found:
+            raise UserError(
+                f"--ckpt_path {ckpt_path}: no run under {root / name} has a {ckpt_path}.ckpt; "
+                "run `fit` first or give the path of a checkpoint"
+            )
+        return found[-1]
+    path = Path(ckpt_path)
+    if not path.is_file():
+        raise UserError(f"--ckpt_path {ckpt_path}: no such file; a run keeps its checkpoints in {CHECKPOINTS}/")
+    return path
+
+
+def run_of_checkpoint(checkpoint: Path) -> Path | None:
+    """The run directory that a checkpoint belongs to, or None where it lies outside of one."""
+    directory = checkpoint.parent.parent
+    inside = checkpoint.parent.name == CHECKPOINTS and (directory / CONFIG_FILE).is_file()
+    return directory if inside else None
+
+
+def same_data(run: Path, data: dict[str, Any]) -> bool:
+    """Whether a run was made with this ``data:`` section, so that its test results belong beside it."""
+    saved: dict[str, Any] = yaml.safe_load((run / CONFIG_FILE).read_text(encoding="utf-8"))
+    return saved.get("data") == data
+
+
+def write_text_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

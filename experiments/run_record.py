@@ -1,0 +1,141 @@
+"""``run.json``: what a number needs to be trusted: revision, versions, data, seed, hardware, times, exit."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+
+from experiments.run_directory import write_text_whole
+
+RECORD_FILE = "run.json"
+
+_PACKAGES = ("torch", "torchvision", "lightning", "timm", "transformers", "torchmetrics", "datasets", "numpy", "pillow")
+
+
+@runtime_checkable
+class HasDataRecord(Protocol):
+    """A DataModule that can say what it delivered."""
+
+    def data_record(self) -> dict[str, Any]:
+        """Fingerprint, counts, unseen values and skipped pictures."""
+
+
+class RunRecorder(Callback):
+    """Write ``run.json`` when a stage begins and again when it ends, however it ends.
+
+    Args:
+        directory: The run directory.
+        name: Name of the experiment.
+        seed: The run's seed.
+        checkpoint: The checkpoint that the stage started from, if any.
+    """
+
+    def __init__(self, directory: Path, name: str, seed: int, checkpoint: Path | None = None) -> None:
+        self.directory = directory
+        self.name = name
+        self.seed = seed
+        self.checkpoint = checkpoint
+        self._stage: dict[str, Any] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Note the start of a stage and everything that is fixed from now on."""
+        if not trainer.is_global_zero:
+            return
+        self._stage = {
+            "stage": stage,
+            "command": shlex.join(["python", "-m", "experiments", *sys.argv[1:]]),
+            "started": _now(),
+            "exit": "unfinished",
+            "checkpoint": str(self.checkpoint) if self.checkpoint else None,
+        }
+        self._write(trainer, {**self._facts(trainer, pl_module)})
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Note a stage's regular end, its metrics and the best checkpoint."""
+        if not trainer.is_global_zero or self._stage.get("stage") != stage:
+            return
+        self._stage["metrics"] = {key: float(value) for key, value in trainer.callback_metrics.items()}
+        best = trainer.checkpoint_callback
+        if isinstance(best, ModelCheckpoint) and best.best_model_score is not None:
+            self._stage["best"] = {"monitor": best.monitor, "score": float(best.best_model_score)}
+        self._stage["epochs"] = trainer.current_epoch
+        self._end(trainer, "interrupted" if trainer.interrupted else "finished")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Note that a stage failed, and why."""
+        if trainer.is_global_zero and self._stage:
+            self._end(trainer, f"{type(exception).__name__}: {exception}".splitlines()[0])
+
+    def _end(self, trainer: Trainer, how: str) -> None:
+        self._stage |= {"ended": _now(), "exit": how}
+        self._write(trainer, {})
+
+    def _write(self, trainer: Trainer, facts: Mapping[str, Any]) -> None:
+        path = self.directory / RECORD_FILE
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        stages = [stage for stage in record.get("stages", []) if stage["started"] != self._stage["started"]]
+        # What training saw stays; a later test adds only its own stage.
+        record = {**facts, **record, "stages": [*stages, self._stage]}
+        write_text_whole(path, json.dumps(record, indent=2, sort_keys=False) + "\n")
+
+    def _facts(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        data = getattr(trainer, "datamodule", None)
+        return {
+            "name": self.name,
+            "seed": self.seed,
+            "git": git_revision(),
+            "python": platform.python_version(),
+            "packages": {package: importlib.metadata.version(package) for package in _PACKAGES},
+            "hardware": hardware(),
+            "processes": trainer.world_size,
+            "data": data.data_record() if isinstance(data, HasDataRecord) else None,
+            "model": {
+                "class": type(pl_module).__name__,
+                "parameters": sum(p.numel() for p in pl_module.parameters()),
+            },
+        }
+
+
+def git_revision() -> dict[str, Any] | None:
+    """Revision of the source and whether files differ from it; None outside of a checkout."""
+    source = Path(__file__).parent.parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(source), *arguments], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        return {"revision": git("rev-parse", "HEAD"), "changed_files": len(git("status", "--porcelain").splitlines())}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores, memory in bytes and accelerators of this machine."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+    return {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cpu_count": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "memory_bytes": memory,
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+    }
+
+
+def _now() -> str:
+    # Milliseconds tell apart two stages that begin within one second.
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S')}.{time.time_ns() // 1_000_000 % 1000:03d}"
