@@ -8,6 +8,7 @@ checked here again.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import Literal, TypedDict, cast
 
@@ -159,7 +160,7 @@ def complete_image(options: ImageOptions | None) -> ImageOptions:
     Raises:
         UserError: for an unknown key or a value out of range.
     """
-    filled = cast(ImageOptions, _filled("image", IMAGE_DEFAULTS, options))
+    filled = cast("ImageOptions", _filled("image", IMAGE_DEFAULTS, options))
     _require(filled["size"] >= 1, "image.size", filled["size"], "at least 1")
     _require(0 < filled["crop_fraction"] <= 1, "image.crop_fraction", filled["crop_fraction"], "above 0 and at most 1")
     _require_choice("image.interpolation", filled["interpolation"], ("bilinear", "bicubic"))
@@ -172,7 +173,7 @@ def complete_loader(options: LoaderOptions | None) -> LoaderOptions:
     Raises:
         UserError: for an unknown key or a value out of range.
     """
-    filled = cast(LoaderOptions, _filled("loader", LOADER_DEFAULTS, options))
+    filled = cast("LoaderOptions", _filled("loader", LOADER_DEFAULTS, options))
     _require(filled["batch_size"] >= 1, "loader.batch_size", filled["batch_size"], "at least 1")
     _require(filled["num_workers"] >= 0, "loader.num_workers", filled["num_workers"], "0 or more")
     _require_choice("loader.sampling", filled["sampling"], ("shuffle", "balanced"))
@@ -185,7 +186,7 @@ def complete_checks(options: CheckOptions | None) -> CheckOptions:
     Raises:
         UserError: for an unknown key or value.
     """
-    filled = cast(CheckOptions, _filled("checks", CHECK_DEFAULTS, options))
+    filled = cast("CheckOptions", _filled("checks", CHECK_DEFAULTS, options))
     _require_choice("checks.on_bad_image", filled["on_bad_image"], ("error", "skip"))
     for kind in filled["allow_leaks"]:
         _require_choice("checks.allow_leaks", kind, ("groups", "exact", "near"))
@@ -205,15 +206,24 @@ def complete_augment(options: AugmentOptions | None, *, hue_safe: bool) -> Augme
     given = options or {}
     preset = given.get("preset", "none")
     _require_choice("augment.preset", preset, tuple(PRESETS))
-    filled = cast(AugmentOptions, _filled("augment", PRESETS[preset], given))
+    filled = cast("AugmentOptions", _filled("augment", PRESETS[preset], given))
     if hue_safe and "hue" not in given:
         filled["hue"] = 0.0
-    for key in ("horizontal_flip", "erasing"):
-        _require(0 <= filled[key] <= 1, f"augment.{key}", filled[key], "a probability")
-    for key in ("rotation", "brightness", "contrast", "saturation", "mixup", "cutmix"):
-        _require(filled[key] >= 0, f"augment.{key}", filled[key], "0 or more")
-    _require(0 <= filled["hue"] <= 0.5, "augment.hue", filled["hue"], "between 0 and 0.5")
-    _require(0 <= filled["translate"] <= 1, "augment.translate", filled["translate"], "between 0 and 1")
+    limits = {
+        "horizontal_flip": (filled["horizontal_flip"], 1.0),
+        "rotation": (filled["rotation"], 180.0),
+        "translate": (filled["translate"], 1.0),
+        "brightness": (filled["brightness"], math.inf),
+        "contrast": (filled["contrast"], math.inf),
+        "saturation": (filled["saturation"], math.inf),
+        "hue": (filled["hue"], 0.5),
+        "erasing": (filled["erasing"], 1.0),
+        "mixup": (filled["mixup"], math.inf),
+        "cutmix": (filled["cutmix"], math.inf),
+    }
+    for key, (value, largest) in limits.items():
+        wanted = "0 or more" if math.isinf(largest) else f"between 0 and {largest:g}"
+        _require(0 <= value <= largest, f"augment.{key}", value, wanted)
     _require_range("augment.erasing_scale", filled["erasing_scale"])
     if filled["random_resized_crop"]:
         _require_range("augment.random_resized_crop", filled["random_resized_crop"])

@@ -1,30 +1,26 @@
 """Divide samples into train, val and test: at random, stratified by class, by group, or as folds of grouped samples.
 
-All functions are pure: arrays in, an array of split names out, the same for the same seed on every machine. A *group* is
-what must not be torn apart (all photos of one object, all pictures of one product).
+All functions are pure: arrays in, an array of split names out, the same for the same seed on every machine. A *group*
+is what must not be torn apart (all photos of one object, all pictures of one product).
 
-Rare classes are handled by one rule, told here once: a class is in as many parts as it has groups (samples, where there are no
-groups), train first. So a class with one sample stays in train; with two, one stays in train and one goes to val or test,
+Rare classes are handled by one rule: a class is in as many parts as it has groups (samples, where there are no groups),
+train first. So a class with one sample stays in train; with two, one stays in train and one goes to val or test,
 whichever is further below its share; from three on it is in all three. For folds there is no first part.
-
-The grouped assignment is greedy in the manner of iterative stratification (Sechidis, Tsoumakas and Vlahavas, "On the
-Stratification of Multi-Label Data", ECML 2011): rarest class first, big groups first, each group to the part that lacks its
-classes most. scikit-learn's ``StratifiedGroupKFold`` is alike, but gives no promise for rare classes and makes equal parts only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal, TypedDict
+from collections.abc import Sequence
+from typing import Literal, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from datamodules.grouping import Labels, assign_groups, number
 from datamodules.schema import UserError
+from datamodules.table import SPLITS
 
-SPLITS = ("train", "val", "test")
-Labels = npt.NDArray[Any]
 Splits = npt.NDArray[np.str_]
 
 
@@ -32,8 +28,9 @@ class SplitOptions(TypedDict, total=False):
     """How samples are divided.
 
     Attributes:
-        by: "table" keeps the data set's own division, "random" draws samples, "stratified" keeps the class shares, "group" keeps
-            groups together (and the class shares as well as that allows), "group_kfold" makes ``n_folds`` folds of groups.
+        by: "table" keeps the data set's own division, "random" draws samples, "stratified" keeps the class shares,
+            "group" keeps groups together (and the class shares as well as that allows), "group_kfold" makes
+            ``n_folds`` folds of groups.
         val_fraction: Share of the samples for val, 0 to 1 (default 0.15); not used by folds.
         test_fraction: Share of the samples for test, 0 to 1 (default 0.15); not used by folds.
         fold: Which fold is test, from 0 (default 0); the next one is val, the others are train.
@@ -81,7 +78,7 @@ def stratified_split(labels: Labels, fractions: Sequence[float], seed: int) -> S
         ``(n,)`` split names.
     """
     rng = np.random.default_rng(seed)
-    codes = _codes(labels)
+    codes = number(labels)
     parts = np.zeros(len(codes), dtype=np.int64)
     order = rng.permutation(len(codes))
     order = order[np.argsort(codes[order], kind="stable")]  # class by class, in random order within each
@@ -97,7 +94,7 @@ def stratified_split(labels: Labels, fractions: Sequence[float], seed: int) -> S
 
 
 def grouped_split(groups: Labels, labels: Labels, fractions: Sequence[float], seed: int) -> Splits:
-    """Split so that no group is in two parts, with class shares as equal as that allows; rare classes as the module says.
+    """Split so that no group is in two parts; class shares as equal as that allows, rare classes as the module says.
 
     Args:
         groups: ``(n,)`` group of each sample, numbers or strings.
@@ -108,7 +105,7 @@ def grouped_split(groups: Labels, labels: Labels, fractions: Sequence[float], se
     Returns:
         ``(n,)`` split names.
     """
-    return _names(_assign_groups(groups, labels, np.asarray(fractions, dtype=float), seed, keep_first=True))
+    return _names(assign_groups(groups, labels, fractions, seed, keep_first=True))
 
 
 def grouped_kfold(groups: Labels, labels: Labels, fold: int, n_folds: int, seed: int) -> Splits:
@@ -133,10 +130,10 @@ def grouped_kfold(groups: Labels, labels: Labels, fold: int, n_folds: int, seed:
         raise UserError(f"split.n_folds: {n_folds} leaves nothing for train, val or test: set it to 3 or more")
     if not 0 <= fold < n_folds:
         raise UserError(f"split.fold: {fold} does not exist: with split.n_folds {n_folds} use 0 to {n_folds - 1}")
-    n_groups = len(np.unique(_codes(groups)))
+    n_groups = len(np.unique(number(groups)))
     if n_groups < n_folds:
         raise UserError(f"split.n_folds: {n_folds} folds cannot be made of {n_groups} groups: set a smaller number")
-    folds = _assign_groups(groups, labels, np.full(n_folds, 1 / n_folds), seed, keep_first=False)
+    folds = assign_groups(groups, labels, [1 / n_folds] * n_folds, seed, keep_first=False)
     parts = np.where(folds == fold, 2, np.where(folds == (fold + 1) % n_folds, 1, 0))
     return _names(parts)
 
@@ -160,8 +157,8 @@ def resolve_splits(
         seed: Seed where the options name none.
         default: Value of ``by`` where the options name none.
         own: ``(n,)`` the data set's own division, where it has one.
-        carve: Whether val or test, where the data set's own division lacks them, are cut out of train by their fractions,
-            groups kept together.
+        carve: Whether val or test, where the data set's own division lacks them, are cut out of train by their
+            fractions, groups kept together.
 
     Returns:
         ``(n,)`` split names.
@@ -177,7 +174,7 @@ def resolve_splits(
         case "table":
             if own is None:
                 raise UserError(
-                    "split.by: table, but this data set brings no division: use random, stratified, group or group_kfold"
+                    "split.by: table, but the data set brings no division: use random, stratified, group or group_kfold"
                 )
             return _carved(own, labels, groups, fractions, seed) if carve else own
         case "random":
@@ -216,11 +213,6 @@ def _names(parts: npt.NDArray[np.int64]) -> Splits:
     return np.array(SPLITS)[parts]
 
 
-def _codes(values: Labels) -> npt.NDArray[np.int64]:
-    """Number the values in their sorted order, so that the order of the rows has no say in it."""
-    return np.unique(np.asarray(values), return_inverse=True)[1].astype(np.int64)
-
-
 def _apportion(share: npt.NDArray[np.float64], n: int, used: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
     """Round shares to whole numbers that sum to ``n``: at least one each where ``n`` allows, part 0 first."""
     ranked = sorted(np.flatnonzero(used), key=lambda part: (part != 0, -share[part]))
@@ -232,86 +224,3 @@ def _apportion(share: npt.NDArray[np.float64], n: int, used: npt.NDArray[np.bool
     for _ in range(-surplus):
         lengths[np.where(used, share - lengths, -np.inf).argmax()] += 1
     return lengths
-
-
-def _assign_groups(
-    groups: Labels, labels: Labels, fractions: npt.NDArray[np.float64], seed: int, *, keep_first: bool
-) -> npt.NDArray[np.int64]:
-    """Give each sample the part of its group."""
-    group_of, class_of = _codes(groups), _codes(labels)
-    n_classes = int(class_of.max(initial=-1)) + 1
-    pairs, counts = np.unique(group_of * n_classes + class_of, return_counts=True)
-    contents: list[list[tuple[int, int]]] = [[] for _ in range(int(group_of.max(initial=-1)) + 1)]
-    for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
-        contents[pair // n_classes].append((pair % n_classes, count))
-    totals = np.bincount(class_of, minlength=n_classes)
-    rank = np.argsort(np.argsort(totals, kind="stable")).tolist()  # 0 for the rarest class
-    strata = np.array([min(rank[code] for code, _ in content) for content in contents], dtype=np.int64)
-    # Big groups first, or the last one may overfill its part; in steps of two, or the seed would have no say.
-    sizes = np.array([sum(count for _, count in content).bit_length() for content in contents], dtype=np.int64)
-    order = np.random.default_rng(seed).permutation(len(contents))
-    order = order[np.lexsort((-sizes[order], strata[order]))]
-    parts = _Greedy(contents, totals, fractions, keep_first).assign(order.tolist(), strata[order].tolist())
-    return parts[group_of]
-
-
-class _Greedy:
-    """Puts one group after another where its classes are missing most.
-
-    Attributes:
-        lacking: ``[class][part]`` samples that the part should still get.
-        debt: ``[part]`` samples that the groups so far left the part short of.
-        carry: ``[part]`` what of the debt the present stratum (groups with the same rarest class) makes good: one group at most,
-            so that roundings do not add up, yet no class pays for the others.
-    """
-
-    def __init__(
-        self,
-        contents: list[list[tuple[int, int]]],
-        totals: npt.NDArray[np.int64],
-        fractions: npt.NDArray[np.float64],
-        keep_first: bool,
-    ) -> None:
-        self.contents = contents
-        self.totals: list[int] = totals.tolist()
-        self.fractions: list[float] = fractions.tolist()
-        self.used = [part for part, fraction in enumerate(self.fractions) if fraction > 0]
-        self.keep_first = keep_first
-        self.lacking: list[list[float]] = np.outer(totals, fractions).tolist()
-        self.absent = [set(self.used) for _ in self.totals]
-        held = np.array([code for content in contents for code, _ in content], dtype=np.int64)
-        self.groups_left: list[int] = np.bincount(held, minlength=len(totals)).tolist()
-        self.debt = [0.0] * len(self.fractions)
-        self.carry = list(self.debt)
-
-    def assign(self, order: Iterable[int], strata: Iterable[int]) -> npt.NDArray[np.int64]:
-        """Assign all groups in the given order; returns ``(n_groups,)`` parts."""
-        parts = np.zeros(len(self.contents), dtype=np.int64)
-        last = -1
-        for group, stratum in zip(order, strata, strict=True):
-            size = sum(count for _, count in self.contents[group])
-            if stratum != last:
-                last = stratum
-                self.carry = [max(-size, min(size, debt)) for debt in self.debt]
-            parts[group] = part = self._choose(self.contents[group])
-            for code, count in self.contents[group]:
-                self.lacking[code][part] -= count
-                self.absent[code].discard(part)
-                self.groups_left[code] -= 1
-            self.debt = [debt + size * share for debt, share in zip(self.debt, self.fractions, strict=True)]
-            self.debt[part] -= size
-        return parts
-
-    def _choose(self, content: list[tuple[int, int]]) -> int:
-        allowed = self.used
-        for code, _ in sorted(content, key=lambda held: self.totals[held[0]]):
-            absent = self.absent[code]
-            if absent and self.groups_left[code] <= len(absent):  # the last chance of these parts to see the class
-                if self.keep_first and self.groups_left[code] == 1 and 0 in absent:
-                    return 0
-                allowed = sorted(absent)
-                break
-        return max(allowed, key=lambda part: self._need(part, content))
-
-    def _need(self, part: int, content: list[tuple[int, int]]) -> float:
-        return sum(count / self.totals[code] * (self.lacking[code][part] + self.carry[part]) for code, count in content)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datamodules.schema import UNKNOWN, UserError
+from datamodules.schema import LABEL_TASK, UNKNOWN, UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,6 +107,8 @@ class SampleTable:
         """
         import pandas as pd
 
+        if not targets or targets[0] != LABEL_TASK:
+            raise ValueError(f"the first target must be {LABEL_TASK!r}, not {list(targets)}")
         _check_columns(frame, targets, vocabularies or {}, origin)
         given_rows = frame["row"] if "row" in frame else pd.Series(range(2, len(frame) + 2))
         rows = given_rows.to_numpy().astype(np.int64)
@@ -144,7 +146,8 @@ class SampleTable:
         if not self.root:
             return self._sources
         absolute = pc.starts_with(self._sources, "/")
-        below = pc.binary_join_element_wise(pa.scalar(self.root, pa.large_string()), self._sources, os.sep)
+        root, slash = (pa.scalar(text, pa.large_string()) for text in (self.root.rstrip("/"), "/"))
+        below = pc.binary_join_element_wise(root, self._sources, slash)
         return pc.if_else(absolute, self._sources, below)
 
     @property

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -18,8 +19,27 @@ import numpy.typing as npt
 Points = npt.NDArray[np.float64]
 """``(K, 2)``, x and y."""
 
-Role = Literal["body", "accent", "trim", "inside", "pale", "dark", "seam", "stitch", "bloom", "lit"]
+Role = Literal["body", "accent", "trim", "inside", "pale", "dark", "seam", "stitch", "bloom", "lit", "glow"]
 """What a part is made of: the ware's own colour and material (body), or a fixed finish."""
+
+
+Form = Sequence[float]
+"""Eight numbers in [0, 1] that belong to the object: proportions and trim."""
+
+
+@dataclass(frozen=True)
+class Aspect:
+    """How a ware is looked at.
+
+    Attributes:
+        tilt: height over width of its horizontal circles, about 0.1 to 0.4.
+        turn: how far it is turned about its upright axis, in [-1, 1].
+        moment: what changes from picture to picture, in [0, 1]: hands of a watch, flowers in a vase.
+    """
+
+    tilt: float
+    turn: float
+    moment: float
 
 
 @dataclass(frozen=True)
@@ -32,24 +52,29 @@ class Part:
         relief: how round it looks, 0 (a flat sheet) to 1 (a cushion).
         profile: for a turned piece ``(K, 2)`` of height y (rising) and radius there; its roundness is exact then.
         strength: opacity in [0, 1].
+        more: further outlines that are painted together with the first.
     """
 
     outline: Points
     role: Role = "body"
-    relief: float = 0.5
+    relief: float = 0.0
     profile: Points | None = None
     strength: float = 1.0
+    more: tuple[Points, ...] = ()
 
 
+@lru_cache(maxsize=256)
 def circle_points(start: float, stop: float, count: int) -> Points:
-    """Points of the unit circle, ``(count, 2)``, from one angle to another, in radians."""
+    """Points of the unit circle, ``(count, 2)``, from one angle to another, in radians; not to be written to."""
     angles = np.linspace(start, stop, count)
-    return np.round(np.stack([np.cos(angles), np.sin(angles)], axis=1), 9)
+    points = np.round(np.stack([np.cos(angles), np.sin(angles)], axis=1), 9)
+    points.setflags(write=False)
+    return points
 
 
-def ellipse(x: float, y: float, rx: float, ry: float, start: float = 0.0, stop: float = 2 * math.pi) -> Points:
-    """Points on an ellipse or an arc of it, ``(28, 2)``."""
-    return circle_points(start, stop, 28) * (rx, ry) + (x, y)
+def ellipse(x: float, y: float, rx: float, ry: float) -> Points:
+    """An ellipse around (x, y), ``(28, 2)``."""
+    return circle_points(0.0, 2 * math.pi, 28) * (rx, ry) + (x, y)
 
 
 def smooth(points: Sequence[tuple[float, float]] | Points, closed: bool = True, steps: int = 6) -> Points:
@@ -81,7 +106,7 @@ def rounded_box(x0: float, y0: float, x1: float, y1: float, radius: float) -> Po
     return np.concatenate(arcs)
 
 
-def ribbon(path: Sequence[tuple[float, float]] | Points, width: float | Sequence[float]) -> Points:
+def ribbon(path: Sequence[tuple[float, float]] | Points, width: float | tuple[float, float]) -> Points:
     """The outline of a thick line, for handles, straps and seams.
 
     Args:
@@ -92,18 +117,20 @@ def ribbon(path: Sequence[tuple[float, float]] | Points, width: float | Sequence
         ``(2 K, 2)``.
     """
     middle = np.asarray(path, dtype=np.float64)
-    along = np.gradient(middle, axis=0)
-    along /= np.maximum(np.sqrt((along * along).sum(axis=1, keepdims=True)), 1e-9)
-    ends = (width, width) if isinstance(width, float | int) else width
-    half = 0.5 * np.linspace(ends[0], ends[-1], len(middle))[:, None]
-    across = np.stack([-along[:, 1], along[:, 0]], axis=1) * half
+    padded = np.concatenate([middle[:1], middle, middle[-1:]])
+    along = padded[2:] - padded[:-2]
+    length = np.sqrt(along[:, :1] * along[:, :1] + along[:, 1:] * along[:, 1:])
+    first, last = (width, width) if isinstance(width, float | int) else width
+    half = first + (last - first) * np.arange(len(middle))[:, None] / (len(middle) - 1)
+    across = along[:, ::-1] * (-1.0, 1.0) * (0.5 * half / np.maximum(length, 1e-9))
     return np.concatenate([middle + across, (middle - across)[::-1]])
 
 
 def inset(outline: Points, share: float) -> Points:
     """The outline drawn towards its middle; 0.1 takes a tenth off."""
     centre = 0.5 * (outline.min(axis=0) + outline.max(axis=0))
-    return centre + (outline - centre) * (1.0 - share)
+    smaller: Points = centre + (outline - centre) * (1.0 - share)
+    return smaller
 
 
 def turned(

@@ -1,8 +1,8 @@
 """The predictions of a run as one Parquet file: what was predicted for which sample, and what would have been right.
 
 One row a sample: ``sample_id`` int64, ``name`` and ``group`` strings and, for each task, ``target_<task>`` int64 and
-``logits_<task>``, a list of float32. The class names of all tasks stand in the schema's metadata under ``vitrine.tasks``
-as JSON, so that the file alone says everything a statistic or a figure needs.
+``logits_<task>``, a list of float32. The class names of all tasks stand in the schema's metadata under
+``vitrine.tasks`` as JSON, so that the file alone says everything a statistic or a figure needs.
 """
 
 from __future__ import annotations
@@ -12,14 +12,12 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from datamodules.schema import UNKNOWN, UserError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 TASKS_KEY = b"vitrine.tasks"
 LOGIT_TOLERANCE = 1e-3
@@ -85,12 +83,8 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
         "group": pa.array(predictions.groups, pa.string()),
     }
     for task in predictions.tasks:
-        logits = predictions.logits[task]
-        # int64 offsets: a few million rows of a thousand classes overflow the 32 bits of a plain list.
-        offsets = pa.array(np.arange(len(logits) + 1, dtype=np.int64) * logits.shape[1])
         columns[f"target_{task}"] = pa.array(predictions.targets[task], pa.int64())
-        flat = pa.array(np.ascontiguousarray(logits, np.float32).reshape(-1))
-        columns[f"logits_{task}"] = pa.LargeListArray.from_arrays(offsets, flat)
+        columns[f"logits_{task}"] = _lists(predictions.logits[task])
     tasks = json.dumps({task: list(names) for task, names in predictions.tasks.items()})
     table = pa.table(columns).replace_schema_metadata({TASKS_KEY: tasks.encode()})
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -179,6 +173,19 @@ def check_finite(predictions: Predictions, origin: str) -> None:
                 f"{origin}: logits of task '{task}' are not finite for {bad.size} of {len(predictions)} samples, first "
                 f"'{predictions.names[bad[0]]}'; the model has diverged: lower the learning rate or train again"
             )
+
+
+def _lists(logits: NDArray[np.float32]) -> Any:
+    """Turn float32 ``(N, C)`` into a column of lists, in chunks whose offsets fit the 32 bits of such a column."""
+    import pyarrow as pa
+
+    rows = max(1, 2**30 // max(1, logits.shape[1]))
+    chunks = []
+    for start in range(0, len(logits), rows):
+        part = np.ascontiguousarray(logits[start : start + rows], np.float32)
+        offsets = np.arange(len(part) + 1, dtype=np.int32) * np.int32(part.shape[1])
+        chunks.append(pa.ListArray.from_arrays(pa.array(offsets), pa.array(part.reshape(-1))))
+    return pa.chunked_array(chunks, pa.list_(pa.float32()))
 
 
 def _matrix(column: Any, num_classes: int) -> NDArray[np.float32]:

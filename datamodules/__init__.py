@@ -1,0 +1,42 @@
+"""Data sets of labelled pictures, each in one file, and what all of them share.
+
+Names are looked up when they are first used, so that ``import datamodules`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datamodules.base import ImageDataModule as ImageDataModule
+    from datamodules.fashion import Fashion as Fashion
+    from datamodules.hub_images import HubImages as HubImages
+    from datamodules.image_folder import ImageFolder as ImageFolder
+    from datamodules.products import Products as Products
+    from datamodules.schema import UserError as UserError
+    from datamodules.table import SampleTable as SampleTable
+    from datamodules.wares import Wares as Wares
+
+_MODULES = {
+    "Fashion": "fashion",
+    "HubImages": "hub_images",
+    "ImageDataModule": "base",
+    "ImageFolder": "image_folder",
+    "Products": "products",
+    "SampleTable": "table",
+    "UserError": "schema",
+    "Wares": "wares",
+}
+
+__all__ = ["Fashion", "HubImages", "ImageDataModule", "ImageFolder", "Products", "SampleTable", "UserError", "Wares"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,298 @@
+"""What all DataModules share: tasks, splits, checks before training, and loaders whose batches are counted.
+
+A data set is one subclass that says what its samples are (``load_table``) and, where its pictures are not files, how
+to read one (``read_image``). Everything else is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
+
+from datamodules import images
+from datamodules.dataset import Collate, CountedLoader, ImageDataset
+from datamodules.options import (
+    AugmentOptions,
+    CheckOptions,
+    ImageOptions,
+    LoaderOptions,
+    complete_augment,
+    complete_checks,
+    complete_image,
+    complete_loader,
+)
+from datamodules.samplers import EvalSampler, TrainSampler, inverse_frequency_weights
+from datamodules.schema import LABEL_TASK, UserError
+from datamodules.table import SPLITS, SampleTable, table_error
+from datamodules.transforms import eval_transform, learns_colour, train_transform
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from datamodules.verification import Verification
+
+
+class ImageDataModule(LightningDataModule):
+    """Base of all data sets of pictures with labels.
+
+    A subclass takes its own arguments first, passes these five on, and implements ``load_table``. What depends on the
+    table only (``tasks``, ``num_classes``, ``class_names``, ``class_counts``, ``image_size``) is there from
+    construction on, so that the command line can link it into the model.
+
+    Batches are :class:`~datamodules.schema.Batch`. Order and augmentation are functions of (seed, epoch, sample), so
+    they depend neither on the number of workers nor on where a run was interrupted.
+
+    Args:
+        image: size, crop and interpolation of the pictures.
+        augment: augmentation of the training pictures; none by default.
+        loader: batch size, workers and sampling.
+        checks: what to do about unreadable pictures and leaks between the splits.
+        seed: of order, sampling and augmentation.
+    """
+
+    generated: ClassVar[bool] = False
+    """True where pictures are computed, so that they can be neither corrupt nor duplicates by accident."""
+
+    def __init__(
+        self,
+        image: ImageOptions | None = None,
+        augment: AugmentOptions | None = None,
+        loader: LoaderOptions | None = None,
+        checks: CheckOptions | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        # Lightning walks up through the constructors, so the subclass's own arguments are saved as well.
+        self.save_hyperparameters()
+        self.image_options = complete_image(image)
+        self.loader_options = complete_loader(loader)
+        self.check_options = complete_checks(checks)
+        complete_augment(augment, hue_safe=False)  # a mistake is told now, not after the table was read
+        self._augment = augment
+        self.seed = seed
+        self._table: SampleTable | None = None
+        self._bad: dict[int, str] | None = None
+
+    def load_table(self) -> SampleTable:
+        """Reads the data set's table. Called once a process, the first time that the table is needed.
+
+        Raises:
+            UserError: where the data are missing or the table has mistakes.
+        """
+        raise TypeError(f"{type(self).__name__} must define load_table()")
+
+    def read_image(self, index: int) -> torch.Tensor:
+        """Reads one picture; to be overridden where pictures are not files.
+
+        Args:
+            index: row of the table.
+
+        Returns:
+            uint8 ``(3, H, W)``, RGB, in the picture's own size.
+
+        Raises:
+            ImageError: where the picture cannot be read.
+        """
+        return images.read_image(self.table.source(index))
+
+    @property
+    def table(self) -> SampleTable:
+        """The table of all samples, read when first needed."""
+        if self._table is None:
+            try:
+                self._table = self.load_table()
+            except AttributeError as error:
+                # Inside a property an AttributeError reads as "no such attribute", and the CLI would link None.
+                raise RuntimeError(f"{type(self).__name__}.load_table(): {error}") from error
+        return self._table
+
+    @property
+    def tasks(self) -> dict[str, list[str]]:
+        """Class names of each task in the order of the indices; the main task first."""
+        return self.table.tasks
+
+    @property
+    def class_names(self) -> list[str]:
+        """Class names of the main task."""
+        return self.tasks[LABEL_TASK]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes of the main task."""
+        return len(self.class_names)
+
+    @property
+    def class_counts(self) -> dict[str, list[int]]:
+        """For each task the number of training samples of each class, as the table has them."""
+        return self.table.class_counts("train")
+
+    @property
+    def image_size(self) -> int:
+        """Side of the pictures in pixels."""
+        return self.image_options["size"]
+
+    @property
+    def augment_options(self) -> AugmentOptions:
+        """The augmentation as applied: preset filled in, its hue jitter off where a colour is to be learned."""
+        return complete_augment(self._augment, hue_safe=learns_colour(self.tasks))
+
+    def prepare_data(self) -> None:
+        """Reads every picture once and looks for leaks between the splits; the result is cached on disk.
+
+        Raises:
+            UserError: for unreadable pictures (unless they are to be skipped) and leaks that are not allowed.
+        """
+        from datamodules.audit import refuse_leaks
+
+        refuse_leaks(self, self._verify())
+
+    def setup(self, stage: str | None = None) -> None:
+        """Leaves out the unreadable pictures, on every process."""
+        self._verify()
+
+    def split_indices(self, split: str) -> NDArray[np.int64]:
+        """Rows of a split in the table's order without the skipped ones, int64."""
+        if self._bad is None:
+            self._verify()
+        indices = self.table.split_indices(split)
+        return indices[~np.isin(indices, list(self._bad or {}))]
+
+    def dataset(self, split: str, *, augmented: bool = False) -> ImageDataset:
+        """The samples of a split.
+
+        Args:
+            split: train, val or test.
+            augmented: whether pictures get the training augmentation; else the evaluation transform.
+        """
+        transform: Callable[[torch.Tensor], torch.Tensor]
+        if augmented:
+            transform = train_transform(self.image_options, self._augment, hue_safe=learns_colour(self.tasks))
+        else:
+            transform = eval_transform(self.image_options)
+        return ImageDataset(self.split_indices(split), self.read_image, transform, self.seed)
+
+    def train_dataloader(self) -> CountedLoader:
+        """Augmented training batches.
+
+        Raises:
+            UserError: where there is no training batch.
+        """
+        dataset = self.dataset("train", augmented=True)
+        options = self.loader_options
+        rank, world_size = self._place()
+        weights = self._sampling_weights() if options["sampling"] == "balanced" else None
+        sampler = TrainSampler(len(dataset), self.seed, rank, world_size, weights)
+        if not len(dataset):
+            raise UserError(f"{self.table.origin}: the train split is empty; give it samples")
+        if options["drop_last"] and len(sampler) < options["batch_size"]:
+            raise UserError(
+                f"data loader.drop_last: {len(sampler)} training samples a process do not fill one batch of "
+                f"{options['batch_size']}; lower loader.batch_size or set loader.drop_last: false"
+            )
+        augment = self.augment_options
+        collate = Collate(self.table, self.seed, mixup=augment["mixup"], cutmix=augment["cutmix"])
+        return self._loader(dataset, sampler, collate, drop_last=options["drop_last"])
+
+    def val_dataloader(self) -> CountedLoader:
+        """Validation batches in the table's order."""
+        return self.eval_dataloader("val")
+
+    def test_dataloader(self) -> CountedLoader:
+        """Test batches in the table's order."""
+        return self.eval_dataloader("test")
+
+    def predict_dataloader(self) -> CountedLoader:
+        """All samples of the test split."""
+        return self.eval_dataloader("test")
+
+    def eval_dataloader(self, split: str) -> CountedLoader:
+        """Batches of any split with the evaluation transform, in the table's order."""
+        dataset = self.dataset(split)
+        rank, world_size = self._place()
+        return self._loader(dataset, EvalSampler(len(dataset), rank, world_size), Collate(self.table, self.seed))
+
+    def sample_names(self) -> list[str]:
+        """Stable names of all samples, indexed by ``sample_id``."""
+        return [str(name) for name in self.table.names.to_pylist()]
+
+    def group_names(self) -> list[str]:
+        """Names of all samples' groups, indexed by ``sample_id``."""
+        return [str(group) for group in self.table.groups.to_pylist()]
+
+    def data_record(self) -> dict[str, Any]:
+        """What the run record says of the data: fingerprint, counts, unseen values and skipped pictures."""
+        table = self.table
+        bad = self._bad or {}
+        return {
+            "data": type(self).__name__,
+            "origin": table.origin,
+            "fingerprint": table.fingerprint(),
+            "samples": {split: len(self.split_indices(split)) for split in SPLITS},
+            "groups": {split: len(np.unique(table.group_ids[self.split_indices(split)])) for split in SPLITS},
+            "unseen": table.unseen,
+            "skipped": [
+                {"name": table.name(index), "row": int(table.rows[index]), "reason": reason}
+                for index, reason in sorted(bad.items())
+            ],
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the data: their fingerprint. Place and epoch are the loaders' to keep."""
+        return {"fingerprint": self.table.fingerprint()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Warns where training is resumed on other data than those of the checkpoint."""
+        resumes = self.trainer is not None and self.trainer.state.fn == "fit"
+        if resumes and state_dict["fingerprint"] != self.table.fingerprint():
+            rank_zero_warn(f"{self.table.origin}: the data have changed since the checkpoint; the run is not the same")
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Worker processes that are spawned get a pickled copy, which needs no trainer.
+        return {**self.__dict__, "trainer": None}
+
+    def _verify(self) -> Verification | None:
+        """Verifies the pictures (at once where that was done before), notes the bad ones; None for generated data."""
+        if self.generated:
+            self._bad = {}
+            return None
+        from datamodules.verification import verify
+
+        verification = verify(self)
+        if verification.bad and self.check_options["on_bad_image"] == "error":
+            problems = [(int(self.table.rows[index]), reason) for index, reason in verification.bad.items()]
+            way_out = "mend or remove these pictures, or set data checks.on_bad_image: skip"
+            raise table_error(self.table.origin, problems, way_out)
+        self._bad = dict(verification.bad)
+        return verification
+
+    def _place(self) -> tuple[int, int]:
+        """Rank of this process and number of processes."""
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _sampling_weights(self) -> torch.Tensor:
+        task = self.loader_options["balance_on"]
+        if task not in self.tasks:
+            raise UserError(f"data loader.balance_on: no task {task!r}; tasks are {', '.join(self.tasks)}")
+        return inverse_frequency_weights(torch.from_numpy(self.table.targets[task][self.split_indices("train")]))
+
+    def _loader(
+        self, dataset: ImageDataset, sampler: TrainSampler | EvalSampler, collate: Collate, drop_last: bool = False
+    ) -> CountedLoader:
+        workers = self.loader_options["num_workers"]
+        return CountedLoader(
+            dataset,
+            batch_size=self.loader_options["batch_size"],
+            sampler=sampler,
+            num_workers=workers,
+            collate_fn=collate,
+            drop_last=drop_last,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=workers > 0,
+            # Its own generator: else each epoch's loader would draw a seed from the global one.
+            generator=torch.Generator().manual_seed(0),
+        )

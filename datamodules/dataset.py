@@ -1,0 +1,176 @@
+"""From keys to batches: the map-style data set, its collation, and a loader that can be resumed.
+
+Pictures are read, augmented and brought together in the worker process; everything else of a batch is looked up in
+the table's columns when a batch is put together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.counted import counted_rng
+from datamodules.mixing import mix_batch
+from datamodules.samplers import SampleKey
+from datamodules.schema import LABEL_TASK, Batch, UserError
+from datamodules.table import SampleTable
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class Sample(TypedDict):
+    """One sample on its way into a batch.
+
+    Attributes:
+        image: uint8 ``(3, size, size)``, RGB.
+        sample_id: row of the table.
+        epoch: epoch that it was augmented for.
+        is_padding: whether it only fills up a process's share.
+    """
+
+    image: torch.Tensor
+    sample_id: int
+    epoch: int
+    is_padding: bool
+
+
+class ImageDataset(Dataset[Sample]):
+    """Reads and transforms the pictures of a split; what is random is a function of (seed, epoch, sample id).
+
+    Args:
+        indices: int64 ``(n,)``, rows of the table.
+        read_image: gives uint8 ``(3, H, W)`` for a row of the table.
+        transform: from uint8 ``(3, H, W)`` to uint8 ``(3, size, size)``; may use torch's global generator.
+        seed: of the augmentation.
+    """
+
+    def __init__(
+        self,
+        indices: NDArray[np.int64],
+        read_image: Callable[[int], torch.Tensor],
+        transform: Callable[[torch.Tensor], torch.Tensor],
+        seed: int = 0,
+    ) -> None:
+        self.indices = indices
+        self._read_image = read_image
+        self._transform = transform
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, key: SampleKey | int) -> Sample:
+        """The sample at a place of the split; a plain number stands for epoch 0."""
+        place, epoch, is_padding, draw = key if isinstance(key, SampleKey) else SampleKey(key)
+        if not -len(self) <= place < len(self):
+            raise IndexError(place)  # ends `for sample in dataset`
+        sample_id = int(self.indices[place])
+        image = self._read_image(sample_id)
+        with counted_rng("augment", self._seed, epoch, sample_id, draw):
+            image = self._transform(image)
+        return {"image": image, "sample_id": sample_id, "epoch": epoch, "is_padding": is_padding}
+
+
+class Collate:
+    """Puts samples together to a batch and, in training, mixes it.
+
+    Args:
+        table: where targets, captions and groups are looked up.
+        seed: of the mixing.
+        mixup: alpha of mixup, 0 for off.
+        cutmix: alpha of CutMix, 0 for off.
+    """
+
+    def __init__(self, table: SampleTable, seed: int = 0, *, mixup: float = 0.0, cutmix: float = 0.0) -> None:
+        self._table = table
+        self._seed = seed
+        self._mixup = mixup
+        self._cutmix = cutmix
+        self._positive_ids = table.positive_ids
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        """The batch of these samples."""
+        ids = [sample["sample_id"] for sample in samples]
+        table = self._table
+        targets = {task: torch.from_numpy(values[ids]) for task, values in table.targets.items()}
+        batch: Batch = {
+            "image": torch.stack([sample["image"] for sample in samples]),
+            "label": targets.pop(LABEL_TASK),
+            "attributes": targets,
+            "caption": table.captions.take(ids).to_pylist(),
+            "positive_id": torch.from_numpy(self._positive_ids[ids]),
+            "sample_id": torch.tensor(ids),
+            "group_id": torch.from_numpy(table.group_ids[ids]),
+            "is_padding": torch.tensor([sample["is_padding"] for sample in samples]),
+        }
+        if self._mixup or self._cutmix:
+            key = (self._seed, samples[0]["epoch"], ids[0])
+            batch["image"], mix = mix_batch(batch["image"], key, mixup=self._mixup, cutmix=self._cutmix)
+            if mix is not None:
+                batch["mix"] = mix
+        return batch
+
+
+class CountedLoader(DataLoader[Sample]):
+    """A loader that begins when the first batch is asked for, and can be resumed in the middle of an epoch.
+
+    Lightning makes the first iterator before it tells the sampler the epoch, and worker processes begin to prefetch
+    at once: after a resume they would fetch the first epoch's samples. Therefore nothing happens before the first
+    batch. ``state_dict`` and ``load_state_dict`` are what Lightning asks for to resume: the batches that were already
+    delivered are skipped without being read.
+    """
+
+    # On the class and not in a constructor: Lightning rebuilds loaders from DataLoader's own arguments.
+    _delivered: int = 0
+    _resume: dict[str, int] | None = None
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator, so that it begins late
+        self._delivered = self._batches_to_skip()
+        if self._delivered:
+            self.sampler.start = self._delivered * self._samples_per_batch  # type: ignore[attr-defined]
+        try:
+            for batch in super().__iter__():
+                self._delivered += 1
+                yield batch
+        except UserError as error:
+            # From a worker it comes with the worker's traceback; the last line is what the user needs.
+            name = type(error).__name__
+            raise UserError(str(error).rsplit(f"{name}: ", 1)[-1].strip()) from error
+
+    def state_dict(self) -> dict[str, int]:
+        """Where in which epoch this process stands, in batches delivered."""
+        return {**self._layout(), "batches": self._delivered}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Goes on after the batches that were delivered, if the same epoch is begun again."""
+        self._resume = dict(state_dict)
+
+    @property
+    def _samples_per_batch(self) -> int:
+        return self.batch_size or 1
+
+    def _layout(self) -> dict[str, int]:
+        return {
+            "epoch": getattr(self.sampler, "epoch", 0),
+            "batch_size": self._samples_per_batch,
+            "processes": getattr(self.sampler, "num_replicas", 1),
+            "samples": len(self.sampler),  # type: ignore[arg-type]
+        }
+
+    def _batches_to_skip(self) -> int:
+        state, self._resume = self._resume, None
+        layout = self._layout()
+        if state is None or state["epoch"] != layout["epoch"] or state["batches"] >= len(self):
+            return 0
+        for key, value in layout.items():
+            if state[key] != value:
+                raise UserError(
+                    f"the checkpoint was written in the middle of epoch {state['epoch']} with {key} {state[key]}, now "
+                    f"{value}; resume with the same, or from a checkpoint of an epoch's end"
+                )
+        return state["batches"]

@@ -1,0 +1,136 @@
+"""Which sample comes when, on which process: a function of (seed, epoch), never of what was drawn before.
+
+The samplers yield keys that carry the epoch, so worker processes need no shared state to augment by it. They are
+``DistributedSampler`` by type so that Lightning leaves them alone (it would wrap any other and split its share once
+more) and calls ``set_epoch``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch.utils.data import DistributedSampler
+
+from datamodules.counted import counted_generator
+from datamodules.schema import UNKNOWN
+
+
+class SampleKey(NamedTuple):
+    """What a sampler asks a data set for.
+
+    Attributes:
+        place: place in the data set.
+        epoch: epoch that the augmentation is counted by.
+        is_padding: whether the sample only fills up a process's share and must not be counted.
+        draw: how often the sample was drawn before in this epoch, so that repetitions are augmented differently.
+    """
+
+    place: int
+    epoch: int = 0
+    is_padding: bool = False
+    draw: int = 0
+
+
+class TrainSampler(DistributedSampler[SampleKey]):
+    """Training order of one process.
+
+    Without weights a permutation of all samples, dealt out to the processes in turn; where it does not come out even,
+    samples from its beginning fill up, so that all processes make the same number of steps. With weights as many draws
+    with replacement (as torch's ``WeightedRandomSampler``), dealt out likewise.
+
+    Args:
+        num_samples: size of the data set.
+        seed: of the order.
+        rank: this process.
+        world_size: number of processes.
+        weights: float64 ``(num_samples,)``, not negative, chance of each sample up to a factor.
+
+    Attributes:
+        start: samples of this process to leave out when it is iterated next, for resuming within an epoch.
+    """
+
+    start = 0
+
+    def __init__(
+        self,
+        num_samples: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        weights: torch.Tensor | None = None,
+    ) -> None:
+        # `range` stands for the data set, of which only the length is asked.
+        super().__init__(range(num_samples), num_replicas=world_size, rank=rank, seed=seed)  # type: ignore[arg-type]
+        self._size = num_samples
+        self._cumulative = None if weights is None else weights.double().cumsum(0)
+
+    def order(self) -> torch.Tensor:
+        """Places of all processes' samples in this epoch, int64 ``(per process · world_size,)``."""
+        generator = counted_generator("order", self.seed, self.epoch)
+        if self._cumulative is None:
+            permutation = torch.randperm(self._size, generator=generator)
+            repeats = -(-self.total_size // max(self._size, 1))
+            return permutation.repeat(repeats)[: self.total_size]
+        # Not torch.multinomial, which ends at 2**24 samples.
+        points = torch.rand(self.total_size, generator=generator, dtype=torch.float64) * self._cumulative[-1]
+        return torch.searchsorted(self._cumulative, points, right=True).clamp_(max=self._size - 1)
+
+    def __iter__(self) -> Iterator[SampleKey]:
+        start, self.start = self.start, 0
+        order = self.order()
+        mine = slice(self.rank + start * self.num_replicas, None, self.num_replicas)
+        draws = _occurrence(order)[mine].tolist()
+        for place, draw in zip(order[mine].tolist(), draws, strict=True):
+            yield SampleKey(place, self.epoch, draw=draw)
+
+
+class EvalSampler(DistributedSampler[SampleKey]):
+    """Evaluation order of one process: every sample once, in order, dealt out to the processes in turn.
+
+    All processes get the same number; what fills up is marked as padding, so that metrics count every sample once.
+
+    Args:
+        num_samples: size of the data set.
+        rank: this process.
+        world_size: number of processes.
+    """
+
+    def __init__(self, num_samples: int, rank: int = 0, world_size: int = 1) -> None:
+        super().__init__(range(num_samples), num_replicas=world_size, rank=rank, shuffle=False)  # type: ignore[arg-type]
+        self._size = num_samples
+
+    def __iter__(self) -> Iterator[SampleKey]:
+        for place in range(self.rank, self.total_size, self.num_replicas):
+            yield SampleKey(place % self._size, is_padding=place >= self._size)
+
+
+def inverse_frequency_weights(targets: torch.Tensor) -> torch.Tensor:
+    """Sampling weights by which every class is drawn equally often.
+
+    A sample whose class is unknown weighs as much as a known one does on average, so that it is drawn as often as
+    without balancing and other tasks can learn from it.
+
+    Args:
+        targets: int64 ``(N,)``, ``UNKNOWN`` where not known.
+
+    Returns:
+        float64 ``(N,)``.
+    """
+    known = targets[targets != UNKNOWN]
+    if not len(known):
+        return torch.ones(len(targets), dtype=torch.float64)
+    counts = torch.bincount(known).double()
+    average = (counts > 0).sum() / len(known)
+    return torch.where(targets == UNKNOWN, average, 1 / counts[targets.clamp(min=0)])
+
+
+def _occurrence(values: torch.Tensor) -> torch.Tensor:
+    """How often each value stood before in the sequence, int64."""
+    ordered, place = torch.sort(values, stable=True)
+    positions = torch.arange(len(values))
+    is_first = torch.ones(len(values), dtype=torch.bool)
+    is_first[1:] = ordered[1:] != ordered[:-1]
+    first = torch.where(is_first, positions, 0).cummax(0).values if len(values) else positions
+    return torch.empty_like(values).scatter_(0, place, positions - first)

@@ -1,0 +1,83 @@
+"""Confusion matrix of one task and the per-class report that follows from it, as tables with class names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def confusion_matrix(
+    targets: NDArray[np.int64], predicted: NDArray[np.int64], class_names: Sequence[str]
+) -> pd.DataFrame:
+    """Count how often each target (row) was answered by each class (column).
+
+    Args:
+        targets: int64 ``(N,)``, all known.
+        predicted: int64 ``(N,)``.
+        class_names: In the order of the indices.
+
+    Returns:
+        int64 ``(C, C)``, index ``target`` and columns ``predicted`` in the order of the indices.
+    """
+    size = len(class_names)
+    counts = np.bincount(targets * size + predicted, minlength=size * size).reshape(size, size)
+    return confusion_frame(counts.astype(np.int64), class_names)
+
+
+def confusion_frame(counts: NDArray[np.int64], class_names: Sequence[str]) -> pd.DataFrame:
+    """Give counted answers, int64 ``(C, C)`` with a row for each target, the names of their classes."""
+    import pandas as pd
+
+    index, columns = pd.Index(class_names, name="target"), pd.Index(class_names, name="predicted")
+    return pd.DataFrame(counts, index=index, columns=columns)
+
+
+def class_report(confusion: pd.DataFrame) -> pd.DataFrame:
+    """Precision, recall and F1 (0 to 1, higher is better) and support of each class.
+
+    A class without a target has no recall and one that is never predicted no precision: both count as 0 here, as in
+    scikit-learn's ``classification_report``. ``macro avg`` is over the classes that occur in targets or predictions.
+
+    Args:
+        confusion: From ``confusion_matrix``.
+
+    Returns:
+        One row a class in the order of the indices, then ``accuracy``, ``macro avg`` and ``weighted avg``;
+        columns ``precision``, ``recall``, ``f1``, ``support``; the index is called ``class``.
+    """
+    import pandas as pd
+
+    counts = confusion.to_numpy(dtype=np.float64)
+    hits, support, answers = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
+    scores = np.stack([_ratio(hits, answers), _ratio(hits, support), _ratio(2 * hits, support + answers)], axis=1)
+    total = support.sum()
+    occurs = support + answers > 0
+    rows = [
+        *np.column_stack([scores, support]),
+        [*np.full(3, hits.sum() / max(total, 1)), total],
+        [*(scores[occurs].mean(axis=0) if occurs.any() else np.zeros(3)), total],
+        [*(support @ scores / max(total, 1)), total],
+    ]
+    index = pd.Index([*confusion.index, "accuracy", "macro avg", "weighted avg"], name="class")
+    columns = ["precision", "recall", "f1", "support"]
+    return pd.DataFrame(np.array(rows), columns=columns, index=index).astype({"support": "int64"})
+
+
+def normalise_by_target(counts: pd.DataFrame) -> pd.DataFrame:
+    """Divide each row of a confusion matrix by its sum; the diagonal becomes the recall.
+
+    Returns:
+        float64 ``(C, C)`` in [0, 1]; NaN in the rows of classes that have no target.
+    """
+    totals = counts.sum(axis=1)
+    return counts.div(totals.where(totals > 0), axis=0)
+
+
+def _ratio(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0)

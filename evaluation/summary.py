@@ -1,0 +1,240 @@
+"""The table of results that the README shows: per run and task n, groups, majority baseline, accuracy and macro F1.
+
+Every figure comes with a 95 % interval by group (see ``statistics``), and a result whose interval does not lie above
+the majority baseline says so instead of being hidden.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from datamodules.schema import UserError
+from evaluation import statistics
+from evaluation.predictions import Predictions, read_predictions
+from evaluation.statistics import Interval
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+COLUMNS = ("run", "split", "task", "n", "groups", "majority", "accuracy [95 %]", "macro F1 [95 %]", "note")
+
+
+@dataclass(frozen=True)
+class TaskSummary:
+    """What is known of one task of one run; shares are 0 to 1, higher is better, NaN where nothing is known.
+
+    Attributes:
+        run: Name of the run directory.
+        split: Split that was predicted.
+        task: Name of the task.
+        n: Samples with a known target.
+        groups: Different groups (objects, products) among them; the intervals rest on these.
+        majority: Accuracy of always answering the majority class.
+        majority_source: Split whose class counts chose the majority class.
+        majority_label: Name of that class, empty where n is 0.
+        accuracy: Share of right answers.
+        accuracy_interval: By group bootstrap.
+        accuracy_wilson: The cross-check, ``statistics.clustered_wilson``.
+        f1_macro: Mean F1 over classes.
+        f1_macro_interval: By group bootstrap.
+        f1_weighted: Mean F1 weighted by support.
+        top3_accuracy: Share of samples whose target is among the three largest logits.
+    """
+
+    run: str
+    split: str
+    task: str
+    n: int
+    groups: int
+    majority: float
+    majority_source: Literal["train", "split"]
+    majority_label: str
+    accuracy: float
+    accuracy_interval: Interval
+    accuracy_wilson: Interval
+    f1_macro: float
+    f1_macro_interval: Interval
+    f1_weighted: float
+    top3_accuracy: float
+
+    @property
+    def above_majority(self) -> bool:
+        """True where the whole interval of accuracy lies above the majority baseline."""
+        return self.accuracy_interval.low > self.majority
+
+    @property
+    def note(self) -> str:
+        """What a reader must know next to the numbers, empty where there is nothing."""
+        if not self.n:
+            return "no known targets"
+        notes = [] if self.above_majority else ["not above majority"]
+        if self.majority_source == "split":
+            notes.append("majority of the split itself")
+        return "; ".join(notes)
+
+
+def summarise(
+    predictions: Predictions,
+    class_counts: Mapping[str, Sequence[int]],
+    run: str,
+    split: str,
+    *,
+    n_resamples: int = 5_000,
+    seed: int = 0,
+) -> list[TaskSummary]:
+    """Summarise each task of one set of predictions.
+
+    Args:
+        predictions: Of one split.
+        class_counts: Samples of each class in the train split, by task; a task may be missing.
+        run: Name for the table.
+        split: Name for the table.
+        n_resamples: Of the bootstrap.
+        seed: Of the bootstrap.
+    """
+    return [
+        _summarise_task(predictions, task, class_counts.get(task), run=run, split=split, bootstrap=(n_resamples, seed))
+        for task in predictions.tasks
+    ]
+
+
+def summarise_run(run: Path, split: str = "test") -> list[TaskSummary]:
+    """Summarise ``predictions/<split>.parquet`` of a run directory, with the class counts of its ``run.json``.
+
+    Raises:
+        UserError: The directory or its predictions are missing, or a file cannot be read.
+    """
+    if not run.is_dir():
+        raise UserError(f"{run}: no such run directory; give the directory that `fit` or `test` printed")
+    predictions = read_predictions(run / "predictions" / f"{split}.parquet")
+    return summarise(predictions, read_class_counts(run / "run.json", predictions.tasks), run.resolve().name, split)
+
+
+def read_class_counts(path: Path, tasks: Mapping[str, Sequence[str]]) -> dict[str, list[int]]:
+    """Class counts of the train split from a run record.
+
+    Returns:
+        By task; empty where there is no record or it does not say.
+
+    Raises:
+        UserError: The record is no JSON, or its counts do not fit the class names.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        record: Any = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not readable as JSON ({error}); restore or delete it") from error
+    data = record.get("data") if isinstance(record, dict) else None
+    counts = data.get("class_counts") if isinstance(data, dict) else None
+    if not isinstance(counts, dict):
+        return {}
+    for task, names in tasks.items():
+        values = counts.get(task)
+        if values is not None and len(values) != len(names):
+            raise UserError(
+                f"{path}: data.class_counts.{task} has {len(values)} counts for {len(names)} classes; "
+                f"the record belongs to other predictions: run `test` again"
+            )
+    return {task: [int(count) for count in counts[task]] for task in tasks if task in counts}
+
+
+def rich_table(summaries: Sequence[TaskSummary]) -> Table:
+    """The summaries as a table for the terminal."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    for column in COLUMNS:
+        is_number = column in ("n", "groups", "majority") or "[" in column
+        table.add_column(Text(column), justify="right" if is_number else "left", overflow="fold")
+    for summary in summaries:
+        table.add_row(*(Text(cell) for cell in _cells(summary)))
+    return table
+
+
+def markdown_table(summaries: Sequence[TaskSummary]) -> str:
+    """The summaries as a Markdown table for the README."""
+    rows = [COLUMNS, ["---"] * len(COLUMNS), *(_cells(summary) for summary in summaries)]
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows)
+
+
+def as_json(summaries: Sequence[TaskSummary]) -> str:
+    """The summaries as a JSON list of objects; NaN becomes null."""
+    rows = [{**asdict(summary), "above_majority": summary.above_majority} for summary in summaries]
+    return json.dumps([{key: _plain(value) for key, value in row.items()} for row in rows], indent=2)
+
+
+def _summarise_task(
+    predictions: Predictions,
+    task: str,
+    counts: Sequence[int] | None,
+    *,
+    run: str,
+    split: str,
+    bootstrap: tuple[int, int],
+) -> TaskSummary:
+    rows = statistics.known(predictions.targets[task])
+    targets, logits, groups = predictions.targets[task][rows], predictions.logits[task][rows], predictions.groups[rows]
+    predicted = logits.argmax(axis=1).astype(np.int64)
+    n_resamples, seed = bootstrap
+    baseline = statistics.Baseline(math.nan, 0, "split" if counts is None else "train")
+    accuracy_interval = f1_interval = Interval(math.nan, math.nan)
+    if len(rows):
+        baseline = statistics.majority_baseline(targets, counts)
+        accuracy = statistics.accuracy_statistic(targets, predicted)
+        f1 = statistics.f1_statistic(targets, predicted)
+        accuracy_interval = statistics.group_bootstrap(accuracy, groups, n_resamples, seed=seed)
+        f1_interval = statistics.group_bootstrap(f1, groups, n_resamples, seed=seed)
+    return TaskSummary(
+        run=run,
+        split=split,
+        task=task,
+        n=len(rows),
+        groups=len(set(groups.tolist())),
+        majority=baseline.accuracy,
+        majority_source=baseline.source,
+        majority_label=str(predictions.tasks[task][baseline.label]) if len(rows) else "",
+        accuracy=statistics.accuracy(targets, predicted),
+        accuracy_interval=accuracy_interval,
+        accuracy_wilson=statistics.clustered_wilson(targets == predicted, groups),
+        f1_macro=statistics.f1(targets, predicted),
+        f1_macro_interval=f1_interval,
+        f1_weighted=statistics.f1(targets, predicted, "weighted"),
+        top3_accuracy=statistics.top_k_accuracy(targets, logits, 3),
+    )
+
+
+def _cells(summary: TaskSummary) -> list[str]:
+    return [
+        summary.run,
+        summary.split,
+        summary.task,
+        str(summary.n),
+        str(summary.groups),
+        _share(summary.majority),
+        _with_interval(summary.accuracy, summary.accuracy_interval),
+        _with_interval(summary.f1_macro, summary.f1_macro_interval),
+        summary.note,
+    ]
+
+
+def _share(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.3f}"
+
+
+def _with_interval(value: float, interval: Interval) -> str:
+    return "–" if math.isnan(value) else f"{value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,0 +1,34 @@
+"""What is trained: one task a file, and what all tasks share.
+
+Names are imported when they are first used, so that ``import lightning_modules`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_modules.base import VisionTask
+    from lightning_modules.checkpoint import load_task
+    from lightning_modules.classifier import ImageClassifier
+    from lightning_modules.multitask import MultiTaskClassifier
+
+__all__ = ["ImageClassifier", "MultiTaskClassifier", "VisionTask", "load_task"]
+
+_HOMES = {
+    "ImageClassifier": "lightning_modules.classifier",
+    "MultiTaskClassifier": "lightning_modules.multitask",
+    "VisionTask": "lightning_modules.base",
+    "load_task": "lightning_modules.checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,81 @@
+"""A trained task from a checkpoint file alone, without the command line and without running code from the file."""
+
+from __future__ import annotations
+
+import inspect
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from datamodules.schema import UserError
+from lightning_modules.base import VisionTask
+
+PACKAGE = "lightning_modules"
+
+
+def load_task(path: str | Path, map_location: str = "cpu") -> VisionTask:
+    """Load a task with its weights, in evaluation mode.
+
+    Nothing but the file is needed: it names the classes (``task.tasks``), and how pictures must be made
+    (``task.input_options``). Pretrained weights are not fetched again.
+
+    Args:
+        path: of a checkpoint that the trainer wrote.
+        map_location: device to load to, such as ``cpu`` or ``cuda:0``.
+
+    Raises:
+        UserError: if there is no such file, or it is not a checkpoint of one of our tasks.
+    """
+    checkpoint = read_checkpoint(path, map_location)
+    hyper_parameters = dict(checkpoint["hyper_parameters"])
+    task_class = _task_class(str(hyper_parameters.get("_class_path", "")), path)
+    known = inspect.signature(task_class).parameters
+    try:
+        task = task_class(**{name: value for name, value in hyper_parameters.items() if name in known})
+        task.on_load_checkpoint(checkpoint)
+        task.load_state_dict(checkpoint["state_dict"])
+    except (RuntimeError, TypeError) as error:
+        first_line = str(error).splitlines()[0]
+        raise UserError(f"{path}: was made by another version of {task_class.__name__}: {first_line}") from error
+    return task.to(map_location).eval()
+
+
+def read_checkpoint(path: str | Path, map_location: str = "cpu") -> dict[str, Any]:
+    """Content of a checkpoint file: tensors and plain values, nothing else is accepted.
+
+    Args:
+        path: of a checkpoint that the trainer wrote.
+        map_location: device to load tensors to.
+
+    Returns:
+        At least ``state_dict`` and ``hyper_parameters``.
+
+    Raises:
+        UserError: if there is no such file or it is not a checkpoint.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"{path}: there is no such checkpoint; give the path of a .ckpt file in a run directory")
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path}: is not a checkpoint that can be read safely; give a .ckpt file of a run") from error
+    if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters"} <= checkpoint.keys():
+        raise UserError(f"{path}: is not a checkpoint of a run; it lacks state_dict or hyper_parameters")
+    return checkpoint
+
+
+def _task_class(class_path: str, path: str | Path) -> type[VisionTask]:
+    """A class is taken from this package only: the name comes from a file that anyone may have made."""
+    module_name, _, name = class_path.rpartition(".")
+    if module_name == PACKAGE or module_name.startswith(f"{PACKAGE}."):
+        try:
+            task_class = getattr(import_module(module_name), name)
+        except (ModuleNotFoundError, AttributeError):
+            task_class = None
+        if isinstance(task_class, type) and issubclass(task_class, VisionTask) and task_class is not VisionTask:
+            return task_class
+    raise UserError(
+        f"{path}: holds a {class_path or 'model without a name'!r}, which is none of the tasks of {PACKAGE}"
+    )

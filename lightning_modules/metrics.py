@@ -1,0 +1,110 @@
+"""Exact averages and scores of an epoch: over samples rather than batches, over all processes, known targets only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torchmetrics import MeanMetric, Metric, MetricCollection, SumMetric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+
+from datamodules.schema import UNKNOWN
+from lightning_modules.losses import MeanLoss
+
+TOP_K = (3, 5)
+
+
+def task_scores(num_classes: int) -> MetricCollection:
+    """Scores of one task, each in [0, 1], higher is better.
+
+    - ``accuracy``: share of the samples whose first choice is right.
+    - ``top3``, ``top5``: share of the samples whose target is among the first k choices; only where there are more
+      than k classes.
+    - ``f1_macro``: mean F1 of the classes, each counting the same. As in scikit-learn's default, the classes that
+      occur among targets or predictions count, the others do not.
+    - ``f1_weighted``: mean F1 of the classes, each counting as often as it occurs among the targets.
+    """
+
+    def accuracy(k: int) -> Metric:
+        return MulticlassAccuracy(num_classes, top_k=k, average="micro", ignore_index=UNKNOWN, validate_args=False)
+
+    def f1(average: Literal["macro", "weighted"]) -> Metric:
+        return MulticlassF1Score(num_classes, average=average, ignore_index=UNKNOWN, validate_args=False)
+
+    # validate_args=False: torchmetrics' checks of every batch would make a GPU wait, and targets are ours.
+    top = {f"top{k}": accuracy(k) for k in TOP_K if k < num_classes}
+    # Both F1 scores count the same things, so they are told to share them.
+    groups = [["accuracy"], ["f1_macro", "f1_weighted"], *([name] for name in top)]
+    scores = {"accuracy": accuracy(1), "f1_macro": f1("macro"), "f1_weighted": f1("weighted"), **top}
+    return MetricCollection(dict(scores), compute_groups=groups)
+
+
+class SplitMetrics(nn.Module):
+    """Losses and scores of all tasks over one epoch of one split.
+
+    Args:
+        tasks: class names of each task.
+        task_weights: weight of each task in the total loss.
+        losses_only: leave the scores out, as in training, where pictures may be mixed.
+    """
+
+    def __init__(
+        self, tasks: Mapping[str, Sequence[str]], task_weights: Mapping[str, float], losses_only: bool = False
+    ) -> None:
+        super().__init__()
+        self.task_weights = {task: task_weights[task] for task in tasks}
+        # Lists, because the name of a task need not be a legal name of a module. A loss that is not a number must
+        # show, hence "disable".
+        self.losses = nn.ModuleList(MeanMetric(nan_strategy="disable") for _ in tasks)
+        self.known = nn.ModuleList(SumMetric(nan_strategy="disable") for _ in tasks)
+        self.scores = nn.ModuleList(task_scores(len(names)) for names in tasks.values() if not losses_only)
+
+    def update_losses(self, losses: Mapping[str, MeanLoss]) -> None:
+        """Count the mean losses of a batch, each by the weight of its samples."""
+        for loss, mean, known in zip(losses.values(), _all(self.losses), _all(self.known), strict=True):
+            mean.update(loss.value.detach(), loss.weight)
+            known.update(loss.weight)
+
+    def update_scores(self, logits: Mapping[str, torch.Tensor], targets: Mapping[str, torch.Tensor]) -> None:
+        """Count the predictions of a batch.
+
+        Args:
+            logits: for each task float ``(B, C)``.
+            targets: for each task int64 ``(B,)``, ``UNKNOWN`` where not known.
+        """
+        for task, scores in zip(self.task_weights, _all(self.scores), strict=True):
+            scores.update(logits[task], targets[task])
+
+    def compute(self) -> dict[str, torch.Tensor]:
+        """Values over all batches and processes since the last reset.
+
+        Returns:
+            Scalars: ``loss``, the weighted sum of the tasks' mean losses; ``<task>/loss`` where there are several
+            tasks; ``<task>/<score>``. A task without any known target is left out.
+        """
+        # Every process computes everything, because computing is where they exchange their counts.
+        losses, known, scores = (
+            [metric.compute() for metric in _all(m)] for m in (self.losses, self.known, self.scores)
+        )
+        values: dict[str, torch.Tensor] = {"loss": torch.zeros_like(known[0])}
+        for index, (task, task_weight) in enumerate(self.task_weights.items()):
+            if known[index] == 0:
+                continue
+            values["loss"] = values["loss"] + task_weight * losses[index]
+            if len(self.task_weights) > 1:
+                values[f"{task}/loss"] = losses[index]
+            if scores:
+                values |= {f"{task}/{name}": value for name, value in scores[index].items()}
+        return values
+
+    def reset(self) -> None:
+        """Forget everything."""
+        for metric in (*_all(self.losses), *_all(self.known), *_all(self.scores)):
+            metric.reset()
+
+
+def _all(metrics: nn.ModuleList) -> list[Any]:
+    """What torch's list only knows to be modules."""
+    return list(metrics)

@@ -1,0 +1,294 @@
+"""Learning rates as a pure function of the step, and the parameter groups they apply to.
+
+Why not torch's schedulers: they carry state, and a state that is saved can be restored wrongly
+(``estimated_stepping_batches`` inside ``configure_optimizers`` forgets the part of an epoch that is done, Lightning
+#20550). Here a learning rate depends on the step alone, so a resumed run is exact by construction, and a callback
+may replace the phases without touching the optimizer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast, get_args
+
+import torch
+from torch import nn
+
+from datamodules.schema import UserError
+from lightning_modules.schedules import ScheduleName, lr_factor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Part = Literal["backbone", "head"]
+"""The two parts of a model that have learning rates of their own."""
+
+
+class OptimOptions(TypedDict, total=False):
+    """The rarer settings of the optimizer and its schedule; what is left out has the value in brackets.
+
+    Attributes:
+        betas: AdamW's two decay rates [0.9, 0.999].
+        eps: AdamW's epsilon [1e-8].
+        backbone_lr: learning rate of the backbone [that of the heads].
+        layer_decay: each layer further from the head learns this many times as fast, in (0, 1] [1, off].
+        warmup_epochs: epochs of linear warm-up in front of the schedule, step by step, may be a fraction [0].
+            With ``onecycle`` they are the length of its rise, which is 30 % of the run where this is 0.
+        min_lr: where ``cosine`` ends [0].
+        step_size: epochs between the drops of ``step`` [10].
+        gamma: factor of each drop of ``step`` [0.1].
+    """
+
+    betas: list[float]
+    eps: float
+    backbone_lr: float
+    layer_decay: float
+    warmup_epochs: float
+    min_lr: float
+    step_size: int
+    gamma: float
+
+
+@dataclass(frozen=True)
+class TrainingPhase:
+    """A stretch of training with learning rates and a schedule of its own.
+
+    A phase ends where the next one begins, or with the training.
+
+    Attributes:
+        first_epoch: counted from 0; the first phase of a training has 0.
+        lr: highest learning rate of each part, not negative. A part with 0 stands still.
+        schedule: how the learning rates change within the phase.
+        warmup_epochs: linear warm-up in front of the schedule, in epochs, may be a fraction.
+        min_lr: where ``cosine`` ends.
+        step_size: epochs between the drops of ``step``.
+        gamma: factor of each drop of ``step``.
+
+    Raises:
+        UserError: if a value is out of range.
+    """
+
+    first_epoch: int
+    lr: Mapping[Part, float]
+    schedule: ScheduleName = "cosine"
+    warmup_epochs: float = 0.0
+    min_lr: float = 0.0
+    step_size: int = 10
+    gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.schedule not in get_args(ScheduleName):
+            raise UserError(
+                f"schedule: {self.schedule!r} is unknown; choose one of {', '.join(get_args(ScheduleName))}"
+            )
+        if set(self.lr) != set(get_args(Part)):
+            raise UserError(f"lr: needs a value for each of {', '.join(get_args(Part))}, got {sorted(self.lr)}")
+        values = {"first_epoch": self.first_epoch, "warmup_epochs": self.warmup_epochs, "min_lr": self.min_lr}
+        values |= {f"lr of the {part}": lr for part, lr in self.lr.items()}
+        for name, value in values.items():
+            if not (math.isfinite(value) and value >= 0):
+                raise UserError(f"{name}: must be a number that is not negative, got {value}")
+        if self.step_size < 1 or not 0 < self.gamma <= 1:
+            raise UserError(f"step_size, gamma: need at least 1 epoch and (0, 1], got {self.step_size}, {self.gamma}")
+
+
+def checked_options(options: OptimOptions | None) -> OptimOptions:
+    """The options without unknown keys and values out of range.
+
+    Raises:
+        UserError: if there are any.
+    """
+    known = options or {}
+    unknown = sorted(set(known) - set(OptimOptions.__annotations__))
+    if unknown:
+        raise UserError(
+            f"optim_options: unknown {', '.join(unknown)}; known are {', '.join(OptimOptions.__annotations__)}"
+        )
+    layer_decay = known.get("layer_decay", 1.0)
+    if not 0 < layer_decay <= 1:
+        raise UserError(f"optim_options.layer_decay: must be in (0, 1], got {layer_decay}")
+    betas = known.get("betas", [0.9, 0.999])
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise UserError(f"optim_options.betas: must be two numbers in [0, 1), got {betas}")
+    return known
+
+
+def single_phase(lr: float, schedule: ScheduleName, options: OptimOptions) -> TrainingPhase:
+    """The phase of a training that has only one.
+
+    Args:
+        lr: of the heads, and of the backbone unless the options say otherwise.
+        schedule: of both.
+        options: as ``checked_options`` returns them.
+
+    Raises:
+        UserError: if a value is out of range.
+    """
+    return TrainingPhase(
+        first_epoch=0,
+        lr={"backbone": options.get("backbone_lr", lr), "head": lr},
+        schedule=schedule,
+        warmup_epochs=options.get("warmup_epochs", 0.0),
+        min_lr=options.get("min_lr", 0.0),
+        step_size=options.get("step_size", 10),
+        gamma=options.get("gamma", 0.1),
+    )
+
+
+def current_phase(phases: Sequence[TrainingPhase], epoch: int) -> int:
+    """Index of the phase that an epoch belongs to.
+
+    Raises:
+        UserError: if the phases do not begin at epoch 0 or are out of order.
+    """
+    firsts = [phase.first_epoch for phase in phases]
+    if not firsts or firsts[0] != 0 or firsts != sorted(set(firsts)):
+        raise UserError(f"training phases must begin at epoch 0 and follow each other, got first epochs {firsts}")
+    return max(index for index, first in enumerate(firsts) if first <= epoch)
+
+
+def learning_rate(
+    phases: Sequence[TrainingPhase], part: Part, step: int, steps_per_epoch: int, total_steps: float
+) -> float:
+    """Learning rate of a part of the model, before layer-wise scaling.
+
+    Args:
+        phases: in order, the first one from epoch 0.
+        part: backbone or head.
+        step: optimizer steps done since training began.
+        steps_per_epoch: optimizer steps in an epoch.
+        total_steps: optimizer steps of the whole training, infinite where it has no end.
+
+    Raises:
+        UserError: if the schedule needs to know where training ends and it has no end.
+    """
+    index = current_phase(phases, step // steps_per_epoch)
+    phase = phases[index]
+    begin = phase.first_epoch * steps_per_epoch
+    end = total_steps
+    if index + 1 < len(phases):
+        end = min(phases[index + 1].first_epoch * steps_per_epoch, total_steps)
+    if math.isinf(end) and phase.schedule in {"cosine", "onecycle"}:
+        raise UserError(f"schedule: {phase.schedule!r} needs an end; set trainer.max_epochs or trainer.max_steps")
+    highest = phase.lr[part]
+    if highest == 0:
+        return 0.0
+    return highest * lr_factor(
+        phase.schedule,
+        step - begin,
+        end - begin,
+        warmup_steps=round(phase.warmup_epochs * steps_per_epoch),
+        min_factor=min(phase.min_lr / highest, 1.0),
+        drop_steps=phase.step_size * steps_per_epoch,
+        gamma=phase.gamma,
+    )
+
+
+def steps_of_training(
+    batches_per_epoch: float, accumulate_grad_batches: int, max_epochs: int | None, max_steps: int
+) -> tuple[int, float]:
+    """Optimizer steps in an epoch and in the whole training.
+
+    Args:
+        batches_per_epoch: infinite where the data do not say.
+        accumulate_grad_batches: batches per step; what is left at the end of an epoch makes a step too.
+        max_epochs: nothing or -1 for no end.
+        max_steps: -1 for no end.
+
+    Returns:
+        Steps of an epoch, and of the training, which may be infinite.
+
+    Raises:
+        UserError: if the data have no length.
+    """
+    if math.isinf(batches_per_epoch):
+        raise UserError("learning rates need the length of an epoch and the data have none; set limit_train_batches")
+    steps_per_epoch = max(math.ceil(batches_per_epoch / accumulate_grad_batches), 1)
+    total = math.inf if max_epochs is None or max_epochs < 0 else float(max_epochs * steps_per_epoch)
+    return steps_per_epoch, min(total, math.inf if max_steps < 0 else max_steps)
+
+
+def step_seed(epoch: int, batch_idx: int, rank: int) -> int:
+    """Seed in [0, 2**63) for the dropout of one batch on one process, a hash of where it is in the run.
+
+    The seed of the run is the one that ``seed_everything`` leaves in ``PL_GLOBAL_SEED``, 0 if there is none.
+    """
+    place = f"{os.environ.get('PL_GLOBAL_SEED', '0')}/{epoch}/{batch_idx}/{rank}"
+    return int.from_bytes(hashlib.blake2b(place.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def parameter_groups(
+    backbone: nn.Module,
+    heads: nn.Module,
+    *,
+    weight_decay: float,
+    layer_decay: float = 1.0,
+    frozen: Collection[nn.Parameter] = (),
+) -> list[dict[str, Any]]:
+    """Groups for the optimizer; every parameter that is ever trained is in exactly one of them.
+
+    Biases, norms and what the architecture names in ``no_weight_decay()`` are not decayed.
+
+    Args:
+        backbone: a timm network.
+        heads: everything else that is trained.
+        weight_decay: for the other parameters.
+        layer_decay: factor of the learning rate from each layer of the backbone to the one below it
+            (Clark et al., ELECTRA, 2020; Bao et al., BEiT, 2021), 1 for none.
+        frozen: parameters that do not train now but will, so that the optimizer never has to change its groups.
+
+    Returns:
+        Dicts with ``params``, ``weight_decay``, ``name`` (unique), ``part`` and ``lr_scale`` in (0, 1], the factor
+        of the group's learning rate.
+    """
+    groups = []
+    with _trainable(frozen):
+        for part, module, decay in (("backbone", backbone, layer_decay), ("head", heads, 1.0)):
+            for number, group in enumerate(_groups_of(module, weight_decay, decay)):
+                kind = "decay" if group["weight_decay"] else "no_decay"
+                name = f"{part}_{kind}" if decay == 1.0 else f"{part}_{number:02d}_{kind}"
+                groups.append({"lr_scale": 1.0, **group, "name": name, "part": part})
+    return groups
+
+
+def _groups_of(module: nn.Module, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+    from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+
+    exempt: Collection[str] = cast("Any", module).no_weight_decay() if hasattr(module, "no_weight_decay") else ()
+    if layer_decay == 1.0:
+        groups: list[dict[str, Any]] = param_groups_weight_decay(module, weight_decay, no_weight_decay_list=exempt)
+    else:
+        groups = param_groups_layer_decay(module, weight_decay, no_weight_decay_list=exempt, layer_decay=layer_decay)
+    return groups
+
+
+@contextmanager
+def _trainable(parameters: Collection[nn.Parameter]) -> Iterator[None]:
+    """For timm, which leaves out what does not require a gradient."""
+    before = [parameter.requires_grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter, required in zip(parameters, before, strict=True):
+            parameter.requires_grad_(required)
+
+
+def adamw(groups: list[dict[str, Any]], phase: TrainingPhase, options: OptimOptions) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter, 2019) over the groups of ``parameter_groups``.
+
+    Args:
+        groups: as ``parameter_groups`` makes them.
+        phase: gives the learning rates that stand until the first step sets its own.
+        options: ``betas`` and ``eps`` are read.
+    """
+    beta1, beta2 = options.get("betas", [0.9, 0.999])
+    for group in groups:
+        group["lr"] = phase.lr[group["part"]] * group["lr_scale"]
+    return torch.optim.AdamW(groups, betas=(beta1, beta2), eps=options.get("eps", 1e-8))

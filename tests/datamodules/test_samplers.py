@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from scipy import stats
+from torch.utils.data import DistributedSampler
+
+from datamodules.samplers import EvalSampler, SampleKey, TrainSampler, inverse_frequency_weights
+from datamodules.schema import UNKNOWN
+
+
+def places(sampler: TrainSampler | EvalSampler) -> list[int]:
+    return [key.place for key in sampler]
+
+
+def test_training_order_is_a_permutation_that_changes_by_epoch_and_seed() -> None:
+    sampler = TrainSampler(53, seed=1)
+    first = places(sampler)
+    assert sorted(first) == list(range(53))
+    assert places(sampler) == first
+    sampler.set_epoch(1)
+    assert sorted(places(sampler)) == list(range(53))
+    assert places(sampler) != first
+    assert places(TrainSampler(53, seed=2)) != first
+
+
+def test_an_epochs_order_does_not_depend_on_the_epochs_before() -> None:
+    walked, jumped = TrainSampler(53), TrainSampler(53)
+    for epoch in range(4):
+        walked.set_epoch(epoch)
+        last = list(walked)
+    jumped.set_epoch(3)
+    assert list(jumped) == last
+    assert {key.epoch for key in last} == {3}
+
+
+def test_the_global_generator_is_neither_used_nor_consumed() -> None:
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    first = [places(TrainSampler(20)), places(TrainSampler(20, weights=torch.ones(20)))]
+    assert torch.get_rng_state().equal(state)
+    torch.manual_seed(1)
+    assert [places(TrainSampler(20)), places(TrainSampler(20, weights=torch.ones(20)))] == first
+
+
+@pytest.mark.parametrize(("size", "world_size"), [(53, 1), (53, 2), (53, 3), (54, 3), (2, 3), (1, 4)])
+def test_processes_together_see_every_training_sample_once(size: int, world_size: int) -> None:
+    ranks = [list(TrainSampler(size, seed=4, rank=rank, world_size=world_size)) for rank in range(world_size)]
+    share = -(-size // world_size)
+    assert [len(rank) for rank in ranks] == [share] * world_size
+    assert len(TrainSampler(size, world_size=world_size)) == share
+    seen = Counter(key.place for rank in ranks for key in rank)
+    assert set(seen) == set(range(size))
+    assert sum(seen.values()) - size == share * world_size - size, "only what fills up is repeated"
+    assert not any(key.is_padding for rank in ranks for key in rank), "training counts every row"
+
+
+@pytest.mark.parametrize(("size", "world_size"), [(53, 1), (53, 2), (53, 3), (54, 3), (2, 3), (1, 4), (0, 2)])
+def test_every_evaluation_sample_is_counted_once(size: int, world_size: int) -> None:
+    ranks = [list(EvalSampler(size, rank, world_size)) for rank in range(world_size)]
+    assert len({len(rank) for rank in ranks}) == 1
+    assert len(ranks[0]) == len(EvalSampler(size, 0, world_size)) == -(-size // world_size)
+    counted = sorted(key.place for rank in ranks for key in rank if not key.is_padding)
+    assert counted == list(range(size))
+    assert all(0 <= key.place < size for rank in ranks for key in rank)
+
+
+def test_evaluation_keeps_the_order_and_ignores_the_epoch() -> None:
+    sampler = EvalSampler(5)
+    sampler.set_epoch(7)
+    assert list(sampler) == [SampleKey(place) for place in range(5)]
+
+
+def test_start_leaves_out_what_this_process_had_once() -> None:
+    for rank in range(2):
+        sampler = TrainSampler(53, rank=rank, world_size=2, weights=torch.rand(53))
+        whole = list(sampler)
+        sampler.start = 20
+        assert list(sampler) == whole[20:]
+        assert list(sampler) == whole
+
+
+def test_inverse_frequency_makes_classes_equal_and_keeps_the_rate_of_unknown_ones() -> None:
+    targets = torch.tensor([0] * 60 + [1] * 30 + [3] * 10 + [UNKNOWN] * 20)
+    weights = inverse_frequency_weights(targets)
+    assert weights.dtype == torch.float64
+    for name in (0, 1, 3):
+        assert weights[targets == name].sum().item() == pytest.approx(1.0)
+    # 20 of 120 samples are unknown, and so is a sixth of the draws.
+    assert (weights[targets == UNKNOWN].sum() / weights.sum()).item() == pytest.approx(20 / 120)
+    assert inverse_frequency_weights(torch.tensor([UNKNOWN, UNKNOWN])).tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_balanced_draws_match_the_inverse_class_frequency(world_size: int) -> None:
+    targets = torch.tensor([0] * 600 + [1] * 300 + [2] * 90 + [3] * 10)
+    weights = inverse_frequency_weights(targets)
+    drawn: list[int] = []
+    for epoch in range(5):
+        for rank in range(world_size):
+            sampler = TrainSampler(len(targets), 0, rank, world_size, weights)
+            sampler.set_epoch(epoch)
+            share = places(sampler)
+            assert len(share) == len(targets) // world_size
+            by_class = torch.bincount(targets[share], minlength=4)
+            assert stats.chisquare(by_class).pvalue > 1e-4, "each process alone is balanced too"
+            drawn += share
+    assert stats.chisquare(torch.bincount(targets[drawn], minlength=4)).pvalue > 1e-3
+    # Within a class all samples are equally likely.
+    rare = Counter(place for place in drawn if targets[place] == 3)
+    assert stats.chisquare([rare[place] for place in range(990, 1000)]).pvalue > 1e-3
+
+
+def test_samples_without_weight_are_never_drawn() -> None:
+    weights = torch.tensor([0.0, 1.0, 0.0, 2.0, 0.0])
+    drawn = [place for epoch in range(50) for place in _epoch_places(weights, epoch)]
+    assert set(drawn) == {1, 3}
+    assert stats.binomtest(drawn.count(3), len(drawn), 2 / 3).pvalue > 1e-3
+
+
+def test_processes_draw_different_samples_of_one_order() -> None:
+    weights = torch.rand(101, dtype=torch.float64)
+    both = TrainSampler(101, 3, 0, 2, weights).order().tolist()
+    assert places(TrainSampler(101, 3, 0, 2, weights)) == both[0::2]
+    assert places(TrainSampler(101, 3, 1, 2, weights)) == both[1::2]
+
+
+def test_repeated_draws_are_told_apart() -> None:
+    weights = torch.tensor([10.0, 1.0, 1.0, 1.0])
+    ranks = [list(TrainSampler(4, 1, rank, 2, weights)) for rank in range(2)]
+    order = [ranks[index % 2][index // 2] for index in range(4)]
+    seen: Counter[int] = Counter()
+    for key in order:
+        assert key.draw == seen[key.place]
+        seen[key.place] += 1
+    assert max(key.draw for key in order) > 0
+    assert {key.draw for key in TrainSampler(20)} == {0}
+
+
+def test_lightning_is_kept_from_splitting_again() -> None:
+    assert isinstance(TrainSampler(3), DistributedSampler)
+    assert isinstance(EvalSampler(3), DistributedSampler)
+
+
+def _epoch_places(weights: torch.Tensor, epoch: int) -> list[int]:
+    sampler = TrainSampler(len(weights), weights=weights)
+    sampler.set_epoch(epoch)
+    return places(sampler)

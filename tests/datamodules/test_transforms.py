@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torchvision.transforms.v2 import functional as F
+
+from datamodules.counted import counted_rng
+from datamodules.options import AugmentOptions, ImageOptions, complete_augment
+from datamodules.schema import UserError
+from datamodules.transforms import eval_transform, learns_colour, shift_hue, train_transform
+
+SIZES = [(3, 5), (1, 1), (31, 200), (200, 31), (64, 64), (97, 133)]
+
+
+def noise(height: int = 60, width: int = 80, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
+
+
+def run(transform: nn.Module, image: torch.Tensor, key: int = 0) -> torch.Tensor:
+    with counted_rng("test", key):
+        result = transform(image)
+    assert isinstance(result, torch.Tensor)
+    return result
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("preset", ["none", "light", "reference"])
+def test_every_size_comes_out_square_and_uint8(size: tuple[int, int], preset: str) -> None:
+    options: ImageOptions = {"size": 32, "crop_fraction": 0.9}
+    augment: AugmentOptions = {"preset": preset}  # type: ignore[typeddict-item]
+    for transform in (eval_transform(options), train_transform(options, augment, hue_safe=False)):
+        image = run(transform, noise(*size))
+        assert image.shape == (3, 32, 32)
+        assert image.dtype == torch.uint8
+        assert image.is_contiguous()
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_evaluation_matches_pillow(interpolation: str) -> None:
+    image = noise(90, 120)
+    options: ImageOptions = {"size": 28, "crop_fraction": 0.875, "interpolation": interpolation}  # type: ignore[typeddict-item]
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+    resized = picture.resize((32 * 120 // 90, 32), Image.Resampling[interpolation.upper()])
+    left, top = round((resized.width - 28) / 2), round((resized.height - 28) / 2)
+    expected = F.pil_to_tensor(resized.crop((left, top, left + 28, top + 28)))
+    assert (eval_transform(options)(image).int() - expected.int()).abs().max() <= 2
+
+
+def test_memory_layout_does_not_change_the_result() -> None:
+    planar = noise(90, 120)
+    interleaved = planar.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    for transform in (
+        eval_transform({"size": 48}),
+        train_transform({"size": 48}, {"preset": "reference"}, hue_safe=False),
+    ):
+        assert run(transform, planar).equal(run(transform, interleaved))
+
+
+def test_without_augmentation_training_pictures_are_evaluation_pictures() -> None:
+    options: ImageOptions = {"size": 40, "crop_fraction": 0.9}
+    for augment in (
+        None,
+        AugmentOptions(preset="none"),
+        AugmentOptions(preset="light", random_resized_crop=[], horizontal_flip=0),
+    ):
+        state = torch.get_rng_state()
+        assert train_transform(options, augment, hue_safe=True)(noise()).equal(eval_transform(options)(noise()))
+        assert torch.get_rng_state().equal(state), "and nothing is drawn"
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [
+        AugmentOptions(random_resized_crop=[0.5, 1.0]),
+        AugmentOptions(horizontal_flip=0.5),
+        AugmentOptions(rotation=20),
+        AugmentOptions(translate=0.2),
+        AugmentOptions(brightness=0.4),
+        AugmentOptions(contrast=0.4),
+        AugmentOptions(saturation=0.4),
+        AugmentOptions(hue=0.2),
+        AugmentOptions(erasing=0.5),
+    ],
+)
+def test_each_augmentation_acts_alone_and_repeats_itself(augment: AugmentOptions) -> None:
+    transform = train_transform({"size": 32}, augment, hue_safe=False)
+    images = [run(transform, noise(), key) for key in range(8)]
+    assert len({image.numpy().tobytes() for image in images}) > 1
+    again = train_transform({"size": 32}, augment, hue_safe=False)
+    assert all(run(again, noise(), key).equal(images[key]) for key in range(8))
+
+
+def test_certain_flips_mirror_the_evaluation_picture() -> None:
+    flipped = run(train_transform({"size": 32}, {"horizontal_flip": 1.0}, hue_safe=False), noise())
+    assert flipped.equal(eval_transform({"size": 32})(noise()).flip(-1))
+
+
+def test_erasing_covers_the_share_asked_for() -> None:
+    transform = train_transform({"size": 50}, {"erasing": 1.0, "erasing_scale": [0.2, 0.2]}, hue_safe=False)
+    original = eval_transform({"size": 50})(noise())
+    for key in range(10):
+        erased = run(transform, noise(), key)
+        share = float((erased != original).any(0).double().mean())
+        assert share == pytest.approx(0.2, abs=0.03)
+        assert [int(channel[(erased != original).any(0)].unique()) for channel in erased] == [124, 116, 104]
+
+
+def test_colour_is_safe_from_hue_jitter_unless_asked_for() -> None:
+    assert learns_colour({"class": ["a"], "colour": ["red"]})
+    assert learns_colour(["main_Color"])
+    assert not learns_colour(["class", "material"])
+    assert complete_augment({"preset": "reference"}, hue_safe=False)["hue"] == 0.1
+    assert complete_augment({"preset": "reference"}, hue_safe=True)["hue"] == 0.0
+    assert complete_augment({"preset": "reference", "hue": 0.05}, hue_safe=True)["hue"] == 0.05
+
+
+def test_a_safe_transform_keeps_every_hue() -> None:
+    red = torch.zeros(3, 40, 40, dtype=torch.uint8)
+    red[0] = 200
+    red[1:] = 40
+    augment: AugmentOptions = {"preset": "reference", "erasing": 0.0, "rotation": 0.0, "translate": 0.0}
+    for key in range(20):
+        safe = run(train_transform({"size": 20}, augment, hue_safe=True), red, key).int()
+        assert (safe[1] - safe[2]).abs().max() <= 1, "still a pure red, at whatever brightness"
+    unsafe = [run(train_transform({"size": 20}, augment, hue_safe=False), red, key).int() for key in range(20)]
+    assert max(int((image[1] - image[2]).abs().max()) for image in unsafe) > 20
+
+
+@pytest.mark.parametrize("turns", [-0.5, -0.31, -0.1, 0.0, 0.07, 0.25, 0.5])
+def test_hue_shift_matches_torchvision(turns: float) -> None:
+    image = noise(120, 120, seed=3)
+    image[:, :10] = image[:1, :10]  # greys have no hue
+    image[:, 10] = 0
+    image[0, 11], image[1, 11] = 255, 255  # ties of the largest channel
+    assert (shift_hue(image, turns).int() - F.adjust_hue(image, turns).int()).abs().max() <= 1
+
+
+def test_presets_can_be_overridden_key_by_key() -> None:
+    options = complete_augment({"preset": "reference", "rotation": 5.0}, hue_safe=False)
+    assert options["rotation"] == 5.0
+    assert options["translate"] == 0.1
+    options["erasing_scale"].append(9.0)
+    assert complete_augment({"preset": "reference"}, hue_safe=False)["erasing_scale"] == [0.02, 0.33]
+
+
+@pytest.mark.parametrize(
+    ("augment", "message"),
+    [
+        ({"hew": 0.1}, "data augment: unknown key 'hew'"),
+        ({"preset": "heavy"}, "data augment.preset: is 'heavy', must be one of none, light, reference"),
+        ({"hue": 0.7}, "data augment.hue: is 0.7, must be between 0 and 0.5"),
+        ({"erasing": 1.5}, "augment.erasing"),
+        ({"mixup": -1.0}, "augment.mixup: is -1.0, must be 0 or more"),
+        ({"random_resized_crop": [1.0, 0.5]}, "augment.random_resized_crop"),
+        ({"erasing_scale": []}, "augment.erasing_scale"),
+    ],
+)
+def test_wrong_options_are_refused_by_key(augment: AugmentOptions, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        train_transform({}, augment, hue_safe=False)
+
+
+@pytest.mark.parametrize("image", [{"size": 0}, {"crop_fraction": 0.0}, {"interpolation": "nearest"}, {"sise": 3}])
+def test_wrong_image_options_are_refused(image: ImageOptions) -> None:
+    with pytest.raises(UserError, match="data image"):
+        eval_transform(image)

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn import metrics
+
+from evaluation.classification import class_report, confusion_matrix, normalise_by_target
+
+NAMES = ["bag", "cap", "mug", "lamp"]
+
+
+def answers(seed: int, n: int = 80) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    targets = rng.integers(3, size=n)  # nobody shows a lamp
+    return targets, np.where(rng.random(n) < 0.5, targets, rng.integers(4, size=n))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_confusion_matrix_equals_scikit_learn(seed: int) -> None:
+    targets, predicted = answers(seed)
+    matrix = confusion_matrix(targets, predicted, NAMES)
+    np.testing.assert_array_equal(matrix, metrics.confusion_matrix(targets, predicted, labels=range(4)))
+    assert matrix.index.tolist() == matrix.columns.tolist() == NAMES
+    assert (matrix.index.name, matrix.columns.name) == ("target", "predicted")
+
+
+def test_normalised_rows_are_shares_of_the_target() -> None:
+    targets, predicted = answers(0)
+    shares = normalise_by_target(confusion_matrix(targets, predicted, NAMES))
+    expected = metrics.confusion_matrix(targets, predicted, labels=range(4), normalize="true")
+    np.testing.assert_allclose(shares.iloc[:3], expected[:3])
+    assert shares.loc["lamp"].isna().all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("n", [2, 80])
+def test_report_equals_scikit_learn(seed: int, n: int) -> None:
+    targets, predicted = answers(seed, n)
+    report = class_report(confusion_matrix(targets, predicted, NAMES))
+    expected = metrics.classification_report(
+        targets, predicted, labels=range(4), target_names=NAMES, output_dict=True, zero_division=0
+    )
+    for name in [*NAMES, "weighted avg"]:
+        scores = [expected[name][key] for key in ("precision", "recall", "f1-score", "support")]
+        assert report.loc[name].tolist() == pytest.approx(scores)
+    # Over the classes that occur, as scikit-learn does where it is not given labels.
+    macro = metrics.f1_score(targets, predicted, average="macro", zero_division=0)
+    assert report.loc["macro avg", "f1"] == pytest.approx(macro)
+    assert report.loc["accuracy", "f1"] == pytest.approx(metrics.accuracy_score(targets, predicted))
+    assert report["support"].dtype == np.int64
+    assert report.index.name == "class"
+
+
+def test_report_of_nothing_is_zero() -> None:
+    none = np.empty(0, dtype=np.int64)
+    report = class_report(confusion_matrix(none, none, NAMES))
+    np.testing.assert_array_equal(report, np.zeros((7, 4)))

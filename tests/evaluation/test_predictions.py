@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from datamodules.schema import UserError
+from evaluation.predictions import Predictions, join_predictions, read_predictions, write_predictions
+from tests.evaluation.predictions_fixture import TASKS, make_predictions
+
+
+def assert_same(left: Predictions, right: Predictions) -> None:
+    assert {task: list(names) for task, names in left.tasks.items()} == dict(right.tasks)
+    for field in ("sample_id", "names", "groups"):
+        np.testing.assert_array_equal(getattr(left, field), getattr(right, field))
+    for task in left.tasks:
+        np.testing.assert_array_equal(left.targets[task], right.targets[task])
+        np.testing.assert_array_equal(left.logits[task], right.logits[task])
+        assert right.logits[task].dtype == np.float32
+        assert right.targets[task].dtype == np.int64
+
+
+@pytest.mark.parametrize("n", [0, 1, 20])
+def test_what_was_written_is_read(tmp_path: Path, n: int) -> None:
+    path = tmp_path / "predictions" / "test.parquet"
+    predictions = make_predictions(n)
+    write_predictions(path, predictions)
+    assert_same(predictions, read_predictions(path))
+    assert [entry.name for entry in path.parent.iterdir()] == ["test.parquet"]
+
+
+def test_file_is_plain_parquet_that_names_its_classes(tmp_path: Path) -> None:
+    path = tmp_path / "test.parquet"
+    write_predictions(path, make_predictions(3))
+    schema = pq.read_schema(path)
+    types = {name: str(schema.field(name).type) for name in schema.names}
+    assert types == {
+        "sample_id": "int64",
+        "name": "string",
+        "group": "string",
+        "target_class": "int64",
+        "logits_class": "list<element: float>",
+        "target_colour": "int64",
+        "logits_colour": "list<element: float>",
+    }
+    assert json.loads(schema.metadata[b"vitrine.tasks"]) == TASKS
+
+
+def test_predicted_takes_the_first_of_equal_logits() -> None:
+    predictions = make_predictions(2)
+    tied = dataclasses.replace(predictions, logits={"class": np.array([[1, 2, 2], [0, 0, 0]], dtype=np.float32)})
+    assert tied.predicted("class").tolist() == [1, 0]
+
+
+def test_missing_file_names_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no predictions.*experiments test"):
+        read_predictions(tmp_path / "test.parquet")
+
+
+@pytest.mark.parametrize("keep", [0, 3, 400])
+def test_truncated_file_is_told(tmp_path: Path, keep: int) -> None:
+    path = tmp_path / "test.parquet"
+    write_predictions(path, make_predictions())
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(UserError, match="not a readable Parquet file") as caught:
+        read_predictions(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_foreign_parquet_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "test.parquet"
+    write_predictions(path, make_predictions())
+    table = pq.read_table(path)
+    pq.write_table(table.replace_schema_metadata({}), path)
+    with pytest.raises(UserError, match="not a predictions file"):
+        read_predictions(path)
+    pq.write_table(table.drop_columns(["logits_colour"]), path)
+    with pytest.raises(UserError, match=r"not a predictions file.*logits_colour"):
+        read_predictions(path)
+    pq.write_table(table.set_column(4, "logits_class", table.column("target_class")), path)
+    with pytest.raises(UserError, match="not a predictions file"):
+        read_predictions(path)
+
+
+def test_logits_must_fit_the_class_names_and_targets_the_classes(tmp_path: Path) -> None:
+    path = tmp_path / "test.parquet"
+    write_predictions(path, make_predictions())
+    table = pq.read_table(path)
+    more = {b"vitrine.tasks": json.dumps({**TASKS, "colour": ["blue", "red", "green"]}).encode()}
+    pq.write_table(table.replace_schema_metadata(more), path)
+    with pytest.raises(UserError, match="3 logits"):
+        read_predictions(path)
+    predictions = make_predictions()
+    write_predictions(path, dataclasses.replace(predictions, targets={**predictions.targets, "class": np.full(20, 3)}))
+    with pytest.raises(UserError, match=r"target 3 of task 'class' in row 0"):
+        read_predictions(path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_logits_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
+    predictions = make_predictions()
+    predictions.logits["colour"][7, 1] = value
+    path = tmp_path / "test.parquet"
+    with pytest.raises(UserError, match="'colour' are not finite for 1 of 20 samples, first 'photo 7'"):
+        write_predictions(path, predictions)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "test.parquet"
+    write_predictions(path, make_predictions())
+    before = path.read_bytes()
+
+    def full_disk(table: object, where: Path) -> None:
+        Path(where).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pq, "write_table", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        write_predictions(path, make_predictions(5))
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["test.parquet"]
+
+
+def test_joining_counts_each_sample_once_in_order() -> None:
+    whole = make_predictions(20)
+    even, odd = whole.take(np.arange(0, 20, 2)), whole.take(np.arange(1, 20, 2)[::-1])
+    padded = whole.take(np.array([4, 19]))
+    joined, dropped = join_predictions([odd, padded, even])
+    assert_same(whole, joined)
+    assert dropped == 2
+
+
+def test_rounding_of_a_repeated_sample_is_no_contradiction() -> None:
+    whole = make_predictions(5)
+    again = dataclasses.replace(whole, logits={task: values + 1e-5 for task, values in whole.logits.items()})
+    joined, dropped = join_predictions([whole, again])
+    assert (len(joined), dropped) == (5, 5)
+
+
+def test_contradicting_shards_are_told() -> None:
+    whole = make_predictions(5)
+    other = dataclasses.replace(whole, logits={task: values + 1 for task, values in whole.logits.items()})
+    with pytest.raises(UserError, match=r"sample 0 \('photo 0'\) was predicted twice"):
+        join_predictions([whole, other])
+    renamed = dataclasses.replace(whole, tasks={**TASKS, "colour": ["red", "blue"]})
+    with pytest.raises(UserError, match="different tasks or classes"):
+        join_predictions([whole, renamed])
+    with pytest.raises(UserError, match="no shards"):
+        join_predictions([])
