@@ -146,7 +146,7 @@ def read_classes_file(path: Path) -> list[str]:
     """
     problems: Problems = []
     names: dict[str, int] = {}
-    for row, line in enumerate(read_text(path, problems).splitlines(), start=1):
+    for row, line in enumerate(read_text(path, problems).split("\n"), start=1):
         name = line.strip()
         if name in names:
             problems.append((row, f"class {name!r} again, first in row {names[name]}"))
@@ -170,18 +170,18 @@ def read_attributes_file(path: Path) -> dict[str, list[str]]:
     if problems:
         raise table_error(str(path), problems, "save the file as UTF-8")
     try:
-        # The base loader leaves all values texts: a colour called `off` or a size `1` stays what it is.
-        content = yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506 -- builds nothing but texts, lists and mappings
+        # Nodes, not objects: a colour called `off` stays a text, and a name that occurs twice is seen.
+        top = yaml.compose(text, Loader=yaml.BaseLoader)
     except yaml.YAMLError as error:
         raise UserError(f"{path}: is no YAML ({' '.join(str(error).split())}); correct it") from error
+    if not isinstance(top, yaml.MappingNode):
+        raise UserError(f"{path}: must hold lists of values by attribute; write `colour: [red, blue]`")
     lists: dict[str, list[str]] = {}
-    for name, values in content.items() if isinstance(content, dict) else [("", None)]:
-        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-            raise UserError(
-                f"{path}: {name or 'the file'} must hold a list of values; write `{name or 'colour'}: [a, b]`"
-            )
-        key = canonical_attribute(name)
+    for name, values in top.value:
+        key, where = canonical_attribute(str(name.value)), f"{path}:{name.start_mark.line + 1}"
+        if not isinstance(values, yaml.SequenceNode) or any(not isinstance(v, yaml.ScalarNode) for v in values.value):
+            raise UserError(f"{where}: {key!r} must hold a list of values; write `{key}: [a, b]`")
         if key in lists:
-            raise UserError(f"{path}: attribute {key!r} occurs twice; join the two lists")
-        lists[key] = values
+            raise UserError(f"{where}: attribute {key!r} occurs twice; join the two lists")
+        lists[key] = [str(value.value) for value in values.value]
     return lists

@@ -46,10 +46,10 @@ def assign_groups(
     totals = np.bincount(class_of, minlength=n_classes)
     rank = np.argsort(np.argsort(totals, kind="stable")).tolist()  # 0 for the rarest class
     strata = np.array([min(rank[code] for code, _ in content) for content in contents], dtype=np.int64)
-    # Big groups first, or the last one may overfill its part; in steps of two, or the seed would have no say.
-    sizes = np.array([sum(count for _, count in content).bit_length() for content in contents], dtype=np.int64)
-    order = np.random.default_rng(seed).permutation(len(contents))
-    order = order[np.lexsort((-sizes[order], strata[order]))]
+    # Big groups first, or the last one may overfill its part; not to the letter, or the seed would have no say.
+    rng = np.random.default_rng(seed)
+    sizes = np.bincount(group_of) * rng.uniform(1, 1.5, len(contents))
+    order = np.lexsort((-sizes, strata))
     parts = _Greedy(contents, totals, list(fractions), keep_first).assign(order.tolist())
     return parts[group_of]
 

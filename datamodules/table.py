@@ -110,8 +110,7 @@ class SampleTable:
         if not targets or targets[0] != LABEL_TASK:
             raise ValueError(f"the first target must be {LABEL_TASK!r}, not {list(targets)}")
         _check_columns(frame, targets, vocabularies or {}, origin)
-        given_rows = frame["row"] if "row" in frame else pd.Series(range(2, len(frame) + 2))
-        rows = given_rows.to_numpy().astype(np.int64)
+        rows = np.asarray(frame["row"] if "row" in frame else range(2, len(frame) + 2), dtype=np.int64)
         columns = {key: _strings(frame[key]) for key in ("name", "source", "split")}
         _check_rows(columns, rows, origin)
         names = columns["name"]
@@ -121,7 +120,7 @@ class SampleTable:
         tasks, values, unseen = _encode_targets(frame, targets, vocabularies or {}, split_codes == 0, origin)
         return cls(
             names=names,
-            captions=_strings(frame["caption"] if "caption" in frame else pd.Series([""] * len(frame))),
+            captions=_strings(frame["caption"] if "caption" in frame else pd.Series("", frame.index)),
             group_ids=encoded.indices.to_numpy().astype(np.int64),
             group_values=encoded.dictionary,
             split_codes=split_codes,
@@ -221,8 +220,8 @@ def _check_columns(
     for task, classes in vocabularies.items():
         if task not in targets:
             raise UserError(f"{origin}: vocabulary for {task!r}, which is no target; targets are {', '.join(targets)}")
-        if len(set(classes)) != len(classes):
-            raise UserError(f"{origin}: vocabulary of {task!r} names a class twice; remove the repetition")
+        if len(set(classes)) != len(classes) or "" in classes:
+            raise UserError(f"{origin}: vocabulary of {task!r} has a repeated or empty name; remove it")
 
 
 def _check_rows(columns: Mapping[str, pa.LargeStringArray], rows: NDArray[np.int64], origin: str) -> None:
@@ -293,11 +292,8 @@ def _codes(strings: pa.LargeStringArray, vocabulary: Sequence[str]) -> tuple[NDA
 
 def _hash_strings(digest: hashlib._Hash, strings: pa.LargeStringArray) -> None:
     """Feeds lengths and bytes, so that neither chunking nor offsets matter."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    digest.update(pc.binary_length(strings).to_numpy().astype(np.int64).tobytes())
-    data = pa.concat_arrays([strings]).buffers()[2]
-    offsets = np.frombuffer(strings.buffers()[1], dtype=np.int64)[strings.offset : strings.offset + len(strings) + 1]
-    if data is not None and len(offsets):
+    _, offset_buffer, data = strings.buffers()
+    offsets = np.frombuffer(offset_buffer, dtype=np.int64)[strings.offset :][: len(strings) + 1]
+    digest.update(np.diff(offsets).tobytes())
+    if data is not None:
         digest.update(data[int(offsets[0]) : int(offsets[-1])])

@@ -6,7 +6,7 @@ training transform draws from torch's global generator; ``datamodules.dataset`` 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
@@ -69,53 +69,75 @@ def train_transform(image: ImageOptions | None, augment: AugmentOptions | None, 
     if chosen["rotation"] or chosen["translate"]:
         # One resampling for both; two would blur twice.
         shift = (chosen["translate"], chosen["translate"]) if chosen["translate"] else None
-        steps.append(T.RandomAffine(chosen["rotation"], shift, interpolation=InterpolationMode.BILINEAR))
-    jitter = [chosen["brightness"], chosen["contrast"], chosen["saturation"]]
-    if any(jitter):
-        steps.append(T.ColorJitter(*jitter))
-    if chosen["hue"]:
-        steps.append(_HueJitter(chosen["hue"]))
+        # Without `fill` the outside is black as with fill=0, but torchvision warps no mask along with the picture.
+        steps.append(T.RandomAffine(chosen["rotation"], shift, interpolation=InterpolationMode.BILINEAR, fill=None))
+    jitter = {key: chosen[key] for key in ("brightness", "contrast", "saturation", "hue") if chosen[key]}
+    if jitter:
+        steps.append(_ColourJitter(jitter))
     if chosen["erasing"]:
         low, high = chosen["erasing_scale"]
         steps.append(T.RandomErasing(chosen["erasing"], scale=(low, high), value=_ERASED))
     return steps[0] if len(steps) == 1 else nn.Sequential(*steps)
 
 
-def shift_hue(image: torch.Tensor, turns: float) -> torch.Tensor:
-    """Turns the hue and keeps saturation and value (HSV), as torchvision's ``adjust_hue`` does, but faster.
+def adjust_colours(image: torch.Tensor, changes: Mapping[str, float]) -> torch.Tensor:
+    """Changes brightness, contrast, saturation and hue in the order given.
 
-    Value and chroma do not change, so each channel follows from the distance between the pixel's hue and its own.
+    The same as torchvision's functions of these names one after the other, but in one pass without rounding between.
 
     Args:
         image: uint8 ``(3, H, W)``, RGB.
-        turns: shift as a share of the full circle.
+        changes: factors of ``brightness``, ``contrast`` and ``saturation``, 0 or more, and the shift of ``hue`` in
+            turns of the colour circle.
 
     Returns:
         uint8 ``(3, H, W)``.
     """
-    channels = image.float()
-    red, green, blue = channels.unbind(0)
+    pixels = image.float()
+    for kind, amount in changes.items():
+        if kind == "hue":
+            _shift_hue(pixels, amount)
+        elif kind == "brightness":
+            pixels.mul_(amount).clamp_(0, 255)
+        else:
+            grey = pixels[0] * 0.2989 + pixels[1] * 0.587 + pixels[2] * 0.114
+            grey = grey.mean() if kind == "contrast" else grey
+            pixels.mul_(amount).add_(grey.mul_(1 - amount)).clamp_(0, 255)
+    return pixels.round_().to(torch.uint8)
+
+
+def _shift_hue(pixels: torch.Tensor, turns: float) -> None:
+    """Turns the hue in place and keeps saturation and value (HSV).
+
+    Value and chroma do not change, so each channel follows from the distance between the pixel's hue and its own.
+    """
+    red, green, blue = pixels.unbind(0)
     value = torch.maximum(torch.maximum(red, green), blue)
     chroma = value - torch.minimum(torch.minimum(red, green), blue)
-    scale = chroma.clamp(min=1.0).reciprocal_()
+    scale = chroma.clamp(min=1e-6).reciprocal_()
     from_green_or_blue = torch.where(value == green, (blue - red) * scale + 2, (red - green) * scale + 4)
     hue = torch.where(value == red, (green - blue) * scale, from_green_or_blue).add_(6 * turns)
-    for channel, own_hue in zip(channels, (0, 2, 4), strict=True):
+    for channel, own_hue in zip(pixels, (0, 2, 4), strict=True):
         distance = hue - own_hue
         distance.sub_(distance.mul(1 / 6).round_().mul_(6)).abs_()
         torch.sub(value, distance.sub_(1).clamp_(0, 1).mul_(chroma), out=channel)
-    return channels.round_().to(torch.uint8)
 
 
-class _HueJitter(nn.Module):
-    """Shifts the hue by up to ``largest`` turns to either side; part of torchvision's ``ColorJitter``."""
+class _ColourJitter(nn.Module):
+    """Changes colours by random amounts in random order, drawn as torchvision's ``ColorJitter`` draws them."""
 
-    def __init__(self, largest: float) -> None:
+    def __init__(self, strengths: Mapping[str, float]) -> None:
         super().__init__()
-        self._largest = largest
+        self._bounds = {
+            kind: (-strength, strength) if kind == "hue" else (max(0.0, 1 - strength), 1 + strength)
+            for kind, strength in strengths.items()
+        }
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return shift_hue(image, float(torch.empty(()).uniform_(-self._largest, self._largest)))
+        kinds = list(self._bounds)
+        order = [kinds[place] for place in torch.randperm(len(kinds)).tolist()]
+        changes = {kind: float(torch.empty(()).uniform_(*self._bounds[kind])) for kind in order}
+        return adjust_colours(image, changes)
 
 
 class _Contiguous(nn.Module):

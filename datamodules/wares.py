@@ -8,6 +8,7 @@ function of (seed, index): a larger data set begins with the pictures of a small
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -30,7 +31,7 @@ _VOCABULARIES = {"class": KINDS, "colour": tuple(sorted(COLOURS)), "material": M
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 # What a random stream is for: each use has its own, so that a change of one does not shift the others.
-_FOR_KIND, _FOR_OBJECT, _FOR_VIEW, _FOR_CAPTION, _FOR_SPLIT = range(5)
+_FOR_KIND, _FOR_COLOUR, _FOR_CONDITION, _FOR_OBJECT, _FOR_VIEW, _FOR_CAPTION, _FOR_SPLIT = range(7)
 
 _CONDITION_WORDS = {
     "new": ("new", "brand new", "shiny new"),
@@ -49,15 +50,20 @@ _CAPTIONS = (
 )
 
 
+def _dealt(values: Sequence[str], number: int, *key: int) -> str:
+    """The card with a number, dealt from one shuffled deck after the other, so that all values are equally frequent."""
+    deck, place = divmod(number, len(values))
+    return values[int(np.argsort(stream(*key, deck).random(len(values)))[place])]
+
+
 def ware_spec(seed: int, instance: int) -> WareSpec:
-    """The object with a number: each ten in a row are one of each kind."""
-    block, place = divmod(instance, len(KINDS))
-    order = np.argsort(stream(seed, _FOR_KIND, block).random(len(KINDS)))
-    kind = KINDS[int(order[place])]
+    """The object with a number: each ten in a row are one of each kind, and so on for colours and conditions."""
+    kind = _dealt(KINDS, instance, seed, _FOR_KIND)
+    colour = _dealt(_VOCABULARIES["colour"], instance, seed, _FOR_COLOUR)
+    condition = _dealt(CONDITIONS, instance, seed, _FOR_CONDITION)
     rng = stream(seed, _FOR_OBJECT, instance)
-    colour = _VOCABULARIES["colour"][pick(rng, len(COLOURS))]
     material = MATERIALS_OF[kind][pick(rng, len(MATERIALS_OF[kind]))]
-    return WareSpec(kind, colour, material, CONDITIONS[pick(rng, len(CONDITIONS))], pick(rng, 2**48))
+    return WareSpec(kind, colour, material, condition, pick(rng, 2**48))
 
 
 def ware_caption(spec: WareSpec, seed: int, index: int) -> str:

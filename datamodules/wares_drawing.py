@@ -76,7 +76,7 @@ KINDS = tuple(sorted(MATERIALS_OF))
 MATERIALS = ("fabric", "glass", "leather", "metal", "plastic")
 CONDITIONS = ("new", "used", "worn")
 
-_WEAR = {"new": (0.0, 0.0), "used": (0.25, 0.5), "worn": (0.75, 1.1)}
+_WEAR = {"new": (0.0, 0.0), "used": (0.3, 0.5), "worn": (0.85, 1.2)}
 _ACCENTS: list[Colour] = [(0.9, 0.88, 0.84), (0.12, 0.12, 0.13), (0.72, 0.58, 0.4), (0.35, 0.38, 0.42)]
 _BLOOMS: list[Colour] = [(0.9, 0.45, 0.55), (0.95, 0.8, 0.35), (0.95, 0.93, 0.9), (0.6, 0.45, 0.75)]
 
@@ -102,13 +102,13 @@ class WareSpec:
 
 def _pose(rng: Random, resolution: int) -> Pose:
     """Somewhere near the middle, mostly upright, sometimes lying, seen from a little aside."""
-    # One in five lies on its side or stands on its head, as in pictures taken from above.
-    angle = between(rng, -0.3, 0.3) if rng.random() < 0.8 else between(rng, -math.pi, math.pi)
+    # One in eight lies on its side or stands on its head, as in pictures taken from above.
+    angle = between(rng, -0.25, 0.25) if rng.random() < 0.875 else between(rng, -math.pi, math.pi)
     cos, sin = round(math.cos(angle), 9), round(math.sin(angle), 9)
-    scale = between(rng, 0.27, 0.45) * resolution
+    scale = between(rng, 0.32, 0.47) * resolution
     narrow, shear = between(rng, 0.82, 1.05), between(rng, -0.1, 0.1)
     upright = np.array([[narrow, shear], [0.0, 1.0]]) * scale
-    centre = np.array([between(rng, 0.38, 0.62), between(rng, 0.42, 0.6)]) * resolution
+    centre = np.array([between(rng, 0.42, 0.58), between(rng, 0.45, 0.56)]) * resolution
     return Pose(np.array([[cos, -sin], [sin, cos]]) @ upright, centre)
 
 
@@ -152,14 +152,14 @@ def _paints(spec: WareSpec, rng: Random) -> _Paints:
         "body": (spec.material, body),
         "accent": ("fabric" if spec.material == "fabric" else "plastic", accent),
         "trim": ("metal", trim),
-        "inside": ("glass" if spec.material == "glass" else "leather", body * np.float32(0.42)),
+        "inside": ("glass" if spec.material == "glass" else "matte", body * np.float32(0.42)),
         "pale": ("plastic", _rgb(0.88, 0.88, 0.88)),
-        "dark": ("leather", _rgb(0.1, 0.1, 0.1)),
-        "seam": ("leather", body * np.float32(0.45)),
-        "stitch": ("leather", body * np.float32(0.65) + np.float32(0.2)),
-        "bloom": ("leather", bloom),
-        "glow": ("leather", body * np.float32(1.35) + _rgb(0.22, 0.16, 0.06)),
-        "lit": ("leather", _rgb(2.2, 2.0, 1.6)),
+        "dark": ("matte", _rgb(0.1, 0.1, 0.1)),
+        "seam": ("matte", body * np.float32(0.45)),
+        "stitch": ("matte", body * np.float32(0.65) + np.float32(0.2)),
+        "bloom": ("matte", bloom),
+        "glow": ("matte", body * np.float32(1.35) + _rgb(0.22, 0.16, 0.06)),
+        "lit": ("matte", _rgb(2.2, 2.0, 1.6)),
     }
     return _Paints(finishes, {"new": 1.0, "used": 0.75, "worn": 0.4}[spec.condition], float(rng.random()))
 
@@ -195,7 +195,7 @@ def draw_ware(spec: WareSpec, view_seed: int, resolution: int = 96) -> npt.NDArr
     marks = placed_marks(marks_of_use(spec.seed, wear), pose, resolution) if wear > 0 else None
     for part in parts:
         _paint(scene, part, _Look(spec, paints, pose, light, marks))
-    if rng.random() < 0.35:
+    if rng.random() < 0.3:
         colour, cover = occluder(rng, resolution)
         scene = scene * (1 - cover) + colour * cover
     return photographed(rng, scene)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
 from datamodules.wares_geometry import ribbon, rounded_box, smooth
-from datamodules.wares_random import Random, between, pick
+from datamodules.wares_random import Random, between, noise_bytes, pick
 from datamodules.wares_surface import Plane, patches, polygon_mask
 
 _WALLS = [(0.9, 0.88, 0.84), (0.72, 0.78, 0.82), (0.82, 0.74, 0.66), (0.55, 0.6, 0.56), (0.35, 0.37, 0.42)]
@@ -150,10 +150,15 @@ def occluder(rng: Random, resolution: int) -> tuple[Plane, Plane]:
 def _soft(scene: Plane, share: float) -> Plane:
     """A little out of focus: each pixel gives up to a quarter of itself to each neighbour along both axes."""
     step = max(scene.shape[1] // 96, 1)
-    kept = 1 - 2 * share
-    padded = np.pad(scene, ((0, 0), (step, step), (step, step)), mode="edge")
-    rows = padded[:, step:-step] * kept + (padded[:, : -2 * step] + padded[:, 2 * step :]) * share
-    return rows[..., step:-step] * kept + (rows[..., : -2 * step] + rows[..., 2 * step :]) * share
+    for _ in range(2):
+        # Along the columns, then along the rows by way of the transposed view; what lacks a neighbour keeps its share.
+        mixed = scene * np.float32(1 - 2 * share)
+        mixed[:, step:] += np.float32(share) * scene[:, :-step]
+        mixed[:, :-step] += np.float32(share) * scene[:, step:]
+        mixed[:, :step] += np.float32(share) * scene[:, :step]
+        mixed[:, -step:] += np.float32(share) * scene[:, -step:]
+        scene = mixed.transpose(0, 2, 1)
+    return scene
 
 
 def photographed(rng: Random, scene: Plane) -> npt.NDArray[np.uint8]:
@@ -183,9 +188,10 @@ def photographed(rng: Random, scene: Plane) -> npt.NDArray[np.uint8]:
     blur = between(rng, -0.15, 0.25)
     if blur > 0:
         scene = _soft(scene, blur)
-    noise = rng.random(scene.shape, dtype=np.float32)
-    noise -= np.float32(0.5)
-    noise *= np.float32(between(rng, 0.01, 0.07))
-    noise += scene
-    picture = (noise.clip(0, 1) * np.float32(255) + np.float32(0.5)).astype(np.uint8)
+    amount = between(rng, 0.01, 0.07)
+    noise = noise_bytes(rng, scene.size).reshape(scene.shape).astype(np.float32)
+    noise *= np.float32(amount)
+    noise += scene * np.float32(255)
+    noise += np.float32(0.5 - 127.5 * amount)
+    picture = noise.clip(0, 255).astype(np.uint8)
     return np.ascontiguousarray(picture.transpose(1, 2, 0))

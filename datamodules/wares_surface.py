@@ -190,7 +190,7 @@ class Finish:
     """What a part is made of, after the marks of use.
 
     Attributes:
-        material: plastic, metal, glass, fabric or leather.
+        material: plastic, metal, glass, fabric, leather or matte (paper, shadow, thread).
         albedo: ``(3, h, w)`` or ``(3, 1, 1)``, its colour without light.
         gloss: 1 for new, less for worn.
         grain: 0 to 1, size of weave or mottling, the object's own.
@@ -225,9 +225,14 @@ def shade(finish: Finish, normal: Plane, light: Light, place: tuple[Plane, Plane
         soft = light.ambient * 1.15 + light.power * 0.75 * diffuse
         woven: Plane = finish.albedo * (soft * _weave(place, finish.grain))
         return woven
+    if finish.material == "matte":
+        flat: Plane = finish.albedo * level
+        return flat
     if finish.material == "leather":
         sheen = (0.3 * finish.gloss * light.power) * _power(mirror, 3)
-        leather: Plane = finish.albedo * (level * np.float32(0.95)) + sheen
+        # Darker towards the edges, as worked leather is, with a coarse grain.
+        burnished = level * (np.float32(0.5) + np.float32(0.5) * normal[2]) * _pebbles(place, finish.grain)
+        leather: Plane = finish.albedo * burnished + sheen
         return leather
     bright = (0.75 * finish.gloss * light.power) * (_power(mirror, 5) + 0.25 * _power(mirror, 3))
     smooth: Plane = finish.albedo * level + bright
@@ -263,9 +268,18 @@ def _glass(finish: Finish, normal: Plane, mirror: Plane, behind: Plane) -> Plane
 
 def _weave(place: tuple[Plane, Plane], grain: float) -> Plane:
     """Over and under of threads, around 1."""
-    density = np.float32(8 + 7 * grain)
+    density = np.float32(5 + 4 * grain)
     a, b = (place[0] * density) % 1, (place[1] * density) % 1
     threads = np.where((a < 0.5) == (b < 0.5), np.float32(1.0), np.float32(-1.0))
     ridge = 1 - 2 * np.abs(a - 0.5) - np.abs(b - 0.5)
-    woven: Plane = 1 + np.float32(0.14) * threads + np.float32(0.1) * ridge
+    woven: Plane = 1 + np.float32(0.14) * threads + np.float32(0.14) * ridge
     return woven
+
+
+def _pebbles(place: tuple[Plane, Plane], grain: float) -> Plane:
+    """The grain of leather, around 1: two slanting waves that do not meet."""
+    density = np.float32(7 + 5 * grain)
+    a = (place[0] + np.float32(0.43) * place[1]) * density % 1
+    b = (place[1] - np.float32(0.31) * place[0]) * density % 1
+    pebbled: Plane = np.float32(0.88) + np.float32(0.9) * (a - a * a) * (b - b * b) * 4
+    return pebbled

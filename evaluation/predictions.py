@@ -8,7 +8,6 @@ One row a sample: ``sample_id`` int64, ``name`` and ``group`` strings and, for e
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.schema import UNKNOWN, UserError
+from evaluation.artefacts import written_whole
 
 TASKS_KEY = b"vitrine.tasks"
 LOGIT_TOLERANCE = 1e-3
@@ -53,7 +53,8 @@ class Predictions:
         Returns:
             int64 ``(N,)``.
         """
-        return self.logits[task].argmax(axis=1).astype(np.int64)
+        predicted: NDArray[np.int64] = self.logits[task].argmax(axis=1)
+        return predicted
 
     def take(self, rows: NDArray[np.int64]) -> Predictions:
         """The given rows in the given order."""
@@ -87,13 +88,8 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
         columns[f"logits_{task}"] = _lists(predictions.logits[task])
     tasks = json.dumps({task: list(names) for task, names in predictions.tasks.items()})
     table = pa.table(columns).replace_schema_metadata({TASKS_KEY: tasks.encode()})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with written_whole(path) as partial:
         pq.write_table(table, partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_predictions(path: Path) -> Predictions:

@@ -13,8 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from datamodules.schema import UserError
 from evaluation import statistics
 from evaluation.predictions import Predictions, read_predictions
@@ -183,7 +181,7 @@ def _summarise_task(
 ) -> TaskSummary:
     rows = statistics.known(predictions.targets[task])
     targets, logits, groups = predictions.targets[task][rows], predictions.logits[task][rows], predictions.groups[rows]
-    predicted = logits.argmax(axis=1).astype(np.int64)
+    predicted = predictions.predicted(task)[rows]
     n_resamples, seed = bootstrap
     baseline = statistics.Baseline(math.nan, 0, "split" if counts is None else "train")
     accuracy_interval = f1_interval = Interval(math.nan, math.nan)

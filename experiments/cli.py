@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 
@@ -111,9 +111,12 @@ class VitrineCLI(LightningCLI):
                 "checkpoint.monitor": "val/loss",
                 "checkpoint.mode": "min",
                 "checkpoint.filename": "best",
-                "checkpoint.save_last": True,
+                "checkpoint.enable_version_counter": False,
             }
         )
+        # ModelCheckpoint's own `save_last` only follows the best epoch: resuming from it would repeat the epochs since.
+        parser.add_lightning_class_args(ModelCheckpoint, "last")
+        parser.set_defaults({"last.filename": "last", "last.enable_version_counter": False})
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.add_lightning_class_args(ConfusionMatrixLogger, "confusion_matrix")
         parser.add_lightning_class_args(ClassReport, "class_report")
@@ -134,7 +137,8 @@ class VitrineCLI(LightningCLI):
         """Choose the run directory: a new one, or the checkpoint's own when it is tested on its own data."""
         config = self.config[self.subcommand]
         run = run_of_checkpoint(self.checkpoint) if self.checkpoint and self.subcommand != "fit" else None
-        if run and same_data(run, yaml.safe_load(self._parser(self.subcommand).dump(config)).get("data")):
+        text = self._parser(self.subcommand).dump(config, skip_none=False)
+        if run and same_data(run, yaml.safe_load(text).get("data")):
             self.run_directory = run
         else:
             self.run_directory = new_run_directory(Path(config.runs), config.name)
@@ -157,16 +161,18 @@ class VitrineCLI(LightningCLI):
         trainer: Trainer = super().instantiate_trainer(
             logger=loggers, default_root_dir=str(self.run_directory), **kwargs
         )
-        best = self._get(self.config_init, "checkpoint")
-        best.dirpath = best.dirpath or str(self.run_directory.resolve() / CHECKPOINTS)
+        for key in ("checkpoint", "last"):
+            saver = self._get(self.config_init, key)
+            saver.dirpath = saver.dirpath or str(self.run_directory.resolve() / CHECKPOINTS)
         recorder = RunRecorder(self.run_directory, config.name, config.seed_everything, self.checkpoint)
         # Lightning keeps checkpoint callbacks last; the recorder must see what they did.
-        trainer.callbacks.extend([LearningRateMonitor(logging_interval="step"), recorder])
+        self.callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set at run time
+        self.callbacks.extend([LearningRateMonitor(logging_interval="step"), recorder])
         return trainer
 
     def after_instantiate_classes(self) -> None:
         """Refuse what could not be trusted, before anything is computed."""
-        refuse_test_metrics(self.trainer.callbacks)  # type: ignore[attr-defined]
+        refuse_test_metrics(self.callbacks)
         if self.checkpoint:
             refuse_conflicting_checkpoint(self.model, self.checkpoint)
         elif self.subcommand != "fit":
@@ -175,7 +181,8 @@ class VitrineCLI(LightningCLI):
     def after_fit(self) -> None:
         """Test the best checkpoint if asked to, and say where everything lies."""
         if self._get(self.config, "test_best") and not self.trainer.interrupted:
-            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path="best", weights_only=True)
+            best = self._get(self.config_init, "checkpoint").best_model_path
+            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, weights_only=True)
         self._say_where()
 
     def after_test(self) -> None:

@@ -30,13 +30,24 @@ def run_reporting_user_errors(command: Callable[[], None]) -> int:
     """
     try:
         command()
-    except (UserError, ArgumentError) as error:
-        if os.environ.get("VITRINE_DEBUG") == "1":
+    except Exception as error:
+        line = _line_for_user(error)
+        if line is None or os.environ.get("VITRINE_DEBUG") == "1":
             raise
-        line = one_line(str(error)) if isinstance(error, ArgumentError) else str(error)
         sys.stderr.write(f"error: {line}\n")
         return EXIT_USER_ERROR
     return 0
+
+
+def _line_for_user(error: BaseException) -> str | None:
+    """What to tell of a mistake of the user; None where the error is ours."""
+    cause: BaseException | None = error
+    # jsonargparse wraps what a constructor raises into a report of all the types that it tried.
+    while cause is not None:
+        if isinstance(cause, UserError):
+            return str(cause)
+        cause = cause.__cause__
+    return one_line(str(error)) if isinstance(error, ArgumentError) else None
 
 
 def one_line(message: str) -> str:

@@ -34,10 +34,9 @@ LoggedSplit = Literal["train", "val", "test"]
 
 
 class VisionTask(LightningModule, ABC):
-    """Base of the tasks that give logits for named classes.
+    """A task that gives logits for named classes.
 
-    A subclass calls this constructor, then ``save_hyperparameters()``, then adds its heads: all its children other
-    than the encoder count as heads.
+    A subclass calls this constructor, then ``save_hyperparameters()``, then adds its heads: all parameters outside the encoder.
 
     Args:
         encoder: makes features of uint8 pictures.
@@ -53,8 +52,7 @@ class VisionTask(LightningModule, ABC):
 
     Attributes:
         tasks: class names of each task.
-        phases: stretches of training with learning rates of their own, in order; a callback may replace them
-            before the first step.
+        phases: stretches of training with own learning rates; a callback may replace them before the first step.
         input_options: how the pictures were made that it learned from; saved with the checkpoint.
 
     Raises:
@@ -78,7 +76,9 @@ class VisionTask(LightningModule, ABC):
         super().__init__()
         for task, names in tasks.items():
             if len(names or ()) < 2:
-                raise UserError(f"tasks: {task!r} has fewer than two classes; use a DataModule that names them")
+                raise UserError(
+                    f"tasks: {task!r} has fewer than two classes; leave it out, or mend the data's class names"
+                )
         self.encoder = encoder
         self.tasks = tasks
         self.input_options: InputOptions = {**encoder.input_options}
@@ -115,8 +115,8 @@ class VisionTask(LightningModule, ABC):
     def load_pretrained(self) -> None:
         """Fetch the encoder's pretrained weights, if it is to have any and has not got them yet.
 
-        Training calls this by itself, but only after a checkpoint had its chance: what a checkpoint replaces is
-        never fetched. A command line that knows there is no checkpoint may call it earlier.
+        Training calls this when a checkpoint has had its chance to replace them. A command line that knows there is
+        no checkpoint may call it earlier, so that an error comes before the data are read.
 
         Raises:
             UserError: if they cannot be had or do not fit.
@@ -127,8 +127,8 @@ class VisionTask(LightningModule, ABC):
     def freeze_backbone(self) -> None:
         """Keep the backbone as it is: no gradients, and evaluation mode, or BatchNorm's statistics would drift.
 
-        Under DDP call this after the model is wrapped (from ``on_fit_start`` on) with
-        ``strategy: ddp_find_unused_parameters_true``: what is frozen while DDP wraps it is never synchronised again.
+        Under DDP call this after the model is wrapped, from ``on_fit_start`` on: what is frozen while DDP wraps it is
+        never synchronised again.
         """
         if not self._frozen:
             self._frozen = [parameter for parameter in self.encoder.backbone.parameters() if parameter.requires_grad]
@@ -157,10 +157,9 @@ class VisionTask(LightningModule, ABC):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over all parameters, also those that are frozen at first."""
-        heads = nn.ModuleList(child for child in self.children() if child is not self.encoder)
         groups = parameter_groups(
+            self,
             self.encoder.backbone,
-            heads,
             weight_decay=self.weight_decay,
             layer_decay=self.optim_options.get("layer_decay", 1.0),
             frozen=self._frozen,

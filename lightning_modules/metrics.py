@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torchmetrics import MeanMetric, Metric, MetricCollection, SumMetric
+from torchmetrics import Metric, MetricCollection, SumMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from datamodules.schema import UNKNOWN
@@ -56,16 +56,16 @@ class SplitMetrics(nn.Module):
         super().__init__()
         self.task_weights = {task: task_weights[task] for task in tasks}
         # Lists, because the name of a task need not be a legal name of a module. A loss that is not a number must
-        # show, hence "disable".
-        self.losses = nn.ModuleList(MeanMetric(nan_strategy="disable") for _ in tasks)
+        # show, hence "disable"; and sums, because with "disable" torchmetrics' MeanMetric ignores its weights (1.9).
+        self.losses = nn.ModuleList(SumMetric(nan_strategy="disable") for _ in tasks)
         self.known = nn.ModuleList(SumMetric(nan_strategy="disable") for _ in tasks)
         self.scores = nn.ModuleList(task_scores(len(names)) for names in tasks.values() if not losses_only)
 
     def update_losses(self, losses: Mapping[str, MeanLoss]) -> None:
         """Count the mean losses of a batch, each by the weight of its samples."""
-        for loss, mean, known in zip(losses.values(), _all(self.losses), _all(self.known), strict=True):
-            mean.update(loss.value.detach(), loss.weight)
-            known.update(loss.weight)
+        for task, total, known in zip(self.task_weights, _all(self.losses), _all(self.known), strict=True):
+            total.update(losses[task].value.detach() * losses[task].weight)
+            known.update(losses[task].weight)
 
     def update_scores(self, logits: Mapping[str, torch.Tensor], targets: Mapping[str, torch.Tensor]) -> None:
         """Count the predictions of a batch.
@@ -85,16 +85,17 @@ class SplitMetrics(nn.Module):
             tasks; ``<task>/<score>``. A task without any known target is left out.
         """
         # Every process computes everything, because computing is where they exchange their counts.
-        losses, known, scores = (
+        totals, known, scores = (
             [metric.compute() for metric in _all(m)] for m in (self.losses, self.known, self.scores)
         )
         values: dict[str, torch.Tensor] = {"loss": torch.zeros_like(known[0])}
         for index, (task, task_weight) in enumerate(self.task_weights.items()):
             if known[index] == 0:
                 continue
-            values["loss"] = values["loss"] + task_weight * losses[index]
+            loss = totals[index] / known[index]
+            values["loss"] = values["loss"] + task_weight * loss
             if len(self.task_weights) > 1:
-                values[f"{task}/loss"] = losses[index]
+                values[f"{task}/loss"] = loss
             if scores:
                 values |= {f"{task}/{name}": value for name, value in scores[index].items()}
         return values

@@ -223,8 +223,8 @@ def step_seed(epoch: int, batch_idx: int, rank: int) -> int:
 
 
 def parameter_groups(
+    model: nn.Module,
     backbone: nn.Module,
-    heads: nn.Module,
     *,
     weight_decay: float,
     layer_decay: float = 1.0,
@@ -235,8 +235,8 @@ def parameter_groups(
     Biases, norms and what the architecture names in ``no_weight_decay()`` are not decayed.
 
     Args:
+        model: holds the backbone; all its other parameters are of the part ``head``.
         backbone: a timm network.
-        heads: everything else that is trained.
         weight_decay: for the other parameters.
         layer_decay: factor of the learning rate from each layer of the backbone to the one below it
             (Clark et al., ELECTRA, 2020; Bao et al., BEiT, 2021), 1 for none.
@@ -248,22 +248,28 @@ def parameter_groups(
     """
     groups = []
     with _trainable(frozen):
-        for part, module, decay in (("backbone", backbone, layer_decay), ("head", heads, 1.0)):
-            for number, group in enumerate(_groups_of(module, weight_decay, decay)):
-                kind = "decay" if group["weight_decay"] else "no_decay"
-                name = f"{part}_{kind}" if decay == 1.0 else f"{part}_{number:02d}_{kind}"
-                groups.append({"lr_scale": 1.0, **group, "name": name, "part": part})
+        for number, group in enumerate(_backbone_groups(backbone, weight_decay, layer_decay)):
+            layer = "" if layer_decay == 1.0 else f"_{number:02d}"
+            name = f"backbone{layer}_{'decay' if group['weight_decay'] else 'no_decay'}"
+            groups.append({"lr_scale": 1.0, **group, "name": name, "part": "backbone"})
+        inside = {id(parameter) for parameter in backbone.parameters()}
+        heads = [p for p in model.parameters() if p.requires_grad and id(p) not in inside]
+        for name, decay in (("head_decay", weight_decay), ("head_no_decay", 0.0)):
+            params = [parameter for parameter in heads if (parameter.ndim > 1) == (name == "head_decay")]
+            if params:
+                head = {"params": params, "weight_decay": decay, "lr_scale": 1.0, "name": name, "part": "head"}
+                groups.append(head)
     return groups
 
 
-def _groups_of(module: nn.Module, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+def _backbone_groups(backbone: nn.Module, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
     from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 
-    exempt: Collection[str] = cast("Any", module).no_weight_decay() if hasattr(module, "no_weight_decay") else ()
+    exempt: Collection[str] = cast("Any", backbone).no_weight_decay() if hasattr(backbone, "no_weight_decay") else ()
     if layer_decay == 1.0:
-        groups: list[dict[str, Any]] = param_groups_weight_decay(module, weight_decay, no_weight_decay_list=exempt)
+        groups: list[dict[str, Any]] = param_groups_weight_decay(backbone, weight_decay, no_weight_decay_list=exempt)
     else:
-        groups = param_groups_layer_decay(module, weight_decay, no_weight_decay_list=exempt, layer_decay=layer_decay)
+        groups = param_groups_layer_decay(backbone, weight_decay, no_weight_decay_list=exempt, layer_decay=layer_decay)
     return groups
 
 

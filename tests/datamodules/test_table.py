@@ -135,8 +135,9 @@ def test_unusable_tables_are_refused(change: object, message: str) -> None:
 
 
 def test_vocabularies_are_checked() -> None:
-    with pytest.raises(UserError, match="names a class twice"):
-        SampleTable.from_frame(small_frame(), ["class"], {"class": ["cat", "cat"]})
+    for names in (["cat", "cat"], ["cat", ""]):
+        with pytest.raises(UserError, match="vocabulary of 'class' has a repeated or empty name"):
+            SampleTable.from_frame(small_frame(), ["class"], {"class": names})
     with pytest.raises(UserError, match="vocabulary for 'size', which is no target"):
         SampleTable.from_frame(small_frame(), ["class"], {"size": ["big"]})
 
@@ -158,8 +159,10 @@ def test_the_fingerprint_depends_neither_on_place_nor_on_representation() -> Non
     elsewhere = SampleTable.from_frame(frame, ["class", "colour"], origin="x.csv", root="/mnt/data")
     assert elsewhere.fingerprint() == original
     assert SampleTable.from_frame(frame.astype(object), ["class", "colour"]).fingerprint() == original
-    moved = pd.concat([frame.iloc[:2], frame.iloc[2:]])
-    assert SampleTable.from_frame(moved, ["class", "colour"]).fingerprint() == original
+    pieces = pd.concat([frame.iloc[:2], frame.iloc[2:]])
+    assert SampleTable.from_frame(pieces, ["class", "colour"]).fingerprint() == original
+    part = pd.concat([frame.iloc[:1].assign(name="z"), frame]).iloc[1:]
+    assert SampleTable.from_frame(part, ["class", "colour"]).fingerprint() == original
 
 
 def test_the_fingerprint_tells_where_one_string_ends() -> None:

@@ -9,7 +9,7 @@ from torchvision.transforms.v2 import functional as F
 from datamodules.counted import counted_rng
 from datamodules.options import AugmentOptions, ImageOptions, complete_augment
 from datamodules.schema import UserError
-from datamodules.transforms import eval_transform, learns_colour, shift_hue, train_transform
+from datamodules.transforms import adjust_colours, eval_transform, learns_colour, train_transform
 
 SIZES = [(3, 5), (1, 1), (31, 200), (200, 31), (64, 64), (97, 133)]
 
@@ -129,13 +129,40 @@ def test_a_safe_transform_keeps_every_hue() -> None:
     assert max(int((image[1] - image[2]).abs().max()) for image in unsafe) > 20
 
 
-@pytest.mark.parametrize("turns", [-0.5, -0.31, -0.1, 0.0, 0.07, 0.25, 0.5])
-def test_hue_shift_matches_torchvision(turns: float) -> None:
+def coloured() -> torch.Tensor:
     image = noise(120, 120, seed=3)
     image[:, :10] = image[:1, :10]  # greys have no hue
     image[:, 10] = 0
     image[0, 11], image[1, 11] = 255, 255  # ties of the largest channel
-    assert (shift_hue(image, turns).int() - F.adjust_hue(image, turns).int()).abs().max() <= 1
+    return image
+
+
+@pytest.mark.parametrize("turns", [-0.5, -0.31, -0.1, 0.0, 0.07, 0.25, 0.5])
+def test_hue_shift_matches_torchvision(turns: float) -> None:
+    image = coloured()
+    assert (adjust_colours(image, {"hue": turns}).int() - F.adjust_hue(image, turns).int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.4, 1.0, 1.3, 2.5])
+def test_other_colour_changes_match_torchvision(factor: float) -> None:
+    image = coloured()
+    for kind, oracle in (
+        ("brightness", F.adjust_brightness),
+        ("contrast", F.adjust_contrast),
+        ("saturation", F.adjust_saturation),
+    ):
+        # torchvision rounds the grey value down first, which the factor magnifies.
+        difference = adjust_colours(image, {kind: factor}).int() - oracle(image, factor).int()
+        assert difference.abs().max() <= 1 + abs(factor - 1)
+
+
+def test_colour_changes_are_made_in_the_order_given() -> None:
+    image = coloured()
+    dark_first = adjust_colours(image, {"brightness": 2.0, "contrast": 0.3})
+    flat_first = adjust_colours(image, {"contrast": 0.3, "brightness": 2.0})
+    assert not dark_first.equal(flat_first)
+    expected = F.adjust_contrast(F.adjust_brightness(image, 2.0), 0.3)
+    assert (dark_first.int() - expected.int()).abs().max() <= 2
 
 
 def test_presets_can_be_overridden_key_by_key() -> None:

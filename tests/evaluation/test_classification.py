@@ -42,7 +42,7 @@ def test_report_equals_scikit_learn(seed: int, n: int) -> None:
     )
     for name in [*NAMES, "weighted avg"]:
         scores = [expected[name][key] for key in ("precision", "recall", "f1-score", "support")]
-        assert report.loc[name].tolist() == pytest.approx(scores)
+        assert list(report.loc[name]) == pytest.approx(scores)
     # Over the classes that occur, as scikit-learn does where it is not given labels.
     macro = metrics.f1_score(targets, predicted, average="macro", zero_division=0)
     assert report.loc["macro avg", "f1"] == pytest.approx(macro)

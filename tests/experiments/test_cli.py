@@ -38,7 +38,7 @@ def test_fit_leaves_everything_that_is_known_of_a_run(
     assert {stage["exit"] for stage in record["stages"]} == {"finished"}
     predictions = pd.read_parquet(directory / "predictions" / "test.parquet")
     assert predictions["sample_id"].is_unique
-    assert len(predictions) == record["data"]["counts"]["test"]
+    assert len(predictions) == record["data"]["samples"]["test"]
     assert list((directory / "figures").glob("confusion_test_*.png"))
     metrics = pd.read_csv(directory / "metrics.csv")
     assert metrics["val/loss"].notna().sum() == 2

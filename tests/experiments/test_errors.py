@@ -15,6 +15,11 @@ class Base:
         self.option = option
 
 
+class Refusing(Base):
+    def __init__(self) -> None:
+        raise UserError("depth: too deep")
+
+
 def parse(*arguments: str) -> None:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--epochs", type=int | None)
@@ -80,3 +85,14 @@ def test_message_without_a_key_is_kept() -> None:
 def test_hint_names_the_closest_word() -> None:
     assert "resnet18" in did_you_mean("resnt18", ["resnet18", "vit"])
     assert did_you_mean("zzz", ["resnet18"]) == ""
+
+
+def test_user_error_that_a_constructor_raises_is_told_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> None:
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_subclass_arguments(Base, "data")
+        config = parser.parse_args(["--data", f"{__name__}.Refusing"])
+        parser.instantiate(config)
+
+    assert run_reporting_user_errors(command) == 2
+    assert capsys.readouterr().err == "error: depth: too deep\n"

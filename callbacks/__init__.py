@@ -1,0 +1,36 @@
+"""What happens around training: unfreezing, confusion matrices, class reports, files of predictions.
+
+Callbacks see of a task its step outputs (``datamodules.schema.Outputs``) and of the data what ``DescribesSamples``
+offers, so they work with every task and data set that keeps to these. Names are imported when they are first used, so
+that ``import callbacks`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from callbacks.backbone_unfreezing import BackboneUnfreezing
+    from callbacks.class_report import ClassReport
+    from callbacks.confusion_matrix import ConfusionMatrixLogger
+    from callbacks.prediction_writer import PredictionWriter
+
+__all__ = ["BackboneUnfreezing", "ClassReport", "ConfusionMatrixLogger", "PredictionWriter"]
+
+_HOMES = {
+    "BackboneUnfreezing": "callbacks.backbone_unfreezing",
+    "ClassReport": "callbacks.class_report",
+    "ConfusionMatrixLogger": "callbacks.confusion_matrix",
+    "PredictionWriter": "callbacks.prediction_writer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,141 @@
+"""Predictions of a split as a file that every later number is computed from: ``predictions/<split>.parquet``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
+from typing_extensions import override
+
+from callbacks.outputs import describes_samples, step_outputs
+from datamodules.schema import Outputs, UserError
+from evaluation.predictions import Predictions, join_predictions, read_predictions, write_predictions
+
+WrittenSplit = Literal["val", "test", "predict"]
+
+
+class PredictionWriter(Callback):
+    """Writes ``predictions/<split>.parquet`` in the run directory, each sample once (see ``evaluation.predictions``).
+
+    On several processes each writes its own share whole, and the first one joins them. The run directory must be one
+    that all processes see.
+
+    Args:
+        splits: which of ``val``, ``test`` and ``predict`` are written. ``val`` is written by ``validate``, which judges
+            one checkpoint, not while fitting.
+
+    Raises:
+        UserError: for another split.
+    """
+
+    def __init__(self, splits: list[WrittenSplit] | None = None) -> None:
+        self.splits: list[WrittenSplit] = ["test", "predict"] if splits is None else splits
+        unknown = sorted(set(self.splits) - {"val", "test", "predict"})
+        if unknown:
+            raise UserError(f"PredictionWriter.splits: {unknown[0]!r} is none of val, test, predict")
+        self._batches: list[Outputs] = []
+
+    @override
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: object,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep a batch, unless fitting."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            self._keep("val", outputs, pl_module)
+
+    @override
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: object,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep a batch."""
+        self._keep("test", outputs, pl_module)
+
+    @override
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: object,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep a batch."""
+        self._keep("predict", outputs, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file, unless fitting."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            self._write("val", trainer)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file."""
+        self._write("test", trainer)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file."""
+        self._write("predict", trainer)
+
+    def _keep(self, split: WrittenSplit, outputs: object, pl_module: LightningModule) -> None:
+        if split not in self.splits:
+            return
+        batch = step_outputs(outputs, self, pl_module)
+        self._batches.append(
+            {
+                "sample_id": batch["sample_id"].cpu(),
+                "logits": {task: values.float().cpu() for task, values in batch["logits"].items()},
+                "targets": {task: values.cpu() for task, values in batch["targets"].items()},
+            }
+        )
+
+    def _write(self, split: WrittenSplit, trainer: Trainer) -> None:
+        batches, self._batches = self._batches, []
+        if not batches or getattr(trainer, "fast_dev_run", False):
+            return
+        predictions = self._described(batches, trainer)
+        folder = Path(trainer.default_root_dir) / "predictions"
+        if trainer.world_size == 1:
+            joined, _ = join_predictions([predictions])
+            write_predictions(folder / f"{split}.parquet", joined)
+            return
+        shards = [folder / f".{split}.rank{rank}.parquet" for rank in range(trainer.world_size)]
+        write_predictions(shards[trainer.global_rank], predictions)
+        trainer.strategy.barrier("every process has written its predictions")
+        if trainer.is_global_zero:
+            joined, dropped = join_predictions([read_predictions(shard) for shard in shards])
+            write_predictions(folder / f"{split}.parquet", joined)
+            for shard in shards:
+                shard.unlink()
+            if dropped:
+                rank_zero_info(f"PredictionWriter: {dropped} samples came twice and were counted once.")
+
+    def _described(self, batches: list[Outputs], trainer: Trainer) -> Predictions:
+        samples = describes_samples(trainer, self)
+        sample_id = torch.cat([batch["sample_id"] for batch in batches]).numpy()
+        names, groups = samples.sample_names(), samples.group_names()
+        tasks = list(batches[0]["logits"])
+        return Predictions(
+            sample_id=sample_id,
+            names=np.array([names[index] for index in sample_id], dtype=object),
+            groups=np.array([groups[index] for index in sample_id], dtype=object),
+            tasks={task: samples.tasks[task] for task in tasks},
+            targets={task: torch.cat([batch["targets"][task] for batch in batches]).numpy() for task in tasks},
+            logits={task: torch.cat([batch["logits"][task] for batch in batches]).numpy() for task in tasks},
+        )

@@ -1,0 +1,255 @@
+"""Fashion: "Fashion Product Images (Small)", studio photos of 60 × 80 pixels with one row of metadata each.
+
+Param Aggarwal, kaggle.com/datasets/paramaggarwal/fashion-product-images-small (44,446 rows, MIT licence according to
+its page); a copy with the pictures inside and only a train split is ashraq/fashion-product-images-small on the hub.
+
+``styles.csv`` is read as it is: in 22 rows the product's name, the last column, has commas without quotes; ``NA`` and
+nothing mean unknown; five rows have no picture (``checks.on_bad_image: skip`` leaves them out and counts them).
+
+One product is all rows with the same name, upper and lower case alike: the twelve groups of identical pictures under
+different ids known upstream agree in their names, so splits by product keep them together. Different things of the same
+name ("Lucera Women Silver Earrings") stay together too, which costs nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+
+from datamodules.attributes import plain_text
+from datamodules.base import ImageDataModule
+from datamodules.hub_access import PictureColumn, open_splits, read_columns
+from datamodules.label_file import Problems, read_text
+from datamodules.location import locate
+from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
+from datamodules.schema import LABEL_TASK, UserError
+from datamodules.splits import SplitOptions, resolve_splits
+from datamodules.table import SampleTable, table_error
+from datamodules.transforms import learns_colour
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+HUB_COPY = "ashraq/fashion-product-images-small"
+_NAME = "productDisplayName"
+_LABELS = ("gender", "masterCategory", "subCategory", "articleType", "baseColour", "season", "year", "usage")
+_HEADER = ("id", *_LABELS, _NAME)
+_LAYOUT = "styles.csv beside images/<id>.jpg"
+_UNKNOWN_TEXTS = frozenset({"", "na", "nan", "none"})
+
+FashionLabel = Literal[
+    "gender", "masterCategory", "subCategory", "articleType", "baseColour", "season", "year", "usage"
+]
+
+
+class RareOptions(TypedDict, total=False):
+    """What happens to classes of the target that hardly occur.
+
+    Attributes:
+        handling: ``keep`` leaves them in; ``drop`` leaves out their rows, counted in the run record; default keep.
+        min_count: fewest different products of a class that is not rare; default 3, one for each split.
+    """
+
+    handling: Literal["keep", "drop"]
+    min_count: int
+
+
+class Fashion(ImageDataModule):
+    """Fashion products, to be classified by one column of their metadata and, where wanted, by further ones.
+
+    Args:
+        root: folder with ``styles.csv`` and ``images/``; by default ``$VITRINE_DATA/fashion`` or ``data/fashion``. With
+            ``source: hub`` a local copy of the hub's data set (``save_to_disk`` folder, Parquet); by default the hub.
+        target: column that the main task ``class`` learns.
+        attributes: further columns to learn, each a task of its own.
+        source: ``csv`` or ``hub``.
+        rare: what happens to classes of the target that hardly occur.
+        split: how samples are divided; by default ``group``: stratified by the target, products kept together.
+        image: size, crop and interpolation of the pictures.
+        augment: augmentation of the training pictures; none by default.
+        loader: batch size, workers and sampling.
+        checks: what to do about unreadable and missing pictures and leaks between the splits.
+        seed: of order, sampling, augmentation and, where ``split`` names no other, of the division.
+    """
+
+    def __init__(
+        self,
+        root: str = "",
+        target: FashionLabel = "masterCategory",
+        attributes: list[FashionLabel] | None = None,
+        source: Literal["csv", "hub"] = "csv",
+        rare: RareOptions | None = None,
+        split: SplitOptions | None = None,
+        image: ImageOptions | None = None,
+        augment: AugmentOptions | None = None,
+        loader: LoaderOptions | None = None,
+        checks: CheckOptions | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(image, _hue_safe(augment, target), loader, checks, seed)
+        self.root = root
+        self.target = target
+        self.attributes = list(dict.fromkeys(attributes or []))
+        self.source = source
+        self.rare: RareOptions = {"handling": "keep", "min_count": 3, **(rare or {})}
+        self.split_options = split or {}
+        self.repaired_rows = 0
+        self.dropped: dict[str, int] = {}
+        self._pictures: PictureColumn | None = None
+        self._check_choices()
+
+    def load_table(self) -> SampleTable:
+        """Reads the table.
+
+        Raises:
+            UserError: for missing files or columns, or with all problems of the rows.
+        """
+        origin, root, frame = self._open_hub() if self.source == "hub" else self._open_csv()
+        frame = self._without_rare(frame)
+        if not len(frame):
+            raise UserError(f"{origin}: no rows are left; give a table with rows or lower data rare.min_count")
+        self._divide(frame)
+        return SampleTable.from_frame(frame, [LABEL_TASK, *self.attributes], None, origin, root)
+
+    def read_image(self, index: int) -> torch.Tensor:
+        """Reads one picture, from its file or out of the hub's data set.
+
+        Args:
+            index: row of the table.
+
+        Returns:
+            uint8 ``(3, H, W)``, RGB, in the picture's own size.
+
+        Raises:
+            ImageError: where the picture cannot be read.
+        """
+        if self.source == "csv":
+            return super().read_image(index)
+        place, name = int(self.table.source(index)), self.table.name(index)
+        assert self._pictures is not None, "the table opens the pictures"
+        return self._pictures.read(place, f"{self.table.origin}: {name}")
+
+    def data_record(self) -> dict[str, Any]:
+        """As of every data set, with the number of repaired rows, and the rows of each class that was dropped."""
+        return {**super().data_record(), "repaired_rows": self.repaired_rows, "dropped": self.dropped}
+
+    def _check_choices(self) -> None:
+        known = ", ".join(_LABELS)
+        if self.target not in _LABELS:
+            raise UserError(f"data target: there is no column {self.target!r}; use one of {known}")
+        if strange := [name for name in self.attributes if name not in _LABELS]:
+            raise UserError(f"data attributes: there is no column {strange[0]!r}; use some of {known}")
+        if self.source not in ("csv", "hub"):
+            raise UserError(f"data source: is {self.source!r}, must be csv or hub")
+        if self.rare["handling"] not in ("keep", "drop"):
+            raise UserError(f"data rare.handling: is {self.rare['handling']!r}, must be keep or drop")
+
+    def _open_csv(self) -> tuple[str, str, pd.DataFrame]:
+        source = f"kaggle.com/datasets/paramaggarwal/fashion-product-images-small (or set source: hub for {HUB_COPY})"
+        root = locate(self.root, "fashion", source, _LAYOUT)
+        path = root / "styles.csv"
+        columns, rows, self.repaired_rows = read_styles(path)
+        if self.repaired_rows:
+            rank_zero_info(f"{path}: {self.repaired_rows} rows with commas in the product's name were repaired")
+        sources = [f"images/{name}.jpg" for name in columns["id"]]
+        return str(path), str(root), self._frame(columns, sources, rows)
+
+    def _open_hub(self) -> tuple[str, str, pd.DataFrame]:
+        path = self.root or HUB_COPY
+        parts = open_splits(path)
+        part = parts.get("train", next(iter(parts.values())))
+        if missing := [name for name in (*_HEADER, "image") if name not in part.features]:
+            raise UserError(f"{path}: missing column {', '.join(missing)}; it has {', '.join(part.features)}")
+        self._pictures = PictureColumn([part], "image")
+        table = read_columns(part, _HEADER)
+        columns = {name: _hub_texts(table[name].to_pylist()) for name in _HEADER}
+        return path, "", self._frame(columns, [str(row) for row in range(len(part))], list(range(len(part))))
+
+    def _frame(self, columns: dict[str, list[str]], sources: list[str], rows: list[int]) -> pd.DataFrame:
+        import pandas as pd
+
+        frame = pd.DataFrame({"name": columns["id"], "source": sources, "row": rows}, dtype=object)
+        for task, column in [(LABEL_TASK, self.target), *((name, name) for name in self.attributes)]:
+            frame[task] = ["" if text.strip().lower() in _UNKNOWN_TEXTS else text.strip() for text in columns[column]]
+        captions = [plain_text(text) for text in columns[_NAME]]
+        frame["caption"] = ["" if text.lower() in _UNKNOWN_TEXTS else text for text in captions]
+        frame["group"] = frame["caption"].str.casefold().where(frame["caption"] != "", frame["name"])
+        return frame
+
+    def _without_rare(self, frame: pd.DataFrame) -> pd.DataFrame:
+        if self.rare["handling"] == "keep":
+            return frame
+        products = frame.loc[frame[LABEL_TASK] != ""].groupby(LABEL_TASK)["group"].nunique()
+        is_rare = frame[LABEL_TASK].isin(products.index[products < self.rare["min_count"]])
+        self.dropped = {str(name): int(n) for name, n in frame.loc[is_rare, LABEL_TASK].value_counts().items()}
+        return frame.loc[~is_rare].reset_index(drop=True)
+
+    def _divide(self, frame: pd.DataFrame) -> None:
+        """Adds the column ``split``."""
+        import pandas as pd
+
+        frame["split"] = resolve_splits(
+            self.split_options,
+            labels=pd.factorize(frame[LABEL_TASK], sort=True)[0],
+            groups=pd.factorize(frame["group"], sort=True)[0],
+            seed=self.seed,
+            default="group",
+        )
+
+
+def read_styles(path: Path) -> tuple[dict[str, list[str]], list[int], int]:
+    """Reads ``styles.csv``; a name with commas is taken whole, since it is the last column.
+
+    Returns:
+        For each column a text a row, the rows' line numbers, and how many rows were repaired.
+
+    Raises:
+        UserError: for a missing file or another header, or with all problems of the rows.
+    """
+    problems: Problems = []
+    lines = [line.rstrip("\r") for line in read_text(path, problems).split("\n")]
+    header = tuple(lines[0].split(","))
+    if header != _HEADER:
+        raise UserError(f"{path}:1: the header is {','.join(header)!r}, must be {','.join(_HEADER)!r}")
+    values: list[list[str]] = [[] for _ in _HEADER]
+    rows: list[int] = []
+    first: dict[str, int] = {}
+    repaired = 0
+    for row, line in enumerate(lines[1:], start=2):
+        if not line.strip():
+            continue
+        fields = line.split(",", maxsplit=len(_HEADER) - 1)
+        if len(fields) < len(_HEADER):
+            problems.append((row, f"{len(fields)} fields where the header has {len(_HEADER)}"))
+            continue
+        if re.fullmatch(r'".*"', fields[-1]):
+            fields[-1] = fields[-1][1:-1].replace('""', '"')
+        elif "," in fields[-1]:
+            repaired += 1
+        if not re.fullmatch(r"\w[\w-]*", fields[0]):
+            problems.append((row, f"id {fields[0]!r} is no name of a picture"))
+        elif fields[0] in first:
+            problems.append((row, f"id {fields[0]} again, first in row {first[fields[0]]}"))
+        first.setdefault(fields[0], row)
+        rows.append(row)
+        for column, field in zip(values, fields, strict=True):
+            column.append(field)
+    if problems:
+        raise table_error(str(path), problems, "correct or remove these rows")
+    return dict(zip(_HEADER, values, strict=True)), rows, repaired
+
+
+def _hue_safe(augment: AugmentOptions | None, target: str) -> AugmentOptions | None:
+    """No hue jitter of a preset where a colour is the target: the task is called class, which does not tell so."""
+    return {"hue": 0.0, **(augment or {})} if learns_colour([target]) else augment
+
+
+def _hub_texts(values: list[Any]) -> list[str]:
+    """Texts of a hub column; years are floating point there."""
+    known = [None if isinstance(value, float) and math.isnan(value) else value for value in values]
+    return ["" if value is None else str(int(value) if isinstance(value, float) else value) for value in known]

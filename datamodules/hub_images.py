@@ -1,0 +1,224 @@
+"""HubImages: any data set of the ``datasets`` library that has a column of pictures and one of labels.
+
+Data sets come from huggingface.co/datasets, or from a local folder or file in one of the library's formats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import torch
+
+from datamodules.base import ImageDataModule
+from datamodules.hub_access import PictureColumn, open_splits, read_columns
+from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
+from datamodules.schema import LABEL_TASK, UserError
+from datamodules.splits import SplitOptions, resolve_splits
+from datamodules.table import SPLITS, SampleTable
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_USUAL_NAMES = {"train": ["train"], "val": ["val", "validation", "valid", "dev"], "test": ["test"]}
+
+
+class ColumnOptions(TypedDict, total=False):
+    """Which columns of the data set are what.
+
+    Attributes:
+        image: pictures; default image.
+        label: class, as the library's ClassLabel, text or whole number; default label.
+        caption: text, or several texts of which the first is taken; default none.
+        group: the object or product that a picture shows; default none.
+        attributes: further columns to learn, each a task of its own; default none.
+    """
+
+    image: str
+    label: str
+    caption: str
+    group: str
+    attributes: list[str]
+
+
+class HubImages(ImageDataModule):
+    """Pictures and labels of any data set of the ``datasets`` library.
+
+    Args:
+        path: name on the hub (``owner/name``), or a local folder (``save_to_disk``, Parquet, or folders of pictures) or
+            file (Parquet, Arrow).
+        columns: which columns are what.
+        config_name: which of several configurations, where the data set has them.
+        revision: branch, tag or commit on the hub.
+        splits: for train, val and test the data set's own names; the usual ones are found without. Others are left out.
+        split: how samples are divided; by default the data set's own splits. Where it has no val or test, that is cut
+            out of train by its fraction (0 leaves it empty), groups kept together.
+        image: size, crop and interpolation of the pictures.
+        augment: augmentation of the training pictures; none by default.
+        loader: batch size, workers and sampling.
+        checks: what to do about unreadable pictures and leaks between the splits.
+        seed: of order, sampling, augmentation and, where ``split`` names no other, of the division.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        columns: ColumnOptions | None = None,
+        config_name: str = "",
+        revision: str = "",
+        splits: dict[str, str] | None = None,
+        split: SplitOptions | None = None,
+        image: ImageOptions | None = None,
+        augment: AugmentOptions | None = None,
+        loader: LoaderOptions | None = None,
+        checks: CheckOptions | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(image, augment, loader, checks, seed)
+        self.path = path
+        self.columns: ColumnOptions = {"image": "image", "label": "label", **(columns or {})}
+        self.config_name = config_name
+        self.revision = revision
+        self.split_names = splits or {}
+        self.split_options = split or {}
+        self._pictures: PictureColumn | None = None
+
+    def load_table(self) -> SampleTable:
+        """Opens the data set and reads all columns but the pictures.
+
+        Raises:
+            UserError: where the data set cannot be opened, or lacks splits or columns.
+        """
+        import pandas as pd
+
+        opened = open_splits(self.path, self.config_name, self.revision)
+        chosen = self._choose_splits(opened)
+        parts = {split: opened[theirs] for split, theirs in chosen.items()}
+        for split, part in parts.items():
+            self._check_columns(part, f"{self.path} ({chosen[split]})")
+        self._pictures = PictureColumn(list(parts.values()), self.columns["image"])
+        frames = [self._frame(part, chosen[split], split) for split, part in parts.items()]
+        frame = pd.concat(frames, ignore_index=True)
+        tasks = {LABEL_TASK: self.columns["label"], **{name: name for name in self.columns.get("attributes", [])}}
+        names = {task: _class_names(parts["train"].features[column]) for task, column in tasks.items()}
+        self._divide(frame)
+        in_train = frame["split"] == "train"
+        vocabularies = {
+            task: names[task] or _in_order(frame.loc[in_train, task], parts["train"].features[column])
+            for task, column in tasks.items()
+        }
+        known = {task: values for task, values in vocabularies.items() if values}
+        return SampleTable.from_frame(frame, list(tasks), known, self.path)
+
+    def read_image(self, index: int) -> torch.Tensor:
+        """Reads one picture out of the data set's files.
+
+        Args:
+            index: row of the table.
+
+        Returns:
+            uint8 ``(3, H, W)``, RGB, in the picture's own size.
+
+        Raises:
+            ImageError: where the picture cannot be read.
+        """
+        name = self.table.name(index)
+        assert self._pictures is not None, "the table opens the pictures"
+        return self._pictures.read(index, f"{self.path}: {name}")
+
+    def _choose_splits(self, opened: Mapping[str, Any]) -> dict[str, str]:
+        """For each of our splits that the data set has, its name there, train first."""
+        has = ", ".join(opened)
+        if strange := sorted(set(self.split_names) - set(SPLITS)):
+            raise UserError(f"data splits: {strange[0]!r} is none of {', '.join(SPLITS)}")
+        chosen: dict[str, str] = {}
+        for split in SPLITS:
+            given = self.split_names.get(split)
+            if given is not None and given not in opened:
+                raise UserError(f"data splits.{split}: {self.path} has no split {given!r}; it has {has}")
+            usual = [name for name in _USUAL_NAMES[split] if name in opened]
+            if given or usual:
+                chosen[split] = given or usual[0]
+        if not chosen and len(opened) == 1:
+            chosen["train"] = next(iter(opened))
+        if "train" not in chosen:
+            raise UserError(f"data splits: {self.path} has no split train; it has {has}: name one as splits.train")
+        if len(set(chosen.values())) < len(chosen):
+            raise UserError(f"data splits: {chosen} uses one split twice; name each once")
+        return chosen
+
+    def _check_columns(self, part: Any, where: str) -> None:
+        wanted = [("image", self.columns["image"]), ("label", self.columns["label"])]
+        wanted += [(key, self.columns[key]) for key in ("caption", "group") if self.columns.get(key)]
+        wanted += [("attributes", name) for name in self.columns.get("attributes", [])]
+        for key, name in wanted:
+            if name not in part.features:
+                raise UserError(
+                    f"data columns.{key}: {where} has no column {name!r}; it has {', '.join(part.features)}"
+                )
+
+    def _frame(self, part: Any, theirs: str, split: str) -> pd.DataFrame:
+        import pandas as pd
+
+        caption, group = self.columns.get("caption", ""), self.columns.get("group", "")
+        attributes = self.columns.get("attributes", [])
+        columns = {self.columns["label"], *attributes, caption, group} - {""}
+        table = read_columns(part, sorted(columns))
+        names = [f"{theirs}/{row}" for row in range(len(part))]
+        frame = pd.DataFrame({"name": names, "source": names, "split": split, "row": range(len(part))}, dtype=object)
+        frame[LABEL_TASK] = _texts(table[self.columns["label"]], part.features[self.columns["label"]], "label")
+        for name in attributes:
+            frame[name] = _texts(table[name], part.features[name], "attributes")
+        if caption:
+            frame["caption"] = [_first_text(value) for value in table[caption].to_pylist()]
+        if group:
+            frame["group"] = ["" if value is None else str(value) for value in table[group].to_pylist()]
+        return frame
+
+    def _divide(self, frame: pd.DataFrame) -> None:
+        """Settles the column ``split``."""
+        import pandas as pd
+
+        groups = frame["name"]
+        if "group" in frame:
+            groups = frame["group"].where(frame["group"] != "", frame["name"])
+        frame["split"] = resolve_splits(
+            self.split_options,
+            labels=pd.factorize(frame[LABEL_TASK], sort=True)[0],
+            groups=pd.factorize(groups, sort=True)[0],
+            seed=self.seed,
+            own=frame["split"].to_numpy(dtype=str),
+            carve=True,
+        )
+
+
+def _class_names(feature: Any) -> list[str]:
+    return list(getattr(feature, "names", None) or [])
+
+
+def _texts(column: Any, feature: Any, key: str) -> list[str]:
+    """The values of a column of labels as texts, empty for unknown."""
+    import pyarrow as pa
+
+    names = _class_names(feature)
+    if names:
+        return ["" if value is None or value < 0 else names[value] for value in column.to_pylist()]
+    kind = column.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return ["" if value is None else value.strip() for value in column.to_pylist()]
+    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+        return ["" if value is None else str(value) for value in column.to_pylist()]
+    raise UserError(f"data columns.{key}: holds {kind}, which is no class; give a column of names or whole numbers")
+
+
+def _in_order(values: pd.Series[Any], feature: Any) -> list[str]:
+    """Whole numbers by size, where alphabetical order would put 10 before 2; nothing for other values."""
+    if not str(getattr(feature, "dtype", "")).startswith(("int", "uint")):
+        return []
+    return sorted(set(values) - {""}, key=int)
+
+
+def _first_text(value: object) -> str:
+    if isinstance(value, list):
+        value = value[0] if value else None
+    return "" if value is None else " ".join(str(value).split())

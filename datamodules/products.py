@@ -1,0 +1,169 @@
+"""Products: photos of everyday things with a class, attributes, a caption and the object that they show, in one table.
+
+The format is that of two student data sets, ``labels.csv`` with the columns ``image_path, class_label, attributes,
+caption, split, instance_id``, where ``attributes`` is a text such as ``color:red;material:metal;size:small``:
+github.com/Eswar797/Local-DS (600 photos, 123 objects) and github.com/devamshah25/DL_project (1,000 rows, no photos).
+Their quirks are taken as they are: back-slashes and blanks in paths, ``color`` for ``colour``, values that are
+the text ``unknown`` or ``nan``, blanks around captions.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from datamodules.attributes import Vocabulary, VocabularyOptions, canonical_attribute, parse_attributes, plain_text
+from datamodules.base import ImageDataModule
+from datamodules.label_file import LabelFile, Problems, read_label_file, relative_path
+from datamodules.location import locate
+from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
+from datamodules.schema import LABEL_TASK, UserError
+from datamodules.splits import SplitOptions, resolve_splits
+from datamodules.table import SPLITS, SampleTable, table_error
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_SOURCE = "github.com/Eswar797/Local-DS"
+_LAYOUT = "labels.csv beside the folder images/ that its image_path column names"
+
+
+class Products(ImageDataModule):
+    """Photos of products with a class, attributes, captions and objects that are seen in several photos.
+
+    Tasks are ``class`` and one for each attribute. Everything that is wrong with the table is told in one error, before
+    any picture is read.
+
+    Args:
+        root: folder of the data set; by default ``$VITRINE_DATA/products`` or ``data/products``.
+        labels: file name of the table in that folder.
+        attributes: attributes to learn, in this order; all that the table has by default.
+        vocabulary: where class names come from, and aliases such as ``{colour: {grey: gray}}``.
+        split: how samples are divided; the table's own split by default. Groups are the ``instance_id`` values; a row
+            without one is a group of its own.
+        image: size, crop and interpolation of the pictures.
+        augment: augmentation of the training pictures; none by default.
+        loader: batch size, workers and sampling.
+        checks: what to do about unreadable pictures and leaks between the splits.
+        seed: of order, sampling, augmentation and, where ``split`` names no other, of the division.
+    """
+
+    def __init__(
+        self,
+        root: str = "",
+        labels: str = "labels.csv",
+        attributes: list[str] | None = None,
+        vocabulary: VocabularyOptions | None = None,
+        split: SplitOptions | None = None,
+        image: ImageOptions | None = None,
+        augment: AugmentOptions | None = None,
+        loader: LoaderOptions | None = None,
+        checks: CheckOptions | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(image, augment, loader, checks, seed)
+        self.root = root
+        self.labels = labels
+        self.attributes = attributes
+        self.split_options = split or {}
+        self.vocabulary = Vocabulary(vocabulary)
+
+    def load_table(self) -> SampleTable:
+        """Reads the table.
+
+        Raises:
+            UserError: for a missing file or column, or with all problems of the rows, and for options that the table
+                cannot meet.
+        """
+        import pandas as pd
+
+        root = locate(self.root, "products", _SOURCE, _LAYOUT)
+        path = root / self.labels
+        file = read_label_file(path, self._required_columns())
+        problems = list(file.problems)
+        paths = _picture_paths(file, problems)
+        values = self._attribute_values(file, problems)
+        own = _own_splits(file, problems) if "split" in file.columns else None
+        if problems:
+            raise table_error(str(path), problems, "correct or remove these rows")
+        wanted = self._wanted_attributes(values, str(path))
+        self.vocabulary.check_aliases([LABEL_TASK, *values], str(path))
+        classes = [self.vocabulary.value(LABEL_TASK, text) for text in file.columns["class_label"]]
+        frame = pd.DataFrame({"name": paths, "source": paths, LABEL_TASK: classes, "row": file.rows}, dtype=object)
+        for task in wanted:
+            frame[task] = [self.vocabulary.value(task, text) for text in values[task]]
+        frame["caption"] = [plain_text(text) for text in file.columns.get("caption", [""] * len(frame))]
+        objects = [text.strip() for text in file.columns.get("instance_id", [""] * len(frame))]
+        frame["group"] = [name or path for name, path in zip(objects, paths, strict=True)]
+        self._divide(frame, own, str(path))
+        vocabularies = {task: names for task, names in self.vocabulary.from_files(root).items() if task in frame}
+        return SampleTable.from_frame(frame, [LABEL_TASK, *wanted], vocabularies, str(path), str(root))
+
+    def _required_columns(self) -> list[str]:
+        by = self.split_options.get("by", "table")
+        columns = ["image_path", "class_label"]
+        columns += ["attributes"] if self.attributes != [] else []
+        columns += ["split"] if by == "table" else []
+        columns += ["instance_id"] if by in ("group", "group_kfold") else []
+        return columns
+
+    def _attribute_values(self, file: LabelFile, problems: Problems) -> dict[str, list[str]]:
+        """For each attribute of the table a text a row, empty where the row does not mention it."""
+        if self.attributes == []:
+            return {}
+        column = file.columns["attributes"]
+        parsed = {text: parse_attributes(text) for text in dict.fromkeys(column)}
+        for row, text in zip(file.rows, column, strict=True):
+            problems += [(row, wrong) for wrong in parsed[text][1]]
+        tasks = dict.fromkeys(task for values, _ in parsed.values() for task in values)
+        return {task: [parsed[text][0].get(task, "") for text in column] for task in tasks}
+
+    def _wanted_attributes(self, values: dict[str, list[str]], origin: str) -> list[str]:
+        if self.attributes is None:
+            return list(values)
+        wanted = list(dict.fromkeys(canonical_attribute(name) for name in self.attributes))
+        if missing := [name for name in wanted if name not in values]:
+            has = ", ".join(values) or "none"
+            raise UserError(f"data attributes: {origin} has no attribute {missing[0]!r}; it has {has}")
+        return wanted
+
+    def _divide(self, frame: pd.DataFrame, own: list[str] | None, origin: str) -> None:
+        """Adds the column ``split``."""
+        import pandas as pd
+
+        if not len(frame):
+            raise UserError(f"{origin}: has no rows below its header; give a table with at least one sample")
+        frame["split"] = resolve_splits(
+            self.split_options,
+            labels=pd.factorize(frame[LABEL_TASK], sort=True)[0],
+            groups=pd.factorize(frame["group"], sort=True)[0],
+            seed=self.seed,
+            own=None if own is None else np.array(own),
+        )
+
+
+def _picture_paths(file: LabelFile, problems: Problems) -> list[str]:
+    """The pictures' paths below the root; the text as it stands where it is no such path or not the first such."""
+    paths: list[str] = []
+    first: dict[str, int] = {}
+    for row, text in zip(file.rows, file.columns["image_path"], strict=True):
+        try:
+            path = relative_path(text)
+        except ValueError as error:
+            problems.append((row, str(error)))
+            path = text
+        else:
+            if path in first:
+                problems.append((row, f"picture {path!r} again, first in row {first[path]}"))
+            first.setdefault(path, row)
+        paths.append(path)
+    return paths
+
+
+def _own_splits(file: LabelFile, problems: Problems) -> list[str]:
+    splits = [text.strip().lower() for text in file.columns["split"]]
+    for row, split in zip(file.rows, splits, strict=True):
+        if split not in SPLITS:
+            problems.append((row, f"split {split!r} is not one of {', '.join(SPLITS)}"))
+    return splits

@@ -1,0 +1,96 @@
+"""The callbacks on two processes (gloo): the traps of DDP with a backbone that is frozen at first, and exact counts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from evaluation.predictions import read_predictions
+from tests.callbacks.tiny import SPLIT_SIZES
+from tests.callbacks.two_processes import EPOCHS, PHASE_ONE, evaluate, train
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("both")
+    for name in ("fit", "accumulated", "evaluation"):
+        (folder / name).mkdir()
+    command = [sys.executable, "-m", "tests.callbacks.two_processes", str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("alone")
+    # The same samples a step as two processes with batches of two, or two such batches, have together.
+    for name, batch_size in (("fit", 4), ("accumulated", 8)):
+        (folder / name).mkdir()
+        train(folder / name, batch_size)
+    evaluate(folder / "evaluation")
+    return folder
+
+
+def weights(folder: Path, epoch: int, rank: int) -> dict[str, torch.Tensor]:
+    loaded: dict[str, Any] = torch.load(folder / f"weights_{epoch}_{rank}.pt", weights_only=True)
+    # BatchNorm's running statistics are each process's own until the next forward pass, as DDP has it.
+    return {key: value for key, value in loaded.items() if not key.rpartition(".")[2].startswith(("running", "num_"))}
+
+
+@pytest.mark.parametrize("run", ["fit", "accumulated"])
+@pytest.mark.parametrize("epoch", range(EPOCHS))
+def test_processes_hold_the_same_weights(both: Path, run: str, epoch: int) -> None:
+    first, second = weights(both / run, epoch, 0), weights(both / run, epoch, 1)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("run", ["fit", "accumulated"])
+def test_heads_learn_in_phase_one_as_they_would_alone(both: Path, alone: Path, run: str) -> None:
+    together, single = weights(both / run, PHASE_ONE - 1, 0), weights(alone / run, PHASE_ONE - 1, 0)
+    assert together.keys() == single.keys()
+    for key, value in together.items():
+        torch.testing.assert_close(value, single[key], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("run", ["fit", "accumulated"])
+def test_backbone_learns_in_phase_two(both: Path, run: str) -> None:
+    before, after = weights(both / run, PHASE_ONE - 1, 1), weights(both / run, EPOCHS - 1, 1)
+    backbone = [key for key in before if key.startswith("encoder.backbone.")]
+    assert backbone
+    assert [key for key in backbone if torch.equal(before[key], after[key])] == []
+
+
+@pytest.mark.parametrize("split", ["val", "test", "predict"])
+def test_each_sample_is_written_once(both: Path, alone: Path, split: str) -> None:
+    together = read_predictions(both / "evaluation" / "predictions" / f"{split}.parquet")
+    single = read_predictions(alone / "evaluation" / "predictions" / f"{split}.parquet")
+    assert len(together) == SPLIT_SIZES["test" if split == "predict" else split]
+    np.testing.assert_array_equal(together.sample_id, single.sample_id)
+    np.testing.assert_array_equal(together.names, single.names)
+    np.testing.assert_array_equal(together.groups, single.groups)
+    np.testing.assert_array_equal(together.targets["class"], single.targets["class"])
+    np.testing.assert_allclose(together.logits["class"], single.logits["class"], atol=1e-4)
+
+
+def test_no_shard_is_left(both: Path) -> None:
+    left = sorted(path.name for path in (both / "evaluation" / "predictions").iterdir())
+    assert left == ["predict.parquet", "test.parquet", "val.parquet"]
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_counts_are_summed_over_processes(both: Path, alone: Path, split: str) -> None:
+    for name in (f"figures/confusion_{split}_class.csv", f"reports/{split}_class.csv"):
+        together, single = pd.read_csv(both / "evaluation" / name), pd.read_csv(alone / "evaluation" / name)
+        pd.testing.assert_frame_equal(together, single)
+    counts = pd.read_csv(both / "evaluation" / f"figures/confusion_{split}_class.csv", index_col=0)
+    assert counts.to_numpy().sum() == SPLIT_SIZES[split]

@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import csv
+import os
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from sklearn.model_selection import StratifiedGroupKFold
+
+from datamodules.grouping import assign_groups
+from datamodules.schema import UserError
+from datamodules.splits import (
+    SplitOptions,
+    grouped_kfold,
+    grouped_split,
+    random_split,
+    resolve_splits,
+    stratified_split,
+)
+
+SEEDS = range(25)
+FRACTIONS = (0.7, 0.15, 0.15)
+TEAM14 = Path(os.environ.get("VITRINE_DATA", "")) / "products_team14_metadata" / "labels_fixed.csv"
+
+Ints = npt.NDArray[np.int64]
+
+
+def shares(splits: npt.NDArray[np.str_]) -> list[float]:
+    return [float((splits == name).mean()) for name in ("train", "val", "test")]
+
+
+def random_groups(seed: int, *, mixed: bool) -> tuple[Ints, Ints]:
+    """Groups of 1 to 12 samples in skewed classes; mixed groups hold several classes."""
+    rng = np.random.default_rng(seed)
+    n_groups, n_classes = int(rng.integers(60, 200)), int(rng.integers(3, 9))
+    groups = np.repeat(np.arange(n_groups), rng.integers(1, 13, n_groups))
+    weights = 1 / np.arange(1, n_classes + 1)
+    labels = rng.choice(n_classes, n_groups, p=weights / weights.sum())[groups]
+    if mixed:
+        labels = np.where(rng.random(len(groups)) < 0.3, rng.integers(0, n_classes, len(groups)), labels)
+    order = rng.permutation(len(groups))
+    return groups[order], labels[order]
+
+
+def parts_of_groups(groups: Ints, splits: npt.NDArray[np.str_]) -> dict[int, set[str]]:
+    return {int(group): set(splits[groups == group].tolist()) for group in np.unique(groups)}
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 100, 1003])
+def test_random_split_is_the_one_of_torch(n: int) -> None:
+    generator = torch.Generator().manual_seed(5)
+    expected = torch.utils.data.random_split(range(n), FRACTIONS, generator)  # type: ignore[arg-type]
+    splits = random_split(n, FRACTIONS, 5)
+    for name, part in zip(("train", "val", "test"), expected, strict=True):
+        assert sorted(part.indices) == np.flatnonzero(splits == name).tolist()
+
+
+@pytest.mark.skipif(not TEAM14.is_file(), reason="needs $VITRINE_DATA/products_team14_metadata")
+def test_random_split_replays_the_reference() -> None:
+    with TEAM14.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    classes = (TEAM14.parent / "classes.txt").read_text(encoding="utf-8").split("\n")
+    in_val = np.flatnonzero(random_split(len(rows), (0.8, 0.2, 0.0), 42) == "val")
+    supports = Counter(rows[i]["class_label"] for i in in_val)
+    assert [supports[name] for name in classes] == [18, 24, 25, 18, 17, 21, 25, 19, 20, 13]
+    assert Counter(rows[i]["split"] for i in in_val) == {"train": 162, "val": 38}
+
+
+def test_stratified_split_keeps_class_shares() -> None:
+    for seed in SEEDS:
+        rng = np.random.default_rng(seed)
+        labels = rng.choice(8, 900, p=np.arange(1, 9) / 36)
+        splits = stratified_split(labels, FRACTIONS, seed)
+        assert np.abs(np.subtract(shares(splits), FRACTIONS)).max() < 0.005
+        for label in range(8):
+            ours = splits[labels == label]
+            counts = [int((ours == name).sum()) for name in ("train", "val", "test")]
+            assert np.abs(np.subtract(counts, np.multiply(FRACTIONS, len(ours)))).max() <= 1.5
+
+
+def test_stratified_split_takes_strings_and_zero_fractions() -> None:
+    labels = np.array(["b", "a", "b", "b", "a", "b", "b", "b", "b", "b"] * 5)
+    splits = stratified_split(labels, (0.8, 0.2, 0.0), 0)
+    assert Counter(splits.tolist()) == {"train": 40, "val": 10}
+    assert Counter(labels[splits == "val"].tolist()) == {"a": 2, "b": 8}
+
+
+def test_stratified_split_of_many_rare_classes() -> None:
+    """Sizes 1, 2 and 3: train always, then one of the others, then all three; and big classes do not pay for them."""
+    labels = np.repeat(np.arange(65), [1] * 20 + [2] * 20 + [3] * 20 + [200] * 5)
+    for seed in SEEDS:
+        splits = stratified_split(labels, FRACTIONS, seed)
+        present = [set(splits[labels == label].tolist()) for label in range(65)]
+        assert present[:20] == [{"train"}] * 20
+        assert all("train" in parts and len(parts) == 2 for parts in present[20:40])
+        in_val = sum("val" in parts for parts in present[20:40])
+        assert 8 <= in_val <= 12, "classes of two are dealt out evenly"
+        assert all(len(parts) == 3 for parts in present[40:])
+        for label in range(60, 65):
+            assert abs((splits[labels == label] == "val").mean() - 0.15) < 0.01
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_grouped_split_properties(mixed: bool) -> None:
+    for seed in SEEDS:
+        groups, labels = random_groups(seed, mixed=mixed)
+        splits = grouped_split(groups, labels, FRACTIONS, seed)
+        assert all(len(parts) == 1 for parts in parts_of_groups(groups, splits).values())
+        assert np.abs(np.subtract(shares(splits), FRACTIONS)).max() < 0.04
+        for label in np.unique(labels):
+            if len(np.unique(groups[labels == label])) >= 3:
+                assert set(splits[labels == label].tolist()) == {"train", "val", "test"}
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_groups_are_divided_no_worse_than_by_scikit_learn(mixed: bool) -> None:
+    """Mean distance of the class shares of a fifth of the data from 20 %, over many draws."""
+
+    def distance(labels: Ints, is_fold: npt.NDArray[np.bool_]) -> float:
+        return float(np.mean([abs(is_fold[labels == label].mean() - 0.2) for label in np.unique(labels)]))
+
+    ours, theirs = [], []
+    for seed in SEEDS:
+        groups, labels = random_groups(seed, mixed=mixed)
+        ours.append(distance(labels, grouped_kfold(groups, labels, 0, 5, seed) == "test"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of classes with fewer than five samples
+            folds = StratifiedGroupKFold(5, shuffle=True, random_state=seed).split(labels, labels, groups)
+            theirs.append(distance(labels, np.isin(np.arange(len(labels)), next(folds)[1])))
+    assert np.mean(ours) < 1.2 * np.mean(theirs)
+
+
+def test_grouped_split_of_classes_with_few_groups() -> None:
+    sizes = np.random.default_rng(0).integers(1, 6, 36)
+    classes = np.repeat(np.arange(13), [1] * 4 + [2] * 4 + [3] * 4 + [12])
+    groups, labels = np.repeat(np.arange(36), sizes), np.repeat(classes, sizes)
+    for seed in SEEDS:
+        splits = grouped_split(groups, labels, FRACTIONS, seed)
+        present = [set(splits[labels == label].tolist()) for label in range(13)]
+        assert present[:4] == [{"train"}] * 4
+        assert all("train" in parts and len(parts) == 2 for parts in present[4:8])
+        assert all(len(parts) == 3 for parts in present[8:])
+
+
+def test_one_huge_group_goes_to_train() -> None:
+    groups = np.array([0] * 50 + list(range(1, 31)))
+    splits = grouped_split(groups, np.zeros(80, dtype=np.int64), FRACTIONS, 0)
+    assert set(splits[:50].tolist()) == {"train"}
+    assert set(splits.tolist()) == {"train", "val", "test"}
+
+
+def test_roundings_do_not_add_up_over_many_small_classes() -> None:
+    labels = np.repeat(np.arange(200), 8)  # 15 % of 8 is 1.2, which alone would round to 12.5 %
+    for splits in (stratified_split(labels, FRACTIONS, 0), grouped_split(np.arange(1600), labels, FRACTIONS, 0)):
+        assert np.abs(np.subtract(shares(splits), FRACTIONS)).max() < 0.015
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_folds_are_a_partition_into_groups(mixed: bool) -> None:
+    for seed in range(8):
+        groups, labels = random_groups(seed, mixed=mixed)
+        folds = [grouped_kfold(groups, labels, fold, 5, seed) for fold in range(5)]
+        assert (np.sum([fold == "test" for fold in folds], axis=0) == 1).all()
+        for fold, following in zip(folds, folds[1:] + folds[:1], strict=True):
+            assert ((fold == "val") == (following == "test")).all(), "val is the next fold's test"
+            assert all(len(parts) == 1 for parts in parts_of_groups(groups, fold).values())
+            assert np.abs(np.subtract(shares(fold), (0.6, 0.2, 0.2))).max() < 0.05
+
+
+def test_classes_with_few_groups_are_spread_over_the_folds() -> None:
+    """Where no part comes first, the classes with one group must not all be in the first fold."""
+    groups = np.arange(500)
+    labels = np.arange(500)
+    tests = [int((grouped_kfold(groups, labels, fold, 5, 0) == "test").sum()) for fold in range(5)]
+    assert tests == [100] * 5
+
+
+def test_splits_are_a_function_of_the_seed_alone() -> None:
+    groups, labels = random_groups(3, mixed=False)
+    again = grouped_split(groups.copy(), labels.copy(), FRACTIONS, 7)
+    assert (grouped_split(groups, labels, FRACTIONS, 7) == again).all()
+    assert (grouped_split(groups, labels, FRACTIONS, 8) != again).any()
+    assert (stratified_split(labels, FRACTIONS, 7) == stratified_split(labels, FRACTIONS, 7)).all()
+    assert (stratified_split(labels, FRACTIONS, 7) != stratified_split(labels, FRACTIONS, 8)).any()
+    assert (grouped_kfold(groups, labels, 1, 4, 7) == grouped_kfold(groups, labels, 1, 4, 7)).all()
+    assert (grouped_kfold(groups, labels, 1, 4, 7) != grouped_kfold(groups, labels, 1, 4, 8)).any()
+
+
+def test_group_names_stand_for_their_order() -> None:
+    groups, labels = random_groups(4, mixed=False)
+    names = np.array([f"g{group:04}" for group in groups])
+    assert (grouped_split(names, labels, FRACTIONS, 0) == grouped_split(groups, labels, FRACTIONS, 0)).all()
+
+
+def test_no_samples_are_no_problem() -> None:
+    nothing = np.array([], dtype=np.int64)
+    assert len(assign_groups(nothing, nothing, FRACTIONS, 0, keep_first=True)) == 0
+    assert len(stratified_split(nothing, FRACTIONS, 0)) == 0
+    assert len(random_split(0, FRACTIONS, 0)) == 0
+
+
+def resolve(options: SplitOptions | None, own: list[str] | None = None, carve: bool = False) -> npt.NDArray[np.str_]:
+    groups = np.arange(40) // 2
+    return resolve_splits(
+        options, labels=groups % 2, groups=groups, seed=3, own=None if own is None else np.array(own), carve=carve
+    )
+
+
+def test_resolve_uses_the_tables_own_split_by_default() -> None:
+    own = ["train"] * 30 + ["val"] * 10
+    assert resolve(None, own).tolist() == own
+    assert resolve({"by": "table"}, own).tolist() == own
+
+
+def test_resolve_draws_by_the_seed_of_the_options_or_of_the_data() -> None:
+    fractions = (0.75, 0.25, 0.0)
+    asked: SplitOptions = {"by": "random", "val_fraction": 0.25, "test_fraction": 0.0}
+    assert (resolve(asked) == random_split(40, fractions, 3)).all()
+    assert (resolve({**asked, "seed": 9}) == random_split(40, fractions, 9)).all()
+    groups = np.arange(40) // 2
+    assert (resolve({**asked, "by": "stratified"}) == stratified_split(groups % 2, fractions, 3)).all()
+    assert (resolve({**asked, "by": "group"}) == grouped_split(groups, groups % 2, fractions, 3)).all()
+    folds: SplitOptions = {"by": "group_kfold", "fold": 2, "n_folds": 4}
+    assert (resolve(folds) == grouped_kfold(groups, groups % 2, 2, 4, 3)).all()
+
+
+def test_resolve_carves_what_is_missing_out_of_train() -> None:
+    own = ["train"] * 30 + ["test"] * 10
+    splits = resolve({"val_fraction": 0.2}, own, carve=True)
+    assert splits[30:].tolist() == ["test"] * 10
+    assert Counter(splits[:30].tolist()) == {"train": 24, "val": 6}
+    assert (splits[0::2] == splits[1::2]).all(), "groups of two stay together"
+    assert Counter(resolve({"test_fraction": 0.1, "val_fraction": 0.1}, ["train"] * 40, carve=True).tolist()) == {
+        "train": 32,
+        "val": 4,
+        "test": 4,
+    }
+    assert resolve({"val_fraction": 0.0}, own, carve=True).tolist() == own
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"by": "table"}, "split.by"),
+        ({"by": "magic"}, "split.by"),
+        ({"by": "random", "val_fraction": 1.0}, "split.val_fraction"),
+        ({"by": "random", "test_fraction": -0.1}, "split.test_fraction"),
+        ({"by": "random", "val_fraction": 0.5, "test_fraction": 0.5}, "nothing for train"),
+        ({"by": "group_kfold", "fold": 5}, "split.fold"),
+        ({"by": "group_kfold", "n_folds": 2}, "split.n_folds"),
+        ({"by": "group_kfold", "n_folds": 21}, "20 groups"),
+        ({"by": "random", "fractoin": 1}, "fractoin"),
+    ],
+)
+def test_mistakes_are_told_by_key(options: SplitOptions, named: str) -> None:
+    with pytest.raises(UserError, match=named) as error:
+        resolve(options)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+import csv
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from torch import nn
+
+from datamodules.schema import UNKNOWN, Outputs, UserError
+from lightning_modules.base import VisionTask
+from lightning_modules.encoders import ImageEncoder
+from lightning_modules.optim import TrainingPhase
+from tests.lightning_modules.tiny import (
+    SIZE,
+    TASKS,
+    TinyData,
+    make_batch,
+    tiny_classifier,
+    tiny_multitask,
+    tiny_trainer,
+    warm_cosine,
+)
+
+
+class Recorder(pl.Callback):
+    """What happens in a training, for looking at it afterwards."""
+
+    def __init__(self) -> None:
+        self.lrs: list[float] = []
+        self.outputs: list[Outputs] = []
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: torch.optim.Optimizer) -> None:
+        self.lrs.append(optimizer.param_groups[0]["lr"])
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, *rest: Any) -> None:
+        self.outputs.append(outputs)
+
+
+def assert_same_weights(a: nn.Module, b: nn.Module) -> None:
+    for (name, first), second in zip(a.state_dict().items(), b.state_dict().values(), strict=True):
+        assert torch.equal(first, second), name
+
+
+def seeded_multitask(**changes: Any) -> VisionTask:
+    pl.seed_everything(3)
+    return tiny_multitask(optim_options=warm_cosine(), **changes)
+
+
+def test_a_run_in_two_parts_ends_as_one_that_was_never_interrupted(tmp_path: Path) -> None:
+    keep_all = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    straight = seeded_multitask()
+    tiny_trainer(tmp_path, max_epochs=4, callbacks=[keep_all], enable_checkpointing=True).fit(straight, TinyData())
+    resumed = seeded_multitask()
+    torch.rand(17)
+    tiny_trainer(tmp_path, max_epochs=4).fit(resumed, TinyData(), ckpt_path=str(tmp_path / "epoch=1.ckpt"))
+    assert_same_weights(straight, resumed)
+    other_seed = seeded_multitask()
+    pl.seed_everything(4)
+    tiny_trainer(tmp_path, max_epochs=4).fit(other_seed, TinyData(), ckpt_path=str(tmp_path / "epoch=1.ckpt"))
+    with pytest.raises(AssertionError):
+        assert_same_weights(straight, other_seed)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_learning_rates_follow_the_phases_step_by_step(tmp_path: Path, accumulate: int) -> None:
+    recorder, task = Recorder(), seeded_multitask()
+    phases = [
+        TrainingPhase(first_epoch=0, lr={"backbone": 1e-5, "head": 1e-3}, schedule="constant", warmup_epochs=1.0),
+        TrainingPhase(first_epoch=2, lr={"backbone": 1e-4, "head": 1e-3}, schedule="step", step_size=1, gamma=0.1),
+    ]
+    task.phases = phases
+    trainer = tiny_trainer(tmp_path, max_epochs=4, callbacks=[recorder], accumulate_grad_batches=accumulate)
+    trainer.fit(task, TinyData())
+    # Three batches an epoch make three steps, or two when two are accumulated.
+    if accumulate == 1:
+        expected = [1e-5 / 4, 2e-5 / 4, 3e-5 / 4] + [1e-5] * 3 + [1e-4] * 3 + [1e-5] * 3
+    else:
+        expected = [1e-5 / 3, 2e-5 / 3] + [1e-5] * 2 + [1e-4] * 2 + [1e-5] * 2
+    assert recorder.lrs == pytest.approx(expected)
+
+
+def test_lightnings_monitor_logs_the_learning_rate_of_the_step(tmp_path: Path) -> None:
+    recorder, logger = Recorder(), CSVLogger(tmp_path)
+    monitor = LearningRateMonitor("step")
+    trainer = tiny_trainer(tmp_path, max_epochs=2, callbacks=[monitor, recorder], logger=logger, log_every_n_steps=1)
+    task = seeded_multitask()
+    trainer.fit(task, TinyData())
+    [name] = [name for name in monitor.lrs if name.endswith(trainer.optimizers[0].param_groups[0]["name"])]
+    assert name.startswith("lr-AdamW/backbone")
+    assert monitor.lrs[name] == recorder.lrs
+    assert len(set(recorder.lrs)) == 6
+    with (Path(logger.log_dir) / "metrics.csv").open() as file:
+        assert [float(row[name]) for row in csv.DictReader(file) if row[name]] == pytest.approx(recorder.lrs)
+
+
+def test_logged_values_are_over_samples_and_padding_is_not_one(tmp_path: Path) -> None:
+    recorder, task = Recorder(), seeded_multitask(task_weights={"class": 1.0, "type": 0.5}, label_smoothing=0.1)
+    trainer = tiny_trainer(tmp_path, callbacks=[recorder], num_sanity_val_steps=0)
+    trainer.fit(task, TinyData())
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    ids = torch.cat([outputs["sample_id"] for outputs in recorder.outputs])
+    assert ids.tolist() == [20, 21, 22, 23, 24, 25, 26]
+    losses = {}
+    for task_name in TASKS:
+        logits = torch.cat([outputs["logits"][task_name] for outputs in recorder.outputs])
+        targets = torch.cat([outputs["targets"][task_name] for outputs in recorder.outputs])
+        known = targets != UNKNOWN
+        assert known.sum() == (7 if task_name == "class" else 5)
+        losses[task_name] = float(F.cross_entropy(logits[known], targets[known]))
+        assert logged[f"val/{task_name}/loss"] == pytest.approx(losses[task_name], rel=1e-5)
+        accuracy = float((logits[known].argmax(1) == targets[known]).float().mean())
+        assert logged[f"val/{task_name}/accuracy"] == pytest.approx(accuracy)
+    assert logged["val/loss"] == pytest.approx(losses["class"] + 0.5 * losses["type"], rel=1e-5)
+    expected = {"val/class/top3", "val/class/f1_macro", "val/class/f1_weighted", "val/type/f1_macro", "train/loss"}
+    assert expected | {"train/class/loss", "train/type/loss"} <= logged.keys()
+    assert not {"val/class/top5", "val/type/top3", "train/class/accuracy"} & logged.keys()
+
+
+def test_the_training_loss_of_an_epoch_is_over_samples_too(tmp_path: Path) -> None:
+    task = seeded_multitask(lr=0.0)
+    task.eval()  # without dropout the losses can be computed again
+    trainer = tiny_trainer(tmp_path, limit_val_batches=0)
+    trainer.fit(task, TinyData())
+    batch = make_batch(list(range(10)))
+    with torch.no_grad():
+        loss, _ = task._shared_step(batch, "train")
+    assert float(trainer.callback_metrics["train/loss"]) == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_testing_and_predicting_give_outputs_of_the_same_shape(tmp_path: Path) -> None:
+    task, trainer = seeded_multitask(), tiny_trainer(tmp_path)
+    [metrics] = trainer.test(task, TinyData(), verbose=False)
+    assert "test/class/f1_macro" in metrics
+    batches: Any = trainer.predict(task, TinyData())
+    assert [len(outputs["sample_id"]) for outputs in batches] == [4, 3]
+    last = batches[-1]
+    assert last["logits"]["class"].shape == (3, 4)
+    assert last["logits"]["type"].dtype == torch.float32
+    assert last["targets"]["type"].tolist() == [UNKNOWN, 1, 0]
+
+
+def test_what_a_batch_does_not_know_is_unknown_in_the_outputs() -> None:
+    batch = make_batch([0, 1])
+    del batch["label"]
+    outputs = seeded_multitask().eval().predict_step(batch, 0)
+    assert outputs["targets"]["class"].tolist() == [UNKNOWN, UNKNOWN]
+
+
+def test_a_batch_without_any_known_target_of_a_task_leaves_its_head_alone() -> None:
+    task, batch = seeded_multitask(label_smoothing=0.1), make_batch([0, 3, 6])
+    loss, _ = task._shared_step(batch, "train")
+    loss.backward()  # type: ignore[no-untyped-call]
+    heads: Any = task.heads
+    assert torch.isfinite(loss)
+    assert not any(parameter.grad.any() for parameter in heads[1].parameters())
+    assert any(parameter.grad.any() for parameter in heads[0].parameters())
+
+
+def test_a_frozen_backbone_keeps_its_weights_and_statistics(tmp_path: Path) -> None:
+    class Freeze(pl.Callback):
+        def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+            pl_module.freeze_backbone()
+
+    task = seeded_multitask()
+    before = {name: value.clone() for name, value in task.state_dict().items()}
+    trainer = tiny_trainer(tmp_path, max_epochs=2, callbacks=[Freeze()])
+    trainer.fit(task, TinyData())
+    after = task.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("encoder."))
+    assert not torch.equal(before["heads.0.0.weight"], after["heads.0.0.weight"])
+    grouped = sum(len(group["params"]) for group in trainer.optimizers[0].param_groups)
+    assert grouped == len(list(task.parameters()))
+
+
+def test_freezing_is_undone_and_leaves_fixed_parameters_fixed() -> None:
+    task = tiny_classifier()
+    fixed = next(task.encoder.backbone.parameters())
+    fixed.requires_grad_(False)
+    task.freeze_backbone()
+    task.train()
+    assert task.backbone_frozen
+    assert not any(module.training for module in task.encoder.backbone.modules())
+    assert task.head.training
+    assert not any(parameter.requires_grad for parameter in task.encoder.parameters())
+    task.unfreeze_backbone()
+    assert not task.backbone_frozen
+    assert all(module.training for module in task.encoder.backbone.modules())
+    assert [p for p in task.encoder.parameters() if not p.requires_grad] == [fixed]
+
+
+def test_ema_averages_and_its_checkpoint_holds_the_average(tmp_path: Path) -> None:
+    average = EMAWeightAveraging(decay=0.5)
+    keep = ModelCheckpoint(tmp_path, filename="ema")
+    task, plain = seeded_multitask(), seeded_multitask()
+    trainer = tiny_trainer(tmp_path, max_epochs=2, callbacks=[average, keep], enable_checkpointing=True)
+    trainer.fit(task, TinyData())
+    tiny_trainer(tmp_path, max_epochs=2).fit(plain, TinyData())
+    saved = torch.load(tmp_path / "ema.ckpt", weights_only=True)
+    weight = "heads.0.0.weight"
+    assert torch.equal(saved["state_dict"][weight], task.state_dict()[weight])
+    assert torch.equal(saved["current_model_state"][weight], plain.state_dict()[weight])
+    assert not torch.equal(saved["state_dict"][weight], plain.state_dict()[weight])
+
+
+def test_ema_resumes_exactly(tmp_path: Path) -> None:
+    def fit(root: Path, ckpt_path: str | None = None) -> VisionTask:
+        callbacks = [EMAWeightAveraging(decay=0.5), ModelCheckpoint(root, filename="{epoch}", save_top_k=-1)]
+        task = seeded_multitask()
+        trainer = tiny_trainer(root, max_epochs=4, callbacks=callbacks, enable_checkpointing=True)
+        trainer.fit(task, TinyData(), ckpt_path=ckpt_path)
+        return task
+
+    straight = fit(tmp_path / "a")
+    assert_same_weights(straight, fit(tmp_path / "b", str(tmp_path / "a" / "epoch=1.ckpt")))
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Counts what would go to the hub."""
+    asked: list[str] = []
+    monkeypatch.setattr(ImageEncoder, "load_pretrained", lambda encoder: asked.append(encoder.name))
+    return asked
+
+
+def test_pretrained_weights_are_fetched_when_training_begins(tmp_path: Path, loads: list[str]) -> None:
+    task = seeded_multitask(pretrained=True)
+    assert not loads
+    tiny_trainer(tmp_path, fast_dev_run=True).fit(task, TinyData())
+    assert len(loads) == 1
+
+
+def test_what_a_checkpoint_replaces_is_never_fetched(tmp_path: Path, loads: list[str]) -> None:
+    trainer = tiny_trainer(tmp_path, max_epochs=1)
+    trainer.fit(seeded_multitask(), TinyData())
+    path = tmp_path / "last.ckpt"
+    trainer.save_checkpoint(path)
+    loads.clear()
+    tiny_trainer(tmp_path, max_epochs=2).fit(seeded_multitask(pretrained=True), TinyData(), ckpt_path=str(path))
+    tiny_trainer(tmp_path).test(seeded_multitask(pretrained=True), TinyData(), ckpt_path=str(path), verbose=False)
+    tiny_trainer(tmp_path).predict(seeded_multitask(pretrained=True), TinyData(), ckpt_path=str(path))
+    assert not loads
+
+
+def test_differing_pictures_are_told_once_at_the_start(tmp_path: Path, loads: list[str]) -> None:
+    def warned(**changes: Any) -> list[str]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            tiny_trainer(tmp_path, fast_dev_run=True).fit(seeded_multitask(**changes), TinyData())
+        return [str(warning.message) for warning in caught if "data.image differs" in str(warning.message)]
+
+    assert len(warned(pretrained=True)) == 1
+    assert not warned(pretrained=False)
+
+
+def test_a_checkpoint_remembers_how_pictures_were_made(tmp_path: Path) -> None:
+    data = TinyData({"size": SIZE, "crop_fraction": 0.8, "interpolation": "bilinear"})
+    trainer = tiny_trainer(tmp_path)
+    trainer.fit(seeded_multitask(), data)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    other = seeded_multitask()
+    other.on_load_checkpoint(torch.load(tmp_path / "last.ckpt", weights_only=True))
+    assert other.input_options == data.image_options
+
+
+def test_a_classifier_needs_training_before_it_is_tested() -> None:
+    assert not tiny_classifier().ready_without_training
+
+
+@pytest.mark.parametrize("changes", [{"class_names": []}, {"class_names": None}, {"class_names": ["one"]}])
+def test_fewer_than_two_classes_are_a_user_error(changes: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="fewer than two classes"):
+        tiny_classifier(**changes)

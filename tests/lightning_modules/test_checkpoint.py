@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from datamodules.schema import UserError
+from lightning_modules.base import VisionTask
+from lightning_modules.checkpoint import load_task
+from lightning_modules.encoders import ImageEncoder
+from lightning_modules.multitask import MultiTaskClassifier
+from tests.lightning_modules.tiny import (
+    BACKBONE,
+    SIZE,
+    TASKS,
+    TinyData,
+    make_batch,
+    tiny_classifier,
+    tiny_multitask,
+    tiny_trainer,
+)
+
+
+class LinkedData(TinyData):
+    tasks = TASKS
+    image_size = SIZE
+
+
+class LinkedCLI(LightningCLI):
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        for name in ("tasks", "image_size"):
+            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+
+
+def saved(folder: Path, task: VisionTask) -> Path:
+    trainer = tiny_trainer(folder)
+    trainer.fit(task, TinyData())
+    trainer.save_checkpoint(folder / "last.ckpt")
+    return folder / "last.ckpt"
+
+
+def assert_same_answers(a: VisionTask, b: VisionTask) -> None:
+    image = make_batch([0, 1, 2])["image"]
+    a.eval()
+    with torch.no_grad():
+        for task, logits in a(image).items():
+            assert torch.equal(logits, b(image)[task])
+
+
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(encoder: ImageEncoder) -> None:
+        raise AssertionError("pretrained weights were asked for")
+
+    monkeypatch.setattr(ImageEncoder, "load_pretrained", refuse)
+
+
+def test_a_checkpoint_alone_makes_the_task_and_names_what_it_predicts(tmp_path: Path) -> None:
+    task = tiny_multitask(task_weights={"class": 1.0, "type": 0.5})
+    loaded = load_task(saved(tmp_path, task))
+    assert isinstance(loaded, MultiTaskClassifier)
+    assert loaded.tasks == TASKS
+    assert loaded.task_weights == {"class": 1.0, "type": 0.5}
+    assert loaded.input_options == {"size": SIZE, "crop_fraction": 1.0, "interpolation": "bicubic"}
+    assert not loaded.training
+    assert_same_answers(task, loaded)
+
+
+def test_lightnings_own_loading_works_too(tmp_path: Path) -> None:
+    task = tiny_classifier()
+    assert_same_answers(task, type(task).load_from_checkpoint(saved(tmp_path, task), weights_only=True).eval())
+
+
+def test_pretrained_weights_are_not_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(ImageEncoder, "load_pretrained", lambda encoder: None)
+        path = saved(tmp_path, tiny_classifier(pretrained=True))
+    monkeypatch.setattr("lightning_modules.weights.hub_file", lambda source: pytest.fail("asked the hub"))
+    loaded = load_task(path)
+    tiny_trainer(tmp_path, fast_dev_run=True).fit(loaded, TinyData())
+
+
+def test_a_checkpoint_of_the_command_line_loads_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_hub: None
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["experiments"])
+    cli = LinkedCLI(
+        VisionTask,
+        pl.LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        run=False,
+        save_config_callback=None,
+        seed_everything_default=1,
+        args=[
+            "--data=tests.lightning_modules.test_checkpoint.LinkedData",
+            "--model=lightning_modules.MultiTaskClassifier",
+            f"--model.backbone={BACKBONE}",
+            "--model.task_weights={class: 1.0}",
+            "--model.optim_options.warmup_epochs=0.5",
+            "--model.optim_options.betas=[0.9, 0.98]",
+        ],
+    )
+    assert isinstance(cli.model, VisionTask)
+    cli.model.encoder.load_pretrained = lambda: None  # type: ignore[method-assign]
+    path = saved(tmp_path, cli.model)
+    assert torch.load(path, weights_only=True)["hyper_parameters"]["_class_path"].startswith("lightning_modules.")
+    loaded = load_task(path)
+    assert loaded.tasks == {"class": TASKS["class"]}
+    assert loaded.optim_options == {"warmup_epochs": 0.5, "betas": [0.9, 0.98]}
+    assert_same_answers(cli.model, loaded)
+    assert_same_answers(loaded, MultiTaskClassifier.load_from_checkpoint(path, weights_only=True).eval())
+
+
+def changed(path: Path, **changes: Any) -> Path:
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["hyper_parameters"] |= changes
+    torch.save(checkpoint, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "class_path",
+    [
+        "os.system",
+        "lightning_modules.os.system",
+        "lightning_modules.nothing.Here",
+        "lightning_modules.Nothing",
+        "lightning_modules.load_task",
+        "lightning_modules.base.VisionTask",
+        "lightning_modules_of_another.ImageClassifier",
+        "lightning_modules.base.LightningModule",
+        "",
+    ],
+)
+def test_only_our_own_tasks_are_made(tmp_path: Path, class_path: str) -> None:
+    path = changed(saved(tmp_path, tiny_classifier()), _class_path=class_path)
+    with pytest.raises(UserError, match="none of the tasks"):
+        load_task(path)
+
+
+def test_a_missing_file_is_a_user_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no such checkpoint"):
+        load_task(tmp_path / "best.ckpt")
+
+
+def test_a_file_that_is_no_checkpoint_is_a_user_error(tmp_path: Path) -> None:
+    (tmp_path / "a.ckpt").write_text("metrics")
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "b.ckpt")
+    with pytest.raises(UserError, match="read safely"):
+        load_task(tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match="not a checkpoint of a run"):
+        load_task(tmp_path / "b.ckpt")
+
+
+def test_a_checkpoint_that_does_not_fit_its_class_is_a_user_error(tmp_path: Path) -> None:
+    path = changed(saved(tmp_path, tiny_classifier()), class_names=["a", "b"])
+    with pytest.raises(UserError, match="another version of ImageClassifier"):
+        load_task(path)
