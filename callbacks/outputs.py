@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
@@ -75,9 +76,9 @@ class ConfusionCounter(Callback, ABC):
     """Base of callbacks that report answers by target after validation and test.
 
     While fitting, the counts of the best epoch are kept, best by the metric and mode of the trainer's first
-    ``ModelCheckpoint``, so that what is reported belongs to the checkpoint that is kept; without such a metric, those
-    of the last epoch. They are reported at the end, and are part of the checkpoint, so that a resumed run reports the
-    same. Sanity checking does not count.
+    ``ModelCheckpoint`` that has one, so that what is reported belongs to the checkpoint that is kept; without such a
+    metric, those of the last epoch. They are reported at the end, and are part of the checkpoint, so that a resumed run
+    reports the same. Sanity checking does not count.
     """
 
     def __init__(self) -> None:
@@ -93,6 +94,11 @@ class ConfusionCounter(Callback, ABC):
             counted: what was counted, and when.
             confusions: for each task the counts with class names.
         """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget an earlier fit; a checkpoint is restored after this."""
+        if stage == "fit":
+            self._kept = None
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count."""
@@ -198,12 +204,19 @@ class ConfusionCounter(Callback, ABC):
 
 
 def _score(trainer: Trainer) -> float | None:
-    monitor = getattr(trainer.checkpoint_callback, "monitor", None)
-    value = trainer.callback_metrics.get(monitor) if monitor else None
+    chooser = _chooser(trainer)
+    value = trainer.callback_metrics.get(str(chooser.monitor)) if chooser else None
     return None if value is None else float(value)
 
 
 def _is_better(trainer: Trainer, score: float | None, kept: float | None) -> bool:
     if score is None or kept is None:
         return True
-    return score > kept if getattr(trainer.checkpoint_callback, "mode", "min") == "max" else score < kept
+    chooser = _chooser(trainer)
+    return score > kept if chooser and chooser.mode == "max" else score < kept
+
+
+def _chooser(trainer: Trainer) -> ModelCheckpoint | None:
+    """The callback that keeps the best checkpoint."""
+    savers = [saver for saver in trainer.checkpoint_callbacks if isinstance(saver, ModelCheckpoint) and saver.monitor]
+    return savers[0] if savers else None

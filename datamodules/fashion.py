@@ -146,6 +146,8 @@ class Fashion(ImageDataModule):
             raise UserError(f"data attributes: there is no column {strange[0]!r}; use some of {known}")
         if self.source not in ("csv", "hub"):
             raise UserError(f"data source: is {self.source!r}, must be csv or hub")
+        if wrong := sorted(set(self.rare) - set(RareOptions.__annotations__)):
+            raise UserError(f"data rare: unknown key {wrong[0]!r}; known keys are handling, min_count")
         if self.rare["handling"] not in ("keep", "drop"):
             raise UserError(f"data rare.handling: is {self.rare['handling']!r}, must be keep or drop")
 

@@ -1,9 +1,9 @@
-"""Assign whole groups of samples to parts (splits or folds) so that all parts get like shares of every class.
+"""Assigns whole groups of samples to parts (splits or folds) so that all parts get like shares of every class.
 
-Greedy in the manner of iterative stratification (Sechidis, Tsoumakas and Vlahavas, "On the
-Stratification of Multi-Label Data", ECML 2011): rarest class first, big groups first, each group to the part that is
-furthest below its share of the group's classes. scikit-learn's ``StratifiedGroupKFold`` is alike (the tests compare the
-two), but it promises nothing for rare classes and makes equal parts only.
+Greedy in the manner of iterative stratification (Sechidis, Tsoumakas and Vlahavas, "On the Stratification of
+Multi-Label Data", ECML 2011): rarest class first, big groups first, each group to the part that is furthest below its
+share of the group's classes. scikit-learn's ``StratifiedGroupKFold`` divides about as well (the tests compare the two),
+but it promises nothing for rare classes and makes equal parts only.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ Labels = npt.NDArray[Any]
 
 
 def number(values: Labels) -> npt.NDArray[np.int64]:
-    """Number the values in their sorted order, so that the order of the rows has no say in it; int64 ``(n,)``."""
+    """Numbers the values in their sorted order, so that the order of the rows has no say in it; int64 ``(n,)``."""
     return np.unique(np.asarray(values), return_inverse=True)[1].astype(np.int64)
 
 
 def assign_groups(
     groups: Labels, labels: Labels, fractions: Sequence[float], seed: int, *, keep_first: bool
 ) -> npt.NDArray[np.int64]:
-    """Give each sample the part of its group.
+    """Gives each sample the part of its group.
 
     Args:
         groups: ``(n,)`` group of each sample, numbers or strings.
         labels: ``(n,)`` classes; a group may hold several.
-        fractions: Share of the samples for each part; they sum to 1.
-        seed: Seed of the order in which groups of like size are placed.
-        keep_first: Whether part 0 is served first where a class has fewer groups than there are parts.
+        fractions: share of the samples for each part; they sum to 1.
+        seed: seed of the order in which groups of like size are placed.
+        keep_first: whether part 0 is served first where a class has fewer groups than there are parts.
 
     Returns:
         int64 ``(n,)`` parts, 0 to ``len(fractions) - 1``.
@@ -48,7 +48,7 @@ def assign_groups(
     strata = np.array([min(rank[code] for code, _ in content) for content in contents], dtype=np.int64)
     # Big groups first, or the last one may overfill its part; not to the letter, or the seed would have no say.
     rng = np.random.default_rng(seed)
-    sizes = np.bincount(group_of) * rng.uniform(1, 1.5, len(contents))
+    sizes = np.bincount(group_of) * rng.uniform(1, 1.25, len(contents))
     order = np.lexsort((-sizes, strata))
     parts = _Greedy(contents, totals, list(fractions), keep_first).assign(order.tolist())
     return parts[group_of]
@@ -83,7 +83,7 @@ class _Greedy:
         self.groups_left: list[int] = np.bincount(held, minlength=len(totals)).tolist()
 
     def assign(self, order: Iterable[int]) -> npt.NDArray[np.int64]:
-        """Place all groups in the given order; returns ``(n_groups,)`` parts."""
+        """Places all groups in the given order; returns ``(n_groups,)`` parts."""
         parts = np.zeros(len(self.contents), dtype=np.int64)
         for group in order:
             content = self.contents[group]

@@ -75,6 +75,9 @@ class HubImages(ImageDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(image, augment, loader, checks, seed)
+        if strange := sorted(set(columns or {}) - set(ColumnOptions.__annotations__)):
+            known = ", ".join(ColumnOptions.__annotations__)
+            raise UserError(f"data columns: unknown key {strange[0]!r}; known keys are {known}")
         self.path = path
         self.columns: ColumnOptions = {"image": "image", "label": "label", **(columns or {})}
         self.config_name = config_name

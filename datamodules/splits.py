@@ -31,11 +31,11 @@ class SplitOptions(TypedDict, total=False):
         by: "table" keeps the data set's own division, "random" draws samples, "stratified" keeps the class shares,
             "group" keeps groups together (and the class shares as well as that allows), "group_kfold" makes
             ``n_folds`` folds of groups.
-        val_fraction: Share of the samples for val, 0 to 1 (default 0.15); not used by folds.
-        test_fraction: Share of the samples for test, 0 to 1 (default 0.15); not used by folds.
-        fold: Which fold is test, from 0 (default 0); the next one is val, the others are train.
-        n_folds: Number of folds, at least 3 (default 5).
-        seed: Seed of the division (default: the seed of the DataModule).
+        val_fraction: share of the samples for val, 0 to 1 (default 0.15); not used by folds.
+        test_fraction: share of the samples for test, 0 to 1 (default 0.15); not used by folds.
+        fold: which fold is test, from 0 (default 0); the next one is val, the others are train.
+        n_folds: number of folds, at least 3 (default 5).
+        seed: seed of the division (default: the seed of the DataModule).
     """
 
     by: Literal["table", "random", "stratified", "group", "group_kfold"]
@@ -47,12 +47,12 @@ class SplitOptions(TypedDict, total=False):
 
 
 def random_split(n: int, fractions: Sequence[float], seed: int) -> Splits:
-    """Split at random, with the lengths and the order of ``torch.utils.data.random_split``.
+    """Splits at random, with the lengths and the order of ``torch.utils.data.random_split``.
 
     Args:
-        n: Number of samples.
-        fractions: Shares of train, val and test; they sum to 1.
-        seed: Seed of the permutation; the same draw as ``torch.Generator().manual_seed(seed)``.
+        n: number of samples.
+        fractions: shares of train, val and test; they sum to 1.
+        seed: seed of the permutation; the same draw as ``torch.Generator().manual_seed(seed)``.
 
     Returns:
         ``(n,)`` split names.
@@ -67,12 +67,12 @@ def random_split(n: int, fractions: Sequence[float], seed: int) -> Splits:
 
 
 def stratified_split(labels: Labels, fractions: Sequence[float], seed: int) -> Splits:
-    """Split at random with the same class shares in all parts; rare classes as the module says.
+    """Splits at random with the same class shares in all parts; rare classes as the module says.
 
     Args:
         labels: ``(n,)`` classes, numbers or strings.
-        fractions: Shares of train, val and test; they sum to 1.
-        seed: Seed of the draw.
+        fractions: shares of train, val and test; they sum to 1.
+        seed: seed of the draw.
 
     Returns:
         ``(n,)`` split names.
@@ -94,13 +94,13 @@ def stratified_split(labels: Labels, fractions: Sequence[float], seed: int) -> S
 
 
 def grouped_split(groups: Labels, labels: Labels, fractions: Sequence[float], seed: int) -> Splits:
-    """Split so that no group is in two parts; class shares as equal as that allows, rare classes as the module says.
+    """Splits so that no group is in two parts; class shares as equal as that allows, rare classes as the module says.
 
     Args:
         groups: ``(n,)`` group of each sample, numbers or strings.
         labels: ``(n,)`` classes; a group may hold several.
-        fractions: Shares of train, val and test, in samples; they sum to 1.
-        seed: Seed of the draw.
+        fractions: shares of train, val and test, in samples; they sum to 1.
+        seed: seed of the draw.
 
     Returns:
         ``(n,)`` split names.
@@ -109,7 +109,7 @@ def grouped_split(groups: Labels, labels: Labels, fractions: Sequence[float], se
 
 
 def grouped_kfold(groups: Labels, labels: Labels, fold: int, n_folds: int, seed: int) -> Splits:
-    """Cut the groups into folds of like class shares: fold ``fold`` is test, the one after it val, the others train.
+    """Cuts the groups into folds of like class shares: fold ``fold`` is test, the one after it val, the others train.
 
     Over all values of ``fold``, each sample is in test once.
 
@@ -117,22 +117,24 @@ def grouped_kfold(groups: Labels, labels: Labels, fold: int, n_folds: int, seed:
         groups: ``(n,)`` group of each sample, numbers or strings.
         labels: ``(n,)`` classes; a group may hold several.
         fold: 0 to ``n_folds - 1``.
-        n_folds: Number of folds, at least 3.
-        seed: Seed of the cut; the same for all folds of one experiment.
+        n_folds: number of folds, at least 3.
+        seed: seed of the cut; the same for all folds of one experiment.
 
     Returns:
         ``(n,)`` split names.
 
     Raises:
-        UserError: For a fold that does not exist, or more folds than groups.
+        UserError: for a fold that does not exist, or more folds than groups.
     """
     if n_folds < 3:
-        raise UserError(f"split.n_folds: {n_folds} leaves nothing for train, val or test: set it to 3 or more")
+        raise UserError(f"data split.n_folds: {n_folds} leaves nothing for train, val or test: set it to 3 or more")
     if not 0 <= fold < n_folds:
-        raise UserError(f"split.fold: {fold} does not exist: with split.n_folds {n_folds} use 0 to {n_folds - 1}")
+        raise UserError(f"data split.fold: {fold} does not exist: with split.n_folds {n_folds} use 0 to {n_folds - 1}")
     n_groups = len(np.unique(number(groups)))
     if n_groups < n_folds:
-        raise UserError(f"split.n_folds: {n_folds} folds cannot be made of {n_groups} groups: set a smaller number")
+        raise UserError(
+            f"data split.n_folds: {n_folds} folds cannot be made of {n_groups} groups: set a smaller number"
+        )
     folds = assign_groups(groups, labels, [1 / n_folds] * n_folds, seed, keep_first=False)
     parts = np.where(folds == fold, 2, np.where(folds == (fold + 1) % n_folds, 1, 0))
     return _names(parts)
@@ -148,25 +150,28 @@ def resolve_splits(
     own: Splits | None = None,
     carve: bool = False,
 ) -> Splits:
-    """Apply what the user asked for.
+    """Applies what the user asked for.
 
     Args:
-        options: The user's choice.
+        options: the user's choice.
         labels: ``(n,)`` classes.
         groups: ``(n,)`` groups; unique values where there are none.
-        seed: Seed where the options name none.
-        default: Value of ``by`` where the options name none.
+        seed: seed where the options name none.
+        default: value of ``by`` where the options name none.
         own: ``(n,)`` the data set's own division, where it has one.
-        carve: Whether val or test, where the data set's own division lacks them, are cut out of train by their
+        carve: whether val or test, where the data set's own division lacks them, are cut out of train by their
             fractions, groups kept together.
 
     Returns:
         ``(n,)`` split names.
 
     Raises:
-        UserError: For options that contradict themselves or the data.
+        UserError: for options that contradict themselves or the data.
     """
     options = options or {}
+    if strange := sorted(set(options) - set(SplitOptions.__annotations__)):
+        known = ", ".join(SplitOptions.__annotations__)
+        raise UserError(f"data split: unknown key {strange[0]!r}; known keys are {known}")
     by = options.get("by", default)
     seed = options.get("seed", seed)
     fractions = _fractions(options)
@@ -174,7 +179,7 @@ def resolve_splits(
         case "table":
             if own is None:
                 raise UserError(
-                    "split.by: table, but the data set brings no division: use random, stratified, group or group_kfold"
+                    "data split.by: table, but the data set brings none: use random, stratified, group or group_kfold"
                 )
             return _carved(own, labels, groups, fractions, seed) if carve else own
         case "random":
@@ -185,11 +190,11 @@ def resolve_splits(
             return grouped_split(groups, labels, fractions, seed)
         case "group_kfold":
             return grouped_kfold(groups, labels, options.get("fold", 0), options.get("n_folds", 5), seed)
-    raise UserError(f"split.by: {by!r} is unknown: use table, random, stratified, group or group_kfold")
+    raise UserError(f"data split.by: {by!r} is unknown: use table, random, stratified, group or group_kfold")
 
 
 def _carved(own: Splits, labels: Labels, groups: Labels, fractions: Sequence[float], seed: int) -> Splits:
-    """Cut missing parts out of train."""
+    """Cuts missing parts out of train."""
     present = set(np.unique(own))
     wanted = [1.0, *(0.0 if name in present else share for name, share in zip(SPLITS[1:], fractions[1:], strict=True))]
     wanted[0] -= sum(wanted[1:])
@@ -203,9 +208,9 @@ def _fractions(options: SplitOptions) -> tuple[float, float, float]:
     val, test = options.get("val_fraction", 0.15), options.get("test_fraction", 0.15)
     for key, value in (("val_fraction", val), ("test_fraction", test)):
         if not 0 <= value < 1:
-            raise UserError(f"split.{key}: {value} is no share: use 0 or more and less than 1")
+            raise UserError(f"data split.{key}: {value} is no share: use 0 or more and less than 1")
     if val + test >= 1:
-        raise UserError(f"split.val_fraction {val} and split.test_fraction {test} leave nothing for train")
+        raise UserError(f"data split.val_fraction {val} and split.test_fraction {test} leave nothing for train")
     return 1 - val - test, val, test
 
 
@@ -214,7 +219,7 @@ def _names(parts: npt.NDArray[np.int64]) -> Splits:
 
 
 def _apportion(share: npt.NDArray[np.float64], n: int, used: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """Round shares to whole numbers that sum to ``n``: at least one each where ``n`` allows, part 0 first."""
+    """Rounds shares to whole numbers that sum to ``n``: at least one each where ``n`` allows, part 0 first."""
     ranked = sorted(np.flatnonzero(used), key=lambda part: (part != 0, -share[part]))
     least = np.zeros(len(share), dtype=np.int64)
     least[ranked[:n]] = 1

@@ -1,8 +1,8 @@
 """Logistic regression on the features of a frozen backbone: the floor that a trained network has to beat.
 
-Linear probing as in Alain & Bengio, Understanding intermediate layers using linear classifier probes, 2016. Features are
-standardised by the train split; one multinomial regression per task, with scikit-learn's default penalty C = 1. Nothing
-is chosen by looking at the validation split, so its figures are as honest as those of the test split.
+Linear probing as in Alain & Bengio, Understanding intermediate layers using linear classifier probes, 2016. Features
+are standardised by the train split; one multinomial regression per task, with scikit-learn's default penalty C = 1.
+Nothing is chosen by looking at the validation split, so its figures are as honest as those of the test split.
 """
 
 from __future__ import annotations
@@ -57,9 +57,7 @@ def linear_probe(datamodule: ImageDataModule, encoder: ImageEncoder) -> list[Tas
             groups=np.array([groups[index] for index in sample_id], dtype=object),
             tasks=datamodule.tasks,
             targets=targets,
-            logits={
-                task: _logits(probe, features, len(datamodule.tasks[task])) for task, probe in probes.items()
-            },
+            logits={task: _logits(probe, features, len(datamodule.tasks[task])) for task, probe in probes.items()},
         )
         rows += summarise(predictions, datamodule.class_counts, f"linear probe of {encoder.name}", split)
     return sorted(rows, key=lambda row: list(datamodule.tasks).index(row.task))

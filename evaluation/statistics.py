@@ -113,16 +113,23 @@ def accuracy_statistic(targets: NDArray[np.int64], predicted: NDArray[np.int64])
 def f1_statistic(
     targets: NDArray[np.int64], predicted: NDArray[np.int64], average: Literal["macro", "weighted"] = "macro"
 ) -> Statistic:
-    """F1 as a function of sample weights, for ``group_bootstrap``; classes that a resample lacks are left out of it."""
+    """F1 as a function of sample weights, for ``group_bootstrap``.
+
+    A class whose targets a resample lacks is left out of its macro mean, even where it is answered: else every rare
+    class would count as 0 whenever it was not drawn, and the interval would lie too low. A class that no target has
+    from the start counts as in ``f1``.
+    """
     num_classes = int(max(targets.max(), predicted.max())) + 1
     of_target, of_predicted = _one_hot(targets, num_classes), _one_hot(predicted, num_classes)
     of_both = of_target.multiply(of_predicted).tocsr()
+    is_target = np.bincount(targets, minlength=num_classes) > 0
 
     def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
         support, answers, hits = weights @ of_target, weights @ of_predicted, weights @ of_both
         total = support + answers
         scores = np.divide(2 * hits, total, out=np.zeros_like(total), where=total > 0)
-        shares = support if average == "weighted" else (total > 0).astype(np.float64)
+        counts = np.where(is_target, support, answers) > 0
+        shares = support if average == "weighted" else counts.astype(np.float64)
         values: NDArray[np.float64] = (scores * shares).sum(axis=1) / shares.sum(axis=1)
         return values
 

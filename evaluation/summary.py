@@ -29,7 +29,7 @@ class TaskSummary:
     """What is known of one task of one run; shares are 0 to 1, higher is better, NaN where nothing is known.
 
     Attributes:
-        run: Name of the run directory.
+        run: Name of the experiment and of the run directory.
         split: Split that was predicted.
         task: Name of the task.
         n: Samples with a known target.
@@ -112,7 +112,9 @@ def summarise_run(run: Path, split: str = "test") -> list[TaskSummary]:
     if not run.is_dir():
         raise UserError(f"{run}: no such run directory; give the directory that `fit` or `test` printed")
     predictions = read_predictions(run / "predictions" / f"{split}.parquet")
-    return summarise(predictions, read_class_counts(run / "run.json", predictions.tasks), run.resolve().name, split)
+    return summarise(
+        predictions, read_class_counts(run / "run.json", predictions.tasks), "/".join(run.resolve().parts[-2:]), split
+    )
 
 
 def read_class_counts(path: Path, tasks: Mapping[str, Sequence[str]]) -> dict[str, list[int]]:

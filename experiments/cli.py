@@ -178,10 +178,16 @@ class VitrineCLI(LightningCLI):
         elif self.subcommand != "fit":
             refuse_untrained(self.model, str(self.subcommand))
 
+    def before_fit(self) -> None:
+        """Fetch pretrained weights at once, so that a missing network shows before the data are read."""
+        if self.checkpoint is None:
+            self.model.load_pretrained()
+
     def after_fit(self) -> None:
         """Test the best checkpoint if asked to, and say where everything lies."""
-        if self._get(self.config, "test_best") and not self.trainer.interrupted:
-            best = self._get(self.config_init, "checkpoint").best_model_path
+        best = self._get(self.config_init, "checkpoint").best_model_path
+        # There is no best checkpoint after a `fast_dev_run`, which keeps nothing.
+        if self._get(self.config, "test_best") and best and not self.trainer.interrupted:
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, weights_only=True)
         self._say_where()
 

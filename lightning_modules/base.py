@@ -26,9 +26,8 @@ from lightning_modules.optim import (
     parameter_groups,
     single_phase,
     step_seed,
-    steps_of_training,
 )
-from lightning_modules.schedules import ScheduleName
+from lightning_modules.schedules import ScheduleName, steps_of_training
 
 LoggedSplit = Literal["train", "val", "test"]
 
@@ -36,7 +35,7 @@ LoggedSplit = Literal["train", "val", "test"]
 class VisionTask(LightningModule, ABC):
     """A task that gives logits for named classes.
 
-    A subclass calls this constructor, then ``save_hyperparameters()``, then adds its heads: all parameters outside the encoder.
+    A subclass calls this constructor, then ``save_hyperparameters()``, then adds its heads outside the encoder.
 
     Args:
         encoder: makes features of uint8 pictures.
@@ -51,7 +50,6 @@ class VisionTask(LightningModule, ABC):
         optim_options: rarer settings.
 
     Attributes:
-        tasks: class names of each task.
         phases: stretches of training with own learning rates; a callback may replace them before the first step.
         input_options: how the pictures were made that it learned from; saved with the checkpoint.
 
@@ -252,8 +250,7 @@ class VisionTask(LightningModule, ABC):
     def _shared_step(self, batch: Batch, split: LoggedSplit) -> tuple[torch.Tensor, Outputs]:
         """Loss, and what callbacks may want; counts losses and, in evaluation, scores.
 
-        In evaluation the loss is the plain cross-entropy, so that runs with different smoothing and class weights
-        can be compared.
+        In evaluation the loss is plain cross-entropy, so that runs with other smoothing and class weights compare.
         """
         logits, targets = self._logits(batch), self._targets(batch)
         means: dict[str, MeanLoss] = {}

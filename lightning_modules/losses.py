@@ -93,6 +93,8 @@ def masked_cross_entropy(
         label_smoothing: share of the target that is spread over all classes, in [0, 1).
         mix: how the batch was mixed, if it was.
     """
+    if class_weights is not None:
+        class_weights = class_weights.to(logits.dtype)
     if mix is None:
         total, weight = _sums(logits, target, torch.ones_like(logits[:, 0]), class_weights, label_smoothing)
     else:

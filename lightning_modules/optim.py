@@ -189,30 +189,6 @@ def learning_rate(
     )
 
 
-def steps_of_training(
-    batches_per_epoch: float, accumulate_grad_batches: int, max_epochs: int | None, max_steps: int
-) -> tuple[int, float]:
-    """Optimizer steps in an epoch and in the whole training.
-
-    Args:
-        batches_per_epoch: infinite where the data do not say.
-        accumulate_grad_batches: batches per step; what is left at the end of an epoch makes a step too.
-        max_epochs: nothing or -1 for no end.
-        max_steps: -1 for no end.
-
-    Returns:
-        Steps of an epoch, and of the training, which may be infinite.
-
-    Raises:
-        UserError: if the data have no length.
-    """
-    if math.isinf(batches_per_epoch):
-        raise UserError("learning rates need the length of an epoch and the data have none; set limit_train_batches")
-    steps_per_epoch = max(math.ceil(batches_per_epoch / accumulate_grad_batches), 1)
-    total = math.inf if max_epochs is None or max_epochs < 0 else float(max_epochs * steps_per_epoch)
-    return steps_per_epoch, min(total, math.inf if max_steps < 0 else max_steps)
-
-
 def step_seed(epoch: int, batch_idx: int, rank: int) -> int:
     """Seed in [0, 2**63) for the dropout of one batch on one process, a hash of where it is in the run.
 

@@ -14,6 +14,9 @@ from tests.fakes_hub import write_fashion, write_fashion_hub, write_hub_dataset
 
 __all__ = [
     "COLOURS",
+    "PRODUCT_CLASSES",
+    "TEAM14_ATTRIBUTES",
+    "TEAM14_CLASSES",
     "picture",
     "write_csv",
     "write_fashion",

@@ -61,15 +61,34 @@ def test_nothing_known_gives_nan() -> None:
 
 def test_weights_of_a_statistic_mean_repetition() -> None:
     targets, predicted = labels(60)
+    predicted = np.where(predicted == 5, 0, predicted)  # a class without targets counts differently: see below
     rng = np.random.default_rng(1)
     weights = rng.integers(0, 4, size=(5, 60))
     accuracy = statistics.accuracy_statistic(targets, predicted)(weights.astype(np.float64))
     macro = statistics.f1_statistic(targets, predicted)(weights.astype(np.float64))
     for row, counts in enumerate(weights):
         repeated = np.repeat(np.arange(60), counts)
-        expected = metrics.f1_score(targets[repeated], predicted[repeated], average="macro", zero_division=0)
+        drawn = np.unique(targets[repeated])
+        expected = metrics.f1_score(targets[repeated], predicted[repeated], labels=drawn, average="macro")
         assert macro[row] == pytest.approx(expected)
         assert accuracy[row] == pytest.approx(np.mean(targets[repeated] == predicted[repeated]))
+
+
+def test_answers_of_a_class_without_targets_count_against_macro_f1() -> None:
+    targets, predicted = np.array([0, 0, 1, 1]), np.array([0, 2, 1, 1])
+    expected = metrics.f1_score(targets, predicted, average="macro", zero_division=0)
+    assert statistics.f1_statistic(targets, predicted)(np.ones((1, 4)))[0] == pytest.approx(expected)
+    # A resample without class 0 says nothing of class 0, and nothing was answered 2.
+    assert statistics.f1_statistic(targets, predicted)(np.array([[0.0, 0.0, 1.0, 1.0]]))[0] == 1.0
+
+
+def test_macro_f1_interval_is_not_pulled_down_by_classes_that_were_not_drawn() -> None:
+    # One object a class; one answer in sixty is wrong.
+    targets = np.repeat(np.arange(12), 5)
+    predicted = targets.copy()
+    predicted[0] = 11
+    interval = statistics.group_bootstrap(statistics.f1_statistic(targets, predicted), targets)
+    assert interval.low > 0.9
 
 
 def test_bootstrap_without_groups_equals_scipy() -> None:

@@ -32,7 +32,7 @@ def good_predictions(n: int = 40) -> Predictions:
 
 
 def make_run(folder: Path, record: object = None) -> Path:
-    run = folder / "first run"
+    run = folder / "shop" / "first run"
     write_predictions(run / "predictions" / "test.parquet", good_predictions())
     if record is not None:
         (run / "run.json").write_text(json.dumps(record), encoding="utf-8")
@@ -79,7 +79,7 @@ def test_task_without_known_targets_is_shown_empty() -> None:
 def test_run_directory_is_read(tmp_path: Path) -> None:
     run = make_run(tmp_path, {"data": {"class_counts": {"class": [3, 9, 4], "colour": [1, 8]}}})
     rows = summarise_run(run)
-    assert [(row.run, row.split, row.majority_source) for row in rows] == [("first run", "test", "train")] * 2
+    assert [(row.run, row.split, row.majority_source) for row in rows] == [("shop/first run", "test", "train")] * 2
 
 
 @pytest.mark.parametrize("record", [None, {}, [], {"data": None}, {"data": {"class_counts": None}}])
@@ -113,7 +113,7 @@ def test_command_prints_markdown(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert len(lines) == 4
     assert {line.count("|") for line in lines} == {10}
     assert lines[0].startswith("| run | split | task | n | groups | majority | accuracy [95 %] |")
-    assert lines[2].startswith("| first run | test | class | 40 | 10 |")
+    assert lines[2].startswith("| shop/first run | test | class | 40 | 10 |")
 
 
 def test_command_prints_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

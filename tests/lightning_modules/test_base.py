@@ -3,7 +3,7 @@ from __future__ import annotations
 import csv
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import pytest
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
+from torch.utils.data import DataLoader
 
 from datamodules.schema import UNKNOWN, Outputs, UserError
 from lightning_modules.base import VisionTask
@@ -132,6 +133,18 @@ def test_the_training_loss_of_an_epoch_is_over_samples_too(tmp_path: Path) -> No
     with torch.no_grad():
         loss, _ = task._shared_step(batch, "train")
     assert float(trainer.callback_metrics["train/loss"]) == pytest.approx(float(loss), rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_half_precision_learns_with_all_that_a_loss_may_have(tmp_path: Path, precision: Any) -> None:
+    counts = {"class": [1, 2, 3, 4], "type": [2, 9]}
+    task = seeded_multitask(class_counts=counts, class_weighting="inverse", label_smoothing=0.1)
+    batch = make_batch([0, 1, 2, 3])
+    batch["mix"] = {"partner": torch.tensor([3, 2, 1, 0]), "lam": torch.tensor([0.9, 0.8, 0.7, 0.6])}
+    trainer = tiny_trainer(tmp_path, precision=precision, limit_val_batches=1)
+    trainer.fit(task, DataLoader(cast("Any", [batch]), batch_size=None), TinyData().val_dataloader())
+    assert torch.isfinite(trainer.callback_metrics["train/loss"])
+    assert torch.isfinite(trainer.callback_metrics["val/loss"])
 
 
 def test_testing_and_predicting_give_outputs_of_the_same_shape(tmp_path: Path) -> None:

@@ -118,8 +118,13 @@ def test_a_checkpoint_of_the_command_line_loads_without_it(
     assert_same_answers(loaded, MultiTaskClassifier.load_from_checkpoint(path, weights_only=True).eval())
 
 
-def changed(path: Path, **changes: Any) -> Path:
-    checkpoint = torch.load(path, weights_only=True)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp("trained"), tiny_classifier())
+
+
+def changed(trained: Path, path: Path, **changes: Any) -> Path:
+    checkpoint = torch.load(trained, weights_only=True)
     checkpoint["hyper_parameters"] |= changes
     torch.save(checkpoint, path)
     return path
@@ -139,8 +144,8 @@ def changed(path: Path, **changes: Any) -> Path:
         "",
     ],
 )
-def test_only_our_own_tasks_are_made(tmp_path: Path, class_path: str) -> None:
-    path = changed(saved(tmp_path, tiny_classifier()), _class_path=class_path)
+def test_only_our_own_tasks_are_made(trained: Path, tmp_path: Path, class_path: str) -> None:
+    path = changed(trained, tmp_path / "a.ckpt", _class_path=class_path)
     with pytest.raises(UserError, match="none of the tasks"):
         load_task(path)
 
@@ -159,7 +164,7 @@ def test_a_file_that_is_no_checkpoint_is_a_user_error(tmp_path: Path) -> None:
         load_task(tmp_path / "b.ckpt")
 
 
-def test_a_checkpoint_that_does_not_fit_its_class_is_a_user_error(tmp_path: Path) -> None:
-    path = changed(saved(tmp_path, tiny_classifier()), class_names=["a", "b"])
+def test_a_checkpoint_that_does_not_fit_its_class_is_a_user_error(trained: Path, tmp_path: Path) -> None:
+    path = changed(trained, tmp_path / "a.ckpt", class_names=["a", "b"])
     with pytest.raises(UserError, match="another version of ImageClassifier"):
         load_task(path)

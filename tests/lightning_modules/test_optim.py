@@ -18,7 +18,6 @@ from lightning_modules.optim import (
     parameter_groups,
     single_phase,
     step_seed,
-    steps_of_training,
 )
 
 
@@ -89,16 +88,6 @@ def test_values_out_of_range_are_refused(changes: dict[str, Any]) -> None:
 def test_options_that_are_unknown_or_out_of_range_are_refused(options: Any) -> None:
     with pytest.raises(UserError, match="optim_options"):
         checked_options(options)
-
-
-def test_steps_of_a_training() -> None:
-    assert steps_of_training(10, 1, 3, -1) == (10, 30)
-    assert steps_of_training(10, 4, 3, -1) == (3, 9)
-    assert steps_of_training(10, 1, 3, 25) == (10, 25)
-    assert steps_of_training(10, 1, None, 25) == (10, 25)
-    assert steps_of_training(10, 1, -1, -1) == (10, math.inf)
-    with pytest.raises(UserError, match="limit_train_batches"):
-        steps_of_training(math.inf, 1, 3, -1)
 
 
 def test_dropout_seeds_differ_from_place_to_place_and_run_to_run(monkeypatch: pytest.MonkeyPatch) -> None:

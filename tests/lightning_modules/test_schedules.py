@@ -14,7 +14,8 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
-from lightning_modules.schedules import ScheduleName, lr_factor
+from datamodules.schema import UserError
+from lightning_modules.schedules import ScheduleName, lr_factor, steps_of_training
 
 TOTAL = 40
 LR = 0.02
@@ -83,3 +84,13 @@ def test_beyond_the_end_the_learning_rate_stays_where_it_ended() -> None:
 def test_schedules_without_an_end_need_none() -> None:
     assert lr_factor("constant", 10**6, math.inf) == 1
     assert lr_factor("step", 25, math.inf, drop_steps=10) == pytest.approx(0.01)
+
+
+def test_steps_of_a_training() -> None:
+    assert steps_of_training(10, 1, 3, -1) == (10, 30)
+    assert steps_of_training(10, 4, 3, -1) == (3, 9)
+    assert steps_of_training(10, 1, 3, 25) == (10, 25)
+    assert steps_of_training(10, 1, None, 25) == (10, 25)
+    assert steps_of_training(10, 1, -1, -1) == (10, math.inf)
+    with pytest.raises(UserError, match="limit_train_batches"):
+        steps_of_training(math.inf, 1, 3, -1)

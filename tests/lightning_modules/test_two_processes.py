@@ -10,8 +10,8 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing.spawn as mp
 from lightning.pytorch.strategies import DDPStrategy
+from torch.multiprocessing.spawn import spawn
 from torch.utils.data import DataLoader
 
 from datamodules.schema import Batch
@@ -31,7 +31,7 @@ def on_one_of_two_processes(rank: int, folder: str) -> None:
 
 
 def test_two_processes_with_unequal_shares_agree_with_one(tmp_path: Path) -> None:
-    mp.spawn(on_one_of_two_processes, args=(str(tmp_path),), nprocs=2)
+    spawn(on_one_of_two_processes, args=(str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
     expected = by_scikit_learn(joined(*two_shares()))
     for rank in range(2):
         assert json.loads(Path(tmp_path, f"{rank}.json").read_text()) == pytest.approx(expected, rel=1e-5)

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+
+from datamodules.hub_images import ColumnOptions, HubImages
+from datamodules.schema import UNKNOWN, UserError
+from tests.datamodules.from_yaml import from_yaml
+from tests.fakes import write_hub_dataset
+
+ALL_COLUMNS: ColumnOptions = {"caption": "caption", "group": "object", "attributes": ["colour"]}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def split_sizes(data: HubImages) -> list[int]:
+    return [len(data.table.split_indices(split)) for split in ("train", "val", "test")]
+
+
+def save(root: Path, columns: dict[str, list[Any]], features: datasets.Features | None = None) -> str:
+    datasets.Dataset.from_dict(columns, features=features).save_to_disk(str(root))
+    return str(root)
+
+
+@pytest.mark.parametrize("kind", ["disk", "parquet"])
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [("classes", ["watch", "cap", "bag"]), ("texts", ["bag", "cap", "watch"]), ("numbers", ["0", "1", "2"])],
+)
+def test_labels_captions_groups_and_attributes(kind: Any, labels: Any, names: list[str], tmp_path: Path) -> None:
+    data = HubImages(str(write_hub_dataset(tmp_path / "set", kind=kind, labels=labels)), ALL_COLUMNS)
+    assert data.tasks == {"class": names, "colour": ["blue", "red"]}
+    assert split_sizes(data) == [12, 12, 12]
+    table = data.table
+    assert table.name(0) == "train/0"
+    assert table.name(12) == "validation/0"
+    assert table.caption(2) == "a blue cap"
+    assert [table.group(i) for i in (0, 1, 2, 12)] == ["object 0", "object 0", "object 1", "object 1000"]
+    label = table.targets["class"][2]
+    assert names[int(label)] == ("1" if labels == "numbers" else "cap")
+
+
+def test_pictures_belong_to_their_rows_in_every_split(tmp_path: Path) -> None:
+    root = write_hub_dataset(tmp_path / "set")
+    data = HubImages(str(root))
+    theirs = datasets.load_from_disk(str(root))
+    for index, (split, row) in ((0, ("train", 0)), (13, ("validation", 1)), (35, ("test", 11))):
+        expected = torch.from_numpy(np.array(theirs[split][row]["image"])).permute(2, 0, 1)
+        assert torch.equal(data.read_image(index), expected)
+
+
+def test_the_picture_survives_the_way_to_a_worker(tmp_path: Path) -> None:
+    data = HubImages(str(write_hub_dataset(tmp_path / "set")))
+    expected = data.read_image(5)
+    assert torch.equal(pickle.loads(pickle.dumps(data)).read_image(5), expected)  # noqa: S301 -- our own bytes
+
+
+def test_missing_splits_are_cut_out_of_train_by_group(tmp_path: Path) -> None:
+    root = str(write_hub_dataset(tmp_path / "set", splits=("train",), rows=60))
+    data = HubImages(root, ALL_COLUMNS, split={"val_fraction": 0.2, "test_fraction": 0.2})
+    assert split_sizes(data) == [36, 12, 12]
+    ids = [set(data.table.group_ids[data.table.split_indices(split)].tolist()) for split in ("train", "val", "test")]
+    assert sum(map(len, ids)) == len(set.union(*ids)) == 30
+    assert split_sizes(HubImages(root, split={"val_fraction": 0.2, "test_fraction": 0.0})) == [48, 12, 0]
+
+
+def test_splits_are_mapped_by_name(tmp_path: Path) -> None:
+    root = str(write_hub_dataset(tmp_path / "set", splits=("train", "part2", "part3")))
+    data = HubImages(root, splits={"val": "part3", "test": "part2"})
+    assert data.table.name(int(data.table.split_indices("val")[0])) == "part3/0"
+    assert data.table.name(int(data.table.split_indices("test")[0])) == "part2/0"
+
+
+def test_a_single_split_of_any_name_is_train(tmp_path: Path) -> None:
+    data = HubImages(str(write_hub_dataset(tmp_path / "set", splits=("everything",), rows=20)))
+    assert data.table.name(0) == "everything/0"
+    assert len(data.table) == 20
+
+
+def test_splits_may_be_drawn_anew(tmp_path: Path) -> None:
+    split = {"by": "group_kfold", "fold": 0, "n_folds": 3}
+    data = HubImages(str(write_hub_dataset(tmp_path / "set")), ALL_COLUMNS, split=split)  # type: ignore[arg-type]
+    assert split_sizes(data) == [12, 12, 12]
+    origins = {data.table.name(int(index)).split("/")[0] for index in data.table.split_indices("train")}
+    assert len(origins) > 1
+
+
+def test_labels_that_are_not_known(tmp_path: Path) -> None:
+    classes = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["b", "a"])})
+    image = [{"bytes": b"", "path": None}] * 4
+    root = save(tmp_path / "set", {"image": image, "label": [0, -1, None, 1]}, classes)
+    data = HubImages(root, split={"val_fraction": 0.0, "test_fraction": 0.0})
+    assert data.table.targets["class"].tolist() == [0, UNKNOWN, UNKNOWN, 1]
+
+
+def test_whole_numbers_are_ordered_by_size(tmp_path: Path) -> None:
+    root = save(tmp_path / "set", {"image": [b""] * 4, "label": [10, 2, 1, 10], "good": [True, False, True, None]})
+    columns: ColumnOptions = {"attributes": ["good"]}
+    data = HubImages(root, columns, split={"val_fraction": 0.0, "test_fraction": 0.0})
+    assert data.tasks == {"class": ["1", "2", "10"], "good": ["False", "True"]}
+    assert data.table.targets["class"].tolist() == [2, 1, 0, 2]
+    assert data.table.targets["good"].tolist() == [1, 0, 1, UNKNOWN]
+
+
+def test_the_first_of_several_captions_is_taken(tmp_path: Path) -> None:
+    root = save(
+        tmp_path / "set",
+        {"image": [b""] * 3, "label": ["a", "a", "b"], "text": [[" one\n day", "two"], [], None]},
+    )
+    data = HubImages(root, {"caption": "text"}, split={"val_fraction": 0.0, "test_fraction": 0.0})
+    assert data.table.captions.to_pylist() == ["one day", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("columns", "named"),
+    [
+        ({"label": "kind"}, r"columns.label: .* has no column 'kind'; it has image, label, caption, object, colour"),
+        ({"image": "photo"}, "columns.image: .* no column 'photo'"),
+        ({"caption": "text"}, "columns.caption: .* no column 'text'"),
+        ({"group": "thing"}, "columns.group: .* no column 'thing'"),
+        ({"attributes": ["size"]}, "columns.attributes: .* no column 'size'"),
+        ({"image": "caption", "label": "image"}, "columns.label: holds struct"),
+        ({"labels": "x"}, "columns: unknown key 'labels'"),
+    ],
+)
+def test_mistaken_columns_are_told(columns: ColumnOptions, named: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=named):
+        _ = HubImages(str(write_hub_dataset(tmp_path / "set")), columns).tasks
+
+
+@pytest.mark.parametrize(
+    ("splits", "named"),
+    [
+        ({"val": "dev"}, "splits.val: .* has no split 'dev'; it has train, validation, test"),
+        ({"dev": "val"}, "'dev' is none of train, val, test"),
+        ({"train": "test"}, "one split twice"),
+    ],
+)
+def test_mistaken_splits_are_told(splits: dict[str, str], named: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=named):
+        _ = HubImages(str(write_hub_dataset(tmp_path / "set")), splits=splits).tasks
+
+
+def test_without_train_the_user_is_asked(tmp_path: Path) -> None:
+    root = str(write_hub_dataset(tmp_path / "set", splits=("part1", "part2")))
+    with pytest.raises(UserError, match="no split train; it has part1, part2"):
+        _ = HubImages(root).tasks
+
+
+def test_arguments_come_from_yaml(tmp_path: Path) -> None:
+    data = from_yaml(f"""
+class_path: datamodules.HubImages
+init_args:
+  path: {write_hub_dataset(tmp_path / "set")}
+  columns: {{label: colour, group: object}}
+  splits: {{val: validation}}
+  image: {{size: 32}}
+""")
+    assert isinstance(data, HubImages)
+    assert data.class_names == ["blue", "red"]
+    assert data.image_size == 32

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datamodules.image_folder import ImageFolder
+from datamodules.schema import UNKNOWN, UserError
+from tests.datamodules.from_yaml import from_yaml
+from tests.fakes import write_image_folder
+
+OBJECT = r"_(o\d+)_"
+CLASS_AND_OBJECT = r"(\w+_o\d+)_"
+
+
+def split_sizes(data: ImageFolder) -> list[int]:
+    return [len(data.table.split_indices(split)) for split in ("train", "val", "test")]
+
+
+def names(data: ImageFolder, split: str) -> list[str]:
+    return [data.table.name(int(index)) for index in data.table.split_indices(split)]
+
+
+def touch(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"")
+
+
+def test_folders_are_splits_and_classes_at_any_depth(tmp_path: Path) -> None:
+    data = ImageFolder(str(write_image_folder(tmp_path)))
+    assert data.class_names == ["bag", "bottle", "cap"]
+    assert split_sizes(data) == [12, 12, 12]
+    assert names(data, "train")[:4] == [
+        "train/bag/bag_o0_0.png",
+        "train/bag/bag_o0_1.png",
+        "train/bag/shelf/bag_o3_0.png",
+        "train/bag/shelf/bag_o3_1.png",
+    ], "hidden files and other files are left alone"
+    assert data.table.source(0) == str(tmp_path / "train/bag/bag_o0_0.png")
+    assert data.group_names() == data.sample_names()
+    assert data.read_image(0).shape == (3, 32, 32)
+
+
+def test_classes_at_the_top_are_divided_by_class(tmp_path: Path) -> None:
+    root = str(write_image_folder(tmp_path, splits=(), objects=10))
+    data = ImageFolder(root, {"val_fraction": 0.2, "test_fraction": 0.2})
+    assert split_sizes(data) == [36, 12, 12]
+    assert data.table.class_counts("val")["class"] == [4, 4, 4]
+    other = ImageFolder(root, {"val_fraction": 0.2, "test_fraction": 0.2}, seed=1)
+    assert names(data, "val") != names(other, "val")
+
+
+def test_the_pattern_keeps_objects_together(tmp_path: Path) -> None:
+    root = str(write_image_folder(tmp_path, splits=(), objects=10))
+    data = ImageFolder(root, {"val_fraction": 0.2, "test_fraction": 0.2}, group_pattern=CLASS_AND_OBJECT)
+    assert data.table.group(0) == "bag_o0"
+    ids = [set(data.table.group_ids[data.table.split_indices(split)].tolist()) for split in ("train", "val", "test")]
+    assert sum(map(len, ids)) == len(set.union(*ids)) == 30
+    assert data.table.class_counts("test")["class"] == [4, 4, 4]
+
+
+def test_the_pattern_sees_the_path_below_the_split(tmp_path: Path) -> None:
+    data = ImageFolder(str(write_image_folder(tmp_path)), group_pattern=r"^(\w+)/")
+    assert set(data.group_names()) == {"bag", "bottle", "cap"}
+
+
+def test_a_missing_val_is_cut_out_of_train(tmp_path: Path) -> None:
+    root = str(write_image_folder(tmp_path, splits=("train", "test"), objects=20))
+    data = ImageFolder(root, {"val_fraction": 0.2}, group_pattern=CLASS_AND_OBJECT)
+    assert split_sizes(data) == [48, 12, 60]
+    assert all(name.startswith("test/") for name in names(data, "test"))
+    assert all(name.startswith("train/") for name in names(data, "val"))
+    train, val = (set(data.table.group_ids[data.table.split_indices(split)]) for split in ("train", "val"))
+    assert not train & val
+    assert split_sizes(ImageFolder(root, {"val_fraction": 0.0})) == [60, 0, 60]
+
+
+def test_own_splits_may_be_drawn_anew(tmp_path: Path) -> None:
+    root = str(write_image_folder(tmp_path))
+    data = ImageFolder(root, {"by": "random", "val_fraction": 0.25, "test_fraction": 0.25})
+    assert split_sizes(data) == [18, 9, 9]
+    assert len({name.split("/")[0] for name in names(data, "train")}) > 1
+
+
+def test_other_names_of_val_and_upper_case_suffixes(tmp_path: Path) -> None:
+    for split in ("train", "validation", "test"):
+        touch(tmp_path / split / "a" / "1.JPG")
+    assert split_sizes(ImageFolder(str(tmp_path))) == [1, 1, 1]
+    touch(tmp_path / "val" / "a" / "1.JPG")
+    with pytest.raises(UserError, match="several folders for val"):
+        _ = ImageFolder(str(tmp_path)).tasks
+
+
+def test_classes_may_be_called_train_or_test(tmp_path: Path) -> None:
+    for name in ("train", "plane", "ship"):
+        for number in range(10):
+            touch(tmp_path / name / f"{number}.jpg")
+    data = ImageFolder(str(tmp_path))
+    assert data.class_names == ["plane", "ship", "train"]
+
+
+def test_a_class_that_train_lacks_is_unseen(tmp_path: Path) -> None:
+    for path in ("train/a/1.jpg", "train/b/1.jpg", "val/c/1.jpg", "test/a/1.jpg"):
+        touch(tmp_path / path)
+    table = ImageFolder(str(tmp_path)).table
+    assert table.unseen["class"] == {"c": 1}
+    assert table.targets["class"].tolist() == [0, 1, UNKNOWN, 0]
+
+
+def test_links_are_followed_once(tmp_path: Path) -> None:
+    for number in range(4):
+        touch(tmp_path / "store" / f"{number}.png")
+        touch(tmp_path / "root" / "b" / f"{number}.png")
+    (tmp_path / "root" / "a").symlink_to(tmp_path / "store")
+    (tmp_path / "root" / "b" / "loop").symlink_to(tmp_path / "root" / "b")
+    data = ImageFolder(str(tmp_path / "root"))
+    assert data.class_names == ["a", "b"]
+    assert len(data.table) == 8
+
+
+def test_rare_classes_stay_in_train(tmp_path: Path) -> None:
+    for name, count in (("common", 20), ("once", 1), ("twice", 2)):
+        for number in range(count):
+            touch(tmp_path / name / f"{number}.png")
+    counts = np.array(
+        [ImageFolder(str(tmp_path)).table.class_counts(split)["class"] for split in ("train", "val", "test")]
+    )
+    assert counts[0].min() >= 1
+    assert counts.sum(0).tolist() == [20, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("files", "named"),
+    [
+        (["train/a/1.jpg", "val/a/1.jpg", "extra/1.jpg"], "has extra beside train, val"),
+        (["val/a/1.jpg", "test/a/1.jpg"], "no train"),
+        (["a/1.jpg", "stray.jpg"], "stray.jpg in no class folder"),
+        (["train/a/1.jpg", "train/stray.jpg", "test/a/1.jpg"], "stray.jpg in no class folder"),
+        (["a/1.jpg", "b/1.heic", "c/notes.txt"], "no pictures .* in class folder b, c;"),
+        (["train/a/1.jpg", "val/b/notes.txt"], "no pictures .* in class folder b;"),
+        (["stray.jpg"], "has no folders"),
+    ],
+)
+def test_doubtful_folders_are_refused(files: list[str], named: str, tmp_path: Path) -> None:
+    for file in files:
+        touch(tmp_path / file)
+    with pytest.raises(UserError, match=named) as error:
+        _ = ImageFolder(str(tmp_path)).tasks
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_folder_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no folder"):
+        _ = ImageFolder(str(tmp_path / "nowhere")).tasks
+    (tmp_path / "train").mkdir()
+    with pytest.raises(UserError, match="has no class folders"):
+        _ = ImageFolder(str(tmp_path)).tasks
+
+
+@pytest.mark.parametrize(("pattern", "named"), [("(", "no regular expression"), ("a", "has 0"), ("(a)(b)", "has 2")])
+def test_mistaken_patterns_are_told_at_once(pattern: str, named: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"group_pattern.*{named}"):
+        ImageFolder(str(tmp_path), group_pattern=pattern)
+
+
+def test_a_pattern_that_finds_nothing_names_the_pictures(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"group_pattern: finds nothing in bag/bag_o0_0.png, .* and 31 more"):
+        _ = ImageFolder(str(write_image_folder(tmp_path)), group_pattern=r"(x\d)").tasks
+
+
+def test_a_folder_by_table_needs_split_folders(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"split.by: table"):
+        _ = ImageFolder(str(write_image_folder(tmp_path, splits=())), {"by": "table"}).tasks
+
+
+def test_arguments_come_from_yaml(tmp_path: Path) -> None:
+    data = from_yaml(f"""
+class_path: datamodules.ImageFolder
+init_args:
+  root: {write_image_folder(tmp_path)}
+  split: {{by: group, val_fraction: 0.25, test_fraction: 0.25}}
+  group_pattern: '{CLASS_AND_OBJECT}'
+""")
+    assert isinstance(data, ImageFolder)
+    assert len(set(data.group_names())) == 18

@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datamodules.attributes import VocabularyOptions
+from datamodules.products import Products
+from datamodules.schema import UNKNOWN, UserError
+from datamodules.splits import SplitOptions
+from tests.datamodules.from_yaml import from_yaml
+from tests.fakes import TEAM14_CLASSES, write_csv, write_products, write_team14
+
+HEADER = ["image_path", "class_label", "attributes", "caption", "split", "instance_id"]
+GREY: VocabularyOptions = {"aliases": {"colour": {"grey": "gray"}}}
+REAL = Path(os.environ.get("VITRINE_DATA", "")) / "products"
+REAL_TEAM14 = Path(os.environ.get("VITRINE_DATA", "")) / "products_team14_metadata"
+
+
+def split_sizes(data: Products) -> list[int]:
+    return [len(data.table.split_indices(split)) for split in ("train", "val", "test")]
+
+
+def groups_of(data: Products, split: str) -> set[int]:
+    return set(data.table.group_ids[data.table.split_indices(split)].tolist())
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> str:
+    return str(write_products(tmp_path / "products"))
+
+
+def test_the_table_becomes_tasks_groups_and_captions(root: str) -> None:
+    data = Products(root, vocabulary=GREY)
+    assert data.tasks == {
+        "class": ["clothing_cap", "clothing_wrist_watch", "food_storage_plastic_container"],
+        "colour": ["blue", "gray", "green", "red"],
+        "material": ["fabric", "metal", "plastic"],
+        "condition": ["new", "used"],
+        "size": ["large", "small"],
+        "style": ["casual", "modern"],
+    }
+    assert split_sizes(data) == [18, 9, 9]
+    assert data.class_counts["class"] == [6, 6, 6]
+    table = data.table
+    assert table.name(1) == "images/team13_clothing_cap_002.jpg"
+    assert table.source(1) == f"{root}/images/team13_clothing_cap_002.jpg"
+    assert table.caption(1) == "clothing cap in red in view 2", "the blank in front is gone"
+    assert [table.group(i) for i in (0, 2, 3)] == ["TEAM13_CLOTHING_CAP_A"] * 2 + ["TEAM13_CLOTHING_CAP_B"]
+    assert table.where(1) == f"{root}/labels.csv:3"
+
+
+def test_aliases_merge_values_that_are_unseen_without(root: str) -> None:
+    assert Products(root).table.unseen["colour"] == {"grey": 3}
+    data = Products(root, vocabulary=GREY)
+    assert data.table.unseen["colour"] == {}
+    merged = data.table.targets["colour"][data.table.split_indices("val")]
+    assert data.tasks["colour"].index("gray") in merged
+
+
+def test_attributes_are_chosen_and_ordered_by_the_user(root: str) -> None:
+    assert list(Products(root, attributes=["size", "color"]).tasks) == ["class", "size", "colour"]
+    assert list(Products(root, attributes=[]).tasks) == ["class"]
+    with pytest.raises(UserError, match="no attribute 'weight'; it has colour, material, condition, size, style"):
+        _ = Products(root, attributes=["weight"]).tasks
+
+
+def test_quirks_of_the_second_table(tmp_path: Path) -> None:
+    write_team14(tmp_path)
+    data = Products(str(tmp_path), "labels_fixed.csv", vocabulary={"source": "files"})
+    assert data.class_names == list(TEAM14_CLASSES), "the order of classes.txt"
+    assert data.tasks["colour"] == ["red", "blue", "green", "black", "white", "yellow"]
+    assert data.table.unseen == {"class": {}, "colour": {"orange": 10}, "material": {}, "condition": {}, "size": {}}
+    assert data.table.targets["material"][:5].tolist() == [0, 1, UNKNOWN, UNKNOWN, 2]
+    assert data.table.targets["colour"][3] == UNKNOWN
+    assert data.table.source(0) == f"{tmp_path}/images/team14_water_bottle (1).jpg"
+    assert data.table.caption(1) == "blue plastic thing"
+    assert split_sizes(data) == [40, 10, 0]
+    assert data.read_image(0).shape == (3, 32, 32)
+
+
+def test_vocabularies_come_from_train_by_default_even_if_there_are_files(tmp_path: Path) -> None:
+    write_team14(tmp_path, pictures=False)
+    data = Products(str(tmp_path), "labels_fixed.csv")
+    assert data.class_names == sorted(TEAM14_CLASSES)
+    assert "orange" in data.tasks["colour"]
+    assert "yellow" not in data.tasks["colour"], "it occurs in val alone"
+    assert data.table.unseen["colour"] == {"yellow": 10}
+
+
+@pytest.mark.parametrize("by", ["group", "group_kfold"])
+def test_groups_stay_together(by: str, root: str) -> None:
+    split: SplitOptions = {"by": by, "n_folds": 4}  # type: ignore[typeddict-item]
+    data = Products(root, vocabulary=GREY, split=split)
+    train, val, test = (groups_of(data, name) for name in ("train", "val", "test"))
+    assert not train & val
+    assert not train & test
+    assert not val & test
+    assert len(train | val | test) == 12
+    assert all(count > 0 for count in data.class_counts["class"])
+
+
+def test_folds_test_every_sample_once(root: str) -> None:
+    tests = [Products(root, split={"by": "group_kfold", "fold": k, "n_folds": 4}) for k in range(4)]
+    rows = np.concatenate([data.table.split_indices("test") for data in tests])
+    assert sorted(rows.tolist()) == list(range(36))
+
+
+def test_random_and_stratified_splits_follow_the_seed(root: str) -> None:
+    for by in ("random", "stratified"):
+        split: SplitOptions = {"by": by, "val_fraction": 0.25, "test_fraction": 0.25}
+        first, again, other = (Products(root, split=split, seed=seed) for seed in (1, 1, 2))
+        assert split_sizes(first) == [18, 9, 9]
+        assert first.table.fingerprint() == again.table.fingerprint()
+        assert first.table.fingerprint() != other.table.fingerprint()
+
+
+def test_the_fingerprint_does_not_depend_on_the_place(tmp_path: Path) -> None:
+    here, there = (Products(str(write_products(tmp_path / name))) for name in ("here", "there"))
+    assert here.table.fingerprint() == there.table.fingerprint()
+
+
+GOOD = ["images/good.jpg", "cap", "colour:red", "", "train", "A"]
+
+
+def write_rows(root: Path, *rows: list[str]) -> str:
+    write_csv(root / "labels.csv", [HEADER, *rows])
+    return str(root)
+
+
+def test_all_problems_are_told_together_by_row(tmp_path: Path) -> None:
+    root = write_rows(
+        tmp_path,
+        GOOD,
+        ["images/a.jpg", "cap", "colour:red", "", "validate", "A"],
+        ["images\\good.jpg", "cap", "colour:red", "", "train", "A"],
+        ["../b.jpg", "cap", "colour:red", "", "train", "A"],
+        ["/c.jpg", "cap", "colour:red;metal", "", "train", "A"],
+        ["images/d.jpg", "cap"],
+        ["images/e.jpg", "cap", "colour:red;color:blue", "", "train", "A"],
+        ["", "cap", "colour:red", "", "", "A"],
+    )
+    with (tmp_path / "labels.csv").open("ab") as file:
+        file.write(b"images/f.jpg,cap,colour:red,caf\xe9,train,A\n")
+    with pytest.raises(UserError) as error:
+        _ = Products(root).tasks
+    lines = str(error.value).split("\n")
+    where = f"  {root}/labels.csv"
+    assert lines[0].startswith(f"{root}/labels.csv: 10 problems")
+    assert [line.split(": ")[0] for line in lines[1:]] == [f"{where}:{row}" for row in (3, 4, 5, 6, 6, 7, 8, 9, 9, 10)]
+    for row, part in [
+        (3, "split 'validate' is not one of train, val, test"),
+        (4, "picture 'images/good.jpg' again, first in row 2"),
+        (5, "leads out of the data set's folder"),
+        (6, "is absolute"),
+        (6, "attribute 'metal' has no colon"),
+        (7, "2 fields where the header has 6"),
+        (8, "attribute 'colour' occurs twice"),
+        (9, "no picture path"),
+        (9, "split '' is not one of"),
+        (10, "not UTF-8"),
+    ]:
+        assert any(line.startswith(f"{where}:{row}: ") and part in line for line in lines), (row, part)
+
+
+def test_only_the_first_twenty_problems_are_shown(tmp_path: Path) -> None:
+    root = write_rows(tmp_path, *[[f"images/{i}.jpg", "cap", "red", "", "train", "A"] for i in range(30)])
+    with pytest.raises(UserError) as error:
+        _ = Products(root).tasks
+    lines = str(error.value).split("\n")
+    assert len(lines) == 22
+    assert lines[-1].strip() == "and 10 more"
+
+
+def test_missing_columns_and_files_are_told(tmp_path: Path) -> None:
+    write_csv(tmp_path / "labels.csv", [["image_path", "caption"], ["a.jpg", ""]])
+    with pytest.raises(UserError, match="missing column class_label, attributes, split; the header has"):
+        _ = Products(str(tmp_path)).tasks
+    with pytest.raises(UserError, match="missing column class_label, instance_id;"):
+        _ = Products(str(tmp_path), attributes=[], split={"by": "group"}).tasks
+    with pytest.raises(UserError, match=r"mine.csv: cannot be read .* has labels.csv"):
+        _ = Products(str(tmp_path), "mine.csv").tasks
+    with pytest.raises(UserError, match="no folder"):
+        _ = Products(str(tmp_path / "nowhere")).tasks
+    with pytest.raises(UserError, match="has no rows"):
+        _ = Products(write_rows(tmp_path)).tasks
+
+
+def test_columns_that_are_not_needed_may_be_missing(tmp_path: Path) -> None:
+    rows = [[f"images/{name}{i}.jpg", name] for name in ("cap", "bag") for i in range(10)]
+    write_csv(tmp_path / "labels.csv", [["image_path", "class_label"], *rows])
+    data = Products(str(tmp_path), attributes=[], split={"by": "stratified", "val_fraction": 0.2, "test_fraction": 0.2})
+    assert split_sizes(data) == [12, 4, 4]
+    assert data.group_names() == data.sample_names()
+
+
+def test_rows_without_label_or_object_are_taken(tmp_path: Path) -> None:
+    rows = [
+        GOOD,
+        ["images/b.jpg", "unknown", "", "", " Train ", ""],
+        ["images/c.jpg", "bag", "colour:", "", "val", "A"],
+    ]
+    table = Products(write_rows(tmp_path, *rows)).table
+    assert table.targets["class"].tolist() == [0, UNKNOWN, UNKNOWN]
+    assert table.targets["colour"].tolist() == [0, UNKNOWN, UNKNOWN]
+    assert table.unseen["class"] == {"bag": 1}
+    assert table.groups.to_pylist() == ["A", "images/b.jpg", "A"]
+
+
+def test_arguments_come_from_yaml(root: str) -> None:
+    data = from_yaml(f"""
+class_path: datamodules.Products
+init_args:
+  root: {root}
+  attributes: [color, material]
+  vocabulary: {{source: train, aliases: {{colour: {{grey: gray}}}}}}
+  split: {{by: group_kfold, fold: 1, n_folds: 4}}
+  loader: {{batch_size: 4}}
+""")
+    assert isinstance(data, Products)
+    assert list(data.tasks) == ["class", "colour", "material"]
+    assert data.hparams["split"] == {"by": "group_kfold", "fold": 1, "n_folds": 4}
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs $VITRINE_DATA/products")
+def test_the_600_real_photos() -> None:
+    data = Products(str(REAL), vocabulary=GREY)
+    assert split_sizes(data) == [447, 100, 53]
+    assert [len(groups_of(data, split)) for split in ("train", "val", "test")] == [92, 20, 11]
+    assert len(data.table.group_values) == 123
+    assert data.num_classes == 10
+    assert {task: len(names) for task, names in data.tasks.items() if task != "class"} == {
+        "colour": 13,
+        "material": 9,
+        "condition": 4,
+        "size": 3,
+        "style": 6,
+    }
+    assert "grey" not in data.tasks["colour"]
+    assert data.table.unseen["colour"] == {"gold": 5}, "gold occurs in test alone"
+    gray = data.table.targets["colour"] == data.tasks["colour"].index("gray")
+    assert gray.sum() == 28
+    assert not data.table.caption(16).startswith(" ")
+    assert data.read_image(0).shape == (3, 96, 96)
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs $VITRINE_DATA/products")
+def test_folds_of_the_real_photos_have_all_classes() -> None:
+    for fold in range(5):
+        data = Products(str(REAL), split={"by": "group_kfold", "fold": fold, "n_folds": 5})
+        for split in ("train", "val", "test"):
+            assert min(data.table.class_counts(split)["class"]) >= 5
+        assert abs(split_sizes(data)[2] - 120) <= 15
+
+
+@pytest.mark.skipif(not REAL_TEAM14.is_dir(), reason="needs $VITRINE_DATA/products_team14_metadata")
+def test_the_real_table_without_photos() -> None:
+    files: VocabularyOptions = {"source": "files"}
+    data = Products(str(REAL_TEAM14), "labels_fixed.csv", vocabulary=files)
+    assert split_sizes(data) == [800, 200, 0]
+    assert data.class_names[0] == "tableware_water_bottle"
+    assert data.class_names[-1] == "footware_slippers"
+    assert data.table.unseen["colour"] == {"orange": 5}
+    unknown = {task: int((values == UNKNOWN).sum()) for task, values in data.table.targets.items()}
+    assert unknown == {"class": 0, "colour": 68 + 5, "material": 186 + 2, "condition": 45 + 3, "size": 20 + 1}
+    captions = data.table.captions.to_pylist()
+    assert not [text for text in captions if text != text.strip() or "\u00a0" in text]
+    assert len(set(data.table.groups.to_pylist())) == 1000
+
+
+@pytest.mark.skipif(not REAL_TEAM14.is_dir(), reason="needs $VITRINE_DATA/products_team14_metadata")
+def test_the_reference_split_is_replayed() -> None:
+    split: SplitOptions = {"by": "random", "val_fraction": 0.2, "test_fraction": 0.0, "seed": 42}
+    data = Products(str(REAL_TEAM14), "labels_fixed.csv", vocabulary={"source": "files"}, split=split)
+    assert data.table.class_counts("val")["class"] == [18, 24, 25, 18, 17, 21, 25, 19, 20, 13]

@@ -1,0 +1,110 @@
+"""Every experiment YAML: its true architecture takes a step, and a tiny version trains, tests and resumes.
+
+The data sets are generated in their real directory formats, so nothing is needed but the repository.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from experiments.cli import main
+from tests.fakes import write_fashion, write_products
+
+EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").glob("*.yaml"))
+OVERLAYS = EXPERIMENTS[0].parent / "overlays"
+
+TINY_BACKBONES = {"vit": "test_vit", "deit": "test_vit"}
+"""Of the same kind as the true one, with a few hundred thousand parameters; convolutional where not named."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def generated_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    root = tmp_path_factory.mktemp("data")
+    write_products(root / "products")
+    write_fashion(root / "fashion")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VITRINE_DATA", str(root))
+        patch.setenv("VITRINE_CACHE", str(root / "cache"))
+        yield
+
+
+def tiny(experiment: dict[str, Any]) -> dict[str, Any]:
+    """What makes an experiment small: a tiny backbone of the same kind, small pictures, few of them."""
+    backbone = experiment["model"]["init_args"]["backbone"]
+    overlay: dict[str, Any] = {
+        "data": {"init_args": {"image": {"size": 32}, "loader": {"batch_size": 8}}},
+        "model": {
+            "init_args": {"pretrained": False, "backbone": TINY_BACKBONES.get(backbone.split("_")[0], "test_resnet")}
+        },
+        "trainer": {"max_epochs": 2, "enable_progress_bar": False, "enable_model_summary": False},
+        "wandb": {"mode": "disabled"},
+    }
+    if experiment["data"]["class_path"] == "datamodules.Wares":
+        overlay["data"]["init_args"] |= {"n_samples": 60, "resolution": 32}
+    if callbacks := experiment["trainer"].get("callbacks"):
+        for callback in callbacks:
+            if "unfreeze_epoch" in callback.get("init_args", {}):
+                callback["init_args"]["unfreeze_epoch"] = 1
+        overlay["trainer"]["callbacks"] = callbacks
+    return overlay
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_tiny_version_trains_tests_and_resumes(path: Path, tmp_path: Path) -> None:
+    overlay = tmp_path / "tiny.yaml"
+    overlay.write_text(yaml.safe_dump(tiny(yaml.safe_load(path.read_text()))))
+    runs = tmp_path / "runs"
+    command = ["fit", "--config", str(path), "--config", str(overlay), "--runs", str(runs)]
+    assert main([*command, "--test_best=true"]) == 0
+    (first,) = runs.glob("*/*")
+    assert first.parent.name == path.stem
+    predictions = pd.read_parquet(first / "predictions" / "test.parquet")
+    assert len(predictions) == json.loads((first / "run.json").read_text())["data"]["samples"]["test"]
+    assert main([*command, "--ckpt_path=last", "--trainer.max_epochs=3"]) == 0
+    second = next(run for run in runs.glob("*/*") if run != first)
+    stage = json.loads((second / "run.json").read_text())["stages"][0]
+    assert stage["exit"] == "finished"
+    assert stage["epochs"] == 3
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_true_architecture_takes_a_step_under_the_overlay(path: Path, tmp_path: Path, run_quietly: Quietly) -> None:
+    arguments = ["--config", str(path), "--config", str(OVERLAYS / "two_cores.yaml"), "--runs", str(tmp_path)]
+    smallest = [
+        "--trainer.fast_dev_run=1",
+        "--data.init_args.loader.batch_size=2",
+        "--model.init_args.pretrained=false",
+    ]
+    assert run_quietly(["fit", *arguments, *smallest]) == 0
+
+
+@pytest.mark.parametrize("path", [path for path in EXPERIMENTS if "products_multitask" in path.stem], ids=str)
+def test_training_from_scratch_has_one_phase(path: Path, tmp_path: Path) -> None:
+    overlay = tmp_path / "tiny.yaml"
+    settings = tiny(yaml.safe_load(path.read_text()))
+    del settings["trainer"]["callbacks"]
+    overlay.write_text(yaml.safe_dump(settings))
+    files = [path, OVERLAYS / "from_scratch.yaml", overlay]
+    arguments = [argument for file in files for argument in ("--config", str(file))]
+    assert main(["fit", *arguments, "--runs", str(tmp_path / "runs")]) == 0
+    (run,) = (tmp_path / "runs").glob("*/*")
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    assert saved["trainer"]["callbacks"] == []
+    assert saved["model"]["init_args"]["optim_options"]["warmup_epochs"] == 2
+
+
+Quietly = Callable[[list[str]], int]
+
+
+@pytest.fixture
+def run_quietly(monkeypatch: pytest.MonkeyPatch) -> Quietly:
+    """The command line without W&B."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    return main
