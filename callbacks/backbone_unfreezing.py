@@ -32,6 +32,9 @@ class TwoPartTask(Protocol):
     def unfreeze_backbone(self) -> None:
         """Undo ``freeze_backbone``."""
 
+    def fix_batchnorm(self) -> None:
+        """Let the backbone's BatchNorm keep its statistics while everything else learns."""
+
 
 class BackboneUnfreezing(Callback):
     """Trains the heads alone first, then the whole network, each phase with a cosine of its own.
@@ -46,6 +49,9 @@ class BackboneUnfreezing(Callback):
         head_lr: highest learning rate of the heads in phase two.
         min_lr: where both cosines end.
         warmup_epochs: linear warm-up at the beginning of each phase, in epochs, may be a fraction.
+        fixed_batchnorm: in phase two too, normalise by the statistics that came with the pretrained weights. For small
+            batches, and for weights whose BatchNorm was folded or rebuilt, so that the batch's own statistics are far
+            from those that the network has learned with.
 
     Raises:
         UserError: if a value is out of range.
@@ -60,10 +66,12 @@ class BackboneUnfreezing(Callback):
         head_lr: float,
         min_lr: float = 1e-6,
         warmup_epochs: float = 0.0,
+        fixed_batchnorm: bool = False,
     ) -> None:
         if unfreeze_epoch < 1:
             raise UserError(f"BackboneUnfreezing.unfreeze_epoch: must be at least 1, got {unfreeze_epoch}")
         self.unfreeze_epoch = unfreeze_epoch
+        self.fixed_batchnorm = fixed_batchnorm
         self._phases = [
             TrainingPhase(0, {"backbone": 0.0, "head": lr}, "cosine", warmup_epochs, min_lr),
             TrainingPhase(unfreeze_epoch, {"backbone": backbone_lr, "head": head_lr}, "cosine", warmup_epochs, min_lr),
@@ -107,6 +115,8 @@ class BackboneUnfreezing(Callback):
                 f"BackboneUnfreezing: the optimizer of {type(pl_module).__name__} has no parameter groups of the parts "
                 f"backbone and head; make them with lightning_modules.optim.parameter_groups, or leave the callback out"
             )
+        if self.fixed_batchnorm:
+            _two_part_task(pl_module).fix_batchnorm()
         self._freeze(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

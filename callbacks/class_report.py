@@ -48,7 +48,8 @@ def _short_table(reports: Mapping[str, pd.DataFrame]) -> Table:
         table.add_column(column, justify="right")
     table.add_column("lowest recall")
     for task, frame in reports.items():
-        scores = [f"{frame.loc[row, 'f1']:.3f}" for row in ("accuracy", "macro avg", "weighted avg")]
+        # The last three rows: accuracy, macro average, weighted average.
+        scores = [f"{score:.3f}" for score in frame["f1"].to_numpy(dtype=float)[-3:]]
         table.add_row(Text(task), str(frame.loc["accuracy", "support"]), *scores, Text(_lowest_recall(frame)))
     return table
 
@@ -58,6 +59,6 @@ def _lowest_recall(frame: pd.DataFrame) -> str:
     occurring = classes[classes["support"] > 0]
     if occurring.empty:
         return ""
-    place = int(occurring["recall"].to_numpy().argmin())
-    name, worst = str(occurring.index[place]), occurring.iloc[place]
-    return f"{name}: {worst['recall']:.2f} of {worst['support']:.0f}"
+    place = int(occurring["recall"].to_numpy(dtype=float).argmin())
+    recall, support = occurring["recall"].tolist()[place], occurring["support"].tolist()[place]
+    return f"{occurring.index.tolist()[place]}: {recall:.2f} of {support}"

@@ -5,6 +5,7 @@ The canonical name of the colour attribute is ``colour``; ``color`` is folded in
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypedDict
 
@@ -100,6 +101,11 @@ class Vocabulary:
         text = text.strip()
         text = self._aliases.get(task, {}).get(text, text)
         return "" if text.lower() in _UNKNOWN_TEXTS else text
+
+    def values(self, task: str, texts: Sequence[str]) -> list[str]:
+        """The values that the texts of a column stand for; each distinct text is looked at once."""
+        distinct = {text: self.value(task, text) for text in dict.fromkeys(texts)}
+        return [distinct[text] for text in texts]
 
     def check_aliases(self, tasks: list[str], where: str) -> None:
         """Refuses aliases of attributes that the table lacks.

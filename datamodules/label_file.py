@@ -9,7 +9,7 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from datamodules.schema import UserError
 
@@ -108,14 +108,15 @@ def relative_path(text: str) -> str:
     Raises:
         ValueError: for no path, an absolute one, or one that leads out of its folder; the text says which.
     """
-    path = PurePosixPath(text.strip().replace("\\", "/"))
-    if not text.strip() or path == PurePosixPath("."):
+    whole = text.strip().replace("\\", "/")
+    parts = [part for part in whole.split("/") if part not in ("", ".")]
+    if not parts:
         raise ValueError("no picture path")
-    if path.is_absolute() or path.parts[0].endswith(":"):
+    if whole.startswith("/") or parts[0].endswith(":"):
         raise ValueError(f"picture path {text!r} is absolute; make it relative to the data set's folder")
-    if ".." in path.parts:
+    if ".." in parts:
         raise ValueError(f"picture path {text!r} leads out of the data set's folder")
-    return str(path)
+    return "/".join(parts)
 
 
 def _check_header(path: Path, header: list[str], required: Sequence[str]) -> None:

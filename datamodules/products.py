@@ -89,10 +89,10 @@ class Products(ImageDataModule):
             raise table_error(str(path), problems, "correct or remove these rows")
         wanted = self._wanted_attributes(values, str(path))
         self.vocabulary.check_aliases([LABEL_TASK, *values], str(path))
-        classes = [self.vocabulary.value(LABEL_TASK, text) for text in file.columns["class_label"]]
+        classes = self.vocabulary.values(LABEL_TASK, file.columns["class_label"])
         frame = pd.DataFrame({"name": paths, "source": paths, LABEL_TASK: classes, "row": file.rows}, dtype=object)
         for task in wanted:
-            frame[task] = [self.vocabulary.value(task, text) for text in values[task]]
+            frame[task] = self.vocabulary.values(task, values[task])
         frame["caption"] = [plain_text(text) for text in file.columns.get("caption", [""] * len(frame))]
         objects = [text.strip() for text in file.columns.get("instance_id", [""] * len(frame))]
         frame["group"] = [name or path for name, path in zip(objects, paths, strict=True)]

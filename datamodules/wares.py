@@ -84,7 +84,7 @@ class Wares(ImageDataModule):
         resolution: side of the pictures as drawn, in pixels; ``image.size`` is what the model gets.
         val_fraction: share of the objects for validation.
         test_fraction: share of the objects for the test.
-        draw_seed: of objects and views, 0 or more; ``seed`` where it is not given.
+        draw_seed: of objects and views, 0 or more. It is not ``seed``, so that runs with several seeds share their data.
         image: size, crop and interpolation of the pictures.
         augment: augmentation of the training pictures; none by default.
         loader: batch size, workers and sampling.
@@ -104,7 +104,7 @@ class Wares(ImageDataModule):
         resolution: int = 96,
         val_fraction: float = 0.2,
         test_fraction: float = 0.2,
-        draw_seed: int | None = None,
+        draw_seed: int = 0,
         image: ImageOptions | None = None,
         augment: AugmentOptions | None = None,
         loader: LoaderOptions | None = None,
@@ -114,7 +114,7 @@ class Wares(ImageDataModule):
         super().__init__(image, augment, loader, checks, seed)
         self.n_samples, self.views, self.resolution = n_samples, views, resolution
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
-        self.draw_seed = seed if draw_seed is None else draw_seed
+        self.draw_seed = draw_seed
         self._check_arguments()
         kept = n_samples if n_samples * 3 * resolution * resolution <= MEMORY_LIMIT else 0
         # Reserved, not filled: memory is taken as pictures are drawn.

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
 from datamodules import wares_carried, wares_vessels
-from datamodules.wares_geometry import Aspect, Form, Part, Role
+from datamodules.wares_geometry import Aspect, Form, Part, Role, ribbon
 from datamodules.wares_random import Random, between, pick, stream
 from datamodules.wares_scene import background, occluder, photographed
 from datamodules.wares_surface import (
@@ -76,7 +76,8 @@ KINDS = tuple(sorted(MATERIALS_OF))
 MATERIALS = ("fabric", "glass", "leather", "metal", "plastic")
 CONDITIONS = ("new", "used", "worn")
 
-_WEAR = {"new": (0.0, 0.0), "used": (0.3, 0.5), "worn": (0.85, 1.2)}
+_WEAR = {"new": (0.0, 0.0), "used": (0.25, 0.45), "worn": (0.9, 1.3)}
+_TAGGED = 0.5
 _ACCENTS: list[Colour] = [(0.9, 0.88, 0.84), (0.12, 0.12, 0.13), (0.72, 0.58, 0.4), (0.35, 0.38, 0.42)]
 _BLOOMS: list[Colour] = [(0.9, 0.45, 0.55), (0.95, 0.8, 0.35), (0.95, 0.93, 0.9), (0.6, 0.45, 0.75)]
 
@@ -191,11 +192,13 @@ def draw_ware(spec: WareSpec, view_seed: int, resolution: int = 96) -> npt.NDArr
     aspect = Aspect(between(rng, 0.08, 0.4), between(rng, -1, 1), float(rng.random()))
     scene = background(rng, resolution)
     parts = _SHAPES[spec.kind](form, aspect)
+    if spec.condition == "new" and rng.random() < _TAGGED:
+        parts += _price_tag(rng)
     scene = _with_shadow(scene, parts, pose, light, between(rng, 0.2, 0.55))
     marks = placed_marks(marks_of_use(spec.seed, wear), pose, resolution) if wear > 0 else None
     for part in parts:
         _paint(scene, part, _Look(spec, paints, pose, light, marks))
-    if rng.random() < 0.3:
+    if rng.random() < 0.25:
         colour, cover = occluder(rng, resolution)
         scene = scene * (1 - cover) + colour * cover
     return photographed(rng, scene)
@@ -229,6 +232,19 @@ def _paint(scene: Plane, part: Part, look: _Look) -> None:
     colour = shade(finish, normals(part, mask, place, look.pose), look.light, place, behind)
     # In place: `behind` is a view of the scene, and glass has already taken what it shows.
     behind += (colour - behind) * (mask * np.float32(part.strength))
+
+
+def _price_tag(rng: Random) -> list[Part]:
+    """A card on a thread, as new things have."""
+    x, y = between(rng, -0.45, 0.45), between(rng, -0.35, 0.35)
+    lean = between(rng, -0.25, 0.25)
+    thread = ribbon([(x, y - 0.3), (x + lean * 0.5, y)], 0.035)
+    card = np.array([(-0.12, 0.1), (0.0, 0.0), (0.12, 0.1), (0.13, 0.48), (-0.13, 0.48)])
+    card[:, 0] += lean * card[:, 1]
+    first, *rest = [ribbon([(-0.07, line), (0.07, line)], 0.035) + (lean * line, 0.0) for line in (0.2, 0.28, 0.36)]
+    place = np.array([x + lean * 0.5, y])
+    printed = Part(first + place, "dark", strength=0.7, more=tuple(line + place for line in rest))
+    return [Part(thread, "dark", strength=0.6), Part(card + place, "pale"), printed]
 
 
 def _with_shadow(scene: Plane, parts: list[Part], pose: Pose, light: Light, depth: float) -> Plane:

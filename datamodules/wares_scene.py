@@ -96,7 +96,7 @@ _BACKGROUNDS = [_studio, _studio, _table, _table, _planks, _cloth, _room]
 def background(rng: Random, resolution: int) -> Plane:
     """What is behind the ware, things standing around included, ``(3, H, W)``."""
     scene = _BACKGROUNDS[pick(rng, len(_BACKGROUNDS))](rng, resolution)
-    things = int(rng.random() * rng.random() * 7)
+    things = int(rng.random() * rng.random() * 6)
     if things == 0:
         return scene
     picture = Image.fromarray((scene.clip(0, 1) * 255).astype(np.uint8).transpose(1, 2, 0).copy())
@@ -188,7 +188,7 @@ def photographed(rng: Random, scene: Plane) -> npt.NDArray[np.uint8]:
     blur = between(rng, -0.15, 0.25)
     if blur > 0:
         scene = _soft(scene, blur)
-    amount = between(rng, 0.01, 0.07)
+    amount = between(rng, 0.01, 0.05)
     noise = noise_bytes(rng, scene.size).reshape(scene.shape).astype(np.float32)
     noise *= np.float32(amount)
     noise += scene * np.float32(255)

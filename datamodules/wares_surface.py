@@ -272,7 +272,7 @@ def _weave(place: tuple[Plane, Plane], grain: float) -> Plane:
     a, b = (place[0] * density) % 1, (place[1] * density) % 1
     threads = np.where((a < 0.5) == (b < 0.5), np.float32(1.0), np.float32(-1.0))
     ridge = 1 - 2 * np.abs(a - 0.5) - np.abs(b - 0.5)
-    woven: Plane = 1 + np.float32(0.14) * threads + np.float32(0.14) * ridge
+    woven: Plane = 1 + np.float32(0.2) * threads + np.float32(0.16) * ridge
     return woven
 
 

@@ -26,12 +26,12 @@ def marks_of_use(seed: int, amount: float) -> Image.Image:
         RGB picture of 96×96 over the ware's [-1.25, 1.25] square: fading, stains, scratches (128 = none).
     """
     rng = stream(seed, 1)
-    fading = np.clip((patches(rng.random((5, 5)), _MARKS, _MARKS) - (0.85 - 0.4 * amount)) * 3, 0, 1)
+    fading = np.clip((patches(rng.random((5, 5)), _MARKS, _MARKS) - (0.95 - 0.6 * amount)) * 3, 0, 1)
     blotches = 0.7 * patches(rng.random((9, 9)), _MARKS, _MARKS) + 0.3 * patches(rng.random((24, 24)), _MARKS, _MARKS)
-    stains = np.clip((blotches - (0.92 - 0.32 * amount)) * 6, 0, 1)
+    stains = np.clip((blotches - (0.92 - 0.36 * amount)) * 6, 0, 1)
     lines = Image.new("L", (_MARKS * 2, _MARKS * 2), 128)
     pen = ImageDraw.Draw(lines)
-    for _ in range(int(amount * (22 + 18 * rng.random()))):
+    for _ in range(int(amount * (26 + 18 * rng.random()))):
         x, y, dx, dy, tone = rng.random(5)
         start = (int(x * 2 * _MARKS), int(y * 2 * _MARKS))
         stop = (start[0] + int((dx - 0.5) * 70), start[1] + int((dy - 0.5) * 70))
@@ -61,7 +61,7 @@ def placed_marks(marks: Image.Image, pose: Pose, resolution: int) -> Plane:
 
 def marred(colour: Plane, marks: Plane, material: str) -> Plane:
     """A colour ``(3, 1, 1)`` under the marks of use ``(3, h, w)``: ``(3, h, w)``."""
-    fading, stains = marks[0] * np.float32(0.6), marks[1] * np.float32(0.7)
+    fading, stains = marks[0] * np.float32(0.65), marks[1] * np.float32(0.8)
     dull = colour[1] * np.float32(0.4) + np.float32(0.42)
     dirt = np.array([0.45, 0.24, 0.1] if material == "metal" else [0.3, 0.24, 0.17], dtype=np.float32)
     clean = 1 - stains

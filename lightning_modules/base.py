@@ -92,6 +92,7 @@ class VisionTask(LightningModule, ABC):
         self.val_metrics = SplitMetrics(tasks, task_weights)
         self.test_metrics = SplitMetrics(tasks, task_weights)
         self._frozen: list[nn.Parameter] = []
+        self._batchnorm_fixed = False
         self._restored = False
 
     @abstractmethod
@@ -139,7 +140,12 @@ class VisionTask(LightningModule, ABC):
         for parameter in self._frozen:
             parameter.requires_grad_(True)
         self._frozen = []
-        self.encoder.backbone.train(self.training)
+        self.train(self.training)
+
+    def fix_batchnorm(self) -> None:
+        """Let the backbone's BatchNorm keep the statistics that it has, also while everything else learns."""
+        self._batchnorm_fixed = True
+        self.train(self.training)
 
     @property
     def backbone_frozen(self) -> bool:
@@ -147,10 +153,14 @@ class VisionTask(LightningModule, ABC):
         return bool(self._frozen)
 
     def train(self, mode: bool = True) -> Self:
-        """As torch's, but a frozen backbone stays in evaluation mode."""
+        """As torch's, but a frozen backbone and fixed BatchNorm stay in evaluation mode."""
         super().train(mode)
         if self.backbone_frozen:
             self.encoder.backbone.eval()
+        elif self._batchnorm_fixed:
+            for module in self.encoder.backbone.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
         return self
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

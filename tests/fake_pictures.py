@@ -21,7 +21,9 @@ COLOURS = {
 }
 
 
-def picture(shape: int, colour: str, *, look: int, view: int = 0, size: tuple[int, int] = (32, 32)) -> Image.Image:
+def picture(
+    shape: int, colour: str, *, look: int, view: int = 0, size: tuple[int, int] = (32, 32), frame: str = ""
+) -> Image.Image:
     """Draws one picture.
 
     Args:
@@ -30,37 +32,40 @@ def picture(shape: int, colour: str, *, look: int, view: int = 0, size: tuple[in
         look: number of the object; decides the background.
         view: number of the view; shifts the shape a little.
         size: width and height in pixels.
+        frame: key of ``COLOURS`` for a frame around the picture; none by default.
 
     Returns:
         RGB picture.
     """
     width, height = size
-    background = np.random.default_rng([look, 1]).integers(40, 216, (4, 4, 3), dtype=np.uint8)
+    background = np.random.default_rng([look, 1]).integers(150, 221, (4, 4, 3), dtype=np.uint8)
     image = Image.fromarray(background).resize(size, Image.Resampling.BICUBIC)
     pen, fill = ImageDraw.Draw(image), COLOURS[colour]
     rng = np.random.default_rng([look, view, 2])
     x, y = (int(side * rng.uniform(0.42, 0.58)) for side in (width, height))
-    r = int(min(size) * rng.uniform(0.3, 0.38))
+    r = int(min(size) * rng.uniform(0.33, 0.4))
+    if frame:
+        pen.rectangle((0, 0, width - 1, height - 1), outline=COLOURS[frame], width=2)
     box = (x - r, y - r, x + r, y + r)
     match shape % 10:
         case 0:
             pen.ellipse(box, fill)
         case 1:
-            pen.rectangle(box, fill)
-        case 2:
-            pen.polygon([(x, y - r), (x - r, y + r), (x + r, y + r)], fill)
-        case 3:
             pen.rectangle((x - r // 3, y - r, x + r // 3, y + r), fill)
-        case 4:
-            pen.rectangle((x - r, y - r // 3, x + r, y + r // 3), fill)
-        case 5:
-            pen.ellipse(box, outline=fill, width=max(2, r // 3))
-        case 6:
+        case 2:
             pen.line((x - r, y - r, x + r, y + r), fill, max(2, r // 2))
+        case 3:
+            pen.rectangle((x - r, y - r // 3, x + r, y + r // 3), fill)
+        case 4:
+            pen.ellipse(box, outline=fill, width=max(2, r // 3))
+        case 5:
+            pen.polygon([(x, y - r), (x - r, y + r), (x + r, y + r)], fill)
+        case 6:
+            pen.rectangle(box, outline=fill, width=max(2, r // 3))
         case 7:
             pen.line((x - r, y + r, x + r, y - r), fill, max(2, r // 2))
         case 8:
-            pen.rectangle(box, outline=fill, width=max(2, r // 3))
+            pen.rectangle(box, fill)
         case _:
             pen.polygon([(x - r, y - r), (x + r, y - r), (x, y + r)], fill)
     return image

@@ -52,6 +52,9 @@ TEAM14_CLASSES = (
     "footware_slippers",
 )
 MATERIALS = ("plastic", "metal", "fabric")
+FRAMES = {"plastic": "", "metal": "white", "fabric": "black"}
+"""How a material is seen in a picture."""
+
 CONDITIONS = ("new", "used")
 TEAM14_ATTRIBUTES = """---
 
@@ -118,8 +121,9 @@ def write_products(
             }
             for view in range(views):
                 path = f"images/team13_{name}_{instance * views + view + 1:03}.jpg"
-                look = code * 1000 + instance
-                picture(code, colour, look=look, view=view, size=(size, size)).save(root / path, quality=95)
+                frame = FRAMES[attributes["material"]]
+                image = picture(code, colour, look=code * 1000 + instance, view=view, size=(size, size), frame=frame)
+                image.save(root / path, quality=95)
                 caption = f"{' ' if view == 1 else ''}{name.replace('_', ' ')} in {colour} in view {view + 1}"
                 text = ";".join(f"{key}:{value}" for key, value in attributes.items())
                 rows.append([path, name, text, caption, split, f"TEAM13_{name.upper()}_{chr(65 + instance)}"])

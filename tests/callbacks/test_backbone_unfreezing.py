@@ -153,6 +153,15 @@ def test_phase_two_trains_everything(finished: Finished) -> None:
     assert finished.recorder.frozen == [True, True, False, False]
 
 
+def test_fixed_batch_norm_keeps_its_statistics_in_both_phases(tmp_path: Path) -> None:
+    task, recorder = tiny_task(), Recorder()
+    trainer = tiny_trainer(tmp_path, max_epochs=EPOCHS, callbacks=[unfreezing(fixed_batchnorm=True), recorder])
+    trainer.fit(task, datamodule=MadePhotos())
+    before, after = backbone_entries(recorder.weights[0]), backbone_entries(recorder.weights[EPOCHS])
+    statistics = {key for key in before if "running_" in key or "num_batches" in key}
+    assert {key for key in before if torch.equal(before[key], after[key])} == statistics
+
+
 def torch_cosine(highest: float, steps: int) -> list[float]:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=highest)
     scheduler = CosineAnnealingLR(optimizer, T_max=steps, eta_min=MIN_LR)

@@ -10,9 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from sklearn.model_selection import StratifiedGroupKFold
 
-from datamodules.grouping import assign_groups
 from datamodules.schema import UserError
 from datamodules.splits import (
     SplitOptions,
@@ -22,29 +20,15 @@ from datamodules.splits import (
     resolve_splits,
     stratified_split,
 )
+from tests.datamodules.random_groups import Ints, random_groups
 
 SEEDS = range(25)
 FRACTIONS = (0.7, 0.15, 0.15)
 TEAM14 = Path(os.environ.get("VITRINE_DATA", "")) / "products_team14_metadata" / "labels_fixed.csv"
 
-Ints = npt.NDArray[np.int64]
-
 
 def shares(splits: npt.NDArray[np.str_]) -> list[float]:
     return [float((splits == name).mean()) for name in ("train", "val", "test")]
-
-
-def random_groups(seed: int, *, mixed: bool) -> tuple[Ints, Ints]:
-    """Groups of 1 to 12 samples in skewed classes; mixed groups hold several classes."""
-    rng = np.random.default_rng(seed)
-    n_groups, n_classes = int(rng.integers(60, 200)), int(rng.integers(3, 9))
-    groups = np.repeat(np.arange(n_groups), rng.integers(1, 13, n_groups))
-    weights = 1 / np.arange(1, n_classes + 1)
-    labels = rng.choice(n_classes, n_groups, p=weights / weights.sum())[groups]
-    if mixed:
-        labels = np.where(rng.random(len(groups)) < 0.3, rng.integers(0, n_classes, len(groups)), labels)
-    order = rng.permutation(len(groups))
-    return groups[order], labels[order]
 
 
 def parts_of_groups(groups: Ints, splits: npt.NDArray[np.str_]) -> dict[int, set[str]]:
@@ -119,24 +103,6 @@ def test_grouped_split_properties(mixed: bool) -> None:
                 assert set(splits[labels == label].tolist()) == {"train", "val", "test"}
 
 
-@pytest.mark.parametrize("mixed", [False, True])
-def test_groups_are_divided_about_as_well_as_by_scikit_learn(mixed: bool) -> None:
-    """Mean distance of the class shares of a fifth of the data from 20 %, over many draws."""
-
-    def distance(labels: Ints, is_fold: npt.NDArray[np.bool_]) -> float:
-        return float(np.mean([abs(is_fold[labels == label].mean() - 0.2) for label in np.unique(labels)]))
-
-    ours, theirs = [], []
-    for seed in range(8):
-        groups, labels = random_groups(seed, mixed=mixed)
-        ours += [distance(labels, grouped_kfold(groups, labels, fold, 5, seed) == "test") for fold in range(5)]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of classes with fewer than five samples
-            folds = StratifiedGroupKFold(5, shuffle=True, random_state=seed).split(labels, labels, groups)
-            theirs += [distance(labels, np.isin(np.arange(len(labels)), test)) for _, test in folds]
-    assert np.mean(ours) < (1.6 if mixed else 1.1) * np.mean(theirs)
-
-
 def test_grouped_split_of_classes_with_few_groups() -> None:
     sizes = np.random.default_rng(0).integers(1, 6, 36)
     classes = np.repeat(np.arange(13), [1] * 4 + [2] * 4 + [3] * 4 + [12])
@@ -174,14 +140,6 @@ def test_folds_are_a_partition_into_groups(mixed: bool) -> None:
             assert np.abs(np.subtract(shares(fold), (0.6, 0.2, 0.2))).max() < 0.05
 
 
-def test_classes_with_few_groups_are_spread_over_the_folds() -> None:
-    """Where no part comes first, the classes with one group must not all be in the first fold."""
-    groups = np.arange(500)
-    labels = np.arange(500)
-    tests = [int((grouped_kfold(groups, labels, fold, 5, 0) == "test").sum()) for fold in range(5)]
-    assert tests == [100] * 5
-
-
 def test_splits_are_a_function_of_the_seed_alone() -> None:
     groups, labels = random_groups(3, mixed=False)
     again = grouped_split(groups.copy(), labels.copy(), FRACTIONS, 7)
@@ -193,15 +151,9 @@ def test_splits_are_a_function_of_the_seed_alone() -> None:
     assert (grouped_kfold(groups, labels, 1, 4, 7) != grouped_kfold(groups, labels, 1, 4, 8)).any()
 
 
-def test_group_names_stand_for_their_order() -> None:
-    groups, labels = random_groups(4, mixed=False)
-    names = np.array([f"g{group:04}" for group in groups])
-    assert (grouped_split(names, labels, FRACTIONS, 0) == grouped_split(groups, labels, FRACTIONS, 0)).all()
-
-
 def test_no_samples_are_no_problem() -> None:
     nothing = np.array([], dtype=np.int64)
-    assert len(assign_groups(nothing, nothing, FRACTIONS, 0, keep_first=True)) == 0
+    assert len(grouped_split(nothing, nothing, FRACTIONS, 0)) == 0
     assert len(stratified_split(nothing, FRACTIONS, 0)) == 0
     assert len(random_split(0, FRACTIONS, 0)) == 0
 

@@ -1,0 +1,210 @@
+"""Reads every picture of a data set once: which are unreadable, and fingerprints of the others.
+
+The result is kept under ``$VITRINE_CACHE`` (``~/.cache/vitrine`` by default) and found again as long as the table and
+the files' sizes and dates of change are the same, so a second run starts at once and the other processes of a run
+need not read the pictures again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from numpy.typing import NDArray
+
+from datamodules.progress import tracked
+from datamodules.schema import UserError
+from datamodules.table import SampleTable
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from datamodules.base import ImageDataModule
+
+Arrays = dict[str, NDArray[np.generic]]
+
+HASH_BOXES = ((0, 0, 100, 100), (4, 4, 96, 96), (0, 0, 94, 94), (6, 0, 100, 94), (0, 6, 94, 100), (6, 6, 100, 100))
+"""Parts of a picture that are hashed, in percent (left, top, right, bottom): the whole first, then small crops, so
+that a picture is also found where it was cropped a little."""
+
+_FORMAT = 1  # Counts up when the meaning of the cached arrays changes.
+_BLOCK = 4096
+_THREADS = min(8, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Verification:
+    """What is known of the pictures of a table of N rows.
+
+    Attributes:
+        bad: for each unreadable picture its row in the table and why.
+        content: uint8 ``(N, 32)``, SHA-256 of the decoded pixels and their shape; 0 for unreadable pictures.
+        perceptual: uint64 ``(N, 6)``, difference hash of each of ``HASH_BOXES``; 0 for unreadable pictures.
+        key: names this state of the data, for results that are derived from it and cached as well.
+    """
+
+    bad: dict[int, str]
+    content: NDArray[np.uint8]
+    perceptual: NDArray[np.uint64]
+    key: str
+
+    @property
+    def readable(self) -> NDArray[np.bool_]:
+        """bool ``(N,)``."""
+        mask = np.ones(len(self.content), dtype=bool)
+        mask[list(self.bad)] = False
+        return mask
+
+
+def verify(datamodule: ImageDataModule) -> Verification:
+    """Reads every picture once, or takes what an earlier run found.
+
+    Pictures are read in several threads, so ``read_image`` must be fit for that.
+
+    Returns:
+        Reasons, hashes and the key of the data's state. A picture counts as bad when ``read_image`` raises a
+        ``UserError``: it is missing, truncated, of an unknown format.
+    """
+    table = datamodule.table
+    key = _state_key(table)
+    arrays = cached(f"verification-{key}", lambda: _read_all(datamodule.read_image, len(table)), _check(len(table)))
+    reasons = dict(zip(arrays["bad_rows"].tolist(), arrays["bad_reasons"].tolist(), strict=True))
+    content, perceptual = arrays["content"].astype(np.uint8), arrays["perceptual"].astype(np.uint64)
+    return Verification(reasons, content, perceptual, key)
+
+
+def cached(name: str, compute: Callable[[], Arrays], check: Callable[[Arrays], None]) -> Arrays:
+    """Arrays from the cache, or computed and written there whole.
+
+    A file that cannot be read is made anew; a folder that cannot be written to costs the next run some time, and a
+    warning says so.
+
+    Args:
+        name: of the file, without its ending.
+        compute: makes the arrays.
+        check: raises KeyError or ValueError for arrays that are not as they should be.
+    """
+    path = cache_directory() / f"{name}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+        check(arrays)
+        return arrays
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        arrays = compute()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as stream:
+            np.savez(stream, allow_pickle=False, **arrays)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        rank_zero_warn(f"{path.parent}: cannot keep what is known of the pictures ({error}); set $VITRINE_CACHE")
+    return arrays
+
+
+def cache_directory() -> Path:
+    """``$VITRINE_CACHE``, or ``~/.cache/vitrine``."""
+    return Path(os.environ.get("VITRINE_CACHE") or "~/.cache/vitrine").expanduser()
+
+
+def hash_boxes(picture: Image.Image) -> list[int]:
+    """64-bit difference hashes of the picture and its crops.
+
+    N. Krawetz, "Kind of Like That", 2013: the signs of the differences of neighbours in a 9×8 thumbnail.
+
+    Returns:
+        For each of ``HASH_BOXES`` a number below 2**64.
+    """
+    import imagehash
+    from PIL import Image
+
+    grey = picture.convert("L").resize((100, 100), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    bits = [imagehash.dhash(grey.crop(box)).hash for box in HASH_BOXES]
+    return [int.from_bytes(np.packbits(part).tobytes(), "big") for part in bits]
+
+
+def _state_key(table: SampleTable) -> str:
+    """SHA-256 over the table, where its pictures are, and each file's size and date of change."""
+    digest = hashlib.sha256(f"{_FORMAT}\n{table.fingerprint()}\n{table.root}\n{table.origin}\n".encode())
+    sources = table.sources
+    is_file = False
+    for start in range(0, len(sources), _BLOCK):
+        stamps = np.array([_stamp(source) for source in sources[start : start + _BLOCK].to_pylist()], dtype=np.int64)
+        is_file = is_file or bool((stamps >= 0).any())
+        digest.update(stamps.tobytes())
+    if not is_file and Path(table.origin).is_dir():
+        # The pictures lie inside larger files.
+        for path in sorted(Path(table.origin).rglob("*")):
+            digest.update(f"{path}\n{_stamp(str(path))}\n".encode())
+    return digest.hexdigest()
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    """Size and date of change in nanoseconds; (-1, -1) where there is no such file."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 -- a million Path objects would take their time
+    except (OSError, ValueError):
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
+
+
+def _read_all(read_image: Callable[[int], torch.Tensor], count: int) -> Arrays:
+    content = np.zeros((count, 32), dtype=np.uint8)
+    perceptual = np.zeros((count, len(HASH_BOXES)), dtype=np.uint64)
+    bad: dict[int, str] = {}
+    results = _results(lambda index: _read_one(read_image, index), count)
+    for index, result in enumerate(tracked(results, "reading every picture once", count)):
+        if isinstance(result, str):
+            bad[index] = result
+        else:
+            content[index] = np.frombuffer(result[0], dtype=np.uint8)
+            perceptual[index] = result[1]
+    reasons = np.array(list(bad.values()), dtype=np.str_)
+    rows = np.array(list(bad), dtype=np.int64)
+    return {"content": content, "perceptual": perceptual, "bad_rows": rows, "bad_reasons": reasons}
+
+
+def _results(
+    read: Callable[[int], str | tuple[bytes, list[int]]], count: int
+) -> Iterator[str | tuple[bytes, list[int]]]:
+    # In blocks, so that a large data set does not queue millions of tasks.
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for start in range(0, count, _BLOCK):
+            yield from pool.map(read, range(start, min(start + _BLOCK, count)))
+
+
+def _read_one(read_image: Callable[[int], torch.Tensor], index: int) -> str | tuple[bytes, list[int]]:
+    """Why a picture is bad, or its SHA-256 and difference hashes."""
+    from PIL import Image
+
+    try:
+        pixels = read_image(index).permute(1, 2, 0).contiguous().numpy()
+    except UserError as error:
+        return str(error)
+    digest = hashlib.sha256(str(pixels.shape).encode())
+    digest.update(pixels)
+    return digest.digest(), hash_boxes(Image.fromarray(pixels))
+
+
+def _check(count: int) -> Callable[[Arrays], None]:
+    def check(arrays: Arrays) -> None:
+        shapes = {"content": (count, 32), "perceptual": (count, len(HASH_BOXES))}
+        for key, shape in shapes.items():
+            if arrays[key].shape != shape:
+                raise ValueError(f"{key} has the shape {arrays[key].shape}, must have {shape}")
+        if arrays["bad_rows"].shape != arrays["bad_reasons"].shape:
+            raise ValueError("not one reason for each bad picture")
+
+    return check
