@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.fabric.utilities.rank_zero import rank_zero_warn
 from numpy.typing import NDArray
 
 from datamodules.progress import tracked
@@ -60,7 +60,7 @@ class Verification:
 
     @property
     def readable(self) -> NDArray[np.bool_]:
-        """bool ``(N,)``."""
+        """Which pictures can be read, bool ``(N,)``."""
         mask = np.ones(len(self.content), dtype=bool)
         mask[list(self.bad)] = False
         return mask
@@ -194,7 +194,7 @@ def _read_one(read_image: Callable[[int], torch.Tensor], index: int) -> str | tu
     except UserError as error:
         return str(error)
     digest = hashlib.sha256(str(pixels.shape).encode())
-    digest.update(pixels)
+    digest.update(memoryview(pixels))
     return digest.digest(), hash_boxes(Image.fromarray(pixels))
 
 

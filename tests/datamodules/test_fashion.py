@@ -92,6 +92,18 @@ def test_rows_of_unknown_class_are_not_rare(root: str) -> None:
     assert data.dropped == {"Pink": 1, "Black": 1}
 
 
+def test_rows_without_a_picture_are_skipped_and_counted(root: str) -> None:
+    with pytest.raises(UserError, match=r"styles.csv:86: .*90005.jpg"):
+        Fashion(root).setup("fit")
+    data = Fashion(root, checks={"on_bad_image": "skip"}, rare={"handling": "drop"})
+    data.setup("fit")
+    record = data.data_record()
+    assert sum(record["samples"].values()) == 87
+    assert [skipped["name"] for skipped in record["skipped"]] == ["90005"]
+    assert record["dropped"] == {"Home": 1}
+    assert record["repaired_rows"] == 2
+
+
 def test_hue_is_safe_where_a_colour_is_the_target(root: str) -> None:
     assert Fashion(root, augment={"preset": "reference"}).augment_options["hue"] == 0.1
     assert Fashion(root, target="baseColour", augment={"preset": "reference"}).augment_options["hue"] == 0

@@ -11,8 +11,9 @@ import torch
 
 from datamodules.hub_images import ColumnOptions, HubImages
 from datamodules.schema import UNKNOWN, UserError
+from datamodules.splits import SplitOptions
 from tests.datamodules.from_yaml import from_yaml
-from tests.fakes import write_hub_dataset
+from tests.fakes import picture, write_hub_dataset
 
 ALL_COLUMNS: ColumnOptions = {"caption": "caption", "group": "object", "attributes": ["colour"]}
 
@@ -154,6 +155,33 @@ def test_without_train_the_user_is_asked(tmp_path: Path) -> None:
     root = str(write_hub_dataset(tmp_path / "set", splits=("part1", "part2")))
     with pytest.raises(UserError, match="no split train; it has part1, part2"):
         _ = HubImages(root).tasks
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_come_from_any_number_of_workers(workers: int, tmp_path: Path) -> None:
+    root = str(write_hub_dataset(tmp_path / "set"))
+    data = HubImages(root, ALL_COLUMNS, image={"size": 16}, loader={"batch_size": 7, "num_workers": workers})
+    batches = list(data.test_dataloader())
+    assert [len(batch["label"]) for batch in batches] == [7, 5]
+    assert [data.class_names[label] for label in batches[0]["label"][:3]] == ["watch", "watch", "cap"]
+    assert batches[0]["caption"][0] == "a red watch"
+    assert int(batches[0]["image"][0, 0].max()) > 200
+
+
+def test_bad_pictures_are_named_by_split_and_row(tmp_path: Path) -> None:
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    rows: dict[str, list[Any]] = {
+        "image": [picture(0, "red", look=1), {"bytes": b"nonsense", "path": None}, None],
+        "label": ["a", "b", "a"],
+    }
+    root = save(tmp_path / "set", rows, features)
+    nothing: SplitOptions = {"val_fraction": 0.0, "test_fraction": 0.0}
+    data = HubImages(root, split=nothing, checks={"on_bad_image": "skip"})
+    data.setup("fit")
+    assert data.split_indices("train").tolist() == [0]
+    assert [skipped["name"] for skipped in data.data_record()["skipped"]] == ["train/1", "train/2"]
+    with pytest.raises(UserError, match="train/1"):
+        HubImages(root, split=nothing).setup("fit")
 
 
 def test_arguments_come_from_yaml(tmp_path: Path) -> None:

@@ -174,6 +174,17 @@ def test_a_folder_by_table_needs_split_folders(tmp_path: Path) -> None:
         _ = ImageFolder(str(write_image_folder(tmp_path, splits=())), {"by": "table"}).tasks
 
 
+def test_a_broken_picture_is_told_or_skipped(tmp_path: Path) -> None:
+    root = write_image_folder(tmp_path)
+    (root / "val" / "cap" / "broken.jpg").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"broken.jpg"):
+        ImageFolder(str(root)).setup("fit")
+    data = ImageFolder(str(root), checks={"on_bad_image": "skip"})
+    data.setup("fit")
+    assert [skipped["name"] for skipped in data.data_record()["skipped"]] == ["val/cap/broken.jpg"]
+    assert len(data.split_indices("val")) == 12
+
+
 def test_arguments_come_from_yaml(tmp_path: Path) -> None:
     data = from_yaml(f"""
 class_path: datamodules.ImageFolder

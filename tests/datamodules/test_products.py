@@ -117,11 +117,6 @@ def test_random_and_stratified_splits_follow_the_seed(root: str) -> None:
         assert first.table.fingerprint() != other.table.fingerprint()
 
 
-def test_the_fingerprint_does_not_depend_on_the_place(tmp_path: Path) -> None:
-    here, there = (Products(str(write_products(tmp_path / name))) for name in ("here", "there"))
-    assert here.table.fingerprint() == there.table.fingerprint()
-
-
 GOOD = ["images/good.jpg", "cap", "colour:red", "", "train", "A"]
 
 
@@ -209,6 +204,35 @@ def test_rows_without_label_or_object_are_taken(tmp_path: Path) -> None:
     assert table.groups.to_pylist() == ["A", "images/b.jpg", "A"]
 
 
+def test_missing_and_broken_pictures_are_told_by_row_or_skipped(root: str) -> None:
+    images = Path(root) / "images"
+    (images / "team13_clothing_cap_002.jpg").unlink()
+    (images / "team13_clothing_cap_012.jpg").write_bytes(b"no picture")
+    with pytest.raises(UserError) as error:
+        Products(root).setup("fit")
+    lines = str(error.value).split("\n")
+    assert lines[1].startswith(f"  {root}/labels.csv:3: ")
+    assert lines[2].startswith(f"  {root}/labels.csv:13: ")
+    data = Products(root, checks={"on_bad_image": "skip"})
+    data.setup("fit")
+    assert [len(data.split_indices(split)) for split in ("train", "val", "test")] == [17, 9, 8]
+    assert [(skipped["name"], skipped["row"]) for skipped in data.data_record()["skipped"]] == [
+        ("images/team13_clothing_cap_002.jpg", 3),
+        ("images/team13_clothing_cap_012.jpg", 13),
+    ]
+
+
+def test_batches_hold_targets_captions_and_objects(root: str) -> None:
+    data = Products(root, attributes=["colour"], vocabulary=GREY, image={"size": 24}, loader={"batch_size": 5})
+    batch = next(iter(data.val_dataloader()))
+    assert batch["image"].shape == (5, 3, 24, 24)
+    assert batch["sample_id"].tolist() == data.table.split_indices("val")[:5].tolist()
+    assert [data.class_names[label] for label in batch["label"]] == ["clothing_cap"] * 3 + ["clothing_wrist_watch"] * 2
+    assert [data.tasks["colour"][value] for value in batch["attributes"]["colour"]] == ["gray"] * 3 + ["blue"] * 2
+    assert batch["caption"][0] == "clothing cap in grey in view 1"
+    assert batch["group_id"][0] == batch["group_id"][2] != batch["group_id"][3]
+
+
 def test_arguments_come_from_yaml(root: str) -> None:
     data = from_yaml(f"""
 class_path: datamodules.Products
@@ -268,10 +292,3 @@ def test_the_real_table_without_photos() -> None:
     captions = data.table.captions.to_pylist()
     assert not [text for text in captions if text != text.strip() or "\u00a0" in text]
     assert len(set(data.table.groups.to_pylist())) == 1000
-
-
-@pytest.mark.skipif(not REAL_TEAM14.is_dir(), reason="needs $VITRINE_DATA/products_team14_metadata")
-def test_the_reference_split_is_replayed() -> None:
-    split: SplitOptions = {"by": "random", "val_fraction": 0.2, "test_fraction": 0.0, "seed": 42}
-    data = Products(str(REAL_TEAM14), "labels_fixed.csv", vocabulary={"source": "files"}, split=split)
-    assert data.table.class_counts("val")["class"] == [18, 24, 25, 18, 17, 21, 25, 19, 20, 13]
