@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from lightning.fabric.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 
 from datamodules.progress import tracked
@@ -194,7 +194,7 @@ def _read_one(read_image: Callable[[int], torch.Tensor], index: int) -> str | tu
     except UserError as error:
         return str(error)
     digest = hashlib.sha256(str(pixels.shape).encode())
-    digest.update(memoryview(pixels))
+    digest.update(pixels.tobytes())
     return digest.digest(), hash_boxes(Image.fromarray(pixels))
 
 

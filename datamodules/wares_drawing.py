@@ -77,7 +77,7 @@ MATERIALS = ("fabric", "glass", "leather", "metal", "plastic")
 CONDITIONS = ("new", "used", "worn")
 
 _WEAR = {"new": (0.0, 0.0), "used": (0.25, 0.45), "worn": (0.9, 1.3)}
-_TAGGED = 0.5
+_TAGGED = 0.6
 _ACCENTS: list[Colour] = [(0.9, 0.88, 0.84), (0.12, 0.12, 0.13), (0.72, 0.58, 0.4), (0.35, 0.38, 0.42)]
 _BLOOMS: list[Colour] = [(0.9, 0.45, 0.55), (0.95, 0.8, 0.35), (0.95, 0.93, 0.9), (0.6, 0.45, 0.75)]
 
@@ -162,7 +162,7 @@ def _paints(spec: WareSpec, rng: Random) -> _Paints:
         "glow": ("matte", body * np.float32(1.35) + _rgb(0.22, 0.16, 0.06)),
         "lit": ("matte", _rgb(2.2, 2.0, 1.6)),
     }
-    return _Paints(finishes, {"new": 1.0, "used": 0.75, "worn": 0.4}[spec.condition], float(rng.random()))
+    return _Paints(finishes, {"new": 1.0, "used": 0.7, "worn": 0.25}[spec.condition], float(rng.random()))
 
 
 def _dashes(part: Part, mask: Plane, place: tuple[Plane, Plane]) -> Plane:

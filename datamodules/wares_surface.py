@@ -20,7 +20,7 @@ from datamodules.wares_geometry import Part, Points
 Plane = npt.NDArray[np.float32]
 """``(H, W)``, or ``(3, H, W)`` where it is coloured; mostly 0 to 1."""
 
-_SURROUNDING = [0.2, 0.5, 0.95, 0.6, 0.25, 0.5, 0.8, 0.35, 0.3, 0.75, 1.0, 0.5, 0.2]
+_SURROUNDING = [0.1, 0.4, 1.05, 0.6, 0.12, 0.45, 0.9, 0.25, 0.15, 0.75, 1.15, 0.45, 0.1]
 _CHROME = np.interp(np.linspace(-1, 1, 129), np.linspace(-1, 1, 13), _SURROUNDING).astype(np.float32)
 
 
@@ -234,7 +234,7 @@ def shade(finish: Finish, normal: Plane, light: Light, place: tuple[Plane, Plane
         burnished = level * (np.float32(0.5) + np.float32(0.5) * normal[2]) * _pebbles(place, finish.grain)
         leather: Plane = finish.albedo * burnished + sheen
         return leather
-    bright = (0.75 * finish.gloss * light.power) * (_power(mirror, 5) + 0.25 * _power(mirror, 3))
+    bright = np.float32(0.95 * finish.gloss * light.power) * (_power(mirror, 5) + np.float32(0.25) * _power(mirror, 3))
     smooth: Plane = finish.albedo * level + bright
     return smooth
 
@@ -272,7 +272,7 @@ def _weave(place: tuple[Plane, Plane], grain: float) -> Plane:
     a, b = (place[0] * density) % 1, (place[1] * density) % 1
     threads = np.where((a < 0.5) == (b < 0.5), np.float32(1.0), np.float32(-1.0))
     ridge = 1 - 2 * np.abs(a - 0.5) - np.abs(b - 0.5)
-    woven: Plane = 1 + np.float32(0.2) * threads + np.float32(0.16) * ridge
+    woven: Plane = 1 + np.float32(0.22) * threads + np.float32(0.18) * ridge
     return woven
 
 

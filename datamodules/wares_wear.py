@@ -27,7 +27,7 @@ def marks_of_use(seed: int, amount: float) -> Image.Image:
     """
     rng = stream(seed, 1)
     fading = np.clip((patches(rng.random((5, 5)), _MARKS, _MARKS) - (0.95 - 0.6 * amount)) * 3, 0, 1)
-    blotches = 0.7 * patches(rng.random((9, 9)), _MARKS, _MARKS) + 0.3 * patches(rng.random((24, 24)), _MARKS, _MARKS)
+    blotches = 0.7 * patches(rng.random((8, 8)), _MARKS, _MARKS) + 0.3 * patches(rng.random((20, 20)), _MARKS, _MARKS)
     stains = np.clip((blotches - (0.92 - 0.36 * amount)) * 6, 0, 1)
     lines = Image.new("L", (_MARKS * 2, _MARKS * 2), 128)
     pen = ImageDraw.Draw(lines)
@@ -35,7 +35,7 @@ def marks_of_use(seed: int, amount: float) -> Image.Image:
         x, y, dx, dy, tone = rng.random(5)
         start = (int(x * 2 * _MARKS), int(y * 2 * _MARKS))
         stop = (start[0] + int((dx - 0.5) * 70), start[1] + int((dy - 0.5) * 70))
-        pen.line([start, stop], fill=250 if tone < 0.6 else 20, width=1 + int(tone * 7) % 2)
+        pen.line([start, stop], fill=250 if tone < 0.6 else 20, width=2 + int(tone * 7) % 2)
     planes = [Image.fromarray((plane * 255 * min(1.0, amount * 3)).astype(np.uint8)) for plane in (fading, stains)]
     return Image.merge("RGB", [*planes, lines.reduce(2)])
 
@@ -66,6 +66,6 @@ def marred(colour: Plane, marks: Plane, material: str) -> Plane:
     dirt = np.array([0.45, 0.24, 0.1] if material == "metal" else [0.3, 0.24, 0.17], dtype=np.float32)
     clean = 1 - stains
     result = colour * ((1 - fading) * clean) + dirt[:, None, None] * stains
-    result += dull * fading * clean + (marks[2] - np.float32(128 / 255)) * np.float32(0.75)
+    result += dull * fading * clean + (marks[2] - np.float32(128 / 255)) * np.float32(0.85)
     marked: Plane = result.clip(0, 1)
     return marked

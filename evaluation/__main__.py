@@ -17,13 +17,18 @@ from evaluation import summary
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    is_probe = options.command == "linear_probe"
+    if rest and not (is_probe and rest[0].startswith("--data.")):
+        parser.error(f"unknown argument {rest[0]!r}")
     try:
-        summaries = _probe(options) if options.command == "linear_probe" else _summarise(options)
-    except UserError as error:
-        if os.environ.get("VITRINE_DEBUG") == "1":
+        summaries = _probe(options, rest) if is_probe else _summarise(options)
+    except Exception as error:
+        line = _line_for_user(error)
+        if line is None or os.environ.get("VITRINE_DEBUG") == "1":
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {line}", file=sys.stderr)
         return 2
     if options.json:
         print(summary.as_json(summaries))
@@ -42,10 +47,27 @@ def _summarise(options: argparse.Namespace) -> list[summary.TaskSummary]:
     return [row for run in options.runs for row in summary.summarise_run(run, options.split)]
 
 
-def _probe(options: argparse.Namespace) -> list[summary.TaskSummary]:
+def _probe(options: argparse.Namespace, data_arguments: list[str]) -> list[summary.TaskSummary]:
+    from datamodules.__main__ import _parse as parse_data
     from evaluation.linear_probe import linear_probe
+    from lightning_modules.encoders import ImageEncoder
 
-    return linear_probe(options.config, options.backbone, options.pretrained, options.image_size, options.data)
+    configs = [argument for path in options.config for argument in ("--config", path)]
+    datamodule, _ = parse_data([*configs, *data_arguments])
+    datamodule.image_options = {**datamodule.image_options, "size": options.image_size}
+    pretrained = {"true": True, "false": False}.get(options.pretrained.lower(), options.pretrained)
+    encoder = ImageEncoder(options.backbone, options.image_size, pretrained)
+    encoder.load_pretrained()
+    return linear_probe(datamodule, encoder)
+
+
+def _line_for_user(error: Exception) -> str | None:
+    """What to tell of a mistake of the user; nothing where the error is ours."""
+    if isinstance(error, UserError):
+        return str(error)
+    from datamodules.__main__ import _line_for_user as line_of_parsing
+
+    return line_of_parsing(error)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -68,14 +90,15 @@ def _parser() -> argparse.ArgumentParser:
         "linear_probe",
         parents=[output],
         help="logistic regression on a frozen backbone's features: the floor that training has to beat",
+        epilog="The data can be changed by --data.init_args.KEY VALUE, as in an experiment.",
+        allow_abbrev=False,
     )
-    command.add_argument("--config", type=Path, required=True, help="experiment YAML; only its `data:` part is read")
+    command.add_argument(
+        "--config", action="append", required=True, help="experiment YAML; only its `data:` part is read; repeatable"
+    )
     command.add_argument("--backbone", required=True, help="timm name, for example resnet18")
     command.add_argument("--pretrained", default="true", help="true (hub), false, or a local file of weights")
     command.add_argument("--image_size", type=int, default=224, help="side of the pictures in pixels (default: 224)")
-    command.add_argument(
-        "--data", action="append", default=[], metavar="KEY=VALUE", help="override of the data part, repeatable"
-    )
     return parser
 
 

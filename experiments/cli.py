@@ -26,7 +26,7 @@ from callbacks.prediction_writer import PredictionWriter
 from datamodules.base import ImageDataModule
 from datamodules.schema import UserError
 from experiments.errors import run_reporting_user_errors
-from experiments.loggers import WandbOptions, build_loggers
+from experiments.loggers import WandbOptions, build_loggers, finish_wandb
 from experiments.refusals import refuse_conflicting_checkpoint, refuse_test_metrics, refuse_untrained
 from experiments.run_directory import (
     CHECKPOINTS,
@@ -234,7 +234,10 @@ def main(args: list[str]) -> int:
 
 
 def _run(args: list[str]) -> None:
-    VitrineCLI(_with_config_of_checkpoint(args))
+    try:
+        VitrineCLI(_with_config_of_checkpoint(args))
+    finally:
+        finish_wandb()
 
 
 def _quieten() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Literal, TypedDict
 
@@ -66,13 +67,23 @@ def build_loggers(run_directory: Path, options: WandbOptions | None) -> list[Log
                 tags=options.get("tags"),
                 # The run's configuration is logged under one key, because the flat keys belong to a sweep
                 # (Lightning issue 7679).
-                settings=_quiet_settings(),
+                settings=_settings(mode),
             )
         )
     return loggers
 
 
-def _quiet_settings() -> object:
+def finish_wandb() -> None:
+    """Close the W&B run of this process, so that everything is written and another run can begin."""
+    if "wandb" in sys.modules:
+        import wandb
+
+        if wandb.run is not None:
+            wandb.finish()
+
+
+def _settings(mode: str) -> object:
     import wandb
 
-    return wandb.Settings(silent=True, console="off")
+    # The mode once more: the client has read its environment before Lightning's logger sets the mode there.
+    return wandb.Settings(mode=mode, silent=True, console="off")

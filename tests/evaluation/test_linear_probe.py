@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from datamodules.base import ImageDataModule
 from datamodules.schema import UserError
 from datamodules.table import SampleTable
+from evaluation.__main__ import main
 from evaluation.linear_probe import extract_features, linear_probe
 from lightning_modules.encoders import ImageEncoder
 
@@ -95,3 +98,30 @@ def test_probe_is_logistic_regression_on_standardised_features() -> None:
 def test_what_cannot_be_probed_is_told(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         linear_probe(Shades(**arguments), encoder())
+
+
+def test_command_reads_the_data_part_of_an_experiment(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VITRINE_DEBUG", raising=False)
+    config = tmp_path / "experiment.yaml"
+    config.write_text(
+        "data:\n  class_path: tests.evaluation.test_linear_probe.Shades\n  init_args: {targets: [class]}\n"
+        "model: {class_path: lightning_modules.ImageClassifier}\n",
+        encoding="utf-8",
+    )
+    arguments = ["linear_probe", "--config", str(config), "--backbone", "test_resnet", "--pretrained", "false"]
+    torch.manual_seed(0)
+    assert main([*arguments, "--image_size", "32", "--json"]) == 0
+    assert [row["accuracy"] for row in json.loads(capsys.readouterr().out)] == [1.0, 1.0]
+    override = ["--image_size", "32", "--json", "--data.init_args.targets", "[class, noise]"]
+    assert main([*arguments, *override]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 4
+    assert main([*arguments, "--data.init_args.target", "[class]"]) == 2
+    assert main(["linear_probe", "--config", str(tmp_path / "none.yaml"), "--backbone", "test_resnet"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2
+    assert all(line.startswith("error: ") for line in errors)
+    with pytest.raises(SystemExit) as caught:
+        main(["summary", "somewhere", "--data.init_args.targets", "[class]"])
+    assert caught.value.code == 2

@@ -1,0 +1,275 @@
+"""What is in a data set, and what leaks between its splits: groups, identical pictures, nearly identical pictures.
+
+Every fit refuses leaks that its YAML does not allow; ``python -m datamodules audit`` shows the whole report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodules.duplicates import Pairs, exact_pairs, near_pairs
+from datamodules.options import LeakKind
+from datamodules.progress import tracked
+from datamodules.schema import UNKNOWN
+from datamodules.table import SPLITS, SampleTable, table_error
+from datamodules.verification import Arrays, Verification, cached, verify
+
+if TYPE_CHECKING:
+    from datamodules.base import ImageDataModule
+
+TITLES: dict[LeakKind, str] = {
+    "groups": "groups in several splits",
+    "exact": "identical pictures across splits",
+    "near": "nearly identical pictures across splits",
+}
+"""What each kind of leak is called."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture of a report: name, file (or index), split and row in the table's file."""
+
+    name: str
+    source: str
+    split: str
+    row: int
+
+
+@dataclass(frozen=True)
+class CrossingGroup:
+    """A group that is in several splits: how many of its pictures are in each, and its first picture in each."""
+
+    group: str
+    counts: dict[str, int]
+    examples: list[Sample]
+
+
+@dataclass(frozen=True)
+class DuplicatePair:
+    """Two pictures in different splits that show the same."""
+
+    first: Sample
+    second: Sample
+
+
+@dataclass(frozen=True)
+class SkippedPicture:
+    """A picture that cannot be read."""
+
+    sample: Sample
+    reason: str
+
+
+@dataclass(frozen=True)
+class Leaks:
+    """What connects the splits.
+
+    Attributes:
+        groups: groups in several splits.
+        exact: pairs of pictures that are equal pixel by pixel.
+        near: pairs of pictures that differ in encoding, scale, brightness or a small crop only.
+        near_radius: distance in bits up to which pictures' hashes were compared; nothing where they were not.
+    """
+
+    groups: list[CrossingGroup]
+    exact: list[DuplicatePair]
+    near: list[DuplicatePair]
+    near_radius: int | None
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """All that the audit found; N is the number of rows.
+
+    Attributes:
+        data: class of the DataModule.
+        origin: file that the table comes from.
+        fingerprint: of the table.
+        samples: number of samples of each split.
+        group_counts: number of groups of each split.
+        classes: number of samples by task, class and split; unreadable pictures count.
+        unknown: number of samples without a known value, by task and split.
+        unseen: number of samples by task and value that the vocabulary lacks.
+        leaks: what connects the splits.
+        skipped: unreadable pictures.
+        allowed: kinds of leaks that the configuration allows.
+        skips_bad_images: whether the configuration leaves unreadable pictures out.
+    """
+
+    data: str
+    origin: str
+    fingerprint: str
+    samples: dict[str, int]
+    group_counts: dict[str, int]
+    classes: dict[str, dict[str, dict[str, int]]]
+    unknown: dict[str, dict[str, int]]
+    unseen: dict[str, dict[str, int]]
+    leaks: Leaks
+    skipped: list[SkippedPicture]
+    allowed: list[LeakKind]
+    skips_bad_images: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report in types that JSON knows."""
+        return asdict(self)
+
+    def refuse(self) -> None:
+        """Raises what a fit would raise.
+
+        Raises:
+            UserError: for unreadable pictures that are not to be skipped, and for leaks that are not allowed.
+        """
+        if self.skipped and not self.skips_bad_images:
+            problems = [(bad.sample.row, bad.reason) for bad in self.skipped]
+            way_out = "mend or remove these pictures, or set data checks.on_bad_image: skip"
+            raise table_error(self.origin, problems, way_out)
+        _refuse(self.leaks, self.origin, self.allowed)
+
+
+def audit(datamodule: ImageDataModule) -> AuditReport:
+    """Counts, unknown and unseen values, leaks of every kind and unreadable pictures of a data set.
+
+    Pictures are read where that was not done before (generated ones are not: they can be neither corrupt nor equal by
+    accident).
+
+    Raises:
+        UserError: where there is no table to report on.
+    """
+    table = datamodule.table
+    verification = None if datamodule.generated else verify(datamodule)
+    bad = verification.bad if verification else {}
+    masks = {split: table.split_codes == code for code, split in enumerate(SPLITS)}
+    classes, unknown = {}, {}
+    for task, names in table.tasks.items():
+        counts = {split: table.class_counts(split)[task] for split in SPLITS}
+        classes[task] = {name: {split: counts[split][place] for split in SPLITS} for place, name in enumerate(names)}
+        unknown[task] = {split: int((table.targets[task][masks[split]] == UNKNOWN).sum()) for split in SPLITS}
+    return AuditReport(
+        data=type(datamodule).__name__,
+        origin=table.origin,
+        fingerprint=table.fingerprint(),
+        samples={split: int(mask.sum()) for split, mask in masks.items()},
+        group_counts={split: len(np.unique(table.group_ids[mask])) for split, mask in masks.items()},
+        classes=classes,
+        unknown=unknown,
+        unseen=table.unseen,
+        leaks=find_leaks(datamodule, verification),
+        skipped=[SkippedPicture(_sample(table, row), reason) for row, reason in sorted(bad.items())],
+        allowed=list(datamodule.check_options["allow_leaks"]),
+        skips_bad_images=datamodule.check_options["on_bad_image"] == "skip",
+    )
+
+
+def refuse_leaks(datamodule: ImageDataModule, verification: Verification | None) -> None:
+    """Refuses to train on splits that share groups or pictures.
+
+    Args:
+        datamodule: its ``checks.allow_leaks`` names the kinds that are tolerated, which then are not even looked for.
+        verification: hashes of the pictures; nothing for generated pictures, of which only groups are checked.
+
+    Raises:
+        UserError: for leaks that are not allowed, all of them in one error.
+    """
+    allowed = datamodule.check_options["allow_leaks"]
+    _refuse(find_leaks(datamodule, verification, allowed), datamodule.table.origin, allowed)
+
+
+def find_leaks(
+    datamodule: ImageDataModule, verification: Verification | None, ignored: Iterable[LeakKind] = ()
+) -> Leaks:
+    """Groups and pictures that are in several splits.
+
+    Args:
+        datamodule: gives the table and reads pictures to confirm near duplicates.
+        verification: hashes of the pictures; without them only groups are looked for.
+        ignored: kinds that are not looked for.
+    """
+    table, ignored = datamodule.table, set(ignored)
+    readable = np.ones(len(table), dtype=bool) if verification is None else verification.readable
+    groups = [] if "groups" in ignored else _crossing_groups(table, readable)
+    exact = near = np.zeros((0, 2), dtype=np.int64)
+    radius = None
+    if verification is not None and "exact" not in ignored:
+        exact = exact_pairs(verification.content, table.split_codes, readable)
+    if verification is not None and "near" not in ignored:
+        near, radius = _near(datamodule, verification)
+    return Leaks(groups, _described(table, exact), _described(table, near), radius)
+
+
+def _near(datamodule: ImageDataModule, verification: Verification) -> tuple[Pairs, int]:
+    """Near duplicates that are not identical, from the cache where the data have not changed."""
+    table = datamodule.table
+
+    def read_pixels(row: int) -> NDArray[np.uint8]:
+        pixels: NDArray[np.uint8] = datamodule.read_image(row).permute(1, 2, 0).contiguous().numpy()
+        return pixels
+
+    def progress(blocks: Iterable[int], count: int) -> Iterator[int]:
+        return tracked(blocks, "comparing similar pictures", count)
+
+    def compute() -> Arrays:
+        hashes, codes, readable = verification.perceptual, table.split_codes, verification.readable
+        pairs, radius = near_pairs(hashes, codes, readable, read_pixels, progress)
+        # Equal pictures are told apart by their content alone: a pair of them is no near duplicate.
+        equal = (verification.content[pairs[:, 0]] == verification.content[pairs[:, 1]]).all(axis=1)
+        return {"pairs": pairs[~equal], "radius": np.array(radius)}
+
+    def check(arrays: Arrays) -> None:
+        if arrays["pairs"].ndim != 2 or arrays["radius"].ndim != 0:
+            raise ValueError("not pairs and a radius")
+
+    arrays = cached(f"near-{verification.key}", compute, check)
+    return arrays["pairs"].astype(np.int64), int(arrays["radius"])
+
+
+def _sample(table: SampleTable, row: int) -> Sample:
+    return Sample(table.name(row), table.source(row), table.split(row), int(table.rows[row]))
+
+
+def _described(table: SampleTable, pairs: Pairs) -> list[DuplicatePair]:
+    return [DuplicatePair(_sample(table, first), _sample(table, second)) for first, second in pairs.tolist()]
+
+
+def _crossing_groups(table: SampleTable, readable: NDArray[np.bool_]) -> list[CrossingGroup]:
+    """Groups whose readable pictures are in several splits, in the order of their first row."""
+    rows = np.flatnonzero(readable)
+    places = table.group_ids[rows] * len(SPLITS) + table.split_codes[rows]
+    distinct, first, counts = np.unique(places, return_index=True, return_counts=True)
+    groups, members = np.unique(distinct // len(SPLITS), return_counts=True)
+    crossing = []
+    for group in groups[members > 1].tolist():
+        chosen = np.flatnonzero(distinct // len(SPLITS) == group)
+        examples = [_sample(table, int(rows[first[place]])) for place in chosen]
+        by_split = {sample.split: int(counts[place]) for sample, place in zip(examples, chosen, strict=True)}
+        crossing.append(CrossingGroup(str(table.group_values[group].as_py()), by_split, examples))
+    return sorted(crossing, key=lambda found: min(sample.row for sample in found.examples))
+
+
+def _refuse(leaks: Leaks, origin: str, allowed: Iterable[LeakKind]) -> None:
+    """Raises one error for all leaks that are not allowed."""
+    problems: dict[LeakKind, list[tuple[int, str]]] = {
+        "groups": [(min(s.row for s in found.examples), _group_text(found)) for found in leaks.groups],
+        "exact": [(pair.first.row, f"the same picture as {_pair_text(pair)}") for pair in leaks.exact],
+        "near": [(pair.first.row, f"nearly the same picture as {_pair_text(pair)}") for pair in leaks.near],
+    }
+    refused: list[LeakKind] = [kind for kind in problems if problems[kind] and kind not in set(allowed)]
+    if refused:
+        found = " and ".join(f"{len(problems[kind])} {TITLES[kind]}" for kind in refused)
+        way_out = f"{found}: split again, or allow it with data checks.allow_leaks: [{', '.join(refused)}]"
+        raise table_error(origin, [problem for kind in refused for problem in problems[kind]], way_out)
+
+
+def _group_text(found: CrossingGroup) -> str:
+    """Such as: group 'mug 3' is in train (4) and val (1)."""
+    return f"group {found.group!r} is in " + " and ".join(f"{split} ({n})" for split, n in found.counts.items())
+
+
+def _pair_text(pair: DuplicatePair) -> str:
+    """Such as: row 17, a.jpg (train) and b.jpg (val)."""
+    first, second = pair.first, pair.second
+    return f"in row {second.row}: {first.source} ({first.split}) and {second.source} ({second.split})"

@@ -1,0 +1,80 @@
+"""Prints an audit's report as tables on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from datamodules.audit import TITLES, AuditReport, DuplicatePair
+from datamodules.options import LeakKind
+from datamodules.table import SPLITS
+
+SHOWN = 20
+"""Rows of a list that are printed; the JSON has all of them."""
+
+
+def print_report(report: AuditReport, console: Console) -> None:
+    """Prints counts by split, the classes of each task, unseen values, leaks and skipped pictures."""
+    console.print(f"[bold]{report.data}[/bold] {escape(report.origin)}  fingerprint {report.fingerprint[:12]}")
+    sizes = _table("samples and groups", ("", *SPLITS))
+    sizes.add_row("samples", *_numbers(report.samples))
+    sizes.add_row("groups", *_numbers(report.group_counts))
+    console.print(sizes)
+    for task, classes in report.classes.items():
+        counts = _table(f"{task}: {len(classes)} classes", (task, *SPLITS))
+        for name, by_split in classes.items():
+            counts.add_row(escape(name), *_numbers(by_split))
+        counts.add_row("[dim]unknown[/dim]", *_numbers(report.unknown[task]))
+        console.print(counts)
+        if unseen := report.unseen.get(task):
+            texts = ", ".join(f"{value} ({count})" for value, count in unseen.items())
+            console.print(f"  {task}, values that are not in the vocabulary: {escape(texts)}\n")
+    _print_leaks(report, console)
+    lines = [f"row {bad.sample.row} ({bad.sample.split}): {bad.reason}" for bad in report.skipped]
+    _print_list("unreadable pictures", lines, "skipped" if report.skips_bad_images else "not allowed", console)
+
+
+def _print_leaks(report: AuditReport, console: Console) -> None:
+    leaks = report.leaks
+    groups = [
+        f"{group.group}: " + ", ".join(f"{split} {count}" for split, count in group.counts.items())
+        for group in leaks.groups
+    ]
+    found: dict[LeakKind, list[str]] = {"groups": groups, "exact": _pairs(leaks.exact), "near": _pairs(leaks.near)}
+    for kind, lines in found.items():
+        allowed = "allowed" if kind in report.allowed else "not allowed"
+        _print_list(TITLES[kind], lines, allowed, console)
+
+
+def _pairs(pairs: Iterable[DuplicatePair]) -> list[str]:
+    return [
+        f"{pair.first.source} ({pair.first.split}, row {pair.first.row}) = "
+        f"{pair.second.source} ({pair.second.split}, row {pair.second.row})"
+        for pair in pairs
+    ]
+
+
+def _print_list(title: str, lines: Sequence[str], remark: str, console: Console) -> None:
+    """A list with its length, the first twenty lines of it, and what the configuration makes of it."""
+    if not lines:
+        console.print(f"{title}: none")
+        return
+    console.print(f"[bold]{title}: {len(lines)}[/bold] ({remark})")
+    for line in lines[:SHOWN]:
+        console.print(f"  {escape(line)}", soft_wrap=True)
+    if len(lines) > SHOWN:
+        console.print(f"  and {len(lines) - SHOWN} more")
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for place, column in enumerate(columns):
+        table.add_column(escape(column), justify="right" if place else "left")
+    return table
+
+
+def _numbers(by_split: dict[str, int]) -> list[str]:
+    return [f"{by_split[split]:,}" for split in SPLITS]
