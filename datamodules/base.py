@@ -211,8 +211,14 @@ class ImageDataModule(LightningDataModule):
         return self.eval_dataloader("test")
 
     def eval_dataloader(self, split: str) -> CountedLoader:
-        """Batches of any split with the evaluation transform, in the table's order."""
+        """Batches of any split with the evaluation transform, in the table's order.
+
+        Raises:
+            UserError: where the split is empty.
+        """
         dataset = self.dataset(split)
+        if not len(dataset):
+            raise UserError(f"{self.table.origin}: the {split} split is empty; choose another division by data split")
         rank, world_size = self._place()
         return self._loader(dataset, EvalSampler(len(dataset), rank, world_size), Collate(self.table, self.seed))
 
@@ -235,6 +241,7 @@ class ImageDataModule(LightningDataModule):
             "samples": {split: len(self.split_indices(split)) for split in SPLITS},
             "groups": {split: len(np.unique(table.group_ids[self.split_indices(split)])) for split in SPLITS},
             "unseen": table.unseen,
+            "class_counts": table.class_counts("train"),
             "skipped": [
                 {"name": table.name(index), "row": int(table.rows[index]), "reason": reason}
                 for index, reason in sorted(bad.items())

@@ -157,7 +157,8 @@ def group_bootstrap(
     .1 and .5 within groups: .93 to .95, against .71 to .91 of the plain percentiles and .73 to .91 of the Wilson
     interval by picture. Where rare mistakes are bunched in few groups it stays short of its level (20 groups, accuracy
     .93, correlation .5: about .88): no resampling can invent a group that was not drawn, and ``clustered_wilson`` is
-    the safer one. The tests of this module repeat these simulations.
+    the safer one. Macro F1 of ten classes: .88 to .92 with 11 groups, .86 to .95 with 20. The tests of this module
+    repeat these simulations.
 
     Args:
         statistic: From sample weights ``(R, N)`` to ``(R,)``.

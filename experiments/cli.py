@@ -118,6 +118,7 @@ class VitrineCLI(LightningCLI):
         parser.add_lightning_class_args(ModelCheckpoint, "last")
         parser.set_defaults({"last.filename": "last", "last.enable_version_counter": False})
         parser.add_lightning_class_args(PredictionWriter, "predictions")
+        parser.set_defaults({"predictions.splits": ["val", "test", "predict"]})
         parser.add_lightning_class_args(ConfusionMatrixLogger, "confusion_matrix")
         parser.add_lightning_class_args(ClassReport, "class_report")
         parser.link_arguments("seed_everything", "data.init_args.seed")

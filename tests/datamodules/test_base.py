@@ -192,6 +192,16 @@ def test_an_empty_train_split_is_refused() -> None:
         data.train_dataloader()
 
 
+def test_an_empty_evaluation_split_is_refused() -> None:
+    class NoTest(Noise):
+        def load_table(self) -> SampleTable:
+            return SampleTable.from_frame(frame(n_test=0), ["class"], origin="labels.csv")
+
+    with pytest.raises(UserError, match=r"labels\.csv: the test split is empty"):
+        NoTest().test_dataloader()
+    assert len(NoTest().val_dataloader()) == 1
+
+
 def test_two_processes_share_the_data() -> None:
     class Place:
         def __init__(self, rank: int) -> None:
