@@ -6,12 +6,11 @@ What the user can mend is told in one line with exit code 2, without a traceback
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from datamodules.schema import UserError
+from datamodules.user_errors import run_reporting_user_errors
 from evaluation import summary
 
 
@@ -22,14 +21,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     is_probe = options.command == "linear_probe"
     if rest and not (is_probe and rest[0].startswith("--data.")):
         parser.error(f"unknown argument {rest[0]!r}")
-    try:
-        summaries = _probe(options, rest) if is_probe else _summarise(options)
-    except Exception as error:
-        line = _line_for_user(error)
-        if line is None or os.environ.get("VITRINE_DEBUG") == "1":
-            raise
-        print(f"error: {line}", file=sys.stderr)
-        return 2
+    return run_reporting_user_errors(lambda: _show(_probe(options, rest) if is_probe else _summarise(options), options))
+
+
+def _show(summaries: list[summary.TaskSummary], options: argparse.Namespace) -> None:
     if options.json:
         print(summary.as_json(summaries))
     elif options.markdown:
@@ -40,7 +35,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Wide enough for whole numbers where there is no terminal to fit (a pipe, a log).
         console = Console(width=None if sys.stdout.isatty() else 160)
         console.print(summary.rich_table(summaries))
-    return 0
 
 
 def _summarise(options: argparse.Namespace) -> list[summary.TaskSummary]:
@@ -48,26 +42,17 @@ def _summarise(options: argparse.Namespace) -> list[summary.TaskSummary]:
 
 
 def _probe(options: argparse.Namespace, data_arguments: list[str]) -> list[summary.TaskSummary]:
-    from datamodules.__main__ import _parse as parse_data
+    from datamodules.from_experiment import data_parser, parse_data
     from evaluation.linear_probe import linear_probe
     from lightning_modules.encoders import ImageEncoder
 
     configs = [argument for path in options.config for argument in ("--config", path)]
-    datamodule, _ = parse_data([*configs, *data_arguments])
+    datamodule, _ = parse_data(data_parser("python -m evaluation linear_probe"), [*configs, *data_arguments])
     datamodule.image_options = {**datamodule.image_options, "size": options.image_size}
     pretrained = {"true": True, "false": False}.get(options.pretrained.lower(), options.pretrained)
     encoder = ImageEncoder(options.backbone, options.image_size, pretrained)
     encoder.load_pretrained()
     return linear_probe(datamodule, encoder)
-
-
-def _line_for_user(error: Exception) -> str | None:
-    """What to tell of a mistake of the user; nothing where the error is ours."""
-    if isinstance(error, UserError):
-        return str(error)
-    from datamodules.__main__ import _line_for_user as line_of_parsing
-
-    return line_of_parsing(error)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -25,7 +25,7 @@ from callbacks.confusion_matrix import ConfusionMatrixLogger
 from callbacks.prediction_writer import PredictionWriter
 from datamodules.base import ImageDataModule
 from datamodules.schema import UserError
-from experiments.errors import run_reporting_user_errors
+from datamodules.user_errors import run_reporting_user_errors
 from experiments.loggers import WandbOptions, build_loggers, finish_wandb
 from experiments.refusals import refuse_conflicting_checkpoint, refuse_test_metrics, refuse_untrained
 from experiments.run_directory import (

@@ -154,7 +154,6 @@ def test_candidates_are_all_pairs_within_the_radius(radius: int, monkeypatch: py
     monkeypatch.setattr(duplicates, "_CHUNK", 500)
     monkeypatch.setattr(duplicates, "RADII", (radius,))
     looked_at: set[tuple[int, int]] = set()
-    monkeypatch.setattr(duplicates, "_resemblance", lambda block: np.array([0.0] * len(block), dtype=np.float32))
     monkeypatch.setattr(duplicates, "_Thumbnail", lambda row: row)
     monkeypatch.setattr(duplicates, "_resemblance", lambda block: note(looked_at, block))
     near_pairs(hashes, parts, readable, lambda row: row, every)  # type: ignore[arg-type,return-value]

@@ -6,7 +6,6 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from difflib import get_close_matches
 
 from jsonargparse import ArgumentError
 
@@ -68,9 +67,3 @@ def one_line(message: str) -> str:
     given = re.findall(r"Given value: (?!NestedArg)(.+)", message)
     said = "; ".join(dict.fromkeys(reasons)) or "not a valid value"
     return f"{where}: {said}" + (f", got {given[0]}" if given and given[0] not in said else "")
-
-
-def did_you_mean(word: str, known: list[str]) -> str:
-    """A hint such as `` (did you mean 'resnet18'?)``, empty where nothing is close."""
-    close = get_close_matches(word, known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""

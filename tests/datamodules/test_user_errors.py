@@ -6,7 +6,7 @@ import pytest
 from jsonargparse import ArgumentParser
 
 from datamodules.schema import UserError
-from experiments.errors import did_you_mean, one_line, run_reporting_user_errors
+from datamodules.user_errors import one_line, run_reporting_user_errors
 
 
 class Base:
@@ -80,11 +80,6 @@ def test_success_is_zero() -> None:
 
 def test_message_without_a_key_is_kept() -> None:
     assert one_line("something\n  else") == "something else"
-
-
-def test_hint_names_the_closest_word() -> None:
-    assert "resnet18" in did_you_mean("resnt18", ["resnet18", "vit"])
-    assert did_you_mean("zzz", ["resnet18"]) == ""
 
 
 def test_user_error_that_a_constructor_raises_is_told_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datamodules import verification
+from datamodules.image_folder import ImageFolder
+from datamodules.verification import HASH_BOXES, Verification, cache_directory, cached, hash_boxes, verify
+from tests.fakes import write_image_folder
+
+
+class Counting(ImageFolder):
+    """Notes which pictures are read."""
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+        self.read: list[int] = []
+
+    def read_image(self, index: int) -> torch.Tensor:
+        self.read.append(index)
+        return super().read_image(index)
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("VITRINE_CACHE", str(tmp_path / "cache"))
+    return write_image_folder(tmp_path / "data", objects=3)
+
+
+def cache_files() -> list[Path]:
+    return sorted(cache_directory().iterdir())
+
+
+def assert_same(one: Verification, other: Verification) -> None:
+    assert one.bad == other.bad
+    assert one.key == other.key
+    np.testing.assert_array_equal(one.content, other.content)
+    np.testing.assert_array_equal(one.perceptual, other.perceptual)
+
+
+def test_good_pictures(root: Path) -> None:
+    found = verify(ImageFolder(str(root)))
+    assert found.bad == {}
+    assert found.content.shape == (18, 32)
+    assert found.content.dtype == np.uint8
+    assert found.perceptual.shape == (18, len(HASH_BOXES))
+    assert found.perceptual.dtype == np.uint64
+    assert found.readable.all()
+    assert len(np.unique(found.content, axis=0)) == 18
+
+
+def test_the_content_is_the_pixels_and_not_the_file(root: Path) -> None:
+    folder = root / "train" / "bag"
+    first = folder / "bag_o0_0.png"
+    Image.open(first).save(folder / "again.bmp")
+    Image.open(first).transpose(Image.Transpose.ROTATE_90).save(folder / "turned.png")
+    data = ImageFolder(str(root))
+    content = dict(zip(data.sample_names(), verify(data).content.tolist(), strict=True))
+    assert content["train/bag/again.bmp"] == content["train/bag/bag_o0_0.png"]
+    assert content["train/bag/turned.png"] != content["train/bag/bag_o0_0.png"]
+
+
+def test_pictures_of_the_same_bytes_and_another_shape_differ(tmp_path: Path) -> None:
+    for split in ("train", "val", "test"):
+        folder = tmp_path / split / "a"
+        folder.mkdir(parents=True)
+        for width in (10, 20):
+            Image.new("RGB", (width, 200 // width), (9, 9, 9)).save(folder / f"{width}.png")
+    found = verify(ImageFolder(str(tmp_path)))
+    assert len(np.unique(found.content, axis=0)) == 2
+
+
+def test_bad_pictures_are_listed_with_their_reason(root: Path) -> None:
+    data = ImageFolder(str(root))
+    table = data.table
+    broken, missing, text = (Path(table.source(index)) for index in (1, 4, 7))
+    broken.write_bytes(broken.read_bytes()[:100])
+    missing.unlink()
+    text.write_text("no picture", encoding="utf-8")
+    found = verify(data)
+    assert sorted(found.bad) == [1, 4, 7]
+    assert found.bad[1].startswith(f"{broken}: cannot be decoded")
+    assert found.bad[4].startswith(f"{missing}: no such file")
+    assert found.bad[7].startswith(f"{text}: not a picture")
+    assert np.flatnonzero(~found.readable).tolist() == [1, 4, 7]
+    assert not found.content[[1, 4, 7]].any()
+    again = Counting(str(root))
+    again._table = table
+    assert_same(verify(again), found)
+    assert again.read == [], "the reasons come from the cache as well"
+
+
+def test_a_mistake_of_ours_is_no_bad_picture(root: Path) -> None:
+    class Broken(ImageFolder):
+        def read_image(self, index: int) -> torch.Tensor:
+            raise RuntimeError("ours")
+
+    with pytest.raises(RuntimeError, match="ours"):
+        verify(Broken(str(root)))
+    assert not cache_directory().exists()
+
+
+def test_a_second_run_reads_no_picture(root: Path) -> None:
+    first, second = Counting(str(root)), Counting(str(root))
+    found = verify(first)
+    assert sorted(first.read) == list(range(18))
+    assert_same(verify(second), found)
+    assert second.read == []
+    assert len(cache_files()) == 1, "nothing temporary is left"
+
+
+def test_a_changed_file_is_read_again(root: Path) -> None:
+    before = verify(ImageFolder(str(root)))
+    path = Path(ImageFolder(str(root)).table.source(3))
+    picture = Image.open(path).convert("L")
+    picture.save(path)
+    data = Counting(str(root))
+    after = verify(data)
+    assert len(data.read) == 18
+    assert np.flatnonzero((before.content != after.content).any(axis=1)).tolist() == [3]
+    os.utime(path, ns=(1, 1))
+    touched = Counting(str(root))
+    verify(touched)
+    assert len(touched.read) == 18
+
+
+def test_other_labels_are_another_state(root: Path) -> None:
+    before = verify(ImageFolder(str(root))).key
+    shutil.move(root / "train" / "bag" / "bag_o0_0.png", root / "train" / "cap" / "bag_o0_0.png")
+    assert verify(ImageFolder(str(root))).key != before
+
+
+@pytest.mark.parametrize("content", [b"", b"rubbish", b"PK\x03\x04 cut off"])
+def test_a_spoilt_cache_file_is_made_anew(root: Path, content: bytes) -> None:
+    found = verify(ImageFolder(str(root)))
+    (file,) = cache_files()
+    whole = file.read_bytes()
+    for spoilt in (content, whole[: len(whole) // 2], whole[:-40] + bytes(40)):
+        file.write_bytes(spoilt)
+        data = Counting(str(root))
+        assert_same(verify(data), found)
+        assert len(data.read) == 18
+        assert cache_files() == [file]
+
+
+def test_a_cache_file_of_another_shape_or_with_pickles_is_made_anew(root: Path) -> None:
+    found = verify(ImageFolder(str(root)))
+    (file,) = cache_files()
+    for arrays in ({"content": found.content[:5]}, {"content": np.array([{"a": 1}], dtype=object)}):
+        np.savez(file, **arrays)
+        data = Counting(str(root))
+        assert_same(verify(data), found)
+        assert len(data.read) == 18
+
+
+def test_without_a_place_for_the_cache_it_works_and_warns(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    monkeypatch.setenv("VITRINE_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.warns(UserWarning, match=r"cannot keep what is known of the pictures .*; set \$VITRINE_CACHE"):
+        found = verify(ImageFolder(str(root)))
+    assert found.bad == {}
+
+
+def test_a_failed_write_leaves_the_old_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached("numbers", lambda: {"a": np.arange(3)}, lambda arrays: None)
+    (file,) = cache_files()
+    before = file.read_bytes()
+
+    def full_disk(stream: object, **arrays: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(verification.np, "savez", full_disk)
+
+    def refuse(arrays: dict[str, np.ndarray]) -> None:  # type: ignore[type-arg]
+        raise ValueError("old")
+
+    with pytest.warns(UserWarning, match="No space left"):
+        assert cached("numbers", lambda: {"a": np.arange(4)}, refuse)["a"].tolist() == [0, 1, 2, 3]
+    assert cache_files() == [file]
+    assert file.read_bytes() == before
+
+
+def test_the_cache_lies_in_the_home_folder_by_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("VITRINE_CACHE", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_directory() == tmp_path / ".cache" / "vitrine"
+
+
+def test_the_first_hash_is_the_difference_hash_of_the_whole() -> None:
+    imagehash = pytest.importorskip("imagehash")
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 256, (6, 7, 3), dtype=np.uint8)).resize((100, 100))
+    values = hash_boxes(picture)
+    assert len(values) == len(HASH_BOXES)
+    assert f"{values[0]:016x}" == str(imagehash.dhash(picture.convert("L")))
+
+
+def test_pictures_inside_a_larger_file_are_read_again_when_it_changes(tmp_path: Path) -> None:
+    from datamodules.hub_images import HubImages
+    from tests.fakes import write_hub_dataset
+
+    path = write_hub_dataset(tmp_path / "hub")
+    first = verify(HubImages(str(path))).key
+    assert verify(HubImages(str(path))).key == first
+    file = next(found for found in sorted(Path(path).rglob("*")) if found.is_file())
+    os.utime(file, ns=(1, 1))
+    assert verify(HubImages(str(path))).key != first
