@@ -196,7 +196,9 @@ class ImageDataModule(LightningDataModule):
             )
         augment = self.augment_options
         collate = Collate(self.table, self.seed, mixup=augment["mixup"], cutmix=augment["cutmix"])
-        return self._loader(dataset, sampler, collate, drop_last=options["drop_last"])
+        # BatchNorm cannot normalise a batch of one.
+        lone_picture = len(sampler) > options["batch_size"] > 1 and len(sampler) % options["batch_size"] == 1
+        return self._loader(dataset, sampler, collate, drop_last=options["drop_last"] or lone_picture)
 
     def val_dataloader(self) -> CountedLoader:
         """Validation batches in the table's order."""

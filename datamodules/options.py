@@ -44,7 +44,8 @@ class LoaderOptions(TypedDict, total=False):
         sampling: ``shuffle`` draws each training sample once an epoch, ``balanced`` draws with replacement by the
             inverse frequency of the class; default shuffle.
         balance_on: task whose classes ``balanced`` makes equally frequent; default class.
-        drop_last: leave out the last training batch where it is not full; default false.
+        drop_last: leave out the last training batch where it is not full; default false. One of a single picture is
+            always left out, because BatchNorm cannot normalise it.
     """
 
     batch_size: int

@@ -7,6 +7,7 @@ need not read the pictures again.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import zipfile
@@ -109,7 +110,8 @@ def cached(name: str, compute: Callable[[], Arrays], check: Callable[[Arrays], N
             np.savez(stream, allow_pickle=False, **arrays)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         rank_zero_warn(f"{path.parent}: cannot keep what is known of the pictures ({error}); set $VITRINE_CACHE")
     return arrays
 

@@ -84,7 +84,7 @@ class Wares(ImageDataModule):
         resolution: side of the pictures as drawn, in pixels; ``image.size`` is what the model gets.
         val_fraction: share of the objects for validation.
         test_fraction: share of the objects for the test.
-        draw_seed: of objects and views, 0 or more. It is not ``seed``, so that runs with several seeds share their data.
+        draw_seed: of objects and views, 0 or more; not ``seed``, so that runs with several seeds share their data.
         image: size, crop and interpolation of the pictures.
         augment: augmentation of the training pictures; none by default.
         loader: batch size, workers and sampling.

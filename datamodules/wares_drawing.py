@@ -241,9 +241,10 @@ def _price_tag(rng: Random) -> list[Part]:
     thread = ribbon([(x, y - 0.3), (x + lean * 0.5, y)], 0.035)
     card = np.array([(-0.12, 0.1), (0.0, 0.0), (0.12, 0.1), (0.13, 0.48), (-0.13, 0.48)])
     card[:, 0] += lean * card[:, 1]
-    first, *rest = [ribbon([(-0.07, line), (0.07, line)], 0.035) + (lean * line, 0.0) for line in (0.2, 0.28, 0.36)]
     place = np.array([x + lean * 0.5, y])
-    printed = Part(first + place, "dark", strength=0.7, more=tuple(line + place for line in rest))
+    lines = [[(lean * down - 0.07, down), (lean * down + 0.07, down)] for down in (0.2, 0.28, 0.36)]
+    first, *rest = [ribbon(np.array(line) + place, 0.035) for line in lines]
+    printed = Part(first, "dark", strength=0.7, more=tuple(rest))
     return [Part(thread, "dark", strength=0.6), Part(card + place, "pale"), printed]
 
 

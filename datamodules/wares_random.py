@@ -1,7 +1,7 @@
 """The random numbers of the generated wares.
 
-Only ``Generator.random()`` and the raw words of PCG64 are used: their stream is fixed by the algorithm, while NumPy reserves the right to
-change how other distributions are drawn.
+Only ``Generator.random()`` and the raw words of PCG64 are used: their stream is fixed by the algorithm, while NumPy
+reserves the right to change how other distributions are drawn.
 """
 
 from __future__ import annotations

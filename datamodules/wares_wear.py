@@ -26,7 +26,8 @@ def marks_of_use(seed: int, amount: float) -> Image.Image:
         RGB picture of 96×96 over the ware's [-1.25, 1.25] square: fading, stains, scratches (128 = none).
     """
     rng = stream(seed, 1)
-    fading = np.clip((patches(rng.random((5, 5)), _MARKS, _MARKS) - (0.95 - 0.6 * amount)) * 3, 0, 1)
+    # Fading begins in patches and ends all over.
+    fading = np.clip((patches(rng.random((5, 5)), _MARKS, _MARKS) - (1.05 - 0.75 * amount)) * 2, 0.5 * amount - 0.2, 1)
     blotches = 0.7 * patches(rng.random((8, 8)), _MARKS, _MARKS) + 0.3 * patches(rng.random((20, 20)), _MARKS, _MARKS)
     stains = np.clip((blotches - (0.92 - 0.36 * amount)) * 6, 0, 1)
     lines = Image.new("L", (_MARKS * 2, _MARKS * 2), 128)
@@ -36,7 +37,7 @@ def marks_of_use(seed: int, amount: float) -> Image.Image:
         start = (int(x * 2 * _MARKS), int(y * 2 * _MARKS))
         stop = (start[0] + int((dx - 0.5) * 70), start[1] + int((dy - 0.5) * 70))
         pen.line([start, stop], fill=250 if tone < 0.6 else 20, width=2 + int(tone * 7) % 2)
-    planes = [Image.fromarray((plane * 255 * min(1.0, amount * 3)).astype(np.uint8)) for plane in (fading, stains)]
+    planes = [Image.fromarray((plane.clip(0, 1) * 255).astype(np.uint8)) for plane in (fading, stains)]
     return Image.merge("RGB", [*planes, lines.reduce(2)])
 
 

@@ -87,8 +87,9 @@ class RunRecorder(Callback):
         path = self.directory / RECORD_FILE
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         stages = [stage for stage in record.get("stages", []) if stage["started"] != self._stage["started"]]
-        # What training saw stays; a later test adds only its own stage.
-        record = {**facts, **record, "stages": [*stages, self._stage]}
+        # What training saw stays; a later stage adds itself, and what an older version did not record of the same data.
+        data = {**(facts.get("data") or {}), **(record.get("data") or {})} or None
+        record = {**facts, **record, "data": data, "stages": [*stages, self._stage]}
         write_text_whole(path, json.dumps(record, indent=2, sort_keys=False) + "\n")
 
     def _facts(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:

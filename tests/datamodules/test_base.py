@@ -21,7 +21,7 @@ class Files(ImageDataModule):
     """Pictures in a folder."""
 
     def __init__(self, root: str, checks: CheckOptions | None = None) -> None:
-        super().__init__({"size": 16}, None, {"batch_size": 4}, checks)
+        super().__init__({"size": 16}, None, {"batch_size": 5}, checks)
         self.root = root
 
     def load_table(self) -> SampleTable:
@@ -200,6 +200,12 @@ def test_an_empty_evaluation_split_is_refused() -> None:
     with pytest.raises(UserError, match=r"labels\.csv: the test split is empty"):
         NoTest().test_dataloader()
     assert len(NoTest().val_dataloader()) == 1
+
+
+@pytest.mark.parametrize(("batch_size", "batches"), [(29, 1), (28, 2), (1, 30)])
+def test_a_last_training_batch_of_one_picture_is_left_out(batch_size: int, batches: int) -> None:
+    loader = Noise(loader={"batch_size": batch_size}).train_dataloader()
+    assert len(loader) == len(list(loader)) == batches
 
 
 def test_two_processes_share_the_data() -> None:

@@ -29,5 +29,5 @@ def test_a_bar_is_shown_on_a_terminal_where_it_takes_long(
 def test_the_bar_is_taken_away_when_the_work_fails() -> None:
     bar = progress.tracked([1, 2], "doing", 2)
     assert next(bar) == 1
-    bar.close()
+    del bar
     assert list(progress.tracked([3], "doing", 1)) == [3]

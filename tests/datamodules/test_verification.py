@@ -9,9 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules import verification
 from datamodules.image_folder import ImageFolder
-from datamodules.verification import HASH_BOXES, Verification, cache_directory, cached, hash_boxes, verify
+from datamodules.verification import HASH_BOXES, Arrays, Verification, cache_directory, cached, hash_boxes, verify
 from tests.fakes import write_image_folder
 
 
@@ -177,9 +176,9 @@ def test_a_failed_write_leaves_the_old_file(root: Path, monkeypatch: pytest.Monk
     def full_disk(stream: object, **arrays: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(verification.np, "savez", full_disk)
+    monkeypatch.setattr(np, "savez", full_disk)
 
-    def refuse(arrays: dict[str, np.ndarray]) -> None:  # type: ignore[type-arg]
+    def refuse(arrays: Arrays) -> None:
         raise ValueError("old")
 
     with pytest.warns(UserWarning, match="No space left"):

@@ -10,7 +10,7 @@ import torch
 from datamodules import wares
 from datamodules.schema import UserError
 from datamodules.wares import Wares, ware_spec
-from datamodules.wares_drawing import COLOURS, CONDITIONS, KINDS, MATERIALS, MATERIALS_OF
+from datamodules.wares_drawing import COLOURS, CONDITIONS, KINDS, MATERIALS, MATERIALS_OF, draw_ware
 from tests.datamodules.from_yaml import from_yaml
 
 SPLITS = ("train", "val", "test")
@@ -110,11 +110,10 @@ def test_pictures_have_the_resolution_and_batches_the_size() -> None:
 
 def test_each_picture_is_drawn_once_and_only_where_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[int] = []
-    draw = wares.draw_ware
 
     def counting(spec: Any, view_seed: int, resolution: int) -> Any:
         drawn.append(view_seed)
-        return draw(spec, view_seed, resolution)
+        return draw_ware(spec, view_seed, resolution)
 
     monkeypatch.setattr(wares, "draw_ware", counting)
     data = Wares(n_samples=100, resolution=16)

@@ -233,15 +233,16 @@ def test_coverage_stays_short_where_rare_mistakes_are_bunched() -> None:
 def test_coverage_of_macro_f1_with_eleven_groups() -> None:
     """Ten classes, so that almost every class is one object; wrong answers for an object go to one other class."""
 
-    def sample(rng: np.random.Generator, num_groups: int) -> tuple[NDArray[np.int64], ...]:
+    def sample(rng: np.random.Generator, num_groups: int) -> list[NDArray[np.int64]]:
         groups = np.repeat(np.arange(num_groups), rng.integers(3, 8, num_groups))
         targets = groups % 10
         own = rng.beta(0.8, 0.2, num_groups)  # accuracy .8, correlation .5
         mistaken_for = (targets + rng.integers(1, 10, num_groups)[groups]) % 10
-        return targets, np.where(rng.random(len(groups)) < own[groups], targets, mistaken_for), groups
+        return [targets, np.where(rng.random(len(groups)) < own[groups], targets, mistaken_for), groups]
 
     rng = np.random.default_rng(5)
-    truth = statistics.f1(*sample(rng, 20_000)[:2])
+    targets, predicted, _ = sample(rng, 20_000)
+    truth = statistics.f1(targets, predicted)
     covered = 0
     for _ in range(500):
         targets, predicted, groups = sample(rng, 11)

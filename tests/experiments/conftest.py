@@ -14,7 +14,7 @@ name: tiny
 data:
   class_path: datamodules.Wares
   init_args:
-    n_samples: 40
+    n_samples: 60
     resolution: 32
     image: {size: 32}
     loader: {batch_size: 8}
