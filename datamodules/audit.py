@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.duplicates import Pairs, exact_pairs, near_pairs
+from datamodules.duplicates import NEAR_FORMAT, Pairs, exact_pairs, near_pairs
 from datamodules.options import LeakKind
 from datamodules.progress import tracked
 from datamodules.schema import UNKNOWN
@@ -223,7 +223,7 @@ def _near(datamodule: ImageDataModule, verification: Verification) -> tuple[Pair
         if arrays["pairs"].ndim != 2 or arrays["radius"].ndim != 0:
             raise ValueError("not pairs and a radius")
 
-    arrays = cached(f"near-{verification.key}", compute, check)
+    arrays = cached(f"near-{NEAR_FORMAT}-{verification.key}", compute, check)
     return arrays["pairs"].astype(np.int64), int(arrays["radius"])
 
 
@@ -240,12 +240,12 @@ def _crossing_groups(table: SampleTable, readable: NDArray[np.bool_]) -> list[Cr
     rows = np.flatnonzero(readable)
     places = table.group_ids[rows] * len(SPLITS) + table.split_codes[rows]
     distinct, first, counts = np.unique(places, return_index=True, return_counts=True)
-    groups, members = np.unique(distinct // len(SPLITS), return_counts=True)
+    groups, starts, members = np.unique(distinct // len(SPLITS), return_index=True, return_counts=True)
     crossing = []
-    for group in groups[members > 1].tolist():
-        chosen = np.flatnonzero(distinct // len(SPLITS) == group)
-        examples = [_sample(table, int(rows[first[place]])) for place in chosen]
-        by_split = {sample.split: int(counts[place]) for sample, place in zip(examples, chosen, strict=True)}
+    for place in np.flatnonzero(members > 1).tolist():
+        group, chosen = int(groups[place]), range(int(starts[place]), int(starts[place] + members[place]))
+        examples = [_sample(table, int(rows[first[entry]])) for entry in chosen]
+        by_split = {sample.split: int(counts[entry]) for sample, entry in zip(examples, chosen, strict=True)}
         crossing.append(CrossingGroup(str(table.group_values[group].as_py()), by_split, examples))
     return sorted(crossing, key=lambda found: min(sample.row for sample in found.examples))
 

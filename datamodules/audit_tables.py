@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from datamodules.audit import TITLES, AuditReport, DuplicatePair
+from datamodules.duplicates import RADII
 from datamodules.options import LeakKind
 from datamodules.table import SPLITS
 
@@ -47,6 +48,8 @@ def _print_leaks(report: AuditReport, console: Console) -> None:
     for kind, lines in found.items():
         allowed = "allowed" if kind in report.allowed else "not allowed"
         _print_list(TITLES[kind], lines, allowed, console)
+    if leaks.near_radius is not None and leaks.near_radius < RADII[0]:
+        console.print(f"  (so many pictures are alike that only hashes within {leaks.near_radius} bits were compared)")
 
 
 def _pairs(pairs: Iterable[DuplicatePair]) -> list[str]:

@@ -22,11 +22,14 @@ from datamodules.verification import HASH_BOXES
 Pairs = NDArray[np.int64]
 """``(P, 2)``, rows of the table, the smaller first, sorted, each pair once."""
 
+NEAR_FORMAT = 1
+"""Counts up when other pairs than before count as near duplicates, so that cached ones are looked for anew."""
+
 RADII = (8, 6, 4, 2, 0)
 """Distances in bits up to which hashes are candidates; the largest one that is affordable is taken."""
 
-_AFFORDABLE = 2_000_000_000  # Comparisons of hashes, about 10 seconds.
-_CHUNK = 4_000_000
+_AFFORDABLE = 500_000_000  # Comparisons of hashes, about 10 seconds.
+_CHUNK = 1_000_000
 _BLOCK = 512
 _KEPT_THUMBNAILS = 10_000  # About 350 MB.
 _SIDE, _SMALL, _FINE = 64, 16, 32
@@ -61,10 +64,13 @@ def exact_pairs(content: NDArray[np.uint8], parts: NDArray[np.int8], readable: N
     rows = np.flatnonzero(readable)
     keys = np.ascontiguousarray(content[rows]).view("V32").ravel()
     order = np.argsort(keys, kind="stable")
-    bounds = np.flatnonzero(keys[order][1:] != keys[order][:-1]) + 1
+    same = keys[order][1:] == keys[order][:-1]
+    # Runs of equal neighbours: where one begins, and where it ends.
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], same, [False]]).astype(np.int8)))
     pairs = []
-    for group in np.split(rows[order], bounds):
-        for row in group if len(group) > 1 else ():
+    for start, stop in edges.reshape(-1, 2).tolist():
+        group = rows[order[start : stop + 1]]
+        for row in group:
             others = group[parts[group] != parts[row]]
             if len(others):
                 pairs.append((min(row, others[0]), max(row, others[0])))
@@ -120,13 +126,10 @@ def _pieces(hashes: NDArray[np.uint64], radius: int) -> list[NDArray[np.uint64]]
 
 def _affordable_radius(hashes: NDArray[np.uint64]) -> int:
     """The largest radius whose buckets hold few enough pairs."""
-    for radius in RADII:
-        work = 0
-        for piece in _pieces(hashes, radius):
-            values, counts = np.unique(piece[:, 0], return_counts=True)
-            places = np.searchsorted(values, piece.ravel()).clip(0, max(len(values) - 1, 0))
-            work += int(counts[places][values[places] == piece.ravel()].sum()) if len(values) else 0
-        if work <= _AFFORDABLE:
+    for radius in RADII[:-1]:
+        # At least three pieces, so a piece has at most 22 bits and its values can be counted in an array.
+        pieces = [piece.astype(np.int64) for piece in _pieces(hashes, radius)]
+        if sum(int(np.bincount(piece[:, 0], minlength=1 << 22)[piece].sum()) for piece in pieces) <= _AFFORDABLE:
             return radius
     return RADII[-1]
 
@@ -150,9 +153,10 @@ def _candidates(
                 # Within each query's bucket count from 0.
                 within = np.arange(len(query)) - np.repeat(np.cumsum(spread) - spread, spread)
                 other = order[np.repeat(low[start:stop], spread) + within]
-                near = np.bitwise_count(hashes[query, box] ^ hashes[other, 0]) <= radius
-                near &= parts[rows[query]] != parts[rows[other]]
-                codes.append(np.minimum(query, other)[near] * count + np.maximum(query, other)[near])
+                near = np.flatnonzero(np.bitwise_count(hashes[query, box] ^ hashes[other, 0]) <= radius)
+                query, other = query[near], other[near]
+                apart = parts[rows[query]] != parts[rows[other]]
+                codes.append(np.minimum(query, other)[apart] * count + np.maximum(query, other)[apart])
     found = np.unique(np.concatenate(codes))
     return np.stack([rows[found // max(count, 1)], rows[found % max(count, 1)]], axis=1)
 

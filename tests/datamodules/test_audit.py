@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance
 
-from datamodules.audit import audit, find_leaks, refuse_leaks
+from datamodules.audit import AuditReport, audit, find_leaks, refuse_leaks
 from datamodules.fashion import Fashion
 from datamodules.image_folder import ImageFolder
 from datamodules.products import Products
@@ -44,6 +44,10 @@ def brighter(source: Path, target: Path) -> None:
     ImageEnhance.Brightness(Image.open(source)).enhance(1.05).save(target, quality=80)
 
 
+def number_of_leaks(report: AuditReport) -> int:
+    return len(report.leaks.groups) + len(report.leaks.exact) + len(report.leaks.near)
+
+
 def refuse(data: Any) -> None:
     refuse_leaks(data, verify(data))
 
@@ -74,7 +78,7 @@ def test_the_counts_agree_with_the_products_table(tmp_path: Path) -> None:
 
 def test_no_leaks(root: Path) -> None:
     report = audit(ImageFolder(str(root)))
-    assert sum(map(len, (report.leaks.groups, report.leaks.exact, report.leaks.near))) == 0
+    assert number_of_leaks(report) == 0
     assert report.leaks.near_radius == 8
     report.refuse()
     refuse(ImageFolder(str(root)))
@@ -214,7 +218,7 @@ def test_the_real_product_photos_have_no_leaks() -> None:
     report = audit(Products(str(DATA / "products"), split={"by": "table"}))
     assert report.samples == {"train": 447, "val": 100, "test": 53}
     assert report.group_counts == {"train": 92, "val": 20, "test": 11}
-    assert sum(map(len, (report.leaks.groups, report.leaks.exact, report.leaks.near))) == 0
+    assert number_of_leaks(report) == 0
     assert report.skipped == []
     assert report.unseen["colour"] == {"gold": 5, "grey": 5}
 

@@ -34,4 +34,4 @@ def test_offline_run_holds_metrics_config_and_figures(run: Callable[..., int], t
     assert {"val/loss", "val/class/accuracy", "val/colour/f1_macro", "test/loss"} <= logged
     # One key for the whole configuration: the flat keys belong to a sweep.
     assert config["experiment"]["model"]["init_args"]["backbone"] == "test_resnet"
-    assert list(directory.glob("wandb/offline-run-*/files/media/images/**/*confusion*.png"))
+    assert list(directory.glob("wandb/offline-run-*/files/media/images/confusion/**/*.png"))

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from datamodules.audit import AuditReport, DuplicatePair, Leaks, Sample, SkippedPicture, audit
+from datamodules.audit_tables import print_report
+from tests.datamodules.noise import Noise
+
+
+@pytest.fixture
+def report() -> AuditReport:
+    return audit(Noise(n=30))
+
+
+def printed(report: AuditReport) -> str:
+    console = Console(file=StringIO(), width=100)
+    print_report(report, console)
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue()
+
+
+def pair(number: int) -> DuplicatePair:
+    return DuplicatePair(
+        Sample(f"a{number}", f"images/a[{number}].jpg", "train", number), Sample("b", "images/b.jpg", "test", 99)
+    )
+
+
+def test_a_table_for_each_task(report: AuditReport) -> None:
+    lines = printed(report).splitlines()
+    assert lines[0].startswith("Noise")
+    assert any("samples" in line and "30" in line and "9" in line and "8" in line for line in lines)
+    assert "class: 3 classes" in "\n".join(lines)
+    assert any("unknown" in line and "5" in line for line in lines)
+    assert "groups in several splits: none" in lines
+
+
+def test_twenty_pairs_and_the_number_of_the_others(report: AuditReport) -> None:
+    leaks = Leaks([], [pair(number) for number in range(30)], [pair(1)], near_radius=8)
+    text = printed(replace(report, leaks=leaks, allowed=["near"]))
+    assert "identical pictures across splits: 30 (not allowed)" in text
+    assert "images/a[19].jpg (train, row 19) = images/b.jpg (test, row 99)" in text, "brackets are no markup"
+    assert "a[20]" not in text
+    assert "and 10 more" in text
+    assert "nearly identical pictures across splits: 1 (allowed)" in text
+    assert "bits were compared" not in text
+
+
+def test_a_smaller_radius_is_told(report: AuditReport) -> None:
+    assert "within 2 bits" in printed(replace(report, leaks=Leaks([], [], [], near_radius=2)))
+
+
+def test_unseen_values_and_unreadable_pictures(report: AuditReport) -> None:
+    bad = SkippedPicture(Sample("a", "a.jpg", "val", 17), "a.jpg: no such file")
+    text = printed(replace(report, unseen={"class": {}, "colour": {"gold": 5}}, skipped=[bad]))
+    assert "colour, values that are not in the vocabulary: gold (5)" in text
+    assert "unreadable pictures: 1 (not allowed)" in text
+    assert "row 17 (val): a.jpg: no such file" in text
+    assert "(skipped)" in printed(replace(report, skipped=[bad], skips_bad_images=True))
