@@ -222,19 +222,20 @@ def shade(finish: Finish, normal: Plane, light: Light, place: tuple[Plane, Plane
     if finish.material == "glass":
         return _glass(finish, normal, mirror, behind)
     if finish.material == "fabric":
-        soft = light.ambient * 1.15 + light.power * 0.75 * diffuse
+        # Brighter towards the edges, where the fibres catch the light.
+        soft = (light.ambient * 1.1 + light.power * 0.6 * diffuse) * (np.float32(1.4) - np.float32(0.4) * normal[2])
         woven: Plane = finish.albedo * (soft * _weave(place, finish.grain))
         return woven
     if finish.material == "matte":
         flat: Plane = finish.albedo * level
         return flat
     if finish.material == "leather":
-        sheen = (0.3 * finish.gloss * light.power) * _power(mirror, 3)
+        sheen = (0.35 * finish.gloss * light.power) * _power(mirror, 3)
         # Darker towards the edges, as worked leather is, with a coarse grain.
-        burnished = level * (np.float32(0.5) + np.float32(0.5) * normal[2]) * _pebbles(place, finish.grain)
+        burnished = level * (np.float32(0.3) + np.float32(0.65) * normal[2]) * _pebbles(place, finish.grain)
         leather: Plane = finish.albedo * burnished + sheen
         return leather
-    bright = np.float32(0.95 * finish.gloss * light.power) * (_power(mirror, 5) + np.float32(0.25) * _power(mirror, 3))
+    bright = np.float32(0.95 * finish.gloss * light.power) * (_power(mirror, 4) + np.float32(0.3) * _power(mirror, 3))
     smooth: Plane = finish.albedo * level + bright
     return smooth
 
@@ -245,8 +246,8 @@ def _metal(finish: Finish, normal: Plane, mirror: Plane, light: Light, y: Plane)
     bands = _CHROME[(across * 64 + 64).clip(0, 128).astype(np.int32)]
     brushed = np.abs((y * (60 + 40 * finish.grain)) % 1 - 0.5) * 0.12 - 0.03
     sky = 0.25 * np.maximum(-normal[1], 0)
-    surrounding = (light.ambient + light.power * 0.9) * (0.25 + 0.85 * bands + sky + brushed) * 0.85
-    tint = finish.albedo * np.float32(0.86) + np.float32(0.14)
+    surrounding = (light.ambient + light.power * 0.9) * (0.12 + 1.05 * bands + sky + brushed) * 0.85
+    tint = finish.albedo * np.float32(0.75) + np.float32(0.2)
     polished: Plane = tint * surrounding + (0.9 * finish.gloss) * _power(mirror, 6)
     return polished
 
@@ -258,8 +259,8 @@ def _glass(finish: Finish, normal: Plane, mirror: Plane, behind: Plane) -> Plane
     columns = np.arange(width)[None, :] - (normal[0] * 0.35 * width).astype(np.int32)
     bent = behind[:, rows.clip(0, height - 1), columns.clip(0, width - 1)]
     edge = 1 - normal[2]
-    tint = np.float32(0.3) + np.float32(0.72) * finish.albedo
-    colour = bent * (tint * (1 - np.float32(0.55) * edge)) + np.float32(0.13) * finish.albedo
+    tint = np.float32(0.42) + np.float32(0.62) * finish.albedo
+    colour = bent * (tint * (1 - np.float32(0.7) * edge)) + np.float32(0.12) * finish.albedo
     window = np.clip(1 - np.abs(normal[0] + 0.45) * 9, 0, 1) + 0.5 * np.clip(1 - np.abs(normal[0] - 0.7) * 12, 0, 1)
     shine = _power(mirror, 6) * 1.1 + 0.55 * window + 0.35 * _power(edge, 2)
     clear: Plane = colour + finish.gloss * shine
@@ -281,5 +282,5 @@ def _pebbles(place: tuple[Plane, Plane], grain: float) -> Plane:
     density = np.float32(7 + 5 * grain)
     a = (place[0] + np.float32(0.43) * place[1]) * density % 1
     b = (place[1] - np.float32(0.31) * place[0]) * density % 1
-    pebbled: Plane = np.float32(0.88) + np.float32(0.9) * (a - a * a) * (b - b * b) * 4
+    pebbled: Plane = np.float32(0.93) + np.float32(0.5) * (a - a * a) * (b - b * b) * 4
     return pebbled
