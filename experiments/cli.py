@@ -189,7 +189,8 @@ class VitrineCLI(LightningCLI):
         best = self._get(self.config_init, "checkpoint").best_model_path
         # There is no best checkpoint after a `fast_dev_run`, which keeps nothing.
         if self._get(self.config, "test_best") and best and not self.trainer.interrupted:
-            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, weights_only=True)
+            # ClassReport prints a shorter table; all values are in metrics.csv.
+            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, weights_only=True, verbose=False)
         self._say_where()
 
     def after_test(self) -> None:
@@ -249,3 +250,7 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", message=".*Jsonargparse.*")
+    # Lightning's own use of a name that torch has renamed.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    # The run directory is new; what lies in it is this run's own configuration.
+    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")

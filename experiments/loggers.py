@@ -57,19 +57,20 @@ def build_loggers(run_directory: Path, options: WandbOptions | None) -> list[Log
     if mode != "disabled":
         from lightning.pytorch.loggers import WandbLogger
 
-        loggers.append(
-            WandbLogger(
-                name=f"{run_directory.parent.name}/{run_directory.name}",
-                save_dir=run_directory,
-                offline=mode != "online",
-                project=options.get("project", "vitrine"),
-                group=options.get("group"),
-                tags=options.get("tags"),
-                # The run's configuration is logged under one key, because the flat keys belong to a sweep
-                # (Lightning issue 7679).
-                settings=_settings(mode),
-            )
+        wandb_logger = WandbLogger(
+            name=f"{run_directory.parent.name}/{run_directory.name}",
+            save_dir=run_directory,
+            offline=mode != "online",
+            project=options.get("project", "vitrine"),
+            group=options.get("group"),
+            tags=options.get("tags"),
+            # The run's configuration is logged under one key, because the flat keys belong to a sweep
+            # (Lightning issue 7679).
+            settings=_settings(mode),
         )
+        # Lightning passes the unset argument on, and W&B warns that it has no effect.
+        wandb_logger._wandb_init.pop("anonymous", None)
+        loggers.append(wandb_logger)
     return loggers
 
 
