@@ -1,8 +1,7 @@
-"""What every task that sorts pictures shares: ``configure_model → losses → metrics``, and one step for all splits.
+"""What every task shares: learning rates by phase, freezing, counted randomness, pretrained weights, checkpoints.
 
-A task builds its network in its constructor and says in ``forward`` how pictures become logits. Everything else
-is here: masked and weighted losses, averages per sample, metrics, learning rates by phase, counted randomness,
-freezing, and pretrained weights that are only fetched where no checkpoint replaces them.
+A task builds its network in its constructor and says in ``_shared_step`` what the loss of a batch is and what callbacks
+may want of it. Pretrained weights are only fetched where no checkpoint replaces them.
 """
 
 from __future__ import annotations
@@ -14,10 +13,8 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 
-from datamodules.schema import UNKNOWN, Batch, Outputs, UserError, batch_targets
-from lightning_modules.encoders import ImageEncoder, InputOptions, PreparesImages
-from lightning_modules.losses import ClassWeighting, MeanLoss, TaskLoss, class_weights_from_counts, masked_cross_entropy
-from lightning_modules.metrics import SplitMetrics
+from datamodules.schema import Batch, Outputs
+from lightning_modules.encoders import InputOptions, PreparesImages
 from lightning_modules.optim import (
     OptimOptions,
     adamw,
@@ -33,18 +30,12 @@ LoggedSplit = Literal["train", "val", "test"]
 
 
 class VisionTask(LightningModule, ABC):
-    """A task that gives logits for named classes.
+    """A network that learns from pictures.
 
-    A subclass calls this constructor, then ``save_hyperparameters()``, then adds its heads outside the encoder.
+    A subclass calls this constructor, builds its network, and calls ``save_hyperparameters()``.
 
     Args:
-        encoder: makes features of uint8 pictures.
-        tasks: class names of each task that is trained, in the order of the indices.
-        task_weights: weight of each task's loss in the sum.
-        class_counts: training samples of each class, for each task; read only where classes are weighted.
-        label_smoothing: in [0, 1); in training only.
-        class_weighting: how rare classes count more; in training only.
-        lr: highest learning rate of the heads, and of the backbone unless ``backbone_lr`` is given.
+        lr: highest learning rate of the heads, and of the backbone unless ``optim_options.backbone_lr`` is given.
         weight_decay: AdamW's; not applied to biases and norms.
         schedule: course of the learning rate.
         optim_options: rarer settings.
@@ -57,54 +48,44 @@ class VisionTask(LightningModule, ABC):
         UserError: if the settings do not fit together.
     """
 
+    input_options: InputOptions
+
     def __init__(
-        self,
-        *,
-        encoder: ImageEncoder,
-        tasks: dict[str, list[str]],
-        task_weights: dict[str, float],
-        class_counts: dict[str, list[int]] | None,
-        label_smoothing: float,
-        class_weighting: ClassWeighting,
-        lr: float,
-        weight_decay: float,
-        schedule: ScheduleName,
-        optim_options: OptimOptions | None,
+        self, *, lr: float, weight_decay: float, schedule: ScheduleName, optim_options: OptimOptions | None
     ) -> None:
         super().__init__()
-        for task, names in tasks.items():
-            if len(names or ()) < 2:
-                raise UserError(
-                    f"tasks: {task!r} has fewer than two classes; leave it out, or mend the data's class names"
-                )
-        self.encoder = encoder
-        self.tasks = tasks
-        self.input_options: InputOptions = {**encoder.input_options}
-        self.task_weights = task_weights
         self.weight_decay = weight_decay
         self.optim_options = checked_options(optim_options)
         self.phases = [single_phase(lr, schedule, self.optim_options)]
-        self.losses = nn.ModuleList(
-            TaskLoss(class_weights_from_counts(task, len(names), class_counts, class_weighting), label_smoothing)
-            for task, names in tasks.items()
-        )
-        self.train_metrics = SplitMetrics(tasks, task_weights, losses_only=True)
-        self.val_metrics = SplitMetrics(tasks, task_weights)
-        self.test_metrics = SplitMetrics(tasks, task_weights)
         self._frozen: list[nn.Parameter] = []
         self._batchnorm_fixed = False
         self._restored = False
+        self._fetched = False
+
+    @property
+    @abstractmethod
+    def backbone(self) -> nn.Module:
+        """The part that may be pretrained, has a learning rate of its own and may be frozen at first."""
 
     @abstractmethod
-    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Logits of each task.
+    def fetch_weights(self) -> None:
+        """Fetch the pretrained weights, once; nothing happens where there are to be none.
 
-        Args:
-            image: uint8 ``(B, 3, H, W)``, RGB.
-
-        Returns:
-            For each task float ``(B, C)``.
+        Raises:
+            UserError: if they cannot be had or do not fit.
         """
+
+    @abstractmethod
+    def warn_of_other_inputs(self, options: InputOptions) -> None:
+        """One warning line where pictures are made otherwise than those that the pretrained weights learned from."""
+
+    @abstractmethod
+    def log_epoch(self, split: LoggedSplit) -> None:
+        """Log the averages and scores of the epoch, and begin to count anew."""
+
+    @abstractmethod
+    def _shared_step(self, batch: Batch, split: LoggedSplit) -> tuple[torch.Tensor, Outputs]:
+        """Loss, and what callbacks may want; counts losses and, in evaluation, scores."""
 
     @property
     def ready_without_training(self) -> bool:
@@ -112,16 +93,17 @@ class VisionTask(LightningModule, ABC):
         return False
 
     def load_pretrained(self) -> None:
-        """Fetch the encoder's pretrained weights, if it is to have any and has not got them yet.
+        """Fetch the pretrained weights, if there are to be any and no checkpoint has replaced them.
 
-        Training calls this when a checkpoint has had its chance to replace them. A command line that knows there is
+        Every stage calls this when a checkpoint has had its chance to replace them. A command line that knows there is
         no checkpoint may call it earlier, so that an error comes before the data are read.
 
         Raises:
             UserError: if they cannot be had or do not fit.
         """
-        if not self._restored:
-            self.encoder.load_pretrained()
+        if not (self._restored or self._fetched):
+            self.fetch_weights()
+            self._fetched = True
 
     def freeze_backbone(self) -> None:
         """Keep the backbone as it is: no gradients, and evaluation mode, or BatchNorm's statistics would drift.
@@ -130,10 +112,10 @@ class VisionTask(LightningModule, ABC):
         never synchronised again.
         """
         if not self._frozen:
-            self._frozen = [parameter for parameter in self.encoder.backbone.parameters() if parameter.requires_grad]
+            self._frozen = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
         for parameter in self._frozen:
             parameter.requires_grad_(False)
-        self.encoder.backbone.eval()
+        self.backbone.eval()
 
     def unfreeze_backbone(self) -> None:
         """Undo ``freeze_backbone``; parameters that were fixed before stay fixed."""
@@ -156,9 +138,9 @@ class VisionTask(LightningModule, ABC):
         """As torch's, but a frozen backbone and fixed BatchNorm stay in evaluation mode."""
         super().train(mode)
         if self.backbone_frozen:
-            self.encoder.backbone.eval()
+            self.backbone.eval()
         elif self._batchnorm_fixed:
-            for module in self.encoder.backbone.modules():
+            for module in self.backbone.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
         return self
@@ -167,7 +149,7 @@ class VisionTask(LightningModule, ABC):
         """AdamW over all parameters, also those that are frozen at first."""
         groups = parameter_groups(
             self,
-            self.encoder.backbone,
+            self.backbone,
             weight_decay=self.weight_decay,
             layer_decay=self.optim_options.get("layer_decay", 1.0),
             frozen=self._frozen,
@@ -194,7 +176,19 @@ class VisionTask(LightningModule, ABC):
         datamodule = getattr(self.trainer, "datamodule", None)
         if isinstance(datamodule, PreparesImages):
             self.input_options = {**datamodule.image_options}
-            self.encoder.warn_of_other_inputs(self.input_options)
+            self.warn_of_other_inputs(self.input_options)
+
+    def on_validation_start(self) -> None:
+        """Fetch pretrained weights, where there was no checkpoint and no training before."""
+        self.load_pretrained()
+
+    def on_test_start(self) -> None:
+        """Fetch pretrained weights, where there was no checkpoint and no training before."""
+        self.load_pretrained()
+
+    def on_predict_start(self) -> None:
+        """Fetch pretrained weights, where there was no checkpoint and no training before."""
+        self.load_pretrained()
 
     def on_train_start(self) -> None:
         """Set the learning rates of the first step, before callbacks log them."""
@@ -214,15 +208,15 @@ class VisionTask(LightningModule, ABC):
 
     def on_train_epoch_end(self) -> None:
         """Log the averages of the epoch."""
-        self._log_epoch("train")
+        self.log_epoch("train")
 
     def on_validation_epoch_end(self) -> None:
         """Log the averages and scores of the epoch."""
-        self._log_epoch("val")
+        self.log_epoch("val")
 
     def on_test_epoch_end(self) -> None:
         """Log the averages and scores of the epoch."""
-        self._log_epoch("test")
+        self.log_epoch("test")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the name of the class, so that a checkpoint that was not made by the command line can be loaded too."""
@@ -252,57 +246,3 @@ class VisionTask(LightningModule, ABC):
     def test_step(self, batch: Batch, batch_idx: int) -> Outputs:
         """Count a batch and hand its outputs to callbacks."""
         return self._shared_step(batch, "test")[1]
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> Outputs:
-        """Outputs of a batch, whose targets may be unknown."""
-        return self._outputs(batch, self._logits(batch), self._targets(batch))
-
-    def _shared_step(self, batch: Batch, split: LoggedSplit) -> tuple[torch.Tensor, Outputs]:
-        """Loss, and what callbacks may want; counts losses and, in evaluation, scores.
-
-        In evaluation the loss is plain cross-entropy, so that runs with other smoothing and class weights compare.
-        """
-        logits, targets = self._logits(batch), self._targets(batch)
-        means: dict[str, MeanLoss] = {}
-        for task, criterion in zip(self.tasks, self.losses, strict=True):
-            if split == "train":
-                means[task] = criterion(logits[task], targets[task], batch.get("mix"))
-            else:
-                means[task] = masked_cross_entropy(logits[task], targets[task])
-        metrics = self._metrics_of(split)
-        metrics.update_losses(means)
-        if split != "train":
-            metrics.update_scores(logits, targets)
-        loss = torch.stack([self.task_weights[task] * mean.value for task, mean in means.items()]).sum()
-        return loss, self._outputs(batch, logits, targets)
-
-    def _logits(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """float32 also where the network computes in half precision."""
-        return {task: logits.float() for task, logits in self(batch["image"]).items()}
-
-    def _targets(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Targets of our tasks, unknown where the batch has none and where a row is only padding."""
-        given = batch_targets(batch)
-        unknown = torch.full_like(batch["sample_id"], UNKNOWN)
-        targets = {task: given.get(task, unknown) for task in self.tasks}
-        if "is_padding" in batch:
-            targets = {task: target.masked_fill(batch["is_padding"], UNKNOWN) for task, target in targets.items()}
-        return targets
-
-    def _outputs(self, batch: Batch, logits: dict[str, torch.Tensor], targets: dict[str, torch.Tensor]) -> Outputs:
-        real = ~batch["is_padding"] if "is_padding" in batch else slice(None)
-        return {
-            "sample_id": batch["sample_id"][real],
-            "logits": {task: values.detach()[real] for task, values in logits.items()},
-            "targets": {task: values[real] for task, values in targets.items()},
-        }
-
-    def _metrics_of(self, split: LoggedSplit) -> SplitMetrics:
-        return {"train": self.train_metrics, "val": self.val_metrics, "test": self.test_metrics}[split]
-
-    def _log_epoch(self, split: LoggedSplit) -> None:
-        metrics = self._metrics_of(split)
-        values = {f"{split}/{name}": value for name, value in metrics.compute().items()}
-        # The values are the same on all processes already; sync_dist only keeps Lightning from doubting it.
-        self.log_dict(values, sync_dist=True)
-        metrics.reset()

@@ -74,7 +74,7 @@ def _task_class(class_path: str, path: str | Path) -> type[VisionTask]:
             task_class = getattr(import_module(module_name), name)
         except (ModuleNotFoundError, AttributeError):
             task_class = None
-        if isinstance(task_class, type) and issubclass(task_class, VisionTask) and task_class is not VisionTask:
+        if isinstance(task_class, type) and issubclass(task_class, VisionTask) and not inspect.isabstract(task_class):
             return task_class
     raise UserError(
         f"{path}: holds a {class_path or 'model without a name'!r}, which is none of the tasks of {PACKAGE}"

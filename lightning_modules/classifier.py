@@ -6,14 +6,14 @@ import torch
 from torch import nn
 
 from datamodules.schema import LABEL_TASK
-from lightning_modules.base import VisionTask
+from lightning_modules.classification import ClassificationTask
 from lightning_modules.encoders import ImageEncoder
 from lightning_modules.losses import ClassWeighting
 from lightning_modules.optim import OptimOptions
 from lightning_modules.schedules import ScheduleName
 
 
-class ImageClassifier(VisionTask):
+class ImageClassifier(ClassificationTask):
     """Classifies pictures by the main label of the data.
 
     Args:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from datamodules.schema import UserError
-from lightning_modules.base import VisionTask
+from lightning_modules.classification import ClassificationTask
 from lightning_modules.encoders import ImageEncoder
 from lightning_modules.losses import ClassWeighting
 from lightning_modules.optim import OptimOptions
@@ -16,7 +16,7 @@ FEATURE_DROP_RATE = 0.1
 HEAD_DROP_RATE = 0.2
 
 
-class MultiTaskClassifier(VisionTask):
+class MultiTaskClassifier(ClassificationTask):
     """Classifies pictures by several attributes at once.
 
     The heads are those of the reference: dropout 0.1 on the features, then for each task

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from datamodules.schema import UNKNOWN, Batch
+from lightning_modules.base import VisionTask
 from lightning_modules.classifier import ImageClassifier
 from lightning_modules.encoders import InputOptions
 from lightning_modules.multitask import MultiTaskClassifier
@@ -92,3 +93,9 @@ def tiny_trainer(root: Path, **changes: Any) -> pl.Trainer:
         "use_distributed_sampler": False,
     }
     return pl.Trainer(**{**arguments, **changes})
+
+
+def seeded_multitask(**changes: Any) -> VisionTask:
+    """As ``tiny_multitask`` with a warm-up, the same weights every time."""
+    pl.seed_everything(3)
+    return tiny_multitask(optim_options=warm_cosine(), **changes)

@@ -1,0 +1,157 @@
+"""What every task that sorts pictures shares: from logits to losses, scores and outputs.
+
+A task says in ``forward`` how pictures become logits. Masked and weighted losses, averages per sample and metrics are
+here.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import nn
+
+from datamodules.schema import UNKNOWN, Batch, Outputs, UserError, batch_targets
+from lightning_modules.base import LoggedSplit, VisionTask
+from lightning_modules.encoders import ImageEncoder, InputOptions
+from lightning_modules.losses import ClassWeighting, MeanLoss, TaskLoss, class_weights_from_counts, masked_cross_entropy
+from lightning_modules.metrics import SplitMetrics
+from lightning_modules.optim import OptimOptions
+from lightning_modules.schedules import ScheduleName
+
+
+class ClassificationTask(VisionTask):
+    """A task that gives logits for named classes.
+
+    A subclass calls this constructor, then ``save_hyperparameters()``, then adds its heads outside the encoder.
+
+    Args:
+        encoder: makes features of uint8 pictures.
+        tasks: class names of each task that is trained, in the order of the indices.
+        task_weights: weight of each task's loss in the sum.
+        class_counts: training samples of each class, for each task; read only where classes are weighted.
+        label_smoothing: in [0, 1); in training only.
+        class_weighting: how rare classes count more; in training only.
+        lr: highest learning rate of the heads, and of the backbone unless ``backbone_lr`` is given.
+        weight_decay: AdamW's; not applied to biases and norms.
+        schedule: course of the learning rate.
+        optim_options: rarer settings.
+
+    Raises:
+        UserError: if the settings do not fit together.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: ImageEncoder,
+        tasks: dict[str, list[str]],
+        task_weights: dict[str, float],
+        class_counts: dict[str, list[int]] | None,
+        label_smoothing: float,
+        class_weighting: ClassWeighting,
+        lr: float,
+        weight_decay: float,
+        schedule: ScheduleName,
+        optim_options: OptimOptions | None,
+    ) -> None:
+        super().__init__(lr=lr, weight_decay=weight_decay, schedule=schedule, optim_options=optim_options)
+        for task, names in tasks.items():
+            if len(names or ()) < 2:
+                raise UserError(
+                    f"tasks: {task!r} has fewer than two classes; leave it out, or mend the data's class names"
+                )
+        self.encoder = encoder
+        self.tasks = tasks
+        self.input_options: InputOptions = {**encoder.input_options}
+        self.task_weights = task_weights
+        self.losses = nn.ModuleList(
+            TaskLoss(class_weights_from_counts(task, len(names), class_counts, class_weighting), label_smoothing)
+            for task, names in tasks.items()
+        )
+        self.train_metrics = SplitMetrics(tasks, task_weights, losses_only=True)
+        self.val_metrics = SplitMetrics(tasks, task_weights)
+        self.test_metrics = SplitMetrics(tasks, task_weights)
+
+    @abstractmethod
+    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Logits of each task.
+
+        Args:
+            image: uint8 ``(B, 3, H, W)``, RGB.
+
+        Returns:
+            For each task float ``(B, C)``.
+        """
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The encoder's network."""
+        return self.encoder.backbone
+
+    def fetch_weights(self) -> None:
+        """Fetch the encoder's pretrained weights, if it is to have any and has not got them yet.
+
+        Raises:
+            UserError: if they cannot be had or do not fit.
+        """
+        self.encoder.load_pretrained()
+
+    def warn_of_other_inputs(self, options: InputOptions) -> None:
+        """One warning line where pictures are made otherwise than those that the pretrained weights learned from."""
+        self.encoder.warn_of_other_inputs(options)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Outputs:
+        """Outputs of a batch, whose targets may be unknown."""
+        return self._outputs(batch, self._logits(batch), self._targets(batch))
+
+    def _shared_step(self, batch: Batch, split: LoggedSplit) -> tuple[torch.Tensor, Outputs]:
+        """Loss, and what callbacks may want; counts losses and, in evaluation, scores.
+
+        In evaluation the loss is plain cross-entropy, so that runs with other smoothing and class weights compare.
+        """
+        logits, targets = self._logits(batch), self._targets(batch)
+        means: dict[str, MeanLoss] = {}
+        for task, criterion in zip(self.tasks, self.losses, strict=True):
+            if split == "train":
+                means[task] = criterion(logits[task], targets[task], batch.get("mix"))
+            else:
+                means[task] = masked_cross_entropy(logits[task], targets[task])
+        metrics = self._metrics_of(split)
+        metrics.update_losses(means)
+        if split != "train":
+            metrics.update_scores(logits, targets)
+        loss = torch.stack([self.task_weights[task] * mean.value for task, mean in means.items()]).sum()
+        return loss, self._outputs(batch, logits, targets)
+
+    def _logits(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """float32 also where the network computes in half precision."""
+        return {task: logits.float() for task, logits in self(batch["image"]).items()}
+
+    def _targets(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Targets of our tasks, unknown where the batch has none and where a row is only padding."""
+        given = batch_targets(batch)
+        unknown = torch.full_like(batch["sample_id"], UNKNOWN)
+        targets = {task: given.get(task, unknown) for task in self.tasks}
+        if "is_padding" in batch:
+            targets = {task: target.masked_fill(batch["is_padding"], UNKNOWN) for task, target in targets.items()}
+        return targets
+
+    def _outputs(self, batch: Batch, logits: dict[str, torch.Tensor], targets: dict[str, torch.Tensor]) -> Outputs:
+        real = ~batch["is_padding"] if "is_padding" in batch else slice(None)
+        return {
+            "sample_id": batch["sample_id"][real],
+            "logits": {task: values.detach()[real] for task, values in logits.items()},
+            "targets": {task: values[real] for task, values in targets.items()},
+        }
+
+    def _metrics_of(self, split: LoggedSplit) -> SplitMetrics:
+        return {"train": self.train_metrics, "val": self.val_metrics, "test": self.test_metrics}[split]
+
+    def log_epoch(self, split: LoggedSplit) -> None:
+        """Log the averages and scores of the epoch."""
+        metrics = self._metrics_of(split)
+        values = {f"{split}/{name}": value for name, value in metrics.compute().items()}
+        # The values are the same on all processes already; sync_dist only keeps Lightning from doubting it.
+        self.log_dict(values, sync_dist=True)
+        metrics.reset()
