@@ -5,7 +5,7 @@ Every package may import this module; it imports none of ours. Nothing here comp
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, TypedDict
+from typing import Literal, NotRequired, Protocol, TypedDict
 
 import torch
 
@@ -44,7 +44,9 @@ class Batch(TypedDict, total=False):
         image: uint8 ``(B, 3, H, W)``, RGB, 0 to 255. Scaling and normalisation are the model's.
         label: int64 ``(B,)``, index into ``tasks["class"]``, ``UNKNOWN`` where not known.
         attributes: for each further task int64 ``(B,)``, ``UNKNOWN`` where not known.
-        caption: B strings, empty where there is none.
+        caption: B strings, empty where there is none; in training the one that was chosen, in evaluation the first.
+        captions: every caption of each picture, one or more; only in evaluation, and only where the data set has
+            captions of its own.
         positive_id: int64 ``(B,)``; rows that share one are positives of each other.
         sample_id: int64 ``(B,)``, row of the sample in its data set, the same in every split and run.
         group_id: int64 ``(B,)``, the physical object or product that the picture shows.
@@ -57,6 +59,7 @@ class Batch(TypedDict, total=False):
     label: torch.Tensor
     attributes: dict[str, torch.Tensor]
     caption: list[str]
+    captions: list[list[str]]
     positive_id: torch.Tensor
     sample_id: torch.Tensor
     group_id: torch.Tensor
@@ -71,11 +74,17 @@ class Outputs(TypedDict):
         sample_id: int64 ``(N,)``.
         logits: for each task float32 ``(N, C)``.
         targets: for each task int64 ``(N,)``, ``UNKNOWN`` where not known.
+        image_embedding: float32 ``(N, D)``, of unit length; only of tasks that yield embeddings.
+        text_embedding: float32 ``(M, D)``, of unit length, of every caption; only where the data set has some.
+        text_image: int64 ``(M,)``, the ``sample_id`` of the picture that each caption belongs to, in the rows' order.
     """
 
     sample_id: torch.Tensor
     logits: dict[str, torch.Tensor]
     targets: dict[str, torch.Tensor]
+    image_embedding: NotRequired[torch.Tensor]
+    text_embedding: NotRequired[torch.Tensor]
+    text_image: NotRequired[torch.Tensor]
 
 
 class DescribesSamples(Protocol):

@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from lightning_modules.base import VisionTask
     from lightning_modules.checkpoint import load_task
     from lightning_modules.classifier import ImageClassifier
+    from lightning_modules.dual_encoder import DualEncoder
     from lightning_modules.multitask import MultiTaskClassifier
 
-__all__ = ["ImageClassifier", "MultiTaskClassifier", "VisionTask", "load_task"]
+__all__ = ["DualEncoder", "ImageClassifier", "MultiTaskClassifier", "VisionTask", "load_task"]
 
 _HOMES = {
+    "DualEncoder": "lightning_modules.dual_encoder",
     "ImageClassifier": "lightning_modules.classifier",
     "MultiTaskClassifier": "lightning_modules.multitask",
     "VisionTask": "lightning_modules.base",

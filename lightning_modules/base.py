@@ -7,6 +7,7 @@ may want of it. Pretrained weights are only fetched where no checkpoint replaces
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 import torch
@@ -20,10 +21,10 @@ from lightning_modules.optim import (
     adamw,
     checked_options,
     learning_rate,
-    parameter_groups,
     single_phase,
     step_seed,
 )
+from lightning_modules.parameter_groups import parameter_groups
 from lightning_modules.schedules import ScheduleName, steps_of_training
 
 LoggedSplit = Literal["train", "val", "test"]
@@ -43,12 +44,16 @@ class VisionTask(LightningModule, ABC):
     Attributes:
         phases: stretches of training with own learning rates; a callback may replace them before the first step.
         input_options: how the pictures were made that it learned from; saved with the checkpoint.
+        temperature_parameters: those of a temperature, if there is one; never decayed, never frozen.
+        temperature_lr: their highest learning rate; that of the heads where there is none.
 
     Raises:
         UserError: if the settings do not fit together.
     """
 
     input_options: InputOptions
+    temperature_parameters: Sequence[nn.Parameter] = ()
+    temperature_lr: float | None = None
 
     def __init__(
         self, *, lr: float, weight_decay: float, schedule: ScheduleName, optim_options: OptimOptions | None
@@ -66,6 +71,11 @@ class VisionTask(LightningModule, ABC):
     @abstractmethod
     def backbone(self) -> nn.Module:
         """The part that may be pretrained, has a learning rate of its own and may be frozen at first."""
+
+    @property
+    def backbones(self) -> dict[str, nn.Module]:
+        """The backbone's networks by the name that their parameter groups begin with."""
+        return {"backbone": self.backbone}
 
     @abstractmethod
     def fetch_weights(self) -> None:
@@ -149,10 +159,12 @@ class VisionTask(LightningModule, ABC):
         """AdamW over all parameters, also those that are frozen at first."""
         groups = parameter_groups(
             self,
-            self.backbone,
+            self.backbones,
             weight_decay=self.weight_decay,
             layer_decay=self.optim_options.get("layer_decay", 1.0),
             frozen=self._frozen,
+            temperature=self.temperature_parameters,
+            temperature_lr=self.temperature_lr,
         )
         return adamw(groups, self.phases[0], self.optim_options)
 
@@ -167,7 +179,9 @@ class VisionTask(LightningModule, ABC):
             trainer.num_training_batches, trainer.accumulate_grad_batches, trainer.max_epochs, trainer.max_steps
         )
         for group in trainer.optimizers[0].param_groups:
-            lr = learning_rate(self.phases, group["part"], trainer.global_step, steps_per_epoch, total_steps)
+            lr = learning_rate(
+                self.phases, group["part"], trainer.global_step, steps_per_epoch, total_steps, group.get("own_lr")
+            )
             group["lr"] = lr * group["lr_scale"]
 
     def on_fit_start(self) -> None:

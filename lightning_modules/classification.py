@@ -11,13 +11,14 @@ from abc import abstractmethod
 import torch
 from torch import nn
 
-from datamodules.schema import UNKNOWN, Batch, Outputs, UserError, batch_targets
+from datamodules.schema import Batch, Outputs, UserError
 from lightning_modules.base import LoggedSplit, VisionTask
 from lightning_modules.encoders import ImageEncoder, InputOptions
 from lightning_modules.losses import ClassWeighting, MeanLoss, TaskLoss, class_weights_from_counts, masked_cross_entropy
 from lightning_modules.metrics import SplitMetrics
 from lightning_modules.optim import OptimOptions
 from lightning_modules.schedules import ScheduleName
+from lightning_modules.step_outputs import known_targets, real_outputs
 
 
 class ClassificationTask(VisionTask):
@@ -103,14 +104,14 @@ class ClassificationTask(VisionTask):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Outputs:
         """Outputs of a batch, whose targets may be unknown."""
-        return self._outputs(batch, self._logits(batch), self._targets(batch))
+        return real_outputs(batch, self._logits(batch), known_targets(batch, self.tasks))
 
     def _shared_step(self, batch: Batch, split: LoggedSplit) -> tuple[torch.Tensor, Outputs]:
         """Loss, and what callbacks may want; counts losses and, in evaluation, scores.
 
         In evaluation the loss is plain cross-entropy, so that runs with other smoothing and class weights compare.
         """
-        logits, targets = self._logits(batch), self._targets(batch)
+        logits, targets = self._logits(batch), known_targets(batch, self.tasks)
         means: dict[str, MeanLoss] = {}
         for task, criterion in zip(self.tasks, self.losses, strict=True):
             if split == "train":
@@ -122,28 +123,11 @@ class ClassificationTask(VisionTask):
         if split != "train":
             metrics.update_scores(logits, targets)
         loss = torch.stack([self.task_weights[task] * mean.value for task, mean in means.items()]).sum()
-        return loss, self._outputs(batch, logits, targets)
+        return loss, real_outputs(batch, logits, targets)
 
     def _logits(self, batch: Batch) -> dict[str, torch.Tensor]:
         """float32 also where the network computes in half precision."""
         return {task: logits.float() for task, logits in self(batch["image"]).items()}
-
-    def _targets(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Targets of our tasks, unknown where the batch has none and where a row is only padding."""
-        given = batch_targets(batch)
-        unknown = torch.full_like(batch["sample_id"], UNKNOWN)
-        targets = {task: given.get(task, unknown) for task in self.tasks}
-        if "is_padding" in batch:
-            targets = {task: target.masked_fill(batch["is_padding"], UNKNOWN) for task, target in targets.items()}
-        return targets
-
-    def _outputs(self, batch: Batch, logits: dict[str, torch.Tensor], targets: dict[str, torch.Tensor]) -> Outputs:
-        real = ~batch["is_padding"] if "is_padding" in batch else slice(None)
-        return {
-            "sample_id": batch["sample_id"][real],
-            "logits": {task: values.detach()[real] for task, values in logits.items()},
-            "targets": {task: values[real] for task, values in targets.items()},
-        }
 
     def _metrics_of(self, split: LoggedSplit) -> SplitMetrics:
         return {"train": self.train_metrics, "val": self.val_metrics, "test": self.test_metrics}[split]

@@ -1,4 +1,7 @@
-"""Cross-entropy per sample: unknown targets left out, rare classes weighted, targets smoothed, mixed pictures split."""
+"""Losses: cross-entropy per sample, and contrastive losses as functions of embeddings, with the temperature apart.
+
+Cross-entropy leaves out unknown targets, weights rare classes, smooths targets and splits mixed pictures.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ from torch import nn
 from datamodules.schema import UNKNOWN, Mix, UserError
 
 ClassWeighting = Literal["none", "inverse", "sqrt_inverse", "effective_number"]
+
+ContrastiveLoss = Literal["info_nce", "label_aware", "sigmoid"]
 
 EFFECTIVE_NUMBER_BETA = 0.999
 
@@ -149,3 +154,84 @@ class TaskLoss(nn.Module):
         return masked_cross_entropy(
             logits, target, class_weights=self.class_weights, label_smoothing=self.label_smoothing, mix=mix
         )
+
+
+class Pairs(NamedTuple):
+    """Pictures and their texts as unit vectors.
+
+    Attributes:
+        image: float ``(N, D)``.
+        text: float ``(N, D)``; row i describes picture i.
+        positive_id: int64 ``(N,)``; rows that share one are positives of each other.
+    """
+
+    image: torch.Tensor
+    text: torch.Tensor
+    positive_id: torch.Tensor
+
+
+def info_nce(own: Pairs, scale: torch.Tensor, *, pool: Pairs | None = None, first: int = 0) -> torch.Tensor:
+    """Symmetric InfoNCE: each picture must find its own text among all, and each text its picture.
+
+    van den Oord et al., 2018; in this form Radford et al., "Learning Transferable Visual Models From Natural Language
+    Supervision", ICML 2021. ``positive_id`` is not looked at: another picture's equal caption is a negative.
+
+    Args:
+        own: B pairs of this process.
+        scale: what cosines are multiplied by, 1 / temperature; scalar.
+        pool: pairs of all processes to compare with; by default the own ones.
+        first: place of the first own pair among them.
+
+    Returns:
+        float scalar, the mean over the own pairs and both directions; log(N) at chance.
+    """
+    pool = pool or own
+    target = torch.arange(first, first + len(own.image), device=own.image.device)
+    to_text = F.cross_entropy(scale * own.image @ pool.text.T, target)
+    to_image = F.cross_entropy(scale * own.text @ pool.image.T, target)
+    return (to_text + to_image) / 2
+
+
+def label_aware_info_nce(own: Pairs, scale: torch.Tensor, *, pool: Pairs | None = None) -> torch.Tensor:
+    """Symmetric InfoNCE in which every pair that shares its ``positive_id`` is a positive.
+
+    The target of a row is spread evenly over its positives (Yang et al., "Unified Contrastive Learning in
+    Image-Text-Label Space", CVPR 2022; the outer sum of Khosla et al., "Supervised Contrastive Learning", 2020).
+    Without repeated ids it equals ``info_nce``; with P positives of each row it cannot fall below log(P).
+
+    Args:
+        own: B pairs of this process.
+        scale: what cosines are multiplied by; scalar.
+        pool: pairs of all processes to compare with; by default the own ones. The own ones are among them.
+
+    Returns:
+        float scalar, the mean over the own pairs and both directions.
+    """
+    pool = pool or own
+    positive = (own.positive_id[:, None] == pool.positive_id).to(own.image.dtype)
+    target = positive / positive.sum(dim=1, keepdim=True)
+    to_text = F.cross_entropy(scale * own.image @ pool.text.T, target)
+    to_image = F.cross_entropy(scale * own.text @ pool.image.T, target)
+    return (to_text + to_image) / 2
+
+
+def sigmoid_contrastive(
+    own: Pairs, scale: torch.Tensor, bias: torch.Tensor, *, pool: Pairs | None = None
+) -> torch.Tensor:
+    """Every pair of a picture and a text is judged by itself: do they belong together?
+
+    Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV 2023, with all pairs that share their
+    ``positive_id`` as positives; without repeated ids it is the paper's.
+
+    Args:
+        own: B pairs of this process.
+        scale: what cosines are multiplied by; scalar.
+        bias: what is added then; scalar.
+        pool: pairs of all processes to compare with; by default the own ones. The own ones are among them.
+
+    Returns:
+        float scalar, the sum over all texts, averaged over the own pictures.
+    """
+    pool = pool or own
+    sign = (own.positive_id[:, None] == pool.positive_id).to(own.image.dtype) * 2 - 1
+    return -F.logsigmoid(sign * (scale * own.image @ pool.text.T + bias)).sum(dim=1).mean()

@@ -20,6 +20,8 @@ def task_scores(num_classes: int) -> MetricCollection:
     """Scores of one task, each in [0, 1], higher is better.
 
     - ``accuracy``: share of the samples whose first choice is right.
+    - ``mean_per_class``: mean over the classes of the share of their samples that is right (macro recall), the metric
+      of the Flowers-102 paper; classes count as for ``f1_macro``.
     - ``top3``, ``top5``: share of the samples whose target is among the first k choices; only where there are more
       than k classes.
     - ``f1_macro``: mean F1 of the classes, each counting the same. As in scikit-learn's default, the classes that
@@ -35,9 +37,11 @@ def task_scores(num_classes: int) -> MetricCollection:
 
     # validate_args=False: torchmetrics' checks of every batch would make a GPU wait, and targets are ours.
     top = {f"top{k}": accuracy(k) for k in TOP_K if k < num_classes}
-    # Both F1 scores count the same things, so they are told to share them.
-    groups = [["accuracy"], ["f1_macro", "f1_weighted"], *([name] for name in top)]
-    scores = {"accuracy": accuracy(1), "f1_macro": f1("macro"), "f1_weighted": f1("weighted"), **top}
+    # F1 scores and recall count the same things, so they are told to share them.
+    groups = [["accuracy"], ["f1_macro", "f1_weighted", "mean_per_class"], *([name] for name in top)]
+    recall = MulticlassAccuracy(num_classes, average="macro", ignore_index=UNKNOWN, validate_args=False)
+    f1_scores = {"f1_macro": f1("macro"), "f1_weighted": f1("weighted")}
+    scores = {"accuracy": accuracy(1), **f1_scores, "mean_per_class": recall, **top}
     return MetricCollection(dict(scores), compute_groups=groups)
 
 
@@ -104,6 +108,30 @@ class SplitMetrics(nn.Module):
         """Forget everything."""
         for metric in (*_all(self.losses), *_all(self.known), *_all(self.scores)):
             metric.reset()
+
+
+class MeanOverSamples(nn.Module):
+    """A loss averaged over samples rather than batches, over all processes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = SumMetric(nan_strategy="disable")
+        self.weight = SumMetric(nan_strategy="disable")
+
+    def update(self, value: torch.Tensor, samples: int) -> None:
+        """Count the mean of a batch of so many samples."""
+        self.total.update(value.detach() * samples)
+        self.weight.update(samples)
+
+    def compute(self) -> torch.Tensor | None:
+        """The mean since the last reset, scalar; None where there was nothing."""
+        total, weight = self.total.compute(), self.weight.compute()
+        return total / weight if weight > 0 else None
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.total.reset()
+        self.weight.reset()
 
 
 def _all(metrics: nn.ModuleList) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Learning rates as a pure function of the step, and the parameter groups they apply to.
+"""Learning rates as a pure function of the step, and the optimizer that they are for.
 
 Why not torch's schedulers: they carry state, and a state that is saved can be restored wrongly
 (``estimated_stepping_batches`` inside ``configure_optimizers`` forgets the part of an epoch that is done, Lightning
@@ -11,19 +11,14 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 import torch
-from torch import nn
 
 from datamodules.schema import UserError
 from lightning_modules.schedules import ScheduleName, lr_factor
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 Part = Literal["backbone", "head"]
 """The two parts of a model that have learning rates of their own."""
@@ -153,7 +148,12 @@ def current_phase(phases: Sequence[TrainingPhase], epoch: int) -> int:
 
 
 def learning_rate(
-    phases: Sequence[TrainingPhase], part: Part, step: int, steps_per_epoch: int, total_steps: float
+    phases: Sequence[TrainingPhase],
+    part: Part,
+    step: int,
+    steps_per_epoch: int,
+    total_steps: float,
+    own_lr: float | None = None,
 ) -> float:
     """Learning rate of a part of the model, before layer-wise scaling.
 
@@ -163,6 +163,7 @@ def learning_rate(
         step: optimizer steps done since training began.
         steps_per_epoch: optimizer steps in an epoch.
         total_steps: optimizer steps of the whole training, infinite where it has no end.
+        own_lr: highest learning rate instead of the part's, for parameters with one of their own.
 
     Raises:
         UserError: if the schedule needs to know where training ends and it has no end.
@@ -175,7 +176,7 @@ def learning_rate(
         end = min(phases[index + 1].first_epoch * steps_per_epoch, total_steps)
     if math.isinf(end) and phase.schedule in {"cosine", "onecycle"}:
         raise UserError(f"schedule: {phase.schedule!r} needs an end; set trainer.max_epochs or trainer.max_steps")
-    highest = phase.lr[part]
+    highest = phase.lr[part] if own_lr is None else own_lr
     if highest == 0:
         return 0.0
     return highest * lr_factor(
@@ -198,79 +199,15 @@ def step_seed(epoch: int, batch_idx: int, rank: int) -> int:
     return int.from_bytes(hashlib.blake2b(place.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def parameter_groups(
-    model: nn.Module,
-    backbone: nn.Module,
-    *,
-    weight_decay: float,
-    layer_decay: float = 1.0,
-    frozen: Collection[nn.Parameter] = (),
-) -> list[dict[str, Any]]:
-    """Groups for the optimizer; every parameter that is ever trained is in exactly one of them.
-
-    Biases, norms and what the architecture names in ``no_weight_decay()`` are not decayed.
-
-    Args:
-        model: holds the backbone; all its other parameters are of the part ``head``.
-        backbone: a timm network.
-        weight_decay: for the other parameters.
-        layer_decay: factor of the learning rate from each layer of the backbone to the one below it
-            (Clark et al., ELECTRA, 2020; Bao et al., BEiT, 2021), 1 for none.
-        frozen: parameters that do not train now but will, so that the optimizer never has to change its groups.
-
-    Returns:
-        Dicts with ``params``, ``weight_decay``, ``name`` (unique), ``part`` and ``lr_scale`` in (0, 1], the factor
-        of the group's learning rate.
-    """
-    groups = []
-    with _trainable(frozen):
-        for number, group in enumerate(_backbone_groups(backbone, weight_decay, layer_decay)):
-            layer = "" if layer_decay == 1.0 else f"_{number:02d}"
-            name = f"backbone{layer}_{'decay' if group['weight_decay'] else 'no_decay'}"
-            groups.append({"lr_scale": 1.0, **group, "name": name, "part": "backbone"})
-        inside = {id(parameter) for parameter in backbone.parameters()}
-        heads = [p for p in model.parameters() if p.requires_grad and id(p) not in inside]
-        for name, decay in (("head_decay", weight_decay), ("head_no_decay", 0.0)):
-            params = [parameter for parameter in heads if (parameter.ndim > 1) == (name == "head_decay")]
-            if params:
-                head = {"params": params, "weight_decay": decay, "lr_scale": 1.0, "name": name, "part": "head"}
-                groups.append(head)
-    return groups
-
-
-def _backbone_groups(backbone: nn.Module, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
-    from timm.optim import param_groups_layer_decay, param_groups_weight_decay
-
-    exempt: Collection[str] = cast("Any", backbone).no_weight_decay() if hasattr(backbone, "no_weight_decay") else ()
-    if layer_decay == 1.0:
-        groups: list[dict[str, Any]] = param_groups_weight_decay(backbone, weight_decay, no_weight_decay_list=exempt)
-    else:
-        groups = param_groups_layer_decay(backbone, weight_decay, no_weight_decay_list=exempt, layer_decay=layer_decay)
-    return groups
-
-
-@contextmanager
-def _trainable(parameters: Collection[nn.Parameter]) -> Iterator[None]:
-    """For timm, which leaves out what does not require a gradient."""
-    before = [parameter.requires_grad for parameter in parameters]
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for parameter, required in zip(parameters, before, strict=True):
-            parameter.requires_grad_(required)
-
-
 def adamw(groups: list[dict[str, Any]], phase: TrainingPhase, options: OptimOptions) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter, 2019) over the groups of ``parameter_groups``.
+    """AdamW (Loshchilov and Hutter, 2019) over the groups of ``parameter_groups.parameter_groups``.
 
     Args:
-        groups: as ``parameter_groups`` makes them.
+        groups: as ``parameter_groups.parameter_groups`` makes them.
         phase: gives the learning rates that stand until the first step sets its own.
         options: ``betas`` and ``eps`` are read.
     """
     beta1, beta2 = options.get("betas", [0.9, 0.999])
     for group in groups:
-        group["lr"] = phase.lr[group["part"]] * group["lr_scale"]
+        group["lr"] = group.get("own_lr", phase.lr[group["part"]]) * group["lr_scale"]
     return torch.optim.AdamW(groups, betas=(beta1, beta2), eps=options.get("eps", 1e-8))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from pathlib import Path
 from threading import Thread
@@ -44,7 +45,29 @@ def load_backbone(backbone: nn.Module, path: str, name: str, image_size: int) ->
             source = create_backbone(name, image_size, weights)
     except (RuntimeError, KeyError, ValueError, AttributeError) as error:
         raise UserError(f"pretrained: {path} does not fit {name}: {_difference(weights, backbone)}") from error
-    backbone.load_state_dict(source.state_dict())
+    copy_weights(source, backbone, f"pretrained: {path}")
+
+
+def copy_weights(source: nn.Module, target: nn.Module, origin: str) -> None:
+    """Copy all weights, also into a target that has adapters (LoRA), whose base layers are named differently.
+
+    Raises:
+        UserError: if a weight is missing or has another shape.
+    """
+    weights = source.state_dict()
+    missing = []
+    for name, value in target.state_dict().items():
+        if "lora_" in name:
+            continue
+        plain = name.replace(".base_layer.", ".")
+        if plain not in weights or weights[plain].shape != value.shape:
+            missing.append(plain)
+        else:
+            value.copy_(weights[plain])
+    if missing:
+        raise UserError(
+            f"{origin} does not fit: {len(missing)} weights are missing or of another shape ({missing[0]}, …)"
+        )
 
 
 def read_weights(path: str) -> dict[str, torch.Tensor]:
@@ -110,6 +133,47 @@ def hub_file(source: Any) -> str:
         raise _unavailable(repository, _first_line(error)) from error
 
 
+def hub_directory(name: str, key: str, *, with_weights: bool = True) -> str:
+    """Local folder of a model of the hub, downloaded if need be; as quick to give up as ``hub_file``.
+
+    Args:
+        name: owner and name on the hub.
+        key: of the option that names it, for messages.
+        with_weights: whether weights and tokenizer are needed, or its configuration only.
+
+    Raises:
+        UserError: if it cannot be had.
+    """
+    from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
+
+    cached = try_to_load_from_cache(name, "config.json") if _is_repository(name) else None
+    if not _is_repository(name):
+        raise UserError(f"{key}: {name!r} is neither a local folder nor a name on the hub (owner/name)")
+    if isinstance(cached, str) and (not with_weights or _has_weights(Path(cached).parent)):
+        return str(Path(cached).parent)
+    if constants.HF_HUB_OFFLINE:
+        raise _unavailable(name, "HF_HUB_OFFLINE is set", key)
+    if not reachable(constants.ENDPOINT, REACH_SECONDS):
+        raise _unavailable(name, f"no answer from {constants.ENDPOINT}", key)
+    try:
+        folder = snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.model"])
+        if with_weights and not _has_weights(Path(folder)):
+            folder = snapshot_download(name, allow_patterns=[HUB_FILES[0]])
+        if with_weights and not _has_weights(Path(folder)):
+            folder = snapshot_download(name, allow_patterns=["pytorch_model.bin", "*.safetensors"])
+        return folder
+    except Exception as error:
+        raise _unavailable(name, _first_line(error), key) from error
+
+
+def _is_repository(name: str) -> bool:
+    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(folder.glob("*.safetensors")) or (folder / "pytorch_model.bin").exists()
+
+
 def reachable(url: str, seconds: float) -> bool:
     """Whether a server answers anything at all, be it an error.
 
@@ -138,10 +202,11 @@ def _answers(url: str, seconds: float) -> bool:
         return False
 
 
-def _unavailable(repository: str, cause: str) -> UserError:
+def _unavailable(repository: str, cause: str, key: str = "pretrained") -> UserError:
     return UserError(
-        f"pretrained: the weights {repository} cannot be fetched ({cause}); connect to the network or point HF_HOME to "
-        f"a cache that has them, or give the path of a weights file, or set pretrained: false"
+        f"{key}: the weights {repository} cannot be fetched ({cause}); connect to the network or point HF_HOME to "
+        f"a cache that has them, or give the path of a {'weights file' if key == 'pretrained' else 'local folder'}, or "
+        f"set pretrained: false"
     )
 
 

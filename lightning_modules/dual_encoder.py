@@ -1,0 +1,338 @@
+"""Pictures and texts in one space: contrastive training, zero-shot classes, and embeddings for retrieval."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, Self, cast, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from datamodules.schema import LABEL_TASK, Batch, Outputs, UserError
+from lightning_modules.base import LoggedSplit, VisionTask
+from lightning_modules.cached_gradients import encode_in_chunks
+from lightning_modules.contrastive import ContrastiveObjective
+from lightning_modules.encoders import InputOptions
+from lightning_modules.freezing import Freeze, freeze
+from lightning_modules.lora import LoraOptions, add_lora
+from lightning_modules.losses import ContrastiveLoss, Pairs, masked_cross_entropy
+from lightning_modules.metrics import MeanOverSamples, SplitMetrics
+from lightning_modules.optim import OptimOptions
+from lightning_modules.schedules import ScheduleName
+from lightning_modules.step_outputs import known_targets, real_outputs, real_rows
+from lightning_modules.temperature import TemperatureOptions
+from lightning_modules.text_tokenizer import TextTokenizer, checked_state
+from lightning_modules.towers import SIDES, Architectures, TowerOptions, build_towers
+
+_TEXTS_AT_A_TIME = 256
+
+
+@runtime_checkable
+class GivesTexts(Protocol):
+    """A DataModule that has texts to train a tokenizer on."""
+
+    def training_texts(self) -> list[str]:
+        """Captions of the training split, or class prompts."""
+
+
+class DualEncoder(VisionTask):
+    """A picture encoder and a text encoder that learn to agree.
+
+    In training each picture is compared with the captions of its batch, those of all processes included. In evaluation
+    pictures are sorted into the classes of the data by the embeddings of their prompts, where there are classes
+    (Radford et al., 2021), and captions are embedded for retrieval, where the data set has captions of its own.
+
+    ``val/loss`` is the contrastive loss within batches where captions are the data set's own; where they are class
+    prompts it is the cross-entropy of the classes, because batches with repeated classes make the former meaningless.
+
+    Args:
+        towers: which encoders.
+        class_names: linked from the data.
+        class_prompts: prompts of each class, linked from the data; their embeddings are averaged.
+        image_size: height and width in pixels, linked from the data.
+        chunk_size: training batches are encoded so many samples at a time, with cached gradients; 0 for all at once;
+            linked from the data.
+        loss: ``label_aware`` InfoNCE, plain ``info_nce``, or ``sigmoid``.
+        temperature: the scale of the similarities.
+        freeze: what stands still: none, text_only, vision_only, early_layers or towers.
+        lora: low-rank adapters; both towers' own weights are frozen then.
+        lr: highest learning rate; ``optim_options.backbone_lr`` sets another one for the towers without projections.
+        weight_decay: AdamW's; not applied to biases, norms and temperature.
+        schedule: course of the learning rate: constant, cosine, step or onecycle.
+        optim_options: betas, eps, backbone_lr, layer_decay, warmup_epochs, min_lr, step_size, gamma.
+        architectures: configurations of the towers, as a checkpoint keeps them; not to be set by hand.
+
+    Raises:
+        UserError: if the settings do not fit together.
+    """
+
+    def __init__(
+        self,
+        towers: TowerOptions,
+        class_names: list[str] | None = None,
+        class_prompts: list[list[str]] | None = None,
+        *,
+        image_size: int = 224,
+        chunk_size: int = 0,
+        loss: ContrastiveLoss = "label_aware",
+        temperature: TemperatureOptions | None = None,
+        freeze: Freeze = "none",
+        lora: LoraOptions | None = None,
+        lr: float = 1e-5,
+        weight_decay: float = 0.1,
+        schedule: ScheduleName = "cosine",
+        optim_options: OptimOptions | None = None,
+        architectures: Architectures | None = None,
+    ) -> None:
+        super().__init__(lr=lr, weight_decay=weight_decay, schedule=schedule, optim_options=optim_options)
+        self.save_hyperparameters()
+        self.towers = build_towers(towers, image_size, architectures)
+        self.input_options: InputOptions = {**self.towers.input_options}
+        self.chunk_size = chunk_size
+        self.objective = ContrastiveObjective(loss, temperature)
+        self.temperature_lr = (temperature or {}).get("lr")
+        self._still = _hold_still(self, freeze, lora)
+        self.tasks = {LABEL_TASK: class_names} if class_names else {}
+        self.class_prompts = class_prompts or []
+        if len(self.class_prompts) != len(class_names or ()):
+            raise UserError(f"class_prompts: {len(self.class_prompts)} for {len(class_names or ())} classes")
+        self._class_embeddings: torch.Tensor | None = None
+        self.contrastive = nn.ModuleDict({f"{split}_loss": MeanOverSamples() for split in ("train", "val", "test")})
+        weights = dict.fromkeys(self.tasks, 1.0)
+        self.scores = nn.ModuleDict(
+            {f"{s}_scores": SplitMetrics(self.tasks, weights) for s in ("val", "test") if weights}
+        )
+
+    @property
+    def backbone(self) -> nn.Module:
+        """Both towers without projections."""
+        return nn.ModuleList(self.towers.backbone(side) for side in SIDES)
+
+    @property
+    def backbones(self) -> dict[str, nn.Module]:
+        """The towers, each with parameter groups of its own."""
+        return {f"{side}_backbone": self.towers.backbone(side) for side in SIDES}
+
+    @property
+    def temperature_parameters(self) -> list[nn.Parameter]:  # type: ignore[override]  # computed here, constant elsewhere
+        """Scale and bias, where they are learned."""
+        return list(self.objective.temperature.parameters())
+
+    @property
+    def ready_without_training(self) -> bool:
+        """Whether everything was pretrained, so that zero-shot numbers mean something."""
+        return self.towers.wholly_pretrained
+
+    def fetch_weights(self) -> None:
+        """Fetch the towers' pretrained weights, tokenizer and temperature.
+
+        Raises:
+            UserError: if they cannot be had or do not fit.
+        """
+        self.towers.load_pretrained()
+        self.objective.temperature.take_pretrained(*self.towers.pretrained_temperature())
+
+    def warn_of_other_inputs(self, options: InputOptions) -> None:
+        """One warning line where pictures are made otherwise than those that the pretrained weights learned from."""
+        self.towers.warn_of_other_inputs(options)
+
+    def on_fit_start(self) -> None:
+        """Fetch pretrained weights, and train a tokenizer where none came with them.
+
+        Raises:
+            UserError: if there are no texts to train one on.
+        """
+        super().on_fit_start()
+        if self.towers.tokenizer is None:
+            datamodule = getattr(self.trainer, "datamodule", None)
+            texts = datamodule.training_texts() if isinstance(datamodule, GivesTexts) else []
+            # The first process decides, so that all have the same.
+            state = self.towers.train_tokenizer(texts).state if self.trainer.is_global_zero else None
+            self.towers.tokenizer = TextTokenizer(checked_state(self.trainer.strategy.broadcast(state)))
+
+    def train(self, mode: bool = True) -> Self:
+        """As torch's, but what stands still stays in evaluation mode."""
+        super().train(mode)
+        for module in getattr(self, "_still", []):
+            module.eval()
+        return self
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """See ``encode_image``."""
+        return self.encode_image(image)
+
+    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+        """Embeddings of pictures.
+
+        Args:
+            image: uint8 ``(B, 3, H, W)``, RGB.
+
+        Returns:
+            float32 ``(B, D)``, of unit length.
+        """
+        return F.normalize(self.towers.encode_image(image).float(), dim=-1)
+
+    def encode_text(self, texts: list[str]) -> torch.Tensor:
+        """Embeddings of texts, as they are; wrap class names in prompts yourself.
+
+        Returns:
+            float32 ``(B, D)``, of unit length.
+
+        Raises:
+            UserError: if there is no tokenizer yet.
+        """
+        return torch.cat(
+            [
+                self._encode_tokens(*self._tokens(texts[start : start + _TEXTS_AT_A_TIME]))
+                for start in range(0, len(texts), _TEXTS_AT_A_TIME)
+            ]
+            or [torch.zeros(0, self.towers.embed_dim, device=self.device)]
+        )
+
+    def class_embeddings(self) -> torch.Tensor:
+        """Embeddings of the classes: the mean of their prompts' embeddings, computed once an evaluation.
+
+        Returns:
+            float32 ``(C, D)``, of unit length.
+        """
+        if self._class_embeddings is None:
+            flat = self.encode_text([prompt for prompts in self.class_prompts for prompt in prompts])
+            parts = torch.split(flat, [len(prompts) for prompts in self.class_prompts])
+            self._class_embeddings = F.normalize(torch.stack([part.mean(dim=0) for part in parts]), dim=-1)
+        return self._class_embeddings
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the classes' embeddings, because the text encoder has learned since."""
+        self._class_embeddings = None
+
+    def on_test_epoch_start(self) -> None:
+        """Forget the classes' embeddings, because another checkpoint may have been loaded."""
+        self._class_embeddings = None
+
+    def on_predict_epoch_start(self) -> None:
+        """Forget the classes' embeddings, because another checkpoint may have been loaded."""
+        self._class_embeddings = None
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Clamp the temperature and set the learning rates of the next step."""
+        super().on_train_batch_end(outputs, batch, batch_idx)
+        self.objective.temperature.clamp()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add tokenizer and configurations, so that the checkpoint alone is enough."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], "architectures": self.towers.architectures}
+        if self.towers.tokenizer is not None:
+            checkpoint["tokenizer"] = dict(self.towers.tokenizer.state)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over the tokenizer.
+
+        Raises:
+            UserError: if there is none.
+        """
+        super().on_load_checkpoint(checkpoint)
+        self.towers.tokenizer = TextTokenizer(checked_state(checkpoint.get("tokenizer")))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        """Contrastive loss of a batch.
+
+        Returns:
+            float32 scalar.
+        """
+        self.log("train/logit_scale", self.objective.temperature()[0])
+        return super().training_step(batch, batch_idx)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Outputs:
+        """Embeddings and, where there are classes, zero-shot logits of a batch."""
+        return self._evaluated(batch)
+
+    def log_epoch(self, split: LoggedSplit) -> None:
+        """Log the averages and scores of the epoch."""
+        values: dict[str, torch.Tensor] = {}
+        if f"{split}_scores" in self.scores:
+            scores = cast("SplitMetrics", self.scores[f"{split}_scores"])
+            values |= scores.compute()
+            scores.reset()
+        contrastive = cast("MeanOverSamples", self.contrastive[f"{split}_loss"])
+        if (mean := contrastive.compute()) is not None:
+            values["loss"] = mean
+        contrastive.reset()
+        self.log_dict({f"{split}/{name}": value for name, value in values.items()}, sync_dist=True)
+
+    def _shared_step(self, batch: Batch, split: LoggedSplit) -> tuple[torch.Tensor, Outputs]:
+        """Contrastive loss in training; in evaluation what the class says."""
+        counter = cast("MeanOverSamples", self.contrastive[f"{split}_loss"])
+        if split == "train":
+            loss = self._training_loss(batch)
+            counter.update(loss, len(batch["sample_id"]))
+            return loss, real_outputs(batch, {}, {})
+        outputs = self._evaluated(batch)
+        loss = torch.zeros((), device=self.device)
+        if "text_embedding" in outputs and len(outputs["sample_id"]):
+            pairs = _first_captions(outputs, batch["positive_id"][real_rows(batch)])
+            loss = self.objective(pairs, joined=False)
+            counter.update(loss, len(outputs["sample_id"]))
+        if self.tasks:
+            targets = outputs["targets"][LABEL_TASK]
+            scores = cast("SplitMetrics", self.scores[f"{split}_scores"])
+            scores.update_losses({LABEL_TASK: masked_cross_entropy(outputs["logits"][LABEL_TASK], targets)})
+            scores.update_scores(outputs["logits"], {LABEL_TASK: targets})
+        return loss, outputs
+
+    def _training_loss(self, batch: Batch) -> torch.Tensor:
+        image = encode_in_chunks(self.encode_image, [batch["image"]], self.chunk_size, self.towers)
+        text = encode_in_chunks(self._encode_tokens, self._tokens(batch["caption"]), self.chunk_size, self.towers)
+        loss: torch.Tensor = self.objective(Pairs(image, text, batch["positive_id"]), joined=True)
+        return loss
+
+    def _evaluated(self, batch: Batch) -> Outputs:
+        """What callbacks get of an evaluation batch: embeddings, and zero-shot logits where there are classes."""
+        image = self.encode_image(batch["image"])
+        logits = {}
+        if self.tasks:
+            logits = {LABEL_TASK: self.objective.temperature()[0] * image @ self.class_embeddings().T}
+        outputs = real_outputs(batch, logits, known_targets(batch, self.tasks))
+        real = real_rows(batch)
+        outputs["image_embedding"] = image[real]
+        if "captions" in batch:
+            captions = [texts for texts, is_real in zip(batch["captions"], real.tolist(), strict=True) if is_real]
+            counts = torch.tensor([len(texts) for texts in captions], device=self.device, dtype=torch.int64)
+            outputs["text_embedding"] = self.encode_text([text for texts in captions for text in texts])
+            outputs["text_image"] = outputs["sample_id"].repeat_interleave(counts)
+        return outputs
+
+    def _tokens(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.towers.tokenizer is None:
+            raise UserError(
+                "the text tower has no tokenizer yet; fit first, or load pretrained weights or a checkpoint"
+            )
+        tokens = self.towers.tokenizer(texts, self.device)
+        return tokens["input_ids"], tokens["attention_mask"]
+
+    def _encode_tokens(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        text = self.towers.encode_text({"input_ids": input_ids, "attention_mask": attention_mask})
+        return F.normalize(text.float(), dim=-1)
+
+
+def _first_captions(outputs: Outputs, positive_id: torch.Tensor) -> Pairs:
+    """Each picture with its first caption."""
+    owner = outputs["text_image"]
+    is_first = torch.ones_like(owner, dtype=torch.bool)
+    is_first[1:] = owner[1:] != owner[:-1]
+    return Pairs(outputs["image_embedding"], outputs["text_embedding"][is_first], positive_id)
+
+
+def _hold_still(task: DualEncoder, mode: Freeze, lora: LoraOptions | None) -> list[nn.Module]:
+    """Freeze what is to stand still.
+
+    Returns:
+        Modules that must stay in evaluation mode.
+    """
+    still = freeze(task.towers, mode)
+    if lora is None:
+        return still
+    if mode not in {"none", "towers"}:
+        raise UserError(f"freeze: {mode} does not go with lora, which freezes both towers; leave it out")
+    add_lora(task.towers, lora)
+    return []

@@ -1,0 +1,177 @@
+"""Models of the ``transformers`` library: configurations and weights, from the hub, a local folder, or by name alone.
+
+The configurations of the best known architectures are here as data, so that those can be built, with random weights,
+where there is no network. A checkpoint keeps the configuration, so it needs neither folder nor hub.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from datamodules.schema import UserError
+from lightning_modules.text_tokenizer import SPECIAL_IDS
+from lightning_modules.weights import copy_weights, hub_directory
+
+Configuration = Any
+"""A ``transformers`` configuration; the library has no useful common type for attributes."""
+
+_CLIP_TEXT_LARGE = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "projection_dim": 768}
+_CLIP_VISION_LARGE = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "patch_size": 14,
+    "projection_dim": 768,
+}
+_SO400M = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    # Radford et al., 2021; the defaults of the library are ViT-B/32.
+    "openai/clip-vit-base-patch32": {"model_type": "clip"},
+    "openai/clip-vit-base-patch16": {"model_type": "clip", "vision_config": {"patch_size": 16}},
+    "openai/clip-vit-large-patch14": {
+        "model_type": "clip",
+        "projection_dim": 768,
+        "text_config": _CLIP_TEXT_LARGE,
+        "vision_config": _CLIP_VISION_LARGE,
+    },
+    "openai/clip-vit-large-patch14-336": {
+        "model_type": "clip",
+        "projection_dim": 768,
+        "text_config": _CLIP_TEXT_LARGE,
+        "vision_config": {**_CLIP_VISION_LARGE, "image_size": 336},
+    },
+    # Zhai et al., 2023; the defaults of the library are the base size.
+    "google/siglip-base-patch16-224": {"model_type": "siglip"},
+    "google/siglip-so400m-patch14-384": {
+        "model_type": "siglip",
+        "text_config": {**_SO400M, "projection_size": 1152},
+        "vision_config": {**_SO400M, "image_size": 384, "patch_size": 14},
+    },
+    # Devlin et al., 2019; Sanh et al., 2019.
+    "google-bert/bert-base-uncased": {"model_type": "bert"},
+    "bert-base-uncased": {"model_type": "bert"},
+    "distilbert/distilbert-base-uncased": {"model_type": "distilbert"},
+    "distilbert-base-uncased": {"model_type": "distilbert"},
+}
+"""Configurations by hub name, as far as they differ from the library's defaults."""
+
+
+def model_configuration(name: str, pretrained: bool, key: str) -> Configuration:
+    """The configuration of a model, without its weights.
+
+    Args:
+        name: local folder with ``config.json``, or name on the hub.
+        pretrained: whether its weights will be loaded; else the special tokens are those of a tokenizer of ours.
+        key: of the option that names it, for messages.
+
+    Raises:
+        UserError: if it cannot be had.
+    """
+    if not name:
+        raise UserError(f"{key}: is missing; give a local folder or a name on the hub")
+    directory = model_directory(name, key)
+    values = _read_configuration(Path(directory), key) if directory else ARCHITECTURES[name]
+    configuration = configuration_from_values(values, key)
+    if not pretrained:
+        text = getattr(configuration, "text_config", configuration)
+        for attribute, value in SPECIAL_IDS.items():
+            setattr(text, attribute, value)
+    return configuration
+
+
+def model_directory(name: str, key: str) -> str:
+    """Local folder with the configuration of a model; empty where it is known without one.
+
+    Raises:
+        UserError: if it cannot be had.
+    """
+    if Path(name).is_dir():
+        return name
+    return "" if name in ARCHITECTURES else hub_directory(name, key, with_weights=False)
+
+
+def configuration_from_values(values: dict[str, Any], key: str = "towers") -> Configuration:
+    """The configuration with these values.
+
+    Args:
+        values: as ``config.json`` holds them; ``model_type`` says which kind.
+        key: of the option that names it, for messages.
+
+    Raises:
+        UserError: if ``transformers`` does not know the kind or does not take the values.
+    """
+    from transformers import CONFIG_MAPPING
+
+    kind = str(values.get("model_type", ""))
+    if kind not in CONFIG_MAPPING:
+        raise UserError(f"{key}: transformers knows no model of the type {kind!r}; give another model")
+    try:
+        return CONFIG_MAPPING[kind].from_dict(values)
+    except Exception as error:
+        raise UserError(
+            f"{key}: is no configuration of a {kind} ({_first_line(error)}); mend its config.json"
+        ) from error
+
+
+def configuration_values(configuration: Configuration) -> dict[str, Any]:
+    """The configuration as plain values, which a checkpoint can keep."""
+    values: dict[str, Any] = json.loads(configuration.to_json_string(use_diff=False))
+    return values
+
+
+def build_model(configuration: Configuration) -> nn.Module:
+    """The network with random weights, in float32."""
+    from transformers import AutoModel
+
+    model: nn.Module = cast("Any", AutoModel).from_config(configuration, dtype=torch.float32)
+    if getattr(model, "pooler", None) is not None:
+        # BERT's pooler is a classifier of sentence pairs; nobody reads it here, and DDP would wait for its gradient.
+        model.pooler = None  # type: ignore[assignment]
+    return model
+
+
+def load_model(model: nn.Module, directory: str, key: str) -> None:
+    """Load pretrained weights into a network that ``build_model`` made.
+
+    Args:
+        model: its parameters stay the same objects.
+        directory: local folder of the pretrained model.
+        key: of the option that names it, for messages.
+
+    Raises:
+        UserError: if they cannot be read or do not fit.
+    """
+    from transformers import AutoModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # it is over before it is seen
+    try:
+        with torch.random.fork_rng(devices=[]):
+            source = AutoModel.from_pretrained(
+                directory, local_files_only=True, dtype=torch.float32, config=model.config, weights_only=True
+            )
+    except Exception as error:
+        raise UserError(f"{key}: the weights in {directory} cannot be read ({_first_line(error)})") from error
+    copy_weights(source, model, f"{key}: {directory}")
+
+
+def _read_configuration(directory: Path, key: str) -> dict[str, Any]:
+    path = directory / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{key}: {path} cannot be read ({_first_line(error)}); give the folder of a model") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{key}: {path} is no configuration of a model")
+    return values
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__

@@ -1,0 +1,158 @@
+"""Dual encoders that were pretrained as a whole: CLIP and SigLIP in ``transformers``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
+
+from datamodules.schema import UserError
+from lightning_modules.encoders import InputOptions, Normalize
+from lightning_modules.text_encoders import checked_length, longest_text
+from lightning_modules.text_tokenizer import TextTokenizer, Tokens, pretrained_tokenizer, trained_tokenizer
+from lightning_modules.towers import Architectures, Side, TowerOptions, Towers
+from lightning_modules.transformers_models import (
+    build_model,
+    configuration_from_values,
+    configuration_values,
+    load_model,
+    model_configuration,
+)
+from lightning_modules.weights import hub_directory
+
+KINDS = ("clip", "siglip", "siglip2")
+
+_CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+_HALF = (0.5, 0.5, 0.5)
+
+
+class WholeModel(Towers):
+    """CLIP (Radford et al., 2021) or SigLIP (Zhai et al., 2023), with its own projections, tokenizer and temperature.
+
+    Pictures of another size than the model's are encoded with interpolated position embeddings.
+
+    Args:
+        options: ``model``, ``pretrained`` and ``max_length`` are read.
+        image_size: height and width of the pictures in pixels.
+        architectures: as a checkpoint keeps them.
+
+    Raises:
+        UserError: if the model is of another kind, or the size does not fit its patches.
+    """
+
+    def __init__(self, options: TowerOptions, image_size: int, architectures: Architectures | None) -> None:
+        super().__init__()
+        self.name, self.pretrained = options.get("model", ""), options.get("pretrained", True)
+        if architectures and "model" in architectures:
+            configuration = configuration_from_values(architectures["model"])
+        else:
+            configuration = model_configuration(self.name, self.pretrained, "towers.model")
+        if configuration.model_type not in KINDS:
+            raise UserError(
+                f"towers.model: {self.name} is a {configuration.model_type}, not one of {', '.join(KINDS)}; for other "
+                "encoders give towers.image and towers.text"
+            )
+        vision, text = configuration.vision_config, configuration.text_config
+        if image_size % vision.patch_size:
+            raise UserError(
+                f"data.image.size: {self.name} cuts pictures into patches of {vision.patch_size} px, {image_size} px "
+                f"do not fit; it was built for {vision.image_size}"
+            )
+        self.configuration = configuration
+        self.max_length = checked_length(text, options.get("max_length") or longest_text(text))
+        self.model = build_model(configuration)
+        # The temperature is the task's; left here as parameters, they would never get a gradient.
+        for name in ("logit_scale", "logit_bias"):
+            if isinstance(value := getattr(self.model, name, None), nn.Parameter):
+                delattr(self.model, name)
+                self.model.register_buffer(name, value.detach())
+        self.is_clip = configuration.model_type == "clip"
+        self.embed_dim = int(configuration.projection_dim if self.is_clip else vision.hidden_size)
+        mean, std = _statistics(self.name, self.is_clip)
+        self.normalize = Normalize(mean, std)
+        self.input_options: InputOptions = {
+            "size": int(vision.image_size),
+            "crop_fraction": 1.0,
+            "interpolation": "bicubic",
+        }
+        self._interpolate = image_size != vision.image_size
+        self._loaded = not self.pretrained
+        self.tokenizer: TextTokenizer | None = None
+
+    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+        """See ``Towers``."""
+        outputs = cast("Any", self.model).get_image_features(
+            pixel_values=self.normalize(image), interpolate_pos_encoding=self._interpolate
+        )
+        return cast("torch.Tensor", outputs.pooler_output)
+
+    def encode_text(self, tokens: Tokens) -> torch.Tensor:
+        """See ``Towers``."""
+        # SigLIP was trained without a mask: it reads the padding, and its summary is the last place.
+        mask = tokens["attention_mask"] if self.is_clip else None
+        outputs = cast("Any", self.model).get_text_features(input_ids=tokens["input_ids"], attention_mask=mask)
+        return cast("torch.Tensor", outputs.pooler_output)
+
+    def backbone(self, side: Side) -> nn.Module:
+        """See ``Towers``."""
+        return cast("nn.Module", self.model.vision_model if side == "image" else self.model.text_model)
+
+    def projections(self, side: Side) -> list[nn.Module]:
+        """CLIP's two linear maps; SigLIP has none."""
+        name = "visual_projection" if side == "image" else "text_projection"
+        return [getattr(self.model, name)] if hasattr(self.model, name) else []
+
+    def load_pretrained(self) -> None:
+        """See ``Towers``."""
+        if self._loaded:
+            return
+        directory = self.name if Path(self.name).is_dir() else hub_directory(self.name, "towers.model")
+        load_model(self.model, directory, "towers.model")
+        self.tokenizer = pretrained_tokenizer(directory, self.max_length, fixed_length=not self.is_clip)
+        self._loaded = True
+
+    def train_tokenizer(self, texts: list[str]) -> TextTokenizer:
+        """See ``Towers``."""
+        vocabulary_size = int(self.configuration.text_config.vocab_size)
+        return trained_tokenizer(texts, vocabulary_size, self.max_length, fixed_length=not self.is_clip)
+
+    def warn_of_other_inputs(self, options: InputOptions) -> None:
+        """See ``Towers``."""
+        given, expected = dict(options), dict(self.input_options)
+        others = [f"{key} {given[key]} instead of {value}" for key, value in expected.items() if given[key] != value]
+        if others and self.pretrained:
+            rank_zero_warn(f"data.image differs from what the weights of {self.name} learned from: {', '.join(others)}")
+
+    @property
+    def wholly_pretrained(self) -> bool:
+        """See ``Towers``."""
+        return self.pretrained
+
+    @property
+    def architectures(self) -> Architectures:
+        """See ``Towers``."""
+        return {"model": configuration_values(self.configuration)}
+
+    def pretrained_temperature(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """See ``Towers``."""
+        if not self.pretrained:
+            return None, None
+        return cast("torch.Tensor", self.model.logit_scale), getattr(self.model, "logit_bias", None)
+
+
+def _statistics(name: str, is_clip: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation that the weights were trained with."""
+    path = Path(name) / "preprocessor_config.json"
+    if path.is_file():
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            return tuple(map(float, values["image_mean"])), tuple(map(float, values["image_std"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"towers.model: {path} has no image_mean and image_std that can be read; mend it"
+            ) from error
+    return (_CLIP_MEAN, _CLIP_STD) if is_clip else (_HALF, _HALF)
