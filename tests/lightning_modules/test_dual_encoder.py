@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.loggers import CSVLogger
+from torch import nn
+
+from datamodules.schema import UserError
+from lightning_modules.checkpoint import load_task
+from lightning_modules.dual_encoder import DualEncoder
+from tests.fakes_models import write_bert, write_clip
+from tests.lightning_modules.tiny import SIZE, tiny_trainer
+from tests.lightning_modules.tiny_pairs import CLASSES, PROMPTS, TinyPairs, pair_batch, tiny_pair
+
+
+class Kept(pl.Callback):
+    """Outputs of validation."""
+
+    def __init__(self) -> None:
+        self.outputs: list[Any] = []
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, *rest: Any) -> None:
+        self.outputs.append(outputs)
+
+
+class Gradients(pl.Callback):
+    """Gradients of the last step."""
+
+    def __init__(self) -> None:
+        self.gradients: dict[str, torch.Tensor] = {}
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: torch.optim.Optimizer) -> None:
+        self.gradients = {name: p.grad.clone() for name, p in pl_module.named_parameters() if p.grad is not None}
+
+
+def same_weights(a: nn.Module, b: nn.Module) -> bool:
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return all(torch.equal(first, second) for first, second in pairs)
+
+
+def test_it_learns_classes_from_their_prompts(tmp_path: Path) -> None:
+    task = tiny_pair(tmp_path / "clip", lr=1e-2, optim_options={"warmup_epochs": 5.0})
+    trainer = tiny_trainer(tmp_path, max_epochs=40, check_val_every_n_epoch=40)
+    trainer.fit(task, TinyPairs())
+    metrics = trainer.callback_metrics
+    assert float(metrics["val/class/accuracy"]) > 0.7  # chance is a quarter
+    assert {"val/loss", "val/class/mean_per_class", "val/class/top3", "train/loss", "train/logit_scale"} <= set(metrics)
+
+
+def test_zero_shot_logits_come_from_the_mean_of_the_prompts(tmp_path: Path) -> None:
+    task, kept = tiny_pair(tmp_path / "clip"), Kept()
+    trainer = tiny_trainer(tmp_path, callbacks=[kept], num_sanity_val_steps=0, limit_train_batches=1)
+    trainer.fit(task, TinyPairs())
+    outputs = kept.outputs[-1]
+    assert outputs["sample_id"].tolist() == [24, 25, 26]
+    assert outputs["targets"]["class"].tolist() == [0, 1, 2]
+    task.eval()
+    with torch.no_grad():
+        classes = torch.stack([F.normalize(task.encode_text(prompts).mean(0), dim=0) for prompts in PROMPTS])
+        image = task.encode_image(pair_batch([24, 25, 26])["image"])
+        expected = task.objective.temperature()[0] * image @ classes.T
+    torch.testing.assert_close(outputs["logits"]["class"], expected)
+    torch.testing.assert_close(outputs["image_embedding"], image)
+    loss = F.cross_entropy(torch.cat([o["logits"]["class"] for o in kept.outputs]), torch.arange(7) % 4)
+    assert float(trainer.callback_metrics["val/loss"]) == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_class_prompts_are_encoded_once_an_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = tiny_pair(tmp_path / "clip")
+    calls: list[int] = []
+    encode = DualEncoder.encode_text
+    monkeypatch.setattr(DualEncoder, "encode_text", lambda self, texts: calls.append(len(texts)) or encode(self, texts))
+    tiny_trainer(tmp_path, max_epochs=2, num_sanity_val_steps=0).fit(task, TinyPairs())
+    assert calls == [8, 8]
+
+
+def test_every_caption_is_embedded_where_the_data_have_their_own(tmp_path: Path) -> None:
+    task, kept = tiny_pair(tmp_path / "clip", class_names=None), Kept()
+    trainer = tiny_trainer(tmp_path, callbacks=[kept], num_sanity_val_steps=0)
+    trainer.fit(task, TinyPairs(captions=True))
+    last = kept.outputs[-1]
+    assert last["logits"] == {}
+    assert last["text_image"].tolist() == [24, 24, 25, 25, 26, 26]
+    assert last["text_embedding"].shape == (6, 16)
+    torch.testing.assert_close(last["text_embedding"].norm(dim=1), torch.ones(6))
+    assert {"val/loss", "train/loss"} <= set(trainer.callback_metrics)
+
+
+def test_large_batches_in_chunks_have_the_gradients_of_batches_at_once(tmp_path: Path) -> None:
+    seen = []
+    for chunk_size in (0, 2):
+        task, noted = tiny_pair(tmp_path / "clip", chunk_size=chunk_size), Gradients()
+        tiny_trainer(tmp_path, max_steps=1, limit_val_batches=0, callbacks=[noted]).fit(task, TinyPairs())
+        seen.append(noted.gradients)
+    assert seen[0].keys() == seen[1].keys()
+    assert "objective.temperature.log_scale" in seen[0]
+    for name, gradient in seen[0].items():
+        assert float((gradient - seen[1][name]).norm()) <= 1e-5 * max(float(gradient.norm()), 1e-2), name
+
+
+@pytest.mark.parametrize("loss", ["info_nce", "label_aware", "sigmoid"])
+def test_the_temperature_is_learned_in_every_freeze_mode(tmp_path: Path, loss: str) -> None:
+    for mode in ("none", "text_only", "vision_only", "early_layers", "towers"):
+        task = tiny_pair(tmp_path / "clip", loss=loss, freeze=mode, temperature={"scale": 5.0, "lr": 0.1})
+        tiny_trainer(tmp_path, max_epochs=1, limit_val_batches=0).fit(task, TinyPairs())
+        assert float(task.objective.temperature()[0]) != pytest.approx(5.0, abs=0.05), mode
+
+
+def test_what_is_frozen_stands_still_and_is_in_evaluation_mode(tmp_path: Path) -> None:
+    task = tiny_pair(tmp_path / "clip", freeze="vision_only")
+    begin = {name: value.clone() for name, value in task.state_dict().items()}
+    tiny_trainer(tmp_path, max_epochs=1, limit_val_batches=0).fit(task, TinyPairs())
+    moved = {name for name, value in task.state_dict().items() if not torch.equal(value, begin[name])}
+    assert not any("vision_model" in name or "visual_projection" in name for name in moved)
+    assert any("text_model" in name for name in moved)
+    task.train()
+    assert not task.towers.backbone("image").training
+    assert task.towers.backbone("text").training
+
+
+def test_a_checkpoint_alone_reads_text_and_pictures(tmp_path: Path) -> None:
+    bert = write_bert(tmp_path / "bert", pooling="mean")
+    towers = {"image": "test_resnet", "image_pretrained": False, "text": str(bert), "embed_dim": 8}
+    task = DualEncoder(towers, CLASSES, PROMPTS, image_size=SIZE)  # type: ignore[arg-type]  # a plain dictionary
+    trainer = tiny_trainer(tmp_path)
+    trainer.fit(task, TinyPairs())
+    path = tmp_path / "alone.ckpt"
+    trainer.save_checkpoint(path)
+    for file in sorted(bert.rglob("*"), reverse=True):
+        file.unlink() if file.is_file() else file.rmdir()
+    again: Any = load_task(path)
+    task.eval()
+    with torch.no_grad():
+        assert torch.equal(task.encode_text(["a rose"]), again.encode_text(["a rose"]))
+        image = pair_batch([1])["image"]
+        assert torch.equal(task.encode_image(image), again.encode_image(image))
+    assert again.tasks == {"class": CLASSES}
+
+
+def test_a_run_in_two_parts_ends_as_one_that_was_never_interrupted(tmp_path: Path) -> None:
+    whole = tiny_pair(tmp_path / "clip", chunk_size=4, temperature={"lr": 0.01})
+    tiny_trainer(tmp_path, max_epochs=4).fit(whole, TinyPairs())
+    part = tiny_trainer(tmp_path, max_epochs=2)
+    # The first half of a longer training: the schedule looks ahead to its end.
+    first = tiny_pair(tmp_path / "clip", chunk_size=4, temperature={"lr": 0.01}, schedule="constant")
+    part.fit(first, TinyPairs())
+    part.save_checkpoint(tmp_path / "half.ckpt")
+    constant = tiny_pair(tmp_path / "clip", chunk_size=4, temperature={"lr": 0.01}, schedule="constant")
+    tiny_trainer(tmp_path, max_epochs=4).fit(constant, TinyPairs())
+    resumed = tiny_pair(tmp_path / "clip", chunk_size=4, temperature={"lr": 0.01}, schedule="constant")
+    tiny_trainer(tmp_path, max_epochs=4).fit(resumed, TinyPairs(), ckpt_path=str(tmp_path / "half.ckpt"))
+    assert same_weights(constant, resumed)
+    assert not same_weights(whole, resumed)
+
+
+def test_a_pretrained_clip_is_evaluated_without_training(tmp_path: Path) -> None:
+    folder = write_clip(tmp_path / "clip", image_size=SIZE)
+    task = DualEncoder({"model": str(folder)}, CLASSES, PROMPTS, image_size=SIZE)
+    assert task.ready_without_training
+    [metrics] = tiny_trainer(tmp_path).test(task, TinyPairs(), verbose=False)
+    assert {"test/class/accuracy", "test/class/top3", "test/loss"} <= set(metrics)
+    assert float(task.objective.temperature()[0]) == pytest.approx(torch.tensor(4.0).exp().item(), rel=1e-4)
+
+
+def test_half_precision_learns(tmp_path: Path) -> None:
+    task = tiny_pair(tmp_path / "clip", chunk_size=3)
+    trainer = tiny_trainer(tmp_path, precision="bf16-mixed", gradient_clip_val=1.0)
+    trainer.fit(task, TinyPairs())
+    assert torch.isfinite(trainer.callback_metrics["train/loss"])
+
+
+def test_learning_rates_of_towers_projections_and_temperature_differ(tmp_path: Path) -> None:
+    task = tiny_pair(
+        tmp_path / "clip",
+        lr=1e-3,
+        schedule="constant",
+        temperature={"lr": 0.1},
+        optim_options={"backbone_lr": 1e-5, "layer_decay": 0.5},
+    )
+    logger = CSVLogger(tmp_path)
+    monitor = pl.callbacks.LearningRateMonitor(logging_interval="step")
+    tiny_trainer(tmp_path, logger=logger, log_every_n_steps=1, callbacks=[monitor]).fit(task, TinyPairs())
+    [path] = tmp_path.rglob("metrics.csv")
+    with path.open() as file:
+        row = next(iter(csv.DictReader(file)))
+    rates = {name.removeprefix("lr-AdamW/"): float(value) for name, value in row.items() if name.startswith("lr-AdamW")}
+    assert rates["head_decay"] == 1e-3
+    assert rates["temperature"] == 0.1
+    assert min(value for name, value in rates.items() if name.startswith("text_backbone")) == pytest.approx(1.25e-6)
+
+
+def test_lora_learns_adapters_only_and_begins_as_the_model_was(tmp_path: Path) -> None:
+    plain = tiny_pair(tmp_path / "clip")
+    task = tiny_pair(tmp_path / "clip", lora={"rank": 2}, lr=1e-2)
+    image = pair_batch([1, 2])["image"]
+    with torch.no_grad():
+        torch.testing.assert_close(plain.eval().encode_image(image), task.eval().encode_image(image))
+    begin = {name: value.clone() for name, value in task.state_dict().items()}
+    tiny_trainer(tmp_path, max_epochs=1, limit_val_batches=0).fit(task, TinyPairs())
+    moved = {name for name, value in task.state_dict().items() if not torch.equal(value, begin[name])}
+    assert all(
+        "lora_" in name or "projection" in name or "temperature" in name or "contrastive" in name for name in moved
+    )
+    assert any("lora_B" in name for name in moved)
+
+
+def test_without_tokenizer_or_texts_the_way_out_is_told(tmp_path: Path) -> None:
+    task = tiny_pair(tmp_path / "clip")
+    with pytest.raises(UserError, match="no tokenizer yet"):
+        task.encode_text(["a rose"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": "triplet"}, "loss: 'triplet'"),
+        ({"freeze": "all"}, "freeze: 'all'"),
+        ({"freeze": "text_only", "lora": {}}, "does not go with lora"),
+        ({"lora": {"rank": 0}}, "lora: rank"),
+        ({"lora": {"r": 0}}, "lora: unknown key 'r'"),
+        ({"class_prompts": [["a"]]}, "class_prompts: 1 for 4"),
+    ],
+)
+def test_wrong_settings_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        tiny_pair(tmp_path / "clip", **changes)
