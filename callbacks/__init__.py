@@ -1,4 +1,4 @@
-"""What happens around training: unfreezing, confusion matrices, class reports, files of predictions.
+"""What happens around training: unfreezing, confusion matrices, class reports, retrieval metrics, predictions as files.
 
 Callbacks see of a task its step outputs (``datamodules.schema.Outputs``) and of the data what ``DescribesSamples``
 offers, so they work with every task and data set that keeps to these. Names are imported when they are first used, so
@@ -15,14 +15,25 @@ if TYPE_CHECKING:
     from callbacks.class_report import ClassReport
     from callbacks.confusion_matrix import ConfusionMatrixLogger
     from callbacks.prediction_writer import PredictionWriter
+    from callbacks.retrieval_metrics import RetrievalMetrics
+    from callbacks.start_weights import StartWeights
 
-__all__ = ["BackboneUnfreezing", "ClassReport", "ConfusionMatrixLogger", "PredictionWriter"]
+__all__ = [
+    "BackboneUnfreezing",
+    "ClassReport",
+    "ConfusionMatrixLogger",
+    "PredictionWriter",
+    "RetrievalMetrics",
+    "StartWeights",
+]
 
 _HOMES = {
     "BackboneUnfreezing": "callbacks.backbone_unfreezing",
     "ClassReport": "callbacks.class_report",
     "ConfusionMatrixLogger": "callbacks.confusion_matrix",
     "PredictionWriter": "callbacks.prediction_writer",
+    "RetrievalMetrics": "callbacks.retrieval_metrics",
+    "StartWeights": "callbacks.start_weights",
 }
 
 

@@ -42,7 +42,7 @@ from lightning_modules.base import VisionTask
 
 DEFAULT_SEED = 42
 
-_LINKS = ("class_names", "tasks", "class_counts", "image_size")
+_LINKS = ("class_names", "class_prompts", "tasks", "class_counts", "image_size", "chunk_size")
 
 
 class RunConfig(SaveConfigCallback):

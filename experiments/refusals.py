@@ -11,8 +11,9 @@ from lightning.pytorch.callbacks import Callback
 
 from datamodules.schema import UserError
 
-_NOT_COMPARED = {"_instantiator", "class_counts"}
-"""Counts of the training split only shape the loss; a checkpoint may well be tested on other data."""
+_NOT_COMPARED = {"_instantiator", "class_counts", "class_prompts", "chunk_size", "architectures"}
+"""Counts of the training split only shape the loss, and a checkpoint may well be tested on other data; prompts may be
+changed after training; chunks do not change results; configurations follow from names, which are compared."""
 
 
 @runtime_checkable

@@ -151,7 +151,7 @@ def load_model(model: nn.Module, directory: str, key: str) -> None:
     from transformers import AutoModel
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # it is over before it is seen
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it is over before it is seen
     try:
         with torch.random.fork_rng(devices=[]):
             source = AutoModel.from_pretrained(

@@ -1,4 +1,4 @@
-"""Tiny models of the true architectures in the directory format of the ``transformers`` library, with random weights."""
+"""Tiny models of the true architectures, with random weights, as directories of the ``transformers`` library."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def write_siglip(folder: Path) -> Path:
 
 
 def write_bert(folder: Path, *, pooling: str = "", kind: str = "bert") -> Path:
-    """Writes a BERT or DistilBERT with two layers, its tokenizer and, where wanted, a sentence-transformers pooling rule.
+    """Writes a BERT or DistilBERT with two layers, its tokenizer and, where wanted, a pooling rule.
 
     Args:
         folder: made where missing.

@@ -75,7 +75,12 @@ def test_class_prompts_are_encoded_once_an_evaluation(tmp_path: Path, monkeypatc
     task = tiny_pair(tmp_path / "clip")
     calls: list[int] = []
     encode = DualEncoder.encode_text
-    monkeypatch.setattr(DualEncoder, "encode_text", lambda self, texts: calls.append(len(texts)) or encode(self, texts))
+
+    def noted(self: DualEncoder, texts: list[str]) -> torch.Tensor:
+        calls.append(len(texts))
+        return encode(self, texts)
+
+    monkeypatch.setattr(DualEncoder, "encode_text", noted)
     tiny_trainer(tmp_path, max_epochs=2, num_sanity_val_steps=0).fit(task, TinyPairs())
     assert calls == [8, 8]
 

@@ -19,7 +19,8 @@ def test_it_begins_where_clip_begins() -> None:
 
 def test_with_a_bias_it_begins_where_siglip_begins() -> None:
     scale, bias = Temperature(None, with_bias=True)()
-    assert (float(scale), float(bias)) == (pytest.approx(10.0), -10.0)
+    assert float(scale) == pytest.approx(10.0)
+    assert float(bias) == -10.0
 
 
 def test_a_learned_one_is_clamped_at_a_hundred_and_can_come_back() -> None:

@@ -1,0 +1,173 @@
+"""Weights between the start and the end of a fine-tuning: what it cost elsewhere, and how to get it back.
+
+Wortsman et al., "Robust fine-tuning of zero-shot models" (WiSE-FT), CVPR 2022. α = 0 is the model before training, 1 the
+one after it; often something between keeps the gain and most of what was there before. α is chosen on the validation
+split; the test columns are there to be looked at, nothing is chosen by them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from datamodules.schema import LABEL_TASK, UserError
+from evaluation.artefacts import written_whole
+from evaluation.base_to_novel import restricted_accuracy
+from evaluation.statistics import accuracy, known
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from rich.table import Table
+
+    from datamodules.base import ImageDataModule
+    from lightning_modules.base import VisionTask
+
+DEFAULT_ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
+
+class Mixture(NamedTuple):
+    """What one mixture of weights reaches; accuracies in [0, 1], higher is better.
+
+    Attributes:
+        alpha: share of the weights at the end.
+        val: accuracy on the validation split.
+        test: accuracy on the test split.
+        base: accuracy on the test samples of base classes, among those classes; None where all classes are trained.
+        novel: the same of the classes that training never saw.
+    """
+
+    alpha: float
+    val: float
+    test: float
+    base: float | None
+    novel: float | None
+
+    @property
+    def harmonic(self) -> float | None:
+        """Harmonic mean of base and novel accuracy."""
+        if self.base is None or self.novel is None:
+            return None
+        return 2 * self.base * self.novel / (self.base + self.novel) if self.base + self.novel else 0.0
+
+
+def sweep(
+    task: VisionTask,
+    start: dict[str, torch.Tensor],
+    end: dict[str, torch.Tensor],
+    datamodule: ImageDataModule,
+    *,
+    alphas: Sequence[float],
+    base_classes: int,
+) -> Iterable[Mixture]:
+    """Evaluate mixtures of weights, one after the other.
+
+    Args:
+        task: takes the weights; zero-shot classes are computed anew for each.
+        start: weights at the beginning.
+        end: weights at the end.
+        datamodule: gives the validation and test splits.
+        alphas: shares of the end, in [0, 1].
+        base_classes: number of classes that were trained, the first in label order; 0 for all.
+
+    Raises:
+        UserError: if a share is out of range, or the data have no classes.
+    """
+    from lightning_modules.interpolation import interpolated_weights
+
+    if not all(0 <= alpha <= 1 for alpha in alphas):
+        raise UserError(f"--alphas: must be in [0, 1], got {' '.join(map(str, alphas))}")
+    if LABEL_TASK not in datamodule.tasks:
+        raise UserError("wise_ft: the data have no classes to count right answers of")
+    for alpha in alphas:
+        task.load_state_dict(interpolated_weights(start, end, alpha))
+        val_targets, val_logits = class_logits(task, datamodule, "val")
+        targets, logits = class_logits(task, datamodule, "test")
+        parts: list[float | None] = [None, None]
+        if base_classes:
+            parts = [restricted_accuracy(targets, logits, base_classes, novel=novel) for novel in (False, True)]
+        trained = slice(None, base_classes or None)
+        # The validation split has base classes only: among those it is judged.
+        val = accuracy(val_targets, val_logits[:, trained].argmax(axis=1))
+        yield Mixture(alpha, val, accuracy(targets, logits.argmax(axis=1)), *parts)
+
+
+@torch.inference_mode()
+def class_logits(
+    task: VisionTask, datamodule: ImageDataModule, split: str
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Targets int64 ``(N,)`` and logits float32 ``(N, C)`` of the samples of a split whose class is known."""
+    device = next(task.parameters()).device
+    task.eval()
+    task.on_predict_epoch_start()
+    targets, logits = [], []
+    for index, batch in enumerate(datamodule.eval_dataloader(split)):
+        outputs = task.predict_step(_moved(batch, device), index)
+        targets.append(outputs["targets"][LABEL_TASK].cpu())
+        logits.append(outputs["logits"][LABEL_TASK].float().cpu())
+    all_targets, all_logits = torch.cat(targets).numpy(), torch.cat(logits).numpy()
+    rows = known(all_targets)
+    return all_targets[rows], all_logits[rows]
+
+
+def best_mixture(mixtures: Sequence[Mixture]) -> Mixture:
+    """The one with the highest validation accuracy; of equal ones the nearest to the start, which has lost least."""
+    return max(mixtures, key=lambda mixture: (mixture.val, -mixture.alpha))
+
+
+def save_mixture(path: Path, end: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
+    """Write a checkpoint with the weights of a mixture, whole or not at all.
+
+    Args:
+        path: of the new file.
+        end: the checkpoint at the end, whose settings are kept.
+        weights: of the mixture.
+    """
+    kept = {key: value for key, value in end.items() if key not in {"optimizer_states", "callbacks", "loops"}}
+    with written_whole(path) as partial:
+        torch.save({**kept, "state_dict": weights}, partial)
+
+
+def write_report(folder: Path, mixtures: Sequence[Mixture]) -> None:
+    """Write ``reports/wise_ft.csv`` and ``figures/wise_ft.png`` of a run directory."""
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from evaluation.figures import save_figure
+
+    columns = ["alpha", "val", "test", "base", "novel"]
+    frame = pd.DataFrame([mixture[:] for mixture in mixtures], columns=columns).dropna(axis=1)
+    with written_whole(folder / "reports" / "wise_ft.csv") as partial:
+        frame.to_csv(partial, index=False)
+    figure = Figure(figsize=(5, 3.5), layout="constrained")
+    axes = figure.add_subplot()
+    for column in frame.columns[1:]:
+        axes.plot(frame["alpha"], frame[column], marker="o", label=column)
+    axes.set(xlabel="α: 0 before, 1 after fine-tuning", ylabel="accuracy")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    save_figure(figure, folder / "figures" / "wise_ft.png")
+
+
+def rich_table(mixtures: Sequence[Mixture], chosen: Mixture) -> Table:
+    """The mixtures, the chosen one marked."""
+    from rich.table import Table
+
+    table = Table(title="WiSE-FT: α chosen on val")
+    has_parts = chosen.base is not None
+    for column in ("α", "val", "test", *(("base", "novel", "harmonic mean") if has_parts else ())):
+        table.add_column(column, justify="right")
+    for mixture in mixtures:
+        parts = (mixture.base, mixture.novel, mixture.harmonic) if has_parts else ()
+        cells = [f"{value:.3f}" for value in (mixture.val, mixture.test, *parts) if value is not None]
+        table.add_row(f"{mixture.alpha:g}", *cells, style="bold" if mixture is chosen else "")
+    return table
+
+
+def _moved(batch: Any, device: torch.device) -> Any:
+    from lightning.fabric.utilities import move_data_to_device
+
+    return move_data_to_device(batch, device)
