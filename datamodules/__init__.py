@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from datamodules.base import ImageDataModule as ImageDataModule
     from datamodules.fashion import Fashion as Fashion
+    from datamodules.flowers102 import Flowers102 as Flowers102
     from datamodules.hub_images import HubImages as HubImages
     from datamodules.image_folder import ImageFolder as ImageFolder
     from datamodules.products import Products as Products
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "Fashion": "fashion",
+    "Flowers102": "flowers102",
     "HubImages": "hub_images",
     "ImageDataModule": "base",
     "ImageFolder": "image_folder",
@@ -29,7 +31,17 @@ _MODULES = {
     "Wares": "wares",
 }
 
-__all__ = ["Fashion", "HubImages", "ImageDataModule", "ImageFolder", "Products", "SampleTable", "UserError", "Wares"]
+__all__ = [
+    "Fashion",
+    "Flowers102",
+    "HubImages",
+    "ImageDataModule",
+    "ImageFolder",
+    "Products",
+    "SampleTable",
+    "UserError",
+    "Wares",
+]
 
 
 def __getattr__(name: str) -> object:

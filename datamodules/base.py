@@ -15,7 +15,9 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 
 from datamodules import images
+from datamodules.captions import CaptionMode, Texts
 from datamodules.dataset import Collate, CountedLoader, ImageDataset
+from datamodules.loaders import eval_loader, train_loader, train_sampler
 from datamodules.options import (
     AugmentOptions,
     CheckOptions,
@@ -26,7 +28,8 @@ from datamodules.options import (
     complete_image,
     complete_loader,
 )
-from datamodules.samplers import EvalSampler, TrainSampler, inverse_frequency_weights
+from datamodules.prompts import PromptOptions, class_prompts
+from datamodules.samplers import EvalSampler
 from datamodules.schema import LABEL_TASK, UserError
 from datamodules.table import SPLITS, SampleTable, table_error
 from datamodules.transforms import eval_transform, learns_colour, train_transform
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
 class ImageDataModule(LightningDataModule):
     """Base of all data sets of pictures with labels.
 
-    A subclass takes its own arguments first, passes these five on, and implements ``load_table``. What depends on the
+    A subclass takes its own arguments first, passes these on, and implements ``load_table``. What depends on the
     table only (``tasks``, ``num_classes``, ``class_names``, ``class_counts``, ``image_size``) is there from
     construction on, so that the command line can link it into the model.
 
@@ -53,6 +56,10 @@ class ImageDataModule(LightningDataModule):
         loader: batch size, workers and sampling.
         checks: what to do about unreadable pictures and leaks between the splits.
         seed: of order, sampling and augmentation.
+        prompts: texts that stand for the classes; where they are given they are the captions too, else captions are the
+            table's own, if it has some.
+        caption: which of several captions, or of several prompts, training sees: first, random (one drawn each epoch)
+            or all (of captions; an epoch then has all pairs).
     """
 
     generated: ClassVar[bool] = False
@@ -65,6 +72,8 @@ class ImageDataModule(LightningDataModule):
         loader: LoaderOptions | None = None,
         checks: CheckOptions | None = None,
         seed: int = 0,
+        prompts: PromptOptions | None = None,
+        caption: CaptionMode = "random",
     ) -> None:
         super().__init__()
         # Lightning walks up through the constructors, so the subclass's own arguments are saved as well.
@@ -75,7 +84,11 @@ class ImageDataModule(LightningDataModule):
         complete_augment(augment, hue_safe=False)  # a mistake is told now, not after the table was read
         self._augment = augment
         self.seed = seed
+        self.prompts = prompts
+        self.caption_mode = caption
+        class_prompts(prompts, [])  # likewise
         self._table: SampleTable | None = None
+        self._texts: Texts | None = None
         self._bad: dict[int, str] | None = None
 
     def load_table(self) -> SampleTable:
@@ -117,9 +130,31 @@ class ImageDataModule(LightningDataModule):
         return self.table.tasks
 
     @property
+    def texts(self) -> Texts:
+        """Which text goes with which sample."""
+        if self._texts is None:
+            self._texts = Texts(self.table, self.prompts, self.caption_mode, self.seed)
+        return self._texts
+
+    @property
     def class_names(self) -> list[str]:
-        """Class names of the main task."""
-        return self.tasks[LABEL_TASK]
+        """Class names of the main task; none for data without labels."""
+        return self.tasks.get(LABEL_TASK, [])
+
+    @property
+    def class_prompts(self) -> list[list[str]]:
+        """For each class the texts that stand for it."""
+        return self.texts.class_prompts
+
+    @property
+    def chunk_size(self) -> int:
+        """Samples that a dual encoder encodes at a time; 0 for the whole training batch."""
+        batch_size = self.loader_options["batch_size"]
+        return batch_size if self.loader_options["contrastive_batch_size"] > batch_size else 0
+
+    def training_texts(self) -> list[str]:
+        """Distinct captions of the train split and all class prompts, to train a tokenizer on."""
+        return self.texts.training_texts(self.split_indices("train"))
 
     @property
     def num_classes(self) -> int:
@@ -174,7 +209,10 @@ class ImageDataModule(LightningDataModule):
             transform = train_transform(self.image_options, self._augment, hue_safe=learns_colour(self.tasks))
         else:
             transform = eval_transform(self.image_options)
-        return ImageDataset(self.split_indices(split), self.read_image, transform, self.seed)
+        rows = self.split_indices(split)
+        # In training a picture may come several times, with other captions; in evaluation it comes once.
+        rows, numbers = self.texts.pairs(rows) if augmented else (rows, None)
+        return ImageDataset(rows, self.read_image, transform, self.seed, numbers)
 
     def train_dataloader(self) -> CountedLoader:
         """Augmented training batches.
@@ -183,22 +221,12 @@ class ImageDataModule(LightningDataModule):
             UserError: where there is no training batch.
         """
         dataset = self.dataset("train", augmented=True)
-        options = self.loader_options
-        rank, world_size = self._place()
-        weights = self._sampling_weights() if options["sampling"] == "balanced" else None
-        sampler = TrainSampler(len(dataset), self.seed, rank, world_size, weights)
         if not len(dataset):
             raise UserError(f"{self.table.origin}: the train split is empty; give it samples")
-        if options["drop_last"] and len(sampler) < options["batch_size"]:
-            raise UserError(
-                f"data loader.drop_last: {len(sampler)} training samples a process do not fill one batch of "
-                f"{options['batch_size']}; lower loader.batch_size or set loader.drop_last: false"
-            )
         augment = self.augment_options
-        collate = Collate(self.table, self.seed, mixup=augment["mixup"], cutmix=augment["cutmix"])
-        # BatchNorm cannot normalise a batch of one.
-        lone_picture = len(sampler) > options["batch_size"] > 1 and len(sampler) % options["batch_size"] == 1
-        return self._loader(dataset, sampler, collate, drop_last=options["drop_last"] or lone_picture)
+        collate = Collate(self.table, self.seed, texts=self.texts, mixup=augment["mixup"], cutmix=augment["cutmix"])
+        sampler = train_sampler(dataset, self.table, self.texts, self.loader_options, self.seed, *self._place())
+        return train_loader(dataset, sampler, collate, self.loader_options)
 
     def val_dataloader(self) -> CountedLoader:
         """Validation batches in the table's order."""
@@ -222,7 +250,8 @@ class ImageDataModule(LightningDataModule):
         if not len(dataset):
             raise UserError(f"{self.table.origin}: the {split} split is empty; choose another division by data split")
         rank, world_size = self._place()
-        return self._loader(dataset, EvalSampler(len(dataset), rank, world_size), Collate(self.table, self.seed))
+        collate = Collate(self.table, self.seed, texts=self.texts, evaluation=True)
+        return eval_loader(dataset, EvalSampler(len(dataset), rank, world_size), collate, self.loader_options)
 
     def sample_names(self) -> list[str]:
         """Stable names of all samples, indexed by ``sample_id``."""
@@ -282,26 +311,3 @@ class ImageDataModule(LightningDataModule):
     def _place(self) -> tuple[int, int]:
         """Rank of this process and number of processes."""
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-
-    def _sampling_weights(self) -> torch.Tensor:
-        task = self.loader_options["balance_on"]
-        if task not in self.tasks:
-            raise UserError(f"data loader.balance_on: no task {task!r}; tasks are {', '.join(self.tasks)}")
-        return inverse_frequency_weights(torch.from_numpy(self.table.targets[task][self.split_indices("train")]))
-
-    def _loader(
-        self, dataset: ImageDataset, sampler: TrainSampler | EvalSampler, collate: Collate, drop_last: bool = False
-    ) -> CountedLoader:
-        workers = self.loader_options["num_workers"]
-        return CountedLoader(
-            dataset,
-            batch_size=self.loader_options["batch_size"],
-            sampler=sampler,
-            num_workers=workers,
-            collate_fn=collate,
-            drop_last=drop_last,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=workers > 0,
-            # Its own generator: else each epoch's loader would draw a seed from the global one.
-            generator=torch.Generator().manual_seed(0),
-        )

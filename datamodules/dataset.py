@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.captions import Texts
 from datamodules.counted import counted_rng
 from datamodules.mixing import mix_batch
 from datamodules.samplers import SampleKey
@@ -31,12 +32,16 @@ class Sample(TypedDict):
         sample_id: row of the table.
         epoch: epoch that it was augmented for.
         is_padding: whether it only fills up a process's share.
+        draw: how often it was drawn before in this epoch.
+        caption_number: which of its captions goes with it, ``captions.RANDOM`` for one that is drawn.
     """
 
     image: torch.Tensor
     sample_id: int
     epoch: int
     is_padding: bool
+    draw: int
+    caption_number: int
 
 
 class ImageDataset(Dataset[Sample]):
@@ -47,6 +52,7 @@ class ImageDataset(Dataset[Sample]):
         read_image: gives uint8 ``(3, H, W)`` for a row of the table.
         transform: from uint8 ``(3, H, W)`` to uint8 ``(3, size, size)``; may use torch's global generator.
         seed: of the augmentation.
+        caption_numbers: int64 ``(n,)``, which caption goes with each place; the first by default.
     """
 
     def __init__(
@@ -55,8 +61,10 @@ class ImageDataset(Dataset[Sample]):
         read_image: Callable[[int], torch.Tensor],
         transform: Callable[[torch.Tensor], torch.Tensor],
         seed: int = 0,
+        caption_numbers: NDArray[np.int64] | None = None,
     ) -> None:
         self.indices = indices
+        self._caption_numbers = caption_numbers
         self._read_image = read_image
         self._transform = transform
         self._seed = seed
@@ -70,28 +78,49 @@ class ImageDataset(Dataset[Sample]):
         if not -len(self) <= place < len(self):
             raise IndexError(place)  # ends `for sample in dataset`
         sample_id = int(self.indices[place])
+        number = 0 if self._caption_numbers is None else int(self._caption_numbers[place])
         image = self._read_image(sample_id)
-        with counted_rng("augment", self._seed, epoch, sample_id, draw):
+        # A picture that comes once with each of its captions is augmented anew for each.
+        with counted_rng("augment", self._seed, epoch, sample_id, draw + max(number, 0)):
             image = self._transform(image)
-        return {"image": image, "sample_id": sample_id, "epoch": epoch, "is_padding": is_padding}
+        return {
+            "image": image,
+            "sample_id": sample_id,
+            "epoch": epoch,
+            "is_padding": is_padding,
+            "draw": draw,
+            "caption_number": number,
+        }
 
 
 class Collate:
     """Puts samples together to a batch and, in training, mixes it.
 
     Args:
-        table: where targets, captions and groups are looked up.
+        table: where targets and groups are looked up.
         seed: of the mixing.
+        texts: where captions are looked up; by default those of the table.
         mixup: alpha of mixup, 0 for off.
         cutmix: alpha of CutMix, 0 for off.
+        evaluation: whether batches hold every caption of a picture.
     """
 
-    def __init__(self, table: SampleTable, seed: int = 0, *, mixup: float = 0.0, cutmix: float = 0.0) -> None:
+    def __init__(
+        self,
+        table: SampleTable,
+        seed: int = 0,
+        *,
+        texts: Texts | None = None,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        evaluation: bool = False,
+    ) -> None:
         self._table = table
         self._seed = seed
+        self._texts = texts or Texts(table, seed=seed)
         self._mixup = mixup
         self._cutmix = cutmix
-        self._positive_ids = table.positive_ids
+        self._evaluation = evaluation
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         """The batch of these samples."""
@@ -100,20 +129,35 @@ class Collate:
         targets = {task: torch.from_numpy(values[ids]) for task, values in table.targets.items()}
         batch: Batch = {
             "image": torch.stack([sample["image"] for sample in samples]),
-            "label": targets.pop(LABEL_TASK),
-            "attributes": targets,
-            "caption": table.captions.take(ids).to_pylist(),
-            "positive_id": torch.from_numpy(self._positive_ids[ids]),
+            "positive_id": torch.from_numpy(self._texts.positive_ids[ids]),
             "sample_id": torch.tensor(ids),
             "group_id": torch.from_numpy(table.group_ids[ids]),
             "is_padding": torch.tensor([sample["is_padding"] for sample in samples]),
         }
+        if LABEL_TASK in targets:
+            batch["label"] = targets.pop(LABEL_TASK)
+        batch["attributes"] = targets
+        self._add_captions(batch, samples, ids)
         if self._mixup or self._cutmix:
             key = (self._seed, samples[0]["epoch"], ids[0])
             batch["image"], mix = mix_batch(batch["image"], key, mixup=self._mixup, cutmix=self._cutmix)
             if mix is not None:
                 batch["mix"] = mix
         return batch
+
+    def _add_captions(self, batch: Batch, samples: Sequence[Sample], ids: Sequence[int]) -> None:
+        if self._evaluation:
+            captions = self._texts.evaluation(ids)
+            batch["caption"] = [texts[0] for texts in captions]
+            if self._texts.own:
+                batch["captions"] = captions
+        else:
+            batch["caption"] = self._texts.training(
+                ids,
+                numbers=[sample["caption_number"] for sample in samples],
+                epochs=[sample["epoch"] for sample in samples],
+                draws=[sample["draw"] for sample in samples],
+            )
 
 
 class CountedLoader(DataLoader[Sample]):

@@ -27,6 +27,7 @@ from datamodules.hub_access import PictureColumn, open_splits, read_columns
 from datamodules.label_file import Problems, read_text
 from datamodules.location import locate
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
+from datamodules.prompts import PromptOptions
 from datamodules.schema import LABEL_TASK, UserError
 from datamodules.splits import SplitOptions, resolve_splits
 from datamodules.table import SampleTable, table_error
@@ -75,6 +76,7 @@ class Fashion(ImageDataModule):
         loader: batch size, workers and sampling.
         checks: what to do about unreadable and missing pictures and leaks between the splits.
         seed: of order, sampling, augmentation and, where ``split`` names no other, of the division.
+        prompts: texts that stand for the classes; given, they are the captions too.
     """
 
     def __init__(
@@ -90,8 +92,9 @@ class Fashion(ImageDataModule):
         loader: LoaderOptions | None = None,
         checks: CheckOptions | None = None,
         seed: int = 0,
+        prompts: PromptOptions | None = None,
     ) -> None:
-        super().__init__(image, _hue_safe(augment, target), loader, checks, seed)
+        super().__init__(image, _hue_safe(augment, target), loader, checks, seed, prompts)
         self.root = root
         self.target = target
         self.attributes = list(dict.fromkeys(attributes or []))

@@ -135,7 +135,7 @@ def _offline_if_unreachable() -> Iterator[None]:
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
-    if not any(before) and not _hub_answers(constants.ENDPOINT):
+    if not any(before) and not answers_in_time(constants.ENDPOINT):
         constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     try:
         yield
@@ -143,8 +143,8 @@ def _offline_if_unreachable() -> Iterator[None]:
         constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
 
 
-def _hub_answers(endpoint: str) -> bool:
-    """Whether the hub answers in time; through the libraries' own session, which knows of proxies."""
+def answers_in_time(endpoint: str) -> bool:
+    """Whether a server answers in time; through the hub libraries' own session, which knows of proxies."""
     from huggingface_hub import get_session
 
     answers: list[bool] = []

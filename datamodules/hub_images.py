@@ -13,6 +13,7 @@ import torch
 from datamodules.base import ImageDataModule
 from datamodules.hub_access import PictureColumn, open_splits, read_columns
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
+from datamodules.prompts import PromptOptions
 from datamodules.schema import LABEL_TASK, UserError
 from datamodules.splits import SplitOptions, resolve_splits
 from datamodules.table import SPLITS, SampleTable
@@ -58,6 +59,7 @@ class HubImages(ImageDataModule):
         loader: batch size, workers and sampling.
         checks: what to do about unreadable pictures and leaks between the splits.
         seed: of order, sampling, augmentation and, where ``split`` names no other, of the division.
+        prompts: texts that stand for the classes; given, they are the captions too.
     """
 
     def __init__(
@@ -73,8 +75,9 @@ class HubImages(ImageDataModule):
         loader: LoaderOptions | None = None,
         checks: CheckOptions | None = None,
         seed: int = 0,
+        prompts: PromptOptions | None = None,
     ) -> None:
-        super().__init__(image, augment, loader, checks, seed)
+        super().__init__(image, augment, loader, checks, seed, prompts)
         if strange := sorted(set(columns or {}) - set(ColumnOptions.__annotations__)):
             known = ", ".join(ColumnOptions.__annotations__)
             raise UserError(f"data columns: unknown key {strange[0]!r}; known keys are {known}")

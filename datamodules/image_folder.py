@@ -11,6 +11,7 @@ import numpy as np
 
 from datamodules.base import ImageDataModule
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
+from datamodules.prompts import PromptOptions
 from datamodules.schema import LABEL_TASK, UserError
 from datamodules.splits import SplitOptions, resolve_splits
 from datamodules.table import SampleTable
@@ -44,6 +45,7 @@ class ImageFolder(ImageDataModule):
         loader: batch size, workers and sampling.
         checks: what to do about unreadable pictures and leaks between the splits.
         seed: of order, sampling, augmentation and, where ``split`` names no other, of the division.
+        prompts: texts that stand for the classes; given, they are the captions too.
     """
 
     def __init__(
@@ -56,8 +58,9 @@ class ImageFolder(ImageDataModule):
         loader: LoaderOptions | None = None,
         checks: CheckOptions | None = None,
         seed: int = 0,
+        prompts: PromptOptions | None = None,
     ) -> None:
-        super().__init__(image, augment, loader, checks, seed)
+        super().__init__(image, augment, loader, checks, seed, prompts)
         self.root = root
         self.split_options = split or {}
         self._group_of = _compiled(group_pattern)

@@ -15,7 +15,7 @@ from typing import Literal, TypedDict, cast
 from datamodules.schema import LABEL_TASK, UserError
 
 Interpolation = Literal["bilinear", "bicubic"]
-Sampling = Literal["shuffle", "balanced"]
+Sampling = Literal["shuffle", "balanced", "distinct"]
 OnBadImage = Literal["error", "skip"]
 LeakKind = Literal["groups", "exact", "near"]
 Preset = Literal["none", "light", "reference"]
@@ -40,15 +40,19 @@ class LoaderOptions(TypedDict, total=False):
 
     Attributes:
         batch_size: samples of a batch on each process, at least 1; default 32.
+        contrastive_batch_size: samples of a training batch on each process, at least ``batch_size``, which then is the
+            number that a dual encoder encodes at a time; 0, the default, for ``batch_size``.
         num_workers: processes that read and augment, 0 for none; results do not depend on it; default 0.
         sampling: ``shuffle`` draws each training sample once an epoch, ``balanced`` draws with replacement by the
-            inverse frequency of the class; default shuffle.
+            inverse frequency of the class; ``distinct`` leaves samples out of an epoch so that no batch, over all
+            processes, has two that are positives of each other; default shuffle.
         balance_on: task whose classes ``balanced`` makes equally frequent; default class.
         drop_last: leave out the last training batch where it is not full; default false. One of a single picture is
             always left out, because BatchNorm cannot normalise it.
     """
 
     batch_size: int
+    contrastive_batch_size: int
     num_workers: int
     sampling: Sampling
     balance_on: str
@@ -109,6 +113,7 @@ class AugmentOptions(TypedDict, total=False):
 IMAGE_DEFAULTS: ImageOptions = {"size": 224, "crop_fraction": 1.0, "interpolation": "bicubic"}
 LOADER_DEFAULTS: LoaderOptions = {
     "batch_size": 32,
+    "contrastive_batch_size": 0,
     "num_workers": 0,
     "sampling": "shuffle",
     "balance_on": LABEL_TASK,
@@ -177,7 +182,14 @@ def complete_loader(options: LoaderOptions | None) -> LoaderOptions:
     filled = cast("LoaderOptions", _filled("loader", LOADER_DEFAULTS, options))
     _require(filled["batch_size"] >= 1, "loader.batch_size", filled["batch_size"], "at least 1")
     _require(filled["num_workers"] >= 0, "loader.num_workers", filled["num_workers"], "0 or more")
-    _require_choice("loader.sampling", filled["sampling"], ("shuffle", "balanced"))
+    contrastive = filled["contrastive_batch_size"]
+    _require(
+        contrastive == 0 or contrastive >= filled["batch_size"],
+        "loader.contrastive_batch_size",
+        contrastive,
+        f"0 or at least loader.batch_size, {filled['batch_size']}",
+    )
+    _require_choice("loader.sampling", filled["sampling"], ("shuffle", "balanced", "distinct"))
     return filled
 
 

@@ -18,6 +18,7 @@ from datamodules.base import ImageDataModule
 from datamodules.label_file import LabelFile, Problems, read_label_file, relative_path
 from datamodules.location import locate
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
+from datamodules.prompts import PromptOptions
 from datamodules.schema import LABEL_TASK, UserError
 from datamodules.splits import SplitOptions, resolve_splits
 from datamodules.table import SPLITS, SampleTable, table_error
@@ -47,6 +48,7 @@ class Products(ImageDataModule):
         loader: batch size, workers and sampling.
         checks: what to do about unreadable pictures and leaks between the splits.
         seed: of order, sampling, augmentation and, where ``split`` names no other, of the division.
+        prompts: texts that stand for the classes; given, they are the captions too.
     """
 
     def __init__(
@@ -61,8 +63,9 @@ class Products(ImageDataModule):
         loader: LoaderOptions | None = None,
         checks: CheckOptions | None = None,
         seed: int = 0,
+        prompts: PromptOptions | None = None,
     ) -> None:
-        super().__init__(image, augment, loader, checks, seed)
+        super().__init__(image, augment, loader, checks, seed, prompts)
         self.root = root
         self.labels = labels
         self.attributes = attributes

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DistributedSampler
 
 from datamodules.counted import counted_generator
-from datamodules.schema import UNKNOWN
+from datamodules.schema import UNKNOWN, UserError
 
 
 class SampleKey(NamedTuple):
@@ -86,6 +86,68 @@ class TrainSampler(DistributedSampler[SampleKey]):
             yield SampleKey(place, self.epoch, draw=draw)
 
 
+class DistinctSampler(DistributedSampler[SampleKey]):
+    """Training order in which no batch, over all processes, has two samples that are positives of each other.
+
+    Each batch takes the ids with most samples left, so that as many full batches as possible are made; ties and the
+    order within an id are a function of (seed, epoch). Samples that are left over when too few ids remain are left out
+    of this epoch; in another one it will be others.
+
+    Args:
+        positive_ids: int64 ``(num_samples,)``; samples that share one never meet.
+        batch_size: samples of a batch on each process.
+        seed: of the order.
+        rank: this process.
+        world_size: number of processes.
+
+    Attributes:
+        start: samples of this process to leave out when it is iterated next, for resuming within an epoch.
+
+    Raises:
+        UserError: where there are fewer ids than a batch has samples.
+    """
+
+    start = 0
+
+    def __init__(
+        self, positive_ids: torch.Tensor, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1
+    ) -> None:
+        codes = torch.unique(positive_ids, return_inverse=True)[1]
+        self._codes = codes
+        self._together = batch_size * world_size
+        counts = torch.bincount(codes)
+        if len(counts) < self._together:
+            raise UserError(
+                f"data loader.sampling: distinct, but {len(counts)} different classes or captions do not fill a batch "
+                f"of {self._together} (all processes together); lower the batch size or use shuffle"
+            )
+        self.num_batches = _full_batches(counts, self._together)
+        size = self.num_batches * self._together
+        super().__init__(range(size), num_replicas=world_size, rank=rank, seed=seed)  # type: ignore[arg-type]
+
+    def order(self) -> torch.Tensor:
+        """Places of all processes' samples in this epoch, int64 ``(batches · samples of all processes,)``."""
+        generator = counted_generator("order", self.seed, self.epoch)
+        shuffled = torch.randperm(len(self._codes), generator=generator)
+        # The samples of each id stand together, in random order.
+        ordered = shuffled[torch.sort(self._codes[shuffled], stable=True).indices]
+        left = torch.bincount(self._codes)
+        ends = left.cumsum(0)
+        batches = []
+        for _ in range(self.num_batches):
+            tie = torch.rand(len(left), generator=generator, dtype=torch.float64)
+            chosen = (left + tie).topk(self._together, sorted=False).indices
+            chosen = chosen[torch.randperm(self._together, generator=generator)]
+            batches.append(ordered[ends[chosen] - left[chosen]])
+            left[chosen] -= 1
+        return torch.cat(batches) if batches else torch.empty(0, dtype=torch.int64)
+
+    def __iter__(self) -> Iterator[SampleKey]:
+        start, self.start = self.start, 0
+        for place in self.order()[self.rank + start * self.num_replicas :: self.num_replicas].tolist():
+            yield SampleKey(place, self.epoch)
+
+
 class EvalSampler(DistributedSampler[SampleKey]):
     """Evaluation order of one process: every sample once, in order, dealt out to the processes in turn.
 
@@ -124,6 +186,18 @@ def inverse_frequency_weights(targets: torch.Tensor) -> torch.Tensor:
     counts = torch.bincount(known).double()
     average = (counts > 0).sum() / len(known)
     return torch.where(targets == UNKNOWN, average, 1 / counts[targets.clamp(min=0)])
+
+
+def _full_batches(counts: torch.Tensor, size: int) -> int:
+    """How many batches of different ids can be made: the largest m with sum(min(count, m)) >= m · size."""
+    low, high = 0, int(counts.sum()) // size
+    while low < high:
+        middle = (low + high + 1) // 2
+        if int(counts.clamp(max=middle).sum()) >= middle * size:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _occurrence(values: torch.Tensor) -> torch.Tensor:

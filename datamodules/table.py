@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from datamodules.captions import CaptionLists
 from datamodules.schema import LABEL_TASK, UNKNOWN, UserError
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class SampleTable:
 
     Attributes:
         names: Arrow strings ``(N,)``, a stable, unique name of each sample.
-        captions: Arrow strings ``(N,)``, empty where there is none.
+        caption_lists: the captions of each sample, one or more; an empty one where there is none.
         group_ids: int64 ``(N,)``, index into ``group_values``.
         group_values: Arrow strings, the distinct groups in order of appearance.
         split_codes: int8 ``(N,)``, index into ``SPLITS``.
@@ -67,7 +68,7 @@ class SampleTable:
     """
 
     names: pa.LargeStringArray
-    captions: pa.LargeStringArray
+    caption_lists: CaptionLists
     group_ids: NDArray[np.int64]
     group_values: pa.LargeStringArray
     split_codes: NDArray[np.int8]
@@ -92,9 +93,9 @@ class SampleTable:
 
         Args:
             frame: columns ``name``, ``source`` (path or index) and ``split``, one column for each target (missing or
-                empty where unknown), and where wanted ``group`` (else each sample is its own), ``caption`` and
-                ``row`` (else counted from 2, as below the header of a CSV file).
-            targets: columns to learn, the main task ``class`` first.
+                empty where unknown), and where wanted ``group`` (else each sample is its own), ``caption`` (a text or
+                a list of texts) and ``row`` (else counted from 2, as below the header of a CSV file).
+            targets: columns to learn, the main task ``class`` first; none for data without labels.
             vocabularies: class names by task in the order wanted; a task that is not named here gets those of the
                 train rows in alphabetical order.
             origin: file that the rows come from, for messages.
@@ -107,7 +108,7 @@ class SampleTable:
         """
         import pandas as pd
 
-        if not targets or targets[0] != LABEL_TASK:
+        if targets and targets[0] != LABEL_TASK:
             raise ValueError(f"the first target must be {LABEL_TASK!r}, not {list(targets)}")
         _check_columns(frame, targets, vocabularies or {}, origin)
         rows = np.asarray(frame["row"] if "row" in frame else range(2, len(frame) + 2), dtype=np.int64)
@@ -120,7 +121,9 @@ class SampleTable:
         tasks, values, unseen = _encode_targets(frame, targets, vocabularies or {}, split_codes == 0, origin)
         return cls(
             names=names,
-            captions=_strings(frame["caption"] if "caption" in frame else pd.Series("", frame.index)),
+            caption_lists=CaptionLists.from_column(
+                frame["caption"] if "caption" in frame else pd.Series("", frame.index)
+            ),
             group_ids=encoded.indices.to_numpy().astype(np.int64),
             group_values=encoded.dictionary,
             split_codes=split_codes,
@@ -155,10 +158,9 @@ class SampleTable:
         return self.group_values.take(self.group_ids)
 
     @property
-    def positive_ids(self) -> NDArray[np.int64]:
-        """int64 ``(N,)``: rows that share one are positives of each other: the label; unknown labels match nothing."""
-        label = next(iter(self.targets.values()))
-        return np.where(label == UNKNOWN, -1 - np.arange(len(self), dtype=np.int64), label)
+    def captions(self) -> pa.LargeStringArray:
+        """Arrow strings ``(N,)``: the first caption of each sample, empty where there is none."""
+        return self.caption_lists.first
 
     def name(self, index: int) -> str:
         """Stable name of a sample."""
@@ -169,8 +171,8 @@ class SampleTable:
         return os.path.join(self.root, self._sources[index].as_py())  # noqa: PTH118 -- a source need not be a path
 
     def caption(self, index: int) -> str:
-        """Caption of a sample, empty where there is none."""
-        return str(self.captions[index].as_py())
+        """First caption of a sample, empty where there is none."""
+        return self.caption_lists.of([index])[0][0]
 
     def group(self, index: int) -> str:
         """Name of a sample's group."""
@@ -200,8 +202,10 @@ class SampleTable:
     def fingerprint(self) -> str:
         """SHA-256 in hexadecimal over all content; neither ``root`` and ``origin`` nor the row numbers count."""
         digest = hashlib.sha256(json.dumps([self.tasks, self.unseen], sort_keys=True).encode())
-        for strings in (self.names, self._sources, self.captions, self.group_values):
+        for strings in (self.names, self._sources, self.caption_lists.values, self.group_values):
             _hash_strings(digest, strings)
+        if self.caption_lists.several:
+            digest.update(self.caption_lists.offsets.tobytes())
         for codes in (self.split_codes, self.group_ids, *(self.targets[task] for task in self.tasks)):
             digest.update(np.ascontiguousarray(codes).tobytes())
         return digest.hexdigest()

@@ -18,6 +18,7 @@ import torch
 from datamodules.base import ImageDataModule
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
 from datamodules.progress import tracked
+from datamodules.prompts import PromptOptions
 from datamodules.schema import UserError
 from datamodules.table import SPLITS, SampleTable
 from datamodules.wares_drawing import COLOURS, CONDITIONS, KINDS, MATERIALS, MATERIALS_OF, WareSpec, draw_ware
@@ -90,6 +91,7 @@ class Wares(ImageDataModule):
         loader: batch size, workers and sampling.
         checks: what to do about leaks; generated pictures are never corrupt.
         seed: of order, sampling and augmentation.
+        prompts: texts that stand for the classes; given, they are the captions too.
 
     Raises:
         UserError: for numbers out of range, and where a split would stay empty.
@@ -110,8 +112,9 @@ class Wares(ImageDataModule):
         loader: LoaderOptions | None = None,
         checks: CheckOptions | None = None,
         seed: int = 0,
+        prompts: PromptOptions | None = None,
     ) -> None:
-        super().__init__(image, augment, loader, checks, seed)
+        super().__init__(image, augment, loader, checks, seed, prompts)
         self.n_samples, self.views, self.resolution = n_samples, views, resolution
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.draw_seed = draw_seed

@@ -1,4 +1,4 @@
-"""``python -m evaluation summary RUN …`` and ``python -m evaluation linear_probe --config experiment.yaml …``.
+"""``python -m evaluation summary RUN …``, ``… base_to_novel RUN`` and ``… linear_probe --config experiment.yaml …``.
 
 What the user can mend is told in one line with exit code 2, without a traceback unless ``VITRINE_DEBUG=1``.
 """
@@ -9,9 +9,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from datamodules.user_errors import run_reporting_user_errors
 from evaluation import summary
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,7 +25,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     is_probe = options.command == "linear_probe"
     if rest and not (is_probe and rest[0].startswith("--data.")):
         parser.error(f"unknown argument {rest[0]!r}")
+    if options.command == "base_to_novel":
+        return run_reporting_user_errors(lambda: _base_to_novel(options))
     return run_reporting_user_errors(lambda: _show(_probe(options, rest) if is_probe else _summarise(options), options))
+
+
+def _print(table: Table) -> None:
+    from rich.console import Console
+
+    # Wide enough for whole numbers where there is no terminal to fit (a pipe, a log).
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def _show(summaries: list[summary.TaskSummary], options: argparse.Namespace) -> None:
@@ -30,15 +43,25 @@ def _show(summaries: list[summary.TaskSummary], options: argparse.Namespace) -> 
     elif options.markdown:
         print(summary.markdown_table(summaries))
     else:
-        from rich.console import Console
-
-        # Wide enough for whole numbers where there is no terminal to fit (a pipe, a log).
-        console = Console(width=None if sys.stdout.isatty() else 160)
-        console.print(summary.rich_table(summaries))
+        _print(summary.rich_table(summaries))
 
 
 def _summarise(options: argparse.Namespace) -> list[summary.TaskSummary]:
     return [row for run in options.runs for row in summary.summarise_run(run, options.split)]
+
+
+def _base_to_novel(options: argparse.Namespace) -> None:
+    from evaluation import base_to_novel
+
+    after = base_to_novel.read_run(options.run, options.split)
+    result: base_to_novel.BaseToNovel | base_to_novel.Cost
+    if options.before is None:
+        result = base_to_novel.base_to_novel(after, options.base)
+    else:
+        result = base_to_novel.compare(after, base_to_novel.read_run(options.before, options.split), options.base)
+    if options.json is not None:
+        base_to_novel.write_json(options.json, result)
+    _print(base_to_novel.rich_table(result, f"base to novel: {options.run}"))
 
 
 def _probe(options: argparse.Namespace, data_arguments: list[str]) -> list[summary.TaskSummary]:
@@ -70,6 +93,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directory")
     command.add_argument("--split", default="test", help="split whose predictions are read (default: test)")
+
+    command = commands.add_parser(
+        "base_to_novel",
+        help="accuracy on trained and on other classes with their harmonic mean: what fine-tuning cost",
+    )
+    command.add_argument("run", type=Path, metavar="RUN", help="run directory, or a file of predictions")
+    command.add_argument(
+        "--before", type=Path, metavar="RUN", help="the same of the model before fine-tuning, on the same samples"
+    )
+    command.add_argument("--base", type=int, help="number of base classes, the first ones (default: half, rounded up)")
+    command.add_argument("--split", default="test", help="split whose predictions are read (default: test)")
+    command.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this file")
 
     command = commands.add_parser(
         "linear_probe",

@@ -1,8 +1,8 @@
 """Weights between the start and the end of a fine-tuning: what it cost elsewhere, and how to get it back.
 
-Wortsman et al., "Robust fine-tuning of zero-shot models" (WiSE-FT), CVPR 2022. α = 0 is the model before training, 1 the
-one after it; often something between keeps the gain and most of what was there before. α is chosen on the validation
-split; the test columns are there to be looked at, nothing is chosen by them.
+Wortsman et al., "Robust fine-tuning of zero-shot models" (WiSE-FT), CVPR 2022. α = 0 is the model before training, 1
+the one after it; often something between keeps the gain and most of what was there before. α is chosen on the
+validation split; the test columns are there to be looked at, nothing is chosen by them.
 """
 
 from __future__ import annotations

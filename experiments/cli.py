@@ -23,6 +23,7 @@ from lightning.pytorch.loggers import WandbLogger
 from callbacks.class_report import ClassReport
 from callbacks.confusion_matrix import ConfusionMatrixLogger
 from callbacks.prediction_writer import PredictionWriter
+from callbacks.retrieval_metrics import RetrievalMetrics
 from datamodules.base import ImageDataModule
 from datamodules.schema import UserError
 from datamodules.user_errors import run_reporting_user_errors
@@ -121,6 +122,7 @@ class VitrineCLI(LightningCLI):
         parser.set_defaults({"predictions.splits": ["val", "test", "predict"]})
         parser.add_lightning_class_args(ConfusionMatrixLogger, "confusion_matrix")
         parser.add_lightning_class_args(ClassReport, "class_report")
+        parser.add_lightning_class_args(RetrievalMetrics, "retrieval")
         parser.link_arguments("seed_everything", "data.init_args.seed")
         for name in _LINKS:
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")

@@ -96,6 +96,8 @@ def test_the_subclasss_own_arguments_are_saved_and_load_with_weights_only(tmp_pa
         "loader": {"batch_size": 4},
         "checks": {"allow_leaks": ["near"]},
         "seed": 7,
+        "prompts": None,
+        "caption": "random",
     }
     assert dict(data.hparams) == expected
     path = ModelCheckpoint(dirpath=tmp_path, filename="c")

@@ -97,7 +97,7 @@ def test_a_hub_that_does_not_answer_is_told_with_the_ways_out(monkeypatch: pytes
 
 def test_offline_mode_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(hub_access, "_hub_answers", lambda endpoint: pytest.fail("asked the hub"))
+    monkeypatch.setattr(hub_access, "answers_in_time", lambda endpoint: pytest.fail("asked the hub"))
     with pytest.raises(UserError, match="hub cannot be reached"):
         open_splits("nobody/nothing")
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import pytest
@@ -7,8 +8,8 @@ import torch
 from scipy import stats
 from torch.utils.data import DistributedSampler
 
-from datamodules.samplers import EvalSampler, SampleKey, TrainSampler, inverse_frequency_weights
-from datamodules.schema import UNKNOWN
+from datamodules.samplers import DistinctSampler, EvalSampler, SampleKey, TrainSampler, inverse_frequency_weights
+from datamodules.schema import UNKNOWN, UserError
 
 
 def places(sampler: TrainSampler | EvalSampler) -> list[int]:
@@ -148,3 +149,64 @@ def _epoch_places(weights: torch.Tensor, epoch: int) -> list[int]:
     sampler = TrainSampler(len(weights), weights=weights)
     sampler.set_epoch(epoch)
     return places(sampler)
+
+
+def batches_of_ids(ids: torch.Tensor, batch_size: int, epoch: int, world_size: int = 1) -> list[list[int]]:
+    """Ids of each batch over all processes."""
+    parts = []
+    for rank in range(world_size):
+        sampler = DistinctSampler(ids, batch_size, 3, rank, world_size)
+        sampler.set_epoch(epoch)
+        keys = [key.place for key in sampler]
+        assert len(keys) == len(sampler)
+        parts.append([keys[start : start + batch_size] for start in range(0, len(keys), batch_size)])
+    return [[int(ids[place]) for batch in together for place in batch] for together in zip(*parts, strict=True)]
+
+
+@pytest.mark.parametrize(("batch_size", "world_size"), [(4, 1), (7, 1), (3, 2)])
+def test_positives_never_meet_in_a_batch_of_all_processes(batch_size: int, world_size: int) -> None:
+    ids = torch.randint(0, 9, (120,), generator=torch.Generator().manual_seed(0)) * 5 - 7
+    epochs = [batches_of_ids(ids, batch_size, epoch, world_size) for epoch in range(3)]
+    for batches in epochs:
+        assert len(batches) == len(epochs[0]) > 0
+        for batch in batches:
+            assert len(set(batch)) == len(batch) == batch_size * world_size
+    assert epochs[0] != epochs[1]
+
+
+def test_no_sample_comes_twice_and_others_are_left_out_next_time() -> None:
+    ids = torch.tensor([0] * 10 + [1, 2, 3] * 2)
+    left_out = []
+    for epoch in range(5):
+        sampler = DistinctSampler(ids, 2, seed=1)
+        sampler.set_epoch(epoch)
+        places = [key.place for key in sampler]
+        assert len(set(places)) == len(places) == 12
+        left_out.append(frozenset(range(16)) - set(places))
+    assert len(set(left_out)) > 1
+
+
+@pytest.mark.parametrize("counts", [[3, 1, 1], [2, 2, 2], [5, 1, 1, 1], [1, 1, 1, 1], [4, 3, 2, 1]])
+def test_as_many_batches_are_made_as_can_be(counts: list[int]) -> None:
+    def most(left: tuple[int, ...], size: int) -> int:
+        best = 0
+        for chosen in itertools.combinations([i for i, count in enumerate(left) if count], size):
+            rest = tuple(sorted(count - (i in chosen) for i, count in enumerate(left)))
+            best = max(best, 1 + most(rest, size))
+        return best
+
+    ids = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    for size in (1, 2, 3):
+        assert DistinctSampler(ids, size).num_batches == most(tuple(sorted(counts)), size)
+
+
+def test_distinct_batches_go_on_where_they_were_left() -> None:
+    ids = torch.arange(30) % 6
+    walked, jumped = DistinctSampler(ids, 3, 2), DistinctSampler(ids, 3, 2)
+    jumped.start = 6
+    assert [key.place for key in walked][6:] == [key.place for key in jumped]
+
+
+def test_too_few_ids_for_a_batch_are_a_user_error() -> None:
+    with pytest.raises(UserError, match=r"3 different .* batch of 4"):
+        DistinctSampler(torch.tensor([0, 1, 2, 0]), 2, world_size=2)

@@ -83,12 +83,22 @@ def test_the_frames_index_and_value_types_do_not_matter() -> None:
     assert table.targets["class"].tolist() == [0, 1, UNKNOWN]
 
 
-def test_positives_share_the_label_and_unknown_labels_match_nothing() -> None:
-    ids = SampleTable.from_frame(small_frame(), ["class"]).positive_ids
-    assert ids[0] == ids[2] == 1
-    assert ids[1] == 0
-    assert len(set(ids.tolist())) == 4
-    assert (ids[3:] < 0).all()
+def test_several_captions_a_row_are_part_of_the_content() -> None:
+    frame = small_frame()
+    frame["caption"] = [["one", "two"], ["three"], [], ["four"], ["five", "six"]]
+    table = SampleTable.from_frame(frame, ["class"])
+    assert table.captions.to_pylist() == ["one", "three", "", "four", "five"]
+    assert table.caption_lists.of([0, 2]) == [["one", "two"], [""]]
+    other = small_frame()
+    other["caption"] = [["one"], ["two", "three"], [], ["four"], ["five", "six"]]
+    assert SampleTable.from_frame(other, ["class"]).fingerprint() != table.fingerprint()
+
+
+def test_data_without_labels_have_no_tasks() -> None:
+    table = SampleTable.from_frame(small_frame(), [])
+    assert table.tasks == {}
+    assert table.class_counts() == {}
+    assert len(table.fingerprint()) == 64
 
 
 def test_problems_of_rows_are_told_together_in_their_order() -> None:

@@ -1,0 +1,274 @@
+"""Flowers102: Oxford Flowers, 8,189 photos of 102 flowers that are common in the United Kingdom.
+
+M.-E. Nilsback and A. Zisserman, "Automated flower classification over a large number of classes", ICVGIP 2008
+(robots.ox.ac.uk/~vgg/data/flowers/102); no explicit licence, generally used for research only.
+
+The layout is torchvision's: ``flowers-102/jpg/image_00001.jpg`` …, ``setid.mat``, ``imagelabels.mat``; beside or in
+that folder ``cat_to_name.json``, an object from "1" … "102" to names. Splits differ between papers, and so do metrics
+(accuracy, or mean per class): name both wherever a number is given.
+
+Upstream has five pairs of identical photos, and a few that are nearly identical; where a protocol puts them into
+different splits, the experiment has to say so (``checks.allow_leaks``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
+
+import numpy as np
+
+from datamodules.base import ImageDataModule
+from datamodules.captions import CaptionMode
+from datamodules.location import locate
+from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
+from datamodules.prompts import PromptOptions
+from datamodules.schema import LABEL_TASK, UserError
+from datamodules.splits import stratified_split
+from datamodules.table import SampleTable, table_error
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+NUM_CLASSES = 102
+Protocol = Literal["official", "swapped", "zhou", "few_shot"]
+_SOURCE = "robots.ox.ac.uk/~vgg/data/flowers/102"
+_LAYOUT = "flowers-102/{jpg/image_00001.jpg …, setid.mat, imagelabels.mat} and cat_to_name.json"
+_ZHOU_FILE = "split_zhou_Flowers102.json"
+
+
+class FlowersSplit(TypedDict, total=False):
+    """How photos are divided.
+
+    Attributes:
+        protocol: ``official`` (train trnid, val valid, test tstid), ``swapped`` (train valid and tstid, test trnid),
+            ``zhou`` (the file of CoOp, Zhou et al., IJCV 2022) or ``few_shot`` (k photos a class of the official
+            train); default official.
+        shots: photos a class of ``few_shot``; default 16.
+        val_fraction: share of train that is cut out as val, stratified, where the protocol has none; default 0.1.
+        seed: of the draw (default: the seed of the DataModule).
+    """
+
+    protocol: Protocol
+    shots: int
+    val_fraction: float
+    seed: int
+
+
+class Flowers102(ImageDataModule):
+    """Flowers-102, whose captions are the prompts of its classes.
+
+    Args:
+        root: folder that holds ``flowers-102``, or that folder itself; by default ``$VITRINE_DATA/flowers102`` or
+            ``data/flowers102``.
+        split: how photos are divided.
+        classes: ``all``, or ``base``: train and val have the first half of the classes only, test has all, so that it
+            shows what was learned (base) and what is still known of the others (novel).
+        download: fetch what is missing, where there is a network.
+        caption: which of several prompts training sees: random, one drawn each epoch, or first.
+        prompts: texts that stand for the classes; by default "a photo of a {}, a type of flower.".
+        image: size, crop and interpolation of the pictures.
+        augment: augmentation of the training pictures; none by default.
+        loader: batch size, workers and sampling.
+        checks: what to do about unreadable pictures and leaks between the splits.
+        seed: of order, sampling, augmentation and, where ``split`` names no other, of the division.
+    """
+
+    def __init__(
+        self,
+        root: str = "",
+        split: FlowersSplit | None = None,
+        classes: Literal["all", "base"] = "all",
+        download: bool = False,
+        caption: CaptionMode = "random",
+        prompts: PromptOptions | None = None,
+        image: ImageOptions | None = None,
+        augment: AugmentOptions | None = None,
+        loader: LoaderOptions | None = None,
+        checks: CheckOptions | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(image, augment, loader, checks, seed, prompts or {"name": "openai_flowers"}, caption)
+        self.root = root
+        self.classes = classes
+        self.download = download
+        self.split_options = _checked(split)
+        if classes not in {"all", "base"}:
+            raise UserError(f"data classes: {classes!r} is unknown; choose all or base")
+
+    @property
+    def base_classes(self) -> int:
+        """Number of classes in train, the first in label order; 0 where they are all there."""
+        return NUM_CLASSES // 2 if self.classes == "base" else 0
+
+    def load_table(self) -> SampleTable:
+        """Reads the lists.
+
+        Raises:
+            UserError: for missing or unreadable files, or with all problems of the lists.
+        """
+        import pandas as pd
+
+        if self.download:
+            from datamodules.flowers102_download import fetch
+
+            fetch(self.root)
+        folder = _folder(locate(self.root, "flowers102", _SOURCE, _LAYOUT))
+        labels = _read_mat(folder / "imagelabels.mat", "labels")
+        names = _class_names(folder)
+        numbers, splits = self._divide(folder, labels)
+        _check(folder, numbers, labels)
+        own = labels[numbers - 1] - 1
+        kept = splits == "test"
+        if self.base_classes:
+            kept |= own < self.base_classes
+        frame = pd.DataFrame(
+            {
+                "name": [f"image_{number:05d}.jpg" for number in numbers],
+                "source": [f"jpg/image_{number:05d}.jpg" for number in numbers],
+                "split": splits,
+                "row": numbers,
+                LABEL_TASK: [names[label] for label in own],
+            }
+        )[kept if self.base_classes else slice(None)]
+        return SampleTable.from_frame(frame, [LABEL_TASK], {LABEL_TASK: names}, str(folder), str(folder))
+
+    def _divide(self, folder: Path, labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.str_]]:
+        """Numbers of the photos, from 1, in ascending order, and their splits."""
+        protocol = self.split_options["protocol"]
+        seed = self.split_options.get("seed", self.seed)
+        if protocol == "zhou":
+            lists = _zhou_lists(folder)
+        else:
+            train, val, test = (_read_mat(folder / "setid.mat", key) for key in ("trnid", "valid", "tstid"))
+            lists = {"train": train, "val": val, "test": test}
+        _refuse_repetitions(folder, lists, len(labels))
+        if protocol == "swapped":
+            lists = {"train": np.concatenate([lists["val"], lists["test"]]), "test": lists["train"]}
+        if protocol == "few_shot":
+            lists["train"] = _few(lists["train"], labels, self.split_options["shots"], seed)
+        numbers = np.concatenate(list(lists.values()))
+        splits = np.repeat(np.array(list(lists)), [len(part) for part in lists.values()]).astype("U5")
+        order = np.argsort(numbers, kind="stable")
+        numbers, splits = numbers[order], splits[order]
+        if "val" not in lists:
+            train = np.flatnonzero(splits == "train")
+            share = self.split_options["val_fraction"]
+            carved = stratified_split(labels[numbers[train] - 1], (1 - share, share, 0.0), seed)
+            splits[train] = carved
+        return numbers, splits
+
+
+def _checked(split: FlowersSplit | None) -> FlowersSplit:
+    given = split or {}
+    if strange := sorted(set(given) - set(FlowersSplit.__annotations__)):
+        known = ", ".join(FlowersSplit.__annotations__)
+        raise UserError(f"data split: unknown key {strange[0]!r}; known keys are {known}")
+    filled: FlowersSplit = {"protocol": "official", "shots": 16, "val_fraction": 0.1, **given}
+    if filled["protocol"] not in get_args(Protocol):
+        raise UserError(
+            f"data split.protocol: {filled['protocol']!r} is unknown; choose {', '.join(get_args(Protocol))}"
+        )
+    if filled["shots"] < 1 or not 0 < filled["val_fraction"] < 1:
+        raise UserError(
+            f"data split: shots must be at least 1 and val_fraction between 0 and 1, got {filled['shots']} and "
+            f"{filled['val_fraction']}"
+        )
+    return filled
+
+
+def _folder(root: Path) -> Path:
+    folder = root / "flowers-102" if (root / "flowers-102").is_dir() else root
+    missing = [name for name in ("jpg", "setid.mat", "imagelabels.mat") if not (folder / name).exists()]
+    if missing:
+        raise UserError(
+            f"data root: {folder} has no {', '.join(missing)}; get the data from {_SOURCE} or with data download: "
+            f"true, and lay them out as {_LAYOUT}"
+        )
+    return folder
+
+
+def _read_mat(path: Path, key: str) -> NDArray[np.int64]:
+    """One list of a MATLAB file, int64 ``(n,)``."""
+    from scipy.io import loadmat
+
+    try:
+        values = loadmat(path)[key]
+        numbers: NDArray[np.int64] = np.asarray(values).astype(np.int64).reshape(-1)
+    except KeyError:
+        raise UserError(f"{path}: has no list {key!r}; get the file again from {_SOURCE}") from None
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: cannot be read as a MATLAB file ({reason}); get it again from {_SOURCE}") from error
+    return numbers
+
+
+def _class_names(folder: Path) -> list[str]:
+    """Names of the classes in the order of the labels 1 to 102."""
+    path = next((p for p in (folder.parent / "cat_to_name.json", folder / "cat_to_name.json") if p.is_file()), None)
+    if path is None:
+        raise UserError(
+            f'data root: neither {folder.parent} nor {folder} has cat_to_name.json, an object from "1" to "102" to the '
+            "names of the flowers; many copies of the data set bring it along"
+        )
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        names = [str(found[str(number)]) for number in range(1, NUM_CLASSES + 1)]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f'{path}: must be an object from "1" to "102" to names ({error} is wrong); mend it') from error
+    if len(set(names)) < NUM_CLASSES:
+        raise UserError(f"{path}: has a name twice; mend it")
+    return names
+
+
+def _zhou_lists(folder: Path) -> dict[str, NDArray[np.int64]]:
+    """CoOp's own division: JSON with rows of file name, label and class name for train, val and test."""
+    path = next((p for p in (folder.parent / _ZHOU_FILE, folder / _ZHOU_FILE) if p.is_file()), None)
+    if path is None:
+        raise UserError(
+            f"data split.protocol: zhou needs {_ZHOU_FILE} in {folder}; it is linked in DATASETS.md of "
+            "github.com/KaiyangZhou/CoOp"
+        )
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        return {
+            split: np.array([int(Path(row[0]).stem.rpartition("_")[2]) for row in rows[split]], dtype=np.int64)
+            for split in ("train", "val", "test")
+        }
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise UserError(f"{path}: is not CoOp's split file ({error} is wrong); get it again") from error
+
+
+def _refuse_repetitions(folder: Path, lists: dict[str, NDArray[np.int64]], count: int) -> None:
+    """Refuses numbers that do not exist, and photos that are in two lists or twice in one."""
+    problems: list[tuple[int, str]] = []
+    seen: dict[int, str] = {}
+    for split, numbers in lists.items():
+        for position, number in enumerate(numbers.tolist(), start=1):
+            where = f"place {position} of the list for {split}"
+            if not 1 <= number <= count:
+                problems.append((position, f"{where}: there is no photo {number}, labels end at {count}"))
+            elif number in seen:
+                problems.append((position, f"{where}: photo {number} again, first at {seen[number]}"))
+            else:
+                seen[number] = where
+    if problems:
+        raise table_error(str(folder / "setid.mat"), problems, "get the lists again")
+
+
+def _few(numbers: NDArray[np.int64], labels: NDArray[np.int64], shots: int, seed: int) -> NDArray[np.int64]:
+    """So many photos of each class, drawn at random; all where a class has fewer."""
+    order = np.random.default_rng(seed).permutation(numbers)
+    own = labels[order - 1]
+    rank = np.array([int((own[:place] == label).sum()) for place, label in enumerate(own)], dtype=np.int64)
+    return order[rank < shots]
+
+
+def _check(folder: Path, numbers: NDArray[np.int64], labels: NDArray[np.int64]) -> None:
+    """Refuses labels that do not exist."""
+    wrong: Sequence[int] = [int(n) for n in numbers if not 1 <= labels[n - 1] <= NUM_CLASSES]
+    if wrong:
+        problems = [(number, f"photo {number} has the label {labels[number - 1]}, not 1 to 102") for number in wrong]
+        raise table_error(str(folder / "imagelabels.mat"), problems, "get the file again")

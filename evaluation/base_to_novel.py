@@ -1,0 +1,285 @@
+"""What fine-tuning on some classes cost on the others: base-to-novel evaluation.
+
+As in Zhou et al., Conditional Prompt Learning for Vision-Language Models, CVPR 2022, with the classes halved as in the
+code of Zhou et al., Learning to Prompt for Vision-Language Models (CoOp), IJCV 2022: a model was trained on the base
+classes, the first half in label order. Each half of the test samples is sorted into the classes of its own half only,
+and the harmonic mean of both accuracies is what counts: it is high only where both are. The same model before
+fine-tuning, on the same samples, says what was gained and lost.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodules.schema import LABEL_TASK, UserError
+from evaluation.artefacts import written_whole
+from evaluation.pairing import in_order_of
+from evaluation.predictions import Predictions, read_predictions
+from evaluation.statistics import Interval, Statistic, accuracy_statistic, group_bootstrap, known, wilson
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+class Estimate(NamedTuple):
+    """A number with its 95 % interval by group."""
+
+    value: float
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class BaseToNovel:
+    """Accuracy on either half of the classes; shares from 0 to 1, higher is better.
+
+    Attributes:
+        base_classes: number of base classes, the first ones in label order.
+        novel_classes: number of the other ones.
+        n_base: test samples of base classes.
+        n_novel: test samples of novel classes.
+        base: accuracy on the former among base classes.
+        novel: accuracy on the latter among novel classes.
+        harmonic_mean: of both, 0 where either is.
+    """
+
+    base_classes: int
+    novel_classes: int
+    n_base: int
+    n_novel: int
+    base: Estimate
+    novel: Estimate
+    harmonic_mean: Estimate
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A model before and after fine-tuning on the same samples.
+
+    Attributes:
+        after: fine-tuned.
+        before: not yet.
+        base: paired difference of accuracy on base classes, after less before, -1 to 1; below 0 is a loss.
+        novel: the same on novel classes: what fine-tuning cost there.
+        harmonic_mean: the same of the harmonic mean.
+    """
+
+    after: BaseToNovel
+    before: BaseToNovel
+    base: Estimate
+    novel: Estimate
+    harmonic_mean: Estimate
+
+
+class _Answers(NamedTuple):
+    """Which of the N samples with a known target are of base classes, which answers are right, and the groups."""
+
+    is_base: NDArray[np.bool_]
+    right: NDArray[np.bool_]
+    groups: NDArray[np.object_]
+
+
+def base_to_novel(
+    predictions: Predictions, base: int | None = None, *, n_resamples: int = 5_000, seed: int = 0
+) -> BaseToNovel:
+    """Accuracy on both halves, each among its own classes.
+
+    The intervals of the two accuracies resample the groups of their half, that of the harmonic mean those of both
+    together; a resample that lacks one half counts as 0 there, which can only widen the interval.
+
+    Args:
+        predictions: of samples of all classes.
+        base: number of base classes; None for half of them, rounded up.
+        n_resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Raises:
+        UserError: there is no such half, or no sample of it.
+    """
+    base = _checked_base(predictions, base)
+    answers = _answers(predictions, base)
+    n_base = int(answers.is_base.sum())
+
+    def estimate(statistic: Statistic, rows: NDArray[np.bool_]) -> Estimate:
+        value = statistic(np.ones((1, int(rows.sum()))))
+        return Estimate(float(value[0]), group_bootstrap(statistic, answers.groups[rows], n_resamples, seed=seed))
+
+    return BaseToNovel(
+        base_classes=base,
+        novel_classes=len(predictions.tasks[LABEL_TASK]) - base,
+        n_base=n_base,
+        n_novel=len(answers.right) - n_base,
+        base=estimate(_accuracy(answers.right[answers.is_base]), answers.is_base),
+        novel=estimate(_accuracy(answers.right[~answers.is_base]), ~answers.is_base),
+        harmonic_mean=estimate(_harmonic_mean(answers), np.ones(len(answers.right), dtype=bool)),
+    )
+
+
+def compare(
+    after: Predictions, before: Predictions, base: int | None = None, *, n_resamples: int = 5_000, seed: int = 0
+) -> Cost:
+    """What fine-tuning changed; the difference is paired, sample by sample.
+
+    Args:
+        after: predictions of the fine-tuned model; its groups are resampled.
+        before: predictions of the same samples, in any order, by the model that fine-tuning began with.
+        base: number of base classes; None for half of them, rounded up.
+        n_resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Raises:
+        UserError: the samples, their targets or the classes are not the same; or as ``base_to_novel``.
+    """
+    before = in_order_of(after, before, LABEL_TASK)
+    base = _checked_base(after, base)
+    old, new = _answers(before, base), _answers(after, base)
+
+    def difference(parts: tuple[Statistic, Statistic], rows: NDArray[np.bool_]) -> Estimate:
+        earlier, later = parts
+
+        def shifted(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+            # From 0 to 1, for which the bootstrap is made.
+            return (later(weights) - earlier(weights) + 1) / 2
+
+        value = 2 * float(shifted(np.ones((1, int(rows.sum()))))[0]) - 1
+        groups = new.groups[rows]
+        if (old.right[rows] == new.right[rows]).all():
+            # No resample can differ either: the Wilson interval of as many trials as groups, to both sides.
+            most = wilson(0.0, len(np.unique(groups))).high
+            return Estimate(value, Interval(-most, most))
+        low, high = group_bootstrap(shifted, groups, n_resamples, seed=seed)
+        return Estimate(value, Interval(2 * low - 1, 2 * high - 1))
+
+    def of_half(rows: NDArray[np.bool_]) -> Estimate:
+        return difference((_accuracy(old.right[rows]), _accuracy(new.right[rows])), rows)
+
+    means = _harmonic_mean(old), _harmonic_mean(new)
+    return Cost(
+        after=base_to_novel(after, base, n_resamples=n_resamples, seed=seed),
+        before=base_to_novel(before, base, n_resamples=n_resamples, seed=seed),
+        base=of_half(new.is_base),
+        novel=of_half(~new.is_base),
+        harmonic_mean=difference(means, np.ones(len(new.right), dtype=bool)),
+    )
+
+
+def read_run(path: Path, split: str) -> Predictions:
+    """Predictions of a run directory, or of a file.
+
+    Raises:
+        UserError: they are missing or cannot be read.
+    """
+    return read_predictions(path / "predictions" / f"{split}.parquet" if path.is_dir() else path)
+
+
+def restricted_accuracy(
+    targets: NDArray[np.int64], logits: NDArray[np.float32], base: int, *, novel: bool = False
+) -> float:
+    """Accuracy on the samples of one half of the classes, among these only; 0 to 1, higher is better, NaN for none.
+
+    Args:
+        targets: int64 ``(N,)``, all known.
+        logits: float32 ``(N, C)``.
+        base: number of base classes.
+        novel: the other half.
+    """
+    rows = (targets >= base) == novel
+    return float(_right(targets, logits, base)[rows].mean()) if rows.any() else math.nan
+
+
+def rich_table(result: BaseToNovel | Cost, title: str) -> Table:
+    """The result as a table for the terminal."""
+    from rich.table import Table
+    from rich.text import Text
+
+    cost = result if isinstance(result, Cost) else None
+    after = result.after if isinstance(result, Cost) else result
+    table = Table(title=title)
+    table.add_column("accuracy")
+    columns = ("after [95 %]", "before [95 %]", "difference [95 %]") if cost else ("[95 %]",)
+    for column in ("n", *columns):
+        table.add_column(Text(column), justify="right")
+    rows = (
+        ("base", f"base, among {after.base_classes} classes", after.n_base),
+        ("novel", f"novel, among {after.novel_classes} classes", after.n_novel),
+        ("harmonic_mean", "harmonic mean", after.n_base + after.n_novel),
+    )
+    for name, label, n in rows:
+        cells = [_with_interval(getattr(after, name))]
+        if cost:
+            cells += [_with_interval(getattr(cost.before, name)), _with_interval(getattr(cost, name), "+")]
+        table.add_row(label, str(n), *(Text(cell) for cell in cells))
+    return table
+
+
+def write_json(path: Path, result: BaseToNovel | Cost) -> None:
+    """Write the result whole; an estimate becomes an object of ``value``, ``low`` and ``high``."""
+    with written_whole(path) as partial:
+        partial.write_text(json.dumps(_plain(result), indent=2) + "\n", encoding="utf-8")
+
+
+def _checked_base(predictions: Predictions, base: int | None) -> int:
+    if LABEL_TASK not in predictions.tasks:
+        raise UserError(f"base_to_novel: the predictions have no task '{LABEL_TASK}'; test a model of classes")
+    num_classes = len(predictions.tasks[LABEL_TASK])
+    base = (num_classes + 1) // 2 if base is None else base
+    if not 0 < base < num_classes:
+        raise UserError(f"--base: must be from 1 to {num_classes - 1}, as there are {num_classes} classes; got {base}")
+    targets = predictions.targets[LABEL_TASK]
+    for half, is_there in (("base", (targets[known(targets)] < base).any()), ("novel", (targets >= base).any())):
+        if not is_there:
+            raise UserError(
+                f"base_to_novel: no sample is of the {half} classes ({base} of {num_classes} are base); test on data "
+                f"with all classes"
+            )
+    return base
+
+
+def _answers(predictions: Predictions, base: int) -> _Answers:
+    rows = known(predictions.targets[LABEL_TASK])
+    targets, logits = predictions.targets[LABEL_TASK][rows], predictions.logits[LABEL_TASK][rows]
+    return _Answers(targets < base, _right(targets, logits, base), predictions.groups[rows])
+
+
+def _right(targets: NDArray[np.int64], logits: NDArray[np.float32], base: int) -> NDArray[np.bool_]:
+    """Which answers are right, each among the classes of the sample's own half."""
+    among_base, among_novel = logits[:, :base].argmax(axis=1), base + logits[:, base:].argmax(axis=1)
+    right: NDArray[np.bool_] = np.where(targets < base, among_base, among_novel) == targets
+    return right
+
+
+def _accuracy(right: NDArray[np.bool_]) -> Statistic:
+    return accuracy_statistic(np.ones(len(right), dtype=np.int64), right.astype(np.int64))
+
+
+def _harmonic_mean(answers: _Answers) -> Statistic:
+    """Of the accuracies on both halves, as a function of sample weights."""
+    sides = answers.is_base.astype(np.float64), (~answers.is_base).astype(np.float64)
+    hits = [side * answers.right for side in sides]
+
+    def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        # A resample may lack one side: accuracy 0.
+        base, novel = (weights @ hit / np.maximum(weights @ side, 1) for hit, side in zip(hits, sides, strict=True))
+        values: NDArray[np.float64] = 2 * base * novel / np.where(base + novel > 0, base + novel, 1)
+        return values
+
+    return statistic
+
+
+def _with_interval(estimate: Estimate, sign: str = "") -> str:
+    (low, high), form = estimate.interval, f"{sign}.3f"
+    return f"{estimate.value:{form}} [{low:{form}}, {high:{form}}]"
+
+
+def _plain(result: BaseToNovel | Cost | Estimate | int) -> Any:
+    if isinstance(result, int):
+        return result
+    if isinstance(result, Estimate):
+        return {"value": result.value, "low": result.interval.low, "high": result.interval.high}
+    return {field.name: _plain(getattr(result, field.name)) for field in fields(result)}

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from datamodules.captions import RANDOM, CaptionLists, Texts
+from datamodules.schema import UserError
+from datamodules.table import SampleTable
+
+CAPTIONS = [["a", "b", "c"], ["d"], ["e", "f"], ["g"], ["h", "i"]]
+
+
+def table(captions: Any, labels: list[str | None] | None = None) -> SampleTable:
+    names = list("vwxyz")
+    frame = pd.DataFrame({"name": names, "source": names, "split": "train", "group": ["v", "v", "x", "y", "z"]})
+    frame["caption"] = captions
+    if labels:
+        frame["class"] = labels
+    return SampleTable.from_frame(frame, ["class"] if labels else [])
+
+
+LABELLED = ["cat", "dog", "cat", None, "dog"]
+
+
+def test_lists_are_found_again() -> None:
+    lists = CaptionLists.from_column(pd.Series([["a", "b"], [], "c", None]))
+    assert lists.of([0, 1, 2, 3]) == [["a", "b"], [""], ["c"], [""]]
+    assert lists.counts.tolist() == [2, 1, 1, 1]
+    assert lists.first.to_pylist() == ["a", "", "c", ""]
+    assert lists.pick([0, 2], [1, 0]) == ["b", "c"]
+
+
+def test_all_makes_every_pair_once() -> None:
+    texts = Texts(table(CAPTIONS), mode="all")
+    rows, numbers = texts.pairs(np.array([0, 2, 3]))
+    assert rows.tolist() == [0, 0, 0, 2, 2, 3]
+    assert texts.training(rows.tolist(), numbers.tolist(), [0] * 6, [0] * 6) == ["a", "b", "c", "e", "f", "g"]
+
+
+def test_first_is_always_the_first() -> None:
+    texts = Texts(table(CAPTIONS), mode="first")
+    rows, numbers = texts.pairs(np.arange(5))
+    assert numbers.tolist() == [0] * 5
+    assert texts.training(rows.tolist(), numbers.tolist(), [3] * 5, [0] * 5) == ["a", "d", "e", "g", "h"]
+
+
+def test_random_draws_evenly_and_is_a_function_of_seed_epoch_sample_and_draw() -> None:
+    texts, other = Texts(table(CAPTIONS), seed=1), Texts(table(CAPTIONS), seed=2)
+    rows, numbers = texts.pairs(np.arange(5))
+    assert numbers.tolist() == [RANDOM] * 5
+
+    def drawn(texts: Texts, epoch: int, draw: int = 0) -> list[str]:
+        return texts.training(rows.tolist(), numbers.tolist(), [epoch] * 5, [draw] * 5)
+
+    epochs = [drawn(texts, epoch) for epoch in range(300)]
+    assert epochs == [drawn(texts, epoch) for epoch in range(300)]
+    counts = Counter(epoch[0] for epoch in epochs)
+    assert min(counts[text] for text in "abc") > 70
+    assert epochs != [drawn(other, epoch) for epoch in range(300)]
+    assert epochs[:50] != [drawn(texts, epoch, draw=1) for epoch in range(50)]
+
+
+def test_captions_of_their_own_are_used_unless_prompts_are_asked_for() -> None:
+    data = table(CAPTIONS, LABELLED)
+    assert Texts(data).own
+    prompted = Texts(data, {"templates": ["a {}", "the {}"]})
+    assert not prompted.own
+    assert prompted.class_prompts == [["a cat", "the cat"], ["a dog", "the dog"]]
+    assert prompted.evaluation([0, 3]) == [["a cat", "the cat"], [""]]
+    seen = {prompted.training([1], [RANDOM], [epoch], [0])[0] for epoch in range(20)}
+    assert seen == {"a dog", "the dog"}
+    assert prompted.training([3], [RANDOM], [0], [0]) == [""]
+
+
+def test_data_without_captions_are_described_by_their_classes() -> None:
+    texts = Texts(table([""] * 5, LABELLED))
+    assert not texts.own
+    assert texts.training([0], [0], [0], [0]) == ["a photo of a cat."]
+
+
+def test_positives_of_class_prompts_share_the_label_and_unknown_ones_match_nothing() -> None:
+    ids = Texts(table([""] * 5, LABELLED)).positive_ids
+    assert ids[0] == ids[2]
+    assert ids[1] == ids[4]
+    assert len(set(ids.tolist())) == 3
+
+
+def test_positives_of_single_captions_share_the_wording() -> None:
+    ids = Texts(table(["A cat", " a cat ", "a dog", "", ""])).positive_ids
+    assert ids[0] == ids[1]
+    assert len(set(ids.tolist())) == 4
+
+
+def test_positives_of_several_captions_share_the_group() -> None:
+    ids = Texts(table(CAPTIONS)).positive_ids
+    assert ids[0] == ids[1]
+    assert len(set(ids.tolist())) == 4
+
+
+def test_a_tokenizer_is_trained_on_captions_and_prompts() -> None:
+    texts = Texts(table(CAPTIONS, LABELLED))
+    assert set(texts.training_texts(np.array([0, 3]))) == {"a", "b", "c", "g", "a photo of a cat.", "a photo of a dog."}
+
+
+def test_an_unknown_mode_is_refused() -> None:
+    with pytest.raises(UserError, match="data caption"):
+        Texts(table(CAPTIONS), mode="last")  # type: ignore[arg-type]  # what a user may write

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchmetrics.functional.retrieval import retrieval_recall
+from torchmetrics.retrieval import RetrievalHitRate, RetrievalMAP
+
+from retrieval.metrics import RECALL_AT, TIE_TOLERANCE, RankedQueries, average_precision, rank_queries, relevant_ranks
+
+PICTURES = 40
+
+
+def unit(*shape: int, seed: int) -> torch.Tensor:
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+def captions() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Pictures and texts that resemble them a little: 1 to 4 texts a picture, ids in no order."""
+    generator = torch.Generator().manual_seed(3)
+    image_ids = torch.randperm(1000, generator=generator)[:PICTURES]
+    text_ids = image_ids.repeat_interleave(torch.randint(1, 5, (PICTURES,), generator=generator))
+    text_ids = text_ids[torch.randperm(len(text_ids), generator=generator)]
+    images = unit(PICTURES, 8, seed=0)
+    own = images[(text_ids[:, None] == image_ids).int().argmax(dim=1)]
+    return images, F.normalize(own + 2 * unit(len(text_ids), 8, seed=1), dim=1), image_ids, text_ids
+
+
+def brute_force(similarity: NDArray[np.float64], relevant: NDArray[np.bool_]) -> tuple[list[int], list[float]]:
+    """By the definition, item by item: sort with the worst order among equals, walk down the list."""
+    first_ranks, precisions = [], []
+    for scores, is_relevant in zip(similarity, relevant, strict=True):
+        walk = sorted(range(len(scores)), key=lambda item: (-scores[item], is_relevant[item]))
+        hits = [place for place, item in enumerate(walk, start=1) if is_relevant[item]]
+        first_ranks.append(hits[0])
+        precisions.append(float(np.mean([found / place for found, place in enumerate(hits, start=1)])))
+    return first_ranks, precisions
+
+
+def both_directions() -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    images, texts, image_ids, text_ids = captions()
+    return [(images, texts, image_ids, text_ids), (texts, images, text_ids, image_ids)]
+
+
+@pytest.mark.parametrize("direction", [0, 1])
+def test_equals_brute_force(direction: int) -> None:
+    queries, gallery, query_ids, gallery_ids = both_directions()[direction]
+    ranked = rank_queries(queries, gallery, query_ids, gallery_ids)
+    similarity = queries.double().numpy() @ gallery.double().numpy().T
+    first_ranks, precisions = brute_force(similarity, (query_ids[:, None] == gallery_ids).numpy())
+    assert len(set(first_ranks)) > 5
+    assert ranked.first_rank.tolist() == first_ranks
+    np.testing.assert_allclose(ranked.average_precision, precisions, rtol=1e-6)
+    metrics = ranked.metrics()
+    assert list(metrics) == ["R@1", "R@5", "R@10", "median_rank", "mAP"]
+    for k in RECALL_AT:
+        assert float(metrics[f"R@{k}"]) == pytest.approx(np.mean(np.array(first_ranks) <= k))
+    assert float(metrics["median_rank"]) == np.median(first_ranks)
+    assert float(metrics["mAP"]) == pytest.approx(np.mean(precisions))
+
+
+@pytest.mark.parametrize("direction", [0, 1])
+def test_equals_torchmetrics(direction: int) -> None:
+    queries, gallery, query_ids, gallery_ids = both_directions()[direction]
+    metrics = rank_queries(queries, gallery, query_ids, gallery_ids).metrics()
+    # Above 0, because torchmetrics takes scores for probabilities and passes over relevant items that have none.
+    similarity, relevant = queries @ gallery.T + 2, query_ids[:, None] == gallery_ids
+    indexes = torch.arange(len(queries))[:, None].expand_as(similarity)
+    cells: Any = (similarity.flatten(), relevant.flatten(), indexes.flatten())
+    assert float(metrics["mAP"]) == pytest.approx(float(RetrievalMAP()(*cells)), rel=1e-5)
+    for k in RECALL_AT:
+        assert float(metrics[f"R@{k}"]) == pytest.approx(float(RetrievalHitRate(top_k=k)(*cells)))
+
+
+def test_with_one_relevant_item_hits_are_recall() -> None:
+    images, texts, image_ids, text_ids = captions()
+    metrics = rank_queries(texts, images, text_ids, image_ids).metrics()
+    for k in RECALL_AT:
+        recalls = [
+            retrieval_recall(text @ images.T + 2, image_ids == own, top_k=k)
+            for text, own in zip(texts, text_ids, strict=True)
+        ]
+        assert float(metrics[f"R@{k}"]) == pytest.approx(float(torch.stack(recalls).mean()))
+
+
+def test_several_relevant_items_by_hand() -> None:
+    similarity = torch.tensor([[0.9, 0.8, 0.7, 0.6, 0.5]])
+    relevant = torch.tensor([[False, True, False, False, True]])
+    ranks = relevant_ranks(similarity, relevant)
+    assert ranks.tolist() == [[2, 5]]
+    assert float(average_precision(ranks)) == pytest.approx((1 / 2 + 2 / 5) / 2)
+    # A second query with one relevant item only: the other place stays empty and does not count.
+    ranks = relevant_ranks(similarity.repeat(2, 1), torch.cat([relevant, relevant ^ torch.eye(5).bool()[4]]))
+    assert ranks.tolist() == [[2, 5], [2, 0]]
+    assert average_precision(ranks).tolist() == pytest.approx([0.45, 0.5])
+
+
+def test_ties_do_not_flatter() -> None:
+    """A model that maps everything to one point finds nothing."""
+    point = F.normalize(torch.ones(12, 6), dim=1)
+    ids = torch.arange(12)
+    ranked = rank_queries(point, point, ids, ids)
+    assert ranked.first_rank.tolist() == [12] * 12
+    assert float(ranked.recall_at(10)) == 0
+    # Relevant items are no competitors of each other: 9 others, then the first of the three.
+    assert rank_queries(point[:1], point, ids[:1], ids // 3).first_rank.tolist() == [10]
+
+
+def test_equal_up_to_rounding_is_equal() -> None:
+    relevant = torch.tensor([[True, False, False]])
+    for gap, rank in ((TIE_TOLERANCE / 10, 3), (TIE_TOLERANCE * 10, 1)):
+        assert relevant_ranks(torch.tensor([[0.5, 0.5 - gap, 0.5 - gap]]), relevant).tolist() == [[rank]]
+
+
+def test_what_is_not_a_number_ranks_last() -> None:
+    relevant = torch.tensor([[True, False, True, False]])
+    nan = torch.nan
+    assert relevant_ranks(torch.tensor([[nan, 0.1, nan, 0.2]]), relevant).tolist() == [[3, 4]]
+    assert relevant_ranks(torch.tensor([[0.9, nan, 0.1, 0.2]]), relevant).tolist() == [[2, 4]]
+    everything = torch.full((4, 2), nan)
+    ids = torch.arange(4)
+    assert rank_queries(everything, everything, ids, ids).first_rank.tolist() == [4] * 4
+
+
+@pytest.mark.parametrize("chunk_size", [1, 7, 39, 1000])
+def test_chunk_size_changes_nothing(chunk_size: int) -> None:
+    for queries, gallery, query_ids, gallery_ids in both_directions():
+        whole = rank_queries(queries, gallery, query_ids, gallery_ids)
+        chunked = rank_queries(queries, gallery, query_ids, gallery_ids, chunk_size=chunk_size)
+        assert torch.equal(whole.first_rank, chunked.first_rank)
+        assert torch.equal(whole.average_precision, chunked.average_precision)
+
+
+class LargestTensor(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    """Notes the size of the largest tensor that any operation returns."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(value, torch.Tensor):
+                self.numel = max(self.numel, value.numel())
+        return result
+
+
+def test_no_matrix_is_larger_than_a_chunk() -> None:
+    queries, gallery = unit(1000, 4, seed=0), unit(600, 4, seed=1)
+    query_ids, gallery_ids = torch.arange(1000) % 600, torch.arange(600)
+    with LargestTensor() as largest:
+        rank_queries(queries, gallery, query_ids, gallery_ids, chunk_size=10)
+    assert largest.numel == 10 * 600
+
+
+def test_default_chunk_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("retrieval.metrics._CHUNK_CELLS", 5_000)
+    queries, gallery = unit(300, 4, seed=0), unit(200, 4, seed=1)
+    with LargestTensor() as largest:
+        rank_queries(queries, gallery, torch.arange(300) % 200, torch.arange(200))
+    assert largest.numel == 5_000
+
+
+def test_types_are_kept_and_halves_are_not_rounded_again() -> None:
+    images, texts, image_ids, text_ids = captions()
+    doubles = rank_queries(images.double(), texts.double(), image_ids, text_ids)
+    assert (doubles.first_rank.dtype, doubles.average_precision.dtype) == (torch.int64, torch.float64)
+    assert doubles.recall_at(5).dtype == torch.float64
+    rounded = images.bfloat16(), texts.bfloat16()
+    halves = rank_queries(*rounded, image_ids, text_ids)
+    assert halves.average_precision.dtype == torch.float32
+    exact = rank_queries(rounded[0].float(), rounded[1].float(), image_ids, text_ids)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = rank_queries(rounded[0].float(), rounded[1].float(), image_ids, text_ids)
+    for other in (halves, cast):
+        assert torch.equal(other.first_rank, exact.first_rank)
+
+
+def test_result_has_no_gradient() -> None:
+    images, texts, image_ids, text_ids = captions()
+    assert not rank_queries(images.requires_grad_(), texts, image_ids, text_ids).average_precision.requires_grad
+
+
+@pytest.mark.parametrize(("ranks", "median"), [([1], 1), ([4, 1], 2.5), ([9, 1, 3], 3), ([1, 1, 2, 100], 1.5)])
+def test_median_of_even_numbers_lies_between(ranks: list[int], median: float) -> None:
+    assert float(RankedQueries(torch.tensor(ranks), torch.ones(len(ranks))).median_rank()) == median
+
+
+def test_mistakes_are_told() -> None:
+    images, texts, image_ids, text_ids = captions()
+    with pytest.raises(ValueError, match=r"1 of 2 queries have no relevant item in the gallery, the first is number 1"):
+        rank_queries(images[:2], texts, torch.tensor([int(image_ids[0]), -5]), text_ids)
+    with pytest.raises(ValueError, match="there are no queries"):
+        rank_queries(images[:0], texts, image_ids[:0], text_ids)
+    with pytest.raises(ValueError, match="40 queries with 39 ids"):
+        rank_queries(images, texts, image_ids[:-1], text_ids)
