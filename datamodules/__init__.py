@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from datamodules.base import ImageDataModule as ImageDataModule
     from datamodules.fashion import Fashion as Fashion
+    from datamodules.flickr8k import Flickr8k as Flickr8k
     from datamodules.flowers102 import Flowers102 as Flowers102
     from datamodules.hub_images import HubImages as HubImages
     from datamodules.image_folder import ImageFolder as ImageFolder
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "Fashion": "fashion",
+    "Flickr8k": "flickr8k",
     "Flowers102": "flowers102",
     "HubImages": "hub_images",
     "ImageDataModule": "base",
@@ -33,6 +35,7 @@ _MODULES = {
 
 __all__ = [
     "Fashion",
+    "Flickr8k",
     "Flowers102",
     "HubImages",
     "ImageDataModule",

@@ -25,8 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     is_probe = options.command == "linear_probe"
     if rest and not (is_probe and rest[0].startswith("--data.")):
         parser.error(f"unknown argument {rest[0]!r}")
-    if options.command == "base_to_novel":
-        return run_reporting_user_errors(lambda: _base_to_novel(options))
+    if options.command in _OTHERS:
+        return run_reporting_user_errors(lambda: _OTHERS[options.command](options))
     return run_reporting_user_errors(lambda: _show(_probe(options, rest) if is_probe else _summarise(options), options))
 
 
@@ -62,6 +62,41 @@ def _base_to_novel(options: argparse.Namespace) -> None:
     if options.json is not None:
         base_to_novel.write_json(options.json, result)
     _print(base_to_novel.rich_table(result, f"base to novel: {options.run}"))
+
+
+def _wise_ft(options: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.progress import track
+
+    from datamodules.from_experiment import data_parser, parse_data
+    from evaluation import wise_ft
+    from lightning_modules.checkpoint import load_task, read_checkpoint
+
+    datamodule, _ = parse_data(
+        data_parser("python -m evaluation wise_ft"), ["--config", str(options.run / "config.yaml")]
+    )
+    datamodule.prepare_data()
+    datamodule.setup("test")
+    folder = options.run / "checkpoints"
+    start, end = (read_checkpoint(folder / name) for name in ("start.ckpt", "best.ckpt"))
+    mixtures = wise_ft.sweep(
+        load_task(folder / "best.ckpt"),
+        start["state_dict"],
+        end["state_dict"],
+        datamodule,
+        alphas=options.alphas,
+        base_classes=getattr(datamodule, "base_classes", 0),
+    )
+    progress = Console(stderr=True)
+    found = list(track(mixtures, "evaluating mixtures", total=len(options.alphas), console=progress))
+    chosen = wise_ft.best_mixture(found)
+    wise_ft.save_mixture(folder / "wise_ft.ckpt", start["state_dict"], end, chosen.alpha)
+    wise_ft.write_report(options.run, found)
+    _print(wise_ft.rich_table(found, chosen))
+    print(f"{folder / 'wise_ft.ckpt'} has the weights of α = {chosen.alpha:g}")
+
+
+_OTHERS = {"base_to_novel": _base_to_novel, "wise_ft": _wise_ft}
 
 
 def _probe(options: argparse.Namespace, data_arguments: list[str]) -> list[summary.TaskSummary]:
@@ -105,6 +140,19 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--base", type=int, help="number of base classes, the first ones (default: half, rounded up)")
     command.add_argument("--split", default="test", help="split whose predictions are read (default: test)")
     command.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this file")
+
+    command = commands.add_parser(
+        "wise_ft",
+        help="weights between start and end of a fine-tuning (callbacks.StartWeights), the best on validation kept",
+    )
+    command.add_argument("run", type=Path, metavar="RUN", help="run directory with checkpoints/start.ckpt")
+    command.add_argument(
+        "--alphas",
+        type=float,
+        nargs="+",
+        default=[number / 10 for number in range(11)],
+        help="shares of the end, 0 to 1 (default: 0 to 1 in tenths)",
+    )
 
     command = commands.add_parser(
         "linear_probe",

@@ -18,6 +18,7 @@ from datamodules.schema import LABEL_TASK, UserError
 from evaluation.artefacts import written_whole
 from evaluation.base_to_novel import restricted_accuracy
 from evaluation.statistics import accuracy, known
+from evaluation.zero_shot import predict_classes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
     from datamodules.base import ImageDataModule
     from lightning_modules.base import VisionTask
-
-DEFAULT_ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
 class Mixture(NamedTuple):
@@ -80,12 +79,10 @@ def sweep(
 
     if not all(0 <= alpha <= 1 for alpha in alphas):
         raise UserError(f"--alphas: must be in [0, 1], got {' '.join(map(str, alphas))}")
-    if LABEL_TASK not in datamodule.tasks:
-        raise UserError("wise_ft: the data have no classes to count right answers of")
     for alpha in alphas:
         task.load_state_dict(interpolated_weights(start, end, alpha))
-        val_targets, val_logits = class_logits(task, datamodule, "val")
-        targets, logits = class_logits(task, datamodule, "test")
+        val_targets, val_logits = _known_classes(task, datamodule, "val")
+        targets, logits = _known_classes(task, datamodule, "test")
         parts: list[float | None] = [None, None]
         if base_classes:
             parts = [restricted_accuracy(targets, logits, base_classes, novel=novel) for novel in (False, True)]
@@ -95,22 +92,13 @@ def sweep(
         yield Mixture(alpha, val, accuracy(targets, logits.argmax(axis=1)), *parts)
 
 
-@torch.inference_mode()
-def class_logits(
+def _known_classes(
     task: VisionTask, datamodule: ImageDataModule, split: str
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Targets int64 ``(N,)`` and logits float32 ``(N, C)`` of the samples of a split whose class is known."""
-    device = next(task.parameters()).device
-    task.eval()
-    task.on_predict_epoch_start()
-    targets, logits = [], []
-    for index, batch in enumerate(datamodule.eval_dataloader(split)):
-        outputs = task.predict_step(_moved(batch, device), index)
-        targets.append(outputs["targets"][LABEL_TASK].cpu())
-        logits.append(outputs["logits"][LABEL_TASK].float().cpu())
-    all_targets, all_logits = torch.cat(targets).numpy(), torch.cat(logits).numpy()
-    rows = known(all_targets)
-    return all_targets[rows], all_logits[rows]
+    predictions = predict_classes(task, datamodule, split)
+    rows = known(predictions.targets[LABEL_TASK])
+    return predictions.targets[LABEL_TASK][rows], predictions.logits[LABEL_TASK][rows]
 
 
 def best_mixture(mixtures: Sequence[Mixture]) -> Mixture:
@@ -118,17 +106,21 @@ def best_mixture(mixtures: Sequence[Mixture]) -> Mixture:
     return max(mixtures, key=lambda mixture: (mixture.val, -mixture.alpha))
 
 
-def save_mixture(path: Path, end: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
+def save_mixture(path: Path, start: dict[str, torch.Tensor], end: dict[str, Any], alpha: float) -> None:
     """Write a checkpoint with the weights of a mixture, whole or not at all.
 
     Args:
         path: of the new file.
+        start: weights at the beginning.
         end: the checkpoint at the end, whose settings are kept.
-        weights: of the mixture.
+        alpha: share of the end.
     """
-    kept = {key: value for key, value in end.items() if key not in {"optimizer_states", "callbacks", "loops"}}
+    from lightning_modules.interpolation import interpolated_weights
+
+    training = {"optimizer_states", "lr_schedulers", "callbacks", "loops"}
+    kept = {key: value for key, value in end.items() if key not in training}
     with written_whole(path) as partial:
-        torch.save({**kept, "state_dict": weights}, partial)
+        torch.save({**kept, "state_dict": interpolated_weights(start, end["state_dict"], alpha)}, partial)
 
 
 def write_report(folder: Path, mixtures: Sequence[Mixture]) -> None:
@@ -165,9 +157,3 @@ def rich_table(mixtures: Sequence[Mixture], chosen: Mixture) -> Table:
         cells = [f"{value:.3f}" for value in (mixture.val, mixture.test, *parts) if value is not None]
         table.add_row(f"{mixture.alpha:g}", *cells, style="bold" if mixture is chosen else "")
     return table
-
-
-def _moved(batch: Any, device: torch.device) -> Any:
-    from lightning.fabric.utilities import move_data_to_device
-
-    return move_data_to_device(batch, device)

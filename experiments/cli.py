@@ -24,6 +24,7 @@ from callbacks.class_report import ClassReport
 from callbacks.confusion_matrix import ConfusionMatrixLogger
 from callbacks.prediction_writer import PredictionWriter
 from callbacks.retrieval_metrics import RetrievalMetrics
+from callbacks.start_weights import START_FILE
 from datamodules.base import ImageDataModule
 from datamodules.schema import UserError
 from datamodules.user_errors import run_reporting_user_errors
@@ -193,6 +194,7 @@ class VitrineCLI(LightningCLI):
         if self._get(self.config, "test_best") and best and not self.trainer.interrupted:
             # ClassReport prints a shorter table; all values are in metrics.csv.
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, weights_only=True, verbose=False)
+            self._say_cost()
         self._say_where()
 
     def after_test(self) -> None:
@@ -202,6 +204,19 @@ class VitrineCLI(LightningCLI):
     def after_predict(self) -> None:
         """Say where the predictions lie."""
         self._say_where()
+
+    def _say_cost(self) -> None:
+        """After training on some of the classes: what it did to the others."""
+        base_classes = getattr(self.datamodule, "base_classes", 0)
+        if base_classes and self.trainer.is_global_zero and (self.run_directory / CHECKPOINTS / START_FILE).exists():
+            from rich.console import Console
+
+            from evaluation.base_to_novel import rich_table
+            from evaluation.zero_shot import finetuning_cost
+
+            self.datamodule.trainer = None  # this process alone goes through all of the test split
+            cost = finetuning_cost(self.run_directory, self.datamodule, base_classes)
+            Console().print(rich_table(cost, "base to novel, before and after fine-tuning"))
 
     def _say_where(self) -> None:
         if self.trainer.is_global_zero:

@@ -125,6 +125,9 @@ class MeanOverSamples(nn.Module):
 
     def compute(self) -> torch.Tensor | None:
         """The mean since the last reset, scalar; None where there was nothing."""
+        # All processes have batches or none has, so all or none go on to exchange their counts.
+        if not self.weight.update_called:
+            return None
         total, weight = self.total.compute(), self.weight.compute()
         return total / weight if weight > 0 else None
 

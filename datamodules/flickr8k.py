@@ -1,0 +1,171 @@
+"""Flickr8k: 8,091 photos of people and animals doing things, each with five captions written by people.
+
+M. Hodosh, P. Young and J. Hockenmaier, "Framing Image Description as a Ranking Task", JAIR 47, 2013; for
+non-commercial research. It is given out by form (and as kaggle.com/datasets/adityajn105/flickr8k). The same loader
+reads Flickr30k and COCO with A. Karpathy's split files (cs.stanford.edu/people/karpathy/deepimagesent).
+
+The original token file has five captions of ``2258277193_586949ec62.jpg.1``, a photo that does not exist and is in no
+list: captions like these are left out and counted in the run record, as are photos that no list has.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
+
+from datamodules.base import ImageDataModule
+from datamodules.caption_files import CaptionFile, read_captions
+from datamodules.captions import CaptionMode
+from datamodules.label_file import Problems, read_text
+from datamodules.location import locate
+from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
+from datamodules.schema import UserError
+from datamodules.splits import SplitOptions, resolve_splits
+from datamodules.table import SampleTable, table_error
+
+_SOURCE = "kaggle.com/datasets/adityajn105/flickr8k or the form of the University of Illinois"
+_LAYOUT = (
+    "Flicker8k_Dataset/*.jpg beside Flickr8k_text/Flickr8k.token.txt and its split lists, or captions.txt, or a JSON"
+)
+_CAPTION_FILES = ("Flickr8k_text/Flickr8k.token.txt", "Flickr8k.token.txt", "captions.txt")
+_PICTURE_FOLDERS = ("Flicker8k_Dataset", "Flickr8k_Dataset", "Images", "images", ".")
+_LISTS = {"train": "Flickr_8k.trainImages.txt", "val": "Flickr_8k.devImages.txt", "test": "Flickr_8k.testImages.txt"}
+
+
+class Flickr8k(ImageDataModule):
+    """Photos with several captions each, and no classes; one row a photo, so no split divides a photo's captions.
+
+    Args:
+        root: folder of the data; by default ``$VITRINE_DATA/flickr8k`` or ``data/flickr8k``.
+        captions: file of captions, below ``root`` or absolute: a token file, Kaggle's CSV or a Karpathy JSON; by
+            default the first of these that is there.
+        pictures: folder of the photos, below ``root`` or absolute; by default looked for.
+        caption: which of its captions training sees a photo with: random (one drawn each epoch), first, or all.
+        split: how photos are divided; by default by the JSON or the split lists, where there are none at random.
+        image: size, crop and interpolation of the pictures.
+        augment: augmentation of the training pictures; none by default.
+        loader: batch size, workers and sampling.
+        checks: what to do about unreadable pictures and leaks between the splits.
+        seed: of order, sampling, augmentation and, where ``split`` names no other, of the division.
+    """
+
+    def __init__(
+        self,
+        root: str = "",
+        captions: str = "",
+        pictures: str = "",
+        caption: CaptionMode = "random",
+        split: SplitOptions | None = None,
+        image: ImageOptions | None = None,
+        augment: AugmentOptions | None = None,
+        loader: LoaderOptions | None = None,
+        checks: CheckOptions | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(image, augment, loader, checks, seed, caption=caption)
+        self.root = root
+        self.caption_file = captions
+        self.picture_folder = pictures
+        self.split_options = split or {}
+        self.left_out = {"photos in no list": 0, "captions of photos that do not exist": 0}
+
+    def load_table(self) -> SampleTable:
+        """Reads captions and lists.
+
+        Raises:
+            UserError: for missing files, or with all problems of the lines.
+        """
+        import pandas as pd
+
+        root = locate(self.root, "flickr8k", _SOURCE, _LAYOUT)
+        path = _caption_file(root, self.caption_file)
+        pictures = _picture_folder(root, self.picture_folder)
+        file = read_captions(path)
+        listed = file.splits or _read_lists([path.parent, root, root / "Flickr8k_text"], file.problems)
+        problems = list(file.problems)
+        for name in listed:
+            if name not in file.captions:
+                problems.append((0, f"no captions of {name}, which is in the list for {listed[name]}"))
+        if problems:
+            raise table_error(str(path), problems, "correct or remove these lines")
+        names = self._kept(file, listed, pictures)
+        if not names:
+            raise UserError(f"{path}: none of its photos is in {pictures}; give the folder as data pictures")
+        frame = pd.DataFrame({"name": names, "source": names, "row": [file.rows[name] for name in names]})
+        frame["caption"] = [file.captions[name] for name in names]
+        frame["split"] = resolve_splits(
+            self.split_options,
+            labels=np.zeros(len(names), dtype=np.int64),
+            groups=np.arange(len(names)),
+            seed=self.seed,
+            default="table" if listed else "random",
+            own=np.array([listed[name] for name in names], dtype="U5") if listed else None,
+        )
+        return SampleTable.from_frame(frame, [], None, str(path), str(pictures))
+
+    def data_record(self) -> dict[str, Any]:
+        """As of every data set, with what was left out."""
+        return {**super().data_record(), "left_out": self.left_out}
+
+    def _kept(self, file: CaptionFile, listed: dict[str, str], pictures: Path) -> list[str]:
+        """Names of the photos in the order of the file, without those that no list has."""
+        present = {entry.name for entry in pictures.iterdir()}
+        kept = []
+        for name, captions in file.captions.items():
+            if name in listed:
+                kept.append(name)  # one that is absent is for the check of all pictures to tell
+            elif name in present if "/" not in name else (pictures / name).exists():
+                if listed:
+                    self.left_out["photos in no list"] += 1
+                else:
+                    kept.append(name)
+            else:
+                self.left_out["captions of photos that do not exist"] += len(captions)
+        if any(self.left_out.values()):
+            rank_zero_info(f"Flickr8k: left out {', '.join(f'{n} {what}' for what, n in self.left_out.items() if n)}.")
+        return kept
+
+
+def _caption_file(root: Path, given: str) -> Path:
+    if given:
+        path = root / Path(given).expanduser()
+        if not path.is_file():
+            raise UserError(f"data captions: there is no file {path}; give a token file, a CSV or a Karpathy JSON")
+        return path
+    found = [root / name for name in _CAPTION_FILES if (root / name).is_file()] or sorted(root.glob("dataset*.json"))
+    if not found:
+        raise UserError(f"data root: {root} has no captions; lay it out as {_LAYOUT}, or name them as data captions")
+    return found[0]
+
+
+def _picture_folder(root: Path, given: str) -> Path:
+    if given:
+        folder = root / Path(given).expanduser()
+        if not folder.is_dir():
+            raise UserError(f"data pictures: there is no folder {folder}")
+        return folder
+    return next(root / name for name in _PICTURE_FOLDERS if (root / name).is_dir())
+
+
+def _read_lists(folders: list[Path], problems: Problems) -> dict[str, str]:
+    """Split of each photo that a list names; nothing where no folder has lists."""
+    folder = next((f for f in folders if any((f / name).is_file() for name in _LISTS.values())), None)
+    if folder is None:
+        return {}
+    paths = {split: folder / name for split, name in _LISTS.items()}
+    there = [path.name for path in paths.values() if path.is_file()]
+    if len(there) < len(paths):
+        missing = next(path for path in paths.values() if not path.is_file())
+        raise UserError(f"{missing}: is missing beside {', '.join(there)}; add it, or choose data split.by: random")
+    listed: dict[str, str] = {}
+    for split, path in paths.items():
+        for row, line in enumerate(read_text(path, problems).splitlines(), start=1):
+            name = line.strip()
+            if name in listed:
+                problems.append((row, f"{path.name}: {name} again, it is in the list for {listed[name]}"))
+            elif name:
+                listed[name] = split
+    return listed

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datamodules import Flickr8k, UserError
+from tests.fakes_flickr import GHOST, LISTS, captions_of, photo_name, split_of, write_flickr
+
+REAL = Path(os.environ.get("VITRINE_DATA", "")) / "flickr8k"
+
+
+def names(data: Flickr8k, split: str) -> list[str]:
+    return [data.table.name(int(row)) for row in data.table.split_indices(split)]
+
+
+def test_the_original_layout_is_read_and_its_slip_left_out(tmp_path: Path) -> None:
+    data = Flickr8k(str(write_flickr(tmp_path)))
+    for split in ("train", "val", "test"):
+        assert names(data, split) == [photo_name(n) for n in range(23) if split_of(n) == split]
+    assert data.left_out == {"photos in no list": 1, "captions of photos that do not exist": 5}
+    assert GHOST not in data.sample_names()
+    assert data.table.caption_lists.of([3]) == [captions_of(3)]
+    data.prepare_data()
+    data.setup("fit")
+    assert data.data_record()["left_out"] == data.left_out
+
+
+def test_kaggles_layout_is_divided_at_random_by_photo(tmp_path: Path) -> None:
+    data = Flickr8k(str(write_flickr(tmp_path, layout="kaggle")), seed=4)
+    parts = [set(names(data, split)) for split in ("train", "val", "test")]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 24
+    assert all(parts)
+    assert data.table.caption_lists.of([0]) == [captions_of(0)]
+    assert names(Flickr8k(str(tmp_path), seed=5), "val") != names(data, "val")
+
+
+def test_kaggles_captions_with_the_original_lists(tmp_path: Path) -> None:
+    original, kaggle = write_flickr(tmp_path / "a"), write_flickr(tmp_path / "b", layout="kaggle")
+    for file in LISTS.values():
+        (kaggle / file).write_text((original / "Flickr8k_text" / file).read_text())
+    assert names(Flickr8k(str(kaggle)), "test") == names(Flickr8k(str(original)), "test")
+
+
+def test_karpathys_layout_says_the_split(tmp_path: Path) -> None:
+    data = Flickr8k(str(write_flickr(tmp_path, layout="karpathy")))
+    assert photo_name(0) in names(data, "train")
+    assert names(data, "val") == [photo_name(n) for n in range(24) if split_of(n) == "val"]
+
+
+@pytest.mark.parametrize(("caption", "expected"), [("first", 16), ("random", 16), ("all", 80)])
+def test_an_epoch_has_every_photo_once_or_with_every_caption(tmp_path: Path, caption: Any, expected: int) -> None:
+    loader = {"batch_size": 8, "contrastive_batch_size": 16}
+    data = Flickr8k(str(write_flickr(tmp_path)), caption=caption, image={"size": 16}, loader=loader)  # type: ignore[arg-type]
+    data.prepare_data()
+    data.setup("fit")
+    batches = list(data.train_dataloader())
+    assert {len(batch["sample_id"]) for batch in batches} == {16}
+    assert data.chunk_size == 8
+    pairs = [(i, c) for batch in batches for i, c in zip(batch["sample_id"].tolist(), batch["caption"], strict=True)]
+    assert len(set(pairs)) == expected
+    assert all(text in data.table.caption_lists.of([row])[0] for row, text in pairs)
+    if caption == "first":
+        assert all(text == data.table.caption(row) for row, text in pairs)
+    assert all("label" not in batch and "captions" not in batch for batch in batches)
+
+
+def test_evaluation_has_every_caption_and_no_classes(tmp_path: Path) -> None:
+    data = Flickr8k(str(write_flickr(tmp_path)), image={"size": 16})
+    data.prepare_data()
+    data.setup("fit")
+    [batch] = data.val_dataloader()
+    assert [len(texts) for texts in batch["captions"]] == [5] * 4
+    assert batch["caption"] == [texts[0] for texts in batch["captions"]]
+    assert (data.tasks, data.class_names, data.class_prompts) == ({}, [], [])
+    assert len(data.training_texts()) == len(
+        {text for n in range(23) if split_of(n) == "train" for text in captions_of(n)}
+    )
+
+
+def test_what_is_wrong_is_told_together_by_line(tmp_path: Path) -> None:
+    root = write_flickr(tmp_path)
+    text = root / "Flickr8k_text"
+    with (text / "Flickr8k.token.txt").open("a") as file:
+        file.write("broken line\n")
+    with (text / LISTS["val"]).open("a") as file:
+        file.write(f"{photo_name(0)}\nnobody.jpg\n")
+    with pytest.raises(UserError) as caught:
+        Flickr8k(str(root)).table  # noqa: B018
+    message = str(caught.value)
+    assert "3 problems" in message
+    assert "126: 'broken line'" in message
+    assert f"{photo_name(0)} again, it is in the list for train" in message
+    assert "no captions of nobody.jpg, which is in the list for val" in message
+
+
+def test_a_listed_photo_that_is_absent_is_told_or_skipped(tmp_path: Path) -> None:
+    root = write_flickr(tmp_path)
+    (root / "Flicker8k_Dataset" / photo_name(1)).unlink()
+    with pytest.raises(UserError, match=photo_name(1)):
+        Flickr8k(str(root)).prepare_data()
+    data = Flickr8k(str(root), checks={"on_bad_image": "skip"})
+    data.prepare_data()
+    assert [skipped["name"] for skipped in data.data_record()["skipped"]] == [photo_name(1)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"root": "nowhere"}, "kaggle.com"),
+        ({"captions": "other.txt"}, "data captions"),
+        ({"pictures": "other"}, "data pictures"),
+        ({"pictures": "Flickr8k_text", "split": {"by": "random"}}, "there is no|none of its photos"),
+        ({"caption": "last"}, "data caption"),
+    ],
+)
+def test_wrong_places_are_one_line(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    root = write_flickr(tmp_path)
+    if "split" in changes:
+        for file in LISTS.values():
+            (root / "Flickr8k_text" / file).unlink()
+    with pytest.raises(UserError, match=message):
+        Flickr8k(**{"root": str(root), **changes}).texts  # noqa: B018
+
+
+def test_half_of_the_lists_are_refused(tmp_path: Path) -> None:
+    root = write_flickr(tmp_path)
+    (root / "Flickr8k_text" / LISTS["test"]).unlink()
+    with pytest.raises(UserError, match=LISTS["test"]):
+        Flickr8k(str(root)).table  # noqa: B018
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs $VITRINE_DATA/flickr8k")
+def test_the_real_files_are_read_whole() -> None:
+    token, kaggle = Flickr8k(), Flickr8k(captions="captions.txt")
+    assert len(token.table) == len(kaggle.table) > 1000
+    assert token.left_out["captions of photos that do not exist"] == 5
+    assert names(token, "test") == names(kaggle, "test")
+    assert min(token.table.caption_lists.counts) == 5
