@@ -107,7 +107,8 @@ class PredictionWriter(Callback):
 
     def _write(self, split: WrittenSplit, trainer: Trainer) -> None:
         batches, self._batches = self._batches, []
-        if not batches or getattr(trainer, "fast_dev_run", False):
+        # Without classes there is nothing to predict: captions have their own report.
+        if not batches or not batches[0]["logits"] or getattr(trainer, "fast_dev_run", False):
             return
         predictions = self._described(batches, trainer)
         folder = Path(trainer.default_root_dir) / "predictions"

@@ -22,7 +22,7 @@ from lightning_modules.schedules import ScheduleName
 from lightning_modules.step_outputs import known_targets, real_outputs, real_rows
 from lightning_modules.temperature import TemperatureOptions
 from lightning_modules.text_tokenizer import TextTokenizer, checked_state
-from lightning_modules.towers import SIDES, Architectures, TowerOptions, build_towers
+from lightning_modules.towers import SIDES, Architectures, TowerOptions, build_towers, random_towers
 
 _TEXTS_AT_A_TIME = 256
 
@@ -52,6 +52,7 @@ class DualEncoder(VisionTask):
         image_size: height and width in pixels, linked from the data.
         chunk_size: training batches are encoded so many samples at a time, with cached gradients; 0 for all at once;
             linked from the data.
+        pretrained: false for random weights in both towers, whatever ``towers`` says.
         loss: ``label_aware`` InfoNCE, plain ``info_nce``, or ``sigmoid``.
         temperature: the scale of the similarities.
         freeze: what stands still: none, text_only, vision_only, early_layers or towers.
@@ -74,6 +75,7 @@ class DualEncoder(VisionTask):
         *,
         image_size: int = 224,
         chunk_size: int = 0,
+        pretrained: bool = True,
         loss: ContrastiveLoss = "label_aware",
         temperature: TemperatureOptions | None = None,
         freeze: Freeze = "none",
@@ -86,7 +88,7 @@ class DualEncoder(VisionTask):
     ) -> None:
         super().__init__(lr=lr, weight_decay=weight_decay, schedule=schedule, optim_options=optim_options)
         self.save_hyperparameters()
-        self.towers = build_towers(towers, image_size, architectures)
+        self.towers = build_towers(towers if pretrained else random_towers(towers), image_size, architectures)
         self.input_options: InputOptions = {**self.towers.input_options}
         self.chunk_size = chunk_size
         self.objective = ContrastiveObjective(loss, temperature)

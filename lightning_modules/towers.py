@@ -222,6 +222,13 @@ class TwoTowers(Towers):
         return {"text": configuration_values(self.text.configuration), "pooling": {"rule": self.text.pooling}}
 
 
+def random_towers(options: TowerOptions) -> TowerOptions:
+    """The same towers without pretrained weights."""
+    if options.get("model"):
+        return {**options, "pretrained": False}
+    return {**options, "image_pretrained": False, "text_pretrained": False}
+
+
 def build_towers(options: TowerOptions, image_size: int, architectures: Architectures | None = None) -> Towers:
     """The towers that the options name, with random weights.
 

@@ -54,6 +54,13 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "text_config": {**_SO400M, "projection_size": 1152},
         "vision_config": {**_SO400M, "image_size": 384, "patch_size": 14},
     },
+    # Wang et al., MiniLM, 2020, fine-tuned for sentences by N. Reimers; mean pooling.
+    "sentence-transformers/all-MiniLM-L6-v2": {
+        "model_type": "bert",
+        "hidden_size": 384,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 6,
+    },
     # Devlin et al., 2019; Sanh et al., 2019.
     "google-bert/bert-base-uncased": {"model_type": "bert"},
     "bert-base-uncased": {"model_type": "bert"},
