@@ -138,9 +138,13 @@ class VitrineCLI(LightningCLI):
             config.ckpt_path = str(self.checkpoint)
 
     def before_instantiate_classes(self) -> None:
-        """Choose the run directory: a new one, or the checkpoint's own when it is tested on its own data."""
+        """Choose the run directory: a new one, or its own when a run's best checkpoint is tested on its own data.
+
+        Results of a run's other checkpoints are not the run's: they would replace those of the best one.
+        """
         config = self.config[self.subcommand]
-        run = run_of_checkpoint(self.checkpoint) if self.checkpoint and self.subcommand != "fit" else None
+        is_best = self.checkpoint is not None and self.checkpoint.stem == "best" and self.subcommand != "fit"
+        run = run_of_checkpoint(self.checkpoint) if self.checkpoint and is_best else None
         text = self._parser(self.subcommand).dump(config, skip_none=False)
         if run and same_data(run, yaml.safe_load(text).get("data")):
             self.run_directory = run
