@@ -90,9 +90,7 @@ def test_mixtures_are_evaluated_and_the_best_on_validation_is_kept(
         for name in ("start", "best", "wise_ft")
     )
     for name, value in kept.items():
-        torch.testing.assert_close(
-            value, torch.lerp(start[name].double(), best[name].double(), chosen).to(value.dtype)
-        )
+        torch.testing.assert_close(value, torch.lerp(start[name].double(), best[name].double(), chosen).to(value.dtype))
     assert load_task(finished / "checkpoints" / "wise_ft.ckpt").tasks
 
 

@@ -133,3 +133,30 @@ def run_quietly(monkeypatch: pytest.MonkeyPatch) -> Quietly:
     """The command line without W&B."""
     monkeypatch.setenv("WANDB_MODE", "disabled")
     return main
+
+
+def test_zero_shot_is_evaluated_without_training(tmp_path: Path, run_quietly: Quietly) -> None:
+    path = OVERLAYS.parent / "flowers_clip_zeroshot.yaml"
+    clip = Path(os.environ["VITRINE_DATA"]) / "clip"
+    towers = ["--model.init_args.towers.model", str(clip), "--data.init_args.image.size=32"]
+    assert run_quietly(["test", "--config", str(path), "--runs", str(tmp_path), *towers]) == 0
+    (run,) = tmp_path.glob("*/*")
+    predictions = pd.read_parquet(run / "predictions" / "test.parquet")
+    assert len(predictions.loc[0, "logits_class"]) == 102  # type: ignore[arg-type]  # a list
+    assert (run / "figures" / "confusion_test_class.png").exists()
+    # Random towers have nothing to say.
+    assert (
+        run_quietly(["test", "--config", str(path), "--runs", str(tmp_path), "--model.init_args.pretrained=false"]) == 2
+    )
+
+
+def test_the_flagship_without_network_ends_in_one_line(
+    tmp_path: Path, run_quietly: Quietly, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    path = OVERLAYS.parent / "flowers_clip_ft.yaml"
+    assert run_quietly(["fit", "--config", str(path), "--runs", str(tmp_path)]) == 2
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "openai/clip-vit-base-patch32" in line]
+    assert "local folder" in line
+    assert "pretrained: false" in line
