@@ -29,6 +29,7 @@ from datamodules.options import (
     complete_loader,
 )
 from datamodules.prompts import PromptOptions, class_prompts
+from datamodules.record import record_of
 from datamodules.samplers import EvalSampler
 from datamodules.schema import LABEL_TASK, UserError
 from datamodules.table import SPLITS, SampleTable, table_error
@@ -263,21 +264,8 @@ class ImageDataModule(LightningDataModule):
 
     def data_record(self) -> dict[str, Any]:
         """What the run record says of the data: fingerprint, counts, unseen values and skipped pictures."""
-        table = self.table
-        bad = self._bad or {}
-        return {
-            "data": type(self).__name__,
-            "origin": table.origin,
-            "fingerprint": table.fingerprint(),
-            "samples": {split: len(self.split_indices(split)) for split in SPLITS},
-            "groups": {split: len(np.unique(table.group_ids[self.split_indices(split)])) for split in SPLITS},
-            "unseen": table.unseen,
-            "class_counts": table.class_counts("train"),
-            "skipped": [
-                {"name": table.name(index), "row": int(table.rows[index]), "reason": reason}
-                for index, reason in sorted(bad.items())
-            ],
-        }
+        kept = {split: self.split_indices(split) for split in SPLITS}
+        return {"data": type(self).__name__, **record_of(self.table, kept, self._bad or {})}
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of the data: their fingerprint. Place and epoch are the loaders' to keep."""

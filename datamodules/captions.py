@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from datamodules.columns import strings_of
 from datamodules.counted import counted_seed
 from datamodules.prompts import PromptOptions, class_prompts
 from datamodules.schema import LABEL_TASK, UNKNOWN, UserError
@@ -44,9 +45,8 @@ class CaptionLists:
         import pyarrow as pa
 
         if not any(isinstance(value, list | tuple) for value in column):
-            texts = pa.array(column.astype("string").fillna(""), type=pa.large_string())
-            return cls(_joined(texts), np.arange(len(column) + 1, dtype=np.int64))
-        lists = [list(value) or [""] if isinstance(value, list | tuple) else [str(value or "")] for value in column]
+            return cls(strings_of(column), np.arange(len(column) + 1, dtype=np.int64))
+        lists = [_as_list(value) for value in column]
         counts = np.array([len(texts) for texts in lists], dtype=np.int64)
         offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts)])
         return cls(pa.array([text for texts in lists for text in texts], type=pa.large_string()), offsets)
@@ -107,6 +107,10 @@ class Texts:
         self._mode = mode
         self.class_prompts = class_prompts(prompts, table.tasks.get(LABEL_TASK, []))
         self.own = prompts is None and bool(len(self._lists.values)) and _has_text(self._lists.values)
+        if mode == "all" and not self.own:
+            raise UserError(
+                "data caption: all is for captions of the data's own; with class prompts use first or random"
+            )
         self.positive_ids = self._positive_ids(table)
 
     def pairs(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -172,21 +176,24 @@ class Texts:
             return table.group_ids
         import pyarrow.compute as pc
 
-        words = pc.utf8_lower(pc.utf8_trim_whitespace(self._lists.values)).dictionary_encode()
-        codes: NDArray[np.int64] = words.indices.to_numpy().astype(np.int64)
-        empty = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(self._lists.values)), 0).to_numpy(zero_copy_only=False)
-        return np.where(empty, alone, codes)
+        texts = pc.utf8_trim_whitespace(self._lists.values).dictionary_encode()
+        number: dict[str, int] = {}
+        # Arrow can only lower, which is not the same in every language.
+        folded = [number.setdefault(text.casefold(), len(number)) for text in texts.dictionary.to_pylist()]
+        codes = np.array(folded, dtype=np.int64)[texts.indices.to_numpy()]
+        return np.where(codes == number.get("", -1), alone, codes)
+
+
+def _as_list(value: object) -> list[str]:
+    """The texts of one cell: a list, one text, or something missing."""
+    import pandas as pd
+
+    if isinstance(value, list | tuple):
+        return [str(text) for text in value] or [""]
+    return [""] if value is None or value is pd.NA or value != value else [str(value)]  # NaN differs from itself
 
 
 def _has_text(values: pa.LargeStringArray) -> bool:
     import pyarrow.compute as pc
 
     return bool(pc.any(pc.greater(pc.utf8_length(values), 0)).as_py())
-
-
-def _joined(strings: Any) -> pa.LargeStringArray:
-    """In one piece, whatever pandas made of it."""
-    import pyarrow as pa
-
-    chunks = strings.chunks if isinstance(strings, pa.ChunkedArray) else [strings]
-    return pa.concat_arrays(chunks)

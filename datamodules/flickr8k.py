@@ -112,18 +112,17 @@ class Flickr8k(ImageDataModule):
 
     def _kept(self, file: CaptionFile, listed: dict[str, str], pictures: Path) -> list[str]:
         """Names of the photos in the order of the file, without those that no list has."""
-        present = {entry.name for entry in pictures.iterdir()}
         kept = []
         for name, captions in file.captions.items():
+            # A listed photo that is absent is for the check of all pictures to tell.
             if name in listed:
-                kept.append(name)  # one that is absent is for the check of all pictures to tell
-            elif name in present if "/" not in name else (pictures / name).exists():
-                if listed:
-                    self.left_out["photos in no list"] += 1
-                else:
-                    kept.append(name)
-            else:
+                kept.append(name)
+            elif not (pictures / name).exists():
                 self.left_out["captions of photos that do not exist"] += len(captions)
+            elif listed:
+                self.left_out["photos in no list"] += 1
+            else:
+                kept.append(name)
         if any(self.left_out.values()):
             rank_zero_info(f"Flickr8k: left out {', '.join(f'{n} {what}' for what, n in self.left_out.items() if n)}.")
         return kept

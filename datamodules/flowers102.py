@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
 
 from datamodules.base import ImageDataModule
-from datamodules.captions import CaptionMode
 from datamodules.location import locate
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
 from datamodules.prompts import PromptOptions
@@ -36,7 +36,7 @@ NUM_CLASSES = 102
 Protocol = Literal["official", "swapped", "zhou", "few_shot"]
 _SOURCE = "robots.ox.ac.uk/~vgg/data/flowers/102"
 _LAYOUT = "flowers-102/{jpg/image_00001.jpg …, setid.mat, imagelabels.mat} and cat_to_name.json"
-_ZHOU_FILE = "split_zhou_Flowers102.json"
+_ZHOU_FILE = "split_zhou_OxfordFlowers.json"
 
 
 class FlowersSplit(TypedDict, total=False):
@@ -46,7 +46,8 @@ class FlowersSplit(TypedDict, total=False):
         protocol: ``official`` (train trnid, val valid, test tstid), ``swapped`` (train valid and tstid, test trnid),
             ``zhou`` (the file of CoOp, Zhou et al., IJCV 2022) or ``few_shot`` (k photos a class of the official
             train); default official.
-        shots: photos a class of ``few_shot``; default 16.
+        shots: photos a class of ``few_shot``, of which the official train list has ten each upstream; all of a class
+            that has fewer, which a warning tells; default 16.
         val_fraction: share of train that is cut out as val, stratified, where the protocol has none; default 0.1.
         seed: of the draw (default: the seed of the DataModule).
     """
@@ -66,7 +67,8 @@ class Flowers102(ImageDataModule):
         split: how photos are divided.
         classes: ``all``, or ``base``: train and val have the first half of the classes only, test has all, so that it
             shows what was learned (base) and what is still known of the others (novel).
-        download: fetch what is missing, where there is a network.
+        download: fetch what is missing, where there is a network; where ``cat_to_name.json`` is missing, it is written
+            with the names that torchvision knows.
         caption: which of several prompts training sees: random, one drawn each epoch, or first.
         prompts: texts that stand for the classes; by default "a photo of a {}, a type of flower.".
         image: size, crop and interpolation of the pictures.
@@ -82,7 +84,7 @@ class Flowers102(ImageDataModule):
         split: FlowersSplit | None = None,
         classes: Literal["all", "base"] = "all",
         download: bool = False,
-        caption: CaptionMode = "random",
+        caption: Literal["first", "random"] = "random",
         prompts: PromptOptions | None = None,
         image: ImageOptions | None = None,
         augment: AugmentOptions | None = None,
@@ -139,12 +141,14 @@ class Flowers102(ImageDataModule):
         """Numbers of the photos, from 1, in ascending order, and their splits."""
         protocol = self.split_options["protocol"]
         seed = self.split_options.get("seed", self.seed)
-        if protocol == "zhou":
-            lists = _zhou_lists(folder)
-        else:
-            train, val, test = (_read_mat(folder / "setid.mat", key) for key in ("trnid", "valid", "tstid"))
-            lists = {"train": train, "val": val, "test": test}
-        _refuse_repetitions(folder, lists, len(labels))
+        path = _beside(folder, _ZHOU_FILE) if protocol == "zhou" else folder / "setid.mat"
+        if path is None:
+            raise UserError(
+                f"data split.protocol: zhou needs {_ZHOU_FILE} in {folder} or {folder.parent}; DATASETS.md of "
+                "github.com/KaiyangZhou/CoOp says where to get it"
+            )
+        lists = _zhou_lists(path) if protocol == "zhou" else _official_lists(path)
+        _refuse_repetitions(path, lists, len(labels))
         if protocol == "swapped":
             lists = {"train": np.concatenate([lists["val"], lists["test"]]), "test": lists["train"]}
         if protocol == "few_shot":
@@ -207,11 +211,11 @@ def _read_mat(path: Path, key: str) -> NDArray[np.int64]:
 
 def _class_names(folder: Path) -> list[str]:
     """Names of the classes in the order of the labels 1 to 102."""
-    path = next((p for p in (folder.parent / "cat_to_name.json", folder / "cat_to_name.json") if p.is_file()), None)
+    path = _beside(folder, "cat_to_name.json")
     if path is None:
         raise UserError(
             f'data root: neither {folder.parent} nor {folder} has cat_to_name.json, an object from "1" to "102" to the '
-            "names of the flowers; many copies of the data set bring it along"
+            "names of the flowers; it is in github.com/udacity/aipnd-project, and data download: true writes one"
         )
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -223,14 +227,18 @@ def _class_names(folder: Path) -> list[str]:
     return names
 
 
-def _zhou_lists(folder: Path) -> dict[str, NDArray[np.int64]]:
+def _beside(folder: Path, name: str) -> Path | None:
+    """A file beside the folder or in it."""
+    return next((path for path in (folder.parent / name, folder / name) if path.is_file()), None)
+
+
+def _official_lists(path: Path) -> dict[str, NDArray[np.int64]]:
+    keys = {"train": "trnid", "val": "valid", "test": "tstid"}
+    return {split: _read_mat(path, key) for split, key in keys.items()}
+
+
+def _zhou_lists(path: Path) -> dict[str, NDArray[np.int64]]:
     """CoOp's own division: JSON with rows of file name, label and class name for train, val and test."""
-    path = next((p for p in (folder.parent / _ZHOU_FILE, folder / _ZHOU_FILE) if p.is_file()), None)
-    if path is None:
-        raise UserError(
-            f"data split.protocol: zhou needs {_ZHOU_FILE} in {folder}; it is linked in DATASETS.md of "
-            "github.com/KaiyangZhou/CoOp"
-        )
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
         return {
@@ -241,7 +249,7 @@ def _zhou_lists(folder: Path) -> dict[str, NDArray[np.int64]]:
         raise UserError(f"{path}: is not CoOp's split file ({error} is wrong); get it again") from error
 
 
-def _refuse_repetitions(folder: Path, lists: dict[str, NDArray[np.int64]], count: int) -> None:
+def _refuse_repetitions(path: Path, lists: dict[str, NDArray[np.int64]], count: int) -> None:
     """Refuses numbers that do not exist, and photos that are in two lists or twice in one."""
     problems: list[tuple[int, str]] = []
     seen: dict[int, str] = {}
@@ -255,13 +263,15 @@ def _refuse_repetitions(folder: Path, lists: dict[str, NDArray[np.int64]], count
             else:
                 seen[number] = where
     if problems:
-        raise table_error(str(folder / "setid.mat"), problems, "get the lists again")
+        raise table_error(str(path), problems, "get the lists again")
 
 
 def _few(numbers: NDArray[np.int64], labels: NDArray[np.int64], shots: int, seed: int) -> NDArray[np.int64]:
     """So many photos of each class, drawn at random; all where a class has fewer."""
     order = np.random.default_rng(seed).permutation(numbers)
     own = labels[order - 1]
+    if few := int((np.unique(own, return_counts=True)[1] < shots).sum()):
+        rank_zero_warn(f"Flowers102: {few} classes have fewer than {shots} photos in the train list; all are taken")
     rank = np.array([int((own[:place] == label).sum()) for place, label in enumerate(own)], dtype=np.int64)
     return order[rank < shots]
 

@@ -91,7 +91,8 @@ class DistinctSampler(DistributedSampler[SampleKey]):
 
     Each batch takes the ids with most samples left, so that as many full batches as possible are made; ties and the
     order within an id are a function of (seed, epoch). Samples that are left over when too few ids remain are left out
-    of this epoch; in another one it will be others.
+    of this epoch; in another one it will be others. The batches come in random order: as they are made, those of the
+    most frequent ids would stand at the beginning of every epoch.
 
     Args:
         positive_ids: int64 ``(num_samples,)``; samples that share one never meet.
@@ -140,7 +141,8 @@ class DistinctSampler(DistributedSampler[SampleKey]):
             chosen = chosen[torch.randperm(self._together, generator=generator)]
             batches.append(ordered[ends[chosen] - left[chosen]])
             left[chosen] -= 1
-        return torch.cat(batches) if batches else torch.empty(0, dtype=torch.int64)
+        # There is at least one: the constructor has seen to it that the ids fill a batch.
+        return torch.stack(batches)[torch.randperm(self.num_batches, generator=generator)].flatten()
 
     def __iter__(self) -> Iterator[SampleKey]:
         start, self.start = self.start, 0

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from datamodules.captions import CaptionLists
+from datamodules.columns import codes_of, hash_strings, strings_of
 from datamodules.schema import LABEL_TASK, UNKNOWN, UserError
 
 if TYPE_CHECKING:
@@ -112,11 +113,11 @@ class SampleTable:
             raise ValueError(f"the first target must be {LABEL_TASK!r}, not {list(targets)}")
         _check_columns(frame, targets, vocabularies or {}, origin)
         rows = np.asarray(frame["row"] if "row" in frame else range(2, len(frame) + 2), dtype=np.int64)
-        columns = {key: _strings(frame[key]) for key in ("name", "source", "split")}
+        columns = {key: strings_of(frame[key]) for key in ("name", "source", "split")}
         _check_rows(columns, rows, origin)
         names = columns["name"]
-        split_codes = _codes(columns["split"], SPLITS)[0].astype(np.int8)
-        groups = _strings(frame["group"], fill=names) if "group" in frame else names
+        split_codes = codes_of(columns["split"], SPLITS)[0].astype(np.int8)
+        groups = strings_of(frame["group"], fill=names) if "group" in frame else names
         encoded = groups.dictionary_encode()
         tasks, values, unseen = _encode_targets(frame, targets, vocabularies or {}, split_codes == 0, origin)
         return cls(
@@ -203,7 +204,7 @@ class SampleTable:
         """SHA-256 in hexadecimal over all content; neither ``root`` and ``origin`` nor the row numbers count."""
         digest = hashlib.sha256(json.dumps([self.tasks, self.unseen], sort_keys=True).encode())
         for strings in (self.names, self._sources, self.caption_lists.values, self.group_values):
-            _hash_strings(digest, strings)
+            hash_strings(digest, strings)
         if self.caption_lists.several:
             digest.update(self.caption_lists.offsets.tobytes())
         for codes in (self.split_codes, self.group_ids, *(self.targets[task] for task in self.tasks)):
@@ -240,7 +241,7 @@ def _check_rows(columns: Mapping[str, pa.LargeStringArray], rows: NDArray[np.int
         name = columns["name"][int(index)].as_py()
         if name:
             problems.append((int(rows[index]), f"name {name!r} again, first in row {rows[first[codes[index]]]}"))
-    for index in np.flatnonzero(_codes(columns["split"], SPLITS)[0] == UNKNOWN):
+    for index in np.flatnonzero(codes_of(columns["split"], SPLITS)[0] == UNKNOWN):
         split = columns["split"][int(index)].as_py()
         problems.append((int(rows[index]), f"split {split!r} is not one of {', '.join(SPLITS)}"))
     if problems:
@@ -259,45 +260,11 @@ def _encode_targets(
     values: dict[str, NDArray[np.int64]] = {}
     unseen: dict[str, dict[str, int]] = {}
     for task in targets:
-        strings = _strings(frame[task])
+        strings = strings_of(frame[task])
         learned = sorted(set(strings.filter(in_train).unique().to_pylist()) - {""})
         tasks[task] = list(vocabularies.get(task, learned))
         if not tasks[task]:
             raise UserError(f"{origin}: task {task!r} has no known value in the train split; add one or drop the task")
-        values[task], missing = _codes(strings, tasks[task])
+        values[task], missing = codes_of(strings, tasks[task])
         unseen[task] = {value: count for value, count in sorted(missing.items()) if value}
     return tasks, values, unseen
-
-
-def _strings(column: pd.Series[Any], fill: pa.LargeStringArray | str = "") -> pa.LargeStringArray:
-    """The column as Arrow strings in one piece; missing and, with an array to fill from, empty values are filled."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    # The pandas conversion first: it also takes columns of mixed types, which Arrow refuses.
-    strings = pa.chunked_array([pa.array(column.astype("string"), type=pa.large_string())]).combine_chunks()
-    strings = pc.fill_null(strings, fill)
-    if not isinstance(fill, str):
-        strings = pc.if_else(pc.equal(strings, ""), fill, strings)
-    return pa.concat_arrays([strings])
-
-
-def _codes(strings: pa.LargeStringArray, vocabulary: Sequence[str]) -> tuple[NDArray[np.int64], dict[str, int]]:
-    """Indices into the vocabulary (``UNKNOWN`` where it lacks the value), and the values it lacks with counts."""
-    encoded = strings.dictionary_encode()
-    place = {value: index for index, value in enumerate(vocabulary)}
-    distinct = encoded.dictionary.to_pylist()
-    by_code = np.array([place.get(value, UNKNOWN) for value in distinct], dtype=np.int64)
-    codes = encoded.indices.to_numpy()
-    counts = np.bincount(codes, minlength=len(distinct))
-    missing = {value: int(count) for value, count in zip(distinct, counts, strict=True) if value not in place}
-    return by_code[codes], missing
-
-
-def _hash_strings(digest: hashlib._Hash, strings: pa.LargeStringArray) -> None:
-    """Feeds lengths and bytes, so that neither chunking nor offsets matter."""
-    _, offset_buffer, data = strings.buffers()
-    offsets = np.frombuffer(offset_buffer, dtype=np.int64)[strings.offset :][: len(strings) + 1]
-    digest.update(np.diff(offsets).tobytes())
-    if data is not None:
-        digest.update(data[int(offsets[0]) : int(offsets[-1])])

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, Self, cast, runtime_checkable
+from typing import Any, Self, cast
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from datamodules.schema import LABEL_TASK, Batch, Outputs, UserError
-from lightning_modules.base import LoggedSplit, VisionTask
+from lightning_modules.base import LoggedSplit
 from lightning_modules.cached_gradients import encode_in_chunks
 from lightning_modules.contrastive import ContrastiveObjective
-from lightning_modules.encoders import InputOptions
+from lightning_modules.embedding import EmbeddingTask
 from lightning_modules.freezing import Freeze, freeze
 from lightning_modules.lora import LoraOptions, add_lora
 from lightning_modules.losses import ContrastiveLoss, Pairs, masked_cross_entropy
@@ -21,21 +20,10 @@ from lightning_modules.optim import OptimOptions
 from lightning_modules.schedules import ScheduleName
 from lightning_modules.step_outputs import known_targets, real_outputs, real_rows
 from lightning_modules.temperature import TemperatureOptions
-from lightning_modules.text_tokenizer import TextTokenizer, checked_state
-from lightning_modules.towers import SIDES, Architectures, TowerOptions, build_towers, random_towers
-
-_TEXTS_AT_A_TIME = 256
+from lightning_modules.towers import Architectures, TowerOptions, Towers, build_towers, random_towers
 
 
-@runtime_checkable
-class GivesTexts(Protocol):
-    """A DataModule that has texts to train a tokenizer on."""
-
-    def training_texts(self) -> list[str]:
-        """Captions of the training split, or class prompts."""
-
-
-class DualEncoder(VisionTask):
+class DualEncoder(EmbeddingTask):
     """A picture encoder and a text encoder that learn to agree.
 
     In training each picture is compared with the captions of its batch, those of all processes included. In evaluation
@@ -86,19 +74,20 @@ class DualEncoder(VisionTask):
         optim_options: OptimOptions | None = None,
         architectures: Architectures | None = None,
     ) -> None:
-        super().__init__(lr=lr, weight_decay=weight_decay, schedule=schedule, optim_options=optim_options)
+        super().__init__(
+            towers=build_towers(towers if pretrained else random_towers(towers), image_size, architectures),
+            class_names=class_names,
+            class_prompts=class_prompts,
+            lr=lr,
+            weight_decay=weight_decay,
+            schedule=schedule,
+            optim_options=optim_options,
+        )
         self.save_hyperparameters()
-        self.towers = build_towers(towers if pretrained else random_towers(towers), image_size, architectures)
-        self.input_options: InputOptions = {**self.towers.input_options}
         self.chunk_size = chunk_size
         self.objective = ContrastiveObjective(loss, temperature)
         self.temperature_lr = (temperature or {}).get("lr")
-        self._still = _hold_still(self, freeze, lora)
-        self.tasks = {LABEL_TASK: class_names} if class_names else {}
-        self.class_prompts = class_prompts or []
-        if len(self.class_prompts) != len(class_names or ()):
-            raise UserError(f"class_prompts: {len(self.class_prompts)} for {len(class_names or ())} classes")
-        self._class_embeddings: torch.Tensor | None = None
+        self._still = _hold_still(self.towers, freeze, lora)
         self.contrastive = nn.ModuleDict({f"{split}_loss": MeanOverSamples() for split in ("train", "val", "test")})
         weights = dict.fromkeys(self.tasks, 1.0)
         self.scores = nn.ModuleDict(
@@ -106,24 +95,9 @@ class DualEncoder(VisionTask):
         )
 
     @property
-    def backbone(self) -> nn.Module:
-        """Both towers without projections."""
-        return nn.ModuleList(self.towers.backbone(side) for side in SIDES)
-
-    @property
-    def backbones(self) -> dict[str, nn.Module]:
-        """The towers, each with parameter groups of its own."""
-        return {f"{side}_backbone": self.towers.backbone(side) for side in SIDES}
-
-    @property
     def temperature_parameters(self) -> list[nn.Parameter]:  # type: ignore[override]  # computed here, constant elsewhere
         """Scale and bias, where they are learned."""
         return list(self.objective.temperature.parameters())
-
-    @property
-    def ready_without_training(self) -> bool:
-        """Whether everything was pretrained, so that zero-shot numbers mean something."""
-        return self.towers.wholly_pretrained
 
     def fetch_weights(self) -> None:
         """Fetch the towers' pretrained weights, tokenizer and temperature.
@@ -134,24 +108,6 @@ class DualEncoder(VisionTask):
         self.towers.load_pretrained()
         self.objective.temperature.take_pretrained(*self.towers.pretrained_temperature())
 
-    def warn_of_other_inputs(self, options: InputOptions) -> None:
-        """One warning line where pictures are made otherwise than those that the pretrained weights learned from."""
-        self.towers.warn_of_other_inputs(options)
-
-    def on_fit_start(self) -> None:
-        """Fetch pretrained weights, and train a tokenizer where none came with them.
-
-        Raises:
-            UserError: if there are no texts to train one on.
-        """
-        super().on_fit_start()
-        if self.towers.tokenizer is None:
-            datamodule = getattr(self.trainer, "datamodule", None)
-            texts = datamodule.training_texts() if isinstance(datamodule, GivesTexts) else []
-            # The first process decides, so that all have the same.
-            state = self.towers.train_tokenizer(texts).state if self.trainer.is_global_zero else None
-            self.towers.tokenizer = TextTokenizer(checked_state(self.trainer.strategy.broadcast(state)))
-
     def train(self, mode: bool = True) -> Self:
         """As torch's, but what stands still stays in evaluation mode."""
         super().train(mode)
@@ -159,82 +115,10 @@ class DualEncoder(VisionTask):
             module.eval()
         return self
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """See ``encode_image``."""
-        return self.encode_image(image)
-
-    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
-        """Embeddings of pictures.
-
-        Args:
-            image: uint8 ``(B, 3, H, W)``, RGB.
-
-        Returns:
-            float32 ``(B, D)``, of unit length.
-        """
-        return F.normalize(self.towers.encode_image(image).float(), dim=-1)
-
-    def encode_text(self, texts: list[str]) -> torch.Tensor:
-        """Embeddings of texts, as they are; wrap class names in prompts yourself.
-
-        Returns:
-            float32 ``(B, D)``, of unit length.
-
-        Raises:
-            UserError: if there is no tokenizer yet.
-        """
-        return torch.cat(
-            [
-                self._encode_tokens(*self._tokens(texts[start : start + _TEXTS_AT_A_TIME]))
-                for start in range(0, len(texts), _TEXTS_AT_A_TIME)
-            ]
-            or [torch.zeros(0, self.towers.embed_dim, device=self.device)]
-        )
-
-    def class_embeddings(self) -> torch.Tensor:
-        """Embeddings of the classes: the mean of their prompts' embeddings, computed once an evaluation.
-
-        Returns:
-            float32 ``(C, D)``, of unit length.
-        """
-        if self._class_embeddings is None:
-            flat = self.encode_text([prompt for prompts in self.class_prompts for prompt in prompts])
-            parts = torch.split(flat, [len(prompts) for prompts in self.class_prompts])
-            self._class_embeddings = F.normalize(torch.stack([part.mean(dim=0) for part in parts]), dim=-1)
-        return self._class_embeddings
-
-    def on_validation_epoch_start(self) -> None:
-        """Forget the classes' embeddings, because the text encoder has learned since."""
-        self._class_embeddings = None
-
-    def on_test_epoch_start(self) -> None:
-        """Forget the classes' embeddings, because another checkpoint may have been loaded."""
-        self._class_embeddings = None
-
-    def on_predict_epoch_start(self) -> None:
-        """Forget the classes' embeddings, because another checkpoint may have been loaded."""
-        self._class_embeddings = None
-
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Clamp the temperature and set the learning rates of the next step."""
         super().on_train_batch_end(outputs, batch, batch_idx)
         self.objective.temperature.clamp()
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add tokenizer and configurations, so that the checkpoint alone is enough."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], "architectures": self.towers.architectures}
-        if self.towers.tokenizer is not None:
-            checkpoint["tokenizer"] = dict(self.towers.tokenizer.state)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over the tokenizer.
-
-        Raises:
-            UserError: if there is none.
-        """
-        super().on_load_checkpoint(checkpoint)
-        self.towers.tokenizer = TextTokenizer(checked_state(checkpoint.get("tokenizer")))
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """Contrastive loss of a batch.
@@ -304,18 +188,6 @@ class DualEncoder(VisionTask):
             outputs["text_image"] = outputs["sample_id"].repeat_interleave(counts)
         return outputs
 
-    def _tokens(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.towers.tokenizer is None:
-            raise UserError(
-                "the text tower has no tokenizer yet; fit first, or load pretrained weights or a checkpoint"
-            )
-        tokens = self.towers.tokenizer(texts, self.device)
-        return tokens["input_ids"], tokens["attention_mask"]
-
-    def _encode_tokens(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        text = self.towers.encode_text({"input_ids": input_ids, "attention_mask": attention_mask})
-        return F.normalize(text.float(), dim=-1)
-
 
 def _first_captions(outputs: Outputs, positive_id: torch.Tensor) -> Pairs:
     """Each picture with its first caption."""
@@ -325,16 +197,16 @@ def _first_captions(outputs: Outputs, positive_id: torch.Tensor) -> Pairs:
     return Pairs(outputs["image_embedding"], outputs["text_embedding"][is_first], positive_id)
 
 
-def _hold_still(task: DualEncoder, mode: Freeze, lora: LoraOptions | None) -> list[nn.Module]:
+def _hold_still(towers: Towers, mode: Freeze, lora: LoraOptions | None) -> list[nn.Module]:
     """Freeze what is to stand still.
 
     Returns:
         Modules that must stay in evaluation mode.
     """
-    still = freeze(task.towers, mode)
+    still = freeze(towers, mode)
     if lora is None:
         return still
     if mode not in {"none", "towers"}:
         raise UserError(f"freeze: {mode} does not go with lora, which freezes both towers; leave it out")
-    add_lora(task.towers, lora)
+    add_lora(towers, lora)
     return []

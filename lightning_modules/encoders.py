@@ -143,10 +143,8 @@ class ImageEncoder(nn.Module):
 
     def warn_of_other_inputs(self, options: InputOptions) -> None:
         """One warning line where pictures are made otherwise than those that the pretrained weights learned from."""
-        given, expected = dict(options), dict(self.input_options)
-        others = [f"{key} {given[key]} instead of {value}" for key, value in expected.items() if given[key] != value]
-        if others and self.pretrained is not False:
-            rank_zero_warn(f"data.image differs from what the weights of {self.name} learned from: {', '.join(others)}")
+        if self.pretrained is not False:
+            warn_of_other_inputs(self.name, options, self.input_options)
 
 
 def known_architecture(name: str) -> Any:
@@ -193,3 +191,11 @@ def create_backbone(name: str, image_size: int, weights: dict[str, torch.Tensor]
             f"image size: {name} cuts pictures into patches of {patch_size[0]} px, {image_size} px do not fit"
         )
     return backbone
+
+
+def warn_of_other_inputs(name: str, options: InputOptions, expected: InputOptions) -> None:
+    """One warning line where pictures are made otherwise than those that weights learned from."""
+    given = dict(options)
+    others = [f"{key} {given[key]} instead of {value}" for key, value in expected.items() if given[key] != value]
+    if others:
+        rank_zero_warn(f"data.image differs from what the weights of {name} learned from: {', '.join(others)}")

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from datamodules.schema import UserError
-from lightning_modules.encoders import InputOptions, Normalize
+from lightning_modules.encoders import InputOptions, Normalize, warn_of_other_inputs
 from lightning_modules.text_encoders import checked_length, longest_text
 from lightning_modules.text_tokenizer import TextTokenizer, Tokens, pretrained_tokenizer, trained_tokenizer
 from lightning_modules.towers import Architectures, Side, TowerOptions, Towers
@@ -122,10 +121,8 @@ class WholeModel(Towers):
 
     def warn_of_other_inputs(self, options: InputOptions) -> None:
         """See ``Towers``."""
-        given, expected = dict(options), dict(self.input_options)
-        others = [f"{key} {given[key]} instead of {value}" for key, value in expected.items() if given[key] != value]
-        if others and self.pretrained:
-            rank_zero_warn(f"data.image differs from what the weights of {self.name} learned from: {', '.join(others)}")
+        if self.pretrained:
+            warn_of_other_inputs(self.name, options, self.input_options)
 
     @property
     def wholly_pretrained(self) -> bool:

@@ -27,10 +27,10 @@ LABELLED = ["cat", "dog", "cat", None, "dog"]
 
 
 def test_lists_are_found_again() -> None:
-    lists = CaptionLists.from_column(pd.Series([["a", "b"], [], "c", None]))
-    assert lists.of([0, 1, 2, 3]) == [["a", "b"], [""], ["c"], [""]]
-    assert lists.counts.tolist() == [2, 1, 1, 1]
-    assert lists.first.to_pylist() == ["a", "", "c", ""]
+    lists = CaptionLists.from_column(pd.Series([["a", "b"], [], "c", None, float("nan"), pd.NA], dtype=object))
+    assert lists.of(range(6)) == [["a", "b"], [""], ["c"], [""], [""], [""]]
+    assert lists.counts.tolist() == [2, 1, 1, 1, 1, 1]
+    assert lists.first.to_pylist() == ["a", "", "c", "", "", ""]
     assert lists.pick([0, 2], [1, 0]) == ["b", "c"]
 
 
@@ -90,7 +90,7 @@ def test_positives_of_class_prompts_share_the_label_and_unknown_ones_match_nothi
 
 
 def test_positives_of_single_captions_share_the_wording() -> None:
-    ids = Texts(table(["A cat", " a cat ", "a dog", "", ""])).positive_ids
+    ids = Texts(table(["A Straße", " a STRASSE ", "a dog", "", " "])).positive_ids
     assert ids[0] == ids[1]
     assert len(set(ids.tolist())) == 4
 
@@ -109,3 +109,8 @@ def test_a_tokenizer_is_trained_on_captions_and_prompts() -> None:
 def test_an_unknown_mode_is_refused() -> None:
     with pytest.raises(UserError, match="data caption"):
         Texts(table(CAPTIONS), mode="last")  # type: ignore[arg-type]  # what a user may write
+
+
+def test_all_is_refused_where_captions_are_class_prompts() -> None:
+    with pytest.raises(UserError, match="data caption: all is for captions of the data's own"):
+        Texts(table(CAPTIONS, LABELLED), {"name": "photo"}, mode="all")

@@ -67,16 +67,23 @@ def test_few_shot_draws_so_many_of_each_class_from_the_official_train_list(root:
     assert set(counts.values()) == {1}
     assert len(counts) == 8
     assert splits(flowers(root, split={"protocol": "few_shot", "shots": 1, "seed": 5}))["train"] != found["train"]
+    with pytest.warns(UserWarning, match="8 classes have fewer than 3 photos in the train list"):
+        assert splits(flowers(root, split={"protocol": "few_shot", "shots": 3})) == official
 
 
 def test_zhou_reads_the_file_of_coop(tmp_path: Path) -> None:
     root = write_flowers(tmp_path)
-    with pytest.raises(UserError, match=r"split_zhou_Flowers102\.json"):
+    with pytest.raises(UserError, match=r"split_zhou_OxfordFlowers\.json"):
         flowers(root, split={"protocol": "zhou"}).table  # noqa: B018
     parts = {"train": [1, 7], "val": [2], "test": [3, 4]}
     rows = {split: [[f"image_{n:05d}.jpg", 0, "x"] for n in numbers] for split, numbers in parts.items()}
-    (root / "split_zhou_Flowers102.json").write_text(json.dumps(rows))
+    path = root / "split_zhou_OxfordFlowers.json"
+    path.write_text(json.dumps(rows))
     assert splits(flowers(root, split={"protocol": "zhou"})) == parts
+    rows["val"].append(["image_00999.jpg", 0, "x"])
+    path.write_text(json.dumps(rows))
+    with pytest.raises(UserError, match=r"OxfordFlowers\.json:2: place 2 of the list for val: there is no photo 999"):
+        flowers(root, split={"protocol": "zhou"}).table  # noqa: B018
 
 
 def test_base_trains_on_the_first_half_of_the_classes_and_tests_on_all(root: Path) -> None:
@@ -144,6 +151,39 @@ def test_without_a_network_a_download_ends_in_one_line(tmp_path: Path, monkeypat
     monkeypatch.setattr("datamodules.flowers102_download.answers_in_time", lambda endpoint: False)
     with pytest.raises(UserError, match="data download: no answer"):
         flowers(tmp_path, download=True).table  # noqa: B018
+
+
+def test_a_download_is_laid_out_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Server:
+        classes = NAMES
+        breaks = True
+
+        def __init__(self, root: str, split: str, download: bool) -> None:
+            write_flowers(Path(root))
+            if self.breaks:
+                raise RuntimeError("connection lost")
+
+    monkeypatch.setattr("datamodules.flowers102_download.answers_in_time", lambda endpoint: True)
+    monkeypatch.setattr("torchvision.datasets.Flowers102", Server)
+    with pytest.raises(UserError, match=r"could not be fetched \(connection lost\)"):
+        flowers(tmp_path, download=True).table  # noqa: B018
+    assert [path.name for path in tmp_path.rglob("*")] == ["flowers-102"]
+    Server.breaks = False
+    data = flowers(tmp_path, download=True)
+    assert data.class_names == NAMES
+    assert len(data.table) == 48
+    names = sorted(path.name for path in (tmp_path / "flowers-102").iterdir())
+    assert names == ["cat_to_name.json", "imagelabels.mat", "jpg", "setid.mat"]
+
+
+def test_the_folder_itself_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_flowers(tmp_path)
+    (root / "cat_to_name.json").unlink()
+    monkeypatch.setattr(
+        "datamodules.flowers102_download.answers_in_time", lambda endpoint: pytest.fail("asked the server")
+    )
+    assert flowers(root / "flowers-102", download=True).class_names[73] == "rose"
+    assert flowers(root).class_names[73] == "rose"
 
 
 def test_what_is_there_is_not_downloaded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

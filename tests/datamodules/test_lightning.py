@@ -63,6 +63,22 @@ def test_resuming_after_a_validation_within_an_epoch_changes_nothing(tmp_path: P
         assert resumed.seen == uninterrupted[steps:]
 
 
+def test_distinct_batches_are_resumed_within_an_epoch(tmp_path: Path) -> None:
+    def data() -> Noise:
+        return small(sampling="distinct", batch_size=2)
+
+    whole, resumed = Recorder(), Recorder()
+    trainer(tmp_path, 2).fit(whole, datamodule=data())
+    steps = len(whole.seen) // 2 + 3
+    saver = ModelCheckpoint(tmp_path, filename="at-{step}", every_n_train_steps=steps, save_top_k=-1)
+    trainer(tmp_path, 2, saver, max_steps=steps).fit(Recorder(), datamodule=data())
+    path = next(tmp_path.glob(f"at-step={steps}.ckpt"))
+    trainer(tmp_path, 2).fit(resumed, datamodule=data(), ckpt_path=path, weights_only=True)
+    assert resumed.seen == whole.seen[steps:]
+    labels = data().table.targets["class"]
+    assert all(labels[first] != labels[second] for _, _, (first, second), _ in whole.seen)
+
+
 def test_changed_data_are_told_on_resume(tmp_path: Path) -> None:
     saver = ModelCheckpoint(tmp_path, save_last=True)
     trainer(tmp_path, 1, saver).fit(Recorder(), datamodule=Noise(30, image={"size": 4}))

@@ -174,6 +174,15 @@ def test_positives_never_meet_in_a_batch_of_all_processes(batch_size: int, world
     assert epochs[0] != epochs[1]
 
 
+def test_batches_of_rare_ids_do_not_wait_for_the_end_of_the_epoch() -> None:
+    ids = torch.tensor([0, 1, 2, 3] * 12 + [4, 5, 6, 7, 8, 9, 10, 11] * 2)
+    with_rare = [[max(batch) > 3 for batch in batches_of_ids(ids, 4, epoch)] for epoch in range(40)]
+    assert {sum(flags) for flags in with_rare} == {sum(with_rare[0])}, "all of them in every epoch"
+    first, last = (sum(flags[place] for flags in with_rare) for place in (0, -1))
+    assert 0 < first < 40
+    assert 0 < last < 40
+
+
 def test_no_sample_comes_twice_and_others_are_left_out_next_time() -> None:
     ids = torch.tensor([0] * 10 + [1, 2, 3] * 2)
     left_out = []
@@ -202,9 +211,11 @@ def test_as_many_batches_are_made_as_can_be(counts: list[int]) -> None:
 
 def test_distinct_batches_go_on_where_they_were_left() -> None:
     ids = torch.arange(30) % 6
-    walked, jumped = DistinctSampler(ids, 3, 2), DistinctSampler(ids, 3, 2)
-    jumped.start = 6
-    assert [key.place for key in walked][6:] == [key.place for key in jumped]
+    for rank in range(2):
+        walked, jumped = DistinctSampler(ids, 3, 2, rank, 2), DistinctSampler(ids, 3, 2, rank, 2)
+        jumped.start = 6
+        assert [key.place for key in walked][6:] == [key.place for key in jumped]
+        assert len(list(jumped)) == len(walked), "once"
 
 
 def test_too_few_ids_for_a_batch_are_a_user_error() -> None:
