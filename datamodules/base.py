@@ -57,8 +57,7 @@ class ImageDataModule(LightningDataModule):
         loader: batch size, workers and sampling.
         checks: what to do about unreadable pictures and leaks between the splits.
         seed: of order, sampling and augmentation.
-        prompts: texts that stand for the classes; where they are given they are the captions too, else captions are the
-            table's own, if it has some.
+        prompts: texts for the classes; where given also the captions, which else are the table's own, if it has some.
         caption: which of several captions, or of several prompts, training sees: first, random (one drawn each epoch)
             or all (of captions; an epoch then has all pairs).
     """
@@ -250,9 +249,8 @@ class ImageDataModule(LightningDataModule):
         dataset = self.dataset(split)
         if not len(dataset):
             raise UserError(f"{self.table.origin}: the {split} split is empty; choose another division by data split")
-        rank, world_size = self._place()
         collate = Collate(self.table, self.seed, texts=self.texts, evaluation=True)
-        return eval_loader(dataset, EvalSampler(len(dataset), rank, world_size), collate, self.loader_options)
+        return eval_loader(dataset, EvalSampler(len(dataset), *self._place()), collate, self.loader_options)
 
     def sample_names(self) -> list[str]:
         """Stable names of all samples, indexed by ``sample_id``."""

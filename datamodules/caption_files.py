@@ -65,7 +65,8 @@ def read_token_file(path: Path) -> CaptionFile:
         UserError: for a file that cannot be read.
     """
     file = CaptionFile()
-    for row, line in enumerate(read_text(path, file.problems).splitlines(), start=1):
+    # Not splitlines, which would also cut a caption at a Unicode line separator.
+    for row, line in enumerate(read_text(path, file.problems).split("\n"), start=1):
         if not line.strip():
             continue
         key, tab, caption = line.partition("\t")
@@ -101,6 +102,8 @@ def read_karpathy(path: Path) -> CaptionFile:
         entries = json.loads(read_text(path, file.problems))["images"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f'{path}: is no JSON with a list "images" ({str(error)[:100]}); get the file again') from error
+    if not isinstance(entries, list):
+        raise UserError(f'{path}: "images" is no list; get the file again')
     for row, entry in enumerate(entries, start=1):
         name, split = _name_and_split(entry)
         if split is None:
@@ -110,7 +113,8 @@ def read_karpathy(path: Path) -> CaptionFile:
             file.problems.append((row, f"{name} again, first in entry {file.rows.get(name, '?')}"))
             continue
         file.splits[name] = split
-        for sentence in entry.get("sentences", []):
+        sentences = entry.get("sentences")
+        for sentence in sentences if isinstance(sentences, list) else []:
             raw = sentence.get("raw", "") if isinstance(sentence, dict) else ""
             file.add(name, str(raw), row)
         if name not in file.captions:

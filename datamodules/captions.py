@@ -184,13 +184,13 @@ class Texts:
         return np.where(codes == number.get("", -1), alone, codes)
 
 
-def _as_list(value: object) -> list[str]:
+def _as_list(value: Any) -> list[str]:
     """The texts of one cell: a list, one text, or something missing."""
     import pandas as pd
 
     if isinstance(value, list | tuple):
         return [str(text) for text in value] or [""]
-    return [""] if value is None or value is pd.NA or value != value else [str(value)]  # NaN differs from itself
+    return [""] if pd.isna(value) else [str(value)]
 
 
 def _has_text(values: pa.LargeStringArray) -> bool:

@@ -10,11 +10,12 @@ list: captions like these are left out and counted in the run record, as are pho
 
 from __future__ import annotations
 
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_warn
 
 from datamodules.base import ImageDataModule
 from datamodules.caption_files import CaptionFile, read_captions
@@ -30,7 +31,11 @@ _SOURCE = "kaggle.com/datasets/adityajn105/flickr8k or the form of the Universit
 _LAYOUT = (
     "Flicker8k_Dataset/*.jpg beside Flickr8k_text/Flickr8k.token.txt and its split lists, or captions.txt, or a JSON"
 )
-_CAPTION_FILES = ("Flickr8k_text/Flickr8k.token.txt", "Flickr8k.token.txt", "captions.txt")
+_CAPTION_FILES = {
+    "token": ("Flickr8k_text/Flickr8k.token.txt", "Flickr8k.token.txt", "*.token"),
+    "kaggle": ("captions.txt",),
+    "karpathy": ("dataset*.json",),
+}
 _PICTURE_FOLDERS = ("Flicker8k_Dataset", "Flickr8k_Dataset", "Images", "images", ".")
 _LISTS = {"train": "Flickr_8k.trainImages.txt", "val": "Flickr_8k.devImages.txt", "test": "Flickr_8k.testImages.txt"}
 
@@ -40,8 +45,8 @@ class Flickr8k(ImageDataModule):
 
     Args:
         root: folder of the data; by default ``$VITRINE_DATA/flickr8k`` or ``data/flickr8k``.
-        captions: file of captions, below ``root`` or absolute: a token file, Kaggle's CSV or a Karpathy JSON; by
-            default the first of these that is there.
+        captions: ``token``, ``kaggle`` (``captions.txt``) or ``karpathy`` (``dataset*.json``) for a file of that kind,
+            ``auto`` (or empty) for the first of these that is there, or a file's path, below ``root`` or absolute.
         pictures: folder of the photos, below ``root`` or absolute; by default looked for.
         caption: which of its captions training sees a photo with: random (one drawn each epoch), first, or all.
         split: how photos are divided; by default by the JSON or the split lists, where there are none at random.
@@ -55,7 +60,7 @@ class Flickr8k(ImageDataModule):
     def __init__(
         self,
         root: str = "",
-        captions: str = "",
+        captions: str = "auto",
         pictures: str = "",
         caption: CaptionMode = "random",
         split: SplitOptions | None = None,
@@ -84,16 +89,14 @@ class Flickr8k(ImageDataModule):
         path = _caption_file(root, self.caption_file)
         pictures = _picture_folder(root, self.picture_folder)
         file = read_captions(path)
-        listed = file.splits or _read_lists([path.parent, root, root / "Flickr8k_text"], file.problems)
-        problems = list(file.problems)
-        for name in listed:
-            if name not in file.captions:
-                problems.append((0, f"no captions of {name}, which is in the list for {listed[name]}"))
-        if problems:
-            raise table_error(str(path), problems, "correct or remove these lines")
+        problems = {path: file.problems}
+        listed = file.splits or _read_lists([path.parent, root, root / "Flickr8k_text"], file.captions, problems)
+        _refuse(problems)
         names = self._kept(file, listed, pictures)
-        if not names:
+        if not any((pictures / name).exists() for name in names):
             raise UserError(f"{path}: none of its photos is in {pictures}; give the folder as data pictures")
+        if any(self.left_out.values()):
+            rank_zero_warn(f"Flickr8k: left out {', '.join(f'{n} {what}' for what, n in self.left_out.items() if n)}")
         frame = pd.DataFrame({"name": names, "source": names, "row": [file.rows[name] for name in names]})
         frame["caption"] = [file.captions[name] for name in names]
         frame["split"] = resolve_splits(
@@ -112,6 +115,7 @@ class Flickr8k(ImageDataModule):
 
     def _kept(self, file: CaptionFile, listed: dict[str, str], pictures: Path) -> list[str]:
         """Names of the photos in the order of the file, without those that no list has."""
+        self.left_out = dict.fromkeys(self.left_out, 0)
         kept = []
         for name, captions in file.captions.items():
             # A listed photo that is absent is for the check of all pictures to tell.
@@ -123,20 +127,22 @@ class Flickr8k(ImageDataModule):
                 self.left_out["photos in no list"] += 1
             else:
                 kept.append(name)
-        if any(self.left_out.values()):
-            rank_zero_info(f"Flickr8k: left out {', '.join(f'{n} {what}' for what, n in self.left_out.items() if n)}.")
         return kept
 
 
 def _caption_file(root: Path, given: str) -> Path:
-    if given:
+    kind = given or "auto"
+    if kind not in ("auto", *_CAPTION_FILES):
         path = root / Path(given).expanduser()
         if not path.is_file():
-            raise UserError(f"data captions: there is no file {path}; give a token file, a CSV or a Karpathy JSON")
+            known = ", ".join(("auto", *_CAPTION_FILES))
+            raise UserError(f"data captions: there is no file {path}; give the path of one, or one of {known}")
         return path
-    found = [root / name for name in _CAPTION_FILES if (root / name).is_file()] or sorted(root.glob("dataset*.json"))
+    patterns = [name for key, names in _CAPTION_FILES.items() if kind in ("auto", key) for name in names]
+    found = [file for pattern in patterns for file in sorted(root.glob(pattern)) if file.is_file()]
     if not found:
-        raise UserError(f"data root: {root} has no captions; lay it out as {_LAYOUT}, or name them as data captions")
+        what = "captions" if kind == "auto" else f"captions of kind {kind} ({', '.join(patterns)})"
+        raise UserError(f"data captions: {root} has no {what}; lay it out as {_LAYOUT}, or give a file's path")
     return found[0]
 
 
@@ -149,7 +155,14 @@ def _picture_folder(root: Path, given: str) -> Path:
     return next(root / name for name in _PICTURE_FOLDERS if (root / name).is_dir())
 
 
-def _read_lists(folders: list[Path], problems: Problems) -> dict[str, str]:
+def _refuse(problems: dict[Path, Problems]) -> None:
+    """Tells the problems of all files together, each with its own lines."""
+    way_out = "correct or remove these lines"
+    if errors := [str(table_error(str(path), told, way_out)) for path, told in problems.items() if told]:
+        raise UserError("\n".join(errors))
+
+
+def _read_lists(folders: list[Path], captioned: Container[str], problems: dict[Path, Problems]) -> dict[str, str]:
     """Split of each photo that a list names; nothing where no folder has lists."""
     folder = next((f for f in folders if any((f / name).is_file() for name in _LISTS.values())), None)
     if folder is None:
@@ -158,13 +171,16 @@ def _read_lists(folders: list[Path], problems: Problems) -> dict[str, str]:
     there = [path.name for path in paths.values() if path.is_file()]
     if len(there) < len(paths):
         missing = next(path for path in paths.values() if not path.is_file())
-        raise UserError(f"{missing}: is missing beside {', '.join(there)}; add it, or choose data split.by: random")
+        raise UserError(f"{missing}: is missing beside {', '.join(there)}; add it, or remove those for a random split")
     listed: dict[str, str] = {}
     for split, path in paths.items():
-        for row, line in enumerate(read_text(path, problems).splitlines(), start=1):
+        told = problems.setdefault(path, [])
+        for row, line in enumerate(read_text(path, told).split("\n"), start=1):
             name = line.strip()
             if name in listed:
-                problems.append((row, f"{path.name}: {name} again, it is in the list for {listed[name]}"))
+                told.append((row, f"{name} again, it is in the list for {listed[name]}"))
             elif name:
                 listed[name] = split
+                if name not in captioned:
+                    told.append((row, f"{name} has no captions"))
     return listed

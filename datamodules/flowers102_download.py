@@ -45,8 +45,8 @@ def fetch(root: str) -> None:
 def _fetch_parts(folder: Path) -> None:
     if not answers_in_time(_SERVER):
         raise UserError(
-            f"data download: no answer from {_SERVER}; connect to the network, or get the data elsewhere and give their "
-            "folder as data root"
+            f"data download: no answer from {_SERVER}; connect to the network, or get the data elsewhere and give "
+            "their folder as data root"
         )
     from torchvision.datasets import Flowers102
 

@@ -111,6 +111,8 @@ class WholeModel(Towers):
             return
         directory = self.name if Path(self.name).is_dir() else hub_directory(self.name, "towers.model")
         load_model(self.model, directory, "towers.model")
+        mean, std = _statistics(directory, self.is_clip)
+        self.normalize.load_state_dict(Normalize(mean, std).state_dict())
         self.tokenizer = pretrained_tokenizer(directory, self.max_length, fixed_length=not self.is_clip)
         self._loaded = True
 
@@ -141,9 +143,9 @@ class WholeModel(Towers):
         return cast("torch.Tensor", self.model.logit_scale), getattr(self.model, "logit_bias", None)
 
 
-def _statistics(name: str, is_clip: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _statistics(directory: str, is_clip: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation that the weights were trained with."""
-    path = Path(name) / "preprocessor_config.json"
+    path = Path(directory) / "preprocessor_config.json"
     if path.is_file():
         try:
             values = json.loads(path.read_text(encoding="utf-8"))

@@ -46,6 +46,7 @@ def test_karpathys_file_says_the_split(tmp_path: Path) -> None:
         ("captions.txt", "image,caption\n,one\n", 2, "no name"),
         ("d.json", '{"images": [{"filename": "a", "split": "dev"}]}', 1, "its split is not"),
         ("d.json", '{"images": [{"filename": "a", "split": "val"}]}', 1, "a has no captions"),
+        ("d.json", '{"images": [{"filename": "a", "split": "val", "sentences": null}]}', 1, "a has no captions"),
         ("d.json", '{"images": [7]}', 1, "no filename"),
     ],
 )
@@ -55,7 +56,16 @@ def test_what_is_wrong_is_gathered_by_row(tmp_path: Path, name: str, text: str, 
     assert message in told
 
 
-@pytest.mark.parametrize(("name", "text"), [("d.json", "[]"), ("d.json", "no"), ("captions.txt", "picture,text\n")])
+def test_a_unicode_line_separator_does_not_end_a_caption(tmp_path: Path) -> None:
+    file = read_captions(written(tmp_path, "t.token", "a.jpg#0\tone\u2028two\x85three\r\na.jpg#1\tfour\r\n"))
+    assert file.captions == {"a.jpg": ["one\u2028two\x85three", "four"]}
+    assert not file.problems
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("d.json", "[]"), ("d.json", "no"), ("d.json", '{"images": 7}'), ("captions.txt", "picture,text\n")],
+)
 def test_files_of_another_kind_are_refused(tmp_path: Path, name: str, text: str) -> None:
     with pytest.raises(UserError, match=name):
         read_captions(written(tmp_path, name, text))

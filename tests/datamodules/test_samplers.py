@@ -177,7 +177,6 @@ def test_positives_never_meet_in_a_batch_of_all_processes(batch_size: int, world
 def test_batches_of_rare_ids_do_not_wait_for_the_end_of_the_epoch() -> None:
     ids = torch.tensor([0, 1, 2, 3] * 12 + [4, 5, 6, 7, 8, 9, 10, 11] * 2)
     with_rare = [[max(batch) > 3 for batch in batches_of_ids(ids, 4, epoch)] for epoch in range(40)]
-    assert {sum(flags) for flags in with_rare} == {sum(with_rare[0])}, "all of them in every epoch"
     first, last = (sum(flags[place] for flags in with_rare) for place in (0, -1))
     assert 0 < first < 40
     assert 0 < last < 40

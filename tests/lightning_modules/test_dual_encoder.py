@@ -12,9 +12,8 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 from datamodules.schema import UserError
-from lightning_modules.checkpoint import load_task
 from lightning_modules.dual_encoder import DualEncoder
-from tests.fakes_models import write_bert, write_clip
+from tests.fakes_models import write_clip
 from tests.lightning_modules.tiny import SIZE, tiny_trainer
 from tests.lightning_modules.tiny_pairs import CLASSES, PROMPTS, TinyPairs, pair_batch, tiny_pair
 
@@ -71,20 +70,6 @@ def test_zero_shot_logits_come_from_the_mean_of_the_prompts(tmp_path: Path) -> N
     assert float(trainer.callback_metrics["val/loss"]) == pytest.approx(float(loss), rel=1e-5)
 
 
-def test_class_prompts_are_encoded_once_an_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    task = tiny_pair(tmp_path / "clip")
-    calls: list[int] = []
-    encode = DualEncoder.encode_text
-
-    def noted(self: DualEncoder, texts: list[str]) -> torch.Tensor:
-        calls.append(len(texts))
-        return encode(self, texts)
-
-    monkeypatch.setattr(DualEncoder, "encode_text", noted)
-    tiny_trainer(tmp_path, max_epochs=2, num_sanity_val_steps=0).fit(task, TinyPairs())
-    assert calls == [8, 8]
-
-
 def test_every_caption_is_embedded_where_the_data_have_their_own(tmp_path: Path) -> None:
     task, kept = tiny_pair(tmp_path / "clip", class_names=None), Kept()
     trainer = tiny_trainer(tmp_path, callbacks=[kept], num_sanity_val_steps=0)
@@ -127,25 +112,6 @@ def test_what_is_frozen_stands_still_and_is_in_evaluation_mode(tmp_path: Path) -
     task.train()
     assert not task.towers.backbone("image").training
     assert task.towers.backbone("text").training
-
-
-def test_a_checkpoint_alone_reads_text_and_pictures(tmp_path: Path) -> None:
-    bert = write_bert(tmp_path / "bert", pooling="mean")
-    towers = {"image": "test_resnet", "image_pretrained": False, "text": str(bert), "embed_dim": 8}
-    task = DualEncoder(towers, CLASSES, PROMPTS, image_size=SIZE)  # type: ignore[arg-type]  # a plain dictionary
-    trainer = tiny_trainer(tmp_path)
-    trainer.fit(task, TinyPairs())
-    path = tmp_path / "alone.ckpt"
-    trainer.save_checkpoint(path)
-    for file in sorted(bert.rglob("*"), reverse=True):
-        file.unlink() if file.is_file() else file.rmdir()
-    again: Any = load_task(path)
-    task.eval()
-    with torch.no_grad():
-        assert torch.equal(task.encode_text(["a rose"]), again.encode_text(["a rose"]))
-        image = pair_batch([1])["image"]
-        assert torch.equal(task.encode_image(image), again.encode_image(image))
-    assert again.tasks == {"class": CLASSES}
 
 
 def test_a_run_in_two_parts_ends_as_one_that_was_never_interrupted(tmp_path: Path) -> None:
@@ -213,12 +179,6 @@ def test_lora_learns_adapters_only_and_begins_as_the_model_was(tmp_path: Path) -
         "lora_" in name or "projection" in name or "temperature" in name or "contrastive" in name for name in moved
     )
     assert any("lora_B" in name for name in moved)
-
-
-def test_without_tokenizer_or_texts_the_way_out_is_told(tmp_path: Path) -> None:
-    task = tiny_pair(tmp_path / "clip")
-    with pytest.raises(UserError, match="no tokenizer yet"):
-        task.encode_text(["a rose"])
 
 
 @pytest.mark.parametrize(
