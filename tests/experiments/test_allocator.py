@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import resource, sys
+from experiments.allocator import keep_freed_memory
+if sys.argv[1] == "kept" and not keep_freed_memory():
+    sys.exit(3)
+for _ in range(20):
+    block = bytearray(64 * 1024 * 1024)  # zeroed, so every page is touched
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+"""
+
+
+def faults(case: str) -> int:
+    done = subprocess.run([sys.executable, "-c", PROGRAM, case], capture_output=True, text=True, check=False)
+    if done.returncode == 3:
+        pytest.skip("this C library has no such thresholds")
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc only")
+def test_memory_that_was_freed_is_not_asked_for_again() -> None:
+    pages = 64 * 1024 * 1024 // resource.getpagesize()
+    assert faults("kept") < 5 * pages < faults("own")
