@@ -78,8 +78,18 @@ def test_results_on_other_data_go_to_a_new_directory(run: Run, tmp_path: Path) -
 
 def test_predict_writes_predictions(run: Run, tmp_path: Path) -> None:
     assert run("fit") == 0
-    assert run("predict", "--ckpt_path=last") == 0
+    assert run("predict", "--ckpt_path=best") == 0
     assert (only_run(tmp_path / "runs") / "predictions" / "predict.parquet").is_file()
+
+
+def test_results_of_another_checkpoint_do_not_replace_those_of_the_best(run: Run, tmp_path: Path) -> None:
+    assert run("fit", "--test_best=true") == 0
+    first = only_run(tmp_path / "runs")
+    before = (first / "predictions" / "test.parquet").stat().st_mtime_ns
+    assert run("test", "--ckpt_path=last") == 0
+    second = next(path for path in (tmp_path / "runs").glob("*/*") if path != first)
+    assert (second / "predictions" / "test.parquet").is_file()
+    assert (first / "predictions" / "test.parquet").stat().st_mtime_ns == before
 
 
 def test_resume_continues_where_the_run_ended(run: Run, tmp_path: Path) -> None:

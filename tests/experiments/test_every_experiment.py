@@ -64,7 +64,12 @@ def tiny(experiment: dict[str, Any]) -> dict[str, Any]:
     overlay: dict[str, Any] = {
         "data": {"init_args": {"image": {"size": 32}, "loader": tiny_loader(experiment)}},
         "model": {"init_args": {"pretrained": False, **tiny_network(experiment["model"]["init_args"])}},
-        "trainer": {"max_epochs": 2, "enable_progress_bar": False, "enable_model_summary": False},
+        "trainer": {
+            "max_epochs": 2,
+            "check_val_every_n_epoch": 1,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+        },
         "wandb": {"mode": "disabled"},
     }
     if experiment["data"]["class_path"] == "datamodules.Wares":

@@ -44,7 +44,7 @@ def feed(metrics: SplitMetrics, data: Samples, sizes: list[int]) -> None:
 
 def by_scikit_learn(data: Samples) -> dict[str, float]:
     # Imported here, because the two processes below need not wait for it.
-    from sklearn.metrics import accuracy_score, f1_score, log_loss, top_k_accuracy_score
+    from sklearn.metrics import accuracy_score, f1_score, log_loss, recall_score, top_k_accuracy_score
 
     values, total = {}, 0.0
     for task, names in TASKS.items():
@@ -56,6 +56,7 @@ def by_scikit_learn(data: Samples) -> dict[str, float]:
         values[f"{task}/accuracy"] = accuracy_score(target, predicted)
         values[f"{task}/f1_macro"] = f1_score(target, predicted, average="macro")
         values[f"{task}/f1_weighted"] = f1_score(target, predicted, average="weighted")
+        values[f"{task}/mean_per_class"] = recall_score(target, predicted, average="macro", zero_division=0)
         for k in (3, 5):
             if k < len(names):
                 values[f"{task}/top{k}"] = top_k_accuracy_score(target, logits, k=k, labels=labels)
