@@ -90,6 +90,7 @@ class ImageDataModule(LightningDataModule):
         self._table: SampleTable | None = None
         self._texts: Texts | None = None
         self._bad: dict[int, str] | None = None
+        self._content: NDArray[np.uint8] | None = None
 
     def load_table(self) -> SampleTable:
         """Reads the data set's table. Called once a process, the first time that the table is needed.
@@ -210,9 +211,10 @@ class ImageDataModule(LightningDataModule):
         else:
             transform = eval_transform(self.image_options)
         rows = self.split_indices(split)
+        read = self._reader(rows, self._augment if augmented else None)
         # In training a picture may come several times, with other captions; in evaluation it comes once.
         rows, numbers = self.texts.pairs(rows) if augmented else (rows, None)
-        return ImageDataset(rows, self.read_image, transform, self.seed, numbers)
+        return ImageDataset(rows, read, transform, self.seed, numbers)
 
     def train_dataloader(self) -> CountedLoader:
         """Augmented training batches.
@@ -291,8 +293,16 @@ class ImageDataModule(LightningDataModule):
             problems = [(int(self.table.rows[index]), reason) for index, reason in verification.bad.items()]
             way_out = "mend or remove these pictures, or set data checks.on_bad_image: skip"
             raise table_error(self.table.origin, problems, way_out)
-        self._bad = dict(verification.bad)
+        self._bad, self._content = dict(verification.bad), verification.content
         return verification
+
+    def _reader(self, rows: NDArray[np.int64], augment: AugmentOptions | None) -> Callable[[int], torch.Tensor]:
+        """What reads pictures of these rows; generated ones have no need of a cache on disk."""
+        if self._content is None:
+            return self.read_image
+        from datamodules.readers import picture_reader
+
+        return picture_reader(self, rows, self._content, augment)
 
     def _place(self) -> tuple[int, int]:
         """Rank of this process and number of processes."""

@@ -18,6 +18,7 @@ Interpolation = Literal["bilinear", "bicubic"]
 Sampling = Literal["shuffle", "balanced", "distinct"]
 OnBadImage = Literal["error", "skip"]
 LeakKind = Literal["groups", "exact", "near"]
+CacheMode = Literal["auto", "always", "never"]
 Preset = Literal["none", "light", "reference"]
 
 
@@ -49,6 +50,11 @@ class LoaderOptions(TypedDict, total=False):
         balance_on: task whose classes ``balanced`` makes equally frequent; default class.
         drop_last: leave out the last training batch where it is not full; default false. One of a single picture is
             always left out, because BatchNorm cannot normalise it.
+        cache: whether pictures are decoded once and kept on disk under ``$VITRINE_CACHE``, scaled to what the network
+            needs: ``auto`` where there is room for them, ``always`` or ``never``. Evaluation gets the same pixels with
+            and without; random crops of pictures that are larger come out of the smaller ones; default auto.
+        cache_limit_gb: gigabytes that all cached pictures together may take; default 20. The data sets that were not
+            used for longest make room.
     """
 
     batch_size: int
@@ -57,6 +63,8 @@ class LoaderOptions(TypedDict, total=False):
     sampling: Sampling
     balance_on: str
     drop_last: bool
+    cache: CacheMode
+    cache_limit_gb: float
 
 
 class CheckOptions(TypedDict, total=False):
@@ -118,6 +126,8 @@ LOADER_DEFAULTS: LoaderOptions = {
     "sampling": "shuffle",
     "balance_on": LABEL_TASK,
     "drop_last": False,
+    "cache": "auto",
+    "cache_limit_gb": 20.0,
 }
 CHECK_DEFAULTS: CheckOptions = {"on_bad_image": "error", "allow_leaks": []}
 
@@ -190,6 +200,8 @@ def complete_loader(options: LoaderOptions | None) -> LoaderOptions:
         f"0 or at least loader.batch_size, {filled['batch_size']}",
     )
     _require_choice("loader.sampling", filled["sampling"], ("shuffle", "balanced", "distinct"))
+    _require_choice("loader.cache", filled["cache"], ("auto", "always", "never"))
+    _require(filled["cache_limit_gb"] > 0, "loader.cache_limit_gb", filled["cache_limit_gb"], "above 0")
     return filled
 
 

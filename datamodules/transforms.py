@@ -6,9 +6,11 @@ training transform draws from torch's global generator; ``datamodules.dataset`` 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import v2 as T
@@ -17,6 +19,9 @@ from datamodules.options import AugmentOptions, ImageOptions, complete_augment, 
 
 # ImageNet's mean colour: about 0 after every usual normalisation, as where erasing follows the normalisation.
 _ERASED = [124.0, 116.0, 104.0]
+
+_LOG_RATIO = (math.log(3 / 4), math.log(4 / 3))
+_LARGEST_FACTOR = 1.5
 
 
 def learns_colour(tasks: Iterable[str]) -> bool:
@@ -56,16 +61,11 @@ def train_transform(image: ImageOptions | None, augment: AugmentOptions | None, 
     chosen = complete_augment(augment, hue_safe=hue_safe)
     steps: list[nn.Module] = []
     if scale := chosen["random_resized_crop"]:
-        steps.append(
-            T.RandomResizedCrop(
-                options["size"], (scale[0], scale[1]), interpolation=_interpolation(options), antialias=True
-            )
-        )
-        steps.append(_Contiguous())
+        steps.append(_RandomResizedCrop(options, (scale[0], scale[1])))
     else:
         steps.append(eval_transform(options))
     if chosen["horizontal_flip"]:
-        steps.append(T.RandomHorizontalFlip(chosen["horizontal_flip"]))
+        steps.append(_RandomFlip(chosen["horizontal_flip"]))
     if chosen["rotation"] or chosen["translate"]:
         # One resampling for both; two would blur twice.
         shift = (chosen["translate"], chosen["translate"]) if chosen["translate"] else None
@@ -78,6 +78,63 @@ def train_transform(image: ImageOptions | None, augment: AugmentOptions | None, 
         low, high = chosen["erasing_scale"]
         steps.append(T.RandomErasing(chosen["erasing"], scale=(low, high), value=_ERASED))
     return steps[0] if len(steps) == 1 else nn.Sequential(*steps)
+
+
+def scale_down(image: torch.Tensor, short_side: int, interpolation: str) -> torch.Tensor:
+    """Scales a picture so that its short side has a length, as the evaluation does; a smaller one stays as it is.
+
+    Args:
+        image: uint8 ``(3, H, W)``.
+        short_side: in pixels.
+        interpolation: ``bilinear`` or ``bicubic``.
+
+    Returns:
+        uint8 ``(3, H', W')``.
+    """
+    if min(image.shape[-2:]) <= short_side:
+        return image
+    return T.functional.resize(image, [short_side], InterpolationMode(interpolation), antialias=True)
+
+
+def useful_short_side(image: ImageOptions | None, augment: AugmentOptions | None) -> int:
+    """Short side beyond which more pixels of a picture would hardly change what the network sees.
+
+    For evaluation it is the length that the evaluation scales to, exactly. For random crops it is the length at which
+    the smallest square crop still has as many pixels as the network sees, at most half as much again.
+
+    Args:
+        image: size and crop fraction.
+        augment: of training pictures, None for evaluation.
+    """
+    options = complete_image(image)
+    short_side = round(options["size"] / options["crop_fraction"])
+    scale = complete_augment(augment, hue_safe=False)["random_resized_crop"]
+    if not scale:
+        return short_side
+    return max(short_side, math.ceil(options["size"] * min(_LARGEST_FACTOR, scale[0] ** -0.5)))
+
+
+def random_crop_box(height: int, width: int, scale: tuple[float, float]) -> tuple[int, int, int, int]:
+    """A random part of a picture (Szegedy et al., Going deeper with convolutions, 2015).
+
+    Its area is uniform in ``scale``, its aspect ratio log-uniform in [3/4, 4/3]. After ten parts that do not fit it is
+    the largest one in the middle. Draws from torch's global generator as torchvision's ``RandomResizedCrop`` does.
+
+    Returns:
+        Top, left, height and width in pixels.
+    """
+    area = height * width
+    for _ in range(10):
+        target_area = area * float(torch.empty(1).uniform_(*scale))
+        ratio = float(torch.exp(torch.empty(1).uniform_(*_LOG_RATIO)))
+        part_width, part_height = round(math.sqrt(target_area * ratio)), round(math.sqrt(target_area / ratio))
+        if 0 < part_width <= width and 0 < part_height <= height:
+            top = int(torch.randint(height - part_height + 1, (1,)))
+            left = int(torch.randint(width - part_width + 1, (1,)))
+            return top, left, part_height, part_width
+    ratio = min(max(width / height, 3 / 4), 4 / 3)
+    part_width, part_height = min(width, round(height * ratio)), min(height, round(width / ratio))
+    return (height - part_height) // 2, (width - part_width) // 2, part_height, part_width
 
 
 def adjust_colours(image: torch.Tensor, changes: Mapping[str, float]) -> torch.Tensor:
@@ -138,6 +195,33 @@ class _ColourJitter(nn.Module):
         order = [kinds[place] for place in torch.randperm(len(kinds)).tolist()]
         changes = {kind: float(torch.empty(()).uniform_(*self._bounds[kind])) for kind in order}
         return adjust_colours(image, changes)
+
+
+class _RandomResizedCrop(nn.Module):
+    """A random part of the picture in the size that the network sees; the same as torchvision's, in half the time."""
+
+    def __init__(self, options: ImageOptions, scale: tuple[float, float]) -> None:
+        super().__init__()
+        self._size, self._mode, self._scale = options["size"], options["interpolation"], scale
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        top, left, height, width = random_crop_box(image.shape[-2], image.shape[-1], self._scale)
+        part = image[:, top : top + height, left : left + width]
+        if (height, width) != (self._size, self._size):
+            size = (self._size, self._size)
+            part = F.interpolate(part[None], size=size, mode=self._mode, align_corners=False, antialias=True)[0]
+        return part.contiguous()
+
+
+class _RandomFlip(nn.Module):
+    """Mirrors left and right with a probability."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self._probability = probability
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return image.flip(-1) if float(torch.rand(1)) < self._probability else image
 
 
 class _Contiguous(nn.Module):

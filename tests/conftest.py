@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 
 # Before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -11,9 +14,15 @@ os.environ.setdefault("WANDB_MODE", "disabled")
 
 import pytest
 
+_CACHE_IS_GIVEN = "VITRINE_CACHE" in os.environ
+if not _CACHE_IS_GIVEN:
+    # For fixtures that are made before a test's own.
+    os.environ["VITRINE_CACHE"] = tempfile.mkdtemp(prefix="vitrine-tests-")
+    atexit.register(shutil.rmtree, os.environ["VITRINE_CACHE"], ignore_errors=True)
+
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Verification results of tests do not land in the user's cache."""
-    if "VITRINE_CACHE" not in os.environ:
+    """What tests decode and verify does not land in the user's cache."""
+    if not _CACHE_IS_GIVEN:
         monkeypatch.setenv("VITRINE_CACHE", str(tmp_path_factory.mktemp("cache")))

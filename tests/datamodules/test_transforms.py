@@ -4,12 +4,14 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import v2 as T
 from torchvision.transforms.v2 import functional as F
 
 from datamodules.counted import counted_rng
-from datamodules.options import AugmentOptions, ImageOptions, complete_augment
+from datamodules.options import AugmentOptions, ImageOptions, Interpolation, complete_augment
 from datamodules.schema import UserError
-from datamodules.transforms import adjust_colours, eval_transform, learns_colour, train_transform
+from datamodules.transforms import adjust_colours, eval_transform, learns_colour, scale_down, train_transform
 
 SIZES = [(3, 5), (1, 1), (31, 200), (200, 31), (64, 64), (97, 133)]
 
@@ -194,3 +196,31 @@ def test_wrong_options_are_refused_by_key(augment: AugmentOptions, message: str)
 def test_wrong_image_options_are_refused(image: ImageOptions) -> None:
     with pytest.raises(UserError, match="data image"):
         eval_transform(image)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("scale", [(0.8, 1.0), (0.08, 0.3), (1.0, 1.0)])
+def test_crop_and_flip_are_those_of_torchvision(interpolation: Interpolation, scale: tuple[float, float]) -> None:
+    size = 24
+    ours = train_transform(
+        {"size": size, "interpolation": interpolation},
+        {"random_resized_crop": list(scale), "horizontal_flip": 0.5},
+        hue_safe=False,
+    )
+    mode = InterpolationMode(interpolation)
+    crop = T.RandomResizedCrop(size, scale, interpolation=mode, antialias=True)
+    theirs = torch.nn.Sequential(crop, T.RandomHorizontalFlip(0.5))
+    # The last ones are so long and narrow that no part fits.
+    for seed, (height, width) in enumerate([(30, 40), (24, 24), (17, 60), (9, 8), (60, 20), (200, 5), (5, 300)] * 4):
+        image = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8).permute(2, 0, 1)
+        torch.manual_seed(seed)
+        expected = theirs(image)
+        torch.manual_seed(seed)
+        assert torch.equal(ours(image), expected)
+
+
+def test_scaling_down_is_the_evaluations() -> None:
+    image = torch.randint(0, 256, (50, 70, 3), dtype=torch.uint8).permute(2, 0, 1)
+    transform = eval_transform({"size": 20, "crop_fraction": 0.8})
+    assert torch.equal(transform(scale_down(image, 25, "bicubic")), transform(image))
+    assert scale_down(image, 50, "bicubic") is image

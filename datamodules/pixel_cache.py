@@ -1,0 +1,216 @@
+"""Decoded pictures on disk: each is decoded once, and later read as a slice of a memory-mapped file.
+
+The cache is a folder of chunks. A chunk holds some hundred pictures as 8-bit RGB, scaled down so that the short side
+has the length that is asked for, and is named after the pictures' content and that length. It is written under a
+temporary name and renamed, so it is there whole or not at all, and never changes afterwards: a kill loses at most the
+chunks that were being written, and two runs can share a cache. A changed picture makes another name.
+
+Ideas: FFCV (Leclerc et al., 2023) for resized pictures behind a memory map, git for naming by content.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.cache_folder import disk_full, exclusively, make_room
+from datamodules.progress import tracked
+from datamodules.schema import UserError
+from datamodules.transforms import scale_down
+
+CHUNK = 256
+"""Pictures of a chunk."""
+
+_MAGIC = b"vitrine pixels 1"
+_HEADER = 32
+_ESTIMATED_FROM = 16
+
+
+@dataclass(eq=False)
+class PixelCache:
+    """Pictures of some rows of a table, decoded once.
+
+    Args:
+        read_image: gives uint8 ``(3, H, W)`` for a row of the table.
+        rows: int64 ``(n,)``, ascending, the rows that can be read.
+        content: uint8 ``(N, 32)``, hash of each row's picture.
+        short_side: longest short side that is kept, in pixels; a smaller picture keeps its size.
+        interpolation: of the scaling, ``bilinear`` or ``bicubic``.
+        folder: of the chunks.
+    """
+
+    read_image: Callable[[int], torch.Tensor]
+    rows: NDArray[np.int64]
+    content: NDArray[np.uint8]
+    short_side: int
+    interpolation: str
+    folder: Path
+    _chunks: dict[int, tuple[NDArray[np.int64], NDArray[np.uint8]]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self._names = [self._name(number) for number in range(-(-len(self.rows) // CHUNK))]
+
+    def __getstate__(self) -> dict[str, object]:
+        # Worker processes map the files themselves.
+        return {**self.__dict__, "_chunks": {}}
+
+    def read(self, row: int) -> torch.Tensor:
+        """One picture.
+
+        Args:
+            row: of the table, one of ``rows``.
+
+        Returns:
+            uint8 ``(3, H, W)``, RGB, channels interleaved in memory. It is private: changes do not reach the file.
+
+        Raises:
+            UserError: if a chunk that has been removed since cannot be made again.
+        """
+        number, place = divmod(int(np.searchsorted(self.rows, row)), CHUNK)
+        table, pixels = self._chunks.get(number) or self._open(number)
+        begin, height, width = table[place].tolist()
+        picture = pixels[begin : begin + height * width * 3].reshape(height, width, 3)
+        return torch.from_numpy(picture).permute(2, 0, 1)
+
+    def missing(self) -> list[int]:
+        """Numbers of the chunks that are not there yet."""
+        return [number for number, name in enumerate(self._names) if not (self.folder / name).exists()]
+
+    def estimated_bytes(self) -> int:
+        """About how much disk space the missing chunks need."""
+        missing = self.missing()
+        if not missing:
+            return 0
+        among = self.rows[np.linspace(0, len(self.rows) - 1, min(_ESTIMATED_FROM, len(self.rows))).astype(int)]
+        sizes = [self._scaled(int(row)).numel() for row in among]
+        return int(np.mean(sizes) * min(len(missing) * CHUNK, len(self.rows)))
+
+    def build(self, limit: int, workers: int) -> None:
+        """Makes the missing chunks; where another run is at it, waits for it.
+
+        Args:
+            limit: bytes that the folder may hold; the chunks that were not used for longest make room.
+            workers: processes that decode; 0 for this one alone.
+
+        Raises:
+            UserError: if the disk is full or the folder cannot be written to.
+        """
+        if not self.missing():
+            self._mark_used()
+            return
+        key = hashlib.blake2b("".join(self._names).encode(), digest_size=16).hexdigest()
+        with disk_full(self.folder), exclusively(self.folder, key):
+            missing = self.missing()
+            self._remove_remains(missing)
+            make_room(self.folder, limit - self.estimated_bytes(), keep=set(self._names))
+            made = DataLoader(_Chunks(self, missing), batch_size=None, num_workers=min(workers, len(missing)))
+            for problem in tracked(made, f"decoding pictures once, {CHUNK} at a time", len(missing)):
+                if problem:
+                    raise UserError(problem)
+        self._mark_used()
+
+    def make(self, number: int) -> None:
+        """Writes one chunk, whole or not at all.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        path = self.folder / self._names[number]
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        rows = self.rows[number * CHUNK : (number + 1) * CHUNK]
+        table = np.zeros((len(rows), 3), dtype=np.int64)
+        end = 0
+        try:
+            with temporary.open("wb") as file:
+                file.seek(_HEADER + table.nbytes)
+                for place, row in enumerate(rows.tolist()):
+                    picture = self._scaled(row).permute(1, 2, 0).contiguous()
+                    table[place] = end, picture.shape[0], picture.shape[1]
+                    end += file.write(picture.numpy().data)
+                file.seek(0)
+                file.write(_MAGIC + np.array([len(rows), end], dtype=np.int64).tobytes() + table.tobytes())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _scaled(self, row: int) -> torch.Tensor:
+        return scale_down(self.read_image(row), self.short_side, self.interpolation)
+
+    def _name(self, number: int) -> str:
+        rows = self.rows[number * CHUNK : (number + 1) * CHUNK]
+        digest = hashlib.blake2b(_MAGIC + f"{self.short_side} {self.interpolation}".encode(), digest_size=20)
+        digest.update(np.ascontiguousarray(self.content[rows]).tobytes())
+        return f"{digest.hexdigest()}.pixels"
+
+    def _open(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+        path = self.folder / self._names[number]
+        chunk = _mapped(path)
+        if chunk is None:
+            # Another run needed the room, or somebody has emptied the folder.
+            with disk_full(self.folder), exclusively(self.folder, path.stem):
+                if (chunk := _mapped(path)) is None:
+                    self.make(number)
+                    chunk = _mapped(path)
+        if chunk is None:
+            raise UserError(f"{path}: cannot be read although it was just written; set $VITRINE_CACHE to another disk")
+        self._chunks[number] = chunk
+        return chunk
+
+    def _mark_used(self) -> None:
+        """Notes the time, by which chunks are removed when room is needed."""
+        for name in self._names:
+            with contextlib.suppress(OSError):
+                os.utime(self.folder / name)
+
+    def _remove_remains(self, missing: list[int]) -> None:
+        """Removes what killed processes have left of these chunks; nobody else is at work on them."""
+        for number in missing:
+            for path in self.folder.glob(f".{self._names[number]}.*"):
+                path.unlink(missing_ok=True)
+
+
+class _Chunks(Dataset[str]):
+    """Makes a chunk when asked for it, in the worker process, and says what went wrong, if anything did.
+
+    An exception would come back from the worker with its whole traceback as the message.
+    """
+
+    def __init__(self, cache: PixelCache, numbers: list[int]) -> None:
+        self._cache, self._numbers = cache, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, place: int) -> str:
+        try:
+            with disk_full(self._cache.folder):
+                self._cache.make(self._numbers[place])
+        except UserError as error:
+            return str(error)
+        return ""
+
+
+def _mapped(path: Path) -> tuple[NDArray[np.int64], NDArray[np.uint8]] | None:
+    """The table (begin, height, width of each picture) and the pixels of a chunk; None for a missing or broken one."""
+    try:
+        # Copy on write: a tensor on top of it may be changed, the file not.
+        file = np.memmap(path, dtype=np.uint8, mode="c")
+    except (OSError, ValueError):
+        return None
+    if len(file) < _HEADER or bytes(file[: len(_MAGIC)]) != _MAGIC:
+        return None
+    count, size = np.frombuffer(file, dtype=np.int64, count=2, offset=len(_MAGIC)).tolist()
+    begin = _HEADER + count * 24
+    if len(file) != begin + size:
+        return None
+    table = np.frombuffer(file, dtype=np.int64, count=count * 3, offset=_HEADER).reshape(count, 3)
+    return table, np.asarray(file[begin:])
