@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from callbacks.backbone_unfreezing import BackboneUnfreezing
     from callbacks.class_report import ClassReport
     from callbacks.confusion_matrix import ConfusionMatrixLogger
+    from callbacks.frozen_features import FrozenFeatures
     from callbacks.prediction_writer import PredictionWriter
     from callbacks.retrieval_metrics import RetrievalMetrics
     from callbacks.start_weights import StartWeights
@@ -22,6 +23,7 @@ __all__ = [
     "BackboneUnfreezing",
     "ClassReport",
     "ConfusionMatrixLogger",
+    "FrozenFeatures",
     "PredictionWriter",
     "RetrievalMetrics",
     "StartWeights",
@@ -31,6 +33,7 @@ _HOMES = {
     "BackboneUnfreezing": "callbacks.backbone_unfreezing",
     "ClassReport": "callbacks.class_report",
     "ConfusionMatrixLogger": "callbacks.confusion_matrix",
+    "FrozenFeatures": "callbacks.frozen_features",
     "PredictionWriter": "callbacks.prediction_writer",
     "RetrievalMetrics": "callbacks.retrieval_metrics",
     "StartWeights": "callbacks.start_weights",

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 
 from datamodules import images
-from datamodules.captions import CaptionMode, Texts
+from datamodules.captions import CaptionMode
 from datamodules.dataset import Collate, CountedLoader, ImageDataset
+from datamodules.described import TableDataModule
 from datamodules.loaders import eval_loader, train_loader, train_sampler
 from datamodules.options import (
     AugmentOptions,
@@ -27,12 +27,13 @@ from datamodules.options import (
     complete_checks,
     complete_image,
     complete_loader,
+    is_random,
 )
-from datamodules.prompts import PromptOptions, class_prompts
+from datamodules.prompts import PromptOptions
 from datamodules.record import record_of
 from datamodules.samplers import EvalSampler
-from datamodules.schema import LABEL_TASK, UserError
-from datamodules.table import SPLITS, SampleTable, table_error
+from datamodules.schema import UserError
+from datamodules.table import SPLITS, table_error
 from datamodules.transforms import eval_transform, learns_colour, train_transform
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from datamodules.verification import Verification
 
 
-class ImageDataModule(LightningDataModule):
+class ImageDataModule(TableDataModule):
     """Base of all data sets of pictures with labels.
 
     A subclass takes its own arguments first, passes these on, and implements ``load_table``. What depends on the
@@ -75,7 +76,7 @@ class ImageDataModule(LightningDataModule):
         prompts: PromptOptions | None = None,
         caption: CaptionMode = "random",
     ) -> None:
-        super().__init__()
+        super().__init__(seed, prompts, caption)
         # Lightning walks up through the constructors, so the subclass's own arguments are saved as well.
         self.save_hyperparameters()
         self.image_options = complete_image(image)
@@ -83,22 +84,8 @@ class ImageDataModule(LightningDataModule):
         self.check_options = complete_checks(checks)
         complete_augment(augment, hue_safe=False)  # a mistake is told now, not after the table was read
         self._augment = augment
-        self.seed = seed
-        self.prompts = prompts
-        self.caption_mode = caption
-        class_prompts(prompts, [])  # likewise
-        self._table: SampleTable | None = None
-        self._texts: Texts | None = None
         self._bad: dict[int, str] | None = None
         self._content: NDArray[np.uint8] | None = None
-
-    def load_table(self) -> SampleTable:
-        """Reads the data set's table. Called once a process, the first time that the table is needed.
-
-        Raises:
-            UserError: where the data are missing or the table has mistakes.
-        """
-        raise TypeError(f"{type(self).__name__} must define load_table()")
 
     def read_image(self, index: int) -> torch.Tensor:
         """Reads one picture; to be overridden where pictures are not files.
@@ -115,57 +102,10 @@ class ImageDataModule(LightningDataModule):
         return images.read_image(self.table.source(index))
 
     @property
-    def table(self) -> SampleTable:
-        """The table of all samples, read when first needed."""
-        if self._table is None:
-            try:
-                self._table = self.load_table()
-            except AttributeError as error:
-                # Inside a property an AttributeError reads as "no such attribute", and the CLI would link None.
-                raise RuntimeError(f"{type(self).__name__}.load_table(): {error}") from error
-        return self._table
-
-    @property
-    def tasks(self) -> dict[str, list[str]]:
-        """Class names of each task in the order of the indices; the main task first."""
-        return self.table.tasks
-
-    @property
-    def texts(self) -> Texts:
-        """Which text goes with which sample."""
-        if self._texts is None:
-            self._texts = Texts(self.table, self.prompts, self.caption_mode, self.seed)
-        return self._texts
-
-    @property
-    def class_names(self) -> list[str]:
-        """Class names of the main task; none for data without labels."""
-        return self.tasks.get(LABEL_TASK, [])
-
-    @property
-    def class_prompts(self) -> list[list[str]]:
-        """For each class the texts that stand for it."""
-        return self.texts.class_prompts
-
-    @property
     def chunk_size(self) -> int:
         """Samples that a dual encoder encodes at a time; 0 for the whole training batch."""
         batch_size = self.loader_options["batch_size"]
         return batch_size if self.loader_options["contrastive_batch_size"] > batch_size else 0
-
-    def training_texts(self) -> list[str]:
-        """Distinct captions of the train split and all class prompts, to train a tokenizer on."""
-        return self.texts.training_texts(self.split_indices("train"))
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes of the main task."""
-        return len(self.class_names)
-
-    @property
-    def class_counts(self) -> dict[str, list[int]]:
-        """For each task the number of training samples of each class, as the table has them."""
-        return self.table.class_counts("train")
 
     @property
     def image_size(self) -> int:
@@ -211,10 +151,7 @@ class ImageDataModule(LightningDataModule):
         else:
             transform = eval_transform(self.image_options)
         rows = self.split_indices(split)
-        read = self._reader(rows, self._augment if augmented else None)
-        # In training a picture may come several times, with other captions; in evaluation it comes once.
-        rows, numbers = self.texts.pairs(rows) if augmented else (rows, None)
-        return ImageDataset(rows, read, transform, self.seed, numbers)
+        return ImageDataset(rows, self._reader(rows, self._augment if augmented else None), transform, self.seed)
 
     def train_dataloader(self) -> CountedLoader:
         """Augmented training batches.
@@ -225,6 +162,8 @@ class ImageDataModule(LightningDataModule):
         dataset = self.dataset("train", augmented=True)
         if not len(dataset):
             raise UserError(f"{self.table.origin}: the train split is empty; give it samples")
+        # In training a picture may come several times, with other captions; in evaluation it comes once.
+        dataset = dataset.with_captions(*self.texts.pairs(dataset.indices))
         augment = self.augment_options
         collate = Collate(self.table, self.seed, texts=self.texts, mixup=augment["mixup"], cutmix=augment["cutmix"])
         sampler = train_sampler(dataset, self.table, self.texts, self.loader_options, self.seed, *self._place())
@@ -248,19 +187,32 @@ class ImageDataModule(LightningDataModule):
         Raises:
             UserError: where the split is empty.
         """
-        dataset = self.dataset(split)
-        if not len(dataset):
+        loader = self.view_dataloader(split, None)
+        if not len(loader):
             raise UserError(f"{self.table.origin}: the {split} split is empty; choose another division by data split")
+        return loader
+
+    @property
+    def augments(self) -> bool:
+        """Whether training pictures differ from epoch to epoch."""
+        return is_random(self.augment_options)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether training pictures are mixed with each other."""
+        return bool(self.augment_options["mixup"] or self.augment_options["cutmix"])
+
+    def view_dataloader(self, split: str, view: int | None) -> CountedLoader:
+        """Every sample of a split once, in the table's order.
+
+        Args:
+            split: train, val or test.
+            view: epoch that pictures are augmented for as in training; None for the evaluation transform.
+        """
+        dataset = self.dataset(split, augmented=view is not None)
         collate = Collate(self.table, self.seed, texts=self.texts, evaluation=True)
-        return eval_loader(dataset, EvalSampler(len(dataset), *self._place()), collate, self.loader_options)
-
-    def sample_names(self) -> list[str]:
-        """Stable names of all samples, indexed by ``sample_id``."""
-        return [str(name) for name in self.table.names.to_pylist()]
-
-    def group_names(self) -> list[str]:
-        """Names of all samples' groups, indexed by ``sample_id``."""
-        return [str(group) for group in self.table.groups.to_pylist()]
+        sampler = EvalSampler(len(dataset), *self._place(), view=view or 0)
+        return eval_loader(dataset, sampler, collate, self.loader_options)
 
     def data_record(self) -> dict[str, Any]:
         """What the run record says of the data: fingerprint, counts, unseen values and skipped pictures."""

@@ -7,7 +7,7 @@ the table's columns when a batch is put together.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -16,7 +16,7 @@ from datamodules.captions import Texts
 from datamodules.counted import counted_rng
 from datamodules.mixing import mix_batch
 from datamodules.samplers import SampleKey
-from datamodules.schema import LABEL_TASK, Batch, UserError
+from datamodules.schema import LABEL_TASK, Batch, FeatureLookup, UserError
 from datamodules.table import SampleTable
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Sample(TypedDict):
     """One sample on its way into a batch.
 
     Attributes:
-        image: uint8 ``(3, size, size)``, RGB.
+        image: uint8 ``(3, size, size)``, RGB; missing where the picture was not read.
         sample_id: row of the table.
         epoch: epoch that it was augmented for.
         is_padding: whether it only fills up a process's share.
@@ -36,7 +36,7 @@ class Sample(TypedDict):
         caption_number: which of its captions goes with it, ``captions.RANDOM`` for one that is drawn.
     """
 
-    image: torch.Tensor
+    image: NotRequired[torch.Tensor]
     sample_id: int
     epoch: int
     is_padding: bool
@@ -69,28 +69,40 @@ class ImageDataset(Dataset[Sample]):
         self._transform = transform
         self._seed = seed
 
+    def with_captions(self, indices: NDArray[np.int64], caption_numbers: NDArray[np.int64] | None) -> ImageDataset:
+        """The same pictures, each as often as it is to come, with the caption that goes with each place."""
+        return ImageDataset(indices, self._read_image, self._transform, self._seed, caption_numbers)
+
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, key: SampleKey | int) -> Sample:
         """The sample at a place of the split; a plain number stands for epoch 0."""
+        sample = self.without_image(key)
+        image = self._read_image(sample["sample_id"])
+        with counted_rng(
+            "augment", self._seed, sample["epoch"], sample["sample_id"], view_of(sample) - sample["epoch"]
+        ):
+            sample["image"] = self._transform(image)
+        return sample
+
+    def without_image(self, key: SampleKey | int) -> Sample:
+        """The sample at a place of the split; its picture is not read."""
         place, epoch, is_padding, draw = key if isinstance(key, SampleKey) else SampleKey(key)
         if not -len(self) <= place < len(self):
             raise IndexError(place)  # ends `for sample in dataset`
-        sample_id = int(self.indices[place])
-        number = 0 if self._caption_numbers is None else int(self._caption_numbers[place])
-        image = self._read_image(sample_id)
-        # A picture that comes once with each of its captions is augmented anew for each.
-        with counted_rng("augment", self._seed, epoch, sample_id, draw + max(number, 0)):
-            image = self._transform(image)
         return {
-            "image": image,
-            "sample_id": sample_id,
+            "sample_id": int(self.indices[place]),
             "epoch": epoch,
             "is_padding": is_padding,
             "draw": draw,
-            "caption_number": number,
+            "caption_number": 0 if self._caption_numbers is None else int(self._caption_numbers[place]),
         }
+
+
+def view_of(sample: Sample) -> int:
+    """Number of a sample's augmentation: it changes with the epoch, with repetition, and with the caption."""
+    return sample["epoch"] + sample["draw"] + max(sample["caption_number"], 0)
 
 
 class Collate:
@@ -128,12 +140,13 @@ class Collate:
         table = self._table
         targets = {task: torch.from_numpy(values[ids]) for task, values in table.targets.items()}
         batch: Batch = {
-            "image": torch.stack([sample["image"] for sample in samples]),
             "positive_id": torch.from_numpy(self._texts.positive_ids[ids]),
             "sample_id": torch.tensor(ids),
             "group_id": torch.from_numpy(table.group_ids[ids]),
             "is_padding": torch.tensor([sample["is_padding"] for sample in samples]),
         }
+        if "image" in samples[0]:
+            batch["image"] = torch.stack([sample["image"] for sample in samples])
         if LABEL_TASK in targets:
             batch["label"] = targets.pop(LABEL_TASK)
         batch["attributes"] = targets
@@ -169,6 +182,9 @@ class CountedLoader(DataLoader[Sample]):
     delivered are skipped without being read.
     """
 
+    features: FeatureLookup | None = None
+    """While it is set, batches have features instead of pictures, and nothing is read."""
+
     # On the class and not in a constructor: Lightning rebuilds loaders from DataLoader's own arguments.
     _delivered: int = 0
     _resume: dict[str, int] | None = None
@@ -178,13 +194,22 @@ class CountedLoader(DataLoader[Sample]):
         if self._delivered:
             self.sampler.start = self._delivered * self._samples_per_batch  # type: ignore[attr-defined]
         try:
-            for batch in super().__iter__():
+            for batch in super().__iter__() if self.features is None else self._from_features(self.features):
                 self._delivered += 1
                 yield batch
         except UserError as error:
             # From a worker it comes with the worker's traceback; the last line is what the user needs.
             name = type(error).__name__
             raise UserError(str(error).rsplit(f"{name}: ", 1)[-1].strip()) from error
+
+    def _from_features(self, lookup: FeatureLookup) -> Iterator[Batch]:
+        dataset: ImageDataset = self.dataset  # type: ignore[assignment]  # the only kind that these loaders are made of
+        for keys in self.batch_sampler or ():
+            samples = [dataset.without_image(key) for key in keys]
+            batch: Batch = self.collate_fn(samples)
+            view = torch.tensor([view_of(sample) for sample in samples])
+            batch["features"] = {"image": lookup(batch["sample_id"], view)}
+            yield batch
 
     def state_dict(self) -> dict[str, int]:
         """Where in which epoch this process stands, in batches delivered."""

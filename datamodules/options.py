@@ -146,6 +146,10 @@ _NO_AUGMENTATION: AugmentOptions = {
     "mixup": 0.0,
     "cutmix": 0.0,
 }
+_RANDOM = (
+    *("random_resized_crop", "horizontal_flip", "rotation", "translate"),
+    *("brightness", "contrast", "saturation", "hue", "erasing"),
+)
 PRESETS: dict[Preset, AugmentOptions] = {
     "none": _NO_AUGMENTATION,
     "light": {
@@ -253,6 +257,15 @@ def complete_augment(options: AugmentOptions | None, *, hue_safe: bool) -> Augme
     if filled["random_resized_crop"]:
         _require_range("augment.random_resized_crop", filled["random_resized_crop"])
     return filled
+
+
+def is_random(options: AugmentOptions) -> bool:
+    """Whether a picture looks different in every epoch; mixing apart.
+
+    Args:
+        options: as ``complete_augment`` returns them.
+    """
+    return any(options.get(key) for key in _RANDOM)
 
 
 def _filled(key: str, defaults: Mapping[str, object], given: Mapping[str, object] | None) -> dict[str, object]:

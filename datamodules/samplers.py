@@ -159,15 +159,17 @@ class EvalSampler(DistributedSampler[SampleKey]):
         num_samples: size of the data set.
         rank: this process.
         world_size: number of processes.
+        view: epoch that the samples are augmented for, where they are.
     """
 
-    def __init__(self, num_samples: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, num_samples: int, rank: int = 0, world_size: int = 1, view: int = 0) -> None:
         super().__init__(range(num_samples), num_replicas=world_size, rank=rank, shuffle=False)  # type: ignore[arg-type]
         self._size = num_samples
+        self._view = view
 
     def __iter__(self) -> Iterator[SampleKey]:
         for place in range(self.rank, self.total_size, self.num_replicas):
-            yield SampleKey(place % self._size, is_padding=place >= self._size)
+            yield SampleKey(place % self._size, self._view, is_padding=place >= self._size)
 
 
 def inverse_frequency_weights(targets: torch.Tensor) -> torch.Tensor:

@@ -53,6 +53,8 @@ class Batch(TypedDict, total=False):
         is_padding: bool ``(B,)``; true where a row only fills up a rank's share when evaluating on several
             processes and must not be counted.
         mix: present only where mixup or CutMix was applied to a training batch.
+        features: what the frozen backbones make of the row, ``(B, D)`` by side (``image``); where it is present there
+            is no ``image``.
     """
 
     image: torch.Tensor
@@ -65,6 +67,22 @@ class Batch(TypedDict, total=False):
     group_id: torch.Tensor
     is_padding: torch.Tensor
     mix: Mix
+    features: dict[str, torch.Tensor]
+
+
+class FeatureLookup(Protocol):
+    """Features of pictures that were computed before."""
+
+    def __call__(self, sample_id: torch.Tensor, view: torch.Tensor) -> torch.Tensor:
+        """Features of some samples.
+
+        Args:
+            sample_id: int64 ``(B,)``.
+            view: int64 ``(B,)``, not negative, which augmentation of the sample is asked for.
+
+        Returns:
+            float ``(B, D)``.
+        """
 
 
 class Outputs(TypedDict):

@@ -93,7 +93,9 @@ def scale_down(image: torch.Tensor, short_side: int, interpolation: str) -> torc
     """
     if min(image.shape[-2:]) <= short_side:
         return image
-    return T.functional.resize(image, [short_side], InterpolationMode(interpolation), antialias=True)
+    mode = InterpolationMode(interpolation)
+    scaled: torch.Tensor = T.functional.resize(image, [short_side], mode, antialias=True)
+    return scaled
 
 
 def useful_short_side(image: ImageOptions | None, augment: AugmentOptions | None) -> int:
@@ -111,7 +113,7 @@ def useful_short_side(image: ImageOptions | None, augment: AugmentOptions | None
     scale = complete_augment(augment, hue_safe=False)["random_resized_crop"]
     if not scale:
         return short_side
-    return max(short_side, math.ceil(options["size"] * min(_LARGEST_FACTOR, scale[0] ** -0.5)))
+    return max(short_side, math.ceil(options["size"] * min(_LARGEST_FACTOR, 1 / math.sqrt(scale[0]))))
 
 
 def random_crop_box(height: int, width: int, scale: tuple[float, float]) -> tuple[int, int, int, int]:

@@ -22,6 +22,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from callbacks.class_report import ClassReport
 from callbacks.confusion_matrix import ConfusionMatrixLogger
+from callbacks.frozen_features import FrozenFeatures
 from callbacks.prediction_writer import PredictionWriter
 from callbacks.retrieval_metrics import RetrievalMetrics
 from callbacks.start_weights import START_FILE
@@ -43,6 +44,7 @@ from experiments.run_record import RunRecorder
 from lightning_modules.base import VisionTask
 
 DEFAULT_SEED = 42
+_ALSO = "Many trainings: `python -m experiments sweep --help`."
 
 _LINKS = ("class_names", "class_prompts", "tasks", "class_counts", "image_size", "chunk_size")
 
@@ -84,7 +86,7 @@ class VitrineCLI(LightningCLI):
             trainer_defaults={"use_distributed_sampler": False, "max_epochs": 10, "log_every_n_steps": 10},
             seed_everything_default=DEFAULT_SEED,
             auto_configure_optimizers=False,
-            parser_kwargs={**quiet, **{command: dict(quiet) for command in self.subcommands()}},
+            parser_kwargs={**quiet, "epilog": _ALSO, **{command: dict(quiet) for command in self.subcommands()}},
             args=args,
         )
 
@@ -124,6 +126,7 @@ class VitrineCLI(LightningCLI):
         parser.add_lightning_class_args(ConfusionMatrixLogger, "confusion_matrix")
         parser.add_lightning_class_args(ClassReport, "class_report")
         parser.add_lightning_class_args(RetrievalMetrics, "retrieval")
+        parser.add_lightning_class_args(FrozenFeatures, "features")
         parser.link_arguments("seed_everything", "data.init_args.seed")
         for name in _LINKS:
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")

@@ -15,6 +15,7 @@ from lightning.pytorch import LightningModule
 from torch import nn
 
 from datamodules.schema import Batch, Outputs
+from lightning_modules.blocks import stands_still
 from lightning_modules.encoders import InputOptions, PreparesImages
 from lightning_modules.optim import (
     OptimOptions,
@@ -86,6 +87,19 @@ class VisionTask(LightningModule, ABC):
         """
 
     @abstractmethod
+    def image_features(self, image: torch.Tensor) -> torch.Tensor:
+        """What the picture's backbone puts out; the rest of the network can go on from there.
+
+        A batch that holds these as ``features["image"]`` needs no pictures.
+
+        Args:
+            image: uint8 ``(B, 3, H, W)``, RGB.
+
+        Returns:
+            float ``(B, D)``.
+        """
+
+    @abstractmethod
     def warn_of_other_inputs(self, options: InputOptions) -> None:
         """One warning line where pictures are made otherwise than those that the pretrained weights learned from."""
 
@@ -154,6 +168,18 @@ class VisionTask(LightningModule, ABC):
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
         return self
+
+    @property
+    def frozen_sides(self) -> list[str]:
+        """Of image and text those whose backbones always give the same for the same input."""
+        return ["image"] if stands_still(self.backbone) else []
+
+    def remember_texts(self, texts: Sequence[str]) -> None:
+        """Compute what a frozen text backbone makes of these texts, once; nothing for tasks without texts.
+
+        Args:
+            texts: replace those that were remembered before; none to forget all.
+        """
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over all parameters, also those that are frozen at first."""

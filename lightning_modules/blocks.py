@@ -74,3 +74,9 @@ def layer_scales(network: nn.Module, name: str, decay: float) -> Mapping[str, fl
     """
     top = len(blocks(network, name)) + 1
     return {key: decay ** (top - depth) for key, depth in layer_depths(network, name).items()}
+
+
+def stands_still(network: nn.Module) -> bool:
+    """Whether a network always gives the same for the same input: nothing in it learns, dropout and statistics rest."""
+    learns = any(parameter.requires_grad for parameter in network.parameters())
+    return not learns and not any(module.training for module in network.modules())

@@ -1,12 +1,13 @@
 """What every task that sorts pictures shares: from logits to losses, scores and outputs.
 
-A task says in ``forward`` how pictures become logits. Masked and weighted losses, averages per sample and metrics are
+A task says in ``classify`` how features become logits. Masked and weighted losses, averages per sample and metrics are
 here.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import cast
 
 import torch
 from torch import nn
@@ -75,6 +76,16 @@ class ClassificationTask(VisionTask):
         self.test_metrics = SplitMetrics(tasks, task_weights)
 
     @abstractmethod
+    def classify(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Logits of each task.
+
+        Args:
+            features: float ``(B, D)``, of the encoder.
+
+        Returns:
+            For each task float ``(B, C)``.
+        """
+
     def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         """Logits of each task.
 
@@ -84,6 +95,7 @@ class ClassificationTask(VisionTask):
         Returns:
             For each task float ``(B, C)``.
         """
+        return self.classify(self.encoder(image))
 
     @property
     def backbone(self) -> nn.Module:
@@ -97,6 +109,10 @@ class ClassificationTask(VisionTask):
             UserError: if they cannot be had or do not fit.
         """
         self.encoder.load_pretrained()
+
+    def image_features(self, image: torch.Tensor) -> torch.Tensor:
+        """See ``VisionTask``."""
+        return cast("torch.Tensor", self.encoder(image))
 
     def warn_of_other_inputs(self, options: InputOptions) -> None:
         """One warning line where pictures are made otherwise than those that the pretrained weights learned from."""
@@ -127,7 +143,8 @@ class ClassificationTask(VisionTask):
 
     def _logits(self, batch: Batch) -> dict[str, torch.Tensor]:
         """float32 also where the network computes in half precision."""
-        return {task: logits.float() for task, logits in self(batch["image"]).items()}
+        features = batch["features"]["image"] if "features" in batch else self.encoder(batch["image"])
+        return {task: logits.float() for task, logits in self.classify(features).items()}
 
     def _metrics_of(self, split: LoggedSplit) -> SplitMetrics:
         return {"train": self.train_metrics, "val": self.val_metrics, "test": self.test_metrics}[split]

@@ -66,13 +66,13 @@ class ImageClassifier(ClassificationTask):
         self.drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(self.encoder.num_features, len(class_names))
 
-    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+    def classify(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
         """Logits of the label.
 
         Args:
-            image: uint8 ``(B, 3, H, W)``, RGB.
+            features: float ``(B, D)``, of the encoder.
 
         Returns:
             ``{"class": (B, C)}``, float.
         """
-        return {LABEL_TASK: self.head(self.drop(self.encoder(image)))}
+        return {LABEL_TASK: self.head(self.drop(features))}

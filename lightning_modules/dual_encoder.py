@@ -88,6 +88,8 @@ class DualEncoder(EmbeddingTask):
         self.objective = ContrastiveObjective(loss, temperature)
         self.temperature_lr = (temperature or {}).get("lr")
         self._still = _hold_still(self.towers, freeze, lora)
+        # Lightning trains in the mode that it finds: what stands still must be in evaluation mode from the beginning.
+        self.train(self.training)
         self.contrastive = nn.ModuleDict({f"{split}_loss": MeanOverSamples() for split in ("train", "val", "test")})
         weights = dict.fromkeys(self.tasks, 1.0)
         self.scores = nn.ModuleDict(
@@ -167,14 +169,24 @@ class DualEncoder(EmbeddingTask):
         return loss, outputs
 
     def _training_loss(self, batch: Batch) -> torch.Tensor:
-        image = encode_in_chunks(self.encode_image, [batch["image"]], self.chunk_size, self.towers)
-        text = encode_in_chunks(self._encode_tokens, self._tokens(batch["caption"]), self.chunk_size, self.towers)
+        image = self._image_embeddings(batch)
+        captions = batch["caption"]
+        if self._text_memory is not None and (features := self._text_memory.recall(captions)) is not None:
+            text = self._embed("text", features)
+        else:
+            text = encode_in_chunks(self._encode_tokens, self._tokens(captions), self.chunk_size, self.towers)
         loss: torch.Tensor = self.objective(Pairs(image, text, batch["positive_id"]), joined=True)
         return loss
 
+    def _image_embeddings(self, batch: Batch) -> torch.Tensor:
+        if "features" in batch:
+            return self._embed("image", batch["features"]["image"])
+        chunk_size = self.chunk_size if self.training else 0
+        return encode_in_chunks(self.encode_image, [batch["image"]], chunk_size, self.towers)
+
     def _evaluated(self, batch: Batch) -> Outputs:
         """What callbacks get of an evaluation batch: embeddings, and zero-shot logits where there are classes."""
-        image = self.encode_image(batch["image"])
+        image = self._image_embeddings(batch)
         logits = {}
         if self.tasks:
             logits = {LABEL_TASK: self.objective.temperature()[0] * image @ self.class_embeddings().T}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -10,11 +11,13 @@ from torch import nn
 
 from datamodules.schema import LABEL_TASK, UserError
 from lightning_modules.base import VisionTask
+from lightning_modules.blocks import stands_still
 from lightning_modules.encoders import InputOptions
 from lightning_modules.optim import OptimOptions
 from lightning_modules.schedules import ScheduleName
+from lightning_modules.text_memory import TextMemory
 from lightning_modules.text_tokenizer import TextTokenizer, checked_state
-from lightning_modules.towers import SIDES, Towers
+from lightning_modules.towers import SIDES, Side, Towers
 
 _TEXTS_AT_A_TIME = 256
 
@@ -65,6 +68,7 @@ class EmbeddingTask(VisionTask):
         if len(self.class_prompts) != len(class_names or ()):
             raise UserError(f"class_prompts: {len(self.class_prompts)} for {len(class_names or ())} classes")
         self._class_embeddings: torch.Tensor | None = None
+        self._text_memory: TextMemory | None = None
 
     @property
     def backbone(self) -> nn.Module:
@@ -112,7 +116,32 @@ class EmbeddingTask(VisionTask):
         Returns:
             float32 ``(B, D)``, of unit length.
         """
-        return F.normalize(self.towers.encode_image(image).float(), dim=-1)
+        return self._embed("image", self.image_features(image))
+
+    def image_features(self, image: torch.Tensor) -> torch.Tensor:
+        """See ``VisionTask``."""
+        return self.towers.image_features(image)
+
+    @property
+    def frozen_sides(self) -> list[str]:
+        """Of image and text those whose backbones always give the same for the same input."""
+        return [side for side in SIDES if stands_still(self.towers.backbone(side))]
+
+    @torch.no_grad()
+    def remember_texts(self, texts: Sequence[str]) -> None:
+        """Compute what the frozen text backbone makes of these texts and of the class prompts, once.
+
+        Args:
+            texts: replace those that were remembered before; none to forget all.
+        """
+        prompts = [prompt for prompts in self.class_prompts for prompt in prompts] if texts else []
+        # In a fixed order: how texts are put together to batches shows in the last digits.
+        distinct = sorted({*texts, *prompts})
+        self._text_memory = None
+        if distinct:
+            chunks = [distinct[start : start + _TEXTS_AT_A_TIME] for start in range(0, len(distinct), _TEXTS_AT_A_TIME)]
+            features = torch.cat([self._text_features(*self._tokens(chunk)) for chunk in chunks])
+            self._text_memory = TextMemory(distinct, features)
 
     def encode_text(self, texts: list[str]) -> torch.Tensor:
         """Embeddings of texts, as they are; wrap class names in prompts yourself.
@@ -125,7 +154,7 @@ class EmbeddingTask(VisionTask):
         """
         return torch.cat(
             [
-                self._encode_tokens(*self._tokens(texts[start : start + _TEXTS_AT_A_TIME]))
+                self._encode_texts(texts[start : start + _TEXTS_AT_A_TIME])
                 for start in range(0, len(texts), _TEXTS_AT_A_TIME)
             ]
             or [torch.zeros(0, self.towers.embed_dim, device=self.device)]
@@ -179,6 +208,15 @@ class EmbeddingTask(VisionTask):
         tokens = self.towers.tokenizer(texts, self.device)
         return tokens["input_ids"], tokens["attention_mask"]
 
+    def _encode_texts(self, texts: list[str]) -> torch.Tensor:
+        remembered = None if self._text_memory is None else self._text_memory.recall(texts)
+        return self._encode_tokens(*self._tokens(texts)) if remembered is None else self._embed("text", remembered)
+
     def _encode_tokens(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        text = self.towers.encode_text({"input_ids": input_ids, "attention_mask": attention_mask})
-        return F.normalize(text.float(), dim=-1)
+        return self._embed("text", self._text_features(input_ids, attention_mask))
+
+    def _text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return self.towers.text_features({"input_ids": input_ids, "attention_mask": attention_mask})
+
+    def _embed(self, side: Side, features: torch.Tensor) -> torch.Tensor:
+        return F.normalize(self.towers.project(side, features).float(), dim=-1)

@@ -74,17 +74,17 @@ class MultiTaskClassifier(ClassificationTask):
         # A list, because the name of a task need not be a legal name of a module.
         self.heads = nn.ModuleList(_head(self.encoder.num_features, len(names)) for names in self.tasks.values())
 
-    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+    def classify(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
         """Logits of each task.
 
         Args:
-            image: uint8 ``(B, 3, H, W)``, RGB.
+            features: float ``(B, D)``, of the encoder.
 
         Returns:
             For each task float ``(B, C)``.
         """
-        features = self.drop(self.encoder(image))
-        return {task: head(features) for task, head in zip(self.tasks, self.heads, strict=True)}
+        kept = self.drop(features)
+        return {task: head(kept) for task, head in zip(self.tasks, self.heads, strict=True)}
 
 
 def _head(num_features: int, num_classes: int) -> nn.Module:

@@ -75,6 +75,38 @@ class Towers(nn.Module, ABC):
     tokenizer: TextTokenizer | None
 
     @abstractmethod
+    def image_features(self, image: torch.Tensor) -> torch.Tensor:
+        """What the image backbone puts out.
+
+        Args:
+            image: uint8 ``(B, 3, H, W)``, RGB.
+
+        Returns:
+            float ``(B, D)``.
+        """
+
+    @abstractmethod
+    def text_features(self, tokens: Tokens) -> torch.Tensor:
+        """What the text backbone puts out.
+
+        Returns:
+            float ``(B, D)``.
+        """
+
+    def project(self, side: Side, features: torch.Tensor) -> torch.Tensor:
+        """From the features of one side into the common space.
+
+        Args:
+            side: image or text.
+            features: float ``(B, D)``, of its backbone.
+
+        Returns:
+            float ``(B, embed_dim)``, not of unit length.
+        """
+        for projection in self.projections(side):
+            features = projection(features)
+        return features
+
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
         """Embeddings of pictures, not of unit length.
 
@@ -84,14 +116,15 @@ class Towers(nn.Module, ABC):
         Returns:
             float ``(B, embed_dim)``.
         """
+        return self.project("image", self.image_features(image))
 
-    @abstractmethod
     def encode_text(self, tokens: Tokens) -> torch.Tensor:
         """Embeddings of texts, not of unit length.
 
         Returns:
             float ``(B, embed_dim)``.
         """
+        return self.project("text", self.text_features(tokens))
 
     @abstractmethod
     def backbone(self, side: Side) -> nn.Module:
@@ -173,13 +206,13 @@ class TwoTowers(Towers):
         self.text_projection = ProjectionHead(self.text.num_features, self.embed_dim, drop_rate)
         self.input_options = self.image.input_options
 
-    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+    def image_features(self, image: torch.Tensor) -> torch.Tensor:
         """See ``Towers``."""
-        return cast("torch.Tensor", self.image_projection(self.image(image)))
+        return cast("torch.Tensor", self.image(image))
 
-    def encode_text(self, tokens: Tokens) -> torch.Tensor:
+    def text_features(self, tokens: Tokens) -> torch.Tensor:
         """See ``Towers``."""
-        return cast("torch.Tensor", self.text_projection(self.text(tokens)))
+        return cast("torch.Tensor", self.text(tokens))
 
     def backbone(self, side: Side) -> nn.Module:
         """See ``Towers``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
@@ -82,18 +82,16 @@ class WholeModel(Towers):
         self._loaded = not self.pretrained
         self.tokenizer: TextTokenizer | None = None
 
-    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+    def image_features(self, image: torch.Tensor) -> torch.Tensor:
         """See ``Towers``."""
-        outputs = cast("Any", self.model).get_image_features(
-            pixel_values=self.normalize(image), interpolate_pos_encoding=self._interpolate
-        )
+        outputs = self.backbone("image")(pixel_values=self.normalize(image), interpolate_pos_encoding=self._interpolate)
         return cast("torch.Tensor", outputs.pooler_output)
 
-    def encode_text(self, tokens: Tokens) -> torch.Tensor:
+    def text_features(self, tokens: Tokens) -> torch.Tensor:
         """See ``Towers``."""
         # SigLIP was trained without a mask: it reads the padding, and its summary is the last place.
         mask = tokens["attention_mask"] if self.is_clip else None
-        outputs = cast("Any", self.model).get_text_features(input_ids=tokens["input_ids"], attention_mask=mask)
+        outputs = self.backbone("text")(input_ids=tokens["input_ids"], attention_mask=mask)
         return cast("torch.Tensor", outputs.pooler_output)
 
     def backbone(self, side: Side) -> nn.Module:

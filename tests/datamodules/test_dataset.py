@@ -92,7 +92,7 @@ def assert_same(first: list[Batch], second: list[Batch]) -> None:
 def test_a_batch_holds_every_key_of_the_schema() -> None:
     samples = [dataset()[SampleKey(place, is_padding=place == 2)] for place in range(4)]
     batch = Collate(table(), evaluation=True)(samples)
-    assert set(batch) == set(Batch.__annotations__) - {"mix"}
+    assert set(batch) == set(Batch.__annotations__) - {"mix", "features"}
     assert batch["captions"] == [["picture 2"], ["picture 3"], ["picture 4"], ["picture 5"]]
     assert batch["image"].shape == (4, 3, 16, 16)
     assert batch["image"].dtype == torch.uint8

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
 from datamodules import ImageFolder, Wares
-from datamodules.options import AugmentOptions
+from datamodules.options import AugmentOptions, LoaderOptions
 from datamodules.schema import Batch, UserError
 from datamodules.transforms import useful_short_side
 from datamodules.verification import cache_directory
@@ -21,7 +21,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def data(folder: Path, augment: AugmentOptions | None = None, **loader: Any) -> ImageFolder:
-    made = ImageFolder(str(folder), image={"size": 24}, augment=augment, loader={"batch_size": 4, **loader})
+    made = ImageFolder(
+        str(folder), image={"size": 24}, augment=augment, loader=cast("LoaderOptions", {"batch_size": 4, **loader})
+    )
     made.prepare_data()
     made.setup("fit")
     return made

@@ -195,3 +195,11 @@ def test_lora_learns_adapters_only_and_begins_as_the_model_was(tmp_path: Path) -
 def test_wrong_settings_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         tiny_pair(tmp_path / "clip", **changes)
+
+
+@pytest.mark.parametrize(
+    ("freeze", "sides"),
+    [("towers", ["image", "text"]), ("text_only", ["text"]), ("vision_only", ["image"]), ("none", [])],
+)
+def test_what_is_frozen_is_in_evaluation_mode_from_the_beginning(tmp_path: Path, freeze: str, sides: list[str]) -> None:
+    assert tiny_pair(tmp_path, freeze=freeze).frozen_sides == sides

@@ -1,0 +1,172 @@
+"""Heads that learn on a frozen backbone get its features, which are computed once, instead of pictures.
+
+While a backbone is frozen and in evaluation mode, it makes the same of a picture in every epoch. So each picture goes
+through it once (and once more for each further augmented view), and neither is it read nor encoded again. The network
+from the features on is trained as before, by the same optimizer, with the same dropout and the same order of samples.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol, cast, runtime_checkable
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+from callbacks.backbone_unfreezing import BackboneUnfreezing
+from callbacks.feature_table import TooManyFeaturesError, View, compute_features
+from datamodules.schema import FeatureLookup, UserError
+
+Mode = Literal["auto", "always", "never"]
+
+
+@runtime_checkable
+class HasFrozenSides(Protocol):
+    """A task that can go on from features; ``lightning_modules.base.VisionTask`` can."""
+
+    @property
+    def frozen_sides(self) -> list[str]:
+        """Of ``image`` and ``text`` those whose backbones always give the same for the same input."""
+
+    def image_features(self, image: torch.Tensor) -> torch.Tensor:
+        """From uint8 ``(B, 3, H, W)`` to float ``(B, D)``."""
+
+    def remember_texts(self, texts: list[str]) -> None:
+        """Compute what the text backbone makes of texts, once."""
+
+
+@runtime_checkable
+class GivesViews(Protocol):
+    """A DataModule that can go through a split sample by sample."""
+
+    @property
+    def augments(self) -> bool:
+        """Whether training pictures differ from epoch to epoch."""
+
+    @property
+    def mixes(self) -> bool:
+        """Whether training pictures are mixed with each other."""
+
+    def view_dataloader(self, split: str, view: int | None) -> View:
+        """Every sample once, augmented for an epoch, or by the evaluation transform."""
+
+    def training_texts(self) -> list[str]:
+        """All texts that training may show, and those of the classes."""
+
+    def evaluation_texts(self, split: str) -> list[str]:
+        """All captions of a split."""
+
+
+@runtime_checkable
+class TakesFeatures(Protocol):
+    """A loader that gives features instead of pictures where it has some."""
+
+    features: FeatureLookup | None
+
+
+class FrozenFeatures(Callback):
+    """Computes the features of frozen backbones once, in training and in the validation beside it.
+
+    Without augmentation the results are those of the way through the whole network, but for rounding. With augmentation
+    there are as many views of each picture as are asked for, the augmentations of the first ``n_views`` epochs in turn.
+    Features are computed again when training is resumed, in the same order, so they are the same to the last bit.
+
+    Args:
+        mode: ``auto`` where results do not change (no augmentation, or ``n_views`` is given) and whole epochs are
+            trained, ``always`` or ``never``.
+        n_views: augmented views of each training picture; 0 for one where nothing is augmented.
+
+    Raises:
+        UserError: for other values.
+    """
+
+    def __init__(self, mode: Mode = "auto", n_views: int = 0) -> None:
+        if mode not in ("auto", "always", "never"):
+            raise UserError(f"features.mode: {mode!r} is unknown; choose one of auto, always, never")
+        if n_views < 0:
+            raise UserError(f"features.n_views: must be 0 or more, got {n_views}")
+        self.mode = mode
+        self.n_views = n_views
+        self._active = False
+        self._reason_told = ""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse to stand in front of a callback that freezes: it would see the freezing of the epoch before.
+
+        Raises:
+            UserError: if it does.
+        """
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set at run time
+        if any(isinstance(later, BackboneUnfreezing) for later in callbacks[callbacks.index(self) :]):
+            raise UserError("trainer.callbacks: put FrozenFeatures behind BackboneUnfreezing")
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compute the features when a phase begins in which a backbone is frozen, forget them when it ends.
+
+        Raises:
+            UserError: where ``always`` is impossible.
+        """
+        sides = pl_module.frozen_sides if isinstance(pl_module, HasFrozenSides) else []
+        if not sides or self.mode == "never":
+            self._forget(trainer, pl_module)
+        elif not self._active:
+            if reason := self._reason_against(trainer):
+                self._refuse(reason)
+                return
+            try:
+                self._compute(trainer, cast("HasFrozenSides", pl_module), sides)
+            except TooManyFeaturesError as error:
+                self._forget(trainer, pl_module)
+                self._refuse(str(error))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the features: another checkpoint may be tested next."""
+        self._forget(trainer, pl_module)
+
+    def _reason_against(self, trainer: Trainer) -> str:
+        """Why features cannot be computed once, and the way out; empty if they can."""
+        data = getattr(trainer, "datamodule", None)
+        if not isinstance(data, GivesViews) or not isinstance(trainer.train_dataloader, TakesFeatures):
+            return f"{type(data).__name__} cannot go through its pictures one by one"
+        if data.mixes:
+            return "mixup and CutMix mix pictures; switch them off"
+        if data.augments and not self.n_views:
+            return "training pictures are augmented anew in every epoch; set features.n_views, or no augmentation"
+        if self.mode == "auto" and (trainer.limit_train_batches != 1.0 or getattr(trainer, "fast_dev_run", False)):
+            return "only part of an epoch is trained"
+        return ""
+
+    def _refuse(self, reason: str) -> None:
+        if self.mode == "always":
+            raise UserError(f"features.mode: always, but {reason}; or set features.mode: never")
+        if reason != self._reason_told:
+            rank_zero_info(f"The frozen backbone computes its features in every epoch, because {reason}.")
+            self._reason_told = reason
+
+    def _compute(self, trainer: Trainer, task: HasFrozenSides, sides: list[str]) -> None:
+        data = cast("GivesViews", trainer.datamodule)  # type: ignore[attr-defined]  # set at run time
+        validates = trainer.enable_validation
+        self._active = True
+        if "text" in sides:
+            task.remember_texts([*data.training_texts(), *(data.evaluation_texts("val") if validates else ())])
+        if "image" in sides:
+            views = [data.view_dataloader("train", view) for view in range(max(self.n_views, 1))]
+            if not data.augments:
+                views = [data.view_dataloader("train", None)]
+            _give(trainer.train_dataloader, compute_features(trainer, task.image_features, views, "training"))
+            if validates:
+                views = [data.view_dataloader("val", None)]
+                _give(trainer.val_dataloaders, compute_features(trainer, task.image_features, views, "validation"))
+
+    def _forget(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._active:
+            _give(trainer.train_dataloader, None)
+            _give(trainer.val_dataloaders, None)
+            cast("HasFrozenSides", pl_module).remember_texts([])
+        self._active = False
+
+
+def _give(loaders: Any, lookup: FeatureLookup | None) -> None:
+    for loader in loaders if isinstance(loaders, list) else [loaders]:
+        if isinstance(loader, TakesFeatures):
+            loader.features = lookup
