@@ -14,15 +14,12 @@ os.environ.setdefault("WANDB_MODE", "disabled")
 
 import pytest
 
-_CACHE_IS_GIVEN = "VITRINE_CACHE" in os.environ
-if not _CACHE_IS_GIVEN:
-    # For fixtures that are made before a test's own.
-    os.environ["VITRINE_CACHE"] = tempfile.mkdtemp(prefix="vitrine-tests-")
-    atexit.register(shutil.rmtree, os.environ["VITRINE_CACHE"], ignore_errors=True)
+# For fixtures that are made before a test's own. Each process of pytest-xdist makes its own.
+os.environ["VITRINE_CACHE"] = tempfile.mkdtemp(prefix="vitrine-tests-")
+atexit.register(shutil.rmtree, os.environ["VITRINE_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """What tests decode and verify does not land in the user's cache."""
-    if not _CACHE_IS_GIVEN:
-        monkeypatch.setenv("VITRINE_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("VITRINE_CACHE", str(tmp_path_factory.mktemp("cache")))
