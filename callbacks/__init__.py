@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from callbacks.backbone_unfreezing import BackboneUnfreezing
     from callbacks.class_report import ClassReport
+    from callbacks.compile_model import CompileModel
     from callbacks.confusion_matrix import ConfusionMatrixLogger
     from callbacks.frozen_features import FrozenFeatures
+    from callbacks.last_checkpoint import LastCheckpoint
+    from callbacks.non_finite_loss import NonFiniteLoss
     from callbacks.prediction_writer import PredictionWriter
     from callbacks.retrieval_metrics import RetrievalMetrics
     from callbacks.start_weights import StartWeights
@@ -22,8 +25,11 @@ if TYPE_CHECKING:
 __all__ = [
     "BackboneUnfreezing",
     "ClassReport",
+    "CompileModel",
     "ConfusionMatrixLogger",
     "FrozenFeatures",
+    "LastCheckpoint",
+    "NonFiniteLoss",
     "PredictionWriter",
     "RetrievalMetrics",
     "StartWeights",
@@ -32,8 +38,11 @@ __all__ = [
 _HOMES = {
     "BackboneUnfreezing": "callbacks.backbone_unfreezing",
     "ClassReport": "callbacks.class_report",
+    "CompileModel": "callbacks.compile_model",
     "ConfusionMatrixLogger": "callbacks.confusion_matrix",
     "FrozenFeatures": "callbacks.frozen_features",
+    "NonFiniteLoss": "callbacks.non_finite_loss",
+    "LastCheckpoint": "callbacks.last_checkpoint",
     "PredictionWriter": "callbacks.prediction_writer",
     "RetrievalMetrics": "callbacks.retrieval_metrics",
     "StartWeights": "callbacks.start_weights",

@@ -100,6 +100,10 @@ class FrozenFeatures(Callback):
         if any(isinstance(later, BackboneUnfreezing) for later in callbacks[callbacks.index(self) :]):
             raise UserError("trainer.callbacks: put FrozenFeatures behind BackboneUnfreezing")
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compute the features where a backbone is frozen; the epoch may be resumed in its middle."""
+        self.on_train_epoch_start(trainer, pl_module)
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute the features when a phase begins in which a backbone is frozen, forget them when it ends.
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from datamodules.schema import UserError
+from datamodules.schema import DISK_FULL, UserError
 
 WAY_OUT = "free some space, set $VITRINE_CACHE to another disk, or set data loader.cache: never"
 
@@ -49,7 +48,7 @@ def disk_full(folder: Path) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, FileNotFoundError):
             raise
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = error.errno in DISK_FULL
         why = "the disk is full" if full else f"cannot be written to ({error.strerror})"
         raise UserError(f"{folder}: {why}; {WAY_OUT}") from error
 

@@ -185,6 +185,9 @@ class CountedLoader(DataLoader[Sample]):
     features: FeatureLookup | None = None
     """While it is set, batches have features instead of pictures, and nothing is read."""
 
+    pending: int = 0
+    """Batches that were delivered and do not count in ``state_dict``, because nothing was done with them yet."""
+
     # On the class and not in a constructor: Lightning rebuilds loaders from DataLoader's own arguments.
     _delivered: int = 0
     _resume: dict[str, int] | None = None
@@ -213,7 +216,7 @@ class CountedLoader(DataLoader[Sample]):
 
     def state_dict(self) -> dict[str, int]:
         """Where in which epoch this process stands, in batches delivered."""
-        return {**self._layout(), "batches": self._delivered}
+        return {**self._layout(), "batches": self._delivered - self.pending}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Goes on after the batches that were delivered, if the same epoch is begun again."""
@@ -229,6 +232,7 @@ class CountedLoader(DataLoader[Sample]):
             "batch_size": self._samples_per_batch,
             "processes": getattr(self.sampler, "num_replicas", 1),
             "samples": len(self.sampler),  # type: ignore[arg-type]
+            **getattr(self.sampler, "order_options", {}),
         }
 
     def _batches_to_skip(self) -> int:

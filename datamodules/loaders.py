@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
+from torch.utils.data import DistributedSampler
 
 from datamodules.captions import Texts
 from datamodules.dataset import Collate, CountedLoader, ImageDataset
 from datamodules.options import LoaderOptions
-from datamodules.samplers import DistinctSampler, EvalSampler, TrainSampler, inverse_frequency_weights
+from datamodules.samplers import DistinctSampler, SampleKey, TrainSampler, inverse_frequency_weights
 from datamodules.schema import UserError
 from datamodules.table import SampleTable
 
@@ -44,7 +45,7 @@ def train_sampler(
 
 
 def train_loader(
-    dataset: ImageDataset, sampler: TrainSampler | DistinctSampler, collate: Collate, options: LoaderOptions
+    dataset: ImageDataset, sampler: DistributedSampler[SampleKey], collate: Collate, options: LoaderOptions
 ) -> CountedLoader:
     """Training batches.
 
@@ -62,14 +63,16 @@ def train_loader(
     return _loader(dataset, sampler, collate, options, batch_size, drop_last=options["drop_last"] or lone_picture)
 
 
-def eval_loader(dataset: ImageDataset, sampler: EvalSampler, collate: Collate, options: LoaderOptions) -> CountedLoader:
+def eval_loader(
+    dataset: ImageDataset, sampler: DistributedSampler[SampleKey], collate: Collate, options: LoaderOptions
+) -> CountedLoader:
     """Evaluation batches."""
     return _loader(dataset, sampler, collate, options, options["batch_size"], drop_last=False)
 
 
 def _loader(
     dataset: ImageDataset,
-    sampler: TrainSampler | DistinctSampler | EvalSampler,
+    sampler: DistributedSampler[SampleKey],
     collate: Collate,
     options: LoaderOptions,
     batch_size: int,

@@ -5,6 +5,7 @@ Every package may import this module; it imports none of ours. Nothing here comp
 
 from __future__ import annotations
 
+import errno
 from typing import Literal, NotRequired, Protocol, TypedDict
 
 import torch
@@ -14,6 +15,9 @@ UNKNOWN = -1
 
 LABEL_TASK = "class"
 """Name of the main task; its target is ``Batch["label"]``, every other task's is in ``Batch["attributes"]``."""
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Error numbers: no space on the disk, none left of the user's share, a file larger than the user may write."""
 
 Split = Literal["train", "val", "test", "predict"]
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from jsonargparse import ArgumentError
 
-from datamodules.schema import UserError
+from datamodules.schema import DISK_FULL, UserError
 
 EXIT_USER_ERROR = 2
 """Exit code of a command that the user's input stopped."""
@@ -46,6 +46,9 @@ def _line_for_user(error: BaseException) -> str | None:
         if isinstance(cause, UserError):
             return str(cause)
         cause = cause.__cause__
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}cannot be written ({error.strerror}); free some space; what was there is untouched"
     return one_line(str(error)) if isinstance(error, ArgumentError) else None
 
 

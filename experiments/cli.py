@@ -23,6 +23,7 @@ from lightning.pytorch.loggers import WandbLogger
 from callbacks.class_report import ClassReport
 from callbacks.confusion_matrix import ConfusionMatrixLogger
 from callbacks.frozen_features import FrozenFeatures
+from callbacks.last_checkpoint import LastCheckpoint
 from callbacks.prediction_writer import PredictionWriter
 from callbacks.retrieval_metrics import RetrievalMetrics
 from callbacks.start_weights import START_FILE
@@ -36,8 +37,10 @@ from experiments.run_directory import (
     CONFIG_FILE,
     new_run_directory,
     resolve_checkpoint,
+    resumed_run_directory,
     run_of_checkpoint,
     same_data,
+    same_experiment,
     write_text_whole,
 )
 from experiments.run_record import RunRecorder
@@ -119,8 +122,7 @@ class VitrineCLI(LightningCLI):
             }
         )
         # ModelCheckpoint's own `save_last` only follows the best epoch: resuming from it would repeat the epochs since.
-        parser.add_lightning_class_args(ModelCheckpoint, "last")
-        parser.set_defaults({"last.filename": "last", "last.enable_version_counter": False})
+        parser.add_lightning_class_args(LastCheckpoint, "last")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.set_defaults({"predictions.splits": ["val", "test", "predict"]})
         parser.add_lightning_class_args(ConfusionMatrixLogger, "confusion_matrix")
@@ -141,16 +143,20 @@ class VitrineCLI(LightningCLI):
             config.ckpt_path = str(self.checkpoint)
 
     def before_instantiate_classes(self) -> None:
-        """Choose the run directory: a new one, or its own when a run's best checkpoint is tested on its own data.
+        """Choose the run directory: a new one, or a run's own where it is resumed or its best checkpoint is tested.
 
         Results of a run's other checkpoints are not the run's: they would replace those of the best one.
         """
         config = self.config[self.subcommand]
-        is_best = self.checkpoint is not None and self.checkpoint.stem == "best" and self.subcommand != "fit"
-        run = run_of_checkpoint(self.checkpoint) if self.checkpoint and is_best else None
-        text = self._parser(self.subcommand).dump(config, skip_none=False)
-        if run and same_data(run, yaml.safe_load(text).get("data")):
-            self.run_directory = run
+        run = run_of_checkpoint(self.checkpoint) if self.checkpoint else None
+        values = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False))
+        if self.subcommand == "fit":
+            own = run is not None and same_experiment(run, values)
+        else:
+            own = run is not None and self.checkpoint is not None and self.checkpoint.stem == "best"
+            own = own and run is not None and same_data(run, values.get("data"))
+        if run is not None and own:
+            self.run_directory = resumed_run_directory(run)
         else:
             self.run_directory = new_run_directory(Path(config.runs), config.name)
         if config.trainer.default_root_dir is not None:
@@ -164,7 +170,7 @@ class VitrineCLI(LightningCLI):
         if self.subcommand != "fit" and (self.run_directory / CONFIG_FILE).exists():
             log_directory = self.run_directory / str(self.subcommand)
         user_loggers = self._get(self.config_init, "trainer").logger
-        loggers = build_loggers(log_directory, config.wandb)
+        loggers = build_loggers(log_directory, config.wandb, continues=self.subcommand == "fit")
         if isinstance(user_loggers, Iterable):
             loggers.extend(user_loggers)
         elif user_loggers not in (None, True, False):
@@ -172,13 +178,15 @@ class VitrineCLI(LightningCLI):
         trainer: Trainer = super().instantiate_trainer(
             logger=loggers, default_root_dir=str(self.run_directory), **kwargs
         )
-        for key in ("checkpoint", "last"):
-            saver = self._get(self.config_init, key)
-            saver.dirpath = saver.dirpath or str(self.run_directory.resolve() / CHECKPOINTS)
+        saver = self._get(self.config_init, "checkpoint")
+        saver.dirpath = saver.dirpath or str(self.run_directory.resolve() / CHECKPOINTS)
         recorder = RunRecorder(self.run_directory, config.name, config.seed_everything, self.checkpoint)
         # Lightning keeps checkpoint callbacks last; the recorder must see what they did.
         self.callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set at run time
         self.callbacks.extend([LearningRateMonitor(logging_interval="step"), recorder])
+        # It writes before the others have begun with a batch.
+        last = self._get(self.config_init, "last")
+        self.callbacks.sort(key=lambda callback: callback is not last)
         return trainer
 
     def after_instantiate_classes(self) -> None:

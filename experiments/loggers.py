@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 from pathlib import Path
 from typing import Literal, TypedDict
 
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers import Logger
+
+from experiments.metrics_log import MetricsLog
+from experiments.run_directory import write_text_whole
+
+WANDB_ID_FILE = "wandb_id"
 
 WandbMode = Literal["auto", "online", "offline", "disabled"]
 
@@ -41,18 +47,16 @@ def wandb_mode(mode: WandbMode) -> str:
     return "online" if wandb.login(prompt=False) else "offline"
 
 
-def build_loggers(run_directory: Path, options: WandbOptions | None) -> list[Logger]:
-    """The loggers of a run; the CSV logger comes first and gives ``trainer.log_dir``.
+def build_loggers(run_directory: Path, options: WandbOptions | None, *, continues: bool = False) -> list[Logger]:
+    """The loggers of a run; that of ``metrics.csv`` comes first and gives ``trainer.log_dir``.
 
     Args:
         run_directory: Receives ``metrics.csv`` and, offline or online, W&B's own folder ``wandb``.
         options: W&B's settings.
+        continues: Whether this may go on with what an interrupted run has logged there.
     """
     options = options or {}
-    # Name and version are parts of the path for this logger, so together they make the run directory itself.
-    loggers: list[Logger] = [
-        CSVLogger(run_directory.parent.parent, name=run_directory.parent.name, version=run_directory.name)
-    ]
+    loggers: list[Logger] = [MetricsLog(run_directory, continues=continues)]
     mode = wandb_mode(options.get("mode", "auto"))
     if mode != "disabled":
         from lightning.pytorch.loggers import WandbLogger
@@ -60,6 +64,8 @@ def build_loggers(run_directory: Path, options: WandbOptions | None) -> list[Log
         wandb_logger = WandbLogger(
             name=f"{run_directory.parent.name}/{run_directory.name}",
             save_dir=run_directory,
+            version=_wandb_id(run_directory),
+            resume="allow",
             offline=mode != "online",
             project=options.get("project", "vitrine"),
             group=options.get("group"),
@@ -81,6 +87,15 @@ def finish_wandb() -> None:
 
         if wandb.run is not None:
             wandb.finish()
+
+
+def _wandb_id(run_directory: Path) -> str:
+    """W&B's name of the run, kept in the run directory, so that a resumed run is the same one there."""
+    path = run_directory / WANDB_ID_FILE
+    if not path.is_file():
+        # W&B takes up to 128 letters and digits; its own identifiers have eight.
+        write_text_whole(path, secrets.token_hex(8))
+    return path.read_text(encoding="utf-8").strip()
 
 
 def _settings(mode: str) -> object:

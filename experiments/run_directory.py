@@ -15,6 +15,7 @@ CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
 
 _SHARED_WITH_RANKS = "VITRINE_RUN_DIRECTORY"
+_NOT_OF_THE_EXPERIMENT = {"ckpt_path", "runs", "name", "config", "weights_only"}
 
 
 def new_run_directory(root: Path, name: str) -> Path:
@@ -91,6 +92,21 @@ def same_data(run: Path, data: dict[str, Any]) -> bool:
     """Whether a run was made with this ``data:`` section, so that its test results belong beside it."""
     saved: dict[str, Any] = yaml.safe_load((run / CONFIG_FILE).read_text(encoding="utf-8"))
     return saved.get("data") == data
+
+
+def same_experiment(run: Path, values: dict[str, Any]) -> bool:
+    """Whether a run was made with this configuration, so that resuming it is going on with the run itself.
+
+    Where it lies and which checkpoint it goes on from is no part of it.
+    """
+    saved: dict[str, Any] = yaml.safe_load((run / CONFIG_FILE).read_text(encoding="utf-8"))
+    return all(saved.get(key) == values.get(key) for key in {*saved, *values} - _NOT_OF_THE_EXPERIMENT)
+
+
+def resumed_run_directory(run: Path) -> Path:
+    """The directory of a run that this process, and those that it starts, go on with."""
+    os.environ[_SHARED_WITH_RANKS] = str(run.resolve())
+    return run
 
 
 def write_text_whole(path: Path, text: str) -> None:

@@ -17,7 +17,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from experiments.metrics_log import MetricsLog
 from experiments.run_directory import write_text_whole
 
 RECORD_FILE = "run.json"
@@ -49,6 +51,7 @@ class RunRecorder(Callback):
         self.seed = seed
         self.checkpoint = checkpoint
         self._stage: dict[str, Any] = {}
+        self._logged_rows = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Note the start of a stage and everything that is fixed from now on."""
@@ -62,6 +65,21 @@ class RunRecorder(Callback):
             "checkpoint": str(self.checkpoint) if self.checkpoint else None,
         }
         self._write(trainer, {**self._facts(trainer, pl_module)})
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin the log anew, or go on with it where the checkpoint says."""
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsLog):
+                logger.keep_rows(self._logged_rows)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note how much had been logged."""
+        rows = [logger.number_of_rows for logger in trainer.loggers if isinstance(logger, MetricsLog)]
+        checkpoint["logged_rows"] = rows[0] if rows and trainer.is_global_zero else 0
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note how much of the log holds."""
+        self._logged_rows = checkpoint.get("logged_rows", 0)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Note a stage's regular end, its metrics and the best checkpoint."""
@@ -77,7 +95,8 @@ class RunRecorder(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Note that a stage failed, and why."""
         if trainer.is_global_zero and self._stage:
-            self._end(trainer, f"{type(exception).__name__}: {exception}".splitlines()[0])
+            how = f"{type(exception).__name__}: {exception}".splitlines()[0]
+            self._end(trainer, "terminated" if isinstance(exception, SIGTERMException) else how)
 
     def _end(self, trainer: Trainer, how: str) -> None:
         self._stage |= {"ended": _now(), "exit": how}

@@ -12,16 +12,19 @@ from typing import Any, Literal, Self
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from datamodules.schema import Batch, Outputs
 from lightning_modules.blocks import stands_still
 from lightning_modules.encoders import InputOptions, PreparesImages
+from lightning_modules.epoch_sums import epoch_sums, restore_epoch_sums
 from lightning_modules.optim import (
     OptimOptions,
     adamw,
     checked_options,
     learning_rate,
+    scaling_factor,
     single_phase,
     step_seed,
 )
@@ -67,6 +70,7 @@ class VisionTask(LightningModule, ABC):
         self._batchnorm_fixed = False
         self._restored = False
         self._fetched = False
+        self._epoch_sums: dict[str, torch.Tensor] = {}
 
     @property
     @abstractmethod
@@ -110,6 +114,11 @@ class VisionTask(LightningModule, ABC):
     @abstractmethod
     def _shared_step(self, batch: Batch, split: LoggedSplit) -> tuple[torch.Tensor, Outputs]:
         """Loss, and what callbacks may want; counts losses and, in evaluation, scores."""
+
+    @property
+    @abstractmethod
+    def train_sums(self) -> nn.Module:
+        """The metrics that count the losses of a training epoch, all of them sums."""
 
     @property
     def ready_without_training(self) -> bool:
@@ -208,7 +217,12 @@ class VisionTask(LightningModule, ABC):
             lr = learning_rate(
                 self.phases, group["part"], trainer.global_step, steps_per_epoch, total_steps, group.get("own_lr")
             )
-            group["lr"] = lr * group["lr_scale"]
+            group["lr"] = lr * group["lr_scale"] * self._batch_factor()
+
+    def _batch_factor(self) -> float:
+        trainer = self.trainer
+        batch_size = getattr(trainer.train_dataloader, "batch_size", None)
+        return scaling_factor(self.optim_options, batch_size, trainer.world_size, trainer.accumulate_grad_batches)
 
     def on_fit_start(self) -> None:
         """Fetch pretrained weights and compare the pictures with those that the weights were trained on."""
@@ -231,8 +245,15 @@ class VisionTask(LightningModule, ABC):
         self.load_pretrained()
 
     def on_train_start(self) -> None:
-        """Set the learning rates of the first step, before callbacks log them."""
+        """Set the learning rates of the first step, before callbacks log them, and go on with the epoch's sums."""
         self.set_learning_rates()
+        if self.optim_options.get("lr_scaling", "none") != "none":
+            highest = ", ".join(f"{part} {lr * self._batch_factor():.3g}" for part, lr in self.phases[0].lr.items())
+            rank_zero_info(
+                f"lr_scaling {self.optim_options['lr_scaling']}: learning rates x {self._batch_factor():.4g}, {highest}"
+            )
+        restore_epoch_sums(self.train_sums, self._epoch_sums, is_first=self.global_rank == 0)
+        self._epoch_sums = {}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Set the learning rates and make this step's dropout a function of seed, epoch, batch and rank.
@@ -263,11 +284,17 @@ class VisionTask(LightningModule, ABC):
         hyper_parameters = checkpoint.setdefault("hyper_parameters", dict(self.hparams))
         hyper_parameters.setdefault("_class_path", f"{type(self).__module__}.{type(self).__qualname__}")
         checkpoint["input_options"] = dict(self.input_options)
+        # A checkpoint may be written without a trainer, as by the tools that average weights.
+        reduce = self.trainer.strategy.reduce if self._trainer is not None else None
+        checkpoint["epoch_sums"] = epoch_sums(
+            self.train_sums, lambda s: s if reduce is None else reduce(s, reduce_op="sum")
+        )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember that pretrained weights are not needed any more."""
         self._restored = True
         self.input_options = {**self.input_options, **checkpoint.get("input_options", {})}
+        self._epoch_sums = checkpoint.get("epoch_sums", {})
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """Loss of a batch.

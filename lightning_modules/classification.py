@@ -102,6 +102,11 @@ class ClassificationTask(VisionTask):
         """The encoder's network."""
         return self.encoder.backbone
 
+    @property
+    def train_sums(self) -> nn.Module:
+        """See ``VisionTask``."""
+        return self.train_metrics
+
     def fetch_weights(self) -> None:
         """Fetch the encoder's pretrained weights, if it is to have any and has not got them yet.
 

@@ -48,7 +48,8 @@ class DualEncoder(EmbeddingTask):
         lr: highest learning rate; ``optim_options.backbone_lr`` sets another one for the towers without projections.
         weight_decay: AdamW's; not applied to biases, norms and temperature.
         schedule: course of the learning rate: constant, cosine, step or onecycle.
-        optim_options: betas, eps, backbone_lr, layer_decay, warmup_epochs, min_lr, step_size, gamma.
+        optim_options: betas, eps, backbone_lr, layer_decay, warmup_epochs, min_lr, step_size, gamma, lr_scaling,
+            lr_base_batch.
         architectures: configurations of the towers, as a checkpoint keeps them; not to be set by hand.
 
     Raises:
@@ -100,6 +101,11 @@ class DualEncoder(EmbeddingTask):
     def temperature_parameters(self) -> list[nn.Parameter]:  # type: ignore[override]  # computed here, constant elsewhere
         """Scale and bias, where they are learned."""
         return list(self.objective.temperature.parameters())
+
+    @property
+    def train_sums(self) -> nn.Module:
+        """See ``VisionTask``."""
+        return self.contrastive["train_loss"]
 
     def fetch_weights(self) -> None:
         """Fetch the towers' pretrained weights, tokenizer and temperature.

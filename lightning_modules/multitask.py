@@ -34,7 +34,8 @@ class MultiTaskClassifier(ClassificationTask):
         lr: highest learning rate; ``optim_options.backbone_lr`` sets another one for the backbone.
         weight_decay: AdamW's; not applied to biases and norms.
         schedule: course of the learning rate: constant, cosine, step or onecycle.
-        optim_options: betas, eps, backbone_lr, layer_decay, warmup_epochs, min_lr, step_size, gamma.
+        optim_options: betas, eps, backbone_lr, layer_decay, warmup_epochs, min_lr, step_size, gamma, lr_scaling,
+            lr_base_batch.
 
     Raises:
         UserError: if the settings do not fit together.

@@ -24,6 +24,12 @@ Part = Literal["backbone", "head"]
 """The two parts of a model that have learning rates of their own."""
 
 
+LrScaling = Literal["none", "linear", "sqrt"]
+"""How learning rates grow with the batch."""
+
+LR_BASE_BATCH = 256
+
+
 class OptimOptions(TypedDict, total=False):
     """The rarer settings of the optimizer and its schedule; what is left out has the value in brackets.
 
@@ -37,6 +43,11 @@ class OptimOptions(TypedDict, total=False):
         min_lr: where ``cosine`` ends [0].
         step_size: epochs between the drops of ``step`` [10].
         gamma: factor of each drop of ``step`` [0.1].
+        lr_scaling: by what all learning rates grow with the samples of a step, those of all processes and accumulated
+            batches together: ``none``; ``linear`` (Goyal et al., 2017, for SGD; it wants ``warmup_epochs``); ``sqrt``,
+            the rule for Adam and its kind (Krizhevsky, 2014; Malladi et al., 2022, who also move ``betas`` and ``eps``,
+            which is not done here) [none].
+        lr_base_batch: samples of a step that the learning rates were written for [256].
     """
 
     betas: list[float]
@@ -47,6 +58,8 @@ class OptimOptions(TypedDict, total=False):
     min_lr: float
     step_size: int
     gamma: float
+    lr_scaling: LrScaling
+    lr_base_batch: int
 
 
 @dataclass(frozen=True)
@@ -110,6 +123,15 @@ def checked_options(options: OptimOptions | None) -> OptimOptions:
     betas = known.get("betas", [0.9, 0.999])
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise UserError(f"optim_options.betas: must be two numbers in [0, 1), got {betas}")
+    scaling = known.get("lr_scaling", "none")
+    if scaling not in get_args(LrScaling):
+        raise UserError(
+            f"optim_options.lr_scaling: {scaling!r} is unknown; choose one of {', '.join(get_args(LrScaling))}"
+        )
+    if known.get("lr_base_batch", LR_BASE_BATCH) < 1:
+        raise UserError(f"optim_options.lr_base_batch: must be at least 1, got {known['lr_base_batch']}")
+    if "lr_base_batch" in known and scaling == "none":
+        raise UserError("optim_options.lr_base_batch: does nothing without lr_scaling; set it to linear or sqrt")
     return known
 
 
@@ -188,6 +210,27 @@ def learning_rate(
         drop_steps=phase.step_size * steps_per_epoch,
         gamma=phase.gamma,
     )
+
+
+def scaling_factor(options: OptimOptions, batch_size: int | None, processes: int, accumulated: int) -> float:
+    """What all learning rates are multiplied by because of the samples of a step.
+
+    Args:
+        options: ``lr_scaling`` and ``lr_base_batch`` are read.
+        batch_size: samples of a batch on each process, None where the data do not say.
+        processes: how many there are.
+        accumulated: batches of a step.
+
+    Raises:
+        UserError: if the batch size is needed and not known.
+    """
+    scaling = options.get("lr_scaling", "none")
+    if scaling == "none":
+        return 1.0
+    if batch_size is None:
+        raise UserError("optim_options.lr_scaling: the data have no batch size; use a DataModule whose loader has one")
+    ratio = batch_size * processes * accumulated / options.get("lr_base_batch", LR_BASE_BATCH)
+    return ratio if scaling == "linear" else math.sqrt(ratio)
 
 
 def step_seed(epoch: int, batch_idx: int, rank: int) -> int:

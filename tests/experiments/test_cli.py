@@ -99,7 +99,7 @@ def test_resume_continues_where_the_run_ended(run: Run, tmp_path: Path) -> None:
     second = next(path for path in (tmp_path / "runs").glob("*/*") if path != first)
     record = json.loads((second / "run.json").read_text())
     assert record["stages"][0]["checkpoint"] == str(first / "checkpoints" / "last.ckpt")
-    assert torch.load(second / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 2
+    assert torch.load(second / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 3
 
 
 @pytest.mark.parametrize(

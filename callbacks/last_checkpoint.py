@@ -1,0 +1,153 @@
+"""The checkpoint that training is resumed from, and what happens when the process is told to end.
+
+Whatever interrupts a run, resuming from ``last.ckpt`` gives the weights, metrics and logs of a run that was never
+interrupted: it is written between two batches (see ``between_batches``), whole or not at all.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from callbacks.between_batches import between_batches
+from callbacks.deferred_signals import DeferredSignals
+from datamodules.schema import DISK_FULL, UserError
+
+EXIT_TERMINATED = 128 + signal.SIGTERM
+"""143, what a shell says of a process that SIGTERM has ended."""
+
+_STEPS_BETWEEN_AGREEMENTS = 20
+
+
+class LastCheckpoint(Callback):
+    """Writes ``last.ckpt`` at the beginning of every epoch but the first, at the end of training, and in between.
+
+    On SIGTERM the batch at hand, or the validation, is finished, the checkpoint is written and the process exits with
+    143. Under SLURM with Lightning's automatic requeueing, its signal is handled by Lightning's plugin in the same
+    place. With several processes, which must agree on the batch, this may take some batches longer.
+
+    It must be the first callback, so that none has begun with the next batch.
+
+    Args:
+        every_n_train_steps: write it also after every so many batches; 0 for not.
+        every_minutes: write it also when so many minutes have passed since it was written; 0 for not.
+        dirpath: folder; ``checkpoints`` in the run directory by default.
+
+    Raises:
+        UserError: for negative numbers.
+    """
+
+    def __init__(self, every_n_train_steps: int = 0, every_minutes: float = 0.0, dirpath: str | None = None) -> None:
+        if every_n_train_steps < 0 or every_minutes < 0:
+            raise UserError("last.every_n_train_steps, last.every_minutes: must be 0 or more")
+        self.every_n_train_steps = every_n_train_steps
+        self.every_minutes = every_minutes
+        self.dirpath = dirpath
+        self._written_at = time.monotonic()
+        self._first_batch = True
+        self._signals = DeferredSignals((), lambda number: None)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over the signals.
+
+        Raises:
+            UserError: if another callback comes first.
+        """
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set at run time
+        if callbacks[0] is not self:
+            raise UserError("trainer.callbacks: put LastCheckpoint first")
+        # Strategies for one device do not tell their environment.
+        environment = trainer._accelerator_connector.cluster_environment
+        signals = [signal.SIGTERM]
+        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+            # Lightning ignores SIGTERM there, because SLURM sends it to a job that it requeues.
+            signals = [environment.requeue_signal or signal.SIGUSR1]
+
+        def forward(number: signal.Signals) -> None:
+            if (launcher := trainer.strategy.launcher) is not None and hasattr(launcher, "kill"):
+                launcher.kill(number)
+
+        self._signals = DeferredSignals(signals, forward)
+        self._signals.install()
+        self._written_at = time.monotonic()
+        # Nothing has happened yet that were worth saving.
+        self._first_batch = True
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Write the checkpoint where it is due, and end where that was asked for.
+
+        Raises:
+            SIGTERMException: to end the process.
+        """
+        first_batch, self._first_batch = self._first_batch, False
+        came = self._agreed_signal(trainer)
+        if came is not None or (not first_batch and self._is_due(trainer, batch_idx)):
+            with between_batches(trainer):
+                self._write(trainer)
+        if came == signal.SIGTERM:
+            rank_zero_info(f"SIGTERM: {self._path(trainer)} is written; go on with --ckpt_path {self._path(trainer)}")
+            raise SIGTERMException(EXIT_TERMINATED)
+        if came is not None:
+            # Lightning saves a checkpoint of its own, and has the job requeued.
+            with between_batches(trainer):
+                self._signals.handle_as_before(came)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the checkpoint of the finished training."""
+        self._signals.remove()
+        self._write(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the signals back."""
+        self._signals.remove()
+
+    def _is_due(self, trainer: Trainer, batch_idx: int) -> bool:
+        done = trainer.fit_loop.epoch_loop.batch_progress.total.completed
+        if batch_idx == 0 or (self.every_n_train_steps and done % self.every_n_train_steps == 0):
+            return True
+        if not self.every_minutes:
+            return False
+        return bool(self._agreed(trainer, int(time.monotonic() - self._written_at >= 60 * self.every_minutes)))
+
+    def _agreed_signal(self, trainer: Trainer) -> signal.Signals | None:
+        if trainer.world_size == 1:
+            return self._signals.take()
+        # Asking the others makes an accelerator wait, so it is not done for every batch.
+        if trainer.fit_loop.epoch_loop.batch_progress.total.completed % _STEPS_BETWEEN_AGREEMENTS:
+            return None
+        number = self._agreed(trainer, int(self._signals.take() or 0))
+        return signal.Signals(number) if number else None
+
+    def _agreed(self, trainer: Trainer, value: int) -> int:
+        """The largest value of all processes."""
+        if trainer.world_size == 1:
+            return value
+        values = trainer.strategy.all_gather(torch.tensor(value, device=trainer.strategy.root_device))
+        return int(values.max())
+
+    def _write(self, trainer: Trainer) -> None:
+        if getattr(trainer, "fast_dev_run", False):
+            return
+        path = self._path(trainer)
+        try:
+            trainer.save_checkpoint(path)
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            state = "the one before is untouched" if path.exists() else "there is none yet"
+            raise UserError(
+                f"{path}: the checkpoint cannot be written, the disk is full; {state}; free some space and go on with "
+                "--ckpt_path last"
+            ) from error
+        self._written_at = time.monotonic()
+
+    def _path(self, trainer: Trainer) -> Path:
+        return Path(self.dirpath or Path(trainer.default_root_dir) / "checkpoints") / "last.ckpt"

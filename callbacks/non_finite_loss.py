@@ -1,0 +1,198 @@
+"""What happens when a training loss is not a number: the run stops, or leaves out a bounded number of steps.
+
+Either way ``non_finite.json`` in the run directory says which samples were in the batch, so that it can be looked at.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchmetrics import Metric
+
+from datamodules.schema import Batch, UserError
+
+NON_FINITE_FILE = "non_finite.json"
+
+Action = Literal["stop", "skip"]
+
+
+class NonFiniteLoss(Callback):
+    """Stops training at a loss that is infinite or not a number, or leaves the step out.
+
+    The loss of every training batch is looked at before its gradients are computed. All processes agree: a batch that
+    is bad on one of them is bad for all, so none waits for another. The agreement is one more exchange of a single
+    number each batch; on one GPU the look makes the CPU wait for the loss.
+
+    ``skip`` leaves out the whole step, with all batches that it accumulates: weights, optimizer, averaged weights
+    (``WeightAveraging`` and its kind), BatchNorm's statistics and the averages of the epoch stay as they were before
+    it. The step counts for the schedule and for ``global_step``. With ``precision: 16-mixed`` torch's scaler lowers its
+    scale as for any overflow. Gradients that are not finite although the loss was are not looked for.
+
+    Args:
+        action: ``stop`` ends the run with one line and exit code 2; ``skip`` goes on.
+        max_skipped: so many steps may be left out in the whole training, resumed parts included; one more stops it.
+
+    Raises:
+        UserError: if a value is out of range, and in training as described.
+    """
+
+    def __init__(self, action: Action = "stop", max_skipped: int = 10) -> None:
+        if action not in get_args(Action):
+            raise UserError(f"NonFiniteLoss.action: {action!r} is unknown; choose one of {', '.join(get_args(Action))}")
+        if max_skipped < 1:
+            raise UserError(
+                f"NonFiniteLoss.max_skipped: must be at least 1, got {max_skipped}; to stop use action: stop"
+            )
+        self.action = action
+        self.max_skipped = max_skipped
+        self._skipped = 0
+        self._events: list[dict[str, Any]] = []
+        self._sample_id: torch.Tensor | None = None
+        self._batch_idx = 0
+        self._before: _Statistics | None = None
+        self._is_bad = False
+        self._left_out = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many steps were left out."""
+        return {"skipped": self._skipped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self._skipped = int(state_dict["skipped"])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin without events; how many steps were left out may have come from a checkpoint."""
+        self._events, self._before, self._is_bad, self._left_out = [], None, False, False
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        """Note which samples come, and at the first batch of a step what may have to be restored."""
+        self._sample_id, self._batch_idx = batch["sample_id"], batch_idx
+        if self.action == "skip" and self._before is None:
+            self._before = _Statistics(pl_module)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
+        """Look at the loss.
+
+        Raises:
+            UserError: if it is not finite, unless the step can be left out.
+        """
+        bad = (~torch.isfinite(loss.detach())).float()
+        if trainer.world_size > 1:
+            bad = trainer.strategy.reduce(bad, reduce_op="sum")
+        if not bad.item():
+            return
+        steps = self._skipped + (not self._is_bad)
+        skips = self.action == "skip" and steps <= self.max_skipped
+        event = self._event(trainer, float(loss.detach()), skips)
+        path = Path(trainer.default_root_dir) / NON_FINITE_FILE
+        self._events.append(event)
+        if trainer.is_global_zero:
+            _write_whole(path, {"skipped_steps": steps if skips else self._skipped, "batches": self._events})
+        where = f"epoch {event['epoch']}, batch {event['batch']}"
+        if not skips:
+            much = f" after {self._skipped} steps were left out" if self.action == "skip" else ""
+            raise UserError(
+                f"training loss is {event['processes'][0]['loss']} at {where}{much}; {path} names the samples: look at "
+                "them, lower the learning rate, or let NonFiniteLoss (action: skip, max_skipped) leave more steps out"
+            )
+        if not self._is_bad:
+            rank_zero_warn(f"NonFiniteLoss: step {event['step']} ({where}) is left out, {steps} of {self.max_skipped}")
+        self._skipped, self._is_bad = steps, True
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Leave a bad step out: an optimizer passes by what has no gradient, its decay included."""
+        if self._is_bad:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
+            if self._before is not None:
+                self._before.restore()
+        self._left_out, self._is_bad, self._before = self._is_bad, False, None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Let averaged weights pass by a step that was left out: they would move towards weights that did not."""
+        if not self._left_out:
+            return
+        self._left_out = False
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set at run time
+            if isinstance(callback, WeightAveraging):
+                callback._latest_update_step = trainer.global_step
+
+    def _event(self, trainer: Trainer, loss: float, skips: bool) -> dict[str, Any]:
+        """What is known of a bad batch; every process calls this."""
+        ids = [] if self._sample_id is None else self._sample_id.tolist()
+        names: list[str] = getattr(getattr(trainer, "datamodule", None), "sample_names", list)()
+        own = {
+            "rank": trainer.global_rank,
+            "loss": str(loss),
+            "sample_id": ids,
+            "name": [names[index] for index in ids] if names else None,
+        }
+        processes: list[dict[str, Any]] = [own]
+        if trainer.world_size > 1:
+            gathered: list[Any] = [None] * trainer.world_size
+            dist.all_gather_object(gathered, own)
+            processes = [one for one in gathered if not math.isfinite(float(one["loss"]))]
+        return {
+            "epoch": trainer.current_epoch,
+            "step": trainer.global_step,
+            "batch": self._batch_idx,
+            "action": "skipped" if skips else "stopped",
+            "processes": processes,
+        }
+
+
+class _Statistics:
+    """What a forward pass moves without any optimizer: BatchNorm's statistics and the epoch's averages.
+
+    Args:
+        model: whose statistics as they are now are kept.
+    """
+
+    def __init__(self, model: LightningModule) -> None:
+        norms = (module for module in model.modules() if isinstance(module, _BatchNorm) and module.training)
+        self._buffers = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers(recurse=False)]
+        metrics = [module for module in model.modules() if isinstance(module, Metric)]
+        self._unused = [metric for metric in metrics if not metric.update_called]
+        self._states = [
+            (metric, {name: _copy(value) for name, value in metric.metric_state.items()})
+            for metric in metrics
+            if metric.update_called
+        ]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put everything back."""
+        for buffer, before in self._buffers:
+            buffer.copy_(before)
+        for metric in self._unused:
+            metric.reset()
+        for metric, states in self._states:
+            for name, value in states.items():
+                setattr(metric, name, value)
+
+
+def _copy(state: Any) -> Any:
+    return [value.clone() for value in state] if isinstance(state, list) else state.clone()
+
+
+def _write_whole(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,208 @@
+"""Whatever kills a run: resumed, it ends with the weights, metrics and logs of one that was never interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.fakes_models import write_clip
+
+pytestmark = pytest.mark.timeout(1500)
+
+CHAINS, KILLS = 1, 10
+"""Runs that are killed, for each experiment, and how often each at most."""
+
+SHARED = """
+seed_everything: 7
+trainer:
+  max_epochs: 4
+  accelerator: cpu
+  enable_progress_bar: false
+  enable_model_summary: false
+  log_every_n_steps: 1
+  gradient_clip_val: 1.0
+  num_sanity_val_steps: 0
+  callbacks:
+    - class_path: callbacks.BackboneUnfreezing
+      init_args: {unfreeze_epoch: 2, lr: 1.0e-2, backbone_lr: 1.0e-3, head_lr: 5.0e-3}
+    - class_path: lightning.pytorch.callbacks.EMAWeightAveraging
+      init_args: {decay: 0.9}
+    - class_path: tests.experiments.killed_runs.KilledAt
+wandb: {mode: disabled}
+"""
+
+# mixup, dropout, EMA, both phases, a worker process; last.ckpt in the middle of epochs too.
+CLASSIFIES = (
+    SHARED
+    + """
+name: classifies
+data:
+  class_path: datamodules.Wares
+  init_args:
+    n_samples: 60
+    resolution: 16
+    image: {size: 16}
+    augment: {preset: reference, mixup: 0.4, cutmix: 0.5}
+    loader: {batch_size: 6, num_workers: 2}
+model:
+  class_path: lightning_modules.MultiTaskClassifier
+  init_args: {backbone: test_efficientnet, pretrained: false}
+last: {every_n_train_steps: 4}
+"""
+)
+
+# A learned temperature, features computed once in phase one, retrieval metrics, no worker, last.ckpt once an epoch.
+EMBEDS = (
+    SHARED
+    + """
+name: embeds
+data:
+  class_path: datamodules.Wares
+  init_args:
+    n_samples: 60
+    resolution: 16
+    image: {size: 16}
+    loader: {batch_size: 6}
+model:
+  class_path: lightning_modules.DualEncoder
+  init_args:
+    towers: {model: CLIP, pretrained: false}
+    temperature: {scale: 5.0, lr: 0.05}
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("killed")
+    clip = write_clip(folder / "clip", image_size=16)
+    (folder / "classifies.yaml").write_text(CLASSIFIES, encoding="utf-8")
+    (folder / "embeds.yaml").write_text(EMBEDS.replace("CLIP", str(clip)), encoding="utf-8")
+    program = Path(__file__).with_name("killed_runs.py")
+    command = [sys.executable, "-m", "tests.experiments.killed_runs", str(folder), str(CHAINS), str(KILLS)]
+    done = subprocess.run(
+        [*command, "classifies", "embeds"],
+        check=False,
+        cwd=program.parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "VITRINE_DEBUG": "1"},
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
+    assert done.returncode == 0, done.stderr + "".join(path.read_text() for path in folder.glob("*.log"))[-3000:]
+    return folder
+
+
+def runs(folder: Path, experiment: str) -> list[Path]:
+    found = []
+    for number in range(CHAINS):
+        (directory,) = (folder / f"{experiment}-killed-{number}").glob("*/*")
+        found.append(directory)
+    return found
+
+
+def interrupted(folder: Path, cause: str) -> dict[Path, list[int]]:
+    """Run directories and the exit codes of their parts."""
+    history = json.loads((folder / "interrupted.json").read_text())
+    found = {}
+    for name, codes in history.items():
+        if f"-{cause}-" in name:
+            (directory,) = (folder / name).glob("*/*")
+            found[directory] = codes
+    return found
+
+
+def whole(folder: Path, experiment: str) -> Path:
+    (directory,) = (folder / f"{experiment}-whole").glob("*/*")
+    return directory
+
+
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """All leaves of nested dicts and lists, but for paths, which differ from run to run."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from leaves(item, f"{path}/{Path(str(key)).name}")
+    elif isinstance(value, (list, tuple)):
+        for place, item in enumerate(value):
+            yield from leaves(item, f"{path}/{place}")
+    elif not isinstance(value, (str, Path)):
+        yield path, value
+
+
+def test_kills_came_and_runs_ended(folder: Path) -> None:
+    history = json.loads((folder / "history.json").read_text())
+    kills = [code for chain in history.values() for _, code in chain[:-1]]
+    assert len(kills) >= 20
+    assert set(kills) == {-signal.SIGKILL}
+    assert all(chain[-1][1] == 0 for chain in history.values())
+
+
+@pytest.mark.parametrize("experiment", ["classifies", "embeds"])
+def test_the_log_is_the_same_byte_by_byte(folder: Path, experiment: str) -> None:
+    expected = (whole(folder, experiment) / "metrics.csv").read_bytes()
+    assert expected.count(b"\n") > 20
+    for run in runs(folder, experiment):
+        assert (run / "metrics.csv").read_bytes() == expected
+
+
+@pytest.mark.parametrize(("cause", "code"), [("terminated", 143), ("full", 2), ("requeued", -signal.SIGKILL)])
+def test_other_interruptions_end_with_their_code_and_are_resumed_as_well(folder: Path, cause: str, code: int) -> None:
+    expected = whole(folder, "classifies")
+    weights = torch.load(expected / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    found = interrupted(folder, cause)
+    assert len(found) == 2
+    for run, codes in found.items():
+        assert codes == [code, 0], run
+        assert (run / "metrics.csv").read_bytes() == (expected / "metrics.csv").read_bytes(), run
+        resumed = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        assert all(torch.equal(value, resumed[key]) for key, value in weights.items()), run
+
+
+def test_what_is_said_and_written_of_interruptions(folder: Path) -> None:
+    for run in interrupted(folder, "terminated"):
+        assert [stage["exit"] for stage in json.loads((run / "run.json").read_text())["stages"]] == [
+            "terminated",
+            "finished",
+        ]
+        log = (folder / f"{run.parents[1].name}.log").read_text()
+        assert f"SIGTERM: {run.resolve()}/checkpoints/last.ckpt is written" in log
+    for run in interrupted(folder, "full"):
+        log = (folder / f"{run.parents[1].name}.log").read_text()
+        assert log.count("error: ") == 1
+        assert "free some space" in log
+        assert "Traceback" not in log
+        assert not [path for path in (run / "checkpoints").iterdir() if path.suffix != ".ckpt"]
+    assert (folder / "scontrol").read_text().split("\n")[:-1] == ["requeue 77"] * 2
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt"])
+@pytest.mark.parametrize("experiment", ["classifies", "embeds"])
+def test_checkpoints_are_the_same_bit_by_bit(folder: Path, experiment: str, name: str) -> None:
+    expected = dict(leaves(torch.load(whole(folder, experiment) / "checkpoints" / name, weights_only=True)))
+    for part in ("/state_dict/", "/optimizer_states/", "/current_model_state/", "/callbacks/"):
+        assert any(key.startswith(part) for key in expected), part
+    for run in runs(folder, experiment):
+        found = dict(leaves(torch.load(run / "checkpoints" / name, weights_only=True)))
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            same = torch.equal(value, found[key]) if torch.is_tensor(value) else value == found[key]
+            assert same, key
+
+
+def test_every_run_has_one_record_of_all_its_parts(folder: Path) -> None:
+    history = json.loads((folder / "history.json").read_text())
+    for experiment in ("classifies", "embeds"):
+        for number, run in enumerate(runs(folder, experiment)):
+            stages = json.loads((run / "run.json").read_text())["stages"]
+            given_up = len(list(folder.glob(f"{experiment}-killed-{number}-given-up-*")))
+            assert len(stages) == len(history[f"{experiment}-killed-{number}"]) - given_up
+            assert stages[-1]["exit"] == "finished"
