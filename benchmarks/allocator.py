@@ -11,15 +11,15 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import statistics
-import subprocess
 import sys
 import time
+from collections.abc import Mapping
+from functools import partial
 
-from rich.console import Console
-from rich.table import Table
+from benchmarks.interleaved import Row, in_new_process, interleave, row, say
 
 CASES = ("as glibc has it", "memory kept")
+STEPS = 4
 
 
 def steps(case: str, number: int) -> dict[str, float]:
@@ -50,28 +50,39 @@ def steps(case: str, number: int) -> dict[str, float]:
     }
 
 
+def measure(repeats: int, number: int) -> dict[str, list[dict[str, float]]]:
+    """Each case so many times, in turn."""
+    arguments = {case: ["--case", case, "--steps", str(number)] for case in CASES}
+    cases = {case: partial(in_new_process, "benchmarks.allocator", given) for case, given in arguments.items()}
+    return interleave(cases, repeats)
+
+
+def rows_of(found: Mapping[str, list[dict[str, float]]], number: int) -> list[Row]:
+    """Memory kept beside what is the default, by the clock and within the system."""
+    peer, kept = CASES
+    rows = []
+    for key, unit in (("clock", "s"), ("system", "s within the system")):
+        values = {case: [one[key] for one in several] for case, several in found.items()}
+        rows.append(row(f"allocator, {number} training steps", kept, peer, values, unit, "< 1"))
+    return rows
+
+
+def run(repeats: int, number: int = STEPS) -> list[Row]:
+    """Seconds with memory kept by those without."""
+    return rows_of(measure(repeats, number), number)
+
+
 def main() -> None:
-    """Print medians and the ratio."""
+    """Print the ratios, or be one of the cases."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
         sys.stdout.write(json.dumps(steps(options.case, options.steps)) + "\n")
-        return
-    found: dict[str, list[dict[str, float]]] = {case: [] for case in CASES}
-    for _ in range(options.repeats):
-        for case in CASES:
-            command = [sys.executable, "-m", "benchmarks.allocator", "--case", case, "--steps", str(options.steps)]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            found[case].append(json.loads(done.stdout.splitlines()[-1]))
-    table = Table("case", "clock s", "user s", "system s", "ratio")
-    peer = statistics.median(run["clock"] for run in found[CASES[0]])
-    for case, runs in found.items():
-        clock, user, system = (statistics.median(run[key] for run in runs) for key in ("clock", "user", "system"))
-        table.add_row(case, f"{clock:.2f}", f"{user:.2f}", f"{system:.2f}", f"{clock / peer:.2f}")
-    Console().print(table)
+    else:
+        say(run(options.repeats, options.steps))
 
 
 if __name__ == "__main__":

@@ -11,23 +11,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
-import statistics
-import subprocess
 import sys
 import time
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
+from benchmarks.interleaved import Row, in_new_process, interleave, row, say
+from benchmarks.memory import peak_memory
 
 if TYPE_CHECKING:
     from datamodules.schema import Batch
     from lightning_modules.dual_encoder import DualEncoder
 
-CASES = ("one chunk", "cached", "at once")
+CASES = ("one chunk", "cached gradients", "everything at once")
 IMAGE_SIZE = 64
 
 
@@ -44,17 +43,17 @@ def step(case: str, batch_size: int, chunk_size: int) -> dict[str, float]:
     task = DualEncoder(
         {"image": "resnet18", "image_pretrained": False, "text": "distilbert-base-uncased", "text_pretrained": False},
         image_size=IMAGE_SIZE,
-        chunk_size=chunk_size if case == "cached" else 0,
+        chunk_size=chunk_size if case == CASES[1] else 0,
     )
     task.towers.tokenizer = task.towers.train_tokenizer(["a few words to read"])
     # A first step, so that gradients and the libraries' own buffers do not count.
     _train(task, pairs(2))
-    batch = pairs(chunk_size if case == "one chunk" else batch_size)
+    batch = pairs(chunk_size if case == CASES[0] else batch_size)
     before, start = resident(), time.perf_counter()
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak counts from here
     _train(task, batch)
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in task.parameters())
-    return {"memory": peak() - before, "seconds": time.perf_counter() - start}
+    return {"memory": peak_memory() - before, "seconds": time.perf_counter() - start}
 
 
 def _train(task: DualEncoder, batch: Batch) -> None:
@@ -79,28 +78,40 @@ def resident() -> float:
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize() / 2**20
 
 
-def peak() -> float:
-    """Highest resident memory since the peak was last cleared, in MB."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
-
-
 def measure(batch_size: int, chunk_size: int, repeats: int) -> dict[str, list[dict[str, float]]]:
     """Every case so many times, interleaved."""
     # Large blocks go back to the system at once, so that resident memory is what is in use.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
-    found: dict[str, list[dict[str, float]]] = {case: [] for case in CASES}
-    for _ in range(repeats):
-        for case in CASES:
-            command = [sys.executable, "-m", "benchmarks.cached_gradients", "--case", case]
-            command += ["--batch", str(batch_size), "--chunk", str(chunk_size)]
-            done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-            found[case].append(json.loads(done.stdout.splitlines()[-1]))
-    return found
+    environment = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+    sizes = ["--batch", str(batch_size), "--chunk", str(chunk_size)]
+    cases = {
+        case: partial(in_new_process, "benchmarks.cached_gradients", ["--case", case, *sizes], environment)
+        for case in CASES
+    }
+    return interleave(cases, repeats)
+
+
+def rows_of(found: Mapping[str, list[dict[str, float]]], batch_size: int) -> list[Row]:
+    """Memory of cached gradients beside that of one chunk and all embeddings, and everything beside all at once."""
+    chunk, cached, at_once = CASES
+    benchmark = f"contrastive step of {batch_size} pairs"
+    memory = {case: [one["memory"] for one in several] for case, several in found.items()}
+    seconds = {case: [one["seconds"] for one in several] for case, several in found.items()}
+    embeddings = 2 * batch_size * 256 * 4 / 2**20
+    least = {cached: memory[cached], "one chunk and the embeddings": [one + embeddings for one in memory[chunk]]}
+    return [
+        row(benchmark, cached, "one chunk and the embeddings", least, "MB"),
+        row(benchmark, cached, at_once, memory, "MB", "< 1"),
+        row(benchmark, cached, at_once, seconds, "s"),
+    ]
+
+
+def run(repeats: int, batch_size: int = 256, chunk_size: int = 32) -> list[Row]:
+    """Memory and seconds of cached gradients by those of the other ways."""
+    return rows_of(measure(batch_size, chunk_size, repeats), batch_size)
 
 
 def main() -> None:
-    """Print medians and ratios."""
+    """Print the ratios, or be one of the cases."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--chunk", type=int, default=32)
@@ -109,20 +120,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.case:
         sys.stdout.write(json.dumps(step(options.case, options.batch, options.chunk)) + "\n")
-        return
-    found = measure(options.batch, options.chunk, options.repeats)
-    embeddings = 2 * options.batch * 256 * 4 / 2**20
-    medians = {
-        case: {key: statistics.median(run[key] for run in runs) for key in ("memory", "seconds")}
-        for case, runs in found.items()
-    }
-    table = Table("case", "rows", "peak memory MB", "to one chunk + embeddings", "s", "to at once")
-    limit = medians["one chunk"]["memory"] + embeddings
-    for case, median in medians.items():
-        rows = options.chunk if case == "one chunk" else options.batch
-        ratios = f"{median['memory'] / limit:.2f}", f"{median['seconds'] / medians['at once']['seconds']:.2f}"
-        table.add_row(case, str(rows), f"{median['memory']:.0f}", ratios[0], f"{median['seconds']:.2f}", ratios[1])
-    Console().print(table)
+    else:
+        say(run(options.repeats, options.batch, options.chunk))
 
 
 if __name__ == "__main__":

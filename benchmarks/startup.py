@@ -2,19 +2,18 @@
 
     python -m benchmarks.startup [--repeats 5]
 
-The commands are run in turn, so that a noisy machine disturbs all alike; the ratio is that of the medians.
+The commands are run in turn, so that a noisy machine disturbs all alike.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping
 
-from rich.console import Console
-from rich.table import Table
+from benchmarks.interleaved import Row, interleave, row, say
 
 PEER = "import torch, lightning"
 
@@ -27,27 +26,34 @@ COMMANDS: dict[str, list[str]] = {
 
 def measure(repeats: int) -> dict[str, list[float]]:
     """Wall time in seconds of each command, ``repeats`` times, interleaved; one unmeasured round warms the disk."""
-    times: dict[str, list[float]] = {name: [] for name in COMMANDS}
-    for turn in range(repeats + 1):
-        for name, arguments in COMMANDS.items():
-            start = time.perf_counter()
-            subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
-            if turn:
-                times[name].append(time.perf_counter() - start)
-    return times
+    commands = {name: _timed(arguments) for name, arguments in COMMANDS.items()}
+    return {name: seconds[1:] for name, seconds in interleave(commands, repeats + 1).items()}
+
+
+def _timed(arguments: list[str]) -> Callable[[], float]:
+    def run_once() -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - start
+
+    return run_once
+
+
+def rows_of(times: Mapping[str, list[float]]) -> list[Row]:
+    """Each command beside the import."""
+    return [row("start-up", name, PEER, times, "s") for name in times if name != PEER]
+
+
+def run(repeats: int) -> list[Row]:
+    """Seconds of the commands by those of the import."""
+    return rows_of(measure(repeats))
 
 
 def main() -> None:
-    """Print medians, spread and the ratio to the peer."""
+    """Print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
-    times = measure(parser.parse_args().repeats)
-    table = Table("command", "median s", "fastest s", "slowest s", "ratio to the import")
-    peer = statistics.median(times[PEER])
-    for name, values in times.items():
-        median = statistics.median(values)
-        table.add_row(name, f"{median:.2f}", f"{min(values):.2f}", f"{max(values):.2f}", f"{median / peer:.2f}")
-    Console().print(table)
+    say(run(parser.parse_args().repeats))
 
 
 if __name__ == "__main__":

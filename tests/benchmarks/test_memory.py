@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+
+from benchmarks.memory import children, own_memory, peak_memory
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux only")
+
+MEGABYTES = 60
+
+
+def hold(inherited: bytearray, size: int, end: Connection) -> None:
+    own = bytearray(b"y" * (size << 20))
+    end.send(sum(inherited[:: 1 << 12]) + len(own))  # read what the parent has, write what is one's own
+    end.recv()
+
+
+def test_only_what_a_process_has_written_itself_is_its_own() -> None:
+    found = {}
+    inherited = bytearray(b"x" * (MEGABYTES << 20))
+    context = multiprocessing.get_context("fork")
+    for size in (0, MEGABYTES):
+        ours, theirs = context.Pipe()
+        process = context.Process(target=hold, args=(inherited, size, theirs))
+        process.start()
+        ours.recv()
+        assert process.pid in children(os.getpid())
+        found[size] = own_memory(process.pid or 0)
+        ours.send(0)
+        process.join()
+    assert found[0] < MEGABYTES / 2
+    assert found[MEGABYTES] - found[0] == pytest.approx(MEGABYTES, abs=5)
+
+
+def test_the_peak_remembers_what_was_given_back() -> None:
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak counts from here
+    before = peak_memory()
+    block = bytearray(b"z" * (300 << 20))
+    assert len(block) == 300 << 20
+    del block
+    assert peak_memory() - before > 250
