@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from datamodules.image_folder import ImageFolder as ImageFolder
     from datamodules.products import Products as Products
     from datamodules.schema import UserError as UserError
+    from datamodules.streamed_images import StreamedImages as StreamedImages
     from datamodules.table import SampleTable as SampleTable
     from datamodules.wares import Wares as Wares
 
@@ -29,6 +30,7 @@ _MODULES = {
     "ImageFolder": "image_folder",
     "Products": "products",
     "SampleTable": "table",
+    "StreamedImages": "streamed_images",
     "UserError": "schema",
     "Wares": "wares",
 }
@@ -42,6 +44,7 @@ __all__ = [
     "ImageFolder",
     "Products",
     "SampleTable",
+    "StreamedImages",
     "UserError",
     "Wares",
 ]

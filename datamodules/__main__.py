@@ -1,4 +1,8 @@
-"""The command line of the data sets: ``python -m datamodules audit --config experiments/quickstart.yaml``."""
+"""The command line of the data sets.
+
+``python -m datamodules audit --config experiments/quickstart.yaml`` says what is in a data set and what is wrong;
+``python -m datamodules pack --config experiments/quickstart.yaml --to data/wares_shards`` writes shards to stream.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,11 @@ from datamodules.user_errors import EXIT_USER_ERROR, run_reporting_user_errors
 if TYPE_CHECKING:
     from datamodules.audit import AuditReport
 
-USAGE = "python -m datamodules audit --config FILE [--config OVERLAY] [--data.init_args.KEY VALUE] [--json FILE]"
+_DATA = "--config FILE [--config OVERLAY] [--data.init_args.KEY VALUE]"
+USAGES = {
+    "audit": f"python -m datamodules audit {_DATA} [--json FILE]",
+    "pack": f"python -m datamodules pack {_DATA} --to FOLDER [--format parquet|webdataset] [--shard_size 1000]",
+}
 
 
 def main(args: list[str]) -> int:
@@ -27,11 +35,12 @@ def main(args: list[str]) -> int:
     Returns:
         Exit code: 0, or 2 for leaks that are not allowed and for mistakes of the user, told in one line.
     """
-    if not args or args[0] != "audit":
+    if not args or args[0] not in USAGES:
         asks = bool(args) and args[0] in ("-h", "--help")
-        (sys.stdout if asks else sys.stderr).write(f"usage: {USAGE}\n")
+        (sys.stdout if asks else sys.stderr).write("".join(f"usage: {usage}\n" for usage in USAGES.values()))
         return 0 if asks else EXIT_USER_ERROR
-    return run_reporting_user_errors(lambda: _audit(args[1:]))
+    command = _audit if args[0] == "audit" else _pack
+    return run_reporting_user_errors(lambda: command(args[1:]))
 
 
 def _audit(args: list[str]) -> None:
@@ -42,7 +51,7 @@ def _audit(args: list[str]) -> None:
     from datamodules.audit_tables import print_report
     from datamodules.from_experiment import data_parser, parse_data
 
-    parser = data_parser("python -m datamodules audit", USAGE)
+    parser = data_parser("python -m datamodules audit", USAGES["audit"])
     parser.add_argument("--json", type=str | None, default=None, help="File to write the whole report to.")
     datamodule, options = parse_data(parser, args)
     report = audit(datamodule)
@@ -50,6 +59,21 @@ def _audit(args: list[str]) -> None:
     if options.json is not None:
         _write_json(Path(options.json), report)
     report.refuse()
+
+
+def _pack(args: list[str]) -> None:
+    """Writes the shards and says how many."""
+    from datamodules.from_experiment import data_parser, parse_data
+    from datamodules.packing import PackFormat, pack
+
+    parser = data_parser("python -m datamodules pack", USAGES["pack"])
+    parser.add_argument("--to", type=str, required=True, help="Folder to write to.")
+    parser.add_argument("--format", type=PackFormat, default="parquet", help="Of the shards.")
+    parser.add_argument("--shard_size", type=int, default=1000, help="Samples of a shard at most.")
+    datamodule, options = parse_data(parser, args)
+    counts = pack(datamodule, Path(options.to), options.format, options.shard_size)
+    told = ", ".join(f"{split} {count}" for split, count in counts.items())
+    sys.stdout.write(f"Shards in {options.to}: {told}\n")
 
 
 def _write_json(path: Path, report: AuditReport) -> None:

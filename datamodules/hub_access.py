@@ -49,7 +49,7 @@ def open_splits(path: str, config_name: str = "", revision: str = "") -> dict[st
         elif path.startswith((".", "~", "/")) or (path.count("/") != 1 and "/" in path):
             raise UserError(f"data path: there is no {path}; give an existing folder or file, or a name on the hub")
         else:
-            with _offline_if_unreachable():
+            with offline_if_unreachable():
                 opened = datasets.load_dataset(path, config_name or None, revision=revision or None)
     except ConnectionError as error:
         raise UserError(
@@ -129,7 +129,7 @@ def _open_local(path: Path, config_name: str) -> Any:
 
 
 @contextmanager
-def _offline_if_unreachable() -> Iterator[None]:
+def offline_if_unreachable() -> Iterator[None]:
     """Makes the libraries look into their caches only, where the hub does not answer."""
     import datasets
     from huggingface_hub import constants

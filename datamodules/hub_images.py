@@ -12,6 +12,7 @@ import torch
 
 from datamodules.base import ImageDataModule
 from datamodules.hub_access import PictureColumn, open_splits, read_columns
+from datamodules.label_columns import class_names_of, first_text, label_texts, numbers_in_order
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
 from datamodules.prompts import PromptOptions
 from datamodules.schema import LABEL_TASK, UserError
@@ -106,7 +107,7 @@ class HubImages(ImageDataModule):
         frames = [self._frame(part, chosen[split], split) for split, part in parts.items()]
         frame = pd.concat(frames, ignore_index=True)
         tasks = {LABEL_TASK: self.columns["label"], **{name: name for name in self.columns.get("attributes", [])}}
-        names = {task: _class_names(parts["train"].features[column]) for task, column in tasks.items()}
+        names = {task: class_names_of(parts["train"].features[column]) for task, column in tasks.items()}
         self._divide(frame)
         in_train = frame["split"] == "train"
         vocabularies = {
@@ -172,11 +173,12 @@ class HubImages(ImageDataModule):
         table = read_columns(part, sorted(columns))
         names = [f"{theirs}/{row}" for row in range(len(part))]
         frame = pd.DataFrame({"name": names, "source": names, "split": split, "row": range(len(part))}, dtype=object)
-        frame[LABEL_TASK] = _texts(table[self.columns["label"]], part.features[self.columns["label"]], "label")
+        label = self.columns["label"]
+        frame[LABEL_TASK] = label_texts(table[label], class_names_of(part.features[label]), "data columns.label")
         for name in attributes:
-            frame[name] = _texts(table[name], part.features[name], "attributes")
+            frame[name] = label_texts(table[name], class_names_of(part.features[name]), "data columns.attributes")
         if caption:
-            frame["caption"] = [_first_text(value) for value in table[caption].to_pylist()]
+            frame["caption"] = [first_text(value) for value in table[caption].to_pylist()]
         if group:
             frame["group"] = ["" if value is None else str(value) for value in table[group].to_pylist()]
         return frame
@@ -198,33 +200,6 @@ class HubImages(ImageDataModule):
         )
 
 
-def _class_names(feature: Any) -> list[str]:
-    return list(getattr(feature, "names", None) or [])
-
-
-def _texts(column: Any, feature: Any, key: str) -> list[str]:
-    """The values of a column of labels as texts, empty for unknown."""
-    import pyarrow as pa
-
-    names = _class_names(feature)
-    if names:
-        return ["" if value is None or value < 0 else names[value] for value in column.to_pylist()]
-    kind = column.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return ["" if value is None else value.strip() for value in column.to_pylist()]
-    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
-        return ["" if value is None else str(value) for value in column.to_pylist()]
-    raise UserError(f"data columns.{key}: holds {kind}, which is no class; give a column of names or whole numbers")
-
-
 def _in_order(values: pd.Series[Any], feature: Any) -> list[str]:
-    """Whole numbers by size, where alphabetical order would put 10 before 2; nothing for other values."""
-    if not str(getattr(feature, "dtype", "")).startswith(("int", "uint")):
-        return []
-    return sorted(set(values) - {""}, key=int)
-
-
-def _first_text(value: object) -> str:
-    if isinstance(value, list):
-        value = value[0] if value else None
-    return "" if value is None else " ".join(str(value).split())
+    """Whole numbers by size; nothing for other values, whose order is alphabetical."""
+    return numbers_in_order(values) if str(getattr(feature, "dtype", "")).startswith(("int", "uint")) else []

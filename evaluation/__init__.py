@@ -2,7 +2,8 @@
 
 ``python -m evaluation summary runs/…`` prints the table that the README shows; ``python -m evaluation linear_probe``
 measures the floor that a trained model has to beat; ``base_to_novel`` and ``wise_ft`` tell what fine-tuning cost and
-how to get it back. Modules here read files and arrays and never train a network.
+how to get it back; ``soup`` averages several fine-tunings. Modules here read files and arrays and never train a
+network.
 """
 
 from __future__ import annotations

@@ -96,7 +96,20 @@ def _wise_ft(options: argparse.Namespace) -> None:
     print(f"{folder / 'wise_ft.ckpt'} has the weights of α = {chosen.alpha:g}")
 
 
-_OTHERS = {"base_to_novel": _base_to_novel, "wise_ft": _wise_ft}
+def _soup(options: argparse.Namespace) -> None:
+    from datamodules.schema import UserError
+    from evaluation.soup_command import best_of_sweep, make_soup, place_beside, place_of_sweep
+
+    if bool(options.runs) == (options.sweep is not None):
+        raise UserError("soup: name either run directories, or one sweep with --sweep DIR --top N")
+    runs = options.runs or best_of_sweep(options.sweep, options.top)
+    place = place_beside(runs[0]) if options.runs else place_of_sweep(options.sweep)
+    made = make_soup(runs, options.method, metric=options.metric, place=place, test=options.test)
+    _print(made.table)
+    print(f"{made.directory / 'checkpoints' / 'best.ckpt'} has the weights of the soup")
+
+
+_OTHERS = {"base_to_novel": _base_to_novel, "wise_ft": _wise_ft, "soup": _soup}
 
 
 def _probe(options: argparse.Namespace, data_arguments: list[str]) -> list[summary.TaskSummary]:
@@ -153,6 +166,21 @@ def _parser() -> argparse.ArgumentParser:
         default=[number / 10 for number in range(11)],
         help="shares of the end, 0 to 1 (default: 0 to 1 in tenths)",
     )
+
+    command = commands.add_parser(
+        "soup", help="mean of the weights of several runs of one experiment, chosen on validation, kept as a new run"
+    )
+    command.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run directories, at least two")
+    command.add_argument("--sweep", type=Path, metavar="DIR", help="the best members of a sweep instead")
+    command.add_argument("--top", type=int, default=5, metavar="N", help="how many of the sweep (default: 5)")
+    command.add_argument(
+        "--method",
+        choices=("uniform", "greedy"),
+        default="greedy",
+        help="all, or only those that do not make the validation metric fall (default: greedy)",
+    )
+    command.add_argument("--metric", help="val/… metric to choose by (default: that of the runs' best checkpoints)")
+    command.add_argument("--test", action="store_true", help="test the best member and the soup as well")
 
     command = commands.add_parser(
         "linear_probe",

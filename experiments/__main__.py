@@ -1,4 +1,4 @@
-"""``python -m experiments {fit,validate,test,predict} --config experiments/….yaml``."""
+"""``python -m experiments {fit,validate,test,predict} --config experiments/….yaml``, and ``… sweep FILE``."""
 
 import os
 import sys
@@ -10,7 +10,17 @@ from experiments.allocator import keep_freed_memory
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 keep_freed_memory()
 
-from experiments.cli import main  # noqa: E402 -- after what it must find
+
+def _main(args: list[str]) -> int:
+    if args[:1] == ["sweep"]:
+        # It trains nothing itself, so it needs none of what training needs.
+        from experiments.sweep import main as sweep
+
+        return sweep(args[1:])
+    from experiments.cli import main
+
+    return main(args)
+
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(_main(sys.argv[1:]))

@@ -15,6 +15,8 @@ import pandas as pd
 import pytest
 import yaml
 
+from datamodules import Wares
+from datamodules.packing import pack
 from experiments.cli import main
 from tests.fakes import write_fashion, write_products
 from tests.fakes_flickr import write_flickr
@@ -37,6 +39,7 @@ def generated_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     write_flickr(root / "flickr8k")
     write_clip(root / "clip")
     write_bert(root / "bert")
+    pack(Wares(n_samples=60, views=3, resolution=32), root / "wares_shards", shard_size=12)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VITRINE_DATA", str(root))
         patch.setenv("VITRINE_CACHE", str(root / "cache"))

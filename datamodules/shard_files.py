@@ -1,0 +1,263 @@
+"""Where the shards of a set are: folders, globs, lists, URLs of any kind that fsspec knows, or a name on the hub.
+
+Files are opened by the ``datasets`` library, which tries again when a connection breaks and knows of tokens.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from datamodules.location import VARIABLE
+from datamodules.schema import UserError
+from datamodules.table import SPLITS
+
+ShardFormat = Literal["auto", "parquet", "webdataset"]
+
+SUFFIXES = {"parquet": (".parquet",), "webdataset": (".tar", ".tar.gz", ".tgz")}
+INDEX_FILE = "index.parquet"
+"""Beside WebDataset shards: what is in them, so that they need not be read through."""
+
+_ENDINGS = tuple(ending for endings in SUFFIXES.values() for ending in endings)
+_SPLIT_WORDS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test",)}
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+
+
+def find_shards(
+    shards: str | Sequence[str] | Mapping[str, str | Sequence[str]], where: str = "data shards"
+) -> dict[str, list[str]]:
+    """Paths and URLs of the shards of each split, in a stable order.
+
+    Args:
+        shards: for each split, or for all together, a folder, a glob (``*``, ``**``), a path, a URL, a numbered range
+            (``train-{00000..00011}.tar``) or a list of those, or the name of a data set on the hub. Where splits are
+            not given, file names say them (``train-…``, ``val``, ``validation``, ``test``).
+        where: YAML key, for errors.
+
+    Raises:
+        UserError: where there are no such shards, or their split cannot be told.
+    """
+    if isinstance(shards, Mapping):
+        if strange := sorted(set(shards) - set(SPLITS)):
+            raise UserError(f"{where}: {strange[0]!r} is none of {', '.join(SPLITS)}")
+        found = {split: _expand_all(shards[split], f"{where}.{split}") for split in SPLITS if split in shards}
+    elif isinstance(shards, str) and (on_hub := _hub_files(shards, where)) is not None:
+        found = on_hub
+    else:
+        found = _by_name(_expand_all(shards, where), where)
+    if not found.get("train"):
+        raise UserError(f"{where}: there are no training shards; name them with shards: {{train: …, val: …, test: …}}")
+    every = [url for urls in found.values() for url in urls]
+    if repeated := sorted({url for url in every if every.count(url) > 1}):
+        raise UserError(f"{where}: {repeated[0]} is named twice; name each shard once, in one split")
+    return found
+
+
+def format_of(urls: Sequence[str], shard_format: ShardFormat) -> str:
+    """``parquet`` or ``webdataset``, by the files' endings if it is not given.
+
+    Raises:
+        UserError: for other endings, or a mixture.
+    """
+    if shard_format != "auto":
+        return shard_format
+    kinds = {kind for url in urls for kind, endings in SUFFIXES.items() if _path_of(url).endswith(endings)}
+    if len(kinds) != 1:
+        found = "both Parquet and tar files" if kinds else f"{urls[0]}, which ends neither with .parquet nor with .tar"
+        raise UserError(f"data shards: has {found}; name files of one kind, or say data format")
+    return kinds.pop()
+
+
+def short_names(urls: Sequence[str]) -> list[str]:
+    """The shards' names without the folder that all share, so that they are the same wherever the set lies."""
+    folders = [url.split("/")[:-1] for url in urls]
+    shared = 0
+    while all(len(folder) > shared and folder[shared] == folders[0][shared] for folder in folders):
+        shared += 1
+    return ["/".join(url.split("/")[shared:]) for url in urls]
+
+
+@contextmanager
+def open_shard(url: str, *, sequential: bool = False) -> Iterator[IO[bytes]]:
+    """Opens a shard to read; remote ones block by block.
+
+    Args:
+        url: path or URL.
+        sequential: read it from its beginning in one go, as every web server can.
+
+    Raises:
+        UserError: where there is no such file, or its server does not answer or cannot give parts of a file.
+    """
+    from datasets.utils.file_utils import xopen
+
+    options = {"block_size": 0} if sequential and url.startswith("http") else {}
+    try:
+        file: Any = xopen(url, "rb", **options)
+    # Which errors there are depends on the file system's library.
+    except Exception as error:
+        raise shard_error(url, error) from error
+    with file:
+        yield file
+
+
+@contextmanager
+def unpacked(url: str, file: IO[bytes]) -> Iterator[IO[bytes]]:
+    """The tar archive itself, where it is compressed as a whole."""
+    if _path_of(url).endswith((".gz", ".tgz")):
+        with gzip.GzipFile(fileobj=file) as archive:
+            yield archive  # type: ignore[misc]  # a GzipFile reads and seeks as any other
+    else:
+        yield file
+
+
+def size_of(file: IO[bytes]) -> int | None:
+    """Bytes of an opened file; None where its server does not say."""
+    size = getattr(file, "size", None)
+    if isinstance(size, int):
+        return size
+    try:
+        place = file.tell()
+        end = file.seek(0, os.SEEK_END)
+        file.seek(place)
+    except (OSError, ValueError):
+        return None
+    return end
+
+
+def shard_error(url: str, error: Exception) -> UserError:
+    """What is wrong with a shard, in one line with the way out."""
+    if isinstance(error, UserError):
+        return error
+    said = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, FileNotFoundError):
+        return UserError(f"data shards: there is no {url}; correct the path, or get the shard")
+    if isinstance(error, PermissionError):
+        return UserError(f"data shards: {url} may not be read (permission denied); log in or change its permissions")
+    if lacks_ranges(error):
+        return UserError(
+            f"data shards: {url}: its server gives no parts of files (HTTP range requests), which Parquet needs; "
+            "use tar shards with an index, another server, or a local copy"
+        )
+    if isinstance(error, ImportError):
+        return UserError(f"data shards: {url}: {said}; install the library, or use another kind of URL")
+    return UserError(f"data shards: {url} cannot be read ({said}); get it anew, or make it anew")
+
+
+def lacks_ranges(error: Exception) -> bool:
+    """Whether a server can only give a file from its beginning, which it tells when it is asked for more."""
+    return "range requests" in str(error) or "Cannot seek streaming" in str(error)
+
+
+def _expand_all(patterns: str | Sequence[str], where: str) -> list[str]:
+    given = [patterns] if isinstance(patterns, str) else list(patterns)
+    found = [url for pattern in given for part in _ranges(pattern) for url in _expand(part, where)]
+    if not found:
+        raise UserError(f"{where}: names no shard; give a folder, a glob, a path or a URL")
+    return found
+
+
+def _expand(pattern: str, where: str) -> list[str]:
+    """Files that a path, a folder, a glob or a URL stands for."""
+    from datasets.utils.file_utils import xglob
+
+    is_remote = "://" in pattern
+    if not is_remote:
+        pattern = _local(pattern)
+    if is_remote and (pattern.startswith("http") or _path_of(pattern).endswith(_ENDINGS)) and "*" not in pattern:
+        return [pattern]
+    if not is_remote and Path(pattern).is_file():
+        return [pattern]
+    if not is_remote and "*" not in pattern and not Path(pattern).exists():
+        raise UserError(
+            f"{where}: there is no {pattern}; correct the path, or make shards by python -m datamodules pack"
+        )
+    globs = [pattern]
+    if Path(pattern).is_dir() or (is_remote and "*" not in pattern):
+        globs = [f"{pattern.rstrip('/')}/**/*{ending}" for ending in _ENDINGS]
+    try:
+        found = {url for each in globs for url in xglob(each, recursive=True)}
+    except Exception as error:  # which errors there are depends on the file system's library
+        raise shard_error(pattern, error) from error
+    usable = sorted(url for url in found if url.endswith(_ENDINGS) and not _is_hidden(url))
+    if not usable:
+        raise UserError(f"{where}: no shard ({', '.join(_ENDINGS)}) is found as {pattern}; correct it")
+    return usable
+
+
+def _local(pattern: str) -> str:
+    """A path as it is, or below the folder of all data sets where there is nothing as it is."""
+    path = Path(pattern).expanduser()
+    first = next((place for place, part in enumerate(path.parts) if "*" in part), len(path.parts))
+    fixed = Path(*path.parts[:first])
+    home = Path(os.environ.get(VARIABLE) or "data").expanduser()
+    return str(path if path.is_absolute() or fixed.exists() else home / path)
+
+
+def _ranges(pattern: str) -> list[str]:
+    """``a-{08..11}.tar`` as ``a-08.tar`` … ``a-11.tar``; other patterns as they are."""
+    match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    if match is None:
+        return [pattern]
+    first, last, width = int(match[1]), int(match[2]), len(match[1])
+    numbers = [f"{number:0{width}d}" for number in range(first, last + 1)]
+    return [
+        rest for number in numbers for rest in _ranges(f"{pattern[: match.start()]}{number}{pattern[match.end() :]}")
+    ]
+
+
+def _by_name(urls: Sequence[str], where: str) -> dict[str, list[str]]:
+    """Shards by the split that their names say, the file's own before that of its folders."""
+    found: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for url, name in zip(urls, short_names(urls), strict=True):
+        split = next((split for part in reversed(name.split("/")) if (split := _split_in(part))), "")
+        if not split:
+            raise UserError(
+                f"{where}: {url} does not say its split (train-…, val-…, test-…); name the shards of each split with "
+                "shards: {train: …, val: …, test: …}"
+            )
+        found[split].append(url)
+    return {split: part for split, part in found.items() if part}
+
+
+def _split_in(name: str) -> str:
+    words = set(re.split(r"[^a-z]+", name.lower()))
+    return next((split for split, known in _SPLIT_WORDS.items() if words & set(known)), "")
+
+
+def _hub_files(name: str, where: str) -> dict[str, list[str]] | None:
+    """The shards of a data set on the hub; None where the text is no such name."""
+    if not _HUB_NAME.fullmatch(name) or name.endswith(_ENDINGS) or Path(_local(name)).exists():
+        return None
+    import datasets
+
+    from datamodules.hub_access import offline_if_unreachable
+
+    try:
+        with offline_if_unreachable():
+            builder = datasets.load_dataset_builder(name)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{where}: {name} is no local folder and cannot be found on the hub ({reason}); connect to the network, or "
+            "give a path or a URL"
+        ) from error
+    files = {split: [str(url) for url in urls] for split, urls in (builder.config.data_files or {}).items()}
+    known = {split: next((urls for own, urls in files.items() if _split_in(own) == split), []) for split in SPLITS}
+    if not all(_path_of(url).endswith(_ENDINGS) for urls in files.values() for url in urls) or not files:
+        raise UserError(f"{where}: {name} is not stored as Parquet or tar files; read it with datamodules.HubImages")
+    return {split: urls for split, urls in known.items() if urls}
+
+
+def _path_of(url: str) -> str:
+    """A URL without its query, whose ending tells the format."""
+    return url.partition("?")[0] if "://" in url else url
+
+
+def _is_hidden(url: str) -> bool:
+    name = url.rsplit("/", 1)[-1]
+    return name.startswith(".") or name == INDEX_FILE

@@ -1,0 +1,248 @@
+"""From what shards say besides pictures to the table of samples, and to the places of the pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import numpy as np
+
+from datamodules.columns import strings_of
+from datamodules.label_columns import class_names_of, first_text, label_texts, numbers_in_order
+from datamodules.schema import LABEL_TASK, UserError
+from datamodules.shard_files import short_names
+from datamodules.shard_index import ShardIndex, index_parquet, index_tars
+from datamodules.shards import Shards
+from datamodules.table import SampleTable
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_SHOWN = 12
+
+
+class StreamColumns(TypedDict, total=False):
+    """Which columns of Parquet, or which members of a WebDataset sample, are what.
+
+    In tar files a name is the ending of a member (``cls``, ``txt``) or a key of a member that holds JSON
+    (``json.colour``). Shards that ``python -m datamodules pack`` wrote say all of it themselves.
+
+    Attributes:
+        image: pictures; default image, and in tar files the first member with a usual ending.
+        label: class, as the library's ClassLabel, text or whole number; empty for none; default label, and in tar files
+            cls where there is such a member.
+        caption: a text or several; default none, and in tar files txt where there is such a member.
+        group: the object or product that a picture shows; default none.
+        key: stable name of a sample; default none, and in tar files the members' common name.
+        attributes: further columns to learn, each a task of its own; default none.
+    """
+
+    image: str
+    label: str
+    caption: str
+    group: str
+    key: str
+    attributes: list[str]
+
+
+def read_streams(
+    urls: Mapping[str, Sequence[str]],
+    shard_format: str,
+    columns: StreamColumns,
+    vocabulary: Mapping[str, Sequence[str]],
+    origin: str,
+) -> tuple[SampleTable, Shards]:
+    """The table of all samples, shard by shard, and where their pictures are.
+
+    Args:
+        urls: of the shards of each split.
+        shard_format: ``parquet`` or ``webdataset``.
+        columns: which columns are what.
+        vocabulary: class names by task; for whole numbers, which begin at 0, what they stand for.
+        origin: what messages call the set.
+
+    Raises:
+        UserError: for shards that cannot be read, missing columns, labels without a name and repeated keys.
+    """
+    import pandas as pd
+
+    every = [url for part in urls.values() for url in part]
+    splits = [split for split, part in urls.items() for _ in part]
+    is_parquet = shard_format == "parquet"
+    picture = columns.get("image", "image" if is_parquet else "")
+    indices = index_parquet(every, picture) if is_parquet else index_tars(every, picture)
+    chosen = _choose(columns, indices[0], is_parquet)
+    names = short_names(every)
+    parts = [
+        _frame(index, chosen, vocabulary, name, split, url)
+        for index, name, split, url in zip(indices, names, splits, every, strict=True)
+    ]
+    frame = pd.concat(parts, ignore_index=True)
+    _settle_names(frame, np.repeat(np.array(every), [len(part) for part in parts]), has_key=bool(chosen.get("key")))
+    tasks = [LABEL_TASK] if chosen.get("label") else []
+    tasks += [_task(name) for name in chosen.get("attributes", [])]
+    table = SampleTable.from_frame(frame, tasks, _vocabularies(frame, tasks, chosen, indices[0], vocabulary), origin)
+    shards = Shards(
+        urls=every,
+        ends=np.cumsum([len(part) for part in parts]).astype(np.int64),
+        keys=strings_of(frame["key"]),
+        column=picture,
+        offsets=np.concatenate([index.offsets for index in indices]),
+        sizes=np.concatenate([index.sizes for index in indices]),
+    )
+    return table, shards if is_parquet else _as_tar(shards)
+
+
+def _as_tar(shards: Shards) -> Shards:
+    return Shards(shards.urls, shards.ends, shards.keys, "", shards.offsets, shards.sizes)
+
+
+def _choose(columns: StreamColumns, index: ShardIndex, is_parquet: bool) -> StreamColumns:
+    """The columns that are used: what the user says over what the shards say over what is usual."""
+    usual: StreamColumns = {"label": "label"}
+    if "fields" in index.columns.column_names and not is_parquet:
+        first = json.loads(index.columns["fields"][0].as_py())
+        usual = {"label": "cls" if "cls" in first else "", "caption": "txt" if "txt" in first else "", "key": "key"}
+    said: Any = {key: value for key, value in index.layout.items() if key in StreamColumns.__annotations__}
+    chosen: StreamColumns = {**usual, **said, **columns}
+    return chosen
+
+
+def _frame(
+    index: ShardIndex,
+    chosen: StreamColumns,
+    vocabulary: Mapping[str, Sequence[str]],
+    name: str,
+    split: str,
+    url: str,
+) -> pd.DataFrame:
+    """The rows of one shard."""
+    import pandas as pd
+
+    count = index.columns.num_rows
+    frame = pd.DataFrame({"row": np.arange(count), "source": [f"{name}#{row}" for row in range(count)]})
+    frame["split"], frame["shard"] = split, name
+    key = chosen.get("key", "")
+    frame["key"] = (
+        [first_text(value) for value in _column(index, key, "key", url).to_pylist()]
+        if key
+        else [str(row) for row in range(count)]
+    )
+    tasks = {LABEL_TASK: chosen.get("label", "")} | {_task(each): each for each in chosen.get("attributes", [])}
+    for task, column in tasks.items():
+        if column:
+            kind = "label" if task == LABEL_TASK else "attributes"
+            given = vocabulary.get(task, [])
+            names = given or class_names_of(index.features.get(column))
+            texts = label_texts(_column(index, column, kind, url), names, f"data columns.{kind}: {url}")
+            frame[task] = texts
+            _check_vocabulary(texts, given, f"data vocabulary.{task}", url)
+    if caption := chosen.get("caption", ""):
+        frame["caption"] = _captions(_column(index, caption, "caption", url).to_pylist())
+    if group := chosen.get("group", ""):
+        frame["group"] = [first_text(value) for value in _column(index, group, "group", url).to_pylist()]
+    return frame
+
+
+def _task(column: str) -> str:
+    """Name of the task that a column is learned as."""
+    return column.removeprefix("json.")
+
+
+def _column(index: ShardIndex, name: str, option: str, url: str) -> Any:
+    """A column as an Arrow array."""
+    import pyarrow as pa
+
+    if name in index.columns.column_names and name != "fields":
+        return index.columns[name].combine_chunks()
+    if "fields" not in index.columns.column_names:
+        known = ", ".join(index.columns.column_names)
+        raise UserError(f"data columns.{option}: {url} has no column {name!r}; besides pictures it has {known}")
+    values = [_field(json.loads(text), name) for text in index.columns["fields"].to_pylist()]
+    if values and all(value is None for value in values):
+        members = ", ".join(sorted(json.loads(index.columns["fields"][0].as_py()))) or "none"
+        raise UserError(f"data columns.{option}: no sample of {url} has {name!r}; members besides pictures: {members}")
+    if option in ("label", "attributes"):
+        return _numbers_or_texts(values)
+    return pa.array([value if isinstance(value, list) else first_text(value) for value in values])
+
+
+def _field(members: Mapping[str, str], name: str) -> Any:
+    """A member's content, or a value of one that holds JSON."""
+    if name in members:
+        return members[name].strip()
+    member, _, key = name.partition(".")
+    if member not in members or not key:
+        return None
+    try:
+        content = json.loads(members[member])
+    except json.JSONDecodeError:
+        return None
+    return content.get(key) if isinstance(content, dict) else None
+
+
+def _numbers_or_texts(values: Sequence[Any]) -> Any:
+    import pyarrow as pa
+
+    texts = [None if value is None or value == "" else str(value) for value in values]
+    if all(text is None or text.removeprefix("-").isdecimal() for text in texts):
+        return pa.array([None if text is None else int(text) for text in texts], type=pa.int64())
+    return pa.array(texts, type=pa.string())
+
+
+def _captions(values: Sequence[Any]) -> list[Any]:
+    """One text or a list of texts a sample, on one line each."""
+    return [
+        [first_text(text) for text in value] if isinstance(value, list) and len(value) != 1 else first_text(value)
+        for value in values
+    ]
+
+
+def _check_vocabulary(texts: Sequence[str], given: Sequence[str], where: str, url: str) -> None:
+    """Refuses values that a vocabulary lacks which the user gave."""
+    strange = sorted(set(texts) - set(given) - {""}) if given else []
+    if strange:
+        row = next(row for row, text in enumerate(texts) if text == strange[0])
+        shown = ", ".join(map(repr, strange[:_SHOWN]))
+        raise UserError(f"{where}: {url} has {shown} (first in row {row}), which it lacks; add or correct the value")
+
+
+def _settle_names(frame: pd.DataFrame, urls: Any, has_key: bool) -> None:
+    """Names are the keys, with the shard before it where keys are repeated in others.
+
+    Raises:
+        UserError: for a key that one shard has twice.
+    """
+    again = frame.duplicated(["shard", "key"], keep="first")
+    if again.any():
+        place = int(np.flatnonzero(again)[0])
+        key = frame["key"].iloc[place]
+        raise UserError(
+            f"data shards: {urls[place]} has {int(again.sum())} repeated keys, first {key!r} in row "
+            f"{frame['row'].iloc[place]}; keys name samples: make the shard anew with different ones"
+        )
+    unique = has_key and not frame["key"].duplicated().any()
+    frame["name"] = frame["key"] if unique else frame["shard"] + "/" + frame["key"]
+
+
+def _vocabularies(
+    frame: pd.DataFrame,
+    tasks: Sequence[str],
+    chosen: StreamColumns,
+    index: ShardIndex,
+    given: Mapping[str, Sequence[str]],
+) -> dict[str, list[str]]:
+    """Class names by task: those given, those of the shards, whole numbers by size; other texts sort themselves."""
+    if strange := sorted(set(given) - set(tasks)):
+        raise UserError(f"data vocabulary: {strange[0]!r} is no task; tasks are {', '.join(tasks) or 'none'}")
+    columns = dict(zip(tasks, [chosen.get("label", ""), *chosen.get("attributes", [])][-len(tasks) :], strict=True))
+    known: dict[str, list[str]] = {}
+    for task in tasks:
+        learned = set(frame.loc[frame["split"] == "train", task]) - {""}
+        names = list(given.get(task, [])) or class_names_of(index.features.get(columns[task]))
+        if names:
+            known[task] = names
+        elif learned and all(text.removeprefix("-").isdecimal() for text in learned):
+            known[task] = numbers_in_order(learned)
+    return known

@@ -1,0 +1,192 @@
+"""The workers of a sweep: threads that take trials, run them and record how they ended."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import Trial, TrialState
+
+from experiments.run_directory import CONFIG_FILE
+from experiments.sweep_owner import BEAT_SECONDS
+from experiments.sweep_report import BEST_VALUE, CONFIG, EPOCHS, ERROR, RUN, best_trial, value_of
+from experiments.sweep_study import BEAT, Claim, SweepStudy
+from experiments.sweep_trial import Job, Outcome, Runner, trial_name
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_LOOK_SECONDS = 1.0
+_STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+
+
+class Workers:
+    """Run a sweep's trials, several at once.
+
+    Args:
+        study: where trials come from.
+        folder: of the sweep.
+        runner: runs one trial.
+        more: arguments for every trial.
+        console: is told how it goes.
+    """
+
+    def __init__(self, study: SweepStudy, folder: Path, runner: Runner, more: list[str], console: Console) -> None:
+        self._study = study
+        self._folder = folder
+        self._runner = runner
+        self._more = more
+        self._console = console
+        self._stop = threading.Event()
+        self._count = 0
+
+    def run(self, count: int, workers: int, gpus: list[str]) -> bool:
+        """Run until no trial waits.
+
+        Args:
+            count: of trials in all.
+            workers: how many at once.
+            gpus: one for each worker in turn.
+
+        Returns:
+            Whether it was stopped by Ctrl-C before.
+        """
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._count = count
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=self._console) as progress, ThreadPoolExecutor(workers) as pool:
+            bar = progress.add_task("sweep", total=count)
+            at_work = [pool.submit(self._work, self._environment(index, workers, gpus)) for index in range(workers)]
+            try:
+                while any(not worker.done() for worker in at_work):
+                    progress.update(bar, description=self._described(), completed=self._ended())
+                    _wait(at_work)
+            except KeyboardInterrupt:
+                self._console.print("Stopping: the trials that run are ended, and will be run again.")
+                self._stop.set()
+            progress.update(bar, description=self._described(), completed=self._ended())
+        for worker in at_work:
+            worker.result()
+        return self._stop.is_set()
+
+    def _work(self, environment: dict[str, str]) -> None:
+        waiting_for: set[int] = set()
+        try:
+            while not self._stop.is_set() and not self._study.target_reached():
+                if (claim := self._study.take()) is not None:
+                    self._run(claim, environment)
+                    continue
+                if self._study.find_lost():
+                    self._study.ask_for(self._count)
+                    continue
+                elsewhere = {trial.number for trial in self._study.running_elsewhere()}
+                if not elsewhere:
+                    return
+                if elsewhere - waiting_for:
+                    names = ", ".join(map(trial_name, sorted(elsewhere)))
+                    self._console.print(f"Waiting for {names} of another process; Ctrl-C ends this one only.")
+                    waiting_for |= elsewhere
+                self._stop.wait(_LOOK_SECONDS)
+        except BaseException:
+            # The others must not go on for hours before this is told.
+            self._stop.set()
+            raise
+
+    def _run(self, claim: Claim, environment: dict[str, str]) -> None:
+        trial, metric = claim.trial, self._study.sweep.metric
+        # The epoch that is kept is the one that the sweep judges by.
+        monitor = [f"--checkpoint.monitor={metric.name}", f"--checkpoint.mode={metric.goal[:3]}"]
+        arguments = self._study.sweep.arguments(claim.values, [*self._more, *monitor])
+        job = Job(trial.number, arguments, metric, self._folder, environment)
+        try:
+            outcome = self._runner(job, _Watch(self._study, trial), self._stop)
+        except BaseException:
+            self._study.give_up(trial)
+            raise
+        if outcome.state == "stopped":
+            self._study.give_up(trial)
+            return
+        self._study.tell(trial, _STATES[outcome.state], outcome.value, _facts(outcome))
+        values = " ".join(
+            f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
+            for name, value in claim.values.items()
+        )
+        result = outcome.error if outcome.value is None else f"{metric.name} {outcome.value:.4g}"
+        line = f"{job.name} {outcome.state}: {values}: {result}"
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _described(self) -> str:
+        trials = self._study.trials()
+        running = sum(trial.state == TrialState.RUNNING for trial in trials)
+        best = best_trial(trials, self._study.sweep.metric)
+        return f"{running} running" + (f", best {value_of(best):.4g}" if best else "")
+
+    def _ended(self) -> int:
+        return sum(trial.state.is_finished() for trial in self._study.trials())
+
+    @staticmethod
+    def _environment(index: int, workers: int, gpus: list[str]) -> dict[str, str]:
+        """A worker's share of the machine."""
+        environment = {"CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)]} if gpus else {}
+        if workers > 1 and "OMP_NUM_THREADS" not in os.environ:
+            # Each process would take all cores, and they would stand in each other's way.
+            environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
+        return environment
+
+
+class _Watch:
+    """Report a trial's epochs to the study and ask whether it is worth going on."""
+
+    def __init__(self, study: SweepStudy, trial: Trial) -> None:
+        self._study = study
+        self._trial = trial
+        self._beats = 0
+        self._next = time.monotonic() + BEAT_SECONDS
+
+    def epoch(self, number: int, value: float) -> bool:
+        """Report a value; whether hyperband ends the trial."""
+        try:
+            self._trial.report(value, step=number)
+        except UpdateFinishedTrialError:
+            # Others took it for lost and run it again.
+            return True
+        return self._study.should_stop(self._trial)
+
+    def beat(self) -> None:
+        """Say from time to time that the trial is alive."""
+        if time.monotonic() >= self._next:
+            self._beats += 1
+            self._next = time.monotonic() + BEAT_SECONDS
+            try:
+                self._trial.set_user_attr(BEAT, self._beats)
+            except UpdateFinishedTrialError:
+                return
+
+
+def _facts(outcome: Outcome) -> dict[str, Any]:
+    facts: dict[str, Any] = {EPOCHS: outcome.epochs}
+    if outcome.run is not None:
+        facts[RUN] = str(outcome.run)
+        # In the database, because other machines may not see the directory.
+        if (config := outcome.run / CONFIG_FILE).is_file():
+            facts[CONFIG] = config.read_text(encoding="utf-8")
+    if outcome.error is not None:
+        facts[ERROR] = outcome.error
+    if outcome.value is not None:
+        facts[BEST_VALUE] = outcome.value
+    return facts
+
+
+def _wait(at_work: list[Future[None]]) -> None:
+    for worker in at_work:
+        if not worker.done():
+            try:
+                worker.exception(timeout=_LOOK_SECONDS / len(at_work))
+            except TimeoutError:
+                continue

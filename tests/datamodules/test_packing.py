@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from datamodules.__main__ import main
+from datamodules.packing import encoded_picture, pack
+from datamodules.products import Products
+from datamodules.schema import UserError
+from datamodules.wares import Wares
+from tests.datamodules.shard_sets import SIZES, source, streamed
+
+
+@pytest.fixture(scope="module")
+def products(tmp_path_factory: pytest.TempPathFactory) -> Products:
+    return source(tmp_path_factory.mktemp("products"))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "webdataset"])
+def test_shards_hold_what_the_data_set_holds(products: Products, kind: str, tmp_path: Path) -> None:
+    assert pack(products, tmp_path, kind, shard_size=10) == {"train": 4, "val": 1, "test": 1}  # type: ignore[arg-type]
+    data = streamed(str(tmp_path))
+    assert data.tasks == products.tasks
+    assert data.class_counts == products.class_counts
+    place = {name: row for row, name in enumerate(products.sample_names())}
+    assert sorted(data.sample_names()) == sorted(place)
+    for row in range(len(data.table)):
+        theirs = place[data.table.name(row)]
+        for ours, other in ((data.table, products.table),):
+            assert ours.split(row) == other.split(theirs)
+            assert ours.group(row) == other.group(theirs)
+            assert ours.caption(row) == " ".join(other.caption(theirs).split())
+            assert all(ours.targets[task][row] == other.targets[task][theirs] for task in ours.tasks)
+        # Not only the same pixels: the file itself.
+        assert data.encoded_picture(row) == Path(products.table.source(theirs)).read_bytes()
+        assert data.read_image(row).equal(products.read_image(theirs))
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_train_is_mixed_and_the_others_keep_their_order(products: Products, tmp_path: Path) -> None:
+    pack(products, tmp_path, shard_size=100)
+    data = streamed(str(tmp_path))
+    labels = data.table.targets["class"][data.split_indices("train")]
+    assert (np.diff(labels) != 0).sum() > 10, "sorted by class there would be two changes"
+    names = [data.table.name(row) for row in data.split_indices("val").tolist()]
+    assert names == [products.table.name(row) for row in products.split_indices("val").tolist()]
+
+
+def test_generated_pictures_become_png_and_shards_can_be_packed_again(tmp_path: Path) -> None:
+    wares = Wares(n_samples=30, views=3, resolution=32, image={"size": 16})
+    assert encoded_picture(wares, 0).startswith(b"\x89PNG")
+    pack(wares, tmp_path / "tar", "webdataset", shard_size=7)
+    first = streamed(str(tmp_path / "tar"))
+    pack(first, tmp_path / "parquet", shard_size=11)
+    second = streamed(str(tmp_path / "parquet"))
+    place = {name: row for row, name in enumerate(second.sample_names())}
+    source_place = {name: row for row, name in enumerate(wares.sample_names())}
+    for row, name in enumerate(first.sample_names()):
+        assert first.encoded_picture(row) == second.encoded_picture(place[name])
+        assert torch.equal(first.read_image(row), wares.read_image(source_place[name]))
+
+
+def test_other_libraries_read_the_shards(products: Products, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    for kind, files in (("parquet", "train-*.parquet"), ("webdataset", "train-*.tar")):
+        pack(products, tmp_path / kind, kind, shard_size=20)  # type: ignore[arg-type]
+        data = streamed(str(tmp_path / kind))
+        theirs = datasets.load_dataset(kind, data_files=str(tmp_path / kind / files), split="train", streaming=True)
+        rows = list(theirs)
+        assert len(rows) == SIZES["train"]
+        for row, sample in enumerate(rows):
+            pixels = sample["image" if kind == "parquet" else "jpg"]
+            assert torch.from_numpy(np.array(pixels)).permute(2, 0, 1).equal(data.read_image(row))
+            label = sample["label" if kind == "parquet" else "cls"]
+            assert label == data.table.targets["class"][row]
+
+
+def test_the_command_packs_and_refuses_to_pack_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wares = ["--data", "datamodules.Wares", "--data.n_samples=30", "--data.resolution=16"]
+    to = tmp_path / "deep" / "shards"
+    assert main(["pack", *wares, "--to", str(to), "--format", "webdataset", "--shard_size=9"]) == 0
+    assert "train 3" in capsys.readouterr().out
+    assert sorted(path.name for path in to.iterdir())[0] == "index.parquet"
+    assert main(["pack", *wares, "--to", str(to)]) == 2
+    assert "choose another folder" in capsys.readouterr().err
+    assert main(["pack", *wares, "--to", str(tmp_path / "other"), "--shard_size=0"]) == 2
+    assert "must be at least 1" in capsys.readouterr().err
+    assert main(["--help"]) == 0
+    assert "pack" in capsys.readouterr().out
+
+
+def test_a_failure_leaves_whole_files_only(products: Products, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(datamodule: object, row: int) -> bytes:
+        if row == products.split_indices("val")[3]:
+            raise OSError(28, "No space left on device")
+        return encoded_picture(products, row)
+
+    monkeypatch.setattr("datamodules.packing.encoded_picture", broken)
+    with pytest.raises(UserError, match="cannot be written"):
+        pack(products, tmp_path, "webdataset", shard_size=12)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [f"train-{n:05d}-of-00003.tar" for n in range(3)]

@@ -1,0 +1,42 @@
+"""Who is still there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from experiments.sweep_owner import Silence, is_gone, own_name
+
+
+def test_this_process_is_here() -> None:
+    assert is_gone(own_name()) is False
+    assert own_name() == own_name()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_later_process_with_the_same_number_is_another() -> None:
+    machine, number, started = own_name().rsplit(" ", 2)
+    assert is_gone(f"{machine} {number} {int(started) - 1}") is True
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_an_ended_process_is_gone() -> None:
+    code = "from experiments.sweep_owner import own_name; print(own_name())"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert is_gone(ended) is True
+
+
+def test_nothing_is_known_of_another_machine() -> None:
+    assert is_gone("another pid:[1] 1 2") is None
+
+
+def test_silence_counts_from_the_last_beat() -> None:
+    seconds = [0.0]
+    silence = Silence(10, lambda: seconds[0])
+    assert not silence.too_long(1, 0)
+    seconds[0] = 11
+    assert silence.too_long(1, 0)
+    assert not silence.too_long(1, 1)
+    assert not silence.too_long(2, 0)
