@@ -138,7 +138,7 @@ class LastCheckpoint(Callback):
             return
         path = self._path(trainer)
         try:
-            trainer.save_checkpoint(path)
+            trainer.save_checkpoint(path, weights_only=False)
         except OSError as error:
             if error.errno not in DISK_FULL:
                 raise

@@ -114,13 +114,12 @@ def fit(config: Path, runs: Path, **environment: str) -> int:
     return in_fork(arguments, runs.parent / f"{runs.name}.log", **environment)
 
 
-def killed_often(config: Path, folder: Path, name: str, kills: int, draw: random.Random, moments: int) -> list[Any]:
-    """A run that is killed again and again, each time somewhere in what a run does in a third of its time.
+def killed_often(config: Path, runs: Path, kills: int, draw: random.Random, moments: int) -> list[Any]:
+    """A run that is killed up to ``kills`` times, each time somewhere in what a run does in a third of its time.
 
     Returns:
         For each part the moment at which it was to be killed and its exit code; the last one has come to the end.
     """
-    runs = folder / name
     runs.mkdir()
     history: list[Any] = []
     for _ in range(kills):
@@ -139,8 +138,8 @@ def import_all(names: list[str]) -> None:
             importlib.import_module(name)
 
 
-def run_all(folder: Path, experiments: list[str], chains: int, kills: int) -> None:
-    """Undisturbed and killed runs of each experiment; what happened goes into ``history.json``."""
+def run_all(folder: Path, experiments: list[str], kills: int) -> None:
+    """One undisturbed run of each experiment, and as many as it takes for so many kills; ``history.json`` tells them."""
     history: dict[str, Any] = {}
     for experiment in experiments:
         config = folder / f"{experiment}.yaml"
@@ -151,9 +150,11 @@ def run_all(folder: Path, experiments: list[str], chains: int, kills: int) -> No
         import_all(modules.read_text(encoding="utf-8").split("\n"))
         moments = int(counted.read_text(encoding="utf-8"))
         draw = random.Random(experiment)
-        for chain in range(chains):
-            name = f"{experiment}-killed-{chain}"
-            history[name] = killed_often(config, folder, name, kills, draw, moments)
+        left = kills
+        while left > 0:
+            name = f"{experiment}-killed-{len(history)}"
+            history[name] = killed_often(config, folder / name, left, draw, moments)
+            left -= len(history[name]) - 1
     (folder / "history.json").write_text(json.dumps(history), encoding="utf-8")
 
 
@@ -192,6 +193,6 @@ def run_interrupted(folder: Path, experiment: str, moments: list[int]) -> None:
 if __name__ == "__main__":
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    run_all(Path(sys.argv[1]), sys.argv[4:], int(sys.argv[2]), int(sys.argv[3]))
+    run_all(Path(sys.argv[1]), sys.argv[3:], int(sys.argv[2]))
     # In the middle of an epoch of each phase, in a validation, and while a checkpoint is written.
-    run_interrupted(Path(sys.argv[1]), sys.argv[4], [30, 75])
+    run_interrupted(Path(sys.argv[1]), sys.argv[3], [30, 75])

