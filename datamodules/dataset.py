@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from datamodules.captions import Texts
 from datamodules.counted import counted_rng
@@ -100,6 +100,19 @@ class ImageDataset(Dataset[Sample]):
         }
 
 
+def stack_pictures(pictures: Sequence[torch.Tensor]) -> torch.Tensor:
+    """A batch in the layout that convolutions are fastest with, ``torch.channels_last``.
+
+    Args:
+        pictures: uint8 ``(3, H, W)`` each, in any layout.
+
+    Returns:
+        uint8 ``(B, 3, H, W)``; in a worker process it lies in shared memory, so that it is not copied again.
+    """
+    batch: torch.Tensor = default_collate([picture.permute(1, 2, 0) for picture in pictures])
+    return batch.permute(0, 3, 1, 2)
+
+
 def view_of(sample: Sample) -> int:
     """Number of a sample's augmentation: it changes with the epoch, with repetition, and with the caption."""
     return sample["epoch"] + sample["draw"] + max(sample["caption_number"], 0)
@@ -146,7 +159,7 @@ class Collate:
             "is_padding": torch.tensor([sample["is_padding"] for sample in samples]),
         }
         if "image" in samples[0]:
-            batch["image"] = torch.stack([sample["image"] for sample in samples])
+            batch["image"] = stack_pictures([sample["image"] for sample in samples])
         if LABEL_TASK in targets:
             batch["label"] = targets.pop(LABEL_TASK)
         batch["attributes"] = targets
@@ -241,9 +254,9 @@ class CountedLoader(DataLoader[Sample]):
         if state is None or state["epoch"] != layout["epoch"] or state["batches"] >= len(self):
             return 0
         for key, value in layout.items():
-            if state[key] != value:
+            if (then := state.get(key)) != value:
                 raise UserError(
-                    f"the checkpoint was written in the middle of epoch {state['epoch']} with {key} {state[key]}, now "
+                    f"the checkpoint was written in the middle of epoch {state['epoch']} with {key} {then}, now "
                     f"{value}; resume with the same, or from a checkpoint of an epoch's end"
                 )
         return state["batches"]

@@ -62,14 +62,16 @@ class Normalize(nn.Module):
             image: uint8 ``(B, 3, H, W)``.
 
         Returns:
-            ``(B, 3, H, W)`` in the floating type of the statistics.
+            ``(B, 3, H, W)`` in the floating type of the statistics, laid out as ``torch.channels_last``, in which most
+            convolutional networks are faster by a fifth to a third (``python -m benchmarks layout``).
 
         Raises:
             TypeError: if the pictures are not uint8; that they are scaled twice would go unnoticed.
         """
         if image.dtype != torch.uint8:
             raise TypeError(f"expected uint8 pictures (0 to 255), got {image.dtype}; scaling them is the model's work")
-        return (image.to(self.mean.dtype) / 255 - self.mean) / self.std
+        pixels = image.to(self.mean.dtype, memory_format=torch.channels_last)
+        return pixels.div_(255).sub_(self.mean).div_(self.std)
 
 
 class ImageEncoder(nn.Module):

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from datamodules.dataset import Collate, CountedLoader, ImageDataset
+from datamodules.dataset import Collate, CountedLoader, ImageDataset, stack_pictures
 from datamodules.images import ImageError, read_image
 from datamodules.samplers import EvalSampler, SampleKey, TrainSampler
 from datamodules.schema import UNKNOWN, Batch, UserError
@@ -111,7 +111,7 @@ def test_a_batch_holds_every_key_of_the_schema() -> None:
 
 def test_mixed_batches_say_so() -> None:
     samples = [dataset()[SampleKey(place)] for place in range(4)]
-    assert set(Collate(table(), mixup=0.2)(samples)) == set(Batch.__annotations__) - {"captions"}
+    assert set(Collate(table(), mixup=0.2)(samples)) == set(Batch.__annotations__) - {"captions", "features"}
 
 
 def test_augmentation_is_a_function_of_seed_epoch_and_sample() -> None:
@@ -243,3 +243,13 @@ def test_data_sets_travel_to_spawned_workers() -> None:
     assert copy[SampleKey(3, 1)]["image"].equal(dataset()[SampleKey(3, 1)]["image"])
     with pytest.raises(ImageError):
         pickle.loads(pickle.dumps(dataset(failing)))[5]  # noqa: S301 -- our own bytes
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_batches_are_laid_out_channels_last(interleaved: bool) -> None:
+    pictures = [noise(index) for index in range(3)]
+    if interleaved:
+        pictures = [picture.permute(1, 2, 0).contiguous().permute(2, 0, 1) for picture in pictures]
+    batch = stack_pictures(pictures)
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(batch, torch.stack([noise(index) for index in range(3)]))

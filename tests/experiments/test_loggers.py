@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers import WandbLogger
 
 from experiments.loggers import build_loggers, wandb_mode
+from experiments.metrics_log import MetricsLog
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def test_environment_decides_in_auto_mode(monkeypatch: pytest.MonkeyPatch) -> No
 def test_csv_log_lies_in_the_run_directory(tmp_path: Path) -> None:
     directory = tmp_path / "flowers" / "1"
     loggers = build_loggers(directory, {"mode": "disabled"})
-    assert [type(logger) for logger in loggers] == [CSVLogger]
+    assert [type(logger) for logger in loggers] == [MetricsLog]
     loggers[0].log_metrics({"val/loss": 1.5}, step=3)
     loggers[0].save()
     assert (directory / "metrics.csv").read_text().splitlines() == ["step,val/loss", "3,1.5"]
@@ -40,4 +41,4 @@ def test_csv_log_lies_in_the_run_directory(tmp_path: Path) -> None:
 def test_wandb_stands_beside_the_csv_log(tmp_path: Path) -> None:
     directory = tmp_path / "flowers" / "1"
     loggers = build_loggers(directory, {"mode": "offline", "project": "p", "tags": ["t"]})
-    assert [type(logger) for logger in loggers] == [CSVLogger, WandbLogger]
+    assert [type(logger) for logger in loggers] == [MetricsLog, WandbLogger]
