@@ -1,4 +1,4 @@
-"""Training steps of convolutional networks and transformers with pictures laid out channels-last, beside channels-first.
+"""Training steps of several architectures with pictures laid out channels-last, beside channels-first.
 
     python -m benchmarks layout
 
@@ -13,7 +13,7 @@ from functools import partial
 
 from benchmarks.interleaved import Row, interleave, row
 
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, dict[str, int]] = {
     "mobilevit_xxs": {},
     "regnetx_002": {},
     "efficientnet_b0": {},

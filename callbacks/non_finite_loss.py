@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -26,17 +27,50 @@ NON_FINITE_FILE = "non_finite.json"
 Action = Literal["stop", "skip"]
 
 
+@dataclass
+class _Look:
+    """What is known of a batch whose loss is being looked at.
+
+    Attributes:
+        epoch: counted from 0.
+        step: optimizer steps done before it.
+        batch: its place in the epoch.
+        sample_id: int64 ``(B,)``, where the batch was.
+        loss: float scalar, where the model is.
+        bad: how many processes have a loss that is not finite, float scalar; on its way from the GPU until ``ready``.
+        ready: None where ``bad`` can be read at once.
+    """
+
+    epoch: int
+    step: int
+    batch: int
+    sample_id: torch.Tensor
+    loss: torch.Tensor
+    bad: torch.Tensor
+    ready: torch.cuda.Event | None = None
+
+    def is_bad(self) -> bool:
+        """Whether the loss was not finite on any process; waits until the GPU has come so far."""
+        if self.ready is not None:
+            self.ready.synchronize()
+        return bool(self.bad.item())
+
+
 class NonFiniteLoss(Callback):
     """Stops training at a loss that is infinite or not a number, or leaves the step out.
 
-    The loss of every training batch is looked at before its gradients are computed. All processes agree: a batch that
-    is bad on one of them is bad for all, so none waits for another. The agreement is one more exchange of a single
-    number each batch; on one GPU the look makes the CPU wait for the loss.
+    The loss of every training batch is looked at. All processes agree: a batch that is bad on one of them is bad for
+    all, so none waits for another. The agreement is one more exchange of a single number each batch.
 
-    ``skip`` leaves out the whole step, with all batches that it accumulates: weights, optimizer, averaged weights
-    (``WeightAveraging`` and its kind), BatchNorm's statistics and the averages of the epoch stay as they were before
-    it. The step counts for the schedule and for ``global_step``. With ``precision: 16-mixed`` torch's scaler lowers its
-    scale as for any overflow. Gradients that are not finite although the loss was are not looked for.
+    ``stop`` costs a GPU no waiting: the answer travels while it computes, and is read one batch later. Weights that have
+    learned from the bad batch never reach a checkpoint, because the answer is read before one is written. On CPUs it is
+    read at once.
+
+    ``skip`` must know before the weights change, so the CPU waits for the loss of each batch. It leaves out the whole
+    step, with all batches that it accumulates: weights, optimizer, averaged weights (``WeightAveraging`` and its kind),
+    BatchNorm's statistics and the averages of the epoch stay as they were before it. The step counts for the schedule
+    and for ``global_step``. With ``precision: 16-mixed`` torch's scaler lowers its scale as for any overflow. Gradients
+    that are not finite although the loss was are not looked for.
 
     Args:
         action: ``stop`` ends the run with one line and exit code 2; ``skip`` goes on.
@@ -48,17 +82,15 @@ class NonFiniteLoss(Callback):
 
     def __init__(self, action: Action = "stop", max_skipped: int = 10) -> None:
         if action not in get_args(Action):
-            raise UserError(f"NonFiniteLoss.action: {action!r} is unknown; choose one of {', '.join(get_args(Action))}")
+            raise UserError(f"non_finite.action: {action!r} is unknown; choose one of {', '.join(get_args(Action))}")
         if max_skipped < 1:
-            raise UserError(
-                f"NonFiniteLoss.max_skipped: must be at least 1, got {max_skipped}; to stop use action: stop"
-            )
+            raise UserError(f"non_finite.max_skipped: must be at least 1, got {max_skipped}; to stop use action: stop")
         self.action = action
         self.max_skipped = max_skipped
         self._skipped = 0
         self._events: list[dict[str, Any]] = []
-        self._sample_id: torch.Tensor | None = None
-        self._batch_idx = 0
+        self._batch: tuple[torch.Tensor, int] | None = None
+        self._looking: _Look | None = None
         self._before: _Statistics | None = None
         self._is_bad = False
         self._left_out = False
@@ -72,43 +104,34 @@ class NonFiniteLoss(Callback):
         self._skipped = int(state_dict["skipped"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin without events; how many steps were left out may have come from a checkpoint."""
-        self._events, self._before, self._is_bad, self._left_out = [], None, False, False
+        """Begin, or go on with what was told of the steps before; the count has come from the checkpoint."""
+        self._looking, self._before, self._is_bad, self._left_out = None, None, False, False
+        path = Path(trainer.default_root_dir) / NON_FINITE_FILE
+        told = json.loads(path.read_text(encoding="utf-8"))["batches"] if trainer.global_step and path.exists() else []
+        self._events = [event for event in told if event["step"] < trainer.global_step]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         """Note which samples come, and at the first batch of a step what may have to be restored."""
-        self._sample_id, self._batch_idx = batch["sample_id"], batch_idx
+        self._batch = (batch["sample_id"], batch_idx)
         if self.action == "skip" and self._before is None:
             self._before = _Statistics(pl_module)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
-        """Look at the loss.
+        """Look at the loss, or at that of the batch before.
 
         Raises:
             UserError: if it is not finite, unless the step can be left out.
         """
-        bad = (~torch.isfinite(loss.detach())).float()
-        if trainer.world_size > 1:
-            bad = trainer.strategy.reduce(bad, reduce_op="sum")
-        if not bad.item():
-            return
-        steps = self._skipped + (not self._is_bad)
-        skips = self.action == "skip" and steps <= self.max_skipped
-        event = self._event(trainer, float(loss.detach()), skips)
-        path = Path(trainer.default_root_dir) / NON_FINITE_FILE
-        self._events.append(event)
-        if trainer.is_global_zero:
-            _write_whole(path, {"skipped_steps": steps if skips else self._skipped, "batches": self._events})
-        where = f"epoch {event['epoch']}, batch {event['batch']}"
-        if not skips:
-            much = f" after {self._skipped} steps were left out" if self.action == "skip" else ""
-            raise UserError(
-                f"training loss is {event['processes'][0]['loss']} at {where}{much}; {path} names the samples: look at "
-                "them, lower the learning rate, or let NonFiniteLoss (action: skip, max_skipped) leave more steps out"
-            )
-        if not self._is_bad:
-            rank_zero_warn(f"NonFiniteLoss: step {event['step']} ({where}) is left out, {steps} of {self.max_skipped}")
-        self._skipped, self._is_bad = steps, True
+        before, self._looking = self._looking, self._look(trainer, loss.detach())
+        if before is not None:
+            self._judge(trainer, before)
+        if self._looking.ready is None:
+            self._judge_last(trainer)
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Undo what a bad batch did: a checkpoint may be written before the step is over."""
+        if self._is_bad and self._before is not None:
+            self._before.restore()
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
@@ -133,28 +156,95 @@ class NonFiniteLoss(Callback):
             if isinstance(callback, WeightAveraging):
                 callback._latest_update_step = trainer.global_step
 
-    def _event(self, trainer: Trainer, loss: float, skips: bool) -> dict[str, Any]:
-        """What is known of a bad batch; every process calls this."""
-        ids = [] if self._sample_id is None else self._sample_id.tolist()
-        names: list[str] = getattr(getattr(trainer, "datamodule", None), "sample_names", list)()
-        own = {
-            "rank": trainer.global_rank,
-            "loss": str(loss),
-            "sample_id": ids,
-            "name": [names[index] for index in ids] if names else None,
-        }
-        processes: list[dict[str, Any]] = [own]
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Read the answer of the last batch, before spoilt weights are judged.
+
+        Raises:
+            UserError: if its loss was not finite.
+        """
+        self._judge_last(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Read the answer of the last batch, before spoilt weights are kept.
+
+        Raises:
+            UserError: if its loss was not finite.
+        """
+        self._judge_last(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Read the answer of the last batch.
+
+        Raises:
+            UserError: if its loss was not finite.
+        """
+        self._judge_last(trainer)
+
+    def _look(self, trainer: Trainer, loss: torch.Tensor) -> _Look:
+        """Ask whether the loss is finite on all processes, without waiting for the answer where that can be."""
+        bad = (~torch.isfinite(loss)).float()
         if trainer.world_size > 1:
-            gathered: list[Any] = [None] * trainer.world_size
-            dist.all_gather_object(gathered, own)
-            processes = [one for one in gathered if not math.isfinite(float(one["loss"]))]
-        return {
-            "epoch": trainer.current_epoch,
-            "step": trainer.global_step,
-            "batch": self._batch_idx,
-            "action": "skipped" if skips else "stopped",
-            "processes": processes,
-        }
+            # Lightning's own reduction would put a barrier in front.
+            dist.all_reduce(bad)
+        sample_id, batch_idx = self._batch or (torch.empty(0, dtype=torch.int64), 0)
+        look = _Look(trainer.current_epoch, trainer.global_step, batch_idx, sample_id, loss, bad)
+        if self.action == "stop" and loss.is_cuda:
+            look.bad = torch.empty((), pin_memory=True).copy_(bad, non_blocking=True)
+            look.ready = torch.cuda.Event()
+            look.ready.record()
+        return look
+
+    def _judge_last(self, trainer: Trainer) -> None:
+        last, self._looking = self._looking, None
+        if last is not None:
+            self._judge(trainer, last)
+
+    def _judge(self, trainer: Trainer, look: _Look) -> None:
+        if not look.is_bad():
+            return
+        self._looking = None
+        steps = self._skipped + (not self._is_bad)
+        skips = self.action == "skip" and steps <= self.max_skipped
+        event = _event(trainer, look, skips)
+        path = Path(trainer.default_root_dir) / NON_FINITE_FILE
+        self._events.append(event)
+        if trainer.is_global_zero:
+            _write_whole(path, {"skipped_steps": steps if skips else self._skipped, "batches": self._events})
+        where = f"epoch {event['epoch']}, batch {event['batch']}"
+        if not skips:
+            much = f" after {self._skipped} steps were left out" if self.action == "skip" else ""
+            raise UserError(
+                f"training loss is {event['processes'][0]['loss']} at {where}{much}; {path} names the samples: look at "
+                "them, lower the learning rate, or leave some steps out (non_finite.action: skip, "
+                "non_finite.max_skipped)"
+            )
+        if not self._is_bad:
+            rank_zero_warn(f"non_finite: step {event['step']} ({where}) is left out, {steps} of {self.max_skipped}")
+        self._skipped, self._is_bad = steps, True
+
+
+def _event(trainer: Trainer, look: _Look, skips: bool) -> dict[str, Any]:
+    """What is known of a bad batch; every process calls this."""
+    ids = look.sample_id.tolist()
+    names: list[str] = getattr(getattr(trainer, "datamodule", None), "sample_names", list)()
+    own = {
+        "rank": trainer.global_rank,
+        "loss": str(float(look.loss)),
+        "sample_id": ids,
+        "name": [names[index] for index in ids] if names else None,
+    }
+    processes: list[dict[str, Any]] = [own]
+    if trainer.world_size > 1:
+        gathered: list[Any] = [None] * trainer.world_size
+        dist.all_gather_object(gathered, own)
+        processes = [one for one in gathered if not math.isfinite(float(one["loss"]))]
+    return {
+        "epoch": look.epoch,
+        "step": look.step,
+        "batch": look.batch,
+        "action": "skipped" if skips else "stopped",
+        "processes": processes,
+    }
 
 
 class _Statistics:
@@ -184,7 +274,7 @@ class _Statistics:
             metric.reset()
         for metric, states in self._states:
             for name, value in states.items():
-                setattr(metric, name, value)
+                setattr(metric, name, _copy(value))
 
 
 def _copy(state: Any) -> Any:

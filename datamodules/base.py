@@ -101,6 +101,10 @@ class ImageDataModule(TableDataModule):
         """
         return images.read_image(self.table.source(index))
 
+    def pictures_state(self) -> str:
+        """What changes with the pictures, where they are neither files of their own nor below the table's origin."""
+        return ""
+
     @property
     def chunk_size(self) -> int:
         """Samples that a dual encoder encodes at a time; 0 for the whole training batch."""
@@ -211,7 +215,8 @@ class ImageDataModule(TableDataModule):
         """
         dataset = self.dataset(split, augmented=view is not None)
         collate = Collate(self.table, self.seed, texts=self.texts, evaluation=True)
-        sampler = EvalSampler(len(dataset), *self._place(), view=view or 0)
+        batch_size = self.loader_options["batch_size"]
+        sampler = EvalSampler(len(dataset), *self._place(), view=view or 0, batch_size=batch_size)
         return eval_loader(dataset, sampler, collate, self.loader_options)
 
     def data_record(self) -> dict[str, Any]:

@@ -100,13 +100,28 @@ class PictureColumn:
         Raises:
             ImageError: for a picture that is missing or cannot be read.
         """
+        return images.read_image(self.encoded(index, name), name)
+
+    def encoded(self, index: int, name: str) -> bytes | str:
+        """A picture as it is stored.
+
+        Args:
+            index: counted over all parts.
+            name: what errors call the picture.
+
+        Returns:
+            The content of its file, or the file's path.
+
+        Raises:
+            ImageError: for a picture that is missing.
+        """
         part = int(np.searchsorted(self._ends, index, side="right"))
         row = index - int(self._ends[part] - len(self._parts[part]))
         encoded = self._parts[part][row][self._column]
         if encoded is None:
             raise images.ImageError(f"{name}: has no picture; remove this row")
-        content = encoded["bytes"]
-        return images.read_image(encoded["path"] if content is None else content, name)
+        found: bytes | str = encoded["path"] if encoded["bytes"] is None else encoded["bytes"]
+        return found
 
 
 def read_columns(part: Any, columns: Sequence[str]) -> pa.Table:

@@ -6,6 +6,7 @@ Data sets come from huggingface.co/datasets, or from a local folder or file in o
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
@@ -132,6 +133,16 @@ class HubImages(ImageDataModule):
         name = self.table.name(index)
         assert self._pictures is not None, "the table opens the pictures"
         return self._pictures.read(index, f"{self.path}: {name}")
+
+    def encoded_picture(self, index: int) -> bytes:
+        """The picture's file as it is stored.
+
+        Raises:
+            ImageError: where there is none.
+        """
+        assert self._pictures is not None, "the table opens the pictures"
+        found = self._pictures.encoded(index, f"{self.path}: {self.table.name(index)}")
+        return found if isinstance(found, bytes) else Path(found).read_bytes()
 
     def _choose_splits(self, opened: Mapping[str, Any]) -> dict[str, str]:
         """For each of our splits that the data set has, its name there, train first."""

@@ -13,7 +13,7 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -24,12 +24,20 @@ from datamodules.progress import tracked
 from datamodules.schema import LABEL_TASK, UNKNOWN, UserError
 from datamodules.shard_files import INDEX_FILE, SUFFIXES
 from datamodules.shard_index import LAYOUT_KEY
-from datamodules.streamed_images import StreamedImages
 from datamodules.table import SPLITS
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
+
+
+@runtime_checkable
+class KeepsEncoded(Protocol):
+    """A DataModule whose pictures are files inside of larger ones."""
+
+    def encoded_picture(self, index: int) -> bytes:
+        """A picture's file, whole."""
+
 
 PackFormat = Literal["parquet", "webdataset"]
 
@@ -101,7 +109,7 @@ def _pictures(datamodule: ImageDataModule, plan: Sequence[tuple[str, NDArray[np.
 
 def encoded_picture(datamodule: ImageDataModule, row: int) -> bytes:
     """A picture as the file that it is, or as PNG where it is none."""
-    if isinstance(datamodule, StreamedImages):
+    if isinstance(datamodule, KeepsEncoded):
         return datamodule.encoded_picture(row)
     if type(datamodule).read_image is ImageDataModule.read_image:
         return Path(datamodule.table.source(row)).read_bytes()

@@ -151,24 +151,36 @@ class DistinctSampler(DistributedSampler[SampleKey]):
 
 
 class EvalSampler(DistributedSampler[SampleKey]):
-    """Evaluation order of one process: every sample once, in order, dealt out to the processes in turn.
+    """Evaluation order of one process: every sample once, in order, dealt out to the processes batch by batch.
 
-    All processes get the same number; what fills up is marked as padding, so that metrics count every sample once.
+    So batches are the same on any number of processes, and with them results that depend on who is in a batch, such as
+    a contrastive loss. All processes get the same number of samples; what fills up is marked as padding, so that
+    metrics count every sample once.
 
     Args:
         num_samples: size of the data set.
         rank: this process.
         world_size: number of processes.
         view: epoch that the samples are augmented for, where they are.
+        batch_size: of the loader.
     """
 
-    def __init__(self, num_samples: int, rank: int = 0, world_size: int = 1, view: int = 0) -> None:
+    def __init__(
+        self, num_samples: int, rank: int = 0, world_size: int = 1, view: int = 0, batch_size: int = 1
+    ) -> None:
         super().__init__(range(num_samples), num_replicas=world_size, rank=rank, shuffle=False)  # type: ignore[arg-type]
         self._size = num_samples
         self._view = view
+        self._batch_size = batch_size
+        # In the last round only the first process may have a full batch.
+        rounds, rest = divmod(num_samples, batch_size * world_size)
+        self.num_samples = rounds * batch_size + min(rest, batch_size)
+        self.total_size = self.num_samples * world_size
 
     def __iter__(self) -> Iterator[SampleKey]:
-        for place in range(self.rank, self.total_size, self.num_replicas):
+        for number in range(self.num_samples):
+            batch, row = divmod(number, self._batch_size)
+            place = (batch * self.num_replicas + self.rank) * self._batch_size + row
             yield SampleKey(place % self._size, self._view, is_padding=place >= self._size)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ INDEX_FILE = "index.parquet"
 
 _ENDINGS = tuple(ending for endings in SUFFIXES.values() for ending in endings)
 _SPLIT_WORDS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test",)}
+_NUMBERED = re.compile(r"(.*-)(\d+)-of-(\d+)(\.[^/]*)")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
@@ -52,8 +54,8 @@ def find_shards(
         found = _by_name(_expand_all(shards, where), where)
     if not found.get("train"):
         raise UserError(f"{where}: there are no training shards; name them with shards: {{train: …, val: …, test: …}}")
-    every = [url for urls in found.values() for url in urls]
-    if repeated := sorted({url for url in every if every.count(url) > 1}):
+    counts = Counter(url for urls in found.values() for url in urls)
+    if repeated := sorted(url for url, count in counts.items() if count > 1):
         raise UserError(f"{where}: {repeated[0]} is named twice; name each shard once, in one split")
     return found
 
@@ -74,7 +76,12 @@ def format_of(urls: Sequence[str], shard_format: ShardFormat) -> str:
 
 
 def short_names(urls: Sequence[str]) -> list[str]:
-    """The shards' names without the folder that all share, so that they are the same wherever the set lies."""
+    """The shards' names without the folder that all share, so that they are the same wherever the set lies.
+
+    Nor do signatures count that are asked for anew for each run, unless it is them that tell shards apart.
+    """
+    plain = [_path_of(url) for url in urls]
+    urls = plain if len(set(plain)) == len(plain) else urls
     folders = [url.split("/")[:-1] for url in urls]
     shared = 0
     while all(len(folder) > shared and folder[shared] == folders[0][shared] for folder in folders):
@@ -133,19 +140,27 @@ def shard_error(url: str, error: Exception) -> UserError:
     """What is wrong with a shard, in one line with the way out."""
     if isinstance(error, UserError):
         return error
+    cause = error.__cause__
+    if isinstance(error, FileNotFoundError) and isinstance(cause, Exception):
+        # Over HTTP whatever goes wrong is called "not found".
+        error = cause
     said = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, FileNotFoundError):
-        return UserError(f"data shards: there is no {url}; correct the path, or get the shard")
-    if isinstance(error, PermissionError):
-        return UserError(f"data shards: {url} may not be read (permission denied); log in or change its permissions")
-    if lacks_ranges(error):
-        return UserError(
-            f"data shards: {url}: its server gives no parts of files (HTTP range requests), which Parquet needs; "
-            "use tar shards with an index, another server, or a local copy"
-        )
-    if isinstance(error, ImportError):
-        return UserError(f"data shards: {url}: {said}; install the library, or use another kind of URL")
-    return UserError(f"data shards: {url} cannot be read ({said}); get it anew, or make it anew")
+    words: list[tuple[bool, str]] = [
+        (isinstance(error, FileNotFoundError), f"there is no {url}; correct the path, or get the shard"),
+        (
+            isinstance(error, PermissionError),
+            f"{url} may not be read (permission denied); log in or change permissions",
+        ),
+        (
+            lacks_ranges(error),
+            f"{url}: its server gives no parts of files (HTTP range requests), which Parquet needs; use tar shards "
+            "with an index, another server, or a local copy",
+        ),
+        (isinstance(error, ImportError), f"{url}: {said}; install the library, or use another kind of URL"),
+        (error is cause, f"{url} cannot be read ({said}); correct the address, or try again later"),
+        (True, f"{url} cannot be read ({said}); get it anew, or make it anew"),
+    ]
+    return UserError("data shards: " + next(text for holds, text in words if holds))
 
 
 def lacks_ranges(error: Exception) -> bool:
@@ -186,7 +201,23 @@ def _expand(pattern: str, where: str) -> list[str]:
     usable = sorted(url for url in found if url.endswith(_ENDINGS) and not _is_hidden(url))
     if not usable:
         raise UserError(f"{where}: no shard ({', '.join(_ENDINGS)}) is found as {pattern}; correct it")
+    if pattern not in globs and (lacking := _lacking(usable)):
+        raise UserError(
+            f"{where}: {pattern} lacks {lacking}, others of its kind are there; get it, make the shards anew, or name "
+            "those to use"
+        )
     return usable
+
+
+def _lacking(urls: Sequence[str]) -> str:
+    """The first of numbered shards (``…-00000-of-00012.tar``) that a folder lacks; empty where it has all."""
+    there: dict[tuple[str, str, str], set[int]] = {}
+    for match in filter(None, map(_NUMBERED.fullmatch, urls)):
+        there.setdefault((match[1], match[3], match[4]), set()).add(int(match[2]))
+    for (before, count, ending), numbers in there.items():
+        if missing := sorted(set(range(int(count))) - numbers):
+            return f"{before.rpartition('/')[2]}{missing[0]:0{len(count)}d}-of-{count}{ending}"
+    return ""
 
 
 def _local(pattern: str) -> str:

@@ -181,8 +181,10 @@ class StreamedDataset(ImageDataset):
         warnings.warn(f"left out: {error}", stacklevel=2)
         if self._journal is not None:
             line = json.dumps({"row": row, "name": self._shards.keys[row].as_py(), "reason": str(error)})
+            # Another machine need not have the run directory.
+            self._journal.parent.mkdir(parents=True, exist_ok=True)
             # Whole lines, also where several workers add one at the same time.
-            file = os.open(self._journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            file = os.open(self._journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
             try:
                 os.write(file, f"{line}\n".encode())
             finally:

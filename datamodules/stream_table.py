@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _SHOWN = 12
+_RESERVED = {LABEL_TASK, "caption", "group", "key", "name", "row", "shard", "source", "split"}
 
 
 class StreamColumns(TypedDict, total=False):
@@ -44,6 +45,9 @@ class StreamColumns(TypedDict, total=False):
     group: str
     key: str
     attributes: list[str]
+
+
+_USUAL: StreamColumns = {"label": "label"}
 
 
 def read_streams(
@@ -71,8 +75,11 @@ def read_streams(
     splits = [split for split, part in urls.items() for _ in part]
     is_parquet = shard_format == "parquet"
     picture = columns.get("image", "image" if is_parquet else "")
-    indices = index_parquet(every, picture) if is_parquet else index_tars(every, picture)
-    chosen = _choose(columns, indices[0], is_parquet)
+    if is_parquet:
+        indices = index_parquet(every, picture, lambda layout: _names(_choose(columns, layout, _USUAL)))
+    else:
+        indices = index_tars(every, picture)
+    chosen = _choose(columns, indices[0].layout, _USUAL if is_parquet else _usual_members(indices[0]))
     names = short_names(every)
     parts = [
         _frame(index, chosen, vocabulary, name, split, url)
@@ -80,33 +87,45 @@ def read_streams(
     ]
     frame = pd.concat(parts, ignore_index=True)
     _settle_names(frame, np.repeat(np.array(every), [len(part) for part in parts]), has_key=bool(chosen.get("key")))
-    tasks = [LABEL_TASK] if chosen.get("label") else []
-    tasks += [_task(name) for name in chosen.get("attributes", [])]
-    table = SampleTable.from_frame(frame, tasks, _vocabularies(frame, tasks, chosen, indices[0], vocabulary), origin)
+    tasks = _tasks(chosen)
+    table = SampleTable.from_frame(frame, list(tasks), _vocabularies(frame, tasks, indices[0], vocabulary), origin)
     shards = Shards(
         urls=every,
         ends=np.cumsum([len(part) for part in parts]).astype(np.int64),
         keys=strings_of(frame["key"]),
-        column=picture,
+        column=picture if is_parquet else "",
         offsets=np.concatenate([index.offsets for index in indices]),
         sizes=np.concatenate([index.sizes for index in indices]),
     )
-    return table, shards if is_parquet else _as_tar(shards)
+    return table, shards
 
 
-def _as_tar(shards: Shards) -> Shards:
-    return Shards(shards.urls, shards.ends, shards.keys, "", shards.offsets, shards.sizes)
-
-
-def _choose(columns: StreamColumns, index: ShardIndex, is_parquet: bool) -> StreamColumns:
+def _choose(columns: StreamColumns, layout: Mapping[str, Any], usual: StreamColumns) -> StreamColumns:
     """The columns that are used: what the user says over what the shards say over what is usual."""
-    usual: StreamColumns = {"label": "label"}
-    if "fields" in index.columns.column_names and not is_parquet:
-        first = json.loads(index.columns["fields"][0].as_py())
-        usual = {"label": "cls" if "cls" in first else "", "caption": "txt" if "txt" in first else "", "key": "key"}
-    said: Any = {key: value for key, value in index.layout.items() if key in StreamColumns.__annotations__}
+    said: Any = {key: value for key, value in layout.items() if key in StreamColumns.__annotations__}
     chosen: StreamColumns = {**usual, **said, **columns}
+    attributes = chosen.get("attributes", [])
+    for name in attributes:
+        if _task(name) in _RESERVED:
+            taken = ", ".join(sorted(_RESERVED))
+            raise UserError(f"data columns.attributes: {name!r} cannot be a task's name ({taken}); rename the column")
+    if attributes and not chosen.get("label"):
+        raise UserError(f"data columns.attributes: need a main task besides; name one of {attributes} as columns.label")
     return chosen
+
+
+def _names(chosen: StreamColumns) -> set[str]:
+    """The columns to read."""
+    single = {str(value) for key, value in chosen.items() if key != "attributes"}
+    return {*single, *chosen.get("attributes", [])} - {""}
+
+
+def _usual_members(index: ShardIndex) -> StreamColumns:
+    """Which of the usual members samples of a tar file have."""
+    if index.layout:
+        return _USUAL
+    has = {name for text in index.columns["fields"].to_pylist() for name in json.loads(text)}
+    return {"label": "cls" if "cls" in has else "", "caption": "txt" if "txt" in has else "", "key": "key"}
 
 
 def _frame(
@@ -129,20 +148,25 @@ def _frame(
         if key
         else [str(row) for row in range(count)]
     )
-    tasks = {LABEL_TASK: chosen.get("label", "")} | {_task(each): each for each in chosen.get("attributes", [])}
-    for task, column in tasks.items():
-        if column:
-            kind = "label" if task == LABEL_TASK else "attributes"
-            given = vocabulary.get(task, [])
-            names = given or class_names_of(index.features.get(column))
-            texts = label_texts(_column(index, column, kind, url), names, f"data columns.{kind}: {url}")
-            frame[task] = texts
-            _check_vocabulary(texts, given, f"data vocabulary.{task}", url)
+    for task, column in _tasks(chosen).items():
+        kind = "label" if task == LABEL_TASK else "attributes"
+        given = vocabulary.get(task, [])
+        names = given or class_names_of(index.features.get(column))
+        texts = label_texts(_column(index, column, kind, url), names, f"data columns.{kind}: {url}")
+        frame[task] = texts
+        _check_vocabulary(texts, given, f"data vocabulary.{task}", url)
     if caption := chosen.get("caption", ""):
         frame["caption"] = _captions(_column(index, caption, "caption", url).to_pylist())
     if group := chosen.get("group", ""):
         frame["group"] = [first_text(value) for value in _column(index, group, "group", url).to_pylist()]
     return frame
+
+
+def _tasks(chosen: StreamColumns) -> dict[str, str]:
+    """The column of each task, the main one first; nothing for captions alone."""
+    label = chosen.get("label", "")
+    main = {LABEL_TASK: label} if label else {}
+    return main | {_task(column): column for column in chosen.get("attributes", [])}
 
 
 def _task(column: str) -> str:
@@ -156,16 +180,22 @@ def _column(index: ShardIndex, name: str, option: str, url: str) -> Any:
 
     if name in index.columns.column_names and name != "fields":
         return index.columns[name].combine_chunks()
-    if "fields" not in index.columns.column_names:
-        known = ", ".join(index.columns.column_names)
-        raise UserError(f"data columns.{option}: {url} has no column {name!r}; besides pictures it has {known}")
+    if "fields" not in index.columns.column_names or index.layout:
+        known = ", ".join(index.features)
+        way_out = "name one of them, or '' for none"
+        raise UserError(f"data columns.{option}: {url} has no column {name!r} but {known}; {way_out}")
     values = [_field(json.loads(text), name) for text in index.columns["fields"].to_pylist()]
     if values and all(value is None for value in values):
         members = ", ".join(sorted(json.loads(index.columns["fields"][0].as_py()))) or "none"
-        raise UserError(f"data columns.{option}: no sample of {url} has {name!r}; members besides pictures: {members}")
+        raise UserError(
+            f"data columns.{option}: no sample of {url} has {name!r} but {members}; name another member, or '' for none"
+        )
     if option in ("label", "attributes"):
         return _numbers_or_texts(values)
-    return pa.array([value if isinstance(value, list) else first_text(value) for value in values])
+    if any(isinstance(value, list) for value in values):
+        lists = [value if isinstance(value, list) else [] if value is None else [value] for value in values]
+        return pa.array([[first_text(text) for text in texts] for texts in lists], type=pa.list_(pa.string()))
+    return pa.array([first_text(value) for value in values])
 
 
 def _field(members: Mapping[str, str], name: str) -> Any:
@@ -228,19 +258,17 @@ def _settle_names(frame: pd.DataFrame, urls: Any, has_key: bool) -> None:
 
 def _vocabularies(
     frame: pd.DataFrame,
-    tasks: Sequence[str],
-    chosen: StreamColumns,
+    tasks: Mapping[str, str],
     index: ShardIndex,
     given: Mapping[str, Sequence[str]],
 ) -> dict[str, list[str]]:
     """Class names by task: those given, those of the shards, whole numbers by size; other texts sort themselves."""
     if strange := sorted(set(given) - set(tasks)):
         raise UserError(f"data vocabulary: {strange[0]!r} is no task; tasks are {', '.join(tasks) or 'none'}")
-    columns = dict(zip(tasks, [chosen.get("label", ""), *chosen.get("attributes", [])][-len(tasks) :], strict=True))
     known: dict[str, list[str]] = {}
-    for task in tasks:
+    for task, column in tasks.items():
         learned = set(frame.loc[frame["split"] == "train", task]) - {""}
-        names = list(given.get(task, [])) or class_names_of(index.features.get(columns[task]))
+        names = list(given.get(task, [])) or class_names_of(index.features.get(column))
         if names:
             known[task] = names
         elif learned and all(text.removeprefix("-").isdecimal() for text in learned):

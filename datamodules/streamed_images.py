@@ -27,6 +27,7 @@ from datamodules.stream_dataset import OnBad, StreamedDataset
 from datamodules.stream_order import StreamOrder, StreamSampler
 from datamodules.stream_table import StreamColumns, read_streams
 from datamodules.table import SampleTable
+from datamodules.tar_scan import stamp_of
 from datamodules.transforms import eval_transform, learns_colour, train_transform
 
 JOURNAL = "skipped_pictures.jsonl"
@@ -140,6 +141,10 @@ class StreamedImages(ImageDataModule):
         """The picture's file as it stands in the shard."""
         return self._opened().encoded(index)
 
+    def pictures_state(self) -> str:
+        """Where the shards are and what changes with their content."""
+        return json.dumps([[url, stamp_of(url)] for url in self._opened().urls])
+
     def streamed(self, split: str, *, training: bool, augmented: bool, on_bad: OnBad) -> StreamedDataset:
         """The samples of a split in the order in which this process sees them.
 
@@ -192,6 +197,8 @@ class StreamedImages(ImageDataModule):
         Raises:
             UserError: where there is no training batch.
         """
+        if not len(self.split_indices("train")):
+            raise UserError(f"{self.table.origin}: the train split is empty; name shards that hold samples")
         on_bad: OnBad = "replace" if self._skips else "error"
         dataset = self.streamed("train", training=True, augmented=True, on_bad=on_bad)
         augment = self.augment_options

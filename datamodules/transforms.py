@@ -68,7 +68,7 @@ def train_transform(image: ImageOptions | None, augment: AugmentOptions | None, 
         steps.append(_RandomResizedCrop(options, (scale[0], scale[1])))
     else:
         steps.append(eval_transform(options))
-    if any(chosen[key] for key in _ON_PLANES):
+    if any(value for key, value in chosen.items() if key in _ON_PLANES):
         steps.append(_Planes())
     if chosen["horizontal_flip"]:
         steps.append(_RandomFlip(chosen["horizontal_flip"]))

@@ -77,7 +77,7 @@ def verify(datamodule: ImageDataModule) -> Verification:
         ``UserError``: it is missing, truncated, of an unknown format.
     """
     table = datamodule.table
-    key = _state_key(table)
+    key = _state_key(table, datamodule.pictures_state())
     arrays = cached(f"verification-{key}", lambda: _read_all(datamodule.read_image, len(table)), _check(len(table)))
     reasons = dict(zip(arrays["bad_rows"].tolist(), arrays["bad_reasons"].tolist(), strict=True))
     content, perceptual = arrays["content"].astype(np.uint8), arrays["perceptual"].astype(np.uint64)
@@ -137,9 +137,9 @@ def hash_boxes(picture: Image.Image) -> list[int]:
     return [int.from_bytes(np.packbits(part).tobytes(), "big") for part in bits]
 
 
-def _state_key(table: SampleTable) -> str:
+def _state_key(table: SampleTable, state: str) -> str:
     """SHA-256 over the table, where its pictures are, and each file's size and date of change."""
-    digest = hashlib.sha256(f"{_FORMAT}\n{table.fingerprint()}\n{table.root}\n{table.origin}\n".encode())
+    digest = hashlib.sha256(f"{_FORMAT}\n{table.fingerprint()}\n{table.root}\n{table.origin}\n{state}".encode())
     sources = table.sources
     is_file = False
     for start in range(0, len(sources), _BLOCK):

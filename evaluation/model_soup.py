@@ -120,6 +120,9 @@ def refuse_strangers(members: Sequence[Path], checkpoints: Sequence[dict[str, An
     """
     if len(members) < 2:
         raise UserError(f"a soup needs at least two runs, got {len(members)}; name more of the same experiment")
+    places = [run.resolve() for run in members]
+    if twice := next((run for run, place in zip(members, places, strict=True) if places.count(place) > 1), None):
+        raise UserError(f"{twice}: is named twice, and would count twice in the mean; name each run once")
     first = checkpoints[0]
     if adapters := [name for name in first["state_dict"] if ".lora_" in name]:
         raise UserError(

@@ -120,10 +120,10 @@ def best_of_sweep(folder: Path, top: int) -> list[Path]:
     if len(complete) < 2:
         raise UserError(f"{path}: {len(complete)} complete trials, and a soup needs at least two (--top {top})")
     runs = []
-    for trial, run in zip(complete["trial"], complete["run"], strict=True):
+    for run in map(Path, complete["run"]):
         # Beside the table first: the sweep's directory may have been moved.
-        beside = folder / "trials" / str(trial) / Path(str(run)).name
-        runs.append(beside if beside.is_dir() else Path(str(run)))
+        beside = folder / "trials" / run.parent.name / run.name
+        runs.append(beside if beside.is_dir() else run)
     return runs
 
 

@@ -24,6 +24,7 @@ from callbacks.class_report import ClassReport
 from callbacks.confusion_matrix import ConfusionMatrixLogger
 from callbacks.frozen_features import FrozenFeatures
 from callbacks.last_checkpoint import LastCheckpoint
+from callbacks.non_finite_loss import NonFiniteLoss
 from callbacks.prediction_writer import PredictionWriter
 from callbacks.retrieval_metrics import RetrievalMetrics
 from callbacks.start_weights import START_FILE
@@ -123,6 +124,7 @@ class VitrineCLI(LightningCLI):
         )
         # ModelCheckpoint's own `save_last` only follows the best epoch: resuming from it would repeat the epochs since.
         parser.add_lightning_class_args(LastCheckpoint, "last")
+        parser.add_lightning_class_args(NonFiniteLoss, "non_finite")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.set_defaults({"predictions.splits": ["val", "test", "predict"]})
         parser.add_lightning_class_args(ConfusionMatrixLogger, "confusion_matrix")

@@ -20,7 +20,6 @@ from experiments.sweep_file import SweepFile, read_sweep
 if TYPE_CHECKING:
     from experiments.sweep_trial import Runner
 
-_EXIT_INTERRUPTED = 130
 _DEFAULT_SEED = 42
 
 
@@ -32,16 +31,16 @@ def main(args: Sequence[str], runner: Runner | None = None) -> int:
         runner: runs a trial; by default as a process of its own.
 
     Returns:
-        Exit code: 0, 2 after a mistake of the user or if no trial was a success, 130 after Ctrl-C.
+        Exit code: 0, 2 after a mistake of the user or if no trial was a success, 130 after Ctrl-C, 143 after SIGTERM.
     """
     ours, more = _divided(list(args))
     options = _parser().parse_args(ours)
-    interrupted: list[bool] = []
-    code = run_reporting_user_errors(lambda: interrupted.append(_run(options, more, runner)))
-    return _EXIT_INTERRUPTED if code == 0 and interrupted == [True] else code
+    stopped_by: list[int] = []
+    code = run_reporting_user_errors(lambda: stopped_by.append(_run(options, more, runner) or 0))
+    return 128 + stopped_by[0] if any(stopped_by) else code
 
 
-def _run(options: argparse.Namespace, more: list[str], runner: Runner | None) -> bool:
+def _run(options: argparse.Namespace, more: list[str], runner: Runner | None) -> int | None:
     from rich.console import Console
 
     from experiments.sweep_report import best_trial, rich_table, sweep_frame, write_reports
@@ -50,7 +49,7 @@ def _run(options: argparse.Namespace, more: list[str], runner: Runner | None) ->
     from experiments.sweep_workers import Workers
 
     sweep = read_sweep(options.file)
-    count = _count(sweep, options.count)
+    count = _count(sweep, options)
     name = options.name or options.file.stem
     folder = Path(options.runs) / "sweeps" / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -60,7 +59,7 @@ def _run(options: argparse.Namespace, more: list[str], runner: Runner | None) ->
     console = Console(stderr=True)
     console.print(f"{name}: {sweep.method}, {count} trials, {options.workers} at once, in {folder}", soft_wrap=True)
     workers = Workers(study, folder, runner or run_trial, more, console)
-    interrupted = workers.run(count, options.workers, options.gpus)
+    stopped_by = workers.run(count, options.workers, options.gpus)
 
     trials = study.trials()
     said = write_reports(folder, study.study, trials, sweep.metric, Path(options.runs))
@@ -68,7 +67,7 @@ def _run(options: argparse.Namespace, more: list[str], runner: Runner | None) ->
     out = Console(width=None if sys.stdout.isatty() else 200)
     out.print(rich_table(sweep_frame(trials, sweep.metric), sweep.metric, f"{name}: {sweep.metric.name}"))
     out.print(said, soft_wrap=True, highlight=False)
-    if interrupted:
+    if stopped_by:
         out.print("Stopped. The same command goes on.")
     elif best_trial(trials, sweep.metric) is None:
         errors = [trial.user_attrs["error"] for trial in trials if "error" in trial.user_attrs]
@@ -76,16 +75,18 @@ def _run(options: argparse.Namespace, more: list[str], runner: Runner | None) ->
             f"{options.file}: no trial of {len(trials)} was a success; the last one said: "
             f"{(errors or ['nothing'])[-1]} (all in {folder / 'logs'}; --retry-failed runs them again)"
         )
-    return interrupted
+    return stopped_by
 
 
-def _count(sweep: SweepFile, asked: int | None) -> int:
+def _count(sweep: SweepFile, options: argparse.Namespace) -> int:
     """How many trials there are to be."""
-    limit = asked if asked is not None else sweep.run_cap
+    limit: int | None = options.count or sweep.run_cap
     if sweep.method == "grid":
         return min(len(sweep.grid()), limit or sys.maxsize)
     if limit is None:
-        raise UserError(f"method: {sweep.method} has no end of its own; give --count N, or run_cap: N in the file")
+        raise UserError(
+            f"{options.file}: method: {sweep.method} has no end of its own; give --count N, or run_cap: N in the file"
+        )
     return limit
 
 

@@ -155,6 +155,8 @@ def _parsed(content: Mapping[str, Any]) -> SweepFile:
     )
     if not sweep.searched:
         raise UserError("parameters: all are constant, so there is nothing to search; use `fit`")
+    if sweep.method == "grid":
+        sweep.grid()
     return sweep
 
 

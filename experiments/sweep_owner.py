@@ -14,14 +14,14 @@ BEAT_SECONDS = 15.0
 """So often a trial says that it is alive."""
 
 
-def own_name() -> str:
-    """This process, told apart from all others, also from a later one with the same number."""
-    return f"{_machine()} {os.getpid()} {_started(os.getpid())}"
+def name_of(process: int) -> str:
+    """A process of this machine, told apart from all others, also from a later one with the same number."""
+    return f"{_machine()} {process} {_started(process)}"
 
 
-def is_gone(owner: str) -> bool | None:
+def is_gone(name: str) -> bool | None:
     """Whether a process has ended; None where it runs on another machine, so that nothing can be seen."""
-    machine, number, started = owner.rsplit(" ", 2)
+    machine, number, started = name.rsplit(" ", 2)
     if machine != _machine():
         return None
     try:

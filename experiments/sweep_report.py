@@ -143,7 +143,7 @@ def _importance(folder: Path, study: optuna.Study, trials: Sequence[FrozenTrial]
     if len(complete) < 2:
         return "one complete trial says nothing of what matters, so there is no plot"
     if len({trial.value for trial in complete}) == 1:
-        return f"{metric.name} is the same in all trials, so there is no plot"
+        return f"{metric.name} is the same in all complete trials, so there is no plot"
     varied = [name for name in complete[0].params if len({trial.params.get(name) for trial in complete}) > 1]
     if not varied:
         return "all complete trials had the same values, so there is no plot"
@@ -154,14 +154,15 @@ def _importance(folder: Path, study: optuna.Study, trials: Sequence[FrozenTrial]
         # Optuna's word for values that differ by rounding only.
         if "zero total variance" not in str(error):
             raise
-        return f"{metric.name} is the same in all trials, so there is no plot"
+        return f"{metric.name} is the same in all complete trials, so there is no plot"
     frame = pd.DataFrame({"parameter": list(shares), "importance": list(shares.values())})
     with written_whole(folder / "importance.csv") as partial:
         frame.to_csv(partial, index=False)
-    figure = Figure(figsize=(6, 1.2 + 0.4 * len(frame)), layout="constrained")
+    figure = Figure(figsize=(6, 1.4 + 0.4 * len(frame)), layout="constrained")
     axes = figure.add_subplot()
-    axes.barh(frame["parameter"][::-1], frame["importance"][::-1])
-    axes.set(xlim=(0, 1), xlabel=f"share of the variance of {metric.name} (fANOVA, {len(complete)} trials)")
+    bars = axes.barh(frame["parameter"][::-1], frame["importance"][::-1])
+    axes.bar_label(bars, fmt="%.2f", padding=3)
+    axes.set(xlim=(0, 1.1), xlabel="share of the variance (fANOVA)", title=f"{metric.name}, {len(complete)} trials")
     save_figure(figure, folder / "importance.png")
     return None
 

@@ -10,12 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
-import threading
-import time
+import os
 import warnings
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,18 +20,16 @@ import optuna
 from optuna.distributions import CategoricalDistribution
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
-from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from datamodules.schema import UserError
+from experiments.sweep_database import Database
 from experiments.sweep_file import SweepFile
-from experiments.sweep_owner import Silence, is_gone, own_name
+from experiments.sweep_owner import Silence, is_gone, name_of
 from experiments.sweep_space import suggested
 
 SLOT, ATTEMPT, OWNER, BEAT, LOST, VALUES = "slot", "attempt", "owner", "beat", "lost", "values"
 _SWEEP = "sweep"
-_FILE_URL = "sqlite:///"
-_WAIT_FOR_LOCK = 120.0
-"""Seconds that one writer of an SQLite file waits for another one."""
 
 
 class Claim(NamedTuple):
@@ -65,22 +60,20 @@ class SweepStudy:
     def __init__(self, url: str, name: str, sweep: SweepFile, seed: int) -> None:
         self.sweep = sweep
         self.seed = seed
-        self.owner = own_name()
+        self.owner = name_of(os.getpid())
         self._silence = Silence()
-        self._threads = threading.Lock()
-        self._lock_file = _lock_file(url)
+        self._database = Database(url)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.filterwarnings("ignore", category=ExperimentalWarning)
         try:
-            with self._alone():
-                self._storage = _storage(url)
+            with self._database.alone():
+                self._storage = self._database.storage()
                 self._study = self._opened(name)
         except (StorageInternalError, SQLAlchemyError, ImportError, OSError) as error:
             reason = " ".join(str(error.__cause__ or error).split())[:300]
-            # A message may end in a log that others read.
-            shown = re.sub(r"(://[^:/@]+):[^@]+@", r"\1:***@", url)
             raise UserError(
-                f"--storage {shown}: {reason}; give a URL such as sqlite:///sweep.db or postgresql://user@host/database"
+                f"--storage {self._database}: {reason}; "
+                "give a URL such as sqlite:///sweep.db or postgresql://user@host/database"
             ) from error
         self._study_id = self._storage.get_study_id_from_name(name)
 
@@ -101,7 +94,7 @@ class SweepStudy:
             retry_failed: whether slots whose trial has failed get a new one.
         """
         grid = self.sweep.grid() if self.sweep.method == "grid" else None
-        with self._alone():
+        with self._database.alone():
             of_slot: dict[int, list[FrozenTrial]] = {}
             for trial in self._study.get_trials(deepcopy=False):
                 of_slot.setdefault(trial.user_attrs[SLOT], []).append(trial)
@@ -134,13 +127,24 @@ class SweepStudy:
             self._storage.set_trial_user_attr(trial._trial_id, LOST, True)
             self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
 
-    def take(self) -> Claim | None:
-        """Take the first trial that waits; None where none does."""
-        while (taken := self._taken()) is not None:
+    def take(self, count: int | None = None) -> Claim | None:
+        """Take the first trial that waits; None where none does.
+
+        Args:
+            count: only of the first so many slots; more may have been asked for before.
+        """
+        while (taken := self._taken(count)) is not None:
             if not self._is_double(taken):
                 return self._drawn(taken)
             self.give_up(taken)
         return None
+
+    def lost_before(self, trial: Trial) -> FrozenTrial | None:
+        """The last lost trial of the same slot that had the same values; None where this is the first."""
+        same = [(key, trial.user_attrs[key]) for key in (SLOT, ATTEMPT)]
+        lost = [other for other in self._study.get_trials(deepcopy=False) if is_lost(other)]
+        before = [other for other in lost if all(other.user_attrs[key] == value for key, value in same)]
+        return max(before, key=lambda other: other.number, default=None)
 
     def running_elsewhere(self) -> list[FrozenTrial]:
         """Trials that other processes run."""
@@ -199,9 +203,13 @@ class SweepStudy:
                 )
         return study
 
-    def _taken(self) -> FrozenTrial | None:
-        with self._alone():
-            for waiting in self._storage.get_all_trials(self._study_id, deepcopy=False, states=(TrialState.WAITING,)):
+    def _taken(self, count: int | None) -> FrozenTrial | None:
+        with self._database.alone():
+            waits = self._storage.get_all_trials(self._study_id, deepcopy=False, states=(TrialState.WAITING,))
+            # By slot, so that what was interrupted comes first.
+            for waiting in sorted(waits, key=lambda trial: (trial.user_attrs[SLOT], trial.number)):
+                if count is not None and waiting.user_attrs[SLOT] >= count:
+                    continue
                 with contextlib.suppress(UpdateFinishedTrialError):
                     # A database server lets one of several through.
                     if self._storage.set_trial_state_values(waiting._trial_id, TrialState.RUNNING):
@@ -243,19 +251,6 @@ class SweepStudy:
             return optuna.samplers.TPESampler(seed=of_slot, constant_liar=True)
         return optuna.samplers.RandomSampler(seed=of_slot)
 
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """No other thread meanwhile, and no other process where the database is a file: SQLite has no row locks."""
-        with self._threads:
-            if self._lock_file is None:
-                yield
-                return
-            import fcntl
-
-            with self._lock_file.open("a") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                yield
-
 
 def is_lost(trial: FrozenTrial) -> bool:
     """Whether a trial ended without a result because its sweep was killed or stopped."""
@@ -281,23 +276,6 @@ def _definition(sweep: SweepFile, seed: int) -> dict[str, Any]:
         "command": list(sweep.fit),
         "seed": seed,
     }
-
-
-def _storage(url: str) -> optuna.storages.BaseStorage:
-    wait = {"connect_args": {"timeout": _WAIT_FOR_LOCK}} if url.startswith("sqlite") else {"pool_pre_ping": True}
-    try:
-        database = optuna.storages.RDBStorage(url, engine_kwargs=wait)
-    except (IntegrityError, OperationalError, ProgrammingError):
-        # Two machines that begin at the same moment both make the tables of a new database.
-        time.sleep(2.0)
-        database = optuna.storages.RDBStorage(url, engine_kwargs=wait)
-    # With a cache of what cannot change any more; one for all studies, or one would not know another's trials.
-    return optuna.storages.get_storage(database)
-
-
-def _lock_file(url: str) -> Path | None:
-    path = url.removeprefix(_FILE_URL).partition("?")[0]
-    return Path(f"{path}.lock") if url.startswith(_FILE_URL) and path else None
 
 
 def _short(value: object) -> str:

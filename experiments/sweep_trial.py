@@ -19,8 +19,11 @@ from typing import Literal, Protocol
 from experiments.sweep_file import Metric
 
 _POLL_SECONDS = 0.5
-_SECONDS_TO_END = 30.0
-"""Lightning ends a training after the current step when it is asked to."""
+SECONDS_TO_END = 30.0
+"""Training ends after the batch or the validation at hand when it is asked to, and writes ``last.ckpt``."""
+_TERMINATED = {-signal.SIGTERM, 128 + signal.SIGTERM}
+_SECONDS_TO_AGREE = 3.0
+"""A scheduler that ends a job sends SIGTERM to all its processes, and a trial may be quicker than its sweep."""
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -34,6 +37,7 @@ class Job:
         metric: what is watched.
         folder: of the sweep; the run goes to ``trials/trial-<number>/<time>``, what it prints to ``logs/``.
         environment: what is different in the process's environment.
+        resumes: last checkpoint of an interrupted run with the same arguments, which goes on in its own directory.
     """
 
     number: int
@@ -41,6 +45,7 @@ class Job:
     metric: Metric
     folder: Path
     environment: Mapping[str, str] = field(default_factory=dict)
+    resumes: Path | None = None
 
     @property
     def name(self) -> str:
@@ -75,6 +80,9 @@ class Outcome:
 class Watch(Protocol):
     """Who is told how a trial goes on."""
 
+    def started(self, process: int) -> None:
+        """The trial has a process of this number."""
+
     def epoch(self, number: int, value: float) -> bool:
         """A value came; whether the trial should stop early."""
 
@@ -97,6 +105,8 @@ def trial_name(number: int) -> str:
 def run_trial(job: Job, watch: Watch, stop: threading.Event) -> Outcome:
     """Run a trial as a process of its own, because the ranks of one training must not draw values of their own."""
     place = ["--name", job.name, "--runs", str(job.folder / "trials")]
+    if job.resumes is not None:
+        place += ["--ckpt_path", str(job.resumes)]
     job.log.parent.mkdir(parents=True, exist_ok=True)
     # In an environment of a run these would send the trial to that run's directory.
     inherited = {key: value for key, value in os.environ.items() if key not in {"VITRINE_RUN_DIRECTORY", "LOCAL_RANK"}}
@@ -113,6 +123,7 @@ def run_trial(job: Job, watch: Watch, stop: threading.Event) -> Outcome:
         )
     told = 0
     try:
+        watch.started(process.pid)
         while process.poll() is None:
             watch.beat()
             values = logged_values(_run_directory(job), job.metric.name)
@@ -126,6 +137,8 @@ def run_trial(job: Job, watch: Watch, stop: threading.Event) -> Outcome:
                 return _ended(job, "stopped")
     finally:
         _end(process)
+    if process.returncode in _TERMINATED and stop.wait(_SECONDS_TO_AGREE):
+        return _ended(job, "stopped")
     if process.returncode != 0:
         return _ended(job, "failed", error=last_error(job.log, process.returncode))
     ended = _ended(job, "complete")
@@ -169,14 +182,16 @@ def _ended(job: Job, state: Literal["complete", "pruned", "failed", "stopped"], 
 
 def _run_directory(job: Job) -> Path | None:
     """Where the run writes; None before it has begun. A trial has one run only, and its own name."""
-    return next(iter(sorted((job.folder / "trials" / job.name).glob("*/"))), None)
+    own = next(iter((job.folder / "trials" / job.name).glob("*/")), None)
+    # An interrupted run whose experiment has been changed since does not go on: `fit` makes a new one.
+    return own or (job.resumes.parent.parent if job.resumes else None)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         process.terminate()
         try:
-            process.wait(_SECONDS_TO_END)
+            process.wait(SECONDS_TO_END)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

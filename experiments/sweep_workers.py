@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 
-from experiments.run_directory import CONFIG_FILE
-from experiments.sweep_owner import BEAT_SECONDS
+from experiments.run_directory import CHECKPOINTS, CONFIG_FILE
+from experiments.sweep_owner import BEAT_SECONDS, is_gone, name_of
 from experiments.sweep_report import BEST_VALUE, CONFIG, EPOCHS, ERROR, RUN, best_trial, value_of
-from experiments.sweep_study import BEAT, Claim, SweepStudy
-from experiments.sweep_trial import Job, Outcome, Runner, trial_name
+from experiments.sweep_study import BEAT, SLOT, Claim, SweepStudy
+from experiments.sweep_trial import SECONDS_TO_END, Job, Outcome, Runner, trial_name
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 _LOOK_SECONDS = 1.0
+_PROCESS, _ARGUMENTS, _RESUMES = "process", "arguments", "resumes"
 _STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
@@ -45,7 +49,7 @@ class Workers:
         self._stop = threading.Event()
         self._count = 0
 
-    def run(self, count: int, workers: int, gpus: list[str]) -> bool:
+    def run(self, count: int, workers: int, gpus: list[str]) -> signal.Signals | None:
         """Run until no trial waits.
 
         Args:
@@ -54,32 +58,37 @@ class Workers:
             gpus: one for each worker in turn.
 
         Returns:
-            Whether it was stopped by Ctrl-C before.
+            The signal that stopped it before, if any: Ctrl-C or SIGTERM.
         """
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
         self._count = count
+        came: signal.Signals | None = None
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=self._console) as progress, ThreadPoolExecutor(workers) as pool:
             bar = progress.add_task("sweep", total=count)
             at_work = [pool.submit(self._work, self._environment(index, workers, gpus)) for index in range(workers)]
+            before = signal.signal(signal.SIGTERM, _terminate)
             try:
                 while any(not worker.done() for worker in at_work):
                     progress.update(bar, description=self._described(), completed=self._ended())
                     _wait(at_work)
-            except KeyboardInterrupt:
-                self._console.print("Stopping: the trials that run are ended, and will be run again.")
+            except KeyboardInterrupt as stopped:
+                came = signal.SIGTERM if isinstance(stopped, _Terminated) else signal.SIGINT
+                self._console.print("Stopping: the trials that run are asked to save and to end.")
                 self._stop.set()
+            finally:
+                signal.signal(signal.SIGTERM, before)
             progress.update(bar, description=self._described(), completed=self._ended())
         for worker in at_work:
             worker.result()
-        return self._stop.is_set()
+        return came
 
     def _work(self, environment: dict[str, str]) -> None:
         waiting_for: set[int] = set()
         try:
             while not self._stop.is_set() and not self._study.target_reached():
-                if (claim := self._study.take()) is not None:
+                if (claim := self._study.take(self._count)) is not None:
                     self._run(claim, environment)
                     continue
                 if self._study.find_lost():
@@ -103,23 +112,48 @@ class Workers:
         # The epoch that is kept is the one that the sweep judges by.
         monitor = [f"--checkpoint.monitor={metric.name}", f"--checkpoint.mode={metric.goal[:3]}"]
         arguments = self._study.sweep.arguments(claim.values, [*self._more, *monitor])
-        job = Job(trial.number, arguments, metric, self._folder, environment)
         try:
+            job = Job(trial.number, arguments, metric, self._folder, environment, self._to_go_on_with(trial, arguments))
             outcome = self._runner(job, _Watch(self._study, trial), self._stop)
         except BaseException:
-            self._study.give_up(trial)
+            self._hand_back(trial)
             raise
         if outcome.state == "stopped":
-            self._study.give_up(trial)
+            self._hand_back(trial)
             return
         self._study.tell(trial, _STATES[outcome.state], outcome.value, _facts(outcome))
         values = " ".join(
             f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
             for name, value in claim.values.items()
         )
-        result = outcome.error if outcome.value is None else f"{metric.name} {outcome.value:.4g}"
+        # A training that has diverged may be stopped before it has shown any number.
+        value = "nan" if outcome.value is None else f"{outcome.value:.4g}"
+        result = outcome.error or f"{metric.name} {value}"
         line = f"{job.name} {outcome.state}: {values}: {result}"
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _hand_back(self, trial: Trial) -> None:
+        """Let somebody else run a trial: another machine, or this one later."""
+        self._study.give_up(trial)
+        self._study.ask_for(self._count)
+
+    def _to_go_on_with(self, trial: Trial, arguments: list[str]) -> Path | None:
+        """Last checkpoint of the lost trial that this one replaces, where it lies here and nobody writes there."""
+        trial.set_user_attr(_ARGUMENTS, arguments)
+        before = self._study.lost_before(trial)
+        if before is None or before.user_attrs.get(_ARGUMENTS) != arguments or _PROCESS not in before.user_attrs:
+            return None
+        # When its sweep was killed, it was asked to end, and may still be writing.
+        until = time.monotonic() + SECONDS_TO_END
+        while (gone := is_gone(before.user_attrs[_PROCESS])) is False and time.monotonic() < until:
+            self._stop.wait(_LOOK_SECONDS)
+        found = self._folder.glob(f"trials/{trial_name(before.number)}/*/{CHECKPOINTS}/last.ckpt")
+        path = next(found, None) or Path(before.user_attrs.get(_RESUMES, ""))
+        if not gone or not path.is_file():
+            return None
+        trial.set_user_attr(_RESUMES, str(path))
+        self._console.print(f"{trial_name(trial.number)} goes on from {path}", highlight=False, soft_wrap=True)
+        return path
 
     def _described(self) -> str:
         trials = self._study.trials()
@@ -128,7 +162,10 @@ class Workers:
         return f"{running} running" + (f", best {value_of(best):.4g}" if best else "")
 
     def _ended(self) -> int:
-        return sum(trial.state.is_finished() for trial in self._study.trials())
+        trials = [trial for trial in self._study.trials() if trial.user_attrs[SLOT] < self._count]
+        # One that failed may be there again.
+        open_slots = {trial.user_attrs[SLOT] for trial in trials if not trial.state.is_finished()}
+        return len({trial.user_attrs[SLOT] for trial in trials} - open_slots)
 
     @staticmethod
     def _environment(index: int, workers: int, gpus: list[str]) -> dict[str, str]:
@@ -140,6 +177,14 @@ class Workers:
         return environment
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which asks for the same as Ctrl-C."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise _Terminated
+
+
 class _Watch:
     """Report a trial's epochs to the study and ask whether it is worth going on."""
 
@@ -148,6 +193,11 @@ class _Watch:
         self._trial = trial
         self._beats = 0
         self._next = time.monotonic() + BEAT_SECONDS
+
+    def started(self, process: int) -> None:
+        """Note the process, because whoever runs the trial again must know whether it still writes."""
+        with contextlib.suppress(UpdateFinishedTrialError):
+            self._trial.set_user_attr(_PROCESS, name_of(process))
 
     def epoch(self, number: int, value: float) -> bool:
         """Report a value; whether hyperband ends the trial."""
@@ -163,10 +213,8 @@ class _Watch:
         if time.monotonic() >= self._next:
             self._beats += 1
             self._next = time.monotonic() + BEAT_SECONDS
-            try:
+            with contextlib.suppress(UpdateFinishedTrialError):
                 self._trial.set_user_attr(BEAT, self._beats)
-            except UpdateFinishedTrialError:
-                return
 
 
 def _facts(outcome: Outcome) -> dict[str, Any]:

@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from lightning_modules.classifier import ImageClassifier
     from lightning_modules.dual_encoder import DualEncoder
     from lightning_modules.multitask import MultiTaskClassifier
+    from lightning_modules.sharding import FullySharded
 
-__all__ = ["DualEncoder", "ImageClassifier", "MultiTaskClassifier", "VisionTask", "load_task"]
+__all__ = ["DualEncoder", "FullySharded", "ImageClassifier", "MultiTaskClassifier", "VisionTask", "load_task"]
 
 _HOMES = {
     "DualEncoder": "lightning_modules.dual_encoder",
+    "FullySharded": "lightning_modules.sharding",
     "ImageClassifier": "lightning_modules.classifier",
     "MultiTaskClassifier": "lightning_modules.multitask",
     "VisionTask": "lightning_modules.base",

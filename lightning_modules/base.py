@@ -12,24 +12,17 @@ from typing import Any, Literal, Self
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from datamodules.schema import Batch, Outputs
 from lightning_modules.blocks import stands_still
 from lightning_modules.encoders import InputOptions, PreparesImages
 from lightning_modules.epoch_sums import epoch_sums, restore_epoch_sums
-from lightning_modules.optim import (
-    OptimOptions,
-    adamw,
-    checked_options,
-    learning_rate,
-    scaling_factor,
-    single_phase,
-    step_seed,
-)
+from lightning_modules.learning_rates import set_learning_rates, tell_scaling
+from lightning_modules.optim import OptimOptions, adamw, checked_options, single_phase, step_seed
 from lightning_modules.parameter_groups import parameter_groups
-from lightning_modules.schedules import ScheduleName, steps_of_training
+from lightning_modules.schedules import ScheduleName
+from lightning_modules.sharding import refuse_unfit_strategy, synchronise_batchnorm
 
 LoggedSplit = Literal["train", "val", "test"]
 
@@ -207,22 +200,18 @@ class VisionTask(LightningModule, ABC):
         """Give each parameter group the learning rate of the step that comes next.
 
         Raises:
-            UserError: if the phases or the length of the training do not allow it.
+            UserError: if the phases, the length of the training or the data do not allow it.
         """
-        trainer = self.trainer
-        steps_per_epoch, total_steps = steps_of_training(
-            trainer.num_training_batches, trainer.accumulate_grad_batches, trainer.max_epochs, trainer.max_steps
-        )
-        for group in trainer.optimizers[0].param_groups:
-            lr = learning_rate(
-                self.phases, group["part"], trainer.global_step, steps_per_epoch, total_steps, group.get("own_lr")
-            )
-            group["lr"] = lr * group["lr_scale"] * self._batch_factor()
+        set_learning_rates(self.trainer, self.phases, self.optim_options)
 
-    def _batch_factor(self) -> float:
-        trainer = self.trainer
-        batch_size = getattr(trainer.train_dataloader, "batch_size", None)
-        return scaling_factor(self.optim_options, batch_size, trainer.world_size, trainer.accumulate_grad_batches)
+    def setup(self, stage: str) -> None:
+        """Refuse strategies that do not fit, and let BatchNorm see all processes' batches where that is asked for.
+
+        Raises:
+            UserError: if the strategy does not fit.
+        """
+        refuse_unfit_strategy(self.trainer)
+        synchronise_batchnorm(self, self.trainer)
 
     def on_fit_start(self) -> None:
         """Fetch pretrained weights and compare the pictures with those that the weights were trained on."""
@@ -247,11 +236,7 @@ class VisionTask(LightningModule, ABC):
     def on_train_start(self) -> None:
         """Set the learning rates of the first step, before callbacks log them, and go on with the epoch's sums."""
         self.set_learning_rates()
-        if self.optim_options.get("lr_scaling", "none") != "none":
-            highest = ", ".join(f"{part} {lr * self._batch_factor():.3g}" for part, lr in self.phases[0].lr.items())
-            rank_zero_info(
-                f"lr_scaling {self.optim_options['lr_scaling']}: learning rates x {self._batch_factor():.4g}, {highest}"
-            )
+        tell_scaling(self.trainer, self.phases, self.optim_options)
         restore_epoch_sums(self.train_sums, self._epoch_sums, is_first=self.global_rank == 0)
         self._epoch_sums = {}
 

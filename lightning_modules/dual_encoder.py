@@ -163,10 +163,12 @@ class DualEncoder(EmbeddingTask):
             return loss, real_outputs(batch, {}, {})
         outputs = self._evaluated(batch)
         loss = torch.zeros((), device=self.device)
-        if "text_embedding" in outputs and len(outputs["sample_id"]):
-            pairs = _first_captions(outputs, batch["positive_id"][real_rows(batch)])
-            loss = self.objective(pairs, joined=False)
-            counter.update(loss, len(outputs["sample_id"]))
+        if "text_embedding" in outputs:
+            if samples := len(outputs["sample_id"]):
+                pairs = _first_captions(outputs, batch["positive_id"][real_rows(batch)])
+                loss = self.objective(pairs, joined=False)
+            # Also where all is padding: at the end all processes exchange what they have counted, or none does.
+            counter.update(loss, samples)
         if self.tasks:
             targets = outputs["targets"][LABEL_TASK]
             scores = cast("SplitMetrics", self.scores[f"{split}_scores"])

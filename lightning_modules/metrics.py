@@ -79,7 +79,11 @@ class SplitMetrics(nn.Module):
             targets: for each task int64 ``(B,)``, ``UNKNOWN`` where not known.
         """
         for task, scores in zip(self.task_weights, _all(self.scores), strict=True):
-            scores.update(logits[task], targets[task])
+            rows, wanted = logits[task], targets[task]
+            if not len(rows):
+                # torchmetrics refuses a batch of nothing but padding; a row without a target counts nothing.
+                rows, wanted = rows.new_zeros(1, rows.shape[1]), wanted.new_full((1,), UNKNOWN)
+            scores.update(rows, wanted)
 
     def compute(self) -> dict[str, torch.Tensor]:
         """Values over all batches and processes since the last reset.

@@ -212,27 +212,6 @@ def learning_rate(
     )
 
 
-def scaling_factor(options: OptimOptions, batch_size: int | None, processes: int, accumulated: int) -> float:
-    """What all learning rates are multiplied by because of the samples of a step.
-
-    Args:
-        options: ``lr_scaling`` and ``lr_base_batch`` are read.
-        batch_size: samples of a batch on each process, None where the data do not say.
-        processes: how many there are.
-        accumulated: batches of a step.
-
-    Raises:
-        UserError: if the batch size is needed and not known.
-    """
-    scaling = options.get("lr_scaling", "none")
-    if scaling == "none":
-        return 1.0
-    if batch_size is None:
-        raise UserError("optim_options.lr_scaling: the data have no batch size; use a DataModule whose loader has one")
-    ratio = batch_size * processes * accumulated / options.get("lr_base_batch", LR_BASE_BATCH)
-    return ratio if scaling == "linear" else math.sqrt(ratio)
-
-
 def step_seed(epoch: int, batch_idx: int, rank: int) -> int:
     """Seed in [0, 2**63) for the dropout of one batch on one process, a hash of where it is in the run.
 

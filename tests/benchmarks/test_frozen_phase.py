@@ -12,7 +12,7 @@ from benchmarks.pictures import write_photos
 
 def test_both_ways_train_the_same_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_photos(tmp_path / "photos", 24, 60)
-    heads = {}
+    heads: dict[str, dict[str, torch.Tensor]] = {}
     fit = Trainer.fit
 
     def kept(trainer: Trainer, model: torch.nn.Module, **arguments: object) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -81,6 +82,6 @@ def test_a_full_disk_is_told_and_other_errors_are_not_hidden(
         UserError, match=r"last\.ckpt: the checkpoint cannot be written, the disk is full; there is none"
     ):
         fit(tmp_path, LastCheckpoint())
-    monkeypatch.setattr(Trainer, "save_checkpoint", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
+    monkeypatch.setattr(Trainer, "save_checkpoint", Mock(side_effect=OSError(errno.EIO, "broken")))
     with pytest.raises(OSError, match="broken"):
         fit(tmp_path, LastCheckpoint())

@@ -98,7 +98,7 @@ def test_a_skipped_step_moves_nothing_but_the_schedule(tmp_path: Path, precision
     assert same(spoil.moments[batch], {} if batch == 0 else spoil.moments[batch - 1])
     assert not same(spoil.states[batch + 1], begin)
     assert trainer.global_step == STEPS
-    assert spoil.learning_rates[batch] < (1e-3 if batch == 0 else spoil.learning_rates[batch - 1])
+    assert spoil.learning_rates[batch + 1] < spoil.learning_rates[batch]
     assert all(torch.isfinite(value).all() for value in spoil.states[-1].values())
     # The averages of the epoch and of validation know nothing of it.
     assert math.isfinite(trainer.callback_metrics["train/loss"])
@@ -181,7 +181,7 @@ def test_the_count_goes_on_after_a_resume(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [{"action": "ignore"}, {"action": "skip", "max_skipped": 0}])
 def test_values_out_of_range_are_refused(arguments: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="NonFiniteLoss"):
+    with pytest.raises(UserError, match="non_finite"):
         NonFiniteLoss(**arguments)
 
 

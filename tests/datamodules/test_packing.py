@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from datamodules.__main__ import main
+from datamodules.hub_images import HubImages
 from datamodules.packing import encoded_picture, pack
 from datamodules.products import Products
 from datamodules.schema import UserError
 from datamodules.wares import Wares
-from tests.datamodules.shard_sets import SIZES, source, streamed
+from tests.datamodules.shard_sets import SIZES, encoded, source, streamed
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,20 @@ def test_generated_pictures_become_png_and_shards_can_be_packed_again(tmp_path: 
     for row, name in enumerate(first.sample_names()):
         assert first.encoded_picture(row) == second.encoded_picture(place[name])
         assert torch.equal(first.read_image(row), wares.read_image(source_place[name]))
+
+
+def test_pictures_out_of_the_hubs_files_keep_their_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    files = [encoded(look, "jpg") for look in range(6)]
+    columns = {"image": [{"bytes": file, "path": None} for file in files], "label": ["cup", "hat"] * 3}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(str(tmp_path / "a.parquet"))
+    hub = HubImages(str(tmp_path / "a.parquet"), split={"val_fraction": 0, "test_fraction": 0})
+    pack(hub, tmp_path / "shards", "webdataset")
+    data = streamed(str(tmp_path / "shards"))
+    assert sorted(data.encoded_picture(row) for row in range(6)) == sorted(files)
 
 
 def test_other_libraries_read_the_shards(products: Products, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

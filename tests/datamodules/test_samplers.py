@@ -68,6 +68,21 @@ def test_every_evaluation_sample_is_counted_once(size: int, world_size: int) -> 
     assert all(0 <= key.place < size for rank in ranks for key in rank)
 
 
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 53, 1020])
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_evaluation_batches_are_the_same_on_any_number_of_processes(size: int, world_size: int) -> None:
+    def batches(rank: int, world_size: int) -> list[list[int]]:
+        keys = list(EvalSampler(size, rank, world_size, batch_size=8))
+        assert len(keys) == len(EvalSampler(size, rank, world_size, batch_size=8))
+        cut = [keys[first : first + 8] for first in range(0, len(keys), 8)]
+        return [[key.place for key in batch if not key.is_padding] for batch in cut]
+
+    shares = [batches(rank, world_size) for rank in range(world_size)]
+    assert len({len(share) for share in shares}) == 1
+    dealt = [batch for together in zip(*shares, strict=True) for batch in together if batch]
+    assert dealt == batches(0, 1)
+
+
 def test_evaluation_keeps_the_order_and_ignores_the_epoch() -> None:
     sampler = EvalSampler(5)
     sampler.set_epoch(7)

@@ -127,6 +127,16 @@ def test_hub_data_sets_are_streamed_from_their_files(monkeypatch: pytest.MonkeyP
         find_shards("owner/name")
 
 
+def test_a_folder_that_lacks_one_of_its_numbered_shards_is_told(tmp_path: Path) -> None:
+    for number in (0, 1, 3):
+        (tmp_path / f"train-{number:05d}-of-00004.tar").write_bytes(b"")
+    with pytest.raises(UserError, match=r"lacks train-00002-of-00004\.tar"):
+        find_shards(str(tmp_path))
+    assert len(find_shards(f"{tmp_path}/train-*.tar")["train"]) == 3, "who names files gets those"
+    (tmp_path / "train-00002-of-00004.tar").write_bytes(b"")
+    assert len(find_shards(str(tmp_path))["train"]) == 4
+
+
 def test_formats(tmp_path: Path) -> None:
     assert format_of(["a.parquet", "b.parquet"], "auto") == "parquet"
     assert format_of(["a.bin"], "webdataset") == "webdataset"
@@ -140,6 +150,9 @@ def test_short_names_do_not_depend_on_the_place() -> None:
     assert short_names(["/a/b/x.tar", "/a/c/y.tar"]) == ["b/x.tar", "c/y.tar"]
     assert short_names(["s3://z/a/b/x.tar", "s3://z/a/c/y.tar"]) == ["b/x.tar", "c/y.tar"]
     assert short_names(["/a/b/x.tar"]) == ["x.tar"]
+    signed = [f"https://z/a/{name}.tar?signature=new/{name}" for name in "xy"]
+    assert short_names(signed) == ["x.tar", "y.tar"]
+    assert short_names(["https://z/get?file=x.tar", "https://z/get?file=y.tar"]) == ["get?file=x.tar", "get?file=y.tar"]
 
 
 def test_a_missing_file_is_told(tmp_path: Path) -> None:

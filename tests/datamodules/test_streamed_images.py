@@ -16,8 +16,10 @@ import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from datamodules import shards as shards_module
+from datamodules.audit import audit
 from datamodules.packing import pack
 from datamodules.schema import Batch, UserError
+from datamodules.shard_files import open_shard
 from datamodules.streamed_images import JOURNAL, StreamedImages
 from experiments.cli import main
 from tests.datamodules.from_yaml import from_yaml
@@ -155,7 +157,7 @@ class Watch:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.open = self.most_open = self.opened = 0
-        original = shards_module.open_shard
+        original = open_shard
 
         @contextmanager
         def counting(url: str) -> Iterator[IO[bytes]]:
@@ -198,7 +200,7 @@ def test_what_was_delivered_is_not_read_again(shards: str, monkeypatch: pytest.M
     assert watch.opened <= 3, "eight of 36 samples, in shards of six"
 
 
-def test_the_yaml_trains_tests_and_resumes(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_yaml_trains_and_tests(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     path = Path(__file__).parents[2] / "experiments" / "streamed_images.yaml"
     overlay = {
@@ -236,6 +238,17 @@ def test_remote_shards_are_streamed(packed: Path) -> None:
             assert not any("train" in path for path in asked[-1:]) or kind == "parquet"
             assert_same(batches(data.train_dataloader()), batches(streamed(str(packed / kind)).train_dataloader()))
         assert any(path.endswith("index.parquet") for path in asked)
+
+
+def test_workers_stream_from_a_server(packed: Path) -> None:
+    """The connections of the process that they are forked from are of no use to them."""
+    with served(packed) as (address, asked):
+        data = streamed(
+            {"train": f"{address}/webdataset/train-{{00000..00005}}-of-00006.tar"}, loader={"num_workers": 2}
+        )
+        seen = batches(data.train_dataloader())
+        assert any("train-00003" in path for path in asked)
+    assert_same(seen, batches(streamed(str(packed / "webdataset")).train_dataloader()))
 
 
 def test_a_server_without_parts_of_files_is_enough_for_tar_but_not_for_parquet(packed: Path, tmp_path: Path) -> None:
@@ -365,6 +378,19 @@ class Reporting(Recorder):
     def on_fit_end(self) -> None:
         report = {"seen": self.seen, "val": self.evaluated["val"]}
         (self.folder / f"{self.global_rank}.json").write_text(json.dumps(report))
+
+
+def test_the_audit_sees_that_a_shard_has_changed(packed: Path, tmp_path: Path) -> None:
+    for path in (packed / "parquet").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    shards = {split: f"{tmp_path}/{split}-*.parquet" for split in SIZES}
+    assert audit(streamed(shards)).skipped == []
+    path = tmp_path / "val-00001-of-00002.parquet"
+    table = pq.read_table(path)
+    cells = [{"bytes": b"no picture", "path": None}, *table["image"].to_pylist()[1:]]
+    pq.write_table(table.set_column(0, table.schema.field(0), pa.array(cells, table["image"].type)), path)
+    (skipped,) = audit(streamed(shards)).skipped
+    assert "val-00001-of-00002.parquet" in skipped.reason
 
 
 def test_two_real_processes_with_workers(shards: str, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from evaluation.model_soup import (
     refuse_strangers,
     uniform_soup,
 )
-from evaluation.soup_command import place_beside, place_of_sweep
+from evaluation.soup_command import best_of_sweep, place_beside, place_of_sweep
 from experiments.cli import main as experiments
 from lightning_modules.checkpoint import load_task, read_checkpoint
 from tests.experiments.conftest import TINY
@@ -134,6 +134,8 @@ def test_members_that_do_not_belong_together_are_refused() -> None:
             refuse_strangers(RUNS[:2], [good, other], ["d", data])
     with pytest.raises(UserError, match="at least two runs, got 1"):
         refuse_strangers(RUNS[:1], [good], ["d"])
+    with pytest.raises(UserError, match="a: is named twice"):
+        refuse_strangers([RUNS[0], Path("b/../a")], [good, good], ["d", "d"])
     adapters = checkpoint({"q.lora_A.weight": torch.zeros(1)})
     with pytest.raises(UserError, match="adapters cannot be averaged"):
         refuse_strangers(RUNS[:2], [adapters, adapters], ["d", "d"])
@@ -226,6 +228,18 @@ def test_a_uniform_soup_is_the_mean_with_its_own_statistics(finished: Path, caps
         for batch in datamodule.eval_dataloader("train"):
             task.image_features(batch["image"])
     torch.testing.assert_close(soup[f"{name}.running_mean"], torch.stack(seen).mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_members_are_found_beside_the_table_of_a_moved_sweep(tmp_path: Path) -> None:
+    # The second trial went on with an interrupted one, in the directory of that.
+    runs = [f"old/trials/{name}/now" for name in ("trial-0000", "trial-0001")]
+    rows = {"trial": ["trial-0000", "trial-0002"], "state": ["complete", "complete"], "run": runs}
+    pd.DataFrame(rows).to_csv(tmp_path / "sweep.csv", index=False)
+    assert best_of_sweep(tmp_path, 5) == [Path(run) for run in runs]
+    moved = [tmp_path / "trials" / name / "now" for name in ("trial-0000", "trial-0001")]
+    for run in moved:
+        run.mkdir(parents=True)
+    assert best_of_sweep(tmp_path, 5) == moved
 
 
 def test_mistakes_are_one_line(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

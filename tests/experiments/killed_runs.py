@@ -139,7 +139,7 @@ def import_all(names: list[str]) -> None:
 
 
 def run_all(folder: Path, experiments: list[str], kills: int) -> None:
-    """One undisturbed run of each experiment, and as many as it takes for so many kills; ``history.json`` tells them."""
+    """One undisturbed run of each experiment, and as many as so many kills take; ``history.json`` tells them."""
     history: dict[str, Any] = {}
     for experiment in experiments:
         config = folder / f"{experiment}.yaml"

@@ -1,7 +1,6 @@
 """``python -m experiments sweep``: from the file to the best configuration.
 
-What depends on trials' results is tested with trials that are computed at once; one sweep trains in real processes, is
-killed in the middle and goes on.
+What depends on trials' results is tested with trials that are computed at once; ``test_sweep_resume.py`` trains.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from experiments.cli import main as experiments
 from experiments.sweep import main
 from experiments.sweep_trial import Job, Outcome, Watch
-from tests.experiments.conftest import TINY
 from tests.experiments.test_sweep_file import written
 
 ROOT = Path(__file__).parents[2]
@@ -115,8 +112,11 @@ def test_a_failed_trial_is_told_and_the_sweep_goes_on(tmp_path: Path, capsys: py
     again = Trials()
     assert sweep(tmp_path, trials=again) == 0
     assert again.jobs == []
+    capsys.readouterr()
     assert sweep(tmp_path, "--retry-failed", trials=again) == 0
     assert len(again.jobs) == 2
+    # Points that are done, not attempts at them.
+    assert "4/4" in capsys.readouterr().err
     assert table(tmp_path)["model.lr"].tolist()[0] == 0.3
 
 
@@ -143,11 +143,47 @@ def test_hyperband_stops_the_weak_ones_and_records_it(tmp_path: Path) -> None:
     assert frame["epochs"].to_dict() == {0.3: 3, 0.4: 3, 0.1: 2, 0.5: 3, 0.9: 2}
 
 
+def test_a_diverged_trial_is_stopped_before_it_has_shown_a_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def diverging(job: Job, watch: Watch, stop: threading.Event) -> Outcome:
+        if job.number == 0:
+            return Trials()(job, watch, stop)
+        assert watch.epoch(1, float("nan"))
+        return Outcome("pruned", None, 1)
+
+    rule = {"type": "hyperband", "min_iter": 1, "eta": 3}
+    path = written(tmp_path, parameters={"model.lr": {"values": [0.3, 0.4]}}, early_terminate=rule)
+    assert main([str(path), "--runs", str(tmp_path / "runs")], diverging) == 0
+    assert table(tmp_path)["state"].tolist() == ["complete", "pruned"]
+    assert "trial-0001 pruned: model.lr=0.4: val/loss nan" in capsys.readouterr().err
+
+
 def test_a_target_leaves_the_rest_waiting(tmp_path: Path) -> None:
     trials = Trials()
     assert sweep(tmp_path, trials=trials, metric={"name": "val/loss", "target": 0.02}) == 0
     assert len(trials.jobs) == 2
     assert table(tmp_path)["state"].tolist() == ["complete", "complete", "waiting", "waiting"]
+
+
+def test_machines_share_a_sweep_by_its_database(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'shared.db'}"
+    folders = [tmp_path / name for name in ("near", "far")]
+    trials = [Trials(), Trials()]
+    for folder, of_machine in zip(folders, trials, strict=True):
+        folder.mkdir()
+        # The first one runs two, the second one the rest.
+        count = ["--count", "2"] if of_machine is trials[0] else []
+        assert sweep(folder, "--storage", url, *count, trials=of_machine) == 0
+    assert [len(of_machine.jobs) for of_machine in trials] == [2, 2]
+    assert not (folders[1] / "runs" / "sweeps" / "sweep" / "sweep.db").exists()
+    assert sorted(table(folders[1])["model.lr"]) == [0.1, 0.2, 0.3, 0.4]
+    # The last one has the best configuration, also of a trial whose directory it cannot see.
+    assert sweep(folders[0], "--storage", url) == 0
+    for folder in folders:
+        best = yaml.safe_load((folder / "runs" / "sweeps" / "sweep" / "best.yaml").read_text())
+        assert best["model"] == {"lr": 0.3}
+        assert best["runs"] == str(folder / "runs")
 
 
 @pytest.mark.parametrize("method", ["random", "bayes"])
@@ -165,21 +201,49 @@ def test_a_search_without_an_end_is_refused(tmp_path: Path, method: str, capsys:
     assert f"method: {method} has no end of its own; give --count N, or run_cap: N" in capsys.readouterr().err
 
 
-def test_ctrl_c_ends_trials_and_the_same_command_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C is an exception, as it is in a terminal; a shell lets what it starts in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_trials_and_the_same_command_goes_on_with_them(
+    tmp_path: Path, number: signal.Signals, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved: list[Path] = []
+    process = subprocess.Popen([sys.executable, "-c", ""])
+
     def interrupted(job: Job, watch: Watch, stop: threading.Event) -> Outcome:
-        if job.number == 1:
-            os.kill(os.getpid(), signal.SIGINT)
-            stop.wait(60)
-            return Outcome("stopped")
-        return Trials()(job, watch, stop)
+        if job.number != 1:
+            return Trials()(job, watch, stop)
+        process.wait()
+        watch.started(process.pid)
+        saved.append(job.folder / "trials" / job.name / "now" / "checkpoints" / "last.ckpt")
+        saved[0].parent.mkdir(parents=True)
+        saved[0].touch()
+        os.kill(os.getpid(), number)
+        assert stop.wait(60)
+        return Outcome("stopped")
 
     path = written(tmp_path, parameters=LR)
-    assert main([str(path), "--runs", str(tmp_path / "runs")], interrupted) == 130
+    arguments = [str(path), "--runs", str(tmp_path / "runs")]
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(arguments, interrupted) == code
+    assert signal.getsignal(signal.SIGTERM) is before
     assert "The same command goes on." in capsys.readouterr().out
-    assert table(tmp_path)["state"].tolist() == ["complete", "waiting", "waiting"]
+    assert table(tmp_path)["state"].tolist() == ["complete", "waiting", "waiting", "waiting"]
     rest = Trials()
-    assert sweep(tmp_path, trials=rest) == 0
-    assert len(rest.jobs) == 3
+    # With other arguments what was interrupted is not the same training, and begins anew.
+    assert main([*arguments, "--count", "2", *(["--", "--x=1"] if number == signal.SIGTERM else [])], rest) == 0
+    assert [job.resumes for job in rest.jobs] == [saved[0] if number == signal.SIGINT else None]
+    assert "--model.lr=0.2" in rest.jobs[0].arguments
+    # What was asked for before waits until it is asked for again.
+    assert table(tmp_path)["state"].tolist() == ["complete", "complete", "waiting", "waiting"]
+    assert main(arguments, rest) == 0
     assert sorted(table(tmp_path)["model.lr"]) == [0.1, 0.2, 0.3, 0.4]
 
 
@@ -191,7 +255,7 @@ def test_importance_says_why_there_is_none(tmp_path: Path, capsys: pytest.Captur
     capsys.readouterr()
     equal = {"model.lr": {"value": 0.1}, "trainer.max_epochs": {"values": [1, 2]}}
     assert sweep(tmp_path, "--name", "equal", parameters=equal) == 0
-    assert "val/loss is the same in all trials" in capsys.readouterr().out
+    assert "val/loss is the same in all complete trials" in capsys.readouterr().out
     assert not (tmp_path / "runs" / "sweeps" / "equal" / "importance.png").exists()
 
 
@@ -211,37 +275,3 @@ def test_help_needs_neither_optuna_nor_torch() -> None:
     said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "--workers" in said
     assert said.splitlines()[-1] == "False False"
-
-
-def test_a_killed_sweep_of_real_trainings_goes_on_and_its_best_can_be_repeated(tmp_path: Path) -> None:
-    config = tmp_path / "tiny.yaml"
-    config.write_text(TINY.replace("max_epochs: 2", "max_epochs: 1").replace("n_samples: 60", "n_samples: 30"))
-    command = ["${env}", "python", "-m", "experiments", "fit", "--config", str(config), "${args}"]
-    path = written(tmp_path, command=command, parameters={"model.lr": {"values": [0.001, 0.01]}})
-    runs = tmp_path / "runs"
-    started = [sys.executable, "-m", "experiments", "sweep", str(path), "--runs", str(runs)]
-    folder = runs / "sweeps" / "sweep"
-    killed = subprocess.Popen(started, cwd=ROOT, stderr=subprocess.DEVNULL)
-    try:
-        # The second trial has begun: the first one is complete.
-        while not (folder / "logs" / "trial-0001.log").exists():
-            assert killed.poll() is None
-            time.sleep(0.1)
-    finally:
-        killed.kill()
-        killed.wait()
-    assert not (folder / "sweep.csv").exists()
-
-    assert main([str(path), "--runs", str(runs)]) == 0
-    frame = table(tmp_path)
-    # No point is lost, none is run twice; the lost trial's number is not used again.
-    assert frame["state"].tolist() == ["complete", "complete"]
-    assert sorted(frame["model.lr"]) == [0.001, 0.01]
-    assert sorted(frame["trial"]) == ["trial-0000", "trial-0002"]
-    for run, value, lr in zip(frame["run"], frame["val/loss"], frame["model.lr"], strict=True):
-        assert pd.read_csv(Path(run) / "metrics.csv")["val/loss"].min() == value
-        assert yaml.safe_load((Path(run) / "config.yaml").read_text())["model"]["init_args"]["lr"] == lr
-
-    assert experiments(["fit", "--config", str(folder / "best.yaml")]) == 0
-    [again] = (runs / "sweep_best").glob("*")
-    assert pd.read_csv(again / "metrics.csv")["val/loss"].min() == pytest.approx(frame["val/loss"][0])

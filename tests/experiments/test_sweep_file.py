@@ -105,6 +105,7 @@ def test_a_target_is_reached_from_its_own_side() -> None:
         ({"parameters": None}, "parameters: must name at least one parameter"),
         ({"parameters": {"name": {"values": [1]}}}, "parameters.name: is given by the sweep itself"),
         ({"parameters": {"model.lr": {"value": 1}}}, "all are constant"),
+        ({"parameters": {"model.lr": {"min": 0.0, "max": 1.0}}}, "parameters.model.lr: a grid needs `values:`"),
         ({"run_cap": 0}, "run_cap: must be an integer from 1, got 0"),
         ({"controller": {"type": "local"}}, "controller: is not a key that can be followed here"),
         ({"command": None}, "command: is missing; write"),

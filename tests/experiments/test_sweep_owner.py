@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 import pytest
 
-from experiments.sweep_owner import Silence, is_gone, own_name
+from experiments.sweep_owner import Silence, is_gone, name_of
 
 
 def test_this_process_is_here() -> None:
-    assert is_gone(own_name()) is False
-    assert own_name() == own_name()
+    assert is_gone(name_of(os.getpid())) is False
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_later_process_with_the_same_number_is_another() -> None:
-    machine, number, started = own_name().rsplit(" ", 2)
+    machine, number, started = name_of(os.getpid()).rsplit(" ", 2)
     assert is_gone(f"{machine} {number} {int(started) - 1}") is True
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_an_ended_process_is_gone() -> None:
-    code = "from experiments.sweep_owner import own_name; print(own_name())"
+    code = "import os; from experiments.sweep_owner import name_of; print(name_of(os.getpid()))"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     assert is_gone(ended) is True
 

@@ -110,7 +110,23 @@ def test_a_lost_slot_draws_the_same_again(tmp_path: Path) -> None:
     assert lost is not None
     study.give_up(lost.trial)
     study.ask_for(3)
-    assert all_values(study)[-1] == lost.values
+    # And before the others: what was interrupted comes first.
+    again = study.take()
+    assert again is not None
+    assert again.values == lost.values
+    assert (found := study.lost_before(again.trial)) is not None
+    assert found.number == lost.trial.number
+    other = study.take()
+    assert other is not None
+    assert study.lost_before(other.trial) is None
+
+
+def test_no_more_slots_are_taken_than_are_asked_for_now(tmp_path: Path) -> None:
+    study = opened(tmp_path, grid(tmp_path))
+    study.ask_for(6)
+    taken = [study.take(2) for _ in range(3)]
+    assert [claim is None for claim in taken] == [False, False, True]
+    assert study.take(3) is not None
 
 
 def test_tpe_looks_where_it_was_good(tmp_path: Path) -> None:

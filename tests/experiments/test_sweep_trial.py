@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from experiments import sweep_trial
 from experiments.sweep_file import Metric
 from experiments.sweep_trial import Job, last_error, logged_values, run_trial
 
@@ -36,8 +39,12 @@ class Watch:
 
     def __init__(self, stop_at: float | None = None) -> None:
         self.told: list[tuple[int, float]] = []
+        self.process = 0
         self.beats = 0
         self.stop_at = stop_at
+
+    def started(self, process: int) -> None:
+        self.process = process
 
     def epoch(self, number: int, value: float) -> bool:
         self.told.append((number, value))
@@ -95,6 +102,51 @@ def test_failures_say_why(tmp_path: Path) -> None:
     assert outcome.state == "failed"
     assert outcome.error is not None
     assert outcome.error.startswith("val/loss was never logged as a finite number")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("sweep_is_told_too", [True, False])
+def test_a_trial_that_is_told_to_end_is_stopped_if_its_sweep_is_told_too(
+    tmp_path: Path, sweep_is_told_too: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep_trial, "_SECONDS_TO_AGREE", 0.5)
+    stop = threading.Event()
+
+    class Scheduler(Watch):
+        """Ends the trial first, as it may happen, and then its sweep."""
+
+        def epoch(self, number: int, value: float) -> bool:
+            os.kill(self.process, signal.SIGTERM)
+            while Path(f"/proc/{self.process}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                threading.Event().wait(0.02)
+            if sweep_is_told_too:
+                threading.Timer(0.1, stop.set).start()
+            return False
+
+    # The handler of `fit` ends with 143; the stand-in has none.
+    outcome = run_trial(job(tmp_path, "0.9,0.8", wait=30), Scheduler(), stop)
+    assert outcome.state == ("stopped" if sweep_is_told_too else "failed")
+    assert outcome.error == (None if sweep_is_told_too else "SIGTERM: OMP 5 None")
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_trial_goes_on_in_the_directory_of_the_interrupted_one(tmp_path: Path) -> None:
+    run = tmp_path / "sweep" / "trials" / "trial-0003" / "now"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "metrics.csv").write_text("epoch,val/loss,step\n0,0.4,1\n")
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    wait = STAND_IN.replace("run.mkdir(parents=True)", "print(arguments[-2:]); sys.exit(0)")
+    (tmp_path / "experiments.py").write_text(wait)
+    resumed = replace(job(tmp_path, "0.9"), resumes=checkpoint)
+    outcome = run_trial(resumed, Watch(), threading.Event())
+    assert (outcome.state, outcome.run, outcome.value) == ("complete", run, 0.4)
+    assert f"['--ckpt_path', '{checkpoint}']" in resumed.log.read_text()
+    # Where `fit` began a run of its own, because the experiment is not the same any more, that is what counts.
+    (tmp_path / "experiments.py").write_text(STAND_IN)
+    outcome = run_trial(resumed, Watch(), threading.Event())
+    assert outcome.value == 0.9
+    assert outcome.run == tmp_path / "sweep" / "trials" / "trial-0007" / "now"
 
 
 @pytest.mark.usefixtures("stand_in")
