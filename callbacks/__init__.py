@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from callbacks.confusion_matrix import ConfusionMatrixLogger
     from callbacks.frozen_features import FrozenFeatures
     from callbacks.last_checkpoint import LastCheckpoint
+    from callbacks.monitored_metrics import MonitoredMetrics
     from callbacks.non_finite_loss import NonFiniteLoss
     from callbacks.prediction_writer import PredictionWriter
     from callbacks.retrieval_metrics import RetrievalMetrics
@@ -29,6 +30,7 @@ __all__ = [
     "ConfusionMatrixLogger",
     "FrozenFeatures",
     "LastCheckpoint",
+    "MonitoredMetrics",
     "NonFiniteLoss",
     "PredictionWriter",
     "RetrievalMetrics",
@@ -41,8 +43,9 @@ _HOMES = {
     "CompileModel": "callbacks.compile_model",
     "ConfusionMatrixLogger": "callbacks.confusion_matrix",
     "FrozenFeatures": "callbacks.frozen_features",
-    "NonFiniteLoss": "callbacks.non_finite_loss",
     "LastCheckpoint": "callbacks.last_checkpoint",
+    "MonitoredMetrics": "callbacks.monitored_metrics",
+    "NonFiniteLoss": "callbacks.non_finite_loss",
     "PredictionWriter": "callbacks.prediction_writer",
     "RetrievalMetrics": "callbacks.retrieval_metrics",
     "StartWeights": "callbacks.start_weights",

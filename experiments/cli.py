@@ -24,6 +24,7 @@ from callbacks.class_report import ClassReport
 from callbacks.confusion_matrix import ConfusionMatrixLogger
 from callbacks.frozen_features import FrozenFeatures
 from callbacks.last_checkpoint import LastCheckpoint
+from callbacks.monitored_metrics import MonitoredMetrics
 from callbacks.non_finite_loss import NonFiniteLoss
 from callbacks.prediction_writer import PredictionWriter
 from callbacks.retrieval_metrics import RetrievalMetrics
@@ -185,7 +186,7 @@ class VitrineCLI(LightningCLI):
         recorder = RunRecorder(self.run_directory, config.name, config.seed_everything, self.checkpoint)
         # Lightning keeps checkpoint callbacks last; the recorder must see what they did.
         self.callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set at run time
-        self.callbacks.extend([LearningRateMonitor(logging_interval="step"), recorder])
+        self.callbacks.extend([LearningRateMonitor(logging_interval="step"), MonitoredMetrics(), recorder])
         # It writes before the others have begun with a batch.
         last = self._get(self.config_init, "last")
         self.callbacks.sort(key=lambda callback: callback is not last)
