@@ -24,7 +24,8 @@ _ERASED = [124.0, 116.0, 104.0]
 # What is faster where channels lie one after the other.
 _ON_PLANES = ("rotation", "translate", "brightness", "contrast", "saturation", "hue", "erasing")
 
-_LOG_RATIO = (math.log(3 / 4), math.log(4 / 3))
+_LOG_RATIO = math.log(4 / 3)
+_TRIES = 10
 _LARGEST_FACTOR = 1.5
 
 
@@ -126,19 +127,19 @@ def random_crop_box(height: int, width: int, scale: tuple[float, float]) -> tupl
     """A random part of a picture (Szegedy et al., Going deeper with convolutions, 2015).
 
     Its area is uniform in ``scale``, its aspect ratio log-uniform in [3/4, 4/3]. After ten parts that do not fit it is
-    the largest one in the middle. Draws from torch's global generator as torchvision's ``RandomResizedCrop`` does.
+    the largest one in the middle. Parts are distributed as those of torchvision's ``RandomResizedCrop``; all that may
+    be needed is drawn at once from torch's global generator, because single draws take a fifth of a sample's time.
 
     Returns:
         Top, left, height and width in pixels.
     """
-    area = height * width
-    for _ in range(10):
-        target_area = area * float(torch.empty(1).uniform_(*scale))
-        ratio = float(torch.exp(torch.empty(1).uniform_(*_LOG_RATIO)))
+    draws = iter(torch.rand(2 * _TRIES + 2, dtype=torch.float64).tolist())
+    for _ in range(_TRIES):
+        target_area = height * width * (scale[0] + next(draws) * (scale[1] - scale[0]))
+        ratio = math.exp((2 * next(draws) - 1) * _LOG_RATIO)
         part_width, part_height = round(math.sqrt(target_area * ratio)), round(math.sqrt(target_area / ratio))
         if 0 < part_width <= width and 0 < part_height <= height:
-            top = int(torch.randint(height - part_height + 1, (1,)))
-            left = int(torch.randint(width - part_width + 1, (1,)))
+            top, left = (int(next(draws) * (room + 1)) for room in (height - part_height, width - part_width))
             return top, left, part_height, part_width
     ratio = min(max(width / height, 3 / 4), 4 / 3)
     part_width, part_height = min(width, round(height * ratio)), min(height, round(width / ratio))
@@ -206,7 +207,7 @@ class _ColourJitter(nn.Module):
 
 
 class _RandomResizedCrop(nn.Module):
-    """A random part of the picture in the size that the network sees; the same as torchvision's, in half the time."""
+    """A random part of the picture in the size that the network sees; resampled as by torchvision."""
 
     def __init__(self, options: ImageOptions, scale: tuple[float, float]) -> None:
         super().__init__()

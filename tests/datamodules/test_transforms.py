@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from PIL import Image
+from scipy import stats
 from torch import nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import v2 as T
@@ -11,7 +14,14 @@ from torchvision.transforms.v2 import functional as F
 from datamodules.counted import counted_rng
 from datamodules.options import AugmentOptions, ImageOptions, Interpolation, complete_augment
 from datamodules.schema import UserError
-from datamodules.transforms import adjust_colours, eval_transform, learns_colour, scale_down, train_transform
+from datamodules.transforms import (
+    adjust_colours,
+    eval_transform,
+    learns_colour,
+    random_crop_box,
+    scale_down,
+    train_transform,
+)
 
 SIZES = [(3, 5), (1, 1), (31, 200), (200, 31), (64, 64), (97, 133)]
 
@@ -206,16 +216,46 @@ def test_crop_and_flip_are_those_of_torchvision(interpolation: Interpolation, sc
         {"random_resized_crop": list(scale), "horizontal_flip": 0.5},
         hue_safe=False,
     )
-    mode = InterpolationMode(interpolation)
-    crop = T.RandomResizedCrop(size, scale, interpolation=mode, antialias=True)
-    theirs = torch.nn.Sequential(crop, T.RandomHorizontalFlip(0.5))
-    # The last ones are so long and narrow that no part fits.
+    mode, flips = InterpolationMode(interpolation), 0
     for seed, (height, width) in enumerate([(30, 40), (24, 24), (17, 60), (9, 8), (60, 20), (200, 5), (5, 300)] * 4):
         image = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8).permute(2, 0, 1)
         torch.manual_seed(seed)
-        expected = theirs(image)
+        box = random_crop_box(height, width, scale)
+        expected = F.resized_crop(image, *box, [size, size], mode, antialias=True)
+        if torch.rand(1) < 0.5:
+            expected = F.horizontal_flip(expected)
+            flips += 1
         torch.manual_seed(seed)
         assert torch.equal(ours(image), expected)
+    assert 5 < flips < 23
+
+
+@pytest.mark.parametrize(("height", "width"), [(256, 341), (300, 300), (90, 40)])
+@pytest.mark.parametrize("scale", [(0.08, 1.0), (0.8, 1.0)])
+def test_parts_are_distributed_as_those_of_torchvision(height: int, width: int, scale: tuple[float, float]) -> None:
+    number = 2000
+    torch.manual_seed(0)
+    ours = torch.tensor([random_crop_box(height, width, scale) for _ in range(number)], dtype=torch.float64)
+    crop = T.RandomResizedCrop(8, scale)
+    image = torch.empty(3, height, width)
+    params = [crop.make_params([image]) for _ in range(number)]
+    theirs = torch.tensor([[p["top"], p["left"], p["height"], p["width"]] for p in params], dtype=torch.float64)
+    parts: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        "top": lambda box: box[:, 0],
+        "left": lambda box: box[:, 1],
+        "area": lambda box: box[:, 2] * box[:, 3],
+        "ratio": lambda box: box[:, 3] / box[:, 2],
+    }
+    for name, of in parts.items():
+        assert stats.ks_2samp(of(ours).numpy(), of(theirs).numpy()).pvalue > 1e-3, name
+
+
+@pytest.mark.parametrize(("height", "width"), [(200, 5), (5, 300)])
+def test_where_no_part_fits_it_is_torchvisions_middle(height: int, width: int) -> None:
+    params = T.RandomResizedCrop(8, (0.9, 1.0)).make_params([torch.empty(3, height, width)])
+    assert random_crop_box(height, width, (0.9, 1.0)) == tuple(
+        params[key] for key in ("top", "left", "height", "width")
+    )
 
 
 def test_scaling_down_is_the_evaluations() -> None:
