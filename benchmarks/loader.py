@@ -83,7 +83,7 @@ def measure(folder: Path, size: int, workers: int, rounds: int) -> dict[str, lis
     return interleave(contenders, rounds)
 
 
-def run(repeats: int, number: int = 512) -> list[Row]:
+def run(repeats: int, number: int = 1024) -> list[Row]:
     """Images a second of ours by torchvision's, for large and small photos, with and without worker processes."""
     import torch
 

@@ -18,6 +18,7 @@ from datamodules.mixing import mix_batch
 from datamodules.samplers import SampleKey
 from datamodules.schema import LABEL_TASK, Batch, FeatureLookup, UserError
 from datamodules.table import SampleTable
+from datamodules.transfer import received, to_be_sent
 
 if TYPE_CHECKING:
     import numpy as np
@@ -169,7 +170,8 @@ class Collate:
             batch["image"], mix = mix_batch(batch["image"], key, mixup=self._mixup, cutmix=self._cutmix)
             if mix is not None:
                 batch["mix"] = mix
-        return batch
+        sent: Batch = to_be_sent(batch)
+        return sent
 
     def _add_captions(self, batch: Batch, samples: Sequence[Sample], ids: Sequence[int]) -> None:
         if self._evaluation:
@@ -212,7 +214,7 @@ class CountedLoader(DataLoader[Sample]):
         try:
             for batch in super().__iter__() if self.features is None else self._from_features(self.features):
                 self._delivered += 1
-                yield batch
+                yield received(batch)
         except UserError as error:
             # From a worker it comes with the worker's traceback; the last line is what the user needs.
             name = type(error).__name__
