@@ -62,9 +62,9 @@ class NonFiniteLoss(Callback):
     The loss of every training batch is looked at. All processes agree: a batch that is bad on one of them is bad for
     all, so none waits for another. The agreement is one more exchange of a single number each batch.
 
-    ``stop`` costs a GPU no waiting: the answer travels while it computes, and is read one batch later. Weights that have
-    learned from the bad batch never reach a checkpoint, because the answer is read before one is written. On CPUs it is
-    read at once.
+    ``stop`` costs a GPU no waiting: the answer travels while it computes, and is read one batch later. Weights that
+    have learned from the bad batch never reach a checkpoint, because the answer is read before one is written. On CPUs
+    it is read at once.
 
     ``skip`` must know before the weights change, so the CPU waits for the loss of each batch. It leaves out the whole
     step, with all batches that it accumulates: weights, optimizer, averaged weights (``WeightAveraging`` and its kind),
@@ -190,7 +190,7 @@ class NonFiniteLoss(Callback):
         look = _Look(trainer.current_epoch, trainer.global_step, batch_idx, sample_id, loss, bad)
         if self.action == "stop" and loss.is_cuda:
             look.bad = torch.empty((), pin_memory=True).copy_(bad, non_blocking=True)
-            look.ready = torch.cuda.Event()
+            look.ready = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's
             look.ready.record()
         return look
 

@@ -47,6 +47,7 @@ from experiments.run_directory import (
 )
 from experiments.run_record import RunRecorder
 from lightning_modules.base import VisionTask
+from lightning_modules.sharding import FullySharded
 
 DEFAULT_SEED = 42
 _ALSO = "Many trainings: `python -m experiments sweep --help`."
@@ -172,6 +173,8 @@ class VitrineCLI(LightningCLI):
         log_directory = self.run_directory
         if self.subcommand != "fit" and (self.run_directory / CONFIG_FILE).exists():
             log_directory = self.run_directory / str(self.subcommand)
+        if self._get(self.config_init, "trainer").strategy == "fsdp":
+            kwargs["strategy"] = FullySharded()  # torch's second kind; Lightning means the first one
         user_loggers = self._get(self.config_init, "trainer").logger
         loggers = build_loggers(log_directory, config.wandb, continues=self.subcommand == "fit")
         if isinstance(user_loggers, Iterable):

@@ -19,7 +19,7 @@ from lightning_modules.blocks import stands_still
 from lightning_modules.encoders import InputOptions, PreparesImages
 from lightning_modules.epoch_sums import epoch_sums, restore_epoch_sums
 from lightning_modules.learning_rates import set_learning_rates, tell_scaling
-from lightning_modules.optim import OptimOptions, adamw, checked_options, single_phase, step_seed
+from lightning_modules.optim import OptimOptions, adamw, checked_options, seed_step, single_phase, step_seed
 from lightning_modules.parameter_groups import parameter_groups
 from lightning_modules.schedules import ScheduleName
 from lightning_modules.sharding import refuse_unfit_strategy, synchronise_batchnorm
@@ -194,7 +194,8 @@ class VisionTask(LightningModule, ABC):
             temperature=self.temperature_parameters,
             temperature_lr=self.temperature_lr,
         )
-        return adamw(groups, self.phases[0], self.optim_options)
+        precision = "32-true" if self._trainer is None else str(self.trainer.precision)
+        return adamw(groups, self.phases[0], self.optim_options, precision)
 
     def set_learning_rates(self) -> None:
         """Give each parameter group the learning rate of the step that comes next.
@@ -246,7 +247,7 @@ class VisionTask(LightningModule, ABC):
         So a resumed run draws what an uninterrupted one would have drawn.
         """
         self.set_learning_rates()
-        torch.manual_seed(step_seed(self.current_epoch, batch_idx, self.global_rank))
+        seed_step(self.device, step_seed(self.current_epoch, batch_idx, self.global_rank))
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Set the learning rates of the next step, which ``LearningRateMonitor`` logs before it begins."""

@@ -221,15 +221,33 @@ def step_seed(epoch: int, batch_idx: int, rank: int) -> int:
     return int.from_bytes(hashlib.blake2b(place.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def adamw(groups: list[dict[str, Any]], phase: TrainingPhase, options: OptimOptions) -> torch.optim.AdamW:
+def seed_step(device: torch.device, seed: int) -> None:
+    """Seed what a step on a device draws from: its own generator and that of the CPU.
+
+    ``torch.manual_seed`` seeds every kind of accelerator that torch knows, present or not, which takes milliseconds.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
+
+
+def adamw(
+    groups: list[dict[str, Any]], phase: TrainingPhase, options: OptimOptions, precision: str = "32-true"
+) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter, 2019) over the groups of ``parameter_groups.parameter_groups``.
+
+    On CPUs it is fused, because torch else goes through the weights one operation at a time. On GPUs torch's own choice
+    is as fast, and in mixed precision Lightning does not clip the gradients of fused optimizers.
 
     Args:
         groups: as ``parameter_groups.parameter_groups`` makes them.
         phase: gives the learning rates that stand until the first step sets its own.
         options: ``betas`` and ``eps`` are read.
+        precision: Lightning's name.
     """
     beta1, beta2 = options.get("betas", [0.9, 0.999])
     for group in groups:
         group["lr"] = group.get("own_lr", phase.lr[group["part"]]) * group["lr_scale"]
-    return torch.optim.AdamW(groups, betas=(beta1, beta2), eps=options.get("eps", 1e-8))
+    on_cpu = all(parameter.device.type == "cpu" for group in groups for parameter in group["params"])
+    fused = on_cpu and "mixed" not in precision
+    return torch.optim.AdamW(groups, betas=(beta1, beta2), eps=options.get("eps", 1e-8), fused=fused)

@@ -57,6 +57,7 @@ def test_trials_get_the_arguments_that_the_agent_would_give(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_the_published_schema_has_nothing_to_say(path: Path) -> None:
     from sweeps import config
+
     content = yaml.safe_load(path.read_text())
     assert config.schema_violations_from_proposed_config(content) == []
     assert config.schema_violations_from_proposed_config({**content, "paramters": {}}) != []

@@ -4,13 +4,16 @@ import math
 from typing import Any, cast
 
 import pytest
+import torch
 
 from datamodules.schema import UserError
 from lightning_modules.optim import (
     TrainingPhase,
+    adamw,
     checked_options,
     current_phase,
     learning_rate,
+    seed_step,
     single_phase,
     step_seed,
 )
@@ -90,3 +93,19 @@ def test_dropout_seeds_differ_from_place_to_place_and_run_to_run(monkeypatch: py
     assert all(0 <= seed < 2**63 for seed in seeds)
     monkeypatch.setenv("PL_GLOBAL_SEED", "2")
     assert not set(seeds) & {step_seed(*place) for place in places}
+
+
+def test_a_step_is_seeded_as_by_torch() -> None:
+    torch.manual_seed(2**62 + 5)
+    expected = torch.rand(4)
+    torch.manual_seed(0)
+    seed_step(torch.device("cpu"), 2**62 + 5)
+    assert torch.equal(torch.rand(4), expected)
+
+
+@pytest.mark.parametrize(("precision", "fused"), [("32-true", True), ("bf16-mixed", False)])
+def test_on_a_cpu_the_optimizer_is_fused_where_gradients_can_be_clipped(precision: str, fused: bool) -> None:
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    group = {"params": [parameter], "part": "head", "lr_scale": 1.0, "weight_decay": 0.0}
+    optimizer = adamw([group], single_phase(0.1, "constant", {}), {}, precision)
+    assert optimizer.defaults["fused"] is fused

@@ -1,0 +1,263 @@
+"""Training and evaluation on 1, 2 and 3 processes (gloo); called by ``test_several_processes.py``.
+
+A program of its own: everything is imported once, and each process is a fork that has computed nothing yet. It gets the
+environment that torchrun gives, so that everything goes the way that it goes on a cluster.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pandas as pd
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from callbacks import ClassReport, NonFiniteLoss, PredictionWriter, RetrievalMetrics
+from datamodules.base import ImageDataModule
+from datamodules.schema import UserError
+from datamodules.table import SampleTable
+from experiments.cli import main
+from lightning_modules import DualEncoder, ImageClassifier, MultiTaskClassifier
+from lightning_modules.base import VisionTask
+from tests.callbacks.tiny import tiny_trainer
+from tests.fakes_models import write_clip
+
+SIZES = (5, 53, 1020)
+"""The first one leaves all processes but the first without a picture."""
+
+WORLDS = (1, 2, 3)
+SIDE = 16
+OVERLAYS = Path(__file__).parents[2] / "experiments" / "overlays"
+CLASSES = ("bag", "cap", "mug", "pen")
+COLOURS = ("blue", "red")
+EPOCHS = 3
+STEP_SAMPLES = 8
+"""Of each training step, on all processes together."""
+
+
+class Made(ImageDataModule):
+    """48 training pictures, as many test pictures as are asked for; some of the latter have no known colour.
+
+    Args:
+        test_size: number of test pictures.
+        batch_size: on each process.
+        captions: whether there are one to three captions a picture instead of classes.
+    """
+
+    generated: ClassVar[bool] = True
+
+    def __init__(self, test_size: int = 53, batch_size: int = 8, captions: bool = False) -> None:
+        prompts = None if captions else {"templates": ["a {}", "a photo of a {}."]}
+        super().__init__(image={"size": SIDE}, loader={"batch_size": batch_size}, prompts=prompts)  # type: ignore[arg-type]
+        self.test_size = test_size
+        self.captions = captions
+
+    def prepare_data(self) -> None:
+        """There are no files to verify."""
+
+    def load_table(self) -> SampleTable:
+        splits = ["train"] * 48 + ["val"] * 10 + ["test"] * self.test_size
+        rows = range(len(splits))
+        columns: dict[str, list[Any]] = {
+            "name": [f"photo {row}" for row in rows],
+            "source": [str(row) for row in rows],
+            "split": splits,
+        }
+        if self.captions:
+            columns["caption"] = [[f"{CLASSES[row % 4]} {row} {word}" for word in "abc"[: row % 3 + 1]] for row in rows]
+            return SampleTable.from_frame(pd.DataFrame(columns), [], origin="made")
+        columns["class"] = [CLASSES[row % 4] for row in rows]
+        columns["colour"] = [None if row > 60 and row % 5 == 4 else COLOURS[row // 4 % 2] for row in rows]
+        return SampleTable.from_frame(pd.DataFrame(columns), ["class", "colour"], origin="made")
+
+    def read_image(self, index: int) -> torch.Tensor:
+        noise = torch.randint(0, 120, (3, SIDE, SIDE), generator=torch.Generator().manual_seed(index))
+        colour = torch.tensor([30 * (index % 4), 100 * (index // 4 % 2), 40 * (index % 3)]).view(3, 1, 1)
+        return (noise + colour).to(torch.uint8)
+
+
+def classifier(clip: Path) -> VisionTask:
+    return ImageClassifier("test_vit", list(CLASSES), image_size=SIDE, pretrained=False, lr=1e-3)
+
+
+def multitask(clip: Path) -> VisionTask:
+    tasks = {"class": list(CLASSES), "colour": list(COLOURS)}
+    return MultiTaskClassifier("test_vit", tasks, image_size=SIDE, pretrained=False, lr=1e-3)
+
+
+def zero_shot(clip: Path) -> VisionTask:
+    prompts = [[f"a {name}", f"a photo of a {name}."] for name in CLASSES]
+    return DualEncoder(_towers(clip), list(CLASSES), prompts, image_size=SIDE, lr=1e-3)
+
+
+def captioned(clip: Path) -> VisionTask:
+    return DualEncoder(_towers(clip), image_size=SIDE, lr=1e-3)
+
+
+def _towers(clip: Path) -> Any:
+    return {"model": str(clip)}
+
+
+TASKS: dict[str, Callable[[Path], VisionTask]] = {
+    "classifier": classifier,
+    "multitask": multitask,
+    "zero_shot": zero_shot,
+    "captioned": captioned,
+}
+
+
+def build(name: str, folder: Path) -> VisionTask:
+    """The same weights every time."""
+    torch.manual_seed(0)
+    return TASKS[name](folder / "clip")
+
+
+def evaluate(name: str, size: int, folder: Path, here: Path, world: int) -> None:
+    """Tests and predicts, and writes what was logged."""
+    data = Made(size, 16, captions=name == "captioned")
+    watching = [PredictionWriter(["test", "predict"]), ClassReport(), RetrievalMetrics()]
+    trainer = trainer_of(here, world, callbacks=watching)
+    task = build(name, folder)
+    trainer.test(task, datamodule=data, verbose=False)
+    logged = {key: float(value) for key, value in trainer.callback_metrics.items()}
+    (here / f"metrics_{trainer.global_rank}.json").write_text(json.dumps(logged), encoding="utf-8")
+    if size < 1000:
+        trainer.predict(task, datamodule=data, return_predictions=False)
+
+
+class Losses(Callback):
+    """Keeps the average loss of each epoch."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # The task logs it after the callbacks' end of the epoch.
+        if "train/loss" in trainer.callback_metrics:
+            self.on_train_end(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.losses.append(float(trainer.callback_metrics["train/loss"]))
+
+
+def train(name: str, folder: Path, here: Path, world: int) -> None:
+    """Trains, and writes weights and losses of each process."""
+    losses = Losses()
+    task = build(name, folder)
+    changes = {"max_epochs": EPOCHS, "limit_val_batches": 0, "strategy": "ddp" if world > 1 else "auto"}
+    trainer = trainer_of(here, world, callbacks=[losses, NonFiniteLoss()], **changes)
+    trainer.fit(task, datamodule=Made(10, STEP_SAMPLES // world, captions=name == "captioned"))
+    state = {"weights": task.state_dict(), "losses": losses.losses}
+    torch.save(state, here / f"trained_{trainer.global_rank}.pt")
+
+
+class SpoilOne(Callback):
+    """Makes the pictures' features not a number, on the second process only, in one batch."""
+
+    hook: Any = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 2 and trainer.global_rank == 1:
+            normalize = pl_module.get_submodule("encoder.normalize")
+            self.hook = normalize.register_forward_hook(lambda module, inputs, output: output * float("nan"))
+
+    def on_train_batch_end(self, *arguments: Any, **named: Any) -> None:
+        if self.hook is not None:
+            self.hook.remove()
+            self.hook = None
+
+
+def spoil(action: Any, folder: Path, here: Path, world: int) -> None:
+    """Trains with a loss that is not a number on one process."""
+    task = build("classifier", folder)
+    watching = [SpoilOne(), NonFiniteLoss(action)]
+    trainer = trainer_of(here, world, callbacks=watching, limit_val_batches=0, strategy="ddp")
+    message = ""
+    try:
+        trainer.fit(task, datamodule=Made(10, STEP_SAMPLES // world))
+    except UserError as error:
+        message = str(error)
+    torch.save({"weights": task.state_dict(), "message": message}, here / f"spoilt_{trainer.global_rank}.pt")
+
+
+def trainer_of(here: Path, world: int, **changes: Any) -> Trainer:
+    here.mkdir(parents=True, exist_ok=True)
+    return tiny_trainer(here, devices=world, **changes)
+
+
+def all_of_one_process(folder: Path, world: int) -> None:
+    """What each process of a world does."""
+    here = folder / str(world)
+    for name in TASKS:
+        for size in SIZES:
+            evaluate(name, size, folder, here / f"{name}-{size}", world)
+        if world < 3:
+            train(name, folder, here / f"{name}-trained", world)
+    if world == 2:
+        for action in ("skip", "stop"):
+            spoil(action, folder, here / action, world)
+
+
+def through_the_command_line(folder: Path, overlay: str) -> None:
+    """Trains and tests as torchrun would start it."""
+    configs = ["--config", str(folder / "torchrun.yaml"), "--config", str(OVERLAYS / f"{overlay}.yaml")]
+    code = main(["fit", *configs, "--runs", str(folder / "runs"), "--name", overlay, "--trainer.devices", "2"])
+    if code:
+        raise RuntimeError(f"exit code {code}")
+
+
+def in_forks(world: int, work: Callable[[], None], log: Path) -> None:
+    """Runs the same on so many processes, in torchrun's environment.
+
+    Raises:
+        RuntimeError: if one of them fails.
+    """
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    processes = []
+    for rank in range(world):
+        if (pid := os.fork()) == 0:
+            torchrun: dict[str, Any] = {
+                "RANK": rank,
+                "LOCAL_RANK": rank,
+                "WORLD_SIZE": world,
+                "LOCAL_WORLD_SIZE": world,
+            }
+            torchrun |= {"GROUP_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "7"}
+            os.environ.update({key: str(value) for key, value in torchrun.items()} if world > 1 else {})
+            code = 1
+            try:
+                with log.with_name(f"{log.name}-{rank}").open("ab") as file:
+                    os.dup2(file.fileno(), 1)
+                    os.dup2(file.fileno(), 2)
+                work()
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        processes.append(pid)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in processes]
+    if any(codes):
+        raise RuntimeError(f"{world} processes ended with {codes}")
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    root = Path(sys.argv[1])
+    write_clip(root / "clip", image_size=SIDE)
+    for size_of_world in WORLDS:
+        in_forks(size_of_world, lambda world=size_of_world: all_of_one_process(root, world), root / "log")  # type: ignore[misc]
+    in_forks(2, lambda: through_the_command_line(root, "ddp"), root / "ddp-log")

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
+
+from datamodules.schema import UserError
+from lightning_modules.sharding import convert_batchnorm
+from tests.lightning_modules.tiny import TinyData, tiny_classifier, tiny_trainer
+
+
+class Mixed(nn.Module):
+    """timm's BatchNorm with activation, plain BatchNorm at the top and one deeper."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = timm.create_model("test_efficientnet", num_classes=0)
+        self.norm = nn.BatchNorm1d(256, momentum=0.3, eps=1e-3)
+        self.head = nn.Sequential(nn.Linear(256, 8), nn.BatchNorm1d(8))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.head(self.norm(self.network(image)))
+        return output
+
+
+def norms(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
+def test_converted_batchnorm_computes_and_learns_the_same_with_its_activations() -> None:
+    torch.manual_seed(0)
+    model, image = Mixed(), torch.randn(6, 3, 32, 32)
+    converted = copy.deepcopy(model)
+    convert_batchnorm(converted)
+    assert len(norms(converted)) == len(norms(model)) > 2
+    assert all(isinstance(norm, nn.SyncBatchNorm) for norm in norms(converted))
+    # On one process it falls back to the same computation, statistics included.
+    torch.testing.assert_close(converted(image), model(image))
+    assert converted.state_dict().keys() == model.state_dict().keys()
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(converted.state_dict()[key], value)
+    torch.testing.assert_close(converted.eval()(image), model.eval()(image))
+    # torch's own function, which Lightning would use, leaves the activations out.
+    wrong = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))  # type: ignore[no-untyped-call]  # torch's
+    assert not torch.allclose(wrong(image), model(image), atol=1e-2)
+
+
+def test_converting_twice_changes_nothing() -> None:
+    model = Mixed()
+    convert_batchnorm(model)
+    before = norms(model)
+    convert_batchnorm(model)
+    assert all(one is other for one, other in zip(before, norms(model), strict=True))
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_converted_batchnorm_that_is_frozen_or_fixed_keeps_its_statistics(fixed: bool) -> None:
+    task = tiny_classifier()
+    convert_batchnorm(task)
+    if fixed:
+        task.fix_batchnorm()
+    else:
+        task.freeze_backbone()
+    task.train()
+    assert norms(task.backbone)
+    assert not any(norm.training for norm in norms(task.backbone))
+    before = {key: value.clone() for key, value in task.backbone.state_dict().items()}
+    task(torch.zeros(4, 3, 32, 32, dtype=torch.uint8))
+    for key, value in task.backbone.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+def test_batchnorm_over_processes_is_refused_on_cpus(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path, strategy=DDPStrategy(), sync_batchnorm=True)
+    with pytest.raises(UserError, match=r"trainer.sync_batchnorm: torch synchronises BatchNorm on GPUs only"):
+        trainer.fit(tiny_classifier(), TinyData())
