@@ -96,12 +96,13 @@ def assert_same(left: Done, right: Done, tolerance: float = 1e-5) -> None:
 
 @pytest.fixture(scope="module")
 def naive(tmp_path_factory: pytest.TempPathFactory) -> Done:
-    return two_phases(tmp_path_factory.mktemp("naive"), FrozenFeatures("never"))
+    return two_phases(tmp_path_factory.mktemp("naive"), FrozenFeatures("never"), precision="64-true")
 
 
 def test_two_phases_end_as_on_the_way_through_the_whole_network(tmp_path: Path, naive: Done) -> None:
-    once = two_phases(tmp_path, FrozenFeatures())
-    assert_same(once, naive)
+    # In double precision: in single one, networks that all learn drift apart from differences in the last digit.
+    once = two_phases(tmp_path, FrozenFeatures(), precision="64-true")
+    assert_same(once, naive, tolerance=1e-9)
     assert isinstance(once.data, Augmented)
     assert isinstance(naive.data, Augmented)
     both = SPLIT_SIZES["train"] + SPLIT_SIZES["val"]
@@ -109,6 +110,15 @@ def test_two_phases_end_as_on_the_way_through_the_whole_network(tmp_path: Path, 
     assert once.data.read == 2 * both
     assert naive.data.read == EPOCHS * both
     assert sum(once.encoded) == both, "all other pictures go through the task's own way"
+
+
+def test_heads_learn_the_same_in_single_precision(tmp_path: Path) -> None:
+    steps = FROZEN * SPLIT_SIZES["train"] // 4
+    limits: dict[str, Any] = {"max_steps": steps, "max_epochs": EPOCHS}
+    once = two_phases(tmp_path / "once", FrozenFeatures("auto"), **limits)
+    never = two_phases(tmp_path / "never", FrozenFeatures("never"), **limits)
+    assert_same(once, never, tolerance=1e-5)
+    assert len(never.noted.losses) == steps
 
 
 def test_as_many_views_as_epochs_are_the_epochs_own_augmentation(tmp_path: Path) -> None:
@@ -163,7 +173,7 @@ def test_features_that_do_not_fit_into_memory(
 ) -> None:
     monkeypatch.setattr("callbacks.feature_table.LARGEST_SHARE", 1e-9)
     with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
-        assert_same(two_phases(tmp_path / "auto", FrozenFeatures()), naive, 0)
+        assert_same(two_phases(tmp_path / "auto", FrozenFeatures(), precision="64-true"), naive, 0)
     assert "of the machine's" in told(caplog)
     with pytest.raises(UserError, match=r"features of the training split need .* lower features.n_views"):
         two_phases(tmp_path / "always", FrozenFeatures("always"))

@@ -25,7 +25,7 @@ from datamodules.base import ImageDataModule
 from datamodules.schema import UserError
 from datamodules.table import SampleTable
 from experiments.cli import main
-from lightning_modules import DualEncoder, ImageClassifier, MultiTaskClassifier
+from lightning_modules import DualEncoder, FullySharded, ImageClassifier, MultiTaskClassifier
 from lightning_modules.base import VisionTask
 from tests.callbacks.tiny import tiny_trainer
 from tests.fakes_models import write_clip
@@ -38,6 +38,7 @@ SIDE = 16
 OVERLAYS = Path(__file__).parents[2] / "experiments" / "overlays"
 CLASSES = ("bag", "cap", "mug", "pen")
 COLOURS = ("blue", "red")
+SHARDED = ("classifier", "captioned")
 EPOCHS = 3
 STEP_SAMPLES = 8
 """Of each training step, on all processes together."""
@@ -159,6 +160,26 @@ def train(name: str, folder: Path, here: Path, world: int) -> None:
     torch.save(state, here / f"trained_{trainer.global_rank}.pt")
 
 
+def train_sharded(name: str, folder: Path, here: Path, world: int) -> None:
+    """Trains, on several processes with the weights shared out, tests what the checkpoint holds, and goes on from it with a new model."""
+    data = Made(10, STEP_SAMPLES // world, captions=name == "captioned")
+    changes: dict[str, Any] = {"limit_val_batches": 0, "gradient_clip_val": 1.0}
+    if world > 1:
+        changes["strategy"] = FullySharded()
+    first = trainer_of(here, world, max_epochs=2, callbacks=[NonFiniteLoss()], **changes)
+    task = build(name, folder)
+    first.fit(task, datamodule=data)
+    first.save_checkpoint(here / "half.ckpt", weights_only=False)
+    tested = Made(10, STEP_SAMPLES, captions=name == "captioned")
+    metrics = first.test(task, datamodule=tested, ckpt_path=here / "half.ckpt", weights_only=True, verbose=False)
+    if world > 1:
+        changes["strategy"] = FullySharded()
+    second = trainer_of(here, world, max_epochs=EPOCHS, callbacks=[NonFiniteLoss()], **changes)
+    second.fit(build(name, folder), datamodule=data, ckpt_path=here / "half.ckpt", weights_only=True)
+    second.save_checkpoint(here / "whole.ckpt", weights_only=False)
+    (here / f"tested_{first.global_rank}.json").write_text(json.dumps(metrics[0]), encoding="utf-8")
+
+
 class SpoilOne(Callback):
     """Makes the pictures' features not a number, on the second process only, in one batch."""
 
@@ -201,6 +222,8 @@ def all_of_one_process(folder: Path, world: int) -> None:
             evaluate(name, size, folder, here / f"{name}-{size}", world)
         if world < 3:
             train(name, folder, here / f"{name}-trained", world)
+        if world == 1 and name in SHARDED:
+            train_sharded(name, folder, here / f"{name}-sharded", world)
     if world == 2:
         for action in ("skip", "stop"):
             spoil(action, folder, here / action, world)
