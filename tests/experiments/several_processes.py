@@ -161,7 +161,7 @@ def train(name: str, folder: Path, here: Path, world: int) -> None:
 
 
 def train_sharded(name: str, folder: Path, here: Path, world: int) -> None:
-    """Trains, on several processes with the weights shared out, tests what the checkpoint holds, and goes on from it with a new model."""
+    """Trains, weights shared out if there are several processes, tests the checkpoint, and goes on from it."""
     data = Made(10, STEP_SAMPLES // world, captions=name == "captioned")
     changes: dict[str, Any] = {"limit_val_batches": 0, "gradient_clip_val": 1.0}
     if world > 1:

@@ -1,7 +1,7 @@
 """Training with weights that are shared out (FSDP); started by ``test_several_processes.py`` with torchrun.
 
-Not in forks as the rest: sharding on CPUs starts threads of autograd, which torch's pool of threads does not survive in
-a forked process.
+Not in forks as the rest, where sharding on CPUs crashed inside torch (2.15, gloo) now and then; in processes of its own
+it never did.
 """
 
 from __future__ import annotations
