@@ -134,7 +134,8 @@ class DualEncoder(EmbeddingTask):
         Returns:
             float32 scalar.
         """
-        self.log("train/logit_scale", self.objective.temperature()[0])
+        if self.is_logged(batch_idx):
+            self.log("train/logit_scale", self.objective.temperature()[0])
         return super().training_step(batch, batch_idx)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Outputs:
