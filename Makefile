@@ -28,7 +28,8 @@ quickstart: install  ## Train and test a multi-task model on generated pictures 
 	$(PY) -m experiments fit --config experiments/quickstart.yaml
 
 test: install lint types imports  ## Formatting, lint, types, import contracts and the test suite
-	$(PY) -m pytest -n 2
+	# A file stays with one worker, so that what its tests share is made once; the costly ones do not come last.
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: install  ## The tests that take minutes
 	$(PY) -m pytest -n 2 -m slow
