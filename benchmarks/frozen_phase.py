@@ -2,7 +2,7 @@
 
     python -m benchmarks.frozen_phase [--repeats 3]
 
-RegNetX-200MF on generated photos of 128 px, training and validation, without augmentation. Both sides read decoded
+RegNetX-200MF on generated photos of its own 224 px, training and validation, without augmentation. Both sides read decoded
 pictures from the cache.
 """
 
@@ -77,11 +77,11 @@ class Clock(Callback):
         self.seconds += time.perf_counter()
 
 
-def run(repeats: int, number: int = 500, backbone: str = "regnetx_002", size: int = 128) -> list[Row]:
+def run(repeats: int, number: int = 400, backbone: str = "regnetx_002", size: int = 224) -> list[Row]:
     """Seconds through the whole network by those with features computed once."""
     with tempfile.TemporaryDirectory() as name:
         os.environ["VITRINE_CACHE"] = str(Path(name) / "cache")
-        folder = write_photos(Path(name) / "photos", number, 170)
+        folder = write_photos(Path(name) / "photos", number, 320)
         contenders: dict[str, Callable[[], float]] = {
             contender: partial(seconds, folder, mode, backbone=backbone, size=size) for contender, mode in MODES.items()
         }

@@ -63,7 +63,7 @@ class Normalize(nn.Module):
 
         Returns:
             ``(B, 3, H, W)`` in the floating type of the statistics, laid out as ``torch.channels_last``, in which most
-            convolutional networks are faster by a fifth to a third (``python -m benchmarks layout``).
+            convolutional networks are faster by a tenth to a third (``python -m benchmarks layout``).
 
         Raises:
             TypeError: if the pictures are not uint8; that they are scaled twice would go unnoticed.

@@ -15,11 +15,12 @@ os.environ.setdefault("WANDB_MODE", "disabled")
 import pytest
 
 # For fixtures that are made before a test's own. Each process of pytest-xdist makes its own.
-os.environ["VITRINE_CACHE"] = tempfile.mkdtemp(prefix="vitrine-tests-")
-atexit.register(shutil.rmtree, os.environ["VITRINE_CACHE"], ignore_errors=True)
+_SHARED = os.environ["VITRINE_CACHE"] = tempfile.mkdtemp(prefix="vitrine-tests-")
+atexit.register(shutil.rmtree, _SHARED, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What tests decode and verify does not land in the user's cache."""
-    monkeypatch.setenv("VITRINE_CACHE", str(tmp_path_factory.mktemp("cache")))
+    """What tests decode and verify does not land in the user's cache; a module may have one for all its tests."""
+    if os.environ["VITRINE_CACHE"] == _SHARED:
+        monkeypatch.setenv("VITRINE_CACHE", str(tmp_path_factory.mktemp("cache")))

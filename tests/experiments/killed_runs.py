@@ -194,5 +194,5 @@ if __name__ == "__main__":
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     run_all(Path(sys.argv[1]), sys.argv[3:], int(sys.argv[2]))
-    # In the middle of an epoch of each phase, in a validation, and while a checkpoint is written.
-    run_interrupted(Path(sys.argv[1]), sys.argv[3], [30, 75])
+    # In the middle of an epoch of phase two.
+    run_interrupted(Path(sys.argv[1]), sys.argv[3], [75])

@@ -107,6 +107,7 @@ def test_tiny_version_trains_tests_and_resumes(path: Path, tmp_path: Path) -> No
     assert stage["epochs"] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_true_architecture_takes_a_step_under_the_overlay(path: Path, tmp_path: Path, run_quietly: Quietly) -> None:
     arguments = ["--config", str(path), "--config", str(OVERLAYS / "two_cores.yaml"), "--runs", str(tmp_path)]

@@ -46,7 +46,7 @@ KINDS: dict[str, list[str]] = {
 }
 
 
-@pytest.fixture(scope="module", params=["classifies", "embeds"])
+@pytest.fixture(scope="module", params=["classifies", pytest.param("embeds", marks=pytest.mark.slow)])
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A run of each kind, trained and tested."""
     folder = tmp_path_factory.mktemp("runs")

@@ -142,6 +142,7 @@ def test_two_processes_learn_what_one_learns_from_their_joined_batches(folder: P
     assert both["losses"] == pytest.approx(alone["losses"], rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", SHARDED)
 def test_sharded_weights_learn_as_whole_ones_do_and_checkpoints_are_whole(sharded: Path, task: str) -> None:
     one, two = (sharded / str(world) / f"{task}-sharded" for world in (1, 2))
@@ -188,6 +189,7 @@ def test_a_step_that_is_bad_on_one_process_is_left_out_on_both(folder: Path) -> 
     assert json.loads((here / "non_finite.json").read_text())["skipped_steps"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overlay", ["ddp", "fsdp"])
 def test_torchrun_makes_one_run_whose_checkpoint_needs_no_torchrun(sharded: Path, overlay: str) -> None:
     folder = sharded

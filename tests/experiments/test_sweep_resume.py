@@ -18,6 +18,7 @@ from tests.experiments.test_sweep import ROOT, table
 from tests.experiments.test_sweep_file import written
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_of_real_trainings_goes_on_and_its_best_can_be_repeated(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

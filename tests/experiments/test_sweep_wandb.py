@@ -62,7 +62,11 @@ def generated_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[pytest.mark.slow] if path.stem != "flowers_lr_epochs" else []) for path in FILES],
+    ids=lambda path: path.stem,
+)
 def test_the_agent_builds_a_command_that_trains(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The client's agent makes the command line, starts it and waits for it; only an overlay makes it small."""
     sweep = yaml.safe_load(path.read_text())
