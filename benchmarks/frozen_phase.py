@@ -2,8 +2,8 @@
 
     python -m benchmarks.frozen_phase [--repeats 3]
 
-RegNetX-200MF on generated photos of its own 224 px, training and validation, without augmentation. Both sides read decoded
-pictures from the cache.
+RegNetX-200MF on generated photos of its own 224 px, training and validation, without augmentation. Both sides read
+decoded pictures from the cache.
 """
 
 from __future__ import annotations
