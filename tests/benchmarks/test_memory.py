@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import mmap
 import multiprocessing
 import os
 from multiprocessing.connection import Connection
@@ -9,7 +10,7 @@ import pytest
 
 from benchmarks.memory import children, own_memory, peak_memory
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux only")
+pytestmark = pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux only")
 
 MEGABYTES = 60
 
@@ -35,6 +36,15 @@ def test_only_what_a_process_has_written_itself_is_its_own() -> None:
         process.join()
     assert found[0] < MEGABYTES / 2
     assert found[MEGABYTES] - found[0] == pytest.approx(MEGABYTES, abs=5)
+
+
+def test_pages_of_a_fresh_file_are_not_a_process_own(tmp_path: Path) -> None:
+    path = tmp_path / "fresh"
+    before = own_memory(os.getpid())
+    path.write_bytes(bytes(MEGABYTES << 20))
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as pages:
+        assert sum(pages[:: 1 << 12]) == 0  # every page is read
+        assert own_memory(os.getpid()) - before < MEGABYTES / 2
 
 
 def test_the_peak_remembers_what_was_given_back() -> None:
