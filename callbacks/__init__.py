@@ -1,4 +1,4 @@
-"""What happens around training: unfreezing, confusion matrices, class reports, retrieval metrics, predictions as files.
+"""What happens around training: unfreezing, confusion matrices, class reports, retrieval metrics, galleries, files.
 
 Callbacks see of a task its step outputs (``datamodules.schema.Outputs``) and of the data what ``DescribesSamples``
 offers, so they work with every task and data set that keeps to these. Names are imported when they are first used, so
@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from callbacks.class_report import ClassReport
     from callbacks.compile_model import CompileModel
     from callbacks.confusion_matrix import ConfusionMatrixLogger
+    from callbacks.embedding_export import EmbeddingExport
     from callbacks.frozen_features import FrozenFeatures
     from callbacks.last_checkpoint import LastCheckpoint
     from callbacks.monitored_metrics import MonitoredMetrics
     from callbacks.non_finite_loss import NonFiniteLoss
     from callbacks.prediction_writer import PredictionWriter
     from callbacks.retrieval_metrics import RetrievalMetrics
+    from callbacks.saliency import SaliencyOfMistakes
     from callbacks.start_weights import StartWeights
 
 __all__ = [
@@ -28,12 +30,14 @@ __all__ = [
     "ClassReport",
     "CompileModel",
     "ConfusionMatrixLogger",
+    "EmbeddingExport",
     "FrozenFeatures",
     "LastCheckpoint",
     "MonitoredMetrics",
     "NonFiniteLoss",
     "PredictionWriter",
     "RetrievalMetrics",
+    "SaliencyOfMistakes",
     "StartWeights",
 ]
 
@@ -42,12 +46,14 @@ _HOMES = {
     "ClassReport": "callbacks.class_report",
     "CompileModel": "callbacks.compile_model",
     "ConfusionMatrixLogger": "callbacks.confusion_matrix",
+    "EmbeddingExport": "callbacks.embedding_export",
     "FrozenFeatures": "callbacks.frozen_features",
     "LastCheckpoint": "callbacks.last_checkpoint",
     "MonitoredMetrics": "callbacks.monitored_metrics",
     "NonFiniteLoss": "callbacks.non_finite_loss",
     "PredictionWriter": "callbacks.prediction_writer",
     "RetrievalMetrics": "callbacks.retrieval_metrics",
+    "SaliencyOfMistakes": "callbacks.saliency",
     "StartWeights": "callbacks.start_weights",
 }
 

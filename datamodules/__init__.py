@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from datamodules.flowers102 import Flowers102 as Flowers102
     from datamodules.hub_images import HubImages as HubImages
     from datamodules.image_folder import ImageFolder as ImageFolder
+    from datamodules.picture_folder import PictureFolder as PictureFolder
     from datamodules.products import Products as Products
     from datamodules.schema import UserError as UserError
     from datamodules.streamed_images import StreamedImages as StreamedImages
@@ -28,6 +29,7 @@ _MODULES = {
     "HubImages": "hub_images",
     "ImageDataModule": "base",
     "ImageFolder": "image_folder",
+    "PictureFolder": "picture_folder",
     "Products": "products",
     "SampleTable": "table",
     "StreamedImages": "streamed_images",
@@ -42,6 +44,7 @@ __all__ = [
     "HubImages",
     "ImageDataModule",
     "ImageFolder",
+    "PictureFolder",
     "Products",
     "SampleTable",
     "StreamedImages",

@@ -6,7 +6,7 @@ to read one (``read_image``). Everything else is here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -30,6 +30,7 @@ from datamodules.options import (
     is_random,
 )
 from datamodules.prompts import PromptOptions
+from datamodules.readers import SplitReaders
 from datamodules.record import record_of
 from datamodules.samplers import EvalSampler
 from datamodules.schema import UserError
@@ -37,6 +38,7 @@ from datamodules.table import SPLITS, table_error
 from datamodules.transforms import eval_transform, learns_colour, train_transform
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from numpy.typing import NDArray
 
     from datamodules.verification import Verification
@@ -182,8 +184,30 @@ class ImageDataModule(TableDataModule):
         return self.eval_dataloader("test")
 
     def predict_dataloader(self) -> CountedLoader:
-        """All samples of the test split."""
-        return self.eval_dataloader("test")
+        """All samples of the splits that ``loader.predict`` names, in the table's order.
+
+        Raises:
+            UserError: where these splits are empty.
+        """
+        splits = self.loader_options["predict"]
+        if len(splits) == 1:
+            return self.eval_dataloader(splits[0])
+        if not len(rows := self.rows_of(splits)):
+            raise UserError(f"{self.table.origin}: there is no picture in {', '.join(splits)}; name another split")
+        return self.rows_dataloader(rows)
+
+    def rows_of(self, splits: Sequence[str]) -> NDArray[np.int64]:
+        """Rows of several splits without the skipped ones, in the table's order, int64."""
+        return np.sort(np.concatenate([self.split_indices(split) for split in dict.fromkeys(splits)]))
+
+    def rows_dataloader(self, rows: NDArray[np.int64]) -> CountedLoader:
+        """Batches of any rows with the evaluation transform, each row once, in the order given.
+
+        Args:
+            rows: int64 ``(n,)``, ascending.
+        """
+        reader = SplitReaders(self.table.split_codes, lambda part: self._reader(part, None), rows)
+        return self._eval_loader(ImageDataset(rows, reader, eval_transform(self.image_options), self.seed))
 
     def eval_dataloader(self, split: str) -> CountedLoader:
         """Batches of any split with the evaluation transform, in the table's order.
@@ -213,11 +237,24 @@ class ImageDataModule(TableDataModule):
             split: train, val or test.
             view: epoch that pictures are augmented for as in training; None for the evaluation transform.
         """
-        dataset = self.dataset(split, augmented=view is not None)
-        collate = Collate(self.table, self.seed, texts=self.texts, evaluation=True)
-        batch_size = self.loader_options["batch_size"]
-        sampler = EvalSampler(len(dataset), *self._place(), view=view or 0, batch_size=batch_size)
-        return eval_loader(dataset, sampler, collate, self.loader_options)
+        return self._eval_loader(self.dataset(split, augmented=view is not None), view or 0)
+
+    @property
+    def picture_files(self) -> bool:
+        """Whether each picture is a file of its own."""
+        return type(self).read_image is ImageDataModule.read_image
+
+    def picture_facts(self, sample_ids: NDArray[np.int64]) -> pa.Table:
+        """See ``datamodules.schema.DescribesPictures``; generated pictures are made for their hash."""
+        from datamodules.picture_facts import decoded_content, facts_of
+
+        if self._bad is None:
+            self._verify()
+        if self._content is None:
+            content = decoded_content(self.read_image, sample_ids)
+        else:
+            content = [row.tobytes().hex() for row in self._content[sample_ids]]
+        return facts_of(self.table, sample_ids, content, picture_files=self.picture_files)
 
     def data_record(self) -> dict[str, Any]:
         """What the run record says of the data: fingerprint, counts, unseen values and skipped pictures."""
@@ -260,6 +297,12 @@ class ImageDataModule(TableDataModule):
         from datamodules.readers import picture_reader
 
         return picture_reader(self, rows, self._content, augment)
+
+    def _eval_loader(self, dataset: ImageDataset, view: int = 0) -> CountedLoader:
+        collate = Collate(self.table, self.seed, texts=self.texts, evaluation=True)
+        batch_size = self.loader_options["batch_size"]
+        sampler = EvalSampler(len(dataset), *self._place(), view=view, batch_size=batch_size)
+        return eval_loader(dataset, sampler, collate, self.loader_options)
 
     def _place(self) -> tuple[int, int]:
         """Rank of this process and number of processes."""

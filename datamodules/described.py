@@ -82,6 +82,11 @@ class TableDataModule(LightningDataModule):
         """For each class the texts that stand for it."""
         return self.texts.class_prompts
 
+    @property
+    def own_captions(self) -> bool:
+        """Whether evaluation batches hold captions of the data's own."""
+        return self.texts.own
+
     def training_texts(self) -> list[str]:
         """Distinct captions of the train split and all class prompts, to train a tokenizer on."""
         return self.texts.training_texts(self.split_indices("train"))

@@ -81,7 +81,7 @@ class ImageFolder(ImageDataModule):
         tops = {folder: root / folder for folder in split_folders} or {"": root}
         records: list[tuple[str, str, str]] = []
         for folder, top in tops.items():
-            below = _pictures(top)
+            below = pictures_below(top)
             _refuse_strays(top, below)
             own = _SPLIT_FOLDERS[folder] if folder else ""
             records += [(f"{folder}/{path}" if folder else path, path.split("/", 1)[0], own) for path in below]
@@ -151,7 +151,7 @@ def _split_folders(root: Path) -> list[str]:
     return sorted(splits, key=lambda name: ("train", "val", "test").index(_SPLIT_FOLDERS[name]))
 
 
-def _pictures(top: Path) -> list[str]:
+def pictures_below(top: Path) -> list[str]:
     """Paths of all pictures below a folder, relative to it, sorted; links to folders are followed, each once."""
     found: list[str] = []
     seen: set[str] = set()

@@ -19,6 +19,7 @@ Sampling = Literal["shuffle", "balanced", "distinct"]
 OnBadImage = Literal["error", "skip"]
 LeakKind = Literal["groups", "exact", "near"]
 CacheMode = Literal["auto", "always", "never"]
+SplitName = Literal["train", "val", "test"]
 Preset = Literal["none", "light", "reference"]
 
 
@@ -55,6 +56,7 @@ class LoaderOptions(TypedDict, total=False):
             and without; random crops of pictures that are larger come out of the smaller ones; default auto.
         cache_limit_gb: gigabytes that all cached pictures together may take; default 20. The data sets that were not
             used for longest make room.
+        predict: splits that ``predict`` goes through, in the table's order; default test.
     """
 
     batch_size: int
@@ -65,6 +67,7 @@ class LoaderOptions(TypedDict, total=False):
     drop_last: bool
     cache: CacheMode
     cache_limit_gb: float
+    predict: list[SplitName]
 
 
 class CheckOptions(TypedDict, total=False):
@@ -128,6 +131,7 @@ LOADER_DEFAULTS: LoaderOptions = {
     "drop_last": False,
     "cache": "auto",
     "cache_limit_gb": 20.0,
+    "predict": ["test"],
 }
 CHECK_DEFAULTS: CheckOptions = {"on_bad_image": "error", "allow_leaks": []}
 
@@ -206,6 +210,9 @@ def complete_loader(options: LoaderOptions | None) -> LoaderOptions:
     _require_choice("loader.sampling", filled["sampling"], ("shuffle", "balanced", "distinct"))
     _require_choice("loader.cache", filled["cache"], ("auto", "always", "never"))
     _require(filled["cache_limit_gb"] > 0, "loader.cache_limit_gb", filled["cache_limit_gb"], "above 0")
+    _require(bool(filled["predict"]), "loader.predict", filled["predict"], "at least one of train, val, test")
+    for split in filled["predict"]:
+        _require_choice("loader.predict", split, ("train", "val", "test"))
     return filled
 
 

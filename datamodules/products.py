@@ -15,6 +15,7 @@ import numpy as np
 
 from datamodules.attributes import Vocabulary, VocabularyOptions, canonical_attribute, parse_attributes, plain_text
 from datamodules.base import ImageDataModule
+from datamodules.composed_captions import composed_captions
 from datamodules.label_file import LabelFile, Problems, read_label_file, relative_path
 from datamodules.location import locate
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
@@ -49,6 +50,8 @@ class Products(ImageDataModule):
         checks: what to do about unreadable pictures and leaks between the splits.
         seed: of order, sampling, augmentation and, where ``split`` names no other, of the division.
         prompts: texts that stand for the classes; given, they are the captions too.
+        caption_templates: captions made of these fields: ``{class}``, ``{noun}`` (its last word), the attributes, and
+            ``{caption}``, the table's own, which is the only caption by default.
     """
 
     def __init__(
@@ -64,8 +67,10 @@ class Products(ImageDataModule):
         checks: CheckOptions | None = None,
         seed: int = 0,
         prompts: PromptOptions | None = None,
+        caption_templates: list[str] | None = None,
     ) -> None:
         super().__init__(image, augment, loader, checks, seed, prompts)
+        self.caption_templates = caption_templates
         self.root = root
         self.labels = labels
         self.attributes = attributes
@@ -97,6 +102,9 @@ class Products(ImageDataModule):
         for task in wanted:
             frame[task] = self.vocabulary.values(task, values[task])
         frame["caption"] = [plain_text(text) for text in file.columns.get("caption", [""] * len(frame))]
+        if self.caption_templates:
+            known = {key: list(frame[key]) for key in (LABEL_TASK, *wanted, "caption")}
+            frame["caption"] = composed_captions(self.caption_templates, known, f"data caption_templates: {path}")
         objects = [text.strip() for text in file.columns.get("instance_id", [""] * len(frame))]
         frame["group"] = [name or path for name, path in zip(objects, paths, strict=True)]
         self._divide(frame, own, str(path))

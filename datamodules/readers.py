@@ -26,6 +26,32 @@ _MOST_WORKERS = 16
 _GB = 10**9
 
 
+class SplitReaders:
+    """Reads pictures of several splits, those of each by a reader of its own.
+
+    So pictures that a split's evaluation has decoded before are found again.
+
+    Args:
+        split_codes: int8 ``(N,)``, of the whole table.
+        make_reader: gives the reader of int64 ``(n,)`` rows of one split.
+        rows: int64, ascending, those that are to be read.
+    """
+
+    def __init__(
+        self,
+        split_codes: NDArray[np.int8],
+        make_reader: Callable[[NDArray[np.int64]], Callable[[int], torch.Tensor]],
+        rows: NDArray[np.int64],
+    ) -> None:
+        self._split_codes = split_codes
+        codes = split_codes[rows]
+        self._readers = {int(code): make_reader(rows[codes == code]) for code in sorted(set(codes.tolist()))}
+
+    def __call__(self, row: int) -> torch.Tensor:
+        """One picture, uint8 ``(3, H, W)``."""
+        return self._readers[int(self._split_codes[row])](row)
+
+
 def picture_reader(
     datamodule: ImageDataModule,
     rows: NDArray[np.int64],

@@ -6,9 +6,14 @@ Every package may import this module; it imports none of ours. Nothing here comp
 from __future__ import annotations
 
 import errno
-from typing import Literal, NotRequired, Protocol, TypedDict
+from typing import TYPE_CHECKING, Literal, NotRequired, Protocol, TypedDict, runtime_checkable
 
-import torch
+if TYPE_CHECKING:
+    # Whoever only searches in a gallery need not wait for torch.
+    import numpy as np
+    import pyarrow as pa
+    import torch
+    from numpy.typing import NDArray
 
 UNKNOWN = -1
 """Target of a sample whose value is unknown: left out of loss and metric."""
@@ -121,6 +126,32 @@ class DescribesSamples(Protocol):
 
     def group_names(self) -> list[str]:
         """Names of all samples' groups, indexed by ``sample_id``."""
+
+
+@runtime_checkable
+class DescribesPictures(Protocol):
+    """What a gallery may ask of a DataModule."""
+
+    @property
+    def picture_files(self) -> bool:
+        """Whether each picture is a file of its own."""
+
+    @property
+    def own_captions(self) -> bool:
+        """Whether batches bring captions of the data's own, so that they may be embedded."""
+
+    def picture_facts(self, sample_ids: NDArray[np.int64]) -> pa.Table:
+        """What is known of some pictures.
+
+        Args:
+            sample_ids: int64 ``(n,)``.
+
+        Returns:
+            n rows of strings: ``id`` (the stable name), ``path`` (absolute, empty where the picture is no file),
+            ``content`` (hash of the decoded pixels, or of where they stand in their shard; empty where there is no way
+            to know), ``caption`` (the first, empty where there is none), ``group``, ``split``, for each task
+            ``label_<task>`` (null where unknown), and the list ``captions``, all of the data's own.
+        """
 
 
 def batch_targets(batch: Batch) -> dict[str, torch.Tensor]:

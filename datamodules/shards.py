@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+import hashlib
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
@@ -54,6 +55,29 @@ class Shards:
         """What errors call a picture: its shard and its key."""
         shard = int(np.searchsorted(self.ends, row, side="right"))
         return f"{self.urls[shard]}: {self.keys[row].as_py()}"
+
+    def place_hashes(self, rows: NDArray[np.int64], stamp_of: Callable[[str], str]) -> list[str]:
+        """What changes when a picture may have changed, without reading it, hexadecimal.
+
+        It is the SHA-256 of the shard's size and date of change (or what its server says instead) and of the place in
+        it. So all pictures of a shard that was written anew count as changed.
+
+        Args:
+            rows: int64 ``(n,)``, of the table.
+            stamp_of: what is known of a shard, empty for nothing.
+
+        Returns:
+            n texts, empty where nothing is known of the shard.
+        """
+        which = self.shard_of(rows)
+        stamps = {shard: stamp_of(self.urls[shard]) for shard in np.unique(which).tolist()}
+        places = zip(rows.tolist(), which.tolist(), strict=True)
+        return [
+            hashlib.sha256(f"{stamps[shard]} {row - self.first_row(shard)}".encode()).hexdigest()
+            if stamps[shard]
+            else ""
+            for row, shard in places
+        ]
 
     def read(self, rows: NDArray[np.int64]) -> Generator[bytes, None, None]:
         """The encoded pictures of some rows of one shard, which is opened for it and closed after the last one.

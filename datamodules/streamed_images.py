@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,6 +29,10 @@ from datamodules.stream_table import StreamColumns, read_streams
 from datamodules.table import SampleTable
 from datamodules.tar_scan import stamp_of
 from datamodules.transforms import eval_transform, learns_colour, train_transform
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from numpy.typing import NDArray
 
 JOURNAL = "skipped_pictures.jsonl"
 """In the run directory: the pictures that could not be read, one JSON object a line."""
@@ -145,22 +149,42 @@ class StreamedImages(ImageDataModule):
         """Where the shards are and what changes with their content."""
         return json.dumps([[url, stamp_of(url)] for url in self._opened().urls])
 
-    def streamed(self, split: str, *, training: bool, augmented: bool, on_bad: OnBad) -> StreamedDataset:
-        """The samples of a split in the order in which this process sees them.
+    @property
+    def picture_files(self) -> bool:
+        """False: pictures stand in shards."""
+        return False
+
+    def picture_facts(self, sample_ids: NDArray[np.int64]) -> pa.Table:
+        """See ``datamodules.schema.DescribesPictures``; pictures are not read for it (``Shards.place_hashes``)."""
+        from datamodules.picture_facts import facts_of
+
+        hashes = self._opened().place_hashes(sample_ids, stamp_of)
+        return facts_of(self.table, sample_ids, hashes, picture_files=False)
+
+    def rows_dataloader(self, rows: NDArray[np.int64]) -> CountedLoader:
+        """See ``ImageDataModule``; one stream and so at most one worker on each process, which keeps to the order."""
+        on_bad: OnBad = "leave_out" if self._skips else "error"
+        dataset = self.streamed(rows, training=False, augmented=False, on_bad=on_bad, streams=1)
+        return self._in_order(dataset, num_workers=min(1, self.loader_options["num_workers"]))
+
+    def streamed(
+        self, rows: NDArray[np.int64], *, training: bool, augmented: bool, on_bad: OnBad, streams: int = 0
+    ) -> StreamedDataset:
+        """Some samples in the order in which this process sees them.
 
         Args:
-            split: train, val or test.
+            rows: int64 ``(n,)``, ascending, rows of the table, such as those of a split.
             training: whether the order is drawn, else that of the shards.
             augmented: whether pictures get the training augmentation; else the evaluation transform.
             on_bad: what becomes of an unreadable picture.
+            streams: that are read side by side; 0 for as many as the user wants.
         """
-        rows, shards = self.split_indices(split), self._opened()
         safe = learns_colour(self.tasks)
         options = self.image_options
         return StreamedDataset(
             rows,
-            shards,
-            self.order(split, training=training),
+            self._opened(),
+            self.order(rows, training=training, streams=streams),
             train_transform(options, self._augment, hue_safe=safe) if augmented else eval_transform(options),
             options["size"],
             self.seed,
@@ -169,22 +193,22 @@ class StreamedImages(ImageDataModule):
             self._journal(),
         )
 
-    def order(self, split: str, *, training: bool) -> StreamOrder:
-        """Which sample of a split this process sees when."""
+    def order(self, rows: NDArray[np.int64], *, training: bool, streams: int = 0) -> StreamOrder:
+        """Which of some rows this process sees when."""
         rank, world_size = self._place()
-        which = self._opened().shard_of(self.split_indices(split))
+        which = self._opened().shard_of(rows)
         sizes = np.bincount(which, minlength=1)
         sizes = sizes[sizes > 0]
         if training and len(sizes) < world_size:
             rank_zero_warn(
-                f"{self.table.origin}: {len(sizes)} shards of {split} for {world_size} processes, so that several read "
+                f"{self.table.origin}: {len(sizes)} shards of train for {world_size} processes, so that several read "
                 "parts of the same one; more, smaller shards (`python -m datamodules pack --shard_size`) are faster"
             )
         options = self.loader_options
         return StreamOrder(
             shard_sizes=sizes.astype(np.int64),
             batch_size=training_batch_size(options) if training else options["batch_size"],
-            streams=self.streams,
+            streams=streams or self.streams,
             rank=rank,
             world_size=world_size,
             seed=self.seed,
@@ -200,7 +224,7 @@ class StreamedImages(ImageDataModule):
         if not len(self.split_indices("train")):
             raise UserError(f"{self.table.origin}: the train split is empty; name shards that hold samples")
         on_bad: OnBad = "replace" if self._skips else "error"
-        dataset = self.streamed("train", training=True, augmented=True, on_bad=on_bad)
+        dataset = self.streamed(self.split_indices("train"), training=True, augmented=True, on_bad=on_bad)
         augment = self.augment_options
         collate = Collate(self.table, self.seed, texts=self.texts, mixup=augment["mixup"], cutmix=augment["cutmix"])
         return train_loader(dataset, StreamSampler(dataset.order), collate, self.loader_options)
@@ -241,9 +265,13 @@ class StreamedImages(ImageDataModule):
         return self.check_options["on_bad_image"] == "skip"
 
     def _once(self, split: str, view: int | None, on_bad: OnBad) -> CountedLoader:
-        dataset = self.streamed(split, training=False, augmented=view is not None, on_bad=on_bad)
+        rows = self.split_indices(split)
+        return self._in_order(self.streamed(rows, training=False, augmented=view is not None, on_bad=on_bad), view or 0)
+
+    def _in_order(self, dataset: StreamedDataset, view: int = 0, **changes: Any) -> CountedLoader:
         collate = Collate(self.table, self.seed, texts=self.texts, evaluation=True)
-        return eval_loader(dataset, StreamSampler(dataset.order, view or 0), collate, self.loader_options)
+        options: Any = {**self.loader_options, **changes}
+        return eval_loader(dataset, StreamSampler(dataset.order, view), collate, options)
 
     def _verify(self) -> None:
         """Pictures are not read before they are due."""

@@ -78,7 +78,7 @@ def verify(datamodule: ImageDataModule) -> Verification:
     """
     table = datamodule.table
     key = _state_key(table, datamodule.pictures_state())
-    arrays = cached(f"verification-{key}", lambda: _read_all(datamodule.read_image, len(table)), _check(len(table)))
+    arrays = cached(f"verification-{key}", lambda: _read_new(datamodule), _check(len(table)))
     reasons = dict(zip(arrays["bad_rows"].tolist(), arrays["bad_reasons"].tolist(), strict=True))
     content, perceptual = arrays["content"].astype(np.uint8), arrays["perceptual"].astype(np.uint64)
     return Verification(reasons, content, perceptual, key)
@@ -95,14 +95,26 @@ def cached(name: str, compute: Callable[[], Arrays], check: Callable[[Arrays], N
         compute: makes the arrays.
         check: raises KeyError or ValueError for arrays that are not as they should be.
     """
-    path = cache_directory() / f"{name}.npz"
+    if (known := _load(name, check)) is not None:
+        return known
+    arrays = compute()
+    _keep(name, arrays)
+    return arrays
+
+
+def _load(name: str, check: Callable[[Arrays], None]) -> Arrays | None:
+    """What the cache holds, None where there is nothing that is as it should be."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(cache_directory() / f"{name}.npz", allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
         check(arrays)
-        return arrays
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-        arrays = compute()
+        return None
+    return arrays
+
+
+def _keep(name: str, arrays: Arrays) -> None:
+    path = cache_directory() / f"{name}.npz"
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +125,17 @@ def cached(name: str, compute: Callable[[], Arrays], check: Callable[[Arrays], N
         with contextlib.suppress(OSError):
             temporary.unlink()
         rank_zero_warn(f"{path.parent}: cannot keep what is known of the pictures ({error}); set $VITRINE_CACHE")
-    return arrays
+
+
+def content_of(pixels: NDArray[np.uint8]) -> bytes:
+    """SHA-256 of a decoded picture and its shape, 32 bytes.
+
+    Args:
+        pixels: uint8 ``(H, W, 3)``.
+    """
+    digest = hashlib.sha256(str(pixels.shape).encode())
+    digest.update(pixels.tobytes())
+    return digest.digest()
 
 
 def cache_directory() -> Path:
@@ -162,29 +184,61 @@ def _stamp(path: str) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _read_all(read_image: Callable[[int], torch.Tensor], count: int) -> Arrays:
-    content = np.zeros((count, 32), dtype=np.uint8)
+def _read_new(datamodule: ImageDataModule) -> Arrays:
+    """Reads the pictures whose files are not those of an earlier time: a set that grows is not read all over again."""
+    table = datamodule.table
+    if not datamodule.picture_files:
+        return _read_all(datamodule.read_image, np.arange(len(table)), _nothing_known(len(table)))
+    sources = table.sources.to_pylist()
+    files = np.array([hashlib.sha256(source.encode()).digest()[:16] for source in sources], dtype="S16")
+    stamps = np.array([_stamp(source) for source in sources], dtype=np.int64)
+    # A file's size and date of change stand for its content here as they do in the key of all of them.
+    name = f"pictures-{hashlib.sha256(f'{_FORMAT} {table.origin} {table.root}'.encode()).hexdigest()}"
+    arrays = _nothing_known(len(table))
+    is_known = np.zeros(len(table), dtype=bool)
+    if (known := _load(name, _check_known)) is not None and len(known["files"]):
+        order = np.argsort(known["files"], kind="stable")
+        place = order[np.searchsorted(known["files"], files, sorter=order).clip(max=len(order) - 1)]
+        is_known = (known["files"][place] == files) & (known["stamps"][place] == stamps).all(axis=1)
+        for key in ("content", "perceptual"):
+            arrays[key][is_known] = known[key][place[is_known]]
+    arrays = _read_all(datamodule.read_image, np.flatnonzero(~is_known), arrays)
+    good = np.ones(len(table), dtype=bool)
+    good[arrays["bad_rows"].astype(np.int64)] = False
+    kept = {"files": files, "stamps": stamps, "content": arrays["content"], "perceptual": arrays["perceptual"]}
+    _keep(name, {key: values[good] for key, values in kept.items()})
+    return arrays
+
+
+def _nothing_known(count: int) -> Arrays:
     perceptual = np.zeros((count, len(HASH_BOXES)), dtype=np.uint64)
+    return {"content": np.zeros((count, 32), dtype=np.uint8), "perceptual": perceptual}
+
+
+def _read_all(read_image: Callable[[int], torch.Tensor], rows: NDArray[np.int64], known: Arrays) -> Arrays:
+    """What is known of all pictures once these rows have been read."""
+    content, perceptual = known["content"], known["perceptual"]
     bad: dict[int, str] = {}
-    results = _results(lambda index: _read_one(read_image, index), count)
-    for index, result in enumerate(tracked(results, "reading every picture once", count)):
+    results = _results(lambda index: _read_one(read_image, index), rows.tolist())
+    read = tracked(results, "reading every picture once", len(rows))
+    for index, result in zip(rows.tolist(), read, strict=True):
         if isinstance(result, str):
             bad[index] = result
         else:
             content[index] = np.frombuffer(result[0], dtype=np.uint8)
             perceptual[index] = result[1]
     reasons = np.array(list(bad.values()), dtype=np.str_)
-    rows = np.array(list(bad), dtype=np.int64)
-    return {"content": content, "perceptual": perceptual, "bad_rows": rows, "bad_reasons": reasons}
+    bad_rows = np.array(list(bad), dtype=np.int64)
+    return {"content": content, "perceptual": perceptual, "bad_rows": bad_rows, "bad_reasons": reasons}
 
 
 def _results(
-    read: Callable[[int], str | tuple[bytes, list[int]]], count: int
+    read: Callable[[int], str | tuple[bytes, list[int]]], rows: list[int]
 ) -> Iterator[str | tuple[bytes, list[int]]]:
     # In blocks, so that a large data set does not queue millions of tasks.
     with ThreadPoolExecutor(_THREADS) as pool:
-        for start in range(0, count, _BLOCK):
-            yield from pool.map(read, range(start, min(start + _BLOCK, count)))
+        for start in range(0, len(rows), _BLOCK):
+            yield from pool.map(read, rows[start : start + _BLOCK])
 
 
 def _read_one(read_image: Callable[[int], torch.Tensor], index: int) -> str | tuple[bytes, list[int]]:
@@ -195,9 +249,14 @@ def _read_one(read_image: Callable[[int], torch.Tensor], index: int) -> str | tu
         pixels = read_image(index).permute(1, 2, 0).contiguous().numpy()
     except UserError as error:
         return str(error)
-    digest = hashlib.sha256(str(pixels.shape).encode())
-    digest.update(pixels.tobytes())
-    return digest.digest(), hash_boxes(Image.fromarray(pixels))
+    return content_of(pixels), hash_boxes(Image.fromarray(pixels))
+
+
+def _check_known(arrays: Arrays) -> None:
+    shapes = {"files": (), "stamps": (2,), "content": (32,), "perceptual": (len(HASH_BOXES),)}
+    for key, shape in shapes.items():
+        if arrays[key].shape != (len(arrays["files"]), *shape):
+            raise ValueError(f"{key} has the shape {arrays[key].shape}")
 
 
 def _check(count: int) -> Callable[[Arrays], None]:

@@ -1,4 +1,4 @@
-"""``python -m evaluation summary RUN …``, ``… base_to_novel RUN`` and ``… linear_probe --config experiment.yaml …``.
+"""``python -m evaluation summary RUN …``, ``… base_to_novel RUN``, ``… retrieval --gallery G``; ``--help`` has all.
 
 What the user can mend is told in one line with exit code 2, without a traceback unless ``VITRINE_DEBUG=1``.
 """
@@ -6,48 +6,53 @@ What the user can mend is told in one line with exit code 2, without a traceback
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, cast
 
 from datamodules.user_errors import run_reporting_user_errors
-from evaluation import summary
+from evaluation import summary_command
+from evaluation.terminal import print_table
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from evaluation.summary import TaskSummary
+
+_COMMANDS = ("summary", "calibrate", "explore", "learning_curve", "select", "explain", "retrieval")
+"""Commands that are modules ``evaluation.<name>_command``; each imports what is slow when it runs."""
+
+_WITH_DATA_ARGUMENTS = {"linear_probe", "explore", "learning_curve", "select"}
+"""Commands that take ``--data.init_args.KEY VALUE`` as an experiment does, in ``rest``."""
+
+
+class _Command(Protocol):
+    """What such a module has."""
+
+    def add_parser(self, commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+        """Adds the command."""
+
+    def run(self, options: argparse.Namespace, rest: list[str]) -> None:
+        """Runs it."""
+
+
+def _command(name: str) -> _Command:
+    return cast("_Command", importlib.import_module(f"evaluation.{name}_command"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    parser = _parser()
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    # Only the module of the command that is meant, so that one command does not wait for the imports of the others.
+    parser = _parser([name for name in _COMMANDS if name in arguments[:1]] or _COMMANDS)
     options, rest = parser.parse_known_args(arguments)
-    is_probe = options.command == "linear_probe"
-    if rest and not (is_probe and rest[0].startswith("--data.")):
+    if rest and not (options.command in _WITH_DATA_ARGUMENTS and rest[0].startswith("--data.")):
         parser.error(f"unknown argument {rest[0]!r}")
+    if options.command in _COMMANDS:
+        return run_reporting_user_errors(lambda: _command(options.command).run(options, rest))
     if options.command in _OTHERS:
         return run_reporting_user_errors(lambda: _OTHERS[options.command](options))
-    return run_reporting_user_errors(lambda: _show(_probe(options, rest) if is_probe else _summarise(options), options))
-
-
-def _print(table: Table) -> None:
-    from rich.console import Console
-
-    # Wide enough for whole numbers where there is no terminal to fit (a pipe, a log).
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
-
-
-def _show(summaries: list[summary.TaskSummary], options: argparse.Namespace) -> None:
-    if options.json:
-        print(summary.as_json(summaries))
-    elif options.markdown:
-        print(summary.markdown_table(summaries))
-    else:
-        _print(summary.rich_table(summaries))
-
-
-def _summarise(options: argparse.Namespace) -> list[summary.TaskSummary]:
-    return [row for run in options.runs for row in summary.summarise_run(run, options.split)]
+    return run_reporting_user_errors(lambda: summary_command.show(_probe(options, rest), options))
 
 
 def _base_to_novel(options: argparse.Namespace) -> None:
@@ -61,7 +66,7 @@ def _base_to_novel(options: argparse.Namespace) -> None:
         result = base_to_novel.compare(after, base_to_novel.read_run(options.before, options.split), options.base)
     if options.json is not None:
         base_to_novel.write_json(options.json, result)
-    _print(base_to_novel.rich_table(result, f"base to novel: {options.run}"))
+    print_table(base_to_novel.rich_table(result, f"base to novel: {options.run}"))
 
 
 def _wise_ft(options: argparse.Namespace) -> None:
@@ -92,7 +97,7 @@ def _wise_ft(options: argparse.Namespace) -> None:
     chosen = wise_ft.best_mixture(found)
     wise_ft.save_mixture(folder / "wise_ft.ckpt", start["state_dict"], end, chosen.alpha)
     wise_ft.write_report(options.run, found)
-    _print(wise_ft.rich_table(found, chosen))
+    print_table(wise_ft.rich_table(found, chosen))
     print(f"{folder / 'wise_ft.ckpt'} has the weights of α = {chosen.alpha:g}")
 
 
@@ -105,14 +110,14 @@ def _soup(options: argparse.Namespace) -> None:
     runs = options.runs or best_of_sweep(options.sweep, options.top)
     place = place_beside(runs[0]) if options.runs else place_of_sweep(options.sweep)
     made = make_soup(runs, options.method, metric=options.metric, place=place, test=options.test)
-    _print(made.table)
+    print_table(made.table)
     print(f"{made.directory / 'checkpoints' / 'best.ckpt'} has the weights of the soup")
 
 
 _OTHERS = {"base_to_novel": _base_to_novel, "wise_ft": _wise_ft, "soup": _soup}
 
 
-def _probe(options: argparse.Namespace, data_arguments: list[str]) -> list[summary.TaskSummary]:
+def _probe(options: argparse.Namespace, data_arguments: list[str]) -> list[TaskSummary]:
     from datamodules.from_experiment import data_parser, parse_data
     from evaluation.linear_probe import linear_probe
     from lightning_modules.encoders import ImageEncoder
@@ -126,21 +131,11 @@ def _probe(options: argparse.Namespace, data_arguments: list[str]) -> list[summa
     return linear_probe(datamodule, encoder)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(names: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m evaluation", description="What the numbers of runs mean.")
     commands = parser.add_subparsers(dest="command", required=True)
-    output = argparse.ArgumentParser(add_help=False)
-    form = output.add_mutually_exclusive_group()
-    form.add_argument("--markdown", action="store_true", help="print a Markdown table")
-    form.add_argument("--json", action="store_true", help="print JSON, with cross-checks and further statistics")
-
-    command = commands.add_parser(
-        "summary",
-        parents=[output],
-        help="accuracy and macro F1 of runs with intervals by group, next to the majority baseline",
-    )
-    command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directory")
-    command.add_argument("--split", default="test", help="split whose predictions are read (default: test)")
+    for name in names:
+        _command(name).add_parser(commands)
 
     command = commands.add_parser(
         "base_to_novel",
@@ -184,7 +179,6 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser(
         "linear_probe",
-        parents=[output],
         help="logistic regression on a frozen backbone's features: the floor that training has to beat",
         epilog="The data can be changed by --data.init_args.KEY VALUE, as in an experiment.",
         allow_abbrev=False,
@@ -195,6 +189,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--backbone", required=True, help="timm name, for example resnet18")
     command.add_argument("--pretrained", default="true", help="true (hub), false, or a local file of weights")
     command.add_argument("--image_size", type=int, default=224, help="side of the pictures in pixels (default: 224)")
+    summary_command.add_forms(command)
     return parser
 
 

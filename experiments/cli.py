@@ -203,6 +203,13 @@ class VitrineCLI(LightningCLI):
         elif self.subcommand != "fit":
             refuse_untrained(self.model, str(self.subcommand))
 
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Predictions are in files; kept by Lightning as well, they would fill the memory."""
+        arguments: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        if subcommand == "predict" and arguments.get("return_predictions") is None:
+            arguments["return_predictions"] = False
+        return arguments
+
     def before_fit(self) -> None:
         """Fetch pretrained weights at once, so that a missing network shows before the data are read."""
         if self.checkpoint is None:

@@ -89,9 +89,18 @@ def run_of_checkpoint(checkpoint: Path) -> Path | None:
 
 
 def same_data(run: Path, data: dict[str, Any]) -> bool:
-    """Whether a run was made with this ``data:`` section, so that its test results belong beside it."""
+    """Whether a run was made with this ``data:`` section, so that its test results belong beside it.
+
+    Which splits ``predict`` goes through is no part of it.
+    """
     saved: dict[str, Any] = yaml.safe_load((run / CONFIG_FILE).read_text(encoding="utf-8"))
-    return saved.get("data") == data
+    return _without_predict(saved.get("data")) == _without_predict(data)
+
+
+def _without_predict(data: dict[str, Any] | None) -> dict[str, Any] | None:
+    arguments = (data or {}).get("init_args") or {}
+    loader = {key: value for key, value in (arguments.get("loader") or {}).items() if key != "predict"}
+    return data and {**data, "init_args": {**arguments, "loader": loader or None}}
 
 
 def same_experiment(run: Path, values: dict[str, Any]) -> bool:

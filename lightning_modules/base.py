@@ -16,6 +16,7 @@ from torch import nn
 
 from datamodules.schema import Batch, Outputs
 from lightning_modules.blocks import stands_still
+from lightning_modules.digest import weights_digest
 from lightning_modules.encoders import InputOptions, PreparesImages
 from lightning_modules.epoch_sums import epoch_sums, restore_epoch_sums
 from lightning_modules.learning_rates import set_learning_rates, tell_scaling
@@ -117,6 +118,10 @@ class VisionTask(LightningModule, ABC):
     def ready_without_training(self) -> bool:
         """Whether testing makes sense without a checkpoint: not with heads that have never learned."""
         return False
+
+    def weights_digest(self) -> str:
+        """A name for the weights, by which a gallery knows its model (``lightning_modules.digest``)."""
+        return weights_digest(self)
 
     def load_pretrained(self) -> None:
         """Fetch the pretrained weights, if there are to be any and no checkpoint has replaced them.

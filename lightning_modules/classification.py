@@ -19,7 +19,7 @@ from lightning_modules.losses import ClassWeighting, MeanLoss, TaskLoss, class_w
 from lightning_modules.metrics import SplitMetrics
 from lightning_modules.optim import OptimOptions
 from lightning_modules.schedules import ScheduleName
-from lightning_modules.step_outputs import known_targets, real_outputs
+from lightning_modules.step_outputs import known_targets, real_outputs, with_embedding
 
 
 class ClassificationTask(VisionTask):
@@ -125,14 +125,22 @@ class ClassificationTask(VisionTask):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Outputs:
         """Outputs of a batch, whose targets may be unknown."""
-        return real_outputs(batch, self._logits(batch), known_targets(batch, self.tasks))
+        features = self._features(batch)
+        outputs = real_outputs(batch, self._logits(features), known_targets(batch, self.tasks))
+        return with_embedding(outputs, batch, features)
+
+    @property
+    def embedding_dim(self) -> int:
+        """Length of ``image_embedding`` in the outputs."""
+        return self.encoder.num_features
 
     def _shared_step(self, batch: Batch, split: LoggedSplit) -> tuple[torch.Tensor, Outputs]:
         """Loss, and what callbacks may want; counts losses and, in evaluation, scores.
 
         In evaluation the loss is plain cross-entropy, so that runs with other smoothing and class weights compare.
         """
-        logits, targets = self._logits(batch), known_targets(batch, self.tasks)
+        features, targets = self._features(batch), known_targets(batch, self.tasks)
+        logits = self._logits(features)
         means: dict[str, MeanLoss] = {}
         for task, criterion in zip(self.tasks, self.losses, strict=True):
             if split == "train":
@@ -144,11 +152,15 @@ class ClassificationTask(VisionTask):
         if split != "train":
             metrics.update_scores(logits, targets)
         loss = torch.stack([self.task_weights[task] * mean.value for task, mean in means.items()]).sum()
-        return loss, real_outputs(batch, logits, targets)
+        outputs = real_outputs(batch, logits, targets)
+        return loss, with_embedding(outputs, batch, features) if split == "test" else outputs
 
-    def _logits(self, batch: Batch) -> dict[str, torch.Tensor]:
+    def _features(self, batch: Batch) -> torch.Tensor:
+        features: torch.Tensor = batch["features"]["image"] if "features" in batch else self.encoder(batch["image"])
+        return features
+
+    def _logits(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
         """float32 also where the network computes in half precision."""
-        features = batch["features"]["image"] if "features" in batch else self.encoder(batch["image"])
         return {task: logits.float() for task, logits in self.classify(features).items()}
 
     def _metrics_of(self, split: LoggedSplit) -> SplitMetrics:

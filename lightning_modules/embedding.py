@@ -81,6 +81,11 @@ class EmbeddingTask(VisionTask):
         return {f"{side}_backbone": self.towers.backbone(side) for side in SIDES}
 
     @property
+    def embedding_dim(self) -> int:
+        """Length of the embeddings."""
+        return self.towers.embed_dim
+
+    @property
     def ready_without_training(self) -> bool:
         """Whether everything was pretrained, so that zero-shot numbers mean something."""
         return self.towers.wholly_pretrained

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import torch
+import torch.nn.functional as F
 
 from datamodules.schema import UNKNOWN, Batch, Outputs, batch_targets
 
@@ -36,3 +37,14 @@ def real_outputs(batch: Batch, logits: Mapping[str, torch.Tensor], targets: Mapp
         "logits": {task: values.detach()[real] for task, values in logits.items()},
         "targets": {task: values[real] for task, values in targets.items()},
     }
+
+
+def with_embedding(outputs: Outputs, batch: Batch, features: torch.Tensor) -> Outputs:
+    """Adds the features of the batch's samples as embeddings of unit length.
+
+    Args:
+        outputs: of ``real_outputs``.
+        batch: that they are of.
+        features: float ``(B, D)``.
+    """
+    return {**outputs, "image_embedding": F.normalize(features.detach()[real_rows(batch)].float(), dim=-1)}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import torch
 
@@ -50,6 +50,20 @@ class Tokens(TypedDict):
     attention_mask: torch.Tensor
 
 
+class TextReading(NamedTuple):
+    """What a tokenizer makes of a text.
+
+    Attributes:
+        known: number of its tokens that stand for themselves, special ones left out.
+        unknown: parts of the text that it has no token for, in order.
+        unread: the end of the text that is cut off, empty where all is read.
+    """
+
+    known: int
+    unknown: list[str]
+    unread: str
+
+
 class TextTokenizer:
     """Makes token ids of texts.
 
@@ -86,6 +100,20 @@ class TextTokenizer:
             "input_ids": torch.tensor([text.ids for text in encoded], device=device),
             "attention_mask": torch.tensor([text.attention_mask for text in encoded], device=device),
         }
+
+    def reading(self, text: str) -> TextReading:
+        """What is read of a text, so that people can be told."""
+        encoded = self._pipeline.encode(text)
+        content = [place for place, is_special in enumerate(encoded.special_tokens_mask) if not is_special]
+        model = json.loads(self.state["pipeline"])["model"]
+        stand_in = model.get("unk_id") if model.get("unk_token") is None else model["vocab"].get(model["unk_token"])
+        unknown = [place for place in content if encoded.ids[place] == stand_in]
+        end = max((encoded.offsets[place][1] for place in content), default=0)
+        return TextReading(
+            known=len(content) - len(unknown),
+            unknown=[text[slice(*encoded.offsets[place])] for place in unknown],
+            unread=text[end:].strip() if encoded.overflowing else "",
+        )
 
 
 def pretrained_tokenizer(directory: str, max_length: int, fixed_length: bool) -> TextTokenizer:

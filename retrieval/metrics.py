@@ -13,6 +13,14 @@ instead of everything. Where a similarity is NaN, a relevant item stands last an
   relevant items it is not the share of these that was found.
 * Median rank: of the first relevant item.
 * mAP: mean over the queries of average precision (Manning et al., Introduction to Information Retrieval, 2008, ch. 8).
+* Precision@k: the share of the first k places that hold a relevant item; k stays the divisor where fewer are relevant
+  or fewer were listed. R-precision: the same with k the number of the query's relevant items (ibid.).
+* nDCG@k: a relevant item at rank r gains 1 / log2(1 + r), summed over the first k places and divided by the largest
+  sum that any order gives. Cumulated gain is Järvelin & Kekäläinen's (ACM TOIS 20 (2002)), here with gains of 0 and 1;
+  the discount, which begins at the second place, is that of Burges et al. (ICML 2005) and of scikit-learn.
+
+A ranking may leave items out, as one by words leaves out pictures without any of them. A relevant item that was left
+out has the rank ``NOT_FOUND``: it gains nothing, and counts among the relevant ones all the same.
 """
 
 from __future__ import annotations
@@ -26,6 +34,9 @@ RECALL_AT = (1, 5, 10)
 
 TIE_TOLERANCE = 1e-6
 """Similarities of unit vectors that differ by no more are equal: some ten times the rounding error of float32."""
+
+NOT_FOUND = 2**62
+"""Rank of a relevant item that the ranking leaves out: beyond every k."""
 
 _CHUNK_CELLS = 1_000_000
 """Cells of the similarity matrix at a time, by default. With all that is derived from them, 30,000 texts against 6,000
@@ -112,26 +123,31 @@ def rank_queries(
     return RankedQueries(torch.cat(first_ranks), torch.cat(precisions))
 
 
-def relevant_ranks(similarity: torch.Tensor, relevant: torch.Tensor) -> torch.Tensor:
+def relevant_ranks(
+    similarity: torch.Tensor, relevant: torch.Tensor, tie_tolerance: float = TIE_TOLERANCE
+) -> torch.Tensor:
     """Ranks of the relevant items of each query, in ascending order.
 
     Args:
-        similarity: float ``(Q, G)``.
+        similarity: float ``(Q, G)``; minus infinity for an item that the ranking leaves out.
         relevant: bool ``(Q, G)``, with at least one relevant item for each query.
+        tie_tolerance: similarities that differ by no more are equal.
 
     Returns:
-        int64 ``(Q, R)``, R the largest number of relevant items of a query; 0 where a query has fewer.
+        int64 ``(Q, R)``, R the largest number of relevant items of a query; 0 where a query has fewer, ``NOT_FOUND``
+        for a relevant item that is left out.
     """
     counts = relevant.sum(dim=1, keepdim=True)
+    listed = counts - (relevant & similarity.isneginf()).sum(dim=1, keepdim=True)
     # Ascending, relevant items at the bottom where they are nobody's competitors. NaN would mislead the search below.
     others = (
         torch.where(similarity.isnan(), torch.inf, similarity).masked_fill_(relevant, -torch.inf).sort(dim=1).values
     )
     own = torch.where(relevant & ~similarity.isnan(), similarity, -torch.inf).topk(int(counts.max()), dim=1).values
-    ahead = similarity.shape[1] - torch.searchsorted(others, own - TIE_TOLERANCE)
+    ahead = similarity.shape[1] - torch.searchsorted(others, own - tie_tolerance)
     places = torch.arange(1, own.shape[1] + 1, device=own.device)
     ranks = torch.minimum(ahead, similarity.shape[1] - counts) + places
-    return ranks.masked_fill(places > counts, 0)
+    return ranks.masked_fill(places > listed, NOT_FOUND).masked_fill(places > counts, 0)
 
 
 def average_precision(ranks: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -145,5 +161,54 @@ def average_precision(ranks: torch.Tensor, dtype: torch.dtype = torch.float32) -
         ``(Q,)``, 0 to 1, higher is better.
     """
     places = torch.arange(1, ranks.shape[1] + 1, device=ranks.device, dtype=dtype)
-    precision = torch.where(ranks > 0, places / ranks.clamp(min=1), 0)
+    precision = torch.where(_within(ranks, NOT_FOUND - 1), places / ranks.clamp(min=1), 0)
     return precision.sum(dim=1) / (ranks > 0).sum(dim=1)
+
+
+def precision_at(ranks: torch.Tensor, k: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Share of the first k places that hold a relevant item.
+
+    Args:
+        ranks: int64 ``(Q, R)``, of ``relevant_ranks``.
+        k: at least 1.
+        dtype: of the result.
+
+    Returns:
+        ``(Q,)``, 0 to 1, higher is better.
+    """
+    return _within(ranks, k).sum(dim=1).to(dtype) / k
+
+
+def r_precision(ranks: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Share of relevant items among as many first places as there are relevant items.
+
+    Args:
+        ranks: int64 ``(Q, R)``, of ``relevant_ranks``.
+        dtype: of the result.
+
+    Returns:
+        ``(Q,)``, 0 to 1, higher is better.
+    """
+    counts = (ranks > 0).sum(dim=1)
+    return _within(ranks, counts[:, None]).sum(dim=1).to(dtype) / counts
+
+
+def ndcg_at(ranks: torch.Tensor, k: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Discounted cumulated gain of the first k places, as a share of the largest possible one.
+
+    Args:
+        ranks: int64 ``(Q, R)``, of ``relevant_ranks``.
+        k: at least 1.
+        dtype: of the result.
+
+    Returns:
+        ``(Q,)``, 0 to 1, higher is better.
+    """
+    gains = torch.where(_within(ranks, k), 1 / torch.log2(1 + ranks.clamp(min=1).to(dtype)), 0).sum(dim=1)
+    best = 1 / torch.log2(1 + torch.arange(1, k + 1, device=ranks.device, dtype=dtype))
+    return gains / best.cumsum(dim=0)[(ranks > 0).sum(dim=1).clamp(max=k) - 1]
+
+
+def _within(ranks: torch.Tensor, k: int | torch.Tensor) -> torch.Tensor:
+    """Bool ``(Q, R)``: which relevant items stand among the first k."""
+    return (ranks > 0) & (ranks <= k)

@@ -66,8 +66,10 @@ def test_no_name_of_lightning_is_taken() -> None:
 
 def test_offline_wandb_run_holds_pictures_and_chart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_MODE", "offline")  # the logger sets it as well, for good
     import wandb
 
+    wandb.teardown()  # the client reads its settings once a process, and another test may have used it
     logger = WandbLogger(save_dir=tmp_path, offline=True, project="test")
     trainer = tiny_trainer(tmp_path, logger=logger, callbacks=[ConfusionMatrixLogger()])
     trainer.test(tiny_task(), datamodule=MadePhotos(), verbose=False)

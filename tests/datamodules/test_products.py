@@ -233,6 +233,18 @@ def test_batches_hold_targets_captions_and_objects(root: str) -> None:
     assert batch["group_id"][0] == batch["group_id"][2] != batch["group_id"][3]
 
 
+def test_captions_are_made_of_attributes(root: str) -> None:
+    # Rows 6 to 8 are grey in the file.
+    data = Products(root, vocabulary=GREY, caption_templates=["{caption}", "{colour} {material} {noun}"])
+    assert data.table.caption_lists.of([1, 6]) == [
+        ["clothing cap in red in view 2", "red plastic cap"],
+        ["clothing cap in grey in view 1", "gray plastic cap"],
+    ]
+    assert data.texts.own
+    with pytest.raises(UserError, match=r"data caption_templates: .*labels.csv: '\{shape\}' has no such field"):
+        _ = Products(root, caption_templates=["{shape}"]).table
+
+
 def test_arguments_come_from_yaml(root: str) -> None:
     data = from_yaml(f"""
 class_path: datamodules.Products

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -138,19 +139,20 @@ def test_other_labels_are_another_state(root: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"rubbish", b"PK\x03\x04 cut off"])
 def test_a_spoilt_cache_file_is_made_anew(root: Path, content: bytes) -> None:
     found = verify(ImageFolder(str(root)))
-    (file,) = cache_files()
+    files = cache_files()
+    (file,) = (path for path in files if path.name.startswith("verification-"))
     whole = file.read_bytes()
     for spoilt in (content, whole[: len(whole) // 2], whole[:-40] + bytes(40)):
         file.write_bytes(spoilt)
         data = Counting(str(root))
         assert_same(verify(data), found)
         assert len(data.read) == 18
-        assert cache_files() == [file]
+        assert cache_files() == files
 
 
 def test_a_cache_file_of_another_shape_or_with_pickles_is_made_anew(root: Path) -> None:
     found = verify(ImageFolder(str(root)))
-    (file,) = cache_files()
+    (file,) = cache_directory().glob("verification-*")
     for arrays in ({"content": found.content[:5]}, {"content": np.array([{"a": 1}], dtype=object)}):
         np.savez(file, **arrays)
         data = Counting(str(root))
@@ -212,3 +214,47 @@ def test_pictures_inside_a_larger_file_are_read_again_when_it_changes(tmp_path: 
     file = next(found for found in sorted(Path(path).rglob("*")) if found.is_file())
     os.utime(file, ns=(1, 1))
     assert verify(HubImages(str(path))).key != first
+
+
+def test_a_set_that_grows_is_not_read_all_over_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_image_folder(tmp_path / "shop", objects=6, splits=())
+    first = verify(ImageFolder(str(root)))
+    new = root / "bag" / "new.png"
+    other = sorted((root / "cap").rglob("*_1.png"))[0]
+    new.write_bytes(sorted((root / "bag").rglob("*.png"))[-1].read_bytes())
+    other.write_bytes(new.read_bytes())
+    os.utime(other, ns=(1, 1))
+    read: list[str] = []
+    whole = ImageFolder.read_image
+
+    def watched(self: ImageFolder, index: int) -> Any:
+        read.append(self.table.name(index))
+        return whole(self, index)
+
+    data = ImageFolder(str(root))
+    assert data.picture_files
+    monkeypatch.setattr(ImageFolder, "read_image", watched)
+    monkeypatch.setattr(ImageFolder, "picture_files", True)
+    again = verify(data)
+    assert sorted(read) == sorted(str(path.relative_to(root)) for path in (new, other))
+    monkeypatch.setenv("VITRINE_CACHE", str(tmp_path / "other cache"))
+    fresh = verify(data)
+    np.testing.assert_array_equal(again.content, fresh.content)
+    np.testing.assert_array_equal(again.perceptual, fresh.perceptual)
+    assert len(again.content) == len(first.content) + 1
+
+
+def test_a_bad_picture_is_read_again_when_others_change(tmp_path: Path) -> None:
+    root = write_image_folder(tmp_path / "shop", objects=6, splits=())
+    bad = sorted((root / "cap").rglob("*_1.png"))[0]
+    bad.write_bytes(b"no picture")
+    assert len(verify(ImageFolder(str(root))).bad) == 1
+    (root / "bag" / "new.png").write_bytes(b"no picture either")
+    assert len(verify(ImageFolder(str(root))).bad) == 2
+
+
+def test_a_spoilt_memory_of_single_pictures_is_none(root: Path) -> None:
+    found = verify(ImageFolder(str(root)))
+    for path in cache_files():
+        path.write_bytes(b"rubbish")
+    assert_same(verify(ImageFolder(str(root))), found)

@@ -85,6 +85,15 @@ def tiny(experiment: dict[str, Any]) -> dict[str, Any]:
     return overlay
 
 
+def first_of_its_kind() -> set[Path]:
+    """One experiment of each pair of data set and task: resuming one more of a pair would show nothing new."""
+    kinds: dict[tuple[str, str], Path] = {}
+    for path in EXPERIMENTS:
+        experiment = yaml.safe_load(path.read_text())
+        kinds.setdefault((experiment["data"]["class_path"], experiment["model"]["class_path"]), path)
+    return set(kinds.values())
+
+
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_tiny_version_trains_tests_and_resumes(path: Path, tmp_path: Path) -> None:
     overlay = tmp_path / "tiny.yaml"
@@ -100,6 +109,8 @@ def test_tiny_version_trains_tests_and_resumes(path: Path, tmp_path: Path) -> No
         assert len(predictions) == record["data"]["samples"]["test"]
     else:
         assert len(pd.read_csv(first / "reports" / "test_retrieval.csv")) > 0
+    if path not in first_of_its_kind():
+        return
     assert main([*command, "--ckpt_path=last", "--trainer.max_epochs=3"]) == 0
     second = next(run for run in runs.glob("*/*") if run != first)
     stage = json.loads((second / "run.json").read_text())["stages"][0]

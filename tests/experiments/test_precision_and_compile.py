@@ -48,7 +48,7 @@ KINDS: dict[str, list[str]] = {
 
 @pytest.fixture(scope="module", params=["classifies", pytest.param("embeds", marks=pytest.mark.slow)])
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A run of each kind, trained and tested."""
+    """A run of each kind, trained and tested when it is first asked for."""
     folder = tmp_path_factory.mktemp("runs")
     config = folder / "experiment.yaml"
     embeds = request.param == "embeds"
@@ -56,14 +56,17 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     more = ["--model.init_args.towers", f"{{model: {write_clip(folder / 'clip')}}}"] if embeds else []
     # No C++ compiler is asked of whoever runs the tests.
     more += ["--trainer.num_sanity_val_steps", "0", "--test_best", "true", "--trainer.max_epochs", "1"]
-    found = {}
-    for kind, arguments in KINDS.items():
-        options = {"backend": "aot_eager", "dynamic": "true"} if kind == "compiled" else {}
-        backend = [f"--trainer.callbacks.init_args.{key}={value}" for key, value in options.items()]
-        where = ["--config", str(config), "--runs", str(folder / kind)]
-        assert main(["fit", *where, *arguments, *backend, *more]) == 0
-        found[kind] = only_run(folder / kind)
-    return found
+
+    class Runs(dict[str, Path]):
+        def __missing__(self, kind: str) -> Path:
+            options = {"backend": "aot_eager", "dynamic": "true"} if kind == "compiled" else {}
+            backend = [f"--trainer.callbacks.init_args.{key}={value}" for key, value in options.items()]
+            where = ["--config", str(config), "--runs", str(folder / kind)]
+            assert main(["fit", *where, *KINDS[kind], *backend, *more]) == 0
+            self[kind] = only_run(folder / kind)
+            return self[kind]
+
+    return Runs()
 
 
 def losses(run: Path) -> list[float]:
@@ -71,7 +74,9 @@ def losses(run: Path) -> list[float]:
     return values
 
 
-@pytest.mark.parametrize(("kind", "tolerance"), [("compiled", 1e-5), ("bf16", 2e-2)])
+@pytest.mark.parametrize(
+    ("kind", "tolerance"), [pytest.param("compiled", 1e-5, marks=pytest.mark.slow), ("bf16", 2e-2)]
+)
 def test_losses_are_those_of_the_plain_run(runs: dict[str, Path], kind: str, tolerance: float) -> None:
     assert len(losses(runs["plain"])) > 3
     assert losses(runs[kind]) == pytest.approx(losses(runs["plain"]), rel=tolerance)
@@ -85,6 +90,7 @@ def close(found: Path, expected: Path, tolerance: float) -> None:
         assert abs(one.logits[task] - logits).max() <= tolerance * max(1.0, abs(logits).max()), task
 
 
+@pytest.mark.slow
 def test_compiled_backbones_learn_to_give_the_same_logits(runs: dict[str, Path]) -> None:
     close(runs["compiled"], runs["plain"], 1e-5)
 
@@ -99,7 +105,7 @@ def test_the_same_weights_give_the_same_logits_in_bfloat16(runs: dict[str, Path]
     assert any((other.logits[task] != logits).any() for task, logits in plain.logits.items())
 
 
-@pytest.mark.parametrize("kind", ["compiled", "bf16"])
+@pytest.mark.parametrize("kind", [pytest.param("compiled", marks=pytest.mark.slow), "bf16"])
 def test_checkpoints_have_the_same_names_and_types_and_load_without(runs: dict[str, Path], kind: str) -> None:
     plain, other = (torch.load(runs[name] / "checkpoints" / "last.ckpt", weights_only=True) for name in ("plain", kind))
     kinds = [{key: value.dtype for key, value in found["state_dict"].items()} for found in (plain, other)]

@@ -76,6 +76,43 @@ def test_that_of_a_pretrained_model_is_that_of_transformers(tmp_path: Path) -> N
     assert torch.equal(tokens["attention_mask"], peer["attention_mask"])
 
 
+def test_what_is_cut_off_is_said() -> None:
+    short, words = trained(max_length=6), "a red bicycle leans against a wall"
+    reading = short.reading(words)
+    kept = short([words])["input_ids"][0].tolist()[1:-1]
+    assert reading.known == len(kept) == 4
+    assert reading.unread
+    assert words.endswith(reading.unread)
+    # What is read alone gives the same tokens.
+    assert short([words.removesuffix(reading.unread)])["input_ids"][0].tolist()[1:-1] == kept
+    assert trained().reading("a red bicycle") == (len(trained()(["a red bicycle"])["input_ids"][0]) - 2, [], "")
+
+
+def test_what_a_vocabulary_does_not_have_is_said() -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    whole_words = Tokenizer(models.WordLevel({"<pad>": 0, "<unknown>": 1, "red": 2, "rose": 3}, unk_token="<unknown>"))
+    whole_words.pre_tokenizer = pre_tokenizers.Whitespace()
+    state = {"pipeline": whole_words.to_str(), "max_length": 4, "pad_id": 0, "fixed_length": True}
+    tokenizer = TextTokenizer(checked_state(state))
+    assert tokenizer.reading("red rose") == (2, [], "")
+    assert tokenizer.reading("red ваза rose") == (2, ["ваза"], "")
+    assert tokenizer.reading("красная ваза") == (0, ["красная", "ваза"], "")
+    assert tokenizer.reading("red rose red rose, ваза") == (4, [], ", ваза")
+    assert tokenizer.reading(" ") == (0, [], "")
+    # A tokenizer that knows every byte knows every text.
+    assert trained().reading("ваза").unknown == []
+    assert trained().reading("ваза").known > 0
+
+
+def test_a_vocabulary_of_pieces_says_it_too() -> None:
+    from tokenizers import Tokenizer, models
+
+    pieces = Tokenizer(models.Unigram([("<unknown>", 0.0), ("r", -1.0), ("o", -1.0), ("se", -1.5)], unk_id=0))
+    state = {"pipeline": pieces.to_str(), "max_length": 8, "pad_id": 0, "fixed_length": False}
+    assert TextTokenizer(checked_state(state)).reading("rosew") == (3, ["w"], "")
+
+
 def test_without_texts_or_room_none_can_be_trained() -> None:
     with pytest.raises(UserError, match="no captions"):
         trained_tokenizer(["", " "], 400, 20, fixed_length=False)

@@ -7,11 +7,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score, ndcg_score
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics.functional.retrieval import retrieval_recall
 from torchmetrics.retrieval import RetrievalHitRate, RetrievalMAP
 
-from retrieval.metrics import RECALL_AT, TIE_TOLERANCE, RankedQueries, average_precision, rank_queries, relevant_ranks
+from retrieval.metrics import (
+    NOT_FOUND,
+    RECALL_AT,
+    TIE_TOLERANCE,
+    RankedQueries,
+    average_precision,
+    ndcg_at,
+    precision_at,
+    r_precision,
+    rank_queries,
+    relevant_ranks,
+)
 
 PICTURES = 40
 
@@ -200,3 +212,75 @@ def test_mistakes_are_told() -> None:
         rank_queries(images[:0], texts, image_ids[:0], text_ids)
     with pytest.raises(ValueError, match="40 queries with 39 ids"):
         rank_queries(images, texts, image_ids[:-1], text_ids)
+
+
+def rankings(seed: int = 5, *, ties: bool = False, left_out: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores of 30 items for 25 queries that have 1 to 12 relevant items each."""
+    rng = np.random.default_rng(seed)
+    scores = rng.permuted(np.tile(np.arange(30.0), (25, 1)), axis=1)
+    if ties:
+        scores = np.floor(scores / 7)
+    relevant = rng.permuted(np.arange(30) < rng.integers(1, 13, size=(25, 1)), axis=1)
+    if left_out:
+        scores[rng.random(scores.shape) < 0.4] = -np.inf
+    return torch.tensor(scores), torch.tensor(relevant)
+
+
+def walked(scores: torch.Tensor, relevant: torch.Tensor, k: int) -> tuple[list[float], ...]:
+    """Precision@k, R-precision, nDCG@k and average precision by their definitions, down the list item by item."""
+    found: tuple[list[float], ...] = ([], [], [], [])
+    for row, is_relevant in zip(scores.tolist(), relevant.tolist(), strict=True):
+        walk = [item for item in range(len(row)) if row[item] != -np.inf]
+        hits = [is_relevant[item] for item in sorted(walk, key=lambda item: (-row[item], is_relevant[item]))]
+        total = sum(is_relevant)
+        gain = sum(hit / np.log2(place + 1) for place, hit in enumerate(hits[:k], start=1))
+        best = sum(1 / np.log2(place + 1) for place in range(1, min(total, k) + 1))
+        precisions = [sum(hits[:place]) / place for place in range(1, len(hits) + 1) if hits[place - 1]]
+        for values, value in zip(
+            found, (sum(hits[:k]) / k, sum(hits[:total]) / total, gain / best, sum(precisions) / total), strict=True
+        ):
+            values.append(value)
+    return found
+
+
+@pytest.mark.parametrize("k", [1, 5, 10, 50])
+@pytest.mark.parametrize("left_out", [False, True])
+@pytest.mark.parametrize("ties", [False, True])
+def test_list_metrics_equal_a_walk_down_the_list(k: int, left_out: bool, ties: bool) -> None:
+    scores, relevant = rankings(ties=ties, left_out=left_out)
+    ranks = relevant_ranks(scores, relevant)
+    precision, r_precisions, ndcg, average = walked(scores, relevant, k)
+    assert len(set(average)) > 5
+    np.testing.assert_allclose(precision_at(ranks, k, torch.float64), precision, atol=1e-12)
+    np.testing.assert_allclose(r_precision(ranks, torch.float64), r_precisions, atol=1e-12)
+    np.testing.assert_allclose(ndcg_at(ranks, k, torch.float64), ndcg, atol=1e-12)
+    np.testing.assert_allclose(average_precision(ranks, torch.float64), average, atol=1e-12)
+
+
+@pytest.mark.parametrize("k", [1, 3, 10, 30])
+def test_ndcg_and_average_precision_are_those_of_scikit_learn(k: int) -> None:
+    scores, relevant = rankings()
+    ranks = relevant_ranks(scores, relevant)
+    for row in range(len(scores)):
+        theirs = ndcg_score(relevant[row : row + 1].numpy(), scores[row : row + 1].numpy(), k=k)
+        assert float(ndcg_at(ranks[row : row + 1], k)) == pytest.approx(theirs, rel=1e-5)
+        theirs = average_precision_score(relevant[row].numpy(), scores[row].numpy())
+        assert float(average_precision(ranks[row : row + 1])) == pytest.approx(theirs, rel=1e-5)
+
+
+def test_what_a_ranking_leaves_out_is_not_found() -> None:
+    # Relevant: the first listed one, one left out, and the last one; the second query lists nothing.
+    scores = torch.tensor([[3.0, -torch.inf, 2.0, 1.0], [-torch.inf] * 4])
+    relevant = torch.tensor([[True, True, False, True], [False, True, False, False]])
+    ranks = relevant_ranks(scores, relevant)
+    assert ranks.tolist() == [[1, 3, NOT_FOUND], [NOT_FOUND, 0, 0]]
+    assert average_precision(ranks).tolist() == pytest.approx([(1 + 2 / 3) / 3, 0])
+    assert precision_at(ranks, 2).tolist() == [0.5, 0]
+    assert r_precision(ranks).tolist() == pytest.approx([2 / 3, 0])
+    assert ndcg_at(ranks, 10)[1] == 0
+
+
+def test_tolerance_of_ties_can_be_narrowed() -> None:
+    scores, relevant = torch.tensor([[1.0, 1.0 - 5e-7]], dtype=torch.float64), torch.tensor([[True, False]])
+    assert relevant_ranks(scores, relevant).tolist() == [[2]]
+    assert relevant_ranks(scores, relevant, tie_tolerance=1e-9).tolist() == [[1]]

@@ -1,0 +1,202 @@
+"""A gallery that ``test`` and ``predict`` fill with vectors and predictions, on any number of processes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from typing_extensions import override
+
+from datamodules.schema import DescribesPictures, UserError
+from retrieval.encoding import CHUNK, Chunk
+from retrieval.shards import Shards, write_shard
+
+if TYPE_CHECKING:
+    from retrieval.schema import ModelIdentity
+
+ExportedStage = Literal["test", "predict"]
+
+CHECKPOINTS = "checkpoints"
+"""In the run directory: where weights are."""
+
+FOLDER = "embeddings"
+"""In the run directory: where the processes' shards are until they are joined."""
+
+
+class EmbeddingExport(Callback):
+    """Fills a gallery (``retrieval.gallery``) after ``test`` and ``predict``, each sample once.
+
+    Every process writes what it has encoded as whole shards as it goes, so that memory stays bounded; the first one
+    joins them in the order of ``sample_id`` and stores what is new or has changed, as ``python -m retrieval index``
+    does. Vectors come from ``image_embedding``; predicted classes and their confidences, and vectors of captions, are
+    stored where the task yields them. ``data.init_args.loader.predict: [train, val, test]`` lets ``predict`` see
+    everything. The run directory must be one that all processes see.
+
+    Args:
+        gallery: folder or URI; ``gallery`` in the run directory by default.
+        splits: which of ``test`` and ``predict`` fill it; both by default.
+        chunk: pictures of a shard, and of a commit.
+
+    Raises:
+        UserError: for other values.
+    """
+
+    def __init__(self, gallery: str = "", splits: list[ExportedStage] | None = None, chunk: int = CHUNK) -> None:
+        self.gallery = gallery
+        self.splits: list[ExportedStage] = ["test", "predict"] if splits is None else splits
+        if unknown := sorted(set(self.splits) - {"test", "predict"}):
+            raise UserError(f"EmbeddingExport.splits: {unknown[0]!r} is none of test, predict")
+        if chunk < 1:
+            raise UserError(f"EmbeddingExport.chunk: is {chunk}, must be at least 1")
+        self.chunk = chunk
+        self._identity: ModelIdentity | None = None
+        self._collected: Chunk | None = None
+        self._written = 0
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make room, and refuse a gallery of another model before anything is computed; the weights are there now."""
+        self._begin(trainer, pl_module, "test")
+
+    def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make room, and refuse a gallery of another model before anything is computed; the weights are there now."""
+        self._begin(trainer, pl_module, "predict")
+
+    @override
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: object,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep a batch, and write a shard where there are enough."""
+        self._keep(outputs, batch, trainer, "test")
+
+    @override
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: object,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep a batch, and write a shard where there are enough."""
+        self._keep(outputs, batch, trainer, "predict")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Fill the gallery."""
+        self._finish(trainer, "test")
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Fill the gallery."""
+        self._finish(trainer, "predict")
+
+    def _begin(self, trainer: Trainer, pl_module: LightningModule, stage: ExportedStage) -> None:
+        self._identity = None
+        if stage not in self.splits or getattr(trainer, "fast_dev_run", False):
+            return
+        from retrieval.gallery import Gallery
+        from retrieval.model_identity import identity_of
+
+        samples = _describes_pictures(trainer)
+        run = str(_run_of_weights(trainer).resolve())
+        options = getattr(samples, "image_options", getattr(pl_module, "input_options", {}))
+        # All processes, because weights may be shared out among them.
+        identity = identity_of(pl_module, run, options, list(getattr(samples, "tasks", {})))
+        refusal = ""
+        if trainer.is_global_zero:
+            shutil.rmtree(self._folder(trainer, stage), ignore_errors=True)  # what a killed run has left
+            try:
+                Gallery.open_or_create(self._uri(trainer), identity)
+            except UserError as error:
+                refusal = str(error)
+        # Also keeps the others from writing before the folder is empty.
+        if refusal := trainer.strategy.broadcast(refusal):
+            raise UserError(refusal)
+        self._identity, self._written = identity, 0
+        self._collected = self._new_chunk(samples)
+
+    def _keep(self, outputs: object, batch: Any, trainer: Trainer, stage: ExportedStage) -> None:
+        if self._identity is None or self._collected is None:
+            return
+        self._collected.add(outputs, batch, self._identity.task)
+        if self._collected.rows >= self.chunk:
+            self._write(trainer, stage)
+
+    def _write(self, trainer: Trainer, stage: ExportedStage) -> None:
+        assert self._collected is not None
+        if self._collected.rows:
+            write_shard(self._folder(trainer, stage), trainer.global_rank, self._written, self._collected.encoded())
+            self._written += 1
+        self._collected = self._new_chunk(_describes_pictures(trainer))
+
+    def _finish(self, trainer: Trainer, stage: ExportedStage) -> None:
+        if self._identity is None:
+            return
+        self._write(trainer, stage)
+        identity, self._identity, self._collected = self._identity, None, None
+        _keep_weights(trainer)
+        trainer.strategy.barrier("every process has written its embeddings")
+        if not trainer.is_global_zero:
+            return
+        from retrieval.filling import fill_from
+        from retrieval.gallery import Gallery
+
+        folder = self._folder(trainer, stage)
+        shards = Shards.of(folder)
+        if not len(shards.sample_ids):
+            return
+        gallery = Gallery.open_or_create(self._uri(trainer), identity)
+
+        def encode(due: np.ndarray[Any, np.dtype[np.int64]]) -> Iterator[Any]:
+            return shards.chunks(due, self.chunk)
+
+        report = fill_from(
+            gallery, _describes_pictures(trainer), shards.sample_ids, encode, run=identity.run, chunk=self.chunk
+        )
+        shutil.rmtree(folder)
+        rank_zero_info(f"Gallery {gallery.uri}: {report}")
+
+    def _new_chunk(self, samples: DescribesPictures) -> Chunk:
+        assert self._identity is not None
+        return Chunk(self._identity.predicts, thumbnails=not samples.picture_files)
+
+    def _uri(self, trainer: Trainer) -> str:
+        return self.gallery or str(Path(trainer.default_root_dir) / "gallery")
+
+    def _folder(self, trainer: Trainer, stage: ExportedStage) -> Path:
+        return Path(trainer.default_root_dir) / FOLDER / f".{stage}"
+
+
+def _run_of_weights(trainer: Trainer) -> Path:
+    """Directory of the run that a checkpoint is of; of this run, where the weights are of no checkpoint."""
+    checkpoint = Path(str(trainer.ckpt_path)) if trainer.ckpt_path else None
+    if checkpoint is not None and checkpoint.parent.name == CHECKPOINTS:
+        return checkpoint.parent.parent
+    return Path(trainer.default_root_dir)
+
+
+def _keep_weights(trainer: Trainer) -> None:
+    """Weights that came from no checkpoint, as those of a zero-shot model, are kept: a search by text needs them."""
+    best = Path(trainer.default_root_dir) / CHECKPOINTS / "best.ckpt"
+    if not trainer.strategy.broadcast(bool(trainer.ckpt_path) or best.exists()):
+        trainer.save_checkpoint(best, weights_only=True)
+
+
+def _describes_pictures(trainer: Trainer) -> DescribesPictures:
+    datamodule = getattr(trainer, "datamodule", None)
+    if not isinstance(datamodule, DescribesPictures):
+        raise UserError(
+            "EmbeddingExport: needs a DataModule that describes its pictures (datamodules.schema.DescribesPictures); "
+            "pass the trainer a `datamodule`"
+        )
+    return datamodule

@@ -1,0 +1,237 @@
+"""Filters that people write: ``colour = 'blue' AND confidence > .5``.
+
+A filter becomes part of a query of the table, so nothing passes that is not on a short list: comparisons of columns
+with literals or columns, ``AND``, ``OR``, ``NOT``, ``IN``, ``LIKE``, ``ILIKE``, ``BETWEEN``, ``IS NULL``. What reaches
+the table is written anew from what was understood, never the user's own text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from datamodules.schema import UserError
+
+if TYPE_CHECKING:
+    from sqlglot import exp
+
+LONGEST = 10_000
+"""Characters of a filter."""
+
+DEEPEST = 30
+"""Brackets and ``NOT`` within one another; the parsers use the stack, and the table's has no mercy."""
+
+ALLOWED = "comparisons, AND, OR, NOT, IN, LIKE, ILIKE, BETWEEN and IS NULL"
+
+IN_ONE_CONDITION = 500
+"""Values that one ``IN`` condition names: the parser's memory and the stack stay small."""
+
+_COMPARISONS = {"EQ": "=", "NEQ": "<>", "LT": "<", "LTE": "<=", "GT": ">", "GTE": ">="}
+_PATTERNS = {"Like": "LIKE", "ILike": "ILIKE"}
+_NUMBER = re.compile(r"\d+(\.\d*)?([eE][+-]?\d+)?|\.\d+([eE][+-]?\d+)?")
+
+
+_LARGEST = 1e38
+
+
+class Column(NamedTuple):
+    """What a name in a filter means.
+
+    Attributes:
+        name: column of the table.
+        kind: what its values are.
+    """
+
+    name: str
+    kind: Literal["text", "number"]
+
+
+def checked_filter(text: str, columns: Mapping[str, Column]) -> str:
+    """Read a filter and write it anew as SQL for the table.
+
+    Args:
+        text: what the user wrote.
+        columns: the names that may stand in it; upper and lower case are the same.
+
+    Raises:
+        UserError: for anything that is no filter, with the place.
+    """
+    from sqlglot.errors import ParseError, SqlglotError
+
+    if not text.strip():
+        raise UserError("filter: is empty; leave it out, or write one such as \"colour = 'blue'\"")
+    if len(text) > LONGEST:
+        raise UserError(f"filter: has {len(text):,} characters, at most {LONGEST:,} are read; shorten it")
+    try:
+        return _Writer(text, columns).condition(_parse(text), 0)
+    except ParseError as error:
+        found = error.errors[0] if error.errors else {}
+        place = f" at character {_offset(text, found['line'], found['col'])}" if found.get("line") else ""
+        near = f" near {found['highlight']!r}" if found.get("highlight") else ""
+        raise UserError(f"filter: not understood{place}{near}; write it like \"colour = 'blue'\"") from error
+    except SqlglotError as error:
+        raise UserError(
+            "filter: not understood, a quote or bracket has no end; a quote within a word is written twice: 'it''s'"
+        ) from error
+    except RecursionError as error:
+        raise _too_deep() from error
+
+
+def one_of(column: str, values: Sequence[str]) -> str:
+    """Condition that a column of strings has one of the values."""
+    quoted = ", ".join("'" + value.replace("'", "''") + "'" for value in values)
+    return f"`{column}` IN ({quoted})"
+
+
+def _parse(text: str) -> exp.Expr:
+    import sqlglot
+    from sqlglot.tokens import Tokenizer
+
+    depth = 0
+    for token in Tokenizer().tokenize(text):
+        if token.token_type.name == "SEMICOLON":
+            raise UserError(f"filter: ';' at character {token.start + 1} is not allowed; write one condition")
+        if token.comments:
+            raise UserError(f"filter: holds a comment ({token.comments[0].strip()[:40]!r}); leave it out")
+        depth += {"L_PAREN": 1, "R_PAREN": -1}.get(token.token_type.name, 0)
+        if depth > DEEPEST:
+            raise _too_deep()
+    parsed = [found for found in sqlglot.parse(text) if found is not None]
+    if len(parsed) != 1:
+        raise UserError("filter: holds no condition; write one such as \"colour = 'blue'\"")
+    return parsed[0]
+
+
+class _Writer:
+    """Writes SQL from a parsed filter; what it does not know, it refuses."""
+
+    def __init__(self, text: str, columns: Mapping[str, Column]) -> None:
+        self._text = text
+        self._columns = {name.casefold(): column for name, column in columns.items()}
+
+    def condition(self, node: exp.Expr, depth: int) -> str:
+        """SQL of something that is true or false."""
+        from sqlglot import exp
+
+        if depth > DEEPEST:
+            raise _too_deep()
+        kind = type(node).__name__
+        if kind in {"And", "Or"}:
+            self._only(node, "this", "expression")
+            # A chain of thousands is one level deep here; written so, the table's parser agrees.
+            parts = [self.condition(part, depth + 1) for part in node.flatten(unnest=False)]
+            return "(" + f" {kind.upper()} ".join(parts) + ")"
+        if isinstance(node, exp.Paren):
+            self._only(node, "this")
+            return self.condition(node.this, depth + 1)
+        if isinstance(node, exp.Not):
+            self._only(node, "this")
+            return f"(NOT {self.condition(node.this, depth + 1)})"
+        return self._predicate(node, kind)
+
+    def _predicate(self, node: exp.Expr, kind: str) -> str:
+        from sqlglot import exp
+
+        if kind in _COMPARISONS:
+            self._only(node, "this", "expression")
+            return self._compared(node, [node.this, node.expression], f"{{}} {_COMPARISONS[kind]} {{}}")
+        if kind in _PATTERNS:
+            self._only(node, "this", "expression", "negate")
+            word = ("NOT " if node.args.get("negate") else "") + _PATTERNS[kind]
+            self._column(node.this, "text")
+            return self._compared(node, [node.this, node.expression], f"{{}} {word} {{}}")
+        if isinstance(node, exp.Between):
+            self._only(node, "this", "low", "high")
+            return self._compared(node, [node.this, node.args["low"], node.args["high"]], "{} BETWEEN {} AND {}")
+        if isinstance(node, exp.In) and node.expressions:
+            self._only(node, "this", "expressions")
+            marks = ", ".join("{}" for _ in node.expressions)
+            return self._compared(node, [node.this, *node.expressions], f"{{}} IN ({marks})")
+        if isinstance(node, exp.Is) and isinstance(node.expression, exp.Null):
+            self._only(node, "this", "expression")
+            return f"({self._column(node.this)} IS NULL)"
+        raise self._refused(node)
+
+    def _compared(self, node: exp.Expr, operands: list[exp.Expr], form: str) -> str:
+        """SQL of a comparison of values of one kind, one of which is a column."""
+        from sqlglot import exp
+
+        written = [self._operand(operand) for operand in operands]
+        if not any(isinstance(operand, exp.Column) for operand in operands):
+            raise UserError(f"filter: {self._place(node)} compares no column; {self._known()}")
+        kinds = {kind for _, kind in written}
+        if len(kinds) > 1:
+            raise UserError(
+                f"filter: {self._place(node)} compares text with a number; put words in quotes, not numbers"
+            )
+        return "(" + form.format(*(sql for sql, _ in written)) + ")"
+
+    def _operand(self, node: exp.Expr) -> tuple[str, str]:
+        """SQL of a value, and its kind."""
+        from sqlglot import exp
+
+        if isinstance(node, exp.Column):
+            return self._column(node), self._meaning(node).kind
+        if isinstance(node, exp.Null):
+            raise UserError('filter: nothing equals NULL; write "colour IS NULL" or "colour IS NOT NULL"')
+        sign = ""
+        if isinstance(node, exp.Neg):
+            sign, node = "-", node.this
+        if isinstance(node, exp.Literal):
+            self._only(node, "this", "is_string")
+            if node.is_string and not sign:
+                return "'" + str(node.this).replace("'", "''") + "'", "text"
+            if not node.is_string and _NUMBER.fullmatch(str(node.this)) and float(node.this) <= _LARGEST:
+                # Columns of numbers are float32. LanceDB rounds a bare 0.45 in "x >= 0.45", but not in "NOT x >= 0.45".
+                return f"CAST({sign}{node.this} AS FLOAT)", "number"
+        raise self._refused(node)
+
+    def _column(self, node: exp.Expr, kind: str = "") -> str:
+        meaning = self._meaning(node)
+        if kind and meaning.kind != kind:
+            raise UserError(f"filter: {node.name!r} is a number, patterns are for text; use < and >")
+        return f"`{meaning.name}`"
+
+    def _meaning(self, node: exp.Expr) -> Column:
+        from sqlglot import exp
+
+        if not isinstance(node, exp.Column) or not isinstance(node.this, exp.Identifier) or node.table:
+            raise self._refused(node)
+        meaning = self._columns.get(node.name.casefold())
+        if meaning is None:
+            raise UserError(
+                f"filter: there is no column {self._place(node)}; {self._known(node.name)}; words are written in "
+                f"single quotes: '{node.name}'"
+            )
+        return meaning
+
+    def _known(self, name: str = "") -> str:
+        close = get_close_matches(name.casefold(), self._columns, n=1) if name else []
+        return f"did you mean {close[0]!r}?" if close else f"there are {', '.join(self._columns)}"
+
+    def _only(self, node: exp.Expr, *names: str) -> None:
+        """Refuses a node with parts that would be lost."""
+        for name, value in node.args.items():
+            if value and name not in names:
+                raise self._refused(node)
+
+    def _refused(self, node: exp.Expr) -> UserError:
+        return UserError(f"filter: {self._place(node)} is not allowed; a filter has only {ALLOWED}")
+
+    def _place(self, node: exp.Expr) -> str:
+        """The piece of the filter, and where it begins."""
+        starts = [found.meta["start"] for found in node.walk() if "start" in found.meta]
+        said = " ".join(node.sql().split())
+        said = said if len(said) <= 60 else said[:57] + "…"
+        return f"{said!r}" + (f" at character {min(starts) + 1}" if starts else "")
+
+
+def _too_deep() -> UserError:
+    return UserError(f"filter: is nested more than {DEEPEST} deep; take some brackets away")
+
+
+def _offset(text: str, line: int, column: int) -> int:
+    """Number of a character, from 1, by its line and column."""
+    return sum(len(before) + 1 for before in text.split("\n")[: line - 1]) + column

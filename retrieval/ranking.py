@@ -1,0 +1,255 @@
+"""Searching a gallery: rankers by name, for texts, pictures, and pictures like one that is there.
+
+``clip`` ranks by the cosine of a dual encoder's vectors (or, between pictures, of any model's), ``tfidf`` by words,
+``hybrid`` fuses both. Equal scores keep the order of the gallery.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodules.schema import UserError
+from retrieval.fusion import reciprocal_rank_fusion
+from retrieval.gallery import Gallery
+from retrieval.gallery_words import GalleryWords, RankedRows, WordSource
+from retrieval.hits import CaptionHit, Hit
+from retrieval.query_vectors import Encoder, QueryVectors
+
+Ranker = Literal["clip", "tfidf", "hybrid"]
+
+MAX_CHARACTERS = 2_000
+"""Longer queries are refused: no text tower reads as much, and a pasted document is rather a mistake."""
+
+FUSED_DEPTH = 1_000
+"""So many of the nearest pictures take part in a fusion; the next one would add less than 1 / 1,060."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is looked for; exactly one is given.
+
+    Attributes:
+        text: some words.
+        image: file of a picture.
+        like: id of a picture of the gallery.
+    """
+
+    text: str | None = None
+    image: Path | None = None
+    like: str | None = None
+
+    def __post_init__(self) -> None:
+        given = [value for value in (self.text, self.image, self.like) if value is not None]
+        if len(given) != 1:
+            raise UserError(f"give exactly one of a text, --image and --like; there are {len(given)}")
+        if self.text is None:
+            return
+        if not self.text.strip():
+            raise UserError('the query is empty; say what to look for, for example "blue plastic bottle"')
+        if len(self.text) > MAX_CHARACTERS:
+            raise UserError(f"the query has {len(self.text):,} characters, {MAX_CHARACTERS:,} are allowed; shorten it")
+        try:
+            self.text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError("the query is not valid UTF-8; type it anew") from error
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Pictures that answer a query, best first.
+
+    Attributes:
+        query: what was asked.
+        ranker: who ranked.
+        hits: id and score.
+        notes: what a person should know of it, one line each.
+    """
+
+    query: Query
+    ranker: Ranker
+    hits: list[Hit]
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class CaptionResult:
+    """Captions that answer a query, best first.
+
+    Attributes:
+        query: what was asked.
+        hits: text, the picture that it belongs to, and score.
+        notes: what a person should know of it, one line each.
+    """
+
+    query: Query
+    hits: list[CaptionHit]
+    notes: list[str] = field(default_factory=list)
+
+
+class Searcher:
+    """Ranks the pictures of a gallery.
+
+    Args:
+        gallery: to search in.
+        load_encoder: gives the model that made it; only called for a text or picture that has to be encoded.
+        words: what ``tfidf`` and ``hybrid`` search in.
+        words_gallery: another gallery of the same pictures that has the words.
+        weights: of the words' fields, where not the default ones.
+    """
+
+    def __init__(
+        self,
+        gallery: Gallery,
+        load_encoder: Callable[[], Encoder] | None = None,
+        *,
+        words: WordSource = "predicted",
+        words_gallery: Gallery | None = None,
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
+        self.gallery = gallery
+        self._vectors = QueryVectors(gallery, load_encoder)
+        self._make_words: Callable[[], GalleryWords] = lambda: GalleryWords(gallery, words, words_gallery, weights)
+        self._words: GalleryWords | None = None
+
+    def default_ranker(self, query: Query) -> Ranker:
+        """``clip`` where the gallery's vectors can answer, else ``tfidf``."""
+        return "clip" if query.text is None or self.gallery.identity.encodes_text else "tfidf"
+
+    def search(self, query: Query, top_k: int, ranker: Ranker | None = None, where: str = "") -> SearchResult:
+        """Pictures that answer one query; see ``search_all``."""
+        return self.search_all([query], top_k, ranker or self.default_ranker(query), where)[0]
+
+    def search_all(self, queries: Sequence[Query], top_k: int, ranker: Ranker, where: str = "") -> list[SearchResult]:
+        """Pictures that answer each of several queries.
+
+        Args:
+            queries: what is looked for.
+            top_k: how many pictures each, 1 or more.
+            ranker: who ranks.
+            where: only pictures that fit this filter.
+
+        Raises:
+            UserError: if the gallery cannot answer such a query, or an argument is wrong.
+        """
+        self._check(queries, top_k, ranker)
+        if ranker == "clip":
+            found = self._nearest(queries, top_k, where)
+        else:
+            allowed = self._allowed(where)
+            by_words = [self._by_words(query, allowed) for query in queries]
+            found = [self._hits(ranked, top_k) for ranked in by_words]
+            if ranker == "hybrid":
+                nearest = self._nearest(queries, max(top_k, FUSED_DEPTH), where)
+                found = [self._fused(*both, top_k) for both in zip(nearest, by_words, strict=True)]
+        # Counted once: with a filter that means a look at the whole table.
+        there = self._count(where) if any(len(hits) < top_k for hits, _ in found) else top_k
+        return [
+            SearchResult(query, ranker, hits, [*notes, *self._shortage(len(hits), top_k, there, where, query)])
+            for query, (hits, notes) in zip(queries, found, strict=True)
+        ]
+
+    def search_captions(self, query: Query, top_k: int, where: str = "") -> CaptionResult:
+        """Captions that fit a picture or a text, each text once.
+
+        Args:
+            query: what they are to fit.
+            top_k: how many, 1 or more.
+            where: only captions of pictures that fit this filter.
+
+        Raises:
+            UserError: if the gallery has no captions that can be compared, or an argument is wrong.
+        """
+        if not self.gallery.identity.encodes_text:
+            raise UserError(
+                f"{self.gallery.uri}: has no captions to find, because {self.gallery.identity.task} does not encode "
+                "texts; use a gallery of a dual encoder"
+            )
+        self._check([query], top_k, "clip")
+        (vector,), (notes,) = self._vectors.of([query])
+        hits = [] if vector is None else self.gallery.nearest_captions(vector[None], top_k, where)[0]
+        if vector is not None and len(hits) < top_k:
+            count = f"there are only {len(hits):,} different captions" if hits else "no caption was found"
+            notes = [*notes, count + (" of pictures that fit the filter" if where else "")]
+        return CaptionResult(query, hits, notes)
+
+    def _check(self, queries: Sequence[Query], top_k: int, ranker: Ranker) -> None:
+        if ranker not in get_args(Ranker):
+            raise UserError(f"--ranker {ranker}: is unknown; choose one of {', '.join(get_args(Ranker))}")
+        if top_k < 1:
+            raise UserError(f"--top-k {top_k}: must be 1 or more")
+        if ranker != "clip" and any(query.image is not None for query in queries):
+            raise UserError(f"--ranker {ranker}: a picture from outside has no words; use --ranker clip")
+        if ranker != "tfidf" and any(query.text is not None for query in queries):
+            identity = self.gallery.identity
+            if not identity.encodes_text:
+                raise UserError(
+                    f"{self.gallery.uri}: {identity.task} does not encode texts; use --ranker tfidf, or a gallery "
+                    "of a dual encoder"
+                )
+
+    def _nearest(self, queries: Sequence[Query], top_k: int, where: str) -> list[tuple[list[Hit], list[str]]]:
+        """Nearest pictures by vector, and notes; never the picture that was asked with."""
+        vectors, notes = self._vectors.of(queries)
+        asked = [vector for vector in vectors if vector is not None]
+        one_more = int(any(query.like is not None for query in queries))
+        found = iter(self.gallery.nearest(np.stack(asked), top_k + one_more, where) if asked else [])
+        hits = [
+            [] if vector is None else [hit for hit in next(found) if hit.id != query.like][:top_k]
+            for query, vector in zip(queries, vectors, strict=True)
+        ]
+        return list(zip(hits, notes, strict=True))
+
+    def _words_now(self) -> GalleryWords:
+        if self._words is None:
+            self._words = self._make_words()
+        return self._words
+
+    def _allowed(self, where: str) -> NDArray[np.int64] | None:
+        words = self._words_now()
+        return words.rows_of(self.gallery.table(["id"], where).column("id").to_pylist()) if where else None
+
+    def _by_words(self, query: Query, allowed: NDArray[np.int64] | None) -> RankedRows:
+        words = self._words_now()
+        if query.text is not None:
+            return words.by_text(query.text, allowed)
+        # The gallery says which id is unknown.
+        self.gallery.rows([str(query.like)], ["id"])
+        return words.like(str(query.like), allowed)
+
+    def _hits(self, ranked: RankedRows, top_k: int) -> tuple[list[Hit], list[str]]:
+        ids = self._words_now().ids
+        best = zip(ranked.rows[:top_k].tolist(), ranked.scores[:top_k].tolist(), strict=True)
+        return [Hit(ids[row], score) for row, score in best], ranked.notes
+
+    def _fused(
+        self, nearest: tuple[list[Hit], list[str]], by_words: RankedRows, top_k: int
+    ) -> tuple[list[Hit], list[str]]:
+        words, (hits, notes) = self._words_now(), nearest
+        by_vector = words.rows_of([hit.id for hit in hits])
+        scores = np.array([hit.score for hit in hits], dtype=np.float32)
+        rows, sums = reciprocal_rank_fusion([(by_vector, scores), (by_words.rows, by_words.scores)])
+        best = zip(rows[:top_k].tolist(), sums[:top_k].tolist(), strict=True)
+        return [Hit(words.ids[row], score) for row, score in best], [*notes, *by_words.notes]
+
+    def _count(self, where: str) -> int:
+        return self.gallery.table(["id"], where).num_rows if where else len(self.gallery)
+
+    def _shortage(self, found: int, top_k: int, there: int, where: str, query: Query) -> list[str]:
+        """Why there are fewer pictures than were asked for."""
+        if found >= top_k:
+            return []
+        if not len(self.gallery):
+            return ["the gallery is empty"]
+        if not there:
+            return ["no picture fits the filter"]
+        if found:
+            others = " other" if query.like is not None else ""
+            which = "fit the filter" if where else "are in the gallery"
+            return [f"{top_k:,} were asked for, {found:,}{others} were found; {there:,} {which}"]
+        return []

@@ -1,0 +1,76 @@
+"""Galleries filled on 1, 2 and 3 processes (gloo); ``test_embedding_export.py`` compares them.
+
+A program of its own: everything is imported once, and each process is a fork that has computed nothing yet.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lance_namespace  # noqa: F401 -- most of what importing LanceDB costs; LanceDB itself starts a thread
+import timm  # noqa: F401 -- likewise before the forks
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from callbacks import EmbeddingExport
+from tests.experiments.several_processes import Made, build, in_forks, trainer_of
+from tests.fakes_models import write_clip
+
+WORLDS = (1, 2, 3)
+TASKS = ("multitask", "captioned", "zero_shot")
+SIZE = 37
+"""Test pictures; divides neither by the processes nor by the size of a batch."""
+BATCH_SIZE = 4
+CHUNK = 8
+
+
+def export(name: str, folder: Path, here: Path, world: int, **changes: Any) -> None:
+    """Tests, and predicts everything, into the same gallery."""
+    data = Made(SIZE, BATCH_SIZE, captions=name == "captioned")
+    trainer = trainer_of(here, world, callbacks=[EmbeddingExport(chunk=CHUNK)], **changes)
+    task = build(name, folder)
+    trainer.test(task, datamodule=data, verbose=False)
+    data.loader_options["predict"] = ["train", "val", "test"]
+    trainer.predict(task, datamodule=data, return_predictions=False)
+
+
+class Killed(Callback):
+    """Kills the second process in its third batch."""
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if batch_idx == 3 and trainer.global_rank == trainer.world_size - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed(folder: Path, here: Path) -> None:
+    """A test that is killed after shards have been written."""
+    trainer = trainer_of(here, 1, callbacks=[EmbeddingExport(chunk=CHUNK), Killed()])
+    trainer.test(build("multitask", folder), datamodule=Made(SIZE, BATCH_SIZE), verbose=False)
+
+
+def all_of_one_process(folder: Path, world: int) -> None:
+    for name in TASKS:
+        export(name, folder, folder / str(world) / name, world)
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    root = Path(sys.argv[1])
+    write_clip(root / "clip", image_size=16)
+    for size_of_world in WORLDS:
+        in_forks(size_of_world, lambda world=size_of_world: all_of_one_process(root, world), root / "log")  # type: ignore[misc]
+    try:
+        in_forks(1, lambda: killed(root, root / "killed"), root / "log")
+    except RuntimeError:
+        (root / "was_killed").touch()
+    shards = sorted(path.name for path in (root / "killed").rglob("rank*.parquet"))
+    (root / "shards_of_the_killed").write_text(" ".join(shards))
+    in_forks(1, lambda: export("multitask", root, root / "killed", 1), root / "log")

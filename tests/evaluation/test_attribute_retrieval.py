@@ -1,0 +1,160 @@
+"""Measured on the gallery of twelve pictures whose queries, answers and vectors are known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score, ndcg_score
+
+from datamodules.schema import UserError
+from evaluation.attribute_retrieval import METRICS, Ground, Row, System, ground_of, measure, rows_of, systems_of
+from evaluation.statistics import group_bootstrap
+from retrieval.gallery import Gallery
+from retrieval.ranking import Query, Searcher
+from tests.evaluation.perfect_encoder import PerfectEncoder
+from tests.retrieval.small_gallery import SHOWN, small_gallery
+
+CLIP, PREDICTED, LABEL = System("clip", None), System("tfidf", "predicted"), System("tfidf", "label")
+HYBRID, RANDOM = System("hybrid", "predicted"), System("random", None)
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory: pytest.TempPathFactory) -> Gallery:
+    return small_gallery(tmp_path_factory.mktemp("measured") / "gallery")
+
+
+@pytest.fixture(scope="module")
+def ground(gallery: Gallery) -> Ground:
+    return ground_of(gallery)
+
+
+def searcher(gallery: Gallery, system: System) -> Searcher | None:
+    return None if system is RANDOM else Searcher(gallery, PerfectEncoder, words=system.words or "label")
+
+
+def values_of(gallery: Gallery, ground: Ground, system: System) -> dict[str, NDArray[np.float64]]:
+    parts = list(measure(ground, searcher(gallery, system), system))
+    return {metric: np.concatenate([part[metric] for part in parts]) for metric in METRICS}
+
+
+def rows(gallery: Gallery, ground: Ground, system: System) -> dict[str, Row]:
+    made = rows_of("G", system, ground, measure(ground, searcher(gallery, system), system))
+    return {row.metric: row for row in made}
+
+
+def test_queries_are_those_that_the_labels_answer(ground: Ground) -> None:
+    answers = {query.text: [ground.ids[row] for row in query.relevant] for query in ground.queries}
+    blue_bottles = [f"p{row}" for row, shown in enumerate(SHOWN) if shown[:2] == ("tableware_water_bottle", "blue")]
+    assert answers["blue bottle"] == blue_bottles
+    assert answers["black leather bag"] == [f"p{SHOWN.index(('bag', 'black', 'leather'))}"]
+    # The material of the last picture is not known, so it answers no question for one.
+    assert answers["plastic sneakers"] == [f"p{SHOWN.index(('sneakers', 'black', 'plastic'))}"]
+    assert len(answers) == 3 * 2 * 2 + 3 * 2 + 3 * 2 + 2 * 2 + 3 + 2 + 2 - 1
+
+
+def test_metrics_are_those_of_scikit_learn_over_the_same_search(gallery: Gallery, ground: Ground) -> None:
+    values = values_of(gallery, ground, CLIP)
+    for place, query in enumerate(ground.queries):
+        hits = Searcher(gallery, PerfectEncoder).search(Query(text=query.text), 12, "clip").hits
+        scores = {hit.id: hit.score for hit in hits}
+        relevant = np.isin(np.arange(12), query.relevant).astype(int)
+        ordered = np.array([scores[identifier] for identifier in ground.ids])
+        assert values["mAP"][place] == pytest.approx(average_precision_score(relevant, ordered))
+        assert values["nDCG@10"][place] == pytest.approx(ndcg_score(relevant[None], ordered[None], k=10))
+        assert values["P@5"][place] == relevant[np.argsort(-ordered)[:5]].sum() / 5
+
+
+def test_true_words_are_the_ceiling_and_random_orders_the_floor(gallery: Gallery, ground: Ground) -> None:
+    measured = {system: values_of(gallery, ground, system)["mAP"].mean() for system in (RANDOM, PREDICTED, LABEL, CLIP)}
+    # Two of the twelve pictures are mistaken.
+    assert measured[RANDOM] < 0.5 < measured[PREDICTED] < measured[LABEL]
+    assert measured[LABEL] > 0.95
+    assert measured[CLIP] > 0.95
+
+
+def test_floor_is_chance(gallery: Gallery, ground: Ground) -> None:
+    values = values_of(gallery, ground, RANDOM)
+    share = np.array([len(query.relevant) / len(ground.ids) for query in ground.queries])
+    assert values["P@5"].mean() == pytest.approx(share.mean(), rel=0.1)
+    assert values["P@10"].mean() == pytest.approx(share.mean(), rel=0.1)
+
+
+def test_what_words_leave_out_is_not_found(gallery: Gallery, ground: Ground) -> None:
+    values = values_of(gallery, ground, PREDICTED)
+    of_text = {query.text: place for place, query in enumerate(ground.queries)}
+    # One of the four bags is taken for sneakers, and is not in the list for "bag" at all.
+    assert values["R-precision"][of_text["bag"]] == pytest.approx(3 / 4)
+    assert values["mAP"][of_text["bag"]] == pytest.approx(3 / 4)
+
+
+def test_hybrid_takes_part(gallery: Gallery, ground: Ground) -> None:
+    values = values_of(gallery, ground, HYBRID)
+    assert values["mAP"].mean() > values_of(gallery, ground, PREDICTED)["mAP"].mean()
+
+
+def test_chunks_do_not_matter(gallery: Gallery, ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = values_of(gallery, ground, CLIP)
+    monkeypatch.setattr("evaluation.attribute_retrieval._QUERIES_AT_ONCE", 5)
+    parts = values_of(gallery, ground, CLIP)
+    for metric in METRICS:
+        np.testing.assert_allclose(parts[metric], whole[metric], atol=1e-12)
+
+
+def test_interval_resamples_queries_by_head(gallery: Gallery, ground: Ground) -> None:
+    row = rows(gallery, ground, PREDICTED)["mAP"]
+    values = values_of(gallery, ground, PREDICTED)["mAP"]
+    heads = np.array([query.text.split()[-1] for query in ground.queries])
+    assert row.groups == len(set(heads)) == 7
+    assert (row.queries, row.pictures) == (len(ground.queries), 12)
+    assert row.value == pytest.approx(values.mean())
+    assert row.low < row.value < row.high
+    expected = group_bootstrap(lambda weights: weights @ values / weights.sum(axis=1), heads)
+    assert row.high - row.low == pytest.approx(expected.high - expected.low, rel=0.1)
+
+
+def test_only_pictures_of_a_split(gallery: Gallery) -> None:
+    unseen = ground_of(gallery, splits=["val", "test"])
+    assert unseen.ids == [f"p{row}" for row in range(12) if row % 4]
+    assert unseen.where == "split IN ('val', 'test')"
+    values = values_of(gallery, unseen, CLIP)
+    assert values["mAP"].mean() > 0.95
+    both = ground_of(gallery, splits=["val"], where="label_colour = 'black' OR label_class = 'bag'")
+    assert both.ids == ["p1", "p5", "p9"]
+
+
+def test_tasks_and_class_words_can_be_chosen(gallery: Gallery) -> None:
+    texts = {query.text for query in ground_of(gallery, tasks=["class"], class_words="full").queries}
+    assert texts == {"bag", "tableware water bottle", "sneakers"}
+
+
+def test_rankers_that_fit_a_gallery(tmp_path: Path, gallery: Gallery) -> None:
+    assert systems_of(gallery, [], []) == [CLIP, PREDICTED, LABEL, HYBRID, RANDOM]
+    assert systems_of(gallery, ["hybrid"], ["label", "caption"]) == [System("hybrid", "caption")]
+    classifier = small_gallery(tmp_path / "classifier", encodes_text=False)
+    assert systems_of(classifier, [], ["predicted"]) == [PREDICTED, RANDOM]
+    silent = small_gallery(tmp_path / "silent", predicts={})
+    assert systems_of(silent, ["clip", "hybrid"], ["predicted"]) == [CLIP]
+    assert systems_of(silent, ["hybrid", "tfidf"], ["predicted"], has_words_gallery=True) == [HYBRID]
+
+
+def test_ground_is_the_same_in_galleries_of_the_same_data(tmp_path: Path, gallery: Gallery, ground: Ground) -> None:
+    other = small_gallery(tmp_path / "other", encodes_text=False, predicts={})
+    assert ground.same_as(ground_of(other))
+    assert not ground.same_as(ground_of(other, splits=["test"]))
+    assert not LABEL.depends_on_model
+    assert not RANDOM.depends_on_model
+    assert HYBRID.depends_on_model
+
+
+def test_mistakes_are_told(tmp_path: Path, gallery: Gallery) -> None:
+    with pytest.raises(UserError, match=r"--tasks style: .* has labels of class, colour, material"):
+        ground_of(gallery, tasks=["style"])
+    with pytest.raises(UserError, match="no picture of holdout that fits has a label"):
+        ground_of(gallery, splits=["holdout"])
+    with pytest.raises(UserError, match="--rankers bm25: is unknown; choose among clip, tfidf, hybrid, random"):
+        systems_of(gallery, ["bm25"], [])
+    with pytest.raises(UserError, match="attribute queries need labels"):
+        ground_of(small_gallery(tmp_path / "unlabelled", labels=[]))

@@ -1,0 +1,129 @@
+"""A tiny gallery for tests: twelve pictures with vectors that mean something, made in a fraction of a second."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from retrieval.gallery import Gallery
+from retrieval.schema import ModelIdentity, caption_schema, picture_schema
+
+DIM = 8
+
+CLASSES = ["bag", "tableware_water_bottle", "sneakers"]
+COLOURS = ["black", "blue"]
+MATERIALS = ["leather", "plastic"]
+
+SHOWN = [(label, colour, material) for label in CLASSES for colour in COLOURS for material in MATERIALS]
+"""What each picture shows: class, colour, material; picture ``i`` is ``p<i>``."""
+
+MISTAKES = {3: ("class", "sneakers"), 7: ("colour", "black")}
+"""What the model takes a picture for, where it is wrong."""
+
+
+def identity(**changes: Any) -> ModelIdentity:
+    """A dual encoder that also predicts, so that one gallery serves all rankers."""
+    fields: dict[str, Any] = {
+        "task": "DualEncoder",
+        "weights": "a" * 64,
+        "run": "runs/small/20260101-000000",
+        "dim": DIM,
+        "encodes_text": True,
+        "input_options": {"size": 32},
+        "predicts": {"class": CLASSES, "colour": COLOURS, "material": MATERIALS},
+        "labels": ["class", "colour", "material"],
+    }
+    return ModelIdentity(**{**fields, **changes})
+
+
+def vectors(n: int, dim: int = DIM, seed: int = 0) -> NDArray[np.float32]:
+    """Random directions, float32 ``(n, dim)``, of unit length."""
+    drawn = np.random.default_rng(seed).standard_normal((n, dim)).astype(np.float32)
+    return np.asarray(drawn / np.linalg.norm(drawn, axis=1, keepdims=True), np.float32)
+
+
+def meaning_vector(*words: str) -> NDArray[np.float32]:
+    """Direction that some of the words point in, float32 ``(DIM,)``: what a perfect encoder would make of a query."""
+    vector = np.zeros(DIM, np.float32)
+    for place, word in enumerate([*CLASSES, *COLOURS, *MATERIALS]):
+        vector[place] = float(word in words)
+    return np.asarray(vector / np.linalg.norm(vector), np.float32)
+
+
+def picture_rows(made_by: ModelIdentity, ids: list[str], matrix: NDArray[np.float32], **columns: list[Any]) -> pa.Table:
+    """Rows of the table of pictures; columns that are not given are empty."""
+    schema = picture_schema(made_by)
+    given: dict[str, Any] = {"id": ids, "content": [f"{name:0>64}" for name in ids], **columns}
+    given["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel()), made_by.dim)
+    blank = {"path": "", "caption": "", "group": "", "split": "test", "text": ""}
+    blank |= {"run": made_by.run, "weights": made_by.weights}
+    arrays = [given.get(field.name, [blank.get(field.name)] * len(ids)) for field in schema]
+    return pa.table(
+        [pa.array(a, f.type) if isinstance(a, list) else a for a, f in zip(arrays, schema, strict=True)], schema
+    )
+
+
+def caption_rows(made_by: ModelIdentity, said: list[tuple[str, str]], matrix: NDArray[np.float32]) -> pa.Table:
+    """Rows of the table of captions.
+
+    Args:
+        made_by: of the gallery.
+        said: id of the picture and text of each caption.
+        matrix: float32 ``(len(said), D)``.
+    """
+    counts: dict[str, int] = {}
+    ids = []
+    for picture, _ in said:
+        ids.append(f"{picture}#{counts.setdefault(picture, 0)}")
+        counts[picture] += 1
+    vector = pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel()), made_by.dim)
+    columns = [pa.array(ids), pa.array([p for p, _ in said]), pa.array([t for _, t in said]), vector]
+    return pa.table(columns, caption_schema(made_by))
+
+
+def small_rows(made_by: ModelIdentity) -> tuple[pa.Table, pa.Table]:
+    """Rows of the twelve pictures and of their captions, two each."""
+    columns: dict[str, list[Any]] = {"group": [f"g{row // 2}" for row in range(len(SHOWN))]}
+    columns["split"] = ["train", "val", "test", "test"] * 3
+    columns["caption"] = [" ".join((colour, material, label.split("_")[-1])) for label, colour, material in SHOWN]
+    said = {task: [shown[place] for shown in SHOWN] for place, task in enumerate(("class", "colour", "material"))}
+    for task, true in said.items():
+        columns[f"label_{task}"] = [None if (row, task) == (11, "material") else true[row] for row in range(len(SHOWN))]
+        told = [MISTAKES[row][1] if MISTAKES.get(row, ("",))[0] == task else true[row] for row in range(len(SHOWN))]
+        if task in made_by.predicts:
+            columns[f"predicted_{task}"] = told
+            columns[f"confidence_{task}"] = [0.4 + 0.05 * row for row in range(len(SHOWN))]
+    predicted = [columns[f"predicted_{task}"] for task in made_by.predicts]
+    columns["text"] = [" ".join(words) for words in zip(*predicted, strict=True)] if predicted else [""] * len(SHOWN)
+    columns = {name: values for name, values in columns.items() if name in picture_schema(made_by).names}
+    # A little noise, so that no two pictures have the same score.
+    matrix = np.stack([meaning_vector(*shown) for shown in SHOWN]) + 0.05 * vectors(len(SHOWN))
+    matrix = (matrix / np.linalg.norm(matrix, axis=1, keepdims=True)).astype(np.float32)
+    ids = [f"p{row}" for row in range(len(SHOWN))]
+    texts = [
+        (name, text)
+        for name, caption in zip(ids, columns["caption"], strict=True)
+        for text in (caption, f"a {caption}")
+    ]
+    spoken = np.repeat(np.stack([meaning_vector(*shown) for shown in SHOWN]), 2, axis=0) + 0.02 * vectors(24, seed=1)
+    spoken = (spoken / np.linalg.norm(spoken, axis=1, keepdims=True)).astype(np.float32)
+    return picture_rows(made_by, ids, matrix, **columns), caption_rows(made_by, texts, spoken)
+
+
+def small_gallery(folder: Path | str, **changes: Any) -> Gallery:
+    """Fills a new gallery with the twelve pictures.
+
+    Args:
+        folder: where to make it; a path or URI.
+        changes: fields of the identity that differ, such as ``encodes_text=False`` or ``predicts={}``.
+    """
+    made_by = identity(**changes)
+    gallery = Gallery.create(str(folder), made_by)
+    pictures, captions = small_rows(made_by)
+    with gallery.writing() as writer:
+        writer.add(pictures, captions if made_by.encodes_text else None)
+    return gallery

@@ -1,0 +1,257 @@
+"""A gallery finds what a comparison with every vector finds, whatever was added, replaced and removed before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from datamodules.schema import UserError
+from retrieval import gallery as gallery_module
+from retrieval.gallery import Gallery
+from retrieval.lance_store import LanceStore
+from retrieval.schema import CAPTIONS, caption_schema
+from tests.retrieval.small_gallery import (
+    DIM,
+    SHOWN,
+    caption_rows,
+    identity,
+    meaning_vector,
+    picture_rows,
+    small_gallery,
+    vectors,
+)
+
+QUERIES = vectors(5, seed=9)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Gallery:
+    return small_gallery(tmp_path_factory.mktemp("gallery") / "small")
+
+
+def brute_force(
+    content: dict[str, NDArray[np.float32]], queries: NDArray[np.float32], k: int, keep: Callable[[str], bool]
+) -> list[list[str]]:
+    """Ids of the best of each query by sorting all scores; equal scores in the order of the content."""
+    names = [name for name in content if keep(name)]
+    matrix = np.stack([content[name] for name in names]).astype(np.float64)
+    return [[names[place] for place in np.argsort(-(matrix @ query), kind="stable")[:k]] for query in queries]
+
+
+def test_a_gallery_opens_by_path_and_by_uri(small: Gallery) -> None:
+    for uri in (small.uri, f"file://{small.uri}"):
+        opened = Gallery.open(uri)
+        assert len(opened) == len(SHOWN)
+        assert opened.n_captions() == 2 * len(SHOWN)
+        assert opened.identity == identity()
+        assert opened.nearest(QUERIES, 3) == small.nearest(QUERIES, 3)
+
+
+def test_a_gallery_outside_of_this_machines_folders_is_filled_and_searched(
+    small: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VITRINE_CACHE", str(tmp_path))
+    far = small_gallery("shared-memory://far")
+    assert Gallery.open("shared-memory://far").nearest(QUERIES, 12) == small.nearest(QUERIES, 12)
+    assert far.nearest_captions(QUERIES, 5) == small.nearest_captions(QUERIES, 5)
+    assert len(list(tmp_path.glob("galleries/*/pictures.*.vectors"))) == 1
+
+
+def test_it_finds_what_the_query_means(small: Gallery) -> None:
+    query = np.stack([meaning_vector("tableware_water_bottle", "blue", "plastic")])
+    [hits] = small.nearest(query, 3)
+    assert SHOWN[int(hits[0].id[1:])] == ("tableware_water_bottle", "blue", "plastic")
+    assert hits[0].score == pytest.approx(float(small.vectors([hits[0].id])[0] @ query[0]), abs=1e-6)
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+
+
+def test_rows_and_vectors_come_in_the_order_that_was_asked_for(small: Gallery) -> None:
+    asked = ["p7", "p0", "p7", "p11"]
+    assert small.rows(asked, ["id", "label_class"]).to_pylist() == [
+        {"id": name, "label_class": SHOWN[int(name[1:])][0]} for name in asked
+    ]
+    assert small.rows([], ["id"]).num_rows == 0
+    everything = small.table(["id", "vector"])
+    assert everything.column("id").to_pylist() == [f"p{row}" for row in range(len(SHOWN))]
+    for name, vector in zip(asked, small.vectors(asked), strict=True):
+        assert vector.tolist() == everything.column("vector")[int(name[1:])].as_py()
+
+
+def test_a_name_that_is_not_there_is_told(small: Gallery) -> None:
+    with pytest.raises(UserError, match="no picture 'p12'"):
+        small.rows(["p1", "p12"], ["id"])
+    with pytest.raises(UserError, match='no picture "it\'s"'):
+        small.vectors(["it's"])
+
+
+def test_wrong_questions_are_one_line(small: Gallery) -> None:
+    with pytest.raises(UserError, match="top-k: is 0"):
+        small.nearest(QUERIES, 0)
+    with pytest.raises(UserError, match="vectors of length 8"):
+        small.nearest(vectors(1, dim=5), 3)
+    with pytest.raises(UserError, match="not finite"):
+        small.nearest(np.full((1, DIM), np.nan, np.float32), 3)
+    with pytest.raises(UserError, match="has no index"):
+        small.nearest(QUERIES, 3, exact=False)
+    assert [len(hits) for hits in small.nearest(QUERIES, 10_000)] == [len(SHOWN)] * len(QUERIES)
+    assert small.nearest(QUERIES, 3, "colour = 'green'") == [[]] * len(QUERIES)
+    assert small.nearest(np.zeros((0, DIM), np.float32), 3) == []
+
+
+def test_any_text_is_a_name(tmp_path: Path) -> None:
+    gallery = Gallery.create(str(tmp_path / "g"), identity(encodes_text=False))
+    names = ["it's", 'a "b"', "c\\d", "e\nf", "", "ü/é 1", "g; DROP TABLE pictures --", "%", "`h`", "x" * 5000]
+    matrix = vectors(len(names))
+    with gallery.writing() as writer:
+        writer.add(picture_rows(gallery.identity, names, matrix))
+        writer.add(picture_rows(gallery.identity, names[:6], matrix[:6]))
+    assert len(gallery) == len(names)
+    assert np.array_equal(gallery.vectors(names), matrix)
+    assert [hits[0].id for hits in gallery.nearest(matrix, 1)] == names
+    with gallery.writing() as writer:
+        writer.remove(names[:4])
+    assert gallery.table(["id"]).column("id").to_pylist() == names[6:] + names[4:6]
+
+
+def test_captions_are_found_once_each_and_only_of_pictures_that_the_filter_keeps(tmp_path: Path) -> None:
+    gallery = Gallery.create(str(tmp_path / "g"), identity())
+    said = [("a", "one"), ("a", "two"), ("b", "one"), ("c", "three"), ("b", "four")]
+    spoken = vectors(len(said), seed=3)
+    spoken[2] = spoken[0]
+    rows = picture_rows(identity(), ["a", "b", "c"], vectors(3), split=["train", "test", "test"])
+    with gallery.writing() as writer:
+        writer.add(rows, caption_rows(identity(), said, spoken))
+    for where, texts in (("", ["one", "two", "three", "four"]), ("split = 'test'", ["one", "three", "four"])):
+        [hits] = gallery.nearest_captions(spoken[[0]], 9, where)
+        scores = {text: float(vector @ spoken[0]) for (_, text), vector in zip(said, spoken, strict=True)}
+        assert [hit.caption for hit in hits] == sorted(texts, key=lambda text: -scores[text])
+        assert [hit.score for hit in hits] == pytest.approx(sorted((scores[t] for t in texts), reverse=True), abs=1e-6)
+        assert hits[0].picture == ("b" if where else "a")
+    without = Gallery.create(str(tmp_path / "none"), identity(encodes_text=False))
+    with pytest.raises(UserError, match="has no captions"):
+        without.nearest_captions(QUERIES, 1)
+
+
+def test_search_stays_that_of_brute_force_while_pictures_come_change_and_go(tmp_path: Path) -> None:
+    gallery = Gallery.create(str(tmp_path / "g"), identity())
+    content: dict[str, NDArray[np.float32]] = {}
+    draws = np.random.default_rng(5)
+    for step in range(8):
+        with gallery.writing() as writer:
+            if content and step % 3 == 2:
+                gone = list(draws.choice(list(content), 7, replace=False))
+                writer.remove(gone)
+                for name in gone:
+                    del content[name]
+            for _ in range(2):
+                old = list(draws.choice(list(content), 5, replace=False)) if content else []
+                fresh = [f"s{step}-{draws.integers(1 << 30)}" for _ in range(20)]
+                names = [str(name) for name in draws.permutation([*old, *fresh])]
+                matrix = vectors(len(names), seed=int(draws.integers(1 << 30)))
+                matrix[3] = matrix[2]  # equal scores keep the gallery's order
+                splits = ["test" if name[-1] in "02468" else "train" for name in names]
+                writer.add(picture_rows(identity(), names, matrix, split=splits))
+                for was_there in (True, False):  # replaced ones stand before new ones, both at the end
+                    for name, vector in zip(names, matrix, strict=True):
+                        if (name in old) == was_there:
+                            content.pop(name, None)
+                            content[name] = vector
+        reopened = Gallery.open(gallery.uri)
+        for found in (gallery, reopened):
+            assert found.table(["id"]).column("id").to_pylist() == list(content)
+            for where, keep in (("", lambda _: True), ("split = 'test'", lambda name: name[-1] in "02468")):
+                hits = [[hit.id for hit in near] for near in found.nearest(QUERIES, 30, where)]
+                assert hits == brute_force(content, QUERIES, 30, keep)
+        assert len(list(Path(gallery.uri).glob("pictures.*.vectors"))) == 1
+
+
+def test_a_reader_goes_on_with_what_was_there_when_it_opened(tmp_path: Path) -> None:
+    gallery = small_gallery(tmp_path / "g")
+    reader, later = Gallery.open(gallery.uri), Gallery.open(gallery.uri)
+    before = reader.nearest(QUERIES, 30)
+    with gallery.writing() as writer:
+        writer.remove(["p0", "p1"])
+        writer.add(picture_rows(identity(), ["new"], vectors(1)))
+        # Reading goes on beside the writer.
+        assert Gallery.open(gallery.uri).nearest(QUERIES, 3) == gallery.nearest(QUERIES, 3)
+    assert reader.nearest(QUERIES, 30) == before
+    assert later.nearest(QUERIES, 30) == before
+    assert len(gallery.nearest(QUERIES, 30)[0]) == len(Gallery.open(gallery.uri).nearest(QUERIES, 30)[0]) == 11
+
+
+def test_an_empty_gallery_answers_nothing(tmp_path: Path) -> None:
+    gallery = Gallery.create(str(tmp_path / "g"), identity())
+    with gallery.writing() as writer:
+        assert writer.known().num_rows == 0
+    assert len(gallery) == 0
+    assert gallery.nearest(QUERIES, 3) == [[]] * len(QUERIES)
+    assert gallery.table(["id"], "colour = 'blue'").num_rows == 0
+
+
+def test_another_models_gallery_is_refused_and_a_new_name_asked_for(small: Gallery) -> None:
+    assert len(Gallery.open_or_create(small.uri, identity(run="runs/same_weights_elsewhere"))) == len(SHOWN)
+    others = {
+        "the weights of runs/other are others": identity(weights="b" * 64, run="runs/other"),
+        "pictures were made as": identity(input_options={"size": 64}),
+        "the model predicts other classes": identity(predicts={"class": ["x"]}),
+        "the task is another": identity(task="MultiTask"),
+        "the data have labels of class, not of class, colour, material": identity(labels=["class"]),
+    }
+    for said, other in others.items():
+        with pytest.raises(UserError, match="name a new gallery") as caught:
+            Gallery.open_or_create(small.uri, other)
+        assert said in str(caught.value)
+        assert "made by DualEncoder of runs/small/20260101-000000" in str(caught.value)
+    assert len(Gallery.open(small.uri)) == len(SHOWN)
+
+
+def test_what_a_kill_left_of_making_another_models_gallery_is_no_hindrance(tmp_path: Path) -> None:
+    LanceStore.create(str(tmp_path / "g"), CAPTIONS, caption_schema(identity(dim=4)))
+    with pytest.raises(UserError, match="is no gallery"):
+        Gallery.open(str(tmp_path / "g"))
+    gallery = small_gallery(tmp_path / "g")
+    assert gallery.n_captions() == 24
+    assert gallery.nearest_captions(QUERIES, 3) == Gallery.open(gallery.uri).nearest_captions(QUERIES, 3)
+
+
+def test_what_is_no_gallery_is_told(small: Gallery, tmp_path: Path) -> None:
+    (tmp_path / "file.txt").write_text("no gallery", encoding="utf-8")
+    for name, said in (("none", "there is no gallery here"), ("", "is no gallery"), ("file.txt", "is no gallery")):
+        with pytest.raises(UserError, match=said):
+            Gallery.open(str(tmp_path / name))
+    with pytest.raises(UserError, match="is a file; name a folder"):
+        Gallery.create(str(tmp_path / "file.txt"), identity())
+    with pytest.raises(UserError, match="there is a gallery already"):
+        Gallery.create(small.uri, identity())
+    with pytest.raises(UserError, match="nowhere://x: table 'pictures' cannot be read"):
+        Gallery.open("nowhere://x")
+    assert {path.name for path in tmp_path.iterdir()} == {"file.txt"}
+
+
+def test_tables_that_others_made_are_no_gallery(tmp_path: Path) -> None:
+    import lancedb
+
+    database = lancedb.connect(str(tmp_path / "foreign"))
+    database.create_table("pictures", picture_rows(identity(), ["a"], vectors(1)).replace_schema_metadata(None))
+    with pytest.raises(UserError, match="no gallery's"):
+        Gallery.open(str(tmp_path / "foreign"))
+    newer = picture_rows(identity(), ["a"], vectors(1))
+    text = newer.schema.metadata[b"vitrine.gallery"].replace(b'"format": 1', b'"format": 2')
+    lancedb.connect(str(tmp_path / "newer")).create_table(
+        "pictures", newer.replace_schema_metadata({b"vitrine.gallery": text})
+    )
+    with pytest.raises(UserError, match="newer version"):
+        Gallery.open(str(tmp_path / "newer"))
+
+
+def test_past_the_limit_search_is_exact_until_an_index_is_built(
+    small: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = small.nearest(QUERIES, 5)
+    monkeypatch.setattr(gallery_module, "EXACT_LIMIT", 3)
+    assert small.nearest(QUERIES, 5) == before
+    assert small.nearest(QUERIES, 5, exact=True) == before

@@ -1,0 +1,83 @@
+"""Indexing that is killed at any stage leaves a gallery that opens, and finishing it makes the undisturbed one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datamodules.schema import UserError
+from retrieval.gallery import Gallery
+from tests.fakes_models import write_clip
+from tests.retrieval.killed_indexing import CHUNK, COUNT, STAGES
+from tests.retrieval.photos import SIDE, rows_of, write_photos
+
+WITHOUT_GALLERY = {"before_the_captions_table", "between_the_tables"}
+COMMITTED = {
+    "before_the_first_picture": {0},
+    "while_encoding": {0, CHUNK},
+    "between_captions_and_pictures": {CHUNK},
+    "after_the_last_commit": {COUNT},
+    "while_tidying": {COUNT},
+    "while_the_matrix_is_written": {COUNT},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("killed")
+    write_photos(folder / "data", COUNT)
+    write_clip(folder / "clip", image_size=SIDE)
+    (folder / "run").mkdir()
+    finished = subprocess.run(
+        [sys.executable, "-m", "tests.retrieval.killed_indexing", str(folder)],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "VITRINE_CACHE": str(folder / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr[-2000:] + (folder / "log").read_text(errors="replace")[-4000:]
+    return folder
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_a_kill_leaves_opens(folder: Path, stage: str) -> None:
+    left = folder / f"{stage}-killed"
+    if stage in WITHOUT_GALLERY:
+        with pytest.raises(UserError, match="no gallery"):
+            Gallery.open(str(left))
+        return
+    gallery = Gallery.open(str(left))
+    assert len(gallery) in COMMITTED[stage]
+    whole = rows_of(folder / "undisturbed").slice(0, len(gallery))
+    assert rows_of(left).equals(whole)
+    if len(gallery):
+        query = np.array(whole.column("vector").to_pylist()[3:4], np.float32)
+        assert gallery.nearest(query, 1)[0][0].id == "photo 3"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_finishing_makes_the_undisturbed_gallery(folder: Path, stage: str) -> None:
+    assert len(rows_of(folder / "undisturbed")) == COUNT
+    for table, rows in (("pictures", COUNT), ("captions", 2 * COUNT)):
+        finished, undisturbed = rows_of(folder / stage, table), rows_of(folder / "undisturbed", table)
+        assert finished.num_rows == rows
+        assert finished.equals(undisturbed)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_nothing_half_written_is_left(folder: Path, stage: str) -> None:
+    made = {path.name.split(".")[0] for path in (folder / stage).glob("*.vectors")}
+    assert made == {"pictures", "captions"}
+    assert not list((folder / stage).glob(".*.part.*"))
+    found = Gallery.open(str(folder / stage))
+    again = Gallery.open(str(folder / "undisturbed"))
+    query = np.array(rows_of(folder / stage).column("vector").to_pylist()[:3], np.float32)
+    assert found.nearest(query, 5) == again.nearest(query, 5)
+    assert found.nearest_captions(query, 5) == again.nearest_captions(query, 5)

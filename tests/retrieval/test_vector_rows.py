@@ -1,0 +1,113 @@
+"""The matrix of a table can be lost, cut, stale or homeless; answers stay the same."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from retrieval import vector_rows
+from retrieval.gallery import Gallery
+from retrieval.vector_file import write_vectors
+from tests.retrieval.small_gallery import identity, picture_rows, small_gallery, vectors
+
+QUERIES = vectors(4, seed=9)
+
+
+def files(gallery: Gallery) -> list[Path]:
+    return sorted(Path(gallery.uri).glob("*.vectors"))
+
+
+def test_a_lost_or_cut_matrix_is_made_again(tmp_path: Path) -> None:
+    gallery = small_gallery(tmp_path / "g")
+    expected = gallery.nearest(QUERIES, 20, "split = 'test'")
+    [captions, pictures] = files(gallery)
+    assert captions.name.startswith("captions.")
+    whole = pictures.read_bytes()
+    for content in (None, b"", whole[:-100], b"foreign" + whole[7:]):
+        pictures.unlink()
+        if content is not None:
+            pictures.write_bytes(content)
+        assert Gallery.open(gallery.uri).nearest(QUERIES, 20, "split = 'test'") == expected
+        assert pictures.read_bytes() == whole
+    assert files(gallery) == [captions, pictures]
+
+
+def test_a_matrix_of_a_former_revision_never_answers(tmp_path: Path) -> None:
+    gallery = small_gallery(tmp_path / "g")
+    [_, former] = files(gallery)
+    kept = former.read_bytes()
+    with gallery.writing() as writer:
+        writer.remove(["p0"])
+        writer.add(picture_rows(identity(), ["new"], vectors(1)))
+    expected = gallery.nearest(QUERIES, 20)
+    former.write_bytes(kept)
+    [_, current] = [file for file in files(gallery) if file != former]
+    current.unlink()
+    assert Gallery.open(gallery.uri).nearest(QUERIES, 20) == expected
+    assert {hit.id for hit in expected[0]} == {*(f"p{row}" for row in range(1, 12)), "new"}
+    with gallery.writing():
+        pass
+    assert not former.exists()
+
+
+def test_a_gallery_that_was_made_anew_in_the_same_place_has_a_matrix_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VITRINE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(vector_rows, "_folders", lambda _: [tmp_path / "cache"])
+    for seed in (1, 2):
+        shutil.rmtree(tmp_path / "g", ignore_errors=True)
+        gallery = Gallery.create(str(tmp_path / "g"), identity())
+        with gallery.writing() as writer:
+            writer.add(picture_rows(identity(), ["a", "b"], vectors(2, seed=seed)))
+        [hits] = Gallery.open(gallery.uri).nearest(vectors(2, seed=seed)[[1]], 1)
+        assert hits[0].id == "b"
+        assert hits[0].score == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the administrator may write everywhere")
+def test_a_folder_that_cannot_be_written_is_searched_by_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gallery = small_gallery(tmp_path / "g")
+    expected = gallery.nearest(QUERIES, 20)
+    for file in files(gallery):
+        file.unlink()
+    monkeypatch.setenv("VITRINE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "g").chmod(0o555)
+    try:
+        assert Gallery.open(gallery.uri).nearest(QUERIES, 20) == expected
+    finally:
+        (tmp_path / "g").chmod(0o755)
+    assert files(gallery) == []
+    assert len(list((tmp_path / "cache").rglob("*.vectors"))) == 1
+
+
+def test_where_the_folder_refuses_the_cache_serves_and_where_both_refuse_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gallery = small_gallery(tmp_path / "g")
+    expected = gallery.nearest(QUERIES, 20)
+    for file in files(gallery):
+        file.unlink()
+    monkeypatch.setenv("VITRINE_CACHE", str(tmp_path / "cache"))
+    refusing = {tmp_path / "g"}
+
+    def refused(path: Path, *arguments: object) -> None:
+        if any(folder in path.parents for folder in refusing):
+            raise PermissionError(13, "Permission denied", str(path))
+        write_vectors(path, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(vector_rows, "write_vectors", refused)
+    assert Gallery.open(gallery.uri).nearest(QUERIES, 20) == expected
+    assert files(gallery) == []
+    kept = list((tmp_path / "cache").rglob("*.vectors"))
+    assert len(kept) == 1
+    assert Gallery.open(gallery.uri).nearest(QUERIES, 20) == expected
+    kept[0].unlink()
+    refusing.add(tmp_path / "cache")
+    with pytest.raises(ValueError, match=r"set \$VITRINE_CACHE"):
+        Gallery.open(gallery.uri).nearest(QUERIES, 20)
