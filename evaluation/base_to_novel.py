@@ -20,19 +20,12 @@ from numpy.typing import NDArray
 
 from datamodules.schema import LABEL_TASK, UserError
 from evaluation.artefacts import written_whole
-from evaluation.pairing import in_order_of
+from evaluation.pairing import in_order_of, paired_difference
 from evaluation.predictions import Predictions, read_predictions
-from evaluation.statistics import Interval, Statistic, accuracy_statistic, group_bootstrap, known, wilson
+from evaluation.statistics import Estimate, Statistic, group_bootstrap, known, share_statistic
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-
-class Estimate(NamedTuple):
-    """A number with its 95 % interval by group."""
-
-    value: float
-    interval: Interval
 
 
 @dataclass(frozen=True)
@@ -115,8 +108,8 @@ def base_to_novel(
         novel_classes=len(predictions.tasks[LABEL_TASK]) - base,
         n_base=n_base,
         n_novel=len(answers.right) - n_base,
-        base=estimate(_accuracy(answers.right[answers.is_base]), answers.is_base),
-        novel=estimate(_accuracy(answers.right[~answers.is_base]), ~answers.is_base),
+        base=estimate(share_statistic(answers.right[answers.is_base]), answers.is_base),
+        novel=estimate(share_statistic(answers.right[~answers.is_base]), ~answers.is_base),
         harmonic_mean=estimate(_harmonic_mean(answers), np.ones(len(answers.right), dtype=bool)),
     )
 
@@ -142,22 +135,11 @@ def compare(
 
     def difference(parts: tuple[Statistic, Statistic], rows: NDArray[np.bool_]) -> Estimate:
         earlier, later = parts
-
-        def shifted(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-            # From 0 to 1, for which the bootstrap is made.
-            return (later(weights) - earlier(weights) + 1) / 2
-
-        value = 2 * float(shifted(np.ones((1, int(rows.sum()))))[0]) - 1
-        groups = new.groups[rows]
-        if (old.right[rows] == new.right[rows]).all():
-            # No resample can differ either: the Wilson interval of as many trials as groups, to both sides.
-            most = wilson(0.0, len(np.unique(groups))).high
-            return Estimate(value, Interval(-most, most))
-        low, high = group_bootstrap(shifted, groups, n_resamples, seed=seed)
-        return Estimate(value, Interval(2 * low - 1, 2 * high - 1))
+        agree = bool((old.right[rows] == new.right[rows]).all())
+        return paired_difference(later, earlier, new.groups[rows], agree, n_resamples, seed=seed)
 
     def of_half(rows: NDArray[np.bool_]) -> Estimate:
-        return difference((_accuracy(old.right[rows]), _accuracy(new.right[rows])), rows)
+        return difference((share_statistic(old.right[rows]), share_statistic(new.right[rows])), rows)
 
     means = _harmonic_mean(old), _harmonic_mean(new)
     return Cost(
@@ -252,10 +234,6 @@ def _right(targets: NDArray[np.int64], logits: NDArray[np.float32], base: int) -
     among_base, among_novel = logits[:, :base].argmax(axis=1), base + logits[:, base:].argmax(axis=1)
     right: NDArray[np.bool_] = np.where(targets < base, among_base, among_novel) == targets
     return right
-
-
-def _accuracy(right: NDArray[np.bool_]) -> Statistic:
-    return accuracy_statistic(np.ones(len(right), dtype=np.int64), right.astype(np.int64))
 
 
 def _harmonic_mean(answers: _Answers) -> Statistic:

@@ -56,6 +56,21 @@ class Predictions:
         predicted: NDArray[np.int64] = self.logits[task].argmax(axis=1)
         return predicted
 
+    def probabilities(self, task: str, temperature: float = 1.0) -> NDArray[np.float64]:
+        """Softmax of the logits.
+
+        Args:
+            task: whose.
+            temperature: above 0; the logits are divided by it, as ``python -m evaluation calibrate`` fits it.
+
+        Returns:
+            float64 ``(N, C)``, rows sum to 1.
+        """
+        from scipy.special import softmax
+
+        probabilities: NDArray[np.float64] = softmax(self.logits[task].astype(np.float64) / temperature, axis=1)
+        return probabilities
+
     def take(self, rows: NDArray[np.int64]) -> Predictions:
         """The given rows in the given order."""
         return Predictions(
@@ -136,17 +151,9 @@ def join_predictions(shards: Iterable[Predictions]) -> tuple[Predictions, int]:
     parts = list(shards)
     if not parts:
         raise UserError("predictions: there are no shards to join; predict at least one batch")
-    first = parts[0]
-    if any(dict(part.tasks) != dict(first.tasks) for part in parts):
+    if any(dict(part.tasks) != dict(parts[0].tasks) for part in parts):
         raise UserError("predictions: the shards name different tasks or classes; write them again in one run")
-    joined = Predictions(
-        np.concatenate([part.sample_id for part in parts]),
-        np.concatenate([part.names for part in parts]),
-        np.concatenate([part.groups for part in parts]),
-        first.tasks,
-        {task: np.concatenate([part.targets[task] for part in parts]) for task in first.tasks},
-        {task: np.concatenate([part.logits[task] for part in parts]) for task in first.tasks},
-    )
+    joined = concatenated(parts)
     joined = joined.take(np.argsort(joined.sample_id, kind="stable"))
     is_first = np.ones(len(joined), dtype=bool)
     is_first[1:] = joined.sample_id[1:] != joined.sample_id[:-1]
@@ -154,6 +161,19 @@ def join_predictions(shards: Iterable[Predictions]) -> tuple[Predictions, int]:
     again = joined.take(np.flatnonzero(~is_first))
     _check_equal(kept.take(np.searchsorted(kept.sample_id, again.sample_id)), again)
     return kept, len(again)
+
+
+def concatenated(parts: Sequence[Predictions]) -> Predictions:
+    """All rows, one part after the other; the parts, at least one, have the same tasks and classes."""
+    tasks = parts[0].tasks
+    return Predictions(
+        np.concatenate([part.sample_id for part in parts]),
+        np.concatenate([part.names for part in parts]),
+        np.concatenate([part.groups for part in parts]),
+        tasks,
+        {task: np.concatenate([part.targets[task] for part in parts]) for task in tasks},
+        {task: np.concatenate([part.logits[task] for part in parts]) for task in tasks},
+    )
 
 
 def check_finite(predictions: Predictions, origin: str) -> None:

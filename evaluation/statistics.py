@@ -39,6 +39,13 @@ class Interval(NamedTuple):
     high: float
 
 
+class Estimate(NamedTuple):
+    """A number with its 95 % interval."""
+
+    value: float
+    interval: Interval
+
+
 class Baseline(NamedTuple):
     """Accuracy of always answering the majority class.
 
@@ -78,12 +85,20 @@ def top_k_accuracy(targets: NDArray[np.int64], logits: NDArray[np.float32], k: i
         logits: float32 ``(N, C)``.
         k: At least 1.
     """
-    if not len(targets):
-        return math.nan
+    return float(in_top_k(targets, logits, k).mean()) if len(targets) else math.nan
+
+
+def in_top_k(targets: NDArray[np.int64], logits: NDArray[np.float32], k: int) -> NDArray[np.bool_]:
+    """Whether each target is among the k largest logits; arguments as ``top_k_accuracy``.
+
+    Returns:
+        bool ``(N,)``; as a right or wrong answer it goes into ``share_statistic``.
+    """
     own = np.take_along_axis(logits, targets[:, None], axis=1)
     earlier = np.arange(logits.shape[1])[None, :] < targets[:, None]
     rank = (logits > own).sum(axis=1) + ((logits == own) & earlier).sum(axis=1)
-    return float((rank < k).mean())
+    within: NDArray[np.bool_] = rank < k
+    return within
 
 
 def f1(
@@ -101,10 +116,15 @@ def f1(
 
 def accuracy_statistic(targets: NDArray[np.int64], predicted: NDArray[np.int64]) -> Statistic:
     """Accuracy as a function of sample weights, for ``group_bootstrap``."""
-    correct = (targets == predicted).astype(np.float64)
+    return share_statistic(targets == predicted)
+
+
+def share_statistic(right: NDArray[Any]) -> Statistic:
+    """Weighted mean of what each sample scored, ``(N,)`` from 0 to 1, for ``group_bootstrap``."""
+    scores = right.astype(np.float64)
 
     def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        values: NDArray[np.float64] = weights @ correct / weights.sum(axis=1)
+        values: NDArray[np.float64] = weights @ scores / weights.sum(axis=1)
         return values
 
     return statistic
@@ -227,6 +247,17 @@ def clustered_wilson(correct: NDArray[np.bool_], groups: NDArray[Any], level: fl
     upper = (1 + level) / 2
     shrink = float(ndtri(upper) / stdtrit(num_groups - 1, upper))
     return wilson(share, max(1.0, trials) * shrink * shrink, level)
+
+
+def student_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """Student's interval of the mean of shares from independent runs, cut to 0 … 1; NaN for fewer than two."""
+    from scipy.special import stdtrit
+
+    if len(values) < 2:
+        return Interval(math.nan, math.nan)
+    mean, spread = float(np.mean(values)), float(np.std(values, ddof=1))
+    half = float(stdtrit(len(values) - 1, (1 + level) / 2)) * spread / math.sqrt(len(values))
+    return Interval(max(0.0, mean - half), min(1.0, mean + half))
 
 
 def majority_baseline(targets: NDArray[np.int64], train_counts: Sequence[int] | None = None) -> Baseline:

@@ -43,7 +43,9 @@ class TaskSummary:
         f1_macro: Mean F1 over classes.
         f1_macro_interval: By group bootstrap.
         f1_weighted: Mean F1 weighted by support.
+        f1_weighted_interval: By group bootstrap.
         top3_accuracy: Share of samples whose target is among the three largest logits.
+        top3_interval: By group bootstrap.
     """
 
     run: str
@@ -60,7 +62,9 @@ class TaskSummary:
     f1_macro: float
     f1_macro_interval: Interval
     f1_weighted: float
+    f1_weighted_interval: Interval
     top3_accuracy: float
+    top3_interval: Interval
 
     @property
     def above_majority(self) -> bool:
@@ -132,6 +136,23 @@ def read_class_counts(path: Path, tasks: Mapping[str, Sequence[str]]) -> dict[st
         record: Any = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: not readable as JSON ({error}); restore or delete it") from error
+    return class_counts_of(record, tasks, str(path))
+
+
+def class_counts_of(record: Any, tasks: Mapping[str, Sequence[str]], origin: str) -> dict[str, list[int]]:
+    """Class counts of the train split in a run record that was read already.
+
+    Args:
+        record: what the JSON says.
+        tasks: class names of each task.
+        origin: where the record is from, for the message.
+
+    Returns:
+        By task; without the tasks that the record does not count.
+
+    Raises:
+        UserError: The counts do not fit the class names.
+    """
     data = record.get("data") if isinstance(record, dict) else None
     counts = data.get("class_counts") if isinstance(data, dict) else None
     if not isinstance(counts, dict):
@@ -140,7 +161,7 @@ def read_class_counts(path: Path, tasks: Mapping[str, Sequence[str]]) -> dict[st
         values = counts.get(task)
         if values is not None and len(values) != len(names):
             raise UserError(
-                f"{path}: data.class_counts.{task} has {len(values)} counts for {len(names)} classes; "
+                f"{origin}: data.class_counts.{task} has {len(values)} counts for {len(names)} classes; "
                 f"the record belongs to other predictions: run `test` again"
             )
     return {task: [int(count) for count in counts[task]] for task in tasks if task in counts}
@@ -162,14 +183,19 @@ def rich_table(summaries: Sequence[TaskSummary]) -> Table:
 
 def markdown_table(summaries: Sequence[TaskSummary]) -> str:
     """The summaries as a Markdown table for the README."""
-    rows = [COLUMNS, ["---"] * len(COLUMNS), *(_cells(summary) for summary in summaries)]
-    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows)
+    return markdown_rows(COLUMNS, [_cells(summary) for summary in summaries])
+
+
+def markdown_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table of these cells."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
 
 
 def as_json(summaries: Sequence[TaskSummary]) -> str:
     """The summaries as a JSON list of objects; NaN becomes null."""
     rows = [{**asdict(summary), "above_majority": summary.above_majority} for summary in summaries]
-    return json.dumps([{key: _plain(value) for key, value in row.items()} for row in rows], indent=2)
+    return json.dumps(plain(rows), indent=2)
 
 
 def _summarise_task(
@@ -184,15 +210,17 @@ def _summarise_task(
     rows = statistics.known(predictions.targets[task])
     targets, logits, groups = predictions.targets[task][rows], predictions.logits[task][rows], predictions.groups[rows]
     predicted = predictions.predicted(task)[rows]
-    n_resamples, seed = bootstrap
     baseline = statistics.Baseline(math.nan, 0, "split" if counts is None else "train")
-    accuracy_interval = f1_interval = Interval(math.nan, math.nan)
+    intervals = [Interval(math.nan, math.nan)] * 4
     if len(rows):
         baseline = statistics.majority_baseline(targets, counts)
-        accuracy = statistics.accuracy_statistic(targets, predicted)
-        f1 = statistics.f1_statistic(targets, predicted)
-        accuracy_interval = statistics.group_bootstrap(accuracy, groups, n_resamples, seed=seed)
-        f1_interval = statistics.group_bootstrap(f1, groups, n_resamples, seed=seed)
+        scores = (
+            statistics.accuracy_statistic(targets, predicted),
+            statistics.f1_statistic(targets, predicted),
+            statistics.f1_statistic(targets, predicted, "weighted"),
+            statistics.share_statistic(statistics.in_top_k(targets, logits, 3)),
+        )
+        intervals = [statistics.group_bootstrap(score, groups, bootstrap[0], seed=bootstrap[1]) for score in scores]
     return TaskSummary(
         run=run,
         split=split,
@@ -203,12 +231,14 @@ def _summarise_task(
         majority_source=baseline.source,
         majority_label=str(predictions.tasks[task][baseline.label]) if len(rows) else "",
         accuracy=statistics.accuracy(targets, predicted),
-        accuracy_interval=accuracy_interval,
+        accuracy_interval=intervals[0],
         accuracy_wilson=statistics.clustered_wilson(targets == predicted, groups),
         f1_macro=statistics.f1(targets, predicted),
-        f1_macro_interval=f1_interval,
+        f1_macro_interval=intervals[1],
         f1_weighted=statistics.f1(targets, predicted, "weighted"),
+        f1_weighted_interval=intervals[2],
         top3_accuracy=statistics.top_k_accuracy(targets, logits, 3),
+        top3_interval=intervals[3],
     )
 
 
@@ -219,22 +249,27 @@ def _cells(summary: TaskSummary) -> list[str]:
         summary.task,
         str(summary.n),
         str(summary.groups),
-        _share(summary.majority),
-        _with_interval(summary.accuracy, summary.accuracy_interval),
-        _with_interval(summary.f1_macro, summary.f1_macro_interval),
+        share(summary.majority),
+        with_interval(summary.accuracy, summary.accuracy_interval),
+        with_interval(summary.f1_macro, summary.f1_macro_interval),
         summary.note,
     ]
 
 
-def _share(value: float) -> str:
+def share(value: float) -> str:
+    """Three decimals, or a dash for NaN."""
     return "–" if math.isnan(value) else f"{value:.3f}"
 
 
-def _with_interval(value: float, interval: Interval) -> str:
+def with_interval(value: float, interval: Interval) -> str:
+    """A share and its interval, or a dash for NaN."""
     return "–" if math.isnan(value) else f"{value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
+def plain(value: Any) -> Any:
+    """The value as JSON has it: tuples become lists, NaN becomes null."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [plain(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from datamodules.schema import UserError
 from evaluation import statistics
 from evaluation.__main__ import main
-from evaluation.base_to_novel import Cost, Estimate, base_to_novel, compare, restricted_accuracy
+from evaluation.base_to_novel import Cost, base_to_novel, compare, restricted_accuracy
 from evaluation.predictions import Predictions, write_predictions
 
 CLASSES = ["bag", "cap", "mug", "pen", "shoe"]
@@ -174,7 +174,7 @@ def test_no_difference_has_an_interval_around_zero() -> None:
         assert estimate.interval.low == -estimate.interval.high
         assert 0 < estimate.interval.high < 0.2
     everything = compare(make((100, 100)), make((-100, 100)), n_resamples=100)
-    assert everything.base == Estimate(1.0, everything.base.interval)
+    assert everything.base == statistics.Estimate(1.0, everything.base.interval)
     assert everything.base.interval.high == 1
 
 

@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from datamodules.schema import UserError
-from evaluation.pairing import in_order_of
+from evaluation.pairing import in_order_of, paired_difference
+from evaluation.statistics import share_statistic, wilson
 from tests.evaluation.predictions_fixture import make_predictions
 
 
@@ -49,3 +51,28 @@ def test_classes_must_agree(classes: list[str], said: str) -> None:
     after = make_predictions(8)
     with pytest.raises(UserError, match=f"the classes of 'class' differ: {said}"):
         in_order_of(after, replace(after, tasks={"class": classes}), "class")
+
+
+def test_paired_difference_equals_scipys_paired_bootstrap() -> None:
+    rng = np.random.default_rng(0)
+    first, second = ((rng.random(200) < share).astype(float) for share in (0.8, 0.6))
+    expected = scipy.stats.bootstrap(
+        (first, second),
+        lambda x, y, axis: (x - y).mean(axis=axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=10_000,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    statistics = share_statistic(first), share_statistic(second)
+    found = paired_difference(*statistics, np.arange(200), False, 10_000)
+    assert found.value == pytest.approx(first.mean() - second.mean())
+    assert found.interval == pytest.approx((expected.low, expected.high), abs=0.012)  # in steps of 1/200
+
+
+def test_models_that_agree_could_differ_in_a_group_not_seen() -> None:
+    statistic = share_statistic(np.arange(30) % 2)
+    found = paired_difference(statistic, statistic, np.arange(30) // 3, True)
+    most = wilson(0.0, 10).high
+    assert found == (0.0, (-most, most))

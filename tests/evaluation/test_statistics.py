@@ -249,3 +249,22 @@ def test_coverage_of_macro_f1_with_eleven_groups() -> None:
         interval = statistics.group_bootstrap(statistics.f1_statistic(targets, predicted), groups, 600)
         covered += interval.low <= truth <= interval.high
     assert 0.84 <= covered / 500 <= 0.93
+
+
+def test_top_k_can_be_resampled() -> None:
+    rng = np.random.default_rng(2)
+    logits, targets = rng.normal(size=(50, 6)).astype(np.float32), rng.integers(6, size=50)
+    weights = rng.integers(0, 4, size=(4, 50))
+    statistic = statistics.share_statistic(statistics.in_top_k(targets, logits, 3))
+    for counts, value in zip(weights, statistic(weights.astype(np.float64)), strict=True):
+        rows = np.repeat(np.arange(50), counts)
+        expected = metrics.top_k_accuracy_score(targets[rows], logits[rows], k=3, labels=range(6))
+        assert value == pytest.approx(expected)
+
+
+def test_students_interval_equals_scipy() -> None:
+    values = [0.51, 0.48, 0.55, 0.5]
+    expected = scipy.stats.t.interval(0.95, 3, np.mean(values), scipy.stats.sem(values))
+    assert statistics.student_interval(values) == pytest.approx(expected)
+    assert statistics.student_interval([0.9, 1.0]) == pytest.approx((0.31469, 1.0), abs=1e-4)  # cut at 1
+    assert math.isnan(statistics.student_interval([0.5]).low)

@@ -1,0 +1,155 @@
+"""The worst mistakes of a test with maps of where the model saw what it said, as one figure in the run directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from typing_extensions import override
+
+from callbacks.outputs import describes_samples, file_name, step_outputs
+from datamodules.schema import UserError
+from evaluation.explanations import explain_classes, explained_figure, worst_mistakes
+from evaluation.figures import save_figure
+from evaluation.saliency import Method, check_method
+
+
+class SaliencyOfMistakes(Callback):
+    """Writes ``figures/mistakes_test_<task>.png`` after testing: the worst mistakes, each with its maps.
+
+    The worst are those whose right class got the least probability. Grad-CAM shows what spoke for the class that was
+    chosen, and what for the right one; rollout is the same for all classes. No more pictures than are shown are kept
+    in memory. Without mistakes there is no figure. More can be asked of the finished run: ``python -m evaluation
+    explain``.
+
+    Args:
+        count: pictures at most.
+        method: ``gradcam`` for any network, ``rollout`` for plain vision transformers.
+        task: whose mistakes; the main task by default.
+
+    Raises:
+        UserError: for less than one picture and another method.
+    """
+
+    def __init__(self, count: int = 16, method: Method = "gradcam", task: str | None = None) -> None:
+        if count < 1:
+            raise UserError(f"SaliencyOfMistakes.count: must be at least 1, got {count}")
+        if method not in ("gradcam", "rollout"):
+            raise UserError(f"SaliencyOfMistakes.method: {method!r} is unknown; choose gradcam or rollout")
+        self.count = count
+        self.method: Method = method
+        self.task = task
+        self._kept: _Mistakes | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a task that the model has not and a network that the method does not know, before anything is done.
+
+        Raises:
+            UserError: for one of these.
+        """
+        tasks: dict[str, list[str]] = getattr(pl_module, "tasks", {})
+        if not tasks or (self.task is not None and self.task not in tasks):
+            raise UserError(
+                f"SaliencyOfMistakes.task: {type(pl_module).__name__} has {', '.join(tasks) or 'no classes'}; name a "
+                "task that it has, or leave the callback out"
+            )
+        check_method(pl_module, self.method)
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget an earlier test."""
+        self._kept = None
+
+    @override
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: object,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the worst mistakes so far.
+
+        Raises:
+            UserError: if the batch holds features of pictures instead of the pictures.
+        """
+        if "image" not in batch:
+            raise UserError(
+                "SaliencyOfMistakes: the test batches hold features instead of pictures (callbacks.FrozenFeatures); "
+                "leave one of the two out, and explain the finished run with `python -m evaluation explain`"
+            )
+        found = step_outputs(outputs, self, pl_module)
+        task = self._task(pl_module)
+        image = batch["image"][~batch["is_padding"]] if "is_padding" in batch else batch["image"]
+        mistakes = _Mistakes(
+            found["logits"][task].float().cpu().numpy(),
+            found["targets"][task].cpu().numpy(),
+            found["sample_id"].cpu().numpy(),
+            image,
+        )
+        self._kept = _Mistakes.worst([mistakes] if self._kept is None else [self._kept, mistakes], self.count)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Explain the worst mistakes of all processes, and write the figure."""
+        if getattr(trainer, "fast_dev_run", False):
+            return
+        kept = _of_all_processes(self._kept, trainer.world_size, self.count)
+        self._kept = None
+        task = self._task(pl_module)
+        path = Path(trainer.default_root_dir) / "figures" / f"mistakes_test_{file_name(task)}.png"
+        if kept is None or not len(kept.sample_id):
+            rank_zero_info(f"SaliencyOfMistakes: there are no mistakes of {task!r}, so there is no figure")
+            if trainer.is_global_zero:
+                path.unlink(missing_ok=True)
+            return
+        names = describes_samples(trainer, self).sample_names()
+        # Every process computes the same, because a model whose weights are shared out needs all of them.
+        explained = explain_classes(
+            pl_module,
+            task,
+            kept.image,
+            [names[index] for index in kept.sample_id],
+            kept.targets.tolist(),
+            method=self.method,
+        )
+        if trainer.is_global_zero:
+            save_figure(explained_figure(explained, columns=2), path)
+
+    def _task(self, pl_module: LightningModule) -> str:
+        tasks: dict[str, list[str]] = getattr(pl_module, "tasks", {})
+        return self.task or next(iter(tasks))
+
+
+class _Mistakes:
+    """Logits float32 ``(N, C)``, targets int64 ``(N,)``, ids int64 ``(N,)`` and pictures uint8 ``(N, 3, H, W)``."""
+
+    def __init__(self, logits: Any, targets: Any, sample_id: Any, image: torch.Tensor) -> None:
+        self.logits, self.targets, self.sample_id, self.image = logits, targets, sample_id, image
+
+    @classmethod
+    def worst(cls, parts: list[_Mistakes], count: int) -> _Mistakes:
+        """The worst mistakes among several parts; their pictures are copied to the processor's memory."""
+        logits, targets, sample_id = (
+            np.concatenate([getattr(part, name) for part in parts]) for name in ("logits", "targets", "sample_id")
+        )
+        rows = worst_mistakes(logits, targets, count)
+        owner = np.concatenate([np.full(len(part.sample_id), place) for place, part in enumerate(parts)])
+        inside = np.concatenate([np.arange(len(part.sample_id)) for part in parts])
+        images = [parts[owner[row]].image[int(inside[row])].cpu().clone() for row in rows]
+        image = torch.stack(images) if images else parts[0].image[:0].cpu()
+        return cls(logits[rows], targets[rows], sample_id[rows], image)
+
+
+def _of_all_processes(kept: _Mistakes | None, world_size: int, count: int) -> _Mistakes | None:
+    """The worst mistakes of all processes, on every process; a sample that several have seen comes once."""
+    if world_size == 1:
+        return kept
+    parts: list[Any] = [None] * world_size
+    torch.distributed.all_gather_object(parts, kept)
+    found: list[_Mistakes] = [part for part in parts if part is not None]
+    return _Mistakes.worst(found, count) if found else None

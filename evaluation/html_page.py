@@ -1,0 +1,215 @@
+"""One self-contained HTML page of sections: no script, no file beside it, for wide and narrow windows, light and dark.
+
+A section is a sentence or two, figures, and tables, or what is missing for it. Figures are also written as PNG and
+tables as CSV beside the page.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from evaluation.artefacts import written_whole
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+SHOWN_ROWS = 25
+"""Rows of a table that the page shows; its CSV has all of them."""
+
+_STYLE = """
+:root { color-scheme: light dark;
+  --ink: #1c2430; --paper: #ffffff; --line: #d7dce3; --quiet: #5a6675; --warn: #9a5b00; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e4e8ee; --paper: #14181e; --line: #39424e; --quiet: #a2adbb; --warn: #f0b55a; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 62rem; padding: 1.2rem 1rem 4rem; background: var(--paper); color: var(--ink);
+  font: 16px/1.5 system-ui, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
+h1 { font-size: 1.6rem; line-height: 1.2; margin: .4rem 0; overflow-wrap: anywhere; }
+h2 { font-size: 1.2rem; margin: 2.4rem 0 .3rem; border-top: 1px solid var(--line); padding-top: 1.2rem; }
+p { margin: .4rem 0; max-width: 46rem; overflow-wrap: anywhere; }
+nav { margin: 1rem 0; } nav a { display: inline-block; margin: 0 1rem .3rem 0; color: inherit; }
+.quiet, figcaption { color: var(--quiet); font-size: .9rem; }
+.missing { color: var(--warn); }
+figure { margin: 1rem 0; }
+figure img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 8px;
+  border: 1px solid var(--line); }
+.scroll { overflow-x: auto; margin: 1rem 0; }
+table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+th { white-space: nowrap; } td.number { text-align: right; }
+h3 { font-size: 1rem; margin: 1.4rem 0 .2rem; overflow-wrap: anywhere; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: .8rem; }
+.cards figure { margin: .4rem 0; overflow-wrap: anywhere; }
+.cards img { width: 100%; aspect-ratio: 1; object-fit: contain; margin-bottom: .3rem; }
+.cards p { margin: 0; line-height: 1.3; }
+details { margin: 1rem 0; } summary { cursor: pointer; } pre { overflow-x: auto; font-size: .82rem; line-height: 1.4; }
+"""
+
+
+@dataclass(frozen=True)
+class Card:
+    """A small picture and what there is to say of it.
+
+    Attributes:
+        stem: name of its file without the ending.
+        jpeg: the file's content; None where the picture cannot be read.
+        says: lines below it.
+    """
+
+    stem: str
+    jpeg: bytes | None
+    says: list[str]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of a page.
+
+    Attributes:
+        title: its heading.
+        says: what there is to know, in plain sentences; a paragraph each.
+        figures: each by the name of its file without the ending.
+        tables: likewise.
+        files: tables that are written beside the page, but not shown on it.
+        missing: why something is not here; a paragraph each.
+        cards: rows of small pictures, each row by its heading.
+        texts: long plain texts that are folded away, each by its heading.
+    """
+
+    title: str
+    says: list[str] = field(default_factory=list)
+    figures: dict[str, Figure] = field(default_factory=dict)
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    files: dict[str, pd.DataFrame] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    cards: dict[str, list[Card]] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+
+
+def write_page(
+    folder: Path, name: str, title: str, lead: Sequence[str], sections: Sequence[Section], files: Path | None = None
+) -> Path:
+    """Write the page, its figures as PNG, its small pictures as JPEG and its tables as CSV, each whole; the page last.
+
+    Args:
+        folder: for the page, made if need be.
+        name: of the page without its ending.
+        title: heading and name of the page.
+        lead: paragraphs below it.
+        sections: in order.
+        files: folder for everything but the page; the same by default.
+
+    Returns:
+        The page's path.
+    """
+    files = folder if files is None else files
+    pictures = {stem: as_png(figure) for section in sections for stem, figure in section.figures.items()}
+    cards = [card for section in sections for row in section.cards.values() for card in row]
+    small = {f"{card.stem}.jpg": card.jpeg for card in cards if card.jpeg is not None}
+    for file, content in {**{f"{stem}.png": png for stem, png in pictures.items()}, **small}.items():
+        with written_whole(files / file) as partial:
+            partial.write_bytes(content)
+    for section in sections:
+        for stem, table in {**section.tables, **section.files}.items():
+            with written_whole(files / f"{stem}.csv") as partial:
+                table.to_csv(partial, index=False)
+    page = folder / f"{name}.html"
+    with written_whole(page) as partial:
+        partial.write_text(as_html(title, lead, sections, pictures), encoding="utf-8")
+    return page
+
+
+def as_html(title: str, lead: Sequence[str], sections: Sequence[Section], pictures: Mapping[str, bytes]) -> str:
+    """The page's text.
+
+    Args:
+        title: heading and name of the page.
+        lead: paragraphs below it.
+        sections: in order.
+        pictures: every figure as PNG, by the name of its file without the ending.
+    """
+    heading = html.escape(title)
+    links = "".join(f'<a href="#s{place}">{html.escape(one.title)}</a>' for place, one in enumerate(sections))
+    body = "".join(_section(place, section, pictures) for place, section in enumerate(sections))
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{heading}</title><style>{_STYLE}</style></head>\n<body><h1>{heading}</h1>\n"
+        f"{_paragraphs(lead, 'quiet')}<nav>{links}</nav>\n{body}</body></html>\n"
+    )
+
+
+def as_png(figure: Figure) -> bytes:
+    """A figure as PNG, the same bytes for the same figure."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def data_uri(content: bytes, kind: str = "png") -> str:
+    """A picture inside an address."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _section(place: int, section: Section, pictures: Mapping[str, bytes]) -> str:
+    figures = "".join(
+        f'<figure><img alt="{html.escape(section.title)}: {html.escape(stem)}" src="{data_uri(pictures[stem])}">'
+        f"<figcaption>{html.escape(stem)}.png</figcaption></figure>\n"
+        for stem in section.figures
+    )
+    tables = "".join(_table(stem, table) for stem, table in section.tables.items())
+    told = _paragraphs(section.says) + _paragraphs(section.missing, "missing")
+    cards = "".join(_cards(heading, row) for heading, row in section.cards.items())
+    texts = "".join(
+        f"<details><summary>{html.escape(heading)}</summary><pre>{html.escape(text)}</pre></details>\n"
+        for heading, text in section.texts.items()
+    )
+    heading = html.escape(section.title)
+    return f'<section id="s{place}"><h2>{heading}</h2>\n{told}{figures}{tables}{cards}{texts}</section>\n'
+
+
+def _cards(heading: str, cards: Sequence[Card]) -> str:
+    shown = "".join(
+        f"<figure>{_card_image(card)}<figcaption>{_paragraphs(card.says)}</figcaption></figure>\n" for card in cards
+    )
+    return f'<h3>{html.escape(heading)}</h3><div class="cards">\n{shown}</div>\n'
+
+
+def _card_image(card: Card) -> str:
+    if card.jpeg is None:
+        return '<p class="missing">the picture cannot be read</p>'
+    return f'<img alt="{html.escape(card.stem)}" src="{data_uri(card.jpeg, "jpeg")}">'
+
+
+def _paragraphs(texts: Sequence[str], kind: str = "") -> str:
+    attribute = f' class="{kind}"' if kind else ""
+    return "".join(f"<p{attribute}>{html.escape(text)}</p>\n" for text in texts)
+
+
+def _table(stem: str, table: pd.DataFrame) -> str:
+    head = "".join(f"<th>{html.escape(str(name))}</th>" for name in table.columns)
+    rows = "".join(
+        f"<tr>{''.join(_cell(value) for value in row)}</tr>"
+        for row in table.head(SHOWN_ROWS).itertuples(index=False, name=None)
+    )
+    more = len(table) - SHOWN_ROWS
+    rest = f"and {more:,} more rows in {stem}.csv" if more > 0 else f"{stem}.csv"
+    return (
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+        f'<p class="quiet">{html.escape(rest)}</p></div>\n'
+    )
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f'<td class="number">{"" if value != value else f"{value:.3f}"}</td>'  # noqa: PLR0124 -- NaN
+    if isinstance(value, int):
+        return f'<td class="number">{value:,}</td>'
+    return f"<td>{html.escape(str(value))}</td>"

@@ -1,0 +1,206 @@
+"""Everything that a run directory holds, read so that an unfinished or damaged run says what is missing.
+
+Reports are made of runs that were killed, too. So nothing here fails for a file that is not there or cannot be read:
+the part is empty, and ``missing`` has a plain sentence about it. Only a path that is no run at all is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datamodules.schema import UserError
+from evaluation.predictions import Predictions, read_predictions
+from evaluation.summary import class_counts_of
+from evaluation.temperatures import CALIBRATION_FILE, read_temperatures
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CONFIG, RECORD, METRICS = "config.yaml", "run.json", "metrics.csv"
+CHECKPOINTS, PREDICTIONS = "checkpoints", "predictions"
+
+_HOW_TO_PREDICT = {
+    "test": "`python -m experiments test --ckpt_path {run}/checkpoints/best.ckpt`",
+    "val": "`python -m experiments validate --ckpt_path {run}/checkpoints/best.ckpt`",
+}
+
+
+class RunFiles:
+    """The files of one run; each is read when it is first asked for.
+
+    Args:
+        path: the run directory.
+
+    Raises:
+        UserError: there is no such directory, or nothing in it is of a run.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise UserError(f"{path}: no such run directory; give the directory that `fit` or `test` printed")
+        if not any((self.path / name).exists() for name in (CONFIG, RECORD, METRICS, CHECKPOINTS, PREDICTIONS)):
+            raise UserError(f"{path}: not a run directory (no {CONFIG}, {RECORD}, {METRICS} or {PREDICTIONS}/)")
+        self._problems: dict[str, str] = {}
+        self._predictions: dict[str, Predictions | None] = {}
+
+    @property
+    def name(self) -> str:
+        """Name of the experiment and of the run directory, as tables show it."""
+        return "/".join(self.path.resolve().parts[-2:])
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The whole configuration; empty where there is none."""
+        import yaml
+
+        path = self.path / CONFIG
+        try:
+            found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return self._without(CONFIG, "there is no configuration: the run ended before it began to train or test")
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            return self._without(CONFIG, f"cannot be read ({_first_line(error)})")
+        return found if isinstance(found, dict) else self._without(CONFIG, "holds no configuration")
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """The run record; empty where there is none."""
+        path = self.path / RECORD
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return self._without(RECORD, "there is no record: revision, versions, data and times are not known")
+        except (OSError, ValueError) as error:
+            return self._without(RECORD, f"cannot be read ({_first_line(error)})")
+        return found if isinstance(found, dict) else self._without(RECORD, "holds no record")
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        """What was logged, float64 with NaN where a row has no value; empty where nothing was.
+
+        A row that a kill has cut short is kept with what it has.
+        """
+        import pandas as pd
+
+        path = self.path / METRICS
+        try:
+            frame = pd.read_csv(path, on_bad_lines="skip")
+        except FileNotFoundError:
+            self._problems[METRICS] = f"{METRICS}: nothing was logged, so there are no curves"
+            return pd.DataFrame()
+        except (OSError, ValueError) as error:
+            self._problems[METRICS] = f"{METRICS}: cannot be read ({_first_line(error)}), so there are no curves"
+            return pd.DataFrame()
+        if frame.empty:
+            self._problems[METRICS] = f"{METRICS}: nothing was logged, so there are no curves"
+        return pd.DataFrame({name: pd.to_numeric(frame[name], errors="coerce") for name in frame.columns})
+
+    @property
+    def checkpoints(self) -> dict[str, Path]:
+        """Checkpoints by name without suffix, such as ``best`` and ``last``."""
+        return {path.stem: path for path in sorted((self.path / CHECKPOINTS).glob("*.ckpt"))}
+
+    @property
+    def splits(self) -> list[str]:
+        """Splits that there is a file of predictions of, by name."""
+        return [path.stem for path in sorted((self.path / PREDICTIONS).glob("[!.]*.parquet"))]
+
+    def predictions(self, split: str = "test") -> Predictions | None:
+        """Predictions of a split; None where there are none or they cannot be used, which ``missing`` tells of."""
+        if split not in self._predictions:
+            path = self.path / PREDICTIONS / f"{split}.parquet"
+            if not path.is_file():
+                how = _HOW_TO_PREDICT.get(split, "`python -m experiments predict`").format(run=self.path)
+                self._problems[path.name] = (
+                    f"{PREDICTIONS}/{path.name}: there are no predictions; write them with {how}"
+                )
+                self._predictions[split] = None
+            else:
+                self._predictions[split] = self._read(path)
+        return self._predictions[split]
+
+    def problem_of(self, split: str) -> str:
+        """Why there are no predictions of a split, as ``missing`` says it; empty where there are."""
+        return "" if self.predictions(split) is not None else self._problems[f"{split}.parquet"]
+
+    def class_counts(self, tasks: Mapping[str, Sequence[str]]) -> dict[str, list[int]]:
+        """Samples of each class in the train split, by task; without the tasks whose counts are not known.
+
+        Args:
+            tasks: class names of each task.
+        """
+        try:
+            return class_counts_of(self.record, tasks, RECORD)
+        except UserError as error:
+            self._problems["class_counts"] = str(error)
+            return {}
+
+    @cached_property
+    def temperatures(self) -> dict[str, float]:
+        """Temperature of each task that `calibrate` fitted; empty where it did not, or for another checkpoint."""
+        try:
+            return read_temperatures(self.path)
+        except UserError as error:
+            self._problems[CALIBRATION_FILE] = str(error)
+            return {}
+
+    @property
+    def stages(self) -> list[dict[str, Any]]:
+        """What was done in this directory, in order; each with ``stage``, ``started``, ``exit`` and more."""
+        stages = self.record.get("stages")
+        return [stage for stage in stages if isinstance(stage, dict)] if isinstance(stages, list) else []
+
+    @property
+    def interrupted(self) -> bool:
+        """True where the latest training of this run did not end regularly; a resumed one that ended has."""
+        fits = [stage for stage in self.stages if stage.get("stage") == "fit"]
+        return bool(fits) and fits[-1].get("exit") != "finished"
+
+    @property
+    def missing(self) -> list[str]:
+        """What is not there or cannot be used, one plain sentence each; empty for a complete run."""
+        # Each says by itself what is wrong with it.
+        _ = self.config, self.record, self.metrics, self.temperatures
+        for split in self.splits or ["test"]:
+            self.predictions(split)
+        return [*self._endings(), *self._problems.values(), *self._missing_checkpoint()]
+
+    def _endings(self) -> list[str]:
+        latest = {str(stage.get("stage")): stage for stage in self.stages}
+        said = []
+        for name, stage in latest.items():
+            how = stage.get("exit")
+            if how != "finished":
+                reason = "it was killed, or still runs" if how in (None, "unfinished") else str(how)
+                said.append(f"{name}, begun {stage.get('started', 'at a time not known')}, did not finish: {reason}")
+        return said
+
+    def _missing_checkpoint(self) -> list[str]:
+        trained = any(stage.get("stage") == "fit" for stage in self.stages)
+        if trained and "best" not in self.checkpoints:
+            return [f"{CHECKPOINTS}/best.ckpt: training left no best checkpoint"]
+        return []
+
+    def _read(self, path: Path) -> Predictions | None:
+        try:
+            found = read_predictions(path)
+        except UserError as error:
+            self._problems[path.name] = str(error)
+            return None
+        if not len(found):
+            self._problems[path.name] = f"{PREDICTIONS}/{path.name}: holds no samples"
+            return None
+        return found
+
+    def _without(self, name: str, what: str) -> dict[str, Any]:
+        self._problems[name] = f"{name}: {what}"
+        return {}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

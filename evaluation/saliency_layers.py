@@ -1,0 +1,211 @@
+"""Where a network still knows where things are: its last map of features, and its attention weights.
+
+Networks are told apart by what they offer, not by name: vision transformers of ``transformers`` (CLIP, SigLIP), vision
+transformers of ``timm``, and every other network of ``timm`` that says where its last stage is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from datamodules.schema import UserError
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
+
+
+@dataclass(frozen=True)
+class MapLayer:
+    """The module whose output is read as a map.
+
+    Attributes:
+        module: part of the network.
+        to_map: from its output and the size of the pictures to ``(B, C, h, w)``.
+    """
+
+    module: nn.Module
+    to_map: Callable[[torch.Tensor, Size], torch.Tensor]
+
+
+def map_layer(backbone: nn.Module) -> MapLayer:
+    """The last layer of a network in which every place of the picture still has features of its own.
+
+    For convolutional and hybrid networks and pyramids of windows this is the end of the last stage. For vision
+    transformers it is the first norm of the last block: behind that block a network that reads its class token looks at
+    no other token any more, so their gradient would be zero.
+
+    Raises:
+        UserError: if the network is of none of the known kinds.
+    """
+    module = cast("Any", backbone)
+    if (layers := _transformers_layers(backbone)) is not None:
+        return MapLayer(layers[-1].layer_norm1, lambda output, size: _tokens_to_map(output, _patches(module, size)))
+    if _is_timm_vit(backbone):
+        grid = module.patch_embed.dynamic_feat_size
+        return MapLayer(module.blocks[-1].norm1, lambda output, size: _tokens_to_map(output, grid(size)))
+    places = getattr(backbone, "feature_info", None) or [{}]
+    try:
+        stage = backbone.get_submodule(places[-1]["module"])
+    except (AttributeError, KeyError, TypeError):
+        raise UserError(
+            f"method gradcam: it is not known where {type(backbone).__name__} has its last feature map; explain a "
+            "convolutional network, a vision transformer, or CLIP"
+        ) from None
+    channels_last = getattr(backbone, "output_fmt", None) == "NHWC"
+
+    def to_map(output: torch.Tensor, size: Size) -> torch.Tensor:
+        if getattr(output, "ndim", 0) != 4:
+            raise UserError(f"method gradcam: the last stage of {type(backbone).__name__} puts out no feature map")
+        return output.permute(0, 3, 1, 2) if channels_last else output
+
+    return MapLayer(stage, to_map)
+
+
+@dataclass
+class AttentionWatch:
+    """What a forward pass leaves for attention rollout.
+
+    Attributes:
+        rollout: ``(B, N, N)``, the layers' attention multiplied up so far; rows sum to 1.
+        pooling: ``(B, N)``, how much of each token the pooled vector takes; None where the network has no weights for
+            that.
+    """
+
+    rollout: torch.Tensor | None = None
+    pooling: torch.Tensor | None = None
+
+    def add(self, weights: torch.Tensor, network: str) -> None:
+        """Multiply one layer in: the mean of its heads, half, and the residual connection, the other half.
+
+        Args:
+            weights: ``(B, heads, N, N)``, rows sum to 1.
+            network: what errors call it.
+
+        Raises:
+            UserError: if these are no such weights.
+        """
+        square = weights.ndim == 4 and weights.shape[-1] == weights.shape[-2]
+        if not square or not torch.allclose(weights.float().sum(-1), torch.ones(()).to(weights.device), atol=1e-2):
+            raise no_rollout(network)
+        mean = weights.float().mean(dim=1)
+        layer = (mean + torch.eye(mean.shape[-1], device=mean.device)) / 2
+        if self.rollout is not None and self.rollout.shape != layer.shape:
+            raise no_rollout(network)
+        self.rollout = layer if self.rollout is None else layer @ self.rollout
+
+
+@contextmanager
+def watched_attention(backbone: nn.Module) -> Iterator[AttentionWatch]:
+    """Compute attention weights openly while the block lasts, and multiply them up; afterwards all is as before.
+
+    Only the product is kept, not every layer's weights.
+
+    Raises:
+        UserError: if the network is no plain vision transformer.
+    """
+    name, module, watch = type(backbone).__name__, cast("Any", backbone), AttentionWatch()
+
+    def add_input(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        watch.add(inputs[0], name)
+
+    def add_weights(_: nn.Module, __: Any, output: tuple[Any, ...]) -> None:
+        if output[1] is None:
+            raise no_rollout(name)
+        watch.add(output[1], name)
+
+    def keep_pooling(_: nn.Module, __: Any, output: tuple[Any, ...]) -> None:
+        watch.pooling = output[1][:, 0].float()
+
+    with ExitStack() as stack:
+        if (layers := _transformers_layers(backbone)) is not None:
+            stack.enter_context(_attribute(module.config, "_attn_implementation", "eager"))
+            for layer in layers:
+                stack.callback(layer.self_attn.register_forward_hook(add_weights).remove)
+            if (head := getattr(module, "head", None)) is not None and hasattr(head, "attention"):
+                stack.callback(head.attention.register_forward_hook(keep_pooling).remove)
+        elif _is_timm_vit(backbone) and module.global_pool in ("token", "avg"):
+            for block in module.blocks:
+                if not hasattr(block.attn, "attn_drop"):
+                    raise no_rollout(name)
+                if hasattr(block.attn, "fused_attn"):
+                    stack.enter_context(_attribute(block.attn, "fused_attn", False))
+                stack.callback(block.attn.attn_drop.register_forward_pre_hook(add_input).remove)
+        else:
+            raise no_rollout(name)
+        yield watch
+
+
+def looked_at(backbone: nn.Module, watch: AttentionWatch, size: Size) -> torch.Tensor:
+    """How much the pooled vector takes of each patch.
+
+    Args:
+        backbone: the network.
+        watch: of a forward pass.
+        size: of the pictures.
+
+    Returns:
+        ``(B, 1, h, w)``; over all patches, and class tokens where there are some, it sums to 1.
+    """
+    assert watch.rollout is not None
+    module, rollout = cast("Any", backbone), watch.rollout
+    if watch.pooling is not None:
+        read = (watch.pooling[:, None] @ rollout)[:, 0]
+    elif _transformers_layers(backbone) is not None or module.global_pool == "token":
+        # A distilled DeiT averages what its two class tokens say.
+        read = rollout[:, : 2 if hasattr(backbone, "dist_token") else 1].mean(dim=1)
+    else:
+        read = rollout[:, module.num_prefix_tokens :].mean(dim=1)
+    is_timm = _is_timm_vit(backbone)
+    grid = module.patch_embed.dynamic_feat_size(size) if is_timm else _patches(module, size)
+    return _tokens_to_map(read[..., None], grid)
+
+
+def no_rollout(network: str) -> UserError:
+    """Why there is no rollout, and the way out."""
+    return UserError(
+        f"method rollout: {network} is no plain vision transformer, so attention cannot be multiplied up through its "
+        "layers; use gradcam"
+    )
+
+
+def _transformers_layers(backbone: nn.Module) -> Any | None:
+    """Layers of a vision transformer of the ``transformers`` library."""
+    layers = getattr(getattr(backbone, "encoder", None), "layers", None)
+    return layers if layers is not None and hasattr(layers[-1], "layer_norm1") else None
+
+
+def _is_timm_vit(backbone: nn.Module) -> bool:
+    blocks = getattr(backbone, "blocks", None)
+    if not isinstance(blocks, (nn.Sequential, nn.ModuleList)) or not hasattr(backbone, "num_prefix_tokens"):
+        return False
+    return hasattr(blocks[-1], "norm1") and hasattr(getattr(backbone, "patch_embed", None), "dynamic_feat_size")
+
+
+def _patches(backbone: Any, size: Size) -> Size:
+    patch = int(backbone.config.patch_size)
+    return size[0] // patch, size[1] // patch
+
+
+def _tokens_to_map(tokens: torch.Tensor, grid: Size) -> torch.Tensor:
+    """``(B, N, C)``, class tokens first, to ``(B, C, h, w)``."""
+    height, width = grid
+    prefix = tokens.shape[1] - height * width
+    assert prefix >= 0, f"{tokens.shape[1]} tokens are fewer than {height} × {width} patches"
+    return tokens[:, prefix:].transpose(1, 2).reshape(len(tokens), -1, height, width)
+
+
+@contextmanager
+def _attribute(owner: Any, name: str, value: object) -> Iterator[None]:
+    """Set an attribute while the block lasts."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)

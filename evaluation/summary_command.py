@@ -1,0 +1,62 @@
+"""``python -m evaluation summary RUN …``: the table of results, a row for each run and task; ``--join`` joins runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from evaluation import summary, summary_join
+from evaluation.terminal import print_table
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the command ``summary``."""
+    command = commands.add_parser(
+        "summary",
+        help="accuracy and macro F1 of runs with intervals by group, next to the majority baseline",
+    )
+    command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directory")
+    command.add_argument("--split", default="test", help="split whose predictions are read (default: test)")
+    command.add_argument(
+        "--join",
+        action="store_true",
+        help="the runs are seeds or folds of one experiment: their mean, standard deviation and intervals",
+    )
+    add_forms(command)
+
+
+def add_forms(command: argparse.ArgumentParser) -> None:
+    """Adds ``--markdown`` and ``--json``."""
+    form = command.add_mutually_exclusive_group()
+    form.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    form.add_argument("--json", action="store_true", help="print JSON, with cross-checks and further statistics")
+
+
+def run(options: argparse.Namespace, rest: list[str]) -> None:
+    """Summarises the runs.
+
+    Raises:
+        UserError: a run or its predictions are missing or cannot be read, or runs cannot be joined.
+    """
+    if not options.join:
+        show([row for path in options.runs for row in summary.summarise_run(path, options.split)], options)
+        return
+    rows = summary_join.join_summaries(options.runs, options.split)
+    if options.json:
+        sys.stdout.write(summary_join.as_json(rows) + "\n")
+    elif options.markdown:
+        sys.stdout.write(summary_join.markdown_table(rows) + "\n")
+    else:
+        print_table(summary_join.rich_table(rows))
+
+
+def show(rows: Sequence[summary.TaskSummary], options: argparse.Namespace) -> None:
+    """Prints summaries in the form that ``add_forms`` let one choose."""
+    if options.json:
+        sys.stdout.write(summary.as_json(rows) + "\n")
+    elif options.markdown:
+        sys.stdout.write(summary.markdown_table(rows) + "\n")
+    else:
+        print_table(summary.rich_table(rows))

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from datamodules.schema import UserError
+from evaluation.predictions import read_predictions, write_predictions
+from evaluation.run_files import RunFiles
+from evaluation.temperatures import write_temperatures
+from tests.evaluation.predictions_fixture import TASKS, make_predictions
+
+
+def stage(name: str = "fit", how: str = "finished", started: str = "2026-01-01T10:00:00.000") -> dict[str, Any]:
+    return {"stage": name, "started": started, "exit": how}
+
+
+def make_run(folder: Path, *stages: dict[str, Any]) -> Path:
+    """A whole run, as the command line leaves it."""
+    run = folder / "shop" / "20260101-100000"
+    write_predictions(run / "predictions" / "test.parquet", make_predictions(20))
+    counts = {task: [4] * len(names) for task, names in TASKS.items()}
+    record = {"seed": 7, "data": {"class_counts": counts}, "stages": list(stages or [stage(), stage("test")])}
+    (run / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    (run / "config.yaml").write_text(yaml.safe_dump({"seed_everything": 7, "model": {"lr": 0.1}}), encoding="utf-8")
+    (run / "metrics.csv").write_text("epoch,step,val/loss\n0,9,1.5\n1,19,\n", encoding="utf-8")
+    (run / "checkpoints").mkdir()
+    for name in ("best", "last"):
+        (run / "checkpoints" / f"{name}.ckpt").write_bytes(name.encode())
+    return run
+
+
+def test_a_whole_run_misses_nothing(tmp_path: Path) -> None:
+    path = make_run(tmp_path)
+    run = RunFiles(path)
+    assert run.missing == []
+    assert not run.interrupted
+    assert run.name == "shop/20260101-100000"
+    assert run.config["model"] == {"lr": 0.1}
+    assert run.record["seed"] == 7
+    assert run.splits == ["test"]
+    assert run.checkpoints == {name: path / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")}
+    expected = pd.DataFrame({"epoch": [0, 1], "step": [9, 19], "val/loss": [1.5, math.nan]})
+    pd.testing.assert_frame_equal(run.metrics, expected)
+    predictions = run.predictions()
+    assert predictions is not None
+    np.testing.assert_array_equal(
+        predictions.logits["class"], read_predictions(path / "predictions" / "test.parquet").logits["class"]
+    )
+    assert run.problem_of("test") == ""
+    assert run.class_counts(TASKS) == {"class": [4, 4, 4], "colour": [4, 4]}
+    assert run.temperatures == {}
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such run directory"):
+        RunFiles(tmp_path / "nowhere")
+    (tmp_path / "notes.txt").write_text("hello", encoding="utf-8")
+    with pytest.raises(UserError, match="not a run directory"):
+        RunFiles(tmp_path)
+
+
+def test_a_run_that_has_just_begun_says_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"stages": [stage(how="unfinished")]}), encoding="utf-8")
+    run = RunFiles(tmp_path)
+    assert run.interrupted
+    assert run.predictions() is None
+    assert run.config == {}
+    assert run.metrics.empty
+    assert run.class_counts(TASKS) == {}
+    told = run.missing
+    assert told[0] == "fit, begun 2026-01-01T10:00:00.000, did not finish: it was killed, or still runs"
+    for part in ("config.yaml: there is no", "metrics.csv: nothing was", "test.parquet: there are no", "best.ckpt: "):
+        assert sum(part in sentence for sentence in told) == 1
+    assert run.missing == told  # asking twice says the same
+    assert run.problem_of("test").endswith(f"experiments test --ckpt_path {tmp_path}/checkpoints/best.ckpt`")
+    assert "experiments validate --ckpt_path" in run.problem_of("val")
+    assert any("val.parquet" in sentence for sentence in run.missing)  # now that it was asked for
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("run.json", b'{"stages": ['),
+        ("run.json", b"[1, 2]"),
+        ("run.json", b"\xff\xfe\x00"),
+        ("config.yaml", b"model: [1"),
+        ("config.yaml", b"just words"),
+        ("config.yaml", b""),
+        ("metrics.csv", b""),
+        ("metrics.csv", b"epoch,step\n"),
+        ("metrics.csv", b"\xff\xfe\x00\x01,"),
+        ("predictions/test.parquet", b"PAR1 and no more"),
+        ("checkpoints/calibration.json", b"{}"),
+        ("checkpoints/calibration.json", b'{"temperatures": {"class": -1}, "checkpoint_sha256": null}'),
+    ],
+)
+def test_one_damaged_file_is_one_sentence(tmp_path: Path, name: str, content: bytes) -> None:
+    path = make_run(tmp_path)
+    (path / name).write_bytes(content)
+    run = RunFiles(path)
+    assert len(run.missing) == 1
+    assert name in run.missing[0]
+    assert len(run.missing[0].splitlines()) == 1
+    # All else can still be read.
+    assert (run.config != {}) == (name != "config.yaml")
+    assert (run.record != {}) == (name != "run.json")
+    assert run.metrics.empty == (name == "metrics.csv")
+    assert (run.predictions() is None) == ("parquet" in name)
+
+
+def test_a_row_that_was_cut_short_keeps_what_it_has(tmp_path: Path) -> None:
+    path = make_run(tmp_path)
+    (path / "metrics.csv").write_text("epoch,step,val/loss\n0,9,1.5\n1,1", encoding="utf-8")
+    metrics = RunFiles(path).metrics
+    assert metrics["val/loss"].tolist()[0] == 1.5
+    assert math.isnan(metrics["val/loss"].tolist()[1])
+
+
+@pytest.mark.parametrize("record", [{}, {"stages": None}, {"stages": ["fit", 3]}, {"data": 4}])
+def test_a_record_may_say_nothing(tmp_path: Path, record: object) -> None:
+    path = make_run(tmp_path)
+    (path / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    run = RunFiles(path)
+    assert (run.stages, run.interrupted, run.missing) == ([], False, [])
+    assert run.class_counts(TASKS) == {}
+
+
+def test_a_resumed_run_is_not_interrupted(tmp_path: Path) -> None:
+    first, second = stage(how="terminated"), stage(started="2026-01-02T10:00:00.000")
+    run = RunFiles(make_run(tmp_path, first, second))
+    assert not run.interrupted
+    assert run.missing == []
+
+
+def test_how_it_ended_is_told(tmp_path: Path) -> None:
+    run = RunFiles(make_run(tmp_path, stage(), stage("test", "ValueError: boom")))
+    assert not run.interrupted
+    assert run.missing == ["test, begun 2026-01-01T10:00:00.000, did not finish: ValueError: boom"]
+
+
+def test_empty_predictions_and_counts_that_do_not_fit(tmp_path: Path) -> None:
+    path = make_run(tmp_path)
+    write_predictions(path / "predictions" / "test.parquet", make_predictions(20).take(np.empty(0, dtype=np.int64)))
+    run = RunFiles(path)
+    assert run.predictions() is None
+    assert run.class_counts({"class": ["a", "b"]}) == {}
+    assert run.missing[0] == "predictions/test.parquet: holds no samples"
+    assert "data.class_counts.class has 3 counts for 2 classes" in run.missing[1]
+
+
+def test_temperatures_of_another_checkpoint_are_not_used(tmp_path: Path) -> None:
+    path = make_run(tmp_path)
+    write_temperatures(path, {"class": 1.5}, {})
+    assert RunFiles(path).temperatures == {"class": 1.5}
+    (path / "checkpoints" / "best.ckpt").write_bytes(b"trained again")
+    run = RunFiles(path)
+    assert run.temperatures == {}
+    assert run.missing == [
+        f"{path}/checkpoints/calibration.json: belongs to another checkpoint than checkpoints/best.ckpt; "
+        f"run `python -m evaluation calibrate {path}` again"
+    ]
