@@ -19,10 +19,21 @@ from evaluation.terminal import print_table
 if TYPE_CHECKING:
     from evaluation.summary import TaskSummary
 
-_COMMANDS = ("summary", "calibrate", "explore", "learning_curve", "select", "explain", "retrieval")
+_COMMANDS = (
+    "summary",
+    "report",
+    "compare",
+    "calibrate",
+    "explore",
+    "learning_curve",
+    "select",
+    "explain",
+    "retrieval",
+    "efficiency",
+)
 """Commands that are modules ``evaluation.<name>_command``; each imports what is slow when it runs."""
 
-_WITH_DATA_ARGUMENTS = {"linear_probe", "explore", "learning_curve", "select"}
+_WITH_DATA_ARGUMENTS = {"linear_probe", "report", "explore", "learning_curve", "select"}
 """Commands that take ``--data.init_args.KEY VALUE`` as an experiment does, in ``rest``."""
 
 

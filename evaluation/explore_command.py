@@ -205,8 +205,8 @@ def _judged_by(collection: Collection, looks: Looks, gallery: str | None) -> tup
     if gallery is None:
         return looks.rows, looks.features, "colours and edges of the pictures (--gallery takes a model's vectors)"
     rows, vectors, made_by = gallery_vectors(collection, gallery)
-    told = f"vectors of {made_by.task} ({made_by.run}); if it was trained on these labels, wrong ones among them too"
-    return rows, vectors, told
+    learned = "where it has learned from these labels, it may believe the wrong ones"
+    return rows, vectors, f"vectors of {made_by.task} ({made_by.run}; {learned})"
 
 
 def _captions(table: Any) -> Iterator[list[str]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,18 +38,21 @@ p { margin: .4rem 0; max-width: 46rem; overflow-wrap: anywhere; }
 nav { margin: 1rem 0; } nav a { display: inline-block; margin: 0 1rem .3rem 0; color: inherit; }
 .quiet, figcaption { color: var(--quiet); font-size: .9rem; }
 .missing { color: var(--warn); }
-figure { margin: 1rem 0; }
+figure { margin: 0; max-width: 100%; }
+.figures { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1rem 0; }
 figure img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 8px;
   border: 1px solid var(--line); }
+@media (max-width: 40rem) { figure { overflow-x: auto; } figure img { max-width: 44rem; } }
 .scroll { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { white-space: nowrap; } td.number { text-align: right; }
 h3 { font-size: 1rem; margin: 1.4rem 0 .2rem; overflow-wrap: anywhere; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: .8rem; }
-.cards figure { margin: .4rem 0; overflow-wrap: anywhere; }
+.cards figure { overflow-wrap: anywhere; }
 .cards img { width: 100%; aspect-ratio: 1; object-fit: contain; margin-bottom: .3rem; }
 .cards p { margin: 0; line-height: 1.3; }
+code { font-size: .88em; overflow-wrap: anywhere; }
 details { margin: 1rem 0; } summary { cursor: pointer; } pre { overflow-x: auto; font-size: .82rem; line-height: 1.4; }
 """
 
@@ -164,6 +168,7 @@ def _section(place: int, section: Section, pictures: Mapping[str, bytes]) -> str
         f"<figcaption>{html.escape(stem)}.png</figcaption></figure>\n"
         for stem in section.figures
     )
+    figures = f'<div class="figures">\n{figures}</div>\n' if figures else ""
     tables = "".join(_table(stem, table) for stem, table in section.tables.items())
     told = _paragraphs(section.says) + _paragraphs(section.missing, "missing")
     cards = "".join(_cards(heading, row) for heading, row in section.cards.items())
@@ -190,7 +195,12 @@ def _card_image(card: Card) -> str:
 
 def _paragraphs(texts: Sequence[str], kind: str = "") -> str:
     attribute = f' class="{kind}"' if kind else ""
-    return "".join(f"<p{attribute}>{html.escape(text)}</p>\n" for text in texts)
+    return "".join(f"<p{attribute}>{_with_code(text)}</p>\n" for text in texts)
+
+
+def _with_code(text: str) -> str:
+    """The text; what stands between two back ticks is a command."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(text))
 
 
 def _table(stem: str, table: pd.DataFrame) -> str:

@@ -36,19 +36,23 @@ class MapLayer:
 def map_layer(backbone: nn.Module) -> MapLayer:
     """The last layer of a network in which every place of the picture still has features of its own.
 
-    For convolutional and hybrid networks and pyramids of windows this is the end of the last stage. For vision
-    transformers it is the first norm of the last block: behind that block a network that reads its class token looks at
-    no other token any more, so their gradient would be zero.
+    For convolutional and hybrid networks and pyramids of windows this is the end of the last stage, for vision
+    transformers that pool all tokens the end of the last block. For those that read a class token it is the first norm
+    of the last block: behind that block they look at no other token any more, so their gradient would be zero.
 
     Raises:
         UserError: if the network is of none of the known kinds.
     """
     module = cast("Any", backbone)
     if (layers := _transformers_layers(backbone)) is not None:
-        return MapLayer(layers[-1].layer_norm1, lambda output, size: _tokens_to_map(output, _patches(module, size)))
+        last = layers[-1].layer_norm1 if hasattr(module.embeddings, "class_embedding") else layers[-1]
+        return MapLayer(last, lambda output, size: _tokens_to_map(output, _patches(module, size)))
     if _is_timm_vit(backbone):
         grid = module.patch_embed.dynamic_feat_size
-        return MapLayer(module.blocks[-1].norm1, lambda output, size: _tokens_to_map(output, grid(size)))
+        # CaiT adds its class token behind these blocks.
+        reads_class_token = module.global_pool == "token" and not hasattr(module, "blocks_token_only")
+        last = module.blocks[-1].norm1 if reads_class_token else module.blocks[-1]
+        return MapLayer(last, lambda output, size: _tokens_to_map(output, grid(size)))
     places = getattr(backbone, "feature_info", None) or [{}]
     try:
         stage = backbone.get_submodule(places[-1]["module"])

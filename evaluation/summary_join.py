@@ -82,7 +82,7 @@ def join_summaries(paths: Sequence[Path], split: str = "test") -> list[JoinedSum
     if len({run.path.resolve() for run in runs}) < len(runs) or len(runs) < 2:
         raise UserError("summary --join: name at least two runs, each once")
     predictions = [_predictions(run, split) for run in runs]
-    compared = _refuse_other_configurations(runs)
+    compared = refuse_other_configurations(runs)
     counts = [run.class_counts(part.tasks) for run, part in zip(runs, predictions, strict=True)]
     return [
         _row(runs, split, task, predictions, [of_run.get(task) for of_run in counts], compared)
@@ -149,19 +149,19 @@ def _predictions(run: RunFiles, split: str) -> Predictions:
     return found
 
 
-def _refuse_other_configurations(runs: Sequence[RunFiles]) -> bool:
+def refuse_other_configurations(runs: Sequence[RunFiles], command: str = "summary") -> bool:
     """Refuse runs that are not of one experiment; False where some configuration is not there to be compared."""
     everything = [_flat(run.config) for run in runs]
     if not all(everything):
         return False
     configs = [{key: value for key, value in config.items() if _is_of_experiment(key)} for config in everything]
-    _refuse_repeated(runs, everything)
+    _refuse_repeated(runs, everything, command)
     for run, config in zip(runs[1:], configs[1:], strict=True):
         differs = sorted(key for key in configs[0].keys() | config.keys() if configs[0].get(key) != config.get(key))
         if differs:
             key = differs[0]
             raise UserError(
-                f"summary --join: {runs[0].name} and {run.name} are not of one experiment: {key} is "
+                f"{command} --join: {runs[0].name} and {run.name} are not of one experiment: {key} is "
                 f"{configs[0].get(key)!r} and {config.get(key)!r}"
                 + (f" (and {len(differs) - 1} more keys)" if len(differs) > 1 else "")
                 + "; join runs that differ in seed or fold only"
@@ -169,7 +169,7 @@ def _refuse_other_configurations(runs: Sequence[RunFiles]) -> bool:
     return True
 
 
-def _refuse_repeated(runs: Sequence[RunFiles], configs: Sequence[Mapping[str, Any]]) -> None:
+def _refuse_repeated(runs: Sequence[RunFiles], configs: Sequence[Mapping[str, Any]], command: str) -> None:
     """Refuse two runs with the same seed and fold: they are equal, or differ in rounding, and would hide the spread."""
     seen: dict[tuple[tuple[str, str], ...], str] = {}
     for run, config in zip(runs, configs, strict=True):
@@ -177,7 +177,7 @@ def _refuse_repeated(runs: Sequence[RunFiles], configs: Sequence[Mapping[str, An
         identity = tuple(sorted(chance.items()))
         if identity in seen:
             raise UserError(
-                f"summary --join: {seen[identity]} and {run.name} have the same seed and fold, so they say nothing of "
+                f"{command} --join: {seen[identity]} and {run.name} have the same seed and fold, so they say nothing of "
                 "the spread; leave one out"
             )
         seen[identity] = run.name

@@ -63,7 +63,7 @@ def trained(backbone: str, steps: int, lr: float) -> MultiTaskClassifier:
     task = fresh(backbone).train()
     optimizer = torch.optim.AdamW(task.parameters(), lr)
     for step in range(steps):
-        scenes = draw_scenes(16, 1000 + step)
+        scenes = draw_scenes(8, 1000 + step)
         logits = task(scenes.images)
         loss = sum(torch.nn.functional.cross_entropy(logits[name], scenes.targets[name]) for name in TASKS)
         optimizer.zero_grad()

@@ -1,0 +1,279 @@
+"""Several runs, or experiments of several runs each, side by side: scores, paired differences to one of them, cost.
+
+Every comparison of a table counts as one of several: their p-values are corrected together (Holm).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from datamodules.schema import UserError
+from evaluation.comparison import PairedComparison, compare_joined, holm
+from evaluation.joining import JoinedRuns, join_runs
+from evaluation.predictions import Predictions
+from evaluation.report_efficiency import latency_of, read_efficiency
+from evaluation.report_run import stage_minutes
+from evaluation.run_files import RunFiles
+from evaluation.statistics import Estimate
+from evaluation.summary import with_interval
+from evaluation.summary_join import refuse_other_configurations
+
+Reference = Literal["first", "best"]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One run, or the runs of one experiment.
+
+    Attributes:
+        name: for tables.
+        runs: at least one.
+        predictions: of each run.
+    """
+
+    name: str
+    runs: list[RunFiles]
+    predictions: list[Predictions]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a side costs, mean over its runs; NaN where not known.
+
+    Attributes:
+        parameters: number of the model's.
+        minutes: of training, all fits of a run together.
+        latency: milliseconds a picture on the CPU one by one, median.
+    """
+
+    parameters: float
+    minutes: float
+    latency: float
+
+
+@dataclass(frozen=True)
+class ComparedRow:
+    """One side on one task.
+
+    Attributes:
+        side: name.
+        joined: its scores.
+        comparison: with the reference, this side first; None for the reference itself.
+        p_value: of the test by group, corrected for all comparisons of the table; NaN for the reference.
+        mcnemar_p: of McNemar's test, corrected likewise; NaN where a side is several runs.
+    """
+
+    side: str
+    joined: JoinedRuns
+    comparison: PairedComparison | None
+    p_value: float
+    mcnemar_p: float
+
+    @property
+    def verdict(self) -> str:
+        """In one or a few words."""
+        if self.comparison is None:
+            return "reference"
+        if not self.comparison.n:
+            return "no known targets"
+        if not self.comparison.told_apart(self.p_value):
+            return "cannot be told apart"
+        return "better" if self.comparison.accuracy_difference.value > 0 else "worse"
+
+
+def sides_of(paths: Sequence[Path], split: str, join: bool) -> list[Side]:
+    """Read the runs, and put those of one experiment together where asked.
+
+    Args:
+        paths: run directories, each once.
+        split: whose predictions are read.
+        join: whether runs of the same name are seeds or folds of one experiment.
+
+    Raises:
+        UserError: fewer than two sides, a run without usable predictions, or runs of one name that are not of one
+            experiment.
+    """
+    runs = [RunFiles(path) for path in paths]
+    if len({run.path.resolve() for run in runs}) < len(runs):
+        raise UserError("compare: name every run once")
+    members: dict[str, list[RunFiles]] = {}
+    for run in runs:
+        members.setdefault(experiment_of(run) if join else run.name, []).append(run)
+    for own in members.values():
+        if len(own) > 1:
+            refuse_other_configurations(own, "compare")
+    if len(members) < 2:
+        told = (
+            f"all {len(runs)} runs are of experiment {next(iter(members))!r}" if len(runs) > 1 else "there is one run"
+        )
+        raise UserError(f"compare: {told}; name at least two to compare")
+    return [Side(name, own, [_predictions(run, split) for run in own]) for name, own in members.items()]
+
+
+def experiment_of(run: RunFiles) -> str:
+    """Name of a run's experiment: that of its record, else of the folder that the run directory is in."""
+    name = run.record.get("name")
+    return name if isinstance(name, str) and name else run.path.resolve().parent.name
+
+
+def common_tasks(sides: Sequence[Side], task: str | None = None) -> list[str]:
+    """Tasks that all sides predict, in the order of the first.
+
+    Args:
+        sides: at least one.
+        task: the only one that is wanted.
+
+    Raises:
+        UserError: there is none, or not the one that is wanted.
+    """
+    every = [set(run.tasks) for side in sides for run in side.predictions]
+    tasks = [name for name in sides[0].predictions[0].tasks if all(name in own for own in every)]
+    if task is not None and task not in tasks:
+        raise UserError(
+            f"--task {task}: not all runs predict it; all predict {', '.join(tasks) or 'no task in common'}"
+        )
+    if not tasks:
+        told = "; ".join(f"{side.name} predicts {', '.join(side.predictions[0].tasks)}" for side in sides)
+        raise UserError(f"compare: the runs have no task in common: {told}")
+    return tasks if task is None else [task]
+
+
+def compare_sides(
+    sides: Sequence[Side], tasks: Sequence[str], reference: Reference = "first", n_resamples: int = 5_000
+) -> list[ComparedRow]:
+    """Compare every side with the reference on every task.
+
+    Args:
+        sides: at least two.
+        tasks: that all of them predict.
+        reference: the first side, or the one with the highest accuracy on the first task.
+        n_resamples: of the bootstrap.
+
+    Returns:
+        Rows by task, then in the order of the sides.
+
+    Raises:
+        UserError: the sides' test samples, targets or classes are not the same.
+    """
+    base = sides[0]
+    for task in tasks:
+        # First of all, so that what cannot be compared is refused before anything takes time.
+        for side in sides[1:]:
+            compare_joined(side.predictions, base.predictions, task, (side.name, base.name), n_resamples=1)
+    joined = {
+        (side.name, task): join_runs(side.predictions, task, [run.name for run in side.runs], n_resamples=n_resamples)
+        for side in sides
+        for task in tasks
+    }
+    if reference == "best":
+        values = [joined[side.name, tasks[0]].accuracy.pooled.value for side in sides]
+        base = sides[int(np.argmax(np.nan_to_num(values, nan=-1.0)))]
+    made = {
+        (side.name, task): compare_joined(
+            side.predictions, base.predictions, task, (side.name, base.name), n_resamples=n_resamples
+        )
+        for side in sides
+        for task in tasks
+        if side is not base
+    }
+    corrected = dict(zip(made, holm([each.p_value for each in made.values()]), strict=True))
+    mcnemar = dict(zip(made, holm([each.mcnemar_p for each in made.values()]), strict=True))
+    keys = [(side.name, task) for task in tasks for side in sides]
+    return [
+        ComparedRow(key[0], joined[key], made.get(key), corrected.get(key, math.nan), mcnemar.get(key, math.nan))
+        for key in keys
+    ]
+
+
+def cost_of(side: Side) -> Cost:
+    """What the records say of a side's cost."""
+    return Cost(*(_mean([read(run) for run in side.runs]) for read in (_parameters, _minutes, _latency)))
+
+
+def caveats(sides: Sequence[Side]) -> list[str]:
+    """What a reader must know of the runs next to their numbers, one sentence each."""
+    said = [
+        f"{run.name} was interrupted: its numbers are those of an unfinished training."
+        for side in sides
+        for run in side.runs
+        if run.interrupted
+    ]
+    hardware = [run.record.get("hardware") for side in sides for run in side.runs]
+    if any(own != hardware[0] for own in hardware):
+        said.append("The runs were made on different machines or numbers of threads: training times do not compare.")
+    return said
+
+
+def cells(rows: Sequence[ComparedRow], costs: dict[str, Cost]) -> list[dict[str, str]]:
+    """The rows as texts by column, the same for terminal, Markdown and page."""
+    base = next(row.side for row in rows if row.comparison is None)
+    return [_cells(row, costs[row.side], base) for row in rows]
+
+
+def number(value: float, form: str) -> str:
+    """A number in a form, or a dash for NaN."""
+    return "–" if math.isnan(value) else format(value, form)
+
+
+def _cells(row: ComparedRow, cost: Cost, base: str) -> dict[str, str]:
+    joined, made = row.joined, row.comparison
+    several = len(joined.runs) > 1
+    spread = f"{number(joined.accuracy.mean, '.3f')} ± {number(joined.accuracy.std, '.3f')}" if several else "–"
+    return {
+        "run": row.side,
+        "runs": f"{len(joined.runs)} ({joined.kind})" if several else "1",
+        "task": joined.task,
+        "n": str(joined.n),
+        "groups": str(joined.groups),
+        "accuracy [95 %]": with_interval(*joined.accuracy.pooled),
+        "mean ± sd of runs": spread,
+        "macro F1 [95 %]": with_interval(*joined.f1_macro.pooled),
+        f"accuracy − that of {base}": "–" if made is None else _difference(made.accuracy_difference),
+        "macro F1 − its": "–" if made is None else _difference(made.f1_macro_difference),
+        "p": number(row.p_value, ".3g"),
+        "McNemar p": number(row.mcnemar_p, ".3g"),
+        "verdict": row.verdict,
+        "parameters": number(cost.parameters, ",.0f"),
+        "train min": number(cost.minutes, ".1f"),
+        "ms/picture": number(cost.latency, ".2f"),
+    }
+
+
+def _difference(estimate: Estimate) -> str:
+    if math.isnan(estimate.value):
+        return "–"
+    low, high = estimate.interval
+    return f"{estimate.value:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def _predictions(run: RunFiles, split: str) -> Predictions:
+    found = run.predictions(split)
+    if found is None:
+        raise UserError(f"{run.path}: {run.problem_of(split)}")
+    return found
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values and not np.isnan(values).any() else math.nan
+
+
+def _parameters(run: RunFiles) -> float:
+    model: Any = run.record.get("model")
+    count = model.get("parameters") if isinstance(model, dict) else None
+    return float(count) if isinstance(count, int) else math.nan
+
+
+def _minutes(run: RunFiles) -> float:
+    fits = [stage_minutes(stage) for stage in run.stages if stage.get("stage") == "fit"]
+    return float(sum(fits)) if fits else math.nan
+
+
+def _latency(run: RunFiles) -> float:
+    content = read_efficiency(run)
+    return math.nan if isinstance(content, str) else latency_of(content)

@@ -1,0 +1,199 @@
+"""What a model costs: parameters, floating-point operations, bytes, seconds and memory.
+
+Counts need no weights and no memory: a model on PyTorch's ``meta`` device has shapes only. Seconds and memory are
+measured by ``evaluation.efficiency_workers``; here is what is made of them.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from evaluation.summary import markdown_rows
+
+COLUMNS = ("parameters [M]", "learning [M]", "picture [GFLOP]", "text [GFLOP]", "weights [MB]")
+_COST_COLUMNS = ("p50 [ms]", "p95 [ms]", "pictures/s", "time, ratio [low, high]", "peak memory [MB]")
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What follows from an architecture alone.
+
+    Attributes:
+        parameters: all of them.
+        trainable: those that learn under the experiment's freeze mode, at the end of training.
+        picture_flops: floating-point operations of one picture, a multiplication and an addition counting as two.
+        text_flops: the same of one text of the greatest length; None for a model that reads no texts.
+        weight_bytes: of weights and buffers on disk, as the model holds them.
+        image_size: side of the pictures in pixels.
+    """
+
+    parameters: int
+    trainable: int
+    picture_flops: int
+    text_flops: int | None
+    weight_bytes: int
+    image_size: int
+
+
+@dataclass(frozen=True)
+class BatchCost:
+    """What pictures cost in batches of one size.
+
+    Attributes:
+        seconds: of a batch, one a round; rounds are the same for all models that were measured together.
+        ratios: to the first model, round by round; ones for itself.
+        peak_bytes: how much memory the process, or the GPU, needed at most for the model and one batch; None where
+            the system does not tell.
+    """
+
+    seconds: list[float]
+    ratios: list[float]
+    peak_bytes: int | None
+
+    @property
+    def p50(self) -> float:
+        """Median seconds of a batch."""
+        return statistics.median(self.seconds)
+
+    @property
+    def p95(self) -> float:
+        """95th percentile by linear interpolation; of few rounds it lies near the slowest one."""
+        ordered = sorted(self.seconds)
+        place = 0.95 * (len(ordered) - 1)
+        low = math.floor(place)
+        high = min(low + 1, len(ordered) - 1)
+        return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+    @property
+    def ratio(self) -> float:
+        """Median of the rounds' ratios."""
+        return statistics.median(self.ratios)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What was measured of one model.
+
+    Attributes:
+        device: ``cpu`` or the GPU's name.
+        threads: of the CPU.
+        first: name of the model that ratios are to.
+        batches: by batch size.
+        error: why nothing could be measured; empty where it could.
+    """
+
+    device: str = ""
+    threads: int = 0
+    first: str = ""
+    batches: dict[int, BatchCost] = field(default_factory=dict)
+    error: str = ""
+
+
+def count(model: nn.Module, image_size: int) -> Counts:
+    """Counts of a task.
+
+    Args:
+        model: a task of ``lightning_modules``, on any device, ``meta`` included.
+        image_size: side of the pictures in pixels.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    image = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8, device=device)
+    parameters = list(model.parameters())
+    state = model.state_dict()
+    return Counts(
+        parameters=sum(one.numel() for one in parameters),
+        trainable=sum(one.numel() for one in parameters if one.requires_grad),
+        picture_flops=_flops(model, image),
+        text_flops=_text_flops(model, device),
+        weight_bytes=sum(one.numel() * one.element_size() for one in state.values()),
+        image_size=image_size,
+    )
+
+
+class _NothingIsHidden(TorchDispatchMode):
+    """Answers yes where a network on ``meta`` asks whether its mask is all ones, because there it has shapes only."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return 1
+        return func(*args, **(kwargs or {}))
+
+
+def _flops(function: Any, *inputs: Any) -> int:
+    with torch.no_grad(), _NothingIsHidden(), FlopCounterMode(display=False) as counter:
+        function(*inputs)
+    return int(counter.get_total_flops())
+
+
+def _text_flops(model: nn.Module, device: torch.device) -> int | None:
+    towers = getattr(model, "towers", None)
+    if towers is None:
+        return None
+    length = int(getattr(towers, "max_length", 0) or towers.text.max_length)
+    ids = torch.ones(1, length, dtype=torch.long, device=device)
+    return _flops(towers.encode_text, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+
+
+def columns(batch_sizes: Sequence[int]) -> list[str]:
+    """Headings of ``cells``."""
+    return [*COLUMNS, *(f"{name}, batch {size}" for size in batch_sizes for name in _COST_COLUMNS)]
+
+
+def cells(counts: Counts | None, costs: Costs | None, batch_sizes: Sequence[int]) -> list[str]:
+    """One model's numbers as text; a dash where there is none.
+
+    Args:
+        counts: None where the model could not be built.
+        costs: None where they were not measured.
+        batch_sizes: those that have columns.
+    """
+    return [*_count_cells(counts), *(cell for size in batch_sizes for cell in _cost_cells(costs, size))]
+
+
+def _count_cells(counts: Counts | None) -> list[str]:
+    if counts is None:
+        return ["–"] * len(COLUMNS)
+    return [
+        f"{counts.parameters / 1e6:,.2f}",
+        f"{counts.trainable / 1e6:,.2f}",
+        f"{counts.picture_flops / 1e9:,.2f}",
+        "–" if counts.text_flops is None else f"{counts.text_flops / 1e9:,.2f}",
+        f"{counts.weight_bytes / 1e6:,.1f}",
+    ]
+
+
+def _cost_cells(costs: Costs | None, size: int) -> list[str]:
+    one = costs.batches.get(size) if costs else None
+    if one is None:
+        return ["–"] * len(_COST_COLUMNS)
+    return [
+        f"{1e3 * one.p50:,.1f}",
+        f"{1e3 * one.p95:,.1f}",
+        f"{size / one.p50:,.1f}",
+        f"{one.ratio:.2f} [{min(one.ratios):.2f}, {max(one.ratios):.2f}]",
+        "–" if one.peak_bytes is None else f"{one.peak_bytes / 1e6:,.0f}",
+    ]
+
+
+def markdown(rows: Mapping[str, tuple[Counts | None, Costs | None]], batch_sizes: Sequence[int]) -> str:
+    """The models as a Markdown table, without a line feed at the end."""
+    names = ["model", *columns(batch_sizes)]
+    return markdown_rows(names, [[name, *cells(*row, batch_sizes)] for name, row in rows.items()])
+
+
+def costs_from_values(values: Mapping[str, Any]) -> Costs:
+    """The costs that ``dataclasses.asdict`` and JSON made these values of."""
+    batches = {int(size): BatchCost(**one) for size, one in cast("dict[str, Any]", values["batches"]).items()}
+    return Costs(**{**values, "batches": batches})

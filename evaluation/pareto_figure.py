@@ -1,0 +1,83 @@
+"""Score against cost, and which models no other beats in both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.statistics import Estimate
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_BLUE, _GREY = "#3b75af", "#8a8f98"
+
+
+def on_the_front(cost: NDArray[np.float64], score: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which points no other beats: none costs at most as much and scores at least as high, one of both strictly.
+
+    Args:
+        cost: float64 ``(N,)``, lower is better.
+        score: float64 ``(N,)``, higher is better.
+
+    Returns:
+        bool ``(N,)``; False where one of both is NaN.
+    """
+    usable = ~(np.isnan(cost) | np.isnan(score))
+    no_worse = (cost[:, None] <= cost[None, :]) & (score[:, None] >= score[None, :])
+    better = (cost[:, None] < cost[None, :]) | (score[:, None] > score[None, :])
+    beaten: NDArray[np.bool_] = (no_worse & better & usable[:, None]).any(axis=0)
+    return usable & ~beaten
+
+
+def pareto_figure(
+    names: Sequence[str], scores: Sequence[Estimate], costs: Mapping[str, Sequence[float]], score_name: str
+) -> Figure:
+    """Draw a panel for each cost, with the scores' intervals.
+
+    Points on the front are blue and joined; a model beaten by chance alone is grey all the same, so the intervals are
+    to be read with it.
+
+    Args:
+        names: of N models.
+        scores: of each.
+        costs: N values by label of the axis, at least one label; NaN where not known.
+        score_name: label of the scores' axis.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(0.3 + 4.4 * len(costs), 4.0), dpi=110, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(costs), squeeze=False, sharey=True)[0]
+    for axes, (label, values) in zip(panels, costs.items(), strict=True):
+        _draw(axes, names, scores, np.asarray(values, dtype=np.float64))
+        axes.set_xlabel(label)
+    panels[0].set_ylabel(score_name)
+    return figure
+
+
+def _draw(axes: Any, names: Sequence[str], scores: Sequence[Estimate], cost: NDArray[np.float64]) -> None:
+    score = np.array([estimate.value for estimate in scores])
+    front = on_the_front(cost, score)
+    order = [place for place in np.argsort(cost, kind="stable") if front[place]]
+    axes.plot(cost[order], score[order], color=_BLUE, linewidth=1, alpha=0.6, drawstyle="steps-post")
+    for place in np.flatnonzero(~(np.isnan(cost) | np.isnan(score))):
+        low, high = scores[place].interval
+        colour = _BLUE if front[place] else _GREY
+        axes.vlines(cost[place], low, high, color=colour, linewidth=1)
+        axes.plot(cost[place], score[place], "o", color=colour, markersize=5)
+        axes.annotate(
+            names[place],
+            (cost[place], score[place]),
+            xytext=(5, 4),
+            textcoords="offset points",
+            fontsize=7,
+            color="0.2",
+        )
+    axes.set_xscale("log")
+    axes.grid(alpha=0.25)
+    axes.margins(x=0.25)

@@ -1,0 +1,248 @@
+"""Sections of a report with pictures: the worst mistakes, the map of embeddings, and examples of retrieval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodules.schema import UserError
+from evaluation.html_page import Card, Section
+from evaluation.predictions import Predictions
+from evaluation.projections import Projection, project
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from retrieval.gallery import Gallery
+
+ReadPicture = Callable[[str], NDArray[np.uint8] | None]
+"""From the stable name of a sample to its picture, uint8 ``(H, W, 3)``; None where it cannot be read."""
+
+MAPS: dict[Projection, str] = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
+MAPPED = 2_000
+"""Pictures on a map; of more so many are drawn evenly."""
+
+_QUERIES, _HITS, _TEXTS = 6, 6, 3
+_COLOURS = 20  # of matplotlib's largest qualitative map; with more classes marks change as well
+_MARKS = "os^Dv*Pxh<>"
+_NAMED = 44  # classes in a legend
+
+
+def mistakes_section(
+    predictions: Predictions,
+    temperatures: Mapping[str, float],
+    split: str,
+    count: int,
+    read: ReadPicture | None,
+    why_not: str = "",
+) -> Section:
+    """Wrong answers with their pictures, those with the least probability of the right class first.
+
+    Args:
+        predictions: of the split.
+        temperatures: confidences are taken with these, by task, where there are any.
+        split: name of the split.
+        count: pictures of a task at most.
+        read: reads a picture; None where the data are not there.
+        why_not: says why.
+    """
+    import pandas as pd
+
+    from evaluation.explanations import worst_mistakes
+
+    section = Section("Mistakes", missing=[why_not] if why_not else [])
+    for task, names in predictions.tasks.items():
+        targets, predicted = predictions.targets[task], predictions.predicted(task)
+        probability = predictions.probabilities(task, temperatures.get(task, 1.0))
+        rows = worst_mistakes(predictions.logits[task], targets, len(predictions))
+        section.says.append(f"{task}: {len(rows)} of {int((targets >= 0).sum())} answers are wrong.")
+        if not len(rows):
+            continue
+        table = pd.DataFrame(
+            {
+                "name": predictions.names[rows],
+                "group": predictions.groups[rows],
+                "target": [names[label] for label in targets[rows]],
+                "predicted": [names[label] for label in predicted[rows]],
+                "confidence": probability[rows, predicted[rows]],
+                "probability of the target": probability[rows, targets[rows]],
+            }
+        )
+        section.files[f"mistakes_{split}_{task}"] = table
+        if read is None:
+            section.tables[f"mistakes_{split}_{task}"] = section.files.pop(f"mistakes_{split}_{task}")
+            continue
+        shown = table.head(count)
+        section.cards[f"{task}: the worst {len(shown)} of {len(rows)}"] = [
+            _mistake(f"mistake_{split}_{task}_{place:02}", row, read)
+            for place, row in enumerate(shown.to_dict("records"), start=1)
+        ]
+    if section.cards:
+        section.says.append(
+            "Worst first: those whose target got the least probability. Confidence is the probability of the answer"
+            + (", after temperature scaling. " if temperatures else ". ")
+            + f"All mistakes are in mistakes_{split}_….csv."
+        )
+    return section
+
+
+def map_section(gallery: Gallery, split: str, task: str, seed: int = 0) -> Section:
+    """Where a model puts pictures: PCA, t-SNE and UMAP of their vectors, coloured by class.
+
+    Args:
+        gallery: of the run.
+        split: whose pictures are shown; all of the gallery where it has none of the split.
+        task: that colours.
+        seed: of what is drawn, and of the projections.
+    """
+    rows = _rows(gallery, split)
+    shown = rows
+    if len(rows) > MAPPED:
+        shown = rows.iloc[np.sort(np.random.default_rng(seed).choice(len(rows), MAPPED, replace=False))]
+    column = f"label_{task}" if f"label_{task}" in rows else f"predicted_{task}"
+    labels = shown[column].fillna("unknown").to_numpy() if column in rows else np.full(len(shown), "")
+    places: dict[str, NDArray[np.float64]] = {}
+    missing = []
+    vectors = gallery.vectors([str(name) for name in shown["id"]])
+    for method, name in MAPS.items():
+        try:
+            places[name] = project(vectors, method, seed=seed)
+        except UserError as error:
+            missing.append(f"{name}: {error}")
+    says = [
+        f"{len(shown):,} of the {len(rows):,} pictures of {_told_split(rows, split)}, vectors of {gallery.identity.task} "
+        f"({gallery.identity.run}), coloured by {column.replace('_', ' ')}. Distances between far clusters and the sizes "
+        "of clusters mean nothing in t-SNE and UMAP."
+    ]
+    table = shown[["id", *([column] if column in rows else [])]].copy()
+    for name, place in places.items():
+        table[f"{name} x"], table[f"{name} y"] = place[:, 0], place[:, 1]
+    figures = {"embedding_map": map_figure(places, labels)} if places else {}
+    return Section("Embedding map", says=says, figures=figures, files={"embedding_map": table}, missing=missing)
+
+
+def map_figure(places: Mapping[str, NDArray[np.float64]], labels: NDArray[Any]) -> Figure:
+    """Draw one panel a projection.
+
+    Args:
+        places: float64 ``(N, 2)`` by name of the projection, at least one.
+        labels: ``(N,)``, the class of each point.
+    """
+    from matplotlib import colormaps
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    classes = sorted(set(map(str, labels)))
+    columns = 3
+    lines = -(-min(len(classes), _NAMED) // columns)
+    figure = Figure(
+        figsize=(0.4 + 4.4 * len(places), 4.6 + 0.2 * lines), dpi=110, layout="constrained", facecolor="white"
+    )
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(places), squeeze=False)[0]
+    colours = colormaps["tab20" if len(classes) > 10 else "tab10"]
+    for axes, (name, place) in zip(panels, places.items(), strict=True):
+        for number, label in enumerate(classes):
+            own = place[np.array([str(each) == label for each in labels])]
+            mark = _MARKS[number // _COLOURS % len(_MARKS)]
+            colour = colours(number % _COLOURS)
+            axes.scatter(own[:, 0], own[:, 1], s=14, color=[colour], marker=mark, label=label, linewidths=0.4)
+        axes.set_title(name, fontsize=10)
+        axes.set_xticks([])
+        axes.set_yticks([])
+    if classes != [""]:
+        handles, names = panels[0].get_legend_handles_labels()
+        figure.legend(
+            handles[:_NAMED], names[:_NAMED], loc="outside lower center", ncols=columns, fontsize=7, frameon=False
+        )
+    return figure
+
+
+def retrieval_section(
+    gallery: Gallery, split: str, task: str, read: ReadPicture | None, scores: Path | None, seed: int = 0
+) -> Section:
+    """Pictures of different classes and what the run's gallery finds for them.
+
+    Args:
+        gallery: of the run.
+        split: that queries are drawn from.
+        task: whose classes are told.
+        read: reads a picture; without it, or where it cannot, what the gallery keeps of it is shown.
+        scores: file of retrieval metrics that a test wrote, where there is one.
+        seed: of the draw.
+    """
+    import pandas as pd
+
+    from retrieval.found import look_up
+
+    rows = _rows(gallery, split)
+    queries = _different(rows, f"label_{task}", seed)
+    says = [
+        f"Queries are drawn from {_told_split(rows, split)} with seed {seed}, of different classes where there are; what "
+        f"is found are the nearest of the gallery's {len(gallery):,} pictures by cosine, without the query itself."
+    ]
+    section = Section("Retrieval examples", says=says)
+    if scores is not None and scores.is_file():
+        section.tables[scores.stem] = pd.read_csv(scores)
+    vectors = gallery.vectors(queries)
+    groups = dict(
+        zip(*(gallery.table(["id", "group"]).column(name).to_pylist() for name in ("id", "group")), strict=True)
+    )
+    for number, (query, hits) in enumerate(zip(queries, gallery.nearest(vectors, _HITS + 1), strict=True), start=1):
+        others = [hit for hit in hits if hit.id != query][:_HITS]
+        found = look_up(gallery, [query, *(hit.id for hit in others)], [1.0, *(hit.score for hit in others)])
+        cards = []
+        for place, one in enumerate(found):
+            lines = [f"{task}: {one.labels[task]}"] if one.labels.get(task) else []
+            if place and groups[one.id] == groups[query]:
+                lines.append("the same object")
+            head = f"{one.score:.3f}" if place else "query"
+            picture = _jpeg(one.id, read) or one.thumbnail
+            cards.append(Card(f"retrieval_{number:02}_{place:02}", picture, [head, *lines]))
+        if gallery.n_captions():
+            cards[0].says.extend(_texts(gallery, vectors[number - 1 : number]))
+        section.cards[str(query)] = cards
+    return section
+
+
+def _texts(gallery: Gallery, vector: NDArray[np.float32]) -> list[str]:
+    return [f"{hit.score:.3f} “{hit.caption}”" for hit in gallery.nearest_captions(vector, _TEXTS)[0]]
+
+
+def _mistake(stem: str, row: Mapping[Any, Any], read: ReadPicture) -> Card:
+    says = [f"target: {row['target']}", f"predicted: {row['predicted']}", f"confidence {row['confidence']:.3f}"]
+    return Card(stem, _jpeg(row["name"], read), [*says, str(row["name"])])
+
+
+def _jpeg(name: str, read: ReadPicture | None) -> bytes | None:
+    from retrieval.contact_sheet import small_jpeg
+
+    pixels = None if read is None else read(name)
+    return None if pixels is None else small_jpeg(pixels)
+
+
+def _rows(gallery: Gallery, split: str) -> pd.DataFrame:
+    """What the gallery says of the split's pictures, of all where it has none of the split."""
+    identity = gallery.identity
+    columns = [f"label_{task}" for task in identity.labels] + [f"predicted_{task}" for task in identity.predicts]
+    rows = gallery.table(["id", "split", "group", *columns]).to_pandas()
+    own = rows[rows["split"] == split]
+    return own if len(own) else rows
+
+
+def _told_split(rows: pd.DataFrame, split: str) -> str:
+    return split if (rows["split"] == split).all() else f"the whole gallery, which has none of {split}"
+
+
+def _different(rows: pd.DataFrame, column: str, seed: int) -> Sequence[str]:
+    """Names of rows drawn, of as many classes as there are."""
+    drawn = rows.iloc[np.random.default_rng(seed).permutation(len(rows))]
+    if column in drawn:
+        firsts = drawn[~drawn[column].duplicated()]
+        drawn = drawn.loc[[*firsts.index, *drawn.index.difference(firsts.index, sort=False)]]
+    return [str(name) for name in drawn["id"].head(_QUERIES)]

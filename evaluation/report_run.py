@@ -1,0 +1,155 @@
+"""Sections of a report that say what was run: stages, configuration, environment and data, all read from the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from evaluation.html_page import Section
+from evaluation.run_files import CONFIG, RunFiles
+
+SETTINGS = ("seed_everything", "model", "data", "trainer.max_epochs", "trainer.callbacks", "checkpoint.monitor")
+"""Keys of the configuration that the table has; the folded text has all."""
+
+
+def run_section(files: RunFiles) -> Section:
+    """What was done when, and everything that is missing or went wrong."""
+    import pandas as pd
+
+    rows = [
+        {
+            "stage": stage.get("stage", ""),
+            "started": str(stage.get("started", ""))[:19],
+            "minutes": stage_minutes(stage),
+            "ended": stage.get("exit", ""),
+            "epochs done": "" if stage.get("epochs") is None else str(stage["epochs"]),
+            "best on validation": _best(stage),
+        }
+        for stage in files.stages
+    ]
+    says = [f"`{command}`" for command in dict.fromkeys(str(stage.get("command", "")) for stage in files.stages)]
+    tables = {"stages": pd.DataFrame(rows)} if rows else {}
+    return Section("Run", says=[said for said in says if said != "``"], tables=tables, missing=list(files.missing))
+
+
+def configuration_section(files: RunFiles) -> Section:
+    """The settings that matter as a table, and the whole file folded away."""
+    import pandas as pd
+
+    flat = flattened(files.config)
+    chosen = {
+        key.replace(".init_args", "").replace(".class_path", ""): value
+        for start in SETTINGS
+        for key, value in flat.items()
+        if value not in (None, "") and (key == start or key.startswith(f"{start}."))
+    }
+    if not flat:
+        return Section("Configuration", missing=[f"There is no usable {CONFIG} in the run directory."])
+    table = pd.DataFrame({"setting": list(chosen), "value": [str(value) for value in chosen.values()]})
+    text = (files.path / CONFIG).read_text(encoding="utf-8", errors="replace")
+    return Section("Configuration", tables={"settings": table} if len(table) else {}, texts={f"all of {CONFIG}": text})
+
+
+def environment_section(files: RunFiles) -> Section:
+    """Revision, versions, seed and hardware."""
+    import pandas as pd
+
+    record = files.record
+    if not record:
+        return Section("Environment", missing=["Without run.json nothing is known of revision, versions and hardware."])
+    git = record.get("git")
+    facts: dict[str, Any] = {"seed": record.get("seed")}
+    missing = []
+    if isinstance(git, dict):
+        facts |= {"git revision": git.get("revision"), "files changed since": git.get("changed_files")}
+        if git.get("changed_files"):
+            missing.append(
+                f"The source had {git['changed_files']} changed files, so the revision alone does not reproduce this run."
+            )
+    else:
+        missing.append("The revision of the source is not known: the run was not made in a checkout.")
+    facts |= {"python": record.get("python"), **_mapping(record.get("packages"))}
+    facts |= {"processes": record.get("processes"), **flattened(_mapping(record.get("hardware")))}
+    facts |= {f"model {key}": value for key, value in _mapping(record.get("model")).items()}
+    told = {key: _told(value) for key, value in facts.items() if value is not None}
+    table = pd.DataFrame({"what": list(told), "value": list(told.values())})
+    return Section("Environment", tables={"environment": table}, missing=missing)
+
+
+def data_section(files: RunFiles) -> Section:
+    """What the run saw of the data."""
+    import pandas as pd
+
+    data = _mapping(files.record.get("data"))
+    if not data:
+        return Section("Data", missing=["The run record does not say which data were seen (run.json, key data)."])
+    samples, groups = _mapping(data.get("samples")), _mapping(data.get("groups"))
+    splits = pd.DataFrame(
+        {
+            "split": list(samples),
+            "samples": list(samples.values()),
+            "groups": [groups.get(split, "") for split in samples],
+        }
+    )
+    says = [f"{data.get('data', '')}, {data.get('origin', '')}, fingerprint {str(data.get('fingerprint', ''))[:12]}."]
+    says.append(_unseen(_mapping(data.get("unseen"))))
+    skipped = data.get("skipped") or []
+    says.append(f"Pictures left out because they cannot be read: {len(skipped)}.")
+    tables = {"data_splits": splits}
+    if skipped:
+        tables["skipped_pictures"] = pd.DataFrame(skipped)
+    return Section("Data", says=says, tables=tables)
+
+
+def stage_minutes(stage: Mapping[str, Any]) -> float:
+    """How long a stage took, in minutes; NaN where its end is not known."""
+    try:
+        started, ended = (datetime.fromisoformat(str(stage[key])) for key in ("started", "ended"))
+    except (KeyError, ValueError):
+        return float("nan")
+    return (ended - started).total_seconds() / 60
+
+
+def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values of nested mappings and of lists of mappings by dotted key."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            value = {str(place): item for place, item in enumerate(value)}
+        if isinstance(value, dict) and value:
+            flat |= flattened(value, f"{key}.")
+        else:
+            flat[key] = value
+    return flat
+
+
+def _unseen(unseen: Mapping[str, Any]) -> str:
+    found = [
+        f"{task} {value!r} ({count} samples)"
+        for task, values in unseen.items()
+        for value, count in _mapping(values).items()
+    ]
+    if not found:
+        return "Every value of every label that is tested occurs in training."
+    return f"Values that training never saw, left out as unknown: {', '.join(found)}."
+
+
+def _best(stage: Mapping[str, Any]) -> str:
+    best = _mapping(stage.get("best"))
+    if not isinstance(best.get("score"), (int, float)):
+        return ""
+    return f"{best.get('monitor', '')} {best['score']:.4f}"
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, list):
+        return ", ".join(str(item) for item in value) or "none"
+    return str(value)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
