@@ -80,8 +80,8 @@ class SaliencyOfMistakes(Callback):
         """
         if "image" not in batch:
             raise UserError(
-                "SaliencyOfMistakes: the test batches hold features instead of pictures (callbacks.FrozenFeatures); "
-                "leave one of the two out, and explain the finished run with `python -m evaluation explain`"
+                "SaliencyOfMistakes: the test batches hold features instead of pictures; leave the callback out, and "
+                "explain the finished run with `python -m evaluation explain`"
             )
         found = step_outputs(outputs, self, pl_module)
         task = self._task(pl_module)

@@ -34,6 +34,7 @@ body { margin: 0 auto; max-width: 62rem; padding: 1.2rem 1rem 4rem; background: 
   font: 16px/1.5 system-ui, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
 h1 { font-size: 1.6rem; line-height: 1.2; margin: .4rem 0; overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; margin: 2.4rem 0 .3rem; border-top: 1px solid var(--line); padding-top: 1.2rem; }
+h2, nav a { overflow-wrap: anywhere; max-width: 100%; }
 p { margin: .4rem 0; max-width: 46rem; overflow-wrap: anywhere; }
 nav { margin: 1rem 0; } nav a { display: inline-block; margin: 0 1rem .3rem 0; color: inherit; }
 .quiet, figcaption { color: var(--quiet); font-size: .9rem; }

@@ -138,7 +138,8 @@ def grad_cam(model: nn.Module, scores: Scores, images: torch.Tensor, classes: to
             kept.clear()
             found = scores(chunk.to(_device(model)))
             _check_finite(found, model)
-            picked = found.gather(1, wanted.to(found.device))
+            # A copy, because an index that was made in inference mode cannot take part in a gradient.
+            picked = found.gather(1, wanted.to(found.device).clone())
             maps = []
             for place in range(picked.shape[1]):
                 [gradient] = torch.autograd.grad(picked[:, place].sum(), kept[0], retain_graph=True)
@@ -166,7 +167,7 @@ def attention_rollout(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     backbone, size, parts = image_backbone(model), _size(images), []
     for chunk in _chunks(images):
         with _undisturbed(model), torch.no_grad(), watched_attention(backbone) as watch:
-            _features(model, chunk.to(_device(model)))
+            cast("Any", model).image_features(chunk.to(_device(model)))
             seen = looked_at(backbone, watch, size)
         # The residual connections give every place something alike; what is told apart is above the least.
         parts.append(_scaled(seen, size, from_least=True).cpu())
@@ -224,10 +225,6 @@ def image_backbone(model: nn.Module) -> nn.Module:
 
 def _similarity(model: ComparesPictures, embeddings: torch.Tensor) -> Scores:
     return lambda image: model.encode_image(image) @ embeddings.T
-
-
-def _features(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    return cast("Any", model).image_features(images)  # type: ignore[no-any-return]
 
 
 def _scaled(maps: torch.Tensor, size: Size, *, from_least: bool = False) -> torch.Tensor:

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from evaluation.predictions import read_predictions
 from tests.callbacks.tiny import SPLIT_SIZES
@@ -94,3 +95,13 @@ def test_counts_are_summed_over_processes(both: Path, alone: Path, split: str) -
         pd.testing.assert_frame_equal(together, single)
     counts = pd.read_csv(both / "evaluation" / f"figures/confusion_{split}_class.csv", index_col=0)
     assert counts.to_numpy().sum() == SPLIT_SIZES[split]
+
+
+def test_the_worst_mistakes_are_those_of_all_processes(both: Path, alone: Path) -> None:
+    together, single = (
+        np.asarray(Image.open(folder / "evaluation" / "figures" / "mistakes_test_class.png").convert("RGB"), np.int64)
+        for folder in (both, alone)
+    )
+    # Another batch rounds differently, so a pixel may have another colour by a shade.
+    assert together.shape == single.shape
+    assert (np.abs(together - single) > 3).mean() < 0.001

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from callbacks import BackboneUnfreezing, ClassReport, ConfusionMatrixLogger, PredictionWriter
+from callbacks import BackboneUnfreezing, ClassReport, ConfusionMatrixLogger, PredictionWriter, SaliencyOfMistakes
 from tests.callbacks.tiny import MadePhotos, tiny_classifier, tiny_trainer
 
 PHASE_ONE, EPOCHS = 1, 3
@@ -37,7 +37,8 @@ def train(folder: Path, batch_size: int, **changes: Any) -> None:
 
 
 def evaluate(folder: Path, **changes: Any) -> None:
-    watching = [ConfusionMatrixLogger(), ClassReport(), PredictionWriter(["val", "test", "predict"])]
+    written = PredictionWriter(["val", "test", "predict"])
+    watching = [ConfusionMatrixLogger(), ClassReport(), written, SaliencyOfMistakes(3)]
     trainer = tiny_trainer(folder, callbacks=watching, **changes)
     task, data = tiny_classifier(), MadePhotos(3)
     trainer.validate(task, datamodule=data, verbose=False)

@@ -68,7 +68,7 @@ def trained(backbone: str, steps: int, lr: float) -> MultiTaskClassifier:
         loss = sum(torch.nn.functional.cross_entropy(logits[name], scenes.targets[name]) for name in TASKS)
         optimizer.zero_grad()
         assert isinstance(loss, torch.Tensor)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch
         optimizer.step()
     optimizer.zero_grad()
     return task.eval()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from evaluation.exploration_figures import blank_figure
-from evaluation.html_page import SHOWN_ROWS, Section, as_html, write_page
+from evaluation.html_page import SHOWN_ROWS, Card, Section, as_html, write_page
 
 
 class Checked(HTMLParser):
@@ -74,3 +74,21 @@ def test_long_tables_are_cut_and_say_so() -> None:
 def test_unknown_numbers_are_empty() -> None:
     text = as_html("A", [], [Section("B", tables={"t": pd.DataFrame({"x": [float("nan")]})})], {})
     assert '<td class="number"></td>' in text
+
+
+def test_small_pictures_commands_and_folded_texts(tmp_path: Path) -> None:
+    cards = [Card("first", b"jpeg", ["<one>", "two"]), Card("second", None, ["three"])]
+    one = Section("T", ["say `a <b>` and ` alone"], cards={"a row": cards}, texts={"all of it": "x: <y>\n"})
+    page = write_page(tmp_path, "page", "A", [], [one, section()], files=tmp_path / "page")
+    text = page.read_text(encoding="utf-8")
+    parser = Checked()
+    parser.feed(text)
+    assert parser.open == []
+    assert "say <code>a &lt;b&gt;</code> and ` alone" in text
+    assert f'src="data:image/jpeg;base64,{base64.b64encode(b"jpeg").decode()}"' in text
+    assert "<p>&lt;one&gt;</p>\n<p>two</p>" in text
+    assert text.count("the picture cannot be read") == 1
+    assert "<summary>all of it</summary><pre>x: &lt;y&gt;\n</pre>" in text
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["page.html"]
+    names = {path.name for path in (tmp_path / "page").iterdir()}
+    assert names == {"first.jpg", "curve.png", "table.csv", "more.csv"}

@@ -78,7 +78,7 @@ def test_what_cannot_be_mapped_is_told() -> None:
 def test_umap_is_the_same_again_or_says_how_to_get_it() -> None:
     vectors, labels = clusters()
     try:
-        import umap  # noqa: F401
+        from umap import UMAP  # noqa: F401
     except ImportError:
         with pytest.raises(UserError, match=r"pip install 'vitrine\[umap\]'"):
             project(vectors, "umap")
