@@ -92,7 +92,9 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
 def sentences(rows: Sequence[ComparedRow], reference: str) -> list[str]:
     """What the comparisons say, in full, and how p-values are to be read."""
     made = [row for row in rows if row.comparison is not None]
-    said = [row.comparison.verdict(row.p_value) for row in made if row.comparison is not None]
+    base = next(row.side for row in rows if row.comparison is None)
+    said = [f"Differences are to {base}, on the same samples; p is of the exact test by group."]
+    said += [row.comparison.verdict(row.p_value) for row in made if row.comparison is not None]
     if len(made) > 1:
         said.append(f"p-values are corrected for {len(made)} comparisons (Holm).")
     if reference == "best":

@@ -17,7 +17,7 @@ from datamodules.schema import UserError
 from evaluation.comparison import PairedComparison, compare_joined, holm
 from evaluation.joining import JoinedRuns, join_runs
 from evaluation.predictions import Predictions
-from evaluation.report_efficiency import latency_of, read_efficiency
+from evaluation.report_efficiency import cpu_latency, read_efficiency
 from evaluation.report_run import stage_minutes
 from evaluation.run_files import RunFiles
 from evaluation.statistics import Estimate
@@ -102,9 +102,10 @@ def sides_of(paths: Sequence[Path], split: str, join: bool) -> list[Side]:
     runs = [RunFiles(path) for path in paths]
     if len({run.path.resolve() for run in runs}) < len(runs):
         raise UserError("compare: name every run once")
+    experiments = [experiment_of(run) for run in runs]
     members: dict[str, list[RunFiles]] = {}
-    for run in runs:
-        members.setdefault(experiment_of(run) if join else run.name, []).append(run)
+    for run, experiment in zip(runs, experiments, strict=True):
+        members.setdefault(experiment if join or experiments.count(experiment) == 1 else run.name, []).append(run)
     for own in members.values():
         if len(own) > 1:
             refuse_other_configurations(own, "compare")
@@ -207,13 +208,17 @@ def caveats(sides: Sequence[Side]) -> list[str]:
     hardware = [run.record.get("hardware") for side in sides for run in side.runs]
     if any(own != hardware[0] for own in hardware):
         said.append("The runs were made on different machines or numbers of threads: training times do not compare.")
+    if len({first for side in sides for run in side.runs[:1] if (first := _measured_with(run))}) > 1:
+        said.append(
+            "Latencies were not measured together, so they may differ by what else the machine did: name all runs in "
+            "one `python -m evaluation efficiency`."
+        )
     return said
 
 
 def cells(rows: Sequence[ComparedRow], costs: dict[str, Cost]) -> list[dict[str, str]]:
     """The rows as texts by column, the same for terminal, Markdown and page."""
-    base = next(row.side for row in rows if row.comparison is None)
-    return [_cells(row, costs[row.side], base) for row in rows]
+    return [_cells(row, costs[row.side]) for row in rows]
 
 
 def number(value: float, form: str) -> str:
@@ -221,7 +226,7 @@ def number(value: float, form: str) -> str:
     return "–" if math.isnan(value) else format(value, form)
 
 
-def _cells(row: ComparedRow, cost: Cost, base: str) -> dict[str, str]:
+def _cells(row: ComparedRow, cost: Cost) -> dict[str, str]:
     joined, made = row.joined, row.comparison
     several = len(joined.runs) > 1
     spread = f"{number(joined.accuracy.mean, '.3f')} ± {number(joined.accuracy.std, '.3f')}" if several else "–"
@@ -233,12 +238,12 @@ def _cells(row: ComparedRow, cost: Cost, base: str) -> dict[str, str]:
         "groups": str(joined.groups),
         "accuracy [95 %]": with_interval(*joined.accuracy.pooled),
         "mean ± sd of runs": spread,
-        "macro F1 [95 %]": with_interval(*joined.f1_macro.pooled),
-        f"accuracy − that of {base}": "–" if made is None else _difference(made.accuracy_difference),
-        "macro F1 − its": "–" if made is None else _difference(made.f1_macro_difference),
+        "difference [95 %]": "–" if made is None else _difference(made.accuracy_difference),
         "p": number(row.p_value, ".3g"),
         "McNemar p": number(row.mcnemar_p, ".3g"),
         "verdict": row.verdict,
+        "macro F1 [95 %]": with_interval(*joined.f1_macro.pooled),
+        "its difference [95 %]": "–" if made is None else _difference(made.f1_macro_difference),
         "parameters": number(cost.parameters, ",.0f"),
         "train min": number(cost.minutes, ".1f"),
         "ms/picture": number(cost.latency, ".2f"),
@@ -275,5 +280,11 @@ def _minutes(run: RunFiles) -> float:
 
 
 def _latency(run: RunFiles) -> float:
-    content = read_efficiency(run)
-    return math.nan if isinstance(content, str) else latency_of(content)
+    found = read_efficiency(run)
+    return math.nan if isinstance(found, str) else cpu_latency(found)
+
+
+def _measured_with(run: RunFiles) -> str:
+    """Name of the first model of the session in which the run's latency was measured; empty where it was not."""
+    found = read_efficiency(run)
+    return "" if isinstance(found, str) or found.costs is None else found.costs.first

@@ -102,7 +102,8 @@ def count(model: nn.Module, image_size: int) -> Counts:
     """Counts of a task.
 
     Args:
-        model: a task of ``lightning_modules``, on any device, ``meta`` included.
+        model: a task of ``lightning_modules`` on the device ``meta``. On others PyTorch has kernels of attention that
+            its counter does not know.
         image_size: side of the pictures in pixels.
     """
     model.eval()
@@ -120,7 +121,7 @@ def count(model: nn.Module, image_size: int) -> Counts:
     )
 
 
-class _NothingIsHidden(TorchDispatchMode):
+class _NothingIsHidden(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it without types
     """Answers yes where a network on ``meta`` asks whether its mask is all ones, because there it has shapes only."""
 
     def __torch_dispatch__(
@@ -132,7 +133,8 @@ class _NothingIsHidden(TorchDispatchMode):
 
 
 def _flops(function: Any, *inputs: Any) -> int:
-    with torch.no_grad(), _NothingIsHidden(), FlopCounterMode(display=False) as counter:
+    answers = _NothingIsHidden()  # type: ignore[no-untyped-call]  # likewise
+    with torch.no_grad(), answers, FlopCounterMode(display=False) as counter:
         function(*inputs)
     return int(counter.get_total_flops())
 
@@ -181,7 +183,7 @@ def _cost_cells(costs: Costs | None, size: int) -> list[str]:
     return [
         f"{1e3 * one.p50:,.1f}",
         f"{1e3 * one.p95:,.1f}",
-        f"{size / one.p50:,.1f}",
+        f"{size / one.p50:,.1f}" if size / one.p50 >= 10 else f"{size / one.p50:.2f}",
         f"{one.ratio:.2f} [{min(one.ratios):.2f}, {max(one.ratios):.2f}]",
         "–" if one.peak_bytes is None else f"{one.peak_bytes / 1e6:,.0f}",
     ]

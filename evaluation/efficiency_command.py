@@ -78,8 +78,7 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     names = _names(list(sources))
     counts: dict[str, Counts] = {}
     for path, source in sources.items():
-        # A run's weights are read for its counts, an experiment's are never made.
-        counts[names[path]] = count(*build(source, "cpu" if source.checkpoint else "meta"))
+        counts[names[path]] = count(*build(source, "meta"))
     costs: Mapping[str, Costs] = {}
     sizes: list[int] = []
     if not options.counts_only:

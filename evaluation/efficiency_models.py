@@ -76,7 +76,9 @@ def source_of(path: Path, overlays: list[Path]) -> ModelSource:
     if path.is_dir():
         run = RunFiles(path)
         if "best" not in run.checkpoints:
-            raise UserError(f"{path}: has no checkpoints/best.ckpt; give a run that was trained, or its experiment file")
+            raise UserError(
+                f"{path}: has no checkpoints/best.ckpt; give a run that was trained, or its experiment file"
+            )
         return ModelSource({}, str(run.checkpoints["best"]))
     experiment: dict[str, Any] = {}
     for one in [path, *overlays]:
@@ -121,9 +123,13 @@ def _task(arguments: dict[str, Any]) -> VisionTask:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(VisionTask, "model", required=True)
     try:
-        parsed = parser.parse_args(["--model", json.dumps(arguments)])
+        task = parser.instantiate(parser.parse_args(["--model", json.dumps(arguments)])).model
     except ArgumentError as error:
         raise UserError(f"model: {' '.join(str(error).split())}") from error
-    task = parser.instantiate(parsed).model
+    except ValueError as error:
+        # The parser wraps what a constructor says into a report about types.
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise
     assert isinstance(task, VisionTask)
     return task

@@ -128,7 +128,7 @@ class _Worker:
     """A process with one model."""
 
     def __init__(self, source: ModelSource, device: str, threads: int) -> None:
-        self._said = tempfile.TemporaryFile()
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 -- closed by close()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "evaluation.efficiency_worker"],
             stdin=subprocess.PIPE,

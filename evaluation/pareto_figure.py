@@ -29,14 +29,15 @@ def on_the_front(cost: NDArray[np.float64], score: NDArray[np.float64]) -> NDArr
     usable = ~(np.isnan(cost) | np.isnan(score))
     no_worse = (cost[:, None] <= cost[None, :]) & (score[:, None] >= score[None, :])
     better = (cost[:, None] < cost[None, :]) | (score[:, None] > score[None, :])
-    beaten: NDArray[np.bool_] = (no_worse & better & usable[:, None]).any(axis=0)
-    return usable & ~beaten
+    beaten = np.any(no_worse & better & usable[:, None], axis=0)
+    front: NDArray[np.bool_] = np.logical_and(usable, np.logical_not(beaten))
+    return front
 
 
 def pareto_figure(
     names: Sequence[str], scores: Sequence[Estimate], costs: Mapping[str, Sequence[float]], score_name: str
 ) -> Figure:
-    """Draw a panel for each cost, with the scores' intervals.
+    """Draw a panel for each cost, with the scores' intervals; models have numbers, told below.
 
     Points on the front are blue and joined; a model beaten by chance alone is grey all the same, so the intervals are
     to be read with it.
@@ -50,34 +51,38 @@ def pareto_figure(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(0.3 + 4.4 * len(costs), 4.0), dpi=110, layout="constrained", facecolor="white")
+    size = (0.3 + 4.4 * max(2, len(costs)), 3.6 + 0.2 * len(names))
+    figure = Figure(figsize=size, dpi=110, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(costs), squeeze=False, sharey=True)[0]
     for axes, (label, values) in zip(panels, costs.items(), strict=True):
-        _draw(axes, names, scores, np.asarray(values, dtype=np.float64))
+        _draw(axes, scores, np.asarray(values, dtype=np.float64))
         axes.set_xlabel(label)
     panels[0].set_ylabel(score_name)
+    listed = "\n".join(f"{number}  {name}" for number, name in enumerate(names, start=1))
+    figure.supxlabel(listed, fontsize=8, x=0.02, ha="left")
     return figure
 
 
-def _draw(axes: Any, names: Sequence[str], scores: Sequence[Estimate], cost: NDArray[np.float64]) -> None:
+def _draw(axes: Any, scores: Sequence[Estimate], cost: NDArray[np.float64]) -> None:
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
     score = np.array([estimate.value for estimate in scores])
     front = on_the_front(cost, score)
     order = [place for place in np.argsort(cost, kind="stable") if front[place]]
     axes.plot(cost[order], score[order], color=_BLUE, linewidth=1, alpha=0.6, drawstyle="steps-post")
-    for place in np.flatnonzero(~(np.isnan(cost) | np.isnan(score))):
-        low, high = scores[place].interval
+    for place, (value, (low, high)) in enumerate(scores):
+        if np.isnan(cost[place]) or np.isnan(value):
+            continue
         colour = _BLUE if front[place] else _GREY
         axes.vlines(cost[place], low, high, color=colour, linewidth=1)
-        axes.plot(cost[place], score[place], "o", color=colour, markersize=5)
+        axes.plot(cost[place], value, "o", color=colour, markersize=5)
         axes.annotate(
-            names[place],
-            (cost[place], score[place]),
-            xytext=(5, 4),
-            textcoords="offset points",
-            fontsize=7,
-            color="0.2",
+            str(place + 1), (cost[place], value), xytext=(5, 4), textcoords="offset points", fontsize=8, color="0.2"
         )
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(EngFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.25)
     axes.margins(x=0.25)

@@ -87,12 +87,12 @@ def _tsne(points: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
 
 def _umap(points: NDArray[np.float64], seed: int, neighbours: int) -> NDArray[np.float64]:
     try:
-        import umap
+        from umap import UMAP
     except ImportError as error:
         raise UserError("projection: umap is not installed; `pip install 'vitrine[umap]'`, or take tsne") from error
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="n_jobs value")  # a seed means one thread, which is wanted
-        reducer = umap.UMAP(n_neighbors=max(2, neighbours), random_state=seed)
+        reducer = UMAP(n_neighbors=max(2, neighbours), random_state=seed)
         return np.asarray(reducer.fit_transform(points), np.float64)
 
 

@@ -6,6 +6,7 @@ Nothing is typed by hand. What cannot be shown says what is missing, and the com
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.schema import UserError
+from evaluation.artefacts import written_whole
 from evaluation.run_files import CONFIG, RunFiles
 
 if TYPE_CHECKING:
@@ -75,9 +77,30 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
         lead.append("Training was interrupted: what follows is of an unfinished run.")
     write_markdown(folder / f"{NAME}.md", title, lead, sections, NAME)
     page = write_page(folder, NAME, title, lead, sections, files=folder / NAME)
+    remove_old_files(folder / NAME, sections)
     gaps = sum(bool(section.missing) for section in sections)
     sys.stdout.write(f"{page} has the page, {folder / NAME}.md the same as Markdown")
     sys.stdout.write(f"; {gaps} of {len(sections)} sections lack something, and say what\n" if gaps else "\n")
+
+
+def remove_old_files(folder: Path, sections: Sequence[Section]) -> None:
+    """Remove what an earlier report wrote and this one did not, so that no old number stays beside new ones.
+
+    ``files.json`` in the folder lists what is a report's; other files are left alone.
+    """
+    listed = folder / "files.json"
+    written = {f"{stem}.png" for section in sections for stem in section.figures}
+    written |= {f"{stem}.csv" for section in sections for stem in (*section.tables, *section.files)}
+    written |= {f"{card.stem}.jpg" for section in sections for row in section.cards.values() for card in row}
+    try:
+        old = {str(name) for name in json.loads(listed.read_text(encoding="utf-8"))}
+    except (OSError, ValueError, TypeError):
+        old = set()
+    for name in old - written:
+        if Path(name).name == name:
+            (folder / name).unlink(missing_ok=True)
+    with written_whole(listed) as partial:
+        partial.write_text(json.dumps(sorted(written), indent=1) + "\n", encoding="utf-8")
 
 
 def sections_of(files: RunFiles, options: argparse.Namespace, rest: Sequence[str]) -> list[Section]:
@@ -146,6 +169,8 @@ def _data(files: RunFiles, options: argparse.Namespace, rest: Sequence[str]) -> 
         arguments += ["--data.init_args.root", options.data_root]
     try:
         datamodule, _ = parse_data(data_parser("python -m evaluation report"), [*arguments, *rest])
+        # What cannot be read leaves a gap on the page, no more.
+        datamodule.check_options["on_bad_image"] = "skip"
         datamodule.prepare_data()
         _ = datamodule.table
     except UserError as error:
@@ -189,7 +214,8 @@ def _gallery(files: RunFiles, options: argparse.Namespace) -> tuple[Gallery | No
     from retrieval.gallery import Gallery
 
     if options.gallery is None and not (files.path / GALLERY).exists():
-        return None, f"There is no gallery of this run: `python -m retrieval index --run {files.path}` makes it."
+        needs = "" if files.checkpoints else " It needs a checkpoint, and the run has none."
+        return None, f"There is no gallery of this run: `python -m retrieval index --run {files.path}` makes it.{needs}"
     try:
         gallery = Gallery.open(options.gallery or str(files.path / GALLERY))
     except UserError as error:

@@ -4,56 +4,92 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from evaluation.html_page import Section
-from evaluation.report_run import flattened
 from evaluation.run_files import RunFiles
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from evaluation.efficiency import Costs
 
 EFFICIENCY = "efficiency.json"
 
 
+@dataclass(frozen=True)
+class Measured:
+    """One model's part of the file.
+
+    Attributes:
+        counts: numbers by name that follow from the architecture.
+        costs: None where only counts were wanted.
+    """
+
+    counts: Mapping[str, Any]
+    costs: Costs | None
+
+
 def efficiency_section(files: RunFiles) -> Section:
-    """Everything that the measurement says: single numbers as one table, lists of rows as a table each."""
+    """Counts and, for each batch size, latency, throughput and memory."""
     import pandas as pd
 
-    title = "Efficiency"
-    content = read_efficiency(files)
-    if isinstance(content, str):
-        return Section(title, missing=[content])
-    tables: dict[str, pd.DataFrame] = {}
-    single: dict[str, Any] = {}
-    for key, value in content.items():
-        if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
-            tables[f"efficiency_{key}"] = pd.DataFrame([flattened(row) for row in value])
-        else:
-            single |= flattened({key: value})
-    if single:
-        told = [f"{value:,}" if isinstance(value, (int, float)) else str(value) for value in single.values()]
-        tables = {"efficiency": pd.DataFrame({"what": list(single), "value": told}), **tables}
-    return Section(title, tables=tables, missing=[] if tables else [f"{EFFICIENCY} holds nothing."])
+    section = Section("Efficiency")
+    found = read_efficiency(files)
+    if isinstance(found, str):
+        section.missing.append(found)
+        return section
+    counts = {name: value for name, value in found.counts.items() if value is not None}
+    told = [f"{value:,}" if isinstance(value, int) else str(value) for value in counts.values()]
+    section.tables["efficiency_counts"] = pd.DataFrame(
+        {"what": [name.replace("_", " ") for name in counts], "value": told}
+    )
+    section.says.append("A multiplication and an addition count as two floating-point operations (flops).")
+    if found.costs is None or found.costs.error or not found.costs.batches:
+        why = found.costs.error if found.costs is not None else ""
+        section.missing.append(f"Time and memory were not measured. {why}".strip())
+        return section
+    section.says.append(f"Measured on {found.costs.device}, {found.costs.threads} threads.")
+    section.tables["efficiency_time"] = pd.DataFrame(_time_rows(found.costs))
+    return section
 
 
-def read_efficiency(files: RunFiles) -> dict[str, Any] | str:
+def read_efficiency(files: RunFiles) -> Measured | str:
     """What was measured, or a sentence that says why there is nothing."""
-    path = files.path / EFFICIENCY
+    command = f"`python -m evaluation efficiency {files.path}`"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads((files.path / EFFICIENCY).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return f"Nothing is measured yet: `python -m evaluation efficiency {files.path}` does."
+        return f"Nothing is measured yet: {command} does."
     except (OSError, ValueError) as error:
-        return f"{EFFICIENCY}: cannot be read ({type(error).__name__}); measure again."
-    return content if isinstance(content, dict) else f"{EFFICIENCY}: holds no measurement; measure again."
+        return f"{EFFICIENCY}: cannot be read ({type(error).__name__}); measure again with {command}."
+    from evaluation.efficiency import costs_from_values
+
+    try:
+        (own,) = content.values()
+        return Measured(dict(own["counts"]), own["costs"] and costs_from_values(own["costs"]))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return f"{EFFICIENCY}: holds no measurement of one model; measure again with {command}."
 
 
-def latency_of(content: dict[str, Any]) -> float:
-    """Median milliseconds a picture on the CPU, one by one; NaN where that was not measured."""
-    rows = content.get("latency")
-    for row in rows if isinstance(rows, list) else []:
-        if isinstance(row, dict) and str(row.get("device", "")).startswith("cpu") and row.get("batch_size") == 1:
-            value = row.get("p50_ms")
-            return float(value) if isinstance(value, (int, float)) else math.nan
-    return math.nan
+def cpu_latency(measured: Measured) -> float:
+    """Median milliseconds of one picture alone on the CPU; NaN where that was not measured."""
+    costs = measured.costs
+    if costs is None or costs.device != "cpu" or 1 not in costs.batches:
+        return math.nan
+    return 1e3 * costs.batches[1].p50
+
+
+def _time_rows(costs: Costs) -> list[dict[str, Any]]:
+    return [
+        {
+            "batch size": size,
+            "rounds": len(one.seconds),
+            "p50 [ms]": 1e3 * one.p50,
+            "p95 [ms]": 1e3 * one.p95,
+            "pictures/s": size / one.p50,
+            f"time, ratio to {costs.first}": f"{one.ratio:.2f} [{min(one.ratios):.2f}, {max(one.ratios):.2f}]",
+            "peak memory [MB]": math.nan if one.peak_bytes is None else one.peak_bytes / 1e6,
+        }
+        for size, one in sorted(costs.batches.items())
+    ]

@@ -83,4 +83,5 @@ def _plain(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    return re.sub(r"([\\*_<>\[\]])", r"\\\1", text)
+    """Only what Markdown would take for its own: within a word an underscore means nothing."""
+    return re.sub(r"([\\*<>]|(?<!\w)_|_(?!\w)|\](?=[(\[]))", r"\\\1", text)

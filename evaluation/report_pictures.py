@@ -27,7 +27,7 @@ MAPS: dict[Projection, str] = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
 MAPPED = 2_000
 """Pictures on a map; of more so many are drawn evenly."""
 
-_QUERIES, _HITS, _TEXTS = 6, 6, 3
+_QUERIES, _HITS, _TEXTS = 6, 5, 3
 _COLOURS = 20  # of matplotlib's largest qualitative map; with more classes marks change as well
 _MARKS = "os^Dv*Pxh<>"
 _NAMED = 44  # classes in a legend
@@ -82,7 +82,7 @@ def mistakes_section(
             _mistake(f"mistake_{split}_{task}_{place:02}", row, read)
             for place, row in enumerate(shown.to_dict("records"), start=1)
         ]
-    if section.cards:
+    if section.cards or section.tables:
         section.says.append(
             "Worst first: those whose target got the least probability. Confidence is the probability of the answer"
             + (", after temperature scaling. " if temperatures else ". ")
@@ -115,9 +115,9 @@ def map_section(gallery: Gallery, split: str, task: str, seed: int = 0) -> Secti
         except UserError as error:
             missing.append(f"{name}: {error}")
     says = [
-        f"{len(shown):,} of the {len(rows):,} pictures of {_told_split(rows, split)}, vectors of {gallery.identity.task} "
-        f"({gallery.identity.run}), coloured by {column.replace('_', ' ')}. Distances between far clusters and the sizes "
-        "of clusters mean nothing in t-SNE and UMAP."
+        f"{len(shown):,} of the {len(rows):,} pictures of {_told_split(rows, split)}, coloured by "
+        f"{column.replace('_', ' ')}; vectors of {gallery.identity.task} ({gallery.identity.run}).",
+        "Distances between far clusters and the sizes of clusters mean nothing in t-SNE and UMAP.",
     ]
     table = shown[["id", *([column] if column in rows else [])]].copy()
     for name, place in places.items():
@@ -183,8 +183,8 @@ def retrieval_section(
     rows = _rows(gallery, split)
     queries = _different(rows, f"label_{task}", seed)
     says = [
-        f"Queries are drawn from {_told_split(rows, split)} with seed {seed}, of different classes where there are; what "
-        f"is found are the nearest of the gallery's {len(gallery):,} pictures by cosine, without the query itself."
+        f"Queries are drawn from {_told_split(rows, split)} with seed {seed}, of different classes where there are; "
+        f"found are the nearest of the gallery's {len(gallery):,} pictures by cosine, without the query itself."
     ]
     section = Section("Retrieval examples", says=says)
     if scores is not None and scores.is_file():
@@ -231,8 +231,11 @@ def _rows(gallery: Gallery, split: str) -> pd.DataFrame:
     identity = gallery.identity
     columns = [f"label_{task}" for task in identity.labels] + [f"predicted_{task}" for task in identity.predicts]
     rows = gallery.table(["id", "split", "group", *columns]).to_pandas()
-    own = rows[rows["split"] == split]
-    return own if len(own) else rows
+    own: pd.DataFrame = rows[rows["split"] == split]
+    if len(own):
+        return own
+    every: pd.DataFrame = rows
+    return every
 
 
 def _told_split(rows: pd.DataFrame, split: str) -> str:

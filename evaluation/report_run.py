@@ -65,7 +65,7 @@ def environment_section(files: RunFiles) -> Section:
         facts |= {"git revision": git.get("revision"), "files changed since": git.get("changed_files")}
         if git.get("changed_files"):
             missing.append(
-                f"The source had {git['changed_files']} changed files, so the revision alone does not reproduce this run."
+                f"The source had {git['changed_files']} changed files: the revision alone does not reproduce this run."
             )
     else:
         missing.append("The revision of the source is not known: the run was not made in a checkout.")
@@ -74,7 +74,7 @@ def environment_section(files: RunFiles) -> Section:
     facts |= {f"model {key}": value for key, value in _mapping(record.get("model")).items()}
     told = {key: _told(value) for key, value in facts.items() if value is not None}
     table = pd.DataFrame({"what": list(told), "value": list(told.values())})
-    return Section("Environment", tables={"environment": table}, missing=missing)
+    return Section("Environment", tables={"environment": table} if told else {}, missing=missing)
 
 
 def data_section(files: RunFiles) -> Section:
@@ -117,8 +117,8 @@ def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in values.items():
         key = f"{prefix}{name}"
         if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-            value = {str(place): item for place, item in enumerate(value)}
-        if isinstance(value, dict) and value:
+            flat |= flattened({str(place): item for place, item in enumerate(value)}, f"{key}.")
+        elif isinstance(value, dict) and value:
             flat |= flattened(value, f"{key}.")
         else:
             flat[key] = value

@@ -53,6 +53,8 @@ def scores_section(
         "class that is most frequent in training.",
         *(sentence for task in predictions.tasks for sentence in _degenerate(predictions, task)),
     ]
+    if below := [summary.task for summary in summaries if summary.n and not summary.above_majority]:
+        says.append(f"Not shown to be better than always answering the majority class: {', '.join(below)}.")
     rows = [_score_row(summary, len(predictions.tasks[summary.task])) for summary in summaries]
     return Section(f"Scores on {split}", says=says, tables={f"scores_{split}": pd.DataFrame(rows)})
 
@@ -77,7 +79,7 @@ def classes_section(predictions: Predictions, class_counts: Mapping[str, Sequenc
         few = [f"{name} ({count})" for name, count in zip(names, support, strict=True) if 0 < count < FEW]
         absent = [str(name) for name, count in zip(names, support, strict=True) if not count]
         if few:
-            says.append(f"{task}: fewer than {FEW} samples, so nothing is known of: {', '.join(few)}.")
+            says.append(f"{task}: fewer than {FEW} samples, so next to nothing is known of: {', '.join(few)}.")
         if absent:
             says.append(f"{task}: without any sample in {split}, so without recall and F1: {', '.join(absent)}.")
     lead = "The interval of recall is Wilson's with the effective number of samples, which knows of groups."
@@ -93,8 +95,8 @@ def class_table(predictions: Predictions, task: str, train: Sequence[int] | None
         train: samples of each class in the train split, where known.
 
     Returns:
-        ``class``, ``train`` where known, ``samples``, ``groups``, ``answers`` (how often it was predicted), ``precision``, ``recall``, its
-        interval as text, and ``f1``.
+        ``class``, ``train`` where known, ``samples``, ``groups``, ``answers`` (how often it was predicted),
+        ``precision``, ``recall``, its interval as text, and ``f1``.
     """
     import pandas as pd
 
@@ -250,8 +252,8 @@ def _degenerate(predictions: Predictions, task: str) -> list[str]:
     if len(occur) != 1:
         return []
     return [
-        f"{task}: the only class in the targets is {str(predictions.tasks[task][occur[0]])!r}, so its scores do not say "
-        "whether classes are told apart."
+        f"{task}: the only class in the targets is {str(predictions.tasks[task][occur[0]])!r}, so its scores do not "
+        "say whether classes are told apart."
     ]
 
 

@@ -177,8 +177,8 @@ def _refuse_repeated(runs: Sequence[RunFiles], configs: Sequence[Mapping[str, An
         identity = tuple(sorted(chance.items()))
         if identity in seen:
             raise UserError(
-                f"{command} --join: {seen[identity]} and {run.name} have the same seed and fold, so they say nothing of "
-                "the spread; leave one out"
+                f"{command} --join: {seen[identity]} and {run.name} have the same seed and fold, so they say nothing "
+                "of the spread; leave one out"
             )
         seen[identity] = run.name
 

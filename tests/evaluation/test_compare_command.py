@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from evaluation.predictions import read_predictions, write_predictions
 from tests.evaluation.small_run import write_run
 from tests.evaluation.test_comparison_table import change_targets
 from tests.evaluation.test_html_page import Checked
+from tests.evaluation.test_report_command import not_finite
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +106,14 @@ def test_a_task_without_targets_has_no_numbers(
     assert "| 0 | 0 | – | – | – | – | no known targets |" in row
     assert "cannot be compared on 'colour': no sample has a known target." in printed
     assert "nan" not in printed
+
+
+def test_logits_that_are_not_finite_are_refused(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = Path(shutil.copytree(runs[1], tmp_path / "large" / "1"))
+    not_finite(broken)
+    assert compare([runs[0], broken]) == 2
+    printed = capsys.readouterr().err
+    assert "logits of task 'class' are not finite for 1 of 9 samples" in printed
+    assert len(printed.splitlines()) == 1

@@ -38,7 +38,7 @@ def test_every_known_model_is_drawn_with_its_interval() -> None:
     assert [text.get_text() for text in first.texts] == ["1", "2", "3"]
     assert [text.get_text() for text in second.texts] == ["1", "3"]
     joined = first.lines[0]
-    assert list(joined.get_xdata()) == [1e6, 5e6]
-    assert list(joined.get_ydata()) == [0.5, 0.8]
-    spans = [tuple(lines.get_segments()[0][:, 1]) for lines in first.collections]
+    np.testing.assert_array_equal(joined.get_xdata(), [1e6, 5e6])
+    np.testing.assert_array_equal(joined.get_ydata(), [0.5, 0.8])
+    spans = [tuple(np.asarray(lines.get_paths()[0].vertices)[:, 1]) for lines in first.collections]
     assert spans == [score.interval for score in scores]

@@ -88,9 +88,9 @@ def test_scores_are_those_of_scikit_learn(run: Path) -> None:
         ):
             assert row[column].startswith(f"{value:.3f} [")
     confusion = np.zeros((3, 3), int)
-    for row in pd.read_csv(run / "report" / "confused_test_class.csv").to_dict("records"):
-        classes = list(predictions.tasks["class"])
-        confusion[classes.index(row["target"]), classes.index(row["predicted"])] = row["samples"]
+    classes = list(predictions.tasks["class"])
+    for found in pd.read_csv(run / "report" / "confused_test_class.csv").to_dict("records"):
+        confusion[classes.index(found["target"]), classes.index(found["predicted"])] = found["samples"]
     expected = metrics.confusion_matrix(predictions.targets["class"], predictions.predicted("class"))
     np.testing.assert_array_equal(confusion, expected - np.diag(np.diag(expected)))
 
@@ -105,7 +105,7 @@ def test_mistakes_show_their_pictures_worst_first(run: Path) -> None:
     text = (run / "report.html").read_text(encoding="utf-8")
     assert f"class: {wrong.sum()} of {len(predictions)} answers are wrong." in text
     first = table.iloc[0]
-    row = predictions.names.tolist().index(first["name"])
+    row = predictions.names.tolist().index(str(first["name"]))
     assert first["confidence"] == pytest.approx(predictions.probabilities("class")[row].max())
     photo = np.asarray(Image.open(run.parent.parent / "photos" / first["name"]).convert("RGB"), float)
     shown = np.asarray(Image.open(run / "report" / "mistake_test_class_01.jpg"), float)
@@ -128,6 +128,18 @@ def test_the_same_files_give_the_same_page(run: Path, tmp_path: Path) -> None:
     assert main(["report", str(run), "--to", str(tmp_path)]) == 0
     again = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert again == (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_files_of_an_earlier_report_do_not_stay(copied: Path) -> None:
+    page(copied)
+    mine = copied / "report" / "notes.txt"
+    mine.write_text("mine", encoding="utf-8")
+    assert (copied / "report" / "scores_test.csv").exists()
+    shutil.rmtree(copied / "predictions")
+    page(copied)
+    assert not (copied / "report" / "scores_test.csv").exists()
+    assert (copied / "report" / "curves.png").exists()
+    assert mine.exists()
 
 
 def test_run_that_was_killed_has_a_report_that_says_so(copied: Path) -> None:

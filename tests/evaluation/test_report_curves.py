@@ -4,8 +4,10 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.patches import Rectangle
 
 from evaluation.report_curves import curves_section, epoch_table, learning_rates, phase_begins
 from evaluation.run_files import RunFiles
@@ -58,10 +60,11 @@ def test_section_names_phase_and_best_epoch(tmp_path: Path) -> None:
     figure = section.figures["curves"]
     panels = {axes.get_title(): axes for axes in figure.axes if axes.axison}
     assert set(panels) == {"loss", "accuracy", "learning rate"}
-    lines = {line.get_label(): line for line in panels["loss"].lines}
-    assert list(lines["train/loss"].get_ydata()) == [2 - epoch / 4 for epoch in range(EPOCHS)]
-    assert list(lines["train/loss"].get_xdata()) == list(range(1, EPOCHS + 1))
+    line = next(line for line in panels["loss"].lines if line.get_label() == "train/loss")
+    np.testing.assert_array_equal(line.get_ydata(), [2 - epoch / 4 for epoch in range(EPOCHS)])
+    np.testing.assert_array_equal(line.get_xdata(), range(1, EPOCHS + 1))
     shaded = panels["loss"].patches[0]
+    assert isinstance(shaded, Rectangle)
     assert (shaded.get_x(), shaded.get_x() + shaded.get_width()) == (4, EPOCHS)
 
 
@@ -89,4 +92,4 @@ def test_gaps_are_left_out_of_the_lines(tmp_path: Path) -> None:
     log.to_csv(run / "metrics.csv", index=False)
     axes = curves_section(RunFiles(run)).figures["curves"].axes[0]
     line = next(line for line in axes.lines if line.get_label() == "val/loss")
-    assert list(line.get_xdata()) == [1, 2, 4, 5, 6]
+    np.testing.assert_array_equal(line.get_xdata(), [1, 2, 4, 5, 6])

@@ -12,7 +12,7 @@ from evaluation.report_markdown import as_markdown, write_markdown
 
 def shown(section: Section, title: str = "A") -> str:
     """As a reader of Markdown sees it, in HTML."""
-    return MarkdownIt("commonmark").enable("table").render(as_markdown(title, ["lead"], [section], "files"))
+    return str(MarkdownIt("commonmark").enable("table").render(as_markdown(title, ["lead"], [section], "files")))
 
 
 def test_what_people_wrote_is_text_and_not_markup() -> None:

@@ -79,5 +79,5 @@ def test_many_classes_have_marks_of_their_own() -> None:
     figure = map_figure({"PCA": rng.normal(size=(45, 2))}, labels)
     seen = set()
     for points in figure.axes[0].collections:
-        seen.add((points.get_facecolor().tobytes(), points.get_paths()[0].vertices.tobytes()))
+        seen.add((np.asarray(points.get_facecolor()).tobytes(), np.asarray(points.get_paths()[0].vertices).tobytes()))
     assert len(seen) == 45
