@@ -64,30 +64,40 @@ def _data_part(paths: list[Path]) -> dict[str, Any]:
     data: dict[str, Any] = {}
     seed: dict[str, Any] = {}
     for path in paths:
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not a text file"
-            raise UserError(f"--config {path}: {reason}; give an experiment's YAML file") from error
-        except yaml.YAMLError as error:
-            raise UserError(f"--config {path}: not a YAML file ({' '.join(str(error).split())})") from error
-        if not isinstance(content, dict):
-            raise UserError(f"--config {path}: holds no keys; give an experiment's YAML file")
+        content = read_experiment(path)
         part = content.get("data") or {}
-        data = _merged(data, {"class_path": part} if isinstance(part, str) else part)
+        data = merged(data, {"class_path": part} if isinstance(part, str) else part)
         if isinstance(content.get("seed_everything"), int):
             seed = {"init_args": {"seed": int(content["seed_everything"])}}
     if paths and not data:
         raise UserError(f"--config {paths[0]}: has no data: part; name the data set there with class_path: …")
-    return _merged(seed, data) if data else {}
+    return merged(seed, data) if data else {}
 
 
-def _merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """The second over the first, key by key; another class does not inherit the arguments of the first."""
+def read_experiment(path: Path) -> dict[str, Any]:
+    """What an experiment file or an overlay holds.
+
+    Raises:
+        UserError: for a file that cannot be read, is no YAML or holds no keys.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise UserError(f"--config {path}: {reason}; give an experiment's YAML file") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"--config {path}: not a YAML file ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"--config {path}: holds no keys; give an experiment's YAML file")
+    return content
+
+
+def merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """The second mapping over the first, key by key; another class does not inherit the arguments of the first."""
     if second.get("class_path") not in (None, first.get("class_path")) and "class_path" in first:
         return second
-    merged = dict(first)
+    both = dict(first)
     for key, value in second.items():
-        both = isinstance(value, dict) and isinstance(first.get(key), dict)
-        merged[key] = _merged(first[key], value) if both else value
-    return merged
+        nested = isinstance(value, dict) and isinstance(first.get(key), dict)
+        both[key] = merged(first[key], value) if nested else value
+    return both

@@ -1,4 +1,4 @@
-"""``python -m experiments {fit,validate,test,predict} --config experiments/….yaml``, and ``… sweep FILE``."""
+"""``python -m experiments {fit,validate,test,predict} --config experiments/….yaml``, ``… {sweep,ablate} FILE``."""
 
 import os
 import sys
@@ -17,6 +17,10 @@ def _main(args: list[str]) -> int:
         from experiments.sweep import main as sweep
 
         return sweep(args[1:])
+    if args[:1] == ["ablate"]:
+        from experiments.ablation import main as ablate
+
+        return ablate(args[1:])
     from experiments.cli import main
 
     return main(args)

@@ -50,7 +50,7 @@ from lightning_modules.base import VisionTask
 from lightning_modules.sharding import FullySharded
 
 DEFAULT_SEED = 42
-_ALSO = "Many trainings: `python -m experiments sweep --help`."
+_ALSO = "Many trainings: `python -m experiments sweep --help`, `python -m experiments ablate --help`."
 
 _LINKS = ("class_names", "class_prompts", "tasks", "class_counts", "image_size", "chunk_size")
 

@@ -273,6 +273,7 @@ def build_towers(options: TowerOptions, image_size: int, architectures: Architec
     Raises:
         UserError: if an option is unknown or they contradict each other.
     """
+    from lightning_modules.clip_resnet import RESNETS, ClipResNet
     from lightning_modules.whole_model import WholeModel
 
     if strange := sorted(set(options) - set(TowerOptions.__annotations__)):
@@ -282,6 +283,8 @@ def build_towers(options: TowerOptions, image_size: int, architectures: Architec
     if options.get("model"):
         if others := sorted(set(options) - whole):
             raise UserError(f"towers: {', '.join(others)} do not go with model, which has both towers; leave them out")
+        if options["model"] in RESNETS:
+            return ClipResNet(options, image_size)
         return WholeModel(options, image_size, architectures)
     if not (options.get("image") and options.get("text")):
         raise UserError("towers: give either model, or image (a timm name) and text (a folder or a name on the hub)")
