@@ -11,6 +11,7 @@ import logging
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -163,9 +164,7 @@ class _Judge:
         from lightning.pytorch import Trainer
 
         self._task.load_state_dict(state)
-        logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet():
             trainer = Trainer(
                 accelerator="auto",
                 devices=1,
@@ -186,6 +185,20 @@ class _Judge:
         """Training pictures without augmentation, as the network will see pictures."""
         for batch in self._datamodule.eval_dataloader("train"):
             yield batch["image"].to(self._device)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the lines that a trainer writes each time it is made."""
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _config(run: Path) -> dict[str, Any]:

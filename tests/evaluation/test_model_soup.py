@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,7 @@ def test_the_best_of_a_sweep_become_a_run_that_can_be_tested(
 
 
 def test_a_uniform_soup_is_the_mean_with_its_own_statistics(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    level = logging.getLogger("lightning.pytorch.utilities.rank_zero").level
     runs = members(finished)[:2]
     assert main(["soup", *map(str, runs), "--method", "uniform"]) == 0
     assert "test/loss" not in capsys.readouterr().out
@@ -228,6 +230,7 @@ def test_a_uniform_soup_is_the_mean_with_its_own_statistics(finished: Path, caps
         for batch in datamodule.eval_dataloader("train"):
             task.image_features(batch["image"])
     torch.testing.assert_close(soup[f"{name}.running_mean"], torch.stack(seen).mean(0), rtol=1e-4, atol=1e-5)
+    assert logging.getLogger("lightning.pytorch.utilities.rank_zero").level == level  # later runs are not muted
 
 
 def test_members_are_found_beside_the_table_of_a_moved_sweep(tmp_path: Path) -> None:
