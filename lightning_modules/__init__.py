@@ -13,14 +13,27 @@ if TYPE_CHECKING:
     from lightning_modules.checkpoint import load_task
     from lightning_modules.classifier import ImageClassifier
     from lightning_modules.dual_encoder import DualEncoder
+    from lightning_modules.ensemble import Ensemble
+    from lightning_modules.generative import GenerativeClassifier
     from lightning_modules.multitask import MultiTaskClassifier
     from lightning_modules.sharding import FullySharded
 
-__all__ = ["DualEncoder", "FullySharded", "ImageClassifier", "MultiTaskClassifier", "VisionTask", "load_task"]
+__all__ = [
+    "DualEncoder",
+    "Ensemble",
+    "FullySharded",
+    "GenerativeClassifier",
+    "ImageClassifier",
+    "MultiTaskClassifier",
+    "VisionTask",
+    "load_task",
+]
 
 _HOMES = {
     "DualEncoder": "lightning_modules.dual_encoder",
+    "Ensemble": "lightning_modules.ensemble",
     "FullySharded": "lightning_modules.sharding",
+    "GenerativeClassifier": "lightning_modules.generative",
     "ImageClassifier": "lightning_modules.classifier",
     "MultiTaskClassifier": "lightning_modules.multitask",
     "VisionTask": "lightning_modules.base",

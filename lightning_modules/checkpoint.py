@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -28,18 +29,45 @@ def load_task(path: str | Path, map_location: str = "cpu") -> VisionTask:
     Raises:
         UserError: if there is no such file, or it is not a checkpoint of one of our tasks.
     """
-    checkpoint = read_checkpoint(path, map_location)
-    hyper_parameters = dict(checkpoint["hyper_parameters"])
+    return task_from(read_checkpoint(path, map_location), path).to(map_location).eval()
+
+
+def task_from(checkpoint: dict[str, Any], path: str | Path, *, assign: bool = False) -> VisionTask:
+    """The task that a checkpoint's content describes, with its weights.
+
+    Args:
+        checkpoint: with at least ``state_dict`` and ``hyper_parameters``.
+        path: where it is from, for messages.
+        assign: whether its tensors replace the task's, as those must that are of another kind, instead of being copied.
+
+    Raises:
+        UserError: if it is not of one of our tasks.
+    """
+    task = untrained_task(checkpoint["hyper_parameters"], path)
+    try:
+        task.on_load_checkpoint(checkpoint)
+        task.load_state_dict(checkpoint["state_dict"], assign=assign)
+    except (RuntimeError, TypeError) as error:
+        raise _other_version(path, type(task), error) from error
+    return task
+
+
+def untrained_task(hyper_parameters: Mapping[str, Any], path: str | Path) -> VisionTask:
+    """The task that a checkpoint's hyper-parameters describe, before it has got its weights.
+
+    Args:
+        hyper_parameters: as a checkpoint keeps them, with the name of the class.
+        path: where they are from, for messages.
+
+    Raises:
+        UserError: if they are not of one of our tasks.
+    """
     task_class = _task_class(str(hyper_parameters.get("_class_path", "")), path)
     known = inspect.signature(task_class).parameters
     try:
-        task = task_class(**{name: value for name, value in hyper_parameters.items() if name in known})
-        task.on_load_checkpoint(checkpoint)
-        task.load_state_dict(checkpoint["state_dict"])
+        return task_class(**{name: value for name, value in hyper_parameters.items() if name in known})
     except (RuntimeError, TypeError) as error:
-        first_line = str(error).splitlines()[0]
-        raise UserError(f"{path}: was made by another version of {task_class.__name__}: {first_line}") from error
-    return task.to(map_location).eval()
+        raise _other_version(path, task_class, error) from error
 
 
 def read_checkpoint(path: str | Path, map_location: str = "cpu") -> dict[str, Any]:
@@ -64,6 +92,11 @@ def read_checkpoint(path: str | Path, map_location: str = "cpu") -> dict[str, An
     if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters"} <= checkpoint.keys():
         raise UserError(f"{path}: is not a checkpoint of a run; it lacks state_dict or hyper_parameters")
     return checkpoint
+
+
+def _other_version(path: str | Path, task_class: type[VisionTask], error: Exception) -> UserError:
+    first_line = str(error).splitlines()[0]
+    return UserError(f"{path}: was made by another version of {task_class.__name__}: {first_line}")
 
 
 def _task_class(class_path: str, path: str | Path) -> type[VisionTask]:

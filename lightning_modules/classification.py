@@ -13,16 +13,16 @@ import torch
 from torch import nn
 
 from datamodules.schema import Batch, Outputs, UserError
-from lightning_modules.base import LoggedSplit, VisionTask
+from lightning_modules.base import LoggedSplit
 from lightning_modules.encoders import ImageEncoder, InputOptions
-from lightning_modules.losses import ClassWeighting, MeanLoss, TaskLoss, class_weights_from_counts, masked_cross_entropy
-from lightning_modules.metrics import SplitMetrics
+from lightning_modules.losses import ClassWeighting, TaskLoss, class_weights_from_counts
 from lightning_modules.optim import OptimOptions
 from lightning_modules.schedules import ScheduleName
+from lightning_modules.scored import ScoredTask
 from lightning_modules.step_outputs import known_targets, real_outputs, with_embedding
 
 
-class ClassificationTask(VisionTask):
+class ClassificationTask(ScoredTask):
     """A task that gives logits for named classes.
 
     A subclass calls this constructor, then ``save_hyperparameters()``, then adds its heads outside the encoder.
@@ -64,16 +64,12 @@ class ClassificationTask(VisionTask):
                     f"tasks: {task!r} has fewer than two classes; leave it out, or mend the data's class names"
                 )
         self.encoder = encoder
-        self.tasks = tasks
+        self.keep_scores(tasks, task_weights)
         self.input_options: InputOptions = {**encoder.input_options}
-        self.task_weights = task_weights
         self.losses = nn.ModuleList(
             TaskLoss(class_weights_from_counts(task, len(names), class_counts, class_weighting), label_smoothing)
             for task, names in tasks.items()
         )
-        self.train_metrics = SplitMetrics(tasks, task_weights, losses_only=True)
-        self.val_metrics = SplitMetrics(tasks, task_weights)
-        self.test_metrics = SplitMetrics(tasks, task_weights)
 
     @abstractmethod
     def classify(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -101,11 +97,6 @@ class ClassificationTask(VisionTask):
     def backbone(self) -> nn.Module:
         """The encoder's network."""
         return self.encoder.backbone
-
-    @property
-    def train_sums(self) -> nn.Module:
-        """See ``VisionTask``."""
-        return self.train_metrics
 
     def fetch_weights(self) -> None:
         """Fetch the encoder's pretrained weights, if it is to have any and has not got them yet.
@@ -141,17 +132,12 @@ class ClassificationTask(VisionTask):
         """
         features, targets = self._features(batch), known_targets(batch, self.tasks)
         logits = self._logits(features)
-        means: dict[str, MeanLoss] = {}
-        for task, criterion in zip(self.tasks, self.losses, strict=True):
-            if split == "train":
-                means[task] = criterion(logits[task], targets[task], batch.get("mix"))
-            else:
-                means[task] = masked_cross_entropy(logits[task], targets[task])
-        metrics = self._metrics_of(split)
-        metrics.update_losses(means)
-        if split != "train":
-            metrics.update_scores(logits, targets)
-        loss = torch.stack([self.task_weights[task] * mean.value for task, mean in means.items()]).sum()
+        if split == "train":
+            criteria = zip(self.tasks, self.losses, strict=True)
+            means = {task: loss(logits[task], targets[task], batch.get("mix")) for task, loss in criteria}
+        else:
+            means = self.plain_losses(logits, targets)
+        loss = self.count(split, means, logits, targets)
         outputs = real_outputs(batch, logits, targets)
         return loss, with_embedding(outputs, batch, features) if split == "test" else outputs
 
@@ -162,14 +148,3 @@ class ClassificationTask(VisionTask):
     def _logits(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
         """float32 also where the network computes in half precision."""
         return {task: logits.float() for task, logits in self.classify(features).items()}
-
-    def _metrics_of(self, split: LoggedSplit) -> SplitMetrics:
-        return {"train": self.train_metrics, "val": self.val_metrics, "test": self.test_metrics}[split]
-
-    def log_epoch(self, split: LoggedSplit) -> None:
-        """Log the averages and scores of the epoch."""
-        metrics = self._metrics_of(split)
-        values = {f"{split}/{name}": value for name, value in metrics.compute().items()}
-        # The values are the same on all processes already; sync_dist only keeps Lightning from doubting it.
-        self.log_dict(values, sync_dist=True)
-        metrics.reset()

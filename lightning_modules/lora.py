@@ -1,8 +1,9 @@
-"""Low-rank adapters in the attention layers of a tower (LoRA, Hu et al., ICLR 2022), by the library ``peft``."""
+"""Low-rank adapters in the attention layers of a network (LoRA, Hu et al., ICLR 2022), by the library ``peft``."""
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypedDict
 
 from torch import nn
 
@@ -13,6 +14,10 @@ ATTENTION_LAYERS = frozenset(
     {"q_proj", "k_proj", "v_proj", "out_proj", "query", "key", "value", "q_lin", "k_lin", "v_lin", "out_lin", "qkv"}
 )
 """Names of the linear layers of attention in ``transformers`` and ``timm``."""
+
+LANGUAGE_LAYERS = frozenset({*ATTENTION_LAYERS, "o_proj"})
+VISION_LAYERS = frozenset({"qkv", "proj"})
+"""The same in the two parts of an image-text-to-text model."""
 
 
 class LoraOptions(TypedDict, total=False):
@@ -31,6 +36,22 @@ class LoraOptions(TypedDict, total=False):
     towers: Literal["both", "image", "text"]
 
 
+class LanguageLoraOptions(TypedDict, total=False):
+    """Low-rank adapters of an image-text-to-text model; what is left out has the value in brackets.
+
+    Attributes:
+        rank: of each update, at least 1 [8].
+        alpha: an update counts alpha / rank times [16].
+        dropout: in front of each adapter, in [0, 1) [0].
+        parts: ``language``, ``vision`` or ``both`` [language]. A part without adapters is frozen too.
+    """
+
+    rank: int
+    alpha: int
+    dropout: float
+    parts: Literal["language", "vision", "both"]
+
+
 def add_lora(towers: Towers, options: LoraOptions) -> None:
     """Freeze both towers and add adapters that learn; projections and temperature learn as before.
 
@@ -43,26 +64,87 @@ def add_lora(towers: Towers, options: LoraOptions) -> None:
     Raises:
         UserError: for an unknown key, a value out of range, or a tower without attention layers.
     """
-    from peft import LoraConfig, inject_adapter_in_model
-
-    if strange := sorted(set(options) - set(LoraOptions.__annotations__)):
-        raise UserError(f"lora: unknown key {strange[0]!r}; known keys are {', '.join(LoraOptions.__annotations__)}")
-    rank, dropout, which = options.get("rank", 8), options.get("dropout", 0.0), options.get("towers", "both")
-    if rank < 1 or not 0 <= dropout < 1 or which not in {"both", *SIDES}:
-        raise UserError(f"lora: rank must be at least 1, dropout in [0, 1), towers both, image or text; got {options}")
+    which = options.get("towers", "both")
+    _check(options, LoraOptions, "towers", which, ("both", *SIDES))
     for side in SIDES:
         towers.backbone(side).requires_grad_(False)
     chosen: tuple[Side, ...] = SIDES if which == "both" else (which,)
     for side in chosen:
         backbone = towers.backbone(side)
-        layers = [
-            name
-            for name, module in backbone.named_modules()
-            if isinstance(module, nn.Linear) and name.rpartition(".")[2] in ATTENTION_LAYERS
-        ]
+        layers = _linear_layers(backbone, ATTENTION_LAYERS)
         if not layers:
             raise UserError(f"lora.towers: the {side} tower has no attention layers to adapt; choose the other one")
-        config = LoraConfig(
-            r=rank, lora_alpha=options.get("alpha", 16), lora_dropout=dropout, target_modules=layers, bias="none"
+        _inject(backbone, layers, options)
+
+
+def check_language_lora(options: LanguageLoraOptions) -> None:
+    """Refuse unknown keys and values out of range.
+
+    Raises:
+        UserError: if there are any.
+    """
+    _check(options, LanguageLoraOptions, "parts", options.get("parts", "language"), ("language", "vision", "both"))
+
+
+def add_language_lora(model: Any, options: LanguageLoraOptions) -> None:
+    """Freeze an image-text-to-text model and add adapters that learn, in float32 whatever the model's precision.
+
+    An adapter begins as zero, so the network begins as it was.
+
+    Args:
+        model: of ``transformers``; changed in place.
+        options: the settings, as ``check_language_lora`` lets them through.
+    """
+    model.requires_grad_(False)
+    part = options.get("parts", "language")
+    layers = []
+    if part != "vision":
+        layers += [f"model.language_model.{one}" for one in _linear_layers(model.model.language_model, LANGUAGE_LAYERS)]
+    if part != "language":
+        layers += [f"model.visual.{one}" for one in _linear_layers(model.model.visual.blocks, VISION_LAYERS, "blocks.")]
+    _inject(model, layers, options)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def without_base(state: Mapping[str, Any], network: str) -> dict[str, Any]:
+    """What a checkpoint needs of a network with adapters: the adapters, and everything outside of it.
+
+    Args:
+        state: by the names of weights.
+        network: what the names of its weights begin with.
+    """
+    return {name: value for name, value in state.items() if "lora_" in name or not name.startswith(network)}
+
+
+def _check(options: Any, kind: type, key: str, value: str, choices: Sequence[str]) -> None:
+    known = kind.__annotations__
+    if strange := sorted(set(options) - set(known)):
+        raise UserError(f"lora: unknown key {strange[0]!r}; known keys are {', '.join(known)}")
+    if options.get("rank", 8) < 1 or not 0 <= options.get("dropout", 0.0) < 1 or value not in choices:
+        raise UserError(
+            f"lora: rank must be at least 1, dropout in [0, 1), {key} {', '.join(choices[:-1])} or {choices[-1]}; "
+            f"got {options}"
         )
-        inject_adapter_in_model(config, backbone)
+
+
+def _linear_layers(network: nn.Module, names: frozenset[str], prefix: str = "") -> list[str]:
+    return [
+        prefix + name
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear) and name.rpartition(".")[2] in names
+    ]
+
+
+def _inject(network: nn.Module, layers: list[str], options: LoraOptions | LanguageLoraOptions) -> None:
+    from peft import LoraConfig, inject_adapter_in_model
+
+    config = LoraConfig(
+        r=options.get("rank", 8),
+        lora_alpha=options.get("alpha", 16),
+        lora_dropout=options.get("dropout", 0.0),
+        target_modules=layers,
+        bias="none",
+    )
+    inject_adapter_in_model(config, network)

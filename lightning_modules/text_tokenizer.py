@@ -80,8 +80,8 @@ class TextTokenizer:
         self._pipeline: Tokenizer = Tokenizer.from_str(state["pipeline"])
         self._pipeline.enable_truncation(state["max_length"])
         length = state["max_length"] if state["fixed_length"] else None
-        pad_token = self._pipeline.id_to_token(state["pad_id"]) or PAD
-        self._pipeline.enable_padding(pad_id=state["pad_id"], pad_token=pad_token, length=length)
+        self.pad_token: str = self._pipeline.id_to_token(state["pad_id"]) or PAD
+        self._pipeline.enable_padding(pad_id=state["pad_id"], pad_token=self.pad_token, length=length)
 
     @property
     def vocabulary_size(self) -> int:

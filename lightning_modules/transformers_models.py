@@ -61,11 +61,35 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "intermediate_size": 1536,
         "num_hidden_layers": 6,
     },
+    # BERT-Tiny (Turc et al., Well-Read Students Learn Better, 2019).
+    "google/bert_uncased_L-2_H-128_A-2": {
+        "model_type": "bert",
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+    },
     # Devlin et al., 2019; Sanh et al., 2019.
     "google-bert/bert-base-uncased": {"model_type": "bert"},
     "bert-base-uncased": {"model_type": "bert"},
     "distilbert/distilbert-base-uncased": {"model_type": "distilbert"},
     "distilbert-base-uncased": {"model_type": "distilbert"},
+    # Wang et al., Qwen2-VL, 2024.
+    "Qwen/Qwen2-VL-2B-Instruct": {
+        "model_type": "qwen2_vl",
+        "tie_word_embeddings": True,
+        "vision_config": {"hidden_size": 1536},
+        "text_config": {
+            "hidden_size": 1536,
+            "intermediate_size": 8960,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 12,
+            "num_key_value_heads": 2,
+            "vocab_size": 151936,
+            "rms_norm_eps": 1e-6,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0, "mrope_section": [16, 24, 24]},
+        },
+    },
 }
 """Configurations by hub name, as far as they differ from the library's defaults."""
 

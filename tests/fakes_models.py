@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,15 @@ TEXTS = (
     "two dogs play in the snow",
     "a red bicycle leans against a wall",
 )
+
+QWEN_TEMPLATE = (
+    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system\n"
+    "You are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
+    "{% for content in message['content'] %}{% if content['type'] == 'image' %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""The part of Qwen2-VL's chat template that is for pictures and texts."""
 
 
 def write_clip(folder: Path, *, image_size: int = 32, scale: float = 4.0) -> Path:
@@ -102,6 +112,84 @@ def write_bert(folder: Path, *, pooling: str = "", kind: str = "bert") -> Path:
         (folder / "1_Pooling").mkdir()
         (folder / "1_Pooling" / "config.json").write_text(json.dumps(rules), encoding="utf-8")
     return folder
+
+
+def write_qwen2_vl(
+    folder: Path, *, texts: Sequence[str] = TEXTS, seed: int = 0, scale: float = 1.0, **changes: Any
+) -> Path:
+    """Writes a Qwen2-VL with two layers a part, a tokenizer with its special tokens, and its preprocessing.
+
+    Args:
+        folder: made where missing.
+        texts: that the tokenizer is made of.
+        seed: of the weights.
+        scale: of the weights; larger ones make answers depend more on the picture.
+        changes: of the configuration, see ``qwen2_vl_values``.
+
+    Returns:
+        The folder.
+    """
+    from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
+
+    from lightning_modules.prompting import SPECIAL_TOKENS, trained_prompts
+
+    ids = {token: number for number, token in enumerate(SPECIAL_TOKENS)}
+    values = qwen2_vl_values(**changes)
+    values |= {"image_token_id": ids["<|image_pad|>"], "video_token_id": ids["<|video_pad|>"]}
+    values |= {"vision_start_token_id": ids["<|vision_start|>"], "vision_end_token_id": ids["<|vision_end|>"]}
+    values["text_config"] |= {"bos_token_id": 0, "eos_token_id": ids["<|im_end|>"], "pad_token_id": 0}
+    torch.manual_seed(seed)
+    config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
+    model: Any = AutoModelForImageTextToText.from_config(config)  # type: ignore[no-untyped-call]  # theirs
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data.mul_(scale)
+    model.save_pretrained(folder)
+    prompts = trained_prompts(texts, int(values["text_config"]["vocab_size"]))
+    (folder / "tokenizer.json").write_text(prompts.state["pipeline"], encoding="utf-8")
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "chat_template": QWEN_TEMPLATE,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    preprocessing = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing), encoding="utf-8")
+    return folder
+
+
+def qwen2_vl_values(kind: str = "qwen2_vl", vision: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+    """The configuration of a tiny model that reads squares of 16 px.
+
+    Args:
+        kind: ``qwen2_vl`` or another model type of its interface.
+        vision: changes of the vision tower.
+        changes: of the language model.
+    """
+    text = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "vocab_size": 400,
+        "max_position_embeddings": 512,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
+        **changes,
+    }
+    patches = {"patch_size": 8, "temporal_patch_size": 2, "spatial_merge_size": 2}
+    tower: dict[str, Any] = {"depth": 2, "num_heads": 2, **patches}
+    if kind == "qwen2_vl":
+        tower |= {"embed_dim": 32, "hidden_size": text["hidden_size"], "mlp_ratio": 2}
+    else:
+        tower |= {"hidden_size": 32, "out_hidden_size": text["hidden_size"], "intermediate_size": 64}
+    if kind == "qwen2_5_vl":
+        tower |= {"window_size": 32, "fullatt_block_indexes": [1]}
+    if kind == "qwen3_vl":
+        tower |= {"deepstack_visual_indexes": [0], "num_position_embeddings": 64}
+        text |= {"head_dim": 16}
+    return {"model_type": kind, "text_config": text, "vision_config": {**tower, **(vision or {})}}
 
 
 def _write_tokenizer(folder: Path, kind: str, *, pad: str) -> None:

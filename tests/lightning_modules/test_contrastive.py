@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from datamodules.schema import Batch
@@ -61,7 +61,9 @@ def on_one_of_two_processes(rank: int, folder: str) -> None:
 def of_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, dict[str, torch.Tensor]]]]:
     folder = tmp_path_factory.mktemp("two")
     Step(folder / "clip", {})  # writes the configuration before both read it
-    spawn(on_one_of_two_processes, args=(str(folder),), nprocs=2)  # type: ignore[no-untyped-call]
+    # Forked processes need not import everything again; where there is an accelerator they may not be forked.
+    method = "spawn" if torch.accelerator.is_available() else "fork"
+    start_processes(on_one_of_two_processes, args=(str(folder),), nprocs=2, start_method=method)  # type: ignore[no-untyped-call]
     return folder, [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

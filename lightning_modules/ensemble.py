@@ -1,0 +1,269 @@
+"""Several trained models as one: the mean of their probabilities, over views of the picture too."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.modules.module import _IncompatibleKeys
+
+from datamodules.schema import Batch, Outputs, UserError
+from lightning_modules.base import LoggedSplit
+from lightning_modules.encoders import InputOptions, PreparesImages
+from lightning_modules.ensemble_members import (
+    Member,
+    built_members,
+    common_tasks,
+    read_members,
+    refuse_other_pictures,
+)
+from lightning_modules.scored import ScoredTask
+from lightning_modules.step_outputs import known_targets, real_outputs, with_embedding
+from lightning_modules.views import View, checked_views, seen_as
+
+_NOT_KEPT = {"state_dict", "hyper_parameters", "epoch_sums"}
+"""What an ensemble's checkpoint keeps of its members elsewhere, or not at all."""
+
+
+class Ensemble(ScoredTask):
+    """The mean of the probabilities of several runs' best checkpoints, and of views of the picture.
+
+    Its logits are the logarithms of that mean, so their softmax is the mean itself, and metrics, predictions and
+    reports are those of every classifier. Members may be of any kind that sorts pictures: classifiers, multi-task
+    models, dual encoders, generative ones. Tasks that not all of them have are left out. Nothing is learned or chosen,
+    so no split is used up. One run with several views is test-time augmentation.
+
+    A checkpoint holds all members, so it does not need their run directories.
+
+    Args:
+        members: run directories; their best checkpoints are averaged with equal weight.
+        tasks: class names of each task, linked from the data; they must be the members'.
+        tta_views: what each member sees: identity, hflip, vflip, zoom; by default identity alone.
+        architectures: what the members are built of, as a checkpoint keeps it; not to be set by hand.
+
+    Attributes:
+        tasks: class names of the tasks that all members have.
+
+    Raises:
+        UserError: if a member cannot be read, or they do not fit together or the data.
+    """
+
+    def __init__(
+        self,
+        members: list[str],
+        tasks: dict[str, list[str]] | None = None,
+        *,
+        tta_views: list[View] | None = None,
+        architectures: list[dict[str, Any]] | None = None,
+    ) -> None:
+        super().__init__(lr=1.0, weight_decay=0.0, schedule="constant", optim_options=None)
+        self.save_hyperparameters()
+        self.views = checked_views(tta_views)
+        if len(members) == 1 and self.views == ["identity"]:
+            raise UserError("members: one run as it is needs no ensemble; name another run, or further tta_views")
+        found = read_members(members) if architectures is None else built_members(members, architectures)
+        self._has_weights = architectures is None
+        self.keep_scores(common_tasks(found))
+        _refuse_other_classes(self.tasks, tasks)
+        # A checkpoint is compared with the members' classes, whatever else its data know.
+        self.hparams["tasks"] = self.tasks
+        self._runs = found
+        self.members = nn.ModuleList(member.task for member in found).requires_grad_(False).eval()
+        self._adopt_inputs()
+
+    @property
+    def architectures(self) -> list[dict[str, Any]]:
+        """What the members can be built of again, plain values."""
+        return [member.hyper_parameters for member in self._runs]
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The members' backbones."""
+        return nn.ModuleList(member.task.backbone for member in self._runs)
+
+    @property
+    def ready_without_training(self) -> bool:
+        """Whether the members have been read with their weights."""
+        return self._has_weights
+
+    @property
+    def frozen_sides(self) -> list[str]:
+        """None: members want to see the picture."""
+        return []
+
+    @property
+    def embedding_dim(self) -> int:
+        """Length of ``image_embedding`` in the outputs, the sum of the members'."""
+        return sum(cast("Any", member.task).embedding_dim for member in self._runs)
+
+    def fetch_weights(self) -> None:
+        """Nothing: members have their weights from their checkpoints."""
+
+    def image_features(self, image: torch.Tensor) -> torch.Tensor:
+        """See ``VisionTask``; the members' embeddings side by side, each the mean over the views."""
+        return self._seen(image)[1]
+
+    def warn_of_other_inputs(self, options: InputOptions) -> None:
+        """Refuse pictures that are made otherwise than those that the members learned from.
+
+        Raises:
+            UserError: names what differs.
+        """
+        for key, value in self.input_options.items():
+            if options.get(key) != value:
+                raise UserError(
+                    f"data.init_args.image: the members saw pictures of {key} {value}, the data make them of "
+                    f"{options.get(key)}; take the members' own `data:`"
+                )
+
+    def setup(self, stage: str) -> None:
+        """Refuse training.
+
+        Raises:
+            UserError: always, where it is asked for.
+        """
+        super().setup(stage)
+        if stage == "fit":
+            raise UserError("fit: an ensemble has nothing to learn; use `test` or `validate`")
+
+    def on_validation_epoch_start(self) -> None:
+        """See ``_begin``."""
+        self._begin()
+
+    def on_test_epoch_start(self) -> None:
+        """See ``_begin``."""
+        self._begin()
+
+    def on_predict_epoch_start(self) -> None:
+        """See ``_begin``."""
+        self._begin()
+
+    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Logarithms of the mean probabilities.
+
+        Args:
+            image: uint8 ``(B, 3, H, W)``, RGB.
+
+        Returns:
+            For each task float32 ``(B, C)``.
+        """
+        return self._seen(image)[0]
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Outputs:
+        """Outputs of a batch, whose targets may be unknown."""
+        logits, embedding = self._seen(batch["image"])
+        return with_embedding(real_outputs(batch, logits, known_targets(batch, self.tasks)), batch, embedding)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what members keep in checkpoints of their own, such as tokenizers, and how they are built."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], "architectures": self.architectures}
+        states = _by_member(checkpoint["state_dict"], len(self._runs))
+        kept: list[dict[str, Any]] = []
+        weights: dict[str, torch.Tensor] = {}
+        for number, (member, state) in enumerate(zip(self._runs, states, strict=True)):
+            own: dict[str, Any] = {"hyper_parameters": member.hyper_parameters, "state_dict": state}
+            member.task.on_save_checkpoint(own)
+            member.hyper_parameters.update(own["hyper_parameters"])
+            weights |= {f"members.{number}.{name}": value for name, value in own["state_dict"].items()}
+            kept.append({key: value for key, value in own.items() if key not in _NOT_KEPT})
+        checkpoint["members"] = kept
+        checkpoint["state_dict"] = weights
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Give each member what it has kept.
+
+        Raises:
+            UserError: if a member cannot go on with it.
+        """
+        super().on_load_checkpoint(checkpoint)
+        for member, kept in zip(self._runs, checkpoint.get("members", []), strict=True):
+            member.task.on_load_checkpoint({**kept, "hyper_parameters": member.hyper_parameters})
+        self._has_weights = True
+        self._adopt_inputs()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As torch's; each member says itself which weights may be missing.
+
+        Raises:
+            RuntimeError: if others are missing, or there are too many.
+        """
+        states = _by_member(state_dict, len(self._runs))
+        known = sum(len(state) for state in states)
+        if strict and known != len(state_dict):
+            raise RuntimeError(f"{len(state_dict) - known} weights are of none of the {len(states)} members")
+        for member, state in zip(self._runs, states, strict=True):
+            member.task.load_state_dict(state, strict=strict, assign=assign)
+        self.members.requires_grad_(False)
+        return _IncompatibleKeys([], [])
+
+    def _seen(self, image: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Logarithms of the mean probabilities by task, and embeddings ``(B, D)``."""
+        opinions: dict[str, list[torch.Tensor]] = {task: [] for task in self.tasks}
+        embeddings = []
+        views = [seen_as(image, view) for view in self.views]
+        for member in self._runs:
+            vectors = []
+            for view in views:
+                outputs = _asked(member, view)
+                vectors.append(outputs["image_embedding"])
+                for task, found in opinions.items():
+                    found.append(F.log_softmax(outputs["logits"][task].float(), dim=-1))
+            embeddings.append(F.normalize(torch.stack(vectors).mean(dim=0), dim=-1))
+        logits = {
+            task: torch.logsumexp(torch.stack(found), dim=0) - math.log(len(found)) for task, found in opinions.items()
+        }
+        return logits, torch.cat(embeddings, dim=-1)
+
+    def _shared_step(self, batch: Batch, split: LoggedSplit) -> tuple[torch.Tensor, Outputs]:
+        """Cross-entropy of the mean probabilities, and what callbacks may want."""
+        targets = known_targets(batch, self.tasks)
+        logits, embedding = self._seen(batch["image"])
+        loss = self.count(split, self.plain_losses(logits, targets), logits, targets)
+        outputs = real_outputs(batch, logits, targets)
+        return loss, with_embedding(outputs, batch, embedding) if split == "test" else outputs
+
+    def _adopt_inputs(self) -> None:
+        """How pictures must be made: as all members want them."""
+        if self._has_weights:
+            refuse_other_pictures(self._runs)
+        self.input_options = {**self._runs[0].task.input_options}
+
+    def _begin(self) -> None:
+        """Refuse pictures that the members do not know; let members forget what they computed with other weights.
+
+        Only now, because a checkpoint may have brought the members.
+        """
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if isinstance(datamodule, PreparesImages):
+            self.warn_of_other_inputs(datamodule.image_options)
+        for member in self._runs:
+            member.task.on_test_epoch_start()
+
+
+def _asked(member: Member, image: torch.Tensor) -> Outputs:
+    """What a member says of pictures whose targets do not matter."""
+    batch: Batch = {"image": image, "sample_id": torch.arange(len(image), device=image.device)}
+    return cast("Outputs", member.task.predict_step(batch, 0))
+
+
+def _by_member(state: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
+    """Weights of each member, by their names in the member."""
+    prefixes = [f"members.{number}." for number in range(count)]
+    return [
+        {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        for prefix in prefixes
+    ]
+
+
+def _refuse_other_classes(members: Mapping[str, list[str]], data: Mapping[str, list[str]] | None) -> None:
+    for task, names in members.items():
+        if data and task in data and list(data[task]) != names:
+            raise UserError(
+                f"members: they learned other classes of {task!r} than the data have, or another order of them; take "
+                "the members' own `data:`"
+            )

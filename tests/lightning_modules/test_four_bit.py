@@ -1,0 +1,70 @@
+"""Weights in four bits by bitsandbytes itself, where it is installed (``pip install -e '.[quantized]'``)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from evaluation.parameter_count import parameter_count
+from experiments.cli import main
+from tests.experiments.conftest import only_run
+from tests.experiments.plain_figures import plain_figures
+from tests.fakes_models import write_qwen2_vl
+from tests.lightning_modules.tiny_answers import TEXTS, pictures, tiny_answerer
+
+bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (the extra `quantized`)")
+
+LEARN = {
+    "test_best": True,
+    "data": {
+        "class_path": "datamodules.Wares",
+        "init_args": {"n_samples": 60, "views": 1, "resolution": 32, "image": {"size": 32}},
+    },
+    "model": {
+        "class_path": "lightning_modules.GenerativeClassifier",
+        "init_args": {
+            "questions": {"colour": "What colour is it?"},
+            "memory": {"four_bit": True, "gradient_checkpointing": True},
+            "lora": {"rank": 4},
+        },
+    },
+    "trainer": {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False},
+    "wandb": {"mode": "disabled"},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_qwen2_vl(tmp_path_factory.mktemp("model"), texts=TEXTS)
+
+
+def test_answers_are_about_those_of_whole_weights(folder: Path) -> None:
+    whole, small = (tiny_answerer(folder, memory={"four_bit": four}, lora={}) for four in (False, True))
+    for task in (whole, small):
+        task.load_pretrained()
+        task.eval()
+    assert sum(isinstance(module, bitsandbytes.nn.Linear4bit) for module in small.modules()) > 10
+    assert parameter_count(small) == parameter_count(whole)
+    with torch.no_grad():
+        for name, expected in whole(pictures(3)).items():
+            found = small(pictures(3))[name]
+            assert not torch.equal(found, expected)
+            torch.testing.assert_close(found, expected, atol=0.1, rtol=0)
+
+
+def test_adapters_learn_on_four_bits_and_stand_alone_in_the_checkpoint(folder: Path, tmp_path: Path) -> None:
+    experiment = yaml.safe_load(yaml.safe_dump(LEARN))
+    experiment["model"]["init_args"]["model"] = str(folder)
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(experiment))
+    with plain_figures():
+        assert main(["fit", "--config", str(tmp_path / "small.yaml"), "--runs", str(tmp_path / "runs")]) == 0
+    run = only_run(tmp_path / "runs")
+    assert (run / "predictions" / "test.parquet").exists()
+    weights = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    learned = [value for name, value in weights.items() if "lora_B" in name]
+    assert learned
+    assert all(value.dtype == torch.float32 and value.abs().max() > 0 for value in learned)
+    assert not [name for name in weights if name.startswith("vlm.model.") and "lora_" not in name]

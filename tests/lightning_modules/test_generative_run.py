@@ -1,0 +1,101 @@
+"""Tests of a run that learns from scratch to name colours: that it does, and that its checkpoint says the same."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from datamodules import Wares
+from experiments.cli import main
+from lightning_modules.checkpoint import load_task
+from lightning_modules.generative import GenerativeClassifier
+from tests.experiments.conftest import only_run
+from tests.experiments.plain_figures import plain_figures
+from tests.fakes_models import write_qwen2_vl
+
+EXPERIMENT = """
+name: colours
+seed_everything: 1
+test_best: true
+data:
+  class_path: datamodules.Wares
+  init_args:
+    n_samples: 1500
+    views: 1
+    resolution: 32
+    image: {size: 32}
+    loader: {batch_size: 16}
+model:
+  class_path: lightning_modules.GenerativeClassifier
+  init_args:
+    pretrained: false
+    questions: {colour: "Which colour?"}
+    lr: 3.0e-3
+    schedule: onecycle
+trainer:
+  max_epochs: 8
+  check_val_every_n_epoch: 4
+  accelerator: cpu
+  gradient_clip_val: 1.0
+  enable_progress_bar: false
+  enable_model_summary: false
+  log_every_n_steps: 1
+wandb: {mode: disabled}
+"""
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of a model that learned from scratch to name colours."""
+    root = tmp_path_factory.mktemp("learned")
+    # Small networks need larger weights than the default to begin with.
+    positions = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}
+    language: dict[str, Any] = {
+        "num_hidden_layers": 1,
+        "hidden_size": 64,
+        "initializer_range": 0.1,
+        "rope_parameters": positions,
+    }
+    write_qwen2_vl(root / "model", vision={"depth": 1, "initializer_range": 0.2}, **language)
+    experiment = yaml.safe_load(EXPERIMENT)
+    experiment["model"]["init_args"]["model"] = str(root / "model")
+    (root / "colours.yaml").write_text(yaml.safe_dump(experiment))
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    with plain_figures():
+        assert main(["fit", "--config", str(root / "colours.yaml"), "--runs", str(root / "runs")]) == 0
+    return only_run(root / "runs")
+
+
+def test_it_learns_to_answer_above_chance(learned: Path) -> None:
+    predictions = pd.read_parquet(learned / "predictions" / "test.parquet")
+    logits = np.stack(predictions["logits_colour"].tolist())
+    targets = predictions["target_colour"].to_numpy()
+    right = logits.argmax(axis=1) == targets
+    majority = np.bincount(targets).max() / len(targets)
+    # Three standard errors above whoever always says the commonest colour.
+    assert len(targets) == 300
+    assert right.mean() > majority + 3 * np.sqrt(majority * (1 - majority) / len(targets))
+    assert (learned / "reports" / "test_colour.csv").exists()
+    record = yaml.safe_load((learned / "run.json").read_text())
+    assert record["stages"][-1]["metrics"]["test/colour/accuracy"] == pytest.approx(right.mean())
+
+
+@torch.no_grad()
+def test_a_checkpoint_alone_gives_the_same_answers(learned: Path) -> None:
+    task = load_task(learned / "checkpoints" / "best.ckpt")
+    assert isinstance(task, GenerativeClassifier)
+    arguments = yaml.safe_load((learned / "config.yaml").read_text())["data"]["init_args"]
+    data = Wares(**arguments)
+    data.prepare_data()
+    data.setup("test")
+    batch = next(iter(data.test_dataloader()))
+    rows = pd.read_parquet(learned / "predictions" / "test.parquet").set_index("sample_id")
+    written = np.stack(rows.loc[batch["sample_id"].numpy(), "logits_colour"].tolist())
+    np.testing.assert_allclose(task(batch["image"])["colour"].numpy(), written, atol=1e-5, rtol=1e-4)
