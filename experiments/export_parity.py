@@ -1,0 +1,177 @@
+"""Whether exported files say what the model says, measured on real samples: as numbers, and on the task itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from datamodules.base import ImageDataModule
+from datamodules.schema import UNKNOWN, UserError
+from experiments.export_graphs import IMAGE_EMBEDDING, LOGITS, TEXT_EMBEDDING
+from experiments.export_runners import Arrays, Runner
+from lightning_modules.base import VisionTask
+from lightning_modules.embedding import EmbeddingTask
+from lightning_modules.step_outputs import real_rows
+
+NEAREST = "nearest text"
+TOLERANCE = 1e-3
+"""Largest difference of a floating-point export, as a share of the largest value, or of 1 where all are smaller."""
+
+MAX_TEXTS = 1000
+_TEXTS_AT_A_TIME = 64
+
+
+@dataclass(frozen=True)
+class Parity:
+    """One output of one exported form beside the model's own.
+
+    Attributes:
+        what: task, ``nearest text`` (which of the texts is likest to each picture), or an embedding.
+        n: samples.
+        agreement: share of the samples for which both choose the same; NaN where nothing is chosen.
+        difference: largest absolute difference of a value.
+        largest: largest absolute value of the model's own.
+        known: samples with a known target.
+        accuracy: of the model and of the exported form on these; NaN where there are none.
+    """
+
+    what: str
+    n: int
+    agreement: float
+    difference: float
+    largest: float
+    known: int = 0
+    accuracy: tuple[float, float] = (math.nan, math.nan)
+
+
+def measure(
+    task: VisionTask, datamodule: ImageDataModule, split: str, forms: Mapping[str, Mapping[str, Runner]]
+) -> dict[str, list[Parity]]:
+    """Compares exported forms of a task with itself on every picture of a split, in one pass.
+
+    Args:
+        task: with its weights, on the CPU.
+        datamodule: set up.
+        split: of its pictures.
+        forms: for each form the runner of each tower, by its name.
+
+    Returns:
+        For each form one row an output.
+
+    Raises:
+        UserError: if the split is empty.
+    """
+    task.eval()
+    own, targets = _Outputs(), _Outputs()
+    others = {form: _Outputs() for form in forms}
+    texts: dict[str, None] = {}
+    with torch.no_grad():
+        for batch in datamodule.eval_dataloader(split):
+            images = batch["image"][real_rows(batch)].numpy()
+            outputs = task.predict_step(batch, 0)
+            logits = {f"{LOGITS}{name}": values.numpy() for name, values in outputs["logits"].items()}
+            own.add({**logits, IMAGE_EMBEDDING: outputs["image_embedding"].numpy()})
+            targets.add({name: values.numpy() for name, values in outputs["targets"].items()})
+            for form, towers in forms.items():
+                others[form].add(towers["image" if "image" in towers else "model"]({"image": images}))
+            texts |= dict.fromkeys(text for several in batch.get("captions", []) for text in several if text)
+    mine, truth = own.joined(), targets.joined()
+    found = {form: _rows(mine, other.joined(), truth) for form, other in others.items()}
+    if isinstance(task, EmbeddingTask):
+        prompts = [prompt for prompts in task.class_prompts for prompt in prompts]
+        some = list(dict.fromkeys([*prompts, *texts]))[:MAX_TEXTS]
+        for form, towers in forms.items():
+            found[form] += _text_rows(
+                task, some, mine[IMAGE_EMBEDDING], others[form].joined()[IMAGE_EMBEDDING], towers["text"]
+            )
+    return found
+
+
+def refuse_disagreement(form: str, rows: Iterable[Parity], *, tolerance: float | None, min_agreement: float) -> None:
+    """Refuses an exported form that does not say what the model says.
+
+    Args:
+        form: what messages call it.
+        rows: of ``measure``.
+        tolerance: see ``TOLERANCE``; None where values may differ, as those of eight bits do.
+        min_agreement: smallest share of samples for which both must choose the same.
+
+    Raises:
+        UserError: tells of the first output that fails.
+    """
+    for row in rows:
+        allowed = math.inf if tolerance is None else tolerance * max(1.0, row.largest)
+        # Written so that NaN, which is larger than nothing, fails.
+        if not row.difference <= allowed or (not math.isnan(row.agreement) and row.agreement < min_agreement):
+            same = "" if math.isnan(row.agreement) else f"the same for {row.agreement:.1%} of {row.n} samples, "
+            raise UserError(
+                f"export: {form} does not say what the model says: {row.what}: {same}largest difference "
+                f"{row.difference:.2g}; needed are {min_agreement:.0%} and at most {allowed:.2g}; nothing was written"
+            )
+
+
+class _Outputs:
+    """Collects arrays of several batches by name."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, list[NDArray[np.generic]]] = {}
+
+    def add(self, arrays: Arrays) -> None:
+        for name, values in arrays.items():
+            self._parts.setdefault(name, []).append(values)
+
+    def joined(self) -> Arrays:
+        return {name: np.concatenate(parts) for name, parts in self._parts.items()}
+
+
+def _rows(mine: Arrays, other: Arrays, targets: Arrays) -> list[Parity]:
+    rows = []
+    for name, values in mine.items():
+        difference, largest = _difference(values, other[name])
+        if name == IMAGE_EMBEDDING:
+            rows.append(Parity(IMAGE_EMBEDDING, len(values), math.nan, difference, largest))
+            continue
+        task = name.removeprefix(LOGITS)
+        choices = [values.argmax(axis=1), other[name].argmax(axis=1)]
+        same = float((choices[0] == choices[1]).mean())
+        known = targets[task] != UNKNOWN
+        right = [float((choice == targets[task])[known].mean()) if known.any() else math.nan for choice in choices]
+        rows.append(Parity(task, len(values), same, difference, largest, int(known.sum()), (right[0], right[1])))
+    return rows
+
+
+def _text_rows(
+    task: EmbeddingTask, texts: Sequence[str], mine: NDArray[np.float32], other: NDArray[np.float32], runner: Runner
+) -> list[Parity]:
+    """The text tower by its embeddings, and both towers by which text each picture is likest to."""
+    assert task.towers.tokenizer is not None
+    own, theirs = _Outputs(), _Outputs()
+    for start in range(0, len(texts), _TEXTS_AT_A_TIME):
+        some = list(texts[start : start + _TEXTS_AT_A_TIME])
+        tokens = task.towers.tokenizer(some)
+        with torch.no_grad():
+            own.add({TEXT_EMBEDDING: task.encode_text(some).numpy()})
+        theirs.add(
+            runner({"input_ids": tokens["input_ids"].numpy(), "attention_mask": tokens["attention_mask"].numpy()})
+        )
+    if not texts:
+        return []
+    text, text_other = own.joined()[TEXT_EMBEDDING], theirs.joined()[TEXT_EMBEDDING]
+    difference, largest = _difference(text, text_other)
+    nearest, nearest_other = (mine @ text.T), (other @ text_other.T)
+    same = float((nearest.argmax(axis=1) == nearest_other.argmax(axis=1)).mean())
+    gap = _difference(nearest, nearest_other)
+    return [
+        Parity(TEXT_EMBEDDING, len(texts), math.nan, difference, largest),
+        Parity(f"{NEAREST} of {len(texts)}", len(mine), same, *gap),
+    ]
+
+
+def _difference(mine: NDArray[np.float32], other: NDArray[np.float32]) -> tuple[float, float]:
+    """Largest absolute difference, and largest absolute value of the first; NaN where a value is none."""
+    return float(np.abs(mine - other).max()), float(np.abs(mine).max())

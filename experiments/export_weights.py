@@ -1,0 +1,112 @@
+"""A task as one safetensors file: weights, and in the file's metadata what is needed to build the task again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from datamodules.schema import UserError
+from experiments.export_metadata import KEY, as_strings, from_strings
+from lightning_modules.base import VisionTask
+from lightning_modules.checkpoint import task_from
+
+FILE = "model.safetensors"
+_CHECKPOINT = "vitrine.checkpoint"
+_QUANTISED = "vitrine.quantised"
+
+
+def write_weights(task: VisionTask, path: Path, metadata: Mapping[str, Any]) -> None:
+    """Writes a task, whose linear layers may have eight-bit weights of torchao.
+
+    Args:
+        task: with its weights, on the CPU.
+        path: of the file.
+        metadata: of ``export_metadata``.
+
+    Raises:
+        UserError: if what the task was built with is more than plain values.
+    """
+    from safetensors.torch import save_file
+
+    checkpoint: dict[str, Any] = {}
+    task.on_save_checkpoint(checkpoint)
+    # A training's own sums are no part of a model.
+    checkpoint.pop("epoch_sums", None)
+    try:
+        strings = {**as_strings(metadata), _CHECKPOINT: json.dumps(checkpoint, ensure_ascii=False)}
+    except TypeError as error:
+        raise UserError(f"export: a {type(task).__name__} cannot be described by plain values ({error})") from error
+    state: dict[str, Any] = {name: value.contiguous() for name, value in task.state_dict().items()}
+    if any(type(value) is not torch.Tensor for value in state.values()):
+        from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+
+        state, layout = flatten_tensor_state_dict(state)
+        strings[_QUANTISED] = json.dumps(layout)
+    # Tensors that share memory are written once each: safetensors refuses them, and loading copies anyway.
+    save_file({name: value.clone() for name, value in state.items()}, path, metadata=strings)
+
+
+def read_weights(path: Path) -> VisionTask:
+    """The task of a file that ``write_weights`` wrote, on the CPU and in evaluation mode.
+
+    Args:
+        path: of the file, or of the folder that the export wrote.
+
+    Raises:
+        UserError: if there is no such file, or it cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = path / FILE if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file; export with --format safetensors")
+    try:
+        with safe_open(path, framework="pt") as file:
+            strings = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: is no whole safetensors file ({error}); export again") from error
+    from_strings(strings, path)
+    checkpoint = _checkpoint(strings, path)
+    if _QUANTISED not in strings:
+        return task_from({**checkpoint, "state_dict": state}, path).eval()
+    state = _unflattened(state, strings[_QUANTISED], path)
+    return task_from({**checkpoint, "state_dict": state}, path, assign=True).eval()
+
+
+def metadata_in(path: Path) -> dict[str, Any]:
+    """The metadata of a file that ``write_weights`` wrote, without its weights.
+
+    Raises:
+        UserError: if it was not exported.
+    """
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return from_strings({KEY: (file.metadata() or {}).get(KEY, "")}, path)
+
+
+def _checkpoint(strings: Mapping[str, str], path: Path) -> dict[str, Any]:
+    try:
+        checkpoint = json.loads(strings[_CHECKPOINT])
+        if not isinstance(checkpoint, dict) or not isinstance(checkpoint["hyper_parameters"], dict):
+            raise TypeError("no hyper_parameters")
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: does not say how its model is built ({error}); export again") from error
+    return checkpoint
+
+
+def _unflattened(state: dict[str, torch.Tensor], layout: str, path: Path) -> dict[str, torch.Tensor]:
+    """Weights of torchao from the plain tensors that they consist of."""
+    try:
+        from torchao.prototype.safetensors.safetensors_support import unflatten_tensor_state_dict
+    except ImportError as error:
+        raise UserError(f"{path}: has eight-bit weights; `pip install torchao` to read them") from error
+    found, left = unflatten_tensor_state_dict(state, json.loads(layout))
+    if left:
+        raise UserError(f"{path}: {len(left)} tensors belong to nothing, such as {next(iter(left))}; export again")
+    return dict(found)

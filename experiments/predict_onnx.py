@@ -1,0 +1,272 @@
+"""What an exported model says of pictures, with ONNX Runtime alone: ``python predict.py photo.jpg …``.
+
+This file stands on its own: ``python -m experiments export`` puts a copy of it beside the model. It needs
+``numpy``, ``pillow`` and ``onnxruntime``, and for texts (``--text``, dual encoders) ``tokenizers``; not PyTorch, and
+nothing of Vitrine. Pictures are brought to the network's size as in training and testing; normalisation is part of the
+model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+
+KEY, VERSION = "vitrine", 1
+MAX_PIXELS = 89_478_485
+"""Larger pictures are refused before they are decoded: a small file can hold one that fills the memory."""
+
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class PredictError(ValueError):
+    """A mistake that the user can mend, in one line."""
+
+
+class Model:
+    """An exported model.
+
+    Args:
+        folder: that the export wrote.
+        threads: of the CPU; 0 for all cores.
+
+    Attributes:
+        metadata: classes, preprocessing, temperatures and origin, as the file keeps them.
+
+    Raises:
+        PredictError: if there is no model in the folder, or not one of an export.
+    """
+
+    def __init__(self, folder: str | Path, threads: int = 0) -> None:
+        self.folder = Path(folder)
+        names = [name for name in ("model.onnx", "image.onnx") if (self.folder / name).is_file()]
+        if not names:
+            raise PredictError(f"{folder}: has no model.onnx and no image.onnx; give a folder that `export` wrote")
+        self._threads = threads
+        self._pictures = self._session(names[0])
+        strings = self._pictures.get_modelmeta().custom_metadata_map
+        self.metadata: dict[str, Any] = json.loads(strings.get(KEY, "{}"))
+        if self.metadata.get("version") != VERSION:
+            raise PredictError(f"{self.folder / names[0]}: was not exported by this version of Vitrine; export again")
+
+    def __call__(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        """Logits and embeddings of pictures.
+
+        Args:
+            images: uint8 ``(B, 3, S, S)``, RGB.
+
+        Returns:
+            ``logits_<task>`` ``(B, C)`` of each task, and ``image_embedding`` ``(B, D)`` of unit length.
+        """
+        names = [output.name for output in self._pictures.get_outputs()]
+        return dict(zip(names, self._pictures.run(names, {"image": images}), strict=True))
+
+    def read(self, path: str | Path) -> NDArray[np.uint8]:
+        """A picture as the network sees it.
+
+        Args:
+            path: of a picture file.
+
+        Returns:
+            uint8 ``(3, S, S)``, RGB.
+
+        Raises:
+            PredictError: if it cannot be read.
+        """
+        try:
+            with Image.open(path) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise ValueError(f"more than {MAX_PIXELS} pixels")
+                return prepared(_rgb(_upright(image)), self.metadata["image"])
+        # Decoders of broken files raise whatever they stumble over.
+        except Exception as error:
+            reason = "no such file" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())
+            raise PredictError(f"{path}: cannot be read ({reason}); give a picture file") from error
+
+    def probabilities(self, outputs: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float64]]:
+        """Probabilities of the classes of each task, with the temperatures that calibration found.
+
+        Args:
+            outputs: of a call.
+
+        Returns:
+            For each task ``(B, C)``, rows sum to 1.
+        """
+        found = {}
+        for task in self.metadata["tasks"]:
+            logits = outputs[f"logits_{task}"].astype(np.float64) / self.metadata["temperatures"].get(task, 1.0)
+            found[task] = _softmax(logits)
+        return found
+
+    def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Embeddings of texts.
+
+        Returns:
+            ``(B, D)``, of unit length.
+
+        Raises:
+            PredictError: if the model reads no texts, or ``tokenizers`` is not installed.
+        """
+        if not (self.folder / "text.onnx").is_file():
+            raise PredictError(f"--text: {self.folder} reads no texts; export a dual encoder")
+        try:
+            from tokenizers import Tokenizer
+        except ImportError as error:
+            raise PredictError("--text: needs tokenizers; install it with `pip install tokenizers`") from error
+        rules = self.metadata["text"]
+        tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        tokenizer.enable_truncation(rules["max_length"])
+        length = rules["max_length"] if rules["fixed_length"] else None
+        tokenizer.enable_padding(pad_id=rules["pad_id"], pad_token=rules["pad_token"], length=length)
+        encoded = tokenizer.encode_batch(list(texts))
+        session = self._session("text.onnx")
+        tokens = {
+            "input_ids": np.array([text.ids for text in encoded], dtype=np.int64),
+            "attention_mask": np.array([text.attention_mask for text in encoded], dtype=np.int64),
+        }
+        known = {one.name for one in session.get_inputs()}
+        embeddings: NDArray[np.float32] = session.run(
+            ["text_embedding"], {name: tokens[name] for name in tokens if name in known}
+        )[0]
+        return embeddings
+
+    def _session(self, name: str) -> onnxruntime.InferenceSession:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        try:
+            return onnxruntime.InferenceSession(self.folder / name, options, providers=["CPUExecutionProvider"])
+        # Each kind of damage has an exception of its own.
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise PredictError(f"{self.folder / name}: cannot be loaded ({reason}); export again") from error
+
+
+def prepared(image: Image.Image, options: Mapping[str, Any]) -> NDArray[np.uint8]:
+    """The picture at the network's size: short side scaled, centre cropped.
+
+    Args:
+        image: RGB.
+        options: size, crop_fraction and interpolation.
+
+    Returns:
+        uint8 ``(3, size, size)``.
+    """
+    size = int(options["size"])
+    short = round(size / float(options["crop_fraction"]))
+    width, height = image.size
+    scale = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
+    if scale != image.size:
+        image = image.resize(scale, _FILTERS[options["interpolation"]])
+    left, top = (round((side - size) / 2) for side in scale)
+    pixels = np.asarray(image.crop((left, top, left + size, top + size)))
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The picture turned as its orientation tag says; a tag that cannot be read is none."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except (OSError, SyntaxError, ValueError, KeyError, TypeError):
+        orientation = 1
+    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB, transparent parts white, 16-bit grey scaled down."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        values = np.array(image)
+        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"mode {image.mode} of unknown range")
+        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        picture = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", picture.size, (255, 255, 255, 255)), picture).convert("RGB")
+    return image.convert("RGB")
+
+
+def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    powers: NDArray[np.float64] = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+    return shares
+
+
+def answers(model: Model, paths: Sequence[str], texts: Sequence[str], top: int) -> list[dict[str, Any]]:
+    """What the model says of each picture, as plain values.
+
+    Args:
+        model: an export.
+        paths: of pictures.
+        texts: compared with each picture, where the model is a dual encoder.
+        top: how many classes of each task, the likeliest first.
+
+    Raises:
+        PredictError: for a picture that cannot be read, or texts that cannot be.
+    """
+    embeddings = model.encode_texts(texts) if texts else None
+    found = []
+    for path in paths:
+        outputs = model(model.read(path)[None])
+        answer: dict[str, Any] = {"picture": path}
+        for task, rows in model.probabilities(outputs).items():
+            names = model.metadata["tasks"][task]
+            order = np.argsort(-rows[0], kind="stable")[:top]
+            answer[task] = [{"label": names[place], "probability": float(rows[0, place])} for place in order]
+        if embeddings is not None:
+            likeness = outputs["image_embedding"][0] @ embeddings.T
+            answer["texts"] = [
+                {"text": text, "cosine": float(value)} for text, value in zip(texts, likeness, strict=True)
+            ]
+        found.append(answer)
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the answers and returns the exit code: 0, or 2 after a mistake of the user."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pictures", nargs="+", metavar="PICTURE")
+    parser.add_argument("--model", default=str(Path(__file__).parent), metavar="FOLDER", help="(default: beside me)")
+    parser.add_argument("--text", action="append", default=[], help="compare the pictures with a text; repeatable")
+    parser.add_argument("--top", type=int, default=1, metavar="N", help="classes of each task (default: 1)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args(arguments)
+    try:
+        found = answers(Model(options.model), options.pictures, options.text, max(1, options.top))
+    except PredictError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    sys.stdout.write(json.dumps(found, indent=1, ensure_ascii=False) + "\n" if options.json else _told(found))
+    return 0
+
+
+def _told(found: Sequence[Mapping[str, Any]]) -> str:
+    lines = []
+    for answer in found:
+        lines.append(str(answer["picture"]))
+        for task, values in answer.items():
+            if task == "texts":
+                lines += [f"  {value['cosine']:+.3f}  {value['text']}" for value in values]
+            elif task != "picture":
+                lines.append(f"  {task}: " + ", ".join(f"{v['label']} ({v['probability']:.2f})" for v in values))
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+
+from datamodules.images import read_image
+from datamodules.transforms import eval_transform
+from evaluation.predictions import read_predictions
+from experiments.predict_onnx import Model, main, prepared
+from lightning_modules.checkpoint import load_task
+from tests.experiments.exports import data_of, flowers_onnx, flowers_run, products_onnx, products_run
+
+ALONE = """
+import runpy, sys
+sys.argv = ["predict.py", *sys.argv[2:]]
+sys.path[:] = [path for path in sys.path if path != ""]
+try:
+    runpy.run_path({script!r}, run_name="__main__")
+except SystemExit as end:
+    assert not end.code, end.code
+ours = ("torch", "lightning", "transformers", "experiments", "datamodules", "lightning_modules", "evaluation")
+assert not [name for name in ours if name in sys.modules], "not alone"
+"""
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return Model(products_onnx(), threads=1)
+
+
+def test_the_copy_beside_the_model_needs_no_torch_and_says_what_the_run_said(tmp_path: Path) -> None:
+    data = data_of(products_run())
+    predictions = read_predictions(products_run() / "predictions" / "test.parquet")
+    paths = [str(data.table.source(row)) for row in predictions.sample_id]
+    script = str(products_onnx() / "predict.py")
+    command = [sys.executable, "-c", ALONE.format(script=script), "predict", *paths, "--top", "3", "--json"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
+    answers = json.loads(done.stdout)
+    temperatures = json.loads((products_run() / "checkpoints" / "calibration.json").read_text())["temperatures"]
+    probabilities = predictions.probabilities("class", temperatures["class"])
+    for answer, row, path in zip(answers, probabilities, paths, strict=True):
+        assert answer["picture"] == path
+        found = {one["label"]: one["probability"] for one in answer["class"]}
+        assert list(found.values()) == sorted(found.values(), reverse=True)
+        for name, value in zip(predictions.tasks["class"], row, strict=True):
+            # Pillow and torch round a few pixels of a resized picture differently.
+            assert found[name] == pytest.approx(value, abs=0.02)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(50, 31), (31, 50), (200, 123), (32, 32), (40, 40), (7, 90)])
+def test_pixels_are_those_of_the_evaluation_transform(
+    tmp_path: Path, model: Model, size: tuple[int, int], interpolation: str
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    options = {"size": 32, "crop_fraction": 0.8, "interpolation": interpolation}
+    own = eval_transform(options)(read_image(tmp_path / "picture.png")).numpy()  # type: ignore[arg-type]  # as JSON
+    with Image.open(tmp_path / "picture.png") as image:
+        found = prepared(image, options)
+    assert found.shape == own.shape
+    assert np.abs(found.astype(int) - own.astype(int)).max() <= 1
+
+
+def picture(mode: str) -> bytes:
+    """A smooth picture in a colour mode, as file content."""
+    x, y = np.meshgrid(np.arange(40), np.arange(40))
+    rgb = Image.fromarray(np.stack([x * 6, y * 6, 255 - x * 6], axis=-1).astype(np.uint8))
+    buffer = io.BytesIO()
+    if mode == "turned":
+        exif = Image.Exif()
+        exif[274] = 6
+        rgb.save(buffer, format="PNG", exif=exif)
+    elif mode == "I;16":
+        Image.fromarray((x * 1600).astype(np.uint16)).save(buffer, format="PNG")
+    elif mode == "RGBA":
+        rgba = rgb.convert("RGBA")
+        rgba.putalpha(Image.fromarray((y * 6).astype(np.uint8)))
+        rgba.save(buffer, format="PNG")
+    else:
+        rgb.convert(mode).save(buffer, format="TIFF" if mode == "CMYK" else "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "CMYK", "LA", "RGBA", "I;16", "turned"])
+def test_files_are_read_as_in_training(tmp_path: Path, model: Model, mode: str) -> None:
+    path = tmp_path / "picture"
+    path.write_bytes(picture(mode))
+    own = eval_transform({"size": 32, "crop_fraction": 0.8, "interpolation": "bicubic"})(read_image(path)).numpy()
+    assert np.abs(model.read(path).astype(int) - own.astype(int)).max() <= 1
+
+
+def test_texts_are_compared_as_by_the_model(capsys: pytest.CaptureFixture[str]) -> None:
+    task = load_task(flowers_run() / "checkpoints" / "best.ckpt")
+    path = data_of(flowers_run()).table.source(0)
+    texts = ["a photo of a rose", "x", "two dogs play in the snow " * 9]
+    arguments = [str(path), "--model", str(flowers_onnx()), "--json"]
+    capsys.readouterr()  # what the export said
+    assert main([*arguments, *(part for text in texts for part in ("--text", text))]) == 0
+    [answer] = json.loads(capsys.readouterr().out)
+    with torch.no_grad():
+        image = eval_transform({"size": 32, "crop_fraction": 1.0, "interpolation": "bicubic"})(read_image(str(path)))
+        own = (task.encode_image(image[None]) @ task.encode_text(texts).T)[0]  # type: ignore[operator]
+    assert [one["text"] for one in answer["texts"]] == texts
+    assert [one["cosine"] for one in answer["texts"]] == pytest.approx(own.tolist(), abs=0.01)
+
+
+def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "no.jpg").write_text("no picture")
+    for name in ("damaged", "of others"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "damaged" / "model.onnx").write_bytes((products_onnx() / "model.onnx").read_bytes()[:5000])
+    other = onnx.load(products_onnx() / "model.onnx")
+    del other.metadata_props[:]
+    onnx.save(other, tmp_path / "of others" / "model.onnx")
+    for arguments, said in (
+        ([str(tmp_path / "no.jpg"), "--model", str(products_onnx())], "no.jpg"),
+        ([str(tmp_path / "none.jpg"), "--model", str(products_onnx())], "no such file"),
+        (["x.jpg", "--model", str(tmp_path)], "no model.onnx"),
+        (["x.jpg", "--model", str(tmp_path / "damaged")], "cannot be loaded"),
+        (["x.jpg", "--model", str(tmp_path / "of others")], "was not exported"),
+        (["x.jpg", "--model", str(products_onnx()), "--text", "a"], "reads no texts"),
+    ):
+        assert main(arguments) == 2
+        err = capsys.readouterr().err
+        assert said in err
+        assert len(err.splitlines()) == 1
+
+
+def test_answers_are_readable(capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(data_of(products_run()).table.source(0))
+    assert main([path, "--model", str(products_onnx()), "--top", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == path
+    assert [line.split(":")[0].strip() for line in lines[1:]] == ["class", "colour"]
+    assert lines[1].count("(0.") + lines[1].count("(1.") == 2
