@@ -1,0 +1,93 @@
+"""``python -m app``: the web application over trained runs and galleries."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# Before torch is imported: threads that spin while they wait take the cores from the other requests.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from datamodules.schema import UserError
+
+_PORTS = range(2**16)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Load what is to be served, serve it until Ctrl-C, and return the exit code."""
+    options = _parser().parse_args(arguments)
+    from datamodules.user_errors import run_reporting_user_errors  # after --help, which it would make slow
+
+    return run_reporting_user_errors(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> None:
+    _check(options)
+    from app.loading import load
+
+    try:
+        context = load(options.run, options.gallery, demo=options.demo, root=options.runs)
+        from app.server import serve
+
+        shown = f"[{options.host}]" if ":" in options.host else options.host
+        print(f"Vitrine: http://{shown}:{options.port} (Ctrl-C ends it)", flush=True)
+        serve(context, options.host, options.port)
+    except KeyboardInterrupt:
+        print("Ended.")
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuses what cannot work or is not safe, before anything is loaded."""
+    if importlib.util.find_spec("gradio") is None:
+        raise UserError("the web application needs more packages; install them: pip install -e '.[app]'")
+    if not (options.run or options.gallery or options.demo):
+        raise UserError("nothing to serve; name what: --run RUN, --gallery G, or --demo for the quickstart's")
+    if options.port not in _PORTS:
+        raise UserError(f"--port {options.port}: must be 0 to {_PORTS[-1]}")
+    from app.guard import is_loopback
+
+    if not is_loopback(options.host):
+        if not options.allow_remote:
+            raise UserError(
+                f"--host {options.host}: others in the network could use it, there is no login; serve this machine "
+                "only (--host 127.0.0.1, with an SSH tunnel from elsewhere), or say --allow-remote"
+            )
+        sys.stderr.write(
+            f"warning: listening on {options.host}: everybody who can reach this machine sees all pictures of the "
+            "galleries and may upload their own; there is no login and no encryption\n"
+        )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m app",
+        description="Classify, zero-shot, search and explore in the browser, over trained runs and galleries.",
+        epilog="A run without a gallery is indexed at the first start. Links: http://127.0.0.1:7860/?tab=search&q=blue+mug",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--run", action="append", default=[], type=Path, metavar="RUN", help="run directory; repeatable"
+    )
+    parser.add_argument(
+        "--gallery", action="append", default=[], metavar="G", help="folder or address of a gallery; repeatable"
+    )
+    parser.add_argument(
+        "--demo", action="store_true", help="the quickstart's runs and their galleries, made where they are missing"
+    )
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="where --demo looks (default: runs)"
+    )
+    parser.add_argument("--port", type=int, default=7860, help="default: 7860")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    parser.add_argument(
+        "--allow-remote", action="store_true", help="let other machines use it; there is no login and no encryption"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

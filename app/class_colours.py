@@ -1,0 +1,181 @@
+"""Colours of a gallery's classes: densities of hue, saturation and value, as a figure for light and dark pages."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.embedding_map import PALETTE
+from app.exploring import Explorer, Filter
+from app.once import Once
+from datamodules.images import read_image
+from datamodules.schema import UserError
+from evaluation.exploration_colour import COLOURLESS, PICTURES_OF_CLASS, SHOWN_CLASSES, class_densities
+
+if TYPE_CHECKING:
+    from app.served_gallery import ServedGallery
+
+MOST_CLASSES = 12
+"""Classes in one figure; more curves cannot be told apart."""
+
+PANELS = ("hue", "saturation", "value")
+
+_WIDTH, _HEIGHT, _STRIP = 320, 170, 10
+_GRADIENTS = {
+    "hue": "linear-gradient(90deg, red, yellow, lime, cyan, blue, magenta, red)",
+    "saturation": "linear-gradient(90deg, #999, #f33)",
+    "value": "linear-gradient(90deg, #000, #fff)",
+}
+
+Progress = Callable[[Iterable[str]], Iterable[str]]
+"""Hands classes on and shows how far it is."""
+
+
+class _Densities(NamedTuple):
+    """float64 ``(3, LEVELS)`` of the pictures that can be read, None where there are none; and how many cannot."""
+
+    values: NDArray[np.float64] | None
+    unreadable: int
+
+
+class ClassColours:
+    """Densities of the classes of a gallery, kept once they are computed.
+
+    Args:
+        gallery: whose pictures are read.
+        explorer: of the same gallery.
+    """
+
+    def __init__(self, gallery: ServedGallery, explorer: Explorer) -> None:
+        self._gallery = gallery
+        self._explorer = explorer
+        self._kept: Once[_Densities] = Once(512)
+
+    def default_classes(self, chosen: Filter, task: str) -> list[str]:
+        """Names of the most frequent values among the pictures that the filter leaves, in their order."""
+        counts = self._explorer.counts(self._explorer.find(chosen), task).sum(axis=1)
+        frequent = counts.sort_values(ascending=False, kind="stable").head(SHOWN_CLASSES)
+        return [str(name) for name in frequent.index[frequent > 0]]
+
+    def densities(
+        self, chosen: Filter, task: str, names: Sequence[str], progress: Progress = iter, *, seed: int = 0
+    ) -> tuple[dict[str, NDArray[np.float64]], list[str]]:
+        """Densities of some classes' pictures among those that the filter leaves.
+
+        Args:
+            chosen: the filter.
+            task: whose values are meant.
+            names: of the values.
+            progress: shows how far it is.
+            seed: of the pictures and pixels that are drawn.
+
+        Returns:
+            By name float64 ``(3, LEVELS)``, see ``evaluation.exploration_colour.density``; and sentences about what
+            could not be computed.
+
+        Raises:
+            UserError: for a value that the task does not have, or too many.
+        """
+        facet = self._explorer.facets[task]
+        if strange := [name for name in names if name not in facet.values]:
+            raise UserError(f"{task}: has no value {str(strange[0])[:80]!r}; choose one of the list")
+        if len(names) > MOST_CLASSES:
+            raise UserError(f"{len(names)} classes are asked for, at most {MOST_CLASSES} can be told apart; take fewer")
+        rows = self._explorer.find(chosen)
+        curves: dict[str, NDArray[np.float64]] = {}
+        missing: list[str] = []
+        for name in progress(names):
+            own = rows[facet.codes[rows] == facet.values.index(name)]
+            if not len(own):
+                missing.append(f"{name}: no picture is left by the filters.")
+                continue
+            found = self._kept.get((chosen, task, name, seed), functools.partial(self._of, own, seed))
+            if found.unreadable:
+                missing.append(f"{name}: {found.unreadable} of its pictures cannot be read.")
+            if found.values is not None:
+                curves[name] = found.values
+        return curves, missing
+
+    def _of(self, rows: NDArray[np.int64], seed: int) -> _Densities:
+        rng = np.random.default_rng(seed)
+        drawn = rows if len(rows) <= PICTURES_OF_CLASS else np.sort(rng.choice(rows, PICTURES_OF_CLASS, replace=False))
+        pictures = self._read([self._explorer.id_of(row) for row in drawn.tolist()])
+        values = class_densities(pictures, rng) if pictures else None
+        return _Densities(values, len(drawn) - len(pictures))
+
+    def _read(self, sample_ids: Sequence[str]) -> list[NDArray[np.uint8]]:
+        """Those pictures that can be read, uint8 ``(H, W, 3)`` each."""
+        pictures = []
+        for sample_id, source in self._sources(sample_ids):
+            try:
+                pixels = read_image(source, sample_id)
+            except UserError:
+                continue
+            pictures.append(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+        return pictures
+
+    def _sources(self, sample_ids: Sequence[str]) -> Iterator[tuple[str, Path | bytes]]:
+        """Files, and what the gallery keeps of pictures without one; those at once, since each look-up takes long."""
+        without = []
+        for sample_id in sample_ids:
+            try:
+                yield sample_id, self._gallery.picture_path(sample_id)
+            except UserError:
+                without.append(sample_id)
+        kept = self._gallery.gallery.rows(without, ["thumbnail"]).column("thumbnail").to_pylist() if without else []
+        yield from ((name, content) for name, content in zip(without, kept, strict=True) if content is not None)
+
+
+def colour_figure(curves: Mapping[str, NDArray[np.float64]], task: str) -> str:
+    """The three panels as HTML; they stand side by side on a wide page and below one another on a narrow one.
+
+    Args:
+        curves: by name of the class float64 ``(3, LEVELS)``.
+        task: that the classes are of.
+    """
+    legend = "".join(
+        f'<li><span class="explore-dot" style="background: {_colour(number)}"></span>{escape(name)}</li>'
+        for number, name in enumerate(curves)
+    )
+    panels = "".join(_panel(place, name, curves, task) for place, name in enumerate(PANELS))
+    note = (
+        f"Up to {PICTURES_OF_CLASS} pictures of each class; pixels with a saturation up to {COLOURLESS:g} have no hue. "
+        "Where curves differ, colour alone tells classes apart."
+    )
+    return (
+        f'<div class="explore-panels">{panels}</div><ul class="explore-legend">{legend}</ul>'
+        f'<p class="explore-note">{escape(note)}</p>'
+    )
+
+
+def _panel(place: int, name: str, curves: Mapping[str, NDArray[np.float64]], task: str) -> str:
+    highest = max((float(values[place].max()) for values in curves.values()), default=1.0) or 1.0
+    lines = "".join(
+        f'<polyline points="{_points(values[place], highest)}" fill="none" stroke="{_colour(number)}" '
+        f'stroke-width="2" vector-effect="non-scaling-stroke"><title>{escape(label)}</title></polyline>'
+        for number, (label, values) in enumerate(curves.items())
+    )
+    described = escape(f"Density of {name} by {task}: {', '.join(curves)}")
+    return (
+        f'<figure><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{described}" '
+        f'preserveAspectRatio="none">{lines}</svg>'
+        f'<div class="explore-strip" style="height: {_STRIP}px; background: {_GRADIENTS[name]}"></div>'
+        f"<figcaption>{name}</figcaption></figure>"
+    )
+
+
+def _points(values: NDArray[np.float64], highest: float) -> str:
+    """Corners of a curve; every second level is finer than the panel's pixels."""
+    levels = (np.arange(len(values)) + 0.5) / len(values) * _WIDTH
+    heights = _HEIGHT - 2 - values / highest * (_HEIGHT - 8)
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(levels[::2], heights[::2], strict=True))
+
+
+def _colour(number: int) -> str:
+    return PALETTE[number % len(PALETTE)]

@@ -1,0 +1,145 @@
+"""What the tab Classify does, without its page: pictures are read, judged by one run or two, and explained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.context import AppContext, Limits
+from app.served_run import PictureAnswer, ServedRun
+from app.uploads import read_picture
+from datamodules.schema import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+METHODS = {"Grad-CAM": "gradcam", "Attention rollout": "rollout"}
+"""Saliency methods as users see them, and as ``evaluation.saliency`` calls them."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """One of the files that were given.
+
+    Attributes:
+        name: of the file.
+        picture: RGB and upright; None where it cannot be read.
+        problem: why not, in one line; empty where it can.
+    """
+
+    name: str
+    picture: Image | None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Classified:
+    """What the runs say of one file.
+
+    Attributes:
+        upload: the file.
+        answers: by name of the run, in the order asked for; empty where the file cannot be read.
+    """
+
+    upload: Upload
+    answers: dict[str, PictureAnswer]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Where a model sees something in a picture.
+
+    Attributes:
+        says: what is shown, in one line.
+        image: uint8 ``(H, W, 3)``, the picture as the model sees it.
+        overlay: uint8 ``(H, W, 3)``, the same with the map over it.
+    """
+
+    says: str
+    image: NDArray[np.uint8]
+    overlay: NDArray[np.uint8]
+
+
+def read_uploads(paths: Sequence[str | Path], limits: Limits) -> list[Upload]:
+    """Read the files that were given; one that cannot be read does not keep the others from being judged.
+
+    Raises:
+        UserError: if there are none, or more than are allowed at once.
+    """
+    if not paths:
+        raise UserError("there is no picture yet; upload, paste or take one")
+    if len(paths) > limits.pictures:
+        raise UserError(f"{len(paths)} pictures are too many at once; leave {limits.pictures} or fewer")
+    return [_read(path, limits) for path in paths]
+
+
+def sorting_runs(context: AppContext) -> list[str]:
+    """Names of the runs that know classes."""
+    return [name for name, run in context.runs.items() if run.tasks]
+
+
+def classify(context: AppContext, paths: Sequence[str | Path], runs: Sequence[object]) -> list[Classified]:
+    """What one run, or several side by side, say of each file.
+
+    Args:
+        context: what is served.
+        paths: of uploaded files.
+        runs: names of the runs; one that is named twice answers once.
+
+    Raises:
+        UserError: if there is no file or too many, or no run of that name.
+    """
+    chosen = {run.name: run for run in (context.run(name) for name in runs)}
+    uploads = read_uploads(paths, context.limits)
+    readable = [upload.picture for upload in uploads if upload.picture is not None]
+    said = {name: iter(run.predict(readable)) for name, run in chosen.items()}
+    return [
+        Classified(upload, {} if upload.picture is None else {name: next(answers) for name, answers in said.items()})
+        for upload in uploads
+    ]
+
+
+def where(run: ServedRun, upload: Upload, task: str, label: str, method: str) -> Seen:
+    """Where in a picture a run sees a class.
+
+    Args:
+        run: of which.
+        upload: the picture.
+        task: whose class; empty for a text, of a dual encoder.
+        label: the class or text.
+        method: one of ``METHODS``.
+
+    Raises:
+        UserError: if the picture cannot be read, or the run cannot say.
+    """
+    from evaluation.explanations import overlay
+    from evaluation.saliency import Method
+
+    known: tuple[Method, ...] = get_args(Method)
+    chosen = next((name for name in known if name == METHODS.get(method)), None)
+    if chosen is None:
+        raise UserError(f"method: is unknown; choose one of {', '.join(METHODS)}")
+    if upload.picture is None:
+        raise UserError(upload.problem)
+    explained = run.saliency(upload.picture, task, label, chosen)
+    heat = explained.heats[0].values
+    if chosen == "rollout":
+        says = f"{run.name}: where attention flows from. It is the same for every class."
+    elif heat.any():
+        says = f"{run.name}: bright is what speaks for “{label}”. Coarse, and no proof of a cause."
+    else:
+        says = f"{run.name}: nothing in the picture speaks for “{label}”."
+    return Seen(says, explained.image, overlay(explained.image, heat))
+
+
+def _read(path: str | Path, limits: Limits) -> Upload:
+    name = Path(path).name
+    try:
+        return Upload(name, read_picture(path, limits))
+    except UserError as error:
+        return Upload(name, None, str(error))

@@ -1,0 +1,85 @@
+"""The runs that ``--demo`` shows: the quickstart's, found among the runs that are there, or trained now."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from datamodules.schema import UserError
+from evaluation.run_files import RunFiles
+
+EXPERIMENTS = ("quickstart", "quickstart_pairs")
+"""A classifier for Classify, and a dual encoder for Zero-shot and for search by words; both on generated pictures."""
+
+
+def demo_runs(root: Path, names: Sequence[str] = EXPERIMENTS) -> list[Path]:
+    """Run directories of the demo, one of each experiment.
+
+    What is missing is trained, and what has no temperatures is calibrated, with its output on the terminal.
+
+    Args:
+        root: directory of all runs.
+        names: experiments.
+
+    Raises:
+        UserError: where a training failed.
+    """
+    runs = [finished_run(root, name) or _trained(root, name) for name in names]
+    for run in runs:
+        _calibrate(run)
+    return runs
+
+
+def finished_run(root: Path, name: str) -> Path | None:
+    """The newest run of an experiment that was trained to its end; None where there is none.
+
+    Args:
+        root: directory of all runs.
+        name: of the experiment.
+    """
+    for path in sorted((root / name).glob("*/"), key=lambda path: path.stat().st_mtime, reverse=True):
+        try:
+            run = RunFiles(path)
+        except UserError:  # nothing of a run in it: it was killed at once
+            continue
+        was_trained = any(stage.get("stage") == "fit" for stage in run.stages)
+        if was_trained and not run.interrupted and "best" in run.checkpoints:
+            return path
+    return None
+
+
+def _trained(root: Path, name: str) -> Path:
+    """Trains an experiment as a process of its own: nobody but the command line may import what it is made of."""
+    command = ["experiments", "fit", "--config", str(_experiments_folder() / f"{name}.yaml"), "--runs", str(root)]
+    sys.stderr.write(f"{root}: has no finished run of {name}; training it once: python -m {' '.join(command)}\n")
+    ended = subprocess.run([sys.executable, "-m", *command], check=False)
+    found = finished_run(root, name)
+    if ended.returncode != 0 or found is None:
+        raise UserError(
+            f"--demo: training {name} ended with exit code {ended.returncode}; what it says above is the reason"
+        )
+    return found
+
+
+def _calibrate(run: Path) -> None:
+    """Fits temperatures on validation where the run has none; without them its confidences are shown as they are."""
+    if (run / "checkpoints" / "calibration.json").exists():
+        return
+    sys.stderr.write(f"{run}: calibrating its confidences once\n")
+    if not (run / "predictions" / "val.parquet").exists():
+        validate = ["experiments", "validate", "--ckpt_path", str(run / "checkpoints" / "best.ckpt")]
+        if subprocess.run([sys.executable, "-m", *validate], check=False).returncode != 0:
+            return
+    subprocess.run([sys.executable, "-m", "evaluation", "calibrate", str(run)], check=False)
+
+
+def _experiments_folder() -> Path:
+    # Found, not imported.
+    found = importlib.util.find_spec("experiments")
+    places = list(found.submodule_search_locations or []) if found is not None else []
+    if not places:
+        raise UserError("--demo: the package `experiments` is not installed; run it in the repository's folder")
+    return Path(places[0])

@@ -1,0 +1,182 @@
+"""The application put together: four tabs in one page, the pictures beside it, and the guard before both."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+# Gradio reads these when it is imported: nothing is reported to its makers, and no newer version is looked for.
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+# Nor are there statistics of calls, which Gradio would compute anew with pandas after each of them.
+os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = str(2**62)
+os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "1"
+
+import gradio as gr
+import uvicorn
+from fastapi import FastAPI
+from starlette.types import ASGIApp
+
+from app.context import AppContext
+from app.guard import Guard, own_names
+from app.lasting_streams import LastingStreams
+from app.pictures import add_pictures
+from datamodules.schema import UserError
+
+Builder = Callable[[AppContext], None]
+
+_HERE = Path(__file__).parent
+_HOUR = 3600
+
+# Blue that white text can be read on.
+_THEME = gr.themes.Default(
+    primary_hue="blue",
+    neutral_hue="zinc",
+).set(
+    button_primary_background_fill="*primary_600",
+    button_primary_background_fill_hover="*primary_700",
+    body_text_color_subdued="*neutral_500",
+    body_text_color_subdued_dark="*neutral_400",
+)
+
+
+def build_blocks(context: AppContext) -> gr.Blocks:
+    """The page with its four tabs."""
+    from app.classify_tab import build as classify
+    from app.explore_tab import build as explore
+    from app.search_tab import build as search
+    from app.zero_shot_tab import build as zero_shot
+
+    return blocks_of(
+        context, [("Classify", classify), ("Zero-shot", zero_shot), ("Search", search), ("Explore", explore)]
+    )
+
+
+def blocks_of(context: AppContext, tabs: Sequence[tuple[str, Builder]]) -> gr.Blocks:
+    """A page with some tabs.
+
+    Args:
+        context: what is served.
+        tabs: of each its title and what builds it; links name it (``?tab=zero-shot``) by its title in small letters.
+    """
+    names = [title.lower() for title, _ in tabs]
+
+    def choose(request: gr.Request) -> Any:
+        asked = str(request.query_params.get("tab", "")).lower()
+        # Without one the first tab is open already, or whatever was chosen by now.
+        return gr.Tabs(selected=asked) if asked in names else gr.skip()
+
+    # What was uploaded is removed after a day; while the page is open it is still needed.
+    blocks = gr.Blocks(title="Vitrine", analytics_enabled=False, delete_cache=(_HOUR, 24 * _HOUR))
+    with blocks:
+        gr.HTML(_masthead(context), elem_id="masthead", apply_default_css=False, js_on_load=None)
+        with gr.Tabs(elem_id="tabs", selected=names[0]) as chosen:
+            for name, (title, build) in zip(names, tabs, strict=True):
+                with gr.Tab(title, id=name, elem_id=f"tab-{name}"):
+                    build(context)
+        blocks.load(choose, outputs=chosen, show_progress="hidden")
+    for function in blocks.fns.values():
+        # Past the queue there would be no bound; and nothing of the page is offered as a programming interface.
+        function.queue = function.queue or function.fn is not None
+        function.api_visibility = "private"
+    limits = context.limits
+    blocks.queue(max_size=limits.queue, default_concurrency_limit=limits.at_once, api_open=False)
+    return blocks
+
+
+def build_app(
+    context: AppContext, *, host: str = "127.0.0.1", blocks: Callable[[AppContext], gr.Blocks] = build_blocks
+) -> ASGIApp:
+    """The whole application.
+
+    Args:
+        context: what is served.
+        host: that the server is going to bind to.
+        blocks: what builds the page.
+    """
+    uploads = _upload_folder()
+    app = FastAPI(title="Vitrine", docs_url=None, redoc_url=None, openapi_url=None)
+    # Before the page, which answers whatever is left.
+    add_pictures(app, context)
+    page = blocks(context)
+    gr.mount_gradio_app(
+        app,
+        page,
+        path="/",
+        server_name=host,
+        footer_links=[],
+        run_history=False,
+        app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
+        allowed_paths=[],
+        blocked_paths=[str(Path.cwd()), str(Path.home())],
+        show_error=True,
+        max_file_size=context.limits.upload_bytes,
+        ssr_mode=False,
+        enable_monitoring=False,
+        pwa=False,
+        mcp_server=False,
+        theme=_THEME,
+        css_paths=sorted(_HERE.glob("*.css")),
+        head=f"<script>{(_HERE / 'keys.js').read_text(encoding='utf-8')}</script>",
+    )
+    functions = (number for number, function in page.fns.items() if function.fn is not None)
+    return Guard(LastingStreams(app), context.limits, uploads, functions, own_names(host))
+
+
+def serve(context: AppContext, host: str = "127.0.0.1", port: int = 7860) -> None:
+    """Serves the application until it is interrupted.
+
+    Raises:
+        UserError: where the port is taken.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((host.removeprefix("[").removesuffix("]"), port))
+        except (OSError, OverflowError) as error:
+            raise UserError(f"--host {host} --port {port}: cannot be used ({error}); choose others") from error
+        uvicorn.Server(server_config(build_app(context, host=host), context)).run(sockets=[listening])
+
+
+def server_config(app: ASGIApp, context: AppContext) -> uvicorn.Config:
+    """Bounds of the server itself: connections, and how long it waits for open ones at the end."""
+    return uvicorn.Config(
+        app,
+        log_level="warning",
+        # Each open page holds two connections, and loads pictures over six.
+        limit_concurrency=16 * context.limits.queue,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=1,
+        # Nobody is told what serves here, and nobody before the server is believed who has asked.
+        server_header=False,
+        proxy_headers=False,
+    )
+
+
+@cache
+def _upload_folder() -> Path:
+    """A folder of this process alone, which goes with it; Gradio's own would be shared with other applications.
+
+    One for all pages of the process: Gradio knows only one.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="vitrine-app-")).resolve()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    return folder
+
+
+def _masthead(context: AppContext) -> str:
+    def counted(names: Iterable[str], one: str, many: str) -> str:
+        number = len(list(names))
+        return f"{number} {one if number == 1 else many}"
+
+    served = f"{counted(context.runs, 'model', 'models')} · {counted(context.galleries, 'gallery', 'galleries')}"
+    return f"<header><h1>Vitrine</h1><p>{served} · nothing leaves the machine that serves it</p></header>"

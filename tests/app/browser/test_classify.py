@@ -1,0 +1,96 @@
+"""The tab Classify in a real browser, with the quickstart's run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from app.classification import classify
+from app.context import AppContext
+from tests.app.browser.given import copy, give, wares
+
+ANSWERS, BARS = "#classify-answers article", "#classify-answers button.bar"
+
+
+@pytest.fixture(scope="module")
+def pictures(quickstart_run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return wares(quickstart_run, tmp_path_factory.mktemp("pictures"), 3)
+
+
+def test_an_uploaded_picture_is_judged(
+    page: Page, pictures: list[Path], context: AppContext, screenshots: Path
+) -> None:
+    page.goto("/?tab=classify")
+    give(page, "#classify-pictures", pictures[:1])
+    [expected] = classify(context, pictures[:1], ["quickstart"])
+    tasks = expected.answers["quickstart"].tasks
+    expect(page.locator(f"{ANSWERS} h4")).to_have_count(len(tasks))
+    for place, (task, answer) in enumerate(tasks.items()):
+        label, share = answer.ranked(1)[0]
+        title = page.locator(f"{ANSWERS} h4").nth(place)
+        expect(title).to_contain_text(f"{task}: {label.replace('_', ' ')}")
+        bar = page.locator(f'{BARS}[data-task="{task}"]').first
+        expect(bar).to_contain_text(f"{100 * share:.1f} %")
+    # On demand, by keyboard: where it sees the class.
+    expect(page.locator("#classify-overlay img")).to_have_count(0)
+    page.locator(BARS).first.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#classify-overlay img")).to_have_count(2)
+    expect(page.locator("#classify-overlay")).to_contain_text(re.compile(r"quickstart: (bright|nothing)"))
+    page.screenshot(path=screenshots / "classify.png", full_page=True)
+
+
+def test_several_pictures_and_two_models(page: Page, pictures: list[Path], tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"\x89PNG no picture")
+    page.goto("/?tab=classify&model=pairs&beside=quickstart")
+    give(page, "#classify-pictures", [*pictures[:2], broken])
+    expect(page.locator(ANSWERS)).to_have_count(3)
+    for place in (0, 1):
+        expect(page.locator(ANSWERS).nth(place).locator("h3")).to_have_text(["pairs", "quickstart"])
+    expect(page.locator(ANSWERS).nth(2).get_by_role("alert")).to_contain_text("broken.png")
+    left, right = (page.locator(ANSWERS).first.locator("section").nth(place).bounding_box() for place in (0, 1))
+    assert left is not None
+    assert right is not None
+    assert left["y"] == right["y"]
+    assert right["x"] >= left["x"] + left["width"]
+
+
+def test_pictures_are_pasted_by_key_and_by_button(page: Page, pictures: list[Path]) -> None:
+    page.goto("/?tab=classify")
+    expect(page.locator("#classify-pictures")).to_be_visible()
+    copy(page, pictures[0])
+    page.keyboard.press("Control+v")
+    expect(page.locator(ANSWERS)).to_have_count(1)
+    page.locator("#classify-pictures").get_by_role("button", name="Paste from clipboard").click()
+    expect(page.locator(ANSWERS)).to_have_count(2)
+
+
+def test_a_picture_is_taken_by_the_camera(page: Page) -> None:
+    page.context.grant_permissions(["camera"])
+    page.goto("/?tab=classify")
+    given = page.locator("#classify-pictures")
+    given.get_by_role("button", name="Capture from camera").click()
+    given.get_by_role("button", name="Click to Access Webcam").click()
+    # Before its first frame the camera has no size, and the button takes nothing and says nothing.
+    page.wait_for_function("document.querySelector('#classify-pictures video').videoWidth > 0")
+    given.get_by_role("button", name="capture photo").click()
+    expect(page.locator(ANSWERS)).to_have_count(1)
+    expect(page.locator(BARS).first).to_be_visible()
+
+
+def test_a_request_without_a_picture_says_why(page: Page) -> None:
+    page.goto("/?tab=classify")
+    page.locator("#classify-ask").click()
+    expect(page.get_by_text("there is no picture yet")).to_be_visible()
+
+
+def test_on_a_phone_nothing_is_cut_off(phone: Page, pictures: list[Path], screenshots: Path) -> None:
+    phone.goto("/?tab=classify")
+    give(phone, "#classify-pictures", pictures[:1])
+    expect(phone.locator(BARS).first).to_be_visible()
+    assert phone.evaluate("document.documentElement.scrollWidth") <= 390
+    phone.screenshot(path=screenshots / "classify_phone.png", full_page=True)

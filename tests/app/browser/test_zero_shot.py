@@ -1,0 +1,81 @@
+"""The tab Zero-shot in a real browser, with the quickstart's dual encoder."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from app.background import Background
+from app.classification import read_uploads
+from app.context import AppContext
+from app.zero_shot import PROMPTS, ask
+from tests.app.browser.given import give, wares
+
+ANSWERS, BARS = "#zero-shot-answers article", "#zero-shot-answers button.bar"
+
+
+@pytest.fixture(scope="module")
+def pictures(pairs_run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return wares(pairs_run, tmp_path_factory.mktemp("pictures"), 2)
+
+
+def test_labels_get_bars_and_a_verdict(
+    page: Page, pictures: list[Path], context: AppContext, screenshots: Path
+) -> None:
+    page.goto("/?tab=zero-shot")
+    give(page, "#zero-shot-pictures", pictures)
+    labels = page.locator("#zero-shot-labels textarea")
+    labels.fill("mug, cap\n Mug , blue vase")
+    page.locator("#zero-shot-ask").click()
+    uploads = [upload.picture for upload in read_uploads(pictures, context.limits)]
+    background = Background.of(context.gallery("pairs"))
+    expected = ask(
+        context.run("pairs"),
+        [picture for picture in uploads if picture is not None],
+        ["mug", "cap", "blue vase"],
+        PROMPTS["One sentence"],
+        background=background,
+    )
+    expect(page.locator(ANSWERS)).to_have_count(2)
+    expect(page.locator("#zero-shot-answers .notes")).to_contain_text("“mug” was given 2 times and counts once")
+    for place, answer in enumerate(expected):
+        article = page.locator(ANSWERS).nth(place)
+        expect(article.locator("button.bar")).to_have_count(3)
+        for bar, (label, share, similarity) in enumerate(answer.ranked()):
+            said = article.locator("button.bar").nth(bar)
+            expect(said).to_contain_text(f"{label}similarity {similarity:.3f} {100 * share:.1f} %")
+        verdict = article.locator("p.verdict")
+        expect(verdict).to_contain_text("None of these" if answer.verdict.none_of_these else "One of these")
+        expect(verdict).to_contain_text(f"p = {answer.verdict.p_value:.3f}")
+    page.locator(BARS).first.click()
+    expect(page.locator("#zero-shot-overlay img")).to_have_count(2)
+    page.screenshot(path=screenshots / "zero_shot.png", full_page=True)
+
+
+def test_an_ensemble_is_chosen_and_templates_can_be_own(page: Page, pictures: list[Path]) -> None:
+    page.goto("/?tab=zero-shot&labels=mug,cap")
+    expect(page.locator("#zero-shot-labels textarea")).to_have_value("mug,cap")
+    page.locator("#zero-shot-prompt input").click()
+    page.get_by_role("option", name="Ensemble of seven").click()
+    templates = page.locator("#zero-shot-templates textarea")
+    expect(templates).to_have_value("\n".join(PROMPTS["Ensemble of seven"]))
+    templates.fill("no place for the label")
+    expect(page.locator("#zero-shot-prompt input")).to_have_value("My own")
+    give(page, "#zero-shot-pictures", pictures[:1])
+    page.locator("#zero-shot-ask").click()
+    expect(page.get_by_text("must have {} once")).to_be_visible()
+    templates.fill("one {} on a table")
+    page.locator("#zero-shot-ask").click()
+    expect(page.locator(f'{BARS}[data-label="one cap on a table"]')).to_be_visible()
+
+
+def test_on_a_phone_nothing_is_cut_off(phone: Page, pictures: list[Path], screenshots: Path) -> None:
+    phone.goto("/?tab=zero-shot")
+    give(phone, "#zero-shot-pictures", pictures[:1])
+    phone.locator("#zero-shot-ask").click()
+    expect(phone.locator(".verdict")).to_have_text(re.compile("of these"))
+    assert phone.evaluate("document.documentElement.scrollWidth") <= 390
+    phone.screenshot(path=screenshots / "zero_shot_phone.png", full_page=True)

@@ -1,0 +1,84 @@
+"""A server in a thread of the test's own process, and a browser on it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import uvicorn
+from starlette.types import ASGIApp
+
+from app.context import AppContext
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+PATIENCE = 60_000
+"""Milliseconds that the browser waits for what has to appear; it appears at once unless the machine is busy."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server that listens.
+
+    Attributes:
+        url: without a slash at the end.
+    """
+
+    url: str
+
+
+@contextmanager
+def serving(app: ASGIApp, context: AppContext) -> Iterator[Served]:
+    """Serves an application on a free port of this machine while the block runs."""
+    from app.server import server_config
+
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(server_config(app, context))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+        thread.start()
+        while not server.started:
+            assert thread.is_alive(), "the server ended before it began"
+            time.sleep(0.01)
+        try:
+            yield Served(f"http://127.0.0.1:{listening.getsockname()[1]}")
+        finally:
+            server.should_exit = True
+            thread.join(timeout=10)
+
+
+def chromium() -> Path | None:
+    """The browser of this machine: ``$VITRINE_CHROMIUM``, else Debian's."""
+    path = Path(os.environ.get("VITRINE_CHROMIUM", "/usr/bin/chromium"))
+    return path if path.is_file() else None
+
+
+@contextmanager
+def opened_browser() -> Iterator[Browser]:
+    """A browser without a window; the test is skipped where there is none."""
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed (pip install playwright)"
+    )
+    path = chromium()
+    if path is None:
+        pytest.skip("no browser: `make browser` installs Debian's, or name one with VITRINE_CHROMIUM")
+    playwright.expect.set_options(timeout=PATIENCE)
+    with playwright.sync_playwright() as driver:
+        # Without a sandbox of its own, which a container does not allow; it only sees pages of this test.
+        # Its camera shows a test picture, and nobody is asked whether it may.
+        camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+        arguments = ["--no-sandbox", "--disable-dev-shm-usage", *camera]
+        browser = driver.chromium.launch(executable_path=str(path), args=arguments)
+        try:
+            yield browser
+        finally:
+            browser.close()

@@ -1,0 +1,94 @@
+"""Tests of classifying what was given: several files, two models, broken files, and where a class is seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from app.classification import METHODS, Upload, classify, read_uploads, sorting_runs, where
+from app.context import AppContext, Limits
+from datamodules.schema import UserError
+from evaluation.explanations import overlay
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    """A picture, a broken one, and another picture."""
+    noise = np.random.default_rng(0).integers(0, 255, (2, 40, 60, 3), dtype=np.uint8)
+    paths = [tmp_path / name for name in ("first.png", "broken.jpg", "last.jpg")]
+    Image.fromarray(noise[0]).save(paths[0])
+    paths[1].write_bytes(b"\xff\xd8\xff no picture")
+    Image.fromarray(noise[1]).save(paths[2])
+    return paths
+
+
+def test_a_broken_file_does_not_keep_the_others_from_being_judged(context: AppContext, files: list[Path]) -> None:
+    first, broken, last = classify(context, files, ["quickstart"])
+    assert broken.answers == {}
+    assert "broken.jpg" in broken.upload.problem
+    run = context.run("quickstart")
+    for one in (first, last):
+        assert one.upload.picture is not None
+        [expected] = run.predict([one.upload.picture])
+        for task, answer in one.answers["quickstart"].tasks.items():
+            np.testing.assert_allclose(answer.probabilities, expected.tasks[task].probabilities, atol=1e-6)
+    assert first.upload.name == "first.png"
+
+
+def test_two_models_answer_side_by_side(context: AppContext, files: list[Path]) -> None:
+    [one] = classify(context, files[:1], ["pairs", "quickstart"])
+    assert list(one.answers) == ["pairs", "quickstart"]
+    assert list(one.answers["pairs"].tasks) == ["class"]
+    [same] = classify(context, files[:1], ["pairs", "pairs"])
+    assert list(same.answers) == ["pairs"]
+
+
+def test_only_broken_files_are_told(context: AppContext, files: list[Path]) -> None:
+    [one] = classify(context, files[1:2], ["quickstart"])
+    assert one.upload.problem
+    assert one.answers == {}
+
+
+def test_no_picture_and_too_many_are_refused(files: list[Path]) -> None:
+    with pytest.raises(UserError, match="there is no picture yet"):
+        read_uploads([], Limits())
+    with pytest.raises(UserError, match="17 pictures are too many at once; leave 16"):
+        read_uploads([files[0]] * 17, Limits())
+    assert len(read_uploads([files[0]] * 16, Limits())) == 16
+
+
+def test_unknown_runs_are_refused(context: AppContext, files: list[Path]) -> None:
+    with pytest.raises(UserError, match="not served"):
+        classify(context, files, ["../quickstart"])
+
+
+def test_runs_that_sort_pictures(context: AppContext) -> None:
+    assert sorting_runs(context) == ["quickstart", "pairs"]
+
+
+def test_where_a_class_is_seen(context: AppContext, files: list[Path]) -> None:
+    run, [upload] = context.run("quickstart"), read_uploads(files[:1], Limits())
+    assert upload.picture is not None
+    best = run.predict([upload.picture])[0].tasks["class"].ranked(1)[0][0]
+    seen = where(run, upload, "class", best, "Grad-CAM")
+    explained = run.saliency(upload.picture, "class", best)
+    np.testing.assert_array_equal(seen.overlay, overlay(explained.image, explained.heats[0].values))
+    np.testing.assert_array_equal(seen.image, explained.image)
+    assert best in seen.says
+
+
+def test_what_cannot_be_shown_is_refused(context: AppContext, files: list[Path]) -> None:
+    run, uploads = context.run("quickstart"), read_uploads(files, Limits())
+    with pytest.raises(UserError, match="choose one of Grad-CAM, Attention rollout"):
+        where(run, uploads[0], "class", "mug", "magic")
+    with pytest.raises(UserError, match=r"broken\.jpg"):
+        where(run, uploads[1], "class", "mug", "Grad-CAM")
+    # A convolutional network has no attention.
+    with pytest.raises(UserError, match="rollout"):
+        where(run, uploads[0], "class", "mug", "Attention rollout")
+    with pytest.raises(UserError, match="reads no texts"):
+        where(run, uploads[0], "", "a mug", next(iter(METHODS)))
+    assert isinstance(uploads[2], Upload)

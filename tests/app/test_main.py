@@ -1,0 +1,106 @@
+"""Tests of the command line: what it refuses before anything is loaded, and what it hands on."""
+
+from __future__ import annotations
+
+import importlib.util
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.__main__ import main
+from app.context import AppContext
+from app.server import serve
+from datamodules.schema import UserError
+
+
+@pytest.fixture
+def handed_on(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What would be loaded and served, instead of doing it."""
+    seen: list[Any] = []
+
+    def load(*given: Any, **named: Any) -> AppContext:
+        seen.append((*given, named))
+        return AppContext({}, {})
+
+    monkeypatch.setattr("app.loading.load", load)
+    monkeypatch.setattr("app.server.serve", lambda context, host, port: seen.append((host, port)))
+    return seen
+
+
+def test_it_listens_to_this_machine_only(handed_on: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--run", "a", "--run", "b", "--gallery", "g"]) == 0
+    assert handed_on == [([Path("a"), Path("b")], ["g"], {"demo": False, "root": Path("runs")}), ("127.0.0.1", 7860)]
+    said = capsys.readouterr()
+    assert said.out == "Vitrine: http://127.0.0.1:7860 (Ctrl-C ends it)\n"
+    assert "warning" not in said.err
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.9", "example.org"])
+def test_other_machines_are_let_in_only_on_purpose(
+    host: str, handed_on: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--demo", "--host", host]) == 2
+    said = capsys.readouterr().err
+    assert "--allow-remote" in said
+    assert said.count("\n") == 1
+    assert not handed_on
+    assert main(["--demo", "--host", host, "--allow-remote"]) == 0
+    assert "no login and no encryption" in capsys.readouterr().err
+    assert handed_on[1] == (host, 7860)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "nothing to serve"),
+        (["--demo", "--port", "70000"], "--port 70000: must be 0 to 65535"),
+        (["--demo", "--port", "-1"], "--port -1"),
+    ],
+)
+def test_mistakes_are_one_line(
+    arguments: list[str], said: str, handed_on: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not handed_on
+
+
+def test_without_the_extra_it_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "gradio" else find(name))
+    assert main(["--demo"]) == 2
+    assert "pip install -e '.[app]'" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_loading_ends_it_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> AppContext:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("app.loading.load", interrupted)
+    assert main(["--demo"]) == 0
+    assert capsys.readouterr().out == "Ended.\n"
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in (tmp_path / "missing", tmp_path):
+        assert main(["--run", str(path)]) == 2
+    assert "no such run directory" in capsys.readouterr().err
+    assert main(["--gallery", str(tmp_path / "missing")]) == 2
+    assert "there is no gallery here" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_told() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(UserError, match=f"--port {port}: cannot be used"):
+            serve(AppContext({}, {}), port=port)
