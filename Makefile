@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Byte code is worth several seconds at every start; some machines switch it off.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install quickstart test test-slow lint types imports format clean
+.PHONY: help install quickstart results test browser test-slow lint types imports format clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
@@ -19,7 +19,7 @@ install: $(STAMP)  ## Make .venv with the pinned versions (a no-op when nothing 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 …")'
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,app]'
 	# The schema of sweep files that W&B's own client was tested with; its wish for an old numpy is about code not used here.
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt sweeps jsonref
 	touch $(STAMP)
@@ -27,9 +27,15 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: install  ## Train and test a multi-task model on generated pictures (about two minutes)
 	$(PY) -m experiments fit --config experiments/quickstart.yaml
 
+results: install  ## Make the runs that are missing and the README's tables of them (an hour; `--list` says what is there)
+	$(PY) -m experiments results
+
 test: install lint types imports  ## Formatting, lint, types, import contracts and the test suite
 	# A file stays with one worker, so that what its tests share is made once; the costly ones do not come last.
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+browser:  ## Debian's Chromium, which the browser tests drive and skip without (needs root)
+	apt-get install --yes --no-install-recommends chromium
 
 test-slow: install  ## The tests that take minutes
 	$(PY) -m pytest -n 2 -m slow

@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.interleaved import Row, in_new_process, interleave, row, say
 from benchmarks.pacing import Paced
@@ -59,16 +60,17 @@ def make_gallery(folder: Path, pictures: int, dim: int) -> None:
     with Gallery.create(str(folder / "gallery"), identity).writing() as writer:
         for start in range(0, pictures, _CHUNK):
             rows = min(_CHUNK, pictures - start)
-            vectors = _directions(random, rows, dim)
+            vectors = random_directions(random, rows, dim)
             columns = {name: pa.array([""] * rows) for name in schema.names if name != "thumbnail"}
             columns["id"] = pa.array([str(number) for number in range(start, start + rows)])
             columns["thumbnail"] = pa.nulls(rows, pa.binary())
             columns["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), dim)
             writer.add(pa.table([columns[name] for name in schema.names], schema=schema))
-    np.save(folder / QUERIES, _directions(random, 200, dim))
+    np.save(folder / QUERIES, random_directions(random, 200, dim))
 
 
-def _directions(random: np.random.Generator, rows: int, dim: int) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+def random_directions(random: np.random.Generator, rows: int, dim: int) -> NDArray[np.float32]:
+    """Rows of unit length, float32 ``(rows, dim)``."""
     drawn = random.standard_normal((rows, dim), dtype=np.float32)
     drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
     return drawn

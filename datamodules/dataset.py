@@ -218,7 +218,10 @@ class CountedLoader(DataLoader[Sample]):
         except UserError as error:
             # From a worker it comes with the worker's traceback; the last line is what the user needs.
             name = type(error).__name__
-            raise UserError(str(error).rsplit(f"{name}: ", 1)[-1].strip()) from error
+            # With the last reference to their iterator the workers end. The frames of the error hold one more, and
+            # what only the garbage collector finds waits five seconds for each worker.
+            self._iterator = None
+            raise UserError(str(error).rsplit(f"{name}: ", 1)[-1].strip()) from error.with_traceback(None)
 
     def _from_features(self, lookup: FeatureLookup) -> Iterator[Batch]:
         dataset: ImageDataset = self.dataset  # type: ignore[assignment]  # the only kind that these loaders are made of

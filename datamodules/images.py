@@ -61,7 +61,7 @@ def read_image(source: str | Path | bytes, name: str = "") -> torch.Tensor:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError(_too_large(label, f"{image.width} × {image.height} pixels"))
-            pixels = np.array(_to_rgb(_upright(image)))
+            return picture_pixels(image)
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -69,6 +69,18 @@ def read_image(source: str | Path | bytes, name: str = "") -> torch.Tensor:
     # Decoders of broken files raise whatever they stumble over; here each of these means the same.
     except Exception as error:
         raise ImageError(f"{label}: {_reason(error)}; replace or remove this picture") from error
+
+
+def picture_pixels(image: Image.Image) -> torch.Tensor:
+    """Pixels of an opened picture, made as ``read_image`` makes them.
+
+    Returns:
+        uint8 ``(3, H, W)``, RGB, not contiguous.
+
+    Raises:
+        ValueError: for modes whose range is unknown; Pillow raises others for broken files.
+    """
+    pixels = np.array(_to_rgb(_upright(image)))
     # Channels stay interleaved in memory: torch resizes uint8 about three times as fast so, to the same values.
     return torch.from_numpy(pixels).permute(2, 0, 1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import sys
 from collections.abc import Callable
 
@@ -14,6 +15,8 @@ from datamodules.schema import DISK_FULL, UserError
 EXIT_USER_ERROR = 2
 """Exit code of a command that the user's input stopped."""
 
+EXIT_NOBODY_READS = 141
+"""Exit code of a command whose output nobody reads any more: what a shell says of one that SIGPIPE has ended."""
 
 _SCAFFOLDING = ("Problem with", "Does not validate", "Subtypes:", "Errors:", "Given value")
 """Lines of jsonargparse's report that only hold the tree together."""
@@ -25,17 +28,34 @@ def run_reporting_user_errors(command: Callable[[], None]) -> int:
     ``VITRINE_DEBUG=1`` in the environment shows the traceback all the same.
 
     Returns:
-        The exit code: 0, or 2 after a mistake of the user.
+        The exit code: 0, 2 after a mistake of the user, or 141 where ``head`` or the like has read enough.
     """
     try:
         command()
+        sys.stdout.flush()
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return EXIT_NOBODY_READS
         line = _line_for_user(error)
         if line is None or os.environ.get("VITRINE_DEBUG") == "1":
             raise
         sys.stderr.write(f"error: {line}\n")
         return EXIT_USER_ERROR
     return 0
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of our output has gone; what is still to be written then goes nowhere."""
+    try:
+        output = sys.stdout.fileno()
+    except (AttributeError, OSError):
+        return False
+    poll = select.poll()
+    poll.register(output, select.POLLOUT)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return True
 
 
 def _line_for_user(error: BaseException) -> str | None:

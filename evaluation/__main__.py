@@ -23,6 +23,7 @@ _COMMANDS = (
     "summary",
     "report",
     "compare",
+    "ensemble",
     "calibrate",
     "explore",
     "learning_curve",
@@ -86,6 +87,7 @@ def _wise_ft(options: argparse.Namespace) -> None:
 
     from datamodules.from_experiment import data_parser, parse_data
     from evaluation import wise_ft
+    from evaluation.zero_shot import start_weights_of
     from lightning_modules.checkpoint import load_task, read_checkpoint
 
     datamodule, _ = parse_data(
@@ -94,7 +96,7 @@ def _wise_ft(options: argparse.Namespace) -> None:
     datamodule.prepare_data()
     datamodule.setup("test")
     folder = options.run / "checkpoints"
-    start, end = (read_checkpoint(folder / name) for name in ("start.ckpt", "best.ckpt"))
+    start, end = (read_checkpoint(path) for path in (start_weights_of(options.run), folder / "best.ckpt"))
     mixtures = wise_ft.sweep(
         load_task(folder / "best.ckpt"),
         start["state_dict"],

@@ -1,8 +1,9 @@
-"""Files that are written whole: a kill or a full disk leaves the old file or none, never half a one."""
+"""Files that are written whole: a kill or a full disk leaves the old file or none, never half a one; and where to."""
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,3 +22,13 @@ def written_whole(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def timed_directory(place: Path) -> Path:
+    """A directory below ``place`` named by the time, for a run that is made now; it does not exist yet."""
+    made = place / time.strftime("%Y%m%d-%H%M%S")
+    directory, number = made, 1
+    while directory.exists():
+        number += 1
+        directory = made.with_name(f"{made.name}-{number}")
+    return directory

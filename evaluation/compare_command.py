@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evaluation.comparison_cells import cells, parts, shown_columns
 from evaluation.comparison_table import (
     ComparedRow,
     Cost,
     Side,
     caveats,
-    cells,
     common_tasks,
     compare_sides,
     cost_of,
@@ -41,7 +41,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add the command ``compare`` to the command line."""
     command = commands.add_parser(
         "compare",
-        help="several runs on the same test samples: paired differences, whether they can be told apart, and cost",
+        help="several runs on the same test samples: paired differences, whether they differ at all, calibration, cost",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -83,7 +83,8 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
         sys.stdout.write(markdown_rows(list(table[0]), [list(row.values()) for row in table]) + "\n\n")
         sys.stdout.write("".join(f"* {sentence}\n" for sentence in said))
     else:
-        print_table(rich_table(table))
+        for part in parts(table).values():
+            print_table(rich_table(part))
         sys.stdout.write("".join(f"{sentence}\n" for sentence in said))
     if options.html is not None:
         sys.stdout.write(f"{options.html} has the page\n")
@@ -97,17 +98,13 @@ def sentences(rows: Sequence[ComparedRow], reference: str) -> list[str]:
     said += [row.comparison.verdict(row.p_value) for row in made if row.comparison is not None]
     if len(made) > 1:
         said.append(f"p-values are corrected for {len(made)} comparisons (Holm).")
+    said.append(
+        "ECE is how far accuracy is from confidence on average (15 bins); where its interval begins at 0, chance alone "
+        "may have made it."
+    )
     if reference == "best":
         said.append("The reference was chosen by its accuracy on these very samples, which flatters it.")
     return said
-
-
-def shown_columns(table: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Without the columns that say nothing in any row."""
-    said = [name for name in table[0] if any(row[name] != "–" for row in table)]
-    if all(row["runs"] == "1" for row in table):
-        said.remove("runs")
-    return [{name: row[name] for name in said} for row in table]
 
 
 def rich_table(table: list[dict[str, str]]) -> Table:
@@ -147,10 +144,15 @@ def write_comparison(
     figure = cost_figure(rows, costs)
     missing = [] if figure is not None else ["No cost is known of two runs, so there is no plot of score against cost."]
     if any(math.isnan(cost.latency) for cost in costs.values()):
-        commands = [f"`python -m evaluation efficiency {run.path}`" for side in sides for run in side.runs[:1]]
-        missing.append(f"Latencies are not measured of all: {', '.join(commands)}.")
+        every = " ".join(str(run.path) for side in sides for run in side.runs[:1])
+        missing.append(f"Latencies are not measured of all: `python -m evaluation efficiency {every}` does.")
     sections = [
-        Section("Table", says=said, tables={"compared": pd.DataFrame(table)}),
+        Section(
+            "Table",
+            says=said,
+            tables={part: pd.DataFrame(rows) for part, rows in parts(table).items()},
+            files={"compared": pd.DataFrame(table)},
+        ),
         Section(
             "Score against cost",
             says=["Blue: no other is both cheaper and better. Lines are 95 % intervals by group."] if figure else [],

@@ -15,13 +15,13 @@ import numpy as np
 
 from datamodules.schema import UserError
 from evaluation.comparison import PairedComparison, compare_joined, holm
+from evaluation.joined_calibration import joined_calibration_error
 from evaluation.joining import JoinedRuns, join_runs
 from evaluation.predictions import Predictions
 from evaluation.report_efficiency import cpu_latency, read_efficiency
 from evaluation.report_run import stage_minutes
 from evaluation.run_files import RunFiles
 from evaluation.statistics import Estimate
-from evaluation.summary import with_interval
 from evaluation.summary_join import refuse_other_configurations
 
 Reference = Literal["first", "best"]
@@ -67,6 +67,8 @@ class ComparedRow:
         comparison: with the reference, this side first; None for the reference itself.
         p_value: of the test by group, corrected for all comparisons of the table; NaN for the reference.
         mcnemar_p: of McNemar's test, corrected likewise; NaN where a side is several runs.
+        calibration: ECE of its confidences as they were trained.
+        calibrated: ECE with the temperatures that ``calibrate`` fitted; None where some run has none.
     """
 
     side: str
@@ -74,6 +76,8 @@ class ComparedRow:
     comparison: PairedComparison | None
     p_value: float
     mcnemar_p: float
+    calibration: Estimate
+    calibrated: Estimate | None
 
     @property
     def verdict(self) -> str:
@@ -185,10 +189,17 @@ def compare_sides(
     }
     corrected = dict(zip(made, holm([each.p_value for each in made.values()]), strict=True))
     mcnemar = dict(zip(made, holm([each.mcnemar_p for each in made.values()]), strict=True))
-    keys = [(side.name, task) for task in tasks for side in sides]
     return [
-        ComparedRow(key[0], joined[key], made.get(key), corrected.get(key, math.nan), mcnemar.get(key, math.nan))
-        for key in keys
+        ComparedRow(
+            side.name,
+            joined[key := (side.name, task)],
+            made.get(key),
+            corrected.get(key, math.nan),
+            mcnemar.get(key, math.nan),
+            *_calibration(side, task, n_resamples),
+        )
+        for task in tasks
+        for side in sides
     ]
 
 
@@ -216,45 +227,14 @@ def caveats(sides: Sequence[Side]) -> list[str]:
     return said
 
 
-def cells(rows: Sequence[ComparedRow], costs: dict[str, Cost]) -> list[dict[str, str]]:
-    """The rows as texts by column, the same for terminal, Markdown and page."""
-    return [_cells(row, costs[row.side]) for row in rows]
-
-
-def number(value: float, form: str) -> str:
-    """A number in a form, or a dash for NaN."""
-    return "–" if math.isnan(value) else format(value, form)
-
-
-def _cells(row: ComparedRow, cost: Cost) -> dict[str, str]:
-    joined, made = row.joined, row.comparison
-    several = len(joined.runs) > 1
-    spread = f"{number(joined.accuracy.mean, '.3f')} ± {number(joined.accuracy.std, '.3f')}" if several else "–"
-    return {
-        "run": row.side,
-        "runs": f"{len(joined.runs)} ({joined.kind})" if several else "1",
-        "task": joined.task,
-        "n": str(joined.n),
-        "groups": str(joined.groups),
-        "accuracy [95 %]": with_interval(*joined.accuracy.pooled),
-        "mean ± sd of runs": spread,
-        "difference [95 %]": "–" if made is None else _difference(made.accuracy_difference),
-        "p": number(row.p_value, ".3g"),
-        "McNemar p": number(row.mcnemar_p, ".3g"),
-        "verdict": row.verdict,
-        "macro F1 [95 %]": with_interval(*joined.f1_macro.pooled),
-        "its difference [95 %]": "–" if made is None else _difference(made.f1_macro_difference),
-        "parameters": number(cost.parameters, ",.0f"),
-        "train min": number(cost.minutes, ".1f"),
-        "ms/picture": number(cost.latency, ".2f"),
-    }
-
-
-def _difference(estimate: Estimate) -> str:
-    if math.isnan(estimate.value):
-        return "–"
-    low, high = estimate.interval
-    return f"{estimate.value:+.3f} [{low:+.3f}, {high:+.3f}]"
+def _calibration(side: Side, task: str, n_resamples: int) -> tuple[Estimate, Estimate | None]:
+    """Calibration error as trained, and with the runs' temperatures where all have one."""
+    names = [run.name for run in side.runs]
+    fitted = [run.temperatures[task] for run in side.runs if task in run.temperatures]
+    raw = joined_calibration_error(side.predictions, task, names, n_resamples=n_resamples)
+    if len(fitted) < len(side.runs):
+        return raw, None
+    return raw, joined_calibration_error(side.predictions, task, names, fitted, n_resamples)
 
 
 def _predictions(run: RunFiles, split: str) -> Predictions:

@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from evaluation.parameter_count import parameter_count
 from evaluation.summary import markdown_rows
 
 COLUMNS = ("parameters [M]", "learning [M]", "picture [GFLOP]", "text [GFLOP]", "weights [MB]")
@@ -109,11 +110,10 @@ def count(model: nn.Module, image_size: int) -> Counts:
     model.eval()
     device = next(model.parameters()).device
     image = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8, device=device)
-    parameters = list(model.parameters())
     state = model.state_dict()
     return Counts(
-        parameters=sum(one.numel() for one in parameters),
-        trainable=sum(one.numel() for one in parameters if one.requires_grad),
+        parameters=parameter_count(model),
+        trainable=parameter_count(model, trainable_only=True),
         picture_flops=_flops(model, image),
         text_flops=_text_flops(model, device),
         weight_bytes=sum(one.numel() * one.element_size() for one in state.values()),
@@ -128,7 +128,7 @@ class _NothingIsHidden(TorchDispatchMode):  # type: ignore[no-untyped-call]  # t
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
-            return 1
+            return True  # which is a number too
         return func(*args, **(kwargs or {}))
 
 

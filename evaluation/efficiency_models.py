@@ -63,6 +63,8 @@ def build(source: ModelSource, device: str) -> tuple[VisionTask, int]:
 def source_of(path: Path, overlays: list[Path]) -> ModelSource:
     """The source that a run directory or an experiment file is.
 
+    A run that was evaluated as it came, without training, has its own configuration for one.
+
     Args:
         path: either of them.
         overlays: laid over experiment files; runs are what they are.
@@ -75,11 +77,11 @@ def source_of(path: Path, overlays: list[Path]) -> ModelSource:
 
     if path.is_dir():
         run = RunFiles(path)
-        if "best" not in run.checkpoints:
-            raise UserError(
-                f"{path}: has no checkpoints/best.ckpt; give a run that was trained, or its experiment file"
-            )
-        return ModelSource({}, str(run.checkpoints["best"]))
+        if "best" in run.checkpoints:
+            return ModelSource({}, str(run.checkpoints["best"]))
+        if run.config and not run.checkpoints and not any(stage.get("stage") == "fit" for stage in run.stages):
+            return ModelSource(run.config)
+        raise UserError(f"{path}: has no checkpoints/best.ckpt; give a run that was trained, or its experiment file")
     experiment: dict[str, Any] = {}
     for one in [path, *overlays]:
         experiment = merged(experiment, read_experiment(one))

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -121,17 +121,11 @@ def explain_classes(
         maps = attention_rollout(model, images).numpy()
     explained = []
     for row, name in enumerate(names):
-        wanted = [int(first[row])] if first[row] == second[row] else [int(first[row]), int(second[row])]
         if method == "rollout":
             heats = [Heat("attention rollout", maps[row, 0])]
         else:
-            heats = [
-                Heat(
-                    _caption(f"{role}\n{classes[index]}", float(probabilities[row, index]), maps[row, place]),
-                    maps[row, place],
-                )
-                for place, (role, index) in enumerate(zip((first_is, "right"), wanted, strict=False))
-            ]
+            roles = {first_is: int(first[row])} | ({} if first[row] == second[row] else {"right": int(second[row])})
+            heats = _class_heats(roles, classes, probabilities[row], maps[row])
         explained.append(
             Explained(
                 name=name,
@@ -143,6 +137,16 @@ def explain_classes(
             )
         )
     return explained
+
+
+def _class_heats(
+    roles: Mapping[str, int], classes: Sequence[str], probabilities: torch.Tensor, maps: NDArray[np.float32]
+) -> list[Heat]:
+    """A map for each class that has a role, with the role, the class and its probability ``(C,)`` below it."""
+    return [
+        Heat(_caption(f"{role}\n{classes[index]}", float(probabilities[index]), one), one)
+        for (role, index), one in zip(roles.items(), maps, strict=False)
+    ]
 
 
 def explain_texts(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -87,6 +87,25 @@ def density(values: NDArray[np.float64], *, circular: bool = False) -> NDArray[n
     return result
 
 
+def class_densities(
+    pictures: Iterable[NDArray[np.uint8]], rng: np.random.Generator, side: int = SIDE, count: int = PIXELS
+) -> NDArray[np.float64]:
+    """Densities of the hue, saturation and value of some pictures.
+
+    Args:
+        pictures: uint8 ``(H, W, 3)`` each, RGB, at least one.
+        rng: draws their pixels.
+        side: that pictures are scaled to, in pixels.
+        count: pixels drawn of each picture.
+
+    Returns:
+        float64 ``(3, LEVELS)``, see ``density``; pixels without colour are left out of the first row.
+    """
+    pixels: NDArray[Any] = np.concatenate([hsv_pixels(picture, rng, side, count) for picture in pictures])
+    hue, saturation, value = pixels.T
+    return np.stack([density(hue[saturation > COLOURLESS], circular=True), density(saturation), density(value)])
+
+
 def density_section(
     collection: Collection,
     looks: Looks,
@@ -127,7 +146,8 @@ def density_section(
         code = names.index(name)
         rows = looks.rows[targets == code][:PICTURES_OF_CLASS]
         if len(rows):
-            curves[name] = _class_densities(collection, rows, np.random.default_rng([seed, code]), side, pixels)
+            pictures = (collection.read(row) for row in rows.tolist())
+            curves[name] = class_densities(pictures, np.random.default_rng([seed, code]), side, pixels)
         else:
             missing.append(f"{name} has no picture among {looks.told}.")
     if not curves:
@@ -181,15 +201,6 @@ def thumbnail(picture: NDArray[np.uint8], side: int = _THUMBNAIL) -> NDArray[np.
     image = Image.fromarray(picture)
     image.thumbnail((side, side))
     return np.asarray(image)
-
-
-def _class_densities(
-    collection: Collection, rows: NDArray[np.int64], rng: np.random.Generator, side: int, count: int
-) -> NDArray[np.float64]:
-    """Densities of hue, saturation and value, float64 ``(3, LEVELS)``."""
-    pixels: NDArray[Any] = np.concatenate([hsv_pixels(collection.read(row), rng, side, count) for row in rows.tolist()])
-    hue, saturation, value = pixels.T
-    return np.stack([density(hue[saturation > COLOURLESS], circular=True), density(saturation), density(value)])
 
 
 def _nearest(looks: Looks, targets: NDArray[np.int64], code: int, centre: NDArray[np.float64]) -> int:

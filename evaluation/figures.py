@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from evaluation.artefacts import written_whole
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 MAX_ANNOTATED = 30
@@ -26,23 +28,14 @@ def confusion_figure(matrix: pd.DataFrame, title: str) -> Figure:
         matrix: ``(C, C)``, rows are targets, columns predictions; NaN rows (classes without a target) stay grey.
         title: Shown above the matrix.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import PowerNorm
-    from matplotlib.figure import Figure
 
     size = len(matrix)
     # Inches: a cell never gets too small for its name at the smallest readable font (about 5.5 points).
     cell = float(np.clip(9.0 / size, 0.11, 0.75))
+    font = float(np.clip(cell * 72 * 0.62, 5.5, 10.0))
     names = [_short(str(name)) for name in matrix.index]
-    margin = 0.9 + 0.075 * max(len(name) for name in names) * float(np.clip(30 / size, 0.75, 1.1))
-    side = max(cell * size, 2.2)
-    figure = Figure(
-        figsize=(side + margin + 1.0, side + margin + 0.6),
-        dpi=110 if size <= MAX_ANNOTATED else 140,
-        layout="constrained",
-    )
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    figure, axes, beside = _places(max(cell * size, 2.2), names, font, has_numbers=size <= MAX_ANNOTATED)
     values = matrix.to_numpy(dtype=np.float64)
     is_share = not all(np.issubdtype(kind, np.integer) for kind in matrix.dtypes)
     highest = 1.0 if is_share else max(1.0, float(np.nanmax(values, initial=0.0)))
@@ -50,22 +43,49 @@ def confusion_figure(matrix: pd.DataFrame, title: str) -> Figure:
     # Without numbers, rare confusions must be seen by their colour: a root scale lifts them.
     norm = PowerNorm(1.0 if size <= MAX_ANNOTATED else 0.5, vmin=0.0, vmax=highest)
     image = axes.imshow(values, cmap="Blues", norm=norm, interpolation="nearest")
-    font = float(np.clip(cell * 72 * 0.62, 5.5, 10.0))
     axes.set_xticks(range(size), names, rotation=90, fontsize=font)
     axes.set_yticks(range(size), names, fontsize=font)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("target")
-    axes.set_title(title, fontsize=11)
-    figure.colorbar(image, ax=axes, fraction=0.046, pad=0.02)
-    if size <= MAX_ANNOTATED:
+    axes.set_title(title, fontsize=11, y=1.0)
+    if beside is not None:
+        figure.colorbar(image, cax=beside)
+    else:
         _annotate(axes, values, highest, is_share, min(font, cell * 72 * (0.36 if is_share else 0.42)))
     return figure
+
+
+def _places(side: float, names: Sequence[str], font: float, has_numbers: bool) -> tuple[Figure, Axes, Axes | None]:
+    """A figure with room for a square of ``side`` inches, for the names left of it and below, and for a colour bar.
+
+    Cells that show their numbers need no bar.
+
+    The room is reckoned from the longest name. Matplotlib's own layouts measure every name several times, which takes
+    most of the time that a figure needs.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.font_manager import FontProperties
+
+    dpi = 110 if has_numbers else 140
+    figure = Figure(dpi=dpi)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    properties = FontProperties(size=font)
+    longest = max(renderer.get_text_width_height_descent(name, properties, ismath=False)[0] for name in names) / dpi
+    edge, above, beyond = longest + 0.45, 0.4, 0.5 if has_numbers else 0.9
+    width, height = edge + side + beyond, edge + side + above
+    figure.set_size_inches(width, height)
+    axes = figure.add_axes((edge / width, edge / height, side / width, side / height))
+    figure.text((edge + side / 2) / width, 0.08 / height, "predicted", ha="center", va="bottom")
+    figure.text(0.08 / width, (edge + side / 2) / height, "target", ha="left", va="center", rotation=90)
+    if has_numbers:
+        return figure, axes, None
+    return figure, axes, figure.add_axes(((edge + side + 0.15) / width, edge / height, 0.16 / width, side / height))
 
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, whole or not at all."""
     with written_whole(path) as partial:
-        figure.savefig(partial, format="png")
+        # Half the time of the best compression, and files that are hardly larger.
+        figure.savefig(partial, format="png", pil_kwargs={"compress_level": 3})
 
 
 def _annotate(axes: Any, values: Any, highest: float, is_share: bool, font: float) -> None:

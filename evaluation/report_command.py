@@ -195,7 +195,8 @@ def _leaks(datamodule: ImageDataModule | None, why_not: str) -> Section:
 def _gallery_sections(
     files: RunFiles, options: argparse.Namespace, task: str, read: ReadPicture | None
 ) -> list[Section]:
-    from evaluation.report_pictures import map_section, retrieval_section
+    from evaluation.report_pictures import map_section
+    from evaluation.report_retrieval import retrieval_section
 
     titles = ("Embedding map", "Retrieval examples")
     gallery, why_not = _gallery(files, options)

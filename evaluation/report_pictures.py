@@ -1,9 +1,8 @@
-"""Sections of a report with pictures: the worst mistakes, the map of embeddings, and examples of retrieval."""
+"""Sections of a report with pictures: the worst mistakes and the map of embeddings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +26,6 @@ MAPS: dict[Projection, str] = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
 MAPPED = 2_000
 """Pictures on a map; of more so many are drawn evenly."""
 
-_QUERIES, _HITS, _TEXTS = 6, 5, 3
 _COLOURS = 20  # of matplotlib's largest qualitative map; with more classes marks change as well
 _MARKS = "os^Dv*Pxh<>"
 _NAMED = 44  # classes in a legend
@@ -100,7 +98,7 @@ def map_section(gallery: Gallery, split: str, task: str, seed: int = 0) -> Secti
         task: that colours.
         seed: of what is drawn, and of the projections.
     """
-    rows = _rows(gallery, split)
+    rows = rows_of(gallery, split)
     shown = rows
     if len(rows) > MAPPED:
         shown = rows.iloc[np.sort(np.random.default_rng(seed).choice(len(rows), MAPPED, replace=False))]
@@ -115,7 +113,7 @@ def map_section(gallery: Gallery, split: str, task: str, seed: int = 0) -> Secti
         except UserError as error:
             missing.append(f"{name}: {error}")
     says = [
-        f"{len(shown):,} of the {len(rows):,} pictures of {_told_split(rows, split)}, coloured by "
+        f"{len(shown):,} of the {len(rows):,} pictures of {told_split(rows, split)}, coloured by "
         f"{column.replace('_', ' ')}; vectors of {gallery.identity.task} ({gallery.identity.run}).",
         "Distances between far clusters and the sizes of clusters mean nothing in t-SNE and UMAP.",
     ]
@@ -163,70 +161,20 @@ def map_figure(places: Mapping[str, NDArray[np.float64]], labels: NDArray[Any]) 
     return figure
 
 
-def retrieval_section(
-    gallery: Gallery, split: str, task: str, read: ReadPicture | None, scores: Path | None, seed: int = 0
-) -> Section:
-    """Pictures of different classes and what the run's gallery finds for them.
-
-    Args:
-        gallery: of the run.
-        split: that queries are drawn from.
-        task: whose classes are told.
-        read: reads a picture; without it, or where it cannot, what the gallery keeps of it is shown.
-        scores: file of retrieval metrics that a test wrote, where there is one.
-        seed: of the draw.
-    """
-    import pandas as pd
-
-    from retrieval.found import look_up
-
-    rows = _rows(gallery, split)
-    queries = _different(rows, f"label_{task}", seed)
-    says = [
-        f"Queries are drawn from {_told_split(rows, split)} with seed {seed}, of different classes where there are; "
-        f"found are the nearest of the gallery's {len(gallery):,} pictures by cosine, without the query itself."
-    ]
-    section = Section("Retrieval examples", says=says)
-    if scores is not None and scores.is_file():
-        section.tables[scores.stem] = pd.read_csv(scores)
-    vectors = gallery.vectors(queries)
-    groups = dict(
-        zip(*(gallery.table(["id", "group"]).column(name).to_pylist() for name in ("id", "group")), strict=True)
-    )
-    for number, (query, hits) in enumerate(zip(queries, gallery.nearest(vectors, _HITS + 1), strict=True), start=1):
-        others = [hit for hit in hits if hit.id != query][:_HITS]
-        found = look_up(gallery, [query, *(hit.id for hit in others)], [1.0, *(hit.score for hit in others)])
-        cards = []
-        for place, one in enumerate(found):
-            lines = [f"{task}: {one.labels[task]}"] if one.labels.get(task) else []
-            if place and groups[one.id] == groups[query]:
-                lines.append("the same object")
-            head = f"{one.score:.3f}" if place else "query"
-            picture = _jpeg(one.id, read) or one.thumbnail
-            cards.append(Card(f"retrieval_{number:02}_{place:02}", picture, [head, *lines]))
-        if gallery.n_captions():
-            cards[0].says.extend(_texts(gallery, vectors[number - 1 : number]))
-        section.cards[str(query)] = cards
-    return section
-
-
-def _texts(gallery: Gallery, vector: NDArray[np.float32]) -> list[str]:
-    return [f"{hit.score:.3f} “{hit.caption}”" for hit in gallery.nearest_captions(vector, _TEXTS)[0]]
-
-
 def _mistake(stem: str, row: Mapping[Any, Any], read: ReadPicture) -> Card:
     says = [f"target: {row['target']}", f"predicted: {row['predicted']}", f"confidence {row['confidence']:.3f}"]
-    return Card(stem, _jpeg(row["name"], read), [*says, str(row["name"])])
+    return Card(stem, small_picture(row["name"], read), [*says, str(row["name"])])
 
 
-def _jpeg(name: str, read: ReadPicture | None) -> bytes | None:
+def small_picture(name: str, read: ReadPicture | None) -> bytes | None:
+    """A JPEG file's content; None where the picture cannot be read."""
     from retrieval.contact_sheet import small_jpeg
 
     pixels = None if read is None else read(name)
     return None if pixels is None else small_jpeg(pixels)
 
 
-def _rows(gallery: Gallery, split: str) -> pd.DataFrame:
+def rows_of(gallery: Gallery, split: str) -> pd.DataFrame:
     """What the gallery says of the split's pictures, of all where it has none of the split."""
     identity = gallery.identity
     columns = [f"label_{task}" for task in identity.labels] + [f"predicted_{task}" for task in identity.predicts]
@@ -238,14 +186,6 @@ def _rows(gallery: Gallery, split: str) -> pd.DataFrame:
     return every
 
 
-def _told_split(rows: pd.DataFrame, split: str) -> str:
+def told_split(rows: pd.DataFrame, split: str) -> str:
+    """Which pictures ``rows_of`` gave."""
     return split if (rows["split"] == split).all() else f"the whole gallery, which has none of {split}"
-
-
-def _different(rows: pd.DataFrame, column: str, seed: int) -> Sequence[str]:
-    """Names of rows drawn, of as many classes as there are."""
-    drawn = rows.iloc[np.random.default_rng(seed).permutation(len(rows))]
-    if column in drawn:
-        firsts = drawn[~drawn[column].duplicated()]
-        drawn = drawn.loc[[*firsts.index, *drawn.index.difference(firsts.index, sort=False)]]
-    return [str(name) for name in drawn["id"].head(_QUERIES)]

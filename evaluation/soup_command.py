@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ import torch
 import yaml
 
 from datamodules.schema import UserError
-from evaluation.artefacts import written_whole
+from evaluation.artefacts import timed_directory, written_whole
 from evaluation.model_soup import (
     Score,
     Soup,
@@ -85,7 +84,7 @@ def make_soup(
     judge = _Judge(load_task(files[0]), _datamodule(runs[0]), configs[0], states)
     soup = METHODS[method](states, runs, judge.score_by(metric), maximize)
     best = list(runs).index(soup.members[0])
-    directory = _new_directory(place)
+    directory = timed_directory(place)
     save_soup(directory / "checkpoints" / "best.ckpt", checkpoints[best], soup)
     config = configs[best] | {"name": directory.parent.name, "runs": str(directory.parent.parent)}
     with written_whole(directory / "config.yaml") as partial:
@@ -254,15 +253,6 @@ def place_of_sweep(folder: Path) -> Path:
     folder = folder if len(folder.parts) > 2 else folder.absolute()
     root = folder.parent.parent if folder.parent.name == "sweeps" else folder.parent
     return root / f"{folder.name}_soup"
-
-
-def _new_directory(place: Path) -> Path:
-    made = place / time.strftime("%Y%m%d-%H%M%S")
-    directory, number = made, 1
-    while directory.exists():
-        number += 1
-        directory = made.with_name(f"{made.name}-{number}")
-    return directory
 
 
 def _record(soup: Soup, metric: str) -> dict[str, Any]:

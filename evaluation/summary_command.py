@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from evaluation import summary, summary_join
+from datamodules.schema import UserError
+from evaluation import summary, summary_join, summary_wide
 from evaluation.terminal import print_table
 
 
@@ -24,6 +25,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action="store_true",
         help="the runs are seeds or folds of one experiment: their mean, standard deviation and intervals",
     )
+    command.add_argument("--wide", action="store_true", help="one row a run, one column a task, accuracies only")
     add_forms(command)
 
 
@@ -40,16 +42,19 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
     Raises:
         UserError: a run or its predictions are missing or cannot be read, or runs cannot be joined.
     """
+    if options.wide and (options.join or options.json):
+        raise UserError("--wide: is a form of its own; leave --join and --json out")
     if not options.join:
-        show([row for path in options.runs for row in summary.summarise_run(path, options.split)], options)
+        rows = [row for path in options.runs for row in summary.summarise_run(path, options.split)]
+        show_wide(rows, options.markdown) if options.wide else show(rows, options)
         return
-    rows = summary_join.join_summaries(options.runs, options.split)
+    joined = summary_join.join_summaries(options.runs, options.split)
     if options.json:
-        sys.stdout.write(summary_join.as_json(rows) + "\n")
+        sys.stdout.write(summary_join.as_json(joined) + "\n")
     elif options.markdown:
-        sys.stdout.write(summary_join.markdown_table(rows) + "\n")
+        sys.stdout.write(summary_join.markdown_table(joined) + "\n")
     else:
-        print_table(summary_join.rich_table(rows))
+        print_table(summary_join.rich_table(joined))
 
 
 def show(rows: Sequence[summary.TaskSummary], options: argparse.Namespace) -> None:
@@ -60,3 +65,11 @@ def show(rows: Sequence[summary.TaskSummary], options: argparse.Namespace) -> No
         sys.stdout.write(summary.markdown_table(rows) + "\n")
     else:
         print_table(summary.rich_table(rows))
+
+
+def show_wide(rows: Sequence[summary.TaskSummary], markdown: bool) -> None:
+    """Prints one row a run."""
+    if markdown:
+        sys.stdout.write(summary_wide.markdown_table(rows) + "\n")
+    else:
+        print_table(summary_wide.rich_table(rows))

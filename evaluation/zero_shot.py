@@ -47,6 +47,21 @@ def predict_classes(task: VisionTask, datamodule: ImageDataModule, split: str) -
     )
 
 
+def start_weights_of(run: Path) -> Path:
+    """Checkpoint of what a fine-tuning began with.
+
+    Args:
+        run: the run directory.
+
+    Raises:
+        UserError: the run kept none.
+    """
+    path = run / "checkpoints" / "start.ckpt"
+    if not path.is_file():
+        raise UserError(f"{path}: the run kept no weights from before training; train it with callbacks.StartWeights")
+    return path
+
+
 def finetuning_cost(run: Path, datamodule: ImageDataModule, base_classes: int) -> Cost:
     """What a fine-tuning on some of the classes did to them and to the others.
 
@@ -61,6 +76,6 @@ def finetuning_cost(run: Path, datamodule: ImageDataModule, base_classes: int) -
     """
     from lightning_modules.checkpoint import load_task
 
-    before = predict_classes(load_task(run / "checkpoints" / "start.ckpt"), datamodule, "test")
+    before = predict_classes(load_task(start_weights_of(run)), datamodule, "test")
     write_predictions(run / "predictions" / "test_start.parquet", before)
     return compare(read_predictions(run / "predictions" / "test.parquet"), before, base_classes)

@@ -1,4 +1,7 @@
-"""``python -m experiments {fit,validate,test,predict} --config experiments/….yaml``, ``… {sweep,ablate} FILE``."""
+"""``python -m experiments {fit,validate,test,predict} --config experiments/….yaml``, and what is no training.
+
+These are ``sweep``, ``ablate``, ``results``, ``export`` and ``push_to_hub``, each with a ``--help`` of its own.
+"""
 
 import os
 import sys
@@ -21,6 +24,18 @@ def _main(args: list[str]) -> int:
         from experiments.ablation import main as ablate
 
         return ablate(args[1:])
+    if args[:1] == ["results"]:
+        from experiments.results import main as results
+
+        return results(args[1:])
+    if args[:1] == ["export"]:
+        from experiments.export import main as export
+
+        return export(args[1:])
+    if args[:1] == ["push_to_hub"]:
+        from experiments.hub import main as push_to_hub
+
+        return push_to_hub(args[1:])
     from experiments.cli import main
 
     return main(args)

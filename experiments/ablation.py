@@ -48,7 +48,7 @@ def _run(options: argparse.Namespace, runner: Runner | None) -> int:
 
     from evaluation.terminal import print_table
     from experiments.ablation_file import read_ablation
-    from experiments.ablation_report import rich_table, write_reports
+    from experiments.ablation_report import markdown_table, rich_table, write_reports
     from experiments.ablation_results import Results
 
     check_device(options.device)
@@ -65,8 +65,13 @@ def _run(options: argparse.Namespace, runner: Runner | None) -> int:
     stopped_by = 0
     if "accuracy" not in options.without:
         stopped_by = _train(results, runner, console)
-    print_table(rich_table(results, options.file.stem))
-    sys.stdout.write(f"{write_reports(folder, options.file.stem, results)}\n")
+    written = write_reports(folder, options.file.stem, results)
+    if options.markdown:
+        sys.stdout.write(f"{markdown_table(results)}\n")
+        console.print(written, highlight=False, soft_wrap=True)
+    else:
+        print_table(rich_table(results, options.file.stem))
+        sys.stdout.write(f"{written}\n")
     if stopped_by:
         sys.stdout.write("Stopped. The same command goes on.\n")
     return stopped_by
@@ -148,5 +153,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", help="of the ablation; by default that of the file")
     parser.add_argument("--runs", default="runs", help="directory of all runs (default: runs)")
     parser.add_argument("--retry-failed", action="store_true", help="train those again whose run failed")
+    parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
     add_measuring(parser)
     return parser

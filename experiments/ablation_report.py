@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from evaluation.artefacts import written_whole
 from evaluation.efficiency import cells, columns
-from evaluation.summary import TaskSummary, markdown_rows, with_interval
+from evaluation.summary import markdown_rows, with_interval
+from evaluation.summary_wide import task_heading
 from experiments.run_directory import write_text_whole
 
 if TYPE_CHECKING:
@@ -28,14 +29,18 @@ def write_reports(folder: Path, title: str, results: Sequence[Results]) -> str:
 
     from evaluation.figures import save_figure
 
-    names, rows = _text(results)
     with written_whole(folder / "ablation.csv") as partial:
         pd.DataFrame([_values(result) for result in results]).to_csv(partial, index=False)
-    write_text_whole(folder / "ablation.md", f"# {title}\n\n{markdown_rows(names, rows)}\n")
+    write_text_whole(folder / "ablation.md", f"# {title}\n\n{markdown_table(results)}\n")
     figure = _figure(results, title)
     if figure is not None:
         save_figure(figure, folder / "ablation.png")
     return f"{folder} has ablation.csv, ablation.md{' and ablation.png' if figure else ''}"
+
+
+def markdown_table(results: Sequence[Results]) -> str:
+    """One row a variant."""
+    return markdown_rows(*_text(results))
 
 
 def rich_table(results: Sequence[Results], title: str) -> Table:
@@ -55,7 +60,8 @@ def _text(results: Sequence[Results]) -> tuple[list[str], list[list[str]]]:
     sizes = _batch_sizes(results)
     accuracies = {id(result): {one.task: one for one in result.accuracies()} for result in results}
     tasks = list(dict.fromkeys(task for known in accuracies.values() for task in known))
-    names = ["variant", "px", *columns(sizes), *(f"{_head(task, accuracies)} [95 %]" for task in tasks), "note"]
+    headings = [task_heading([known[task] for known in accuracies.values() if task in known]) for task in tasks]
+    names = ["variant", "px", *columns(sizes), *(f"{heading} [95 %]" for heading in headings), "note"]
     rows = []
     for result in results:
         known = accuracies[id(result)]
@@ -71,14 +77,9 @@ def _text(results: Sequence[Results]) -> tuple[list[str], list[list[str]]]:
                 result.note,
             ]
         )
-    return names, rows
-
-
-def _head(task: str, accuracies: dict[int, dict[str, TaskSummary]]) -> str:
-    """A task with its n, where all runs have the same."""
-    found = {(known[task].n, known[task].groups) for known in accuracies.values() if task in known}
-    n, groups = next(iter(found))
-    return f"{task}, test (n {n}, {groups} objects)" if len(found) == 1 else f"{task}, test"
+    # What no variant has takes no room.
+    kept = [place for place in range(len(names)) if not rows or any(row[place] not in ("", "–") for row in rows)]
+    return [names[place] for place in kept], [[row[place] for place in kept] for row in rows]
 
 
 def _values(result: Results) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from evaluation.parameter_count import parameter_count
 from experiments.metrics_log import MetricsLog
 from experiments.run_directory import write_text_whole
 
@@ -51,6 +52,7 @@ class RunRecorder(Callback):
         self.seed = seed
         self.checkpoint = checkpoint
         self._stage: dict[str, Any] = {}
+        self._has_size = True
         self._logged_rows = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -64,7 +66,31 @@ class RunRecorder(Callback):
             "exit": "unfinished",
             "checkpoint": str(self.checkpoint) if self.checkpoint else None,
         }
-        self._write(trainer, {**self._facts(trainer, pl_module)})
+        facts = self._facts(trainer, pl_module)
+        # A task may make its network in its own setup, which comes after this.
+        self._has_size = facts["model"]["parameters"] > 0
+        self._write(trainer, facts)
+
+    def _note_size(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and not self._has_size:
+            self._has_size = True
+            self._write(trainer, {"model": _model(pl_module)})
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the size of a network that is made only now."""
+        self._note_size(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the size of a network that is made only now."""
+        self._note_size(trainer, pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the size of a network that is made only now."""
+        self._note_size(trainer, pl_module)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the size of a network that is made only now."""
+        self._note_size(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the log anew, or go on with it where the checkpoint says."""
@@ -109,6 +135,8 @@ class RunRecorder(Callback):
         # What training saw stays; a later stage adds itself, and what an older version did not record of the same data.
         data = {**(facts.get("data") or {}), **(record.get("data") or {})} or None
         record = {**facts, **record, "data": data, "stages": [*stages, self._stage]}
+        if "model" in facts and not record["model"]["parameters"]:
+            record["model"] = facts["model"]
         write_text_whole(path, json.dumps(record, indent=2, sort_keys=False) + "\n")
 
     def _facts(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
@@ -122,11 +150,12 @@ class RunRecorder(Callback):
             "hardware": hardware(),
             "processes": trainer.world_size,
             "data": data.data_record() if isinstance(data, HasDataRecord) else None,
-            "model": {
-                "class": type(pl_module).__name__,
-                "parameters": sum(p.numel() for p in pl_module.parameters()),
-            },
+            "model": _model(pl_module),
         }
+
+
+def _model(pl_module: LightningModule) -> dict[str, Any]:
+    return {"class": type(pl_module).__name__, "parameters": parameter_count(pl_module)}
 
 
 def git_revision() -> dict[str, Any] | None:

@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import csv
-import ctypes
 import io
 import math
-import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
+from experiments.child_process import begin_process, end_process
 from experiments.sweep_file import Metric
 
 _POLL_SECONDS = 0.5
-SECONDS_TO_END = 30.0
-"""Training ends after the batch or the validation at hand when it is asked to, and writes ``last.ckpt``."""
 _TERMINATED = {-signal.SIGTERM, 128 + signal.SIGTERM}
 _SECONDS_TO_AGREE = 3.0
 """A scheduler that ends a job sends SIGTERM to all its processes, and a trial may be quicker than its sweep."""
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -108,19 +102,8 @@ def run_trial(job: Job, watch: Watch, stop: threading.Event) -> Outcome:
     if job.resumes is not None:
         place += ["--ckpt_path", str(job.resumes)]
     job.log.parent.mkdir(parents=True, exist_ok=True)
-    # In an environment of a run these would send the trial to that run's directory.
-    inherited = {key: value for key, value in os.environ.items() if key not in {"VITRINE_RUN_DIRECTORY", "LOCAL_RANK"}}
     with job.log.open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "experiments", *job.arguments, *place],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**inherited, **job.environment},
-            # Ctrl-C in a terminal must reach the sweep alone, which then ends its trials.
-            process_group=0,
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 -- calls into C only
-        )
+        process = begin_process(["experiments", *job.arguments, *place], log, environment=job.environment)
     told = 0
     try:
         watch.started(process.pid)
@@ -130,13 +113,13 @@ def run_trial(job: Job, watch: Watch, stop: threading.Event) -> Outcome:
             for number in range(told, len(values)):
                 told = number + 1
                 if watch.epoch(told, values[number]) and process.poll() is None:
-                    _end(process)
+                    end_process(process)
                     return _ended(job, "pruned")
             if stop.wait(_POLL_SECONDS):
-                _end(process)
+                end_process(process)
                 return _ended(job, "stopped")
     finally:
-        _end(process)
+        end_process(process)
     if process.returncode in _TERMINATED and stop.wait(_SECONDS_TO_AGREE):
         return _ended(job, "stopped")
     if process.returncode != 0:
@@ -185,22 +168,3 @@ def _run_directory(job: Job) -> Path | None:
     own = next(iter((job.folder / "trials" / job.name).glob("*/")), None)
     # An interrupted run whose experiment has been changed since does not go on: `fit` makes a new one.
     return own or (job.resumes.parent.parent if job.resumes else None)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(SECONDS_TO_END)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-
-def _end_with_parent() -> None:
-    """Ask the kernel to end this process when the sweep is killed, so that no trial goes on that nobody watches."""
-    if _LIBC is not None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

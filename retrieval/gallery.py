@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from datamodules.schema import UserError
 from retrieval.filter_columns import filter_columns
+from retrieval.filtered_rows import FilteredRows, Where
 from retrieval.filters import IN_ONE_CONDITION, Column, checked_filter, one_of
+from retrieval.gallery_captions import GalleryCaptions
 from retrieval.gallery_writer import GalleryWriter
 from retrieval.hits import CaptionHit, Hit
 from retrieval.lance_store import local_folder
@@ -50,8 +52,9 @@ class Gallery:
         self.identity = identity
         self._pictures = pictures
         self._captions = captions
+        self._fitting = FilteredRows(pictures)
         self._vectors = VectorRows(pictures, uri, PICTURES, device)
-        self._caption_vectors = None if captions is None else VectorRows(captions, uri, CAPTIONS, device)
+        self._said = None if captions is None else GalleryCaptions(captions, uri, device)
 
     @classmethod
     def open(cls, uri: str, device: str = "cpu") -> Gallery:
@@ -117,7 +120,18 @@ class Gallery:
 
     def n_captions(self) -> int:
         """Number of captions with vectors of their own."""
-        return 0 if self._captions is None else len(self._captions)
+        return 0 if self._said is None else len(self._said)
+
+    def captions_of(self, ids: Sequence[str]) -> pa.Table:
+        """Captions of some pictures, with their vectors.
+
+        Returns:
+            Columns ``picture``, ``caption`` and ``vector`` (of unit length), in the order in which they were written.
+
+        Raises:
+            UserError: where the gallery has no captions with vectors.
+        """
+        return self._with_captions().of_pictures(ids)
 
     def columns(self) -> list[str]:
         """Names that a filter may use: those of the table, then the short ones (``colour``, ``confidence``)."""
@@ -145,8 +159,8 @@ class Gallery:
                     store.tidy()
             if not self._uses_index(None):
                 self._vectors.refresh()
-            if self._caption_vectors is not None:
-                self._caption_vectors.refresh()
+            if self._said is not None:
+                self._said.refresh()
 
     def table(self, columns: Sequence[str], where: str = "") -> pa.Table:
         """Metadata in the gallery's order.
@@ -159,6 +173,14 @@ class Gallery:
             UserError: for a filter that is none.
         """
         return self._pictures.scan(columns, self._condition(where)).select(list(columns))
+
+    def places(self, where: str = "") -> NDArray[np.int64]:
+        """Places ``(n,)`` in the gallery's order of the pictures that fit a filter, ascending.
+
+        Raises:
+            UserError: for a filter that is none.
+        """
+        return self._fitting.places(self._condition(where))
 
     def rows(self, ids: Sequence[str], columns: Sequence[str]) -> pa.Table:
         """Rows in the order of ``ids``.
@@ -180,26 +202,25 @@ class Gallery:
         return matrix_of(self.rows(ids, ["vector"]).column("vector"))
 
     def nearest(
-        self, queries: NDArray[np.float32], k: int, where: str = "", *, exact: bool | None = None
+        self, queries: NDArray[np.float32], k: int, where: Where = "", *, exact: bool | None = None
     ) -> list[list[Hit]]:
         """The pictures nearest to each query, best first; equal scores in the gallery's order.
 
         Args:
             queries: float32 ``(Q, D)``, of unit length.
             k: how many; fewer where the gallery, or what the filter leaves of it, has fewer.
-            where: filter as a user writes it; it holds before the best are chosen.
+            where: only these, which holds before the best are chosen; the approximate index takes no places.
             exact: False to use the approximate index; None: only past ``EXACT_LIMIT``, if one was built.
 
         Raises:
             UserError: for a filter that is none, vectors of another length, ``k`` below 1, or no index to use.
         """
         self._check_queries(queries, k)
-        condition = self._condition(where)
-        if self._uses_index(exact):
+        if isinstance(where, str) and self._uses_index(exact):
+            condition = self._condition(where)
             found = [self._pictures.nearest(query, k, condition) for query in queries]
         else:
-            allowed = self._pictures.scan(["id"], condition).column(ROW_ID).to_numpy() if condition else None
-            found = self._vectors.nearest(queries, k, allowed)
+            found = self._vectors.nearest(queries, k, self._allowed(where))
         ids = self._names(found)
         return [
             [Hit(ids[row], float(score)) for row, score in zip(near.row_ids.tolist(), near.scores, strict=True)]
@@ -218,20 +239,8 @@ class Gallery:
             UserError: where the gallery has no captions with vectors, and as ``nearest``.
         """
         self._check_queries(queries, k)
-        if self._captions is None or self._caption_vectors is None or len(self._captions) == 0:
-            raise UserError(f"{self.uri}: has no captions; they come with a dual encoder on data with captions")
-        captions = self._captions.scan(["picture", "caption"]).to_pandas()
-        pictures = self._pictures.scan(["id"], self._condition(where)).column("id").to_pandas()
-        shown = captions[captions["picture"].isin(pictures)].drop_duplicates("caption")
-        found = self._caption_vectors.nearest(queries, k, shown[ROW_ID].to_numpy(np.uint64))
-        said = shown.set_index(ROW_ID)
-        return [
-            [
-                CaptionHit(str(said.at[row, "caption"]), str(said.at[row, "picture"]), float(score))
-                for row, score in zip(near.row_ids.tolist(), near.scores, strict=True)
-            ]
-            for near in found
-        ]
+        pictures = self._pictures.scan(["id"], self._condition(where)).column("id").to_pylist()
+        return self._with_captions().nearest(queries, k, pictures)
 
     def build_index(self, *, sample: int = 200, k: int = 10) -> IndexReport:
         """Builds the approximate index and measures what it finds of the exact answer.
@@ -255,6 +264,11 @@ class Gallery:
     def has_index(self) -> bool:
         """Whether an approximate index was built."""
         return self._pictures.has_index()
+
+    def _with_captions(self) -> GalleryCaptions:
+        if self._said is None or len(self._said) == 0:
+            raise UserError(f"{self.uri}: has no captions; they come with a dual encoder on data with captions")
+        return self._said
 
     def _uses_index(self, exact: bool | None) -> bool:
         if exact is None:
@@ -280,8 +294,13 @@ class Gallery:
         places = dict(zip(known.column("id").to_pylist(), known.column(ROW_ID).to_pylist(), strict=True))
         for name in ids:
             if name not in places:
-                raise UserError(f"{self.uri}: there is no picture {name!r} in the gallery")
+                raise UserError(f"{self.uri}: there is no picture {name!r} in the gallery; searches show ids")
         return np.array([places[name] for name in ids], np.uint64)
+
+    def _allowed(self, where: Where) -> NDArray[np.uint64] | None:
+        if isinstance(where, str):
+            return self._fitting.row_ids(self._condition(where)) if where else None
+        return self._fitting.row_ids("")[where]
 
     def _names(self, found: Sequence[Neighbours]) -> dict[int, str]:
         rows = np.unique(np.concatenate([near.row_ids for near in found] or [np.zeros(0, np.uint64)]))

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.schema import UserError
+from retrieval.filtered_rows import Where
 from retrieval.fusion import reciprocal_rank_fusion
 from retrieval.gallery import Gallery
 from retrieval.gallery_words import GalleryWords, RankedRows, WordSource
@@ -121,6 +122,14 @@ class Searcher:
         """``clip`` where the gallery's vectors can answer, else ``tfidf``."""
         return "clip" if query.text is None or self.gallery.identity.encodes_text else "tfidf"
 
+    def prepare_words(self) -> None:
+        """Counts the words now instead of with the first query that needs them.
+
+        Raises:
+            UserError: if there are no such words.
+        """
+        self._words_now()
+
     def search(self, query: Query, top_k: int, ranker: Ranker | None = None, where: str = "") -> SearchResult:
         """Pictures that answer one query; see ``search_all``."""
         return self.search_all([query], top_k, ranker or self.default_ranker(query), where)[0]
@@ -137,6 +146,19 @@ class Searcher:
         Raises:
             UserError: if the gallery cannot answer such a query, or an argument is wrong.
         """
+        answers = self.rank_all(queries, top_k, ranker, where)
+        # Counted once: with a filter that means a look at the whole table.
+        there = self._count(where) if any(len(answer.hits) < top_k for answer in answers) else top_k
+        return [
+            replace(answer, notes=[*answer.notes, *self._shortage(len(answer.hits), top_k, there, where, answer.query)])
+            for answer in answers
+        ]
+
+    def rank_all(self, queries: Sequence[Query], top_k: int, ranker: Ranker, where: Where = "") -> list[SearchResult]:
+        """As ``search_all``, without a note on why there are fewer pictures than were asked for.
+
+        ``where`` may give the places of the pictures that may be found, too.
+        """
         self._check(queries, top_k, ranker)
         if ranker == "clip":
             found = self._nearest(queries, top_k, where)
@@ -147,12 +169,7 @@ class Searcher:
             if ranker == "hybrid":
                 nearest = self._nearest(queries, max(top_k, FUSED_DEPTH), where)
                 found = [self._fused(*both, top_k) for both in zip(nearest, by_words, strict=True)]
-        # Counted once: with a filter that means a look at the whole table.
-        there = self._count(where) if any(len(hits) < top_k for hits, _ in found) else top_k
-        return [
-            SearchResult(query, ranker, hits, [*notes, *self._shortage(len(hits), top_k, there, where, query)])
-            for query, (hits, notes) in zip(queries, found, strict=True)
-        ]
+        return [SearchResult(query, ranker, hits, notes) for query, (hits, notes) in zip(queries, found, strict=True)]
 
     def search_captions(self, query: Query, top_k: int, where: str = "") -> CaptionResult:
         """Captions that fit a picture or a text, each text once.
@@ -193,7 +210,7 @@ class Searcher:
                     "of a dual encoder"
                 )
 
-    def _nearest(self, queries: Sequence[Query], top_k: int, where: str) -> list[tuple[list[Hit], list[str]]]:
+    def _nearest(self, queries: Sequence[Query], top_k: int, where: Where) -> list[tuple[list[Hit], list[str]]]:
         """Nearest pictures by vector, and notes; never the picture that was asked with."""
         vectors, notes = self._vectors.of(queries)
         asked = [vector for vector in vectors if vector is not None]
@@ -210,9 +227,10 @@ class Searcher:
             self._words = self._make_words()
         return self._words
 
-    def _allowed(self, where: str) -> NDArray[np.int64] | None:
-        words = self._words_now()
-        return words.rows_of(self.gallery.table(["id"], where).column("id").to_pylist()) if where else None
+    def _allowed(self, where: Where) -> NDArray[np.int64] | None:
+        if isinstance(where, str):
+            return self.gallery.places(where) if where else None
+        return where
 
     def _by_words(self, query: Query, allowed: NDArray[np.int64] | None) -> RankedRows:
         words = self._words_now()
@@ -238,7 +256,7 @@ class Searcher:
         return [Hit(words.ids[row], score) for row, score in best], [*notes, *by_words.notes]
 
     def _count(self, where: str) -> int:
-        return self.gallery.table(["id"], where).num_rows if where else len(self.gallery)
+        return len(self.gallery.places(where)) if where else len(self.gallery)
 
     def _shortage(self, found: int, top_k: int, there: int, where: str, query: Query) -> list[str]:
         """Why there are fewer pictures than were asked for."""

@@ -64,6 +64,9 @@ class Scan:
 
         if isinstance(rows, slice):
             block = self.vectors[rows]
+        elif _is_processor(self.device):
+            # NumPy copies rows whole, torch number by number, which takes several times as long.
+            block = _tensor(self.vectors.numpy()[rows])
         else:
             block = self.vectors[torch.from_numpy(rows).to(self.vectors.device)]
         block, out = block.to(self.device), out[: len(block)]

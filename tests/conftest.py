@@ -24,3 +24,8 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     """What tests decode and verify does not land in the user's cache; a module may have one for all its tests."""
     if os.environ["VITRINE_CACHE"] == _SHARED:
         monkeypatch.setenv("VITRINE_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Something long that shares nothing comes first, or two workers would wait for the same runs at once."""
+    items.sort(key=lambda item: "test_exact_resume" not in item.nodeid)

@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from retrieval.gallery import Gallery
 from tests.callbacks.gallery_processes import SIZE, TASKS, WORLDS
 from tests.callbacks.tiny import MadePhotos, tiny_task, tiny_trainer
 from tests.callbacks.tiny_retrieval import TinyDualEncoder, TinyPairs
+from tests.forks import run_program
 from tests.retrieval.photos import rows_of
 
 TRAIN_AND_VAL = 58
@@ -27,17 +25,7 @@ TRAIN_AND_VAL = 58
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
-    finished = subprocess.run(
-        [sys.executable, "-m", "tests.callbacks.gallery_processes", str(folder)],
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    logs = "".join(path.read_text(errors="replace")[-2000:] for path in folder.glob("log-*"))
-    assert finished.returncode == 0, finished.stderr[-2000:] + logs
+    run_program("tests.callbacks.gallery_processes", str(folder))
     return folder
 
 

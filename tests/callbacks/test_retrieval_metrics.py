@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from datamodules.schema import UserError
 from retrieval.metrics import rank_queries
 from tests.callbacks.tiny import MadePhotos, tiny_classifier, tiny_trainer
 from tests.callbacks.tiny_retrieval import PICTURES, TinyDualEncoder, TinyPairs, embeddings, evaluate
+from tests.forks import run_program
 
 DIRECTIONS = ("image_to_text", "text_to_image")
 METRICS = ("R@1", "R@5", "R@10", "median_rank", "mAP")
@@ -180,10 +178,7 @@ def test_fast_dev_run_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("both")
-    command = [sys.executable, "-m", "tests.callbacks.tiny_retrieval", str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert finished.returncode == 0, finished.stderr[-3000:]
+    run_program("tests.callbacks.tiny_retrieval", str(folder))
     return folder
 
 

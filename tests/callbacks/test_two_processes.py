@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from PIL import Image
 from evaluation.predictions import read_predictions
 from tests.callbacks.tiny import SPLIT_SIZES
 from tests.callbacks.two_processes import EPOCHS, PHASE_ONE, evaluate, train
+from tests.forks import run_program
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +22,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("both")
     for name in ("fit", "accumulated", "evaluation"):
         (folder / name).mkdir()
-    command = [sys.executable, "-m", "tests.callbacks.two_processes", str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert finished.returncode == 0, finished.stderr[-3000:]
+    run_program("tests.callbacks.two_processes", str(folder))
     return folder
 
 

@@ -23,6 +23,7 @@ from datamodules.streamed_images import StreamedImages
 from tests.fakes import picture, write_products
 
 SIZES = {"train": 36, "val": 9, "test": 9}
+TRAIN = set(range(SIZES["train"]))
 
 
 def source(root: Path) -> Products:
@@ -51,6 +52,13 @@ class Place:
         self.global_rank = rank
         self.world_size = world_size
         self.default_root_dir = str(folder)
+
+
+def on_rank(shards: str, rank: int, world_size: int, folder: Path, **options: Any) -> StreamedImages:
+    """As ``streamed``, on one of several processes."""
+    data = streamed(shards, **options)
+    data.trainer = Place(rank, world_size, folder)  # type: ignore[assignment]  # as far as it is asked
+    return data
 
 
 def batches(loader: CountedLoader, epoch: int = 0) -> list[Batch]:

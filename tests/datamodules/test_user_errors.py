@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from jsonargparse import ArgumentParser
 
@@ -91,3 +94,30 @@ def test_user_error_that_a_constructor_raises_is_told_as_it_is(capsys: pytest.Ca
 
     assert run_reporting_user_errors(command) == 2
     assert capsys.readouterr().err == "error: depth: too deep\n"
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])  # written when the program ends, or before
+def test_output_that_nobody_reads_ends_the_command_quietly(lines: int) -> None:
+    program = f"""
+import sys
+from datamodules.user_errors import run_reporting_user_errors
+sys.stdin.read()
+sys.exit(run_reporting_user_errors(lambda: print("a line\\n" * {lines})))
+"""
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", program], stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        process.stdin.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 141
+
+
+def test_another_broken_pipe_is_an_error_of_ours() -> None:
+    def command() -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        run_reporting_user_errors(command)

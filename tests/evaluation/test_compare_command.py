@@ -66,7 +66,19 @@ def test_page_with_table_and_plot(runs: list[Path], tmp_path: Path, capsys: pyte
     table = pd.read_csv(tmp_path / "page" / "compared.csv")
     assert table["run"].tolist() == ["small", "large"]
     assert table["verdict"].tolist() == ["cannot be told apart", "reference"]
-    assert "python -m evaluation efficiency" in text
+    shown = [pd.read_csv(tmp_path / "page" / f"{name}.csv") for name in ("accuracies", "other_scores", "cost")]
+    assert [part.columns[-1] for part in shown] == ["verdict", "ECE [95 %]", "train min"]
+    assert set(table.columns) == {name for part in shown for name in part.columns}
+    assert all(f"{name}.csv" in text for name in ("accuracies", "other_scores", "cost"))
+    assert f"python -m evaluation efficiency {runs[0]} {runs[1]}</code> does" in text
+
+
+def test_a_terminal_has_cost_once_a_run(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare(runs) == 0
+    *_, scores, cost = re.split(r"(?m)^(?=┏)", capsys.readouterr().out)
+    assert [scores.count(f"│ {name} ") for name in ("small", "large")] == [2, 2]
+    assert [cost.count(f"│ {name} ") for name in ("small", "large")] == [1, 1]
+    assert "train min" in cost
 
 
 def test_other_test_sets_are_refused_in_one_line(

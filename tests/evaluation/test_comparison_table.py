@@ -13,11 +13,13 @@ import yaml
 
 from datamodules.schema import UserError
 from evaluation.comparison import holm, mcnemar_p
-from evaluation.comparison_table import Side, caveats, cells, common_tasks, compare_sides, cost_of, sides_of
+from evaluation.comparison_cells import cells
+from evaluation.comparison_table import Side, caveats, common_tasks, compare_sides, cost_of, sides_of
 from evaluation.efficiency import BatchCost, Costs, Counts
 from evaluation.efficiency_command import write
 from evaluation.predictions import Predictions, read_predictions, write_predictions
 from evaluation.run_files import RunFiles
+from evaluation.temperatures import write_temperatures
 from tests.evaluation.small_run import write_run
 from tests.evaluation.test_comparison import two_models
 
@@ -91,6 +93,20 @@ def test_seeds_are_one_row(tmp_path: Path) -> None:
     scores = [(one.predicted("class") == one.targets["class"]).mean() for one in (first, second)]
     assert row["runs"] == "2 (seeds)"
     assert row["mean ± sd of runs"] == f"{np.mean(scores):.3f} ± {np.std(scores, ddof=1):.3f}"
+
+
+def test_confidences_are_compared_too(runs: list[Path]) -> None:
+    def row() -> dict[str, str]:
+        sides = sides_of(runs, "test", join=False)
+        return cells(compare_sides(sides, ["class"], n_resamples=200), {one.name: cost_of(one) for one in sides})[1]
+
+    before = row()
+    assert before["calibrated ECE [95 %]"] == "–"
+    write_temperatures(runs[1], {"class": 1.0}, {})
+    assert row()["calibrated ECE [95 %]"] == before["ECE [95 %]"]
+    write_temperatures(runs[1], {"class": 9.0}, {})
+    after = row()
+    assert after["ECE [95 %]"] == before["ECE [95 %]"] != after["calibrated ECE [95 %]"] != "–"
 
 
 def test_runs_and_their_cost(runs: list[Path]) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +65,13 @@ def test_a_run_without_a_best_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="not a run directory"):
         source_of(tmp_path / "empty", [])
+
+
+def test_a_run_that_was_evaluated_as_it_came_is_built_from_its_configuration(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(EXPERIMENT))
+    (tmp_path / "run.json").write_text(json.dumps({"stages": [{"stage": "test", "exit": "finished"}]}))
+    assert source_of(tmp_path, []) == source_of(tmp_path / "config.yaml", [])
+    # A training that left no best checkpoint is another matter.
+    (tmp_path / "run.json").write_text(json.dumps({"stages": [{"stage": "fit", "exit": "unfinished"}]}))
+    with pytest.raises(UserError, match=r"best\.ckpt"):
+        source_of(tmp_path, [])

@@ -29,6 +29,7 @@ from evaluation.soup_command import best_of_sweep, place_beside, place_of_sweep
 from experiments.cli import main as experiments
 from lightning_modules.checkpoint import load_task, read_checkpoint
 from tests.experiments.conftest import TINY
+from tests.experiments.plain_figures import plain_figures
 
 RUNS = [Path("a"), Path("b"), Path("c")]
 
@@ -159,7 +160,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, lr in enumerate((0.001, 0.002, 0.3)):
         trial = f"trial-000{number}"
         flags = ["--name", trial, "--runs", str(folder / "trials"), f"--model.lr={lr}", "--trainer.max_epochs=1"]
-        assert experiments(["fit", "--config", str(config), *flags]) == 0
+        with plain_figures():
+            assert experiments(["fit", "--config", str(config), *flags]) == 0
         [run] = (folder / "trials" / trial).glob("*")
         value = pd.read_csv(run / "metrics.csv")["val/loss"].min()
         rows.append({"trial": trial, "state": "complete", "val/loss": value, "run": str(run)})
@@ -193,7 +195,8 @@ def test_the_best_of_a_sweep_become_a_run_that_can_be_tested(
     assert record["members"][0]["kept"] is True
     assert load_task(made / "checkpoints" / "best.ckpt").tasks
 
-    assert experiments(["test", "--ckpt_path", str(made / "checkpoints" / "best.ckpt")]) == 0
+    with plain_figures():
+        assert experiments(["test", "--ckpt_path", str(made / "checkpoints" / "best.ckpt")]) == 0
     assert (made / "predictions" / "test.parquet").is_file()
     stages = json.loads((made / "run.json").read_text())["stages"]
     tested = stages[-1]["metrics"]["test/loss"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from evaluation.wise_ft import Mixture, best_mixture, rich_table, sweep
 from evaluation.zero_shot import finetuning_cost
 from experiments.cli import main as experiments
 from lightning_modules.checkpoint import load_task, read_checkpoint
+from tests.experiments.plain_figures import plain_figures
 from tests.fakes_flowers import write_flowers
 from tests.fakes_models import write_clip
 
@@ -50,7 +52,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_clip(root / "clip")
     config = root / "base.yaml"
     config.write_text(CONFIG.format(root=root))
-    assert experiments(["fit", "--config", str(config), "--runs", str(root / "runs"), "--test_best=true"]) == 0
+    with plain_figures():
+        assert experiments(["fit", "--config", str(config), "--runs", str(root / "runs"), "--test_best=true"]) == 0
     [run] = (root / "runs").glob("*/*")
     return run
 
@@ -118,9 +121,15 @@ def test_of_equal_mixtures_the_one_nearest_to_the_start_is_taken() -> None:
     assert Mixture(0.0, 0.5, 0.5, 0.6, 0.3).harmonic == pytest.approx(0.4)
 
 
-def test_shares_out_of_range_and_missing_files_are_refused(finished: Path, tmp_path: Path) -> None:
+def test_shares_out_of_range_and_missing_files_are_refused(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["wise_ft", str(finished), "--alphas", "2"]) == 2
     assert main(["wise_ft", str(tmp_path)]) == 2
+    shutil.copy(finished / "config.yaml", tmp_path)
+    capsys.readouterr()
+    assert main(["wise_ft", str(tmp_path)]) == 2
+    assert "train it with callbacks.StartWeights" in capsys.readouterr().err
     task: Any = None
     with pytest.raises(UserError, match="alphas"):
         list(sweep(task, {}, {}, task, alphas=(-0.1,), base_classes=0))

@@ -22,6 +22,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from experiments.cli import main
+from tests.experiments.plain_figures import plain_figures
+from tests.forked import begin_fork, end_of_fork
 
 EVENTS = (
     "on_train_batch_start",
@@ -78,23 +80,16 @@ def in_fork(arguments: list[str], log: Path, **environment: str) -> int:
     Returns:
         Its exit code, negative for the signal that ended it.
     """
-    pid = os.fork()
-    if pid == 0:
-        with log.open("ab") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
+
+    def program() -> int:
         os.environ.update(environment)
-        code = 1
         try:
-            code = main(arguments)
-        except SystemExit as error:
-            code = error.code if isinstance(error.code, int) else 1
+            return main(arguments)
         finally:
-            sys.stdout.flush()
             if "MODULES_IN" in environment:
                 Path(environment["MODULES_IN"]).write_text("\n".join(sys.modules), encoding="utf-8")
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    return end_of_fork(begin_fork(program, log))
 
 
 def run_directory(runs: Path) -> Path:
@@ -193,6 +188,7 @@ def run_interrupted(folder: Path, experiment: str, moments: list[int]) -> None:
 if __name__ == "__main__":
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    run_all(Path(sys.argv[1]), sys.argv[3:], int(sys.argv[2]))
-    # In the middle of an epoch of phase two.
-    run_interrupted(Path(sys.argv[1]), sys.argv[3], [75])
+    with plain_figures():
+        run_all(Path(sys.argv[1]), sys.argv[3:], int(sys.argv[2]))
+        # In the middle of an epoch of phase two.
+        run_interrupted(Path(sys.argv[1]), sys.argv[3], [75])

@@ -142,13 +142,20 @@ def test_every_variant_has_a_row_with_what_could_be_had(done: tuple[Path, Trains
 
 
 def test_nothing_is_done_twice(
-    done: tuple[Path, Trains], file: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+    done: tuple[Path, Trains],
+    file: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     place, _ = done
     before = table(place)
     monkeypatch.setattr("evaluation.efficiency_workers.measure", None)  # would fail if it were called
     assert main([str(file), "--runs", str(folder / "runs"), "--batch-sizes", "1"], refuses) == 0
     pd.testing.assert_frame_equal(table(place), before)
+    capsys.readouterr()
+    assert main([str(file), "--runs", str(folder / "runs"), "--batch-sizes", "1", "--markdown"], refuses) == 0
+    assert capsys.readouterr().out.strip() == (place / "ablation.md").read_text().partition("\n\n")[2].strip()
 
 
 def test_only_what_changed_or_failed_runs_again(done: tuple[Path, Trains], file: Path, folder: Path) -> None:
@@ -217,21 +224,34 @@ def test_a_variant_trains_as_a_process_of_its_own(file: Path, tmp_path: Path, mo
     assert float(rows.loc["small", "p50_seconds_2"]) > 0  # type: ignore[arg-type]  # likewise
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+CLIP = FILES[0].with_name("clip_architectures.yaml")
+SOME_OF_CLIP = ["RN50", "ViT-B/32", "ViT-B/32, early layers frozen"]
+
+
+@pytest.mark.parametrize(
+    ("path", "only"),
+    [
+        *(pytest.param(path, [], id=path.stem, marks=[pytest.mark.slow] if path == CLIP else []) for path in FILES),
+        pytest.param(CLIP, SOME_OF_CLIP, id="some of clip_architectures"),
+    ],
+)
 def test_every_ablation_counts_all_its_variants_without_weights(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, only: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_products(tmp_path / "products")
     monkeypatch.setenv("VITRINE_DATA", str(tmp_path))
-    assert main([str(path), "--runs", str(tmp_path), "--without", "costs", "accuracy"], refuses) == 0
+    arguments = ["--runs", str(tmp_path), "--without", "costs", "accuracy", *(["--only", *only] if only else [])]
+    assert main([str(path), *arguments], refuses) == 0
     rows = table(tmp_path / "ablations" / path.stem)
-    assert len(rows) == len(yaml.safe_load(path.read_text())["variants"])
+    assert len(rows) == len(only or yaml.safe_load(path.read_text())["variants"])
     assert rows["note"].isna().all()
     assert (rows["picture_flops"] > 0).all()
     assert (rows["trainable"] <= rows["parameters"]).all()
-    if path.stem == "clip_architectures":
+    if path == CLIP:
         found = {str(name): (row["parameters"], row["trainable"]) for name, row in rows.iterrows()}
-        assert {name: tuple(round(one / 1e6, 2) for one in both) for name, both in found.items()} == KNOWN
+        assert {name: tuple(round(one / 1e6, 2) for one in both) for name, both in found.items()} == {
+            name: KNOWN[name] for name in only or KNOWN
+        }
 
 
 def test_a_damaged_record_is_told(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

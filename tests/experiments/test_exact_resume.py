@@ -18,7 +18,7 @@ from tests.fakes_models import write_clip
 
 pytestmark = pytest.mark.timeout(1500)
 
-KILLS = 10
+KILLS = [3, pytest.param(10, marks=pytest.mark.slow)]
 """Of each experiment, over as many runs as that takes."""
 
 SHARED = """
@@ -81,14 +81,19 @@ model:
 )
 
 
+@pytest.fixture(scope="module", params=KILLS)
+def kills(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, kills: int) -> Path:
     folder = tmp_path_factory.mktemp("killed")
     clip = write_clip(folder / "clip", image_size=16)
     (folder / "classifies.yaml").write_text(CLASSIFIES, encoding="utf-8")
     (folder / "embeds.yaml").write_text(EMBEDS.replace("CLIP", str(clip)), encoding="utf-8")
     program = Path(__file__).with_name("killed_runs.py")
-    command = [sys.executable, "-m", "tests.experiments.killed_runs", str(folder), str(KILLS)]
+    command = [sys.executable, "-m", "tests.experiments.killed_runs", str(folder), str(kills)]
     done = subprocess.run(
         [*command, "classifies", "embeds"],
         check=False,
@@ -140,11 +145,10 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
-def test_kills_came_and_runs_ended(folder: Path) -> None:
+def test_kills_came_and_runs_ended(folder: Path, kills: int) -> None:
     history = json.loads((folder / "history.json").read_text())
-    kills = [code for chain in history.values() for _, code in chain[:-1]]
-    assert len(kills) == 2 * KILLS == 20
-    assert set(kills) == {-signal.SIGKILL}
+    codes = [code for chain in history.values() for _, code in chain[:-1]]
+    assert codes == [-signal.SIGKILL] * 2 * kills
     assert all(chain[-1][1] == 0 for chain in history.values())
 
 

@@ -32,6 +32,7 @@ def merged(overlay: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
         ("fsdp", {"strategy": "fsdp", "devices": "auto"}, []),
         ("bf16", {"precision": "bf16-mixed"}, ["BackboneUnfreezing"]),
         ("compile", {}, ["BackboneUnfreezing", "CompileModel"]),
+        ("ensemble", {}, []),
     ],
 )
 def test_overlays_add_to_an_experiment(

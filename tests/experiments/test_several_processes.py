@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,8 @@ import torch
 from evaluation.predictions import read_predictions
 from experiments.cli import main
 from lightning_modules import load_task
-from tests.experiments.several_processes import EPOCHS, SHARDED, SIZES, TASKS
+from tests.experiments.several_processes import EPOCHS, SHARDED, SIZES, TASKS, is_costly
+from tests.forks import run_program
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -40,34 +38,43 @@ wandb: {mode: disabled}
 """
 
 
-def in_python(*arguments: str) -> None:
-    """Runs a program; what it prints is shown if it fails."""
-    done = subprocess.run(
-        [sys.executable, "-m", *arguments],
-        check=False,
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
     (folder / "torchrun.yaml").write_text(TORCHRUN)
-    in_python("tests.experiments.several_processes", str(folder))
+    run_program("tests.experiments.several_processes", str(folder))
     return folder
 
 
 @pytest.fixture(scope="module")
-def sharded(folder: Path) -> Path:
-    """The same folder with what two processes trained with shared weights."""
-    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    in_python(*torchrun, "-m", "tests.experiments.sharded_processes", str(folder))
+def costly(folder: Path) -> Path:
+    """The same folder with what only the slow tests look at."""
+    run_program("tests.experiments.several_processes", str(folder), "costly")
     return folder
+
+
+@pytest.fixture(scope="module")
+def sharded(costly: Path) -> Path:
+    """The same folder with what two processes trained with shared weights."""
+    torchrun = ("--standalone", "--nproc-per-node=2", "-m", "tests.experiments.sharded_processes", str(costly))
+    run_program("torch.distributed.run", *torchrun, seconds=400)
+    return costly
+
+
+def evaluations(*names: str) -> pytest.MarkDecorator:
+    """Worlds, sizes and tasks; the costly ones are slow tests."""
+    cases = [(world, size, task) for world in (2, 3) for size in SIZES for task in names]
+    return pytest.mark.parametrize(
+        ("world", "size", "task"),
+        [pytest.param(*case, marks=[pytest.mark.slow] if is_costly(*case) else []) for case in cases],
+    )
+
+
+@pytest.fixture
+def evaluated(request: pytest.FixtureRequest, world: int, size: int, task: str) -> Path:
+    """The folder, with that evaluation on one process and on several."""
+    found: Path = request.getfixturevalue("costly" if is_costly(world, size, task) else "folder")
+    return found
 
 
 def metrics(here: Path, rank: int) -> dict[str, float]:
@@ -82,16 +89,14 @@ def trained(folder: Path, world: int, task: str, rank: int) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("world", [2, 3])
-def test_metrics_are_those_of_one_process(folder: Path, world: int, size: int, task: str) -> None:
-    alone = metrics(folder / "1" / f"{task}-{size}", 0)
+@evaluations(*TASKS)
+def test_metrics_are_those_of_one_process(evaluated: Path, world: int, size: int, task: str) -> None:
+    alone = metrics(evaluated / "1" / f"{task}-{size}", 0)
     assert "test/loss" in alone
     assert ("test/image_to_text/R@1" in alone) == (task == "captioned")
     assert ("test/class/accuracy" in alone) == (task != "captioned")
     for rank in range(world):
-        found = metrics(folder / str(world) / f"{task}-{size}", rank)
+        found = metrics(evaluated / str(world) / f"{task}-{size}", rank)
         assert found == pytest.approx(alone, rel=1e-6)
         # Shares of samples are counts, and may differ by a rounding only.
         for name, value in found.items():
@@ -99,13 +104,11 @@ def test_metrics_are_those_of_one_process(folder: Path, world: int, size: int, t
                 assert round(value * size * 1000) == round(alone[name] * size * 1000)
 
 
-@pytest.mark.parametrize("task", [name for name in TASKS if name != "captioned"])
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("world", [2, 3])
-def test_predictions_are_those_of_one_process(folder: Path, world: int, size: int, task: str) -> None:
+@evaluations(*(name for name in TASKS if name != "captioned"))
+def test_predictions_are_those_of_one_process(evaluated: Path, world: int, size: int, task: str) -> None:
     for split in ("test", "predict") if size < 1000 else ("test",):
         place = Path(f"{task}-{size}") / "predictions" / f"{split}.parquet"
-        alone, together = (read_predictions(folder / str(count) / place) for count in (1, world))
+        alone, together = (read_predictions(evaluated / str(count) / place) for count in (1, world))
         np.testing.assert_array_equal(together.sample_id, alone.sample_id)
         np.testing.assert_array_equal(together.sample_id, np.arange(58, 58 + size))
         np.testing.assert_array_equal(together.names, alone.names)
@@ -114,14 +117,12 @@ def test_predictions_are_those_of_one_process(folder: Path, world: int, size: in
             np.testing.assert_allclose(together.logits[name], logits, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("world", [2, 3])
-def test_reports_are_those_of_one_process(folder: Path, world: int, size: int, task: str) -> None:
-    reports = sorted((folder / "1" / f"{task}-{size}" / "reports").glob("*.csv"))
+@evaluations(*TASKS)
+def test_reports_are_those_of_one_process(evaluated: Path, world: int, size: int, task: str) -> None:
+    reports = sorted((evaluated / "1" / f"{task}-{size}" / "reports").glob("*.csv"))
     assert reports
     for path in reports:
-        other = folder / str(world) / f"{task}-{size}" / "reports" / path.name
+        other = evaluated / str(world) / f"{task}-{size}" / "reports" / path.name
         pd.testing.assert_frame_equal(pd.read_csv(other), pd.read_csv(path), rtol=1e-6)
 
 

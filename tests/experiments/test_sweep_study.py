@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from experiments import sweep_owner
 from experiments.sweep_file import SweepFile, read_sweep
 from experiments.sweep_study import ATTEMPT, OWNER, SLOT, SweepStudy
 from tests.experiments.test_sweep_file import written
+from tests.forks import run_program
 
 GRID = {"model.lr": {"values": [0.1, 0.2, 0.3]}, "model.label_smoothing": {"values": [0, [1, 2]]}}
 RANGES = {"model.lr": {"distribution": "log_uniform_values", "min": 1e-4, "max": 0.1}, "a": {"distribution": "normal"}}
@@ -55,29 +55,9 @@ def test_every_point_of_a_grid_is_taken_once(tmp_path: Path) -> None:
     assert study.take() is None
 
 
-TAKER = """
-import json, sys
-from pathlib import Path
-from tests.experiments.test_sweep_study import all_values, grid, opened
-folder = Path(sys.argv[1])
-study = opened(folder, grid(folder / sys.argv[2]))
-study.ask_for(6)
-print("values", json.dumps(all_values(study)))
-"""
-
-
 def test_several_processes_share_a_grid(tmp_path: Path) -> None:
-    takers = []
-    for number in range(2):
-        (tmp_path / str(number)).mkdir()
-        command = [sys.executable, "-c", TAKER, str(tmp_path), str(number)]
-        root = Path(__file__).parents[2]
-        takers.append(subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True))
-    found = []
-    for taker in takers:
-        out, _ = taker.communicate(timeout=120)
-        assert taker.returncode == 0
-        found += json.loads(out.partition("values ")[2])
+    run_program("tests.experiments.sweep_processes", str(tmp_path), "share")
+    found = [values for number in range(2) for values in json.loads((tmp_path / str(number) / "taken").read_text())]
     expected = grid(tmp_path).grid()
     assert Counter(map(str, found)) == Counter(map(str, expected))
 
@@ -144,13 +124,7 @@ def test_tpe_looks_where_it_was_good(tmp_path: Path) -> None:
 
 def test_the_trial_of_a_killed_process_is_run_again(tmp_path: Path) -> None:
     sweep = grid(tmp_path)
-    command = [
-        *(sys.executable, "-c"),
-        "import os, sys; from pathlib import Path; from tests.experiments.test_sweep_study import grid, opened\n"
-        "folder = Path(sys.argv[1]); study = opened(folder, grid(folder)); study.ask_for(6)\n"
-        "study.take(); study.take(); os.kill(os.getpid(), 9)",
-    ]
-    assert subprocess.run([*command, str(tmp_path)], cwd=Path(__file__).parents[2], check=False).returncode == -9
+    run_program("tests.experiments.sweep_processes", str(tmp_path), "killed", code=-signal.SIGKILL)
     study = opened(tmp_path, sweep)
     assert [trial.state.name for trial in study.trials()] == ["RUNNING"] * 2 + ["WAITING"] * 4
     assert study.find_lost() == 2

@@ -10,8 +10,8 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-LONG = {"02_dual_encoders"}
-"""Train for most of a minute."""
+LONG = {"01_products", "02_dual_encoders", "03_retrieval", "04_evidence", "05_generative_and_export"}
+"""Train for most of a minute each."""
 
 
 @pytest.mark.parametrize(

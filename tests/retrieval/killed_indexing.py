@@ -9,7 +9,6 @@ import os
 import shutil
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 
 import lightning_modules.checkpoint
 from retrieval.__main__ import main
+from tests.forked import begin_fork, end_of_fork
 from tests.retrieval.photos import dual_encoder, photos
 
 CHUNK = 8
@@ -119,20 +119,7 @@ def index(folder: Path, uri: Path) -> int:
 
 def in_fork(work: Callable[[], int], log: Path) -> int:
     """What the work returns, or the number of the signal that ended it, below 0."""
-    if (pid := os.fork()) == 0:
-        code = 99
-        try:
-            with log.open("ab") as file:
-                os.dup2(file.fileno(), 1)
-                os.dup2(file.fileno(), 2)
-            code = work()
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return end_of_fork(begin_fork(work, log))
 
 
 def killed(folder: Path, stage: str) -> int:

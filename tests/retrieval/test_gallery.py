@@ -14,6 +14,7 @@ from retrieval import gallery as gallery_module
 from retrieval.gallery import Gallery
 from retrieval.lance_store import LanceStore
 from retrieval.schema import CAPTIONS, caption_schema
+from retrieval.store import matrix_of
 from tests.retrieval.small_gallery import (
     DIM,
     SHOWN,
@@ -131,9 +132,14 @@ def test_captions_are_found_once_each_and_only_of_pictures_that_the_filter_keeps
         assert [hit.caption for hit in hits] == sorted(texts, key=lambda text: -scores[text])
         assert [hit.score for hit in hits] == pytest.approx(sorted((scores[t] for t in texts), reverse=True), abs=1e-6)
         assert hits[0].picture == ("b" if where else "a")
+    written = gallery.captions_of(["c", "b", "nobody"])
+    assert list(zip(*written.select(["picture", "caption"]).to_pydict().values(), strict=True)) == said[2:]
+    assert np.array_equal(matrix_of(written.column("vector")), spoken[2:])
     without = Gallery.create(str(tmp_path / "none"), identity(encodes_text=False))
     with pytest.raises(UserError, match="has no captions"):
         without.nearest_captions(QUERIES, 1)
+    with pytest.raises(UserError, match="has no captions"):
+        without.captions_of(["a"])
 
 
 def test_search_stays_that_of_brute_force_while_pictures_come_change_and_go(tmp_path: Path) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +10,7 @@ import pytest
 from datamodules.schema import UserError
 from retrieval.gallery import Gallery
 from tests.fakes_models import write_clip
+from tests.forks import run_program
 from tests.retrieval.killed_indexing import CHUNK, COUNT, STAGES
 from tests.retrieval.photos import SIDE, rows_of, write_photos
 
@@ -33,16 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_photos(folder / "data", COUNT)
     write_clip(folder / "clip", image_size=SIDE)
     (folder / "run").mkdir()
-    finished = subprocess.run(
-        [sys.executable, "-m", "tests.retrieval.killed_indexing", str(folder)],
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "VITRINE_CACHE": str(folder / "cache")},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr[-2000:] + (folder / "log").read_text(errors="replace")[-4000:]
+    run_program("tests.retrieval.killed_indexing", str(folder), environment={"VITRINE_CACHE": str(folder / "cache")})
     return folder
 
 

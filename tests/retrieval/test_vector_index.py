@@ -109,7 +109,9 @@ def test_past_the_limit_the_index_answers_and_new_pictures_are_found_too(
         assert found.nearest(queries[:1], 1)[0][0].id == "new"
         assert found.nearest(queries[:1], 1)[0][0].score == pytest.approx(1, abs=1e-5)
         assert found.nearest(queries, 5) == found.nearest(queries, 5, exact=False)
-        assert found.nearest(queries[1:2], 5, exact=True)[0][0].id == found.nearest(queries[1:2], 5)[0][0].id
+        # The index may miss the nearest one, the exact search does not.
+        [exact], [by_index] = found.nearest(queries[1:2], 5, exact=True), found.nearest(queries[1:2], 5)
+        assert all(one.score >= other.score - 1e-5 for one, other in zip(exact, by_index, strict=True))
     # No matrix is made of what the index answers for, except where exact search was asked for.
     assert len(list((tmp_path / "g").glob("pictures.*.vectors"))) == 2
 

@@ -1,0 +1,22 @@
+"""Runs that tests need for what is beside their figures: those are files as ever, of empty figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from matplotlib.figure import Figure
+
+
+@contextmanager
+def plain_figures() -> Iterator[None]:
+    """Within it confusion matrices and reliability diagrams are not drawn, which takes longer than tiny trainings.
+
+    Their own tests are ``tests/callbacks/test_confusion_matrix.py``, ``tests/evaluation/test_figures.py`` and
+    ``tests/evaluation/test_reliability_figure.py``.
+    """
+    with pytest.MonkeyPatch.context() as patched:
+        for place in ("callbacks.confusion_matrix.confusion_figure", "evaluation.calibrate_command.reliability_figure"):
+            patched.setattr(place, lambda *_: Figure())
+        yield
