@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import random
 import shutil
 import tempfile
 
@@ -12,11 +13,21 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("WANDB_MODE", "disabled")
 
+import numpy as np
 import pytest
+import torch
 
 # For fixtures that are made before a test's own. Each process of pytest-xdist makes its own.
 _SHARED = os.environ["VITRINE_CACHE"] = tempfile.mkdtemp(prefix="vitrine-tests-")
 atexit.register(shutil.rmtree, _SHARED, ignore_errors=True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """What a test and the fixtures made for it draw at random is the same in every run, order and process."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002  (the generator that libraries share)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)

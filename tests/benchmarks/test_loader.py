@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from benchmarks import loader
 from benchmarks.pictures import write_photos
 
 N, SIZE = 12, 24
+COLOURS = [(20 * index, 255 - 20 * index, (90 * index) % 256) for index in range(N)]
 
 
 @pytest.fixture(scope="module")
@@ -16,14 +18,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_photos(tmp_path_factory.mktemp("photos"), N, 60)
 
 
-def test_all_sides_give_the_same_kind_of_pictures(folder: Path) -> None:
-    ((ours),) = list(loader.ours(folder, SIZE, workers=0))
+@pytest.fixture
+def plain_folder(tmp_path: Path) -> Path:
+    """Pictures of one colour each, which no crop and no flip changes."""
+    for index, colour in enumerate(COLOURS):
+        path = tmp_path / "train" / f"class_{index % 2}" / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (60, 45), colour).save(path)
+    return tmp_path
+
+
+def test_all_sides_give_the_same_pictures(plain_folder: Path) -> None:
+    ((ours),) = list(loader.ours(plain_folder, SIZE, workers=0))
     found = [ours["image"]]
-    found += [next(iter(loader.theirs(folder, SIZE, 0, on_tensors=on_tensors)))[0] for on_tensors in (True, False)]
-    assert {(picture.dtype, tuple(picture.shape)) for picture in found} == {(torch.uint8, (N, 3, SIZE, SIZE))}
-    # Other random crops of the same pictures: the mean colours resemble each other, in any order of the pictures.
-    colours = [picture.float().mean(dim=(1, 2, 3)).sort().values for picture in found]
-    assert all(torch.allclose(colour, colours[0], atol=8) for colour in colours[1:])
+    peers = [loader.theirs(plain_folder, SIZE, 0, on_tensors=on_tensors) for on_tensors in (True, False)]
+    found += [next(iter(peer))[0] for peer in peers]
+    for pictures in found:
+        assert (pictures.dtype, tuple(pictures.shape)) == (torch.uint8, (N, 3, SIZE, SIZE))
+        # In any order; every pixel has its picture's colour.
+        colours = {tuple(pixel) for picture in pictures for pixel in picture.flatten(1).T.tolist()}
+        assert colours == set(COLOURS)
 
 
 def test_every_side_is_measured_in_every_round(folder: Path) -> None:
