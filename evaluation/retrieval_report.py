@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodules.schema import UserError
 from evaluation.artefacts import written_whole
 from evaluation.statistics import Interval, Statistic, group_bootstrap
 from retrieval.metrics import RECALL_AT
@@ -89,14 +90,36 @@ def write_report(path: Path, rows: Sequence[Row]) -> None:
         pd.DataFrame(rows, columns=list(Row._fields)).to_csv(partial, index=False)
 
 
+def read_report(path: Path) -> list[Row]:
+    """What ``write_report`` wrote.
+
+    Raises:
+        UserError: the file cannot be read, has no rows, or has other columns or values.
+    """
+    import pandas as pd
+
+    try:
+        frame = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as CSV ({error}); restore it, or run `test` again") from error
+    if list(frame.columns) != list(Row._fields) or frame.empty:
+        raise UserError(f"{path}: needs rows with the columns {', '.join(Row._fields)}; run `test` again")
+    numbers = frame[["value", "low", "high", "n"]]
+    if not all(pd.api.types.is_numeric_dtype(kind) for kind in numbers.dtypes) or not np.isfinite(numbers).all(
+        axis=None
+    ):
+        raise UserError(f"{path}: value, low, high and n must be finite numbers; run `test` again")
+    return [Row(*values) for values in frame.itertuples(index=False, name=None)]
+
+
 def report_table(rows: Sequence[Row], title: str) -> Table:
     """The rows as a table with a column for each direction, and the mean recall below."""
     from rich.table import Table
     from rich.text import Text
 
-    cells = {(row.direction, row.metric): _with_interval(row) for row in rows}
+    cells = {(row.direction, row.metric): with_interval(row) for row in rows}
     directions = {row.direction: row.n for row in rows if row.direction != BOTH}
-    caption = " ".join(f"{row.metric} {_with_interval(row)}" for row in rows if row.direction == BOTH)
+    caption = " ".join(f"{row.metric} {with_interval(row)}" for row in rows if row.direction == BOTH)
     table = Table(title=Text(title), caption=Text(caption))
     table.add_column("metric")
     for direction, n in directions.items():
@@ -156,6 +179,7 @@ def _inverse_median(ranks: NDArray[np.int64]) -> Statistic:
     return statistic
 
 
-def _with_interval(row: Row) -> str:
+def with_interval(row: Row) -> str:
+    """A value with its interval: ranks to one decimal, the others to three."""
     digits = 1 if row.metric == MEDIAN_RANK else 3
     return f"{row.value:.{digits}f} [{row.low:.{digits}f}, {row.high:.{digits}f}]"

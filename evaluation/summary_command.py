@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datamodules.schema import UserError
-from evaluation import summary, summary_join, summary_wide
+from evaluation import summary, summary_join, summary_retrieval, summary_wide
 from evaluation.terminal import print_table
 
 
@@ -26,6 +26,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="the runs are seeds or folds of one experiment: their mean, standard deviation and intervals",
     )
     command.add_argument("--wide", action="store_true", help="one row a run, one column a task, accuracies only")
+    command.add_argument(
+        "--retrieval", action="store_true", help="how well pictures found their texts, and texts their pictures"
+    )
     add_forms(command)
 
 
@@ -44,6 +47,11 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
     """
     if options.wide and (options.join or options.json):
         raise UserError("--wide: is a form of its own; leave --join and --json out")
+    if options.retrieval:
+        if options.join or options.wide:
+            raise UserError("--retrieval: is a table of its own; leave --join and --wide out")
+        show_retrieval([summary_retrieval.read_run(path, options.split) for path in options.runs], options)
+        return
     if not options.join:
         rows = [row for path in options.runs for row in summary.summarise_run(path, options.split)]
         show_wide(rows, options.markdown) if options.wide else show(rows, options)
@@ -73,3 +81,13 @@ def show_wide(rows: Sequence[summary.TaskSummary], markdown: bool) -> None:
         sys.stdout.write(summary_wide.markdown_table(rows) + "\n")
     else:
         print_table(summary_wide.rich_table(rows))
+
+
+def show_retrieval(runs: Sequence[summary_retrieval.RunScores], options: argparse.Namespace) -> None:
+    """Prints retrieval scores in the form that was chosen."""
+    if options.json:
+        sys.stdout.write(summary_retrieval.as_json(runs) + "\n")
+    elif options.markdown:
+        sys.stdout.write(summary_retrieval.markdown_table(runs) + "\n")
+    else:
+        print_table(summary_retrieval.rich_table(runs))

@@ -20,8 +20,10 @@ def records(store: Path) -> Iterator[Any]:
     Blocks of 32 KiB hold pieces of records: checksum (4 bytes), length (2), kind (1: whole, 2: first, 3: middle, 4:
     last piece), data. Fewer than seven bytes at the end of a block are padding.
     """
+    import wandb
     from wandb.proto import wandb_internal_pb2
 
+    wandb.teardown()  # waits for the process that writes, which may still hold the end of the file
     content = store.read_bytes()
     assert content[:7] == HEADER, content[:7]
     place, whole = 7, b""
