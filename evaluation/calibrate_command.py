@@ -32,7 +32,7 @@ from evaluation.run_files import RunFiles
 from evaluation.statistics import Estimate, known
 from evaluation.summary import plain
 from evaluation.temperatures import CALIBRATION_FILE, write_temperatures
-from evaluation.terminal import print_table
+from evaluation.terminal import print_table, text_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -137,30 +137,14 @@ def calibrate(run: RunFiles) -> list[Calibrated]:
 
 def rich_table(rows: list[Calibrated]) -> Table:
     """The rows as a table for the terminal."""
-    from rich.table import Table
-    from rich.text import Text
+    columns = ("task", "split", "n", "groups", "T", "ECE before [95 %]", "after [95 %]", "by chance", "NLL", "note")
+    return text_table(columns, [_cells(row) for row in rows], ("task", "split", "note"))
 
-    table = Table()
-    for heading in (
-        "task",
-        "split",
-        "n",
-        "groups",
-        "T",
-        "ECE before [95 %]",
-        "after [95 %]",
-        "by chance",
-        "NLL",
-        "note",
-    ):
-        is_text = heading in ("task", "split", "note")
-        table.add_column(Text(heading), justify="left" if is_text else "right", overflow="fold")
-    for row in rows:
-        cells = [row.task, row.split, str(row.n), str(row.groups), f"{row.temperature:.3g}"]
-        cells += [_with_interval(row.ece_before), _with_interval(row.ece_after)]
-        cells += [_number(row.chance_after), f"{_number(row.nll_before)} → {_number(row.nll_after)}", row.note]
-        table.add_row(*(Text(cell) for cell in cells))
-    return table
+
+def _cells(row: Calibrated) -> list[str]:
+    cells = [row.task, row.split, str(row.n), str(row.groups), f"{row.temperature:.3g}"]
+    cells += [_with_interval(row.ece_before), _with_interval(row.ece_after)]
+    return [*cells, _number(row.chance_after), f"{_number(row.nll_before)} → {_number(row.nll_after)}", row.note]
 
 
 def _judge(run: Path, predictions: Predictions, task: str, split: str, temperature: float) -> Calibrated:

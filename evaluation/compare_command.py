@@ -109,15 +109,9 @@ def sentences(rows: Sequence[ComparedRow], reference: str) -> list[str]:
 
 def rich_table(table: list[dict[str, str]]) -> Table:
     """The rows for the terminal."""
-    from rich.table import Table
-    from rich.text import Text
+    from evaluation.terminal import text_table
 
-    shown = Table()
-    for name in table[0]:
-        shown.add_column(Text(name), justify="left" if name in ("run", "task", "verdict") else "right", overflow="fold")
-    for row in table:
-        shown.add_row(*(Text(cell) for cell in row.values()))
-    return shown
+    return text_table(list(table[0]), [list(row.values()) for row in table], ("run", "task", "verdict"))
 
 
 def write_comparison(

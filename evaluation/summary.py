@@ -17,6 +17,7 @@ from datamodules.schema import UserError
 from evaluation import statistics
 from evaluation.predictions import Predictions, read_predictions
 from evaluation.statistics import Interval
+from evaluation.terminal import text_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -169,16 +170,7 @@ def class_counts_of(record: Any, tasks: Mapping[str, Sequence[str]], origin: str
 
 def rich_table(summaries: Sequence[TaskSummary]) -> Table:
     """The summaries as a table for the terminal."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table()
-    for column in COLUMNS:
-        is_number = column in ("n", "groups", "majority") or "[" in column
-        table.add_column(Text(column), justify="right" if is_number else "left", overflow="fold")
-    for summary in summaries:
-        table.add_row(*(Text(cell) for cell in _cells(summary)))
-    return table
+    return text_table(COLUMNS, [_cells(summary) for summary in summaries], ("run", "split", "task", "note"))
 
 
 def markdown_table(summaries: Sequence[TaskSummary]) -> str:

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from datamodules.schema import UserError
 from evaluation import summary, summary_join, summary_retrieval, summary_wide
 from evaluation.terminal import print_table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    Found = TypeVar("Found")
+    Forms = tuple[Callable[[Found], str], Callable[[Found], str], Callable[[Found], Table]]
+    """What was found as JSON, as Markdown, and for the terminal."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -50,29 +58,21 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
     if options.retrieval:
         if options.join or options.wide:
             raise UserError("--retrieval: is a table of its own; leave --join and --wide out")
-        show_retrieval([summary_retrieval.read_run(path, options.split) for path in options.runs], options)
+        found = [summary_retrieval.read_run(path, options.split) for path in options.runs]
+        form = summary_retrieval
+        _print(found, options, (form.as_json, form.markdown_table, form.rich_table))
         return
     if not options.join:
         rows = [row for path in options.runs for row in summary.summarise_run(path, options.split)]
         show_wide(rows, options.markdown) if options.wide else show(rows, options)
         return
     joined = summary_join.join_summaries(options.runs, options.split)
-    if options.json:
-        sys.stdout.write(summary_join.as_json(joined) + "\n")
-    elif options.markdown:
-        sys.stdout.write(summary_join.markdown_table(joined) + "\n")
-    else:
-        print_table(summary_join.rich_table(joined))
+    _print(joined, options, (summary_join.as_json, summary_join.markdown_table, summary_join.rich_table))
 
 
 def show(rows: Sequence[summary.TaskSummary], options: argparse.Namespace) -> None:
     """Prints summaries in the form that ``add_forms`` let one choose."""
-    if options.json:
-        sys.stdout.write(summary.as_json(rows) + "\n")
-    elif options.markdown:
-        sys.stdout.write(summary.markdown_table(rows) + "\n")
-    else:
-        print_table(summary.rich_table(rows))
+    _print(rows, options, (summary.as_json, summary.markdown_table, summary.rich_table))
 
 
 def show_wide(rows: Sequence[summary.TaskSummary], markdown: bool) -> None:
@@ -83,11 +83,12 @@ def show_wide(rows: Sequence[summary.TaskSummary], markdown: bool) -> None:
         print_table(summary_wide.rich_table(rows))
 
 
-def show_retrieval(runs: Sequence[summary_retrieval.RunScores], options: argparse.Namespace) -> None:
-    """Prints retrieval scores in the form that was chosen."""
+def _print(found: Found, options: argparse.Namespace, forms: Forms[Found]) -> None:
+    """Prints what was found in the form that was chosen."""
+    as_json, as_markdown, as_table = forms
     if options.json:
-        sys.stdout.write(summary_retrieval.as_json(runs) + "\n")
+        sys.stdout.write(as_json(found) + "\n")
     elif options.markdown:
-        sys.stdout.write(summary_retrieval.markdown_table(runs) + "\n")
+        sys.stdout.write(as_markdown(found) + "\n")
     else:
-        print_table(summary_retrieval.rich_table(runs))
+        print_table(as_table(found))

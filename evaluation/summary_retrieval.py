@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from datamodules.schema import UserError
 from evaluation.retrieval_report import BOTH, Row, read_report, with_interval
 from evaluation.summary import markdown_rows
+from evaluation.terminal import text_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -71,16 +72,7 @@ def markdown_table(runs: Sequence[RunScores]) -> str:
 
 def rich_table(runs: Sequence[RunScores]) -> Table:
     """The same for the terminal."""
-    from rich.table import Table
-    from rich.text import Text
-
-    headings, rows = scores_rows(runs)
-    table = Table()
-    for heading in headings:
-        table.add_column(Text(heading), justify="right" if "[" in heading or heading == "n" else "left")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    return table
+    return text_table(*scores_rows(runs), ("run", "split", "direction"))
 
 
 def as_json(runs: Sequence[RunScores]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from evaluation.summary import TaskSummary, markdown_rows, share, with_interval
+from evaluation.terminal import text_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -45,16 +46,8 @@ def markdown_table(summaries: Sequence[TaskSummary]) -> str:
 
 def rich_table(summaries: Sequence[TaskSummary]) -> Table:
     """The same for the terminal."""
-    from rich.table import Table
-    from rich.text import Text
-
     headings, rows = wide_rows(summaries)
-    table = Table()
-    for heading in headings:
-        table.add_column(Text(heading))
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    return table
+    return text_table(headings, rows, headings)
 
 
 def _cell(run: str, of_task: Sequence[TaskSummary]) -> str:
