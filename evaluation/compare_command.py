@@ -95,6 +95,11 @@ def sentences(rows: Sequence[ComparedRow], reference: str) -> list[str]:
     made = [row for row in rows if row.comparison is not None]
     base = next(row.side for row in rows if row.comparison is None)
     said = [f"Differences are to {base}, on the same samples; p is of the exact test by group."]
+    if any(row.comparison is not None and not math.isnan(row.comparison.over_seeds.low) for row in rows):
+        said.append(
+            "Over seeds: what training again would change (Welch's interval); where it holds 0, the seeds may have "
+            "made the difference."
+        )
     said += [row.comparison.verdict(row.p_value) for row in made if row.comparison is not None]
     if len(made) > 1:
         said.append(f"p-values are corrected for {len(made)} comparisons (Holm).")

@@ -7,9 +7,10 @@
   the differences, which is as it should be: five objects are never enough for p < .05.
 * McNemar (Psychometrika 12, 1947), exact: the cross-check, which takes samples for independent.
 * Several comparisons: Holm, Scandinavian Journal of Statistics 6 (1979).
+* Several seeds: the interval of the difference over seeds (``seed_difference``); the others speak of these very runs.
 
 Two models are told apart only where both the interval leaves out 0 and the test by group has p < .05: with few groups
-either alone is too bold at times.
+either alone is too bold at times. Of several seeds the interval over seeds must leave out 0 as well.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from datamodules.schema import UserError
 from evaluation.joining import JoinedRuns, JoinedScore, join_runs, mean_statistic, repetitions
 from evaluation.pairing import in_order_of, paired_difference
 from evaluation.predictions import Predictions
+from evaluation.seed_difference import seed_interval
 from evaluation.statistics import Estimate, Interval, Statistic, f1_statistic, known, share_statistic
 
 __all__ = [
@@ -57,6 +59,7 @@ class PairedComparison:
         f1_macro: of each, 0 to 1; NaN for no samples.
         accuracy_difference: first less second, -1 to 1, with its 95 % interval by group; above 0 the first is better.
         f1_macro_difference: the same of macro F1.
+        over_seeds: of the difference of accuracy, 95 % interval over the runs' seeds; NaN where both sides have one.
         p_value: of equal accuracy, exact test by group.
         only_first_right: samples that only the first answered rightly; None where a side is several runs.
         only_second_right: samples that only the second answered rightly; likewise.
@@ -71,6 +74,7 @@ class PairedComparison:
     f1_macro: tuple[float, float]
     accuracy_difference: Estimate
     f1_macro_difference: Estimate
+    over_seeds: Interval
     p_value: float
     only_first_right: int | None
     only_second_right: int | None
@@ -84,7 +88,8 @@ class PairedComparison:
         """
         low, high = self.accuracy_difference.interval
         p_value = self.p_value if p_value is None else p_value
-        return bool((low > 0 or high < 0) and p_value < ALPHA)
+        may_be_the_seed = self.over_seeds.low <= 0 <= self.over_seeds.high
+        return bool((low > 0 or high < 0) and p_value < ALPHA and not may_be_the_seed)
 
     def verdict(self, p_value: float | None = None) -> str:
         """One sentence: which is better, or that they cannot be told apart.
@@ -97,8 +102,10 @@ class PairedComparison:
             return f"{first} and {second} cannot be compared on '{self.task}': no sample has a known target."
         low, high = self.accuracy_difference.interval
         shown = self.p_value if p_value is None else p_value
+        seeds = self.over_seeds
+        over_seeds = "" if math.isnan(seeds.low) else f"over seeds [{seeds.low:+.3f}, {seeds.high:+.3f}], "
         basis = (
-            f"difference {self.accuracy_difference.value:+.3f} [{low:+.3f}, {high:+.3f}], p = {shown:.3g}, "
+            f"difference {self.accuracy_difference.value:+.3f} [{low:+.3f}, {high:+.3f}], {over_seeds}p = {shown:.3g}, "
             f"n = {self.n} of {self.groups} groups"
         )
         if not self.told_apart(p_value):
@@ -135,7 +142,7 @@ def compare_joined(
 ) -> PairedComparison:
     """Compare two experiments of several runs each: folds are put together, scores are means over seeds.
 
-    The interval and the test then speak of these very runs on other samples, not of other seeds.
+    The interval and the test by group then speak of these very runs on other samples, ``over_seeds`` of other seeds.
 
     Args:
         first: predictions of the runs of one experiment (seeds, folds, or both).
@@ -157,7 +164,8 @@ def compare_joined(
     answers = [np.stack([run.predicted(task)[rows] for run in side]) for side in sides]
     if not len(rows):
         return _nothing(names, task)
-    right = [(answer == targets).mean(axis=0) for answer in answers]
+    hits = [answer == targets for answer in answers]
+    right = [hit.mean(axis=0) for hit in hits]
     f1 = [mean_statistic([f1_statistic(targets, answer) for answer in side]) for side in answers]
     single = all(len(side) == 1 for side in sides)
     only = [int((right[0] > right[1]).sum()), int((right[1] > right[0]).sum())] if single else [None, None]
@@ -174,6 +182,7 @@ def compare_joined(
             accuracies[0], accuracies[1], groups, same_accuracy, n_resamples, seed=seed
         ),
         f1_macro_difference=paired_difference(f1[0], f1[1], groups, same_answers, n_resamples, seed=seed),
+        over_seeds=seed_interval(*(hit.mean(axis=1).tolist() for hit in hits)),
         p_value=sign_flip_p(_by_group(answers, targets, groups)),
         only_first_right=only[0],
         only_second_right=only[1],
@@ -258,5 +267,6 @@ def _plain(statistic: Statistic, n: int) -> float:
 
 def _nothing(names: tuple[str, str], task: str) -> PairedComparison:
     nan = math.nan
-    difference = Estimate(nan, Interval(nan, nan))
-    return PairedComparison(names, task, 0, 0, (nan, nan), (nan, nan), difference, difference, nan, 0, 0, nan)
+    unknown = Interval(nan, nan)
+    difference = Estimate(nan, unknown)
+    return PairedComparison(names, task, 0, 0, (nan, nan), (nan, nan), difference, difference, unknown, nan, 0, 0, nan)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from evaluation.comparison_table import ComparedRow, Cost
-from evaluation.statistics import Estimate
+from evaluation.statistics import Estimate, Interval
 from evaluation.summary import with_interval
 
 COST_COLUMNS = ("parameters", "train min", "ms/picture")
@@ -36,6 +36,7 @@ def _cells(row: ComparedRow, cost: Cost) -> dict[str, str]:
         "accuracy [95 %]": with_interval(*joined.accuracy.pooled),
         "mean ± sd of runs": spread,
         "difference [95 %]": "–" if made is None else _difference(made.accuracy_difference),
+        "over seeds [95 %]": "–" if made is None else _signed(made.over_seeds),
         "p": number(row.p_value, ".3g"),
         "McNemar p": number(row.mcnemar_p, ".3g"),
         "verdict": row.verdict,
@@ -59,8 +60,11 @@ def _error(estimate: Estimate) -> str:
 def _difference(estimate: Estimate) -> str:
     if math.isnan(estimate.value):
         return "–"
-    low, high = estimate.interval
-    return f"{estimate.value:+.3f} [{low:+.3f}, {high:+.3f}]"
+    return f"{estimate.value:+.3f} {_signed(estimate.interval)}"
+
+
+def _signed(interval: Interval) -> str:
+    return "–" if math.isnan(interval.low) else f"[{interval.low:+.3f}, {interval.high:+.3f}]"
 
 
 def shown_columns(table: list[dict[str, str]]) -> list[dict[str, str]]:

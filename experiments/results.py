@@ -161,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("file", nargs="?", type=Path, default=FILE, metavar="FILE", help=f"(default: {FILE})")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these tables and runs only")
-    parser.add_argument("--long", action="store_true", help="also what takes hours")
+    parser.add_argument("--long", action="store_true", help="also what the file marks as long")
     parser.add_argument("--list", action="store_true", help="say what is there and what is missing, and make nothing")
     parser.add_argument("--tables-only", action="store_true", help="make no runs, only tables of those that are there")
     parser.add_argument("--readme", type=Path, default=Path("README.md"), help="(default: README.md)")
