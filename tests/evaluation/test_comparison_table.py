@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from datamodules.schema import UserError
+from evaluation.compare_command import sentences
 from evaluation.comparison import holm, mcnemar_p
 from evaluation.comparison_cells import cells
 from evaluation.comparison_table import Side, caveats, common_tasks, compare_sides, cost_of, sides_of
@@ -93,6 +94,23 @@ def test_seeds_are_one_row(tmp_path: Path) -> None:
     scores = [(one.predicted("class") == one.targets["class"]).mean() for one in (first, second)]
     assert row["runs"] == "2 (seeds)"
     assert row["mean ± sd of runs"] == f"{np.mean(scores):.3f} ± {np.std(scores, ddof=1):.3f}"
+
+
+@pytest.mark.parametrize("seeds", [(1, 1), (2, 1), (2, 2)])
+def test_what_is_known_of_seeds_is_said(tmp_path: Path, seeds: tuple[int, int]) -> None:
+    first, second = two_models(np.random.default_rng(0), 20, (0.9, 0.6))
+    sides = [
+        side(name, *([first, second] if count == 2 else [second]), folder=tmp_path)
+        for name, count in zip(("A", "B"), seeds, strict=True)
+    ]
+    rows = compare_sides(sides, ["class"], n_resamples=100)
+    said = " ".join(sentences(rows, "first"))
+    assert ("One run speaks of that very model" in said) == (1 in seeds)
+    assert ("Over seeds: what training again would change" in said) == (2 in seeds)
+    assert ("over seeds [" in said) == (2 in seeds)
+    column = [row["over seeds [95 %]"] for row in cells(rows, {one.name: cost_of(one) for one in sides})]
+    assert column[0] == "–"
+    assert (column[1] != "–") == (2 in seeds)
 
 
 def test_confidences_are_compared_too(runs: list[Path]) -> None:
