@@ -76,14 +76,18 @@ def shown_columns(table: list[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def parts(table: list[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
-    """Tables that a window has room for: accuracy and the verdict on it, the other scores, and cost, a row a run."""
+    """Tables that a window has room for: accuracy and the verdict on it, the other scores, and cost, a row a run.
+
+    Joined runs have more to say of both, so their differences are a table of their own.
+    """
     names = list(table[0])
     end = names.index("verdict") + 1
     cost = [name for name in names if name in COST_COLUMNS]
-    columns = {
-        "accuracies": names[:end],
-        "other_scores": ["run", "task", *(name for name in names[end:] if name not in cost)],
-    }
+    columns = {"accuracies": names[:end]}
+    if "runs" in names:
+        middle = names.index("mean ± sd of runs") + 1
+        columns = {"accuracies": names[:middle], "differences": ["run", "task", *names[middle:end]]}
+    columns["other_scores"] = ["run", "task", *(name for name in names[end:] if name not in cost)]
     if cost:
         columns["cost"] = ["run", *cost]
     rows = {part: [tuple((name, row[name]) for name in own) for row in table] for part, own in columns.items()}

@@ -14,7 +14,7 @@ import yaml
 from datamodules.schema import UserError
 from evaluation.compare_command import sentences
 from evaluation.comparison import holm, mcnemar_p
-from evaluation.comparison_cells import cells
+from evaluation.comparison_cells import cells, parts, shown_columns
 from evaluation.comparison_table import Side, caveats, common_tasks, compare_sides, cost_of, sides_of
 from evaluation.efficiency import BatchCost, Costs, Counts
 from evaluation.efficiency_command import write
@@ -90,8 +90,13 @@ def test_best_of_the_first_task_as_reference(tmp_path: Path) -> None:
 def test_seeds_are_one_row(tmp_path: Path) -> None:
     first, second = two_models(np.random.default_rng(0), 20, (0.9, 0.6))
     sides = [side("two", first, second, folder=tmp_path), side("one", second, folder=tmp_path)]
-    row = cells(compare_sides(sides, ["class"], n_resamples=200), {one.name: cost_of(one) for one in sides})[0]
+    rows = cells(compare_sides(sides, ["class"], n_resamples=200), {one.name: cost_of(one) for one in sides})
+    row = rows[0]
     scores = [(one.predicted("class") == one.targets["class"]).mean() for one in (first, second)]
+    tables = parts(shown_columns(rows))
+    assert list(tables["accuracies"][0])[-1] == "mean ± sd of runs"
+    assert list(tables["differences"][0])[:4] == ["run", "task", "difference [95 %]", "over seeds [95 %]"]
+    assert {**tables["accuracies"][0], **tables["differences"][0]}["verdict"] == row["verdict"]
     assert row["runs"] == "2 (seeds)"
     assert row["mean ± sd of runs"] == f"{np.mean(scores):.3f} ± {np.std(scores, ddof=1):.3f}"
 
