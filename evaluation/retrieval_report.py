@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from datamodules.schema import UserError
 from evaluation.artefacts import written_whole
 from evaluation.statistics import Interval, Statistic, group_bootstrap
-from retrieval.metrics import RECALL_AT
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -134,6 +133,8 @@ def _estimates(answer: RankedAnswers, n_resamples: int, seed: int) -> dict[str, 
         value = statistic(np.ones((1, len(answer.pictures))))
         return float(value[0]), group_bootstrap(statistic, answer.pictures, n_resamples, seed=seed)
 
+    from retrieval.metrics import RECALL_AT  # which takes PyTorch along, and who only reads a report needs none
+
     found = {f"R@{k}": estimate(_mean((answer.first_rank <= k).astype(np.float64))) for k in RECALL_AT}
     # The bootstrap is made for values from 0 to 1; 1 / median is one, and turns the ends of the interval round.
     inverse, interval = estimate(_inverse_median(answer.first_rank))
@@ -144,6 +145,8 @@ def _estimates(answer: RankedAnswers, n_resamples: int, seed: int) -> dict[str, 
 
 def _mean_recall(answers: Sequence[RankedAnswers]) -> Statistic:
     """Mean of the recalls of all directions, whose queries stand one after the other."""
+    from retrieval.metrics import RECALL_AT
+
     parts = []
     for answer in answers:
         hits = np.stack([answer.first_rank <= k for k in RECALL_AT], axis=1)
