@@ -100,8 +100,8 @@ def sentences(rows: Sequence[ComparedRow], reference: str) -> list[str]:
             "Over seeds: what training again would change (Welch's interval); where it holds 0, the seeds may have "
             "made the difference."
         )
-    if any(row.joined.kind == "one run" for row in rows):
-        said.append("One run speaks of that very model; another seed of the same training may end elsewhere.")
+    if any(row.joined.kind in ("one run", "folds") for row in rows):
+        said.append("A run without other seeds speaks of that very training; another seed may end elsewhere.")
     said += [row.comparison.verdict(row.p_value) for row in made if row.comparison is not None]
     if len(made) > 1:
         said.append(f"p-values are corrected for {len(made)} comparisons (Holm).")
