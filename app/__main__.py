@@ -27,7 +27,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     _check(options)
+    from app.guard import allowed_host, root_path
     from app.loading import load
+
+    allowed, prefix = [allowed_host(name) for name in options.allow_host], root_path(options.root_path)
+    if allowed:
+        sys.stderr.write(
+            f"warning: answering as {', '.join(allowed)}: there is no login; whoever the proxy lets through sees all "
+            "images of the galleries\n"
+        )
 
     try:
         context = load(options.run, options.gallery, demo=options.demo, root=options.runs)
@@ -35,7 +43,7 @@ def _run(options: argparse.Namespace) -> None:
 
         shown = f"[{options.host}]" if ":" in options.host else options.host
         print(f"Vitrine: http://{shown}:{options.port} (Ctrl-C ends it)", flush=True)
-        serve(context, options.host, options.port)
+        serve(context, options.host, options.port, allowed=allowed, prefix=prefix)
     except KeyboardInterrupt:
         print("Ended.")
 
@@ -85,6 +93,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument(
         "--allow-remote", action="store_true", help="let other machines use it; there is no login and no encryption"
+    )
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="name that people reach it by through a reverse proxy, such as app.example.org; repeatable",
+    )
+    parser.add_argument(
+        "--root-path",
+        default="",
+        metavar="/PREFIX",
+        help="path below which a reverse proxy serves it, such as /vitrine",
     )
     return parser
 

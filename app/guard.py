@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import logging
 import re
 import socket
 from collections.abc import Iterable
+from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.context import Limits
 from app.lasting_streams import JOIN
+from datamodules.schema import UserError
 
 _UPLOAD, _FILE = "/gradio_api/upload", "/gradio_api/file="
 
@@ -33,6 +36,18 @@ _READ = re.compile(
 _WRITE = re.compile(r"/gradio_api/(queue/join|upload|cancel|reset)/?")
 """All that the page needs. What else Gradio offers (a proxy, calls past the queue, recordings, logins, code editing) is
 not there: each would be one more thing to be safe."""
+
+_logger = logging.getLogger(__name__)
+
+_LOGGED = 100
+"""Different lines about refused requests that are logged; more would fill the disk of whoever is attacked."""
+
+_HOST = re.compile(
+    r"(?=.{1,253}(?::|$))[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*(:\d{1,5})?"
+)
+_PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
+_SAID_BY_PROXIES = re.compile(rb"forwarded|x-(forwarded|original|real|gradio)-.*")
+"""Headers with which a proxy, or anybody else, says who asked and for what; nothing behind believes them."""
 
 _SESSION = 64
 """Longest name of a session; the page's own have a dozen letters."""
@@ -71,16 +86,30 @@ class Guard:
         uploads: folder that uploaded files are in; a request can name files of it and no others.
         functions: numbers of what the page can call; with others Gradio fails and writes a traceback into the log.
         hosts: names, besides addresses in numbers and ``localhost``, under which the application may be asked for.
+        allowed: further such names, which the user has stated; their pages may ask even where a reverse proxy passes
+            another ``Host`` on.
+        prefix: path below which a reverse proxy serves the application, such as ``/vitrine``; proxies may remove it.
     """
 
     def __init__(
-        self, app: ASGIApp, limits: Limits, uploads: Path, functions: Iterable[int] = (), hosts: Iterable[str] = ()
+        self,
+        app: ASGIApp,
+        limits: Limits,
+        uploads: Path,
+        functions: Iterable[int] = (),
+        hosts: Iterable[str] = (),
+        *,
+        allowed: Iterable[str] = (),
+        prefix: str = "",
     ) -> None:
         self._app = app
         self._functions = set(functions)
         self._limits = limits
         self._uploads = uploads.resolve()
+        self._allowed = set(allowed)
         self._hosts = {"localhost", *(host.lower() for host in hosts)}
+        self._prefix = prefix
+        self._logged: set[str] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Lets a request through, or answers it with one line."""
@@ -100,41 +129,90 @@ class Guard:
             await send(message)
 
         body = _Body(receive)
+        if scope["path"] == self._prefix != "":  # The page's own relative addresses need the slash.
+            await RedirectResponse(f"{self._prefix}/")(scope, receive, with_headers)
+            return
+        scope = _below(scope, self._prefix)
         try:
             self._check(scope)
             await self._app(scope, await self._admitted(scope, body), with_headers)
         except _RefusedError as refused:
             if started:  # Too late for another answer: the connection ends.
                 raise
+            self._log(refused)
             await body.drain()
             await PlainTextResponse(refused.line, refused.status)(scope, receive, with_headers)
+
+    def _log(self, refused: _RefusedError) -> None:
+        """Tells the person at the server once what a setting of theirs would change."""
+        if "--" in refused.line and refused.line not in self._logged and len(self._logged) < _LOGGED:
+            self._logged.add(refused.line)
+            _logger.warning("%d %s: %s", refused.status, refused.status.phrase, refused.line)
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
         if not self._is_own(host):
-            raise _RefusedError(HTTPStatus.MISDIRECTED_REQUEST, "this server does not go by that name")
-        _check_origin(headers, host)
+            name = _bare(host) if _HOST.fullmatch(host.lower()) else "NAME"
+            raise _RefusedError(
+                HTTPStatus.MISDIRECTED_REQUEST,
+                f"this server does not go by the name {_quoted(host)}; if people reach it by that name (through a "
+                f"reverse proxy, say), start it with --allow-host {name}",
+            )
+        self._check_origin(headers, host)
         path, method = scope["path"], scope["method"]
         if not (_READ if method in {"GET", "HEAD"} else _WRITE).fullmatch(path) or method not in {
             "GET",
             "HEAD",
             "POST",
         }:
-            raise _RefusedError(HTTPStatus.NOT_FOUND, "there is nothing here")
+            raise _RefusedError(
+                HTTPStatus.NOT_FOUND,
+                f"there is nothing at {_quoted(path)}; if a reverse proxy serves the application below a prefix, start "
+                f"it with --root-path {_likely_prefix(path)}" + (f" (now: {self._prefix})" if self._prefix else ""),
+            )
         if path.startswith(_FILE) and not self._is_upload(path.removeprefix(_FILE)):
             raise _RefusedError(HTTPStatus.NOT_FOUND, "there is no such file")
 
     def _is_own(self, host: str) -> bool:
         """Whether a ``Host`` is ours: a page elsewhere can make its own name point here, but not a number."""
-        name = re.sub(r":\d+$", "", host).lower()
-        if name in self._hosts:
+        name = _bare(host)
+        if name in self._hosts or not self._allowed.isdisjoint({name, host.lower()}):
             return True
         try:
             ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
         except ValueError:
             return False
         return True
+
+    def _check_origin(self, headers: Headers, host: str) -> None:
+        """Refuses what another page sends: its own calls, and its pictures and scripts that are to come from here.
+
+        A link on another page may lead here; that only shows the page.
+        """
+        origin = headers.get("origin")
+        if origin is not None and not self._is_own_origin(origin.lower(), host.lower()):
+            name = urlsplit(origin).netloc.lower() if re.match(r"https?://", origin.lower()) else ""
+            hint = (
+                f"; if this is the application's own page behind a reverse proxy, start it with --allow-host {name} "
+                "and let the proxy pass the Host header on"
+            )
+            raise _RefusedError(
+                HTTPStatus.FORBIDDEN,
+                f"other pages may not ask here: the page is of {_quoted(origin)}, the server was asked as "
+                f"{_quoted(host)}{hint if _HOST.fullmatch(name) else ''}",
+            )
+        if headers.get("sec-fetch-site") in {"cross-site", "same-site"} and headers.get("sec-fetch-mode") != "navigate":
+            raise _RefusedError(HTTPStatus.FORBIDDEN, "other pages may not ask here")
+
+    def _is_own_origin(self, origin: str, host: str) -> bool:
+        scheme, _, name = origin.partition("://")
+        if scheme not in {"http", "https"}:
+            return False
+        usual = {"http": ":80", "https": ":443"}[scheme]
+        if name.removesuffix(usual) == host.removesuffix(usual):
+            return True
+        return bool(_HOST.fullmatch(name)) and not self._allowed.isdisjoint({name, _bare(name)})
 
     def _is_upload(self, path: str) -> bool:
         """Whether a path is in the folder of uploads, links followed, as it is and with its escapes resolved."""
@@ -209,16 +287,64 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _check_origin(headers: Headers, host: str) -> None:
-    """Refuses what another page sends: its own calls, and its pictures and scripts that are to come from here.
+def allowed_host(text: str) -> str:
+    """A host name as ``--allow-host`` takes it, in the spelling of browsers (lower case, IDNA).
 
-    A link on another page may lead here; that only shows the page.
+    Raises:
+        UserError: for an address, a pattern or anything else that is no name.
     """
-    origin = headers.get("origin")
-    if origin is not None and re.sub(r"^https?://", "", origin.lower()) != host.lower():
-        raise _RefusedError(HTTPStatus.FORBIDDEN, "other pages may not ask here")
-    if headers.get("sec-fetch-site") in {"cross-site", "same-site"} and headers.get("sec-fetch-mode") != "navigate":
-        raise _RefusedError(HTTPStatus.FORBIDDEN, "other pages may not ask here")
+    name, colon, port = text.strip().lower().rpartition(":")
+    if not colon or not port.isdecimal():
+        name, colon, port = text.strip().lower(), "", ""
+    with suppress(UnicodeError):
+        name = name.removesuffix(".").encode("idna").decode()
+    if not _HOST.fullmatch(f"{name}{colon}{port}"):
+        raise UserError(f"--allow-host {text}: must be one host name, such as app.example.org or app.example.org:8443")
+    return f"{name}{colon}{port}"
+
+
+def root_path(text: str) -> str:
+    """A prefix as ``--root-path`` takes it: empty, or ``/a/b`` without a slash at the end.
+
+    Raises:
+        UserError: for anything else.
+    """
+    prefix = text.rstrip("/")
+    if prefix and (not _PREFIX.fullmatch(prefix) or {".", ".."} & set(prefix.split("/"))):
+        raise UserError(
+            f"--root-path {text}: must be the path below which the proxy serves the application, such as /vitrine"
+        )
+    return prefix
+
+
+def _below(scope: Scope, prefix: str) -> Scope:
+    """A request as the application sees it: without the prefix, if the proxy left it, and without a proxy's word."""
+    headers = [(name, value) for name, value in scope["headers"] if not _SAID_BY_PROXIES.fullmatch(name)]
+    scope = {**scope, "headers": headers}
+    if prefix and scope["path"].startswith(f"{prefix}/"):
+        scope["path"] = scope["path"].removeprefix(prefix)
+        scope["raw_path"] = scope.get("raw_path", b"").removeprefix(prefix.encode())
+    return scope
+
+
+def _bare(host: str) -> str:
+    """A host without its port, in lower case."""
+    return re.sub(r":\d+$", "", host).lower()
+
+
+def _quoted(text: str) -> str:
+    """What somebody has sent, short and in one line."""
+    return ascii(text if len(text) <= 80 else f"{text[:80]}...")
+
+
+def _likely_prefix(path: str) -> str:
+    """The prefix that would make a path one of ours."""
+    parts = path.split("/")
+    for number in range(2, len(parts) + 1):
+        prefix, rest = "/".join(parts[:number]), "/".join(["", *parts[number:]])
+        if _PREFIX.fullmatch(prefix) and (_READ.fullmatch(rest) or _WRITE.fullmatch(rest)):
+            return prefix if len(prefix) <= 80 else "/PREFIX"
+    return "/PREFIX"
 
 
 class _Body:

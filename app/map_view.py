@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gradio as gr
 
-from app.picture_address import ROUTE
+from app.picture_address import route_url
 
 _TEMPLATE = """
 <div class="map">
@@ -38,12 +38,9 @@ canvas:focus-visible { outline: 2px solid var(--color-accent); }
 """
 
 # `at` is the point under the pointer or the keyboard's place; only points that the filters leave can be chosen.
-_ON_LOAD = (
-    """
+_ON_LOAD = """
 const canvas = element.querySelector('canvas'), tip = element.querySelector('.map-tip');
-const legend = element.querySelector('.map-legend'), ROUTE = '"""
-    + ROUTE
-    + """', EDGE = 14, REACH = 16, NAMED = 60;
+const legend = element.querySelector('.map-legend'), ROUTE = '$ROUTE', EDGE = 14, REACH = 16, NAMED = 60;
 let at = -1;
 const data = () => (props.value && props.value.ids ? props.value : null);
 const side = () => canvas.clientWidth;
@@ -160,7 +157,6 @@ new ResizeObserver(draw).observe(canvas);
 list();
 draw();
 """
-)
 
 
 def picture_map() -> gr.HTML:
@@ -168,7 +164,7 @@ def picture_map() -> gr.HTML:
     return gr.HTML(
         html_template=_TEMPLATE,
         css_template=_STYLE,
-        js_on_load=_ON_LOAD,
+        js_on_load=_ON_LOAD.replace("$ROUTE", route_url()),
         elem_id="explore-map",
         apply_default_css=False,
     )

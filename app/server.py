@@ -27,6 +27,7 @@ from starlette.types import ASGIApp
 from app.context import AppContext
 from app.guard import Guard, own_names
 from app.lasting_streams import LastingStreams
+from app.picture_address import serve_below
 from app.pictures import add_pictures
 from datamodules.schema import UserError
 
@@ -92,16 +93,24 @@ def blocks_of(context: AppContext, tabs: Sequence[tuple[str, Builder]]) -> gr.Bl
 
 
 def build_app(
-    context: AppContext, *, host: str = "127.0.0.1", blocks: Callable[[AppContext], gr.Blocks] = build_blocks
+    context: AppContext,
+    *,
+    host: str = "127.0.0.1",
+    allowed: Sequence[str] = (),
+    prefix: str = "",
+    blocks: Callable[[AppContext], gr.Blocks] = build_blocks,
 ) -> ASGIApp:
     """The whole application.
 
     Args:
         context: what is served.
         host: that the server is going to bind to.
+        allowed: further names that people reach it by, such as a reverse proxy's.
+        prefix: path below which a reverse proxy serves it, such as ``/vitrine``.
         blocks: what builds the page.
     """
     uploads = _upload_folder()
+    serve_below(prefix)
     app = FastAPI(title="Vitrine", docs_url=None, redoc_url=None, openapi_url=None)
     # Before the page, which answers whatever is left.
     add_pictures(app, context)
@@ -110,6 +119,7 @@ def build_app(
         app,
         page,
         path="/",
+        root_path=prefix or None,
         server_name=host,
         footer_links=[],
         run_history=False,
@@ -127,11 +137,27 @@ def build_app(
         head=f"<script>{(_HERE / 'keys.js').read_text(encoding='utf-8')}</script>",
     )
     functions = (number for number, function in page.fns.items() if function.fn is not None)
-    return Guard(LastingStreams(app), context.limits, uploads, functions, own_names(host))
+    return Guard(
+        LastingStreams(app), context.limits, uploads, functions, own_names(host), allowed=allowed, prefix=prefix
+    )
 
 
-def serve(context: AppContext, host: str = "127.0.0.1", port: int = 7860) -> None:
+def serve(
+    context: AppContext,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    *,
+    allowed: Sequence[str] = (),
+    prefix: str = "",
+) -> None:
     """Serves the application until it is interrupted.
+
+    Args:
+        context: what is served.
+        host: address to listen on.
+        port: to listen on.
+        allowed: see ``build_app``.
+        prefix: see ``build_app``.
 
     Raises:
         UserError: where the port is taken.
@@ -143,7 +169,8 @@ def serve(context: AppContext, host: str = "127.0.0.1", port: int = 7860) -> Non
             listening.bind((host.removeprefix("[").removesuffix("]"), port))
         except (OSError, OverflowError) as error:
             raise UserError(f"--host {host} --port {port}: cannot be used ({error}); choose others") from error
-        uvicorn.Server(server_config(build_app(context, host=host), context)).run(sockets=[listening])
+        app = build_app(context, host=host, allowed=allowed, prefix=prefix)
+        uvicorn.Server(server_config(app, context)).run(sockets=[listening])
 
 
 def server_config(app: ASGIApp, context: AppContext) -> uvicorn.Config:

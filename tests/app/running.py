@@ -12,9 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.background import BackgroundTask
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, StreamingResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.context import AppContext
 
@@ -82,3 +86,41 @@ def opened_browser() -> Iterator[Browser]:
             yield browser
         finally:
             browser.close()
+
+
+def reverse_proxy(target: str, prefix: str, *, keeps_prefix: bool = False, keeps_host: bool = True) -> ASGIApp:
+    """A reverse proxy that serves another server below a prefix, as nginx and Traefik may be set up.
+
+    Args:
+        target: URL of the server behind.
+        prefix: such as ``/vitrine``.
+        keeps_prefix: whether the server behind is asked for the path with it.
+        keeps_host: whether the server behind learns the ``Host`` that the browser asked for.
+    """
+
+    async def proxy(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        asked = Request(scope, receive)
+        if not scope["path"].startswith(prefix):
+            await PlainTextResponse("not proxied", 502)(scope, receive, send)
+            return
+        path = scope["path"] if keeps_prefix else scope["path"].removeprefix(prefix)
+        headers = [(key, value) for key, value in asked.headers.items() if key not in {"connection", "content-length"}]
+        if not keeps_host:
+            headers = [(key, value) for key, value in headers if key != "host"]
+        client = httpx.AsyncClient(base_url=target, timeout=60)
+        query = f"?{asked.url.query}" if asked.url.query else ""
+        body = await asked.body()
+        request = client.build_request(asked.method, path + query, headers=headers, content=body)
+        answer = await client.send(request, stream=True)
+
+        async def end() -> None:
+            await answer.aclose()
+            await client.aclose()
+
+        response = StreamingResponse(answer.aiter_raw(), answer.status_code, background=BackgroundTask(end))
+        response.raw_headers = [(key.lower(), value) for key, value in answer.headers.raw]
+        await response(scope, receive, send)
+
+    return proxy

@@ -13,7 +13,8 @@ from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
 from app.context import Limits
-from app.guard import Guard, is_loopback, own_names
+from app.guard import Guard, allowed_host, is_loopback, own_names, root_path
+from datamodules.schema import UserError
 
 LIMITS = Limits(upload_bytes=1000, pictures=2, request_bytes=5000, uploads_kept=1_200_000)
 
@@ -309,3 +310,108 @@ def test_names_of_this_machine_hold_only_where_it_listens_to_others(uploads: Pat
     assert named.get("/", headers=asked).status_code == 200
     unnamed = TestClient(Guard(echo, LIMITS, uploads), base_url="http://localhost")
     assert unnamed.get("/", headers=asked).status_code == 421
+
+
+@pytest.fixture
+def proxied(uploads: Path) -> TestClient:
+    """Behind a reverse proxy that serves it as ``https://app.example.org/vitrine``."""
+    guard = Guard(echo, LIMITS, uploads, [7], allowed=["app.example.org", "b.example.org:8443"], prefix="/vitrine")
+    return TestClient(guard, base_url="http://127.0.0.1:7860", follow_redirects=False)
+
+
+@pytest.mark.parametrize("host", ["app.example.org", "APP.example.org:444", "b.example.org:8443", "127.0.0.1:7860"])
+def test_stated_names_are_answered(proxied: TestClient, host: str) -> None:
+    assert proxied.get("/", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["example.org", "x.app.example.org", "app.example.org.evil.example", "b.example.org"])
+def test_other_names_are_refused_with_the_option_that_would_allow_them(
+    proxied: TestClient, host: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):
+        answer = proxied.get("/", headers={"host": host, "x-forwarded-host": "app.example.org"})
+        assert answer.status_code == 421
+        assert f"--allow-host {host}" in answer.text
+    assert caplog.text.count(f"--allow-host {host}") == 1  # said once, however often it is asked
+
+
+def test_what_a_refusal_repeats_is_one_short_line(proxied: TestClient) -> None:
+    for host in ("a\u00e9 b; rm -rf", "x" * 5000, "a..b"):
+        answer = proxied.get("/", headers={"host": host.encode("latin-1")})
+        assert answer.status_code == 421
+        assert "--allow-host NAME" in answer.text
+        assert len(answer.text) < 400
+        assert answer.text.isascii()
+    assert "\n" not in proxied.get("/a%0Ab").text
+
+
+ORIGINS = [
+    ("https://app.example.org", "app.example.org", 200),
+    ("https://app.example.org", "app.example.org:443", 200),
+    ("https://app.example.org", "127.0.0.1:7860", 200),  # a proxy that does not pass the Host on
+    ("https://b.example.org:8443", "b.example.org:8443", 200),
+    ("https://b.example.org:8444", "127.0.0.1:7860", 403),
+    ("https://evil.example", "app.example.org", 403),
+    ("https://app.example.org.evil.example", "app.example.org", 403),
+    ("https://user@app.example.org", "app.example.org", 403),
+    ("null", "app.example.org", 403),
+]
+
+
+@pytest.mark.parametrize(("origin", "host", "status"), ORIGINS)
+def test_pages_of_stated_names_may_ask(proxied: TestClient, origin: str, host: str, status: int) -> None:
+    answer = proxied.post("/gradio_api/cancel", headers={"origin": origin, "host": host}, content=b"abc")
+    assert answer.status_code == status
+    if origin == "https://evil.example":
+        assert "--allow-host evil.example" in answer.text
+
+
+@pytest.mark.parametrize("prefix", ["", "/vitrine"])
+def test_a_proxy_may_remove_the_prefix_or_leave_it(proxied: TestClient, prefix: str) -> None:
+    assert proxied.get(f"{prefix}/config").status_code == 200
+    assert proxied.post(f"{prefix}/gradio_api/cancel", content=b"abc").text == "3"
+    assert proxied.get(f"{prefix}/docs").status_code == 404
+
+
+def test_the_prefix_without_a_slash_leads_to_the_page(proxied: TestClient) -> None:
+    assert proxied.get("/vitrine").headers["location"] == "/vitrine/"
+    assert proxied.get("/vitrinette").status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/shop/demo/", "/shop/demo/config", "/shop/demo/gradio_api/upload_progress"])
+def test_a_prefix_that_was_not_stated_is_named(client: TestClient, path: str) -> None:
+    answer = client.get(path)
+    assert answer.status_code == 404
+    assert "--root-path /shop/demo" in answer.text or "--root-path /shop" in client.get("/shop/").text
+
+
+def test_nothing_behind_learns_what_a_proxy_says(uploads: Path) -> None:
+    async def headers(scope: Scope, receive: Receive, send: Send) -> None:
+        await PlainTextResponse(" ".join(Request(scope).headers))(scope, receive, send)
+
+    client = TestClient(Guard(headers, LIMITS, uploads), base_url="http://127.0.0.1:7860")
+    said = ["forwarded", "x-forwarded-host", "x-forwarded-proto", "x-forwarded-for", "x-real-ip", "x-gradio-server"]
+    seen = client.get("/", headers=dict.fromkeys(said, "evil.example")).text.split()
+    assert "host" in seen
+    assert not set(said) & set(seen)
+
+
+@pytest.mark.parametrize("text", ["https://a.example", "*", "*.a.example", "a b", "", ":80", "a.example/x", "a..b"])
+def test_what_is_no_host_name_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="--allow-host"):
+        allowed_host(text)
+
+
+def test_host_names_are_spelled_as_browsers_do() -> None:
+    assert allowed_host("B\u00fccher.Example.") == "xn--bcher-kva.example"
+    assert allowed_host("App.example.org:8443") == "app.example.org:8443"
+
+
+@pytest.mark.parametrize("text", ["vitrine", "/a//b", "/a/../b", "/a?b", "/a b", "https://a.example/x", "/a/."])
+def test_what_is_no_prefix_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="--root-path"):
+        root_path(text)
+
+
+def test_a_prefix_loses_its_last_slash() -> None:
+    assert [root_path(text) for text in ("", "/", "/a", "/a/b/")] == ["", "", "/a", "/a/b"]

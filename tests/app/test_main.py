@@ -25,13 +25,16 @@ def handed_on(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return AppContext({}, {})
 
     monkeypatch.setattr("app.loading.load", load)
-    monkeypatch.setattr("app.server.serve", lambda context, host, port: seen.append((host, port)))
+    monkeypatch.setattr("app.server.serve", lambda context, host, port, **named: seen.append((host, port, named)))
     return seen
 
 
 def test_it_listens_to_this_machine_only(handed_on: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--run", "a", "--run", "b", "--gallery", "g"]) == 0
-    assert handed_on == [([Path("a"), Path("b")], ["g"], {"demo": False, "root": Path("runs")}), ("127.0.0.1", 7860)]
+    assert handed_on == [
+        ([Path("a"), Path("b")], ["g"], {"demo": False, "root": Path("runs")}),
+        ("127.0.0.1", 7860, {"allowed": [], "prefix": ""}),
+    ]
     said = capsys.readouterr()
     assert said.out == "Vitrine: http://127.0.0.1:7860 (Ctrl-C ends it)\n"
     assert "warning" not in said.err
@@ -48,7 +51,7 @@ def test_other_machines_are_let_in_only_on_purpose(
     assert not handed_on
     assert main(["--demo", "--host", host, "--allow-remote"]) == 0
     assert "no login and no encryption" in capsys.readouterr().err
-    assert handed_on[1] == (host, 7860)
+    assert handed_on[1][:2] == (host, 7860)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +60,8 @@ def test_other_machines_are_let_in_only_on_purpose(
         ([], "nothing to serve"),
         (["--demo", "--port", "70000"], "--port 70000: must be 0 to 65535"),
         (["--demo", "--port", "-1"], "--port -1"),
+        (["--demo", "--allow-host", "https://a.example"], "--allow-host https://a.example: must be one host name"),
+        (["--demo", "--root-path", "vitrine"], "--root-path vitrine: must be the path"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -104,3 +109,8 @@ def test_a_port_that_is_taken_is_told() -> None:
         port = other.getsockname()[1]
         with pytest.raises(UserError, match=f"--port {port}: cannot be used"):
             serve(AppContext({}, {}), port=port)
+
+
+def test_the_place_behind_a_proxy_is_handed_on(handed_on: list[Any]) -> None:
+    assert main(["--demo", "--allow-host", "A.example", "--allow-host", "b.example:8443", "--root-path", "/v/"]) == 0
+    assert handed_on[1] == ("127.0.0.1", 7860, {"allowed": ["a.example", "b.example:8443"], "prefix": "/v"})
