@@ -68,7 +68,8 @@ class ClipResNet(Towers):
         self.image = ImageEncoder(size.image, image_size)
         values = {"hidden_size": size.width, "intermediate_size": 4 * size.width, "num_attention_heads": size.heads}
         configuration = configuration_from_values({"model_type": "clip_text_model", **values, **SPECIAL_IDS})
-        self.max_length = checked_length(configuration, options.get("max_length") or longest_text(configuration))
+        longest = longest_text(configuration)
+        self.max_length = checked_length(options.get("max_length") or longest, longest)
         self.text = build_model(configuration)
         # The attention pool's last layer maps into the common space; unlike the text's map it has a bias.
         self.image_projection = nn.Linear(self.image.num_features, size.embed_dim)

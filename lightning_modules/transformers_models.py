@@ -158,10 +158,20 @@ def configuration_values(configuration: Configuration) -> dict[str, Any]:
 
 
 def build_model(configuration: Configuration) -> nn.Module:
-    """The network with random weights, in float32."""
+    """The network with random weights, in float32.
+
+    Raises:
+        UserError: if the values of its configuration contradict each other.
+    """
     from transformers import AutoModel
 
-    model: nn.Module = cast("Any", AutoModel).from_config(configuration, dtype=torch.float32)
+    try:
+        model: nn.Module = cast("Any", AutoModel).from_config(configuration, dtype=torch.float32)
+    except (AssertionError, AttributeError, ImportError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise UserError(
+            f"towers: no {configuration.model_type} can be built from its configuration ({_first_line(error)}); mend "
+            "its config.json, or give another model"
+        ) from error
     if getattr(model, "pooler", None) is not None:
         # BERT's pooler is a classifier of sentence pairs; nobody reads it here, and DDP would wait for its gradient.
         model.pooler = None  # type: ignore[assignment]

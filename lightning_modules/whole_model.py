@@ -23,7 +23,7 @@ from lightning_modules.transformers_models import (
 )
 from lightning_modules.weights import hub_directory
 
-KINDS = ("clip", "siglip", "siglip2")
+KINDS = ("clip", "siglip")
 
 _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _HALF = (0.5, 0.5, 0.5)
@@ -50,6 +50,11 @@ class WholeModel(Towers):
             configuration = configuration_from_values(architectures["model"])
         else:
             configuration = model_configuration(self.name, self.pretrained, "towers.model")
+        if configuration.model_type == "siglip2":
+            raise UserError(
+                f"towers.model: {self.name} is a siglip2 of images of any shape (NaFlex), which is not supported; "
+                "give one of a fixed size, such as google/siglip2-base-patch16-224"
+            )
         if configuration.model_type not in KINDS:
             raise UserError(
                 f"towers.model: {self.name} is a {configuration.model_type}, not one of {', '.join(KINDS)}; for other "
@@ -62,7 +67,7 @@ class WholeModel(Towers):
                 f"do not fit; it was built for {vision.image_size}"
             )
         self.configuration = configuration
-        self.max_length = checked_length(text, options.get("max_length") or longest_text(text))
+        self.max_length = checked_length(options.get("max_length") or longest_text(text), longest_text(text))
         self.model = build_model(configuration)
         # The temperature is the task's; left here as parameters, they would never get a gradient.
         for name in ("logit_scale", "logit_bias"):
