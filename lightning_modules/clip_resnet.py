@@ -17,6 +17,7 @@ from lightning_modules.text_encoders import checked_length, longest_text
 from lightning_modules.text_tokenizer import SPECIAL_IDS, TextTokenizer, Tokens, trained_tokenizer
 from lightning_modules.towers import Architectures, Side, TowerOptions, Towers
 from lightning_modules.transformers_models import build_model, configuration_from_values
+from lightning_modules.weights import WeightsOrigin
 
 
 class _Size(NamedTuple):
@@ -110,6 +111,11 @@ class ClipResNet(Towers):
     def wholly_pretrained(self) -> bool:
         """See ``Towers``."""
         return False
+
+    @property
+    def origins(self) -> list[WeightsOrigin]:
+        """None: the weights are random."""
+        return []
 
     @property
     def architectures(self) -> Architectures:

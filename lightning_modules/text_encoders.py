@@ -12,8 +12,8 @@ from torch import nn
 
 from datamodules.schema import UserError
 from lightning_modules.text_tokenizer import TextTokenizer, Tokens, pretrained_tokenizer, trained_tokenizer
-from lightning_modules.transformers_models import Configuration, build_model, load_model
-from lightning_modules.weights import hub_directory
+from lightning_modules.transformers_models import TEXT_HEADS, Configuration, build_model, load_model
+from lightning_modules.weights import WeightsOrigin, hub_directory, weights_origin
 
 PoolingRule = Literal["cls", "eos", "mean"]
 Pooling = Literal["auto", "cls", "eos", "mean"]
@@ -72,6 +72,7 @@ class TextEncoder(nn.Module):
     Attributes:
         num_features: length of a feature vector.
         tokenizer: None until the weights are loaded or ``train_tokenizer`` was called.
+        origin: of the pretrained weights, once they are loaded.
 
     Raises:
         UserError: if the model is no text encoder, or the length or the pooling does not fit it.
@@ -102,6 +103,7 @@ class TextEncoder(nn.Module):
         self.pooling = rule
         self.num_features = int(getattr(configuration, "word_embed_proj_dim", None) or configuration.hidden_size)
         self.tokenizer: TextTokenizer | None = None
+        self.origin: WeightsOrigin | None = None
         self._loaded = not pretrained
 
     def forward(self, tokens: Tokens) -> torch.Tensor:
@@ -131,7 +133,8 @@ class TextEncoder(nn.Module):
         if self._loaded:
             return
         directory = self.name if Path(self.name).is_dir() else hub_directory(self.name, "towers.text")
-        load_model(self.backbone, directory, "towers.text")
+        left_out = load_model(self.backbone, directory, "towers.text", TEXT_HEADS)
+        self.origin = weights_origin("towers.text", self.name, Path(directory), left_out)
         self.tokenizer = pretrained_tokenizer(directory, self.max_length, fixed_length=False)
         self._loaded = True
 

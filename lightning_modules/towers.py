@@ -23,6 +23,7 @@ from lightning_modules.transformers_models import (
     model_configuration,
     model_directory,
 )
+from lightning_modules.weights import WeightsOrigin
 
 Side = Literal["image", "text"]
 SIDES: tuple[Side, ...] = get_args(Side)
@@ -158,6 +159,11 @@ class Towers(nn.Module, ABC):
 
     @property
     @abstractmethod
+    def origins(self) -> list[WeightsOrigin]:
+        """Where the pretrained weights came from that were loaded."""
+
+    @property
+    @abstractmethod
     def architectures(self) -> Architectures:
         """What a checkpoint keeps of the configurations."""
 
@@ -187,6 +193,7 @@ class TwoTowers(Towers):
         else:
             configuration = model_configuration(name, pretrained, "towers.text")
         self.image = ImageEncoder(options.get("image", ""), image_size, options.get("image_pretrained", True))
+        self.image.part = "towers.image"
         self.text = TextEncoder(
             name,
             configuration,
@@ -249,6 +256,11 @@ class TwoTowers(Towers):
     def wholly_pretrained(self) -> bool:
         """Its projections always begin random."""
         return False
+
+    @property
+    def origins(self) -> list[WeightsOrigin]:
+        """See ``Towers``."""
+        return [origin for origin in (self.image.origin, self.text.origin) if origin]
 
     @property
     def architectures(self) -> Architectures:

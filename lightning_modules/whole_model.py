@@ -21,7 +21,7 @@ from lightning_modules.transformers_models import (
     load_model,
     model_configuration,
 )
-from lightning_modules.weights import hub_directory
+from lightning_modules.weights import WeightsOrigin, hub_directory, weights_origin
 
 KINDS = ("clip", "siglip")
 
@@ -84,6 +84,7 @@ class WholeModel(Towers):
             "interpolation": "bicubic",
         }
         self._interpolate = image_size != vision.image_size
+        self._origin: WeightsOrigin | None = None
         self._loaded = not self.pretrained
         self.tokenizer: TextTokenizer | None = None
 
@@ -113,7 +114,8 @@ class WholeModel(Towers):
         if self._loaded:
             return
         directory = self.name if Path(self.name).is_dir() else hub_directory(self.name, "towers.model")
-        load_model(self.model, directory, "towers.model")
+        left_out = load_model(self.model, directory, "towers.model")
+        self._origin = weights_origin("towers.model", self.name, Path(directory), left_out)
         mean, std = _statistics(directory, self.is_clip)
         self.normalize.load_state_dict(Normalize(mean, std).state_dict())
         self.tokenizer = pretrained_tokenizer(directory, self.max_length, fixed_length=not self.is_clip)
@@ -133,6 +135,11 @@ class WholeModel(Towers):
     def wholly_pretrained(self) -> bool:
         """See ``Towers``."""
         return self.pretrained
+
+    @property
+    def origins(self) -> list[WeightsOrigin]:
+        """See ``Towers``."""
+        return [self._origin] if self._origin else []
 
     @property
     def architectures(self) -> Architectures:
