@@ -12,13 +12,14 @@ from pathlib import Path
 # Before torch is imported: threads that spin while they wait take the cores from the other requests.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from datamodules.interrupts import run_program
 from datamodules.schema import UserError
 
 _PORTS = range(2**16)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Load what is to be served, serve it until Ctrl-C, and return the exit code."""
+    """Load what is to be served, serve it until Ctrl-C, and return the exit code, 130 after that."""
     options = _parser().parse_args(arguments)
     from datamodules.user_errors import run_reporting_user_errors  # after --help, which it would make slow
 
@@ -37,15 +38,12 @@ def _run(options: argparse.Namespace) -> None:
             "images of the galleries\n"
         )
 
-    try:
-        context = load(options.run, options.gallery, demo=options.demo, root=options.runs)
-        from app.server import serve
+    context = load(options.run, options.gallery, demo=options.demo, root=options.runs)
+    from app.server import serve
 
-        shown = f"[{options.host}]" if ":" in options.host else options.host
-        print(f"Vitrine: http://{shown}:{options.port} (Ctrl-C ends it)", flush=True)
-        serve(context, options.host, options.port, allowed=allowed, prefix=prefix)
-    except KeyboardInterrupt:
-        print("Ended.")
+    shown = f"[{options.host}]" if ":" in options.host else options.host
+    print(f"Vitrine: http://{shown}:{options.port} (Ctrl-C ends it)", flush=True)
+    serve(context, options.host, options.port, allowed=allowed, prefix=prefix)
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -111,4 +109,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

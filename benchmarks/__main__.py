@@ -19,6 +19,7 @@ from typing import Any
 
 import benchmarks
 from benchmarks.interleaved import Row, as_json, from_json, markdown, say, write_text_whole
+from datamodules.interrupts import run_program
 
 FOLDER = Path(__file__).parent
 RESULTS, README = "results.json", "README.md"
@@ -123,4 +124,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_program(lambda: main(sys.argv[1:])))

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from lightning.pytorch import Trainer
 
-from callbacks.outputs import ConfusionCounter, CountedSplit, file_name
+from callbacks.outputs import ConfusionCounter, CountedSplit
+from datamodules.trust import file_name
 from evaluation.artefacts import written_whole
 from evaluation.classification import class_report
 

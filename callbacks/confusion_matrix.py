@@ -10,8 +10,9 @@ import numpy as np
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
 
-from callbacks.outputs import ConfusionCounter, CountedSplit, file_name
+from callbacks.outputs import ConfusionCounter, CountedSplit
 from datamodules.schema import UserError
+from datamodules.trust import file_name
 from evaluation.artefacts import written_whole
 from evaluation.classification import normalise_by_target
 from evaluation.figures import confusion_figure, save_figure

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,11 +47,6 @@ def describes_samples(trainer: Trainer, callback: Callback) -> DescribesSamples:
             f"(datamodules.schema.DescribesSamples); pass the trainer a `datamodule`"
         )
     return cast("DescribesSamples", datamodule)
-
-
-def file_name(task: str) -> str:
-    """The name of a task as part of a file name."""
-    return re.sub(r"[^\w.-]+", "_", task)
 
 
 @dataclass(frozen=True)

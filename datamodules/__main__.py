@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from datamodules.interrupts import run_program
 from datamodules.schema import UserError
 from datamodules.user_errors import EXIT_USER_ERROR, run_reporting_user_errors
 
@@ -89,4 +90,4 @@ def _write_json(path: Path, report: AuditReport) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_program(lambda: main(sys.argv[1:])))

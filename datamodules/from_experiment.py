@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from datamodules.base import ImageDataModule
 from datamodules.schema import UserError
+from datamodules.trust import refuse_foreign_code, run_of_config
 
 
 def data_parser(program: str, usage: str | None = None) -> ArgumentParser:
@@ -53,6 +55,23 @@ def parse_data(parser: ArgumentParser, args: list[str]) -> tuple[ImageDataModule
     return datamodule, parsed
 
 
+def data_of_run(program: str, run: Path, args: Sequence[str] = ()) -> ImageDataModule:
+    """The DataModule of a run directory, which somebody else may have made: no code of theirs is run.
+
+    Args:
+        program: name for messages.
+        run: the run directory.
+        args: command-line arguments that change it, such as ``--data.init_args.root FOLDER``.
+
+    Raises:
+        UserError: for a configuration that cannot be read, or names a class that is neither ours nor of a plugin.
+        ArgumentError: for arguments that are unknown or of the wrong type.
+    """
+    config = run / "config.yaml"
+    refuse_foreign_code({"data": read_experiment(config).get("data")}, config)
+    return parse_data(data_parser(program), ["--config", str(config), *args])[0]
+
+
 def _data_part(paths: list[Path]) -> dict[str, Any]:
     """What the experiment files say about the data, the later file last; everything else in them is left aside.
 
@@ -65,6 +84,8 @@ def _data_part(paths: list[Path]) -> dict[str, Any]:
     seed: dict[str, Any] = {}
     for path in paths:
         content = read_experiment(path)
+        if run_of_config(path) is not None:
+            refuse_foreign_code({"data": content.get("data")}, path)
         part = content.get("data") or {}
         data = merged(data, {"class_path": part} if isinstance(part, str) else part)
         if isinstance(content.get("seed_everything"), int):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import select
@@ -10,6 +11,7 @@ from collections.abc import Callable
 
 from jsonargparse import ArgumentError
 
+from datamodules.interrupts import report_interruption, was_interrupted
 from datamodules.schema import DISK_FULL, UserError
 
 EXIT_USER_ERROR = 2
@@ -28,11 +30,16 @@ def run_reporting_user_errors(command: Callable[[], None]) -> int:
     ``VITRINE_DEBUG=1`` in the environment shows the traceback all the same.
 
     Returns:
-        The exit code: 0, 2 after a mistake of the user, or 141 where ``head`` or the like has read enough.
+        The exit code: 0, 2 after a mistake of the user or a file that cannot be read or written, 130 after Ctrl-C, or
+        141 where ``head`` or the like has read enough.
     """
     try:
         command()
         sys.stdout.flush()
+    except (KeyboardInterrupt, SystemExit) as error:
+        if not was_interrupted(error):
+            raise
+        return report_interruption(str(error) if isinstance(error, KeyboardInterrupt) else "")
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             return EXIT_NOBODY_READS
@@ -66,10 +73,42 @@ def _line_for_user(error: BaseException) -> str | None:
         if isinstance(cause, UserError):
             return str(cause)
         cause = cause.__cause__
-    if isinstance(error, OSError) and error.errno in DISK_FULL:
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}cannot be written ({error.strerror}); free some space; what was there is untouched"
+    if (line := _line_of_system(error)) is not None:
+        return line
     return one_line(str(error)) if isinstance(error, ArgumentError) else None
+
+
+def _line_of_system(error: BaseException) -> str | None:
+    """What to tell of a file that cannot be read or written; None where that is not what is wrong."""
+    if isinstance(error, BrokenPipeError):
+        return None  # of a process of ours
+    number, where, reason = _system_error(error)
+    if number is None:
+        # Libraries raise it with a text only, and a loader's process sends a whole traceback.
+        return _last_line(str(error)) if isinstance(error, OSError) else None
+    if number in DISK_FULL:
+        return f"{where}cannot be written ({reason}); free some space; what was there is untouched"
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{where}{reason}; change its permissions, or choose another place; what was there is untouched"
+    return f"{where}{reason}; check the path"
+
+
+def _system_error(error: BaseException) -> tuple[int | None, str, str]:
+    """Number, file and reason of what the system has refused; no number where it was not the system."""
+    if isinstance(error, OSError) and error.errno is not None:
+        name = error.filename2 if error.filename2 is not None else error.filename
+        return error.errno, f"{name}: " if name is not None else "", error.strerror or str(error)
+    # PyTorch and libraries in Rust have exceptions of their own for it.
+    text = str(error)
+    if isinstance(error, RuntimeError) and "PytorchStreamWriter failed writing file" in text:
+        return errno.ENOSPC, "", _last_line(text)
+    found = re.search(r"\b(?:os error|Os \{ code:) (\d+)", text)
+    return (int(found[1]), "", _last_line(text)) if found else (None, "", "")
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:500] if lines else "a file cannot be read or written"
 
 
 def one_line(message: str) -> str:

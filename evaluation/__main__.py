@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
+from datamodules.interrupts import run_program
 from datamodules.user_errors import run_reporting_user_errors
 from evaluation import summary_command
 from evaluation.terminal import print_table
@@ -85,14 +86,12 @@ def _wise_ft(options: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.progress import track
 
-    from datamodules.from_experiment import data_parser, parse_data
+    from datamodules.from_experiment import data_of_run
     from evaluation import wise_ft
     from evaluation.zero_shot import start_weights_of
     from lightning_modules.checkpoint import load_task, read_checkpoint
 
-    datamodule, _ = parse_data(
-        data_parser("python -m evaluation wise_ft"), ["--config", str(options.run / "config.yaml")]
-    )
+    datamodule = data_of_run("python -m evaluation wise_ft", options.run)
     datamodule.prepare_data()
     datamodule.setup("test")
     folder = options.run / "checkpoints"
@@ -116,11 +115,13 @@ def _wise_ft(options: argparse.Namespace) -> None:
 
 def _soup(options: argparse.Namespace) -> None:
     from datamodules.schema import UserError
+    from evaluation.run_files import runs_among
     from evaluation.soup_command import best_of_sweep, make_soup, place_beside, place_of_sweep
 
     if bool(options.runs) == (options.sweep is not None):
         raise UserError("soup: name either run directories, or one sweep with --sweep DIR --top N")
-    runs = options.runs or best_of_sweep(options.sweep, options.top)
+    named = runs_among(options.runs, "soup", "checkpoints/best.ckpt", unfinished_only=True)
+    runs = named or best_of_sweep(options.sweep, options.top)
     place = place_beside(runs[0]) if options.runs else place_of_sweep(options.sweep)
     made = make_soup(runs, options.method, metric=options.metric, place=place, test=options.test)
     print_table(made.table)
@@ -207,4 +208,4 @@ def _parser(names: Sequence[str]) -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from datamodules.schema import UserError
+from datamodules.trust import file_name
 from evaluation.calibration import (
     HIGHEST,
     calibration_error,
@@ -158,7 +159,7 @@ def _judge(run: Path, predictions: Predictions, task: str, split: str, temperatu
             f"T = {temperature:.3g}": reliability_bins(after, correct),
         }
         figure = reliability_figure(panels, f"{task}, {split} (n = {len(rows)})")
-        save_figure(figure, run / "figures" / f"reliability_{split}_{task}.png")
+        save_figure(figure, run / "figures" / f"reliability_{split}_{file_name(task)}.png")
     return Calibrated(
         task=task,
         split=split,

@@ -68,9 +68,11 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     Raises:
         UserError: a run without usable predictions, or runs that cannot be compared.
     """
+    from evaluation.run_files import runs_among
     from evaluation.summary import markdown_rows
     from evaluation.terminal import print_table
 
+    options.runs = runs_among(options.runs, "compare", f"predictions/{options.split}.parquet")
     sides = sides_of(options.runs, options.split, options.join)
     tasks = common_tasks(sides, options.task)
     rows = compare_sides(sides, tasks, options.reference)

@@ -71,9 +71,13 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     """
     from evaluation.efficiency import count, markdown
     from evaluation.efficiency_models import build, source_of
+    from evaluation.run_files import runs_among
     from evaluation.terminal import print_table
 
     check_device(options.device)
+    runs = [path for path in options.models if path.suffix not in (".yaml", ".yml")]
+    kept = runs_among(runs, "efficiency", "checkpoints/best.ckpt", unfinished_only=True) if len(runs) > 1 else runs
+    options.models = [path for path in options.models if path not in runs or path in kept]
     sources = {path.resolve(): source_of(path, options.config) for path in options.models}
     names = _names(list(sources))
     counts: dict[str, Counts] = {}

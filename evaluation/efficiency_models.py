@@ -73,13 +73,15 @@ def source_of(path: Path, overlays: list[Path]) -> ModelSource:
         UserError: if it is neither.
     """
     from datamodules.from_experiment import merged, read_experiment
-    from evaluation.run_files import RunFiles
+    from datamodules.trust import refuse_foreign_code
+    from evaluation.run_files import CONFIG, RunFiles
 
     if path.is_dir():
         run = RunFiles(path)
         if "best" in run.checkpoints:
             return ModelSource({}, str(run.checkpoints["best"]))
         if run.config and not run.checkpoints and not any(stage.get("stage") == "fit" for stage in run.stages):
+            refuse_foreign_code({key: run.config.get(key) for key in ("data", "model")}, run.path / CONFIG)
             return ModelSource(run.config)
         raise UserError(f"{path}: has no checkpoints/best.ckpt; give a run that was trained, or its experiment file")
     experiment: dict[str, Any] = {}

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.schema import UserError
+from datamodules.trust import plain_name
 from evaluation.artefacts import timed_directory, written_whole
-from evaluation.run_files import RunFiles
+from evaluation.run_files import RunFiles, runs_among
 
 _CLASS_PATH = "lightning_modules.Ensemble"
 
@@ -56,6 +57,9 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     Raises:
         UserError: the runs cannot be averaged.
     """
+    if options.name is not None:
+        plain_name(options.name, "--name")
+    options.runs = runs_among(options.runs, "ensemble", "checkpoints/best.ckpt", unfinished_only=True)
     directory = make_ensemble(options.runs, options.tta, name=options.name, place=options.to)
     checkpoint = shlex.quote(str(directory / "checkpoints" / "best.ckpt"))
     runs = shlex.join(map(str, [directory, *options.runs]))
@@ -123,8 +127,8 @@ def _save(path: Path, task: Any) -> None:
         "hyper_parameters": {**task.hparams, "_class_path": _CLASS_PATH},
     }
     task.on_save_checkpoint(checkpoint)
-    with written_whole(path) as partial:
-        torch.save(checkpoint, partial)
+    with written_whole(path) as partial, partial.open("wb") as file:
+        torch.save(checkpoint, file)
 
 
 def _config(run: Path) -> dict[str, Any]:

@@ -150,7 +150,7 @@ def _pictures(files: RunFiles, model: VisionTask, task: str, options: argparse.N
 
 def _data_pictures(files: RunFiles, transform: Any, task: str, options: argparse.Namespace) -> _Pictures:
     """Pictures of the run's own data: by name, or the worst mistakes."""
-    from datamodules.from_experiment import data_parser, parse_data
+    from datamodules.from_experiment import data_of_run
 
     wanted = options.ids or _worst_names(files, task, options)
     found = _Pictures()
@@ -158,7 +158,7 @@ def _data_pictures(files: RunFiles, transform: Any, task: str, options: argparse
         return found
     if not (files.path / CONFIG).is_file():
         raise UserError(f"{files.path}: has no {CONFIG}, so its data are not known; name pictures with --image")
-    datamodule, _ = parse_data(data_parser("python -m evaluation explain"), ["--config", str(files.path / CONFIG)])
+    datamodule = data_of_run("python -m evaluation explain", files.path)
     table = datamodule.table
     rows = {name: row for row, name in enumerate(datamodule.sample_names())}
     if strange := [name for name in wanted if name not in rows]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.schema import LABEL_TASK, UNKNOWN, UserError
+from datamodules.trust import file_name
 from evaluation.exploration_figures import class_bars, heatmap, length_histogram, size_figure
 from evaluation.html_page import Section
 from evaluation.pixel_features import pixel_features
@@ -156,8 +157,8 @@ def class_section(collection: Collection) -> Section:
     for task, names in collection.tasks.items():
         counts = pd.DataFrame({split: class_counts(collection, task, split) for split in SPLITS}, index=list(names))
         order = counts.sort_values("train", ascending=False, kind="stable")
-        figures[f"classes_{task}"] = class_bars(order, f"{task}: samples of each class")
-        files[f"classes_{task}"] = order.rename_axis(task).reset_index()
+        figures[f"classes_{file_name(task)}"] = class_bars(order, f"{task}: samples of each class")
+        files[f"classes_{file_name(task)}"] = order.rename_axis(task).reset_index()
         says.append(_frequencies(task, order["train"]))
         if len(names) == 1:
             missing.append(f"{task} has one class only, so there is nothing to tell apart.")
@@ -226,7 +227,9 @@ def cooccurrence_section(collection: Collection) -> Section:
     main, missing = tasks[0], []
     if len(collection.tasks[main]) <= _MOST_CLASSES:
         for task in tasks[1:]:
-            figures[f"{main}_{task}"] = heatmap(contingency(collection, main, task), f"{main} and {task}: samples")
+            figures[f"{file_name(main)}_{file_name(task)}"] = heatmap(
+                contingency(collection, main, task), f"{main} and {task}: samples"
+            )
     else:
         missing.append(f"{main} has more than {_MOST_CLASSES} classes, so no tables of it with attributes are drawn.")
     values = np.nan_to_num(np.triu(strength.to_numpy(), k=1))

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.schema import UNKNOWN, UserError
+from datamodules.trust import file_name
 from evaluation.exploration import Collection
 from evaluation.exploration_colour import thumbnail
 from evaluation.exploration_figures import Tile, contact_sheet, short
@@ -113,8 +114,8 @@ def label_section(
         return Section(_TITLE, missing=missing)
     section = Section(_TITLE, _told(task, issues, origin), missing=missing)
     if len(issues.rows):
-        section.tables[f"suspects_{task}"] = _suspects(collection, rows, labels, names, issues)
-        section.figures[f"suspects_{task}"] = _suspect_sheet(collection, rows, labels, names, issues)
+        section.tables[f"suspects_{file_name(task)}"] = _suspects(collection, rows, labels, names, issues)
+        section.figures[f"suspects_{file_name(task)}"] = _suspect_sheet(collection, rows, labels, names, issues)
     return section
 
 

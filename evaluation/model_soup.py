@@ -207,8 +207,8 @@ def save_soup(path: Path, like: dict[str, Any], soup: Soup) -> None:
         soup: the weights.
     """
     kept = {key: value for key, value in like.items() if key not in _TRAINING}
-    with written_whole(path) as partial:
-        torch.save({**kept, "state_dict": soup.state}, partial)
+    with written_whole(path) as partial, partial.open("wb") as file:
+        torch.save({**kept, "state_dict": soup.state}, file)
 
 
 def rich_table(soup: Soup, metric: str, test: Sequence[float | None] | None = None) -> Table:

@@ -158,17 +158,15 @@ def reader(datamodule: ImageDataModule) -> ReadPicture:
 
 def _data(files: RunFiles, options: argparse.Namespace, rest: Sequence[str]) -> tuple[ImageDataModule | None, str]:
     """The run's own data, or why they are not there."""
-    from datamodules.from_experiment import data_parser, parse_data
+    from datamodules.from_experiment import data_of_run
 
     if options.no_data:
         return None, "Left out as asked (--no-data)."
     if not files.config:
         return None, f"Without {CONFIG} it is not known which data the run had."
-    arguments = ["--config", str(files.path / CONFIG)]
-    if options.data_root is not None:
-        arguments += ["--data.init_args.root", options.data_root]
+    arguments = [] if options.data_root is None else ["--data.init_args.root", options.data_root]
     try:
-        datamodule, _ = parse_data(data_parser("python -m evaluation report"), [*arguments, *rest])
+        datamodule = data_of_run("python -m evaluation report", files.path, [*arguments, *rest])
         # What cannot be read leaves a gap on the page, no more.
         datamodule.check_options["on_bad_image"] = "skip"
         datamodule.prepare_data()

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.schema import UserError
+from datamodules.trust import file_name
 from evaluation.html_page import Card, Section
 from evaluation.predictions import Predictions
 from evaluation.projections import Projection, project
@@ -71,13 +72,15 @@ def mistakes_section(
                 "probability of the target": probability[rows, targets[rows]],
             }
         )
-        section.files[f"mistakes_{split}_{task}"] = table
+        section.files[f"mistakes_{split}_{file_name(task)}"] = table
         if read is None:
-            section.tables[f"mistakes_{split}_{task}"] = section.files.pop(f"mistakes_{split}_{task}")
+            section.tables[f"mistakes_{split}_{file_name(task)}"] = section.files.pop(
+                f"mistakes_{split}_{file_name(task)}"
+            )
             continue
         shown = table.head(count)
         section.cards[f"{task}: the worst {len(shown)} of {len(rows)}"] = [
-            _mistake(f"mistake_{split}_{task}_{place:02}", row, read)
+            _mistake(f"mistake_{split}_{file_name(task)}_{place:02}", row, read)
             for place, row in enumerate(shown.to_dict("records"), start=1)
         ]
     if section.cards or section.tables:

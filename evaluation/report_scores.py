@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from datamodules.trust import file_name
 from evaluation.calibration import (
     calibration_error,
     chance_errors,
@@ -74,7 +75,7 @@ def classes_section(predictions: Predictions, class_counts: Mapping[str, Sequenc
         if not len(rows):
             missing.append(f"Of {task!r} no target is known.")
             continue
-        tables[f"classes_{split}_{task}"] = class_table(predictions, task, class_counts.get(task))
+        tables[f"classes_{split}_{file_name(task)}"] = class_table(predictions, task, class_counts.get(task))
         support = np.bincount(predictions.targets[task][rows], minlength=len(names))
         few = [f"{name} ({count})" for name, count in zip(names, support, strict=True) if 0 < count < FEW]
         absent = [str(name) for name, count in zip(names, support, strict=True) if not count]
@@ -140,7 +141,9 @@ def confusion_section(predictions: Predictions, split: str) -> Section:
         counts = confusion_matrix(
             predictions.targets[task][rows], predictions.predicted(task)[rows], [*map(str, names)]
         )
-        section.figures[f"confusion_{split}_{task}"] = confusion_figure(counts, f"{task}, {split} (n = {len(rows)})")
+        section.figures[f"confusion_{split}_{file_name(task)}"] = confusion_figure(
+            counts, f"{task}, {split} (n = {len(rows)})"
+        )
         wrong = counts.to_numpy() * (1 - np.eye(len(names), dtype=np.int64))
         order = np.argsort(-wrong, axis=None, kind="stable")[:_TOP_CONFUSIONS]
         pairs = [(int(row), int(column)) for row, column in zip(*np.unravel_index(order, wrong.shape), strict=True)]
@@ -157,7 +160,7 @@ def confusion_section(predictions: Predictions, split: str) -> Section:
             if wrong[row, column]
         ]
         if top:
-            section.tables[f"confused_{split}_{task}"] = pd.DataFrame(top)
+            section.tables[f"confused_{split}_{file_name(task)}"] = pd.DataFrame(top)
     return section
 
 
@@ -195,7 +198,7 @@ def calibration_section(predictions: Predictions, temperatures: Mapping[str, flo
             confidence = predictions.probabilities(task, temperature)[rows].max(axis=1)
             panels[name] = reliability_bins(confidence, correct)
             table.append(_calibration_row(predictions, task, rows, temperature, confidence, correct))
-        section.figures[f"reliability_{split}_{task}"] = reliability_figure(
+        section.figures[f"reliability_{split}_{file_name(task)}"] = reliability_figure(
             panels, f"{task}, {split} (n = {len(rows)})"
         )
     if table:

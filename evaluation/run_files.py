@@ -7,6 +7,7 @@ the part is empty, and ``missing`` has a plain sentence about it. Only a path th
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -41,6 +42,8 @@ class RunFiles:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+        if self.path.is_file():
+            raise UserError(f"{path}: a file, not a run directory; give the directory that `fit` or `test` printed")
         if not self.path.is_dir():
             raise UserError(f"{path}: no such run directory; give the directory that `fit` or `test` printed")
         if not any((self.path / name).exists() for name in (CONFIG, RECORD, METRICS, CHECKPOINTS, PREDICTIONS)):
@@ -200,6 +203,42 @@ class RunFiles:
     def _without(self, name: str, what: str) -> dict[str, Any]:
         self._problems[name] = f"{name}: {what}"
         return {}
+
+
+def runs_among(paths: Sequence[Path], command: str, needs: str, *, unfinished_only: bool = False) -> list[Path]:
+    """Those of several paths, such as of ``runs/NAME/*``, that a command can use; the others are named on stderr.
+
+    Args:
+        paths: as the user gave them. One alone is not left out: what is wrong with it is the command's to report.
+        command: name for messages.
+        needs: file in a run directory that the command reads.
+        unfinished_only: leave out a run without that file only where none of its stages has finished; the command
+            reports the others.
+
+    Raises:
+        UserError: a path does not exist, or none is a run.
+    """
+    if absent := [path for path in paths if not path.exists()]:
+        raise UserError(f"{absent[0]}: no such run directory; give the directory that `fit` or `test` printed")
+    if len(paths) < 2:
+        return list(paths)
+    no_run, lacking = {}, {}
+    for path in paths:
+        try:
+            run = RunFiles(path)
+        except UserError as error:
+            no_run[path] = str(error)
+            continue
+        finished = any(stage.get("exit") == "finished" for stage in run.stages)
+        if not (path / needs).exists() and not (unfinished_only and finished):
+            lacking[path] = f"{path}: a run without {needs}"
+    if len(no_run) == len(paths):
+        raise UserError(f"{command}: none of these {len(paths)} is a run; the first is {no_run[paths[0]]}")
+    if len(no_run) + len(lacking) == len(paths):
+        lacking = {}  # the command says how to make what they lack
+    for reason in (*no_run.values(), *lacking.values()):
+        sys.stderr.write(f"{command}: left out {reason}\n")
+    return [path for path in paths if path not in no_run and path not in lacking]
 
 
 def _first_line(error: Exception) -> str:

@@ -118,7 +118,7 @@ def _gallery_pool(options: argparse.Namespace, checkpoint: Path) -> Pool:
 
 def _picture_pool(options: argparse.Namespace, checkpoint: Path, rest: Sequence[str]) -> Pool:
     """Pictures that the model looks at now."""
-    from datamodules.from_experiment import data_parser, parse_data
+    from datamodules.from_experiment import data_of_run, data_parser, parse_data
     from evaluation.active_learning import checked_probabilities
     from lightning_modules.checkpoint import load_task
 
@@ -138,7 +138,7 @@ def _picture_pool(options: argparse.Namespace, checkpoint: Path, rest: Sequence[
     wanted = _wanted(known, len(said.sample_id), name, options)
     covered = np.delete(said.vectors, wanted, axis=0)
     if options.by == "coreset":
-        own = parse_data(data_parser("python -m evaluation select"), ["--config", str(options.run / "config.yaml")])[0]
+        own = data_of_run("python -m evaluation select", options.run)
         covered = np.concatenate([covered, _Said.of(model, own, ("train",)).vectors])
     probability = predicted = confidence = None
     if name in said.logits:

@@ -229,9 +229,9 @@ def _metric(config: dict[str, Any], asked: str | None, run: Path) -> tuple[str, 
 
 
 def _datamodule(run: Path) -> ImageDataModule:
-    from datamodules.from_experiment import data_parser, parse_data
+    from datamodules.from_experiment import data_of_run
 
-    datamodule, _ = parse_data(data_parser("python -m evaluation soup"), ["--config", str(run / "config.yaml")])
+    datamodule = data_of_run("python -m evaluation soup", run)
     datamodule.prepare_data()
     datamodule.setup("fit")
     return datamodule

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from datamodules.schema import UserError
 from evaluation import summary, summary_join, summary_retrieval, summary_wide
+from evaluation.run_files import runs_among
 from evaluation.terminal import print_table
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
     """
     if options.wide and (options.join or options.json):
         raise UserError("--wide: is a form of its own; leave --join and --json out")
+    needs = f"reports/{options.split}_retrieval.csv" if options.retrieval else f"predictions/{options.split}.parquet"
+    options.runs = runs_among(options.runs, "summary", needs)
     if options.retrieval:
         if options.join or options.wide:
             raise UserError("--retrieval: is a table of its own; leave --join and --wide out")

@@ -119,8 +119,8 @@ def save_mixture(path: Path, start: dict[str, torch.Tensor], end: dict[str, Any]
 
     training = {"optimizer_states", "lr_schedulers", "callbacks", "loops"}
     kept = {key: value for key, value in end.items() if key not in training}
-    with written_whole(path) as partial:
-        torch.save({**kept, "state_dict": interpolated_weights(start, end["state_dict"], alpha)}, partial)
+    with written_whole(path) as partial, partial.open("wb") as file:
+        torch.save({**kept, "state_dict": interpolated_weights(start, end["state_dict"], alpha)}, file)
 
 
 def write_report(folder: Path, mixtures: Sequence[Mixture]) -> None:

@@ -6,6 +6,7 @@ These are ``sweep``, ``ablate``, ``results``, ``export`` and ``push_to_hub``, ea
 import os
 import sys
 
+from datamodules.interrupts import run_program
 from experiments.allocator import keep_freed_memory
 
 # Before torch is imported: its threads would else spin while they wait for each other, and where other processes want
@@ -42,4 +43,4 @@ def _main(args: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_main(sys.argv[1:]))
+    sys.exit(run_program(lambda: _main(sys.argv[1:])))

@@ -15,7 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from datamodules.interrupts import same_command
 from datamodules.schema import UserError
+from datamodules.trust import plain_name
 from datamodules.user_errors import run_reporting_user_errors
 from evaluation.efficiency_command import add_measuring, check_device, measured
 
@@ -53,7 +55,8 @@ def _run(options: argparse.Namespace, runner: Runner | None) -> int:
 
     check_device(options.device)
     variants = _chosen(read_ablation(options.file, options.config, options.set), options)
-    folder = Path(options.runs) / "ablations" / (options.name or options.file.stem)
+    name = plain_name(options.file.stem if options.name is None else options.name, "--name")
+    folder = Path(options.runs) / "ablations" / name
     console = Console(stderr=True)
     results = [Results(folder, variant) for variant in variants]
     for result in results:
@@ -62,9 +65,9 @@ def _run(options: argparse.Namespace, runner: Runner | None) -> int:
             result.forget_failure()
     if "costs" not in options.without:
         _measure(results, options, console)
-    stopped_by = 0
+    stopped_by, refusal = 0, ""
     if "accuracy" not in options.without:
-        stopped_by = _train(results, runner, console)
+        stopped_by, refusal = _train(results, runner, console)
     written = write_reports(folder, options.file.stem, results)
     if options.markdown:
         sys.stdout.write(f"{markdown_table(results)}\n")
@@ -73,7 +76,12 @@ def _run(options: argparse.Namespace, runner: Runner | None) -> int:
         print_table(rich_table(results, options.file.stem))
         sys.stdout.write(f"{written}\n")
     if stopped_by:
-        sys.stdout.write("Stopped. The same command goes on.\n")
+        sys.stdout.write(f"Stopped. The same command goes on. ({same_command()})\n")
+    elif refusal:
+        raise UserError(
+            f"{refusal} (the first run of {options.file} was refused, so the others were not begun; --only NAME trains "
+            "others, --retry-failed this one again)"
+        )
     return stopped_by
 
 
@@ -108,12 +116,16 @@ def _measure(results: Sequence[Results], options: argparse.Namespace, console: o
         result.keep_costs(costs[result.variant.name], settings)
 
 
-def _train(results: Sequence[Results], runner: Runner | None, console: object) -> int:
-    """Train and test those that have no result yet; the signal that stopped it, or 0."""
+def _train(results: Sequence[Results], runner: Runner | None, console: object) -> tuple[int, str]:
+    """Train and test those that have no result yet, unless the first one is refused and nothing else has worked.
+
+    Returns:
+        The signal that stopped it, or 0; and why the first run was refused, or nothing.
+    """
     from rich.console import Console
 
     assert isinstance(console, Console)
-    stop, told = threading.Event(), [0]
+    stop, told, refusal = threading.Event(), [0], ""
 
     def stopped(number: int, frame: object) -> None:
         told[0] = number
@@ -127,12 +139,15 @@ def _train(results: Sequence[Results], runner: Runner | None, console: object) -
             if result.has_outcome:
                 continue
             console.print(f"training {result.variant.name}", highlight=False)
-            result.train(runner, stop)
+            refusal = result.train(runner, stop)
             console.print(f"  {result.note or 'done'}", highlight=False, soft_wrap=True)
+            if refusal and not any(other.run for other in results):
+                break
+            refusal = ""
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return told[0]
+    return told[0], refusal
 
 
 def _parser() -> argparse.ArgumentParser:

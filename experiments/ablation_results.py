@@ -134,12 +134,15 @@ class Results:
 
         return summarise_run(self.run) if self.run else []
 
-    def train(self, runner: Runner | None, stop: threading.Event) -> None:
+    def train(self, runner: Runner | None, stop: threading.Event) -> str:
         """Fit the variant and test its best checkpoint, or go on with its interrupted run.
 
         Args:
             runner: by default a process of its own.
             stop: set from outside to end early; the run then goes on the next time.
+
+        Returns:
+            What the user has to mend where the run was refused; else empty.
         """
         config = self.folder / "variants" / f"{self.variant.slug}.yaml"
         write_text_whole(config, yaml.safe_dump(dict(self.variant.experiment), sort_keys=False, allow_unicode=True))
@@ -148,11 +151,12 @@ class Results:
         job = _VariantJob(0, arguments, self._metric(), self.folder, resumes=self._last_checkpoint(name), run_name=name)
         outcome = (runner or run_trial)(job, _Unwatched(), stop)
         if outcome.state == "stopped":
-            return
+            return ""
         error = outcome.error or ""
         if not error and (outcome.run is None or not (outcome.run / "predictions" / "test.parquet").is_file()):
             error = f"the run left no predictions of the test split; see {job.log}"
         self._keep("outcome", {"run": outcome.run and str(outcome.run), "error": error})
+        return outcome.refusal
 
     def _metric(self) -> Metric:
         """What the best checkpoint is chosen by."""

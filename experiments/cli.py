@@ -8,6 +8,7 @@ instead of replacing the list.
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 import warnings
 from collections.abc import Iterable
@@ -30,13 +31,18 @@ from callbacks.prediction_writer import PredictionWriter
 from callbacks.retrieval_metrics import RetrievalMetrics
 from callbacks.start_weights import START_FILE
 from datamodules.base import ImageDataModule
+from datamodules.interrupts import was_interrupted
 from datamodules.schema import UserError
+from datamodules.trust import plain_name
 from datamodules.user_errors import run_reporting_user_errors
 from experiments.loggers import WandbOptions, build_loggers, finish_wandb
+from experiments.opened_run import opened_arguments
 from experiments.refusals import refuse_conflicting_checkpoint, refuse_test_metrics, refuse_untrained
 from experiments.run_directory import (
     CHECKPOINTS,
     CONFIG_FILE,
+    RESERVED,
+    discard_empty,
     new_run_directory,
     resolve_checkpoint,
     resumed_run_directory,
@@ -80,6 +86,16 @@ class VitrineCLI(LightningCLI):
     def __init__(self, args: list[str]) -> None:
         self.run_directory = Path()
         self.checkpoint: Path | None = None
+        try:
+            self._run_stage(args)
+        except BaseException as error:
+            if self.run_directory != Path():
+                discard_empty(self.run_directory)
+            if was_interrupted(error):
+                raise KeyboardInterrupt(self._how_to_go_on()) from error
+            raise
+
+    def _run_stage(self, args: list[str]) -> None:
         quiet = {"exit_on_error": False}
         super().__init__(
             VisionTask,
@@ -140,8 +156,11 @@ class VitrineCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Find the checkpoint, without letting its hyper-parameters override the configuration."""
         config = self.config[self.config.subcommand]
-        if config.name is None:
-            config.name = _name_from(config.config)
+        config.name = plain_name(_name_from(config.config) if config.name is None else config.name, "--name")
+        if config.name in RESERVED:
+            raise UserError(
+                f"--name {config.name}: the folder of that name is for {RESERVED[config.name]}; choose another"
+            )
         if config.get("ckpt_path"):
             self.checkpoint = resolve_checkpoint(config.ckpt_path, Path(config.runs), config.name)
             config.ckpt_path = str(self.checkpoint)
@@ -233,6 +252,14 @@ class VitrineCLI(LightningCLI):
         """Say where the predictions lie."""
         self._say_where()
 
+    def _how_to_go_on(self) -> str:
+        """Which command goes on with an interrupted training; empty where there is nothing to go on with."""
+        last = self.run_directory / CHECKPOINTS / "last.ckpt"
+        if self.config.get("subcommand") != "fit" or self.run_directory == Path() or not last.is_file():
+            return ""
+        config = shlex.quote(str(self.run_directory / CONFIG_FILE))
+        return f"go on with: python -m experiments fit --config {config} --ckpt_path last"
+
     def _say_cost(self) -> None:
         """After training on some of the classes: what it did to the others."""
         base_classes = getattr(self.datamodule, "base_classes", 0)
@@ -256,17 +283,6 @@ def _name_from(configs: list[Any] | None) -> str:
     return Path(str(configs[0])).stem if configs else "run"
 
 
-def _with_config_of_checkpoint(args: list[str]) -> list[str]:
-    """``test --ckpt_path runs/…/best.ckpt`` alone uses the configuration that lies beside it."""
-    given = {argument.split("=")[0] for argument in args}
-    if "--ckpt_path" not in given or given & {"--config", "-c"} or not args:
-        return args
-    position = next(i for i, argument in enumerate(args) if argument.split("=")[0] == "--ckpt_path")
-    value = args[position].partition("=")[2] or (args[position + 1] if position + 1 < len(args) else "")
-    run = run_of_checkpoint(Path(value))
-    return [args[0], "--config", str(run / CONFIG_FILE), *args[1:]] if run else args
-
-
 def main(args: list[str]) -> int:
     """Run the command line.
 
@@ -282,7 +298,8 @@ def main(args: list[str]) -> int:
 
 def _run(args: list[str]) -> None:
     try:
-        VitrineCLI(_with_config_of_checkpoint(args))
+        with opened_arguments(args) as arguments:
+            VitrineCLI(arguments)
     finally:
         finish_wandb()
 

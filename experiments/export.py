@@ -139,15 +139,13 @@ def _check(options: argparse.Namespace) -> None:
 
 def _data(files: RunFiles, options: argparse.Namespace, rest: Sequence[str]) -> ImageDataModule:
     """The run's own data, set up for testing."""
-    from datamodules.from_experiment import data_parser, parse_data
+    from datamodules.from_experiment import data_of_run
     from evaluation.run_files import CONFIG
 
     if not files.config:
         raise UserError(f"{files.path}: without {CONFIG} it is not known which pictures to compare on")
-    arguments = ["--config", str(files.path / CONFIG)]
-    if options.data_root is not None:
-        arguments += ["--data.init_args.root", options.data_root]
-    datamodule, _ = parse_data(data_parser("python -m experiments export"), [*arguments, *rest])
+    arguments = [] if options.data_root is None else ["--data.init_args.root", options.data_root]
+    datamodule = data_of_run("python -m experiments export", files.path, [*arguments, *rest])
     datamodule.prepare_data()
     datamodule.setup("test")
     return datamodule

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from datamodules.interrupts import same_command
 from datamodules.schema import UserError
 from datamodules.user_errors import run_reporting_user_errors
 
@@ -76,7 +77,7 @@ def _report(maker: Maker, written: Sequence[str], told: Sequence[int], console: 
     for name, reason in maker.failed.items():
         console.print(f"failed: {name}: {reason}", highlight=False, soft_wrap=True, markup=False)
     if told:
-        sys.stdout.write("Stopped. The same command goes on.\n")
+        sys.stdout.write(f"Stopped. The same command goes on. ({same_command()})\n")
         return 128 + told[0]
     return 1 if maker.failed else 0
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from datamodules.user_errors import EXIT_USER_ERROR
 from experiments.results_file import Entry, PlannedRun, ResultsFile, Step, Table, expanded, filled, lacking, unset
 from experiments.results_readme import part_of, write_part
 from experiments.results_runs import find_interrupted, find_run, run_name
@@ -42,6 +43,7 @@ class Maker:
         self.place = root / "results"
         self.stop = threading.Event()
         self.failed: dict[str, str] = {}
+        self._codes: dict[str, int] = {}
         self._finished: dict[str, Path] = {}
         self._runner = runner
         self._console = console
@@ -49,13 +51,20 @@ class Maker:
     def make_runs(self, entries: Iterable[Entry]) -> None:
         """Make what is missing, in order."""
         planned = [one for entry in entries for one in entry.runs()]
+        refused: dict[str, str] = {}
         for number, one in enumerate(planned, 1):
             if self.stop.is_set():
                 return
             if reason := self._lacking(one):
                 self._say(f"[{number}/{len(planned)}] {one.label}: left out: {reason}")
                 continue
+            if one.entry.name in refused:
+                # Its other seeds and folds have the same mistake.
+                self.failed[one.label] = f"not begun, because {refused[one.entry.name]} was refused"
+                continue
             self._make(one, f"[{number}/{len(planned)}] {one.label}")
+            if self._codes.get(one.label) == EXIT_USER_ERROR and self._found(one) is None:
+                refused[one.entry.name] = one.label
 
     def make_table(self, table: Table, readme: Path) -> str:
         """Make a table and put it into the README; what was done, or why it was not, in a line."""
@@ -131,6 +140,7 @@ class Maker:
                     status.update(f"{label}: {epochs} epochs")
 
             code = self._runner(command, log, self.stop, output, beat)
+        self._codes[label] = code
         if code and not self.stop.is_set():
             self.failed[label] = f"{last_error(log, code)} (python -m {' '.join(command[:2])}; {log})"
             self._say(f"{label}: {self.failed[label]}")

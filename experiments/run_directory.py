@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from datamodules.schema import UserError
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
+
+RESERVED = {"ablations": "`ablate`", "results": "`results`", "sweeps": "`sweep`"}
+"""Folders in the directory of all runs that are not an experiment's, and whose they are."""
 
 _SHARED_WITH_RANKS = "VITRINE_RUN_DIRECTORY"
 _NOT_OF_THE_EXPERIMENT = {"ckpt_path", "runs", "name", "config", "weights_only"}
@@ -42,6 +46,22 @@ def new_run_directory(root: Path, name: str) -> Path:
         directory = _make_unique(root / name / time.strftime("%Y%m%d-%H%M%S"))
     os.environ[_SHARED_WITH_RANKS] = str(directory.resolve())
     return directory
+
+
+def discard_empty(directory: Path) -> None:
+    """Remove a run directory in which nothing has been kept, as of a run that was refused, and its empty parent.
+
+    Args:
+        directory: ``<root>/<name>/<time>``; one that holds any file stays as it is.
+    """
+    # Another process of the same run may do so at the same time, and the parent may have other runs.
+    with suppress(OSError):
+        if any(path.is_file() for path in directory.rglob("*")):
+            return
+        for folder in sorted((path for path in directory.rglob("*") if path.is_dir()), reverse=True):
+            folder.rmdir()
+        directory.rmdir()
+        directory.parent.rmdir()
 
 
 def _make_unique(directory: Path) -> Path:
@@ -122,5 +142,11 @@ def write_text_whole(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None  # the name that the user knows
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise

@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from datamodules.interrupts import same_command
 from datamodules.schema import UserError
+from datamodules.trust import plain_name
 from datamodules.user_errors import run_reporting_user_errors
 from experiments.sweep_file import SweepFile, read_sweep
 
@@ -50,7 +52,7 @@ def _run(options: argparse.Namespace, more: list[str], runner: Runner | None) ->
 
     sweep = read_sweep(options.file)
     count = _count(sweep, options)
-    name = options.name or options.file.stem
+    name = plain_name(options.file.stem if options.name is None else options.name, "--name")
     folder = Path(options.runs) / "sweeps" / name
     folder.mkdir(parents=True, exist_ok=True)
     study = SweepStudy(options.storage or f"sqlite:///{folder / 'sweep.db'}", name, sweep, options.seed)
@@ -68,7 +70,12 @@ def _run(options: argparse.Namespace, more: list[str], runner: Runner | None) ->
     out.print(rich_table(sweep_frame(trials, sweep.metric), sweep.metric, f"{name}: {sweep.metric.name}"))
     out.print(said, soft_wrap=True, highlight=False)
     if stopped_by:
-        out.print("Stopped. The same command goes on.")
+        out.print(f"Stopped. The same command goes on. ({same_command()})", soft_wrap=True, markup=False)
+    elif workers.refusal:
+        raise UserError(
+            f"{workers.refusal} (the first trial of {options.file} was refused, so the sweep has ended; logs in "
+            f"{folder / 'logs'}; --retry-failed runs it again)"
+        )
     elif best_trial(trials, sweep.metric) is None:
         errors = [trial.user_attrs["error"] for trial in trials if "error" in trial.user_attrs]
         raise UserError(

@@ -151,6 +151,12 @@ class SweepStudy:
         running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         return [trial for trial in running if trial.user_attrs.get(OWNER) != self.owner]
 
+    def has_progress(self) -> bool:
+        """Whether some trial has trained for an epoch or more."""
+        ended_well = (TrialState.COMPLETE, TrialState.PRUNED)
+        trials = self._study.get_trials(deepcopy=False)
+        return any(trial.state in ended_well or trial.intermediate_values for trial in trials)
+
     def target_reached(self) -> bool:
         """Whether some trial is as good as the metric's target."""
         done = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))

@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
+from datamodules.user_errors import EXIT_USER_ERROR
 from experiments.child_process import begin_process, end_process
 from experiments.sweep_file import Metric
 
 _POLL_SECONDS = 0.5
 _TERMINATED = {-signal.SIGTERM, 128 + signal.SIGTERM}
+_REFUSED = f"exit code {EXIT_USER_ERROR}: "
 _SECONDS_TO_AGREE = 3.0
 """A scheduler that ends a job sends SIGTERM to all its processes, and a trial may be quicker than its sweep."""
 
@@ -69,6 +71,12 @@ class Outcome:
     epochs: int = 0
     run: Path | None = None
     error: str | None = None
+
+    @property
+    def refusal(self) -> str:
+        """What the user has to mend, in one line, where the trial ended with exit code 2; else empty."""
+        error = self.error or ""
+        return error.removeprefix(_REFUSED) if self.state == "failed" and error.startswith(_REFUSED) else ""
 
 
 class Watch(Protocol):

@@ -49,6 +49,13 @@ class Workers:
         self._console = console
         self._stop = threading.Event()
         self._count = 0
+        self._refusal = ""
+        self._at_work: set[int] = set()
+
+    @property
+    def refusal(self) -> str:
+        """Why the sweep was ended: a mistake that stopped every trial so far; empty where some trial has begun well."""
+        return "" if self._study.has_progress() else self._refusal
 
     def run(self, count: int, workers: int, gpus: list[str]) -> signal.Signals | None:
         """Run until no trial waits.
@@ -89,6 +96,12 @@ class Workers:
         waiting_for: set[int] = set()
         try:
             while not self._stop.is_set() and not self._study.target_reached():
+                if self.refusal:
+                    # Others may be of a part of the space that is all right: only what runs is waited for.
+                    if not self._at_work:
+                        return
+                    self._stop.wait(_LOOK_SECONDS)
+                    continue
                 if (claim := self._study.take(self._count)) is not None:
                     self._run(claim, environment)
                     continue
@@ -113,16 +126,23 @@ class Workers:
         # The epoch that is kept is the one that the sweep judges by.
         monitor = [f"--checkpoint.monitor={metric.name}", f"--checkpoint.mode={metric.goal[:3]}"]
         arguments = self._study.sweep.arguments(claim.values, [*self._more, *monitor])
+        outcome: Outcome | None = None
+        self._at_work.add(trial.number)
         try:
             job = Job(trial.number, arguments, metric, self._folder, environment, self._to_go_on_with(trial, arguments))
             outcome = self._runner(job, _Watch(self._study, trial), self._stop)
         except BaseException:
             self._hand_back(trial)
             raise
+        finally:
+            # Before it counts as ended nobody may take the sweep for refused, and after it nobody may wait for it.
+            if outcome is not None and outcome.state != "stopped":
+                self._study.tell(trial, _STATES[outcome.state], outcome.value, _facts(outcome))
+                self._refusal = self._refusal or outcome.refusal
+            self._at_work.discard(trial.number)
         if outcome.state == "stopped":
             self._hand_back(trial)
             return
-        self._study.tell(trial, _STATES[outcome.state], outcome.value, _facts(outcome))
         values = " ".join(
             f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
             for name, value in claim.values.items()

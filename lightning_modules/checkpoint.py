@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from datamodules.schema import UserError
+from datamodules.trust import PLUGINS, is_trusted
 from lightning_modules.base import VisionTask
 
 PACKAGE = "lightning_modules"
@@ -41,14 +42,12 @@ def task_from(checkpoint: dict[str, Any], path: str | Path, *, assign: bool = Fa
         assign: whether its tensors replace the task's, as those must that are of another kind, instead of being copied.
 
     Raises:
-        UserError: if it is not of one of our tasks, or its weights are not all of the task's.
+        UserError: if it is not of one of our tasks.
     """
     task = untrained_task(checkpoint["hyper_parameters"], path)
     try:
         task.on_load_checkpoint(checkpoint)
         task.load_state_dict(checkpoint["state_dict"], assign=assign)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
     except (RuntimeError, TypeError) as error:
         raise _other_version(path, type(task), error) from error
     return task
@@ -102,9 +101,9 @@ def _other_version(path: str | Path, task_class: type[VisionTask], error: Except
 
 
 def _task_class(class_path: str, path: str | Path) -> type[VisionTask]:
-    """A class is taken from this package only: the name comes from a file that anyone may have made."""
+    """A class is taken from this project or an allowed plugin only: its name comes from a file of any author."""
     module_name, _, name = class_path.rpartition(".")
-    if module_name == PACKAGE or module_name.startswith(f"{PACKAGE}."):
+    if is_trusted(class_path):
         try:
             task_class = getattr(import_module(module_name), name)
         except (ModuleNotFoundError, AttributeError):
@@ -112,5 +111,6 @@ def _task_class(class_path: str, path: str | Path) -> type[VisionTask]:
         if isinstance(task_class, type) and issubclass(task_class, VisionTask) and not inspect.isabstract(task_class):
             return task_class
     raise UserError(
-        f"{path}: holds a {class_path or 'model without a name'!r}, which is none of the tasks of {PACKAGE}"
+        f"{path}: holds a {class_path[:200] or 'model without a name'!r}, which is none of the tasks of {PACKAGE}, nor "
+        f"of a module that {PLUGINS} allows"
     )

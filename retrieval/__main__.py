@@ -11,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from datamodules.interrupts import run_program
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -116,4 +118,4 @@ def _parser(asked: str) -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

@@ -105,7 +105,13 @@ class Gallery:
             UserError: where the gallery was made by another model, or the data have other tasks.
         """
         if open_store(uri, PICTURES) is None:
-            return cls.create(uri, identity, device)
+            folder = local_folder(uri)
+            if folder is not None and not folder.is_file():
+                folder.mkdir(parents=True, exist_ok=True)
+            # Of two that begin at once one makes the gallery; the other is told, or finds it there.
+            with writing_lock(uri):
+                if open_store(uri, PICTURES) is None:
+                    return cls.create(uri, identity, device)
         gallery = cls.open(uri, device)
         refused = difference(gallery.identity, identity)
         if refused:

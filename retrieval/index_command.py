@@ -110,15 +110,15 @@ def _progress(batches: Iterable[Any], total: int) -> Iterable[Any]:
 
 def _data(options: argparse.Namespace, rest: Sequence[str]) -> ImageDataModule:
     """The DataModule that is asked for, by default the run's own."""
-    from datamodules.from_experiment import data_parser, parse_data
+    from datamodules.from_experiment import data_of_run, data_parser, parse_data
 
     if not options.run.is_dir():
         raise UserError(f"--run {options.run}: there is no such directory; give one such as runs/NAME/TIME")
     if strange := [argument for argument in rest if argument.startswith("-") and not argument.startswith("--data.")]:
         raise UserError(f"index: unknown argument {strange[0]!r}; see python -m retrieval index --help")
     if options.data is None:
-        source = ["--config", str(options.run / "config.yaml")]
-    elif Path(options.data).expanduser().is_dir():
+        return data_of_run("python -m retrieval index", options.run, rest)
+    if Path(options.data).expanduser().is_dir():
         source = ["--data", "datamodules.PictureFolder", "--data.init_args.root", options.data]
     elif Path(options.data).suffix in (".yaml", ".yml"):
         source = ["--config", options.data]

@@ -90,8 +90,10 @@ def test_ctrl_c_while_loading_ends_it_without_a_traceback(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("app.loading.load", interrupted)
-    assert main(["--demo"]) == 0
-    assert capsys.readouterr().out == "Ended.\n"
+    assert main(["--demo"]) == 130
+    told = capsys.readouterr().err
+    assert told.strip().startswith("interrupted; run the same command again: ")
+    assert len(told.strip().splitlines()) == 1
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from callbacks.outputs import ConfusionCounter, CountedSplit, file_name
+from callbacks.outputs import ConfusionCounter, CountedSplit
 from callbacks.prediction_writer import PredictionWriter
 from datamodules.schema import UserError
 from evaluation.predictions import read_predictions
@@ -139,8 +139,3 @@ def test_other_classes_than_the_data_have_are_told(tmp_path: Path, monkeypatch: 
     trainer = tiny_trainer(tmp_path, callbacks=[Reports()])
     with pytest.raises(UserError, match="tells 2 classes of 'colour' apart, the data name 3"):
         trainer.test(tiny_task(), datamodule=data, verbose=False)
-
-
-def test_file_names_are_plain() -> None:
-    assert file_name("sub category/type") == "sub_category_type"
-    assert file_name("colour") == "colour"

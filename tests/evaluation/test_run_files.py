@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from datamodules.schema import UserError
+from evaluation.__main__ import main
 from evaluation.predictions import read_predictions, write_predictions
 from evaluation.run_files import RunFiles
 from evaluation.temperatures import write_temperatures
@@ -166,3 +167,82 @@ def test_temperatures_of_another_checkpoint_are_not_used(tmp_path: Path) -> None
         f"{path}/checkpoints/calibration.json: belongs to another checkpoint than checkpoints/best.ckpt; "
         f"run `python -m evaluation calibrate {path}` again"
     ]
+
+
+@pytest.fixture
+def beside(tmp_path: Path) -> list[Path]:
+    """What ``runs/shop/*`` may hold: a whole run, an empty directory, one of other things, a file, one without end."""
+    whole = make_run(tmp_path)
+    folder = whole.parent
+    (folder / "20260101-110000").mkdir()
+    (folder / "notes").mkdir()
+    (folder / "notes" / "todo.txt").write_text("label more")
+    (folder / "table.csv").write_text("a,b\n")
+    (folder / "20260101-120000").mkdir()
+    (folder / "20260101-120000" / "run.json").write_text(json.dumps({"stages": [stage(how="UserError: no weights")]}))
+    return sorted(folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["summary"],
+        ["summary", "--wide"],
+        ["summary", "--markdown"],
+        ["compare"],
+        ["efficiency", "--counts-only"],
+        ["soup"],
+    ],
+    ids=" ".join,
+)
+def test_what_is_no_run_is_left_out_by_name(
+    arguments: list[str], beside: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([*arguments, *map(str, beside)])
+    told = capsys.readouterr()
+    left_out = [line for line in told.err.splitlines() if line.startswith(f"{arguments[0]}: left out ")]
+    assert sorted(line.split(": ")[1].removeprefix("left out ") for line in left_out) == [
+        str(path) for path in beside if path.name != "20260101-100000"
+    ]
+    if arguments[0] == "summary":
+        assert "shop" in told.out
+        assert "error" not in told.err
+
+
+def test_a_run_that_still_needs_a_test_is_left_out_of_tables(
+    beside: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (untested := tmp_path / "shop" / "untested").mkdir()
+    (untested / "run.json").write_text(json.dumps({"stages": [stage()]}))
+    assert main(["summary", str(untested), *map(str, beside)]) == 0
+    assert f"left out {untested}: a run without predictions/test.parquet" in capsys.readouterr().err
+    # An average is not made of fewer runs than were asked for because one has lost its checkpoint.
+    assert main(["soup", str(untested), str(tmp_path / "shop" / "20260101-100000")]) == 2
+    assert "left out" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["summary", "compare", "ensemble", "soup", "efficiency"])
+def test_nothing_but_other_folders_is_one_line(
+    command: str, beside: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    others = [str(path) for path in beside if path.name in ("20260101-110000", "notes")]
+    assert main([command, *others]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {command}: none of these 2 is a run")
+
+
+@pytest.mark.parametrize("command", ["summary", "report", "calibrate", "explain", "base_to_novel", "ensemble"])
+def test_one_folder_that_is_no_run_is_one_line(
+    command: str, beside: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in beside:
+        if path.name in ("20260101-110000", "notes"):
+            assert main([command, str(path)]) == 2
+            (line,) = capsys.readouterr().err.splitlines()
+            assert line.startswith("error: ")
+            assert str(path) in line
+
+
+def test_a_path_that_does_not_exist_is_a_mistake(beside: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["summary", *map(str, beside), str(beside[0] / "absent")]) == 2
+    assert "absent: no such run directory" in capsys.readouterr().err

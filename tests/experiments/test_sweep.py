@@ -29,17 +29,18 @@ LR = {"model.lr": {"values": [0.1, 0.2, 0.3, 0.4]}}
 class Trials:
     """Trials whose metric is a function of the learning rate; notes what it was asked for."""
 
-    def __init__(self, epochs: int = 3, wrong: tuple[float, ...] = ()) -> None:
+    def __init__(self, epochs: int = 3, wrong: tuple[float, ...] = (), code: int = 2) -> None:
         self.jobs: list[Job] = []
         self.epochs = epochs
         self.wrong = wrong
+        self.code = code
 
     def __call__(self, job: Job, watch: Watch, stop: threading.Event) -> Outcome:
         self.jobs.append(job)
         flags = dict(argument[2:].split("=", 1) for argument in job.arguments if "=" in argument)
         lr = float(flags["model.lr"])
         if lr in self.wrong:
-            return Outcome("failed", error=f"exit code 2: model.lr: {lr} is wrong")
+            return Outcome("failed", error=f"exit code {self.code}: model.lr: {lr} is wrong")
         run = job.folder / "trials" / job.name / "now"
         run.mkdir(parents=True)
         (run / "config.yaml").write_text(yaml.safe_dump({"name": job.name, "runs": "x", "model": {"lr": lr}}))
@@ -121,10 +122,47 @@ def test_a_failed_trial_is_told_and_the_sweep_goes_on(tmp_path: Path, capsys: py
 
 
 def test_a_sweep_without_a_success_ends_with_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert sweep(tmp_path, trials=Trials(wrong=(0.1, 0.2, 0.3, 0.4))) == 2
+    assert sweep(tmp_path, trials=Trials(wrong=(0.1, 0.2, 0.3, 0.4), code=1)) == 2
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert "no trial of 4 was a success; the last one said: exit code 2: model.lr: 0.4 is wrong" in line
+    assert "no trial of 4 was a success; the last one said: exit code 1: model.lr: 0.4 is wrong" in line
     assert not (tmp_path / "runs" / "sweeps" / "sweep" / "best.yaml").exists()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_first_trial_that_is_refused_ends_the_sweep_with_its_line(
+    tmp_path: Path, workers: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trials = Trials(wrong=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8))
+    parameters = {"model.lr": {"values": list(trials.wrong)}}
+    assert sweep(tmp_path, "--workers", str(workers), trials=trials, parameters=parameters) == 2
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: model.lr: 0.")
+    # Those that had begun beside it, and no more.
+    assert 1 <= len(trials.jobs) <= workers
+    assert set(table(tmp_path)["state"].dropna()) <= {"failed", "waiting"}
+
+
+def test_the_refusal_of_a_first_trial_waits_for_those_that_run_beside_it(tmp_path: Path) -> None:
+    trials, refused = Trials(wrong=(0.1,)), threading.Event()
+
+    def beside(job: Job, watch: Watch, stop: threading.Event) -> Outcome:
+        if job.number:
+            refused.wait(60)
+        outcome = trials(job, watch, stop)
+        if not job.number:
+            threading.Timer(1.5, refused.set).start()  # later than the refusal has been noted
+        return outcome
+
+    path = written(tmp_path, parameters=LR)
+    assert main([str(path), "--runs", str(tmp_path / "runs"), "--workers", "2"], beside) == 0
+    assert table(tmp_path)["state"].tolist() == ["complete"] * 3 + ["failed"]
+
+
+@pytest.mark.parametrize("name", ["../../x", "/x", "", ".."])
+def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep(tmp_path, "--name", name) == 2
+    assert capsys.readouterr().err.startswith("error: --name")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_hyperband_stops_the_weak_ones_and_records_it(tmp_path: Path) -> None:

@@ -1,0 +1,152 @@
+"""What may be taken from a file that somebody else wrote: classes of ours or of allowed plugins, and plain names.
+
+A run directory and a checkpoint say which classes they are made of. Whoever opens one has not asked for its author's
+code to run, so a class is taken only from the project itself or from packages that ``$VITRINE_PLUGINS`` names.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from datamodules.schema import UserError
+
+OWN = ("callbacks", "datamodules", "lightning_modules")
+"""Packages whose classes take plain values only, so that no argument of theirs can name code either."""
+
+PLUGINS = "VITRINE_PLUGINS"
+"""Environment variable: modules, separated by commas, whose classes a run may name as well."""
+
+_RUN_CONFIG = "config.yaml"
+_OF_A_RUN = ("run.json", "metrics.csv", "checkpoints", "predictions")
+_LONGEST = 150  # with a time, a number or a suffix behind it still a file name on every system
+_CONTROL = ("Cc", "Cs", "Zl", "Zp")
+_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+
+
+def plugins() -> tuple[str, ...]:
+    """Modules that ``$VITRINE_PLUGINS`` allows."""
+    return tuple(name for name in (part.strip() for part in os.environ.get(PLUGINS, "").split(",")) if name)
+
+
+def is_trusted(class_path: str, also: Iterable[str] = ()) -> bool:
+    """Whether a class of this name may be imported because a run names it.
+
+    Args:
+        class_path: with the module's name before it, or without one, as the command line knows our own classes.
+        also: further class paths that may.
+    """
+    module = class_path.rpartition(".")[0]
+    if not all(part.isidentifier() for part in class_path.split(".")):
+        return False
+    if any(_is_below(module, package) for package in plugins()):
+        return True
+    # A module, not what one of our modules happens to import.
+    if any(_is_below(module, package) for package in OWN) and _is_module(module):
+        return True
+    return any(class_path in (path, path.rpartition(".")[2]) or _same_library(class_path, path) for path in also)
+
+
+def _is_below(module: str, package: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _same_library(class_path: str, allowed: str) -> bool:
+    """Whether both name one class of one library, which may be re-exported elsewhere in it."""
+    module, _, name = class_path.rpartition(".")
+    library, _, known = allowed.rpartition(".")
+    return name == known and module.startswith(f"{library}.")
+
+
+def refuse_foreign_code(content: object, origin: Path | str, also: Iterable[str] = ()) -> None:
+    """Refuse settings of somebody else's run that name a class which is neither ours nor of an allowed plugin.
+
+    Args:
+        content: what a configuration holds, or a part of it.
+        origin: the file, for the message.
+        also: further class paths that may stand in it.
+
+    Raises:
+        UserError: names the first such class.
+    """
+    for key, named in _named_classes(content, ""):
+        if not isinstance(named, str) or not is_trusted(named, also):
+            module = str(named).rpartition(".")[0] or str(named)
+            raise UserError(
+                f"{origin}: {key} names {str(named)[:200]!r}, no class of this project, and opening a run does not run "
+                f"its author's code; if you trust it, set {PLUGINS}={module.split('.')[0][:100]}"
+            )
+
+
+def _named_classes(content: object, key: str) -> Iterator[tuple[str, object]]:
+    if isinstance(content, dict):
+        for name, value in content.items():
+            inner = f"{key}.{name}".lstrip(".")
+            # Data and model may be given by their class's name alone.
+            if name == "class_path" or (inner in ("data", "model") and isinstance(value, str)):
+                yield inner, value
+            else:
+                yield from _named_classes(value, inner)
+    elif isinstance(content, list | tuple):
+        for place, value in enumerate(content):
+            yield from _named_classes(value, f"{key}[{place}]")
+    elif isinstance(content, str) and "class_path" in content:
+        # The parser would read a mapping out of a text.
+        yield key, content
+
+
+def run_of_config(path: Path | str) -> Path | None:
+    """The run directory whose own configuration a file is; None for an experiment file."""
+    file = Path(path)
+    is_own = file.name == _RUN_CONFIG and any((file.parent / name).exists() for name in _OF_A_RUN)
+    return file.parent if is_own else None
+
+
+def plain_name(name: object, key: str) -> str:
+    """A name that becomes a folder or a file, refused where it could lead anywhere else.
+
+    Args:
+        name: as the user or a file gives it.
+        key: option or YAML key, for the message.
+
+    Returns:
+        The same name.
+
+    Raises:
+        UserError: for what is no plain name.
+    """
+    if reason := _not_plain(name):
+        shown = repr(name) if len(repr(name)) <= 80 else f"{repr(name)[:79]}…"
+        raise UserError(f"{key}: {shown} {reason}; give a plain name such as 'baseline_2', it becomes a folder")
+    return str(name)
+
+
+def _not_plain(name: object) -> str:
+    if not isinstance(name, str):
+        return "is no text"
+    faults = {
+        "is empty": not name.strip(),
+        "holds a path separator": "/" in name or "\\" in name,
+        "holds a control character": any(unicodedata.category(letter) in _CONTROL for letter in name),
+        "begins with a dot": name.startswith("."),
+        "begins or ends with a space": name != name.strip(),
+        "is the name of a device on some systems": _DEVICES.fullmatch(name) is not None,
+        f"is longer than {_LONGEST} bytes": len(name.encode(errors="replace")) > _LONGEST,
+    }
+    return next((fault for fault, found in faults.items() if found), "")
+
+
+def file_name(text: str) -> str:
+    """A text, such as the name of a task, as part of a file name: what could lead elsewhere becomes ``_``."""
+    return re.sub(r"[^\w.-]+", "_", text)[:_LONGEST]

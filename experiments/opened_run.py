@@ -1,0 +1,154 @@
+"""A run directory that a stage opens: whose it is, and its configuration without anything that could run code.
+
+``test --ckpt_path RUN/checkpoints/best.ckpt`` and ``test --config RUN/config.yaml --ckpt_path best`` mean the run RUN,
+which somebody else may have made. Its data and model are built where they are classes of ours or of allowed plugins;
+callbacks, loggers, plugins and profilers of its trainer are not built at all, because no result depends on them. A
+training that goes on needs its callbacks, so these are checked in the same way.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from datamodules.from_experiment import read_experiment
+from datamodules.schema import UserError
+from datamodules.trust import refuse_foreign_code, run_of_config
+from experiments.run_directory import CHECKPOINTS, CONFIG_FILE, run_of_checkpoint
+
+STAGES = ("fit", "validate", "test", "predict")
+
+_NOT_BUILT = ("callbacks", "logger", "plugins", "profiler")
+"""Of the trainer: what may name a class, or a function by its path, and changes no result."""
+_OF_THE_COMMAND = ("config", "ckpt_path", "weights_only", "runs")
+_HARMLESS = (
+    *(
+        f"lightning.pytorch.callbacks.{name}"
+        for name in (
+            "DeviceStatsMonitor",
+            "EarlyStopping",
+            "GradientAccumulationScheduler",
+            "LearningRateMonitor",
+            "ModelSummary",
+            "RichModelSummary",
+            "RichProgressBar",
+            "TQDMProgressBar",
+            "Timer",
+        )
+    ),
+    "lightning.pytorch.plugins.environments.SLURMEnvironment",
+)
+"""Classes of Lightning's that take plain values only and write nothing of their own."""
+
+
+@contextmanager
+def opened_arguments(args: Sequence[str]) -> Iterator[list[str]]:
+    """The command line with the run that it opens filled in, for the length of the block.
+
+    Args:
+        args: as the user gave them.
+
+    Returns:
+        Arguments in which ``best`` and ``last`` are files of the run, and its configuration a file that names no code
+        of somebody else's.
+
+    Raises:
+        UserError: the run names a class that is not to be trusted, has no such checkpoint, or cannot be read.
+    """
+    arguments = list(args)
+    stage = arguments[0] if arguments else ""
+    if stage not in STAGES:
+        yield arguments
+        return
+    configs = _values_of(arguments, ("--config", "-c"))
+    own = [(place, run) for place, value in configs if (run := run_of_config(value)) is not None]
+    if own:
+        _name_checkpoint(arguments, own[-1][1])
+    with tempfile.TemporaryDirectory(prefix="vitrine-opened-") as folder:
+        if own and stage != "fit":
+            # `fit --config FILE` runs what FILE names; nothing else does because a run says so.
+            for number, (place, run) in enumerate(own):
+                path = _written(Path(folder) / str(number), opened_config(run, stage))
+                _replace_value(arguments, place, str(path))
+        elif not configs and (run := _run_of(arguments)) is not None:
+            path = _written(Path(folder), opened_config(run, stage))
+            arguments[1:1] = ["--config", str(path)]
+        yield arguments
+
+
+def opened_config(run: Path, stage: str) -> dict[str, Any]:
+    """Configuration of a run as far as a stage may follow it.
+
+    Args:
+        run: the run directory.
+        stage: fit, validate, test or predict.
+
+    Raises:
+        UserError: it cannot be read, or names a class that is neither ours nor of an allowed plugin.
+    """
+    path = run / CONFIG_FILE
+    config = {key: value for key, value in read_experiment(path).items() if key not in _OF_THE_COMMAND}
+    config.setdefault("name", run.absolute().parent.name)
+    if config["name"] == run.absolute().parent.name:
+        # New directories go beside it, wherever it was made.
+        config["runs"] = str(run.parent.parent)
+    if stage != "fit":
+        trainer = dict(config.get("trainer") or {})
+        callbacks = [_class_name(entry) for entry in trainer.get("callbacks") or []]
+        if callbacks:
+            sys.stderr.write(f"{stage}: callbacks of {path} have no part in it ({', '.join(callbacks)})\n")
+        config["trainer"] = {key: value for key, value in trainer.items() if key not in _NOT_BUILT}
+    refuse_foreign_code(config, path, _HARMLESS if stage == "fit" else ())
+    return config
+
+
+def _class_name(entry: object) -> str:
+    named = entry.get("class_path", "") if isinstance(entry, dict) else entry
+    return str(named).rpartition(".")[2][:80]
+
+
+def _name_checkpoint(arguments: list[str], run: Path) -> None:
+    """Let ``best`` and ``last`` mean those of the run whose own configuration is given."""
+    for place, value in _values_of(arguments, ("--ckpt_path",)):
+        if value in ("best", "last"):
+            checkpoint = run / CHECKPOINTS / f"{value}.ckpt"
+            if not checkpoint.is_file():
+                there = ", ".join(path.stem for path in sorted((run / CHECKPOINTS).glob("*.ckpt"))) or "none"
+                raise UserError(f"--ckpt_path {value}: {run} has no {CHECKPOINTS}/{value}.ckpt; it has {there}")
+            _replace_value(arguments, place, str(checkpoint))
+
+
+def _run_of(arguments: Sequence[str]) -> Path | None:
+    """The run whose checkpoint is given, where its configuration lies beside it."""
+    given = _values_of(arguments, ("--ckpt_path",))
+    return run_of_checkpoint(Path(given[-1][1])) if given else None
+
+
+def _values_of(arguments: Sequence[str], options: Sequence[str]) -> list[tuple[int, str]]:
+    """Places and values of an option, given as two arguments or as one with ``=``."""
+    found = []
+    for place, argument in enumerate(arguments):
+        option, equals, value = argument.partition("=")
+        if option in options and equals:
+            found.append((place, value))
+        elif option in options and place + 1 < len(arguments):
+            found.append((place + 1, arguments[place + 1]))
+    return found
+
+
+def _replace_value(arguments: list[str], place: int, value: str) -> None:
+    option, equals, _ = arguments[place].partition("=")
+    arguments[place] = f"{option}={value}" if equals and option.startswith("-") else value
+
+
+def _written(folder: Path, config: dict[str, Any]) -> Path:
+    folder.mkdir(exist_ok=True)
+    path = folder / CONFIG_FILE
+    path.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return path
