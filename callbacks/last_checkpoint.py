@@ -6,25 +6,61 @@ interrupted: it is written between two batches (see ``between_batches``), whole 
 
 from __future__ import annotations
 
+import io
 import signal
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from typing_extensions import override
 
 from callbacks.between_batches import between_batches
 from callbacks.deferred_signals import DeferredSignals
 from datamodules.schema import DISK_FULL, UserError
+from datamodules.whole_files import check_zip, written_whole
 
 EXIT_TERMINATED = 128 + signal.SIGTERM
 """143, what a shell says of a process that SIGTERM has ended."""
 
 _STEPS_BETWEEN_AGREEMENTS = 20
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes checkpoints whole in their own folder, flushed to the disk, and reads none that is damaged.
+
+    Lightning's own writes to the system's temporary folder and moves the file from there: where that is another file
+    system, moving is copying, and a kill leaves half a checkpoint in the place of a good one.
+    """
+
+    @override
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write it."""
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        with written_whole(Path(path)) as partial:
+            partial.write_bytes(content.getbuffer())
+
+    @override
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = lambda storage, loc: storage, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read it.
+
+        Raises:
+            UserError: where it is damaged.
+        """
+        if "://" not in str(path):
+            check_zip(Path(path), "take the run's other checkpoint (best.ckpt, last.ckpt), or train again")
+        return super().load_checkpoint(path, map_location, weights_only)
 
 
 class LastCheckpoint(Callback):
@@ -54,6 +90,12 @@ class LastCheckpoint(Callback):
         self._written_at = time.monotonic()
         self._first_batch = True
         self._signals = DeferredSignals((), lambda number: None)
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Have all checkpoints of the trainer written whole, unless the user has chosen how they are written."""
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeCheckpoints()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over the signals.

@@ -6,9 +6,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING
 from datamodules.interrupts import run_program
 from datamodules.schema import UserError
 from datamodules.user_errors import EXIT_USER_ERROR, run_reporting_user_errors
+from datamodules.whole_files import written_whole
 
 if TYPE_CHECKING:
     from datamodules.audit import AuditReport
@@ -78,14 +77,10 @@ def _pack(args: list[str]) -> None:
 
 
 def _write_json(path: Path, report: AuditReport) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        with written_whole(path) as partial:
+            partial.write_text(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise UserError(f"--json {path}: cannot be written ({error.strerror})") from error
 
 

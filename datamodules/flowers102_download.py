@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from datamodules.hub_access import answers_in_time
 from datamodules.location import VARIABLE
 from datamodules.schema import UserError
+from datamodules.whole_files import written_whole
 
 _SERVER = "https://www.robots.ox.ac.uk"
 _PARTS = ("jpg", "setid.mat", "imagelabels.mat")
@@ -67,6 +68,5 @@ def _write_names(path: Path) -> None:
     from torchvision.datasets import Flowers102
 
     names = {str(label): name for label, name in enumerate(Flowers102.classes, start=1)}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(names, indent=1), encoding="utf-8")
-    temporary.replace(path)
+    with written_whole(path) as partial:
+        partial.write_text(json.dumps(names, indent=1), encoding="utf-8")

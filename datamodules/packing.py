@@ -10,6 +10,7 @@ import io
 import json
 import os
 import tarfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from datamodules.schema import LABEL_TASK, UNKNOWN, UserError
 from datamodules.shard_files import INDEX_FILE, SUFFIXES
 from datamodules.shard_index import LAYOUT_KEY
 from datamodules.table import SPLITS
+from datamodules.whole_files import flush, write_parquet
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -143,7 +145,7 @@ def _schema(datamodule: ImageDataModule, *, pictures: bool, shards: dict[str, in
     features |= {"caption": datasets.List(text), "group": text}
     if shards is not None:
         number = datasets.Value("int64")
-        features |= {"shard": text, "offset": number, "size": number}
+        features |= {"shard": text, "offset": number, "size": number, "crc32": number}
     layout = {
         "label": "label" if LABEL_TASK in datamodule.tasks else "",
         "attributes": [task for task in datamodule.tasks if task != LABEL_TASK],
@@ -168,7 +170,7 @@ def _write_parquet(
 
     schema = _schema(datamodule, pictures=True)
     columns = _columns(datamodule, rows)
-    with pq.ParquetWriter(path, schema) as writer:
+    with pq.ParquetWriter(path, schema, write_page_checksum=True) as writer:
         for start in range(0, len(rows), _ROW_GROUP):
             part = {key: values[start : start + _ROW_GROUP] for key, values in columns.items()}
             cells = [{"bytes": next(pictures), "path": None} for _ in part["key"]]
@@ -181,7 +183,7 @@ def _write_tar(path: Path, datamodule: ImageDataModule, rows: NDArray[np.int64],
     import pyarrow as pa
 
     columns = _columns(datamodule, rows)
-    offsets, sizes = [], []
+    offsets, sizes, checks = [], [], []
     # Plain names, because readers cut keys at the first dot; the sample's own name is in the JSON and the index.
     with path.open("wb") as stream, tarfile.open(fileobj=stream, mode="w|", format=tarfile.USTAR_FORMAT) as tar:
         for place, row in enumerate(rows.tolist()):
@@ -195,8 +197,9 @@ def _write_tar(path: Path, datamodule: ImageDataModule, rows: NDArray[np.int64],
                 if data is content:
                     offsets.append(tar.offset + tarfile.BLOCKSIZE)
                     sizes.append(len(data))
+                    checks.append(zlib.crc32(data))
                 tar.addfile(member, io.BytesIO(data))
-    return pa.table({**columns, "offset": offsets, "size": sizes})
+    return pa.table({**columns, "offset": offsets, "size": sizes, "crc32": checks})
 
 
 def _members(datamodule: ImageDataModule, sample: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
@@ -222,14 +225,13 @@ def _ending(content: bytes) -> str:
 def _write_index(folder: Path, datamodule: ImageDataModule, done: dict[str, pa.Table]) -> None:
     """What is in the tar files and how long they are, so that they need not be read through."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     lengths = {name: (folder / name).stat().st_size for name in done}
     schema = _schema(datamodule, pictures=False, shards=lengths)
     tables = [table.append_column("shard", [[name] * len(table)]) for name, table in done.items()]
     index = pa.concat_tables([table.select(schema.names) for table in tables]).cast(schema)
     with _whole(folder / INDEX_FILE) as temporary:
-        pq.write_table(index.replace_schema_metadata(schema.metadata), temporary)
+        write_parquet(index.replace_schema_metadata(schema.metadata), temporary)
 
 
 @contextmanager
@@ -238,6 +240,8 @@ def _whole(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
+        flush(temporary)
         temporary.replace(path)
+        flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)

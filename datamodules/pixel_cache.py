@@ -3,7 +3,8 @@
 The cache is a folder of chunks. A chunk holds some hundred pictures as 8-bit RGB, scaled down so that the short side
 has the length that is asked for, and is named after the pictures' content and that length. It is written under a
 temporary name and renamed, so it is there whole or not at all, and never changes afterwards: a kill loses at most the
-chunks that were being written, and two runs can share a cache. A changed picture makes another name.
+chunks that were being written, and two runs can share a cache. A changed picture makes another name. The table of a
+chunk and each of its pictures have a checksum; a chunk that is damaged is made again, and a warning says so.
 
 Ideas: FFCV (Leclerc et al., 2023) for resized pictures behind a memory map, git for naming by content.
 """
@@ -13,6 +14,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import warnings
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,8 +33,11 @@ from datamodules.transforms import scale_down
 CHUNK = 256
 """Pictures of a chunk."""
 
-_MAGIC = b"vitrine pixels 1"
-_HEADER = 32
+_MAGIC = b"vitrine pixels 2"
+_HEADER = 40
+_ENTRY = 4
+"""Numbers of a picture in the table: where its pixels begin, height, width, CRC-32 of the pixels."""
+
 _ESTIMATED_FROM = 16
 
 
@@ -54,7 +60,7 @@ class PixelCache:
     short_side: int
     interpolation: str
     folder: Path
-    _chunks: dict[int, tuple[NDArray[np.int64], NDArray[np.uint8]]] = field(default_factory=dict, repr=False)
+    _chunks: dict[int, _Chunk] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self._names = [self._name(number) for number in range(-(-len(self.rows) // CHUNK))]
@@ -76,10 +82,14 @@ class PixelCache:
             UserError: if a chunk that has been removed since cannot be made again.
         """
         number, place = divmod(int(np.searchsorted(self.rows, row)), CHUNK)
-        table, pixels = self._chunks.get(number) or self._open(number)
-        begin, height, width = table[place].tolist()
-        picture = pixels[begin : begin + height * width * 3].reshape(height, width, 3)
-        return torch.from_numpy(picture).permute(2, 0, 1)
+        chunk = self._chunks.get(number) or self._open(number)
+        pixels = chunk.pixels(place)
+        if pixels is None:
+            path = self.folder / self._names[number]
+            pixels = self._make_again(number, f"{path}: is damaged, a checksum does not match").pixels(place)
+            if pixels is None:
+                raise UserError(f"{path}: is damaged although it was just written; set $VITRINE_CACHE to another disk")
+        return torch.from_numpy(pixels).permute(2, 0, 1)
 
     def missing(self) -> list[int]:
         """Numbers of the chunks that are not there yet."""
@@ -125,19 +135,20 @@ class PixelCache:
             OSError: if it cannot be written.
         """
         path = self.folder / self._names[number]
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
         rows = self.rows[number * CHUNK : (number + 1) * CHUNK]
-        table = np.zeros((len(rows), 3), dtype=np.int64)
+        table = np.zeros((len(rows), _ENTRY), dtype=np.int64)
         end = 0
+        # No flush to the disk: a power cut costs the work, and is noticed.
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             with temporary.open("wb") as file:
                 file.seek(_HEADER + table.nbytes)
                 for place, row in enumerate(rows.tolist()):
-                    picture = self._scaled(row).permute(1, 2, 0).contiguous()
-                    table[place] = end, picture.shape[0], picture.shape[1]
-                    end += file.write(picture.numpy().data)
+                    picture = self._scaled(row).permute(1, 2, 0).contiguous().numpy()
+                    table[place] = end, *picture.shape[:2], zlib.crc32(picture.data)
+                    end += file.write(picture.data)
                 file.seek(0)
-                file.write(_MAGIC + np.array([len(rows), end], dtype=np.int64).tobytes() + table.tobytes())
+                file.write(_header(len(rows), end, table) + table.tobytes())
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -151,15 +162,26 @@ class PixelCache:
         digest.update(np.ascontiguousarray(self.content[rows]).tobytes())
         return f"{digest.hexdigest()}.pixels"
 
-    def _open(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    def _open(self, number: int) -> _Chunk:
         path = self.folder / self._names[number]
         chunk = _mapped(path)
         if chunk is None:
             # Another run needed the room, or somebody has emptied the folder.
-            with disk_full(self.folder), exclusively(self.folder, path.stem):
-                if (chunk := _mapped(path)) is None:
-                    self.make(number)
-                    chunk = _mapped(path)
+            return self._make_again(number, f"{path}: is damaged or cut short" if path.exists() else "")
+        self._chunks[number] = chunk
+        return chunk
+
+    def _make_again(self, number: int, damage: str) -> _Chunk:
+        """A chunk that was lost or damaged; in the latter case a warning says what was wrong."""
+        path = self.folder / self._names[number]
+        with disk_full(self.folder), exclusively(self.folder, path.stem):
+            chunk = _mapped(path)
+            # Unless another process has made it by now.
+            if chunk is None or (damage and not chunk.is_whole()):
+                if damage:
+                    warnings.warn(f"{damage}; its pictures are decoded again", stacklevel=3)
+                self.make(number)
+                chunk = _mapped(path)
         if chunk is None:
             raise UserError(f"{path}: cannot be read although it was just written; set $VITRINE_CACHE to another disk")
         self._chunks[number] = chunk
@@ -199,8 +221,42 @@ class _Chunks(Dataset[str]):
         return ""
 
 
-def _mapped(path: Path) -> tuple[NDArray[np.int64], NDArray[np.uint8]] | None:
-    """The table (begin, height, width of each picture) and the pixels of a chunk; None for a missing or broken one."""
+@dataclass(frozen=True, eq=False)
+class _Chunk:
+    """A mapped chunk.
+
+    Attributes:
+        table: int64 ``(n, 4)``, see ``_ENTRY``.
+        data: uint8, the pixels of all pictures.
+    """
+
+    table: NDArray[np.int64]
+    data: NDArray[np.uint8]
+    _good: set[int] = field(default_factory=set, repr=False)
+
+    def pixels(self, place: int) -> NDArray[np.uint8] | None:
+        """A picture, uint8 ``(H, W, 3)``; None if it is damaged, which is looked for when it is first read."""
+        begin, height, width, check = self.table[place].tolist()
+        pixels = self.data[begin : begin + height * width * 3]
+        if place not in self._good:
+            if len(pixels) != height * width * 3 or zlib.crc32(pixels.data) != check:
+                return None
+            self._good.add(place)
+        return pixels.reshape(height, width, 3)
+
+    def is_whole(self) -> bool:
+        """Whether no picture is damaged."""
+        return all(self.pixels(place) is not None for place in range(len(self.table)))
+
+
+def _header(count: int, size: int, table: NDArray[np.int64]) -> bytes:
+    """Magic, numbers of pictures and of their bytes, and CRC-32 of these and the table."""
+    head = _MAGIC + np.array([count, size], dtype=np.int64).tobytes()
+    return head + np.array([zlib.crc32(table.tobytes(), zlib.crc32(head))], dtype=np.int64).tobytes()
+
+
+def _mapped(path: Path) -> _Chunk | None:
+    """A chunk; None for one that is missing, cut short, or whose table is damaged."""
     try:
         # Copy on write: a tensor on top of it may be changed, the file not.
         file = np.memmap(path, dtype=np.uint8, mode="c")
@@ -209,8 +265,10 @@ def _mapped(path: Path) -> tuple[NDArray[np.int64], NDArray[np.uint8]] | None:
     if len(file) < _HEADER or bytes(file[: len(_MAGIC)]) != _MAGIC:
         return None
     count, size = np.frombuffer(file, dtype=np.int64, count=2, offset=len(_MAGIC)).tolist()
-    begin = _HEADER + count * 24
-    if len(file) != begin + size:
+    begin = _HEADER + count * _ENTRY * 8
+    if count < 0 or len(file) != begin + size:
         return None
-    table = np.frombuffer(file, dtype=np.int64, count=count * 3, offset=_HEADER).reshape(count, 3)
-    return table, np.asarray(file[begin:])
+    table = np.frombuffer(file, dtype=np.int64, count=count * _ENTRY, offset=_HEADER).reshape(count, _ENTRY)
+    if bytes(file[:_HEADER]) != _header(count, size, table):
+        return None
+    return _Chunk(table, np.asarray(file[begin:]))

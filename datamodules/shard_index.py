@@ -18,6 +18,7 @@ from datamodules.progress import tracked
 from datamodules.schema import UserError
 from datamodules.shard_files import INDEX_FILE, open_shard, shard_error, size_of
 from datamodules.tar_scan import scanned
+from datamodules.whole_files import DamagedFileError, read_parquet
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,6 +40,7 @@ class ShardIndex:
         layout: which columns are what, where the shard says so itself.
         offsets: int64 ``(n,)``, where in a tar file the pictures begin; empty for Parquet.
         sizes: int64 ``(n,)``, bytes of the pictures there; empty for Parquet.
+        checks: int64 ``(n,)``, CRC-32 of the pictures there, -1 where nobody has noted it; empty for Parquet.
     """
 
     columns: pa.Table
@@ -46,6 +48,7 @@ class ShardIndex:
     layout: dict[str, Any]
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
+    checks: NDArray[np.int64]
 
 
 def index_parquet(
@@ -97,7 +100,7 @@ def _parquet_columns(url: str, picture_column: str, wanted: Callable[[dict[str, 
 
     with open_shard(url) as file:
         try:
-            opened = pq.ParquetFile(file)
+            opened = pq.ParquetFile(file, page_checksum_verification=True)
             schema = opened.schema_arrow
             if picture_column not in schema.names:
                 raise UserError(
@@ -111,7 +114,7 @@ def _parquet_columns(url: str, picture_column: str, wanted: Callable[[dict[str, 
         except Exception as error:  # what broken files and connections raise depends on the libraries
             raise shard_error(url, error) from error
     nowhere = np.empty(0, dtype=np.int64)
-    return ShardIndex(columns, _features(schema), layout, nowhere, nowhere)
+    return ShardIndex(columns, _features(schema), layout, nowhere, nowhere, nowhere)
 
 
 def _rows_only(count: int) -> pa.Table:
@@ -136,12 +139,12 @@ def _folder(url: str) -> str:
 
 def _index_beside(folder: str) -> _Beside | None:
     """The index of a folder; None where there is none."""
-    import pyarrow.parquet as pq
-
     url = f"{folder}/{INDEX_FILE}" if folder else INDEX_FILE
     try:
         with open_shard(url) as file:
-            table = pq.read_table(file)
+            table = read_parquet(file, name=INDEX_FILE)
+    except DamagedFileError as error:
+        raise UserError(f"data shards: {url} cannot be read ({error}); get it anew, or make it anew") from error
     except UserError as error:
         # Some stores say "forbidden" of what is not there.
         if isinstance(error.__cause__, FileNotFoundError | PermissionError):
@@ -172,7 +175,11 @@ def _packed(beside: _Beside, url: str) -> ShardIndex | None:
         )
     rows = beside.rows.slice(*beside.parts[name])
     offsets, sizes = (rows[key].to_numpy().astype(np.int64) for key in ("offset", "size"))
-    return ShardIndex(rows.drop_columns(["shard", "offset", "size"]), _features(rows.schema), layout, offsets, sizes)
+    # Indexes of earlier versions note no checksums.
+    noted = "crc32" in rows.column_names
+    checks = rows["crc32"].to_numpy().astype(np.int64) if noted else np.full(len(rows), -1)
+    columns = rows.drop_columns(["shard", "offset", "size", *(["crc32"] if noted else [])])
+    return ShardIndex(columns, _features(rows.schema), layout, offsets, sizes, checks)
 
 
 def _foreign(table: pa.Table) -> ShardIndex:
@@ -180,7 +187,7 @@ def _foreign(table: pa.Table) -> ShardIndex:
 
     features = datasets.Features({"key": datasets.Value("string"), "fields": datasets.Value("string")})
     offsets, sizes = (table[name].to_numpy().astype(np.int64) for name in ("offset", "size"))
-    return ShardIndex(table.select(["key", "fields"]), features, {}, offsets, sizes)
+    return ShardIndex(table.select(["key", "fields"]), features, {}, offsets, sizes, np.full(len(table), -1))
 
 
 def _features(schema: pa.Schema) -> Any:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +35,8 @@ class Shards:
         column: Parquet column of pictures; empty for tar files.
         offsets: int64 ``(N,)``, where in its tar file a picture begins; empty for Parquet.
         sizes: int64 ``(N,)``, bytes of the picture there; empty for Parquet.
+        checks: int64 ``(N,)``, CRC-32 of the picture there, -1 where nobody has noted it; empty for Parquet,
+            whose pages have checksums of their own.
     """
 
     urls: list[str]
@@ -42,6 +45,7 @@ class Shards:
     column: str
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
+    checks: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
     def shard_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """In which shard rows of the table are, int64 ``(n,)``."""
@@ -101,8 +105,8 @@ class Shards:
             else:
                 pictures = _from_tar(url, file, self.offsets[rows], self.sizes[rows])
             try:
-                for _ in rows:
-                    yield next(pictures)
+                for row in rows.tolist():
+                    yield self._checked(row, next(pictures))
             except StopIteration:
                 message = f"data shards: {url} has fewer rows than when it was indexed; do not change shards in use"
                 raise UserError(message) from None
@@ -111,6 +115,13 @@ class Shards:
             # What broken files and connections raise depends on the libraries; here each of these means the same.
             except Exception as error:
                 raise shard_error(url, error) from error
+
+    def _checked(self, row: int, picture: bytes) -> bytes:
+        if len(self.checks) and self.checks[row] >= 0 and zlib.crc32(picture) != self.checks[row]:
+            raise UserError(
+                f"data shards: {self.label(row)} is damaged, it is not the picture that was packed; get the shard anew"
+            )
+        return picture
 
     def encoded(self, row: int) -> bytes:
         """One encoded picture, whose shard is opened for it alone."""
@@ -130,7 +141,7 @@ def _from_parquet(file: IO[bytes], column: str, places: NDArray[np.int64]) -> It
     import pyarrow.parquet as pq
 
     # Without buffering ahead, which would hold whole row groups of pictures.
-    opened = pq.ParquetFile(file, pre_buffer=False)
+    opened = pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
     begin = 0
     for group in range(opened.metadata.num_row_groups):
         end = begin + opened.metadata.row_group(group).num_rows

@@ -96,6 +96,7 @@ def read_streams(
         column=picture if is_parquet else "",
         offsets=np.concatenate([index.offsets for index in indices]),
         sizes=np.concatenate([index.sizes for index in indices]),
+        checks=np.concatenate([index.checks for index in indices]),
     )
     return table, shards
 

@@ -21,6 +21,7 @@ from datamodules.cache_folder import exclusively
 from datamodules.schema import UserError
 from datamodules.shard_files import open_shard, shard_error, unpacked
 from datamodules.verification import cache_directory
+from datamodules.whole_files import DamagedFileError, read_parquet, write_parquet, written_whole
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -47,15 +48,16 @@ def scanned(url: str, picture_suffix: str) -> pa.Table:
     Raises:
         UserError: where the shard cannot be read, is truncated or not in the format.
     """
-    import pyarrow.parquet as pq
-
     folder = cache_directory() / "shards"
     stamp = stamp_of(url)
     key = hashlib.sha256(f"{_FORMAT}\n{url}\n{stamp}\n{picture_suffix}".encode()).hexdigest()
     path = folder / f"{key}.parquet"
     with _one_scanner(folder, key):
         if stamp and path.exists():
-            return pq.read_table(path)
+            try:
+                return read_parquet(path)
+            except (DamagedFileError, OSError) as error:
+                rank_zero_warn(f"{error}; {url} is read through again")
         table = _scan(url, picture_suffix)
         if stamp:
             _keep(table, path, url)
@@ -72,15 +74,10 @@ def _one_scanner(folder: Path, key: str) -> Iterator[None]:
 
 
 def _keep(table: pa.Table, path: Path, url: str) -> None:
-    import pyarrow.parquet as pq
-
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        pq.write_table(table, temporary)
-        temporary.replace(path)
+        with written_whole(path) as partial:
+            write_parquet(table, partial)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         rank_zero_warn(f"{path.parent}: cannot keep what is in {url} ({error}); set $VITRINE_CACHE")
 
 

@@ -2,12 +2,14 @@
 
 One row a sample: ``sample_id`` int64, ``name`` and ``group`` strings and, for each task, ``target_<task>`` int64 and
 ``logits_<task>``, a list of float32. The class names of all tasks stand in the schema's metadata under
-``vitrine.tasks`` as JSON, so that the file alone says everything a statistic or a figure needs.
+``vitrine.tasks`` as JSON, so that the file alone says everything a statistic or a figure needs; checksums of columns
+and class names stand under ``vitrine.checks``, so that a damaged file is no source of numbers.
 """
 
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.schema import UNKNOWN, UserError
+from datamodules.whole_files import DamagedFileError, read_parquet
 from evaluation.artefacts import written_whole
 
 TASKS_KEY = b"vitrine.tasks"
+CHECKS_KEY = b"vitrine.checks"
 LOGIT_TOLERANCE = 1e-3
 """How far the logits of a sample seen twice may differ: batches of different sizes round differently."""
 
@@ -102,7 +106,8 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
         columns[f"target_{task}"] = pa.array(predictions.targets[task], pa.int64())
         columns[f"logits_{task}"] = _lists(predictions.logits[task])
     tasks = json.dumps({task: list(names) for task, names in predictions.tasks.items()})
-    table = pa.table(columns).replace_schema_metadata({TASKS_KEY: tasks.encode()})
+    metadata = {TASKS_KEY: tasks.encode(), CHECKS_KEY: json.dumps(_checksums(predictions)).encode()}
+    table = pa.table(columns).replace_schema_metadata(metadata)
     with written_whole(path) as partial:
         pq.write_table(table, partial)
 
@@ -115,15 +120,13 @@ def read_predictions(path: Path) -> Predictions:
             contradicts itself, or holds logits that are not finite.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     if not path.is_file():
         raise UserError(f"{path}: there are no predictions; write them with `python -m experiments test`")
     try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: not a readable Parquet file ({reason}); write it again") from error
+        table = read_parquet(path)
+    except (DamagedFileError, OSError) as error:
+        raise UserError(f"{error}; write it again with `python -m experiments test`") from error
     try:
         tasks: dict[str, list[str]] = json.loads((table.schema.metadata or {})[TASKS_KEY])
         targets = {task: table.column(f"target_{task}").to_numpy().astype(np.int64) for task in tasks}
@@ -131,11 +134,13 @@ def read_predictions(path: Path) -> Predictions:
         sample_id = table.column("sample_id").to_numpy().astype(np.int64)
         names = table.column("name").to_numpy().astype(object)
         groups = table.column("group").to_numpy().astype(object)
-    except (KeyError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: not a predictions file of Vitrine ({error}); write it again") from error
+    except (KeyError, ValueError, AttributeError, TypeError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: not a predictions file of Vitrine ({reason}); write it again") from error
     predictions = Predictions(sample_id, names, groups, tasks, targets, logits)
     _check_targets(predictions, path)
     check_finite(predictions, str(path))
+    _check_undamaged(predictions, (table.schema.metadata or {}).get(CHECKS_KEY, b"{}"), path)
     return predictions
 
 
@@ -189,6 +194,32 @@ def check_finite(predictions: Predictions, origin: str) -> None:
                 f"{origin}: logits of task '{task}' are not finite for {bad.size} of {len(predictions)} samples, first "
                 f"'{predictions.names[bad[0]]}'; the model has diverged: lower the learning rate or train again"
             )
+
+
+def _checksums(predictions: Predictions) -> dict[str, int]:
+    """CRC-32 of each column and of the class names."""
+    found = {"sample_id": zlib.crc32(predictions.sample_id.astype("<i8").tobytes())}
+    for name, texts in (("name", predictions.names), ("group", predictions.groups)):
+        found[name] = zlib.crc32(json.dumps(texts.tolist()).encode())
+    for task, classes in predictions.tasks.items():
+        found[f"classes_{task}"] = zlib.crc32(json.dumps([task, *classes]).encode())
+        found[f"target_{task}"] = zlib.crc32(predictions.targets[task].astype("<i8").tobytes())
+        found[f"logits_{task}"] = zlib.crc32(predictions.logits[task].astype("<f4").tobytes())
+    return found
+
+
+def _check_undamaged(predictions: Predictions, noted: bytes, path: Path) -> None:
+    """Refuse a file whose content is not what was written; files of earlier versions have no checksums."""
+    try:
+        expected, found = dict(json.loads(noted)), _checksums(predictions)
+    except (ValueError, TypeError):  # no JSON any more, or names that are no texts
+        expected, found = {CHECKS_KEY.decode(): 0}, {}
+    wrong = sorted(name for name in expected if found.get(name) != expected[name])
+    if wrong:
+        raise UserError(
+            f"{path}: is damaged or was changed, the checksum of {wrong[0]!r} does not match; write it again with "
+            "`python -m experiments test`"
+        )
 
 
 def _lists(logits: NDArray[np.float32]) -> Any:

@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback
 
 from datamodules.schema import UserError
+from datamodules.whole_files import check_zip
 
 _NOT_COMPARED = {"_instantiator", "class_counts", "class_prompts", "chunk_size", "architectures"}
 """Counts of the training split only shape the loss, and a checkpoint may well be tested on other data; prompts may be
@@ -38,6 +39,7 @@ def refuse_conflicting_checkpoint(model: LightningModule, checkpoint: Path) -> N
     Raises:
         UserError: Some value differs; the line names each.
     """
+    check_zip(checkpoint, "take the run's other checkpoint (best.ckpt, last.ckpt), or train again")
     try:
         saved: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many kinds for a file that is none of its own

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from datamodules.schema import UserError
+from datamodules.whole_files import written_whole
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
@@ -140,13 +141,5 @@ def resumed_run_directory(run: Path) -> Path:
 
 def write_text_whole(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        error.filename, error.filename2 = str(path), None  # the name that the user knows
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
+    with written_whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")

@@ -12,6 +12,7 @@ import torch
 
 from datamodules.schema import UserError
 from datamodules.trust import PLUGINS, is_trusted
+from datamodules.whole_files import check_zip
 from lightning_modules.base import VisionTask
 
 PACKAGE = "lightning_modules"
@@ -86,6 +87,7 @@ def read_checkpoint(path: str | Path, map_location: str = "cpu") -> dict[str, An
     """
     if not Path(path).is_file():
         raise UserError(f"{path}: there is no such checkpoint; give the path of a .ckpt file in a run directory")
+    check_zip(Path(path), "take another checkpoint of the run, or train again")
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:

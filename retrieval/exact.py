@@ -17,6 +17,8 @@ from retrieval.coarse import Coarse, longest
 from retrieval.scan import Scan
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
 _CELLS = 1 << 23
@@ -62,12 +64,20 @@ class ExactIndex:
         matrix: float32 ``(N, D)``, may be mapped from a file; not copied on a processor.
         device: ``cpu`` or a GPU's name; there the vectors stay if they fit, else they pass by in every search.
         coarse: a coarse copy of the same vectors, which makes searches on a processor faster.
+        check: is told the rows of the matrix that an answer is about to depend on, int64 ``(n,)``, and raises where
+            they are damaged.
 
     Raises:
         ValueError: for a matrix of another type or shape, or that is not finite.
     """
 
-    def __init__(self, matrix: NDArray[np.float32], device: str = "cpu", coarse: Coarse | None = None) -> None:
+    def __init__(
+        self,
+        matrix: NDArray[np.float32],
+        device: str = "cpu",
+        coarse: Coarse | None = None,
+        check: Callable[[NDArray[np.int64]], None] | None = None,
+    ) -> None:
         if matrix.ndim != 2 or matrix.dtype != np.float32:
             raise ValueError(f"vectors: are {matrix.dtype} {matrix.shape}, must be float32 (N, D)")
         if coarse is not None and coarse.codes.shape != matrix.shape:
@@ -75,6 +85,7 @@ class ExactIndex:
         self.matrix = matrix
         self.norm = _checked_norm(matrix) if coarse is None else coarse.norm
         self._scan = Scan(matrix, self.norm, device, coarse)
+        self._check = check or (lambda rows: None)
 
     def __len__(self) -> int:
         return len(self.matrix)
@@ -107,7 +118,7 @@ class ExactIndex:
         step = max(1, min(_QUERIES, _FOUND // max(1, k)))
         for start in range(0, len(queries) if k else 0, step):
             some = np.ascontiguousarray(queries[start : start + step], np.float64)
-            found = _Search(self.matrix, self._scan, some, k, allowed).run()
+            found = _Search(self.matrix, self._scan, some, k, allowed, self._check).run()
             rows[start : start + step] = found.rows.reshape(len(some), k)
             scores[start : start + step] = found.scores.reshape(len(some), k)
         return Nearest(rows, scores)
@@ -123,7 +134,9 @@ class _Search:
         queries: NDArray[np.float64],
         k: int,
         allowed: NDArray[np.int64] | None,
+        check: Callable[[NDArray[np.int64]], None],
     ) -> None:
+        self.check = check
         self.matrix, self.scan, self.queries, self.k, self.allowed = matrix, scan, queries, k, allowed
         self.asked = scan.ask(queries)
         self.total = len(matrix) if allowed is None else len(allowed)
@@ -207,6 +220,7 @@ class _Search:
     def _exactly(self, queries: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Dot products of pairs ``(P,)``, summed in float64 in an order that depends on nothing."""
         scores = np.empty(len(rows), np.float32)
+        self.check(rows)
         for start in range(0, len(rows), _PAIRS):
             some = slice(start, start + _PAIRS)
             scores[some] = (self.queries[queries[some]] * self.matrix[rows[some]]).sum(axis=1)

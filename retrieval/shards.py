@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodules.whole_files import read_parquet, write_parquet
 from evaluation.artefacts import written_whole
 from retrieval.encoding import Encoded
 
@@ -28,14 +29,12 @@ def write_shard(folder: Path, rank: int, number: int, encoded: Encoded) -> None:
         number: of the shard on this process.
         encoded: its pictures and captions.
     """
-    import pyarrow.parquet as pq
-
     # Captions first: a shard counts once its pictures are there.
     if encoded.captions is not None:
         with written_whole(folder / f"rank{rank}-{number}{_CAPTIONS}") as partial:
-            pq.write_table(encoded.captions, partial)
+            write_parquet(encoded.captions, partial)
     with written_whole(folder / f"rank{rank}-{number}.parquet") as partial:
-        pq.write_table(encoded.pictures, partial)
+        write_parquet(encoded.pictures, partial)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,10 +54,8 @@ class Shards:
     @classmethod
     def of(cls, folder: Path) -> Shards:
         """Reads which samples there are; of one that several shards have, the first shard's counts."""
-        import pyarrow.parquet as pq
-
         files = sorted(path for path in folder.glob("rank*.parquet") if not path.name.endswith(_CAPTIONS))
-        ids = [pq.read_table(path, columns=["sample_id"]).column(0).to_numpy() for path in files]
+        ids = [read_parquet(path, ["sample_id"]).column(0).to_numpy() for path in files]
         every = np.concatenate([*ids, np.zeros(0, dtype=np.int64)])
         distinct, first = np.unique(every, return_index=True)
         lengths = np.array([len(part) for part in ids], dtype=np.int64)
@@ -111,9 +108,7 @@ class JoinedChunk:
 
 
 def _read(path: Path) -> pa.Table:
-    import pyarrow.parquet as pq
-
-    return pq.read_table(path, memory_map=True)
+    return read_parquet(path)
 
 
 def _of_samples(captions: pa.Table, sample_ids: NDArray[np.int64]) -> pa.Table:

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from datamodules.schema import UserError
 from retrieval.exact import ExactIndex
 from retrieval.lance_store import local_folder
+from retrieval.scan import integer_products
 from retrieval.store import Neighbours, Store
-from retrieval.vector_file import VectorFile, open_vectors, write_vectors
+from retrieval.vector_file import DamagedError, VectorFile, open_vectors, tell_damage, write_vectors
 
 _ABANDONED = 60.0
 """Seconds without a change after which nobody is at work on a half-written file any more."""
@@ -57,6 +58,17 @@ class VectorRows:
         Raises:
             UserError: where the vectors cannot be read, or their file not be written.
         """
+        try:
+            return self._nearest(queries, k, allowed)
+        except DamagedError as error:
+            # Found where a search came to look at it; what is made anew answers.
+            self._make_again(error)
+        try:
+            return self._nearest(queries, k, allowed)
+        except DamagedError as error:
+            raise UserError(f"{error} again although it was just written; is the disk in order?") from error
+
+    def _nearest(self, queries: NDArray[np.float32], k: int, allowed: NDArray[np.uint64] | None) -> list[Neighbours]:
         loaded = self._load()
         rows = None if allowed is None else loaded.positions(allowed)
         if len(loaded.row_ids) == 0 or (rows is not None and len(rows) == 0):
@@ -95,7 +107,15 @@ class VectorRows:
     def _load(self) -> _Loaded:
         if self._loaded is None or self._loaded.revision != self._store.revision:
             file = self._open() or self._make()
-            self._loaded = _Loaded(self._store.revision, file, self._device)
+            try:
+                self._loaded = _Loaded(self._store.revision, file, self._device)
+            except DamagedError as error:
+                return self._make_again(error)
+        return self._loaded
+
+    def _make_again(self, error: DamagedError) -> _Loaded:
+        tell_damage(error)
+        self._loaded = _Loaded(self._store.revision, self._make(), self._device)
         return self._loaded
 
     def _open(self) -> VectorFile | None:
@@ -136,7 +156,9 @@ class _Loaded:
     def __init__(self, revision: str, file: VectorFile, device: str) -> None:
         self.revision = revision
         self.row_ids = file.row_ids
-        self.index = ExactIndex(file.matrix, device, file.coarse)
+        if device != "cpu" or not integer_products():
+            file.check_all()  # all vectors are read, or copied to where nobody compares them any more
+        self.index = ExactIndex(file.matrix, device, file.coarse, file.check_rows)
         self._order: NDArray[np.int64] | None = None
 
     def positions(self, row_ids: NDArray[np.uint64]) -> NDArray[np.int64]:

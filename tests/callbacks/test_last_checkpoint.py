@@ -1,17 +1,21 @@
 from __future__ import annotations
 
 import errno
+import tempfile
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from callbacks import LastCheckpoint
 from datamodules.schema import UserError
 from tests.callbacks.tiny import MadePhotos, tiny_task, tiny_trainer
+from tests.recorded_files import recorded_files
 
 STEPS = 6
 
@@ -53,6 +57,43 @@ def test_by_the_clock(tmp_path: Path) -> None:
 def test_somewhere_else(tmp_path: Path) -> None:
     fit(tmp_path, LastCheckpoint(dirpath=str(tmp_path / "elsewhere")), max_epochs=1)
     assert (tmp_path / "elsewhere" / "last.ckpt").is_file()
+
+
+def test_all_checkpoints_survive_a_power_cut_and_none_that_is_damaged_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The content is flushed to the disk before the rename, the folder after it; all within the run directory."""
+    best = ModelCheckpoint(tmp_path / "checkpoints", "best", enable_version_counter=False)
+    folder = tmp_path / "checkpoints"
+    # Where the system's own temporary files are is no place for checkpoints: moving them from there may be copying.
+    monkeypatch.setattr(tempfile, "mkstemp", Mock(side_effect=AssertionError("a file elsewhere")))
+    trainer = tiny_trainer(tmp_path, callbacks=[LastCheckpoint(), best], max_epochs=1, enable_checkpointing=True)
+    events = recorded_files(monkeypatch)
+    trainer.fit(tiny_task(), datamodule=MadePhotos())
+    for name in ("last.ckpt", "best.ckpt"):
+        renamed = events.index(("rename", folder / name))
+        assert events[renamed - 1][0] == "flush"
+        assert events[renamed - 1][1].match(f"checkpoints/.{name.removesuffix('.ckpt')}.*.part.ckpt")
+        assert events[renamed + 1] == ("flush", folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["best.ckpt", "last.ckpt"]
+    last = folder / "last.ckpt"
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 1
+    last.write_bytes(content)
+    torch.load(last, weights_only=True)  # without a word
+    again = tiny_trainer(tmp_path, callbacks=[LastCheckpoint()], max_epochs=2)
+    with pytest.raises(UserError, match=r"last\.ckpt: is damaged"):
+        again.fit(tiny_task(), datamodule=MadePhotos(), ckpt_path=last, weights_only=True)
+
+
+def test_who_chose_how_checkpoints_are_written_is_obeyed(tmp_path: Path) -> None:
+    class Chosen(TorchCheckpointIO):
+        """Somebody's own."""
+
+    chosen = Chosen()
+    trainer = tiny_trainer(tmp_path, callbacks=[LastCheckpoint()], plugins=[chosen])
+    trainer.fit(tiny_task(), datamodule=MadePhotos())
+    assert trainer.strategy.checkpoint_io is chosen
 
 
 def test_a_smoke_test_leaves_nothing(tmp_path: Path) -> None:

@@ -97,6 +97,20 @@ def test_only_the_chunk_of_a_changed_picture_is_made_anew(tmp_path: Path) -> Non
     assert len(files(tmp_path)) == 4
 
 
+@pytest.mark.parametrize("changed", range(PICTURES))
+def test_a_change_of_any_picture_changes_the_name_of_its_chunk_and_no_other(tmp_path: Path, changed: int) -> None:
+    """The first and the last picture of a chunk too, and those of the last chunk, which is shorter."""
+    before, after = cache(tmp_path)._names, cache(tmp_path, content=content(changed))._names
+    assert [number for number in range(3) if before[number] != after[number]] == [changed // 4]
+
+
+def test_a_chunk_with_fewer_pictures_has_another_name(tmp_path: Path) -> None:
+    for count in range(1, PICTURES):
+        fewer = cache(tmp_path, rows=np.arange(count, dtype=np.int64))._names
+        last = -(-count // 4) - 1
+        assert (fewer[last] == cache(tmp_path)._names[last]) == (count % 4 == 0)
+
+
 @pytest.mark.parametrize("other", [{"short_side": 13}, {"interpolation": "bilinear"}])
 def test_another_size_has_other_chunks(tmp_path: Path, other: dict[str, object]) -> None:
     cache(tmp_path).build(10**9, 0)
@@ -136,6 +150,41 @@ def test_a_broken_chunk_is_made_again(tmp_path: Path, damage: bytes | None) -> N
         path.write_bytes(path.read_bytes()[:-1] if damage is None else damage)
     for row in range(PICTURES):
         assert torch.equal(made.read(row), scale_down(picture(row), SHORT_SIDE, "bicubic"))
+
+
+def test_every_changed_byte_of_a_chunk_is_noticed_and_mended(tmp_path: Path) -> None:
+    made = cache(tmp_path, rows=np.arange(2, dtype=np.int64), short_side=3)
+    made.build(10**9, 0)
+    [name] = files(tmp_path)
+    path, whole = tmp_path / name, (tmp_path / name).read_bytes()
+    expected = [scale_down(picture(row), 3, "bicubic") for row in range(2)]
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0x40
+        # A new file as a copying program writes it: what is mapped is never changed in place.
+        path.unlink()
+        path.write_bytes(damaged)
+        again = cache(tmp_path, rows=np.arange(2, dtype=np.int64), short_side=3)
+        with pytest.warns(UserWarning, match=f"{name}: is damaged.*; its pictures are decoded again"):
+            read = [again.read(row) for row in range(2)]
+        assert all(map(torch.equal, read, expected))
+        assert path.read_bytes() == whole
+
+
+def test_noise_and_zeros_in_the_place_of_pixels_are_noticed(tmp_path: Path) -> None:
+    made = cache(tmp_path)
+    made.build(10**9, 0)
+    random = np.random.default_rng(0)
+    for name in files(tmp_path):
+        path = tmp_path / name
+        whole = path.read_bytes()
+        path.unlink()
+        half = len(whole) // 2
+        path.write_bytes(whole[:half] + (bytes(len(whole) - half) if name < "8" else random.bytes(len(whole) - half)))
+    again = cache(tmp_path)
+    with pytest.warns(UserWarning, match="is damaged"):
+        read = [again.read(row) for row in range(PICTURES)]
+    assert all(torch.equal(read[row], scale_down(picture(row), SHORT_SIDE, "bicubic")) for row in range(PICTURES))
 
 
 def killed_while_building(folder: Path, die_at: int) -> None:

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -108,6 +109,37 @@ def test_logits_that_are_not_finite_are_refused(tmp_path: Path, value: float) ->
     with pytest.raises(UserError, match="'colour' are not finite for 1 of 20 samples, first 'photo 7'"):
         write_predictions(path, predictions)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("bit", [1, 0x10, 0x80])
+def test_a_changed_byte_is_told_or_changes_nothing(tmp_path: Path, bit: int) -> None:
+    path = tmp_path / "test.parquet"
+    predictions = make_predictions(12)
+    write_predictions(path, predictions)
+    whole = path.read_bytes()
+    told = 0
+    for place in range(bit % 3, len(whole), 3):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+        try:
+            found = read_predictions(path)
+        except UserError:
+            told += 1
+            continue
+        assert_same(predictions, found)
+    assert told > len(whole) / 6
+
+
+def test_a_logit_that_was_changed_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "test.parquet"
+    predictions = make_predictions(12)
+    write_predictions(path, predictions)
+    table = pq.read_table(path)
+    logits = predictions.logits["class"].copy()
+    logits[3, 0] += 1e-3
+    changed = table.set_column(4, "logits_class", pa.array(logits.tolist(), table.schema.field("logits_class").type))
+    pq.write_table(changed, path)
+    with pytest.raises(UserError, match=r"test\.parquet: is damaged or was changed.*logits_class"):
+        read_predictions(path)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,6 +164,15 @@ def test_a_file_that_is_no_checkpoint_is_a_user_error(tmp_path: Path) -> None:
         load_task(tmp_path / "b.ckpt")
 
 
+def test_a_damaged_checkpoint_is_a_user_error(trained: Path, tmp_path: Path) -> None:
+    content = bytearray(trained.read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "best.ckpt").write_bytes(content)
+    torch.load(tmp_path / "best.ckpt", weights_only=True)  # PyTorch has nothing to say
+    with pytest.raises(UserError, match=r"best\.ckpt: is damaged, the checksum of .* does not match"):
+        load_task(tmp_path / "best.ckpt")
+
+
 def test_a_checkpoint_that_does_not_fit_its_class_is_a_user_error(trained: Path, tmp_path: Path) -> None:
     path = changed(trained, tmp_path / "a.ckpt", class_names=["a", "b"])
     with pytest.raises(UserError, match="another version of ImageClassifier"):

@@ -9,6 +9,7 @@ import pytest
 
 from datamodules.schema import UserError
 from retrieval.gallery import Gallery
+from retrieval.vector_file import VectorFile, open_vectors
 from tests.fakes_models import write_clip
 from tests.forks import run_program
 from tests.retrieval.killed_indexing import CHUNK, COUNT, STAGES
@@ -33,6 +34,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "run").mkdir()
     run_program("tests.retrieval.killed_indexing", str(folder), environment={"VITRINE_CACHE": str(folder / "cache")})
     return folder
+
+
+def vectors_in(gallery: Path, table: str) -> VectorFile:
+    """What the file of vectors that searches read holds, each byte compared with its checksum."""
+    [path] = gallery.glob(f"{table}.*.vectors")
+    opened = open_vectors(path)
+    assert opened is not None
+    opened.check_all()
+    return opened
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -67,6 +77,13 @@ def test_nothing_half_written_is_left(folder: Path, stage: str) -> None:
     assert not list((folder / stage).glob(".*.part.*"))
     found = Gallery.open(str(folder / stage))
     again = Gallery.open(str(folder / "undisturbed"))
+    for table in ("pictures", "captions"):
+        mine, theirs = vectors_in(folder / stage, table), vectors_in(folder / "undisturbed", table)
+        np.testing.assert_array_equal(mine.matrix, theirs.matrix)
+        np.testing.assert_array_equal(mine.coarse.codes, theirs.coarse.codes)
+        np.testing.assert_array_equal(mine.coarse.scale, theirs.coarse.scale)
+        stored = np.array(rows_of(folder / stage, table).column("vector").to_pylist(), np.float32)
+        np.testing.assert_array_equal(mine.matrix, stored)
     query = np.array(rows_of(folder / stage).column("vector").to_pylist()[:3], np.float32)
     assert found.nearest(query, 5) == again.nearest(query, 5)
     assert found.nearest_captions(query, 5) == again.nearest_captions(query, 5)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from datamodules.schema import UserError
 from retrieval.coarse import coarse_copy
 from retrieval.exact import ExactIndex
-from retrieval.vector_file import open_vectors, write_vectors
+from retrieval.vector_file import DamagedError, open_vectors, write_vectors
 
 Batches = Iterator[tuple[NDArray[np.float32], NDArray[np.uint64]]]
 
@@ -149,3 +149,62 @@ def test_broken_vectors_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="row 13 holds numbers that are not finite"):
         write_vectors(tmp_path / "v", in_batches(vectors, ids, 5), 3)
     assert not list(tmp_path.iterdir())
+
+
+def test_every_changed_byte_is_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One byte after the other: when the file is opened, or when the vectors in it are looked at."""
+    vectors, ids = vectors_of(23, 5)
+    path = tmp_path / "v"
+    write_vectors(path, in_batches(vectors, ids, 10), 5)
+    whole = path.read_bytes()
+    unnoticed = []
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        opened = open_vectors(path)
+        try:
+            if opened is not None:
+                opened.check_rows(np.arange(23))
+                unnoticed.append(place)
+        except DamagedError:
+            pass
+    assert not unnoticed
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_only_the_blocks_of_the_rows_that_are_asked_for_are_compared(tmp_path: Path) -> None:
+    vectors, ids = vectors_of(1000, 100)  # 400 bytes a row, 163 rows a block
+    path = tmp_path / "v"
+    write_vectors(path, in_batches(vectors, ids, 100), 100)
+    content = bytearray(path.read_bytes())
+    content[64 + 400 * 500] ^= 1
+    path.write_bytes(content)
+    opened = open_vectors(path)
+    assert opened is not None
+    opened.check_rows(np.array([0, 100, 999, 490]))  # row 490 ends before the damaged block
+    for rows in ([492], [0, 600], [491]):  # row 491 begins in the block before it
+        with pytest.raises(DamagedError, match="v: is damaged"):
+            opened.check_rows(np.array(rows))
+    with pytest.raises(DamagedError):
+        opened.check_all()
+
+
+def test_rows_longer_than_a_block_are_compared_whole(tmp_path: Path) -> None:
+    vectors, ids = vectors_of(3, 50_000)
+    path = tmp_path / "v"
+    write_vectors(path, in_batches(vectors, ids, 1), 50_000)
+    content = bytearray(path.read_bytes())
+    content[64 + 200_000 + 100_000] ^= 1  # the middle of row 1
+    path.write_bytes(content)
+    opened = open_vectors(path)
+    assert opened is not None
+    opened.check_rows(np.array([0, 2]))
+    with pytest.raises(DamagedError):
+        opened.check_rows(np.array([1]))
+
+
+def test_a_file_of_the_former_format_is_made_again_without_a_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "v").write_bytes(b"VITRVEC\n" + (1).to_bytes(4, "little") + bytes(1000))
+    assert open_vectors(tmp_path / "v") is None
+    assert capsys.readouterr().err == ""

@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from retrieval import vector_rows
@@ -33,6 +34,48 @@ def test_a_lost_or_cut_matrix_is_made_again(tmp_path: Path) -> None:
         assert Gallery.open(gallery.uri).nearest(QUERIES, 20, "split = 'test'") == expected
         assert pictures.read_bytes() == whole
     assert files(gallery) == [captions, pictures]
+
+
+@pytest.mark.parametrize("integers", [True, False])
+def test_a_damaged_matrix_never_answers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, integers: bool
+) -> None:
+    """With its body zeroed, with noise in it and with single bytes changed, of pictures and captions."""
+    monkeypatch.setattr("retrieval.scan.integer_products", lambda: integers)
+    monkeypatch.setattr(vector_rows, "integer_products", lambda: integers)
+    gallery = small_gallery(tmp_path / "g")
+    expected = gallery.nearest(QUERIES, 20), gallery.nearest_captions(QUERIES, 5)
+    random = np.random.default_rng(0)
+    for path in files(gallery):
+        whole = path.read_bytes()
+        body = len(whole) - 64
+        damaged = [whole[:64] + bytes(body), whole[:64] + random.bytes(body), random.bytes(len(whole))]
+        for place in random.integers(64, len(whole), 20).tolist():
+            damaged.append(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
+        for content in damaged:
+            path.write_bytes(content)
+            capsys.readouterr()
+            again = Gallery.open(gallery.uri)
+            assert (again.nearest(QUERIES, 20), again.nearest_captions(QUERIES, 5)) == expected
+            assert path.read_bytes() == whole
+            told = capsys.readouterr().err
+            assert told.count("\n") == 1
+            assert path.name in told
+            assert "made again from the gallery's table" in told
+
+
+def test_damage_that_is_found_by_the_search_that_looks_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("retrieval.vector_file._CHECKED", 64)  # so small a gallery has one block else
+    gallery = small_gallery(tmp_path / "g")
+    expected = gallery.nearest(QUERIES, 20)
+    opened = Gallery.open(gallery.uri)
+    opened.nearest(QUERIES[:1], 1, "split = 'none'")  # opens the matrix and looks at no vector
+    [_, pictures] = files(gallery)
+    content = bytearray(pictures.read_bytes())
+    content[64:96] = bytes(32)
+    with pictures.open("r+b") as file:  # in place: a mapped file shows it
+        file.write(content)
+    assert opened.nearest(QUERIES, 20) == expected
 
 
 def test_a_matrix_of_a_former_revision_never_answers(tmp_path: Path) -> None:

@@ -1,0 +1,131 @@
+"""Files are there whole and flushed to the disk in the right order, and damage in them is noticed."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from datamodules.whole_files import DamagedFileError, check_zip, flush, read_parquet, write_parquet, written_whole
+from tests.recorded_files import recorded_files
+
+
+def test_content_is_flushed_before_the_rename_and_the_folder_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = recorded_files(monkeypatch)
+    with written_whole(tmp_path / "new" / "deep" / "file.txt") as partial:
+        partial.write_text("content")
+    assert events == [
+        # The folders that were made, the uppermost one's entry last: without it nothing below would be found.
+        ("flush", tmp_path / "new"),
+        ("flush", tmp_path),
+        ("flush", partial),
+        ("rename", tmp_path / "new" / "deep" / "file.txt"),
+        ("flush", tmp_path / "new" / "deep"),
+    ]
+    assert (tmp_path / "new" / "deep" / "file.txt").read_text() == "content"
+
+
+def test_where_flushing_fails_the_old_file_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+
+    def full(number: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"), written_whole(path) as partial:
+        partial.write_text("new")
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_a_folder_that_cannot_be_flushed_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on file systems that know no such thing."""
+
+    def refused(number: int) -> None:
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", refused)
+    flush(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="Invalid argument"):
+        flush(tmp_path / "file")
+
+
+TABLE = pa.table(
+    {
+        "number": np.arange(40),
+        "text": [f"name {row % 7}" for row in range(40)],
+        "list": pa.array([[1.5, 2.5]] * 40, pa.list_(pa.float32())),
+    }
+).replace_schema_metadata({b"classes": b'["mug", "cap"]'})
+
+
+def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
+    write_parquet(TABLE, tmp_path / "a.parquet")
+    found = read_parquet(tmp_path / "a.parquet")
+    assert found.equals(TABLE)
+    assert found.schema.metadata == TABLE.schema.metadata
+    assert read_parquet(tmp_path / "a.parquet", ["text"]).column_names == ["text"]
+    with (tmp_path / "a.parquet").open("rb") as file:
+        assert read_parquet(file).equals(TABLE)
+    with pytest.raises(FileNotFoundError):
+        read_parquet(tmp_path / "b.parquet")
+
+
+def test_every_changed_byte_of_a_table_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    write_parquet(TABLE, path)
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        changed = io.BytesIO(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
+        if whole.rindex(b"crc32 of this") <= place < whole.rindex(b"crc32 of this") + 36:
+            assert read_parquet(changed).equals(TABLE)  # without that mark nothing is compared, and nothing is wrong
+            continue
+        with pytest.raises(DamagedFileError, match=r"^a\.parquet: "):
+            read_parquet(changed, name="a.parquet")
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"nothing of the kind", bytes(1000)])
+def test_what_is_no_table_is_called_damaged(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.parquet").write_bytes(content)
+    with pytest.raises(DamagedFileError, match=r"a\.parquet"):
+        read_parquet(tmp_path / "a.parquet")
+
+
+def test_a_checkpoint_with_a_changed_byte_of_content_is_refused(tmp_path: Path) -> None:
+    """PyTorch itself reads it without a word."""
+    path = tmp_path / "best.ckpt"
+    weights = {"state_dict": {"weight": torch.arange(1000.0)}}
+    torch.save(weights, path)
+    check_zip(path, "train again")
+    whole = path.read_bytes()
+    place = whole.index(torch.arange(500.0, 502.0).numpy().tobytes())
+    path.write_bytes(whole[:place] + b"\0\0\0\0" + whole[place + 4 :])
+    assert not torch.equal(torch.load(path, weights_only=True)["state_dict"]["weight"], torch.arange(1000.0))
+    with pytest.raises(DamagedFileError, match=r"best\.ckpt: is damaged, the checksum of .*; train again"):
+        check_zip(path, "train again")
+
+
+@pytest.mark.parametrize("damage", ["cut", "zeros", "noise"])
+def test_a_broken_checkpoint_is_refused_or_left_to_its_reader(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "best.ckpt"
+    torch.save({"weight": torch.arange(1000.0)}, path)
+    whole = path.read_bytes()
+    half = len(whole) // 2
+    rest = {"cut": b"", "zeros": bytes(len(whole) - half), "noise": np.random.default_rng(0).bytes(len(whole) - half)}
+    path.write_bytes(whole[:half] + rest[damage])
+    with pytest.raises((DamagedFileError, RuntimeError, OSError, ValueError, KeyError)):
+        _check_and_load(path)
+
+
+def _check_and_load(path: Path) -> None:
+    check_zip(path, "train again")
+    torch.load(path, weights_only=True)
