@@ -51,6 +51,7 @@ class ServedGallery:
         columns = [column for column in picture_schema(self.identity).names if column not in NOT_METADATA]
         self.metadata: pa.Table = self.gallery.table(columns).combine_chunks()
         self._row_of = {sample_id: row for row, sample_id in enumerate(self.metadata.column("id").to_pylist())}
+        self._contents: list[str] = self.metadata.column("content").to_pylist()
         self._values = {name: self._encoded(column) for name, column in self.filter_columns().items()}
         self.choices = {name: values for name, (values, _) in self._values.items() if 0 < len(values) <= MOST_CHOICES}
 
@@ -107,8 +108,15 @@ class ServedGallery:
         return sample_id in self._row_of
 
     def shares_pictures(self, other: ServedGallery) -> bool:
-        """Whether some pictures are in another gallery too, under the same id."""
-        return not self._row_of.keys().isdisjoint(other._row_of)
+        """Whether some pictures are in another gallery too: under the same id, and with the same content if known."""
+        return any(
+            not own or not theirs or own == theirs
+            for own, theirs in (
+                (self._contents[row], other._contents[other._row_of[sample_id]])
+                for sample_id, row in self._row_of.items()
+                if sample_id in other._row_of
+            )
+        )
 
     def place(self, sample_id: str) -> int:
         """Row of a picture in ``metadata``.

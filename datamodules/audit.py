@@ -6,7 +6,7 @@ Every fit refuses leaks that its YAML does not allow; ``python -m datamodules au
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -74,12 +74,16 @@ class Leaks:
         exact: pairs of pictures that are equal pixel by pixel.
         near: pairs of pictures that differ in encoding, scale, brightness or a small crop only.
         near_radius: distance in bits up to which pictures' hashes were compared; nothing where they were not.
+        not_checked: of each kind that was not looked for, why.
+        own_groups: whether no group has several images, so that none can be in several splits.
     """
 
     groups: list[CrossingGroup]
     exact: list[DuplicatePair]
     near: list[DuplicatePair]
     near_radius: int | None
+    not_checked: dict[LeakKind, str] = field(default_factory=dict)
+    own_groups: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,7 @@ class AuditReport:
         skipped: unreadable pictures.
         allowed: kinds of leaks that the configuration allows.
         skips_bad_images: whether the configuration leaves unreadable pictures out.
+        reads_images: whether images were read at all; generated ones are not.
     """
 
     data: str
@@ -113,6 +118,7 @@ class AuditReport:
     skipped: list[SkippedPicture]
     allowed: list[LeakKind]
     skips_bad_images: bool
+    reads_images: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """The report in types that JSON knows."""
@@ -162,6 +168,7 @@ def audit(datamodule: ImageDataModule) -> AuditReport:
         skipped=[SkippedPicture(_sample(table, row), reason) for row, reason in sorted(bad.items())],
         allowed=list(datamodule.check_options["allow_leaks"]),
         skips_bad_images=datamodule.check_options["on_bad_image"] == "skip",
+        reads_images=verification is not None,
     )
 
 
@@ -198,7 +205,32 @@ def find_leaks(
         exact = exact_pairs(verification.content, table.split_codes, readable)
     if verification is not None and "near" not in ignored:
         near, radius = _near(datamodule, verification)
-    return Leaks(groups, _described(table, exact), _described(table, near), radius)
+    return Leaks(
+        groups,
+        _described(table, exact),
+        _described(table, near),
+        radius,
+        _not_checked(datamodule, verification, readable, ignored),
+        own_groups=len(np.unique(table.group_ids)) == len(table),
+    )
+
+
+def _not_checked(
+    datamodule: ImageDataModule,
+    verification: Verification | None,
+    readable: NDArray[np.bool_],
+    ignored: set[LeakKind],
+) -> dict[LeakKind, str]:
+    """Of each kind of leak that nothing can be said about, why: that none was found would say too much."""
+    table = datamodule.table
+    kinds: tuple[LeakKind, ...] = ("groups", "exact", "near")
+    if len(np.unique(table.split_codes[readable])) < 2:
+        return dict.fromkeys(kinds, "fewer than two splits have images that can be compared")
+    found: dict[LeakKind, str] = {}
+    if verification is None:
+        why = "images are generated" if datamodule.generated else "images were not read"
+        found |= {"exact": why, "near": why}
+    return found | dict.fromkeys((kind for kind in kinds if kind in ignored), "allowed, so not looked for")
 
 
 def _near(datamodule: ImageDataModule, verification: Verification) -> tuple[Pairs, int]:

@@ -35,7 +35,8 @@ def print_report(report: AuditReport, console: Console) -> None:
             console.print(f"  {task}, values that are not in the vocabulary: {escape(texts)}\n")
     _print_leaks(report, console)
     lines = [f"row {bad.sample.row} ({bad.sample.split}): {bad.reason}" for bad in report.skipped]
-    _print_list("unreadable pictures", lines, "skipped" if report.skips_bad_images else "not allowed", console)
+    why = "" if report.reads_images else "images are generated"
+    _print_list("unreadable pictures", lines, "skipped" if report.skips_bad_images else "not allowed", console, why)
 
 
 def _print_leaks(report: AuditReport, console: Console) -> None:
@@ -47,7 +48,9 @@ def _print_leaks(report: AuditReport, console: Console) -> None:
     found: dict[LeakKind, list[str]] = {"groups": groups, "exact": _pairs(leaks.exact), "near": _pairs(leaks.near)}
     for kind, lines in found.items():
         allowed = "allowed" if kind in report.allowed else "not allowed"
-        _print_list(TITLES[kind], lines, allowed, console)
+        _print_list(TITLES[kind], lines, allowed, console, leaks.not_checked.get(kind, ""))
+        if kind == "groups" and leaks.own_groups and kind not in leaks.not_checked:
+            console.print("  (the data name no groups, or no group has two images: each image is one of its own)")
     if leaks.near_radius is not None and leaks.near_radius < RADII[0]:
         console.print(f"  (so many pictures are alike that only hashes within {leaks.near_radius} bits were compared)")
 
@@ -60,10 +63,10 @@ def _pairs(pairs: Iterable[DuplicatePair]) -> list[str]:
     ]
 
 
-def _print_list(title: str, lines: Sequence[str], remark: str, console: Console) -> None:
+def _print_list(title: str, lines: Sequence[str], remark: str, console: Console, not_checked: str = "") -> None:
     """A list with its length, the first twenty lines of it, and what the configuration makes of it."""
     if not lines:
-        console.print(f"{title}: none")
+        console.print(f"{title}: not checked ({escape(not_checked)})" if not_checked else f"{title}: none")
         return
     console.print(f"[bold]{title}: {len(lines)}[/bold] ({remark})")
     for line in lines[:SHOWN]:

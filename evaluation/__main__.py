@@ -72,14 +72,15 @@ def _base_to_novel(options: argparse.Namespace) -> None:
     from evaluation import base_to_novel
 
     after = base_to_novel.read_run(options.run, options.split)
+    note = base_to_novel.check_novel(options.run, after, options.base)
     result: base_to_novel.BaseToNovel | base_to_novel.Cost
     if options.before is None:
         result = base_to_novel.base_to_novel(after, options.base)
     else:
         result = base_to_novel.compare(after, base_to_novel.read_run(options.before, options.split), options.base)
     if options.json is not None:
-        base_to_novel.write_json(options.json, result)
-    print_table(base_to_novel.rich_table(result, f"base to novel: {options.run}"))
+        base_to_novel.write_json(options.json, result, note)
+    print_table(base_to_novel.rich_table(result, f"base to novel: {options.run}", note))
 
 
 def _wise_ft(options: argparse.Namespace) -> None:

@@ -22,7 +22,9 @@ from datamodules.schema import LABEL_TASK, UserError
 from evaluation.artefacts import written_whole
 from evaluation.pairing import in_order_of, paired_difference
 from evaluation.predictions import Predictions, read_predictions
+from evaluation.run_files import RunFiles
 from evaluation.statistics import Estimate, Statistic, group_bootstrap, known, share_statistic
+from evaluation.summary import class_counts_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -160,6 +162,50 @@ def read_run(path: Path, split: str) -> Predictions:
     return read_predictions(path / "predictions" / f"{split}.parquet" if path.is_dir() else path)
 
 
+def check_novel(path: Path, predictions: Predictions, base: int | None = None) -> str:
+    """Make sure that a run was not trained on the classes that are to be called novel, as far as it says.
+
+    Args:
+        path: of the run, or of a file with its predictions.
+        predictions: of it.
+        base: number of base classes; None for half of them, rounded up.
+
+    Returns:
+        What has to be said beside the result: empty where it was checked.
+
+    Raises:
+        UserError: where a novel class was trained, or a base class was not.
+    """
+    base = _checked_base(predictions, base)
+    names = predictions.tasks[LABEL_TASK]
+    record = RunFiles(path).record if path.is_dir() else {}
+    counts = class_counts_of(record, {LABEL_TASK: names}, str(path)).get(LABEL_TASK)
+    stages: Any = record.get("stages")
+    stages = stages if isinstance(stages, list) else []
+    is_trained = any(isinstance(stage, dict) and stage.get("stage") == "fit" for stage in stages)
+    if counts is None or not stages:
+        return (
+            "which classes were trained is not recorded with these predictions: whether the others are novel to the "
+            "model was not checked"
+        )
+    if not is_trained:
+        return "the run was not trained, so no class is novel to it in the sense of this comparison"
+    trained = [name for name, count in zip(names[base:], counts[base:], strict=True) if count]
+    if trained:
+        raise UserError(
+            f"base_to_novel: {path} was trained on {len(trained)} of the {len(names) - base} classes that would be "
+            f"called novel, first '{trained[0]}'; train on base classes only (Flowers102: data.init_args.classes: "
+            "base), or name their number with --base"
+        )
+    unseen = [name for name, count in zip(names[:base], counts[:base], strict=True) if not count]
+    if unseen:
+        raise UserError(
+            f"base_to_novel: {path} was trained on none of the images of {len(unseen)} of the {base} base classes, "
+            f"first '{unseen[0]}'; name the number of trained classes with --base"
+        )
+    return ""
+
+
 def restricted_accuracy(
     targets: NDArray[np.int64], logits: NDArray[np.float32], base: int, *, novel: bool = False
 ) -> float:
@@ -175,14 +221,20 @@ def restricted_accuracy(
     return float(_right(targets, logits, base)[rows].mean()) if rows.any() else math.nan
 
 
-def rich_table(result: BaseToNovel | Cost, title: str) -> Table:
-    """The result as a table for the terminal."""
+def rich_table(result: BaseToNovel | Cost, title: str, note: str = "") -> Table:
+    """The result as a table for the terminal.
+
+    Args:
+        result: to show.
+        title: above it.
+        note: below it, such as what was not checked.
+    """
     from rich.table import Table
     from rich.text import Text
 
     cost = result if isinstance(result, Cost) else None
     after = result.after if isinstance(result, Cost) else result
-    table = Table(title=title)
+    table = Table(title=title, caption=note or None, caption_justify="left")
     table.add_column("accuracy")
     columns = ("after [95 %]", "before [95 %]", "difference [95 %]") if cost else ("[95 %]",)
     for column in ("n", *columns):
@@ -200,10 +252,17 @@ def rich_table(result: BaseToNovel | Cost, title: str) -> Table:
     return table
 
 
-def write_json(path: Path, result: BaseToNovel | Cost) -> None:
-    """Write the result whole; an estimate becomes an object of ``value``, ``low`` and ``high``."""
+def write_json(path: Path, result: BaseToNovel | Cost, note: str = "") -> None:
+    """Write the result whole; an estimate becomes an object of ``value``, ``low`` and ``high``.
+
+    Args:
+        path: of the file.
+        result: to write.
+        note: what was not checked; kept under ``note``.
+    """
+    content = _plain(result) | ({"note": note} if note else {})
     with written_whole(path) as partial:
-        partial.write_text(json.dumps(_plain(result), indent=2) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _checked_base(predictions: Predictions, base: int | None) -> int:

@@ -39,7 +39,8 @@ class GalleryWords:
     Args:
         gallery: whose pictures are ranked.
         source: what the words are.
-        words_gallery: another gallery of the same pictures that the words are taken from, joined by id.
+        words_gallery: another gallery of the same pictures that the words are taken from, joined by id; a picture
+            whose content is another there gets no words.
         weights: of fields (task names, or ``caption``) that are not to have their default ones.
 
     Attributes:
@@ -47,7 +48,7 @@ class GalleryWords:
         notes: what a person should know of the words, one line each.
 
     Raises:
-        UserError: if there are no such words or fields, or the galleries share no picture.
+        UserError: if there are no such words or fields, or the galleries share no picture, or only ids.
     """
 
     def __init__(
@@ -64,16 +65,8 @@ class GalleryWords:
         self.ids: list[str] = table.column("id").to_pylist()
         self.notes: list[str] = []
         if words_gallery is not None:
-            words_of = {identifier: place for place, identifier in enumerate(self.ids)}
+            places, self.notes = _joined(gallery, words_gallery)
             self.ids = gallery.table(["id"]).column("id").to_pylist()
-            places = [words_of.get(identifier) for identifier in self.ids]
-            if self.ids and (missing := places.count(None)):
-                if missing == len(places):
-                    raise UserError(
-                        f"--words-gallery {words_gallery.uri}: has none of the pictures of {gallery.uri}; "
-                        "name a gallery of the same data"
-                    )
-                self.notes.append(f"{missing:,} of {len(places):,} pictures have no words in {words_gallery.uri}")
             texts = {
                 field: [None if place is None else column[place] for place in places] for field, column in texts.items()
             }
@@ -112,6 +105,52 @@ class GalleryWords:
         notes = [] if scores.any() else [f"nothing is said of {identifier} in words"]
         scores[row] = 0
         return _ranked(scores, allowed, [*notes, *self.notes])
+
+
+def _joined(gallery: Gallery, words_gallery: Gallery) -> tuple[list[int | None], list[str]]:
+    """Where the words of each picture of a gallery stand in another one, None for nowhere; and notes.
+
+    Ids are what users call their pictures, and two data sets may both have a ``00001.jpg``. So contents are compared.
+
+    Raises:
+        UserError: where the galleries have no picture in common.
+    """
+    own, theirs = (one.table(["id", "content"]) for one in (gallery, words_gallery))
+    there = zip(theirs.column("id").to_pylist(), theirs.column("content").to_pylist(), strict=True)
+    known = {identifier: (place, content) for place, (identifier, content) in enumerate(there)}
+    places: list[int | None] = []
+    missing = other = unchecked = 0
+    for identifier, content in zip(own.column("id").to_pylist(), own.column("content").to_pylist(), strict=True):
+        place, told = known.get(identifier, (None, ""))
+        missing += place is None
+        if place is not None and content and told and content != told:
+            place, other = None, other + 1
+        elif place is not None and not (content and told):
+            unchecked += 1
+        places.append(place)
+    if places and all(place is None for place in places):
+        others = (
+            f": {other:,} of the same ids are there, but their images are others (or were read from elsewhere: images "
+            "in shards are told apart by their place)"
+        )
+        raise UserError(
+            f"--words-gallery {words_gallery.uri}: has none of the pictures of {gallery.uri}{others if other else ''}; "
+            "name a gallery of the same data"
+        )
+    notes = []
+    if missing:
+        notes.append(f"{missing:,} of {len(places):,} pictures have no words in {words_gallery.uri}")
+    if other:
+        notes.append(
+            f"{other:,} of {len(places):,} pictures have another content in {words_gallery.uri} under the same id; "
+            "their words are left out"
+        )
+    if unchecked:
+        notes.append(
+            f"{unchecked:,} of {len(places):,} pictures are joined with {words_gallery.uri} by id alone: their content "
+            "is not known to both galleries"
+        )
+    return places, notes
 
 
 def _ranked(scores: NDArray[np.float32], allowed: NDArray[np.int64] | None, notes: list[str]) -> RankedRows:

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from io import StringIO
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from datamodules.audit import AuditReport, DuplicatePair, Leaks, Sample, SkippedPicture, audit
+from datamodules.audit import TITLES, AuditReport, DuplicatePair, Leaks, Sample, SkippedPicture, audit
 from datamodules.audit_tables import print_report
+from datamodules.wares import Wares
 from tests.datamodules.noise import Noise
 
 
@@ -60,3 +62,22 @@ def test_unseen_values_and_unreadable_pictures(report: AuditReport) -> None:
     assert "unreadable pictures: 1 (not allowed)" in text
     assert "row 17 (val): a.jpg: no such file" in text
     assert "(skipped)" in printed(replace(report, skipped=[bad], skips_bad_images=True))
+
+
+def test_what_was_not_compared_is_not_called_none(report: AuditReport) -> None:
+    """Generated images are not read; one split has nothing to be compared with."""
+    text = printed(audit(Wares(n_samples=30, val_fraction=0.2, test_fraction=0.2)))
+    assert "groups in several splits: none" in text
+    assert "identical pictures across splits: not checked (images are generated)" in text
+    assert "nearly identical pictures across splits: not checked (images are generated)" in text
+    assert "unreadable pictures: not checked (images are generated)" in text
+    leaks = Leaks([], [], [], None, {"near": "allowed, so not looked for"})
+    assert "nearly identical pictures across splits: not checked (allowed" in printed(replace(report, leaks=leaks))
+    assert "each image is one of its own" in printed(report)
+
+
+def test_a_single_split_has_nothing_to_be_compared_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VITRINE_CACHE", str(tmp_path / "cache"))
+    text = printed(audit(Wares(n_samples=30, val_fraction=0.0, test_fraction=0.0)))
+    for title in TITLES.values():
+        assert f"{title}: not checked (fewer than two splits have images" in text

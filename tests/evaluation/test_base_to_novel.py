@@ -224,6 +224,36 @@ def test_command_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "before" not in printed
 
 
+def recorded(run: Path, counts: list[int], stage: str = "fit") -> Path:
+    record = {"data": {"class_counts": {"class": counts}}, "stages": [{"stage": stage}]}
+    (run / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    return run
+
+
+def test_classes_that_were_trained_are_not_called_novel(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "run", make((3, 0.7)))
+    assert main(["base_to_novel", str(recorded(run, [4, 4, 4, 4, 4]))]) == 2
+    assert f"trained on 2 of the 2 classes that would be called novel, first '{CLASSES[3]}'" in capsys.readouterr().err
+    assert main(["base_to_novel", str(recorded(run, [4, 4, 4, 0, 1]))]) == 2
+    assert f"trained on 1 of the 2 classes that would be called novel, first '{CLASSES[4]}'" in capsys.readouterr().err
+    assert main(["base_to_novel", str(recorded(run, [4, 4, 0, 0, 0]))]) == 2
+    assert f"none of the images of 1 of the 3 base classes, first '{CLASSES[2]}'" in capsys.readouterr().err
+    assert main(["base_to_novel", str(recorded(run, [4, 4, 0, 0, 0])), "--base", "2"]) == 0
+    assert "not checked" not in capsys.readouterr().out
+    assert main(["base_to_novel", str(recorded(run, [4, 4, 4, 0, 0]))]) == 0
+    assert "not checked" not in capsys.readouterr().out
+
+
+def test_what_cannot_be_checked_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, target = write_run(tmp_path / "run", make((3, 0.7))), tmp_path / "a.json"
+    for path in (run, run / "predictions" / "test.parquet"):
+        assert main(["base_to_novel", str(path), "--json", str(target)]) == 0
+        assert "was not checked" in " ".join(capsys.readouterr().out.split())
+        assert "not checked" in json.loads(target.read_text(encoding="utf-8"))["note"]
+    assert main(["base_to_novel", str(recorded(run, [4, 4, 4, 4, 4], stage="test"))]) == 0
+    assert "the run was not trained" in " ".join(capsys.readouterr().out.split())
+
+
 def test_command_compares_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     after, before = write_run(tmp_path / "after", make((3, 0.7))), write_run(tmp_path / "before", make((1, 1.5)))
     file = before / "predictions" / "test.parquet"

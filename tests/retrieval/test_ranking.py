@@ -2,6 +2,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
@@ -11,7 +12,15 @@ from retrieval.gallery_words import GalleryWords
 from retrieval.query_vectors import Encoder, Reading
 from retrieval.ranking import MAX_CHARACTERS, Query, Ranker, Searcher
 from retrieval.words import words
-from tests.retrieval.small_gallery import CLASSES, COLOURS, MATERIALS, identity, meaning_vector, small_gallery
+from tests.retrieval.small_gallery import (
+    CLASSES,
+    COLOURS,
+    MATERIALS,
+    identity,
+    meaning_vector,
+    small_gallery,
+    small_rows,
+)
 
 KNOWN = {part: name for name in (*CLASSES, *COLOURS, *MATERIALS) for part in words(name)}
 
@@ -170,6 +179,32 @@ def test_galleries_without_a_common_picture_are_refused(tmp_path: Path, gallery:
         writer.remove([f"p{number}" for number in range(12)])
     with pytest.raises(UserError, match="has none of the pictures of"):
         GalleryWords(gallery, "predicted", other)
+
+
+def gallery_of_contents(folder: Path, contents: list[str]) -> Gallery:
+    """The small gallery with other contents under the same ids, and other words."""
+    made = small_gallery(folder)
+    pictures, _ = small_rows(made.identity)
+    column = pictures.schema.get_field_index("content")
+    with made.writing() as writer:
+        writer.add(pictures.set_column(column, "content", pa.array(contents)))
+    return made
+
+
+def test_words_of_other_images_under_the_same_ids_are_not_believed(tmp_path: Path, gallery: Gallery) -> None:
+    own = gallery.table(["content"]).column("content").to_pylist()
+    with pytest.raises(UserError, match=r"none of the pictures of .*: 12 of the same ids.*images are others"):
+        GalleryWords(gallery, "predicted", gallery_of_contents(tmp_path / "all", ["f" * 64] * 12))
+    some = gallery_of_contents(tmp_path / "some", [*["f" * 64] * 3, *own[3:]])
+    found = Searcher(gallery, words_gallery=some).search(Query("bag"), 12, "tfidf")
+    assert {hit.id for hit in found.hits} == set()  # p0 to p3 are bags, p3 is taken for something else
+    assert f"3 of 12 pictures have another content in {some.uri} under the same id; their words are left out" in (
+        found.notes
+    )
+    unknown = gallery_of_contents(tmp_path / "unknown", ["", *own[1:]])
+    found = Searcher(gallery, words_gallery=unknown).search(Query("bag"), 12, "tfidf")
+    assert {hit.id for hit in found.hits} == {"p0", "p1", "p2"}
+    assert any("1 of 12 pictures are joined with" in note and "by id alone" in note for note in found.notes)
 
 
 def test_weights_of_fields_can_be_given(gallery: Gallery) -> None:
