@@ -114,7 +114,7 @@ class ClassColours:
         pictures = []
         for sample_id, source in self._sources(sample_ids):
             try:
-                pixels = read_image(source, sample_id)
+                pixels = read_image(source, sample_id, self._gallery.value_range)
             except UserError:
                 continue
             pictures.append(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))

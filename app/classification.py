@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from app.context import AppContext, Limits
 from app.served_run import PictureAnswer, ServedRun
-from app.uploads import read_picture
+from app.uploads import one_at_a_time, read_pixels
 from datamodules.schema import UserError
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    import torch
+
+_SHOWN = 512
 
 METHODS = {"Grad-CAM": "gradcam", "Attention rollout": "rollout"}
 """Saliency methods as users see them, and as ``evaluation.saliency`` calls them."""
@@ -28,13 +31,16 @@ class Upload:
 
     Attributes:
         name: of the file.
-        picture: RGB and upright; None where it cannot be read.
+        picture: RGB and upright, scaled down to what a page shows; None where it cannot be read.
         problem: why not, in one line; empty where it can.
+        inputs: by name of a run uint8 ``(3, size, size)``, the image as that run's model takes it. The whole image is
+            not kept: sixteen of them would fill the memory.
     """
 
     name: str
-    picture: Image | None
+    picture: Image.Image | None
     problem: str = ""
+    inputs: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,8 +71,13 @@ class Seen:
     overlay: NDArray[np.uint8]
 
 
-def read_uploads(paths: Sequence[str | Path], limits: Limits) -> list[Upload]:
+def read_uploads(paths: Sequence[str | Path], limits: Limits, runs: Sequence[ServedRun]) -> list[Upload]:
     """Read the files that were given; one that cannot be read does not keep the others from being judged.
+
+    Args:
+        paths: of the files.
+        limits: of number and size.
+        runs: whose models are going to see them.
 
     Raises:
         UserError: if there are none, or more than are allowed at once.
@@ -75,7 +86,7 @@ def read_uploads(paths: Sequence[str | Path], limits: Limits) -> list[Upload]:
         raise UserError("there is no picture yet; upload, paste or take one")
     if len(paths) > limits.pictures:
         raise UserError(f"{len(paths)} pictures are too many at once; leave {limits.pictures} or fewer")
-    return [_read(path, limits) for path in paths]
+    return [_read(path, limits, runs) for path in paths]
 
 
 def sorting_runs(context: AppContext) -> list[str]:
@@ -95,9 +106,9 @@ def classify(context: AppContext, paths: Sequence[str | Path], runs: Sequence[ob
         UserError: if there is no file or too many, or no run of that name.
     """
     chosen = {run.name: run for run in (context.run(name) for name in runs)}
-    uploads = read_uploads(paths, context.limits)
-    readable = [upload.picture for upload in uploads if upload.picture is not None]
-    said = {name: iter(run.predict(readable)) for name, run in chosen.items()}
+    uploads = read_uploads(paths, context.limits, list(chosen.values()))
+    readable = [upload for upload in uploads if upload.picture is not None]
+    said = {name: iter(run.predict([one.inputs[name] for one in readable])) for name, run in chosen.items()}
     return [
         Classified(upload, {} if upload.picture is None else {name: next(answers) for name, answers in said.items()})
         for upload in uploads
@@ -126,7 +137,7 @@ def where(run: ServedRun, upload: Upload, task: str, label: str, method: str) ->
         raise UserError(f"method: is unknown; choose one of {', '.join(METHODS)}")
     if upload.picture is None:
         raise UserError(upload.problem)
-    explained = run.saliency(upload.picture, task, label, chosen)
+    explained = run.saliency(upload.inputs[run.name], task, label, chosen)
     heat = explained.heats[0].values
     if chosen == "rollout":
         says = f"{run.name}: where attention flows from. It is the same for every class."
@@ -137,9 +148,26 @@ def where(run: ServedRun, upload: Upload, task: str, label: str, method: str) ->
     return Seen(says, explained.image, overlay(explained.image, heat))
 
 
-def _read(path: str | Path, limits: Limits) -> Upload:
+def _read(path: str | Path, limits: Limits, runs: Sequence[ServedRun]) -> Upload:
     name = Path(path).name
+    inputs: dict[str, torch.Tensor] = {}
+    picture: Image.Image | None = None
     try:
-        return Upload(name, read_picture(path, limits))
+        for run in runs:
+            if run.name in inputs:
+                continue
+            with one_at_a_time:
+                pixels = read_pixels(path, limits, run.value_range)
+                same = [run, *(other for other in runs if other.value_range == run.value_range)]
+                inputs |= {one.name: one.prepared(pixels) for one in same if one.name not in inputs}
+                picture = picture or _small(pixels)
+                del pixels
     except UserError as error:
         return Upload(name, None, str(error))
+    return Upload(name, picture, inputs=inputs)
+
+
+def _small(pixels: torch.Tensor) -> Image.Image:
+    picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    picture.thumbnail((_SHOWN, _SHOWN), Image.Resampling.LANCZOS)
+    return picture

@@ -13,6 +13,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from app.context import AppContext
 from app.picture_address import ROUTE, picture_url
+from datamodules.images import ValueRange
 from datamodules.schema import UserError
 
 __all__ = ["PictureStore", "add_pictures", "picture_url"]
@@ -60,9 +61,10 @@ class PictureStore:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        found = self._context.gallery(gallery).picture(sample_id)
+        served = self._context.gallery(gallery)
+        found = served.picture(sample_id)
         with self._decoding:
-            content = _scaled(found, sample_id, key[2])
+            content = _scaled(found, sample_id, key[2], served.value_range)
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = content
@@ -91,13 +93,13 @@ def add_pictures(app: FastAPI, context: AppContext) -> None:
     app.get(ROUTE, include_in_schema=False)(picture)
 
 
-def _scaled(found: Path | bytes, sample_id: str, side: int) -> bytes:
+def _scaled(found: Path | bytes, sample_id: str, side: int, value_range: ValueRange) -> bytes:
     """JPEG whose longest side is at most ``side``."""
     from PIL import Image
 
     from datamodules.images import read_image
 
-    image = Image.fromarray(read_image(found, sample_id).permute(1, 2, 0).numpy())
+    image = Image.fromarray(read_image(found, sample_id, value_range).permute(1, 2, 0).numpy())
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     content = io.BytesIO()
     image.save(content, format="JPEG", quality=88)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from app.uploads import read_picture
+from app.uploads import one_at_a_time, read_pixels
 from app.weak_matches import WeakMatches
 from datamodules.schema import UserError
 from retrieval.gallery_words import WordSource
@@ -250,7 +250,9 @@ class _Encoder:
         return self._run.encode_texts(texts)
 
     def encode_picture(self, path: Path) -> NDArray[np.float32]:
-        vector: NDArray[np.float32] = self._run.encode_pictures([read_picture(path, self._limits)])[0]
+        with one_at_a_time:
+            prepared = self._run.prepared(read_pixels(path, self._limits, self._run.value_range))
+        vector: NDArray[np.float32] = self._run.encode_pictures([prepared])[0]
         return vector
 
     def reading(self, text: str) -> Reading:

@@ -38,7 +38,8 @@ def connect_bars(context: AppContext, answers: gr.HTML, pictures: gr.components.
     def show(given: Given, way: str, event: gr.SelectData) -> str:
         paths = paths_of(given)
         pressed = pressed_bar(event, len(paths))
-        [upload] = read_uploads([paths[pressed.place]], context.limits)
-        return seen_html(where(context.run(pressed.run), upload, pressed.task, pressed.label, way), upload.name)
+        run = context.run(pressed.run)
+        [upload] = read_uploads([paths[pressed.place]], context.limits, [run])
+        return seen_html(where(run, upload, pressed.task, pressed.label, way), upload.name)
 
     answers.select(show, [pictures, seen.method], seen.overlay)

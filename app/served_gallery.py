@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from datamodules.images import ValueRange
 from datamodules.schema import LABEL_TASK, UserError
 from retrieval.gallery import Gallery
 from retrieval.gallery_writer import NOT_METADATA
@@ -62,6 +63,12 @@ class ServedGallery:
     def identity(self) -> ModelIdentity:
         """Which model made the gallery, what it predicts, and which labels the data have."""
         return self.gallery.identity
+
+    @property
+    def value_range(self) -> ValueRange:
+        """How images with more than 8 bits a channel were read for the gallery."""
+        chosen: ValueRange = self.identity.input_options.get("value_range", "auto")
+        return chosen
 
     @property
     def run_name(self) -> str:

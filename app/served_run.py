@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
+    from datamodules.images import ValueRange
     from evaluation.explanations import Explained
     from evaluation.saliency import Method
     from retrieval.query_encoder import QueryEncoder
@@ -111,8 +112,8 @@ class ServedRun:
         self.temperatures = self._read_temperatures()
         self._lock = threading.RLock()
 
-    def predict(self, pictures: Sequence[Image]) -> list[PictureAnswer]:
-        """Probabilities of all classes of all tasks, of each picture.
+    def predict(self, pictures: Sequence[Image | torch.Tensor]) -> list[PictureAnswer]:
+        """Probabilities of all classes of all tasks, of each picture, or of what ``prepared`` made of it.
 
         Raises:
             UserError: if the model knows no classes, or puts out something that is not finite.
@@ -131,7 +132,7 @@ class ServedRun:
             answers.append(PictureAnswer(tasks))
         return answers
 
-    def encode_pictures(self, pictures: Sequence[Image]) -> NDArray[np.float32]:
+    def encode_pictures(self, pictures: Sequence[Image | torch.Tensor]) -> NDArray[np.float32]:
         """Vectors of one picture or more, as the run's galleries hold them.
 
         Returns:
@@ -202,11 +203,11 @@ class ServedRun:
         """SHA-256 of the weights, hexadecimal, by which a gallery knows its model."""
         return self._model.weights_digest()
 
-    def saliency(self, picture: Image, task: str, label: str, method: Method = "gradcam") -> Explained:
+    def saliency(self, picture: Image | torch.Tensor, task: str, label: str, method: Method = "gradcam") -> Explained:
         """Where in a picture the model sees a class.
 
         Args:
-            picture: any.
+            picture: any, or what ``prepared`` made of one.
             task: whose class; of a dual encoder empty for a text of your own.
             label: a class of the task, or the text.
             method: Grad-CAM, or attention rollout, which is the same for all classes.
@@ -257,17 +258,40 @@ class ServedRun:
         identity = identity_of(self._model, str(self.path), self._model.input_options, [])
         return QueryEncoder(self._model, identity)
 
-    def _pixels(self, pictures: Sequence[Image]) -> torch.Tensor:
-        """uint8 ``(N, 3, size, size)``, made as those that the model was evaluated on."""
-        import torch
+    def prepared(self, pixels: torch.Tensor) -> torch.Tensor:
+        """An image as the model takes it, which is all that needs to be kept of it.
 
-        from datamodules.images import picture_pixels
+        Args:
+            pixels: uint8 ``(3, H, W)``, RGB.
+
+        Returns:
+            uint8 ``(3, size, size)``, made as those that the model was evaluated on.
+        """
         from datamodules.transforms import eval_transform
 
-        transform = eval_transform(cast("Any", {**self._model.input_options}))
-        return torch.stack([transform(picture_pixels(picture)) for picture in pictures])
+        made: torch.Tensor = eval_transform(cast("Any", {**self._model.input_options}))(pixels)
+        return made.clone()
 
-    def _outputs(self, pictures: Sequence[Image]) -> dict[str, NDArray[np.float32]]:
+    @property
+    def value_range(self) -> ValueRange:
+        """How images with more than 8 bits a channel are read for the model."""
+        chosen: ValueRange = cast("Any", self._model.input_options).get("value_range", "auto")
+        return chosen
+
+    def _pixels(self, pictures: Sequence[Image | torch.Tensor]) -> torch.Tensor:
+        """uint8 ``(N, 3, size, size)`` of images, or of what ``prepared`` made of them."""
+        import torch
+
+        return torch.stack(
+            [
+                one
+                if isinstance(one, torch.Tensor)
+                else self.prepared(torch.from_numpy(np.array(one.convert("RGB"))).permute(2, 0, 1))
+                for one in pictures
+            ]
+        )
+
+    def _outputs(self, pictures: Sequence[Image | torch.Tensor]) -> dict[str, NDArray[np.float32]]:
         """Logits ``(N, C)`` by task, and under the empty name the vectors ``(N, D)``; N is at least 1."""
         import torch
 

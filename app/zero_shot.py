@@ -17,6 +17,7 @@ from datamodules.prompts import class_prompts
 from datamodules.schema import LABEL_TASK, UserError
 
 if TYPE_CHECKING:
+    import torch
     from PIL.Image import Image
 
 PROMPTS: dict[str, tuple[str, ...]] = {
@@ -128,7 +129,7 @@ def parse_templates(text: str, limits: Limits) -> list[str]:
 
 def ask(
     run: ServedRun,
-    pictures: Sequence[Image],
+    pictures: Sequence[Image | torch.Tensor],
     labels: Sequence[str],
     templates: Sequence[str],
     *,

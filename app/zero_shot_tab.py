@@ -88,8 +88,8 @@ def _connect_answers(context: AppContext, asked: _Question, button: gr.Button, o
         wanted = parse_labels(written, context.limits)
         prompts = parse_templates(sentences, context.limits)
         served = context.run(chosen)
-        uploads = read_uploads(paths_of(given), context.limits)
-        readable = [upload.picture for upload in uploads if upload.picture is not None]
+        uploads = read_uploads(paths_of(given), context.limits, [served])
+        readable = [upload.inputs[served.name] for upload in uploads if upload.picture is not None]
         found = ask(served, readable, wanted.names, prompts, temperature=heat, background=backgrounds.of(served))
         notes = [*wanted.notes, *reading_notes(served, wanted.names), *served.notes]
         return zero_shot_html(served.name, uploads, found, notes), ""

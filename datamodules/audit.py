@@ -103,6 +103,8 @@ class AuditReport:
         skipped: unreadable pictures.
         allowed: kinds of leaks that the configuration allows.
         skips_bad_images: whether the configuration leaves unreadable pictures out.
+        value_range: what is black and white in images with more than 8 bits a channel, and how many there are.
+        files_left_out: number of files among the images that are not used, by the ending of their names.
         reads_images: whether images were read at all; generated ones are not.
     """
 
@@ -118,6 +120,8 @@ class AuditReport:
     skipped: list[SkippedPicture]
     allowed: list[LeakKind]
     skips_bad_images: bool
+    value_range: dict[str, Any]
+    files_left_out: dict[str, int]
     reads_images: bool = True
 
     def to_dict(self) -> dict[str, Any]:
@@ -168,6 +172,8 @@ def audit(datamodule: ImageDataModule) -> AuditReport:
         skipped=[SkippedPicture(_sample(table, row), reason) for row, reason in sorted(bad.items())],
         allowed=list(datamodule.check_options["allow_leaks"]),
         skips_bad_images=datamodule.check_options["on_bad_image"] == "skip",
+        value_range=datamodule.range_record(),
+        files_left_out=datamodule.files_left_out,
         reads_images=verification is not None,
     )
 

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from datamodules.audit import TITLES, AuditReport, DuplicatePair
 from datamodules.duplicates import RADII
+from datamodules.location import left_out_text
 from datamodules.options import LeakKind
 from datamodules.table import SPLITS
 
@@ -33,10 +34,27 @@ def print_report(report: AuditReport, console: Console) -> None:
         if unseen := report.unseen.get(task):
             texts = ", ".join(f"{value} ({count})" for value, count in unseen.items())
             console.print(f"  {task}, values that are not in the vocabulary: {escape(texts)}\n")
+    _print_files(report, console)
     _print_leaks(report, console)
     lines = [f"row {bad.sample.row} ({bad.sample.split}): {bad.reason}" for bad in report.skipped]
     why = "" if report.reads_images else "images are generated"
     _print_list("unreadable pictures", lines, "skipped" if report.skips_bad_images else "not allowed", console, why)
+
+
+def _print_files(report: AuditReport, console: Console) -> None:
+    """Files that are left out, and how images with more than 8 bits a channel are read."""
+    left_out = report.files_left_out
+    told = f"{sum(left_out.values())}, {left_out_text(left_out)}" if left_out else "none"
+    console.print(f"files left out: {escape(told)}", soft_wrap=True)
+    if images := report.value_range.get("images"):
+        low, high = report.value_range["range"]
+        used = ", ".join(f"{text} {count}" for text, count in report.value_range["used"].items())
+        console.print(
+            f"images with more than 8 bits a channel: {images} (used: {used}); {low:g} is black and {high:g} white "
+            f"(image.value_range: {report.value_range['option']})",
+            soft_wrap=True,
+            markup=False,
+        )
 
 
 def _print_leaks(report: AuditReport, console: Console) -> None:

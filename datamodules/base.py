@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from datamodules import images
 from datamodules.captions import CaptionMode
 from datamodules.dataset import Collate, CountedLoader, ImageDataset
 from datamodules.described import TableDataModule
 from datamodules.loaders import eval_loader, train_loader, train_sampler
+from datamodules.location import count_files_left_out, left_out_text
 from datamodules.options import (
     AugmentOptions,
     CheckOptions,
@@ -86,6 +87,9 @@ class ImageDataModule(TableDataModule):
         self.check_options = complete_checks(checks)
         complete_augment(augment, hue_safe=False)  # a mistake is told now, not after the table was read
         self._augment = augment
+        self._left_out: dict[str, int] | None = None
+        self._auto_range: list[float] | None = None
+        self._deep: dict[str, Any] = {}
         self._bad: dict[int, str] | None = None
         self._content: NDArray[np.uint8] | None = None
 
@@ -101,7 +105,36 @@ class ImageDataModule(TableDataModule):
         Raises:
             ImageError: where the picture cannot be read.
         """
-        return images.read_image(self.table.source(index))
+        return images.read_image(self.table.source(index), value_range=self.value_range)
+
+    @property
+    def value_range(self) -> images.ValueRange:
+        """What ``read_image`` is to take for black and white in images with more than 8 bits a channel."""
+        chosen = self.image_options.get("value_range", "auto")
+        return images.UNDECIDED if chosen == "auto" else chosen
+
+    @property
+    def asked_range(self) -> images.ValueRange:
+        """The option as it was given: ``auto`` also after it has been decided."""
+        chosen = self.image_options.get("value_range", "auto")
+        return "auto" if chosen == self._auto_range else chosen
+
+    def decide_range(self, chosen: list[float] | None, facts: dict[str, Any] | None = None) -> None:
+        """Take what the images of the data set say where the option is ``auto``.
+
+        Args:
+            chosen: what is black and white; None for not decided yet, or without images that need it.
+            facts: about images with more than 8 bits a channel, for the record.
+        """
+        if self.asked_range == "auto":
+            self.image_options = {**self.image_options, "value_range": chosen or "auto"}
+            self._auto_range = chosen
+        self._deep = facts or {}
+
+    def range_record(self) -> dict[str, Any]:
+        """The option, what is black and white, and how many images need it, by the bits that they use."""
+        decided = self.image_options.get("value_range", "auto")
+        return {"option": self.asked_range, "range": None if decided == "auto" else decided, **self._deep}
 
     def pictures_state(self) -> str:
         """What changes with the pictures, where they are neither files of their own nor below the table's origin."""
@@ -131,6 +164,8 @@ class ImageDataModule(TableDataModule):
         """
         from datamodules.audit import refuse_leaks
 
+        if self.files_left_out:
+            rank_zero_info(f"{self.table.origin}: files left out, {left_out_text(self.files_left_out)}.")
         refuse_leaks(self, self._verify())
 
     def setup(self, stage: str | None = None) -> None:
@@ -259,14 +294,38 @@ class ImageDataModule(TableDataModule):
     def data_record(self) -> dict[str, Any]:
         """What the run record says of the data: fingerprint, counts, unseen values and skipped pictures."""
         kept = {split: self.split_indices(split) for split in SPLITS}
-        return {"data": type(self).__name__, **record_of(self.table, kept, self._bad or {})}
+        record = record_of(self.table, kept, self._bad or {})
+        return {
+            "data": type(self).__name__,
+            **record,
+            "value_range": self.range_record(),
+            "files_left_out": self.files_left_out,
+        }
+
+    @property
+    def files_left_out(self) -> dict[str, int]:
+        """Files that lie among the images and are not used, counted by the ending of their names."""
+        if self._left_out is None:
+            self._left_out = self.count_left_out()
+        return self._left_out
+
+    def count_left_out(self) -> dict[str, int]:
+        """Count the files that lie among the images and are not used; to be overridden where images are no files."""
+        if not self.picture_files:
+            return {}
+        return count_files_left_out(self.table.origin, self.table.sources.to_pylist())
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the data: their fingerprint. Place and epoch are the loaders' to keep."""
-        return {"fingerprint": self.table.fingerprint()}
+        """What a checkpoint keeps of the data: fingerprint and value range. Place and epoch are kept by the loaders."""
+        return {"fingerprint": self.table.fingerprint(), "value_range": self.image_options.get("value_range", "auto")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Warns where training is resumed on other data than those of the checkpoint."""
+        """Take the checkpoint's value range, and warn where training is resumed on other data."""
+        recorded = state_dict.get("value_range", "auto")
+        if recorded != "auto" and recorded != self.image_options.get("value_range"):
+            rank_zero_info(f"{self.table.origin}: image.value_range {recorded} as the model was trained with.")
+            self.image_options = {**self.image_options, "value_range": recorded}
+            self._verify()
         resumes = self.trainer is not None and self.trainer.state.fn == "fit"
         if resumes and state_dict["fingerprint"] != self.table.fingerprint():
             rank_zero_warn(f"{self.table.origin}: the data have changed since the checkpoint; the run is not the same")

@@ -25,7 +25,7 @@ from datamodules.attributes import plain_text
 from datamodules.base import ImageDataModule
 from datamodules.hub_access import PictureColumn, open_splits, read_columns
 from datamodules.label_file import Problems, read_text
-from datamodules.location import locate
+from datamodules.location import count_files_left_out, locate
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
 from datamodules.prompts import PromptOptions
 from datamodules.schema import LABEL_TASK, UserError
@@ -135,7 +135,11 @@ class Fashion(ImageDataModule):
             return super().read_image(index)
         place, name = int(self.table.source(index)), self.table.name(index)
         assert self._pictures is not None, "the table opens the pictures"
-        return self._pictures.read(place, f"{self.table.origin}: {name}")
+        return self._pictures.read(place, f"{self.table.origin}: {name}", self.value_range)
+
+    def count_left_out(self) -> dict[str, int]:
+        """See ``ImageDataModule``; the hub's pictures are no files."""
+        return count_files_left_out(self.table.origin, self.table.sources.to_pylist()) if self.source == "csv" else {}
 
     def data_record(self) -> dict[str, Any]:
         """As of every data set, with the number of repaired rows, and the rows of each class that was dropped."""

@@ -87,12 +87,13 @@ class PictureColumn:
                 raise UserError(f"data columns.image: column {column!r} holds no pictures but {kind}") from error
         self._ends = np.cumsum([len(part) for part in parts])
 
-    def read(self, index: int, name: str) -> torch.Tensor:
+    def read(self, index: int, name: str, value_range: images.ValueRange = "auto") -> torch.Tensor:
         """Reads one picture.
 
         Args:
             index: counted over all parts.
             name: what errors call the picture.
+            value_range: as of ``images.read_image``.
 
         Returns:
             uint8 ``(3, H, W)``, RGB.
@@ -100,7 +101,7 @@ class PictureColumn:
         Raises:
             ImageError: for a picture that is missing or cannot be read.
         """
-        return images.read_image(self.encoded(index, name), name)
+        return images.read_image(self.encoded(index, name), name, value_range)
 
     def encoded(self, index: int, name: str) -> bytes | str:
         """A picture as it is stored.

@@ -17,13 +17,11 @@ from datamodules.label_columns import class_names_of, first_text, label_texts, n
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
 from datamodules.prompts import PromptOptions
 from datamodules.schema import LABEL_TASK, UserError
-from datamodules.splits import SplitOptions, resolve_splits
+from datamodules.splits import SplitOptions, resolve_splits, split_of_name
 from datamodules.table import SPLITS, SampleTable
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_USUAL_NAMES = {"train": ["train"], "val": ["val", "validation", "valid", "dev"], "test": ["test"]}
 
 
 class ColumnOptions(TypedDict, total=False):
@@ -132,7 +130,7 @@ class HubImages(ImageDataModule):
         """
         name = self.table.name(index)
         assert self._pictures is not None, "the table opens the pictures"
-        return self._pictures.read(index, f"{self.path}: {name}")
+        return self._pictures.read(index, f"{self.path}: {name}", self.value_range)
 
     def encoded_picture(self, index: int) -> bytes:
         """The picture's file as it is stored.
@@ -154,7 +152,7 @@ class HubImages(ImageDataModule):
             given = self.split_names.get(split)
             if given is not None and given not in opened:
                 raise UserError(f"data splits.{split}: {self.path} has no split {given!r}; it has {has}")
-            usual = [name for name in _USUAL_NAMES[split] if name in opened]
+            usual = sorted((name for name in opened if split_of_name(name) == split), key=lambda name: name != split)
             if given or usual:
                 chosen[split] = given or usual[0]
         if not chosen and len(opened) == 1:

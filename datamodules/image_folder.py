@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
-import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from datamodules.base import ImageDataModule
+from datamodules.images import image_suffixes
+from datamodules.location import files_below, is_left_alone
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
 from datamodules.prompts import PromptOptions
 from datamodules.schema import LABEL_TASK, UserError
-from datamodules.splits import SplitOptions, resolve_splits
-from datamodules.table import SampleTable
+from datamodules.splits import SplitOptions, resolve_splits, split_of_name
+from datamodules.table import SPLITS, SampleTable
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-"""Endings of file names that are pictures, in upper or lower case; other files are left alone."""
-
-_SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_STATE = "say which with data split_folders: {train: A, val: B, test: C}, or {} where all folders are classes"
 _SHOWN = 5
 
 
 class ImageFolder(ImageDataModule):
     """Pictures in folders: ``root/<class>/…`` or ``root/{train,val,test}/<class>/…``, at any depth below the class.
 
-    Folders are splits where one is called train and all others val (or valid, validation) or test; else they are
-    classes. Hidden files and folders are left alone, as are files that are no pictures.
+    Folders are splits where one is called train and all others val or test, in any case and usual spelling (``VAL``,
+    ``Training``, ``validation``, ``dev``, ``eval``, ``testing``, ``val2017``); else they are classes. Where that is
+    unclear, because all folders have the same folders in them, it is refused: ``split_folders`` says it. Hidden files
+    and folders are left alone; other files that are no images are counted in the audit and the run record.
 
     Args:
         root: the folder.
@@ -46,6 +47,8 @@ class ImageFolder(ImageDataModule):
         checks: what to do about unreadable pictures and leaks between the splits.
         seed: of order, sampling, augmentation and, where ``split`` names no other, of the division.
         prompts: texts that stand for the classes; given, they are the captions too.
+        split_folders: which folders are which split where their names do not say so, such as ``{train: [2018, 2019],
+            test: 2020}``; ``{}`` where all folders are classes, whatever they are called. By default the names decide.
     """
 
     def __init__(
@@ -59,9 +62,11 @@ class ImageFolder(ImageDataModule):
         checks: CheckOptions | None = None,
         seed: int = 0,
         prompts: PromptOptions | None = None,
+        split_folders: dict[str, str | list[str]] | None = None,
     ) -> None:
         super().__init__(image, augment, loader, checks, seed, prompts)
         self.root = root
+        self.split_folders = split_folders
         self.split_options = split or {}
         self._group_of = _compiled(group_pattern)
 
@@ -77,13 +82,14 @@ class ImageFolder(ImageDataModule):
         root = Path(self.root).expanduser()
         if not root.is_dir():
             raise UserError(f"data root: there is no folder {root}; give one with a folder of pictures for each class")
-        split_folders = _split_folders(root)
+        given = self.split_folders
+        split_folders = _split_folders(root) if given is None else _chosen_folders(root, given)
         tops = {folder: root / folder for folder in split_folders} or {"": root}
         records: list[tuple[str, str, str]] = []
         for folder, top in tops.items():
             below = pictures_below(top)
             _refuse_strays(top, below)
-            own = _SPLIT_FOLDERS[folder] if folder else ""
+            own = split_folders.get(folder, "")
             records += [(f"{folder}/{path}" if folder else path, path.split("/", 1)[0], own) for path in below]
         frame = pd.DataFrame(records, columns=["name", LABEL_TASK, "split"], dtype=object)
         frame["source"] = frame["name"]
@@ -130,43 +136,68 @@ def _compiled(pattern: str) -> re.Pattern[str] | None:
     return compiled
 
 
-def _split_folders(root: Path) -> list[str]:
-    """Names of the folders that are splits, train first; none where the folders are classes."""
-    folders = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not _left_alone(entry.name))
-    splits = [name for name in folders if name in _SPLIT_FOLDERS]
-    others = [name for name in folders if name not in _SPLIT_FOLDERS]
+def _subfolders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not is_left_alone(entry.name))
+
+
+def _chosen_folders(root: Path, chosen: Mapping[str, str | list[str]]) -> dict[str, str]:
+    """By folder the split that the user says; nothing where folders are classes."""
+    if strange := sorted(set(chosen) - set(SPLITS)):
+        raise UserError(f"data split_folders: key must be one of {', '.join(SPLITS)}; got {strange[0]!r}")
+    given = {split: [names] if isinstance(names, str) else list(names) for split, names in chosen.items()}
+    named = [(name, split) for split in SPLITS for name in given.get(split, [])]
+    folders = _subfolders(root)
+    if missing := [name for name, _ in named if name not in folders]:
+        raise UserError(f"data split_folders: {root} has no folder {missing[0]!r}; it has {_some(folders)}")
+    if len(dict(named)) < len(named):
+        raise UserError("data split_folders: names a folder twice; name each once")
+    if named and (others := [name for name in folders if name not in dict(named)]):
+        raise UserError(f"data split_folders: says nothing of {_some(others)} in {root}; name all folders")
+    if named and not given.get("train"):
+        raise UserError("data split_folders: names no folder for train; add it")
+    return dict(named)
+
+
+def _split_folders(root: Path) -> dict[str, str]:
+    """By folder the split that its name means, train first; nothing where the folders are classes."""
+    folders = _subfolders(root)
+    meant = {name: split for name in folders if (split := split_of_name(name)) is not None}
+    others = [name for name in folders if name not in meant]
+    kinds = set(meant.values())
     if not folders:
         raise UserError(f"data root: {root} has no folders; give one with a folder of pictures for each class")
-    if not others and "train" not in splits:
-        raise UserError(f"data root: {root} has {_some(splits)} but no train; add it")
-    if "train" not in splits or (others and len(splits) == 1):
-        return []  # a class may well be called train or test
+    if not others and "train" not in kinds:
+        raise UserError(f"data root: {root} has {_some(folders)} but no train; add it, or {_STATE}")
+    if "train" not in kinds or (others and len(meant) == 1):
+        # A class may well be called train or test.
+        _refuse_alike(root, folders)
+        return {}
     if others:
         raise UserError(
-            f"data root: {root} has {_some(others)} beside {', '.join(splits)}; move classes into the splits"
+            f"data root: {root} has {_some(others)} beside {', '.join(meant)}; move classes into the splits, or "
+            f"{_STATE}"
         )
-    kinds = [_SPLIT_FOLDERS[name] for name in splits]
-    if len(set(kinds)) < len(kinds):
-        raise UserError(f"data root: {root} has several folders for val ({', '.join(splits)}); keep one")
-    return sorted(splits, key=lambda name: ("train", "val", "test").index(_SPLIT_FOLDERS[name]))
+    if len(kinds) < len(meant):
+        twice = next(split for split in SPLITS if list(meant.values()).count(split) > 1)
+        several = ", ".join(name for name, split in meant.items() if split == twice)
+        raise UserError(f"data root: {root} has several folders for {twice} ({several}); keep one, or {_STATE}")
+    return dict(sorted(meant.items(), key=lambda one: SPLITS.index(one[1])))
+
+
+def _refuse_alike(root: Path, folders: list[str]) -> None:
+    """Refuse folders that all have the same folders in them: they look like splits whose names say nothing."""
+    below = [_subfolders(root / name) for name in folders]
+    if len(folders) > 1 and len(below[0]) > 1 and all(names == below[0] for names in below):
+        raise UserError(
+            f"data root: {root} has {_some(folders)}, and each of them has {_some(below[0])}: these may be classes or "
+            f"splits; {_STATE}"
+        )
 
 
 def pictures_below(top: Path) -> list[str]:
     """Paths of all pictures below a folder, relative to it, sorted; links to folders are followed, each once."""
-    found: list[str] = []
-    seen: set[str] = set()
-    for folder, subfolders, files in os.walk(top, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            subfolders.clear()
-            continue
-        seen.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not _left_alone(name))
-        below = Path(folder).relative_to(top)
-        found += [
-            (below / name).as_posix() for name in files if name.lower().endswith(SUFFIXES) and not _left_alone(name)
-        ]
-    return sorted(found)
+    suffixes = image_suffixes()
+    return sorted(path for path in files_below(top) if path.lower().endswith(suffixes))
 
 
 def _refuse_strays(top: Path, below: list[str]) -> None:
@@ -174,17 +205,14 @@ def _refuse_strays(top: Path, below: list[str]) -> None:
     if strays := [path for path in below if "/" not in path]:
         raise UserError(f"{top}: {_some(strays)} in no class folder; move or remove them")
     classes = {path.split("/", 1)[0] for path in below}
-    folders = sorted(entry.name for entry in top.iterdir() if entry.is_dir() and not _left_alone(entry.name))
+    folders = _subfolders(top)
     if empty := [name for name in folders if name not in classes]:
         raise UserError(
-            f"{top}: no pictures ({', '.join(SUFFIXES)}) in class folder {_some(empty)}; add some or remove the folder"
+            f"{top}: no pictures ({', '.join(image_suffixes())}) in class folder {_some(empty)}; add some or remove "
+            "the folder"
         )
     if not folders:
         raise UserError(f"{top}: has no class folders; give it a folder of pictures for each class")
-
-
-def _left_alone(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
 
 
 def _some(names: list[str]) -> str:

@@ -1,28 +1,74 @@
-"""Reading a picture, whatever its file format and colour mode, as 8-bit RGB in its upright orientation.
+"""Reading an image, whatever its file format and color mode, as 8-bit RGB in its upright orientation.
 
-A picture that cannot be read whole is an error that names it, never a blank or half a picture.
+An image that cannot be read whole is an error that names it, never a blank or half an image: PNG files are compared
+with their checksums, and what libjpeg notices of damaged JPEG data counts. WebP, TIFF, GIF, BMP, AVIF and JPEG 2000
+carry no checksums of their pixels: there truncated files are noticed, and whatever their decoders refuse. Bytes after
+the end of an image are ignored.
+
+This is the only place where image files are opened, so that one list of formats and one set of bounds holds.
 """
 
 from __future__ import annotations
 
 import io
+import re
+import threading
 import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
+from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
+import simplejpeg
 import torch
+from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from datamodules.schema import UserError
 
 MAX_PIXELS = 89_478_485
-"""Larger pictures are refused before they are decoded: a small file can hold one that fills the memory. Pillow's own
+"""Larger images are refused before they are decoded: a small file can hold one that fills the memory. Pillow's own
 limit, at which it only warns."""
+
+MAX_BYTES = 2**30
+"""Larger files are refused: uncompressed, ``MAX_PIXELS`` with four channels of 16 bits fit."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+"""Decoders that are ever tried, whatever a file is called; HEIF comes in addition where pillow-heif is installed.
+Pillow knows dozens more, some of which start other programs (EPS starts Ghostscript)."""
+
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".j2k", ".jpx"),
+)
+"""Endings of file names that are images, in upper or lower case."""
+
+HEIF_SUFFIXES = (".heic", ".heif", ".hif")
+"""Endings of images that need pillow-heif (the extra ``heic``)."""
+
+ValueRange = Literal["dtype", "auto"] | Sequence[float]
+"""Which values of images with more than 8 bits a channel become black and white (``ImageOptions.value_range``)."""
+
+UNDECIDED: Any = "undecided"
+"""Value range of a data set whose images have not all been looked at yet."""
 
 # We refuse what Pillow would warn of, so its warning would come on top of our error. Set once, for all threads.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# The one decoder at hand of PNG files with 16 bits a channel of color; its successor would be one more package.
+warnings.filterwarnings("ignore", message="The image decoding and encoding capabilities of TorchVision")
 
 _BACKGROUND = (255, 255, 255)
+_FULL = (0.0, 65535.0)
+_BITS = (8, 10, 12, 14, 16)
+_PIECE = 1 << 20
+_LARGE = 1 << 24
+# Few stray bytes before a marker do no harm, and some cameras write them; a decoder that lost its place skips more.
+_HARMLESS_BYTES = 15
+# The decoders of large images need several copies; one at a time bounds what the threads of a process need together.
+_one_large = threading.Lock()
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -36,61 +82,148 @@ _UPRIGHT = {
 
 
 class ImageError(UserError):
-    """A picture that cannot be read; the message names it and says why."""
+    """An image that cannot be read; the message names it and says why."""
 
 
-def read_image(source: str | Path | bytes, name: str = "") -> torch.Tensor:
-    """Reads a picture from a file or from the bytes of one.
+class UndecidedRangeError(ImageError):
+    """An image with more than 8 bits a channel of which nobody has said which values are black and white.
 
-    Orientation tags are followed, palettes, greyscale and CMYK become RGB, transparent parts white, 16 bits a channel
-    become 8; of a moving picture it is the first frame.
+    Attributes:
+        values: its smallest and largest value, and whether they are floating point; None for a copy of the error that
+            came from another process.
+    """
+
+    def __init__(self, message: str, values: Values | None = None) -> None:
+        super().__init__(message)
+        self.values = values
+
+
+class Values(NamedTuple):
+    """Smallest and largest value of an image with more than 8 bits a channel; whether they are floating point."""
+
+    low: float
+    high: float
+    is_float: bool
+
+
+class TooLargeError(Exception):
+    """An image or a file beyond the limits; the message is its size."""
+
+
+def read_image(source: str | Path | bytes, name: str = "", value_range: ValueRange = "auto") -> torch.Tensor:
+    """Read an image from a file or from the bytes of one.
+
+    Orientation tags are followed, palettes, grayscale and CMYK become RGB, transparent parts white; of an animation it
+    is the first frame.
 
     Args:
         source: path of the file, or its content.
-        name: what errors call the picture; the path by default.
+        name: what errors call the image; the path by default.
+        value_range: what becomes black and white where a channel has more than 8 bits: ``[lo, hi]``; ``dtype`` for the
+            full range of 16 bits; with ``auto`` an image that needs more than 14 bits is taken as one of 16, others
+            are refused, because an image alone does not tell whether it is dark or uses fewer bits.
 
     Returns:
         uint8 ``(3, H, W)``, RGB, not contiguous.
 
     Raises:
-        ImageError: for a missing, truncated or unknown file, for more than ``MAX_PIXELS`` and for modes whose range is
-            unknown (floating point, 32 bits).
+        ImageError: for a missing, damaged or unknown file, for more than ``MAX_PIXELS``, and for images of unknown
+            range.
     """
-    label = name or ("picture" if isinstance(source, bytes) else str(source))
+    label = name or ("image" if isinstance(source, bytes) else str(source))
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ImageError(_too_large(label, f"{image.width} × {image.height} pixels"))
-            return picture_pixels(image)
-    except ImageError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(_too_large(label, str(error))) from error
+        return decoded(source, value_range)
+    except UndecidedRangeError as error:
+        raise UndecidedRangeError(f"{label}: {error}", error.values) from error
+    except TooLargeError as error:
+        limit = f"limit {MAX_PIXELS} pixels and {MAX_BYTES} bytes"
+        raise ImageError(f"{label}: too large to be decoded ({error}; {limit}); scale it down or remove it") from error
     # Decoders of broken files raise whatever they stumble over; here each of these means the same.
     except Exception as error:
-        raise ImageError(f"{label}: {_reason(error)}; replace or remove this picture") from error
+        raise ImageError(f"{label}: {reason_of(error)}; replace or remove this picture") from error
 
 
-def picture_pixels(image: Image.Image) -> torch.Tensor:
-    """Pixels of an opened picture, made as ``read_image`` makes them.
+def decoded(source: str | Path | bytes, value_range: ValueRange = "auto", max_pixels: int = MAX_PIXELS) -> torch.Tensor:
+    """Decode an image as ``read_image`` does, with whatever exceptions the decoders raise.
+
+    Args:
+        source: path of the file, or its content.
+        value_range: as of ``read_image``.
+        max_pixels: that are decoded at all.
 
     Returns:
         uint8 ``(3, H, W)``, RGB, not contiguous.
-
-    Raises:
-        ValueError: for modes whose range is unknown; Pillow raises others for broken files.
     """
-    pixels = np.array(_to_rgb(_upright(image)))
+    with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file, opened(file) as image:
+        _refuse_too_large(image, file, max_pixels)
+        with _one_large if image.width * image.height > _LARGE else nullcontext():
+            pixels = _pixels(image, file, value_range)
     # Channels stay interleaved in memory: torch resizes uint8 about three times as fast so, to the same values.
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def _too_large(label: str, size: str) -> str:
-    return f"{label}: too large to be decoded ({size}, limit {MAX_PIXELS}); scale it down or remove it"
+@contextmanager
+def opened(file: IO[bytes]) -> Iterator[Image.Image]:
+    """An image whose header was read and nothing else, by one of the allowed decoders.
+
+    Raises:
+        UnidentifiedImageError: for a file of another format.
+        TooLargeError: for far too many pixels.
+    """
+    try:
+        image = Image.open(file, formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise TooLargeError("far too many pixels") from error
+    except UnidentifiedImageError:
+        file.seek(4)
+        if file.read(4) != b"ftyp":
+            raise
+        if not heif_formats():
+            raise UnidentifiedImageError("HEIC, which needs pillow-heif: install the extra heic") from None
+        file.seek(0)
+        image = Image.open(file, formats=heif_formats())
+    with image:
+        yield image
 
 
-def _reason(error: Exception) -> str:
-    """What is wrong with the file, in one line."""
+@cache
+def heif_formats() -> tuple[str, ...]:
+    """``HEIF`` where pillow-heif is installed (the extra ``heic``), else nothing."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return ()
+    register_heif_opener(thumbnails=False)
+    return ("HEIF",)
+
+
+def image_suffixes() -> tuple[str, ...]:
+    """Endings of the files that can be read here."""
+    return SUFFIXES + (HEIF_SUFFIXES if heif_formats() else ())
+
+
+def usual_range(values: Values) -> tuple[float, float] | None:
+    """The smallest usual range that holds all values: 8, 10, 12, 14 or 16 bits, or 0 to 1 of floating point.
+
+    Args:
+        values: of one image, or of all images of a data set.
+
+    Returns:
+        What is black and white, None where no usual range holds the values.
+    """
+    if values.is_float and values.low >= 0 and values.high <= 1:
+        return 0.0, 1.0
+    bits = bits_of(values)
+    return None if bits is None else (0.0, float(2**bits - 1))
+
+
+def bits_of(values: Values) -> int | None:
+    """How many bits an image uses: 8, 10, 12, 14 or 16; None for negative and larger values."""
+    return next((bits for bits in _BITS if values.low >= 0 and values.high < 2**bits), None)
+
+
+def reason_of(error: Exception) -> str:
+    """What is wrong with a file that could not be read, in one line."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
     if isinstance(error, IsADirectoryError):
@@ -98,25 +231,53 @@ def _reason(error: Exception) -> str:
     if isinstance(error, PermissionError):
         return "may not be read (permission denied)"
     if isinstance(error, UnidentifiedImageError):
-        return "not a picture in a known format"
+        return str(error) if str(error).startswith("HEIC") else "not a picture in a known format"
     return f"cannot be decoded ({' '.join(str(error).split()) or type(error).__name__})"
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """The picture turned as its orientation tag says; a tag that cannot be read is none."""
+def _refuse_too_large(image: Image.Image, file: IO[bytes], max_pixels: int) -> None:
+    if image.width * image.height > max_pixels:
+        raise TooLargeError(f"{image.width} × {image.height} pixels")
+    tags = getattr(image, "tag_v2", {})
+    width, height = tags.get(322, 1), tags.get(323, 1)
+    if isinstance(width, int) and isinstance(height, int) and width * height > 4 * max_pixels:
+        raise TooLargeError(f"tiles of {width} × {height} pixels")
+    place = file.tell()
+    size = file.seek(0, io.SEEK_END)
+    file.seek(place)
+    if size > MAX_BYTES:
+        raise TooLargeError(f"{size} bytes")
+
+
+def _pixels(image: Image.Image, file: IO[bytes], value_range: ValueRange) -> NDArray[np.uint8]:
+    """uint8 ``(H, W, 3)``."""
+    if image.format in ("JPEG", "MPO"):
+        return _from_jpeg(image, file)
+    if image.format == "PNG":
+        _check_png(file)
+    is_deep_color = _is_deep_color(image)  # before the tags are read, for which Pillow decodes a PNG
+    upright = _turn(image)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        shallow = _from_deep_gray(image, value_range)
+    elif is_deep_color:
+        shallow = _from_deep_color(image, file, value_range)
+    else:
+        shallow = image
+    return np.array(_to_rgb(shallow if upright is None else shallow.transpose(upright)))
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """How an image is turned upright, as its orientation tag says; a tag that cannot be read is none."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except (OSError, SyntaxError, ValueError, KeyError, TypeError):
         orientation = 1
-    turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return image if turn is None else image.transpose(turn)
+    return _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _from_deep_grey(image).convert("RGB")
     if image.has_transparency_data:
         picture = image.convert("RGBA")
         background = Image.new("RGBA", picture.size, (*_BACKGROUND, 255))
@@ -124,9 +285,133 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _from_deep_grey(image: Image.Image) -> Image.Image:
-    """8-bit greyscale of a deeper one. Pillow's own conversion would clip everything above 255 to white."""
+def _from_jpeg(image: Image.Image, file: IO[bytes]) -> NDArray[np.uint8]:
+    """Pixels by libjpeg-turbo itself: the same as Pillow's, sooner, and with its warnings of damaged data."""
+    turn = _turn(image)
+    file.seek(0)
+    content = file.read()
+    is_cmyk = image.mode == "CMYK"
+    try:
+        pixels = simplejpeg.decode_jpeg(content, "CMYK" if is_cmyk else "RGB")
+    except ValueError as error:
+        if _is_damage(str(error)):
+            raise
+        pixels = simplejpeg.decode_jpeg(content, "CMYK" if is_cmyk else "RGB", strict=False)
+    if turn is None and not is_cmyk:
+        found: NDArray[np.uint8] = pixels
+        return found
+    # Which way round the inks are is for Pillow to know.
+    rgb = image.convert("RGB") if is_cmyk else Image.fromarray(pixels)
+    return np.array(rgb if turn is None else rgb.transpose(turn))
+
+
+def _is_damage(warning: str) -> bool:
+    """Whether libjpeg's warning means that pixels are wrong or missing."""
+    stray = re.search(r"(\d+) extraneous bytes", warning)
+    if stray is not None:
+        return int(stray[1]) > _HARMLESS_BYTES
+    return not re.search(r"progression|Invalid SOS|JFIF revision|Adobe color|ICC profile", warning)
+
+
+def _check_png(file: IO[bytes]) -> None:
+    """Refuse a PNG whose checksums are wrong or whose end is missing; Pillow does not look at those of pixels."""
+    place = file.tell()
+    file.seek(8)
+    kind = b""
+    while kind != b"IEND":
+        head = file.read(8)
+        length, kind = int.from_bytes(head[:4]), head[4:]
+        checksum = zlib.crc32(kind)
+        while length > 0 and (piece := file.read(min(length, _PIECE))):
+            checksum = zlib.crc32(piece, checksum)
+            length -= len(piece)
+        end = file.read(4)
+        if len(end) < 4:
+            raise ValueError("the end of the file is missing")
+        if int.from_bytes(end) != checksum:
+            raise ValueError(f"damaged: wrong checksum of a chunk {kind.decode('ascii', 'replace')!r}")
+    file.seek(place)
+
+
+def _from_deep_gray(image: Image.Image, value_range: ValueRange) -> Image.Image:
+    """8-bit grayscale of a deeper one. Pillow's own conversion would clip everything above 255 to white."""
     values = np.array(image)
-    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-        raise ValueError(f"mode {image.mode} with values {values.min()} to {values.max()}; save it with 8 or 16 bits")
-    return Image.fromarray((values >> 8).astype(np.uint8))
+    if not np.isfinite(values).all():
+        raise ValueError("has values that are not finite")
+    found = Values(float(values.min()), float(values.max()), image.mode == "F")
+    has_16_bits = image.mode.startswith("I;16") or image.format == "PPM"
+    shallow = _scaled(values, _chosen(found, value_range, has_16_bits=has_16_bits))
+    if getattr(image, "tag_v2", {}).get(262) == 0:  # "white is zero", which Pillow leaves as it is
+        shallow = 255 - shallow
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        shallow[values == transparent] = _BACKGROUND[0]
+    return Image.fromarray(shallow)
+
+
+def _is_deep_color(image: Image.Image) -> bool:
+    """Whether Pillow is about to keep only the upper 8 of 16 bits of each channel."""
+    tiles = getattr(image, "tile", None)
+    arguments = tiles[0].args if tiles else ""
+    raw_mode = arguments if isinstance(arguments, str) else str(arguments[0]) if arguments else ""
+    return image.format in ("PNG", "TIFF") and ";16" in raw_mode
+
+
+def _from_deep_color(image: Image.Image, file: IO[bytes], value_range: ValueRange) -> Image.Image:
+    """8 bits a channel of 16, of color or gray with or without transparency."""
+    if "transparency" in image.info:
+        raise ValueError("16 bits a channel with a transparent color; save it with 8 bits")
+    if value_range == "dtype" or (not isinstance(value_range, str) and tuple(value_range) == _FULL):
+        return image  # Pillow keeps the upper 8 bits
+    if image.format == "TIFF":
+        bands = image.convert("RGB") if image.mode == "RGBA" else image
+        chosen = _chosen(Values(0.0, float(np.array(bands).max()) * 256 + 255, False), value_range, has_16_bits=True)
+        if chosen != _FULL:
+            raise ValueError("a TIFF with 16 bits a channel that uses fewer; save it with 8 bits, or as PNG")
+        return image
+    import torchvision.io
+
+    file.seek(0)
+    content = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
+    values = torchvision.io.decode_png(content, torchvision.io.ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
+    has_alpha = values.shape[2] in (2, 4)
+    colors = values[..., :-1] if has_alpha else values
+    shallow = _scaled(
+        colors, _chosen(Values(float(colors.min()), float(colors.max()), False), value_range, has_16_bits=True)
+    )
+    if has_alpha:
+        shallow = np.concatenate([shallow, _scaled(values[..., -1:], _FULL)], axis=2)
+    return Image.fromarray(shallow[..., 0] if shallow.shape[2] == 1 else shallow)
+
+
+def _chosen(found: Values, value_range: ValueRange, *, has_16_bits: bool) -> tuple[float, float]:
+    """What becomes black and white in an image.
+
+    Raises:
+        UndecidedRangeError: where that is not known.
+    """
+    if not isinstance(value_range, str):
+        return float(value_range[0]), float(value_range[1])
+    if value_range == "dtype":
+        if has_16_bits:
+            return _FULL
+        raise ValueError("32 bits a channel have no range of their own; set data image.value_range: [lo, hi] or auto")
+    if value_range != UNDECIDED and not found.is_float and usual_range(found) == _FULL:
+        return _FULL
+    raise UndecidedRangeError(
+        f"more than 8 bits a channel with values from {found.low:g} to {found.high:g}, and it is not known which are "
+        "black and white; set data image.value_range: dtype or [lo, hi], or save it with 8 bits",
+        found,
+    )
+
+
+def _scaled(values: NDArray[Any], chosen: tuple[float, float]) -> NDArray[np.uint8]:
+    """uint8 of the same shape; what lies outside is clipped."""
+    low, high = chosen
+    if chosen == _FULL and values.dtype.kind == "u" and values.dtype.itemsize == 2:
+        return (values >> 8).astype(np.uint8)
+    if chosen == _FULL:
+        return (values.clip(low, high).astype(np.int64) >> 8).astype(np.uint8)
+    scaled = (values.astype(np.float64) - low) * (255 / (high - low))
+    shallow: NDArray[np.uint8] = scaled.clip(0, 255).round().astype(np.uint8)
+    return shallow

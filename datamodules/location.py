@@ -1,10 +1,16 @@
-"""Where a data set lies: the folder that the user names, else ``$VITRINE_DATA/<name>``, else ``data/<name>``."""
+"""Where a data set lies: the folder that the user names, else ``$VITRINE_DATA/<name>``, else ``data/<name>``.
+
+And which files are in it, those that are no images included.
+"""
 
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from datamodules.images import HEIF_SUFFIXES, heif_formats
 from datamodules.schema import UserError
 
 VARIABLE = "VITRINE_DATA"
@@ -36,3 +42,52 @@ def locate(root: str, name: str, source: str, layout: str) -> Path:
         f"{asked}: there is no folder {folder}; get the data from {source}, lay them out as {layout}, "
         f"and point data root (or ${VARIABLE}, which holds {name}/) at them"
     )
+
+
+def files_below(top: Path) -> Iterator[str]:
+    """Paths of all files below a folder, relative to it; hidden ones are left alone, linked folders come once."""
+    seen: set[str] = set()
+    for folder, subfolders, files in os.walk(top, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not is_left_alone(name))
+        below = Path(folder).relative_to(top)
+        yield from ((below / name).as_posix() for name in files if not is_left_alone(name))
+
+
+def is_left_alone(name: str) -> bool:
+    """Whether a file or folder is hidden, or one that macOS puts into archives."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def count_files_left_out(origin: str, sources: Sequence[str]) -> dict[str, int]:
+    """Count the files that lie among a data set's images and are none of them.
+
+    Args:
+        origin: folder of the images, or the file of the table that names them.
+        sources: the images' paths.
+
+    Returns:
+        Number of files by the ending of their names in lower case (empty for none), most frequent first; those below
+        ``origin``, or below the folder that all sources share.
+    """
+    used = {os.path.normpath(source) for source in sources}
+    top = origin if Path(origin).is_dir() else os.path.commonpath([os.path.dirname(path) for path in used] or [""])  # noqa: PTH120 -- a million Path objects would take their time
+    if not top or not Path(top).is_dir():
+        return {}
+    used.add(os.path.normpath(origin))
+    paths = ((path, os.path.normpath(os.path.join(top, path))) for path in files_below(Path(top)))  # noqa: PTH118
+    left = Counter(Path(path).suffix.lower() for path, full in paths if full not in used)
+    return dict(sorted(left.items(), key=lambda one: (-one[1], one[0])))
+
+
+def left_out_text(left_out: Mapping[str, int]) -> str:
+    """Such as: by ending: .txt 3, .heic 2 (the extra heic reads them)."""
+    shown = []
+    for suffix, count in left_out.items():
+        hint = " (install the extra heic to read them)" if suffix in HEIF_SUFFIXES and not heif_formats() else ""
+        shown.append(f"{suffix or 'no ending'} {count}{hint}")
+    return "by ending: " + ", ".join(shown)

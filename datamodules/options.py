@@ -30,11 +30,17 @@ class ImageOptions(TypedDict, total=False):
         size: side of the square picture in pixels, at least 1; default 224.
         crop_fraction: share of the short side that the evaluation's centre crop keeps, in (0, 1]; default 1.
         interpolation: filter of every resize, always with antialiasing; default bicubic.
+        value_range: which values of images with more than 8 bits a channel become black and white; images of 8 bits are
+            left as they are. ``[lo, hi]``, where values outside are clipped; ``dtype`` for all of 16 bits; ``auto`` for
+            the smallest of 8, 10, 12, 14 and 16 bits (of floating point also 0 to 1) that holds all images of the data
+            set, which the run records and every command that uses its model takes from there. Streams are not looked
+            through first: there such images are refused with auto. Default auto.
     """
 
     size: int
     crop_fraction: float
     interpolation: Interpolation
+    value_range: Literal["dtype", "auto"] | list[float]
 
 
 class LoaderOptions(TypedDict, total=False):
@@ -121,7 +127,12 @@ class AugmentOptions(TypedDict, total=False):
     cutmix: float
 
 
-IMAGE_DEFAULTS: ImageOptions = {"size": 224, "crop_fraction": 1.0, "interpolation": "bicubic"}
+IMAGE_DEFAULTS: ImageOptions = {
+    "size": 224,
+    "crop_fraction": 1.0,
+    "interpolation": "bicubic",
+    "value_range": "auto",
+}
 LOADER_DEFAULTS: LoaderOptions = {
     "batch_size": 32,
     "contrastive_batch_size": 0,
@@ -188,6 +199,7 @@ def complete_image(options: ImageOptions | None) -> ImageOptions:
     _require(filled["size"] >= 1, "image.size", filled["size"], "at least 1")
     _require(0 < filled["crop_fraction"] <= 1, "image.crop_fraction", filled["crop_fraction"], "above 0 and at most 1")
     _require_choice("image.interpolation", filled["interpolation"], ("bilinear", "bicubic"))
+    _require_value_range(filled["value_range"])
     return filled
 
 
@@ -290,6 +302,14 @@ def _require(holds: bool, key: str, value: object, wanted: str) -> None:
 
 def _require_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
     _require(value in choices, key, value, f"one of {', '.join(choices)}")
+
+
+def _require_value_range(value: object) -> None:
+    holds = value in ("dtype", "auto")
+    if isinstance(value, list | tuple) and len(value) == 2:
+        numbers = [x for x in value if isinstance(x, int | float) and math.isfinite(x)]
+        holds = len(numbers) == 2 and numbers[0] < numbers[1]
+    _require(holds, "image.value_range", value, "auto, dtype, or [lo, hi] with lo below hi")
 
 
 def _require_range(key: str, value: list[float]) -> None:

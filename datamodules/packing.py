@@ -21,6 +21,7 @@ import torch
 
 from datamodules.base import ImageDataModule
 from datamodules.counted import counted_generator
+from datamodules.images import opened
 from datamodules.progress import tracked
 from datamodules.schema import LABEL_TASK, UNKNOWN, UserError
 from datamodules.shard_files import INDEX_FILE, SUFFIXES
@@ -46,7 +47,18 @@ PackFormat = Literal["parquet", "webdataset"]
 _ROW_GROUP = 64
 """Rows of Parquet that are read together; small, because a row of pictures is large."""
 
-_ENDINGS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "PPM": "ppm"}
+_ENDINGS = {
+    "JPEG": "jpg",
+    "PNG": "png",
+    "WEBP": "webp",
+    "GIF": "gif",
+    "BMP": "bmp",
+    "TIFF": "tif",
+    "PPM": "ppm",
+    "JPEG2000": "jp2",
+    "HEIF": "heic",
+    "MPO": "jpg",
+}
 
 
 def pack(
@@ -153,6 +165,7 @@ def _schema(datamodule: ImageDataModule, *, pictures: bool, shards: dict[str, in
         "group": "group",
         "key": "key",
         "shards": shards or {},
+        "value_range": datamodule.range_record()["range"],
     }
     schema = datasets.Features(features).arrow_schema
     return schema.with_metadata({**(schema.metadata or {}), LAYOUT_KEY: json.dumps(layout).encode()})
@@ -216,9 +229,7 @@ def _members(datamodule: ImageDataModule, sample: dict[str, Any]) -> Iterator[tu
 
 
 def _ending(content: bytes) -> str:
-    from PIL import Image
-
-    with Image.open(io.BytesIO(content)) as image:
+    with opened(io.BytesIO(content)) as image:
         return _ENDINGS.get(str(image.format), str(image.format).lower())
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from datamodules.base import ImageDataModule
-from datamodules.image_folder import SUFFIXES, pictures_below
+from datamodules.image_folder import pictures_below
+from datamodules.images import image_suffixes
 from datamodules.options import CheckOptions, ImageOptions, LoaderOptions
 from datamodules.schema import UserError
 from datamodules.table import SampleTable
@@ -50,6 +51,8 @@ class PictureFolder(ImageDataModule):
             raise UserError(f"data root: there is no folder {self.root}; give one with pictures")
         paths = pictures_below(root)
         if not paths:
-            raise UserError(f"data root: {self.root} has no pictures ({', '.join(SUFFIXES)}); give another folder")
+            raise UserError(
+                f"data root: {self.root} has no pictures ({', '.join(image_suffixes())}); give another folder"
+            )
         frame = pd.DataFrame({"name": [f"{root.name}/{path}" for path in paths], "source": paths, "split": "test"})
         return SampleTable.from_frame(frame, [], None, str(root), str(root))

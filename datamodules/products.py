@@ -21,7 +21,7 @@ from datamodules.location import locate
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
 from datamodules.prompts import PromptOptions
 from datamodules.schema import LABEL_TASK, UserError
-from datamodules.splits import SplitOptions, resolve_splits
+from datamodules.splits import SplitOptions, resolve_splits, split_of_name
 from datamodules.table import SPLITS, SampleTable, table_error
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def _picture_paths(file: LabelFile, problems: Problems) -> list[str]:
 
 
 def _own_splits(file: LabelFile, problems: Problems) -> list[str]:
-    splits = [text.strip().lower() for text in file.columns["split"]]
+    splits = [split_of_name(text) or text.strip().lower() for text in file.columns["split"]]
     for row, split in zip(file.rows, splits, strict=True):
         if split not in SPLITS:
             problems.append((row, f"split {split!r} is not one of {', '.join(SPLITS)}"))

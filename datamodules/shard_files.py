@@ -16,6 +16,7 @@ from typing import IO, Any, Literal
 
 from datamodules.location import VARIABLE
 from datamodules.schema import UserError
+from datamodules.splits import split_of_name
 from datamodules.table import SPLITS
 
 ShardFormat = Literal["auto", "parquet", "webdataset"]
@@ -25,7 +26,6 @@ INDEX_FILE = "index.parquet"
 """Beside WebDataset shards: what is in them, so that they need not be read through."""
 
 _ENDINGS = tuple(ending for endings in SUFFIXES.values() for ending in endings)
-_SPLIT_WORDS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test",)}
 _NUMBERED = re.compile(r"(.*-)(\d+)-of-(\d+)(\.[^/]*)")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
@@ -256,8 +256,8 @@ def _by_name(urls: Sequence[str], where: str) -> dict[str, list[str]]:
 
 
 def _split_in(name: str) -> str:
-    words = set(re.split(r"[^a-z]+", name.lower()))
-    return next((split for split, known in _SPLIT_WORDS.items() if words & set(known)), "")
+    meant = {split for word in re.split(r"[^a-z]+", name.lower()) if (split := split_of_name(word))}
+    return next((split for split in SPLITS if split in meant), "")
 
 
 def _hub_files(name: str, where: str) -> dict[str, list[str]] | None:

@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from datamodules.images import read_image
+from datamodules.images import UNDECIDED, ValueRange, read_image
 from datamodules.schema import UserError
 from datamodules.shard_files import lacks_ranges, open_shard, shard_error, unpacked
 
@@ -37,6 +37,7 @@ class Shards:
         sizes: int64 ``(N,)``, bytes of the picture there; empty for Parquet.
         checks: int64 ``(N,)``, CRC-32 of the picture there, -1 where nobody has noted it; empty for Parquet,
             whose pages have checksums of their own.
+        value_range: what is black and white in images with more than 8 bits a channel, where the shards say so.
     """
 
     urls: list[str]
@@ -46,6 +47,7 @@ class Shards:
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
     checks: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    value_range: list[float] | None = None
 
     def shard_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """In which shard rows of the table are, int64 ``(n,)``."""
@@ -127,13 +129,13 @@ class Shards:
         """One encoded picture, whose shard is opened for it alone."""
         return next(self.read(np.array([row], dtype=np.int64)))
 
-    def picture(self, row: int) -> torch.Tensor:
+    def picture(self, row: int, value_range: ValueRange = UNDECIDED) -> torch.Tensor:
         """One picture, uint8 ``(3, H, W)``, RGB, whose shard is opened for it alone.
 
         Raises:
             ImageError: where the picture cannot be read.
         """
-        return read_image(self.encoded(row), self.label(row))
+        return read_image(self.encoded(row), self.label(row), value_range)
 
 
 def _from_parquet(file: IO[bytes], column: str, places: NDArray[np.int64]) -> Iterator[bytes]:

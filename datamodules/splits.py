@@ -10,6 +10,7 @@ whichever is further below its share; from three on it is in all three. For fold
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Literal, TypedDict
 
@@ -44,6 +45,27 @@ class SplitOptions(TypedDict, total=False):
     fold: int
     n_folds: int
     seed: int
+
+
+_SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "validate", "dev", "development", "eval", "evaluation"), "val"),
+    **dict.fromkeys(("test", "testing", "tests", "tst"), "test"),
+}
+_WORDS_BESIDE = {"set", "split", "data", "dataset", "image", "images", "img", "imgs", "folder", "samples"}
+
+
+def split_of_name(name: str) -> str | None:
+    """Which split a folder, a file or a table's cell means in any case and usual spelling.
+
+    Such as ``Train``, ``training``, ``TRAIN_SET``, ``val2017``, ``valid``, ``dev``, ``eval`` and ``test images``.
+
+    Returns:
+        train, val or test; None for a name that means none of them.
+    """
+    words = [word.removesuffix("set") or word for word in re.findall(r"[^\W\d_]+", name.casefold())]
+    meant = [word for word in words if word not in _WORDS_BESIDE]
+    return _SPLIT_WORDS.get(meant[0]) if len(meant) == 1 else None
 
 
 def random_split(n: int, fractions: Sequence[float], seed: int) -> Splits:

@@ -7,6 +7,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,7 +16,7 @@ import torch
 
 from datamodules.counted import counted_rng
 from datamodules.dataset import ImageDataset, Sample, view_of
-from datamodules.images import ImageError, read_image
+from datamodules.images import UNDECIDED, ImageError, UndecidedRangeError, ValueRange, read_image
 from datamodules.samplers import SampleKey
 from datamodules.shards import Shards
 from datamodules.stream_order import StreamOrder, StreamPart
@@ -87,6 +88,7 @@ class StreamedDataset(ImageDataset):
         caption_numbers: int64 ``(n,)``, which caption goes with each sample; the first by default.
         on_bad: what becomes of an unreadable picture.
         journal: file to which unreadable pictures are added, one JSON object a line.
+        value_range: as of ``images.read_image``.
     """
 
     def __init__(
@@ -100,8 +102,10 @@ class StreamedDataset(ImageDataset):
         caption_numbers: NDArray[np.int64] | None = None,
         on_bad: OnBad = "error",
         journal: Path | None = None,
+        value_range: ValueRange = UNDECIDED,
     ) -> None:
-        super().__init__(indices, shards.picture, transform, seed, caption_numbers)
+        super().__init__(indices, partial(shards.picture, value_range=value_range), transform, seed, caption_numbers)
+        self._value_range = value_range
         self._shards = shards
         self.order = order
         self._size = size
@@ -129,7 +133,9 @@ class StreamedDataset(ImageDataset):
             row = sample["sample_id"]
             content = self._take(key if isinstance(key, SampleKey) else SampleKey(key))
             try:
-                image = read_image(content, self._shards.label(row))
+                image = read_image(content, self._shards.label(row), self._value_range)
+            except UndecidedRangeError:
+                raise  # of all such images alike, so that leaving them out would leave a part of the set out
             except ImageError as error:
                 self._note(row, error)
                 continue

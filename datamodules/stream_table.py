@@ -97,6 +97,7 @@ def read_streams(
         offsets=np.concatenate([index.offsets for index in indices]),
         sizes=np.concatenate([index.sizes for index in indices]),
         checks=np.concatenate([index.checks for index in indices]),
+        value_range=indices[0].layout.get("value_range"),
     )
     return table, shards
 

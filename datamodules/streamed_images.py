@@ -125,6 +125,8 @@ class StreamedImages(ImageDataModule):
         kind = format_of([url for part in urls.values() for url in part], self.format)
         origin = self.shards if isinstance(self.shards, str) else "data shards"
         table, self._shards = read_streams(urls, kind, self.columns, self.vocabulary, origin)
+        if self._shards.value_range is not None:
+            self.decide_range(self._shards.value_range)
         return table
 
     def read_image(self, index: int) -> torch.Tensor:
@@ -139,7 +141,7 @@ class StreamedImages(ImageDataModule):
         Raises:
             ImageError: where the picture cannot be read.
         """
-        return self._opened().picture(index)
+        return self._opened().picture(index, self.value_range)
 
     def encoded_picture(self, index: int) -> bytes:
         """The picture's file as it stands in the shard."""
@@ -191,6 +193,7 @@ class StreamedImages(ImageDataModule):
             self.texts.pairs(rows)[1] if training else None,
             on_bad,
             self._journal(),
+            self.value_range,
         )
 
     def order(self, rows: NDArray[np.int64], *, training: bool, streams: int = 0) -> StreamOrder:

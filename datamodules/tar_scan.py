@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 from lightning.pytorch.utilities import rank_zero_warn
 
 from datamodules.cache_folder import exclusively
+from datamodules.images import HEIF_SUFFIXES, SUFFIXES
 from datamodules.schema import UserError
 from datamodules.shard_files import open_shard, shard_error, unpacked
 from datamodules.verification import cache_directory
@@ -26,10 +27,10 @@ from datamodules.whole_files import DamagedFileError, read_parquet, write_parque
 if TYPE_CHECKING:
     import pyarrow as pa
 
-PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")
+PICTURE_SUFFIXES = tuple(suffix.removeprefix(".") for suffix in (*SUFFIXES, *HEIF_SUFFIXES))
 """Members of a tar file that are pictures, the first that a sample has."""
 
-_FORMAT = 1  # Counts up when the meaning of the cached columns changes.
+_FORMAT = 2  # Counts up when the meaning of the cached columns changes.
 _LARGEST_TEXT = 1 << 20
 _MEMBER = re.compile(r"((?:.*/|)[^./][^.]*)\.([^/]+)")
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import v2 as T
@@ -26,6 +28,11 @@ _ON_PLANES = ("rotation", "translate", "brightness", "contrast", "saturation", "
 
 _LOG_RATIO = math.log(4 / 3)
 _TRIES = 10
+_MOST_ENLARGED = 1 << 24
+_FILTERS = {
+    InterpolationMode.BILINEAR: Image.Resampling.BILINEAR,
+    InterpolationMode.BICUBIC: Image.Resampling.BICUBIC,
+}
 _LARGEST_FACTOR = 1.5
 
 
@@ -47,8 +54,7 @@ def eval_transform(image: ImageOptions | None) -> nn.Module:
     """
     options = complete_image(image)
     short_side = round(options["size"] / options["crop_fraction"])
-    resize: nn.Module = T.Resize(short_side, interpolation=_interpolation(options), antialias=True)
-    return nn.Sequential(resize, T.CenterCrop(options["size"]))
+    return _ScaledCentre(short_side, options["size"], _interpolation(options))
 
 
 def train_transform(image: ImageOptions | None, augment: AugmentOptions | None, hue_safe: bool) -> nn.Module:
@@ -187,6 +193,42 @@ def _shift_hue(pixels: torch.Tensor, turns: float) -> None:
         distance = hue - own_hue
         distance.sub_(distance.mul(1 / 6).round_().mul_(6)).abs_()
         torch.sub(value, distance.sub_(1).clamp_(0, 1).mul_(chroma), out=channel)
+
+
+class _ScaledCentre(nn.Module):
+    """Scales the short side to a length and crops the center."""
+
+    def __init__(self, short_side: int, size: int, interpolation: InterpolationMode) -> None:
+        super().__init__()
+        self._short_side, self._size = short_side, size
+        self._resize = T.Resize(short_side, interpolation=interpolation, antialias=True)
+        self._crop = T.CenterCrop(size)
+        self._filter = _FILTERS[interpolation]
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        height, width = image.shape[-2:]
+        long_side = int(self._short_side * max(height, width) / min(height, width))
+        if long_side * self._short_side <= max(_MOST_ENLARGED, 16 * self._short_side**2):
+            cropped: torch.Tensor = self._crop(self._resize(image))
+            return cropped
+        scaled = (self._short_side, long_side) if height <= width else (long_side, self._short_side)
+        return self._only_center(image, scaled)
+
+    def _only_center(self, image: torch.Tensor, scaled: tuple[int, int]) -> torch.Tensor:
+        """The same part of the same scaled image, of which nothing else is computed: a strip would fill the memory."""
+        spans = []
+        for length, new_length in zip(image.shape[-2:], scaled, strict=True):
+            ratio = length / new_length
+            first = round((new_length - self._size) / 2)
+            margin = math.ceil(2 * max(ratio, 1)) + 1
+            begin = max(0, math.floor(first * ratio) - margin)
+            end = min(length, math.ceil((first + self._size) * ratio) + margin)
+            spans.append((begin, end, first * ratio - begin, (first + self._size) * ratio - begin))
+        (top, bottom, box_top, box_bottom), (left, right, box_left, box_right) = spans
+        part = Image.fromarray(image[:, top:bottom, left:right].permute(1, 2, 0).contiguous().numpy())
+        box = (box_left, box_top, box_right, box_bottom)
+        pixels = np.array(part.resize((self._size, self._size), self._filter, box))
+        return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 class _ColourJitter(nn.Module):

@@ -138,17 +138,21 @@ def _task(model: VisionTask, options: argparse.Namespace) -> str:
 
 def _pictures(files: RunFiles, model: VisionTask, task: str, options: argparse.Namespace) -> _Pictures:
     from datamodules.images import read_image
+    from datamodules.options import complete_image
     from datamodules.transforms import eval_transform
 
     # The model says how pictures are made; a file goes the same way as the data.
     transform = eval_transform(cast("Any", {**model.input_options}))
     if options.image:
-        images = [transform(read_image(path)) for path in options.image]
+        value_range = complete_image(cast("Any", {**model.input_options}))["value_range"]
+        images = [transform(read_image(path, value_range=value_range)) for path in options.image]
         return _Pictures([str(path) for path in options.image], images, [UNKNOWN] * len(images))
-    return _data_pictures(files, transform, task, options)
+    return _data_pictures(files, model, transform, task, options)
 
 
-def _data_pictures(files: RunFiles, transform: Any, task: str, options: argparse.Namespace) -> _Pictures:
+def _data_pictures(
+    files: RunFiles, model: VisionTask, transform: Any, task: str, options: argparse.Namespace
+) -> _Pictures:
     """Pictures of the run's own data: by name, or the worst mistakes."""
     from datamodules.from_experiment import data_of_run
 
@@ -159,6 +163,7 @@ def _data_pictures(files: RunFiles, transform: Any, task: str, options: argparse
     if not (files.path / CONFIG).is_file():
         raise UserError(f"{files.path}: has no {CONFIG}, so its data are not known; name pictures with --image")
     datamodule = data_of_run("python -m evaluation explain", files.path)
+    datamodule.image_options = cast("Any", {**model.input_options})
     table = datamodule.table
     rows = {name: row for row, name in enumerate(datamodule.sample_names())}
     if strange := [name for name in wanted if name not in rows]:

@@ -11,20 +11,26 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 KEY, VERSION = "vitrine", 1
 MAX_PIXELS = 89_478_485
 """Larger pictures are refused before they are decoded: a small file can hold one that fills the memory."""
 
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+"""Decoders that are ever tried, whatever a file is called; some of Pillow's others start other programs."""
+
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_FULL = (0.0, 65535.0)
+_MOST_ENLARGED = 1 << 24
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -91,10 +97,13 @@ class Model:
             PredictError: if it cannot be read.
         """
         try:
-            with Image.open(path) as image:
+            with Path(path).open("rb") as file, _opened(file) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise ValueError(f"more than {MAX_PIXELS} pixels")
-                return prepared(_rgb(_upright(image)), self.metadata["image"])
+                if image.format == "PNG":
+                    _check_png(file)
+                options = self.metadata["image"]
+                return prepared(_upright(image, options.get("value_range", "auto")), options)
         # Decoders of broken files raise whatever they stumble over.
         except Exception as error:
             reason = "no such file" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())
@@ -172,34 +181,114 @@ def prepared(image: Image.Image, options: Mapping[str, Any]) -> NDArray[np.uint8
     short = round(size / float(options["crop_fraction"]))
     width, height = image.size
     scale = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
-    if scale != image.size:
-        image = image.resize(scale, _FILTERS[options["interpolation"]])
     left, top = (round((side - size) / 2) for side in scale)
-    pixels = np.asarray(image.crop((left, top, left + size, top + size)))
+    if scale[0] * scale[1] > max(_MOST_ENLARGED, 16 * short**2):
+        # Of a strip only what is seen of it: all of it would fill the memory.
+        x, y = width / scale[0], height / scale[1]
+        box = (left * x, top * y, (left + size) * x, (top + size) * y)
+        image = image.resize((size, size), _FILTERS[options["interpolation"]], box)
+    else:
+        if scale != image.size:
+            image = image.resize(scale, _FILTERS[options["interpolation"]])
+        image = image.crop((left, top, left + size, top + size))
+    pixels = np.asarray(image)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """The picture turned as its orientation tag says; a tag that cannot be read is none."""
+def _opened(file: IO[bytes]) -> Image.Image:
+    """A picture whose header was read; HEIC where pillow-heif is installed."""
+    try:
+        return Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError:
+        file.seek(4)
+        if file.read(4) != b"ftyp":
+            raise ValueError("not a picture in a known format") from None
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        raise ValueError("HEIC needs pillow-heif; install it with `pip install pillow-heif`") from None
+    register_heif_opener(thumbnails=False)
+    file.seek(0)
+    return Image.open(file, formats=("HEIF",))
+
+
+def _check_png(file: IO[bytes]) -> None:
+    """Refuses a PNG whose checksums are wrong or whose end is missing; Pillow does not look at those of pixels."""
+    place = file.tell()
+    file.seek(8)
+    kind = b""
+    while kind != b"IEND":
+        head = file.read(8)
+        length, kind = int.from_bytes(head[:4], "big"), head[4:]
+        checksum = zlib.crc32(kind)
+        while length > 0 and (piece := file.read(min(length, 1 << 20))):
+            checksum = zlib.crc32(piece, checksum)
+            length -= len(piece)
+        end = file.read(4)
+        if len(end) < 4:
+            raise ValueError("the end of the file is missing")
+        if int.from_bytes(end, "big") != checksum:
+            raise ValueError("damaged: wrong checksum")
+    file.seek(place)
+
+
+def _upright(image: Image.Image, value_range: str | Sequence[float]) -> Image.Image:
+    """RGB, turned as the orientation tag says; a tag that cannot be read is none."""
+    tiles = getattr(image, "tile", None)
+    tile = tiles[0].args if tiles else ""
+    raw_mode = tile if isinstance(tile, str) else str(tile[0]) if tile else ""
+    # Pillow is about to keep only the upper 8 bits of each channel.
+    is_deep_color = image.format in ("PNG", "TIFF") and ";16" in raw_mode and not image.mode.startswith("I")
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except (OSError, SyntaxError, ValueError, KeyError, TypeError):
         orientation = 1
+    if is_deep_color:
+        high = np.array(image.convert("RGB")).max() * 256 + 255
+        if _chosen(0, float(high), value_range, has_16_bits=True) != _FULL:
+            raise ValueError("16 bits a channel in color of which fewer are used; save it with 8 bits")
+    rgb = _rgb(image, value_range)
     turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
-    return image if turn is None else image.transpose(turn)
+    return rgb if turn is None else rgb.transpose(turn)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB, transparent parts white, 16-bit grey scaled down."""
+def _rgb(image: Image.Image, value_range: str | Sequence[float]) -> Image.Image:
+    """8-bit RGB, transparent parts white, deeper gray scaled as in training."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        values = np.array(image)
-        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"mode {image.mode} of unknown range")
-        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+        return _from_deep_gray(image, value_range).convert("RGB")
     if image.has_transparency_data:
         picture = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", picture.size, (255, 255, 255, 255)), picture).convert("RGB")
     return image.convert("RGB")
+
+
+def _from_deep_gray(image: Image.Image, value_range: str | Sequence[float]) -> Image.Image:
+    values = np.array(image).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("has values that are not finite")
+    has_16_bits = image.mode.startswith("I;16") or image.format == "PPM"
+    low, high = _chosen(values.min(), values.max(), value_range, has_16_bits=has_16_bits, is_float=image.mode == "F")
+    if (low, high) == _FULL:
+        shallow = (values.clip(low, high).astype(np.int64) >> 8).astype(np.uint8)
+    else:
+        shallow = ((values - low) * (255 / (high - low))).clip(0, 255).round().astype(np.uint8)
+    if getattr(image, "tag_v2", {}).get(262) == 0:  # "white is zero"
+        shallow = 255 - shallow
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        shallow[values == transparent] = 255
+    return Image.fromarray(shallow)
+
+
+def _chosen(
+    low: float, high: float, value_range: str | Sequence[float], *, has_16_bits: bool, is_float: bool = False
+) -> tuple[float, float]:
+    """What becomes black and white in a picture with more than 8 bits a channel."""
+    if not isinstance(value_range, str):
+        return float(value_range[0]), float(value_range[1])
+    if (value_range == "dtype" and has_16_bits) or (not is_float and low >= 0 and 2**14 <= high <= _FULL[1]):
+        return _FULL
+    raise ValueError(f"values from {low:g} to {high:g} of unknown range; save it with 8 bits")
 
 
 def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:

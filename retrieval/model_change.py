@@ -11,7 +11,9 @@ def difference(there: ModelIdentity, new: ModelIdentity) -> str:
         return f"the weights of {new.run or 'the new model'} are others"
     if there.dim != new.dim or there.encodes_text != new.encodes_text or there.task != new.task:
         return "the task is another"
-    if there.input_options != new.input_options:
+    # A gallery of an older version does not say what has become an option since.
+    known = there.input_options.keys() & new.input_options.keys()
+    if any(there.input_options[key] != new.input_options[key] for key in known):
         return f"pictures were made as {there.input_options}, now {new.input_options}"
     if there.predicts != new.predicts:
         return "the model predicts other classes"

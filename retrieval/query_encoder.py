@@ -53,12 +53,13 @@ class QueryEncoder:
         import torch.nn.functional as F
 
         from datamodules.images import read_image
-        from datamodules.options import ImageOptions
+        from datamodules.options import ImageOptions, complete_image
         from datamodules.transforms import eval_transform
         from lightning_modules.embedding import EmbeddingTask
 
         options: ImageOptions = {**self._identity.input_options}  # type: ignore[typeddict-item]  # checked when used
-        picture = eval_transform(options)(read_image(path))[None].to(self._task.device)
+        value_range = complete_image(options)["value_range"]
+        picture = eval_transform(options)(read_image(path, value_range=value_range))[None].to(self._task.device)
         with torch.inference_mode():
             if isinstance(self._task, EmbeddingTask):
                 vector = self._task.encode_image(picture)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from datamodules.schema import UserError
 
 if TYPE_CHECKING:
+    from datamodules.images import ValueRange
     from retrieval.found import Found
     from retrieval.gallery import Gallery
     from retrieval.query_vectors import Encoder
@@ -190,8 +191,9 @@ def _write_sheet(path: Path, answer: Answer) -> None:
     from evaluation.artefacts import written_whole
     from retrieval.contact_sheet import contact_sheet
 
-    example = _picture(answer.example) if answer.example is not None else None
-    page = contact_sheet(answer, [_picture(found) for found in answer.found], example)
+    value_range = answer.identity.input_options.get("value_range", "auto")
+    example = _picture(answer.example, value_range) if answer.example is not None else None
+    page = contact_sheet(answer, [_picture(found, value_range) for found in answer.found], example)
     try:
         with written_whole(path) as partial:
             partial.write_text(page, encoding="utf-8")
@@ -199,7 +201,7 @@ def _write_sheet(path: Path, answer: Answer) -> None:
         raise UserError(f"--html {path}: cannot be written ({error.strerror}); name another file") from error
 
 
-def _picture(found: Found) -> bytes | None:
+def _picture(found: Found, value_range: ValueRange) -> bytes | None:
     """What is shown of a picture: its file, or what the gallery kept of it."""
     from datamodules.images import ImageError, read_image
     from retrieval.contact_sheet import small_jpeg
@@ -207,6 +209,6 @@ def _picture(found: Found) -> bytes | None:
     if not found.path:
         return found.thumbnail
     try:
-        return small_jpeg(read_image(found.path).permute(1, 2, 0).numpy())
+        return small_jpeg(read_image(found.path, value_range=value_range).permute(1, 2, 0).numpy())
     except ImageError:
         return found.thumbnail

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from app.served_gallery import ServedGallery
 from app.served_run import ServedRun
@@ -30,8 +30,13 @@ class MeaningRun:
         meant = [[KNOWN[word] for word in words(text) if word in KNOWN] or ["black"] for text in texts]
         return np.stack([meaning_vector(*values) for values in meant])
 
-    def encode_pictures(self, pictures: Sequence[Image.Image]) -> NDArray[np.float32]:
-        means = [np.asarray(picture).reshape(-1, 3).mean(axis=0) for picture in pictures]
+    value_range = "auto"
+
+    def prepared(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels
+
+    def encode_pictures(self, pictures: Sequence[torch.Tensor]) -> NDArray[np.float32]:
+        means = [picture.float().mean(dim=(1, 2)).tolist() for picture in pictures]
         return np.stack([meaning_vector("blue" if mean[2] > mean[0] else "black") for mean in means])
 
     def reading(self, text: str) -> Reading:

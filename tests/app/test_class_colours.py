@@ -14,7 +14,7 @@ from PIL import Image
 from app.class_colours import MOST_CLASSES, PANELS, ClassColours, colour_figure
 from app.exploring import Explorer, Filter
 from app.served_gallery import ServedGallery
-from datamodules.images import read_image
+from datamodules.images import ValueRange, read_image
 from datamodules.schema import UserError
 from evaluation.exploration_colour import LEVELS
 from retrieval.gallery import Gallery
@@ -56,9 +56,9 @@ def test_hues_lie_where_the_pictures_were_painted(colours: ClassColours, explore
 def test_a_figure_is_computed_once(served: ServedGallery, explorer: Explorer, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
 
-    def counted(source: Path | bytes, name: str) -> torch.Tensor:
+    def counted(source: Path | bytes, name: str, value_range: ValueRange) -> torch.Tensor:
         read.append(name)
-        return read_image(source, name)
+        return read_image(source, name, value_range)
 
     monkeypatch.setattr("app.class_colours.read_image", counted)
     fresh = ClassColours(served, explorer)

@@ -54,10 +54,10 @@ def test_only_broken_files_are_told(context: AppContext, files: list[Path]) -> N
 
 def test_no_picture_and_too_many_are_refused(files: list[Path]) -> None:
     with pytest.raises(UserError, match="there is no picture yet"):
-        read_uploads([], Limits())
+        read_uploads([], Limits(), [])
     with pytest.raises(UserError, match="17 pictures are too many at once; leave 16"):
-        read_uploads([files[0]] * 17, Limits())
-    assert len(read_uploads([files[0]] * 16, Limits())) == 16
+        read_uploads([files[0]] * 17, Limits(), [])
+    assert len(read_uploads([files[0]] * 16, Limits(), [])) == 16
 
 
 def test_unknown_runs_are_refused(context: AppContext, files: list[Path]) -> None:
@@ -70,7 +70,8 @@ def test_runs_that_sort_pictures(context: AppContext) -> None:
 
 
 def test_where_a_class_is_seen(context: AppContext, files: list[Path]) -> None:
-    run, [upload] = context.run("quickstart"), read_uploads(files[:1], Limits())
+    run = context.run("quickstart")
+    [upload] = read_uploads(files[:1], Limits(), [run])
     assert upload.picture is not None
     best = run.predict([upload.picture])[0].tasks["class"].ranked(1)[0][0]
     seen = where(run, upload, "class", best, "Grad-CAM")
@@ -81,7 +82,8 @@ def test_where_a_class_is_seen(context: AppContext, files: list[Path]) -> None:
 
 
 def test_what_cannot_be_shown_is_refused(context: AppContext, files: list[Path]) -> None:
-    run, uploads = context.run("quickstart"), read_uploads(files, Limits())
+    run = context.run("quickstart")
+    uploads = read_uploads(files, Limits(), [run])
     with pytest.raises(UserError, match="choose one of Grad-CAM, Attention rollout"):
         where(run, uploads[0], "class", "mug", "magic")
     with pytest.raises(UserError, match=r"broken\.jpg"):

@@ -104,7 +104,7 @@ def test_the_subclasss_own_arguments_are_saved_and_load_with_weights_only(tmp_pa
     trainer(tmp_path, 1, path).fit(Recorder(), datamodule=data)
     stored = torch.load(path.best_model_path, weights_only=True)
     assert stored["datamodule_hyper_parameters"] == expected
-    assert stored["Noise"] == {"fingerprint": data.table.fingerprint()}
+    assert stored["Noise"] == {"fingerprint": data.table.fingerprint(), "value_range": "auto"}
     again = Noise.load_from_checkpoint(path.best_model_path, weights_only=True)
     assert dict(again.hparams) == expected
     assert again.image_options == data.image_options

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from datamodules.image_folder import ImageFolder
+from datamodules.location import left_out_text
+from datamodules.picture_folder import PictureFolder
 from datamodules.schema import UNKNOWN, UserError
 from tests.datamodules.from_yaml import from_yaml
 from tests.fakes import write_image_folder
@@ -137,7 +139,7 @@ def test_rare_classes_stay_in_train(tmp_path: Path) -> None:
         (["val/a/1.jpg", "test/a/1.jpg"], "no train"),
         (["a/1.jpg", "stray.jpg"], "stray.jpg in no class folder"),
         (["train/a/1.jpg", "train/stray.jpg", "test/a/1.jpg"], "stray.jpg in no class folder"),
-        (["a/1.jpg", "b/1.heic", "c/notes.txt"], "no pictures .* in class folder b, c;"),
+        (["a/1.jpg", "b/1.cr2", "c/notes.txt"], "no pictures .* in class folder b, c;"),
         (["train/a/1.jpg", "val/b/notes.txt"], "no pictures .* in class folder b;"),
         (["stray.jpg"], "has no folders"),
     ],
@@ -195,3 +197,105 @@ init_args:
 """)
     assert isinstance(data, ImageFolder)
     assert len(set(data.group_names())) == 18
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        {"Train": "train", "Test": "test"},
+        {"training": "train", "testing": "test"},
+        {"train": "train", "eval": "val"},
+        {"TRAIN": "train", "VAL": "val"},
+        {"train": "train", "Test": "test"},
+        {"Train": "train", "valid": "val", "TEST": "test"},
+        {"Training": "train", "Validation": "val", "Testing": "test"},
+        {"train2017": "train", "val2017": "val"},
+        {"train_set": "train", "dev-set": "val", "test_images": "test"},
+        {"trainset": "train", "testset": "test"},
+        {"01_train": "train", "02_evaluation": "val"},
+    ],
+)
+def test_split_folders_are_recognized_in_any_spelling(folders: dict[str, str], tmp_path: Path) -> None:
+    for folder in folders:
+        for name in ("bag", "cup"):
+            touch(tmp_path / folder / name / "1.png")
+    data = ImageFolder(str(tmp_path), {"val_fraction": 0, "test_fraction": 0})
+    assert data.class_names == ["bag", "cup"]
+    found = {data.table.name(row).split("/")[0]: data.table.split(row) for row in range(len(data.table))}
+    assert found == folders
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("A", "B"),
+        ("2019", "2020"),
+        ("fold1", "fold2", "fold3"),
+        ("train", "unlabeled"),
+        ("cat", "dog"),
+        ("test", "new"),
+    ],
+)
+def test_folders_that_may_be_splits_or_classes_are_refused(folders: tuple[str, ...], tmp_path: Path) -> None:
+    for folder in folders:
+        for name in ("bag", "cup"):
+            touch(tmp_path / folder / name / "1.png")
+    with pytest.raises(
+        UserError, match=r"may be classes or splits; say which with data split_folders: \{train"
+    ) as said:
+        _ = ImageFolder(str(tmp_path)).table
+    assert "\n" not in str(said.value)
+    assert ImageFolder(str(tmp_path), split_folders={}).class_names == sorted(folders)
+    chosen = {"train": list(folders[:-1]), "test": folders[-1]}
+    stated = ImageFolder(str(tmp_path), {"val_fraction": 0}, split_folders=chosen)  # type: ignore[arg-type]  # variance
+    assert stated.class_names == ["bag", "cup"]
+    assert split_sizes(stated) == [2 * len(folders) - 2, 0, 2]
+
+
+def test_folders_of_one_name_below_each_class_are_no_splits(tmp_path: Path) -> None:
+    for name in ("bag", "cup", "train"):
+        touch(tmp_path / name / "images" / "1.png")
+    assert ImageFolder(str(tmp_path)).class_names == ["bag", "cup", "train"]
+
+
+@pytest.mark.parametrize(
+    ("folders", "chosen", "message"),
+    [
+        (("train", "Train"), None, r"several folders for train \(Train, train\); keep one, or say which"),
+        (("train", "val", "dev"), None, r"several folders for val \(dev, val\)"),
+        (("Val", "TEST"), None, "has TEST, Val but no train; add it, or say which"),
+        (("A", "B"), {"train": "A"}, "says nothing of B"),
+        (("A", "B"), {"train": "A", "test": "C"}, "has no folder 'C'; it has A, B"),
+        (("A", "B"), {"train": "A", "val": ["A", "B"]}, "names a folder twice"),
+        (("A", "B"), {"test": ["A", "B"]}, "names no folder for train"),
+        (("A", "B"), {"training": "A"}, "must be one of train, val, test; got 'training'"),
+    ],
+)
+def test_unclear_split_folders_are_refused(
+    folders: tuple[str, ...], chosen: dict[str, str | list[str]] | None, message: str, tmp_path: Path
+) -> None:
+    for folder in folders:
+        for name in ("bag", "cup"):
+            touch(tmp_path / folder / name / "1.png")
+    with pytest.raises(UserError, match=message):
+        _ = ImageFolder(str(tmp_path), split_folders=chosen).table
+
+
+def test_files_left_out_are_counted_by_suffix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.jpg", "b.JPG", "c.avif", "d.jfif", "e.jp2"):
+        touch(tmp_path / "bag" / name)
+        touch(tmp_path / "cup" / "deep" / name)
+    for name in ("raw.CR2", "deep/raw.cr2", "notes.txt", "Makefile", "photo.heic", ".hidden.txt", "__MACOSX/x.txt"):
+        touch(tmp_path / "cup" / name)
+    touch(tmp_path / "readme.txt")
+    monkeypatch.setattr("datamodules.images.heif_formats", tuple)
+    data = ImageFolder(str(tmp_path))
+    assert len(data.table) == 10
+    assert data.files_left_out == {".cr2": 2, ".txt": 2, "": 1, ".heic": 1}
+    folder = PictureFolder(str(tmp_path))
+    assert len(folder.table) == 10
+    assert folder.files_left_out == data.files_left_out
+    monkeypatch.setattr("datamodules.location.heif_formats", tuple)
+    assert left_out_text(data.files_left_out) == (
+        "by ending: .cr2 2, .txt 2, no ending 1, .heic 1 (install the extra heic to read them)"
+    )

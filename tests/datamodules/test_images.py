@@ -2,21 +2,34 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from warnings import catch_warnings
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
-from datamodules.images import MAX_PIXELS, ImageError, read_image
+from datamodules import images
+from datamodules.images import (
+    MAX_BYTES,
+    MAX_PIXELS,
+    ImageError,
+    UndecidedRangeError,
+    heif_formats,
+    image_suffixes,
+    read_image,
+)
 from datamodules.schema import UserError
 
 WIDTH, HEIGHT = 31, 17
+PACKAGES = ("app", "callbacks", "datamodules", "evaluation", "experiments", "lightning_modules", "retrieval")
 
 
 def gradient() -> Image.Image:
@@ -166,10 +179,226 @@ def test_decompression_bombs_are_refused_undecoded(width: int, warnings: Literal
         read_image(_declared_png(width, 10_000), name="bomb")
 
 
+def deep_png(values: NDArray[np.uint16]) -> bytes:
+    """A PNG of 16 bits a channel, which Pillow cannot write in color: uint16 ``(H, W, C)``."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width, channels = values.shape
+    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def ramp(highest: int, channels: int = 1) -> NDArray[np.uint16]:
+    values = np.linspace(0, highest, 12 * 9 * channels).astype(np.uint16)
+    return values.reshape(9, 12, channels)
+
+
+DEEP: dict[str, Callable[[NDArray[np.uint16]], bytes]] = {
+    "PNG": lambda values: encoded(Image.fromarray(values[..., 0])),
+    "TIFF": lambda values: encoded(Image.fromarray(values[..., 0]), "TIFF"),
+    "big-endian TIFF": lambda values: encoded(Image.fromarray(values[..., 0].astype(">u2")), "TIFF"),
+    "32-bit TIFF": lambda values: encoded(Image.fromarray(values[..., 0].astype(np.int32)), "TIFF"),
+    "float TIFF": lambda values: encoded(Image.fromarray(values[..., 0].astype(np.float32)), "TIFF"),
+    "PGM": lambda values: encoded(Image.fromarray(values[..., 0].astype(np.int32)), "PPM"),
+    "JPEG 2000": lambda values: encoded(Image.fromarray(values[..., 0]), "JPEG2000"),
+    "color PNG": deep_png,
+    "PNG with alpha": lambda values: deep_png(np.concatenate([values, np.full_like(values[..., :1], 65535)], axis=2)),
+}
+
+
+@pytest.mark.parametrize("kind", DEEP)
+def test_a_range_maps_black_and_white(kind: str) -> None:
+    values = ramp(4095, 3 if kind == "color PNG" else 1)
+    content = DEEP[kind](values)
+    expected = np.round(values / 4095 * 255).astype(np.uint8)
+    read = read_image(content, value_range=[0, 4095]).permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(read, np.broadcast_to(expected, read.shape))
+    clipped = read_image(content, value_range=[1000, 2000]).permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(clipped == 255, np.broadcast_to(values >= 1999, read.shape))
+    np.testing.assert_array_equal(clipped == 0, np.broadcast_to(values <= 1001, read.shape))
+    with pytest.raises(UndecidedRangeError, match=r"a\.x: more than 8 bits .* from 0 to 4095, .*value_range") as said:
+        read_image(content, "a.x")
+    assert "\n" not in str(said.value)
+    assert said.value.values == (0, 4095, kind == "float TIFF")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in DEEP if kind not in ("float TIFF", "32-bit TIFF")])
+def test_all_of_16_bits_is_the_upper_byte(kind: str) -> None:
+    for highest in (65535, 4095):
+        values = ramp(highest, 3 if kind == "color PNG" else 1)
+        content = DEEP[kind](values)
+        read = read_image(content, value_range="dtype").permute(1, 2, 0).numpy()
+        np.testing.assert_array_equal(read, np.broadcast_to((values >> 8).astype(np.uint8), read.shape))
+    assert read_image(DEEP[kind](ramp(65535))).equal(read_image(DEEP[kind](ramp(65535)), value_range=[0, 65535]))
+
+
 def test_ranges_that_nobody_knows_are_refused() -> None:
     for values in (np.full((4, 4), 0.5, dtype=np.float32), np.full((4, 4), 70_000, dtype=np.int32)):
-        with pytest.raises(ImageError, match="save it with 8 or 16 bits"):
-            read_image(encoded(Image.fromarray(values), "TIFF"))
+        content = encoded(Image.fromarray(values), "TIFF")
+        with pytest.raises(ImageError, match="save it with 8 bits"):
+            read_image(content)
+        with pytest.raises(ImageError, match="no range of their own"):
+            read_image(content, value_range="dtype")
+    with pytest.raises(ImageError, match="not finite"):
+        read_image(encoded(Image.fromarray(np.full((4, 4), np.nan, dtype=np.float32)), "TIFF"), value_range=[0, 1])
+    assert (
+        read_image(encoded(Image.fromarray(np.full((4, 4), 0.5, np.float32)), "TIFF"), value_range=[0, 1]) == 128
+    ).all()
+
+
+def test_a_deep_image_may_be_turned_transparent_or_inverted() -> None:
+    values = ramp(4095)[..., 0]
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, "PNG", exif=tags)
+    upright = np.rot90(np.round(values / 4095 * 255).astype(np.uint8), -1)
+    np.testing.assert_array_equal(read_image(buffer.getvalue(), value_range=[0, 4095])[0].numpy(), upright)
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, "PNG", transparency=0)
+    assert read_image(buffer.getvalue(), value_range=[0, 4095])[0, 0, :2].tolist() == [255, 2]
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, "TIFF", tiffinfo={262: 0})
+    assert read_image(buffer.getvalue(), value_range=[0, 4095])[0, 0, 0] == 255, "white is zero"
+    half = np.concatenate([ramp(65535, 3), np.zeros((9, 12, 1), np.uint16)], axis=2)
+    assert (read_image(deep_png(half), value_range=[0, 65534]) == 255).all(), "transparent"
+
+
+@pytest.mark.parametrize("suffix", [".avif", ".jfif", ".jpe", ".jp2", ".heic", ".HIF", ".pnm", ".APNG"])
+def test_further_formats_are_read(suffix: str, tmp_path: Path) -> None:
+    pytest.importorskip("pillow_heif")
+    assert suffix.lower() in image_suffixes()
+    kind = {".avif": "AVIF", ".jp2": "JPEG2000", ".heic": "HEIF", ".hif": "HEIF", ".pnm": "PPM", ".apng": "PNG"}
+    heif_formats()
+    path = tmp_path / f"a{suffix}"
+    with path.open("wb") as file:
+        gradient().resize((64, 48)).save(file, kind.get(suffix.lower(), "JPEG"))
+    assert (read_image(path).float() - as_tensor(gradient().resize((64, 48))).float()).abs().mean() < 8
+
+
+def test_without_its_extra_heic_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pillow_heif")
+    heif_formats()
+    content = encoded(gradient().resize((64, 48)), "HEIF")
+    monkeypatch.setattr("datamodules.images.heif_formats", tuple)
+    assert ".heic" not in image_suffixes()
+    with pytest.raises(ImageError, match=r"^a: HEIC, which needs pillow-heif: install the extra heic; "):
+        read_image(content, "a")
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".eps", ".png"])
+def test_no_other_decoder_is_started(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An EPS starts Ghostscript, which whoever wrote the file programs."""
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("a program was started"))
+    monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("a program was started"))
+    Image.init()
+    path = tmp_path / f"a{suffix}"
+    buffer = io.BytesIO()
+    gradient().save(buffer, "EPS")
+    path.write_bytes(buffer.getvalue())
+    with pytest.raises(ImageError, match="not a picture in a known format"):
+        read_image(path)
+    for kind in ("ICO", "TGA", "PCX", "DDS", "SGI", "IM"):
+        path.write_bytes(encoded(gradient(), kind))
+        with pytest.raises(ImageError, match="not a picture in a known format"):
+            read_image(path)
+
+
+def test_image_files_are_opened_in_one_place() -> None:
+    """One list of formats and one set of bounds; an exported model's script stands on its own."""
+    root = Path(images.__file__).parent.parent
+    product = [path for folder in PACKAGES for path in (root / folder).rglob("*.py")]
+    assert len(product) > 100
+    calls = re.compile(r"Image\.open\(|\.imread\(|decode_image\(|decode_jpeg\(|decode_png\(|read_file\(")
+    found = {path.relative_to(root).as_posix() for path in product if calls.search(path.read_text(encoding="utf-8"))}
+    assert found == {"datamodules/images.py", "experiments/predict_onnx.py"}
+    opens = re.compile(r"Image\.open\((?!file, formats=)")
+    assert not [name for name in found if opens.search((root / name).read_text(encoding="utf-8"))]
+
+
+def noise_bytes(file_format: str, **options: Any) -> bytes:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("size", [1, 48, 1000])
+def test_damaged_pixels_of_a_png_are_noticed(size: int) -> None:
+    content = noise_bytes("PNG")
+    place = content.index(b"IDAT") + 3000
+    for middle in (bytes(size), bytes([255]) * size):
+        with pytest.raises(ImageError, match=r"^a: .*wrong checksum of a chunk 'IDAT'"):
+            read_image(content[:place] + middle + content[place + size :], "a")
+    with pytest.raises(ImageError, match="the end of the file is missing"):
+        read_image(content[:-12], "a")
+    # Compressed badly, but a valid file: the decoder itself notices it.
+    stored = io.BytesIO()
+    flat = Image.new("RGB", (64, 64), (9, 9, 9))
+    flat.save(stored, "PNG", compress_level=0)
+    damaged = bytearray(stored.getvalue())
+    damaged[damaged.index(b"IDAT") + 200] ^= 1
+    with pytest.raises(ImageError, match="wrong checksum"):
+        read_image(bytes(damaged))
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"optimize": True}])
+def test_damaged_pixels_of_a_jpeg_are_noticed_where_its_decoder_does(options: dict[str, Any]) -> None:
+    content = noise_bytes("JPEG", quality=90, **options)
+    assert read_image(content).shape == (3, 64, 64)
+    place = len(content) // 2
+    with pytest.raises(ImageError, match=r"^a: cannot be decoded"):
+        read_image(content[:place] + bytes(400) + content[place + 400 :], "a")
+
+
+def test_few_stray_bytes_before_a_marker_do_no_harm() -> None:
+    content = noise_bytes("JPEG")
+    assert content.endswith(b"\xff\xd9")
+    assert read_image(content[:-2] + bytes(3) + content[-2:]).equal(read_image(content))
+    with pytest.raises(ImageError, match="extraneous"):
+        read_image(content[:-2] + bytes(300) + content[-2:])
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+def test_a_jpeg_has_the_pixels_of_pillows_decoder(mode: str, options: dict[str, Any]) -> None:
+    buffer = io.BytesIO()
+    gradient().convert(mode).save(buffer, "JPEG", **options)
+    with Image.open(buffer) as image:
+        assert read_image(buffer.getvalue()).equal(as_tensor(image))
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000"])
+def test_bytes_after_the_end_are_ignored(file_format: str) -> None:
+    content = noise_bytes(file_format)
+    assert read_image(content + b"PK\x03\x04 and more").equal(read_image(content))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of what is wrong with a TIFF
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+@pytest.mark.parametrize("file_format", ["PPM", "AVIF", "JPEG2000", "WEBP", "TIFF"])
+def test_files_cut_short_are_refused(file_format: str, share: float) -> None:
+    content = noise_bytes(file_format)
+    with pytest.raises(ImageError):
+        read_image(content[: int(len(content) * share)])
+
+
+def test_huge_files_and_tiles_are_refused_undecoded(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    path.write_bytes(noise_bytes("TIFF"))
+    with path.open("r+b") as file:
+        file.truncate(MAX_BYTES + 1)  # sparse: takes no space
+    with pytest.raises(ImageError, match=r"a\.tif: too large to be decoded \(1073741825 bytes"):
+        read_image(path)
+    tags = {256: 9, 257: 9, 258: 8, 259: 1, 262: 1, 277: 1, 322: 100_000, 323: 100_000, 324: 8, 325: 81}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    tiled = b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", len(tags)) + entries + bytes(100)
+    with pytest.raises(ImageError, match="tiles of 100000 × 100000 pixels"):
+        read_image(tiled)
 
 
 def test_the_error_is_a_users_and_travels_between_processes() -> None:

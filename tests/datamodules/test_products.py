@@ -129,7 +129,7 @@ def test_all_problems_are_told_together_by_row(tmp_path: Path) -> None:
     root = write_rows(
         tmp_path,
         GOOD,
-        ["images/a.jpg", "cap", "colour:red", "", "validate", "A"],
+        ["images/a.jpg", "cap", "colour:red", "", "elsewhere", "A"],
         ["images\\good.jpg", "cap", "colour:red", "", "train", "A"],
         ["../b.jpg", "cap", "colour:red", "", "train", "A"],
         ["/c.jpg", "cap", "colour:red;metal", "", "train", "A"],
@@ -146,7 +146,7 @@ def test_all_problems_are_told_together_by_row(tmp_path: Path) -> None:
     assert lines[0].startswith(f"{root}/labels.csv: 10 problems")
     assert [line.split(": ")[0] for line in lines[1:]] == [f"{where}:{row}" for row in (3, 4, 5, 6, 6, 7, 8, 9, 9, 10)]
     for row, part in [
-        (3, "split 'validate' is not one of train, val, test"),
+        (3, "split 'elsewhere' is not one of train, val, test"),
         (4, "picture 'images/good.jpg' again, first in row 2"),
         (5, "leads out of the data set's folder"),
         (6, "is absolute"),

@@ -263,3 +263,37 @@ def test_scaling_down_is_the_evaluations() -> None:
     transform = eval_transform({"size": 20, "crop_fraction": 0.8})
     assert torch.equal(transform(scale_down(image, 25, "bicubic")), transform(image))
     assert scale_down(image, 50, "bicubic") is image
+
+
+@pytest.mark.parametrize("options", [{"size": 64}, {"size": 32, "crop_fraction": 0.875, "interpolation": "bilinear"}])
+@pytest.mark.parametrize("size", [(2000, 3), (3, 2000), (1, 999), (999, 1), (40, 9000)])
+def test_of_a_strip_only_the_center_is_scaled(
+    size: tuple[int, int], options: ImageOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    whole = eval_transform(options)(image)
+    monkeypatch.setattr("datamodules.transforms._MOST_ENLARGED", 0)
+    center = eval_transform(options)(image)
+    assert center.shape == whole.shape
+    # Pillow and torch round a few pixels of a resized image differently.
+    assert (center.int() - whole.int()).abs().max() <= 2
+
+
+@pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1), (1, 80_000_000)])
+def test_a_strip_costs_little(size: tuple[int, int]) -> None:
+    image = torch.zeros(3, 1, 1, dtype=torch.uint8).expand(3, *size)
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        for transform in (
+            eval_transform({"size": 224}),
+            train_transform(None, {"preset": "reference"}, hue_safe=False),
+        ):
+            assert transform(image).shape == (3, 224, 224)
+    # One of them would be 3 to 60 GB in full.
+    assert sum(max(0, event.cpu_memory_usage) for event in profile.events()) < 200 * 2**20
+
+
+def test_images_of_usual_shapes_take_the_usual_way() -> None:
+    transform = eval_transform({"size": 224})
+    transform._only_center = None  # type: ignore[assignment]  # fails if it is called
+    for size in ((100, 7000), (4000, 3000), (50, 50)):
+        assert transform(torch.zeros(3, *size, dtype=torch.uint8)).shape == (3, 224, 224)

@@ -11,7 +11,10 @@ import torch
 from PIL import Image
 
 from datamodules.image_folder import ImageFolder
+from datamodules.picture_facts import decoded_content
+from datamodules.schema import UserError
 from datamodules.verification import HASH_BOXES, Arrays, Verification, cache_directory, cached, hash_boxes, verify
+from tests.datamodules.deep import write_deep_folder
 from tests.fakes import write_image_folder
 
 
@@ -258,3 +261,91 @@ def test_a_spoilt_memory_of_single_pictures_is_none(root: Path) -> None:
     for path in cache_files():
         path.write_bytes(b"rubbish")
     assert_same(verify(ImageFolder(str(root))), found)
+
+
+def expected_deep(path: str, highest: int) -> torch.Tensor:
+    values = np.asarray(Image.open(path)).astype(np.float64)
+    return torch.from_numpy(np.round((values / highest * 255).clip(0, 255)).astype(np.uint8))
+
+
+@pytest.mark.parametrize(("highest", "white"), [(200, 255), (255, 255), (1000, 1023), (4095, 4095), (9000, 16383)])
+def test_the_data_set_decides_the_value_range(root: Path, tmp_path: Path, highest: int, white: int) -> None:
+    data = ImageFolder(str(write_deep_folder(tmp_path / "deep", highest)), loader={"cache": "always"})
+    data.setup("fit")
+    assert data.image_options["value_range"] == [0, white]
+    record = data.data_record()["value_range"]
+    assert record["option"] == "auto"
+    assert record["range"] == [0, white]
+    assert record["images"] == 12
+    assert sum(record["used"].values()) == 12
+    assert data.read_image(3)[0].equal(expected_deep(data.table.source(3), white))
+    assert len(np.unique(verify(data).content, axis=0)) == 12, "they are not all black"
+    # The next run finds it, and so do the other processes.
+    again = ImageFolder(str(tmp_path / "deep"))
+    again.setup("fit")
+    assert again.image_options["value_range"] == [0, white]
+    assert again.data_record()["value_range"] == record
+    facts = data.picture_facts(np.arange(12))
+    assert facts.column("content").to_pylist() == decoded_content(data.read_image, np.arange(12))
+
+
+def test_the_range_follows_a_data_set_that_grows(root: Path, tmp_path: Path) -> None:
+    write_deep_folder(tmp_path / "deep", 255)
+    small = ImageFolder(str(tmp_path / "deep"))
+    small.setup("fit")
+    assert small.image_options["value_range"] == [0, 255]
+    Image.fromarray(np.full((9, 9), 4000, np.uint16)).save(tmp_path / "deep" / "bag" / "new.png")
+    grown = ImageFolder(str(tmp_path / "deep"))
+    grown.setup("fit")
+    assert grown.image_options["value_range"] == [0, 4095]
+    facts = grown.picture_facts(np.arange(13)).column("content").to_pylist()
+    assert facts == decoded_content(grown.read_image, np.arange(13)), "all were read again with the new range"
+    shutil.rmtree(tmp_path / "deep" / "bag")
+    (tmp_path / "deep" / "bag").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "deep" / "bag" / "a.png")
+    for path in (tmp_path / "deep" / "cup").iterdir():
+        path.unlink()
+    Image.new("RGB", (9, 8)).save(tmp_path / "deep" / "cup" / "a.png")
+    shallow = ImageFolder(str(tmp_path / "deep"))
+    shallow.setup("fit")
+    assert shallow.image_options["value_range"] == "auto"
+    assert shallow.data_record()["value_range"] == {"option": "auto", "range": None}
+
+
+def test_a_stated_range_holds(root: Path, tmp_path: Path) -> None:
+    write_deep_folder(tmp_path / "deep")
+    for option in ("dtype", [100, 3000]):
+        data = ImageFolder(str(tmp_path / "deep"), image={"value_range": option})  # type: ignore[arg-type]
+        data.setup("fit")
+        assert data.image_options["value_range"] == option
+        assert data.data_record()["value_range"] == {"option": option, "range": option}
+    assert int(ImageFolder(str(tmp_path / "deep"), image={"value_range": "dtype"}).read_image(0).max()) == 15
+
+
+def test_ranges_that_no_usual_one_holds_are_refused_by_name(root: Path, tmp_path: Path) -> None:
+    write_deep_folder(tmp_path / "deep")
+    Image.fromarray(np.full((8, 8), -5, np.int32)).save(tmp_path / "deep" / "cup" / "odd.tif")
+    with pytest.raises(
+        UserError, match=r"values from -5 \(cup/odd.tif\) to 4095 \(bag/0.png\).*value_range: \[lo, hi\]"
+    ):
+        ImageFolder(str(tmp_path / "deep")).setup("fit")
+    Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(tmp_path / "deep" / "cup" / "odd.tif")
+    with pytest.raises(UserError, match="1 of them floating point"):
+        ImageFolder(str(tmp_path / "deep")).setup("fit")
+
+
+def test_a_checkpoints_range_holds_for_other_data(root: Path, tmp_path: Path) -> None:
+    """The test set may be darker than what the model was trained on."""
+    trained = ImageFolder(str(write_deep_folder(tmp_path / "deep")))
+    trained.setup("fit")
+    other = ImageFolder(str(write_deep_folder(tmp_path / "other", 250)))
+    other.setup("test")
+    assert other.image_options["value_range"] == [0, 255]
+    state = trained.state_dict()
+    assert state["value_range"] == [0, 4095]
+    other.load_state_dict(state)
+    assert other.image_options["value_range"] == [0, 4095]
+    assert int(other.read_image(0).max()) == round(250 / 4095 * 255)
+    facts = other.picture_facts(np.arange(12)).column("content").to_pylist()
+    assert facts == decoded_content(other.read_image, np.arange(12))
+    assert other.dataset("train")[0]["image"].max() <= 32, "the cache of decoded images, too"

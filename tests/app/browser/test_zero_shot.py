@@ -30,11 +30,12 @@ def test_labels_get_bars_and_a_verdict(
     labels = page.locator("#zero-shot-labels textarea")
     labels.fill("mug, cap\n Mug , blue vase")
     page.locator("#zero-shot-ask").click()
-    uploads = [upload.picture for upload in read_uploads(pictures, context.limits)]
+    run = context.run("pairs")
+    uploads = read_uploads(pictures, context.limits, [run])
     background = Background.of(context.gallery("pairs"))
     expected = ask(
-        context.run("pairs"),
-        [picture for picture in uploads if picture is not None],
+        run,
+        [upload.inputs[run.name] for upload in uploads if upload.picture is not None],
         ["mug", "cap", "blue vase"],
         PROMPTS["One sentence"],
         background=background,
