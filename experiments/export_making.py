@@ -176,7 +176,9 @@ class Maker:
             shutil.copyfile(str(predict_onnx.__file__), folder / "predict.py")
         files = sorted(path.name for path in _model_files(folder))
         measured = {"split": self._options.split, "forms": [asdict(form) for form in mine]}
-        write_summary(folder, {**self._metadata, "format": kind, "files": files, "measured": measured})
+        digests = {path.name: predict_onnx.sha256(path) for path in _model_files(folder)}
+        values = {**self._metadata, "format": kind, "files": files, "sha256": digests, "measured": measured}
+        write_summary(folder, values)
         write_card(folder / "README.md", self._files, self._metadata, kind, mine, self._options.split)
 
 

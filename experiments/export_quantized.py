@@ -73,6 +73,7 @@ def quantize_onnx(source: Path, target: Path, tower: Tower, calibration: Sequenc
         simpler = Path(folder) / "simpler.onnx"
         try:
             quant_pre_process(str(source), str(simpler), skip_symbolic_shape=True)
+            _forget_weight_shapes(simpler)
             if "image" in tower.inputs:
                 quantize_static(
                     simpler,
@@ -146,6 +147,22 @@ def quantize_weights(task: VisionTask) -> None:
             quantize_(task, Int8WeightOnlyConfig())
     except Exception as error:
         raise _cannot("torchao", "", error) from error
+
+
+def _forget_weight_shapes(path: Path) -> None:
+    """Drop the shapes that a file notes of its weights beside the weights themselves.
+
+    ``torch.onnx`` notes them. ONNX Runtime transposes the weights of a Gemm in place and leaves the note as it is, so
+    shape inference then finds two shapes of any weight that is not square.
+    """
+    import onnx
+
+    model = onnx.load(path)
+    weights = {weight.name for weight in model.graph.initializer}
+    kept = [value for value in model.graph.value_info if value.name not in weights]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(kept)
+    onnx.save(model, path)
 
 
 def _reader(pictures: Sequence[NDArray[np.uint8]]) -> Any:

@@ -70,10 +70,13 @@ def read_weights(path: Path) -> VisionTask:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: is no whole safetensors file ({error}); export again") from error
-    from_strings(strings, path)
+    metadata = from_strings(strings, path)
     checkpoint = _checkpoint(strings, path)
     if _QUANTISED not in strings:
-        return task_from({**checkpoint, "state_dict": state}, path).eval()
+        task = task_from({**checkpoint, "state_dict": state}, path).eval()
+        if "weights" in metadata and metadata["weights"] != task.weights_digest():
+            raise UserError(f"{path}: its weights have been changed since the export; export again")
+        return task
     state = _unflattened(state, strings[_QUANTISED], path)
     return task_from({**checkpoint, "state_dict": state}, path, assign=True).eval()
 

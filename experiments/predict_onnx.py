@@ -9,6 +9,7 @@ model.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import zlib
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 KEY, VERSION = "vitrine", 1
+SUMMARY = "export.json"
 MAX_PIXELS = 89_478_485
 """Larger pictures are refused before they are decoded: a small file can hold one that fills the memory."""
 
@@ -157,6 +159,7 @@ class Model:
         return embeddings
 
     def _session(self, name: str) -> onnxruntime.InferenceSession:
+        self._refuse_changed(name)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads
         try:
@@ -165,6 +168,31 @@ class Model:
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise PredictError(f"{self.folder / name}: cannot be loaded ({reason}); export again") from error
+
+    def _refuse_changed(self, name: str) -> None:
+        """Compare a file with the digest that the export recorded, where its summary is there and has one."""
+        try:
+            recorded = json.loads((self.folder / SUMMARY).read_text(encoding="utf-8"))["sha256"][name]
+        except FileNotFoundError:
+            return
+        except KeyError:  # exported by an older version
+            return
+        except (OSError, ValueError, TypeError) as error:
+            raise PredictError(f"{self.folder / SUMMARY}: cannot be read ({error}); export again") from error
+        if sha256(self.folder / name) != recorded:
+            raise PredictError(
+                f"{self.folder / name}: is not the file that was exported (its SHA-256 differs from {SUMMARY}), so its "
+                "weights may be missing or changed; export again"
+            )
+
+
+def sha256(path: Path) -> str:
+    """Digest of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def prepared(image: Image.Image, options: Mapping[str, Any]) -> NDArray[np.uint8]:

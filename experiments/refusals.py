@@ -11,10 +11,14 @@ from lightning.pytorch.callbacks import Callback
 
 from datamodules.schema import UserError
 from datamodules.whole_files import check_zip
+from lightning_modules.base import VisionTask
 
 _NOT_COMPARED = {"_instantiator", "class_counts", "class_prompts", "chunk_size", "architectures"}
 """Counts of the training split only shape the loss, and a checkpoint may well be tested on other data; prompts may be
 changed after training; chunks do not change results; configurations follow from names, which are compared."""
+
+_NEEDED = {"state_dict", "hyper_parameters", "pytorch-lightning_version"}
+"""What Lightning reads of a checkpoint before anything else."""
 
 
 @runtime_checkable
@@ -29,7 +33,8 @@ class KnowsReadiness(Protocol):
 def refuse_conflicting_checkpoint(model: LightningModule, checkpoint: Path) -> None:
     """Refuse a checkpoint whose hyper-parameters differ from the configuration.
 
-    LightningCLI would silently let the checkpoint win over YAML and flags. Class names and image size, which come from
+    LightningCLI would silently let the checkpoint win over YAML and flags. Weights must be the model's, all of them, by
+    names and shapes. Class names and image size, which come from
     the data, are compared as well: other names in the same places would permute the predictions without a word.
 
     Args:
@@ -37,15 +42,19 @@ def refuse_conflicting_checkpoint(model: LightningModule, checkpoint: Path) -> N
         checkpoint: A readable checkpoint file.
 
     Raises:
-        UserError: Some value differs; the line names each.
+        UserError: Some value differs, or weights do not fit; the line names each.
     """
     check_zip(checkpoint, "take the run's other checkpoint (best.ckpt, last.ckpt), or train again")
     try:
-        saved: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        saved: Any = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many kinds for a file that is none of its own
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"--ckpt_path {checkpoint}: not a readable checkpoint ({reason[:120]})") from error
-    theirs = {key: value for key, value in saved.get("hyper_parameters", {}).items() if key not in _NOT_COMPARED}
+    if not isinstance(saved, dict) or not saved.keys() >= _NEEDED:
+        raise UserError(
+            f"--ckpt_path {checkpoint}: is not a checkpoint of a run; plain weights belong to the model's `pretrained:`"
+        )
+    theirs = {key: value for key, value in saved["hyper_parameters"].items() if key not in _NOT_COMPARED}
     ours = {key: _plain(value) for key, value in model.hparams.items() if key not in _NOT_COMPARED}
     different = [
         f"{key}: the checkpoint has {_short(_plain(theirs[key]))}, the configuration {_short(ours[key])}"
@@ -56,6 +65,10 @@ def refuse_conflicting_checkpoint(model: LightningModule, checkpoint: Path) -> N
         raise UserError(
             f"--ckpt_path {checkpoint} does not fit the configuration (model.init_args): {'; '.join(different)}. "
             "Use the run's own config.yaml, or leave --ckpt_path out to start anew"
+        )
+    if isinstance(model, VisionTask) and (wrong := model.misfits(saved["state_dict"])):
+        raise UserError(
+            f"--ckpt_path {checkpoint}: the weights do not fit {type(model).__name__}: {wrong}; give a whole checkpoint"
         )
 
 

@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from evaluation.parameter_count import parameter_count
 from experiments.metrics_log import MetricsLog
 from experiments.run_directory import write_text_whole
+from lightning_modules.base import VisionTask
 
 RECORD_FILE = "run.json"
 
@@ -67,6 +68,7 @@ class RunRecorder(Callback):
             "checkpoint": str(self.checkpoint) if self.checkpoint else None,
         }
         facts = self._facts(trainer, pl_module)
+        facts["pretrained"] = origins(pl_module)
         # A task may make its network in its own setup, which comes after this.
         self._has_size = facts["model"]["parameters"] > 0
         self._write(trainer, facts)
@@ -93,7 +95,9 @@ class RunRecorder(Callback):
         self._note_size(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin the log anew, or go on with it where the checkpoint says."""
+        """Begin the log anew, or go on with it where the checkpoint says; the pretrained weights are known by now."""
+        if trainer.is_global_zero:
+            self._write(trainer, {"pretrained": origins(pl_module)})
         for logger in trainer.loggers:
             if isinstance(logger, MetricsLog):
                 logger.keep_rows(self._logged_rows)
@@ -116,17 +120,18 @@ class RunRecorder(Callback):
         if isinstance(best, ModelCheckpoint) and best.best_model_score is not None:
             self._stage["best"] = {"monitor": best.monitor, "score": float(best.best_model_score)}
         self._stage["epochs"] = trainer.current_epoch
-        self._end(trainer, "interrupted" if trainer.interrupted else "finished")
+        self._end(trainer, pl_module, "interrupted" if trainer.interrupted else "finished")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Note that a stage failed, and why."""
         if trainer.is_global_zero and self._stage:
             how = f"{type(exception).__name__}: {exception}".splitlines()[0]
-            self._end(trainer, "terminated" if isinstance(exception, SIGTERMException) else how)
+            self._end(trainer, pl_module, "terminated" if isinstance(exception, SIGTERMException) else how)
 
-    def _end(self, trainer: Trainer, how: str) -> None:
+    def _end(self, trainer: Trainer, pl_module: LightningModule, how: str) -> None:
         self._stage |= {"ended": _now(), "exit": how}
-        self._write(trainer, {})
+        # A checkpoint, too, says what its training began from, and is read after `setup`.
+        self._write(trainer, {"pretrained": origins(pl_module)})
 
     def _write(self, trainer: Trainer, facts: Mapping[str, Any]) -> None:
         path = self.directory / RECORD_FILE
@@ -137,6 +142,7 @@ class RunRecorder(Callback):
         record = {**facts, **record, "data": data, "stages": [*stages, self._stage]}
         if "model" in facts and not record["model"]["parameters"]:
             record["model"] = facts["model"]
+        record["pretrained"] = record.get("pretrained") or facts.get("pretrained") or []
         write_text_whole(path, json.dumps(record, indent=2, sort_keys=False) + "\n")
 
     def _facts(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
@@ -152,6 +158,11 @@ class RunRecorder(Callback):
             "data": data.data_record() if isinstance(data, HasDataRecord) else None,
             "model": _model(pl_module),
         }
+
+
+def origins(pl_module: LightningModule) -> list[dict[str, Any]]:
+    """The pretrained weights that a model began from: name, source, revision on the hub and digests of the files."""
+    return [dict(origin) for origin in pl_module.origins] if isinstance(pl_module, VisionTask) else []
 
 
 def _model(pl_module: LightningModule) -> dict[str, Any]:

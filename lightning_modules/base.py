@@ -7,14 +7,14 @@ may want of it. Pretrained weights are only fetched where no checkpoint replaces
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 
-from datamodules.schema import Batch, Outputs
+from datamodules.schema import Batch, Outputs, UserError
 from lightning_modules.blocks import stands_still
 from lightning_modules.digest import weights_digest
 from lightning_modules.encoders import InputOptions, PreparesImages
@@ -24,6 +24,7 @@ from lightning_modules.optim import OptimOptions, adamw, checked_options, seed_s
 from lightning_modules.parameter_groups import parameter_groups
 from lightning_modules.schedules import ScheduleName
 from lightning_modules.sharding import refuse_unfit_strategy, synchronise_batchnorm
+from lightning_modules.weights import WeightsOrigin, misfits, tell_origin
 
 LoggedSplit = Literal["train", "val", "test"]
 
@@ -65,6 +66,7 @@ class VisionTask(LightningModule, ABC):
         self._restored = False
         self._fetched = False
         self._epoch_sums: dict[str, torch.Tensor] = {}
+        self._origins: list[WeightsOrigin] = []
 
     @property
     @abstractmethod
@@ -135,6 +137,38 @@ class VisionTask(LightningModule, ABC):
         if not (self._restored or self._fetched):
             self.fetch_weights()
             self._fetched = True
+            self._origins = self.loaded_origins()
+            for origin in self._origins:
+                tell_origin(origin)
+
+    def loaded_origins(self) -> list[WeightsOrigin]:
+        """Where the weights came from that ``fetch_weights`` has loaded."""
+        return []
+
+    @property
+    def origins(self) -> list[WeightsOrigin]:
+        """The pretrained weights that it began with, also where they have been trained since; kept by checkpoints."""
+        return self._origins
+
+    def misfits(self, state_dict: Mapping[str, Any]) -> str:
+        """Weights that are missing, unexpected or of another shape for this task; empty if all fit.
+
+        Args:
+            state_dict: weights by name, as a checkpoint holds them.
+        """
+        return misfits(state_dict, self.state_dict())
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As torch's, but what does not fit is a mistake of the user's, told in one line.
+
+        torch's own check lets BatchNorm's counters be missing.
+
+        Raises:
+            UserError: names what is missing, unexpected or of another shape.
+        """
+        if strict and (wrong := self.misfits(state_dict)):
+            raise UserError(f"the weights do not fit {type(self).__name__}: {wrong}")
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def freeze_backbone(self) -> None:
         """Keep the backbone as it is: no gradients, and evaluation mode, or BatchNorm's statistics would drift.
@@ -275,6 +309,7 @@ class VisionTask(LightningModule, ABC):
         hyper_parameters = checkpoint.setdefault("hyper_parameters", dict(self.hparams))
         hyper_parameters.setdefault("_class_path", f"{type(self).__module__}.{type(self).__qualname__}")
         checkpoint["input_options"] = dict(self.input_options)
+        checkpoint["pretrained"] = [dict(origin) for origin in self.origins]
         # A checkpoint may be written without a trainer, as by the tools that average weights.
         reduce = self.trainer.strategy.reduce if self._trainer is not None else None
         checkpoint["epoch_sums"] = epoch_sums(
@@ -286,6 +321,7 @@ class VisionTask(LightningModule, ABC):
         self._restored = True
         self.input_options = {**self.input_options, **checkpoint.get("input_options", {})}
         self._epoch_sums = checkpoint.get("epoch_sums", {})
+        self._origins = list(checkpoint.get("pretrained", []))
 
     def is_logged(self, batch_idx: int) -> bool:
         """Whether values of this training step are written; handing Lightning one takes a millisecond either way."""

@@ -43,12 +43,14 @@ def task_from(checkpoint: dict[str, Any], path: str | Path, *, assign: bool = Fa
         assign: whether its tensors replace the task's, as those must that are of another kind, instead of being copied.
 
     Raises:
-        UserError: if it is not of one of our tasks.
+        UserError: if it is not of one of our tasks, or its weights are not all of the task's.
     """
     task = untrained_task(checkpoint["hyper_parameters"], path)
     try:
         task.on_load_checkpoint(checkpoint)
         task.load_state_dict(checkpoint["state_dict"], assign=assign)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     except (RuntimeError, TypeError) as error:
         raise _other_version(path, type(task), error) from error
     return task

@@ -20,6 +20,7 @@ from lightning_modules.optim import OptimOptions
 from lightning_modules.schedules import ScheduleName
 from lightning_modules.scored import ScoredTask
 from lightning_modules.step_outputs import known_targets, real_outputs, with_embedding
+from lightning_modules.weights import WeightsOrigin
 
 
 class ClassificationTask(ScoredTask):
@@ -105,6 +106,10 @@ class ClassificationTask(ScoredTask):
             UserError: if they cannot be had or do not fit.
         """
         self.encoder.load_pretrained()
+
+    def loaded_origins(self) -> list[WeightsOrigin]:
+        """See ``VisionTask``."""
+        return [self.encoder.origin] if self.encoder.origin else []
 
     def image_features(self, image: torch.Tensor) -> torch.Tensor:
         """See ``VisionTask``."""

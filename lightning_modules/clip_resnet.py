@@ -17,6 +17,7 @@ from lightning_modules.text_encoders import checked_length, longest_text
 from lightning_modules.text_tokenizer import SPECIAL_IDS, TextTokenizer, Tokens, trained_tokenizer
 from lightning_modules.towers import Architectures, Side, TowerOptions, Towers
 from lightning_modules.transformers_models import build_model, configuration_from_values
+from lightning_modules.weights import WeightsOrigin
 
 
 class _Size(NamedTuple):
@@ -68,7 +69,8 @@ class ClipResNet(Towers):
         self.image = ImageEncoder(size.image, image_size)
         values = {"hidden_size": size.width, "intermediate_size": 4 * size.width, "num_attention_heads": size.heads}
         configuration = configuration_from_values({"model_type": "clip_text_model", **values, **SPECIAL_IDS})
-        self.max_length = checked_length(configuration, options.get("max_length") or longest_text(configuration))
+        longest = longest_text(configuration)
+        self.max_length = checked_length(options.get("max_length") or longest, longest)
         self.text = build_model(configuration)
         # The attention pool's last layer maps into the common space; unlike the text's map it has a bias.
         self.image_projection = nn.Linear(self.image.num_features, size.embed_dim)
@@ -109,6 +111,11 @@ class ClipResNet(Towers):
     def wholly_pretrained(self) -> bool:
         """See ``Towers``."""
         return False
+
+    @property
+    def origins(self) -> list[WeightsOrigin]:
+        """None: the weights are random."""
+        return []
 
     @property
     def architectures(self) -> Architectures:

@@ -116,6 +116,17 @@ class DualEncoder(EmbeddingTask):
         self.towers.load_pretrained()
         self.objective.temperature.take_pretrained(*self.towers.pretrained_temperature())
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the largest scale, which the pretrained weights may have raised."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["max_log_scale"] = self.objective.temperature.max_log_scale
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over the largest scale."""
+        super().on_load_checkpoint(checkpoint)
+        temperature = self.objective.temperature
+        temperature.max_log_scale = float(checkpoint.get("max_log_scale", temperature.max_log_scale))
+
     def train(self, mode: bool = True) -> Self:
         """As torch's, but what stands still stays in evaluation mode."""
         super().train(mode)

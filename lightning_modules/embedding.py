@@ -18,6 +18,7 @@ from lightning_modules.schedules import ScheduleName
 from lightning_modules.text_memory import TextMemory
 from lightning_modules.text_tokenizer import TextTokenizer, checked_state
 from lightning_modules.towers import SIDES, Side, Towers
+from lightning_modules.weights import WeightsOrigin
 
 _TEXTS_AT_A_TIME = 256
 
@@ -89,6 +90,10 @@ class EmbeddingTask(VisionTask):
     def ready_without_training(self) -> bool:
         """Whether everything was pretrained, so that zero-shot numbers mean something."""
         return self.towers.wholly_pretrained
+
+    def loaded_origins(self) -> list[WeightsOrigin]:
+        """See ``VisionTask``."""
+        return self.towers.origins
 
     def warn_of_other_inputs(self, options: InputOptions) -> None:
         """One warning line where pictures are made otherwise than those that the pretrained weights learned from."""

@@ -7,13 +7,17 @@ trained with, so training, application and exported graph cannot disagree.
 from __future__ import annotations
 
 import difflib
-from typing import Any, Literal, Protocol, TypedDict, cast, runtime_checkable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, cast, runtime_checkable
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from datamodules.schema import UserError
+
+if TYPE_CHECKING:
+    from lightning_modules.weights import WeightsOrigin
 
 
 class InputOptions(TypedDict):
@@ -89,6 +93,8 @@ class ImageEncoder(nn.Module):
     Attributes:
         num_features: length of a feature vector.
         input_options: how the pictures were made that the architecture's weights were trained on.
+        part: of the model that it is, as the option that names it is called.
+        origin: of the pretrained weights, once they are loaded.
 
     Raises:
         UserError: if timm does not know the name, the size does not fit, or ``pretrained`` is true and timm has no
@@ -103,9 +109,11 @@ class ImageEncoder(nn.Module):
         if pretrained is True and not source.has_weights:
             raise UserError(f"pretrained: true, but timm has no weights for {backbone!r}; use false or a file's path")
         self.name = backbone
+        self.part = "backbone"
         self.image_size = image_size
         self.pretrained = pretrained
         self._loaded = pretrained is False
+        self.origin: WeightsOrigin | None = None
         self.backbone = create_backbone(backbone, image_size)
         # Some networks widen their features once more in front of the classifier; that is the size they put out.
         sizes = cast("Any", self.backbone)
@@ -137,10 +145,11 @@ class ImageEncoder(nn.Module):
         """
         if self._loaded:
             return
-        from lightning_modules.weights import hub_file, load_backbone
+        from lightning_modules.weights import hub_file, load_backbone, weights_origin
 
         path = self.pretrained if isinstance(self.pretrained, str) else hub_file(known_architecture(self.name))
-        load_backbone(self.backbone, path, self.name, self.image_size)
+        left_out = load_backbone(self.backbone, path, self.name, self.image_size)
+        self.origin = weights_origin(self.part, self.name, Path(path), left_out)
         self._loaded = True
 
     def warn_of_other_inputs(self, options: InputOptions) -> None:
@@ -183,7 +192,7 @@ def create_backbone(name: str, image_size: int, weights: dict[str, torch.Tensor]
 
     fixed_size = {"img_size": image_size} if known_architecture(name).fixed_input_size else {}
     # timm is strict about weights only as long as it believes that they have as many classes as the network: none.
-    overlay = None if weights is None else {"state_dict": weights, "num_classes": 0}
+    overlay = None if weights is None else {"state_dict": weights, "num_classes": 0, "label_offset": 0}
     backbone: nn.Module = timm.create_model(
         name, pretrained=weights is not None, pretrained_cfg_overlay=overlay, num_classes=0, **fixed_size
     )
@@ -193,6 +202,15 @@ def create_backbone(name: str, image_size: int, weights: dict[str, torch.Tensor]
             f"image size: {name} cuts pictures into patches of {patch_size[0]} px, {image_size} px do not fit"
         )
     return backbone
+
+
+def classifier_weights(name: str) -> set[str]:
+    """Names of the weights that an architecture has with a classifier and not without."""
+    import timm
+
+    with torch.device("meta"):
+        whole, backbone = (timm.create_model(name, pretrained=False, num_classes=classes) for classes in (2, 0))
+    return set(whole.state_dict()) - set(backbone.state_dict())
 
 
 def warn_of_other_inputs(name: str, options: InputOptions, expected: InputOptions) -> None:

@@ -24,6 +24,7 @@ from lightning_modules.ensemble_members import (
 from lightning_modules.scored import ScoredTask
 from lightning_modules.step_outputs import known_targets, real_outputs, with_embedding
 from lightning_modules.views import View, checked_views, seen_as
+from lightning_modules.weights import WeightsOrigin, described_misfits
 
 _NOT_KEPT = {"state_dict", "hyper_parameters", "epoch_sums"}
 """What an ensemble's checkpoint keeps of its members elsewhere, or not at all."""
@@ -186,16 +187,36 @@ class Ensemble(ScoredTask):
         self._has_weights = True
         self._adopt_inputs()
 
+    @property
+    def origins(self) -> list[WeightsOrigin]:
+        """Of all members, each named by its number."""
+        return [
+            {**origin, "part": f"members.{number}.{origin['part']}"}
+            for number, member in enumerate(self._runs)
+            for origin in member.task.origins
+        ]
+
+    def misfits(self, state_dict: Mapping[str, Any]) -> str:
+        """As ``VisionTask``'s; each member decides which weights may be missing."""
+        states = _by_member(state_dict, len(self._runs))
+        found = [
+            f"member {number}: {wrong}"
+            for number, (member, state) in enumerate(zip(self._runs, states, strict=True))
+            if (wrong := member.task.misfits(state))
+        ]
+        begins = tuple(f"members.{number}." for number in range(len(states)))
+        strange = described_misfits((), (name for name in state_dict if not name.startswith(begins)), {})
+        return "; ".join([*found, *([strange] if strange else [])])
+
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As torch's; each member says itself which weights may be missing.
+        """As ``VisionTask``'s, member by member.
 
         Raises:
-            RuntimeError: if others are missing, or there are too many.
+            UserError: names what is missing, unexpected or of another shape.
         """
+        if strict and (wrong := self.misfits(state_dict)):
+            raise UserError(f"the weights do not fit the ensemble: {wrong}")
         states = _by_member(state_dict, len(self._runs))
-        known = sum(len(state) for state in states)
-        if strict and known != len(state_dict):
-            raise RuntimeError(f"{len(state_dict) - known} weights are of none of the {len(states)} members")
         for member, state in zip(self._runs, states, strict=True):
             member.task.load_state_dict(state, strict=strict, assign=assign)
         self.members.requires_grad_(False)

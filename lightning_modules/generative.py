@@ -23,6 +23,7 @@ from lightning_modules.scored import ScoredTask
 from lightning_modules.step_outputs import known_targets, real_outputs, real_rows, with_embedding
 from lightning_modules.vision_language import Architectures, VisionLanguageModel
 from lightning_modules.vision_language_weights import MemoryOptions
+from lightning_modules.weights import WeightsOrigin, misfits
 
 _NETWORK = "vlm.model."
 
@@ -122,6 +123,10 @@ class GenerativeClassifier(ScoredTask):
         """
         self.vlm.load(None if self._trainer is None else self.trainer.strategy.root_device)
 
+    def loaded_origins(self) -> list[WeightsOrigin]:
+        """See ``VisionTask``."""
+        return [self.vlm.origin] if self.vlm.origin else []
+
     def image_features(self, image: torch.Tensor) -> torch.Tensor:
         """See ``VisionTask``; the mean of the tokens that the language model sees of a picture."""
         return self.vlm.encode_pictures(image).features
@@ -220,20 +225,25 @@ class GenerativeClassifier(ScoredTask):
             self.vlm.build()
         self.vlm.prompts = Prompts(checked_prompts(checkpoint.get("tokenizer")))
 
+    def misfits(self, state_dict: Mapping[str, Any]) -> str:
+        """As ``VisionTask``'s, but what a checkpoint leaves out is not missing; empty before the network is made."""
+        if self.vlm.model is None:
+            return ""
+        own = self.state_dict()
+        return misfits(state_dict, without_base(own, _NETWORK) if self._adapters_alone else own)
+
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As torch's, but weights that a checkpoint leaves out are no mistake.
+        """As ``VisionTask``'s; the model's own weights beside adapters stay as they are.
 
         Raises:
-            RuntimeError: if other weights are missing, or there are too many.
+            UserError: names what is missing, unexpected or of another shape.
         """
         self._questioning.forget()
-        if not self._adapters_alone:
-            return super().load_state_dict(state_dict, strict=strict, assign=assign)
-        result = super().load_state_dict(state_dict, strict=False, assign=assign)
-        missing = without_base(dict.fromkeys(result.missing_keys), _NETWORK)
-        if strict and (wrong := [*missing, *result.unexpected_keys]):
-            raise RuntimeError(f"{len(wrong)} weights are missing or too many ({wrong[0]}, …)")
-        return result
+        if self._adapters_alone:
+            if strict and (wrong := self.misfits(state_dict)):
+                raise UserError(f"the weights do not fit {type(self).__name__}: {wrong}")
+            strict = False
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def _shared_step(self, batch: Batch, split: LoggedSplit) -> tuple[torch.Tensor, Outputs]:
         """Loss of the answers in training; in evaluation cross-entropy of the logits, as of every classifier."""

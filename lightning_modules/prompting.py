@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from datamodules.schema import UserError
+from lightning_modules.text_tokenizer import auto_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -105,24 +106,21 @@ def pretrained_prompts(directory: str, picture_id: int, key: str) -> Prompts:
     Raises:
         UserError: if they cannot be read, or do not put the picture in front of the question.
     """
-    from transformers import AutoTokenizer
-
+    tokenizer = auto_tokenizer(directory, key)
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-        pipeline = tokenizer.backend_tokenizer.to_str()
         template = _rendered(tokenizer) if tokenizer.chat_template else CHAT
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0][:200]
-        raise UserError(
-            f"{key}: {directory} has no tokenizer that can be read ({reason}); add its tokenizer.json"
-        ) from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{key}: the chat template of {directory} cannot be used ({reason}); give another model") from (
+            error
+        )
     picture_token = tokenizer.convert_ids_to_tokens(picture_id)
     if tokenizer.eos_token_id is None or picture_token is None:
         raise UserError(f"{key}: the tokenizer of {directory} lacks the end or the picture's token; give another model")
     return Prompts(
         checked_prompts(
             {
-                "pipeline": pipeline,
+                "pipeline": tokenizer.backend_tokenizer.to_str(),
                 "template": template,
                 "picture_token": picture_token,
                 "end_id": int(tokenizer.eos_token_id),

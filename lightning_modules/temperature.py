@@ -19,7 +19,7 @@ class TemperatureOptions(TypedDict, total=False):
             there is none, 10 with the sigmoid loss].
         learned: whether it is learned [true].
         lr: highest learning rate of the temperature and bias [that of the heads].
-        max_scale: it never grows beyond [100].
+        max_scale: it never grows beyond [100, or the scale of the pretrained model, if that is larger].
         bias: added to the scaled cosines at first; with the sigmoid loss only [that of the pretrained model, or -10].
     """
 
@@ -33,8 +33,8 @@ class TemperatureOptions(TypedDict, total=False):
 class Temperature(nn.Module):
     """Scale (and bias) of cosines.
 
-    The scale is learned as its logarithm and clamped at 100, as CLIP does (Radford et al., 2021); the bias is SigLIP's
-    (Zhai et al., 2023).
+    The scale is learned as its logarithm and clamped at 100, as CLIP does (Radford et al., 2021), or at that of the
+    pretrained model, which SigLIP's (Zhai et al., 2023), whose the bias is, exceeds.
 
     Args:
         options: the settings.
@@ -43,6 +43,7 @@ class Temperature(nn.Module):
     Attributes:
         log_scale: float32 scalar, a parameter, or a buffer where the temperature is fixed.
         bias: float32 scalar likewise, 0 where the loss has none.
+        max_log_scale: logarithm of the largest scale; a checkpoint has to keep it.
 
     Raises:
         UserError: for an unknown key or a value out of range.
@@ -57,15 +58,16 @@ class Temperature(nn.Module):
         if strange := sorted(set(given) - set(TemperatureOptions.__annotations__)):
             known = ", ".join(TemperatureOptions.__annotations__)
             raise UserError(f"temperature: unknown key {strange[0]!r}; known keys are {known}")
-        self.max_scale = given.get("max_scale", 100.0)
-        scale = given.get("scale", min(10.0 if with_bias else 1 / 0.07, self.max_scale))
-        if not 0 < scale <= self.max_scale:
-            raise UserError(f"temperature: scale must be above 0 and at most max_scale {self.max_scale}, got {scale}")
+        max_scale = given.get("max_scale", 100.0)
+        scale = given.get("scale", min(10.0 if with_bias else 1 / 0.07, max_scale))
+        if not 0 < scale <= max_scale:
+            raise UserError(f"temperature: scale must be above 0 and at most max_scale {max_scale}, got {scale}")
         if given.get("lr", 0.0) < 0:
             raise UserError(f"temperature: lr must not be negative, got {given['lr']}")
         if "bias" in given and not with_bias:
             raise UserError("temperature: bias belongs to the loss sigmoid; leave it out")
-        self._given = given
+        self.max_log_scale = math.log(max_scale)
+        self._given, self._with_bias = given, with_bias
         self.learned = given.get("learned", True)
         log_scale = torch.tensor(math.log(scale))
         bias = torch.tensor(given.get("bias", -10.0) if with_bias else 0.0)
@@ -88,13 +90,22 @@ class Temperature(nn.Module):
 
         Not in ``forward``, where a clamped value would have no gradient and could never come back.
         """
-        self.log_scale.clamp_(max=math.log(self.max_scale))
+        self.log_scale.clamp_(max=self.max_log_scale)
 
     @torch.no_grad()
     def take_pretrained(self, log_scale: torch.Tensor | None, bias: torch.Tensor | None) -> None:
-        """Take over the values of a pretrained model, unless the options give other ones."""
+        """Take over the values of a pretrained model as they are, unless the options give other ones.
+
+        Raises:
+            UserError: if the scale is beyond the ``max_scale`` of the options.
+        """
         if log_scale is not None and "scale" not in self._given:
+            if "max_scale" in self._given and float(log_scale) > self.max_log_scale:
+                raise UserError(
+                    f"temperature.max_scale: {self._given['max_scale']:g} is below the scale of the pretrained model, "
+                    f"{math.exp(float(log_scale)):.6g}; raise it, or give temperature.scale"
+                )
             self.log_scale.copy_(log_scale.reshape(()))
-            self.clamp()
-        if bias is not None and "bias" not in self._given and isinstance(self.bias, nn.Parameter):
+            self.max_log_scale = max(self.max_log_scale, float(log_scale))
+        if bias is not None and "bias" not in self._given and self._with_bias:
             self.bias.copy_(bias.reshape(()))

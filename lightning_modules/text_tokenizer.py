@@ -5,9 +5,13 @@ Either is a ``tokenizers`` pipeline that is kept as JSON inside the checkpoint, 
 
 from __future__ import annotations
 
+import contextlib
 import json
+import string
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple, TypedDict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, cast
 
 import torch
 
@@ -20,6 +24,10 @@ PAD, START, UNKNOWN_TOKEN, END = "<pad>", "<start>", "<unknown>", "<end>"
 SPECIAL_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 3}
 """Where a tokenizer of ours has its special tokens. Not 2 for the end: ``transformers`` takes CLIP models with that id
 for early ones, in which the end was the largest id of the text."""
+
+_VOCABULARIES = ("tokenizer.json", "vocab.*", "*.vocab", "*vocab*.json", "*.model", "*.tiktoken", "tekken.json")
+_SENTENCEPIECE = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
+"""Packages that reading a sentencepiece model needs, and the modules by which they are found."""
 
 
 class TokenizerState(TypedDict):
@@ -117,7 +125,7 @@ class TextTokenizer:
 
 
 def pretrained_tokenizer(directory: str, max_length: int, fixed_length: bool) -> TextTokenizer:
-    """The tokenizer of a pretrained model.
+    """The tokenizer of a pretrained model, with the text normalisation of its class.
 
     Args:
         directory: local folder of the model.
@@ -127,24 +135,142 @@ def pretrained_tokenizer(directory: str, max_length: int, fixed_length: bool) ->
     Raises:
         UserError: if there is none, or one that only exists as Python code.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    if _is_siglip(directory):
+        pipeline, pad_id = _siglip_pipeline(directory)
+    else:
+        tokenizer = auto_tokenizer(directory, "towers")
         pipeline = tokenizer.backend_tokenizer.to_str()
-    except Exception as error:
-        reason = (str(error).splitlines() or [""])[0][:200]
-        raise UserError(
-            f"towers: {directory} has no tokenizer that can be read ({reason}); add its tokenizer.json"
-        ) from error
-    pad_id = tokenizer.pad_token_id
+        pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     state: TokenizerState = {
         "pipeline": pipeline,
         "max_length": max_length,
-        "pad_id": int(tokenizer.eos_token_id or 0) if pad_id is None else int(pad_id),
+        "pad_id": int(pad_id or 0),
         "fixed_length": fixed_length,
     }
     return TextTokenizer(state)
+
+
+def auto_tokenizer(directory: str, key: str) -> Any:
+    """The tokenizer that ``transformers`` makes of a folder, as a pipeline of the ``tokenizers`` library.
+
+    Args:
+        directory: local folder of the model.
+        key: of the option that names it, for messages.
+
+    Raises:
+        UserError: if there is none, or one that only exists as Python code.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    folder = Path(directory)
+    _refuse_missing_vocabulary(folder, key)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        tokenizer.backend_tokenizer.to_str()
+        return tokenizer
+    except Exception as error:
+        if (folder / "tokenizer.json").is_file():
+            # The class that the folder names may need further packages; the file says all there is to know.
+            with contextlib.suppress(Exception):
+                return PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
+        raise _unreadable(folder, key, error) from error
+
+
+def _refuse_missing_vocabulary(folder: Path, key: str) -> None:
+    """Without files, ``transformers`` makes a tokenizer of a handful of special tokens, which knows no word."""
+    if not any(file.is_file() for pattern in _VOCABULARIES for file in folder.glob(pattern)):
+        raise UserError(f"{key}: {folder} has no tokenizer that can be read (no vocabulary file); add tokenizer.json")
+
+
+def _is_siglip(directory: str) -> bool:
+    """Whether the tokenizer is SigLIP's own, which ``transformers`` only has as slow Python code."""
+    kind = _json(Path(directory) / "tokenizer_config.json").get("tokenizer_class")
+    if kind is None:
+        return _json(Path(directory) / "config.json").get("model_type") in ("siglip", "siglip_text_model")
+    return str(kind).removesuffix("Fast") == "SiglipTokenizer"
+
+
+def _siglip_pipeline(directory: str) -> tuple[str, int]:
+    """SigLIP's tokenizer with the canonical text of its training: lower case, no punctuation, single spaces.
+
+    Returns:
+        The pipeline as JSON, and the id that fills up texts.
+
+    Raises:
+        UserError: if its files are missing or cannot be read.
+    """
+    from tokenizers import Regex, Tokenizer, normalizers, processors
+
+    folder = Path(directory)
+    _refuse_missing_vocabulary(folder, "towers")
+    try:
+        if (folder / "tokenizer.json").is_file():
+            pipeline = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        else:
+            pipeline = _converted_sentencepiece(directory)
+    except Exception as error:
+        raise _unreadable(folder, "towers", error) from error
+    settings = {**_json(folder / "special_tokens_map.json"), **_json(folder / "tokenizer_config.json")}
+    end = pipeline.token_to_id(_token(settings.get("eos_token"), "</s>"))
+    pad = pipeline.token_to_id(_token(settings.get("pad_token"), "</s>"))
+    if end is None or pad is None:
+        raise UserError(
+            f"towers: the tokenizer of {directory} lacks its eos_token or pad_token; mend its tokenizer.json"
+        )
+    canonical: list[Any] = [normalizers.Lowercase()] if settings.get("do_lower_case", True) else []
+    punctuation = "".join(f"\\{mark}" for mark in string.punctuation)
+    canonical += [
+        normalizers.Replace(Regex(f"[{punctuation}]"), ""),
+        normalizers.Replace(Regex(r"\s+"), " "),
+        normalizers.Strip(),
+    ]
+    pipeline.normalizer = normalizers.Sequence([*canonical, *([pipeline.normalizer] if pipeline.normalizer else [])])
+    if pipeline.encode("a").ids[-1:] != [end]:
+        name = pipeline.id_to_token(end)
+        pipeline.post_processor = processors.TemplateProcessing(single=f"$A {name}", special_tokens=[(name, end)])
+    return pipeline.to_str(), int(pad)
+
+
+def _converted_sentencepiece(directory: str) -> Tokenizer:
+    """The pipeline of a folder that has a sentencepiece model alone; needs ``sentencepiece`` and ``protobuf``."""
+    from transformers import SiglipTokenizer
+    from transformers.convert_slow_tokenizer import SpmConverter
+
+    slow = SiglipTokenizer.from_pretrained(directory, local_files_only=True)
+    pipeline: Tokenizer = cast("Any", SpmConverter)(slow).converted()
+    return pipeline
+
+
+def _unreadable(folder: Path, key: str, error: Exception) -> UserError:
+    lacking = [name for name, module in _SENTENCEPIECE.items() if not _importable(module)]
+    if lacking and not (folder / "tokenizer.json").is_file() and any(folder.glob("*.model")):
+        return UserError(
+            f"{key}: the tokenizer of {folder} is a sentencepiece model, which needs {' and '.join(lacking)}; "
+            f"pip install {' '.join(lacking)}, or add its tokenizer.json"
+        )
+    lines = str(error).strip().splitlines()
+    reason = lines[0][:200] if lines else type(error).__name__
+    return UserError(f"{key}: {folder} has no tokenizer that can be read ({reason}); add its tokenizer.json")
+
+
+def _importable(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package that it is in
+        return False
+
+
+def _token(value: object, default: str) -> str:
+    """A special token's text; files have it as it is or with attributes."""
+    return str(value.get("content", default) if isinstance(value, dict) else value or default)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def trained_tokenizer(texts: Iterable[str], vocabulary_size: int, max_length: int, fixed_length: bool) -> TextTokenizer:

@@ -15,7 +15,7 @@ from torch import nn
 from datamodules.schema import UserError
 from lightning_modules.encoders import ImageEncoder, InputOptions
 from lightning_modules.projection import ProjectionHead
-from lightning_modules.text_encoders import Pooling, TextEncoder, longest_text, pooling_rule
+from lightning_modules.text_encoders import Pooling, TextEncoder
 from lightning_modules.text_tokenizer import TextTokenizer, Tokens
 from lightning_modules.transformers_models import (
     configuration_from_values,
@@ -23,6 +23,7 @@ from lightning_modules.transformers_models import (
     model_configuration,
     model_directory,
 )
+from lightning_modules.weights import WeightsOrigin
 
 Side = Literal["image", "text"]
 SIDES: tuple[Side, ...] = get_args(Side)
@@ -42,7 +43,8 @@ class TowerOptions(TypedDict, total=False):
         text: the text tower: local folder or name on the hub.
         text_pretrained: whether it has its pretrained weights; else a tokenizer is trained on the captions; default
             true.
-        pooling: how the text tower's tokens become one vector: auto, cls, eos or mean; default auto, its own rule.
+        pooling: how the text tower's tokens become one vector: auto, cls, eos (the last token) or mean; default auto,
+            its own rule, refused where it is not known.
         max_length: longest text in tokens; default 64, or the model's longest, if that is shorter; with ``model`` its
             longest.
         embed_dim: length of the embeddings that both towers are projected to; default 256.
@@ -157,6 +159,11 @@ class Towers(nn.Module, ABC):
 
     @property
     @abstractmethod
+    def origins(self) -> list[WeightsOrigin]:
+        """Where the pretrained weights came from that were loaded."""
+
+    @property
+    @abstractmethod
     def architectures(self) -> Architectures:
         """What a checkpoint keeps of the configurations."""
 
@@ -183,17 +190,18 @@ class TwoTowers(Towers):
         name, pretrained = options.get("text", ""), options.get("text_pretrained", True)
         if "text" in saved:
             configuration = configuration_from_values(saved["text"])
-            rule = saved["pooling"]["rule"]
         else:
             configuration = model_configuration(name, pretrained, "towers.text")
-            rule = pooling_rule(model_directory(name, "towers.text"), configuration, options.get("pooling", "auto"))
         self.image = ImageEncoder(options.get("image", ""), image_size, options.get("image_pretrained", True))
+        self.image.part = "towers.image"
         self.text = TextEncoder(
             name,
             configuration,
             pretrained=pretrained,
-            pooling=rule,
-            max_length=options.get("max_length") or min(64, longest_text(configuration)),
+            pooling=options.get("pooling", "auto"),
+            max_length=options.get("max_length"),
+            directory="" if "text" in saved else model_directory(name, "towers.text"),
+            rule=saved["pooling"]["rule"] if "text" in saved else None,
         )
         self.embed_dim = options.get("embed_dim", 256)
         drop_rate = options.get("projection_dropout", 0.1)
@@ -248,6 +256,11 @@ class TwoTowers(Towers):
     def wholly_pretrained(self) -> bool:
         """Its projections always begin random."""
         return False
+
+    @property
+    def origins(self) -> list[WeightsOrigin]:
+        """See ``Towers``."""
+        return [origin for origin in (self.image.origin, self.text.origin) if origin]
 
     @property
     def architectures(self) -> Architectures:

@@ -7,6 +7,9 @@ where there is no network. A checkpoint keeps the configuration, so it needs nei
 from __future__ import annotations
 
 import json
+import logging as levels
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,10 +18,28 @@ from torch import nn
 
 from datamodules.schema import UserError
 from lightning_modules.text_tokenizer import SPECIAL_IDS
-from lightning_modules.weights import copy_weights, hub_directory
+from lightning_modules.weights import (
+    LeftOut,
+    copy_weights,
+    described_misfits,
+    hub_directory,
+    plain_weights,
+    weight_files,
+)
 
 Configuration = Any
 """A ``transformers`` configuration; the library has no useful common type for attributes."""
+
+TEXT_HEADS: dict[str, tuple[str, ...]] = {
+    "pretraining head": (
+        *("cls.", "lm_head.", "vocab_transform.", "vocab_layer_norm.", "vocab_projector."),
+        *("generator_predictions.", "generator_lm_head.", "discriminator_predictions.", "lm_predictions."),
+        *("mask_predictions.", "head.dense.", "head.norm.", "decoder.bias"),
+    ),
+    "classifier": ("classifier.", "qa_outputs.", "score."),
+    "pooler": ("pooler.",),
+}
+"""What a file may hold besides a text encoder, by the beginnings of the names: heads that nothing here reads."""
 
 _CLIP_TEXT_LARGE = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "projection_dim": 768}
 _CLIP_VISION_LARGE = {
@@ -158,39 +179,121 @@ def configuration_values(configuration: Configuration) -> dict[str, Any]:
 
 
 def build_model(configuration: Configuration) -> nn.Module:
-    """The network with random weights, in float32."""
+    """The network with random weights, in float32.
+
+    Raises:
+        UserError: if the values of its configuration contradict each other.
+    """
     from transformers import AutoModel
 
-    model: nn.Module = cast("Any", AutoModel).from_config(configuration, dtype=torch.float32)
+    try:
+        model: nn.Module = cast("Any", AutoModel).from_config(configuration, dtype=torch.float32)
+    except (AssertionError, AttributeError, ImportError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise UserError(
+            f"towers: no {configuration.model_type} can be built from its configuration ({_first_line(error)}); mend "
+            "its config.json, or give another model"
+        ) from error
     if getattr(model, "pooler", None) is not None:
         # BERT's pooler is a classifier of sentence pairs; nobody reads it here, and DDP would wait for its gradient.
         model.pooler = None  # type: ignore[assignment]
     return model
 
 
-def load_model(model: nn.Module, directory: str, key: str) -> None:
+def load_model(
+    model: nn.Module, directory: str, key: str, unused: Mapping[str, tuple[str, ...]] | None = None
+) -> LeftOut:
     """Load pretrained weights into a network that ``build_model`` made.
 
     Args:
         model: its parameters stay the same objects.
         directory: local folder of the pretrained model.
         key: of the option that names it, for messages.
+        unused: what the files may hold besides, by kind: beginnings of names. None for nothing.
+
+    Returns:
+        What was left out.
 
     Raises:
-        UserError: if they cannot be read or do not fit.
+        UserError: if the weights cannot be read or do not fit.
     """
     from transformers import AutoModel
+
+    expected = plain_weights(model)
+    with reading_weights(directory, key), torch.random.fork_rng(devices=[]):
+        source, report = AutoModel.from_pretrained(
+            directory,
+            local_files_only=True,
+            dtype=torch.float32,
+            config=model.config,
+            weights_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    # What the network here lacks on purpose (BERT's pooler) may be missing, too.
+    left_out = refuse_misfits(report, expected.keys(), f"{key}: {directory}", unused or {})
+    if dropped := sorted(source.state_dict().keys() - expected.keys() - set(report["missing_keys"])):
+        left_out["pooler"] = [*left_out.get("pooler", []), *dropped]
+    copy_weights(source, model, f"{key}: {directory}")
+    return left_out
+
+
+def refuse_misfits(
+    report: Mapping[str, Any],
+    expected: Collection[str],
+    origin: str,
+    unused: Mapping[str, tuple[str, ...]],
+) -> LeftOut:
+    """Refuse weights that ``transformers`` completed at random or ignored.
+
+    Args:
+        report: of ``from_pretrained`` with ``output_loading_info`` and ``ignore_mismatched_sizes``.
+        expected: names of the weights that are needed.
+        origin: for the message.
+        unused: what the files may hold besides, by kind: beginnings of names.
+
+    Returns:
+        What the files hold besides.
+
+    Raises:
+        UserError: names what is missing, unexpected or of another shape.
+    """
+    left_out = {
+        kind: sorted(name for name in report["unexpected_keys"] if name.startswith(begins))
+        for kind, begins in unused.items()
+    }
+    known = {name for names in left_out.values() for name in names}
+    reshaped = {name: (tuple(theirs), tuple(ours)) for name, theirs, ours in report["mismatched_keys"]}
+    wrong = described_misfits(
+        set(report["missing_keys"]) & set(expected),
+        set(report["unexpected_keys"]) - known,
+        {name: shapes for name, shapes in reshaped.items() if name in expected},
+    )
+    if wrong:
+        raise UserError(f"{origin} does not fit: {wrong}; give the folder of a whole model of this kind")
+    return left_out
+
+
+@contextmanager
+def reading_weights(directory: str, key: str) -> Iterator[None]:
+    """Let ``transformers`` read a folder without progress bars and reports, and turn what it raises into one line.
+
+    Raises:
+        UserError: if the folder has no weights, or they cannot be read.
+    """
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it is over before it is seen
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(levels.ERROR)  # what its report would say is refused
     try:
-        with torch.random.fork_rng(devices=[]):
-            source = AutoModel.from_pretrained(
-                directory, local_files_only=True, dtype=torch.float32, config=model.config, weights_only=True
-            )
+        weight_files(directory)
+        yield
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
     except Exception as error:
         raise UserError(f"{key}: the weights in {directory} cannot be read ({_first_line(error)})") from error
-    copy_weights(source, model, f"{key}: {directory}")
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _read_configuration(directory: Path, key: str) -> dict[str, Any]:

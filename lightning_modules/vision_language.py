@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -31,7 +32,7 @@ from lightning_modules.vision_language_weights import (
     local_directory,
     picture_statistics,
 )
-from lightning_modules.weights import copy_weights
+from lightning_modules.weights import WeightsOrigin, copy_weights, weights_origin
 
 Architectures = dict[str, dict[str, Any]]
 
@@ -55,6 +56,7 @@ class VisionLanguageModel(nn.Module):
         model: the network.
         prompts: the tokenizer, None until it is loaded.
         digest: name of the pretrained weights, empty until they are loaded; only where there are adapters.
+        origin: of the pretrained weights, once they are loaded.
 
     Raises:
         UserError: if the model is of another kind or the settings do not fit together.
@@ -92,6 +94,7 @@ class VisionLanguageModel(nn.Module):
         self.digest = ""
         self.prompts: Prompts | None = None
         self.model = None
+        self.origin: WeightsOrigin | None = None
         self._loaded = False
         if not pretrained and not saved:
             self.prompts = trained_prompts(texts, int(self.configuration.text_config.vocab_size))
@@ -132,6 +135,7 @@ class VisionLanguageModel(nn.Module):
             self._take(source)
         else:
             copy_weights(source, self.model, f"{KEY}: {directory}")
+        self.origin = weights_origin(KEY, self.name, Path(directory), {})
         self._loaded = True
 
     def _take(self, model: nn.Module) -> None:

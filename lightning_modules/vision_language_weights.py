@@ -14,7 +14,13 @@ from torch import nn
 
 from datamodules.schema import UserError
 from lightning_modules.prompting import SPECIAL_TOKENS
-from lightning_modules.transformers_models import Configuration, configuration_from_values, model_configuration
+from lightning_modules.transformers_models import (
+    Configuration,
+    configuration_from_values,
+    model_configuration,
+    reading_weights,
+    refuse_misfits,
+)
 from lightning_modules.weights import hub_directory
 
 KEY = "model"
@@ -127,9 +133,7 @@ def load_vision_language(
         UserError: if they cannot be read or do not fit.
     """
     from transformers import AutoModelForImageTextToText
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it is over before it is seen
     precision = getattr(torch, options.get("precision", "float32"))
     further: dict[str, Any] = {}
     if options.get("four_bit"):
@@ -142,25 +146,19 @@ def load_vision_language(
             bnb_4bit_compute_dtype=precision,
         )
         further["device_map"] = {"": device}
-    try:
-        with torch.random.fork_rng(devices=[]):
-            model, report = cast("Any", AutoModelForImageTextToText).from_pretrained(
-                directory,
-                config=configuration,
-                local_files_only=True,
-                dtype=precision,
-                attn_implementation="sdpa",
-                weights_only=True,
-                output_loading_info=True,
-                **further,
-            )
-    except Exception as error:
-        reason = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
-        raise UserError(f"{KEY}: the weights in {directory} cannot be read ({reason})") from error
-    if missing := sorted(report["missing_keys"]):
-        raise UserError(
-            f"{KEY}: {directory} does not fit: {len(missing)} weights are missing ({missing[0]}, …); give another model"
+    with reading_weights(directory, KEY), torch.random.fork_rng(devices=[]):
+        model, report = cast("Any", AutoModelForImageTextToText).from_pretrained(
+            directory,
+            config=configuration,
+            local_files_only=True,
+            dtype=precision,
+            attn_implementation="sdpa",
+            weights_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **further,
         )
+    refuse_misfits(report, model.state_dict().keys(), f"{KEY}: {directory}", {})
     return cast("nn.Module", model)
 
 

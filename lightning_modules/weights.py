@@ -1,51 +1,317 @@
-"""Pretrained weights of an encoder, from the hub or a file, in full or not at all."""
+"""Pretrained weights: found on the hub or in files, loaded completely or not at all, and recorded.
+
+Whatever brings weights (a release of timm or open_clip, a folder of ``transformers``, a checkpoint, an export) is
+compared with the network by names and shapes (``misfits``). Nothing is initialized at random in place of a weight that
+is missing. These alone may be left out, and are reported:
+
+- the classifier of a timm release, and the heads of a language model's pretraining: the task brings its own head;
+- text tower and projection of an open_clip file: only its image tower is asked for;
+- the last norm of a network pretrained by FCMAE, which that pretraining does not have; it begins as the identity;
+- ``num_batches_tracked`` of BatchNorm may be missing in a release: it only counts training steps, and releases from
+  before PyTorch 0.4.1 have none.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import re
 import ssl
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, TypedDict
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from datamodules.schema import UserError
-from lightning_modules.encoders import create_backbone, known_architecture
+from lightning_modules.encoders import classifier_weights, create_backbone
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 FORMATS = (".safetensors", ".pth", ".ckpt", ".pt", ".bin")
 REACH_SECONDS = 5.0
 OWN_PREFIX = "encoder.backbone."
 
+_OWN_OTHERS = ("encoder.normalize.", "head.", "heads.")
+"""What else a checkpoint of a classifier of ours holds."""
 
-def load_backbone(backbone: nn.Module, path: str, name: str, image_size: int) -> None:
-    """Load weights into a network without classifier; only the classifier's own are left out.
+_OPEN_CLIP = "visual."
+_OPEN_CLIP_PROJECTION = ("visual.proj", "visual.head.", "visual.attnpool.c_proj.")
+_OPEN_CLIP_OTHERS = (
+    *("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection", "text."),
+    *("attn_mask", "logit_scale", "logit_bias", "input_resolution", "context_length", "vocab_size"),
+)
+
+_POSITIONS = ("pos_emb", "positional_embedding", "rel_pos", "relative_position", "attention_bias")
+"""Parts of the names of weights that belong to places in the image; timm resizes them to the size of the data."""
+
+_BUFFERS = ("relative_position_index", "relative_coords_table", "attn_mask", "mask_token", "attention_bias_idxs")
+"""Ends of names that releases keep and timm drops: computed from the configuration, or used in pretraining only."""
+
+_UNUSED_PARTS = {
+    "auxiliary head": r"AuxLogits\.",
+    "attention pooling": r"attn_pool\.",
+    "unused projections": r"level\d+\.project\.",
+}
+"""Parts of releases that timm's networks lack: Inception's head of training, SigLIP's pooling, DLA's idle layers."""
+
+LeftOut = dict[str, list[str]]
+"""Names of the weights that were not needed, by what they are."""
+
+
+class WeightsOrigin(TypedDict):
+    """Where pretrained weights came from; plain values, recorded in checkpoints and in ``run.json``.
+
+    Attributes:
+        part: of the model, named as the option that asks for it.
+        name: of the architecture or model, as the configuration names it.
+        source: repository on the hub, or absolute path of the file or folder.
+        revision: commit on the hub; None for what did not come from there.
+        sha256: digest of each file by its name.
+        left_out: number of weights of the files that were not needed, by what they are.
+    """
+
+    part: str
+    name: str
+    source: str
+    revision: str | None
+    sha256: dict[str, str]
+    left_out: dict[str, int]
+
+
+def weights_origin(part: str, name: str, place: Path, left_out: LeftOut) -> WeightsOrigin:
+    """Describe where weights came from.
+
+    Args:
+        part: of the model.
+        name: as the configuration has it.
+        place: file, or folder of ``transformers``, that they were read from.
+        left_out: what was not needed.
+    """
+    place = place.absolute()
+    files = [place] if place.is_file() else weight_files(place)
+    source, revision = str(place), None
+    # The hub's cache: models--OWNER--NAME/snapshots/COMMIT.
+    commit = files[0].parent
+    if commit.parent.name == "snapshots" and commit.parent.parent.name.startswith("models--"):
+        source, revision = commit.parent.parent.name.removeprefix("models--").replace("--", "/"), commit.name
+    digests = {}
+    for file in files:
+        with file.open("rb") as content:
+            digests[file.name] = hashlib.file_digest(content, "sha256").hexdigest()
+    counts = {kind: len(names) for kind, names in left_out.items() if names}
+    return {
+        "part": part,
+        "name": name,
+        "source": source,
+        "revision": revision,
+        "sha256": digests,
+        "left_out": counts,
+    }
+
+
+def tell_origin(origin: WeightsOrigin) -> None:
+    """Print one line with where weights came from and what was left out of their files."""
+    revision = f" at {origin['revision'][:12]}" if origin["revision"] else ""
+    left_out = ", ".join(f"{kind} ({count} weights)" for kind, count in origin["left_out"].items())
+    rank_zero_info(
+        f"{origin['part']}: pretrained weights of {origin['source']}{revision}"
+        + (f"; left out: {left_out}" if left_out else "")
+    )
+
+
+def misfits(given: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
+    """Weights that are missing, unexpected or of another shape, the first few names of each; empty if all fit.
+
+    Args:
+        given: weights by name.
+        expected: those of the network.
+    """
+    shapes = {
+        name: (tuple(given[name].shape), tuple(expected[name].shape))
+        for name in given.keys() & expected.keys()
+        if hasattr(given[name], "shape") and hasattr(expected[name], "shape")
+    }
+    reshaped = {name: both for name, both in shapes.items() if both[0] != both[1]}
+    return described_misfits(expected.keys() - given.keys(), given.keys() - expected.keys(), reshaped)
+
+
+def described_misfits(
+    missing: Iterable[str], unexpected: Iterable[str], reshaped: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
+) -> str:
+    """As ``misfits``, of names that are known already.
+
+    Args:
+        missing: in the file.
+        unexpected: in the file.
+        reshaped: shape in the file and shape in the network.
+    """
+    kinds = {
+        "missing": sorted(missing),
+        "unexpected": sorted(unexpected),
+        "of another shape": [f"{name} is {theirs}, not {ours}" for name, (theirs, ours) in sorted(reshaped.items())],
+    }
+    return "; ".join(
+        f"{len(names)} {kind} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+        for kind, names in kinds.items()
+        if names
+    )
+
+
+def load_backbone(backbone: nn.Module, path: str, name: str, image_size: int) -> LeftOut:
+    """Load weights into a network without classifier.
 
     Args:
         backbone: as ``create_backbone`` makes it; its parameters stay the same objects.
-        path: of a weights file, also of a checkpoint of ours with the same backbone.
+        path: of a weights file in any format that timm converts, the image tower of open_clip's among them, or of a
+            checkpoint of ours with the same backbone.
         name: of the architecture in timm.
         image_size: height and width in pixels that the network is built for; position embeddings are resized.
+
+    Returns:
+        What the file holds besides the backbone.
 
     Raises:
         UserError: if the file cannot be read or does not fit.
     """
-    weights = read_weights(path)
-    classifier = known_architecture(name).classifier or ()
-    classifiers = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    prefixes = tuple(f"{prefix}." for prefix in classifiers)
-    weights = {key: value for key, value in weights.items() if not key.startswith(prefixes)}
+    weights, left_out = _backbone_weights(read_weights(path), name, path)
+    expected = backbone.state_dict()
+    what = "is an open_clip file whose image tower does not fit" if "projection" in left_out else "does not fit"
+    if wrong := _refused_by_name(weights, expected):
+        if "projection" not in left_out:
+            wrong = misfits(_without_positions(weights), _without_positions(expected))
+        raise UserError(f"pretrained: {path} {what} {name}: {wrong}")
     try:
         # Not to move the random state that initialises everything that is built after us.
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _timm_log() as log:
             source = create_backbone(name, image_size, weights)
-    except (RuntimeError, KeyError, ValueError, AttributeError) as error:
-        raise UserError(f"pretrained: {path} does not fit {name}: {_difference(weights, backbone)}") from error
+    except UserError:
+        raise
+    except Exception as error:  # timm's conversions stumble in many ways over weights of other networks
+        wrong = _misfits_in(error) or misfits(weights, expected) or _first_line(error)
+        raise UserError(f"pretrained: {path} {what} {name}: {wrong}") from error
+    if wrong := _tolerated_by_timm(log, name, left_out):
+        raise UserError(f"pretrained: {path} {what} {name}: {wrong}")
     copy_weights(source, backbone, f"pretrained: {path}")
+    return left_out
+
+
+@contextmanager
+def _timm_log() -> Iterator[list[str]]:
+    """What timm's loading logs meanwhile, the only place where it reports the weights that it tolerates."""
+    log: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: log.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("timm.models._builder")
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield log
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+def _tolerated_by_timm(log: Iterable[str], name: str, left_out: LeftOut) -> str:
+    """Misfits of those architectures that timm does not load strictly (DLA, Inception, FCMAE, SigLIP without pooling).
+
+    Args:
+        log: of its loading.
+        name: of the architecture.
+        left_out: gets those weights that may be left out.
+    """
+    text = "\n".join(log)
+    missing = {one for found in re.findall(r"Missing keys \((.*)\) discovered", text) for one in found.split(", ")}
+    unexpected = {one for found in re.findall(r"Unexpected keys \((.*)\) found", text) for one in found.split(", ")}
+    if ".fcmae" in name:
+        # Pretraining without labels ends before the last norm, which therefore begins as the identity.
+        missing -= {"head.norm.weight", "head.norm.bias"}
+    for kind, pattern in _UNUSED_PARTS.items():
+        if names := sorted(one for one in unexpected if re.match(pattern, one)):
+            left_out[kind] = names
+            unexpected -= set(names)
+    return described_misfits({one for one in missing if not one.endswith("num_batches_tracked")}, unexpected, {})
+
+
+def _backbone_weights(
+    weights: dict[str, torch.Tensor], name: str, path: str
+) -> tuple[dict[str, torch.Tensor], LeftOut]:
+    """The weights of the image network in a file, and the names of all others.
+
+    Raises:
+        UserError: if there are others that do not belong to a known kind of file.
+    """
+    own = any(key.startswith(OWN_PREFIX) for key in weights)
+    open_clip = any(key.startswith(_OPEN_CLIP) for key in weights)
+    left_out: LeftOut = {}
+    if own:
+        left_out["head"] = sorted(key for key in weights if key.startswith(_OWN_OTHERS))
+        weights = {key: value for key, value in weights.items() if not key.startswith(_OWN_OTHERS)}
+    elif open_clip:
+        left_out["projection"] = sorted(key for key in weights if key.startswith(_OPEN_CLIP_PROJECTION))
+        left_out["text tower"] = sorted(key for key in weights if key.startswith(_OPEN_CLIP_OTHERS))
+        others = (*_OPEN_CLIP_PROJECTION, *_OPEN_CLIP_OTHERS)
+        weights = {key: value for key, value in weights.items() if not key.startswith(others)}
+    if own or open_clip:
+        prefix, kind = (OWN_PREFIX, "a checkpoint of a classifier") if own else (_OPEN_CLIP, "an open_clip file")
+        if strange := described_misfits((), [key for key in weights if not key.startswith(prefix)], {}):
+            raise UserError(f"pretrained: {path} looks like {kind}, but holds other weights: {strange}")
+        return {key.removeprefix(OWN_PREFIX): value for key, value in weights.items()}, left_out
+    classifier = classifier_weights(name)
+    left_out["classifier"] = sorted(weights.keys() & classifier)
+    return {key: value for key, value in weights.items() if key not in classifier}, left_out
+
+
+def _refused_by_name(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> str:
+    """What timm's conversion would hide: it resamples patch embeddings, and some of its filters drop what is too much.
+
+    Weights that have other names than the network's are left to timm, which converts them.
+    """
+    stems = {"visual.conv1.weight": "patch_embed.proj.weight"}
+    reshaped = {}
+    for key, value in _without_positions(weights).items():
+        name = key.removeprefix("visual.trunk.")
+        name = stems.get(key, name)
+        if name not in expected:
+            continue
+        # Some releases keep linear layers as convolutions of one pixel, or the other way round.
+        if value.shape != expected[name].shape and value.numel() != expected[name].numel():
+            reshaped[key] = (tuple(value.shape), tuple(expected[name].shape))
+    unexpected: Iterable[str] = ()
+    if expected.keys() <= weights.keys():
+        unexpected = {key for key in weights.keys() - expected.keys() if not key.endswith(_BUFFERS)}
+    return described_misfits((), unexpected, reshaped)
+
+
+def _without_positions(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in weights.items() if not any(part in name for part in _POSITIONS)}
+
+
+def _misfits_in(error: BaseException) -> str:
+    """What torch's strict loading says, in the form of ``misfits``; empty for another error."""
+    text = str(error)
+    lists = {
+        kind: re.findall(r'"([^"]+)"', found[1])
+        for kind in ("Missing", "Unexpected")
+        if (found := re.search(rf"{kind} key\(s\) in state_dict: (.*)", text))
+    }
+    number = r"torch\.Size\(\[([^\]]*)\]\)"
+    sizes = re.findall(rf"size mismatch for (\S+): copying a param with shape {number}.*? is {number}", text)
+    shapes = {name: (_shape(theirs), _shape(ours)) for name, theirs, ours in sizes}
+    return described_misfits(lists.get("Missing", ()), lists.get("Unexpected", ()), shapes)
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    return tuple(int(side) for side in text.split(",") if side.strip())
 
 
 def copy_weights(source: nn.Module, target: nn.Module, origin: str) -> None:
@@ -54,28 +320,26 @@ def copy_weights(source: nn.Module, target: nn.Module, origin: str) -> None:
     Raises:
         UserError: if a weight is missing or has another shape.
     """
-    weights = source.state_dict()
-    missing = []
-    for name, value in target.state_dict().items():
-        if "lora_" in name:
-            continue
-        plain = name.replace(".base_layer.", ".")
-        if plain not in weights or weights[plain].shape != value.shape:
-            missing.append(plain)
-        else:
-            value.copy_(weights[plain])
-    if missing:
-        raise UserError(
-            f"{origin} does not fit: {len(missing)} weights are missing or of another shape ({missing[0]}, …)"
-        )
+    weights, expected = source.state_dict(), plain_weights(target)
+    # What the source has besides is the caller's to judge: it left it out on purpose.
+    if wrong := misfits({name: weights[name] for name in weights.keys() & expected.keys()}, expected):
+        raise UserError(f"{origin} does not fit: {wrong}")
+    for name, value in expected.items():
+        value.copy_(weights[name])
+
+
+def plain_weights(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Weights of a network by the names that they have without adapters, whose own weights are left out."""
+    return {
+        name.replace(".base_layer.", "."): value for name, value in network.state_dict().items() if "lora_" not in name
+    }
 
 
 def read_weights(path: str) -> dict[str, torch.Tensor]:
     """Read weights without running code from the file; half precision becomes float32.
 
     Args:
-        path: ``.safetensors``, or ``.pth``, ``.pt``, ``.bin`` or ``.ckpt`` with or without the usual wrapping. Of a
-            checkpoint of ours the backbone is read.
+        path: ``.safetensors``, or ``.pth``, ``.pt``, ``.bin`` or ``.ckpt`` with or without the usual wrapping.
 
     Raises:
         UserError: if there is no such file or it is not such a file.
@@ -92,8 +356,36 @@ def read_weights(path: str) -> dict[str, torch.Tensor]:
         raise UserError(f"pretrained: {path} cannot be read as plain weights: {_first_line(error)}") from error
     if not weights or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise UserError(f"pretrained: {path} holds no weights; a state_dict of tensors is needed")
-    own = {key.removeprefix(OWN_PREFIX): value for key, value in weights.items() if key.startswith(OWN_PREFIX)}
-    return {key: value.float() if value.is_floating_point() else value for key, value in (own or weights).items()}
+    return {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
+
+
+def weight_files(directory: str | Path) -> list[Path]:
+    """Files that the weights in a folder of ``transformers`` are read from, in the library's own order of preference.
+
+    Raises:
+        UserError: if there are none, some are missing, or they are adapters.
+    """
+    folder = Path(directory)
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(
+            f"{folder} holds adapters of peft (adapter_config.json), not a model; merge them into their model "
+            "(merge_and_unload) and save that"
+        )
+    for name in HUB_FILES:
+        if (folder / name).is_file():
+            return [folder / name]
+        index = folder / f"{name}.index.json"
+        if not index.is_file():
+            continue
+        try:
+            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{index} cannot be read ({_first_line(error)}); download it again") from error
+        files = [folder / str(shard) for shard in shards]
+        if absent := [file.name for file in files if not file.is_file()]:
+            raise UserError(f"{folder}: {len(absent)} of {len(files)} weights files are missing ({absent[0]}, …)")
+        return files
+    raise UserError(f"{folder} has no weights; it needs {' or '.join(HUB_FILES)}, or their index and shards")
 
 
 def hub_file(source: Any) -> str:
@@ -160,7 +452,7 @@ def hub_directory(name: str, key: str, *, with_weights: bool = True) -> str:
         if with_weights and not _has_weights(Path(folder)):
             folder = snapshot_download(name, allow_patterns=[HUB_FILES[0]])
         if with_weights and not _has_weights(Path(folder)):
-            folder = snapshot_download(name, allow_patterns=["pytorch_model.bin", "*.safetensors"])
+            folder = snapshot_download(name, allow_patterns=["pytorch_model*.bin", "*.safetensors"])
         return folder
     except Exception as error:
         raise _unavailable(name, _first_line(error), key) from error
@@ -171,7 +463,10 @@ def _is_repository(name: str) -> bool:
 
 
 def _has_weights(folder: Path) -> bool:
-    return any(folder.glob("*.safetensors")) or (folder / "pytorch_model.bin").exists()
+    try:
+        return bool(weight_files(folder))
+    except UserError:
+        return False
 
 
 def reachable(url: str, seconds: float) -> bool:
@@ -207,23 +502,6 @@ def _unavailable(repository: str, cause: str, key: str = "pretrained") -> UserEr
         f"{key}: the weights {repository} cannot be fetched ({cause}); connect to the network or point HF_HOME to "
         f"a cache that has them, or give the path of a {'weights file' if key == 'pretrained' else 'local folder'}, or "
         f"set pretrained: false"
-    )
-
-
-def _difference(weights: dict[str, torch.Tensor], backbone: nn.Module) -> str:
-    """What is missing, too much or of another shape, the first few names of each."""
-    expected = backbone.state_dict()
-    kinds = {
-        "missing": expected.keys() - weights.keys(),
-        "unexpected": weights.keys() - expected.keys(),
-        "of another shape": {
-            key for key in expected.keys() & weights.keys() if expected[key].shape != weights[key].shape
-        },
-    }
-    return "; ".join(
-        f"{len(keys)} {kind} ({', '.join(sorted(keys)[:3])}{', …' if len(keys) > 3 else ''})"
-        for kind, keys in kinds.items()
-        if keys
     )
 
 

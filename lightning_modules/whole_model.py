@@ -21,9 +21,9 @@ from lightning_modules.transformers_models import (
     load_model,
     model_configuration,
 )
-from lightning_modules.weights import hub_directory
+from lightning_modules.weights import WeightsOrigin, hub_directory, weights_origin
 
-KINDS = ("clip", "siglip", "siglip2")
+KINDS = ("clip", "siglip")
 
 _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _HALF = (0.5, 0.5, 0.5)
@@ -50,6 +50,11 @@ class WholeModel(Towers):
             configuration = configuration_from_values(architectures["model"])
         else:
             configuration = model_configuration(self.name, self.pretrained, "towers.model")
+        if configuration.model_type == "siglip2":
+            raise UserError(
+                f"towers.model: {self.name} is a siglip2 of images of any shape (NaFlex), which is not supported; "
+                "give one of a fixed size, such as google/siglip2-base-patch16-224"
+            )
         if configuration.model_type not in KINDS:
             raise UserError(
                 f"towers.model: {self.name} is a {configuration.model_type}, not one of {', '.join(KINDS)}; for other "
@@ -62,7 +67,7 @@ class WholeModel(Towers):
                 f"do not fit; it was built for {vision.image_size}"
             )
         self.configuration = configuration
-        self.max_length = checked_length(text, options.get("max_length") or longest_text(text))
+        self.max_length = checked_length(options.get("max_length") or longest_text(text), longest_text(text))
         self.model = build_model(configuration)
         # The temperature is the task's; left here as parameters, they would never get a gradient.
         for name in ("logit_scale", "logit_bias"):
@@ -79,6 +84,7 @@ class WholeModel(Towers):
             "interpolation": "bicubic",
         }
         self._interpolate = image_size != vision.image_size
+        self._origin: WeightsOrigin | None = None
         self._loaded = not self.pretrained
         self.tokenizer: TextTokenizer | None = None
 
@@ -108,7 +114,8 @@ class WholeModel(Towers):
         if self._loaded:
             return
         directory = self.name if Path(self.name).is_dir() else hub_directory(self.name, "towers.model")
-        load_model(self.model, directory, "towers.model")
+        left_out = load_model(self.model, directory, "towers.model")
+        self._origin = weights_origin("towers.model", self.name, Path(directory), left_out)
         mean, std = _statistics(directory, self.is_clip)
         self.normalize.load_state_dict(Normalize(mean, std).state_dict())
         self.tokenizer = pretrained_tokenizer(directory, self.max_length, fixed_length=not self.is_clip)
@@ -128,6 +135,11 @@ class WholeModel(Towers):
     def wholly_pretrained(self) -> bool:
         """See ``Towers``."""
         return self.pretrained
+
+    @property
+    def origins(self) -> list[WeightsOrigin]:
+        """See ``Towers``."""
+        return [self._origin] if self._origin else []
 
     @property
     def architectures(self) -> Architectures:

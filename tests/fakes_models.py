@@ -114,6 +114,28 @@ def write_bert(folder: Path, *, pooling: str = "", kind: str = "bert") -> Path:
     return folder
 
 
+def write_text_model(folder: Path, kind: str, **values: Any) -> Path:
+    """Writes a text model of any kind with two layers, and a tokenizer.
+
+    Args:
+        folder: made where missing.
+        kind: model type of ``transformers``.
+        values: of its configuration.
+
+    Returns:
+        The folder.
+    """
+    from transformers import CONFIG_MAPPING, AutoModel
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 3}
+    config = CONFIG_MAPPING[kind](**{**sizes, **special, "vocab_size": 400, "max_position_embeddings": 40, **values})
+    torch.manual_seed(0)
+    AutoModel.from_config(config).save_pretrained(folder)  # type: ignore[no-untyped-call]  # the library's own
+    _write_tokenizer(folder, "PreTrainedTokenizerFast", pad="<pad>")
+    return folder
+
+
 def write_qwen2_vl(
     folder: Path, *, texts: Sequence[str] = TEXTS, seed: int = 0, scale: float = 1.0, **changes: Any
 ) -> Path:

@@ -4,18 +4,19 @@ import copy
 import json
 import shutil
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import nn
 
 from datamodules.schema import UserError
 from experiments.export import main
-from experiments.export_graphs import graph_of, towers_of, write_torch_export
-from experiments.export_quantized import calibration_pictures, quantize_program, quantize_weights
+from experiments.export_graphs import graph_of, towers_of, write_onnx, write_torch_export
+from experiments.export_quantized import calibration_pictures, quantize_onnx, quantize_program, quantize_weights
 from experiments.export_runners import program_runner
 from experiments.export_weights import read_weights, write_weights
 from lightning_modules.base import VisionTask
@@ -111,6 +112,49 @@ def test_texts_are_quantised_dynamically(tmp_path: Path) -> None:
             own = pair.encode_text(texts)
         assert float((found * own).sum(dim=1).min()) > 0.98
         assert float((found - own).abs().max()) > 0
+
+
+TEXT_TOWERS: dict[str, dict[str, Any]] = {
+    # Bidirectional with and without an offset of positions, an embedding narrower than the layers, relative positions.
+    "bert": {},
+    "roberta": {"pad_token_id": 1},
+    "distilbert": {"dim": 24, "n_layers": 2, "n_heads": 2, "hidden_dim": 48},
+    "electra": {"embedding_size": 16},
+    "mpnet": {"pad_token_id": 1},
+}
+"""Each 24 wide, so that a projection to another length is not square."""
+
+
+def _text_towers(folder: Path, kind: str) -> dict[str, Any]:
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    values = {"model_type": kind, "vocab_size": 400, "max_position_embeddings": 40, **sizes, **TEXT_TOWERS[kind]}
+    (folder / "config.json").write_text(json.dumps(values), encoding="utf-8")
+    towers = {"image": "test_resnet", "image_pretrained": False, "text": str(folder), "text_pretrained": False}
+    return {"towers": {**towers, "embed_dim": 10, "pooling": "mean"}}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["clip", "bert", *(pytest.param(kind, marks=pytest.mark.slow) for kind in TEXT_TOWERS if kind != "bert")],
+)
+def test_onnx_runtime_quantises_texts_that_are_projected_to_another_length(kind: str, tmp_path: Path) -> None:
+    pair = ready_pair(tmp_path, **({} if kind == "clip" else _text_towers(tmp_path, kind)))
+    tower = towers_of(pair)[1]
+    write_onnx(graph_of(tower), tower, tmp_path / "plain.onnx", {"vitrine": "kept"})
+    quantize_onnx(tmp_path / "plain.onnx", tmp_path / "rounded.onnx", tower, [])
+    made = onnx.load(tmp_path / "rounded.onnx")
+    assert {one.key: one.value for one in made.metadata_props} == {"vitrine": "kept"}
+    matrices = sum(one.data_type == onnx.TensorProto.INT8 for one in made.graph.initializer)
+    # Six matrices in each of the two layers, and at least one that projects.
+    assert matrices >= 13
+    session = onnxruntime.InferenceSession(str(tmp_path / "rounded.onnx"))
+    for texts in (["a rose"], ["a photo of a tulip.", "x", "a longer text than the others"]):
+        tokens = {name: values.numpy() for name, values in pair.towers.tokenizer(texts).items()}
+        [found] = session.run(None, tokens)
+        with torch.no_grad():
+            own = pair.encode_text(texts).numpy()
+        assert (found * own).sum(axis=1).min() > 0.98
+        assert np.abs(found - own).max() > 0
 
 
 def test_weights_of_linear_layers_come_back_from_safetensors(task: VisionTask, tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ class Ready(Model):
 
 
 def checkpoint(path: Path, **hyper_parameters: object) -> Path:
-    torch.save({"hyper_parameters": hyper_parameters, "state_dict": {}}, path)
+    versions = {"pytorch-lightning_version": "2.6.6"}
+    torch.save({**versions, "hyper_parameters": hyper_parameters, "state_dict": {}}, path)
     return path
 
 
@@ -52,6 +53,12 @@ def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"not a checkpoint")
     with pytest.raises(UserError, match=r"x\.ckpt"):
         refuse_conflicting_checkpoint(Model(0.1, []), path)
+
+
+def test_a_file_of_plain_weights_is_no_checkpoint(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(1)}, tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match=r"x\.ckpt: is not a checkpoint of a run; plain weights belong to"):
+        refuse_conflicting_checkpoint(Model(0.1, []), tmp_path / "x.ckpt")
 
 
 def test_code_inside_a_checkpoint_is_not_run(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 from datamodules.schema import UserError
+from lightning_modules.checkpoint import load_task
 from lightning_modules.dual_encoder import DualEncoder
 from tests.fakes_models import write_clip
 from tests.lightning_modules.tiny import SIZE, tiny_trainer
@@ -137,6 +138,19 @@ def test_a_pretrained_clip_is_evaluated_without_training(tmp_path: Path) -> None
     [metrics] = tiny_trainer(tmp_path).test(task, TinyPairs(), verbose=False)
     assert {"test/class/accuracy", "test/class/top3", "test/loss"} <= set(metrics)
     assert float(task.objective.temperature()[0]) == pytest.approx(torch.tensor(4.0).exp().item(), rel=1e-4)
+
+
+def test_a_pretrained_scale_beyond_a_hundred_outlives_training_and_checkpoint(tmp_path: Path) -> None:
+    folder = write_clip(tmp_path / "clip", scale=4.765)
+    task = DualEncoder({"model": str(folder)}, CLASSES, PROMPTS, image_size=SIZE, lr=0.0)
+    trainer = tiny_trainer(tmp_path, max_epochs=1, limit_train_batches=1)
+    trainer.fit(task, TinyPairs())
+    assert torch.equal(task.objective.temperature.log_scale.data, torch.tensor(4.765))
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    again = load_task(tmp_path / "last.ckpt")
+    assert isinstance(again, DualEncoder)
+    again.objective.temperature.clamp()
+    assert torch.equal(again.objective.temperature.log_scale.data, torch.tensor(4.765))
 
 
 def test_half_precision_learns(tmp_path: Path) -> None:

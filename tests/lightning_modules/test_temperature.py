@@ -54,6 +54,27 @@ def test_what_came_with_the_weights_is_taken_unless_the_options_say_otherwise() 
     assert float(theirs()[1]) == -3.0
 
 
+@pytest.mark.parametrize("learned", [True, False])
+def test_a_pretrained_scale_beyond_a_hundred_is_not_cut(learned: bool) -> None:
+    """SigLIP's: a pair of cosine .13 is one of p = .91, not of .52."""
+    temperature = Temperature({"learned": learned}, with_bias=True)
+    temperature.take_pretrained(torch.tensor(4.765), torch.tensor([-12.93]))
+    temperature.clamp()
+    scale, bias = (float(value) for value in temperature())
+    assert torch.equal(temperature.log_scale, torch.tensor(4.765))
+    assert bias == pytest.approx(-12.93)
+    assert 1 / (1 + math.exp(-(0.13 * scale + bias))) == pytest.approx(0.9108, abs=1e-3)
+    with torch.no_grad():
+        temperature.log_scale.add_(1.0)
+    temperature.clamp()
+    assert float(temperature()[0]) == pytest.approx(math.exp(4.765))
+
+
+def test_a_maximum_below_the_pretrained_scale_is_refused() -> None:
+    with pytest.raises(UserError, match=r"max_scale: 100 is below .* 117\.331"):
+        Temperature({"max_scale": 100.0}, with_bias=True).take_pretrained(torch.tensor(4.765), None)
+
+
 @pytest.mark.parametrize("options", [{"tau": 1.0}, {"scale": 0.0}, {"scale": 200.0}, {"lr": -1.0}, {"bias": 1.0}])
 def test_wrong_settings_are_refused(options: Any) -> None:
     with pytest.raises(UserError, match="temperature"):

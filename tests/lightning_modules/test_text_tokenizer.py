@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import string
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from lightning_modules.text_tokenizer import (
     pretrained_tokenizer,
     trained_tokenizer,
 )
-from tests.fakes_models import TEXTS, write_bert
+from tests.fakes_models import TEXTS, write_bert, write_siglip
 
 
 def trained(max_length: int = 20, *, fixed_length: bool = False) -> TextTokenizer:
@@ -74,6 +76,91 @@ def test_that_of_a_pretrained_model_is_that_of_transformers(tmp_path: Path) -> N
     tokens = pretrained_tokenizer(folder, 20, fixed_length=False)(list(TEXTS))
     assert torch.equal(tokens["input_ids"], peer["input_ids"])
     assert torch.equal(tokens["attention_mask"], peer["attention_mask"])
+
+
+def canonical(text: str) -> str:
+    """SigLIP's text, as big_vision makes it."""
+    return " ".join(text.lower().translate(str.maketrans("", "", string.punctuation)).split())
+
+
+SPOKEN = ("A Photo of a ROSE!", "a  photo,\tof (a) rose...", "don't_stop — [rose]", "", "?!")
+
+
+@pytest.mark.parametrize("kind", ["SiglipTokenizer", None])
+def test_siglips_own_tokenizer_is_read_from_its_file_and_sees_canonical_text(tmp_path: Path, kind: str | None) -> None:
+    from tokenizers import Tokenizer
+
+    folder = write_siglip(tmp_path)
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    settings["tokenizer_class"] = kind
+    (folder / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in settings.items() if v is not None}))
+    tokens = pretrained_tokenizer(str(folder), 12, fixed_length=True)(list(SPOKEN))["input_ids"]
+    peer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    peer.enable_truncation(12)
+    peer.enable_padding(length=12, pad_id=0, pad_token="<pad>")
+    assert tokens.tolist() == [text.ids for text in peer.encode_batch([canonical(text) for text in SPOKEN])]
+
+
+def write_sentencepiece(folder: Path, kind: str) -> None:
+    pieces = pytest.importorskip("sentencepiece")
+    (folder / "corpus.txt").write_text("\n".join([*TEXTS] * 20), encoding="utf-8")
+    pieces.SentencePieceTrainer.train(
+        input=str(folder / "corpus.txt"),
+        model_prefix=str(folder / "spiece"),
+        vocab_size=60,
+        pad_id=-1,
+        bos_id=-1,
+        eos_id=1,
+        unk_id=2,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    (folder / "config.json").write_text('{"model_type": "siglip"}', encoding="utf-8")
+    settings = {"tokenizer_class": kind, "eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+
+
+def test_a_sentencepiece_model_alone_gives_siglips_tokens(tmp_path: Path) -> None:
+    from transformers import SiglipTokenizer
+
+    write_sentencepiece(tmp_path, "SiglipTokenizer")
+    peer = SiglipTokenizer.from_pretrained(tmp_path)
+    expected = peer(list(SPOKEN), padding="max_length", max_length=12, truncation=True)["input_ids"]
+    assert pretrained_tokenizer(str(tmp_path), 12, fixed_length=True)(list(SPOKEN))["input_ids"].tolist() == expected
+
+
+@pytest.mark.parametrize("kind", ["SiglipTokenizer", "GemmaTokenizer"])
+def test_without_sentencepiece_the_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    write_sentencepiece(tmp_path, kind)
+    (tmp_path / "tokenizer.model").write_bytes((tmp_path / "spiece.model").read_bytes())
+    (tmp_path / "spiece.vocab").unlink()
+
+    def absent(*_: object, **__: object) -> None:
+        raise ImportError("\nrequires sentencepiece\nwhich is not there")
+
+    monkeypatch.setattr("lightning_modules.text_tokenizer.find_spec", lambda name: None)
+    monkeypatch.setattr("transformers.SiglipTokenizer.from_pretrained", absent)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", absent)
+    with pytest.raises(UserError, match=r"^towers: .* pip install sentencepiece protobuf, or add its tokenizer.json$"):
+        pretrained_tokenizer(str(tmp_path), 12, fixed_length=True)
+
+
+def test_a_class_that_cannot_be_made_gives_way_to_the_file(tmp_path: Path) -> None:
+    folder = write_bert(tmp_path)
+    expected = pretrained_tokenizer(str(folder), 20, fixed_length=False)(list(TEXTS))["input_ids"]
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "tokenizer_class": "T5Tokenizer"}))
+    tokens = pretrained_tokenizer(str(folder), 20, fixed_length=False)(list(TEXTS))["input_ids"]
+    assert torch.equal(tokens, expected)
+
+
+def test_a_model_without_vocabulary_is_refused(tmp_path: Path) -> None:
+    """``transformers`` makes a tokenizer of five special tokens for it, to which every word is unknown."""
+    folder = write_bert(tmp_path)
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}', encoding="utf-8")
+    with pytest.raises(UserError, match="no vocabulary file"):
+        pretrained_tokenizer(str(folder), 20, fixed_length=False)
 
 
 def test_what_is_cut_off_is_said() -> None:

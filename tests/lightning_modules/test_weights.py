@@ -117,8 +117,72 @@ def test_weights_of_another_width_are_a_user_error_that_names_keys(tmp_path: Pat
     state = released()
     state["conv_stem.weight"] = state["conv_stem.weight"][:3]
     torch.save(state, tmp_path / "w.pth")
-    with pytest.raises(UserError, match=r"1 of another shape \(conv_stem\.weight\)"):
+    with pytest.raises(UserError, match=r"1 of another shape \(conv_stem\.weight is \(3, 3, 3, 3\), not "):
         encoder_from(tmp_path / "w.pth")
+
+
+def open_clip_model(kind: str, **vision: Any) -> torch.nn.Module:
+    from open_clip.model import CLIP, CustomTextCLIP
+
+    text = {"context_length": 8, "vocab_size": 50, "width": 16, "heads": 2, "layers": 1}
+    made = {"CLIP": CLIP, "CustomTextCLIP": CustomTextCLIP}[kind]
+    torch.manual_seed(0)
+    model: torch.nn.Module = made(embed_dim=16, vision_cfg={"image_size": 32, **vision}, text_cfg=text).eval()
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter.data.add_(torch.randn(parameter.shape) / 10)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["CLIP", "CustomTextCLIP"])
+@torch.no_grad()
+def test_the_image_tower_of_an_open_clip_file_gives_open_clips_features(tmp_path: Path, kind: str) -> None:
+    peer: Any = open_clip_model(kind, layers=10, width=256, head_width=64, patch_size=16)
+    save_file({key: value.contiguous() for key, value in peer.state_dict().items()}, tmp_path / "w.safetensors")
+    encoder = encoder_from(tmp_path / "w.safetensors", "vit_xsmall_patch16_clip_224").eval()
+    image = torch.randint(0, 256, (2, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    peer.visual.proj = None
+    torch.testing.assert_close(encoder(image), peer.visual(encoder.normalize(image)), rtol=1e-4, atol=1e-5)
+    assert encoder.origin is not None
+    assert encoder.origin["left_out"]["projection"] == 1
+    assert encoder.origin["left_out"]["text tower"] > 10
+
+
+@pytest.mark.parametrize(
+    ("name", "vision"),
+    [
+        ("vit_xsmall_patch16_clip_224", {"layers": 2, "width": 32, "head_width": 16, "patch_size": 16}),
+        ("vit_xsmall_patch16_clip_224", {"layers": (1, 1, 1, 1), "width": 16}),
+        ("test_resnet", {"layers": 2, "width": 32, "head_width": 16, "patch_size": 16}),
+    ],
+)
+def test_another_open_clip_layout_is_refused_as_such(tmp_path: Path, name: str, vision: Any) -> None:
+    state = open_clip_model("CLIP", **vision).state_dict()
+    save_file({key: value.contiguous() for key, value in state.items()}, tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match=rf"is an open_clip file whose image tower does not fit {name}: \d+ ") as found:
+        encoder_from(tmp_path / "w.safetensors", name)
+    assert "\n" not in str(found.value)
+    assert "ln_final" not in str(found.value)  # the text tower is not what is wrong
+
+
+def test_wrappers_of_training_are_taken_off_the_names(tmp_path: Path) -> None:
+    state = released()
+    for wrapper in ("module.", "_orig_mod.", "module._orig_mod."):
+        torch.save({wrapper + name: value for name, value in state.items()}, tmp_path / "w.pth")
+        assert_loaded(encoder_from(tmp_path / "w.pth"), state)
+
+
+def test_where_weights_came_from_is_known(tmp_path: Path) -> None:
+    torch.save(released(), tmp_path / "w.pth")
+    assert encoder_from(tmp_path / "w.pth").origin == {
+        "part": "backbone",
+        "name": BACKBONE,
+        "source": str(tmp_path / "w.pth"),
+        "revision": None,
+        "sha256": {"w.pth": hashlib.sha256((tmp_path / "w.pth").read_bytes()).hexdigest()},
+        "left_out": {"classifier": 2},
+    }
+    assert ImageEncoder(BACKBONE, 32).origin is None
 
 
 class Harmful:
@@ -231,8 +295,14 @@ def test_weights_come_from_the_hub_once_and_then_from_its_cache(hub: type[FakeHu
     assert_loaded(from_hub(), state)
     assert any(line.startswith("GET") and BACKBONE in line for line in hub.asked)
     hub.asked.clear()
-    assert_loaded(from_hub(), state)
+    encoder = from_hub()
+    assert_loaded(encoder, state)
     assert not hub.asked
+    assert encoder.origin is not None
+    assert encoder.origin["source"] == f"timm/{encoder.name}.r160_in1k"
+    assert encoder.origin["revision"] == "0" * 40
+    content = hub.files["model.safetensors"]
+    assert encoder.origin["sha256"] == {"model.safetensors": hashlib.sha256(content).hexdigest()}
 
 
 def test_weights_in_the_hubs_older_format_are_found(hub: type[FakeHub], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from datamodules.schema import UserError
 from lightning_modules.towers import Towers, build_towers
@@ -129,7 +130,16 @@ def test_without_a_network_the_ways_out_are_named(monkeypatch: pytest.MonkeyPatc
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    """As long as anything is missing, nothing is copied: a network of random parts has no numbers worth a table."""
     towers = build_towers({"model": str(write_clip(tmp_path))}, 32)
+    before = {name: value.clone() for name, value in towers.state_dict().items()}
+    weights = load_file(tmp_path / "model.safetensors")
+    lost = "vision_model.post_layernorm.weight"
+    save_file({n: v for n, v in weights.items() if n != lost}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"does not fit: 1 missing \(vision_model\.post_layernorm\.weight\)"):
+        towers.load_pretrained()
+    assert all(torch.equal(value, before[name]) for name, value in towers.state_dict().items())
+    assert towers.tokenizer is None
     (tmp_path / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(UserError, match="cannot be read"):
         towers.load_pretrained()
