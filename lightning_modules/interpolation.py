@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from datamodules.schema import UserError
+from lightning_modules.weights import misfits
 
 
 def interpolated_weights(
@@ -23,8 +24,8 @@ def interpolated_weights(
     Raises:
         UserError: if the names or shapes differ.
     """
-    if start.keys() != end.keys() or any(start[name].shape != end[name].shape for name in start):
-        raise UserError("the two checkpoints are of different models; give the start and the end of one run")
+    if wrong := misfits(end, start):
+        raise UserError(f"the end's weights do not fit the start: {wrong}; give the start and the end of one run")
     mixed = {}
     for name, last in end.items():
         if not last.is_floating_point() or ".lora_A." in name:

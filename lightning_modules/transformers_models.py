@@ -32,11 +32,19 @@ Configuration = Any
 
 TEXT_HEADS: dict[str, tuple[str, ...]] = {
     "pretraining head": (
-        *("cls.", "lm_head.", "vocab_transform.", "vocab_layer_norm.", "vocab_projector."),
+        *(
+            "cls.",
+            "predictions.",
+            "sop_classifier.",
+            "lm_head.",
+            "vocab_transform.",
+            "vocab_layer_norm.",
+            "vocab_projector.",
+        ),
         *("generator_predictions.", "generator_lm_head.", "discriminator_predictions.", "lm_predictions."),
         *("mask_predictions.", "head.dense.", "head.norm.", "decoder.bias"),
     ),
-    "classifier": ("classifier.", "qa_outputs.", "score."),
+    "classifier": ("classifier.", "pre_classifier.", "qa_outputs.", "score."),
     "pooler": ("pooler.",),
 }
 """What a file may hold besides a text encoder, by the beginnings of the names: heads that nothing here reads."""

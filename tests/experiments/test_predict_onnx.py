@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from PIL import Image
 from datamodules.images import read_image
 from datamodules.transforms import eval_transform
 from evaluation.predictions import read_predictions
-from experiments.predict_onnx import Model, main, prepared
+from experiments.predict_onnx import Model, PredictError, main, prepared
 from lightning_modules.checkpoint import load_task
 from tests.experiments.exports import data_of, flowers_onnx, flowers_run, products_onnx, products_run
 
@@ -143,3 +144,36 @@ def test_answers_are_readable(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[0] == path
     assert [line.split(":")[0].strip() for line in lines[1:]] == ["class", "colour"]
     assert lines[1].count("(0.") + lines[1].count("(1.") == 2
+
+
+def test_weights_missing_renamed_reshaped_added_or_changed_are_refused(tmp_path: Path) -> None:
+    """In one line: the file is not the one that was exported, whether or not ONNX Runtime would take it."""
+    shutil.copytree(products_onnx(), tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "model.onnx"
+    Model(tmp_path, threads=1)  # intact
+
+    def change(kind: str) -> None:
+        graph = onnx.load(products_onnx() / "model.onnx")
+        weights = graph.graph.initializer
+        weight = next(one for one in weights if one.data_type == onnx.TensorProto.FLOAT and len(one.dims) == 1)
+        values = onnx.numpy_helper.to_array(weight)
+        if kind == "missing":
+            weights.remove(weight)
+        elif kind == "renamed":
+            weight.name += "x"
+        elif kind == "added":
+            weights.append(onnx.numpy_helper.from_array(values, "nonsense"))
+        else:
+            # A vector of length one is broadcast: nothing would fail.
+            changed = values[:1] if kind == "reshaped" else values + 1
+            weight.CopyFrom(onnx.numpy_helper.from_array(changed, weight.name))
+        onnx.save(graph, path)
+
+    for kind in ("missing", "renamed", "reshaped", "added", "changed"):
+        change(kind)
+        with pytest.raises(PredictError, match="is not the file that was exported") as refusal:
+            Model(tmp_path, threads=1)
+        assert "\n" not in str(refusal.value)
+    (tmp_path / "export.json").write_text("{")
+    with pytest.raises(PredictError, match=r"export\.json: cannot be read"):
+        Model(tmp_path, threads=1)

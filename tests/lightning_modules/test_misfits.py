@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -255,6 +256,23 @@ def test_prefixes_are_those_that_transformers_maps(tmp_path: Path, prefix: str) 
     # What was left out is recorded.
     assert tower.origin is not None
     assert tower.origin["left_out"] == {"pretraining head": 2, "pooler": 2}
+
+
+def test_names_of_older_releases_are_read(tmp_path: Path) -> None:
+    """As those of bert-base-uncased and openai/clip-vit-base-patch32 on the hub."""
+    arrival = bert_folder(tmp_path / "bert")
+    old = {f"bert.{name}": value for name, value in arrival.state.items()}
+    old = {re.sub(r"LayerNorm\.weight$", "LayerNorm.gamma", name): value for name, value in old.items()}
+    old = {re.sub(r"LayerNorm\.bias$", "LayerNorm.beta", name): value for name, value in old.items()}
+    arrival.write({**old, "bert.embeddings.position_ids": torch.arange(40)[None]})
+    for name, value in text_tower(tmp_path / "bert").backbone.state_dict().items():
+        assert torch.equal(value, arrival.state[name])
+    clip = clip_folder(tmp_path / "clip")
+    positions = {
+        f"{side}_model.embeddings.position_ids": torch.arange(n)[None] for side, n in (("text", 20), ("vision", 17))
+    }
+    clip.write({**clip.state, **positions})
+    whole_model(tmp_path / "clip")
 
 
 def test_weights_in_shards_are_read_whole_or_not_at_all(tmp_path: Path) -> None:
