@@ -83,6 +83,14 @@ def test_position_embeddings_are_resized_to_the_size_of_the_data(tmp_path: Path)
     assert encoder(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).shape == (1, 64)
 
 
+def test_patches_of_another_size_are_refused_instead_of_resampled(tmp_path: Path) -> None:
+    state = released("test_vit")
+    state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"][..., :8, :8].contiguous()
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"1 of another shape \(patch_embed\.proj\.weight is \(64, 3, 8, 8\), not"):
+        encoder_from(tmp_path / "w.pth", "test_vit")
+
+
 def test_loading_moves_neither_the_random_state_nor_the_parameters_identity(tmp_path: Path) -> None:
     torch.save(released(), tmp_path / "w.pth")
     encoder = ImageEncoder(BACKBONE, 32, str(tmp_path / "w.pth"))
