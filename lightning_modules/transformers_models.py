@@ -42,10 +42,11 @@ TEXT_HEADS: dict[str, tuple[str, ...]] = {
             "vocab_projector.",
         ),
         *("generator_predictions.", "generator_lm_head.", "discriminator_predictions.", "lm_predictions."),
-        *("mask_predictions.", "head.dense.", "head.norm.", "decoder.bias"),
+        *("mask_predictions.", "pred_layer.", "head.dense.", "head.norm.", "decoder.bias"),
     ),
     "classifier": ("classifier.", "pre_classifier.", "qa_outputs.", "score."),
-    "pooler": ("pooler.",),
+    "pooler": ("pooler.", "sequence_summary."),
+    "projection": ("text_projection.",),
 }
 """What a file may hold besides a text encoder, by the beginnings of the names: heads that nothing here reads."""
 
@@ -294,10 +295,10 @@ def reading_weights(directory: str, key: str) -> Iterator[None]:
     verbosity = logging.get_verbosity()
     logging.set_verbosity(levels.ERROR)  # what its report would say is refused
     try:
-        weight_files(directory)
+        weight_files(directory, f"{key}: ")
         yield
-    except UserError as error:
-        raise UserError(f"{key}: {error}") from error
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"{key}: the weights in {directory} cannot be read ({_first_line(error)})") from error
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
@@ -146,20 +147,28 @@ def load_vision_language(
             bnb_4bit_compute_dtype=precision,
         )
         further["device_map"] = {"": device}
+    common: dict[str, Any] = {
+        "config": configuration,
+        "local_files_only": True,
+        "dtype": precision,
+        "attn_implementation": "sdpa",
+        "weights_only": True,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,
+    }
+    read = cast("Any", AutoModelForImageTextToText).from_pretrained
     with reading_weights(directory, KEY), torch.random.fork_rng(devices=[]):
-        model, report = cast("Any", AutoModelForImageTextToText).from_pretrained(
-            directory,
-            config=configuration,
-            local_files_only=True,
-            dtype=precision,
-            attn_implementation="sdpa",
-            weights_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **further,
-        )
-    refuse_misfits(report, model.state_dict().keys(), f"{KEY}: {directory}", {})
+        if further:
+            # Shapes of what is quantized are not compared by the library: without memory they are, at no cost.
+            plain, report = read(directory, **common, device_map={"": torch.device("meta")})
+            _refuse_misfits(report, plain, directory)
+        model, report = read(directory, **common, **further)
+        _refuse_misfits(report, model, directory)
     return cast("nn.Module", model)
+
+
+def _refuse_misfits(report: Mapping[str, Any], model: nn.Module, directory: str) -> None:
+    refuse_misfits(report, model.state_dict().keys(), f"{KEY}: {directory}", {})
 
 
 def local_directory(name: str) -> str:

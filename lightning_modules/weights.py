@@ -359,8 +359,12 @@ def read_weights(path: str) -> dict[str, torch.Tensor]:
     return {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
 
 
-def weight_files(directory: str | Path) -> list[Path]:
+def weight_files(directory: str | Path, origin: str = "") -> list[Path]:
     """Files that the weights in a folder of ``transformers`` are read from, in the library's own order of preference.
+
+    Args:
+        directory: of the model.
+        origin: what messages begin with.
 
     Raises:
         UserError: if there are none, some are missing, or they are adapters.
@@ -368,7 +372,7 @@ def weight_files(directory: str | Path) -> list[Path]:
     folder = Path(directory)
     if (folder / "adapter_config.json").is_file():
         raise UserError(
-            f"{folder} holds adapters of peft (adapter_config.json), not a model; merge them into their model "
+            f"{origin}{folder} holds adapters of peft (adapter_config.json), not a model; merge them into their model "
             "(merge_and_unload) and save that"
         )
     for name in HUB_FILES:
@@ -380,12 +384,14 @@ def weight_files(directory: str | Path) -> list[Path]:
         try:
             shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{index} cannot be read ({_first_line(error)}); download it again") from error
+            raise UserError(f"{origin}{index} cannot be read ({_first_line(error)}); download it again") from error
         files = [folder / str(shard) for shard in shards]
         if absent := [file.name for file in files if not file.is_file()]:
-            raise UserError(f"{folder}: {len(absent)} of {len(files)} weights files are missing ({absent[0]}, …)")
+            raise UserError(
+                f"{origin}{folder}: {len(absent)} of {len(files)} weights files are missing ({absent[0]}, …)"
+            )
         return files
-    raise UserError(f"{folder} has no weights; it needs {' or '.join(HUB_FILES)}, or their index and shards")
+    raise UserError(f"{origin}{folder} has no weights; it needs {' or '.join(HUB_FILES)}, or their index and shards")
 
 
 def hub_file(source: Any) -> str:

@@ -115,14 +115,19 @@ def test_four_bits_without_bitsandbytes_are_one_line() -> None:
         checked_memory({"four_bit": True}, pretrained=True)
 
 
-def test_four_bit_weights_are_asked_of_the_library(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_four_bit_weights_are_asked_of_the_library(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is handed over; the quantisation itself is the library's, and needs it."""
     from transformers import AutoModelForImageTextToText
 
-    given: dict[str, Any] = {}
+    calls: list[dict[str, Any]] = []
+    read = AutoModelForImageTextToText.from_pretrained
 
     def remember(directory: str, **arguments: Any) -> Any:
-        given.update(arguments)
+        calls.append(arguments)
+        if "quantization_config" not in arguments:
+            return read(directory, **arguments)
         report: dict[str, Any] = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set()}
         return build_vision_language(arguments["config"], {}, empty=True), report
 
@@ -131,8 +136,17 @@ def test_four_bit_weights_are_asked_of_the_library(folder: Path, monkeypatch: py
     load_vision_language(
         str(folder), configuration, {"four_bit": True, "precision": "bfloat16"}, torch.device("cuda:1")
     )
+    [_, given] = calls
     asked = given["quantization_config"]
     assert asked.load_in_4bit
     assert asked.bnb_4bit_quant_type == "nf4"
     assert asked.bnb_4bit_compute_dtype == torch.bfloat16
     assert given["device_map"] == {"": torch.device("cuda:1")}
+    # A cut weight is named before anything is quantized.
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if "up_proj" in name)
+    save_file({**weights, name: weights[name][:-1].clone()}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"1 of another shape \(\S*up_proj\.weight is \(63, 32\), not \(64, 32\)\)"):
+        load_vision_language(str(tmp_path), configuration, {"four_bit": True}, torch.device("cuda:1"))
+    assert len(calls) == 3
