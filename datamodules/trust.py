@@ -70,13 +70,14 @@ def _same_library(class_path: str, allowed: str) -> bool:
     return name == known and module.startswith(f"{library}.")
 
 
-def refuse_foreign_code(content: object, origin: Path | str, also: Iterable[str] = ()) -> None:
+def refuse_foreign_code(content: object, origin: Path | str, also: Iterable[str] = (), otherwise: str = "") -> None:
     """Refuse settings of somebody else's run that name a class which is neither ours nor of an allowed plugin.
 
     Args:
         content: what a configuration holds, or a part of it.
         origin: the file, for the message.
         also: further class paths that may stand in it.
+        otherwise: what else somebody may do who trusts its author.
 
     Raises:
         UserError: names the first such class.
@@ -86,7 +87,7 @@ def refuse_foreign_code(content: object, origin: Path | str, also: Iterable[str]
             module = str(named).rpartition(".")[0] or str(named)
             raise UserError(
                 f"{origin}: {key} names {str(named)[:200]!r}, no class of this project, and opening a run does not run "
-                f"its author's code; if you trust it, set {PLUGINS}={module.split('.')[0][:100]}"
+                f"its author's code; if you trust it, set {PLUGINS}={module.split('.')[0][:100]}{otherwise}"
             )
 
 

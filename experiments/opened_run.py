@@ -67,7 +67,7 @@ def opened_arguments(args: Sequence[str]) -> Iterator[list[str]]:
         yield arguments
         return
     configs = _values_of(arguments, ("--config", "-c"))
-    own = [(place, run) for place, value in configs if (run := run_of_config(value)) is not None]
+    own = [(place, _located(run)) for place, value in configs if (run := run_of_config(value)) is not None]
     if own:
         _name_checkpoint(arguments, own[-1][1])
     with tempfile.TemporaryDirectory(prefix="vitrine-opened-") as folder:
@@ -94,8 +94,8 @@ def opened_config(run: Path, stage: str) -> dict[str, Any]:
     """
     path = run / CONFIG_FILE
     config = {key: value for key, value in read_experiment(path).items() if key not in _OF_THE_COMMAND}
-    config.setdefault("name", run.absolute().parent.name)
-    if config["name"] == run.absolute().parent.name:
+    config.setdefault("name", run.parent.name)
+    if config["name"] == run.parent.name:
         # New directories go beside it, wherever it was made.
         config["runs"] = str(run.parent.parent)
     if stage != "fit":
@@ -104,7 +104,10 @@ def opened_config(run: Path, stage: str) -> dict[str, Any]:
         if callbacks:
             sys.stderr.write(f"{stage}: callbacks of {path} have no part in it ({', '.join(callbacks)})\n")
         config["trainer"] = {key: value for key, value in trainer.items() if key not in _NOT_BUILT}
-    refuse_foreign_code(config, path, _HARMLESS if stage == "fit" else ())
+    if stage == "fit":
+        refuse_foreign_code(config, path, _HARMLESS, f", or run what the file names with --config {path}")
+    else:
+        refuse_foreign_code(config, path)
     return config
 
 
@@ -127,7 +130,13 @@ def _name_checkpoint(arguments: list[str], run: Path) -> None:
 def _run_of(arguments: Sequence[str]) -> Path | None:
     """The run whose checkpoint is given, where its configuration lies beside it."""
     given = _values_of(arguments, ("--ckpt_path",))
-    return run_of_checkpoint(Path(given[-1][1])) if given else None
+    run = run_of_checkpoint(Path(given[-1][1])) if given else None
+    return None if run is None else _located(run)
+
+
+def _located(run: Path) -> Path:
+    """A run directory whose parents are names, also where the command is given inside of it."""
+    return run if len(run.parts) > 2 and ".." not in run.parts else run.absolute()
 
 
 def _values_of(arguments: Sequence[str], options: Sequence[str]) -> list[tuple[int, str]]:

@@ -267,6 +267,20 @@ def test_a_training_goes_on_with_the_run_whose_configuration_is_given(run: Path)
     assert (other / "run.json").read_bytes() == before
 
 
+def test_a_command_inside_of_the_run_means_it_too(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run)
+    assert main(["predict", "-c", "config.yaml", "--ckpt_path=best"]) == 0
+    assert (run / "predictions" / "predict.parquet").is_file()
+    assert main(["validate", "--ckpt_path", "checkpoints/last.ckpt"]) == 0
+    assert len(list(run.parent.iterdir())) == 2
+
+
+def test_callbacks_of_the_command_line_are_built(run: Path) -> None:
+    arguments = ["--config", str(run / "config.yaml"), "--ckpt_path", "best"]
+    assert main(["predict", *arguments, "--trainer.callbacks+=callbacks.EmbeddingExport"]) == 0
+    assert (run / "gallery").is_dir()
+
+
 def test_a_run_without_the_checkpoint_is_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / "checkpoints" / "best.ckpt").unlink()
     shutil.copytree(run, run.with_name("20990101-000000"))
