@@ -164,11 +164,25 @@ def load_vision_language(
             _refuse_misfits(report, plain, directory)
         model, report = read(directory, **common, **further)
         _refuse_misfits(report, model, directory)
+    if further:
+        _keep_trainable(model)
     return cast("nn.Module", model)
 
 
 def _refuse_misfits(report: Mapping[str, Any], model: nn.Module, directory: str) -> None:
     refuse_misfits(report, model.state_dict().keys(), f"{KEY}: {directory}", {})
+
+
+def _keep_trainable(model: nn.Module) -> None:
+    """Switch off a kernel that repacks four-bit weights when they are first evaluated, so that no step can follow.
+
+    On CPUs with AVX-512 BF16 only (bitsandbytes 0.50); the first validation of a training is an evaluation.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def local_directory(name: str) -> str:

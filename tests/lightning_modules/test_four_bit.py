@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,7 +39,10 @@ LEARN = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_qwen2_vl(tmp_path_factory.mktemp("model"), texts=TEXTS)
+    # Sides that blocks of 64 weights divide, as those of real models.
+    positions = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}
+    sizes: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "rope_parameters": positions}
+    return write_qwen2_vl(tmp_path_factory.mktemp("model"), texts=TEXTS, vision={"embed_dim": 64}, **sizes)
 
 
 def test_answers_are_about_those_of_whole_weights(folder: Path) -> None:
