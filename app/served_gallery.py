@@ -82,10 +82,13 @@ class ServedGallery:
         return sorted(named, key=lambda task: task != LABEL_TASK)
 
     def filter_columns(self) -> dict[str, str]:
-        """Names that a person filters by, with the table's column of each: what the model says, else the label."""
+        """Names that a person filters by, with the table's column of each: what the model says, else the label.
+
+        ``split`` is the gallery's own; where an attribute is called so, the gallery's is ``gallery_split``.
+        """
         columns = {task: f"{LABEL}{task}" for task in self.tasks}
         columns |= {task: f"{PREDICTED}{task}" for task in self.identity.predicts}
-        return columns | {"split": "split"}
+        return columns | {"gallery_split" if "split" in columns else "split": "split"}
 
     def fitting(self, filters: Mapping[str, Sequence[str]]) -> NDArray[np.int64]:
         """Places of the pictures that fit, ascending, int64 ``(n,)``.

@@ -1,20 +1,20 @@
-"""What the texts of a label table mean: attributes such as ``color:red;material:metal``, unknown values, vocabularies.
+"""What the texts of a label table mean: attributes such as ``color:red;material:metal``, aliases, vocabularies.
 
 The canonical name of the colour attribute is ``colour``; ``color`` is folded into it wherever it comes from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypedDict
 
+from datamodules.columns import Missing, attribute_column, composed
 from datamodules.label_file import Problems, read_text
 from datamodules.schema import LABEL_TASK, UserError
 from datamodules.table import table_error
 
 _FOLDED = {"color": "colour"}
-_UNKNOWN_TEXTS = frozenset({"", "unknown", "nan", "none"})
 
 
 class VocabularyOptions(TypedDict, total=False):
@@ -26,7 +26,8 @@ class VocabularyOptions(TypedDict, total=False):
             unknown and are listed in the run record.
         classes_file: one class a line; default classes.txt.
         attributes_file: YAML with a list of values for each attribute; default attributes.yaml.
-        aliases: for each attribute (or ``class``) the spellings to replace, such as ``{colour: {grey: gray}}``.
+        aliases: for each attribute (or ``class``) the spellings to replace, such as ``{colour: {grey: gray}}``; an
+            empty text means unknown. An alias that no row has is reported.
     """
 
     source: Literal["train", "files"]
@@ -37,7 +38,7 @@ class VocabularyOptions(TypedDict, total=False):
 
 def canonical_attribute(name: str) -> str:
     """The name of an attribute as tasks are called: lower case, ``color`` folded into ``colour``."""
-    name = name.strip().lower()
+    name = composed(name).strip().lower()
     return _FOLDED.get(name, name)
 
 
@@ -49,8 +50,6 @@ def parse_attributes(text: str) -> tuple[dict[str, str], list[str]]:
     """
     values: dict[str, str] = {}
     wrong: list[str] = []
-    if text.strip().lower() in _UNKNOWN_TEXTS:
-        return values, wrong
     for part in text.split(";"):
         if not part.strip():
             continue
@@ -75,17 +74,19 @@ def plain_text(text: str) -> str:
 
 
 class Vocabulary:
-    """Aliases, unknown values and vocabulary files of a table.
+    """Aliases and vocabulary files of a table.
 
     Args:
         options: what the user gave.
+        missing: what counts as missing; the empty text alone by default.
 
     Raises:
         UserError: for an unknown key or source.
     """
 
-    def __init__(self, options: VocabularyOptions | None) -> None:
+    def __init__(self, options: VocabularyOptions | None, missing: Missing | None = None) -> None:
         options = options or {}
+        self.missing = missing or Missing()
         if strange := sorted(set(options) - set(VocabularyOptions.__annotations__)):
             known = ", ".join(VocabularyOptions.__annotations__)
             raise UserError(f"data vocabulary: unknown key {strange[0]!r}; known keys are {known}")
@@ -94,30 +95,41 @@ class Vocabulary:
             raise UserError(f"data vocabulary.source: is {self._source!r}, must be train or files")
         self._classes_file = options.get("classes_file", "classes.txt")
         self._attributes_file = options.get("attributes_file", "attributes.yaml")
-        self._aliases = {canonical_attribute(task): pairs for task, pairs in options.get("aliases", {}).items()}
+        self._aliases = {
+            canonical_attribute(task): {
+                composed(text).strip(): composed(value).strip() for text, value in pairs.items()
+            }
+            for task, pairs in (options.get("aliases") or {}).items()
+        }
 
-    def value(self, task: str, text: str) -> str:
-        """The value that a text stands for, empty for unknown."""
-        text = text.strip()
-        text = self._aliases.get(task, {}).get(text, text)
-        return "" if text.lower() in _UNKNOWN_TEXTS else text
+    def values(self, task: str, texts: Iterable[str]) -> list[str]:
+        """The values that the texts of a column stand for, empty where unknown, which is counted."""
+        return self.missing.known(attribute_column(task), texts, self._aliases.get(task))
 
-    def values(self, task: str, texts: Sequence[str]) -> list[str]:
-        """The values that the texts of a column stand for; each distinct text is looked at once."""
-        distinct = {text: self.value(task, text) for text in dict.fromkeys(texts)}
-        return [distinct[text] for text in texts]
-
-    def check_aliases(self, tasks: list[str], where: str) -> None:
+    def check_aliases(self, texts: Mapping[str, Sequence[str]], where: str) -> list[str]:
         """Refuses aliases of attributes that the table lacks.
 
+        Args:
+            texts: by task what the table's rows have.
+            where: the table, for messages.
+
+        Returns:
+            A sentence for each task that has aliases which match no row.
+
         Raises:
-            UserError: for the first one.
+            UserError: for the first attribute that is not there.
         """
-        for task in self._aliases:
-            if task not in tasks:
+        notes = []
+        for task, pairs in self._aliases.items():
+            if task not in texts:
                 raise UserError(
-                    f"data vocabulary.aliases: {where} has no attribute {task!r}; it has {', '.join(tasks)}"
+                    f"data vocabulary.aliases: {where} has no attribute {task!r}; it has {', '.join(texts)}"
                 )
+            there = {composed(text).strip() for text in set(texts[task])}
+            if unused := [text for text in pairs if text not in there]:
+                none = ", ".join(map(repr, unused))
+                notes.append(f"data vocabulary.aliases: no row of {where} has the {task} {none}; correct or remove it")
+        return notes
 
     def from_files(self, root: Path) -> dict[str, list[str]]:
         """Class names by task as the files have them; empty where vocabularies are to be learned.
@@ -140,7 +152,8 @@ class Vocabulary:
         if classes.is_file():
             lists[LABEL_TASK] = read_classes_file(classes)
         # Values that are aliased or mean unknown are no classes; what remains keeps its order.
-        named = {task: dict.fromkeys(self.value(task, text) for text in texts) for task, texts in lists.items()}
+        unknown = Vocabulary({"aliases": self._aliases}, Missing(self.missing.texts))  # these are no rows to be counted
+        named = {task: dict.fromkeys(unknown.values(task, texts)) for task, texts in lists.items()}
         return {task: [value for value in values if value] for task, values in named.items()}
 
 

@@ -5,14 +5,17 @@ Every fit refuses leaks that its YAML does not allow; ``python -m datamodules au
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 
-from datamodules.duplicates import NEAR_FORMAT, Pairs, exact_pairs, near_pairs
+from datamodules.columns import attribute_column
+from datamodules.duplicates import NEAR_FORMAT, Pairs, exact_pairs, identical_sets, near_pairs
 from datamodules.options import LeakKind
 from datamodules.progress import tracked
 from datamodules.schema import UNKNOWN
@@ -58,6 +61,40 @@ class DuplicatePair:
 
 
 @dataclass(frozen=True)
+class Conflict:
+    """Identical images of which the table says different things.
+
+    Attributes:
+        column: in what they differ: ``class``, ``attribute <name>``, ``group`` or ``caption``.
+        samples: the first image with each value.
+        values: what the table says of each of them; unknown values contradict nothing.
+        images: number of identical images with a value.
+    """
+
+    column: str
+    samples: list[Sample]
+    values: list[str]
+    images: int
+
+
+@dataclass(frozen=True)
+class Identical:
+    """Images that are equal pixel by pixel, whether they are in one split or in several.
+
+    Attributes:
+        repeated: for each split the number of images that repeat another one of the same split.
+        conflicts: identical images of which the table says different things, by row.
+    """
+
+    repeated: dict[str, int]
+    conflicts: list[Conflict]
+
+    def conflict_counts(self) -> dict[str, int]:
+        """Number of conflicts by column."""
+        return dict(Counter(conflict.column for conflict in self.conflicts))
+
+
+@dataclass(frozen=True)
 class SkippedPicture:
     """A picture that cannot be read."""
 
@@ -99,7 +136,10 @@ class AuditReport:
         classes: number of samples by task, class and split; unreadable pictures count.
         unknown: number of samples without a known value, by task and split.
         unseen: number of samples by task and value that the vocabulary lacks.
+        missing: number of samples by column and text that made them unknown (``checks.missing``).
+        notes: what was left out of the table, and aliases that match no row.
         leaks: what connects the splits.
+        identical: images that are equal pixel by pixel; nothing where pixels were not compared.
         skipped: unreadable pictures.
         allowed: kinds of leaks that the configuration allows.
         skips_bad_images: whether the configuration leaves unreadable pictures out.
@@ -116,7 +156,10 @@ class AuditReport:
     classes: dict[str, dict[str, dict[str, int]]]
     unknown: dict[str, dict[str, int]]
     unseen: dict[str, dict[str, int]]
+    missing: dict[str, dict[str, int]]
+    notes: list[str]
     leaks: Leaks
+    identical: Identical | None
     skipped: list[SkippedPicture]
     allowed: list[LeakKind]
     skips_bad_images: bool
@@ -168,7 +211,10 @@ def audit(datamodule: ImageDataModule) -> AuditReport:
         classes=classes,
         unknown=unknown,
         unseen=table.unseen,
+        missing=table.missing,
+        notes=table.notes,
         leaks=find_leaks(datamodule, verification),
+        identical=find_identical(table, verification.content, verification.readable) if verification else None,
         skipped=[SkippedPicture(_sample(table, row), reason) for row, reason in sorted(bad.items())],
         allowed=list(datamodule.check_options["allow_leaks"]),
         skips_bad_images=datamodule.check_options["on_bad_image"] == "skip",
@@ -237,6 +283,61 @@ def _not_checked(
         why = "images are generated" if datamodule.generated else "images were not read"
         found |= {"exact": why, "near": why}
     return found | dict.fromkeys((kind for kind in kinds if kind in ignored), "allowed, so not looked for")
+
+
+def find_identical(table: SampleTable, content: NDArray[np.uint8], readable: NDArray[np.bool_]) -> Identical:
+    """Identical images, counted within each split, and what the table says differently of them.
+
+    Args:
+        table: of N samples.
+        content: uint8 ``(N, 32)``, hash of each image.
+        readable: bool ``(N,)``.
+    """
+    repeated = dict.fromkeys(SPLITS, 0)
+    conflicts: list[Conflict] = []
+    for rows in identical_sets(content, readable):
+        for split, count in zip(SPLITS, np.bincount(table.split_codes[rows], minlength=len(SPLITS)), strict=True):
+            repeated[split] += max(int(count) - 1, 0)
+        conflicts += _conflicts(table, rows)
+    return Identical(repeated, sorted(conflicts, key=lambda conflict: conflict.samples[0].row))
+
+
+def _conflicts(table: SampleTable, rows: NDArray[np.int64]) -> Iterator[Conflict]:
+    """In what the table differs about some rows of one image."""
+    named: dict[str, list[str]] = {}
+    for task, names in table.tasks.items():
+        codes = table.targets[task][rows].tolist()
+        named[attribute_column(task)] = ["" if code == UNKNOWN else names[code] for code in codes]
+    own_group = [table.group(row) != table.name(row) for row in rows.tolist()]
+    # A sample without a group is one of its own, by its own name.
+    named["group"] = [table.group(row) if own else "" for row, own in zip(rows.tolist(), own_group, strict=True)]
+    named["caption"] = [" | ".join(filter(None, texts)) for texts in table.caption_lists.of(rows.tolist())]
+    for column, values in named.items():
+        first: dict[str, int] = {}
+        for row, value in zip(rows.tolist(), values, strict=True):
+            if value:
+                first.setdefault(value, row)
+        if len(first) > 1:
+            known = sum(bool(value) for value in values)
+            yield Conflict(column, [_sample(table, row) for row in first.values()], list(first), known)
+
+
+def warn_of_conflicts(table: SampleTable, verification: Verification) -> None:
+    """Reports in one line that identical images have different labels, which no model can satisfy."""
+    found = find_identical(table, verification.content, verification.readable).conflicts
+    told = [conflict for conflict in found if conflict.column not in ("group", "caption")]
+    if told:
+        rank_zero_warn(
+            f"{table.origin}: {len(told)} identical images have different labels, first {conflict_text(told[0])}; "
+            "`python -m datamodules audit` lists them"
+        )
+
+
+def conflict_text(conflict: Conflict) -> str:
+    """Such as: class: bag (a.jpg, train, row 3), cup (b.jpg, train, row 9)."""
+    pairs = zip(conflict.values, conflict.samples, strict=True)
+    told = ", ".join(f"{value} ({sample.source}, {sample.split}, row {sample.row})" for value, sample in pairs)
+    return f"{conflict.column}: {told}"
 
 
 def _near(datamodule: ImageDataModule, verification: Verification) -> tuple[Pairs, int]:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from datamodules.audit import TITLES, AuditReport, DuplicatePair
+from datamodules.audit import TITLES, AuditReport, DuplicatePair, conflict_text
 from datamodules.duplicates import RADII
 from datamodules.location import left_out_text
 from datamodules.options import LeakKind
@@ -35,7 +35,13 @@ def print_report(report: AuditReport, console: Console) -> None:
             texts = ", ".join(f"{value} ({count})" for value, count in unseen.items())
             console.print(f"  {task}, values that are not in the vocabulary: {escape(texts)}\n")
     _print_files(report, console)
+    for column, texts in report.missing.items():
+        unknown = ", ".join(f"{text!r} ({n} {'row' if n == 1 else 'rows'})" for text, n in texts.items())
+        console.print(f"{escape(column)}, counted as unknown: {escape(unknown)}", highlight=False)
+    for note in report.notes:
+        console.print(escape(note), highlight=False, soft_wrap=True)
     _print_leaks(report, console)
+    _print_identical(report, console)
     lines = [f"row {bad.sample.row} ({bad.sample.split}): {bad.reason}" for bad in report.skipped]
     why = "" if report.reads_images else "images are generated"
     _print_list("unreadable pictures", lines, "skipped" if report.skips_bad_images else "not allowed", console, why)
@@ -71,6 +77,19 @@ def _print_leaks(report: AuditReport, console: Console) -> None:
             console.print("  (the data name no groups, or no group has two images: each image is one of its own)")
     if leaks.near_radius is not None and leaks.near_radius < RADII[0]:
         console.print(f"  (so many pictures are alike that only hashes within {leaks.near_radius} bits were compared)")
+
+
+def _print_identical(report: AuditReport, console: Console) -> None:
+    """How often images are repeated within a split, and what the table says differently of identical ones."""
+    if report.identical is None:
+        console.print("identical images within a split: not compared")
+        return
+    repeated = {split: count for split, count in report.identical.repeated.items() if count}
+    told = ", ".join(f"{split} {count}" for split, count in repeated.items())
+    console.print(f"identical images within a split: {told or 'none'}")
+    lines = [conflict_text(conflict) for conflict in report.identical.conflicts]
+    counts = ", ".join(f"{column} {count}" for column, count in report.identical.conflict_counts().items())
+    _print_list("identical images that the table contradicts itself about", lines, escape(counts), console)
 
 
 def _pairs(pairs: Iterable[DuplicatePair]) -> list[str]:

@@ -34,7 +34,7 @@ from datamodules.prompts import PromptOptions
 from datamodules.readers import SplitReaders
 from datamodules.record import record_of
 from datamodules.samplers import EvalSampler
-from datamodules.schema import UserError
+from datamodules.schema import DEFAULT_SEED, UserError
 from datamodules.table import SPLITS, table_error
 from datamodules.transforms import eval_transform, learns_colour, train_transform
 
@@ -69,13 +69,16 @@ class ImageDataModule(TableDataModule):
     generated: ClassVar[bool] = False
     """True where pictures are computed, so that they can be neither corrupt nor duplicates by accident."""
 
+    missing_texts: ClassVar[tuple[str, ...]] = ()
+    """Default of ``checks.missing``: texts that mean unknown in this format, besides the empty one."""
+
     def __init__(
         self,
         image: ImageOptions | None = None,
         augment: AugmentOptions | None = None,
         loader: LoaderOptions | None = None,
         checks: CheckOptions | None = None,
-        seed: int = 0,
+        seed: int = DEFAULT_SEED,
         prompts: PromptOptions | None = None,
         caption: CaptionMode = "random",
     ) -> None:
@@ -84,7 +87,7 @@ class ImageDataModule(TableDataModule):
         self.save_hyperparameters()
         self.image_options = complete_image(image)
         self.loader_options = complete_loader(loader)
-        self.check_options = complete_checks(checks)
+        self.check_options = complete_checks(checks, self.missing_texts)
         complete_augment(augment, hue_safe=False)  # a mistake is told now, not after the table was read
         self._augment = augment
         self._left_out: dict[str, int] | None = None
@@ -162,11 +165,14 @@ class ImageDataModule(TableDataModule):
         Raises:
             UserError: for unreadable pictures (unless they are to be skipped) and leaks that are not allowed.
         """
-        from datamodules.audit import refuse_leaks
+        from datamodules.audit import refuse_leaks, warn_of_conflicts
 
         if self.files_left_out:
             rank_zero_info(f"{self.table.origin}: files left out, {left_out_text(self.files_left_out)}.")
-        refuse_leaks(self, self._verify())
+        verification = self._verify()
+        refuse_leaks(self, verification)
+        if verification is not None:
+            warn_of_conflicts(self.table, verification)
 
     def setup(self, stage: str | None = None) -> None:
         """Leaves out the unreadable pictures, on every process."""
@@ -292,15 +298,21 @@ class ImageDataModule(TableDataModule):
         return facts_of(self.table, sample_ids, content, picture_files=self.picture_files)
 
     def data_record(self) -> dict[str, Any]:
-        """What the run record says of the data: fingerprint, counts, unseen values and skipped pictures."""
+        """What the run record says of the data: fingerprint, counts, unseen and missing values, skipped pictures.
+
+        ``identical`` counts images that repeat another one of their split and those that contradict each other; it is
+        null where pixels were not compared.
+        """
+        from datamodules.audit import find_identical
+
         kept = {split: self.split_indices(split) for split in SPLITS}
-        record = record_of(self.table, kept, self._bad or {})
-        return {
-            "data": type(self).__name__,
-            **record,
-            "value_range": self.range_record(),
-            "files_left_out": self.files_left_out,
-        }
+        record = {"data": type(self).__name__, **record_of(self.table, kept, self._bad or {}), "identical": None}
+        if self._content is not None:
+            readable = np.ones(len(self.table), dtype=bool)
+            readable[list(self._bad or {})] = False
+            identical = find_identical(self.table, self._content, readable)
+            record["identical"] = {"repeated": identical.repeated, "conflicts": identical.conflict_counts()}
+        return {**record, "value_range": self.range_record(), "files_left_out": self.files_left_out}
 
     @property
     def files_left_out(self) -> dict[str, int]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from datamodules.columns import composed
 from datamodules.label_file import Problems, read_label_file, read_text
 from datamodules.schema import UserError
 
@@ -37,6 +38,7 @@ class CaptionFile:
 
     def add(self, name: str, caption: str, row: int) -> None:
         """Adds a caption, or notes that it is empty."""
+        name, caption = composed(name), composed(caption)  # a JSON's escapes hide what its text does not
         if not name.strip():
             self.problems.append((row, "no name of a picture"))
         elif not caption.strip():
@@ -127,4 +129,4 @@ def _name_and_split(entry: Any) -> tuple[str, str | None]:
         return "", None
     folder = entry.get("filepath") or ""
     name = f"{folder}/{entry['filename']}" if folder else entry["filename"]
-    return name, _KARPATHY_SPLITS.get(str(entry.get("split")))
+    return composed(name), _KARPATHY_SPLITS.get(str(entry.get("split")))

@@ -1,19 +1,72 @@
-"""Columns of strings in Arrow: from pandas, to indices into a vocabulary, and into a hash."""
+"""Columns of strings: what counts as missing, from pandas to Arrow, to indices into a vocabulary, and into a hash."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datamodules.schema import UNKNOWN
+from datamodules.schema import LABEL_TASK, UNKNOWN
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
     from numpy.typing import NDArray
+
+
+def composed(text: str) -> str:
+    """The text in the Unicode normal form NFC, in which the same letters are the same characters."""
+    return unicodedata.normalize("NFC", text)
+
+
+class Missing:
+    """What counts as missing, one rule for labels, attributes, groups and captions, and how often it did.
+
+    Args:
+        texts: that mean unknown, in any case; the empty text always does.
+
+    Attributes:
+        texts: that mean unknown, besides the empty one, in lower case.
+        counts: for each column the number of rows by the text that made them unknown; the empty text is not listed.
+    """
+
+    def __init__(self, texts: Iterable[str] = ()) -> None:
+        self.texts = frozenset(composed(text).strip().casefold() for text in texts)
+        self.counts: dict[str, dict[str, int]] = {}
+
+    def means_unknown(self, text: str) -> bool:
+        """Whether a text, blanks around it aside, stands for no value."""
+        text = text.strip()
+        return not text or text.casefold() in self.texts
+
+    def known(self, column: str, texts: Iterable[str], aliases: Mapping[str, str] | None = None) -> list[str]:
+        """The texts of a column in NFC without blanks around them, empty where they are missing, which is counted.
+
+        Args:
+            column: ``class``, ``group``, ``caption`` or what ``attribute_column`` says, as a report calls it.
+            texts: one of each row.
+            aliases: texts to replace before.
+        """
+        known: dict[str, str] = {}
+        kept = []
+        for text in texts:
+            if (value := known.get(text)) is None:
+                stripped = composed(text).strip()
+                value = (aliases or {}).get(stripped, stripped)
+                value = known[text] = "" if self.means_unknown(value) else value
+            if not value and (stripped := text.strip()):
+                counts = self.counts.setdefault(column, {})
+                counts[stripped] = counts.get(stripped, 0) + 1
+            kept.append(value)
+        return kept
+
+
+def attribute_column(task: str) -> str:
+    """What reports call the column of a task, which may be called like another column of the table."""
+    return task if task == LABEL_TASK else f"attribute {task}"
 
 
 def strings_of(column: pd.Series[Any], fill: pa.LargeStringArray | str = "") -> pa.LargeStringArray:

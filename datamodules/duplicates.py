@@ -43,20 +43,30 @@ def exact_pairs(content: NDArray[np.uint8], parts: NDArray[np.int8], readable: N
     Returns:
         Each picture whose like stands in another split, paired with the first of those.
     """
+    pairs = []
+    for group in identical_sets(content, readable):
+        for row in group:
+            others = group[parts[group] != parts[row]]
+            if len(others):
+                pairs.append((min(row, others[0]), max(row, others[0])))
+    return _unique(np.array(pairs, dtype=np.int64).reshape(-1, 2))
+
+
+def identical_sets(content: NDArray[np.uint8], readable: NDArray[np.bool_]) -> Iterator[NDArray[np.int64]]:
+    """The rows of each picture that occurs more than once, ascending.
+
+    Args:
+        content: uint8 ``(N, 32)``, hash of each picture.
+        readable: bool ``(N,)``.
+    """
     rows = np.flatnonzero(readable)
     keys = np.ascontiguousarray(content[rows]).view("V32").ravel()
     order = np.argsort(keys, kind="stable")
     same = keys[order][1:] == keys[order][:-1]
     # Runs of equal neighbours: where one begins, and where it ends.
     edges = np.flatnonzero(np.diff(np.concatenate([[False], same, [False]]).astype(np.int8)))
-    pairs = []
     for start, stop in edges.reshape(-1, 2).tolist():
-        group = rows[order[start : stop + 1]]
-        for row in group:
-            others = group[parts[group] != parts[row]]
-            if len(others):
-                pairs.append((min(row, others[0]), max(row, others[0])))
-    return _unique(np.array(pairs, dtype=np.int64).reshape(-1, 2))
+        yield rows[order[start : stop + 1]]
 
 
 def near_pairs(

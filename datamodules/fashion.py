@@ -23,14 +23,15 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules.attributes import plain_text
 from datamodules.base import ImageDataModule
+from datamodules.columns import Missing, attribute_column, composed
 from datamodules.hub_access import PictureColumn, open_splits, read_columns
 from datamodules.label_file import Problems, read_text
-from datamodules.location import count_files_left_out, locate
+from datamodules.location import as_on_disk, count_files_left_out, locate
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
 from datamodules.prompts import PromptOptions
-from datamodules.schema import LABEL_TASK, UserError
+from datamodules.schema import DEFAULT_SEED, LABEL_TASK, UserError
 from datamodules.splits import SplitOptions, resolve_splits
-from datamodules.table import SampleTable, table_error
+from datamodules.table import SampleTable, table_error, target_column
 from datamodules.transforms import learns_colour
 
 if TYPE_CHECKING:
@@ -39,9 +40,9 @@ if TYPE_CHECKING:
 HUB_COPY = "ashraq/fashion-product-images-small"
 _NAME = "productDisplayName"
 _LABELS = ("gender", "masterCategory", "subCategory", "articleType", "baseColour", "season", "year", "usage")
+_CLASS = target_column(LABEL_TASK)
 _HEADER = ("id", *_LABELS, _NAME)
 _LAYOUT = "styles.csv beside images/<id>.jpg"
-_UNKNOWN_TEXTS = frozenset({"", "na", "nan", "none"})
 
 FashionLabel = Literal[
     "gender", "masterCategory", "subCategory", "articleType", "baseColour", "season", "year", "usage"
@@ -79,6 +80,8 @@ class Fashion(ImageDataModule):
         prompts: texts that stand for the classes; given, they are the captions too.
     """
 
+    missing_texts = ("NA",)
+
     def __init__(
         self,
         root: str = "",
@@ -91,7 +94,7 @@ class Fashion(ImageDataModule):
         augment: AugmentOptions | None = None,
         loader: LoaderOptions | None = None,
         checks: CheckOptions | None = None,
-        seed: int = 0,
+        seed: int = DEFAULT_SEED,
         prompts: PromptOptions | None = None,
     ) -> None:
         super().__init__(image, _hue_safe(augment, target), loader, checks, seed, prompts)
@@ -103,6 +106,7 @@ class Fashion(ImageDataModule):
         self.split_options = split or {}
         self.repaired_rows = 0
         self.dropped: dict[str, int] = {}
+        self._missing = Missing()
         self._pictures: PictureColumn | None = None
         self._check_choices()
 
@@ -117,7 +121,8 @@ class Fashion(ImageDataModule):
         if not len(frame):
             raise UserError(f"{origin}: no rows are left; give a table with rows or lower data rare.min_count")
         self._divide(frame)
-        return SampleTable.from_frame(frame, [LABEL_TASK, *self.attributes], None, origin, root)
+        columns = {task: target_column(task) for task in (LABEL_TASK, *self.attributes)}
+        return SampleTable.from_frame(frame, columns, None, origin, root, missing=self._missing.counts)
 
     def read_image(self, index: int) -> torch.Tensor:
         """Reads one picture, from its file or out of the hub's data set.
@@ -165,7 +170,7 @@ class Fashion(ImageDataModule):
         columns, rows, self.repaired_rows = read_styles(path)
         if self.repaired_rows:
             rank_zero_info(f"{path}: {self.repaired_rows} rows with commas in the product's name were repaired")
-        sources = [f"images/{name}.jpg" for name in columns["id"]]
+        sources = as_on_disk(root, [f"images/{name}.jpg" for name in columns["id"]])
         return str(path), str(root), self._frame(columns, sources, rows)
 
     def _open_hub(self) -> tuple[str, str, pd.DataFrame]:
@@ -182,20 +187,20 @@ class Fashion(ImageDataModule):
     def _frame(self, columns: dict[str, list[str]], sources: list[str], rows: list[int]) -> pd.DataFrame:
         import pandas as pd
 
+        missing = self._missing = Missing(self.check_options["missing"])
         frame = pd.DataFrame({"name": columns["id"], "source": sources, "row": rows}, dtype=object)
         for task, column in [(LABEL_TASK, self.target), *((name, name) for name in self.attributes)]:
-            frame[task] = ["" if text.strip().lower() in _UNKNOWN_TEXTS else text.strip() for text in columns[column]]
-        captions = [plain_text(text) for text in columns[_NAME]]
-        frame["caption"] = ["" if text.lower() in _UNKNOWN_TEXTS else text for text in captions]
+            frame[target_column(task)] = missing.known(attribute_column(task), columns[column])
+        frame["caption"] = missing.known("caption", [plain_text(text) for text in columns[_NAME]])
         frame["group"] = frame["caption"].str.casefold().where(frame["caption"] != "", frame["name"])
         return frame
 
     def _without_rare(self, frame: pd.DataFrame) -> pd.DataFrame:
         if self.rare["handling"] == "keep":
             return frame
-        products = frame.loc[frame[LABEL_TASK] != ""].groupby(LABEL_TASK)["group"].nunique()
-        is_rare = frame[LABEL_TASK].isin(products.index[products < self.rare["min_count"]])
-        self.dropped = {str(name): int(n) for name, n in frame.loc[is_rare, LABEL_TASK].value_counts().items()}
+        products = frame.loc[frame[_CLASS] != ""].groupby(_CLASS)["group"].nunique()
+        is_rare = frame[_CLASS].isin(products.index[products < self.rare["min_count"]])
+        self.dropped = {str(name): int(n) for name, n in frame.loc[is_rare, _CLASS].value_counts().items()}
         return frame.loc[~is_rare].reset_index(drop=True)
 
     def _divide(self, frame: pd.DataFrame) -> None:
@@ -204,7 +209,7 @@ class Fashion(ImageDataModule):
 
         frame["split"] = resolve_splits(
             self.split_options,
-            labels=pd.factorize(frame[LABEL_TASK], sort=True)[0],
+            labels=pd.factorize(frame[_CLASS], sort=True)[0],
             groups=pd.factorize(frame["group"], sort=True)[0],
             seed=self.seed,
             default="group",
@@ -261,4 +266,6 @@ def _hue_safe(augment: AugmentOptions | None, target: str) -> AugmentOptions | N
 def _hub_texts(values: list[Any]) -> list[str]:
     """Texts of a hub column; years are floating point there."""
     known = [None if isinstance(value, float) and math.isnan(value) else value for value in values]
-    return ["" if value is None else str(int(value) if isinstance(value, float) else value) for value in known]
+    return [
+        "" if value is None else composed(str(int(value) if isinstance(value, float) else value)) for value in known
+    ]

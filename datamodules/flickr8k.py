@@ -20,10 +20,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 from datamodules.base import ImageDataModule
 from datamodules.caption_files import CaptionFile, read_captions
 from datamodules.captions import CaptionMode
+from datamodules.columns import Missing
 from datamodules.label_file import Problems, read_text
-from datamodules.location import locate
+from datamodules.location import as_on_disk, locate
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
-from datamodules.schema import UserError
+from datamodules.schema import DEFAULT_SEED, UserError
 from datamodules.splits import SplitOptions, resolve_splits
 from datamodules.table import SampleTable, table_error
 
@@ -68,7 +69,7 @@ class Flickr8k(ImageDataModule):
         augment: AugmentOptions | None = None,
         loader: LoaderOptions | None = None,
         checks: CheckOptions | None = None,
-        seed: int = 0,
+        seed: int = DEFAULT_SEED,
     ) -> None:
         super().__init__(image, augment, loader, checks, seed, caption=caption)
         self.root = root
@@ -92,13 +93,17 @@ class Flickr8k(ImageDataModule):
         problems = {path: file.problems}
         listed = file.splits or _read_lists([path.parent, root, root / "Flickr8k_text"], file.captions, problems)
         _refuse(problems)
-        names = self._kept(file, listed, pictures)
-        if not any((pictures / name).exists() for name in names):
+        on_disk = dict(zip(file.captions, as_on_disk(pictures, file.captions), strict=True))
+        names = self._kept(file, listed, {name for name, path in on_disk.items() if (pictures / path).exists()})
+        if not any((pictures / on_disk[name]).exists() for name in names):
             raise UserError(f"{path}: none of its photos is in {pictures}; give the folder as data pictures")
         if any(self.left_out.values()):
             rank_zero_warn(f"Flickr8k: left out {', '.join(f'{n} {what}' for what, n in self.left_out.items() if n)}")
-        frame = pd.DataFrame({"name": names, "source": names, "row": [file.rows[name] for name in names]})
-        frame["caption"] = [file.captions[name] for name in names]
+        rows = [file.rows[name] for name in names]
+        frame = pd.DataFrame({"name": names, "source": [on_disk[name] for name in names], "row": rows})
+        missing = Missing(self.check_options["missing"])
+        known = [missing.known("caption", file.captions[name]) for name in names]
+        frame["caption"] = [[text for text in texts if text] or [""] for texts in known]
         frame["split"] = resolve_splits(
             self.split_options,
             labels=np.zeros(len(names), dtype=np.int64),
@@ -107,13 +112,13 @@ class Flickr8k(ImageDataModule):
             default="table" if listed else "random",
             own=np.array([listed[name] for name in names], dtype="U5") if listed else None,
         )
-        return SampleTable.from_frame(frame, [], None, str(path), str(pictures))
+        return SampleTable.from_frame(frame, [], None, str(path), str(pictures), missing=missing.counts)
 
     def data_record(self) -> dict[str, Any]:
         """As of every data set, with what was left out."""
         return {**super().data_record(), "left_out": self.left_out}
 
-    def _kept(self, file: CaptionFile, listed: dict[str, str], pictures: Path) -> list[str]:
+    def _kept(self, file: CaptionFile, listed: dict[str, str], there: Container[str]) -> list[str]:
         """Names of the photos in the order of the file, without those that no list has."""
         self.left_out = dict.fromkeys(self.left_out, 0)
         kept = []
@@ -121,7 +126,7 @@ class Flickr8k(ImageDataModule):
             # A listed photo that is absent is for the check of all pictures to tell.
             if name in listed:
                 kept.append(name)
-            elif not (pictures / name).exists():
+            elif name not in there:
                 self.left_out["captions of photos that do not exist"] += len(captions)
             elif listed:
                 self.left_out["photos in no list"] += 1

@@ -25,7 +25,7 @@ from datamodules.base import ImageDataModule
 from datamodules.location import locate
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
 from datamodules.prompts import PromptOptions
-from datamodules.schema import LABEL_TASK, UserError
+from datamodules.schema import DEFAULT_SEED, LABEL_TASK, UserError
 from datamodules.splits import stratified_split
 from datamodules.table import SampleTable, table_error
 
@@ -90,7 +90,7 @@ class Flowers102(ImageDataModule):
         augment: AugmentOptions | None = None,
         loader: LoaderOptions | None = None,
         checks: CheckOptions | None = None,
-        seed: int = 0,
+        seed: int = DEFAULT_SEED,
     ) -> None:
         super().__init__(image, augment, loader, checks, seed, prompts or {"name": "openai_flowers"}, caption)
         self.root = root

@@ -1,23 +1,128 @@
-"""A DataModule from the ``data:`` part of an experiment file, for command lines that need no model and no trainer."""
+"""Experiment files: how they are read and laid one over the other, and the DataModule that their ``data:`` describes.
+
+Every command line reads experiment files here, so that the same files mean the same everywhere.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Sequence
+import functools
+import inspect
+import re
+import types
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, set_dumper, set_loader
 
+import datamodules
 from datamodules.base import ImageDataModule
-from datamodules.schema import UserError
+from datamodules.schema import DEFAULT_SEED, UserError
 from datamodules.trust import refuse_foreign_code, run_of_config
+
+_SEED_KEYS = ("data.init_args.seed", "data.seed")
+_PARTS = ("data", "model", "trainer")
+_FILES = (".yaml", ".yml", ".json")
+_STRING = "tag:yaml.org,2002:str"
+_NULL = "tag:yaml.org,2002:null"
+
+
+class _Loader(yaml.SafeLoader):
+    """Scalars as in YAML 1.2: ``on``, ``off``, ``yes``, ``no``, dates and ``001`` are texts, ``1e-4`` is a number.
+
+    Keys are the texts written, and a key that occurs twice in one mapping is refused: the parser would drop the first.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As SafeLoader's, with keys as they are written."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                key.tag = _STRING
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"key {key.value!r} occurs twice in one mapping; remove one", key.start_mark
+                    )
+                seen.add(key.value)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("int", r"[-+]?(?:0|[1-9][0-9_]*)|0x[0-9a-fA-F_]+", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(?:[0-9][0-9_]*)?\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?|[-+]?[0-9][0-9_]*\.(?:[eE][-+]?[0-9]+)?"
+        r"|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+0123456789.",
+    ),
+    ("merge", r"<<", "<"),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes texts that either standard takes for something else: PyYAML alone would leave ``1e3`` as it is."""
+
+
+_Dumper.yaml_implicit_resolvers = {
+    first: list(known) for first, known in yaml.SafeDumper.yaml_implicit_resolvers.items()
+}
+for _first_letter, _known in _Loader.yaml_implicit_resolvers.items():
+    _Dumper.yaml_implicit_resolvers.setdefault(_first_letter, []).extend(_known)
+
+
+def load_yaml(text: str, below: Sequence[str] = ()) -> Any:
+    """Python objects of a YAML text, with ``data:`` arguments that are nothing but text as they are written.
+
+    So ``aliases: {lamp: {off: 0}}`` is about the text ``off`` and becomes the text ``0``.
+
+    Args:
+        text: YAML.
+        below: keys that the content is put below, the outermost first.
+
+    Raises:
+        yaml.YAMLError: for a text that is no YAML.
+    """
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        for key in reversed(below):
+            node = yaml.MappingNode("tag:yaml.org,2002:map", [(yaml.ScalarNode(_STRING, key), node)])
+        _keep_texts(node)
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def dump_yaml(content: Mapping[str, Any], *, one_line: bool = False) -> str:
+    """YAML that ``load_yaml`` and every other reader understand as the same content."""
+    text = yaml.dump(
+        dict(content), Dumper=_Dumper, default_flow_style=one_line, sort_keys=False, allow_unicode=True, width=1 << 30
+    )
+    return text.strip() if one_line else text
+
+
+def _load_value(text: str) -> Any:
+    """What jsonargparse makes of a value; a flow mapping without values is the text that it looks like."""
+    value = load_yaml(text)
+    bare = isinstance(value, dict) and value and all(entry is None for entry in value.values())
+    return text if bare else value
+
+
+set_loader("yaml", _load_value, exceptions=(yaml.YAMLError,))
+set_dumper("yaml", dump_yaml)
 
 
 def data_parser(program: str, usage: str | None = None) -> ArgumentParser:
-    """A parser that knows ``--config`` and ``--data``; the caller adds its own arguments.
+    """A parser that knows ``--config``, ``--data`` and ``--seed_everything``; the caller adds its own arguments.
 
     Args:
         program: name for messages.
@@ -27,12 +132,16 @@ def data_parser(program: str, usage: str | None = None) -> ArgumentParser:
     parser.add_argument(
         "--config", help="Experiment file whose data: part is used; of a later one only what it says differently."
     )
+    parser.add_argument(
+        "--seed_everything", type=int, default=DEFAULT_SEED, help="Seed of the data, as in fit: splits depend on it."
+    )
     parser.add_subclass_arguments(ImageDataModule, "data", required=True, help="Data set, as in an experiment file.")
+    parser.link_arguments("seed_everything", "data.init_args.seed")
     return parser
 
 
 def parse_data(parser: ArgumentParser, args: list[str]) -> tuple[ImageDataModule, Namespace]:
-    """The DataModule that experiment files and further arguments describe.
+    """The DataModule that experiment files and further arguments describe, with the seed that a fit would use.
 
     Args:
         parser: of ``data_parser``.
@@ -45,11 +154,17 @@ def parse_data(parser: ArgumentParser, args: list[str]) -> tuple[ImageDataModule
         UserError: for a file that cannot be read or says nothing about data.
         ArgumentError: for arguments that are unknown or of the wrong type.
     """
-    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    files.add_argument("--config", action="append", default=[])
-    known, rest = files.parse_known_args(args)
-    data = _data_part([Path(name) for name in known.config])
-    parsed = parser.parse_args([*(["--data", json.dumps(data)] if data else []), *rest])
+    paths, rest = split_configs(args)
+    for path in paths:
+        if run_of_config(path) is not None:
+            refuse_foreign_code({"data": read_experiment(path).get("data")}, path)
+    content = read_experiments(paths)
+    known = ["--data", dump_yaml(content["data"], one_line=True)] if isinstance(content.get("data"), dict) else []
+    if paths and not known:
+        raise UserError(f"--config {paths[0]}: has no data: part; name the data set there with class_path: …")
+    if content.get("seed_everything") is not None:
+        known += ["--seed_everything", str(content["seed_everything"])]
+    parsed = parser.parse_args([*known, *rest])
     datamodule = parser.instantiate(parsed).data
     assert isinstance(datamodule, ImageDataModule)
     return datamodule, parsed
@@ -72,40 +187,97 @@ def data_of_run(program: str, run: Path, args: Sequence[str] = ()) -> ImageDataM
     return parse_data(data_parser(program), ["--config", str(config), *args])[0]
 
 
-def _data_part(paths: list[Path]) -> dict[str, Any]:
-    """What the experiment files say about the data, the later file last; everything else in them is left aside.
+def one_config(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Arguments of ``fit`` and its like with all their experiment files merged into one.
 
-    As in a run, ``seed_everything`` is the seed of the data, on which random splits depend.
+    Args:
+        args: the subcommand and what follows it.
+
+    Returns:
+        Arguments with at most one ``--config``, which is a text and stands first, so that flags have the last word
+        wherever they stand; and the files' names in order.
 
     Raises:
-        UserError: for a file that cannot be read or says nothing about data.
+        UserError: for a file that cannot be read.
     """
-    data: dict[str, Any] = {}
-    seed: dict[str, Any] = {}
+    names, rest = split_configs(args)
+    if not names:
+        return list(rest), names
+    text = dump_yaml(read_experiments(names), one_line=True)
+    return [*rest[:1], "--config", text, *rest[1:]], names
+
+
+def split_configs(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The experiment files that arguments name, and the other arguments, with texts in them as they are written.
+
+    Raises:
+        UserError: where an argument sets the seed of the data alone.
+    """
+    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    files.add_argument("-c", "--config", action="append", default=[])
+    known, rest = files.parse_known_args(list(args))
+    for place, argument in enumerate(rest):
+        key, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--data.") or not (equals or place + 1 < len(rest)):
+            continue
+        if key in _SEED_KEYS:
+            raise _own_seed(f"--{key}")
+        if key.removeprefix("data.").removeprefix("init_args.").partition(".")[0] in text_arguments():
+            quoted = _as_written(value if equals else rest[place + 1])
+            rest[place + (not equals)] = f"--{key}={quoted}" if equals else quoted
+    return known.config, rest
+
+
+def read_experiments(paths: Sequence[str | Path]) -> dict[str, Any]:
+    """What several experiment files say together: a later one over an earlier one, key by key (see ``merged``).
+
+    Raises:
+        UserError: for a file that cannot be read, or one that sets the seed of the data alone.
+    """
+    content: dict[str, Any] = {}
     for path in paths:
-        content = read_experiment(path)
-        if run_of_config(path) is not None:
-            refuse_foreign_code({"data": content.get("data")}, path)
-        part = content.get("data") or {}
-        data = merged(data, {"class_path": part} if isinstance(part, str) else part)
-        if isinstance(content.get("seed_everything"), int):
-            seed = {"init_args": {"seed": int(content["seed_everything"])}}
-    if paths and not data:
-        raise UserError(f"--config {paths[0]}: has no data: part; name the data set there with class_path: …")
-    return merged(seed, data) if data else {}
+        content = merged(content, read_experiment(path))
+    content = {key: value for key, value in content.items() if value is not None or key not in ("data", "model")}
+    arguments = content["data"].get("init_args") if isinstance(content.get("data"), dict) else None
+    if isinstance(arguments, dict) and "seed" in arguments:
+        raise _own_seed(f"--config {paths[-1]}: {_SEED_KEYS[0]}")
+    return content
 
 
-def read_experiment(path: Path) -> dict[str, Any]:
+def read_experiment(path: str | Path) -> dict[str, Any]:
     """What an experiment file or an overlay holds.
+
+    ``data:``, ``model:`` and ``trainer:`` may be paths of further files, relative to it, the first two class paths.
 
     Raises:
         UserError: for a file that cannot be read, is no YAML or holds no keys.
     """
+    content = _read(path)
+    for key in [key for key in content if "." in key]:
+        # As the parser has it: `trainer.max_epochs: 3` is `trainer: {max_epochs: 3}`.
+        content = merged(content, _nested(key.split("."), content.pop(key)))
+    for key, value in content.items():
+        if key not in _PARTS or not isinstance(value, str):
+            continue
+        if value.endswith(_FILES) and (part := Path(path).parent / value).is_file():
+            content[key] = _read(part)
+        elif key != "trainer":
+            content[key] = {"class_path": value}
+    return content
+
+
+def _nested(keys: Sequence[str], value: Any) -> dict[str, Any]:
+    return {keys[0]: _nested(keys[1:], value) if keys[1:] else value}
+
+
+def _read(path: str | Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = load_yaml(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file"
-        raise UserError(f"--config {path}: {reason}; give an experiment's YAML file") from error
+        content = _inline(str(path))
+        if content is None:
+            reason = getattr(error, "strerror", None) or "not a text file"
+            raise UserError(f"--config {path}: {reason}; give an experiment's YAML file") from error
     except yaml.YAMLError as error:
         raise UserError(f"--config {path}: not a YAML file ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
@@ -113,12 +285,127 @@ def read_experiment(path: Path) -> dict[str, Any]:
     return content
 
 
-def merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """The second mapping over the first, key by key; another class does not inherit the arguments of the first."""
-    if second.get("class_path") not in (None, first.get("class_path")) and "class_path" in first:
-        return second
+def _inline(text: str) -> dict[str, Any] | None:
+    """The mapping that stands in place of a file's name, None where it is a name."""
+    try:
+        content = load_yaml(text)
+    except yaml.YAMLError:
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """The second mapping over the first, key by key.
+
+    Lists are replaced, ``key+:`` adds to one, and another class does not inherit the arguments of the first. ``null``
+    resets: in an argument's options (``split: {seed: null}``) it takes the key out, elsewhere it is a value.
+    """
+    return _merged(first, second, "section")
+
+
+def _merged(
+    first: Mapping[str, Any], second: Mapping[str, Any], level: Literal["section", "arguments", "options"]
+) -> dict[str, Any]:
+    if "class_path" in first and not _same_class(first["class_path"], second.get("class_path")):
+        return dict(second)
     both = dict(first)
     for key, value in second.items():
-        nested = isinstance(value, dict) and isinstance(first.get(key), dict)
-        both[key] = merged(first[key], value) if nested else value
+        whole = key.removesuffix("+")
+        if whole != key and isinstance(listed := both.get(whole, both.get(key)), list):
+            both[whole if whole in both else key] = [*listed, *(value if isinstance(value, list) else [value])]
+            continue
+        below = first.get(key)
+        if level == "options" and value is None:
+            both.pop(key, None)
+        elif isinstance(value, dict) and isinstance(below, dict):
+            if key == "init_args":
+                both[key] = _merged(below, value, "arguments")
+            else:
+                both[key] = _merged(
+                    below, value, "section" if level == "section" or "class_path" in below else "options"
+                )
+        else:
+            both[key] = value
     return both
+
+
+def _same_class(first: object, second: object) -> bool:
+    """Whether two class paths name one class: none at all, the same, or one is the other's last word."""
+    if second is None or first == second:
+        return True
+    short, long = sorted((str(first), str(second)), key=lambda path: path.count("."))
+    return "." not in short and short == long.rpartition(".")[2]
+
+
+def _own_seed(where: str) -> UserError:
+    return UserError(f"{where}: is always the seed of the whole run; set seed_everything instead")
+
+
+def _keep_texts(node: yaml.Node) -> None:
+    """Marks as texts what stands below text arguments of every ``data:`` in a document."""
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _keep_texts(item)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for key, value in node.value:
+        arguments = [v for k, v in _entries(value) if k == "init_args"] if key.value == "data" else []
+        for name, below in (entry for part in arguments for entry in _entries(part)):
+            if name in text_arguments():
+                _as_text(below)
+        _keep_texts(value)
+
+
+def _entries(node: yaml.Node) -> list[tuple[str, yaml.Node]]:
+    return [(str(key.value), value) for key, value in node.value] if isinstance(node, yaml.MappingNode) else []
+
+
+def _as_text(node: yaml.Node, *, in_list: bool = False) -> None:
+    """Makes a text of every scalar; ``null`` stays what it is, but for items of lists."""
+    if isinstance(node, yaml.ScalarNode):
+        if in_list or node.tag != _NULL:
+            node.tag = _STRING
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _as_text(item, in_list=True)
+    elif isinstance(node, yaml.MappingNode):
+        for _, value in node.value:
+            _as_text(value)
+
+
+def _as_written(text: str) -> str:
+    """A flag's list or mapping of texts, each quoted as it is written; other values are left alone."""
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if not isinstance(node, yaml.CollectionNode):
+            return text
+        _as_text(node)
+        content = loader.construct_document(node)
+    except yaml.YAMLError:
+        return text  # the parser says what is wrong with it
+    quoted = yaml.dump(content, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=1 << 30)
+    return quoted.strip()
+
+
+@functools.cache
+def text_arguments() -> frozenset[str]:
+    """Arguments of the DataModules that are nothing but text at every depth, such as aliases and column names."""
+    known: dict[str, bool] = {}
+    for name in datamodules.__all__:
+        kind = getattr(datamodules, name)
+        if inspect.isclass(kind) and issubclass(kind, ImageDataModule):
+            for key, hint in get_type_hints(kind.__init__).items():
+                known[key] = known.get(key, True) and _is_text(hint)
+    return frozenset(key for key, is_text in known.items() if is_text and key != "return")
+
+
+def _is_text(hint: Any) -> bool:
+    if hint in (str, type(None)):
+        return True
+    if is_typeddict(hint):
+        return all(_is_text(value) for value in get_type_hints(hint).values())
+    if get_origin(hint) is Literal:
+        return all(isinstance(value, str) for value in get_args(hint))
+    is_container = get_origin(hint) in (list, dict, Union, types.UnionType)
+    return is_container and all(_is_text(part) for part in get_args(hint))

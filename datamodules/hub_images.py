@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import torch
 
 from datamodules.base import ImageDataModule
+from datamodules.columns import Missing, attribute_column
 from datamodules.hub_access import PictureColumn, open_splits, read_columns
-from datamodules.label_columns import class_names_of, first_text, label_texts, numbers_in_order
+from datamodules.label_columns import class_names_of, label_texts, numbers_in_order, plain_texts
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
 from datamodules.prompts import PromptOptions
-from datamodules.schema import LABEL_TASK, UserError
+from datamodules.schema import DEFAULT_SEED, LABEL_TASK, UserError
 from datamodules.splits import SplitOptions, resolve_splits, split_of_name
-from datamodules.table import SPLITS, SampleTable
+from datamodules.table import SPLITS, SampleTable, target_column
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,7 +75,7 @@ class HubImages(ImageDataModule):
         augment: AugmentOptions | None = None,
         loader: LoaderOptions | None = None,
         checks: CheckOptions | None = None,
-        seed: int = 0,
+        seed: int = DEFAULT_SEED,
         prompts: PromptOptions | None = None,
     ) -> None:
         super().__init__(image, augment, loader, checks, seed, prompts)
@@ -103,18 +104,33 @@ class HubImages(ImageDataModule):
         for split, part in parts.items():
             self._check_columns(part, f"{self.path} ({chosen[split]})")
         self._pictures = PictureColumn(list(parts.values()), self.columns["image"])
-        frames = [self._frame(part, chosen[split], split) for split, part in parts.items()]
+        missing = Missing(self.check_options["missing"])
+        frames = [self._frame(part, chosen[split], split, missing) for split, part in parts.items()]
         frame = pd.concat(frames, ignore_index=True)
-        tasks = {LABEL_TASK: self.columns["label"], **{name: name for name in self.columns.get("attributes", [])}}
-        names = {task: class_names_of(parts["train"].features[column]) for task, column in tasks.items()}
+        tasks = self._tasks()
+        features = parts["train"].features
         self._divide(frame)
         in_train = frame["split"] == "train"
-        vocabularies = {
-            task: names[task] or _in_order(frame.loc[in_train, task], parts["train"].features[column])
-            for task, column in tasks.items()
-        }
+        vocabularies = {}
+        for task, column in tasks.items():
+            names = [name for name in class_names_of(features[column]) if not missing.means_unknown(name)]
+            vocabularies[task] = names or _in_order(frame.loc[in_train, target_column(task)], features[column])
         known = {task: values for task, values in vocabularies.items() if values}
-        return SampleTable.from_frame(frame, list(tasks), known, self.path)
+        columns = {task: target_column(task) for task in tasks}
+        return SampleTable.from_frame(frame, columns, known, self.path, missing=missing.counts)
+
+    def _tasks(self) -> dict[str, str]:
+        """The column of each task, the main one first.
+
+        Raises:
+            UserError: for an attribute that is called like the main task.
+        """
+        attributes = self.columns.get("attributes", [])
+        if LABEL_TASK in attributes:
+            raise UserError(
+                f"data columns.attributes: the name {LABEL_TASK!r} is taken by the main task; rename the column"
+            )
+        return {LABEL_TASK: self.columns["label"], **{name: name for name in attributes}}
 
     def read_image(self, index: int) -> torch.Tensor:
         """Reads one picture out of the data set's files.
@@ -173,23 +189,21 @@ class HubImages(ImageDataModule):
                     f"data columns.{key}: {where} has no column {name!r}; it has {', '.join(part.features)}"
                 )
 
-    def _frame(self, part: Any, theirs: str, split: str) -> pd.DataFrame:
+    def _frame(self, part: Any, theirs: str, split: str, missing: Missing) -> pd.DataFrame:
         import pandas as pd
 
-        caption, group = self.columns.get("caption", ""), self.columns.get("group", "")
-        attributes = self.columns.get("attributes", [])
-        columns = {self.columns["label"], *attributes, caption, group} - {""}
-        table = read_columns(part, sorted(columns))
+        caption, group, tasks = self.columns.get("caption", ""), self.columns.get("group", ""), self._tasks()
+        table = read_columns(part, sorted({*tasks.values(), caption, group} - {""}))
         names = [f"{theirs}/{row}" for row in range(len(part))]
         frame = pd.DataFrame({"name": names, "source": names, "split": split, "row": range(len(part))}, dtype=object)
-        label = self.columns["label"]
-        frame[LABEL_TASK] = label_texts(table[label], class_names_of(part.features[label]), "data columns.label")
-        for name in attributes:
-            frame[name] = label_texts(table[name], class_names_of(part.features[name]), "data columns.attributes")
+        for task, column in tasks.items():
+            where = f"data columns.{'label' if task == LABEL_TASK else 'attributes'}"
+            texts = label_texts(table[column], class_names_of(part.features[column]), where)
+            frame[target_column(task)] = missing.known(attribute_column(task), texts)
         if caption:
-            frame["caption"] = [first_text(value) for value in table[caption].to_pylist()]
+            frame["caption"] = missing.known("caption", plain_texts(table[caption]))
         if group:
-            frame["group"] = ["" if value is None else str(value) for value in table[group].to_pylist()]
+            frame["group"] = missing.known("group", plain_texts(table[group]))
         return frame
 
     def _divide(self, frame: pd.DataFrame) -> None:
@@ -201,7 +215,7 @@ class HubImages(ImageDataModule):
             groups = frame["group"].where(frame["group"] != "", frame["name"])
         frame["split"] = resolve_splits(
             self.split_options,
-            labels=pd.factorize(frame[LABEL_TASK], sort=True)[0],
+            labels=pd.factorize(frame[target_column(LABEL_TASK)], sort=True)[0],
             groups=pd.factorize(groups, sort=True)[0],
             seed=self.seed,
             own=frame["split"].to_numpy(dtype=str),

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from datamodules.base import ImageDataModule
+from datamodules.columns import Missing, composed
 from datamodules.images import image_suffixes
 from datamodules.location import files_below, is_left_alone
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
 from datamodules.prompts import PromptOptions
-from datamodules.schema import LABEL_TASK, UserError
+from datamodules.schema import DEFAULT_SEED, LABEL_TASK, UserError
 from datamodules.splits import SplitOptions, resolve_splits, split_of_name
 from datamodules.table import SPLITS, SampleTable
 
@@ -60,7 +61,7 @@ class ImageFolder(ImageDataModule):
         augment: AugmentOptions | None = None,
         loader: LoaderOptions | None = None,
         checks: CheckOptions | None = None,
-        seed: int = 0,
+        seed: int = DEFAULT_SEED,
         prompts: PromptOptions | None = None,
         split_folders: dict[str, str | list[str]] | None = None,
     ) -> None:
@@ -92,11 +93,16 @@ class ImageFolder(ImageDataModule):
             own = split_folders.get(folder, "")
             records += [(f"{folder}/{path}" if folder else path, path.split("/", 1)[0], own) for path in below]
         frame = pd.DataFrame(records, columns=["name", LABEL_TASK, "split"], dtype=object)
+        missing = Missing(self.check_options["missing"])
         frame["source"] = frame["name"]
+        # Copies of a folder may spell the same name in different Unicode normal forms.
+        frame["name"] = [composed(name) for name in frame["name"]]
+        frame[LABEL_TASK] = missing.known(LABEL_TASK, frame[LABEL_TASK])
         frame["row"] = range(1, len(frame) + 1)
-        frame["group"] = self._groups(frame, str(root))
+        groups = missing.known("group", self._groups(frame, str(root)))
+        frame["group"] = [group or name for group, name in zip(groups, frame["name"], strict=True)]
         self._divide(frame, bool(split_folders))
-        return SampleTable.from_frame(frame, [LABEL_TASK], None, str(root), str(root))
+        return SampleTable.from_frame(frame, [LABEL_TASK], None, str(root), str(root), missing=missing.counts)
 
     def _groups(self, frame: pd.DataFrame, origin: str) -> list[str]:
         names = [str(name) for name in frame["name"]]

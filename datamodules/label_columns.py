@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from datamodules.columns import composed
 from datamodules.schema import UserError
 
 
@@ -26,6 +28,7 @@ def label_texts(column: Any, names: Sequence[str], where: str) -> list[str]:
     """
     import pyarrow as pa
 
+    column = plain_column(column)
     kind = column.type
     values = column.to_pylist()
     if pa.types.is_null(kind):
@@ -45,6 +48,27 @@ def label_texts(column: Any, names: Sequence[str], where: str) -> list[str]:
     raise UserError(f"{where}: holds {kind}, which is no class; give a column of names or whole numbers")
 
 
+def plain_column(column: Any) -> Any:
+    """An Arrow array of the values themselves: categories as texts, whole numbers among NaN as such."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_floating(column.type):
+        known = pc.if_else(pc.is_nan(column), None, column)
+        whole = pc.all(pc.equal(known, pc.floor(known))).as_py()
+        column = known.cast(pa.int64()) if whole is not False else known
+    return column
+
+
+def plain_texts(column: Any) -> list[str]:
+    """The values of a column of any single ones as texts on one line, empty for null and NaN."""
+    return [first_text(value) for value in plain_column(column).to_pylist()]
+
+
 def numbers_in_order(values: Iterable[str]) -> list[str]:
     """Distinct whole numbers by size, where alphabetical order would put 10 before 2; empty ones are left out."""
     return sorted(set(values) - {""}, key=int)
@@ -54,4 +78,5 @@ def first_text(value: object) -> str:
     """A caption, or the first of several, on one line; empty where there is none."""
     if isinstance(value, list):
         value = value[0] if value else None
-    return "" if value is None else " ".join(str(value).split())
+    missing = value is None or (isinstance(value, float) and math.isnan(value))
+    return "" if missing else composed(" ".join(str(value).split()))

@@ -7,11 +7,18 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from datamodules.columns import composed
 from datamodules.schema import UserError
+
+_SEPARATORS = (",", ";", "\t")
+_HEAD = 1 << 16
+"""Characters of a file in which its header is looked for."""
 
 Problems = list[tuple[int, str]]
 """Line of the file and what is wrong there."""
@@ -25,22 +32,26 @@ class LabelFile:
         columns: for each column name N values as they stand in the file.
         rows: N line numbers, counted from 1; where a value holds line breaks, the line that its row begins at.
         problems: what was wrong in the file.
+        notes: what was left out, one sentence each.
     """
 
     columns: dict[str, list[str]]
     rows: list[int]
     problems: Problems
+    notes: list[str]
 
 
 def read_text(path: Path, problems: Problems) -> str:
-    """Reads a UTF-8 text file; a byte order mark is left out, bytes that are not UTF-8 are told and replaced.
+    """Reads a text file in UTF-8, or in UTF-16 as spreadsheets save "Unicode text", in the normal form NFC.
+
+    A byte order mark is left out, bytes that are not UTF-8 are told and replaced.
 
     Args:
         path: the file.
         problems: gets a line for each line of the file that is not UTF-8.
 
     Raises:
-        UserError: where there is no such file, with the names of its neighbours, or where it is UTF-16.
+        UserError: where there is no such file, with the names of its neighbours, or where it is broken UTF-16.
     """
     try:
         data = path.read_bytes()
@@ -48,10 +59,13 @@ def read_text(path: Path, problems: Problems) -> str:
         beside = sorted(file.name for file in path.parent.glob(f"*{path.suffix}"))
         found = f"; {path.parent} has {', '.join(beside[:5])}" if beside else ""
         raise UserError(f"{path}: cannot be read ({error.strerror}){found}; give the name of the table") from error
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise UserError(f"{path}: is UTF-16; save it as UTF-8")
+    if (encoding := _utf16(data)) is not None:
+        try:
+            return composed(data.decode(encoding).removeprefix("\ufeff"))
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: is broken UTF-16 ({error.reason}); save it as UTF-8") from error
     try:
-        return data.decode("utf-8-sig")
+        return composed(data.decode("utf-8-sig"))
     except UnicodeDecodeError:
         for row, line in enumerate(data.split(b"\n"), start=1):
             try:
@@ -60,25 +74,33 @@ def read_text(path: Path, problems: Problems) -> str:
                 problems.append(
                     (row, f"is not UTF-8 (byte {line[error.start]:#04x} at {error.start}); save it as UTF-8")
                 )
-        return data.decode("utf-8-sig", errors="replace")
+        return composed(data.decode("utf-8-sig", errors="replace"))
+
+
+def _utf16(data: bytes) -> str | None:
+    """Which UTF-16 a file is in, by its mark, or by the zero in each of its first ASCII letters; None for others."""
+    if data.startswith(b"\xff\xfe") or (data[1:8:2] == b"\0\0\0\0" and b"\0" not in data[0:8:2]):
+        return "utf-16-le"
+    if data.startswith(b"\xfe\xff") or (data[0:8:2] == b"\0\0\0\0" and b"\0" not in data[1:8:2]):
+        return "utf-16-be"
+    return None
 
 
 def read_label_file(path: Path, required: Sequence[str]) -> LabelFile:
-    """Reads a comma-separated file with a header.
+    """Reads a table with a header; fields are separated by commas, semicolons or tabs, whichever the header shows.
+
+    Blank rows and columns without a name are left out, the latter with a note where they hold something.
 
     Args:
-        path: the file, UTF-8.
+        path: the file, in UTF-8 or UTF-16.
         required: columns that must be there.
 
     Raises:
         UserError: for a file that cannot be read or lacks columns. What is wrong in single rows is gathered instead.
     """
     problems: Problems = []
-    reader = csv.reader(io.StringIO(read_text(path, problems), newline=""), strict=True)
-    try:
-        header = [name.strip() for name in next(reader, [])]
-    except csv.Error as error:
-        raise UserError(f"{path}:1: {error}; correct the header") from error
+    text = read_text(path, problems)
+    reader, header = _opened(path, text, required)
     _check_header(path, header, required)
     values: list[list[str]] = [[] for _ in header]
     # Labels and attributes repeat: one object for each distinct text keeps large tables small while they are read.
@@ -93,13 +115,52 @@ def read_label_file(path: Path, required: Sequence[str]) -> LabelFile:
         except csv.Error as error:
             problems.append((row, f"{error}; look for a stray quote"))
             continue
+        if not any(field.strip() for field in fields):
+            continue
+        if not any(field.strip() for field in fields[len(header) :]):
+            fields = fields[: len(header)]
         if len(fields) == len(header):
             rows.append(row)
             for column, field in zip(values, fields, strict=True):
                 column.append(shared.setdefault(field, field))
-        elif fields:
+        else:
             problems.append((row, f"{len(fields)} fields where the header has {len(header)}"))
-    return LabelFile(dict(zip(header, values, strict=True)), rows, problems)
+    columns = dict(zip(header, values, strict=True))
+    notes = [
+        f"{path}: column {place} has no name and is left out"
+        for place, (name, column) in enumerate(zip(header, values, strict=True), start=1)
+        if not name and any(field.strip() for field in column)
+    ]
+    columns.pop("", None)
+    return LabelFile(columns, rows, problems, notes)
+
+
+def _opened(path: Path, text: str, required: Sequence[str]) -> tuple[Any, list[str]]:
+    """A reader of the rows below the header, and the header: its first row that is not blank.
+
+    The separator is the one under which most of the required columns are there, and of those the one with most fields.
+    """
+    named = re.match(r"sep=(.)\s*\n", text)  # Excel's own line
+
+    def opened(content: str, separator: str) -> tuple[Any, list[str]]:
+        reader = csv.reader(io.StringIO(content, newline=""), strict=True, delimiter=separator)
+        if named:
+            next(reader)
+        header = next((fields for fields in reader if any(field.strip() for field in fields)), [])
+        return reader, [name.strip() for name in header]
+
+    def fits(separator: str) -> tuple[int, int]:
+        try:
+            header = opened(text[:_HEAD], separator)[1]
+        except csv.Error:
+            return -1, 0
+        return sum(name in header for name in required), len(header)
+
+    separator = named[1] if named else max(_SEPARATORS, key=fits)
+    try:
+        return opened(text, separator)
+    except csv.Error as error:
+        raise UserError(f"{path}:1: {error}; correct the header") from error
 
 
 def relative_path(text: str) -> str:
@@ -125,5 +186,5 @@ def _check_header(path: Path, header: list[str], required: Sequence[str]) -> Non
             f"{path}: missing column {', '.join(missing)}; the header has {', '.join(header) or 'nothing'}: "
             "rename or add columns"
         )
-    if twice := sorted({name for name in header if header.count(name) > 1}):
+    if twice := sorted({name for name in header if name and header.count(name) > 1}):
         raise UserError(f"{path}: column {', '.join(twice)} occurs twice; remove one")

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from datamodules.columns import composed
 from datamodules.images import HEIF_SUFFIXES, heif_formats
 from datamodules.schema import UserError
 
@@ -91,3 +92,31 @@ def left_out_text(left_out: Mapping[str, int]) -> str:
         hint = " (install the extra heic to read them)" if suffix in HEIF_SUFFIXES and not heif_formats() else ""
         shown.append(f"{suffix or 'no ending'} {count}{hint}")
     return "by ending: " + ", ".join(shown)
+
+
+def as_on_disk(root: Path, paths: Iterable[str]) -> list[str]:
+    """Paths as the file system spells them: macOS and archives made there hold names in another Unicode normal form.
+
+    Args:
+        root: folder of the data set.
+        paths: below it, with ``/`` between their parts.
+
+    Returns:
+        For each the path of the file that has the same name in NFC; the path itself where there is none.
+    """
+    listings: dict[str, dict[str, str]] = {}
+
+    def spelled(path: str) -> str:
+        if path.isascii() or os.path.lexists(f"{root}/{path}"):
+            return path
+        found = ""
+        for part in path.split("/"):
+            if found not in listings:
+                folder = f"{root}/{found}"
+                names = os.listdir(folder) if os.path.isdir(folder) else []  # noqa: PTH112, PTH208 -- millions of them
+                listings[found] = {composed(name): name for name in sorted(names)}
+            name = listings[found].get(composed(part), part)
+            found = f"{found}/{name}" if found else name
+        return found
+
+    return [spelled(path) for path in paths]

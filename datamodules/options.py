@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, TypedDict, cast
 
 from datamodules.schema import LABEL_TASK, UserError
@@ -84,10 +84,14 @@ class CheckOptions(TypedDict, total=False):
             run record; default error.
         allow_leaks: kinds of leaks between splits that are tolerated: ``groups`` (a group in several splits),
             ``exact`` (the same pixels), ``near`` (nearly the same picture); default none.
+        missing: texts that mean that a label, attribute, group or caption is unknown, in any case and besides the empty
+            cell and null (NaN in Parquet), which always do; ``none``, ``NA`` and the like are values unless named here.
+            Default none, in Products ``unknown`` and ``nan``, in Fashion ``NA``.
     """
 
     on_bad_image: OnBadImage
     allow_leaks: list[LeakKind]
+    missing: list[str]
 
 
 class AugmentOptions(TypedDict, total=False):
@@ -144,7 +148,7 @@ LOADER_DEFAULTS: LoaderOptions = {
     "cache_limit_gb": 20.0,
     "predict": ["test"],
 }
-CHECK_DEFAULTS: CheckOptions = {"on_bad_image": "error", "allow_leaks": []}
+CHECK_DEFAULTS: CheckOptions = {"on_bad_image": "error", "allow_leaks": [], "missing": []}
 
 _NO_AUGMENTATION: AugmentOptions = {
     "preset": "none",
@@ -228,13 +232,17 @@ def complete_loader(options: LoaderOptions | None) -> LoaderOptions:
     return filled
 
 
-def complete_checks(options: CheckOptions | None) -> CheckOptions:
+def complete_checks(options: CheckOptions | None, missing: Sequence[str] = ()) -> CheckOptions:
     """Fills in the defaults and checks the values.
+
+    Args:
+        options: what the user gave.
+        missing: default of ``missing`` for this kind of data.
 
     Raises:
         UserError: for an unknown key or value.
     """
-    filled = cast("CheckOptions", _filled("checks", CHECK_DEFAULTS, options))
+    filled = cast("CheckOptions", _filled("checks", {**CHECK_DEFAULTS, "missing": list(missing)}, options))
     _require_choice("checks.on_bad_image", filled["on_bad_image"], ("error", "skip"))
     for kind in filled["allow_leaks"]:
         _require_choice("checks.allow_leaks", kind, ("groups", "exact", "near"))

@@ -11,7 +11,7 @@ import json
 import os
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -46,6 +46,8 @@ PackFormat = Literal["parquet", "webdataset"]
 
 _ROW_GROUP = 64
 """Rows of Parquet that are read together; small, because a row of pictures is large."""
+
+_OWN_COLUMNS = ("image", "key", "label", "caption", "group", "shard", "offset", "size", "crc32")
 
 _ENDINGS = {
     "JPEG": "jpg",
@@ -139,8 +141,8 @@ def _columns(datamodule: ImageDataModule, rows: NDArray[np.int64]) -> dict[str, 
     """All that is known of some samples besides the pictures, class codes −1 where unknown."""
     table = datamodule.table
     columns: dict[str, list[Any]] = {"key": table.names.take(rows).to_pylist()}
-    for task in table.tasks:
-        columns[_name(task)] = table.targets[task][rows].tolist()
+    for task, name in task_columns(table.tasks).items():
+        columns[name] = table.targets[task][rows].tolist()
     columns["caption"] = [[text for text in texts if text] for texts in table.caption_lists.of(rows.tolist())]
     columns["group"] = [table.group(row) for row in rows.tolist()]
     return columns
@@ -153,14 +155,16 @@ def _schema(datamodule: ImageDataModule, *, pictures: bool, shards: dict[str, in
     text = datasets.Value("string")
     features: dict[str, Any] = {"image": datasets.Image()} if pictures else {}
     features["key"] = text
-    features |= {_name(task): datasets.ClassLabel(names=names) for task, names in datamodule.tasks.items()}
+    names = task_columns(datamodule.tasks)
+    features |= {names[task]: datasets.ClassLabel(names=classes) for task, classes in datamodule.tasks.items()}
     features |= {"caption": datasets.List(text), "group": text}
     if shards is not None:
         number = datasets.Value("int64")
         features |= {"shard": text, "offset": number, "size": number, "crc32": number}
     layout = {
         "label": "label" if LABEL_TASK in datamodule.tasks else "",
-        "attributes": [task for task in datamodule.tasks if task != LABEL_TASK],
+        "attributes": [name for task, name in names.items() if task != LABEL_TASK],
+        "tasks": {name: task for task, name in names.items()},
         "caption": "caption",
         "group": "group",
         "key": "key",
@@ -171,8 +175,15 @@ def _schema(datamodule: ImageDataModule, *, pictures: bool, shards: dict[str, in
     return schema.with_metadata({**(schema.metadata or {}), LAYOUT_KEY: json.dumps(layout).encode()})
 
 
-def _name(task: str) -> str:
-    return "label" if task == LABEL_TASK else task
+def task_columns(tasks: Iterable[str]) -> dict[str, str]:
+    """For each task its column: called like it, but where a shard has another column of that name."""
+    names: dict[str, str] = {}
+    for task in tasks:
+        name = "label" if task == LABEL_TASK else task
+        while name in names.values() or (task != LABEL_TASK and name in _OWN_COLUMNS):
+            name = f"attribute_{name}"
+        names[task] = name
+    return names
 
 
 def _write_parquet(
@@ -218,9 +229,10 @@ def _write_tar(path: Path, datamodule: ImageDataModule, rows: NDArray[np.int64],
 def _members(datamodule: ImageDataModule, sample: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
     """Further members of a sample: class number, first caption, and everything as JSON with class names."""
     described = {"key": sample["key"], "group": sample["group"], "caption": sample["caption"]}
+    columns = task_columns(datamodule.tasks)
     for task, names in datamodule.tasks.items():
-        code = sample[_name(task)]
-        described[_name(task)] = None if code == UNKNOWN else names[code]
+        code = sample[columns[task]]
+        described[columns[task]] = None if code == UNKNOWN else names[code]
     if sample.get("label", UNKNOWN) != UNKNOWN:
         yield "cls", str(sample["label"]).encode()
     if sample["caption"]:

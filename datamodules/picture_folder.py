@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from datamodules.base import ImageDataModule
+from datamodules.columns import composed
 from datamodules.image_folder import pictures_below
 from datamodules.images import image_suffixes
 from datamodules.options import CheckOptions, ImageOptions, LoaderOptions
-from datamodules.schema import UserError
+from datamodules.schema import DEFAULT_SEED, UserError
 from datamodules.table import SampleTable
 
 
@@ -33,7 +34,7 @@ class PictureFolder(ImageDataModule):
         image: ImageOptions | None = None,
         loader: LoaderOptions | None = None,
         checks: CheckOptions | None = None,
-        seed: int = 0,
+        seed: int = DEFAULT_SEED,
     ) -> None:
         super().__init__(image, None, loader, checks, seed)
         self.root = root
@@ -54,5 +55,6 @@ class PictureFolder(ImageDataModule):
             raise UserError(
                 f"data root: {self.root} has no pictures ({', '.join(image_suffixes())}); give another folder"
             )
-        frame = pd.DataFrame({"name": [f"{root.name}/{path}" for path in paths], "source": paths, "split": "test"})
+        names = [composed(f"{root.name}/{path}") for path in paths]
+        frame = pd.DataFrame({"name": names, "source": paths, "split": "test"})
         return SampleTable.from_frame(frame, [], None, str(root), str(root))

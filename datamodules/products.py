@@ -3,8 +3,9 @@
 The format is that of two student data sets, ``labels.csv`` with the columns ``image_path, class_label, attributes,
 caption, split, instance_id``, where ``attributes`` is a text such as ``color:red;material:metal;size:small``:
 github.com/Eswar797/Local-DS (600 photos, 123 objects) and github.com/devamshah25/DL_project (1,000 rows, no photos).
-Their quirks are taken as they are: back-slashes and blanks in paths, ``color`` for ``colour``, values that are
-the text ``unknown`` or ``nan``, blanks around captions.
+Their quirks are taken as they are: back-slashes and blanks in paths, ``color`` for ``colour``, ``unknown`` and ``nan``
+for values that are not known (``checks.missing``), blanks around captions. Tables with semicolons or tabs, as
+spreadsheets write them, are read as well.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ import numpy as np
 
 from datamodules.attributes import Vocabulary, VocabularyOptions, canonical_attribute, parse_attributes, plain_text
 from datamodules.base import ImageDataModule
-from datamodules.composed_captions import composed_captions
+from datamodules.columns import Missing
+from datamodules.composed_captions import NOUN, composed_captions
 from datamodules.label_file import LabelFile, Problems, read_label_file, relative_path
-from datamodules.location import locate
+from datamodules.location import as_on_disk, locate
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
 from datamodules.prompts import PromptOptions
-from datamodules.schema import LABEL_TASK, UserError
+from datamodules.schema import DEFAULT_SEED, LABEL_TASK, UserError
 from datamodules.splits import SplitOptions, resolve_splits, split_of_name
-from datamodules.table import SPLITS, SampleTable, table_error
+from datamodules.table import SPLITS, SampleTable, table_error, target_column
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,8 +53,11 @@ class Products(ImageDataModule):
         seed: of order, sampling, augmentation and, where ``split`` names no other, of the division.
         prompts: texts that stand for the classes; given, they are the captions too.
         caption_templates: captions made of these fields: ``{class}``, ``{noun}`` (its last word), the attributes, and
-            ``{caption}``, the table's own, which is the only caption by default.
+            ``{caption}``, the table's own, which is the only caption by default; an attribute that is called like one
+            of the others is ``{attribute noun}``.
     """
+
+    missing_texts = ("unknown", "nan")
 
     def __init__(
         self,
@@ -65,7 +70,7 @@ class Products(ImageDataModule):
         augment: AugmentOptions | None = None,
         loader: LoaderOptions | None = None,
         checks: CheckOptions | None = None,
-        seed: int = 0,
+        seed: int = DEFAULT_SEED,
         prompts: PromptOptions | None = None,
         caption_templates: list[str] | None = None,
     ) -> None:
@@ -75,7 +80,8 @@ class Products(ImageDataModule):
         self.labels = labels
         self.attributes = attributes
         self.split_options = split or {}
-        self.vocabulary = Vocabulary(vocabulary)
+        self._vocabulary = vocabulary
+        Vocabulary(vocabulary)  # a mistake is told now, not when the table is read
 
     def load_table(self) -> SampleTable:
         """Reads the table.
@@ -90,26 +96,39 @@ class Products(ImageDataModule):
         path = root / self.labels
         file = read_label_file(path, self._required_columns())
         problems = list(file.problems)
+        missing = Missing(self.check_options["missing"])
+        vocabulary = Vocabulary(self._vocabulary, missing)
         paths = _picture_paths(file, problems)
-        values = self._attribute_values(file, problems)
+        texts = {LABEL_TASK: file.columns["class_label"], **self._attribute_values(file, missing, problems)}
         own = _own_splits(file, problems) if "split" in file.columns else None
         if problems:
             raise table_error(str(path), problems, "correct or remove these rows")
-        wanted = self._wanted_attributes(values, str(path))
-        self.vocabulary.check_aliases([LABEL_TASK, *values], str(path))
-        classes = self.vocabulary.values(LABEL_TASK, file.columns["class_label"])
-        frame = pd.DataFrame({"name": paths, "source": paths, LABEL_TASK: classes, "row": file.rows}, dtype=object)
-        for task in wanted:
-            frame[task] = self.vocabulary.values(task, values[task])
-        frame["caption"] = [plain_text(text) for text in file.columns.get("caption", [""] * len(frame))]
-        if self.caption_templates:
-            known = {key: list(frame[key]) for key in (LABEL_TASK, *wanted, "caption")}
-            frame["caption"] = composed_captions(self.caption_templates, known, f"data caption_templates: {path}")
-        objects = [text.strip() for text in file.columns.get("instance_id", [""] * len(frame))]
+        tasks = [LABEL_TASK, *self._wanted_attributes(list(texts)[1:], str(path))]
+        notes = [*file.notes, *vocabulary.check_aliases(texts, str(path))]
+        values = {task: vocabulary.values(task, texts[task]) for task in tasks}
+        frame = pd.DataFrame({"name": paths, "source": as_on_disk(root, paths), "row": file.rows}, dtype=object)
+        for task in tasks:
+            frame[target_column(task)] = values[task]
+        captions = [plain_text(text) for text in file.columns.get("caption", [""] * len(frame))]
+        frame["caption"] = self._captions(missing.known("caption", captions), values, str(path))
+        objects = missing.known("group", file.columns.get("instance_id", [""] * len(frame)))
         frame["group"] = [name or path for name, path in zip(objects, paths, strict=True)]
         self._divide(frame, own, str(path))
-        vocabularies = {task: names for task, names in self.vocabulary.from_files(root).items() if task in frame}
-        return SampleTable.from_frame(frame, [LABEL_TASK, *wanted], vocabularies, str(path), str(root))
+        vocabularies = {task: names for task, names in vocabulary.from_files(root).items() if task in tasks}
+        columns = {task: target_column(task) for task in tasks}
+        return SampleTable.from_frame(
+            frame, columns, vocabularies, str(path), str(root), missing=missing.counts, notes=notes
+        )
+
+    def _captions(self, own: list[str], values: dict[str, list[str]], origin: str) -> list[str] | list[list[str]]:
+        """The table's own captions, or those that the templates make of them and the values."""
+        if not self.caption_templates:
+            return own
+        taken = (LABEL_TASK, NOUN, "caption")
+        fields = {f"attribute {task}" if task in taken[1:] else task: texts for task, texts in values.items()}
+        return composed_captions(
+            self.caption_templates, {**fields, "caption": own}, f"data caption_templates: {origin}"
+        )
 
     def _required_columns(self) -> list[str]:
         by = self.split_options.get("by", "table")
@@ -119,20 +138,20 @@ class Products(ImageDataModule):
         columns += ["instance_id"] if by in ("group", "group_kfold") else []
         return columns
 
-    def _attribute_values(self, file: LabelFile, problems: Problems) -> dict[str, list[str]]:
+    def _attribute_values(self, file: LabelFile, missing: Missing, problems: Problems) -> dict[str, list[str]]:
         """For each attribute of the table a text a row, empty where the row does not mention it."""
         if self.attributes == []:
             return {}
-        column = file.columns["attributes"]
+        column = missing.known("attributes", file.columns["attributes"])
         parsed = {text: parse_attributes(text) for text in dict.fromkeys(column)}
         for row, text in zip(file.rows, column, strict=True):
             problems += [(row, wrong) for wrong in parsed[text][1]]
         tasks = dict.fromkeys(task for values, _ in parsed.values() for task in values)
         return {task: [parsed[text][0].get(task, "") for text in column] for task in tasks}
 
-    def _wanted_attributes(self, values: dict[str, list[str]], origin: str) -> list[str]:
+    def _wanted_attributes(self, values: list[str], origin: str) -> list[str]:
         if self.attributes is None:
-            return list(values)
+            return values
         wanted = list(dict.fromkeys(canonical_attribute(name) for name in self.attributes))
         if missing := [name for name in wanted if name not in values]:
             has = ", ".join(values) or "none"
@@ -147,7 +166,7 @@ class Products(ImageDataModule):
             raise UserError(f"{origin}: has no rows below its header; give a table with at least one sample")
         frame["split"] = resolve_splits(
             self.split_options,
-            labels=pd.factorize(frame[LABEL_TASK], sort=True)[0],
+            labels=pd.factorize(frame[target_column(LABEL_TASK)], sort=True)[0],
             groups=pd.factorize(frame["group"], sort=True)[0],
             seed=self.seed,
             own=None if own is None else np.array(own),

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
+from datamodules.columns import composed
 from datamodules.schema import UserError
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
@@ -82,12 +83,13 @@ def _templates(options: PromptOptions) -> list[str]:
 
 def _descriptions(path: str, class_names: Sequence[str]) -> Mapping[str, list[str]]:
     try:
-        found = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        found = json.loads(Path(path).expanduser().read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"data prompts.descriptions: {path} cannot be read as JSON ({reason}); correct it") from error
     if not isinstance(found, dict):
         raise UserError(f"data prompts.descriptions: {path} must be an object from class name to a list of texts")
+    found = {composed(name): texts for name, texts in found.items()}
     if wrong := [name for name in class_names if not _is_texts(found.get(name))]:
         raise UserError(
             f"data prompts.descriptions: {path} has no texts for {_some(wrong)}; add a list of texts for each"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def record_of(table: SampleTable, kept: Mapping[str, NDArray[np.int64]], bad: Mapping[int, str]) -> dict[str, Any]:
-    """Fingerprint, counts, unseen values and skipped pictures, in types that JSON knows.
+    """Fingerprint, counts, unseen and missing values and skipped pictures, in types that JSON knows.
 
     Args:
         table: of all samples.
@@ -27,6 +27,8 @@ def record_of(table: SampleTable, kept: Mapping[str, NDArray[np.int64]], bad: Ma
         "samples": {split: len(rows) for split, rows in kept.items()},
         "groups": {split: len(np.unique(table.group_ids[rows])) for split, rows in kept.items()},
         "unseen": table.unseen,
+        "missing": table.missing,
+        "notes": table.notes,
         "class_counts": table.class_counts("train"),
         "skipped": [
             {"name": table.name(index), "row": int(table.rows[index]), "reason": reason}

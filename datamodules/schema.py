@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+DEFAULT_SEED = 42
+"""Seed of every command, DataModule and run that names no other, so that all of them see the same splits."""
+
 UNKNOWN = -1
 """Target of a sample whose value is unknown: left out of loss and metric."""
 

@@ -8,19 +8,18 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
-from datamodules.columns import strings_of
-from datamodules.label_columns import class_names_of, first_text, label_texts, numbers_in_order
+from datamodules.columns import Missing, attribute_column, composed, strings_of
+from datamodules.label_columns import class_names_of, first_text, label_texts, numbers_in_order, plain_texts
 from datamodules.schema import LABEL_TASK, UserError
 from datamodules.shard_files import short_names
 from datamodules.shard_index import ShardIndex, index_parquet, index_tars
 from datamodules.shards import Shards
-from datamodules.table import SampleTable
+from datamodules.table import SampleTable, target_column
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _SHOWN = 12
-_RESERVED = {LABEL_TASK, "caption", "group", "key", "name", "row", "shard", "source", "split"}
 
 
 class StreamColumns(TypedDict, total=False):
@@ -36,7 +35,8 @@ class StreamColumns(TypedDict, total=False):
         caption: a text or several; default none, and in tar files txt where there is such a member.
         group: the object or product that a picture shows; default none.
         key: stable name of a sample; default none, and in tar files the members' common name.
-        attributes: further columns to learn, each a task of its own; default none.
+        attributes: further columns to learn, each a task of its own; default none. Of shards that
+            ``python -m datamodules pack`` wrote, the names of the tasks.
     """
 
     image: str
@@ -56,6 +56,7 @@ def read_streams(
     columns: StreamColumns,
     vocabulary: Mapping[str, Sequence[str]],
     origin: str,
+    missing: Missing | None = None,
 ) -> tuple[SampleTable, Shards]:
     """The table of all samples, shard by shard, and where their pictures are.
 
@@ -65,6 +66,7 @@ def read_streams(
         columns: which columns are what.
         vocabulary: class names by task; for whole numbers, which begin at 0, what they stand for.
         origin: what messages call the set.
+        missing: what counts as missing; the empty text alone by default.
 
     Raises:
         UserError: for shards that cannot be read, missing columns, labels without a name and repeated keys.
@@ -80,15 +82,18 @@ def read_streams(
     else:
         indices = index_tars(every, picture)
     chosen = _choose(columns, indices[0].layout, _USUAL if is_parquet else _usual_members(indices[0]))
+    tasks = _tasks(chosen, indices[0].layout)
+    missing = missing or Missing()
     names = short_names(every)
     parts = [
-        _frame(index, chosen, vocabulary, name, split, url)
+        _frame(index, chosen, tasks, vocabulary, missing, name, split, url)
         for index, name, split, url in zip(indices, names, splits, every, strict=True)
     ]
     frame = pd.concat(parts, ignore_index=True)
     _settle_names(frame, np.repeat(np.array(every), [len(part) for part in parts]), has_key=bool(chosen.get("key")))
-    tasks = _tasks(chosen)
-    table = SampleTable.from_frame(frame, list(tasks), _vocabularies(frame, tasks, indices[0], vocabulary), origin)
+    known = _vocabularies(frame, tasks, indices[0], vocabulary, missing)
+    targets = {task: target_column(task) for task in tasks}
+    table = SampleTable.from_frame(frame, targets, known, origin, missing=missing.counts)
     shards = Shards(
         urls=every,
         ends=np.cumsum([len(part) for part in parts]).astype(np.int64),
@@ -106,11 +111,13 @@ def _choose(columns: StreamColumns, layout: Mapping[str, Any], usual: StreamColu
     """The columns that are used: what the user says over what the shards say over what is usual."""
     said: Any = {key: value for key, value in layout.items() if key in StreamColumns.__annotations__}
     chosen: StreamColumns = {**usual, **said, **columns}
-    attributes = chosen.get("attributes", [])
-    for name in attributes:
-        if _task(name) in _RESERVED:
-            taken = ", ".join(sorted(_RESERVED))
-            raise UserError(f"data columns.attributes: {name!r} cannot be a task's name ({taken}); rename the column")
+    packed = {task: column for column, task in layout.get("tasks", {}).items()}
+    attributes = chosen["attributes"] = [packed.get(name, name) for name in chosen.get("attributes", [])]
+    tasks = [_task(name, layout) for name in attributes]
+    if taken := [task for place, task in enumerate(tasks) if task == LABEL_TASK or task in tasks[:place]]:
+        raise UserError(
+            f"data columns.attributes: the name {taken[0]!r} is taken by another task; rename or leave out a column"
+        )
     if attributes and not chosen.get("label"):
         raise UserError(f"data columns.attributes: need a main task besides; name one of {attributes} as columns.label")
     return chosen
@@ -133,7 +140,9 @@ def _usual_members(index: ShardIndex) -> StreamColumns:
 def _frame(
     index: ShardIndex,
     chosen: StreamColumns,
+    tasks: Mapping[str, str],
     vocabulary: Mapping[str, Sequence[str]],
+    missing: Missing,
     name: str,
     split: str,
     url: str,
@@ -145,35 +154,34 @@ def _frame(
     frame = pd.DataFrame({"row": np.arange(count), "source": [f"{name}#{row}" for row in range(count)]})
     frame["split"], frame["shard"] = split, name
     key = chosen.get("key", "")
-    frame["key"] = (
-        [first_text(value) for value in _column(index, key, "key", url).to_pylist()]
-        if key
-        else [str(row) for row in range(count)]
-    )
-    for task, column in _tasks(chosen).items():
+    frame["key"] = plain_texts(_column(index, key, "key", url)) if key else [str(row) for row in range(count)]
+    for task, column in tasks.items():
         kind = "label" if task == LABEL_TASK else "attributes"
         given = vocabulary.get(task, [])
         names = given or class_names_of(index.features.get(column))
         texts = label_texts(_column(index, column, kind, url), names, f"data columns.{kind}: {url}")
-        frame[task] = texts
+        texts = missing.known(attribute_column(task), texts)
+        frame[target_column(task)] = texts
         _check_vocabulary(texts, given, f"data vocabulary.{task}", url)
     if caption := chosen.get("caption", ""):
-        frame["caption"] = _captions(_column(index, caption, "caption", url).to_pylist())
+        lists = _captions(_column(index, caption, "caption", url).to_pylist())
+        known = [missing.known("caption", texts) for texts in lists]
+        frame["caption"] = [[text for text in texts if text] or [""] for texts in known]
     if group := chosen.get("group", ""):
-        frame["group"] = [first_text(value) for value in _column(index, group, "group", url).to_pylist()]
+        frame["group"] = missing.known("group", plain_texts(_column(index, group, "group", url)))
     return frame
 
 
-def _tasks(chosen: StreamColumns) -> dict[str, str]:
+def _tasks(chosen: StreamColumns, layout: Mapping[str, Any]) -> dict[str, str]:
     """The column of each task, the main one first; nothing for captions alone."""
     label = chosen.get("label", "")
     main = {LABEL_TASK: label} if label else {}
-    return main | {_task(column): column for column in chosen.get("attributes", [])}
+    return main | {_task(column, layout): column for column in chosen.get("attributes", [])}
 
 
-def _task(column: str) -> str:
-    """Name of the task that a column is learned as."""
-    return column.removeprefix("json.")
+def _task(column: str, layout: Mapping[str, Any]) -> str:
+    """Name of the task that a column is learned as; shards of ours say it."""
+    return str(layout.get("tasks", {}).get(column, composed(column.removeprefix("json."))))
 
 
 def _column(index: ShardIndex, name: str, option: str, url: str) -> Any:
@@ -218,16 +226,16 @@ def _numbers_or_texts(values: Sequence[Any]) -> Any:
     import pyarrow as pa
 
     texts = [None if value is None or value == "" else str(value) for value in values]
-    if all(text is None or text.removeprefix("-").isdecimal() for text in texts):
+    # 001 is a name and no number: 1 may be another.
+    if all(text is None or (text.removeprefix("-").isdecimal() and str(int(text)) == text) for text in texts):
         return pa.array([None if text is None else int(text) for text in texts], type=pa.int64())
     return pa.array(texts, type=pa.string())
 
 
-def _captions(values: Sequence[Any]) -> list[Any]:
-    """One text or a list of texts a sample, on one line each."""
+def _captions(values: Sequence[Any]) -> list[list[str]]:
+    """The texts of each sample, on one line each."""
     return [
-        [first_text(text) for text in value] if isinstance(value, list) and len(value) != 1 else first_text(value)
-        for value in values
+        [first_text(text) for text in value] if isinstance(value, list) else [first_text(value)] for value in values
     ]
 
 
@@ -263,14 +271,16 @@ def _vocabularies(
     tasks: Mapping[str, str],
     index: ShardIndex,
     given: Mapping[str, Sequence[str]],
+    missing: Missing,
 ) -> dict[str, list[str]]:
     """Class names by task: those given, those of the shards, whole numbers by size; other texts sort themselves."""
     if strange := sorted(set(given) - set(tasks)):
         raise UserError(f"data vocabulary: {strange[0]!r} is no task; tasks are {', '.join(tasks) or 'none'}")
     known: dict[str, list[str]] = {}
     for task, column in tasks.items():
-        learned = set(frame.loc[frame["split"] == "train", task]) - {""}
+        learned = set(frame.loc[frame["split"] == "train", target_column(task)]) - {""}
         names = list(given.get(task, [])) or class_names_of(index.features.get(column))
+        names = [name for name in names if not missing.means_unknown(name)]
         if names:
             known[task] = names
         elif learned and all(text.removeprefix("-").isdecimal() for text in learned):

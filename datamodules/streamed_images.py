@@ -16,11 +16,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from datamodules.base import ImageDataModule
 from datamodules.captions import CaptionMode
+from datamodules.columns import Missing
 from datamodules.dataset import Collate, CountedLoader
 from datamodules.loaders import eval_loader, train_loader, training_batch_size
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
 from datamodules.prompts import PromptOptions
-from datamodules.schema import UserError
+from datamodules.schema import DEFAULT_SEED, UserError
 from datamodules.shard_files import ShardFormat, find_shards, format_of
 from datamodules.shards import Shards
 from datamodules.stream_dataset import OnBad, StreamedDataset
@@ -79,7 +80,7 @@ class StreamedImages(ImageDataModule):
         augment: AugmentOptions | None = None,
         loader: LoaderOptions | None = None,
         checks: CheckOptions | None = None,
-        seed: int = 0,
+        seed: int = DEFAULT_SEED,
         prompts: PromptOptions | None = None,
         caption: CaptionMode = "random",
     ) -> None:
@@ -124,7 +125,8 @@ class StreamedImages(ImageDataModule):
         urls = find_shards(self.shards)
         kind = format_of([url for part in urls.values() for url in part], self.format)
         origin = self.shards if isinstance(self.shards, str) else "data shards"
-        table, self._shards = read_streams(urls, kind, self.columns, self.vocabulary, origin)
+        missing = Missing(self.check_options["missing"])
+        table, self._shards = read_streams(urls, kind, self.columns, self.vocabulary, origin, missing)
         if self._shards.value_range is not None:
             self.decide_range(self._shards.value_range)
         return table

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -64,6 +64,9 @@ class SampleTable:
         tasks: class names of each task in the order of their indices; the main task first.
         targets: for each task int64 ``(N,)``, index into the class names or ``UNKNOWN``.
         unseen: for each task the values that its vocabulary lacks, with the number of samples that have them.
+        missing: for each task and for ``group`` and ``caption`` columns how many rows are unknown because of which text
+            (see ``checks.missing``). No part of the fingerprint.
+        notes: what was left out or matched nothing, one sentence each. No part of the fingerprint.
         origin: file that the table comes from, for messages.
         root: folder that the sources are relative to, or empty.
     """
@@ -80,15 +83,20 @@ class SampleTable:
     origin: str
     root: str
     _sources: pa.LargeStringArray
+    missing: dict[str, dict[str, int]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     @classmethod
     def from_frame(
         cls,
         frame: pd.DataFrame,
-        targets: Sequence[str],
+        targets: Sequence[str] | Mapping[str, str],
         vocabularies: Mapping[str, Sequence[str]] | None = None,
         origin: str = "labels.csv",
         root: str = "",
+        *,
+        missing: Mapping[str, dict[str, int]] | None = None,
+        notes: Sequence[str] = (),
     ) -> SampleTable:
         """Builds the table from a data frame.
 
@@ -96,12 +104,15 @@ class SampleTable:
             frame: columns ``name``, ``source`` (path or index) and ``split``, one column for each target (missing or
                 empty where unknown), and where wanted ``group`` (else each sample is its own), ``caption`` (a text or
                 a list of texts) and ``row`` (else counted from 2, as below the header of a CSV file).
-            targets: columns to learn, the main task ``class`` first; none for data without labels.
+            targets: tasks, the main one, ``class``, first, each with its column (``target_column`` names one that no
+                other has); a mere list where columns are called like their tasks; none for data without labels.
             vocabularies: class names by task in the order wanted; a task that is not named here gets those of the
                 train rows in alphabetical order.
             origin: file that the rows come from, for messages.
             root: folder that relative sources start from. It is no part of the fingerprint, so the same data set
                 has one fingerprint wherever it lies.
+            missing: how many rows of which column are unknown because of which text.
+            notes: what was left out or matched nothing.
 
         Raises:
             UserError: for missing columns, no rows, or rows with an empty or repeated name, an empty source or an
@@ -109,8 +120,9 @@ class SampleTable:
         """
         import pandas as pd
 
-        if targets and targets[0] != LABEL_TASK:
+        if targets and next(iter(targets)) != LABEL_TASK:
             raise ValueError(f"the first target must be {LABEL_TASK!r}, not {list(targets)}")
+        targets = targets if isinstance(targets, Mapping) else _as_columns(targets, origin)
         _check_columns(frame, targets, vocabularies or {}, origin)
         rows = np.asarray(frame["row"] if "row" in frame else range(2, len(frame) + 2), dtype=np.int64)
         columns = {key: strings_of(frame[key]) for key in ("name", "source", "split")}
@@ -135,6 +147,8 @@ class SampleTable:
             origin=origin,
             root=root,
             _sources=columns["source"],
+            missing={column: dict(sorted(counts.items())) for column, counts in (missing or {}).items()},
+            notes=list(notes),
         )
 
     def __len__(self) -> int:
@@ -212,10 +226,27 @@ class SampleTable:
         return digest.hexdigest()
 
 
+def target_column(task: str) -> str:
+    """A column for the values of a task that no other column is called like, whatever the task is called."""
+    return f"target {task}"
+
+
+def _as_columns(tasks: Sequence[str], origin: str) -> dict[str, str]:
+    """Each task's column where it is called like the task.
+
+    Raises:
+        UserError: for a task that is called like one of the table's own columns.
+    """
+    own = ("name", "source", "split", "group", "caption", "row")
+    if taken := [task for task in tasks if task in own]:
+        raise UserError(f"{origin}: a task cannot use the column {taken[0]!r}; give from_frame() a mapping to another")
+    return {task: task for task in tasks}
+
+
 def _check_columns(
-    frame: pd.DataFrame, targets: Sequence[str], vocabularies: Mapping[str, Sequence[str]], origin: str
+    frame: pd.DataFrame, targets: Mapping[str, str], vocabularies: Mapping[str, Sequence[str]], origin: str
 ) -> None:
-    missing = [key for key in ("name", "source", "split", *targets) if key not in frame]
+    missing = [key for key in ("name", "source", "split", *targets.values()) if key not in frame]
     if missing:
         raise UserError(
             f"{origin}: missing column {', '.join(missing)}; the table has {', '.join(map(str, frame.columns))}"
@@ -250,7 +281,7 @@ def _check_rows(columns: Mapping[str, pa.LargeStringArray], rows: NDArray[np.int
 
 def _encode_targets(
     frame: pd.DataFrame,
-    targets: Sequence[str],
+    targets: Mapping[str, str],
     vocabularies: Mapping[str, Sequence[str]],
     in_train: NDArray[np.bool_],
     origin: str,
@@ -259,8 +290,8 @@ def _encode_targets(
     tasks: dict[str, list[str]] = {}
     values: dict[str, NDArray[np.int64]] = {}
     unseen: dict[str, dict[str, int]] = {}
-    for task in targets:
-        strings = strings_of(frame[task])
+    for task, column in targets.items():
+        strings = strings_of(frame[column])
         learned = sorted(set(strings.filter(in_train).unique().to_pylist()) - {""})
         tasks[task] = list(vocabularies.get(task, learned))
         if not tasks[task]:

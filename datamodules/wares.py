@@ -19,7 +19,7 @@ from datamodules.base import ImageDataModule
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
 from datamodules.progress import tracked
 from datamodules.prompts import PromptOptions
-from datamodules.schema import UserError
+from datamodules.schema import DEFAULT_SEED, UserError
 from datamodules.table import SPLITS, SampleTable
 from datamodules.wares_drawing import COLOURS, CONDITIONS, KINDS, MATERIALS, MATERIALS_OF, WareSpec, draw_ware
 from datamodules.wares_random import pick, stream
@@ -111,7 +111,7 @@ class Wares(ImageDataModule):
         augment: AugmentOptions | None = None,
         loader: LoaderOptions | None = None,
         checks: CheckOptions | None = None,
-        seed: int = 0,
+        seed: int = DEFAULT_SEED,
         prompts: PromptOptions | None = None,
     ) -> None:
         super().__init__(image, augment, loader, checks, seed, prompts)

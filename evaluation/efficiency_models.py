@@ -72,7 +72,7 @@ def source_of(path: Path, overlays: list[Path]) -> ModelSource:
     Raises:
         UserError: if it is neither.
     """
-    from datamodules.from_experiment import merged, read_experiment
+    from datamodules.from_experiment import read_experiments
     from datamodules.trust import refuse_foreign_code
     from evaluation.run_files import CONFIG, RunFiles
 
@@ -84,10 +84,7 @@ def source_of(path: Path, overlays: list[Path]) -> ModelSource:
             refuse_foreign_code({key: run.config.get(key) for key in ("data", "model")}, run.path / CONFIG)
             return ModelSource(run.config)
         raise UserError(f"{path}: has no checkpoints/best.ckpt; give a run that was trained, or its experiment file")
-    experiment: dict[str, Any] = {}
-    for one in [path, *overlays]:
-        experiment = merged(experiment, read_experiment(one))
-    return ModelSource(experiment)
+    return ModelSource(read_experiments([path, *overlays]))
 
 
 def _arguments(experiment: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
@@ -105,6 +102,8 @@ def _arguments(experiment: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
     if task_class is None:
         raise UserError(f"model.class_path: {model['class_path']} is no task of lightning_modules")
     parsed = ["--data", json.dumps(experiment["data"])]
+    if experiment.get("seed_everything") is not None:
+        parsed += ["--seed_everything", str(experiment["seed_everything"])]
     datamodule, _ = parse_data(data_parser("python -m evaluation efficiency"), parsed)
     known = inspect.signature(task_class).parameters
     init = {**model.get("init_args", {}), "image_size": datamodule.image_size}

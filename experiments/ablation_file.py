@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from datamodules.from_experiment import merged, read_experiment
+from datamodules.from_experiment import load_yaml, merged, read_experiment, read_experiments
 from datamodules.schema import UserError
 
 _KEYS = {"experiment", "variants"}
@@ -65,9 +65,7 @@ def read_ablation(file: Path, overlays: Sequence[Path] = (), settings: Sequence[
         place = _PLACE.format(file=file, number=number)
         if not isinstance(one, dict) or set(one) != _VARIANT_KEYS or not isinstance(one["changes"], dict):
             raise UserError(f"{place}: needs name: and changes:, which holds keys as an experiment file has them")
-        experiment = merged(base, one["changes"])
-        for overlay in overlays:
-            experiment = merged(experiment, read_experiment(overlay))
+        experiment = merged(merged(base, one["changes"]), read_experiments(overlays))
         variants.append(Variant(str(one["name"]), experiment))
     _check_names(file, variants)
     return _with_settings(variants, settings)
@@ -101,10 +99,7 @@ def _with_settings(variants: Sequence[Variant], settings: Sequence[str]) -> list
 
 def _nested(key: str, text: str, setting: str) -> dict[str, Any]:
     try:
-        value: Any = yaml.safe_load(text)
+        nested: dict[str, Any] = load_yaml(text or '""', below=key.split("."))
     except yaml.YAMLError as error:
         raise UserError(f"--set {setting}: the value is no YAML") from error
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    found: dict[str, Any] = value
-    return found
+    return nested

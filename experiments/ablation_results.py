@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from datamodules.from_experiment import dump_yaml
 from datamodules.schema import UserError
 from evaluation.efficiency_models import ModelSource
 from experiments.ablation_file import Variant
@@ -145,7 +144,7 @@ class Results:
             What the user has to mend where the run was refused; else empty.
         """
         config = self.folder / "variants" / f"{self.variant.slug}.yaml"
-        write_text_whole(config, yaml.safe_dump(dict(self.variant.experiment), sort_keys=False, allow_unicode=True))
+        write_text_whole(config, dump_yaml(self.variant.experiment))
         name = f"{self.variant.slug}-{self.variant.fingerprint[:8]}"
         arguments = ["fit", "--config", str(config), "--test_best=true"]
         job = _VariantJob(0, arguments, self._metric(), self.folder, resumes=self._last_checkpoint(name), run_name=name)

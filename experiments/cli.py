@@ -8,6 +8,7 @@ instead of replacing the list.
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import sys
 import warnings
@@ -31,8 +32,9 @@ from callbacks.prediction_writer import PredictionWriter
 from callbacks.retrieval_metrics import RetrievalMetrics
 from callbacks.start_weights import START_FILE
 from datamodules.base import ImageDataModule
+from datamodules.from_experiment import one_config
 from datamodules.interrupts import was_interrupted
-from datamodules.schema import UserError
+from datamodules.schema import DEFAULT_SEED, UserError
 from datamodules.trust import plain_name
 from datamodules.user_errors import run_reporting_user_errors
 from experiments.loggers import WandbOptions, build_loggers, finish_wandb
@@ -55,7 +57,6 @@ from experiments.run_record import RunRecorder
 from lightning_modules.base import VisionTask
 from lightning_modules.sharding import FullySharded
 
-DEFAULT_SEED = 42
 _ALSO = "Many trainings: `python -m experiments sweep --help`, `python -m experiments ablate --help`."
 
 _LINKS = ("class_names", "class_prompts", "tasks", "class_counts", "image_size", "chunk_size")
@@ -80,10 +81,14 @@ class VitrineCLI(LightningCLI):
     """``python -m experiments {fit,validate,test,predict}``.
 
     Args:
-        args: Command-line arguments without the program's name.
+        args: Command-line arguments without the program's name; several ``--config`` are merged key by key.
+
+    Raises:
+        UserError: An experiment file cannot be read.
     """
 
     def __init__(self, args: list[str]) -> None:
+        args, self.config_files = one_config(args)
         self.run_directory = Path()
         self.checkpoint: Path | None = None
         try:
@@ -156,7 +161,8 @@ class VitrineCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Find the checkpoint, without letting its hyper-parameters override the configuration."""
         config = self.config[self.config.subcommand]
-        config.name = plain_name(_name_from(config.config) if config.name is None else config.name, "--name")
+        name = _name_from(self.config_files) if config.name is None else config.name
+        config.name = plain_name(name, "--name")
         if config.name in RESERVED:
             raise UserError(
                 f"--name {config.name}: the folder of that name is for {RESERVED[config.name]}; choose another"
@@ -278,9 +284,10 @@ class VitrineCLI(LightningCLI):
             sys.stdout.write(f"Run directory: {self.run_directory}\n")
 
 
-def _name_from(configs: list[Any] | None) -> str:
+def _name_from(configs: list[str]) -> str:
     """Name a run after its first YAML; a repeated run's ``config.yaml`` says its name itself."""
-    return Path(str(configs[0])).stem if configs else "run"
+    is_file = bool(configs) and os.path.isfile(configs[0])  # noqa: PTH113 -- Path raises where a text is too long a name
+    return Path(configs[0]).stem if is_file else "run"
 
 
 def main(args: list[str]) -> int:

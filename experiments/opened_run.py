@@ -15,9 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from datamodules.from_experiment import read_experiment
+from datamodules.from_experiment import dump_yaml, read_experiment
 from datamodules.schema import UserError
 from datamodules.trust import refuse_foreign_code, run_of_config
 from experiments.run_directory import CHECKPOINTS, CONFIG_FILE, run_of_checkpoint
@@ -159,5 +157,5 @@ def _replace_value(arguments: list[str], place: int, value: str) -> None:
 def _written(folder: Path, config: dict[str, Any]) -> Path:
     folder.mkdir(exist_ok=True)
     path = folder / CONFIG_FILE
-    path.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    path.write_text(dump_yaml(config), encoding="utf-8")
     return path

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from datamodules.from_experiment import merged, read_experiment
+from datamodules.from_experiment import read_experiments
 from datamodules.schema import UserError
 from evaluation.run_files import RunFiles
 from experiments.run_directory import CHECKPOINTS
@@ -92,9 +92,7 @@ def agrees(expected: Any, found: Any) -> bool:
 def _experiment(arguments: Sequence[str]) -> dict[str, Any]:
     """What the experiment files say, without what the command's options say differently."""
     options = _options(arguments)
-    content: dict[str, Any] = {}
-    for name in options.get("config", []):
-        content = merged(content, read_experiment(Path(str(name))))
+    content = read_experiments([str(name) for name in options.get("config", [])])
     return _without(content, {*options, *_ELSEWHERE})
 
 

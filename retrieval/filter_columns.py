@@ -11,10 +11,11 @@ from retrieval.schema import CONFIDENCE, LABEL, PREDICTED, ModelIdentity
 
 
 def filter_columns(names: Sequence[str], identity: ModelIdentity) -> dict[str, Column]:
-    """What each name means: the table's columns, then short names where no column has them.
+    """What each name means: the table's columns, and short names.
 
-    ``colour`` is what the model says of the colour, or where it says nothing, the label; ``confidence`` is that of the
-    class.
+    ``colour`` is what the model predicts of the colour, or where it predicts nothing, the label; ``confidence`` is that
+    of the class. Where an attribute is called like a column (``split``, ``caption`` …), the bare name is refused:
+    ``label_split`` and ``predicted_split`` are the attribute, ``gallery_split`` is the gallery's own.
 
     Args:
         names: columns of the table of pictures.
@@ -27,6 +28,16 @@ def filter_columns(names: Sequence[str], identity: ModelIdentity) -> dict[str, C
     }
     short = {task: Column(f"{LABEL}{task}", "text") for task in identity.labels}
     short |= {task: Column(f"{PREDICTED}{task}", "text") for task in identity.predicts}
+    own = {name: columns[name] for name in columns if name in short}
     if LABEL_TASK in identity.predicts:
-        short["confidence"] = Column(f"{CONFIDENCE}{LABEL_TASK}", "number")
+        confidence = Column(f"{CONFIDENCE}{LABEL_TASK}", "number")
+        (own if "confidence" in short else short)["confidence"] = confidence
+    for name, column in own.items():
+        tasks = [
+            f"{LABEL}{name}" if name in identity.labels else "",
+            f"{PREDICTED}{name}" if name in identity.predicts else "",
+        ]
+        meant = column.name if column.name.startswith(CONFIDENCE) else f"gallery_{name}"
+        short[meant] = column
+        columns[name] = Column("", column.kind, tuple(filter(None, [*tasks, meant])))
     return columns | {name: column for name, column in short.items() if name not in columns}

@@ -42,10 +42,12 @@ class Column(NamedTuple):
     Attributes:
         name: column of the table.
         kind: what its values are.
+        instead: names that say which of several columns is meant, where this one leaves that open.
     """
 
     name: str
     kind: Literal["text", "number"]
+    instead: tuple[str, ...] = ()
 
 
 def checked_filter(text: str, columns: Mapping[str, Column]) -> str:
@@ -200,6 +202,11 @@ class _Writer:
         if not isinstance(node, exp.Column) or not isinstance(node.this, exp.Identifier) or node.table:
             raise self._refused(node)
         meaning = self._columns.get(node.name.casefold())
+        if meaning is not None and meaning.instead:
+            raise UserError(
+                f"filter: {self._place(node)} is a column of the gallery and an attribute of the data; write "
+                f"{' or '.join(meaning.instead)}"
+            )
         if meaning is None:
             raise UserError(
                 f"filter: there is no column {self._place(node)}; {self._known(node.name)}; words are written in "

@@ -83,8 +83,11 @@ class Gallery:
         """Makes an empty gallery.
 
         Raises:
-            UserError: where there is one already, or the place cannot be written.
+            UserError: where there is one already, the place cannot be written, or a task's name cannot be a column's.
         """
+        for task in dict.fromkeys([*identity.labels, *identity.predicts]):
+            if "." in task or "`" in task:
+                raise UserError(f"{uri}: attribute {task!r} cannot be a column of a gallery; rename it without . and `")
         if open_store(uri, PICTURES) is not None:
             raise UserError(f"{uri}: there is a gallery already; name a new one")
         folder = local_folder(uri)

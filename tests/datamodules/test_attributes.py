@@ -13,6 +13,7 @@ from datamodules.attributes import (
     read_attributes_file,
     read_classes_file,
 )
+from datamodules.columns import Missing
 from datamodules.schema import UserError
 from tests.fakes import TEAM14_ATTRIBUTES, TEAM14_CLASSES, write_team14
 
@@ -28,7 +29,7 @@ def test_attributes_are_taken_apart_in_their_order() -> None:
     assert wrong == []
 
 
-@pytest.mark.parametrize("text", ["", "  ", "nan", "None", "unknown", ";"])
+@pytest.mark.parametrize("text", ["", "  ", ";"])
 def test_no_attributes_are_no_mistake(text: str) -> None:
     assert parse_attributes(text) == ({}, [])
 
@@ -53,29 +54,58 @@ def test_captions_have_single_blanks_and_none_at_the_ends() -> None:
     assert plain_text("\u00a0 black  earphones\u00a0with cable\n") == "black earphones with cable"
 
 
-@pytest.mark.parametrize("text", ["", " ", "unknown", "Unknown", "nan", "NaN", "none", "None"])
-def test_unknown_values_become_empty(text: str) -> None:
-    assert Vocabulary(None).value("colour", text) == ""
+VALUES = ["", " ", "unknown", "Unknown", "nan", "NA", "none", "None"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "unknown"),
+    [([], 2), (["unknown"], 4), (["NONE", " nan "], 5), (["unknown", "nan", "NA", "none"], len(VALUES))],
+)
+def test_what_counts_as_missing_is_one_option(texts: list[str], unknown: int) -> None:
+    missing = Missing(texts)
+    known = Vocabulary(None, missing).values("colour", VALUES)
+    assert known.count("") == unknown
+    assert [value for value in known if value] == [text for text in VALUES[2:] if text.lower() not in map(norm, texts)]
+    assert sum(missing.counts.get("attribute colour", {}).values()) == unknown - 2, "empty cells need no mention"
+
+
+def norm(text: str) -> str:
+    return text.strip().lower()
 
 
 def test_aliases_are_applied_to_their_attribute_alone() -> None:
-    vocabulary = Vocabulary({"aliases": {"color": {"grey": "gray", "n/a": "unknown"}, "class": {"cap": "hat"}}})
-    assert vocabulary.value("colour", " grey ") == "gray"
-    assert vocabulary.value("material", "grey") == "grey"
-    assert vocabulary.value("colour", "n/a") == ""
-    assert vocabulary.value("class", "cap") == "hat"
+    aliases = {"color": {"grey": "gray", "n/a": "unknown", "-": ""}, "class": {"cap": "hat"}}
+    missing = Missing(["unknown"])
+    vocabulary = Vocabulary({"aliases": aliases}, missing)
+    assert vocabulary.values("colour", [" grey ", "n/a", "-", "red"]) == ["gray", "", "", "red"]
+    assert vocabulary.values("material", ["grey", "cap"]) == ["grey", "cap"]
+    assert vocabulary.values("class", ["cap"]) == ["hat"]
+    assert missing.counts == {"attribute colour": {"n/a": 1, "-": 1}}
+
+
+def test_letters_in_two_unicode_forms_are_one_value() -> None:
+    composed, taken_apart = "caf\u00e9", "cafe\u0301"
+    assert Vocabulary(None).values("colour", [composed, taken_apart]) == [composed, composed]
+    vocabulary = Vocabulary({"aliases": {"colour": {taken_apart: "brown"}}})
+    assert vocabulary.values("colour", [composed, taken_apart]) == ["brown", "brown"]
 
 
 def test_aliases_of_an_attribute_that_does_not_exist_are_refused() -> None:
     vocabulary = Vocabulary({"aliases": {"hue": {"grey": "gray"}}})
     with pytest.raises(UserError, match=r"aliases: labels.csv has no attribute 'hue'; it has class, colour"):
-        vocabulary.check_aliases(["class", "colour"], "labels.csv")
+        vocabulary.check_aliases({"class": [], "colour": []}, "labels.csv")
+
+
+def test_aliases_that_match_no_row_are_reported() -> None:
+    vocabulary = Vocabulary({"aliases": {"colour": {"grey": "gray", "gray2": "gray", "": "red"}, "class": {"a": "b"}}})
+    (note,) = vocabulary.check_aliases({"class": ["a"], "colour": ["grey", " ", "x"]}, "labels.csv")
+    assert note == "data vocabulary.aliases: no row of labels.csv has the colour 'gray2'; correct or remove it"
 
 
 def test_vocabulary_files_keep_their_order_without_unknown_and_aliased_values(tmp_path: Path) -> None:
     write_team14(tmp_path, pictures=False)
     options: VocabularyOptions = {"source": "files", "aliases": {"colour": {"white": "black"}}}
-    lists = Vocabulary(options).from_files(tmp_path)
+    lists = Vocabulary(options, Missing(["unknown"])).from_files(tmp_path)
     assert lists["class"] == list(TEAM14_CLASSES)
     assert lists["colour"] == ["red", "blue", "green", "black", "yellow"]
     assert lists["condition"] == ["new", "used"]

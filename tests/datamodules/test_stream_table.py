@@ -157,7 +157,7 @@ def test_the_fingerprint_is_the_same_wherever_the_set_lies(tmp_path: Path) -> No
         ({"label": ["x", "z"]}, {}, {"class": ["x", "y"]}, r"vocabulary\.class: .* has 'z' \(first in row 1\)"),
         ({"colour": ["x"]}, {"label": "", "attributes": ["colour"]}, {}, "need a main task besides"),
         ({"label": ["x"]}, {}, {"colour": ["x"]}, "vocabulary: 'colour' is no task; tasks are class"),
-        ({"label": ["x"], "id": ["k"]}, {"attributes": ["source"]}, {}, "'source' cannot be a task's name"),
+        ({"label": ["x"], "class": ["k"]}, {"attributes": ["class"]}, {}, "the name 'class' is taken by another task"),
         ({"label": ["x", "x", "x"], "id": ["k", "l", "k"]}, {"key": "id"}, {}, r"1 repeated keys, first 'k' in row 2"),
         ({"label": ["x", "x"], "id": ["k", None]}, {"key": "id"}, {}, "empty name"),
     ],

@@ -170,7 +170,7 @@ def test_the_yaml_trains_and_tests(packed: Path, tmp_path: Path, monkeypatch: py
     path = Path(__file__).parents[2] / "experiments" / "streamed_images.yaml"
     overlay = {
         "data": {"init_args": {"shards": str(packed / "webdataset"), "image": {"size": 16}, "streams": 2}},
-        "model": {"init_args": {"task_weights": {"class": 1.0, "colour": 0.5, "material": 0.5}}},
+        "model": {"init_args": {"task_weights": {"class": 1.0, "colour": 0.5, "material": 0.5, "condition": None}}},
         "trainer": {"max_epochs": 1, "enable_progress_bar": False},
     }
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(overlay))

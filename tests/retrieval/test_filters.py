@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,10 @@ import pandas as pd
 import pytest
 
 from datamodules.schema import UserError
+from retrieval.filter_columns import filter_columns
 from retrieval.filters import LONGEST, Column, checked_filter
 from retrieval.gallery import Gallery
+from retrieval.schema import ModelIdentity
 from tests.retrieval.small_gallery import small_gallery
 
 COLUMNS = {
@@ -177,3 +180,21 @@ def test_short_names_mean_predictions_where_there_are_some(tmp_path: Path) -> No
     # The model is wrong about p7's colour.
     blue = partly.table(["id"], "colour = 'blue' AND class = 'tableware_water_bottle'").column("id").to_pylist()
     assert blue == ["p6"]
+
+
+def test_attributes_that_are_called_like_columns(tmp_path: Path) -> None:
+    names = ["id", "split", "group", "label_class", "label_split", "predicted_split", "label_confidence", "vector"]
+    names += ["confidence_class", "confidence_split", "label_vector"]
+    identity = ModelIdentity("DualEncoder", "w", "run", 4, True, {}, {}, [])
+    predicts = {"class": ["a"], "split": ["b"]}
+    identity = dataclasses.replace(identity, predicts=predicts, labels=["class", "split", "confidence", "vector"])
+    columns = filter_columns(names, identity)
+    assert checked_filter("label_split = 'x' AND gallery_split = 'test'", columns) == (
+        "((`label_split` = 'x') AND (`split` = 'test'))"
+    )
+    assert checked_filter("group = 'x' AND vector = 'y'", columns) == "((`group` = 'x') AND (`label_vector` = 'y'))"
+    with pytest.raises(UserError, match=r"write label_split or predicted_split or gallery_split$"):
+        checked_filter("split = 'x'", columns)
+    with pytest.raises(UserError, match=r"write label_confidence or confidence_class$"):
+        checked_filter("confidence > 0.5", columns)
+    assert checked_filter("confidence_class > 0.5", columns) == "(`confidence_class` > CAST(0.5 AS FLOAT))"
