@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 
 from datamodules.columns import attribute_column
@@ -327,7 +327,7 @@ def warn_of_conflicts(table: SampleTable, verification: Verification) -> None:
     found = find_identical(table, verification.content, verification.readable).conflicts
     told = [conflict for conflict in found if conflict.column not in ("group", "caption")]
     if told:
-        rank_zero_warn(
+        rank_zero_info(
             f"{table.origin}: {len(told)} identical images have different labels, first {conflict_text(told[0])}; "
             "`python -m datamodules audit` lists them"
         )

@@ -35,8 +35,8 @@ def print_report(report: AuditReport, console: Console) -> None:
             texts = ", ".join(f"{value} ({count})" for value, count in unseen.items())
             console.print(f"  {task}, values that are not in the vocabulary: {escape(texts)}\n")
     _print_files(report, console)
-    for column, texts in report.missing.items():
-        unknown = ", ".join(f"{text!r} ({n} {'row' if n == 1 else 'rows'})" for text, n in texts.items())
+    for column, rows in report.missing.items():
+        unknown = ", ".join(f"{text!r} ({n} {'row' if n == 1 else 'rows'})" for text, n in rows.items())
         console.print(f"{escape(column)}, counted as unknown: {escape(unknown)}", highlight=False)
     for note in report.notes:
         console.print(escape(note), highlight=False, soft_wrap=True)

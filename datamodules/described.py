@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules.captions import CaptionMode, Texts
 from datamodules.prompts import PromptOptions, class_prompts
@@ -60,7 +60,7 @@ class TableDataModule(LightningDataModule):
                 # Inside a property an AttributeError reads as "no such attribute", and the CLI would link None.
                 raise RuntimeError(f"{type(self).__name__}.load_table(): {error}") from error
             for note in self._table.notes:
-                rank_zero_warn(note)
+                rank_zero_info(note)
         return self._table
 
     @property

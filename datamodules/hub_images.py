@@ -84,6 +84,7 @@ class HubImages(ImageDataModule):
             raise UserError(f"data columns: unknown key {strange[0]!r}; known keys are {known}")
         self.path = path
         self.columns: ColumnOptions = {"image": "image", "label": "label", **(columns or {})}
+        self._tasks()  # a mistake is told now, not when the table is read
         self.config_name = config_name
         self.revision = revision
         self.split_names = splits or {}

@@ -61,7 +61,7 @@ def read_text(path: Path, problems: Problems) -> str:
         raise UserError(f"{path}: cannot be read ({error.strerror}){found}; give the name of the table") from error
     if (encoding := _utf16(data)) is not None:
         try:
-            return composed(data.decode(encoding).removeprefix("\ufeff"))
+            return composed(data.decode(encoding).lstrip("\ufeff"))
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: is broken UTF-16 ({error.reason}); save it as UTF-8") from error
     try:

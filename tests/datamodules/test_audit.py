@@ -3,18 +3,24 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image, ImageEnhance
+from rich.console import Console
 
-from datamodules.audit import AuditReport, audit, find_leaks, refuse_leaks
+from datamodules.audit import AuditReport, audit, find_identical, find_leaks, refuse_leaks
+from datamodules.audit_tables import print_report
 from datamodules.fashion import Fashion
 from datamodules.image_folder import ImageFolder
 from datamodules.products import Products
 from datamodules.schema import UserError
+from datamodules.table import SampleTable
 from datamodules.verification import verify
 from datamodules.wares import Wares
 from datamodules.wares_drawing import WareSpec, draw_ware
@@ -249,3 +255,43 @@ def test_identical_pictures_in_the_real_fashion_photos() -> None:
     assert names <= {frozenset(pair) for pair in known}
     assert leaks.groups == []
     assert leaks.near == []
+
+
+def test_identical_images_with_different_labels_in_one_split(root: Path) -> None:
+    shutil.copy(root / "train" / "mug" / "00.png", root / "train" / "vase" / "x.png")
+    shutil.copy(root / "train" / "mug" / "00.png", root / "train" / "mug" / "y.png")
+    shutil.copy(root / "val" / "vase" / "07.png", root / "val" / "vase" / "z.png")
+    data = ImageFolder(str(root))
+    report = audit(data)
+    report.refuse()
+    assert report.identical is not None
+    assert report.identical.repeated == {"train": 2, "val": 1, "test": 0}
+    (conflict,) = report.identical.conflicts
+    assert (conflict.column, conflict.values, conflict.images) == ("class", ["mug", "vase"], 3)
+    assert [sample.name for sample in conflict.samples] == ["train/mug/00.png", "train/vase/x.png"]
+    assert json.loads(json.dumps(report.to_dict()))["identical"]["conflicts"][0]["samples"][1]["split"] == "train"
+    counts = {"repeated": {"train": 2, "val": 1, "test": 0}, "conflicts": {"class": 1}}
+    assert data.data_record()["identical"] == counts
+    console = Console(file=StringIO(), width=200)
+    print_report(report, console)
+    assert isinstance(console.file, StringIO)
+    text = console.file.getvalue()
+    assert "identical images within a split: train 2, val 1" in text
+    assert "mug/00.png, train, row 1), vase (" in text
+
+
+def test_conflicts_in_attributes_groups_and_captions() -> None:
+    columns = {"name": list("abcde"), "source": list("abcde"), "split": ["train"] * 4 + ["test"]}
+    columns |= {"class": ["x"] * 5, "colour": ["red", "", "blue", "red", "red"], "group": ["g", "g", "h", "", "g"]}
+    frame = pd.DataFrame({**columns, "caption": ["one", "one", "", "two", "one"]})
+    table = SampleTable.from_frame(frame, ["class", "colour"])
+    content = np.zeros((5, 32), dtype=np.uint8)
+    content[3] = 1
+    found = find_identical(table, content, np.array([True] * 5))
+    assert found.repeated == {"train": 2, "val": 0, "test": 0}
+    assert found.conflict_counts() == {"attribute colour": 1, "group": 1}, "unknown values contradict nothing"
+    assert find_identical(table, content, np.array([True, True, False, True, False])).conflicts == []
+    content[3] = 0
+    assert (
+        found.conflict_counts() | {"caption": 1} == find_identical(table, content, np.ones(5, bool)).conflict_counts()
+    )

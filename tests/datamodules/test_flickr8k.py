@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from datamodules import Flickr8k, UserError
 from tests.fakes_flickr import GHOST, LISTS, captions_of, photo_name, split_of, write_flickr
@@ -174,3 +175,20 @@ def test_the_real_files_are_read_whole() -> None:
         assert sorted(names(token, split)) == sorted(names(kaggle, split)) == sorted(listed)
     assert len(token.table) + token.left_out["photos in no list"] == len(list((REAL / "Flicker8k_Dataset").iterdir()))
     assert min(token.table.caption_lists.counts) == 5
+
+
+def test_names_in_two_unicode_forms_and_missing_captions(tmp_path: Path) -> None:
+    composed, taken_apart = "caf\u00e9", "cafe\u0301"
+    (tmp_path / "Images").mkdir()
+    lines = ["image,caption"]
+    for n in range(4):
+        Image.effect_noise((24, 24), 60 + n).save(tmp_path / "Images" / f"{taken_apart}{n}.png")
+        lines += [f"{(composed, taken_apart)[n % 2]}{n}.png,{text}" for text in (f"a {n}", "nan" if n else "none")]
+    (tmp_path / "captions.txt").write_text("\n".join(lines), encoding="utf-8")
+    data = Flickr8k(str(tmp_path))
+    assert data.sample_names() == [f"{composed}{n}.png" for n in range(4)]
+    assert data.table.caption_lists.of([0, 1]) == [["a 0", "none"], ["a 1", "nan"]]
+    data = Flickr8k(str(tmp_path), checks={"missing": ["nan"]})
+    assert data.table.caption_lists.of([0, 1]) == [["a 0", "none"], ["a 1"]]
+    assert data.table.missing == {"caption": {"nan": 3}}
+    assert data.read_image(0).shape == (3, 24, 24)

@@ -196,3 +196,24 @@ init_args:
     assert isinstance(data, HubImages)
     assert data.class_names == ["blue", "red"]
     assert data.image_size == 32
+
+
+def test_columns_may_be_called_like_ours(tmp_path: Path) -> None:
+    names = ["group", "caption", "split", "source", "row", "name", "id", "target"]
+    columns: dict[str, list[Any]] = {name: ["none", "x", None, "none"] for name in names}
+    image = [np.full((8, 8, 3), 9 * n, dtype=np.uint8) for n in range(4)]
+    columns |= {"image": image, "label": ["a", "None", "a", "None"], "product": [7.0, 7.0, None, 8.0]}
+    features = datasets.Features({name: datasets.Value("string") for name in names})
+    features |= {"image": datasets.Image(), "label": datasets.Value("string"), "product": datasets.Value("float64")}
+    root = save(tmp_path / "set", columns, datasets.Features(features))
+    options: ColumnOptions = {"attributes": names, "group": "product"}
+    data = HubImages(root, options, split={"val_fraction": 0.0, "test_fraction": 0.0})
+    assert data.tasks == {"class": ["None", "a"], **{key: ["none", "x"] for key in names}}
+    assert data.group_names() == ["7", "7", "train/2", "8"]
+    assert [data.table.targets[name].tolist() for name in names] == [[0, 1, UNKNOWN, 0]] * len(names)
+    none = HubImages(root, options, split={"val_fraction": 0.0, "test_fraction": 0.0}, checks={"missing": ["NONE"]})
+    assert none.tasks == {"class": ["a"], **{key: ["x"] for key in names}}
+    assert none.table.missing["class"] == {"None": 2}
+    assert none.table.missing["attribute group"] == {"none": 2}
+    with pytest.raises(UserError, match="the name 'class' is taken by the main task"):
+        HubImages(root, {"attributes": ["class"]}).table  # noqa: B018

@@ -299,3 +299,16 @@ def test_files_left_out_are_counted_by_suffix(tmp_path: Path, monkeypatch: pytes
     assert left_out_text(data.files_left_out) == (
         "by ending: .cr2 2, .txt 2, no ending 1, .heic 1 (install the extra heic to read them)"
     )
+
+
+def test_folders_in_two_unicode_forms_are_one_class(tmp_path: Path) -> None:
+    composed, taken_apart = "caf\u00e9", "cafe\u0301"
+    files = [f"train/{composed}/{taken_apart}.png", "train/none/b.png", f"val/{taken_apart}/c.png", "test/none/d.png"]
+    for file in files:
+        touch(tmp_path / file)
+    data = ImageFolder(str(tmp_path))
+    assert data.class_names == [composed, "none"], "none is a class as any other"
+    assert data.sample_names() == ["train/caf\u00e9/caf\u00e9.png", *files[1:2], "val/caf\u00e9/c.png", files[3]]
+    assert data.table.source(0) == str(tmp_path / files[0])
+    without = ImageFolder(str(tmp_path), checks={"missing": ["none"]}).table
+    assert (without.tasks, without.missing) == ({"class": [composed]}, {"class": {"none": 2}})

@@ -4,7 +4,7 @@ import datasets
 import pyarrow as pa
 import pytest
 
-from datamodules.label_columns import class_names_of, first_text, label_texts, numbers_in_order
+from datamodules.label_columns import class_names_of, first_text, label_texts, numbers_in_order, plain_texts
 from datamodules.schema import UserError
 
 
@@ -46,3 +46,12 @@ def test_a_caption_is_one_line() -> None:
     assert first_text([" a\n red  cup ", "another"]) == "a red cup"
     assert first_text([]) == first_text(None) == ""
     assert first_text(7) == "7"
+
+
+def test_pandas_ways_with_missing_values() -> None:
+    numbers = pa.array([1.0, None, float("nan"), 0.0])
+    assert label_texts(numbers, ["cup", "hat"], "here") == ["hat", "", "", "cup"]
+    assert plain_texts(numbers) == ["1", "", "", "0"]
+    assert plain_texts(pa.array([1.5, float("nan")])) == ["1.5", ""]
+    assert label_texts(pa.array(["cup", None, "hat"]).dictionary_encode(), [], "here") == ["cup", "", "hat"]
+    assert plain_texts(pa.array(["001", "1e3", "None", None, "cafe\u0301"])) == ["001", "1e3", "None", "", "caf\u00e9"]

@@ -101,3 +101,41 @@ def test_paths_are_brought_to_one_form(text: str, path: str) -> None:
 def test_paths_out_of_the_folder_are_refused(text: str, wrong: str) -> None:
     with pytest.raises(ValueError, match=wrong):
         relative_path(text)
+
+
+TABLE = 'name,note,size\nb\u00e9,"a, b; c",1.5\nc,"two\nlines",\n'
+SPREADSHEETS = {
+    "comma": TABLE,
+    "semicolons": 'name;note;size\nb\u00e9;"a, b; c";1.5\nc;"two\nlines";\n',
+    "tabs": 'name\tnote\tsize\nb\u00e9\ta, b; c\t1.5\nc\t"two\nlines"\t\n',
+    "Excel's own line": 'sep=;\nname;note;size\nb\u00e9;"a, b; c";1.5\nc;"two\nlines";\n',
+    "byte order mark": "\ufeff" + TABLE,
+    "blank lines": "\n  \n" + TABLE + "\n,,\n  \n",
+    "empty columns at the end": TABLE.replace("size\n", "size,,\n")
+    .replace("1.5", "1.5,,")
+    .replace('lines",', 'lines",,,'),
+    "fields beyond the header": TABLE.replace("1.5", "1.5,,"),
+    "letters taken apart": TABLE.replace("\u00e9", "e\u0301"),
+}
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("text", SPREADSHEETS.values(), ids=SPREADSHEETS)
+def test_what_spreadsheets_write_is_one_table(text: str, encoding: str, ends: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", text.replace("\n", ends).encode(encoding))
+    file = read_label_file(path, ["name", "size"])
+    notes = [value.replace("\r\n", "\n") for value in file.columns["note"]]
+    assert (file.columns["name"], notes, file.columns["size"]) == (
+        ["b\u00e9", "c"],
+        ["a, b; c", "two\nlines"],
+        ["1.5", ""],
+    )
+    assert (file.problems, file.notes) == ([], [])
+
+
+def test_a_column_without_a_name_is_left_out_and_reported(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", ",a,b,\n0,x,y,\n1,z,,\n")  # pandas writes the index so
+    file = read_label_file(path, ["a"])
+    assert file.columns == {"a": ["x", "z"], "b": ["y", ""]}
+    assert file.notes == [f"{path}: column 1 has no name and is left out"]

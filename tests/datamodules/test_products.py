@@ -5,11 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from datamodules.attributes import VocabularyOptions
+from datamodules.packing import PackFormat, pack
 from datamodules.products import Products
 from datamodules.schema import UNKNOWN, UserError
 from datamodules.splits import SplitOptions
+from datamodules.stream_table import StreamColumns
+from datamodules.streamed_images import StreamedImages
 from tests.datamodules.from_yaml import from_yaml
 from tests.fakes import TEAM14_CLASSES, write_csv, write_products, write_team14
 
@@ -304,3 +308,79 @@ def test_the_real_table_without_photos() -> None:
     captions = data.table.captions.to_pylist()
     assert not [text for text in captions if text != text.strip() or "\u00a0" in text]
     assert len(set(data.table.groups.to_pylist())) == 1000
+
+
+ODD = ["group", "caption", "split", "source", "row", "name", "id", "label", "image", "target", "key", "size", "noun"]
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Twelve rows whose attributes are called like columns of tables, shards and galleries."""
+    root = tmp_path_factory.mktemp("odd")
+    rows = [HEADER]
+    for n in range(12):
+        values = ";".join(f"{name}:{('none', 'None', '001')[(n + place) % 3]}" for place, name in enumerate(ODD))
+        split = ("train", "val", "test")[n // 6 if n < 9 else 2]
+        rows.append([f"images/{n}.png", ("cup", "None")[n % 2], values, f"caption {n}", split, f"{n // 2:03}"])
+        (root / "images").mkdir(exist_ok=True)
+        Image.effect_noise((24, 24), 60 + 9 * n).convert("RGB").save(root / "images" / f"{n}.png")
+    write_csv(root / "labels.csv", rows)
+    return str(root)
+
+
+def test_attributes_may_be_called_like_columns_of_ours(odd: str) -> None:
+    data = Products(odd)
+    assert data.tasks == {"class": ["None", "cup"], **{key: ["001", "None", "none"] for key in ODD}}
+    table = data.table
+    for n in range(12):
+        assert (table.name(n), table.group(n), table.caption(n)) == (f"images/{n}.png", f"{n // 2:03}", f"caption {n}")
+        for place, name in enumerate(ODD):
+            value = data.tasks[name][int(table.targets[name][n])]
+            assert value == ("none", "None", "001")[(n + place) % 3]
+
+
+def test_what_is_missing_is_an_option_and_reported(odd: str) -> None:
+    data = Products(odd, attributes=["row"], checks={"missing": ["NONE", "003"]})
+    assert data.tasks == {"class": ["cup"], "row": ["001"]}
+    assert data.table.missing == {"class": {"None": 6}, "attribute row": {"None": 4, "none": 4}, "group": {"003": 2}}
+    assert data.group_names()[6:8] == ["images/6.png", "images/7.png"]
+    assert data.data_record()["missing"] == data.table.missing
+
+
+def test_templates_tell_attributes_and_their_own_fields_apart(odd: str) -> None:
+    templates = ["{noun}: {attribute noun}, {caption}, {attribute caption}, {row}"]
+    assert Products(odd, caption_templates=templates).table.caption(0) == "cup: none, caption 0, None, None"
+
+
+@pytest.mark.parametrize("kind", ["parquet", "webdataset"])
+def test_shards_keep_such_attributes(kind: PackFormat, odd: str, tmp_path: Path) -> None:
+    products = Products(odd, checks={"allow_leaks": ["groups", "near"]})
+    pack(products, tmp_path, kind, shard_size=5)
+    columns: list[StreamColumns] = [{}, {"attributes": ["size", "image"]}]
+    for chosen in columns:
+        streamed = StreamedImages(str(tmp_path), columns=chosen)
+        names = ["class", "size", "image"] if chosen else list(products.tasks)
+        assert list(streamed.tasks) == names
+        place = {name: row for row, name in enumerate(products.sample_names())}
+        theirs = [place[name] for name in streamed.sample_names()]
+        for name in names:
+            assert streamed.table.targets[name].tolist() == products.table.targets[name][theirs].tolist()
+        assert streamed.group_names() == [products.table.group(row) for row in theirs]
+        assert [streamed.table.caption(row) for row in range(12)] == [products.table.caption(row) for row in theirs]
+
+
+def test_names_on_disk_may_be_in_another_unicode_form(tmp_path: Path) -> None:
+    composed, taken_apart = "caf\u00e9", "cafe\u0301"
+    folder = tmp_path / taken_apart
+    folder.mkdir()
+    rows = [HEADER]
+    for n, name in enumerate([composed, taken_apart] * 2):
+        Image.effect_noise((24, 24), 60 + n).save(folder / f"{taken_apart}{n}.png")
+        split = ("train", "train", "val", "test")[n]
+        rows.append([f"{composed}/{composed}{n}.png", name, f"{name}:{name}", name, split, name])
+    write_csv(tmp_path / "labels.csv", rows)
+    data = Products(str(tmp_path), checks={"allow_leaks": ["groups"]})
+    assert data.tasks == {"class": [composed], composed: [composed]}
+    assert set(data.group_names()) == {composed}
+    assert data.table.source(0) == str(folder / f"{taken_apart}0.png")
+    assert data.read_image(0).shape == (3, 24, 24)
