@@ -88,7 +88,7 @@ class DualEncoder(EmbeddingTask):
         self.chunk_size = chunk_size
         self.objective = ContrastiveObjective(loss, temperature)
         self.temperature_lr = (temperature or {}).get("lr")
-        self._still = _hold_still(self.towers, freeze, lora)
+        self._still = _hold_still(self.towers, freeze, lora, image_size)
         # Lightning trains in the mode that it finds: what stands still must be in evaluation mode from the beginning.
         self.train(self.training)
         self.contrastive = nn.ModuleDict({f"{split}_loss": MeanOverSamples() for split in ("train", "val", "test")})
@@ -209,7 +209,9 @@ class DualEncoder(EmbeddingTask):
         image = self._image_embeddings(batch)
         logits = {}
         if self.tasks:
-            logits = {LABEL_TASK: self.objective.temperature()[0] * image @ self.class_embeddings().T}
+            # Half precision would make the likeliest classes equal ever so often.
+            with torch.autocast(self.device.type, enabled=False):
+                logits = {LABEL_TASK: self.objective.temperature()[0] * image @ self.class_embeddings().T}
         outputs = real_outputs(batch, logits, known_targets(batch, self.tasks))
         real = real_rows(batch)
         outputs["image_embedding"] = image[real]
@@ -229,7 +231,7 @@ def _first_captions(outputs: Outputs, positive_id: torch.Tensor) -> Pairs:
     return Pairs(outputs["image_embedding"], outputs["text_embedding"][is_first], positive_id)
 
 
-def _hold_still(towers: Towers, mode: Freeze, lora: LoraOptions | None) -> list[nn.Module]:
+def _hold_still(towers: Towers, mode: Freeze, lora: LoraOptions | None, image_size: int) -> list[nn.Module]:
     """Freeze what is to stand still.
 
     Returns:
@@ -240,5 +242,5 @@ def _hold_still(towers: Towers, mode: Freeze, lora: LoraOptions | None) -> list[
         return still
     if mode not in {"none", "towers"}:
         raise UserError(f"freeze: {mode} does not go with lora, which freezes both towers; leave it out")
-    add_lora(towers, lora)
+    add_lora(towers, lora, image_size)
     return []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
+import torch
 from torch import nn
 
 from datamodules.schema import UserError
@@ -52,7 +53,7 @@ class LanguageLoraOptions(TypedDict, total=False):
     parts: Literal["language", "vision", "both"]
 
 
-def add_lora(towers: Towers, options: LoraOptions) -> None:
+def add_lora(towers: Towers, options: LoraOptions, image_size: int) -> None:
     """Freeze both towers and add adapters that learn; projections and temperature learn as before.
 
     An adapter begins as zero, so the network begins as it was.
@@ -60,21 +61,19 @@ def add_lora(towers: Towers, options: LoraOptions) -> None:
     Args:
         towers: changed in place.
         options: the settings.
+        image_size: height and width of the images in pixels.
 
     Raises:
-        UserError: for an unknown key, a value out of range, or a tower without attention layers.
+        UserError: for an unknown key, a value out of range, or a tower without attention layers that can be adapted.
     """
     which = options.get("towers", "both")
     _check(options, LoraOptions, "towers", which, ("both", *SIDES))
+    chosen: tuple[Side, ...] = SIDES if which == "both" else (which,)
+    layers = {side: _adaptable_layers(towers, side, image_size) for side in chosen}
     for side in SIDES:
         towers.backbone(side).requires_grad_(False)
-    chosen: tuple[Side, ...] = SIDES if which == "both" else (which,)
     for side in chosen:
-        backbone = towers.backbone(side)
-        layers = _linear_layers(backbone, ATTENTION_LAYERS)
-        if not layers:
-            raise UserError(f"lora.towers: the {side} tower has no attention layers to adapt; choose the other one")
-        _inject(backbone, layers, options)
+        _inject(towers.backbone(side), layers[side], options)
 
 
 def check_language_lora(options: LanguageLoraOptions) -> None:
@@ -135,6 +134,53 @@ def _linear_layers(network: nn.Module, names: frozenset[str], prefix: str = "") 
         for name, module in network.named_modules()
         if isinstance(module, nn.Linear) and name.rpartition(".")[2] in names
     ]
+
+
+def _adaptable_layers(towers: Towers, side: Side, image_size: int) -> list[str]:
+    """Linear layers of a tower's attention that are called.
+
+    Some networks read a layer's weight instead of calling the layer: ``nn.MultiheadAttention`` (the head of SigLIP)
+    that of ``out_proj``, timm's BEiT and Swin Transformer V2 that of ``qkv``. An adapter there would change nothing and
+    get no gradient, for which DDP waits in vain. One forward pass tells, whatever the network.
+
+    Raises:
+        UserError: if there are none.
+    """
+    backbone = towers.backbone(side)
+    layers = _linear_layers(backbone, ATTENTION_LAYERS)
+    if not layers:
+        raise UserError(f"lora.towers: the {side} tower has no attention layers to adapt; choose the other one")
+    called: set[str] = set()
+    modules = {name: backbone.get_submodule(name) for name in layers}
+    hooks = [
+        module.register_forward_pre_hook(lambda *_, name=name: called.add(name)) for name, module in modules.items()
+    ]
+    training = {module: module.training for module in towers.modules()}
+    try:
+        # In evaluation mode, so that nothing is drawn and no statistics move.
+        towers.eval()
+        with torch.no_grad():
+            _encode_something(towers, side, image_size)
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+        for hook in hooks:
+            hook.remove()
+    if not called:
+        raise UserError(
+            f"lora.towers: the {side} tower never calls its attention layers ({layers[0]}, …), it reads their weights, "
+            "so adapters would not learn; choose the other tower"
+        )
+    return [name for name in layers if name in called]
+
+
+def _encode_something(towers: Towers, side: Side, image_size: int) -> None:
+    device = next(towers.backbone(side).parameters()).device
+    if side == "image":
+        towers.image_features(torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8, device=device))
+    else:
+        ids = torch.ones(1, 3, dtype=torch.int64, device=device)
+        towers.text_features({"input_ids": ids, "attention_mask": ids})
 
 
 def _inject(network: nn.Module, layers: list[str], options: LoraOptions | LanguageLoraOptions) -> None:

@@ -5,7 +5,7 @@ import pytest
 from datamodules.schema import UserError
 from lightning_modules.label_matching import LabelMatcher, words_of
 
-LABELS = ["iris", "rose", "yellow iris", "bird of paradise", "bishop of llandaff", "cosmos"]
+LABELS = ["iris", "rose", "rose of sharon", "yellow iris", "bird of paradise", "bishop of llandaff", "cosmos"]
 
 
 def by_substring(answer: str) -> str | None:
@@ -25,13 +25,19 @@ def by_substring(answer: str) -> str | None:
         ("a Bird-of-Paradise flower", "bird of paradise"),
         ("Rosé", "rose"),
         ("cosmos", "cosmos"),
+        # A shorter name begins where the longer one does: the longer one is meant, and it alone.
+        ("a rose of Sharon", "rose of sharon"),
+        ("rose-of-sharon, the flower", "rose of sharon"),
+        ("a rose of some kind", "rose"),
     ],
 )
 def test_labels_are_found_by_whole_words_and_the_longest_wins(answer: str, label: str) -> None:
     assert LabelMatcher(LABELS)(answer) == LABELS.index(label)
 
 
-@pytest.mark.parametrize("answer", ["primrose", "", "a flower", "an iris or a rose", "bird", "irisation", "?!"])
+@pytest.mark.parametrize(
+    "answer", ["primrose", "", "a flower", "an iris or a rose", "rose of sharon or rose", "bird", "irisation", "?!"]
+)
 def test_an_answer_that_names_none_or_several_names_none(answer: str) -> None:
     assert LabelMatcher(LABELS)(answer) is None
 

@@ -5,18 +5,23 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch import nn
+from torch.multiprocessing.spawn import start_processes
 
 from datamodules.schema import UserError
+from lightning_modules.dual_encoder import DualEncoder
 from lightning_modules.lora import add_lora, without_base
 from lightning_modules.towers import build_towers
 from lightning_modules.vision_language import VisionLanguageModel
-from tests.fakes_models import write_bert, write_clip, write_qwen2_vl
+from tests.fakes_models import write_bert, write_clip, write_qwen2_vl, write_siglip
+from tests.lightning_modules.tiny_pairs import pair_batch
 
 
 def test_adapters_are_the_only_free_weights_of_the_towers_that_were_chosen(tmp_path: Path) -> None:
     for chosen in ("both", "image", "text"):
         towers = build_towers({"model": str(write_clip(tmp_path)), "pretrained": False}, 32)
-        add_lora(towers, {"rank": 3, "towers": chosen})
+        add_lora(towers, {"rank": 3, "towers": chosen}, 32)
         for side in ("image", "text"):
             free = [name for name, p in towers.backbone(side).named_parameters() if p.requires_grad]
             assert all("lora_" in name for name in free)
@@ -29,7 +34,7 @@ def test_pretrained_weights_find_their_place_beneath_the_adapters(tmp_path: Path
 
     folder = write_clip(tmp_path)
     towers = build_towers({"model": str(folder)}, 32)
-    add_lora(towers, {})
+    add_lora(towers, {}, 32)
     towers.load_pretrained()
     peer = CLIPModel.from_pretrained(folder).state_dict()
     own = {name.replace(".base_layer.", "."): value for name, value in towers.state_dict().items()}
@@ -40,8 +45,75 @@ def test_pretrained_weights_find_their_place_beneath_the_adapters(tmp_path: Path
 def test_a_network_without_attention_cannot_be_adapted(tmp_path: Path) -> None:
     towers = build_towers({"image": "test_resnet", "image_pretrained": False, "text": str(write_bert(tmp_path))}, 32)
     with pytest.raises(UserError, match="image tower has no attention layers"):
-        add_lora(towers, {})
-    add_lora(towers, {"towers": "text"})
+        add_lora(towers, {}, 32)
+    add_lora(towers, {"towers": "text"}, 32)
+
+
+def test_layers_whose_weights_are_read_without_calling_them_get_no_adapters(tmp_path: Path) -> None:
+    towers = build_towers({"model": str(write_siglip(tmp_path)), "pretrained": False}, 32)
+    add_lora(towers, {"rank": 2}, 32)
+    adapted = [name for name, module in towers.named_modules() if hasattr(module, "lora_A")]
+    # Four layers in each of two blocks of both towers; not the out_proj of the head's nn.MultiheadAttention.
+    assert len(adapted) == 16
+    assert not [name for name in adapted if "head" in name]
+    assert all(module.training for module in towers.modules())
+
+
+def test_a_tower_that_only_reads_its_weights_cannot_be_adapted(tmp_path: Path) -> None:
+    class Reader(nn.Module):
+        """As timm's BEiT and Swin Transformer V2 do."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv = nn.Linear(3, 3)
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return nn.functional.linear(image.mean(dim=(2, 3)), self.qkv.weight)
+
+    towers: Any = build_towers(
+        {"image": "test_resnet", "image_pretrained": False, "text": str(write_bert(tmp_path))}, 32
+    )
+    towers.image.backbone = Reader()
+    with pytest.raises(UserError, match=r"the image tower never calls its attention layers \(qkv"):
+        add_lora(towers, {}, 32)
+
+
+def _three_steps_in_two_processes(rank: int, folder: str) -> None:
+    """DDP as Lightning wraps a task: it refuses the second step where some weight got no gradient in the first."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+
+    class Step(nn.Module):
+        def __init__(self, task: DualEncoder) -> None:
+            super().__init__()
+            self.task = task
+
+        def forward(self, batch: Any) -> torch.Tensor:
+            return self.task._training_loss(batch)
+
+    towers: Any = {"model": f"{folder}/model"}
+    task = DualEncoder(towers, image_size=32, loss="sigmoid", lora={"rank": 2})
+    task.fetch_weights()
+    step = nn.parallel.DistributedDataParallel(Step(task.train()))
+    for _ in range(3):
+        step(pair_batch([0, 1, 2] if rank == 0 else [3, 4, 5])).backward()
+    gradients = {name: value.grad for name, value in task.named_parameters() if value.requires_grad}
+    torch.save(gradients, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_adapters_of_siglip_train_in_two_processes(tmp_path: Path) -> None:
+    write_siglip(tmp_path / "model")
+    # Forked, as the workers of a DataLoader are, so that nothing has to be imported again.
+    start_processes(  # type: ignore[no-untyped-call]  # torch's
+        _three_steps_in_two_processes, args=(str(tmp_path),), nprocs=2, start_method="fork"
+    )
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    # 32 matrices, scale and bias.
+    assert len(first) == 34
+    for name, value in first.items():
+        assert value is not None
+        torch.testing.assert_close(value, second[name], msg=name)
 
 
 @pytest.mark.parametrize(("part", "matrices"), [("language", 16), ("vision", 8), ("both", 24)])

@@ -6,11 +6,15 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Trainer
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+from torch.multiprocessing.spawn import start_processes
 
 from datamodules.schema import UserError
-from lightning_modules.sharding import FullySharded, convert_batchnorm
+from lightning_modules.sharding import FullySharded, convert_batchnorm, shard
 from tests.lightning_modules.tiny import tiny_classifier, tiny_trainer
 
 
@@ -48,6 +52,47 @@ def test_converted_batchnorm_computes_and_learns_the_same_with_its_activations()
     # torch's own function, which Lightning would use, leaves the activations out.
     wrong = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))  # type: ignore[no-untyped-call]  # torch's
     assert not torch.allclose(wrong(image), model(image), atol=1e-2)
+
+
+class Scaled(nn.Module):
+    """A layer, which is shared out, and a scalar beside it, which is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+        self.scale = nn.Parameter(torch.tensor(0.5))
+        self.fixed = nn.Parameter(torch.tensor(2.0), requires_grad=False)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.scale.exp() * self.layer(features).square().sum() * self.fixed
+        return output
+
+
+def _one_step_of_two(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    model, features = Scaled(), torch.randn(2, 3, 4)
+    shard(model, init_device_mesh("cpu", (2,)))
+    model(features[rank]).backward()
+    gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+    whole = {name: g.full_tensor() if isinstance(g, DTensor) else g for name, g in gradients.items()}
+    torch.save(whole, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_gradients_of_shared_weights_and_of_scalars_are_means_over_processes(tmp_path: Path) -> None:
+    start_processes(  # type: ignore[no-untyped-call]  # torch's
+        _one_step_of_two, args=(str(tmp_path),), nprocs=2, start_method="fork"
+    )
+    torch.manual_seed(0)
+    model, features = Scaled(), torch.randn(2, 3, 4)
+    (sum(model(one) for one in features) / 2).backward()
+    expected = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+    assert expected.keys() == {"layer.weight", "layer.bias", "scale"}
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        torch.testing.assert_close(found, expected)
 
 
 def test_converting_twice_changes_nothing() -> None:
