@@ -23,6 +23,7 @@ from app.classification import Classified, Seen, Upload
 from app.served_run import TaskAnswer
 from app.zero_shot import ZeroShot
 from datamodules.schema import UserError
+from evaluation.classification import NO_PREDICTION
 
 THUMBNAIL = 320
 """Longest side in pixels of a picture beside its answers."""
@@ -188,7 +189,7 @@ def _article(upload: Upload, models: str) -> str:
 def _task(place: int, run: str, task: str, answer: TaskAnswer) -> str:
     bars = [_Bar(Pressed(place, run, task, name), name, share) for name, share in answer.ranked()]
     how = "" if answer.calibrated else ", not calibrated"
-    title = f"{escape(task)}: <strong>{escape(_spoken(bars[0].name))}</strong>{how}"
+    title = f"{escape(task)}: <strong>{escape(_spoken(answer.predicted or NO_PREDICTION))}</strong>{how}"
     return f"<h4>{title}</h4>{_bars(bars)}"
 
 

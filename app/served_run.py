@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.schema import UNKNOWN, UserError
+from evaluation.predictions import predicted_classes
 from evaluation.run_files import RunFiles
 from evaluation.temperatures import CALIBRATION_FILE, read_temperatures
 
@@ -50,6 +51,12 @@ class TaskAnswer:
     classes: Sequence[str]
     probabilities: NDArray[np.float64]
     calibrated: bool
+
+    @property
+    def predicted(self) -> str:
+        """The likeliest class; empty where several are equally likely, so that none is predicted."""
+        [chosen] = predicted_classes(np.log(np.maximum(self.probabilities, 1e-300))[None])
+        return "" if chosen == UNKNOWN else self.classes[chosen]
 
     def ranked(self, count: int | None = None) -> list[tuple[str, float]]:
         """The likeliest classes with their probabilities, best first; equal ones in the order of the classes."""

@@ -28,7 +28,8 @@ CHART_COLUMNS = ["Actual", "Predicted", "nPredictions"]
 class ConfusionMatrixLogger(ConfusionCounter):
     """Writes ``figures/confusion_<split>_<task>.png`` and ``.csv``, raw and ``_normalised`` by target.
 
-    Raw counts how many samples of each target (row) got each answer (column); normalised divides by the number of
+    Raw counts how many samples of each target (row) got each answer (column), one more column being those without a
+    prediction, where there are any; normalised divides by the number of
     the target's samples, so that the diagonal is the recall. The matrix of a fit is that of its best validation
     epoch. With a ``WandbLogger`` the pictures are logged as ``confusion/<split>/<task>`` and ``…_normalised``, and the
     counts as an interactive chart with its table, ``…_chart``.
@@ -91,6 +92,6 @@ def _cells(counts: pd.DataFrame) -> list[list[str | int]]:
     fill its largest table.
     """
     values = counts.to_numpy()
-    rows, columns = np.nonzero(values + np.eye(len(values), dtype=np.int64))
+    rows, columns = np.nonzero(values + np.eye(*values.shape, dtype=np.int64))
     cells = zip(rows.tolist(), columns.tolist(), strict=True)
     return [[str(counts.index[row]), str(counts.columns[column]), int(values[row, column])] for row, column in cells]

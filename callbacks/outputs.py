@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from datamodules.schema import UNKNOWN, DescribesSamples, Outputs, UserError
 from evaluation.classification import confusion_frame
+from lightning_modules.metrics import predicted_classes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,7 +56,8 @@ class CountedSplit:
 
     Attributes:
         split: val or test.
-        counts: for each task int64 ``(C, C)``, rows are targets, columns answers; unknown targets are not counted.
+        counts: for each task int64 ``(C, C + 1)``, rows are targets, columns predictions, the last one for samples
+            without a prediction; unknown targets are not counted.
         epoch: epoch after which they were counted, counted from 0.
         score: the metric by which the best checkpoint is chosen, at that epoch; None where there is none.
     """
@@ -170,16 +172,19 @@ class ConfusionCounter(Callback, ABC):
         for task, logits in outputs["logits"].items():
             num_classes, targets = logits.shape[1], outputs["targets"][task]
             if task not in self._counts:
-                self._counts[task] = torch.zeros(num_classes**2, dtype=torch.int64, device=logits.device)
+                shape = num_classes, num_classes + 1
+                self._counts[task] = torch.zeros(shape, dtype=torch.int64, device=logits.device)
             # Unknown targets weigh nothing; selecting the known ones would make a GPU wait for the processor.
-            cells = targets.clamp(min=0) * num_classes + logits.argmax(dim=1)
-            self._counts[task].scatter_add_(0, cells, (targets != UNKNOWN).long())
+            predicted = predicted_classes(logits)
+            columns = torch.where(predicted == UNKNOWN, num_classes, predicted)
+            cells = targets.clamp(min=0) * (num_classes + 1) + columns
+            self._counts[task].view(-1).scatter_add_(0, cells, (targets != UNKNOWN).long())
 
     def _total(self, trainer: Trainer, split: str) -> CountedSplit:
         totals = {task: trainer.strategy.reduce(counts, reduce_op="sum") for task, counts in self._counts.items()}
         self._counts = {}
-        square = {task: total.cpu().reshape(int(len(total) ** 0.5), -1) for task, total in totals.items()}
-        return CountedSplit(split, square, trainer.current_epoch, _score(trainer))
+        counts = {task: total.cpu() for task, total in totals.items()}
+        return CountedSplit(split, counts, trainer.current_epoch, _score(trainer))
 
     def _report(self, trainer: Trainer, counted: CountedSplit) -> None:
         if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):

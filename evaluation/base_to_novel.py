@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from datamodules.schema import LABEL_TASK, UserError
 from evaluation.artefacts import written_whole
 from evaluation.pairing import in_order_of, paired_difference
-from evaluation.predictions import Predictions, read_predictions
+from evaluation.predictions import Predictions, predicted_classes, read_predictions
 from evaluation.run_files import RunFiles
 from evaluation.statistics import Estimate, Statistic, group_bootstrap, known, share_statistic
 from evaluation.summary import class_counts_of
@@ -290,8 +290,11 @@ def _answers(predictions: Predictions, base: int) -> _Answers:
 
 def _right(targets: NDArray[np.int64], logits: NDArray[np.float32], base: int) -> NDArray[np.bool_]:
     """Which answers are right, each among the classes of the sample's own half."""
-    among_base, among_novel = logits[:, :base].argmax(axis=1), base + logits[:, base:].argmax(axis=1)
-    right: NDArray[np.bool_] = np.where(targets < base, among_base, among_novel) == targets
+    # Within a half all logits may be equal, as where a generative model names a class of the other one: not to be luck.
+    is_base = targets < base
+    among_base = predicted_classes(logits[:, :base]) == targets
+    among_novel = predicted_classes(logits[:, base:]) == targets - base
+    right: NDArray[np.bool_] = np.where(is_base, among_base, among_novel & ~is_base)
     return right
 
 

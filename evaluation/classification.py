@@ -8,41 +8,61 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodules.schema import UNKNOWN
+
 if TYPE_CHECKING:
     import pandas as pd
+
+
+NO_PREDICTION = "(no prediction)"
+"""Column of the samples for which no class was predicted, see ``predictions.predicted_classes``."""
 
 
 def confusion_matrix(
     targets: NDArray[np.int64], predicted: NDArray[np.int64], class_names: Sequence[str]
 ) -> pd.DataFrame:
-    """Count how often each target (row) was answered by each class (column).
+    """Count how often each target (row) was predicted as each class (column).
 
     Args:
         targets: int64 ``(N,)``, all known.
-        predicted: int64 ``(N,)``.
+        predicted: int64 ``(N,)``, ``UNKNOWN`` where no class was predicted.
         class_names: In the order of the indices.
 
     Returns:
-        int64 ``(C, C)``, index ``target`` and columns ``predicted`` in the order of the indices.
+        int64 ``(C, C)``, index ``target`` and columns ``predicted`` in the order of the indices; one more column,
+        ``NO_PREDICTION``, where some sample has none.
     """
     size = len(class_names)
-    counts = np.bincount(targets * size + predicted, minlength=size * size).reshape(size, size)
+    cells = targets * (size + 1) + np.where(predicted == UNKNOWN, size, predicted)
+    counts = np.bincount(cells, minlength=size * (size + 1)).reshape(size, size + 1)
     return confusion_frame(counts.astype(np.int64), class_names)
 
 
 def confusion_frame(counts: NDArray[np.int64], class_names: Sequence[str]) -> pd.DataFrame:
-    """Give counted answers, int64 ``(C, C)`` with a row for each target, the names of their classes."""
+    """Give counted predictions the names of their classes.
+
+    Args:
+        counts: int64 ``(C, C)`` with a row for each target, or ``(C, C + 1)``, whose last column counts the samples
+            without a prediction; it is left out where there are none.
+        class_names: In the order of the indices.
+    """
     import pandas as pd
 
-    index, columns = pd.Index(class_names, name="target"), pd.Index(class_names, name="predicted")
-    return pd.DataFrame(counts, index=index, columns=columns)
+    size = len(class_names)
+    names = [*class_names]
+    if counts[:, size:].any():
+        names.append(NO_PREDICTION)
+    index, columns = pd.Index(class_names, name="target"), pd.Index(names, name="predicted")
+    return pd.DataFrame(counts[:, : len(names)], index=index, columns=columns)
 
 
 def class_report(confusion: pd.DataFrame) -> pd.DataFrame:
     """Precision, recall and F1 (0 to 1, higher is better) and support of each class.
 
     A class without a target has no recall and one that is never predicted no precision: both count as 0 here, as in
-    scikit-learn's ``classification_report``. ``macro avg`` is over the classes that occur in targets or predictions.
+    scikit-learn's ``classification_report``. In ``macro avg`` precision and F1 are over the classes that occur in
+    targets or predictions, as in scikit-learn's scores, and recall is over those that have samples, which makes it
+    ``balanced_accuracy_score``. Samples without a prediction are wrong.
 
     Args:
         confusion: From ``confusion_matrix``.
@@ -54,14 +74,15 @@ def class_report(confusion: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     counts = confusion.to_numpy(dtype=np.float64)
-    hits, support, answers = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
+    hits, support, answers = np.diag(counts), counts.sum(axis=1), counts[:, : len(counts)].sum(axis=0)
     scores = np.stack([_ratio(hits, answers), _ratio(hits, support), _ratio(2 * hits, support + answers)], axis=1)
     total = support.sum()
     occurs = support + answers > 0
+    counted = np.stack([occurs, support > 0, occurs], axis=1)
     rows = [
         *np.column_stack([scores, support]),
         [*np.full(3, hits.sum() / max(total, 1)), total],
-        [*(scores[occurs].mean(axis=0) if occurs.any() else np.zeros(3)), total],
+        [*((scores * counted).sum(axis=0) / np.maximum(counted.sum(axis=0), 1)), total],
         [*(support @ scores / max(total, 1)), total],
     ]
     index = pd.Index([*confusion.index, "accuracy", "macro avg", "weighted avg"], name="class")
@@ -73,7 +94,7 @@ def normalise_by_target(counts: pd.DataFrame) -> pd.DataFrame:
     """Divide each row of a confusion matrix by its sum; the diagonal becomes the recall.
 
     Returns:
-        float64 ``(C, C)`` in [0, 1]; NaN in the rows of classes that have no target.
+        float64, of the same shape, in [0, 1]; NaN in the rows of classes that have no target.
     """
     totals = counts.sum(axis=1)
     return counts.div(totals.where(totals > 0), axis=0)

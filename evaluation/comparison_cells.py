@@ -33,6 +33,7 @@ def _cells(row: ComparedRow, cost: Cost) -> dict[str, str]:
         "task": joined.task,
         "n": str(joined.n),
         "groups": str(joined.groups),
+        "no prediction": f"{joined.unanswered:g}" if joined.unanswered else "–",
         "accuracy [95 %]": with_interval(*joined.accuracy.pooled),
         "mean ± sd of runs": spread,
         "difference [95 %]": "–" if made is None else _difference(made.accuracy_difference),

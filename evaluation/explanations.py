@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from datamodules.schema import UNKNOWN
+from evaluation.classification import NO_PREDICTION
+from evaluation.predictions import predicted_classes
 from evaluation.saliency import Method, attention_rollout, class_scores, grad_cam, score_pictures, text_scores
 
 if TYPE_CHECKING:
@@ -76,7 +78,7 @@ def worst_mistakes(logits: NDArray[np.float32], targets: NDArray[np.int64], coun
     """
     from scipy.special import log_softmax
 
-    wrong = np.flatnonzero((targets != UNKNOWN) & (logits.argmax(axis=1) != targets))
+    wrong = np.flatnonzero((targets != UNKNOWN) & (predicted_classes(logits) != targets))
     right = log_softmax(logits[wrong].astype(np.float64), axis=1)[np.arange(len(wrong)), targets[wrong]]
     return wrong[np.argsort(right, kind="stable")[:count]].astype(np.int64)
 
@@ -111,6 +113,7 @@ def explain_classes(
     classes, scores = _tasks(model)[task], class_scores(model, task)
     logits = score_pictures(model, scores, images)
     probabilities, chosen = logits.softmax(dim=1), logits.argmax(dim=1)
+    nothing = predicted_classes(logits.numpy()) == UNKNOWN
     first = chosen if shown is None else torch.full_like(chosen, shown)
     first_is = "chosen" if shown is None else "asked for"
     known = torch.as_tensor(list(targets), dtype=torch.int64)
@@ -131,7 +134,7 @@ def explain_classes(
                 name=name,
                 image=images[row].permute(1, 2, 0).cpu().numpy(),
                 heats=heats,
-                predicted=classes[int(chosen[row])],
+                predicted=NO_PREDICTION if nothing[row] else classes[int(chosen[row])],
                 confidence=float(probabilities[row, chosen[row]]),
                 target="" if known[row] == UNKNOWN else classes[int(known[row])],
             )

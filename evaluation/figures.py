@@ -25,16 +25,17 @@ def confusion_figure(matrix: pd.DataFrame, title: str) -> Figure:
     """Draw a confusion matrix, raw (whole numbers) or normalised (shares), from one class to a few hundred.
 
     Args:
-        matrix: ``(C, C)``, rows are targets, columns predictions; NaN rows (classes without a target) stay grey.
+        matrix: rows are the C targets, columns the predictions, as ``classification.confusion_matrix`` makes them; NaN
+            rows (classes without a target) stay grey.
         title: Shown above the matrix.
     """
     from matplotlib.colors import PowerNorm
 
-    size = len(matrix)
+    size = max(matrix.shape)
     # Inches: a cell never gets too small for its name at the smallest readable font (about 5.5 points).
     cell = float(np.clip(9.0 / size, 0.11, 0.75))
     font = float(np.clip(cell * 72 * 0.62, 5.5, 10.0))
-    names = [_short(str(name)) for name in matrix.index]
+    names = [_short(str(name)) for name in matrix.columns]
     figure, axes, beside = _places(max(cell * size, 2.2), names, font, has_numbers=size <= MAX_ANNOTATED)
     values = matrix.to_numpy(dtype=np.float64)
     is_share = not all(np.issubdtype(kind, np.integer) for kind in matrix.dtypes)
@@ -44,7 +45,7 @@ def confusion_figure(matrix: pd.DataFrame, title: str) -> Figure:
     norm = PowerNorm(1.0 if size <= MAX_ANNOTATED else 0.5, vmin=0.0, vmax=highest)
     image = axes.imshow(values, cmap="Blues", norm=norm, interpolation="nearest")
     axes.set_xticks(range(size), names, rotation=90, fontsize=font)
-    axes.set_yticks(range(size), names, fontsize=font)
+    axes.set_yticks(range(len(matrix)), names[: len(matrix)], fontsize=font)
     axes.set_title(title, fontsize=11, y=1.0)
     if beside is not None:
         figure.colorbar(image, cax=beside)

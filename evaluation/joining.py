@@ -64,6 +64,7 @@ class JoinedRuns:
         runs: names of the runs.
         n: different samples with a known target in all test sets together.
         groups: different groups among them.
+        unanswered: how many of them have no prediction and so count as wrong, of several runs of a sample the mean.
         accuracy: share of right answers.
         f1_macro: mean F1 over classes.
     """
@@ -73,6 +74,7 @@ class JoinedRuns:
     runs: tuple[str, ...]
     n: int
     groups: int
+    unanswered: float
     accuracy: JoinedScore
     f1_macro: JoinedScore
 
@@ -115,6 +117,7 @@ def join_runs(
         runs=tuple(names),
         n=len(rows),
         groups=len(set(whole[0].groups[rows].tolist())),
+        unanswered=float(np.mean([(run.predicted(task)[rows] == UNKNOWN).sum() for run in whole])),
         accuracy=_score(runs, whole, task, accuracy_statistic, bootstrap),
         f1_macro=_score(runs, whole, task, f1_statistic, bootstrap),
     )

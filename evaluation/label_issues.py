@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from datamodules.schema import UserError
 from evaluation.linear_classifier import Reduction, fitted, probabilities
+from evaluation.predictions import predicted_classes
 
 FOLDS = 5
 
@@ -113,7 +114,7 @@ def find_label_issues(probability: NDArray[np.float64], labels: NDArray[np.int64
     margin = own - (others.max(axis=1) if len(judged) else own)
     places = np.flatnonzero(is_confident & (confident != given))
     places = places[np.argsort(margin[places], kind="stable")]
-    right = float((said.argmax(axis=1) == given).mean()) if len(judged) else float("nan")
+    right = float((predicted_classes(said) == given).mean()) if len(judged) else float("nan")
     return LabelIssues(
         judged[places], confident[places], margin[places], joint, _noise(joint, counts), len(judged), right
     )

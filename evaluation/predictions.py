@@ -1,9 +1,11 @@
 """The predictions of a run as one Parquet file: what was predicted for which sample, and what would have been right.
 
-One row a sample: ``sample_id`` int64, ``name`` and ``group`` strings and, for each task, ``target_<task>`` int64 and
-``logits_<task>``, a list of float32. The class names of all tasks stand in the schema's metadata under
-``vitrine.tasks`` as JSON, so that the file alone says everything a statistic or a figure needs; checksums of columns
-and class names stand under ``vitrine.checks``, so that a damaged file is no source of numbers.
+One row a sample: ``sample_id`` int64, ``name`` and ``group`` strings and, for each task, ``target_<task>`` int64,
+``logits_<task>``, a list of float32, and ``answered_<task>``, false where the model predicts no class, as a generative
+model does whose free answer names none: such a sample is wrong. It follows from the logits (``predicted_classes``), and
+stands there for other readers. The class names of all tasks stand in the schema's metadata under ``vitrine.tasks`` as
+JSON, so that the file alone says everything a statistic or a figure needs; checksums of columns and class names stand
+under ``vitrine.checks``, so that a damaged file is no source of numbers.
 """
 
 from __future__ import annotations
@@ -24,6 +26,10 @@ from evaluation.artefacts import written_whole
 
 TASKS_KEY = b"vitrine.tasks"
 CHECKS_KEY = b"vitrine.checks"
+
+TIE_TOLERANCE = 1e-6
+"""Logits that differ by no more are equal, as in ``lightning_modules.metrics``."""
+
 LOGIT_TOLERANCE = 1e-3
 """How far the logits of a sample seen twice may differ: batches of different sizes round differently."""
 
@@ -52,13 +58,12 @@ class Predictions:
         return len(self.sample_id)
 
     def predicted(self, task: str) -> NDArray[np.int64]:
-        """Index of the class with the largest logit, the lowest index where several are equal.
+        """Index of the class with the largest logit, see ``predicted_classes``.
 
         Returns:
-            int64 ``(N,)``.
+            int64 ``(N,)``, ``UNKNOWN`` where the model predicts none.
         """
-        predicted: NDArray[np.int64] = self.logits[task].argmax(axis=1)
-        return predicted
+        return predicted_classes(self.logits[task])
 
     def probabilities(self, task: str, temperature: float = 1.0) -> NDArray[np.float64]:
         """Softmax of the logits.
@@ -87,6 +92,40 @@ class Predictions:
         )
 
 
+def predicted_classes(logits: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
+    """Index of the class with the largest logit.
+
+    Where several classes share the largest logit, as all do where a generative model's answer names no class, taking
+    one of them would be luck: there is no prediction, which equals no target.
+
+    Args:
+        logits: ``(N, C)``.
+
+    Returns:
+        int64 ``(N,)``, ``UNKNOWN`` where there is no prediction.
+    """
+    if not len(logits):
+        return np.zeros(0, np.int64)
+    chosen = logits.argmax(axis=1)
+    return np.where(places_of(logits, chosen) == 0, chosen, UNKNOWN).astype(np.int64)
+
+
+def places_of(logits: NDArray[np.floating[Any]], classes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many other classes come before one; those with the same logit come before it, so that ties never flatter.
+
+    Args:
+        logits: ``(N, C)``.
+        classes: int64 ``(N,)``.
+
+    Returns:
+        int64 ``(N,)``, 0 for the first choice.
+    """
+    own = np.take_along_axis(logits, classes[:, None], axis=1)
+    # Not "larger or equal": a comparison with NaN is false, which would make it a hit.
+    places: NDArray[np.int64] = (~(logits < own - np.float32(TIE_TOLERANCE))).sum(axis=1) - 1
+    return places
+
+
 def write_predictions(path: Path, predictions: Predictions) -> None:
     """Write the file whole: a kill or a full disk leaves the old file or none.
 
@@ -105,6 +144,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
     for task in predictions.tasks:
         columns[f"target_{task}"] = pa.array(predictions.targets[task], pa.int64())
         columns[f"logits_{task}"] = _lists(predictions.logits[task])
+        columns[f"answered_{task}"] = pa.array(predictions.predicted(task) != UNKNOWN, pa.bool_())
     tasks = json.dumps({task: list(names) for task, names in predictions.tasks.items()})
     metadata = {TASKS_KEY: tasks.encode(), CHECKS_KEY: json.dumps(_checksums(predictions)).encode()}
     table = pa.table(columns).replace_schema_metadata(metadata)

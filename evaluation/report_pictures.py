@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.schema import UserError
+from datamodules.schema import UNKNOWN, UserError
 from datamodules.trust import file_name
+from evaluation.classification import NO_PREDICTION
 from evaluation.html_page import Card, Section
 from evaluation.predictions import Predictions
 from evaluation.projections import Projection, project
@@ -67,8 +68,8 @@ def mistakes_section(
                 "name": predictions.names[rows],
                 "group": predictions.groups[rows],
                 "target": [names[label] for label in targets[rows]],
-                "predicted": [names[label] for label in predicted[rows]],
-                "confidence": probability[rows, predicted[rows]],
+                "predicted": [NO_PREDICTION if label == UNKNOWN else names[label] for label in predicted[rows]],
+                "confidence": probability[rows].max(axis=1),
                 "probability of the target": probability[rows, targets[rows]],
             }
         )

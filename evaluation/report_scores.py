@@ -110,7 +110,7 @@ def class_table(predictions: Predictions, task: str, train: Sequence[int] | None
     names = [str(name) for name in predictions.tasks[task]]
     confusion = confusion_matrix(targets, predicted, names)
     report = class_report(confusion).iloc[: len(names)]
-    answers = confusion.to_numpy().sum(axis=0)
+    answers = confusion.to_numpy()[:, : len(names)].sum(axis=0)
     support = report["support"].to_numpy()
     own = [targets == label for label in range(len(names))]
     return pd.DataFrame(
@@ -144,7 +144,7 @@ def confusion_section(predictions: Predictions, split: str) -> Section:
         section.figures[f"confusion_{split}_{file_name(task)}"] = confusion_figure(
             counts, f"{task}, {split} (n = {len(rows)})"
         )
-        wrong = counts.to_numpy() * (1 - np.eye(len(names), dtype=np.int64))
+        wrong = counts.to_numpy() * (1 - np.eye(*counts.shape, dtype=np.int64))
         order = np.argsort(-wrong, axis=None, kind="stable")[:_TOP_CONFUSIONS]
         pairs = [(int(row), int(column)) for row, column in zip(*np.unravel_index(order, wrong.shape), strict=True)]
         totals = counts.to_numpy().sum(axis=1)
@@ -152,7 +152,7 @@ def confusion_section(predictions: Predictions, split: str) -> Section:
             {
                 "task": task,
                 "target": names[row],
-                "predicted": names[column],
+                "predicted": counts.columns[column],
                 "samples": int(wrong[row, column]),
                 "share of the target": float(wrong[row, column] / totals[row]),
             }

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.schema import LABEL_TASK, UNKNOWN, UserError
+from evaluation.predictions import predicted_classes
 from evaluation.selection import Pool, ranking, to_label
 
 if TYPE_CHECKING:
@@ -143,7 +144,9 @@ def _picture_pool(options: argparse.Namespace, checkpoint: Path, rest: Sequence[
     probability = predicted = confidence = None
     if name in said.logits:
         probability = checked_probabilities(said.logits[name][wanted], str(options.run))
-        predicted = np.array(cast("Any", model).tasks[name], dtype=object)[probability.argmax(axis=1)]
+        classes = np.array([*cast("Any", model).tasks[name], ""], dtype=object)
+        # The last one, nothing, where the model predicts none (UNKNOWN is -1).
+        predicted = classes[predicted_classes(said.logits[name][wanted])]
         confidence = probability.max(axis=1)
     facts = datamodule.picture_facts(said.sample_id[wanted])
     return Pool(

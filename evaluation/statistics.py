@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.schema import UNKNOWN
+from evaluation.predictions import places_of
 
 Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 """Maps R weightings of the N samples, ``(R, N)``, to R values, ``(R,)``; a resample weights a sample by how often it
@@ -78,7 +79,7 @@ def accuracy(targets: NDArray[np.int64], predicted: NDArray[np.int64]) -> float:
 def top_k_accuracy(targets: NDArray[np.int64], logits: NDArray[np.float32], k: int) -> float:
     """Share of samples whose target is among the k largest logits, 0 to 1, higher is better; NaN for no samples.
 
-    Of equal logits the lower index comes first, so that k = 1 equals ``accuracy`` of ``argmax``.
+    Of equal logits the target's comes last, so that k = 1 equals ``accuracy`` of ``predicted_classes``.
 
     Args:
         targets: int64 ``(N,)``.
@@ -94,10 +95,7 @@ def in_top_k(targets: NDArray[np.int64], logits: NDArray[np.float32], k: int) ->
     Returns:
         bool ``(N,)``; as a right or wrong answer it goes into ``share_statistic``.
     """
-    own = np.take_along_axis(logits, targets[:, None], axis=1)
-    earlier = np.arange(logits.shape[1])[None, :] < targets[:, None]
-    rank = (logits > own).sum(axis=1) + ((logits == own) & earlier).sum(axis=1)
-    within: NDArray[np.bool_] = rank < k
+    within: NDArray[np.bool_] = places_of(logits, targets) < k
     return within
 
 
@@ -273,11 +271,11 @@ def majority_baseline(targets: NDArray[np.int64], train_counts: Sequence[int] | 
 
 
 def _one_hot(labels: NDArray[np.int64], num_classes: int) -> Any:
-    """Sparse float64 ``(N, C)`` with a one in the column of each label."""
+    """Sparse float64 ``(N, C)`` with a one in the column of each label, and none in the rows of ``UNKNOWN``."""
     from scipy.sparse import csr_matrix
 
-    rows = np.arange(len(labels))
-    return csr_matrix((np.ones(len(labels)), (rows, labels)), shape=(len(labels), num_classes))
+    rows = known(labels)
+    return csr_matrix((np.ones(len(rows)), (rows, labels[rows])), shape=(len(labels), num_classes))
 
 
 def _expanded_tail(tail: float, num_groups: int) -> float:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from datamodules.schema import UserError
+from datamodules.schema import UNKNOWN, UserError
 from evaluation import statistics
 from evaluation.predictions import Predictions, read_predictions
 from evaluation.statistics import Interval
@@ -47,6 +47,7 @@ class TaskSummary:
         f1_weighted_interval: By group bootstrap.
         top3_accuracy: Share of samples whose target is among the three largest logits.
         top3_interval: By group bootstrap.
+        unanswered: Samples with a known target for which the model predicts no class; they count as wrong.
     """
 
     run: str
@@ -66,6 +67,7 @@ class TaskSummary:
     f1_weighted_interval: Interval
     top3_accuracy: float
     top3_interval: Interval
+    unanswered: int
 
     @property
     def above_majority(self) -> bool:
@@ -80,6 +82,8 @@ class TaskSummary:
         notes = [] if self.above_majority else ["not above majority"]
         if self.majority_source == "split":
             notes.append("majority of the split itself")
+        if self.unanswered:
+            notes.append(f"{self.unanswered} without a prediction")
         return "; ".join(notes)
 
 
@@ -231,6 +235,7 @@ def _summarise_task(
         f1_weighted_interval=intervals[2],
         top3_accuracy=statistics.top_k_accuracy(targets, logits, 3),
         top3_interval=intervals[3],
+        unanswered=int((predicted == UNKNOWN).sum()),
     )
 
 

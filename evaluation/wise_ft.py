@@ -17,6 +17,7 @@ import torch
 from datamodules.schema import LABEL_TASK, UserError
 from evaluation.artefacts import written_whole
 from evaluation.base_to_novel import restricted_accuracy
+from evaluation.predictions import predicted_classes
 from evaluation.statistics import accuracy, known
 from evaluation.zero_shot import predict_classes
 
@@ -88,8 +89,8 @@ def sweep(
             parts = [restricted_accuracy(targets, logits, base_classes, novel=novel) for novel in (False, True)]
         trained = slice(None, base_classes or None)
         # The validation split has base classes only: among those it is judged.
-        val = accuracy(val_targets, val_logits[:, trained].argmax(axis=1))
-        yield Mixture(alpha, val, accuracy(targets, logits.argmax(axis=1)), *parts)
+        val = accuracy(val_targets, predicted_classes(val_logits[:, trained]))
+        yield Mixture(alpha, val, accuracy(targets, predicted_classes(logits)), *parts)
 
 
 def _known_classes(

@@ -145,30 +145,30 @@ class Question:
             }
             self._matcher = LabelMatcher(texts, own)
 
-    def answer(self, model: VisionLanguageModel, reading: Reading, image: torch.Tensor) -> Answers:
+    def answer(self, model: VisionLanguageModel, reading: Reading) -> Answers:
         """Answers about B pictures.
 
-        What was said has the likelihood with which it was said, and the other labels share the rest. An answer that
-        names no label is a guess: one label, drawn by the picture's own pixels, is hardly likelier than the others.
+        What was said has the likelihood with which it was said, and the other labels share the rest. Where an answer
+        names no label, or several, all labels have the same logit, which is no prediction
+        (``metrics.predicted_classes``) and counts as wrong.
 
         Args:
             model: that read.
-            reading: of the pictures with the question.
-            image: uint8 ``(B, 3, H, W)``, the pictures.
+            reading: of the images with the question.
         """
+        device = reading.hidden.device
         if self._how == "scores":
             return Answers(self.scorer(model, reading), None)
         if self._how == "constrained":
             numbers, likelihood = say_label(model, reading, self.scorer.trie)
-            chosen = torch.tensor(numbers, device=image.device)
+            chosen = torch.tensor(numbers, device=device)
             return Answers(said_logits(chosen, likelihood, len(self.labels)), None)
         said = say_anything(model, reading, self.prompts.end_id, self._longest)
         found = [self._matcher(self.prompts.text(tokens)) for tokens in said.tokens]
-        named = torch.tensor([one is not None for one in found], device=image.device)
-        guesses = image.long().flatten(1).sum(dim=1) % len(self.labels)
-        chosen = torch.tensor([one or 0 for one in found], device=image.device)
-        likelihood = said.log_likelihood.masked_fill(~named, -math.inf)
-        return Answers(said_logits(torch.where(named, chosen, guesses), likelihood, len(self.labels)), named)
+        named = torch.tensor([one is not None for one in found], device=device)
+        chosen = torch.tensor([one or 0 for one in found], device=device)
+        logits = said_logits(chosen, said.log_likelihood, len(self.labels))
+        return Answers(torch.where(named[:, None], logits, -math.log(len(self.labels))), named)
 
 
 def said_logits(chosen: torch.Tensor, log_likelihood: torch.Tensor, n_labels: int) -> torch.Tensor:

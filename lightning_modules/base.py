@@ -22,6 +22,7 @@ from lightning_modules.epoch_sums import epoch_sums, restore_epoch_sums
 from lightning_modules.learning_rates import set_learning_rates, tell_scaling
 from lightning_modules.optim import OptimOptions, adamw, checked_options, seed_step, single_phase, step_seed
 from lightning_modules.parameter_groups import parameter_groups
+from lightning_modules.precision import Conversion, check_half_precision, keep_batchnorm
 from lightning_modules.schedules import ScheduleName
 from lightning_modules.sharding import refuse_unfit_strategy, synchronise_batchnorm
 from lightning_modules.weights import WeightsOrigin, misfits, tell_origin
@@ -77,11 +78,6 @@ class VisionTask(LightningModule, ABC):
     def backbones(self) -> dict[str, nn.Module]:
         """The backbone's networks by the name that their parameter groups begin with."""
         return {"backbone": self.backbone}
-
-    @property
-    def compilable_networks(self) -> list[nn.Module]:
-        """The networks that ``torch.compile`` may compile, each a module that is called as such."""
-        return list(self.backbones.values())
 
     @abstractmethod
     def fetch_weights(self) -> None:
@@ -175,6 +171,11 @@ class VisionTask(LightningModule, ABC):
             raise UserError(f"the weights do not fit {type(self).__name__}: {wrong}")
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
+    def _apply(self, fn: Conversion, recurse: bool = True) -> Self:
+        """As torch's, but what is too fine for half precision stays float32 (``lightning_modules.precision``)."""
+        keep_batchnorm(self, lambda: super(VisionTask, self)._apply(fn, recurse))  # type: ignore[no-untyped-call]
+        return self
+
     def freeze_backbone(self) -> None:
         """Keep the backbone as it is: no gradients, and evaluation mode, or BatchNorm's statistics would drift.
 
@@ -256,6 +257,8 @@ class VisionTask(LightningModule, ABC):
             UserError: if the strategy does not fit.
         """
         refuse_unfit_strategy(self.trainer)
+        if stage == "fit":
+            check_half_precision(self.trainer)
         synchronise_batchnorm(self, self.trainer)
 
     def on_fit_start(self) -> None:

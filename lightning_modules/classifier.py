@@ -10,6 +10,7 @@ from lightning_modules.classification import ClassificationTask
 from lightning_modules.encoders import ImageEncoder
 from lightning_modules.losses import ClassWeighting
 from lightning_modules.optim import OptimOptions
+from lightning_modules.precision import Float32Linear
 from lightning_modules.schedules import ScheduleName
 
 
@@ -65,7 +66,7 @@ class ImageClassifier(ClassificationTask):
         )
         self.save_hyperparameters()
         self.drop = nn.Dropout(drop_rate)
-        self.head = nn.Linear(self.encoder.num_features, len(class_names))
+        self.head = Float32Linear(self.encoder.num_features, len(class_names))
 
     def classify(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
         """Logits of the label.

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypedDict, cast, runtime_checkable
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from datamodules.schema import UserError
+from lightning_modules.precision import Conversion, KeepsFloat32
 
 if TYPE_CHECKING:
     from lightning_modules.weights import WeightsOrigin
@@ -43,7 +44,7 @@ class PreparesImages(Protocol):
         """Size, interpolation and crop fraction."""
 
 
-class Normalize(nn.Module):
+class Normalize(KeepsFloat32):
     """uint8 pictures to floats with zero mean and unit variance over the data that the weights were trained on.
 
     Args:
@@ -58,6 +59,12 @@ class Normalize(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+        self.output_dtype = torch.get_default_dtype()
+
+    def _apply(self, fn: Conversion, recurse: bool = True) -> Self:
+        """Stay float32, and note what the network behind it has become."""
+        self.output_dtype = fn(self.mean.new_empty(0, dtype=self.output_dtype)).dtype
+        return super()._apply(fn, recurse)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Normalised pictures.
@@ -66,8 +73,9 @@ class Normalize(nn.Module):
             image: uint8 ``(B, 3, H, W)``.
 
         Returns:
-            ``(B, 3, H, W)`` in the floating type of the statistics, laid out as ``torch.channels_last``, in which most
-            convolutional networks are faster by a tenth to a third (``python -m benchmarks layout``).
+            ``(B, 3, H, W)``, computed in float32 and given in the floating type of the network, laid out as
+            ``torch.channels_last``, in which most convolutional networks are faster by a tenth to a third
+            (``python -m benchmarks layout``).
 
         Raises:
             TypeError: if the pictures are not uint8; that they are scaled twice would go unnoticed.
@@ -75,7 +83,7 @@ class Normalize(nn.Module):
         if image.dtype != torch.uint8:
             raise TypeError(f"expected uint8 pictures (0 to 255), got {image.dtype}; scaling them is the model's work")
         pixels = image.to(self.mean.dtype, memory_format=torch.channels_last)
-        return pixels.div_(255).sub_(self.mean).div_(self.std)
+        return pixels.div_(255).sub_(self.mean).div_(self.std).to(self.output_dtype)
 
 
 class ImageEncoder(nn.Module):

@@ -10,9 +10,9 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from datamodules.schema import UNKNOWN, Mix, UserError
+from lightning_modules.precision import KeepsFloat32
 
 ClassWeighting = Literal["none", "inverse", "sqrt_inverse", "effective_number"]
 
@@ -129,7 +129,7 @@ def _sums(
     return (losses * share).sum(), (weights * share).sum()
 
 
-class TaskLoss(nn.Module):
+class TaskLoss(KeepsFloat32):
     """The training loss of one task; its class weights move with the model and are not saved.
 
     Args:

@@ -3,49 +3,114 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
-from torchmetrics import Metric, MetricCollection, SumMetric
-from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+from torchmetrics import Metric, SumMetric
 
 from datamodules.schema import UNKNOWN
 from lightning_modules.losses import MeanLoss
+from lightning_modules.precision import KeepsFloat32
 
 TOP_K = (3, 5)
 
+TIE_TOLERANCE = 1e-6
+"""Logits that differ by no more are equal, as in ``evaluation.predictions``."""
 
-def task_scores(num_classes: int) -> MetricCollection:
+
+class TaskScores(Metric):
     """Scores of one task, each in [0, 1], higher is better.
 
-    - ``accuracy``: share of the samples whose first choice is right.
-    - ``mean_per_class``: mean over the classes of the share of their samples that is right (macro recall), the metric
-      of the Flowers-102 paper; classes count as for ``f1_macro``.
+    - ``accuracy``: share of the samples whose predicted class is the target.
+    - ``mean_per_class``: mean of the recalls of the classes that have samples, whatever is predicted: the metric of the
+      Flowers-102 paper, scikit-learn's ``balanced_accuracy_score``.
     - ``top3``, ``top5``: share of the samples whose target is among the first k choices; only where there are more
       than k classes.
     - ``f1_macro``: mean F1 of the classes, each counting the same. As in scikit-learn's default, the classes that
       occur among targets or predictions count, the others do not.
     - ``f1_weighted``: mean F1 of the classes, each counting as often as it occurs among the targets.
+
+    Ties never flatter: classes with the same logit as the target's rank before it, and a sample whose largest logit is
+    shared by several classes has no predicted class and is wrong (``predicted_classes``).
+
+    Args:
+        num_classes: C.
     """
 
-    def accuracy(k: int) -> Metric:
-        return MulticlassAccuracy(num_classes, top_k=k, average="micro", ignore_index=UNKNOWN, validate_args=False)
+    full_state_update = False
+    support: torch.Tensor
+    answers: torch.Tensor
+    hits: torch.Tensor
+    within: torch.Tensor
 
-    def f1(average: Literal["macro", "weighted"]) -> Metric:
-        return MulticlassF1Score(num_classes, average=average, ignore_index=UNKNOWN, validate_args=False)
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.top_k = [k for k in TOP_K if k < num_classes]
+        # Whole numbers: sums of floats would be rounded, those of half precision stop at 256.
+        for name, length in (("support", num_classes), ("answers", num_classes), ("hits", num_classes)):
+            self.add_state(name, torch.zeros(length, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("within", torch.zeros(len(self.top_k), dtype=torch.int64), dist_reduce_fx="sum")
 
-    # validate_args=False: torchmetrics' checks of every batch would make a GPU wait, and targets are ours.
-    top = {f"top{k}": accuracy(k) for k in TOP_K if k < num_classes}
-    # F1 scores and recall count the same things, so they are told to share them.
-    groups = [["accuracy"], ["f1_macro", "f1_weighted", "mean_per_class"], *([name] for name in top)]
-    recall = MulticlassAccuracy(num_classes, average="macro", ignore_index=UNKNOWN, validate_args=False)
-    f1_scores = {"f1_macro": f1("macro"), "f1_weighted": f1("weighted")}
-    scores = {"accuracy": accuracy(1), **f1_scores, "mean_per_class": recall, **top}
-    return MetricCollection(dict(scores), compute_groups=groups)
+    def update(self, logits: torch.Tensor, targets: torch.Tensor) -> None:
+        """Count some predictions.
+
+        Args:
+            logits: float ``(B, C)``.
+            targets: int64 ``(B,)``, ``UNKNOWN`` where not known.
+        """
+        # Unknown targets weigh nothing; selecting the known ones would make a GPU wait for the processor.
+        known = (targets != UNKNOWN).long()
+        wanted, chosen = targets.clamp(min=0), predicted_classes(logits)
+        self.support.scatter_add_(0, wanted, known)
+        self.answers.scatter_add_(0, chosen.clamp(min=0), known * (chosen != UNKNOWN))
+        self.hits.scatter_add_(0, wanted, known * (chosen == wanted))
+        if self.top_k:
+            places = _places(logits, wanted)
+            self.within += torch.stack([(known * (places < k)).sum() for k in self.top_k])
+
+    def compute(self) -> dict[str, torch.Tensor]:
+        """The scores by name, float32 scalars; 0 where there is no known target."""
+        support, answers, hits = self.support.float(), self.answers.float(), self.hits.float()
+        total = support.sum().clamp(min=1)
+        f1 = 2 * hits / (support + answers).clamp(min=1)
+        occurs, has_samples = support + answers > 0, support > 0
+        return {
+            "accuracy": hits.sum() / total,
+            "f1_macro": f1.sum() / occurs.sum().clamp(min=1),
+            "f1_weighted": (f1 * support).sum() / total,
+            "mean_per_class": (hits / support.clamp(min=1)).sum() / has_samples.sum().clamp(min=1),
+            **{f"top{k}": count / total for k, count in zip(self.top_k, self.within, strict=True)},
+        }
 
 
-class SplitMetrics(nn.Module):
+def task_scores(num_classes: int) -> TaskScores:
+    """The scores of a task with so many classes."""
+    return TaskScores(num_classes)
+
+
+def predicted_classes(logits: torch.Tensor) -> torch.Tensor:
+    """The class with the largest logit.
+
+    Args:
+        logits: float ``(B, C)``.
+
+    Returns:
+        int64 ``(B,)``; ``UNKNOWN`` where several classes share the largest logit, within ``TIE_TOLERANCE``: to take
+        one of them would be luck. Likewise where a logit is NaN.
+    """
+    chosen = logits.argmax(dim=1)
+    return chosen.masked_fill(_places(logits, chosen) > 0, UNKNOWN)
+
+
+def _places(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """How many other classes come before one, those with the same logit included, int64 ``(B,)``."""
+    own = logits.gather(1, classes[:, None])
+    # Not "larger or equal": a comparison with NaN is false, which would put it last or make it a hit.
+    return (~(logits < own - TIE_TOLERANCE)).sum(dim=1) - 1
+
+
+class SplitMetrics(KeepsFloat32):
     """Losses and scores of all tasks over one epoch of one split.
 
     Args:
@@ -79,11 +144,7 @@ class SplitMetrics(nn.Module):
             targets: for each task int64 ``(B,)``, ``UNKNOWN`` where not known.
         """
         for task, scores in zip(self.task_weights, _all(self.scores), strict=True):
-            rows, wanted = logits[task], targets[task]
-            if not len(rows):
-                # torchmetrics refuses a batch of nothing but padding; a row without a target counts nothing.
-                rows, wanted = rows.new_zeros(1, rows.shape[1]), wanted.new_full((1,), UNKNOWN)
-            scores.update(rows, wanted)
+            scores.update(logits[task], targets[task])
 
     def compute(self) -> dict[str, torch.Tensor]:
         """Values over all batches and processes since the last reset.
@@ -114,7 +175,7 @@ class SplitMetrics(nn.Module):
             metric.reset()
 
 
-class MeanOverSamples(nn.Module):
+class MeanOverSamples(KeepsFloat32):
     """A loss averaged over samples rather than batches, over all processes."""
 
     def __init__(self) -> None:

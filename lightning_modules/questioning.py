@@ -76,8 +76,8 @@ class Questioning:
         """
         if not self._blind and self._answers.get("content_free", "none") != "none":
             grey = (self._vlm.normalize.mean * 255).round().to(torch.uint8).expand(1, *image.shape[1:])
-            self._blind = self._answered(self._vlm.encode_pictures(grey), grey).logits
-        found = self._answered(self._vlm.encode_pictures(image), image)
+            self._blind = self._answered(self._vlm.encode_pictures(grey)).logits
+        found = self._answered(self._vlm.encode_pictures(image))
         logits = {task: one - self._blind.get(task, 0.0) for task, one in found.logits.items()}
         return found._replace(logits=logits)
 
@@ -97,11 +97,11 @@ class Questioning:
             means[task] = MeanLoss((losses * known).sum() / known.sum().clamp(min=1), known.sum())
         return means
 
-    def _answered(self, pictures: Pictures, image: torch.Tensor) -> Answered:
+    def _answered(self, pictures: Pictures) -> Answered:
         logits, named = {}, []
         readings = self._readings(pictures)
         for task, question in self._asked().items():
-            found = question.answer(self._vlm, readings[task], image)
+            found = question.answer(self._vlm, readings[task])
             logits[task] = found.logits
             named += [] if found.named is None else [found.named]
         return Answered(logits, named, pictures.features)

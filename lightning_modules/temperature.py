@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from datamodules.schema import UserError
+from lightning_modules.precision import KeepsFloat32
 
 
 class TemperatureOptions(TypedDict, total=False):
@@ -30,7 +31,7 @@ class TemperatureOptions(TypedDict, total=False):
     bias: float
 
 
-class Temperature(nn.Module):
+class Temperature(KeepsFloat32):
     """Scale (and bias) of cosines.
 
     The scale is learned as its logarithm and clamped at 100, as CLIP does (Radford et al., 2021), or at that of the
@@ -41,7 +42,7 @@ class Temperature(nn.Module):
         with_bias: whether the loss has a bias.
 
     Attributes:
-        log_scale: float32 scalar, a parameter, or a buffer where the temperature is fixed.
+        log_scale: float32 scalar in every precision, a parameter, or a buffer where the temperature is fixed.
         bias: float32 scalar likewise, 0 where the loss has none.
         max_log_scale: logarithm of the largest scale; a checkpoint has to keep it.
 

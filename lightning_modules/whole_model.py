@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import cast
+from typing import Self, cast
 
 import torch
 from torch import nn
 
 from datamodules.schema import UserError
 from lightning_modules.encoders import InputOptions, Normalize, warn_of_other_inputs
+from lightning_modules.precision import Conversion, not_halved
 from lightning_modules.text_encoders import checked_length, longest_text
 from lightning_modules.text_tokenizer import TextTokenizer, Tokens, pretrained_tokenizer, trained_tokenizer
 from lightning_modules.towers import Architectures, Side, TowerOptions, Towers
@@ -87,6 +88,14 @@ class WholeModel(Towers):
         self._origin: WeightsOrigin | None = None
         self._loaded = not self.pretrained
         self.tokenizer: TextTokenizer | None = None
+
+    def _apply(self, fn: Conversion, recurse: bool = True) -> Self:
+        """Leave the pretrained scale and bias in float32: the task takes them over."""
+        exact = {name: value for name, value in self.model.named_buffers(recurse=False) if name.startswith("logit_")}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's
+        for name, value in exact.items():
+            setattr(self.model, name, not_halved(fn)(value))
+        return self
 
     def image_features(self, image: torch.Tensor) -> torch.Tensor:
         """See ``Towers``."""

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from datamodules.schema import UserError
+from datamodules.schema import UNKNOWN, UserError
+from evaluation.predictions import predicted_classes
 from retrieval.schema import CONFIDENCE, PREDICTED
 
 if TYPE_CHECKING:
@@ -110,10 +111,12 @@ class Chunk:
         columns: dict[str, Any] = {"sample_id": pa.array(sample_id[order]), "vector": vector_column(vectors)}
         for task, names in self._predicts.items():
             logits = torch.cat([step.outputs["logits"][task] for step in self._steps]).float()
-            best = logits.softmax(dim=1).max(dim=1)
-            indices = best.indices.cpu().numpy()[order]
-            columns[f"{PREDICTED}{task}"] = pa.array(names, pa.string()).take(pa.array(indices))
-            columns[f"{CONFIDENCE}{task}"] = pa.array(best.values.cpu().numpy()[order], pa.float32())
+            confidence = logits.softmax(dim=1).amax(dim=1).cpu().numpy()[order]
+            indices = predicted_classes(logits.cpu().numpy()[order])
+            # Null where the model predicts none of the classes.
+            places = pa.array(indices, pa.int64(), mask=indices == UNKNOWN)
+            columns[f"{PREDICTED}{task}"] = pa.array(names, pa.string()).take(places)
+            columns[f"{CONFIDENCE}{task}"] = pa.array(confidence, pa.float32())
         columns["thumbnail"] = pa.array(self._small_pictures(order), pa.binary())
         return Encoded(pa.table(columns), self._captions())
 

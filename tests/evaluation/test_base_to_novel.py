@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -64,6 +65,15 @@ def test_equals_brute_force(base: int) -> None:
     targets, logits = predictions.targets["class"][3:], predictions.logits["class"][3:]
     assert restricted_accuracy(targets, logits, base) == pytest.approx(accuracies[0])
     assert restricted_accuracy(targets, logits, base, novel=True) == pytest.approx(accuracies[1])
+
+
+def test_a_class_of_the_other_half_is_not_a_lucky_one_of_the_own() -> None:
+    """A generative model that names one class leaves the others equally likely."""
+    predictions = make((0.0, 0.0))
+    named = np.where(predictions.targets["class"] < BASE, BASE, 0)
+    logits = np.eye(len(CLASSES), dtype=np.float32)[named]
+    result = base_to_novel(dataclasses.replace(predictions, logits={"class": logits}), BASE, n_resamples=100)
+    assert (result.base.value, result.novel.value) == (0, 0)
 
 
 def test_half_is_rounded_up() -> None:

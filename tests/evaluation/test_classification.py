@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 from sklearn import metrics
 
-from evaluation.classification import class_report, confusion_matrix, normalise_by_target
+from evaluation.classification import NO_PREDICTION, class_report, confusion_matrix, normalise_by_target
+from evaluation.figures import confusion_figure
 
 NAMES = ["bag", "cap", "mug", "lamp"]
 
@@ -46,9 +49,31 @@ def test_report_equals_scikit_learn(seed: int, n: int) -> None:
     # Over the classes that occur, as scikit-learn does where it is not given labels.
     macro = metrics.f1_score(targets, predicted, average="macro", zero_division=0)
     assert report.loc["macro avg", "f1"] == pytest.approx(macro)
+    precision = metrics.precision_score(targets, predicted, average="macro", zero_division=0)
+    assert report.loc["macro avg", "precision"] == pytest.approx(precision)
+    # Over the classes that have samples: a lamp that is predicted does not count against the others' recall.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that lamps have none
+        balanced = metrics.balanced_accuracy_score(targets, predicted)
+    assert report.loc["macro avg", "recall"] == pytest.approx(balanced)
     assert report.loc["accuracy", "f1"] == pytest.approx(metrics.accuracy_score(targets, predicted))
     assert report["support"].dtype == np.int64
     assert report.index.name == "class"
+
+
+def test_samples_without_a_prediction_have_a_column_and_are_wrong() -> None:
+    targets, predicted = np.array([0, 0, 1, 2]), np.array([0, -1, 1, -1])
+    matrix = confusion_matrix(targets, predicted, NAMES)
+    assert matrix.columns.tolist() == [*NAMES, NO_PREDICTION]
+    assert matrix[NO_PREDICTION].tolist() == [1, 0, 1, 0]
+    report = class_report(matrix)
+    assert report.loc["accuracy", "recall"] == 1 / 2
+    assert list(report.loc["bag"]) == [1, 1 / 2, pytest.approx(2 / 3), 2]
+    assert report.loc["macro avg", "recall"] == pytest.approx((1 / 2 + 1 + 0) / 3)
+    assert list(normalise_by_target(matrix).loc["bag"]) == [1 / 2, 0, 0, 0, 1 / 2]
+    figure = confusion_figure(matrix, "some")
+    assert [one.get_text() for one in figure.axes[0].get_xticklabels()] == [*NAMES, NO_PREDICTION]
+    assert [one.get_text() for one in figure.axes[0].get_yticklabels()] == NAMES
 
 
 def test_report_of_nothing_is_zero() -> None:

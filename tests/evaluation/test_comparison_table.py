@@ -80,6 +80,19 @@ def test_rows_are_paired_comparisons_corrected_together(tmp_path: Path) -> None:
     assert rows[0].joined.accuracy.pooled.value == pytest.approx(right[0].mean())
 
 
+def test_samples_without_a_prediction_have_a_column(tmp_path: Path) -> None:
+    good, bad = two_models(np.random.default_rng(0), 40, (0.95, 0.4))
+    silent = bad.logits["class"].copy()
+    silent[3:8] = 0.5
+    sides = [side("good", good, folder=tmp_path)]
+    costs = {"good": cost_of(sides[0])}
+    assert "no prediction" not in shown_columns(cells(compare_sides(sides, ["class"], n_resamples=50), costs))[0]
+    sides.append(side("silent", replace(bad, logits={"class": silent}), folder=tmp_path))
+    costs["silent"] = cost_of(sides[1])
+    rows = shown_columns(cells(compare_sides(sides, ["class"], n_resamples=50), costs))
+    assert [row["no prediction"] for row in rows] == ["–", "5"]
+
+
 def test_best_of_the_first_task_as_reference(tmp_path: Path) -> None:
     good, bad = two_models(np.random.default_rng(0), 40, (0.95, 0.4))
     sides = [side("bad", bad, folder=tmp_path), side("good", good, folder=tmp_path)]

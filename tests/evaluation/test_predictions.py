@@ -45,16 +45,22 @@ def test_file_is_plain_parquet_that_names_its_classes(tmp_path: Path) -> None:
         "group": "string",
         "target_class": "int64",
         "logits_class": "list<element: float>",
+        "answered_class": "bool",
         "target_colour": "int64",
         "logits_colour": "list<element: float>",
+        "answered_colour": "bool",
     }
     assert json.loads(schema.metadata[b"vitrine.tasks"]) == TASKS
 
 
-def test_predicted_takes_the_first_of_equal_logits() -> None:
-    predictions = make_predictions(2)
-    tied = dataclasses.replace(predictions, logits={"class": np.array([[1, 2, 2], [0, 0, 0]], dtype=np.float32)})
-    assert tied.predicted("class").tolist() == [1, 0]
+def test_equal_logits_are_no_prediction_and_marked_in_the_file(tmp_path: Path) -> None:
+    logits = np.array([[1, 2, 2], [0, 0, 0], [0, 0, 3]], dtype=np.float32)
+    tied = dataclasses.replace(make_predictions(3), tasks={"class": TASKS["class"]}, logits={"class": logits})
+    tied = dataclasses.replace(tied, targets={"class": tied.targets["class"]})
+    assert tied.predicted("class").tolist() == [-1, -1, 2]
+    write_predictions(tmp_path / "test.parquet", tied)
+    assert pq.read_table(tmp_path / "test.parquet").column("answered_class").to_pylist() == [False, False, True]
+    assert read_predictions(tmp_path / "test.parquet").predicted("class").tolist() == [-1, -1, 2]
 
 
 def test_missing_file_names_the_way_out(tmp_path: Path) -> None:

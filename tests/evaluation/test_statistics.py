@@ -38,10 +38,19 @@ def test_top_k_equals_scikit_learn(k: int) -> None:
     assert statistics.top_k_accuracy(targets, logits, k) == pytest.approx(expected)
 
 
-def test_top_1_breaks_ties_as_argmax_does() -> None:
+def test_ties_never_flatter_the_top_k() -> None:
     logits = np.zeros((3, 3), dtype=np.float32)
-    assert statistics.top_k_accuracy(np.array([0, 1, 2]), logits, 1) == pytest.approx(1 / 3)
-    assert statistics.top_k_accuracy(np.array([0, 1, 2]), logits, 2) == pytest.approx(2 / 3)
+    assert statistics.top_k_accuracy(np.array([0, 1, 2]), logits, 1) == 0
+    assert statistics.top_k_accuracy(np.array([0, 1, 2]), logits, 2) == 0
+    assert statistics.top_k_accuracy(np.array([0, 1, 2]), logits, 3) == 1
+
+
+def test_samples_without_a_prediction_are_wrong_in_f1() -> None:
+    targets, predicted = np.array([0, 0, 1, 2]), np.array([0, -1, 1, -1])
+    # As scikit-learn counts a prediction that is none of the classes, which itself is no class of the mean.
+    expected = metrics.f1_score(targets, np.where(predicted < 0, 3, predicted), labels=[0, 1, 2], average="macro")
+    assert statistics.f1(targets, predicted) == pytest.approx(expected)
+    assert statistics.accuracy(targets, predicted) == 1 / 2
 
 
 def test_unknown_targets_are_left_out() -> None:

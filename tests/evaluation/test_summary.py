@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from datamodules.schema import UserError
 from evaluation import statistics
 from evaluation.__main__ import main
+from evaluation.joining import join_runs
 from evaluation.predictions import Predictions, write_predictions
 from evaluation.summary import read_class_counts, summarise, summarise_run
 from tests.evaluation.predictions_fixture import TASKS, make_predictions
@@ -61,6 +63,19 @@ def test_a_result_that_only_guesses_says_so() -> None:
     colour = summarise(good_predictions(), {"colour": [8, 1]}, "run", "test", n_resamples=500)[1]
     assert colour.accuracy == colour.majority
     assert colour.note == "not above majority"
+
+
+def test_samples_without_a_prediction_are_counted_and_wrong() -> None:
+    predictions = good_predictions()
+    logits = predictions.logits["class"].copy()
+    logits[:6] = 0.0
+    tied = dataclasses.replace(predictions, logits={**predictions.logits, "class": logits})
+    by_class = summarise(tied, {"class": [3, 9, 4]}, "run", "test", n_resamples=200)[0]
+    # Whatever their targets: six of forty are not right, and are not among the first three of three either.
+    assert by_class.accuracy == 34 / 40
+    assert by_class.note.endswith("6 without a prediction")
+    joined = join_runs([tied], "class", n_resamples=200)
+    assert (joined.unanswered, joined.accuracy.pooled.value) == (6, 34 / 40)
 
 
 def test_without_train_counts_the_split_stands_in() -> None:

@@ -21,6 +21,7 @@ from lightning_modules.dual_encoder import DualEncoder
 from lightning_modules.encoders import InputOptions
 from lightning_modules.ensemble import Ensemble
 from lightning_modules.ensemble_members import read_members
+from lightning_modules.metrics import predicted_classes
 from lightning_modules.views import View, seen_as
 from tests.fakes_models import write_clip
 from tests.lightning_modules.tiny import (
@@ -64,6 +65,20 @@ def decided(task: ClassificationTask) -> ClassificationTask:
         for layer in layers:
             layer.weight.mul_(8.0)
     return task
+
+
+@torch.no_grad()
+def test_members_that_predict_nothing_decide_nothing(tmp_path: Path) -> None:
+    silent, other = tiny_classifier(), decided(tiny_classifier()).eval()
+    silent.head.weight.zero_()
+    silent.head.bias.zero_()
+    runs = [write_member(tmp_path / name, task) for name, task in (("a", silent), ("b", silent), ("c", other))]
+    nothing = Ensemble(runs[:2], TASKS, tta_views=["identity", "hflip"])
+    assert predicted_classes(nothing(BATCH["image"])["class"]).tolist() == [UNKNOWN] * 5
+    both = Ensemble([runs[0], runs[2]], TASKS)
+    assert (
+        predicted_classes(both(BATCH["image"])["class"]).tolist() == other(BATCH["image"])["class"].argmax(1).tolist()
+    )
 
 
 def answerer(folder: Path) -> VisionTask:

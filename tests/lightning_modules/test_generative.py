@@ -16,6 +16,7 @@ from datamodules.schema import UNKNOWN, Batch, UserError
 from evaluation.efficiency import count
 from lightning_modules.checkpoint import load_task
 from lightning_modules.generative import GenerativeClassifier
+from lightning_modules.metrics import predicted_classes
 from tests.fakes_models import write_qwen2_vl
 from tests.lightning_modules.tiny import TinyData, tiny_trainer
 from tests.lightning_modules.tiny_answers import LABELS, QUESTIONS, SIZE, TEXTS, pictures, tiny_answerer
@@ -130,21 +131,24 @@ def test_outputs_are_those_of_every_classifier(task: GenerativeClassifier) -> No
 
 
 @torch.no_grad()
-def test_free_answers_that_name_nothing_are_guesses_and_counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_answers_that_name_nothing_are_wrong_and_counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = {"how": "free", "synonyms": {"daisy": ["bellis"]}}
     task = tiny_answerer(folder, answers=answers, questions={"class": "What?"}).eval()
     task.load_pretrained()
     said = iter(["A yellow iris.", "Bellis", "some flower", "primrose", "iris"])
     monkeypatch.setattr(task.vlm.prompts, "text", lambda ids: next(said))
+    # Whatever the image and the target: an answer that names nothing is never right.
     batch = answer_batch()
+    batch["label"] = torch.tensor([3, 2, 0, 5, 4])
     _, outputs = task._shared_step(batch, "test")
-    chosen = outputs["logits"]["class"].argmax(dim=1).tolist()
-    guesses = [int(one.long().sum()) % 6 for one in IMAGE]
-    assert chosen == [3, 2, guesses[2], guesses[3], 4]
+    assert predicted_classes(outputs["logits"]["class"]).tolist() == [3, 2, UNKNOWN, UNKNOWN, 4]
+    torch.testing.assert_close(outputs["logits"]["class"][2:4].softmax(dim=1), torch.full((2, 6), 1 / 6))
     monkeypatch.setattr(task, "log_dict", lambda values, sync_dist: seen.update(values))
     seen: dict[str, torch.Tensor] = {}
     task.log_epoch("test")
     assert float(seen["test/class/named"]) == pytest.approx(3 / 5)
+    assert float(seen["test/class/accuracy"]) == pytest.approx(3 / 5)
+    assert float(seen["test/class/mean_per_class"]) == pytest.approx(3 / 5)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from torchmetrics import Metric
 
 from datamodules.schema import UNKNOWN
 from lightning_modules.losses import masked_cross_entropy
-from lightning_modules.metrics import SplitMetrics
+from lightning_modules.metrics import SplitMetrics, predicted_classes, task_scores
 
 # "type" is a method of torch's modules, and a dot separates their names: neither may matter.
 TASKS = {"class": list("abcdefg"), "type": list("xyz"), "sleeve.length": list("pq")}
@@ -44,7 +44,7 @@ def feed(metrics: SplitMetrics, data: Samples, sizes: list[int]) -> None:
 
 def by_scikit_learn(data: Samples) -> dict[str, float]:
     # Imported here, because the two processes below need not wait for it.
-    from sklearn.metrics import accuracy_score, f1_score, log_loss, recall_score, top_k_accuracy_score
+    from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, log_loss, top_k_accuracy_score
 
     values, total = {}, 0.0
     for task, names in TASKS.items():
@@ -56,7 +56,7 @@ def by_scikit_learn(data: Samples) -> dict[str, float]:
         values[f"{task}/accuracy"] = accuracy_score(target, predicted)
         values[f"{task}/f1_macro"] = f1_score(target, predicted, average="macro")
         values[f"{task}/f1_weighted"] = f1_score(target, predicted, average="weighted")
-        values[f"{task}/mean_per_class"] = recall_score(target, predicted, average="macro", zero_division=0)
+        values[f"{task}/mean_per_class"] = balanced_accuracy_score(target, predicted)
         for k in (3, 5):
             if k < len(names):
                 values[f"{task}/top{k}"] = top_k_accuracy_score(target, logits, k=k, labels=labels)
@@ -85,6 +85,33 @@ def test_classes_count_in_macro_f1_if_they_occur_among_targets_or_predictions() 
     metrics.update_scores({"class": torch.eye(4)[predicted]}, {"class": target})
     # a: 2/3, b: 1, c was predicted wrongly: 0, d only for an unknown target: left out.
     assert numbers(metrics)["class/f1_macro"] == pytest.approx((2 / 3 + 1 + 0) / 3)
+
+
+def scores_of(targets: list[int], logits: torch.Tensor) -> dict[str, float]:
+    scores = task_scores(logits.shape[1])
+    scores.update(logits, torch.tensor(targets))
+    return {name: float(value) for name, value in scores.compute().items()}
+
+
+def test_mean_per_class_does_not_depend_on_which_wrong_class_is_predicted() -> None:
+    """Of six classes two have samples; both models recognise the same three of four samples."""
+    targets = [0, 0, 1, 1]
+    for wrong in (1, 2, 5):
+        scores = scores_of(targets, torch.eye(6)[[0, wrong, 1, 1]])
+        assert scores["mean_per_class"] == pytest.approx((1 / 2 + 1) / 2)
+        assert scores["accuracy"] == 3 / 4
+
+
+def test_equal_logits_are_no_prediction_and_never_right() -> None:
+    logits = torch.tensor([[2.0, 2, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0], [0, 3, 0, 0, 0, torch.nan], [1, 0, 0, 0, 0, 0]])
+    assert predicted_classes(logits).tolist() == [UNKNOWN, UNKNOWN, UNKNOWN, 0]
+    for targets in ([0, 0, 1, 0], [1, 5, 1, 0]):
+        scores = scores_of(targets, logits)
+        assert scores["accuracy"] == 1 / 4
+        # The tied class of the first sample is among the first three, a class of the second is nowhere.
+        assert scores["top3"] == 3 / 4
+    # Two samples of class 0 have no prediction, the third is right: precision 1, recall 1/3.
+    assert scores_of([0, 0, 0], logits[[0, 1, 3]])["f1_macro"] == pytest.approx(2 * (1 / 3) / (1 + 1 / 3))
 
 
 def test_a_task_without_a_known_target_is_left_out() -> None:

@@ -1,0 +1,112 @@
+"""What stays float32 where weights are kept in half precision (``trainer.precision: bf16-true`` and ``16-true``).
+
+bfloat16 has eight significant bits: near ln 100 its values are 0.03 apart, so a step of 1e-3 of the logit scale is
+rounded away, and sums of ones stop growing at 256. Whatever is small and is added to in small steps, or in many,
+therefore keeps its precision; the large matrices, for which half precision is asked for, do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from datamodules.schema import UserError
+
+HALVES = (torch.bfloat16, torch.float16)
+
+Conversion = Callable[[torch.Tensor], torch.Tensor]
+"""What ``nn.Module._apply`` does to each tensor: moves it, casts it, or both."""
+
+
+def not_halved(conversion: Conversion) -> Conversion:
+    """The same conversion, except that it never casts to half precision."""
+
+    def converted(tensor: torch.Tensor) -> torch.Tensor:
+        made = conversion(tensor)
+        return tensor.to(made.device) if made.dtype in HALVES and tensor.dtype not in HALVES else made
+
+    return converted
+
+
+class KeepsFloat32(nn.Module):
+    """A module whose tensors, and whose children's, are never cast to half precision."""
+
+    def _apply(self, fn: Conversion, recurse: bool = True) -> Self:
+        applied: Self = super()._apply(not_halved(fn), recurse)  # type: ignore[no-untyped-call]  # torch's
+        return applied
+
+
+class Float32Linear(KeepsFloat32, nn.Linear):
+    """A linear layer that computes in float32, also under autocast and where other weights are in half precision.
+
+    The last layer of a classifier: rounded logits would be equal ever so often, and which class is predicted then is
+    luck.
+    """
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """As ``nn.Linear``, but float32 whatever comes in.
+
+        Args:
+            features: float ``(..., in_features)``.
+
+        Returns:
+            float32 ``(..., out_features)``.
+        """
+        if not torch.is_autocast_enabled(features.device.type):
+            return super().forward(features.to(self.weight.dtype))
+        with torch.autocast(features.device.type, enabled=False):
+            return F.linear(features.to(self.weight.dtype), self.weight, self.bias)
+
+
+def keep_batchnorm(model: nn.Module, convert: Callable[[], object]) -> None:
+    """Convert a model, but leave BatchNorm in the precision that it has: running statistics grow in small steps.
+
+    Where weights are shared out among processes, those of a block must be of one type, so BatchNorm is cast too.
+
+    Args:
+        model: changed in place.
+        convert: does so.
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    held = [(tensor, tensor.data) for norm in norms for tensor in norm.parameters() if not isinstance(tensor, DTensor)]
+    buffers = [(norm, name, tensor) for norm in norms for name, tensor in norm.named_buffers(recurse=False)]
+    convert()
+    for tensor, before in held:
+        if tensor.dtype in HALVES:
+            tensor.data = before.to(tensor.device)
+    for norm, name, before in buffers:
+        now = norm.get_buffer(name)
+        # Statistics go with the weights, where there are some.
+        if now.dtype in HALVES and not any(tensor.dtype in HALVES for tensor in norm.parameters()):
+            setattr(norm, name, before.to(now.device))
+
+
+def check_half_precision(trainer: Trainer) -> None:
+    """Say what training in true half precision costs, and refuse what cannot work in it.
+
+    Raises:
+        UserError: where weights are averaged, because an average in half precision stands still.
+    """
+    precision = str(trainer.precision)
+    if precision not in ("bf16-true", "16-true"):
+        return
+    kind = precision.removesuffix("-true")
+    if any(isinstance(callback, WeightAveraging) for callback in getattr(trainer, "callbacks", [])):
+        raise UserError(
+            f"trainer.precision: {precision} keeps weights in half precision, in which their moving average (EMA) "
+            f"stands still; use {kind}-mixed, or leave the averaging out"
+        )
+    rank_zero_warn(
+        f"trainer.precision: {precision} keeps weights in half precision, so updates below about 1/"
+        f"{256 if kind == 'bf16' else 2048} of a weight are rounded away; the logit scale, BatchNorm, the last layers "
+        f"of classifiers, pixel statistics and metrics stay float32. {kind}-mixed keeps float32 weights"
+    )
