@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.schema import LABEL_TASK, UserError
+from evaluation.classification import NO_PREDICTION
 from retrieval.schema import CONFIDENCE, LABEL, PREDICTED
 
 if TYPE_CHECKING:
@@ -248,9 +249,16 @@ class Explorer:
     def _answers(
         self, rows: NDArray[np.int64], task: str
     ) -> tuple[pa.ChunkedArray, pa.ChunkedArray, NDArray[np.float64]]:
-        """Labels and answers, null where not known, and confidences of some rows."""
+        """Labels, null where not known, answers, and confidences of some rows.
+
+        A model that predicts none of the classes is wrong where there is a label, so it has an answer of its own.
+        """
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
         picked = self._metadata.select([f"{LABEL}{task}", f"{PREDICTED}{task}", f"{CONFIDENCE}{task}"]).take(rows)
-        return picked.column(0), picked.column(1), picked.column(2).fill_null(0.0).to_numpy().astype(np.float64)
+        answers = pc.fill_null(picked.column(1).cast(pa.string()), NO_PREDICTION)
+        return picked.column(0), answers, picked.column(2).fill_null(0.0).to_numpy().astype(np.float64)
 
     def _facet_of(self, task: str) -> Facet:
         label, answer = f"{LABEL}{task}", f"{PREDICTED}{task}"

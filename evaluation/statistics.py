@@ -261,12 +261,16 @@ def student_interval(values: Sequence[float], level: float = 0.95) -> Interval:
 def majority_baseline(targets: NDArray[np.int64], train_counts: Sequence[int] | None = None) -> Baseline:
     """Accuracy on known targets of always answering the majority class of the train split.
 
+    Where several classes are equally frequent in training, the one that is most frequent among the targets: the order
+    of the classes is not to decide how hard the baseline is.
+
     Args:
         targets: int64 ``(N,)``, at least one.
         train_counts: Samples of each class in the train split; None takes the majority of ``targets`` itself.
     """
     counts = np.bincount(targets) if train_counts is None else np.asarray(train_counts)
-    label = int(counts.argmax())
+    occurring = np.bincount(targets, minlength=len(counts))[: len(counts)]
+    label = int(np.where(counts == counts.max(), occurring, -1).argmax())
     return Baseline(float((targets == label).mean()), label, "split" if train_counts is None else "train")
 
 

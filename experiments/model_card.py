@@ -85,12 +85,12 @@ def _front_matter(
             dataset_config=row.task,
             dataset_split=split,
             metric_type=metric,
-            metric_name=metric,
+            metric_name=name,
             metric_value=round(value, 4),
         )
         for split, rows in found.items()
         for row in rows
-        for metric, value in (("accuracy", row.accuracy), ("f1", row.f1_macro))
+        for metric, name, value in (("accuracy", "accuracy", row.accuracy), ("f1", "macro F1", row.f1_macro))
         if not math.isnan(value)
     ]
     tags = ["vitrine", kind, *({"image-feature-extraction"} if metadata["text"] else ())]

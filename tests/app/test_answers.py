@@ -80,6 +80,12 @@ def test_confidences_that_are_not_calibrated_say_so() -> None:
     assert "not calibrated" in classified_html([Classified(Upload("x", PICTURE), {"run": answer})])
 
 
+def test_equally_likely_classes_are_no_prediction() -> None:
+    page = Page(classified_html([classified(["a", "b", "c"], [0.4, 0.4, 0.2])]))
+    assert "class: (no prediction)" in page.text
+    assert len(page.all("button", "bar")) == 3
+
+
 def test_many_classes_are_folded_and_all_there() -> None:
     page = Page(classified_html([classified([f"c{n}" for n in range(9)], [1 / 9] * 9)]))
     assert len(page.all("button", "bar")) == 9

@@ -38,6 +38,13 @@ def test_top_k_equals_scikit_learn(k: int) -> None:
     assert statistics.top_k_accuracy(targets, logits, k) == pytest.approx(expected)
 
 
+def test_equally_frequent_classes_make_the_hardest_baseline_in_any_order() -> None:
+    targets = np.array([0, 1, 1, 2, 2, 2])
+    for order in ([5, 3, 5], [5, 5, 5], [4, 5, 5]):
+        assert statistics.majority_baseline(targets, order) == (3 / 6, 2, "train")
+    assert statistics.majority_baseline(targets, [5, 4, 4]) == (1 / 6, 0, "train")
+
+
 def test_ties_never_flatter_the_top_k() -> None:
     logits = np.zeros((3, 3), dtype=np.float32)
     assert statistics.top_k_accuracy(np.array([0, 1, 2]), logits, 1) == 0
