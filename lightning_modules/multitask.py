@@ -10,7 +10,7 @@ from lightning_modules.classification import ClassificationTask
 from lightning_modules.encoders import ImageEncoder
 from lightning_modules.losses import ClassWeighting
 from lightning_modules.optim import OptimOptions
-from lightning_modules.precision import Float32Linear
+from lightning_modules.precision import Float32Sequential
 from lightning_modules.schedules import ScheduleName
 
 FEATURE_DROP_RATE = 0.1
@@ -91,8 +91,8 @@ class MultiTaskClassifier(ClassificationTask):
 
 def _head(num_features: int, num_classes: int) -> nn.Module:
     hidden = num_features // 2
-    return nn.Sequential(
-        Float32Linear(num_features, hidden), nn.ReLU(), nn.Dropout(HEAD_DROP_RATE), Float32Linear(hidden, num_classes)
+    return Float32Sequential(
+        nn.Linear(num_features, hidden), nn.ReLU(), nn.Dropout(HEAD_DROP_RATE), nn.Linear(hidden, num_classes)
     )
 
 

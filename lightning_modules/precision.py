@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Self
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_warn
@@ -45,15 +44,9 @@ class KeepsFloat32(nn.Module):
         return applied
 
 
-class Float32Linear(KeepsFloat32, nn.Linear):
-    """A linear layer that computes in float32, also under autocast and where other weights are in half precision.
-
-    The last layer of a classifier: rounded logits would be equal ever so often, and which class is predicted then is
-    luck.
-    """
-
+class _ComputesFloat32(KeepsFloat32):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """As ``nn.Linear``, but float32 whatever comes in.
+        """In float32, whatever comes in.
 
         Args:
             features: float ``(..., in_features)``.
@@ -61,10 +54,27 @@ class Float32Linear(KeepsFloat32, nn.Linear):
         Returns:
             float32 ``(..., out_features)``.
         """
+        features = features.to(next(self.parameters()).dtype)
         if not torch.is_autocast_enabled(features.device.type):
-            return super().forward(features.to(self.weight.dtype))
+            return self._computed(features)
         with torch.autocast(features.device.type, enabled=False):
-            return F.linear(features.to(self.weight.dtype), self.weight, self.bias)
+            return self._computed(features)
+
+    def _computed(self, features: torch.Tensor) -> torch.Tensor:
+        computed: torch.Tensor = super().forward(features)
+        return computed
+
+
+class Float32Linear(_ComputesFloat32, nn.Linear):
+    """A linear layer that computes in float32, also under autocast and where other weights are in half precision.
+
+    The last layer of a classifier: rounded logits would be equal ever so often, and which class is predicted then is
+    luck.
+    """
+
+
+class Float32Sequential(_ComputesFloat32, nn.Sequential):
+    """Several layers of which the same is true."""
 
 
 def keep_batchnorm(model: nn.Module, convert: Callable[[], object]) -> None:
