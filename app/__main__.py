@@ -38,7 +38,7 @@ def _run(options: argparse.Namespace) -> None:
             "images of the galleries\n"
         )
 
-    context = load(options.run, options.gallery, demo=options.demo, root=options.runs)
+    context = load(options.run, options.gallery, demo=options.demo, root=options.runs, data_roots=options.data_root)
     from app.server import serve
 
     shown = f"[{options.host}]" if ":" in options.host else options.host
@@ -86,6 +86,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--runs", type=Path, default=Path("runs"), metavar="DIR", help="where --demo looks (default: runs)"
+    )
+    parser.add_argument(
+        "--data-root",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="DIR",
+        help="folder whose images may be shown besides those of the galleries and their data; repeatable",
     )
     parser.add_argument("--port", type=int, default=7860, help="default: 7860")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")

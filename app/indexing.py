@@ -20,13 +20,16 @@ MARK = "indexed.json"
 """File in a gallery that says that all of a run's pictures are in it: a killed indexing leaves none."""
 
 
-def indexed_gallery(run: ServedRun, tell: Callable[[str], None], name: str = "") -> ServedGallery:
+def indexed_gallery(
+    run: ServedRun, tell: Callable[[str], None], name: str = "", data_roots: Sequence[Path] = ()
+) -> ServedGallery:
     """The gallery in a run's directory; what is missing in it is encoded now, as ``python -m retrieval index`` does.
 
     Args:
         run: that is served.
         tell: gets a line before work that takes a while; a bar on the terminal shows how far it is.
         name: of the gallery; the run's by default.
+        data_roots: folders whose images may be shown besides those of the gallery and its data.
 
     Raises:
         UserError: if other weights made the gallery, or there is none yet and the run's data are not there, or its
@@ -43,7 +46,7 @@ def indexed_gallery(run: ServedRun, tell: Callable[[str], None], name: str = "")
             if not _is_by(folder, run.weights):
                 raise
             tell(f"{run.name}: its gallery may lack pictures and is served as it is, because {error}")
-    return ServedGallery(folder, name or run.name, run)
+    return ServedGallery(folder, name or run.name, run, data_roots)
 
 
 def is_whole(folder: Path, weights: str) -> bool:
@@ -63,7 +66,11 @@ def is_whole(folder: Path, weights: str) -> bool:
 
 
 def opened_gallery(
-    address: str, runs: Iterable[ServedRun], taken: Sequence[str], tell: Callable[[str], None]
+    address: str,
+    runs: Iterable[ServedRun],
+    taken: Sequence[str],
+    tell: Callable[[str], None],
+    data_roots: Sequence[Path] = (),
 ) -> ServedGallery:
     """A gallery that was named by its address, with the run that made it, as far as that is there.
 
@@ -73,6 +80,7 @@ def opened_gallery(
         taken: names of other galleries.
         tell: gets a line where the model is not to be had: then the gallery can be searched by words and by its own
             pictures only.
+        data_roots: see ``indexed_gallery``.
 
     Raises:
         UserError: where there is no gallery, or its files are damaged.
@@ -84,7 +92,7 @@ def opened_gallery(
         run, reason = _recorded_run(identity.run, identity.weights)
         if run is None:
             tell(f"{name}: {reason}; texts and pictures from outside cannot be searched for; name its run with --run")
-    return ServedGallery(address, name, run)
+    return ServedGallery(address, name, run, data_roots)
 
 
 def _mark(folder: Path, weights: str) -> None:

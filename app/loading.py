@@ -14,7 +14,12 @@ from datamodules.schema import UserError
 
 
 def load(
-    runs: Sequence[Path], galleries: Sequence[str], *, demo: bool = False, root: Path = Path("runs")
+    runs: Sequence[Path],
+    galleries: Sequence[str],
+    *,
+    demo: bool = False,
+    root: Path = Path("runs"),
+    data_roots: Sequence[Path] = (),
 ) -> AppContext:
     """Loads runs and galleries, and tells on the terminal what it is doing.
 
@@ -26,6 +31,7 @@ def load(
         galleries: folders or addresses of further galleries.
         demo: whether the quickstart's runs are served too.
         root: directory of all runs, in which those of the demo are looked for.
+        data_roots: folders whose images may be shown besides those of the galleries and their data.
 
     Raises:
         UserError: for whatever cannot be loaded.
@@ -45,16 +51,21 @@ def load(
     opened: dict[str, ServedGallery] = {}
     for name, run in served.items():
         try:
-            opened[name] = indexed_gallery(run, _tell)
+            opened[name] = indexed_gallery(run, _tell, data_roots=data_roots)
         except UserError as error:
             _tell(f"{name}: served without a gallery: {error}")
     for address in galleries:
-        found = opened_gallery(address, list(served.values()), list(opened), _tell)
+        found = opened_gallery(address, list(served.values()), list(opened), _tell, data_roots)
         opened[found.name] = found
         if found.run is not None:
             served.setdefault(found.run.name, found.run)
     for name, gallery in opened.items():
         _tell(f"{name}: gallery of {len(gallery):,} pictures is open")
+        if outside := gallery.not_shown():
+            _tell(
+                f"{name}: {len(outside):,} files that it names lie outside of its folder and its data's and are not "
+                f"shown, first {outside[0]!r}; if they are yours, name their folder with --data-root"
+            )
     return AppContext(served, opened)
 
 

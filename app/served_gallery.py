@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from datamodules.images import ValueRange
 from datamodules.schema import LABEL_TASK, UserError
 from retrieval.gallery import Gallery
 from retrieval.gallery_writer import NOT_METADATA
+from retrieval.image_files import ImageFiles
 from retrieval.lance_store import local_folder
 from retrieval.schema import LABEL, PREDICTED, ModelIdentity, picture_schema
 
@@ -31,6 +33,7 @@ class ServedGallery:
         address: folder or URI.
         name: what users see, and the only way how requests name it.
         run: the run that made it, where it is served too; it encodes what is searched for.
+        data_roots: folders whose images may be shown besides those of the gallery and its data.
 
     Attributes:
         name: see above.
@@ -45,10 +48,13 @@ class ServedGallery:
         UserError: where there is no gallery, or its files are damaged.
     """
 
-    def __init__(self, address: str | Path, name: str, run: ServedRun | None = None) -> None:
+    def __init__(
+        self, address: str | Path, name: str, run: ServedRun | None = None, data_roots: Sequence[Path] = ()
+    ) -> None:
         self.name = name
         self.run = run
         self.gallery = Gallery.open(str(address))
+        self._data_roots = data_roots
         columns = [column for column in picture_schema(self.identity).names if column not in NOT_METADATA]
         self.metadata: pa.Table = self.gallery.table(columns).combine_chunks()
         self._row_of = {sample_id: row for row, sample_id in enumerate(self.metadata.column("id").to_pylist())}
@@ -161,14 +167,23 @@ class ServedGallery:
         """File of a picture; only the gallery's own have one.
 
         Raises:
-            UserError: if there is no such picture, or it is no file of its own, or that is gone.
+            UserError: if there is no such picture, or it is no file of its own, or that is gone, or lies where the
+                gallery has no business (``retrieval.image_files``).
         """
         path = str(self.metadata.column("path")[self.place(sample_id)].as_py() or "")
-        if not path:
-            raise UserError(f"gallery {self.name!r}: picture {_shortened(sample_id)!r} is no file of its own")
-        if not Path(path).is_file():
-            raise UserError(f"gallery {self.name!r}: the file of picture {_shortened(sample_id)!r} is gone")
-        return Path(path)
+        try:
+            return self._files.file(path)
+        except UserError as error:
+            raise UserError(f"gallery {self.name!r}: picture {_shortened(sample_id)!r}: {error}") from error
+
+    @cached_property
+    def _files(self) -> ImageFiles:
+        run = self.run.path if self.run is not None else self.identity.run
+        return ImageFiles(self.gallery.uri, run, self._data_roots)
+
+    def not_shown(self) -> list[str]:
+        """Files that the gallery names but that lie outside of what it may show."""
+        return self._files.outside(path or "" for path in self.metadata.column("path").to_pylist())
 
     def thumbnail(self, sample_id: str) -> bytes | None:
         """JPEG that the gallery keeps of a picture, at most 128 pixels long; None where it keeps none.

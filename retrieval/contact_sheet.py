@@ -110,7 +110,7 @@ def small_jpeg(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def _card(rank: int, found: Found, picture: bytes | None) -> str:
-    image = '<div class="missing">the picture cannot be read any more</div>'
+    image = '<div class="missing">the picture cannot be read any more, or may not be shown</div>'
     if picture is not None:
         image = _image(picture, found.caption or found.id)
     caption = f'<p class="caption">{html.escape(found.caption)}</p>' if found.caption else ""

@@ -18,6 +18,7 @@ import torch
 from datamodules.schema import LABEL_TASK, DescribesPictures, UserError
 from retrieval.encoding import CHUNK, Chunk, Encoded
 from retrieval.fill_plan import plan
+from retrieval.image_files import note_folders
 from retrieval.schema import CONFIDENCE, LABEL, PREDICTED, ModelIdentity, caption_schema, picture_schema
 
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ def fill_from(
     """
     with gallery.writing() as writer:
         filler = _Filler(gallery, writer, samples, sample_ids, run)
+        note_folders(gallery.uri, filler.paths())
         # One chunk is written while the next one is computed.
         with ThreadPoolExecutor(1, thread_name_prefix="gallery") as pool:
             writing: Future[None] | None = None
@@ -188,6 +190,11 @@ class _Filler:
         kept = [name for name in picture_schema(self._identity).names if name.startswith((PREDICTED, CONFIDENCE))]
         stored = self._gallery.rows(ids, [*kept, "thumbnail", "vector"])
         self._writer.add(self._rows(facts, {name: stored.column(name) for name in stored.column_names}))
+
+    def paths(self) -> list[str]:
+        """Files of the images, empty for those that are none of their own."""
+        found: list[str] = self._facts.column("path").to_pylist()
+        return found
 
     def report(self) -> FillReport:
         """What became of the pictures."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from datamodules.images import ValueRange
     from retrieval.found import Found
     from retrieval.gallery import Gallery
+    from retrieval.image_files import ImageFiles
     from retrieval.query_vectors import Encoder
     from retrieval.ranking import Query, Searcher
     from retrieval.results_table import Answer
@@ -73,6 +74,14 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     model.add_argument("--checkpoint", type=Path, metavar="FILE", help="checkpoint that made the gallery")
     command.add_argument("--device", default="cpu", help="to compute on, such as cuda (default: cpu)")
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    command.add_argument(
+        "--data-root",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="DIR",
+        help="folder whose images --html may show besides those of the gallery and its data; repeatable",
+    )
     command.add_argument("--html", type=Path, metavar="FILE", help="also write a contact sheet, one page with pictures")
 
 
@@ -86,7 +95,7 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
         raise UserError(f"search: unknown argument {rest[0]!r}; put the text in quotes")
     answer = _answer(options)
     if options.html is not None:
-        _write_sheet(options.html, answer)
+        _write_sheet(options.html, answer, options)
     _show(answer, options)
 
 
@@ -187,13 +196,28 @@ def _show(answer: Answer, options: argparse.Namespace) -> None:
         console.print(f"contact sheet: {options.html}", markup=False, highlight=False)
 
 
-def _write_sheet(path: Path, answer: Answer) -> None:
+def _write_sheet(path: Path, answer: Answer, options: argparse.Namespace) -> None:
     from evaluation.artefacts import written_whole
     from retrieval.contact_sheet import contact_sheet
+    from retrieval.image_files import ImageFiles
 
-    value_range = answer.identity.input_options.get("value_range", "auto")
-    example = _picture(answer.example, value_range) if answer.example is not None else None
-    page = contact_sheet(answer, [_picture(found, value_range) for found in answer.found], example)
+    files = ImageFiles(options.gallery, options.run or answer.identity.run, options.data_root)
+    value_range: ValueRange = answer.identity.input_options.get("value_range", "auto")
+    refused: list[str] = []
+
+    def shown(found: Found) -> bytes | None:
+        return _picture(found, files, refused, value_range)
+
+    example = None
+    if answer.example is not None:
+        # The file that the user has named is the user's own.
+        own = answer.query.image is not None
+        example = _small(Path(answer.example.path), value_range) if own else shown(answer.example)
+    pictures = [shown(found) for found in answer.found]
+    if refused:
+        others = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+        answer.notes.append(f"{refused[0]}{others}")
+    page = contact_sheet(answer, pictures, example)
     try:
         with written_whole(path) as partial:
             partial.write_text(page, encoding="utf-8")
@@ -201,14 +225,34 @@ def _write_sheet(path: Path, answer: Answer) -> None:
         raise UserError(f"--html {path}: cannot be written ({error.strerror}); name another file") from error
 
 
-def _picture(found: Found, value_range: ValueRange) -> bytes | None:
-    """What is shown of a picture: its file, or what the gallery kept of it."""
-    from datamodules.images import ImageError, read_image
-    from retrieval.contact_sheet import small_jpeg
+def _picture(found: Found, files: ImageFiles, refused: list[str], value_range: ValueRange) -> bytes | None:
+    """What is shown of a picture: its file, or what the gallery kept of it.
+
+    Args:
+        found: the picture.
+        files: that may be shown.
+        refused: gets a line for a file that may not.
+        value_range: of deep images.
+    """
+    from retrieval.image_files import OutsideError
 
     if not found.path:
         return found.thumbnail
     try:
-        return small_jpeg(read_image(found.path, value_range=value_range).permute(1, 2, 0).numpy())
+        return _small(files.file(found.path), value_range) or found.thumbnail
+    except OutsideError as error:
+        refused.append(str(error))
+    except UserError:
+        pass
+    return found.thumbnail
+
+
+def _small(path: Path, value_range: ValueRange) -> bytes | None:
+    """A file as a small JPEG; None where it cannot be read."""
+    from datamodules.images import ImageError, read_image
+    from retrieval.contact_sheet import small_jpeg
+
+    try:
+        return small_jpeg(read_image(path, value_range=value_range).permute(1, 2, 0).numpy())
     except ImageError:
-        return found.thumbnail
+        return None

@@ -169,13 +169,18 @@ class _Loaded:
         return np.sort(self._order[found])
 
 
-def _folders(uri: str) -> list[Path]:
-    """Where the file may stand, the best place first."""
+def cache_of(uri: str) -> Path:
+    """A gallery's folder under ``$VITRINE_CACHE``, for what belongs to this machine."""
     local = local_folder(uri)
     name = str(local.resolve()) if local is not None else uri.rstrip("/")
     cache = Path(os.environ.get("VITRINE_CACHE") or "~/.cache/vitrine").expanduser()
-    kept = cache / "galleries" / hashlib.sha256(name.encode()).hexdigest()[:16]
-    return [kept] if local is None else [local, kept]
+    return cache / "galleries" / hashlib.sha256(name.encode()).hexdigest()[:16]
+
+
+def _folders(uri: str) -> list[Path]:
+    """Where the file may stand, the best place first."""
+    local = local_folder(uri)
+    return [cache_of(uri)] if local is None else [local, cache_of(uri)]
 
 
 def _remove(path: Path) -> None:

@@ -124,7 +124,7 @@ def test_files_are_read_and_those_that_are_gone_are_told(tmp_path: Path) -> None
     gallery = Gallery.create(str(tmp_path / "gallery"), made_by)
     with gallery.writing() as writer:
         writer.add(picture_rows(made_by, ["p0", "p1", "p2"], vectors(3), path=names, label_class=["mug"] * 3))
-    served = ServedGallery(tmp_path / "gallery", "files")
+    served = ServedGallery(tmp_path / "gallery", "files", data_roots=[tmp_path])
     curves, missing = ClassColours(served, Explorer(served)).densities(Filter(), "class", ["mug"])
     assert missing == ["mug: 2 of its pictures cannot be read."]
     assert curves["mug"][2].argmax() == 200

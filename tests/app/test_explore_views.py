@@ -25,7 +25,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> AppContext:
     folder = tmp_path_factory.mktemp("views")
     small_gallery(folder / "photos", labels=[], predicts={}, encodes_text=False)
     wares = explored_gallery(folder / "gallery")
-    return AppContext({}, {"wares": wares, "photos": ServedGallery(folder / "photos", "photos")})
+    return AppContext({}, {"wares": wares, "photos": ServedGallery(folder / "photos", "photos", data_roots=[folder])})
 
 
 @pytest.fixture(scope="module")

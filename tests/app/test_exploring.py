@@ -135,7 +135,7 @@ def test_facts_name_labels_and_answers(explorer: Explorer, frame: pd.DataFrame) 
 
 def test_a_gallery_of_photos_without_labels_is_browsed_by_what_the_model_says(tmp_path: Path) -> None:
     small_gallery(tmp_path / "gallery", labels=[], encodes_text=False)
-    explorer = Explorer(ServedGallery(tmp_path / "gallery", "photos"))
+    explorer = Explorer(ServedGallery(tmp_path / "gallery", "photos", data_roots=[tmp_path]))
     assert explorer.classes == ("bag", "sneakers", "tableware_water_bottle")
     assert not any(facet.labelled for facet in explorer.facets.values())
     assert explorer.judged_tasks() == []

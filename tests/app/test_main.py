@@ -32,7 +32,7 @@ def handed_on(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_it_listens_to_this_machine_only(handed_on: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--run", "a", "--run", "b", "--gallery", "g"]) == 0
     assert handed_on == [
-        ([Path("a"), Path("b")], ["g"], {"demo": False, "root": Path("runs")}),
+        ([Path("a"), Path("b")], ["g"], {"demo": False, "root": Path("runs"), "data_roots": []}),
         ("127.0.0.1", 7860, {"allowed": [], "prefix": ""}),
     ]
     said = capsys.readouterr()

@@ -45,7 +45,7 @@ def context(folder: Path) -> AppContext:
     gallery = Gallery.create(str(folder / "gallery"), made_by)
     with gallery.writing() as writer:
         writer.add(picture_rows(made_by, ids, vectors(len(ids)), path=paths, thumbnail=thumbnails))
-    return AppContext({}, {"a shop/1": ServedGallery(folder / "gallery", "a shop/1")})
+    return AppContext({}, {"a shop/1": ServedGallery(folder / "gallery", "a shop/1", data_roots=[folder])})
 
 
 @pytest.fixture(scope="module")
@@ -159,3 +159,16 @@ def test_a_kept_picture_is_not_made_again(context: AppContext, folder: Path) -> 
             store.jpeg("a shop/1", ODD_IDS[4], 64)
     finally:
         moved.rename(path)
+
+
+def test_a_file_outside_of_the_data_is_not_served(folder: Path, tmp_path: Path) -> None:
+    """A stranger's gallery could name any file of this machine."""
+    context = AppContext({}, {"theirs": ServedGallery(folder / "gallery", "theirs", data_roots=[tmp_path])})
+    app = FastAPI()
+    add_pictures(app, context)
+    client = TestClient(app)
+    refused = client.get("/pictures", params={"gallery": "theirs", "id": ODD_IDS[0], "side": 256})
+    assert refused.status_code == 404
+    assert str(folder) not in refused.text
+    assert client.get("/pictures", params={"gallery": "theirs", "id": "kept", "side": 256}).status_code == 200
+    assert len(context.gallery("theirs").not_shown()) == 3 + len(ODD_IDS)

@@ -28,7 +28,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> ServedGallery:
         paths = [str(folder / "there.png"), str(folder / "gone.png"), str(folder / "gone too.png"), ""]
         names = ["there", "gone", "lost", "../drawn"]
         writer.add(picture_rows(made_by, names, vectors(4), path=paths, thumbnail=[None, b"small", None, b"drawn"]))
-    return ServedGallery(folder / "gallery", "files")
+    return ServedGallery(folder / "gallery", "files", data_roots=[folder])
 
 
 def test_everything_but_vectors_is_in_memory(served: ServedGallery, tmp_path: Path) -> None:

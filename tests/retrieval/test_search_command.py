@@ -1,5 +1,6 @@
 """The command line, with a tiny dual encoder that really encodes."""
 
+import html
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -22,7 +24,7 @@ from retrieval.gallery import Gallery
 from retrieval.model_identity import identity_of
 from tests.lightning_modules.tiny import tiny_trainer
 from tests.lightning_modules.tiny_pairs import TinyPairs, tiny_pair
-from tests.retrieval.small_gallery import caption_rows, picture_rows, small_gallery
+from tests.retrieval.small_gallery import caption_rows, picture_rows, small_gallery, small_rows
 
 CLASSES = ["rose", "tulip", "daisy", "iris"]
 
@@ -81,6 +83,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     gallery = Gallery.create(str(folder / "gallery"), made_by)
     with gallery.writing() as writer:
         writer.add(rows, caption_rows(made_by, [(f"n{n}", text) for n, text in enumerate(captions)], spoken))
+    (run / "config.yaml").write_text(f"data: {{init_args: {{root: {folder}}}}}\n", encoding="utf-8")
     return Place(run, gallery.uri, photos)
 
 
@@ -174,6 +177,38 @@ def test_a_picture_that_is_gone_or_broken_leaves_its_place(place: Place, search:
     page = (tmp_path / "sheet.html").read_text(encoding="utf-8")
     assert page.count("<img ") == 1
     assert page.count("cannot be read any more") == 1
+
+
+def test_a_strangers_gallery_shows_no_other_file(place: Place, search: Any, tmp_path: Path) -> None:
+    """It names files of this machine by absolute path, over links and as addresses."""
+    secrets = tmp_path / "home"
+    secrets.mkdir()
+    shutil.copy(place.photos[0], secrets / "secret.png")
+    folder = tmp_path / "theirs"
+    made = small_gallery(folder)
+    (folder / "own.png").write_bytes(place.photos[0].read_bytes())
+    (folder / "link.png").symlink_to(secrets / "secret.png")
+    (folder / "linked").symlink_to(secrets)
+    named = [
+        *(str(secrets / "secret.png"), f"{folder}/../home/secret.png", "../home/secret.png", str(folder / "link.png")),
+        *(str(folder / "linked" / "secret.png"), f"file://{secrets}/secret.png", "http://127.0.0.1:9/a.png"),
+        *("file:secret.png", "\\\\host\\share\\a.png", "<img src=x onerror=alert(1)>"),
+        *(str(folder / "own.png"), "own.png"),
+    ]
+    rows, _ = small_rows(made.identity)
+    with made.writing() as writer:
+        writer.add(rows.set_column(rows.schema.get_field_index("path"), "path", pa.array(named)))
+    sheet = tmp_path / "sheet.html"
+    said = search("--like", "p11", "--top-k", "12", "--html", str(sheet), gallery=str(folder))
+    assert said.code == 0, said.err
+    page = sheet.read_text(encoding="utf-8")
+    assert page.count("<img ") == 2  # the asked one and its neighbour p10
+    assert "<img src=x" not in page
+    assert "name its folder with --data-root" in html.unescape(page)
+    assert "(and 7 more)" in " ".join(said.out.split())
+    assert "name its folder with --data-root" in " ".join(said.out.split())
+    search("--like", "p11", "--top-k", "12", "--html", str(sheet), "--data-root", str(secrets), gallery=str(folder))
+    assert sheet.read_text(encoding="utf-8").count("<img ") == 7
 
 
 def test_hybrid_takes_words_from_another_gallery(place: Place, search: Any) -> None:
