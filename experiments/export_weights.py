@@ -13,10 +13,13 @@ from datamodules.schema import UserError
 from experiments.export_metadata import KEY, as_strings, from_strings
 from lightning_modules.base import VisionTask
 from lightning_modules.checkpoint import task_from
+from lightning_modules.weights import misfits
 
 FILE = "model.safetensors"
 _CHECKPOINT = "vitrine.checkpoint"
 _QUANTISED = "vitrine.quantised"
+_SHAPES = "vitrine.shapes"
+"""Of the plain tensors that eight-bit weights consist of: how they go together is not checked by torchao."""
 
 
 def write_weights(task: VisionTask, path: Path, metadata: Mapping[str, Any]) -> None:
@@ -46,6 +49,7 @@ def write_weights(task: VisionTask, path: Path, metadata: Mapping[str, Any]) -> 
 
         state, layout = flatten_tensor_state_dict(state)
         strings[_QUANTISED] = json.dumps(layout)
+        strings[_SHAPES] = json.dumps({name: list(value.shape) for name, value in state.items()})
     # Tensors that share memory are written once each: safetensors refuses them, and loading copies anyway.
     save_file({name: value.clone() for name, value in state.items()}, path, metadata=strings)
 
@@ -77,7 +81,7 @@ def read_weights(path: Path) -> VisionTask:
         if "weights" in metadata and metadata["weights"] != task.weights_digest():
             raise UserError(f"{path}: its weights have been changed since the export; export again")
         return task
-    state = _unflattened(state, strings[_QUANTISED], path)
+    state = _unflattened(state, strings, path)
     return task_from({**checkpoint, "state_dict": state}, path, assign=True).eval()
 
 
@@ -103,13 +107,20 @@ def _checkpoint(strings: Mapping[str, str], path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _unflattened(state: dict[str, torch.Tensor], layout: str, path: Path) -> dict[str, torch.Tensor]:
+def _unflattened(state: dict[str, torch.Tensor], strings: Mapping[str, str], path: Path) -> dict[str, torch.Tensor]:
     """Weights of torchao from the plain tensors that they consist of."""
     try:
         from torchao.prototype.safetensors.safetensors_support import unflatten_tensor_state_dict
     except ImportError as error:
         raise UserError(f"{path}: has eight-bit weights; `pip install torchao` to read them") from error
-    found, left = unflatten_tensor_state_dict(state, json.loads(layout))
+    shapes = {name: torch.empty(shape, device="meta") for name, shape in json.loads(strings.get(_SHAPES, "{}")).items()}
+    if shapes and (wrong := misfits(state, shapes)):
+        raise UserError(f"{path}: the weights do not fit what was exported: {wrong}; export again")
+    try:
+        found, left = unflatten_tensor_state_dict(state, json.loads(strings[_QUANTISED]))
+    except Exception as error:  # a part that is missing ends in whatever torchao asks of it
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{path}: its eight-bit weights cannot be put together ({reason}); export again") from error
     if left:
         raise UserError(f"{path}: {len(left)} tensors belong to nothing, such as {next(iter(left))}; export again")
     return dict(found)

@@ -139,11 +139,13 @@ def folder_of(name: str | Path) -> Path:
 
 
 def summary_of(folder: Path) -> dict[str, Any]:
-    """What ``export.json`` of a folder says.
+    """What ``export.json`` of a folder says, which its files are compared with.
 
     Raises:
-        UserError: if the folder is no finished export.
+        UserError: if the folder is no finished export, or its files are not those that were exported.
     """
+    from lightning_modules.weights import file_sha256
+
     path = folder / SUMMARY
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -152,6 +154,9 @@ def summary_of(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder}: is no export ({SUMMARY} is missing or damaged); run `export` first") from error
     if missing:
         raise UserError(f"{folder}: lacks {', '.join(missing)}; export again, or fetch the whole folder")
+    recorded: dict[str, str] = found.get("sha256", {})  # older versions recorded none
+    if changed := [name for name, digest in recorded.items() if file_sha256(folder / name) != digest]:
+        raise UserError(f"{folder}: {', '.join(changed)} changed since the export (SHA-256 differs); export again")
     return dict(found)
 
 

@@ -101,19 +101,21 @@ def weights_origin(part: str, name: str, place: Path, left_out: LeftOut) -> Weig
     commit = files[0].parent
     if commit.parent.name == "snapshots" and commit.parent.parent.name.startswith("models--"):
         source, revision = commit.parent.parent.name.removeprefix("models--").replace("--", "/"), commit.name
-    digests = {}
-    for file in files:
-        with file.open("rb") as content:
-            digests[file.name] = hashlib.file_digest(content, "sha256").hexdigest()
     counts = {kind: len(names) for kind, names in left_out.items() if names}
     return {
         "part": part,
         "name": name,
         "source": source,
         "revision": revision,
-        "sha256": digests,
+        "sha256": {file.name: file_sha256(file) for file in files},
         "left_out": counts,
     }
+
+
+def file_sha256(path: Path) -> str:
+    """Digest of a file, hexadecimal."""
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def tell_origin(origin: WeightsOrigin) -> None:

@@ -53,9 +53,13 @@ def test_only_whole_exports_are_pushed(
 ) -> None:
     copied = Path(shutil.copytree(products_onnx(), tmp_path / "onnx"))
     (copied / "model.onnx").unlink()
+    changed = Path(shutil.copytree(products_onnx(), tmp_path / "changed"))
+    with (changed / "model.onnx").open("ab") as file:
+        file.write(b"x")
     for folder, repository, said in (
         (products_run(), "owner/name", "is no export"),
         (copied, "owner/name", "lacks model.onnx"),
+        (changed, "owner/name", "model.onnx changed since the export"),
         (products_onnx(), "no name", "owner/name on the hub"),
     ):
         assert hub.main([str(folder), "--repo", repository]) == 2

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import timm
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from datamodules.schema import UserError
+from experiments.export_quantized import quantize_weights
 from experiments.export_weights import read_weights, write_weights
 from experiments.refusals import refuse_conflicting_checkpoint
 from lightning_modules.base import VisionTask
@@ -177,8 +179,6 @@ def export(folder: Path) -> Arrival:
     task = tiny_classifier()
     path = folder / "model.safetensors"
     write_weights(task, path, {"version": 1, "weights": task.weights_digest()})
-    from safetensors import safe_open
-
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     return Arrival(
@@ -186,10 +186,26 @@ def export(folder: Path) -> Arrival:
     )
 
 
+def eight_bit_export(folder: Path) -> Arrival:
+    """Weights that are several tensors each."""
+    task = tiny_classifier()
+    quantize_weights(task)
+    path = folder / "model.safetensors"
+    write_weights(task, path, {"version": 1})
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+
+    def write(changed: State) -> None:
+        save_file(changed, path, metadata)
+
+    return Arrival(load_file(path), write, [lambda: read_weights(path)], "head._weight_zero_point", "")
+
+
 KINDS = (
     *(timm_release, lenient_timm_release, checkpoint_as_file, open_clip_file),
     *(clip_folder, siglip_folder, bert_folder, distilbert_folder, qwen_folder),
     *(classifier_checkpoint, adapted_pair_checkpoint, adapters_checkpoint, ensemble_checkpoint, export),
+    eight_bit_export,
 )
 
 
