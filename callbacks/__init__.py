@@ -11,11 +11,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from callbacks.averaged_weights import AveragedWeights
     from callbacks.backbone_unfreezing import BackboneUnfreezing
+    from callbacks.best_checkpoint import BestCheckpoint
     from callbacks.class_report import ClassReport
     from callbacks.compile_model import CompileModel
     from callbacks.confusion_matrix import ConfusionMatrixLogger
     from callbacks.embedding_export import EmbeddingExport
+    from callbacks.epoch_lines import EpochLines
     from callbacks.frozen_features import FrozenFeatures
     from callbacks.last_checkpoint import LastCheckpoint
     from callbacks.monitored_metrics import MonitoredMetrics
@@ -26,11 +29,14 @@ if TYPE_CHECKING:
     from callbacks.start_weights import StartWeights
 
 __all__ = [
+    "AveragedWeights",
     "BackboneUnfreezing",
+    "BestCheckpoint",
     "ClassReport",
     "CompileModel",
     "ConfusionMatrixLogger",
     "EmbeddingExport",
+    "EpochLines",
     "FrozenFeatures",
     "LastCheckpoint",
     "MonitoredMetrics",
@@ -42,11 +48,14 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AveragedWeights": "callbacks.averaged_weights",
     "BackboneUnfreezing": "callbacks.backbone_unfreezing",
+    "BestCheckpoint": "callbacks.best_checkpoint",
     "ClassReport": "callbacks.class_report",
     "CompileModel": "callbacks.compile_model",
     "ConfusionMatrixLogger": "callbacks.confusion_matrix",
     "EmbeddingExport": "callbacks.embedding_export",
+    "EpochLines": "callbacks.epoch_lines",
     "FrozenFeatures": "callbacks.frozen_features",
     "LastCheckpoint": "callbacks.last_checkpoint",
     "MonitoredMetrics": "callbacks.monitored_metrics",

@@ -68,7 +68,8 @@ class LastCheckpoint(Callback):
 
     On SIGTERM the batch at hand, or the validation, is finished, the checkpoint is written and the process exits with
     143. Under SLURM with Lightning's automatic requeueing, its signal is handled by Lightning's plugin in the same
-    place. With several processes, which must agree on the batch, this may take some batches longer.
+    place. With several processes, which must agree on the batch, this may take some batches longer. Where an optimizer
+    step accumulates several batches, all of this waits for the step.
 
     It must be the first callback, so that none has begun with the next batch.
 
@@ -89,6 +90,7 @@ class LastCheckpoint(Callback):
         self.dirpath = dirpath
         self._written_at = time.monotonic()
         self._first_batch = True
+        self._due = False
         self._signals = DeferredSignals((), lambda number: None)
 
     @override
@@ -121,7 +123,7 @@ class LastCheckpoint(Callback):
         self._signals.install()
         self._written_at = time.monotonic()
         # Nothing has happened yet that were worth saving.
-        self._first_batch = True
+        self._first_batch, self._due = True, False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Write the checkpoint where it is due, and end where that was asked for.
@@ -130,8 +132,12 @@ class LastCheckpoint(Callback):
             SIGTERMException: to end the process.
         """
         first_batch, self._first_batch = self._first_batch, False
+        self._due = self._due or (not first_batch and self._is_due(trainer, batch_idx))
+        if batch_idx % trainer.accumulate_grad_batches:
+            return  # gradients that wait for the optimizer are in no checkpoint
         came = self._agreed_signal(trainer)
-        if came is not None or (not first_batch and self._is_due(trainer, batch_idx)):
+        if came is not None or self._due:
+            self._due = False
             with between_batches(trainer):
                 self._write(trainer)
         if came == signal.SIGTERM:
@@ -163,7 +169,8 @@ class LastCheckpoint(Callback):
         if trainer.world_size == 1:
             return self._signals.take()
         # Asking the others makes an accelerator wait, so it is not done for every batch.
-        if trainer.fit_loop.epoch_loop.batch_progress.total.completed % _STEPS_BETWEEN_AGREEMENTS:
+        done = trainer.fit_loop.epoch_loop.batch_progress.total.completed
+        if trainer.accumulate_grad_batches == 1 and done % _STEPS_BETWEEN_AGREEMENTS:
             return None
         number = self._agreed(trainer, int(self._signals.take() or 0))
         return signal.Signals(number) if number else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
+from callbacks.best_checkpoint import BestCheckpoint
 from datamodules.schema import UNKNOWN, DescribesSamples, Outputs, UserError
 from evaluation.classification import confusion_frame
 from lightning_modules.metrics import predicted_classes
@@ -212,10 +214,16 @@ def _is_better(trainer: Trainer, score: float | None, kept: float | None) -> boo
     if score is None or kept is None:
         return True
     chooser = _chooser(trainer)
+    if isinstance(chooser, BestCheckpoint) and chooser.save_top_k != 0:
+        # It comes after this callback, so it has not looked at this validation yet.
+        return chooser.would_be_best(score)
+    if math.isnan(score) or math.isnan(kept):
+        return math.isnan(kept)
     return score > kept if chooser and chooser.mode == "max" else score < kept
 
 
 def _chooser(trainer: Trainer) -> ModelCheckpoint | None:
     """The callback that keeps the best checkpoint."""
     savers = [saver for saver in trainer.checkpoint_callbacks if isinstance(saver, ModelCheckpoint) and saver.monitor]
-    return savers[0] if savers else None
+    own = [saver for saver in savers if isinstance(saver, BestCheckpoint)]
+    return next(iter([*own, *savers]), None)

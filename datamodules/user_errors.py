@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import linecache
 import os
 import re
 import select
@@ -75,7 +76,46 @@ def _line_for_user(error: BaseException) -> str | None:
         cause = cause.__cause__
     if (line := _line_of_system(error)) is not None:
         return line
-    return one_line(str(error)) if isinstance(error, ArgumentError) else None
+    return one_line(str(error)) if isinstance(error, ArgumentError) else _refusal_by_library(error)
+
+
+def _refusal_by_library(error: BaseException) -> str | None:
+    """What to tell where Lightning or PyTorch refuse a setting; None where the error is a bug, theirs or ours.
+
+    They mark few of their refusals by a class of their own. What they raise by a statement of their own is one; an
+    error that merely happens inside of them, such as an unknown attribute, is not.
+    """
+    said = " ".join(str(error).split())
+    classes = {cls.__name__ for cls in type(error).__mro__}
+    if isinstance(error, ValueError) and said.startswith("Expected more than 1 value per channel when training"):
+        return (
+            "data.init_args.loader.batch_size: BatchNorm cannot normalise a training batch of one sample; use batches "
+            "of 2 or more, or drop_last: true where the last one of an epoch has a single sample"
+        )
+    if "OutOfMemoryError" in classes and _raised_in(error)[0].startswith(("torch", "lightning_modules", "timm")):
+        return f"data loader.batch_size, image.size: the accelerator's memory is full; lower one of them ({said})"
+    module, statement = _raised_in(error)
+    if module.startswith("jsonargparse.") and isinstance(error, ValueError):
+        return one_line(str(error))  # what the constructor of a class that a YAML names has refused
+    is_refusal = "MisconfigurationException" in classes
+    is_refusal |= statement.startswith("raise ") and module.startswith(_REFUSING) and isinstance(error, _REFUSALS)
+    is_refusal |= "use_deterministic_algorithms(True)" in said
+    return f"{said} (VITRINE_DEBUG=1 shows where)" if is_refusal else None
+
+
+_REFUSING = ("lightning.", "torch.optim.", "torch.utils.data.", "torch.distributed.")
+_REFUSALS = (ValueError, TypeError, RuntimeError, NotImplementedError, ImportError, KeyError)
+
+
+def _raised_in(error: BaseException) -> tuple[str, str]:
+    """Name of the module that raised an error, and the line that did."""
+    trace = error.__traceback__
+    if trace is None:
+        return "", ""
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    line = linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno)
+    return str(trace.tb_frame.f_globals.get("__name__", "")), line.strip()
 
 
 def _line_of_system(error: BaseException) -> str | None:

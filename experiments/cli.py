@@ -17,13 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 
+from callbacks.averaged_weights import AveragedWeights, EmaOptions
+from callbacks.best_checkpoint import BestCheckpoint
 from callbacks.class_report import ClassReport
 from callbacks.confusion_matrix import ConfusionMatrixLogger
+from callbacks.epoch_lines import EpochLines
 from callbacks.frozen_features import FrozenFeatures
 from callbacks.last_checkpoint import LastCheckpoint
 from callbacks.monitored_metrics import MonitoredMetrics
@@ -39,7 +43,13 @@ from datamodules.trust import plain_name
 from datamodules.user_errors import run_reporting_user_errors
 from experiments.loggers import WandbOptions, build_loggers, finish_wandb
 from experiments.opened_run import opened_arguments
-from experiments.refusals import refuse_conflicting_checkpoint, refuse_test_metrics, refuse_untrained
+from experiments.refusals import (
+    refuse_conflicting_checkpoint,
+    refuse_spawning,
+    refuse_test_metrics,
+    refuse_trainer_options,
+    refuse_untrained,
+)
 from experiments.run_directory import (
     CHECKPOINTS,
     CONFIG_FILE,
@@ -51,6 +61,7 @@ from experiments.run_directory import (
     run_of_checkpoint,
     same_data,
     same_experiment,
+    same_validation,
     write_text_whole,
 )
 from experiments.run_record import RunRecorder
@@ -91,6 +102,7 @@ class VitrineCLI(LightningCLI):
         args, self.config_files = one_config(args)
         self.run_directory = Path()
         self.checkpoint: Path | None = None
+        self._continues = True
         try:
             self._run_stage(args)
         except BaseException as error:
@@ -132,11 +144,12 @@ class VitrineCLI(LightningCLI):
         parser.add_argument(
             "--test_best", type=bool, default=False, help="After `fit`, test the best checkpoint in the same process."
         )
+        parser.add_argument("--ema", type=EmaOptions | None, default=None, help="Averaged weights, in training.")
         parser.add_argument("--wandb", type=WandbOptions | None, default=None, help="Weights & Biases.")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the permanent callbacks and the links from data to model."""
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.set_defaults(
             {
                 "checkpoint.monitor": "val/loss",
@@ -145,7 +158,7 @@ class VitrineCLI(LightningCLI):
                 "checkpoint.enable_version_counter": False,
             }
         )
-        # ModelCheckpoint's own `save_last` only follows the best epoch: resuming from it would repeat the epochs since.
+        # The best checkpoint would not do to go on from: the epochs since then would be repeated.
         parser.add_lightning_class_args(LastCheckpoint, "last")
         parser.add_lightning_class_args(NonFiniteLoss, "non_finite")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
@@ -177,6 +190,8 @@ class VitrineCLI(LightningCLI):
         Results of a run's other checkpoints are not the run's: they would replace those of the best one.
         """
         config = self.config[self.subcommand]
+        if self.subcommand == "fit":
+            refuse_trainer_options(config.trainer)
         run = run_of_checkpoint(self.checkpoint) if self.checkpoint else None
         values = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False))
         if self.subcommand == "fit":
@@ -184,6 +199,7 @@ class VitrineCLI(LightningCLI):
         else:
             own = run is not None and self.checkpoint is not None and self.checkpoint.stem == "best"
             own = own and run is not None and same_data(run, values.get("data"))
+        self._continues = run is not None and same_validation(run, values)
         if run is not None and own:
             self.run_directory = resumed_run_directory(run)
         else:
@@ -206,15 +222,25 @@ class VitrineCLI(LightningCLI):
             loggers.extend(user_loggers)
         elif user_loggers not in (None, True, False):
             loggers.append(user_loggers)
-        trainer: Trainer = super().instantiate_trainer(
-            logger=loggers, default_root_dir=str(self.run_directory), **kwargs
-        )
+        try:
+            trainer: Trainer = super().instantiate_trainer(
+                logger=loggers, default_root_dir=str(self.run_directory), **kwargs
+            )
+        except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
+            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
         saver = self._get(self.config_init, "checkpoint")
+        saver.continues = self._continues
         saver.dirpath = saver.dirpath or str(self.run_directory.resolve() / CHECKPOINTS)
         recorder = RunRecorder(self.run_directory, config.name, config.seed_everything, self.checkpoint)
         # Lightning keeps checkpoint callbacks last; the recorder must see what they did.
         self.callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set at run time
-        self.callbacks.extend([LearningRateMonitor(logging_interval="step"), MonitoredMetrics(), recorder])
+        self.callbacks.extend(
+            [LearningRateMonitor(logging_interval="step"), MonitoredMetrics(), EpochLines(), recorder]
+        )
+        ema = self._get(self.config_init, "ema")
+        if ema is not None and self.subcommand == "fit":
+            self.callbacks.insert(0, ema.callback())
+        self.callbacks.insert(0, AveragedWeights())
         # It writes before the others have begun with a batch.
         last = self._get(self.config_init, "last")
         self.callbacks.sort(key=lambda callback: callback is not last)
@@ -223,8 +249,9 @@ class VitrineCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Refuse what could not be trusted, before anything is computed."""
         refuse_test_metrics(self.callbacks)
+        refuse_spawning(self.trainer)
         if self.checkpoint:
-            refuse_conflicting_checkpoint(self.model, self.checkpoint)
+            refuse_conflicting_checkpoint(self.model, self.checkpoint, trains=self.subcommand == "fit")
         elif self.subcommand != "fit":
             refuse_untrained(self.model, str(self.subcommand))
 
@@ -242,9 +269,12 @@ class VitrineCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Test the best checkpoint if asked to, and say where everything lies."""
-        best = self._get(self.config_init, "checkpoint").best_model_path
-        # There is no best checkpoint after a `fast_dev_run`, which keeps nothing.
-        if self._get(self.config, "test_best") and best and not self.trainer.interrupted:
+        saver = self._get(self.config_init, "checkpoint")
+        best = saver.best_model_path
+        test_best = self._get(self.config, "test_best") and not self.trainer.interrupted
+        if test_best and not best and self.trainer.is_global_zero:
+            sys.stdout.write(f"Not tested: there is no best checkpoint. {saver.reason_for_none(self.trainer)}.\n")
+        if test_best and best:
             # ClassReport prints a shorter table; all values are in metrics.csv.
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, weights_only=True, verbose=False)
             self._say_cost()
@@ -319,6 +349,8 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", message=".*Jsonargparse.*")
+    # The average of a training that is over is not needed any more.
+    warnings.filterwarnings("ignore", message=".*loading a checkpoint outside the 'fit' stage.*")
     # Lightning's own use of a name that torch has renamed.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     # The run directory is new; what lies in it is this run's own configuration.

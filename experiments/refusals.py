@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 
 from datamodules.schema import UserError
 from datamodules.whole_files import check_zip
@@ -30,7 +32,7 @@ class KnowsReadiness(Protocol):
         """Whether every part was built from pretrained weights."""
 
 
-def refuse_conflicting_checkpoint(model: LightningModule, checkpoint: Path) -> None:
+def refuse_conflicting_checkpoint(model: LightningModule, checkpoint: Path, *, trains: bool = False) -> None:
     """Refuse a checkpoint whose hyper-parameters differ from the configuration.
 
     LightningCLI would silently let the checkpoint win over YAML and flags. Weights must be the model's, all of them, by
@@ -39,7 +41,8 @@ def refuse_conflicting_checkpoint(model: LightningModule, checkpoint: Path) -> N
 
     Args:
         model: The model as the configuration made it.
-        checkpoint: A readable checkpoint file.
+        checkpoint: A file that the trainer wrote.
+        trains: Whether training is to go on from it.
 
     Raises:
         UserError: Some value differs, or weights do not fit; the line names each.
@@ -53,6 +56,11 @@ def refuse_conflicting_checkpoint(model: LightningModule, checkpoint: Path) -> N
     if not isinstance(saved, dict) or not saved.keys() >= _NEEDED:
         raise UserError(
             f"--ckpt_path {checkpoint}: is not a checkpoint of a run; plain weights belong to the model's `pretrained:`"
+        )
+    if trains and "optimizer_states" not in saved:
+        raise UserError(
+            f"--ckpt_path {checkpoint}: holds weights but no state of a training, so none can go on from it; give "
+            "last.ckpt of the run, or begin anew with these weights as model.init_args.pretrained"
         )
     theirs = {key: value for key, value in saved["hyper_parameters"].items() if key not in _NOT_COMPARED}
     ours = {key: _plain(value) for key, value in model.hparams.items() if key not in _NOT_COMPARED}
@@ -70,6 +78,47 @@ def refuse_conflicting_checkpoint(model: LightningModule, checkpoint: Path) -> N
         raise UserError(
             f"--ckpt_path {checkpoint}: the weights do not fit {type(model).__name__}: {wrong}; give a whole checkpoint"
         )
+
+
+def refuse_trainer_options(options: Mapping[str, Any]) -> None:
+    """Refuse settings of the trainer that Lightning takes, and trains nothing, fails at once, or does something else.
+
+    Args:
+        options: the section ``trainer``.
+
+    Raises:
+        UserError: A value is out of range.
+    """
+    for name, least in _LEAST.items():
+        value = options.get(name)
+        if isinstance(value, (int, float)) and value < least:
+            raise UserError(
+                f"trainer.{name}: must be {'more than 0' if 0 < least < 1 else f'at least {least}'}; got {value}"
+            )
+    for name in _NOT_ZERO:
+        if options.get(name) == 0:
+            raise UserError(f"trainer.{name}: 0 trains nothing; leave it out or raise it")
+
+
+def refuse_spawning(trainer: Trainer) -> None:
+    """Refuse strategies that begin their processes by pickling everything.
+
+    Raises:
+        UserError: The strategy is one.
+    """
+    launcher = trainer.strategy.launcher
+    if isinstance(launcher, _MultiProcessingLauncher) and launcher._start_method != "fork":
+        raise UserError("trainer.strategy: processes that are spawned cannot be given callbacks and data; use ddp")
+
+
+_LEAST = {
+    "accumulate_grad_batches": 1,
+    "check_val_every_n_epoch": 1,
+    "val_check_interval": 1e-6,
+    "gradient_clip_val": 0,
+    "min_epochs": 0,
+}
+_NOT_ZERO = ("max_epochs", "max_steps", "limit_train_batches")
 
 
 def refuse_test_metrics(callbacks: list[Callback]) -> None:

@@ -133,6 +133,21 @@ def same_experiment(run: Path, values: dict[str, Any]) -> bool:
     return all(saved.get(key) == values.get(key) for key in {*saved, *values} - _NOT_OF_THE_EXPERIMENT)
 
 
+def same_validation(run: Path, values: dict[str, Any]) -> bool:
+    """Whether scores of a run's validations can be compared with those of this configuration.
+
+    Its data, and how much of them is looked at; the model is compared elsewhere.
+    """
+    saved: dict[str, Any] = yaml.safe_load((run / CONFIG_FILE).read_text(encoding="utf-8"))
+    ours, theirs = values.get("trainer") or {}, saved.get("trainer") or {}
+    parts = ("limit_val_batches", "overfit_batches")
+    return (
+        same_data(run, values.get("data") or {})
+        and saved.get("seed_everything") == values.get("seed_everything")
+        and all(ours.get(part) == theirs.get(part) for part in parts)
+    )
+
+
 def resumed_run_directory(run: Path) -> Path:
     """The directory of a run that this process, and those that it starts, go on with."""
     os.environ[_SHARED_WITH_RANKS] = str(run.resolve())

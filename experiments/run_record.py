@@ -16,9 +16,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from callbacks.best_checkpoint import BestCheckpoint
 from evaluation.parameter_count import parameter_count
 from experiments.metrics_log import MetricsLog
 from experiments.run_directory import write_text_whole
@@ -116,9 +117,12 @@ class RunRecorder(Callback):
         if not trainer.is_global_zero or self._stage.get("stage") != stage:
             return
         self._stage["metrics"] = {key: float(value) for key, value in trainer.callback_metrics.items()}
-        best = trainer.checkpoint_callback
-        if isinstance(best, ModelCheckpoint) and best.best_model_score is not None:
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set at run time
+        best = next((callback for callback in callbacks if isinstance(callback, BestCheckpoint)), None)
+        if best is not None and best.best_model_score is not None:
             self._stage["best"] = {"monitor": best.monitor, "score": float(best.best_model_score)}
+            if best.best_epoch is not None:
+                self._stage["best"]["epoch"] = best.best_epoch
         self._stage["epochs"] = trainer.current_epoch
         self._end(trainer, pl_module, "interrupted" if trainer.interrupted else "finished")
 

@@ -205,7 +205,9 @@ class GenerativeClassifier(ScoredTask):
         checkpoint["tokenizer"] = dict(self._questioning.prompts.state)
         if self._adapters_alone and "state_dict" in checkpoint:
             checkpoint["base_digest"] = self.vlm.digest
-            checkpoint["state_dict"] = without_base(checkpoint["state_dict"], _NETWORK)
+            for states in ("state_dict", "current_model_state"):  # the second one where weights are averaged
+                if states in checkpoint:
+                    checkpoint[states] = without_base(checkpoint[states], _NETWORK)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over the tokenizer, and make the network that the weights belong to.

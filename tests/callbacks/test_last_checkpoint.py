@@ -50,6 +50,40 @@ def test_every_few_steps_as_well(tmp_path: Path) -> None:
     assert fit(tmp_path, LastCheckpoint(every_n_train_steps=4), max_epochs=2) == [4, 6, 8, 12]
 
 
+def test_accumulated_gradients_are_waited_for(tmp_path: Path) -> None:
+    # Due after 4 and 8 of 6 batches an epoch; steps are done after 6 and 9.
+    assert fit(tmp_path, LastCheckpoint(every_n_train_steps=4), max_epochs=2, accumulate_grad_batches=3) == [2, 3, 4]
+
+
+def test_a_checkpoint_within_an_epoch_goes_on_with_the_batch_that_comes_next(tmp_path: Path) -> None:
+    """Also where a loader's process has fetched batches ahead, and the batch at hand has been delivered."""
+
+    class Copies(Callback):
+        def on_train_batch_start(self, trainer: Trainer, *arguments: Any) -> None:
+            last = tmp_path / "checkpoints" / "last.ckpt"
+            if trainer.global_step == 4:
+                last.rename(tmp_path / "fourth.ckpt")
+
+    fit(tmp_path, LastCheckpoint(every_n_train_steps=4), Copies(), max_epochs=1)
+    loops = torch.load(tmp_path / "fourth.ckpt", weights_only=True)["loops"]["fit_loop"]
+    (loader,) = loops["state_dict"]["combined_loader"]
+    assert loader["batches"] == 4
+    seen: list[int] = []
+
+    class Sees(Callback):
+        def on_train_batch_start(
+            self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+        ) -> None:
+            seen.extend(batch["sample_id"].tolist())
+
+    straight = tiny_trainer(tmp_path, callbacks=[Sees()])
+    straight.fit(tiny_task(), datamodule=MadePhotos())
+    expected, seen[:] = list(seen), []
+    resumed = tiny_trainer(tmp_path, callbacks=[LastCheckpoint(), Sees()])
+    resumed.fit(tiny_task(), datamodule=MadePhotos(), ckpt_path=tmp_path / "fourth.ckpt", weights_only=True)
+    assert seen == expected[4 * 4 :]
+
+
 def test_by_the_clock(tmp_path: Path) -> None:
     assert fit(tmp_path, LastCheckpoint(every_minutes=1e-9), max_epochs=1) == [1, 2, 3, 4, 5, 6]
 

@@ -10,7 +10,12 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from datamodules.schema import UserError
-from experiments.refusals import refuse_conflicting_checkpoint, refuse_test_metrics, refuse_untrained
+from experiments.refusals import (
+    refuse_conflicting_checkpoint,
+    refuse_test_metrics,
+    refuse_trainer_options,
+    refuse_untrained,
+)
 
 
 class Model(LightningModule):
@@ -55,10 +60,37 @@ def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
         refuse_conflicting_checkpoint(Model(0.1, []), path)
 
 
-def test_a_file_of_plain_weights_is_no_checkpoint(tmp_path: Path) -> None:
-    torch.save({"a": torch.zeros(1)}, tmp_path / "x.ckpt")
-    with pytest.raises(UserError, match=r"x\.ckpt: is not a checkpoint of a run; plain weights belong to"):
-        refuse_conflicting_checkpoint(Model(0.1, []), tmp_path / "x.ckpt")
+@pytest.mark.parametrize("content", [{"weight": torch.zeros(2)}, {"state_dict": {}, "hyper_parameters": {}}, [1, 2]])
+def test_plain_weights_are_no_checkpoint(tmp_path: Path, content: object) -> None:
+    path = tmp_path / "weights.ckpt"
+    torch.save(content, path)
+    with pytest.raises(UserError, match=r"weights\.ckpt: is not a checkpoint of a run; plain weights belong to"):
+        refuse_conflicting_checkpoint(Model(0.1, []), path)
+
+
+def test_training_does_not_go_on_from_weights_alone(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "start.ckpt", lr=0.1, class_names=["a"])
+    refuse_conflicting_checkpoint(Model(0.1, ["a"]), path)
+    with pytest.raises(UserError, match=r"start\.ckpt: holds weights but no state of a training"):
+        refuse_conflicting_checkpoint(Model(0.1, ["a"]), path, trains=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"accumulate_grad_batches": 0}, "trainer.accumulate_grad_batches: must be at least 1; got 0"),
+        ({"check_val_every_n_epoch": 0}, "trainer.check_val_every_n_epoch: must be at least 1"),
+        ({"val_check_interval": 0.0}, "trainer.val_check_interval: must be more than 0"),
+        ({"gradient_clip_val": -1.0}, "trainer.gradient_clip_val: must be at least 0"),
+        ({"max_epochs": 0}, "trainer.max_epochs: 0 trains nothing"),
+        ({"max_steps": 0}, "trainer.max_steps: 0 trains nothing"),
+        ({"limit_train_batches": 0}, "trainer.limit_train_batches: 0 trains nothing"),
+    ],
+)
+def test_settings_that_train_nothing_or_fail_are_refused(options: dict[str, object], key: str) -> None:
+    with pytest.raises(UserError, match=key):
+        refuse_trainer_options(options)
+    refuse_trainer_options({"accumulate_grad_batches": 1, "check_val_every_n_epoch": None, "max_epochs": -1})
 
 
 def test_code_inside_a_checkpoint_is_not_run(tmp_path: Path) -> None:

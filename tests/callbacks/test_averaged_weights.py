@@ -1,0 +1,50 @@
+"""Averages of frozen weights, of counters, and of tasks whose checkpoints leave weights out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import WeightAveraging
+
+from callbacks import AveragedWeights, BackboneUnfreezing, LastCheckpoint, StartWeights
+from callbacks.averaged_weights import EmaOptions
+from tests.callbacks.tiny import MadePhotos, tiny_task, tiny_trainer
+
+
+def test_frozen_weights_and_statistics_of_pixels_stay_what_they_are(tmp_path: Path) -> None:
+    task = tiny_task()
+    before = {name: value.clone() for name, value in task.state_dict().items()}
+    unfreezing = BackboneUnfreezing(50, lr=0.1, backbone_lr=0.1, head_lr=0.1)
+    # 60 updates: torch's own formula has moved them by then.
+    callbacks = [LastCheckpoint(), AveragedWeights(), EmaOptions(decay=0.9).callback(), unfreezing]
+    trainer = tiny_trainer(tmp_path, max_epochs=51, max_steps=60, callbacks=callbacks, limit_val_batches=0)
+    trainer.fit(task, MadePhotos(batch_size=12))
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    for name, value in before.items():
+        if name.startswith("encoder."):
+            assert torch.equal(saved[name], value), name
+        elif name.startswith("heads."):
+            assert not torch.equal(saved[name], value), name
+
+
+class EveryOther(WeightAveraging):
+    """Somebody's own: the mean of every other step's weights, from the fourth step on."""
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        return step_idx is not None and step_idx >= 3 and step_idx % 2 == 1
+
+
+@pytest.mark.parametrize("average", [EmaOptions(decay=0.5, start_step=3, every_n_steps=3).callback, EveryOther])
+def test_the_weights_of_the_start_are_those_before_training(tmp_path: Path, average: Any) -> None:
+    task = tiny_task()
+    before = {name: value.clone() for name, value in task.state_dict().items()}
+    callbacks = [LastCheckpoint(), AveragedWeights(), average(), StartWeights()]
+    # Made after the callback's copy, as weights are that are fetched when training begins.
+    task.on_fit_start = lambda: task.load_state_dict({k: v * 0 for k, v in before.items()})  # type: ignore[method-assign]
+    trainer = tiny_trainer(tmp_path, callbacks=callbacks, max_steps=2)
+    trainer.fit(task, MadePhotos())
+    saved = torch.load(tmp_path / "checkpoints" / "start.ckpt", weights_only=True)["state_dict"]
+    assert all(not value.any() for value in saved.values())

@@ -1,0 +1,217 @@
+"""Averaged weights: those that were validated are in ``best.ckpt``, and every command uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from scipy.special import softmax
+
+from app.served_run import ServedRun
+from evaluation.predictions import Predictions, read_predictions
+from experiments.cli import main
+from experiments.export import main as export
+from lightning_modules.checkpoint import load_task
+from retrieval.gallery import Gallery
+from tests.experiments.plain_figures import plain_figures
+from tests.fakes import write_products
+
+EPOCHS = 3
+
+EXPERIMENT = """
+name: averaged
+data:
+  class_path: datamodules.Products
+  init_args:
+    root: {root}
+    attributes: [colour]
+    image: {{size: 32, crop_fraction: 1.0}}
+    loader: {{batch_size: 8, predict: [test]}}
+    checks: {{allow_leaks: [exact, near]}}
+model:
+  class_path: lightning_modules.MultiTaskClassifier
+  init_args: {{backbone: test_efficientnet, pretrained: false, lr: 0.02, schedule: constant}}
+trainer:
+  max_epochs: {epochs}
+  accelerator: cpu
+  enable_progress_bar: false
+  enable_model_summary: false
+  num_sanity_val_steps: 2
+wandb: {{mode: disabled}}
+"""
+
+CALLBACKS = """
+trainer:
+  callbacks:
+    - class_path: callbacks.EmbeddingExport
+      init_args: {splits: [test]}
+"""
+
+ITS_OWN = (
+    CALLBACKS
+    + """
+    - class_path: lightning.pytorch.callbacks.EMAWeightAveraging
+      init_args: {decay: 0.9}
+"""
+)
+A_SETTING = (
+    CALLBACKS
+    + """
+ema: {decay: 0.9}
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("averaged")
+    write_products(folder / "products", classes=2, instances=4, views=3, size=32)
+    path = folder / "averaged.yaml"
+    path.write_text(EXPERIMENT.format(root=folder / "products", epochs=EPOCHS))
+    return path
+
+
+@pytest.fixture(scope="module")
+def command(base: Path) -> Iterator[Callable[..., Path]]:
+    """Run a command on the experiment, and return its newest run directory."""
+
+    def run(command: str, overlay: str, *arguments: str) -> Path:
+        (base.parent / "overlay.yaml").write_text(overlay)
+        runs = base.parent / "runs"
+        configs = ["--config", str(base), "--config", str(base.parent / "overlay.yaml")]
+        assert main([command, *configs, "--runs", str(runs), *arguments]) == 0
+        return max(runs.glob("*/*"), key=lambda path: (path / "run.json").stat().st_mtime)
+
+    with plain_figures():
+        yield run
+
+
+def logits(run: Path, split: str = "test") -> dict[str, np.ndarray[Any, Any]]:
+    found: Predictions = read_predictions(run / "predictions" / f"{split}.parquet")
+    return dict(found.logits)
+
+
+def states(run: Path, name: str = "best") -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The weights of a checkpoint: those that every command uses, and those that were trained."""
+    content = torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)
+    return content["state_dict"], content["current_model_state"]
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize("overlay", [A_SETTING, ITS_OWN], ids=["a setting", "a callback of its own"])
+def test_every_command_uses_the_weights_that_were_validated(
+    command: Callable[..., Path], overlay: str, base: Path
+) -> None:
+    run = command("fit", overlay, "--test_best=true")
+    best = run / "checkpoints" / "best.ckpt"
+    used, trained = states(run)
+    assert not same(used, trained)
+    told = pd.read_csv(run / "metrics.csv")["val/loss"].dropna()
+    expected = logits(run)
+    # The gallery is filled by the test within `fit`.
+    task = load_task(best)
+    names = read_predictions(run / "predictions" / "test.parquet").names
+    pictures = [Image.open(base.parent / "products" / "images" / Path(name).name) for name in names]
+    batch = torch.stack([torch.from_numpy(np.asarray(picture.convert("RGB"))).permute(2, 0, 1) for picture in pictures])
+    with torch.no_grad():
+        direct = task(batch)
+    for name, values in expected.items():
+        np.testing.assert_allclose(direct[name].numpy(), values, rtol=1e-4, atol=1e-5)
+    gallery = Gallery.open(str(run / "gallery"))
+    stored = gallery.table(["confidence_class"])
+    answered = ServedRun(run, device="cpu").predict(pictures)
+    for name, values in expected.items():
+        for row, answer in zip(values, answered, strict=True):
+            np.testing.assert_allclose(answer.tasks[name].probabilities, softmax(row), rtol=1e-3, atol=1e-5)
+    highest = softmax(expected["class"].astype(np.float64), axis=1).max(axis=1)
+    np.testing.assert_allclose(sorted(stored.column("confidence_class").to_pylist()), sorted(highest), rtol=1e-3)
+    for arguments in (["test", overlay], ["predict", overlay], ["validate", overlay]):
+        (run / "predictions" / "test.parquet").unlink(missing_ok=True)
+        assert command(*arguments, "--ckpt_path", str(best)) == run
+        if arguments[0] != "validate":
+            for name, values in logits(run, arguments[0]).items():
+                np.testing.assert_array_equal(values, expected[name])
+    validated = pd.read_csv(run / "validate" / "metrics.csv")["val/loss"].dropna()
+    assert validated.iloc[-1] == pytest.approx(told.min(), rel=1e-6)
+    assert export([str(run), "--format", "safetensors"]) == 0
+    exported = load_file(run / "export" / "safetensors" / "model.safetensors")
+    assert same({name: value for name, value in exported.items() if name in used}, used)
+
+
+def test_a_start_that_is_never_reached_validates_and_saves_what_is_trained(
+    command: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    run = command("fit", "ema: {decay: 0.9, start_step: 1000}")
+    assert "no average was taken" in caplog.text
+    plain = command("fit", "ema: null")
+    scores = pd.read_csv(run / "metrics.csv")["val/loss"].dropna()
+    assert scores.nunique() == EPOCHS
+    assert scores.tolist() == pd.read_csv(plain / "metrics.csv")["val/loss"].dropna().tolist()
+    for name in ("best", "last"):
+        used, trained = states(run, name)
+        assert same(used, trained)
+        expected = torch.load(plain / "checkpoints" / f"{name}.ckpt", weights_only=True)["state_dict"]
+        assert same(used, expected)
+
+
+def test_a_checkpoint_of_weights_alone_holds_the_average_too(command: Callable[..., Path]) -> None:
+    def best(overlay: str) -> dict[str, torch.Tensor]:
+        content = torch.load(command("fit", overlay) / "checkpoints" / "best.ckpt", weights_only=True)
+        state: dict[str, torch.Tensor] = content["state_dict"]
+        return state
+
+    assert same(best("{ema: {decay: 0.9}, checkpoint: {save_weights_only: true}}"), best("ema: {decay: 0.9}"))
+
+
+def test_the_average_begins_with_the_weights_of_the_start_step(command: Callable[..., Path]) -> None:
+    raw = states(command("fit", "ema: {decay: 0.9, start_step: 1000}"), "last")[1]
+    # Two steps an epoch: the first update is a copy, after the last step of all.
+    averaged, trained = states(command("fit", f"ema: {{decay: 0.9, start_step: {2 * EPOCHS - 1}}}"), "last")
+    assert same(trained, raw)
+    assert same(averaged, raw)
+    averaged, trained = states(command("fit", f"ema: {{decay: 0.9, start_step: {2 * EPOCHS - 2}}}"), "last")
+    assert same(trained, raw)
+    assert not same(averaged, raw)
+
+
+def test_a_training_with_averages_does_not_go_on_without(
+    command: Callable[..., Path], base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = command("fit", "ema: {decay: 0.9}")
+    last = ["--ckpt_path", str(run / "checkpoints" / "last.ckpt"), "--trainer.max_epochs", str(EPOCHS + 1)]
+    assert main(["fit", "--config", str(base), "--runs", str(base.parent / "runs"), *last]) == 2
+    assert "trained with averaged weights" in capsys.readouterr().err
+    longer = command("fit", "ema: {decay: 0.9}", *last)
+    used, trained = states(longer, "last")
+    assert not same(used, trained)
+
+
+@pytest.mark.parametrize(
+    ("overlay", "key"),
+    [
+        ("ema: {decay: 1.0}", "ema.decay"),
+        ("ema: {start_step: -1}", "ema.start_step"),
+        ("ema: {every_n_steps: 0}", "ema.every_n_steps"),
+        ("ema: {deacy: 0.9}", "ema"),
+        (ITS_OWN + "ema: {decay: 0.9}", "all average weights"),
+    ],
+)
+def test_mistakes_are_one_line(
+    base: Path, overlay: str, key: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "overlay.yaml").write_text(overlay)
+    arguments = ["fit", "--config", str(base), "--config", str(tmp_path / "overlay.yaml"), "--runs", str(tmp_path)]
+    assert main(arguments) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert key in errors[0]
