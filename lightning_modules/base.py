@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from torch import nn
 
@@ -68,6 +69,7 @@ class VisionTask(LightningModule, ABC):
         self._fetched = False
         self._epoch_sums: dict[str, torch.Tensor] = {}
         self._origins: list[WeightsOrigin] = []
+        self._step_samples: list[int] = []
 
     @property
     @abstractmethod
@@ -287,6 +289,7 @@ class VisionTask(LightningModule, ABC):
         tell_scaling(self.trainer, self.phases, self.optim_options)
         restore_epoch_sums(self.train_sums, self._epoch_sums, is_first=self.global_rank == 0)
         self._epoch_sums = {}
+        self._step_samples = []
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Set the learning rates and make this step's dropout a function of seed, epoch, batch and rank.
@@ -344,7 +347,39 @@ class VisionTask(LightningModule, ABC):
         loss, _ = self._shared_step(batch, "train")
         if self.is_logged(batch_idx):
             self.log("train/loss_step", loss, on_step=True, on_epoch=False, prog_bar=True)
-        return loss
+        return loss * self._share_of_step(len(batch["sample_id"]))
+
+    def _share_of_step(self, samples: int) -> float:
+        """Weight of a batch in an optimizer step that accumulates several: its samples, in full batches."""
+        if self.trainer.accumulate_grad_batches == 1:
+            return 1.0
+        self._step_samples.append(samples)
+        return samples / self._full_batch
+
+    @property
+    def _full_batch(self) -> int:
+        return getattr(self.trainer.train_dataloader, "batch_size", None) or 1
+
+    def on_after_backward(self) -> None:
+        """Let a step's gradient be the mean over the samples that were accumulated.
+
+        Lightning divides by ``accumulate_grad_batches``, also in the last step of an epoch, which may have fewer
+        batches (Lightning #19987), and counts a smaller batch as much as a full one.
+        """
+        planned = self.trainer.accumulate_grad_batches
+        if planned == 1 or self.trainer.fit_loop.epoch_loop._should_accumulate():
+            return
+        done = torch.tensor(sum(self._step_samples) / self._full_batch, device=self.device)
+        self._step_samples = []
+        if self.trainer.world_size > 1:
+            # All processes scale alike, or their weights would drift apart; the gradients are averaged already.
+            dist.all_reduce(done)
+            done /= self.trainer.world_size
+        elif float(done) == planned:
+            return
+        for parameter in self.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_((planned / done).to(parameter.grad.dtype))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
         """Count a batch and hand its outputs to callbacks."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules.schema import UserError
@@ -19,14 +20,10 @@ def set_learning_rates(trainer: Trainer, phases: Sequence[TrainingPhase], option
     Raises:
         UserError: if the phases, the length of the training or the data do not allow it.
     """
-    steps_per_epoch, total_steps = steps_of_training(
-        trainer.num_training_batches, trainer.accumulate_grad_batches, trainer.max_epochs, trainer.max_steps
-    )
+    step, steps_per_epoch, total_steps = _place_in_training(trainer)
     factor = _factor_of(trainer, options)
     for group in trainer.optimizers[0].param_groups:
-        lr = learning_rate(
-            phases, group["part"], trainer.global_step, steps_per_epoch, total_steps, group.get("own_lr")
-        )
+        lr = learning_rate(phases, group["part"], step, steps_per_epoch, total_steps, group.get("own_lr"))
         group["lr"] = lr * group["lr_scale"] * factor
 
 
@@ -62,10 +59,46 @@ def scaling_factor(options: OptimOptions, samples: int | None) -> float:
     return ratio if rule == "linear" else math.sqrt(ratio)
 
 
+def _place_in_training(trainer: Trainer) -> tuple[int, int, float]:
+    """Steps that are done, steps of an epoch, and steps of the training.
+
+    Where the accumulation changes from epoch to epoch, these are as if it had always been that of this epoch, so that a
+    schedule depends on how much of the training is done.
+    """
+    batches, max_epochs, max_steps = trainer.num_training_batches, trainer.max_epochs, trainer.max_steps
+    scheduler = _accumulation_scheduler(trainer)
+    if scheduler is None:
+        accumulated = trainer.accumulate_grad_batches
+        return trainer.global_step, *steps_of_training(batches, accumulated, max_epochs, max_steps)
+
+    def steps_of_epoch(epoch: int) -> int:
+        return steps_of_training(batches, scheduler.get_accumulate_grad_batches(epoch), None, -1)[0]
+
+    epoch = trainer.current_epoch
+    steps_per_epoch = steps_of_epoch(epoch)
+    before = sum(steps_of_epoch(earlier) for earlier in range(epoch))
+    ends = math.inf if max_epochs is None or max_epochs < 0 else float(max_epochs)
+    if max_steps >= 0:
+        last, left = 0, max_steps
+        while left > (steps := steps_of_epoch(last)):
+            last, left = last + 1, left - steps
+        ends = min(ends, last + left / steps)
+    return epoch * steps_per_epoch + trainer.global_step - before, steps_per_epoch, ends * steps_per_epoch
+
+
+def _accumulation_scheduler(trainer: Trainer) -> GradientAccumulationScheduler | None:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set at run time
+    return next((callback for callback in callbacks if isinstance(callback, GradientAccumulationScheduler)), None)
+
+
 def _factor_of(trainer: Trainer, options: OptimOptions) -> float:
     return scaling_factor(options, _samples_of_step(trainer))
 
 
 def _samples_of_step(trainer: Trainer) -> int | None:
     batch_size: int | None = getattr(trainer.train_dataloader, "batch_size", None)
-    return None if batch_size is None else batch_size * trainer.world_size * trainer.accumulate_grad_batches
+    scheduler = _accumulation_scheduler(trainer)
+    accumulated = (
+        scheduler.get_accumulate_grad_batches(trainer.current_epoch) if scheduler else trainer.accumulate_grad_batches
+    )
+    return None if batch_size is None else batch_size * trainer.world_size * accumulated

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import warnings
 from pathlib import Path
 from typing import Any, cast
@@ -8,7 +9,12 @@ from typing import Any, cast
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    EMAWeightAveraging,
+    GradientAccumulationScheduler,
+    LearningRateMonitor,
+    ModelCheckpoint,
+)
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader
@@ -208,3 +214,81 @@ def test_a_checkpoint_remembers_how_pictures_were_made(tmp_path: Path) -> None:
 
 def test_a_classifier_needs_training_before_it_is_tested() -> None:
     assert not tiny_classifier().ready_without_training
+
+
+class Gradients(pl.Callback):
+    """The gradient that each optimizer step is made with, as callbacks see it."""
+
+    def __init__(self) -> None:
+        self.steps: list[torch.Tensor] = []
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: torch.optim.Optimizer) -> None:
+        gradients = [p.grad.flatten() for p in pl_module.parameters() if p.grad is not None]
+        self.steps.append(torch.cat(gradients).clone())
+
+
+def gradients_of(folder: Path, batches: list[list[int]], *callbacks: pl.Callback, **options: Any) -> list[torch.Tensor]:
+    """Gradients of an epoch over batches of these samples, which see nothing of each other, with weights that rest."""
+
+    class Data(TinyData):
+        def train_dataloader(self) -> DataLoader[Any]:
+            return self._loader([make_batch(ids) for ids in batches])
+
+    task = seeded_multitask(lr=0.0, weight_decay=0.0)
+    task.fix_batchnorm()
+    for module in task.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    found = Gradients()
+    tiny_trainer(folder, callbacks=[*callbacks, found], limit_val_batches=0, **options).fit(task, Data())
+    return found.steps
+
+
+def joined(batches: list[list[int]]) -> list[int]:
+    return [sample for batch in batches for sample in batch]
+
+
+# The second target is unknown for every third sample, which are left out.
+FULL = [[1, 2, 4, 5], [7, 8, 10, 11], [13, 14, 16, 17], [19, 20, 22, 23]]
+
+
+@pytest.mark.parametrize(
+    ("batches", "options", "steps"),
+    [
+        (FULL, {"accumulate_grad_batches": 3}, [joined(FULL[:3]), FULL[3]]),
+        (FULL, {"accumulate_grad_batches": 8}, [joined(FULL)]),
+        (FULL, {"accumulate_grad_batches": 2}, [joined(FULL[:2]), joined(FULL[2:])]),
+        (FULL, {"accumulate_grad_batches": 2, "limit_train_batches": 3}, [joined(FULL[:2]), FULL[2]]),
+        # A smaller batch weighs by its samples, alone and with others.
+        ([*FULL[:2], [13, 14]], {"accumulate_grad_batches": 2}, [joined(FULL[:2]), [13, 14]]),
+        ([*FULL[:2], [13, 14]], {"accumulate_grad_batches": 3}, [[*joined(FULL[:2]), 13, 14]]),
+    ],
+)  # fmt: skip
+def test_a_step_has_the_gradient_of_all_its_samples_at_once(
+    tmp_path: Path, batches: list[list[int]], options: dict[str, Any], steps: list[list[int]]
+) -> None:
+    found = gradients_of(tmp_path, batches, **options)
+    expected = gradients_of(tmp_path, steps)
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_accumulation_that_changes_from_epoch_to_epoch(tmp_path: Path) -> None:
+    scheduler = GradientAccumulationScheduler({0: 1, 1: 3})
+    found = gradients_of(tmp_path, FULL, scheduler, max_epochs=2)
+    expected = [*gradients_of(tmp_path, FULL), *gradients_of(tmp_path, [joined(FULL[:3]), FULL[3]])]
+    assert len(found) == len(expected) == 6
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("limit", [{"max_epochs": 4}, {"max_epochs": 4, "max_steps": 8}])
+def test_a_schedule_follows_the_epochs_where_accumulation_changes(tmp_path: Path, limit: dict[str, int]) -> None:
+    recorder, task = Recorder(), seeded_multitask()
+    task.phases = [TrainingPhase(0, {"backbone": 1.0, "head": 1.0}, schedule="cosine")]
+    callbacks = [GradientAccumulationScheduler({0: 1, 2: 3}), recorder]
+    tiny_trainer(tmp_path, callbacks=callbacks, limit_val_batches=0, **limit).fit(task, TinyData())
+    # Three steps an epoch, and from the third epoch on one; after eight steps the four epochs are done as well.
+    progress = [0, 1 / 12, 2 / 12, 3 / 12, 4 / 12, 5 / 12, 2 / 4, 3 / 4]
+    assert recorder.lrs == pytest.approx([(1 + math.cos(math.pi * done)) / 2 for done in progress])
