@@ -33,7 +33,7 @@ def print_report(report: AuditReport, console: Console) -> None:
         console.print(counts)
         if unseen := report.unseen.get(task):
             texts = ", ".join(f"{value} ({count})" for value, count in unseen.items())
-            console.print(f"  {task}, values that are not in the vocabulary: {escape(texts)}\n")
+            console.print(f"  {escape(task)}, values that are not in the vocabulary: {escape(texts)}\n")
     _print_files(report, console)
     for column, rows in report.missing.items():
         unknown = ", ".join(f"{text!r} ({n} {'row' if n == 1 else 'rows'})" for text, n in rows.items())
@@ -113,7 +113,7 @@ def _print_list(title: str, lines: Sequence[str], remark: str, console: Console,
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     for place, column in enumerate(columns):
         table.add_column(escape(column), justify="right" if place else "left")
     return table

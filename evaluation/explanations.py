@@ -17,6 +17,7 @@ from torch import nn
 
 from datamodules.schema import UNKNOWN
 from evaluation.classification import NO_PREDICTION
+from evaluation.figures import plain
 from evaluation.predictions import predicted_classes
 from evaluation.saliency import Method, attention_rollout, class_scores, grad_cam, score_pictures, text_scores
 
@@ -237,7 +238,7 @@ def overlay(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.u
 
 def _draw(axes: Any, image: NDArray[np.uint8], heat: NDArray[np.float32] | None, caption: str) -> None:
     axes.imshow(image if heat is None else overlay(image, heat), interpolation="nearest")
-    axes.set_title(_wrapped(caption), fontsize=8)
+    axes.set_title(plain(_wrapped(caption)), fontsize=8)
 
 
 def _name_and_target(one: Explained) -> str:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluation.figures import plain
+
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
@@ -51,20 +53,20 @@ def class_bars(counts: pd.DataFrame, title: str) -> Figure:
 
     if len(counts) > NAMED_CLASSES:
         return _frequency_curves(counts, title)
-    names = [short(str(name)) for name in counts.index]
+    names = [plain(short(str(name))) for name in counts.index]
     figure = blank_figure(2.2 + 2.3 * counts.shape[1], 1.1 + 0.2 * len(counts))
     panels = figure.subplots(1, counts.shape[1], sharey=True, squeeze=False)[0]
     for axes, split in zip(panels, counts.columns, strict=True):
         bars = axes.barh(range(len(counts)), counts[split], color=SPLIT_COLOURS.get(split, "0.5"), height=0.75)
         axes.bar_label(bars, fontsize=7, padding=2)
-        axes.set_title(f"{split} ({int(counts[split].sum()):,})", fontsize=9)
+        axes.set_title(plain(f"{split} ({int(counts[split].sum()):,})"), fontsize=9)
         axes.set_xlim(0, max(1.0, 1.18 * float(counts[split].max())))
         axes.tick_params(labelsize=8)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         _clean(axes)
     panels[0].set_yticks(range(len(counts)), names)
     panels[0].set_ylim(len(counts) - 0.4, -0.6)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(plain(title), fontsize=11)
     return figure
 
 
@@ -90,7 +92,7 @@ def density_curves(densities: Mapping[str, NDArray[np.float64]], levels: NDArray
     for place, (axes, name, strip) in enumerate(zip(panels, ("hue", "saturation", "value"), strips, strict=True)):
         highest = max((float(curves[place].max()) for curves in densities.values()), default=1.0) or 1.0
         for number, (label, curves) in enumerate(densities.items()):
-            axes.plot(levels, curves[place], color=f"C{number % 10}", linewidth=1.6, label=short(label))
+            axes.plot(levels, curves[place], color=f"C{number % 10}", linewidth=1.6, label=plain(short(label)))
         axes.imshow(
             strip[None], extent=(0, 1, -0.09 * highest, -0.02 * highest), aspect="auto", interpolation="bilinear"
         )
@@ -101,7 +103,7 @@ def density_curves(densities: Mapping[str, NDArray[np.float64]], levels: NDArray
     figure.legend(
         *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9
     )
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(plain(title), fontsize=11)
     return figure
 
 
@@ -127,14 +129,14 @@ def picture_map(places: NDArray[np.float64], tiles: Sequence[Tile], title: str) 
         axes.add_artist(box)
         offset = (0, -side * 0.5 - 5)
         axes.annotate(
-            short(tile.text, 24), (x, y), xytext=offset, textcoords="offset points", ha="center", va="center",
+            plain(short(tile.text, 24)), (x, y), xytext=offset, textcoords="offset points", ha="center", va="center",
             fontsize=5.5 if many else 6.5, zorder=5,
             bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.6},
         )  # fmt: skip
     axes.scatter(places[:, 0], places[:, 1], s=1, color="white")
     axes.margins(0.09)
     axes.set(xlabel="first dimension", ylabel="second dimension")
-    axes.set_title(title, fontsize=11)
+    axes.set_title(plain(title), fontsize=11)
     axes.grid(alpha=0.2)
     return figure
 
@@ -198,15 +200,17 @@ def heatmap(table: pd.DataFrame, title: str, *, highest: float | None = None) ->
     values = table.to_numpy(np.float64)
     top = highest or max(1.0, float(np.nanmax(values, initial=0.0)))
     axes.imshow(np.ma.masked_invalid(values), cmap="Blues", vmin=0, vmax=top, aspect="auto")
-    axes.set_xticks(range(columns), [short(str(name)) for name in table.columns], rotation=40, ha="right", fontsize=8)
-    axes.set_yticks(range(rows), names, fontsize=8)
+    axes.set_xticks(
+        range(columns), [plain(short(str(name))) for name in table.columns], rotation=40, ha="right", fontsize=8
+    )
+    axes.set_yticks(range(rows), [plain(name) for name in names], fontsize=8)
     whole = highest is None
     for row, column in zip(*np.nonzero(np.nan_to_num(values)), strict=True):
         value = values[row, column]
         colour = "white" if value > 0.55 * top else "black"
         text = f"{value:.0f}" if whole else f"{value:.2f}"
         axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
-    axes.set_title(title, fontsize=10)
+    axes.set_title(plain(title), fontsize=10)
     return figure
 
 
@@ -228,7 +232,7 @@ def contact_sheet(tiles: Sequence[Tile], columns: int = 6, side: float = 1.55) -
         if place < len(tiles):
             axes.imshow(tiles[place].picture, interpolation="nearest")
             axes.text(
-                0.5, -0.04, tiles[place].text, transform=axes.transAxes, ha="center", va="top", fontsize=7
+                0.5, -0.04, plain(tiles[place].text), transform=axes.transAxes, ha="center", va="top", fontsize=7
             )  # fmt: skip
     return figure
 
@@ -251,7 +255,7 @@ def _frequency_curves(counts: pd.DataFrame, title: str) -> Figure:
     axes.set_yscale("symlog", linthresh=1)
     axes.set(xlabel="class, most frequent first", ylabel="samples", ylim=(0, None))
     axes.legend(frameon=False)
-    axes.set_title(title, fontsize=11)
+    axes.set_title(plain(title), fontsize=11)
     _clean(axes)
     return figure
 

@@ -44,9 +44,10 @@ def confusion_figure(matrix: pd.DataFrame, title: str) -> Figure:
     # Without numbers, rare confusions must be seen by their colour: a root scale lifts them.
     norm = PowerNorm(1.0 if size <= MAX_ANNOTATED else 0.5, vmin=0.0, vmax=highest)
     image = axes.imshow(values, cmap="Blues", norm=norm, interpolation="nearest")
-    axes.set_xticks(range(size), names, rotation=90, fontsize=font)
-    axes.set_yticks(range(len(matrix)), names[: len(matrix)], fontsize=font)
-    axes.set_title(title, fontsize=11, y=1.0)
+    ticks = [plain(name) for name in names]
+    axes.set_xticks(range(size), ticks, rotation=90, fontsize=font)
+    axes.set_yticks(range(len(matrix)), ticks[: len(matrix)], fontsize=font)
+    axes.set_title(plain(title), fontsize=11, y=1.0)
     if beside is not None:
         figure.colorbar(image, cax=beside)
     else:
@@ -80,6 +81,16 @@ def _places(side: float, names: Sequence[str], font: float, has_numbers: bool) -
     if has_numbers:
         return figure, axes, None
     return figure, axes, figure.add_axes(((edge + side + 0.15) / width, edge / height, 0.16 / width, side / height))
+
+
+def plain(text: str) -> str:
+    """A text that Matplotlib draws as it is.
+
+    It would take what stands between two dollar signs for a formula, which may not even be one, and leave out of a
+    legend what begins with an underscore.
+    """
+    escaped = text.replace("$", r"\$")
+    return f" {escaped}" if escaped.startswith("_") else escaped
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from datamodules.schema import UserError
 from evaluation.active_learning import Strategy, Uncertainty, k_centre_greedy, most_uncertain, unit
+from evaluation.figures import plain
 from evaluation.linear_classifier import Reduction, fitted, probabilities
 
 if TYPE_CHECKING:
@@ -117,11 +118,11 @@ def curve_figure(curves: pd.DataFrame, title: str) -> Figure:
         mean = by_labels.mean()
         is_random = strategy == RANDOM
         colour, style = ("0.35", "--") if is_random else (f"C{place - 1}", "-")
-        axes.plot(mean.index, mean, style, color=colour, marker="o", markersize=3.5, label=str(strategy))
+        axes.plot(mean.index, mean, style, color=colour, marker="o", markersize=3.5, label=plain(str(strategy)))
         axes.fill_between(mean.index, by_labels.min(), by_labels.max(), color=colour, alpha=0.12, linewidth=0)
     axes.set_xlabel("labelled pictures")
     axes.set_ylabel("accuracy on other objects")
-    axes.set_title(title, fontsize=11)
+    axes.set_title(plain(title), fontsize=11)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     return figure

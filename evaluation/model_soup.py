@@ -220,21 +220,22 @@ def rich_table(soup: Soup, metric: str, test: Sequence[float | None] | None = No
         test: the same on the test split, for each member and the soup; None where it was not measured.
     """
     from rich.table import Table
+    from rich.text import Text
 
     chosen = ", chosen on val" if soup.method == "greedy" else ""
     table = Table(title=f"{soup.method} soup of {len(soup.kept)} of {len(soup.members)} runs{chosen}")
     table.add_column("run")
     table.add_column("in the soup")
-    table.add_column(metric, justify="right")
+    table.add_column(Text(metric), justify="right")
     if test is not None:
-        table.add_column(metric.replace("val/", "test/", 1), justify="right")
+        table.add_column(Text(metric.replace("val/", "test/", 1)), justify="right")
     rows = [
         (str(run), "yes" if number in soup.kept else "no", value)
         for number, (run, value) in enumerate(zip(soup.members, soup.scores, strict=True))
     ]
     for number, (run, kept, value) in enumerate([*rows, ("soup", "", soup.score)]):
         tested = [] if test is None else [_cell(test[number])]
-        table.add_row(run, kept, _cell(value), *tested, style="bold" if run == "soup" else "")
+        table.add_row(Text(run), kept, _cell(value), *tested, style="bold" if run == "soup" else "")
     return table
 
 

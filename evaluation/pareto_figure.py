@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluation.figures import plain
 from evaluation.statistics import Estimate
 
 if TYPE_CHECKING:
@@ -57,10 +58,10 @@ def pareto_figure(
     panels = figure.subplots(1, len(costs), squeeze=False, sharey=True)[0]
     for axes, (label, values) in zip(panels, costs.items(), strict=True):
         _draw(axes, scores, np.asarray(values, dtype=np.float64))
-        axes.set_xlabel(label)
-    panels[0].set_ylabel(score_name)
+        axes.set_xlabel(plain(label))
+    panels[0].set_ylabel(plain(score_name))
     listed = "\n".join(f"{number}  {name}" for number, name in enumerate(names, start=1))
-    figure.supxlabel(listed, fontsize=8, x=0.02, ha="left")
+    figure.supxlabel(plain(listed), fontsize=8, x=0.02, ha="left")
     return figure
 
 

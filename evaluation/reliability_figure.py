@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evaluation.calibration import ReliabilityBins
+from evaluation.figures import plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,7 +31,7 @@ def reliability_figure(panels: Mapping[str, ReliabilityBins], title: str) -> Fig
 
     figure = Figure(figsize=(0.4 + 3.6 * len(panels), 5.4), dpi=110, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(plain(title), fontsize=11)
     axes = figure.subplots(
         2, len(panels), squeeze=False, sharex=True, sharey="row", gridspec_kw={"height_ratios": [3, 1]}
     )
@@ -53,7 +54,7 @@ def _draw_diagram(axes: Any, bins: ReliabilityBins, heading: str) -> None:
     axes.vlines(confidence, accuracy, confidence, color=_RED, linewidth=2, label="gap")
     axes.plot(confidence, confidence, ".", color=_RED, markersize=7, label="mean confidence")
     axes.set(xlim=(0, 1), ylim=(0, 1.02))
-    axes.set_title(heading, fontsize=10)
+    axes.set_title(plain(heading), fontsize=10)
 
 
 def _draw_counts(axes: Any, bins: ReliabilityBins) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evaluation.figures import plain
 from evaluation.html_page import Section
 from evaluation.run_files import RunFiles
 
@@ -157,9 +158,16 @@ def _draw(axes: Any, heading: str, done: Any, values: pd.DataFrame) -> None:
         told = values[name].notna().to_numpy()
         style = "--" if name.startswith("train/") else "-"
         axes.plot(
-            done[told], values[name][told], style, color=colour, marker=".", markersize=3, label=name, linewidth=1.3
+            done[told],
+            values[name][told],
+            style,
+            color=colour,
+            marker=".",
+            markersize=3,
+            label=plain(name),
+            linewidth=1.3,
         )
-    axes.set_title(heading, fontsize=10)
+    axes.set_title(plain(heading), fontsize=10)
     axes.grid(alpha=0.25)
     axes.legend(fontsize=6.5, frameon=False)
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from datamodules.schema import UNKNOWN, UserError
 from datamodules.trust import file_name
 from evaluation.classification import NO_PREDICTION
+from evaluation.figures import plain
 from evaluation.html_page import Card, Section
 from evaluation.predictions import Predictions
 from evaluation.projections import Projection, project
@@ -153,8 +154,8 @@ def map_figure(places: Mapping[str, NDArray[np.float64]], labels: NDArray[Any]) 
             own = place[np.array([str(each) == label for each in labels])]
             mark = _MARKS[number // _COLOURS % len(_MARKS)]
             colour = colours(number % _COLOURS)
-            axes.scatter(own[:, 0], own[:, 1], s=14, color=[colour], marker=mark, label=label, linewidths=0.4)
-        axes.set_title(name, fontsize=10)
+            axes.scatter(own[:, 0], own[:, 1], s=14, color=[colour], marker=mark, label=plain(label), linewidths=0.4)
+        axes.set_title(plain(name), fontsize=10)
         axes.set_xticks([])
         axes.set_yticks([])
     if classes != [""]:

@@ -138,9 +138,9 @@ def _train(results: Sequence[Results], runner: Runner | None, console: object) -
                 break
             if result.has_outcome:
                 continue
-            console.print(f"training {result.variant.name}", highlight=False)
+            console.print(f"training {result.variant.name}", highlight=False, markup=False)
             refusal = result.train(runner, stop)
-            console.print(f"  {result.note or 'done'}", highlight=False, soft_wrap=True)
+            console.print(f"  {result.note or 'done'}", highlight=False, soft_wrap=True, markup=False)
             if refusal and not any(other.run for other in results):
                 break
             refusal = ""

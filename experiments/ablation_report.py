@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from evaluation.artefacts import written_whole
 from evaluation.efficiency import cells, columns
+from evaluation.figures import plain
 from evaluation.summary import markdown_rows, with_interval
 from evaluation.summary_wide import task_heading
 from experiments.run_directory import write_text_whole
@@ -49,7 +50,7 @@ def rich_table(results: Sequence[Results], title: str) -> Table:
     from rich.table import Table
 
     names, rows = _text(results)
-    table = Table(*(escape(one) for one in ["", *(row[0] for row in rows)]), title=title)
+    table = Table(*(escape(one) for one in ["", *(row[0] for row in rows)]), title=escape(title))
     for place, name in enumerate(names[1:], 1):
         table.add_row(escape(name), *(escape(row[place]) for row in rows))
     return table
@@ -144,15 +145,15 @@ def _figure(results: Sequence[Results], title: str) -> Figure | None:
         below = any(0.75 < flops / other < 1.33 for other in seen)
         seen.add(flops)
         offset = (6, -11 if below else 5)
-        axes.annotate(result.variant.name, (flops, value), xytext=offset, textcoords="offset points", fontsize=8)
+        axes.annotate(plain(result.variant.name), (flops, value), xytext=offset, textcoords="offset points", fontsize=8)
     axes.set_xscale("log")
     for axis in (axes.xaxis, axes.yaxis):
         # Plain numbers, not powers of ten; on a linear axis nothing changes.
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(NullFormatter() if len(drawn) > 4 else FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel("GFLOP of a picture")
-    axes.set_ylabel(label)
-    axes.set_title(title)
+    axes.set_ylabel(plain(label))
+    axes.set_title(plain(title))
     axes.margins(x=0.25, y=0.12)
     axes.grid(alpha=0.3)
     return figure

@@ -59,7 +59,9 @@ def _run(options: argparse.Namespace, more: list[str], runner: Runner | None) ->
     study.find_lost()
     study.ask_for(count, retry_failed=options.retry_failed)
     console = Console(stderr=True)
-    console.print(f"{name}: {sweep.method}, {count} trials, {options.workers} at once, in {folder}", soft_wrap=True)
+    console.print(
+        f"{name}: {sweep.method}, {count} trials, {options.workers} at once, in {folder}", soft_wrap=True, markup=False
+    )
     workers = Workers(study, folder, runner or run_trial, more, console)
     stopped_by = workers.run(count, options.workers, options.gpus)
 

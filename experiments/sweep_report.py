@@ -76,15 +76,16 @@ def sweep_frame(trials: Sequence[FrozenTrial], metric: Metric) -> pd.DataFrame:
 def rich_table(frame: pd.DataFrame, metric: Metric, title: str) -> Table:
     """The trials, the best one marked; of a failed one the reason stands in the place of its directory."""
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title)
+    table = Table(title=Text(title))
     hidden = {"slot", "error"}
     for column in frame.columns:
         if column not in hidden:
-            table.add_column(str(column), justify="left" if column in {"trial", "state", "run"} else "right")
+            table.add_column(Text(str(column)), justify="left" if column in {"trial", "state", "run"} else "right")
     for position, row in enumerate(frame.to_dict("records")):
         row["run"] = row["error"] if row["state"] == "failed" else row["run"]
-        cells = [_cell(row[column]) for column in frame.columns if column not in hidden]
+        cells = [Text(_cell(row[column])) for column in frame.columns if column not in hidden]
         is_best = position == 0 and row["state"] == "complete"
         table.add_row(*cells, style="bold" if is_best else ("dim" if row["state"] != "complete" else ""))
     return table
@@ -134,7 +135,7 @@ def _importance(folder: Path, study: optuna.Study, trials: Sequence[FrozenTrial]
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from evaluation.figures import save_figure
+    from evaluation.figures import plain, save_figure
 
     # Those of a sweep before may lie there.
     for name in ("importance.csv", "importance.png"):
@@ -160,9 +161,11 @@ def _importance(folder: Path, study: optuna.Study, trials: Sequence[FrozenTrial]
         frame.to_csv(partial, index=False)
     figure = Figure(figsize=(6, 1.4 + 0.4 * len(frame)), layout="constrained")
     axes = figure.add_subplot()
-    bars = axes.barh(frame["parameter"][::-1], frame["importance"][::-1])
+    bars = axes.barh([plain(name) for name in frame["parameter"][::-1]], frame["importance"][::-1])
     axes.bar_label(bars, fmt="%.2f", padding=3)
-    axes.set(xlim=(0, 1.1), xlabel="share of the variance (fANOVA)", title=f"{metric.name}, {len(complete)} trials")
+    axes.set(
+        xlim=(0, 1.1), xlabel="share of the variance (fANOVA)", title=plain(f"{metric.name}, {len(complete)} trials")
+    )
     save_figure(figure, folder / "importance.png")
     return None
 

@@ -173,7 +173,9 @@ class Workers:
         if not gone or not path.is_file():
             return None
         trial.set_user_attr(_RESUMES, str(path))
-        self._console.print(f"{trial_name(trial.number)} goes on from {path}", highlight=False, soft_wrap=True)
+        self._console.print(
+            f"{trial_name(trial.number)} goes on from {path}", highlight=False, soft_wrap=True, markup=False
+        )
         return path
 
     def _described(self) -> str:

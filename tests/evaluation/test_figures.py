@@ -1,15 +1,21 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 from evaluation.classification import confusion_matrix, normalise_by_target
+from evaluation.exploration_figures import Tile, class_bars, contact_sheet, density_curves, heatmap, picture_map
 from evaluation.figures import confusion_figure, save_figure
+from evaluation.pareto_figure import pareto_figure
+from evaluation.report_pictures import map_figure
+from evaluation.statistics import Estimate, Interval
 
 
 @pytest.mark.parametrize("num_classes", [1, 3, 45])
@@ -52,3 +58,47 @@ def test_no_global_state_is_touched() -> None:
     before = "matplotlib.pyplot" in sys.modules
     confusion_figure(confusion_matrix(np.array([0]), np.array([0]), ["a"]), "")
     assert ("matplotlib.pyplot" in sys.modules) == before
+
+
+NAMES = [
+    "$5 and $10",
+    "$x^",
+    "a_b^{c}",
+    "_hidden",
+    "100 %",
+    "\\$",
+    "[red]x[/red]",
+    "日本",
+    "😀",
+    "שלום",
+    "x" * 300,
+    "two\nlines",
+    " ",
+]
+
+
+def test_names_are_drawn_as_they_are(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    targets = rng.integers(len(NAMES), size=60)
+    matrix = confusion_matrix(targets, targets, NAMES)
+    figures = {
+        "confusion": confusion_figure(matrix, "$price$ of $"),
+        "map": map_figure({"PCA $": rng.normal(size=(60, 2))}, np.array(NAMES)[targets]),
+        "bars": class_bars(pd.DataFrame({"$t$": range(len(NAMES))}, index=NAMES), "$price$ of $"),
+        "colours": density_curves({name: rng.random((3, 8)) for name in NAMES}, np.linspace(0, 1, 8), "$price$ $"),
+        "heatmap": heatmap(matrix, "$price$ of $"),
+        "sheet": contact_sheet([Tile(np.zeros((4, 4, 3), np.uint8), name) for name in NAMES]),
+        "pictures": picture_map(
+            rng.normal(size=(len(NAMES), 2)), [Tile(np.zeros((4, 4, 3), np.uint8), name) for name in NAMES], "$x$ $"
+        ),
+        "pareto": pareto_figure(
+            NAMES, [Estimate(0.5, Interval(0.4, 0.6))] * len(NAMES), {"$ a$ $": list(range(1, len(NAMES) + 1))}, "$y$ $"
+        ),
+    }
+    for stem, figure in figures.items():
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing from")
+            warnings.filterwarnings("ignore", message=".*constrained_layout not applied.*")
+            save_figure(figure, tmp_path / f"{stem}.png")
+    legend = [text.get_text().replace(r"\$", "$").strip() for text in figures["map"].legends[0].get_texts()]
+    assert set(legend) >= {"_hidden", "$5 and $10"}
