@@ -59,7 +59,7 @@ def seconds(folder: Path, mode: Mode, *, backbone: str, size: int, epochs: int =
         callbacks=[clock := Clock(), Frozen(), FrozenFeatures(mode)],
     )
     data.prepare_data()
-    trainer.fit(ImageClassifier(backbone, data.class_names, image_size=size), datamodule=data)
+    trainer.fit(ImageClassifier(backbone, data.class_names, pretrained=False, image_size=size), datamodule=data)
     return clock.seconds
 
 

@@ -43,7 +43,7 @@ class ImageClassifier(ClassificationTask):
         *,
         class_counts: dict[str, list[int]] | None = None,
         image_size: int = 224,
-        pretrained: bool | str = False,
+        pretrained: bool | str = True,
         drop_rate: float = 0.0,
         label_smoothing: float = 0.0,
         class_weighting: ClassWeighting = "none",

@@ -66,7 +66,7 @@ class ClipResNet(Towers):
                 "false, or take a vision transformer such as openai/clip-vit-base-patch32"
             )
         size = RESNETS[name]
-        self.image = ImageEncoder(size.image, image_size)
+        self.image = ImageEncoder(size.image, image_size, pretrained=False)
         values = {"hidden_size": size.width, "intermediate_size": 4 * size.width, "num_attention_heads": size.heads}
         configuration = configuration_from_values({"model_type": "clip_text_model", **values, **SPECIAL_IDS})
         longest = longest_text(configuration)

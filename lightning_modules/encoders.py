@@ -109,7 +109,7 @@ class ImageEncoder(nn.Module):
             weights.
     """
 
-    def __init__(self, backbone: str, image_size: int = 224, pretrained: bool | str = False) -> None:
+    def __init__(self, backbone: str, image_size: int = 224, pretrained: bool | str = True) -> None:
         super().__init__()
         from timm.data import resolve_data_config
 

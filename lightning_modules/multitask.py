@@ -49,7 +49,7 @@ class MultiTaskClassifier(ClassificationTask):
         *,
         class_counts: dict[str, list[int]] | None = None,
         image_size: int = 224,
-        pretrained: bool | str = False,
+        pretrained: bool | str = True,
         task_weights: dict[str, float] | None = None,
         label_smoothing: float = 0.0,
         class_weighting: ClassWeighting = "none",

@@ -54,7 +54,7 @@ class MadePhotos(ImageDataModule):
 def tiny_task() -> MultiTaskClassifier:
     """Has BatchNorm and dropout in the backbone, and dropout in the heads; the same weights every time."""
     torch.manual_seed(0)
-    task = MultiTaskClassifier("test_efficientnet", TASKS, image_size=SIZE, weight_decay=0.1)
+    task = MultiTaskClassifier("test_efficientnet", TASKS, pretrained=False, image_size=SIZE, weight_decay=0.1)
     backbone = task.encoder.backbone
     assert isinstance(backbone.global_pool, nn.Module)
     backbone.global_pool = nn.Sequential(backbone.global_pool, nn.Dropout(0.2))
@@ -64,7 +64,7 @@ def tiny_task() -> MultiTaskClassifier:
 def tiny_classifier() -> ImageClassifier:
     """Has BatchNorm but no dropout; the same weights every time."""
     torch.manual_seed(0)
-    return ImageClassifier("test_efficientnet", TASKS["class"], image_size=SIZE)
+    return ImageClassifier("test_efficientnet", TASKS["class"], pretrained=False, image_size=SIZE)
 
 
 def tiny_trainer(root: Path, **changes: Any) -> Trainer:

@@ -54,7 +54,7 @@ def draw_scenes(count: int, seed: int) -> Scenes:
 def fresh(backbone: str, seed: int = 0) -> MultiTaskClassifier:
     """With random weights, in evaluation mode."""
     torch.manual_seed(seed)
-    task = MultiTaskClassifier(backbone, TASKS, image_size=SIZE)
+    task = MultiTaskClassifier(backbone, TASKS, pretrained=False, image_size=SIZE)
     return task.eval()
 
 

@@ -58,7 +58,7 @@ class Shades(ImageDataModule):
 
 def encoder() -> ImageEncoder:
     torch.manual_seed(0)
-    return ImageEncoder("test_resnet", SIZE)
+    return ImageEncoder("test_resnet", SIZE, pretrained=False)
 
 
 def test_probe_tells_what_features_know() -> None:

@@ -100,7 +100,7 @@ def coarse(maps: torch.Tensor, side: int) -> torch.Tensor:
 def test_gradcam_is_what_finite_differences_give(backbone: str) -> None:
     torch.manual_seed(1)
     size = 64
-    model = ImageClassifier(backbone, list("abcdefgh"), image_size=size).eval().double()
+    model = ImageClassifier(backbone, list("abcdefgh"), pretrained=False, image_size=size).eval().double()
     image, scores = noise(1, size), class_scores(model)
     prefix = 1 if backbone in ("test_vit", "test_vit2") else None
     # One that something speaks for.
@@ -127,7 +127,7 @@ def test_gradcam_of_a_similarity_is_what_finite_differences_give(dual: DualEncod
 def test_gradcam_of_a_pooled_linear_head_is_the_class_activation_map(backbone: str) -> None:
     # Zhou et al., 2016: the head's weights on the last feature map.
     torch.manual_seed(0)
-    model = ImageClassifier(backbone, ["a", "b", "c"], image_size=128).eval()
+    model = ImageClassifier(backbone, ["a", "b", "c"], pretrained=False, image_size=128).eval()
     image = noise(1, 128)
     features = cast("Any", model.backbone).forward_features(model.encoder.normalize(image))[0]
     expected = coarse(torch.einsum("chw,c->hw", features, model.head.weight[1]).relu().detach(), 32)
@@ -164,7 +164,7 @@ def test_rollout_of_clip_is_the_product_of_the_attentions_that_transformers_puts
 @pytest.mark.parametrize("backbone", ["test_vit", "test_vit2", "deit_tiny_distilled_patch16_224"])
 def test_rollout_of_timm_multiplies_what_the_projections_give(backbone: str) -> None:
     torch.manual_seed(0)
-    model = ImageClassifier(backbone, ["a", "b"], image_size=32).eval()
+    model = ImageClassifier(backbone, ["a", "b"], pretrained=False, image_size=32).eval()
     network, products = cast("Any", model.backbone), list[torch.Tensor]()
 
     def multiply(attention: Any, inputs: tuple[torch.Tensor, ...], _: Any) -> None:

@@ -47,7 +47,7 @@ data:
     checks: {{allow_leaks: [exact, near]}}
 model:
   class_path: lightning_modules.MultiTaskClassifier
-  init_args: {{backbone: test_resnet, lr: 0.01}}
+  init_args: {{backbone: test_resnet, pretrained: false, lr: 0.01}}
 """
 
 FLOWERS = """

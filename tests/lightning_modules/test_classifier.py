@@ -13,7 +13,7 @@ from tests.lightning_modules.tiny import SIZE, TASKS, TinyData, make_batch, tiny
 
 @pytest.mark.parametrize("backbone", ["deit_tiny_patch16_224", "mobilevit_xxs", "resnet18"])
 def test_it_has_as_many_parameters_as_timms_own_classifier(backbone: str) -> None:
-    task = ImageClassifier(backbone, [str(i) for i in range(10)])
+    task = ImageClassifier(backbone, [str(i) for i in range(10)], pretrained=False)
     peer = timm.create_model(backbone, num_classes=10)
     assert sum(p.numel() for p in task.parameters()) == sum(p.numel() for p in peer.parameters())
 

@@ -31,27 +31,27 @@ def test_pictures_that_are_scaled_already_are_refused() -> None:
     [("deit_tiny_patch16_224", 192), ("mobilevit_xxs", 320), ("resnet18", 512), ("tf_mobilenetv3_small_100", 1024)],
 )
 def test_features_are_as_wide_as_they_say(name: str, width: int) -> None:
-    encoder = ImageEncoder(name, image_size=64).eval()
+    encoder = ImageEncoder(name, image_size=64, pretrained=False).eval()
     with torch.no_grad():
         assert encoder(pictures(64)).shape == (2, width)
     assert encoder.num_features == width
 
 
 def test_statistics_are_those_of_the_weights() -> None:
-    mobilenet = ImageEncoder("tf_mobilenetv3_small_100", image_size=64)
+    mobilenet = ImageEncoder("tf_mobilenetv3_small_100", image_size=64, pretrained=False)
     assert mobilenet.normalize.mean.flatten().tolist() == [0.5, 0.5, 0.5]
-    deit = ImageEncoder("deit_tiny_patch16_224", image_size=64)
+    deit = ImageEncoder("deit_tiny_patch16_224", image_size=64, pretrained=False)
     assert deit.normalize.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
     assert deit.input_options == {"size": 224, "crop_fraction": 0.9, "interpolation": "bicubic"}
 
 
 def test_statistics_are_those_of_the_tag_that_is_asked_for() -> None:
-    plain = ImageEncoder("vit_tiny_patch16_224.augreg_in21k", image_size=32)
+    plain = ImageEncoder("vit_tiny_patch16_224.augreg_in21k", image_size=32, pretrained=False)
     assert plain.normalize.mean.flatten().tolist() == [0.5, 0.5, 0.5]
 
 
 def test_an_encoder_is_the_network_behind_the_normalisation() -> None:
-    encoder = ImageEncoder("test_resnet", image_size=64).eval()
+    encoder = ImageEncoder("test_resnet", image_size=64, pretrained=False).eval()
     image = pictures(64)
     with torch.no_grad():
         torch.testing.assert_close(encoder(image), encoder.backbone(encoder.normalize(image)))
@@ -67,7 +67,7 @@ def test_architectures_for_one_size_are_built_for_the_size_of_the_data() -> None
 
 def test_a_size_that_the_patches_do_not_divide_is_a_user_error() -> None:
     with pytest.raises(UserError, match="patches of 16 px"):
-        ImageEncoder("test_vit", image_size=100)
+        ImageEncoder("test_vit", image_size=100, pretrained=False)
 
 
 def test_an_unknown_backbone_is_a_user_error_that_names_close_ones() -> None:
@@ -102,5 +102,5 @@ def test_pictures_made_otherwise_than_the_weights_expect_are_told_in_one_line() 
 
 
 def test_random_weights_have_no_expectations() -> None:
-    encoder = ImageEncoder("test_resnet", image_size=64)
+    encoder = ImageEncoder("test_resnet", image_size=64, pretrained=False)
     assert not told(encoder, {"size": 64, "crop_fraction": 1.0, "interpolation": "bilinear"})

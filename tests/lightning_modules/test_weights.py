@@ -190,7 +190,7 @@ def test_where_weights_came_from_is_known(tmp_path: Path) -> None:
         "sha256": {"w.pth": hashlib.sha256((tmp_path / "w.pth").read_bytes()).hexdigest()},
         "left_out": {"classifier": 2},
     }
-    assert ImageEncoder(BACKBONE, 32).origin is None
+    assert ImageEncoder(BACKBONE, 32, pretrained=False).origin is None
 
 
 class Harmful:

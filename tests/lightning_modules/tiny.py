@@ -22,12 +22,17 @@ BACKBONE = "test_efficientnet"
 
 
 def tiny_classifier(**changes: Any) -> ImageClassifier:
-    arguments: dict[str, Any] = {"backbone": BACKBONE, "class_names": TASKS["class"], "image_size": SIZE}
+    arguments: dict[str, Any] = {
+        "backbone": BACKBONE,
+        "pretrained": False,
+        "class_names": TASKS["class"],
+        "image_size": SIZE,
+    }
     return ImageClassifier(**{**arguments, **changes})
 
 
 def tiny_multitask(**changes: Any) -> MultiTaskClassifier:
-    arguments: dict[str, Any] = {"backbone": BACKBONE, "tasks": TASKS, "image_size": SIZE}
+    arguments: dict[str, Any] = {"backbone": BACKBONE, "pretrained": False, "tasks": TASKS, "image_size": SIZE}
     return MultiTaskClassifier(**{**arguments, **changes})
 
 

@@ -87,7 +87,7 @@ def photos(root: Path, **options: Any) -> Photos:
 
 def classifier(seed: int = 0) -> MultiTaskClassifier:
     torch.manual_seed(seed)
-    return MultiTaskClassifier("test_vit", TASKS, image_size=SIDE).eval()
+    return MultiTaskClassifier("test_vit", TASKS, pretrained=False, image_size=SIDE).eval()
 
 
 def dual_encoder(clip: Path) -> DualEncoder:
