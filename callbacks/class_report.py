@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 
 from callbacks.outputs import ConfusionCounter, CountedSplit
 from datamodules.trust import file_name
-from evaluation.artefacts import written_whole
+from evaluation.artefacts import write_csv
 from evaluation.classification import class_report
 
 if TYPE_CHECKING:
@@ -31,8 +31,7 @@ class ClassReport(ConfusionCounter):
         reports = {task: class_report(confusion) for task, confusion in confusions.items()}
         folder = Path(trainer.default_root_dir) / "reports"
         for task, frame in reports.items():
-            with written_whole(folder / f"{counted.split}_{file_name(task)}.csv") as partial:
-                frame.to_csv(partial)
+            write_csv(folder / f"{counted.split}_{file_name(task)}.csv", frame, index=True)
         if counted.split == "test" and reports:
             from rich.console import Console
 

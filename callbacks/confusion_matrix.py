@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import WandbLogger
 from callbacks.outputs import ConfusionCounter, CountedSplit
 from datamodules.schema import UserError
 from datamodules.trust import file_name
-from evaluation.artefacts import written_whole
+from evaluation.artefacts import write_csv
 from evaluation.classification import normalise_by_target
 from evaluation.figures import confusion_figure, save_figure
 
@@ -63,8 +63,7 @@ class ConfusionMatrixLogger(ConfusionCounter):
                 stem = f"confusion_{counted.split}_{file_name(task)}{suffix}"
                 pictures[f"{task}{suffix}"] = folder / f"{stem}.png"
                 save_figure(confusion_figure(matrix, title), folder / f"{stem}.png")
-                with written_whole(folder / f"{stem}.csv") as partial:
-                    matrix.to_csv(partial)
+                write_csv(folder / f"{stem}.csv", matrix, index=True)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 media = _wandb_media(f"confusion/{counted.split}", pictures, confusions)

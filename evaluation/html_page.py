@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evaluation.artefacts import written_whole
+from evaluation.artefacts import write_csv, written_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -123,8 +123,7 @@ def write_page(
             partial.write_bytes(content)
     for section in sections:
         for stem, table in {**section.tables, **section.files}.items():
-            with written_whole(files / f"{stem}.csv") as partial:
-                table.to_csv(partial, index=False)
+            write_csv(files / f"{stem}.csv", table)
     page = folder / f"{name}.html"
     with written_whole(page) as partial:
         partial.write_text(as_html(title, lead, sections, pictures), encoding="utf-8")

@@ -66,7 +66,7 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     Raises:
         UserError: for every mistake in what was asked or in the data.
     """
-    from evaluation.artefacts import written_whole
+    from evaluation.artefacts import write_csv
     from evaluation.exploration import main_task
     from evaluation.figures import save_figure
     from evaluation.learning_curves import Schedule, curve_figure, learning_curves, summarised
@@ -83,8 +83,7 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     summary = summarised(curves)
     save_figure(curve_figure(curves, _title(collection, task, pool, options)), options.to / "learning_curve.png")
     for name, table in {"learning_curve": curves, "summary": summary}.items():
-        with written_whole(options.to / f"{name}.csv") as partial:
-            table.to_csv(partial, index=False)
+        write_csv(options.to / f"{name}.csv", table)
     sys.stdout.write(_told(summary, len(pool.labels), len(test.labels)))
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluation.artefacts import read_csv
 from evaluation.html_page import Card, Section
 from evaluation.report_pictures import ReadPicture, rows_of, small_picture, told_split
 
@@ -34,8 +35,6 @@ def retrieval_section(
         scores: file of retrieval metrics that a test wrote, where there is one.
         seed: of the draw.
     """
-    import pandas as pd
-
     from retrieval.hits import Hit
 
     rows = rows_of(gallery, split)
@@ -46,7 +45,7 @@ def retrieval_section(
     ]
     section = Section("Retrieval examples", says=says)
     if scores is not None and scores.is_file():
-        section.tables[scores.stem] = pd.read_csv(scores)
+        section.tables[scores.stem] = read_csv(scores)
     known = gallery.table(["id", "group"]).to_pydict()
     groups = dict(zip(known["id"], known["group"], strict=True))
     vectors = gallery.vectors(queries)

@@ -13,7 +13,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evaluation.artefacts import written_whole
+from evaluation.artefacts import write_csv, written_whole
 from evaluation.terminal import print_table
 
 if TYPE_CHECKING:
@@ -70,8 +70,7 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
     if options.csv is not None:
         import pandas as pd
 
-        with written_whole(options.csv) as file:
-            pd.DataFrame(rows, columns=list(rows[0]._fields)).to_csv(file, index=False)
+        write_csv(options.csv, pd.DataFrame(rows, columns=list(rows[0]._fields)))
     if options.markdown:
         sys.stdout.write(markdown_table(rows) + "\n")
     else:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.schema import UserError
-from evaluation.artefacts import written_whole
+from evaluation.artefacts import read_csv, write_csv
 from evaluation.statistics import Interval, Statistic, group_bootstrap
 
 if TYPE_CHECKING:
@@ -85,8 +85,7 @@ def write_report(path: Path, rows: Sequence[Row]) -> None:
     """Write the rows as CSV, whole."""
     import pandas as pd
 
-    with written_whole(path) as partial:
-        pd.DataFrame(rows, columns=list(Row._fields)).to_csv(partial, index=False)
+    write_csv(path, pd.DataFrame(rows, columns=list(Row._fields)))
 
 
 def read_report(path: Path) -> list[Row]:
@@ -98,7 +97,7 @@ def read_report(path: Path) -> list[Row]:
     import pandas as pd
 
     try:
-        frame = pd.read_csv(path)
+        frame = read_csv(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not readable as CSV ({error}); restore it, or run `test` again") from error
     if list(frame.columns) != list(Row._fields) or frame.empty:

@@ -58,7 +58,7 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     Raises:
         UserError: for every mistake in what was asked, of the run or of the pool.
     """
-    from evaluation.artefacts import written_whole
+    from evaluation.artefacts import write_csv
 
     if options.n < 1:
         raise UserError(f"--n: is {options.n}, must be at least 1")
@@ -70,8 +70,7 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     is_gallery = "://" in options.pool or (Path(options.pool) / "pictures.lance").is_dir()
     pool = _gallery_pool(options, checkpoint) if is_gallery else _picture_pool(options, checkpoint, rest)
     ranked = ranking(pool, options.by, options.n)
-    with written_whole(options.to) as partial:
-        to_label(pool, ranked, options.task or LABEL_TASK).to_csv(partial, index=False)
+    write_csv(options.to, to_label(pool, ranked, options.task or LABEL_TASK))
     sys.stdout.write(
         f"{options.to}: {len(ranked.rows)} of {len(pool.names):,} pictures by {options.by}, the most wanted first; "
         f"fill in the column {options.task or LABEL_TASK}\n"

@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from datamodules.schema import UserError
-from evaluation.artefacts import timed_directory, written_whole
+from evaluation.artefacts import read_csv, timed_directory, written_whole
 from evaluation.model_soup import (
     Score,
     Soup,
@@ -110,12 +110,10 @@ def best_of_sweep(folder: Path, top: int) -> list[Path]:
     Raises:
         UserError: there is no finished sweep, or too few of its trials are complete.
     """
-    import pandas as pd
-
     path = folder / "sweep.csv"
     if not path.is_file():
         raise UserError(f"--sweep {folder}: has no sweep.csv; give the directory of a sweep that has ended")
-    frame = pd.read_csv(path)
+    frame = read_csv(path)
     complete = frame[frame["state"] == "complete"].head(top)
     if len(complete) < 2:
         raise UserError(f"{path}: {len(complete)} complete trials, and a soup needs at least two (--top {top})")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from datamodules.schema import LABEL_TASK, UserError
-from evaluation.artefacts import written_whole
+from evaluation.artefacts import write_csv, written_whole
 from evaluation.base_to_novel import restricted_accuracy
 from evaluation.predictions import predicted_classes
 from evaluation.statistics import accuracy, known
@@ -133,8 +133,7 @@ def write_report(folder: Path, mixtures: Sequence[Mixture]) -> None:
 
     columns = ["alpha", "val", "test", "base", "novel"]
     frame = pd.DataFrame([mixture[:] for mixture in mixtures], columns=columns).dropna(axis=1)
-    with written_whole(folder / "reports" / "wise_ft.csv") as partial:
-        frame.to_csv(partial, index=False)
+    write_csv(folder / "reports" / "wise_ft.csv", frame)
     figure = Figure(figsize=(5, 3.5), layout="constrained")
     axes = figure.add_subplot()
     for column in frame.columns[1:]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.artefacts import written_whole
+from evaluation.artefacts import write_csv
 from evaluation.efficiency import cells, columns
 from evaluation.figures import plain
 from evaluation.summary import markdown_rows, with_interval
@@ -30,8 +30,7 @@ def write_reports(folder: Path, title: str, results: Sequence[Results]) -> str:
 
     from evaluation.figures import save_figure
 
-    with written_whole(folder / "ablation.csv") as partial:
-        pd.DataFrame([_values(result) for result in results]).to_csv(partial, index=False)
+    write_csv(folder / "ablation.csv", pd.DataFrame([_values(result) for result in results]))
     write_text_whole(folder / "ablation.md", f"# {title}\n\n{markdown_table(results)}\n")
     figure = _figure(results, title)
     if figure is not None:

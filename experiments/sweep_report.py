@@ -11,7 +11,7 @@ import optuna
 import yaml
 from optuna.trial import FrozenTrial, TrialState
 
-from evaluation.artefacts import written_whole
+from evaluation.artefacts import write_csv
 from experiments.run_directory import write_text_whole
 from experiments.sweep_file import Metric
 from experiments.sweep_study import SLOT, VALUES
@@ -104,8 +104,7 @@ def write_reports(folder: Path, study: optuna.Study, trials: Sequence[FrozenTria
     Returns:
         Lines that say where they lie, or why one is missing.
     """
-    with written_whole(folder / "sweep.csv") as partial:
-        sweep_frame(trials, metric).to_csv(partial, index=False)
+    write_csv(folder / "sweep.csv", sweep_frame(trials, metric))
     said = [f"Table: {folder / 'sweep.csv'}"]
     best = best_trial(trials, metric)
     if best is None:
@@ -157,8 +156,7 @@ def _importance(folder: Path, study: optuna.Study, trials: Sequence[FrozenTrial]
             raise
         return f"{metric.name} is the same in all complete trials, so there is no plot"
     frame = pd.DataFrame({"parameter": list(shares), "importance": list(shares.values())})
-    with written_whole(folder / "importance.csv") as partial:
-        frame.to_csv(partial, index=False)
+    write_csv(folder / "importance.csv", frame)
     figure = Figure(figsize=(6, 1.4 + 0.4 * len(frame)), layout="constrained")
     axes = figure.add_subplot()
     bars = axes.barh([plain(name) for name in frame["parameter"][::-1]], frame["importance"][::-1])
