@@ -165,7 +165,8 @@ def auto_tokenizer(directory: str, key: str) -> Any:
     folder = Path(directory)
     _refuse_missing_vocabulary(folder, key)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        # Said, because without a word `transformers` asks on the terminal whether to run the folder's own code.
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         tokenizer.backend_tokenizer.to_str()
         return tokenizer
     except Exception as error:
