@@ -129,3 +129,15 @@ def test_a_broken_checkpoint_is_refused_or_left_to_its_reader(tmp_path: Path, da
 def _check_and_load(path: Path) -> None:
     check_zip(path, "train again")
     torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), OSError(30, "Read-only file system", ".part")]
+)
+def test_an_error_names_the_file_that_was_to_be_written(tmp_path: Path, error: OSError) -> None:
+    path = tmp_path / "file.txt"
+    with pytest.raises(OSError, match="file") as raised, written_whole(path) as partial:
+        if error.filename is not None:
+            error.filename = str(partial)
+        raise error
+    assert raised.value.filename == str(path)
