@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -105,20 +106,24 @@ class ClassColours:
     def _of(self, rows: NDArray[np.int64], seed: int) -> _Densities:
         rng = np.random.default_rng(seed)
         drawn = rows if len(rows) <= PICTURES_OF_CLASS else np.sort(rng.choice(rows, PICTURES_OF_CLASS, replace=False))
-        pictures = self._read([self._explorer.id_of(row) for row in drawn.tolist()])
-        values = class_densities(pictures, rng) if pictures else None
-        return _Densities(values, len(drawn) - len(pictures))
+        unreadable: list[str] = []
+        pictures = self._read([self._explorer.id_of(row) for row in drawn.tolist()], unreadable)
+        # One after the other: sixty photos of a camera would fill the memory.
+        first = next(pictures, None)
+        values = None if first is None else class_densities(itertools.chain([first], pictures), rng)
+        return _Densities(values, len(unreadable))
 
-    def _read(self, sample_ids: Sequence[str]) -> list[NDArray[np.uint8]]:
-        """Those pictures that can be read, uint8 ``(H, W, 3)`` each."""
-        pictures = []
+    def _read(self, sample_ids: Sequence[str], unreadable: list[str]) -> Iterator[NDArray[np.uint8]]:
+        """Those pictures that can be read, uint8 ``(H, W, 3)`` each; names of the others are added to a list."""
+        unread = set(sample_ids)
         for sample_id, source in self._sources(sample_ids):
             try:
                 pixels = read_image(source, sample_id, self._gallery.value_range)
             except UserError:
                 continue
-            pictures.append(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
-        return pictures
+            unread.discard(sample_id)
+            yield np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
+        unreadable += sorted(unread)
 
     def _sources(self, sample_ids: Sequence[str]) -> Iterator[tuple[str, Path | bytes]]:
         """Files, and what the gallery keeps of pictures without one; those at once, since each look-up takes long."""

@@ -52,7 +52,9 @@ def _print_files(report: AuditReport, console: Console) -> None:
     left_out = report.files_left_out
     told = f"{sum(left_out.values())}, {left_out_text(left_out)}" if left_out else "none"
     console.print(f"files left out: {escape(told)}", soft_wrap=True)
-    if images := report.value_range.get("images"):
+    if report.value_range["option"] != "auto":
+        console.print(f"image.value_range: {report.value_range['option']}", markup=False)
+    elif images := report.value_range.get("images"):
         low, high = report.value_range["range"]
         used = ", ".join(f"{text} {count}" for text, count in report.value_range["used"].items())
         console.print(

@@ -134,6 +134,14 @@ class ImageDataModule(TableDataModule):
             self._auto_range = chosen
         self._deep = facts or {}
 
+    def adopt_range(self, recorded: images.ValueRange) -> None:
+        """Read images as a model takes them; nothing changes where it was trained on none that need a range."""
+        if isinstance(recorded, str) or recorded == self.image_options.get("value_range"):
+            return
+        rank_zero_info(f"{self.table.origin}: image.value_range {list(recorded)}, as the model was trained with.")
+        self.image_options = {**self.image_options, "value_range": list(recorded)}
+        self._verify()
+
     def range_record(self) -> dict[str, Any]:
         """The option, what is black and white, and how many images need it, by the bits that they use."""
         decided = self.image_options.get("value_range", "auto")
@@ -170,6 +178,11 @@ class ImageDataModule(TableDataModule):
         if self.files_left_out:
             rank_zero_info(f"{self.table.origin}: files left out, {left_out_text(self.files_left_out)}.")
         verification = self._verify()
+        if self._deep:
+            rank_zero_info(
+                f"{self.table.origin}: {self._deep['images']} images have more than 8 bits a channel; value_range "
+                f"{self.asked_range}: {self.image_options['value_range']} become black and white."
+            )
         refuse_leaks(self, verification)
         if verification is not None:
             warn_of_conflicts(self.table, verification)
@@ -325,7 +338,7 @@ class ImageDataModule(TableDataModule):
         """Count the files that lie among the images and are not used; to be overridden where images are no files."""
         if not self.picture_files:
             return {}
-        return count_files_left_out(self.table.origin, self.table.sources.to_pylist())
+        return count_files_left_out(self.table.sources.to_pylist(), self.table.origin)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of the data: fingerprint and value range. Place and epoch are kept by the loaders."""
@@ -333,11 +346,7 @@ class ImageDataModule(TableDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the checkpoint's value range, and warn where training is resumed on other data."""
-        recorded = state_dict.get("value_range", "auto")
-        if recorded != "auto" and recorded != self.image_options.get("value_range"):
-            rank_zero_info(f"{self.table.origin}: image.value_range {recorded} as the model was trained with.")
-            self.image_options = {**self.image_options, "value_range": recorded}
-            self._verify()
+        self.adopt_range(state_dict.get("value_range", "auto"))
         resumes = self.trainer is not None and self.trainer.state.fn == "fit"
         if resumes and state_dict["fingerprint"] != self.table.fingerprint():
             rank_zero_warn(f"{self.table.origin}: the data have changed since the checkpoint; the run is not the same")

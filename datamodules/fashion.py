@@ -144,7 +144,7 @@ class Fashion(ImageDataModule):
 
     def count_left_out(self) -> dict[str, int]:
         """See ``ImageDataModule``; the hub's pictures are no files."""
-        return count_files_left_out(self.table.origin, self.table.sources.to_pylist()) if self.source == "csv" else {}
+        return count_files_left_out(self.table.sources.to_pylist(), self.table.origin) if self.source == "csv" else {}
 
     def data_record(self) -> dict[str, Any]:
         """As of every data set, with the number of repaired rows, and the rows of each class that was dropped."""

@@ -12,7 +12,7 @@ import numpy as np
 from datamodules.base import ImageDataModule
 from datamodules.columns import Missing, composed
 from datamodules.images import image_suffixes
-from datamodules.location import files_below, is_left_alone
+from datamodules.location import count_files_left_out, files_below, is_left_alone
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
 from datamodules.prompts import PromptOptions
 from datamodules.schema import DEFAULT_SEED, LABEL_TASK, UserError
@@ -103,6 +103,10 @@ class ImageFolder(ImageDataModule):
         frame["group"] = [group or name for group, name in zip(groups, frame["name"], strict=True)]
         self._divide(frame, bool(split_folders))
         return SampleTable.from_frame(frame, [LABEL_TASK], None, str(root), str(root), missing=missing.counts)
+
+    def count_left_out(self) -> dict[str, int]:
+        """See ``ImageDataModule``; all images below the root belong to the data set."""
+        return count_files_left_out(self.table.sources.to_pylist(), self.table.origin, self.table.origin)
 
     def _groups(self, frame: pd.DataFrame, origin: str) -> list[str]:
         names = [str(name) for name in frame["name"]]

@@ -60,6 +60,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # The one decoder at hand of PNG files with 16 bits a channel of color; its successor would be one more package.
 warnings.filterwarnings("ignore", message="The image decoding and encoding capabilities of TorchVision")
 
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _BACKGROUND = (255, 255, 255)
 _FULL = (0.0, 65535.0)
 _BITS = (8, 10, 12, 14, 16)
@@ -176,7 +177,8 @@ def opened(file: IO[bytes]) -> Iterator[Image.Image]:
         raise TooLargeError("far too many pixels") from error
     except UnidentifiedImageError:
         file.seek(4)
-        if file.read(4) != b"ftyp":
+        kind = file.read(8)
+        if kind[:4] != b"ftyp" or kind[4:] not in _HEIF_BRANDS:
             raise
         if not heif_formats():
             raise UnidentifiedImageError("HEIC, which needs pillow-heif: install the extra heic") from None
@@ -279,7 +281,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.has_transparency_data:
-        picture = image.convert("RGBA")
+        picture = image if image.mode == "RGBA" else image.convert("RGBA")
         background = Image.new("RGBA", picture.size, (*_BACKGROUND, 255))
         return Image.alpha_composite(background, picture).convert("RGB")
     return image.convert("RGB")

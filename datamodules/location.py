@@ -5,6 +5,7 @@ And which files are in it, those that are no images included.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -64,25 +65,33 @@ def is_left_alone(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def count_files_left_out(origin: str, sources: Sequence[str]) -> dict[str, int]:
+def count_files_left_out(sources: Sequence[str], origin: str, below: str = "") -> dict[str, int]:
     """Count the files that lie among a data set's images and are none of them.
 
     Args:
-        origin: folder of the images, or the file of the table that names them.
         sources: the images' paths.
+        origin: where the table comes from, which is not left out.
+        below: folder of which all images below it belong to the data set.
 
     Returns:
         Number of files by the ending of their names in lower case (empty for none), most frequent first; those below
-        ``origin``, or below the folder that all sources share.
+        ``below``, or without it those in the same folders as the images that a table names.
     """
-    used = {os.path.normpath(source) for source in sources}
-    top = origin if Path(origin).is_dir() else os.path.commonpath([os.path.dirname(path) for path in used] or [""])  # noqa: PTH120 -- a million Path objects would take their time
-    if not top or not Path(top).is_dir():
-        return {}
-    used.add(os.path.normpath(origin))
-    paths = ((path, os.path.normpath(os.path.join(top, path))) for path in files_below(Path(top)))  # noqa: PTH118
-    left = Counter(Path(path).suffix.lower() for path, full in paths if full not in used)
+    # Paths as texts: a million Path objects would take their time.
+    used = {os.path.abspath(source) for source in (*sources, origin)}  # noqa: PTH100
+    if below:
+        there = [(path, os.path.abspath(os.path.join(below, path))) for path in files_below(Path(below))]  # noqa: PTH100, PTH118
+    else:
+        folders = {os.path.dirname(source) for source in sources}  # noqa: PTH120
+        there = [(entry.name, os.path.abspath(entry)) for entry in _files_in(folders)]  # noqa: PTH100
+    left = Counter(Path(name).suffix.lower() for name, path in there if path not in used)
     return dict(sorted(left.items(), key=lambda one: (-one[1], one[0])))
+
+
+def _files_in(folders: Iterable[str]) -> Iterator[os.DirEntry[str]]:
+    for folder in folders:
+        with contextlib.suppress(OSError), os.scandir(folder or ".") as entries:
+            yield from (entry for entry in entries if entry.is_file() and not is_left_alone(entry.name))
 
 
 def left_out_text(left_out: Mapping[str, int]) -> str:

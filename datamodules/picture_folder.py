@@ -8,6 +8,7 @@ from datamodules.base import ImageDataModule
 from datamodules.columns import composed
 from datamodules.image_folder import pictures_below
 from datamodules.images import image_suffixes
+from datamodules.location import count_files_left_out
 from datamodules.options import CheckOptions, ImageOptions, LoaderOptions
 from datamodules.schema import DEFAULT_SEED, UserError
 from datamodules.table import SampleTable
@@ -58,3 +59,7 @@ class PictureFolder(ImageDataModule):
         names = [composed(f"{root.name}/{path}") for path in paths]
         frame = pd.DataFrame({"name": names, "source": paths, "split": "test"})
         return SampleTable.from_frame(frame, [], None, str(root), str(root))
+
+    def count_left_out(self) -> dict[str, int]:
+        """See ``ImageDataModule``; all images below the root belong to the data set."""
+        return count_files_left_out(self.table.sources.to_pylist(), self.table.origin, self.table.origin)

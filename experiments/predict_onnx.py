@@ -31,6 +31,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000
 """Decoders that are ever tried, whatever a file is called; some of Pillow's others start other programs."""
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _FULL = (0.0, 65535.0)
 _MOST_ENLARGED = 1 << 24
 _TURNS = {
@@ -229,7 +230,8 @@ def _opened(file: IO[bytes]) -> Image.Image:
         return Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
         file.seek(4)
-        if file.read(4) != b"ftyp":
+        kind = file.read(8)
+        if kind[:4] != b"ftyp" or kind[4:] not in _HEIF_BRANDS:
             raise ValueError("not a picture in a known format") from None
     try:
         from pillow_heif import register_heif_opener

@@ -74,26 +74,34 @@ class RunRecorder(Callback):
         self._has_size = facts["model"]["parameters"] > 0
         self._write(trainer, facts)
 
-    def _note_size(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero and not self._has_size:
+    def _note_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        facts: dict[str, Any] = {}
+        if not self._has_size:
             self._has_size = True
-            self._write(trainer, {"model": _model(pl_module)})
+            facts["model"] = _model(pl_module)
+        data = getattr(trainer, "datamodule", None)
+        if self.checkpoint and isinstance(data, HasDataRecord):
+            facts["data"] = data.data_record()  # images are read as the model of the checkpoint takes them
+        if facts:
+            self._write(trainer, facts)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the size of a network that is made only now."""
-        self._note_size(trainer, pl_module)
+        """Note the size of a network that is made only now, and what a checkpoint says of the data."""
+        self._note_start(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the size of a network that is made only now."""
-        self._note_size(trainer, pl_module)
+        """Note the size of a network that is made only now, and what a checkpoint says of the data."""
+        self._note_start(trainer, pl_module)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the size of a network that is made only now."""
-        self._note_size(trainer, pl_module)
+        """Note the size of a network that is made only now, and what a checkpoint says of the data."""
+        self._note_start(trainer, pl_module)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the size of a network that is made only now."""
-        self._note_size(trainer, pl_module)
+        """Note the size of a network that is made only now, and what a checkpoint says of the data."""
+        self._note_start(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the log anew, or go on with it where the checkpoint says; the pretrained weights are known by now."""
@@ -142,8 +150,10 @@ class RunRecorder(Callback):
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         stages = [stage for stage in record.get("stages", []) if stage["started"] != self._stage["started"]]
         # What training saw stays; a later stage adds itself, and what an older version did not record of the same data.
-        data = {**(facts.get("data") or {}), **(record.get("data") or {})} or None
-        record = {**facts, **record, "data": data, "stages": [*stages, self._stage]}
+        data = {**(facts.get("data") or {}), **(record.get("data") or {})}
+        if not stages:
+            data |= facts.get("data") or {}
+        record = {**facts, **record, "data": data or None, "stages": [*stages, self._stage]}
         if "model" in facts and not record["model"]["parameters"]:
             record["model"] = facts["model"]
         record["pretrained"] = record.get("pretrained") or facts.get("pretrained") or []
@@ -202,4 +212,5 @@ def hardware() -> dict[str, Any]:
 
 def _now() -> str:
     # Milliseconds tell apart two stages that begin within one second.
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S')}.{time.time_ns() // 1_000_000 % 1000:03d}"
+    now = time.time_ns()
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.localtime(now // 10**9))}.{now // 10**6 % 1000:03d}"

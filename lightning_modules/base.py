@@ -18,7 +18,7 @@ from torch import nn
 from datamodules.schema import Batch, Outputs, UserError
 from lightning_modules.blocks import stands_still
 from lightning_modules.digest import weights_digest
-from lightning_modules.encoders import InputOptions, PreparesImages
+from lightning_modules.encoders import AdoptsRange, InputOptions, PreparesImages
 from lightning_modules.epoch_sums import epoch_sums, restore_epoch_sums
 from lightning_modules.learning_rates import set_learning_rates, tell_scaling
 from lightning_modules.optim import OptimOptions, adamw, checked_options, seed_step, single_phase, step_seed
@@ -331,6 +331,9 @@ class VisionTask(LightningModule, ABC):
         """Remember that pretrained weights are not needed any more."""
         self._restored = True
         self.input_options = {**self.input_options, **checkpoint.get("input_options", {})}
+        datamodule = getattr(self._trainer, "datamodule", None)
+        if isinstance(datamodule, AdoptsRange):
+            datamodule.adopt_range(checkpoint.get("input_options", {}).get("value_range", "auto"))
         self._epoch_sums = checkpoint.get("epoch_sums", {})
         self._origins = list(checkpoint.get("pretrained", []))
 

@@ -7,6 +7,7 @@ trained with, so training, application and exported graph cannot disagree.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypedDict, cast, runtime_checkable
 
@@ -42,6 +43,14 @@ class PreparesImages(Protocol):
     @property
     def image_options(self) -> InputOptions:
         """Size, interpolation and crop fraction."""
+
+
+@runtime_checkable
+class AdoptsRange(Protocol):
+    """A DataModule that can read images with more than 8 bits a channel as a model takes them."""
+
+    def adopt_range(self, recorded: Literal["dtype", "auto"] | Sequence[float]) -> None:
+        """Take the value range that a checkpoint records."""
 
 
 class Normalize(KeepsFloat32):

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from app.classification import METHODS, Upload, classify, read_uploads, sorting_runs, where
 from app.context import AppContext, Limits
+from app.served_run import ServedRun
+from datamodules.images import ValueRange
 from datamodules.schema import UserError
+from datamodules.transforms import eval_transform
 from evaluation.explanations import overlay
 
 
@@ -94,3 +101,43 @@ def test_what_cannot_be_shown_is_refused(context: AppContext, files: list[Path])
     with pytest.raises(UserError, match="reads no texts"):
         where(run, uploads[0], "", "a mug", next(iter(METHODS)))
     assert isinstance(uploads[2], Upload)
+
+
+class Taking:
+    """What reading uploads needs of a run."""
+
+    def __init__(self, name: str, value_range: ValueRange = "auto") -> None:
+        self.name, self.value_range = name, value_range
+
+    def prepared(self, pixels: torch.Tensor) -> torch.Tensor:
+        return eval_transform({"size": 32})(pixels).clone()  # type: ignore[no-any-return]  # of a module
+
+
+def test_sixteen_large_uploads_are_not_held_together(tmp_path: Path) -> None:
+    path = tmp_path / "large.jpg"
+    Image.new("RGB", (3000, 3000), (200, 20, 20)).save(path)
+    whole = 3 * 3000 * 3000
+    runs = [cast("ServedRun", Taking(name)) for name in ("one", "two")]
+    tracemalloc.start()
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda _: read_uploads([path] * 16, Limits(), runs), range(2)))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 4 * whole, "one at a time, whoever asks"
+    for upload in both[0] + both[1]:
+        assert upload.picture is not None
+        assert max(upload.picture.size) <= 512
+        assert {name: made.shape for name, made in upload.inputs.items()} == {"one": (3, 32, 32), "two": (3, 32, 32)}
+        assert upload.inputs["one"].untyped_storage().nbytes() == 3 * 32 * 32
+
+
+def test_each_run_gets_deep_images_in_its_own_range(tmp_path: Path) -> None:
+    path = tmp_path / "deep.png"
+    Image.fromarray(np.full((40, 40), 1000, np.uint16)).save(path)
+    runs = [cast("ServedRun", Taking(name, chosen)) for name, chosen in (("low", [0, 1000]), ("high", [0, 2000]))]
+    [upload] = read_uploads([path], Limits(), runs)
+    assert int(upload.inputs["low"].min()) == 255
+    assert int(upload.inputs["high"].max()) == 128
+    [unknown] = read_uploads([path], Limits(), [cast("ServedRun", Taking("none"))])
+    assert "of unknown range; save it as JPEG or PNG" in unknown.problem
+    assert unknown.picture is None

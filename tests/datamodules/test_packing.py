@@ -1,18 +1,23 @@
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from datamodules.__main__ import main
 from datamodules.hub_images import HubImages
+from datamodules.image_folder import ImageFolder
+from datamodules.images import heif_formats
 from datamodules.packing import encoded_picture, pack
 from datamodules.products import Products
 from datamodules.schema import UserError
 from datamodules.wares import Wares
-from tests.datamodules.shard_sets import SIZES, encoded, source, streamed
+from tests.datamodules.deep import write_deep_folder
+from tests.datamodules.shard_sets import SIZES, encoded, source, streamed, write_tar
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +124,49 @@ def test_a_failure_leaves_whole_files_only(products: Products, tmp_path: Path, m
     with pytest.raises(UserError, match="cannot be written"):
         pack(products, tmp_path, "webdataset", shard_size=12)
     assert [path.name for path in sorted(tmp_path.iterdir())] == [f"train-{n:05d}-of-00003.tar" for n in range(3)]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "webdataset"])
+def test_shards_keep_the_value_range(kind: str, tmp_path: Path) -> None:
+    deep = ImageFolder(str(write_deep_folder(tmp_path / "deep")))
+    pack(deep, tmp_path / kind, kind)  # type: ignore[arg-type]
+    data = streamed(str(tmp_path / kind))
+    place = {name: row for row, name in enumerate(deep.sample_names())}
+    for row, name in enumerate(data.sample_names()):
+        assert data.read_image(row).equal(deep.read_image(place[name]))
+    assert data.image_options["value_range"] == deep.image_options["value_range"] == [0, 4095]
+    assert data.data_record()["value_range"]["range"] == [0, 4095]
+    other = streamed(str(tmp_path / kind), image={"size": 16, "value_range": "dtype"})
+    assert int(other.read_image(0).max()) <= 15
+    batch = next(iter(other.eval_dataloader("val")))
+    assert int(batch["image"].max()) <= 24  # bicubic
+
+
+def test_streams_are_not_guessed_at(tmp_path: Path) -> None:
+    """Skipping such images would leave out the dark ones of a set."""
+    content = Path(write_deep_folder(tmp_path / "deep") / "bag" / "0.png").read_bytes()
+    write_tar(tmp_path / "train-0.tar", [(f"k{number}", {"png": content, "cls": "0"}) for number in range(8)])
+    data = streamed(str(tmp_path / "train-0.tar"), checks={"on_bad_image": "skip"})
+    with pytest.raises(UserError, match=r"k\d: more than 8 bits .* set data image.value_range") as said:
+        list(data.train_dataloader())
+    assert "\n" not in str(said.value)
+
+
+def test_shards_take_every_format(tmp_path: Path) -> None:
+    pytest.importorskip("pillow_heif")
+    heif_formats()
+    formats = {"avif": "AVIF", "jfif": "JPEG", "jp2": "JPEG2000", "heic": "HEIF", "pnm": "PPM"}
+    rng = np.random.default_rng(0)
+    for number, (suffix, kind) in enumerate(formats.items()):
+        folder = tmp_path / "photos" / ("train" if number else "val") / "a"
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / f"{number}.{suffix}").open("wb") as file:
+            Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(file, kind)
+    photos = ImageFolder(str(tmp_path / "photos"), {"test_fraction": 0})
+    assert len(photos.table) == 5
+    pack(photos, tmp_path / "tar", "webdataset")
+    (tmp_path / "tar" / "index.parquet").unlink()
+    assert streamed(str(tmp_path / "tar")).read_image(0).shape == (3, 64, 64)
+    with tarfile.open(next((tmp_path / "tar").glob("train-*"))) as archive:
+        endings = {Path(name).suffix for name in archive.getnames()} - {".cls", ".json"}
+    assert endings == {".jpg", ".jp2", ".heic", ".ppm"}

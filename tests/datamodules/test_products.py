@@ -384,3 +384,13 @@ def test_names_on_disk_may_be_in_another_unicode_form(tmp_path: Path) -> None:
     assert set(data.group_names()) == {composed}
     assert data.table.source(0) == str(folder / f"{taken_apart}0.png")
     assert data.read_image(0).shape == (3, 24, 24)
+
+
+def test_files_that_no_row_names_are_counted(tmp_path: Path) -> None:
+    data = Products(str(write_products(tmp_path)))
+    assert data.files_left_out == {}
+    (tmp_path / "images" / "extra.JPG").write_bytes(b"")
+    (tmp_path / "images" / "notes.txt").write_bytes(b"")
+    (tmp_path / "beside.txt").write_bytes(b"")
+    again = Products(str(tmp_path))
+    assert again.data_record()["files_left_out"] == {".jpg": 1, ".txt": 1}

@@ -100,6 +100,52 @@ def test_files_are_read_as_in_training(tmp_path: Path, model: Model, mode: str) 
     assert np.abs(model.read(path).astype(int) - own.astype(int)).max() <= 1
 
 
+def deep(kind: str) -> bytes:
+    """A smooth image of 12 bits a channel, as file content."""
+    values = np.add.outer(np.arange(40), np.arange(40)).astype(np.uint16) * 52
+    if kind == "float":
+        image = Image.fromarray(values.astype(np.float32))
+    elif kind == "32 bits":
+        image = Image.fromarray(values.astype(np.int32))
+    else:
+        image = Image.fromarray(values.astype(">u2") if kind == "big-endian" else values)
+    buffer = io.BytesIO()
+    options = {"tiffinfo": {262: 0}} if kind == "white is zero" else {}
+    image.save(buffer, format="PNG" if kind == "PNG" else "TIFF", **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "big-endian", "32 bits", "float", "white is zero"])
+def test_deep_images_are_read_in_the_range_of_training(tmp_path: Path, model: Model, kind: str) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(deep(kind))
+    with pytest.raises(PredictError, match="of unknown range; save it with 8 bits"):
+        model.read(path)
+    for chosen in ([0, 4095], [100, 3000]):
+        options = {"size": 32, "crop_fraction": 0.8, "interpolation": "bicubic", "value_range": chosen}
+        taught = Model(products_onnx(), threads=1)
+        taught.metadata = {**model.metadata, "image": options}
+        own = eval_transform(options)(read_image(path, value_range=chosen)).numpy()  # type: ignore[arg-type]  # as JSON
+        assert np.abs(taught.read(path).astype(int) - own.astype(int)).max() <= 1
+
+
+def test_the_same_files_are_refused_and_strips_cost_as_little(tmp_path: Path, model: Model) -> None:
+    Image.init()
+    Image.new("RGB", (20, 20)).save(tmp_path / "eps", format="EPS")
+    (tmp_path / "a.jpg").write_bytes((tmp_path / "eps").read_bytes())
+    with pytest.raises(PredictError, match="not a picture in a known format"):
+        model.read(tmp_path / "a.jpg")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    content = bytearray((tmp_path / "a.png").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "a.png").write_bytes(bytes(content))
+    with pytest.raises(PredictError, match="wrong checksum"):
+        model.read(tmp_path / "a.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (1, 80_000, 3), dtype=np.uint8)).save(tmp_path / "b.png")
+    own = eval_transform(model.metadata["image"])(read_image(tmp_path / "b.png")).numpy()
+    assert np.abs(model.read(tmp_path / "b.png").astype(int) - own.astype(int)).max() <= 1
+
+
 def test_texts_are_compared_as_by_the_model(capsys: pytest.CaptureFixture[str]) -> None:
     task = load_task(flowers_run() / "checkpoints" / "best.ckpt")
     path = data_of(flowers_run()).table.source(0)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import timm
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 from torch import nn
 
@@ -200,3 +201,35 @@ def test_a_generative_models_weights_are_recorded(tmp_path: Path) -> None:
     [origin] = task.origins
     assert origin["part"] == "model"
     assert origin["sha256"] == {"model.safetensors": sha256(tmp_path / "qwen" / "model.safetensors")}
+
+
+class Recorded(LightningDataModule):
+    """Says another value range once a checkpoint was loaded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value_range = [0, 255]
+
+    def data_record(self) -> dict[str, Any]:
+        return {"fingerprint": "f", "value_range": self.value_range}
+
+
+def test_the_record_says_how_a_checkpoints_model_takes_images(tmp_path: Path) -> None:
+    """Which is known only when the checkpoint has been loaded, after the stage's setup."""
+    for checkpoint, expected in ((None, [0, 255]), (tmp_path / "a.ckpt", [0, 4095])):
+        folder = tmp_path / str(bool(checkpoint))
+        folder.mkdir()
+        data = Recorded()
+        recorder = RunRecorder(folder, "deep", 1, checkpoint)
+        host = SimpleNamespace(is_global_zero=True, datamodule=data, world_size=1)
+        recorder.setup(host, BoringModel(), "test")  # type: ignore[arg-type]  # as far as it is asked
+        if checkpoint:
+            data.value_range = [0, 4095]
+        recorder.on_test_start(host, BoringModel())  # type: ignore[arg-type]  # as far as it is asked
+        record = json.loads((folder / "run.json").read_text())
+        assert record["data"] == {"fingerprint": "f", "value_range": expected}
+        # What training saw stays in the record of its run.
+        recorder._stage = {**recorder._stage, "started": "later"}
+        data.value_range = [0, 1]
+        recorder.on_test_start(host, BoringModel())  # type: ignore[arg-type]  # as far as it is asked
+        assert json.loads((folder / "run.json").read_text())["data"]["value_range"] == expected
