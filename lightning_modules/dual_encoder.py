@@ -12,7 +12,7 @@ from lightning_modules.base import LoggedSplit
 from lightning_modules.cached_gradients import encode_in_chunks
 from lightning_modules.contrastive import ContrastiveObjective
 from lightning_modules.embedding import EmbeddingTask
-from lightning_modules.freezing import Freeze, freeze
+from lightning_modules.freezing import Freeze, freeze, freeze_unused
 from lightning_modules.lora import LoraOptions, add_lora
 from lightning_modules.losses import ContrastiveLoss, Pairs, masked_cross_entropy
 from lightning_modules.metrics import MeanOverSamples, SplitMetrics
@@ -237,6 +237,7 @@ def _hold_still(towers: Towers, mode: Freeze, lora: LoraOptions | None, image_si
     Returns:
         Modules that must stay in evaluation mode.
     """
+    freeze_unused(towers)
     still = freeze(towers, mode)
     if lora is None:
         return still

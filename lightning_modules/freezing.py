@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+import torch
 from torch import nn
 
 from datamodules.schema import UserError
@@ -55,6 +56,44 @@ def freeze(towers: Towers, mode: Freeze) -> list[nn.Module]:
     return frozen
 
 
+def freeze_unused(towers: Towers) -> None:
+    """Take gradients away from weights of the text tower that do not take part in encoding a text.
+
+    Such are Longformer's projections for global attention and LUKE's entities. They would never get a gradient, for
+    which DDP waits in vain.
+
+    Args:
+        towers: as they were built.
+    """
+    backbone = towers.backbone("text")
+    some = next(backbone.parameters())
+    if some.is_meta:  # where weights are only counted
+        return
+    ids = torch.ones(1, 3, dtype=torch.int64, device=some.device)
+    training = {module: module.training for module in towers.modules()}
+    # In evaluation mode, so that nothing is drawn.
+    towers.eval()
+    try:
+        with torch.enable_grad():
+            features = towers.text_features({"input_ids": ids, "attention_mask": ids})
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    reached: set[int] = set()
+    seen: set[Any] = set()
+    waiting = [features.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        reached.add(id(getattr(node, "variable", None)))
+        waiting += [following for following, _ in node.next_functions]
+    for parameter in backbone.parameters():
+        if id(parameter) not in reached:
+            parameter.requires_grad_(False)
+
+
 def _freeze_early_layers(backbone: nn.Module, name: str) -> list[nn.Module]:
     """Freeze what lies below the last blocks.
 
@@ -66,7 +105,7 @@ def _freeze_early_layers(backbone: nn.Module, name: str) -> list[nn.Module]:
     first = len(blocks(backbone, name)) + 1 - LEARNING_BLOCKS
     for key, parameter in backbone.named_parameters():
         # One by one, because a class token belongs to the module that holds the blocks too.
-        parameter.requires_grad_(depths[key] >= first)
+        parameter.requires_grad_(parameter.requires_grad and depths[key] >= first)
     return [
         module
         for module in backbone.modules()

@@ -31,6 +31,8 @@ TEXT_TOWERS: dict[str, dict[str, Any]] = {
     "distilbert": {"dim": 24, "n_layers": 3, "n_heads": 2, "hidden_dim": 48},
     "electra": {**_SIZES, "embedding_size": 16},
     "albert": {**_SIZES, "embedding_size": 16},
+    # Has projections for global attention, which nothing here asks for.
+    "longformer": {**_SIZES, "attention_window": 4},
     "gpt2": {"n_embd": 24, "n_layer": 3, "n_head": 2, "n_positions": 40},
     "qwen2": _LLAMA,
     "llama": _LLAMA,

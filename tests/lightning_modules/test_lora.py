@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.multiprocessing.spawn import start_processes
+from torch.multiprocessing.spawn import spawn
 
 from datamodules.schema import UserError
 from lightning_modules.dual_encoder import DualEncoder
@@ -104,10 +104,7 @@ def _three_steps_in_two_processes(rank: int, folder: str) -> None:
 
 def test_adapters_of_siglip_train_in_two_processes(tmp_path: Path) -> None:
     write_siglip(tmp_path / "model")
-    # Forked, as the workers of a DataLoader are, so that nothing has to be imported again.
-    start_processes(  # type: ignore[no-untyped-call]  # torch's
-        _three_steps_in_two_processes, args=(str(tmp_path),), nprocs=2, start_method="fork"
-    )
+    spawn(_three_steps_in_two_processes, args=(str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]  # torch's
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     # 32 matrices, scale and bias.
     assert len(first) == 34
