@@ -14,7 +14,7 @@ import torch
 from evaluation.predictions import read_predictions
 from experiments.cli import main
 from lightning_modules import load_task
-from tests.experiments.several_processes import EPOCHS, SHARDED, SIZES, TASKS, is_costly
+from tests.experiments.several_processes import EPOCHS, SIZES, TASKS, TRAINED, is_costly
 from tests.forks import run_program
 
 pytestmark = pytest.mark.timeout(600)
@@ -54,11 +54,11 @@ def costly(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sharded(costly: Path) -> Path:
-    """The same folder with what two processes trained with shared weights."""
-    torchrun = ("--standalone", "--nproc-per-node=2", "-m", "tests.experiments.sharded_processes", str(costly))
+def sharded(folder: Path) -> Path:
+    """The same folder with what two processes of torchrun trained, with sharded weights and with whole ones."""
+    torchrun = ("--standalone", "--nproc-per-node=2", "-m", "tests.experiments.sharded_processes", str(folder))
     run_program("torch.distributed.run", *torchrun, seconds=400)
-    return costly
+    return folder
 
 
 def evaluations(*names: str) -> pytest.MarkDecorator:
@@ -126,7 +126,7 @@ def test_reports_are_those_of_one_process(evaluated: Path, world: int, size: int
         pd.testing.assert_frame_equal(pd.read_csv(other), pd.read_csv(path), rtol=1e-6)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", TRAINED)
 def test_two_processes_learn_the_same_weights_and_learn(folder: Path, task: str) -> None:
     first, second = (trained(folder, 2, task, rank) for rank in range(2))
     for name, value in first["weights"].items():
@@ -136,15 +136,13 @@ def test_two_processes_learn_the_same_weights_and_learn(folder: Path, task: str)
     assert first["losses"][-1] < 0.9 * first["losses"][0]
 
 
-@pytest.mark.parametrize("task", ["classifier", "zero_shot", "captioned"])
+@pytest.mark.parametrize("task", TRAINED)
 def test_two_processes_learn_what_one_learns_from_their_joined_batches(folder: Path, task: str) -> None:
-    # Not the multi-task classifier: its heads have dropout, which differs from process to process.
     alone, both = trained(folder, 1, task, 0), trained(folder, 2, task, 0)
     assert both["losses"] == pytest.approx(alone["losses"], rel=1e-4)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("task", SHARDED)
+@pytest.mark.parametrize("task", TRAINED)
 def test_sharded_weights_learn_as_whole_ones_do_and_checkpoints_are_whole(sharded: Path, task: str) -> None:
     one, two = (sharded / str(world) / f"{task}-sharded" for world in (1, 2))
     for name in ("half.ckpt", "whole.ckpt"):
@@ -190,7 +188,6 @@ def test_a_step_that_is_bad_on_one_process_is_left_out_on_both(folder: Path) -> 
     assert json.loads((here / "non_finite.json").read_text())["skipped_steps"] == 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("overlay", ["ddp", "fsdp"])
 def test_torchrun_makes_one_run_whose_checkpoint_needs_no_torchrun(sharded: Path, overlay: str) -> None:
     folder = sharded

@@ -8,16 +8,39 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from tests.forks import run_program
+
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-LONG = {"01_products", "02_dual_encoders", "03_retrieval", "04_evidence", "05_generative_and_export"}
-"""Train for most of a minute each."""
+SMALL = {
+    "01_products": {"SAMPLES": 60, "EPOCHS": 2},
+    "02_dual_encoders": {"SAMPLES": 96, "EPOCHS": 1},
+    "03_retrieval": {"SAMPLES": 90, "EPOCHS": 1},
+    "04_evidence": {"SAMPLES": 90, "EPOCHS": 1, "LOOKED_AT": 20},
+    "05_generative_and_export": {"SAMPLES": 60, "EPOCHS": 1, "CLASSIFIER_EPOCHS": 1},
+}
+"""Values of each notebook's cell of parameters with which it takes seconds."""
 
 
-@pytest.mark.parametrize(
-    "path",
-    [pytest.param(path, marks=[pytest.mark.slow] if path.stem in LONG else [], id=path.stem) for path in NOTEBOOKS],
-)
+def test_every_notebook_has_a_small_version() -> None:
+    assert [path.stem for path in NOTEBOOKS] == sorted(SMALL)
+    for path in NOTEBOOKS:
+        cells = nbformat.read(path, as_version=4).cells
+        [parameters] = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+        names, _ = parameters.source.split(" = ")
+        assert names.split(", ") == list(SMALL[path.stem])
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_small_notebook_runs(path: Path, tmp_path: Path) -> None:
+    parameters = "\n".join(f"{name} = {value}" for name, value in SMALL[path.stem].items())
+    environment = {"VITRINE_DATA": str(tmp_path / "nothing"), "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
+    run_program("tests.notebooks.in_process", str(path), str(tmp_path), parameters, environment=environment)
+    assert (tmp_path / "done").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VITRINE_DATA", str(tmp_path / "nothing"))
     monkeypatch.setenv("VITRINE_CACHE", str(tmp_path / "cache"))
