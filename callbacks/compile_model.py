@@ -14,16 +14,19 @@ Mode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cu
 
 
 @runtime_checkable
-class HasBackbones(Protocol):
-    """A task that names its networks; ``lightning_modules.base.VisionTask`` does."""
+class Compilable(Protocol):
+    """A task that lists its networks; ``lightning_modules.base.VisionTask`` does."""
 
     @property
-    def backbones(self) -> dict[str, nn.Module]:
-        """The networks by name."""
+    def compilable_networks(self) -> list[nn.Module]:
+        """The networks, each a module that is called as such."""
 
 
 class CompileModel(Callback):
-    """Compiles the backbones of a task (``torch.compile``) before the first batch; heads and losses stay as they are.
+    """Compiles the networks of a task (``torch.compile``) before the first batch; heads and losses stay as they are.
+
+    These are the backbone of a classifier, both towers of a dual encoder, the vision tower and the language model of a
+    generative classifier, and all of these of an ensemble's members.
 
     Checkpoints are those of the same model without this callback, in both directions: modules are compiled in place, so
     the names of the weights do not change. The first batches take a while, and so does the first batch of another
@@ -50,16 +53,34 @@ class CompileModel(Callback):
         self.dynamic = dynamic
         self._compiled: set[int] = set()
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compile before the first batch: only now every task has made its networks."""
+        self._compile(pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compile where nothing has been trained."""
+        self._compile(pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compile where nothing has been trained."""
+        self._compile(pl_module)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compile where nothing has been trained."""
+        self._compile(pl_module)
+
+    def _compile(self, pl_module: LightningModule) -> None:
         """Compile, once for all stages.
 
         Raises:
-            UserError: if the task names no networks.
+            UserError: if the task lists no networks.
         """
-        if not isinstance(pl_module, HasBackbones):
-            raise UserError(f"CompileModel: {type(pl_module).__name__} names no backbones; leave the callback out")
-        for backbone in pl_module.backbones.values():
-            if id(backbone) not in self._compiled:
+        if not isinstance(pl_module, Compilable):
+            raise UserError(
+                f"CompileModel: {type(pl_module).__name__} lists no networks to compile; leave the callback out"
+            )
+        for network in pl_module.compilable_networks:
+            if id(network) not in self._compiled:
                 mode = None if self.mode == "default" else self.mode
-                backbone.compile(backend=self.backend, mode=mode, dynamic=self.dynamic)
-                self._compiled.add(id(backbone))
+                network.compile(backend=self.backend, mode=mode, dynamic=self.dynamic)
+                self._compiled.add(id(network))

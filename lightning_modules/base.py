@@ -81,6 +81,11 @@ class VisionTask(LightningModule, ABC):
         """The backbone's networks by the name that their parameter groups begin with."""
         return {"backbone": self.backbone}
 
+    @property
+    def compilable_networks(self) -> list[nn.Module]:
+        """The networks that ``torch.compile`` may compile, each a module that is called as such."""
+        return list(self.backbones.values())
+
     @abstractmethod
     def fetch_weights(self) -> None:
         """Fetch the pretrained weights, once; nothing happens where there are to be none.

@@ -87,6 +87,11 @@ class Ensemble(ScoredTask):
         return nn.ModuleList(member.task.backbone for member in self._runs)
 
     @property
+    def compilable_networks(self) -> list[nn.Module]:
+        """The members' networks."""
+        return [network for member in self._runs for network in member.task.compilable_networks]
+
+    @property
     def ready_without_training(self) -> bool:
         """Whether the members have been read with their weights."""
         return self._has_weights

@@ -101,6 +101,11 @@ class GenerativeClassifier(ScoredTask):
         return cast("nn.Module", self.vlm.model)
 
     @property
+    def compilable_networks(self) -> list[nn.Module]:
+        """The vision tower and the language model; what holds both is never called as a whole."""
+        return [self.vlm.model.model.visual, self.vlm.model.model.language_model]
+
+    @property
     def ready_without_training(self) -> bool:
         """Whether it is pretrained; adapters begin as nothing."""
         return self.vlm.pretrained

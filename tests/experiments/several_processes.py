@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import pandas as pd
 import torch
@@ -164,7 +164,7 @@ def write_models(folder: Path) -> None:
     data = Made()
     for name in MEMBERS:
         task = build(name, folder)
-        task.input_options = {**data.image_options}
+        task.input_options = cast("Any", data.image_options)
         checkpoint: dict[str, Any] = {"state_dict": task.state_dict()}
         task.on_save_checkpoint(checkpoint)
         run = folder / "members" / name

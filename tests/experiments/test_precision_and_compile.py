@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,26 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch._dynamo.utils import counters
+from torch._inductor import config as inductor
 
 from callbacks import CompileModel, PredictionWriter
 from datamodules import Wares
 from datamodules.schema import UserError
 from evaluation.predictions import read_predictions
 from experiments.cli import main
-from lightning_modules import load_task
+from lightning_modules import Ensemble, load_task
+from lightning_modules.base import VisionTask
 from tests.callbacks.tiny import MadePhotos, tiny_classifier, tiny_trainer
 from tests.experiments.conftest import TINY, only_run
+from tests.experiments.several_processes import TASKS, Made, build, write_models
 from tests.fakes_models import write_clip
 
+needs_compiler = pytest.mark.skipif(
+    shutil.which("g++") is None and shutil.which("clang++") is None, reason="inductor needs a C++ compiler"
+)
 OVERLAYS = Path(__file__).parents[2] / "experiments" / "overlays"
 
 PAIRS = """
@@ -54,15 +64,12 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     embeds = request.param == "embeds"
     config.write_text(PAIRS if embeds else TINY.replace("test_resnet", "test_vit"))
     more = ["--model.init_args.towers", f"{{model: {write_clip(folder / 'clip')}}}"] if embeds else []
-    # No C++ compiler is asked of whoever runs the tests.
     more += ["--trainer.num_sanity_val_steps", "0", "--test_best", "true", "--trainer.max_epochs", "1"]
 
     class Runs(dict[str, Path]):
         def __missing__(self, kind: str) -> Path:
-            options = {"backend": "aot_eager", "dynamic": "true"} if kind == "compiled" else {}
-            backend = [f"--trainer.callbacks.init_args.{key}={value}" for key, value in options.items()]
             where = ["--config", str(config), "--runs", str(folder / kind)]
-            assert main(["fit", *where, *KINDS[kind], *backend, *more]) == 0
+            assert main(["fit", *where, *KINDS[kind], *more]) == 0
             self[kind] = only_run(folder / kind)
             return self[kind]
 
@@ -75,7 +82,8 @@ def losses(run: Path) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "tolerance"), [pytest.param("compiled", 1e-5, marks=pytest.mark.slow), ("bf16", 2e-2)]
+    ("kind", "tolerance"),
+    [pytest.param("compiled", 1e-5, marks=[pytest.mark.slow, needs_compiler]), ("bf16", 2e-2)],
 )
 def test_losses_are_those_of_the_plain_run(runs: dict[str, Path], kind: str, tolerance: float) -> None:
     assert len(losses(runs["plain"])) > 3
@@ -90,6 +98,7 @@ def close(found: Path, expected: Path, tolerance: float) -> None:
         assert abs(one.logits[task] - logits).max() <= tolerance * max(1.0, abs(logits).max()), task
 
 
+@needs_compiler
 @pytest.mark.slow
 def test_compiled_backbones_learn_to_give_the_same_logits(runs: dict[str, Path]) -> None:
     close(runs["compiled"], runs["plain"], 1e-5)
@@ -105,7 +114,7 @@ def test_the_same_weights_give_the_same_logits_in_bfloat16(runs: dict[str, Path]
     assert any((other.logits[task] != logits).any() for task, logits in plain.logits.items())
 
 
-@pytest.mark.parametrize("kind", [pytest.param("compiled", marks=pytest.mark.slow), "bf16"])
+@pytest.mark.parametrize("kind", [pytest.param("compiled", marks=[pytest.mark.slow, needs_compiler]), "bf16"])
 def test_checkpoints_have_the_same_names_and_types_and_load_without(runs: dict[str, Path], kind: str) -> None:
     plain, other = (torch.load(runs[name] / "checkpoints" / "last.ckpt", weights_only=True) for name in ("plain", kind))
     kinds = [{key: value.dtype for key, value in found["state_dict"].items()} for found in (plain, other)]
@@ -130,6 +139,59 @@ def test_metrics_are_computed_in_float32(tmp_path: Path) -> None:
     task.val_metrics.update_scores, task.val_metrics.update_losses = update_scores, update_losses
     tiny_trainer(tmp_path, precision="bf16-mixed").validate(task, MadePhotos(), verbose=False)
     assert seen == {"features": {torch.bfloat16}, "logits": {torch.float32}, "loss": {torch.float32}}
+
+
+class Steps(Callback):
+    """Keeps the loss of each step."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+        self.losses.append(float(outputs["loss"]))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the tasks are built of."""
+    folder = tmp_path_factory.mktemp("models")
+    write_models(folder)
+    return folder
+
+
+def results_of(task: VisionTask, folder: Path, callbacks: list[Callback], *, captions: bool) -> list[float]:
+    """Losses of three steps, or some logits of a task that is not trained."""
+    steps = Steps()
+    limits = {"max_epochs": 1, "limit_train_batches": 3, "limit_val_batches": 0}
+    trainer = tiny_trainer(folder, callbacks=[steps, *callbacks], **limits)
+    data = Made(8, 8, captions=captions)
+    if not isinstance(task, Ensemble):
+        trainer.fit(task, datamodule=data)
+        return steps.losses
+    predicted: Any = trainer.predict(task, datamodule=data)
+    found: list[float] = predicted[0]["logits"]["class"].flatten().tolist()
+    return found
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    # With captions the networks are those of the other dual encoder.
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if name == "captioned" else name for name in TASKS],
+)
+def test_every_task_computes_the_same_when_compiled_as_the_overlay_does(
+    name: str, models: Path, tmp_path: Path
+) -> None:
+    shipped = yaml.safe_load((OVERLAYS / "compile.yaml").read_text())["trainer"]["callbacks+"]["init_args"]
+    captions = name == "captioned"
+    torch._dynamo.reset()
+    plain = results_of(build(name, models), tmp_path, [], captions=captions)
+    counters.clear()
+    with inductor.patch(compile_threads=1):
+        compiled = results_of(build(name, models), tmp_path, [CompileModel(**shipped)], captions=captions)
+    assert counters["stats"]["unique_graphs"] > 0
+    assert len(plain) >= 3
+    assert compiled == pytest.approx(plain, rel=1e-5)
 
 
 def test_backbones_are_compiled_once_for_all_stages(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import nbformat
 from IPython.core.interactiveshell import InteractiveShell
@@ -15,7 +16,7 @@ if __name__ == "__main__":
     import matplotlib.pyplot as plt
 
     plt.switch_backend("agg")
-    shell = InteractiveShell.instance()
+    shell: Any = InteractiveShell.instance()
     for cell in nbformat.read(path, as_version=4).cells:
         if cell.cell_type != "code":
             continue
