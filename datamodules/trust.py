@@ -6,6 +6,7 @@ code to run, so a class is taken only from the project itself or from packages t
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import unicodedata
@@ -150,4 +151,8 @@ def _not_plain(name: object) -> str:
 
 def file_name(text: str) -> str:
     """A text, such as the name of a task, as part of a file name: what could lead elsewhere becomes ``_``."""
-    return re.sub(r"[^\w.-]+", "_", text)[:_LONGEST]
+    plain = re.sub(r"[^\w.-]+", "_", text)
+    if len(plain.encode()) <= _LONGEST:
+        return plain
+    # Two long names that begin alike are still two.
+    return plain.encode()[: _LONGEST - 9].decode(errors="ignore") + "_" + hashlib.sha256(text.encode()).hexdigest()[:8]

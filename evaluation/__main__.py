@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from datamodules.interrupts import run_program
+from datamodules.trust import plain_name
 from datamodules.user_errors import run_reporting_user_errors
 from evaluation import summary_command
 from evaluation.terminal import print_table
@@ -61,11 +62,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, rest = parser.parse_known_args(arguments)
     if rest and not (options.command in _WITH_DATA_ARGUMENTS and rest[0].startswith("--data.")):
         parser.error(f"unknown argument {rest[0]!r}")
+    return run_reporting_user_errors(lambda: _run(options, rest))
+
+
+def _run(options: argparse.Namespace, rest: list[str]) -> None:
+    if hasattr(options, "split"):
+        plain_name(options.split, "--split")  # it becomes a part of files' names
     if options.command in _COMMANDS:
-        return run_reporting_user_errors(lambda: _command(options.command).run(options, rest))
-    if options.command in _OTHERS:
-        return run_reporting_user_errors(lambda: _OTHERS[options.command](options))
-    return run_reporting_user_errors(lambda: summary_command.show(_probe(options, rest), options))
+        _command(options.command).run(options, rest)
+    elif options.command in _OTHERS:
+        _OTHERS[options.command](options)
+    else:
+        summary_command.show(_probe(options, rest), options)
 
 
 def _base_to_novel(options: argparse.Namespace) -> None:

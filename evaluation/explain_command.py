@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from datamodules.schema import UNKNOWN, UserError
+from datamodules.trust import file_name
 from evaluation.run_files import CONFIG, RunFiles
 
 if TYPE_CHECKING:
@@ -221,7 +222,7 @@ def _sections(explained: list[Explained]) -> list[Section]:
     for place, one in enumerate(explained, start=1):
         says = [f"Chosen: {one.predicted}, confidence {one.confidence:.3f}."] if one.predicted else []
         says += [f"Right: {one.target}."] if one.target else []
-        stem = f"{place:03}_{''.join(c if c.isalnum() else '_' for c in Path(one.name).stem)}"
+        stem = f"{place:03}_{file_name(Path(one.name).stem)}"
         sections.append(Section(Path(one.name).name, says=says, figures={stem: explained_figure([one])}))
     return sections
 

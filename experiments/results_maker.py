@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from datamodules.trust import file_name
 from datamodules.user_errors import EXIT_USER_ERROR
 from experiments.results_file import Entry, PlannedRun, ResultsFile, Step, Table, expanded, filled, lacking, unset
 from experiments.results_readme import part_of, write_part
@@ -132,7 +133,7 @@ class Maker:
         self, label: str, command: Sequence[str], output: Path | None = None, watched: str | None = None
     ) -> bool:
         """Run one; whether it ended well. One that was stopped is no failure."""
-        log = self.place / "logs" / f"{label}.log"
+        log = self.place / "logs" / f"{file_name(label)}.log"
         with self._console.status(label) as status:
 
             def beat() -> None:

@@ -109,8 +109,11 @@ class Gallery:
         """
         if open_store(uri, PICTURES) is None:
             folder = local_folder(uri)
-            if folder is not None and not folder.is_file():
-                folder.mkdir(parents=True, exist_ok=True)
+            try:
+                if folder is not None and not folder.is_file():
+                    folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"{uri}: cannot be written ({error.strerror}); name another place") from error
             # Of two that begin at once one makes the gallery; the other is told, or finds it there.
             with writing_lock(uri):
                 if open_store(uri, PICTURES) is None:

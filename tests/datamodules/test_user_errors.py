@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 
@@ -121,3 +123,45 @@ def test_another_broken_pipe_is_an_error_of_ours() -> None:
 
     with pytest.raises(BrokenPipeError):
         run_reporting_user_errors(command)
+
+
+def _os_error(number: int, *files: str) -> OSError:
+    first, second = [*files, None, None][:2]
+    return OSError(number, os.strerror(number), first, None, second)
+
+
+@pytest.mark.parametrize(
+    ("error", "parts"),
+    [
+        (_os_error(errno.EACCES, "run/report.html"), ["run/report.html: Permission denied"]),
+        (_os_error(errno.EROFS, "run/report.html"), ["run/report.html: Read-only file system"]),
+        (_os_error(errno.ENOENT, "gone.txt"), ["gone.txt: No such file or directory"]),
+        (_os_error(errno.ENAMETOOLONG, "x" * 300), ["File name too long"]),
+        (_os_error(errno.ENOSPC, "run/best.ckpt"), ["run/best.ckpt: cannot be written", "free some space"]),
+        (_os_error(errno.EACCES, ".best.part", "run/best.ckpt"), ["run/best.ckpt: Permission denied"]),
+        (OSError("a library's own words"), ["a library's own words"]),
+        (PermissionError("Caught it in worker 0.\nTraceback …\nPermissionError: [Errno 13] 'a.png'"), ["'a.png'"]),
+        (RuntimeError("IoError(Os { code: 13, kind: PermissionDenied, message: \"Permission denied\" })"), ["denied"]),
+        (RuntimeError("[enforce fail at x.cc] . PytorchStreamWriter failed writing file data/1"), ["space"]),
+    ],
+)  # fmt: skip
+def test_a_file_that_the_system_refuses_is_one_line(
+    error: Exception, parts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command() -> None:
+        raise error
+
+    assert run_reporting_user_errors(command) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert all(part in line for part in parts)
+
+
+def test_errors_of_ours_keep_their_traceback() -> None:
+    for error in (RuntimeError("shapes differ"), KeyError("os"), BrokenPipeError(errno.EPIPE, "of a worker")):
+
+        def command(error: Exception = error) -> None:
+            raise error
+
+        with pytest.raises(type(error)):
+            run_reporting_user_errors(command)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,8 +15,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Trainer
 
 from app.served_run import ServedRun
+from callbacks.monitored_metrics import MonitoredMetrics
 from datamodules.schema import UserError
 from datamodules.trust import PLUGINS
 from evaluation.__main__ import main as evaluation
@@ -297,3 +302,35 @@ def test_a_refused_training_leaves_no_directory(tmp_path: Path, capsys: pytest.C
     assert main([*arguments, "--trainer.default_root_dir=x"]) == 2
     assert main([*arguments, "--checkpoint.monitor=test/loss"]) == 2
     assert not (tmp_path / "runs" / "tiny").exists()
+
+
+@pytest.fixture
+def sigint() -> Iterator[None]:
+    """Lightning leaves Ctrl-C ignored after the first one."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("sigint")
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_ctrl_c_ends_a_training_with_the_command_that_goes_on(
+    tmp_path: Path, epoch: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(self: object, trainer: Trainer, *_: object) -> None:
+        if trainer.current_epoch == epoch:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(MonitoredMetrics, "on_train_batch_end", stop, raising=False)
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    assert main(["fit", "--config", str(tmp_path / "tiny.yaml"), "--runs", str(tmp_path / "runs")]) == 130
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("interrupted; ")]
+    (run,) = (tmp_path / "runs" / "tiny").iterdir()
+    if epoch:
+        command = f"python -m experiments fit --config {run}/config.yaml --ckpt_path last"
+        assert line == f"interrupted; go on with: {command}"
+        monkeypatch.undo()
+        assert main(shlex.split(command)[3:]) == 0
+        assert json.loads((run / "run.json").read_text())["stages"][-1]["exit"] == "finished"
+    else:
+        assert "run the same command again" in line

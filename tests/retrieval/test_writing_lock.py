@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from datamodules.schema import UserError
 from retrieval.gallery import Gallery
-from tests.retrieval.small_gallery import small_gallery, vectors
+from retrieval.writing_lock import writing_lock
+from tests.retrieval.small_gallery import identity, small_gallery, vectors
+from tests.unprivileged import read_only
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,3 +48,39 @@ def test_a_second_object_of_the_same_process_is_refused_too(tmp_path: Path) -> N
     with other.writing() as writer:  # on top of what was written meanwhile
         writer.remove(["p1"])
     assert len(other) == len(Gallery.open(gallery.uri)) == 10
+
+
+def test_of_two_that_make_a_gallery_at_once_the_loser_is_told(tmp_path: Path) -> None:
+    uri = str(tmp_path / "new")
+    (tmp_path / "new").mkdir()
+    with writing_lock(uri), pytest.raises(UserError, match=r"process \d+ is writing to this gallery; wait"):
+        Gallery.open_or_create(uri, identity())
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [".writing.lock"]
+    first = Gallery.open_or_create(uri, identity())
+    with first.writing(), pytest.raises(UserError, match=r"is writing to this gallery"), _second(uri).writing():
+        pass
+
+
+def _second(uri: str) -> Gallery:
+    return Gallery.open_or_create(uri, identity())
+
+
+def test_one_that_comes_while_the_gallery_is_made_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = str(tmp_path / "new")
+    made: list[Gallery] = []
+
+    @contextmanager
+    def after_the_other(place: str) -> Iterator[None]:
+        # Between looking and locking, somebody else has made it and is done.
+        monkeypatch.undo()
+        made.append(Gallery.create(place, identity()))
+        with writing_lock(place):
+            yield
+
+    monkeypatch.setattr("retrieval.gallery.writing_lock", after_the_other)
+    assert Gallery.open_or_create(uri, identity())._pictures.revision == made[0]._pictures.revision
+
+
+def test_a_gallery_in_a_folder_that_cannot_be_written_is_refused_by_name(tmp_path: Path) -> None:
+    with read_only(tmp_path), pytest.raises(UserError, match=r"gallery: cannot be written \(Permission denied\)"):
+        Gallery.open_or_create(str(tmp_path / "gallery"), identity())
