@@ -13,10 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from datamodules.interrupts import run_program
-from datamodules.trust import plain_name
-from datamodules.user_errors import run_reporting_user_errors
-from evaluation import summary_command
-from evaluation.terminal import print_table
 
 if TYPE_CHECKING:
     from evaluation.summary import TaskSummary
@@ -62,10 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, rest = parser.parse_known_args(arguments)
     if rest and not (options.command in _WITH_DATA_ARGUMENTS and rest[0].startswith("--data.")):
         parser.error(f"unknown argument {rest[0]!r}")
+    from datamodules.user_errors import run_reporting_user_errors  # after --help, which it would make slow
+
     return run_reporting_user_errors(lambda: _run(options, rest))
 
 
 def _run(options: argparse.Namespace, rest: list[str]) -> None:
+    from datamodules.trust import plain_name
+
     if hasattr(options, "split"):
         plain_name(options.split, "--split")  # it becomes a part of files' names
     if options.command in _COMMANDS:
@@ -73,11 +73,14 @@ def _run(options: argparse.Namespace, rest: list[str]) -> None:
     elif options.command in _OTHERS:
         _OTHERS[options.command](options)
     else:
+        from evaluation import summary_command
+
         summary_command.show(_probe(options, rest), options)
 
 
 def _base_to_novel(options: argparse.Namespace) -> None:
     from evaluation import base_to_novel
+    from evaluation.terminal import print_table
 
     after = base_to_novel.read_run(options.run, options.split)
     note = base_to_novel.check_novel(options.run, after, options.base)
@@ -97,6 +100,7 @@ def _wise_ft(options: argparse.Namespace) -> None:
 
     from datamodules.from_experiment import data_of_run
     from evaluation import wise_ft
+    from evaluation.terminal import print_table
     from evaluation.zero_shot import start_weights_of
     from lightning_modules.checkpoint import load_task, read_checkpoint
 
@@ -126,6 +130,7 @@ def _soup(options: argparse.Namespace) -> None:
     from datamodules.schema import UserError
     from evaluation.run_files import runs_among
     from evaluation.soup_command import best_of_sweep, make_soup, place_beside, place_of_sweep
+    from evaluation.terminal import print_table
 
     if bool(options.runs) == (options.sweep is not None):
         raise UserError("soup: name either run directories, or one sweep with --sweep DIR --top N")
@@ -212,7 +217,9 @@ def _parser(names: Sequence[str]) -> argparse.ArgumentParser:
     command.add_argument("--backbone", required=True, help="timm name, for example resnet18")
     command.add_argument("--pretrained", default="true", help="true (hub), false, or a local file of weights")
     command.add_argument("--image_size", type=int, default=224, help="side of the pictures in pixels (default: 224)")
-    summary_command.add_forms(command)
+    from evaluation.summary_command import add_forms
+
+    add_forms(command)
     return parser
 
 

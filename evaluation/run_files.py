@@ -224,13 +224,15 @@ def runs_among(paths: Sequence[Path], command: str, needs: str, *, unfinished_on
         return list(paths)
     no_run, lacking = {}, {}
     for path in paths:
+        if (path / needs).exists():
+            continue
         try:
             run = RunFiles(path)
         except UserError as error:
             no_run[path] = str(error)
             continue
         finished = any(stage.get("exit") == "finished" for stage in run.stages)
-        if not (path / needs).exists() and not (unfinished_only and finished):
+        if not (unfinished_only and finished):
             lacking[path] = f"{path}: a run without {needs}"
     if len(no_run) == len(paths):
         raise UserError(f"{command}: none of these {len(paths)} is a run; the first is {no_run[paths[0]]}")

@@ -31,6 +31,7 @@ from evaluation.model_soup import (
     save_soup,
     uniform_soup,
 )
+from evaluation.run_files import RunFiles
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -134,7 +135,8 @@ class _Judge:
         self._task = task
         self._datamodule = datamodule
         # As the runs were validated themselves.
-        self._settings = {key: config["trainer"].get(key) for key in ("precision", "limit_val_batches")}
+        trainer: dict[str, Any] = config.get("trainer") or {}
+        self._settings: dict[str, Any] = {key: trainer.get(key) for key in ("precision", "limit_val_batches")}
         self._states = states
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -199,11 +201,12 @@ def _quiet() -> Iterator[None]:
 
 
 def _config(run: Path) -> dict[str, Any]:
+    from datamodules.from_experiment import read_experiment
+
     path = run / "config.yaml"
     if not path.is_file():
         raise UserError(f"{run}: has no config.yaml; give run directories such as runs/<name>/<time>")
-    config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return config
+    return read_experiment(path)
 
 
 def _data_of(run: Path) -> Any:
@@ -211,13 +214,17 @@ def _data_of(run: Path) -> Any:
     path = run / "run.json"
     if not path.is_file():
         raise UserError(f"{run}: has no run.json, which says what data it saw; give directories that `fit` has made")
-    data = json.loads(path.read_text(encoding="utf-8")).get("data") or {}
+    data = RunFiles(run).record.get("data") or {}
     return data.get("fingerprint"), data.get("samples")
 
 
 def _metric(config: dict[str, Any], asked: str | None, run: Path) -> tuple[str, bool]:
     """The metric that soups are chosen by, and whether higher is better."""
-    chosen = config["checkpoint"]
+    chosen = config.get("checkpoint") or {}
+    if not (isinstance(chosen, dict) and {"monitor", "mode"} <= chosen.keys()):
+        raise UserError(
+            f"{run / 'config.yaml'}: says nothing of checkpoint.monitor and .mode; give runs that `fit` has made"
+        )
     metric = asked or chosen["monitor"]
     if not metric.startswith("val/"):
         raise UserError(f"--metric {metric}: a soup is chosen on the validation split; name a val/… metric")

@@ -344,7 +344,10 @@ def _run(args: list[str]) -> None:
 def _quieten() -> None:
     """Leave out the lines that tell a user nothing that he could act on."""
     # Lightning's tips advertise its platform.
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "💡" not in r.getMessage())
+    silent = ("💡", "Detected KeyboardInterrupt")  # one line of ours tells how to go on
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: not any(part in record.getMessage() for part in silent)
+    )
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
     warnings.filterwarnings("ignore", category=DeprecationWarning)

@@ -8,8 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from datamodules.from_experiment import read_experiment
 from datamodules.schema import UserError
 from datamodules.whole_files import written_whole
 
@@ -114,7 +113,7 @@ def same_data(run: Path, data: dict[str, Any]) -> bool:
 
     Which splits ``predict`` goes through is no part of it.
     """
-    saved: dict[str, Any] = yaml.safe_load((run / CONFIG_FILE).read_text(encoding="utf-8"))
+    saved = read_experiment(run / CONFIG_FILE)
     return _without_predict(saved.get("data")) == _without_predict(data)
 
 
@@ -129,7 +128,7 @@ def same_experiment(run: Path, values: dict[str, Any]) -> bool:
 
     Where it lies and which checkpoint it goes on from is no part of it.
     """
-    saved: dict[str, Any] = yaml.safe_load((run / CONFIG_FILE).read_text(encoding="utf-8"))
+    saved = read_experiment(run / CONFIG_FILE)
     return all(saved.get(key) == values.get(key) for key in {*saved, *values} - _NOT_OF_THE_EXPERIMENT)
 
 

@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks.best_checkpoint import BestCheckpoint
+from datamodules.schema import UserError
 from evaluation.parameter_count import parameter_count
 from experiments.metrics_log import MetricsLog
 from experiments.run_directory import write_text_whole
@@ -147,7 +148,7 @@ class RunRecorder(Callback):
 
     def _write(self, trainer: Trainer, facts: Mapping[str, Any]) -> None:
         path = self.directory / RECORD_FILE
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        record = _read(path)
         stages = [stage for stage in record.get("stages", []) if stage["started"] != self._stage["started"]]
         # What training saw stays; a later stage adds itself, and what an older version did not record of the same data.
         data = {**(facts.get("data") or {}), **(record.get("data") or {})}
@@ -208,6 +209,15 @@ def hardware() -> dict[str, Any]:
         "memory_bytes": memory,
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
     }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What has been recorded so far; empty where nothing has."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{path}: not readable as JSON ({error}); restore it, or delete it to begin anew") from error
+    return dict(record)
 
 
 def _now() -> str:

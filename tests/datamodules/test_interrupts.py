@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import NoReturn
 
 import pytest
 
@@ -10,11 +11,11 @@ from datamodules.interrupts import EXIT_INTERRUPTED, run_program, was_interrupte
 from datamodules.user_errors import run_reporting_user_errors
 
 
-def interrupted() -> int:
+def interrupted() -> NoReturn:
     raise KeyboardInterrupt
 
 
-def as_lightning_does() -> None:
+def as_lightning_does() -> NoReturn:
     try:
         interrupted()
     except KeyboardInterrupt:

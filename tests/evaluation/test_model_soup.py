@@ -254,7 +254,7 @@ def test_mistakes_are_one_line(finished: Path, tmp_path: Path, capsys: pytest.Ca
         ([], "either run directories, or one sweep"),
         ([runs[0], "--sweep", str(finished)], "either run directories, or one sweep"),
         ([runs[0]], "at least two runs, got 1"),
-        ([runs[0], str(tmp_path)], "has no config.yaml"),
+        ([runs[0], str(tmp_path)], "at least two runs, got 1"),  # what is no run is left out
         ([*runs[:2], "--metric", "test/loss"], "chosen on the validation split"),
         ([*runs[:2], "--metric", "val/nothing"], "the task does not measure it; it has"),
         (["--sweep", str(tmp_path)], "has no sweep.csv"),

@@ -263,3 +263,23 @@ def test_a_damaged_record_is_told(file: Path, tmp_path: Path, capsys: pytest.Cap
     record: dict[str, Any] = {"name": "small", "fingerprint": "of another version", "outcome": {"run": "gone"}}
     (place / "small.json").write_text(json.dumps(record))
     assert main([str(file), "--runs", str(tmp_path), "--without", "costs", "accuracy"], refuses) == 0
+
+
+def test_a_first_run_that_is_refused_ends_the_ablation_with_its_line(
+    file: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs: list[Job] = []
+
+    def refused(job: Job, watch: Watch, stop: threading.Event) -> Outcome:
+        jobs.append(job)
+        return Outcome("failed", error="exit code 2: data root: there is no folder photos")
+
+    arguments = [str(file), "--runs", str(folder / "refused"), "--without", "costs"]
+    assert main(arguments, refused) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: data root: there is no folder photos (the first run of ")
+    assert len(jobs) == 1
+    # The next time the others have their turn, and one that fails in another way ends nothing.
+    assert main(arguments, Notes()) == 0
+    assert main([*arguments, "--name", "../../x"], refuses) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: --name")

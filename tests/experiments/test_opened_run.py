@@ -189,6 +189,21 @@ def test_what_is_no_plain_configuration_is_one_line(
     assert not ran.exists()
 
 
+def test_damaged_files_of_a_run_are_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "run.json").write_text('{"stages": [')
+    assert main(["validate", "--ckpt_path", str(run / "checkpoints" / "best.ckpt")]) == 2
+    assert f"error: {run}/run.json: not readable as JSON" in capsys.readouterr().err
+    changed(run, lambda config: config.pop("checkpoint"))
+    other = shutil.copytree(run, run.with_name("other"))
+    assert evaluation(["soup", str(run), str(other)]) == 2
+    assert "error: " in capsys.readouterr().err
+    # Also where only the checkpoint is the run's.
+    (run / "config.yaml").write_text("a: [")
+    arguments = ["--config", str(other / "config.yaml"), "--ckpt_path", str(run / "checkpoints" / "best.ckpt")]
+    assert main(["validate", *arguments]) == 2
+    assert f"{run}/config.yaml: not a YAML file" in capsys.readouterr().err
+
+
 class _Touches:
     def __init__(self, path: Path) -> None:
         self.path = path

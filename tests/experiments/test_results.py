@@ -208,6 +208,24 @@ def test_a_command_that_fails_leaves_the_table_and_is_told(
     assert "as told above" in told.err
 
 
+def test_the_other_seeds_of_a_run_that_was_refused_are_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tiny.yaml").write_text(SHORT)
+    monkeypatch.chdir(tmp_path)
+    refused = {"command": f"{FIT} --data.nothing 1 --seed_everything {{seed}} --name a", "for": {"seed": [1, 2, 3]}}
+    write(
+        tmp_path,
+        {"a": refused, "b": {"command": f"{FIT} --data.nothing 1 --name b"}},
+        "python -m evaluation summary {a}",
+    )
+    runner = InProcess()
+    assert main(["results.yaml"], runner) == 1
+    assert [command[command.index("--name") + 1] for command in runner.fits] == ["a", "b"]
+    told = capsys.readouterr().err
+    assert told.count("not begun, because a-seed1 was refused") == 2
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
