@@ -137,7 +137,7 @@ def same_validation(run: Path, values: dict[str, Any]) -> bool:
 
     Its data, and how much of them is looked at; the model is compared elsewhere.
     """
-    saved: dict[str, Any] = yaml.safe_load((run / CONFIG_FILE).read_text(encoding="utf-8"))
+    saved = read_experiment(run / CONFIG_FILE)
     ours, theirs = values.get("trainer") or {}, saved.get("trainer") or {}
     parts = ("limit_val_batches", "overfit_batches")
     return (
