@@ -113,7 +113,8 @@ def dump_yaml(content: Mapping[str, Any], *, one_line: bool = False) -> str:
 def _load_value(text: str) -> Any:
     """What jsonargparse makes of a value; a flow mapping without values is the text that it looks like."""
     value = load_yaml(text)
-    bare = isinstance(value, dict) and value and all(entry is None for entry in value.values())
+    # {a, b}, not {a: null}: a section may well have no values but null.
+    bare = isinstance(value, dict) and value and ":" not in text and all(entry is None for entry in value.values())
     return text if bare else value
 
 

@@ -53,7 +53,8 @@ def refuse_conflicting_checkpoint(model: LightningModule, checkpoint: Path, *, t
     except Exception as error:  # torch raises many kinds for a file that is none of its own
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"--ckpt_path {checkpoint}: not a readable checkpoint ({reason[:120]})") from error
-    if not isinstance(saved, dict) or not saved.keys() >= _NEEDED:
+    whole = isinstance(saved, dict) and saved.keys() >= _NEEDED
+    if not whole or not all(isinstance(saved[key], dict) for key in ("state_dict", "hyper_parameters")):
         raise UserError(
             f"--ckpt_path {checkpoint}: is not a checkpoint of a run; plain weights belong to the model's `pretrained:`"
         )

@@ -94,7 +94,8 @@ def read_checkpoint(path: str | Path, map_location: str = "cpu") -> dict[str, An
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:
         raise UserError(f"{path}: is not a checkpoint that can be read safely; give a .ckpt file of a run") from error
-    if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters"} <= checkpoint.keys():
+    parts = ("state_dict", "hyper_parameters")
+    if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(part), dict) for part in parts):
         raise UserError(f"{path}: is not a checkpoint of a run; it lacks state_dict or hyper_parameters")
     return checkpoint
 

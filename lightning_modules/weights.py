@@ -348,6 +348,8 @@ def read_weights(path: str) -> dict[str, torch.Tensor]:
     """
     from timm.models import load_state_dict
 
+    if Path(path).is_dir():
+        raise UserError(f"pretrained: {path} is a folder; give the weights file in it")
     if not Path(path).is_file():
         raise UserError(f"pretrained: there is no file {path}; give true, false or the path of a weights file")
     if not path.endswith(FORMATS):

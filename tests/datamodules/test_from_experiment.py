@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from jsonargparse import get_loader
 
 from datamodules.from_experiment import data_parser, dump_yaml, load_yaml, merged, parse_data, text_arguments
 from datamodules.schema import DEFAULT_SEED, UserError
@@ -154,3 +155,10 @@ def test_yaml_is_read_as_the_newer_standard_has_it() -> None:
 def test_text_arguments() -> None:
     assert {"vocabulary", "columns", "splits", "attributes", "prompts", "root", "labels"} <= text_arguments()
     assert not {"image", "split", "loader", "augment", "seed", "rare"} & text_arguments()
+
+
+def test_a_section_without_values_stays_a_section() -> None:
+    """jsonargparse reads back what it has written: nulls alone are no text in braces."""
+    assert get_loader("yaml")("{root: null, rare: null}") == {"root": None, "rare": None}
+    assert get_loader("yaml")("root: null\n") == {"root": None}
+    assert get_loader("yaml")("{name}") == "{name}"

@@ -60,7 +60,15 @@ def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
         refuse_conflicting_checkpoint(Model(0.1, []), path)
 
 
-@pytest.mark.parametrize("content", [{"weight": torch.zeros(2)}, {"state_dict": {}, "hyper_parameters": {}}, [1, 2]])
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"weight": torch.zeros(2)},
+        {"state_dict": {}, "hyper_parameters": {}},
+        {"pytorch-lightning_version": "2.6.6", "state_dict": [1], "hyper_parameters": {}},
+        [1, 2],
+    ],
+)
 def test_plain_weights_are_no_checkpoint(tmp_path: Path, content: object) -> None:
     path = tmp_path / "weights.ckpt"
     torch.save(content, path)

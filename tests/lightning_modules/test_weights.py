@@ -224,6 +224,11 @@ def test_files_that_are_not_weights_are_user_errors(
         read_weights(str(tmp_path / name))
 
 
+def test_a_folder_is_no_weights_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a folder; give the weights file in it"):
+        read_weights(str(tmp_path))
+
+
 def test_a_file_without_tensors_holds_no_weights(tmp_path: Path) -> None:
     torch.save({"epoch": 3}, tmp_path / "w.pth")
     with pytest.raises(UserError, match="holds no weights"):
