@@ -238,7 +238,8 @@ class Explorer:
             if answer is not None:
                 verdict = "" if label is None else " ✓" if label == answer else " ✗"
                 said.append(f"the model says {answer} ({known[f'{CONFIDENCE}{task}'] or 0:.2f}){verdict}")
-            facts[task] = "; ".join(said)
+            # An attribute may be called like one of the gallery's own columns.
+            facts[f"attribute {task}" if task in facts else task] = "; ".join(said)
         return facts
 
     def mistake(self, row: int, task: str) -> tuple[str, str, float]:

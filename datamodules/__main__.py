@@ -19,7 +19,7 @@ from datamodules.whole_files import written_whole
 if TYPE_CHECKING:
     from datamodules.audit import AuditReport
 
-_DATA = "--config FILE [--config OVERLAY] [--data.init_args.KEY VALUE]"
+_DATA = "--config FILE [--config OVERLAY] [--data.init_args.KEY VALUE] [--seed_everything N]"
 USAGES = {
     "audit": f"python -m datamodules audit {_DATA} [--json FILE]",
     "pack": f"python -m datamodules pack {_DATA} --to FOLDER [--format parquet|webdataset] [--shard_size 1000]",

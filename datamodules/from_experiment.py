@@ -214,7 +214,7 @@ def split_configs(args: Sequence[str]) -> tuple[list[str], list[str]]:
     Raises:
         UserError: where an argument sets the seed of the data alone.
     """
-    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     files.add_argument("-c", "--config", action="append", default=[])
     known, rest = files.parse_known_args(list(args))
     for place, argument in enumerate(rest):

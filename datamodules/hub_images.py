@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import torch
 
 from datamodules.base import ImageDataModule
-from datamodules.columns import Missing, attribute_column
+from datamodules.columns import Missing, attribute_column, composed
 from datamodules.hub_access import PictureColumn, open_splits, read_columns
 from datamodules.label_columns import class_names_of, label_texts, numbers_in_order, plain_texts
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
@@ -131,7 +131,7 @@ class HubImages(ImageDataModule):
             raise UserError(
                 f"data columns.attributes: the name {LABEL_TASK!r} is taken by the main task; rename the column"
             )
-        return {LABEL_TASK: self.columns["label"], **{name: name for name in attributes}}
+        return {LABEL_TASK: self.columns["label"], **{composed(name): name for name in attributes}}
 
     def read_image(self, index: int) -> torch.Tensor:
         """Reads one picture out of the data set's files.

@@ -12,7 +12,7 @@ from datamodules.schema import UserError
 
 def class_names_of(feature: Any) -> list[str]:
     """Names of the library's ``ClassLabel``, none for other features."""
-    return list(getattr(feature, "names", None) or [])
+    return [composed(name) for name in getattr(feature, "names", None) or []]
 
 
 def label_texts(column: Any, names: Sequence[str], where: str) -> list[str]:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 DEFAULT_SEED = 42
 """Seed of every command, DataModule and run that names no other, so that all of them see the same splits."""
 
+DATA_ARGUMENTS = ("--data.", "--seed_everything")
+"""How arguments begin that describe the data, in every command that takes such."""
+
 UNKNOWN = -1
 """Target of a sample whose value is unknown: left out of loss and metric."""
 

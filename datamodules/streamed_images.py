@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from datamodules.base import ImageDataModule
 from datamodules.captions import CaptionMode
-from datamodules.columns import Missing
+from datamodules.columns import Missing, composed
 from datamodules.dataset import Collate, CountedLoader
 from datamodules.loaders import eval_loader, train_loader, training_batch_size
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
@@ -91,7 +91,9 @@ class StreamedImages(ImageDataModule):
         self.shards = shards
         self.format: ShardFormat = format
         self.columns: StreamColumns = columns or {}
-        self.vocabulary = vocabulary or {}
+        self.vocabulary = {
+            composed(task): [composed(name) for name in names] for task, names in (vocabulary or {}).items()
+        }
         self.shuffle_buffer = shuffle_buffer
         self.streams = streams
         self._shards: Shards | None = None

@@ -21,7 +21,7 @@ EXIT_USER_ERROR = 2
 EXIT_NOBODY_READS = 141
 """Exit code of a command whose output nobody reads any more: what a shell says of one that SIGPIPE has ended."""
 
-_SCAFFOLDING = ("Problem with", "Does not validate", "Subtypes:", "Errors:", "Given value")
+_SCAFFOLDING = ("Problem with", "Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a path but")
 """Lines of jsonargparse's report that only hold the tree together."""
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from datamodules.interrupts import run_program
+from datamodules.schema import DATA_ARGUMENTS
 
 if TYPE_CHECKING:
     from evaluation.summary import TaskSummary
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Only the module of the command that is meant, so that one command does not wait for the imports of the others.
     parser = _parser([name for name in _COMMANDS if name in arguments[:1]] or _COMMANDS)
     options, rest = parser.parse_known_args(arguments)
-    if rest and not (options.command in _WITH_DATA_ARGUMENTS and rest[0].startswith("--data.")):
+    if rest and not (options.command in _WITH_DATA_ARGUMENTS and rest[0].startswith(DATA_ARGUMENTS)):
         parser.error(f"unknown argument {rest[0]!r}")
     from datamodules.user_errors import run_reporting_user_errors  # after --help, which it would make slow
 

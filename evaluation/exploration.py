@@ -158,7 +158,7 @@ def class_section(collection: Collection) -> Section:
         counts = pd.DataFrame({split: class_counts(collection, task, split) for split in SPLITS}, index=list(names))
         order = counts.sort_values("train", ascending=False, kind="stable")
         figures[f"classes_{file_name(task)}"] = class_bars(order, f"{task}: samples of each class")
-        files[f"classes_{file_name(task)}"] = order.rename_axis(task).reset_index()
+        files[f"classes_{file_name(task)}"] = order.rename_axis("value" if task in order else task).reset_index()
         says.append(_frequencies(task, order["train"]))
         if len(names) == 1:
             missing.append(f"{task} has one class only, so there is nothing to tell apart.")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.schema import UserError
+from datamodules.schema import DATA_ARGUMENTS, UserError
 
 if TYPE_CHECKING:
     from datamodules.base import ImageDataModule
@@ -82,7 +82,7 @@ def data_of(command: str, options: argparse.Namespace, rest: Sequence[str]) -> I
     """
     from datamodules.from_experiment import data_parser, parse_data
 
-    if strange := [argument for argument in rest if argument.startswith("-") and not argument.startswith("--data.")]:
+    if strange := [one for one in rest if one.startswith("-") and not one.startswith(DATA_ARGUMENTS)]:
         raise UserError(f"{command}: unknown argument {strange[0]!r}; see python -m evaluation {command} --help")
     if not options.config and options.data is None:
         raise UserError(f"{command}: name the data with --config EXPERIMENT.yaml or --data CLASS")

@@ -94,6 +94,7 @@ def data_section(files: RunFiles) -> Section:
     )
     says = [f"{data.get('data', '')}, {data.get('origin', '')}, fingerprint {str(data.get('fingerprint', ''))[:12]}."]
     says.append(_unseen(_mapping(data.get("unseen"))))
+    says += _doubts(data)
     skipped = data.get("skipped") or []
     says.append(f"Pictures left out because they cannot be read: {len(skipped)}.")
     tables = {"data_splits": splits}
@@ -134,6 +135,27 @@ def _unseen(unseen: Mapping[str, Any]) -> str:
     if not found:
         return "Every value of every label that is tested occurs in training."
     return f"Values that training never saw, left out as unknown: {', '.join(found)}."
+
+
+def _doubts(data: Mapping[str, Any]) -> list[str]:
+    """What the record says of missing values, contradicting images and what was left out; runs of old say nothing."""
+    notes = data.get("notes")
+    says = [str(note) for note in notes] if isinstance(notes, list) else []
+    texts = [
+        f"{column} {text!r} ({count} samples)"
+        for column, counts in _mapping(data.get("missing")).items()
+        for text, count in _mapping(counts).items()
+    ]
+    if texts:
+        says.append(f"Counted as unknown (checks.missing): {', '.join(texts)}.")
+    identical = _mapping(data.get("identical"))
+    repeated = [f"{split} {count}" for split, count in _mapping(identical.get("repeated")).items() if count]
+    if repeated:
+        says.append(f"Images that repeat another one of their split: {', '.join(repeated)}.")
+    conflicts = [f"{column} {count}" for column, count in _mapping(identical.get("conflicts")).items()]
+    if conflicts:
+        says.append(f"Identical images that the data contradict themselves about: {', '.join(conflicts)}.")
+    return says
 
 
 def _best(stage: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.schema import LABEL_TASK, UNKNOWN, UserError
+from datamodules.schema import DATA_ARGUMENTS, LABEL_TASK, UNKNOWN, UserError
 from evaluation.predictions import predicted_classes
 from evaluation.selection import Pool, ranking, to_label
 
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
 
     if options.n < 1:
         raise UserError(f"--n: is {options.n}, must be at least 1")
-    if strange := [argument for argument in rest if argument.startswith("-") and not argument.startswith("--data.")]:
+    if strange := [one for one in rest if one.startswith("-") and not one.startswith(DATA_ARGUMENTS)]:
         raise UserError(f"select: unknown argument {strange[0]!r}; see python -m evaluation select --help")
     checkpoint = options.run / "checkpoints" / "best.ckpt"
     if not checkpoint.is_file():

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datamodules.schema import UserError
+from datamodules.schema import DATA_ARGUMENTS, UserError
 from datamodules.user_errors import run_reporting_user_errors
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def main(args: Sequence[str]) -> int:
         Exit code: 0, or 2 after a mistake of the user and where parity does not hold.
     """
     options, rest = parser().parse_known_args(list(args))
-    if rest and not rest[0].startswith("--data."):
+    if rest and not rest[0].startswith(DATA_ARGUMENTS):
         parser().error(f"unknown argument {rest[0]!r}")
     return run_reporting_user_errors(lambda: _run(options, rest))
 

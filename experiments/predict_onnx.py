@@ -347,7 +347,8 @@ def answers(model: Model, paths: Sequence[str], texts: Sequence[str], top: int) 
         for task, rows in model.probabilities(outputs).items():
             names = model.metadata["tasks"][task]
             order = np.argsort(-rows[0], kind="stable")[:top]
-            answer[task] = [{"label": names[place], "probability": float(rows[0, place])} for place in order]
+            key = f"attribute {task}" if task in ("picture", "texts") else task
+            answer[key] = [{"label": names[place], "probability": float(rows[0, place])} for place in order]
         if embeddings is not None:
             likeness = outputs["image_embedding"][0] @ embeddings.T
             answer["texts"] = [

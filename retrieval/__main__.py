@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from datamodules.interrupts import run_program
+from datamodules.schema import DATA_ARGUMENTS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     parser = _parser(arguments[0] if arguments else "")
     options, rest = parser.parse_known_args(arguments)
-    if rest and not (options.command == "index" and rest[0].startswith("--data.")):
+    if rest and not (options.command == "index" and rest[0].startswith(DATA_ARGUMENTS)):
         parser.error(f"unknown argument {rest[0]!r}")
     from datamodules.user_errors import run_reporting_user_errors  # after --help, which it would make slow
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from datamodules.schema import UserError
+from datamodules.schema import DATA_ARGUMENTS, UserError
 from retrieval.encoding import CHUNK
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def _data(options: argparse.Namespace, rest: Sequence[str]) -> ImageDataModule:
 
     if not options.run.is_dir():
         raise UserError(f"--run {options.run}: there is no such directory; give one such as runs/NAME/TIME")
-    if strange := [argument for argument in rest if argument.startswith("-") and not argument.startswith("--data.")]:
+    if strange := [one for one in rest if one.startswith("-") and not one.startswith(DATA_ARGUMENTS)]:
         raise UserError(f"index: unknown argument {strange[0]!r}; see python -m retrieval index --help")
     if options.data is None:
         return data_of_run("python -m retrieval index", options.run, rest)

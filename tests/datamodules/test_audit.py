@@ -257,7 +257,7 @@ def test_identical_pictures_in_the_real_fashion_photos() -> None:
     assert leaks.near == []
 
 
-def test_identical_images_with_different_labels_in_one_split(root: Path) -> None:
+def test_identical_images_with_different_labels_in_one_split(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copy(root / "train" / "mug" / "00.png", root / "train" / "vase" / "x.png")
     shutil.copy(root / "train" / "mug" / "00.png", root / "train" / "mug" / "y.png")
     shutil.copy(root / "val" / "vase" / "07.png", root / "val" / "vase" / "z.png")
@@ -272,6 +272,11 @@ def test_identical_images_with_different_labels_in_one_split(root: Path) -> None
     assert json.loads(json.dumps(report.to_dict()))["identical"]["conflicts"][0]["samples"][1]["split"] == "train"
     counts = {"repeated": {"train": 2, "val": 1, "test": 0}, "conflicts": {"class": 1}}
     assert data.data_record()["identical"] == counts
+    told: list[str] = []
+    monkeypatch.setattr("datamodules.audit.rank_zero_info", told.append)
+    data.prepare_data()
+    assert len(told) == 1
+    assert "1 identical images have different labels, first class: mug (" in told[0]
     console = Console(file=StringIO(), width=200)
     print_report(report, console)
     assert isinstance(console.file, StringIO)

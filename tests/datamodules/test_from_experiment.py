@@ -162,3 +162,12 @@ def test_a_section_without_values_stays_a_section() -> None:
     assert get_loader("yaml")("{root: null, rare: null}") == {"root": None, "rare": None}
     assert get_loader("yaml")("root: null\n") == {"root": None}
     assert get_loader("yaml")("{name}") == "{name}"
+
+
+def test_the_seed_of_a_fit_is_known_to_commands_that_read_data(files: list[str], tmp_path: Path) -> None:
+    from evaluation.__main__ import main as evaluation
+
+    command = ["explore", *files, "--seed_everything", "7", "--to", str(tmp_path / "page"), "--pictures", "0"]
+    assert evaluation(command) == 2, "a later check refuses the zero"
+    parser = data_parser("test")
+    assert parse_data(parser, [*files, "--seed_everything=7"])[0].seed == 7

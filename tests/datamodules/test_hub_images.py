@@ -217,3 +217,13 @@ def test_columns_may_be_called_like_ours(tmp_path: Path) -> None:
     assert none.table.missing["attribute group"] == {"none": 2}
     with pytest.raises(UserError, match="the name 'class' is taken by the main task"):
         HubImages(root, {"attributes": ["class"]}).table  # noqa: B018
+
+
+def test_class_names_in_another_unicode_form_are_the_same(tmp_path: Path) -> None:
+    image = [np.full((8, 8, 3), 9 * n, dtype=np.uint8) for n in range(2)]
+    names = datasets.ClassLabel(names=["cafe\u0301", "tea"])
+    features = datasets.Features({"image": datasets.Image(), "label": names})
+    root = save(tmp_path / "set", {"image": image, "label": [0, 1]}, features)
+    data = HubImages(root, split={"val_fraction": 0.0, "test_fraction": 0.0})
+    assert data.tasks == {"class": ["caf\u00e9", "tea"]}
+    assert data.class_counts == {"class": [1, 1]}

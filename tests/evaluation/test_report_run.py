@@ -98,6 +98,16 @@ def test_skipped_pictures_are_listed(run: Path) -> None:
     assert section.tables["skipped_pictures"].to_dict("records") == skipped
 
 
+def test_missing_values_and_contradictions_are_shown(run: Path) -> None:
+    identical = {"repeated": {"train": 6, "val": 0}, "conflicts": {"class": 2, "attribute colour": 1}}
+    data = {"missing": {"attribute colour": {"NA": 3}}, "notes": ["no row has 'x'"], "identical": identical}
+    says = data_section(changed(run, data={"data": "Products", **data})).says
+    assert "Counted as unknown (checks.missing): attribute colour 'NA' (3 samples)." in says
+    assert "Images that repeat another one of their split: train 6." in says
+    assert "Identical images that the data contradict themselves about: class 2, attribute colour 1." in says
+    assert "no row has 'x'" in says
+
+
 def test_records_of_nothing(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("", encoding="utf-8")
     files = RunFiles(tmp_path)
@@ -107,7 +117,10 @@ def test_records_of_nothing(tmp_path: Path) -> None:
         assert not section.tables
 
 
-@pytest.mark.parametrize("data", ["text", {"samples": None, "unseen": [1], "skipped": None}])
+@pytest.mark.parametrize(
+    "data",
+    ["text", {"samples": None, "unseen": [1], "skipped": None, "notes": 3, "missing": {"a": 1}, "identical": "x"}],
+)
 def test_odd_records_are_no_traceback(run: Path, data: Any) -> None:
     files = changed(run, data=data, packages=None, hardware="x", model=[], stages=[{"stage": "fit", "best": 3}])
     for make in (run_section, environment_section, data_section):
