@@ -6,8 +6,8 @@ to read one (``read_image``). Everything else is here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from datamodules.prompts import PromptOptions
 from datamodules.readers import SplitReaders
 from datamodules.record import record_of
 from datamodules.samplers import EvalSampler
-from datamodules.schema import DEFAULT_SEED, UserError
+from datamodules.schema import DEFAULT_SEED, MODEL_IMAGE_DEFAULTS, UserError, with_image_defaults
 from datamodules.table import SPLITS, table_error
 from datamodules.transforms import eval_transform, learns_colour, train_transform
 
@@ -86,6 +86,7 @@ class ImageDataModule(TableDataModule):
         # Lightning walks up through the constructors, so the subclass's own arguments are saved as well.
         self.save_hyperparameters()
         self.image_options = complete_image(image)
+        self._given_image = frozenset(image or {})
         self.loader_options = complete_loader(loader)
         self.check_options = complete_checks(checks, self.missing_texts)
         complete_augment(augment, hue_safe=False)  # a mistake is told now, not after the table was read
@@ -161,6 +162,19 @@ class ImageDataModule(TableDataModule):
     def image_size(self) -> int:
         """Side of the pictures in pixels."""
         return self.image_options["size"]
+
+    def adopt_image_options(self, own: Mapping[str, Any]) -> None:
+        """Make images as a model wants them, as far as the options say nothing else.
+
+        Args:
+            own: the model's ``input_options``; what they leave out is as it is by default.
+        """
+        wanted = with_image_defaults(own)
+        adopted = {key: wanted[key] for key in MODEL_IMAGE_DEFAULTS if key not in self._given_image}
+        if changed := {key: value for key, value in adopted.items() if self.image_options.get(key) != value}:
+            told = ", ".join(f"{key} {value}" for key, value in changed.items())
+            rank_zero_info(f"data.image: {told}, as the model's weights want it.")
+            self.image_options = cast("ImageOptions", {**self.image_options, **changed})
 
     @property
     def augment_options(self) -> AugmentOptions:

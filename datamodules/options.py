@@ -10,11 +10,10 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypedDict, cast
+from typing import Literal, TypedDict, cast, get_args
 
-from datamodules.schema import LABEL_TASK, UserError
+from datamodules.schema import LABEL_TASK, CropRounding, Interpolation, Resize, UserError
 
-Interpolation = Literal["bilinear", "bicubic"]
 Sampling = Literal["shuffle", "balanced", "distinct"]
 OnBadImage = Literal["error", "skip"]
 LeakKind = Literal["groups", "exact", "near"]
@@ -26,20 +25,29 @@ Preset = Literal["none", "light", "reference"]
 class ImageOptions(TypedDict, total=False):
     """How pictures are brought to the size that the network sees.
 
+    Of all but the size, what is left out is as the weights that the model begins with want it, or as its checkpoint was
+    trained; the values in brackets hold where there are none.
+
     Attributes:
         size: side of the square picture in pixels, at least 1; default 224.
-        crop_fraction: share of the short side that the evaluation's centre crop keeps, in (0, 1]; default 1.
-        interpolation: filter of every resize, always with antialiasing; default bicubic.
+        resize: ``crop`` scales the short side to ``size / crop_fraction`` and crops the center, ``squash`` scales both
+            sides to it, whatever the aspect ratio, ``pad`` the long side, with gray borders [crop].
+        crop_fraction: share of the scaled image that the evaluation's center crop keeps, in (0, 1] [1].
+        interpolation: filter of every resize, always with antialiasing [bicubic].
+        crop_rounding: how half of an odd margin is rounded: ``even`` to the even neighbor, as torchvision and timm do,
+            or ``down``, as transformers does [even].
         value_range: which values of images with more than 8 bits a channel become black and white; images of 8 bits are
             left as they are. ``[lo, hi]``, where values outside are clipped; ``dtype`` for all of 16 bits; ``auto`` for
             the smallest of 8, 10, 12, 14 and 16 bits (of floating point also 0 to 1) that holds all images of the data
             set, which the run records and every command that uses its model takes from there. Streams are not looked
-            through first: there such images are refused with auto. Default auto.
+            through first: there such images are refused with auto [auto].
     """
 
     size: int
+    resize: Resize
     crop_fraction: float
     interpolation: Interpolation
+    crop_rounding: CropRounding
     value_range: Literal["dtype", "auto"] | list[float]
 
 
@@ -133,8 +141,10 @@ class AugmentOptions(TypedDict, total=False):
 
 IMAGE_DEFAULTS: ImageOptions = {
     "size": 224,
+    "resize": "crop",
     "crop_fraction": 1.0,
     "interpolation": "bicubic",
+    "crop_rounding": "even",
     "value_range": "auto",
 }
 LOADER_DEFAULTS: LoaderOptions = {
@@ -202,7 +212,9 @@ def complete_image(options: ImageOptions | None) -> ImageOptions:
     filled = cast("ImageOptions", _filled("image", IMAGE_DEFAULTS, options))
     _require(filled["size"] >= 1, "image.size", filled["size"], "at least 1")
     _require(0 < filled["crop_fraction"] <= 1, "image.crop_fraction", filled["crop_fraction"], "above 0 and at most 1")
-    _require_choice("image.interpolation", filled["interpolation"], ("bilinear", "bicubic"))
+    _require_choice("image.interpolation", filled["interpolation"], get_args(Interpolation))
+    _require_choice("image.resize", filled["resize"], get_args(Resize))
+    _require_choice("image.crop_rounding", filled["crop_rounding"], get_args(CropRounding))
     _require_value_range(filled["value_range"])
     return filled
 

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.cache_folder import disk_full, exclusively, make_room
 from datamodules.progress import tracked
-from datamodules.schema import UserError
+from datamodules.schema import Resize, UserError
 from datamodules.transforms import scale_down
 
 CHUNK = 256
@@ -52,6 +52,7 @@ class PixelCache:
         short_side: longest short side that is kept, in pixels; a smaller picture keeps its size.
         interpolation: of the scaling, ``bilinear`` or ``bicubic``.
         folder: of the chunks.
+        resize: which sides are scaled: the short one (``crop``), both (``squash``) or the long one (``pad``).
     """
 
     read_image: Callable[[int], torch.Tensor]
@@ -60,6 +61,7 @@ class PixelCache:
     short_side: int
     interpolation: str
     folder: Path
+    resize: Resize = "crop"
     _chunks: dict[int, _Chunk] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -154,11 +156,12 @@ class PixelCache:
             temporary.unlink(missing_ok=True)
 
     def _scaled(self, row: int) -> torch.Tensor:
-        return scale_down(self.read_image(row), self.short_side, self.interpolation)
+        return scale_down(self.read_image(row), self.short_side, self.interpolation, self.resize)
 
     def _name(self, number: int) -> str:
         rows = self.rows[number * CHUNK : (number + 1) * CHUNK]
-        digest = hashlib.blake2b(_MAGIC + f"{self.short_side} {self.interpolation}".encode(), digest_size=20)
+        made = f"{self.short_side} {self.interpolation}" + ("" if self.resize == "crop" else f" {self.resize}")
+        digest = hashlib.blake2b(_MAGIC + made.encode(), digest_size=20)
         digest.update(np.ascontiguousarray(self.content[rows]).tobytes())
         return f"{digest.hexdigest()}.pixels"
 

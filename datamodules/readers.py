@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
-from datamodules.options import AugmentOptions
+from datamodules.options import AugmentOptions, complete_augment
 from datamodules.pixel_cache import PixelCache
 from datamodules.schema import UserError
 from datamodules.transforms import useful_short_side
@@ -82,6 +82,8 @@ def picture_reader(
         content=content,
         short_side=useful_short_side(image, augment),
         interpolation=image["interpolation"],
+        # Random crops come out of images of the original's shape.
+        resize="crop" if complete_augment(augment, hue_safe=False)["random_resized_crop"] else image["resize"],
         folder=cache_directory() / "pixels",
     )
     limit = int(options["cache_limit_gb"] * _GB)

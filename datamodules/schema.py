@@ -6,7 +6,8 @@ Every package may import this module; it imports none of ours. Nothing here comp
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Literal, NotRequired, Protocol, TypedDict, runtime_checkable
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, Protocol, TypedDict, runtime_checkable
 
 if TYPE_CHECKING:
     # Whoever only searches in a gallery need not wait for torch.
@@ -31,6 +32,24 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers: no space on the disk, none left of the user's share, a file larger than the user may write."""
 
 Split = Literal["train", "val", "test", "predict"]
+
+
+Interpolation = Literal["bilinear", "bicubic"]
+Resize = Literal["crop", "squash", "pad"]
+CropRounding = Literal["even", "down"]
+
+MODEL_IMAGE_DEFAULTS: dict[str, Any] = {
+    "resize": "crop",
+    "crop_fraction": 1.0,
+    "interpolation": "bicubic",
+    "crop_rounding": "even",
+}
+"""How images are made, as far as a model may have a say in it, where it has none; see ``options.ImageOptions``."""
+
+
+def with_image_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
+    """How images are made, with what a file of an older version does not say: all were made so then."""
+    return {**MODEL_IMAGE_DEFAULTS, **options}
 
 
 class UserError(ValueError):

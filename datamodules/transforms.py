@@ -18,10 +18,19 @@ from torch import nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import v2 as T
 
-from datamodules.options import AugmentOptions, ImageOptions, complete_augment, complete_image
+from datamodules.options import (
+    AugmentOptions,
+    ImageOptions,
+    complete_augment,
+    complete_image,
+)
+from datamodules.schema import CropRounding, Resize
 
 # ImageNet's mean colour: about 0 after every usual normalisation, as where erasing follows the normalisation.
 _ERASED = [124.0, 116.0, 104.0]
+
+# The mean color of the weights whose images have borders.
+_BORDER = 128
 
 # What is faster where channels lie one after the other.
 _ON_PLANES = ("rotation", "translate", "brightness", "contrast", "saturation", "hue", "erasing")
@@ -44,17 +53,19 @@ def learns_colour(tasks: Iterable[str]) -> bool:
 def eval_transform(image: ImageOptions | None) -> nn.Module:
     """The one transform for validation, test, prediction, galleries and the application.
 
-    Resizes the short side to ``size / crop_fraction`` and crops the centre.
+    Scales the image to ``size / crop_fraction``, as ``resize`` says, and crops or pads its center.
 
     Args:
-        image: size, crop fraction and interpolation.
+        image: how images are made.
 
     Raises:
         UserError: for unknown keys and values out of range.
     """
     options = complete_image(image)
-    short_side = round(options["size"] / options["crop_fraction"])
-    return _ScaledCentre(short_side, options["size"], _interpolation(options))
+    size, side, mode = options["size"], scaled_side(options), _interpolation(options)
+    if options["resize"] == "crop":
+        return _ScaledCentre(side, size, mode, options["crop_rounding"])
+    return nn.Sequential(_Fit(side, options["resize"], mode), _Center(size, options["crop_rounding"]))
 
 
 def train_transform(image: ImageOptions | None, augment: AugmentOptions | None, hue_safe: bool) -> nn.Module:
@@ -93,20 +104,29 @@ def train_transform(image: ImageOptions | None, augment: AugmentOptions | None, 
     return steps[0] if len(steps) == 1 else nn.Sequential(*steps)
 
 
-def scale_down(image: torch.Tensor, short_side: int, interpolation: str) -> torch.Tensor:
+def scaled_side(options: ImageOptions) -> int:
+    """Length that the evaluation scales an image to, of which it keeps ``crop_fraction``, in pixels."""
+    # Rounded down as timm does; a fraction that was made of two lengths gives the longer one again.
+    return math.floor(options["size"] / options["crop_fraction"] + 1e-6)
+
+
+def scale_down(image: torch.Tensor, short_side: int, interpolation: str, resize: Resize = "crop") -> torch.Tensor:
     """Scales a picture so that its short side has a length, as the evaluation does; a smaller one stays as it is.
 
     Args:
         image: uint8 ``(3, H, W)``.
-        short_side: in pixels.
+        short_side: in pixels; with ``squash`` of both sides, with ``pad`` of the long one.
         interpolation: ``bilinear`` or ``bicubic``.
+        resize: ``crop``, ``squash`` or ``pad``.
 
     Returns:
         uint8 ``(3, H', W')``.
     """
+    mode = InterpolationMode(interpolation)
+    if resize != "crop":
+        return _Fit(short_side, resize, mode)(image) if image[0].numel() > short_side**2 else image
     if min(image.shape[-2:]) <= short_side:
         return image
-    mode = InterpolationMode(interpolation)
     scaled: torch.Tensor = T.functional.resize(image, [short_side], mode, antialias=True)
     return scaled
 
@@ -122,7 +142,7 @@ def useful_short_side(image: ImageOptions | None, augment: AugmentOptions | None
         augment: of training pictures, None for evaluation.
     """
     options = complete_image(image)
-    short_side = round(options["size"] / options["crop_fraction"])
+    short_side = scaled_side(options)
     scale = complete_augment(augment, hue_safe=False)["random_resized_crop"]
     if not scale:
         return short_side
@@ -198,11 +218,11 @@ def _shift_hue(pixels: torch.Tensor, turns: float) -> None:
 class _ScaledCentre(nn.Module):
     """Scales the short side to a length and crops the center."""
 
-    def __init__(self, short_side: int, size: int, interpolation: InterpolationMode) -> None:
+    def __init__(self, short_side: int, size: int, interpolation: InterpolationMode, rounding: CropRounding) -> None:
         super().__init__()
-        self._short_side, self._size = short_side, size
+        self._short_side, self._size, self._rounding = short_side, size, rounding
         self._resize = T.Resize(short_side, interpolation=interpolation, antialias=True)
-        self._crop = T.CenterCrop(size)
+        self._crop = _Center(size, rounding)
         self._filter = _FILTERS[interpolation]
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -219,7 +239,7 @@ class _ScaledCentre(nn.Module):
         spans = []
         for length, new_length in zip(image.shape[-2:], scaled, strict=True):
             ratio = length / new_length
-            first = round((new_length - self._size) / 2)
+            first = _half(new_length - self._size, self._rounding)
             margin = math.ceil(2 * max(ratio, 1)) + 1
             begin = max(0, math.floor(first * ratio) - margin)
             end = min(length, math.ceil((first + self._size) * ratio) + margin)
@@ -229,6 +249,46 @@ class _ScaledCentre(nn.Module):
         box = (box_left, box_top, box_right, box_bottom)
         pixels = np.array(part.resize((self._size, self._size), self._filter, box))
         return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+class _Fit(nn.Module):
+    """Scales both sides to a length (``squash``), or the long one (``pad``, as timm does)."""
+
+    def __init__(self, side: int, resize: Resize, interpolation: InterpolationMode) -> None:
+        super().__init__()
+        self._side, self._resize, self._interpolation = side, resize, interpolation
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        size = [self._side, self._side]
+        if self._resize == "pad":
+            ratio = max(image.shape[-2:]) / self._side
+            size = [max(1, round(length / ratio)) for length in image.shape[-2:]]
+        if list(image.shape[-2:]) == size:
+            return image
+        scaled: torch.Tensor = T.functional.resize(image, size, self._interpolation, antialias=True)
+        return scaled
+
+
+class _Center(nn.Module):
+    """Crops the center; what is smaller gets borders."""
+
+    def __init__(self, size: int, rounding: CropRounding) -> None:
+        super().__init__()
+        self._size, self._rounding = size, rounding
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        spare = [self._size - length for length in image.shape[-2:]]
+        if max(spare) > 0:
+            vertical, horizontal = (max(0, length) for length in spare)
+            left, top = horizontal // 2, vertical // 2
+            image = F.pad(image, (left, horizontal - left, top, vertical - top), value=_BORDER)
+        margins = [length - self._size for length in image.shape[-2:]]
+        top, left = (_half(margin, self._rounding) for margin in margins)
+        return image[..., top : top + self._size, left : left + self._size]
+
+
+def _half(margin: int, rounding: CropRounding) -> int:
+    return round(margin / 2) if rounding == "even" else margin // 2
 
 
 class _ColourJitter(nn.Module):

@@ -41,6 +41,8 @@ def linear_probe(datamodule: ImageDataModule, encoder: ImageEncoder) -> list[Tas
     Raises:
         UserError: if a split is empty or a task has fewer than two classes in the train split.
     """
+    if encoder.own_inputs is not None:
+        datamodule.adopt_image_options(encoder.own_inputs)
     datamodule.prepare_data()
     datamodule.setup("fit")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

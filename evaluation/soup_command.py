@@ -134,6 +134,7 @@ class _Judge:
     ) -> None:
         self._task = task
         self._datamodule = datamodule
+        datamodule.adopt_image_options(task.input_options)
         # As the runs were validated themselves.
         trainer: dict[str, Any] = config.get("trainer") or {}
         self._settings: dict[str, Any] = {key: trainer.get(key) for key in ("precision", "limit_val_batches")}

@@ -28,6 +28,7 @@ def predict_classes(task: VisionTask, datamodule: ImageDataModule, split: str) -
 
     if LABEL_TASK not in datamodule.tasks:
         raise UserError("the data have no classes to count right answers of")
+    datamodule.adopt_image_options(task.input_options)
     device = next(task.parameters()).device
     task.eval()
     task.on_predict_epoch_start()

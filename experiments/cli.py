@@ -267,6 +267,9 @@ class VitrineCLI(LightningCLI):
         if self.checkpoint is None:
             self.model.load_pretrained()
 
+    # What images must be like may only be known from the weights' folder.
+    before_validate = before_test = before_predict = before_fit
+
     def after_fit(self) -> None:
         """Test the best checkpoint if asked to, and say where everything lies."""
         saver = self._get(self.config_init, "checkpoint")

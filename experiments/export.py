@@ -105,6 +105,7 @@ def _run(options: argparse.Namespace, rest: Sequence[str]) -> None:
         raise UserError(f"{options.run}: has no checkpoints/{options.checkpoint}.ckpt; there are {there}")
     task = load_task(files.checkpoints[options.checkpoint])
     datamodule = _data(files, options, rest)
+    datamodule.adopt_image_options(task.input_options)
     maker = Maker(task, files, datamodule, options)
     forms: list[Form] = []
     made: list[Path] = []

@@ -117,10 +117,18 @@ def _what(metadata: Mapping[str, Any], files: RunFiles) -> str:
     parameters = _part(files.record, "model").get("parameters")
     count = f", {parameters:,} parameters" if isinstance(parameters, int) else ""
     image = metadata["image"]
+    from datamodules.transforms import scaled_side
+
+    how = {
+        "crop": ("short side", "cropped"),
+        "squash": ("both sides", "cropped"),
+        "pad": ("long side", "cropped, with grey borders"),
+    }
+    side, center = how[image.get("resize", "crop")]
     lines = [
         f"A {metadata['kind']} of Vitrine{count}. It takes uint8 RGB pictures of "
-        f"{image['size']} × {image['size']} pixels: short side scaled ({image['interpolation']}) to "
-        f"{round(image['size'] / image['crop_fraction'])}, centre cropped. Normalisation is part of the model."
+        f"{image['size']} × {image['size']} pixels: {side} scaled ({image['interpolation']}) to "
+        f"{scaled_side(image)}, centre {center}. Normalisation is part of the model."
     ]
     if metadata["temperatures"]:
         told = ", ".join(f"{task} {value:.3g}" for task, value in metadata["temperatures"].items())

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import sys
 import zlib
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,7 @@ _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.B
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _FULL = (0.0, 65535.0)
 _MOST_ENLARGED = 1 << 24
+_BORDER = (128, 128, 128)
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -197,21 +199,28 @@ def sha256(path: Path) -> str:
 
 
 def prepared(image: Image.Image, options: Mapping[str, Any]) -> NDArray[np.uint8]:
-    """The picture at the network's size: short side scaled, centre cropped.
+    """The picture at the network's size: scaled, its centre cropped or padded.
 
     Args:
         image: RGB.
-        options: size, crop_fraction and interpolation.
+        options: size, resize, crop_fraction, interpolation and crop_rounding.
 
     Returns:
         uint8 ``(3, size, size)``.
     """
     size = int(options["size"])
-    short = round(size / float(options["crop_fraction"]))
+    side = math.floor(size / float(options["crop_fraction"]) + 1e-6)
     width, height = image.size
-    scale = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
-    left, top = (round((side - size) / 2) for side in scale)
-    if scale[0] * scale[1] > max(_MOST_ENLARGED, 16 * short**2):
+    resize, even = options.get("resize", "crop"), options.get("crop_rounding", "even") == "even"
+    if resize == "squash":
+        scale = (side, side)
+    elif resize == "pad":
+        ratio = max(width, height) / side
+        scale = (max(1, round(width / ratio)), max(1, round(height / ratio)))
+    else:
+        scale = (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
+    left, top = (round((length - size) / 2) if even else (length - size) // 2 for length in scale)
+    if scale[0] * scale[1] > max(_MOST_ENLARGED, 16 * side**2):
         # Of a strip only what is seen of it: all of it would fill the memory.
         x, y = width / scale[0], height / scale[1]
         box = (left * x, top * y, (left + size) * x, (top + size) * y)
@@ -219,9 +228,19 @@ def prepared(image: Image.Image, options: Mapping[str, Any]) -> NDArray[np.uint8
     else:
         if scale != image.size:
             image = image.resize(scale, _FILTERS[options["interpolation"]])
-        image = image.crop((left, top, left + size, top + size))
+        image = _centered(image, size, left, top)
     pixels = np.asarray(image)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _centered(image: Image.Image, size: int, left: int, top: int) -> Image.Image:
+    """Its center; what is smaller gets borders."""
+    width, height = image.size
+    if min(width, height) < size:
+        whole = Image.new("RGB", (max(size, width), max(size, height)), _BORDER)
+        whole.paste(image, (max(0, size - width) // 2, max(0, size - height) // 2))
+        image, left, top = whole, max(0, left), max(0, top)
+    return image.crop((left, top, left + size, top + size))
 
 
 def _opened(file: IO[bytes]) -> Image.Image:

@@ -18,7 +18,13 @@ from torch import nn
 from datamodules.schema import Batch, Outputs, UserError
 from lightning_modules.blocks import stands_still
 from lightning_modules.digest import weights_digest
-from lightning_modules.encoders import AdoptsRange, InputOptions, PreparesImages
+from lightning_modules.encoders import (
+    AdoptsImageOptions,
+    AdoptsRange,
+    InputOptions,
+    PreparesImages,
+    warn_of_other_inputs,
+)
 from lightning_modules.epoch_sums import epoch_sums, restore_epoch_sums
 from lightning_modules.learning_rates import set_learning_rates, tell_scaling
 from lightning_modules.optim import OptimOptions, adamw, checked_options, seed_step, single_phase, step_seed
@@ -110,6 +116,33 @@ class VisionTask(LightningModule, ABC):
     @abstractmethod
     def warn_of_other_inputs(self, options: InputOptions) -> None:
         """One warning line where pictures are made otherwise than those that the pretrained weights learned from."""
+
+    @property
+    def pretrained_inputs(self) -> InputOptions | None:
+        """How images must be made for the pretrained weights; None where there are none."""
+        return None
+
+    @property
+    def own_inputs(self) -> InputOptions | None:
+        """How images must be made: as those of the checkpoint's training, else for the pretrained weights."""
+        return self.input_options if self._restored else self.pretrained_inputs
+
+    def adopt_inputs(self) -> None:
+        """Let the data make images as this model wants them, where their options leave that open."""
+        datamodule = None if self._trainer is None else getattr(self.trainer, "datamodule", None)
+        if (own := self.own_inputs) is not None and isinstance(datamodule, AdoptsImageOptions):
+            datamodule.adopt_image_options(own)
+
+    def compare_inputs(self) -> None:
+        """One warning line where images are made otherwise than those that the weights learned from."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if not isinstance(datamodule, PreparesImages):
+            return
+        if self._restored and self.trainer.state.fn != "fit":
+            warn_of_other_inputs("the checkpoint", datamodule.image_options, self.input_options)
+        else:
+            self.input_options = {**datamodule.image_options}
+            self.warn_of_other_inputs(self.input_options)
 
     @abstractmethod
     def log_epoch(self, split: LoggedSplit) -> None:
@@ -267,26 +300,29 @@ class VisionTask(LightningModule, ABC):
         if stage == "fit":
             check_half_precision(self.trainer)
         synchronise_batchnorm(self, self.trainer)
+        self.adopt_inputs()
 
     def on_fit_start(self) -> None:
         """Fetch pretrained weights and compare the pictures with those that the weights were trained on."""
         self.load_pretrained()
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if isinstance(datamodule, PreparesImages):
-            self.input_options = {**datamodule.image_options}
-            self.warn_of_other_inputs(self.input_options)
+        self.adopt_inputs()
+        self.compare_inputs()
 
     def on_validation_start(self) -> None:
         """Fetch pretrained weights, where there was no checkpoint and no training before."""
         self.load_pretrained()
+        if self.trainer.state.fn != "fit":
+            self.compare_inputs()
 
     def on_test_start(self) -> None:
         """Fetch pretrained weights, where there was no checkpoint and no training before."""
         self.load_pretrained()
+        self.compare_inputs()
 
     def on_predict_start(self) -> None:
         """Fetch pretrained weights, where there was no checkpoint and no training before."""
         self.load_pretrained()
+        self.compare_inputs()
 
     def on_train_start(self) -> None:
         """Set the learning rates of the first step, before callbacks log them, and go on with the epoch's sums."""
@@ -335,7 +371,8 @@ class VisionTask(LightningModule, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember that pretrained weights are not needed any more."""
         self._restored = True
-        self.input_options = {**self.input_options, **checkpoint.get("input_options", {})}
+        self.input_options = checkpoint.get("input_options", self.input_options)
+        self.adopt_inputs()
         datamodule = getattr(self._trainer, "datamodule", None)
         if isinstance(datamodule, AdoptsRange):
             datamodule.adopt_range(checkpoint.get("input_options", {}).get("value_range", "auto"))

@@ -115,6 +115,11 @@ class ClassificationTask(ScoredTask):
         """See ``VisionTask``."""
         return cast("torch.Tensor", self.encoder(image))
 
+    @property
+    def pretrained_inputs(self) -> InputOptions | None:
+        """See ``VisionTask``."""
+        return self.encoder.own_inputs
+
     def warn_of_other_inputs(self, options: InputOptions) -> None:
         """One warning line where pictures are made otherwise than those that the pretrained weights learned from."""
         self.encoder.warn_of_other_inputs(options)

@@ -108,6 +108,11 @@ class ClipResNet(Towers):
         """Nothing to warn of: random weights have learned from no pictures."""
 
     @property
+    def own_inputs(self) -> InputOptions | None:
+        """None: random weights have learned from no images."""
+        return None
+
+    @property
     def wholly_pretrained(self) -> bool:
         """See ``Towers``."""
         return False

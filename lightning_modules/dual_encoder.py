@@ -114,6 +114,7 @@ class DualEncoder(EmbeddingTask):
             UserError: if they cannot be had or do not fit.
         """
         self.towers.load_pretrained()
+        self.input_options = {**self.towers.input_options}
         self.objective.temperature.take_pretrained(*self.towers.pretrained_temperature())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

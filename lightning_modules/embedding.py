@@ -95,6 +95,11 @@ class EmbeddingTask(VisionTask):
         """See ``VisionTask``."""
         return self.towers.origins
 
+    @property
+    def pretrained_inputs(self) -> InputOptions | None:
+        """See ``VisionTask``."""
+        return self.towers.own_inputs
+
     def warn_of_other_inputs(self, options: InputOptions) -> None:
         """One warning line where pictures are made otherwise than those that the pretrained weights learned from."""
         self.towers.warn_of_other_inputs(options)

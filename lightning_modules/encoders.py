@@ -7,33 +7,40 @@ trained with, so training, application and exported graph cannot disagree.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypedDict, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, Protocol, Self, TypedDict, cast, runtime_checkable
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from datamodules.schema import UserError
+from datamodules.schema import CropRounding, Interpolation, Resize, UserError, with_image_defaults
 from lightning_modules.precision import Conversion, KeepsFloat32
 
 if TYPE_CHECKING:
     from lightning_modules.weights import WeightsOrigin
 
+_RESIZES: dict[str, Resize] = {"center": "crop", "squash": "squash", "border": "pad"}
+"""What timm calls them."""
+
 
 class InputOptions(TypedDict):
-    """How pictures are made before they reach the network.
+    """How pictures are made before they reach the network; see ``datamodules.options.ImageOptions``.
 
     Attributes:
         size: height and width in pixels.
-        crop_fraction: share of the short side that the centre crop keeps, in (0, 1].
+        resize: whether the aspect ratio is kept, and then what is cropped or padded; crop where it is not given.
+        crop_fraction: share of the scaled image that the centre crop keeps, in (0, 1].
         interpolation: of the resizing.
+        crop_rounding: how half of an odd margin is rounded; even where it is not given.
     """
 
     size: int
+    resize: NotRequired[Resize]
     crop_fraction: float
-    interpolation: Literal["bilinear", "bicubic"]
+    interpolation: Interpolation
+    crop_rounding: NotRequired[CropRounding]
 
 
 @runtime_checkable
@@ -51,6 +58,14 @@ class AdoptsRange(Protocol):
 
     def adopt_range(self, recorded: Literal["dtype", "auto"] | Sequence[float]) -> None:
         """Take the value range that a checkpoint records."""
+
+
+@runtime_checkable
+class AdoptsImageOptions(Protocol):
+    """A DataModule that makes its images as a model wants them, as far as nothing else was asked for."""
+
+    def adopt_image_options(self, own: Mapping[str, Any]) -> None:
+        """Take over what the options leave open."""
 
 
 class Normalize(KeepsFloat32):
@@ -138,8 +153,10 @@ class ImageEncoder(nn.Module):
         config = resolve_data_config(pretrained_cfg=source.to_dict())
         self.input_options: InputOptions = {
             "size": config["input_size"][-1],
+            "resize": _RESIZES[config["crop_mode"]],
             "crop_fraction": config["crop_pct"],
             "interpolation": config["interpolation"],
+            "crop_rounding": "even",
         }
         self.normalize = Normalize(config["mean"], config["std"])
 
@@ -168,6 +185,11 @@ class ImageEncoder(nn.Module):
         left_out = load_backbone(self.backbone, path, self.name, self.image_size)
         self.origin = weights_origin(self.part, self.name, Path(path), left_out)
         self._loaded = True
+
+    @property
+    def own_inputs(self) -> InputOptions | None:
+        """How images must be made for the pretrained weights; None where there are none."""
+        return None if self.pretrained is False else self.input_options
 
     def warn_of_other_inputs(self, options: InputOptions) -> None:
         """One warning line where pictures are made otherwise than those that the pretrained weights learned from."""
@@ -207,14 +229,15 @@ def create_backbone(name: str, image_size: int, weights: dict[str, torch.Tensor]
     """
     import timm
 
-    fixed_size = {"img_size": image_size} if known_architecture(name).fixed_input_size else {}
+    source = known_architecture(name)
+    fixed_size = {"img_size": image_size} if source.fixed_input_size else {}
     # timm is strict about weights only as long as it believes that they have as many classes as the network: none.
     overlay = None if weights is None else {"state_dict": weights, "num_classes": 0, "label_offset": 0}
     backbone: nn.Module = timm.create_model(
         name, pretrained=weights is not None, pretrained_cfg_overlay=overlay, num_classes=0, **fixed_size
     )
     patch_size = getattr(getattr(backbone, "patch_embed", None), "patch_size", None)
-    if fixed_size and patch_size is not None and image_size % patch_size[0]:
+    if fixed_size and patch_size is not None and image_size % patch_size[0] and image_size != source.input_size[-1]:
         raise UserError(
             f"image size: {name} cuts pictures into patches of {patch_size[0]} px, {image_size} px do not fit"
         )
@@ -232,7 +255,9 @@ def classifier_weights(name: str) -> set[str]:
 
 def warn_of_other_inputs(name: str, options: InputOptions, expected: InputOptions) -> None:
     """One warning line where pictures are made otherwise than those that weights learned from."""
-    given = dict(options)
-    others = [f"{key} {given[key]} instead of {value}" for key, value in expected.items() if given[key] != value]
+    given = with_image_defaults(options)
+    others = [
+        f"{key} {given.get(key)} instead of {value}" for key, value in expected.items() if given.get(key) != value
+    ]
     if others:
         rank_zero_warn(f"data.image differs from what the weights of {name} learned from: {', '.join(others)}")

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.module import _IncompatibleKeys
 
-from datamodules.schema import Batch, Outputs, UserError
+from datamodules.schema import Batch, Outputs, UserError, with_image_defaults
 from lightning_modules.base import LoggedSplit
 from lightning_modules.encoders import InputOptions, PreparesImages
 from lightning_modules.ensemble_members import (
@@ -119,12 +119,21 @@ class Ensemble(ScoredTask):
         Raises:
             UserError: names what differs.
         """
-        for key, value in self.input_options.items():
-            if options.get(key) != value:
+        made, wanted = with_image_defaults(options), with_image_defaults(self.input_options)
+        for key, value in wanted.items():
+            if made.get(key) != value:
                 raise UserError(
                     f"data.init_args.image: the members saw pictures of {key} {value}, the data make them of "
-                    f"{options.get(key)}; take the members' own `data:`"
+                    f"{made.get(key)}; take the members' own `data:`"
                 )
+
+    @property
+    def own_inputs(self) -> InputOptions | None:
+        """How the members' images were made."""
+        return self.input_options
+
+    def compare_inputs(self) -> None:
+        """Nothing: every epoch begins with a refusal (``_begin``)."""
 
     def setup(self, stage: str) -> None:
         """Refuse training.

@@ -8,7 +8,7 @@ from contextvars import Context
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datamodules.schema import UserError
+from datamodules.schema import UserError, with_image_defaults
 from lightning_modules.base import VisionTask
 from lightning_modules.checkpoint import read_checkpoint, task_from, untrained_task
 
@@ -104,12 +104,14 @@ def refuse_other_pictures(members: Sequence[Member]) -> None:
         UserError: names the two and what differs.
     """
     first, *others = members
+    wanted = with_image_defaults(first.task.input_options)
     for other in others:
-        for key, value in first.task.input_options.items():
-            if other.task.input_options.get(key) != value:
+        made = with_image_defaults(other.task.input_options)
+        for key, value in wanted.items():
+            if made.get(key) != value:
                 raise UserError(
                     f"members: {first.name} saw pictures of {key} {value}, {other.name} of "
-                    f"{other.task.input_options.get(key)}; fit both with the same data.init_args.image"
+                    f"{made.get(key)}; fit both with the same data.init_args.image"
                 )
 
 

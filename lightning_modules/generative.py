@@ -136,6 +136,11 @@ class GenerativeClassifier(ScoredTask):
         """See ``VisionTask``; the mean of the tokens that the language model sees of a picture."""
         return self.vlm.encode_pictures(image).features
 
+    @property
+    def pretrained_inputs(self) -> InputOptions | None:
+        """See ``VisionTask``."""
+        return self.vlm.input_options if self.vlm.pretrained else None
+
     def warn_of_other_inputs(self, options: InputOptions) -> None:
         """One warning line where pictures are made otherwise than the model likes them; it takes any size."""
         if self.vlm.pretrained:

@@ -154,6 +154,11 @@ class Towers(nn.Module, ABC):
 
     @property
     @abstractmethod
+    def own_inputs(self) -> InputOptions | None:
+        """How images must be made for the pretrained weights of the image tower; None where there are none."""
+
+    @property
+    @abstractmethod
     def wholly_pretrained(self) -> bool:
         """Whether nothing begins random."""
 
@@ -251,6 +256,11 @@ class TwoTowers(Towers):
     def warn_of_other_inputs(self, options: InputOptions) -> None:
         """See ``Towers``."""
         self.image.warn_of_other_inputs(options)
+
+    @property
+    def own_inputs(self) -> InputOptions | None:
+        """See ``Towers``."""
+        return self.image.own_inputs
 
     @property
     def wholly_pretrained(self) -> bool:

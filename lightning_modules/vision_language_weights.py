@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from contextlib import nullcontext
 from importlib.util import find_spec
@@ -11,9 +10,11 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, cast, get_args
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from datamodules.schema import UserError
+from lightning_modules.image_processing import FILES, image_processor, statistics_of
 from lightning_modules.prompting import SPECIAL_TOKENS
 from lightning_modules.transformers_models import (
     Configuration,
@@ -222,21 +223,25 @@ def files_digest(directory: str) -> str:
 
 
 def picture_statistics(directory: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel that the weights were trained with; those of CLIP if not said.
+    """Mean and standard deviation of each channel that the weights were trained with; those of CLIP if not known.
+
+    Args:
+        directory: local folder of the model; empty where its statistics will come later.
 
     Raises:
         UserError: if the folder's preprocessing cannot be read.
     """
     from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-    path = Path(directory) / "preprocessor_config.json"
-    if not directory or not path.is_file():
-        return OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return tuple(map(float, values["image_mean"])), tuple(map(float, values["image_std"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{KEY}: {path} has no image_mean and image_std that can be read; mend it") from error
+    processor = image_processor(directory, KEY) if directory else None
+    if processor is not None:
+        return statistics_of(processor, directory, KEY)
+    if directory:
+        rank_zero_warn(
+            f"{KEY}: {directory} has no {' and no '.join(FILES)}, so it is not known what its pixels were normalised "
+            "with; CLIP's mean and std are assumed"
+        )
+    return OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 
 def _count_in(digest: Any, name: str, value: torch.Tensor) -> None:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from datamodules.schema import UserError
 from lightning_modules.encoders import InputOptions, Normalize, warn_of_other_inputs
+from lightning_modules.image_processing import (
+    FILES,
+    Preprocessing,
+    Statistics,
+    image_processor,
+    preprocessing_of,
+    statistics_of,
+)
 from lightning_modules.precision import Conversion, not_halved
 from lightning_modules.text_encoders import checked_length, longest_text
 from lightning_modules.text_tokenizer import TextTokenizer, Tokens, pretrained_tokenizer, trained_tokenizer
@@ -23,6 +31,9 @@ from lightning_modules.transformers_models import (
     model_configuration,
 )
 from lightning_modules.weights import WeightsOrigin, hub_directory, weights_origin
+
+KEY = "towers.model"
+"""The option that names the model, for messages."""
 
 KINDS = ("clip", "siglip")
 
@@ -62,7 +73,7 @@ class WholeModel(Towers):
                 "encoders give towers.image and towers.text"
             )
         vision, text = configuration.vision_config, configuration.text_config
-        if image_size % vision.patch_size:
+        if image_size % vision.patch_size and image_size != vision.image_size:
             raise UserError(
                 f"data.image.size: {self.name} cuts pictures into patches of {vision.patch_size} px, {image_size} px "
                 f"do not fit; it was built for {vision.image_size}"
@@ -77,13 +88,9 @@ class WholeModel(Towers):
                 self.model.register_buffer(name, value.detach())
         self.is_clip = configuration.model_type == "clip"
         self.embed_dim = int(configuration.projection_dim if self.is_clip else vision.hidden_size)
-        mean, std = _statistics(self.name, self.is_clip)
-        self.normalize = Normalize(mean, std)
-        self.input_options: InputOptions = {
-            "size": int(vision.image_size),
-            "crop_fraction": 1.0,
-            "interpolation": "bicubic",
-        }
+        self.normalize = Normalize(_HALF, _HALF)
+        known = self.name if not architectures and Path(self.name).is_dir() else ""
+        self._take_processor(known, image_processor(known, KEY) if known else None)
         self._interpolate = image_size != vision.image_size
         self._origin: WeightsOrigin | None = None
         self._loaded = not self.pretrained
@@ -123,12 +130,31 @@ class WholeModel(Towers):
         if self._loaded:
             return
         directory = self.name if Path(self.name).is_dir() else hub_directory(self.name, "towers.model")
-        left_out = load_model(self.model, directory, "towers.model")
-        self._origin = weights_origin("towers.model", self.name, Path(directory), left_out)
-        mean, std = _statistics(directory, self.is_clip)
-        self.normalize.load_state_dict(Normalize(mean, std).state_dict())
+        left_out = load_model(self.model, directory, KEY)
+        self._origin = weights_origin(KEY, self.name, Path(directory), left_out)
+        if (processor := image_processor(directory, KEY)) is None:
+            assumed = (
+                "SigLIP's (mean and std 0.5, squashed)" if not self.is_clip else "CLIP's (its mean and std, cropped)"
+            )
+            rank_zero_warn(
+                f"{KEY}: {directory} has no {' and no '.join(FILES)}, so it is not known how its images were made; "
+                f"{assumed} are assumed"
+            )
+        self._take_processor(directory, processor)
         self.tokenizer = pretrained_tokenizer(directory, self.max_length, fixed_length=not self.is_clip)
         self._loaded = True
+
+    def _take_processor(self, directory: str, processor: Any) -> None:
+        """How images are made and normalised: as the model's own processor does, or as those of its kind."""
+        if processor is None:
+            statistics = Statistics(_CLIP_MEAN, _CLIP_STD) if self.is_clip else Statistics(_HALF, _HALF)
+            how = Preprocessing("crop" if self.is_clip else "squash", 1.0, "bicubic", "down")
+        else:
+            statistics = statistics_of(processor, directory, KEY)
+            how = preprocessing_of(processor, directory, KEY)
+        self.normalize.load_state_dict(Normalize(*statistics).state_dict())
+        size = int(self.configuration.vision_config.image_size)
+        self.input_options = {"size": size, **how._asdict()}  # type: ignore[typeddict-item]  # the same keys
 
     def train_tokenizer(self, texts: list[str]) -> TextTokenizer:
         """See ``Towers``."""
@@ -139,6 +165,11 @@ class WholeModel(Towers):
         """See ``Towers``."""
         if self.pretrained:
             warn_of_other_inputs(self.name, options, self.input_options)
+
+    @property
+    def own_inputs(self) -> InputOptions | None:
+        """See ``Towers``."""
+        return self.input_options if self.pretrained else None
 
     @property
     def wholly_pretrained(self) -> bool:
@@ -160,17 +191,3 @@ class WholeModel(Towers):
         if not self.pretrained:
             return None, None
         return cast("torch.Tensor", self.model.logit_scale), getattr(self.model, "logit_bias", None)
-
-
-def _statistics(directory: str, is_clip: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation that the weights were trained with."""
-    path = Path(directory) / "preprocessor_config.json"
-    if path.is_file():
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            return tuple(map(float, values["image_mean"])), tuple(map(float, values["image_std"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"towers.model: {path} has no image_mean and image_std that can be read; mend it"
-            ) from error
-    return (_CLIP_MEAN, _CLIP_STD) if is_clip else (_HALF, _HALF)

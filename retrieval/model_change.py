@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datamodules.schema import with_image_defaults
 from retrieval.schema import ModelIdentity
 
 
@@ -12,8 +13,8 @@ def difference(there: ModelIdentity, new: ModelIdentity) -> str:
     if there.dim != new.dim or there.encodes_text != new.encodes_text or there.task != new.task:
         return "the task is another"
     # A gallery of an older version does not say what has become an option since.
-    known = there.input_options.keys() & new.input_options.keys()
-    if any(there.input_options[key] != new.input_options[key] for key in known):
+    older, newer = with_image_defaults(there.input_options), with_image_defaults(new.input_options)
+    if any(older[key] != newer[key] for key in older.keys() & newer.keys()):
         return f"pictures were made as {there.input_options}, now {new.input_options}"
     if there.predicts != new.predicts:
         return "the model predicts other classes"

@@ -111,9 +111,25 @@ def test_the_subclasss_own_arguments_are_saved_and_load_with_weights_only(tmp_pa
     assert again.table.fingerprint() == data.table.fingerprint()
 
 
+def test_what_the_options_leave_open_is_as_the_model_wants_it() -> None:
+    own = {"size": 99, "resize": "squash", "crop_fraction": 0.9, "interpolation": "bilinear", "crop_rounding": "down"}
+    open_, chosen = Noise(image={"size": 16}), Noise(image={"size": 16, "resize": "crop", "crop_fraction": 1.0})
+    for data in (open_, chosen):
+        data.adopt_image_options(own)
+    assert {**open_.image_options, **own, "size": 16} == open_.image_options
+    assert chosen.image_options["resize"] == "crop"
+    assert chosen.image_options["crop_fraction"] == 1.0
+    assert chosen.image_options["interpolation"] == "bilinear"
+    # A checkpoint of a version without these options was trained on cropped images.
+    open_.adopt_image_options({"size": 16, "crop_fraction": 1.0, "interpolation": "bicubic"})
+    assert open_.image_options["resize"] == "crop"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"image": {"resize": "stretch"}}, "data image.resize"),
+        ({"image": {"crop_rounding": "up"}}, "data image.crop_rounding"),
         ({"image": {"size": -1}}, "data image.size"),
         ({"loader": {"batch_size": 0}}, "data loader.batch_size"),
         ({"loader": {"num_workers": -1}}, "data loader.num_workers"),

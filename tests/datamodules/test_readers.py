@@ -4,12 +4,14 @@ import logging
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from datamodules import ImageFolder, Wares
 from datamodules.options import AugmentOptions, LoaderOptions
-from datamodules.schema import Batch, UserError
+from datamodules.schema import Batch, Resize, UserError
 from datamodules.transforms import useful_short_side
 from datamodules.verification import cache_directory
 from tests.fakes import write_image_folder
@@ -48,6 +50,28 @@ def test_without_random_crops_the_pixels_are_those_without_a_cache(folder: Path,
     for ours, theirs in zip(cached, plain, strict=True):
         assert torch.equal(ours["image"], theirs["image"])
         assert torch.equal(ours["sample_id"], theirs["sample_id"])
+
+
+@pytest.mark.parametrize("resize", ["squash", "pad"])
+def test_images_of_any_shape_are_resized_alike_with_a_cache(tmp_path: Path, resize: Resize) -> None:
+    for number, shape in enumerate([(90, 50), (40, 130), (24, 24), (11, 60), (9, 13)] * 2):
+        noise = np.random.default_rng(number).integers(0, 256, (*shape, 3), dtype=np.uint8)
+        (tmp_path / f"{number % 2}").mkdir(exist_ok=True)
+        Image.fromarray(noise).save(tmp_path / f"{number % 2}" / f"{number}.png")
+    seen = []
+    for cache in ("never", "always"):
+        made = ImageFolder(
+            str(tmp_path),
+            image={"size": 24, "resize": resize, "crop_fraction": 0.9},
+            loader={"batch_size": 4, "cache": cache},
+            split={"by": "random"},
+            checks={"allow_leaks": ["near"]},
+        )
+        made.prepare_data()
+        made.setup("fit")
+        seen.append(torch.cat([batch["image"] for split in ("train", "val", "test") for batch in batches(made, split)]))
+    assert chunks()
+    assert torch.equal(*(images.sort(dim=0).values for images in seen))
 
 
 def test_random_crops_are_nearly_those_without_a_cache(folder: Path) -> None:

@@ -12,8 +12,8 @@ from torchvision.transforms import v2 as T
 from torchvision.transforms.v2 import functional as F
 
 from datamodules.counted import counted_rng
-from datamodules.options import AugmentOptions, ImageOptions, Interpolation, complete_augment
-from datamodules.schema import UserError
+from datamodules.options import AugmentOptions, ImageOptions, complete_augment
+from datamodules.schema import Interpolation, UserError
 from datamodules.transforms import (
     adjust_colours,
     eval_transform,

@@ -58,13 +58,15 @@ def test_the_copy_beside_the_model_needs_no_torch_and_says_what_the_run_said(tmp
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("fraction", [0.8, 1.0])
+@pytest.mark.parametrize("how", [{}, {"crop_rounding": "down"}, {"resize": "squash"}, {"resize": "pad"}], ids=str)
 @pytest.mark.parametrize("size", [(50, 31), (31, 50), (200, 123), (32, 32), (40, 40), (7, 90)])
 def test_pixels_are_those_of_the_evaluation_transform(
-    tmp_path: Path, model: Model, size: tuple[int, int], interpolation: str
+    tmp_path: Path, model: Model, size: tuple[int, int], interpolation: str, fraction: float, how: dict[str, str]
 ) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "picture.png")
-    options = {"size": 32, "crop_fraction": 0.8, "interpolation": interpolation}
+    options = {"size": 32, "crop_fraction": fraction, "interpolation": interpolation, **how}
     own = eval_transform(options)(read_image(tmp_path / "picture.png")).numpy()  # type: ignore[arg-type]  # as JSON
     with Image.open(tmp_path / "picture.png") as image:
         found = prepared(image, options)

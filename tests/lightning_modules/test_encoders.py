@@ -42,7 +42,13 @@ def test_statistics_are_those_of_the_weights() -> None:
     assert mobilenet.normalize.mean.flatten().tolist() == [0.5, 0.5, 0.5]
     deit = ImageEncoder("deit_tiny_patch16_224", image_size=64, pretrained=False)
     assert deit.normalize.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
-    assert deit.input_options == {"size": 224, "crop_fraction": 0.9, "interpolation": "bicubic"}
+    assert deit.input_options == {
+        "size": 224,
+        "resize": "crop",
+        "crop_fraction": 0.9,
+        "interpolation": "bicubic",
+        "crop_rounding": "even",
+    }
 
 
 def test_statistics_are_those_of_the_tag_that_is_asked_for() -> None:

@@ -104,7 +104,7 @@ def test_without_pretrained_weights_nothing_but_the_configuration_is_needed(fold
     assert {name: value.shape for name, value in again.state_dict().items()} == {
         name: value.shape for name, value in model.state_dict().items()
     }
-    with pytest.raises(UserError, match="lacks the end or the picture's token"):
+    with pytest.raises(UserError, match="no vocabulary file"):
         VisionLanguageModel(str(tmp_path), image_size=32, texts=TEXTS).load()
 
 
