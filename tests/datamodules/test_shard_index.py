@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -10,6 +11,7 @@ from datamodules import tar_scan
 from datamodules.packing import pack
 from datamodules.schema import UserError
 from datamodules.shard_index import index_parquet, index_tars
+from datamodules.shards import Shards
 from tests.datamodules.shard_sets import encoded, served, source, write_tar
 
 
@@ -107,3 +109,39 @@ def test_each_shard_gets_its_own_rows_of_the_index(packed: Path) -> None:
         here = [row for row, shard in enumerate(rows["shard"].to_pylist()) if shard == Path(url).name]
         assert len(here) > 0
         assert index.columns["key"].to_pylist() == rows["key"].take(here).to_pylist()
+
+
+def test_a_picture_that_is_not_the_packed_one_is_refused_by_name(packed: Path, tmp_path: Path) -> None:
+    shard = tmp_path / "val-00000-of-00002.tar"
+    for name in (shard.name, "index.parquet"):
+        (tmp_path / name).write_bytes((packed / name).read_bytes())
+    [index] = index_tars([str(shard)], "")
+    count = len(index.offsets)
+    shards = Shards([str(shard)], np.array([count]), index.columns["key"], "", index.offsets, index.sizes, index.checks)
+    assert len(list(shards.read(np.arange(count)))) == count
+    content = bytearray(shard.read_bytes())
+    content[index.offsets[1] + index.sizes[1] // 2] ^= 1
+    shard.write_bytes(content)
+    assert shards.encoded(0)
+    with pytest.raises(UserError, match=rf"{shard.name}: {index.columns['key'][1].as_py()} is damaged"):
+        list(shards.read(np.arange(count)))
+
+
+def test_an_index_without_checksums_is_read_as_before(packed: Path, tmp_path: Path) -> None:
+    shard = tmp_path / "val-00000-of-00002.tar"
+    shard.write_bytes((packed / shard.name).read_bytes())
+    table = pq.read_table(packed / "index.parquet").drop_columns(["crc32"])
+    metadata = {key: value for key, value in table.schema.metadata.items() if key != b"vitrine.check"}
+    pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "index.parquet")
+    [index] = index_tars([str(shard)], "")
+    assert set(index.checks.tolist()) == {-1}
+
+
+def test_a_damaged_index_is_refused_by_name(packed: Path, tmp_path: Path) -> None:
+    shard = tmp_path / "val-00000-of-00002.tar"
+    shard.write_bytes((packed / shard.name).read_bytes())
+    content = bytearray((packed / "index.parquet").read_bytes())
+    content[len(content) // 3] ^= 1
+    (tmp_path / "index.parquet").write_bytes(content)
+    with pytest.raises(UserError, match=r"index\.parquet cannot be read \(index\.parquet: is damaged"):
+        index_tars([str(shard)], "")

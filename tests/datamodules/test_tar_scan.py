@@ -12,6 +12,7 @@ import pytest
 from datamodules import tar_scan
 from datamodules.schema import UserError
 from datamodules.tar_scan import scanned, stamp_of
+from datamodules.verification import cache_directory
 from tests.datamodules.shard_sets import encoded, served, write_tar
 
 PICTURE = encoded(0)
@@ -80,6 +81,22 @@ def test_a_shard_is_read_through_once_until_it_changes(tmp_path: Path, monkeypat
     simple(path, 4)
     assert scanned(str(path), "").num_rows == 4
     assert scans.count == 3
+
+
+def test_a_damaged_note_of_what_is_in_a_shard_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scans = Scans(monkeypatch)
+    path = simple(tmp_path / "a.tar")
+    first = scanned(str(path), "")
+    [note] = (cache_directory() / "shards").glob("*.parquet")
+    whole = note.read_bytes()
+    for number, content in enumerate([whole[:-50], bytes(len(whole)), whole.replace(b"k1", b"k2")], start=2):
+        assert content != whole
+        note.write_bytes(content)
+        with pytest.warns(UserWarning, match=r"parquet: .*; .*a\.tar is read through again"):
+            found = scanned(str(path), "")
+        assert found.equals(first)
+        assert scans.count == number
+        assert note.read_bytes() == whole
 
 
 def test_of_many_that_begin_together_one_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from evaluation.exploration_colour import (
     LEVELS,
     centre_colour,
     centroid_section,
+    class_densities,
     density,
     density_section,
     hsv_pixels,
@@ -75,6 +76,27 @@ def test_densities_tell_classes_apart_by_their_hue() -> None:
     # Grey has no hue: its number would be that of red.
     assert np.asarray(curves["grey"]).sum() == 0
     assert "scaled to 16 × 16, 50 pixels a picture" in section.says[0]
+
+
+def test_only_hue_goes_round() -> None:
+    """Red lies at both ends of the hues; dark and pale do not."""
+    red = np.zeros((8, 8, 3), np.uint8)
+    red[..., 0] = 255
+    red[:4, :, 2] = 12  # a trace of blue: hues just below 1
+    drawn = np.random.default_rng(0)
+    hue, saturation, value = class_densities([red], drawn, side=8, count=64)
+    pixels = hsv_pixels(red, np.random.default_rng(0), 8, 64)
+    np.testing.assert_allclose(hue, density(pixels[:, 0], circular=True))
+    np.testing.assert_allclose(saturation, density(pixels[:, 1]))
+    np.testing.assert_allclose(value, density(pixels[:, 2]))
+    # All of one colour at 0: what a kernel puts beyond the end is at the other one, and only there.
+    pure = np.zeros((8, 8, 3), np.uint8)
+    pure[..., 0] = 255
+    hue, saturation, value = class_densities([pure], drawn, side=8, count=64)
+    assert hue[-1] == pytest.approx(hue[1])
+    assert hue[-1] > 0
+    assert value[0] == 0
+    assert saturation[0] == 0
 
 
 def test_most_frequent_classes_are_chosen_and_strange_ones_refused() -> None:

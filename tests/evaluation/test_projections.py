@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -75,18 +78,42 @@ def test_what_cannot_be_mapped_is_told() -> None:
         project(np.zeros((3, 2)), "lle")  # type: ignore[arg-type]
 
 
-def test_umap_is_the_same_again_or_says_how_to_get_it() -> None:
+def test_umap_separates_clusters_and_is_the_same_again() -> None:
+    pytest.importorskip("umap", reason="umap-learn is not installed (pip install 'vitrine[umap]')")
     vectors, labels = clusters()
-    try:
-        from umap import UMAP  # noqa: F401
-    except ImportError:
-        with pytest.raises(UserError, match=r"pip install 'vitrine\[umap\]'"):
-            project(vectors, "umap")
-        return
     places = project(vectors, "umap", seed=1)
     np.testing.assert_array_equal(places, project(vectors, "umap", seed=1))
     centres = np.stack([places[labels == code].mean(axis=0) for code in range(3)])
     assert (np.linalg.norm(places[:, None] - centres[None], axis=2).argmin(axis=1) == labels).all()
+
+
+def test_umap_without_its_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "umap", None)  # as if it were not installed
+    with pytest.raises(UserError, match=r"pip install 'vitrine\[umap\]'"):
+        project(clusters()[0], "umap")
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, 15), (5, 5), (1, 2), (10_000, None)])
+def test_umap_is_asked_with_seed_and_neighbours(
+    monkeypatch: pytest.MonkeyPatch, given: int | None, expected: int | None
+) -> None:
+    """The package is an extra: a stand-in tells what it would be asked."""
+    vectors, _ = clusters()
+    asked: list[dict[str, int]] = []
+
+    class Reducer:
+        def __init__(self, **named: int) -> None:
+            asked.append(named)
+
+        def fit_transform(self, points: NDArray[np.float64]) -> NDArray[np.float32]:
+            np.testing.assert_array_equal(points, vectors)
+            return points[:, :2].astype(np.float32)
+
+    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=Reducer))
+    places = project(vectors, "umap", seed=7, neighbours=given)
+    assert asked == [{"n_neighbors": expected or len(vectors) - 1, "random_state": 7}]
+    assert places.dtype == np.float64
+    np.testing.assert_allclose(places, vectors[:, :2], rtol=1e-6)
 
 
 def test_all_methods_are_named() -> None:

@@ -24,6 +24,19 @@ def test_scores_are_those_of_scikit_learn_where_a_weight_is_a_repetition() -> No
     np.testing.assert_allclose(_index().like(1), expected, atol=2e-6)
 
 
+def test_rarity_is_counted_over_all_documents_not_over_distinct_ones() -> None:
+    """Nine of twelve pictures are the same bottle: its word tells little, though it is in one distinct row only."""
+    texts = ["bottle"] * 9 + ["mug", "mug cap", "bottle mug"]
+    index = TfidfIndex({"class": texts}, {"class": 1})
+    vectorizer = TfidfVectorizer(analyzer=words).fit(texts)
+    for query in ("bottle mug", "bottle cap"):
+        expected = cosine_similarity(vectorizer.transform(texts), vectorizer.transform([query]))[:, 0]
+        np.testing.assert_allclose(index.match(query).scores, expected, atol=2e-6)
+    of_distinct = TfidfVectorizer(analyzer=words).fit(sorted(set(texts)))
+    other = cosine_similarity(of_distinct.transform(texts), of_distinct.transform(["bottle mug"]))[:, 0]
+    assert np.abs(index.match("bottle mug").scores - other).max() > 0.05
+
+
 def test_a_heavier_field_pulls_its_matches_up() -> None:
     fields = {"class": ["bottle", "cap"], "colour": ["red", "blue"]}
     # "bottle" and "blue" are equally rare; each document has one of them.
