@@ -87,6 +87,7 @@ def make_ensemble(
     Raises:
         UserError: the runs cannot be averaged.
     """
+    from datamodules.from_experiment import dump_yaml
     from lightning_modules.ensemble import Ensemble
     from lightning_modules.views import checked_views
 
@@ -107,9 +108,7 @@ def make_ensemble(
     }
     _save(directory / "checkpoints" / "best.ckpt", task)
     with written_whole(directory / "config.yaml") as partial:
-        import yaml
-
-        partial.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        partial.write_text(dump_yaml(config), encoding="utf-8")
     return directory
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-import yaml
 
 from datamodules.schema import UserError
 from evaluation.artefacts import read_csv, timed_directory, written_whole
@@ -74,6 +73,7 @@ def make_soup(
     Raises:
         UserError: the runs do not fit together, or the metric is none of theirs.
     """
+    from datamodules.from_experiment import dump_yaml
     from lightning_modules.checkpoint import load_task, read_checkpoint
 
     configs = [_config(run) for run in runs]
@@ -89,7 +89,7 @@ def make_soup(
     save_soup(directory / "checkpoints" / "best.ckpt", checkpoints[best], soup)
     config = configs[best] | {"name": directory.parent.name, "runs": str(directory.parent.parent)}
     with written_whole(directory / "config.yaml") as partial:
-        partial.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        partial.write_text(dump_yaml(config), encoding="utf-8")
     with written_whole(directory / "soup.json") as partial:
         partial.write_text(json.dumps(_record(soup, metric), indent=2) + "\n", encoding="utf-8")
     tested: list[float | None] | None = None
