@@ -29,7 +29,7 @@ from lightning_modules.epoch_sums import epoch_sums, restore_epoch_sums
 from lightning_modules.learning_rates import set_learning_rates, tell_scaling
 from lightning_modules.optim import OptimOptions, adamw, checked_options, seed_step, single_phase, step_seed
 from lightning_modules.parameter_groups import parameter_groups
-from lightning_modules.precision import Conversion, check_half_precision, keep_batchnorm
+from lightning_modules.precision import Conversion, check_half_precision, keep_small_steps
 from lightning_modules.schedules import ScheduleName
 from lightning_modules.sharding import refuse_unfit_strategy, synchronise_batchnorm
 from lightning_modules.weights import WeightsOrigin, misfits, tell_origin
@@ -213,7 +213,7 @@ class VisionTask(LightningModule, ABC):
 
     def _apply(self, fn: Conversion, recurse: bool = True) -> Self:
         """As torch's, but what is too fine for half precision stays float32 (``lightning_modules.precision``)."""
-        keep_batchnorm(self, lambda: super(VisionTask, self)._apply(fn, recurse))  # type: ignore[no-untyped-call]
+        keep_small_steps(self, lambda: super(VisionTask, self)._apply(fn, recurse))  # type: ignore[no-untyped-call]
         return self
 
     def freeze_backbone(self) -> None:

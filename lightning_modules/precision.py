@@ -77,17 +77,20 @@ class Float32Sequential(_ComputesFloat32, nn.Sequential):
     """Several layers of which the same is true."""
 
 
-def keep_batchnorm(model: nn.Module, convert: Callable[[], object]) -> None:
-    """Convert a model, but leave BatchNorm in the precision that it has: running statistics grow in small steps.
+def keep_small_steps(model: nn.Module, convert: Callable[[], object]) -> None:
+    """Convert a model, but leave BatchNorm and low-rank adapters in the precision that they have.
 
-    Where weights are shared out among processes, those of a block must be of one type, so BatchNorm is cast too.
+    Running statistics grow in small steps, and so do adapters, which begin as zero beside frozen weights. Where weights
+    are shared out among processes, those of a block must be of one type, so these are cast too.
 
     Args:
         model: changed in place.
         convert: does so.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    held = [(tensor, tensor.data) for norm in norms for tensor in norm.parameters() if not isinstance(tensor, DTensor)]
+    small = [tensor for norm in norms for tensor in norm.parameters()]
+    small += [tensor for name, tensor in model.named_parameters() if "lora_" in name]
+    held = [(tensor, tensor.data) for tensor in small if not isinstance(tensor, DTensor)]
     buffers = [(norm, name, tensor) for norm in norms for name, tensor in norm.named_buffers(recurse=False)]
     convert()
     for tensor, before in held:
@@ -117,6 +120,6 @@ def check_half_precision(trainer: Trainer) -> None:
         )
     rank_zero_warn(
         f"trainer.precision: {precision} keeps weights in half precision, so updates below about 1/"
-        f"{256 if kind == 'bf16' else 2048} of a weight are rounded away; the logit scale, BatchNorm, the last layers "
-        f"of classifiers, pixel statistics and metrics stay float32. {kind}-mixed keeps float32 weights"
+        f"{256 if kind == 'bf16' else 2048} of a weight are rounded away; the logit scale, adapters, BatchNorm, the "
+        f"last layers of classifiers, pixel statistics and metrics stay float32. {kind}-mixed keeps float32 weights"
     )

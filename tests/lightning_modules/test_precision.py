@@ -19,7 +19,7 @@ from lightning_modules.metrics import MeanOverSamples
 from lightning_modules.precision import Float32Linear
 from tests.fakes_models import write_clip
 from tests.lightning_modules.tiny import SIZE, TinyData, tiny_classifier, tiny_multitask, tiny_trainer
-from tests.lightning_modules.tiny_pairs import TinyPairs, tiny_pair
+from tests.lightning_modules.tiny_pairs import TinyPairs, pair_batch, tiny_pair
 
 
 def fitted_pair(folder: Path, precision: Any, **changes: Any) -> Any:
@@ -72,6 +72,21 @@ def test_statistics_last_layers_and_metrics_stay_float32(tmp_path: Path) -> None
     convolutions = {one.weight.dtype for one in task.modules() if isinstance(one, nn.Conv2d)}
     assert convolutions == {torch.bfloat16}
     assert trainer.callback_metrics["val/loss"].isfinite()
+
+
+def test_adapters_stay_float32_beside_weights_in_half_precision(tmp_path: Path) -> None:
+    towers: Any = {"model": str(write_clip(tmp_path, image_size=SIZE))}
+    task = tiny_pair(tmp_path, towers=towers, lora={"rank": 2})
+    task.fetch_weights()
+    task.to(torch.bfloat16).train()
+    adapters = {name: value for name, value in task.named_parameters() if "lora_" in name}
+    assert len(adapters) == 32
+    task._training_loss(pair_batch([0, 1, 2])).backward()  # type: ignore[no-untyped-call]  # torch's
+    for name, value in adapters.items():
+        assert value.dtype == torch.float32, name
+        assert value.grad is not None
+        assert value.grad.dtype == torch.float32
+    assert {value.dtype for name, value in task.towers.named_parameters() if "lora_" not in name} == {torch.bfloat16}
 
 
 def test_pixels_are_normalised_exactly_and_given_in_the_networks_type() -> None:
