@@ -96,11 +96,21 @@ def _refusal_by_library(error: BaseException) -> str | None:
         return f"data loader.batch_size, image.size: the accelerator's memory is full; lower one of them ({said})"
     module, statement = _raised_in(error)
     if module.startswith("jsonargparse.") and isinstance(error, ValueError):
-        return one_line(str(error))  # what the constructor of a class that a YAML names has refused
+        return _refusal_by_constructor(str(error))
     is_refusal = "MisconfigurationException" in classes
     is_refusal |= statement.startswith("raise ") and module.startswith(_REFUSING) and isinstance(error, _REFUSALS)
     is_refusal |= "use_deterministic_algorithms(True)" in said
     return f"{said} (VITRINE_DEBUG=1 shows where)" if is_refusal else None
+
+
+def _refusal_by_constructor(message: str) -> str:
+    """What the constructor of a class that a YAML names has refused, out of jsonargparse's report of all it tried."""
+    named = re.search(r"class_path='([^']+)'", message)
+    reasons = [line.strip().removeprefix("- ") for line in message.splitlines() if line.strip().startswith("- ")]
+    reasons = [reason for reason in reasons if not reason.startswith("Expected a ")]
+    if not reasons:
+        return one_line(message)
+    return f"{named[1] if named else 'configuration'}: {'; '.join(dict.fromkeys(reasons))}"
 
 
 _REFUSING = ("lightning.", "torch.optim.", "torch.utils.data.", "torch.distributed.")

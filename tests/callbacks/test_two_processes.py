@@ -20,7 +20,7 @@ from tests.forks import run_program
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("both")
-    for name in ("fit", "accumulated", "evaluation"):
+    for name in ("fit", "accumulated", "uneven", "evaluation"):
         (folder / name).mkdir()
     run_program("tests.callbacks.two_processes", str(folder))
     return folder
@@ -33,6 +33,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, batch_size in (("fit", 4), ("accumulated", 8)):
         (folder / name).mkdir()
         train(folder / name, batch_size)
+    (folder / "uneven").mkdir()
+    train(folder / "uneven", 4, accumulate_grad_batches=5)
     evaluate(folder / "evaluation")
     return folder
 
@@ -43,14 +45,14 @@ def weights(folder: Path, epoch: int, rank: int) -> dict[str, torch.Tensor]:
     return {key: value for key, value in loaded.items() if not key.rpartition(".")[2].startswith(("running", "num_"))}
 
 
-@pytest.mark.parametrize("run", ["fit", "accumulated"])
+@pytest.mark.parametrize("run", ["fit", "accumulated", "uneven"])
 @pytest.mark.parametrize("epoch", range(EPOCHS))
 def test_processes_hold_the_same_weights(both: Path, run: str, epoch: int) -> None:
     first, second = weights(both / run, epoch, 0), weights(both / run, epoch, 1)
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-@pytest.mark.parametrize("run", ["fit", "accumulated"])
+@pytest.mark.parametrize("run", ["fit", "accumulated", "uneven"])
 def test_heads_learn_in_phase_one_as_they_would_alone(both: Path, alone: Path, run: str) -> None:
     together, single = weights(both / run, PHASE_ONE - 1, 0), weights(alone / run, PHASE_ONE - 1, 0)
     assert together.keys() == single.keys()
@@ -58,7 +60,7 @@ def test_heads_learn_in_phase_one_as_they_would_alone(both: Path, alone: Path, r
         torch.testing.assert_close(value, single[key], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("run", ["fit", "accumulated"])
+@pytest.mark.parametrize("run", ["fit", "accumulated", "uneven"])
 def test_backbone_learns_in_phase_two(both: Path, run: str) -> None:
     before, after = weights(both / run, PHASE_ONE - 1, 1), weights(both / run, EPOCHS - 1, 1)
     backbone = [key for key in before if key.startswith("encoder.backbone.")]

@@ -6,12 +6,20 @@ import errno
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from jsonargparse import ArgumentParser
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from datamodules.schema import UserError
 from datamodules.user_errors import one_line, run_reporting_user_errors
+from tests.callbacks.tiny import MadePhotos, tiny_classifier, tiny_trainer
 
 
 class Base:
@@ -30,6 +38,69 @@ def parse(*arguments: str) -> None:
     parser.add_argument("--epochs", type=int | None)
     parser.add_subclass_arguments(Base, "data")
     parser.parse_args(list(arguments))
+
+
+class Broken(Callback):
+    """Has an error of its own."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        raise ValueError("a mistake of ours")
+
+
+def train_one_sample() -> None:
+    nn.BatchNorm1d(3)(torch.zeros(1, 3))
+
+
+def train_with(callback: Callback) -> None:
+    tiny_trainer(Path(), callbacks=[callback], fast_dev_run=True).fit(tiny_classifier(), MadePhotos())
+
+
+def validate_too_rarely() -> None:
+    options: dict[str, Any] = {"val_check_interval": 100, "max_epochs": 1}
+    tiny_trainer(Path(), **options).fit(tiny_classifier(), MadePhotos())
+
+
+def instantiate_callback() -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--callback", type=list[Callback] | Callback | None)
+    stopping = {"class_path": "lightning.pytorch.callbacks.EarlyStopping"}
+    values = parser.parse_object({"callback": {**stopping, "init_args": {"monitor": "val/loss", "mode": "foo"}}})
+    parser.instantiate_classes(values)
+
+
+@pytest.mark.parametrize(
+    ("command", "word"),
+    [
+        (lambda: Trainer(accelerator="cpu", devices=0), "devices"),
+        (lambda: Trainer(strategy="ddq"), "invalid strategy name"),
+        (lambda: Trainer(max_time="5 minutes"), "valid duration"),
+        (lambda: torch.optim.AdamW([torch.zeros(1)], lr=-1.0), "Invalid learning rate"),
+        (lambda: DataLoader(TensorDataset(torch.zeros(1)), num_workers=-1), "num_workers"),
+        (validate_too_rarely, "val_check_interval"),
+        (train_one_sample, "loader.batch_size: BatchNorm"),
+        (instantiate_callback, "EarlyStopping: `mode` can be min, max, got foo"),
+    ],
+)
+def test_what_lightning_and_torch_refuse_is_one_line(
+    command: Callable[[], None], word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_reporting_user_errors(command) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert word in line
+
+
+@pytest.mark.parametrize(
+    "bug",
+    [
+        lambda: train_with(Broken()),
+        lambda: torch.zeros(2) @ torch.zeros(3),
+        lambda: Trainer(unknown=3),  # type: ignore[call-arg]  # the mistake
+        lambda: getattr(Trainer, "nothing"),  # noqa: B009  # a name that is not there
+    ],
+)
+def test_bugs_stay_tracebacks(bug: Callable[[], Any]) -> None:
+    with pytest.raises((ValueError, RuntimeError, TypeError, AttributeError)):
+        run_reporting_user_errors(bug)
 
 
 @pytest.mark.parametrize(

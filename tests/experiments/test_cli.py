@@ -114,6 +114,12 @@ def test_resume_continues_where_the_run_ended(run: Run, tmp_path: Path) -> None:
         ("fit", ("--ckpt_path=nowhere.ckpt",), "nowhere.ckpt"),
         ("fit", ("--trainer.default_root_dir=x",), "--runs"),
         ("fit", ("--config", "absent.yaml"), "absent.yaml"),
+        ("fit", ("--trainer.strategy=ddq",), "trainer: You selected an invalid strategy name"),
+        ("fit", ("--trainer.accumulate_grad_batches=0",), "trainer.accumulate_grad_batches"),
+        ("fit", ("--trainer.val_check_interval=100",), "val_check_interval"),
+        ("fit", ("--trainer.enable_checkpointing=false",), "trainer: "),
+        ("fit", ("--data.init_args.loader.batch_size=1",), "loader.batch_size: BatchNorm"),
+        ("fit", ("--checkpoint.every_n_train_steps=2",), "checkpoint.every_n_train_steps"),
         ("train", (), "train"),
     ],
 )
@@ -124,6 +130,48 @@ def test_mistakes_are_one_line_and_exit_code_2(
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert said in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("--trainer.limit_val_batches=0",), "limit_val_batches is 0"),
+        (("--trainer.check_val_every_n_epoch=5",), "check_val_every_n_epoch is 5"),
+    ],
+)
+def test_training_without_validation_says_so_before_and_after(
+    run: Run,
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    word: str,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert run("fit", "--test_best=true", *arguments) == 0
+    (line,) = [message for message in caplog.messages if "there will be no best.ckpt" in message]
+    assert word in line
+    out = capsys.readouterr().out
+    assert f"Not tested: there is no best checkpoint. No validation takes place (trainer.{word}" in out
+    assert [row.split(": ")[0] for row in out.splitlines() if row.startswith("epoch ")] == ["epoch 1/2", "epoch 2/2"]
+    assert not (only_run(tmp_path / "runs") / "predictions").exists()
+
+
+def test_a_finished_run_that_goes_on_keeps_its_best_unless_the_data_differ(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert run("fit") == 0
+    first = only_run(tmp_path / "runs")
+    best = json.loads((first / "run.json").read_text())["stages"][0]["best"]
+    # With this learning rate no later epoch is better.
+    longer = ("--ckpt_path", str(first / "checkpoints" / "last.ckpt"), "--trainer.max_epochs=3")
+    assert run("fit", *longer, "--name=longer", "--trainer.limit_train_batches=1") == 0
+    (second,) = (tmp_path / "runs" / "longer").glob("*")
+    told = json.loads((second / "run.json").read_text())["stages"][0]["best"]
+    third_epoch = pd.read_csv(second / "metrics.csv")["val/loss"].dropna().iloc[-1]
+    assert told["score"] == pytest.approx(min(best["score"], third_epoch))
+    assert (second / "checkpoints" / "best.ckpt").is_file()
+    assert run("fit", *longer, "--name=other", "--trainer.limit_val_batches=1") == 0
+    assert "Earlier epochs do not count for best.ckpt: the run that training goes on from had other data" in caplog.text
 
 
 def test_checkpoint_that_conflicts_with_the_configuration_is_refused(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,15 @@ import torch
 
 from datamodules.schema import UserError
 from lightning_modules.classifier import ImageClassifier
+from lightning_modules.dual_encoder import DualEncoder
+from lightning_modules.generative import GenerativeClassifier
+from lightning_modules.multitask import MultiTaskClassifier
 from tests.lightning_modules.tiny import SIZE, TASKS, TinyData, make_batch, tiny_classifier, tiny_trainer
+
+
+@pytest.mark.parametrize("model", [ImageClassifier, MultiTaskClassifier, DualEncoder, GenerativeClassifier])
+def test_every_model_begins_with_pretrained_weights_by_default(model: type) -> None:
+    assert inspect.signature(model).parameters["pretrained"].default is True
 
 
 @pytest.mark.parametrize("backbone", ["deit_tiny_patch16_224", "mobilevit_xxs", "resnet18"])
