@@ -154,3 +154,23 @@ def test_a_gallery_that_knows_nothing_of_its_pictures_is_browsed_all_the_same(tm
     assert explorer.facts(0) == {"id": "a", "split": "test"}
     with pytest.raises(UserError, match="there are none"):
         explorer.filter(class_name="mug")
+
+
+def test_attributes_that_are_called_like_columns_of_the_gallery(tmp_path: Path) -> None:
+    made_by = identity(labels=["class", "id", "split"], predicts={}, encodes_text=False)
+    gallery = Gallery.create(str(tmp_path / "gallery"), made_by)
+    columns = {"label_class": ["x", "y"], "label_id": ["no", "1"], "label_split": ["red", "blue"]}
+    rows = picture_rows(made_by, ["a", "b"], vectors(2), **columns)
+    with gallery.writing() as writer:
+        writer.add(rows)
+    served = ServedGallery(tmp_path / "gallery", "odd")
+    facts = Explorer(served).facts(0)
+    assert facts == {"id": "a", "split": "test", "class": "x", "attribute id": "no", "attribute split": "red"}
+    assert served.choices["split"] == ["blue", "red"]
+    assert served.fitting({"split": ["blue"], "gallery_split": ["test"]}).tolist() == [1]
+
+
+def test_a_name_that_cannot_be_a_column_is_refused(tmp_path: Path) -> None:
+    for name in ("f.stop", "a`b"):
+        with pytest.raises(UserError, match="cannot be a column of a gallery"):
+            Gallery.create(str(tmp_path / "gallery"), identity(labels=["class", name]))
