@@ -23,7 +23,7 @@ from retrieval.lance_store import local_folder
 from retrieval.model_change import difference
 from retrieval.schema import CAPTIONS, IDENTITY_KEY, PICTURES, ModelIdentity, caption_schema, picture_schema
 from retrieval.store import ROW_ID, Neighbours, Store, create_store, matrix_of, open_store
-from retrieval.vector_rows import VectorRows
+from retrieval.vector_rows import VectorRows, check_lengths
 from retrieval.writing_lock import writing_lock
 
 if TYPE_CHECKING:
@@ -211,7 +211,9 @@ class Gallery:
         Raises:
             UserError: names the first id that is not there.
         """
-        return matrix_of(self.rows(ids, ["vector"]).column("vector"))
+        vectors = matrix_of(self.rows(ids, ["vector"]).column("vector"))
+        check_lengths(vectors, self._pictures.origin)
+        return vectors
 
     def nearest(
         self, queries: NDArray[np.float32], k: int, where: Where = "", *, exact: bool | None = None

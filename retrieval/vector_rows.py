@@ -10,6 +10,7 @@ import errno
 import hashlib
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from datamodules.schema import UserError
 from retrieval.exact import ExactIndex
+from retrieval.gallery_writer import UNIT_TOLERANCE
 from retrieval.lance_store import local_folder
 from retrieval.scan import integer_products
 from retrieval.store import Neighbours, Store
@@ -132,7 +134,7 @@ class VectorRows:
             path = folder / self._file_name()
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                write_vectors(path, self._store.vectors(), dim)
+                write_vectors(path, self._checked_vectors(), dim)
             except OSError as error:
                 if error.errno not in _NOT_WRITABLE:
                     raise
@@ -145,6 +147,12 @@ class VectorRows:
         raise UserError(
             f"{refused}: the vectors can be kept nowhere; set $VITRINE_CACHE to a folder that can be written"
         )
+
+    def _checked_vectors(self) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint64]]]:
+        """The table's vectors, each of which was of unit length when it was written."""
+        for vectors, row_ids in self._store.vectors():
+            check_lengths(vectors, self._store.origin)
+            yield vectors, row_ids
 
     def _file_name(self) -> str:
         return f"{self._name}.{self._store.revision}.vectors"
@@ -167,6 +175,26 @@ class _Loaded:
             self._order = np.argsort(self.row_ids, kind="stable")
         found = np.searchsorted(self.row_ids, row_ids, sorter=self._order)
         return np.sort(self._order[found])
+
+
+def check_lengths(vectors: NDArray[np.float32], origin: str) -> None:
+    """Refuses vectors of a table that are not of unit length: LanceDB has no checksums, and damage is no answer.
+
+    Args:
+        vectors: float32 ``(N, D)``.
+        origin: of the table, for the message.
+
+    Raises:
+        UserError: names the table.
+    """
+    with np.errstate(all="ignore"):
+        lengths = np.linalg.norm(vectors, axis=1)
+    # Written so that NaN is refused.
+    if wrong := int((~(np.abs(lengths - 1) <= UNIT_TOLERANCE)).sum()):
+        raise UserError(
+            f"{origin}: {wrong} of {len(vectors)} vectors read are not of unit length, so its files are damaged; "
+            "restore the gallery from a copy, or index again into a new one"
+        )
 
 
 def cache_of(uri: str) -> Path:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from retrieval import vector_rows
+from datamodules.schema import UserError
+from retrieval import lance_store, vector_rows
 from retrieval.gallery import Gallery
 from retrieval.vector_file import write_vectors
 from tests.retrieval.small_gallery import identity, picture_rows, small_gallery, vectors
@@ -154,3 +157,25 @@ def test_where_the_folder_refuses_the_cache_serves_and_where_both_refuse_it_is_t
     refusing.add(tmp_path / "cache")
     with pytest.raises(ValueError, match=r"set \$VITRINE_CACHE"):
         Gallery.open(gallery.uri).nearest(QUERIES, 20)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, float("nan"), float("inf")])
+def test_a_table_with_damaged_vectors_answers_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    """LanceDB keeps no checksums; every vector was of unit length when it was written."""
+    gallery = small_gallery(tmp_path / "g")
+    for file in files(gallery):
+        file.unlink()
+    read = lance_store.LanceStore.vectors
+
+    def damaged(store: lance_store.LanceStore) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint64]]]:
+        for some, row_ids in read(store):
+            broken = some.copy()
+            broken[3] = value
+            yield broken, row_ids
+
+    monkeypatch.setattr(lance_store.LanceStore, "vectors", damaged)
+    with pytest.raises(UserError, match=r"table 'pictures': 1 of 12 vectors read are not of unit length.*damaged"):
+        Gallery.open(gallery.uri).nearest(QUERIES, 3)
+    assert files(gallery) == []
