@@ -51,7 +51,7 @@ def test_a_gallery_alone_brings_the_run_that_made_it(quickstart_run: Path) -> No
 def test_a_run_whose_pictures_are_gone_is_served_without_a_gallery(
     quickstart_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def gone(*_: object) -> None:
+    def gone(*_: object, **__: object) -> None:
         raise UserError("data/shop: there is no such folder")
 
     monkeypatch.setattr("app.loading.indexed_gallery", gone)
