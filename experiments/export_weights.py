@@ -81,7 +81,9 @@ def read_weights(path: Path) -> VisionTask:
         if "weights" in metadata and metadata["weights"] != task.weights_digest():
             raise UserError(f"{path}: its weights have been changed since the export; export again")
         return task
-    state = _unflattened(state, strings, path)
+    # These become the weights: in memory of their own, not where they happen to lie in the mapped file, whose
+    # alignment would show in the last digits.
+    state = _unflattened({name: value.clone() for name, value in state.items()}, strings, path)
     return task_from({**checkpoint, "state_dict": state}, path, assign=True).eval()
 
 
