@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,16 @@ import pytest
 import torch
 from PIL import Image
 
+from datamodules import ImageFolder
 from datamodules.schema import UserError
 from datamodules.transforms import eval_transform
+from lightning_modules.dual_encoder import DualEncoder
 from lightning_modules.encoders import ImageEncoder
 from lightning_modules.image_processing import image_processor, preprocessing_of, statistics_of
 from lightning_modules.towers import build_towers
 from lightning_modules.vision_language_weights import picture_statistics
 from tests.fakes_models import write_clip, write_qwen2_vl, write_siglip
+from tests.lightning_modules.tiny import tiny_trainer
 
 SIDE = 32
 SHAPES = [
@@ -203,3 +207,40 @@ def test_pretrained_configurations_of_timm_say_how_they_are_resized() -> None:
         with pytest.raises(UserError, match="patches of 14 px, 390 px"):
             ImageEncoder("vit_so400m_patch14_siglip_384", 390)
         assert build_towers({"model": "google/siglip-so400m-patch14-384", "pretrained": False}, 384).embed_dim == 1152
+
+
+@pytest.mark.parametrize("given", [{}, {"resize": "crop"}], ids=["open", "explicit"])
+def test_a_run_makes_images_as_the_model_wants_them_unless_told_otherwise(
+    tmp_path: Path, given: dict[str, Any]
+) -> None:
+    from transformers import AutoImageProcessor, AutoModel
+
+    folder = write_siglip(tmp_path / "siglip")
+    write_processor(folder, SIGLIP, nested=False)
+    photos = [photo(*shape) for shape in [(90, 60), (60, 90), (40, 41), (120, 33)] * 2]
+    for number, image in enumerate(photos):
+        (tmp_path / "data" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        image.save(tmp_path / "data" / "ab"[number % 2] / f"{number}.png")
+    data = ImageFolder(
+        str(tmp_path / "data"),
+        image={"size": SIDE, **given},  # type: ignore[arg-type]  # a plain dictionary
+        loader={"predict": ["train", "val", "test"], "batch_size": 3},
+        split={"by": "random"},
+        checks={"allow_leaks": ["near", "exact"]},
+        prompts={"templates": ["a photo of a {}."]},
+    )
+    task = DualEncoder({"model": str(folder)}, data.class_names, data.class_prompts, image_size=SIDE)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        outputs: Any = tiny_trainer(tmp_path).predict(task, datamodule=data)
+    warned = [str(one.message) for one in caught if "data.image differs" in str(one.message)]
+    assert len(warned) == len(given)
+    assert task.input_options["resize"] == ("crop" if given else "squash")
+    found = torch.cat([batch["image_embedding"] for batch in outputs])
+    names = [Path(data.sample_names()[int(row)]).name for batch in outputs for row in batch["sample_id"]]
+    processor = AutoImageProcessor.from_pretrained(folder)  # type: ignore[no-untyped-call]  # the library's own
+    inputs = processor([photos[int(name.removesuffix(".png"))] for name in names], return_tensors="pt")
+    with torch.no_grad():
+        expected = AutoModel.from_pretrained(folder).eval().get_image_features(**inputs).pooler_output
+    cosine = torch.cosine_similarity(found, expected)
+    assert bool((cosine > 0.9999).all()) is not bool(given)
