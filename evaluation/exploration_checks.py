@@ -50,15 +50,17 @@ def leak_section(collection: Collection, audit: Mapping[str, Any]) -> Section:
             }
             for pair in leaks[kind]
         ]
-    counted = [f"groups {len(leaks['groups'])}"]
+    not_checked: Mapping[str, str] = leaks.get("not_checked", {})
+    counted = [] if "groups" in not_checked else [f"groups {len(leaks['groups'])}"]
     missing = []
     if leaks["near_radius"] is None:
         missing.append("Pictures are generated, so they are not compared with each other: only groups are looked at.")
     else:
-        counted += [f"pairs of {title} {len(leaks[kind])}" for kind, title in kinds.items()]
+        counted += [f"pairs of {title} {len(leaks[kind])}" for kind, title in kinds.items() if kind not in not_checked]
+        missing += [f"Not checked: {kinds.get(kind, kind)} ({why})." for kind, why in not_checked.items()]
     says = [
-        f"In several splits: {', '.join(counted)}. A model that has seen an object in training is good at it again, so "
-        "a test split with leaks looks better than the model is."
+        f"In several splits: {', '.join(counted) or 'nothing was compared'}. A model that has seen an object in "
+        "training is good at it again, so a test split with leaks looks better than the model is."
     ]
     section = Section("Leaks between splits", says, missing=missing)
     if rows:

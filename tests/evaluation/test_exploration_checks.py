@@ -99,3 +99,12 @@ def test_unknown_labels_are_left_out() -> None:
     looks = looks_of(collection)
     section = label_section(collection, "class", looks.rows, looks.features, "pixels")
     assert "of 20 labels of class" in section.says[0]
+
+
+def test_what_was_not_compared_is_not_counted() -> None:
+    why = "fewer than two splits have images"
+    section = leak_section(small_collection(), audit(not_checked={"groups": why, "exact": why, "near": why}))
+    assert section.says[0].startswith("In several splits: nothing was compared.")
+    assert f"Not checked: nearly identical pictures ({why})." in section.missing
+    section = leak_section(small_collection(), audit(not_checked={"near": "allowed, so not looked for"}))
+    assert section.says[0].startswith("In several splits: groups 0, pairs of identical pictures 0.")
