@@ -55,7 +55,7 @@ def test_the_file_alone_says_what_it_is() -> None:
     onnx.checker.check_model(model)
     found = json.loads({entry.key: entry.value for entry in model.metadata_props}["vitrine"])
     task = load_task(products_run() / "checkpoints" / "best.ckpt")
-    assert found["image"] == {"size": 32, "crop_fraction": 0.8, "interpolation": "bicubic"}
+    assert {"size": 32, "crop_fraction": 0.8, "interpolation": "bicubic"}.items() <= found["image"].items()
     assert found["weights"] == task.weights_digest()
     calibration = json.loads((products_run() / "checkpoints" / "calibration.json").read_text())
     assert found["temperatures"] == calibration["temperatures"]
