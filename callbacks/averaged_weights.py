@@ -87,7 +87,12 @@ class AveragedWeights(Callback):
             raise UserError(
                 "--ckpt_path: was trained with averaged weights; training can only go on with them: set `ema` as before"
             )
+        _complete(trainer, pl_module)
         checkpoint["state_dict"] = {**pl_module.state_dict(), **checkpoint["state_dict"]}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See to it that everything that is trained is averaged."""
+        _complete(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the weights themselves be validated where there is no average yet."""
@@ -107,6 +112,7 @@ class AveragedWeights(Callback):
 
     def _follow(self, trainer: Trainer, pl_module: LightningModule) -> bool:
         """Make the average the weights as they are, unless it has begun; whether it had not."""
+        _complete(trainer, pl_module)
         for average in _averages(trainer):
             model = average._average_model
             if model is not None and not int(model.n_averaged):
@@ -142,6 +148,14 @@ def _moving_average(decay: float) -> Callable[[torch.Tensor, torch.Tensor, Any],
 def _averages(trainer: Trainer) -> list[WeightAveraging]:
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set at run time
     return [callback for callback in callbacks if isinstance(callback, WeightAveraging)]
+
+
+def _complete(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Begin anew where a task has made its network only after Lightning had copied it for the average."""
+    for average in _averages(trainer):
+        model = average._average_model
+        if model is not None and model.module.state_dict().keys() != pl_module.state_dict().keys():
+            average.setup(trainer, pl_module, "fit")
 
 
 @torch.no_grad()

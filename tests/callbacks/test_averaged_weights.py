@@ -48,3 +48,17 @@ def test_the_weights_of_the_start_are_those_before_training(tmp_path: Path, aver
     trainer.fit(task, MadePhotos())
     saved = torch.load(tmp_path / "checkpoints" / "start.ckpt", weights_only=True)["state_dict"]
     assert all(not value.any() for value in saved.values())
+
+
+def test_a_network_that_is_made_after_the_copy_is_averaged_too(tmp_path: Path) -> None:
+    task = tiny_task()
+    average = EmaOptions(decay=0.5).callback()
+
+    def make_more() -> None:
+        task.late = torch.nn.Linear(2, 2)
+
+    task.on_fit_start = make_more  # type: ignore[method-assign]  # as tasks do that load what a checkpoint leaves out
+    callbacks = [LastCheckpoint(), AveragedWeights(), average]
+    tiny_trainer(tmp_path, callbacks=callbacks).fit(task, MadePhotos())
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert torch.equal(saved["late.weight"], task.state_dict()["late.weight"])
