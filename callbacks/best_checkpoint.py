@@ -104,12 +104,25 @@ class BestCheckpoint(ModelCheckpoint):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Note what was the best so far, also of a version that used Lightning's own callback."""
         states = checkpoint.get("callbacks", {})
-        former = [key for key in states if key == self.state_key or key.startswith("ModelCheckpoint{")]
-        self._earlier = states[former[0]] if former else None
+        # A run may have had further ones of its user's, which come before that of the command line.
+        former = [key for key in states if key.startswith("ModelCheckpoint{")]
+        key = self.state_key if self.state_key in states else next(reversed(former), None)
+        self._earlier = None if key is None else states[key]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on with the best so far, and say where there is not going to be one."""
         super().on_train_start(trainer, pl_module)
+        self._go_on(trainer)
+        if not self.best_model_path and (reason := self.reason_for_none(trainer)):
+            rank_zero_info(
+                f"{reason}: there will be no {BEST_NAME}.ckpt, and nothing that could be tested after training."
+            )
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the best so far where nothing was left to train, so that no training began."""
+        self._go_on(trainer)
+
+    def _go_on(self, trainer: Trainer) -> None:
         earlier, self._earlier = self._earlier, None
         if earlier is not None and trainer.ckpt_path is not None and earlier["best_model_score"] is not None:
             if reason := self._reason_to_forget(trainer, earlier):
@@ -119,10 +132,6 @@ class BestCheckpoint(ModelCheckpoint):
                     f"The best epoch so far has {self.monitor} {float(earlier['best_model_score']):.4g}; its "
                     f"weights are in {self.best_model_path}"
                 )
-        if not self.best_model_path and (reason := self.reason_for_none(trainer)):
-            rank_zero_info(
-                f"{reason}: there will be no {BEST_NAME}.ckpt, and nothing that could be tested after training."
-            )
 
     def would_be_best(self, value: float) -> bool:
         """Whether a validation with this value is better than all before it."""
@@ -152,19 +161,22 @@ class BestCheckpoint(ModelCheckpoint):
         folder, source = Path(self.dirpath).resolve(), Path(str(trainer.ckpt_path)).resolve().parent
         if earlier["dirpath"] and not (source / Path(earlier["best_model_path"]).name).is_file():
             source = Path(earlier["dirpath"]).resolve()
-        kept = {Path(path).name: score for path, score in earlier["best_k_models"].items()}
         best_name = Path(earlier["best_model_path"]).name
-        if source != folder:
-            if not _is_of_the_past(source / best_name, trainer.global_step):
-                return f"{source / best_name} is not there, or is of an epoch that comes later"
-            if trainer.is_global_zero:
-                for name in kept:
-                    _take_over(source / name, folder / (f"{BEST_NAME}.ckpt" if name == best_name else name))
-            trainer.strategy.barrier()
-            # Of an older version the best one may have had another name.
-            kept = {f"{BEST_NAME}.ckpt" if name == best_name else name: score for name, score in kept.items()}
-        self.best_k_models = {str(folder / name): score for name, score in kept.items()}
-        self.best_model_path = str(folder / (best_name if source == folder else f"{BEST_NAME}.ckpt"))
+        if source != folder and not _is_of_the_past(source / best_name, trainer.global_step):
+            return f"{source / best_name} is not there, or is of an epoch that comes later"
+        # Of an older version the best one may have had another name.
+        names = {
+            name: f"{BEST_NAME}.ckpt" if name == best_name else name
+            for name in (Path(path).name for path in earlier["best_k_models"])
+        }
+        if trainer.is_global_zero:
+            for name, own in names.items():
+                _take_over(source / name, folder / own)
+        trainer.strategy.barrier()
+        self.best_k_models = {
+            str(folder / names[Path(path).name]): score for path, score in earlier["best_k_models"].items()
+        }
+        self.best_model_path = str(folder / f"{BEST_NAME}.ckpt")
         self.best_model_score = earlier["best_model_score"]
         self.best_epoch = earlier.get("best_epoch")
         self._best_other_name = earlier.get("best_other_name", "")
@@ -292,12 +304,12 @@ def _is_of_the_past(path: Path, step: int) -> bool:
 
 def _take_over(source: Path, target: Path) -> None:
     """Give a file a second name. Checkpoints are only ever replaced, so both names keep what they have."""
-    if target.exists() or not source.is_file():
+    if not source.is_file() or (target.exists() and target.samefile(source)):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        os.link(source, target)
+        os.link(source, partial)
     except OSError:
-        partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         shutil.copyfile(source, partial)
-        partial.replace(target)
+    partial.replace(target)

@@ -45,6 +45,7 @@ from experiments.loggers import WandbOptions, build_loggers, finish_wandb
 from experiments.opened_run import opened_arguments
 from experiments.refusals import (
     refuse_conflicting_checkpoint,
+    refuse_other_checkpoints,
     refuse_spawning,
     refuse_test_metrics,
     refuse_trainer_options,
@@ -226,7 +227,8 @@ class VitrineCLI(LightningCLI):
             trainer: Trainer = super().instantiate_trainer(
                 logger=loggers, default_root_dir=str(self.run_directory), **kwargs
             )
-        except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
+        # The last one where two callbacks would have the same place in checkpoints.
+        except (MisconfigurationException, ValueError, TypeError, ImportError, RuntimeError) as error:
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
         saver = self._get(self.config_init, "checkpoint")
         saver.continues = self._continues
@@ -249,6 +251,9 @@ class VitrineCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Refuse what could not be trusted, before anything is computed."""
         refuse_test_metrics(self.callbacks)
+        refuse_other_checkpoints(
+            self.callbacks, self._get(self.config_init, "checkpoint"), self._get(self.config_init, "last")
+        )
         refuse_spawning(self.trainer)
         if self.checkpoint:
             refuse_conflicting_checkpoint(self.model, self.checkpoint, trains=self.subcommand == "fit")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, OnExceptionCheckpoint
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 
+from callbacks.best_checkpoint import BEST_NAME, BestCheckpoint
+from callbacks.last_checkpoint import LastCheckpoint
+from callbacks.start_weights import START_FILE
 from datamodules.schema import UserError
 from datamodules.whole_files import check_zip
 from lightning_modules.base import VisionTask
@@ -135,6 +138,40 @@ def refuse_test_metrics(callbacks: list[Callback]) -> None:
                 f"{type(callback).__name__}.monitor: {monitor!r} would select on the test split, and the test result "
                 "would no longer be one; monitor a val/… metric"
             )
+
+
+def refuse_other_checkpoints(callbacks: Sequence[Callback], best: BestCheckpoint, last: LastCheckpoint) -> None:
+    """Refuse callbacks that would write, and delete, checkpoints under the names of the run's own.
+
+    Args:
+        callbacks: all of the trainer.
+        best: that of the command line, which writes ``best.ckpt``.
+        last: that of the command line, which writes ``last.ckpt``.
+
+    Raises:
+        UserError: A callback would do so.
+    """
+    folder = Path(str(best.dirpath))
+    ours = {(folder / f"{name}.ckpt").resolve() for name in (BEST_NAME, "last", Path(START_FILE).stem)}
+    for callback in callbacks:
+        if callback is best or callback is last:
+            continue
+        kind = type(callback).__name__
+        if isinstance(callback, (BestCheckpoint, LastCheckpoint)):
+            section = "checkpoint" if isinstance(callback, BestCheckpoint) else "last"
+            raise UserError(f"trainer.callbacks: {kind} is there already; set it in the section `{section}:`")
+        if not isinstance(callback, (ModelCheckpoint, OnExceptionCheckpoint)):
+            continue
+        names = [callback.filename]
+        if isinstance(callback, ModelCheckpoint) and callback.save_last:
+            names.append(callback.CHECKPOINT_NAME_LAST)
+        for name in names:
+            path = Path(callback.dirpath or folder) / f"{name}{callback.FILE_EXTENSION}"
+            if path.resolve() in ours:
+                raise UserError(
+                    f"trainer.callbacks: {kind} would overwrite the run's own {path.name}; give it another filename "
+                    "(and no save_last), or another dirpath"
+                )
 
 
 def refuse_untrained(model: LightningModule, stage: str) -> None:

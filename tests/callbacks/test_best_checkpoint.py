@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from callbacks import BestCheckpoint, EpochLines, LastCheckpoint
 from callbacks.best_checkpoint import reason_for_no_validation
@@ -115,6 +116,41 @@ def test_a_run_that_was_moved_goes_on_with_its_own_files(tmp_path: Path) -> None
     saver = fit(tmp_path / "moved", [3, 1, 2, 4], ckpt_path=tmp_path / "moved" / "last.ckpt")
     assert saver.best_model_path == str(tmp_path / "moved" / "best.ckpt")
     assert epochs_of(tmp_path / "moved") == {"best.ckpt": 1}
+
+
+def test_where_nothing_is_left_to_train_the_best_so_far_is_known(tmp_path: Path) -> None:
+    fit(tmp_path / "first", [3, 1, 2])
+    (tmp_path / "first").rename(tmp_path / "moved")
+    saver = fit(tmp_path / "moved", [3, 1, 2], ckpt_path=tmp_path / "moved" / "last.ckpt")
+    assert saver.best_model_path == str(tmp_path / "moved" / "best.ckpt")
+    assert (saver.best_model_score, saver.best_epoch) == (1, 1)
+    elsewhere = fit(tmp_path / "elsewhere", [3, 1, 2], ckpt_path=tmp_path / "moved" / "last.ckpt")
+    assert elsewhere.best_model_path == str(tmp_path / "elsewhere" / "best.ckpt")
+    assert epochs_of(tmp_path / "elsewhere") == {"best.ckpt": 1}
+
+
+def test_what_another_run_left_in_the_folder_is_not_taken_for_the_best(tmp_path: Path) -> None:
+    fit(tmp_path / "first", [3, 1, 2])
+    fit(tmp_path / "shared", [5, 4, 3, 0])
+    fit(tmp_path / "shared", [3, 1, 2, 4], ckpt_path=tmp_path / "first" / "last.ckpt")
+    assert epochs_of(tmp_path / "shared") == {"best.ckpt": 1}
+
+
+@pytest.mark.parametrize("filename", ["best", "{epoch}"])
+@pytest.mark.parametrize("left", [0, 1], ids=["nothing left", "one epoch left"])
+def test_a_run_of_lightnings_own_callback_goes_on(tmp_path: Path, filename: str, left: int) -> None:
+    """As runs were made before there was ours: its best is ours, under our name."""
+    first = tmp_path / "first"
+    former = ModelCheckpoint(first, monitor="val/made_up", filename=filename, enable_version_counter=False)
+    options: dict[str, Any] = {"limit_train_batches": 1, "limit_val_batches": 1, "enable_checkpointing": True}
+    users = ModelCheckpoint(tmp_path / "users", monitor="val/loss", save_top_k=2)
+    callbacks = [LastCheckpoint(dirpath=str(first)), Scores([3, 1, 2]), users, former]
+    tiny_trainer(first, max_epochs=3, callbacks=callbacks, **options).fit(tiny_classifier(), MadePhotos())
+    for folder in (first, tmp_path / "elsewhere"):
+        saver = fit(folder, [3, 1, 2, 4], epochs=3 + left, ckpt_path=first / "last.ckpt")
+        assert saver.best_model_path == str(folder / "best.ckpt")
+        assert saver.best_model_score == 1
+        assert epochs_of(folder)["best.ckpt"] == 1
 
 
 def test_a_best_epoch_that_lies_ahead_does_not_count(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -120,6 +120,8 @@ def test_resume_continues_where_the_run_ended(run: Run, tmp_path: Path) -> None:
         ("fit", ("--trainer.enable_checkpointing=false",), "trainer: "),
         ("fit", ("--data.init_args.loader.batch_size=1",), "loader.batch_size: BatchNorm"),
         ("fit", ("--checkpoint.every_n_train_steps=2",), "checkpoint.every_n_train_steps"),
+        ("fit", ("--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.filename=best"), "own best.ckpt"),
+        ("fit", ("--trainer.callbacks+=callbacks.ClassReport",), "more than one stateful callback"),
         ("train", (), "train"),
     ],
 )

@@ -257,13 +257,17 @@ def test_a_runs_own_configuration_means_that_run(run: Path) -> None:
     assert stage["checkpoint"] == str(run / "checkpoints" / "last.ckpt")
 
 
-def test_a_training_goes_on_with_the_run_whose_configuration_is_given(run: Path) -> None:
+def test_a_training_goes_on_with_the_run_whose_configuration_is_given(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     other = run.with_name("20990101-000000")
     shutil.copytree(run, other)
     before = (other / "run.json").read_bytes()
     assert main(["fit", f"--config={run / 'config.yaml'}", "--ckpt_path=last"]) == 0
     stages = [stage["stage"] for stage in json.loads((run / "run.json").read_text())["stages"]]
-    assert stages[:3] == ["fit", "test", "fit"]
+    # Its own configuration says `test_best: true`, and there is a best checkpoint though nothing is left to train.
+    assert stages == ["fit", "test", "fit", "test"]
+    assert "Not tested" not in capsys.readouterr().out
     assert (other / "run.json").read_bytes() == before
 
 

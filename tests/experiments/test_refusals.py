@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, OnExceptionCheckpoint
 
+from callbacks import BestCheckpoint, LastCheckpoint
 from datamodules.schema import UserError
 from experiments.refusals import (
     refuse_conflicting_checkpoint,
+    refuse_other_checkpoints,
     refuse_test_metrics,
     refuse_trainer_options,
     refuse_untrained,
@@ -124,3 +127,40 @@ def test_untrained_model_is_not_evaluated() -> None:
     with pytest.raises(UserError, match="--ckpt_path"):
         refuse_untrained(Model(0.1, []), "test")
     refuse_untrained(Ready(0.1, []), "test")
+
+
+@pytest.mark.parametrize(
+    ("options", "file"),
+    [
+        ({"filename": "best"}, "best.ckpt"),
+        ({"filename": "last"}, "last.ckpt"),
+        ({"filename": "start"}, "start.ckpt"),
+        ({"save_last": True}, "last.ckpt"),
+        ({"save_last": "link", "filename": "{epoch}"}, "last.ckpt"),
+        ({"dirpath": "run/checkpoints", "filename": "best"}, "best.ckpt"),
+        ({"dirpath": "run", "filename": "checkpoints/best"}, "best.ckpt"),
+    ],
+)
+def test_other_callbacks_do_not_write_under_the_names_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], file: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    best, last = BestCheckpoint(tmp_path / "run" / "checkpoints", monitor="val/loss"), LastCheckpoint()
+    with pytest.raises(UserError, match=f"ModelCheckpoint would overwrite the run's own {file}"):
+        refuse_other_checkpoints([last, ModelCheckpoint(**options), best], best, last)
+
+
+def test_other_callbacks_may_keep_checkpoints_of_their_own(tmp_path: Path) -> None:
+    best, last = BestCheckpoint(tmp_path, monitor="val/loss"), LastCheckpoint()
+    others = [
+        ModelCheckpoint(),
+        ModelCheckpoint(filename="best-{epoch}"),
+        ModelCheckpoint(tmp_path / "other", "best", save_last=True),
+        OnExceptionCheckpoint(tmp_path),
+    ]
+    refuse_other_checkpoints([last, *others, best], best, last)
+    for double in (BestCheckpoint(tmp_path / "other", monitor="val/loss"), LastCheckpoint()):
+        with pytest.raises(UserError, match="is there already; set it in the section"):
+            refuse_other_checkpoints([last, double, best], best, last)
+    with pytest.raises(UserError, match=r"OnExceptionCheckpoint would overwrite the run's own last\.ckpt"):
+        refuse_other_checkpoints([last, OnExceptionCheckpoint(tmp_path, "last"), best], best, last)
