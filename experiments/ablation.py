@@ -59,9 +59,10 @@ def _run(options: argparse.Namespace, runner: Runner | None) -> int:
     folder = Path(options.runs) / "ablations" / name
     console = Console(stderr=True)
     results = [Results(folder, variant) for variant in variants]
+    none_worked = not any(result.run for result in results)
     for result in results:
         result.count()
-        if options.retry_failed:
+        if options.retry_failed or (none_worked and result.was_refused):
             result.forget_failure()
     if "costs" not in options.without:
         _measure(results, options, console)
@@ -80,7 +81,7 @@ def _run(options: argparse.Namespace, runner: Runner | None) -> int:
     elif refusal:
         raise UserError(
             f"{refusal} (the first run of {options.file} was refused, so the others were not begun; --only NAME trains "
-            "others, --retry-failed this one again)"
+            "others, the same command this one again)"
         )
     return stopped_by
 

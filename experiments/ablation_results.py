@@ -16,7 +16,7 @@ from evaluation.efficiency_models import ModelSource
 from experiments.ablation_file import Variant
 from experiments.run_directory import CHECKPOINTS, CONFIG_FILE, write_text_whole
 from experiments.sweep_file import Metric
-from experiments.sweep_trial import Job, Runner, run_trial
+from experiments.sweep_trial import Job, Outcome, Runner, run_trial
 
 if TYPE_CHECKING:
     from evaluation.efficiency import Costs, Counts
@@ -111,6 +111,11 @@ class Results:
         """The run whose test split has been predicted."""
         outcome = self._kept.get("outcome") or {}
         return Path(outcome["run"]) if outcome.get("run") and not outcome.get("error") else None
+
+    @property
+    def was_refused(self) -> bool:
+        """Whether the user's input stopped its run."""
+        return bool(Outcome("failed", error=(self._kept.get("outcome") or {}).get("error")).refusal)
 
     def forget_failure(self) -> None:
         """Let a run that failed be tried again."""

@@ -57,7 +57,7 @@ def _run(options: argparse.Namespace, more: list[str], runner: Runner | None) ->
     folder.mkdir(parents=True, exist_ok=True)
     study = SweepStudy(options.storage or f"sqlite:///{folder / 'sweep.db'}", name, sweep, options.seed)
     study.find_lost()
-    study.ask_for(count, retry_failed=options.retry_failed)
+    study.ask_for(count, retry_failed=options.retry_failed, retry_refused=True)
     console = Console(stderr=True)
     console.print(
         f"{name}: {sweep.method}, {count} trials, {options.workers} at once, in {folder}", soft_wrap=True, markup=False
@@ -76,7 +76,7 @@ def _run(options: argparse.Namespace, more: list[str], runner: Runner | None) ->
     elif workers.refusal:
         raise UserError(
             f"{workers.refusal} (the first trial of {options.file} was refused, so the sweep has ended; logs in "
-            f"{folder / 'logs'}; --retry-failed runs it again)"
+            f"{folder / 'logs'}; the same command runs it again)"
         )
     elif best_trial(trials, sweep.metric) is None:
         errors = [trial.user_attrs["error"] for trial in trials if "error" in trial.user_attrs]

@@ -14,14 +14,14 @@ from optuna.trial import FrozenTrial, TrialState
 from evaluation.artefacts import write_csv
 from experiments.run_directory import write_text_whole
 from experiments.sweep_file import Metric
-from experiments.sweep_study import SLOT, VALUES
+from experiments.sweep_study import ERROR, SLOT, VALUES
 from experiments.sweep_trial import trial_name
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
 
-EPOCHS, RUN, CONFIG, ERROR, BEST_VALUE = "epochs", "run", "config", "error", "best"
+EPOCHS, RUN, CONFIG, BEST_VALUE = "epochs", "run", "config", "best"
 """Names under which a trial keeps what is known of it."""
 
 _STATES = {

@@ -27,8 +27,9 @@ from experiments.sweep_database import Database
 from experiments.sweep_file import SweepFile
 from experiments.sweep_owner import Silence, is_gone, name_of
 from experiments.sweep_space import suggested
+from experiments.sweep_trial import Outcome
 
-SLOT, ATTEMPT, OWNER, BEAT, LOST, VALUES = "slot", "attempt", "owner", "beat", "lost", "values"
+SLOT, ATTEMPT, OWNER, BEAT, LOST, VALUES, ERROR = "slot", "attempt", "owner", "beat", "lost", "values", "error"
 _SWEEP = "sweep"
 
 
@@ -86,20 +87,23 @@ class SweepStudy:
         """All trials that are not merely one that was lost or doubled, in order of their numbers."""
         return [trial for trial in self._study.get_trials(deepcopy=False) if not is_lost(trial)]
 
-    def ask_for(self, count: int, *, retry_failed: bool = False) -> None:
+    def ask_for(self, count: int, *, retry_failed: bool = False, retry_refused: bool = False) -> None:
         """Make sure that the first ``count`` slots have a trial each.
 
         Args:
             count: of slots.
             retry_failed: whether slots whose trial has failed get a new one.
+            retry_refused: whether those do whose trial has ended the sweep, because the user's input stopped it before
+                any other had begun well.
         """
+        retry_refused = retry_refused and not self.has_progress()
         grid = self.sweep.grid() if self.sweep.method == "grid" else None
         with self._database.alone():
             of_slot: dict[int, list[FrozenTrial]] = {}
             for trial in self._study.get_trials(deepcopy=False):
                 of_slot.setdefault(trial.user_attrs[SLOT], []).append(trial)
             for slot in range(count):
-                attempt = _needed_attempt(of_slot.get(slot, []), retry_failed)
+                attempt = _needed_attempt(of_slot.get(slot, []), retry_failed, retry_refused)
                 if attempt is not None:
                     fixed = {} if grid is None else {name: json.dumps(value) for name, value in grid[slot].items()}
                     self._study.enqueue_trial(fixed, user_attrs={SLOT: slot, ATTEMPT: attempt})
@@ -263,14 +267,22 @@ def is_lost(trial: FrozenTrial) -> bool:
     return trial.state == TrialState.FAIL and bool(trial.user_attrs.get(LOST))
 
 
-def _needed_attempt(trials: list[FrozenTrial], retry_failed: bool) -> int | None:
+def _is_refused(trial: FrozenTrial) -> bool:
+    return bool(Outcome("failed", error=trial.user_attrs.get(ERROR)).refusal)
+
+
+def _needed_attempt(trials: list[FrozenTrial], retry_failed: bool, retry_refused: bool) -> int | None:
     """Number of the attempt at a slot that is missing; None where none is."""
     kept = [trial for trial in trials if not is_lost(trial)]
     last = max((trial.user_attrs[ATTEMPT] for trial in kept or trials), default=0)
     if not kept:
         return int(last)
-    failed = retry_failed and all(t.state == TrialState.FAIL for t in kept if t.user_attrs[ATTEMPT] == last)
-    return int(last) + 1 if failed else None
+    again = all(
+        trial.state == TrialState.FAIL and (retry_failed or (retry_refused and _is_refused(trial)))
+        for trial in kept
+        if trial.user_attrs[ATTEMPT] == last
+    )
+    return int(last) + 1 if again else None
 
 
 def _definition(sweep: SweepFile, seed: int) -> dict[str, Any]:

@@ -55,9 +55,11 @@ class _ComputesFloat32(KeepsFloat32):
             float32 ``(..., out_features)``.
         """
         features = features.to(next(self.parameters()).dtype)
-        if not torch.is_autocast_enabled(features.device.type):
+        device = features.device.type
+        # Costs are counted on the meta device, of which autocast knows nothing.
+        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
             return self._computed(features)
-        with torch.autocast(features.device.type, enabled=False):
+        with torch.autocast(device, enabled=False):
             return self._computed(features)
 
     def _computed(self, features: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
-from callbacks import ClassReport, NonFiniteLoss, PredictionWriter, RetrievalMetrics
+from callbacks import BestCheckpoint, ClassReport, NonFiniteLoss, PredictionWriter, RetrievalMetrics
+from callbacks.averaged_weights import AveragedWeights, EmaOptions
 from datamodules.base import ImageDataModule
 from datamodules.schema import UserError
 from datamodules.table import SampleTable
@@ -233,6 +234,28 @@ def train_sharded(name: str, folder: Path, here: Path, world: int) -> None:
     (here / f"tested_{first.global_rank}.json").write_text(json.dumps(metrics[0]), encoding="utf-8")
 
 
+class Validated(Callback):
+    """Keeps the weights of each validation."""
+
+    def __init__(self) -> None:
+        self.weights: list[dict[str, torch.Tensor]] = []
+
+    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *arguments: Any) -> None:
+        if arguments[1] == 0:
+            self.weights.append({name: value.clone() for name, value in pl_module.state_dict().items()})
+
+
+def train_averaged(folder: Path, here: Path, world: int) -> None:
+    """Trains with averaged weights, and writes what each process validated."""
+    validated, best = Validated(), BestCheckpoint(here, monitor="val/loss", filename="best")
+    average = EmaOptions(decay=0.8, start_step=2).callback()
+    changes = {"max_epochs": EPOCHS, "strategy": "ddp" if world > 1 else "auto", "enable_checkpointing": True}
+    trainer = trainer_of(here, world, callbacks=[AveragedWeights(), average, validated, best], **changes)
+    trainer.fit(build("classifier", folder), datamodule=Made(10, STEP_SAMPLES // world))
+    state = {"validated": validated.weights, "best_epoch": best.best_epoch}
+    torch.save(state, here / f"averaged_{trainer.global_rank}.pt")
+
+
 class SpoilOne(Callback):
     """Makes the pictures' features not a number, on the second process only, in one batch."""
 
@@ -276,6 +299,8 @@ def all_of_one_process(folder: Path, world: int) -> None:
                 evaluate(name, size, folder, here / f"{name}-{size}", world)
         if world < 3 and name in TRAINED:
             train(name, folder, here / f"{name}-trained", world)
+        if world < 3 and name == "classifier":
+            train_averaged(folder, here / "averaged", world)
         if world == 1 and name in TRAINED:
             train_sharded(name, folder, here / f"{name}-sharded", world)
     if world == 2:

@@ -279,7 +279,11 @@ def test_a_first_run_that_is_refused_ends_the_ablation_with_its_line(
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert line.startswith("error: data root: there is no folder photos (the first run of ")
     assert len(jobs) == 1
-    # The next time the others have their turn, and one that fails in another way ends nothing.
-    assert main(arguments, Notes()) == 0
+    # The same command begins with it again, and one that fails in another way ends nothing and is left as it is.
+    notes = Notes()
+    assert main(arguments, notes) == 0
+    assert [job.name for job in notes.jobs[:1]] == [job.name for job in jobs]
+    assert len(notes.jobs) == 4
+    assert main(arguments, refuses) == 0
     assert main([*arguments, "--name", "../../x"], refuses) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: --name")

@@ -142,6 +142,23 @@ def test_two_processes_learn_what_one_learns_from_their_joined_batches(folder: P
     assert both["losses"] == pytest.approx(alone["losses"], rel=1e-4)
 
 
+def test_two_processes_average_the_same_weights_and_keep_those_that_were_validated(folder: Path) -> None:
+    here = [folder / str(world) / "averaged" for world in (1, 2)]
+    alone = torch.load(here[0] / "averaged_0.pt", weights_only=True)
+    both = [torch.load(here[1] / f"averaged_{rank}.pt", weights_only=True) for rank in range(2)]
+    assert len(both[0]["validated"]) == EPOCHS
+    for one, other, expected in zip(*(one["validated"] for one in (*both, alone)), strict=True):
+        for name, value in one.items():
+            assert torch.equal(value, other[name]), name
+            torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-3)
+    best = torch.load(here[1] / "best.ckpt", weights_only=True)
+    assert both[0]["best_epoch"] == both[1]["best_epoch"] == best["epoch"]
+    for name, value in both[0]["validated"][best["epoch"]].items():
+        assert torch.equal(best["state_dict"][name], value), name
+    raw = best["current_model_state"]
+    assert any(not torch.equal(value, raw[name]) for name, value in best["state_dict"].items())
+
+
 @pytest.mark.parametrize("task", TRAINED)
 def test_sharded_weights_learn_as_whole_ones_do_and_checkpoints_are_whole(sharded: Path, task: str) -> None:
     one, two = (sharded / str(world) / f"{task}-sharded" for world in (1, 2))

@@ -140,6 +140,23 @@ def test_a_first_trial_that_is_refused_ends_the_sweep_with_its_line(
     # Those that had begun beside it, and no more.
     assert 1 <= len(trials.jobs) <= workers
     assert set(table(tmp_path)["state"].dropna()) <= {"failed", "waiting"}
+    # Once the mistake is mended, the same command runs all of them.
+    mended = Trials()
+    assert sweep(tmp_path, "--workers", str(workers), trials=mended, parameters=parameters) == 0
+    frame = table(tmp_path)
+    assert sorted(frame["model.lr"][frame["state"] == "complete"]) == list(trials.wrong)
+    # Those that fail beside others that work are left as they are.
+    assert sweep(tmp_path, trials=mended, parameters=parameters) == 0
+    assert len(mended.jobs) == len(trials.wrong)
+
+
+def test_a_first_trial_that_crashes_is_run_again_only_if_asked(tmp_path: Path) -> None:
+    assert sweep(tmp_path, "--count", "1", trials=Trials(wrong=(0.1,), code=1)) == 2
+    again = Trials()
+    assert sweep(tmp_path, "--count", "2", trials=again) == 0
+    assert len(again.jobs) == 1
+    assert sweep(tmp_path, "--count", "2", "--retry-failed", trials=again) == 0
+    assert len(again.jobs) == 2
 
 
 def test_the_refusal_of_a_first_trial_waits_for_those_that_run_beside_it(tmp_path: Path) -> None:

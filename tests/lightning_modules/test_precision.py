@@ -127,3 +127,8 @@ def test_an_average_of_weights_in_half_precision_is_refused(tmp_path: Path) -> N
     trainer = tiny_trainer(tmp_path, max_epochs=1, precision="bf16-true", callbacks=[EMAWeightAveraging()])
     with pytest.raises(UserError, match="bf16-mixed, or leave the averaging out"):
         trainer.fit(tiny_classifier(), datamodule=TinyData())
+
+
+def test_a_layer_that_computes_in_float32_can_be_counted_without_weights() -> None:
+    with torch.device("meta"):
+        assert Float32Linear(4, 2)(torch.zeros(3, 4)).shape == (3, 2)
