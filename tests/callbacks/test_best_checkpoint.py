@@ -123,7 +123,8 @@ def test_where_nothing_is_left_to_train_the_best_so_far_is_known(tmp_path: Path)
     (tmp_path / "first").rename(tmp_path / "moved")
     saver = fit(tmp_path / "moved", [3, 1, 2], ckpt_path=tmp_path / "moved" / "last.ckpt")
     assert saver.best_model_path == str(tmp_path / "moved" / "best.ckpt")
-    assert (saver.best_model_score, saver.best_epoch) == (1, 1)
+    assert saver.best_model_score == 1
+    assert saver.best_epoch == 1
     elsewhere = fit(tmp_path / "elsewhere", [3, 1, 2], ckpt_path=tmp_path / "moved" / "last.ckpt")
     assert elsewhere.best_model_path == str(tmp_path / "elsewhere" / "best.ckpt")
     assert epochs_of(tmp_path / "elsewhere") == {"best.ckpt": 1}
