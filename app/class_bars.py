@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import gradio as gr
 
+from app.exploring import NOT_KNOWN
 from evaluation.exploration_figures import SPLIT_COLOURS
 
 if TYPE_CHECKING:
@@ -68,11 +69,17 @@ def bars_html(counts: pd.DataFrame, task: str) -> str:
         f"<li>{_bar(place, str(name), counts.loc[name], int(seen.iloc[0]))}</li>"
         for place, name in enumerate(seen.index)
     )
-    note = f"{len(seen):,} of {len(counts):,} values of {task} occur" if absent else f"All {len(seen):,} occur"
-    share = seen.iloc[0] / seen.sum()
-    said = (
-        f"{note}; the most frequent, {seen.index[0]}, is {share:.1%} of these pictures. Choose one to see its pictures."
-    )
+    known = seen.drop(NOT_KNOWN, errors="ignore")
+    if known.empty:
+        said = f"No value of {task} is known of these pictures."
+    else:
+        # Not "all": a class that no picture of the gallery has is not among the values.
+        of = f" of {len(counts.drop(NOT_KNOWN, errors='ignore')):,}" if absent else ""
+        share = known.iloc[0] / seen.sum()
+        said = (
+            f"{len(known):,}{of} values of {task} occur; the most frequent, {known.index[0]}, is {share:.1%} of these "
+            "pictures. Choose one to see its pictures."
+        )
     return f'<ul class="bars-key">{key}</ul><ul class="bars">{bars}</ul><p class="bars-note">{escape(said)}</p>'
 
 

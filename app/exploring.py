@@ -237,7 +237,9 @@ class Explorer:
                 said.append(NOT_KNOWN if label is None else str(label))
             if answer is not None:
                 verdict = "" if label is None else " ✓" if label == answer else " ✗"
-                said.append(f"the model says {answer} ({known[f'{CONFIDENCE}{task}'] or 0:.2f}){verdict}")
+                confidence = known.get(f"{CONFIDENCE}{task}")
+                sure = "" if confidence is None else f" ({confidence:.2f})"
+                said.append(f"the model says {answer}{sure}{verdict}")
             # An attribute may be called like one of the gallery's own columns.
             facts[f"attribute {task}" if task in facts else task] = "; ".join(said)
         return facts

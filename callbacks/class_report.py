@@ -12,6 +12,7 @@ from callbacks.outputs import ConfusionCounter, CountedSplit
 from datamodules.trust import file_name
 from evaluation.artefacts import write_csv
 from evaluation.classification import class_report
+from evaluation.summary import share
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +50,7 @@ def _short_table(reports: Mapping[str, pd.DataFrame]) -> Table:
     table.add_column("lowest recall")
     for task, frame in reports.items():
         # The last three rows: accuracy, macro average, weighted average.
-        scores = [f"{score:.3f}" for score in frame["f1"].to_numpy(dtype=float)[-3:]]
+        scores = [share(score) for score in frame["f1"].to_numpy(dtype=float)[-3:].tolist()]
         table.add_row(Text(task), str(frame.loc["accuracy", "support"]), *scores, Text(_lowest_recall(frame)))
     return table
 

@@ -64,17 +64,19 @@ class EpochLines(Callback):
             if name in trainer.callback_metrics and name != monitor
         ]
         if monitor is not None and validated and monitor in trainer.callback_metrics:
-            parts.append(f"{monitor} {trainer.callback_metrics[monitor]:.4g}{_best(saver, epoch)}")
+            value = float(trainer.callback_metrics[monitor])
+            parts.append(f"{monitor} {value:.4g}{_best(saver, epoch, value)}")
         elif not validated:
             parts.append(f"no validation{_best(saver, epoch)}")
         of = f"/{trainer.max_epochs}" if trainer.max_epochs is not None and trainer.max_epochs > 0 else ""
         _write(f"epoch {epoch + 1}{of}{where}: {', '.join(parts)}")
 
 
-def _best(saver: BestCheckpoint | None, epoch: int) -> str:
+def _best(saver: BestCheckpoint | None, epoch: int, value: float | None = None) -> str:
+    """What is known of the best validation; of several in an epoch only the one with its value is the best."""
     if saver is None or saver.best_model_score is None:
         return ""
-    if saver.best_epoch == epoch:
+    if saver.best_epoch == epoch and value == float(saver.best_model_score):
         return " (best so far)"
     when = "" if saver.best_epoch is None else f", epoch {saver.best_epoch + 1}"
     return f" (best {float(saver.best_model_score):.4g}{when})"

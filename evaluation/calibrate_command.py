@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from datamodules.schema import UserError
 from datamodules.trust import file_name
@@ -115,24 +116,35 @@ def calibrate(run: RunFiles) -> list[Calibrated]:
     validation = run.predictions(FITTED_ON)
     if validation is None:
         raise UserError(f"{run.path}: {run.problem_of(FITTED_ON)}")
-    temperatures, facts = {}, {}
+    has_best = "best" in run.checkpoints
+    if has_best and (other := run.other_checkpoint(FITTED_ON)):
+        raise UserError(
+            f"{run.path}: predictions/{FITTED_ON}.parquet are of checkpoints/{other}.ckpt, and temperatures are those "
+            f"of best.ckpt; run `python -m experiments validate --ckpt_path {run.path}/checkpoints/best.ckpt`"
+        )
+    temperatures, facts, ends = {}, {}, {}
     for task in validation.tasks:
         rows = known(validation.targets[task])
         if len(rows):
             logits, targets = validation.logits[task][rows], validation.targets[task][rows]
             temperatures[task] = fit_temperature(logits, targets)
+            ends[task] = _end(temperatures[task], validation.predicted(task)[rows] == targets)
             facts[task] = {"n": len(rows), "groups": len(set(validation.groups[rows].tolist()))}
     if not temperatures:
         raise UserError(f"{run.path}: no sample of {FITTED_ON} has a known target, so no temperature can be fitted")
     write_temperatures(run.path, temperatures, {"fitted_on": FITTED_ON, "samples": facts})
     splits = {FITTED_ON: validation}
-    if "test" in run.splits and (test := run.predictions("test")) is not None:
+    if (
+        "test" in run.splits
+        and not (has_best and run.other_checkpoint("test"))
+        and (test := run.predictions("test")) is not None
+    ):
         splits["test"] = test
     found = []
     for task, temperature in temperatures.items():
         for split, predictions in splits.items():
             if task in predictions.tasks:
-                found.append(_judge(run.path, predictions, task, split, temperature))
+                found.append(_judge(run.path, predictions, task, split, (temperature, ends[task])))
     return found
 
 
@@ -148,7 +160,9 @@ def _cells(row: Calibrated) -> list[str]:
     return [*cells, _number(row.chance_after), f"{_number(row.nll_before)} → {_number(row.nll_after)}", row.note]
 
 
-def _judge(run: Path, predictions: Predictions, task: str, split: str, temperature: float) -> Calibrated:
+def _judge(run: Path, predictions: Predictions, task: str, split: str, fitted: tuple[float, str]) -> Calibrated:
+    """Before and after; ``fitted`` is the temperature and what is to be said of it."""
+    temperature, end = fitted
     rows = known(predictions.targets[task])
     targets, groups, logits = predictions.targets[task][rows], predictions.groups[rows], predictions.logits[task][rows]
     correct = predictions.predicted(task)[rows] == targets
@@ -173,18 +187,24 @@ def _judge(run: Path, predictions: Predictions, task: str, split: str, temperatu
         chance_after=float(chance_errors(after).mean()),
         nll_before=negative_log_likelihood(logits, targets),
         nll_after=negative_log_likelihood(logits, targets, temperature),
-        note=_note(temperature, split, len(rows)),
+        note=_note(end, split, len(rows)),
     )
 
 
-def _note(temperature: float, split: str, n: int) -> str:
+def _note(end: str, split: str, n: int) -> str:
     notes = [] if n else ["no known targets"]
     if split == FITTED_ON:
         notes.append("fitted here")
-    if is_at_end(temperature):
-        hot = temperature > HIGHEST / 2
-        notes.append("logits say nothing: T at the end" if hot else "all right: T at the end, confidence always 1")
-    return "; ".join(notes)
+    return "; ".join([*notes, *([end] if end else [])])
+
+
+def _end(temperature: float, right: NDArray[np.bool_]) -> str:
+    """Why there is no best temperature, as far as the samples that it was fitted on say; empty where there is one."""
+    if not is_at_end(temperature):
+        return ""
+    if temperature < HIGHEST / 2:
+        return f"all right on {FITTED_ON}: T at the end" if right.all() else "T at the lower end of its range"
+    return "T at the upper end of its range: the logits say little or nothing"
 
 
 def _with_interval(estimate: Estimate) -> str:

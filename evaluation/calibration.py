@@ -188,8 +188,9 @@ def negative_log_likelihood(
 def fit_temperature(logits: NDArray[np.floating[Any]], targets: NDArray[np.int64]) -> float:
     """The temperature with the lowest negative log-likelihood, which is convex in its inverse.
 
-    To be fitted on validation. Where every answer is right there is no best one, the colder the better; where the
-    logits say nothing of the targets, the hotter the better. Then the end of the range is returned (``is_at_end``).
+    To be fitted on validation. Where none changes anything, as with equal logits, it is 1. Where every answer is right
+    there is no best one, the colder the better; where the logits say nothing of the targets, the hotter the better.
+    Then the end of the range is returned (``is_at_end``).
 
     Args:
         logits: ``(N, C)``.
@@ -217,6 +218,8 @@ def fit_temperature(logits: NDArray[np.floating[Any]], targets: NDArray[np.int64
     # Flat towards an end, as where all is right and the likelihood has long been 1, means no inner best either.
     exponents = [*bounds, float(found.x)]
     losses = [negative_log_likelihood(logits, targets, math.exp(exponent)) for exponent in exponents]
+    if max(losses) - min(losses) < 1e-9:
+        return 1.0
     return math.exp(exponents[int(np.argmin(losses))])
 
 

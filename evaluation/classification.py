@@ -62,7 +62,7 @@ def class_report(confusion: pd.DataFrame) -> pd.DataFrame:
     A class without a target has no recall and one that is never predicted no precision: both count as 0 here, as in
     scikit-learn's ``classification_report``. In ``macro avg`` precision and F1 are over the classes that occur in
     targets or predictions, as in scikit-learn's scores, and recall is over those that have samples, which makes it
-    ``balanced_accuracy_score``. Samples without a prediction are wrong.
+    ``balanced_accuracy_score``. Samples without a prediction are wrong. Without any sample the averages are NaN.
 
     Args:
         confusion: From ``confusion_matrix``.
@@ -79,11 +79,12 @@ def class_report(confusion: pd.DataFrame) -> pd.DataFrame:
     total = support.sum()
     occurs = support + answers > 0
     counted = np.stack([occurs, support > 0, occurs], axis=1)
+    some = total if total else np.nan
     rows = [
         *np.column_stack([scores, support]),
-        [*np.full(3, hits.sum() / max(total, 1)), total],
-        [*((scores * counted).sum(axis=0) / np.maximum(counted.sum(axis=0), 1)), total],
-        [*(support @ scores / max(total, 1)), total],
+        [*np.full(3, hits.sum() / some), total],
+        [*((scores * counted).sum(axis=0) / np.where(counted.any(axis=0), counted.sum(axis=0), np.nan)), total],
+        [*(support @ scores / some), total],
     ]
     index = pd.Index([*confusion.index, "accuracy", "macro avg", "weighted avg"], name="class")
     columns = ["precision", "recall", "f1", "support"]

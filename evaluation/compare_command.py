@@ -75,10 +75,10 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     options.runs = runs_among(options.runs, "compare", f"predictions/{options.split}.parquet")
     sides = sides_of(options.runs, options.split, options.join)
     tasks = common_tasks(sides, options.task)
-    rows = compare_sides(sides, tasks, options.reference)
+    rows = compare_sides(sides, tasks, options.reference, split=options.split)
     costs = {side.name: cost_of(side) for side in sides}
     table = shown_columns(cells(rows, costs))
-    said = [*sentences(rows, options.reference), *caveats(sides)]
+    said = [*sentences(rows, options.reference), *caveats(sides, options.split)]
     if options.html is not None:
         write_comparison(options.html, options, (sides, rows, costs), table, said)
     if options.markdown:
@@ -105,13 +105,14 @@ def sentences(rows: Sequence[ComparedRow], reference: str) -> list[str]:
     if any(row.joined.kind in ("one run", "folds") for row in rows):
         said.append("A run without other seeds speaks of that very training; another seed may end elsewhere.")
     said += [row.comparison.verdict(row.p_value) for row in made if row.comparison is not None]
-    if len(made) > 1:
-        said.append(f"p-values are corrected for {len(made)} comparisons (Holm).")
-    said.append(
-        "ECE is how far accuracy is from confidence on average (15 bins); where its interval begins at 0, chance alone "
-        "may have made it."
-    )
-    if reference == "best":
+    if (corrected := sum(not math.isnan(row.p_value) for row in made)) > 1:
+        said.append(f"p-values are corrected for {corrected} comparisons (Holm).")
+    if any(row.joined.n for row in rows):
+        said.append(
+            "ECE is how far accuracy is from confidence on average (15 bins); where its interval begins at 0, chance "
+            "alone may have made it."
+        )
+    if reference == "best" and any(row.joined.n for row in rows):
         said.append("The reference was chosen by its accuracy on these very samples, which flatters it.")
     return said
 

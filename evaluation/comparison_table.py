@@ -150,15 +150,22 @@ def common_tasks(sides: Sequence[Side], task: str | None = None) -> list[str]:
 
 
 def compare_sides(
-    sides: Sequence[Side], tasks: Sequence[str], reference: Reference = "first", n_resamples: int = 5_000
+    sides: Sequence[Side],
+    tasks: Sequence[str],
+    reference: Reference = "first",
+    n_resamples: int = 5_000,
+    *,
+    split: str = "test",
 ) -> list[ComparedRow]:
     """Compare every side with the reference on every task.
 
     Args:
         sides: at least two.
         tasks: that all of them predict.
-        reference: the first side, or the one with the highest accuracy on the first task.
+        reference: the first side, or the one with the highest accuracy on the first task that has known targets; where
+            there is none, the first side too.
         n_resamples: of the bootstrap.
+        split: that the predictions are of.
 
     Returns:
         Rows by task, then in the order of the sides.
@@ -177,7 +184,8 @@ def compare_sides(
         for task in tasks
     }
     if reference == "best":
-        values = [joined[side.name, tasks[0]].accuracy.pooled.value for side in sides]
+        judged = next((task for task in tasks if joined[sides[0].name, task].n), tasks[0])
+        values = [joined[side.name, judged].accuracy.pooled.value for side in sides]
         base = sides[int(np.argmax(np.nan_to_num(values, nan=-1.0)))]
     made = {
         (side.name, task): compare_joined(
@@ -196,7 +204,7 @@ def compare_sides(
             made.get(key),
             corrected.get(key, math.nan),
             mcnemar.get(key, math.nan),
-            *_calibration(side, task, n_resamples),
+            *_calibration(side, task, split, n_resamples),
         )
         for task in tasks
         for side in sides
@@ -208,13 +216,19 @@ def cost_of(side: Side) -> Cost:
     return Cost(*(_mean([read(run) for run in side.runs]) for read in (_parameters, _minutes, _latency)))
 
 
-def caveats(sides: Sequence[Side]) -> list[str]:
+def caveats(sides: Sequence[Side], split: str = "test") -> list[str]:
     """What a reader must know of the runs next to their numbers, one sentence each."""
     said = [
         f"{run.name} was interrupted: its numbers are those of an unfinished training."
         for side in sides
         for run in side.runs
         if run.interrupted
+    ]
+    said += [
+        f"{run.name}: its predictions are of checkpoint {other}, not of the best one."
+        for side in sides
+        for run in side.runs
+        if (other := run.other_checkpoint(split))
     ]
     hardware = [run.record.get("hardware") for side in sides for run in side.runs]
     if any(own != hardware[0] for own in hardware):
@@ -227,10 +241,11 @@ def caveats(sides: Sequence[Side]) -> list[str]:
     return said
 
 
-def _calibration(side: Side, task: str, n_resamples: int) -> tuple[Estimate, Estimate | None]:
+def _calibration(side: Side, task: str, split: str, n_resamples: int) -> tuple[Estimate, Estimate | None]:
     """Calibration error as trained, and with the runs' temperatures where all have one."""
     names = [run.name for run in side.runs]
-    fitted = [run.temperatures[task] for run in side.runs if task in run.temperatures]
+    own = [run.temperatures_for(split) for run in side.runs]
+    fitted = [temperatures[task] for temperatures in own if task in temperatures]
     raw = joined_calibration_error(side.predictions, task, names, n_resamples=n_resamples)
     if len(fitted) < len(side.runs):
         return raw, None

@@ -182,11 +182,28 @@ def _cost_cells(costs: Costs | None, size: int) -> list[str]:
         return ["–"] * len(_COST_COLUMNS)
     return [
         f"{1e3 * one.p50:,.1f}",
-        f"{1e3 * one.p95:,.1f}",
+        f"{1e3 * one.p95:,.1f}" if len(one.seconds) > 1 else "–",
         f"{size / one.p50:,.1f}" if size / one.p50 >= 10 else f"{size / one.p50:.2f}",
-        f"{one.ratio:.2f} [{min(one.ratios):.2f}, {max(one.ratios):.2f}]",
+        ratio_told(one),
         "–" if one.peak_bytes is None else f"{one.peak_bytes / 1e6:,.0f}",
     ]
+
+
+def ratio_told(one: BatchCost) -> str:
+    """The ratio and the lowest and highest of its rounds, where there are several."""
+    spread = f" [{min(one.ratios):.2f}, {max(one.ratios):.2f}]" if len(one.ratios) > 1 else ""
+    return f"{one.ratio:.2f}{spread}"
+
+
+def ratios_to(rows: Mapping[str, tuple[Counts | None, Costs | None]]) -> str:
+    """What ratios are to where that is not the first model, because it could not be measured; else empty."""
+    first = next(iter(rows), "")
+    others = {name: costs.first for name, (_, costs) in rows.items() if costs and costs.batches}
+    strange = {name: to for name, to in others.items() if to != first}
+    if not strange:
+        return ""
+    told = "; ".join(f"of {name} to {to}" for name, to in strange.items())
+    return f"{first} could not be measured beside all the others, so ratios are not to it: {told}."
 
 
 def markdown(rows: Mapping[str, tuple[Counts | None, Costs | None]], batch_sizes: Sequence[int]) -> str:

@@ -69,7 +69,7 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     Raises:
         UserError: if a model cannot be built or measured.
     """
-    from evaluation.efficiency import count, markdown
+    from evaluation.efficiency import count, markdown, ratios_to
     from evaluation.efficiency_models import build, source_of
     from evaluation.run_files import runs_among
     from evaluation.terminal import print_table
@@ -98,6 +98,8 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
         sys.stdout.write(markdown(rows, sizes) + "\n")
     else:
         print_table(_table(rows, sizes))
+    if note := ratios_to(rows):
+        sys.stdout.write(f"{note}\n")
     if failed := [f"{name}: {one.error}" for name, one in costs.items() if one.error]:
         raise UserError(failed[0])
 

@@ -194,6 +194,17 @@ def _worst_names(files: RunFiles, task: str, options: argparse.Namespace) -> lis
         raise UserError(f"{files.path}: {'; '.join(files.missing)}")
     if task not in predictions.tasks:
         raise UserError(f"--task {task}: predictions/{options.split}.parquet has {', '.join(predictions.tasks)} only")
+    if not (predictions.targets[task] != UNKNOWN).any():
+        raise UserError(
+            f"{files.path}: no sample of {options.split} has a known target of {task!r}, so mistakes cannot be told; "
+            "name pictures with --ids or --image"
+        )
+    predicted_by = files.predicted_by(options.split)
+    if predicted_by and predicted_by != options.checkpoint:
+        raise UserError(
+            f"{files.path}: predictions/{options.split}.parquet are of checkpoint {predicted_by}, so they do not tell "
+            f"the mistakes of {options.checkpoint}; give --checkpoint {predicted_by}, or predict with that one"
+        )
     rows = worst_mistakes(predictions.logits[task], predictions.targets[task], count)
     return [str(name) for name in predictions.names[rows]]
 

@@ -178,7 +178,8 @@ def size_section(looks: Looks) -> Section:
     same = len(np.unique(looks.sizes, axis=0)) == 1
     middle = f"{int(np.median(widths))} × {int(np.median(heights))}"
     if same:
-        says = f"All are {middle} pixels ({looks.told})."
+        which = "All" if len(looks.rows) == looks.of else "All that were looked at"
+        says = f"{which} are {middle} pixels ({looks.told})."
     else:
         short_sides = looks.sizes.min(axis=1)
         says = (
@@ -201,6 +202,8 @@ def caption_section(collection: Collection) -> Section:
         without += sum(not any(text.strip() for text in texts) for texts in captions)
         if words:
             lengths[split] = np.array(words, np.int64)
+    if not lengths:
+        return Section("Captions", missing=["No caption has a word."])
     together = np.concatenate(list(lengths.values()))
     low, middle, high = np.percentile(together, [5, 50, 95]).round().astype(int)
     says = (
@@ -232,7 +235,11 @@ def cooccurrence_section(collection: Collection) -> Section:
             )
     else:
         missing.append(f"{main} has more than {_MOST_CLASSES} classes, so no tables of it with attributes are drawn.")
-    values = np.nan_to_num(np.triu(strength.to_numpy(), k=1))
+    pairs = np.where(np.triu(np.ones(strength.shape, dtype=bool), k=1), strength.to_numpy(), np.nan)
+    if np.isnan(pairs).all():
+        missing.append("No two labels are known together with two values each, so nothing can go together.")
+        return Section("Labels that go together", figures=figures, missing=missing)
+    values = np.nan_to_num(pairs, nan=-1.0)
     one, other = divmod(int(values.argmax()), len(tasks))
     says = [
         f"{tasks[one]} and {tasks[other]} go together most (Cramér's V {values.max():.2f}). Where an attribute follows "

@@ -153,7 +153,8 @@ def _told(summary: pd.DataFrame, pool: int, test: int) -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     for row in summary.to_dict("records"):
-        ahead = "" if row["strategy"] == "random" else f"{row['ahead']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+        interval = "" if np.isnan(row["low"]) else f" [{row['low']:+.3f}, {row['high']:+.3f}]"
+        ahead = "" if row["strategy"] == "random" else f"{row['ahead']:+.3f}{interval}"
         lines.append(
             f"| {row['strategy']} | {row['accuracy']:.3f} | {row['last']:.3f} | {ahead} | {row['verdict']} |"
         )  # fmt: skip

@@ -91,7 +91,7 @@ def summarised(curves: pd.DataFrame) -> pd.DataFrame:
     Returns:
         One row a strategy: ``accuracy`` (mean over all steps after the start and all seeds, 0 to 1, higher is better),
         ``last`` (the same of the last step), ``ahead`` (mean difference to random choice of the same seed), ``low`` and
-        ``high`` (95 % Student interval over seeds; NaN for one seed), ``verdict``.
+        ``high`` (95 % Student interval over seeds; NaN for one seed, or equal differences), ``verdict``.
     """
     import pandas as pd
 
@@ -103,7 +103,15 @@ def summarised(curves: pd.DataFrame) -> pd.DataFrame:
         ahead = (area[strategy] - area[RANDOM]).to_numpy(np.float64)
         low, high = _student(ahead)
         row = {"strategy": strategy, "accuracy": area[strategy].mean(), "last": last[strategy]}
-        rows.append({**row, "ahead": ahead.mean(), "low": low, "high": high, "verdict": _verdict(strategy, low, high)})
+        rows.append(
+            {
+                **row,
+                "ahead": ahead.mean(),
+                "low": low,
+                "high": high,
+                "verdict": _verdict(strategy, low, high, several=len(ahead) > 1),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -174,20 +182,20 @@ def _next(
 
 
 def _student(values: NDArray[np.float64]) -> tuple[float, float]:
-    """95 % interval of the mean; NaN for a single value."""
+    """95 % interval of the mean; NaN for a single value, and for equal ones, which say nothing of their spread."""
     from scipy.stats import t
 
-    if len(values) < 2:
+    if len(values) < 2 or np.ptp(values) < 1e-12:
         return float("nan"), float("nan")
     half = float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
     return float(values.mean()) - half, float(values.mean()) + half
 
 
-def _verdict(strategy: str, low: float, high: float) -> str:
+def _verdict(strategy: str, low: float, high: float, *, several: bool) -> str:
     if strategy == RANDOM:
         return "the comparison"
     if np.isnan(low):
-        return "one seed says nothing of chance"
+        return "equal in all seeds, which says nothing of chance" if several else "one seed says nothing of chance"
     if low > 0:
         return "ahead of random choice"
     return "behind random choice" if high < 0 else "cannot be told from random choice"

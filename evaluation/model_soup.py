@@ -10,6 +10,7 @@ training pictures, unless all members share them (a backbone whose BatchNorm sto
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,9 +103,20 @@ def greedy_soup(states: Sequence[State], members: Sequence[Path], score: Score, 
 
 
 def _ranked(states: Sequence[State], score: Score, maximize: bool) -> tuple[list[float], list[int]]:
-    """Metric of each member alone, and their numbers from the best to the worst."""
+    """Metric of each member alone, and their numbers from the best to the worst; last where it is not a number.
+
+    Raises:
+        UserError: it is a number for none.
+    """
     alone = [score(state, [number])[0] for number, state in enumerate(states)]
-    return alone, sorted(range(len(states)), key=lambda number: -alone[number] if maximize else alone[number])
+    if all(math.isnan(value) for value in alone):
+        raise UserError("soup: the metric of no member is a number on the validation split, so none can be chosen")
+
+    def place(number: int) -> tuple[bool, float]:
+        value = alone[number]
+        return math.isnan(value), 0.0 if math.isnan(value) else -value if maximize else value
+
+    return alone, sorted(range(len(states)), key=place)
 
 
 def refuse_strangers(members: Sequence[Path], checkpoints: Sequence[dict[str, Any]], data: Sequence[Any]) -> None:

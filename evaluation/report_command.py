@@ -116,8 +116,10 @@ def sections_of(files: RunFiles, options: argparse.Namespace, rest: Sequence[str
     read = None if datamodule is None else reader(datamodule)
     judged, looked_at = [_without("Scores, classes, confusions, calibration, mistakes", files.problem_of(split))], []
     if predictions is not None:
-        temperatures, counts = files.temperatures, files.class_counts(predictions.tasks)
+        temperatures, counts = files.temperatures_for(split), files.class_counts(predictions.tasks)
         judged = [report_scores.scores_section(predictions, counts, files.name, split)]
+        if other := files.other_checkpoint(split):
+            judged[0].missing.append(f"These predictions are of checkpoint {other}, not of the best one.")
         looked_at = [
             report_scores.classes_section(predictions, counts, split),
             report_scores.confusion_section(predictions, split),

@@ -81,14 +81,16 @@ def cpu_latency(measured: Measured) -> float:
 
 
 def _time_rows(costs: Costs) -> list[dict[str, Any]]:
+    from evaluation.efficiency import ratio_told
+
     return [
         {
             "batch size": size,
             "rounds": len(one.seconds),
             "p50 [ms]": 1e3 * one.p50,
-            "p95 [ms]": 1e3 * one.p95,
+            "p95 [ms]": 1e3 * one.p95 if len(one.seconds) > 1 else math.nan,
             "pictures/s": size / one.p50,
-            f"time, ratio to {costs.first}": f"{one.ratio:.2f} [{min(one.ratios):.2f}, {max(one.ratios):.2f}]",
+            f"time, ratio to {costs.first}": ratio_told(one),
             "peak memory [MB]": math.nan if one.peak_bytes is None else one.peak_bytes / 1e6,
         }
         for size, one in sorted(costs.batches.items())

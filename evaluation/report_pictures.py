@@ -59,6 +59,9 @@ def mistakes_section(
     section = Section("Mistakes", missing=[why_not] if why_not else [])
     for task, names in predictions.tasks.items():
         targets, predicted = predictions.targets[task], predictions.predicted(task)
+        if not (targets != UNKNOWN).any():
+            section.missing.append(f"Of {task!r} no target is known, so mistakes cannot be told.")
+            continue
         probability = predictions.probabilities(task, temperatures.get(task, 1.0))
         rows = worst_mistakes(predictions.logits[task], targets, len(predictions))
         section.says.append(f"{task}: {len(rows)} of {int((targets >= 0).sum())} answers are wrong.")

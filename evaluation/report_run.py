@@ -92,15 +92,23 @@ def data_section(files: RunFiles) -> Section:
             "groups": [groups.get(split, "") for split in samples],
         }
     )
-    says = [f"{data.get('data', '')}, {data.get('origin', '')}, fingerprint {str(data.get('fingerprint', ''))[:12]}."]
-    says.append(_unseen(_mapping(data.get("unseen"))))
+    missing: list[str] = []
+    fingerprint = str(data.get("fingerprint") or "")[:12] or "not recorded"
+    says = [f"{data.get('data', '')}, {data.get('origin', '')}, fingerprint {fingerprint}."]
+    if isinstance(data.get("unseen"), dict):
+        says.append(_unseen(_mapping(data["unseen"])))
+    else:
+        missing.append("The run record does not say which values training never saw.")
     says += _doubts(data)
-    skipped = data.get("skipped") or []
-    says.append(f"Pictures left out because they cannot be read: {len(skipped)}.")
+    skipped = data.get("skipped")
+    if isinstance(skipped, list):
+        says.append(f"Pictures left out because they cannot be read: {len(skipped)}.")
+    else:
+        missing.append("The run record does not say whether pictures were left out.")
     tables = {"data_splits": splits}
     if skipped:
         tables["skipped_pictures"] = pd.DataFrame(skipped)
-    return Section("Data", says=says, tables=tables)
+    return Section("Data", says=says, tables=tables, missing=missing)
 
 
 def stage_minutes(stage: Mapping[str, Any]) -> float:

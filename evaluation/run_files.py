@@ -28,6 +28,8 @@ _HOW_TO_PREDICT = {
     "test": "`python -m experiments test --ckpt_path {run}/checkpoints/best.ckpt`",
     "val": "`python -m experiments validate --ckpt_path {run}/checkpoints/best.ckpt`",
 }
+_STAGE = {"val": "validate"}
+"""Stage of a run's record that predicts a split, where it is not called like the split."""
 
 
 class RunFiles:
@@ -126,6 +128,25 @@ class RunFiles:
             else:
                 self._predictions[split] = self._read(path)
         return self._predictions[split]
+
+    def predicted_by(self, split: str) -> str:
+        """Name of the checkpoint that made the predictions of a split, such as ``best``; empty where it is not known.
+
+        The checkpoint is that of the latest stage of the split that ended regularly.
+        """
+        name = _STAGE.get(split, split)
+        done = [stage for stage in self.stages if stage.get("stage") == name and stage.get("exit") == "finished"]
+        checkpoint = done[-1].get("checkpoint") if done else None
+        return Path(checkpoint).stem if isinstance(checkpoint, str) else ""
+
+    def other_checkpoint(self, split: str) -> str:
+        """The checkpoint that predictions of a split are of where it is another one than ``best``, else empty."""
+        name = self.predicted_by(split)
+        return "" if name == "best" else name
+
+    def temperatures_for(self, split: str) -> dict[str, float]:
+        """Temperatures that fit the predictions of a split: those of the best checkpoint fit no others."""
+        return {} if self.other_checkpoint(split) and "best" in self.checkpoints else self.temperatures
 
     def problem_of(self, split: str) -> str:
         """Why there are no predictions of a split, as ``missing`` says it; empty where there are."""

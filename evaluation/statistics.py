@@ -266,8 +266,11 @@ def majority_baseline(targets: NDArray[np.int64], train_counts: Sequence[int] | 
 
     Args:
         targets: int64 ``(N,)``, at least one.
-        train_counts: Samples of each class in the train split; None takes the majority of ``targets`` itself.
+        train_counts: Samples of each class in the train split; None, or none of any class, takes the majority of
+            ``targets`` itself.
     """
+    if train_counts is not None and not any(train_counts):
+        train_counts = None
     counts = np.bincount(targets) if train_counts is None else np.asarray(train_counts)
     occurring = np.bincount(targets, minlength=len(counts))[: len(counts)]
     label = int(np.where(counts == counts.max(), occurring, -1).argmax())

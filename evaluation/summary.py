@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -48,6 +48,7 @@ class TaskSummary:
         top3_accuracy: Share of samples whose target is among the three largest logits.
         top3_interval: By group bootstrap.
         unanswered: Samples with a known target for which the model predicts no class; they count as wrong.
+        checkpoint: Name of the checkpoint that was judged where it is another one than ``best``, else empty.
     """
 
     run: str
@@ -68,6 +69,7 @@ class TaskSummary:
     top3_accuracy: float
     top3_interval: Interval
     unanswered: int
+    checkpoint: str = ""
 
     @property
     def above_majority(self) -> bool:
@@ -84,6 +86,10 @@ class TaskSummary:
             notes.append("majority of the split itself")
         if self.unanswered:
             notes.append(f"{self.unanswered} without a prediction")
+        if self.groups == 1:
+            notes.append("one group: its interval is a guess")
+        if self.checkpoint:
+            notes.append(f"of checkpoint {self.checkpoint}, not best")
         return "; ".join(notes)
 
 
@@ -121,9 +127,12 @@ def summarise_run(run: Path, split: str = "test") -> list[TaskSummary]:
     if not run.is_dir():
         raise UserError(f"{run}: no such run directory; give the directory that `fit` or `test` printed")
     predictions = read_predictions(run / "predictions" / f"{split}.parquet")
-    return summarise(
-        predictions, read_class_counts(run / "run.json", predictions.tasks), "/".join(run.resolve().parts[-2:]), split
-    )
+    counts = read_class_counts(run / "run.json", predictions.tasks)
+    rows = summarise(predictions, counts, "/".join(run.resolve().parts[-2:]), split)
+    from evaluation.run_files import RunFiles  # which needs this module
+
+    other = RunFiles(run).other_checkpoint(split)
+    return [replace(row, checkpoint=other) for row in rows] if other else rows
 
 
 def read_class_counts(path: Path, tasks: Mapping[str, Sequence[str]]) -> dict[str, list[int]]:

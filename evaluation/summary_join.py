@@ -6,6 +6,7 @@ See ``joining`` for what the two intervals mean.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -134,8 +135,15 @@ def _row(
     notes = [] if total else ["no known targets"]
     if total and not joined.accuracy.pooled.interval.low > majority:
         notes.append("not above majority")
-    if total and None in counts:
+    if total and any(not of_run or not any(of_run) for of_run in counts):
         notes.append("majority of the split itself")
+    without = sum(math.isnan(value) for value in joined.accuracy.values)
+    if total and without:
+        notes.append(f"{without} of {len(runs)} runs without known targets")
+    if total and joined.groups == 1:
+        notes.append("one group: its interval is a guess")
+    if others := [run.name for run in runs if run.other_checkpoint(split)]:
+        notes.append(f"not of the best checkpoint: {', '.join(others)}")
     if not compared:
         notes.append("configurations not compared")
     experiments = dict.fromkeys(run.path.resolve().parent.name for run in runs)

@@ -33,7 +33,7 @@ def wide_rows(summaries: Sequence[TaskSummary]) -> tuple[list[str], list[list[st
     rows = []
     baselines = [{(one.majority, one.majority_label) for one in own} for own in tasks.values()]
     if all(len(found) == 1 for found in baselines):
-        rows.append(["majority", *(share(next(iter(found))[0]) for found in baselines)])
+        rows.append(["majority", *map(_baseline, tasks.values())])
     for run in dict.fromkeys(summary.run for summary in summaries):
         rows.append([run, *(_cell(run, own) for own in tasks.values())])
     return headings, rows
@@ -50,9 +50,16 @@ def rich_table(summaries: Sequence[TaskSummary]) -> Table:
     return text_table(headings, rows, headings)
 
 
+def _baseline(of_task: Sequence[TaskSummary]) -> str:
+    """The majority baseline, and where its class does not come from training."""
+    told = share(of_task[0].majority)
+    return f"{told} (of the split itself)" if any(one.n and one.majority_source == "split" for one in of_task) else told
+
+
 def _cell(run: str, of_task: Sequence[TaskSummary]) -> str:
     found = next((summary for summary in of_task if summary.run == run), None)
     if found is None:
         return "–"
     told = with_interval(found.accuracy, found.accuracy_interval)
+    told = f"{told}, checkpoint {found.checkpoint}" if found.checkpoint else told
     return told if len({summary.n for summary in of_task}) == 1 else f"{told}, n {found.n}"

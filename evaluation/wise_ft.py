@@ -7,6 +7,7 @@ validation split; the test columns are there to be looked at, nothing is chosen 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,6 +20,7 @@ from evaluation.artefacts import write_csv, written_whole
 from evaluation.base_to_novel import restricted_accuracy
 from evaluation.predictions import predicted_classes
 from evaluation.statistics import accuracy, known
+from evaluation.summary import share
 from evaluation.zero_shot import predict_classes
 
 if TYPE_CHECKING:
@@ -103,7 +105,13 @@ def _known_classes(
 
 
 def best_mixture(mixtures: Sequence[Mixture]) -> Mixture:
-    """The one with the highest validation accuracy; of equal ones the nearest to the start, which has lost least."""
+    """The one with the highest validation accuracy; of equal ones the nearest to the start, which has lost least.
+
+    Raises:
+        UserError: no validation sample has a known class.
+    """
+    if any(math.isnan(mixture.val) for mixture in mixtures):
+        raise UserError("wise_ft: no sample of the validation split has a known class, so α cannot be chosen")
     return max(mixtures, key=lambda mixture: (mixture.val, -mixture.alpha))
 
 
@@ -154,6 +162,6 @@ def rich_table(mixtures: Sequence[Mixture], chosen: Mixture) -> Table:
         table.add_column(column, justify="right")
     for mixture in mixtures:
         parts = (mixture.base, mixture.novel, mixture.harmonic) if has_parts else ()
-        cells = [f"{value:.3f}" for value in (mixture.val, mixture.test, *parts) if value is not None]
+        cells = [share(value) for value in (mixture.val, mixture.test, *parts) if value is not None]
         table.add_row(f"{mixture.alpha:g}", *cells, style="bold" if mixture is chosen else "")
     return table

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluation.artefacts import write_csv
-from evaluation.efficiency import cells, columns
+from evaluation.efficiency import cells, columns, ratios_to
 from evaluation.figures import plain
 from evaluation.summary import markdown_rows, with_interval
 from evaluation.summary_wide import task_heading
@@ -24,18 +24,21 @@ def write_reports(folder: Path, title: str, results: Sequence[Results]) -> str:
     """Write ``ablation.csv``, ``ablation.md`` and ``ablation.png``, each whole.
 
     Returns:
-        A line that says where they lie.
+        A line that says where they lie; one before it where ratios are not to the first variant.
     """
     import pandas as pd
 
     from evaluation.figures import save_figure
 
     write_csv(folder / "ablation.csv", pd.DataFrame([_values(result) for result in results]))
-    write_text_whole(folder / "ablation.md", f"# {title}\n\n{markdown_table(results)}\n")
+    note = ratios_to({result.variant.name: (result.counts, result.costs) for result in results})
+    told = "\n".join([f"# {title}", "", markdown_table(results), *(["", note] if note else [])])
+    write_text_whole(folder / "ablation.md", f"{told}\n")
     figure = _figure(results, title)
     if figure is not None:
         save_figure(figure, folder / "ablation.png")
-    return f"{folder} has ablation.csv, ablation.md{' and ablation.png' if figure else ''}"
+    written = f"{folder} has ablation.csv, ablation.md{' and ablation.png' if figure else ''}"
+    return f"{note}\n{written}" if note else written
 
 
 def markdown_table(results: Sequence[Results]) -> str:

@@ -24,6 +24,7 @@ TOLERANCE = 1e-3
 
 MAX_TEXTS = 1000
 _TEXTS_AT_A_TIME = 64
+_TEXTS_OF_NOBODY = ("a photo", "a drawing of a dog")
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ def measure(
     found = {form: _rows(mine, other.joined(), truth) for form, other in others.items()}
     if isinstance(task, EmbeddingTask):
         prompts = [prompt for prompts in task.class_prompts for prompt in prompts]
-        some = list(dict.fromkeys([*prompts, *texts]))[:MAX_TEXTS]
+        # Without texts of its own the text tower is compared all the same.
+        some = list(dict.fromkeys([*prompts, *texts]))[:MAX_TEXTS] or [*_TEXTS_OF_NOBODY]
         for form, towers in forms.items():
             found[form] += _text_rows(
                 task, some, mine[IMAGE_EMBEDDING], others[form].joined()[IMAGE_EMBEDDING], towers["text"]
@@ -138,7 +140,8 @@ def _rows(mine: Arrays, other: Arrays, targets: Arrays) -> list[Parity]:
             continue
         task = name.removeprefix(LOGITS)
         choices = [values.argmax(axis=1), other[name].argmax(axis=1)]
-        same = float((choices[0] == choices[1]).mean())
+        # Of a single class nothing is chosen.
+        same = float((choices[0] == choices[1]).mean()) if values.shape[1] > 1 else math.nan
         known = targets[task] != UNKNOWN
         right = [float((choice == targets[task])[known].mean()) if known.any() else math.nan for choice in choices]
         rows.append(Parity(task, len(values), same, difference, largest, int(known.sum()), (right[0], right[1])))
@@ -159,12 +162,11 @@ def _text_rows(
         theirs.add(
             runner({"input_ids": tokens["input_ids"].numpy(), "attention_mask": tokens["attention_mask"].numpy()})
         )
-    if not texts:
-        return []
     text, text_other = own.joined()[TEXT_EMBEDDING], theirs.joined()[TEXT_EMBEDDING]
     difference, largest = _difference(text, text_other)
     nearest, nearest_other = (mine @ text.T), (other @ text_other.T)
-    same = float((nearest.argmax(axis=1) == nearest_other.argmax(axis=1)).mean())
+    # Of a single text nothing is chosen.
+    same = float((nearest.argmax(axis=1) == nearest_other.argmax(axis=1)).mean()) if len(texts) > 1 else math.nan
     gap = _difference(nearest, nearest_other)
     return [
         Parity(TEXT_EMBEDDING, len(texts), math.nan, difference, largest),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.efficiency import BatchCost
+from evaluation.efficiency import BatchCost, ratio_told
 from evaluation.summary import markdown_rows
 from experiments.export_parity import Parity
 from experiments.export_runners import Runner
@@ -91,7 +91,7 @@ def cells(form: Form, first: Form) -> list[str]:
         f"{form.size / 1e6:.2f} MB, {form.size / first.size:.2f}",
         *(_choice(row) for row in choices),
         f"{max(differences):.1g}" if differences else "–",
-        *(f"{one.ratio:.2f} [{min(one.ratios):.2f}, {max(one.ratios):.2f}]" for one in form.costs.values()),
+        *(ratio_told(one) for one in form.costs.values()),
     ]
 
 

@@ -54,7 +54,7 @@ def write_card(
         forms: that were compared.
         split: that they were compared on.
     """
-    found = _scores(files)
+    found = _scores(files, metadata["checkpoint"])
     parts = [
         f"---\n{_front_matter(files, metadata, kind, found).to_yaml()}\n---",
         f"# {metadata['name']}",
@@ -103,10 +103,15 @@ def _front_matter(
     )
 
 
-def _scores(files: RunFiles) -> dict[str, list[TaskSummary]]:
-    """Summaries of the splits that the run has predictions of."""
+def _scores(files: RunFiles, checkpoint: str) -> dict[str, list[TaskSummary]]:
+    """Summaries of the splits that the run has predictions of, made by the checkpoint that is exported.
+
+    A record that does not say which checkpoint was tested is taken to mean the best one.
+    """
     found: dict[str, list[TaskSummary]] = {}
     for split in ("test", "val"):
+        if (files.predicted_by(split) or "best") != checkpoint:
+            continue
         if split in files.splits and (predictions := files.predictions(split)) is not None:
             counts = files.class_counts(predictions.tasks)
             found[split] = summarise(predictions, counts, files.name, split)
@@ -144,7 +149,7 @@ def _use(metadata: Mapping[str, Any], kind: str) -> str:
 
 def _results(found: Mapping[str, list[TaskSummary]]) -> str:
     if not found:
-        return "The run has no predictions of a labelled split, so no score is claimed."
+        return "The run has no predictions of a labelled split by this checkpoint, so no score is claimed."
     columns = ["split", "task", "n", "groups", "majority", "accuracy [95 %]", "macro F1 [95 %]", "note"]
     rows = [
         [

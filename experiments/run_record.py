@@ -62,12 +62,15 @@ class RunRecorder(Callback):
         """Note the start of a stage and everything that is fixed from now on."""
         if not trainer.is_global_zero:
             return
+        # A test that follows training is of the best checkpoint, not of the one that training went on from.
+        follows_training = bool(self._stage) and self._stage["stage"] != stage
+        checkpoint = _best(trainer) if follows_training else self.checkpoint
         self._stage = {
             "stage": stage,
             "command": shlex.join(["python", "-m", "experiments", *sys.argv[1:]]),
             "started": _now(),
             "exit": "unfinished",
-            "checkpoint": str(self.checkpoint) if self.checkpoint else None,
+            "checkpoint": str(checkpoint) if checkpoint else None,
         }
         facts = self._facts(trainer, pl_module)
         facts["pretrained"] = origins(pl_module)
@@ -126,8 +129,7 @@ class RunRecorder(Callback):
         if not trainer.is_global_zero or self._stage.get("stage") != stage:
             return
         self._stage["metrics"] = {key: float(value) for key, value in trainer.callback_metrics.items()}
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set at run time
-        best = next((callback for callback in callbacks if isinstance(callback, BestCheckpoint)), None)
+        best = _saver(trainer)
         if best is not None and best.best_model_score is not None:
             self._stage["best"] = {"monitor": best.monitor, "score": float(best.best_model_score)}
             if best.best_epoch is not None:
@@ -178,6 +180,16 @@ class RunRecorder(Callback):
 def origins(pl_module: LightningModule) -> list[dict[str, Any]]:
     """The pretrained weights that a model began from: name, source, revision on the hub and digests of the files."""
     return [dict(origin) for origin in pl_module.origins] if isinstance(pl_module, VisionTask) else []
+
+
+def _saver(trainer: Trainer) -> BestCheckpoint | None:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set at run time
+    return next((callback for callback in callbacks if isinstance(callback, BestCheckpoint)), None)
+
+
+def _best(trainer: Trainer) -> str:
+    saver = _saver(trainer)
+    return "" if saver is None else saver.best_model_path
 
 
 def _model(pl_module: LightningModule) -> dict[str, Any]:

@@ -107,9 +107,12 @@ def write_reports(folder: Path, study: optuna.Study, trials: Sequence[FrozenTria
     write_csv(folder / "sweep.csv", sweep_frame(trials, metric))
     said = [f"Table: {folder / 'sweep.csv'}"]
     best = best_trial(trials, metric)
-    if best is None:
-        return said[0]
     path = folder / "best.yaml"
+    if best is None:
+        # Those of a sweep before may lie there.
+        for name in ("best.yaml", "importance.csv", "importance.png"):
+            (folder / name).unlink(missing_ok=True)
+        return said[0]
     write_text_whole(path, _best_config(best, folder.name, metric, runs))
     result = f"{trial_name(best.number)}, {metric.name} {value_of(best):.4g}"
     said.append(f"Best: {result}; python -m experiments fit --config {path}")

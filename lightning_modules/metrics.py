@@ -151,7 +151,7 @@ class SplitMetrics(KeepsFloat32):
 
         Returns:
             Scalars: ``loss``, the weighted sum of the tasks' mean losses; ``<task>/loss`` where there are several
-            tasks; ``<task>/<score>``. A task without any known target is left out.
+            tasks; ``<task>/<score>``. A task without any known target is left out; without any at all the loss is NaN.
         """
         # Every process computes everything, because computing is where they exchange their counts.
         totals, known, scores = (
@@ -167,6 +167,8 @@ class SplitMetrics(KeepsFloat32):
                 values[f"{task}/loss"] = loss
             if scores:
                 values |= {f"{task}/{name}": value for name, value in scores[index].items()}
+        if not any(known):
+            values["loss"] = torch.full_like(known[0], float("nan"))
         return values
 
     def reset(self) -> None:

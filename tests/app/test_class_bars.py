@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from app.class_bars import bars_html
+from app.exploring import NOT_KNOWN
 
 
 def counts(**columns: list[int]) -> pd.DataFrame:
@@ -24,6 +25,17 @@ def test_bars_are_as_long_as_their_counts_longest_first() -> None:
     assert "3 of 4 values of class occur" in shown
     assert "is 66.7% of these pictures" in shown
     assert 'title="mug: train 3, test 1"' in shown
+
+
+def test_not_all_and_no_unknown_value_is_the_most_frequent() -> None:
+    known = counts(train=[3, 8, 2, 1])
+    shown = bars_html(pd.concat([known, pd.DataFrame({"train": [20]}, index=[NOT_KNOWN])]), "class")
+    # A class that no picture of the gallery has is none of its values, so nobody knows whether these are all.
+    assert "4 values of class occur; the most frequent, &lt;img" in shown
+    assert f"is {8 / 34:.1%} of these pictures" in shown
+    assert "All" not in shown
+    nothing = pd.DataFrame({"train": [20]}, index=[NOT_KNOWN])
+    assert "No value of class is known of these pictures." in bars_html(nothing, "class")
 
 
 def test_names_never_become_markup() -> None:

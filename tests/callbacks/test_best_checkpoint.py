@@ -31,6 +31,16 @@ class Scores(Callback):
         pl_module.log("val/made_up", torch.tensor(self.values[trainer.current_epoch]))
 
 
+class ScoresOneByOne(Callback):
+    """Logs made-up values of one validation after the other, several in an epoch."""
+
+    def __init__(self, values: Sequence[float]) -> None:
+        self.values = [*values]
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pl_module.log("val/made_up", torch.tensor(self.values.pop(0)))
+
+
 def fit(
     folder: Path, values: Sequence[float], *, ckpt_path: Path | None = None, epochs: int = 0, **options: Any
 ) -> BestCheckpoint:
@@ -266,3 +276,14 @@ def test_epochs_without_validation_and_several_in_one(tmp_path: Path, capsys: py
     tiny_trainer(tmp_path, callbacks=[EpochLines()], **options).fit(tiny_classifier(), MadePhotos())
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
     assert [line.split(":")[0] for line in lines] == ["epoch 1/1, step 3", "epoch 1/1"]
+
+
+def test_only_one_of_several_validations_in_an_epoch_is_the_best(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saver = BestCheckpoint(tmp_path, monitor="val/made_up", filename="best", mode="min")
+    callbacks = [ScoresOneByOne([1.0, 2.0]), EpochLines(), saver]
+    options: dict[str, Any] = {"val_check_interval": 3, "limit_val_batches": 1, "enable_checkpointing": True}
+    tiny_trainer(tmp_path, callbacks=callbacks, **options).fit(tiny_classifier(), MadePhotos())
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    assert [line.split("val/made_up ")[1] for line in lines] == ["1 (best so far)", "2 (best 1, epoch 1)"]

@@ -2,11 +2,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from sklearn import metrics
 
 from callbacks import ClassReport, PredictionWriter
+from callbacks.class_report import _short_table
+from evaluation.classification import class_report, confusion_matrix
 from evaluation.predictions import read_predictions
 from evaluation.statistics import known
 from tests.callbacks.tiny import TASKS, MadePhotos, tiny_task, tiny_trainer
@@ -33,6 +36,13 @@ def test_report_of_a_test_equals_scikit_learn(tmp_path: Path, capsys: pytest.Cap
     printed = capsys.readouterr().out
     assert "lowest recall" in printed
     assert all(task in printed for task in TASKS)
+
+
+def test_a_task_without_a_known_target_has_no_scores() -> None:
+    none = np.empty(0, dtype=np.int64)
+    table = _short_table({"colour": class_report(confusion_matrix(none, none, ["red", "blue"]))})
+    cells = [str(next(iter(column.cells))) for column in table.columns]
+    assert cells == ["colour", "0", "–", "–", "–", ""]
 
 
 def test_fit_writes_the_validation_report_and_prints_nothing(

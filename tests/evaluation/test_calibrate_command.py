@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def test_rows_say_what_it_did(run: Path, printed: list[dict[str, Any]]) -> None:
     for key in ("ece_after", "ece_mass_after"):
         assert _first(test[key]) < 0.05
     assert test["nll_after"] < test["nll_before"]
-    assert "all right: T at the end" in str(printed[3]["note"])
+    assert "all right on val: T at the end" in str(printed[3]["note"])
 
 
 def test_diagrams_are_drawn(run: Path, printed: list[dict[str, Any]]) -> None:
@@ -110,6 +111,36 @@ def test_without_test_predictions_only_validation_is_judged(tmp_path: Path, caps
     assert "ECE before [95 %]" in out
     assert (out.count("│ val"), out.count("│ test"), out.count("fitted here")) == (2, 0, 2)
     assert out.endswith("calibration.json has the temperatures\n")
+
+
+def test_why_there_is_no_best_temperature_is_only_said_where_it_was_looked_at(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = overconfident(40, 0)
+    equal = np.zeros((40, 2), np.float32)
+    weak = found.logits["class"] * np.float32(1e-4)  # not all right, but the best temperature is below the range
+    logits = {**found.logits, "class": weak, "shape": equal}
+    write_predictions(tmp_path / "predictions" / "val.parquet", replace(found, logits=logits))
+    # On test the shape is never right.
+    wrong = replace(found, targets={**found.targets, "shape": 1 - found.targets["shape"]})
+    write_predictions(tmp_path / "predictions" / "test.parquet", wrong)
+    assert main(["calibrate", str(tmp_path), "--json"]) == 0
+    rows = {(row["task"], row["split"]): row for row in json.loads(capsys.readouterr().out)}
+    assert rows["class", "val"]["note"] == "fitted here; T at the lower end of its range"
+    # Equal logits stay equal at every temperature.
+    assert rows["shape", "val"]["temperature"] == 1.0
+    assert rows["shape", "val"]["note"] == "fitted here"
+
+
+def test_predictions_of_another_checkpoint_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_predictions(tmp_path / "predictions" / "val.parquet", overconfident(40, 0))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "best.ckpt").write_bytes(b"weights")
+    stage = {"stage": "validate", "exit": "finished", "checkpoint": str(tmp_path / "checkpoints" / "last.ckpt")}
+    (tmp_path / "run.json").write_text(json.dumps({"stages": [stage]}), encoding="utf-8")
+    assert main(["calibrate", str(tmp_path)]) == 2
+    assert "val.parquet are of checkpoints/last.ckpt" in capsys.readouterr().err
+    assert not (tmp_path / "checkpoints" / "calibration.json").exists()
 
 
 def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

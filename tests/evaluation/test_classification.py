@@ -76,7 +76,9 @@ def test_samples_without_a_prediction_have_a_column_and_are_wrong() -> None:
     assert [one.get_text() for one in figure.axes[0].get_yticklabels()] == NAMES
 
 
-def test_report_of_nothing_is_zero() -> None:
+def test_report_of_nothing_has_no_averages() -> None:
     none = np.empty(0, dtype=np.int64)
     report = class_report(confusion_matrix(none, none, NAMES))
-    np.testing.assert_array_equal(report, np.zeros((7, 4)))
+    np.testing.assert_array_equal(report.iloc[:-3], np.zeros((4, 4)))
+    assert report.iloc[-3:][["precision", "recall", "f1"]].isna().all(axis=None)
+    assert report["support"].tolist() == [0] * 7

@@ -118,6 +118,11 @@ def test_a_task_without_targets_has_no_numbers(
     assert "| 0 | 0 | – | – | – | – | no known targets |" in row
     assert "cannot be compared on 'colour': no sample has a known target." in printed
     assert "nan" not in printed
+    assert compare(paths, "--markdown", "--task", "colour", "--reference", "best") == 0
+    printed = capsys.readouterr().out
+    # Neither was any calibration error computed, nor a reference chosen.
+    assert "ECE" not in printed
+    assert "was chosen by its accuracy" not in printed
 
 
 def test_logits_that_are_not_finite_are_refused(

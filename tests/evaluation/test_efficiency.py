@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from evaluation.efficiency import BatchCost, Costs, costs_from_values, count, markdown
+from evaluation.efficiency import BatchCost, Costs, costs_from_values, count, markdown, ratios_to
 from lightning_modules.towers import build_towers
 from tests.fakes_models import write_bert, write_clip
 
@@ -41,6 +41,20 @@ def test_counts_are_those_worked_out_by_hand() -> None:
     # Mean, variance (float32) and the number of batches (int64) of the norm are saved too.
     assert counts.weight_bytes == 4 * counts.parameters + 4 * 2 * 4 + 8
     assert counts.text_flops is None
+
+
+def test_one_round_has_no_percentile_and_no_spread() -> None:
+    costs = {1: BatchCost([0.01], [1.0], None)}
+    table = markdown({"a": (None, Costs("cpu", 1, "a", costs))}, [1])
+    assert "| 10.0 | – | 100.0 | 1.00 | – |" in table
+
+
+def test_what_ratios_are_to_is_told_where_it_is_not_the_first() -> None:
+    batches = {1: BatchCost([0.01], [1.0], None)}
+    failed, measured = Costs(error="no memory"), Costs("cpu", 1, "b", batches)
+    assert ratios_to({"b": (None, measured), "c": (None, measured)}) == ""
+    told = ratios_to({"a": (None, failed), "b": (None, measured), "c": (None, measured)})
+    assert told == ("a could not be measured beside all the others, so ratios are not to it: of b to b; of c to b.")
 
 
 class Embeds(nn.Module):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,8 @@ def test_sizes_are_told() -> None:
     assert "40 pictures: the median is 30 × 20 pixels, short sides go from 20 to 24" in says
     same = looks_of(small_collection(read=lambda row: np.zeros((8, 9, 3), np.uint8)))
     assert size_section(same).says == ["All are 9 × 8 pixels (40 pictures)."]
+    some = size_section(dataclasses.replace(same, of=400)).says
+    assert some == ["All that were looked at are 9 × 8 pixels (40 of 400 pictures)."]
 
 
 def test_captions_are_counted_by_word_and_empty_ones_are_not() -> None:
@@ -90,6 +93,8 @@ def test_captions_are_counted_by_word_and_empty_ones_are_not() -> None:
         small_collection(captions=lambda rows: [[""] if row == 7 else ["x"] for row in rows.tolist()])
     )
     assert some.missing == ["Samples without a caption: 1."]
+    blank = caption_section(small_collection(captions=lambda rows: [[" "] for _ in rows.tolist()]))
+    assert (blank.says, blank.missing) == ([], ["No caption has a word."])
 
 
 def test_labels_that_go_together() -> None:
@@ -117,7 +122,9 @@ def test_cramers_v_is_that_of_the_formula_and_ignores_what_does_not_occur() -> N
     alone = small_collection(targets={"class": np.zeros(40, np.int64), "other": np.arange(40) % 2},
                              tasks={"class": ["a"], "other": ["x", "y"]})  # fmt: skip
     assert np.isnan(cramers_v(contingency(alone, "class", "other")))
-    assert "(Cramér's V 0.00)" in cooccurrence_section(alone).says[0]
+    section = cooccurrence_section(alone)
+    assert not section.says  # no strength was computed, so none is the highest
+    assert section.missing == ["No two labels are known together with two values each, so nothing can go together."]
 
 
 def test_data_without_labels_have_sections_that_say_so() -> None:

@@ -75,6 +75,13 @@ def test_one_seed_has_no_interval(curves: pd.DataFrame) -> None:
     assert row["verdict"] == "one seed says nothing of chance"
 
 
+def test_equal_differences_have_no_interval_of_width_zero(curves: pd.DataFrame) -> None:
+    one = curves[curves["seed"] == 0]
+    row = by_strategy(pd.concat([one, one.assign(seed=9)]))["margin"]
+    assert np.isnan(row["low"])
+    assert row["verdict"] == "equal in all seeds, which says nothing of chance"
+
+
 def test_a_pool_that_is_used_up_ends_the_curve() -> None:
     pool = drawn([6, 5], seed=1)
     found = learning_curves(pool, drawn([5, 5], seed=2), ["coreset"], [0], Schedule(4, 5, 9))

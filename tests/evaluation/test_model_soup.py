@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,17 @@ def test_higher_is_better_where_that_is_so() -> None:
     assert soup.kept == [0]
     # What is equally good is taken: the mean of 3 and 3.
     assert greedy_soup([state(3.0), state(3.0)], RUNS[:2], near(0.0), maximize=True).kept == [0, 1]
+
+
+def test_a_member_whose_metric_is_not_a_number_is_never_the_best() -> None:
+    states = [state(float("nan")), state(1.0), state(-1.2)]
+    for maximize in (False, True):
+        soup = greedy_soup(states, RUNS, near(0.0), maximize=maximize)
+        assert soup.members[-1] == Path("a")
+        assert 2 not in soup.kept
+        assert not math.isnan(soup.score)
+    with pytest.raises(UserError, match="of no member is a number"):
+        greedy_soup([state(float("nan"))] * 2, RUNS[:2], near(0.0), maximize=False)
 
 
 class Network(nn.Module):

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from evaluation.report_pictures import map_figure, map_section
+from datamodules.schema import UNKNOWN
+from evaluation.report_pictures import map_figure, map_section, mistakes_section
 from retrieval.gallery import Gallery
+from tests.evaluation.predictions_fixture import make_predictions
 
 
 def test_map_has_every_picture_once(gallery: Gallery) -> None:
@@ -16,6 +20,14 @@ def test_map_has_every_picture_once(gallery: Gallery) -> None:
     nearest = np.linalg.norm(places[:, None] - centres[None], axis=2).argmin(axis=1)
     assert [sorted(set(classes))[place] for place in nearest] == classes.tolist()
     assert len(section.figures["embedding_map"].axes) == 3 - len(section.missing)
+
+
+def test_without_a_known_target_nothing_is_said_of_mistakes() -> None:
+    found = make_predictions(6)
+    unknown = replace(found, targets={**found.targets, "colour": np.full(6, UNKNOWN)})
+    section = mistakes_section(unknown, {}, "test", 3, None)
+    assert not any(said.startswith("colour:") for said in section.says)
+    assert "Of 'colour' no target is known, so mistakes cannot be told." in section.missing
 
 
 def test_many_classes_have_marks_of_their_own() -> None:

@@ -98,6 +98,18 @@ def test_skipped_pictures_are_listed(run: Path) -> None:
     assert section.tables["skipped_pictures"].to_dict("records") == skipped
 
 
+def test_nothing_is_called_none_that_is_not_recorded(run: Path) -> None:
+    section = data_section(changed(run, data={"data": "Products"}))
+    told = " ".join(section.says)
+    assert "Every value of every label" not in told
+    assert "cannot be read" not in told
+    assert "fingerprint not recorded" in told
+    assert section.missing == [
+        "The run record does not say which values training never saw.",
+        "The run record does not say whether pictures were left out.",
+    ]
+
+
 def test_missing_values_and_contradictions_are_shown(run: Path) -> None:
     identical = {"repeated": {"train": 6, "val": 0}, "conflicts": {"class": 2, "attribute colour": 1}}
     data = {"missing": {"attribute colour": {"NA": 3}}, "notes": ["no row has 'x'"], "identical": identical}

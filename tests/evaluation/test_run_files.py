@@ -156,6 +156,20 @@ def test_empty_predictions_and_counts_that_do_not_fit(tmp_path: Path) -> None:
     assert "data.class_counts.class has 3 counts for 2 classes" in run.missing[1]
 
 
+def test_the_checkpoint_that_predicted_is_that_of_the_last_finished_stage(tmp_path: Path) -> None:
+    def by(name: str, checkpoint: str | None, how: str = "finished") -> dict[str, Any]:
+        return {**stage(name, how), "checkpoint": checkpoint}
+
+    stages = [by("test", None), by("test", "r/checkpoints/last.ckpt"), by("test", "r/best.ckpt", "unfinished")]
+    run = RunFiles(make_run(tmp_path, *stages, by("validate", "r/checkpoints/best.ckpt")))
+    write_temperatures(run.path, {"class": 2.0}, {})
+    assert [run.predicted_by(split) for split in ("test", "val", "predict")] == ["last", "best", ""]
+    assert [run.other_checkpoint(split) for split in ("test", "val", "predict")] == ["last", "", ""]
+    # Temperatures are those of the best checkpoint.
+    assert run.temperatures_for("test") == {}
+    assert run.temperatures_for("val") == {"class": 2.0}
+
+
 def test_temperatures_of_another_checkpoint_are_not_used(tmp_path: Path) -> None:
     path = make_run(tmp_path)
     write_temperatures(path, {"class": 1.5}, {})

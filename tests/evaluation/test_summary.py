@@ -84,6 +84,24 @@ def test_without_train_counts_the_split_stands_in() -> None:
     assert by_class.note == "majority of the split itself"
 
 
+def test_a_train_split_without_a_known_value_has_no_majority() -> None:
+    by_class, _ = summarise(good_predictions(), {"class": [0, 0, 0]}, "run", "test", n_resamples=50)
+    assert (by_class.majority_source, by_class.note) == ("split", "majority of the split itself")
+
+
+def test_one_group_says_nothing_of_others() -> None:
+    alone = dataclasses.replace(good_predictions(), groups=np.full(40, "object", dtype=object))
+    by_class, _ = summarise(alone, {"class": [3, 9, 4]}, "run", "test", n_resamples=50)
+    assert "one group: its interval is a guess" in by_class.note
+
+
+def test_predictions_of_another_checkpoint_are_told(tmp_path: Path) -> None:
+    stages = [{"stage": "test", "exit": "finished", "checkpoint": "runs/a/1/checkpoints/best.ckpt"}]
+    assert "checkpoint" not in summarise_run(make_run(tmp_path / "a", {"stages": stages}))[0].note
+    stages.append({"stage": "test", "exit": "finished", "checkpoint": "runs/a/1/checkpoints/last.ckpt"})
+    assert "of checkpoint last, not best" in summarise_run(make_run(tmp_path / "b", {"stages": stages}))[0].note
+
+
 def test_task_without_known_targets_is_shown_empty() -> None:
     predictions = good_predictions(8)
     predictions.targets["colour"][:] = -1

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,9 @@ def test_a_run_is_a_row_and_a_task_a_column(tmp_path: Path) -> None:
     rows = [row for run in make_runs(tmp_path, 40, 40) for row in summarise_run(run)]
     headings, cells = wide_rows(rows)
     assert headings == ["run", "class, test (n 40, 10 objects) [95 %]", "colour, test (n 36, 9 objects) [95 %]"]
-    assert cells[0] == ["majority", share(rows[0].majority), share(rows[1].majority)]
+    assert cells[0] == ["majority", *(f"{share(row.majority)} (of the split itself)" for row in rows[:2])]
+    trained = [dataclasses.replace(row, majority_source="train") for row in rows]
+    assert wide_rows(trained)[1][0] == ["majority", share(rows[0].majority), share(rows[1].majority)]
     assert cells[1] == ["shop/run 0", *(with_interval(row.accuracy, row.accuracy_interval) for row in rows[:2])]
     assert [row[0] for row in cells] == ["majority", "shop/run 0", "shop/run 1"]
 

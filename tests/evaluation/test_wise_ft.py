@@ -121,6 +121,14 @@ def test_of_equal_mixtures_the_one_nearest_to_the_start_is_taken() -> None:
     assert Mixture(0.0, 0.5, 0.5, 0.6, 0.3).harmonic == pytest.approx(0.4)
 
 
+def test_nothing_is_chosen_where_nothing_was_measured() -> None:
+    nothing = [Mixture(alpha, float("nan"), 0.5, 0.5, float("nan")) for alpha in (0.0, 1.0)]
+    with pytest.raises(UserError, match="no sample of the validation split has a known class"):
+        best_mixture(nothing)
+    table = rich_table(nothing, nothing[0])
+    assert [next(iter(column.cells)) for column in table.columns] == ["0", "–", "0.500", "0.500", "–", "–"]
+
+
 def test_shares_out_of_range_and_missing_files_are_refused(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from evaluation.run_files import RunFiles
 from experiments.cli import main
 from tests.experiments.conftest import only_run
 
@@ -95,9 +96,12 @@ def test_results_of_another_checkpoint_do_not_replace_those_of_the_best(run: Run
 def test_resume_continues_where_the_run_ended(run: Run, tmp_path: Path) -> None:
     assert run("fit") == 0
     first = only_run(tmp_path / "runs")
-    assert run("fit", "--ckpt_path=last", "--trainer.max_epochs=3") == 0
+    assert run("fit", "--ckpt_path=last", "--trainer.max_epochs=3", "--test_best=true") == 0
     second = next(path for path in (tmp_path / "runs").glob("*/*") if path != first)
     record = json.loads((second / "run.json").read_text())
+    # What was tested is not what training went on from.
+    assert record["stages"][1]["checkpoint"] == str((second / "checkpoints" / "best.ckpt").resolve())
+    assert RunFiles(second).predicted_by("test") == "best"
     assert record["stages"][0]["checkpoint"] == str(first / "checkpoints" / "last.ckpt")
     assert torch.load(second / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 3
 

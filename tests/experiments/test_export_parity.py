@@ -91,6 +91,17 @@ def test_texts_are_compared_by_what_is_nearest(tmp_path: Path) -> None:
     assert turned_rows["text_embedding"].difference == pytest.approx(2 * exact_rows["text_embedding"].largest)
 
 
+def test_of_one_text_nothing_is_chosen_and_without_texts_the_tower_is_compared(tmp_path: Path) -> None:
+    task = ready_pair(tmp_path, class_names=None)
+    forms = {"exact": {tower.name: module_runner(tower) for tower in towers_of(task)}}
+    without = measure(task, cast("Any", Data(TinyPairs(captions=False))), "test", forms)["exact"]
+    assert {row.what: row.n for row in without}["text_embedding"] == 2
+    single = ready_pair(tmp_path, class_names=["cat"], class_prompts=[["a cat"]])
+    forms = {"exact": {tower.name: module_runner(tower) for tower in towers_of(single)}}
+    found = measure(single, cast("Any", Data(TinyPairs(captions=False))), "test", forms)["exact"]
+    assert all(math.isnan(row.agreement) for row in found)
+
+
 def test_what_is_refused() -> None:
     good = Parity("class", 50, 1.0, 0.004, 20.0)
     refuse_disagreement("x", [good], tolerance=1e-3, min_agreement=1.0)

@@ -61,6 +61,16 @@ def test_a_run_without_scores_claims_none(tmp_path: Path) -> None:
     assert ModelCard.load(tmp_path / "README.md").data.eval_results is None
 
 
+def test_scores_of_another_checkpoint_are_not_those_of_the_export(tmp_path: Path) -> None:
+    run = products_run()
+    task = load_task(run / "checkpoints" / "last.ckpt")
+    files = RunFiles(run)
+    forms = [Form("PyTorch", 1, [], {})]
+    write_card(tmp_path / "README.md", files, metadata_of(task, files, "last"), "safetensors", forms, "test")
+    assert "no score is claimed" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert ModelCard.load(tmp_path / "README.md").data.eval_results is None
+
+
 def test_what_is_no_card_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no model card"):
         check_card(tmp_path / "README.md")

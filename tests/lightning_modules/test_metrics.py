@@ -124,6 +124,16 @@ def test_a_task_without_a_known_target_is_left_out() -> None:
     assert values["loss"] == pytest.approx(values["class/loss"] + 2 * values["sleeve.length/loss"])
 
 
+def test_without_any_known_target_there_is_no_loss() -> None:
+    metrics, (logits, targets) = SplitMetrics(TASKS, WEIGHTS), samples(8)
+    for values in targets.values():
+        values[:] = UNKNOWN
+    feed(metrics, (logits, targets), [8])
+    found = numbers(metrics)
+    assert list(found) == ["loss"]
+    assert np.isnan(found["loss"])  # 0 would be the best epoch
+
+
 def test_a_loss_that_is_not_a_number_shows() -> None:
     metrics, (logits, targets) = SplitMetrics(TASKS, WEIGHTS), samples(8)
     logits["type"][:] = torch.nan
