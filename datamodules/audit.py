@@ -139,13 +139,15 @@ class AuditReport:
         missing: number of samples by column and text that made them unknown (``checks.missing``).
         notes: what was left out of the table, and aliases that match no row.
         leaks: what connects the splits.
-        identical: images that are equal pixel by pixel; nothing where pixels were not compared.
+        identical: images that are equal pixel by pixel; nothing where pixels were not compared, or fewer than
+            two images can be read.
         skipped: unreadable pictures.
         allowed: kinds of leaks that the configuration allows.
         skips_bad_images: whether the configuration leaves unreadable pictures out.
         value_range: what is black and white in images with more than 8 bits a channel, and how many there are.
         files_left_out: number of files among the images that are not used, by the ending of their names.
         reads_images: whether images were read at all; generated ones are not.
+        counts_files: whether files that are left out were looked for: only where images are files.
     """
 
     data: str
@@ -166,6 +168,7 @@ class AuditReport:
     value_range: dict[str, Any]
     files_left_out: dict[str, int]
     reads_images: bool = True
+    counts_files: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """The report in types that JSON knows."""
@@ -214,13 +217,16 @@ def audit(datamodule: ImageDataModule) -> AuditReport:
         missing=table.missing,
         notes=table.notes,
         leaks=find_leaks(datamodule, verification),
-        identical=find_identical(table, verification.content, verification.readable) if verification else None,
+        identical=find_identical(table, verification.content, verification.readable)
+        if verification and verification.readable.sum() > 1
+        else None,
         skipped=[SkippedPicture(_sample(table, row), reason) for row, reason in sorted(bad.items())],
         allowed=list(datamodule.check_options["allow_leaks"]),
         skips_bad_images=datamodule.check_options["on_bad_image"] == "skip",
         value_range=datamodule.range_record(),
         files_left_out=datamodule.files_left_out,
         reads_images=verification is not None,
+        counts_files=bool(datamodule.picture_files),
     )
 
 

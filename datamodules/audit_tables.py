@@ -50,7 +50,8 @@ def print_report(report: AuditReport, console: Console) -> None:
 def _print_files(report: AuditReport, console: Console) -> None:
     """Files that are left out, and how images with more than 8 bits a channel are read."""
     left_out = report.files_left_out
-    told = f"{sum(left_out.values())}, {left_out_text(left_out)}" if left_out else "none"
+    none = "none" if report.counts_files else "not looked for (images are no files of their own)"
+    told = f"{sum(left_out.values())}, {left_out_text(left_out)}" if left_out else none
     console.print(f"files left out: {escape(told)}", soft_wrap=True)
     if report.value_range["option"] != "auto":
         console.print(f"image.value_range: {report.value_range['option']}", markup=False)

@@ -182,7 +182,10 @@ def compare_joined(
             accuracies[0], accuracies[1], groups, same_accuracy, n_resamples, seed=seed
         ),
         f1_macro_difference=paired_difference(f1[0], f1[1], groups, same_answers, n_resamples, seed=seed),
-        over_seeds=seed_interval(*(hit.mean(axis=1).tolist() for hit in hits)),
+        over_seeds=seed_interval(
+            *(hit.mean(axis=1).tolist() for hit in hits),
+            same_answers=all(bool((answer == answer[:1]).all()) for answer in answers),
+        ),
         p_value=sign_flip_p(_by_group(answers, targets, groups)),
         only_first_right=only[0],
         only_second_right=only[1],

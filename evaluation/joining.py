@@ -43,7 +43,8 @@ class JoinedScore:
         values: of each run, on its own test samples; NaN where it has none with a known target.
         mean: of these.
         std: their standard deviation (n − 1); NaN for one run.
-        interval: Student's 95 % interval of the mean over runs; NaN for one run.
+        interval: Student's 95 % interval of the mean over runs; NaN for one run, and where runs that answer otherwise
+            have the same score: that is a coincidence, not certainty.
         pooled: over all samples, folds put together and then the mean over seeds, with its 95 % interval by group.
     """
 
@@ -230,9 +231,15 @@ def _score(
         values=values,
         mean=float(np.mean(told)),
         std=float(np.std(told, ddof=1)) if len(told) > 1 else math.nan,
-        interval=student_interval(told),
+        interval=student_interval(told) if np.ptp(told) > 0 or _same_answers(runs, whole, task) else nothing,
         pooled=Estimate(pooled, group_bootstrap(statistic, whole[0].groups[rows], bootstrap[0], seed=bootstrap[1])),
     )
+
+
+def _same_answers(runs: Sequence[Predictions], whole: Sequence[Predictions], task: str) -> bool:
+    """Whether all runs are of the same samples and answer each of them alike."""
+    first = whole[0].predicted(task)
+    return len(whole) == len(runs) and all(bool((run.predicted(task) == first).all()) for run in whole[1:])
 
 
 def _value(run: Predictions, task: str, make: Callable[[NDArray[np.int64], NDArray[np.int64]], Statistic]) -> float:

@@ -18,20 +18,26 @@ import numpy as np
 from evaluation.statistics import Interval
 
 
-def seed_interval(first: Sequence[float], second: Sequence[float], level: float = 0.95) -> Interval:
+def seed_interval(
+    first: Sequence[float], second: Sequence[float], level: float = 0.95, *, same_answers: bool = True
+) -> Interval:
     """Interval of the difference of two means over seeds.
 
     Args:
         first: scores of the runs of one experiment, at least one.
         second: those of the other, at least one; they are subtracted.
         level: of the interval.
+        same_answers: whether the runs of either side answer every sample alike. Scores that are equal by coincidence
+            say nothing of what seeds change.
 
     Returns:
-        From low to high; NaN where each side is a single run.
+        From low to high; NaN where each side is a single run, and where scores are equal but answers are not.
     """
     if len(first) < 2 and len(second) < 2:
         return Interval(math.nan, math.nan)
     if float(np.ptp(first)) == float(np.ptp(second)) == 0:  # no seed changes anything
+        if not same_answers:
+            return Interval(math.nan, math.nan)
         difference = float(np.mean(first) - np.mean(second))
         return Interval(difference, difference)
     from scipy.stats import ttest_ind

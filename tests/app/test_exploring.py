@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from app.exploring import NOT_KNOWN, Explorer, Filter
@@ -131,6 +132,18 @@ def test_facts_name_labels_and_answers(explorer: Explorer, frame: pd.DataFrame) 
     answer = f"{known['predicted_colour']} ({known['confidence_colour']:.2f})"
     assert facts["colour"] == f"{NOT_KNOWN}; the model says {answer}"
     assert facts["size"] == f"the model says {known['predicted_size']} ({known['confidence_size']:.2f})"
+
+
+def test_no_confidence_is_shown_where_none_is_known(tmp_path: Path) -> None:
+    made_by = identity(labels=[], encodes_text=False)
+    gallery = Gallery.create(str(tmp_path / "gallery"), made_by)
+    rows = picture_rows(made_by, ["a"], vectors(1))
+    column = rows.column_names.index("confidence_class")
+    with gallery.writing() as writer:
+        writer.add(rows.set_column(column, rows.schema.field(column), [pa.nulls(1, pa.float32())]))
+    facts = Explorer(ServedGallery(tmp_path / "gallery", "bare")).facts(0)
+    assert "the model says" in facts["class"]
+    assert "0.00" not in facts["class"]
 
 
 def test_a_gallery_of_photos_without_labels_is_browsed_by_what_the_model_says(tmp_path: Path) -> None:

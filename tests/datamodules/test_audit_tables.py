@@ -5,10 +5,12 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from datamodules.audit import TITLES, AuditReport, DuplicatePair, Leaks, Sample, SkippedPicture, audit
 from datamodules.audit_tables import print_report
+from datamodules.picture_folder import PictureFolder
 from datamodules.wares import Wares
 from tests.datamodules.noise import Noise
 
@@ -29,6 +31,14 @@ def pair(number: int) -> DuplicatePair:
     return DuplicatePair(
         Sample(f"a{number}", f"images/a[{number}].jpg", "train", number), Sample("b", "images/b.jpg", "test", 99)
     )
+
+
+def test_none_is_only_said_of_what_was_looked_for(tmp_path: Path) -> None:
+    assert "files left out: not looked for (images are no files of their own)" in printed(audit(Noise(n=30)))
+    Image.new("RGB", (8, 8)).save(tmp_path / "one.png")
+    alone = printed(audit(PictureFolder(root=str(tmp_path))))
+    assert "files left out: none" in alone
+    assert "identical images within a split: not compared" in alone
 
 
 def test_a_table_for_each_task(report: AuditReport) -> None:

@@ -4,14 +4,17 @@ import base64
 import csv
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from datamodules.schema import UNKNOWN
 from evaluation.__main__ import main
 from evaluation.explanations import worst_mistakes
-from evaluation.predictions import read_predictions
+from evaluation.predictions import read_predictions, write_predictions
 from experiments.cli import main as experiments
 from tests.fakes import write_products
 from tests.fakes_flowers import write_flowers
@@ -143,6 +146,7 @@ def test_zero_shot_classes_of_a_dual_encoder(dual: Path, tmp_path: Path) -> None
         (["--ids", "nowhere.jpg"], "no picture of that name"),
         (["--shown_class", "zebra"], "clothing_cap"),
         (["--checkpoint", "middle"], "it has best, last"),
+        (["--checkpoint", "last"], "test.parquet are of checkpoint best, so they do not tell the mistakes of last"),
         (["--text", "a dog", "--worst", "2"], "reads no texts"),
         (["--text", "a dog"], "say which pictures"),
         (["--text", "a dog", "--task", "class"], "does not go with"),
@@ -154,6 +158,18 @@ def test_mistakes_are_one_line(run: Path, capsys: pytest.CaptureFixture[str], ar
     assert main(["explain", str(run), *arguments]) == 2
     [line] = capsys.readouterr().err.strip().splitlines()
     assert says in line
+
+
+def test_without_a_known_target_nobody_made_no_mistakes(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    part = tmp_path / "part"
+    shutil.copytree(run / "checkpoints", part / "checkpoints")
+    found = read_predictions(run / "predictions" / "test.parquet")
+    targets = {task: np.full(len(found), UNKNOWN) for task in found.tasks}
+    write_predictions(part / "predictions" / "test.parquet", replace(found, targets=targets))
+    assert main(["explain", str(part)]) == 2
+    assert "no sample of test has a known target of 'class'" in capsys.readouterr().err
 
 
 def test_a_run_that_is_not_whole_says_what_it_lacks(

@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from evaluation.comparison import compare_joined
+from evaluation.joining import join_runs
 from evaluation.predictions import Predictions
 from evaluation.seed_difference import seed_interval
 from tests.evaluation.test_comparison import predictions_of
@@ -35,6 +36,17 @@ def test_a_single_run_is_as_uncertain_as_the_others() -> None:
 
 def test_seeds_that_change_nothing_leave_the_difference() -> None:
     assert seed_interval([0.75, 0.75], [0.5]) == (0.25, 0.25)
+
+
+def test_equal_scores_of_other_answers_are_no_interval_of_width_zero() -> None:
+    targets, groups = np.zeros(8, np.int64), np.arange(8)
+    answers = [np.array([1, 0, 0, 0, 0, 0, 0, 0]), np.array([0, 1, 0, 0, 0, 0, 0, 0])]
+    seeds = [predictions_of(targets, answer, groups) for answer in answers]
+    other = predictions_of(targets, np.ones(8, np.int64), groups)
+    assert all(math.isnan(end) for end in compare_joined(seeds, [other], "class", n_resamples=10).over_seeds)
+    assert compare_joined(seeds[:1] * 2, [other], "class", n_resamples=10).over_seeds == (7 / 8, 7 / 8)
+    assert all(math.isnan(end) for end in join_runs(seeds, "class", n_resamples=10).accuracy.interval)
+    assert join_runs(seeds[:1] * 2, "class", n_resamples=10).accuracy.interval == (7 / 8, 7 / 8)
 
 
 def seeds_of(

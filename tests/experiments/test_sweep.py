@@ -122,6 +122,9 @@ def test_a_failed_trial_is_told_and_the_sweep_goes_on(tmp_path: Path, capsys: py
 
 
 def test_a_sweep_without_a_success_ends_with_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Of a sweep before, whose best is none of this one.
+    (tmp_path / "runs" / "sweeps" / "sweep").mkdir(parents=True)
+    (tmp_path / "runs" / "sweeps" / "sweep" / "best.yaml").write_text("name: old\n")
     assert sweep(tmp_path, trials=Trials(wrong=(0.1, 0.2, 0.3, 0.4), code=1)) == 2
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert "no trial of 4 was a success; the last one said: exit code 1: model.lr: 0.4 is wrong" in line
