@@ -138,12 +138,14 @@ def test_no_confidence_is_shown_where_none_is_known(tmp_path: Path) -> None:
     made_by = identity(labels=[], encodes_text=False)
     gallery = Gallery.create(str(tmp_path / "gallery"), made_by)
     rows = picture_rows(made_by, ["a"], vectors(1))
-    column = rows.column_names.index("confidence_class")
+    said = {"predicted_class": pa.array(["bag"]), "confidence_class": pa.nulls(1, pa.float32())}
+    for name, values in said.items():
+        column = rows.column_names.index(name)
+        rows = rows.set_column(column, rows.schema.field(column), [values])
     with gallery.writing() as writer:
-        writer.add(rows.set_column(column, rows.schema.field(column), [pa.nulls(1, pa.float32())]))
+        writer.add(rows)
     facts = Explorer(ServedGallery(tmp_path / "gallery", "bare")).facts(0)
-    assert "the model says" in facts["class"]
-    assert "0.00" not in facts["class"]
+    assert facts["class"] == "the model says bag"
 
 
 def test_a_gallery_of_photos_without_labels_is_browsed_by_what_the_model_says(tmp_path: Path) -> None:
