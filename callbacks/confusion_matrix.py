@@ -61,7 +61,7 @@ class ConfusionMatrixLogger(ConfusionCounter):
             title = f"{task} ({counted.split}{epoch}, n = {int(counts.to_numpy().sum())})"
             for suffix, matrix in (("", counts), ("_normalised", normalise_by_target(counts))):
                 stem = f"confusion_{counted.split}_{file_name(task)}{suffix}"
-                pictures[f"{task}{suffix}"] = folder / f"{stem}.png"
+                pictures[f"{file_name(task)}{suffix}"] = folder / f"{stem}.png"
                 save_figure(confusion_figure(matrix, title), folder / f"{stem}.png")
                 write_csv(folder / f"{stem}.csv", matrix, index=True)
         for logger in trainer.loggers:

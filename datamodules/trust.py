@@ -149,10 +149,17 @@ def _not_plain(name: object) -> str:
     return next((fault for fault, found in faults.items() if found), "")
 
 
+_OF_OTHER_FILES = re.compile(r"retrieval|.*_normalised", re.IGNORECASE)
+"""``test_retrieval.csv`` among the reports, ``confusion_test_class_normalised.png`` of the task ``class``."""
+
+
 def file_name(text: str) -> str:
-    """A text, such as the name of a task, as part of a file name: what could lead elsewhere becomes ``_``."""
+    """A text, such as the name of a task, as part of a file name: what could lead elsewhere becomes ``_``.
+
+    Where anything was changed, a digest follows: names that differ in such characters alone are still two. Likewise
+    for what is the name of another file beside that of a task.
+    """
     plain = re.sub(r"[^\w.-]+", "_", text)
-    if len(plain.encode()) <= _LONGEST:
+    if plain == text and len(plain.encode()) <= _LONGEST and not _OF_OTHER_FILES.fullmatch(text):
         return plain
-    # Two long names that begin alike are still two.
     return plain.encode()[: _LONGEST - 9].decode(errors="ignore") + "_" + hashlib.sha256(text.encode()).hexdigest()[:8]

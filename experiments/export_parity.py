@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from datamodules.base import ImageDataModule
 from datamodules.schema import UNKNOWN, UserError
+from evaluation.predictions import predicted_classes
 from experiments.export_graphs import IMAGE_EMBEDDING, LOGITS, TEXT_EMBEDDING
 from experiments.export_runners import Arrays, Runner
 from lightning_modules.base import VisionTask
@@ -139,7 +140,7 @@ def _rows(mine: Arrays, other: Arrays, targets: Arrays) -> list[Parity]:
             rows.append(Parity(IMAGE_EMBEDDING, len(values), math.nan, difference, largest))
             continue
         task = name.removeprefix(LOGITS)
-        choices = [values.argmax(axis=1), other[name].argmax(axis=1)]
+        choices = [predicted_classes(values), predicted_classes(other[name])]
         # Of a single class nothing is chosen.
         same = float((choices[0] == choices[1]).mean()) if values.shape[1] > 1 else math.nan
         known = targets[task] != UNKNOWN

@@ -12,11 +12,22 @@ import argparse
 import hashlib
 import json
 import math
+import os
+import signal
 import sys
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+
+    def _interrupted(*_: object) -> None:
+        os.write(2, b"interrupted\n")
+        os._exit(130)
+
+    # Ctrl-C is one line, also while the libraries below are loaded.
+    signal.signal(signal.SIGINT, _interrupted)
 
 import numpy as np
 import onnxruntime
@@ -30,6 +41,10 @@ MAX_PIXELS = 89_478_485
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 """Decoders that are ever tried, whatever a file is called; some of Pillow's others start other programs."""
+
+NO_PREDICTION = "(no prediction)"
+TIE_TOLERANCE = 1e-6
+"""Logits that are nearer to each other than this are the same, as in training and testing."""
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
@@ -353,7 +368,8 @@ def answers(model: Model, paths: Sequence[str], texts: Sequence[str], top: int) 
         model: an export.
         paths: of pictures.
         texts: compared with each picture, where the model is a dual encoder.
-        top: how many classes of each task, the likeliest first.
+        top: how many classes of each task, the likeliest first. Where several share the largest logit, taking one of
+            them would be luck: there is one entry without a label.
 
     Raises:
         PredictError: for a picture that cannot be read, or texts that cannot be.
@@ -368,6 +384,9 @@ def answers(model: Model, paths: Sequence[str], texts: Sequence[str], top: int) 
             order = np.argsort(-rows[0], kind="stable")[:top]
             key = f"attribute {task}" if task in ("picture", "texts") else task
             answer[key] = [{"label": names[place], "probability": float(rows[0, place])} for place in order]
+            if _is_tied(outputs[f"logits_{task}"][0]):
+                highest = float(rows[0].max())
+                answer[key] = [{"label": None, "probability": highest if math.isfinite(highest) else None}]
         if embeddings is not None:
             likeness = outputs["image_embedding"][0] @ embeddings.T
             answer["texts"] = [
@@ -377,8 +396,14 @@ def answers(model: Model, paths: Sequence[str], texts: Sequence[str], top: int) 
     return found
 
 
+def _is_tied(logits: NDArray[np.float32]) -> bool:
+    """Whether no class is likelier than all others."""
+    # A comparison with NaN is false, so that it does not make a prediction either.
+    return int((~(logits < logits.max() - np.float32(TIE_TOLERANCE))).sum()) != 1
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the answers and returns the exit code: 0, or 2 after a mistake of the user."""
+    """Prints the answers and returns the exit code: 0, 2 after a mistake of the user, or 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pictures", nargs="+", metavar="PICTURE")
     parser.add_argument("--model", default=str(Path(__file__).parent), metavar="FOLDER", help="(default: beside me)")
@@ -391,6 +416,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PredictError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
     sys.stdout.write(json.dumps(found, indent=1, ensure_ascii=False) + "\n" if options.json else _told(found))
     return 0
 
@@ -403,7 +431,8 @@ def _told(found: Sequence[Mapping[str, Any]]) -> str:
             if task == "texts":
                 lines += [f"  {value['cosine']:+.3f}  {value['text']}" for value in values]
             elif task != "picture":
-                lines.append(f"  {task}: " + ", ".join(f"{v['label']} ({v['probability']:.2f})" for v in values))
+                named = [f"{one['label']} ({one['probability']:.2f})" for one in values if one["label"] is not None]
+                lines.append(f"  {task}: {', '.join(named) or NO_PREDICTION}")
     return "\n".join(lines) + "\n"
 
 

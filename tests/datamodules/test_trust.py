@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -38,7 +39,23 @@ def test_plain_names_are_kept(name: str) -> None:
 
 
 def test_file_names_are_plain() -> None:
-    assert file_name("sub category/type") == "sub_category_type"
+    assert re.fullmatch("sub_category_type_[0-9a-f]{8}", file_name("sub category/type"))
+    names = [
+        "a b",
+        "a_b",
+        "a/b",
+        "a?b",
+        "a  b",
+        "a-b",
+        "retrieval",
+        "retrieval_",
+        "class",
+        "class_normalised",
+        "a\u0301",
+        "\xe1",
+    ]
+    assert len({file_name(name) for name in names}) == len(names)
+    assert not {"retrieval", "class_normalised"} & {file_name(name) for name in names}
     assert file_name("colour") == "colour"
     assert "/" not in file_name("../../x")
 

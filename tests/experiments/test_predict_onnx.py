@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -192,6 +193,57 @@ def test_answers_are_readable(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[0] == path
     assert [line.split(":")[0].strip() for line in lines[1:]] == ["class", "colour"]
     assert lines[1].count("(0.") + lines[1].count("(1.") == 2
+
+
+def test_equal_classes_are_no_prediction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(data_of(products_run()).table.source(0))
+    own, others = Model.__call__, [1.0]
+
+    def made(self: Model, images: np.ndarray[Any, Any]) -> dict[str, Any]:
+        outputs = own(self, images)
+        outputs["logits_class"][:] = np.float32(1)
+        outputs["logits_colour"][:] = np.float32(others[0])
+        outputs["logits_colour"][0, 1] = 2
+        return outputs
+
+    monkeypatch.setattr(Model, "__call__", made)
+    for others[0], colours in ((1.0, 2), (np.nan, 1)):
+        assert main([path, "--model", str(products_onnx()), "--top", "2", "--json"]) == 0
+        [answer] = json.loads(capsys.readouterr().out)
+        [said] = answer["class"]
+        assert said["label"] is None
+        assert 0 < said["probability"] < 1
+        assert len(answer["colour"]) == colours
+        assert (answer["colour"][0]["label"] is None) == (colours == 1)
+        assert main([path, "--model", str(products_onnx())]) == 0
+        assert capsys.readouterr().out.count("(no prediction)") == (1 if colours == 2 else 2)
+    assert answer["colour"] == [{"label": None, "probability": None}]
+
+
+def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def stop(self: Model, path: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Model, "read", stop)
+    assert main(["x.jpg", "--model", str(products_onnx())]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    # Also while the program is still being loaded, when nothing could catch an exception.
+    script = str(products_onnx() / "predict.py")
+    code = f"""
+import os, runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+class Press:
+    def find_spec(self, name, *_):
+        if name == "onnxruntime":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Press())
+sys.argv = ["predict.py", "x.jpg"]
+runpy.run_path({script!r}, run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
 def test_weights_missing_renamed_reshaped_added_or_changed_are_refused(tmp_path: Path) -> None:
