@@ -27,13 +27,13 @@ class VocabularyOptions(TypedDict, total=False):
         classes_file: one class a line; default classes.txt.
         attributes_file: YAML with a list of values for each attribute; default attributes.yaml.
         aliases: for each attribute (or ``class``) the spellings to replace, such as ``{colour: {grey: gray}}``; an
-            empty text means unknown. An alias that no row has is reported.
+            empty text or null means unknown. An alias that no row has is reported.
     """
 
     source: Literal["train", "files"]
     classes_file: str
     attributes_file: str
-    aliases: dict[str, dict[str, str]]
+    aliases: dict[str, dict[str, str | None]]
 
 
 def canonical_attribute(name: str) -> str:
@@ -97,7 +97,7 @@ class Vocabulary:
         self._attributes_file = options.get("attributes_file", "attributes.yaml")
         self._aliases = {
             canonical_attribute(task): {
-                composed(text).strip(): composed(value).strip() for text, value in pairs.items()
+                composed(text).strip(): composed(value or "").strip() for text, value in pairs.items()
             }
             for task, pairs in (options.get("aliases") or {}).items()
         }
@@ -152,7 +152,8 @@ class Vocabulary:
         if classes.is_file():
             lists[LABEL_TASK] = read_classes_file(classes)
         # Values that are aliased or mean unknown are no classes; what remains keeps its order.
-        unknown = Vocabulary({"aliases": self._aliases}, Missing(self.missing.texts))  # these are no rows to be counted
+        aliases: dict[str, dict[str, str | None]] = {task: {**pairs} for task, pairs in self._aliases.items()}
+        unknown = Vocabulary({"aliases": aliases}, Missing(self.missing.texts))  # these are no rows to be counted
         named = {task: dict.fromkeys(unknown.values(task, texts)) for task, texts in lists.items()}
         return {task: [value for value in values if value] for task, values in named.items()}
 

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,9 @@ def read_captions(path: Path) -> CaptionFile:
     if path.suffix == ".json":
         return read_karpathy(path)
     first = read_text(path, []).partition("\n")[0]
-    return read_token_file(path) if "\t" in first or "#" in first else read_kaggle(path)
+    header = {name.strip(" \"'") for name in re.split(r"[,;\t|]", first)}
+    is_table = first.startswith("sep=") or {"image", "caption"} <= header
+    return read_token_file(path) if not is_table and ("\t" in first or "#" in first) else read_kaggle(path)
 
 
 def read_token_file(path: Path) -> CaptionFile:

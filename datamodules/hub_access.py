@@ -7,7 +7,7 @@ reached, and if not, only the local cache is looked into.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,8 @@ from datamodules.schema import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+_OWN_RECORDS = ("dataset_dict.json", "dataset_info.json", "state.json")
 
 HUB_TIMEOUT = 5.0
 """Seconds that the hub has to answer at all."""
@@ -125,6 +127,35 @@ class PictureColumn:
         return found
 
 
+def local_files(path: str, config_name: str, parts: Mapping[str, Any], column: str) -> list[str]:
+    """The files of a local folder that some splits were read from.
+
+    Args:
+        path: of the folder.
+        config_name: as of ``open_splits``.
+        parts: the ``datasets.Dataset`` of each of those splits by its own name.
+        column: of pictures.
+    """
+    import datasets
+    import pyarrow.compute as pc
+
+    first = next(iter(parts.values()))
+    if _is_saved(Path(path)):
+        records = [str(file) for name in _OWN_RECORDS for file in Path(path).glob(f"**/{name}")]
+        return [*records, *(file["filename"] for part in parts.values() for file in part.cache_files)]
+    if first.info.builder_name != "imagefolder":
+        files = datasets.load_dataset_builder(path, config_name or None).config.data_files or {}
+        return [str(file) for split in parts for file in files.get(split, [])]
+    tables = [
+        part.cast_column(column, datasets.Image(decode=False)).select_columns([column]) for part in parts.values()
+    ]
+    stored = [pc.struct_field(table.with_format("arrow")[:][column], "path") for table in tables]
+    described = [
+        str(file) for ending in ("csv", "jsonl", "parquet") for file in Path(path).glob(f"**/metadata.{ending}")
+    ]
+    return [*described, *(file for paths in stored for file in paths.to_pylist() if file)]
+
+
 def read_columns(part: Any, columns: Sequence[str]) -> pa.Table:
     """The given columns as an Arrow table, without touching the others (the pictures are large)."""
     return part.select_columns(list(columns)).with_format("arrow")[:]
@@ -133,7 +164,7 @@ def read_columns(part: Any, columns: Sequence[str]) -> pa.Table:
 def _open_local(path: Path, config_name: str) -> Any:
     import datasets
 
-    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+    if _is_saved(path):
         return datasets.load_from_disk(str(path))
     if path.suffix == ".arrow":
         return datasets.Dataset.from_file(str(path))
@@ -142,6 +173,11 @@ def _open_local(path: Path, config_name: str) -> Any:
     if path.is_file():
         raise UserError(f"data path: {path} is neither Parquet nor Arrow; give such a file, or a folder")
     return datasets.load_dataset(str(path), config_name or None)
+
+
+def _is_saved(folder: Path) -> bool:
+    """Whether ``save_to_disk`` wrote a folder."""
+    return (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
 
 
 @contextmanager

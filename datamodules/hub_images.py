@@ -13,8 +13,9 @@ import torch
 
 from datamodules.base import ImageDataModule
 from datamodules.columns import Missing, attribute_column, composed
-from datamodules.hub_access import PictureColumn, open_splits, read_columns
+from datamodules.hub_access import PictureColumn, local_files, open_splits, read_columns
 from datamodules.label_columns import class_names_of, label_texts, numbers_in_order, plain_texts
+from datamodules.location import count_files_left_out
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
 from datamodules.prompts import PromptOptions
 from datamodules.schema import DEFAULT_SEED, LABEL_TASK, UserError
@@ -90,6 +91,7 @@ class HubImages(ImageDataModule):
         self.split_names = splits or {}
         self.split_options = split or {}
         self._pictures: PictureColumn | None = None
+        self._local_files: list[str] = []
 
     def load_table(self) -> SampleTable:
         """Opens the data set and reads all columns but the pictures.
@@ -105,6 +107,10 @@ class HubImages(ImageDataModule):
         for split, part in parts.items():
             self._check_columns(part, f"{self.path} ({chosen[split]})")
         self._pictures = PictureColumn(list(parts.values()), self.columns["image"])
+        folder = Path(self.path).expanduser()
+        if folder.is_dir():
+            named = {chosen[split]: part for split, part in parts.items()}
+            self._local_files = local_files(str(folder), self.config_name, named, self.columns["image"])
         missing = Missing(self.check_options["missing"])
         frames = [self._frame(part, chosen[split], split, missing) for split, part in parts.items()]
         frame = pd.concat(frames, ignore_index=True)
@@ -132,6 +138,12 @@ class HubImages(ImageDataModule):
                 f"data columns.attributes: the name {LABEL_TASK!r} is taken by the main task; rename the column"
             )
         return {LABEL_TASK: self.columns["label"], **{composed(name): name for name in attributes}}
+
+    def count_left_out(self) -> dict[str, int]:
+        """Count the files of a local folder that none of the splits were read from."""
+        _ = self.table
+        folder = str(Path(self.path).expanduser())
+        return count_files_left_out(self._local_files, "", folder) if self._local_files else {}
 
     def read_image(self, index: int) -> torch.Tensor:
         """Reads one picture out of the data set's files.

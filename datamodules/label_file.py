@@ -16,9 +16,12 @@ from typing import Any
 from datamodules.columns import composed
 from datamodules.schema import UserError
 
-_SEPARATORS = (",", ";", "\t")
+_SEPARATORS = (",", ";", "\t", "|")
 _HEAD = 1 << 16
 """Characters of a file in which its header is looked for."""
+
+FORMULA = re.compile(r"'*[=+\-@\t\r]")
+"""How a cell begins that a spreadsheet may compute, or that has been guarded against that with an apostrophe."""
 
 Problems = list[tuple[int, str]]
 """Line of the file and what is wrong there."""
@@ -86,10 +89,16 @@ def _utf16(data: bytes) -> str | None:
     return None
 
 
-def read_label_file(path: Path, required: Sequence[str]) -> LabelFile:
-    """Reads a table with a header; fields are separated by commas, semicolons or tabs, whichever the header shows.
+def unguarded(cell: str) -> str:
+    """A cell without the apostrophe that keeps a spreadsheet from computing it, as our own tables have it."""
+    return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell
 
-    Blank rows and columns without a name are left out, the latter with a note where they hold something.
+
+def read_label_file(path: Path, required: Sequence[str]) -> LabelFile:
+    """Reads a table with a header; fields are separated by commas, semicolons, tabs or bars, as the header shows.
+
+    Blank rows and columns without a name are left out, the latter with a note where they hold something. So are
+    apostrophes that guard a cell against being computed (``'=1``), with a note.
 
     Args:
         path: the file, in UTF-8 or UTF-16.
@@ -122,7 +131,7 @@ def read_label_file(path: Path, required: Sequence[str]) -> LabelFile:
         if len(fields) == len(header):
             rows.append(row)
             for column, field in zip(values, fields, strict=True):
-                column.append(shared.setdefault(field, field))
+                column.append(shared[field] if field in shared else shared.setdefault(field, unguarded(field)))
         else:
             problems.append((row, f"{len(fields)} fields where the header has {len(header)}"))
     columns = dict(zip(header, values, strict=True))
@@ -131,6 +140,11 @@ def read_label_file(path: Path, required: Sequence[str]) -> LabelFile:
         for place, (name, column) in enumerate(zip(header, values, strict=True), start=1)
         if not name and any(field.strip() for field in column)
     ]
+    if guarded := [field for field, text in shared.items() if field != text]:
+        notes.append(
+            f"{path}: an apostrophe before = + - or @ guards against formulas and is no part of the text; left out of "
+            f"{len(guarded)} texts, such as {guarded[0][:40]!r}"
+        )
     columns.pop("", None)
     return LabelFile(columns, rows, problems, notes)
 
@@ -147,7 +161,7 @@ def _opened(path: Path, text: str, required: Sequence[str]) -> tuple[Any, list[s
         if named:
             next(reader)
         header = next((fields for fields in reader if any(field.strip() for field in fields)), [])
-        return reader, [name.strip() for name in header]
+        return reader, [unguarded(name.strip()) for name in header]
 
     def fits(separator: str) -> tuple[int, int]:
         try:

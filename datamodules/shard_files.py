@@ -182,7 +182,7 @@ def _expand(pattern: str, where: str) -> list[str]:
 
     is_remote = "://" in pattern
     if not is_remote:
-        pattern = _local(pattern)
+        pattern = local_path(pattern)
     if is_remote and (pattern.startswith("http") or _path_of(pattern).endswith(_ENDINGS)) and "*" not in pattern:
         return [pattern]
     if not is_remote and Path(pattern).is_file():
@@ -220,7 +220,7 @@ def _lacking(urls: Sequence[str]) -> str:
     return ""
 
 
-def _local(pattern: str) -> str:
+def local_path(pattern: str) -> str:
     """A path as it is, or below the folder of all data sets where there is nothing as it is."""
     path = Path(pattern).expanduser()
     first = next((place for place, part in enumerate(path.parts) if "*" in part), len(path.parts))
@@ -262,7 +262,7 @@ def _split_in(name: str) -> str:
 
 def _hub_files(name: str, where: str) -> dict[str, list[str]] | None:
     """The shards of a data set on the hub; None where the text is no such name."""
-    if not _HUB_NAME.fullmatch(name) or name.endswith(_ENDINGS) or Path(_local(name)).exists():
+    if not _HUB_NAME.fullmatch(name) or name.endswith(_ENDINGS) or Path(local_path(name)).exists():
         return None
     import datasets
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from datamodules.progress import tracked
 from datamodules.schema import UserError
 from datamodules.shard_files import INDEX_FILE, open_shard, shard_error, size_of
-from datamodules.tar_scan import scanned
+from datamodules.tar_scan import OTHERS_KEY, scanned
 from datamodules.whole_files import DamagedFileError, read_parquet
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class ShardIndex:
         offsets: int64 ``(n,)``, where in a tar file the pictures begin; empty for Parquet.
         sizes: int64 ``(n,)``, bytes of the pictures there; empty for Parquet.
         checks: int64 ``(n,)``, CRC-32 of the pictures there, -1 where nobody has noted it; empty for Parquet.
+        others: number of members of a foreign tar file that are no pictures, by ending (``datamodules.tar_scan``).
     """
 
     columns: pa.Table
@@ -49,6 +50,7 @@ class ShardIndex:
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
     checks: NDArray[np.int64]
+    others: dict[str, int] = field(default_factory=dict)
 
 
 def index_parquet(
@@ -187,7 +189,8 @@ def _foreign(table: pa.Table) -> ShardIndex:
 
     features = datasets.Features({"key": datasets.Value("string"), "fields": datasets.Value("string")})
     offsets, sizes = (table[name].to_numpy().astype(np.int64) for name in ("offset", "size"))
-    return ShardIndex(table.select(["key", "fields"]), features, {}, offsets, sizes, np.full(len(table), -1))
+    others = json.loads((table.schema.metadata or {})[OTHERS_KEY])
+    return ShardIndex(table.select(["key", "fields"]), features, {}, offsets, sizes, np.full(len(table), -1), others)
 
 
 def _features(schema: pa.Schema) -> Any:

@@ -37,6 +37,7 @@ class Shards:
         sizes: int64 ``(N,)``, bytes of the picture there; empty for Parquet.
         checks: int64 ``(N,)``, CRC-32 of the picture there, -1 where nobody has noted it; empty for Parquet,
             whose pages have checksums of their own.
+        members_left_out: members of tar files that are neither pictures nor columns, by the ending of their names.
         value_range: what is black and white in images with more than 8 bits a channel, where the shards say so.
     """
 
@@ -47,6 +48,7 @@ class Shards:
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
     checks: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    members_left_out: dict[str, int] = field(default_factory=dict)
     value_range: list[float] | None = None
 
     def shard_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
@@ -102,6 +104,7 @@ def read_streams(
         offsets=np.concatenate([index.offsets for index in indices]),
         sizes=np.concatenate([index.sizes for index in indices]),
         checks=np.concatenate([index.checks for index in indices]),
+        members_left_out=_members_left_out(indices, chosen),
         value_range=indices[0].layout.get("value_range"),
     )
     return table, shards
@@ -127,6 +130,18 @@ def _names(chosen: StreamColumns) -> set[str]:
     """The columns to read."""
     single = {str(value) for key, value in chosen.items() if key != "attributes"}
     return {*single, *chosen.get("attributes", [])} - {""}
+
+
+def _members_left_out(indices: Sequence[ShardIndex], chosen: StreamColumns) -> dict[str, int]:
+    """Members of tar files that nothing is read from, by the last ending of their names."""
+    names = _names(chosen)
+    used = names | {name.partition(".")[0] for name in names}
+    left: Counter[str] = Counter()
+    for index in indices:
+        for member, count in index.others.items():
+            if member not in used:
+                left[Path(f"key.{member.lstrip('.')}").suffix] += count
+    return dict(left)
 
 
 def _usual_members(index: ShardIndex) -> StreamColumns:

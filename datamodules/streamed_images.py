@@ -7,6 +7,8 @@ WebDataset: tar files whose members ``key.jpg``, ``key.cls``, ``key.txt``, ``key
 from __future__ import annotations
 
 import json
+import os
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +21,11 @@ from datamodules.captions import CaptionMode
 from datamodules.columns import Missing, composed
 from datamodules.dataset import Collate, CountedLoader
 from datamodules.loaders import eval_loader, train_loader, training_batch_size
+from datamodules.location import count_files_left_out
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
 from datamodules.prompts import PromptOptions
 from datamodules.schema import DEFAULT_SEED, UserError
-from datamodules.shard_files import ShardFormat, find_shards, format_of
+from datamodules.shard_files import INDEX_FILE, ShardFormat, find_shards, format_of, local_path
 from datamodules.shards import Shards
 from datamodules.stream_dataset import OnBad, StreamedDataset
 from datamodules.stream_order import StreamOrder, StreamSampler
@@ -256,6 +259,16 @@ class StreamedImages(ImageDataModule):
             view: epoch that pictures are augmented for as in training; None for the evaluation transform.
         """
         return self._once(split, view, "error")
+
+    def count_left_out(self) -> dict[str, int]:
+        """Count the files beside local shards that are none, and members of tar files that nothing is read from."""
+        urls = [url.removeprefix("file://") for url in self._opened().urls]
+        local = [url for url in urls if "://" not in url]
+        indices = {str(Path(url).parent / INDEX_FILE) for url in local}
+        top = local_path(self.shards) if isinstance(self.shards, str) and local else ""
+        beside = count_files_left_out([*local, *indices], "", top if os.path.isdir(top) else "")  # noqa: PTH112
+        left = Counter(beside) + Counter(self._opened().members_left_out)
+        return dict(sorted(left.items(), key=lambda one: (-one[1], one[0])))
 
     def data_record(self) -> dict[str, Any]:
         """What the run record says of the data; skipped pictures are those that earlier stages came across."""

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -19,6 +20,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from datamodules.cache_folder import exclusively
 from datamodules.images import HEIF_SUFFIXES, SUFFIXES
+from datamodules.location import is_left_alone
 from datamodules.schema import UserError
 from datamodules.shard_files import open_shard, shard_error, unpacked
 from datamodules.verification import cache_directory
@@ -30,7 +32,10 @@ if TYPE_CHECKING:
 PICTURE_SUFFIXES = tuple(suffix.removeprefix(".") for suffix in (*SUFFIXES, *HEIF_SUFFIXES))
 """Members of a tar file that are pictures, the first that a sample has."""
 
-_FORMAT = 2  # Counts up when the meaning of the cached columns changes.
+OTHERS_KEY = b"others"
+"""Metadata of what is known of a tar file: its members that are no pictures of samples, counted by ending as JSON."""
+
+_FORMAT = 3  # Counts up when the meaning of the cached columns changes.
 _LARGEST_TEXT = 1 << 20
 _MEMBER = re.compile(r"((?:.*/|)[^./][^.]*)\.([^/]+)")
 
@@ -44,7 +49,8 @@ def scanned(url: str, picture_suffix: str) -> pa.Table:
 
     Returns:
         For each sample ``key``, ``offset`` and ``size`` of its picture in the archive, and ``fields``, its short
-        members by their endings as JSON.
+        members by their endings as JSON. The schema's metadata count all other members: by what follows a sample's key
+        (``json``, ``seg.png``), and files of no sample by their last ending with its dot.
 
     Raises:
         UserError: where the shard cannot be read, is truncated or not in the format.
@@ -110,8 +116,9 @@ def _scan(url: str, picture_suffix: str) -> pa.Table:
     import pyarrow as pa
 
     columns: dict[str, list[Any]] = {"key": [], "offset": [], "size": [], "fields": []}
+    others: Counter[str] = Counter()
     with open_shard(url, sequential=True) as file, _whole(url, file) as archive:
-        for key, members in _samples(url, archive):
+        for key, members in _samples(url, archive, others):
             suffixes = [picture_suffix] if picture_suffix else PICTURE_SUFFIXES
             place = next((members[suffix] for suffix in suffixes if suffix in members), None)
             if not isinstance(place, tuple):
@@ -120,12 +127,13 @@ def _scan(url: str, picture_suffix: str) -> pa.Table:
                     f"data shards: {url}: sample {key!r} has no picture ({wanted}) but {', '.join(sorted(members))}; "
                     "correct the shard, or name the ending with columns: {image: …}"
                 )
+            others.update(suffix for suffix, member in members.items() if member is not place)
             texts = {suffix: text for suffix, text in members.items() if isinstance(text, str)}
             for name, value in zip(columns, (key, *place, json.dumps(texts)), strict=True):
                 columns[name].append(value)
     if not columns["key"]:
         raise UserError(f"data shards: {url} has no samples (files called key.jpg, key.cls …); name a WebDataset shard")
-    return pa.table(columns)
+    return pa.table(columns).replace_schema_metadata({OTHERS_KEY: json.dumps(others)})
 
 
 @contextlib.contextmanager
@@ -143,8 +151,8 @@ def _whole(url: str, file: IO[bytes]) -> Iterator[IO[bytes]]:
         raise shard_error(url, error) from error
 
 
-def _samples(url: str, archive: IO[bytes]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Keys, and by ending either (offset, size) of a picture or the content of a short text."""
+def _samples(url: str, archive: IO[bytes], others: Counter[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Keys, and by ending either (offset, size) of a picture or the content of a short text; others are counted."""
     key, members = "", dict[str, Any]()
     watched = _LastBlock(archive)
     with tarfile.open(fileobj=cast("IO[bytes]", watched), mode="r|") as tar:
@@ -152,6 +160,8 @@ def _samples(url: str, archive: IO[bytes]) -> Iterator[tuple[str, dict[str, Any]
             tar.members = []  # type: ignore[attr-defined]  # else all members of the file gather there
             match = _MEMBER.fullmatch(member.name.removeprefix("./")) if member.isfile() else None
             if match is None:
+                if member.isfile() and not any(map(is_left_alone, Path(member.name).parts)):
+                    others[Path(member.name).suffix.lower() or "."] += 1
                 continue
             if match[1] != key and members:
                 yield key, members

@@ -8,15 +8,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from datamodules.label_file import FORMULA, unguarded
 from datamodules.whole_files import written_whole
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["read_csv", "timed_directory", "write_csv", "written_whole"]
-
-_FORMULA = re.compile(r"'*[=+\-@\t\r]")
-"""How a cell begins that a spreadsheet may compute: ids, captions and class names are often somebody else's."""
 
 _NUMBERS = re.compile(r"[+-]?[\d.][\d.,eE+\-–±% \[\]()]*|[+-](inf|nan)")
 """Numbers, also with their intervals: nothing to compute, and no reason to turn them into text."""
@@ -25,7 +23,7 @@ _NUMBERS = re.compile(r"[+-]?[\d.][\d.,eE+\-–±% \[\]()]*|[+-](inf|nan)")
 def write_csv(path: Path, frame: pd.DataFrame, *, index: bool = False) -> None:
     """Write a table whole; text that a spreadsheet would take for a formula gets an apostrophe in front.
 
-    ``read_csv`` takes it away again.
+    ``read_csv`` and ``read_label_file`` take it away again.
 
     Args:
         path: of the file.
@@ -54,19 +52,20 @@ def read_csv(path: Path) -> pd.DataFrame:
     """
     import pandas as pd
 
-    frame = pd.read_csv(path)
+    # A class called "None" or "NA" is a text; what write_csv has no value for is an empty cell.
+    frame = pd.read_csv(path, keep_default_na=False, na_values=[""])
     frame.columns = frame.columns.map(_unescaped)
     return frame.map(_unescaped)
 
 
 def _escaped(cell: Any) -> Any:
-    if not isinstance(cell, str) or not _FORMULA.match(cell) or _NUMBERS.fullmatch(cell):
+    if not isinstance(cell, str) or not FORMULA.match(cell) or _NUMBERS.fullmatch(cell):
         return cell
     return f"'{cell}"
 
 
 def _unescaped(cell: Any) -> Any:
-    return cell[1:] if isinstance(cell, str) and cell.startswith("'") and _FORMULA.match(cell) else cell
+    return unguarded(cell) if isinstance(cell, str) else cell
 
 
 def timed_directory(place: Path) -> Path:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from datamodules.columns import composed
 from datamodules.schema import UNKNOWN, UserError
 from datamodules.trust import file_name
 from evaluation.run_files import CONFIG, RunFiles
@@ -66,11 +67,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     command.add_argument("run", type=Path, metavar="RUN", help="run directory")
     which = command.add_mutually_exclusive_group()
     which.add_argument("--worst", type=int, metavar="N", help=f"the worst mistakes (default: {_WORST} of them)")
-    which.add_argument("--ids", nargs="+", metavar="NAME", help="pictures of the run's data by name")
+    which.add_argument("--ids", nargs="+", type=composed, metavar="NAME", help="pictures of the run's data by name")
     which.add_argument("--image", nargs="+", type=Path, metavar="FILE", help="any picture files")
     command.add_argument("--method", choices=_METHODS, default="gradcam", help="(default: gradcam)")
-    command.add_argument("--task", help="whose classes are explained (default: the main task)")
-    command.add_argument("--shown_class", metavar="CLASS", help="explain this class instead of the chosen one")
+    command.add_argument("--task", type=composed, help="whose classes are explained (default: the main task)")
+    command.add_argument(
+        "--shown_class", type=composed, metavar="CLASS", help="explain this class instead of the chosen one"
+    )
     command.add_argument(
         "--text", action="append", default=[], help="explain the likeness to this text; of dual encoders; repeatable"
     )

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from datamodules.schema import UNKNOWN, UserError
+from datamodules.trust import file_name
 from evaluation.exploration import Collection, Looks
 from evaluation.exploration_figures import Tile, density_curves, picture_map
 from evaluation.html_page import Section
@@ -159,7 +160,7 @@ def density_section(
         f"without colour (saturation up to {COLOURLESS:g}) have no hue and are left out of the first panel."
     ]
     figure = density_curves(curves, levels, f"{task}: hue, saturation, value")
-    return Section(title, says, {f"hsv_{task}": figure}, missing=missing)
+    return Section(title, says, {f"hsv_{file_name(task)}": figure}, missing=missing)
 
 
 def centroid_section(
@@ -193,7 +194,7 @@ def centroid_section(
         "Neighbours are easily confused by colour. Hue is averaged as a number, so reds may lie far from each other."
     ]
     figure = picture_map(places, tiles, f"{task}: classes by the colour of their centre")
-    return Section(title, says, {f"isomap_{task}": figure})
+    return Section(title, says, {f"isomap_{file_name(task)}": figure})
 
 
 def thumbnail(picture: NDArray[np.uint8], side: int = _THUMBNAIL) -> NDArray[np.uint8]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodules.columns import composed
 from datamodules.schema import DATA_ARGUMENTS, UserError
 
 if TYPE_CHECKING:
@@ -37,9 +38,14 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     add_data_arguments(command)
     command.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="for explore.html, PNG and CSV files")
-    command.add_argument("--task", help="whose classes are looked at closely (default: the main task)")
+    command.add_argument("--task", type=composed, help="whose classes are looked at closely (default: the main task)")
     command.add_argument(
-        "--classes", nargs="+", default=[], metavar="C", help="to show colours of (default: the 6 most frequent)"
+        "--classes",
+        nargs="+",
+        default=[],
+        type=composed,
+        metavar="C",
+        help="to show colours of (default: the 6 most frequent)",
     )
     command.add_argument(
         "--pictures", type=int, default=3000, metavar="N", help="looked at, drawn evenly (default: 3000)"

@@ -63,20 +63,21 @@ def out_of_fold(
         labels: int64 ``(N,)``, all known.
         groups: ``(N,)``, the physical object of each.
         num_classes: C.
-        folds: at most; fewer where there are fewer groups.
+        folds: at most; fewer where there are fewer groups, or fewer samples of every class.
         seed: of the division.
 
     Returns:
         float64 ``(N, C)``; NaN in the rows whose label the other folds do not have, which cannot be judged.
 
     Raises:
-        UserError: for fewer than two classes or two groups, or features that are not finite.
+        UserError: for fewer than two classes or groups, classes of one sample only, or features that are not finite.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
     _check(features, labels, groups)
+    folds = min(folds, len(np.unique(groups)), int(np.bincount(labels).max()))
     result = np.full((len(labels), num_classes), np.nan)
-    splitter = StratifiedGroupKFold(min(folds, len(np.unique(groups))), shuffle=True, random_state=seed)
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     for train, held_out in _divisions(splitter, labels, groups):
         present = np.unique(labels[train])
         if len(present) < 2:
@@ -133,6 +134,8 @@ def _noise(joint: NDArray[np.int64], counts: NDArray[np.int64]) -> float:
 def _check(features: NDArray[Any], labels: NDArray[np.int64], groups: NDArray[Any]) -> None:
     if len(np.unique(labels)) < 2:
         raise UserError("label issues: there are fewer than two classes with a labelled sample, so nothing to compare")
+    if np.bincount(labels).max() < 2:
+        raise UserError("label issues: no class has two labelled samples, so none can be judged by others")
     if len(np.unique(groups)) < 2:
         raise UserError("label issues: all samples are of one group, so none can be judged by others")
     if not np.isfinite(features).all():

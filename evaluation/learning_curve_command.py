@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodules.columns import composed
 from datamodules.schema import UNKNOWN, UserError
 from evaluation.explore_command import add_data_arguments, collection_of, data_of
 
@@ -42,7 +43,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     command.add_argument(
         "--to", type=Path, required=True, metavar="FOLDER", help="for the curve as PNG, and the tables"
     )
-    command.add_argument("--task", help="to learn (default: the main task)")
+    command.add_argument("--task", type=composed, help="to learn (default: the main task)")
     command.add_argument(
         "--by", nargs="+", choices=_STRATEGIES, default=["entropy", "margin", "coreset"], help="strategies"
     )

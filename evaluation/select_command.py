@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodules.columns import composed
 from datamodules.schema import DATA_ARGUMENTS, LABEL_TASK, UNKNOWN, UserError
 from evaluation.predictions import predicted_classes
 from evaluation.selection import Pool, ranking, to_label
@@ -48,7 +49,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     command.add_argument("--by", choices=_STRATEGIES, default="margin", help="(default: margin)")
     command.add_argument("--n", type=int, default=50, help="pictures (default: 50)")
     command.add_argument("--to", type=Path, required=True, metavar="CSV", help="table to write")
-    command.add_argument("--task", help="that is to be labelled (default: the main task)")
+    command.add_argument("--task", type=composed, help="that is to be labelled (default: the main task)")
     command.add_argument("--labelled_too", action="store_true", help="rank pictures that have a label as well")
 
 

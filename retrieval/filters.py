@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from datamodules.columns import composed
 from datamodules.schema import UserError
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def checked_filter(text: str, columns: Mapping[str, Column]) -> str:
     if len(text) > LONGEST:
         raise UserError(f"filter: has {len(text):,} characters, at most {LONGEST:,} are read; shorten it")
     try:
+        text = composed(text)  # as labels, names and captions are
         return _Writer(text, columns).condition(_parse(text), 0)
     except ParseError as error:
         found = error.errors[0] if error.errors else {}

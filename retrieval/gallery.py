@@ -5,6 +5,7 @@ Up to ``EXACT_LIMIT`` pictures every search is exact; past that it uses an appro
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -193,6 +194,14 @@ class Gallery:
             UserError: for a filter that is none.
         """
         return self._fitting.places(self._condition(where))
+
+    def id_of(self, text: str) -> str:
+        """The id as the gallery spells it, of a text that may be in another Unicode normal form; else the text."""
+        forms = dict.fromkeys([text, *(unicodedata.normalize(form, text) for form in ("NFC", "NFD"))])
+        if len(forms) == 1:
+            return text
+        there = set(self._pictures.scan(["id"], one_of("id", list(forms))).column("id").to_pylist())
+        return next((form for form in forms if form in there), text)
 
     def rows(self, ids: Sequence[str], columns: Sequence[str]) -> pa.Table:
         """Rows in the order of ``ids``.

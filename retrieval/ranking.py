@@ -14,6 +14,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodules.columns import composed
 from datamodules.schema import UserError
 from retrieval.filtered_rows import Where
 from retrieval.fusion import reciprocal_rank_fusion
@@ -51,6 +52,8 @@ class Query:
             raise UserError(f"give exactly one of a text, --image and --like; there are {len(given)}")
         if self.text is None:
             return
+        # Labels and captions are in NFC, what people type or paste need not be.
+        object.__setattr__(self, "text", composed(self.text))
         if not self.text.strip():
             raise UserError('the query is empty; say what to look for, for example "blue plastic bottle"')
         if len(self.text) > MAX_CHARACTERS:

@@ -112,6 +112,8 @@ def _answer(options: argparse.Namespace) -> Answer:
     if options.find == "captions" and options.ranker not in {None, "clip"}:
         raise UserError(f"--ranker {options.ranker}: does not go with --find captions, which compares vectors")
     gallery = Gallery.open(options.gallery, checked_device(options.device))
+    if query.like is not None:
+        query = Query(like=gallery.id_of(query.like))
     searcher = Searcher(
         gallery,
         lambda: _encoder(gallery, options),

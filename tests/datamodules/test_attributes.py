@@ -74,13 +74,16 @@ def norm(text: str) -> str:
 
 
 def test_aliases_are_applied_to_their_attribute_alone() -> None:
-    aliases = {"color": {"grey": "gray", "n/a": "unknown", "-": ""}, "class": {"cap": "hat"}}
+    aliases: dict[str, dict[str, str | None]] = {
+        "color": {"grey": "gray", "n/a": "unknown", "-": "", "?": None},
+        "class": {"cap": "hat"},
+    }
     missing = Missing(["unknown"])
     vocabulary = Vocabulary({"aliases": aliases}, missing)
-    assert vocabulary.values("colour", [" grey ", "n/a", "-", "red"]) == ["gray", "", "", "red"]
+    assert vocabulary.values("colour", [" grey ", "n/a", "-", "?", "red"]) == ["gray", "", "", "", "red"]
     assert vocabulary.values("material", ["grey", "cap"]) == ["grey", "cap"]
     assert vocabulary.values("class", ["cap"]) == ["hat"]
-    assert missing.counts == {"attribute colour": {"n/a": 1, "-": 1}}
+    assert missing.counts == {"attribute colour": {"n/a": 1, "-": 1, "?": 1}}
 
 
 def test_letters_in_two_unicode_forms_are_one_value() -> None:

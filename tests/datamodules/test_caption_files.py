@@ -56,6 +56,15 @@ def test_what_is_wrong_is_gathered_by_row(tmp_path: Path, name: str, text: str, 
     assert message in told
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("header", ["image{}caption", "caption{}comment_number{}image", "sep={}\nimage{}caption"])
+def test_kaggles_table_may_have_any_separator(tmp_path: Path, separator: str, header: str) -> None:
+    names = header.replace("{}", separator).split("\n")[-1].split(separator)
+    row = separator.join({"image": "a#1.jpg", "caption": "one #2", "comment_number": "0"}[name] for name in names)
+    text = f"{header.replace('{}', separator)}\n{row}\n"
+    assert read_captions(written(tmp_path, "captions.txt", text)).captions == {"a#1.jpg": ["one #2"]}
+
+
 def test_a_unicode_line_separator_does_not_end_a_caption(tmp_path: Path) -> None:
     file = read_captions(written(tmp_path, "t.token", "a.jpg#0\tone\u2028two\x85three\r\na.jpg#1\tfour\r\n"))
     assert file.captions == {"a.jpg": ["one\u2028two\x85three", "four"]}

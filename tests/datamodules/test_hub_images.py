@@ -227,3 +227,25 @@ def test_class_names_in_another_unicode_form_are_the_same(tmp_path: Path) -> Non
     data = HubImages(root, split={"val_fraction": 0.0, "test_fraction": 0.0})
     assert data.tasks == {"class": ["caf\u00e9", "tea"]}
     assert data.class_counts == {"class": [1, 1]}
+
+
+@pytest.mark.parametrize("kind", ["disk", "parquet"])
+def test_files_in_a_local_folder_that_are_not_read_are_counted(kind: Any, tmp_path: Path) -> None:
+    root = write_hub_dataset(tmp_path / "set", kind=kind)
+    assert HubImages(str(root)).files_left_out == {}
+    for name in ("a.jpg", "b.JPG", "notes"):
+        (root / name).write_bytes(b"")
+    assert HubImages(str(root)).data_record()["files_left_out"] == {".jpg": 2, "": 1}
+
+
+def test_files_among_the_images_of_a_local_folder_are_counted(tmp_path: Path) -> None:
+    for place, split in enumerate(("train", "train", "test")):
+        for label in ("cup", "hat"):
+            folder = tmp_path / "set" / split / label
+            folder.mkdir(parents=True, exist_ok=True)
+            picture(place, "red", look=place).save(folder / f"{place}.png")
+    (tmp_path / "set" / "train" / "cup" / "notes.txt").write_bytes(b"")
+    (tmp_path / "set" / "train" / "cup" / "Thumbs.db").write_bytes(b"")
+    data = HubImages(str(tmp_path / "set"), checks={"allow_leaks": ["exact", "near"]})
+    assert len(data.table) == 6
+    assert data.files_left_out == {".db": 1, ".txt": 1}

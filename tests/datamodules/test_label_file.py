@@ -108,6 +108,7 @@ SPREADSHEETS = {
     "comma": TABLE,
     "semicolons": 'name;note;size\nb\u00e9;"a, b; c";1.5\nc;"two\nlines";\n',
     "tabs": 'name\tnote\tsize\nb\u00e9\ta, b; c\t1.5\nc\t"two\nlines"\t\n',
+    "bars": 'name|note|size\nb\u00e9|a, b; c|1.5\nc|"two\nlines"|\n',
     "Excel's own line": 'sep=;\nname;note;size\nb\u00e9;"a, b; c";1.5\nc;"two\nlines";\n',
     "byte order mark": "\ufeff" + TABLE,
     "blank lines": "\n  \n" + TABLE + "\n,,\n  \n",
@@ -139,3 +140,20 @@ def test_a_column_without_a_name_is_left_out_and_reported(tmp_path: Path) -> Non
     file = read_label_file(path, ["a"])
     assert file.columns == {"a": ["x", "z"], "b": ["y", ""]}
     assert file.notes == [f"{path}: column 1 has no name and is left out"]
+
+
+def test_bars_separate_fields_where_the_header_says_so(tmp_path: Path) -> None:
+    file = read_label_file(write(tmp_path / "a.csv", 'name|note|size\na|"b|c, d;e"|1\n'), ["name", "size"])
+    assert file.columns == {"name": ["a"], "note": ["b|c, d;e"], "size": ["1"]}
+    file = read_label_file(write(tmp_path / "b.csv", "name,a|b|c|d\nx,1|2\n"), ["name"])
+    assert file.columns == {"name": ["x"], "a|b|c|d": ["1|2"]}, "the column that must be there decides"
+
+
+def test_apostrophes_that_guard_against_formulas_are_no_part_of_a_text(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "name,'=b\n'-bag,''=1\n'quoted',it's\n'-bag,-5\n")
+    file = read_label_file(path, ["name", "=b"])
+    assert file.columns == {"name": ["-bag", "'quoted'", "-bag"], "=b": ["'=1", "it's", "-5"]}
+    assert file.notes == [
+        f"{path}: an apostrophe before = + - or @ guards against formulas and is no part of the text; left out of "
+        '2 texts, such as "\'-bag"'
+    ]

@@ -21,7 +21,17 @@ from datamodules.shard_files import open_shard
 from experiments.cli import main
 from tests.datamodules.from_yaml import from_yaml
 from tests.datamodules.noise import Recorder, Seen, trainer
-from tests.datamodules.shard_sets import SIZES, TRAIN, assert_same, batches, ids_of, on_rank, served, streamed
+from tests.datamodules.shard_sets import (
+    SIZES,
+    TRAIN,
+    assert_same,
+    batches,
+    ids_of,
+    on_rank,
+    served,
+    streamed,
+    write_tar,
+)
 
 
 def test_an_epoch_shows_every_sample_once_and_the_next_one_in_another_order(shards: str) -> None:
@@ -262,3 +272,17 @@ def test_two_real_processes_with_workers(shards: str, tmp_path: Path) -> None:
         assert set(shares[0] + shares[1]) == TRAIN
     validated = streamed(shards).split_indices("val").tolist()
     assert sorted(reports[0]["val"] + reports[1]["val"]) == sorted(validated * 2)
+
+
+def test_files_beside_shards_and_unused_members_are_counted_as_left_out(packed: Path, tmp_path: Path) -> None:
+    sample = {"jpg": b"a", "cls": "x", "json": "{}", "mask.png": b"b"}
+    write_tar(tmp_path / "tars" / "train-0.tar", [("a", sample), ("b", sample), ("notes", {"md": "x", "jpg": b"c"})])
+    (tmp_path / "tars" / "more").mkdir()
+    for name in ("README", "photo.JPG", "more/photo.jpg", ".hidden"):
+        (tmp_path / "tars" / name).write_bytes(b"")
+    data = streamed(str(tmp_path / "tars"), columns={"label": "", "attributes": []})
+    assert data.files_left_out == {".cls": 2, ".jpg": 2, ".json": 2, ".png": 2, "": 1, ".md": 1}
+    data = streamed(str(tmp_path / "tars" / "train-0.tar"), columns={"label": "cls"})
+    assert data.files_left_out == {".json": 2, ".png": 2, "": 1, ".jpg": 1, ".md": 1}, "beside the shard that is named"
+    for folder in ("webdataset", "parquet"):
+        assert streamed(str(packed / folder)).data_record()["files_left_out"] == {}, "shards of ours have none"

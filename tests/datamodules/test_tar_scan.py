@@ -11,7 +11,7 @@ import pytest
 
 from datamodules import tar_scan
 from datamodules.schema import UserError
-from datamodules.tar_scan import scanned, stamp_of
+from datamodules.tar_scan import OTHERS_KEY, scanned, stamp_of
 from datamodules.verification import cache_directory
 from tests.datamodules.shard_sets import encoded, served, write_tar
 
@@ -53,6 +53,8 @@ def test_pictures_and_texts_are_found(mode: str, tmp_path: Path) -> None:
         for row, content in enumerate((b"one", b"second", b"3")):
             archive.fileobj.seek(table["offset"][row].as_py())
             assert archive.fileobj.read(table["size"][row].as_py()) == content
+    others = json.loads(table.schema.metadata[OTHERS_KEY])
+    assert others == {"txt": 1, "json": 1, "seg.png": 1, "npy": 1}, "all members but the pictures"
     assert scanned(str(write_tar(tmp_path / "b.tar", samples[1:2])), "seg.png")["size"].to_pylist() == [12]
 
 

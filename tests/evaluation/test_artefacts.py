@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from datamodules.label_file import read_label_file
 from evaluation.artefacts import read_csv, write_csv
 
 FORMULAS = [
@@ -37,6 +38,15 @@ def test_numbers_and_other_texts_are_as_they_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", [*FORMULAS, *PLAIN])
 def test_what_is_read_back_is_what_was_written(tmp_path: Path, text: str) -> None:
     frame = pd.DataFrame({"=a": [text, "between", text], "b": [1.5, -2.5, np.nan]})
+    write_csv(tmp_path / "a.csv", frame)
+    pd.testing.assert_frame_equal(read_csv(tmp_path / "a.csv"), frame)
+    labels = read_label_file(tmp_path / "a.csv", ["=a"])
+    assert labels.columns["=a"] == [text, "between", text], "also as the labels of a data set"
+
+
+@pytest.mark.parametrize("name", ["None", "NA", "nan", "null"])
+def test_a_name_that_pandas_takes_for_a_missing_value_is_a_text(tmp_path: Path, name: str) -> None:
+    frame = pd.DataFrame({"class": [name, "cup", None], "b": [1.5, -2.5, np.nan]})
     write_csv(tmp_path / "a.csv", frame)
     pd.testing.assert_frame_equal(read_csv(tmp_path / "a.csv"), frame)
 

@@ -153,6 +153,20 @@ def test_unreadable_pictures_and_one_class_are_told(tmp_path: Path) -> None:
         assert told in text
 
 
+@pytest.mark.parametrize(("count", "told"), [(8, ""), (4, "no class has two labelled samples")])
+def test_a_few_pictures_have_a_page_that_says_what_it_lacks(count: int, told: str, tmp_path: Path) -> None:
+    root = write_products(tmp_path / "products", classes=4, grey=False)
+    table = pd.read_csv(root / "labels.csv").groupby("class_label").head(count // 4)
+    table["split"] = ["train"] * (count - 2) + ["val", "test"]
+    table["instance_id"] = range(count)
+    table.to_csv(root / "labels.csv", index=False)
+    checks = ["--data.init_args.checks", "{allow_leaks: [groups, exact, near]}"]
+    assert explore(tmp_path / "out", *data("Products", root, *checks)) == 0
+    text = (tmp_path / "out" / "explore.html").read_text(encoding="utf-8")
+    assert all(f">{section}<" in text for section in SECTIONS)
+    assert told in text
+
+
 def test_leaks_are_on_the_page(tmp_path: Path) -> None:
     root = write_products(tmp_path / "products", grey=False)
     table = pd.read_csv(root / "labels.csv")

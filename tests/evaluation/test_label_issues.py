@@ -114,6 +114,7 @@ def test_nothing_judged_is_nothing_suspected() -> None:
     ("labels", "groups", "features", "message"),
     [
         ([0, 0, 0], [0, 1, 2], [[0.0], [1.0], [2.0]], "fewer than two classes"),
+        ([0, 1, 2], [0, 1, 2], [[0.0], [1.0], [2.0]], "no class has two labelled samples"),
         ([0, 1, 0], [5, 5, 5], [[0.0], [1.0], [2.0]], "all samples are of one group"),
         ([0, 1, 0], [0, 1, 2], [[0.0], [np.inf], [2.0]], "features are not finite"),
     ],
@@ -123,3 +124,9 @@ def test_what_cannot_be_judged_is_told(
 ) -> None:
     with pytest.raises(UserError, match=message):
         out_of_fold(np.array(features), np.array(labels), np.array(groups), 2)
+
+
+def test_classes_of_fewer_samples_than_folds_are_judged_in_fewer() -> None:
+    features = np.array([[0.0], [0.1], [1.0], [1.1]])
+    said = out_of_fold(features, np.array([0, 0, 1, 1]), np.arange(4), 2)
+    np.testing.assert_allclose(said.sum(axis=1), 1)

@@ -1,0 +1,122 @@
+"""Attributes, classes and files that are called like our own columns, or like nothing sane, from fit to explain."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from evaluation.__main__ import main as evaluation
+from evaluation.artefacts import read_csv
+from experiments.cli import main as experiments
+from retrieval.__main__ import main as retrieval
+from retrieval.filter_columns import filter_columns
+from retrieval.gallery import Gallery
+from tests.fake_pictures import COLOURS, picture
+
+NAMES = [
+    *("group", "caption", "split", "source", "row", "name", "id", "label", "image", "target", "embedding", "vector"),
+    *("confidence", "size", "key", "content", "path", "text", "predicted", "logits", "accuracy", "loss", "total"),
+    *("class with spaces", "$x", "[b]", "it's", 'a"b', "a/b", "é", "label_id", "*", "1st", "train"),
+]
+NO_COLUMNS = ["a.b", "x`y"]
+"""Tasks as others, but a gallery's table cannot have such columns."""
+
+CLASSES = ["=sum", "a.b/c $1$ [d]"]
+YAML = """
+name: odd
+data:
+  class_path: datamodules.Products
+  init_args:
+    root: {root}
+    image: {{size: 16}}
+    loader: {{batch_size: 8}}
+    checks: {{allow_leaks: [exact, near, groups]}}
+model:
+  class_path: lightning_modules.MultiTaskClassifier
+  init_args: {{backbone: test_vit, pretrained: false}}
+trainer: {{max_epochs: 1, accelerator: cpu, enable_progress_bar: false, enable_model_summary: false}}
+predictions: {{splits: [test]}}
+wandb: {{mode: disabled}}
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set with odd names, two runs of it that were tested, and a gallery of the first."""
+    place = tmp_path_factory.mktemp("odd")
+    (place / "data" / "images").mkdir(parents=True)
+    rows = []
+    for number in range(16):
+        path = f"images/é #{number} [x].png"
+        picture(number % 2, list(COLOURS)[number % 6], look=number).save(place / "data" / path)
+        attributes = ";".join(f"{name}:v{number % 2}" for name in [*NAMES, *NO_COLUMNS])
+        part = "train" if number < 8 else ("val", "test")[number % 4 // 2]
+        rows.append([path, CLASSES[number % 2], attributes, "a caption", part])
+    columns = ["image_path", "class_label", "attributes", "caption", "split"]
+    pd.DataFrame(rows, columns=columns).to_csv(place / "data" / "labels.csv", index=False)
+    (place / "odd.yaml").write_text(YAML.format(root=place / "data"), encoding="utf-8")
+    for seed, wanted in (("1", NAMES), ("2", [*NAMES, *NO_COLUMNS])):
+        arguments = [
+            "--config",
+            str(place / "odd.yaml"),
+            "--runs",
+            str(place / f"runs{seed}"),
+            "--seed_everything",
+            seed,
+        ]
+        arguments.append(f"--data.init_args.attributes={json.dumps(wanted)}")
+        assert experiments(["fit", *arguments, "--test_best=true"]) == 0
+    assert retrieval(["index", "--run", str(run_of(place)), "--gallery", str(place / "g"), "--device", "cpu"]) == 0
+    return place
+
+
+def run_of(place: Path, seed: int = 1) -> Path:
+    [run] = (place / f"runs{seed}" / "odd").iterdir()
+    return run
+
+
+def test_every_attribute_is_a_task_and_can_be_filtered_by(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gallery = Gallery.open(str(place / "g"))
+    assert gallery.identity.labels == ["class", *NAMES]
+    assert len(filter_columns(gallery.columns(), gallery.identity)) >= len(NAMES)
+    for name in NAMES:
+        # An attribute is called label_id, so that the column label_id of the attribute id needs its longer name.
+        column = "gallery_label_id" if name == "id" else f"label_{name}".replace('"', '""')
+        where = f"\"{column}\" = 'v1'"
+        rows = gallery.table(["id", f"label_{name}"], where)
+        assert set(rows.column(f"label_{name}").to_pylist()) == {"v1"}, name
+        assert len(rows) == 8, name
+    first = gallery.table(["id"]).column("id")[0].as_py()
+    capsys.readouterr()
+    apart = unicodedata.normalize("NFD", first)
+    assert apart != first
+    where = unicodedata.normalize("NFD", "\"label_é\" = 'v1'")
+    assert retrieval(["search", "--gallery", str(place / "g"), "--like", apart, "--where", where, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["query"]["like"] == first
+
+
+def test_what_cannot_be_a_column_is_refused_by_name(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    index = ["index", "--run", str(run_of(place, 2)), "--gallery", str(place / "other"), "--device", "cpu"]
+    assert retrieval(index) == 2
+    assert "attribute 'a.b' cannot be a column of a gallery; rename it" in capsys.readouterr().err
+
+
+def test_runs_are_compared_and_reported(place: Path, tmp_path: Path) -> None:
+    assert evaluation(["compare", str(run_of(place)), str(run_of(place, 2)), "--html", str(tmp_path / "c.html")]) == 0
+    assert evaluation(["report", str(run_of(place)), "--to", str(tmp_path / "r")]) == 0
+    assert (
+        evaluation(["explore", "--config", str(place / "odd.yaml"), "--to", str(tmp_path / "e"), "--task", "a/b"]) == 0
+    )
+
+
+def test_what_explain_is_asked_for_may_be_in_another_normal_form(place: Path, tmp_path: Path) -> None:
+    name = unicodedata.normalize("NFD", "images/é #10 [x].png")
+    task = unicodedata.normalize("NFD", "é")
+    arguments = ["explain", str(run_of(place)), "--ids", name, "--task", task, "--to", str(tmp_path)]
+    assert evaluation(arguments) == 0
+    assert read_csv(tmp_path / "explained.csv")["name"].tolist() == ["images/é #10 [x].png"]
