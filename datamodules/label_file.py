@@ -15,13 +15,11 @@ from typing import Any
 
 from datamodules.columns import composed
 from datamodules.schema import UserError
+from datamodules.trust import unguarded
 
 _SEPARATORS = (",", ";", "\t", "|")
 _HEAD = 1 << 16
 """Characters of a file in which its header is looked for."""
-
-FORMULA = re.compile(r"'*[=+\-@\t\r]")
-"""How a cell begins that a spreadsheet may compute, or that has been guarded against that with an apostrophe."""
 
 Problems = list[tuple[int, str]]
 """Line of the file and what is wrong there."""
@@ -87,11 +85,6 @@ def _utf16(data: bytes) -> str | None:
     if data.startswith(b"\xfe\xff") or (data[0:8:2] == b"\0\0\0\0" and b"\0" not in data[1:8:2]):
         return "utf-16-be"
     return None
-
-
-def unguarded(cell: str) -> str:
-    """A cell without the apostrophe that keeps a spreadsheet from computing it, as our own tables have it."""
-    return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell
 
 
 def read_label_file(path: Path, required: Sequence[str]) -> LabelFile:

@@ -22,6 +22,9 @@ OWN = ("callbacks", "datamodules", "lightning_modules")
 PLUGINS = "VITRINE_PLUGINS"
 """Environment variable: modules, separated by commas, whose classes a run may name as well."""
 
+FORMULA = re.compile(r"'*[=+\-@\t\r]")
+"""How a cell begins that a spreadsheet may compute, or that has been guarded against that with an apostrophe."""
+
 _RUN_CONFIG = "config.yaml"
 _OF_A_RUN = ("run.json", "metrics.csv", "checkpoints", "predictions")
 _LONGEST = 150  # with a time, a number or a suffix behind it still a file name on every system
@@ -163,3 +166,8 @@ def file_name(text: str) -> str:
     if plain == text and len(plain.encode()) <= _LONGEST and not _OF_OTHER_FILES.fullmatch(text):
         return plain
     return plain.encode()[: _LONGEST - 9].decode(errors="ignore") + "_" + hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def unguarded(cell: str) -> str:
+    """A cell without the apostrophe that keeps a spreadsheet from computing it, as our own tables have it."""
+    return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datamodules.label_file import FORMULA, unguarded
+from datamodules.trust import FORMULA, unguarded
 from datamodules.whole_files import written_whole
 
 if TYPE_CHECKING:

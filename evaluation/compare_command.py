@@ -9,10 +9,11 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unicodedata import normalize
 
-from datamodules.columns import composed
 from evaluation.comparison_cells import cells, parts, shown_columns
 from evaluation.comparison_table import (
     ComparedRow,
@@ -50,7 +51,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories, at least two")
     command.add_argument("--split", default="test", help="split whose predictions are read (default: test)")
     command.add_argument(
-        "--task", type=composed, help="compare on this task only (default: on all that the runs have in common)"
+        "--task",
+        type=partial(normalize, "NFC"),
+        help="compare on this task only (default: on all that the runs have in common)",
     )
     command.add_argument(
         "--join", action="store_true", help="runs of the same name are seeds or folds of one experiment: a row each"

@@ -8,11 +8,11 @@ the table is written anew from what was understood, never the user's own text.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from datamodules.columns import composed
 from datamodules.schema import UserError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def checked_filter(text: str, columns: Mapping[str, Column]) -> str:
     if len(text) > LONGEST:
         raise UserError(f"filter: has {len(text):,} characters, at most {LONGEST:,} are read; shorten it")
     try:
-        text = composed(text)  # as labels, names and captions are
+        text = unicodedata.normalize("NFC", text)  # as labels, names and captions are
         return _Writer(text, columns).condition(_parse(text), 0)
     except ParseError as error:
         found = error.errors[0] if error.errors else {}

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.columns import composed
 from datamodules.schema import UserError
 from retrieval.filtered_rows import Where
 from retrieval.fusion import reciprocal_rank_fusion
@@ -53,7 +53,7 @@ class Query:
         if self.text is None:
             return
         # Labels and captions are in NFC, what people type or paste need not be.
-        object.__setattr__(self, "text", composed(self.text))
+        object.__setattr__(self, "text", unicodedata.normalize("NFC", self.text))
         if not self.text.strip():
             raise UserError('the query is empty; say what to look for, for example "blue plastic bottle"')
         if len(self.text) > MAX_CHARACTERS:
