@@ -46,8 +46,8 @@ def written_whole(path: Path) -> Iterator[Path]:
         partial.replace(path)
         flush(path.parent)
     except OSError as error:
-        # The name that the user knows; some errors of writing have none.
-        if error.filename in (None, partial, str(partial)):
+        # The name that the user knows; some errors of writing have none, and those that are a plain text take none.
+        if error.errno is not None and error.filename in (None, partial, str(partial)):
             error.filename, error.filename2 = str(path), None
         raise
     finally:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import errno
+import struct
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -112,7 +114,11 @@ def test_all_checkpoints_survive_a_power_cut_and_none_that_is_damaged_is_read(
     assert sorted(path.name for path in folder.iterdir()) == ["best.ckpt", "last.ckpt"]
     last = folder / "last.ckpt"
     content = bytearray(last.read_bytes())
-    content[len(content) // 2] ^= 1
+    with zipfile.ZipFile(last) as archive:
+        largest = max(archive.infolist(), key=lambda record: record.file_size)
+    # Its first byte, which follows the record's header, name and padding.
+    lengths = struct.unpack_from("<HH", content, largest.header_offset + 26)
+    content[largest.header_offset + 30 + sum(lengths)] ^= 1
     last.write_bytes(content)
     torch.load(last, weights_only=True)  # without a word
     again = tiny_trainer(tmp_path, callbacks=[LastCheckpoint()], max_epochs=2)

@@ -34,7 +34,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "loader": {"batch_size": 6},
             }
         },
-        "model": {"init_args": {"task_weights": {"class": 1.0, "colour": 0.5, "material": 0.5}}},
+        "model": {"init_args": {"task_weights": {"class": 1.0, "colour": 0.5, "material": 0.5, "condition": None}}},
         "trainer": {
             "max_epochs": 2,
             "enable_progress_bar": False,
