@@ -51,8 +51,13 @@ def leak_section(collection: Collection, audit: Mapping[str, Any]) -> Section:
             for pair in leaks[kind]
         ]
     not_checked: Mapping[str, str] = leaks.get("not_checked", {})
-    counted = [] if "groups" in not_checked else [f"groups {len(leaks['groups'])}"]
+    own_groups = bool(leaks.get("own_groups"))
+    counted = [] if "groups" in not_checked or own_groups else [f"groups {len(leaks['groups'])}"]
     missing = []
+    if own_groups and "groups" not in not_checked:
+        missing.append(
+            "The data name no objects (groups) with several pictures: whether one is in several splits is not known."
+        )
     if leaks["near_radius"] is None:
         missing.append("Pictures are generated, so they are not compared with each other: only groups are looked at.")
     else:
@@ -114,18 +119,24 @@ def label_section(
         )
     if not issues.judged or issues.accuracy < TOO_WEAK:
         return Section(_TITLE, missing=missing)
-    section = Section(_TITLE, _told(task, issues, origin), missing=missing)
+    own_groups = len(set(collection.groups.tolist())) == len(collection.groups)
+    section = Section(_TITLE, _told(task, issues, origin, own_groups), missing=missing)
     if len(issues.rows):
         section.tables[f"suspects_{file_name(task)}"] = _suspects(collection, rows, labels, names, issues)
         section.figures[f"suspects_{file_name(task)}"] = _suspect_sheet(collection, rows, labels, names, issues)
     return section
 
 
-def _told(task: str, issues: LabelIssues, origin: str) -> list[str]:
+def _told(task: str, issues: LabelIssues, origin: str, own_groups: bool) -> list[str]:
+    apart = (
+        "no picture is judged by itself (the data name no objects with several pictures)"
+        if own_groups
+        else "no object is judged by its own pictures"
+    )
     noise = f"The estimated share of wrong labels is {issues.noise:.1%}. " if issues.accuracy >= STRONG else ""
     return [
         f"{len(issues.rows):,} of {issues.judged:,} labels of {task} are suspected by confident learning. {noise}They "
-        f"come from a linear probe on {origin}, cross-validated so that no object is judged by its own pictures.",
+        f"come from a linear probe on {origin}, cross-validated so that {apart}.",
         f"The probe itself is right, by the labels, for {issues.accuracy:.1%}: the less that is, the more of the "
         "suspected labels are right and the probe is wrong. Look before you change a label.",
     ]

@@ -1,8 +1,8 @@
 """What choosing pictures by a strategy is worth beside choosing them at random, on data whose labels are known.
 
 Labels are hidden and given out step by step: a linear classifier learns from those it has, a strategy chooses the next
-ones, and accuracy is measured on other objects. All strategies of a seed begin with the same random pictures, so their
-differences are paired.
+ones, and accuracy is measured on validation and test. All strategies of a seed begin with the same random pictures, so
+their differences are paired.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def learning_curves(
 
     Args:
         pool: to choose from.
-        test: other objects.
+        test: to measure on, of other objects where the data name them.
         strategies: beside random choice.
         seeds: one curve of each strategy for each.
         schedule: how labels are given out; it ends early where the pool is used up.
@@ -129,7 +129,7 @@ def curve_figure(curves: pd.DataFrame, title: str) -> Figure:
         axes.plot(mean.index, mean, style, color=colour, marker="o", markersize=3.5, label=plain(str(strategy)))
         axes.fill_between(mean.index, by_labels.min(), by_labels.max(), color=colour, alpha=0.12, linewidth=0)
     axes.set_xlabel("labelled pictures")
-    axes.set_ylabel("accuracy on other objects")
+    axes.set_ylabel("accuracy on validation and test")
     axes.set_title(plain(title), fontsize=11)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)

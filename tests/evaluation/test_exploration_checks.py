@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,19 @@ def test_generated_pictures_are_not_said_to_be_compared() -> None:
     assert "generated" in section.missing[0]
     assert not section.tables
     assert not section.figures
+
+
+def test_data_that_name_no_objects_are_not_called_free_of_leaks_between_them() -> None:
+    bare = small_collection()
+    bare = replace(bare, groups=bare.names)
+    section = leak_section(bare, audit(own_groups=True))
+    assert "groups" not in section.says[0]
+    assert "whether one is in several splits is not known" in section.missing[0]
+    bare.targets["class"][8] = 2
+    looks = looks_of(bare)
+    says = label_section(bare, "class", looks.rows, looks.features, "pixels").says[0]
+    assert "no picture is judged by itself" in says
+    assert "no object is judged by its own" not in says
 
 
 def test_a_wrong_label_is_suspected() -> None:
