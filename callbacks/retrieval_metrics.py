@@ -22,11 +22,12 @@ ReportedSplit = Literal["val", "test"]
 
 
 class _Direction(NamedTuple):
-    """The ranks of one direction, and int64 ``(Q,)``, the picture that each query is or belongs to."""
+    """The ranks of one direction among so many candidates, and int64 ``(Q,)``, the image of each query."""
 
     name: str
     ranked: RankedQueries
     pictures: torch.Tensor
+    candidates: int
 
 
 class _Share(NamedTuple):
@@ -158,7 +159,8 @@ class RetrievalMetrics(Callback):
         ]
         rows = report_rows(answers)
         write_report(Path(trainer.default_root_dir) / "reports" / f"{split}_retrieval.csv", rows)
-        Console().print(report_table(rows, f"{split}: retrieval [95 %]"))
+        candidates = {direction.name: direction.candidates for direction in found}
+        Console().print(report_table(rows, f"{split}: retrieval [95 %]", candidates))
 
 
 def _share(batches: Sequence[Mapping[str, torch.Tensor]], trainer: Trainer) -> _Share:
@@ -246,4 +248,7 @@ def _both_directions(share: _Share) -> list[_Direction]:
     asking = share.image_id[asks]
     to_text = rank_queries(share.image[asks], share.text, asking, share.text_id)
     to_image = rank_queries(share.text, share.image, share.text_id, share.image_id)
-    return [_Direction("image_to_text", to_text, asking), _Direction("text_to_image", to_image, share.text_id)]
+    return [
+        _Direction("image_to_text", to_text, asking, len(share.text)),
+        _Direction("text_to_image", to_image, share.text_id, len(share.image)),
+    ]

@@ -7,7 +7,7 @@ queries of the same kind, not with another or a larger gallery.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -110,14 +110,25 @@ def read_report(path: Path) -> list[Row]:
     return [Row(*values) for values in frame.itertuples(index=False, name=None)]
 
 
-def report_table(rows: Sequence[Row], title: str) -> Table:
-    """The rows as a table with a column for each direction, and the mean recall below."""
+def report_table(rows: Sequence[Row], title: str, candidates: Mapping[str, int] | None = None) -> Table:
+    """The rows as a table with a column for each direction, and the mean recall below.
+
+    Args:
+        rows: of the report.
+        title: above it.
+        candidates: by direction how many items were ranked; recalls that so few make trivial are named.
+    """
     from rich.table import Table
     from rich.text import Text
 
     cells = {(row.direction, row.metric): with_interval(row) for row in rows}
     directions = {row.direction: row.n for row in rows if row.direction != BOTH}
     caption = " ".join(f"{row.metric} {with_interval(row)}" for row in rows if row.direction == BOTH)
+    from retrieval.metrics import RECALL_AT
+
+    for direction, count in (candidates or {}).items():
+        if trivial := [f"R@{k}" for k in RECALL_AT if k >= count]:
+            caption += f"\n{', '.join(trivial)} of {direction} cannot be below 1: there are {count} candidates"
     table = Table(title=Text(title), caption=Text(caption))
     table.add_column("metric")
     for direction, n in directions.items():

@@ -121,3 +121,9 @@ def test_file_and_table_say_the_same(tmp_path: Path) -> None:
     row = by_name(rows)["text_to_image", "R@5"]
     assert f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]" in printed
     assert f"mean_recall {rows[-1].value:.3f} [" in printed
+    assert "cannot be below 1" not in printed
+    few = Console(width=100, file=io.StringIO(), record=True)
+    few.print(report_table(rows, "test", {"image_to_text": 11, "text_to_image": 5}))
+    told = " ".join(few.export_text().split())
+    assert "R@5, R@10 of text_to_image cannot be below 1: there are 5 candidates" in told
+    assert "of image_to_text" not in told
