@@ -210,7 +210,8 @@ def complete_image(options: ImageOptions | None) -> ImageOptions:
         UserError: for an unknown key or a value out of range.
     """
     filled = cast("ImageOptions", _filled("image", IMAGE_DEFAULTS, options))
-    _require(filled["size"] >= 1, "image.size", filled["size"], "at least 1")
+    # PyTorch cannot scale a color image to a single pixel.
+    _require(filled["size"] >= 2, "image.size", filled["size"], "at least 2")
     _require(0 < filled["crop_fraction"] <= 1, "image.crop_fraction", filled["crop_fraction"], "above 0 and at most 1")
     _require_choice("image.interpolation", filled["interpolation"], get_args(Interpolation))
     _require_choice("image.resize", filled["resize"], get_args(Resize))

@@ -46,6 +46,7 @@ from experiments.opened_run import opened_arguments
 from experiments.refusals import (
     refuse_conflicting_checkpoint,
     refuse_other_checkpoints,
+    refuse_reversed_selection,
     refuse_spawning,
     refuse_test_metrics,
     refuse_trainer_options,
@@ -251,6 +252,8 @@ class VitrineCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Refuse what could not be trusted, before anything is computed."""
         refuse_test_metrics(self.callbacks)
+        if self.subcommand == "fit":
+            refuse_reversed_selection(self.callbacks)
         refuse_other_checkpoints(
             self.callbacks, self._get(self.config_init, "checkpoint"), self._get(self.config_init, "last")
         )

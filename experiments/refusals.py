@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -138,6 +139,26 @@ def refuse_test_metrics(callbacks: list[Callback]) -> None:
                 f"{type(callback).__name__}.monitor: {monitor!r} would select on the test split, and the test result "
                 "would no longer be one; monitor a val/… metric"
             )
+
+
+def refuse_reversed_selection(callbacks: Sequence[Callback]) -> None:
+    """Refuse callbacks that would keep, or wait for, the worst epoch: ``mode`` is min unless it is set.
+
+    Raises:
+        UserError: A callback takes the lowest of a metric of ours that is better the higher it is, or the other way.
+    """
+    for callback in callbacks:
+        monitor, mode = getattr(callback, "monitor", None), getattr(callback, "mode", None)
+        metric = str(monitor).rpartition("/")[2]
+        right = "max" if _HIGHER_IS_BETTER.fullmatch(metric) else "min" if metric in _LOWER_IS_BETTER else mode
+        if mode in ("min", "max") and mode != right:
+            key = "checkpoint" if isinstance(callback, BestCheckpoint) else type(callback).__name__
+            worst = "lowest" if mode == "min" else "highest"
+            raise UserError(f"{key}.mode: {mode} takes the {worst} {monitor} for the best; set {key}.mode: {right}")
+
+
+_HIGHER_IS_BETTER = re.compile(r"accuracy|mean_per_class|top\d+|f1_\w+|R@\d+|mAP|mean_recall")
+_LOWER_IS_BETTER = ("loss", "median_rank")
 
 
 def refuse_other_checkpoints(callbacks: Sequence[Callback], best: BestCheckpoint, last: LastCheckpoint) -> None:

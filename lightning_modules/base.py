@@ -6,6 +6,7 @@ may want of it. Pretrained weights are only fetched where no checkpoint replaces
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
@@ -66,6 +67,8 @@ class VisionTask(LightningModule, ABC):
         self, *, lr: float, weight_decay: float, schedule: ScheduleName, optim_options: OptimOptions | None
     ) -> None:
         super().__init__()
+        if not (math.isfinite(weight_decay) and weight_decay >= 0):
+            raise UserError(f"weight_decay: must be a number that is not negative, got {weight_decay}")
         self.weight_decay = weight_decay
         self.optim_options = checked_options(optim_options)
         self.phases = [single_phase(lr, schedule, self.optim_options)]

@@ -201,7 +201,9 @@ def test_wrong_options_are_refused_by_key(augment: AugmentOptions, message: str)
         train_transform({}, augment, hue_safe=False)
 
 
-@pytest.mark.parametrize("image", [{"size": 0}, {"crop_fraction": 0.0}, {"interpolation": "nearest"}, {"sise": 3}])
+@pytest.mark.parametrize(
+    "image", [{"size": 0}, {"size": 1}, {"crop_fraction": 0.0}, {"interpolation": "nearest"}, {"sise": 3}]
+)
 def test_wrong_image_options_are_refused(image: ImageOptions) -> None:
     with pytest.raises(UserError, match="data image"):
         eval_transform(image)

@@ -15,6 +15,7 @@ from datamodules.schema import UserError
 from experiments.refusals import (
     refuse_conflicting_checkpoint,
     refuse_other_checkpoints,
+    refuse_reversed_selection,
     refuse_test_metrics,
     refuse_trainer_options,
     refuse_untrained,
@@ -127,6 +128,29 @@ def test_untrained_model_is_not_evaluated() -> None:
     with pytest.raises(UserError, match="--ckpt_path"):
         refuse_untrained(Model(0.1, []), "test")
     refuse_untrained(Ready(0.1, []), "test")
+
+
+@pytest.mark.parametrize(
+    ("monitor", "mode", "right"),
+    [
+        ("val/class/accuracy", "min", "max"),
+        ("val/mean_per_class", "min", "max"),
+        ("val/colour/f1_macro", "min", "max"),
+        ("val/class/top5", "min", "max"),
+        ("val/text_to_image/R@10", "min", "max"),
+        ("val/retrieval/mean_recall", "min", "max"),
+        ("val/loss", "max", "min"),
+        ("val/class/loss", "max", "min"),
+        ("val/image_to_text/median_rank", "max", "min"),
+    ],
+)
+def test_the_worst_epoch_is_not_taken_for_the_best(monitor: str, mode: Any, right: Any) -> None:
+    with pytest.raises(UserError, match=rf"^checkpoint\.mode: {mode} takes .* set checkpoint\.mode: {right}$"):
+        refuse_reversed_selection([BestCheckpoint(monitor=monitor, mode=mode)])
+    with pytest.raises(UserError, match=rf"^EarlyStopping\.mode: .* set EarlyStopping\.mode: {right}$"):
+        refuse_reversed_selection([EarlyStopping(monitor=monitor, mode=mode)])
+    others = [BestCheckpoint(monitor="val/of_their_own", mode=mode), ModelCheckpoint(), LastCheckpoint()]
+    refuse_reversed_selection([BestCheckpoint(monitor=monitor, mode=right), *others])
 
 
 @pytest.mark.parametrize(

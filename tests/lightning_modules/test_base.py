@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader
 
+from datamodules.schema import UserError
 from lightning_modules.base import VisionTask
 from lightning_modules.encoders import ImageEncoder
 from lightning_modules.optim import TrainingPhase
@@ -104,6 +105,12 @@ def test_half_precision_learns_with_all_that_a_loss_may_have(tmp_path: Path, pre
     trainer.fit(task, DataLoader(cast("Any", [batch]), batch_size=None), TinyData().val_dataloader())
     assert torch.isfinite(trainer.callback_metrics["train/loss"])
     assert torch.isfinite(trainer.callback_metrics["val/loss"])
+
+
+@pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
+def test_a_weight_decay_that_makes_weights_grow_is_refused(value: float) -> None:
+    with pytest.raises(UserError, match=f"^weight_decay: must be a number that is not negative, got {value}"):
+        tiny_classifier(weight_decay=value)
 
 
 def test_a_frozen_backbone_keeps_its_weights_and_statistics(tmp_path: Path) -> None:
