@@ -5,6 +5,7 @@ The canonical name of the colour attribute is ``colour``; ``color`` is folded in
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypedDict
@@ -13,6 +14,9 @@ from datamodules.columns import Missing, attribute_column, composed
 from datamodules.label_file import Problems, read_text
 from datamodules.schema import LABEL_TASK, UserError
 from datamodules.table import table_error
+
+_ANOTHER = re.compile(r"[|,]\s*[^\W\d][\w ]*:")
+"""A further name and colon in a value, behind something else than a semicolon."""
 
 _FOLDED = {"color": "colour"}
 
@@ -63,6 +67,8 @@ def parse_attributes(text: str) -> tuple[dict[str, str], list[str]]:
             wrong.append(f"attribute {part.strip()!r}: the name {LABEL_TASK!r} is taken by the class label")
         elif key in values:
             wrong.append(f"attribute {key!r} occurs twice")
+        elif _ANOTHER.search(value):
+            wrong.append(f"attribute {part.strip()!r} looks like several; separate attributes by semicolons")
         else:
             values[key] = value.strip()
     return values, wrong

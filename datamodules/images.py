@@ -1,9 +1,9 @@
 """Reading an image, whatever its file format and color mode, as 8-bit RGB in its upright orientation.
 
 An image that cannot be read whole is an error that names it, never a blank or half an image: PNG files are compared
-with their checksums, and what libjpeg notices of damaged JPEG data counts. WebP, TIFF, GIF, BMP, AVIF and JPEG 2000
-carry no checksums of their pixels: there truncated files are noticed, and whatever their decoders refuse. Bytes after
-the end of an image are ignored.
+with their checksums and number of rows, and what libjpeg notices of damaged JPEG data counts. WebP, TIFF, GIF, BMP,
+AVIF and JPEG 2000 carry no checksums of their pixels: there truncated files are noticed, and whatever their decoders
+refuse. Bytes after the end of an image are ignored.
 
 This is the only place where image files are opened, so that one list of formats and one set of bounds holds.
 """
@@ -11,7 +11,9 @@ This is the only place where image files are opened, so that one list of formats
 from __future__ import annotations
 
 import io
+import os
 import re
+import struct
 import threading
 import warnings
 import zlib
@@ -63,6 +65,9 @@ warnings.filterwarnings("ignore", message="The image decoding and encoding capab
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _BACKGROUND = (255, 255, 255)
 _FULL = (0.0, 65535.0)
+_INTERLACED = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+"""Adam7: first column and row, and steps across and down, of each pass of an interlaced PNG."""
+
 _BITS = (8, 10, 12, 14, 16)
 _PIECE = 1 << 20
 _LARGE = 1 << 24
@@ -265,7 +270,10 @@ def _pixels(image: Image.Image, file: IO[bytes], value_range: ValueRange) -> NDA
         shallow = _from_deep_color(image, file, value_range)
     else:
         shallow = image
-    return np.array(_to_rgb(shallow if upright is None else shallow.transpose(upright)))
+    pixels = np.array(_to_rgb(shallow if upright is None else shallow.transpose(upright)))
+    if image.format == "PNG":
+        _check_png_rows(image, file)
+    return pixels
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
@@ -333,6 +341,35 @@ def _check_png(file: IO[bytes]) -> None:
         if int.from_bytes(end) != checksum:
             raise ValueError(f"damaged: wrong checksum of a chunk {kind.decode('ascii', 'replace')!r}")
     file.seek(place)
+
+
+def _check_png_rows(image: Image.Image, file: IO[bytes]) -> None:
+    """Refuse a PNG with right checksums and too few rows: Pillow leaves what is missing black."""
+    image.load()
+    is_interlaced = bool(image.info.get("interlace"))
+    if not is_interlaced and np.asarray(image.crop((0, image.height - 1, image.width, image.height))).any():
+        return  # the last row is there, and so are all others
+    place = file.tell()
+    file.seek(16)
+    width, height, depth, color = struct.unpack(">IIBB", file.read(10))
+    bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color]
+    passes = _INTERLACED if is_interlaced else ((0, 0, 1, 1),)
+    sizes = [(-((left - width) // across), -((top - height) // down)) for left, top, across, down in passes]
+    expected = sum(rows * (1 + -(-columns * bits // 8)) for columns, rows in sizes if columns > 0 and rows > 0)
+    file.seek(33)
+    inflate, found, kind = zlib.decompressobj(), 0, b""
+    while kind != b"IEND":
+        head = file.read(8)
+        length, kind = int.from_bytes(head[:4], "big"), head[4:]
+        data = file.read(length) if kind == b"IDAT" else b""
+        while data:
+            found += len(inflate.decompress(data, 1 << 20))
+            data = inflate.unconsumed_tail
+        file.seek(4 if kind == b"IDAT" else length + 4, os.SEEK_CUR)
+    found += len(inflate.flush())
+    file.seek(place)
+    if found < expected:
+        raise ValueError(f"damaged: has {found} of {expected} bytes of pixels")
 
 
 def _from_deep_gray(image: Image.Image, value_range: ValueRange) -> Image.Image:

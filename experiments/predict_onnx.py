@@ -3,7 +3,7 @@
 This file stands on its own: ``python -m experiments export`` puts a copy of it beside the model. It needs
 ``numpy``, ``pillow`` and ``onnxruntime``, and for texts (``--text``, dual encoders) ``tokenizers``; not PyTorch, and
 nothing of Vitrine. Pictures are brought to the network's size as in training and testing; normalisation is part of the
-model.
+model. With ``simplejpeg``, damage within JPEG files is noticed, too; Pillow notices truncated ones only.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import hashlib
 import json
 import math
 import os
+import re
 import signal
+import struct
 import sys
 import zlib
 from collections.abc import Mapping, Sequence
@@ -39,6 +41,9 @@ SUMMARY = "export.json"
 MAX_PIXELS = 89_478_485
 """Larger pictures are refused before they are decoded: a small file can hold one that fills the memory."""
 
+MAX_BYTES = 2**30
+"""Larger files are refused: uncompressed, ``MAX_PIXELS`` with four channels of 16 bits fit."""
+
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 """Decoders that are ever tried, whatever a file is called; some of Pillow's others start other programs."""
 
@@ -49,6 +54,10 @@ TIE_TOLERANCE = 1e-6
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _FULL = (0.0, 65535.0)
+_HARMLESS_BYTES = 15
+_INTERLACED = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+"""Adam7: first column and row, and steps across and down, of each pass of an interlaced PNG."""
+
 _MOST_ENLARGED = 1 << 24
 _BORDER = (128, 128, 128)
 _TURNS = {
@@ -118,12 +127,16 @@ class Model:
         """
         try:
             with Path(path).open("rb") as file, _opened(file) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise ValueError(f"more than {MAX_PIXELS} pixels")
+                _refuse_too_large(image, file)
                 if image.format == "PNG":
                     _check_png(file)
+                if image.format in ("JPEG", "MPO"):
+                    _check_jpeg(file, image.mode)
                 options = self.metadata["image"]
-                return prepared(_upright(image, options.get("value_range", "auto")), options)
+                rgb = _upright(image, options.get("value_range", "auto"))
+                if image.format == "PNG":
+                    _check_png_rows(image, file)
+                return prepared(rgb, options)
         # Decoders of broken files raise whatever they stumble over.
         except Exception as error:
             reason = "no such file" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())
@@ -276,6 +289,38 @@ def _opened(file: IO[bytes]) -> Image.Image:
     return Image.open(file, formats=("HEIF",))
 
 
+def _refuse_too_large(image: Image.Image, file: IO[bytes]) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"more than {MAX_PIXELS} pixels")
+    tags = getattr(image, "tag_v2", {})
+    width, height = tags.get(322, 1), tags.get(323, 1)
+    if isinstance(width, int) and isinstance(height, int) and width * height > 4 * MAX_PIXELS:
+        raise ValueError(f"tiles of {width} × {height} pixels")
+    place = file.tell()
+    size = file.seek(0, os.SEEK_END)
+    file.seek(place)
+    if size > MAX_BYTES:
+        raise ValueError(f"more than {MAX_BYTES} bytes")
+
+
+def _check_jpeg(file: IO[bytes], mode: str) -> None:
+    """Refuse a JPEG of which libjpeg warns, as training does, where simplejpeg is installed; Pillow hides it."""
+    try:
+        import simplejpeg
+    except ImportError:
+        return
+    place = file.tell()
+    file.seek(0)
+    try:
+        simplejpeg.decode_jpeg(file.read(), "CMYK" if mode == "CMYK" else "RGB")
+    except ValueError as error:
+        stray = re.search(r"(\d+) extraneous bytes", str(error))
+        harmless = re.search(r"progression|Invalid SOS|JFIF revision|Adobe color|ICC profile", str(error))
+        if int(stray[1]) > _HARMLESS_BYTES if stray else not harmless:
+            raise
+    file.seek(place)
+
+
 def _check_png(file: IO[bytes]) -> None:
     """Refuses a PNG whose checksums are wrong or whose end is missing; Pillow does not look at those of pixels."""
     place = file.tell()
@@ -296,6 +341,35 @@ def _check_png(file: IO[bytes]) -> None:
     file.seek(place)
 
 
+def _check_png_rows(image: Image.Image, file: IO[bytes]) -> None:
+    """Refuse a PNG with right checksums and too few rows: Pillow leaves what is missing black."""
+    image.load()
+    is_interlaced = bool(image.info.get("interlace"))
+    if not is_interlaced and np.asarray(image.crop((0, image.height - 1, image.width, image.height))).any():
+        return  # the last row is there, and so are all others
+    place = file.tell()
+    file.seek(16)
+    width, height, depth, color = struct.unpack(">IIBB", file.read(10))
+    bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color]
+    passes = _INTERLACED if is_interlaced else ((0, 0, 1, 1),)
+    sizes = [(-((left - width) // across), -((top - height) // down)) for left, top, across, down in passes]
+    expected = sum(rows * (1 + -(-columns * bits // 8)) for columns, rows in sizes if columns > 0 and rows > 0)
+    file.seek(33)
+    inflate, found, kind = zlib.decompressobj(), 0, b""
+    while kind != b"IEND":
+        head = file.read(8)
+        length, kind = int.from_bytes(head[:4], "big"), head[4:]
+        data = file.read(length) if kind == b"IDAT" else b""
+        while data:
+            found += len(inflate.decompress(data, 1 << 20))
+            data = inflate.unconsumed_tail
+        file.seek(4 if kind == b"IDAT" else length + 4, os.SEEK_CUR)
+    found += len(inflate.flush())
+    file.seek(place)
+    if found < expected:
+        raise ValueError(f"damaged: has {found} of {expected} bytes of pixels")
+
+
 def _upright(image: Image.Image, value_range: str | Sequence[float]) -> Image.Image:
     """RGB, turned as the orientation tag says; a tag that cannot be read is none."""
     tiles = getattr(image, "tile", None)
@@ -307,9 +381,11 @@ def _upright(image: Image.Image, value_range: str | Sequence[float]) -> Image.Im
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except (OSError, SyntaxError, ValueError, KeyError, TypeError):
         orientation = 1
+    if is_deep_color and "transparency" in image.info:
+        raise ValueError("16 bits a channel with a transparent color; save it with 8 bits")
     if is_deep_color:
-        high = np.array(image.convert("RGB")).max() * 256 + 255
-        if _chosen(0, float(high), value_range, has_16_bits=True) != _FULL:
+        high = float(np.array(image.convert("RGB")).max()) * 256 + 255
+        if _chosen(0, high, value_range, has_16_bits=True) != _FULL:
             raise ValueError("16 bits a channel in color of which fewer are used; save it with 8 bits")
     rgb = _rgb(image, value_range)
     turn = _TURNS.get(orientation) if isinstance(orientation, int) else None

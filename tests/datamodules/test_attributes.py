@@ -42,6 +42,8 @@ def test_no_attributes_are_no_mistake(text: str) -> None:
         ("colour:red;material:a;material:b", "'material' occurs twice"),
         ("colour:red;color:red", "'colour' occurs twice"),
         ("class:watch", "taken by the class label"),
+        ("colour:red|size:large", "looks like several; separate attributes by semicolons"),
+        ("colour:red, size:large", "looks like several; separate attributes by semicolons"),
     ],
 )
 def test_malformed_attributes_are_told(text: str, wrong: str) -> None:

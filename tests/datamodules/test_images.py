@@ -405,3 +405,61 @@ def test_the_error_is_a_users_and_travels_between_processes() -> None:
     error = ImageError("a.jpg: truncated")
     assert isinstance(error, UserError)
     assert str(pickle.loads(pickle.dumps(error))) == "a.jpg: truncated"  # noqa: S301 -- our own bytes
+
+
+def png_of(chunks: list[tuple[bytes, bytes]]) -> bytes:
+    """A PNG of some chunks with right checksums."""
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "I;16"])
+@pytest.mark.parametrize("size", [(1, 1), (5, 9), (64, 33)])
+def test_a_png_whose_last_rows_are_missing_is_refused_though_its_checksums_are_right(
+    mode: str, size: tuple[int, int]
+) -> None:
+    pixels = np.random.default_rng(0).integers(1, 256, (size[1], size[0], 4), dtype=np.uint8)
+    drawn = Image.fromarray(pixels[..., 0].astype(np.uint16) * 256) if mode == "I;16" else None
+    for image in (drawn or Image.fromarray(pixels).convert(mode), Image.new(mode, size)):
+        buffer = io.BytesIO()
+        image.save(buffer, format="PNG")
+        content = buffer.getvalue()
+        read_image(content, value_range="dtype")  # also where the last row is black
+        chunks, place = [], 8
+        while place < len(content):
+            length = int.from_bytes(content[place : place + 4], "big")
+            chunks.append((content[place + 4 : place + 8], content[place + 8 : place + 8 + length]))
+            place += length + 12
+        raw = zlib.decompress(b"".join(data for kind, data in chunks if kind == b"IDAT"))
+        others = [chunk for chunk in chunks if chunk[0] not in (b"IDAT", b"IEND")]
+        missing = png_of([*others, (b"IDAT", zlib.compress(raw[: len(raw) - len(raw) // size[1]])), (b"IEND", b"")])
+        with pytest.raises(ImageError, match=r"damaged: has .* bytes of pixels|cannot be decoded"):
+            read_image(missing, value_range="dtype")
+        split = zlib.compress(raw)
+        several = [(b"IDAT", split[:10]), (b"IDAT", split[10:])]
+        assert torch.equal(
+            read_image(png_of([*others, *several, (b"IEND", b"")]), value_range="dtype"),
+            read_image(content, value_range="dtype"),
+        )
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (8, 8), (21, 13)])
+def test_an_interlaced_png_that_lacks_passes_is_refused(size: tuple[int, int]) -> None:
+    width, height = size
+    steps = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+    rows = [
+        b"\0" + bytes(len(range(left, width, across)))
+        for left, top, across, down in steps
+        if left < width
+        for _ in range(top, height, down)
+    ]
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 1)
+
+    def png(count: int) -> bytes:
+        data = zlib.compress(b"".join(rows[:count]))
+        return png_of([(b"IHDR", header), (b"IDAT", data), (b"IEND", b"")])
+
+    assert read_image(png(len(rows))).shape == (3, height, width)
+    with pytest.raises(ImageError, match=r"damaged: has|cannot be decoded"):
+        read_image(png(len(rows) - 1))

@@ -3,8 +3,10 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +149,77 @@ def test_the_same_files_are_refused_and_strips_cost_as_little(tmp_path: Path, mo
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (1, 80_000, 3), dtype=np.uint8)).save(tmp_path / "b.png")
     own = eval_transform(model.metadata["image"])(read_image(tmp_path / "b.png")).numpy()
     assert np.abs(model.read(tmp_path / "b.png").astype(int) - own.astype(int)).max() <= 1
+
+
+def color(value_bits: int, transparency: bytes = b"", kept: int = 40) -> bytes:
+    """A PNG with 16 bits a channel of color, which Pillow cannot write, as file content."""
+    ramp = np.add.outer(np.arange(40), np.arange(40)) * ((2**value_bits - 1) // 78)
+    rows = np.stack([ramp, ramp[::-1], ramp[:, ::-1]], axis=-1).astype(">u2")
+    body = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows[:kept]))
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 40, 40, 16, 2, 0, 0, 0)), (b"tRNS", transparency), (b"IDAT", body)]
+    written = [(kind, data) for kind, data in [*chunks, (b"IEND", b"")] if data or kind == b"IEND"]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in written
+    )
+
+
+@pytest.mark.parametrize("value_range", ["auto", "dtype", [0, 65535]], ids=str)
+def test_color_of_16_bits_is_read_as_in_training(tmp_path: Path, model: Model, value_range: Any) -> None:
+    taught = Model(products_onnx(), threads=1)
+    options = {"size": 32, "crop_fraction": 0.8, "interpolation": "bicubic", "value_range": value_range}
+    taught.metadata = {**model.metadata, "image": options}
+    (tmp_path / "deep").write_bytes(color(16))
+    own = eval_transform(options)(read_image(tmp_path / "deep", value_range=value_range)).numpy()  # type: ignore[arg-type]
+    assert np.ptp(own) > 100
+    assert np.abs(taught.read(tmp_path / "deep").astype(int) - own.astype(int)).max() <= 1
+    (tmp_path / "half").write_bytes(color(16, kept=20))
+    with pytest.raises(PredictError, match="damaged: has 4820 of 9640 bytes"):
+        taught.read(tmp_path / "half")
+    (tmp_path / "clear").write_bytes(color(16, b"\0\0\0\0\0\0"))
+    for read in (taught.read, lambda path: read_image(path, value_range=value_range)):
+        with pytest.raises(ValueError, match="16 bits a channel with a transparent color"):
+            read(tmp_path / "clear")
+
+
+def test_color_of_16_bits_that_uses_fewer_is_refused_rather_than_read_black(tmp_path: Path, model: Model) -> None:
+    (tmp_path / "dark").write_bytes(color(12))
+    with pytest.raises(PredictError, match="of unknown range; save it with 8 bits"):
+        model.read(tmp_path / "dark")
+    taught = Model(products_onnx(), threads=1)
+    taught.metadata = {**model.metadata, "image": {**model.metadata["image"], "value_range": [0, 4095]}}
+    with pytest.raises(PredictError, match="16 bits a channel in color of which fewer are used"):
+        taught.read(tmp_path / "dark")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_damaged_jpeg_is_refused_where_training_refuses_it(
+    tmp_path: Path, model: Model, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(buffer, format="JPEG", quality=90)
+    whole, told = buffer.getvalue(), []
+    middle = len(whole) // 2
+    files = {"whole": whole, "cut": whole[:middle], "trailing": whole + b"more"}
+    files["overwritten"] = whole[:middle] + b"\xff\xd9" + whole[middle + 2 :]  # the end of the image in its middle
+    for name, content in files.items():
+        path = tmp_path / f"{name}.jpg"
+        path.write_bytes(content)
+        refusals = []
+        for read in (model.read, read_image):
+            try:
+                read(path)
+            except ValueError as error:
+                refusals.append(str(error))
+        assert len(refusals) in (0, 2), (name, refusals)
+        told += [name] if refusals else []
+    assert told == ["cut", "overwritten"]
+    # Without simplejpeg, which is no requirement, what Pillow reads is read.
+    monkeypatch.setitem(sys.modules, "simplejpeg", None)
+    assert model.read(tmp_path / "whole.jpg").shape == (3, 32, 32)
+    with pytest.raises(PredictError, match="truncated"):
+        model.read(tmp_path / "cut.jpg")
 
 
 def test_texts_are_compared_as_by_the_model(capsys: pytest.CaptureFixture[str]) -> None:
