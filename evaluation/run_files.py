@@ -239,7 +239,8 @@ def runs_among(paths: Sequence[Path], command: str, needs: str, *, unfinished_on
     Raises:
         UserError: a path does not exist, or none is a run.
     """
-    if absent := [path for path in paths if not path.exists()]:
+    # A link that leads nowhere is what a pattern found, no slip of the user's.
+    if absent := [path for path in paths if not path.exists() and not path.is_symlink()]:
         raise UserError(f"{absent[0]}: no such run directory; give the directory that `fit` or `test` printed")
     if len(paths) < 2:
         return list(paths)

@@ -257,6 +257,16 @@ def test_one_folder_that_is_no_run_is_one_line(
             assert str(path) in line
 
 
+def test_a_link_that_leads_nowhere_is_left_out(beside: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    link = beside[0].with_name("latest")
+    link.symlink_to(beside[0].with_name("removed"))
+    try:
+        assert main(["summary", *map(str, beside), str(link)]) == 0
+        assert f"summary: left out {link}: " in capsys.readouterr().err
+    finally:
+        link.unlink()
+
+
 def test_a_path_that_does_not_exist_is_a_mistake(beside: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["summary", *map(str, beside), str(beside[0] / "absent")]) == 2
     assert "absent: no such run directory" in capsys.readouterr().err
