@@ -77,6 +77,12 @@ def opened_arguments(args: Sequence[str]) -> Iterator[list[str]]:
         elif not configs and (run := _run_of(arguments)) is not None:
             path = _written(Path(folder), opened_config(run, stage))
             arguments[1:1] = ["--config", str(path)]
+        elif not configs and not any(argument.startswith(("--data", "--model")) for argument in arguments):
+            for _, value in _values_of(arguments, ("--ckpt_path",))[-1:]:
+                raise UserError(
+                    f"--ckpt_path {value}: is no checkpoint in a run directory, so nothing says what data and model to "
+                    f"take; give RUN/{CHECKPOINTS}/best.ckpt, or --config as well"
+                )
         yield arguments
 
 
@@ -103,6 +109,14 @@ def opened_config(run: Path, stage: str) -> dict[str, Any]:
             sys.stderr.write(f"{stage}: callbacks of {path} have no part in it ({', '.join(callbacks)})\n")
         config["trainer"] = {key: value for key, value in trainer.items() if key not in _NOT_BUILT}
     if stage == "fit":
+        for section in ("checkpoint", "last"):
+            options = config.get(section)
+            if isinstance(options, dict) and options.get("dirpath") is not None:
+                sys.stderr.write(
+                    f"fit: {section}.dirpath of {path} is not followed, checkpoints go to the run directory; give it "
+                    f"with --{section}.dirpath\n"
+                )
+                config[section] = {**options, "dirpath": None}
         refuse_foreign_code(config, path, _HARMLESS, f", or run what the file names with --config {path}")
     else:
         refuse_foreign_code(config, path)

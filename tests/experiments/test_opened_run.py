@@ -299,6 +299,36 @@ def test_new_directories_lie_beside_the_run_wherever_its_author_kept_theirs(run:
     assert not (tmp_path / "elsewhere").exists()
 
 
+def test_checkpoints_of_a_strangers_run_stay_in_a_run_directory(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+
+    def change(config: dict[str, Any]) -> None:
+        for section in ("checkpoint", "last"):
+            config[section]["dirpath"] = str(elsewhere)
+
+    changed(run, change)
+    assert main(["fit", "--ckpt_path", str(run / "checkpoints" / "last.ckpt"), "--trainer.max_epochs=2"]) == 0
+    err = capsys.readouterr().err
+    assert "checkpoint.dirpath of " in err
+    assert "last.dirpath of " in err
+    assert not elsewhere.exists()
+    (made,) = set(run.parent.iterdir()) - {run}
+    assert sorted(path.name for path in (made / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+@pytest.mark.parametrize("stage", ["fit", "test"])
+def test_a_checkpoint_outside_of_runs_needs_a_configuration(
+    run: Path, stage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(run / "checkpoints" / "best.ckpt", tmp_path / "copied.ckpt")
+    for value in (str(run), str(tmp_path / "copied.ckpt"), "best", ""):
+        assert main([stage, "--ckpt_path", value]) == 2
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert line.startswith(f"error: --ckpt_path {value}: is no checkpoint in a run directory")
+
+
 @pytest.mark.parametrize("name", ["../../x", "/tmp/x", "", "..", "a\\b", "sweeps"])
 def test_a_name_that_leads_elsewhere_is_refused(
     run: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
