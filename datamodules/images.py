@@ -168,6 +168,22 @@ def decoded(source: str | Path | bytes, value_range: ValueRange = "auto", max_pi
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
+def picture_pixels(image: Image.Image, value_range: ValueRange = "auto") -> torch.Tensor:
+    """Pixels of an image that Pillow holds already, made as ``read_image`` makes those of a file.
+
+    Args:
+        image: in any mode.
+        value_range: as of ``read_image``.
+
+    Returns:
+        uint8 ``(3, H, W)``, RGB, not contiguous.
+
+    Raises:
+        UndecidedRangeError: for an image of unknown range; Pillow raises others for broken files.
+    """
+    return torch.from_numpy(_upright_rgb(image, value_range)).permute(2, 0, 1)
+
+
 @contextmanager
 def opened(file: IO[bytes]) -> Iterator[Image.Image]:
     """An image whose header was read and nothing else, by one of the allowed decoders.
@@ -262,18 +278,23 @@ def _pixels(image: Image.Image, file: IO[bytes], value_range: ValueRange) -> NDA
         return _from_jpeg(image, file)
     if image.format == "PNG":
         _check_png(file)
-    is_deep_color = _is_deep_color(image)  # before the tags are read, for which Pillow decodes a PNG
-    upright = _turn(image)
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        shallow = _from_deep_gray(image, value_range)
-    elif is_deep_color:
+    # Before the tags are read, for which Pillow decodes a PNG.
+    if not _is_deep_gray(image) and _is_deep_color(image):
+        upright = _turn(image)
         shallow = _from_deep_color(image, file, value_range)
+        pixels = np.array(_to_rgb(shallow if upright is None else shallow.transpose(upright)))
     else:
-        shallow = image
-    pixels = np.array(_to_rgb(shallow if upright is None else shallow.transpose(upright)))
+        pixels = _upright_rgb(image, value_range)
     if image.format == "PNG":
         _check_png_rows(image, file)
     return pixels
+
+
+def _upright_rgb(image: Image.Image, value_range: ValueRange) -> NDArray[np.uint8]:
+    upright = _turn(image)
+    if _is_deep_gray(image):
+        image = _from_deep_gray(image, value_range)
+    return np.array(_to_rgb(image if upright is None else image.transpose(upright)))
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
@@ -370,6 +391,10 @@ def _check_png_rows(image: Image.Image, file: IO[bytes]) -> None:
     file.seek(place)
     if found < expected:
         raise ValueError(f"damaged: has {found} of {expected} bytes of pixels")
+
+
+def _is_deep_gray(image: Image.Image) -> bool:
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
 def _from_deep_gray(image: Image.Image, value_range: ValueRange) -> Image.Image:

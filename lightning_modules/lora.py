@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
@@ -184,6 +185,8 @@ def _encode_something(towers: Towers, side: Side, image_size: int) -> None:
 
 
 def _inject(network: nn.Module, layers: list[str], options: LoraOptions | LanguageLoraOptions) -> None:
+    # Where bitsandbytes is installed, peft imports it, and it warns of a four-bit kernel that nobody has asked for.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(

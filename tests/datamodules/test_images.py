@@ -24,6 +24,7 @@ from datamodules.images import (
     UndecidedRangeError,
     heif_formats,
     image_suffixes,
+    picture_pixels,
     read_image,
 )
 from datamodules.schema import UserError
@@ -81,6 +82,8 @@ def test_every_colour_mode_becomes_rgb(mode: str, file_format: str) -> None:
     assert decoded.dtype == torch.uint8
     # Lossy formats and conversions differ a little; a wrong conversion (clipped, inverted) differs by far more.
     assert (decoded.float() - expected.float()).abs().mean() < 6
+    with Image.open(io.BytesIO(encoded(image, file_format))) as opened:
+        assert picture_pixels(opened).equal(decoded)
 
 
 def test_transparency_becomes_white() -> None:
