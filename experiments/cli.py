@@ -47,6 +47,7 @@ from experiments.refusals import (
     refuse_conflicting_checkpoint,
     refuse_other_checkpoints,
     refuse_reversed_selection,
+    refuse_sections,
     refuse_spawning,
     refuse_test_metrics,
     refuse_trainer_options,
@@ -88,6 +89,13 @@ class RunConfig(SaveConfigCallback):
             if isinstance(logger, WandbLogger):
                 # Flat keys of this name belong to a sweep, and W&B refuses to change those (Lightning #7679).
                 logger.experiment.config.update({"experiment": yaml.safe_load(text)}, allow_val_change=True)
+
+
+_SECTIONS = (
+    *("trainer", "checkpoint", "last", "non_finite", "predictions"),
+    *("confusion_matrix", "class_report", "retrieval", "features"),
+)
+"""Keys of a configuration that hold options of a class, which the parser lets be anything."""
 
 
 class VitrineCLI(LightningCLI):
@@ -192,6 +200,7 @@ class VitrineCLI(LightningCLI):
         Results of a run's other checkpoints are not the run's: they would replace those of the best one.
         """
         config = self.config[self.subcommand]
+        refuse_sections(config, _SECTIONS)
         if self.subcommand == "fit":
             refuse_trainer_options(config.trainer)
         run = run_of_checkpoint(self.checkpoint) if self.checkpoint else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -83,6 +83,21 @@ def refuse_conflicting_checkpoint(model: LightningModule, checkpoint: Path, *, t
         raise UserError(
             f"--ckpt_path {checkpoint}: the weights do not fit {type(model).__name__}: {wrong}; give a whole checkpoint"
         )
+
+
+def refuse_sections(config: Mapping[str, Any], keys: Iterable[str]) -> None:
+    """Refuse sections of a configuration that are no mappings.
+
+    Args:
+        config: what was parsed.
+        keys: of the sections that it may have.
+
+    Raises:
+        UserError: Names the first such section.
+    """
+    for key in keys:
+        if key in config and not hasattr(config[key], "items"):
+            raise UserError(f"{key}: must hold options, `key: value`; got {config[key]!r}: give some or leave it out")
 
 
 def refuse_trainer_options(options: Mapping[str, Any]) -> None:

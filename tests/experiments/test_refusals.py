@@ -16,6 +16,7 @@ from experiments.refusals import (
     refuse_conflicting_checkpoint,
     refuse_other_checkpoints,
     refuse_reversed_selection,
+    refuse_sections,
     refuse_test_metrics,
     refuse_trainer_options,
     refuse_untrained,
@@ -103,6 +104,12 @@ def test_settings_that_train_nothing_or_fail_are_refused(options: dict[str, obje
     with pytest.raises(UserError, match=key):
         refuse_trainer_options(options)
     refuse_trainer_options({"accumulate_grad_batches": 1, "check_val_every_n_epoch": None, "max_epochs": -1})
+
+
+@pytest.mark.parametrize("section", [None, [1], 7])
+def test_a_section_that_is_no_mapping_is_refused(section: object) -> None:
+    with pytest.raises(UserError, match="checkpoint: must hold options"):
+        refuse_sections({"trainer": {}, "checkpoint": section}, ["trainer", "checkpoint", "last"])
 
 
 def test_code_inside_a_checkpoint_is_not_run(tmp_path: Path) -> None:
