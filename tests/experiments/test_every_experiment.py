@@ -124,6 +124,7 @@ def test_true_architecture_takes_a_step_under_the_overlay(path: Path, tmp_path: 
     smallest = [
         "--trainer.fast_dev_run=1",
         "--data.init_args.loader.batch_size=2",
+        "--data.init_args.loader.drop_last=false",
         "--model.init_args.pretrained=false",
     ]
     assert run_quietly(["fit", *arguments, *smallest]) == 0
