@@ -106,8 +106,7 @@ class SampleTable:
                 a list of texts) and ``row`` (else counted from 2, as below the header of a CSV file).
             targets: tasks, the main one, ``class``, first, each with its column (``target_column`` names one that no
                 other has); a mere list where columns are called like their tasks; none for data without labels.
-            vocabularies: class names by task in the order wanted; a task that is not named here gets those of the
-                train rows in alphabetical order.
+            vocabularies: class names by task; other tasks get those of the train rows in alphabetical order.
             origin: file that the rows come from, for messages.
             root: folder that relative sources start from. It is no part of the fingerprint, so the same data set
                 has one fingerprint wherever it lies.
@@ -132,11 +131,10 @@ class SampleTable:
         groups = strings_of(frame["group"], fill=names) if "group" in frame else names
         encoded = groups.dictionary_encode()
         tasks, values, unseen = _encode_targets(frame, targets, vocabularies or {}, split_codes == 0, origin)
+        captions = frame["caption"] if "caption" in frame else pd.Series("", frame.index)
         return cls(
             names=names,
-            caption_lists=CaptionLists.from_column(
-                frame["caption"] if "caption" in frame else pd.Series("", frame.index)
-            ),
+            caption_lists=CaptionLists.from_column(captions),
             group_ids=encoded.indices.to_numpy().astype(np.int64),
             group_values=encoded.dictionary,
             split_codes=split_codes,

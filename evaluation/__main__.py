@@ -191,20 +191,7 @@ def _parser(names: Sequence[str]) -> argparse.ArgumentParser:
         help="shares of the end, 0 to 1 (default: 0 to 1 in tenths)",
     )
 
-    command = commands.add_parser(
-        "soup", help="mean of the weights of several runs of one experiment, chosen on validation, kept as a new run"
-    )
-    command.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run directories, at least two")
-    command.add_argument("--sweep", type=Path, metavar="DIR", help="the best members of a sweep instead")
-    command.add_argument("--top", type=int, default=5, metavar="N", help="how many of the sweep (default: 5)")
-    command.add_argument(
-        "--method",
-        choices=("uniform", "greedy"),
-        default="greedy",
-        help="all, or only those that do not make the validation metric fall (default: greedy)",
-    )
-    command.add_argument("--metric", help="val/… metric to choose by (default: that of the runs' best checkpoints)")
-    command.add_argument("--test", action="store_true", help="test the best member and the soup as well")
+    _add_soup(commands)
 
     command = commands.add_parser(
         "linear_probe",
@@ -222,6 +209,23 @@ def _parser(names: Sequence[str]) -> argparse.ArgumentParser:
 
     add_forms(command)
     return parser
+
+
+def _add_soup(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "soup", help="mean of the weights of several runs of one experiment, chosen on validation, kept as a new run"
+    )
+    command.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run directories, at least two")
+    command.add_argument("--sweep", type=Path, metavar="DIR", help="the best members of a sweep instead")
+    command.add_argument("--top", type=int, default=5, metavar="N", help="how many of the sweep (default: 5)")
+    command.add_argument(
+        "--method",
+        choices=("uniform", "greedy"),
+        default="greedy",
+        help="all, or only those that do not make the validation metric fall (default: greedy)",
+    )
+    command.add_argument("--metric", help="val/… metric to choose by (default: that of the runs' best checkpoints)")
+    command.add_argument("--test", action="store_true", help="test the best member and the soup as well")
 
 
 if __name__ == "__main__":

@@ -77,11 +77,8 @@ def mistakes_section(
                 "probability of the target": probability[rows, targets[rows]],
             }
         )
-        section.files[f"mistakes_{split}_{file_name(task)}"] = table
+        (section.tables if read is None else section.files)[f"mistakes_{split}_{file_name(task)}"] = table
         if read is None:
-            section.tables[f"mistakes_{split}_{file_name(task)}"] = section.files.pop(
-                f"mistakes_{split}_{file_name(task)}"
-            )
             continue
         shown = table.head(count)
         section.cards[f"{task}: the worst {len(shown)} of {len(rows)}"] = [
