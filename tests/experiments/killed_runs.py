@@ -104,8 +104,9 @@ def fit(config: Path, runs: Path, **environment: str) -> int:
         arguments += ["--ckpt_path", "last"]
     else:
         for directory in runs.glob("*/*"):
-            # Killed before there was anything to resume from: the user begins anew.
-            directory.rename(runs.parent / f"{runs.name}-given-up-{directory.name}")
+            # Killed before there was anything to resume from: the user begins again, within the same second perhaps.
+            number = len(list(runs.parent.glob(f"{runs.name}-given-up-*")))
+            directory.rename(runs.parent / f"{runs.name}-given-up-{number}")
     return in_fork(arguments, runs.parent / f"{runs.name}.log", **environment)
 
 
