@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -27,7 +25,7 @@ from datamodules.schema import LABEL_TASK, UNKNOWN, UserError
 from datamodules.shard_files import INDEX_FILE, SUFFIXES
 from datamodules.shard_index import LAYOUT_KEY
 from datamodules.table import SPLITS
-from datamodules.whole_files import flush, write_parquet
+from datamodules.whole_files import write_parquet, written_whole
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -94,7 +92,7 @@ def pack(
         progress = tracked(_pictures(datamodule, plan), f"packing into {folder}", total)
         for name, rows in plan:
             file = f"{name}{SUFFIXES[pack_format][0]}"
-            with _whole(folder / file) as temporary:
+            with written_whole(folder / file) as temporary:
                 done[file] = write(temporary, datamodule, rows, progress)
         if pack_format == "webdataset":
             _write_index(folder, datamodule, done)
@@ -253,18 +251,5 @@ def _write_index(folder: Path, datamodule: ImageDataModule, done: dict[str, pa.T
     schema = _schema(datamodule, pictures=False, shards=lengths)
     tables = [table.append_column("shard", [[name] * len(table)]) for name, table in done.items()]
     index = pa.concat_tables([table.select(schema.names) for table in tables]).cast(schema)
-    with _whole(folder / INDEX_FILE) as temporary:
+    with written_whole(folder / INDEX_FILE) as temporary:
         write_parquet(index.replace_schema_metadata(schema.metadata), temporary)
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A name to write to, which becomes the file's own when all of it is there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        flush(temporary)
-        temporary.replace(path)
-        flush(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)

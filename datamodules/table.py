@@ -108,8 +108,7 @@ class SampleTable:
                 other has); a mere list where columns are called like their tasks; none for data without labels.
             vocabularies: class names by task; other tasks get those of the train rows in alphabetical order.
             origin: file that the rows come from, for messages.
-            root: folder that relative sources start from. It is no part of the fingerprint, so the same data set
-                has one fingerprint wherever it lies.
+            root: folder that relative sources start from; no part of the fingerprint, so that the set may be moved.
             missing: how many rows of which column are unknown because of which text.
             notes: what was left out or matched nothing.
 
