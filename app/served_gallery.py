@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from datamodules.images import ValueRange
 from datamodules.schema import LABEL_TASK, UserError
+from datamodules.whole_files import local_folder
 from retrieval.gallery import Gallery
 from retrieval.gallery_writer import NOT_METADATA
 from retrieval.image_files import ImageFiles
-from retrieval.lance_store import local_folder
 from retrieval.schema import LABEL, PREDICTED, ModelIdentity, picture_schema
 
 if TYPE_CHECKING:

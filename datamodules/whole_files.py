@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
+from urllib.parse import unquote
 
 from datamodules.schema import UserError
 
@@ -161,3 +163,10 @@ def check_zip(path: Path, way_out: str) -> None:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:120]
+
+
+def local_folder(uri: str) -> Path | None:
+    """The folder that a URI or path names; None for an object store."""
+    if uri.startswith("file://"):
+        return Path(unquote(uri.removeprefix("file://")))
+    return None if re.match(r"[a-zA-Z][a-zA-Z0-9+-]+://", uri) else Path(uri).expanduser()

@@ -22,9 +22,8 @@ from datamodules.schema import LABEL_TASK, UserError
 from evaluation.artefacts import written_whole
 from evaluation.pairing import in_order_of, paired_difference
 from evaluation.predictions import Predictions, predicted_classes, read_predictions
-from evaluation.run_files import RunFiles
+from evaluation.run_files import RunFiles, class_counts_of
 from evaluation.statistics import Estimate, Statistic, group_bootstrap, known, share_statistic
-from evaluation.summary import class_counts_of
 
 if TYPE_CHECKING:
     from rich.table import Table

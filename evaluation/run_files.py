@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from datamodules.schema import UserError
 from evaluation.predictions import Predictions, read_predictions
-from evaluation.summary import class_counts_of
 from evaluation.temperatures import CALIBRATION_FILE, read_temperatures
 
 if TYPE_CHECKING:
@@ -267,3 +266,49 @@ def runs_among(paths: Sequence[Path], command: str, needs: str, *, unfinished_on
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def class_counts_of(record: Any, tasks: Mapping[str, Sequence[str]], origin: str) -> dict[str, list[int]]:
+    """Class counts of the train split in a run record that was read already.
+
+    Args:
+        record: what the JSON says.
+        tasks: class names of each task.
+        origin: where the record is from, for the message.
+
+    Returns:
+        By task; without the tasks that the record does not count.
+
+    Raises:
+        UserError: The counts do not fit the class names.
+    """
+    data = record.get("data") if isinstance(record, dict) else None
+    counts = data.get("class_counts") if isinstance(data, dict) else None
+    if not isinstance(counts, dict):
+        return {}
+    for task, names in tasks.items():
+        values = counts.get(task)
+        if values is not None and len(values) != len(names):
+            raise UserError(
+                f"{origin}: data.class_counts.{task} has {len(values)} counts for {len(names)} classes; "
+                f"the record belongs to other predictions: run `test` again"
+            )
+    return {task: [int(count) for count in counts[task]] for task in tasks if task in counts}
+
+
+def read_class_counts(path: Path, tasks: Mapping[str, Sequence[str]]) -> dict[str, list[int]]:
+    """Class counts of the train split from a run record.
+
+    Returns:
+        By task; empty where there is no record or it does not say.
+
+    Raises:
+        UserError: The record is no JSON, or its counts do not fit the class names.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        record: Any = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not readable as JSON ({error}); restore or delete it") from error
+    return class_counts_of(record, tasks, str(path))

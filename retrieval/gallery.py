@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.schema import UserError
+from datamodules.whole_files import local_folder
 from retrieval.filter_columns import filter_columns
 from retrieval.filtered_rows import FilteredRows, Where
 from retrieval.filters import IN_ONE_CONDITION, Column, checked_filter, one_of
 from retrieval.gallery_captions import GalleryCaptions
 from retrieval.gallery_writer import GalleryWriter
 from retrieval.hits import CaptionHit, Hit
-from retrieval.lance_store import local_folder
 from retrieval.model_change import difference
 from retrieval.schema import CAPTIONS, IDENTITY_KEY, PICTURES, ModelIdentity, caption_schema, picture_schema
 from retrieval.store import ROW_ID, Neighbours, Store, create_store, matrix_of, open_store

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.schema import UserError
-from datamodules.whole_files import written_whole
-from retrieval.lance_store import local_folder
+from datamodules.whole_files import local_folder, written_whole
 from retrieval.vector_rows import cache_of
 
 _NOTE = "folders.json"

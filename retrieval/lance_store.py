@@ -7,19 +7,17 @@ An object store's credentials come from the environment, as LanceDB reads them (
 from __future__ import annotations
 
 import os
-import re
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.schema import UserError
+from datamodules.whole_files import local_folder
 from retrieval.filters import IN_ONE_CONDITION, one_of
 from retrieval.lance_errors import reading, second_writer, writing
 from retrieval.store import ROW_ID, Neighbours, matrix_of
@@ -44,13 +42,6 @@ N_PROBES, REFINE_FACTOR = 40, 20
 
 Of 100,000 vectors of 128 numbers in 500 heaps, recall@10 was 0.28 by the index's short codes alone, 0.75 with a factor
 of 5 and 1.0 with these, at 8 to 11 ms a query."""
-
-
-def local_folder(uri: str) -> Path | None:
-    """The folder that a URI or path names; None for an object store."""
-    if uri.startswith("file://"):
-        return Path(unquote(uri.removeprefix("file://")))
-    return None if re.match(r"[a-zA-Z][a-zA-Z0-9+-]+://", uri) else Path(uri).expanduser()
 
 
 class LanceStore:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.schema import UserError
-from retrieval.lance_store import local_folder
+from datamodules.whole_files import local_folder
 from retrieval.query_vectors import Reading
 from retrieval.schema import ModelIdentity
 

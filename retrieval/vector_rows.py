@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.schema import UserError
+from datamodules.whole_files import local_folder
 from retrieval.exact import ExactIndex
 from retrieval.gallery_writer import UNIT_TOLERANCE
-from retrieval.lance_store import local_folder
 from retrieval.scan import integer_products
 from retrieval.store import Neighbours, Store
 from retrieval.vector_file import DamagedError, VectorFile, open_vectors, tell_damage, write_vectors

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from datamodules.schema import UserError
-from retrieval.lance_store import local_folder
+from datamodules.whole_files import local_folder
 
 _NAME = ".writing.lock"
 

@@ -13,7 +13,8 @@ from evaluation import statistics
 from evaluation.__main__ import main
 from evaluation.joining import join_runs
 from evaluation.predictions import Predictions, write_predictions
-from evaluation.summary import read_class_counts, summarise, summarise_run
+from evaluation.run_files import read_class_counts
+from evaluation.summary import summarise, summarise_run
 from tests.evaluation.predictions_fixture import TASKS, make_predictions
 
 
