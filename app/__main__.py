@@ -12,8 +12,7 @@ from pathlib import Path
 # Before torch is imported: threads that spin while they wait take the cores from the other requests.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from datamodules.interrupts import run_program
-from datamodules.schema import UserError
+from vitrail.errors import UserError, run_program
 
 _PORTS = range(2**16)
 
@@ -21,7 +20,7 @@ _PORTS = range(2**16)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Load what is to be served, serve it until Ctrl-C, and return the exit code, 130 after that."""
     options = _parser().parse_args(arguments)
-    from datamodules.user_errors import run_reporting_user_errors  # after --help, which it would make slow
+    from vitrail.errors import run_reporting_user_errors  # after --help, which it would make slow
 
     return run_reporting_user_errors(lambda: _run(options))
 

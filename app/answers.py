@@ -22,8 +22,8 @@ from PIL import Image
 from app.classification import Classified, Seen, Upload
 from app.served_run import TaskAnswer
 from app.zero_shot import ZeroShot
-from datamodules.schema import UserError
 from evaluation.classification import NO_PREDICTION
+from vitrail.errors import UserError
 
 THUMBNAIL = 320
 """Longest side in pixels of a picture beside its answers."""

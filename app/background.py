@@ -28,10 +28,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.once import Once
-from datamodules.schema import LABEL_TASK
 from retrieval.relevance import class_texts
 from retrieval.schema import LABEL, PREDICTED
 from retrieval.words import words
+from vitrail.types import LABEL_TASK
 
 if TYPE_CHECKING:
     from app.context import AppContext

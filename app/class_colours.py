@@ -16,8 +16,8 @@ from app.embedding_map import PALETTE
 from app.exploring import Explorer, Filter
 from app.once import Once
 from datamodules.images import read_image
-from datamodules.schema import UserError
 from evaluation.exploration_colour import COLOURLESS, PICTURES_OF_CLASS, SHOWN_CLASSES, class_densities
+from vitrail.errors import UserError
 
 if TYPE_CHECKING:
     from app.served_gallery import ServedGallery

@@ -14,7 +14,7 @@ from PIL import Image
 from app.context import AppContext, Limits
 from app.served_run import PictureAnswer, ServedRun
 from app.uploads import one_at_a_time, read_pixels
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 if TYPE_CHECKING:
     from app.served_gallery import ServedGallery

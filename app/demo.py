@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from datamodules.schema import UserError
-from evaluation.run_files import RunFiles
+from vitrail.errors import UserError
+from vitrail.runs import RunFiles
 
 EXPERIMENTS = ("quickstart", "quickstart_pairs")
 """A classifier for Classify, and a dual encoder for Zero-shot and for search by words; both on generated pictures."""

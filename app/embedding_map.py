@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.exploring import Explorer
-from datamodules.schema import UserError
 from evaluation.projections import Projection, project
+from vitrail.errors import UserError
 
 if TYPE_CHECKING:
     from retrieval.gallery import Gallery

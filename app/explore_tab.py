@@ -19,7 +19,7 @@ from app.explore_layout import ALL, Parts, lay_out_tab, with_all
 from app.explore_views import CLASSES, COLOURS, GRID, MAP, MISTAKES, ONE, Asked, Leaf, View, from_query
 from app.explored import Explored
 from app.messages import one_line, told
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 Changes = dict[Any, dict[str, Any]]
 """By component the properties that change."""

@@ -20,7 +20,7 @@ from app.explored import Explored
 from app.exploring import Explorer, Filter
 from app.leafing import Page, page_of, shuffled, step
 from app.picture_address import picture_url
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 GRID, ONE, CLASSES, COLOURS, MAP, MISTAKES = "Grid", "One picture", "Classes", "Colours", "Map", "Mistakes"
 VIEWS = (GRID, ONE, CLASSES, COLOURS, MAP, MISTAKES)

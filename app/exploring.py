@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.schema import LABEL_TASK, UserError
 from evaluation.classification import NO_PREDICTION
 from retrieval.schema import CONFIDENCE, LABEL, PREDICTED
+from vitrail.errors import UserError
+from vitrail.types import LABEL_TASK
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.context import Limits
 from app.lasting_streams import JOIN
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 _UPLOAD, _FILE = "/gradio_api/upload", "/gradio_api/file="
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.served_gallery import ServedGallery, gallery_name
-from datamodules.schema import UserError
-from evaluation.artefacts import written_whole
 from retrieval.gallery import Gallery
+from vitrail.errors import UserError
+from vitrail.files import written_whole
 
 if TYPE_CHECKING:
     from app.served_run import ServedRun

@@ -10,7 +10,7 @@ from app.context import AppContext
 from app.indexing import indexed_gallery, opened_gallery
 from app.served_gallery import ServedGallery
 from app.served_run import ServedRun
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 
 def load(

@@ -11,7 +11,7 @@ from typing import ParamSpec, TypeVar
 
 import gradio as gr
 
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 Given = ParamSpec("Given")
 Answer = TypeVar("Answer")

@@ -14,7 +14,7 @@ from starlette.responses import PlainTextResponse, Response
 from app.context import AppContext
 from app.picture_address import ROUTE, picture_url
 from datamodules.images import ValueRange
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 __all__ = ["PictureStore", "add_pictures", "picture_url"]
 

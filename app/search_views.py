@@ -11,9 +11,10 @@ from app.cards import Card
 from app.picture_address import picture_url
 from app.searching import RANKERS, SCORES, Request, Result, ResultPage
 from app.served_gallery import ServedGallery
-from datamodules.schema import LABEL_TASK, UserError
 from retrieval.ranking import Query
 from retrieval.schema import CONFIDENCE, LABEL, PREDICTED
+from vitrail.errors import UserError
+from vitrail.types import LABEL_TASK
 
 _LARGE = 640
 """Longest side in pixels of the picture in the details."""

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from app.uploads import one_at_a_time, read_pixels
 from app.weak_matches import WeakMatches
-from datamodules.schema import UserError
 from retrieval.gallery_words import WordSource
 from retrieval.ranking import Query, Ranker, Searcher, SearchResult
+from vitrail.errors import UserError
 
 if TYPE_CHECKING:
     from app.context import AppContext, Limits

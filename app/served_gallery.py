@@ -12,12 +12,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from datamodules.images import ValueRange
-from datamodules.schema import LABEL_TASK, UserError
-from datamodules.whole_files import local_folder
 from retrieval.gallery import Gallery
 from retrieval.gallery_writer import NOT_METADATA
 from retrieval.image_files import ImageFiles
 from retrieval.schema import LABEL, PREDICTED, ModelIdentity, picture_schema
+from vitrail.errors import UserError
+from vitrail.files import local_folder
+from vitrail.types import LABEL_TASK
 
 if TYPE_CHECKING:
     from app.served_run import ServedRun

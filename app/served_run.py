@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.schema import UNKNOWN, UserError
-from evaluation.predictions import predicted_classes
-from evaluation.run_files import RunFiles
-from evaluation.temperatures import CALIBRATION_FILE, read_temperatures
+from vitrail.errors import UserError
+from vitrail.predictions import predicted_classes
+from vitrail.runs import CALIBRATION_FILE, RunFiles, read_temperatures
+from vitrail.types import UNKNOWN
 
 if TYPE_CHECKING:
     import torch

@@ -29,7 +29,7 @@ from app.guard import Guard, own_names
 from app.lasting_streams import LastingStreams
 from app.picture_address import serve_below
 from app.pictures import add_pictures
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 Builder = Callable[[AppContext], None]
 

@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 
 from app.context import Limits
 from datamodules.images import TooLargeError, UndecidedRangeError, ValueRange, decoded, reason_of
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 _WAY_OUT = "save it as JPEG or PNG and try again"
 

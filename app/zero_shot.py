@@ -14,7 +14,8 @@ from app.background import Background, Verdict
 from app.context import Limits
 from app.served_run import ServedRun
 from datamodules.prompts import class_prompts
-from datamodules.schema import LABEL_TASK, UserError
+from vitrail.errors import UserError
+from vitrail.types import LABEL_TASK
 
 if TYPE_CHECKING:
     import torch

@@ -19,7 +19,7 @@ from typing import Any
 
 import benchmarks
 from benchmarks.interleaved import Row, as_json, from_json, markdown, say, write_text_whole
-from datamodules.interrupts import run_program
+from vitrail.errors import run_program
 
 FOLDER = Path(__file__).parent
 RESULTS, README = "results.json", "README.md"

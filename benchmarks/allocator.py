@@ -1,4 +1,4 @@
-"""Training steps on a CPU with glibc's own memory thresholds and with those of ``experiments.allocator``.
+"""Training steps on a CPU with glibc's own memory thresholds and with those of ``vitrail.runtime``.
 
     python -m benchmarks.allocator [--repeats 3] [--steps 4]
 
@@ -24,7 +24,7 @@ STEPS = 4
 
 def steps(case: str, number: int) -> dict[str, float]:
     """Seconds of so many training steps: by the clock, in the program, and in the system."""
-    from experiments.allocator import keep_freed_memory
+    from vitrail.runtime import keep_freed_memory
 
     if case == CASES[1] and not keep_freed_memory():
         sys.exit("this C library has no such thresholds")

@@ -23,8 +23,8 @@ from benchmarks.interleaved import Row, in_new_process, interleave, row, say
 from benchmarks.memory import peak_memory
 
 if TYPE_CHECKING:
-    from datamodules.schema import Batch
     from lightning_modules.dual_encoder import DualEncoder
+    from vitrail.types import Batch
 
 CASES = ("one chunk", "cached gradients", "everything at once")
 IMAGE_SIZE = 64

@@ -19,10 +19,10 @@ import yaml
 from torch import nn
 
 from benchmarks.long_epoch import LongEpoch
-from datamodules.schema import Batch
 from lightning_modules.base import VisionTask
 from lightning_modules.classifier import ImageClassifier
 from lightning_modules.dual_encoder import DualEncoder
+from vitrail.types import Batch
 
 Kind = Literal["classification", "contrastive"]
 

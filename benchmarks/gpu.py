@@ -26,8 +26,8 @@ from lightning.pytorch.callbacks import Callback
 
 from benchmarks.growth import write_pictures
 from benchmarks.interleaved import Row, not_measured, row, say, write_text_whole
-from datamodules.schema import Batch
 from lightning_modules.base import VisionTask
+from vitrail.types import Batch
 
 BACKBONES = {"DeiT-Tiny": "deit_tiny_patch16_224", "ViT-B/16": "vit_base_patch16_224"}
 END_TO_END, ALONE, UNIT, PROMISE = "fit from the cache", "model alone", "pictures/s", "≥ 0.95"

@@ -193,7 +193,7 @@ def from_json(values: Sequence[Mapping[str, Any]]) -> list[Row]:
 
 def write_text_whole(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
-    from evaluation.artefacts import written_whole
+    from vitrail.files import written_whole
 
     with written_whole(path) as partial:
         partial.write_text(text, encoding="utf-8")

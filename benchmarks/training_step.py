@@ -95,7 +95,7 @@ def main() -> None:
 
 def _train(options: argparse.Namespace) -> None:
     """Train as one contender until the end."""
-    from experiments.allocator import keep_freed_memory
+    from vitrail.runtime import keep_freed_memory
 
     keep_freed_memory()  # before torch allocates anything, as the command line does
     from benchmarks.contenders import CONTENDERS, Training

@@ -1,6 +1,6 @@
 """What happens around training: unfreezing, confusion matrices, class reports, retrieval metrics, galleries, files.
 
-Callbacks see of a task its step outputs (``datamodules.schema.Outputs``) and of the data what ``DescribesSamples``
+Callbacks see of a task its step outputs (``vitrail.types.Outputs``) and of the data what ``DescribesSamples``
 offers, so they work with every task and data set that keeps to these. Names are imported when they are first used, so
 that ``import callbacks`` costs nothing.
 """

@@ -24,7 +24,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
 
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 Decay = restricted_number_type("Decay", float, [(">=", 0), ("<", 1)], docstring="float restricted to be ≥0 and <1")
 

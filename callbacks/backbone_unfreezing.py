@@ -12,8 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch.nn.parallel import DistributedDataParallel
 
-from datamodules.schema import UserError
 from lightning_modules.optim import TrainingPhase
+from vitrail.errors import UserError
 
 
 @runtime_checkable

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.averaged_weights import average_in_place
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 BEST_NAME = "best"
 

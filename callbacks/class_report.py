@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from lightning.pytorch import Trainer
 
 from callbacks.outputs import ConfusionCounter, CountedSplit
-from datamodules.trust import file_name
-from evaluation.artefacts import write_csv
 from evaluation.classification import class_report
 from evaluation.summary import share
+from vitrail.files import write_csv
+from vitrail.trust import file_name
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,7 +7,7 @@ from typing import Literal, Protocol, get_args, runtime_checkable
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 Backend = Literal["inductor", "cudagraphs", "aot_eager", "eager"]
 Mode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]

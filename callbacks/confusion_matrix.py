@@ -11,11 +11,11 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
 
 from callbacks.outputs import ConfusionCounter, CountedSplit
-from datamodules.schema import UserError
-from datamodules.trust import file_name
-from evaluation.artefacts import write_csv
 from evaluation.classification import normalise_by_target
 from evaluation.figures import confusion_figure, save_figure
+from vitrail.errors import UserError
+from vitrail.files import write_csv
+from vitrail.trust import file_name
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,9 +12,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
-from datamodules.schema import DescribesPictures, UserError
 from retrieval.encoding import CHUNK, Chunk
 from retrieval.shards import Shards, write_shard
+from vitrail.errors import UserError
+from vitrail.types import DescribesPictures
 
 if TYPE_CHECKING:
     from retrieval.schema import ModelIdentity
@@ -196,7 +197,7 @@ def _describes_pictures(trainer: Trainer) -> DescribesPictures:
     datamodule = getattr(trainer, "datamodule", None)
     if not isinstance(datamodule, DescribesPictures):
         raise UserError(
-            "EmbeddingExport: needs a DataModule that describes its pictures (datamodules.schema.DescribesPictures); "
+            "EmbeddingExport: needs a DataModule that describes its pictures (vitrail.types.DescribesPictures); "
             "pass the trainer a `datamodule`"
         )
     return datamodule

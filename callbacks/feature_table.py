@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from lightning.pytorch import Trainer
 
-from datamodules.schema import Batch
+from vitrail.types import Batch
 
 LARGEST_SHARE = 0.5
 """Of the machine's memory that features may fill on each process."""
@@ -41,7 +41,7 @@ class FeatureTable:
         self._features = features
 
     def __call__(self, sample_id: torch.Tensor, view: torch.Tensor) -> torch.Tensor:
-        """See ``datamodules.schema.FeatureLookup``; after the last view the first comes again."""
+        """See ``vitrail.types.FeatureLookup``; after the last view the first comes again."""
         return self._features[view % len(self._features), torch.searchsorted(self._sample_id, sample_id)]
 
 

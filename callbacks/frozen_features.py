@@ -15,7 +15,8 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.backbone_unfreezing import BackboneUnfreezing
 from callbacks.feature_table import TooManyFeaturesError, View, compute_features
-from datamodules.schema import FeatureLookup, UserError
+from vitrail.errors import UserError
+from vitrail.types import FeatureLookup
 
 Mode = Literal["auto", "always", "never"]
 

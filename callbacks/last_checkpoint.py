@@ -22,8 +22,8 @@ from typing_extensions import override
 
 from callbacks.between_batches import between_batches
 from callbacks.deferred_signals import DeferredSignals
-from datamodules.schema import DISK_FULL, UserError
-from datamodules.whole_files import check_zip, written_whole
+from vitrail.errors import DISK_FULL, UserError
+from vitrail.files import check_zip, written_whole
 
 EXIT_TERMINATED = 128 + signal.SIGTERM
 """143, what a shell says of a process that SIGTERM has ended."""

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 
 class MonitoredMetrics(Callback):

@@ -19,8 +19,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchmetrics import Metric
 
-from datamodules.schema import Batch, UserError
-from datamodules.whole_files import written_whole
+from vitrail.errors import UserError
+from vitrail.files import written_whole
+from vitrail.types import Batch
 
 NON_FINITE_FILE = "non_finite.json"
 

@@ -15,9 +15,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
 from callbacks.best_checkpoint import BestCheckpoint
-from datamodules.schema import UNKNOWN, DescribesSamples, Outputs, UserError
 from evaluation.classification import confusion_frame
 from lightning_modules.metrics import predicted_classes
+from vitrail.errors import UserError
+from vitrail.types import UNKNOWN, DescribesSamples, Outputs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +33,7 @@ def step_outputs(outputs: object, callback: Callback, pl_module: LightningModule
     if not isinstance(outputs, Mapping) or not {"sample_id", "logits", "targets"} <= outputs.keys():
         raise UserError(
             f"{type(callback).__name__}: the steps of {type(pl_module).__name__} do not return sample_id, logits and "
-            f"targets (datamodules.schema.Outputs); leave the callback out or let them"
+            f"targets (vitrail.types.Outputs); leave the callback out or let them"
         )
     return cast("Outputs", outputs)
 
@@ -47,7 +48,7 @@ def describes_samples(trainer: Trainer, callback: Callback) -> DescribesSamples:
     if not all(hasattr(datamodule, name) for name in ("tasks", "sample_names", "group_names")):
         raise UserError(
             f"{type(callback).__name__}: needs a DataModule that names classes, samples and groups "
-            f"(datamodules.schema.DescribesSamples); pass the trainer a `datamodule`"
+            f"(vitrail.types.DescribesSamples); pass the trainer a `datamodule`"
         )
     return cast("DescribesSamples", datamodule)
 

@@ -13,14 +13,15 @@ from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 from callbacks.outputs import describes_samples, step_outputs
-from datamodules.schema import Outputs, UserError
-from evaluation.predictions import Predictions, join_predictions, read_predictions, write_predictions
+from vitrail.errors import UserError
+from vitrail.predictions import Predictions, join_predictions, read_predictions, write_predictions
+from vitrail.types import Outputs
 
 WrittenSplit = Literal["val", "test", "predict"]
 
 
 class PredictionWriter(Callback):
-    """Writes ``predictions/<split>.parquet`` in the run directory, each sample once (see ``evaluation.predictions``).
+    """Writes ``predictions/<split>.parquet`` in the run directory, each sample once (see ``vitrail.predictions``).
 
     On several processes each writes its own share whole, and the first one joins them. The run directory must be one
     that all processes see.

@@ -12,9 +12,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
-from datamodules.schema import UserError
 from evaluation.retrieval_report import RankedAnswers, report_rows, report_table, write_report
 from retrieval.metrics import RECALL_AT, RankedQueries, rank_queries
+from vitrail.errors import UserError
 
 EMBEDDING_KEYS = ("sample_id", "image_embedding", "text_embedding", "text_image")
 
@@ -122,7 +122,7 @@ class RetrievalMetrics(Callback):
         if missing:
             raise UserError(
                 f"RetrievalMetrics: the steps of {type(pl_module).__name__} return text_embedding without "
-                f"{', '.join(missing)} (datamodules.schema.Outputs); add it, or leave text_embedding out"
+                f"{', '.join(missing)} (vitrail.types.Outputs); add it, or leave text_embedding out"
             )
         self._batches.append({key: outputs[key].detach() for key in EMBEDDING_KEYS})
 

@@ -12,11 +12,11 @@ from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 from callbacks.outputs import describes_samples, step_outputs
-from datamodules.schema import UserError
-from datamodules.trust import file_name
 from evaluation.explanations import explain_classes, explained_figure, worst_mistakes
 from evaluation.figures import save_figure
 from evaluation.saliency import Method, check_method
+from vitrail.errors import UserError
+from vitrail.trust import file_name
 
 
 class SaliencyOfMistakes(Callback):

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from datamodules.image_folder import ImageFolder as ImageFolder
     from datamodules.picture_folder import PictureFolder as PictureFolder
     from datamodules.products import Products as Products
-    from datamodules.schema import UserError as UserError
     from datamodules.streamed_images import StreamedImages as StreamedImages
     from datamodules.table import SampleTable as SampleTable
     from datamodules.wares import Wares as Wares
+    from vitrail.errors import UserError as UserError
 
 _MODULES = {
     "Fashion": "fashion",

@@ -11,10 +11,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datamodules.interrupts import run_program
-from datamodules.schema import UserError
-from datamodules.user_errors import EXIT_USER_ERROR, run_reporting_user_errors
-from datamodules.whole_files import written_whole
+from vitrail.errors import EXIT_USER_ERROR, UserError, run_program, run_reporting_user_errors
+from vitrail.files import written_whole
 
 if TYPE_CHECKING:
     from datamodules.audit import AuditReport
@@ -49,7 +47,7 @@ def _audit(args: list[str]) -> None:
 
     from datamodules.audit import audit
     from datamodules.audit_tables import print_report
-    from datamodules.from_experiment import data_parser, parse_data
+    from datamodules.cli import data_parser, parse_data
 
     parser = data_parser("python -m datamodules audit", USAGES["audit"])
     parser.add_argument("--json", type=str | None, default=None, help="File to write the whole report to.")
@@ -63,7 +61,7 @@ def _audit(args: list[str]) -> None:
 
 def _pack(args: list[str]) -> None:
     """Writes the shards and says how many."""
-    from datamodules.from_experiment import data_parser, parse_data
+    from datamodules.cli import data_parser, parse_data
     from datamodules.packing import PackFormat, pack
 
     parser = data_parser("python -m datamodules pack", USAGES["pack"])

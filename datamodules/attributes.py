@@ -12,8 +12,9 @@ from typing import Literal, TypedDict
 
 from datamodules.columns import Missing, attribute_column, composed
 from datamodules.label_file import Problems, read_text
-from datamodules.schema import LABEL_TASK, UserError
 from datamodules.table import table_error
+from vitrail.errors import UserError
+from vitrail.types import LABEL_TASK
 
 _ANOTHER = re.compile(r"[|,]\s*[^\W\d][\w ]*:")
 """A further name and colon in a value, behind something else than a semicolon."""

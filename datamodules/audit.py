@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from datamodules.columns import attribute_column
 from datamodules.duplicates import NEAR_FORMAT, Pairs, exact_pairs, identical_sets, near_pairs
 from datamodules.options import LeakKind
-from datamodules.progress import tracked
-from datamodules.schema import UNKNOWN
 from datamodules.table import SPLITS, SampleTable, table_error
 from datamodules.verification import Arrays, Verification, cached, verify
+from vitrail.console import tracked
+from vitrail.types import UNKNOWN
 
 if TYPE_CHECKING:
     from datamodules.base import ImageDataModule

@@ -34,9 +34,10 @@ from datamodules.prompts import PromptOptions
 from datamodules.readers import SplitReaders
 from datamodules.record import record_of
 from datamodules.samplers import EvalSampler
-from datamodules.schema import DEFAULT_SEED, MODEL_IMAGE_DEFAULTS, UserError, with_image_defaults
 from datamodules.table import SPLITS, table_error
 from datamodules.transforms import eval_transform, learns_colour, train_transform
+from vitrail.errors import UserError
+from vitrail.types import DEFAULT_SEED, MODEL_IMAGE_DEFAULTS, with_image_defaults
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -52,7 +53,7 @@ class ImageDataModule(TableDataModule):
     table only (``tasks``, ``num_classes``, ``class_names``, ``class_counts``, ``image_size``) is there from
     construction on, so that the command line can link it into the model.
 
-    Batches are :class:`~datamodules.schema.Batch`. Order and augmentation are functions of (seed, epoch, sample), so
+    Batches are :class:`~vitrail.types.Batch`. Order and augmentation are functions of (seed, epoch, sample), so
     they depend neither on the number of workers nor on where a run was interrupted.
 
     Args:
@@ -313,7 +314,7 @@ class ImageDataModule(TableDataModule):
         return type(self).read_image is ImageDataModule.read_image
 
     def picture_facts(self, sample_ids: NDArray[np.int64]) -> pa.Table:
-        """See ``datamodules.schema.DescribesPictures``; generated pictures are made for their hash."""
+        """See ``vitrail.types.DescribesPictures``; generated pictures are made for their hash."""
         from datamodules.picture_facts import decoded_content, facts_of
 
         if self._bad is None:

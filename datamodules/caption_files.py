@@ -16,7 +16,7 @@ from typing import Any
 
 from datamodules.columns import composed
 from datamodules.label_file import Problems, read_label_file, read_text
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 _KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
 

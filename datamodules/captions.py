@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from datamodules.columns import strings_of
-from datamodules.counted import counted_seed
 from datamodules.prompts import PromptOptions, class_prompts
-from datamodules.schema import LABEL_TASK, UNKNOWN, UserError
+from vitrail.errors import UserError
+from vitrail.seeding import counted_seed
+from vitrail.types import LABEL_TASK, UNKNOWN
 
 if TYPE_CHECKING:
     import pandas as pd

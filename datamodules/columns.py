@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datamodules.schema import LABEL_TASK, UNKNOWN
+from vitrail.types import LABEL_TASK, UNKNOWN
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from datamodules.schema import LABEL_TASK, UserError
+from vitrail.errors import UserError
+from vitrail.types import LABEL_TASK
 
 NOUN = "noun"
 """Field of a template: the last word of the class name."""

@@ -13,12 +13,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from datamodules.captions import Texts
-from datamodules.counted import counted_rng
 from datamodules.mixing import mix_batch
 from datamodules.samplers import SampleKey
-from datamodules.schema import LABEL_TASK, Batch, FeatureLookup, UserError
 from datamodules.table import SampleTable
 from datamodules.transfer import received, to_be_sent
+from vitrail.errors import UserError
+from vitrail.seeding import counted_rng
+from vitrail.types import LABEL_TASK, Batch, FeatureLookup
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,8 +9,8 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules.captions import CaptionMode, Texts
 from datamodules.prompts import PromptOptions, class_prompts
-from datamodules.schema import LABEL_TASK
 from datamodules.table import SampleTable
+from vitrail.types import LABEL_TASK
 
 if TYPE_CHECKING:
     import numpy as np

@@ -29,10 +29,11 @@ from datamodules.label_file import Problems, read_text
 from datamodules.location import as_on_disk, count_files_left_out, locate
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
 from datamodules.prompts import PromptOptions
-from datamodules.schema import DEFAULT_SEED, LABEL_TASK, UserError
 from datamodules.splits import SplitOptions, resolve_splits
 from datamodules.table import SampleTable, table_error, target_column
 from datamodules.transforms import learns_colour
+from vitrail.errors import UserError
+from vitrail.types import DEFAULT_SEED, LABEL_TASK
 
 if TYPE_CHECKING:
     import pandas as pd

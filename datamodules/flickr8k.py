@@ -24,9 +24,10 @@ from datamodules.columns import Missing
 from datamodules.label_file import Problems, read_text
 from datamodules.location import as_on_disk, locate
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
-from datamodules.schema import DEFAULT_SEED, UserError
 from datamodules.splits import SplitOptions, resolve_splits
 from datamodules.table import SampleTable, table_error
+from vitrail.errors import UserError
+from vitrail.types import DEFAULT_SEED
 
 _SOURCE = "kaggle.com/datasets/adityajn105/flickr8k or the form of the University of Illinois"
 _LAYOUT = (

@@ -25,9 +25,10 @@ from datamodules.base import ImageDataModule
 from datamodules.location import locate
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
 from datamodules.prompts import PromptOptions
-from datamodules.schema import DEFAULT_SEED, LABEL_TASK, UserError
 from datamodules.splits import stratified_split
 from datamodules.table import SampleTable, table_error
+from vitrail.errors import UserError
+from vitrail.types import DEFAULT_SEED, LABEL_TASK
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -11,8 +11,8 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules.hub_access import answers_in_time
 from datamodules.location import VARIABLE
-from datamodules.schema import UserError
-from datamodules.whole_files import written_whole
+from vitrail.errors import UserError
+from vitrail.files import written_whole
 
 _SERVER = "https://www.robots.ox.ac.uk"
 _PARTS = ("jpg", "setid.mat", "imagelabels.mat")

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from datamodules import images
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -18,9 +18,10 @@ from datamodules.label_columns import class_names_of, label_texts, numbers_in_or
 from datamodules.location import count_files_left_out
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
 from datamodules.prompts import PromptOptions
-from datamodules.schema import DEFAULT_SEED, LABEL_TASK, UserError
 from datamodules.splits import SplitOptions, resolve_splits, split_of_name
 from datamodules.table import SPLITS, SampleTable, target_column
+from vitrail.errors import UserError
+from vitrail.types import DEFAULT_SEED, LABEL_TASK
 
 if TYPE_CHECKING:
     import pandas as pd

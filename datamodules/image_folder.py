@@ -15,9 +15,10 @@ from datamodules.images import image_suffixes
 from datamodules.location import count_files_left_out, files_below, is_left_alone
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
 from datamodules.prompts import PromptOptions
-from datamodules.schema import DEFAULT_SEED, LABEL_TASK, UserError
 from datamodules.splits import SplitOptions, resolve_splits, split_of_name
 from datamodules.table import SPLITS, SampleTable
+from vitrail.errors import UserError
+from vitrail.types import DEFAULT_SEED, LABEL_TASK
 
 if TYPE_CHECKING:
     import pandas as pd

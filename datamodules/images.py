@@ -29,7 +29,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 MAX_PIXELS = 89_478_485
 """Larger images are refused before they are decoded: a small file can hold one that fills the memory. Pillow's own

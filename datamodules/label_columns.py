@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from datamodules.columns import composed
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 
 def class_names_of(feature: Any) -> list[str]:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.columns import composed
-from datamodules.schema import UserError
-from datamodules.trust import unguarded
+from vitrail.errors import UserError
+from vitrail.trust import unguarded
 
 _SEPARATORS = (",", ";", "\t", "|")
 _HEAD = 1 << 16

@@ -9,8 +9,8 @@ from datamodules.captions import Texts
 from datamodules.dataset import Collate, CountedLoader, ImageDataset
 from datamodules.options import LoaderOptions
 from datamodules.samplers import DistinctSampler, SampleKey, TrainSampler, inverse_frequency_weights
-from datamodules.schema import UserError
 from datamodules.table import SampleTable
+from vitrail.errors import UserError
 
 
 def training_batch_size(options: LoaderOptions) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from datamodules.columns import composed
 from datamodules.images import HEIF_SUFFIXES, heif_formats
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 VARIABLE = "VITRINE_DATA"
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch.distributions import Beta
 
-from datamodules.counted import counted_rng
-from datamodules.schema import Mix
+from vitrail.seeding import counted_rng
+from vitrail.types import Mix
 
 
 def mix_batch(

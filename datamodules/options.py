@@ -12,7 +12,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypedDict, cast, get_args
 
-from datamodules.schema import LABEL_TASK, CropRounding, Interpolation, Resize, UserError
+from vitrail.errors import UserError
+from vitrail.types import LABEL_TASK, CropRounding, Interpolation, Resize
 
 Sampling = Literal["shuffle", "balanced", "distinct"]
 OnBadImage = Literal["error", "skip"]

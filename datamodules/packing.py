@@ -18,14 +18,15 @@ import numpy as np
 import torch
 
 from datamodules.base import ImageDataModule
-from datamodules.counted import counted_generator
 from datamodules.images import opened
-from datamodules.progress import tracked
-from datamodules.schema import LABEL_TASK, UNKNOWN, UserError
 from datamodules.shard_files import INDEX_FILE, SUFFIXES
 from datamodules.shard_index import LAYOUT_KEY
 from datamodules.table import SPLITS
-from datamodules.whole_files import write_parquet, written_whole
+from vitrail.console import tracked
+from vitrail.errors import UserError
+from vitrail.files import write_parquet, written_whole
+from vitrail.seeding import counted_generator
+from vitrail.types import LABEL_TASK, UNKNOWN
 
 if TYPE_CHECKING:
     import pyarrow as pa

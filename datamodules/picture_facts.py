@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from datamodules.schema import UNKNOWN
 from datamodules.table import SPLITS, SampleTable
+from vitrail.types import UNKNOWN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def facts_of(
     table: SampleTable, sample_ids: NDArray[np.int64], content: Sequence[str], *, picture_files: bool
 ) -> pa.Table:
-    """See ``datamodules.schema.DescribesPictures.picture_facts``.
+    """See ``vitrail.types.DescribesPictures.picture_facts``.
 
     Args:
         table: of all samples.

@@ -10,8 +10,9 @@ from datamodules.image_folder import pictures_below
 from datamodules.images import image_suffixes
 from datamodules.location import count_files_left_out
 from datamodules.options import CheckOptions, ImageOptions, LoaderOptions
-from datamodules.schema import DEFAULT_SEED, UserError
 from datamodules.table import SampleTable
+from vitrail.errors import UserError
+from vitrail.types import DEFAULT_SEED
 
 
 class PictureFolder(ImageDataModule):

@@ -25,10 +25,11 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.cache_folder import disk_full, exclusively, make_room
-from datamodules.progress import tracked
-from datamodules.schema import Resize, UserError
 from datamodules.transforms import scale_down
+from vitrail.console import tracked
+from vitrail.errors import UserError
+from vitrail.files import disk_full, exclusively, make_room
+from vitrail.types import Resize
 
 CHUNK = 256
 """Pictures of a chunk."""

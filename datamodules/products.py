@@ -22,9 +22,10 @@ from datamodules.label_file import LabelFile, Problems, read_label_file, relativ
 from datamodules.location import as_on_disk, locate
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
 from datamodules.prompts import PromptOptions
-from datamodules.schema import DEFAULT_SEED, LABEL_TASK, UserError
 from datamodules.splits import SplitOptions, resolve_splits, split_of_name
 from datamodules.table import SPLITS, SampleTable, table_error, target_column
+from vitrail.errors import UserError
+from vitrail.types import DEFAULT_SEED, LABEL_TASK
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from datamodules.columns import composed
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "photo": ("a photo of a {}.",),

@@ -12,9 +12,9 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules.options import AugmentOptions, complete_augment
 from datamodules.pixel_cache import PixelCache
-from datamodules.schema import UserError
 from datamodules.transforms import useful_short_side
 from datamodules.verification import cache_directory
+from vitrail.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np

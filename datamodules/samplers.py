@@ -13,8 +13,9 @@ from typing import NamedTuple
 import torch
 from torch.utils.data import DistributedSampler
 
-from datamodules.counted import counted_generator
-from datamodules.schema import UNKNOWN, UserError
+from vitrail.errors import UserError
+from vitrail.seeding import counted_generator
+from vitrail.types import UNKNOWN
 
 
 class SampleKey(NamedTuple):

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from datamodules.location import VARIABLE
-from datamodules.schema import UserError
 from datamodules.splits import split_of_name
 from datamodules.table import SPLITS
+from vitrail.errors import UserError
 
 ShardFormat = Literal["auto", "parquet", "webdataset"]
 

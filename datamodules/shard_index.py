@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datamodules.progress import tracked
-from datamodules.schema import UserError
 from datamodules.shard_files import INDEX_FILE, open_shard, shard_error, size_of
 from datamodules.tar_scan import OTHERS_KEY, scanned
-from datamodules.whole_files import DamagedFileError, read_parquet
+from vitrail.console import tracked
+from vitrail.errors import UserError
+from vitrail.files import DamagedFileError, read_parquet
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from datamodules.images import UNDECIDED, ValueRange, read_image
-from datamodules.schema import UserError
 from datamodules.shard_files import lacks_ranges, open_shard, shard_error, unpacked
+from vitrail.errors import UserError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -19,8 +19,8 @@ import numpy.typing as npt
 import torch
 
 from datamodules.grouping import Labels, assign_groups, number
-from datamodules.schema import UserError
 from datamodules.table import SPLITS
+from vitrail.errors import UserError
 
 Splits = npt.NDArray[np.str_]
 

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from datamodules.counted import counted_rng
 from datamodules.dataset import ImageDataset, Sample, view_of
 from datamodules.images import UNDECIDED, ImageError, UndecidedRangeError, ValueRange, read_image
 from datamodules.samplers import SampleKey
 from datamodules.shards import Shards
 from datamodules.stream_order import StreamOrder, StreamPart
+from vitrail.seeding import counted_rng
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch.utils.data import DistributedSampler
 
-from datamodules.counted import counted_generator
 from datamodules.samplers import SampleKey
+from vitrail.seeding import counted_generator
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

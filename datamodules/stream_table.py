@@ -12,11 +12,12 @@ import numpy as np
 
 from datamodules.columns import Missing, attribute_column, composed, strings_of
 from datamodules.label_columns import class_names_of, first_text, label_texts, numbers_in_order, plain_texts
-from datamodules.schema import LABEL_TASK, UserError
 from datamodules.shard_files import short_names
 from datamodules.shard_index import ShardIndex, index_parquet, index_tars
 from datamodules.shards import Shards
 from datamodules.table import SampleTable, target_column
+from vitrail.errors import UserError
+from vitrail.types import LABEL_TASK
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -24,7 +24,6 @@ from datamodules.loaders import eval_loader, train_loader, training_batch_size
 from datamodules.location import count_files_left_out
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
 from datamodules.prompts import PromptOptions
-from datamodules.schema import DEFAULT_SEED, UserError
 from datamodules.shard_files import INDEX_FILE, ShardFormat, find_shards, format_of, local_path
 from datamodules.shards import Shards
 from datamodules.stream_dataset import OnBad, StreamedDataset
@@ -33,6 +32,8 @@ from datamodules.stream_table import StreamColumns, read_streams
 from datamodules.table import SampleTable
 from datamodules.tar_scan import stamp_of
 from datamodules.transforms import eval_transform, learns_colour, train_transform
+from vitrail.errors import UserError
+from vitrail.types import DEFAULT_SEED
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -164,7 +165,7 @@ class StreamedImages(ImageDataModule):
         return False
 
     def picture_facts(self, sample_ids: NDArray[np.int64]) -> pa.Table:
-        """See ``datamodules.schema.DescribesPictures``; pictures are not read for it (``Shards.place_hashes``)."""
+        """See ``vitrail.types.DescribesPictures``; pictures are not read for it (``Shards.place_hashes``)."""
         from datamodules.picture_facts import facts_of
 
         hashes = self._opened().place_hashes(sample_ids, stamp_of)

@@ -17,7 +17,8 @@ import numpy as np
 
 from datamodules.captions import CaptionLists
 from datamodules.columns import codes_of, hash_strings, strings_of
-from datamodules.schema import LABEL_TASK, UNKNOWN, UserError
+from vitrail.errors import UserError
+from vitrail.types import LABEL_TASK, UNKNOWN
 
 if TYPE_CHECKING:
     import pandas as pd

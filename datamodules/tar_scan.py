@@ -18,13 +18,12 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from datamodules.cache_folder import exclusively
 from datamodules.images import HEIF_SUFFIXES, SUFFIXES
 from datamodules.location import is_left_alone
-from datamodules.schema import UserError
 from datamodules.shard_files import open_shard, shard_error, unpacked
 from datamodules.verification import cache_directory
-from datamodules.whole_files import DamagedFileError, read_parquet, write_parquet, written_whole
+from vitrail.errors import UserError
+from vitrail.files import DamagedFileError, exclusively, read_parquet, write_parquet, written_whole
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -24,7 +24,7 @@ from datamodules.options import (
     complete_augment,
     complete_image,
 )
-from datamodules.schema import CropRounding, Resize
+from vitrail.types import CropRounding, Resize
 
 # ImageNet's mean colour: about 0 after every usual normalisation, as where erasing follows the normalisation.
 _ERASED = [124.0, 116.0, 104.0]

@@ -25,9 +25,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 
 from datamodules.images import UndecidedRangeError, Values, bits_of, usual_range
-from datamodules.progress import tracked
-from datamodules.schema import UserError
 from datamodules.table import SampleTable
+from vitrail.console import tracked
+from vitrail.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import Image

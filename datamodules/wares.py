@@ -17,12 +17,13 @@ import torch
 
 from datamodules.base import ImageDataModule
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
-from datamodules.progress import tracked
 from datamodules.prompts import PromptOptions
-from datamodules.schema import DEFAULT_SEED, UserError
 from datamodules.table import SPLITS, SampleTable
 from datamodules.wares_drawing import COLOURS, CONDITIONS, KINDS, MATERIALS, MATERIALS_OF, WareSpec, draw_ware
 from datamodules.wares_random import pick, stream
+from vitrail.console import tracked
+from vitrail.errors import UserError
+from vitrail.types import DEFAULT_SEED
 
 MEMORY_LIMIT = 512 * 1024 * 1024
 """Bytes of pictures that are kept; a larger data set is drawn anew in each epoch."""

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
-from datamodules.interrupts import run_program
-from datamodules.schema import DATA_ARGUMENTS
+from vitrail.errors import run_program
+from vitrail.types import DATA_ARGUMENTS
 
 if TYPE_CHECKING:
     from evaluation.summary import TaskSummary
@@ -59,13 +59,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, rest = parser.parse_known_args(arguments)
     if rest and not (options.command in _WITH_DATA_ARGUMENTS and rest[0].startswith(DATA_ARGUMENTS)):
         parser.error(f"unknown argument {rest[0]!r}")
-    from datamodules.user_errors import run_reporting_user_errors  # after --help, which it would make slow
+    from vitrail.errors import run_reporting_user_errors  # after --help, which it would make slow
 
     return run_reporting_user_errors(lambda: _run(options, rest))
 
 
 def _run(options: argparse.Namespace, rest: list[str]) -> None:
-    from datamodules.trust import plain_name
+    from vitrail.trust import plain_name
 
     if hasattr(options, "split"):
         plain_name(options.split, "--split")  # it becomes a part of files' names
@@ -81,7 +81,7 @@ def _run(options: argparse.Namespace, rest: list[str]) -> None:
 
 def _base_to_novel(options: argparse.Namespace) -> None:
     from evaluation import base_to_novel
-    from evaluation.terminal import print_table
+    from vitrail.console import print_table
 
     after = base_to_novel.read_run(options.run, options.split)
     note = base_to_novel.check_novel(options.run, after, options.base)
@@ -99,11 +99,11 @@ def _wise_ft(options: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.progress import track
 
-    from datamodules.from_experiment import data_of_run
+    from datamodules.cli import data_of_run
     from evaluation import wise_ft
-    from evaluation.terminal import print_table
     from evaluation.zero_shot import start_weights_of
     from lightning_modules.checkpoint import load_task, read_checkpoint
+    from vitrail.console import print_table
 
     datamodule = data_of_run("python -m evaluation wise_ft", options.run)
     datamodule.prepare_data()
@@ -128,10 +128,10 @@ def _wise_ft(options: argparse.Namespace) -> None:
 
 
 def _soup(options: argparse.Namespace) -> None:
-    from datamodules.schema import UserError
-    from evaluation.run_files import runs_among
     from evaluation.soup_command import best_of_sweep, make_soup, place_beside, place_of_sweep
-    from evaluation.terminal import print_table
+    from vitrail.console import print_table
+    from vitrail.errors import UserError
+    from vitrail.runs import runs_among
 
     if bool(options.runs) == (options.sweep is not None):
         raise UserError("soup: name either run directories, or one sweep with --sweep DIR --top N")
@@ -147,7 +147,7 @@ _OTHERS = {"base_to_novel": _base_to_novel, "wise_ft": _wise_ft, "soup": _soup}
 
 
 def _probe(options: argparse.Namespace, data_arguments: list[str]) -> list[TaskSummary]:
-    from datamodules.from_experiment import data_parser, parse_data
+    from datamodules.cli import data_parser, parse_data
     from evaluation.linear_probe import linear_probe
     from lightning_modules.encoders import ImageEncoder
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 Uncertainty = Literal["entropy", "margin", "confidence"]
 Strategy = Literal["entropy", "margin", "confidence", "coreset"]

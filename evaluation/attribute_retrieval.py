@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from datamodules.schema import LABEL_TASK, UserError
 from evaluation.statistics import group_bootstrap
 from retrieval.metrics import (
     TIE_TOLERANCE,
@@ -36,6 +35,8 @@ from retrieval.metrics import (
 from retrieval.ranking import Query, Searcher
 from retrieval.relevance import AttributeQuery, ClassWords, attribute_queries
 from retrieval.schema import LABEL
+from vitrail.errors import UserError
+from vitrail.types import LABEL_TASK
 
 if TYPE_CHECKING:
     from retrieval.gallery import Gallery

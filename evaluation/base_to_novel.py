@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.schema import LABEL_TASK, UserError
-from evaluation.artefacts import written_whole
 from evaluation.pairing import in_order_of, paired_difference
-from evaluation.predictions import Predictions, predicted_classes, read_predictions
-from evaluation.run_files import RunFiles, class_counts_of
 from evaluation.statistics import Estimate, Statistic, group_bootstrap, known, share_statistic
+from vitrail.errors import UserError
+from vitrail.files import written_whole
+from vitrail.predictions import Predictions, predicted_classes, read_predictions
+from vitrail.runs import RunFiles, class_counts_of
+from vitrail.types import LABEL_TASK
 
 if TYPE_CHECKING:
     from rich.table import Table

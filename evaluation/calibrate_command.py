@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.schema import UserError
-from datamodules.trust import file_name
 from evaluation.calibration import (
     HIGHEST,
     calibration_error,
@@ -28,13 +26,14 @@ from evaluation.calibration import (
     reliability_bins,
 )
 from evaluation.figures import save_figure
-from evaluation.predictions import Predictions
 from evaluation.reliability_figure import reliability_figure
-from evaluation.run_files import RunFiles
 from evaluation.statistics import Estimate, known
 from evaluation.summary import plain
-from evaluation.temperatures import CALIBRATION_FILE, write_temperatures
-from evaluation.terminal import print_table, text_table
+from vitrail.console import print_table, text_table
+from vitrail.errors import UserError
+from vitrail.predictions import Predictions
+from vitrail.runs import CALIBRATION_FILE, RunFiles, write_temperatures
+from vitrail.trust import file_name
 
 if TYPE_CHECKING:
     from rich.table import Table

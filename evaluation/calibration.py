@@ -18,8 +18,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.schema import UserError
 from evaluation.statistics import Estimate, Interval, Statistic, group_bootstrap
+from vitrail.errors import UserError
 
 Binning = Literal["width", "mass"]
 

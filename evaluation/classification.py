@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.schema import UNKNOWN
+from vitrail.types import UNKNOWN
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -74,9 +74,9 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     Raises:
         UserError: a run without usable predictions, or runs that cannot be compared.
     """
-    from evaluation.run_files import runs_among
     from evaluation.summary import markdown_rows
-    from evaluation.terminal import print_table
+    from vitrail.console import print_table
+    from vitrail.runs import runs_among
 
     options.runs = runs_among(options.runs, "compare", f"predictions/{options.split}.parquet")
     sides = sides_of(options.runs, options.split, options.join)
@@ -125,7 +125,7 @@ def sentences(rows: Sequence[ComparedRow], reference: str) -> list[str]:
 
 def rich_table(table: list[dict[str, str]]) -> Table:
     """The rows for the terminal."""
-    from evaluation.terminal import text_table
+    from vitrail.console import text_table
 
     return text_table(list(table[0]), [list(row.values()) for row in table], ("run", "task", "verdict"))
 

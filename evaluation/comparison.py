@@ -22,12 +22,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.schema import UserError
 from evaluation.joining import JoinedRuns, JoinedScore, join_runs, mean_statistic, repetitions
 from evaluation.pairing import in_order_of, paired_difference
-from evaluation.predictions import Predictions
 from evaluation.seed_difference import seed_interval
 from evaluation.statistics import Estimate, Interval, Statistic, f1_statistic, known, share_statistic
+from vitrail.errors import UserError
+from vitrail.predictions import Predictions
 
 __all__ = [
     "ALPHA",

@@ -13,16 +13,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from datamodules.schema import UserError
 from evaluation.comparison import PairedComparison, compare_joined, holm
 from evaluation.joined_calibration import joined_calibration_error
 from evaluation.joining import JoinedRuns, join_runs
-from evaluation.predictions import Predictions
 from evaluation.report_efficiency import cpu_latency, read_efficiency
 from evaluation.report_run import stage_minutes
-from evaluation.run_files import RunFiles
 from evaluation.statistics import Estimate
 from evaluation.summary_join import refuse_other_configurations
+from vitrail.errors import UserError
+from vitrail.predictions import Predictions
+from vitrail.runs import RunFiles
 
 Reference = Literal["first", "best"]
 

@@ -10,8 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datamodules.schema import UserError
-from evaluation.artefacts import written_whole
+from vitrail.errors import UserError
+from vitrail.files import written_whole
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -71,8 +71,8 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     """
     from evaluation.efficiency import count, markdown, ratios_to
     from evaluation.efficiency_models import build, source_of
-    from evaluation.run_files import runs_among
-    from evaluation.terminal import print_table
+    from vitrail.console import print_table
+    from vitrail.runs import runs_among
 
     check_device(options.device)
     runs = [path for path in options.models if path.suffix not in (".yaml", ".yml")]

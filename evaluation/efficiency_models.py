@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 if TYPE_CHECKING:
     from lightning_modules.base import VisionTask
@@ -72,9 +72,9 @@ def source_of(path: Path, overlays: list[Path]) -> ModelSource:
     Raises:
         UserError: if it is neither.
     """
-    from datamodules.from_experiment import read_experiments
-    from datamodules.trust import refuse_foreign_code
-    from evaluation.run_files import CONFIG, RunFiles
+    from vitrail.config import read_experiments
+    from vitrail.runs import CONFIG, RunFiles
+    from vitrail.trust import refuse_foreign_code
 
     if path.is_dir():
         run = RunFiles(path)
@@ -93,7 +93,7 @@ def _arguments(experiment: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
     The data are asked only for what the model cannot be built without, so that most are not needed on disk.
     """
     import lightning_modules
-    from datamodules.from_experiment import data_parser, parse_data
+    from datamodules.cli import data_parser, parse_data
 
     model = experiment.get("model")
     if not isinstance(model, dict) or "class_path" not in model or not isinstance(experiment.get("data"), dict):

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
-from datamodules.user_errors import run_reporting_user_errors
+from vitrail.errors import run_reporting_user_errors
 
 
 def main() -> int:

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datamodules.schema import UserError
-from datamodules.trust import plain_name
-from evaluation.artefacts import timed_directory, written_whole
-from evaluation.run_files import RunFiles, runs_among
+from vitrail.errors import UserError
+from vitrail.files import timed_directory, written_whole
+from vitrail.runs import RunFiles, runs_among
+from vitrail.trust import plain_name
 
 _CLASS_PATH = "lightning_modules.Ensemble"
 
@@ -87,9 +87,9 @@ def make_ensemble(
     Raises:
         UserError: the runs cannot be averaged.
     """
-    from datamodules.from_experiment import dump_yaml
     from lightning_modules.ensemble import Ensemble
     from lightning_modules.views import checked_views
+    from vitrail.config import dump_yaml
 
     members = [str(run) for run in runs]
     config = _config(runs[0])

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from datamodules.columns import composed
-from datamodules.schema import UNKNOWN, UserError
-from datamodules.trust import file_name
-from evaluation.run_files import CONFIG, RunFiles
+from vitrail.errors import UserError
+from vitrail.runs import CONFIG, RunFiles
+from vitrail.trust import file_name
+from vitrail.types import UNKNOWN
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -158,7 +159,7 @@ def _data_pictures(
     files: RunFiles, model: VisionTask, transform: Any, task: str, options: argparse.Namespace
 ) -> _Pictures:
     """Pictures of the run's own data: by name, or the worst mistakes."""
-    from datamodules.from_experiment import data_of_run
+    from datamodules.cli import data_of_run
 
     wanted = options.ids or _worst_names(files, task, options)
     found = _Pictures()

@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from datamodules.schema import UNKNOWN
 from evaluation.classification import NO_PREDICTION
 from evaluation.figures import plain
-from evaluation.predictions import predicted_classes
 from evaluation.saliency import Method, attention_rollout, class_scores, grad_cam, score_pictures, text_scores
+from vitrail.predictions import predicted_classes
+from vitrail.types import UNKNOWN
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

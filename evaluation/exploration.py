@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.schema import LABEL_TASK, UNKNOWN, UserError
-from datamodules.trust import file_name
 from evaluation.exploration_figures import class_bars, heatmap, length_histogram, size_figure
 from evaluation.html_page import Section
 from evaluation.pixel_features import pixel_features
+from vitrail.errors import UserError
+from vitrail.trust import file_name
+from vitrail.types import LABEL_TASK, UNKNOWN
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.schema import UNKNOWN, UserError
-from datamodules.trust import file_name
 from evaluation.exploration import Collection
 from evaluation.exploration_colour import thumbnail
 from evaluation.exploration_figures import Tile, contact_sheet, short
 from evaluation.html_page import Section
 from evaluation.label_issues import FOLDS, LabelIssues, find_label_issues, out_of_fold
+from vitrail.errors import UserError
+from vitrail.trust import file_name
+from vitrail.types import UNKNOWN
 
 TOO_WEAK, STRONG = 0.5, 0.8
 """Accuracy below which a probe's doubts are not shown, and from which the share of wrong labels is estimated: a weak

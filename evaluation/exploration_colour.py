@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from datamodules.schema import UNKNOWN, UserError
-from datamodules.trust import file_name
 from evaluation.exploration import Collection, Looks
 from evaluation.exploration_figures import Tile, density_curves, picture_map
 from evaluation.html_page import Section
 from evaluation.projections import project
+from vitrail.errors import UserError
+from vitrail.trust import file_name
+from vitrail.types import UNKNOWN
 
 SIDE, PIXELS, NEIGHBOURS = 128, 5_000, 8
 """Side that pictures are scaled to, pixels drawn of each, and neighbours of a class on the map."""

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.columns import composed
-from datamodules.schema import DATA_ARGUMENTS, UserError
+from vitrail.errors import UserError
+from vitrail.types import DATA_ARGUMENTS
 
 if TYPE_CHECKING:
     from datamodules.base import ImageDataModule
@@ -86,7 +87,7 @@ def data_of(command: str, options: argparse.Namespace, rest: Sequence[str]) -> I
     Raises:
         UserError: where none is named, and for arguments that are not the data's.
     """
-    from datamodules.from_experiment import data_parser, parse_data
+    from datamodules.cli import data_parser, parse_data
 
     if strange := [one for one in rest if one.startswith("-") and not one.startswith(DATA_ARGUMENTS)]:
         raise UserError(f"{command}: unknown argument {strange[0]!r}; see python -m evaluation {command} --help")
@@ -141,10 +142,10 @@ def explore(datamodule: ImageDataModule, options: argparse.Namespace) -> Path:
     Returns:
         The page's path.
     """
-    from datamodules.progress import tracked
     from evaluation.exploration import look_at, main_task
     from evaluation.exploration_colour import centre_colour
     from evaluation.html_page import write_page
+    from vitrail.console import tracked
 
     collection = collection_of(datamodule)
     task = main_task(collection, options.task)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evaluation.artefacts import written_whole
+from vitrail.files import written_whole
 
 if TYPE_CHECKING:
     import pandas as pd

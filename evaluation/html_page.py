@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evaluation.artefacts import write_csv, written_whole
+from vitrail.files import write_csv, written_whole
 
 if TYPE_CHECKING:
     import pandas as pd

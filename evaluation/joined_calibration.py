@@ -10,8 +10,8 @@ import numpy as np
 
 from evaluation.calibration import calibration_error, expected_calibration_error
 from evaluation.joining import repetitions
-from evaluation.predictions import Predictions
 from evaluation.statistics import Estimate, Interval, known
+from vitrail.predictions import Predictions
 
 
 def joined_calibration_error(

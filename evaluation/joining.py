@@ -18,9 +18,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.schema import UNKNOWN, UserError
 from evaluation.pairing import in_order_of
-from evaluation.predictions import Predictions, concatenated
 from evaluation.statistics import (
     Estimate,
     Interval,
@@ -31,6 +29,9 @@ from evaluation.statistics import (
     known,
     student_interval,
 )
+from vitrail.errors import UserError
+from vitrail.predictions import Predictions, concatenated
+from vitrail.types import UNKNOWN
 
 Kind = Literal["one run", "seeds", "folds", "seeds and folds"]
 

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.schema import UserError
 from evaluation.linear_classifier import Reduction, fitted, probabilities
-from evaluation.predictions import predicted_classes
+from vitrail.errors import UserError
+from vitrail.predictions import predicted_classes
 
 FOLDS = 5
 

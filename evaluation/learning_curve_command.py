@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.columns import composed
-from datamodules.schema import UNKNOWN, UserError
 from evaluation.explore_command import add_data_arguments, collection_of, data_of
+from vitrail.errors import UserError
+from vitrail.types import UNKNOWN
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,10 +68,10 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     Raises:
         UserError: for every mistake in what was asked or in the data.
     """
-    from evaluation.artefacts import write_csv
     from evaluation.exploration import main_task
     from evaluation.figures import save_figure
     from evaluation.learning_curves import Schedule, curve_figure, learning_curves, summarised
+    from vitrail.files import write_csv
 
     if options.seeds < 1 or not 0 < options.long_tail <= 1:
         raise UserError("learning_curve: --seeds must be at least 1, and --long_tail above 0 and up to 1")
@@ -122,9 +123,9 @@ def _pool_and_test(collection: Collection, task: str, options: argparse.Namespac
 
 def _features(collection: Collection, gallery: str | None) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Rows that have features, and the features."""
-    from datamodules.progress import tracked
     from evaluation.explore_command import gallery_vectors
     from evaluation.pixel_features import pixel_features
+    from vitrail.console import tracked
 
     if gallery is not None:
         rows, vectors, _ = gallery_vectors(collection, gallery)

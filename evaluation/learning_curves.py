@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.schema import UserError
 from evaluation.active_learning import Strategy, Uncertainty, k_centre_greedy, most_uncertain, unit
 from evaluation.figures import plain
 from evaluation.linear_classifier import Reduction, fitted, probabilities
+from vitrail.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from datamodules.schema import UserError, batch_targets
-from evaluation.predictions import Predictions
 from evaluation.statistics import known
 from evaluation.summary import TaskSummary, summarise
+from vitrail.errors import UserError
+from vitrail.predictions import Predictions
+from vitrail.types import batch_targets
 
 if TYPE_CHECKING:
     from datamodules.base import ImageDataModule

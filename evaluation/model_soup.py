@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from datamodules.schema import UserError
-from evaluation.artefacts import written_whole
+from vitrail.errors import UserError
+from vitrail.files import written_whole
 
 if TYPE_CHECKING:
     from rich.table import Table

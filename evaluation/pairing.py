@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.schema import UserError
-from evaluation.predictions import Predictions
 from evaluation.statistics import Estimate, Interval, Statistic, group_bootstrap, wilson
+from vitrail.errors import UserError
+from vitrail.predictions import Predictions
 
 
 def paired_difference(

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.schema import UserError
-from evaluation.artefacts import written_whole
-from evaluation.run_files import CONFIG, RunFiles
+from vitrail.errors import UserError
+from vitrail.files import written_whole
+from vitrail.runs import CONFIG, RunFiles
 
 if TYPE_CHECKING:
     from datamodules.base import ImageDataModule
@@ -160,7 +160,7 @@ def reader(datamodule: ImageDataModule) -> ReadPicture:
 
 def _data(files: RunFiles, options: argparse.Namespace, rest: Sequence[str]) -> tuple[ImageDataModule | None, str]:
     """The run's own data, or why they are not there."""
-    from datamodules.from_experiment import data_of_run
+    from datamodules.cli import data_of_run
 
     if options.no_data:
         return None, "Left out as asked (--no-data)."

@@ -9,7 +9,7 @@ import numpy as np
 
 from evaluation.figures import plain
 from evaluation.html_page import Section
-from evaluation.run_files import RunFiles
+from vitrail.runs import RunFiles
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from evaluation.html_page import Section
-from evaluation.run_files import RunFiles
+from vitrail.runs import RunFiles
 
 if TYPE_CHECKING:
     from evaluation.efficiency import Costs

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evaluation.artefacts import written_whole
 from evaluation.html_page import SHOWN_ROWS, Card, Section
 from evaluation.summary import markdown_rows
+from vitrail.files import written_whole
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.schema import UNKNOWN, UserError
-from datamodules.trust import file_name
 from evaluation.classification import NO_PREDICTION
 from evaluation.figures import plain
 from evaluation.html_page import Card, Section
-from evaluation.predictions import Predictions
 from evaluation.projections import Projection, project
+from vitrail.errors import UserError
+from vitrail.predictions import Predictions
+from vitrail.trust import file_name
+from vitrail.types import UNKNOWN
 
 if TYPE_CHECKING:
     import pandas as pd

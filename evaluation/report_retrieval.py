@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.artefacts import read_csv
 from evaluation.html_page import Card, Section
 from evaluation.report_pictures import ReadPicture, rows_of, small_picture, told_split
+from vitrail.files import read_csv
 
 if TYPE_CHECKING:
     import pandas as pd

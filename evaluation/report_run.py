@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from evaluation.html_page import Section
-from evaluation.run_files import CONFIG, RunFiles
+from vitrail.runs import CONFIG, RunFiles
 
 SETTINGS = ("seed_everything", "model", "data", "trainer.max_epochs", "trainer.callbacks", "checkpoint.monitor")
 """Keys of the configuration that the table has; the folded text has all."""

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datamodules.trust import file_name
 from evaluation.calibration import (
     calibration_error,
     chance_errors,
@@ -18,10 +17,11 @@ from evaluation.calibration import (
 from evaluation.classification import class_report, confusion_matrix
 from evaluation.figures import confusion_figure
 from evaluation.html_page import Section
-from evaluation.predictions import Predictions
 from evaluation.reliability_figure import reliability_figure
 from evaluation.statistics import clustered_wilson, known
 from evaluation.summary import TaskSummary, share, summarise, with_interval
+from vitrail.predictions import Predictions
+from vitrail.trust import file_name
 
 if TYPE_CHECKING:
     import pandas as pd

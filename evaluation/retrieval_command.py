@@ -13,8 +13,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evaluation.artefacts import write_csv, written_whole
-from evaluation.terminal import print_table
+from vitrail.console import print_table
+from vitrail.files import write_csv, written_whole
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -82,10 +82,10 @@ def measured_rows(options: argparse.Namespace) -> list[Row]:
     from rich.console import Console
     from rich.progress import Progress
 
-    from datamodules.schema import UserError
     from evaluation.attribute_retrieval import measure, rows_of
     from retrieval.gallery import Gallery
     from retrieval.query_encoder import load_encoder
+    from vitrail.errors import UserError
 
     speaker = Gallery.open(options.words_gallery) if options.words_gallery else None
     jobs = _jobs([Gallery.open(uri, options.device) for uri in options.gallery], options, speaker)

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.schema import UserError
-from evaluation.artefacts import read_csv, write_csv
 from evaluation.statistics import Interval, Statistic, group_bootstrap
+from vitrail.errors import UserError
+from vitrail.files import read_csv, write_csv
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from datamodules.schema import LABEL_TASK, UserError
 from evaluation.saliency_layers import Size, looked_at, map_layer, watched_attention
+from vitrail.errors import UserError
+from vitrail.types import LABEL_TASK
 
 Method = Literal["gradcam", "rollout"]
 

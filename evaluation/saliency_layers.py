@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 Size = tuple[int, int]
 """Height and width in pixels."""

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.columns import composed
-from datamodules.schema import DATA_ARGUMENTS, LABEL_TASK, UNKNOWN, UserError
-from evaluation.predictions import predicted_classes
 from evaluation.selection import Pool, ranking, to_label
+from vitrail.errors import UserError
+from vitrail.predictions import predicted_classes
+from vitrail.types import DATA_ARGUMENTS, LABEL_TASK, UNKNOWN
 
 if TYPE_CHECKING:
     from datamodules.base import ImageDataModule
@@ -59,7 +60,7 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     Raises:
         UserError: for every mistake in what was asked, of the run or of the pool.
     """
-    from evaluation.artefacts import write_csv
+    from vitrail.files import write_csv
 
     if options.n < 1:
         raise UserError(f"--n: is {options.n}, must be at least 1")
@@ -119,7 +120,7 @@ def _gallery_pool(options: argparse.Namespace, checkpoint: Path) -> Pool:
 
 def _picture_pool(options: argparse.Namespace, checkpoint: Path, rest: Sequence[str]) -> Pool:
     """Pictures that the model looks at now."""
-    from datamodules.from_experiment import data_of_run, data_parser, parse_data
+    from datamodules.cli import data_of_run, data_parser, parse_data
     from evaluation.active_learning import checked_probabilities
     from lightning_modules.checkpoint import load_task
 
@@ -204,7 +205,7 @@ class _Said:
 
 
 def _tracked(loader: Any) -> Iterator[Any]:
-    from datamodules.progress import tracked
+    from vitrail.console import tracked
 
     return tracked(loader, "looking at pictures, in batches", len(loader))
 

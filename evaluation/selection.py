@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.schema import UserError
 from evaluation.active_learning import Ranked, k_centre_greedy, most_uncertain
+from vitrail.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from datamodules.schema import UserError
-from evaluation.artefacts import read_csv, timed_directory, written_whole
 from evaluation.model_soup import (
     Score,
     Soup,
@@ -30,7 +28,9 @@ from evaluation.model_soup import (
     save_soup,
     uniform_soup,
 )
-from evaluation.run_files import RunFiles
+from vitrail.errors import UserError
+from vitrail.files import read_csv, timed_directory, written_whole
+from vitrail.runs import RunFiles
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -73,8 +73,8 @@ def make_soup(
     Raises:
         UserError: the runs do not fit together, or the metric is none of theirs.
     """
-    from datamodules.from_experiment import dump_yaml
     from lightning_modules.checkpoint import load_task, read_checkpoint
+    from vitrail.config import dump_yaml
 
     configs = [_config(run) for run in runs]
     files = [run / "checkpoints" / "best.ckpt" for run in runs]
@@ -202,7 +202,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _config(run: Path) -> dict[str, Any]:
-    from datamodules.from_experiment import read_experiment
+    from vitrail.config import read_experiment
 
     path = run / "config.yaml"
     if not path.is_file():
@@ -235,7 +235,7 @@ def _metric(config: dict[str, Any], asked: str | None, run: Path) -> tuple[str, 
 
 
 def _datamodule(run: Path) -> ImageDataModule:
-    from datamodules.from_experiment import data_of_run
+    from datamodules.cli import data_of_run
 
     datamodule = data_of_run("python -m evaluation soup", run)
     datamodule.prepare_data()

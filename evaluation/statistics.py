@@ -22,8 +22,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.schema import UNKNOWN
-from evaluation.predictions import places_of
+from vitrail.predictions import places_of
+from vitrail.types import UNKNOWN
 
 Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 """Maps R weightings of the N samples, ``(R, N)``, to R values, ``(R,)``; a resample weights a sample by how often it

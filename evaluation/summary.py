@@ -13,12 +13,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from datamodules.schema import UNKNOWN, UserError
 from evaluation import statistics
-from evaluation.predictions import Predictions, read_predictions
-from evaluation.run_files import RunFiles, read_class_counts
 from evaluation.statistics import Interval
-from evaluation.terminal import text_table
+from vitrail.console import text_table
+from vitrail.errors import UserError
+from vitrail.predictions import Predictions, read_predictions
+from vitrail.runs import RunFiles, read_class_counts
+from vitrail.types import UNKNOWN
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from datamodules.schema import UserError
 from evaluation import summary, summary_join, summary_retrieval, summary_wide
-from evaluation.run_files import runs_among
-from evaluation.terminal import print_table
+from vitrail.console import print_table
+from vitrail.errors import UserError
+from vitrail.runs import runs_among
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datamodules.schema import UserError
 from evaluation.joining import JoinedRuns, JoinedScore, join_runs
-from evaluation.predictions import Predictions
-from evaluation.run_files import RunFiles
 from evaluation.statistics import Interval, known, majority_baseline
 from evaluation.summary import markdown_rows, plain, share, with_interval
+from vitrail.errors import UserError
+from vitrail.predictions import Predictions
+from vitrail.runs import RunFiles
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from datamodules.schema import UserError
 from evaluation.retrieval_report import BOTH, Row, read_report, with_interval
 from evaluation.summary import markdown_rows
-from evaluation.terminal import text_table
+from vitrail.console import text_table
+from vitrail.errors import UserError
 
 if TYPE_CHECKING:
     from rich.table import Table

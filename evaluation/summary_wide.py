@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from evaluation.summary import TaskSummary, markdown_rows, share, with_interval
-from evaluation.terminal import text_table
+from vitrail.console import text_table
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from datamodules.schema import LABEL_TASK, UserError
-from evaluation.artefacts import write_csv, written_whole
 from evaluation.base_to_novel import restricted_accuracy
-from evaluation.predictions import predicted_classes
 from evaluation.statistics import accuracy, known
 from evaluation.summary import share
 from evaluation.zero_shot import predict_classes
+from vitrail.errors import UserError
+from vitrail.files import write_csv, written_whole
+from vitrail.predictions import predicted_classes
+from vitrail.types import LABEL_TASK
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from datamodules.schema import LABEL_TASK, UserError
 from evaluation.base_to_novel import Cost, compare
-from evaluation.predictions import Predictions, read_predictions, write_predictions
+from vitrail.errors import UserError
+from vitrail.predictions import Predictions, read_predictions, write_predictions
+from vitrail.types import LABEL_TASK
 
 if TYPE_CHECKING:
     from datamodules.base import ImageDataModule

@@ -6,8 +6,8 @@ These are ``sweep``, ``ablate``, ``results``, ``export`` and ``push_to_hub``, ea
 import os
 import sys
 
-from datamodules.interrupts import run_program
-from experiments.allocator import keep_freed_memory
+from vitrail.errors import run_program
+from vitrail.runtime import keep_freed_memory
 
 # Before torch is imported: its threads would else spin while they wait for each other, and where other processes want
 # the same cores each small operation takes many times as long.

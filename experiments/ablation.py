@@ -15,11 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datamodules.interrupts import same_command
-from datamodules.schema import UserError
-from datamodules.trust import plain_name
-from datamodules.user_errors import run_reporting_user_errors
 from evaluation.efficiency_command import add_measuring, check_device, measured
+from vitrail.errors import UserError, run_reporting_user_errors, same_command
+from vitrail.trust import plain_name
 
 if TYPE_CHECKING:
     from experiments.ablation_file import Variant
@@ -48,10 +46,10 @@ def main(args: Sequence[str], runner: Runner | None = None) -> int:
 def _run(options: argparse.Namespace, runner: Runner | None) -> int:
     from rich.console import Console
 
-    from evaluation.terminal import print_table
     from experiments.ablation_file import read_ablation
     from experiments.ablation_report import markdown_table, rich_table, write_reports
     from experiments.ablation_results import Results
+    from vitrail.console import print_table
 
     check_device(options.device)
     variants = _chosen(read_ablation(options.file, options.config, options.set), options)

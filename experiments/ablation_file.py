@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from datamodules.from_experiment import load_yaml, merged, read_experiment, read_experiments
-from datamodules.schema import UserError
+from vitrail.config import load_yaml, merged, read_experiment, read_experiments
+from vitrail.errors import UserError
 
 _KEYS = {"experiment", "variants"}
 _VARIANT_KEYS = {"name", "changes"}

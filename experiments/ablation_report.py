@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.artefacts import write_csv
 from evaluation.efficiency import cells, columns, ratios_to
 from evaluation.figures import plain
 from evaluation.summary import markdown_rows, with_interval
 from evaluation.summary_wide import task_heading
-from experiments.run_directory import write_text_whole
+from vitrail.files import write_csv
+from vitrail.runs import write_text_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

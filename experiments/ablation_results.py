@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datamodules.from_experiment import dump_yaml
-from datamodules.schema import UserError
 from evaluation.efficiency_models import ModelSource
 from experiments.ablation_file import Variant
-from experiments.run_directory import CHECKPOINTS, CONFIG_FILE, write_text_whole
 from experiments.sweep_file import Metric
 from experiments.sweep_trial import Job, Outcome, Runner, run_trial
+from vitrail.config import dump_yaml
+from vitrail.errors import UserError
+from vitrail.runs import CHECKPOINTS, CONFIG_FILE, write_text_whole
 
 if TYPE_CHECKING:
     from evaluation.efficiency import Costs, Counts

@@ -36,11 +36,6 @@ from callbacks.prediction_writer import PredictionWriter
 from callbacks.retrieval_metrics import RetrievalMetrics
 from callbacks.start_weights import START_FILE
 from datamodules.base import ImageDataModule
-from datamodules.from_experiment import one_config
-from datamodules.interrupts import was_interrupted
-from datamodules.schema import DEFAULT_SEED, UserError
-from datamodules.trust import plain_name
-from datamodules.user_errors import run_reporting_user_errors
 from experiments.loggers import WandbOptions, build_loggers, finish_wandb
 from experiments.opened_run import opened_arguments
 from experiments.refusals import (
@@ -53,7 +48,12 @@ from experiments.refusals import (
     refuse_trainer_options,
     refuse_untrained,
 )
-from experiments.run_directory import (
+from experiments.run_record import RunRecorder
+from lightning_modules.base import VisionTask
+from lightning_modules.sharding import FullySharded
+from vitrail.config import one_config
+from vitrail.errors import UserError, run_reporting_user_errors, was_interrupted
+from vitrail.runs import (
     CHECKPOINTS,
     CONFIG_FILE,
     RESERVED,
@@ -67,9 +67,8 @@ from experiments.run_directory import (
     same_validation,
     write_text_whole,
 )
-from experiments.run_record import RunRecorder
-from lightning_modules.base import VisionTask
-from lightning_modules.sharding import FullySharded
+from vitrail.trust import plain_name
+from vitrail.types import DEFAULT_SEED
 
 _ALSO = "Many trainings: `python -m experiments sweep --help`, `python -m experiments ablate --help`."
 

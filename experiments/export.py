@@ -16,13 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datamodules.schema import DATA_ARGUMENTS, UserError
-from datamodules.user_errors import run_reporting_user_errors
+from vitrail.errors import UserError, run_reporting_user_errors
+from vitrail.types import DATA_ARGUMENTS
 
 if TYPE_CHECKING:
     from datamodules.base import ImageDataModule
-    from evaluation.run_files import RunFiles
     from experiments.export_timing import Form
+    from vitrail.runs import RunFiles
 
 FORMATS = ("onnx", "safetensors", "torch_export")
 BATCH_SIZES = [1, 8]
@@ -91,11 +91,11 @@ def parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     _check(options)
-    from evaluation.run_files import RunFiles
-    from evaluation.terminal import print_table
     from experiments.export_making import Maker
     from experiments.export_timing import markdown, rich_table
     from lightning_modules.checkpoint import load_task
+    from vitrail.console import print_table
+    from vitrail.runs import RunFiles
 
     # What torchao, which peft imports, makes PyTorch tell of its own enumerations.
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
@@ -140,8 +140,8 @@ def _check(options: argparse.Namespace) -> None:
 
 def _data(files: RunFiles, options: argparse.Namespace, rest: Sequence[str]) -> ImageDataModule:
     """The run's own data, set up for testing."""
-    from datamodules.from_experiment import data_of_run
-    from evaluation.run_files import CONFIG
+    from datamodules.cli import data_of_run
+    from vitrail.runs import CONFIG
 
     if not files.config:
         raise UserError(f"{files.path}: without {CONFIG} it is not known which pictures to compare on")

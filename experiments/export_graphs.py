@@ -21,10 +21,11 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature
 
-from datamodules.schema import LABEL_TASK, UserError
 from lightning_modules.base import VisionTask
 from lightning_modules.classification import ClassificationTask
 from lightning_modules.dual_encoder import DualEncoder
+from vitrail.errors import UserError
+from vitrail.types import LABEL_TASK
 
 if TYPE_CHECKING:
     from torch.onnx import ONNXProgram

@@ -15,7 +15,6 @@ from torch.export import ExportedProgram
 
 from datamodules.base import ImageDataModule
 from evaluation.efficiency import BatchCost
-from evaluation.run_files import RunFiles
 from experiments import predict_onnx
 from experiments.export_graphs import Tower, graph_of, towers_of, write_onnx, write_torch_export
 from experiments.export_metadata import as_strings, metadata_of, write_summary, write_tokenizer
@@ -25,6 +24,7 @@ from experiments.export_timing import Form, folder_size, interleaved
 from experiments.export_weights import FILE, read_weights, write_weights
 from experiments.model_card import write_card
 from lightning_modules.base import VisionTask
+from vitrail.runs import RunFiles
 
 OWN = "PyTorch"
 _SUFFIX = {"onnx": ".onnx", "torch_export": ".pt2"}

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from datamodules.schema import UserError
-from evaluation.run_files import RunFiles
 from evaluation.summary import plain
 from lightning_modules.base import VisionTask
 from lightning_modules.embedding import EmbeddingTask
+from vitrail.errors import UserError
+from vitrail.runs import RunFiles
 
 KEY = "vitrine"
 """Under which JSON of it stands in the metadata of ONNX and safetensors files, and in PyTorch's exported programs."""

@@ -11,13 +11,14 @@ import torch
 from numpy.typing import NDArray
 
 from datamodules.base import ImageDataModule
-from datamodules.schema import UNKNOWN, UserError
-from evaluation.predictions import predicted_classes
 from experiments.export_graphs import IMAGE_EMBEDDING, LOGITS, TEXT_EMBEDDING
 from experiments.export_runners import Arrays, Runner
 from lightning_modules.base import VisionTask
 from lightning_modules.embedding import EmbeddingTask
 from lightning_modules.step_outputs import real_rows
+from vitrail.errors import UserError
+from vitrail.predictions import predicted_classes
+from vitrail.types import UNKNOWN
 
 NEAREST = "nearest text"
 TOLERANCE = 1e-3

@@ -21,9 +21,9 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from datamodules.base import ImageDataModule
-from datamodules.schema import UserError
 from experiments.export_graphs import Tower, without_unused
 from lightning_modules.base import VisionTask
+from vitrail.errors import UserError
 
 CALIBRATION = 128
 """Training pictures that ranges are measured on, at most."""

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from datamodules.schema import UserError
 from experiments.export_metadata import KEY, as_strings, from_strings
 from lightning_modules.base import VisionTask
 from lightning_modules.checkpoint import task_from
 from lightning_modules.weights import misfits
+from vitrail.errors import UserError
 
 FILE = "model.safetensors"
 _CHECKPOINT = "vitrine.checkpoint"

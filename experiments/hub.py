@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datamodules.schema import UserError
-from datamodules.user_errors import run_reporting_user_errors
 from experiments.export_metadata import SUMMARY
 from experiments.model_card import check_card
+from vitrail.errors import UserError, run_reporting_user_errors
 
 if TYPE_CHECKING:
     from experiments.predict_onnx import Model

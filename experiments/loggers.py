@@ -11,7 +11,7 @@ from typing import Literal, TypedDict
 from lightning.pytorch.loggers import Logger
 
 from experiments.metrics_log import MetricsLog
-from experiments.run_directory import write_text_whole
+from vitrail.runs import write_text_whole
 
 WANDB_ID_FILE = "wandb_id"
 

@@ -15,7 +15,7 @@ import torch
 from lightning.fabric.utilities import rank_zero_only
 from lightning.pytorch.loggers import CSVLogger
 
-from experiments.run_directory import write_text_whole
+from vitrail.runs import write_text_whole
 
 METRICS_FILE = "metrics.csv"
 

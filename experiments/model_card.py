@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datamodules.schema import UserError
-from evaluation.run_files import RunFiles
 from evaluation.summary import TaskSummary, markdown_rows, summarise
 from experiments.export_timing import Form, markdown
+from vitrail.errors import UserError
+from vitrail.runs import RunFiles
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData

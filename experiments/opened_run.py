@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from datamodules.from_experiment import dump_yaml, read_experiment
-from datamodules.schema import UserError
-from datamodules.trust import refuse_foreign_code, run_of_config
-from experiments.run_directory import CHECKPOINTS, CONFIG_FILE, run_of_checkpoint
+from vitrail.config import dump_yaml, read_experiment
+from vitrail.errors import UserError
+from vitrail.runs import CHECKPOINTS, CONFIG_FILE, run_of_checkpoint
+from vitrail.trust import refuse_foreign_code, run_of_config
 
 STAGES = ("fit", "validate", "test", "predict")
 

@@ -15,9 +15,9 @@ from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcess
 from callbacks.best_checkpoint import BEST_NAME, BestCheckpoint
 from callbacks.last_checkpoint import LastCheckpoint
 from callbacks.start_weights import START_FILE
-from datamodules.schema import UserError
-from datamodules.whole_files import check_zip
 from lightning_modules.base import VisionTask
+from vitrail.errors import UserError
+from vitrail.files import check_zip
 
 _NOT_COMPARED = {"_instantiator", "class_counts", "class_prompts", "chunk_size", "architectures"}
 """Counts of the training split only shape the loss, and a checkpoint may well be tested on other data; prompts may be

@@ -15,9 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datamodules.interrupts import same_command
-from datamodules.schema import UserError
-from datamodules.user_errors import run_reporting_user_errors
+from vitrail.errors import UserError, run_reporting_user_errors, same_command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -101,7 +99,7 @@ def _chosen(file: ResultsFile, options: argparse.Namespace) -> tuple[list[Table]
 
 
 def _list(maker: Maker, tables: Sequence[Table], names: set[str]) -> None:
-    from evaluation.terminal import print_table
+    from vitrail.console import print_table
 
     print_table(_state_table(maker, tables, names))
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datamodules.from_experiment import read_experiment
-from datamodules.schema import UserError
+from vitrail.config import read_experiment
+from vitrail.errors import UserError
 
 RUN = "run"
 """``{run}`` in a run's own further steps is its directory."""

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datamodules.trust import file_name
-from datamodules.user_errors import EXIT_USER_ERROR
 from experiments.results_file import Entry, PlannedRun, ResultsFile, Step, Table, expanded, filled, lacking, unset
 from experiments.results_readme import part_of, write_part
 from experiments.results_runs import find_interrupted, find_run, run_name
 from experiments.sweep_trial import last_error, logged_values
+from vitrail.errors import EXIT_USER_ERROR
+from vitrail.trust import file_name
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
 
-from experiments.child_process import begin_process, end_process
+from vitrail.runtime import begin_process, end_process
 
 _POLL_SECONDS = 0.5
 

@@ -8,10 +8,10 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from datamodules.schema import UserError
 from experiments.results_file import Entry, Table, filled
 from experiments.results_runs import revision
-from experiments.run_directory import write_text_whole
+from vitrail.errors import UserError
+from vitrail.runs import write_text_whole
 
 _WIDTH = 110
 _PLAIN = re.compile(r"[\w@%+=:,./${}*\[\]-]+")

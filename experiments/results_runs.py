@@ -14,10 +14,9 @@ from typing import Any
 
 import yaml
 
-from datamodules.from_experiment import read_experiments
-from datamodules.schema import UserError
-from evaluation.run_files import RunFiles
-from experiments.run_directory import CHECKPOINTS
+from vitrail.config import read_experiments
+from vitrail.errors import UserError
+from vitrail.runs import CHECKPOINTS, RunFiles
 
 _ELSEWHERE = {"config", "name", "runs", "ckpt_path", "test_best"}
 _SILENT = ("wandb", "trainer.logger", "trainer.enable_progress_bar", "trainer.enable_model_summary")

@@ -20,11 +20,11 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks.best_checkpoint import BestCheckpoint
-from datamodules.schema import UserError
 from evaluation.parameter_count import parameter_count
 from experiments.metrics_log import MetricsLog
-from experiments.run_directory import write_text_whole
 from lightning_modules.base import VisionTask
+from vitrail.errors import UserError
+from vitrail.runs import write_text_whole
 
 RECORD_FILE = "run.json"
 

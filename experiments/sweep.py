@@ -13,11 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datamodules.interrupts import same_command
-from datamodules.schema import UserError
-from datamodules.trust import plain_name
-from datamodules.user_errors import run_reporting_user_errors
 from experiments.sweep_file import SweepFile, read_sweep
+from vitrail.errors import UserError, run_reporting_user_errors, same_command
+from vitrail.trust import plain_name
 
 if TYPE_CHECKING:
     from experiments.sweep_trial import Runner

@@ -17,9 +17,9 @@ from typing import Any, Literal, cast
 
 import yaml
 
-from datamodules.schema import UserError
 from experiments.sweep_hyperband import Hyperband, parse_hyperband
 from experiments.sweep_space import Parameter, parse_parameters
+from vitrail.errors import UserError
 
 Method = Literal["grid", "random", "bayes"]
 Goal = Literal["minimize", "maximize"]

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 _KNOWN = {"type", "min_iter", "max_iter", "s", "eta", "strict"}
 _LONGEST = 1_000_000

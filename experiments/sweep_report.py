@@ -11,11 +11,11 @@ import optuna
 import yaml
 from optuna.trial import FrozenTrial, TrialState
 
-from evaluation.artefacts import write_csv
-from experiments.run_directory import write_text_whole
 from experiments.sweep_file import Metric
 from experiments.sweep_study import ERROR, SLOT, VALUES
 from experiments.sweep_trial import trial_name
+from vitrail.files import write_csv
+from vitrail.runs import write_text_whole
 
 if TYPE_CHECKING:
     import pandas as pd

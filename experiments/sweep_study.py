@@ -22,12 +22,12 @@ from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, Storage
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from datamodules.schema import UserError
 from experiments.sweep_database import Database
 from experiments.sweep_file import SweepFile
 from experiments.sweep_owner import Silence, is_gone, name_of
 from experiments.sweep_space import suggested
 from experiments.sweep_trial import Outcome
+from vitrail.errors import UserError
 
 SLOT, ATTEMPT, OWNER, BEAT, LOST, VALUES, ERROR = "slot", "attempt", "owner", "beat", "lost", "values", "error"
 _SWEEP = "sweep"

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-from datamodules.user_errors import EXIT_USER_ERROR
-from experiments.child_process import begin_process, end_process
 from experiments.sweep_file import Metric
+from vitrail.errors import EXIT_USER_ERROR
+from vitrail.runtime import begin_process, end_process
 
 _POLL_SECONDS = 0.5
 _TERMINATED = {-signal.SIGTERM, 128 + signal.SIGTERM}

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 
-from experiments.child_process import SECONDS_TO_END
-from experiments.run_directory import CHECKPOINTS, CONFIG_FILE
 from experiments.sweep_owner import BEAT_SECONDS, is_gone, name_of
 from experiments.sweep_report import BEST_VALUE, CONFIG, EPOCHS, RUN, best_trial, value_of
 from experiments.sweep_study import BEAT, ERROR, SLOT, Claim, SweepStudy
 from experiments.sweep_trial import Job, Outcome, Runner, trial_name
+from vitrail.runs import CHECKPOINTS, CONFIG_FILE
+from vitrail.runtime import SECONDS_TO_END
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -8,13 +8,14 @@ from typing import Literal, NamedTuple, TypedDict, get_args
 
 import torch
 
-from datamodules.schema import LABEL_TASK, UserError
 from lightning_modules.constrained_generation import say_anything, say_label
 from lightning_modules.label_matching import LabelMatcher
 from lightning_modules.label_scoring import LabelScorer
 from lightning_modules.picture_reading import Reading
 from lightning_modules.prompting import Prompts
 from lightning_modules.vision_language import VisionLanguageModel
+from vitrail.errors import UserError
+from vitrail.types import LABEL_TASK
 
 How = Literal["scores", "constrained", "free"]
 ContentFree = Literal["none", "grey"]

@@ -16,7 +16,6 @@ import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from torch import nn
 
-from datamodules.schema import Batch, Outputs, UserError
 from lightning_modules.blocks import stands_still
 from lightning_modules.digest import weights_digest
 from lightning_modules.encoders import (
@@ -34,6 +33,8 @@ from lightning_modules.precision import Conversion, check_half_precision, keep_s
 from lightning_modules.schedules import ScheduleName
 from lightning_modules.sharding import refuse_unfit_strategy, synchronise_batchnorm
 from lightning_modules.weights import WeightsOrigin, misfits, tell_origin
+from vitrail.errors import UserError
+from vitrail.types import Batch, Outputs
 
 LoggedSplit = Literal["train", "val", "test"]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 
 def blocks(network: nn.Module, name: str) -> list[nn.Module]:

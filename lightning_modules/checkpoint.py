@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from datamodules.schema import UserError
-from datamodules.trust import PLUGINS, is_trusted
-from datamodules.whole_files import check_zip
 from lightning_modules.base import VisionTask
+from vitrail.errors import UserError
+from vitrail.files import check_zip
+from vitrail.trust import PLUGINS, is_trusted
 
 PACKAGE = "lightning_modules"
 

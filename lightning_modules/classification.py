@@ -12,7 +12,6 @@ from typing import cast
 import torch
 from torch import nn
 
-from datamodules.schema import Batch, Outputs, UserError
 from lightning_modules.base import LoggedSplit
 from lightning_modules.encoders import ImageEncoder, InputOptions
 from lightning_modules.losses import ClassWeighting, TaskLoss, class_weights_from_counts
@@ -21,6 +20,8 @@ from lightning_modules.schedules import ScheduleName
 from lightning_modules.scored import ScoredTask
 from lightning_modules.step_outputs import known_targets, real_outputs, with_embedding
 from lightning_modules.weights import WeightsOrigin
+from vitrail.errors import UserError
+from vitrail.types import Batch, Outputs
 
 
 class ClassificationTask(ScoredTask):

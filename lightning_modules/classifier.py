@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from datamodules.schema import LABEL_TASK
 from lightning_modules.classification import ClassificationTask
 from lightning_modules.encoders import ImageEncoder
 from lightning_modules.losses import ClassWeighting
 from lightning_modules.optim import OptimOptions
 from lightning_modules.precision import Float32Linear
 from lightning_modules.schedules import ScheduleName
+from vitrail.types import LABEL_TASK
 
 
 class ImageClassifier(ClassificationTask):

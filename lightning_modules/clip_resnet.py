@@ -11,13 +11,13 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import nn
 
-from datamodules.schema import UserError
 from lightning_modules.encoders import ImageEncoder, InputOptions
 from lightning_modules.text_encoders import checked_length, longest_text
 from lightning_modules.text_tokenizer import SPECIAL_IDS, TextTokenizer, Tokens, trained_tokenizer
 from lightning_modules.towers import Architectures, Side, TowerOptions, Towers
 from lightning_modules.transformers_models import build_model, configuration_from_values
 from lightning_modules.weights import WeightsOrigin
+from vitrail.errors import UserError
 
 
 class _Size(NamedTuple):

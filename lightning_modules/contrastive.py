@@ -7,10 +7,10 @@ from typing import get_args
 import torch
 from torch import nn
 
-from datamodules.schema import UserError
 from lightning_modules.gather import gather_rows, is_distributed, own_rows
 from lightning_modules.losses import ContrastiveLoss, Pairs, info_nce, label_aware_info_nce, sigmoid_contrastive
 from lightning_modules.temperature import Temperature, TemperatureOptions
+from vitrail.errors import UserError
 
 
 class ContrastiveObjective(nn.Module):

@@ -7,7 +7,6 @@ from typing import Any, Self, cast
 import torch
 from torch import nn
 
-from datamodules.schema import LABEL_TASK, Batch, Outputs, UserError
 from lightning_modules.base import LoggedSplit
 from lightning_modules.cached_gradients import encode_in_chunks
 from lightning_modules.contrastive import ContrastiveObjective
@@ -21,6 +20,8 @@ from lightning_modules.schedules import ScheduleName
 from lightning_modules.step_outputs import known_targets, real_outputs, real_rows
 from lightning_modules.temperature import TemperatureOptions
 from lightning_modules.towers import Architectures, TowerOptions, Towers, build_towers, random_towers
+from vitrail.errors import UserError
+from vitrail.types import LABEL_TASK, Batch, Outputs
 
 
 class DualEncoder(EmbeddingTask):

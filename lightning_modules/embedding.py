@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from datamodules.schema import LABEL_TASK, UserError
 from lightning_modules.base import VisionTask
 from lightning_modules.blocks import stands_still
 from lightning_modules.encoders import InputOptions
@@ -19,6 +18,8 @@ from lightning_modules.text_memory import TextMemory
 from lightning_modules.text_tokenizer import TextTokenizer, checked_state
 from lightning_modules.towers import SIDES, Side, Towers
 from lightning_modules.weights import WeightsOrigin
+from vitrail.errors import UserError
+from vitrail.types import LABEL_TASK
 
 _TEXTS_AT_A_TIME = 256
 

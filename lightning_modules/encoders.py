@@ -15,8 +15,9 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from datamodules.schema import CropRounding, Interpolation, Resize, UserError, with_image_defaults
 from lightning_modules.precision import Conversion, KeepsFloat32
+from vitrail.errors import UserError
+from vitrail.types import CropRounding, Interpolation, Resize, with_image_defaults
 
 if TYPE_CHECKING:
     from lightning_modules.weights import WeightsOrigin

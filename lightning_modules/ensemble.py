@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.module import _IncompatibleKeys
 
-from datamodules.schema import Batch, Outputs, UserError, with_image_defaults
 from lightning_modules.base import LoggedSplit
 from lightning_modules.encoders import InputOptions, PreparesImages
 from lightning_modules.ensemble_members import (
@@ -25,6 +24,8 @@ from lightning_modules.scored import ScoredTask
 from lightning_modules.step_outputs import known_targets, real_outputs, with_embedding
 from lightning_modules.views import View, checked_views, seen_as
 from lightning_modules.weights import WeightsOrigin, described_misfits
+from vitrail.errors import UserError
+from vitrail.types import Batch, Outputs, with_image_defaults
 
 _NOT_KEPT = {"state_dict", "hyper_parameters", "epoch_sums"}
 """What an ensemble's checkpoint keeps of its members elsewhere, or not at all."""

@@ -8,9 +8,10 @@ from contextvars import Context
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datamodules.schema import UserError, with_image_defaults
 from lightning_modules.base import VisionTask
 from lightning_modules.checkpoint import read_checkpoint, task_from, untrained_task
+from vitrail.errors import UserError
+from vitrail.types import with_image_defaults
 
 _BEST = "checkpoints/best.ckpt"
 

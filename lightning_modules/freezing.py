@@ -7,9 +7,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from datamodules.schema import UserError
 from lightning_modules.blocks import blocks, layer_depths
 from lightning_modules.towers import SIDES, Towers
+from vitrail.errors import UserError
 
 Freeze = Literal["none", "text_only", "vision_only", "early_layers", "towers"]
 

@@ -9,7 +9,6 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from datamodules.schema import Batch, Outputs, UserError
 from lightning_modules.answering import AnswerOptions, checked_answers, checked_questions, label_texts
 from lightning_modules.base import LoggedSplit
 from lightning_modules.encoders import InputOptions, warn_of_other_inputs
@@ -24,6 +23,8 @@ from lightning_modules.step_outputs import known_targets, real_outputs, real_row
 from lightning_modules.vision_language import Architectures, VisionLanguageModel
 from lightning_modules.vision_language_weights import MemoryOptions
 from lightning_modules.weights import WeightsOrigin, misfits
+from vitrail.errors import UserError
+from vitrail.types import Batch, Outputs
 
 _NETWORK = "vlm.model."
 

@@ -7,7 +7,8 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from datamodules.schema import CropRounding, Interpolation, Resize, UserError
+from vitrail.errors import UserError
+from vitrail.types import CropRounding, Interpolation, Resize
 
 FILES = ("processor_config.json", "preprocessor_config.json")
 """Where it may be described; ``transformers`` 5 writes the first, and prefers it."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from datamodules.schema import UserError
 from lightning_modules.weights import misfits
+from vitrail.errors import UserError
 
 
 def interpolated_weights(

@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 _SHORTEST_PLURAL = 4
 

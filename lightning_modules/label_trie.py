@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 ROOT = -1
 """Stands for the end of the prompt, from which every label sets out."""

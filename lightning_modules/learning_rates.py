@@ -9,9 +9,9 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_info
 
-from datamodules.schema import UserError
 from lightning_modules.optim import LR_BASE_BATCH, OptimOptions, TrainingPhase, learning_rate
 from lightning_modules.schedules import steps_of_training
+from vitrail.errors import UserError
 
 
 def set_learning_rates(trainer: Trainer, phases: Sequence[TrainingPhase], options: OptimOptions) -> None:

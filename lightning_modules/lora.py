@@ -9,8 +9,8 @@ from typing import Any, Literal, TypedDict
 import torch
 from torch import nn
 
-from datamodules.schema import UserError
 from lightning_modules.towers import SIDES, Side, Towers
+from vitrail.errors import UserError
 
 ATTENTION_LAYERS = frozenset(
     {"q_proj", "k_proj", "v_proj", "out_proj", "query", "key", "value", "q_lin", "k_lin", "v_lin", "out_lin", "qkv"}

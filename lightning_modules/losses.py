@@ -11,8 +11,9 @@ from typing import Literal, NamedTuple, get_args
 import torch
 import torch.nn.functional as F
 
-from datamodules.schema import UNKNOWN, Mix, UserError
 from lightning_modules.precision import KeepsFloat32
+from vitrail.errors import UserError
+from vitrail.types import UNKNOWN, Mix
 
 ClassWeighting = Literal["none", "inverse", "sqrt_inverse", "effective_number"]
 

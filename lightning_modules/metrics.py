@@ -9,14 +9,14 @@ import torch
 from torch import nn
 from torchmetrics import Metric, SumMetric
 
-from datamodules.schema import UNKNOWN
 from lightning_modules.losses import MeanLoss
 from lightning_modules.precision import KeepsFloat32
+from vitrail.types import UNKNOWN
 
 TOP_K = (3, 5)
 
 TIE_TOLERANCE = 1e-6
-"""Logits that differ by no more are equal, as in ``evaluation.predictions``."""
+"""Logits that differ by no more are equal, as in ``vitrail.predictions``."""
 
 
 class TaskScores(Metric):

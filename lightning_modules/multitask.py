@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from datamodules.schema import UserError
 from lightning_modules.classification import ClassificationTask
 from lightning_modules.encoders import ImageEncoder
 from lightning_modules.losses import ClassWeighting
 from lightning_modules.optim import OptimOptions
 from lightning_modules.precision import Float32Sequential
 from lightning_modules.schedules import ScheduleName
+from vitrail.errors import UserError
 
 FEATURE_DROP_RATE = 0.1
 HEAD_DROP_RATE = 0.2

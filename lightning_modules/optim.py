@@ -17,8 +17,8 @@ from typing import Any, Literal, TypedDict, get_args
 
 import torch
 
-from datamodules.schema import UserError
 from lightning_modules.schedules import ScheduleName, lr_factor
+from vitrail.errors import UserError
 
 Part = Literal["backbone", "head"]
 """The two parts of a model that have learning rates of their own."""

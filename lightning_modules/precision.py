@@ -18,7 +18,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 HALVES = (torch.bfloat16, torch.float16)
 

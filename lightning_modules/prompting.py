@@ -10,8 +10,8 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from datamodules.schema import UserError
 from lightning_modules.text_tokenizer import auto_tokenizer
+from vitrail.errors import UserError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 import torch
 
-from datamodules.schema import UNKNOWN, UserError
 from lightning_modules.answering import AnswerOptions, Question, common_beginning
 from lightning_modules.losses import MeanLoss
 from lightning_modules.picture_reading import Pictures, Reading
 from lightning_modules.prompting import Prompts
 from lightning_modules.vision_language import VisionLanguageModel
+from vitrail.errors import UserError
+from vitrail.types import UNKNOWN
 
 
 class Answered(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 ScheduleName = Literal["constant", "cosine", "step", "onecycle"]
 

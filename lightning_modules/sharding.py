@@ -20,7 +20,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 
 @runtime_checkable

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 import torch.nn.functional as F
 
-from datamodules.schema import UNKNOWN, Batch, Outputs, batch_targets
+from vitrail.types import UNKNOWN, Batch, Outputs, batch_targets
 
 
 def real_rows(batch: Batch) -> torch.Tensor:

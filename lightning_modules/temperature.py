@@ -8,8 +8,8 @@ from typing import TypedDict
 import torch
 from torch import nn
 
-from datamodules.schema import UserError
 from lightning_modules.precision import KeepsFloat32
+from vitrail.errors import UserError
 
 
 class TemperatureOptions(TypedDict, total=False):

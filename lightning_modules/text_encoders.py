@@ -10,10 +10,10 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from datamodules.schema import UserError
 from lightning_modules.text_tokenizer import TextTokenizer, Tokens, pretrained_tokenizer, trained_tokenizer
 from lightning_modules.transformers_models import TEXT_HEADS, Configuration, build_model, load_model
 from lightning_modules.weights import WeightsOrigin, hub_directory, weights_origin
+from vitrail.errors import UserError
 
 PoolingRule = Literal["cls", "eos", "mean"]
 Pooling = Literal["auto", "cls", "eos", "mean"]

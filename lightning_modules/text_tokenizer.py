@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, cast
 
 import torch
 
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

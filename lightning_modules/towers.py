@@ -12,7 +12,6 @@ from typing import Any, Literal, TypedDict, cast, get_args
 import torch
 from torch import nn
 
-from datamodules.schema import UserError
 from lightning_modules.encoders import ImageEncoder, InputOptions
 from lightning_modules.projection import ProjectionHead
 from lightning_modules.text_encoders import Pooling, TextEncoder
@@ -24,6 +23,7 @@ from lightning_modules.transformers_models import (
     model_directory,
 )
 from lightning_modules.weights import WeightsOrigin
+from vitrail.errors import UserError
 
 Side = Literal["image", "text"]
 SIDES: tuple[Side, ...] = get_args(Side)

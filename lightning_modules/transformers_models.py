@@ -16,7 +16,6 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from datamodules.schema import UserError
 from lightning_modules.text_tokenizer import SPECIAL_IDS
 from lightning_modules.weights import (
     LeftOut,
@@ -26,6 +25,7 @@ from lightning_modules.weights import (
     plain_weights,
     weight_files,
 )
+from vitrail.errors import UserError
 
 Configuration = Any
 """A ``transformers`` configuration; the library has no useful common type for attributes."""

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 import torch.nn.functional as F
 
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 View = Literal["identity", "hflip", "vflip", "zoom"]
 VIEWS: tuple[View, ...] = get_args(View)

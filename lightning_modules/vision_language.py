@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from datamodules.schema import UserError
 from lightning_modules.encoders import InputOptions, Normalize
 from lightning_modules.lora import LanguageLoraOptions, add_language_lora, check_language_lora
 from lightning_modules.picture_reading import Pictures, Reading, patches_of
@@ -33,6 +32,7 @@ from lightning_modules.vision_language_weights import (
     picture_statistics,
 )
 from lightning_modules.weights import WeightsOrigin, copy_weights, weights_origin
+from vitrail.errors import UserError
 
 Architectures = dict[str, dict[str, Any]]
 

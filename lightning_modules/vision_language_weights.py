@@ -13,7 +13,6 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from datamodules.schema import UserError
 from lightning_modules.image_processing import FILES, image_processor, statistics_of
 from lightning_modules.prompting import SPECIAL_TOKENS
 from lightning_modules.transformers_models import (
@@ -24,6 +23,7 @@ from lightning_modules.transformers_models import (
     refuse_misfits,
 )
 from lightning_modules.weights import hub_directory
+from vitrail.errors import UserError
 
 KEY = "model"
 """The option that names the model, for messages."""

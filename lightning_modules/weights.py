@@ -30,8 +30,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
-from datamodules.schema import UserError
 from lightning_modules.encoders import classifier_weights, create_backbone
+from vitrail.errors import UserError
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 FORMATS = (".safetensors", ".pth", ".ckpt", ".pt", ".bin")

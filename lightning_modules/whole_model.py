@@ -9,7 +9,6 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from datamodules.schema import UserError
 from lightning_modules.encoders import InputOptions, Normalize, warn_of_other_inputs
 from lightning_modules.image_processing import (
     FILES,
@@ -31,6 +30,7 @@ from lightning_modules.transformers_models import (
     model_configuration,
 )
 from lightning_modules.weights import WeightsOrigin, hub_directory, weights_origin
+from vitrail.errors import UserError
 
 KEY = "towers.model"
 """The option that names the model, for messages."""

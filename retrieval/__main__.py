@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from datamodules.interrupts import run_program
-from datamodules.schema import DATA_ARGUMENTS
+from vitrail.errors import run_program
+from vitrail.types import DATA_ARGUMENTS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, rest = parser.parse_known_args(arguments)
     if rest and not (options.command == "index" and rest[0].startswith(DATA_ARGUMENTS)):
         parser.error(f"unknown argument {rest[0]!r}")
-    from datamodules.user_errors import run_reporting_user_errors  # after --help, which it would make slow
+    from vitrail.errors import run_reporting_user_errors  # after --help, which it would make slow
 
     return run_reporting_user_errors(lambda: options.run_command(options, rest))
 
@@ -35,8 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _build_index(options: argparse.Namespace, _: list[str]) -> None:
     from rich.console import Console
 
-    from datamodules.schema import UserError
     from retrieval.gallery import EXACT_LIMIT, Gallery
+    from vitrail.errors import UserError
 
     if options.sample < 1:
         raise UserError(f"--sample: is {options.sample}, must be at least 1")

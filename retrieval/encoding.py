@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from datamodules.schema import UNKNOWN, UserError
-from evaluation.predictions import predicted_classes
 from retrieval.schema import CONFIDENCE, PREDICTED
+from vitrail.errors import UserError
+from vitrail.predictions import predicted_classes
+from vitrail.types import UNKNOWN
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -82,7 +83,7 @@ class Chunk:
         """
         if not isinstance(outputs, Mapping) or not {"sample_id", "image_embedding"} <= outputs.keys():
             raise UserError(
-                f"{origin}: its steps return no image_embedding (datamodules.schema.Outputs); use a task that yields "
+                f"{origin}: its steps return no image_embedding (vitrail.types.Outputs); use a task that yields "
                 "embeddings of pictures"
             )
         self.batches += 1

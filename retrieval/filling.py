@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 import torch
 
-from datamodules.schema import LABEL_TASK, DescribesPictures, UserError
 from retrieval.encoding import CHUNK, Chunk, Encoded
 from retrieval.fill_plan import plan
 from retrieval.image_files import note_folders
 from retrieval.schema import CONFIDENCE, LABEL, PREDICTED, ModelIdentity, caption_schema, picture_schema
+from vitrail.errors import UserError
+from vitrail.types import LABEL_TASK, DescribesPictures
 
 if TYPE_CHECKING:
     import pyarrow as pa

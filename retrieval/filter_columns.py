@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from datamodules.schema import LABEL_TASK
 from retrieval.filters import Column
 from retrieval.gallery_writer import NOT_METADATA
 from retrieval.schema import CONFIDENCE, LABEL, PREDICTED, ModelIdentity
+from vitrail.types import LABEL_TASK
 
 
 def filter_columns(names: Sequence[str], identity: ModelIdentity) -> dict[str, Column]:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 if TYPE_CHECKING:
     from sqlglot import exp

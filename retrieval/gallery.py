@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.schema import UserError
-from datamodules.whole_files import local_folder
 from retrieval.filter_columns import filter_columns
 from retrieval.filtered_rows import FilteredRows, Where
 from retrieval.filters import IN_ONE_CONDITION, Column, checked_filter, one_of
@@ -25,7 +23,8 @@ from retrieval.model_change import difference
 from retrieval.schema import CAPTIONS, IDENTITY_KEY, PICTURES, ModelIdentity, caption_schema, picture_schema
 from retrieval.store import ROW_ID, Neighbours, Store, create_store, matrix_of, open_store
 from retrieval.vector_rows import VectorRows, check_lengths
-from retrieval.writing_lock import writing_lock
+from vitrail.errors import UserError
+from vitrail.files import local_folder, writing_lock
 
 if TYPE_CHECKING:
     import pyarrow as pa

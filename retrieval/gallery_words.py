@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.schema import UserError
 from retrieval.schema import LABEL, PREDICTED
 from retrieval.tfidf import TfidfIndex, default_weights
+from vitrail.errors import UserError
 
 if TYPE_CHECKING:
     from retrieval.gallery import Gallery

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from datamodules.schema import UserError
 from retrieval.schema import ModelIdentity, caption_schema, picture_schema
 from retrieval.store import Store, matrix_of
+from vitrail.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa

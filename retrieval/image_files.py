@@ -15,9 +15,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from datamodules.schema import UserError
-from datamodules.whole_files import local_folder, written_whole
 from retrieval.vector_rows import cache_of
+from vitrail.errors import UserError
+from vitrail.files import local_folder, written_whole
 
 _NOTE = "folders.json"
 

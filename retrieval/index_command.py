@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from datamodules.schema import DATA_ARGUMENTS, UserError
 from retrieval.encoding import CHUNK
+from vitrail.errors import UserError
+from vitrail.types import DATA_ARGUMENTS
 
 if TYPE_CHECKING:
     from datamodules.base import ImageDataModule
@@ -103,14 +104,14 @@ def _filled(task: VisionTask, datamodule: ImageDataModule, uri: str, options: ar
 
 
 def _progress(batches: Iterable[Any], total: int) -> Iterable[Any]:
-    from datamodules.progress import tracked
+    from vitrail.console import tracked
 
     return tracked(batches, "encoding, in batches", total)
 
 
 def _data(options: argparse.Namespace, rest: Sequence[str]) -> ImageDataModule:
     """The DataModule that is asked for, by default the run's own."""
-    from datamodules.from_experiment import data_of_run, data_parser, parse_data
+    from datamodules.cli import data_of_run, data_parser, parse_data
 
     if not options.run.is_dir():
         raise UserError(f"--run {options.run}: there is no such directory; give one such as runs/NAME/TIME")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from datamodules.schema import DISK_FULL, UserError
+from vitrail.errors import DISK_FULL, UserError
 
 
 def second_writer(origin: str) -> str:

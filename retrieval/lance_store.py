@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.schema import UserError
-from datamodules.whole_files import local_folder
 from retrieval.filters import IN_ONE_CONDITION, one_of
 from retrieval.lance_errors import reading, second_writer, writing
 from retrieval.store import ROW_ID, Neighbours, matrix_of
+from vitrail.errors import UserError
+from vitrail.files import local_folder
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from datamodules.schema import with_image_defaults
 from retrieval.schema import ModelIdentity
+from vitrail.types import with_image_defaults
 
 
 def difference(there: ModelIdentity, new: ModelIdentity) -> str:

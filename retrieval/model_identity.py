@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
-from datamodules.schema import UserError
 from retrieval.schema import ModelIdentity
+from vitrail.errors import UserError
 
 
 @runtime_checkable
 class EmbedsPictures(Protocol):
-    """A task that fills galleries: its steps return ``image_embedding`` (``datamodules.schema.Outputs``)."""
+    """A task that fills galleries: its steps return ``image_embedding`` (``vitrail.types.Outputs``)."""
 
     @property
     def tasks(self) -> dict[str, list[str]]:
@@ -39,7 +39,7 @@ def identity_of(task: object, run: str, input_options: Mapping[str, Any], labels
     """
     if not isinstance(task, EmbedsPictures):
         raise UserError(
-            f"{type(task).__name__} yields no embeddings of pictures (image_embedding, datamodules.schema.Outputs); "
+            f"{type(task).__name__} yields no embeddings of pictures (image_embedding, vitrail.types.Outputs); "
             "use a classifier, a multi-task model or a dual encoder"
         )
     return ModelIdentity(

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.schema import UserError
-from datamodules.whole_files import local_folder
 from retrieval.query_vectors import Reading
 from retrieval.schema import ModelIdentity
+from vitrail.errors import UserError
+from vitrail.files import local_folder
 
 if TYPE_CHECKING:
     from lightning_modules.base import VisionTask

@@ -15,13 +15,13 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.schema import UserError
 from retrieval.filtered_rows import Where
 from retrieval.fusion import reciprocal_rank_fusion
 from retrieval.gallery import Gallery
 from retrieval.gallery_words import GalleryWords, RankedRows, WordSource
 from retrieval.hits import CaptionHit, Hit
 from retrieval.query_vectors import Encoder, QueryVectors
+from vitrail.errors import UserError
 
 Ranker = Literal["clip", "tfidf", "hybrid"]
 

@@ -23,7 +23,8 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.schema import LABEL_TASK, UserError
+from vitrail.errors import UserError
+from vitrail.types import LABEL_TASK
 
 ClassWords = Literal["last", "unique", "full"]
 """What a class is called in a query."""

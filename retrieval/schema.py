@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa

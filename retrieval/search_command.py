@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 if TYPE_CHECKING:
     from datamodules.images import ValueRange
@@ -100,10 +100,10 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
 
 
 def _answer(options: argparse.Namespace) -> Answer:
-    from retrieval.device import checked_device
     from retrieval.gallery import Gallery
     from retrieval.ranking import Query, Searcher
     from retrieval.results_table import Answer
+    from vitrail.runtime import checked_device
 
     # Before anything is opened: the cheapest mistakes are told first.
     text = " ".join(options.text) if options.text else None
@@ -199,9 +199,9 @@ def _show(answer: Answer, options: argparse.Namespace) -> None:
 
 
 def _write_sheet(path: Path, answer: Answer, options: argparse.Namespace) -> None:
-    from evaluation.artefacts import written_whole
     from retrieval.contact_sheet import contact_sheet
     from retrieval.image_files import ImageFiles
+    from vitrail.files import written_whole
 
     files = ImageFiles(options.gallery, options.run or answer.identity.run, options.data_root)
     value_range: ValueRange = answer.identity.input_options.get("value_range", "auto")

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.whole_files import read_parquet, write_parquet
-from evaluation.artefacts import written_whole
 from retrieval.encoding import Encoded
+from vitrail.files import read_parquet, write_parquet, written_whole
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.schema import LABEL_TASK
 from retrieval.words import fold_plural, raw_words, words
+from vitrail.types import LABEL_TASK
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix

@@ -25,9 +25,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from datamodules.schema import DISK_FULL, UserError
-from evaluation.artefacts import written_whole
 from retrieval.coarse import Coarse, Coder, Spread, blocks
+from vitrail.errors import DISK_FULL, UserError
+from vitrail.files import written_whole
 
 _HEADER = struct.Struct("<8sIIQQ3dI")
 _HEADER_CHECK = struct.Struct("<I")

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.schema import UserError
 from retrieval.exact import ExactIndex
 from retrieval.store import ROW_ID, Store, matrix_of
+from vitrail.errors import UserError
 
 SMALLEST = 1000
 """Pictures below which an index cannot be trained, and would gain nothing."""

@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.schema import UserError
-from datamodules.whole_files import local_folder
 from retrieval.exact import ExactIndex
 from retrieval.gallery_writer import UNIT_TOLERANCE
 from retrieval.scan import integer_products
 from retrieval.store import Neighbours, Store
 from retrieval.vector_file import DamagedError, VectorFile, open_vectors, tell_damage, write_vectors
+from vitrail.errors import UserError
+from vitrail.files import local_folder
 
 _ABANDONED = 60.0
 """Seconds without a change after which nobody is at work on a half-written file any more."""

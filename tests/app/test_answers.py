@@ -19,7 +19,7 @@ from app.background import Verdict
 from app.classification import Classified, Seen, Upload
 from app.served_run import PictureAnswer, TaskAnswer
 from app.zero_shot import ZeroShot
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 EVIL = '"><script>alert(1)</script><img src=x onerror="alert(2)">'
 PICTURE = Image.new("RGB", (40, 30), (10, 200, 30))

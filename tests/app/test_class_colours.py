@@ -15,11 +15,11 @@ from app.class_colours import MOST_CLASSES, PANELS, ClassColours, colour_figure
 from app.exploring import Explorer, Filter
 from app.served_gallery import ServedGallery
 from datamodules.images import ValueRange, read_image
-from datamodules.schema import UserError
 from evaluation.exploration_colour import LEVELS
 from retrieval.gallery import Gallery
 from tests.app.explored_gallery import CLASSES, HUES, UNREADABLE, explored_gallery
 from tests.retrieval.small_gallery import identity, picture_rows, vectors
+from vitrail.errors import UserError
 
 
 @pytest.fixture(scope="module")

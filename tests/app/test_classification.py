@@ -16,9 +16,9 @@ from app.classification import METHODS, Upload, classify, read_uploads, sorting_
 from app.context import AppContext, Limits
 from app.served_run import ServedRun
 from datamodules.images import ValueRange
-from datamodules.schema import UserError
 from datamodules.transforms import eval_transform
 from evaluation.explanations import overlay
+from vitrail.errors import UserError
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from app.context import AppContext
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from app.demo import demo_runs, finished_run
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 
 def made(

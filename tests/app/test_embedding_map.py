@@ -13,8 +13,8 @@ from sklearn.decomposition import PCA
 from app.embedding_map import METHODS, PALETTE, lay_out, map_points, methods
 from app.exploring import Explorer, Filter
 from app.served_gallery import ServedGallery
-from datamodules.schema import UserError
 from tests.app.explored_gallery import N, explored_gallery
+from vitrail.errors import UserError
 
 
 def test_places_are_scikit_learns_to_scale_in_the_unit_square(served: ServedGallery, explorer: Explorer) -> None:

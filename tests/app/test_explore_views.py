@@ -15,9 +15,9 @@ from app.context import AppContext
 from app.explore_views import CLASSES, COLOURS, GRID, MAP, MISTAKES, ONE, VIEWS, Asked, View, from_query
 from app.explored import Explored
 from app.served_gallery import ServedGallery
-from datamodules.schema import UserError
 from tests.app.explored_gallery import N, explored_gallery
 from tests.retrieval.small_gallery import small_gallery
+from vitrail.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ import pytest
 
 from app.exploring import NOT_KNOWN, Explorer, Filter
 from app.served_gallery import ServedGallery
-from datamodules.schema import UserError
 from retrieval.gallery import Gallery
 from tests.app.explored_gallery import CLASSES, COLOURS, N
 from tests.retrieval.small_gallery import identity, picture_rows, small_gallery, vectors
+from vitrail.errors import UserError
 
 HOSTILE = [["bowl"], {"a": 1}, 3, 2.5, True, "../../etc/passwd", "bowl' OR 1=1", "x" * 9999, "\0", b"bowl", "BOWL"]
 

@@ -8,9 +8,9 @@ import pytest
 
 from app.indexing import MARK, indexed_gallery, is_whole, opened_gallery
 from app.served_run import ServedRun
-from datamodules.schema import UserError
 from retrieval.gallery import Gallery
 from tests.retrieval.small_gallery import identity
+from vitrail.errors import UserError
 
 
 @pytest.fixture(scope="module")

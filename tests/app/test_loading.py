@@ -10,7 +10,7 @@ import pytest
 from app.indexing import MARK
 from app.loading import load
 from app.server import build_blocks
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 
 @pytest.fixture(scope="module")

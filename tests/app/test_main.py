@@ -12,7 +12,7 @@ import pytest
 from app.__main__ import main
 from app.context import AppContext
 from app.server import serve
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 
 @pytest.fixture

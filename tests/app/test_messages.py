@@ -10,7 +10,7 @@ import gradio as gr
 import pytest
 
 from app.messages import LONGEST, told
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 
 def test_a_mistake_of_the_user_is_shown_as_it_is_but_never_as_markup() -> None:

@@ -14,11 +14,11 @@ from starlette.testclient import TestClient
 from app.context import AppContext
 from app.pictures import SIDES, PictureStore, add_pictures, picture_url
 from app.served_gallery import ServedGallery
-from datamodules.schema import UserError
 from retrieval.gallery import Gallery
 from tests.app.hostile_files import encoded
 from tests.fake_pictures import picture
 from tests.retrieval.small_gallery import identity, picture_rows, vectors
+from vitrail.errors import UserError
 
 ODD_IDS = ["photos/a b.png", "../secret.txt", "ä&id=x#?%2e", "line\nbreak", "<b>"]
 """Ids are the users' own; nothing is wrong with these."""

@@ -10,8 +10,8 @@ import pytest
 
 from app.context import AppContext
 from app.search_tab import Values, _Tab, build
-from datamodules.schema import UserError
 from tests.app.meaning_run import MeaningRun, served_small
+from vitrail.errors import UserError
 
 NOTHING_CHOSEN: list[list[str]] = [[], [], [], []]
 """Values of the filters class, colour, material and split."""

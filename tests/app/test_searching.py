@@ -10,10 +10,10 @@ from PIL import Image
 
 from app.context import AppContext, Limits
 from app.searching import Request, ResultPage, Searching
-from datamodules.schema import UserError
 from retrieval.ranking import MAX_CHARACTERS, Query, Ranker, Searcher
 from tests.app.meaning_run import MeaningRun, served_small
 from tests.retrieval.small_gallery import SHOWN, meaning_vector
+from vitrail.errors import UserError
 
 
 @pytest.fixture(scope="module")

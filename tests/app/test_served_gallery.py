@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from app.served_gallery import ServedGallery, gallery_name
-from datamodules.schema import UserError
 from retrieval.gallery import Gallery
 from tests.app.meaning_run import MeaningRun, served_small
 from tests.retrieval.small_gallery import COLOURS, identity, picture_rows, small_gallery, vectors
+from vitrail.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -18,13 +18,13 @@ from app.context import AppContext
 from app.served_gallery import ServedGallery
 from app.served_run import ServedRun
 from datamodules.base import ImageDataModule
-from datamodules.from_experiment import data_parser, parse_data
-from datamodules.schema import UserError
+from datamodules.cli import data_parser, parse_data
 from evaluation.explanations import explain_classes
-from evaluation.predictions import Predictions, read_predictions
-from evaluation.temperatures import write_temperatures
 from lightning_modules.checkpoint import load_task
 from lightning_modules.dual_encoder import DualEncoder
+from vitrail.errors import UserError
+from vitrail.predictions import Predictions, read_predictions
+from vitrail.runs import write_temperatures
 
 ANY = Image.new("RGB", (60, 40), (200, 30, 30))
 

@@ -13,9 +13,9 @@ from scipy.special import softmax
 from app.background import Background
 from app.context import AppContext, Limits
 from app.zero_shot import PROMPTS, ZeroShot, ask, parse_labels, parse_templates, reading_notes
-from datamodules.schema import UserError
 from lightning_modules.checkpoint import load_task
 from lightning_modules.dual_encoder import DualEncoder
+from vitrail.errors import UserError
 
 LIMITS = Limits()
 

@@ -15,8 +15,8 @@ from app.uploads import read_picture
 from benchmarks.app_data import a_photo
 from benchmarks.app_load import load_times
 from benchmarks.app_users import User
-from datamodules.schema import UserError
 from tests.app.running import Served, serving
+from vitrail.errors import UserError
 
 
 def small_tab(_: AppContext) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import gpu
-from datamodules.schema import LABEL_TASK
+from vitrail.types import LABEL_TASK
 
 
 def test_both_rates_come_from_one_run(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from callbacks import BackboneUnfreezing
-from datamodules.schema import UserError
 from lightning_modules.base import VisionTask
 from tests.callbacks.tiny import MadePhotos, tiny_task, tiny_trainer
+from vitrail.errors import UserError
 
 EPOCHS, UNFREEZE, STEPS = 4, 2, 6  # epochs, first epoch of phase two, steps an epoch
 CHECKPOINTS = [

@@ -10,9 +10,9 @@ from sklearn import metrics
 from callbacks import ClassReport, PredictionWriter
 from callbacks.class_report import _short_table
 from evaluation.classification import class_report, confusion_matrix
-from evaluation.predictions import read_predictions
 from evaluation.statistics import known
 from tests.callbacks.tiny import TASKS, MadePhotos, tiny_task, tiny_trainer
+from vitrail.predictions import read_predictions
 
 
 def test_report_of_a_test_equals_scikit_learn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,9 +10,9 @@ from PIL import Image
 
 import callbacks
 from callbacks import ConfusionMatrixLogger
-from datamodules.schema import UserError
 from tests.callbacks.tiny import TASKS, MadePhotos, tiny_task, tiny_trainer
 from tests.callbacks.wandb_store import history
+from vitrail.errors import UserError
 
 
 def test_files_of_a_test(tmp_path: Path) -> None:

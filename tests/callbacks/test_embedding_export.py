@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 
 from callbacks import EmbeddingExport
-from datamodules.schema import UserError
 from lightning_modules import load_task
 from retrieval.gallery import Gallery
 from tests.callbacks.gallery_processes import SIZE, TASKS, WORLDS
@@ -18,6 +17,7 @@ from tests.callbacks.tiny import MadePhotos, tiny_task, tiny_trainer
 from tests.callbacks.tiny_retrieval import TinyDualEncoder, TinyPairs
 from tests.forks import run_program
 from tests.retrieval.photos import rows_of
+from vitrail.errors import UserError
 
 TRAIN_AND_VAL = 58
 

@@ -16,13 +16,13 @@ from callbacks import BackboneUnfreezing, FrozenFeatures
 from callbacks.feature_table import FeatureTable
 from datamodules.base import ImageDataModule
 from datamodules.options import AugmentOptions
-from datamodules.schema import UserError
 from datamodules.table import SampleTable
 from lightning_modules.base import VisionTask
 from lightning_modules.dual_encoder import DualEncoder
 from tests.callbacks.tiny import SIZE, SPLIT_SIZES, MadePhotos, tiny_task, tiny_trainer
 from tests.fakes_models import write_clip
 from tests.lightning_modules.tiny_pairs import tiny_pair
+from vitrail.errors import UserError
 
 FROZEN, EPOCHS = 3, 4
 

@@ -15,9 +15,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from callbacks import LastCheckpoint
-from datamodules.schema import UserError
 from tests.callbacks.tiny import MadePhotos, tiny_task, tiny_trainer
 from tests.recorded_files import recorded_files
+from vitrail.errors import UserError
 
 STEPS = 6
 

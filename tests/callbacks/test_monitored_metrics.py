@@ -7,8 +7,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from callbacks import MonitoredMetrics
-from datamodules.schema import UserError
 from tests.callbacks.tiny import MadePhotos, tiny_task, tiny_trainer
+from vitrail.errors import UserError
 
 
 def fit(folder: Path, saver: ModelCheckpoint, **options: object) -> Trainer:

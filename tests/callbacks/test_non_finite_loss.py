@@ -11,8 +11,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 
 from callbacks import NonFiniteLoss
-from datamodules.schema import UserError
 from tests.callbacks.tiny import TASKS, MadePhotos, tiny_task, tiny_trainer
+from vitrail.errors import UserError
 
 BATCH = 4
 STEPS = 6

@@ -12,9 +12,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from callbacks.outputs import ConfusionCounter, CountedSplit
 from callbacks.prediction_writer import PredictionWriter
-from datamodules.schema import UserError
-from evaluation.predictions import read_predictions
 from tests.callbacks.tiny import MadePhotos, tiny_task, tiny_trainer
+from vitrail.errors import UserError
+from vitrail.predictions import read_predictions
 
 
 class Reports(ConfusionCounter):

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from callbacks import PredictionWriter
-from datamodules.schema import UserError, batch_targets
-from evaluation.predictions import read_predictions
 from tests.callbacks.tiny import TASKS, MadePhotos, tiny_task, tiny_trainer
+from vitrail.errors import UserError
+from vitrail.predictions import read_predictions
+from vitrail.types import batch_targets
 
 
 def test_file_holds_what_the_model_answers(tmp_path: Path) -> None:

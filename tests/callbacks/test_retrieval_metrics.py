@@ -10,11 +10,11 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from callbacks import RetrievalMetrics
-from datamodules.schema import UserError
 from retrieval.metrics import rank_queries
 from tests.callbacks.tiny import MadePhotos, tiny_classifier, tiny_trainer
 from tests.callbacks.tiny_retrieval import PICTURES, TinyDualEncoder, TinyPairs, embeddings, evaluate
 from tests.forks import run_program
+from vitrail.errors import UserError
 
 DIRECTIONS = ("image_to_text", "text_to_image")
 METRICS = ("R@1", "R@5", "R@10", "median_rank", "mAP")

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from callbacks import PredictionWriter, SaliencyOfMistakes, saliency
-from datamodules.schema import UserError
 from evaluation.explanations import Explained, explain_classes, worst_mistakes
-from evaluation.predictions import read_predictions
 from tests.callbacks.tiny import TASKS, MadePhotos, tiny_classifier, tiny_task, tiny_trainer
+from vitrail.errors import UserError
+from vitrail.predictions import read_predictions
 
 
 @pytest.fixture

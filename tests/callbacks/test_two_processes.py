@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation.predictions import read_predictions
 from tests.callbacks.tiny import SPLIT_SIZES
 from tests.callbacks.two_processes import EPOCHS, PHASE_ONE, evaluate, train
 from tests.forks import run_program
+from vitrail.predictions import read_predictions
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from torch.utils.data import DataLoader, Dataset
 
 from callbacks import RetrievalMetrics
-from datamodules.schema import Outputs
 from tests.callbacks.tiny import tiny_trainer
+from vitrail.types import Outputs
 
 PICTURES = 23
 """Divides neither by two processes nor by the size of a batch."""

@@ -13,8 +13,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from datamodules.base import ImageDataModule
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
-from datamodules.schema import Batch
 from datamodules.table import SampleTable
+from vitrail.types import Batch
 
 CLASSES = ["ball", "cup", "hat"]
 

@@ -18,9 +18,9 @@ import torch
 
 from datamodules.dataset import CountedLoader
 from datamodules.products import Products
-from datamodules.schema import Batch
 from datamodules.streamed_images import StreamedImages
 from tests.fakes import picture, write_products
+from vitrail.types import Batch
 
 SIZES = {"train": 36, "val": 9, "test": 9}
 TRAIN = set(range(SIZES["train"]))

@@ -14,8 +14,8 @@ from datamodules.attributes import (
     read_classes_file,
 )
 from datamodules.columns import Missing
-from datamodules.schema import UserError
 from tests.fakes import TEAM14_ATTRIBUTES, TEAM14_CLASSES, write_team14
+from vitrail.errors import UserError
 
 
 def test_both_spellings_of_colour_are_one_attribute() -> None:

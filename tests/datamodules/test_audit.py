@@ -19,13 +19,13 @@ from datamodules.audit_tables import print_report
 from datamodules.fashion import Fashion
 from datamodules.image_folder import ImageFolder
 from datamodules.products import Products
-from datamodules.schema import UserError
 from datamodules.table import SampleTable
 from datamodules.verification import verify
 from datamodules.wares import Wares
 from datamodules.wares_drawing import WareSpec, draw_ware
 from tests.datamodules.noise import Noise, frame
 from tests.fakes import write_products
+from vitrail.errors import UserError
 
 DATA = Path(os.environ.get("VITRINE_DATA", ""))
 

@@ -12,9 +12,10 @@ from PIL import Image
 import datamodules
 from datamodules.base import ImageDataModule
 from datamodules.options import CheckOptions
-from datamodules.schema import LABEL_TASK, UNKNOWN, UserError
 from datamodules.table import SampleTable
 from tests.datamodules.noise import CLASSES, Noise, Recorder, frame, noise, small, trainer
+from vitrail.errors import UserError
+from vitrail.types import LABEL_TASK, UNKNOWN
 
 
 class Files(ImageDataModule):

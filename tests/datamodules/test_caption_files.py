@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from datamodules.caption_files import read_captions
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 
 def written(folder: Path, name: str, text: str) -> Path:

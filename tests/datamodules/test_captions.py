@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from datamodules.captions import RANDOM, CaptionLists, Texts
-from datamodules.schema import UserError
 from datamodules.table import SampleTable
+from vitrail.errors import UserError
 
 CAPTIONS = [["a", "b", "c"], ["d"], ["e", "f"], ["g"], ["h", "i"]]
 

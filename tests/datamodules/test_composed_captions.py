@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from datamodules.composed_captions import composed_captions
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 COLUMNS = {
     "class": ["tableware_water_bottle", "travel_handbag", ""],

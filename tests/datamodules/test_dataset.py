@@ -11,9 +11,10 @@ import torch
 from datamodules.dataset import Collate, CountedLoader, ImageDataset, stack_pictures
 from datamodules.images import ImageError, read_image
 from datamodules.samplers import EvalSampler, SampleKey, TrainSampler
-from datamodules.schema import UNKNOWN, Batch, UserError
 from datamodules.table import SampleTable
 from datamodules.transforms import train_transform
+from vitrail.errors import UserError
+from vitrail.types import UNKNOWN, Batch
 
 N = 23
 INDICES = np.arange(2, N, dtype=np.int64)

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from datamodules.fashion import Fashion, read_styles
-from datamodules.schema import UNKNOWN, UserError
 from tests.datamodules.from_yaml import from_yaml
 from tests.fakes import write_fashion, write_fashion_hub
 from tests.fakes_hub import FASHION_HEADER
+from vitrail.errors import UserError
+from vitrail.types import UNKNOWN
 
 REAL = Path(os.environ.get("VITRINE_DATA", "")) / "fashion"
 

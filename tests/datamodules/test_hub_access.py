@@ -12,8 +12,8 @@ from huggingface_hub import constants
 from datamodules import hub_access
 from datamodules.hub_access import PictureColumn, open_splits, read_columns
 from datamodules.images import ImageError
-from datamodules.schema import UserError
 from tests.fakes import picture, write_hub_dataset, write_image_folder
+from vitrail.errors import UserError
 
 
 @pytest.fixture(autouse=True)

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from datamodules.hub_images import ColumnOptions, HubImages
-from datamodules.schema import UNKNOWN, UserError
 from datamodules.splits import SplitOptions
 from tests.datamodules.from_yaml import from_yaml
 from tests.fakes import picture, write_hub_dataset
+from vitrail.errors import UserError
+from vitrail.types import UNKNOWN
 
 ALL_COLUMNS: ColumnOptions = {"caption": "caption", "group": "object", "attributes": ["colour"]}
 

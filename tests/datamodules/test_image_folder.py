@@ -8,9 +8,10 @@ import pytest
 from datamodules.image_folder import ImageFolder
 from datamodules.location import left_out_text
 from datamodules.picture_folder import PictureFolder
-from datamodules.schema import UNKNOWN, UserError
 from tests.datamodules.from_yaml import from_yaml
 from tests.fakes import write_image_folder
+from vitrail.errors import UserError
+from vitrail.types import UNKNOWN
 
 OBJECT = r"_(o\d+)_"
 CLASS_AND_OBJECT = r"(\w+_o\d+)_"

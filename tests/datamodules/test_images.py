@@ -27,7 +27,7 @@ from datamodules.images import (
     picture_pixels,
     read_image,
 )
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 WIDTH, HEIGHT = 31, 17
 PACKAGES = ("app", "callbacks", "datamodules", "evaluation", "experiments", "lightning_modules", "retrieval")

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from datamodules.label_columns import class_names_of, first_text, label_texts, numbers_in_order, plain_texts
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 
 def test_numbers_become_the_names_that_they_stand_for() -> None:

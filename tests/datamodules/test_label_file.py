@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from datamodules.label_file import Problems, read_label_file, read_text, relative_path
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 
 def write(path: Path, content: str | bytes) -> Path:

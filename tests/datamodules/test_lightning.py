@@ -7,8 +7,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from datamodules.schema import Batch
 from tests.datamodules.noise import Noise, Recorder, Seen, run, small, trainer
+from vitrail.types import Batch
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from datamodules.location import locate
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 
 def find(root: str = "") -> Path:

@@ -14,10 +14,10 @@ from datamodules.image_folder import ImageFolder
 from datamodules.images import heif_formats
 from datamodules.packing import encoded_picture, pack
 from datamodules.products import Products
-from datamodules.schema import UserError
 from datamodules.wares import Wares
 from tests.datamodules.deep import write_deep_folder
 from tests.datamodules.shard_sets import SIZES, encoded, source, streamed, write_tar
+from vitrail.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,10 @@ import torch
 
 from datamodules import Products, StreamedImages, Wares
 from datamodules.packing import PackFormat, pack
-from datamodules.schema import DescribesPictures, UserError
 from datamodules.verification import content_of
 from tests.fakes import write_products
+from vitrail.errors import UserError
+from vitrail.types import DescribesPictures
 
 IDS = np.array([5, 2, 30])
 

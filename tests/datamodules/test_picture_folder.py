@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from datamodules import PictureFolder
-from datamodules.schema import UserError
 from tests.fake_pictures import picture
+from vitrail.errors import UserError
 
 
 def write(folder: Path, *names: str) -> Path:

@@ -14,8 +14,8 @@ import torch
 
 from datamodules import pixel_cache
 from datamodules.pixel_cache import PixelCache
-from datamodules.schema import UserError
 from datamodules.transforms import scale_down
+from vitrail.errors import UserError
 
 PICTURES = 11
 SHORT_SIDE = 12

@@ -10,12 +10,13 @@ from PIL import Image
 from datamodules.attributes import VocabularyOptions
 from datamodules.packing import PackFormat, pack
 from datamodules.products import Products
-from datamodules.schema import UNKNOWN, UserError
 from datamodules.splits import SplitOptions
 from datamodules.stream_table import StreamColumns
 from datamodules.streamed_images import StreamedImages
 from tests.datamodules.from_yaml import from_yaml
 from tests.fakes import TEAM14_CLASSES, write_csv, write_products, write_team14
+from vitrail.errors import UserError
+from vitrail.types import UNKNOWN
 
 HEADER = ["image_path", "class_label", "attributes", "caption", "split", "instance_id"]
 GREY: VocabularyOptions = {"aliases": {"colour": {"grey": "gray"}}}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from datamodules.prompts import TEMPLATES, class_prompts
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 
 def test_by_default_a_class_is_a_photo_of_it() -> None:

@@ -11,10 +11,11 @@ from PIL import Image
 
 from datamodules import ImageFolder, Wares
 from datamodules.options import AugmentOptions, LoaderOptions
-from datamodules.schema import Batch, Resize, UserError
 from datamodules.transforms import useful_short_side
 from datamodules.verification import cache_directory
 from tests.fakes import write_image_folder
+from vitrail.errors import UserError
+from vitrail.types import Batch, Resize
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ from scipy import stats
 from torch.utils.data import DistributedSampler
 
 from datamodules.samplers import DistinctSampler, EvalSampler, SampleKey, TrainSampler, inverse_frequency_weights
-from datamodules.schema import UNKNOWN, UserError
+from vitrail.errors import UserError
+from vitrail.types import UNKNOWN
 
 
 def places(sampler: TrainSampler | EvalSampler) -> list[int]:

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from datamodules.schema import UserError
 from datamodules.shard_files import find_shards, format_of, open_shard, short_names
+from vitrail.errors import UserError
 
 
 @pytest.fixture

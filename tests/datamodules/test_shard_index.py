@@ -9,10 +9,10 @@ import pytest
 
 from datamodules import tar_scan
 from datamodules.packing import pack
-from datamodules.schema import UserError
 from datamodules.shard_index import index_parquet, index_tars
 from datamodules.shards import Shards
 from tests.datamodules.shard_sets import encoded, served, source, write_tar
+from vitrail.errors import UserError
 
 
 def test_of_parquet_only_the_wanted_columns_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datamodules.schema import UserError
 from datamodules.shard_index import index_tars
 from datamodules.shards import Shards
 from tests.datamodules.shard_sets import encoded, write_tar
+from vitrail.errors import UserError
 
 CONTENTS = [encoded(look) for look in range(10)]
 NOWHERE = np.empty(0, dtype=np.int64)

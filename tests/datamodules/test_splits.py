@@ -11,7 +11,6 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from datamodules.schema import UserError
 from datamodules.splits import (
     SplitOptions,
     grouped_kfold,
@@ -21,6 +20,7 @@ from datamodules.splits import (
     stratified_split,
 )
 from tests.datamodules.random_groups import Ints, random_groups
+from vitrail.errors import UserError
 
 SEEDS = range(25)
 FRACTIONS = (0.7, 0.15, 0.15)

@@ -10,11 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datamodules.schema import UNKNOWN, UserError
 from datamodules.shards import Shards
 from datamodules.stream_table import StreamColumns, read_streams
 from datamodules.table import SampleTable
 from tests.datamodules.shard_sets import encoded, write_tar
+from vitrail.errors import UserError
+from vitrail.types import UNKNOWN
 
 
 def parquet(path: Path, columns: Mapping[str, Any], features: Mapping[str, Any] | None = None) -> str:

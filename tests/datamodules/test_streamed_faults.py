@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from datamodules.audit import audit
-from datamodules.schema import UserError
 from datamodules.streamed_images import JOURNAL
 from tests.datamodules.shard_sets import SIZES, TRAIN, assert_same, batches, ids_of, on_rank, served, streamed
+from vitrail.errors import UserError
 
 
 def test_a_server_without_parts_of_files_is_enough_for_tar_but_not_for_parquet(packed: Path, tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from datamodules import shards as shards_module
-from datamodules.schema import Batch, UserError
 from datamodules.shard_files import open_shard
 from experiments.cli import main
 from tests.datamodules.from_yaml import from_yaml
@@ -32,6 +31,8 @@ from tests.datamodules.shard_sets import (
     streamed,
     write_tar,
 )
+from vitrail.errors import UserError
+from vitrail.types import Batch
 
 
 def test_an_epoch_shows_every_sample_once_and_the_next_one_in_another_order(shards: str) -> None:

@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from datamodules.schema import UNKNOWN, UserError
 from datamodules.table import SampleTable, table_error
+from vitrail.errors import UserError
+from vitrail.types import UNKNOWN
 
 
 def small_frame() -> pd.DataFrame:

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from datamodules import tar_scan
-from datamodules.schema import UserError
 from datamodules.tar_scan import OTHERS_KEY, scanned, stamp_of
 from datamodules.verification import cache_directory
 from tests.datamodules.shard_sets import encoded, served, write_tar
+from vitrail.errors import UserError
 
 PICTURE = encoded(0)
 

@@ -11,9 +11,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import v2 as T
 from torchvision.transforms.v2 import functional as F
 
-from datamodules.counted import counted_rng
 from datamodules.options import AugmentOptions, ImageOptions, complete_augment
-from datamodules.schema import Interpolation, UserError
 from datamodules.transforms import (
     adjust_colours,
     eval_transform,
@@ -22,6 +20,9 @@ from datamodules.transforms import (
     scale_down,
     train_transform,
 )
+from vitrail.errors import UserError
+from vitrail.seeding import counted_rng
+from vitrail.types import Interpolation
 
 SIZES = [(3, 5), (1, 1), (31, 200), (200, 31), (64, 64), (97, 133)]
 

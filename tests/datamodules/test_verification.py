@@ -12,10 +12,10 @@ from PIL import Image
 
 from datamodules.image_folder import ImageFolder
 from datamodules.picture_facts import decoded_content
-from datamodules.schema import UserError
 from datamodules.verification import HASH_BOXES, Arrays, Verification, cache_directory, cached, hash_boxes, verify
 from tests.datamodules.deep import write_deep_folder
 from tests.fakes import write_image_folder
+from vitrail.errors import UserError
 
 
 class Counting(ImageFolder):

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from datamodules import wares
-from datamodules.schema import UserError
 from datamodules.wares import Wares, ware_spec
 from datamodules.wares_drawing import COLOURS, CONDITIONS, KINDS, MATERIALS, MATERIALS_OF, draw_ware
 from tests.datamodules.from_yaml import from_yaml
+from vitrail.errors import UserError
 
 SPLITS = ("train", "val", "test")
 

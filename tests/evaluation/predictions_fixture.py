@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from evaluation.predictions import Predictions
+from vitrail.predictions import Predictions
 
 TASKS = {"class": ["bag", "cap", "mug"], "colour": ["blue", "red"]}
 

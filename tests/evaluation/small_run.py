@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from datamodules.schema import UNKNOWN
-from evaluation.predictions import Predictions, write_predictions
 from retrieval.gallery import Gallery
 from tests.fakes import write_products
 from tests.retrieval.small_gallery import identity, picture_rows
+from vitrail.predictions import Predictions, write_predictions
+from vitrail.types import UNKNOWN
 
 EPOCHS = 6
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from scipy.stats import entropy
 
-from datamodules.schema import UserError
 from evaluation.active_learning import (
     STRATEGIES,
     UNCERTAINTIES,
@@ -16,6 +15,7 @@ from evaluation.active_learning import (
     uncertainty,
     unit,
 )
+from vitrail.errors import UserError
 
 
 def test_uncertainties_are_those_of_the_definitions() -> None:

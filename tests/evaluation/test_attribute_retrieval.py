@@ -9,13 +9,13 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, ndcg_score
 
-from datamodules.schema import UserError
 from evaluation.attribute_retrieval import METRICS, Ground, Row, System, ground_of, measure, rows_of, systems_of
 from evaluation.statistics import group_bootstrap
 from retrieval.gallery import Gallery
 from retrieval.ranking import Query, Searcher
 from tests.evaluation.perfect_encoder import PerfectEncoder
 from tests.retrieval.small_gallery import SHOWN, small_gallery
+from vitrail.errors import UserError
 
 CLIP, PREDICTED, LABEL = System("clip", None), System("tfidf", "predicted"), System("tfidf", "label")
 HYBRID, RANDOM = System("hybrid", "predicted"), System("random", None)

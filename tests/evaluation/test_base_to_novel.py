@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from datamodules.schema import UserError
 from evaluation import statistics
 from evaluation.__main__ import main
 from evaluation.base_to_novel import Cost, base_to_novel, compare, restricted_accuracy
-from evaluation.predictions import Predictions, write_predictions
+from vitrail.errors import UserError
+from vitrail.predictions import Predictions, write_predictions
 
 CLASSES = ["bag", "cap", "mug", "pen", "shoe"]
 BASE = 3

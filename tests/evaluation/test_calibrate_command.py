@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 from scipy.special import softmax
 
-from datamodules.schema import UNKNOWN
 from evaluation.__main__ import main
 from evaluation.calibration import expected_calibration_error
-from evaluation.predictions import Predictions, read_predictions, write_predictions
-from evaluation.run_files import RunFiles
+from vitrail.predictions import Predictions, read_predictions, write_predictions
+from vitrail.runs import RunFiles
+from vitrail.types import UNKNOWN
 
 
 def overconfident(n: int, seed: int, first_id: int = 0) -> Predictions:

@@ -10,7 +10,6 @@ from scipy.special import softmax
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss
 
-from datamodules.schema import UserError
 from evaluation.calibration import (
     HIGHEST,
     LOWEST,
@@ -25,6 +24,7 @@ from evaluation.calibration import (
 )
 from evaluation.statistics import group_bootstrap
 from tests.evaluation.predictions_fixture import make_predictions
+from vitrail.errors import UserError
 
 
 def sample(n: int = 400, shift: float = 0.1, seed: int = 0) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 
 from evaluation.__main__ import main
-from evaluation.predictions import read_predictions, write_predictions
 from tests.evaluation.small_run import write_run
 from tests.evaluation.test_comparison_table import change_targets
 from tests.evaluation.test_html_page import Checked
 from tests.evaluation.test_report_command import not_finite
+from vitrail.predictions import read_predictions, write_predictions
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,12 @@ import scipy.stats
 from numpy.typing import NDArray
 from sklearn import metrics
 
-from datamodules.schema import UNKNOWN, UserError
 from evaluation.comparison import compare_joined, compare_pair, holm, mcnemar_p, sign_flip_p
-from evaluation.predictions import Predictions
 from evaluation.statistics import wilson
 from tests.evaluation.predictions_fixture import make_predictions
+from vitrail.errors import UserError
+from vitrail.predictions import Predictions
+from vitrail.types import UNKNOWN
 
 CLASSES = ["bag", "cap", "mug"]
 

@@ -11,18 +11,17 @@ import numpy as np
 import pytest
 import yaml
 
-from datamodules.schema import UserError
 from evaluation.compare_command import sentences
 from evaluation.comparison import holm, mcnemar_p
 from evaluation.comparison_cells import cells, parts, shown_columns
 from evaluation.comparison_table import Side, caveats, common_tasks, compare_sides, cost_of, sides_of
 from evaluation.efficiency import BatchCost, Costs, Counts
 from evaluation.efficiency_command import write
-from evaluation.predictions import Predictions, read_predictions, write_predictions
-from evaluation.run_files import RunFiles
-from evaluation.temperatures import write_temperatures
 from tests.evaluation.small_run import write_run
 from tests.evaluation.test_comparison import two_models
+from vitrail.errors import UserError
+from vitrail.predictions import Predictions, read_predictions, write_predictions
+from vitrail.runs import RunFiles, write_temperatures
 
 
 @pytest.fixture(scope="module")

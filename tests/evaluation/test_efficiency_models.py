@@ -8,9 +8,9 @@ import pytest
 import torch
 import yaml
 
-from datamodules.schema import UserError
 from evaluation.efficiency_models import ModelSource, build, source_of
 from lightning_modules import MultiTaskClassifier
+from vitrail.errors import UserError
 
 EXPERIMENT: dict[str, Any] = {
     "data": {

@@ -13,10 +13,10 @@ import yaml
 
 from evaluation.__main__ import main
 from evaluation.ensemble_command import make_ensemble
-from evaluation.predictions import Predictions, read_predictions
 from experiments.cli import main as experiments
 from tests.experiments.conftest import TINY
 from tests.experiments.plain_figures import plain_figures
+from vitrail.predictions import Predictions, read_predictions
 
 
 @pytest.fixture(scope="module")

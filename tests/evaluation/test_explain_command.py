@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.schema import UNKNOWN
 from evaluation.__main__ import main
 from evaluation.explanations import worst_mistakes
-from evaluation.predictions import read_predictions, write_predictions
 from experiments.cli import main as experiments
 from tests.fakes import write_products
 from tests.fakes_flowers import write_flowers
 from tests.fakes_models import write_clip
+from vitrail.predictions import read_predictions, write_predictions
+from vitrail.types import UNKNOWN
 
 SHARED = """
 trainer:

@@ -8,12 +8,12 @@ import pytest
 import torch
 from scipy.special import softmax
 
-from datamodules.schema import UNKNOWN
 from evaluation.explanations import explain_classes, explain_texts, explained_figure, overlay, worst_mistakes
 from evaluation.saliency import class_scores, grad_cam
 from lightning_modules.dual_encoder import DualEncoder
 from tests.evaluation.saliency_networks import TASKS, draw_scenes, fresh
 from tests.fakes_models import TEXTS, write_clip
+from vitrail.types import UNKNOWN
 
 
 def test_worst_mistakes_are_those_with_the_least_probability_of_the_right_class() -> None:

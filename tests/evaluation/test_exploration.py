@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix
 
-from datamodules.schema import UNKNOWN, UserError
 from evaluation.exploration import (
     caption_section,
     class_section,
@@ -19,6 +18,8 @@ from evaluation.exploration import (
     splits_section,
 )
 from tests.evaluation.small_collection import looks_of, small_collection
+from vitrail.errors import UserError
+from vitrail.types import UNKNOWN
 
 
 def test_splits_are_counted_and_what_is_empty_is_told() -> None:

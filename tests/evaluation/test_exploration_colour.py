@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from scipy.stats import gaussian_kde
 
-from datamodules.schema import UserError
 from evaluation.exploration_colour import (
     LEVELS,
     centre_colour,
@@ -18,6 +17,7 @@ from evaluation.exploration_colour import (
     thumbnail,
 )
 from tests.evaluation.small_collection import COLOURS, looks_of, small_collection
+from vitrail.errors import UserError
 
 AT = (np.arange(LEVELS) + 0.5) / LEVELS
 

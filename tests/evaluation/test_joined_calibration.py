@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from datamodules.schema import UNKNOWN
 from evaluation.calibration import calibration_error
 from evaluation.joined_calibration import joined_calibration_error
-from evaluation.predictions import Predictions
 from evaluation.statistics import Estimate
 from tests.evaluation.predictions_fixture import make_predictions
+from vitrail.predictions import Predictions
+from vitrail.types import UNKNOWN
 
 
 def of_one(run: Predictions, temperature: float = 1.0) -> Estimate:

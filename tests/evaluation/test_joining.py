@@ -8,11 +8,12 @@ import pytest
 import scipy.stats
 from sklearn import metrics
 
-from datamodules.schema import UNKNOWN, UserError
 from evaluation import statistics
 from evaluation.joining import join_runs, repetitions
-from evaluation.predictions import Predictions
 from tests.evaluation.predictions_fixture import make_predictions
+from vitrail.errors import UserError
+from vitrail.predictions import Predictions
+from vitrail.types import UNKNOWN
 
 
 def another_seed(predictions: Predictions, seed: int) -> Predictions:

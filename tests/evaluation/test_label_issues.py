@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from datamodules.schema import UserError
 from evaluation.label_issues import find_label_issues, out_of_fold
+from vitrail.errors import UserError
 
 NUM_CLASSES, DIM = 4, 12
 

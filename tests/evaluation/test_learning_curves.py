@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from scipy.stats import ttest_1samp
 
-from datamodules.schema import UserError
 from evaluation.learning_curves import Labelled, Schedule, curve_figure, learning_curves, summarised
+from vitrail.errors import UserError
 
 CLASSES, DIM = 8, 16
 SCHEDULE = Schedule(start=16, step=12, rounds=6)

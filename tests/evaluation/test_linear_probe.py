@@ -11,11 +11,11 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from datamodules.base import ImageDataModule
-from datamodules.schema import UserError
 from datamodules.table import SampleTable
 from evaluation.__main__ import main
 from evaluation.linear_probe import extract_features, linear_probe
 from lightning_modules.encoders import ImageEncoder
+from vitrail.errors import UserError
 
 SIZE = 32
 SPLIT_SIZES = {"train": 40, "val": 12, "test": 16}

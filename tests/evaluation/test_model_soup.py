@@ -15,7 +15,6 @@ import torch
 import yaml
 from torch import nn
 
-from datamodules.schema import UserError
 from evaluation.__main__ import main
 from evaluation.model_soup import (
     State,
@@ -31,6 +30,7 @@ from experiments.cli import main as experiments
 from lightning_modules.checkpoint import load_task, read_checkpoint
 from tests.experiments.conftest import TINY
 from tests.experiments.plain_figures import plain_figures
+from vitrail.errors import UserError
 
 RUNS = [Path("a"), Path("b"), Path("c")]
 
@@ -234,7 +234,7 @@ def test_a_uniform_soup_is_the_mean_with_its_own_statistics(finished: Path, caps
             assert torch.equal(value, mean), name
     assert moved > 0
     # As counted by a network that has seen nothing but these weights and the training pictures.
-    from datamodules.from_experiment import data_parser, parse_data
+    from datamodules.cli import data_parser, parse_data
 
     datamodule, _ = parse_data(data_parser("test"), ["--config", str(runs[0] / "config.yaml")])
     task = load_task(made / "checkpoints" / "best.ckpt")

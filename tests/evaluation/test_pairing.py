@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from datamodules.schema import UserError
 from evaluation.pairing import in_order_of, paired_difference
 from evaluation.statistics import share_statistic, wilson
 from tests.evaluation.predictions_fixture import make_predictions
+from vitrail.errors import UserError
 
 
 def test_rows_are_paired_by_name() -> None:

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from sklearn.decomposition import PCA
 
-from datamodules.schema import UserError
 from evaluation.projections import PROJECTIONS, Projection, project
+from vitrail.errors import UserError
 
 INSTALLED: list[Projection] = ["pca", "tsne", "isomap"]
 

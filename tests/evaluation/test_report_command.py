@@ -16,9 +16,9 @@ from PIL import Image
 from sklearn import metrics
 
 from evaluation.__main__ import main
-from evaluation.predictions import Predictions, read_predictions, write_predictions
 from tests.evaluation.small_run import write_run
 from tests.evaluation.test_html_page import Checked
+from vitrail.predictions import Predictions, read_predictions, write_predictions
 
 TITLES = (
     "Run",

@@ -10,8 +10,8 @@ import pytest
 from matplotlib.patches import Rectangle
 
 from evaluation.report_curves import curves_section, epoch_table, learning_rates, phase_begins
-from evaluation.run_files import RunFiles
 from tests.evaluation.small_run import EPOCHS, metrics, write_run
+from vitrail.runs import RunFiles
 
 
 def test_one_row_an_epoch_with_what_is_logged_once_an_epoch() -> None:

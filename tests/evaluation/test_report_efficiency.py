@@ -10,7 +10,7 @@ import pytest
 from evaluation.efficiency import BatchCost, Costs, Counts
 from evaluation.efficiency_command import write
 from evaluation.report_efficiency import cpu_latency, efficiency_section, read_efficiency
-from evaluation.run_files import RunFiles
+from vitrail.runs import RunFiles
 
 COUNTS = Counts(2_000_000, 1_000, 5_000_000, None, 8_000_000, 224)
 COSTS = Costs(

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from datamodules.schema import UNKNOWN
 from evaluation.report_pictures import map_figure, map_section, mistakes_section
 from retrieval.gallery import Gallery
 from tests.evaluation.predictions_fixture import make_predictions
+from vitrail.types import UNKNOWN
 
 
 def test_map_has_every_picture_once(gallery: Gallery) -> None:

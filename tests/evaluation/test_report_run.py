@@ -15,8 +15,8 @@ from evaluation.report_run import (
     run_section,
     stage_minutes,
 )
-from evaluation.run_files import RunFiles
 from tests.evaluation.small_run import write_run
+from vitrail.runs import RunFiles
 
 
 @pytest.fixture

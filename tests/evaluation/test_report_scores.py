@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from datamodules.schema import UNKNOWN
 from evaluation.calibration import expected_calibration_error
-from evaluation.predictions import Predictions
 from evaluation.report_scores import (
     calibration_section,
     class_table,
@@ -15,6 +13,8 @@ from evaluation.report_scores import (
     scores_section,
 )
 from evaluation.statistics import clustered_wilson
+from vitrail.predictions import Predictions
+from vitrail.types import UNKNOWN
 
 CLASSES = ["bag", "cap", "mug", "pen", "fan"]
 

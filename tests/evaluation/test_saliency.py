@@ -9,11 +9,11 @@ import torch
 from scipy.stats import spearmanr
 from torch import nn
 
-from datamodules.schema import UserError
 from evaluation import saliency
 from evaluation.saliency import attention_rollout, class_scores, grad_cam, image_backbone, score_pictures
 from lightning_modules.multitask import MultiTaskClassifier
 from tests.evaluation.saliency_networks import TASKS, Scenes, draw_scenes, fresh, trained
+from vitrail.errors import UserError
 
 CHANCE = 1 / 16
 """Share of a picture that one cell is."""

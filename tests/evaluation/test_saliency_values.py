@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-from datamodules.schema import UserError
 from evaluation.saliency import (
     attention_rollout,
     check_method,
@@ -24,6 +23,7 @@ from lightning_modules.classifier import ImageClassifier
 from lightning_modules.dual_encoder import DualEncoder
 from tests.evaluation.saliency_networks import draw_scenes, fresh
 from tests.fakes_models import TEXTS, write_clip, write_siglip
+from vitrail.errors import UserError
 
 FLAT = ("test_resnet", "test_efficientnet", "test_mambaout", "test_vit", "test_vit2")
 """Convolutional, the same with a further layer in its head, channels last, ViT with class token, ViT that averages."""

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from evaluation.comparison import compare_joined
 from evaluation.joining import join_runs
-from evaluation.predictions import Predictions
 from evaluation.seed_difference import seed_interval
 from tests.evaluation.test_comparison import predictions_of
+from vitrail.predictions import Predictions
 
 # Student's t at 97.5 %, from printed tables, by degrees of freedom.
 T = {1: 12.706, 2: 4.303, 4: 2.776}

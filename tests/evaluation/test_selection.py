@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datamodules.schema import UserError
 from evaluation.selection import Pool, ranking, to_label
+from vitrail.errors import UserError
 
 
 def pool(**changes: Any) -> Pool:

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datamodules.schema import UserError
 from evaluation import statistics
 from evaluation.__main__ import main
 from evaluation.joining import join_runs
-from evaluation.predictions import Predictions, write_predictions
-from evaluation.run_files import read_class_counts
 from evaluation.summary import summarise, summarise_run
 from tests.evaluation.predictions_fixture import TASKS, make_predictions
+from vitrail.errors import UserError
+from vitrail.predictions import Predictions, write_predictions
+from vitrail.runs import read_class_counts
 
 
 def good_predictions(n: int = 40) -> Predictions:

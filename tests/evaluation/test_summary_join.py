@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import yaml
 
-from datamodules.schema import UserError
 from evaluation.__main__ import main
 from evaluation.joining import join_runs
-from evaluation.predictions import Predictions, read_predictions, write_predictions
 from evaluation.summary_join import join_summaries, markdown_table
 from tests.evaluation.predictions_fixture import make_predictions
+from vitrail.errors import UserError
+from vitrail.predictions import Predictions, read_predictions, write_predictions
 
 
 def make_run(

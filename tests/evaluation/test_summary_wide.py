@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from evaluation.__main__ import main
-from evaluation.predictions import write_predictions
 from evaluation.summary import share, summarise_run, with_interval
 from evaluation.summary_wide import wide_rows
 from tests.evaluation.test_summary import good_predictions
+from vitrail.predictions import write_predictions
 
 
 def make_runs(folder: Path, *sizes: int) -> list[Path]:

@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 import torch
 
-from datamodules.schema import UserError
 from evaluation.__main__ import main
 from evaluation.wise_ft import Mixture, best_mixture, rich_table, sweep
 from evaluation.zero_shot import finetuning_cost
@@ -17,6 +16,7 @@ from lightning_modules.checkpoint import load_task, read_checkpoint
 from tests.experiments.plain_figures import plain_figures
 from tests.fakes_flowers import write_flowers
 from tests.fakes_models import write_clip
+from vitrail.errors import UserError
 
 CONFIG = """
 data:
@@ -98,7 +98,7 @@ def test_mixtures_are_evaluated_and_the_best_on_validation_is_kept(
 
 
 def test_the_ends_agree_with_the_predictions_of_the_run(finished: Path) -> None:
-    from datamodules.from_experiment import data_parser, parse_data
+    from datamodules.cli import data_parser, parse_data
 
     datamodule, _ = parse_data(data_parser("test"), ["--config", str(finished / "config.yaml")])
     datamodule.prepare_data()

@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from datamodules.base import ImageDataModule
-from datamodules.from_experiment import data_parser, parse_data
+from datamodules.cli import data_parser, parse_data
 from evaluation.__main__ import main as evaluation
 from experiments.cli import main as experiments
 from experiments.export import main as export

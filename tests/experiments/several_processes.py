@@ -23,7 +23,6 @@ from torch import nn
 from callbacks import BestCheckpoint, ClassReport, NonFiniteLoss, PredictionWriter, RetrievalMetrics
 from callbacks.averaged_weights import AveragedWeights, EmaOptions
 from datamodules.base import ImageDataModule
-from datamodules.schema import UserError
 from datamodules.table import SampleTable
 from experiments.cli import main
 from lightning_modules import (
@@ -38,6 +37,7 @@ from lightning_modules.base import VisionTask
 from tests.callbacks.tiny import tiny_trainer
 from tests.fakes_models import write_clip, write_qwen2_vl
 from tests.forked import begin_fork, end_of_fork
+from vitrail.errors import UserError
 
 SIZES = (5, 53, 1020)
 """The first one leaves all processes but the first without a picture."""

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from datamodules.schema import UserError
 from experiments.ablation_file import Variant, read_ablation
+from vitrail.errors import UserError
 
 BASE = {"model": {"class_path": "A", "init_args": {"lr": 1.0, "betas": [1, 2]}}, "trainer": {"max_epochs": 3}}
 CHANGED: dict[str, Any] = {"model": {"init_args": {"lr": 2.0, "betas": [3]}}}

@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 from scipy.special import softmax
 
 from app.served_run import ServedRun
-from evaluation.predictions import Predictions, read_predictions
 from experiments.cli import main
 from experiments.export import main as export
 from lightning_modules.checkpoint import load_task
 from retrieval.gallery import Gallery
 from tests.experiments.plain_figures import plain_figures
 from tests.fakes import write_products
+from vitrail.predictions import Predictions, read_predictions
 
 EPOCHS = 3
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 import yaml
 
-from evaluation.run_files import RunFiles
 from experiments.cli import main
 from tests.experiments.conftest import only_run
+from vitrail.runs import RunFiles
 
 Run = Callable[..., int]
 

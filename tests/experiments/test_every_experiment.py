@@ -20,13 +20,13 @@ from datamodules import Wares
 from datamodules.packing import pack
 from evaluation.__main__ import main as compare
 from evaluation.calibration import expected_calibration_error
-from evaluation.predictions import read_predictions
 from experiments.cli import main
 from tests.experiments.plain_figures import plain_figures
 from tests.fakes import write_fashion, write_products
 from tests.fakes_flickr import write_flickr
 from tests.fakes_flowers import write_flowers
 from tests.fakes_models import write_bert, write_clip, write_qwen2_vl
+from vitrail.predictions import read_predictions
 
 FILES = sorted((Path(__file__).parents[2] / "experiments").glob("*.yaml"))
 EXPERIMENTS = [path for path in FILES if path.stem != "results"]  # which lists runs of the others

@@ -8,12 +8,12 @@ import onnx
 import pytest
 import torch
 
-from evaluation.predictions import read_predictions
 from experiments import export_graphs
 from experiments.export import main
 from experiments.export_weights import read_weights
 from lightning_modules.checkpoint import load_task
 from tests.experiments.exports import exported, flowers_onnx, products_onnx, products_run
+from vitrail.predictions import read_predictions
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from datamodules.schema import UserError
 from experiments.export_graphs import graph_of, towers_of
 from lightning_modules.base import VisionTask
 from lightning_modules.multitask import MultiTaskClassifier
@@ -15,6 +14,7 @@ from lightning_modules.text_tokenizer import trained_tokenizer
 from tests.fakes_models import TEXTS
 from tests.lightning_modules.tiny import SIZE, make_batch, tiny_multitask
 from tests.lightning_modules.tiny_pairs import PROMPTS, pair_batch, tiny_pair
+from vitrail.errors import UserError
 
 
 def ready_classifier() -> MultiTaskClassifier:

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.schema import UserError
-from evaluation.run_files import RunFiles
 from experiments.export_metadata import as_strings, from_strings, metadata_of, write_summary, write_tokenizer
 from lightning_modules.checkpoint import load_task
 from lightning_modules.dual_encoder import DualEncoder
 from tests.experiments.exports import flowers_run, products_run
+from vitrail.errors import UserError
+from vitrail.runs import RunFiles
 
 
 def test_a_dual_encoders_text_rules_are_there(tmp_path: Path) -> None:

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.schema import UserError
 from experiments.export_graphs import towers_of
 from experiments.export_parity import Parity, measure, refuse_disagreement
 from experiments.export_runners import Arrays, Runner, module_runner
 from tests.experiments.test_export_graphs import ready_pair
 from tests.lightning_modules.tiny import TinyData, tiny_multitask
 from tests.lightning_modules.tiny_pairs import TinyPairs
+from vitrail.errors import UserError
 
 
 class Data:

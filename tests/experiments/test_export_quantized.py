@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import nn
 
-from datamodules.schema import UserError
 from experiments.export import main
 from experiments.export_graphs import graph_of, towers_of, write_onnx, write_torch_export
 from experiments.export_quantized import calibration_pictures, quantize_onnx, quantize_program, quantize_weights
@@ -23,6 +22,7 @@ from lightning_modules.base import VisionTask
 from lightning_modules.checkpoint import load_task
 from tests.experiments.exports import data_of, exported, products_onnx, products_run
 from tests.experiments.test_export_graphs import ready_pair
+from vitrail.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from datamodules.schema import UserError
 from experiments.export_weights import metadata_in, read_weights, write_weights
 from lightning_modules.base import VisionTask
 from lightning_modules.checkpoint import load_task
 from tests.experiments.exports import flowers_run, products_run
+from vitrail.errors import UserError
 
 METADATA: dict[str, Any] = {"version": 1, "name": "shop"}
 

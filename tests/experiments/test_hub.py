@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.schema import UserError
 from experiments import hub
 from experiments.predict_onnx import Model
 from lightning_modules.base import VisionTask
 from lightning_modules.checkpoint import load_task
 from tests.experiments.exports import exported, products_onnx, products_run
+from vitrail.errors import UserError
 
 
 @pytest.fixture

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from datamodules.schema import UserError
-from evaluation.predictions import read_predictions
-from evaluation.run_files import RunFiles
 from experiments.export_metadata import metadata_of
 from experiments.export_timing import Form
 from experiments.model_card import check_card, write_card
 from lightning_modules.checkpoint import load_task
 from tests.experiments.exports import flowers_onnx, products_onnx, products_run
+from vitrail.errors import UserError
+from vitrail.predictions import read_predictions
+from vitrail.runs import RunFiles
 
 
 def test_the_card_is_valid_and_its_scores_are_those_of_the_predictions() -> None:

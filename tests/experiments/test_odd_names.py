@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 
 from evaluation.__main__ import main as evaluation
-from evaluation.artefacts import read_csv
 from experiments.cli import main as experiments
 from retrieval.__main__ import main as retrieval
 from retrieval.filter_columns import filter_columns
 from retrieval.gallery import Gallery
 from tests.fake_pictures import COLOURS, picture
+from vitrail.files import read_csv
 
 NAMES = [
     *("group", "caption", "split", "source", "row", "name", "id", "label", "image", "target", "embedding", "vector"),

@@ -19,13 +19,13 @@ from lightning.pytorch import Trainer
 
 from app.served_run import ServedRun
 from callbacks.monitored_metrics import MonitoredMetrics
-from datamodules.schema import UserError
-from datamodules.trust import PLUGINS
 from evaluation.__main__ import main as evaluation
 from experiments.cli import main
 from experiments.export import main as export
 from retrieval.__main__ import main as retrieval
 from tests.experiments.conftest import TINY
+from vitrail.errors import UserError
+from vitrail.trust import PLUGINS
 
 Change = Callable[[dict[str, Any]], None]
 

@@ -17,8 +17,6 @@ from torch._inductor import config as inductor
 
 from callbacks import CompileModel, PredictionWriter
 from datamodules import Wares
-from datamodules.schema import UserError
-from evaluation.predictions import read_predictions
 from experiments.cli import main
 from lightning_modules import Ensemble, load_task
 from lightning_modules.base import VisionTask
@@ -26,6 +24,8 @@ from tests.callbacks.tiny import MadePhotos, tiny_classifier, tiny_trainer
 from tests.experiments.conftest import TINY, only_run
 from tests.experiments.several_processes import TASKS, Made, build, write_models
 from tests.fakes_models import write_clip
+from vitrail.errors import UserError
+from vitrail.predictions import read_predictions
 
 needs_compiler = pytest.mark.skipif(
     shutil.which("g++") is None and shutil.which("clang++") is None, reason="inductor needs a C++ compiler"

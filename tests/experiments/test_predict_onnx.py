@@ -18,10 +18,10 @@ from PIL import Image
 
 from datamodules.images import read_image
 from datamodules.transforms import eval_transform
-from evaluation.predictions import read_predictions
 from experiments.predict_onnx import Model, PredictError, main, prepared
 from lightning_modules.checkpoint import load_task
 from tests.experiments.exports import data_of, flowers_onnx, flowers_run, products_onnx, products_run
+from vitrail.predictions import read_predictions
 
 ALONE = """
 import runpy, sys

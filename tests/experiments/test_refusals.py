@@ -11,7 +11,6 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, OnExceptionCheckpoint
 
 from callbacks import BestCheckpoint, LastCheckpoint
-from datamodules.schema import UserError
 from experiments.refusals import (
     refuse_conflicting_checkpoint,
     refuse_other_checkpoints,
@@ -21,6 +20,7 @@ from experiments.refusals import (
     refuse_trainer_options,
     refuse_untrained,
 )
+from vitrail.errors import UserError
 
 
 class Model(LightningModule):

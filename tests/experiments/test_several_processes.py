@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 import torch
 
-from evaluation.predictions import read_predictions
 from experiments.cli import main
 from lightning_modules import load_task
 from tests.experiments.several_processes import EPOCHS, SIZES, TASKS, TRAINED, is_costly
 from tests.forks import run_program
+from vitrail.predictions import read_predictions
 
 pytestmark = pytest.mark.timeout(600)
 

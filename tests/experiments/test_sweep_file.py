@@ -9,8 +9,8 @@ import pytest
 import yaml
 from wandb.sdk.launch.sweeps import utils as wandb_sweeps
 
-from datamodules.schema import UserError
 from experiments.sweep_file import Metric, read_sweep
+from vitrail.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "experiments" / "sweeps").glob("*.yaml"))

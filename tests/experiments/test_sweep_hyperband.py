@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datamodules.schema import UserError
 from experiments.sweep_hyperband import Hyperband, parse_hyperband
+from vitrail.errors import UserError
 
 
 def hyperband(**section: Any) -> Hyperband:

@@ -11,8 +11,8 @@ import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from scipy import stats
 
-from datamodules.schema import UserError
 from experiments.sweep_space import Parameter, parse_parameters
+from vitrail.errors import UserError
 
 DRAWS = 600
 LOW, HIGH = 1e-4, 1e-1

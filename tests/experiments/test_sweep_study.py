@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from datamodules.schema import UserError
 from experiments import sweep_owner
 from experiments.sweep_file import SweepFile, read_sweep
 from experiments.sweep_study import ATTEMPT, OWNER, SLOT, SweepStudy
 from tests.experiments.test_sweep_file import written
 from tests.forks import run_program
+from vitrail.errors import UserError
 
 GRID = {"model.lr": {"values": [0.1, 0.2, 0.3]}, "model.label_smoothing": {"values": [0, [1, 2]]}}
 RANGES = {"model.lr": {"distribution": "log_uniform_values", "min": 1e-4, "max": 0.1}, "a": {"distribution": "normal"}}

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from datamodules.schema import UserError
 from lightning_modules.answering import Question, checked_answers, common_beginning, label_texts, said_logits
 from lightning_modules.prompting import trained_prompts
+from vitrail.errors import UserError
 
 PROMPTS = trained_prompts(["What?"], 400)
 

@@ -19,7 +19,6 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader
 
-from datamodules.schema import UserError
 from lightning_modules.base import VisionTask
 from lightning_modules.encoders import ImageEncoder
 from lightning_modules.optim import TrainingPhase
@@ -31,6 +30,7 @@ from tests.lightning_modules.tiny import (
     tiny_classifier,
     tiny_trainer,
 )
+from vitrail.errors import UserError
 
 
 class Recorder(pl.Callback):

@@ -5,8 +5,8 @@ import timm
 from torch import nn
 from transformers import DistilBertConfig, DistilBertModel
 
-from datamodules.schema import UserError
 from lightning_modules.blocks import blocks, layer_depths, layer_scales
+from vitrail.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import pytest
 import torch
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from datamodules.schema import UserError
 from lightning_modules.base import VisionTask
 from lightning_modules.checkpoint import load_task
 from lightning_modules.encoders import ImageEncoder
@@ -24,6 +23,7 @@ from tests.lightning_modules.tiny import (
     tiny_multitask,
     tiny_trainer,
 )
+from vitrail.errors import UserError
 
 
 class LinkedData(TinyData):

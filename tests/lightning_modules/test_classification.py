@@ -8,8 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from datamodules.schema import UNKNOWN, Outputs, UserError
 from tests.lightning_modules.tiny import TASKS, TinyData, make_batch, seeded_multitask, tiny_classifier, tiny_trainer
+from vitrail.errors import UserError
+from vitrail.types import UNKNOWN, Outputs
 
 
 class Outcomes(pl.Callback):

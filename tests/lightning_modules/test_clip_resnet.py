@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from datamodules.schema import UserError
 from lightning_modules.clip_resnet import RESNETS
 from lightning_modules.freezing import freeze
 from lightning_modules.towers import SIDES, Towers, build_towers
+from vitrail.errors import UserError
 
 SIZES = {"rn50": 224, "rn101": 224, "rn50x4": 288, "rn50x16": 384, "rn50x64": 448}
 

@@ -12,8 +12,8 @@ from torch import nn
 from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
-from datamodules.schema import Batch
 from tests.lightning_modules.tiny_pairs import pair_batch, tiny_pair
+from vitrail.types import Batch
 
 CASES: dict[str, dict[str, Any]] = {
     "info_nce": {"loss": "info_nce"},

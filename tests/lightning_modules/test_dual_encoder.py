@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
-from datamodules.schema import UserError
 from lightning_modules.checkpoint import load_task
 from lightning_modules.dual_encoder import DualEncoder
 from tests.fakes_models import write_clip
 from tests.lightning_modules.tiny import SIZE, tiny_trainer
 from tests.lightning_modules.tiny_pairs import CLASSES, PROMPTS, TinyPairs, pair_batch, tiny_pair
+from vitrail.errors import UserError
 
 
 class Kept(pl.Callback):

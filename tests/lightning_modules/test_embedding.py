@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from datamodules.schema import UserError
 from lightning_modules.checkpoint import load_task
 from lightning_modules.dual_encoder import DualEncoder
 from tests.fakes_models import write_bert
 from tests.lightning_modules.tiny import SIZE, tiny_trainer
 from tests.lightning_modules.tiny_pairs import CLASSES, PROMPTS, TinyPairs, pair_batch, tiny_pair
+from vitrail.errors import UserError
 
 
 def test_class_prompts_are_encoded_once_an_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,8 @@ import pytest
 import timm
 import torch
 
-from datamodules.schema import UserError
 from lightning_modules.encoders import ImageEncoder, InputOptions, Normalize, create_backbone
+from vitrail.errors import UserError
 
 
 def pictures(size: int, count: int = 2) -> torch.Tensor:

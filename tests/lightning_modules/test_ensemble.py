@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import accuracy_score, log_loss
 
-from datamodules.schema import UNKNOWN, Batch, UserError
 from lightning_modules.base import VisionTask
 from lightning_modules.checkpoint import load_task, task_from
 from lightning_modules.classification import ClassificationTask
@@ -34,6 +33,8 @@ from tests.lightning_modules.tiny import (
     tiny_trainer,
 )
 from tests.lightning_modules.tiny_answers import tiny_answerer
+from vitrail.errors import UserError
+from vitrail.types import UNKNOWN, Batch
 
 CLASSES = TASKS["class"]
 BATCH = make_batch([20, 21, 22, 23, 24])

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from datamodules.schema import UserError
 from lightning_modules.freezing import freeze
 from lightning_modules.towers import Towers, build_towers
 from tests.fakes_models import write_siglip
+from vitrail.errors import UserError
 
 
 def clip(name: str, size: int) -> Towers:

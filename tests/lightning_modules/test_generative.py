@@ -12,7 +12,6 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.flop_counter import FlopCounterMode
 
-from datamodules.schema import UNKNOWN, Batch, UserError
 from evaluation.efficiency import count
 from lightning_modules.checkpoint import load_task
 from lightning_modules.generative import GenerativeClassifier
@@ -20,6 +19,8 @@ from lightning_modules.metrics import predicted_classes
 from tests.fakes_models import write_qwen2_vl
 from tests.lightning_modules.tiny import TinyData, tiny_trainer
 from tests.lightning_modules.tiny_answers import LABELS, QUESTIONS, SIZE, TEXTS, pictures, tiny_answerer
+from vitrail.errors import UserError
+from vitrail.types import UNKNOWN, Batch
 
 IMAGE = pictures(5)
 

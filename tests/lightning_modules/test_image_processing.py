@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 
 from datamodules import ImageFolder
-from datamodules.schema import UserError
 from datamodules.transforms import eval_transform
 from lightning_modules.dual_encoder import DualEncoder
 from lightning_modules.encoders import ImageEncoder
@@ -22,6 +21,7 @@ from lightning_modules.towers import build_towers
 from lightning_modules.vision_language_weights import picture_statistics
 from tests.fakes_models import write_clip, write_qwen2_vl, write_siglip
 from tests.lightning_modules.tiny import tiny_trainer
+from vitrail.errors import UserError
 
 SIDE = 32
 SHAPES = [

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from datamodules.schema import UserError
 from lightning_modules.interpolation import interpolated_weights
 from tests.lightning_modules.tiny_pairs import pair_batch, tiny_pair
+from vitrail.errors import UserError
 
 
 def test_the_ends_are_the_models_and_the_middle_is_between() -> None:

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from datamodules.schema import UserError
 from lightning_modules.label_matching import LabelMatcher, words_of
+from vitrail.errors import UserError
 
 LABELS = ["iris", "rose", "rose of sharon", "yellow iris", "bird of paradise", "bishop of llandaff", "cosmos"]
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from datamodules.schema import UserError
 from lightning_modules.label_trie import ROOT, packed, trie_of
+from vitrail.errors import UserError
 
 LABELS = [[1, 2, 9], [1, 3, 9], [1, 9], [4, 2, 9]]
 

@@ -7,11 +7,11 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 
-from datamodules.schema import UserError
 from lightning_modules.learning_rates import scaling_factor
 from lightning_modules.optim import checked_options
 from tests.callbacks.tiny import SPLIT_SIZES, TASKS, MadePhotos
 from tests.lightning_modules.tiny import TinyData, tiny_classifier, tiny_trainer
+from vitrail.errors import UserError
 
 BATCH = 4
 

@@ -9,13 +9,13 @@ import torch.distributed as dist
 from torch import nn
 from torch.multiprocessing.spawn import spawn
 
-from datamodules.schema import UserError
 from lightning_modules.dual_encoder import DualEncoder
 from lightning_modules.lora import add_lora, without_base
 from lightning_modules.towers import build_towers
 from lightning_modules.vision_language import VisionLanguageModel
 from tests.fakes_models import write_bert, write_clip, write_qwen2_vl, write_siglip
 from tests.lightning_modules.tiny_pairs import pair_batch
+from vitrail.errors import UserError
 
 
 def test_adapters_are_the_only_free_weights_of_the_towers_that_were_chosen(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_class_weight
 
-from datamodules.schema import UNKNOWN, Mix, UserError
 from lightning_modules.losses import (
     ClassWeighting,
     Pairs,
@@ -17,6 +16,8 @@ from lightning_modules.losses import (
     masked_cross_entropy,
     sigmoid_contrastive,
 )
+from vitrail.errors import UserError
+from vitrail.types import UNKNOWN, Mix
 
 WEIGHTS = torch.tensor([0.5, 1.0, 3.0])
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torchmetrics import Metric
 
-from datamodules.schema import UNKNOWN
 from lightning_modules.losses import masked_cross_entropy
 from lightning_modules.metrics import SplitMetrics, predicted_classes, task_scores
+from vitrail.types import UNKNOWN
 
 # "type" is a method of torch's modules, and a dot separates their names: neither may matter.
 TASKS = {"class": list("abcdefg"), "type": list("xyz"), "sleeve.length": list("pq")}

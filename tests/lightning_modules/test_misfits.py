@@ -15,7 +15,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from datamodules.schema import UserError
 from experiments.export_quantized import quantize_weights
 from experiments.export_weights import read_weights, write_weights
 from experiments.refusals import refuse_conflicting_checkpoint
@@ -31,6 +30,7 @@ from tests.fakes_models import TEXTS, write_bert, write_clip, write_qwen2_vl, wr
 from tests.lightning_modules.tiny import tiny_classifier
 from tests.lightning_modules.tiny_answers import tiny_answerer
 from tests.lightning_modules.tiny_pairs import tiny_pair
+from vitrail.errors import UserError
 
 State = dict[str, torch.Tensor]
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from datamodules.schema import UserError
 from lightning_modules.multitask import MultiTaskClassifier
 from tests.lightning_modules.tiny import TASKS, make_batch, tiny_multitask
+from vitrail.errors import UserError
 
 SIZES = {"class": 10, "colour": 15, "material": 9, "condition": 4, "size": 3, "style": 6}
 REFERENCE_WEIGHTS = {"class": 1.0, "colour": 0.5, "material": 0.5, "condition": 0.5}

@@ -6,7 +6,6 @@ from typing import Any, cast
 import pytest
 import torch
 
-from datamodules.schema import UserError
 from lightning_modules.optim import (
     TrainingPhase,
     adamw,
@@ -17,6 +16,7 @@ from lightning_modules.optim import (
     single_phase,
     step_seed,
 )
+from vitrail.errors import UserError
 
 
 def two_phases() -> list[TrainingPhase]:

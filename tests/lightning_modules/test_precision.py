@@ -11,7 +11,6 @@ import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import nn
 
-from datamodules.schema import UserError
 from lightning_modules.checkpoint import load_task
 from lightning_modules.encoders import Normalize
 from lightning_modules.losses import TaskLoss
@@ -20,6 +19,7 @@ from lightning_modules.precision import Float32Linear
 from tests.fakes_models import write_clip
 from tests.lightning_modules.tiny import SIZE, TinyData, tiny_classifier, tiny_multitask, tiny_trainer
 from tests.lightning_modules.tiny_pairs import TinyPairs, pair_batch, tiny_pair
+from vitrail.errors import UserError
 
 
 def fitted_pair(folder: Path, precision: Any, **changes: Any) -> Any:

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from datamodules.schema import UserError
 from lightning_modules.prompting import CHAT, Prompts, checked_prompts, pretrained_prompts, trained_prompts
 from tests.fakes_models import write_qwen2_vl
 from tests.lightning_modules.tiny_answers import TEXTS
+from vitrail.errors import UserError
 
 PICTURE = 5
 """Id of the picture's token in tokenizers of ours."""

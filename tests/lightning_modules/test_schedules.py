@@ -14,8 +14,8 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
-from datamodules.schema import UserError
 from lightning_modules.schedules import ScheduleName, lr_factor, steps_of_training
+from vitrail.errors import UserError
 
 TOTAL = 40
 LR = 0.02

@@ -13,9 +13,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import spawn
 
-from datamodules.schema import UserError
 from lightning_modules.sharding import FullySharded, convert_batchnorm, shard
 from tests.lightning_modules.tiny import tiny_classifier, tiny_trainer
+from vitrail.errors import UserError
 
 
 class Mixed(nn.Module):

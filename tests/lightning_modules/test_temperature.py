@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from datamodules.schema import UserError
 from lightning_modules.temperature import Temperature
+from vitrail.errors import UserError
 
 
 def test_it_begins_where_clip_begins() -> None:

@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, BertConfig
 
-from datamodules.schema import UserError
 from lightning_modules.text_encoders import pooling_rule
 from lightning_modules.towers import TwoTowers, build_towers
 from tests.fakes_models import TEXTS, write_bert, write_siglip, write_text_model
+from vitrail.errors import UserError
 
 GROUPED = {"num_key_value_heads": 2, "head_dim": 16}
 MODERN = {"bos_token_id": 1, "eos_token_id": 3, "cls_token_id": 1, "sep_token_id": 3, "pad_token_id": 0}

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from datamodules.schema import UserError
 from lightning_modules.text_tokenizer import (
     SPECIAL_IDS,
     TextTokenizer,
@@ -17,6 +16,7 @@ from lightning_modules.text_tokenizer import (
     trained_tokenizer,
 )
 from tests.fakes_models import TEXTS, write_bert, write_siglip
+from vitrail.errors import UserError
 
 
 def trained(max_length: int = 20, *, fixed_length: bool = False) -> TextTokenizer:

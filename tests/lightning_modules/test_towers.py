@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from datamodules.schema import UserError
 from lightning_modules.towers import build_towers
 from tests.fakes_models import TEXTS, write_bert
+from vitrail.errors import UserError
 
 
 @pytest.mark.parametrize("kind", ["bert", "distilbert"])

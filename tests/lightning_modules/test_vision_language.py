@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import Qwen2VLImageProcessor
 
-from datamodules.schema import UserError
 from lightning_modules.vision_language import VisionLanguageModel
 from tests.fakes_models import write_qwen2_vl
 from tests.lightning_modules.tiny_answers import QUESTIONS, TEXTS, pictures, plain_likelihoods, tiny_model
+from vitrail.errors import UserError
 
 
 @pytest.fixture(scope="module")

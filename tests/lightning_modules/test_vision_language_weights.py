@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from datamodules.schema import UserError
 from lightning_modules.transformers_models import configuration_from_values
 from lightning_modules.vision_language_weights import (
     build_vision_language,
@@ -21,6 +20,7 @@ from lightning_modules.vision_language_weights import (
     picture_statistics,
 )
 from tests.fakes_models import write_bert, write_clip, write_qwen2_vl
+from vitrail.errors import UserError
 
 CPU = torch.device("cpu")
 

@@ -16,10 +16,10 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
-from datamodules.schema import UserError
 from lightning_modules.encoders import ImageEncoder
 from lightning_modules.weights import reachable, read_weights
 from tests.lightning_modules.tiny import BACKBONE, tiny_classifier
+from vitrail.errors import UserError
 
 WEIGHTS = Path(os.environ.get("VITRINE_WEIGHTS", "no-such-folder"))
 

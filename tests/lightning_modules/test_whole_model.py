@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from datamodules.schema import UserError
 from lightning_modules.towers import Towers, build_towers
 from tests.fakes_models import TEXTS, write_bert, write_clip, write_siglip
+from vitrail.errors import UserError
 
 
 def some_images(size: int = 32) -> torch.Tensor:

@@ -9,12 +9,12 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader
 
-from datamodules.schema import UNKNOWN, Batch
 from lightning_modules.base import VisionTask
 from lightning_modules.classifier import ImageClassifier
 from lightning_modules.encoders import InputOptions
 from lightning_modules.multitask import MultiTaskClassifier
 from lightning_modules.optim import OptimOptions
+from vitrail.types import UNKNOWN, Batch
 
 TASKS = {"class": ["cup", "lamp", "sock", "vase"], "type": ["new", "used"]}
 SIZE = 32

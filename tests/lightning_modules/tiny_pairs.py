@@ -9,10 +9,10 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader
 
-from datamodules.schema import Batch
 from lightning_modules.dual_encoder import DualEncoder
 from tests.fakes_models import write_clip
 from tests.lightning_modules.tiny import SIZE, TinyData
+from vitrail.types import Batch
 
 CLASSES = ["rose", "tulip", "daisy", "iris"]
 PROMPTS = [[f"a photo of a {name}.", f"a {name}"] for name in CLASSES]

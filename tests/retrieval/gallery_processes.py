@@ -7,10 +7,10 @@ import resource
 import signal
 import sys
 
-from datamodules.schema import UserError
 from retrieval.gallery import Gallery
 from retrieval.lance_store import LanceStore
 from tests.retrieval.small_gallery import caption_rows, identity, picture_rows, vectors
+from vitrail.errors import UserError
 
 BATCH = ["new0", "p1", "new1"]
 """Pictures that are added: two new ones, and one in the place of another."""

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from PIL import Image
 
 from datamodules.images import read_image
-from datamodules.schema import UserError
 from datamodules.verification import content_of
 from datamodules.wares import Wares
 from retrieval.filling import FillReport, fill
@@ -32,6 +31,7 @@ from tests.retrieval.photos import (
     write_picture,
     write_table,
 )
+from vitrail.errors import UserError
 
 COUNT = 14
 CHUNK = 8

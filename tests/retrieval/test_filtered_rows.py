@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from datamodules.schema import UserError
 from retrieval.filtered_rows import FilteredRows
 from retrieval.gallery import Gallery
 from retrieval.ranking import Query, Searcher
 from retrieval.store import ROW_ID, Store, open_store
 from tests.retrieval.small_gallery import CLASSES, meaning_vector, small_gallery
+from vitrail.errors import UserError
 
 CONDITIONS = [f"`predicted_class` = '{name}'" for name in CLASSES] + [
     f"`confidence_colour` > {0.4 + 0.05 * row:.2f}" for row in range(12)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from datamodules.schema import UserError
 from retrieval import gallery as gallery_module
 from retrieval.gallery import Gallery
 from retrieval.lance_store import LanceStore
@@ -25,6 +24,7 @@ from tests.retrieval.small_gallery import (
     small_gallery,
     vectors,
 )
+from vitrail.errors import UserError
 
 QUERIES = vectors(5, seed=9)
 

@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from datamodules.schema import UserError
 from retrieval.gallery import Gallery
 from retrieval.lance_store import LanceStore
 from retrieval.schema import CAPTIONS
 from tests.retrieval.gallery_processes import BATCH, add_batch
 from tests.retrieval.small_gallery import caption_rows, identity, picture_rows, small_gallery, small_rows, vectors
+from vitrail.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from datamodules.schema import UserError
 from retrieval import image_files
 from retrieval.image_files import ImageFiles, OutsideError, note_folders
+from vitrail.errors import UserError
 
 
 @pytest.fixture(autouse=True)

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datamodules.schema import UserError
 from retrieval.gallery import Gallery
 from retrieval.vector_file import VectorFile, open_vectors
 from tests.fakes_models import write_clip
 from tests.forks import run_program
 from tests.retrieval.killed_indexing import CHUNK, COUNT, STAGES
 from tests.retrieval.photos import SIDE, rows_of, write_photos
+from vitrail.errors import UserError
 
 WITHOUT_GALLERY = {"before_the_captions_table", "between_the_tables"}
 COMMITTED = {

@@ -12,13 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from datamodules.schema import UserError
-from datamodules.whole_files import local_folder
 from retrieval.gallery import Gallery
 from retrieval.lance_store import LanceStore
 from retrieval.schema import PICTURES, caption_schema
 from retrieval.store import ROW_ID
 from tests.retrieval.small_gallery import caption_rows, identity, small_gallery, vectors
+from vitrail.errors import UserError
+from vitrail.files import local_folder
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 
 from datamodules.images import read_image
-from datamodules.schema import UserError
 from datamodules.transforms import eval_transform
 from lightning_modules.checkpoint import load_task
 from retrieval.gallery import Gallery
 from retrieval.model_identity import identity_of
 from retrieval.query_encoder import load_encoder
 from tests.lightning_modules.tiny import TinyData, tiny_multitask, tiny_trainer
+from vitrail.errors import UserError
 
 
 def test_a_picture_becomes_what_a_multi_task_model_puts_into_its_gallery(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
-from datamodules.schema import UserError
 from retrieval.gallery import Gallery
 from retrieval.gallery_words import GalleryWords
 from retrieval.query_vectors import Encoder, Reading
@@ -21,6 +20,7 @@ from tests.retrieval.small_gallery import (
     small_gallery,
     small_rows,
 )
+from vitrail.errors import UserError
 
 KNOWN = {part: name for name in (*CLASSES, *COLOURS, *MATERIALS) for part in words(name)}
 

@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
-from datamodules.schema import UserError
 from retrieval.relevance import AttributeQuery, attribute_queries, class_texts
+from vitrail.errors import UserError
 
 LABELS: dict[str, list[str | None]] = {
     "class": ["tableware_water_bottle", "personal_care_shampoo_bottle", "travel_handbag", "travel_handbag", None],

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from datamodules.schema import UserError
 from retrieval.coarse import coarse_copy
 from retrieval.exact import ExactIndex
 from retrieval.vector_file import DamagedError, open_vectors, write_vectors
+from vitrail.errors import UserError
 
 Batches = Iterator[tuple[NDArray[np.float32], NDArray[np.uint64]]]
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from datamodules.schema import UserError
 from retrieval import gallery as gallery_module
 from retrieval.gallery import Gallery
 from retrieval.lance_store import LanceStore
 from retrieval.schema import PICTURES
 from retrieval.vector_index import IndexReport, exact_neighbours
 from tests.retrieval.small_gallery import identity, picture_rows, small_gallery, vectors
+from vitrail.errors import UserError
 
 DIM, PICTURES_OF_A_KIND, KINDS = 32, 60, 50
 MADE_BY = identity(dim=DIM, encodes_text=False)

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from datamodules.schema import UserError
 from retrieval import lance_store, vector_rows
 from retrieval.gallery import Gallery
 from retrieval.vector_file import write_vectors
 from tests.retrieval.small_gallery import identity, picture_rows, small_gallery, vectors
+from vitrail.errors import UserError
 
 QUERIES = vectors(4, seed=9)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Page
 
-from datamodules.from_experiment import data_parser, parse_data
+from datamodules.cli import data_parser, parse_data
 
 
 def wares(run: Path, folder: Path, count: int) -> list[Path]:

@@ -14,9 +14,9 @@ from app.cards import Card, card_grid, cards_html
 from app.context import AppContext
 from app.messages import told
 from app.server import blocks_of, build_app
-from datamodules.schema import UserError
 from tests.app.conftest import fresh_page
 from tests.app.running import Served, serving
+from vitrail.errors import UserError
 
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
 

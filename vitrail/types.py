@@ -5,7 +5,6 @@ Every package may import this module; it imports none of ours. Nothing here comp
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, Protocol, TypedDict, runtime_checkable
 
@@ -28,9 +27,6 @@ UNKNOWN = -1
 LABEL_TASK = "class"
 """Name of the main task; its target is ``Batch["label"]``, every other task's is in ``Batch["attributes"]``."""
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Error numbers: no space on the disk, none left of the user's share, a file larger than the user may write."""
-
 Split = Literal["train", "val", "test", "predict"]
 
 
@@ -50,13 +46,6 @@ MODEL_IMAGE_DEFAULTS: dict[str, Any] = {
 def with_image_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
     """How images are made, with what a file of an older version does not say: all were made so then."""
     return {**MODEL_IMAGE_DEFAULTS, **options}
-
-
-class UserError(ValueError):
-    """A mistake that the user can mend: one line with what, where (file and row, or YAML key) and the way out.
-
-    The command lines print it without a traceback and exit with code 2.
-    """
 
 
 class Mix(TypedDict):

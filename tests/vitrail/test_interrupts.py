@@ -7,8 +7,7 @@ from typing import NoReturn
 
 import pytest
 
-from datamodules.interrupts import EXIT_INTERRUPTED, run_program, was_interrupted
-from datamodules.user_errors import run_reporting_user_errors
+from vitrail.errors import EXIT_INTERRUPTED, run_program, run_reporting_user_errors, was_interrupted
 
 
 def interrupted() -> NoReturn:

@@ -15,9 +15,9 @@ import callbacks
 import datamodules
 import lightning_modules
 from datamodules.base import ImageDataModule
-from datamodules.schema import UserError
-from datamodules.trust import PLUGINS, file_name, is_trusted, plain_name, refuse_foreign_code, run_of_config
 from lightning_modules.base import VisionTask
+from vitrail.errors import UserError
+from vitrail.trust import PLUGINS, file_name, is_trusted, plain_name, refuse_foreign_code, run_of_config
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from datamodules.label_file import read_label_file
-from evaluation.artefacts import read_csv, write_csv
+from vitrail.files import read_csv, write_csv
 
 FORMULAS = [
     *("=1+1", "+cmd|' /C calc'!A0", "-2+3+cmd|' /C calc'!A0", "@SUM(A1)", "\tx", "\rx", '=HYPERLINK("http://x")'),

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.schema import UNKNOWN, UserError
-from datamodules.whole_files import DamagedFileError, read_parquet
-from evaluation.artefacts import written_whole
+from vitrail.errors import UserError
+from vitrail.files import DamagedFileError, read_parquet, written_whole
+from vitrail.types import UNKNOWN
 
 TASKS_KEY = b"vitrine.tasks"
 CHECKS_KEY = b"vitrine.checks"

@@ -2,23 +2,90 @@
 
 Reports are made of runs that were killed, too. So nothing here fails for a file that is not there or cannot be read:
 the part is empty, and ``missing`` has a plain sentence about it. Only a path that is no run at all is refused.
+
+Where a run keeps what is known of it: ``runs/<name>/<time>/``.
+
+The temperatures that `calibrate` fitted, in ``checkpoints/calibration.json`` beside their checkpoint.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
+import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datamodules.schema import UserError
-from evaluation.predictions import Predictions, read_predictions
-from evaluation.temperatures import CALIBRATION_FILE, read_temperatures
+from vitrail.config import read_experiment
+from vitrail.errors import UserError
+from vitrail.files import written_whole
+from vitrail.predictions import Predictions, read_predictions
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+CALIBRATION_FILE = "checkpoints/calibration.json"
+_CHECKPOINT = "checkpoints/best.ckpt"
+
+
+def write_temperatures(run: Path, temperatures: Mapping[str, float], facts: Mapping[str, Any]) -> Path:
+    """Save temperatures with the digest of the best checkpoint, so that they are never used for another one.
+
+    Args:
+        run: the run directory.
+        temperatures: above 0, by task.
+        facts: what else is known of how they were fitted; plain values.
+
+    Returns:
+        The file.
+    """
+    path = run / CALIBRATION_FILE
+    content = {"temperatures": dict(temperatures), "checkpoint_sha256": _digest(run / _CHECKPOINT), **facts}
+    with written_whole(path) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def read_temperatures(run: Path) -> dict[str, float]:
+    """Read what ``write_temperatures`` wrote.
+
+    Returns:
+        By task; empty where no temperature was fitted.
+
+    Raises:
+        UserError: the file cannot be read, or belongs to another checkpoint than the one that is there.
+    """
+    path = run / CALIBRATION_FILE
+    again = f"run `python -m evaluation calibrate {run}` again"
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        temperatures = {str(task): float(value) for task, value in content["temperatures"].items()}
+        digest = content["checkpoint_sha256"]
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not a readable calibration ({type(error).__name__}: {error}); {again}") from error
+    if not all(math.isfinite(value) and value > 0 for value in temperatures.values()):
+        raise UserError(f"{path}: temperatures must be finite numbers above 0; {again}")
+    if digest != _digest(run / _CHECKPOINT):
+        raise UserError(f"{path}: belongs to another checkpoint than {_CHECKPOINT}; {again}")
+    return temperatures
+
+
+def _digest(path: Path) -> str | None:
+    """SHA-256 of a file; None where there is none, as in a run of pretrained weights."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
 
 CONFIG, RECORD, METRICS = "config.yaml", "run.json", "metrics.csv"
 CHECKPOINTS, PREDICTIONS = "checkpoints", "predictions"
@@ -312,3 +379,149 @@ def read_class_counts(path: Path, tasks: Mapping[str, Sequence[str]]) -> dict[st
     except ValueError as error:
         raise UserError(f"{path}: not readable as JSON ({error}); restore or delete it") from error
     return class_counts_of(record, tasks, str(path))
+
+
+CONFIG_FILE = "config.yaml"
+
+RESERVED = {"ablations": "`ablate`", "results": "`results`", "sweeps": "`sweep`"}
+"""Folders in the directory of all runs that are not an experiment's, and whose they are."""
+
+_SHARED_WITH_RANKS = "VITRINE_RUN_DIRECTORY"
+_NOT_OF_THE_EXPERIMENT = {"ckpt_path", "runs", "name", "config", "weights_only"}
+
+
+def new_run_directory(root: Path, name: str) -> Path:
+    """Make an empty directory for a new run.
+
+    Processes that one launcher started for the same run get the same directory: Lightning's own launcher passes the
+    environment on, torchrun and SLURM have an identifier of the job.
+
+    Args:
+        root: Directory of all runs.
+        name: Name of the experiment.
+
+    Returns:
+        The directory; it exists.
+    """
+    shared = os.environ.get(_SHARED_WITH_RANKS)
+    if shared and "LOCAL_RANK" in os.environ:
+        return Path(shared)
+    job = os.environ.get("TORCHELASTIC_RUN_ID") or os.environ.get("SLURM_JOB_ID")
+    if job and job != "none":
+        directory = root / name / f"job-{job}"
+        directory.mkdir(parents=True, exist_ok=True)
+    else:
+        directory = _make_unique(root / name / time.strftime("%Y%m%d-%H%M%S"))
+    os.environ[_SHARED_WITH_RANKS] = str(directory.resolve())
+    return directory
+
+
+def discard_empty(directory: Path) -> None:
+    """Remove a run directory in which nothing has been kept, as of a run that was refused, and its empty parent.
+
+    Args:
+        directory: ``<root>/<name>/<time>``; one that holds any file stays as it is.
+    """
+    # Another process of the same run may do so at the same time, and the parent may have other runs.
+    with suppress(OSError):
+        if any(path.is_file() for path in directory.rglob("*")):
+            return
+        for folder in sorted((path for path in directory.rglob("*") if path.is_dir()), reverse=True):
+            folder.rmdir()
+        directory.rmdir()
+        directory.parent.rmdir()
+
+
+def _make_unique(directory: Path) -> Path:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    candidate, number = directory, 1
+    while True:
+        try:
+            candidate.mkdir()
+            return candidate
+        except FileExistsError:
+            number += 1
+            candidate = directory.with_name(f"{directory.name}-{number}")
+
+
+def resolve_checkpoint(ckpt_path: str, root: Path, name: str) -> Path:
+    """Turn ``best`` and ``last`` into the checkpoint of the newest run of this name that has one.
+
+    Args:
+        ckpt_path: ``best``, ``last`` or a file.
+        root: Directory of all runs.
+        name: Name of the experiment.
+
+    Raises:
+        UserError: There is no such file.
+    """
+    if ckpt_path in ("best", "last"):
+        found = sorted((root / name).glob(f"*/{CHECKPOINTS}/{ckpt_path}.ckpt"), key=lambda path: path.stat().st_mtime)
+        if not found:
+            raise UserError(
+                f"--ckpt_path {ckpt_path}: no run under {root / name} has a {ckpt_path}.ckpt; "
+                "run `fit` first or give the path of a checkpoint"
+            )
+        return found[-1]
+    path = Path(ckpt_path)
+    if not path.is_file():
+        raise UserError(f"--ckpt_path {ckpt_path}: no such file; a run keeps its checkpoints in {CHECKPOINTS}/")
+    return path
+
+
+def run_of_checkpoint(checkpoint: Path) -> Path | None:
+    """The run directory that a checkpoint belongs to, or None where it lies outside of one."""
+    directory = checkpoint.parent.parent
+    inside = checkpoint.parent.name == CHECKPOINTS and (directory / CONFIG_FILE).is_file()
+    return directory if inside else None
+
+
+def same_data(run: Path, data: dict[str, Any]) -> bool:
+    """Whether a run was made with this ``data:`` section, so that its test results belong beside it.
+
+    Which splits ``predict`` goes through is no part of it.
+    """
+    saved = read_experiment(run / CONFIG_FILE)
+    return _without_predict(saved.get("data")) == _without_predict(data)
+
+
+def _without_predict(data: dict[str, Any] | None) -> dict[str, Any] | None:
+    arguments = (data or {}).get("init_args") or {}
+    loader = {key: value for key, value in (arguments.get("loader") or {}).items() if key != "predict"}
+    return data and {**data, "init_args": {**arguments, "loader": loader or None}}
+
+
+def same_experiment(run: Path, values: dict[str, Any]) -> bool:
+    """Whether a run was made with this configuration, so that resuming it is going on with the run itself.
+
+    Where it lies and which checkpoint it goes on from is no part of it.
+    """
+    saved = read_experiment(run / CONFIG_FILE)
+    return all(saved.get(key) == values.get(key) for key in {*saved, *values} - _NOT_OF_THE_EXPERIMENT)
+
+
+def same_validation(run: Path, values: dict[str, Any]) -> bool:
+    """Whether scores of a run's validations can be compared with those of this configuration.
+
+    Its data, and how much of them is looked at; the model is compared elsewhere.
+    """
+    saved = read_experiment(run / CONFIG_FILE)
+    ours, theirs = values.get("trainer") or {}, saved.get("trainer") or {}
+    parts = ("limit_val_batches", "overfit_batches")
+    return (
+        same_data(run, values.get("data") or {})
+        and saved.get("seed_everything") == values.get("seed_everything")
+        and all(ours.get(part) == theirs.get(part) for part in parts)
+    )
+
+
+def resumed_run_directory(run: Path) -> Path:
+    """The directory of a run that this process, and those that it starts, go on with."""
+    os.environ[_SHARED_WITH_RANKS] = str(run.resolve())
+    return run
+
+
+def write_text_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    with written_whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from datamodules.schema import UserError
-from experiments.run_directory import (
+from vitrail.errors import UserError
+from vitrail.runs import (
     new_run_directory,
     resolve_checkpoint,
     run_of_checkpoint,

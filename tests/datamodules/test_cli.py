@@ -10,10 +10,12 @@ import pytest
 import yaml
 from jsonargparse import get_loader
 
-from datamodules.from_experiment import data_parser, dump_yaml, load_yaml, merged, parse_data, text_arguments
-from datamodules.schema import DEFAULT_SEED, UserError
+from datamodules.cli import data_parser, parse_data
 from experiments.cli import main
 from tests.fakes import write_products
+from vitrail.config import dump_yaml, load_yaml, merged, text_arguments
+from vitrail.errors import UserError
+from vitrail.types import DEFAULT_SEED
 
 BASE = """
 data:

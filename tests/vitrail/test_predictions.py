@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datamodules.schema import UserError
-from evaluation.predictions import Predictions, join_predictions, read_predictions, write_predictions
 from tests.evaluation.predictions_fixture import TASKS, make_predictions
+from vitrail.errors import UserError
+from vitrail.predictions import Predictions, join_predictions, read_predictions, write_predictions
 
 
 def assert_same(left: Predictions, right: Predictions) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from datamodules.schema import UserError
+from vitrail.errors import UserError
 
 OWN = ("callbacks", "datamodules", "lightning_modules")
 """Packages whose classes take plain values only, so that no argument of theirs can name code either."""

@@ -1,4 +1,7 @@
-"""A mistake of the user becomes one line: which key or file, what is wrong with it, what to do."""
+"""A mistake of the user becomes one line: which key or file, what is wrong with it, what to do.
+
+Ctrl-C becomes one line with the command that goes on, and exit code 130; nothing slow is imported for it.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,59 @@ import linecache
 import os
 import re
 import select
+import shlex
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
-from jsonargparse import ArgumentError
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Error numbers: no space on the disk, none left of the user's share, a file larger than the user may write."""
 
-from datamodules.interrupts import report_interruption, was_interrupted
-from datamodules.schema import DISK_FULL, UserError
+
+class UserError(ValueError):
+    """A mistake that the user can mend: one line with what, where (file and row, or YAML key) and the way out.
+
+    The command lines print it without a traceback and exit with code 2.
+    """
+
+
+EXIT_INTERRUPTED = 130
+"""Exit code after Ctrl-C: what a shell says of a command that SIGINT has ended."""
+
+
+def run_program(main: Callable[[], int]) -> int:
+    """Run a program to its exit code, 130 also where Ctrl-C comes while its parts are still being imported."""
+    try:
+        return main()
+    except KeyboardInterrupt as error:
+        return report_interruption(str(error))
+
+
+def was_interrupted(error: BaseException) -> bool:
+    """Whether Ctrl-C is behind what ended a command; Lightning turns it into an exit with code 1."""
+    return isinstance(error, KeyboardInterrupt) or (
+        isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt)
+    )
+
+
+def report_interruption(how_to_go_on: str = "") -> int:
+    """Print one line after Ctrl-C with the command that goes on, on the first of several processes only.
+
+    Args:
+        how_to_go_on: by default the same command, which keeps what has been finished.
+
+    Returns:
+        The exit code.
+    """
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        sys.stderr.write(f"interrupted; {how_to_go_on or f'run the same command again: {same_command()}'}\n")
+    return EXIT_INTERRUPTED
+
+
+def same_command() -> str:
+    """The command line of this process, to be run again."""
+    return shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]])
+
 
 EXIT_USER_ERROR = 2
 """Exit code of a command that the user's input stopped."""
@@ -76,6 +125,8 @@ def _line_for_user(error: BaseException) -> str | None:
         cause = cause.__cause__
     if (line := _line_of_system(error)) is not None:
         return line
+    from jsonargparse import ArgumentError  # not needed until something goes wrong
+
     return one_line(str(error)) if isinstance(error, ArgumentError) else _refusal_by_library(error)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 PROGRAM = """
 import resource, sys
-from experiments.allocator import keep_freed_memory
+from vitrail.runtime import keep_freed_memory
 if sys.argv[1] == "kept" and not keep_freed_memory():
     sys.exit(3)
 for _ in range(20):

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from datamodules.schema import UserError
-from retrieval.device import checked_device
+from vitrail.errors import UserError
+from vitrail.runtime import checked_device
 
 
 def test_the_processor_can_always_be_used() -> None:

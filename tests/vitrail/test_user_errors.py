@@ -17,9 +17,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from datamodules.schema import UserError
-from datamodules.user_errors import one_line, run_reporting_user_errors
 from tests.callbacks.tiny import MadePhotos, tiny_classifier, tiny_trainer
+from vitrail.errors import UserError, one_line, run_reporting_user_errors
 
 
 class Base:
@@ -173,7 +172,7 @@ def test_user_error_that_a_constructor_raises_is_told_as_it_is(capsys: pytest.Ca
 def test_output_that_nobody_reads_ends_the_command_quietly(lines: int) -> None:
     program = f"""
 import sys
-from datamodules.user_errors import run_reporting_user_errors
+from vitrail.errors import run_reporting_user_errors
 sys.stdin.read()
 sys.exit(run_reporting_user_errors(lambda: print("a line\\n" * {lines})))
 """

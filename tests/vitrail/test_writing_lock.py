@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.schema import UserError
 from retrieval.gallery import Gallery
-from retrieval.writing_lock import writing_lock
 from tests.retrieval.small_gallery import identity, small_gallery, vectors
 from tests.unprivileged import read_only
+from vitrail.errors import UserError
+from vitrail.files import writing_lock
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,12 +10,11 @@ import pandas as pd
 import pytest
 import yaml
 
-from datamodules.schema import UserError
 from evaluation.__main__ import main
-from evaluation.predictions import read_predictions, write_predictions
-from evaluation.run_files import RunFiles
-from evaluation.temperatures import write_temperatures
 from tests.evaluation.predictions_fixture import TASKS, make_predictions
+from vitrail.errors import UserError
+from vitrail.predictions import read_predictions, write_predictions
+from vitrail.runs import RunFiles, write_temperatures
 
 
 def stage(name: str = "fit", how: str = "finished", started: str = "2026-01-01T10:00:00.000") -> dict[str, Any]:

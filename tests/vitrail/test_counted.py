@@ -5,7 +5,7 @@ from unittest import mock
 import pytest
 import torch
 
-from datamodules.counted import counted_generator, counted_rng, counted_seed
+from vitrail.seeding import counted_generator, counted_rng, counted_seed
 
 
 def test_the_seed_is_the_same_on_every_machine() -> None:

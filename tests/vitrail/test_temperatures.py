@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.schema import UserError
-from evaluation.temperatures import CALIBRATION_FILE, read_temperatures, write_temperatures
+from vitrail.errors import UserError
+from vitrail.runs import CALIBRATION_FILE, read_temperatures, write_temperatures
 
 
 def test_written_and_read_with_the_digest_of_the_checkpoint(tmp_path: Path) -> None:

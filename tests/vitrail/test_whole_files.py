@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from datamodules.whole_files import DamagedFileError, check_zip, flush, read_parquet, write_parquet, written_whole
 from tests.recorded_files import recorded_files
+from vitrail.files import DamagedFileError, check_zip, flush, read_parquet, write_parquet, written_whole
 
 
 def test_content_is_flushed_before_the_rename_and_the_folder_after_it(

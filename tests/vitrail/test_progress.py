@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from datamodules import progress
+from vitrail import console as progress
 
 
 @pytest.mark.parametrize("patience", [1e9, -1.0])

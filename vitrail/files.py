@@ -1,0 +1,360 @@
+"""Files that are written whole, and whose damage is noticed when they are read.
+
+A kill, a full disk or a power cut leaves the old file or none, never half of one. Parquet files and checkpoints carry
+checksums, which their readers here compare; a file that does not match is refused by name.
+
+Where commands write what they make, and tables as CSV that a spreadsheet takes for nothing else.
+
+A folder of cached files that several processes share: one maker at a time, a limit, and a clear word when full.
+
+One writer of a gallery at a time.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import os
+import re
+import time
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+from vitrail.errors import DISK_FULL, UserError
+from vitrail.trust import FORMULA, unguarded
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+
+_CHECK_KEY = b"vitrine.check"
+"""Of a Parquet file's metadata: ``_MARK`` and the checksum of the whole file. Parquet's own checksums are of its pages'
+contents only; what lies between them says where the pages are and what is in them."""
+
+_MARK, _UNKNOWN = b"crc32 of this file with zeros here: ", b"00000000"
+
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EBADF)
+"""What file systems and permissions answer where a folder cannot be flushed."""
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give a temporary name next to ``path`` to write to, and rename it once the block has ended without an error.
+
+    The content is flushed to the disk before the rename, the folder after it: without the first, a power cut can leave
+    an empty file under the final name; without the second, no file. The folder is made if need be; the suffix stays,
+    for writers that choose the format by it.
+    """
+    make_folder(path.parent)
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        yield partial
+        flush(partial)
+        partial.replace(path)
+        flush(path.parent)
+    except OSError as error:
+        # The name that the user knows; some errors of writing have none, and those that are a plain text take none.
+        if error.errno is not None and error.filename in (None, partial, str(partial)):
+            error.filename, error.filename2 = str(path), None
+        raise
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder and its parents, whose entries are flushed to the disk."""
+    made = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for one in made:
+        flush(one.parent)
+
+
+def flush(path: Path) -> None:
+    """Flushes a file's content, or a folder's entries, from the operating system's memory to the disk.
+
+    Raises:
+        OSError: where a file cannot be flushed, the disk is full, say.
+    """
+    is_folder = path.is_dir()
+    try:
+        # Windows flushes what can be written only, and no folders.
+        number = os.open(path, os.O_RDONLY if is_folder or os.name != "nt" else os.O_RDWR)
+    except OSError:
+        if is_folder:
+            return
+        raise
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if not is_folder or error.errno not in _NO_FOLDER_SYNC:
+            raise
+    finally:
+        os.close(number)
+
+
+class DamagedFileError(UserError):
+    """A file is not as it was written; whoever can make it again catches this."""
+
+
+def write_parquet(table: pa.Table, path: Path) -> None:
+    """Writes a table with a checksum of the whole file, which ``read_parquet`` compares."""
+    import pyarrow.parquet as pq
+
+    metadata = {**(table.schema.metadata or {}), _CHECK_KEY: _MARK + _UNKNOWN}
+    pq.write_table(table.replace_schema_metadata(metadata), path)
+    content = path.read_bytes()
+    with path.open("r+b") as file:
+        file.seek(content.rindex(_MARK) + len(_MARK))
+        file.write(b"%08x" % zlib.crc32(content))
+
+
+def read_parquet(path: Path | IO[bytes], columns: Sequence[str] | None = None, name: str = "") -> pa.Table:
+    """Reads a table; a file that has a checksum is compared with it.
+
+    Args:
+        path: of the file, or the open file.
+        columns: only these.
+        name: of the file for messages; its path by default.
+
+    Raises:
+        DamagedFileError: where the file is cut short, damaged, or no Parquet file.
+        OSError: where it cannot be opened.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    content = path.read_bytes() if isinstance(path, Path) else path.read()
+    place = content.rfind(_MARK) + len(_MARK)
+    noted = content[place : place + len(_UNKNOWN)]
+    if (
+        place >= len(_MARK)
+        and b"%08x" % zlib.crc32(content[:place] + _UNKNOWN + content[place + len(noted) :]) != noted
+    ):
+        raise DamagedFileError(f"{name or path}: is damaged or was changed, its checksum does not match")
+    try:
+        table = pq.read_table(pa.BufferReader(content), columns=columns)
+    # Of damaged files pyarrow raises its own errors, OSError and what its parsers stumble over.
+    except (pa.ArrowException, OSError, ValueError, KeyError, IndexError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DamagedFileError(f"{name or path}: not a readable Parquet file ({reason})") from error
+    metadata = {key: value for key, value in (table.schema.metadata or {}).items() if key != _CHECK_KEY}
+    return table.replace_schema_metadata(metadata or None)
+
+
+def check_zip(path: Path, way_out: str) -> None:
+    """Compares the records of a zip archive, as checkpoints are, with their checksums, which PyTorch does not.
+
+    What is no archive is left to its reader.
+
+    Args:
+        path: of the file.
+        way_out: what to do about a damaged one.
+
+    Raises:
+        DamagedFileError: names the file and the record.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    # zipfile raises many kinds for damaged headers.
+    except Exception as error:
+        raise DamagedFileError(f"{path}: is damaged ({_first_line(error)}); {way_out}") from error
+    if bad is not None:
+        raise DamagedFileError(f"{path}: is damaged, the checksum of {bad!r} in it does not match; {way_out}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+
+
+def local_folder(uri: str) -> Path | None:
+    """The folder that a URI or path names; None for an object store."""
+    if uri.startswith("file://"):
+        return Path(unquote(uri.removeprefix("file://")))
+    return None if re.match(r"[a-zA-Z][a-zA-Z0-9+-]+://", uri) else Path(uri).expanduser()
+
+
+__all__ = ["read_csv", "timed_directory", "write_csv", "written_whole"]
+
+_NUMBERS = re.compile(r"[+-]?[\d.][\d.,eE+\-–±% \[\]()]*|[+-](inf|nan)")
+"""Numbers, also with their intervals: nothing to compute, and no reason to turn them into text."""
+
+
+def write_csv(path: Path, frame: pd.DataFrame, *, index: bool = False) -> None:
+    """Write a table whole; text that a spreadsheet would take for a formula gets an apostrophe in front.
+
+    ``read_csv`` and ``read_label_file`` take it away again.
+
+    Args:
+        path: of the file.
+        frame: the table.
+        index: whether its index is written, too.
+    """
+    safe = frame.map(_escaped)
+    safe.columns = frame.columns.map(_escaped)
+    safe.columns.names = [_escaped(name) for name in frame.columns.names]
+    if index:
+        safe.index = frame.index.map(_escaped)
+        safe.index.names = [_escaped(name) for name in frame.index.names]
+    # A carriage return ends a row for readers, but the csv module does not quote it by itself.
+    texts = [*safe.to_numpy().ravel().tolist(), *safe.columns, *(safe.index if index else ())]
+    ends_rows = any("\r" in text for text in texts if isinstance(text, str))
+    with written_whole(path) as partial:
+        safe.to_csv(partial, index=index, quoting=csv.QUOTE_NONNUMERIC if ends_rows else csv.QUOTE_MINIMAL)
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """Read what ``write_csv`` wrote, cell for cell.
+
+    Raises:
+        OSError: where it cannot be read.
+        ValueError: for a file that is no CSV.
+    """
+    import pandas as pd
+
+    # A class called "None" or "NA" is a text; what write_csv has no value for is an empty cell.
+    frame = pd.read_csv(path, keep_default_na=False, na_values=[""])
+    frame.columns = frame.columns.map(_unescaped)
+    return frame.map(_unescaped)
+
+
+def _escaped(cell: Any) -> Any:
+    if not isinstance(cell, str) or not FORMULA.match(cell) or _NUMBERS.fullmatch(cell):
+        return cell
+    return f"'{cell}"
+
+
+def _unescaped(cell: Any) -> Any:
+    return unguarded(cell) if isinstance(cell, str) else cell
+
+
+def timed_directory(place: Path) -> Path:
+    """A directory below ``place`` named by the time, for a run that is made now; it does not exist yet."""
+    made = place / time.strftime("%Y%m%d-%H%M%S")
+    directory, number = made, 1
+    while directory.exists():
+        number += 1
+        directory = made.with_name(f"{made.name}-{number}")
+    return directory
+
+
+WAY_OUT = "free some space, set $VITRINE_CACHE to another disk, or set data loader.cache: never"
+
+
+@contextmanager
+def exclusively(folder: Path, key: str) -> Iterator[None]:
+    """Lets one process at a time into the block, whoever asks with the same key; the others wait.
+
+    The operating system ends the lock with the process, so a killed one blocks nobody.
+
+    Args:
+        folder: made where missing.
+        key: part of a file name.
+
+    Raises:
+        OSError: if the folder cannot be written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # Windows: files are renamed whole there too, so two makers only do the work twice.
+        yield
+        return
+    with (folder / f".{key}.lock").open("w") as file:
+        with suppress(OSError):  # some network file systems know no locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def disk_full(folder: Path) -> Iterator[None]:
+    """Turns a full disk and missing permission into one line that says what to do.
+
+    Raises:
+        UserError: in place of the OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        full = error.errno in DISK_FULL
+        why = "the disk is full" if full else f"cannot be written to ({error.strerror})"
+        raise UserError(f"{folder}: {why}; {WAY_OUT}") from error
+
+
+def make_room(folder: Path, allowed: int, keep: set[str]) -> None:
+    """Removes the files that were not used for longest until the folder holds no more than is allowed.
+
+    Files that a process has mapped stay readable for it.
+
+    Args:
+        folder: of the files; hidden ones count nothing.
+        allowed: bytes.
+        keep: names of files that stay.
+    """
+    found = []
+    for path in folder.glob("*.pixels"):
+        with suppress(OSError):  # another process may remove files as well
+            status = path.stat()
+            found.append((status.st_mtime_ns, status.st_size, path))
+    total = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
+        if total <= allowed:
+            return
+        if path.name not in keep:
+            path.unlink(missing_ok=True)
+            total -= size
+
+
+_NAME = ".writing.lock"
+
+
+@contextmanager
+def writing_lock(uri: str) -> Iterator[None]:
+    """Keeps a second writer out of a gallery on this machine; reading goes on.
+
+    The operating system ends the lock with the process, so a killed writer blocks nobody. At an object store there is
+    no lock: there each commit is refused that another one came before.
+
+    Raises:
+        UserError: while somebody else writes, or where the folder cannot be written.
+    """
+    folder = local_folder(uri)
+    if folder is None:
+        yield
+        return
+    try:
+        import fcntl
+    except ImportError:  # Windows has other locks; the check at each commit is there too
+        yield
+        return
+    try:
+        file = (folder / _NAME).open("a+")
+    except OSError as error:
+        raise UserError(f"{uri}: cannot be written ({error.strerror}); what is there is untouched") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            who = file.read().strip() or "another process"
+            raise UserError(
+                f"{uri}: {who} is writing to this gallery; wait until it is done, then run the same command again"
+            ) from error
+        except OSError:  # some network file systems know no locks; the check at each commit is there too
+            yield
+            return
+        file.truncate(0)
+        file.write(f"process {os.getpid()}")
+        file.flush()
+        yield
