@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from app.embedding_map import PALETTE
 from app.exploring import Explorer, Filter
 from app.once import Once
-from datamodules.images import read_image
+from datamodules.loading.decode import read_image
 from evaluation.exploration_colour import COLOURLESS, PICTURES_OF_CLASS, SHOWN_CLASSES, class_densities
 from vitrail.errors import UserError
 

@@ -13,7 +13,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from app.context import AppContext
 from app.picture_address import ROUTE, picture_url
-from datamodules.images import ValueRange
+from datamodules.loading.decode import ValueRange
 from vitrail.errors import UserError
 
 __all__ = ["PictureStore", "add_pictures", "picture_url"]
@@ -97,7 +97,7 @@ def _scaled(found: Path | bytes, sample_id: str, side: int, value_range: ValueRa
     """JPEG whose longest side is at most ``side``."""
     from PIL import Image
 
-    from datamodules.images import read_image
+    from datamodules.loading.decode import read_image
 
     image = Image.fromarray(read_image(found, sample_id, value_range).permute(1, 2, 0).numpy())
     image.thumbnail((side, side), Image.Resampling.LANCZOS)

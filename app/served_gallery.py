@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from datamodules.images import ValueRange
+from datamodules.loading.decode import ValueRange
 from retrieval.gallery import Gallery
 from retrieval.gallery_writer import NOT_METADATA
 from retrieval.image_files import ImageFiles

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-    from datamodules.images import ValueRange
+    from datamodules.loading.decode import ValueRange
     from evaluation.explanations import Explained
     from evaluation.saliency import Method
     from retrieval.query_encoder import QueryEncoder
@@ -274,7 +274,7 @@ class ServedRun:
         Returns:
             uint8 ``(3, size, size)``, made as those that the model was evaluated on.
         """
-        from datamodules.transforms import eval_transform
+        from datamodules.loading.transforms import eval_transform
 
         made: torch.Tensor = eval_transform(cast("Any", {**self._model.input_options}))(pixels)
         return made.clone()

@@ -9,7 +9,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from app.context import Limits
-from datamodules.images import TooLargeError, UndecidedRangeError, ValueRange, decoded, reason_of
+from datamodules.loading.decode import TooLargeError, UndecidedRangeError, ValueRange, decoded, reason_of
 from vitrail.errors import UserError
 
 _WAY_OUT = "save it as JPEG or PNG and try again"
@@ -24,7 +24,7 @@ def read_picture(path: str | Path, limits: Limits | None = None, value_range: Va
     Args:
         path: the uploaded file; nothing of its name or content is trusted.
         limits: of size; the usual ones by default.
-        value_range: as of ``datamodules.images.read_image``.
+        value_range: as of ``datamodules.loading.decode.read_image``.
 
     Raises:
         UserError: for a file that is too large, has too many pixels, is no image of a known format, is cut short or

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from app.background import Background, Verdict
 from app.context import Limits
 from app.served_run import ServedRun
-from datamodules.prompts import class_prompts
+from datamodules.captions import class_prompts
 from vitrail.errors import UserError
 from vitrail.types import LABEL_TASK
 

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.pacing import Pacer
 from datamodules.base import ImageDataModule
-from datamodules.dataset import CountedLoader
+from datamodules.loading.dataset import CountedLoader
 from datamodules.options import ImageOptions, LoaderOptions
 from datamodules.table import SampleTable
 

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from datamodules.flowers102 import Flowers102 as Flowers102
     from datamodules.hub_images import HubImages as HubImages
     from datamodules.image_folder import ImageFolder as ImageFolder
-    from datamodules.picture_folder import PictureFolder as PictureFolder
+    from datamodules.image_folder import PictureFolder as PictureFolder
     from datamodules.products import Products as Products
-    from datamodules.streamed_images import StreamedImages as StreamedImages
+    from datamodules.streaming import StreamedImages as StreamedImages
     from datamodules.table import SampleTable as SampleTable
     from datamodules.wares import Wares as Wares
     from vitrail.errors import UserError as UserError

@@ -15,7 +15,7 @@ from vitrail.errors import EXIT_USER_ERROR, UserError, run_program, run_reportin
 from vitrail.files import written_whole
 
 if TYPE_CHECKING:
-    from datamodules.audit import AuditReport
+    from datamodules.checks.audit import AuditReport
 
 _DATA = "--config FILE [--config OVERLAY] [--data.init_args.KEY VALUE] [--seed_everything N]"
 USAGES = {
@@ -45,8 +45,7 @@ def _audit(args: list[str]) -> None:
     """Prints the report, writes it where that is asked for, and then refuses what a fit would refuse."""
     from rich.console import Console
 
-    from datamodules.audit import audit
-    from datamodules.audit_tables import print_report
+    from datamodules.checks.audit import audit, print_report
     from datamodules.cli import data_parser, parse_data
 
     parser = data_parser("python -m datamodules audit", USAGES["audit"])
@@ -62,7 +61,7 @@ def _audit(args: list[str]) -> None:
 def _pack(args: list[str]) -> None:
     """Writes the shards and says how many."""
     from datamodules.cli import data_parser, parse_data
-    from datamodules.packing import PackFormat, pack
+    from datamodules.streaming.pack import PackFormat, pack
 
     parser = data_parser("python -m datamodules pack", USAGES["pack"])
     parser.add_argument("--to", type=str, required=True, help="Folder to write to.")

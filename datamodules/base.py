@@ -2,6 +2,12 @@
 
 A data set is one subclass that says what its samples are (``load_table``) and, where its pictures are not files, how
 to read one (``read_image``). Everything else is here.
+
+What is known of a data set before a picture is read: its table, and what follows from it.
+
+What the run record says of the data.
+
+From a data set, a sampler and the options to a loader.
 """
 
 from __future__ import annotations
@@ -11,14 +17,23 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 import torch
+from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch.utils.data import DistributedSampler
 
-from datamodules import images
-from datamodules.captions import CaptionMode
-from datamodules.dataset import Collate, CountedLoader, ImageDataset
-from datamodules.described import TableDataModule
-from datamodules.loaders import eval_loader, train_loader, train_sampler
-from datamodules.location import count_files_left_out, left_out_text
+from datamodules.captions import CaptionMode, PromptOptions, Texts, class_prompts
+from datamodules.files.label_csv import count_files_left_out, left_out_text
+from datamodules.loading import decode as images
+from datamodules.loading.cache import SplitReaders
+from datamodules.loading.dataset import Collate, CountedLoader, ImageDataset
+from datamodules.loading.samplers import (
+    DistinctSampler,
+    EvalSampler,
+    SampleKey,
+    TrainSampler,
+    inverse_frequency_weights,
+)
+from datamodules.loading.transforms import eval_transform, learns_colour, train_transform
 from datamodules.options import (
     AugmentOptions,
     CheckOptions,
@@ -30,20 +45,220 @@ from datamodules.options import (
     complete_loader,
     is_random,
 )
-from datamodules.prompts import PromptOptions
-from datamodules.readers import SplitReaders
-from datamodules.record import record_of
-from datamodules.samplers import EvalSampler
-from datamodules.table import SPLITS, table_error
-from datamodules.transforms import eval_transform, learns_colour, train_transform
+from datamodules.table import SPLITS, SampleTable, table_error
 from vitrail.errors import UserError
-from vitrail.types import DEFAULT_SEED, MODEL_IMAGE_DEFAULTS, with_image_defaults
+from vitrail.types import DEFAULT_SEED, LABEL_TASK, MODEL_IMAGE_DEFAULTS, with_image_defaults
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from datamodules.verification import Verification
+    from datamodules.checks.verify import Verification
+
+
+class TableDataModule(LightningDataModule):
+    """A data set with a table: tasks, classes, texts, names of samples and groups.
+
+    Args:
+        seed: of the choice of texts.
+        prompts: texts for the classes; where given also the captions, which else are the table's own, if it has some.
+        caption: which of several captions, or of several prompts, training sees.
+
+    Raises:
+        UserError: for prompts that are not as they should be.
+    """
+
+    def __init__(self, seed: int, prompts: PromptOptions | None, caption: CaptionMode) -> None:
+        super().__init__()
+        self.seed = seed
+        self.prompts = prompts
+        self.caption_mode = caption
+        class_prompts(prompts, [])  # a mistake is told now, not after the table was read
+        self._table: SampleTable | None = None
+        self._texts: Texts | None = None
+
+    def split_indices(self, split: str) -> NDArray[np.int64]:
+        """Rows of a split that are used, in the table's order, int64."""
+        raise TypeError(f"{type(self).__name__} must define split_indices()")
+
+    def load_table(self) -> SampleTable:
+        """Reads the data set's table. Called once a process, the first time that the table is needed.
+
+        Raises:
+            UserError: where the data are missing or the table has mistakes.
+        """
+        raise TypeError(f"{type(self).__name__} must define load_table()")
+
+    @property
+    def table(self) -> SampleTable:
+        """The table of all samples, read when first needed."""
+        if self._table is None:
+            try:
+                self._table = self.load_table()
+            except AttributeError as error:
+                # Inside a property an AttributeError reads as "no such attribute", and the CLI would link None.
+                raise RuntimeError(f"{type(self).__name__}.load_table(): {error}") from error
+            for note in self._table.notes:
+                rank_zero_info(note)
+        return self._table
+
+    @property
+    def tasks(self) -> dict[str, list[str]]:
+        """Class names of each task in the order of the indices; the main task first."""
+        return self.table.tasks
+
+    @property
+    def texts(self) -> Texts:
+        """Which text goes with which sample."""
+        if self._texts is None:
+            self._texts = Texts(self.table, self.prompts, self.caption_mode, self.seed)
+        return self._texts
+
+    @property
+    def class_names(self) -> list[str]:
+        """Class names of the main task; none for data without labels."""
+        return self.tasks.get(LABEL_TASK, [])
+
+    @property
+    def class_prompts(self) -> list[list[str]]:
+        """For each class the texts that stand for it."""
+        return self.texts.class_prompts
+
+    @property
+    def own_captions(self) -> bool:
+        """Whether evaluation batches hold captions of the data's own."""
+        return self.texts.own
+
+    def training_texts(self) -> list[str]:
+        """Distinct captions of the train split and all class prompts, to train a tokenizer on."""
+        return self.texts.training_texts(self.split_indices("train"))
+
+    def evaluation_texts(self, split: str) -> list[str]:
+        """All captions of a split, where the data set has captions of its own."""
+        rows = self.split_indices(split).tolist()
+        return [text for texts in self.texts.evaluation(rows) for text in texts] if self.texts.own else []
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes of the main task."""
+        return len(self.class_names)
+
+    @property
+    def class_counts(self) -> dict[str, list[int]]:
+        """For each task the number of training samples of each class, as the table has them."""
+        return self.table.class_counts("train")
+
+    def sample_names(self) -> list[str]:
+        """Stable names of all samples, indexed by ``sample_id``."""
+        return [str(name) for name in self.table.names.to_pylist()]
+
+    def group_names(self) -> list[str]:
+        """Names of all samples' groups, indexed by ``sample_id``."""
+        return [str(group) for group in self.table.groups.to_pylist()]
+
+
+def record_of(table: SampleTable, kept: Mapping[str, NDArray[np.int64]], bad: Mapping[int, str]) -> dict[str, Any]:
+    """Fingerprint, counts, unseen and missing values and skipped pictures, in types that JSON knows.
+
+    Args:
+        table: of all samples.
+        kept: for each split int64 ``(n,)``, the rows that are used.
+        bad: for each row that is skipped the reason.
+    """
+    return {
+        "origin": table.origin,
+        "fingerprint": table.fingerprint(),
+        "samples": {split: len(rows) for split, rows in kept.items()},
+        "groups": {split: len(np.unique(table.group_ids[rows])) for split, rows in kept.items()},
+        "unseen": table.unseen,
+        "missing": table.missing,
+        "notes": table.notes,
+        "class_counts": table.class_counts("train"),
+        "skipped": [
+            {"name": table.name(index), "row": int(table.rows[index]), "reason": reason}
+            for index, reason in sorted(bad.items())
+        ],
+    }
+
+
+def training_batch_size(options: LoaderOptions) -> int:
+    """Samples of a training batch on each process."""
+    return options["contrastive_batch_size"] or options["batch_size"]
+
+
+def train_sampler(
+    dataset: ImageDataset,
+    table: SampleTable,
+    texts: Texts,
+    options: LoaderOptions,
+    seed: int,
+    rank: int,
+    world_size: int,
+) -> TrainSampler | DistinctSampler:
+    """The order of training samples that the options ask for.
+
+    Raises:
+        UserError: where there is no task to balance on, or too few classes for a batch of different ones.
+    """
+    if options["sampling"] == "distinct":
+        ids = torch.from_numpy(texts.positive_ids[dataset.indices])
+        return DistinctSampler(ids, training_batch_size(options), seed, rank, world_size)
+    weights = None
+    if options["sampling"] == "balanced":
+        task = options["balance_on"]
+        if task not in table.tasks:
+            raise UserError(f"data loader.balance_on: no task {task!r}; tasks are {', '.join(table.tasks)}")
+        weights = inverse_frequency_weights(torch.from_numpy(table.targets[task][dataset.indices]))
+    return TrainSampler(len(dataset), seed, rank, world_size, weights)
+
+
+def train_loader(
+    dataset: ImageDataset, sampler: DistributedSampler[SampleKey], collate: Collate, options: LoaderOptions
+) -> CountedLoader:
+    """Training batches.
+
+    Raises:
+        UserError: where only full batches are wanted and there is none.
+    """
+    batch_size = training_batch_size(options)
+    if options["drop_last"] and len(sampler) < batch_size:
+        raise UserError(
+            f"data loader.drop_last: {len(sampler)} training samples a process do not fill one batch of "
+            f"{batch_size}; lower loader.batch_size or set loader.drop_last: false"
+        )
+    # BatchNorm cannot normalise a batch of one.
+    lone_picture = len(sampler) > batch_size > 1 and len(sampler) % batch_size == 1
+    return _loader(dataset, sampler, collate, options, batch_size, drop_last=options["drop_last"] or lone_picture)
+
+
+def eval_loader(
+    dataset: ImageDataset, sampler: DistributedSampler[SampleKey], collate: Collate, options: LoaderOptions
+) -> CountedLoader:
+    """Evaluation batches."""
+    return _loader(dataset, sampler, collate, options, options["batch_size"], drop_last=False)
+
+
+def _loader(
+    dataset: ImageDataset,
+    sampler: DistributedSampler[SampleKey],
+    collate: Collate,
+    options: LoaderOptions,
+    batch_size: int,
+    drop_last: bool,
+) -> CountedLoader:
+    workers = options["num_workers"]
+    return CountedLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        collate_fn=collate,
+        drop_last=drop_last,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=workers > 0,
+        # Its own generator: else each epoch's loader would draw a seed from the global one.
+        generator=torch.Generator().manual_seed(0),
+    )
 
 
 class ImageDataModule(TableDataModule):
@@ -188,7 +403,7 @@ class ImageDataModule(TableDataModule):
         Raises:
             UserError: for unreadable pictures (unless they are to be skipped) and leaks that are not allowed.
         """
-        from datamodules.audit import refuse_leaks, warn_of_conflicts
+        from datamodules.checks.audit import refuse_leaks, warn_of_conflicts
 
         if self.files_left_out:
             rank_zero_info(f"{self.table.origin}: files left out, {left_out_text(self.files_left_out)}.")
@@ -315,7 +530,7 @@ class ImageDataModule(TableDataModule):
 
     def picture_facts(self, sample_ids: NDArray[np.int64]) -> pa.Table:
         """See ``vitrail.types.DescribesPictures``; generated pictures are made for their hash."""
-        from datamodules.picture_facts import decoded_content, facts_of
+        from datamodules.gallery_facts import decoded_content, facts_of
 
         if self._bad is None:
             self._verify()
@@ -331,7 +546,7 @@ class ImageDataModule(TableDataModule):
         ``identical`` counts images that repeat another one of their split and those that contradict each other; it is
         null where pixels were not compared.
         """
-        from datamodules.audit import find_identical
+        from datamodules.checks.audit import find_identical
 
         kept = {split: self.split_indices(split) for split in SPLITS}
         record = {"data": type(self).__name__, **record_of(self.table, kept, self._bad or {}), "identical": None}
@@ -375,7 +590,7 @@ class ImageDataModule(TableDataModule):
         if self.generated:
             self._bad = {}
             return None
-        from datamodules.verification import verify
+        from datamodules.checks.verify import verify
 
         verification = verify(self)
         if verification.bad and self.check_options["on_bad_image"] == "error":
@@ -389,7 +604,7 @@ class ImageDataModule(TableDataModule):
         """What reads pictures of these rows; generated ones have no need of a cache on disk."""
         if self._content is None:
             return self.read_image
-        from datamodules.readers import picture_reader
+        from datamodules.loading.cache import picture_reader
 
         return picture_reader(self, rows, self._content, augment)
 

@@ -1,81 +1,136 @@
-"""The texts that go with pictures: captions of their own, one or several, or the prompts of their class."""
+"""The texts that go with pictures: captions of their own, one or several, or the prompts of their class.
+
+Class prompts: the texts that stand for a class, in training and in zero-shot evaluation alike.
+
+Several prompts of a class are an ensemble, whose embeddings the model averages (Radford et al., 2021). Descriptions of
+each class go back to Menon and Vondrick, "Visual classification via description from large language models", ICLR 2023.
+
+Captions made of what is known of a picture: templates such as ``a photo of a {colour} {material} {noun}``.
+
+A table's own captions often leave out what people ask for. A template names columns of the table in braces; what is not
+known of a picture is left out of its text. Beside the columns there are ``{class}``, the class name with blanks for
+underscores, and ``{noun}``, its last word, as people say "bottle" for ``tableware_water_bottle``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypedDict, get_args
 
 import numpy as np
 
-from datamodules.columns import strings_of
-from datamodules.prompts import PromptOptions, class_prompts
+from datamodules.table import composed
 from vitrail.errors import UserError
 from vitrail.seeding import counted_seed
 from vitrail.types import LABEL_TASK, UNKNOWN
 
 if TYPE_CHECKING:
-    import pandas as pd
     import pyarrow as pa
     from numpy.typing import NDArray
 
     from datamodules.table import SampleTable
+
+
+TEMPLATES: dict[str, tuple[str, ...]] = {
+    "photo": ("a photo of a {}.",),
+    "name": ("{}",),
+    # OpenAI's for Flowers-102, and the later code of the reference project.
+    "openai_flowers": ("a photo of a {}, a type of flower.",),
+    # The reference project's README.
+    "reference_flowers": ("an image of the {} flower",),
+}
+"""Named sets of templates."""
+
+DEFAULT = "photo"
+_SHOWN = 5
+
+
+class PromptOptions(TypedDict, total=False):
+    """Which texts stand for a class; by default the set ``photo``. Underscores of class names become spaces.
+
+    Attributes:
+        name: a named set of templates: photo, name, openai_flowers or reference_flowers.
+        templates: templates of your own, each with ``{}`` where the class name stands.
+        descriptions: path of a JSON file with an object from class name to a list of texts, used as they are.
+    """
+
+    name: str
+    templates: list[str]
+    descriptions: str
+
+
+def class_prompts(options: PromptOptions | None, class_names: Sequence[str]) -> list[list[str]]:
+    """The prompts of each class: those of the templates first, then its descriptions.
+
+    Args:
+        options: which ones.
+        class_names: in the order of the labels.
+
+    Returns:
+        For each class one prompt or more.
+
+    Raises:
+        UserError: for an unknown key or set, a template without one ``{}``, or classes without a description.
+    """
+    given = options or {}
+    if strange := sorted(set(given) - set(PromptOptions.__annotations__)):
+        known = ", ".join(PromptOptions.__annotations__)
+        raise UserError(f"data prompts: unknown key {strange[0]!r}; known keys are {known}")
+    templates = _templates(given)
+    described = _descriptions(given["descriptions"], class_names) if given.get("descriptions") else {}
+    prompts = []
+    for name in class_names:
+        words = " ".join(name.replace("_", " ").split())
+        texts = [template.replace("{}", words) for template in templates] + list(described.get(name, []))
+        prompts.append(list(dict.fromkeys(texts)))
+    return prompts
+
+
+def _templates(options: PromptOptions) -> list[str]:
+    if "name" in options and options["name"] not in TEMPLATES:
+        raise UserError(f"data prompts.name: {options['name']!r} is unknown; choose one of {', '.join(TEMPLATES)}")
+    chosen = list(TEMPLATES[options["name"]]) if "name" in options else []
+    chosen += options.get("templates", [])
+    if not chosen and not options.get("descriptions"):
+        chosen = list(TEMPLATES[DEFAULT])
+    if wrong := [template for template in chosen if template.count("{}") != 1]:
+        raise UserError(f"data prompts.templates: {_some(wrong)} must have {{}} once, where the class name stands")
+    return chosen
+
+
+def _descriptions(path: str, class_names: Sequence[str]) -> Mapping[str, list[str]]:
+    try:
+        found = json.loads(Path(path).expanduser().read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"data prompts.descriptions: {path} cannot be read as JSON ({reason}); correct it") from error
+    if not isinstance(found, dict):
+        raise UserError(f"data prompts.descriptions: {path} must be an object from class name to a list of texts")
+    found = {composed(name): texts for name, texts in found.items()}
+    if wrong := [name for name in class_names if not _is_texts(found.get(name))]:
+        raise UserError(
+            f"data prompts.descriptions: {path} has no texts for {_some(wrong)}; add a list of texts for each"
+        )
+    return found
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(text, str) and text.strip() for text in value)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(map(repr, names[:_SHOWN])) + more
+
 
 CaptionMode = Literal["first", "random", "all"]
 """Which of several captions training sees: always the first, one drawn each epoch, or all of them in every epoch."""
 
 RANDOM = -1
 """In the place of a caption's number: draw one."""
-
-
-@dataclass(frozen=True, eq=False)
-class CaptionLists:
-    """One caption or more of each of N samples, in columns.
-
-    Attributes:
-        values: Arrow strings ``(M,)``, all captions, sample by sample.
-        offsets: int64 ``(N + 1,)``, where each sample's captions begin.
-    """
-
-    values: pa.LargeStringArray
-    offsets: NDArray[np.int64]
-
-    @classmethod
-    def from_column(cls, column: pd.Series[Any]) -> CaptionLists:
-        """Builds it from a column of texts or of lists of texts; a sample without has one empty text."""
-        import pyarrow as pa
-
-        if not any(isinstance(value, list | tuple) for value in column):
-            return cls(strings_of(column), np.arange(len(column) + 1, dtype=np.int64))
-        lists = [_as_list(value) for value in column]
-        counts = np.array([len(texts) for texts in lists], dtype=np.int64)
-        offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts)])
-        return cls(pa.array([text for texts in lists for text in texts], type=pa.large_string()), offsets)
-
-    @property
-    def counts(self) -> NDArray[np.int64]:
-        """int64 ``(N,)``, captions of each sample, at least 1."""
-        return np.diff(self.offsets)
-
-    @property
-    def several(self) -> bool:
-        """Whether some sample has more than one."""
-        return len(self.values) > len(self.offsets) - 1
-
-    @property
-    def first(self) -> pa.LargeStringArray:
-        """Arrow strings ``(N,)``, the first caption of each sample."""
-        return self.values.take(self.offsets[:-1]) if self.several else self.values
-
-    def of(self, rows: Sequence[int]) -> list[list[str]]:
-        """All captions of some samples."""
-        return [self.values[int(self.offsets[row]) : int(self.offsets[row + 1])].to_pylist() for row in rows]
-
-    def pick(self, rows: Sequence[int], numbers: Sequence[int]) -> list[str]:
-        """One caption each of some samples, by its number."""
-        places = self.offsets[np.asarray(rows, dtype=np.int64)] + np.asarray(numbers, dtype=np.int64)
-        picked: list[str] = self.values.take(places).to_pylist()
-        return picked
 
 
 class Texts:
@@ -185,16 +240,60 @@ class Texts:
         return np.where(codes == number.get("", -1), alone, codes)
 
 
-def _as_list(value: Any) -> list[str]:
-    """The texts of one cell: a list, one text, or something missing."""
-    import pandas as pd
-
-    if isinstance(value, list | tuple):
-        return [str(text) for text in value] or [""]
-    return [""] if pd.isna(value) else [str(value)]
-
-
 def _has_text(values: pa.LargeStringArray) -> bool:
     import pyarrow.compute as pc
 
     return bool(pc.any(pc.greater(pc.utf8_length(values), 0)).as_py())
+
+
+NOUN = "noun"
+"""Field of a template: the last word of the class name."""
+
+_FIELD = re.compile(r"\{([^{}]*)\}")
+
+
+def composed_captions(templates: Sequence[str], columns: Mapping[str, Sequence[str]], where: str) -> list[list[str]]:
+    """The captions of each sample: every template filled in, each text once.
+
+    Args:
+        templates: texts with fields.
+        columns: texts of all samples by field, empty where unknown; the class among them under its task's name.
+        where: YAML key and file, for the error.
+
+    Returns:
+        For each sample one caption or more; a single empty one where nothing of any template is known.
+
+    Raises:
+        UserError: for an empty template, a brace that is no field's, or a field that is not there.
+    """
+    fields = dict(columns)
+    if LABEL_TASK in columns:
+        names = [_words(name) for name in columns[LABEL_TASK]]
+        fields |= {LABEL_TASK: names, NOUN: [name.rpartition(" ")[2] for name in names]}
+    for template in templates:
+        _check(template, fields, where)
+    rows = len(next(iter(fields.values()), ()))
+    return [_filled(templates, {name: texts[row] for name, texts in fields.items()}) for row in range(rows)]
+
+
+def _filled(templates: Sequence[str], values: Mapping[str, str]) -> list[str]:
+    texts = []
+    for template in templates:
+        names = _FIELD.findall(template)
+        # Where nothing of a template is known, what remains of it ("a photo of a") says nothing of the picture.
+        if not names or any(values[name] for name in names):
+            texts.append(_words(_FIELD.sub(lambda field: values[field.group(1)], template)))
+    return list(dict.fromkeys(texts)) or [""]
+
+
+def _words(text: str) -> str:
+    return " ".join(text.replace("_", " ").split())
+
+
+def _check(template: str, fields: Mapping[str, Sequence[str]], where: str) -> None:
+    if not template.strip():
+        raise UserError(f"{where}: a template is empty; write a text with fields such as {{class}}")
+    if {"{", "}"} & set(_FIELD.sub("", template)):
+        raise UserError(f"{where}: {template!r} has a brace that belongs to no field; write fields such as {{class}}")
+    if strange := [name for name in _FIELD.findall(template) if name not in fields]:
+        raise UserError(f"{where}: {template!r} has no such field as {strange[0]!r}; there are {', '.join(fields)}")

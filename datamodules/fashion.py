@@ -21,17 +21,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
-from datamodules.attributes import plain_text
 from datamodules.base import ImageDataModule
-from datamodules.columns import Missing, attribute_column, composed
-from datamodules.hub_access import PictureColumn, open_splits, read_columns
-from datamodules.label_file import Problems, read_text
-from datamodules.location import as_on_disk, count_files_left_out, locate
+from datamodules.captions import PromptOptions
+from datamodules.files.label_csv import Problems, as_on_disk, count_files_left_out, locate, plain_text, read_text
+from datamodules.hub_images import PictureColumn, open_splits, read_columns
+from datamodules.loading.transforms import learns_colour
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
-from datamodules.prompts import PromptOptions
 from datamodules.splits import SplitOptions, resolve_splits
-from datamodules.table import SampleTable, table_error, target_column
-from datamodules.transforms import learns_colour
+from datamodules.table import Missing, SampleTable, attribute_column, composed, table_error, target_column
 from vitrail.errors import UserError
 from vitrail.types import DEFAULT_SEED, LABEL_TASK
 

@@ -18,14 +18,12 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
 from datamodules.base import ImageDataModule
-from datamodules.caption_files import CaptionFile, read_captions
 from datamodules.captions import CaptionMode
-from datamodules.columns import Missing
-from datamodules.label_file import Problems, read_text
-from datamodules.location import as_on_disk, locate
+from datamodules.files.caption_files import CaptionFile, read_captions
+from datamodules.files.label_csv import Problems, as_on_disk, locate, read_text
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
 from datamodules.splits import SplitOptions, resolve_splits
-from datamodules.table import SampleTable, table_error
+from datamodules.table import Missing, SampleTable, table_error
 from vitrail.errors import UserError
 from vitrail.types import DEFAULT_SEED
 

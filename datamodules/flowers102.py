@@ -9,29 +9,36 @@ that folder ``cat_to_name.json``, an object from "1" … "102" to names. Splits 
 
 Upstream has five pairs of identical photos, and a few that are nearly identical; where a protocol puts them into
 different splits, the experiment has to say so (``checks.allow_leaks``).
+
+Fetches Flowers-102 by torchvision, where there is a network; only what is missing, and whole or not at all.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from datamodules.base import ImageDataModule
-from datamodules.location import locate
+from datamodules.captions import PromptOptions
+from datamodules.files.label_csv import VARIABLE, locate
+from datamodules.hub_images import answers_in_time
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
-from datamodules.prompts import PromptOptions
 from datamodules.splits import stratified_split
 from datamodules.table import SampleTable, table_error
 from vitrail.errors import UserError
+from vitrail.files import written_whole
 from vitrail.types import DEFAULT_SEED, LABEL_TASK
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
 
 NUM_CLASSES = 102
 Protocol = Literal["official", "swapped", "zhou", "few_shot"]
@@ -115,8 +122,6 @@ class Flowers102(ImageDataModule):
         import pandas as pd
 
         if self.download:
-            from datamodules.flowers102_download import fetch
-
             fetch(self.root)
         folder = _folder(locate(self.root, "flowers102", _SOURCE, _LAYOUT))
         labels = _read_mat(folder / "imagelabels.mat", "labels")
@@ -283,3 +288,61 @@ def _check(folder: Path, numbers: NDArray[np.int64], labels: NDArray[np.int64]) 
     if wrong:
         problems = [(number, f"photo {number} has the label {labels[number - 1]}, not 1 to 102") for number in wrong]
         raise table_error(str(folder / "imagelabels.mat"), problems, "get the file again")
+
+
+_SERVER = "https://www.robots.ox.ac.uk"
+_PARTS = ("jpg", "setid.mat", "imagelabels.mat")
+_NAMES = "cat_to_name.json"
+
+
+def fetch(root: str) -> None:
+    """Downloads pictures, lists and labels (about 345 MB) unless they are there, and writes the names of the classes.
+
+    The names are torchvision's, which differ from the usual file in two of 102.
+
+    Args:
+        root: as ``Flowers102`` takes it.
+
+    Raises:
+        UserError: where there is no network, the server does not give the files, or they cannot be written.
+    """
+    home = os.environ.get(VARIABLE, "") or "data"
+    given = Path(root).expanduser() if root else Path(home).expanduser() / "flowers102"
+    is_inner = given.name == "flowers-102" or (given / "jpg").is_dir()
+    folder = given if is_inner else given / "flowers-102"
+    try:
+        if not all((folder / part).exists() for part in _PARTS):
+            _fetch_parts(folder)
+        if not any((place / _NAMES).is_file() for place in (folder.parent, folder)):
+            _write_names(folder / _NAMES)
+    except OSError as error:
+        raise UserError(f"data download: {folder} cannot be written ({error}); give another data root") from error
+
+
+def _fetch_parts(folder: Path) -> None:
+    if not answers_in_time(_SERVER):
+        raise UserError(
+            f"data download: no answer from {_SERVER}; connect to the network, or get the data elsewhere and give "
+            "their folder as data root"
+        )
+    from torchvision.datasets import Flowers102
+
+    rank_zero_info(f"Fetching Flowers-102 to {folder} …")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".fetching-", dir=folder) as temporary:
+        try:
+            Flowers102(temporary, split="train", download=True)
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"data download: Flowers-102 could not be fetched ({reason}); try again") from error
+        for part in _PARTS:
+            if not (folder / part).exists():
+                (Path(temporary) / "flowers-102" / part).replace(folder / part)
+
+
+def _write_names(path: Path) -> None:
+    from torchvision.datasets import Flowers102
+
+    names = {str(label): name for label, name in enumerate(Flowers102.classes, start=1)}
+    with written_whole(path) as partial:
+        partial.write_text(json.dumps(names, indent=1), encoding="utf-8")

@@ -14,16 +14,24 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from datamodules.attributes import Vocabulary, VocabularyOptions, canonical_attribute, parse_attributes, plain_text
 from datamodules.base import ImageDataModule
-from datamodules.columns import Missing
-from datamodules.composed_captions import NOUN, composed_captions
-from datamodules.label_file import LabelFile, Problems, read_label_file, relative_path
-from datamodules.location import as_on_disk, locate
+from datamodules.captions import NOUN, PromptOptions, composed_captions
+from datamodules.files.label_csv import (
+    LabelFile,
+    Problems,
+    Vocabulary,
+    VocabularyOptions,
+    as_on_disk,
+    canonical_attribute,
+    locate,
+    parse_attributes,
+    plain_text,
+    read_label_file,
+    relative_path,
+)
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
-from datamodules.prompts import PromptOptions
 from datamodules.splits import SplitOptions, resolve_splits, split_of_name
-from datamodules.table import SPLITS, SampleTable, table_error, target_column
+from datamodules.table import SPLITS, Missing, SampleTable, table_error, target_column
 from vitrail.errors import UserError
 from vitrail.types import DEFAULT_SEED, LABEL_TASK
 

@@ -2,6 +2,8 @@
 
 Everything is held in NumPy and Arrow arrays, none of it as a Python object per row, so a table of some million
 rows stays small, and worker processes share its memory instead of copying it as reference counts are touched.
+
+Columns of strings: what counts as missing, from pandas to Arrow, to indices into a vocabulary, and into a hash.
 """
 
 from __future__ import annotations
@@ -9,14 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datamodules.captions import CaptionLists
-from datamodules.columns import codes_of, hash_strings, strings_of
 from vitrail.errors import UserError
 from vitrail.types import LABEL_TASK, UNKNOWN
 
@@ -24,6 +25,93 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
     from numpy.typing import NDArray
+
+
+def composed(text: str) -> str:
+    """The text in the Unicode normal form NFC, in which the same letters are the same characters."""
+    return unicodedata.normalize("NFC", text)
+
+
+class Missing:
+    """What counts as missing, one rule for labels, attributes, groups and captions, and how often it did.
+
+    Args:
+        texts: that mean unknown, in any case; the empty text always does.
+
+    Attributes:
+        texts: that mean unknown, besides the empty one, in lower case.
+        counts: for each column the number of rows by the text that made them unknown; the empty text is not listed.
+    """
+
+    def __init__(self, texts: Iterable[str] = ()) -> None:
+        self.texts = frozenset(composed(text).strip().casefold() for text in texts)
+        self.counts: dict[str, dict[str, int]] = {}
+
+    def means_unknown(self, text: str) -> bool:
+        """Whether a text, blanks around it aside, stands for no value."""
+        text = text.strip()
+        return not text or text.casefold() in self.texts
+
+    def known(self, column: str, texts: Iterable[str], aliases: Mapping[str, str] | None = None) -> list[str]:
+        """The texts of a column in NFC without blanks around them, empty where they are missing, which is counted.
+
+        Args:
+            column: ``class``, ``group``, ``caption`` or what ``attribute_column`` says, as a report calls it.
+            texts: one of each row.
+            aliases: texts to replace before.
+        """
+        known: dict[str, str] = {}
+        kept = []
+        for text in texts:
+            if (value := known.get(text)) is None:
+                stripped = composed(text).strip()
+                value = (aliases or {}).get(stripped, stripped)
+                value = known[text] = "" if self.means_unknown(value) else value
+            if not value and (stripped := text.strip()):
+                counts = self.counts.setdefault(column, {})
+                counts[stripped] = counts.get(stripped, 0) + 1
+            kept.append(value)
+        return kept
+
+
+def attribute_column(task: str) -> str:
+    """What reports call the column of a task, which may be called like another column of the table."""
+    return task if task == LABEL_TASK else f"attribute {task}"
+
+
+def strings_of(column: pd.Series[Any], fill: pa.LargeStringArray | str = "") -> pa.LargeStringArray:
+    """The column as Arrow strings in one piece; missing and, with an array to fill from, empty values are filled."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    # The pandas conversion first: it also takes columns of mixed types, which Arrow refuses.
+    strings = pa.chunked_array([pa.array(column.astype("string"), type=pa.large_string())]).combine_chunks()
+    strings = pc.fill_null(strings, fill)
+    if not isinstance(fill, str):
+        strings = pc.if_else(pc.equal(strings, ""), fill, strings)
+    return pa.concat_arrays([strings])
+
+
+def codes_of(strings: pa.LargeStringArray, vocabulary: Sequence[str]) -> tuple[NDArray[np.int64], dict[str, int]]:
+    """Indices into the vocabulary (``UNKNOWN`` where it lacks the value), and the values it lacks with counts."""
+    encoded = strings.dictionary_encode()
+    place = {value: index for index, value in enumerate(vocabulary)}
+    distinct = encoded.dictionary.to_pylist()
+    by_code = np.array([place.get(value, UNKNOWN) for value in distinct], dtype=np.int64)
+    codes = encoded.indices.to_numpy()
+    counts = np.bincount(codes, minlength=len(distinct))
+    missing = {value: int(count) for value, count in zip(distinct, counts, strict=True) if value not in place}
+    return by_code[codes], missing
+
+
+def hash_strings(digest: hashlib._Hash, strings: pa.LargeStringArray) -> None:
+    """Feeds lengths and bytes, so that neither chunking nor offsets matter."""
+    _, offset_buffer, data = strings.buffers()
+    offsets = np.frombuffer(offset_buffer, dtype=np.int64)[strings.offset :][: len(strings) + 1]
+    digest.update(np.diff(offsets).tobytes())
+    if data is not None:
+        digest.update(data[int(offsets[0]) : int(offsets[-1])])
+
 
 SPLITS = ("train", "val", "test")
 """Names of the splits; ``SampleTable.split_codes`` are indices into them."""
@@ -49,6 +137,56 @@ def table_error(origin: str, problems: Iterable[tuple[int, str]], way_out: str) 
     if len(ordered) > _SHOWN_PROBLEMS:
         lines.append(f"  and {len(ordered) - _SHOWN_PROBLEMS} more")
     return UserError("\n".join(lines))
+
+
+@dataclass(frozen=True, eq=False)
+class CaptionLists:
+    """One caption or more of each of N samples, in columns.
+
+    Attributes:
+        values: Arrow strings ``(M,)``, all captions, sample by sample.
+        offsets: int64 ``(N + 1,)``, where each sample's captions begin.
+    """
+
+    values: pa.LargeStringArray
+    offsets: NDArray[np.int64]
+
+    @classmethod
+    def from_column(cls, column: pd.Series[Any]) -> CaptionLists:
+        """Builds it from a column of texts or of lists of texts; a sample without has one empty text."""
+        import pyarrow as pa
+
+        if not any(isinstance(value, list | tuple) for value in column):
+            return cls(strings_of(column), np.arange(len(column) + 1, dtype=np.int64))
+        lists = [_as_list(value) for value in column]
+        counts = np.array([len(texts) for texts in lists], dtype=np.int64)
+        offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts)])
+        return cls(pa.array([text for texts in lists for text in texts], type=pa.large_string()), offsets)
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """int64 ``(N,)``, captions of each sample, at least 1."""
+        return np.diff(self.offsets)
+
+    @property
+    def several(self) -> bool:
+        """Whether some sample has more than one."""
+        return len(self.values) > len(self.offsets) - 1
+
+    @property
+    def first(self) -> pa.LargeStringArray:
+        """Arrow strings ``(N,)``, the first caption of each sample."""
+        return self.values.take(self.offsets[:-1]) if self.several else self.values
+
+    def of(self, rows: Sequence[int]) -> list[list[str]]:
+        """All captions of some samples."""
+        return [self.values[int(self.offsets[row]) : int(self.offsets[row + 1])].to_pylist() for row in rows]
+
+    def pick(self, rows: Sequence[int], numbers: Sequence[int]) -> list[str]:
+        """One caption each of some samples, by its number."""
+        places = self.offsets[np.asarray(rows, dtype=np.int64)] + np.asarray(numbers, dtype=np.int64)
+        picked: list[str] = self.values.take(places).to_pylist()
+        return picked
 
 
 @dataclass(frozen=True, eq=False)
@@ -297,3 +435,12 @@ def _encode_targets(
         values[task], missing = codes_of(strings, tasks[task])
         unseen[task] = {value: count for value, count in sorted(missing.items()) if value}
     return tasks, values, unseen
+
+
+def _as_list(value: Any) -> list[str]:
+    """The texts of one cell: a list, one text, or something missing."""
+    import pandas as pd
+
+    if isinstance(value, list | tuple):
+        return [str(text) for text in value] or [""]
+    return [""] if pd.isna(value) else [str(value)]

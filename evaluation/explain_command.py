@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from datamodules.columns import composed
+from datamodules.table import composed
 from vitrail.errors import UserError
 from vitrail.runs import CONFIG, RunFiles
 from vitrail.trust import file_name
@@ -142,9 +142,9 @@ def _task(model: VisionTask, options: argparse.Namespace) -> str:
 
 
 def _pictures(files: RunFiles, model: VisionTask, task: str, options: argparse.Namespace) -> _Pictures:
-    from datamodules.images import read_image
+    from datamodules.loading.decode import read_image
+    from datamodules.loading.transforms import eval_transform
     from datamodules.options import complete_image
-    from datamodules.transforms import eval_transform
 
     # The model says how pictures are made; a file goes the same way as the data.
     transform = eval_transform(cast("Any", {**model.input_options}))

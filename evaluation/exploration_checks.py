@@ -31,7 +31,7 @@ def leak_section(collection: Collection, audit: Mapping[str, Any]) -> Section:
 
     Args:
         collection: the data; shows the pictures.
-        audit: what ``datamodules.audit.AuditReport.to_dict`` gives.
+        audit: what ``datamodules.checks.audit.AuditReport.to_dict`` gives.
     """
     import pandas as pd
 

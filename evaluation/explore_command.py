@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.columns import composed
+from datamodules.table import composed
 from vitrail.errors import UserError
 from vitrail.types import DATA_ARGUMENTS
 
@@ -131,7 +131,7 @@ def collection_of(datamodule: ImageDataModule) -> Collection:
 
 def unreadable(datamodule: ImageDataModule) -> dict[int, str]:
     """Why some rows' pictures cannot be read; nothing for generated ones."""
-    from datamodules.verification import verify
+    from datamodules.checks.verify import verify
 
     return {} if datamodule.generated else dict(verify(datamodule).bad)
 
@@ -166,7 +166,7 @@ def explore(datamodule: ImageDataModule, options: argparse.Namespace) -> Path:
 def _sections(
     datamodule: ImageDataModule, collection: Collection, looks: Looks, task: str | None, options: argparse.Namespace
 ) -> list[Section]:
-    from datamodules.audit import audit
+    from datamodules.checks.audit import audit
     from evaluation import exploration, exploration_checks, exploration_colour
 
     rows, features, origin = _judged_by(collection, looks, options.gallery)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.columns import composed
+from datamodules.table import composed
 from evaluation.explore_command import add_data_arguments, collection_of, data_of
 from vitrail.errors import UserError
 from vitrail.types import UNKNOWN

@@ -142,7 +142,7 @@ def sections_of(files: RunFiles, options: argparse.Namespace, rest: Sequence[str
 
 def reader(datamodule: ImageDataModule) -> ReadPicture:
     """Reads pictures of a data set by their stable names; None for those that are not there or cannot be read."""
-    from datamodules.images import ImageError
+    from datamodules.loading.decode import ImageError
 
     rows = {name: row for row, name in enumerate(datamodule.sample_names())}
 
@@ -179,7 +179,7 @@ def _data(files: RunFiles, options: argparse.Namespace, rest: Sequence[str]) -> 
 
 
 def _leaks(datamodule: ImageDataModule | None, why_not: str) -> Section:
-    from datamodules.audit import audit
+    from datamodules.checks.audit import audit
     from evaluation.exploration_checks import leak_section
     from evaluation.explore_command import collection_of
 

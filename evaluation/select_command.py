@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.columns import composed
+from datamodules.table import composed
 from evaluation.selection import Pool, ranking, to_label
 from vitrail.errors import UserError
 from vitrail.predictions import predicted_classes

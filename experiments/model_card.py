@@ -122,7 +122,7 @@ def _what(metadata: Mapping[str, Any], files: RunFiles) -> str:
     parameters = _part(files.record, "model").get("parameters")
     count = f", {parameters:,} parameters" if isinstance(parameters, int) else ""
     image = metadata["image"]
-    from datamodules.transforms import scaled_side
+    from datamodules.loading.transforms import scaled_side
 
     how = {
         "crop": ("short side", "cropped"),

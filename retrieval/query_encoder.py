@@ -52,9 +52,9 @@ class QueryEncoder:
         import torch
         import torch.nn.functional as F
 
-        from datamodules.images import read_image
+        from datamodules.loading.decode import read_image
+        from datamodules.loading.transforms import eval_transform
         from datamodules.options import ImageOptions, complete_image
-        from datamodules.transforms import eval_transform
         from lightning_modules.embedding import EmbeddingTask
 
         options: ImageOptions = {**self._identity.input_options}  # type: ignore[typeddict-item]  # checked when used

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from vitrail.errors import UserError
 
 if TYPE_CHECKING:
-    from datamodules.images import ValueRange
+    from datamodules.loading.decode import ValueRange
     from retrieval.found import Found
     from retrieval.gallery import Gallery
     from retrieval.image_files import ImageFiles
@@ -251,7 +251,7 @@ def _picture(found: Found, files: ImageFiles, refused: list[str], value_range: V
 
 def _small(path: Path, value_range: ValueRange) -> bytes | None:
     """A file as a small JPEG; None where it cannot be read."""
-    from datamodules.images import ImageError, read_image
+    from datamodules.loading.decode import ImageError, read_image
     from retrieval.contact_sheet import small_jpeg
 
     try:

@@ -14,7 +14,7 @@ from PIL import Image
 from app.class_colours import MOST_CLASSES, PANELS, ClassColours, colour_figure
 from app.exploring import Explorer, Filter
 from app.served_gallery import ServedGallery
-from datamodules.images import ValueRange, read_image
+from datamodules.loading.decode import ValueRange, read_image
 from evaluation.exploration_colour import LEVELS
 from retrieval.gallery import Gallery
 from tests.app.explored_gallery import CLASSES, HUES, UNREADABLE, explored_gallery

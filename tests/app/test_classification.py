@@ -15,8 +15,8 @@ from PIL import Image
 from app.classification import METHODS, Upload, classify, read_uploads, sorting_runs, where
 from app.context import AppContext, Limits
 from app.served_run import ServedRun
-from datamodules.images import ValueRange
-from datamodules.transforms import eval_transform
+from datamodules.loading.decode import ValueRange
+from datamodules.loading.transforms import eval_transform
 from evaluation.explanations import overlay
 from vitrail.errors import UserError
 

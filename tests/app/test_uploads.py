@@ -12,7 +12,7 @@ from PIL import Image
 
 from app.context import Limits
 from app.uploads import read_picture
-from datamodules.images import read_image
+from datamodules.loading.decode import read_image
 from tests.app.hostile_files import encoded, harmless_files, hostile_files, png_bomb, text_bomb
 from vitrail.errors import UserError
 

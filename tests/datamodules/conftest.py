@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.packing import pack
+from datamodules.streaming.pack import pack
 from tests.datamodules.shard_sets import source
 
 

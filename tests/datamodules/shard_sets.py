@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from datamodules.dataset import CountedLoader
+from datamodules.loading.dataset import CountedLoader
 from datamodules.products import Products
-from datamodules.streamed_images import StreamedImages
+from datamodules.streaming import StreamedImages
 from tests.fakes import picture, write_products
 from vitrail.types import Batch
 

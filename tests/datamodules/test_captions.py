@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from datamodules.captions import RANDOM, CaptionLists, Texts
-from datamodules.table import SampleTable
+from datamodules.captions import RANDOM, Texts
+from datamodules.table import CaptionLists, SampleTable
 from vitrail.errors import UserError
 
 CAPTIONS = [["a", "b", "c"], ["d"], ["e", "f"], ["g"], ["h", "i"]]

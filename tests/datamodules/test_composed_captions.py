@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from datamodules.composed_captions import composed_captions
+from datamodules.captions import composed_captions
 from vitrail.errors import UserError
 
 COLUMNS = {

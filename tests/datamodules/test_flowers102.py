@@ -148,7 +148,7 @@ def test_missing_and_broken_files_are_one_line(tmp_path: Path) -> None:
 
 
 def test_without_a_network_a_download_ends_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datamodules.flowers102_download.answers_in_time", lambda endpoint: False)
+    monkeypatch.setattr("datamodules.flowers102.answers_in_time", lambda endpoint: False)
     with pytest.raises(UserError, match="data download: no answer"):
         flowers(tmp_path, download=True).table  # noqa: B018
 
@@ -163,7 +163,7 @@ def test_a_download_is_laid_out_whole_or_not_at_all(tmp_path: Path, monkeypatch:
             if self.breaks:
                 raise RuntimeError("connection lost")
 
-    monkeypatch.setattr("datamodules.flowers102_download.answers_in_time", lambda endpoint: True)
+    monkeypatch.setattr("datamodules.flowers102.answers_in_time", lambda endpoint: True)
     monkeypatch.setattr("torchvision.datasets.Flowers102", Server)
     with pytest.raises(UserError, match=r"could not be fetched \(connection lost\)"):
         flowers(tmp_path, download=True).table  # noqa: B018
@@ -179,17 +179,13 @@ def test_a_download_is_laid_out_whole_or_not_at_all(tmp_path: Path, monkeypatch:
 def test_the_folder_itself_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_flowers(tmp_path)
     (root / "cat_to_name.json").unlink()
-    monkeypatch.setattr(
-        "datamodules.flowers102_download.answers_in_time", lambda endpoint: pytest.fail("asked the server")
-    )
+    monkeypatch.setattr("datamodules.flowers102.answers_in_time", lambda endpoint: pytest.fail("asked the server"))
     assert flowers(root / "flowers-102", download=True).class_names[73] == "rose"
     assert flowers(root).class_names[73] == "rose"
 
 
 def test_what_is_there_is_not_downloaded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "datamodules.flowers102_download.answers_in_time", lambda endpoint: pytest.fail("asked the server")
-    )
+    monkeypatch.setattr("datamodules.flowers102.answers_in_time", lambda endpoint: pytest.fail("asked the server"))
     assert len(flowers(root, download=True).table) == 48
 
 

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 from sklearn.model_selection import StratifiedGroupKFold
 
-from datamodules.grouping import assign_groups, number
+from datamodules.splits import assign_groups, number
 from tests.datamodules.random_groups import Ints, random_groups
 
 FIFTHS = [0.2] * 5

@@ -9,9 +9,9 @@ import datasets
 import pytest
 from huggingface_hub import constants
 
-from datamodules import hub_access
-from datamodules.hub_access import PictureColumn, open_splits, read_columns
-from datamodules.images import ImageError
+from datamodules import hub_images as hub_access
+from datamodules.hub_images import PictureColumn, open_splits, read_columns
+from datamodules.loading.decode import ImageError
 from tests.fakes import picture, write_hub_dataset, write_image_folder
 from vitrail.errors import UserError
 

@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datamodules.image_folder import ImageFolder
-from datamodules.location import left_out_text
-from datamodules.picture_folder import PictureFolder
+from datamodules.files.label_csv import left_out_text
+from datamodules.image_folder import ImageFolder, PictureFolder
 from tests.datamodules.from_yaml import from_yaml
 from tests.fakes import write_image_folder
 from vitrail.errors import UserError
@@ -289,14 +288,14 @@ def test_files_left_out_are_counted_by_suffix(tmp_path: Path, monkeypatch: pytes
     for name in ("raw.CR2", "deep/raw.cr2", "notes.txt", "Makefile", "photo.heic", ".hidden.txt", "__MACOSX/x.txt"):
         touch(tmp_path / "cup" / name)
     touch(tmp_path / "readme.txt")
-    monkeypatch.setattr("datamodules.images.heif_formats", tuple)
+    monkeypatch.setattr("datamodules.loading.decode.heif_formats", tuple)
     data = ImageFolder(str(tmp_path))
     assert len(data.table) == 10
     assert data.files_left_out == {".cr2": 2, ".txt": 2, "": 1, ".heic": 1}
     folder = PictureFolder(str(tmp_path))
     assert len(folder.table) == 10
     assert folder.files_left_out == data.files_left_out
-    monkeypatch.setattr("datamodules.location.heif_formats", tuple)
+    monkeypatch.setattr("datamodules.files.label_csv.heif_formats", tuple)
     assert left_out_text(data.files_left_out) == (
         "by ending: .cr2 2, .txt 2, no ending 1, .heic 1 (install the extra heic to read them)"
     )

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from datamodules import Products, StreamedImages, Wares
-from datamodules.packing import PackFormat, pack
-from datamodules.verification import content_of
+from datamodules.checks.verify import content_of
+from datamodules.streaming.pack import PackFormat, pack
 from tests.fakes import write_products
 from vitrail.errors import UserError
 from vitrail.types import DescribesPictures

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.attributes import VocabularyOptions
-from datamodules.packing import PackFormat, pack
+from datamodules.files.label_csv import VocabularyOptions
 from datamodules.products import Products
 from datamodules.splits import SplitOptions
-from datamodules.stream_table import StreamColumns
-from datamodules.streamed_images import StreamedImages
+from datamodules.streaming import StreamedImages
+from datamodules.streaming.index import StreamColumns
+from datamodules.streaming.pack import PackFormat, pack
 from tests.datamodules.from_yaml import from_yaml
 from tests.fakes import TEAM14_CLASSES, write_csv, write_products, write_team14
 from vitrail.errors import UserError

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from datamodules.prompts import TEMPLATES, class_prompts
+from datamodules.captions import TEMPLATES, class_prompts
 from vitrail.errors import UserError
 
 

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datamodules.audit import audit
-from datamodules.streamed_images import JOURNAL
+from datamodules.checks.audit import audit
+from datamodules.streaming import JOURNAL
 from tests.datamodules.shard_sets import SIZES, TRAIN, assert_same, batches, ids_of, on_rank, served, streamed
 from vitrail.errors import UserError
 

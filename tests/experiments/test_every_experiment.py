@@ -17,7 +17,7 @@ import yaml
 from transformers import CLIPModel, Qwen2VLForConditionalGeneration
 
 from datamodules import Wares
-from datamodules.packing import pack
+from datamodules.streaming.pack import pack
 from evaluation.__main__ import main as compare
 from evaluation.calibration import expected_calibration_error
 from experiments.cli import main

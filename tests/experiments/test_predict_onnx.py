@@ -16,8 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.images import read_image
-from datamodules.transforms import eval_transform
+from datamodules.loading.decode import read_image
+from datamodules.loading.transforms import eval_transform
 from experiments.predict_onnx import Model, PredictError, main, prepared
 from lightning_modules.checkpoint import load_task
 from tests.experiments.exports import data_of, flowers_onnx, flowers_run, products_onnx, products_run

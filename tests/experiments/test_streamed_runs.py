@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from datamodules.packing import pack
+from datamodules.streaming.pack import pack
 from experiments.cli import main
 from tests.datamodules.shard_sets import SIZES, source
 

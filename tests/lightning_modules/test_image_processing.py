@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from datamodules import ImageFolder
-from datamodules.transforms import eval_transform
+from datamodules.loading.transforms import eval_transform
 from lightning_modules.dual_encoder import DualEncoder
 from lightning_modules.encoders import ImageEncoder
 from lightning_modules.image_processing import image_processor, preprocessing_of, statistics_of

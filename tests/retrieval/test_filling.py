@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from datamodules.images import read_image
-from datamodules.verification import content_of
+from datamodules.checks.verify import content_of
+from datamodules.loading.decode import read_image
 from datamodules.wares import Wares
 from retrieval.filling import FillReport, fill
 from retrieval.gallery import Gallery

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.images import read_image
-from datamodules.transforms import eval_transform
+from datamodules.loading.decode import read_image
+from datamodules.loading.transforms import eval_transform
 from lightning_modules.checkpoint import load_task
 from retrieval.gallery import Gallery
 from retrieval.model_identity import identity_of

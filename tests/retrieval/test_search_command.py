@@ -16,8 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.images import read_image
-from datamodules.transforms import eval_transform
+from datamodules.loading.decode import read_image
+from datamodules.loading.transforms import eval_transform
 from lightning_modules.checkpoint import load_task
 from retrieval.__main__ import main
 from retrieval.gallery import Gallery

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from datamodules.label_file import read_label_file
+from datamodules.files.label_csv import read_label_file
 from vitrail.files import read_csv, write_csv
 
 FORMULAS = [

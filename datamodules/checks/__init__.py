@@ -1,0 +1,1 @@
+"""Checks of a data set before it is trained on: unreadable files, duplicates, leaks."""

@@ -1,0 +1,538 @@
+"""What is in a data set, and what leaks between its splits: groups, identical pictures, nearly identical pictures.
+
+Every fit refuses leaks that its YAML does not allow; ``python -m datamodules audit`` shows the whole report.
+
+Prints an audit's report as tables on the terminal.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from datamodules.checks.near_duplicates import NEAR_FORMAT, RADII, Pairs, exact_pairs, identical_sets, near_pairs
+from datamodules.checks.verify import Arrays, Verification, cached, verify
+from datamodules.files.label_csv import left_out_text
+from datamodules.options import LeakKind
+from datamodules.table import SPLITS, SampleTable, attribute_column, table_error
+from vitrail.console import tracked
+from vitrail.types import UNKNOWN
+
+if TYPE_CHECKING:
+    from datamodules.base import ImageDataModule
+
+
+TITLES: dict[LeakKind, str] = {
+    "groups": "groups in several splits",
+    "exact": "identical pictures across splits",
+    "near": "nearly identical pictures across splits",
+}
+"""What each kind of leak is called."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture of a report: name, file (or index), split and row in the table's file."""
+
+    name: str
+    source: str
+    split: str
+    row: int
+
+
+@dataclass(frozen=True)
+class CrossingGroup:
+    """A group that is in several splits: how many of its pictures are in each, and its first picture in each."""
+
+    group: str
+    counts: dict[str, int]
+    examples: list[Sample]
+
+
+@dataclass(frozen=True)
+class DuplicatePair:
+    """Two pictures in different splits that show the same."""
+
+    first: Sample
+    second: Sample
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """Identical images of which the table says different things.
+
+    Attributes:
+        column: in what they differ: ``class``, ``attribute <name>``, ``group`` or ``caption``.
+        samples: the first image with each value.
+        values: what the table says of each of them; unknown values contradict nothing.
+        images: number of identical images with a value.
+    """
+
+    column: str
+    samples: list[Sample]
+    values: list[str]
+    images: int
+
+
+@dataclass(frozen=True)
+class Identical:
+    """Images that are equal pixel by pixel, whether they are in one split or in several.
+
+    Attributes:
+        repeated: for each split the number of images that repeat another one of the same split.
+        conflicts: identical images of which the table says different things, by row.
+    """
+
+    repeated: dict[str, int]
+    conflicts: list[Conflict]
+
+    def conflict_counts(self) -> dict[str, int]:
+        """Number of conflicts by column."""
+        return dict(Counter(conflict.column for conflict in self.conflicts))
+
+
+@dataclass(frozen=True)
+class SkippedPicture:
+    """A picture that cannot be read."""
+
+    sample: Sample
+    reason: str
+
+
+@dataclass(frozen=True)
+class Leaks:
+    """What connects the splits.
+
+    Attributes:
+        groups: groups in several splits.
+        exact: pairs of pictures that are equal pixel by pixel.
+        near: pairs of pictures that differ in encoding, scale, brightness or a small crop only.
+        near_radius: distance in bits up to which pictures' hashes were compared; nothing where they were not.
+        not_checked: of each kind that was not looked for, why.
+        own_groups: whether no group has several images, so that none can be in several splits.
+    """
+
+    groups: list[CrossingGroup]
+    exact: list[DuplicatePair]
+    near: list[DuplicatePair]
+    near_radius: int | None
+    not_checked: dict[LeakKind, str] = field(default_factory=dict)
+    own_groups: bool = False
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """All that the audit found; N is the number of rows.
+
+    Attributes:
+        data: class of the DataModule.
+        origin: file that the table comes from.
+        fingerprint: of the table.
+        samples: number of samples of each split.
+        group_counts: number of groups of each split.
+        classes: number of samples by task, class and split; unreadable pictures count.
+        unknown: number of samples without a known value, by task and split.
+        unseen: number of samples by task and value that the vocabulary lacks.
+        missing: number of samples by column and text that made them unknown (``checks.missing``).
+        notes: what was left out of the table, and aliases that match no row.
+        leaks: what connects the splits.
+        identical: images that are equal pixel by pixel; nothing where pixels were not compared, or fewer than
+            two images can be read.
+        skipped: unreadable pictures.
+        allowed: kinds of leaks that the configuration allows.
+        skips_bad_images: whether the configuration leaves unreadable pictures out.
+        value_range: what is black and white in images with more than 8 bits a channel, and how many there are.
+        files_left_out: number of files among the images that are not used, by the ending of their names.
+        reads_images: whether images were read at all; generated ones are not.
+        counts_files: whether files that are left out were looked for: only where images are files.
+    """
+
+    data: str
+    origin: str
+    fingerprint: str
+    samples: dict[str, int]
+    group_counts: dict[str, int]
+    classes: dict[str, dict[str, dict[str, int]]]
+    unknown: dict[str, dict[str, int]]
+    unseen: dict[str, dict[str, int]]
+    missing: dict[str, dict[str, int]]
+    notes: list[str]
+    leaks: Leaks
+    identical: Identical | None
+    skipped: list[SkippedPicture]
+    allowed: list[LeakKind]
+    skips_bad_images: bool
+    value_range: dict[str, Any]
+    files_left_out: dict[str, int]
+    reads_images: bool = True
+    counts_files: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report in types that JSON knows."""
+        return asdict(self)
+
+    def refuse(self) -> None:
+        """Raises what a fit would raise.
+
+        Raises:
+            UserError: for unreadable pictures that are not to be skipped, and for leaks that are not allowed.
+        """
+        if self.skipped and not self.skips_bad_images:
+            problems = [(bad.sample.row, bad.reason) for bad in self.skipped]
+            way_out = "mend or remove these pictures, or set data checks.on_bad_image: skip"
+            raise table_error(self.origin, problems, way_out)
+        _refuse(self.leaks, self.origin, self.allowed)
+
+
+def audit(datamodule: ImageDataModule) -> AuditReport:
+    """Counts, unknown and unseen values, leaks of every kind and unreadable pictures of a data set.
+
+    Pictures are read where that was not done before (generated ones are not: they can be neither corrupt nor equal by
+    accident).
+
+    Raises:
+        UserError: where there is no table to report on.
+    """
+    table = datamodule.table
+    verification = None if datamodule.generated else verify(datamodule)
+    bad = verification.bad if verification else {}
+    masks = {split: table.split_codes == code for code, split in enumerate(SPLITS)}
+    classes, unknown = {}, {}
+    for task, names in table.tasks.items():
+        counts = {split: table.class_counts(split)[task] for split in SPLITS}
+        classes[task] = {name: {split: counts[split][place] for split in SPLITS} for place, name in enumerate(names)}
+        unknown[task] = {split: int((table.targets[task][masks[split]] == UNKNOWN).sum()) for split in SPLITS}
+    return AuditReport(
+        data=type(datamodule).__name__,
+        origin=table.origin,
+        fingerprint=table.fingerprint(),
+        samples={split: int(mask.sum()) for split, mask in masks.items()},
+        group_counts={split: len(np.unique(table.group_ids[mask])) for split, mask in masks.items()},
+        classes=classes,
+        unknown=unknown,
+        unseen=table.unseen,
+        missing=table.missing,
+        notes=table.notes,
+        leaks=find_leaks(datamodule, verification),
+        identical=find_identical(table, verification.content, verification.readable)
+        if verification and verification.readable.sum() > 1
+        else None,
+        skipped=[SkippedPicture(_sample(table, row), reason) for row, reason in sorted(bad.items())],
+        allowed=list(datamodule.check_options["allow_leaks"]),
+        skips_bad_images=datamodule.check_options["on_bad_image"] == "skip",
+        value_range=datamodule.range_record(),
+        files_left_out=datamodule.files_left_out,
+        reads_images=verification is not None,
+        counts_files=bool(datamodule.picture_files),
+    )
+
+
+def refuse_leaks(datamodule: ImageDataModule, verification: Verification | None) -> None:
+    """Refuses to train on splits that share groups or pictures.
+
+    Args:
+        datamodule: its ``checks.allow_leaks`` names the kinds that are tolerated, which then are not even looked for.
+        verification: hashes of the pictures; nothing for generated pictures, of which only groups are checked.
+
+    Raises:
+        UserError: for leaks that are not allowed, all of them in one error.
+    """
+    allowed = datamodule.check_options["allow_leaks"]
+    _refuse(find_leaks(datamodule, verification, allowed), datamodule.table.origin, allowed)
+
+
+def find_leaks(
+    datamodule: ImageDataModule, verification: Verification | None, ignored: Iterable[LeakKind] = ()
+) -> Leaks:
+    """Groups and pictures that are in several splits.
+
+    Args:
+        datamodule: gives the table and reads pictures to confirm near duplicates.
+        verification: hashes of the pictures; without them only groups are looked for.
+        ignored: kinds that are not looked for.
+    """
+    table, ignored = datamodule.table, set(ignored)
+    readable = np.ones(len(table), dtype=bool) if verification is None else verification.readable
+    groups = [] if "groups" in ignored else _crossing_groups(table, readable)
+    exact = near = np.zeros((0, 2), dtype=np.int64)
+    radius = None
+    if verification is not None and "exact" not in ignored:
+        exact = exact_pairs(verification.content, table.split_codes, readable)
+    if verification is not None and "near" not in ignored:
+        near, radius = _near(datamodule, verification)
+    return Leaks(
+        groups,
+        _described(table, exact),
+        _described(table, near),
+        radius,
+        _not_checked(datamodule, verification, readable, ignored),
+        own_groups=len(np.unique(table.group_ids)) == len(table),
+    )
+
+
+def _not_checked(
+    datamodule: ImageDataModule,
+    verification: Verification | None,
+    readable: NDArray[np.bool_],
+    ignored: set[LeakKind],
+) -> dict[LeakKind, str]:
+    """Of each kind of leak that nothing can be said about, why: that none was found would say too much."""
+    table = datamodule.table
+    kinds: tuple[LeakKind, ...] = ("groups", "exact", "near")
+    if len(np.unique(table.split_codes[readable])) < 2:
+        return dict.fromkeys(kinds, "fewer than two splits have images that can be compared")
+    found: dict[LeakKind, str] = {}
+    if verification is None:
+        why = "images are generated" if datamodule.generated else "images were not read"
+        found |= {"exact": why, "near": why}
+    return found | dict.fromkeys((kind for kind in kinds if kind in ignored), "allowed, so not looked for")
+
+
+def find_identical(table: SampleTable, content: NDArray[np.uint8], readable: NDArray[np.bool_]) -> Identical:
+    """Identical images, counted within each split, and what the table says differently of them.
+
+    Args:
+        table: of N samples.
+        content: uint8 ``(N, 32)``, hash of each image.
+        readable: bool ``(N,)``.
+    """
+    repeated = dict.fromkeys(SPLITS, 0)
+    conflicts: list[Conflict] = []
+    for rows in identical_sets(content, readable):
+        for split, count in zip(SPLITS, np.bincount(table.split_codes[rows], minlength=len(SPLITS)), strict=True):
+            repeated[split] += max(int(count) - 1, 0)
+        conflicts += _conflicts(table, rows)
+    return Identical(repeated, sorted(conflicts, key=lambda conflict: conflict.samples[0].row))
+
+
+def _conflicts(table: SampleTable, rows: NDArray[np.int64]) -> Iterator[Conflict]:
+    """In what the table differs about some rows of one image."""
+    named: dict[str, list[str]] = {}
+    for task, names in table.tasks.items():
+        codes = table.targets[task][rows].tolist()
+        named[attribute_column(task)] = ["" if code == UNKNOWN else names[code] for code in codes]
+    own_group = [table.group(row) != table.name(row) for row in rows.tolist()]
+    # A sample without a group is one of its own, by its own name.
+    named["group"] = [table.group(row) if own else "" for row, own in zip(rows.tolist(), own_group, strict=True)]
+    named["caption"] = [" | ".join(filter(None, texts)) for texts in table.caption_lists.of(rows.tolist())]
+    for column, values in named.items():
+        first: dict[str, int] = {}
+        for row, value in zip(rows.tolist(), values, strict=True):
+            if value:
+                first.setdefault(value, row)
+        if len(first) > 1:
+            known = sum(bool(value) for value in values)
+            yield Conflict(column, [_sample(table, row) for row in first.values()], list(first), known)
+
+
+def warn_of_conflicts(table: SampleTable, verification: Verification) -> None:
+    """Reports in one line that identical images have different labels, which no model can satisfy."""
+    found = find_identical(table, verification.content, verification.readable).conflicts
+    told = [conflict for conflict in found if conflict.column not in ("group", "caption")]
+    if told:
+        rank_zero_info(
+            f"{table.origin}: {len(told)} identical images have different labels, first {conflict_text(told[0])}; "
+            "`python -m datamodules audit` lists them"
+        )
+
+
+def conflict_text(conflict: Conflict) -> str:
+    """Such as: class: bag (a.jpg, train, row 3), cup (b.jpg, train, row 9)."""
+    pairs = zip(conflict.values, conflict.samples, strict=True)
+    told = ", ".join(f"{value} ({sample.source}, {sample.split}, row {sample.row})" for value, sample in pairs)
+    return f"{conflict.column}: {told}"
+
+
+def _near(datamodule: ImageDataModule, verification: Verification) -> tuple[Pairs, int]:
+    """Near duplicates that are not identical, from the cache where the data have not changed."""
+    table = datamodule.table
+
+    def read_pixels(row: int) -> NDArray[np.uint8]:
+        pixels: NDArray[np.uint8] = datamodule.read_image(row).permute(1, 2, 0).contiguous().numpy()
+        return pixels
+
+    def progress(blocks: Iterable[int], count: int) -> Iterator[int]:
+        return tracked(blocks, "comparing similar pictures", count)
+
+    def compute() -> Arrays:
+        hashes, codes, readable = verification.perceptual, table.split_codes, verification.readable
+        pairs, radius = near_pairs(hashes, codes, readable, read_pixels, progress)
+        # Equal pictures are told apart by their content alone: a pair of them is no near duplicate.
+        equal = (verification.content[pairs[:, 0]] == verification.content[pairs[:, 1]]).all(axis=1)
+        return {"pairs": pairs[~equal], "radius": np.array(radius)}
+
+    def check(arrays: Arrays) -> None:
+        if arrays["pairs"].ndim != 2 or arrays["radius"].ndim != 0:
+            raise ValueError("not pairs and a radius")
+
+    arrays = cached(f"near-{NEAR_FORMAT}-{verification.key}", compute, check)
+    return arrays["pairs"].astype(np.int64), int(arrays["radius"])
+
+
+def _sample(table: SampleTable, row: int) -> Sample:
+    return Sample(table.name(row), table.source(row), table.split(row), int(table.rows[row]))
+
+
+def _described(table: SampleTable, pairs: Pairs) -> list[DuplicatePair]:
+    return [DuplicatePair(_sample(table, first), _sample(table, second)) for first, second in pairs.tolist()]
+
+
+def _crossing_groups(table: SampleTable, readable: NDArray[np.bool_]) -> list[CrossingGroup]:
+    """Groups whose readable pictures are in several splits, in the order of their first row."""
+    rows = np.flatnonzero(readable)
+    places = table.group_ids[rows] * len(SPLITS) + table.split_codes[rows]
+    distinct, first, counts = np.unique(places, return_index=True, return_counts=True)
+    groups, starts, members = np.unique(distinct // len(SPLITS), return_index=True, return_counts=True)
+    crossing = []
+    for place in np.flatnonzero(members > 1).tolist():
+        group, chosen = int(groups[place]), range(int(starts[place]), int(starts[place] + members[place]))
+        examples = [_sample(table, int(rows[first[entry]])) for entry in chosen]
+        by_split = {sample.split: int(counts[entry]) for sample, entry in zip(examples, chosen, strict=True)}
+        crossing.append(CrossingGroup(str(table.group_values[group].as_py()), by_split, examples))
+    return sorted(crossing, key=lambda found: min(sample.row for sample in found.examples))
+
+
+def _refuse(leaks: Leaks, origin: str, allowed: Iterable[LeakKind]) -> None:
+    """Raises one error for all leaks that are not allowed."""
+    problems: dict[LeakKind, list[tuple[int, str]]] = {
+        "groups": [(min(s.row for s in found.examples), _group_text(found)) for found in leaks.groups],
+        "exact": [(pair.first.row, f"the same picture as {_pair_text(pair)}") for pair in leaks.exact],
+        "near": [(pair.first.row, f"nearly the same picture as {_pair_text(pair)}") for pair in leaks.near],
+    }
+    refused: list[LeakKind] = [kind for kind in problems if problems[kind] and kind not in set(allowed)]
+    if refused:
+        found = " and ".join(f"{len(problems[kind])} {TITLES[kind]}" for kind in refused)
+        way_out = f"{found}: split again, or allow it with data checks.allow_leaks: [{', '.join(refused)}]"
+        raise table_error(origin, [problem for kind in refused for problem in problems[kind]], way_out)
+
+
+def _group_text(found: CrossingGroup) -> str:
+    """Such as: group 'mug 3' is in train (4) and val (1)."""
+    return f"group {found.group!r} is in " + " and ".join(f"{split} ({n})" for split, n in found.counts.items())
+
+
+def _pair_text(pair: DuplicatePair) -> str:
+    """Such as: row 17, a.jpg (train) and b.jpg (val)."""
+    first, second = pair.first, pair.second
+    return f"in row {second.row}: {first.source} ({first.split}) and {second.source} ({second.split})"
+
+
+SHOWN = 20
+"""Rows of a list that are printed; the JSON has all of them."""
+
+
+def print_report(report: AuditReport, console: Console) -> None:
+    """Prints counts by split, the classes of each task, unseen values, leaks and skipped pictures."""
+    console.print(f"[bold]{report.data}[/bold] {escape(report.origin)}  fingerprint {report.fingerprint[:12]}")
+    sizes = _table("samples and groups", ("", *SPLITS))
+    sizes.add_row("samples", *_numbers(report.samples))
+    sizes.add_row("groups", *_numbers(report.group_counts))
+    console.print(sizes)
+    for task, classes in report.classes.items():
+        counts = _table(f"{task}: {len(classes)} classes", (task, *SPLITS))
+        for name, by_split in classes.items():
+            counts.add_row(escape(name), *_numbers(by_split))
+        counts.add_row("[dim]unknown[/dim]", *_numbers(report.unknown[task]))
+        console.print(counts)
+        if unseen := report.unseen.get(task):
+            texts = ", ".join(f"{value} ({count})" for value, count in unseen.items())
+            console.print(f"  {escape(task)}, values that are not in the vocabulary: {escape(texts)}\n")
+    _print_files(report, console)
+    for column, rows in report.missing.items():
+        unknown = ", ".join(f"{text!r} ({n} {'row' if n == 1 else 'rows'})" for text, n in rows.items())
+        console.print(f"{escape(column)}, counted as unknown: {escape(unknown)}", highlight=False)
+    for note in report.notes:
+        console.print(escape(note), highlight=False, soft_wrap=True)
+    _print_leaks(report, console)
+    _print_identical(report, console)
+    lines = [f"row {bad.sample.row} ({bad.sample.split}): {bad.reason}" for bad in report.skipped]
+    why = "" if report.reads_images else "images are generated"
+    _print_list("unreadable pictures", lines, "skipped" if report.skips_bad_images else "not allowed", console, why)
+
+
+def _print_files(report: AuditReport, console: Console) -> None:
+    """Files that are left out, and how images with more than 8 bits a channel are read."""
+    left_out = report.files_left_out
+    none = "none" if report.counts_files else "not looked for (images are no files of their own)"
+    told = f"{sum(left_out.values())}, {left_out_text(left_out)}" if left_out else none
+    console.print(f"files left out: {escape(told)}", soft_wrap=True)
+    if report.value_range["option"] != "auto":
+        console.print(f"image.value_range: {report.value_range['option']}", markup=False)
+    elif images := report.value_range.get("images"):
+        low, high = report.value_range["range"]
+        used = ", ".join(f"{text} {count}" for text, count in report.value_range["used"].items())
+        console.print(
+            f"images with more than 8 bits a channel: {images} (used: {used}); {low:g} is black and {high:g} white "
+            f"(image.value_range: {report.value_range['option']})",
+            soft_wrap=True,
+            markup=False,
+        )
+
+
+def _print_leaks(report: AuditReport, console: Console) -> None:
+    leaks = report.leaks
+    groups = [
+        f"{group.group}: " + ", ".join(f"{split} {count}" for split, count in group.counts.items())
+        for group in leaks.groups
+    ]
+    found: dict[LeakKind, list[str]] = {"groups": groups, "exact": _pairs(leaks.exact), "near": _pairs(leaks.near)}
+    for kind, lines in found.items():
+        allowed = "allowed" if kind in report.allowed else "not allowed"
+        _print_list(TITLES[kind], lines, allowed, console, leaks.not_checked.get(kind, ""))
+        if kind == "groups" and leaks.own_groups and kind not in leaks.not_checked:
+            console.print("  (the data name no groups, or no group has two images: each image is one of its own)")
+    if leaks.near_radius is not None and leaks.near_radius < RADII[0]:
+        console.print(f"  (so many pictures are alike that only hashes within {leaks.near_radius} bits were compared)")
+
+
+def _print_identical(report: AuditReport, console: Console) -> None:
+    """How often images are repeated within a split, and what the table says differently of identical ones."""
+    if report.identical is None:
+        console.print("identical images within a split: not compared")
+        return
+    repeated = {split: count for split, count in report.identical.repeated.items() if count}
+    told = ", ".join(f"{split} {count}" for split, count in repeated.items())
+    console.print(f"identical images within a split: {told or 'none'}")
+    lines = [conflict_text(conflict) for conflict in report.identical.conflicts]
+    counts = ", ".join(f"{column} {count}" for column, count in report.identical.conflict_counts().items())
+    _print_list("identical images that the table contradicts itself about", lines, escape(counts), console)
+
+
+def _pairs(pairs: Iterable[DuplicatePair]) -> list[str]:
+    return [
+        f"{pair.first.source} ({pair.first.split}, row {pair.first.row}) = "
+        f"{pair.second.source} ({pair.second.split}, row {pair.second.row})"
+        for pair in pairs
+    ]
+
+
+def _print_list(title: str, lines: Sequence[str], remark: str, console: Console, not_checked: str = "") -> None:
+    """A list with its length, the first twenty lines of it, and what the configuration makes of it."""
+    if not lines:
+        console.print(f"{title}: not checked ({escape(not_checked)})" if not_checked else f"{title}: none")
+        return
+    console.print(f"[bold]{title}: {len(lines)}[/bold] ({remark})")
+    for line in lines[:SHOWN]:
+        console.print(f"  {escape(line)}", soft_wrap=True)
+    if len(lines) > SHOWN:
+        console.print(f"  and {len(lines) - SHOWN} more")
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(title=escape(title), title_justify="left")
+    for place, column in enumerate(columns):
+        table.add_column(escape(column), justify="right" if place else "left")
+    return table
+
+
+def _numbers(by_split: dict[str, int]) -> list[str]:
+    return [f"{by_split[split]:,}" for split in SPLITS]

@@ -1,0 +1,364 @@
+"""Reads every picture of a data set once: which are unreadable, and fingerprints of the others.
+
+The result is kept under ``$VITRINE_CACHE`` (``~/.cache/vitrine`` by default) and found again as long as the table and
+the files' sizes and dates of change are the same, so a second run starts at once and the other processes of a run
+need not read the pictures again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from numpy.typing import NDArray
+
+from datamodules.loading.decode import UndecidedRangeError, Values, bits_of, usual_range
+from datamodules.table import SampleTable
+from vitrail.console import tracked
+from vitrail.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from datamodules.base import ImageDataModule
+
+Arrays = dict[str, NDArray[np.generic]]
+
+_Read = str | Values | tuple[bytes, list[int]]
+
+HASH_BOXES = ((0, 0, 100, 100), (4, 4, 96, 96), (0, 0, 94, 94), (6, 0, 100, 94), (0, 6, 94, 100), (6, 6, 100, 100))
+"""Parts of a picture that are hashed, in percent (left, top, right, bottom): the whole first, then small crops, so
+that a picture is also found where it was cropped a little."""
+
+_FORMAT = 2  # Counts up when the meaning of the cached arrays changes.
+_BLOCK = 4096
+_THREADS = min(8, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Verification:
+    """What is known of the pictures of a table of N rows.
+
+    Attributes:
+        bad: for each unreadable picture its row in the table and why.
+        content: uint8 ``(N, 32)``, SHA-256 of the decoded pixels and their shape; 0 for unreadable pictures.
+        perceptual: uint64 ``(N, 6)``, difference hash of each of ``HASH_BOXES``; 0 for unreadable pictures.
+        key: names this state of the data, for results that are derived from it and cached as well.
+    """
+
+    bad: dict[int, str]
+    content: NDArray[np.uint8]
+    perceptual: NDArray[np.uint64]
+    key: str
+
+    @property
+    def readable(self) -> NDArray[np.bool_]:
+        """Which pictures can be read, bool ``(N,)``."""
+        mask = np.ones(len(self.content), dtype=bool)
+        mask[list(self.bad)] = False
+        return mask
+
+
+def verify(datamodule: ImageDataModule) -> Verification:
+    """Reads every picture once, or takes what an earlier run found.
+
+    Pictures are read in several threads, so ``read_image`` must be fit for that.
+
+    Returns:
+        Reasons, hashes and the key of the data's state. A picture counts as bad when ``read_image`` raises a
+        ``UserError``: it is missing, truncated, of an unknown format.
+    """
+    table = datamodule.table
+    key = _state_key(table, f"{datamodule.pictures_state()}\n{datamodule.asked_range}")
+    arrays = cached(f"verification-{key}", lambda: _read_new(datamodule), _check(len(table)))
+    chosen = arrays["range"].tolist()
+    datamodule.decide_range(_plain(chosen), _range_facts(arrays))
+    reasons = dict(zip(arrays["bad_rows"].tolist(), arrays["bad_reasons"].tolist(), strict=True))
+    content, perceptual = arrays["content"].astype(np.uint8), arrays["perceptual"].astype(np.uint64)
+    return Verification(reasons, content, perceptual, key)
+
+
+def cached(name: str, compute: Callable[[], Arrays], check: Callable[[Arrays], None]) -> Arrays:
+    """Arrays from the cache, or computed and written there whole.
+
+    A file that cannot be read is made anew; a folder that cannot be written to costs the next run some time, and a
+    warning says so.
+
+    Args:
+        name: of the file, without its ending.
+        compute: makes the arrays.
+        check: raises KeyError or ValueError for arrays that are not as they should be.
+    """
+    if (known := _load(name, check)) is not None:
+        return known
+    arrays = compute()
+    _keep(name, arrays)
+    return arrays
+
+
+def _load(name: str, check: Callable[[Arrays], None]) -> Arrays | None:
+    """What the cache holds, None where there is nothing that is as it should be."""
+    try:
+        with np.load(cache_directory() / f"{name}.npz", allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+        check(arrays)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        return None
+    return arrays
+
+
+def _keep(name: str, arrays: Arrays) -> None:
+    path = cache_directory() / f"{name}.npz"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as stream:
+            np.savez(stream, allow_pickle=False, **arrays)
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        rank_zero_warn(f"{path.parent}: cannot keep what is known of the pictures ({error}); set $VITRINE_CACHE")
+
+
+def content_of(pixels: NDArray[np.uint8]) -> bytes:
+    """SHA-256 of a decoded picture and its shape, 32 bytes.
+
+    Args:
+        pixels: uint8 ``(H, W, 3)``.
+    """
+    digest = hashlib.sha256(str(pixels.shape).encode())
+    digest.update(pixels.tobytes())
+    return digest.digest()
+
+
+def cache_directory() -> Path:
+    """``$VITRINE_CACHE``, or ``~/.cache/vitrine``."""
+    return Path(os.environ.get("VITRINE_CACHE") or "~/.cache/vitrine").expanduser()
+
+
+def hash_boxes(picture: Image.Image) -> list[int]:
+    """64-bit difference hashes of the picture and its crops.
+
+    N. Krawetz, "Kind of Like That", 2013: the signs of the differences of neighbours in a 9×8 thumbnail.
+
+    Returns:
+        For each of ``HASH_BOXES`` a number below 2**64.
+    """
+    import imagehash
+    from PIL import Image
+
+    grey = picture.convert("L").resize((100, 100), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    bits = [imagehash.dhash(grey.crop(box)).hash for box in HASH_BOXES]
+    return [int.from_bytes(np.packbits(part).tobytes(), "big") for part in bits]
+
+
+def _state_key(table: SampleTable, state: str) -> str:
+    """SHA-256 over the table, where its pictures are, and each file's size and date of change."""
+    digest = hashlib.sha256(f"{_FORMAT}\n{table.fingerprint()}\n{table.root}\n{table.origin}\n{state}".encode())
+    sources = table.sources
+    is_file = False
+    for start in range(0, len(sources), _BLOCK):
+        stamps = np.array([_stamp(source) for source in sources[start : start + _BLOCK].to_pylist()], dtype=np.int64)
+        is_file = is_file or bool((stamps >= 0).any())
+        digest.update(stamps.tobytes())
+    if not is_file and Path(table.origin).is_dir():
+        # The pictures lie inside larger files.
+        for path in sorted(Path(table.origin).rglob("*")):
+            digest.update(f"{path}\n{_stamp(str(path))}\n".encode())
+    return digest.hexdigest()
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    """Size and date of change in nanoseconds; (-1, -1) where there is no such file."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 -- a million Path objects would take their time
+    except (OSError, ValueError):
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
+
+
+def _read_new(datamodule: ImageDataModule) -> Arrays:
+    """Reads the pictures whose files are not those of an earlier time: a set that grows is not read all over again."""
+    table = datamodule.table
+    if not datamodule.picture_files:
+        return _read_all(datamodule, np.arange(len(table)), _nothing_known(len(table)))
+    sources = table.sources.to_pylist()
+    files = np.array([hashlib.sha256(source.encode()).digest()[:16] for source in sources], dtype="S16")
+    stamps = np.array([_stamp(source) for source in sources], dtype=np.int64)
+    # A file's size and date of change stand for its content here as they do in the key of all of them.
+    state = f"{_FORMAT} {table.origin} {table.root} {datamodule.asked_range}"
+    name = f"pictures-{hashlib.sha256(state.encode()).hexdigest()}"
+    arrays = _nothing_known(len(table))
+    is_known = np.zeros(len(table), dtype=bool)
+    if (known := _load(name, _check_known)) is not None and len(known["files"]):
+        order = np.argsort(known["files"], kind="stable")
+        place = order[np.searchsorted(known["files"], files, sorter=order).clip(max=len(order) - 1)]
+        is_known = (known["files"][place] == files) & (known["stamps"][place] == stamps).all(axis=1)
+        for key in ("content", "perceptual", "deep"):
+            arrays[key][is_known] = known[key][place[is_known]]
+        arrays["range"] = known["range"]
+    arrays = _read_all(datamodule, np.flatnonzero(~is_known), arrays)
+    good = np.ones(len(table), dtype=bool)
+    good[arrays["bad_rows"].astype(np.int64)] = False
+    kept = {"files": files, "stamps": stamps, **{key: arrays[key] for key in ("content", "perceptual", "deep")}}
+    _keep(name, {**{key: values[good] for key, values in kept.items()}, "range": arrays["range"]})
+    return arrays
+
+
+def _nothing_known(count: int) -> Arrays:
+    return {
+        "content": np.zeros((count, 32), dtype=np.uint8),
+        "perceptual": np.zeros((count, len(HASH_BOXES)), dtype=np.uint64),
+        "deep": np.full((count, 3), np.nan),
+        "range": np.full(2, np.nan),
+    }
+
+
+def _read_all(datamodule: ImageDataModule, rows: NDArray[np.int64], known: Arrays) -> Arrays:
+    """What is known of all pictures once these rows have been read.
+
+    Where the value range is to be decided by the data, images that need one only say which values they have; they are
+    read again when all have spoken.
+    """
+    datamodule.decide_range(None)
+    found = _read_rows(datamodule.read_image, rows, known)
+    is_deep = ~np.isnan(found["deep"][:, 0])
+    if datamodule.asked_range != "auto" or not is_deep.any():
+        return {**found, "range": np.full(2, np.nan)}
+    chosen = decided_range(found["deep"], datamodule.table)
+    datamodule.decide_range(_plain(chosen))
+    # Those that are known from before may have been read with another range.
+    changed = not np.array_equal(found["range"], chosen)
+    again = np.flatnonzero(is_deep) if changed else rows[is_deep[rows]]
+    bad = dict(zip(found["bad_rows"].tolist(), found["bad_reasons"].tolist(), strict=True))
+    second = _read_rows(datamodule.read_image, again, found)
+    bad |= dict(zip(second["bad_rows"].tolist(), second["bad_reasons"].tolist(), strict=True))
+    return {**second, **_bad_arrays(bad), "range": np.array(chosen)}
+
+
+def decided_range(deep: NDArray[np.generic], table: SampleTable) -> list[float]:
+    """The smallest usual range that holds the values of all images.
+
+    Args:
+        deep: float64 ``(N, 3)``, smallest and largest value of each image with more than 8 bits a channel and whether
+            they are floating point; NaN for all others.
+        table: of the images, for the error.
+
+    Raises:
+        UserError: where no usual range holds them all.
+    """
+    rows = np.flatnonzero(~np.isnan(deep[:, 0].astype(np.float64)))
+    values = deep[rows].astype(np.float64)
+    lowest, highest = int(rows[values[:, 0].argmin()]), int(rows[values[:, 1].argmax()])
+    is_float = values[:, 2].astype(bool)
+    found = Values(float(values[:, 0].min()), float(values[:, 1].max()), bool(is_float.any()))
+    chosen = usual_range(found)
+    shares_unit = chosen == (0.0, 1.0) and not is_float.all()
+    if chosen is None or shares_unit or (is_float.any() and not is_float.all()):
+        first, last = table.name(lowest), table.name(highest)
+        raise UserError(
+            f"{table.origin}: {len(rows)} images with more than 8 bits a channel have values from {found.low:g} "
+            f"({first}) to {found.high:g} ({last}), {int(is_float.sum())} of them floating point, which no usual range "
+            "holds; set data image.value_range: [lo, hi]"
+        )
+    return list(chosen)
+
+
+def _plain(chosen: list[float]) -> list[float] | None:
+    """Whole numbers where they are such; None for NaN."""
+    if any(np.isnan(value) for value in chosen):
+        return None
+    return [int(value) if value == int(value) else value for value in chosen]
+
+
+def _range_facts(arrays: Arrays) -> dict[str, object]:
+    """How many images have more than 8 bits a channel, by the bits that they use, where all were looked at."""
+    deep = arrays["deep"].astype(np.float64)
+    rows = deep[~np.isnan(deep[:, 0])]
+    if not len(rows):
+        return {}
+    used = [
+        "floating point" if is_float else str(bits_of(Values(low, high, False)) or "other") + " bits"
+        for low, high, is_float in rows.tolist()
+    ]
+    return {"images": len(rows), "used": dict(sorted(Counter(used).items()))}
+
+
+def _bad_arrays(bad: dict[int, str]) -> Arrays:
+    reasons = np.array(list(bad.values()), dtype=np.str_)
+    return {"bad_rows": np.array(list(bad), dtype=np.int64), "bad_reasons": reasons}
+
+
+def _read_rows(read_image: Callable[[int], torch.Tensor], rows: NDArray[np.int64], known: Arrays) -> Arrays:
+    content, perceptual, deep = known["content"], known["perceptual"], known["deep"]
+    bad: dict[int, str] = {}
+    results = _results(lambda index: _read_one(read_image, index), rows.tolist())
+    read = tracked(results, "reading every picture once", len(rows))
+    for index, result in zip(rows.tolist(), read, strict=True):
+        if isinstance(result, str):
+            bad[index] = result
+        elif isinstance(result, Values):
+            deep[index] = result
+        else:
+            content[index] = np.frombuffer(result[0], dtype=np.uint8)
+            perceptual[index] = result[1]
+    return {**known, **_bad_arrays(bad)}
+
+
+def _results(read: Callable[[int], _Read], rows: list[int]) -> Iterator[_Read]:
+    # In blocks, so that a large data set does not queue millions of tasks.
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for start in range(0, len(rows), _BLOCK):
+            yield from pool.map(read, rows[start : start + _BLOCK])
+
+
+def _read_one(read_image: Callable[[int], torch.Tensor], index: int) -> _Read:
+    """Why a picture is bad, or its SHA-256 and difference hashes, or the values of one whose range is not decided."""
+    from PIL import Image
+
+    try:
+        pixels = read_image(index).permute(1, 2, 0).contiguous().numpy()
+    except UndecidedRangeError as undecided:
+        return undecided.values or str(undecided)
+    except UserError as error:
+        return str(error)
+    return content_of(pixels), hash_boxes(Image.fromarray(pixels))
+
+
+def _check_known(arrays: Arrays) -> None:
+    shapes = {"files": (), "stamps": (2,), "content": (32,), "perceptual": (len(HASH_BOXES),), "deep": (3,)}
+    for key, shape in shapes.items():
+        if arrays[key].shape != (len(arrays["files"]), *shape):
+            raise ValueError(f"{key} has the shape {arrays[key].shape}")
+    _check_range(arrays)
+
+
+def _check(count: int) -> Callable[[Arrays], None]:
+    def check(arrays: Arrays) -> None:
+        shapes = {"content": (count, 32), "perceptual": (count, len(HASH_BOXES)), "deep": (count, 3)}
+        for key, shape in shapes.items():
+            if arrays[key].shape != shape:
+                raise ValueError(f"{key} has the shape {arrays[key].shape}, must have {shape}")
+        if arrays["bad_rows"].shape != arrays["bad_reasons"].shape:
+            raise ValueError("not one reason for each bad picture")
+        _check_range(arrays)
+
+    return check
+
+
+def _check_range(arrays: Arrays) -> None:
+    if arrays["range"].shape != (2,):
+        raise ValueError(f"range has the shape {arrays['range'].shape}, must have (2,)")

@@ -1,0 +1,1 @@
+"""Readers of label and caption files."""

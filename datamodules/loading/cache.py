@@ -1,0 +1,379 @@
+"""Decoded pictures on disk: each is decoded once, and later read as a slice of a memory-mapped file.
+
+The cache is a folder of chunks. A chunk holds some hundred pictures as 8-bit RGB, scaled down so that the short side
+has the length that is asked for, and is named after the pictures' content and that length. It is written under a
+temporary name and renamed, so it is there whole or not at all, and never changes afterwards: a kill loses at most the
+chunks that were being written, and two runs can share a cache. A changed picture makes another name. The table of a
+chunk and each of its pictures have a checksum; a chunk that is damaged is made again, and a warning says so.
+
+Ideas: FFCV (Leclerc et al., 2023) for resized pictures behind a memory map, git for naming by content.
+
+How a split's pictures are read: from the cache of decoded pictures, or each time from where they come from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import warnings
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.checks.verify import cache_directory
+from datamodules.loading.transforms import scale_down, useful_short_side
+from datamodules.options import AugmentOptions, complete_augment
+from vitrail.console import tracked
+from vitrail.errors import UserError
+from vitrail.files import disk_full, exclusively, make_room
+from vitrail.types import Resize
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from datamodules.base import ImageDataModule
+
+
+CHUNK = 256
+"""Pictures of a chunk."""
+
+_MAGIC = b"vitrine pixels 2"
+_HEADER = 40
+_ENTRY = 4
+"""Numbers of a picture in the table: where its pixels begin, height, width, CRC-32 of the pixels."""
+
+_ESTIMATED_FROM = 16
+
+
+@dataclass(eq=False)
+class PixelCache:
+    """Pictures of some rows of a table, decoded once.
+
+    Args:
+        read_image: gives uint8 ``(3, H, W)`` for a row of the table.
+        rows: int64 ``(n,)``, ascending, the rows that can be read.
+        content: uint8 ``(N, 32)``, hash of each row's picture.
+        short_side: longest short side that is kept, in pixels; a smaller picture keeps its size.
+        interpolation: of the scaling, ``bilinear`` or ``bicubic``.
+        folder: of the chunks.
+        resize: which sides are scaled: the short one (``crop``), both (``squash``) or the long one (``pad``).
+    """
+
+    read_image: Callable[[int], torch.Tensor]
+    rows: NDArray[np.int64]
+    content: NDArray[np.uint8]
+    short_side: int
+    interpolation: str
+    folder: Path
+    resize: Resize = "crop"
+    _chunks: dict[int, _Chunk] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self._names = [self._name(number) for number in range(-(-len(self.rows) // CHUNK))]
+
+    def __getstate__(self) -> dict[str, object]:
+        # Worker processes map the files themselves.
+        return {**self.__dict__, "_chunks": {}}
+
+    def read(self, row: int) -> torch.Tensor:
+        """One picture.
+
+        Args:
+            row: of the table, one of ``rows``.
+
+        Returns:
+            uint8 ``(3, H, W)``, RGB, channels interleaved in memory. It is private: changes do not reach the file.
+
+        Raises:
+            UserError: if a chunk that has been removed since cannot be made again.
+        """
+        number, place = divmod(int(np.searchsorted(self.rows, row)), CHUNK)
+        chunk = self._chunks.get(number) or self._open(number)
+        pixels = chunk.pixels(place)
+        if pixels is None:
+            path = self.folder / self._names[number]
+            pixels = self._make_again(number, f"{path}: is damaged, a checksum does not match").pixels(place)
+            if pixels is None:
+                raise UserError(f"{path}: is damaged although it was just written; set $VITRINE_CACHE to another disk")
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+
+    def missing(self) -> list[int]:
+        """Numbers of the chunks that are not there yet."""
+        return [number for number, name in enumerate(self._names) if not (self.folder / name).exists()]
+
+    def estimated_bytes(self) -> int:
+        """About how much disk space the missing chunks need."""
+        missing = self.missing()
+        if not missing:
+            return 0
+        among = self.rows[np.linspace(0, len(self.rows) - 1, min(_ESTIMATED_FROM, len(self.rows))).astype(int)]
+        sizes = [self._scaled(int(row)).numel() for row in among]
+        return int(np.mean(sizes) * min(len(missing) * CHUNK, len(self.rows)))
+
+    def build(self, limit: int, workers: int) -> None:
+        """Makes the missing chunks; where another run is at it, waits for it.
+
+        Args:
+            limit: bytes that the folder may hold; the chunks that were not used for longest make room.
+            workers: processes that decode; 0 for this one alone.
+
+        Raises:
+            UserError: if the disk is full or the folder cannot be written to.
+        """
+        if not self.missing():
+            self._mark_used()
+            return
+        key = hashlib.blake2b("".join(self._names).encode(), digest_size=16).hexdigest()
+        with disk_full(self.folder), exclusively(self.folder, key):
+            missing = self.missing()
+            self._remove_remains(missing)
+            make_room(self.folder, limit - self.estimated_bytes(), keep=set(self._names))
+            made = DataLoader(_Chunks(self, missing), batch_size=None, num_workers=min(workers, len(missing)))
+            for problem in tracked(made, f"decoding pictures once, {CHUNK} at a time", len(missing)):
+                if problem:
+                    raise UserError(problem)
+        self._mark_used()
+
+    def make(self, number: int) -> None:
+        """Writes one chunk, whole or not at all.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        path = self.folder / self._names[number]
+        rows = self.rows[number * CHUNK : (number + 1) * CHUNK]
+        table = np.zeros((len(rows), _ENTRY), dtype=np.int64)
+        end = 0
+        # No flush to the disk: a power cut costs the work, and is noticed.
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with temporary.open("wb") as file:
+                file.seek(_HEADER + table.nbytes)
+                for place, row in enumerate(rows.tolist()):
+                    picture = self._scaled(row).permute(1, 2, 0).contiguous().numpy()
+                    table[place] = end, *picture.shape[:2], zlib.crc32(picture.data)
+                    end += file.write(picture.data)
+                file.seek(0)
+                file.write(_header(len(rows), end, table) + table.tobytes())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _scaled(self, row: int) -> torch.Tensor:
+        return scale_down(self.read_image(row), self.short_side, self.interpolation, self.resize)
+
+    def _name(self, number: int) -> str:
+        rows = self.rows[number * CHUNK : (number + 1) * CHUNK]
+        made = f"{self.short_side} {self.interpolation}" + ("" if self.resize == "crop" else f" {self.resize}")
+        digest = hashlib.blake2b(_MAGIC + made.encode(), digest_size=20)
+        digest.update(np.ascontiguousarray(self.content[rows]).tobytes())
+        return f"{digest.hexdigest()}.pixels"
+
+    def _open(self, number: int) -> _Chunk:
+        path = self.folder / self._names[number]
+        chunk = _mapped(path)
+        if chunk is None:
+            # Another run needed the room, or somebody has emptied the folder.
+            return self._make_again(number, f"{path}: is damaged or cut short" if path.exists() else "")
+        self._chunks[number] = chunk
+        return chunk
+
+    def _make_again(self, number: int, damage: str) -> _Chunk:
+        """A chunk that was lost or damaged; in the latter case a warning says what was wrong."""
+        path = self.folder / self._names[number]
+        with disk_full(self.folder), exclusively(self.folder, path.stem):
+            chunk = _mapped(path)
+            # Unless another process has made it by now.
+            if chunk is None or (damage and not chunk.is_whole()):
+                if damage:
+                    warnings.warn(f"{damage}; its pictures are decoded again", stacklevel=3)
+                self.make(number)
+                chunk = _mapped(path)
+        if chunk is None:
+            raise UserError(f"{path}: cannot be read although it was just written; set $VITRINE_CACHE to another disk")
+        self._chunks[number] = chunk
+        return chunk
+
+    def _mark_used(self) -> None:
+        """Notes the time, by which chunks are removed when room is needed."""
+        for name in self._names:
+            with contextlib.suppress(OSError):
+                os.utime(self.folder / name)
+
+    def _remove_remains(self, missing: list[int]) -> None:
+        """Removes what killed processes have left of these chunks; nobody else is at work on them."""
+        for number in missing:
+            for path in self.folder.glob(f".{self._names[number]}.*"):
+                path.unlink(missing_ok=True)
+
+
+class _Chunks(Dataset[str]):
+    """Makes a chunk when asked for it, in the worker process, and says what went wrong, if anything did.
+
+    An exception would come back from the worker with its whole traceback as the message.
+    """
+
+    def __init__(self, cache: PixelCache, numbers: list[int]) -> None:
+        self._cache, self._numbers = cache, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, place: int) -> str:
+        try:
+            with disk_full(self._cache.folder):
+                self._cache.make(self._numbers[place])
+        except UserError as error:
+            return str(error)
+        return ""
+
+
+@dataclass(frozen=True, eq=False)
+class _Chunk:
+    """A mapped chunk.
+
+    Attributes:
+        table: int64 ``(n, 4)``, see ``_ENTRY``.
+        data: uint8, the pixels of all pictures.
+    """
+
+    table: NDArray[np.int64]
+    data: NDArray[np.uint8]
+    _good: set[int] = field(default_factory=set, repr=False)
+
+    def pixels(self, place: int) -> NDArray[np.uint8] | None:
+        """A picture, uint8 ``(H, W, 3)``; None if it is damaged, which is looked for when it is first read."""
+        begin, height, width, check = self.table[place].tolist()
+        pixels = self.data[begin : begin + height * width * 3]
+        if place not in self._good:
+            if len(pixels) != height * width * 3 or zlib.crc32(pixels.data) != check:
+                return None
+            self._good.add(place)
+        return pixels.reshape(height, width, 3)
+
+    def is_whole(self) -> bool:
+        """Whether no picture is damaged."""
+        return all(self.pixels(place) is not None for place in range(len(self.table)))
+
+
+def _header(count: int, size: int, table: NDArray[np.int64]) -> bytes:
+    """Magic, numbers of pictures and of their bytes, and CRC-32 of these and the table."""
+    head = _MAGIC + np.array([count, size], dtype=np.int64).tobytes()
+    return head + np.array([zlib.crc32(table.tobytes(), zlib.crc32(head))], dtype=np.int64).tobytes()
+
+
+def _mapped(path: Path) -> _Chunk | None:
+    """A chunk; None for one that is missing, cut short, or whose table is damaged."""
+    try:
+        # Copy on write: a tensor on top of it may be changed, the file not.
+        file = np.memmap(path, dtype=np.uint8, mode="c")
+    except (OSError, ValueError):
+        return None
+    if len(file) < _HEADER or bytes(file[: len(_MAGIC)]) != _MAGIC:
+        return None
+    count, size = np.frombuffer(file, dtype=np.int64, count=2, offset=len(_MAGIC)).tolist()
+    begin = _HEADER + count * _ENTRY * 8
+    if count < 0 or len(file) != begin + size:
+        return None
+    table = np.frombuffer(file, dtype=np.int64, count=count * _ENTRY, offset=_HEADER).reshape(count, _ENTRY)
+    if bytes(file[:_HEADER]) != _header(count, size, table):
+        return None
+    return _Chunk(table, np.asarray(file[begin:]))
+
+
+_MOST_WORKERS = 16
+_GB = 10**9
+
+
+class SplitReaders:
+    """Reads pictures of several splits, those of each by a reader of its own.
+
+    So pictures that a split's evaluation has decoded before are found again.
+
+    Args:
+        split_codes: int8 ``(N,)``, of the whole table.
+        make_reader: gives the reader of int64 ``(n,)`` rows of one split.
+        rows: int64, ascending, those that are to be read.
+    """
+
+    def __init__(
+        self,
+        split_codes: NDArray[np.int8],
+        make_reader: Callable[[NDArray[np.int64]], Callable[[int], torch.Tensor]],
+        rows: NDArray[np.int64],
+    ) -> None:
+        self._split_codes = split_codes
+        codes = split_codes[rows]
+        self._readers = {int(code): make_reader(rows[codes == code]) for code in sorted(set(codes.tolist()))}
+
+    def __call__(self, row: int) -> torch.Tensor:
+        """One picture, uint8 ``(3, H, W)``."""
+        return self._readers[int(self._split_codes[row])](row)
+
+
+def picture_reader(
+    datamodule: ImageDataModule,
+    rows: NDArray[np.int64],
+    content: NDArray[np.uint8],
+    augment: AugmentOptions | None,
+) -> Callable[[int], torch.Tensor]:
+    """Reads pictures of some rows, out of the cache where the options say so; makes it where it is missing.
+
+    Args:
+        datamodule: gives the options and reads pictures.
+        rows: int64 ``(n,)``, ascending.
+        content: uint8 ``(N, 32)``, hash of each row's picture.
+        augment: of training pictures, None for evaluation, which gets bit by bit what it gets without a cache.
+
+    Returns:
+        Gives uint8 ``(3, H, W)`` for a row of the table.
+
+    Raises:
+        UserError: if the disk is full, or ``cache: always`` does not fit into its limit.
+    """
+    options, mode = datamodule.loader_options, datamodule.loader_options["cache"]
+    if mode == "never" or not len(rows):
+        return datamodule.read_image
+    image = datamodule.image_options
+    cache = PixelCache(
+        read_image=datamodule.read_image,
+        rows=rows,
+        content=content,
+        short_side=useful_short_side(image, augment),
+        interpolation=image["interpolation"],
+        # Random crops come out of images of the original's shape.
+        resize="crop" if complete_augment(augment, hue_safe=False)["random_resized_crop"] else image["resize"],
+        folder=cache_directory() / "pixels",
+    )
+    limit = int(options["cache_limit_gb"] * _GB)
+    if refusal := _refusal(cache, limit):
+        if mode == "always":
+            raise UserError(f"data loader.cache: always, but {refusal}; or set loader.cache: auto")
+        rank_zero_info(f"{datamodule.table.origin}: pictures are decoded anew each time, because {refusal}.")
+        return datamodule.read_image
+    cache.build(limit, min(os.cpu_count() or 1, _MOST_WORKERS))
+    return cache.read
+
+
+def _refusal(cache: PixelCache, limit: int) -> str:
+    """Why the cache cannot be made, and the way out; empty if it can."""
+    needed = cache.estimated_bytes()
+    if not needed:
+        return ""
+    if needed > limit:
+        return f"decoded they need about {needed / _GB:.1f} GB; raise data loader.cache_limit_gb ({limit / _GB:g})"
+    existing = next(folder for folder in (cache.folder, *cache.folder.parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        return f"decoded they need about {needed / _GB:.1f} GB and {existing} has {free / _GB:.1f} GB left; free some"
+    return ""

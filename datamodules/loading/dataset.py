@@ -1,0 +1,298 @@
+"""From keys to batches: the map-style data set, its collation, and a loader that can be resumed.
+
+Pictures are read, augmented and brought together in the worker process; everything else of a batch is looked up in
+the table's columns when a batch is put together.
+
+How batches come from worker processes: what is small within the message, and only pictures in shared memory.
+
+Each tensor that leaves a worker process costs a file of shared memory, a connection and a handshake, about as much as
+decoding a small picture; a batch has many tensors, nearly all of them tiny.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
+
+from datamodules.captions import Texts
+from datamodules.loading.samplers import SampleKey
+from datamodules.loading.transforms import mix_batch
+from datamodules.table import SampleTable
+from vitrail.errors import UserError
+from vitrail.seeding import counted_rng
+from vitrail.types import LABEL_TASK, Batch, FeatureLookup
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+_LARGE = 1 << 16
+
+
+def to_be_sent(batch: Any) -> Any:
+    """Tensors of less than 64 KiB as arrays, wherever they are nested in dictionaries; nothing in the main process."""
+    return _mapped(batch, _small_to_array) if get_worker_info() is not None else batch
+
+
+def received(batch: Any) -> Any:
+    """Undoes ``to_be_sent``."""
+    return _mapped(batch, _array_to_tensor)
+
+
+def _mapped(value: Any, function: Any) -> Any:
+    return {key: _mapped(item, function) for key, item in value.items()} if isinstance(value, dict) else function(value)
+
+
+def _small_to_array(value: Any) -> Any:
+    is_small = isinstance(value, torch.Tensor) and value.numel() * value.element_size() < _LARGE
+    return value.numpy() if is_small else value
+
+
+def _array_to_tensor(value: Any) -> Any:
+    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+
+
+class Sample(TypedDict):
+    """One sample on its way into a batch.
+
+    Attributes:
+        image: uint8 ``(3, size, size)``, RGB; missing where the picture was not read.
+        sample_id: row of the table.
+        epoch: epoch that it was augmented for.
+        is_padding: whether it only fills up a process's share.
+        draw: how often it was drawn before in this epoch.
+        caption_number: which of its captions goes with it, ``captions.RANDOM`` for one that is drawn.
+    """
+
+    image: NotRequired[torch.Tensor]
+    sample_id: int
+    epoch: int
+    is_padding: bool
+    draw: int
+    caption_number: int
+
+
+class ImageDataset(Dataset[Sample]):
+    """Reads and transforms the pictures of a split; what is random is a function of (seed, epoch, sample id).
+
+    Args:
+        indices: int64 ``(n,)``, rows of the table.
+        read_image: gives uint8 ``(3, H, W)`` for a row of the table.
+        transform: from uint8 ``(3, H, W)`` to uint8 ``(3, size, size)``; may use torch's global generator.
+        seed: of the augmentation.
+        caption_numbers: int64 ``(n,)``, which caption goes with each place; the first by default.
+    """
+
+    def __init__(
+        self,
+        indices: NDArray[np.int64],
+        read_image: Callable[[int], torch.Tensor],
+        transform: Callable[[torch.Tensor], torch.Tensor],
+        seed: int = 0,
+        caption_numbers: NDArray[np.int64] | None = None,
+    ) -> None:
+        self.indices = indices
+        self._caption_numbers = caption_numbers
+        self._read_image = read_image
+        self._transform = transform
+        self._seed = seed
+
+    def with_captions(self, indices: NDArray[np.int64], caption_numbers: NDArray[np.int64] | None) -> ImageDataset:
+        """The same pictures, each as often as it is to come, with the caption that goes with each place."""
+        return ImageDataset(indices, self._read_image, self._transform, self._seed, caption_numbers)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, key: SampleKey | int) -> Sample:
+        """The sample at a place of the split; a plain number stands for epoch 0."""
+        sample = self.without_image(key)
+        image = self._read_image(sample["sample_id"])
+        with counted_rng(
+            "augment", self._seed, sample["epoch"], sample["sample_id"], view_of(sample) - sample["epoch"]
+        ):
+            sample["image"] = self._transform(image)
+        return sample
+
+    def without_image(self, key: SampleKey | int) -> Sample:
+        """The sample at a place of the split; its picture is not read."""
+        place, epoch, is_padding, draw = key if isinstance(key, SampleKey) else SampleKey(key)
+        if not -len(self) <= place < len(self):
+            raise IndexError(place)  # ends `for sample in dataset`
+        return {
+            "sample_id": int(self.indices[place]),
+            "epoch": epoch,
+            "is_padding": is_padding,
+            "draw": draw,
+            "caption_number": 0 if self._caption_numbers is None else int(self._caption_numbers[place]),
+        }
+
+
+def stack_pictures(pictures: Sequence[torch.Tensor]) -> torch.Tensor:
+    """A batch in the layout that convolutions are fastest with, ``torch.channels_last``.
+
+    Args:
+        pictures: uint8 ``(3, H, W)`` each, in any layout.
+
+    Returns:
+        uint8 ``(B, 3, H, W)``; in a worker process it lies in shared memory, so that it is not copied again.
+    """
+    batch: torch.Tensor = default_collate([picture.permute(1, 2, 0) for picture in pictures])
+    return batch.permute(0, 3, 1, 2)
+
+
+def view_of(sample: Sample) -> int:
+    """Number of a sample's augmentation: it changes with the epoch, with repetition, and with the caption."""
+    return sample["epoch"] + sample["draw"] + max(sample["caption_number"], 0)
+
+
+class Collate:
+    """Puts samples together to a batch and, in training, mixes it.
+
+    Args:
+        table: where targets and groups are looked up.
+        seed: of the mixing.
+        texts: where captions are looked up; by default those of the table.
+        mixup: alpha of mixup, 0 for off.
+        cutmix: alpha of CutMix, 0 for off.
+        evaluation: whether batches hold every caption of a picture.
+    """
+
+    def __init__(
+        self,
+        table: SampleTable,
+        seed: int = 0,
+        *,
+        texts: Texts | None = None,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        evaluation: bool = False,
+    ) -> None:
+        self._table = table
+        self._seed = seed
+        self._texts = texts or Texts(table, seed=seed)
+        self._mixup = mixup
+        self._cutmix = cutmix
+        self._evaluation = evaluation
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        """The batch of these samples."""
+        ids = [sample["sample_id"] for sample in samples]
+        table = self._table
+        targets = {task: torch.from_numpy(values[ids]) for task, values in table.targets.items()}
+        batch: Batch = {
+            "positive_id": torch.from_numpy(self._texts.positive_ids[ids]),
+            "sample_id": torch.tensor(ids),
+            "group_id": torch.from_numpy(table.group_ids[ids]),
+            "is_padding": torch.tensor([sample["is_padding"] for sample in samples]),
+        }
+        if "image" in samples[0]:
+            batch["image"] = stack_pictures([sample["image"] for sample in samples])
+        if LABEL_TASK in targets:
+            batch["label"] = targets.pop(LABEL_TASK)
+        batch["attributes"] = targets
+        self._add_captions(batch, samples, ids)
+        if self._mixup or self._cutmix:
+            key = (self._seed, samples[0]["epoch"], ids[0])
+            batch["image"], mix = mix_batch(batch["image"], key, mixup=self._mixup, cutmix=self._cutmix)
+            if mix is not None:
+                batch["mix"] = mix
+        sent: Batch = to_be_sent(batch)
+        return sent
+
+    def _add_captions(self, batch: Batch, samples: Sequence[Sample], ids: Sequence[int]) -> None:
+        if self._evaluation:
+            captions = self._texts.evaluation(ids)
+            batch["caption"] = [texts[0] for texts in captions]
+            if self._texts.own:
+                batch["captions"] = captions
+        else:
+            batch["caption"] = self._texts.training(
+                ids,
+                numbers=[sample["caption_number"] for sample in samples],
+                epochs=[sample["epoch"] for sample in samples],
+                draws=[sample["draw"] for sample in samples],
+            )
+
+
+class CountedLoader(DataLoader[Sample]):
+    """A loader that begins when the first batch is asked for, and can be resumed in the middle of an epoch.
+
+    Lightning makes the first iterator before it tells the sampler the epoch, and worker processes begin to prefetch
+    at once: after a resume they would fetch the first epoch's samples. Therefore nothing happens before the first
+    batch. ``state_dict`` and ``load_state_dict`` are what Lightning asks for to resume: the batches that were already
+    delivered are skipped without being read.
+    """
+
+    features: FeatureLookup | None = None
+    """While it is set, batches have features instead of pictures, and nothing is read."""
+
+    pending: int = 0
+    """Batches that were delivered and do not count in ``state_dict``, because nothing was done with them yet."""
+
+    # On the class and not in a constructor: Lightning rebuilds loaders from DataLoader's own arguments.
+    _delivered: int = 0
+    _resume: dict[str, int] | None = None
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator, so that it begins late
+        self._delivered = self._batches_to_skip()
+        if self._delivered:
+            self.sampler.start = self._delivered * self._samples_per_batch  # type: ignore[attr-defined]
+        try:
+            for batch in super().__iter__() if self.features is None else self._from_features(self.features):
+                self._delivered += 1
+                yield received(batch)
+        except UserError as error:
+            # From a worker it comes with the worker's traceback; the last line is what the user needs.
+            name = type(error).__name__
+            # With the last reference to their iterator the workers end. The frames of the error hold one more, and
+            # what only the garbage collector finds waits five seconds for each worker.
+            self._iterator = None
+            raise UserError(str(error).rsplit(f"{name}: ", 1)[-1].strip()) from error.with_traceback(None)
+
+    def _from_features(self, lookup: FeatureLookup) -> Iterator[Batch]:
+        dataset: ImageDataset = self.dataset  # type: ignore[assignment]  # the only kind that these loaders are made of
+        for keys in self.batch_sampler or ():
+            samples = [dataset.without_image(key) for key in keys]
+            batch: Batch = self.collate_fn(samples)
+            view = torch.tensor([view_of(sample) for sample in samples])
+            batch["features"] = {"image": lookup(batch["sample_id"], view)}
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Where in which epoch this process stands, in batches delivered."""
+        return {**self._layout(), "batches": self._delivered - self.pending}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Goes on after the batches that were delivered, if the same epoch is begun again."""
+        self._resume = dict(state_dict)
+
+    @property
+    def _samples_per_batch(self) -> int:
+        return self.batch_size or 1
+
+    def _layout(self) -> dict[str, int]:
+        return {
+            "epoch": getattr(self.sampler, "epoch", 0),
+            "batch_size": self._samples_per_batch,
+            "processes": getattr(self.sampler, "num_replicas", 1),
+            "samples": len(self.sampler),  # type: ignore[arg-type]
+            **getattr(self.sampler, "order_options", {}),
+        }
+
+    def _batches_to_skip(self) -> int:
+        state, self._resume = self._resume, None
+        layout = self._layout()
+        if state is None or state["epoch"] != layout["epoch"] or state["batches"] >= len(self):
+            return 0
+        for key, value in layout.items():
+            if (then := state.get(key)) != value:
+                raise UserError(
+                    f"the checkpoint was written in the middle of epoch {state['epoch']} with {key} {then}, now "
+                    f"{value}; resume with the same, or from a checkpoint of an epoch's end"
+                )
+        return state["batches"]

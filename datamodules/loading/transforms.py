@@ -1,0 +1,416 @@
+"""Transforms on uint8 tensors: one for evaluation, wherever that happens, and the training augmentation.
+
+Both take uint8 ``(3, H, W)`` and give uint8 ``(3, size, size)``, laid out in memory as is cheapest: batches are laid
+out anew. Scaling and normalisation are the model's. The training transform draws from torch's global generator;
+``datamodules.loading.dataset`` seeds it for each sample.
+
+mixup and CutMix on uint8 batches, counted like all other randomness.
+
+mixup: Zhang et al., "mixup: Beyond Empirical Risk Minimization" (ICLR 2018); CutMix: Yun et al., "CutMix:
+Regularization Strategy to Train Strong Classifiers with Localizable Features" (ICCV 2019). Where both are on, each
+batch gets one of them with equal chance, as in timm.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+from torch.distributions import Beta
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import v2 as T
+
+from datamodules.options import AugmentOptions, ImageOptions, complete_augment, complete_image
+from vitrail.seeding import counted_rng
+from vitrail.types import CropRounding, Mix, Resize
+
+# ImageNet's mean colour: about 0 after every usual normalisation, as where erasing follows the normalisation.
+_ERASED = [124.0, 116.0, 104.0]
+
+# The mean color of the weights whose images have borders.
+_BORDER = 128
+
+# What is faster where channels lie one after the other.
+_ON_PLANES = ("rotation", "translate", "brightness", "contrast", "saturation", "hue", "erasing")
+
+_LOG_RATIO = math.log(4 / 3)
+_TRIES = 10
+_MOST_ENLARGED = 1 << 24
+_FILTERS = {
+    InterpolationMode.BILINEAR: Image.Resampling.BILINEAR,
+    InterpolationMode.BICUBIC: Image.Resampling.BICUBIC,
+}
+_LARGEST_FACTOR = 1.5
+
+
+def learns_colour(tasks: Iterable[str]) -> bool:
+    """Whether a task's name says that its target is a colour, which hue jitter would falsify."""
+    return any("colour" in task.lower() or "color" in task.lower() for task in tasks)
+
+
+def eval_transform(image: ImageOptions | None) -> nn.Module:
+    """The one transform for validation, test, prediction, galleries and the application.
+
+    Scales the image to ``size / crop_fraction``, as ``resize`` says, and crops or pads its center.
+
+    Args:
+        image: how images are made.
+
+    Raises:
+        UserError: for unknown keys and values out of range.
+    """
+    options = complete_image(image)
+    size, side, mode = options["size"], scaled_side(options), _interpolation(options)
+    if options["resize"] == "crop":
+        return _ScaledCentre(side, size, mode, options["crop_rounding"])
+    return nn.Sequential(_Fit(side, options["resize"], mode), _Center(size, options["crop_rounding"]))
+
+
+def train_transform(image: ImageOptions | None, augment: AugmentOptions | None, hue_safe: bool) -> nn.Module:
+    """The training augmentation without mixing; what is off costs nothing, and all off is the evaluation transform.
+
+    Args:
+        image: size, crop fraction and interpolation.
+        augment: preset and overrides.
+        hue_safe: whether to leave out the hue jitter of a preset, because a colour is to be learned.
+
+    Raises:
+        UserError: for unknown keys and values out of range.
+    """
+    options = complete_image(image)
+    chosen = complete_augment(augment, hue_safe=hue_safe)
+    steps: list[nn.Module] = []
+    if scale := chosen["random_resized_crop"]:
+        steps.append(_RandomResizedCrop(options, (scale[0], scale[1])))
+    else:
+        steps.append(eval_transform(options))
+    if any(value for key, value in chosen.items() if key in _ON_PLANES):
+        steps.append(_Planes())
+    if chosen["horizontal_flip"]:
+        steps.append(_RandomFlip(chosen["horizontal_flip"]))
+    if chosen["rotation"] or chosen["translate"]:
+        # One resampling for both; two would blur twice.
+        shift = (chosen["translate"], chosen["translate"]) if chosen["translate"] else None
+        # Without `fill` the outside is black as with fill=0, but torchvision warps no mask along with the picture.
+        steps.append(T.RandomAffine(chosen["rotation"], shift, interpolation=InterpolationMode.BILINEAR, fill=None))
+    jitter = {key: chosen[key] for key in ("brightness", "contrast", "saturation", "hue") if chosen[key]}
+    if jitter:
+        steps.append(_ColourJitter(jitter))
+    if chosen["erasing"]:
+        low, high = chosen["erasing_scale"]
+        steps.append(T.RandomErasing(chosen["erasing"], scale=(low, high), value=_ERASED))
+    return steps[0] if len(steps) == 1 else nn.Sequential(*steps)
+
+
+def scaled_side(options: ImageOptions) -> int:
+    """Length that the evaluation scales an image to, of which it keeps ``crop_fraction``, in pixels."""
+    # Rounded down as timm does; a fraction that was made of two lengths gives the longer one again.
+    return math.floor(options["size"] / options["crop_fraction"] + 1e-6)
+
+
+def scale_down(image: torch.Tensor, short_side: int, interpolation: str, resize: Resize = "crop") -> torch.Tensor:
+    """Scales a picture so that its short side has a length, as the evaluation does; a smaller one stays as it is.
+
+    Args:
+        image: uint8 ``(3, H, W)``.
+        short_side: in pixels; with ``squash`` of both sides, with ``pad`` of the long one.
+        interpolation: ``bilinear`` or ``bicubic``.
+        resize: ``crop``, ``squash`` or ``pad``.
+
+    Returns:
+        uint8 ``(3, H', W')``.
+    """
+    mode = InterpolationMode(interpolation)
+    if resize != "crop":
+        return _Fit(short_side, resize, mode)(image) if image[0].numel() > short_side**2 else image
+    if min(image.shape[-2:]) <= short_side:
+        return image
+    scaled: torch.Tensor = T.functional.resize(image, [short_side], mode, antialias=True)
+    return scaled
+
+
+def useful_short_side(image: ImageOptions | None, augment: AugmentOptions | None) -> int:
+    """Short side beyond which more pixels of a picture would hardly change what the network sees.
+
+    For evaluation it is the length that the evaluation scales to, exactly. For random crops it is the length at which
+    the smallest square crop still has as many pixels as the network sees, at most half as much again.
+
+    Args:
+        image: size and crop fraction.
+        augment: of training pictures, None for evaluation.
+    """
+    options = complete_image(image)
+    short_side = scaled_side(options)
+    scale = complete_augment(augment, hue_safe=False)["random_resized_crop"]
+    if not scale:
+        return short_side
+    return max(short_side, math.ceil(options["size"] * min(_LARGEST_FACTOR, 1 / math.sqrt(scale[0]))))
+
+
+def random_crop_box(height: int, width: int, scale: tuple[float, float]) -> tuple[int, int, int, int]:
+    """A random part of a picture (Szegedy et al., Going deeper with convolutions, 2015).
+
+    Its area is uniform in ``scale``, its aspect ratio log-uniform in [3/4, 4/3]. After ten parts that do not fit it is
+    the largest one in the middle. Parts are distributed as those of torchvision's ``RandomResizedCrop``; all that may
+    be needed is drawn at once from torch's global generator, because single draws take a fifth of a sample's time.
+
+    Returns:
+        Top, left, height and width in pixels.
+    """
+    draws = iter(torch.rand(2 * _TRIES + 2, dtype=torch.float64).tolist())
+    for _ in range(_TRIES):
+        target_area = height * width * (scale[0] + next(draws) * (scale[1] - scale[0]))
+        ratio = math.exp((2 * next(draws) - 1) * _LOG_RATIO)
+        part_width, part_height = round(math.sqrt(target_area * ratio)), round(math.sqrt(target_area / ratio))
+        if 0 < part_width <= width and 0 < part_height <= height:
+            top, left = (int(next(draws) * (room + 1)) for room in (height - part_height, width - part_width))
+            return top, left, part_height, part_width
+    ratio = min(max(width / height, 3 / 4), 4 / 3)
+    part_width, part_height = min(width, round(height * ratio)), min(height, round(width / ratio))
+    return (height - part_height) // 2, (width - part_width) // 2, part_height, part_width
+
+
+def adjust_colours(image: torch.Tensor, changes: Mapping[str, float]) -> torch.Tensor:
+    """Changes brightness, contrast, saturation and hue in the order given.
+
+    The same as torchvision's functions of these names one after the other, but in one pass without rounding between.
+
+    Args:
+        image: uint8 ``(3, H, W)``, RGB.
+        changes: factors of ``brightness``, ``contrast`` and ``saturation``, 0 or more, and the shift of ``hue`` in
+            turns of the colour circle.
+
+    Returns:
+        uint8 ``(3, H, W)``.
+    """
+    pixels = image.float()
+    for kind, amount in changes.items():
+        if kind == "hue":
+            _shift_hue(pixels, amount)
+        elif kind == "brightness":
+            pixels.mul_(amount).clamp_(0, 255)
+        else:
+            grey = pixels[0] * 0.2989 + pixels[1] * 0.587 + pixels[2] * 0.114
+            grey = grey.mean() if kind == "contrast" else grey
+            pixels.mul_(amount).add_(grey.mul_(1 - amount)).clamp_(0, 255)
+    return pixels.round_().to(torch.uint8)
+
+
+def _shift_hue(pixels: torch.Tensor, turns: float) -> None:
+    """Turns the hue in place and keeps saturation and value (HSV).
+
+    Value and chroma do not change, so each channel follows from the distance between the pixel's hue and its own.
+    """
+    red, green, blue = pixels.unbind(0)
+    value = torch.maximum(torch.maximum(red, green), blue)
+    chroma = value - torch.minimum(torch.minimum(red, green), blue)
+    scale = chroma.clamp(min=1e-6).reciprocal_()
+    from_green_or_blue = torch.where(value == green, (blue - red) * scale + 2, (red - green) * scale + 4)
+    hue = torch.where(value == red, (green - blue) * scale, from_green_or_blue).add_(6 * turns)
+    for channel, own_hue in zip(pixels, (0, 2, 4), strict=True):
+        distance = hue - own_hue
+        distance.sub_(distance.mul(1 / 6).round_().mul_(6)).abs_()
+        torch.sub(value, distance.sub_(1).clamp_(0, 1).mul_(chroma), out=channel)
+
+
+class _ScaledCentre(nn.Module):
+    """Scales the short side to a length and crops the center."""
+
+    def __init__(self, short_side: int, size: int, interpolation: InterpolationMode, rounding: CropRounding) -> None:
+        super().__init__()
+        self._short_side, self._size, self._rounding = short_side, size, rounding
+        self._resize = T.Resize(short_side, interpolation=interpolation, antialias=True)
+        self._crop = _Center(size, rounding)
+        self._filter = _FILTERS[interpolation]
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        height, width = image.shape[-2:]
+        long_side = int(self._short_side * max(height, width) / min(height, width))
+        if long_side * self._short_side <= max(_MOST_ENLARGED, 16 * self._short_side**2):
+            cropped: torch.Tensor = self._crop(self._resize(image))
+            return cropped
+        scaled = (self._short_side, long_side) if height <= width else (long_side, self._short_side)
+        return self._only_center(image, scaled)
+
+    def _only_center(self, image: torch.Tensor, scaled: tuple[int, int]) -> torch.Tensor:
+        """The same part of the same scaled image, of which nothing else is computed: a strip would fill the memory."""
+        spans = []
+        for length, new_length in zip(image.shape[-2:], scaled, strict=True):
+            ratio = length / new_length
+            first = _half(new_length - self._size, self._rounding)
+            margin = math.ceil(2 * max(ratio, 1)) + 1
+            begin = max(0, math.floor(first * ratio) - margin)
+            end = min(length, math.ceil((first + self._size) * ratio) + margin)
+            spans.append((begin, end, first * ratio - begin, (first + self._size) * ratio - begin))
+        (top, bottom, box_top, box_bottom), (left, right, box_left, box_right) = spans
+        part = Image.fromarray(image[:, top:bottom, left:right].permute(1, 2, 0).contiguous().numpy())
+        box = (box_left, box_top, box_right, box_bottom)
+        pixels = np.array(part.resize((self._size, self._size), self._filter, box))
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+class _Fit(nn.Module):
+    """Scales both sides to a length (``squash``), or the long one (``pad``, as timm does)."""
+
+    def __init__(self, side: int, resize: Resize, interpolation: InterpolationMode) -> None:
+        super().__init__()
+        self._side, self._resize, self._interpolation = side, resize, interpolation
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        size = [self._side, self._side]
+        if self._resize == "pad":
+            ratio = max(image.shape[-2:]) / self._side
+            size = [max(1, round(length / ratio)) for length in image.shape[-2:]]
+        if list(image.shape[-2:]) == size:
+            return image
+        scaled: torch.Tensor = T.functional.resize(image, size, self._interpolation, antialias=True)
+        return scaled
+
+
+class _Center(nn.Module):
+    """Crops the center; what is smaller gets borders."""
+
+    def __init__(self, size: int, rounding: CropRounding) -> None:
+        super().__init__()
+        self._size, self._rounding = size, rounding
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        spare = [self._size - length for length in image.shape[-2:]]
+        if max(spare) > 0:
+            vertical, horizontal = (max(0, length) for length in spare)
+            left, top = horizontal // 2, vertical // 2
+            image = F.pad(image, (left, horizontal - left, top, vertical - top), value=_BORDER)
+        margins = [length - self._size for length in image.shape[-2:]]
+        top, left = (_half(margin, self._rounding) for margin in margins)
+        return image[..., top : top + self._size, left : left + self._size]
+
+
+def _half(margin: int, rounding: CropRounding) -> int:
+    return round(margin / 2) if rounding == "even" else margin // 2
+
+
+class _ColourJitter(nn.Module):
+    """Changes colours by random amounts in random order, drawn as torchvision's ``ColorJitter`` draws them."""
+
+    def __init__(self, strengths: Mapping[str, float]) -> None:
+        super().__init__()
+        self._bounds = {
+            kind: (-strength, strength) if kind == "hue" else (max(0.0, 1 - strength), 1 + strength)
+            for kind, strength in strengths.items()
+        }
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        kinds = list(self._bounds)
+        order = [kinds[place] for place in torch.randperm(len(kinds)).tolist()]
+        changes = {kind: float(torch.empty(()).uniform_(*self._bounds[kind])) for kind in order}
+        return adjust_colours(image, changes)
+
+
+class _RandomResizedCrop(nn.Module):
+    """A random part of the picture in the size that the network sees; resampled as by torchvision."""
+
+    def __init__(self, options: ImageOptions, scale: tuple[float, float]) -> None:
+        super().__init__()
+        self._size, self._mode, self._scale = options["size"], options["interpolation"], scale
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        top, left, height, width = random_crop_box(image.shape[-2], image.shape[-1], self._scale)
+        part = image[:, top : top + height, left : left + width]
+        if (height, width) == (self._size, self._size):
+            return part
+        # Torch is fastest at pictures whose channels are interleaved, without gaps, and with strides that show it.
+        part = part.permute(1, 2, 0).contiguous()[None].permute(0, 3, 1, 2)
+        size = (self._size, self._size)
+        return F.interpolate(part, size=size, mode=self._mode, align_corners=False, antialias=True)[0]
+
+
+class _RandomFlip(nn.Module):
+    """Mirrors left and right with a probability."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self._probability = probability
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return image.flip(-1) if float(torch.rand(1)) < self._probability else image
+
+
+class _Planes(nn.Module):
+    """Lays channels one after the other: read pictures come interleaved, in which resizing is fastest."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return image.contiguous()
+
+
+def _interpolation(options: ImageOptions) -> InterpolationMode:
+    return InterpolationMode(options["interpolation"])
+
+
+def mix_batch(
+    images: torch.Tensor, key: tuple[int, ...], *, mixup: float, cutmix: float
+) -> tuple[torch.Tensor, Mix | None]:
+    """Mixes every picture of a batch with another one of it, all with the same share.
+
+    Args:
+        images: uint8 ``(B, 3, H, W)``.
+        key: what the randomness is counted by, such as (seed, epoch, id of the first sample).
+        mixup: alpha of the Beta distribution of mixup's share, 0 for off.
+        cutmix: alpha of the Beta distribution of CutMix's share, 0 for off.
+
+    Returns:
+        The mixed pictures, uint8 ``(B, 3, H, W)``, and how they were mixed; None for the latter where nothing is on or
+        the batch has one picture only.
+    """
+    size = len(images)
+    if size < 2 or not (mixup or cutmix):
+        return images, None
+    with counted_rng("mix", *key):
+        cuts = bool(cutmix) and (not mixup or bool(torch.rand(()) < 0.5))
+        alpha = cutmix if cuts else mixup
+        share = float(Beta(alpha, alpha).sample())
+        partner = torch.randperm(size)
+        centre = torch.rand(2)
+    if cuts:
+        mixed, share = _cut(images, partner, share, centre)
+    else:
+        mixed, share = _blend(images, partner, share)
+    return mixed, {"partner": partner, "lam": torch.full((size,), share, dtype=torch.float32)}
+
+
+def _blend(images: torch.Tensor, partner: torch.Tensor, share: float) -> tuple[torch.Tensor, float]:
+    """mixup, and the share that was really used: in steps of 1/128, so that 16-bit integers do (faster than floats)."""
+    weight = round(share * 128)
+    mixed = torch.empty_like(images)
+    for row, other in enumerate(partner.tolist()):
+        base = images[other].to(torch.int16)
+        difference = images[row].to(torch.int16).sub_(base)
+        mixed[row] = difference.mul_(weight).add_(64).bitwise_right_shift_(7).add_(base)
+    return mixed, weight / 128
+
+
+def _cut(images: torch.Tensor, partner: torch.Tensor, share: float, centre: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """CutMix, and the share that is really left, as the box was clipped and rounded."""
+    height, width = images.shape[-2:]
+    top, bottom, left, right = _box(height, width, share, centre)
+    mixed = images.clone()
+    for row, other in enumerate(partner.tolist()):
+        mixed[row, :, top:bottom, left:right] = images[other, :, top:bottom, left:right]
+    return mixed, 1 - (bottom - top) * (right - left) / (height * width)
+
+
+def _box(height: int, width: int, share: float, centre: torch.Tensor) -> tuple[int, int, int, int]:
+    """Top, bottom, left and right of a box of area 1 - share about the centre, clipped to the picture."""
+    side = (1 - share) ** 0.5
+    row, column = float(centre[0]) * height, float(centre[1]) * width
+    half_height, half_width = side * height / 2, side * width / 2
+    return (
+        max(round(row - half_height), 0),
+        min(round(row + half_height), height),
+        max(round(column - half_width), 0),
+        min(round(column + half_width), width),
+    )

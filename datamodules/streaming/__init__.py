@@ -1,0 +1,309 @@
+"""StreamedImages: sets larger than a disk, read from Parquet or WebDataset shards as training goes along.
+
+WebDataset: tar files whose members ``key.jpg``, ``key.cls``, ``key.txt``, ``key.json`` belong together
+(github.com/webdataset/webdataset). ``python -m datamodules pack`` writes either format.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+
+from datamodules.base import ImageDataModule, eval_loader, train_loader, training_batch_size
+from datamodules.captions import CaptionMode, PromptOptions
+from datamodules.files.label_csv import count_files_left_out
+from datamodules.loading.dataset import Collate, CountedLoader
+from datamodules.loading.transforms import eval_transform, learns_colour, train_transform
+from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
+from datamodules.streaming.dataset import OnBad, StreamedDataset, StreamOrder, StreamSampler
+from datamodules.streaming.index import StreamColumns, read_streams, stamp_of
+from datamodules.streaming.shards import INDEX_FILE, ShardFormat, Shards, find_shards, format_of, local_path
+from datamodules.table import Missing, SampleTable, composed
+from vitrail.errors import UserError
+from vitrail.types import DEFAULT_SEED
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+JOURNAL = "skipped_pictures.jsonl"
+"""In the run directory: the pictures that could not be read, one JSON object a line."""
+
+
+class StreamedImages(ImageDataModule):
+    """Pictures in shards, on disk or behind any URL that fsspec knows (``https://``, ``s3://``, ``hf://`` …).
+
+    Labels, captions and keys are read before training; pictures only when they are due, each process and each worker
+    its own shards, so that neither disk nor memory must hold the set. Order and augmentation are functions of (seed,
+    epoch, number of processes); the number of workers changes nothing, and a run goes on in the middle of an epoch.
+
+    Args:
+        shards: a folder, a glob, a URL, a numbered range (``train-{00000..00011}.tar``), a list of those, for all
+            splits or for train, val and test each; or the name of a data set on the hub that is stored so. Where splits
+            are not given, file names say them.
+        format: parquet, webdataset, or auto by the files' endings.
+        columns: which columns, or members of a WebDataset sample, are what.
+        vocabulary: for ``class`` and each attribute the class names in order; for whole numbers what 0, 1 … stand for.
+            By default what the shards say, else the values of train in alphabetical order.
+        shuffle_buffer: encoded pictures that a process reads ahead to draw from, beyond the order of shards.
+        streams: parts of a process's share that are read side by side, each by one worker; a multiple of
+            ``loader.num_workers``. Batches are made of one stream each.
+        image: size, crop and interpolation of the pictures.
+        augment: augmentation of the training pictures; none by default.
+        loader: batch size and workers.
+        checks: what to do about unreadable pictures, which are found only when they are due: ``error`` stops there,
+            ``skip`` puts another picture of the batch into its place, in evaluation leaves it out, and adds a line to
+            ``skipped_pictures.jsonl`` in the run directory. Of leaks only those of groups are looked for.
+        seed: of order and augmentation.
+        prompts: texts for the classes; where given also the captions, which else are the shards' own.
+        caption: which of several captions, or of several prompts, training sees: first or random.
+    """
+
+    def __init__(
+        self,
+        shards: str | list[str] | dict[str, str | list[str]],
+        format: ShardFormat = "auto",  # noqa: A002 -- the word for it in YAML
+        columns: StreamColumns | None = None,
+        vocabulary: dict[str, list[str]] | None = None,
+        shuffle_buffer: int = 4096,
+        streams: int = 8,
+        image: ImageOptions | None = None,
+        augment: AugmentOptions | None = None,
+        loader: LoaderOptions | None = None,
+        checks: CheckOptions | None = None,
+        seed: int = DEFAULT_SEED,
+        prompts: PromptOptions | None = None,
+        caption: CaptionMode = "random",
+    ) -> None:
+        super().__init__(image, augment, loader, checks, seed, prompts, caption)
+        if strange := sorted(set(columns or {}) - set(StreamColumns.__annotations__)):
+            known = ", ".join(StreamColumns.__annotations__)
+            raise UserError(f"data columns: unknown key {strange[0]!r}; known keys are {known}")
+        self.shards = shards
+        self.format: ShardFormat = format
+        self.columns: StreamColumns = columns or {}
+        self.vocabulary = {
+            composed(task): [composed(name) for name in names] for task, names in (vocabulary or {}).items()
+        }
+        self.shuffle_buffer = shuffle_buffer
+        self.streams = streams
+        self._shards: Shards | None = None
+        self._refuse_options()
+
+    def _refuse_options(self) -> None:
+        loader, workers = self.loader_options, self.loader_options["num_workers"]
+        if self.shuffle_buffer < 1:
+            raise UserError(f"data shuffle_buffer: is {self.shuffle_buffer}, must be at least 1")
+        if self.streams < 1 or (workers and self.streams % workers):
+            raise UserError(
+                f"data streams: {self.streams} cannot be dealt to loader.num_workers: {workers}; make it a multiple of "
+                "that, so that each stream is read by one worker"
+            )
+        if loader["sampling"] != "shuffle":
+            raise UserError(
+                f"data loader.sampling: {loader['sampling']} needs pictures in any order, which shards do not give; "
+                "use shuffle"
+            )
+        if loader["cache"] == "always":
+            raise UserError("data loader.cache: streamed pictures are not kept decoded; use auto or never")
+        if self.caption_mode == "all":
+            raise UserError("data caption: all would read each picture several times; use first or random for streams")
+
+    def load_table(self) -> SampleTable:
+        """Reads what the shards say besides pictures.
+
+        Raises:
+            UserError: where shards are missing or broken, or lack columns.
+        """
+        urls = find_shards(self.shards)
+        kind = format_of([url for part in urls.values() for url in part], self.format)
+        origin = self.shards if isinstance(self.shards, str) else "data shards"
+        missing = Missing(self.check_options["missing"])
+        table, self._shards = read_streams(urls, kind, self.columns, self.vocabulary, origin, missing)
+        if self._shards.value_range is not None:
+            self.decide_range(self._shards.value_range)
+        return table
+
+    def read_image(self, index: int) -> torch.Tensor:
+        """Reads one picture out of its shard, which is opened for it alone: for looking at single samples.
+
+        Args:
+            index: row of the table.
+
+        Returns:
+            uint8 ``(3, H, W)``, RGB, in the picture's own size.
+
+        Raises:
+            ImageError: where the picture cannot be read.
+        """
+        return self._opened().picture(index, self.value_range)
+
+    def encoded_picture(self, index: int) -> bytes:
+        """The picture's file as it stands in the shard."""
+        return self._opened().encoded(index)
+
+    def pictures_state(self) -> str:
+        """Where the shards are and what changes with their content."""
+        return json.dumps([[url, stamp_of(url)] for url in self._opened().urls])
+
+    @property
+    def picture_files(self) -> bool:
+        """False: pictures stand in shards."""
+        return False
+
+    def picture_facts(self, sample_ids: NDArray[np.int64]) -> pa.Table:
+        """See ``vitrail.types.DescribesPictures``; pictures are not read for it (``Shards.place_hashes``)."""
+        from datamodules.gallery_facts import facts_of
+
+        hashes = self._opened().place_hashes(sample_ids, stamp_of)
+        return facts_of(self.table, sample_ids, hashes, picture_files=False)
+
+    def rows_dataloader(self, rows: NDArray[np.int64]) -> CountedLoader:
+        """See ``ImageDataModule``; one stream and so at most one worker on each process, which keeps to the order."""
+        on_bad: OnBad = "leave_out" if self._skips else "error"
+        dataset = self.streamed(rows, training=False, augmented=False, on_bad=on_bad, streams=1)
+        return self._in_order(dataset, num_workers=min(1, self.loader_options["num_workers"]))
+
+    def streamed(
+        self, rows: NDArray[np.int64], *, training: bool, augmented: bool, on_bad: OnBad, streams: int = 0
+    ) -> StreamedDataset:
+        """Some samples in the order in which this process sees them.
+
+        Args:
+            rows: int64 ``(n,)``, ascending, rows of the table, such as those of a split.
+            training: whether the order is drawn, else that of the shards.
+            augmented: whether pictures get the training augmentation; else the evaluation transform.
+            on_bad: what becomes of an unreadable picture.
+            streams: that are read side by side; 0 for as many as the user wants.
+        """
+        safe = learns_colour(self.tasks)
+        options = self.image_options
+        return StreamedDataset(
+            rows,
+            self._opened(),
+            self.order(rows, training=training, streams=streams),
+            train_transform(options, self._augment, hue_safe=safe) if augmented else eval_transform(options),
+            options["size"],
+            self.seed,
+            self.texts.pairs(rows)[1] if training else None,
+            on_bad,
+            self._journal(),
+            self.value_range,
+        )
+
+    def order(self, rows: NDArray[np.int64], *, training: bool, streams: int = 0) -> StreamOrder:
+        """Which of some rows this process sees when."""
+        rank, world_size = self._place()
+        which = self._opened().shard_of(rows)
+        sizes = np.bincount(which, minlength=1)
+        sizes = sizes[sizes > 0]
+        if training and len(sizes) < world_size:
+            rank_zero_warn(
+                f"{self.table.origin}: {len(sizes)} shards of train for {world_size} processes, so that several read "
+                "parts of the same one; more, smaller shards (`python -m datamodules pack --shard_size`) are faster"
+            )
+        options = self.loader_options
+        return StreamOrder(
+            shard_sizes=sizes.astype(np.int64),
+            batch_size=training_batch_size(options) if training else options["batch_size"],
+            streams=streams or self.streams,
+            rank=rank,
+            world_size=world_size,
+            seed=self.seed,
+            shuffle_buffer=self.shuffle_buffer if training else 0,
+        )
+
+    def train_dataloader(self) -> CountedLoader:
+        """Augmented training batches in the order of the epoch.
+
+        Raises:
+            UserError: where there is no training batch.
+        """
+        if not len(self.split_indices("train")):
+            raise UserError(f"{self.table.origin}: the train split is empty; name shards that hold samples")
+        on_bad: OnBad = "replace" if self._skips else "error"
+        dataset = self.streamed(self.split_indices("train"), training=True, augmented=True, on_bad=on_bad)
+        augment = self.augment_options
+        collate = Collate(self.table, self.seed, texts=self.texts, mixup=augment["mixup"], cutmix=augment["cutmix"])
+        return train_loader(dataset, StreamSampler(dataset.order), collate, self.loader_options)
+
+    def eval_dataloader(self, split: str) -> CountedLoader:
+        """Batches of any split with the evaluation transform, each sample once over all processes.
+
+        Raises:
+            UserError: where the split is empty.
+        """
+        if not len(self.split_indices(split)):
+            raise UserError(f"{self.table.origin}: the {split} split is empty; name its shards with shards.{split}")
+        return self._once(split, None, "leave_out" if self._skips else "error")
+
+    def view_dataloader(self, split: str, view: int | None) -> CountedLoader:
+        """Every sample of a split once, in the order of the shards.
+
+        An unreadable picture is an error here in any case: what is computed of each picture lacks none.
+
+        Args:
+            split: train, val or test.
+            view: epoch that pictures are augmented for as in training; None for the evaluation transform.
+        """
+        return self._once(split, view, "error")
+
+    def count_left_out(self) -> dict[str, int]:
+        """Count the files beside local shards that are none, and members of tar files that nothing is read from."""
+        urls = [url.removeprefix("file://") for url in self._opened().urls]
+        local = [url for url in urls if "://" not in url]
+        indices = {str(Path(url).parent / INDEX_FILE) for url in local}
+        top = local_path(self.shards) if isinstance(self.shards, str) and local else ""
+        beside = count_files_left_out([*local, *indices], "", top if os.path.isdir(top) else "")  # noqa: PTH112
+        left = Counter(beside) + Counter(self._opened().members_left_out)
+        return dict(sorted(left.items(), key=lambda one: (-one[1], one[0])))
+
+    def data_record(self) -> dict[str, Any]:
+        """What the run record says of the data; skipped pictures are those that earlier stages came across."""
+        record = super().data_record()
+        return {**record, "shards": len(self._opened().urls), "skipped": self._skipped()}
+
+    def teardown(self, stage: str) -> None:
+        """Tells how many pictures could not be read."""
+        if skipped := self._skipped():
+            rank_zero_warn(f"{self.table.origin}: {len(skipped)} pictures could not be read; see {self._journal()}")
+
+    @property
+    def _skips(self) -> bool:
+        return self.check_options["on_bad_image"] == "skip"
+
+    def _once(self, split: str, view: int | None, on_bad: OnBad) -> CountedLoader:
+        rows = self.split_indices(split)
+        return self._in_order(self.streamed(rows, training=False, augmented=view is not None, on_bad=on_bad), view or 0)
+
+    def _in_order(self, dataset: StreamedDataset, view: int = 0, **changes: Any) -> CountedLoader:
+        collate = Collate(self.table, self.seed, texts=self.texts, evaluation=True)
+        options: Any = {**self.loader_options, **changes}
+        return eval_loader(dataset, StreamSampler(dataset.order, view), collate, options)
+
+    def _verify(self) -> None:
+        """Pictures are not read before they are due."""
+        self._bad = {}
+
+    def _opened(self) -> Shards:
+        _ = self.table
+        assert self._shards is not None, "the table finds the shards"
+        return self._shards
+
+    def _journal(self) -> Path | None:
+        return None if self.trainer is None else Path(self.trainer.default_root_dir) / JOURNAL
+
+    def _skipped(self) -> list[dict[str, Any]]:
+        """What the journal says, each picture once."""
+        path = self._journal()
+        if path is None or not path.exists():
+            return []
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [line for _, line in sorted({line["row"]: line for line in lines}.items())]

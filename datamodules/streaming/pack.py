@@ -1,0 +1,256 @@
+"""Writes the pictures of any data set as shards that can be streamed: Parquet, or WebDataset tar files with an index.
+
+Pictures that are files keep their bytes; others are written as PNG, so that nothing is lost. Both formats open with the
+``datasets`` library, tar files with ``webdataset`` as well.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+
+from datamodules.base import ImageDataModule
+from datamodules.loading.decode import opened
+from datamodules.streaming.index import LAYOUT_KEY
+from datamodules.streaming.shards import INDEX_FILE, SUFFIXES
+from datamodules.table import SPLITS
+from vitrail.console import tracked
+from vitrail.errors import UserError
+from vitrail.files import write_parquet, written_whole
+from vitrail.seeding import counted_generator
+from vitrail.types import LABEL_TASK, UNKNOWN
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+
+@runtime_checkable
+class KeepsEncoded(Protocol):
+    """A DataModule whose pictures are files inside of larger ones."""
+
+    def encoded_picture(self, index: int) -> bytes:
+        """A picture's file, whole."""
+
+
+PackFormat = Literal["parquet", "webdataset"]
+
+_ROW_GROUP = 64
+"""Rows of Parquet that are read together; small, because a row of pictures is large."""
+
+_OWN_COLUMNS = ("image", "key", "label", "caption", "group", "shard", "offset", "size", "crc32")
+
+_ENDINGS = {
+    "JPEG": "jpg",
+    "PNG": "png",
+    "WEBP": "webp",
+    "GIF": "gif",
+    "BMP": "bmp",
+    "TIFF": "tif",
+    "PPM": "ppm",
+    "JPEG2000": "jp2",
+    "HEIF": "heic",
+    "MPO": "jpg",
+}
+
+
+def pack(
+    datamodule: ImageDataModule, folder: Path, pack_format: PackFormat = "parquet", shard_size: int = 1000
+) -> dict[str, int]:
+    """Writes every split as shards of about equal size, train in random order.
+
+    Args:
+        datamodule: gives samples and pictures; unreadable ones are refused or left out as its ``checks`` say.
+        folder: must not hold shards yet.
+        pack_format: of the shards.
+        shard_size: samples of a shard at most.
+
+    Returns:
+        Number of shards of each split.
+
+    Raises:
+        UserError: where there are shards already, or the folder cannot be written to.
+    """
+    if shard_size < 1:
+        raise UserError(f"--shard_size: is {shard_size}, must be at least 1")
+    datamodule.prepare_data()
+    plan = [part for split in SPLITS for part in _plan(datamodule, split, shard_size)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if there := sorted(path.name for path in folder.iterdir() if path.suffix in (".parquet", ".tar")):
+            raise UserError(f"--to {folder}: holds {there[0]} already; choose another folder, or empty this one")
+        write = _write_parquet if pack_format == "parquet" else _write_tar
+        done: dict[str, pa.Table] = {}
+        total = sum(len(rows) for _, rows in plan)
+        progress = tracked(_pictures(datamodule, plan), f"packing into {folder}", total)
+        for name, rows in plan:
+            file = f"{name}{SUFFIXES[pack_format][0]}"
+            with written_whole(folder / file) as temporary:
+                done[file] = write(temporary, datamodule, rows, progress)
+        if pack_format == "webdataset":
+            _write_index(folder, datamodule, done)
+    except OSError as error:
+        raise UserError(
+            f"--to {folder}: cannot be written ({error.strerror}); free some space or choose another"
+        ) from error
+    return {split: sum(name.startswith(f"{split}-") for name, _ in plan) for split in SPLITS}
+
+
+def _plan(datamodule: ImageDataModule, split: str, shard_size: int) -> Iterator[tuple[str, NDArray[np.int64]]]:
+    """Names of the split's shards without ending, and their rows of the table."""
+    rows = datamodule.split_indices(split)
+    if split == "train":
+        # Else each shard would hold one class, where the table is sorted, and so would the batches.
+        generator = counted_generator("pack", datamodule.seed)
+        rows = rows[torch.randperm(len(rows), generator=generator).numpy()]
+    count = -(-len(rows) // shard_size)
+    for number, part in enumerate(np.array_split(rows, count) if count else []):
+        yield f"{split}-{number:05d}-of-{count:05d}", part
+
+
+def _pictures(datamodule: ImageDataModule, plan: Sequence[tuple[str, NDArray[np.int64]]]) -> Iterator[bytes]:
+    for _, rows in plan:
+        for row in rows.tolist():
+            yield encoded_picture(datamodule, row)
+
+
+def encoded_picture(datamodule: ImageDataModule, row: int) -> bytes:
+    """A picture as the file that it is, or as PNG where it is none."""
+    if isinstance(datamodule, KeepsEncoded):
+        return datamodule.encoded_picture(row)
+    if type(datamodule).read_image is ImageDataModule.read_image:
+        return Path(datamodule.table.source(row)).read_bytes()
+    from PIL import Image
+
+    pixels = datamodule.read_image(row).permute(1, 2, 0).contiguous().numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _columns(datamodule: ImageDataModule, rows: NDArray[np.int64]) -> dict[str, list[Any]]:
+    """All that is known of some samples besides the pictures, class codes −1 where unknown."""
+    table = datamodule.table
+    columns: dict[str, list[Any]] = {"key": table.names.take(rows).to_pylist()}
+    for task, name in task_columns(table.tasks).items():
+        columns[name] = table.targets[task][rows].tolist()
+    columns["caption"] = [[text for text in texts if text] for texts in table.caption_lists.of(rows.tolist())]
+    columns["group"] = [table.group(row) for row in rows.tolist()]
+    return columns
+
+
+def _schema(datamodule: ImageDataModule, *, pictures: bool, shards: dict[str, int] | None = None) -> pa.Schema:
+    """Columns with the class names, and which of them are what."""
+    import datasets
+
+    text = datasets.Value("string")
+    features: dict[str, Any] = {"image": datasets.Image()} if pictures else {}
+    features["key"] = text
+    names = task_columns(datamodule.tasks)
+    features |= {names[task]: datasets.ClassLabel(names=classes) for task, classes in datamodule.tasks.items()}
+    features |= {"caption": datasets.List(text), "group": text}
+    if shards is not None:
+        number = datasets.Value("int64")
+        features |= {"shard": text, "offset": number, "size": number, "crc32": number}
+    layout = {
+        "label": "label" if LABEL_TASK in datamodule.tasks else "",
+        "attributes": [name for task, name in names.items() if task != LABEL_TASK],
+        "tasks": {name: task for task, name in names.items()},
+        "caption": "caption",
+        "group": "group",
+        "key": "key",
+        "shards": shards or {},
+        "value_range": datamodule.range_record()["range"],
+    }
+    schema = datasets.Features(features).arrow_schema
+    return schema.with_metadata({**(schema.metadata or {}), LAYOUT_KEY: json.dumps(layout).encode()})
+
+
+def task_columns(tasks: Iterable[str]) -> dict[str, str]:
+    """For each task its column: called like it, but where a shard has another column of that name."""
+    names: dict[str, str] = {}
+    for task in tasks:
+        name = "label" if task == LABEL_TASK else task
+        while name in names.values() or (task != LABEL_TASK and name in _OWN_COLUMNS):
+            name = f"attribute_{name}"
+        names[task] = name
+    return names
+
+
+def _write_parquet(
+    path: Path, datamodule: ImageDataModule, rows: NDArray[np.int64], pictures: Iterator[bytes]
+) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = _schema(datamodule, pictures=True)
+    columns = _columns(datamodule, rows)
+    with pq.ParquetWriter(path, schema, write_page_checksum=True) as writer:
+        for start in range(0, len(rows), _ROW_GROUP):
+            part = {key: values[start : start + _ROW_GROUP] for key, values in columns.items()}
+            cells = [{"bytes": next(pictures), "path": None} for _ in part["key"]]
+            writer.write_table(pa.table({"image": cells, **part}, schema=schema))
+    return pa.table(columns)
+
+
+def _write_tar(path: Path, datamodule: ImageDataModule, rows: NDArray[np.int64], pictures: Iterator[bytes]) -> pa.Table:
+    """A tar file, with the same for other programs as ``.cls``, ``.txt`` and ``.json``."""
+    import pyarrow as pa
+
+    columns = _columns(datamodule, rows)
+    offsets, sizes, checks = [], [], []
+    # Plain names, because readers cut keys at the first dot; the sample's own name is in the JSON and the index.
+    with path.open("wb") as stream, tarfile.open(fileobj=stream, mode="w|", format=tarfile.USTAR_FORMAT) as tar:
+        for place, row in enumerate(rows.tolist()):
+            content = next(pictures)
+            for suffix, data in (
+                (_ending(content), content),
+                *_members(datamodule, {key: values[place] for key, values in columns.items()}),
+            ):
+                member = tarfile.TarInfo(f"{row:09d}.{suffix}")
+                member.size = len(data)
+                if data is content:
+                    offsets.append(tar.offset + tarfile.BLOCKSIZE)
+                    sizes.append(len(data))
+                    checks.append(zlib.crc32(data))
+                tar.addfile(member, io.BytesIO(data))
+    return pa.table({**columns, "offset": offsets, "size": sizes, "crc32": checks})
+
+
+def _members(datamodule: ImageDataModule, sample: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
+    """Further members of a sample: class number, first caption, and everything as JSON with class names."""
+    described = {"key": sample["key"], "group": sample["group"], "caption": sample["caption"]}
+    columns = task_columns(datamodule.tasks)
+    for task, names in datamodule.tasks.items():
+        code = sample[columns[task]]
+        described[columns[task]] = None if code == UNKNOWN else names[code]
+    if sample.get("label", UNKNOWN) != UNKNOWN:
+        yield "cls", str(sample["label"]).encode()
+    if sample["caption"]:
+        yield "txt", sample["caption"][0].encode()
+    yield "json", json.dumps(described, ensure_ascii=False).encode()
+
+
+def _ending(content: bytes) -> str:
+    with opened(io.BytesIO(content)) as image:
+        return _ENDINGS.get(str(image.format), str(image.format).lower())
+
+
+def _write_index(folder: Path, datamodule: ImageDataModule, done: dict[str, pa.Table]) -> None:
+    """What is in the tar files and how long they are, so that they need not be read through."""
+    import pyarrow as pa
+
+    lengths = {name: (folder / name).stat().st_size for name in done}
+    schema = _schema(datamodule, pictures=False, shards=lengths)
+    tables = [table.append_column("shard", [[name] * len(table)]) for name, table in done.items()]
+    index = pa.concat_tables([table.select(schema.names) for table in tables]).cast(schema)
+    with written_whole(folder / INDEX_FILE) as temporary:
+        write_parquet(index.replace_schema_metadata(schema.metadata), temporary)

@@ -1,0 +1,503 @@
+"""Reading encoded pictures out of Parquet and WebDataset shards, front to back, and no others than are asked for.
+
+Where the shards of a set are: folders, globs, lists, URLs of any kind that fsspec knows, or a name on the hub.
+
+Files are opened by the ``datasets`` library, which tries again when a connection breaks and knows of tokens.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import re
+import zlib
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from datamodules.files.label_csv import VARIABLE
+from datamodules.loading.decode import UNDECIDED, ValueRange, read_image
+from datamodules.splits import split_of_name
+from datamodules.table import SPLITS
+from vitrail.errors import UserError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+ShardFormat = Literal["auto", "parquet", "webdataset"]
+
+SUFFIXES = {"parquet": (".parquet",), "webdataset": (".tar", ".tar.gz", ".tgz")}
+INDEX_FILE = "index.parquet"
+"""Beside WebDataset shards: what is in them, so that they need not be read through."""
+
+_ENDINGS = tuple(ending for endings in SUFFIXES.values() for ending in endings)
+_NUMBERED = re.compile(r"(.*-)(\d+)-of-(\d+)(\.[^/]*)")
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+
+
+def find_shards(
+    shards: str | Sequence[str] | Mapping[str, str | Sequence[str]], where: str = "data shards"
+) -> dict[str, list[str]]:
+    """Paths and URLs of the shards of each split, in a stable order.
+
+    Args:
+        shards: for each split, or for all together, a folder, a glob (``*``, ``**``), a path, a URL, a numbered range
+            (``train-{00000..00011}.tar``) or a list of those, or the name of a data set on the hub. Where splits are
+            not given, file names say them (``train-…``, ``val``, ``validation``, ``test``).
+        where: YAML key, for errors.
+
+    Raises:
+        UserError: where there are no such shards, or their split cannot be told.
+    """
+    if isinstance(shards, Mapping):
+        if strange := sorted(set(shards) - set(SPLITS)):
+            raise UserError(f"{where}: {strange[0]!r} is none of {', '.join(SPLITS)}")
+        found = {split: _expand_all(shards[split], f"{where}.{split}") for split in SPLITS if split in shards}
+    elif isinstance(shards, str) and (on_hub := _hub_files(shards, where)) is not None:
+        found = on_hub
+    else:
+        found = _by_name(_expand_all(shards, where), where)
+    if not found.get("train"):
+        raise UserError(f"{where}: there are no training shards; name them with shards: {{train: …, val: …, test: …}}")
+    counts = Counter(url for urls in found.values() for url in urls)
+    if repeated := sorted(url for url, count in counts.items() if count > 1):
+        raise UserError(f"{where}: {repeated[0]} is named twice; name each shard once, in one split")
+    return found
+
+
+def format_of(urls: Sequence[str], shard_format: ShardFormat) -> str:
+    """``parquet`` or ``webdataset``, by the files' endings if it is not given.
+
+    Raises:
+        UserError: for other endings, or a mixture.
+    """
+    if shard_format != "auto":
+        return shard_format
+    kinds = {kind for url in urls for kind, endings in SUFFIXES.items() if _path_of(url).endswith(endings)}
+    if len(kinds) != 1:
+        found = "both Parquet and tar files" if kinds else f"{urls[0]}, which ends neither with .parquet nor with .tar"
+        raise UserError(f"data shards: has {found}; name files of one kind, or say data format")
+    return kinds.pop()
+
+
+def short_names(urls: Sequence[str]) -> list[str]:
+    """The shards' names without the folder that all share, so that they are the same wherever the set lies.
+
+    Nor do signatures count that are asked for anew for each run, unless it is them that tell shards apart.
+    """
+    plain = [_path_of(url) for url in urls]
+    urls = plain if len(set(plain)) == len(plain) else urls
+    folders = [url.split("/")[:-1] for url in urls]
+    shared = 0
+    while all(len(folder) > shared and folder[shared] == folders[0][shared] for folder in folders):
+        shared += 1
+    return ["/".join(url.split("/")[shared:]) for url in urls]
+
+
+@contextmanager
+def open_shard(url: str, *, sequential: bool = False) -> Iterator[IO[bytes]]:
+    """Opens a shard to read; remote ones block by block.
+
+    Args:
+        url: path or URL.
+        sequential: read it from its beginning in one go, as every web server can.
+
+    Raises:
+        UserError: where there is no such file, or its server does not answer or cannot give parts of a file.
+    """
+    from datasets.utils.file_utils import xopen
+
+    options = {"block_size": 0} if sequential and url.startswith("http") else {}
+    try:
+        file: Any = xopen(url, "rb", **options)
+    # Which errors there are depends on the file system's library.
+    except Exception as error:
+        raise shard_error(url, error) from error
+    with file:
+        yield file
+
+
+@contextmanager
+def unpacked(url: str, file: IO[bytes]) -> Iterator[IO[bytes]]:
+    """The tar archive itself, where it is compressed as a whole."""
+    if _path_of(url).endswith((".gz", ".tgz")):
+        with gzip.GzipFile(fileobj=file) as archive:
+            yield archive  # type: ignore[misc]  # a GzipFile reads and seeks as any other
+    else:
+        yield file
+
+
+def size_of(file: IO[bytes]) -> int | None:
+    """Bytes of an opened file; None where its server does not say."""
+    size = getattr(file, "size", None)
+    if isinstance(size, int):
+        return size
+    try:
+        place = file.tell()
+        end = file.seek(0, os.SEEK_END)
+        file.seek(place)
+    except (OSError, ValueError):
+        return None
+    return end
+
+
+def shard_error(url: str, error: Exception) -> UserError:
+    """What is wrong with a shard, in one line with the way out."""
+    if isinstance(error, UserError):
+        return error
+    cause = error.__cause__
+    if isinstance(error, FileNotFoundError) and isinstance(cause, Exception):
+        # Over HTTP whatever goes wrong is called "not found".
+        error = cause
+    said = " ".join(str(error).split()) or type(error).__name__
+    words: list[tuple[bool, str]] = [
+        (isinstance(error, FileNotFoundError), f"there is no {url}; correct the path, or get the shard"),
+        (
+            isinstance(error, PermissionError),
+            f"{url} may not be read (permission denied); log in or change permissions",
+        ),
+        (
+            lacks_ranges(error),
+            f"{url}: its server gives no parts of files (HTTP range requests), which Parquet needs; use tar shards "
+            "with an index, another server, or a local copy",
+        ),
+        (isinstance(error, ImportError), f"{url}: {said}; install the library, or use another kind of URL"),
+        (error is cause, f"{url} cannot be read ({said}); correct the address, or try again later"),
+        (True, f"{url} cannot be read ({said}); get it anew, or make it anew"),
+    ]
+    return UserError("data shards: " + next(text for holds, text in words if holds))
+
+
+def lacks_ranges(error: Exception) -> bool:
+    """Whether a server can only give a file from its beginning, which it tells when it is asked for more."""
+    return "range requests" in str(error) or "Cannot seek streaming" in str(error)
+
+
+def _expand_all(patterns: str | Sequence[str], where: str) -> list[str]:
+    given = [patterns] if isinstance(patterns, str) else list(patterns)
+    found = [url for pattern in given for part in _ranges(pattern) for url in _expand(part, where)]
+    if not found:
+        raise UserError(f"{where}: names no shard; give a folder, a glob, a path or a URL")
+    return found
+
+
+def _expand(pattern: str, where: str) -> list[str]:
+    """Files that a path, a folder, a glob or a URL stands for."""
+    from datasets.utils.file_utils import xglob
+
+    is_remote = "://" in pattern
+    if not is_remote:
+        pattern = local_path(pattern)
+    if is_remote and (pattern.startswith("http") or _path_of(pattern).endswith(_ENDINGS)) and "*" not in pattern:
+        return [pattern]
+    if not is_remote and Path(pattern).is_file():
+        return [pattern]
+    if not is_remote and "*" not in pattern and not Path(pattern).exists():
+        raise UserError(
+            f"{where}: there is no {pattern}; correct the path, or make shards by python -m datamodules pack"
+        )
+    globs = [pattern]
+    if Path(pattern).is_dir() or (is_remote and "*" not in pattern):
+        globs = [f"{pattern.rstrip('/')}/**/*{ending}" for ending in _ENDINGS]
+    try:
+        found = {url for each in globs for url in xglob(each, recursive=True)}
+    except Exception as error:  # which errors there are depends on the file system's library
+        raise shard_error(pattern, error) from error
+    usable = sorted(url for url in found if url.endswith(_ENDINGS) and not _is_hidden(url))
+    if not usable:
+        raise UserError(f"{where}: no shard ({', '.join(_ENDINGS)}) is found as {pattern}; correct it")
+    if pattern not in globs and (lacking := _lacking(usable)):
+        raise UserError(
+            f"{where}: {pattern} lacks {lacking}, others of its kind are there; get it, make the shards anew, or name "
+            "those to use"
+        )
+    return usable
+
+
+def _lacking(urls: Sequence[str]) -> str:
+    """The first of numbered shards (``…-00000-of-00012.tar``) that a folder lacks; empty where it has all."""
+    there: dict[tuple[str, str, str], set[int]] = {}
+    for match in filter(None, map(_NUMBERED.fullmatch, urls)):
+        there.setdefault((match[1], match[3], match[4]), set()).add(int(match[2]))
+    for (before, count, ending), numbers in there.items():
+        if missing := sorted(set(range(int(count))) - numbers):
+            return f"{before.rpartition('/')[2]}{missing[0]:0{len(count)}d}-of-{count}{ending}"
+    return ""
+
+
+def local_path(pattern: str) -> str:
+    """A path as it is, or below the folder of all data sets where there is nothing as it is."""
+    path = Path(pattern).expanduser()
+    first = next((place for place, part in enumerate(path.parts) if "*" in part), len(path.parts))
+    fixed = Path(*path.parts[:first])
+    home = Path(os.environ.get(VARIABLE) or "data").expanduser()
+    return str(path if path.is_absolute() or fixed.exists() else home / path)
+
+
+def _ranges(pattern: str) -> list[str]:
+    """``a-{08..11}.tar`` as ``a-08.tar`` … ``a-11.tar``; other patterns as they are."""
+    match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    if match is None:
+        return [pattern]
+    first, last, width = int(match[1]), int(match[2]), len(match[1])
+    numbers = [f"{number:0{width}d}" for number in range(first, last + 1)]
+    return [
+        rest for number in numbers for rest in _ranges(f"{pattern[: match.start()]}{number}{pattern[match.end() :]}")
+    ]
+
+
+def _by_name(urls: Sequence[str], where: str) -> dict[str, list[str]]:
+    """Shards by the split that their names say, the file's own before that of its folders."""
+    found: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for url, name in zip(urls, short_names(urls), strict=True):
+        split = next((split for part in reversed(name.split("/")) if (split := _split_in(part))), "")
+        if not split:
+            raise UserError(
+                f"{where}: {url} does not say its split (train-…, val-…, test-…); name the shards of each split with "
+                "shards: {train: …, val: …, test: …}"
+            )
+        found[split].append(url)
+    return {split: part for split, part in found.items() if part}
+
+
+def _split_in(name: str) -> str:
+    meant = {split for word in re.split(r"[^a-z]+", name.lower()) if (split := split_of_name(word))}
+    return next((split for split in SPLITS if split in meant), "")
+
+
+def _hub_files(name: str, where: str) -> dict[str, list[str]] | None:
+    """The shards of a data set on the hub; None where the text is no such name."""
+    if not _HUB_NAME.fullmatch(name) or name.endswith(_ENDINGS) or Path(local_path(name)).exists():
+        return None
+    import datasets
+
+    from datamodules.hub_images import offline_if_unreachable
+
+    try:
+        with offline_if_unreachable():
+            builder = datasets.load_dataset_builder(name)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{where}: {name} is no local folder and cannot be found on the hub ({reason}); connect to the network, or "
+            "give a path or a URL"
+        ) from error
+    files = {split: [str(url) for url in urls] for split, urls in (builder.config.data_files or {}).items()}
+    known = {split: next((urls for own, urls in files.items() if _split_in(own) == split), []) for split in SPLITS}
+    if not all(_path_of(url).endswith(_ENDINGS) for urls in files.values() for url in urls) or not files:
+        raise UserError(f"{where}: {name} is not stored as Parquet or tar files; read it with datamodules.HubImages")
+    return {split: urls for split, urls in known.items() if urls}
+
+
+def _path_of(url: str) -> str:
+    """A URL without its query, whose ending tells the format."""
+    return url.partition("?")[0] if "://" in url else url
+
+
+def _is_hidden(url: str) -> bool:
+    name = url.rsplit("/", 1)[-1]
+    return name.startswith(".") or name == INDEX_FILE
+
+
+_ROWS = 32
+"""Rows of Parquet that are taken out of a row group at a time."""
+
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class Shards:
+    """The shards of a set whose N rows stand shard by shard in its table.
+
+    Attributes:
+        urls: path or URL of each shard.
+        ends: int64 ``(shards,)``, number of the table's rows in a shard and all before it.
+        keys: what the picture of each row is called in messages, Arrow strings ``(N,)``.
+        column: Parquet column of pictures; empty for tar files.
+        offsets: int64 ``(N,)``, where in its tar file a picture begins; empty for Parquet.
+        sizes: int64 ``(N,)``, bytes of the picture there; empty for Parquet.
+        checks: int64 ``(N,)``, CRC-32 of the picture there, -1 where nobody has noted it; empty for Parquet,
+            whose pages have checksums of their own.
+        members_left_out: members of tar files that are neither pictures nor columns, by the ending of their names.
+        value_range: what is black and white in images with more than 8 bits a channel, where the shards say so.
+    """
+
+    urls: list[str]
+    ends: NDArray[np.int64]
+    keys: Any
+    column: str
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    checks: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    members_left_out: dict[str, int] = field(default_factory=dict)
+    value_range: list[float] | None = None
+
+    def shard_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """In which shard rows of the table are, int64 ``(n,)``."""
+        return np.searchsorted(self.ends, rows, side="right")
+
+    def first_row(self, shard: int) -> int:
+        """The table's row that is a shard's first one."""
+        return int(self.ends[shard - 1]) if shard else 0
+
+    def label(self, row: int) -> str:
+        """What errors call a picture: its shard and its key."""
+        shard = int(np.searchsorted(self.ends, row, side="right"))
+        return f"{self.urls[shard]}: {self.keys[row].as_py()}"
+
+    def place_hashes(self, rows: NDArray[np.int64], stamp_of: Callable[[str], str]) -> list[str]:
+        """What changes when a picture may have changed, without reading it, hexadecimal.
+
+        It is the SHA-256 of the shard's size and date of change (or what its server says instead) and of the place in
+        it. So all pictures of a shard that was written anew count as changed.
+
+        Args:
+            rows: int64 ``(n,)``, of the table.
+            stamp_of: what is known of a shard, empty for nothing.
+
+        Returns:
+            n texts, empty where nothing is known of the shard.
+        """
+        which = self.shard_of(rows)
+        stamps = {shard: stamp_of(self.urls[shard]) for shard in np.unique(which).tolist()}
+        places = zip(rows.tolist(), which.tolist(), strict=True)
+        return [
+            hashlib.sha256(f"{stamps[shard]} {row - self.first_row(shard)}".encode()).hexdigest()
+            if stamps[shard]
+            else ""
+            for row, shard in places
+        ]
+
+    def read(self, rows: NDArray[np.int64]) -> Generator[bytes, None, None]:
+        """The encoded pictures of some rows of one shard, which is opened for it and closed after the last one.
+
+        Args:
+            rows: int64 ``(n,)``, ascending, all in the same shard.
+
+        Yields:
+            Content of a picture file, empty where the row has none.
+
+        Raises:
+            UserError: where the shard cannot be read, or ends before the pictures do.
+        """
+        if not len(rows):
+            return
+        shard = int(self.shard_of(rows[:1])[0])
+        url = self.urls[shard]
+        with open_shard(url) as file:
+            if self.column:
+                pictures = _from_parquet(file, self.column, rows - self.first_row(shard))
+            else:
+                pictures = _from_tar(url, file, self.offsets[rows], self.sizes[rows])
+            try:
+                for row in rows.tolist():
+                    yield self._checked(row, next(pictures))
+            except StopIteration:
+                message = f"data shards: {url} has fewer rows than when it was indexed; do not change shards in use"
+                raise UserError(message) from None
+            except UserError:
+                raise
+            # What broken files and connections raise depends on the libraries; here each of these means the same.
+            except Exception as error:
+                raise shard_error(url, error) from error
+
+    def _checked(self, row: int, picture: bytes) -> bytes:
+        if len(self.checks) and self.checks[row] >= 0 and zlib.crc32(picture) != self.checks[row]:
+            raise UserError(
+                f"data shards: {self.label(row)} is damaged, it is not the picture that was packed; get the shard anew"
+            )
+        return picture
+
+    def encoded(self, row: int) -> bytes:
+        """One encoded picture, whose shard is opened for it alone."""
+        return next(self.read(np.array([row], dtype=np.int64)))
+
+    def picture(self, row: int, value_range: ValueRange = UNDECIDED) -> torch.Tensor:
+        """One picture, uint8 ``(3, H, W)``, RGB, whose shard is opened for it alone.
+
+        Raises:
+            ImageError: where the picture cannot be read.
+        """
+        return read_image(self.encoded(row), self.label(row), value_range)
+
+
+def _from_parquet(file: IO[bytes], column: str, places: NDArray[np.int64]) -> Iterator[bytes]:
+    """The pictures at some rows of a file; row groups without any of them are not read."""
+    import pyarrow.parquet as pq
+
+    # Without buffering ahead, which would hold whole row groups of pictures.
+    opened = pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
+    begin = 0
+    for group in range(opened.metadata.num_row_groups):
+        end = begin + opened.metadata.row_group(group).num_rows
+        wanted = places[(places >= begin) & (places < end)]
+        if len(wanted):
+            yield from _from_row_group(opened, group, column, wanted - begin)
+        begin = end
+
+
+def _from_row_group(opened: Any, group: int, column: str, wanted: NDArray[np.int64]) -> Iterator[bytes]:
+    begin = 0
+    for batch in opened.iter_batches(batch_size=_ROWS, row_groups=[group], columns=[column]):
+        cells = batch.column(0)
+        for place in wanted[(wanted >= begin) & (wanted < begin + len(cells))]:
+            yield _content(cells[int(place) - begin].as_py())
+        begin += len(cells)
+        if begin > wanted[-1]:
+            return
+
+
+def _content(cell: Any) -> bytes:
+    """The bytes of a cell, which holds them or the library's ``{bytes, path}``."""
+    content = cell.get("bytes") if isinstance(cell, dict) else cell
+    return content if isinstance(content, bytes) else b""
+
+
+def _from_tar(url: str, file: IO[bytes], offsets: NDArray[np.int64], sizes: NDArray[np.int64]) -> Iterator[bytes]:
+    done = 0
+    try:
+        for content in _parts(url, file, offsets, sizes):
+            done += 1
+            yield content
+    except ValueError as error:
+        if not lacks_ranges(error):
+            raise
+        with open_shard(url, sequential=True) as whole:
+            yield from _parts(url, whole, offsets[done:], sizes[done:])
+
+
+def _parts(url: str, file: IO[bytes], offsets: NDArray[np.int64], sizes: NDArray[np.int64]) -> Iterator[bytes]:
+    """Parts of an archive from front to back."""
+    with unpacked(url, file) as archive:
+        for offset, size in zip(offsets.tolist(), sizes.tolist(), strict=True):
+            _go_to(archive, offset)
+            content = _exactly(archive, size)
+            if len(content) < size:
+                raise UserError(f"data shards: {url} ends within a picture: it is truncated; get it anew")
+            yield content
+
+
+def _exactly(archive: IO[bytes], size: int) -> bytes:
+    """As many bytes, or fewer at the end of the file; a connection may give them in pieces."""
+    pieces = []
+    while size > 0 and (piece := archive.read(size)):
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)
+
+
+def _go_to(archive: IO[bytes], offset: int) -> None:
+    """Goes forward to a place, by reading where the server does not let us jump."""
+    try:
+        archive.seek(offset)
+    except (OSError, ValueError):
+        while (left := offset - archive.tell()) > 0 and archive.read(min(left, _CHUNK)):
+            pass

@@ -1,0 +1,214 @@
+"""Wares: generated pictures of products, the data set that needs no download.
+
+Ten kinds of objects in eight colours, five materials and three conditions, each object seen in several views that
+differ in pose, light, background and what stands before it. Objects, not pictures, are split. Everything is a
+function of (seed, index): a larger data set begins with the pictures of a smaller one, in the same splits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from datamodules.base import ImageDataModule
+from datamodules.captions import PromptOptions
+from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
+from datamodules.table import SPLITS, SampleTable
+from datamodules.wares.render import (
+    COLOURS,
+    CONDITIONS,
+    KINDS,
+    MATERIALS,
+    MATERIALS_OF,
+    WareSpec,
+    draw_ware,
+    pick,
+    stream,
+)
+from vitrail.console import tracked
+from vitrail.errors import UserError
+from vitrail.types import DEFAULT_SEED
+
+MEMORY_LIMIT = 512 * 1024 * 1024
+"""Bytes of pictures that are kept; a larger data set is drawn anew in each epoch."""
+
+_SPLITS_OF_STAGE = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
+_VOCABULARIES = {"class": KINDS, "colour": tuple(sorted(COLOURS)), "material": MATERIALS, "condition": CONDITIONS}
+_GOLDEN = (math.sqrt(5) - 1) / 2
+
+# What a random stream is for: each use has its own, so that a change of one does not shift the others.
+_FOR_KIND, _FOR_COLOUR, _FOR_CONDITION, _FOR_OBJECT, _FOR_VIEW, _FOR_CAPTION, _FOR_SPLIT = range(7)
+
+_CONDITION_WORDS = {
+    "new": ("new", "brand new", "shiny new"),
+    "used": ("used", "lightly used", "used but sound"),
+    "worn": ("worn", "well worn", "badly worn"),
+}
+_CAPTIONS = (
+    "a {condition} {colour} {material} {kind}",
+    "a {colour} {kind} made of {material}, {condition}",
+    "photo of a {condition} {kind} in {colour} {material}",
+    "this {material} {kind} is {colour} and {condition}",
+    "{condition} {kind}, {colour}, {material}",
+    "the {kind} on offer is {condition}: {colour} {material}",
+    "a picture of one {colour} {material} {kind} in {condition} condition",
+    "for sale: {colour} {kind} of {material}, {condition}",
+)
+
+
+def _dealt(values: Sequence[str], number: int, *key: int) -> str:
+    """The card with a number, dealt from one shuffled deck after the other, so that all values are equally frequent."""
+    deck, place = divmod(number, len(values))
+    return values[int(np.argsort(stream(*key, deck).random(len(values)))[place])]
+
+
+def ware_spec(seed: int, instance: int) -> WareSpec:
+    """The object with a number: each ten in a row are one of each kind, and so on for colours and conditions."""
+    kind = _dealt(KINDS, instance, seed, _FOR_KIND)
+    colour = _dealt(_VOCABULARIES["colour"], instance, seed, _FOR_COLOUR)
+    condition = _dealt(CONDITIONS, instance, seed, _FOR_CONDITION)
+    rng = stream(seed, _FOR_OBJECT, instance)
+    material = MATERIALS_OF[kind][pick(rng, len(MATERIALS_OF[kind]))]
+    return WareSpec(kind, colour, material, condition, pick(rng, 2**48))
+
+
+def ware_caption(spec: WareSpec, seed: int, index: int) -> str:
+    """A sentence that names kind, colour, material and condition of a picture."""
+    rng = stream(seed, _FOR_CAPTION, index)
+    words = _CONDITION_WORDS[spec.condition]
+    return _CAPTIONS[pick(rng, len(_CAPTIONS))].format(
+        condition=words[pick(rng, len(words))], colour=spec.colour, material=spec.material, kind=spec.kind
+    )
+
+
+class Wares(ImageDataModule):
+    """Generated product pictures with class, colour, material, condition and caption.
+
+    Args:
+        n_samples: number of pictures.
+        views: pictures of each object.
+        resolution: side of the pictures as drawn, in pixels; ``image.size`` is what the model gets.
+        val_fraction: share of the objects for validation.
+        test_fraction: share of the objects for the test.
+        draw_seed: of objects and views, 0 or more; not ``seed``, so that runs with several seeds share their data.
+        image: size, crop and interpolation of the pictures.
+        augment: augmentation of the training pictures; none by default.
+        loader: batch size, workers and sampling.
+        checks: what to do about leaks; generated pictures are never corrupt.
+        seed: of order, sampling and augmentation.
+        prompts: texts that stand for the classes; given, they are the captions too.
+
+    Raises:
+        UserError: for numbers out of range, and where a split would stay empty.
+    """
+
+    generated: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        n_samples: int = 600,
+        views: int = 5,
+        resolution: int = 96,
+        val_fraction: float = 0.2,
+        test_fraction: float = 0.2,
+        draw_seed: int = 0,
+        image: ImageOptions | None = None,
+        augment: AugmentOptions | None = None,
+        loader: LoaderOptions | None = None,
+        checks: CheckOptions | None = None,
+        seed: int = DEFAULT_SEED,
+        prompts: PromptOptions | None = None,
+    ) -> None:
+        super().__init__(image, augment, loader, checks, seed, prompts)
+        self.n_samples, self.views, self.resolution = n_samples, views, resolution
+        self.val_fraction, self.test_fraction = val_fraction, test_fraction
+        self.draw_seed = draw_seed
+        self._check_arguments()
+        kept = n_samples if n_samples * 3 * resolution * resolution <= MEMORY_LIMIT else 0
+        # Reserved, not filled: memory is taken as pictures are drawn.
+        self._pictures = np.empty((kept, 3, resolution, resolution), dtype=np.uint8)
+        self._drawn = np.zeros(kept, dtype=bool)
+
+    def load_table(self) -> SampleTable:
+        """Lists all pictures; nothing is drawn yet."""
+        import pandas as pd
+
+        rows = []
+        for instance in range(math.ceil(self.n_samples / self.views)):
+            spec = ware_spec(self.draw_seed, instance)
+            first = instance * self.views
+            for index in range(first, min(first + self.views, self.n_samples)):
+                rows.append(
+                    {
+                        "name": f"ware_{instance:06d}_{index - first}",
+                        "source": str(index),
+                        "split": self._split_of(instance, spec.kind),
+                        "group": f"ware_{instance:06d}",
+                        "caption": ware_caption(spec, self.draw_seed, index),
+                        "row": index,
+                        "class": spec.kind,
+                        "colour": spec.colour,
+                        "material": spec.material,
+                        "condition": spec.condition,
+                    }
+                )
+        frame = pd.DataFrame(rows)
+        for split, share in zip(SPLITS[1:], (self.val_fraction, self.test_fraction), strict=True):
+            if share > 0 and not (frame["split"] == split).any():
+                raise UserError(
+                    f"data n_samples: {self.n_samples} pictures of {math.ceil(self.n_samples / self.views)} objects "
+                    f"leave the {split} split empty; raise n_samples or {split}_fraction, or lower views"
+                )
+        return SampleTable.from_frame(frame, list(_VOCABULARIES), _VOCABULARIES, origin="Wares")
+
+    def read_image(self, index: int) -> torch.Tensor:
+        """Draws a picture, or takes it from memory.
+
+        Returns:
+            uint8 ``(3, resolution, resolution)``, RGB.
+        """
+        if not len(self._drawn):
+            return torch.from_numpy(self._draw(index))
+        if not self._drawn[index]:
+            self._pictures[index] = self._draw(index)
+            self._drawn[index] = True
+        return torch.from_numpy(self._pictures[index].copy())
+
+    def setup(self, stage: str | None = None) -> None:
+        """Draws the pictures that the stage needs, so that worker processes share them."""
+        super().setup(stage)
+        if not len(self._drawn):
+            return
+        wanted = np.concatenate([self.split_indices(split) for split in _SPLITS_OF_STAGE.get(str(stage), SPLITS)])
+        missing = wanted[~self._drawn[wanted]]
+        for index in tracked(missing.tolist(), "drawing pictures", len(missing)):
+            self.read_image(index)
+
+    def _draw(self, index: int) -> npt.NDArray[np.uint8]:
+        spec = ware_spec(self.draw_seed, index // self.views)
+        view_seed = pick(stream(self.draw_seed, _FOR_VIEW, index), 2**48)
+        return np.ascontiguousarray(draw_ware(spec, view_seed, self.resolution).transpose(2, 0, 1))
+
+    def _split_of(self, instance: int, kind: str) -> str:
+        """The split of an object: multiples of the golden ratio fill all splits evenly, in each kind and ten by ten."""
+        offset = float(stream(self.draw_seed, _FOR_SPLIT).random())
+        place = (offset + instance // len(KINDS) * _GOLDEN + KINDS.index(kind) / len(KINDS)) % 1
+        if place < self.val_fraction:
+            return "val"
+        return "test" if place < self.val_fraction + self.test_fraction else "train"
+
+    def _check_arguments(self) -> None:
+        limits = {"n_samples": 1, "views": 1, "resolution": 16, "val_fraction": 0, "test_fraction": 0, "draw_seed": 0}
+        for key, least in limits.items():
+            if getattr(self, key) < least:
+                raise UserError(f"data {key}: is {getattr(self, key)}, must be at least {least}")
+        if self.val_fraction + self.test_fraction >= 1:
+            total = self.val_fraction + self.test_fraction
+            raise UserError(
+                f"data val_fraction, test_fraction: together {total:g}, must be below 1 to leave training data"
+            )

@@ -1,0 +1,301 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image, ImageEnhance
+from rich.console import Console
+
+from datamodules.checks.audit import AuditReport, audit, find_identical, find_leaks, print_report, refuse_leaks
+from datamodules.checks.verify import verify
+from datamodules.fashion import Fashion
+from datamodules.image_folder import ImageFolder
+from datamodules.products import Products
+from datamodules.table import SampleTable
+from datamodules.wares import Wares
+from datamodules.wares.render import WareSpec, draw_ware
+from tests.datamodules.noise import Noise, frame
+from tests.fakes import write_products
+from vitrail.errors import UserError
+
+DATA = Path(os.environ.get("VITRINE_DATA", ""))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VITRINE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Twelve pictures of different things, four in each split."""
+    specs = [WareSpec(kind, "red", "plastic", "used", seed) for kind in ("mug", "vase") for seed in range(6)]
+    for number, spec in enumerate(specs):
+        folder = tmp_path / "data" / ("train", "val", "test")[number % 3] / spec.kind
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw_ware(spec, number, 64)).save(folder / f"{number:02}.png")
+    return tmp_path / "data"
+
+
+def brighter(source: Path, target: Path) -> None:
+    ImageEnhance.Brightness(Image.open(source)).enhance(1.05).save(target, quality=80)
+
+
+def number_of_leaks(report: AuditReport) -> int:
+    return len(report.leaks.groups) + len(report.leaks.exact) + len(report.leaks.near)
+
+
+def refuse(data: Any) -> None:
+    refuse_leaks(data, verify(data))
+
+
+def test_counts_unknown_and_unseen_values() -> None:
+    report = audit(Noise(n=30))
+    assert report.data == "Noise"
+    assert report.samples == {"train": 30, "val": 9, "test": 8}
+    assert report.group_counts == {"train": 30, "val": 9, "test": 8}
+    assert report.classes["class"]["ball"] == {"train": 6, "val": 2, "test": 2}
+    assert report.unknown["colour"] == {"train": 5, "val": 1, "test": 1}
+    assert report.unseen == {"class": {}, "colour": {}}
+    assert report.leaks.near_radius is None, "generated pictures are not compared"
+    report.refuse()
+
+
+def test_the_counts_agree_with_the_products_table(tmp_path: Path) -> None:
+    data = Products(str(write_products(tmp_path / "products", classes=3, instances=4, views=3)))
+    report = audit(data)
+    assert report.samples == {"train": 18, "val": 9, "test": 9}
+    assert report.group_counts == {"train": 6, "val": 3, "test": 3}
+    for task, counts in report.classes.items():
+        assert list(counts) == data.tasks[task]
+        assert [counts[name]["train"] for name in counts] == data.class_counts[task]
+    assert report.unseen["colour"] == {"grey": 3}
+    assert report.unknown["colour"]["val"] == 3
+
+
+def test_no_leaks(root: Path) -> None:
+    report = audit(ImageFolder(str(root)))
+    assert number_of_leaks(report) == 0
+    assert report.leaks.near_radius == 8
+    report.refuse()
+    refuse(ImageFolder(str(root)))
+
+
+def test_a_group_in_several_splits_is_refused(root: Path) -> None:
+    data = ImageFolder(str(root), group_pattern=r"(mug|vase)/")
+    report = audit(data)
+    assert [found.group for found in report.leaks.groups] == ["mug", "vase"]
+    assert report.leaks.groups[0].counts == {"train": 2, "val": 2, "test": 2}
+    assert len(report.leaks.groups[0].examples) == 3
+    with pytest.raises(UserError) as refused:
+        report.refuse()
+    lines = str(refused.value).splitlines()
+    assert "2 groups in several splits: split again, or allow it with data checks.allow_leaks: [groups]" in lines[0]
+    assert "group 'mug' is in train (2) and val (2) and test (2)" in lines[1]
+    with pytest.raises(UserError, match="2 groups in several splits"):
+        refuse(data)
+    refuse(ImageFolder(str(root), group_pattern=r"(mug|vase)/", checks={"allow_leaks": ["groups"]}))
+
+
+def test_groups_of_generated_data_are_checked_too() -> None:
+    class Leaky(Noise):
+        def load_table(self) -> Any:
+            from datamodules.table import SampleTable
+
+            leaky = frame(self.n)
+            leaky.loc[[0, 30], "group"] = "twice"
+            return SampleTable.from_frame(leaky, ["class", "colour"])
+
+    with pytest.raises(UserError, match=r"group 'twice' is in train \(1\) and val \(1\)"):
+        refuse_leaks(Leaky(), None)
+
+
+def test_identical_pictures_across_splits_are_refused(root: Path) -> None:
+    shutil.copy(root / "train/mug/00.png", root / "val/mug/copy.png")
+    shutil.copy(root / "train/mug/00.png", root / "train/mug/copy.png")
+    Image.open(root / "train/vase/06.png").save(root / "test/vase/again.bmp")
+    data = ImageFolder(str(root))
+    report = audit(data)
+    pairs = {frozenset((Path(p.first.source).name, Path(p.second.source).name)) for p in report.leaks.exact}
+    assert frozenset(("06.png", "again.bmp")) in pairs
+    assert {pair.first.split for pair in report.leaks.exact} == {"train"} or len(pairs) == 3
+    assert report.leaks.near == [], "what is identical is not told twice"
+    with pytest.raises(UserError, match=r"3 identical pictures across splits: .*allow_leaks: \[exact\]"):
+        refuse(data)
+    refuse(ImageFolder(str(root), checks={"allow_leaks": ["exact"]}))
+
+
+def test_nearly_identical_pictures_across_splits_are_refused(root: Path) -> None:
+    brighter(root / "train/mug/00.png", root / "test/mug/brighter.jpg")
+    brighter(root / "train/mug/03.png", root / "train/mug/same_split.jpg")
+    data = ImageFolder(str(root))
+    report = audit(data)
+    assert report.leaks.exact == []
+    (pair,) = report.leaks.near
+    assert {Path(pair.first.source).name, Path(pair.second.source).name} == {"00.png", "brighter.jpg"}
+    assert {pair.first.split, pair.second.split} == {"train", "test"}
+    with pytest.raises(UserError) as refused:
+        refuse(data)
+    assert "allow_leaks: [near]" in str(refused.value)
+    assert "nearly the same picture as in row" in str(refused.value)
+    assert "brighter.jpg (test)" in str(refused.value)
+    refuse(ImageFolder(str(root), checks={"allow_leaks": ["near"]}))
+
+
+def test_all_kinds_come_in_one_error_and_what_is_allowed_does_not(root: Path) -> None:
+    shutil.copy(root / "train/mug/00.png", root / "val/mug/copy.png")
+    brighter(root / "train/vase/06.png", root / "test/vase/brighter.jpg")
+    groups = r"(mug|vase)/"
+    with pytest.raises(UserError) as refused:
+        refuse(ImageFolder(str(root), group_pattern=groups))
+    assert "allow_leaks: [groups, exact, near]" in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1 + 2 + 1 + 1
+    with pytest.raises(UserError) as refused:
+        refuse(ImageFolder(str(root), group_pattern=groups, checks={"allow_leaks": ["groups", "near"]}))
+    assert "allow_leaks: [exact]" in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 2
+
+
+def test_near_duplicates_are_looked_for_once_and_not_at_all_where_allowed(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    brighter(root / "train/mug/00.png", root / "test/mug/brighter.jpg")
+    read: list[int] = []
+    original = ImageFolder.read_image
+
+    def counting(self: ImageFolder, index: int) -> torch.Tensor:
+        read.append(index)
+        return original(self, index)
+
+    monkeypatch.setattr(ImageFolder, "read_image", counting)
+    allowing = ImageFolder(str(root), checks={"allow_leaks": ["near"]})
+    refuse(allowing)
+    assert len(read) == 13, "each picture once, to verify it"
+    with pytest.raises(UserError):
+        refuse(ImageFolder(str(root)))
+    assert len(read) > 13
+    before = len(read)
+    with pytest.raises(UserError):
+        refuse(ImageFolder(str(root)))
+    assert len(read) == before
+
+
+def test_unreadable_pictures_are_reported_and_no_leaks(root: Path) -> None:
+    shutil.copy(root / "train/mug/00.png", root / "val/mug/copy.png")
+    for name in ("train/mug/00.png", "val/mug/copy.png"):
+        (root / name).write_bytes(b"rubbish")
+    report = audit(ImageFolder(str(root), checks={"on_bad_image": "skip"}))
+    assert [Path(bad.sample.source).name for bad in report.skipped] == ["00.png", "copy.png"]
+    assert all("not a picture in a known format" in bad.reason for bad in report.skipped)
+    assert report.leaks.exact == []
+    report.refuse()
+    strict = audit(ImageFolder(str(root)))
+    with pytest.raises(UserError, match=r"2 problems; mend or remove these pictures, or set data checks.on_bad_image"):
+        strict.refuse()
+
+
+def test_the_report_is_json(root: Path) -> None:
+    shutil.copy(root / "train/mug/00.png", root / "val/mug/copy.png")
+    report = audit(ImageFolder(str(root), group_pattern=r"(mug|vase)/"))
+    content = json.loads(json.dumps(report.to_dict()))
+    assert content["leaks"]["exact"][0]["first"]["split"] in ("train", "val")
+    assert content["samples"] == report.samples
+    assert content["leaks"]["groups"][0]["counts"]["val"] == 3
+
+
+def test_wares_need_no_pictures_for_their_audit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Wares, "read_image", None)
+    report = audit(Wares(n_samples=120))
+    assert sum(report.samples.values()) == 120
+    report.refuse()
+
+
+@pytest.mark.skipif(not (DATA / "products").is_dir(), reason="needs the product photos in $VITRINE_DATA/products")
+def test_the_real_product_photos_have_no_leaks() -> None:
+    report = audit(Products(str(DATA / "products"), split={"by": "table"}))
+    assert report.samples == {"train": 447, "val": 100, "test": 53}
+    assert report.group_counts == {"train": 92, "val": 20, "test": 11}
+    assert number_of_leaks(report) == 0
+    assert report.skipped == []
+    assert report.unseen["colour"] == {"gold": 5, "grey": 5}
+
+
+@pytest.mark.skipif(not (DATA / "products").is_dir(), reason="needs the product photos in $VITRINE_DATA/products")
+def test_a_random_split_of_the_real_product_photos_lets_groups_cross() -> None:
+    data = Products(str(DATA / "products"), split={"by": "random", "val_fraction": 0.2, "test_fraction": 0.2})
+    report = audit(data)
+    assert len(report.leaks.groups) > 100
+    with pytest.raises(UserError, match=r"groups in several splits(.|\n)*and \d+ more"):
+        report.refuse()
+
+
+@pytest.mark.skipif(not (DATA / "fashion").is_dir(), reason="needs the fashion photos in $VITRINE_DATA/fashion")
+def test_identical_pictures_in_the_real_fashion_photos() -> None:
+    data = Fashion(
+        str(DATA / "fashion"),
+        split={"by": "random", "val_fraction": 0.3, "test_fraction": 0.3},
+        checks={"on_bad_image": "skip"},
+    )
+    verification = verify(data)
+    assert len(verification.bad) == 5
+    leaks = find_leaks(data, verification, ignored=["groups", "near"])
+    names = {frozenset((pair.first.name, pair.second.name)) for pair in leaks.exact}
+    known = [("31091", "34048"), ("34024", "34025"), ("36723", "39834"), ("40152", "41969"), ("27198", "33486")]
+    known += [("8775", "9617"), ("11102", "11103"), ("29633", "31636"), ("39864", "39865")]
+    assert names
+    assert names <= {frozenset(pair) for pair in known}
+    assert leaks.groups == []
+    assert leaks.near == []
+
+
+def test_identical_images_with_different_labels_in_one_split(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(root / "train" / "mug" / "00.png", root / "train" / "vase" / "x.png")
+    shutil.copy(root / "train" / "mug" / "00.png", root / "train" / "mug" / "y.png")
+    shutil.copy(root / "val" / "vase" / "07.png", root / "val" / "vase" / "z.png")
+    data = ImageFolder(str(root))
+    report = audit(data)
+    report.refuse()
+    assert report.identical is not None
+    assert report.identical.repeated == {"train": 2, "val": 1, "test": 0}
+    (conflict,) = report.identical.conflicts
+    assert (conflict.column, conflict.values, conflict.images) == ("class", ["mug", "vase"], 3)
+    assert [sample.name for sample in conflict.samples] == ["train/mug/00.png", "train/vase/x.png"]
+    assert json.loads(json.dumps(report.to_dict()))["identical"]["conflicts"][0]["samples"][1]["split"] == "train"
+    counts = {"repeated": {"train": 2, "val": 1, "test": 0}, "conflicts": {"class": 1}}
+    assert data.data_record()["identical"] == counts
+    told: list[str] = []
+    monkeypatch.setattr("datamodules.checks.audit.rank_zero_info", told.append)
+    data.prepare_data()
+    assert len(told) == 1
+    assert "1 identical images have different labels, first class: mug (" in told[0]
+    console = Console(file=StringIO(), width=200)
+    print_report(report, console)
+    assert isinstance(console.file, StringIO)
+    text = console.file.getvalue()
+    assert "identical images within a split: train 2, val 1" in text
+    assert "mug/00.png, train, row 1), vase (" in text
+
+
+def test_conflicts_in_attributes_groups_and_captions() -> None:
+    columns = {"name": list("abcde"), "source": list("abcde"), "split": ["train"] * 4 + ["test"]}
+    columns |= {"class": ["x"] * 5, "colour": ["red", "", "blue", "red", "red"], "group": ["g", "g", "h", "", "g"]}
+    frame = pd.DataFrame({**columns, "caption": ["one", "one", "", "two", "one"]})
+    table = SampleTable.from_frame(frame, ["class", "colour"])
+    content = np.zeros((5, 32), dtype=np.uint8)
+    content[3] = 1
+    found = find_identical(table, content, np.array([True] * 5))
+    assert found.repeated == {"train": 2, "val": 0, "test": 0}
+    assert found.conflict_counts() == {"attribute colour": 1, "group": 1}, "unknown values contradict nothing"
+    assert find_identical(table, content, np.array([True, True, False, True, False])).conflicts == []
+    content[3] = 0
+    assert (
+        found.conflict_counts() | {"caption": 1} == find_identical(table, content, np.ones(5, bool)).conflict_counts()
+    )

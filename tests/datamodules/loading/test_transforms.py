@@ -1,0 +1,302 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from PIL import Image
+from scipy import stats
+from torch import nn
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import v2 as T
+from torchvision.transforms.v2 import functional as F
+
+from datamodules.loading.transforms import (
+    adjust_colours,
+    eval_transform,
+    learns_colour,
+    random_crop_box,
+    scale_down,
+    train_transform,
+)
+from datamodules.options import AugmentOptions, ImageOptions, complete_augment
+from vitrail.errors import UserError
+from vitrail.seeding import counted_rng
+from vitrail.types import Interpolation
+
+SIZES = [(3, 5), (1, 1), (31, 200), (200, 31), (64, 64), (97, 133)]
+
+
+def noise(height: int = 60, width: int = 80, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
+
+
+def run(transform: nn.Module, image: torch.Tensor, key: int = 0) -> torch.Tensor:
+    with counted_rng("test", key):
+        result = transform(image)
+    assert isinstance(result, torch.Tensor)
+    return result
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("preset", ["none", "light", "reference"])
+def test_every_size_comes_out_square_and_uint8(size: tuple[int, int], preset: str) -> None:
+    options: ImageOptions = {"size": 32, "crop_fraction": 0.9}
+    augment: AugmentOptions = {"preset": preset}  # type: ignore[typeddict-item]
+    for transform in (eval_transform(options), train_transform(options, augment, hue_safe=False)):
+        image = run(transform, noise(*size))
+        assert image.shape == (3, 32, 32)
+        assert image.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_evaluation_matches_pillow(interpolation: str) -> None:
+    image = noise(90, 120)
+    options: ImageOptions = {"size": 28, "crop_fraction": 0.875, "interpolation": interpolation}  # type: ignore[typeddict-item]
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+    resized = picture.resize((32 * 120 // 90, 32), Image.Resampling[interpolation.upper()])
+    left, top = round((resized.width - 28) / 2), round((resized.height - 28) / 2)
+    expected = F.pil_to_tensor(resized.crop((left, top, left + 28, top + 28)))
+    assert (eval_transform(options)(image).int() - expected.int()).abs().max() <= 2
+
+
+def test_memory_layout_does_not_change_the_result() -> None:
+    planar = noise(90, 120)
+    interleaved = planar.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    for transform in (
+        eval_transform({"size": 48}),
+        train_transform({"size": 48}, {"preset": "reference"}, hue_safe=False),
+    ):
+        assert run(transform, planar).equal(run(transform, interleaved))
+
+
+def test_without_augmentation_training_pictures_are_evaluation_pictures() -> None:
+    options: ImageOptions = {"size": 40, "crop_fraction": 0.9}
+    for augment in (
+        None,
+        AugmentOptions(preset="none"),
+        AugmentOptions(preset="light", random_resized_crop=[], horizontal_flip=0),
+    ):
+        state = torch.get_rng_state()
+        assert train_transform(options, augment, hue_safe=True)(noise()).equal(eval_transform(options)(noise()))
+        assert torch.get_rng_state().equal(state), "and nothing is drawn"
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [
+        AugmentOptions(random_resized_crop=[0.5, 1.0]),
+        AugmentOptions(horizontal_flip=0.5),
+        AugmentOptions(rotation=20),
+        AugmentOptions(translate=0.2),
+        AugmentOptions(brightness=0.4),
+        AugmentOptions(contrast=0.4),
+        AugmentOptions(saturation=0.4),
+        AugmentOptions(hue=0.2),
+        AugmentOptions(erasing=0.5),
+    ],
+)
+def test_each_augmentation_acts_alone_and_repeats_itself(augment: AugmentOptions) -> None:
+    transform = train_transform({"size": 32}, augment, hue_safe=False)
+    images = [run(transform, noise(), key) for key in range(8)]
+    assert len({image.numpy().tobytes() for image in images}) > 1
+    again = train_transform({"size": 32}, augment, hue_safe=False)
+    assert all(run(again, noise(), key).equal(images[key]) for key in range(8))
+
+
+def test_certain_flips_mirror_the_evaluation_picture() -> None:
+    flipped = run(train_transform({"size": 32}, {"horizontal_flip": 1.0}, hue_safe=False), noise())
+    assert flipped.equal(eval_transform({"size": 32})(noise()).flip(-1))
+
+
+def test_erasing_covers_the_share_asked_for() -> None:
+    transform = train_transform({"size": 50}, {"erasing": 1.0, "erasing_scale": [0.2, 0.2]}, hue_safe=False)
+    original = eval_transform({"size": 50})(noise())
+    for key in range(10):
+        erased = run(transform, noise(), key)
+        share = float((erased != original).any(0).double().mean())
+        assert share == pytest.approx(0.2, abs=0.03)
+        assert [int(channel[(erased != original).any(0)].unique()) for channel in erased] == [124, 116, 104]
+
+
+def test_colour_is_safe_from_hue_jitter_unless_asked_for() -> None:
+    assert learns_colour({"class": ["a"], "colour": ["red"]})
+    assert learns_colour(["main_Color"])
+    assert not learns_colour(["class", "material"])
+    assert complete_augment({"preset": "reference"}, hue_safe=False)["hue"] == 0.1
+    assert complete_augment({"preset": "reference"}, hue_safe=True)["hue"] == 0.0
+    assert complete_augment({"preset": "reference", "hue": 0.05}, hue_safe=True)["hue"] == 0.05
+
+
+def test_a_safe_transform_keeps_every_hue() -> None:
+    red = torch.zeros(3, 40, 40, dtype=torch.uint8)
+    red[0] = 200
+    red[1:] = 40
+    augment: AugmentOptions = {"preset": "reference", "erasing": 0.0, "rotation": 0.0, "translate": 0.0}
+    for key in range(20):
+        safe = run(train_transform({"size": 20}, augment, hue_safe=True), red, key).int()
+        assert (safe[1] - safe[2]).abs().max() <= 1, "still a pure red, at whatever brightness"
+    unsafe = [run(train_transform({"size": 20}, augment, hue_safe=False), red, key).int() for key in range(20)]
+    assert max(int((image[1] - image[2]).abs().max()) for image in unsafe) > 20
+
+
+def coloured() -> torch.Tensor:
+    image = noise(120, 120, seed=3)
+    image[:, :10] = image[:1, :10]  # greys have no hue
+    image[:, 10] = 0
+    image[0, 11], image[1, 11] = 255, 255  # ties of the largest channel
+    return image
+
+
+@pytest.mark.parametrize("turns", [-0.5, -0.31, -0.1, 0.0, 0.07, 0.25, 0.5])
+def test_hue_shift_matches_torchvision(turns: float) -> None:
+    image = coloured()
+    assert (adjust_colours(image, {"hue": turns}).int() - F.adjust_hue(image, turns).int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.4, 1.0, 1.3, 2.5])
+def test_other_colour_changes_match_torchvision(factor: float) -> None:
+    image = coloured()
+    for kind, oracle in (
+        ("brightness", F.adjust_brightness),
+        ("contrast", F.adjust_contrast),
+        ("saturation", F.adjust_saturation),
+    ):
+        # torchvision rounds the grey value down first, which the factor magnifies.
+        difference = adjust_colours(image, {kind: factor}).int() - oracle(image, factor).int()
+        assert difference.abs().max() <= 1 + abs(factor - 1)
+
+
+def test_colour_changes_are_made_in_the_order_given() -> None:
+    image = coloured()
+    dark_first = adjust_colours(image, {"brightness": 2.0, "contrast": 0.3})
+    flat_first = adjust_colours(image, {"contrast": 0.3, "brightness": 2.0})
+    assert not dark_first.equal(flat_first)
+    expected = F.adjust_contrast(F.adjust_brightness(image, 2.0), 0.3)
+    assert (dark_first.int() - expected.int()).abs().max() <= 2
+
+
+def test_presets_can_be_overridden_key_by_key() -> None:
+    options = complete_augment({"preset": "reference", "rotation": 5.0}, hue_safe=False)
+    assert options["rotation"] == 5.0
+    assert options["translate"] == 0.1
+    options["erasing_scale"].append(9.0)
+    assert complete_augment({"preset": "reference"}, hue_safe=False)["erasing_scale"] == [0.02, 0.33]
+
+
+@pytest.mark.parametrize(
+    ("augment", "message"),
+    [
+        ({"hew": 0.1}, "data augment: unknown key 'hew'"),
+        ({"preset": "heavy"}, "data augment.preset: is 'heavy', must be one of none, light, reference"),
+        ({"hue": 0.7}, "data augment.hue: is 0.7, must be between 0 and 0.5"),
+        ({"erasing": 1.5}, "augment.erasing"),
+        ({"mixup": -1.0}, "augment.mixup: is -1.0, must be 0 or more"),
+        ({"random_resized_crop": [1.0, 0.5]}, "augment.random_resized_crop"),
+        ({"erasing_scale": []}, "augment.erasing_scale"),
+    ],
+)
+def test_wrong_options_are_refused_by_key(augment: AugmentOptions, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        train_transform({}, augment, hue_safe=False)
+
+
+@pytest.mark.parametrize(
+    "image", [{"size": 0}, {"size": 1}, {"crop_fraction": 0.0}, {"interpolation": "nearest"}, {"sise": 3}]
+)
+def test_wrong_image_options_are_refused(image: ImageOptions) -> None:
+    with pytest.raises(UserError, match="data image"):
+        eval_transform(image)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("scale", [(0.8, 1.0), (0.08, 0.3), (1.0, 1.0)])
+def test_crop_and_flip_are_those_of_torchvision(interpolation: Interpolation, scale: tuple[float, float]) -> None:
+    size = 24
+    ours = train_transform(
+        {"size": size, "interpolation": interpolation},
+        {"random_resized_crop": list(scale), "horizontal_flip": 0.5},
+        hue_safe=False,
+    )
+    mode, flips = InterpolationMode(interpolation), 0
+    for seed, (height, width) in enumerate([(30, 40), (24, 24), (17, 60), (9, 8), (60, 20), (200, 5), (5, 300)] * 4):
+        image = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8).permute(2, 0, 1)
+        torch.manual_seed(seed)
+        box = random_crop_box(height, width, scale)
+        expected = F.resized_crop(image, *box, [size, size], mode, antialias=True)
+        if torch.rand(1) < 0.5:
+            expected = F.horizontal_flip(expected)
+            flips += 1
+        torch.manual_seed(seed)
+        assert torch.equal(ours(image), expected)
+    assert 5 < flips < 23
+
+
+@pytest.mark.parametrize(("height", "width"), [(256, 341), (300, 300), (90, 40)])
+@pytest.mark.parametrize("scale", [(0.08, 1.0), (0.8, 1.0)])
+def test_parts_are_distributed_as_those_of_torchvision(height: int, width: int, scale: tuple[float, float]) -> None:
+    number = 2000
+    torch.manual_seed(0)
+    ours = torch.tensor([random_crop_box(height, width, scale) for _ in range(number)], dtype=torch.float64)
+    crop = T.RandomResizedCrop(8, scale)
+    image = torch.empty(3, height, width)
+    params = [crop.make_params([image]) for _ in range(number)]
+    theirs = torch.tensor([[p["top"], p["left"], p["height"], p["width"]] for p in params], dtype=torch.float64)
+    parts: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        "top": lambda box: box[:, 0],
+        "left": lambda box: box[:, 1],
+        "area": lambda box: box[:, 2] * box[:, 3],
+        "ratio": lambda box: box[:, 3] / box[:, 2],
+    }
+    for name, of in parts.items():
+        assert stats.ks_2samp(of(ours).numpy(), of(theirs).numpy()).pvalue > 1e-3, name
+
+
+@pytest.mark.parametrize(("height", "width"), [(200, 5), (5, 300)])
+def test_where_no_part_fits_it_is_torchvisions_middle(height: int, width: int) -> None:
+    params = T.RandomResizedCrop(8, (0.9, 1.0)).make_params([torch.empty(3, height, width)])
+    assert random_crop_box(height, width, (0.9, 1.0)) == tuple(
+        params[key] for key in ("top", "left", "height", "width")
+    )
+
+
+def test_scaling_down_is_the_evaluations() -> None:
+    image = torch.randint(0, 256, (50, 70, 3), dtype=torch.uint8).permute(2, 0, 1)
+    transform = eval_transform({"size": 20, "crop_fraction": 0.8})
+    assert torch.equal(transform(scale_down(image, 25, "bicubic")), transform(image))
+    assert scale_down(image, 50, "bicubic") is image
+
+
+@pytest.mark.parametrize("options", [{"size": 64}, {"size": 32, "crop_fraction": 0.875, "interpolation": "bilinear"}])
+@pytest.mark.parametrize("size", [(2000, 3), (3, 2000), (1, 999), (999, 1), (40, 9000)])
+def test_of_a_strip_only_the_center_is_scaled(
+    size: tuple[int, int], options: ImageOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    whole = eval_transform(options)(image)
+    monkeypatch.setattr("datamodules.loading.transforms._MOST_ENLARGED", 0)
+    center = eval_transform(options)(image)
+    assert center.shape == whole.shape
+    # Pillow and torch round a few pixels of a resized image differently.
+    assert (center.int() - whole.int()).abs().max() <= 2
+
+
+@pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1), (1, 80_000_000)])
+def test_a_strip_costs_little(size: tuple[int, int]) -> None:
+    image = torch.zeros(3, 1, 1, dtype=torch.uint8).expand(3, *size)
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        for transform in (
+            eval_transform({"size": 224}),
+            train_transform(None, {"preset": "reference"}, hue_safe=False),
+        ):
+            assert transform(image).shape == (3, 224, 224)
+    # One of them would be 3 to 60 GB in full.
+    assert sum(max(0, event.cpu_memory_usage) for event in profile.events()) < 200 * 2**20
+
+
+def test_images_of_usual_shapes_take_the_usual_way() -> None:
+    transform = eval_transform({"size": 224})
+    transform._only_center = None  # type: ignore[assignment]  # fails if it is called
+    for size in ((100, 7000), (4000, 3000), (50, 50)):
+        assert transform(torch.zeros(3, *size, dtype=torch.uint8)).shape == (3, 224, 224)

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from datamodules.loading.decode import ImageError
+from datamodules.loading.samplers import SampleKey
+from datamodules.streaming.dataset import StreamedDataset, StreamOrder
+from datamodules.streaming.shards import Shards
+from tests.datamodules.shard_sets import encoded
+
+SIZES = (7, 5, 8)
+NOWHERE = np.empty(0, dtype=np.int64)
+
+
+def brightness(image: torch.Tensor) -> torch.Tensor:
+    """A picture of one size whose content is random, as augmentation is."""
+    return (image[:, :4, :4].float() * torch.rand(())).to(torch.uint8)
+
+
+def shards(root: Path, bad: tuple[int, ...] = ()) -> Shards:
+    """Three files with 20 rows in all, in row groups of three."""
+    urls, row = [], 0
+    for number, size in enumerate(SIZES):
+        cells = [b"no picture" if row + i in bad else encoded(row + i) for i in range(size)]
+        path = root / f"{number}.parquet"
+        pq.write_table(pa.table({"image": cells}), path, row_group_size=3)
+        urls.append(str(path))
+        row += size
+    return Shards(urls, np.cumsum(SIZES), pa.array([f"k{n}" for n in range(20)]), "image", NOWHERE, NOWHERE)
+
+
+def dataset(root: Path, bad: tuple[int, ...] = (), **options: Any) -> StreamedDataset:
+    order = {"batch_size": 4, "streams": 2, "shuffle_buffer": 6, **options.pop("order", {})}
+    sizes = np.array(SIZES, dtype=np.int64)
+    return StreamedDataset(
+        np.arange(20, dtype=np.int64), shards(root, bad), StreamOrder(sizes, **order), brightness, 4, seed=5, **options
+    )
+
+
+def test_samples_are_those_of_picture_by_picture_reading(tmp_path: Path) -> None:
+    data = dataset(tmp_path)
+    samples = [data[slot] for slot in range(20)]
+    assert sorted(sample["sample_id"] for sample in samples) == list(range(20))
+    again = dataset(tmp_path)
+    # In any order it is the same, only slower.
+    for slot in (17, 3, 3, 19, 0):
+        assert again[slot]["sample_id"] == samples[slot]["sample_id"]
+        assert again[slot]["image"].equal(samples[slot]["image"])
+    with pytest.raises(IndexError):
+        data[20]
+
+
+def test_epochs_are_ordered_and_augmented_differently(tmp_path: Path) -> None:
+    data = dataset(tmp_path)
+    one, other = ([data[SampleKey(slot, epoch)] for slot in range(20)] for epoch in (0, 1))
+    assert [sample["sample_id"] for sample in one] != [sample["sample_id"] for sample in other]
+    by_id = {sample["sample_id"]: sample["image"] for sample in other}
+    assert not all(sample["image"].equal(by_id[sample["sample_id"]]) for sample in one)
+
+
+def test_what_fills_up_is_another_draw_in_training_and_padding_in_evaluation(tmp_path: Path) -> None:
+    for buffer in (6, 0):
+        last = dataset(tmp_path, order={"rank": 2, "world_size": 3, "shuffle_buffer": buffer})
+        samples = [last[slot] for slot in range(7)]
+        fills = [sample for sample in samples if sample["draw"] or sample["is_padding"]]
+        assert len(fills) == 1, "3 · 7 are 21"
+        assert (fills[0]["draw"], fills[0]["is_padding"]) == ((1, False) if buffer else (0, True))
+
+
+def test_looking_at_a_sample_without_its_picture_reads_nothing(tmp_path: Path) -> None:
+    data = dataset(tmp_path, caption_numbers=np.arange(20) % 3)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    samples = [data.without_image(slot) for slot in range(20)]
+    assert sorted(sample["sample_id"] for sample in samples) == list(range(20))
+    assert all(sample["caption_number"] == sample["sample_id"] % 3 for sample in samples)
+
+
+def test_an_unreadable_picture_is_named(tmp_path: Path) -> None:
+    data = dataset(tmp_path, bad=(9,))
+    with pytest.raises(ImageError, match=r"1\.parquet: k9: .*on_bad_image: skip"):
+        data.__getitems__(list(range(20)))
+
+
+def test_replaced_pictures_keep_the_number_and_are_noted_once(tmp_path: Path) -> None:
+    journal = tmp_path / "run" / "skipped.jsonl"
+    data = dataset(tmp_path, bad=(9, 2), on_bad="replace", journal=journal)
+    with pytest.warns(UserWarning, match="left out: .*k9"):
+        batches = [data.__getitems__(list(range(start, start + 4))) for start in range(0, 20, 4)]
+    for _ in range(2):
+        assert [len(batch) for batch in batches] == [4] * 5
+        seen = [sample["sample_id"] for batch in batches for sample in batch]
+        assert set(seen) == set(range(20)) - {9, 2}
+        batches = [data.__getitems__(list(range(start, start + 4))) for start in range(0, 20, 4)]
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    assert sorted((line["row"], line["name"]) for line in lines) == [(2, "k2"), (9, "k9")]
+    assert not journal.stat().st_mode & 0o111
+
+
+@pytest.mark.filterwarnings("ignore:left out")
+def test_left_out_pictures_are_not_counted(tmp_path: Path) -> None:
+    data = dataset(tmp_path, bad=(9,), on_bad="leave_out", order={"shuffle_buffer": 0})
+    samples = [sample for start in range(0, 20, 4) for sample in data.__getitems__(list(range(start, start + 4)))]
+    assert [sample["sample_id"] for sample in samples if sample["is_padding"]] == [9]
+    assert all(sample["image"].shape == (3, 4, 4) for sample in samples)
+
+
+@pytest.mark.filterwarnings("ignore:left out")
+def test_a_batch_without_any_readable_picture_is_told(tmp_path: Path) -> None:
+    data = dataset(tmp_path, bad=tuple(range(20)), on_bad="replace")
+    with pytest.raises(ImageError, match="no picture of its batch can be read"):
+        data.__getitems__([0, 1, 2, 3])

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from datamodules.wares.render import COLOURS, CONDITIONS, KINDS, MATERIALS, MATERIALS_OF, WareSpec, draw_ware
+
+MUG = WareSpec("mug", "red", "plastic", "new", 7)
+
+
+def centre(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+    """Mean colour of the middle of a picture, ``(3,)``."""
+    side = picture.shape[0]
+    middle: npt.NDArray[np.float64] = picture[side * 2 // 5 : side * 3 // 5, side * 2 // 5 : side * 3 // 5].mean((0, 1))
+    return middle
+
+
+def mean_centre(spec: WareSpec, views: int = 24) -> npt.NDArray[np.float64]:
+    """Over several views, so that light and background average out."""
+    total: npt.NDArray[np.float64] = np.mean([centre(draw_ware(spec, view, 48)) for view in range(views)], axis=0)
+    return total
+
+
+@pytest.mark.parametrize("resolution", [16, 33, 96, 160])
+def test_a_picture_has_the_size_asked_for(resolution: int) -> None:
+    picture = draw_ware(MUG, 1, resolution)
+    assert picture.shape == (resolution, resolution, 3)
+    assert picture.dtype == np.uint8
+    assert picture.std() > 5
+
+
+def test_every_kind_in_every_material_and_condition() -> None:
+    assert len(KINDS) == 10
+    seen = set()
+    for number, kind in enumerate(KINDS):
+        for place, material in enumerate(MATERIALS_OF[kind]):
+            condition = CONDITIONS[(number + place) % 3]
+            picture = draw_ware(WareSpec(kind, "blue", material, condition, number), place, 48)
+            seen.add(hashlib.sha256(picture.tobytes()).hexdigest())
+    assert len(seen) == sum(map(len, MATERIALS_OF.values()))
+    assert set(MATERIALS) == {material for materials in MATERIALS_OF.values() for material in materials}
+
+
+def test_the_same_arguments_give_the_same_picture() -> None:
+    first = draw_ware(MUG, 3)
+    draw_ware(replace(MUG, condition="worn", seed=8), 4)  # Whatever was drawn in between.
+    assert (draw_ware(MUG, 3) == first).all()
+
+
+def test_another_process_draws_the_same() -> None:
+    code = (
+        "import hashlib, json, sys\n"
+        "from datamodules.wares.render import WareSpec, draw_ware\n"
+        "specs = [WareSpec(*fields) for fields in json.loads(sys.argv[1])]\n"
+        "print(json.dumps([hashlib.sha256(draw_ware(s, 5, 64).tobytes()).hexdigest() for s in specs]))"
+    )
+    specs = [WareSpec(kind, "green", MATERIALS_OF[kind][0], "worn", 11) for kind in KINDS]
+    fields = json.dumps([[s.kind, s.colour, s.material, s.condition, s.seed] for s in specs])
+    # Another hash seed, so that nothing depends on the order of a set.
+    result = subprocess.run(
+        [sys.executable, "-c", code, fields],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONHASHSEED": "1", "PYTHONPATH": "."},
+    )
+    assert json.loads(result.stdout) == [hashlib.sha256(draw_ware(s, 5, 64).tobytes()).hexdigest() for s in specs]
+
+
+def test_views_of_an_object_differ() -> None:
+    views = [draw_ware(MUG, view, 48).astype(int) for view in range(6)]
+    differences = [np.abs(views[i] - views[j]).mean() for i in range(6) for j in range(i)]
+    assert min(differences) > 10
+
+
+def test_objects_in_the_same_view_differ() -> None:
+    one, other = (draw_ware(replace(MUG, seed=seed), 5, 48).astype(int) for seed in (1, 2))
+    assert np.abs(one - other).mean() > 1
+
+
+def test_the_colour_shows() -> None:
+    means = {colour: mean_centre(WareSpec("mug", colour, "plastic", "used", 6)) for colour in COLOURS}
+    red, green, blue = means["red"], means["green"], means["blue"]
+    assert red[0] > red[1] + 30
+    assert green[1] > green[0] + 15
+    assert blue[2] > blue[0] + 30
+    assert means["white"].mean() > means["gray"].mean() + 20
+    assert means["gray"].mean() > means["black"].mean() + 20
+    assert means["yellow"][:2].min() > means["yellow"][2] + 30
+    assert means["brown"][0] > means["brown"][2] + 15
+
+
+def test_worn_things_are_less_even_than_new_ones() -> None:
+    def roughness(condition: str) -> float:
+        """Mean change from pixel to pixel in the middle of the pictures."""
+        pictures = [draw_ware(WareSpec("mug", "white", "plastic", condition, 6), view, 64) for view in range(24)]
+        return float(np.mean([np.abs(np.diff(p[24:40, 24:40].astype(int), axis=1)).mean() for p in pictures]))
+
+    assert roughness("worn") > roughness("used") * 1.1
+    assert roughness("worn") > roughness("new") * 1.1
+
+
+def test_larger_pictures_show_the_same_scene() -> None:
+    small, large = draw_ware(MUG, 9, 64).astype(float), draw_ware(MUG, 9, 128).astype(float)
+    reduced = large.reshape(64, 2, 64, 2, 3).mean(axis=(1, 3))
+    assert np.corrcoef(small.ravel(), reduced.ravel())[0, 1] > 0.95
