@@ -102,7 +102,7 @@ class ServedRun:
         import torch
 
         from lightning_modules.checkpoint import load_task
-        from lightning_modules.embedding import EmbeddingTask
+        from lightning_modules.dual_encoder import EmbeddingTask
 
         files = RunFiles(path)
         if CHECKPOINT not in files.checkpoints:

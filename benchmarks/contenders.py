@@ -20,7 +20,7 @@ from torch import nn
 
 from benchmarks.long_epoch import LongEpoch
 from lightning_modules.base import VisionTask
-from lightning_modules.classifier import ImageClassifier
+from lightning_modules.classification import ImageClassifier
 from lightning_modules.dual_encoder import DualEncoder
 from vitrail.types import Batch
 

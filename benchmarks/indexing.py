@@ -46,7 +46,7 @@ def data_of(folder: Path, size: int, batch: int) -> Any:
 
 def task_of(backbone: str, data: Any) -> Any:
     """A classifier with random weights."""
-    from lightning_modules.classifier import ImageClassifier
+    from lightning_modules.classification import ImageClassifier
 
     torch.manual_seed(0)
     image_size = data.image_options["size"]

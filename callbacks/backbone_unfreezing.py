@@ -113,7 +113,7 @@ class BackboneUnfreezing(Callback):
         if not {"backbone", "head"} <= parts:
             raise UserError(
                 f"BackboneUnfreezing: the optimizer of {type(pl_module).__name__} has no parameter groups of the parts "
-                f"backbone and head; make them with lightning_modules.parameter_groups, or leave the callback out"
+                f"backbone and head; make them with lightning_modules.optim, or leave the callback out"
             )
         if self.fixed_batchnorm:
             _two_part_task(pl_module).fix_batchnorm()

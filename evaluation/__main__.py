@@ -149,7 +149,7 @@ _OTHERS = {"base_to_novel": _base_to_novel, "wise_ft": _wise_ft, "soup": _soup}
 def _probe(options: argparse.Namespace, data_arguments: list[str]) -> list[TaskSummary]:
     from datamodules.cli import data_parser, parse_data
     from evaluation.linear_probe import linear_probe
-    from lightning_modules.encoders import ImageEncoder
+    from lightning_modules.encoders.image import ImageEncoder
 
     configs = [argument for path in options.config for argument in ("--config", path)]
     datamodule, _ = parse_data(data_parser("python -m evaluation linear_probe"), [*configs, *data_arguments])

@@ -87,8 +87,7 @@ def make_ensemble(
     Raises:
         UserError: the runs cannot be averaged.
     """
-    from lightning_modules.ensemble import Ensemble
-    from lightning_modules.views import checked_views
+    from lightning_modules.ensemble import Ensemble, checked_views
     from vitrail.config import dump_yaml
 
     members = [str(run) for run in runs]

@@ -21,7 +21,7 @@ from vitrail.types import batch_targets
 
 if TYPE_CHECKING:
     from datamodules.base import ImageDataModule
-    from lightning_modules.encoders import ImageEncoder
+    from lightning_modules.encoders.image import ImageEncoder
 
 PENALTY_C = 1.0
 MAX_ITERATIONS = 5_000

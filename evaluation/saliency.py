@@ -47,7 +47,7 @@ class SortsPictures(Protocol):
 
 @runtime_checkable
 class ComparesPictures(Protocol):
-    """A task that compares pictures with texts; ``lightning_modules.embedding.EmbeddingTask`` is one."""
+    """A task that compares pictures with texts; ``lightning_modules.dual_encoder.EmbeddingTask`` is one."""
 
     tasks: dict[str, list[str]]
     objective: Any  # its ``temperature()`` begins with the scale that makes logits of similarities

@@ -50,7 +50,7 @@ from experiments.refusals import (
 )
 from experiments.run_record import RunRecorder
 from lightning_modules.base import VisionTask
-from lightning_modules.sharding import FullySharded
+from lightning_modules.distributed import FullySharded
 from vitrail.config import one_config
 from vitrail.errors import UserError, run_reporting_user_errors, was_interrupted
 from vitrail.runs import (

@@ -9,7 +9,7 @@ from typing import Any
 
 from evaluation.summary import plain
 from lightning_modules.base import VisionTask
-from lightning_modules.embedding import EmbeddingTask
+from lightning_modules.dual_encoder import EmbeddingTask
 from vitrail.errors import UserError
 from vitrail.runs import RunFiles
 

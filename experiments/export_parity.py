@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from datamodules.base import ImageDataModule
 from experiments.export_graphs import IMAGE_EMBEDDING, LOGITS, TEXT_EMBEDDING
 from experiments.export_runners import Arrays, Runner
-from lightning_modules.base import VisionTask
-from lightning_modules.embedding import EmbeddingTask
-from lightning_modules.step_outputs import real_rows
+from lightning_modules.base import VisionTask, real_rows
+from lightning_modules.dual_encoder import EmbeddingTask
 from vitrail.errors import UserError
 from vitrail.predictions import predicted_classes
 from vitrail.types import UNKNOWN

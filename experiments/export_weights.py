@@ -12,7 +12,7 @@ import torch
 from experiments.export_metadata import KEY, as_strings, from_strings
 from lightning_modules.base import VisionTask
 from lightning_modules.checkpoint import task_from
-from lightning_modules.weights import misfits
+from lightning_modules.encoders.image import misfits
 from vitrail.errors import UserError
 
 FILE = "model.safetensors"

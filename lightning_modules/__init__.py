@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lightning_modules.base import VisionTask
     from lightning_modules.checkpoint import load_task
-    from lightning_modules.classifier import ImageClassifier
+    from lightning_modules.classification import ImageClassifier, MultiTaskClassifier
+    from lightning_modules.distributed import FullySharded
     from lightning_modules.dual_encoder import DualEncoder
     from lightning_modules.ensemble import Ensemble
     from lightning_modules.generative import GenerativeClassifier
-    from lightning_modules.multitask import MultiTaskClassifier
-    from lightning_modules.sharding import FullySharded
 
 __all__ = [
     "DualEncoder",
@@ -32,10 +31,10 @@ __all__ = [
 _HOMES = {
     "DualEncoder": "lightning_modules.dual_encoder",
     "Ensemble": "lightning_modules.ensemble",
-    "FullySharded": "lightning_modules.sharding",
+    "FullySharded": "lightning_modules.distributed",
     "GenerativeClassifier": "lightning_modules.generative",
-    "ImageClassifier": "lightning_modules.classifier",
-    "MultiTaskClassifier": "lightning_modules.multitask",
+    "ImageClassifier": "lightning_modules.classification",
+    "MultiTaskClassifier": "lightning_modules.classification",
     "VisionTask": "lightning_modules.base",
     "load_task": "lightning_modules.checkpoint",
 }

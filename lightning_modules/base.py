@@ -2,39 +2,70 @@
 
 A task builds its network in its constructor and says in ``_shared_step`` what the loss of a batch is and what callbacks
 may want of it. Pretrained weights are only fetched where no checkpoint replaces them.
+
+From a batch and its logits to what callbacks get, with padding and unknown targets left out.
+
+A name for weights: whoever has the same one has the same weights, whatever file they came from.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Self
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import nn
 
-from lightning_modules.blocks import stands_still
-from lightning_modules.digest import weights_digest
-from lightning_modules.encoders import (
+from lightning_modules.distributed import refuse_unfit_strategy, synchronise_batchnorm
+from lightning_modules.encoders.image import (
     AdoptsImageOptions,
     AdoptsRange,
     InputOptions,
     PreparesImages,
+    WeightsOrigin,
+    misfits,
+    tell_origin,
     warn_of_other_inputs,
 )
-from lightning_modules.epoch_sums import epoch_sums, restore_epoch_sums
-from lightning_modules.learning_rates import set_learning_rates, tell_scaling
-from lightning_modules.optim import OptimOptions, adamw, checked_options, seed_step, single_phase, step_seed
-from lightning_modules.parameter_groups import parameter_groups
+from lightning_modules.metrics import epoch_sums, restore_epoch_sums
+from lightning_modules.optim import (
+    OptimOptions,
+    ScheduleName,
+    adamw,
+    checked_options,
+    parameter_groups,
+    seed_step,
+    set_learning_rates,
+    single_phase,
+    stands_still,
+    step_seed,
+    tell_scaling,
+)
 from lightning_modules.precision import Conversion, check_half_precision, keep_small_steps
-from lightning_modules.schedules import ScheduleName
-from lightning_modules.sharding import refuse_unfit_strategy, synchronise_batchnorm
-from lightning_modules.weights import WeightsOrigin, misfits, tell_origin
 from vitrail.errors import UserError
-from vitrail.types import Batch, Outputs
+from vitrail.types import UNKNOWN, Batch, Outputs, batch_targets
+
+
+def weights_digest(module: nn.Module) -> str:
+    """SHA-256 over names, types, shapes and values of a module's weights, hexadecimal.
+
+    Where weights are shared out among processes, all of them must call this.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        if not isinstance(value, torch.Tensor):
+            continue  # extra state, which no embedding depends on
+        whole = value.full_tensor() if hasattr(value, "full_tensor") else value
+        digest.update(f"{name} {whole.dtype} {tuple(whole.shape)}\n".encode())
+        digest.update(whole.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
 
 LoggedSplit = Literal["train", "val", "test"]
 
@@ -167,7 +198,7 @@ class VisionTask(LightningModule, ABC):
         return False
 
     def weights_digest(self) -> str:
-        """A name for the weights, by which a gallery knows its model (``lightning_modules.digest``)."""
+        """A name for the weights, by which a gallery knows its model (``lightning_modules.base``)."""
         return weights_digest(self)
 
     def load_pretrained(self) -> None:
@@ -437,3 +468,43 @@ class VisionTask(LightningModule, ABC):
     def test_step(self, batch: Batch, batch_idx: int) -> Outputs:
         """Count a batch and hand its outputs to callbacks."""
         return self._shared_step(batch, "test")[1]
+
+
+def real_rows(batch: Batch) -> torch.Tensor:
+    """Which rows are samples and not padding, bool ``(B,)``."""
+    if "is_padding" in batch:
+        return ~batch["is_padding"]
+    return torch.ones_like(batch["sample_id"], dtype=torch.bool)
+
+
+def known_targets(batch: Batch, tasks: Iterable[str]) -> dict[str, torch.Tensor]:
+    """Targets of these tasks, unknown where the batch has none and where a row is only padding.
+
+    Returns:
+        For each task int64 ``(B,)``.
+    """
+    given = batch_targets(batch)
+    unknown = torch.full_like(batch["sample_id"], UNKNOWN)
+    padding = ~real_rows(batch)
+    return {task: given.get(task, unknown).masked_fill(padding, UNKNOWN) for task in tasks}
+
+
+def real_outputs(batch: Batch, logits: Mapping[str, torch.Tensor], targets: Mapping[str, torch.Tensor]) -> Outputs:
+    """What callbacks get of a batch."""
+    real = real_rows(batch)
+    return {
+        "sample_id": batch["sample_id"][real],
+        "logits": {task: values.detach()[real] for task, values in logits.items()},
+        "targets": {task: values[real] for task, values in targets.items()},
+    }
+
+
+def with_embedding(outputs: Outputs, batch: Batch, features: torch.Tensor) -> Outputs:
+    """Adds the features of the batch's samples as embeddings of unit length.
+
+    Args:
+        outputs: of ``real_outputs``.
+        batch: that they are of.
+        features: float ``(B, D)``.
+    """
+    return {**outputs, "image_embedding": F.normalize(features.detach()[real_rows(batch)].float(), dim=-1)}

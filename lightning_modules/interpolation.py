@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from lightning_modules.weights import misfits
+from lightning_modules.encoders.image import misfits
 from vitrail.errors import UserError
 
 

@@ -1,16 +1,35 @@
 """Losses: cross-entropy per sample, and contrastive losses as functions of embeddings, with the temperature apart.
 
 Cross-entropy leaves out unknown targets, weights rare classes, smooths targets and splits mixed pictures.
+
+What a dual encoder minimises: a contrastive loss with its temperature, over the pairs of all processes.
+
+The scale of similarities in a contrastive loss, learned or fixed, apart from the loss.
+
+Contrastive batches larger than memory: encode in chunks, keep only the embeddings, encode again for the gradients.
+
+Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup" (GradCache), RepL4NLP 2021. The
+loss sees all embeddings at once, so its value and its gradients are those of the one large batch; gradient accumulation
+over small batches would have fewer negatives. It is what gradient checkpointing (Chen et al., 2016) does with one
+segment a chunk: torch replays each chunk's random state and mixed precision, and frees it before the next one. One
+backward pass goes through everything, so the temperature's gradient is counted once, and DDP sums once.
+
+BatchNorm in training mode normalises by the chunk, as in any method of this kind.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple, get_args
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Literal, NamedTuple, TypedDict, get_args
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
+from lightning_modules.distributed import gather_rows, is_distributed, own_rows
 from lightning_modules.precision import KeepsFloat32
 from vitrail.errors import UserError
 from vitrail.types import UNKNOWN, Mix
@@ -236,3 +255,189 @@ def sigmoid_contrastive(
     pool = pool or own
     sign = (own.positive_id[:, None] == pool.positive_id).to(own.image.dtype) * 2 - 1
     return -F.logsigmoid(sign * (scale * own.image @ pool.text.T + bias)).sum(dim=1).mean()
+
+
+class TemperatureOptions(TypedDict, total=False):
+    """The temperature; what is left out has the value in brackets.
+
+    Attributes:
+        scale: what cosines are multiplied by at first, 1 / temperature [that of the pretrained model; 1 / 0.07 where
+            there is none, 10 with the sigmoid loss].
+        learned: whether it is learned [true].
+        lr: highest learning rate of the temperature and bias [that of the heads].
+        max_scale: it never grows beyond [100, or the scale of the pretrained model, if that is larger].
+        bias: added to the scaled cosines at first; with the sigmoid loss only [that of the pretrained model, or -10].
+    """
+
+    scale: float
+    learned: bool
+    lr: float
+    max_scale: float
+    bias: float
+
+
+class Temperature(KeepsFloat32):
+    """Scale (and bias) of cosines.
+
+    The scale is learned as its logarithm and clamped at 100, as CLIP does (Radford et al., 2021), or at that of the
+    pretrained model, which SigLIP's (Zhai et al., 2023), whose the bias is, exceeds.
+
+    Args:
+        options: the settings.
+        with_bias: whether the loss has a bias.
+
+    Attributes:
+        log_scale: float32 scalar in every precision, a parameter, or a buffer where the temperature is fixed.
+        bias: float32 scalar likewise, 0 where the loss has none.
+        max_log_scale: logarithm of the largest scale; a checkpoint has to keep it.
+
+    Raises:
+        UserError: for an unknown key or a value out of range.
+    """
+
+    log_scale: torch.Tensor
+    bias: torch.Tensor
+
+    def __init__(self, options: TemperatureOptions | None, *, with_bias: bool) -> None:
+        super().__init__()
+        given = options or {}
+        if strange := sorted(set(given) - set(TemperatureOptions.__annotations__)):
+            known = ", ".join(TemperatureOptions.__annotations__)
+            raise UserError(f"temperature: unknown key {strange[0]!r}; known keys are {known}")
+        max_scale = given.get("max_scale", 100.0)
+        scale = given.get("scale", min(10.0 if with_bias else 1 / 0.07, max_scale))
+        if not 0 < scale <= max_scale:
+            raise UserError(f"temperature: scale must be above 0 and at most max_scale {max_scale}, got {scale}")
+        if given.get("lr", 0.0) < 0:
+            raise UserError(f"temperature: lr must not be negative, got {given['lr']}")
+        if "bias" in given and not with_bias:
+            raise UserError("temperature: bias belongs to the loss sigmoid; leave it out")
+        self.max_log_scale = math.log(max_scale)
+        self._given, self._with_bias = given, with_bias
+        self.learned = given.get("learned", True)
+        log_scale = torch.tensor(math.log(scale))
+        bias = torch.tensor(given.get("bias", -10.0) if with_bias else 0.0)
+        if self.learned:
+            self.log_scale = nn.Parameter(log_scale)
+        else:
+            self.register_buffer("log_scale", log_scale)
+        if self.learned and with_bias:
+            self.bias = nn.Parameter(bias)
+        else:
+            self.register_buffer("bias", bias)
+
+    def forward(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale and bias, float32 scalars."""
+        return self.log_scale.exp(), self.bias
+
+    @torch.no_grad()
+    def clamp(self) -> None:
+        """Keep the scale below its maximum; to be called after each step of the optimizer.
+
+        Not in ``forward``, where a clamped value would have no gradient and could never come back.
+        """
+        self.log_scale.clamp_(max=self.max_log_scale)
+
+    @torch.no_grad()
+    def take_pretrained(self, log_scale: torch.Tensor | None, bias: torch.Tensor | None) -> None:
+        """Take over the values of a pretrained model as they are, unless the options give other ones.
+
+        Raises:
+            UserError: if the scale is beyond the ``max_scale`` of the options.
+        """
+        if log_scale is not None and "scale" not in self._given:
+            if "max_scale" in self._given and float(log_scale) > self.max_log_scale:
+                raise UserError(
+                    f"temperature.max_scale: {self._given['max_scale']:g} is below the scale of the pretrained model, "
+                    f"{math.exp(float(log_scale)):.6g}; raise it, or give temperature.scale"
+                )
+            self.log_scale.copy_(log_scale.reshape(()))
+            self.max_log_scale = max(self.max_log_scale, float(log_scale))
+        if bias is not None and "bias" not in self._given and self._with_bias:
+            self.bias.copy_(bias.reshape(()))
+
+
+class ContrastiveObjective(nn.Module):
+    """A contrastive loss and its temperature.
+
+    Args:
+        loss: which one.
+        temperature: the scale of the similarities.
+
+    Raises:
+        UserError: if a setting is unknown or out of range.
+    """
+
+    def __init__(self, loss: ContrastiveLoss, temperature: TemperatureOptions | None) -> None:
+        super().__init__()
+        if loss not in get_args(ContrastiveLoss):
+            raise UserError(f"loss: {loss!r} is unknown; choose one of {', '.join(get_args(ContrastiveLoss))}")
+        self.loss = loss
+        self.temperature = Temperature(temperature, with_bias=loss == "sigmoid")
+
+    def forward(self, own: Pairs, *, joined: bool) -> torch.Tensor:
+        """The loss.
+
+        Args:
+            own: pairs of this process, of unit length.
+            joined: whether they are compared with those of all processes, which must then all call this; the mean over
+                processes has the gradient of the joined batch.
+
+        Returns:
+            float32 scalar.
+        """
+        pool, first = own, 0
+        if joined and is_distributed():
+            pool, first = Pairs(*(gather_rows(rows) for rows in own)), own_rows(len(own.image)).start
+        scale, bias = self.temperature()
+        # Half precision would round away the differences that are compared.
+        with torch.autocast(own.image.device.type, enabled=False):
+            if self.loss == "info_nce":
+                return info_nce(own, scale, pool=pool, first=first)
+            if self.loss == "sigmoid":
+                return sigmoid_contrastive(own, scale, bias, pool=pool)
+            return label_aware_info_nce(own, scale, pool=pool)
+
+
+def encode_in_chunks(
+    encode: Callable[..., torch.Tensor], inputs: Sequence[torch.Tensor], chunk_size: int, network: nn.Module
+) -> torch.Tensor:
+    """Encode a batch with the memory of one chunk.
+
+    Args:
+        encode: from inputs ``(b, …)`` to embeddings ``(b, D)``.
+        inputs: tensors of B rows each.
+        chunk_size: rows that are encoded at a time; 0 for all at once, with nothing encoded twice.
+        network: what ``encode`` computes with; its BatchNorm statistics are only moved by the first pass.
+
+    Returns:
+        ``(B, D)``.
+    """
+    rows = len(inputs[0])
+    if chunk_size == 0 or rows <= chunk_size:
+        return encode(*inputs)
+    chunks = list(zip(*(torch.split(tensor, chunk_size) for tensor in inputs), strict=True))
+    if not torch.is_grad_enabled():
+        return torch.cat([encode(*chunk) for chunk in chunks])
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _statistics_kept(network)
+
+    return torch.cat([checkpoint(encode, *chunk, use_reentrant=False, context_fn=contexts) for chunk in chunks])
+
+
+@contextmanager
+def _statistics_kept(network: nn.Module) -> Iterator[None]:
+    """Leave running means and variances as they are, so that encoding twice does not count twice."""
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms if norm.training]
+    for norm, _, _ in kept:
+        # With a momentum of 0 a batch counts nothing; the counter itself is exchanged for the time.
+        norm.momentum = 0.0
+        norm.num_batches_tracked = None
+    try:
+        yield
+    finally:
+        for norm, momentum, counter in kept:
+            norm.momentum = momentum
+            norm.num_batches_tracked = counter

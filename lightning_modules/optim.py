@@ -4,6 +4,16 @@ Why not torch's schedulers: they carry state, and a state that is saved can be r
 (``estimated_stepping_batches`` inside ``configure_optimizers`` forgets the part of an epoch that is done, Lightning
 #20550). Here a learning rate depends on the step alone, so a resumed run is exact by construction, and a callback
 may replace the phases without touching the optimizer.
+
+The course of a learning rate as a pure function of the step.
+
+The formulas are those of torch's schedulers; the tests compare them step by step.
+
+How the learning rates of ``optim`` reach the optimizer, and how they grow with the batch where that is wanted.
+
+The groups of parameters that an optimizer treats alike: decayed or not, by part, by layer.
+
+The blocks of a network, found by their shape: what "the last two blocks" and "each layer" mean anywhere.
 """
 
 from __future__ import annotations
@@ -11,14 +21,103 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, Literal, TypedDict, cast, get_args
 
 import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
 
-from lightning_modules.schedules import ScheduleName, lr_factor
 from vitrail.errors import UserError
+
+ScheduleName = Literal["constant", "cosine", "step", "onecycle"]
+
+ONECYCLE_RISE = 0.3
+ONECYCLE_START_DIVISOR = 25.0
+ONECYCLE_END_DIVISOR = 1e4
+
+
+def lr_factor(
+    schedule: ScheduleName,
+    step: int,
+    total_steps: float,
+    *,
+    warmup_steps: int = 0,
+    min_factor: float = 0.0,
+    drop_steps: int = 1,
+    gamma: float = 0.1,
+) -> float:
+    """Learning rate at a step as a share of the highest one.
+
+    Args:
+        schedule: ``constant``; ``cosine`` (Loshchilov and Hutter, SGDR, 2017, without restarts); ``step``, a drop by
+            ``gamma`` every ``drop_steps``; ``onecycle`` (Smith and Topin, Super-Convergence, 2018, its learning rate
+            only, momentum stays).
+        step: optimizer steps done since the phase began; beyond the end it counts as the end.
+        total_steps: optimizer steps of the phase, infinite where not known.
+        warmup_steps: steps in front in which the factor rises linearly from ``1 / (warmup_steps + 1)``; the rest of
+            the phase is the schedule's. They are the rise itself with ``onecycle``.
+        min_factor: where ``cosine`` ends.
+        drop_steps: steps between two drops of ``step``.
+        gamma: factor of a drop of ``step``.
+
+    Returns:
+        A factor in [0, 1].
+    """
+    step = min(step, int(total_steps)) if math.isfinite(total_steps) else step
+    if schedule == "onecycle":
+        return _onecycle_factor(step, total_steps, warmup_steps)
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    if schedule == "cosine":
+        progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
+        return min_factor + (1 - min_factor) * (1 + math.cos(math.pi * progress)) / 2
+    if schedule == "step":
+        return float(gamma ** ((step - warmup_steps) // drop_steps))
+    return 1.0
+
+
+def _onecycle_factor(step: int, total_steps: float, warmup_steps: int) -> float:
+    """Cosine up from 1/25 to 1, then cosine down to 1/250,000, as ``OneCycleLR`` does by default."""
+    rise = warmup_steps / total_steps if warmup_steps else ONECYCLE_RISE
+    start, end = 1 / ONECYCLE_START_DIVISOR, 1 / (ONECYCLE_START_DIVISOR * ONECYCLE_END_DIVISOR)
+    summit, last = rise * total_steps - 1, total_steps - 1
+    if step <= summit:
+        return _cosine_between(start, 1.0, step / summit if summit > 0 else 1.0)
+    return _cosine_between(1.0, end, min((step - summit) / (last - summit), 1.0) if last > summit else 1.0)
+
+
+def _cosine_between(start: float, end: float, progress: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def steps_of_training(
+    batches_per_epoch: float, accumulate_grad_batches: int, max_epochs: int | None, max_steps: int
+) -> tuple[int, float]:
+    """Optimizer steps in an epoch and in the whole training.
+
+    Args:
+        batches_per_epoch: infinite where the data do not say.
+        accumulate_grad_batches: batches per step; what is left at the end of an epoch makes a step too.
+        max_epochs: nothing or -1 for no end.
+        max_steps: -1 for no end.
+
+    Returns:
+        Steps of an epoch, and of the training, which may be infinite.
+
+    Raises:
+        UserError: if the data have no length.
+    """
+    if math.isinf(batches_per_epoch):
+        raise UserError("learning rates need the length of an epoch and the data have none; set limit_train_batches")
+    steps_per_epoch = max(math.ceil(batches_per_epoch / accumulate_grad_batches), 1)
+    total = math.inf if max_epochs is None or max_epochs < 0 else float(max_epochs * steps_per_epoch)
+    return steps_per_epoch, min(total, math.inf if max_steps < 0 else max_steps)
+
 
 Part = Literal["backbone", "head"]
 """The two parts of a model that have learning rates of their own."""
@@ -251,3 +350,254 @@ def adamw(
     on_cpu = all(parameter.device.type == "cpu" for group in groups for parameter in group["params"])
     fused = on_cpu and "mixed" not in precision
     return torch.optim.AdamW(groups, betas=(beta1, beta2), eps=options.get("eps", 1e-8), fused=fused)
+
+
+def set_learning_rates(trainer: Trainer, phases: Sequence[TrainingPhase], options: OptimOptions) -> None:
+    """Give each parameter group the learning rate of the step that comes next.
+
+    Raises:
+        UserError: if the phases, the length of the training or the data do not allow it.
+    """
+    step, steps_per_epoch, total_steps = _place_in_training(trainer)
+    factor = _factor_of(trainer, options)
+    for group in trainer.optimizers[0].param_groups:
+        lr = learning_rate(phases, group["part"], step, steps_per_epoch, total_steps, group.get("own_lr"))
+        group["lr"] = lr * group["lr_scale"] * factor
+
+
+def tell_scaling(trainer: Trainer, phases: Sequence[TrainingPhase], options: OptimOptions) -> None:
+    """Print one line with the resulting rates, where they are scaled."""
+    rule = options.get("lr_scaling", "none")
+    if rule == "none":
+        return
+    factor, samples = _factor_of(trainer, options), _samples_of_step(trainer)
+    highest = ", ".join(f"{part} {lr * factor:.3g}" for phase in phases for part, lr in phase.lr.items() if lr)
+    rank_zero_info(
+        f"lr_scaling {rule}: {samples} samples a step, written for {options.get('lr_base_batch', LR_BASE_BATCH)}; "
+        f"learning rates x {factor:.4g}, at most {highest}"
+    )
+
+
+def scaling_factor(options: OptimOptions, samples: int | None) -> float:
+    """What all learning rates are multiplied by because of the samples of a step.
+
+    Args:
+        options: ``lr_scaling`` and ``lr_base_batch`` are read.
+        samples: of a step, on all processes and in all accumulated batches together; None where the data do not say.
+
+    Raises:
+        UserError: if the number is needed and not known.
+    """
+    rule = options.get("lr_scaling", "none")
+    if rule == "none":
+        return 1.0
+    if samples is None:
+        raise UserError("optim_options.lr_scaling: the data have no batch size; use a DataModule whose loader has one")
+    ratio = samples / options.get("lr_base_batch", LR_BASE_BATCH)
+    return ratio if rule == "linear" else math.sqrt(ratio)
+
+
+def _place_in_training(trainer: Trainer) -> tuple[int, int, float]:
+    """Steps that are done, steps of an epoch, and steps of the training.
+
+    Where the accumulation changes from epoch to epoch, these are as if it had always been that of this epoch, so that a
+    schedule depends on how much of the training is done.
+    """
+    batches, max_epochs, max_steps = trainer.num_training_batches, trainer.max_epochs, trainer.max_steps
+    scheduler = _accumulation_scheduler(trainer)
+    if scheduler is None:
+        accumulated = trainer.accumulate_grad_batches
+        return trainer.global_step, *steps_of_training(batches, accumulated, max_epochs, max_steps)
+
+    def steps_of_epoch(epoch: int) -> int:
+        return steps_of_training(batches, scheduler.get_accumulate_grad_batches(epoch), None, -1)[0]
+
+    epoch = trainer.current_epoch
+    steps_per_epoch = steps_of_epoch(epoch)
+    before = sum(steps_of_epoch(earlier) for earlier in range(epoch))
+    ends = math.inf if max_epochs is None or max_epochs < 0 else float(max_epochs)
+    if max_steps >= 0:
+        last, left = 0, max_steps
+        while left > (steps := steps_of_epoch(last)):
+            last, left = last + 1, left - steps
+        ends = min(ends, last + left / steps)
+    return epoch * steps_per_epoch + trainer.global_step - before, steps_per_epoch, ends * steps_per_epoch
+
+
+def _accumulation_scheduler(trainer: Trainer) -> GradientAccumulationScheduler | None:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set at run time
+    return next((callback for callback in callbacks if isinstance(callback, GradientAccumulationScheduler)), None)
+
+
+def _factor_of(trainer: Trainer, options: OptimOptions) -> float:
+    return scaling_factor(options, _samples_of_step(trainer))
+
+
+def _samples_of_step(trainer: Trainer) -> int | None:
+    batch_size: int | None = getattr(trainer.train_dataloader, "batch_size", None)
+    scheduler = _accumulation_scheduler(trainer)
+    accumulated = (
+        scheduler.get_accumulate_grad_batches(trainer.current_epoch) if scheduler else trainer.accumulate_grad_batches
+    )
+    return None if batch_size is None else batch_size * trainer.world_size * accumulated
+
+
+def blocks(network: nn.Module, name: str) -> list[nn.Module]:
+    """The blocks that a network is mainly made of, in the order of computation.
+
+    They are the children of the module with most parameters among those whose children, two or more, are all of one
+    class: the layers of a transformer, the blocks of a ResNet's last stage.
+
+    Args:
+        network: transformer or convolutional network.
+        name: of the network, for messages.
+
+    Raises:
+        UserError: if there are no such blocks.
+    """
+    best: list[nn.Module] = []
+    best_size = 0
+    for module in network.modules():
+        children = list(module.children())
+        if len(children) < 2 or len({type(child) for child in children}) > 1:
+            continue
+        size = sum(parameter.numel() for parameter in module.parameters())
+        if size > best_size:
+            best, best_size = children, size
+    if not best:
+        raise UserError(f"{name} has no blocks that repeat; choose another freeze mode")
+    return best
+
+
+def layer_depths(network: nn.Module, name: str) -> Mapping[str, int]:
+    """How deep in the network each parameter lies.
+
+    Args:
+        network: its n blocks are found by ``blocks``.
+        name: of the network, for messages.
+
+    Returns:
+        For each parameter's name 0 before the blocks, 1 to n in them, n + 1 after them.
+    """
+    layers = blocks(network, name)
+    inside = {id(parameter): index + 1 for index, block in enumerate(layers) for parameter in block.parameters()}
+    depths: dict[str, int] = {}
+    # Parameters are registered in the order of computation: what is seen before the first block lies below it.
+    outside = 0
+    for key, parameter in network.named_parameters():
+        depths[key] = inside.get(id(parameter), outside)
+        if id(parameter) in inside:
+            outside = len(layers) + 1
+    return depths
+
+
+def layer_scales(network: nn.Module, name: str, decay: float) -> Mapping[str, float]:
+    """How much slower each parameter learns under layer-wise decay.
+
+    What comes after the blocks has 1, the last block ``decay``, each one before ``decay`` times less, what comes
+    before the blocks least (Clark et al., ELECTRA, 2020; Bao et al., BEiT, 2021).
+
+    Args:
+        network: its blocks are found by ``blocks``.
+        name: of the network, for messages.
+        decay: factor from each layer to the one below it, in (0, 1].
+
+    Returns:
+        For each parameter's name a factor in (0, 1].
+    """
+    top = len(blocks(network, name)) + 1
+    return {key: decay ** (top - depth) for key, depth in layer_depths(network, name).items()}
+
+
+def stands_still(network: nn.Module) -> bool:
+    """Whether a network always gives the same for the same input: nothing in it learns, dropout and statistics rest."""
+    learns = any(parameter.requires_grad for parameter in network.parameters())
+    return not learns and not any(module.training for module in network.modules())
+
+
+def parameter_groups(
+    model: nn.Module,
+    backbones: Mapping[str, nn.Module],
+    *,
+    weight_decay: float,
+    layer_decay: float = 1.0,
+    frozen: Collection[nn.Parameter] = (),
+    temperature: Sequence[nn.Parameter] = (),
+    temperature_lr: float | None = None,
+) -> list[dict[str, Any]]:
+    """Groups for the optimizer; every parameter that is ever trained is in exactly one of them.
+
+    Biases, norms, the temperature and what an architecture names in ``no_weight_decay()`` are not decayed.
+
+    Args:
+        model: holds the backbones; all its other parameters are of the part ``head``.
+        backbones: networks by the name that their groups begin with.
+        weight_decay: for the other parameters.
+        layer_decay: factor of the learning rate from each layer of a backbone to the one below it
+            (Clark et al., ELECTRA, 2020; Bao et al., BEiT, 2021), 1 for none.
+        frozen: parameters that do not train now but will, so that the optimizer never has to change its groups.
+        temperature: parameters of the temperature.
+        temperature_lr: their own highest learning rate, that of the heads where it is not given.
+
+    Returns:
+        Dicts with ``params``, ``weight_decay``, ``name`` (unique), ``part``, ``lr_scale`` in (0, 1], the factor of the
+        group's learning rate, and ``own_lr`` where it has a highest learning rate of its own.
+    """
+    groups: list[dict[str, Any]] = []
+    with _trainable(frozen):
+        for prefix, backbone in backbones.items():
+            for number, group in enumerate(_backbone_groups(backbone, prefix, weight_decay, layer_decay)):
+                layer = "" if layer_decay == 1.0 else f"_{number:02d}"
+                name = f"{prefix}{layer}_{'decay' if group['weight_decay'] else 'no_decay'}"
+                groups.append({"lr_scale": 1.0, **group, "name": name, "part": "backbone"})
+        apart = {id(parameter) for backbone in backbones.values() for parameter in backbone.parameters()}
+        apart |= {id(parameter) for parameter in temperature}
+        heads = [p for p in model.parameters() if p.requires_grad and id(p) not in apart]
+        for name, decay in (("head_decay", weight_decay), ("head_no_decay", 0.0)):
+            params = [parameter for parameter in heads if (parameter.ndim > 1) == (name == "head_decay")]
+            if params:
+                groups.append({"params": params, "weight_decay": decay, "lr_scale": 1.0, "name": name, "part": "head"})
+    if temperature:
+        group = {
+            "params": list(temperature),
+            "weight_decay": 0.0,
+            "lr_scale": 1.0,
+            "name": "temperature",
+            "part": "head",
+        }
+        groups.append(group if temperature_lr is None else {**group, "own_lr": temperature_lr})
+    return groups
+
+
+def _backbone_groups(backbone: nn.Module, name: str, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+    from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+
+    exempt: Collection[str] = cast("Any", backbone).no_weight_decay() if hasattr(backbone, "no_weight_decay") else ()
+    groups: list[dict[str, Any]]
+    if layer_decay == 1.0:
+        groups = param_groups_weight_decay(backbone, weight_decay, no_weight_decay_list=exempt)
+        return [group for group in groups if group["params"]]
+    if hasattr(backbone, "group_matcher"):
+        groups = param_groups_layer_decay(backbone, weight_decay, no_weight_decay_list=exempt, layer_decay=layer_decay)
+        return groups
+    scales = layer_scales(backbone, name, layer_decay)
+    by_kind: dict[tuple[float, float], dict[str, Any]] = {}
+    for key, parameter in backbone.named_parameters():
+        if parameter.requires_grad:
+            decay = weight_decay if parameter.ndim > 1 else 0.0
+            kind = {"params": [], "weight_decay": decay, "lr_scale": scales[key]}
+            by_kind.setdefault((scales[key], decay), kind)["params"].append(parameter)
+    return list(by_kind.values())
+
+
+@contextmanager
+def _trainable(parameters: Collection[nn.Parameter]) -> Iterator[None]:
+    """For timm, which leaves out what does not require a gradient."""
+    before = [parameter.requires_grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter, required in zip(parameters, before, strict=True):
+            parameter.requires_grad_(required)

@@ -35,7 +35,7 @@ class QueryEncoder:
         """See ``Encoder``."""
         import torch
 
-        from lightning_modules.embedding import EmbeddingTask
+        from lightning_modules.dual_encoder import EmbeddingTask
 
         if not isinstance(self._task, EmbeddingTask):
             raise UserError(f"{type(self._task).__name__} does not encode texts; use --ranker tfidf")
@@ -55,7 +55,7 @@ class QueryEncoder:
         from datamodules.loading.decode import read_image
         from datamodules.loading.transforms import eval_transform
         from datamodules.options import ImageOptions, complete_image
-        from lightning_modules.embedding import EmbeddingTask
+        from lightning_modules.dual_encoder import EmbeddingTask
 
         options: ImageOptions = {**self._identity.input_options}  # type: ignore[typeddict-item]  # checked when used
         value_range = complete_image(options)["value_range"]
@@ -70,7 +70,7 @@ class QueryEncoder:
 
     def reading(self, text: str) -> Reading:
         """See ``Encoder``."""
-        from lightning_modules.embedding import EmbeddingTask
+        from lightning_modules.dual_encoder import EmbeddingTask
 
         if not isinstance(self._task, EmbeddingTask) or self._task.towers.tokenizer is None:
             raise UserError(f"{type(self._task).__name__} does not encode texts; use --ranker tfidf")

@@ -153,7 +153,7 @@ def write_qwen2_vl(
     """
     from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
 
-    from lightning_modules.prompting import SPECIAL_TOKENS, trained_prompts
+    from lightning_modules.generative.prompts import SPECIAL_TOKENS, trained_prompts
 
     ids = {token: number for number, token in enumerate(SPECIAL_TOKENS)}
     values = qwen2_vl_values(**changes)
@@ -215,7 +215,7 @@ def qwen2_vl_values(kind: str = "qwen2_vl", vision: dict[str, Any] | None = None
 
 
 def _write_tokenizer(folder: Path, kind: str, *, pad: str) -> None:
-    from lightning_modules.text_tokenizer import trained_tokenizer
+    from lightning_modules.encoders.tokenizer import trained_tokenizer
 
     state = trained_tokenizer(TEXTS, 400, 20, fixed_length=False).state
     (folder / "tokenizer.json").write_text(state["pipeline"], encoding="utf-8")

@@ -18,7 +18,7 @@ def test_both_rates_come_from_one_run(tmp_path: Path) -> None:
 
 
 def test_the_copy_learns_and_the_task_does_not() -> None:
-    from lightning_modules.classifier import ImageClassifier
+    from lightning_modules.classification import ImageClassifier
 
     task = ImageClassifier("test_resnet", ["cup", "lamp"], pretrained=False, image_size=32)
     before = [parameter.detach().clone() for parameter in task.parameters()]

@@ -12,8 +12,7 @@ from torch import nn
 
 from datamodules.base import ImageDataModule
 from datamodules.table import SampleTable
-from lightning_modules.classifier import ImageClassifier
-from lightning_modules.multitask import MultiTaskClassifier
+from lightning_modules.classification import ImageClassifier, MultiTaskClassifier
 
 TASKS = {"class": ["bag", "cap", "mug"], "colour": ["blue", "red"]}
 SPLIT_SIZES = {"train": 24, "val": 10, "test": 13}

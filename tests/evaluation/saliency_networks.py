@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lightning_modules.multitask import MultiTaskClassifier
+from lightning_modules.classification import MultiTaskClassifier
 
 SIZE, CELL = 128, 32
 TASKS = {"square": ["red", "blue"], "disc": ["green", "yellow"]}

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from evaluation.efficiency import BatchCost, Costs, costs_from_values, count, markdown, ratios_to
-from lightning_modules.towers import build_towers
+from lightning_modules.encoders.dual import build_towers
 from tests.fakes_models import write_bert, write_clip
 
 

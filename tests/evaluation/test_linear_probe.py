@@ -14,7 +14,7 @@ from datamodules.base import ImageDataModule
 from datamodules.table import SampleTable
 from evaluation.__main__ import main
 from evaluation.linear_probe import extract_features, linear_probe
-from lightning_modules.encoders import ImageEncoder
+from lightning_modules.encoders.image import ImageEncoder
 from vitrail.errors import UserError
 
 SIZE = 32

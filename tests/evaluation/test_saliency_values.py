@@ -19,7 +19,7 @@ from evaluation.saliency import (
     text_scores,
 )
 from evaluation.saliency_layers import map_layer, watched_attention
-from lightning_modules.classifier import ImageClassifier
+from lightning_modules.classification import ImageClassifier
 from lightning_modules.dual_encoder import DualEncoder
 from tests.evaluation.saliency_networks import draw_scenes, fresh
 from tests.fakes_models import TEXTS, write_clip, write_siglip

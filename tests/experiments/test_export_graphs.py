@@ -9,8 +9,8 @@ from torch import nn
 
 from experiments.export_graphs import graph_of, towers_of
 from lightning_modules.base import VisionTask
-from lightning_modules.multitask import MultiTaskClassifier
-from lightning_modules.text_tokenizer import trained_tokenizer
+from lightning_modules.classification import MultiTaskClassifier
+from lightning_modules.encoders.tokenizer import trained_tokenizer
 from tests.fakes_models import TEXTS
 from tests.lightning_modules.tiny import SIZE, make_batch, tiny_multitask
 from tests.lightning_modules.tiny_pairs import PROMPTS, pair_batch, tiny_pair

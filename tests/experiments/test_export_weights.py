@@ -70,5 +70,5 @@ def test_the_header_holds_no_more_than_text(tmp_path: Path) -> None:
     write_weights(task, tmp_path / "model.safetensors", METADATA)
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
         checkpoint = json.loads(file.metadata()["vitrine.checkpoint"])
-    assert checkpoint["hyper_parameters"]["_class_path"] == "lightning_modules.multitask.MultiTaskClassifier"
+    assert checkpoint["hyper_parameters"]["_class_path"] == "lightning_modules.classification.MultiTaskClassifier"
     assert "epoch_sums" not in checkpoint

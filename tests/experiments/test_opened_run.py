@@ -36,7 +36,7 @@ from pathlib import Path
 Path(os.environ["RAN"]).touch()
 
 from datamodules.wares import Wares
-from lightning_modules.multitask import MultiTaskClassifier
+from lightning_modules.classification import MultiTaskClassifier
 
 
 class Data(Wares):

@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_modules.base import VisionTask
-from lightning_modules.encoders import ImageEncoder
+from lightning_modules.encoders.image import ImageEncoder
 from lightning_modules.optim import TrainingPhase
 from tests.lightning_modules.tiny import (
     SIZE,

@@ -5,7 +5,7 @@ import timm
 from torch import nn
 from transformers import DistilBertConfig, DistilBertModel
 
-from lightning_modules.blocks import blocks, layer_depths, layer_scales
+from lightning_modules.optim import blocks, layer_depths, layer_scales
 from vitrail.errors import UserError
 
 

@@ -5,9 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_modules.cached_gradients import encode_in_chunks
-from lightning_modules.losses import Pairs, info_nce
-from lightning_modules.temperature import Temperature
+from lightning_modules.losses import Pairs, Temperature, encode_in_chunks, info_nce
 
 Gradients = dict[str, torch.Tensor]
 

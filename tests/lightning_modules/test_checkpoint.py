@@ -11,8 +11,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lightning_modules.base import VisionTask
 from lightning_modules.checkpoint import load_task
-from lightning_modules.encoders import ImageEncoder
-from lightning_modules.multitask import MultiTaskClassifier
+from lightning_modules.classification import MultiTaskClassifier
+from lightning_modules.encoders.image import ImageEncoder
 from tests.lightning_modules.tiny import (
     BACKBONE,
     SIZE,
@@ -80,7 +80,7 @@ def test_pretrained_weights_are_not_fetched_again(tmp_path: Path, monkeypatch: p
     with monkeypatch.context() as patched:
         patched.setattr(ImageEncoder, "load_pretrained", lambda encoder: None)
         path = saved(tmp_path, tiny_classifier(pretrained=True))
-    monkeypatch.setattr("lightning_modules.weights.hub_file", lambda source: pytest.fail("asked the hub"))
+    monkeypatch.setattr("lightning_modules.encoders.image.hub_file", lambda source: pytest.fail("asked the hub"))
     loaded = load_task(path)
     tiny_trainer(tmp_path, fast_dev_run=True).fit(loaded, TinyData())
 

@@ -7,10 +7,9 @@ import pytest
 import timm
 import torch
 
-from lightning_modules.classifier import ImageClassifier
+from lightning_modules.classification import ImageClassifier, MultiTaskClassifier
 from lightning_modules.dual_encoder import DualEncoder
 from lightning_modules.generative import GenerativeClassifier
-from lightning_modules.multitask import MultiTaskClassifier
 from tests.lightning_modules.tiny import SIZE, TASKS, TinyData, make_batch, tiny_classifier, tiny_trainer
 from vitrail.errors import UserError
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from lightning_modules.digest import weights_digest
+from lightning_modules.base import weights_digest
 
 
 def network(seed: int = 0) -> nn.Module:

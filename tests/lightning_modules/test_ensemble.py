@@ -17,11 +17,9 @@ from lightning_modules.base import VisionTask
 from lightning_modules.checkpoint import load_task, task_from
 from lightning_modules.classification import ClassificationTask
 from lightning_modules.dual_encoder import DualEncoder
-from lightning_modules.encoders import InputOptions
-from lightning_modules.ensemble import Ensemble
-from lightning_modules.ensemble_members import read_members
+from lightning_modules.encoders.image import InputOptions
+from lightning_modules.ensemble import Ensemble, View, read_members, seen_as
 from lightning_modules.metrics import predicted_classes
-from lightning_modules.views import View, seen_as
 from tests.fakes_models import write_clip
 from tests.lightning_modules.tiny import (
     SIZE,

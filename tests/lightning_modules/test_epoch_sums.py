@@ -4,9 +4,8 @@ from typing import cast
 
 import torch
 
-from lightning_modules.epoch_sums import epoch_sums, restore_epoch_sums
 from lightning_modules.losses import MeanLoss
-from lightning_modules.metrics import MeanOverSamples, SplitMetrics
+from lightning_modules.metrics import MeanOverSamples, SplitMetrics, epoch_sums, restore_epoch_sums
 
 
 def counted(values: list[float]) -> SplitMetrics:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_modules.freezing import freeze
-from lightning_modules.towers import Towers, build_towers
+from lightning_modules.encoders.dual import Towers, build_towers
+from lightning_modules.finetune import freeze
 from tests.fakes_models import write_siglip
 from vitrail.errors import UserError
 

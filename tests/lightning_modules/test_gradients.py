@@ -16,7 +16,7 @@ from torch import nn
 
 from lightning_modules.base import VisionTask
 from lightning_modules.dual_encoder import DualEncoder
-from lightning_modules.text_tokenizer import trained_tokenizer
+from lightning_modules.encoders.tokenizer import trained_tokenizer
 from tests.fakes_models import TEXTS, write_clip, write_siglip
 from tests.lightning_modules.tiny import SIZE, make_batch, tiny_classifier, tiny_multitask
 from tests.lightning_modules.tiny_answers import pictures, tiny_answerer

@@ -7,8 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 
-from lightning_modules.learning_rates import scaling_factor
-from lightning_modules.optim import checked_options
+from lightning_modules.optim import checked_options, scaling_factor
 from tests.callbacks.tiny import SPLIT_SIZES, TASKS, MadePhotos
 from tests.lightning_modules.tiny import TinyData, tiny_classifier, tiny_trainer
 from vitrail.errors import UserError

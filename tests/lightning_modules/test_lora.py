@@ -10,9 +10,9 @@ from torch import nn
 from torch.multiprocessing.spawn import spawn
 
 from lightning_modules.dual_encoder import DualEncoder
-from lightning_modules.lora import add_lora, without_base
-from lightning_modules.towers import build_towers
-from lightning_modules.vision_language import VisionLanguageModel
+from lightning_modules.encoders.dual import build_towers
+from lightning_modules.finetune import add_lora, without_base
+from lightning_modules.generative.model import VisionLanguageModel
 from tests.fakes_models import write_bert, write_clip, write_qwen2_vl, write_siglip
 from tests.lightning_modules.tiny_pairs import pair_batch
 from vitrail.errors import UserError

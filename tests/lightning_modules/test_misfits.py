@@ -20,12 +20,12 @@ from experiments.export_weights import read_weights, write_weights
 from experiments.refusals import refuse_conflicting_checkpoint
 from lightning_modules.base import VisionTask
 from lightning_modules.checkpoint import load_task
-from lightning_modules.encoders import ImageEncoder
+from lightning_modules.encoders.dual import build_towers
+from lightning_modules.encoders.image import ImageEncoder
+from lightning_modules.encoders.text import TextEncoder
+from lightning_modules.encoders.transformers import model_configuration
 from lightning_modules.ensemble import Ensemble
-from lightning_modules.text_encoders import TextEncoder
-from lightning_modules.towers import build_towers
-from lightning_modules.transformers_models import model_configuration
-from lightning_modules.vision_language import VisionLanguageModel
+from lightning_modules.generative.model import VisionLanguageModel
 from tests.fakes_models import TEXTS, write_bert, write_clip, write_qwen2_vl, write_siglip
 from tests.lightning_modules.tiny import tiny_classifier
 from tests.lightning_modules.tiny_answers import tiny_answerer

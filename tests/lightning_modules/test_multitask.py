@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_modules.multitask import MultiTaskClassifier
+from lightning_modules.classification import MultiTaskClassifier
 from tests.lightning_modules.tiny import TASKS, make_batch, tiny_multitask
 from vitrail.errors import UserError
 

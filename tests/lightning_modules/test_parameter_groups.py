@@ -7,8 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from lightning_modules.optim import TrainingPhase, adamw
-from lightning_modules.parameter_groups import parameter_groups
+from lightning_modules.optim import TrainingPhase, adamw, parameter_groups
 
 
 def vit() -> Any:

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import nn
 
 from lightning_modules.checkpoint import load_task
-from lightning_modules.encoders import Normalize
+from lightning_modules.encoders.image import Normalize
 from lightning_modules.losses import TaskLoss
 from lightning_modules.metrics import MeanOverSamples
 from lightning_modules.precision import Float32Linear

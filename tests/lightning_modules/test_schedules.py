@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
-from lightning_modules.schedules import ScheduleName, lr_factor, steps_of_training
+from lightning_modules.optim import ScheduleName, lr_factor, steps_of_training
 from vitrail.errors import UserError
 
 TOTAL = 40

@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import spawn
 
-from lightning_modules.sharding import FullySharded, convert_batchnorm, shard
+from lightning_modules.distributed import FullySharded, convert_batchnorm, shard
 from tests.lightning_modules.tiny import tiny_classifier, tiny_trainer
 from vitrail.errors import UserError
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_modules.temperature import Temperature
+from lightning_modules.losses import Temperature
 from vitrail.errors import UserError
 
 

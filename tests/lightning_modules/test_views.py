@@ -7,7 +7,7 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as T
 
-from lightning_modules.views import VIEWS, checked_views, seen_as
+from lightning_modules.ensemble import VIEWS, checked_views, seen_as
 from vitrail.errors import UserError
 
 IMAGE = torch.randint(0, 256, (2, 3, 16, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))

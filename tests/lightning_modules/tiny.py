@@ -10,9 +10,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from lightning_modules.base import VisionTask
-from lightning_modules.classifier import ImageClassifier
-from lightning_modules.encoders import InputOptions
-from lightning_modules.multitask import MultiTaskClassifier
+from lightning_modules.classification import ImageClassifier, MultiTaskClassifier
+from lightning_modules.encoders.image import InputOptions
 from lightning_modules.optim import OptimOptions
 from vitrail.types import UNKNOWN, Batch
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from lightning_modules.generative import GenerativeClassifier
-from lightning_modules.vision_language import VisionLanguageModel
+from lightning_modules.generative.model import VisionLanguageModel
 from tests.fakes_models import write_qwen2_vl
 
 LABELS = {"class": ["rose", "tulip", "daisy", "yellow_iris", "iris", "yellow rose"], "colour": ["red", "dark red"]}

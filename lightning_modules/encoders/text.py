@@ -1,0 +1,353 @@
+"""Text encoders: from token ids to one feature vector a text.
+
+What a frozen text backbone made of texts, so that it need not read them again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
+
+from lightning_modules.encoders.image import WeightsOrigin, hub_directory, weights_origin
+from lightning_modules.encoders.tokenizer import TextTokenizer, Tokens, pretrained_tokenizer, trained_tokenizer
+from lightning_modules.encoders.transformers import TEXT_HEADS, Configuration, build_model, load_model
+from vitrail.errors import UserError
+
+PoolingRule = Literal["cls", "eos", "mean"]
+Pooling = Literal["auto", "cls", "eos", "mean"]
+
+DEFAULT_LENGTH = 64
+"""Tokens of the longest text, unless the options say otherwise or the model reads fewer."""
+
+_FIRST_TOKEN = frozenset(
+    {
+        *(
+            "albert",
+            "bert",
+            "big_bird",
+            "camembert",
+            "convbert",
+            "data2vec-text",
+            "deberta",
+            "deberta-v2",
+            "distilbert",
+        ),
+        *("electra", "ernie", "flaubert", "fnet", "ibert", "longformer", "luke", "megatron-bert", "mobilebert"),
+        *("modernbert", "mpnet", "mra", "nomic_bert", "nystromformer", "rembert", "roberta", "roberta-prelayernorm"),
+        *("roc_bert", "roformer", "squeezebert", "xlm", "xlm-roberta", "xlm-roberta-xl", "xmod", "yoso"),
+    }
+)
+"""Kinds of models whose texts begin with a token that is there to stand for the whole text."""
+
+_KNOWN_RULES: dict[str, PoolingRule] = {"sentence-transformers/all-MiniLM-L6-v2": "mean"}
+"""Rules of the models in ``transformers_models.ARCHITECTURES`` that are not those of their kind."""
+
+_FILE_RULES: dict[str, PoolingRule] = {"cls": "cls", "lasttoken": "eos", "mean": "mean"}
+_FILE_FLAGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_lasttoken": "lasttoken",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+}
+"""How sentence-transformers named its rules before version 5.4, and how it names them since."""
+
+
+class TextEncoder(nn.Module):
+    """A ``transformers`` text model with a pooling rule.
+
+    Args:
+        name: local folder or name on the hub that the weights come from.
+        configuration: of the model.
+        pretrained: whether it will have pretrained weights.
+        pooling: ``cls`` takes the first token, ``eos`` the last, ``mean`` the mean of all that are no padding; ``auto``
+            the model's own rule (``pooling_rule``).
+        max_length: longest text in tokens; by default 64, or the model's longest, if that is shorter.
+        directory: local folder that may have the pooling rule; empty where there is none.
+        rule: as a checkpoint keeps it, instead of ``pooling``.
+
+    Attributes:
+        num_features: length of a feature vector.
+        tokenizer: None until the weights are loaded or ``train_tokenizer`` was called.
+        origin: of the pretrained weights, once they are loaded.
+
+    Raises:
+        UserError: if the model is no text encoder, or the length or the pooling does not fit it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        configuration: Configuration,
+        *,
+        pretrained: bool,
+        pooling: Pooling = "auto",
+        max_length: int | None = None,
+        directory: str = "",
+        rule: PoolingRule | None = None,
+    ) -> None:
+        super().__init__()
+        refuse_other_kinds(name, configuration)
+        self.name = name
+        self.pretrained = pretrained
+        self.configuration = configuration
+        self.backbone = build_model(configuration)
+        longest = longest_text(configuration, self.backbone)
+        self.max_length = checked_length(max_length or min(DEFAULT_LENGTH, longest), longest)
+        if rule is None:
+            causal = reads_left_to_right(self.backbone, configuration, name)
+            rule = pooling_rule(directory, configuration, pooling, name=name, causal=causal)
+        self.pooling = rule
+        self.num_features = int(getattr(configuration, "word_embed_proj_dim", None) or configuration.hidden_size)
+        self.tokenizer: TextTokenizer | None = None
+        self.origin: WeightsOrigin | None = None
+        self._loaded = not pretrained
+
+    def forward(self, tokens: Tokens) -> torch.Tensor:
+        """Features of texts.
+
+        Args:
+            tokens: B texts.
+
+        Returns:
+            float ``(B, num_features)``.
+        """
+        hidden = self.backbone(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
+        mask = tokens["attention_mask"]
+        if self.pooling == "cls":
+            return cast("torch.Tensor", hidden[:, 0])
+        if self.pooling == "eos":
+            return cast("torch.Tensor", hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(dim=1) - 1])
+        weights = mask[..., None].to(hidden.dtype)
+        return cast("torch.Tensor", (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1))
+
+    def load_pretrained(self) -> None:
+        """Replace the random weights by the pretrained ones and take their tokenizer, once.
+
+        Raises:
+            UserError: if they cannot be had or do not fit.
+        """
+        if self._loaded:
+            return
+        directory = self.name if Path(self.name).is_dir() else hub_directory(self.name, "towers.text")
+        left_out = load_model(self.backbone, directory, "towers.text", TEXT_HEADS)
+        self.origin = weights_origin("towers.text", self.name, Path(directory), left_out)
+        self.tokenizer = pretrained_tokenizer(directory, self.max_length, fixed_length=False)
+        self._loaded = True
+
+    def train_tokenizer(self, texts: list[str]) -> TextTokenizer:
+        """A tokenizer learned from texts, as large as the model's vocabulary allows."""
+        return trained_tokenizer(texts, int(self.configuration.vocab_size), self.max_length, fixed_length=False)
+
+
+def refuse_other_kinds(name: str, configuration: Configuration) -> None:
+    """Refuse models that do not turn a text alone into one vector per token.
+
+    Args:
+        name: of the model, for the message.
+        configuration: of the model.
+
+    Raises:
+        UserError: if it is such a model.
+    """
+    from transformers.models.auto import modeling_auto as known
+
+    kind = str(configuration.model_type)
+    advice = "give a text encoder such as sentence-transformers/all-MiniLM-L6-v2"
+    if getattr(configuration, "vision_config", None) is not None:
+        whole = "name it as towers.model, or " if kind in ("clip", "siglip") else ""
+        raise UserError(f"towers.text: {name} is a {kind}, a model of images and texts; {whole}{advice}")
+    if (
+        getattr(configuration, "is_encoder_decoder", False)
+        or kind in known.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+    ):
+        raise UserError(f"towers.text: {name} is a {kind}, an encoder with a decoder, which is not supported; {advice}")
+    texts = {
+        *known.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES,
+        *known.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+        *known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    }
+    if kind not in texts or getattr(configuration, "text_config", None) is not None:
+        raise UserError(f"towers.text: {name} is a {kind}, not a text encoder that is supported; {advice}")
+
+
+def longest_text(configuration: Configuration, model: nn.Module | None = None) -> int:
+    """Tokens that the model's position embeddings allow; very many where it has none.
+
+    Args:
+        configuration: of the model.
+        model: as built. RoBERTa and its relatives count positions from behind the id of the padding on, so that a table
+            of 514 positions is for 512 tokens; their table says so.
+    """
+    longest = int(getattr(configuration, "max_position_embeddings", None) or 1_000_000)
+    for name, module in [] if model is None else model.named_modules():
+        weight, padding = getattr(module, "weight", None), getattr(module, "padding_idx", None)
+        if "position" in name and isinstance(weight, torch.Tensor) and padding is not None:
+            longest = min(longest, len(weight) - padding - 1)
+    return longest
+
+
+def checked_length(max_length: int, longest: int) -> int:
+    """The length if the model's position embeddings allow it.
+
+    Args:
+        max_length: longest text in tokens.
+        longest: that the model can read.
+
+    Raises:
+        UserError: if not.
+    """
+    if not 3 <= max_length <= longest:
+        raise UserError(f"towers.max_length: must be between 3 and the model's {longest} tokens, got {max_length}")
+    return max_length
+
+
+def pooling_rule(
+    directory: str, configuration: Configuration, pooling: Pooling, *, name: str = "", causal: bool | None = None
+) -> PoolingRule:
+    """The rule by which a model makes one vector of many.
+
+    Args:
+        directory: local folder of the model, or empty where there is none.
+        configuration: of the model.
+        pooling: the rule, or ``auto`` for the model's own: what its ``1_Pooling/config.json`` says
+            (sentence-transformers), else the first token where its kind is known to summarise the text there, else the
+            last token where the model reads from left to right, which is tried out.
+        name: of the model on the hub or its folder.
+        causal: whether the model reads from left to right; tried out if not given.
+
+    Raises:
+        UserError: if it is unknown, not supported, or the first token of a model that reads from left to right.
+    """
+    if pooling not in get_args(Pooling):
+        raise UserError(f"towers.pooling: must be one of {', '.join(get_args(Pooling))}; got {pooling!r}")
+    label = name or directory or f"the {configuration.model_type}"
+    rule: PoolingRule | None = None if pooling == "auto" else pooling
+    if rule is None:
+        rule = _rule_of_folder(directory, name) or _KNOWN_RULES.get(name)
+    if rule in ("eos", "mean"):
+        return rule
+    summarised = configuration.model_type in _FIRST_TOKEN and not getattr(configuration, "is_decoder", False)
+    if summarised:
+        return "cls"
+    if causal is None:
+        causal = reads_left_to_right(build_model(configuration), configuration, label)
+    if rule == "cls" and causal:
+        raise UserError(
+            f"towers.pooling: cls takes the first token, but {label} reads from left to right, so all texts would get "
+            "the same vector; set towers.pooling to eos or mean"
+        )
+    if rule is None and not causal:
+        raise UserError(
+            f"towers.pooling: auto, but it is not known how {label} (a {configuration.model_type}) makes one "
+            "vector of a text; set towers.pooling to cls, eos or mean, as its model card says"
+        )
+    return rule or "eos"
+
+
+@torch.no_grad()
+def reads_left_to_right(model: nn.Module, configuration: Configuration, name: str) -> bool:
+    """Whether a token's output does not depend on the tokens behind it, found out with two texts.
+
+    Args:
+        model: the network, with any weights; left as it is.
+        configuration: of the model.
+        name: of the model, for the message.
+
+    Raises:
+        UserError: if the network cannot encode token ids alone.
+    """
+    parameter = next(model.parameters())
+    if parameter.is_meta:  # built to be counted or shown, never to encode anything
+        return False
+    length = min(longest_text(configuration, model), 16)
+    special = {getattr(configuration, f"{one}_token_id", None) for one in ("pad", "bos", "eos", "sep", "cls", "mask")}
+    plain = [number for number in range(min(int(configuration.vocab_size), 64)) if number not in special]
+    texts = torch.tensor([[plain[0], *[other] * (length - 1)] for other in (plain[1], plain[2])])
+    training = model.training
+    try:
+        with torch.random.fork_rng(devices=[]):
+            hidden = model.eval()(
+                input_ids=texts.to(parameter.device), attention_mask=torch.ones_like(texts).to(parameter.device)
+            ).last_hidden_state
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(
+            f"towers.text: {name} is a {configuration.model_type}, which cannot encode a text alone ({reason}); give a "
+            "text encoder such as sentence-transformers/all-MiniLM-L6-v2"
+        ) from error
+    finally:
+        model.train(training)
+    difference = (hidden[0] - hidden[1]).abs().amax(dim=-1)
+    return bool(difference[0] <= 1e-6 * difference[-1] and difference[-1] > 0)
+
+
+def _rule_of_folder(directory: str, name: str) -> PoolingRule | None:
+    """What the files of sentence-transformers say; None where there are none."""
+    folder = Path(directory)
+    modules = _read_json(folder / "modules.json", list) if directory and (folder / "modules.json").is_file() else []
+    kinds = {str(one.get("type", "")).rpartition(".")[2]: str(one.get("path", "")) for one in modules}
+    path = folder / kinds.get("Pooling", "1_Pooling") / "config.json"
+    if not directory or not path.is_file():
+        if directory and name.startswith("sentence-transformers/"):
+            raise UserError(
+                f"towers.pooling: auto, but {directory} lacks the pooling rule of {name} (1_Pooling/config.json), as "
+                "of a partial download; set towers.pooling to cls, eos or mean, as its model card says"
+            )
+        return None
+    if others := [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]:
+        rank_zero_warn(
+            f"towers.text: {directory} goes on with {', '.join(others)} behind its pooling, which is left out; the "
+            "projection head takes its place"
+        )
+    values = _read_json(path, dict)
+    if (given := values.get("pooling_mode")) is not None:
+        modes = [str(one) for one in (given if isinstance(given, list | tuple) else [given])]
+    else:
+        modes = [mode for flag, mode in _FILE_FLAGS.items() if values.get(flag)]
+    if len(modes) == 1 and modes[0] in _FILE_RULES:
+        return _FILE_RULES[modes[0]]
+    found = f"concatenates {' and '.join(modes)}" if len(modes) > 1 else f"asks for {(modes or ['no rule'])[0]}"
+    raise UserError(
+        f"towers.pooling: {path} {found}, which is not supported; must be one of {', '.join(_FILE_RULES)}; set "
+        "towers.pooling to cls, eos or mean to overrule it"
+    )
+
+
+def _read_json(path: Path, kind: type) -> Any:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"towers.pooling: {path} cannot be read ({reason}); mend it, or set towers.pooling") from error
+    if not isinstance(values, kind):
+        raise UserError(f"towers.pooling: {path} is no configuration of sentence-transformers; set towers.pooling")
+    return values
+
+
+class TextMemory:
+    """Features of texts.
+
+    Args:
+        texts: n different ones.
+        features: float ``(n, D)``.
+    """
+
+    def __init__(self, texts: Sequence[str], features: torch.Tensor) -> None:
+        self._places = {text: place for place, text in enumerate(texts)}
+        self._features = features
+
+    def recall(self, texts: Sequence[str]) -> torch.Tensor | None:
+        """Features of texts, float ``(B, D)``; None if one of them is not remembered."""
+        try:
+            places = [self._places[text] for text in texts]
+        except KeyError:
+            return None
+        return self._features[torch.tensor(places, dtype=torch.int64, device=self._features.device)]

@@ -1,0 +1,305 @@
+"""Which part of a dual encoder stands still.
+
+Low-rank adapters in the attention layers of a network (LoRA, Hu et al., ICLR 2022), by the library ``peft``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypedDict, get_args
+
+import torch
+from torch import nn
+
+from lightning_modules.encoders.dual import SIDES, Side, Towers
+from lightning_modules.optim import blocks, layer_depths
+from vitrail.errors import UserError
+
+Freeze = Literal["none", "text_only", "vision_only", "early_layers", "towers"]
+
+LEARNING_BLOCKS = 2
+"""Blocks of each tower that ``early_layers`` leaves free."""
+
+
+def freeze(towers: Towers, mode: Freeze) -> list[nn.Module]:
+    """Take gradients away from part of the towers. The temperature is never frozen.
+
+    - ``none``: everything learns.
+    - ``text_only``: the text tower and its projection are frozen.
+    - ``vision_only``: the image tower and its projection are frozen (locked-image tuning, Zhai et al., CVPR 2022).
+    - ``early_layers``: only the last two blocks, what comes after them, and the projections of both towers learn.
+    - ``towers``: only the projections learn, a linear probe of both towers.
+
+    Args:
+        towers: as they were built.
+        mode: one of the above.
+
+    Returns:
+        The modules that are frozen whole, which must stay in evaluation mode.
+
+    Raises:
+        UserError: if the mode is unknown, or nothing would be left to learn.
+    """
+    if mode not in get_args(Freeze):
+        raise UserError(f"freeze: {mode!r} is unknown; choose one of {', '.join(get_args(Freeze))}")
+    if mode == "none":
+        return []
+    if mode in {"text_only", "vision_only"}:
+        side = "text" if mode == "text_only" else "image"
+        frozen = [towers.backbone(side), *towers.projections(side)]  # type: ignore[arg-type]  # mypy widens the literal
+    elif mode == "towers":
+        frozen = [towers.backbone(side) for side in SIDES]
+        if not all(towers.projections(side) for side in SIDES):
+            raise UserError("freeze: towers leaves nothing to learn, because this model has no projections")
+    else:
+        frozen = [
+            module for side in SIDES for module in _freeze_early_layers(towers.backbone(side), f"the {side} tower")
+        ]
+    for module in frozen:
+        module.requires_grad_(False)
+    return frozen
+
+
+def freeze_unused(towers: Towers) -> None:
+    """Take gradients away from weights of the text tower that do not take part in encoding a text.
+
+    Such are Longformer's projections for global attention and LUKE's entities. They would never get a gradient, for
+    which DDP waits in vain.
+
+    Args:
+        towers: as they were built.
+    """
+    backbone = towers.backbone("text")
+    some = next(backbone.parameters())
+    if some.is_meta:  # where weights are only counted
+        return
+    ids = torch.ones(1, 3, dtype=torch.int64, device=some.device)
+    training = {module: module.training for module in towers.modules()}
+    # In evaluation mode, so that nothing is drawn.
+    towers.eval()
+    try:
+        with torch.enable_grad():
+            features = towers.text_features({"input_ids": ids, "attention_mask": ids})
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    reached: set[int] = set()
+    seen: set[Any] = set()
+    waiting = [features.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        reached.add(id(getattr(node, "variable", None)))
+        waiting += [following for following, _ in node.next_functions]
+    for parameter in backbone.parameters():
+        if id(parameter) not in reached:
+            parameter.requires_grad_(False)
+
+
+def _freeze_early_layers(backbone: nn.Module, name: str) -> list[nn.Module]:
+    """Freeze what lies below the last blocks.
+
+    Returns:
+        The modules of which nothing learns, one by one, so that dropout and BatchNorm of those that do stay in
+        training mode.
+    """
+    depths = layer_depths(backbone, name)
+    first = len(blocks(backbone, name)) + 1 - LEARNING_BLOCKS
+    for key, parameter in backbone.named_parameters():
+        # One by one, because a class token belongs to the module that holds the blocks too.
+        parameter.requires_grad_(parameter.requires_grad and depths[key] >= first)
+    return [
+        module
+        for module in backbone.modules()
+        if (parameters := list(module.parameters())) and not any(parameter.requires_grad for parameter in parameters)
+    ]
+
+
+ATTENTION_LAYERS = frozenset(
+    {"q_proj", "k_proj", "v_proj", "out_proj", "query", "key", "value", "q_lin", "k_lin", "v_lin", "out_lin", "qkv"}
+)
+"""Names of the linear layers of attention in ``transformers`` and ``timm``."""
+
+LANGUAGE_LAYERS = frozenset({*ATTENTION_LAYERS, "o_proj"})
+VISION_LAYERS = frozenset({"qkv", "proj"})
+"""The same in the two parts of an image-text-to-text model."""
+
+
+class LoraOptions(TypedDict, total=False):
+    """Low-rank adapters; what is left out has the value in brackets.
+
+    Attributes:
+        rank: of each update, at least 1 [8].
+        alpha: an update counts alpha / rank times [16].
+        dropout: in front of each adapter, in [0, 1) [0].
+        towers: ``both``, ``image`` or ``text`` [both]. A tower without adapters is frozen too.
+    """
+
+    rank: int
+    alpha: int
+    dropout: float
+    towers: Literal["both", "image", "text"]
+
+
+class LanguageLoraOptions(TypedDict, total=False):
+    """Low-rank adapters of an image-text-to-text model; what is left out has the value in brackets.
+
+    Attributes:
+        rank: of each update, at least 1 [8].
+        alpha: an update counts alpha / rank times [16].
+        dropout: in front of each adapter, in [0, 1) [0].
+        parts: ``language``, ``vision`` or ``both`` [language]. A part without adapters is frozen too.
+    """
+
+    rank: int
+    alpha: int
+    dropout: float
+    parts: Literal["language", "vision", "both"]
+
+
+def add_lora(towers: Towers, options: LoraOptions, image_size: int) -> None:
+    """Freeze both towers and add adapters that learn; projections and temperature learn as before.
+
+    An adapter begins as zero, so the network begins as it was.
+
+    Args:
+        towers: changed in place.
+        options: the settings.
+        image_size: height and width of the images in pixels.
+
+    Raises:
+        UserError: for an unknown key, a value out of range, or a tower without attention layers that can be adapted.
+    """
+    which = options.get("towers", "both")
+    _check(options, LoraOptions, "towers", which, ("both", *SIDES))
+    chosen: tuple[Side, ...] = SIDES if which == "both" else (which,)
+    layers = {side: _adaptable_layers(towers, side, image_size) for side in chosen}
+    for side in SIDES:
+        towers.backbone(side).requires_grad_(False)
+    for side in chosen:
+        _inject(towers.backbone(side), layers[side], options)
+
+
+def check_language_lora(options: LanguageLoraOptions) -> None:
+    """Refuse unknown keys and values out of range.
+
+    Raises:
+        UserError: if there are any.
+    """
+    _check(options, LanguageLoraOptions, "parts", options.get("parts", "language"), ("language", "vision", "both"))
+
+
+def add_language_lora(model: Any, options: LanguageLoraOptions) -> None:
+    """Freeze an image-text-to-text model and add adapters that learn, in float32 whatever the model's precision.
+
+    An adapter begins as zero, so the network begins as it was.
+
+    Args:
+        model: of ``transformers``; changed in place.
+        options: the settings, as ``check_language_lora`` lets them through.
+    """
+    model.requires_grad_(False)
+    part = options.get("parts", "language")
+    layers = []
+    if part != "vision":
+        layers += [f"model.language_model.{one}" for one in _linear_layers(model.model.language_model, LANGUAGE_LAYERS)]
+    if part != "language":
+        layers += [f"model.visual.{one}" for one in _linear_layers(model.model.visual.blocks, VISION_LAYERS, "blocks.")]
+    _inject(model, layers, options)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def without_base(state: Mapping[str, Any], network: str) -> dict[str, Any]:
+    """What a checkpoint needs of a network with adapters: the adapters, and everything outside of it.
+
+    Args:
+        state: by the names of weights.
+        network: what the names of its weights begin with.
+    """
+    return {name: value for name, value in state.items() if "lora_" in name or not name.startswith(network)}
+
+
+def _check(options: Any, kind: type, key: str, value: str, choices: Sequence[str]) -> None:
+    known = kind.__annotations__
+    if strange := sorted(set(options) - set(known)):
+        raise UserError(f"lora: unknown key {strange[0]!r}; known keys are {', '.join(known)}")
+    if options.get("rank", 8) < 1 or not 0 <= options.get("dropout", 0.0) < 1 or value not in choices:
+        raise UserError(
+            f"lora: rank must be at least 1, dropout in [0, 1), {key} {', '.join(choices[:-1])} or {choices[-1]}; "
+            f"got {options}"
+        )
+
+
+def _linear_layers(network: nn.Module, names: frozenset[str], prefix: str = "") -> list[str]:
+    return [
+        prefix + name
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear) and name.rpartition(".")[2] in names
+    ]
+
+
+def _adaptable_layers(towers: Towers, side: Side, image_size: int) -> list[str]:
+    """Linear layers of a tower's attention that are called.
+
+    Some networks read a layer's weight instead of calling the layer: ``nn.MultiheadAttention`` (the head of SigLIP)
+    that of ``out_proj``, timm's BEiT and Swin Transformer V2 that of ``qkv``. An adapter there would change nothing and
+    get no gradient, for which DDP waits in vain. One forward pass tells, whatever the network.
+
+    Raises:
+        UserError: if there are none.
+    """
+    backbone = towers.backbone(side)
+    layers = _linear_layers(backbone, ATTENTION_LAYERS)
+    if not layers:
+        raise UserError(f"lora.towers: the {side} tower has no attention layers to adapt; choose the other one")
+    called: set[str] = set()
+    modules = {name: backbone.get_submodule(name) for name in layers}
+    hooks = [
+        module.register_forward_pre_hook(lambda *_, name=name: called.add(name)) for name, module in modules.items()
+    ]
+    training = {module: module.training for module in towers.modules()}
+    try:
+        # In evaluation mode, so that nothing is drawn and no statistics move.
+        towers.eval()
+        with torch.no_grad():
+            _encode_something(towers, side, image_size)
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+        for hook in hooks:
+            hook.remove()
+    if not called:
+        raise UserError(
+            f"lora.towers: the {side} tower never calls its attention layers ({layers[0]}, …), it reads their weights, "
+            "so adapters would not learn; choose the other tower"
+        )
+    return [name for name in layers if name in called]
+
+
+def _encode_something(towers: Towers, side: Side, image_size: int) -> None:
+    device = next(towers.backbone(side).parameters()).device
+    if side == "image":
+        towers.image_features(torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8, device=device))
+    else:
+        ids = torch.ones(1, 3, dtype=torch.int64, device=device)
+        towers.text_features({"input_ids": ids, "attention_mask": ids})
+
+
+def _inject(network: nn.Module, layers: list[str], options: LoraOptions | LanguageLoraOptions) -> None:
+    # Where bitsandbytes is installed, peft imports it, and it warns of a four-bit kernel that nobody has asked for.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    from peft import LoraConfig, inject_adapter_in_model
+
+    config = LoraConfig(
+        r=options.get("rank", 8),
+        lora_alpha=options.get("alpha", 16),
+        lora_dropout=options.get("dropout", 0.0),
+        target_modules=layers,
+        bias="none",
+    )
+    inject_adapter_in_model(config, network)

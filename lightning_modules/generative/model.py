@@ -1,0 +1,352 @@
+"""Models that see a picture and go on with a text: any image-text-to-text model of Qwen2-VL's interface.
+
+Wang et al., "Qwen2-VL", 2024. Pictures arrive as uint8; scaling, normalisation and patches are made here. What was read
+of a picture and a question is kept as a ``Reading``, from which any number of answers can be read on.
+
+What pictures become for a model that reads them, and what it knows when it has read them with a text.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lightning_modules.encoders.image import InputOptions, Normalize, WeightsOrigin, copy_weights, weights_origin
+from lightning_modules.encoders.transformers import configuration_values
+from lightning_modules.finetune import LanguageLoraOptions, add_language_lora, check_language_lora
+from lightning_modules.generative.prompts import Prompts, pretrained_prompts, trained_prompts
+from lightning_modules.generative.weights import (
+    KEY,
+    MemoryOptions,
+    build_vision_language,
+    checked_configuration,
+    checked_memory,
+    files_digest,
+    load_vision_language,
+    local_directory,
+    picture_statistics,
+)
+from vitrail.errors import UserError
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Encoded pictures.
+
+    Attributes:
+        encoded: what the model's vision tower returns.
+        features: float ``(B, D)``, the mean of each picture's tokens.
+    """
+
+    encoded: Any
+    features: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What has been read of B texts with pictures. It never changes: whoever reads on gets another one.
+
+    Attributes:
+        cache: keys and values of every layer.
+        hidden: float ``(B, D)``, what the last token became.
+        length: tokens that were read.
+        position: of the next token; smaller than ``length``, because a picture takes few positions.
+    """
+
+    cache: Any
+    hidden: torch.Tensor
+    length: int
+    position: int
+
+
+def patches_of(pixels: torch.Tensor, patch: int, merge: int, frames: int) -> torch.Tensor:
+    """Patches of pictures, those that become one token together next to each other, as Qwen2-VL wants them.
+
+    Args:
+        pixels: float ``(B, 3, S, S)``, normalised; S is a multiple of ``patch · merge``.
+        patch: side of a patch.
+        merge: so many patches by as many become one token.
+        frames: a picture is a film of so many frames.
+
+    Returns:
+        float ``(B · patches, 3 · frames · patch²)``.
+    """
+    blocks = pixels.shape[-1] // (patch * merge)
+    grid = pixels.reshape(len(pixels), 3, blocks, merge, patch, blocks, merge, patch)
+    film = grid.permute(0, 2, 5, 3, 6, 1, 4, 7).unsqueeze(6).expand(-1, -1, -1, -1, -1, -1, frames, -1, -1)
+    return film.reshape(-1, 3 * frames * patch**2)
+
+
+Architectures = dict[str, dict[str, Any]]
+
+
+class VisionLanguageModel(nn.Module):
+    """An image-text-to-text model of ``transformers``, its tokenizer, and what pictures have to become for it.
+
+    With pretrained weights there is no network until ``load`` or ``build`` was called: weights of this size are not
+    drawn at random only to be replaced.
+
+    Args:
+        name: local folder or name on the hub.
+        image_size: height and width of the pictures in pixels; scaled to the nearest size that has whole patches.
+        texts: questions and answers, which a model without pretrained weights has its tokenizer made of.
+        pretrained: whether it has its pretrained weights.
+        memory: precision, four bits, gradient checkpointing.
+        lora: low-rank adapters, beside which everything else stands still.
+        architectures: as a checkpoint keeps them.
+
+    Attributes:
+        model: the network.
+        prompts: the tokenizer, None until it is loaded.
+        digest: name of the pretrained weights, empty until they are loaded; only where there are adapters.
+        origin: of the pretrained weights, once they are loaded.
+
+    Raises:
+        UserError: if the model is of another kind or the settings do not fit together.
+    """
+
+    model: Any
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        image_size: int,
+        texts: Sequence[str],
+        pretrained: bool = True,
+        memory: MemoryOptions | None = None,
+        lora: LanguageLoraOptions | None = None,
+        architectures: Architectures | None = None,
+    ) -> None:
+        super().__init__()
+        saved = architectures or {}
+        self.name, self.pretrained, self.lora = name, pretrained, lora
+        self.memory = checked_memory(memory, pretrained=pretrained)
+        if lora is not None:
+            check_language_lora(lora)
+        self.configuration = checked_configuration(name, pretrained, saved.get("model"))
+        vision = self.configuration.vision_config
+        self.patch, self.merge = int(vision.patch_size), int(vision.spatial_merge_size)
+        self.frames = int(vision.temporal_patch_size)
+        unit = self.patch * self.merge
+        self.side = max(1, round(image_size / unit)) * unit
+        self.picture_tokens = (self.side // unit) ** 2
+        self.input_options: InputOptions = {"size": image_size, "crop_fraction": 1.0, "interpolation": "bicubic"}
+        mean, std = saved["statistics"].values() if "statistics" in saved else picture_statistics("")
+        self.normalize = Normalize(tuple(mean), tuple(std))
+        self.digest = ""
+        self.prompts: Prompts | None = None
+        self.model = None
+        self.origin: WeightsOrigin | None = None
+        self._loaded = False
+        if not pretrained and not saved:
+            self.prompts = trained_prompts(texts, int(self.configuration.text_config.vocab_size))
+        if not pretrained:
+            self.build()
+
+    @property
+    def architectures(self) -> Architectures:
+        """What a checkpoint keeps so that the network can be built without its folder."""
+        mean, std = (values.flatten().tolist() for values in (self.normalize.mean, self.normalize.std))
+        return {"model": configuration_values(self.configuration), "statistics": {"mean": mean, "std": std}}
+
+    def build(self) -> None:
+        """Make the network, once: with random weights, or with none where a file will bring them."""
+        if self.model is None:
+            self._take(build_vision_language(self.configuration, self.memory, empty=self.pretrained))
+
+    def load(self, device: torch.device | None = None) -> None:
+        """Load the pretrained weights, tokenizer and statistics of the pixels, once, where there are to be any.
+
+        A network that is there already keeps its parameters as objects.
+
+        Args:
+            device: that four-bit weights are made on.
+
+        Raises:
+            UserError: if they cannot be had or do not fit.
+        """
+        if self._loaded or not self.pretrained:
+            return
+        directory = local_directory(self.name)
+        self.prompts = pretrained_prompts(directory, int(self.configuration.image_token_id), KEY)
+        self.normalize.load_state_dict(Normalize(*picture_statistics(directory)).state_dict())
+        if self.lora is not None:
+            self.digest = files_digest(directory)
+        source = load_vision_language(directory, self.configuration, self.memory, device or torch.device("cpu"))
+        if self.model is None:
+            self._take(source)
+        else:
+            copy_weights(source, self.model, f"{KEY}: {directory}")
+        self.origin = weights_origin(KEY, self.name, Path(directory), {})
+        self._loaded = True
+
+    def _take(self, model: nn.Module) -> None:
+        self.model = model.train(self.training)
+        if self.lora is not None:
+            add_language_lora(self.model, self.lora)
+        if self.memory.get("gradient_checkpointing"):
+            self.model.activation_checkpointing_enable({"use_reentrant": False})
+
+    def patches(self, image: torch.Tensor) -> torch.Tensor:
+        """Patches of pictures in the order that the vision tower expects.
+
+        Args:
+            image: uint8 ``(B, 3, H, W)``, RGB.
+
+        Returns:
+            float ``(B · patches, 3 · frames · patch²)``.
+        """
+        pixels = self.normalize(image)
+        if pixels.shape[-2:] != (self.side, self.side):
+            pixels = F.interpolate(pixels, (self.side, self.side), mode="bicubic", antialias=True)
+        return patches_of(pixels, self.patch, self.merge, self.frames)
+
+    def encode_pictures(self, image: torch.Tensor) -> Pictures:
+        """Put pictures through the vision tower.
+
+        Args:
+            image: uint8 ``(B, 3, H, W)``, RGB.
+        """
+        counting = image.device.type == "meta"
+        grid = self._grid(len(image), torch.device("cpu") if counting else image.device)
+        places = {}
+        if counting:
+            # Where only shapes are known, to count what a picture costs, values have to be elsewhere.
+            from transformers.vision_utils import get_vision_position_ids
+
+            places["position_ids"] = get_vision_position_ids(grid, self.merge).to(image.device)
+        encoded = self.model.model.get_image_features(self.patches(image), grid, return_dict=True, **places)
+        return Pictures(encoded, torch.stack([tokens.mean(dim=0) for tokens in encoded.pooler_output]))
+
+    def read(self, pictures: Pictures, ids: Sequence[int]) -> Reading:
+        """Read a text, the same for all, with a picture in it.
+
+        Args:
+            pictures: B of them.
+            ids: of the text's tokens, those of the picture included.
+        """
+        from transformers import DynamicCache
+
+        batch, device = len(pictures.features), pictures.features.device
+        positions = self._positions(ids)
+        outputs = self.model.model(
+            input_ids=torch.tensor(ids, device=device).expand(batch, -1),
+            position_ids=positions.expand(-1, batch, -1).to(device),
+            mm_encoder_outputs={"image": pictures.encoded},
+            past_key_values=DynamicCache(config=self.configuration),
+            use_cache=True,
+        )
+        position = int(positions.max()) + 1
+        return Reading(outputs.past_key_values, outputs.last_hidden_state[:, -1], len(ids), position)
+
+    def read_on(self, reading: Reading, tokens: torch.Tensor) -> Reading:
+        """Read on.
+
+        Args:
+            reading: of B texts.
+            tokens: int64 ``(B, n)``, or ``(n,)`` where all go on alike.
+        """
+        if not tokens.shape[-1]:
+            return reading
+        tokens = tokens.expand(len(reading.hidden), -1)
+        steps = torch.arange(tokens.shape[1], device=tokens.device)
+        hidden, cache = self._behind(reading, tokens, reading.position + steps, None)
+        length = tokens.shape[1]
+        return Reading(cache, hidden[:, -1], reading.length + length, reading.position + length)
+
+    def read_tree(
+        self, reading: Reading, tokens: torch.Tensor, depths: torch.Tensor, sees: torch.Tensor
+    ) -> torch.Tensor:
+        """Read several continuations of the same texts at once, each as if it stood alone.
+
+        Args:
+            reading: of B texts; shared by all continuations.
+            tokens: int64 ``(n,)``, of all continuations.
+            depths: int64 ``(n,)``, how far each token stands behind the text.
+            sees: bool ``(n, n)``, which tokens each one comes behind, itself included.
+
+        Returns:
+            float ``(B, n, D)``, what the tokens become.
+        """
+        mask = torch.zeros(1, 1, len(tokens), reading.length + len(tokens), device=tokens.device)
+        mask[0, 0, :, reading.length :].masked_fill_(~sees, torch.finfo(reading.hidden.dtype).min)
+        rows = tokens.expand(len(reading.hidden), -1)
+        hidden, _ = self._behind(reading, rows, reading.position + depths, mask.to(reading.hidden.dtype))
+        return hidden
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What may come next.
+
+        Args:
+            hidden: float ``(..., D)``.
+
+        Returns:
+            float32 ``(..., V)``.
+        """
+        return cast("torch.Tensor", self.model.lm_head(hidden).float())
+
+    def answer_losses(self, pictures: Pictures, ids: Sequence[int], answers: Sequence[Sequence[int]]) -> torch.Tensor:
+        """How unlikely each picture's answer is: the mean over the answer's tokens, the prompt's do not count.
+
+        Args:
+            pictures: B of them.
+            ids: of the prompt's tokens.
+            answers: B answers with their ends.
+
+        Returns:
+            float32 ``(B,)``, negative log-likelihoods.
+        """
+        device = pictures.features.device
+        longest = max(map(len, answers))
+        targets = torch.tensor([[*one, *[-100] * (longest - len(one))] for one in answers], device=device)
+        prompt = torch.tensor(ids, device=device).expand(len(answers), -1)
+        positions = self._positions(ids)
+        behind = (int(positions.max()) + 1 + torch.arange(longest - 1)).expand(3, 1, -1)
+        hidden = self.model.model(
+            # What stands behind an answer's end is never seen by what stands before it.
+            input_ids=torch.cat([prompt, targets[:, :-1].clamp(min=0)], dim=1),
+            position_ids=torch.cat([positions, behind], dim=2).expand(-1, len(answers), -1).to(device),
+            mm_encoder_outputs={"image": pictures.encoded},
+            use_cache=False,
+        ).last_hidden_state[:, len(ids) - 1 :]
+        losses = F.cross_entropy(self.logits(hidden).flatten(0, 1), targets.flatten(), reduction="none")
+        return losses.view_as(targets).sum(dim=1) / (targets >= 0).sum(dim=1)
+
+    def _behind(
+        self, reading: Reading, tokens: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, Any]:
+        # Layers put new tensors into a cache instead of changing those that are there: copies of the lists are enough.
+        cache = copy.copy(reading.cache)
+        cache.layers = [copy.copy(layer) for layer in reading.cache.layers]
+        outputs = self.model.model(
+            input_ids=tokens,
+            position_ids=positions.expand(3, len(tokens), -1),
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return outputs.last_hidden_state, outputs.past_key_values
+
+    def _grid(self, batch: int, device: torch.device | None = None) -> torch.Tensor:
+        rows = self.side // self.patch
+        return torch.tensor([[1, rows, rows]], device=device).expand(batch, -1)
+
+    def _positions(self, ids: Sequence[int]) -> torch.Tensor:
+        """Rotary positions of a prompt, int64 ``(3, 1, n)``: time, row and column."""
+        tokens = torch.tensor([list(ids)], device="cpu")
+        kinds = (tokens == self.configuration.image_token_id).int()
+        if int(kinds.sum()) != self.picture_tokens:
+            raise UserError(
+                f"{KEY}: the prompt has {int(kinds.sum())} tokens of the picture instead of {self.picture_tokens}; a "
+                "question cannot name them"
+            )
+        positions, _ = self.model.model.get_rope_index(tokens, kinds, image_grid_thw=self._grid(1, torch.device("cpu")))
+        return cast("torch.Tensor", positions)

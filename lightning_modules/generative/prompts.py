@@ -1,0 +1,199 @@
+"""Questions about pictures as token ids, and token ids as answers.
+
+A prompt is a text with one place for the picture and one for the question. It comes from the pretrained tokenizer's
+chat template, rendered once, so that a checkpoint keeps a plain text and no template that were code.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from lightning_modules.encoders.tokenizer import auto_tokenizer
+from vitrail.errors import UserError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+QUESTION = "{question}"
+
+SPECIAL_TOKENS = (
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+    *("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
+)
+"""Of Qwen2-VL; a tokenizer of ours has them in this order, from 0 on."""
+
+CHAT = (
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    f"<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>{QUESTION}<|im_end|>\n"
+    "<|im_start|>assistant\n"
+)
+"""What Qwen2-VL's chat template makes of one picture and one question."""
+
+
+class PromptState(TypedDict):
+    """What a checkpoint keeps.
+
+    Attributes:
+        pipeline: JSON of the ``tokenizers`` library.
+        template: with ``{question}`` once and, in front of it, the token of the picture once.
+        picture_token: stands for one patch of the picture.
+        end_id: id of the token that ends an answer.
+    """
+
+    pipeline: str
+    template: str
+    picture_token: str
+    end_id: int
+
+
+class Prompts:
+    """Makes token ids of questions and answers, and texts of token ids.
+
+    Args:
+        state: as ``state`` of another one gives it.
+    """
+
+    def __init__(self, state: PromptState) -> None:
+        from tokenizers import Tokenizer
+
+        self.state = state
+        self._pipeline: Tokenizer = Tokenizer.from_str(state["pipeline"])
+        self._pipeline.no_truncation()
+        self._pipeline.no_padding()
+
+    @property
+    def end_id(self) -> int:
+        """Id of the token that ends an answer."""
+        return self.state["end_id"]
+
+    def prompt(self, question: str, picture_tokens: int) -> list[int]:
+        """A picture and a question, up to where the answer begins.
+
+        Args:
+            question: as a person would ask.
+            picture_tokens: how many tokens the picture has.
+        """
+        before, after = self.state["template"].split(QUESTION)
+        # Only in front of the question, which may name the token itself.
+        before = before.replace(self.state["picture_token"], self.state["picture_token"] * picture_tokens)
+        return self._ids(before + question + after)
+
+    def answer(self, text: str) -> list[int]:
+        """An answer with its end."""
+        return [*self._ids(text), self.end_id]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """What an answer says, without its end and whatever comes behind it."""
+        kept = list(ids)
+        if self.end_id in kept:
+            kept = kept[: kept.index(self.end_id)]
+        return self._pipeline.decode(kept, skip_special_tokens=True).strip()
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self._pipeline.encode(text, add_special_tokens=False).ids)
+
+
+def pretrained_prompts(directory: str, picture_id: int, key: str) -> Prompts:
+    """The tokenizer and the chat template of a pretrained model.
+
+    Args:
+        directory: local folder of the model.
+        picture_id: the model's id for a patch of a picture.
+        key: of the option that names the model, for messages.
+
+    Raises:
+        UserError: if they cannot be read, or do not put the picture in front of the question.
+    """
+    tokenizer = auto_tokenizer(directory, key)
+    try:
+        template = _rendered(tokenizer) if tokenizer.chat_template else CHAT
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{key}: the chat template of {directory} cannot be used ({reason}); give another model") from (
+            error
+        )
+    picture_token = tokenizer.convert_ids_to_tokens(picture_id)
+    if tokenizer.eos_token_id is None or picture_token is None:
+        raise UserError(f"{key}: the tokenizer of {directory} lacks the end or the picture's token; give another model")
+    return Prompts(
+        checked_prompts(
+            {
+                "pipeline": tokenizer.backend_tokenizer.to_str(),
+                "template": template,
+                "picture_token": picture_token,
+                "end_id": int(tokenizer.eos_token_id),
+            }
+        )
+    )
+
+
+def trained_prompts(texts: Iterable[str], vocabulary_size: int) -> Prompts:
+    """A byte-level BPE tokenizer learned from the texts that will be read, with Qwen2-VL's special tokens and template.
+
+    For models with random weights, which need no network. The same texts give the same tokenizer.
+
+    Args:
+        texts: questions and answers.
+        vocabulary_size: largest number of tokens.
+
+    Raises:
+        UserError: if the vocabulary has no room for all bytes.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    if vocabulary_size < len(alphabet) + len(SPECIAL_TOKENS):
+        raise UserError(
+            f"model: a vocabulary of {vocabulary_size} has no room for {len(alphabet) + len(SPECIAL_TOKENS)} bytes "
+            "and special tokens; use a text configuration with a larger vocab_size"
+        )
+    pipeline = Tokenizer(models.BPE())
+    pipeline.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    pipeline.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    pipeline.train_from_iterator([*sorted(set(texts)), CHAT], trainer)
+    return Prompts(
+        {
+            "pipeline": pipeline.to_str(),
+            "template": CHAT,
+            "picture_token": "<|image_pad|>",
+            "end_id": SPECIAL_TOKENS.index("<|im_end|>"),
+        }
+    )
+
+
+def checked_prompts(value: object) -> PromptState:
+    """A state from a file, which may hold anything.
+
+    Raises:
+        UserError: if it is none.
+    """
+    if not isinstance(value, dict) or set(value) != set(PromptState.__annotations__):
+        raise UserError("the checkpoint holds no tokenizer that this version can read; use the version that wrote it")
+    try:
+        json.loads(value["pipeline"])
+        template, token = str(value["template"]), str(value["picture_token"])
+        before, _ = template.split(QUESTION)
+        if before.count(token) != 1:
+            raise ValueError
+        return {"pipeline": value["pipeline"], "template": template, "picture_token": token, "end_id": value["end_id"]}
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            "model: the tokenizer or its chat template is not that of a model that sees one picture and then reads a "
+            "question; give another model"
+        ) from error
+
+
+def _rendered(tokenizer: Any) -> str:
+    content = [{"type": "image"}, {"type": "text", "text": QUESTION}]
+    rendered: str = tokenizer.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    )
+    return rendered

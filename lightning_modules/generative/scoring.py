@@ -1,0 +1,196 @@
+"""How likely a model finds each of a closed set of labels as the answer to a question about a picture.
+
+The picture and the question are read once. All labels are read behind that one reading, in one pass: they are laid out
+as a tree, in which labels with a common beginning share its tokens, and each token sees its own label only. So a label
+costs its own tokens and nothing else, and its score is that of a plain pass over the whole text.
+
+Labels as a tree of tokens: what several labels begin with is read once, and only labels can be walked through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+
+from lightning_modules.generative.model import Reading, VisionLanguageModel
+from vitrail.errors import UserError
+
+ROOT = -1
+"""Stands for the end of the prompt, from which every label sets out."""
+
+
+@dataclass
+class LabelTrie:
+    """Labels whose common beginnings are shared; a node is one token, and parents come before their children.
+
+    Attributes:
+        tokens: token of each node.
+        parents: node in front of each node, or ``ROOT``.
+        depths: 0 for a label's first token.
+        children: for each node, and ``ROOT``, the nodes behind it by token.
+        paths: for each label its nodes from the first to the last token.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
+    depths: list[int] = field(default_factory=list)
+    children: dict[int, dict[int, int]] = field(default_factory=lambda: {ROOT: {}})
+    paths: list[list[int]] = field(default_factory=list)
+
+    @property
+    def inner(self) -> list[int]:
+        """Nodes that something comes behind, in order; the others need never be read."""
+        return [node for node in range(len(self.tokens)) if self.children[node]]
+
+    def add(self, label: Sequence[int]) -> None:
+        """Add a label's tokens, the last of which ends it."""
+        node = ROOT
+        path: list[int] = []
+        for token in label:
+            if token not in self.children[node]:
+                new = len(self.tokens)
+                self.tokens.append(token)
+                self.parents.append(node)
+                self.depths.append(len(path))
+                self.children[node][token] = new
+                self.children[new] = {}
+            node = self.children[node][token]
+            path.append(node)
+        self.paths.append(path)
+
+
+def trie_of(labels: Sequence[Sequence[int]]) -> LabelTrie:
+    """The tree of these labels.
+
+    Args:
+        labels: token ids of each, the end included; none may begin with another whole one.
+
+    Raises:
+        UserError: if two labels are the same to the tokenizer.
+    """
+    trie = LabelTrie()
+    for label in labels:
+        trie.add(label)
+    ends: dict[int, int] = {}
+    for number, path in enumerate(trie.paths):
+        if path[-1] in ends:
+            raise UserError(
+                f"labels: numbers {ends[path[-1]]} and {number} are the same text; give them different names"
+            )
+        ends[path[-1]] = number
+    return trie
+
+
+def packed(labels: Sequence[Sequence[int]], largest: int) -> list[tuple[list[int], LabelTrie]]:
+    """The labels in trees of limited size, those with common beginnings together.
+
+    Args:
+        labels: token ids of each, the end included.
+        largest: tokens of a tree; a label that has more of them has a tree of its own.
+
+    Returns:
+        For each tree the numbers of its labels, in the order of its paths, and the tree.
+    """
+    trees: list[tuple[list[int], LabelTrie]] = []
+    for number in sorted(range(len(labels)), key=lambda one: list(labels[one])):
+        if not trees or len(trees[-1][1].tokens) + len(labels[number]) > largest:
+            trees.append(([], LabelTrie()))
+        trees[-1][0].append(number)
+        trees[-1][1].add(labels[number])
+    return trees
+
+
+TOKENS_AT_A_TIME = 512
+"""Tokens of labels that are read in one pass."""
+
+LOGITS_AT_A_TIME = 2**25
+"""Numbers of the vocabulary's logits that are held at a time, 128 MiB."""
+
+
+class LabelScorer:
+    """Scores the labels of one task.
+
+    Args:
+        labels: token ids of each label, its end included.
+        length_normalised: whether a score is the mean over a label's tokens or their sum, with which long labels are
+            at a disadvantage, but which a softmax makes true probabilities of.
+        tokens_at_a_time: of labels that are read in one pass.
+
+    Raises:
+        UserError: if two labels are the same to the tokenizer.
+    """
+
+    def __init__(
+        self, labels: Sequence[Sequence[int]], length_normalised: bool = True, tokens_at_a_time: int = TOKENS_AT_A_TIME
+    ) -> None:
+        self.labels = labels
+        self.trie = trie_of(labels)
+        self.length_normalised = length_normalised
+        self._tokens_at_a_time = tokens_at_a_time
+
+    @cached_property
+    def _trees(self) -> list[tuple[list[int], LabelTrie]]:
+        return packed(self.labels, self._tokens_at_a_time)
+
+    def __call__(self, model: VisionLanguageModel, reading: Reading) -> torch.Tensor:
+        """Log-likelihood of each label, the mean over its tokens or their sum.
+
+        Args:
+            model: that read.
+            reading: of B pictures with the question, up to where the answer begins.
+
+        Returns:
+            float32 ``(B, C)``.
+        """
+        scores = torch.empty(len(reading.hidden), len(self.labels), device=reading.hidden.device)
+        for numbers, tree in self._trees:
+            tokens = token_log_likelihoods(model, reading, tree)
+            for number, path in zip(numbers, tree.paths, strict=True):
+                total = tokens[:, path].sum(dim=1)
+                scores[:, number] = total / len(path) if self.length_normalised else total
+        return scores
+
+
+def token_log_likelihoods(model: VisionLanguageModel, reading: Reading, tree: LabelTrie) -> torch.Tensor:
+    """Log-likelihood of each node's token behind those of its ancestors.
+
+    Args:
+        model: that read.
+        reading: of B pictures with the question; not changed.
+        tree: of labels.
+
+    Returns:
+        float32 ``(B, nodes)``.
+    """
+    device = reading.hidden.device
+    inner = tree.inner
+    hidden = reading.hidden[:, None]
+    if inner:
+        place = {node: index for index, node in enumerate(inner)}
+        sees = torch.zeros(len(inner), len(inner), dtype=torch.bool)
+        for index, node in enumerate(inner):
+            if tree.parents[node] != ROOT:
+                sees[index] = sees[place[tree.parents[node]]]
+            sees[index, index] = True
+        tokens, depths = (
+            torch.tensor([of[node] for node in inner], device=device) for of in (tree.tokens, tree.depths)
+        )
+        hidden = torch.cat([hidden, model.read_tree(reading, tokens, depths, sees.to(device))], dim=1)
+    found = torch.empty(len(hidden), len(tree.tokens), device=device)
+    sources = [ROOT, *inner]
+    vocabulary = int(model.configuration.text_config.vocab_size)
+    step = max(1, LOGITS_AT_A_TIME // (len(hidden) * vocabulary))
+    for start in range(0, len(sources), step):
+        logits = model.logits(hidden[:, start : start + step])
+        norms = logits.logsumexp(dim=-1)
+        rows, nodes = [], []
+        for row, source in enumerate(sources[start : start + step]):
+            behind = list(tree.children[source].values())
+            rows += [row] * len(behind)
+            nodes += behind
+        wanted = torch.tensor([tree.tokens[node] for node in nodes], device=device)
+        found[:, nodes] = logits[:, rows, wanted] - norms[:, rows]
+    return found

@@ -1,0 +1,259 @@
+"""Weights of models that read pictures and texts: configuration, precision, four bits, and a name for them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from contextlib import nullcontext
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, TypedDict, cast, get_args
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
+
+from lightning_modules.encoders.image import hub_directory
+from lightning_modules.encoders.image_processing import FILES, image_processor, statistics_of
+from lightning_modules.encoders.transformers import (
+    Configuration,
+    configuration_from_values,
+    model_configuration,
+    reading_weights,
+    refuse_misfits,
+)
+from lightning_modules.generative.prompts import SPECIAL_TOKENS
+from vitrail.errors import UserError
+
+KEY = "model"
+"""The option that names the model, for messages."""
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+_NEEDED = ("image_token_id", "vision_config", "text_config")
+_NEEDED_VISION = ("patch_size", "temporal_patch_size", "spatial_merge_size")
+
+
+class MemoryOptions(TypedDict, total=False):
+    """What the model takes of the memory; what is left out has the value in brackets.
+
+    Attributes:
+        precision: of the model's own weights: float32, bfloat16 or float16 [float32]. Adapters are always float32.
+        four_bit: keep the model's own weights in four bits (NF4; Dettmers et al., QLoRA, 2023), which needs
+            ``bitsandbytes``, pretrained weights and, to train, ``lora`` [false].
+        gradient_checkpointing: compute activations again instead of keeping them (Chen et al., 2016) [false].
+    """
+
+    precision: Precision
+    four_bit: bool
+    gradient_checkpointing: bool
+
+
+def checked_memory(options: MemoryOptions | None, *, pretrained: bool) -> MemoryOptions:
+    """The options without unknown keys and impossible values.
+
+    Raises:
+        UserError: if there are any, or ``bitsandbytes`` is asked for and not installed.
+    """
+    given = options or {}
+    if strange := sorted(set(given) - set(MemoryOptions.__annotations__)):
+        known = ", ".join(MemoryOptions.__annotations__)
+        raise UserError(f"memory: unknown key {strange[0]!r}; known keys are {known}")
+    if given.get("precision", "float32") not in get_args(Precision):
+        raise UserError(f"memory.precision: must be one of {', '.join(get_args(Precision))}, got {given['precision']}")
+    if given.get("four_bit"):
+        if find_spec("bitsandbytes") is None:
+            raise UserError(
+                "memory.four_bit: needs bitsandbytes, which is not installed; pip install -e '.[quantized]', or set "
+                "memory.four_bit: false"
+            )
+        if not pretrained:
+            raise UserError("memory.four_bit: there is nothing to quantise in random weights; set it to false")
+    return given
+
+
+def checked_configuration(name: str, pretrained: bool, saved: dict[str, Any] | None = None) -> Configuration:
+    """The configuration of an image-text-to-text model of Qwen2-VL's interface.
+
+    Args:
+        name: local folder or name on the hub.
+        pretrained: whether its weights will be loaded; else the special tokens are those of a tokenizer of ours.
+        saved: as a checkpoint keeps it; else it is looked up.
+
+    Raises:
+        UserError: if it cannot be had, or is of another kind of model.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KNOWN
+
+    configuration = configuration_from_values(saved, KEY) if saved else model_configuration(name, True, KEY)
+    vision = getattr(configuration, "vision_config", None)
+    fits = all(hasattr(configuration, one) for one in _NEEDED) and all(hasattr(vision, one) for one in _NEEDED_VISION)
+    if configuration.model_type not in KNOWN or not fits:
+        raise UserError(
+            f"{KEY}: {name} is a {configuration.model_type}, not an image-text-to-text model of Qwen2-VL's interface; "
+            f"give one such as Qwen/Qwen2-VL-2B-Instruct"
+        )
+    if any("full" not in kind for kind in getattr(configuration.text_config, "layer_types", None) or ()):
+        raise UserError(f"{KEY}: {name} attends to a sliding window; set use_sliding_window: false in its config.json")
+    if not pretrained and not saved:
+        _use_own_tokens(configuration)
+    return configuration
+
+
+def build_vision_language(configuration: Configuration, options: MemoryOptions, *, empty: bool) -> nn.Module:
+    """The network without its weights.
+
+    Args:
+        configuration: of the model.
+        options: ``precision`` is read.
+        empty: leave its memory as it is, because weights will come; else they are drawn at random.
+    """
+    from transformers import AutoModelForImageTextToText
+    from transformers.initialization import no_init_weights
+
+    precision = getattr(torch, options.get("precision", "float32"))
+    with no_init_weights() if empty else nullcontext():
+        model: nn.Module = cast("Any", AutoModelForImageTextToText).from_config(
+            configuration, dtype=precision, attn_implementation="sdpa"
+        )
+    cast("Any", model).tie_weights()  # part of what `empty` leaves out
+    return model
+
+
+def load_vision_language(
+    directory: str, configuration: Configuration, options: MemoryOptions, device: torch.device
+) -> nn.Module:
+    """The network with its pretrained weights.
+
+    Args:
+        directory: local folder of the model.
+        configuration: of the model.
+        options: precision, and whether weights are kept in four bits.
+        device: that four-bit weights are made on; others are on the CPU.
+
+    Raises:
+        UserError: if they cannot be read or do not fit.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    precision = getattr(torch, options.get("precision", "float32"))
+    further: dict[str, Any] = {}
+    if options.get("four_bit"):
+        from transformers import BitsAndBytesConfig
+
+        further["quantization_config"] = BitsAndBytesConfig(  # type: ignore[no-untyped-call]  # the library's own
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=precision,
+        )
+        further["device_map"] = {"": device}
+    common: dict[str, Any] = {
+        "config": configuration,
+        "local_files_only": True,
+        "dtype": precision,
+        "attn_implementation": "sdpa",
+        "weights_only": True,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,
+    }
+    read = cast("Any", AutoModelForImageTextToText).from_pretrained
+    with reading_weights(directory, KEY), torch.random.fork_rng(devices=[]):
+        if further:
+            # Shapes of what is quantized are not compared by the library: without memory they are, at no cost.
+            plain, report = read(directory, **common, device_map={"": torch.device("meta")})
+            _refuse_misfits(report, plain, directory)
+        model, report = read(directory, **common, **further)
+        _refuse_misfits(report, model, directory)
+    if further:
+        _keep_trainable(model)
+    return cast("nn.Module", model)
+
+
+def _refuse_misfits(report: Mapping[str, Any], model: nn.Module, directory: str) -> None:
+    refuse_misfits(report, model.state_dict().keys(), f"{KEY}: {directory}", {})
+
+
+def _keep_trainable(model: nn.Module) -> None:
+    """Switch off a kernel that repacks four-bit weights when they are first evaluated, so that no step can follow.
+
+    On CPUs with AVX-512 BF16 only (bitsandbytes 0.50); the first validation of a training is an evaluation.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def local_directory(name: str) -> str:
+    """Local folder of a model with its weights, downloaded if need be.
+
+    Raises:
+        UserError: if it cannot be had.
+    """
+    return name if Path(name).is_dir() else hub_directory(name, KEY)
+
+
+def files_digest(directory: str) -> str:
+    """SHA-256 over names, types, shapes and values of the weights in a folder, hexadecimal.
+
+    It does not depend on the files that they are divided among, nor on the precision that they are loaded in.
+
+    Raises:
+        UserError: if there are none that can be read safely.
+    """
+    from safetensors import safe_open
+
+    folder = Path(directory)
+    digest = hashlib.sha256()
+    files = [cast("Any", safe_open)(file, framework="pt") for file in sorted(folder.glob("*.safetensors"))]
+    try:
+        if files:
+            homes = {name: file for file in files for name in file.keys()}  # noqa: SIM118  # it is no dictionary
+            for name in sorted(homes):
+                _count_in(digest, name, homes[name].get_tensor(name))
+        else:
+            weights = torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True, mmap=True)
+            for name, value in sorted(weights.items()):
+                _count_in(digest, name, value)
+    except Exception as error:
+        raise UserError(f"{KEY}: {directory} has no weights that can be read safely; add model.safetensors") from error
+    return digest.hexdigest()
+
+
+def picture_statistics(directory: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel that the weights were trained with; those of CLIP if not known.
+
+    Args:
+        directory: local folder of the model; empty where its statistics will come later.
+
+    Raises:
+        UserError: if the folder's preprocessing cannot be read.
+    """
+    from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+    processor = image_processor(directory, KEY) if directory else None
+    if processor is not None:
+        return statistics_of(processor, directory, KEY)
+    if directory:
+        rank_zero_warn(
+            f"{KEY}: {directory} has no {' and no '.join(FILES)}, so it is not known what its pixels were normalised "
+            "with; CLIP's mean and std are assumed"
+        )
+    return OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+
+def _count_in(digest: Any, name: str, value: torch.Tensor) -> None:
+    digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+    digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _use_own_tokens(configuration: Configuration) -> None:
+    ids = {token: number for number, token in enumerate(SPECIAL_TOKENS)}
+    configuration.image_token_id, configuration.video_token_id = ids["<|image_pad|>"], ids["<|video_pad|>"]
+    configuration.vision_start_token_id = ids["<|vision_start|>"]
+    configuration.vision_end_token_id = ids["<|vision_end|>"]
+    text = configuration.text_config
+    text.bos_token_id = text.pad_token_id = ids["<|endoftext|>"]
+    text.eos_token_id = ids["<|im_end|>"]

@@ -1,0 +1,279 @@
+"""Tests of classifiers that answer in words: scores, free answers, adapters and their checkpoints."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from torch.utils.flop_counter import FlopCounterMode
+
+from evaluation.efficiency import count
+from lightning_modules.checkpoint import load_task
+from lightning_modules.generative import GenerativeClassifier
+from lightning_modules.metrics import predicted_classes
+from tests.fakes_models import write_qwen2_vl
+from tests.lightning_modules.tiny import TinyData, tiny_trainer
+from tests.lightning_modules.tiny_answers import LABELS, QUESTIONS, SIZE, TEXTS, pictures, tiny_answerer
+from vitrail.errors import UserError
+from vitrail.types import UNKNOWN, Batch
+
+IMAGE = pictures(5)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_qwen2_vl(tmp_path_factory.mktemp("model"), texts=TEXTS, scale=8.0)
+
+
+@pytest.fixture(scope="module")
+def task(folder: Path) -> GenerativeClassifier:
+    task = tiny_answerer(folder)
+    task.load_pretrained()
+    return task.eval()
+
+
+def answer_batch(rows: int = 5, padding: int = 0) -> Batch:
+    label = torch.arange(rows) % 6
+    return {
+        "image": IMAGE[:rows],
+        "label": label,
+        "attributes": {"colour": torch.where(label == 2, UNKNOWN, label % 2), "other": label},
+        "sample_id": torch.arange(rows),
+        "is_padding": torch.arange(rows) >= rows - padding,
+    }
+
+
+class Encodings:
+    """Counts the pictures that go through a vision tower."""
+
+    def __init__(self, task: GenerativeClassifier) -> None:
+        self.count = 0
+        self._hook = task.vlm.model.model.visual.register_forward_hook(self._see, with_kwargs=True)
+
+    def _see(self, module: Any, arguments: Any, named: dict[str, Any], output: Any) -> None:
+        self.count += len(named["grid_thw"])
+
+    def __enter__(self) -> Encodings:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._hook.remove()
+
+
+@pytest.mark.parametrize("answers", [{}, {"how": "constrained"}, {"how": "free"}], ids=str)
+@torch.no_grad()
+def test_each_picture_is_encoded_once_for_all_tasks_and_labels(folder: Path, answers: Any) -> None:
+    task = tiny_answerer(folder, answers=answers).eval()
+    task.load_pretrained()
+    with Encodings(task) as encodings:
+        logits = task(IMAGE)
+        assert encodings.count == len(IMAGE)
+        task(IMAGE[:2])
+        assert encodings.count == len(IMAGE) + 2
+    assert {name: one.shape for name, one in logits.items()} == {"class": (5, 6), "colour": (5, 2)}
+
+
+@torch.no_grad()
+def test_answers_depend_neither_on_the_batch_nor_on_other_tasks(folder: Path, task: GenerativeClassifier) -> None:
+    logits = task(IMAGE)
+    alone = torch.cat([task(one[None])["class"] for one in IMAGE])
+    torch.testing.assert_close(alone, logits["class"], atol=1e-5, rtol=1e-5)
+    only = tiny_answerer(folder, questions={"colour": QUESTIONS["colour"]}).eval()
+    only.load_pretrained()
+    torch.testing.assert_close(only(IMAGE)["colour"], logits["colour"], atol=1e-5, rtol=1e-5)
+    assert only.tasks == {"colour": LABELS["colour"]}
+
+
+@torch.no_grad()
+def test_what_is_believed_without_seeing_is_taken_away(folder: Path, task: GenerativeClassifier) -> None:
+    calibrated = tiny_answerer(folder, answers={"content_free": "grey"}).eval()
+    calibrated.load_pretrained()
+    # The folder's mean, to whole steps of a pixel.
+    grey = torch.tensor([102, 128, 153], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, SIZE, SIZE)
+    with Encodings(calibrated) as encodings:
+        logits = calibrated(IMAGE)
+        calibrated(IMAGE)
+        assert encodings.count == 2 * len(IMAGE) + 1
+    for name, plain in task(IMAGE).items():
+        torch.testing.assert_close(logits[name], plain - task(grey)[name], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(calibrated(grey)["class"], torch.zeros(1, 6), atol=1e-4, rtol=0)
+    # Nothing is kept that training may change.
+    calibrated.train().eval()
+    with Encodings(calibrated) as encodings:
+        calibrated(IMAGE)
+        assert encodings.count == len(IMAGE) + 1
+
+
+def test_the_training_loss_is_the_score_of_the_right_label(task: GenerativeClassifier) -> None:
+    batch = answer_batch(padding=1)
+    loss, _ = task._shared_step(batch, "train")
+    scores = task(batch["image"])
+    known = {"class": [0, 1, 2, 3], "colour": [0, 1, 3]}
+    targets = {"class": batch["label"], "colour": batch["attributes"]["colour"]}
+    expected = sum(-scores[name][rows, targets[name][rows]].mean() for name, rows in known.items())
+    torch.testing.assert_close(loss, expected)
+    with pytest.raises(UserError, match="an answer is one label"):
+        task._shared_step({**batch, "mix": {"partner": batch["label"], "lam": torch.ones(5)}}, "train")
+
+
+def test_outputs_are_those_of_every_classifier(task: GenerativeClassifier) -> None:
+    with torch.no_grad():
+        outputs = task.predict_step(answer_batch(padding=2), 0)
+    assert outputs["sample_id"].tolist() == [0, 1, 2]
+    assert outputs["logits"]["class"].shape == (3, 6)
+    assert outputs["targets"]["colour"].tolist() == [0, 1, UNKNOWN]
+    assert outputs["image_embedding"].shape == (3, task.embedding_dim)
+    torch.testing.assert_close(outputs["image_embedding"].norm(dim=1), torch.ones(3))
+
+
+@torch.no_grad()
+def test_free_answers_that_name_nothing_are_wrong_and_counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {"how": "free", "synonyms": {"daisy": ["bellis"]}}
+    task = tiny_answerer(folder, answers=answers, questions={"class": "What?"}).eval()
+    task.load_pretrained()
+    said = iter(["A yellow iris.", "Bellis", "some flower", "primrose", "iris"])
+    monkeypatch.setattr(task.vlm.prompts, "text", lambda ids: next(said))
+    # Whatever the image and the target: an answer that names nothing is never right.
+    batch = answer_batch()
+    batch["label"] = torch.tensor([3, 2, 0, 5, 4])
+    _, outputs = task._shared_step(batch, "test")
+    assert predicted_classes(outputs["logits"]["class"]).tolist() == [3, 2, UNKNOWN, UNKNOWN, 4]
+    torch.testing.assert_close(outputs["logits"]["class"][2:4].softmax(dim=1), torch.full((2, 6), 1 / 6))
+    monkeypatch.setattr(task, "log_dict", lambda values, sync_dist: seen.update(values))
+    seen: dict[str, torch.Tensor] = {}
+    task.log_epoch("test")
+    assert float(seen["test/class/named"]) == pytest.approx(3 / 5)
+    assert float(seen["test/class/accuracy"]) == pytest.approx(3 / 5)
+    assert float(seen["test/class/mean_per_class"]) == pytest.approx(3 / 5)
+
+
+@pytest.fixture(scope="module")
+def adapted(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[GenerativeClassifier, Path]:
+    """A task with adapters that are not zero, and its checkpoint."""
+    task = tiny_answerer(folder, lora={"rank": 2, "parts": "both"})
+    root = tmp_path_factory.mktemp("adapted")
+    trainer = tiny_trainer(root, max_epochs=1)
+    loader: Any = torch.utils.data.DataLoader([answer_batch()], batch_size=None)  # type: ignore[arg-type]
+    trainer.fit(task, loader)
+    for name, parameter in task.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(generator=torch.Generator().manual_seed(1))
+    trainer.save_checkpoint(root / "adapters.ckpt", weights_only=True)
+    return task.eval(), root / "adapters.ckpt"
+
+
+@torch.no_grad()
+def test_a_checkpoint_holds_the_adapters_alone(adapted: tuple[GenerativeClassifier, Path]) -> None:
+    task, path = adapted
+    state = torch.load(path, weights_only=True)["state_dict"]
+    assert {name for name in state if name.startswith("vlm.model.")} == {
+        n for n, _ in task.named_parameters() if "lora_" in n
+    }
+    trainable = {name for name, parameter in task.named_parameters() if parameter.requires_grad}
+    assert all("lora_" in name for name in trainable)
+    assert {("visual" if "visual" in name else "language") for name in trainable} == {"visual", "language"}
+    again = load_task(path)
+    torch.testing.assert_close(again(IMAGE), task(IMAGE))
+    plain = tiny_answerer(Path(task.vlm.name)).eval()
+    plain.load_pretrained()
+    assert (plain(IMAGE)["class"] - task(IMAGE)["class"]).abs().max() > 1e-3
+
+
+def test_adapters_of_other_weights_are_refused(
+    adapted: tuple[GenerativeClassifier, Path], folder: Path, tmp_path: Path
+) -> None:
+    other = write_qwen2_vl(tmp_path / "other", texts=TEXTS, seed=1)
+    saved = torch.load(adapted[1], weights_only=True)
+    saved["hyper_parameters"]["model"] = str(other)
+    torch.save(saved, tmp_path / "other.ckpt")
+    with pytest.raises(UserError, match="has other weights than those that the checkpoint's adapters were trained on"):
+        load_task(tmp_path / "other.ckpt")
+    # The same weights at another place are the same weights.
+    shutil.copytree(folder, tmp_path / "same")
+    saved["hyper_parameters"]["model"] = str(tmp_path / "same")
+    torch.save(saved, tmp_path / "same.ckpt")
+    load_task(tmp_path / "same.ckpt")
+    name = next(name for name in saved["state_dict"] if "lora_A" in name)
+    del saved["state_dict"][name]
+    torch.save(saved, tmp_path / "less.ckpt")
+    with pytest.raises(UserError, match=r"do not fit GenerativeClassifier: 1 missing \(.*lora_A"):
+        load_task(tmp_path / "less.ckpt")
+
+
+@torch.no_grad()
+def test_costs_are_counted_where_only_shapes_are_known(folder: Path) -> None:
+    task = tiny_answerer(folder, pretrained=False).eval()
+    with FlopCounterMode(display=False) as counter:
+        task(IMAGE[:1])
+    counts = count(task.to("meta"), SIZE)
+    assert counts.parameters == sum(parameter.numel() for parameter in task.parameters())
+    assert counts.picture_flops == counter.get_total_flops() > 0
+
+
+def test_four_bit_weights_cannot_learn(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_modules.generative.weights.find_spec", lambda name: object())
+    task = tiny_answerer(folder, memory={"four_bit": True})
+    with pytest.raises(UserError, match="such weights cannot learn; add lora"):
+        task.on_fit_start()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"questions": {"size": "How large?"}}, "the data have no size; they have class, colour"),
+        ({"questions": {}}, "no task"),
+        ({"tasks": {"class": ["one"]}, "questions": None}, "fewer than two classes"),
+        ({"lora": {"rank": 0}}, "rank must be at least 1"),
+        ({"lora": {"towers": "both"}}, "unknown key 'towers'"),
+    ],
+)
+def test_settings_that_do_not_fit_are_one_line(folder: Path, changes: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        tiny_answerer(folder, **changes)
+
+
+class AnswersOfRank(TinyData):
+    """Each process learns other answers."""
+
+    def train_dataloader(self) -> Any:
+        rank = self.trainer.global_rank if self.trainer else 0
+        batch = answer_batch()
+        return self._loader([{**batch, "label": (batch["label"] + step + 2 * rank) % 6} for step in range(3)])
+
+    def val_dataloader(self) -> Any:
+        return self._loader([answer_batch(padding=1)])
+
+
+class KeepWeights(pl.Callback):
+    """Notes what each process has learned, and what the first one would save."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        learned = {name: value for name, value in pl_module.named_parameters() if value.requires_grad}
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        torch.save({"learned": learned, "metrics": metrics}, self.folder / f"{trainer.global_rank}.pt")
+        trainer.save_checkpoint(self.folder / "last.ckpt", weights_only=True)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_the_same_adapters(folder: Path, tmp_path: Path) -> None:
+    task = tiny_answerer(folder, lora={"rank": 2}, memory={"gradient_checkpointing": True}, lr=1e-2)
+    strategy = DDPStrategy(start_method="spawn")
+    tiny_trainer(tmp_path, devices=2, strategy=strategy, callbacks=[KeepWeights(tmp_path)]).fit(task, AnswersOfRank())
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert first["learned"].keys() == second["learned"].keys()
+    assert all("lora_" in name for name in first["learned"])
+    for name, value in first["learned"].items():
+        assert torch.equal(value, second["learned"][name]), name
+    assert any(value.abs().sum() > 0 for name, value in first["learned"].items() if "lora_B" in name)
+    assert first["metrics"]["val/loss"] == second["metrics"]["val/loss"]
+    again = load_task(tmp_path / "last.ckpt")
+    for name, value in first["learned"].items():
+        assert torch.equal(again.get_parameter(name), value), name
