@@ -12,21 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from callbacks.averaged_weights import AveragedWeights
-    from callbacks.backbone_unfreezing import BackboneUnfreezing
     from callbacks.best_checkpoint import BestCheckpoint
-    from callbacks.class_report import ClassReport
     from callbacks.compile_model import CompileModel
-    from callbacks.confusion_matrix import ConfusionMatrixLogger
-    from callbacks.embedding_export import EmbeddingExport
+    from callbacks.confusion import ClassReport, ConfusionMatrixLogger
     from callbacks.epoch_lines import EpochLines
+    from callbacks.finetuning import BackboneUnfreezing, StartWeights
     from callbacks.frozen_features import FrozenFeatures
+    from callbacks.gallery_writer import EmbeddingExport
+    from callbacks.guards import MonitoredMetrics, NonFiniteLoss
     from callbacks.last_checkpoint import LastCheckpoint
-    from callbacks.monitored_metrics import MonitoredMetrics
-    from callbacks.non_finite_loss import NonFiniteLoss
     from callbacks.prediction_writer import PredictionWriter
     from callbacks.retrieval_metrics import RetrievalMetrics
     from callbacks.saliency import SaliencyOfMistakes
-    from callbacks.start_weights import StartWeights
 
 __all__ = [
     "AveragedWeights",
@@ -49,21 +46,21 @@ __all__ = [
 
 _HOMES = {
     "AveragedWeights": "callbacks.averaged_weights",
-    "BackboneUnfreezing": "callbacks.backbone_unfreezing",
+    "BackboneUnfreezing": "callbacks.finetuning",
     "BestCheckpoint": "callbacks.best_checkpoint",
-    "ClassReport": "callbacks.class_report",
+    "ClassReport": "callbacks.confusion",
     "CompileModel": "callbacks.compile_model",
-    "ConfusionMatrixLogger": "callbacks.confusion_matrix",
-    "EmbeddingExport": "callbacks.embedding_export",
+    "ConfusionMatrixLogger": "callbacks.confusion",
+    "EmbeddingExport": "callbacks.gallery_writer",
     "EpochLines": "callbacks.epoch_lines",
     "FrozenFeatures": "callbacks.frozen_features",
     "LastCheckpoint": "callbacks.last_checkpoint",
-    "MonitoredMetrics": "callbacks.monitored_metrics",
-    "NonFiniteLoss": "callbacks.non_finite_loss",
+    "MonitoredMetrics": "callbacks.guards",
+    "NonFiniteLoss": "callbacks.guards",
     "PredictionWriter": "callbacks.prediction_writer",
     "RetrievalMetrics": "callbacks.retrieval_metrics",
     "SaliencyOfMistakes": "callbacks.saliency",
-    "StartWeights": "callbacks.start_weights",
+    "StartWeights": "callbacks.finetuning",
 }
 
 

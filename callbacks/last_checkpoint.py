@@ -2,6 +2,17 @@
 
 Whatever interrupts a run, resuming from ``last.ckpt`` gives the weights, metrics and logs of a run that was never
 interrupted: it is written between two batches (see ``between_batches``), whole or not at all.
+
+A checkpoint as if it were written between two training batches: nothing begun, nothing left to log.
+
+Lightning saves while a batch is still being finished (its metrics are not logged yet) or an epoch is (its averages are
+not), and makes up for part of it when it resumes. Here the moment is the beginning of the next batch, when everything
+of the last one is done; what has begun of the next one is taken back for the time of saving.
+
+Signals that wait until it is safe to act on them.
+
+A handler runs between any two instructions, also in the middle of an optimizer step. Here a signal is only noted; the
+training asks for it between two batches.
 """
 
 from __future__ import annotations
@@ -9,8 +20,11 @@ from __future__ import annotations
 import io
 import signal
 import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
@@ -20,10 +34,108 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
-from callbacks.between_batches import between_batches
-from callbacks.deferred_signals import DeferredSignals
 from vitrail.errors import DISK_FULL, UserError
 from vitrail.files import check_zip, written_whole
+
+
+@runtime_checkable
+class CountsBatches(Protocol):
+    """A loader whose state says how many batches it has delivered."""
+
+    pending: int
+    """Batches that were delivered and do not count, because nothing was done with them yet."""
+
+
+@contextmanager
+def between_batches(trainer: Trainer) -> Iterator[None]:
+    """What this block saves, in the first callback's ``on_train_batch_start``, is the state between two batches."""
+    loop = trainer.fit_loop.epoch_loop
+    counters = (loop.batch_progress.current, loop.batch_progress.total)
+    loaders = [loader for loader in _loaders(trainer) if isinstance(loader, CountsBatches)]
+    for counter in counters:
+        counter.ready -= 1
+    for loader in loaders:
+        loader.pending = 1
+    idle = int(_resumes_with_an_idle_step(trainer))
+    loop._batches_that_stepped -= idle
+    try:
+        yield
+    finally:
+        loop._batches_that_stepped += idle
+        for counter in counters:
+            counter.ready += 1
+        for loader in loaders:
+            loader.pending = 0
+
+
+def _resumes_with_an_idle_step(trainer: Trainer) -> bool:
+    """Whether Lightning, when it resumes here, will go once through its loop without a batch.
+
+    It does so where a validation has just been, at the beginning of an epoch too, and counts a logging step too many.
+    """
+    progress, every = trainer.fit_loop.epoch_loop.batch_progress, trainer.check_val_every_n_epoch
+    if not trainer.enable_validation or (every is not None and (trainer.current_epoch + 1) % every):
+        return False
+    done = progress.total.completed if every is None else progress.current.completed
+    interval = trainer.val_check_batch
+    validated = isinstance(interval, int) and done % interval == 0
+    return validated and progress.current.completed % trainer.accumulate_grad_batches == 0
+
+
+def _loaders(trainer: Trainer) -> list[Any]:
+    loader = trainer.train_dataloader
+    return list(loader) if isinstance(loader, (list, tuple)) else [loader]
+
+
+class DeferredSignals:
+    """Notes signals and hands them out when asked.
+
+    Args:
+        signals: which.
+        forward: called at once with a signal that has come, to pass it on to processes that this one started.
+    """
+
+    def __init__(self, signals: Iterable[signal.Signals], forward: Callable[[signal.Signals], None]) -> None:
+        self._signals = tuple(signals)
+        self._forward = forward
+        self._noted: list[signal.Signals] = []
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def install(self) -> None:
+        """Take the signals over from whoever handles them; nothing happens outside of the main thread."""
+        for number in self._signals:
+            with suppress(ValueError):
+                self._previous[number] = signal.signal(number, self._note)
+
+    def remove(self) -> None:
+        """Give the signals back."""
+        for number, handler in self._previous.items():
+            with suppress(ValueError):
+                signal.signal(number, handler)
+        self._previous = {}
+
+    def take(self) -> signal.Signals | None:
+        """The signal that came first of those that were not taken yet."""
+        return self._noted.pop(0) if self._noted else None
+
+    def note(self, number: signal.Signals) -> None:
+        """Note a signal that another process has got."""
+        self._noted.append(number)
+
+    def handle_as_before(self, number: signal.Signals) -> None:
+        """Call the handler that the signal was taken over from."""
+        handler = self._previous.get(number)
+        if callable(handler):
+            handler(number, None)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        came = signal.Signals(number)
+        if came in self._noted:
+            # Whoever asks twice does not want to wait.
+            raise SystemExit(128 + number)
+        self._noted.append(came)
+        self._forward(came)
+
 
 EXIT_TERMINATED = 128 + signal.SIGTERM
 """143, what a shell says of a process that SIGTERM has ended."""

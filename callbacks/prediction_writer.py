@@ -12,7 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
-from callbacks.outputs import describes_samples, step_outputs
+from callbacks.confusion import describes_samples, step_outputs
 from vitrail.errors import UserError
 from vitrail.predictions import Predictions, join_predictions, read_predictions, write_predictions
 from vitrail.types import Outputs

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
-from callbacks.outputs import describes_samples, step_outputs
+from callbacks.confusion import describes_samples, step_outputs
 from evaluation.explanations import explain_classes, explained_figure, worst_mistakes
 from evaluation.figures import save_figure
 from evaluation.saliency import Method, check_method

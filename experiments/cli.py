@@ -25,16 +25,14 @@ from lightning.pytorch.loggers import WandbLogger
 
 from callbacks.averaged_weights import AveragedWeights, EmaOptions
 from callbacks.best_checkpoint import BestCheckpoint
-from callbacks.class_report import ClassReport
-from callbacks.confusion_matrix import ConfusionMatrixLogger
+from callbacks.confusion import ClassReport, ConfusionMatrixLogger
 from callbacks.epoch_lines import EpochLines
+from callbacks.finetuning import START_FILE
 from callbacks.frozen_features import FrozenFeatures
+from callbacks.guards import MonitoredMetrics, NonFiniteLoss
 from callbacks.last_checkpoint import LastCheckpoint
-from callbacks.monitored_metrics import MonitoredMetrics
-from callbacks.non_finite_loss import NonFiniteLoss
 from callbacks.prediction_writer import PredictionWriter
 from callbacks.retrieval_metrics import RetrievalMetrics
-from callbacks.start_weights import START_FILE
 from datamodules.base import ImageDataModule
 from experiments.loggers import WandbOptions, build_loggers, finish_wandb
 from experiments.opened_run import opened_arguments

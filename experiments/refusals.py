@@ -13,8 +13,8 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, OnExceptionCh
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 
 from callbacks.best_checkpoint import BEST_NAME, BestCheckpoint
+from callbacks.finetuning import START_FILE
 from callbacks.last_checkpoint import LastCheckpoint
-from callbacks.start_weights import START_FILE
 from lightning_modules.base import VisionTask
 from vitrail.errors import UserError
 from vitrail.files import check_zip

@@ -8,7 +8,7 @@ import pytest
 from sklearn import metrics
 
 from callbacks import ClassReport, PredictionWriter
-from callbacks.class_report import _short_table
+from callbacks.confusion import _short_table
 from evaluation.classification import class_report, confusion_matrix
 from evaluation.statistics import known
 from tests.callbacks.tiny import TASKS, MadePhotos, tiny_task, tiny_trainer

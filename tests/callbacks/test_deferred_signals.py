@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from callbacks.deferred_signals import DeferredSignals
+from callbacks.last_checkpoint import DeferredSignals
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from callbacks.outputs import ConfusionCounter, CountedSplit
+from callbacks.confusion import ConfusionCounter, CountedSplit
 from callbacks.prediction_writer import PredictionWriter
 from tests.callbacks.tiny import MadePhotos, tiny_task, tiny_trainer
 from vitrail.errors import UserError

@@ -5,7 +5,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch
 
-from callbacks.start_weights import StartWeights
+from callbacks.finetuning import StartWeights
 from tests.lightning_modules.tiny import TinyData, seeded_multitask, tiny_trainer
 
 

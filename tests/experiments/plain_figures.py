@@ -17,6 +17,6 @@ def plain_figures() -> Iterator[None]:
     ``tests/evaluation/test_reliability_figure.py``.
     """
     with pytest.MonkeyPatch.context() as patched:
-        for place in ("callbacks.confusion_matrix.confusion_figure", "evaluation.calibrate_command.reliability_figure"):
+        for place in ("callbacks.confusion.confusion_figure", "evaluation.calibrate_command.reliability_figure"):
             patched.setattr(place, lambda *_: Figure())
         yield

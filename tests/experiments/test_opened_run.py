@@ -18,7 +18,7 @@ import yaml
 from lightning.pytorch import Trainer
 
 from app.served_run import ServedRun
-from callbacks.monitored_metrics import MonitoredMetrics
+from callbacks.guards import MonitoredMetrics
 from evaluation.__main__ import main as evaluation
 from experiments.cli import main
 from experiments.export import main as export

@@ -2,10 +2,13 @@
 
 Everything here is a pure function of the epoch, nothing is remembered, so a resumed run is exact in either phase.
 (Lightning's ``BaseFinetuning`` remembers, and freezes again what was unfrozen: Lightning #21901.)
+
+The weights that a training began with, beside those that it ended with.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -156,3 +159,19 @@ def _two_part_task(pl_module: LightningModule) -> TwoPartTask:
             f"such as ImageClassifier, or leave the callback out"
         )
     return pl_module
+
+
+START_FILE = "start.ckpt"
+
+
+class StartWeights(Callback):
+    """Writes ``checkpoints/start.ckpt`` before the first step.
+
+    ``python -m evaluation wise_ft`` interpolates between it and the best checkpoint, and shows what fine-tuning cost. A
+    run that is resumed keeps the one it has.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file, unless training goes on from a checkpoint."""
+        if trainer.global_step == 0 and not getattr(trainer, "fast_dev_run", False):
+            trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / START_FILE, weights_only=True)

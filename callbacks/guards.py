@@ -1,6 +1,8 @@
 """What happens when a training loss is not a number: the run stops, or leaves out a bounded number of steps.
 
 Either way ``non_finite.json`` in the run directory says which samples were in the batch, so that it can be looked at.
+
+A metric that other callbacks watch must exist; without it no checkpoint would ever be chosen.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,6 +18,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchmetrics import Metric
@@ -285,3 +289,31 @@ def _copy(state: Any) -> Any:
 def _write_whole(path: Path, content: dict[str, Any]) -> None:
     with written_whole(path) as partial:
         partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+class MonitoredMetrics(Callback):
+    """Stops a training after its first validation where a callback monitors a ``val/…`` metric that nobody computes."""
+
+    def __init__(self) -> None:
+        self._checked = False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare names with what was computed; Lightning calls this before checkpoints are chosen.
+
+        Raises:
+            UserError: with the names that resemble the missing one.
+        """
+        # Not every metric is computed in the sanity check.
+        if self._checked or trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+            return
+        self._checked = True
+        known = sorted(name for name in trainer.callback_metrics if name.startswith("val/"))
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set at run time
+        for callback in callbacks:
+            monitor = getattr(callback, "monitor", None)
+            if isinstance(monitor, str) and monitor.startswith("val/") and monitor not in known:
+                near = get_close_matches(monitor, known, n=5, cutoff=0.0)
+                raise UserError(
+                    f"{type(callback).__name__}.monitor: there is no metric {monitor!r}; the nearest of {len(known)} "
+                    f"are {', '.join(near)}"
+                )
