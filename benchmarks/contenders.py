@@ -92,7 +92,7 @@ class Training:
 
 def fit(training: Training) -> nn.Module:
     """``python -m experiments fit`` with everything that comes with it, in this process."""
-    from experiments.cli import VitrineCLI
+    from experiments.train.cli import VitrineCLI
 
     module, name = ("classifier", "ImageClassifier")
     if training.kind == "contrastive":

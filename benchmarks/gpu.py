@@ -146,7 +146,7 @@ def fit(backbone: str, folder: Path, epochs: int, setting: Setting) -> dict[str,
         epochs: that count, at least 1.
         setting: how much is trained.
     """
-    from experiments.cli import VitrineCLI
+    from experiments.train.cli import VitrineCLI
 
     os.environ["VITRINE_CACHE"] = str(folder / "cache")
     if not (folder / "pictures").exists():

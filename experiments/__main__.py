@@ -18,15 +18,15 @@ keep_freed_memory()
 def _main(args: list[str]) -> int:
     if args[:1] == ["sweep"]:
         # It trains nothing itself, so it needs none of what training needs.
-        from experiments.sweep import main as sweep
+        from experiments.launch.sweep import main as sweep
 
         return sweep(args[1:])
     if args[:1] == ["ablate"]:
-        from experiments.ablation import main as ablate
+        from experiments.launch.ablation import main as ablate
 
         return ablate(args[1:])
     if args[:1] == ["results"]:
-        from experiments.results import main as results
+        from experiments.launch.results import main as results
 
         return results(args[1:])
     if args[:1] == ["export"]:
@@ -34,10 +34,10 @@ def _main(args: list[str]) -> int:
 
         return export(args[1:])
     if args[:1] == ["push_to_hub"]:
-        from experiments.hub import main as push_to_hub
+        from experiments.export.hub import main as push_to_hub
 
         return push_to_hub(args[1:])
-    from experiments.cli import main
+    from experiments.train.cli import main
 
     return main(args)
 

@@ -29,8 +29,8 @@ COSTLY = (
     "optuna",
     "lance_namespace",  # most of what importing LanceDB costs; LanceDB itself starts a thread
     "callbacks",
-    "experiments.cli",
-    "experiments.sweep_study",
+    "experiments.train.cli",
+    "experiments.launch.study",
     "lightning_modules",
     "retrieval.__main__",
 )

@@ -18,7 +18,7 @@ from app.context import AppContext
 from app.exploring import Explorer
 from app.served_gallery import ServedGallery
 from app.served_run import ServedRun
-from experiments.cli import main as experiments
+from experiments.train.cli import main as experiments
 from retrieval.__main__ import main as retrieval
 from tests.app.explored_gallery import explored_gallery
 from tests.app.running import PATIENCE, Served, opened_browser, serving

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from benchmarks import growth
-from experiments.cli import main
+from experiments.train.cli import main
 
 
 def test_all_pictures_of_a_class_are_one_file(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import yaml
 from jsonargparse import get_loader
 
 from datamodules.cli import data_parser, parse_data
-from experiments.cli import main
+from experiments.train.cli import main
 from tests.fakes import write_products
 from vitrail.config import dump_yaml, load_yaml, merged, text_arguments
 from vitrail.errors import UserError

@@ -13,7 +13,7 @@ import yaml
 
 from evaluation.__main__ import main
 from evaluation.ensemble_command import make_ensemble
-from experiments.cli import main as experiments
+from experiments.train.cli import main as experiments
 from tests.experiments.conftest import TINY
 from tests.experiments.plain_figures import plain_figures
 from vitrail.predictions import Predictions, read_predictions

@@ -13,7 +13,7 @@ from PIL import Image
 
 from evaluation.__main__ import main
 from evaluation.explanations import worst_mistakes
-from experiments.cli import main as experiments
+from experiments.train.cli import main as experiments
 from tests.fakes import write_products
 from tests.fakes_flowers import write_flowers
 from tests.fakes_models import write_clip

@@ -26,7 +26,7 @@ from evaluation.model_soup import (
     uniform_soup,
 )
 from evaluation.soup_command import best_of_sweep, place_beside, place_of_sweep
-from experiments.cli import main as experiments
+from experiments.train.cli import main as experiments
 from lightning_modules.checkpoint import load_task, read_checkpoint
 from tests.experiments.conftest import TINY
 from tests.experiments.plain_figures import plain_figures

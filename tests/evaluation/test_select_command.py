@@ -8,7 +8,7 @@ import pytest
 
 from evaluation.__main__ import main
 from evaluation.active_learning import k_centre_greedy
-from experiments.cli import main as experiments
+from experiments.train.cli import main as experiments
 from retrieval.__main__ import main as retrieval
 from retrieval.gallery import Gallery
 from tests.fake_pictures import COLOURS, picture

@@ -11,7 +11,7 @@ import torch
 from evaluation.__main__ import main
 from evaluation.wise_ft import Mixture, best_mixture, rich_table, sweep
 from evaluation.zero_shot import finetuning_cost
-from experiments.cli import main as experiments
+from experiments.train.cli import main as experiments
 from lightning_modules.checkpoint import load_task, read_checkpoint
 from tests.experiments.plain_figures import plain_figures
 from tests.fakes_flowers import write_flowers

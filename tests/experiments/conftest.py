@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.cli import main
+from experiments.train.cli import main
 
 TINY = """
 name: tiny

@@ -18,8 +18,8 @@ from filelock import FileLock
 from datamodules.base import ImageDataModule
 from datamodules.cli import data_parser, parse_data
 from evaluation.__main__ import main as evaluation
-from experiments.cli import main as experiments
 from experiments.export import main as export
+from experiments.train.cli import main as experiments
 from tests.experiments.plain_figures import plain_figures
 from tests.fakes import write_products
 from tests.fakes_flowers import write_flowers

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from experiments.cli import main
+from experiments.train.cli import main
 from tests.experiments.plain_figures import plain_figures
 from tests.forked import begin_fork, end_of_fork
 

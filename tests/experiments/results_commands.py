@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from evaluation.__main__ import main as evaluate
-from experiments.cli import main as experiment
+from experiments.train.cli import main as experiment
 
 ROOT = Path(__file__).parents[2]
 FIT = "python -m experiments fit --config tiny.yaml --test_best=true"

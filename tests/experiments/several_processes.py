@@ -24,7 +24,7 @@ from callbacks import BestCheckpoint, ClassReport, NonFiniteLoss, PredictionWrit
 from callbacks.averaged_weights import AveragedWeights, EmaOptions
 from datamodules.base import ImageDataModule
 from datamodules.table import SampleTable
-from experiments.cli import main
+from experiments.train.cli import main
 from lightning_modules import (
     DualEncoder,
     Ensemble,

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from scipy.special import softmax
 
 from app.served_run import ServedRun
-from experiments.cli import main
 from experiments.export import main as export
+from experiments.train.cli import main
 from lightning_modules.checkpoint import load_task
 from retrieval.gallery import Gallery
 from tests.experiments.plain_figures import plain_figures

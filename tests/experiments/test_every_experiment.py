@@ -20,7 +20,7 @@ from datamodules import Wares
 from datamodules.streaming.pack import pack
 from evaluation.__main__ import main as compare
 from evaluation.calibration import expected_calibration_error
-from experiments.cli import main
+from experiments.train.cli import main
 from tests.experiments.plain_figures import plain_figures
 from tests.fakes import write_fashion, write_products
 from tests.fakes_flickr import write_flickr

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from evaluation.__main__ import main as evaluation
-from experiments.cli import main as experiments
+from experiments.train.cli import main as experiments
 from retrieval.__main__ import main as retrieval
 from retrieval.filter_columns import filter_columns
 from retrieval.gallery import Gallery

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from experiments.cli import main
+from experiments.train.cli import main
 from tests.experiments.conftest import only_run
 
 FOLDER = Path(__file__).parents[2] / "experiments"

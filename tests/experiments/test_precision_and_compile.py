@@ -17,7 +17,7 @@ from torch._inductor import config as inductor
 
 from callbacks import CompileModel, PredictionWriter
 from datamodules import Wares
-from experiments.cli import main
+from experiments.train.cli import main
 from lightning_modules import Ensemble, load_task
 from lightning_modules.base import VisionTask
 from tests.callbacks.tiny import MadePhotos, tiny_classifier, tiny_trainer

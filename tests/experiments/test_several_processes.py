@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments.cli import main
+from experiments.train.cli import main
 from lightning_modules import load_task
 from tests.experiments.several_processes import EPOCHS, SIZES, TASKS, TRAINED, is_costly
 from tests.forks import run_program

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from datamodules.streaming.pack import pack
-from experiments.cli import main
+from experiments.train.cli import main
 from tests.datamodules.shard_sets import SIZES, source
 
 YAML = Path(__file__).parents[2] / "experiments" / "streamed_images.yaml"

@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 import yaml
 
-from experiments.cli import main as experiments
-from experiments.sweep import main
+from experiments.launch.sweep import main
+from experiments.train.cli import main as experiments
 from tests.experiments.conftest import TINY
-from tests.experiments.test_sweep import ROOT, table
-from tests.experiments.test_sweep_file import written
+from tests.experiments.launch.test_sweep import ROOT, table
+from tests.experiments.launch.test_sweep_file import written
 
 
 def test_a_killed_sweep_of_real_trainings_goes_on_and_its_best_can_be_repeated(

@@ -16,8 +16,8 @@ from click.testing import CliRunner
 from wandb.cli import cli
 from wandb.wandb_agent import Agent
 
+from tests.experiments.launch.test_sweep_file import FILES, ROOT
 from tests.experiments.test_every_experiment import tiny
-from tests.experiments.test_sweep_file import FILES, ROOT
 from tests.fakes import write_products
 from tests.fakes_flowers import write_flowers
 from tests.fakes_models import write_clip
@@ -123,7 +123,7 @@ def test_false_and_lists_reach_fit_as_the_agent_writes_them(tmp_path: Path) -> N
     """What the files hold today is not all that a sweep may hold."""
     from wandb.sdk.launch.sweeps import utils
 
-    from experiments.cli import main
+    from experiments.train.cli import main
     from tests.experiments.conftest import TINY
 
     config = tmp_path / "tiny.yaml"

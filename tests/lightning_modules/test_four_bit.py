@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from evaluation.parameter_count import parameter_count
-from experiments.cli import main
+from experiments.train.cli import main
 from tests.experiments.conftest import only_run
 from tests.experiments.plain_figures import plain_figures
 from tests.fakes_models import write_qwen2_vl

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from datamodules import Wares
-from experiments.cli import main
+from experiments.train.cli import main
 from lightning_modules.checkpoint import load_task
 from lightning_modules.generative import GenerativeClassifier
 from tests.experiments.conftest import only_run

@@ -15,9 +15,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from experiments.export_quantized import quantize_weights
-from experiments.export_weights import read_weights, write_weights
-from experiments.refusals import refuse_conflicting_checkpoint
+from experiments.export.quantize import quantize_weights
+from experiments.export.weights import read_weights, write_weights
+from experiments.train.cli import refuse_conflicting_checkpoint
 from lightning_modules.base import VisionTask
 from lightning_modules.checkpoint import load_task
 from lightning_modules.encoders.dual import build_towers

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.cli import main as experiments
+from experiments.train.cli import main as experiments
 from retrieval.__main__ import main
 from tests.fake_pictures import picture
 from tests.fakes import write_csv, write_products

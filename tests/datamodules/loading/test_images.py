@@ -318,7 +318,7 @@ def test_image_files_are_opened_in_one_place() -> None:
     assert len(product) > 100
     calls = re.compile(r"Image\.open\(|\.imread\(|decode_image\(|decode_jpeg\(|decode_png\(|read_file\(")
     found = {path.relative_to(root).as_posix() for path in product if calls.search(path.read_text(encoding="utf-8"))}
-    assert found == {"datamodules/loading/decode.py", "experiments/predict_onnx.py"}
+    assert found == {"datamodules/loading/decode.py", "experiments/export/predict_onnx.py"}
     opens = re.compile(r"Image\.open\((?!file, formats=)")
     assert not [name for name in found if opens.search((root / name).read_text(encoding="utf-8"))]
 

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from datamodules.streaming import shards as shards_module
 from datamodules.streaming.shards import open_shard
-from experiments.cli import main
+from experiments.train.cli import main
 from tests.datamodules.from_yaml import from_yaml
 from tests.datamodules.noise import Recorder, Seen, trainer
 from tests.datamodules.shard_sets import (

@@ -1,0 +1,367 @@
+"""``python -m experiments export RUN --format onnx``: a trained model as files that others can run.
+
+A format's folder is written whole, and only if what it holds says what the model says: every export is loaded back and
+compared with the model on all real pictures of a split, as numbers and on the task.
+
+Makes the files of each format, loads them back, compares and times them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from torch.export import ExportedProgram
+
+from datamodules.base import ImageDataModule
+from evaluation.efficiency import BatchCost
+from experiments.export import predict_onnx
+from experiments.export.graphs import (
+    Runner,
+    Tower,
+    graph_of,
+    module_runner,
+    onnx_runner,
+    program_runner,
+    towers_of,
+    write_onnx,
+    write_torch_export,
+)
+from experiments.export.hub import write_card
+from experiments.export.parity import TOLERANCE, Form, folder_size, interleaved, measure, refuse_disagreement
+from experiments.export.weights import (
+    FILE,
+    as_strings,
+    metadata_of,
+    read_weights,
+    write_summary,
+    write_tokenizer,
+    write_weights,
+)
+from lightning_modules.base import VisionTask
+from vitrail.errors import UserError, run_reporting_user_errors
+from vitrail.runs import RunFiles
+from vitrail.types import DATA_ARGUMENTS
+
+FORMATS = ("onnx", "safetensors", "torch_export")
+BATCH_SIZES = [1, 8]
+REPEATS = 10
+MIN_AGREEMENT = {"": 1.0, "int8": 0.9}
+
+_EPILOG = """\
+examples:
+  python -m experiments export runs/NAME/TIME                              # ONNX, in runs/NAME/TIME/export/onnx
+  python runs/NAME/TIME/export/onnx/predict.py photo.jpg                   # needs no PyTorch
+  python -m experiments export runs/NAME/TIME --format onnx torch_export --quantize int8 --markdown
+  python -m experiments push_to_hub runs/NAME/TIME/export/onnx --repo owner/name
+"""
+
+
+def main(args: Sequence[str]) -> int:
+    """Export a run.
+
+    Args:
+        args: arguments after ``export``.
+
+    Returns:
+        Exit code: 0, or 2 after a mistake of the user and where parity does not hold.
+    """
+    options, rest = parser().parse_known_args(list(args))
+    if rest and not rest[0].startswith(DATA_ARGUMENTS):
+        parser().error(f"unknown argument {rest[0]!r}")
+    return run_reporting_user_errors(lambda: _run(options, rest))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    command = argparse.ArgumentParser(
+        prog="python -m experiments export",
+        description="Writes a trained model in formats that others can run, compared with the model on real pictures.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.add_argument("run", type=Path, metavar="RUN", help="run directory")
+    command.add_argument("--format", nargs="+", choices=FORMATS, default=["onnx"], help="(default: onnx)")
+    command.add_argument(
+        "--quantize", choices=("int8",), default="", help="eight bits: by ONNX Runtime for onnx, else by torchao; timed"
+    )
+    command.add_argument("--to", type=Path, metavar="FOLDER", help="for a folder each (default: RUN/export)")
+    command.add_argument("--checkpoint", default="best", help="its name in checkpoints/ (default: best)")
+    command.add_argument("--split", default="test", help="whose pictures are compared on (default: test)")
+    command.add_argument("--data-root", metavar="FOLDER", help="where the data are now: data.init_args.root")
+    command.add_argument(
+        "--min-agreement",
+        type=float,
+        metavar="SHARE",
+        help="of pictures that model and export must decide alike (default: 1, with --quantize 0.9)",
+    )
+    command.add_argument("--batch-sizes", nargs="+", type=int, default=BATCH_SIZES, metavar="N", help="that are timed")
+    command.add_argument(
+        "--repeats",
+        type=int,
+        default=REPEATS,
+        metavar="N",
+        help=f"rounds that are timed, 0 for none (default: {REPEATS})",
+    )
+    command.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    return command
+
+
+def _run(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    _check(options)
+    from experiments.export.parity import markdown, rich_table
+    from lightning_modules.checkpoint import load_task
+    from vitrail.console import print_table
+    from vitrail.runs import RunFiles
+
+    # What torchao, which peft imports, makes PyTorch tell of its own enumerations.
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
+    files = RunFiles(options.run)
+    if options.checkpoint not in files.checkpoints:
+        there = ", ".join(files.checkpoints) or "none"
+        raise UserError(f"{options.run}: has no checkpoints/{options.checkpoint}.ckpt; there are {there}")
+    task = load_task(files.checkpoints[options.checkpoint])
+    datamodule = _data(files, options, rest)
+    datamodule.adopt_image_options(task.input_options)
+    maker = Maker(task, files, datamodule, options)
+    forms: list[Form] = []
+    made: list[Path] = []
+    root = options.to or options.run / "export"
+    with _new_folders(root, [_folder(name, options.quantize) for name in options.format]) as folders:
+        forms = maker.make(dict(zip(options.format, folders, strict=True)))
+        made = [root / folder.name for folder in folders]
+    if options.markdown:
+        sys.stdout.write(markdown(forms) + "\n")
+        return
+    print_table(rich_table(forms))
+    for folder in made:
+        sys.stdout.write(f"{folder} has the model; {folder / 'README.md'} its card\n")
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.repeats < 0 or min(options.batch_sizes) < 1:
+        raise UserError("--repeats must be at least 0, --batch-sizes at least 1")
+    if options.min_agreement is None:
+        options.min_agreement = MIN_AGREEMENT[options.quantize]
+    if not 0 <= options.min_agreement <= 1:
+        raise UserError(f"--min-agreement: is a share between 0 and 1, got {options.min_agreement}")
+    options.format = list(dict.fromkeys(options.format))
+    needed = {"onnx": ["onnx", "onnxscript", "onnxruntime"]}
+    modules = [module for name in options.format for module in needed.get(name, [])]
+    modules += ["torchao"] if options.quantize and set(options.format) - {"onnx"} else []
+    from importlib.util import find_spec
+
+    if missing := [module for module in modules if find_spec(module) is None]:
+        raise UserError(f"export: needs {', '.join(missing)}; install with `pip install 'vitrine[export]'`")
+
+
+def _data(files: RunFiles, options: argparse.Namespace, rest: Sequence[str]) -> ImageDataModule:
+    """The run's own data, set up for testing."""
+    from datamodules.cli import data_of_run
+    from vitrail.runs import CONFIG
+
+    if not files.config:
+        raise UserError(f"{files.path}: without {CONFIG} it is not known which pictures to compare on")
+    arguments = [] if options.data_root is None else ["--data.init_args.root", options.data_root]
+    datamodule = data_of_run("python -m experiments export", files.path, [*arguments, *rest])
+    datamodule.prepare_data()
+    datamodule.setup("test")
+    return datamodule
+
+
+def _folder(name: str, quantize: str) -> str:
+    return f"{name}_{quantize}" if quantize else name
+
+
+@contextmanager
+def _new_folders(root: Path, names: Sequence[str]) -> Iterator[list[Path]]:
+    """Folders to write to, which take the place of older ones once the block has ended without an error."""
+    root.mkdir(parents=True, exist_ok=True)
+    place = root / f".{os.getpid()}.part"
+    folders = [place / name for name in names]
+    try:
+        for folder in folders:
+            if (old := root / folder.name).exists() and not (old / "export.json").is_file():
+                raise UserError(f"{old}: is there and no export; name another folder with --to")
+            folder.mkdir(parents=True)
+        yield folders
+        for folder in folders:
+            if (root / folder.name).exists():
+                (root / folder.name).rename(place / f"old.{folder.name}")
+            folder.rename(root / folder.name)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+        # Where nothing was made, not even an empty folder stays.
+        if not any(root.iterdir()):
+            root.rmdir()
+
+
+OWN = "PyTorch"
+_SUFFIX = {"onnx": ".onnx", "torch_export": ".pt2"}
+_TOOL = {"onnx": "ONNX Runtime", "torch_export": "torchao", "safetensors": "torchao, weights"}
+
+
+class _Written(NamedTuple):
+    """Files of one form."""
+
+    kind: str
+    folder: Path
+    eight_bits: bool
+
+
+class Maker:
+    """Exports one task.
+
+    Args:
+        task: with its weights, on the CPU.
+        files: of its run.
+        datamodule: its data, set up.
+        options: of the command line.
+    """
+
+    def __init__(
+        self, task: VisionTask, files: RunFiles, datamodule: ImageDataModule, options: argparse.Namespace
+    ) -> None:
+        self._task, self._files, self._data, self._options = task, files, datamodule, options
+        self._towers = towers_of(task)
+        self._metadata = metadata_of(task, files, options.checkpoint)
+        self._graphs: dict[str, ExportedProgram] = {}
+        self._calibration: list[Any] = []
+
+    def make(self, folders: Mapping[str, Path]) -> list[Form]:
+        """Fill a folder for each format.
+
+        Args:
+            folders: empty ones, by format.
+
+        Returns:
+            The model itself, then each form: of every format in float32 and, where asked for, in eight bits.
+
+        Raises:
+            UserError: if a form cannot be made, or does not say what the model says.
+        """
+        quantize = self._options.quantize
+        if quantize:
+            from experiments.export.quantize import calibration_pictures
+
+            self._calibration = calibration_pictures(self._data)
+        forms: dict[str, _Written] = {}
+        for kind, folder in folders.items():
+            plain = folder if not quantize else folder / ".float32"
+            plain.mkdir(exist_ok=True)
+            self._write(kind, plain)
+            forms[f"{kind}, float32"] = _Written(kind, plain, eight_bits=False)
+            if quantize:
+                self._write_quantised(kind, plain, folder)
+                forms[f"{kind}, int8 ({_TOOL[kind]})"] = _Written(kind, folder, eight_bits=True)
+        found = self._measured(forms)
+        for kind, folder in folders.items():
+            shutil.rmtree(folder / ".float32", ignore_errors=True)
+            self._describe(kind, folder, found)
+        return found
+
+    def _write(self, kind: str, folder: Path) -> None:
+        """Writes the files of a format in float32."""
+        if kind == "safetensors":
+            write_weights(self._task, folder / FILE, self._metadata)
+            return
+        for tower in self._towers:
+            path = folder / f"{tower.name}{_SUFFIX[kind]}"
+            if kind == "onnx":
+                write_onnx(self._graph(tower), tower, path, self._strings(tower))
+            else:
+                write_torch_export(self._graph(tower), path, self._strings(tower))
+
+    def _write_quantised(self, kind: str, plain: Path, folder: Path) -> None:
+        """Writes the files of a format in eight bits."""
+        from experiments.export.quantize import quantize_onnx, quantize_program, quantize_weights
+
+        if kind == "safetensors":
+            task = copy.deepcopy(self._task)
+            quantize_weights(task)
+            write_weights(task, folder / FILE, self._metadata)
+            return
+        for tower in self._towers:
+            name = f"{tower.name}{_SUFFIX[kind]}"
+            if kind == "onnx":
+                quantize_onnx(plain / name, folder / name, tower, self._calibration)
+            else:
+                program = quantize_program(self._graph(tower), tower, self._calibration)
+                write_torch_export(program, folder / name, self._strings(tower))
+
+    def _graph(self, tower: Tower) -> ExportedProgram:
+        if tower.name not in self._graphs:
+            self._graphs[tower.name] = graph_of(tower)
+        return self._graphs[tower.name]
+
+    def _strings(self, tower: Tower) -> dict[str, str]:
+        return as_strings({**self._metadata, "tower": tower.name, "outputs": tower.outputs})
+
+    def _runners(self, kind: str, folder: Path, *, compiled: bool = False) -> dict[str, Runner]:
+        """What the files of a folder compute, loaded back."""
+        if kind == "safetensors":
+            return {tower.name: module_runner(tower) for tower in towers_of(read_weights(folder))}
+        if kind == "onnx":
+            return {tower.name: onnx_runner(folder / f"{tower.name}.onnx") for tower in self._towers}
+        return {
+            tower.name: program_runner(folder / f"{tower.name}.pt2", tower, compiled=compiled) for tower in self._towers
+        }
+
+    def _measured(self, forms: Mapping[str, _Written]) -> list[Form]:
+        """Parity of all forms in one pass over the pictures, and their speed in turn where eight bits are asked for."""
+        options = self._options
+        runners = {name: self._runners(form.kind, form.folder) for name, form in forms.items()}
+        own = {tower.name: module_runner(tower) for tower in self._towers}
+        parity = measure(self._task, self._data, options.split, {OWN: own, **runners})
+        for name, form in forms.items():
+            share = options.min_agreement if form.eight_bits or not options.quantize else 1.0
+            tolerance = None if form.eight_bits else TOLERANCE
+            refuse_disagreement(name, parity[name], tolerance=tolerance, min_agreement=share)
+        costs = self._timed(forms, {OWN: own, **runners}) if options.quantize and options.repeats else {}
+        state = self._task.state_dict().values()
+        sizes = {OWN: sum(value.numel() * value.element_size() for value in state)}
+        sizes |= {name: folder_size(_model_files(form.folder)) for name, form in forms.items()}
+        return [Form(name, sizes[name], rows, costs.get(name, {})) for name, rows in parity.items()]
+
+    def _timed(
+        self, forms: Mapping[str, _Written], runners: dict[str, dict[str, Runner]]
+    ) -> dict[str, dict[int, BatchCost]]:
+        """Seconds of the pictures' tower; PyTorch's graphs are compiled, as they should be where speed matters."""
+        compiled = {
+            name: self._runners(form.kind, form.folder, compiled=True)
+            for name, form in forms.items()
+            if form.kind == "torch_export"
+        }
+        tower = self._towers[0].name
+        first = {name: towers[tower] for name, towers in {**runners, **compiled}.items()}
+        pictures = np.concatenate(self._calibration)
+        return interleaved(first, pictures, self._options.batch_sizes, self._options.repeats)
+
+    def _describe(self, kind: str, folder: Path, forms: list[Form]) -> None:
+        """Adds everything beside the model itself."""
+        mine = [form for form in forms if form.name == OWN or form.name.startswith(f"{kind},")]
+        if kind != "safetensors":
+            write_tokenizer(self._task, folder)
+        if kind == "onnx":
+            shutil.copyfile(str(predict_onnx.__file__), folder / "predict.py")
+        files = sorted(path.name for path in _model_files(folder))
+        measured = {"split": self._options.split, "forms": [asdict(form) for form in mine]}
+        digests = {path.name: predict_onnx.sha256(path) for path in _model_files(folder)}
+        values = {**self._metadata, "format": kind, "files": files, "sha256": digests, "measured": measured}
+        write_summary(folder, values)
+        write_card(folder / "README.md", self._files, self._metadata, kind, mine, self._options.split)
+
+
+def _model_files(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_file() and path.suffix in {".onnx", ".pt2", ".safetensors"}]

@@ -1,0 +1,291 @@
+"""Whether exported files say what the model says, measured on real samples: as numbers, and on the task itself.
+
+Size, speed and accuracy of exported forms beside the model that they were made of.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from datamodules.base import ImageDataModule
+from evaluation.efficiency import BatchCost, ratio_told
+from evaluation.summary import markdown_rows
+from experiments.export.graphs import IMAGE_EMBEDDING, LOGITS, TEXT_EMBEDDING, Arrays, Runner
+from lightning_modules.base import VisionTask, real_rows
+from lightning_modules.dual_encoder import EmbeddingTask
+from vitrail.errors import UserError
+from vitrail.predictions import predicted_classes
+from vitrail.types import UNKNOWN
+
+NEAREST = "nearest text"
+TOLERANCE = 1e-3
+"""Largest difference of a floating-point export, as a share of the largest value, or of 1 where all are smaller."""
+
+MAX_TEXTS = 1000
+_TEXTS_AT_A_TIME = 64
+_TEXTS_OF_NOBODY = ("a photo", "a drawing of a dog")
+
+
+@dataclass(frozen=True)
+class Parity:
+    """One output of one exported form beside the model's own.
+
+    Attributes:
+        what: task, ``nearest text`` (which of the texts is likest to each picture), or an embedding.
+        n: samples.
+        agreement: share of the samples for which both choose the same; NaN where nothing is chosen.
+        difference: largest absolute difference of a value.
+        largest: largest absolute value of the model's own.
+        known: samples with a known target.
+        accuracy: of the model and of the exported form on these; NaN where there are none.
+    """
+
+    what: str
+    n: int
+    agreement: float
+    difference: float
+    largest: float
+    known: int = 0
+    accuracy: tuple[float, float] = (math.nan, math.nan)
+
+
+def measure(
+    task: VisionTask, datamodule: ImageDataModule, split: str, forms: Mapping[str, Mapping[str, Runner]]
+) -> dict[str, list[Parity]]:
+    """Compares exported forms of a task with itself on every picture of a split, in one pass.
+
+    Args:
+        task: with its weights, on the CPU.
+        datamodule: set up.
+        split: of its pictures.
+        forms: for each form the runner of each tower, by its name.
+
+    Returns:
+        For each form one row an output.
+
+    Raises:
+        UserError: if the split is empty.
+    """
+    task.eval()
+    own, targets = _Outputs(), _Outputs()
+    others = {form: _Outputs() for form in forms}
+    texts: dict[str, None] = {}
+    with torch.no_grad():
+        for batch in datamodule.eval_dataloader(split):
+            images = batch["image"][real_rows(batch)].numpy()
+            outputs = task.predict_step(batch, 0)
+            logits = {f"{LOGITS}{name}": values.numpy() for name, values in outputs["logits"].items()}
+            own.add({**logits, IMAGE_EMBEDDING: outputs["image_embedding"].numpy()})
+            targets.add({name: values.numpy() for name, values in outputs["targets"].items()})
+            for form, towers in forms.items():
+                others[form].add(towers["image" if "image" in towers else "model"]({"image": images}))
+            texts |= dict.fromkeys(text for several in batch.get("captions", []) for text in several if text)
+    mine, truth = own.joined(), targets.joined()
+    found = {form: _rows(mine, other.joined(), truth) for form, other in others.items()}
+    if isinstance(task, EmbeddingTask):
+        prompts = [prompt for prompts in task.class_prompts for prompt in prompts]
+        # Without texts of its own the text tower is compared all the same.
+        some = list(dict.fromkeys([*prompts, *texts]))[:MAX_TEXTS] or [*_TEXTS_OF_NOBODY]
+        for form, towers in forms.items():
+            found[form] += _text_rows(
+                task, some, mine[IMAGE_EMBEDDING], others[form].joined()[IMAGE_EMBEDDING], towers["text"]
+            )
+    return found
+
+
+def refuse_disagreement(form: str, rows: Iterable[Parity], *, tolerance: float | None, min_agreement: float) -> None:
+    """Refuses an exported form that does not say what the model says.
+
+    Args:
+        form: what messages call it.
+        rows: of ``measure``.
+        tolerance: see ``TOLERANCE``; None where values may differ, as those of eight bits do.
+        min_agreement: smallest share of samples for which both must choose the same.
+
+    Raises:
+        UserError: tells of the first output that fails.
+    """
+    for row in rows:
+        allowed = math.inf if tolerance is None else tolerance * max(1.0, row.largest)
+        # Written so that NaN, which is larger than nothing, fails.
+        if not row.difference <= allowed or (not math.isnan(row.agreement) and row.agreement < min_agreement):
+            same = "" if math.isnan(row.agreement) else f"the same for {row.agreement:.1%} of {row.n} samples, "
+            raise UserError(
+                f"export: {form} does not say what the model says: {row.what}: {same}largest difference "
+                f"{row.difference:.2g}; needed are {min_agreement:.0%} and at most {allowed:.2g}; nothing was written"
+            )
+
+
+class _Outputs:
+    """Collects arrays of several batches by name."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, list[NDArray[np.generic]]] = {}
+
+    def add(self, arrays: Arrays) -> None:
+        for name, values in arrays.items():
+            self._parts.setdefault(name, []).append(values)
+
+    def joined(self) -> Arrays:
+        return {name: np.concatenate(parts) for name, parts in self._parts.items()}
+
+
+def _rows(mine: Arrays, other: Arrays, targets: Arrays) -> list[Parity]:
+    rows = []
+    for name, values in mine.items():
+        difference, largest = _difference(values, other[name])
+        if name == IMAGE_EMBEDDING:
+            rows.append(Parity(IMAGE_EMBEDDING, len(values), math.nan, difference, largest))
+            continue
+        task = name.removeprefix(LOGITS)
+        choices = [predicted_classes(values), predicted_classes(other[name])]
+        # Of a single class nothing is chosen.
+        same = float((choices[0] == choices[1]).mean()) if values.shape[1] > 1 else math.nan
+        known = targets[task] != UNKNOWN
+        right = [float((choice == targets[task])[known].mean()) if known.any() else math.nan for choice in choices]
+        rows.append(Parity(task, len(values), same, difference, largest, int(known.sum()), (right[0], right[1])))
+    return rows
+
+
+def _text_rows(
+    task: EmbeddingTask, texts: Sequence[str], mine: NDArray[np.float32], other: NDArray[np.float32], runner: Runner
+) -> list[Parity]:
+    """The text tower by its embeddings, and both towers by which text each picture is likest to."""
+    assert task.towers.tokenizer is not None
+    own, theirs = _Outputs(), _Outputs()
+    for start in range(0, len(texts), _TEXTS_AT_A_TIME):
+        some = list(texts[start : start + _TEXTS_AT_A_TIME])
+        tokens = task.towers.tokenizer(some)
+        with torch.no_grad():
+            own.add({TEXT_EMBEDDING: task.encode_text(some).numpy()})
+        theirs.add(
+            runner({"input_ids": tokens["input_ids"].numpy(), "attention_mask": tokens["attention_mask"].numpy()})
+        )
+    text, text_other = own.joined()[TEXT_EMBEDDING], theirs.joined()[TEXT_EMBEDDING]
+    difference, largest = _difference(text, text_other)
+    nearest, nearest_other = (mine @ text.T), (other @ text_other.T)
+    # Of a single text nothing is chosen.
+    same = float((nearest.argmax(axis=1) == nearest_other.argmax(axis=1)).mean()) if len(texts) > 1 else math.nan
+    gap = _difference(nearest, nearest_other)
+    return [
+        Parity(TEXT_EMBEDDING, len(texts), math.nan, difference, largest),
+        Parity(f"{NEAREST} of {len(texts)}", len(mine), same, *gap),
+    ]
+
+
+def _difference(mine: NDArray[np.float32], other: NDArray[np.float32]) -> tuple[float, float]:
+    """Largest absolute difference, and largest absolute value of the first; NaN where a value is none."""
+    return float(np.abs(mine - other).max()), float(np.abs(mine).max())
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to run the model.
+
+    Attributes:
+        name: as tables have it; the first of several is what ratios are to.
+        size: of its files in bytes.
+        parity: its outputs beside the model's own.
+        costs: of the pictures' tower by batch size; empty where nothing was timed.
+    """
+
+    name: str
+    size: int
+    parity: list[Parity]
+    costs: dict[int, BatchCost]
+
+
+def interleaved(
+    runners: Mapping[str, Runner], pictures: NDArray[np.uint8], sizes: Sequence[int], repeats: int
+) -> dict[str, dict[int, BatchCost]]:
+    """Seconds of a batch, measured in turn: who begins moves on by one from round to round.
+
+    Args:
+        runners: of the pictures' tower; ratios are to the first, within a round.
+        pictures: real ones, uint8 ``(N, 3, S, S)``, repeated where a batch is larger.
+        sizes: of batches.
+        repeats: rounds that count; one before them does not.
+    """
+    names = list(runners)
+    found: dict[str, dict[int, BatchCost]] = {name: {} for name in names}
+    for size in sizes:
+        batch = {"image": pictures[np.arange(size) % len(pictures)]}
+        seconds: dict[str, list[float]] = {name: [] for name in names}
+        for number in range(repeats + 1):
+            first = number % len(names)
+            for name in names[first:] + names[:first]:
+                start = time.perf_counter()
+                runners[name](batch)
+                if number:
+                    seconds[name].append(time.perf_counter() - start)
+        for name in names:
+            ratios = [one / base for one, base in zip(seconds[name], seconds[names[0]], strict=True)]
+            found[name][size] = BatchCost(seconds[name], ratios, None)
+    return found
+
+
+def folder_size(files: Sequence[Path]) -> int:
+    """Bytes of files together."""
+    return sum(file.stat().st_size for file in files)
+
+
+def headings(forms: Sequence[Form]) -> list[str]:
+    """Of ``cells``."""
+    choices = [row for row in forms[0].parity if _is_choice(row)]
+    sizes = list(forms[0].costs)
+    return [
+        "form",
+        "size",
+        *(f"{row.what}: agrees{', accuracy' if row.known else ''}" for row in choices),
+        "largest difference",
+        *(f"time, batch {size} [low, high]" for size in sizes),
+    ]
+
+
+def cells(form: Form, first: Form) -> list[str]:
+    """One form as text; sizes and times as ratios to the first."""
+    choices = [row for row in form.parity if _is_choice(row)]
+    differences = [row.difference for row in form.parity]
+    return [
+        form.name,
+        f"{form.size / 1e6:.2f} MB, {form.size / first.size:.2f}",
+        *(_choice(row) for row in choices),
+        f"{max(differences):.1g}" if differences else "–",
+        *(ratio_told(one) for one in form.costs.values()),
+    ]
+
+
+def markdown(forms: Sequence[Form]) -> str:
+    """The forms as a Markdown table, without a line feed at the end."""
+    return markdown_rows(headings(forms), [cells(form, forms[0]) for form in forms])
+
+
+def rich_table(forms: Sequence[Form]) -> Any:
+    """The forms as a table for the terminal."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    for number, heading in enumerate(headings(forms)):
+        table.add_column(Text(heading), justify="right" if number else "left", overflow="fold")
+    for form in forms:
+        table.add_row(*(Text(cell) for cell in cells(form, forms[0])))
+    return table
+
+
+def _is_choice(row: Parity) -> bool:
+    return not math.isnan(row.agreement)
+
+
+def _choice(row: Parity) -> str:
+    accuracy = f", {row.accuracy[1]:.3f}" if row.known else ""
+    return f"{row.agreement:.3f} of {row.n}{accuracy}"

@@ -1,0 +1,222 @@
+"""A task as one safetensors file: weights, and in the file's metadata what is needed to build the task again.
+
+What an exported file says of itself: classes, preprocessing, temperatures and where it comes from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evaluation.summary import plain
+from lightning_modules.base import VisionTask
+from lightning_modules.checkpoint import task_from
+from lightning_modules.dual_encoder import EmbeddingTask
+from lightning_modules.encoders.image import misfits
+from vitrail.errors import UserError
+from vitrail.runs import RunFiles
+
+KEY = "vitrine"
+"""Under which JSON of it stands in the metadata of ONNX and safetensors files, and in PyTorch's exported programs."""
+
+VERSION = 1
+SUMMARY = "export.json"
+TOKENIZER = "tokenizer.json"
+
+
+def metadata_of(task: VisionTask, files: RunFiles, checkpoint: str) -> dict[str, Any]:
+    """Everything that who only has the exported files needs to use them.
+
+    Args:
+        task: with its weights.
+        files: of its run.
+        checkpoint: name of the checkpoint, such as ``best``; temperatures belong to the best one only.
+
+    Returns:
+        Plain values. ``temperatures`` by which logits are to be divided for calibrated probabilities are there for the
+        tasks that were calibrated.
+    """
+    tasks: dict[str, list[str]] = {name: list(classes) for name, classes in getattr(task, "tasks", {}).items()}
+    temperatures = files.temperatures if checkpoint == "best" else {}
+    git = files.record.get("git")
+    return {
+        "version": VERSION,
+        "name": str(files.record.get("name") or files.path.resolve().parent.name),
+        "kind": type(task).__name__,
+        "tasks": tasks,
+        "temperatures": {name: value for name, value in temperatures.items() if name in tasks},
+        "image": dict(task.input_options),
+        "pixels": "uint8 RGB, 0 to 255, (batch, 3, size, size); normalisation is part of the graph",
+        "text": _text(task),
+        "run": files.name,
+        "checkpoint": checkpoint,
+        "weights": task.weights_digest(),
+        "revision": git.get("revision") if isinstance(git, dict) else None,
+    }
+
+
+def as_strings(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """As files keep it: one key with JSON."""
+    return {KEY: json.dumps(metadata, ensure_ascii=False)}
+
+
+def from_strings(strings: Mapping[str, str], origin: str | Path) -> dict[str, Any]:
+    """Undoes ``as_strings``.
+
+    Args:
+        strings: metadata of a file.
+        origin: of the file, for messages.
+
+    Raises:
+        UserError: if it was not written by an export that this version reads.
+    """
+    try:
+        found = json.loads(strings[KEY])
+        if found["version"] != VERSION:
+            raise UserError(f"{origin}: was exported in format {found['version']}, this reads {VERSION}; export again")
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{origin}: is no exported model; make one with `python -m experiments export RUN`") from error
+    return dict(found)
+
+
+def write_tokenizer(task: VisionTask, folder: Path) -> None:
+    """Writes ``tokenizer.json`` of a task that reads texts."""
+    if isinstance(task, EmbeddingTask) and task.towers.tokenizer is not None:
+        (folder / TOKENIZER).write_text(task.towers.tokenizer.state["pipeline"], encoding="utf-8")
+
+
+def write_summary(folder: Path, values: Mapping[str, Any]) -> None:
+    """Writes ``export.json``: the metadata, and what parity and speed were measured to be."""
+    (folder / SUMMARY).write_text(json.dumps(plain(values), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _text(task: VisionTask) -> dict[str, Any] | None:
+    if not isinstance(task, EmbeddingTask) or task.towers.tokenizer is None:
+        return None
+    state = task.towers.tokenizer.state
+    return {
+        "max_length": state["max_length"],
+        "pad_id": state["pad_id"],
+        "pad_token": task.towers.tokenizer.pad_token,
+        "fixed_length": state["fixed_length"],
+        "class_prompts": task.class_prompts,
+    }
+
+
+FILE = "model.safetensors"
+_CHECKPOINT = "vitrine.checkpoint"
+_QUANTISED = "vitrine.quantised"
+_SHAPES = "vitrine.shapes"
+"""Of the plain tensors that eight-bit weights consist of: how they go together is not checked by torchao."""
+
+
+def write_weights(task: VisionTask, path: Path, metadata: Mapping[str, Any]) -> None:
+    """Writes a task, whose linear layers may have eight-bit weights of torchao.
+
+    Args:
+        task: with its weights, on the CPU.
+        path: of the file.
+        metadata: of ``export_metadata``.
+
+    Raises:
+        UserError: if what the task was built with is more than plain values.
+    """
+    from safetensors.torch import save_file
+
+    checkpoint: dict[str, Any] = {}
+    task.on_save_checkpoint(checkpoint)
+    # A training's own sums are no part of a model.
+    checkpoint.pop("epoch_sums", None)
+    try:
+        strings = {**as_strings(metadata), _CHECKPOINT: json.dumps(checkpoint, ensure_ascii=False)}
+    except TypeError as error:
+        raise UserError(f"export: a {type(task).__name__} cannot be described by plain values ({error})") from error
+    state: dict[str, Any] = {name: value.contiguous() for name, value in task.state_dict().items()}
+    if any(type(value) is not torch.Tensor for value in state.values()):
+        from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+
+        state, layout = flatten_tensor_state_dict(state)
+        strings[_QUANTISED] = json.dumps(layout)
+        strings[_SHAPES] = json.dumps({name: list(value.shape) for name, value in state.items()})
+    # Tensors that share memory are written once each: safetensors refuses them, and loading copies anyway.
+    save_file({name: value.clone() for name, value in state.items()}, path, metadata=strings)
+
+
+def read_weights(path: Path) -> VisionTask:
+    """The task of a file that ``write_weights`` wrote, on the CPU and in evaluation mode.
+
+    Args:
+        path: of the file, or of the folder that the export wrote.
+
+    Raises:
+        UserError: if there is no such file, or it cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = path / FILE if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file; export with --format safetensors")
+    try:
+        with safe_open(path, framework="pt") as file:
+            strings = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: is no whole safetensors file ({error}); export again") from error
+    metadata = from_strings(strings, path)
+    checkpoint = _checkpoint(strings, path)
+    if _QUANTISED not in strings:
+        task = task_from({**checkpoint, "state_dict": state}, path).eval()
+        if "weights" in metadata and metadata["weights"] != task.weights_digest():
+            raise UserError(f"{path}: its weights have been changed since the export; export again")
+        return task
+    # These become the weights: in memory of their own, not where they happen to lie in the mapped file, whose
+    # alignment would show in the last digits.
+    state = _unflattened({name: value.clone() for name, value in state.items()}, strings, path)
+    return task_from({**checkpoint, "state_dict": state}, path, assign=True).eval()
+
+
+def metadata_in(path: Path) -> dict[str, Any]:
+    """The metadata of a file that ``write_weights`` wrote, without its weights.
+
+    Raises:
+        UserError: if it was not exported.
+    """
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return from_strings({KEY: (file.metadata() or {}).get(KEY, "")}, path)
+
+
+def _checkpoint(strings: Mapping[str, str], path: Path) -> dict[str, Any]:
+    try:
+        checkpoint = json.loads(strings[_CHECKPOINT])
+        if not isinstance(checkpoint, dict) or not isinstance(checkpoint["hyper_parameters"], dict):
+            raise TypeError("no hyper_parameters")
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: does not say how its model is built ({error}); export again") from error
+    return checkpoint
+
+
+def _unflattened(state: dict[str, torch.Tensor], strings: Mapping[str, str], path: Path) -> dict[str, torch.Tensor]:
+    """Weights of torchao from the plain tensors that they consist of."""
+    try:
+        from torchao.prototype.safetensors.safetensors_support import unflatten_tensor_state_dict
+    except ImportError as error:
+        raise UserError(f"{path}: has eight-bit weights; `pip install torchao` to read them") from error
+    shapes = {name: torch.empty(shape, device="meta") for name, shape in json.loads(strings.get(_SHAPES, "{}")).items()}
+    if shapes and (wrong := misfits(state, shapes)):
+        raise UserError(f"{path}: the weights do not fit what was exported: {wrong}; export again")
+    try:
+        found, left = unflatten_tensor_state_dict(state, json.loads(strings[_QUANTISED]))
+    except Exception as error:  # a part that is missing ends in whatever torchao asks of it
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{path}: its eight-bit weights cannot be put together ({reason}); export again") from error
+    if left:
+        raise UserError(f"{path}: {len(left)} tensors belong to nothing, such as {next(iter(left))}; export again")
+    return dict(found)

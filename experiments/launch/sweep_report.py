@@ -1,0 +1,177 @@
+"""What a sweep leaves: a table, ``sweep.csv``, ``importance.png``, and the best trial's configuration to fit again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import optuna
+import yaml
+from optuna.trial import FrozenTrial, TrialState
+
+from experiments.launch.study import ERROR, SLOT, VALUES
+from experiments.launch.sweep_file import Metric
+from experiments.launch.workers import trial_name
+from vitrail.files import write_csv
+from vitrail.runs import write_text_whole
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
+
+EPOCHS, RUN, CONFIG, BEST_VALUE = "epochs", "run", "config", "best"
+"""Names under which a trial keeps what is known of it."""
+
+_STATES = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "waiting",
+}
+
+
+def best_trial(trials: Sequence[FrozenTrial], metric: Metric) -> FrozenTrial | None:
+    """The complete trial with the best metric, the earliest of equal ones; None where none is complete."""
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    return min(complete, key=lambda trial: (metric.sign * value_of(trial), trial.number), default=None)
+
+
+def value_of(trial: FrozenTrial) -> float:
+    """Best value of the metric over a trial's epochs; NaN where it never came to one."""
+    value = trial.value if trial.state == TrialState.COMPLETE else trial.user_attrs.get(BEST_VALUE)
+    return float("nan") if value is None else float(value)
+
+
+def sweep_frame(trials: Sequence[FrozenTrial], metric: Metric) -> pd.DataFrame:
+    """One row a trial, complete ones first, the best first.
+
+    Columns are ``trial``, ``slot``, ``state``, the metric, ``epochs``, the parameters, ``run`` and ``error``.
+    """
+    import pandas as pd
+
+    rows: list[dict[str, Any]] = []
+    ranks = list(_STATES)
+    for trial in sorted(trials, key=lambda t: (ranks.index(t.state), metric.sign * value_of(t), t.number)):
+        known = trial.user_attrs
+        rows.append(
+            {
+                "trial": trial_name(trial.number),
+                "slot": known.get(SLOT),
+                "state": _STATES[trial.state],
+                metric.name: value_of(trial),
+                "epochs": known.get(EPOCHS),
+                **known.get(VALUES, {}),
+                "run": known.get(RUN),
+                "error": known.get(ERROR),
+            }
+        )
+    frame = pd.DataFrame(rows)
+    last = ["run", "error"]
+    return frame[[*(column for column in frame.columns if column not in last), *last]] if rows else frame
+
+
+def rich_table(frame: pd.DataFrame, metric: Metric, title: str) -> Table:
+    """The trials, the best one marked; of a failed one the reason stands in the place of its directory."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title))
+    hidden = {"slot", "error"}
+    for column in frame.columns:
+        if column not in hidden:
+            table.add_column(Text(str(column)), justify="left" if column in {"trial", "state", "run"} else "right")
+    for position, row in enumerate(frame.to_dict("records")):
+        row["run"] = row["error"] if row["state"] == "failed" else row["run"]
+        cells = [Text(_cell(row[column])) for column in frame.columns if column not in hidden]
+        is_best = position == 0 and row["state"] == "complete"
+        table.add_row(*cells, style="bold" if is_best else ("dim" if row["state"] != "complete" else ""))
+    return table
+
+
+def write_reports(folder: Path, study: optuna.Study, trials: Sequence[FrozenTrial], metric: Metric, runs: Path) -> str:
+    """Write ``sweep.csv``, ``best.yaml``, ``importance.csv`` and ``importance.png``, each whole.
+
+    Args:
+        folder: of the sweep.
+        study: whose complete trials say which parameters matter.
+        trials: those that count.
+        metric: what was optimised.
+        runs: directory of runs for the best configuration's next run.
+
+    Returns:
+        Lines that say where they lie, or why one is missing.
+    """
+    write_csv(folder / "sweep.csv", sweep_frame(trials, metric))
+    said = [f"Table: {folder / 'sweep.csv'}"]
+    best = best_trial(trials, metric)
+    path = folder / "best.yaml"
+    if best is None:
+        # Those of a sweep before may lie there.
+        for name in ("best.yaml", "importance.csv", "importance.png"):
+            (folder / name).unlink(missing_ok=True)
+        return said[0]
+    write_text_whole(path, _best_config(best, folder.name, metric, runs))
+    result = f"{trial_name(best.number)}, {metric.name} {value_of(best):.4g}"
+    said.append(f"Best: {result}; python -m experiments fit --config {path}")
+    why = _importance(folder, study, trials, metric)
+    said.append(f"Importance: {why or folder / 'importance.png'}")
+    return "\n".join(said)
+
+
+def _best_config(best: FrozenTrial, name: str, metric: Metric, runs: Path) -> str:
+    """The trial's whole configuration with a name of its own, so that its next run does not lie among the trials."""
+    config = yaml.safe_load(best.user_attrs[CONFIG])
+    config |= {"name": f"{name}_best", "runs": str(runs)}
+    values = ", ".join(f"{key} {value}" for key, value in best.user_attrs[VALUES].items())
+    head = (
+        f"# The best of the sweep {name}: {trial_name(best.number)}, {metric.name} {value_of(best):.6g} with {values}."
+    )
+    return f"{head}\n{yaml.safe_dump(config, sort_keys=False, allow_unicode=True)}"
+
+
+def _importance(folder: Path, study: optuna.Study, trials: Sequence[FrozenTrial], metric: Metric) -> str | None:
+    """Write how much of the metric's variance each parameter explains; or say why that cannot be told."""
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from evaluation.figures import plain, save_figure
+
+    # Those of a sweep before may lie there.
+    for name in ("importance.csv", "importance.png"):
+        (folder / name).unlink(missing_ok=True)
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    if len(complete) < 2:
+        return "one complete trial says nothing of what matters, so there is no plot"
+    if len({trial.value for trial in complete}) == 1:
+        return f"{metric.name} is the same in all complete trials, so there is no plot"
+    varied = [name for name in complete[0].params if len({trial.params.get(name) for trial in complete}) > 1]
+    if not varied:
+        return "all complete trials had the same values, so there is no plot"
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    try:
+        shares = optuna.importance.get_param_importances(study, evaluator=evaluator, params=varied)
+    except RuntimeError as error:
+        # Optuna's word for values that differ by rounding only.
+        if "zero total variance" not in str(error):
+            raise
+        return f"{metric.name} is the same in all complete trials, so there is no plot"
+    frame = pd.DataFrame({"parameter": list(shares), "importance": list(shares.values())})
+    write_csv(folder / "importance.csv", frame)
+    figure = Figure(figsize=(6, 1.4 + 0.4 * len(frame)), layout="constrained")
+    axes = figure.add_subplot()
+    bars = axes.barh([plain(name) for name in frame["parameter"][::-1]], frame["importance"][::-1])
+    axes.bar_label(bars, fmt="%.2f", padding=3)
+    axes.set(
+        xlim=(0, 1.1), xlabel="share of the variance (fANOVA)", title=plain(f"{metric.name}, {len(complete)} trials")
+    )
+    save_figure(figure, folder / "importance.png")
+    return None
+
+
+def _cell(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,1 @@
+"""The command line that trains, and what it records."""

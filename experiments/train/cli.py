@@ -1,0 +1,593 @@
+"""The command line: LightningCLI in subclass mode, with a directory and a record for every run.
+
+Links carry what only the data know (class names, tasks, counts, picture size) into the model; permanent callbacks have
+keys of their own (``checkpoint``, ``predictions`` …), so that a later ``--config`` changes one setting of one of them
+instead of replacing the list.
+
+What the command line refuses, because a number made that way could not be trusted.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shlex
+import sys
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, OnExceptionCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+
+from callbacks.averaged_weights import AveragedWeights, EmaOptions
+from callbacks.best_checkpoint import BEST_NAME, BestCheckpoint
+from callbacks.confusion import ClassReport, ConfusionMatrixLogger
+from callbacks.epoch_lines import EpochLines
+from callbacks.finetuning import START_FILE
+from callbacks.frozen_features import FrozenFeatures
+from callbacks.guards import MonitoredMetrics, NonFiniteLoss
+from callbacks.last_checkpoint import LastCheckpoint
+from callbacks.prediction_writer import PredictionWriter
+from callbacks.retrieval_metrics import RetrievalMetrics
+from datamodules.base import ImageDataModule
+from experiments.train.loggers import WandbOptions, build_loggers, finish_wandb
+from experiments.train.opened_run import opened_arguments
+from experiments.train.run_record import RunRecorder
+from lightning_modules.base import VisionTask
+from lightning_modules.distributed import FullySharded
+from vitrail.config import one_config
+from vitrail.errors import UserError, run_reporting_user_errors, was_interrupted
+from vitrail.files import check_zip
+from vitrail.runs import (
+    CHECKPOINTS,
+    CONFIG_FILE,
+    RESERVED,
+    discard_empty,
+    new_run_directory,
+    resolve_checkpoint,
+    resumed_run_directory,
+    run_of_checkpoint,
+    same_data,
+    same_experiment,
+    same_validation,
+    write_text_whole,
+)
+from vitrail.trust import plain_name
+from vitrail.types import DEFAULT_SEED
+
+_NOT_COMPARED = {"_instantiator", "class_counts", "class_prompts", "chunk_size", "architectures"}
+"""Counts of the training split only shape the loss, and a checkpoint may well be tested on other data; prompts may be
+changed after training; chunks do not change results; configurations follow from names, which are compared."""
+
+_NEEDED = {"state_dict", "hyper_parameters", "pytorch-lightning_version"}
+"""What Lightning reads of a checkpoint before anything else."""
+
+
+@runtime_checkable
+class KnowsReadiness(Protocol):
+    """A task that can say whether it means anything without training."""
+
+    @property
+    def ready_without_training(self) -> bool:
+        """Whether every part was built from pretrained weights."""
+
+
+def refuse_conflicting_checkpoint(model: LightningModule, checkpoint: Path, *, trains: bool = False) -> None:
+    """Refuse a checkpoint whose hyper-parameters differ from the configuration.
+
+    LightningCLI would silently let the checkpoint win over YAML and flags. Weights must be the model's, all of them, by
+    names and shapes. Class names and image size, which come from
+    the data, are compared as well: other names in the same places would permute the predictions without a word.
+
+    Args:
+        model: The model as the configuration made it.
+        checkpoint: A file that the trainer wrote.
+        trains: Whether training is to go on from it.
+
+    Raises:
+        UserError: Some value differs, or weights do not fit; the line names each.
+    """
+    check_zip(checkpoint, "take the run's other checkpoint (best.ckpt, last.ckpt), or train again")
+    try:
+        saved: Any = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises many kinds for a file that is none of its own
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"--ckpt_path {checkpoint}: not a readable checkpoint ({reason[:120]})") from error
+    whole = isinstance(saved, dict) and saved.keys() >= _NEEDED
+    if not whole or not all(isinstance(saved[key], dict) for key in ("state_dict", "hyper_parameters")):
+        raise UserError(
+            f"--ckpt_path {checkpoint}: is not a checkpoint of a run; plain weights belong to the model's `pretrained:`"
+        )
+    if trains and "optimizer_states" not in saved:
+        raise UserError(
+            f"--ckpt_path {checkpoint}: holds weights but no state of a training, so none can go on from it; give "
+            "last.ckpt of the run, or begin anew with these weights as model.init_args.pretrained"
+        )
+    theirs = {key: value for key, value in saved["hyper_parameters"].items() if key not in _NOT_COMPARED}
+    ours = {key: _plain(value) for key, value in model.hparams.items() if key not in _NOT_COMPARED}
+    different = [
+        f"{key}: the checkpoint has {_short(_plain(theirs[key]))}, the configuration {_short(ours[key])}"
+        for key in ours
+        if key in theirs and _plain(theirs[key]) != ours[key]
+    ]
+    if different:
+        raise UserError(
+            f"--ckpt_path {checkpoint} does not fit the configuration (model.init_args): {'; '.join(different)}. "
+            "Use the run's own config.yaml, or leave --ckpt_path out to start anew"
+        )
+    if isinstance(model, VisionTask) and (wrong := model.misfits(saved["state_dict"])):
+        raise UserError(
+            f"--ckpt_path {checkpoint}: the weights do not fit {type(model).__name__}: {wrong}; give a whole checkpoint"
+        )
+
+
+def refuse_sections(config: Mapping[str, Any], keys: Iterable[str]) -> None:
+    """Refuse sections of a configuration that are no mappings.
+
+    Args:
+        config: what was parsed.
+        keys: of the sections that it may have.
+
+    Raises:
+        UserError: Names the first such section.
+    """
+    for key in keys:
+        if key in config and not hasattr(config[key], "items"):
+            raise UserError(f"{key}: must hold options, `key: value`; got {config[key]!r}: give some or leave it out")
+
+
+def refuse_trainer_options(options: Mapping[str, Any]) -> None:
+    """Refuse settings of the trainer that Lightning takes, and trains nothing, fails at once, or does something else.
+
+    Args:
+        options: the section ``trainer``.
+
+    Raises:
+        UserError: A value is out of range.
+    """
+    for name, least in _LEAST.items():
+        value = options.get(name)
+        if isinstance(value, (int, float)) and value < least:
+            raise UserError(
+                f"trainer.{name}: must be {'more than 0' if 0 < least < 1 else f'at least {least}'}; got {value}"
+            )
+    for name in _NOT_ZERO:
+        if options.get(name) == 0:
+            raise UserError(f"trainer.{name}: 0 trains nothing; leave it out or raise it")
+
+
+def refuse_spawning(trainer: Trainer) -> None:
+    """Refuse strategies that begin their processes by pickling everything.
+
+    Raises:
+        UserError: The strategy is one.
+    """
+    launcher = trainer.strategy.launcher
+    if isinstance(launcher, _MultiProcessingLauncher) and launcher._start_method != "fork":
+        raise UserError("trainer.strategy: processes that are spawned cannot be given callbacks and data; use ddp")
+
+
+_LEAST = {
+    "accumulate_grad_batches": 1,
+    "check_val_every_n_epoch": 1,
+    "val_check_interval": 1e-6,
+    "gradient_clip_val": 0,
+    "min_epochs": 0,
+}
+_NOT_ZERO = ("max_epochs", "max_steps", "limit_train_batches")
+
+
+def refuse_test_metrics(callbacks: list[Callback]) -> None:
+    """Refuse callbacks that select or stop by a metric of the test split.
+
+    Raises:
+        UserError: A callback monitors one.
+    """
+    for callback in callbacks:
+        monitor = getattr(callback, "monitor", None)
+        if isinstance(monitor, str) and monitor.startswith("test"):
+            raise UserError(
+                f"{type(callback).__name__}.monitor: {monitor!r} would select on the test split, and the test result "
+                "would no longer be one; monitor a val/… metric"
+            )
+
+
+def refuse_reversed_selection(callbacks: Sequence[Callback]) -> None:
+    """Refuse callbacks that would keep, or wait for, the worst epoch: ``mode`` is min unless it is set.
+
+    Raises:
+        UserError: A callback takes the lowest of a metric of ours that is better the higher it is, or the other way.
+    """
+    for callback in callbacks:
+        monitor, mode = getattr(callback, "monitor", None), getattr(callback, "mode", None)
+        metric = str(monitor).rpartition("/")[2]
+        right = "max" if _HIGHER_IS_BETTER.fullmatch(metric) else "min" if metric in _LOWER_IS_BETTER else mode
+        if mode in ("min", "max") and mode != right:
+            key = "checkpoint" if isinstance(callback, BestCheckpoint) else type(callback).__name__
+            worst = "lowest" if mode == "min" else "highest"
+            raise UserError(f"{key}.mode: {mode} takes the {worst} {monitor} for the best; set {key}.mode: {right}")
+
+
+_HIGHER_IS_BETTER = re.compile(r"accuracy|mean_per_class|top\d+|f1_\w+|R@\d+|mAP|mean_recall")
+_LOWER_IS_BETTER = ("loss", "median_rank")
+
+
+def refuse_other_checkpoints(callbacks: Sequence[Callback], best: BestCheckpoint, last: LastCheckpoint) -> None:
+    """Refuse callbacks that would write, and delete, checkpoints under the names of the run's own.
+
+    Args:
+        callbacks: all of the trainer.
+        best: that of the command line, which writes ``best.ckpt``.
+        last: that of the command line, which writes ``last.ckpt``.
+
+    Raises:
+        UserError: A callback would do so.
+    """
+    folder = Path(str(best.dirpath))
+    ours = {(folder / f"{name}.ckpt").resolve() for name in (BEST_NAME, "last", Path(START_FILE).stem)}
+    for callback in callbacks:
+        if callback is best or callback is last:
+            continue
+        kind = type(callback).__name__
+        if isinstance(callback, (BestCheckpoint, LastCheckpoint)):
+            section = "checkpoint" if isinstance(callback, BestCheckpoint) else "last"
+            raise UserError(f"trainer.callbacks: {kind} is there already; set it in the section `{section}:`")
+        if not isinstance(callback, (ModelCheckpoint, OnExceptionCheckpoint)):
+            continue
+        names = [callback.filename]
+        if isinstance(callback, ModelCheckpoint) and callback.save_last:
+            names.append(callback.CHECKPOINT_NAME_LAST)
+        for name in names:
+            path = Path(callback.dirpath or folder) / f"{name}{callback.FILE_EXTENSION}"
+            if path.resolve() in ours:
+                raise UserError(
+                    f"trainer.callbacks: {kind} would overwrite the run's own {path.name}; give it another filename "
+                    "(and no save_last), or another dirpath"
+                )
+
+
+def refuse_untrained(model: LightningModule, stage: str) -> None:
+    """Refuse to evaluate a model that has untrained parts and got no checkpoint.
+
+    Raises:
+        UserError: The model's head is random.
+    """
+    if not (isinstance(model, KnowsReadiness) and model.ready_without_training):
+        raise UserError(
+            f"{stage}: {type(model).__name__} has untrained parts, so its numbers would mean nothing; "
+            "give --ckpt_path runs/…/checkpoints/best.ckpt (or `best` for the newest run)"
+        )
+
+
+def _plain(value: object) -> object:
+    """Make values comparable that a checkpoint and a parser keep in different containers."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "as_dict"):
+        return _plain(value.as_dict())
+    return value
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+_ALSO = "Many trainings: `python -m experiments sweep --help`, `python -m experiments ablate --help`."
+
+_LINKS = ("class_names", "class_prompts", "tasks", "class_counts", "image_size", "chunk_size")
+
+
+class RunConfig(SaveConfigCallback):
+    """Keep the whole configuration in the run directory, from which the run can be repeated with one command."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write ``config.yaml`` and tell W&B, under one key."""
+        text = self.parser.dump(self.config, skip_none=False)
+        path = Path(trainer.default_root_dir) / CONFIG_FILE
+        if not path.exists():
+            write_text_whole(path, text)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                # Flat keys of this name belong to a sweep, and W&B refuses to change those (Lightning #7679).
+                logger.experiment.config.update({"experiment": yaml.safe_load(text)}, allow_val_change=True)
+
+
+_SECTIONS = (
+    *("trainer", "checkpoint", "last", "non_finite", "predictions"),
+    *("confusion_matrix", "class_report", "retrieval", "features"),
+)
+"""Keys of a configuration that hold options of a class, which the parser lets be anything."""
+
+
+class VitrineCLI(LightningCLI):
+    """``python -m experiments {fit,validate,test,predict}``.
+
+    Args:
+        args: Command-line arguments without the program's name; several ``--config`` are merged key by key.
+
+    Raises:
+        UserError: An experiment file cannot be read.
+    """
+
+    def __init__(self, args: list[str]) -> None:
+        args, self.config_files = one_config(args)
+        self.run_directory = Path()
+        self.checkpoint: Path | None = None
+        self._continues = True
+        try:
+            self._run_stage(args)
+        except BaseException as error:
+            if self.run_directory != Path():
+                discard_empty(self.run_directory)
+            if was_interrupted(error):
+                raise KeyboardInterrupt(self._how_to_go_on()) from error
+            raise
+
+    def _run_stage(self, args: list[str]) -> None:
+        quiet = {"exit_on_error": False}
+        super().__init__(
+            VisionTask,
+            ImageDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=RunConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            # Our samplers split an epoch between processes themselves: Lightning's pads evaluation with duplicates.
+            trainer_defaults={"use_distributed_sampler": False, "max_epochs": 10, "log_every_n_steps": 10},
+            seed_everything_default=DEFAULT_SEED,
+            auto_configure_optimizers=False,
+            parser_kwargs={**quiet, "epilog": _ALSO, **{command: dict(quiet) for command in self.subcommands()}},
+            args=args,
+        )
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the seed, the run's name and place, and W&B's settings."""
+        parser.add_argument(
+            "--seed_everything",
+            type=int,
+            default=DEFAULT_SEED,
+            help="Seed of weights, order, augmentation and dropout.",
+        )
+        parser.add_argument(
+            "--name", type=str | None, default=None, help="Name of the experiment; by default that of its YAML."
+        )
+        parser.add_argument("--runs", type=str, default="runs", help="Directory of all runs.")
+        parser.add_argument(
+            "--test_best", type=bool, default=False, help="After `fit`, test the best checkpoint in the same process."
+        )
+        parser.add_argument("--ema", type=EmaOptions | None, default=None, help="Averaged weights, in training.")
+        parser.add_argument("--wandb", type=WandbOptions | None, default=None, help="Weights & Biases.")
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the permanent callbacks and the links from data to model."""
+        parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.monitor": "val/loss",
+                "checkpoint.mode": "min",
+                "checkpoint.filename": "best",
+                "checkpoint.enable_version_counter": False,
+            }
+        )
+        # The best checkpoint would not do to go on from: the epochs since then would be repeated.
+        parser.add_lightning_class_args(LastCheckpoint, "last")
+        parser.add_lightning_class_args(NonFiniteLoss, "non_finite")
+        parser.add_lightning_class_args(PredictionWriter, "predictions")
+        parser.set_defaults({"predictions.splits": ["val", "test", "predict"]})
+        parser.add_lightning_class_args(ConfusionMatrixLogger, "confusion_matrix")
+        parser.add_lightning_class_args(ClassReport, "class_report")
+        parser.add_lightning_class_args(RetrievalMetrics, "retrieval")
+        parser.add_lightning_class_args(FrozenFeatures, "features")
+        parser.link_arguments("seed_everything", "data.init_args.seed")
+        for name in _LINKS:
+            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+
+    def _parse_ckpt_path(self) -> None:
+        """Find the checkpoint, without letting its hyper-parameters override the configuration."""
+        config = self.config[self.config.subcommand]
+        name = _name_from(self.config_files) if config.name is None else config.name
+        config.name = plain_name(name, "--name")
+        if config.name in RESERVED:
+            raise UserError(
+                f"--name {config.name}: the folder of that name is for {RESERVED[config.name]}; choose another"
+            )
+        if config.get("ckpt_path"):
+            self.checkpoint = resolve_checkpoint(config.ckpt_path, Path(config.runs), config.name)
+            config.ckpt_path = str(self.checkpoint)
+
+    def before_instantiate_classes(self) -> None:
+        """Choose the run directory: a new one, or a run's own where it is resumed or its best checkpoint is tested.
+
+        Results of a run's other checkpoints are not the run's: they would replace those of the best one.
+        """
+        config = self.config[self.subcommand]
+        refuse_sections(config, _SECTIONS)
+        if self.subcommand == "fit":
+            refuse_trainer_options(config.trainer)
+        run = run_of_checkpoint(self.checkpoint) if self.checkpoint else None
+        values = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False))
+        if self.subcommand == "fit":
+            own = run is not None and same_experiment(run, values)
+        else:
+            own = run is not None and self.checkpoint is not None and self.checkpoint.stem == "best"
+            own = own and run is not None and same_data(run, values.get("data"))
+        self._continues = run is not None and same_validation(run, values)
+        if run is not None and own:
+            self.run_directory = resumed_run_directory(run)
+        else:
+            self.run_directory = new_run_directory(Path(config.runs), config.name)
+        if config.trainer.default_root_dir is not None:
+            raise UserError("trainer.default_root_dir: every run makes its own directory; choose where with --runs")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the Trainer with the run's loggers and recorder."""
+        config = self.config[self.subcommand]
+        # CSVLogger empties the directory of an earlier log: a later stage of a run keeps its own.
+        log_directory = self.run_directory
+        if self.subcommand != "fit" and (self.run_directory / CONFIG_FILE).exists():
+            log_directory = self.run_directory / str(self.subcommand)
+        if self._get(self.config_init, "trainer").strategy == "fsdp":
+            kwargs["strategy"] = FullySharded()  # torch's second kind; Lightning means the first one
+        user_loggers = self._get(self.config_init, "trainer").logger
+        loggers = build_loggers(log_directory, config.wandb, continues=self.subcommand == "fit")
+        if isinstance(user_loggers, Iterable):
+            loggers.extend(user_loggers)
+        elif user_loggers not in (None, True, False):
+            loggers.append(user_loggers)
+        try:
+            trainer: Trainer = super().instantiate_trainer(
+                logger=loggers, default_root_dir=str(self.run_directory), **kwargs
+            )
+        # The last one where two callbacks would have the same place in checkpoints.
+        except (MisconfigurationException, ValueError, TypeError, ImportError, RuntimeError) as error:
+            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+        saver = self._get(self.config_init, "checkpoint")
+        saver.continues = self._continues
+        saver.dirpath = saver.dirpath or str(self.run_directory.resolve() / CHECKPOINTS)
+        recorder = RunRecorder(self.run_directory, config.name, config.seed_everything, self.checkpoint)
+        # Lightning keeps checkpoint callbacks last; the recorder must see what they did.
+        self.callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set at run time
+        self.callbacks.extend(
+            [LearningRateMonitor(logging_interval="step"), MonitoredMetrics(), EpochLines(), recorder]
+        )
+        ema = self._get(self.config_init, "ema")
+        if ema is not None and self.subcommand == "fit":
+            self.callbacks.insert(0, ema.callback())
+        self.callbacks.insert(0, AveragedWeights())
+        # It writes before the others have begun with a batch.
+        last = self._get(self.config_init, "last")
+        self.callbacks.sort(key=lambda callback: callback is not last)
+        return trainer
+
+    def after_instantiate_classes(self) -> None:
+        """Refuse what could not be trusted, before anything is computed."""
+        refuse_test_metrics(self.callbacks)
+        if self.subcommand == "fit":
+            refuse_reversed_selection(self.callbacks)
+        refuse_other_checkpoints(
+            self.callbacks, self._get(self.config_init, "checkpoint"), self._get(self.config_init, "last")
+        )
+        refuse_spawning(self.trainer)
+        if self.checkpoint:
+            refuse_conflicting_checkpoint(self.model, self.checkpoint, trains=self.subcommand == "fit")
+        elif self.subcommand != "fit":
+            refuse_untrained(self.model, str(self.subcommand))
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Predictions are in files; kept by Lightning as well, they would fill the memory."""
+        arguments: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        if subcommand == "predict" and arguments.get("return_predictions") is None:
+            arguments["return_predictions"] = False
+        return arguments
+
+    def before_fit(self) -> None:
+        """Fetch pretrained weights at once, so that a missing network shows before the data are read."""
+        if self.checkpoint is None:
+            self.model.load_pretrained()
+
+    # What images must be like may only be known from the weights' folder.
+    before_validate = before_test = before_predict = before_fit
+
+    def after_fit(self) -> None:
+        """Test the best checkpoint if asked to, and say where everything lies."""
+        saver = self._get(self.config_init, "checkpoint")
+        best = saver.best_model_path
+        test_best = self._get(self.config, "test_best") and not self.trainer.interrupted
+        if test_best and not best and self.trainer.is_global_zero:
+            sys.stdout.write(f"Not tested: there is no best checkpoint. {saver.reason_for_none(self.trainer)}.\n")
+        if test_best and best:
+            # ClassReport prints a shorter table; all values are in metrics.csv.
+            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, weights_only=True, verbose=False)
+            self._say_cost()
+        self._say_where()
+
+    def after_test(self) -> None:
+        """Say where the results lie."""
+        self._say_where()
+
+    def after_predict(self) -> None:
+        """Say where the predictions lie."""
+        self._say_where()
+
+    def _how_to_go_on(self) -> str:
+        """Which command goes on with an interrupted training; empty where there is nothing to go on with."""
+        last = self.run_directory / CHECKPOINTS / "last.ckpt"
+        if self.config.get("subcommand") != "fit" or self.run_directory == Path() or not last.is_file():
+            return ""
+        config = shlex.quote(str(self.run_directory / CONFIG_FILE))
+        return f"go on with: python -m experiments fit --config {config} --ckpt_path last"
+
+    def _say_cost(self) -> None:
+        """After training on some of the classes: what it did to the others."""
+        base_classes = getattr(self.datamodule, "base_classes", 0)
+        if base_classes and self.trainer.is_global_zero and (self.run_directory / CHECKPOINTS / START_FILE).exists():
+            from rich.console import Console
+
+            from evaluation.base_to_novel import rich_table
+            from evaluation.zero_shot import finetuning_cost
+
+            self.datamodule.trainer = None  # this process alone goes through all of the test split
+            cost = finetuning_cost(self.run_directory, self.datamodule, base_classes)
+            Console().print(rich_table(cost, "base to novel, before and after fine-tuning"))
+
+    def _say_where(self) -> None:
+        if self.trainer.is_global_zero:
+            sys.stdout.write(f"Run directory: {self.run_directory}\n")
+
+
+def _name_from(configs: list[str]) -> str:
+    """Name a run after its first YAML; a repeated run's ``config.yaml`` says its name itself."""
+    is_file = bool(configs) and os.path.isfile(configs[0])  # noqa: PTH113 -- Path raises where a text is too long a name
+    return Path(configs[0]).stem if is_file else "run"
+
+
+def main(args: list[str]) -> int:
+    """Run the command line.
+
+    Args:
+        args: Arguments without the program's name.
+
+    Returns:
+        Exit code: 0, or 2 after a mistake of the user.
+    """
+    _quieten()
+    return run_reporting_user_errors(lambda: _run(args))
+
+
+def _run(args: list[str]) -> None:
+    try:
+        with opened_arguments(args) as arguments:
+            VitrineCLI(arguments)
+    finally:
+        finish_wandb()
+
+
+def _quieten() -> None:
+    """Leave out the lines that tell a user nothing that he could act on."""
+    # Lightning's tips advertise its platform.
+    silent = ("💡", "Detected KeyboardInterrupt")  # one line of ours tells how to go on
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: not any(part in record.getMessage() for part in silent)
+    )
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", message=".*Jsonargparse.*")
+    # The average of a training that is over is not needed any more.
+    warnings.filterwarnings("ignore", message=".*loading a checkpoint outside the 'fit' stage.*")
+    # Lightning's own use of a name that torch has renamed.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    # The run directory is new; what lies in it is this run's own configuration.
+    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")

@@ -1,0 +1,238 @@
+"""``run.json``: what a number needs to be trusted: revision, versions, data, seed, hardware, times, exit."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from callbacks.best_checkpoint import BestCheckpoint
+from evaluation.parameter_count import parameter_count
+from experiments.train.loggers import MetricsLog
+from lightning_modules.base import VisionTask
+from vitrail.errors import UserError
+from vitrail.runs import write_text_whole
+
+RECORD_FILE = "run.json"
+
+_PACKAGES = ("torch", "torchvision", "lightning", "timm", "transformers", "torchmetrics", "datasets", "numpy", "pillow")
+
+
+@runtime_checkable
+class HasDataRecord(Protocol):
+    """A DataModule that can say what it delivered."""
+
+    def data_record(self) -> dict[str, Any]:
+        """Fingerprint, counts, unseen values and skipped pictures."""
+
+
+class RunRecorder(Callback):
+    """Write ``run.json`` when a stage begins and again when it ends, however it ends.
+
+    Args:
+        directory: The run directory.
+        name: Name of the experiment.
+        seed: The run's seed.
+        checkpoint: The checkpoint that the stage started from, if any.
+    """
+
+    def __init__(self, directory: Path, name: str, seed: int, checkpoint: Path | None = None) -> None:
+        self.directory = directory
+        self.name = name
+        self.seed = seed
+        self.checkpoint = checkpoint
+        self._stage: dict[str, Any] = {}
+        self._has_size = True
+        self._logged_rows = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Note the start of a stage and everything that is fixed from now on."""
+        if not trainer.is_global_zero:
+            return
+        # A test that follows training is of the best checkpoint, not of the one that training went on from.
+        follows_training = bool(self._stage) and self._stage["stage"] != stage
+        checkpoint = _best(trainer) if follows_training else self.checkpoint
+        self._stage = {
+            "stage": stage,
+            "command": shlex.join(["python", "-m", "experiments", *sys.argv[1:]]),
+            "started": _now(),
+            "exit": "unfinished",
+            "checkpoint": str(checkpoint) if checkpoint else None,
+        }
+        facts = self._facts(trainer, pl_module)
+        facts["pretrained"] = origins(pl_module)
+        # A task may make its network in its own setup, which comes after this.
+        self._has_size = facts["model"]["parameters"] > 0
+        self._write(trainer, facts)
+
+    def _note_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        facts: dict[str, Any] = {}
+        if not self._has_size:
+            self._has_size = True
+            facts["model"] = _model(pl_module)
+        data = getattr(trainer, "datamodule", None)
+        if self.checkpoint and isinstance(data, HasDataRecord):
+            facts["data"] = data.data_record()  # images are read as the model of the checkpoint takes them
+        if facts:
+            self._write(trainer, facts)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the size of a network that is made only now, and what a checkpoint says of the data."""
+        self._note_start(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the size of a network that is made only now, and what a checkpoint says of the data."""
+        self._note_start(trainer, pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the size of a network that is made only now, and what a checkpoint says of the data."""
+        self._note_start(trainer, pl_module)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the size of a network that is made only now, and what a checkpoint says of the data."""
+        self._note_start(trainer, pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin the log anew, or go on with it where the checkpoint says; the pretrained weights are known by now."""
+        if trainer.is_global_zero:
+            self._write(trainer, {"pretrained": origins(pl_module)})
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsLog):
+                logger.keep_rows(self._logged_rows)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note how much had been logged."""
+        rows = [logger.number_of_rows for logger in trainer.loggers if isinstance(logger, MetricsLog)]
+        checkpoint["logged_rows"] = rows[0] if rows and trainer.is_global_zero else 0
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note how much of the log holds."""
+        self._logged_rows = checkpoint.get("logged_rows", 0)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Note a stage's regular end, its metrics and the best checkpoint."""
+        if not trainer.is_global_zero or self._stage.get("stage") != stage:
+            return
+        self._stage["metrics"] = {key: float(value) for key, value in trainer.callback_metrics.items()}
+        best = _saver(trainer)
+        if best is not None and best.best_model_score is not None:
+            self._stage["best"] = {"monitor": best.monitor, "score": float(best.best_model_score)}
+            if best.best_epoch is not None:
+                self._stage["best"]["epoch"] = best.best_epoch
+        self._stage["epochs"] = trainer.current_epoch
+        self._end(trainer, pl_module, "interrupted" if trainer.interrupted else "finished")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Note that a stage failed, and why."""
+        if trainer.is_global_zero and self._stage:
+            how = f"{type(exception).__name__}: {exception}".splitlines()[0]
+            self._end(trainer, pl_module, "terminated" if isinstance(exception, SIGTERMException) else how)
+
+    def _end(self, trainer: Trainer, pl_module: LightningModule, how: str) -> None:
+        self._stage |= {"ended": _now(), "exit": how}
+        # A checkpoint, too, says what its training began from, and is read after `setup`.
+        self._write(trainer, {"pretrained": origins(pl_module)})
+
+    def _write(self, trainer: Trainer, facts: Mapping[str, Any]) -> None:
+        path = self.directory / RECORD_FILE
+        record = _read(path)
+        stages = [stage for stage in record.get("stages", []) if stage["started"] != self._stage["started"]]
+        # What training saw stays; a later stage adds itself, and what an older version did not record of the same data.
+        data = {**(facts.get("data") or {}), **(record.get("data") or {})}
+        if not stages:
+            data |= facts.get("data") or {}
+        record = {**facts, **record, "data": data or None, "stages": [*stages, self._stage]}
+        if "model" in facts and not record["model"]["parameters"]:
+            record["model"] = facts["model"]
+        record["pretrained"] = record.get("pretrained") or facts.get("pretrained") or []
+        write_text_whole(path, json.dumps(record, indent=2, sort_keys=False) + "\n")
+
+    def _facts(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        data = getattr(trainer, "datamodule", None)
+        return {
+            "name": self.name,
+            "seed": self.seed,
+            "git": git_revision(),
+            "python": platform.python_version(),
+            "packages": {package: importlib.metadata.version(package) for package in _PACKAGES},
+            "hardware": hardware(),
+            "processes": trainer.world_size,
+            "data": data.data_record() if isinstance(data, HasDataRecord) else None,
+            "model": _model(pl_module),
+        }
+
+
+def origins(pl_module: LightningModule) -> list[dict[str, Any]]:
+    """The pretrained weights that a model began from: name, source, revision on the hub and digests of the files."""
+    return [dict(origin) for origin in pl_module.origins] if isinstance(pl_module, VisionTask) else []
+
+
+def _saver(trainer: Trainer) -> BestCheckpoint | None:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set at run time
+    return next((callback for callback in callbacks if isinstance(callback, BestCheckpoint)), None)
+
+
+def _best(trainer: Trainer) -> str:
+    saver = _saver(trainer)
+    return "" if saver is None else saver.best_model_path
+
+
+def _model(pl_module: LightningModule) -> dict[str, Any]:
+    return {"class": type(pl_module).__name__, "parameters": parameter_count(pl_module)}
+
+
+def git_revision() -> dict[str, Any] | None:
+    """Revision of the source and whether files differ from it; None outside of a checkout."""
+    source = Path(__file__).parent.parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(source), *arguments], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        return {"revision": git("rev-parse", "HEAD"), "changed_files": len(git("status", "--porcelain").splitlines())}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores, memory in bytes and accelerators of this machine."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+    return {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cpu_count": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "memory_bytes": memory,
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What has been recorded so far; empty where nothing has."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{path}: not readable as JSON ({error}); restore it, or delete it to begin anew") from error
+    return dict(record)
+
+
+def _now() -> str:
+    # Milliseconds tell apart two stages that begin within one second.
+    now = time.time_ns()
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.localtime(now // 10**9))}.{now // 10**6 % 1000:03d}"

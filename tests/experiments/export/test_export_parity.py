@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+
+from experiments.export.graphs import Arrays, Runner, module_runner, towers_of
+from experiments.export.parity import Parity, measure, refuse_disagreement
+from tests.experiments.export.test_export_graphs import ready_pair
+from tests.lightning_modules.tiny import TinyData, tiny_multitask
+from tests.lightning_modules.tiny_pairs import TinyPairs
+from vitrail.errors import UserError
+
+
+class Data:
+    """What ``measure`` asks of a DataModule."""
+
+    def __init__(self, data: TinyData) -> None:
+        self._data = data
+
+    def eval_dataloader(self, split: str) -> Any:
+        assert split == "test"
+        return self._data.test_dataloader()
+
+
+def changed(runner: Runner, output: str, rows: list[int], by: float) -> Runner:
+    """Adds something to the first class of some rows of the first batch."""
+    calls: list[int] = []
+
+    def run(inputs: Any) -> Arrays:
+        found = runner(inputs)
+        calls.append(1)
+        if len(calls) == 1:
+            found[output] = found[output].copy()
+            found[output][rows, 0] += by
+        return found
+
+    return run
+
+
+def test_agreement_difference_and_accuracy_are_those_of_the_pictures() -> None:
+    task = tiny_multitask().eval()
+    [tower] = towers_of(task)
+    own = module_runner(tower)
+    forms = {"same": {"model": own}, "other": {"model": changed(own, "logits_class", [0, 2], 100.0)}}
+    found = measure(task, cast("Any", Data(TinyData())), "test", forms)
+    for row in found["same"]:
+        assert row.n == 7  # the eighth row is padding
+        assert row.difference < 1e-6
+    rows = {row.what: row for row in found["other"]}
+    with torch.no_grad():
+        batches = [task.predict_step(batch, 0) for batch in TinyData().test_dataloader()]
+    logits = torch.cat([batch["logits"]["class"] for batch in batches])
+    targets = torch.cat([batch["targets"]["class"] for batch in batches])
+    answers = logits.argmax(dim=1)
+    others = answers.clone()
+    others[[0, 2]] = 0
+    assert rows["class"].agreement == pytest.approx(float((answers == others).float().mean()))
+    assert rows["class"].accuracy == pytest.approx(
+        [float((answers == targets).float().mean()), float((others == targets).float().mean())]
+    )
+    assert rows["class"].difference == pytest.approx(100.0, rel=1e-5)
+    # Every third picture's second target is unknown.
+    known = torch.cat([batch["targets"]["type"] for batch in batches]) >= 0
+    assert rows["type"].known == int(known.sum()) < 7
+    assert rows["type"].agreement == 1.0
+
+
+def test_texts_are_compared_by_what_is_nearest(tmp_path: Path) -> None:
+    task = ready_pair(tmp_path, class_names=None)
+    image, text = towers_of(task)
+    exact = {"image": module_runner(image), "text": module_runner(text)}
+
+    def turned(inputs: Any) -> Arrays:
+        return {"text_embedding": -exact["text"](inputs)["text_embedding"]}
+
+    forms = {"exact": exact, "turned": {**exact, "text": turned}}
+    found = measure(task, cast("Any", Data(TinyPairs(captions=True))), "test", forms)
+    exact_rows = {row.what: row for row in found["exact"]}
+    # Seven pictures with two captions each; none twice.
+    assert exact_rows["nearest text of 14"].n == 7
+    assert exact_rows["nearest text of 14"].agreement == 1.0
+    assert exact_rows["text_embedding"].n == 14
+    turned_rows = {row.what: row for row in found["turned"]}
+    assert turned_rows["nearest text of 14"].agreement < 1.0
+    assert turned_rows["text_embedding"].difference == pytest.approx(2 * exact_rows["text_embedding"].largest)
+
+
+def test_of_one_text_nothing_is_chosen_and_without_texts_the_tower_is_compared(tmp_path: Path) -> None:
+    task = ready_pair(tmp_path, class_names=None)
+    forms = {"exact": {tower.name: module_runner(tower) for tower in towers_of(task)}}
+    without = measure(task, cast("Any", Data(TinyPairs(captions=False))), "test", forms)["exact"]
+    assert {row.what: row.n for row in without}["text_embedding"] == 2
+    single = ready_pair(tmp_path, class_names=["cat"], class_prompts=[["a cat"]])
+    forms = {"exact": {tower.name: module_runner(tower) for tower in towers_of(single)}}
+    found = measure(single, cast("Any", Data(TinyPairs(captions=False))), "test", forms)["exact"]
+    assert all(math.isnan(row.agreement) for row in found)
+
+
+def test_what_is_refused() -> None:
+    good = Parity("class", 50, 1.0, 0.004, 20.0)
+    refuse_disagreement("x", [good], tolerance=1e-3, min_agreement=1.0)
+    cases = [
+        (Parity("class", 50, 0.98, 1e-6, 20.0), 1e-3, 1.0, "98.0% of 50"),
+        (Parity("class", 50, 1.0, 0.03, 20.0), 1e-3, 1.0, "0.03"),
+        (Parity("class", 50, 1.0, 0.004, 0.5), 1e-3, 1.0, "0.004"),
+        (Parity("class", 50, 1.0, math.nan, 20.0), None, 0.9, "nan"),
+        (Parity("image_embedding", 50, math.nan, 0.1, 1.0), 1e-3, 1.0, "image_embedding: largest"),
+        (Parity("class", 50, 0.88, 3.0, 20.0), None, 0.9, "88.0%"),
+    ]
+    for row, tolerance, share, said in cases:
+        with pytest.raises(UserError, match="nothing was written") as error:
+            refuse_disagreement("onnx", [good, row], tolerance=tolerance, min_agreement=share)
+        assert said in str(error.value)
+    refuse_disagreement("x", [Parity("class", 50, 0.92, 3.0, 20.0)], tolerance=None, min_agreement=0.9)
+
+
+def test_values_that_are_none_are_a_difference() -> None:
+    task = tiny_multitask().eval()
+    [tower] = towers_of(task)
+    own = module_runner(tower)
+    broken = changed(own, "logits_class", [0], math.nan)
+    rows = measure(task, cast("Any", Data(TinyData())), "test", {"x": {"model": broken}})["x"]
+    assert np.isnan(next(row for row in rows if row.what == "class").difference)

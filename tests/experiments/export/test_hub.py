@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+
+from experiments.export import hub
+from experiments.export.predict_onnx import Model
+from lightning_modules.base import VisionTask
+from lightning_modules.checkpoint import load_task
+from tests.experiments.exports import exported, products_onnx, products_run
+from vitrail.errors import UserError
+
+
+@pytest.fixture
+def pushed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A hub that answers, and what it was told."""
+    told: dict[str, Any] = {}
+
+    class Api:
+        def create_repo(self, repository: str, **options: Any) -> None:
+            told["repo"] = (repository, options)
+
+        def upload_folder(self, **options: Any) -> Any:
+            told["upload"] = options
+            return SimpleNamespace(commit_url="https://hub/owner/name/commit/1")
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr("lightning_modules.encoders.image.reachable", lambda *_: True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    return told
+
+
+def test_a_push_is_one_private_commit(pushed: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    export = products_onnx()
+    capsys.readouterr()  # making it, if no other test has yet, prints too
+    assert hub.main([str(export), "--repo", "owner/name"]) == 0
+    assert capsys.readouterr().out == "https://hub/owner/name/commit/1\n"
+    assert pushed["repo"] == ("owner/name", {"private": True, "exist_ok": True})
+    assert pushed["upload"]["folder_path"] == products_onnx()
+    assert hub.main([str(products_onnx()), "--repo", "owner/name", "--public"]) == 0
+    assert pushed["repo"][1]["private"] is False
+
+
+def test_only_whole_exports_are_pushed(
+    pushed: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied = Path(shutil.copytree(products_onnx(), tmp_path / "onnx"))
+    (copied / "model.onnx").unlink()
+    changed = Path(shutil.copytree(products_onnx(), tmp_path / "changed"))
+    with (changed / "model.onnx").open("ab") as file:
+        file.write(b"x")
+    for folder, repository, said in (
+        (products_run(), "owner/name", "is no export"),
+        (copied, "owner/name", "lacks model.onnx"),
+        (changed, "owner/name", "model.onnx changed since the export"),
+        (products_onnx(), "no name", "owner/name on the hub"),
+    ):
+        assert hub.main([str(folder), "--repo", repository]) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert len(error.splitlines()) == 1
+    assert pushed == {}
+
+
+def test_without_a_network_it_is_told_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert hub.main([str(products_onnx()), "--repo", "owner/name"]) == 2
+    assert "HF_HUB_OFFLINE is set" in capsys.readouterr().err
+    with pytest.raises(UserError, match="cannot be reached"):
+        hub.load("owner/never-heard-of")
+
+
+def test_a_refusal_of_the_hub_is_one_line(pushed: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("401: who are you?\nlong explanations")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
+    with pytest.raises(UserError, match="who are you") as error:
+        hub.push(products_onnx(), "owner/name")
+    assert "\n" not in str(error.value)
+
+
+def test_exports_come_back_from_a_folder_and_from_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    weights = exported(products_run(), "safetensors")
+    # As the hub's client keeps what it has fetched.
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(weights))
+    image = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    own = load_task(products_run() / "checkpoints" / "best.ckpt")
+    with torch.no_grad():
+        logits = own(image)
+    for name in (weights, "owner/name"):
+        task = hub.load(name)
+        assert isinstance(task, VisionTask)
+        with torch.no_grad():
+            assert torch.equal(task(image)["class"], logits["class"])
+    model = hub.load(products_onnx())
+    assert isinstance(model, Model)
+    np.testing.assert_allclose(model(image.numpy())["logits_class"], logits["class"].numpy(), atol=1e-4)
+
+
+def test_scripts_are_never_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[Any] = []
+
+    def fetch(name: str, **options: Any) -> str:
+        asked.append(options["allow_patterns"])
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    hub.folder_of("owner/name")
+    assert asked
+    assert not [pattern for patterns in asked for pattern in patterns if pattern.endswith((".py", ".pt2", "*"))]

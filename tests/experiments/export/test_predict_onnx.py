@@ -1,0 +1,352 @@
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+
+from datamodules.loading.decode import read_image
+from datamodules.loading.transforms import eval_transform
+from experiments.export.predict_onnx import Model, PredictError, main, prepared
+from lightning_modules.checkpoint import load_task
+from tests.experiments.exports import data_of, flowers_onnx, flowers_run, products_onnx, products_run
+from vitrail.predictions import read_predictions
+
+ALONE = """
+import runpy, sys
+sys.argv = ["predict.py", *sys.argv[2:]]
+sys.path[:] = [path for path in sys.path if path != ""]
+try:
+    runpy.run_path({script!r}, run_name="__main__")
+except SystemExit as end:
+    assert not end.code, end.code
+ours = ("torch", "lightning", "transformers", "experiments", "datamodules", "lightning_modules", "evaluation")
+assert not [name for name in ours if name in sys.modules], "not alone"
+"""
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return Model(products_onnx(), threads=1)
+
+
+def test_the_copy_beside_the_model_needs_no_torch_and_says_what_the_run_said(tmp_path: Path) -> None:
+    data = data_of(products_run())
+    predictions = read_predictions(products_run() / "predictions" / "test.parquet")
+    paths = [str(data.table.source(row)) for row in predictions.sample_id]
+    script = str(products_onnx() / "predict.py")
+    command = [sys.executable, "-c", ALONE.format(script=script), "predict", *paths, "--top", "3", "--json"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
+    answers = json.loads(done.stdout)
+    temperatures = json.loads((products_run() / "checkpoints" / "calibration.json").read_text())["temperatures"]
+    probabilities = predictions.probabilities("class", temperatures["class"])
+    for answer, row, path in zip(answers, probabilities, paths, strict=True):
+        assert answer["picture"] == path
+        found = {one["label"]: one["probability"] for one in answer["class"]}
+        assert list(found.values()) == sorted(found.values(), reverse=True)
+        for name, value in zip(predictions.tasks["class"], row, strict=True):
+            # Pillow and torch round a few pixels of a resized picture differently.
+            assert found[name] == pytest.approx(value, abs=0.02)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("fraction", [0.8, 1.0])
+@pytest.mark.parametrize("how", [{}, {"crop_rounding": "down"}, {"resize": "squash"}, {"resize": "pad"}], ids=str)
+@pytest.mark.parametrize("size", [(50, 31), (31, 50), (200, 123), (32, 32), (40, 40), (7, 90)])
+def test_pixels_are_those_of_the_evaluation_transform(
+    tmp_path: Path, model: Model, size: tuple[int, int], interpolation: str, fraction: float, how: dict[str, str]
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    options = {"size": 32, "crop_fraction": fraction, "interpolation": interpolation, **how}
+    own = eval_transform(options)(read_image(tmp_path / "picture.png")).numpy()  # type: ignore[arg-type]  # as JSON
+    with Image.open(tmp_path / "picture.png") as image:
+        found = prepared(image, options)
+    assert found.shape == own.shape
+    assert np.abs(found.astype(int) - own.astype(int)).max() <= 1
+
+
+def picture(mode: str) -> bytes:
+    """A smooth picture in a colour mode, as file content."""
+    x, y = np.meshgrid(np.arange(40), np.arange(40))
+    rgb = Image.fromarray(np.stack([x * 6, y * 6, 255 - x * 6], axis=-1).astype(np.uint8))
+    buffer = io.BytesIO()
+    if mode == "turned":
+        exif = Image.Exif()
+        exif[274] = 6
+        rgb.save(buffer, format="PNG", exif=exif)
+    elif mode == "I;16":
+        Image.fromarray((x * 1600).astype(np.uint16)).save(buffer, format="PNG")
+    elif mode == "RGBA":
+        rgba = rgb.convert("RGBA")
+        rgba.putalpha(Image.fromarray((y * 6).astype(np.uint8)))
+        rgba.save(buffer, format="PNG")
+    else:
+        rgb.convert(mode).save(buffer, format="TIFF" if mode == "CMYK" else "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "CMYK", "LA", "RGBA", "I;16", "turned"])
+def test_files_are_read_as_in_training(tmp_path: Path, model: Model, mode: str) -> None:
+    path = tmp_path / "picture"
+    path.write_bytes(picture(mode))
+    own = eval_transform({"size": 32, "crop_fraction": 0.8, "interpolation": "bicubic"})(read_image(path)).numpy()
+    assert np.abs(model.read(path).astype(int) - own.astype(int)).max() <= 1
+
+
+def deep(kind: str) -> bytes:
+    """A smooth image of 12 bits a channel, as file content."""
+    values = np.add.outer(np.arange(40), np.arange(40)).astype(np.uint16) * 52
+    if kind == "float":
+        image = Image.fromarray(values.astype(np.float32))
+    elif kind == "32 bits":
+        image = Image.fromarray(values.astype(np.int32))
+    else:
+        image = Image.fromarray(values.astype(">u2") if kind == "big-endian" else values)
+    buffer = io.BytesIO()
+    options = {"tiffinfo": {262: 0}} if kind == "white is zero" else {}
+    image.save(buffer, format="PNG" if kind == "PNG" else "TIFF", **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "big-endian", "32 bits", "float", "white is zero"])
+def test_deep_images_are_read_in_the_range_of_training(tmp_path: Path, model: Model, kind: str) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(deep(kind))
+    with pytest.raises(PredictError, match="of unknown range; save it with 8 bits"):
+        model.read(path)
+    for chosen in ([0, 4095], [100, 3000]):
+        options = {"size": 32, "crop_fraction": 0.8, "interpolation": "bicubic", "value_range": chosen}
+        taught = Model(products_onnx(), threads=1)
+        taught.metadata = {**model.metadata, "image": options}
+        own = eval_transform(options)(read_image(path, value_range=chosen)).numpy()  # type: ignore[arg-type]  # as JSON
+        assert np.abs(taught.read(path).astype(int) - own.astype(int)).max() <= 1
+
+
+def test_the_same_files_are_refused_and_strips_cost_as_little(tmp_path: Path, model: Model) -> None:
+    Image.init()
+    Image.new("RGB", (20, 20)).save(tmp_path / "eps", format="EPS")
+    (tmp_path / "a.jpg").write_bytes((tmp_path / "eps").read_bytes())
+    with pytest.raises(PredictError, match="not a picture in a known format"):
+        model.read(tmp_path / "a.jpg")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    content = bytearray((tmp_path / "a.png").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "a.png").write_bytes(bytes(content))
+    with pytest.raises(PredictError, match="wrong checksum"):
+        model.read(tmp_path / "a.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (1, 80_000, 3), dtype=np.uint8)).save(tmp_path / "b.png")
+    own = eval_transform(model.metadata["image"])(read_image(tmp_path / "b.png")).numpy()
+    assert np.abs(model.read(tmp_path / "b.png").astype(int) - own.astype(int)).max() <= 1
+
+
+def color(value_bits: int, transparency: bytes = b"", kept: int = 40) -> bytes:
+    """A PNG with 16 bits a channel of color, which Pillow cannot write, as file content."""
+    ramp = np.add.outer(np.arange(40), np.arange(40)) * ((2**value_bits - 1) // 78)
+    rows = np.stack([ramp, ramp[::-1], ramp[:, ::-1]], axis=-1).astype(">u2")
+    body = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows[:kept]))
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 40, 40, 16, 2, 0, 0, 0)), (b"tRNS", transparency), (b"IDAT", body)]
+    written = [(kind, data) for kind, data in [*chunks, (b"IEND", b"")] if data or kind == b"IEND"]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in written
+    )
+
+
+@pytest.mark.parametrize("value_range", ["auto", "dtype", [0, 65535]], ids=str)
+def test_color_of_16_bits_is_read_as_in_training(tmp_path: Path, model: Model, value_range: Any) -> None:
+    taught = Model(products_onnx(), threads=1)
+    options = {"size": 32, "crop_fraction": 0.8, "interpolation": "bicubic", "value_range": value_range}
+    taught.metadata = {**model.metadata, "image": options}
+    (tmp_path / "deep").write_bytes(color(16))
+    own = eval_transform(options)(read_image(tmp_path / "deep", value_range=value_range)).numpy()  # type: ignore[arg-type]
+    assert np.ptp(own) > 100
+    assert np.abs(taught.read(tmp_path / "deep").astype(int) - own.astype(int)).max() <= 1
+    (tmp_path / "half").write_bytes(color(16, kept=20))
+    with pytest.raises(PredictError, match="damaged: has 4820 of 9640 bytes"):
+        taught.read(tmp_path / "half")
+    (tmp_path / "clear").write_bytes(color(16, b"\0\0\0\0\0\0"))
+    for read in (taught.read, lambda path: read_image(path, value_range=value_range)):
+        with pytest.raises(ValueError, match="16 bits a channel with a transparent color"):
+            read(tmp_path / "clear")
+
+
+def test_color_of_16_bits_that_uses_fewer_is_refused_rather_than_read_black(tmp_path: Path, model: Model) -> None:
+    (tmp_path / "dark").write_bytes(color(12))
+    with pytest.raises(PredictError, match="of unknown range; save it with 8 bits"):
+        model.read(tmp_path / "dark")
+    taught = Model(products_onnx(), threads=1)
+    taught.metadata = {**model.metadata, "image": {**model.metadata["image"], "value_range": [0, 4095]}}
+    with pytest.raises(PredictError, match="16 bits a channel in color of which fewer are used"):
+        taught.read(tmp_path / "dark")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_damaged_jpeg_is_refused_where_training_refuses_it(
+    tmp_path: Path, model: Model, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(buffer, format="JPEG", quality=90)
+    whole, told = buffer.getvalue(), []
+    middle = len(whole) // 2
+    files = {"whole": whole, "cut": whole[:middle], "trailing": whole + b"more"}
+    files["overwritten"] = whole[:middle] + b"\xff\xd9" + whole[middle + 2 :]  # the end of the image in its middle
+    for name, content in files.items():
+        path = tmp_path / f"{name}.jpg"
+        path.write_bytes(content)
+        refusals = []
+        for read in (model.read, read_image):
+            try:
+                read(path)
+            except ValueError as error:
+                refusals.append(str(error))
+        assert len(refusals) in (0, 2), (name, refusals)
+        told += [name] if refusals else []
+    assert told == ["cut", "overwritten"]
+    # Without simplejpeg, which is no requirement, what Pillow reads is read.
+    monkeypatch.setitem(sys.modules, "simplejpeg", None)
+    assert model.read(tmp_path / "whole.jpg").shape == (3, 32, 32)
+    with pytest.raises(PredictError, match="truncated"):
+        model.read(tmp_path / "cut.jpg")
+
+
+def test_texts_are_compared_as_by_the_model(capsys: pytest.CaptureFixture[str]) -> None:
+    task = load_task(flowers_run() / "checkpoints" / "best.ckpt")
+    path = data_of(flowers_run()).table.source(0)
+    texts = ["a photo of a rose", "x", "two dogs play in the snow " * 9]
+    arguments = [str(path), "--model", str(flowers_onnx()), "--json"]
+    capsys.readouterr()  # what the export said
+    assert main([*arguments, *(part for text in texts for part in ("--text", text))]) == 0
+    [answer] = json.loads(capsys.readouterr().out)
+    with torch.no_grad():
+        image = eval_transform({"size": 32, "crop_fraction": 1.0, "interpolation": "bicubic"})(read_image(str(path)))
+        own = (task.encode_image(image[None]) @ task.encode_text(texts).T)[0]  # type: ignore[operator]
+    assert [one["text"] for one in answer["texts"]] == texts
+    assert [one["cosine"] for one in answer["texts"]] == pytest.approx(own.tolist(), abs=0.01)
+
+
+def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "no.jpg").write_text("no picture")
+    for name in ("damaged", "of others"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "damaged" / "model.onnx").write_bytes((products_onnx() / "model.onnx").read_bytes()[:5000])
+    other = onnx.load(products_onnx() / "model.onnx")
+    del other.metadata_props[:]
+    onnx.save(other, tmp_path / "of others" / "model.onnx")
+    for arguments, said in (
+        ([str(tmp_path / "no.jpg"), "--model", str(products_onnx())], "no.jpg"),
+        ([str(tmp_path / "none.jpg"), "--model", str(products_onnx())], "no such file"),
+        (["x.jpg", "--model", str(tmp_path)], "no model.onnx"),
+        (["x.jpg", "--model", str(tmp_path / "damaged")], "cannot be loaded"),
+        (["x.jpg", "--model", str(tmp_path / "of others")], "was not exported"),
+        (["x.jpg", "--model", str(products_onnx()), "--text", "a"], "reads no texts"),
+    ):
+        assert main(arguments) == 2
+        err = capsys.readouterr().err
+        assert said in err
+        assert len(err.splitlines()) == 1
+
+
+def test_answers_are_readable(capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(data_of(products_run()).table.source(0))
+    assert main([path, "--model", str(products_onnx()), "--top", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == path
+    assert [line.split(":")[0].strip() for line in lines[1:]] == ["class", "colour"]
+    assert lines[1].count("(0.") + lines[1].count("(1.") == 2
+
+
+def test_equal_classes_are_no_prediction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(data_of(products_run()).table.source(0))
+    own, others = Model.__call__, [1.0]
+
+    def made(self: Model, images: np.ndarray[Any, Any]) -> dict[str, Any]:
+        outputs = own(self, images)
+        outputs["logits_class"][:] = np.float32(1)
+        outputs["logits_colour"][:] = np.float32(others[0])
+        outputs["logits_colour"][0, 1] = 2
+        return outputs
+
+    monkeypatch.setattr(Model, "__call__", made)
+    for others[0], colours in ((1.0, 2), (np.nan, 1)):
+        assert main([path, "--model", str(products_onnx()), "--top", "2", "--json"]) == 0
+        [answer] = json.loads(capsys.readouterr().out)
+        [said] = answer["class"]
+        assert said["label"] is None
+        assert 0 < said["probability"] < 1
+        assert len(answer["colour"]) == colours
+        assert (answer["colour"][0]["label"] is None) == (colours == 1)
+        assert main([path, "--model", str(products_onnx())]) == 0
+        assert capsys.readouterr().out.count("(no prediction)") == (1 if colours == 2 else 2)
+    assert answer["colour"] == [{"label": None, "probability": None}]
+
+
+def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def stop(self: Model, path: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Model, "read", stop)
+    assert main(["x.jpg", "--model", str(products_onnx())]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    # Also while the program is still being loaded, when nothing could catch an exception.
+    script = str(products_onnx() / "predict.py")
+    code = f"""
+import os, runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+class Press:
+    def find_spec(self, name, *_):
+        if name == "onnxruntime":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Press())
+sys.argv = ["predict.py", "x.jpg"]
+runpy.run_path({script!r}, run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+def test_weights_missing_renamed_reshaped_added_or_changed_are_refused(tmp_path: Path) -> None:
+    """In one line: the file is not the one that was exported, whether or not ONNX Runtime would take it."""
+    shutil.copytree(products_onnx(), tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "model.onnx"
+    Model(tmp_path, threads=1)  # intact
+
+    def change(kind: str) -> None:
+        graph = onnx.load(products_onnx() / "model.onnx")
+        weights = graph.graph.initializer
+        weight = next(one for one in weights if one.data_type == onnx.TensorProto.FLOAT and len(one.dims) == 1)
+        values = onnx.numpy_helper.to_array(weight)
+        if kind == "missing":
+            weights.remove(weight)
+        elif kind == "renamed":
+            weight.name += "x"
+        elif kind == "added":
+            weights.append(onnx.numpy_helper.from_array(values, "nonsense"))
+        else:
+            # A vector of length one is broadcast: nothing would fail.
+            changed = values[:1] if kind == "reshaped" else values + 1
+            weight.CopyFrom(onnx.numpy_helper.from_array(changed, weight.name))
+        onnx.save(graph, path)
+
+    for kind in ("missing", "renamed", "reshaped", "added", "changed"):
+        change(kind)
+        with pytest.raises(PredictError, match="is not the file that was exported") as refusal:
+            Model(tmp_path, threads=1)
+        assert "\n" not in str(refusal.value)
+    (tmp_path / "export.json").write_text("{")
+    with pytest.raises(PredictError, match=r"export\.json: cannot be read"):
+        Model(tmp_path, threads=1)
