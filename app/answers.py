@@ -22,7 +22,7 @@ from PIL import Image
 from app.classification import Classified, Seen, Upload
 from app.served_run import TaskAnswer
 from app.zero_shot import ZeroShot
-from evaluation.classification import NO_PREDICTION
+from evaluation.tables.per_class import NO_PREDICTION
 from vitrail.errors import UserError
 
 THUMBNAIL = 320

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import gradio as gr
 
 from app.exploring import NOT_KNOWN
-from evaluation.exploration_figures import SPLIT_COLOURS
+from evaluation.dataset.figures import SPLIT_COLOURS
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -16,7 +16,7 @@ from app.embedding_map import PALETTE
 from app.exploring import Explorer, Filter
 from app.once import Once
 from datamodules.loading.decode import read_image
-from evaluation.exploration_colour import COLOURLESS, PICTURES_OF_CLASS, SHOWN_CLASSES, class_densities
+from evaluation.dataset.colour import COLOURLESS, PICTURES_OF_CLASS, SHOWN_CLASSES, class_densities
 from vitrail.errors import UserError
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class ClassColours:
             seed: of the pictures and pixels that are drawn.
 
         Returns:
-            By name float64 ``(3, LEVELS)``, see ``evaluation.exploration_colour.density``; and sentences about what
+            By name float64 ``(3, LEVELS)``, see ``evaluation.dataset.colour.density``; and sentences about what
             could not be computed.
 
         Raises:

@@ -128,8 +128,8 @@ def where(run: ServedRun, upload: Upload, task: str, label: str, method: str) ->
     Raises:
         UserError: if the picture cannot be read, or the run cannot say.
     """
-    from evaluation.explanations import overlay
     from evaluation.saliency import Method
+    from evaluation.saliency.overlays import overlay
 
     known: tuple[Method, ...] = get_args(Method)
     chosen = next((name for name in known if name == METHODS.get(method)), None)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.exploring import Explorer
-from evaluation.projections import Projection, project
+from evaluation.dataset.projections import Projection, project
 from vitrail.errors import UserError
 
 if TYPE_CHECKING:

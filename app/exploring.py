@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.classification import NO_PREDICTION
+from evaluation.tables.per_class import NO_PREDICTION
 from retrieval.schema import CONFIDENCE, LABEL, PREDICTED
 from vitrail.errors import UserError
 from vitrail.types import LABEL_TASK

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from datamodules.loading.decode import ValueRange
-    from evaluation.explanations import Explained
     from evaluation.saliency import Method
+    from evaluation.saliency.overlays import Explained
     from retrieval.query_encoder import QueryEncoder
     from retrieval.query_vectors import Reading
 
@@ -225,7 +225,7 @@ class ServedRun:
         Raises:
             UserError: if the model knows no such task or class, or the method does not go with its network.
         """
-        from evaluation.explanations import explain_classes, explain_texts
+        from evaluation.saliency.overlays import explain_classes, explain_texts
 
         images = self._pixels([picture])
         with self._lock:

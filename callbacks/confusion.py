@@ -23,9 +23,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
 from callbacks.best_checkpoint import BestCheckpoint
-from evaluation.classification import class_report, confusion_frame, normalise_by_target
-from evaluation.figures import confusion_figure, save_figure
-from evaluation.summary import share
+from evaluation.report.figures import confusion_figure, save_figure
+from evaluation.tables.per_class import class_report, confusion_frame, normalise_by_target
+from evaluation.tables.summary import share
 from lightning_modules.metrics import predicted_classes
 from vitrail.errors import UserError
 from vitrail.files import write_csv

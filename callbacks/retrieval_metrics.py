@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
-from evaluation.retrieval_report import RankedAnswers, report_rows, report_table, write_report
+from evaluation.retrieval import RankedAnswers, report_rows, report_table, write_report
 from retrieval.metrics import RECALL_AT, RankedQueries, rank_queries
 from vitrail.errors import UserError
 
@@ -55,7 +55,7 @@ class RetrievalMetrics(Callback):
     picture without a text is found but does not ask.
 
     After ``test``, and ``validate`` outside of a fit, ``reports/<split>_retrieval.csv`` is written and a table printed,
-    with 95 % bootstrap intervals by picture; the gallery stays as it is (``evaluation.retrieval_report``).
+    with 95 % bootstrap intervals by picture; the gallery stays as it is (``evaluation.retrieval``).
     """
 
     def __init__(self) -> None:

@@ -12,9 +12,9 @@ from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 from callbacks.confusion import describes_samples, step_outputs
-from evaluation.explanations import explain_classes, explained_figure, worst_mistakes
-from evaluation.figures import save_figure
+from evaluation.report.figures import save_figure
 from evaluation.saliency import Method, check_method
+from evaluation.saliency.overlays import explain_classes, explained_figure, worst_mistakes
 from vitrail.errors import UserError
 from vitrail.trust import file_name
 

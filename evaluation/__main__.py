@@ -16,7 +16,7 @@ from vitrail.errors import run_program
 from vitrail.types import DATA_ARGUMENTS
 
 if TYPE_CHECKING:
-    from evaluation.summary import TaskSummary
+    from evaluation.tables.summary import TaskSummary
 
 _COMMANDS = (
     "summary",
@@ -74,13 +74,13 @@ def _run(options: argparse.Namespace, rest: list[str]) -> None:
     elif options.command in _OTHERS:
         _OTHERS[options.command](options)
     else:
-        from evaluation import summary_command
+        from evaluation.commands import summary as summary_command
 
         summary_command.show(_probe(options, rest), options)
 
 
 def _base_to_novel(options: argparse.Namespace) -> None:
-    from evaluation import base_to_novel
+    from evaluation.weights import zero_shot as base_to_novel
     from vitrail.console import print_table
 
     after = base_to_novel.read_run(options.run, options.split)
@@ -100,8 +100,8 @@ def _wise_ft(options: argparse.Namespace) -> None:
     from rich.progress import track
 
     from datamodules.cli import data_of_run
-    from evaluation import wise_ft
-    from evaluation.zero_shot import start_weights_of
+    from evaluation.weights import wise_ft
+    from evaluation.weights.zero_shot import start_weights_of
     from lightning_modules.checkpoint import load_task, read_checkpoint
     from vitrail.console import print_table
 
@@ -128,7 +128,7 @@ def _wise_ft(options: argparse.Namespace) -> None:
 
 
 def _soup(options: argparse.Namespace) -> None:
-    from evaluation.soup_command import best_of_sweep, make_soup, place_beside, place_of_sweep
+    from evaluation.commands.soup import best_of_sweep, make_soup, place_beside, place_of_sweep
     from vitrail.console import print_table
     from vitrail.errors import UserError
     from vitrail.runs import runs_among
@@ -148,7 +148,7 @@ _OTHERS = {"base_to_novel": _base_to_novel, "wise_ft": _wise_ft, "soup": _soup}
 
 def _probe(options: argparse.Namespace, data_arguments: list[str]) -> list[TaskSummary]:
     from datamodules.cli import data_parser, parse_data
-    from evaluation.linear_probe import linear_probe
+    from evaluation.commands.linear_probe import linear_probe
     from lightning_modules.encoders.image import ImageEncoder
 
     configs = [argument for path in options.config for argument in ("--config", path)]
@@ -205,7 +205,7 @@ def _parser(names: Sequence[str]) -> argparse.ArgumentParser:
     command.add_argument("--backbone", required=True, help="timm name, for example resnet18")
     command.add_argument("--pretrained", default="true", help="true (hub), false, or a local file of weights")
     command.add_argument("--image_size", type=int, default=224, help="side of the pictures in pixels (default: 224)")
-    from evaluation.summary_command import add_forms
+    from evaluation.commands.summary import add_forms
 
     add_forms(command)
     return parser

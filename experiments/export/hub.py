@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.summary import TaskSummary, markdown_rows, summarise
+from evaluation.tables.summary import TaskSummary, markdown_rows, summarise
 from experiments.export.parity import Form, markdown
 from experiments.export.weights import SUMMARY
 from vitrail.errors import UserError, run_reporting_user_errors

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from datamodules.base import ImageDataModule
-from evaluation.efficiency import BatchCost, ratio_told
-from evaluation.summary import markdown_rows
+from evaluation.cost.efficiency import BatchCost, ratio_told
+from evaluation.tables.summary import markdown_rows
 from experiments.export.graphs import IMAGE_EMBEDDING, LOGITS, TEXT_EMBEDDING, Arrays, Runner
 from lightning_modules.base import VisionTask, real_rows
 from lightning_modules.dual_encoder import EmbeddingTask

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from evaluation.summary import plain
+from evaluation.tables.summary import plain
 from lightning_modules.base import VisionTask
 from lightning_modules.checkpoint import task_from
 from lightning_modules.dual_encoder import EmbeddingTask

@@ -28,12 +28,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from evaluation.efficiency import cells, columns, ratios_to
-from evaluation.efficiency_command import add_measuring, check_device, measured
-from evaluation.efficiency_models import ModelSource
-from evaluation.figures import plain
-from evaluation.summary import markdown_rows, with_interval
-from evaluation.summary_wide import task_heading
+from evaluation.commands.efficiency import add_measuring, check_device, measured
+from evaluation.cost.efficiency import ModelSource, cells, columns, ratios_to
+from evaluation.report.figures import plain
+from evaluation.tables.summary import markdown_rows, with_interval
+from evaluation.tables.summary_wide import task_heading
 from experiments.launch.sweep_file import Metric
 from experiments.launch.workers import Job, Outcome, Runner, run_trial
 from vitrail.config import dump_yaml, load_yaml, merged, read_experiment, read_experiments
@@ -46,8 +45,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
 
-    from evaluation.efficiency import Costs, Counts
-    from evaluation.summary import TaskSummary
+    from evaluation.cost.efficiency import Costs, Counts
+    from evaluation.tables.summary import TaskSummary
     from experiments.launch.workers import Runner
 
 
@@ -294,7 +293,7 @@ def write_reports(folder: Path, title: str, results: Sequence[Results]) -> str:
     """
     import pandas as pd
 
-    from evaluation.figures import save_figure
+    from evaluation.report.figures import save_figure
 
     write_csv(folder / "ablation.csv", pd.DataFrame([_values(result) for result in results]))
     note = ratios_to({result.variant.name: (result.counts, result.costs) for result in results})
@@ -490,8 +489,7 @@ class Results:
 
     def count(self) -> None:
         """Count, without weights; a model that cannot be built says why in ``note``."""
-        from evaluation.efficiency import count
-        from evaluation.efficiency_models import build
+        from evaluation.cost.efficiency import build, count
 
         try:
             self.counts = count(*build(self.source, "meta"))
@@ -502,7 +500,7 @@ class Results:
     @property
     def costs(self) -> Costs | None:
         """As they were measured; None where they were not, or could not be."""
-        from evaluation.efficiency import costs_from_values
+        from evaluation.cost.efficiency import costs_from_values
 
         kept = self._kept.get("costs")
         return costs_from_values(kept["measured"]) if kept else None
@@ -550,7 +548,7 @@ class Results:
 
     def accuracies(self) -> list[TaskSummary]:
         """Of each task on the test split; empty where there is no run."""
-        from evaluation.summary import summarise_run
+        from evaluation.tables.summary import summarise_run
 
         return summarise_run(self.run) if self.run else []
 

@@ -137,7 +137,7 @@ def _importance(folder: Path, study: optuna.Study, trials: Sequence[FrozenTrial]
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from evaluation.figures import plain, save_figure
+    from evaluation.report.figures import plain, save_figure
 
     # Those of a sweep before may lie there.
     for name in ("importance.csv", "importance.png"):

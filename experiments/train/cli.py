@@ -535,8 +535,7 @@ class VitrineCLI(LightningCLI):
         if base_classes and self.trainer.is_global_zero and (self.run_directory / CHECKPOINTS / START_FILE).exists():
             from rich.console import Console
 
-            from evaluation.base_to_novel import rich_table
-            from evaluation.zero_shot import finetuning_cost
+            from evaluation.weights.zero_shot import finetuning_cost, rich_table
 
             self.datamodule.trainer = None  # this process alone goes through all of the test split
             cost = finetuning_cost(self.run_directory, self.datamodule, base_classes)

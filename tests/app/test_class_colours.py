@@ -15,7 +15,7 @@ from app.class_colours import MOST_CLASSES, PANELS, ClassColours, colour_figure
 from app.exploring import Explorer, Filter
 from app.served_gallery import ServedGallery
 from datamodules.loading.decode import ValueRange, read_image
-from evaluation.exploration_colour import LEVELS
+from evaluation.dataset.colour import LEVELS
 from retrieval.gallery import Gallery
 from tests.app.explored_gallery import CLASSES, HUES, UNREADABLE, explored_gallery
 from tests.retrieval.small_gallery import identity, picture_rows, vectors

@@ -17,7 +17,7 @@ from app.context import AppContext, Limits
 from app.served_run import ServedRun
 from datamodules.loading.decode import ValueRange
 from datamodules.loading.transforms import eval_transform
-from evaluation.explanations import overlay
+from evaluation.saliency.overlays import overlay
 from vitrail.errors import UserError
 
 

@@ -19,7 +19,7 @@ from app.served_gallery import ServedGallery
 from app.served_run import ServedRun
 from datamodules.base import ImageDataModule
 from datamodules.cli import data_parser, parse_data
-from evaluation.explanations import explain_classes
+from evaluation.saliency.overlays import explain_classes
 from lightning_modules.checkpoint import load_task
 from lightning_modules.dual_encoder import DualEncoder
 from vitrail.errors import UserError

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.exploration import Collection, Looks, look_at
-from evaluation.exploration_colour import centre_colour
+from evaluation.dataset.colour import centre_colour
+from evaluation.dataset.sections import Collection, Looks, look_at
 from vitrail.types import UNKNOWN
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 40), "blue": (30, 40, 220), "grey": (128, 128, 128)}

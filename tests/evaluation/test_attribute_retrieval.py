@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, ndcg_score
 
-from evaluation.attribute_retrieval import METRICS, Ground, Row, System, ground_of, measure, rows_of, systems_of
-from evaluation.statistics import group_bootstrap
+from evaluation.retrieval import METRICS, Ground, Row, System, ground_of, measure, rows_of, systems_of
+from evaluation.statistics.intervals import group_bootstrap
 from retrieval.gallery import Gallery
 from retrieval.ranking import Query, Searcher
 from tests.evaluation.perfect_encoder import PerfectEncoder
@@ -97,7 +97,7 @@ def test_hybrid_takes_part(gallery: Gallery, ground: Ground) -> None:
 
 def test_chunks_do_not_matter(gallery: Gallery, ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = values_of(gallery, ground, CLIP)
-    monkeypatch.setattr("evaluation.attribute_retrieval._QUERIES_AT_ONCE", 5)
+    monkeypatch.setattr("evaluation.retrieval._QUERIES_AT_ONCE", 5)
     parts = values_of(gallery, ground, CLIP)
     for metric in METRICS:
         np.testing.assert_allclose(parts[metric], whole[metric], atol=1e-12)

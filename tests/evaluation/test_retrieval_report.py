@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from evaluation.retrieval_report import RankedAnswers, Row, report_rows, report_table, write_report
+from evaluation.retrieval import RankedAnswers, Row, report_rows, report_table, write_report
 
 PICTURES = 60
 

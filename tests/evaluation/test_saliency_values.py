@@ -18,7 +18,7 @@ from evaluation.saliency import (
     image_backbone,
     text_scores,
 )
-from evaluation.saliency_layers import map_layer, watched_attention
+from evaluation.saliency.layers import map_layer, watched_attention
 from lightning_modules.classification import ImageClassifier
 from lightning_modules.dual_encoder import DualEncoder
 from tests.evaluation.saliency_networks import draw_scenes, fresh

@@ -19,7 +19,7 @@ from transformers import CLIPModel, Qwen2VLForConditionalGeneration
 from datamodules import Wares
 from datamodules.streaming.pack import pack
 from evaluation.__main__ import main as compare
-from evaluation.calibration import expected_calibration_error
+from evaluation.statistics.calibration import expected_calibration_error
 from experiments.train.cli import main
 from tests.experiments.plain_figures import plain_figures
 from tests.fakes import write_fashion, write_products

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from evaluation.efficiency import BatchCost
+from evaluation.cost.efficiency import BatchCost
 from experiments.export.graphs import Runner
 from experiments.export.parity import Form, Parity, interleaved, markdown, rich_table
 

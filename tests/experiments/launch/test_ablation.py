@@ -13,9 +13,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from evaluation.efficiency import BatchCost, Costs
-from evaluation.efficiency_models import ModelSource
-from evaluation.summary import summarise_run
+from evaluation.cost.efficiency import BatchCost, Costs, ModelSource
+from evaluation.tables.summary import summarise_run
 from experiments.launch.ablation import main
 from experiments.launch.workers import Job, Outcome, Watch, run_trial
 from experiments.train.cli import main as fit
@@ -112,7 +111,7 @@ def measured(sources: dict[str, ModelSource], *_: object, **__: object) -> dict[
 def done(folder: Path, file: Path) -> Iterator[tuple[Path, Trains]]:
     runner = Trains()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("evaluation.efficiency_workers.measure", measured)
+        patch.setattr("evaluation.cost.workers.measure", measured)
         patch.setenv("VITRINE_CACHE", str(folder / "cache"))
         assert main([str(file), "--runs", str(folder / "runs"), "--batch-sizes", "1"], runner) == 0
         yield folder / "runs" / "ablations" / "four", runner
@@ -150,7 +149,7 @@ def test_nothing_is_done_twice(
 ) -> None:
     place, _ = done
     before = table(place)
-    monkeypatch.setattr("evaluation.efficiency_workers.measure", None)  # would fail if it were called
+    monkeypatch.setattr("evaluation.cost.workers.measure", None)  # would fail if it were called
     assert main([str(file), "--runs", str(folder / "runs"), "--batch-sizes", "1"], refuses) == 0
     pd.testing.assert_frame_equal(table(place), before)
     capsys.readouterr()

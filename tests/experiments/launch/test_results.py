@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from evaluation.summary import markdown_table, summarise_run
+from evaluation.tables.summary import markdown_table, summarise_run
 from experiments.launch.results import find_run, main
 from tests.experiments.conftest import TINY
 from tests.experiments.results_commands import FIT, ROOT, InProcess, refuses

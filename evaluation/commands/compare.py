@@ -1,0 +1,200 @@
+"""``python -m evaluation compare RUN RUN …``: which of several runs is better, at what cost, and whether one can tell.
+
+Names the answer "cannot be told apart" where the data do not say; see ``comparison`` for how that is decided.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+from unicodedata import normalize
+
+from evaluation.tables.comparison import (
+    ComparedRow,
+    Cost,
+    Side,
+    caveats,
+    cells,
+    common_tasks,
+    compare_sides,
+    cost_of,
+    parts,
+    shown_columns,
+    sides_of,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.table import Table
+
+_EPILOG = """\
+examples:
+  python -m evaluation compare runs/small/TIME runs/large/TIME --html compared.html
+  python -m evaluation compare runs/small/* runs/large/* --join     # seeds or folds of two experiments
+"""
+
+_AXES = {"parameters": "parameters", "minutes": "minutes of training", "latency": "ms a picture, CPU, one by one"}
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command ``compare`` to the command line."""
+    command = commands.add_parser(
+        "compare",
+        help="several runs on the same test samples: paired differences, whether they differ at all, calibration, cost",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories, at least two")
+    command.add_argument("--split", default="test", help="split whose predictions are read (default: test)")
+    command.add_argument(
+        "--task",
+        type=partial(normalize, "NFC"),
+        help="compare on this task only (default: on all that the runs have in common)",
+    )
+    command.add_argument(
+        "--join", action="store_true", help="runs of the same name are seeds or folds of one experiment: a row each"
+    )
+    command.add_argument(
+        "--reference",
+        choices=("first", "best"),
+        default="first",
+        help="what the others are compared with: the first, or the most accurate here (default: first)",
+    )
+    command.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    command.add_argument("--html", type=Path, metavar="FILE", help="also write a page with the table and Pareto plot")
+
+
+def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
+    """Compare, print, and write the page where asked.
+
+    Raises:
+        UserError: a run without usable predictions, or runs that cannot be compared.
+    """
+    from evaluation.tables.summary import markdown_rows
+    from vitrail.console import print_table
+    from vitrail.runs import runs_among
+
+    options.runs = runs_among(options.runs, "compare", f"predictions/{options.split}.parquet")
+    sides = sides_of(options.runs, options.split, options.join)
+    tasks = common_tasks(sides, options.task)
+    rows = compare_sides(sides, tasks, options.reference, split=options.split)
+    costs = {side.name: cost_of(side) for side in sides}
+    table = shown_columns(cells(rows, costs))
+    said = [*sentences(rows, options.reference), *caveats(sides, options.split)]
+    if options.html is not None:
+        write_comparison(options.html, options, (sides, rows, costs), table, said)
+    if options.markdown:
+        sys.stdout.write(markdown_rows(list(table[0]), [list(row.values()) for row in table]) + "\n\n")
+        sys.stdout.write("".join(f"* {sentence}\n" for sentence in said))
+    else:
+        for part in parts(table).values():
+            print_table(rich_table(part))
+        sys.stdout.write("".join(f"{sentence}\n" for sentence in said))
+    if options.html is not None:
+        sys.stdout.write(f"{options.html} has the page\n")
+
+
+def sentences(rows: Sequence[ComparedRow], reference: str) -> list[str]:
+    """What the comparisons say, in full, and how p-values are to be read."""
+    made = [row for row in rows if row.comparison is not None]
+    base = next(row.side for row in rows if row.comparison is None)
+    said = [f"Differences are to {base}, on the same samples; p is of the exact test by group."]
+    if any(row.comparison is not None and not math.isnan(row.comparison.over_seeds.low) for row in rows):
+        said.append(
+            "Over seeds: what training again would change (Welch's interval); where it holds 0, the seeds may have "
+            "made the difference."
+        )
+    if any(row.joined.kind in ("one run", "folds") for row in rows):
+        said.append("A run without other seeds speaks of that very training; another seed may end elsewhere.")
+    said += [row.comparison.verdict(row.p_value) for row in made if row.comparison is not None]
+    if (corrected := sum(not math.isnan(row.p_value) for row in made)) > 1:
+        said.append(f"p-values are corrected for {corrected} comparisons (Holm).")
+    if any(row.joined.n for row in rows):
+        said.append(
+            "ECE is how far accuracy is from confidence on average (15 bins); where its interval begins at 0, chance "
+            "alone may have made it."
+        )
+    if reference == "best" and any(row.joined.n for row in rows):
+        said.append("The reference was chosen by its accuracy on these very samples, which flatters it.")
+    return said
+
+
+def rich_table(table: list[dict[str, str]]) -> Table:
+    """The rows for the terminal."""
+    from vitrail.console import text_table
+
+    return text_table(list(table[0]), [list(row.values()) for row in table], ("run", "task", "verdict"))
+
+
+def write_comparison(
+    path: Path,
+    options: argparse.Namespace,
+    compared: tuple[list[Side], list[ComparedRow], dict[str, Cost]],
+    table: list[dict[str, str]],
+    said: list[str],
+) -> Path:
+    """Write the page; its figure and table as files go to a folder of its name beside it.
+
+    Args:
+        path: of the page.
+        options: of the command.
+        compared: sides, rows and cost.
+        table: cells of the rows.
+        said: sentences.
+    """
+    import pandas as pd
+
+    from evaluation.report.page import Section, write_page
+
+    sides, rows, costs = compared
+    figure = cost_figure(rows, costs)
+    missing = [] if figure is not None else ["No cost is known of two runs, so there is no plot of score against cost."]
+    if any(math.isnan(cost.latency) for cost in costs.values()):
+        every = " ".join(str(run.path) for side in sides for run in side.runs[:1])
+        missing.append(f"Latencies are not measured of all: `python -m evaluation efficiency {every}` does.")
+    sections = [
+        Section(
+            "Table",
+            says=said,
+            tables={part: pd.DataFrame(rows) for part, rows in parts(table).items()},
+            files={"compared": pd.DataFrame(table)},
+        ),
+        Section(
+            "Score against cost",
+            says=["Blue: no other is both cheaper and better. Lines are 95 % intervals by group."] if figure else [],
+            figures={"pareto": figure} if figure is not None else {},
+            missing=missing,
+        ),
+        Section(
+            "Runs",
+            tables={
+                "runs": pd.DataFrame(
+                    [{"experiment": side.name, "run": str(run.path)} for side in sides for run in side.runs]
+                )
+            },
+        ),
+    ]
+    named = " ".join(str(run) for run in options.runs)
+    lead = [f"`python -m evaluation compare {named}{' --join' if options.join else ''}`, judged on {options.split}."]
+    stem = path.name.removesuffix(".html")
+    return write_page(path.parent, stem, f"Compared: {', '.join(costs)}", lead, sections, files=path.parent / stem)
+
+
+def cost_figure(rows: Sequence[ComparedRow], costs: dict[str, Cost]) -> Figure | None:
+    """Accuracy on the first task against every cost that is known of two sides at least; None where none is."""
+    from evaluation.report.figures import pareto_figure
+
+    task = rows[0].joined.task
+    shown = [row for row in rows if row.joined.task == task]
+    values = {label: [float(getattr(costs[row.side], name)) for row in shown] for name, label in _AXES.items()}
+    known = {label: own for label, own in values.items() if sum(not math.isnan(value) for value in own) > 1}
+    if not known:
+        return None
+    scores = [row.joined.accuracy.pooled for row in shown]
+    return pareto_figure([row.side for row in shown], scores, known, f"accuracy, {task}")

@@ -1,0 +1,167 @@
+"""``python -m evaluation efficiency RUN EXPERIMENT.yaml …``: what models cost, beside each other."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitrail.errors import UserError
+from vitrail.files import written_whole
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from evaluation.cost.efficiency import Costs, Counts, ModelSource
+
+FILE = "efficiency.json"
+BATCH_SIZES = [1, 8]
+REPEATS = 10
+
+_EPILOG = """\
+examples:
+  python -m evaluation efficiency experiments/products_multitask_deit.yaml experiments/products_multitask_mobilevit.yaml
+  python -m evaluation efficiency runs/NAME/TIME --batch-sizes 1 8 32 --device cuda
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command ``efficiency`` to the command line."""
+    command = commands.add_parser(
+        "efficiency",
+        help="parameters, operations, bytes, seconds and memory of models, with ratios to the first",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.add_argument(
+        "models", nargs="+", type=Path, metavar="MODEL", help="run directory, or experiment file (random weights)"
+    )
+    command.add_argument(
+        "--config", action="append", default=[], type=Path, metavar="OVERLAY", help="laid over experiment files"
+    )
+    add_measuring(command)
+    command.add_argument("--counts-only", action="store_true", help="measure nothing")
+    command.add_argument("--markdown", action="store_true", help="a Markdown table")
+    command.add_argument("--json", type=Path, metavar="FILE", help=f"(default for runs: RUN/{FILE})")
+
+
+def add_measuring(command: argparse.ArgumentParser) -> None:
+    """Add how time is measured; also for the ablation's command line."""
+    command.add_argument(
+        "--batch-sizes", nargs="+", type=_positive, default=BATCH_SIZES, metavar="N", help="(default: 1 8)"
+    )
+    command.add_argument(
+        "--repeats", type=_positive, default=REPEATS, metavar="N", help=f"rounds that count (default: {REPEATS})"
+    )
+    command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="that is measured (default: cpu)")
+    command.add_argument("--threads", type=_positive, default=0, metavar="N", help="of the CPU (default: PyTorch's)")
+
+
+def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
+    """Count, measure, write and print.
+
+    Raises:
+        UserError: if a model cannot be built or measured.
+    """
+    from evaluation.cost.efficiency import build, count, markdown, ratios_to, source_of
+    from vitrail.console import print_table
+    from vitrail.runs import runs_among
+
+    check_device(options.device)
+    runs = [path for path in options.models if path.suffix not in (".yaml", ".yml")]
+    kept = runs_among(runs, "efficiency", "checkpoints/best.ckpt", unfinished_only=True) if len(runs) > 1 else runs
+    options.models = [path for path in options.models if path not in runs or path in kept]
+    sources = {path.resolve(): source_of(path, options.config) for path in options.models}
+    names = _names(list(sources))
+    counts: dict[str, Counts] = {}
+    for path, source in sources.items():
+        counts[names[path]] = count(*build(source, "meta"))
+    costs: Mapping[str, Costs] = {}
+    sizes: list[int] = []
+    if not options.counts_only:
+        sizes = sorted(set(options.batch_sizes))
+        costs = measured({names[path]: source for path, source in sources.items()}, counts, options)
+    rows = {name: (counts[name], costs.get(name)) for name in counts}
+    for path, name in names.items():
+        if path.is_dir():
+            write(path / FILE, {name: rows[name]})
+    if options.json is not None:
+        write(options.json, rows)
+    if options.markdown:
+        sys.stdout.write(markdown(rows, sizes) + "\n")
+    else:
+        print_table(_table(rows, sizes))
+    if note := ratios_to(rows):
+        sys.stdout.write(f"{note}\n")
+    if failed := [f"{name}: {one.error}" for name, one in costs.items() if one.error]:
+        raise UserError(failed[0])
+
+
+def measured(
+    sources: Mapping[str, ModelSource], counts: Mapping[str, Counts], options: argparse.Namespace
+) -> dict[str, Costs]:
+    """Costs of the models by the options of ``add_measuring``."""
+    from evaluation.cost.workers import measure
+
+    return measure(
+        sources,
+        {name: counts[name].weight_bytes for name in sources},
+        sorted(set(options.batch_sizes)),
+        options.repeats,
+        device=options.device,
+        threads=options.threads,
+    )
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not there.
+
+    Raises:
+        UserError: if there is no GPU.
+    """
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch sees no GPU here; leave it out to measure the CPU")
+
+
+def write(path: Path, rows: Mapping[str, tuple[Counts, Costs | None]]) -> None:
+    """Write the numbers as JSON, whole."""
+    values = {name: {"counts": asdict(one), "costs": other and asdict(other)} for name, (one, other) in rows.items()}
+    with written_whole(path) as partial:
+        partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _names(paths: Sequence[Path]) -> dict[Path, str]:
+    """A name for each, no two alike."""
+    names = {path: "/".join(path.parts[-2:]) if path.is_dir() else path.stem for path in paths}
+    twice = {name for name in names.values() if list(names.values()).count(name) > 1}
+    return {path: str(path) if name in twice else name for path, name in names.items()}
+
+
+def _table(rows: Mapping[str, tuple[Counts, Costs | None]], sizes: Sequence[int]) -> Table:
+    """One column a model: there are more numbers than models."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from evaluation.cost.efficiency import cells, columns
+
+    table = Table("", *map(escape, rows), title="what the models cost")
+    by_model = [cells(*row, sizes) for row in rows.values()]
+    for place, name in enumerate(columns(sizes)):
+        table.add_row(escape(name), *(escape(cells_of_one[place]) for cells_of_one in by_model))
+    return table
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
+
+
+_positive.__name__ = "number from 1"  # argparse says it

@@ -1,0 +1,257 @@
+"""``python -m evaluation explain RUN``: where in its pictures a model sees what it says, as overlays and a page."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from datamodules.table import composed
+from vitrail.errors import UserError
+from vitrail.runs import CONFIG, RunFiles
+from vitrail.trust import file_name
+from vitrail.types import UNKNOWN
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+    from evaluation.report.page import Section
+    from evaluation.saliency.overlays import Explained
+    from lightning_modules.base import VisionTask
+
+_METHODS = ("gradcam", "rollout")
+_WORST = 16
+
+_EPILOG = """\
+examples:
+  python -m evaluation explain runs/NAME/TIME                      # the 16 worst mistakes on test
+  python -m evaluation explain runs/NAME/TIME --image photo.jpg --method rollout
+  python -m evaluation explain runs/NAME/TIME --image beach.jpg --text "a dog" --text "the sea"
+"""
+
+_TOLD = {
+    "gradcam": "Grad-CAM: bright is where the last feature map speaks for the class or text, each map scaled to its "
+    "own largest value. It is coarse, and shows what the score depends on at that layer, not a cause.",
+    "rollout": "Attention rollout: bright is where attention flows from. It is the same for every class and text, and "
+    "says nothing about what spoke for or against one.",
+}
+
+
+@dataclass
+class _Pictures:
+    """What is to be explained: N pictures, as the model sees them.
+
+    Attributes:
+        names: stable names, or paths.
+        images: uint8 ``(3, H, W)`` each.
+        targets: index of the right class, ``UNKNOWN`` where not known.
+    """
+
+    names: list[str] = field(default_factory=list)
+    images: list[torch.Tensor] = field(default_factory=list)
+    targets: list[int] = field(default_factory=list)
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command ``explain`` to the command line."""
+    command = commands.add_parser(
+        "explain",
+        help="where in its pictures a model sees what it says: Grad-CAM or attention rollout, as overlays and a page",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.add_argument("run", type=Path, metavar="RUN", help="run directory")
+    which = command.add_mutually_exclusive_group()
+    which.add_argument("--worst", type=int, metavar="N", help=f"the worst mistakes (default: {_WORST} of them)")
+    which.add_argument("--ids", nargs="+", type=composed, metavar="NAME", help="pictures of the run's data by name")
+    which.add_argument("--image", nargs="+", type=Path, metavar="FILE", help="any picture files")
+    command.add_argument("--method", choices=_METHODS, default="gradcam", help="(default: gradcam)")
+    command.add_argument("--task", type=composed, help="whose classes are explained (default: the main task)")
+    command.add_argument(
+        "--shown_class", type=composed, metavar="CLASS", help="explain this class instead of the chosen one"
+    )
+    command.add_argument(
+        "--text", action="append", default=[], help="explain the likeness to this text; of dual encoders; repeatable"
+    )
+    command.add_argument("--split", default="test", help="split that the worst mistakes are of (default: test)")
+    command.add_argument("--checkpoint", default="best", help="its name in checkpoints/ (default: best)")
+    command.add_argument("--to", type=Path, metavar="FOLDER", help="(default: RUN/figures/explain)")
+
+
+def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
+    """Write the overlays and the page, and say where they are.
+
+    Raises:
+        UserError: for every mistake in what was asked, and for a run that lacks what is needed.
+    """
+    from evaluation.report.page import write_page
+    from evaluation.saliency import check_method
+
+    files = RunFiles(options.run)
+    model = _model(files, options.checkpoint)
+    task = _task(model, options)
+    check_method(model, options.method)
+    pictures = _pictures(files, model, task, options)
+    folder = options.to or options.run / "figures" / "explain"
+    explained = _explained(model, task, pictures, options)
+    of_what = "likeness to texts" if options.text else f"classes of the task {task}"
+    lead = [f"{files.name}, checkpoint {options.checkpoint}: {of_what}.", _TOLD[options.method]]
+    if not explained:
+        sys.stdout.write(f"{options.run}: made no mistakes of {task!r} on {options.split}; nothing to explain\n")
+        return
+    page = write_page(folder, "explain", f"Explained: {files.name}", lead, _sections(explained))
+    sys.stdout.write(f"{page} has the page, and the folder an overlay of each picture ({len(explained)})\n")
+
+
+def _model(files: RunFiles, checkpoint: str) -> VisionTask:
+    from lightning_modules.checkpoint import load_task
+
+    if checkpoint not in files.checkpoints:
+        there = ", ".join(files.checkpoints)
+        way_out = f"it has {there}; name one with --checkpoint" if there else "train it first with `fit`"
+        raise UserError(f"{files.path}: has no checkpoints/{checkpoint}.ckpt; {way_out}")
+    import torch
+
+    return load_task(files.checkpoints[checkpoint], "cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _task(model: VisionTask, options: argparse.Namespace) -> str:
+    """Name of the task whose classes are explained; empty for texts."""
+    if options.text and (options.task or options.shown_class):
+        raise UserError("--text: does not go with --task and --shown_class; explain either texts or classes")
+    tasks: dict[str, list[str]] = getattr(model, "tasks", {})
+    if options.text and options.worst is None and not (options.ids or options.image):
+        raise UserError("--text: say which pictures with --ids, --image or --worst")
+    if not tasks:
+        if not options.text:
+            raise UserError(f"{options.run}: its model knows no classes; explain the likeness to a text with --text")
+        if options.worst is not None:
+            raise UserError("--worst: the model knows no classes, so it makes no mistakes; use --ids or --image")
+        return ""
+    name = options.task or next(iter(tasks))
+    if name not in tasks:
+        raise UserError(f"--task {name}: the model has {', '.join(tasks)}; name one of them")
+    if options.shown_class is not None and options.shown_class not in tasks[name]:
+        raise UserError(f"--shown_class {options.shown_class}: {name} has {', '.join(tasks[name])}; name one of them")
+    return name
+
+
+def _pictures(files: RunFiles, model: VisionTask, task: str, options: argparse.Namespace) -> _Pictures:
+    from datamodules.loading.decode import read_image
+    from datamodules.loading.transforms import eval_transform
+    from datamodules.options import complete_image
+
+    # The model says how pictures are made; a file goes the same way as the data.
+    transform = eval_transform(cast("Any", {**model.input_options}))
+    if options.image:
+        value_range = complete_image(cast("Any", {**model.input_options}))["value_range"]
+        images = [transform(read_image(path, value_range=value_range)) for path in options.image]
+        return _Pictures([str(path) for path in options.image], images, [UNKNOWN] * len(images))
+    return _data_pictures(files, model, transform, task, options)
+
+
+def _data_pictures(
+    files: RunFiles, model: VisionTask, transform: Any, task: str, options: argparse.Namespace
+) -> _Pictures:
+    """Pictures of the run's own data: by name, or the worst mistakes."""
+    from datamodules.cli import data_of_run
+
+    wanted = options.ids or _worst_names(files, task, options)
+    found = _Pictures()
+    if not wanted:
+        return found
+    if not (files.path / CONFIG).is_file():
+        raise UserError(f"{files.path}: has no {CONFIG}, so its data are not known; name pictures with --image")
+    datamodule = data_of_run("python -m evaluation explain", files.path)
+    datamodule.image_options = cast("Any", {**model.input_options})
+    table = datamodule.table
+    rows = {name: row for row, name in enumerate(datamodule.sample_names())}
+    if strange := [name for name in wanted if name not in rows]:
+        raise UserError(
+            f"--ids {strange[0]}: {table.origin} has no picture of that name; they are such as {next(iter(rows), '')!r}"
+            if options.ids
+            else f"{table.origin}: has no picture {strange[0]!r} any more; test again with "
+            f"`python -m experiments test --ckpt_path {files.path}/checkpoints/best.ckpt`"
+        )
+    for name in wanted:
+        row = rows[name]
+        found.names.append(name)
+        found.images.append(transform(datamodule.read_image(row)))
+        targets = table.targets.get(task)
+        found.targets.append(UNKNOWN if targets is None else int(targets[row]))
+    return found
+
+
+def _worst_names(files: RunFiles, task: str, options: argparse.Namespace) -> list[str]:
+    from evaluation.saliency.overlays import worst_mistakes
+
+    count = _WORST if options.worst is None else options.worst
+    if count < 1:
+        raise UserError(f"--worst: is {count}, must be at least 1")
+    predictions = files.predictions(options.split)
+    if predictions is None:
+        raise UserError(f"{files.path}: {'; '.join(files.missing)}")
+    if task not in predictions.tasks:
+        raise UserError(f"--task {task}: predictions/{options.split}.parquet has {', '.join(predictions.tasks)} only")
+    if not (predictions.targets[task] != UNKNOWN).any():
+        raise UserError(
+            f"{files.path}: no sample of {options.split} has a known target of {task!r}, so mistakes cannot be told; "
+            "name pictures with --ids or --image"
+        )
+    predicted_by = files.predicted_by(options.split)
+    if predicted_by and predicted_by != options.checkpoint:
+        raise UserError(
+            f"{files.path}: predictions/{options.split}.parquet are of checkpoint {predicted_by}, so they do not tell "
+            f"the mistakes of {options.checkpoint}; give --checkpoint {predicted_by}, or predict with that one"
+        )
+    rows = worst_mistakes(predictions.logits[task], predictions.targets[task], count)
+    return [str(name) for name in predictions.names[rows]]
+
+
+def _explained(model: VisionTask, task: str, pictures: _Pictures, options: argparse.Namespace) -> list[Explained]:
+    import torch
+
+    from evaluation.saliency.overlays import explain_classes, explain_texts
+
+    if not pictures.images:
+        return []
+    images = torch.stack(pictures.images)
+    if options.text:
+        return explain_texts(model, options.text, images, pictures.names, method=options.method)
+    classes = cast("Any", model).tasks[task]
+    shown = None if options.shown_class is None else classes.index(options.shown_class)
+    return explain_classes(model, task, images, pictures.names, pictures.targets, method=options.method, shown=shown)
+
+
+def _sections(explained: list[Explained]) -> list[Section]:
+    """A table of all, and a section a picture."""
+    from evaluation.report.page import Section
+    from evaluation.saliency.overlays import explained_figure
+
+    sections = [Section("All of them", tables={"explained": _table(explained)})]
+    for place, one in enumerate(explained, start=1):
+        says = [f"Chosen: {one.predicted}, confidence {one.confidence:.3f}."] if one.predicted else []
+        says += [f"Right: {one.target}."] if one.target else []
+        stem = f"{place:03}_{file_name(Path(one.name).stem)}"
+        sections.append(Section(Path(one.name).name, says=says, figures={stem: explained_figure([one])}))
+    return sections
+
+
+def _table(explained: list[Explained]) -> pd.DataFrame:
+    import pandas as pd
+
+    columns: dict[str, list[Any]] = {"name": [one.name for one in explained]}
+    if any(one.predicted for one in explained):
+        columns |= {
+            "predicted": [one.predicted for one in explained],
+            "confidence": [one.confidence for one in explained],
+        }
+        columns["right"] = [one.target for one in explained]
+    else:
+        columns["likeness"] = ["; ".join(heat.caption for heat in one.heats) for one in explained]
+    return pd.DataFrame(columns)

@@ -1,0 +1,224 @@
+"""``python -m evaluation explore``: one page, with a PNG and a CSV for each part, of what is in a data set."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodules.table import composed
+from vitrail.errors import UserError
+from vitrail.types import DATA_ARGUMENTS
+
+if TYPE_CHECKING:
+    from datamodules.base import ImageDataModule
+    from evaluation.dataset.sections import Collection, Looks
+    from evaluation.report.page import Section
+    from retrieval.schema import ModelIdentity
+
+_EPILOG = """\
+examples:
+  python -m evaluation explore --config experiments/quickstart.yaml --to exploration/wares
+  python -m evaluation explore --data datamodules.ImageFolder --data.init_args.root photos/ --to exploration/photos
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command ``explore`` to the command line."""
+    command = commands.add_parser(
+        "explore",
+        help="what is in a data set: classes, colours, sizes, captions, leaks and suspected labels, on one page",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_data_arguments(command)
+    command.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="for explore.html, PNG and CSV files")
+    command.add_argument("--task", type=composed, help="whose classes are looked at closely (default: the main task)")
+    command.add_argument(
+        "--classes",
+        nargs="+",
+        default=[],
+        type=composed,
+        metavar="C",
+        help="to show colours of (default: the 6 most frequent)",
+    )
+    command.add_argument(
+        "--pictures", type=int, default=3000, metavar="N", help="looked at, drawn evenly (default: 3000)"
+    )
+    command.add_argument("--side", type=int, default=128, help="that pictures are scaled to for colours (default: 128)")
+    command.add_argument("--pixels", type=int, default=5000, help="drawn of each picture for colours (default: 5000)")
+    command.add_argument("--neighbours", type=int, default=8, help="of a class on the map (default: 8)")
+    command.add_argument("--gallery", metavar="G", help="its vectors judge the labels, instead of pixels")
+    command.add_argument("--folds", type=int, default=5, help="that judge the labels (default: 5)")
+    command.add_argument("--seed", type=int, default=0, help="of what is drawn (default: 0)")
+
+
+def add_data_arguments(command: argparse.ArgumentParser) -> None:
+    """Arguments that name a data set; ``--data.init_args.KEY VALUE`` may follow."""
+    command.add_argument(
+        "--config", action="append", default=[], help="experiment YAML whose data: part is read; repeatable"
+    )
+    command.add_argument("--data", metavar="CLASS", help="a DataModule, with --data.init_args.KEY VALUE")
+
+
+def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
+    """Write the page and say where it is.
+
+    Raises:
+        UserError: for every mistake in what was asked, and for data without a readable picture.
+    """
+    for name, least in (("pictures", 1), ("side", 8), ("pixels", 1), ("neighbours", 1), ("folds", 2), ("seed", 0)):
+        if getattr(options, name) < least:
+            raise UserError(f"--{name}: is {getattr(options, name)}, must be at least {least}")
+    datamodule = data_of("explore", options, rest)
+    page = explore(datamodule, options)
+    sys.stdout.write(f"{page} has the page, and the folder its figures and tables\n")
+
+
+def data_of(command: str, options: argparse.Namespace, rest: Sequence[str]) -> ImageDataModule:
+    """The DataModule that ``add_data_arguments`` names.
+
+    Raises:
+        UserError: where none is named, and for arguments that are not the data's.
+    """
+    from datamodules.cli import data_parser, parse_data
+
+    if strange := [one for one in rest if one.startswith("-") and not one.startswith(DATA_ARGUMENTS)]:
+        raise UserError(f"{command}: unknown argument {strange[0]!r}; see python -m evaluation {command} --help")
+    if not options.config and options.data is None:
+        raise UserError(f"{command}: name the data with --config EXPERIMENT.yaml or --data CLASS")
+    source = [argument for path in options.config for argument in ("--config", path)]
+    if options.data is not None:
+        source += ["--data", options.data]
+    return parse_data(data_parser(f"python -m evaluation {command}"), [*source, *rest])[0]
+
+
+def collection_of(datamodule: ImageDataModule) -> Collection:
+    """A data set as the sections take it; unreadable pictures are noted, not refused."""
+    from evaluation.dataset.sections import SPLITS, Collection
+
+    datamodule.check_options["on_bad_image"] = "skip"
+    datamodule.setup("fit")
+    table = datamodule.table
+    skipped = unreadable(datamodule)
+
+    def read(row: int) -> NDArray[np.uint8]:
+        pixels: NDArray[np.uint8] = datamodule.read_image(row).permute(1, 2, 0).contiguous().numpy()
+        return pixels
+
+    def captions(rows: NDArray[np.int64]) -> list[list[str]]:
+        return table.caption_lists.of(rows.tolist())
+
+    return Collection(
+        name=type(datamodule).__name__,
+        names=table.names.to_numpy(zero_copy_only=False),
+        groups=table.groups.to_numpy(zero_copy_only=False),
+        splits=np.array(SPLITS, dtype=object)[table.split_codes],
+        tasks=table.tasks,
+        targets=table.targets,
+        usable=np.setdiff1d(np.arange(len(table)), list(skipped)).astype(np.int64),
+        unreadable=skipped,
+        read=read,
+        captions=captions if any(any(texts) for texts in _captions(table)) else None,
+    )
+
+
+def unreadable(datamodule: ImageDataModule) -> dict[int, str]:
+    """Why some rows' pictures cannot be read; nothing for generated ones."""
+    from datamodules.checks.verify import verify
+
+    return {} if datamodule.generated else dict(verify(datamodule).bad)
+
+
+def explore(datamodule: ImageDataModule, options: argparse.Namespace) -> Path:
+    """Write the page of a data set.
+
+    Returns:
+        The page's path.
+    """
+    from evaluation.dataset.colour import centre_colour
+    from evaluation.dataset.sections import look_at, main_task
+    from evaluation.report.page import write_page
+    from vitrail.console import tracked
+
+    collection = collection_of(datamodule)
+    task = main_task(collection, options.task)
+
+    def progress(rows: Sequence[int]) -> Iterator[int]:
+        return tracked(rows, "looking at pictures", len(rows))
+
+    looks = look_at(collection, collection.drawn(options.pictures, options.seed), centre_colour, progress)
+    sections = _sections(datamodule, collection, looks, task, options)
+    table = datamodule.table
+    lead = [
+        f"{table.origin}, fingerprint {table.fingerprint()[:12]}.",
+        f"What needs pictures was computed from {looks.told}, drawn with seed {options.seed}.",
+    ]
+    return write_page(options.to, "explore", f"What is in {collection.name}", lead, sections)
+
+
+def _sections(
+    datamodule: ImageDataModule, collection: Collection, looks: Looks, task: str | None, options: argparse.Namespace
+) -> list[Section]:
+    from datamodules.checks.audit import audit
+    from evaluation.dataset import checks as exploration_checks
+    from evaluation.dataset import colour as exploration_colour
+    from evaluation.dataset import sections as exploration
+
+    rows, features, origin = _judged_by(collection, looks, options.gallery)
+    seed = options.seed
+    return [
+        exploration.splits_section(collection),
+        exploration.class_section(collection),
+        exploration.size_section(looks),
+        exploration_colour.density_section(
+            collection, looks, task, options.classes, side=options.side, pixels=options.pixels, seed=seed
+        ),
+        exploration_colour.centroid_section(collection, looks, task, neighbours=options.neighbours),
+        exploration.caption_section(collection),
+        exploration.cooccurrence_section(collection),
+        exploration_checks.leak_section(collection, audit(datamodule).to_dict()),
+        exploration_checks.label_section(collection, task, rows, features, origin, folds=options.folds, seed=seed),
+    ]
+
+
+def gallery_vectors(
+    collection: Collection, gallery: str
+) -> tuple[NDArray[np.int64], NDArray[np.float32], ModelIdentity]:
+    """Those of the collection's pictures that a gallery has.
+
+    Returns:
+        Rows int64 ``(n,)``, their vectors float32 ``(n, D)``, and the model that made them.
+
+    Raises:
+        UserError: where there is no gallery, or it has none of the pictures.
+    """
+    from retrieval.gallery import Gallery
+
+    opened = Gallery.open(gallery)
+    there = set(opened.table(["id"]).column("id").to_pylist())
+    rows = np.array([row for row in collection.usable.tolist() if collection.names[row] in there], np.int64)
+    if not len(rows):
+        raise UserError(f"--gallery {gallery}: has none of the data's pictures; fill it with python -m retrieval index")
+    return rows, opened.vectors([str(name) for name in collection.names[rows]]), opened.identity
+
+
+def _judged_by(collection: Collection, looks: Looks, gallery: str | None) -> tuple[NDArray[np.int64], Any, str]:
+    """Rows with features, the features, and what they are called."""
+    if gallery is None:
+        return looks.rows, looks.features, "colours and edges of the pictures (--gallery takes a model's vectors)"
+    rows, vectors, made_by = gallery_vectors(collection, gallery)
+    learned = "where it has learned from these labels, it may believe the wrong ones"
+    return rows, vectors, f"vectors of {made_by.task} ({made_by.run}; {learned})"
+
+
+def _captions(table: Any) -> Iterator[list[str]]:
+    """Captions of one sample after the other."""
+    for start in range(0, len(table), 4096):
+        yield from table.caption_lists.of(range(start, min(start + 4096, len(table))))

@@ -1,0 +1,116 @@
+"""Logistic regression on the features of a frozen backbone: the floor that a trained network has to beat.
+
+Linear probing as in Alain & Bengio, Understanding intermediate layers using linear classifier probes, 2016. Features
+are standardised by the train split; one multinomial regression per task, with scikit-learn's default penalty C = 1.
+Nothing is chosen by looking at the validation split, so its figures are as honest as those of the test split.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from evaluation.statistics.intervals import known
+from evaluation.tables.summary import TaskSummary, summarise
+from vitrail.errors import UserError
+from vitrail.predictions import Predictions
+from vitrail.types import batch_targets
+
+if TYPE_CHECKING:
+    from datamodules.base import ImageDataModule
+    from lightning_modules.encoders.image import ImageEncoder
+
+PENALTY_C = 1.0
+MAX_ITERATIONS = 5_000
+ABSENT_MARGIN = 10.0
+"""How far below the lowest logit those classes lie that the train split does not have."""
+
+
+def linear_probe(datamodule: ImageDataModule, encoder: ImageEncoder) -> list[TaskSummary]:
+    """Fit on the train split, without augmentation; summarise validation and test.
+
+    Args:
+        datamodule: pictures of the size that the encoder expects.
+        encoder: with its weights loaded.
+
+    Returns:
+        For each task one row of the validation and one of the test split.
+
+    Raises:
+        UserError: if a split is empty or a task has fewer than two classes in the train split.
+    """
+    if encoder.own_inputs is not None:
+        datamodule.adopt_image_options(encoder.own_inputs)
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    encoder = encoder.to(device).eval()
+    train_features, _, train_targets = extract_features(datamodule, encoder, "train")
+    probes = {task: _fitted(task, train_features, targets) for task, targets in train_targets.items()}
+    names, groups = datamodule.sample_names(), datamodule.group_names()
+    rows = []
+    for split in ("val", "test"):
+        features, sample_id, targets = extract_features(datamodule, encoder, split)
+        predictions = Predictions(
+            sample_id=sample_id,
+            names=np.array([names[index] for index in sample_id], dtype=object),
+            groups=np.array([groups[index] for index in sample_id], dtype=object),
+            tasks=datamodule.tasks,
+            targets=targets,
+            logits={task: _logits(probe, features, len(datamodule.tasks[task])) for task, probe in probes.items()},
+        )
+        rows += summarise(predictions, datamodule.class_counts, f"linear probe of {encoder.name}", split)
+    return sorted(rows, key=lambda row: list(datamodule.tasks).index(row.task))
+
+
+@torch.inference_mode()
+def extract_features(
+    datamodule: ImageDataModule, encoder: ImageEncoder, split: str
+) -> tuple[NDArray[np.float32], NDArray[np.int64], dict[str, NDArray[np.int64]]]:
+    """Features of a split under the evaluation transform.
+
+    Returns:
+        Features float32 ``(N, D)``, sample ids int64 ``(N,)`` and for each task targets int64 ``(N,)``.
+
+    Raises:
+        UserError: if the split is empty.
+    """
+    device = next(encoder.parameters()).device
+    features: list[torch.Tensor] = []
+    sample_ids: list[torch.Tensor] = []
+    targets: dict[str, list[torch.Tensor]] = {task: [] for task in datamodule.tasks}
+    for batch in datamodule.eval_dataloader(split):
+        features.append(encoder(batch["image"].to(device)).float().cpu())
+        sample_ids.append(batch["sample_id"])
+        for task, values in batch_targets(batch).items():
+            targets[task].append(values)
+    if not features:
+        raise UserError(f"linear_probe: the {split} split is empty; give it samples")
+    by_task = {task: torch.cat(values).numpy() for task, values in targets.items()}
+    return torch.cat(features).numpy(), torch.cat(sample_ids).numpy(), by_task
+
+
+def _fitted(task: str, features: NDArray[np.float32], targets: NDArray[np.int64]) -> Any:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    rows = known(targets)
+    if len(np.unique(targets[rows])) < 2:
+        raise UserError(f"linear_probe: task '{task}' has fewer than two classes in the train split; leave it out")
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=PENALTY_C, max_iter=MAX_ITERATIONS))
+    return probe.fit(features[rows], targets[rows])
+
+
+def _logits(probe: Any, features: NDArray[np.float32], num_classes: int) -> NDArray[np.float32]:
+    """Logits float32 ``(N, C)``; classes that the train split lacks are never predicted."""
+    decision = probe.decision_function(features)
+    if decision.ndim == 1:
+        # Of two classes scikit-learn gives the difference only.
+        decision = np.stack([-decision / 2, decision / 2], axis=1)
+    logits = np.repeat(decision.min(axis=1, keepdims=True) - ABSENT_MARGIN, num_classes, axis=1)
+    logits[:, probe.classes_] = decision
+    return logits.astype(np.float32)

@@ -1,0 +1,233 @@
+"""``python -m evaluation report RUN``: everything that is known of a run, on one page, each number read from its files.
+
+Nothing is typed by hand. What cannot be shown says what is missing, and the command that makes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitrail.errors import UserError
+from vitrail.files import written_whole
+from vitrail.runs import CONFIG, RunFiles
+
+if TYPE_CHECKING:
+    from datamodules.base import ImageDataModule
+    from evaluation.report.page import Section
+    from evaluation.report.pictures import ReadPicture
+    from retrieval.gallery import Gallery
+
+NAME, GALLERY = "report", "gallery"
+
+_EPILOG = """\
+examples:
+  python -m evaluation report runs/NAME/TIME
+  python -m evaluation report runs/NAME/TIME --split val --to somewhere/
+  python -m evaluation report runs/NAME/TIME --data.init_args.root photos/
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command ``report`` to the command line."""
+    command = commands.add_parser(
+        "report",
+        help="everything that is known of a run on one page: data, curves, scores, mistakes, map, retrieval, cost",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.add_argument("run", type=Path, metavar="RUN", help="run directory, of an interrupted run too")
+    command.add_argument("--split", default="test", help="split whose predictions are judged (default: test)")
+    command.add_argument("--to", type=Path, metavar="FOLDER", help="for report.html and report.md (default: RUN)")
+    command.add_argument("--data-root", metavar="FOLDER", help="where the data are now: data.init_args.root")
+    command.add_argument("--no-data", action="store_true", help="leave out what needs the data: pictures and leaks")
+    command.add_argument("--gallery", metavar="G", help="for the map and retrieval (default: RUN/gallery)")
+    command.add_argument("--mistakes", type=int, default=12, metavar="N", help="pictures of a task (default: 12)")
+    command.add_argument("--seed", type=int, default=0, help="of what is drawn (default: 0)")
+
+
+def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
+    """Write the report and say where it is, and how much is missing.
+
+    Raises:
+        UserError: the directory is no run, or an option is not as it must be.
+    """
+    from evaluation.report.page import write_markdown, write_page
+
+    if options.mistakes < 1:
+        raise UserError(f"--mistakes: is {options.mistakes}, must be at least 1")
+    files = RunFiles(options.run)
+    folder = options.to or options.run
+    sections = sections_of(files, options, rest)
+    title = f"Report: {files.name}"
+    lead = [
+        f"Made of the files in {options.run} by `python -m evaluation report`, judged on {options.split}. Figures, "
+        f"pictures and tables are also files in {NAME}/."
+    ]
+    if files.interrupted:
+        lead.append("Training was interrupted: what follows is of an unfinished run.")
+    write_markdown(folder / f"{NAME}.md", title, lead, sections, NAME)
+    page = write_page(folder, NAME, title, lead, sections, files=folder / NAME)
+    remove_old_files(folder / NAME, sections)
+    gaps = sum(bool(section.missing) for section in sections)
+    sys.stdout.write(f"{page} has the page, {folder / NAME}.md the same as Markdown")
+    sys.stdout.write(f"; {gaps} of {len(sections)} sections lack something, and say what\n" if gaps else "\n")
+
+
+def remove_old_files(folder: Path, sections: Sequence[Section]) -> None:
+    """Remove what an earlier report wrote and this one did not, so that no old number stays beside new ones.
+
+    ``files.json`` in the folder lists what is a report's; other files are left alone.
+    """
+    listed = folder / "files.json"
+    written = {f"{stem}.png" for section in sections for stem in section.figures}
+    written |= {f"{stem}.csv" for section in sections for stem in (*section.tables, *section.files)}
+    written |= {f"{card.stem}.jpg" for section in sections for row in section.cards.values() for card in row}
+    try:
+        old = {str(name) for name in json.loads(listed.read_text(encoding="utf-8"))}
+    except (OSError, ValueError, TypeError):
+        old = set()
+    for name in old - written:
+        if Path(name).name == name:
+            (folder / name).unlink(missing_ok=True)
+    with written_whole(listed) as partial:
+        partial.write_text(json.dumps(sorted(written), indent=1) + "\n", encoding="utf-8")
+
+
+def sections_of(files: RunFiles, options: argparse.Namespace, rest: Sequence[str]) -> list[Section]:
+    """All sections in order; those that cannot be made say what is missing."""
+    from evaluation.report import pictures as report_pictures
+    from evaluation.report import sections as report_run
+    from evaluation.report import sections as report_scores
+    from evaluation.report.pictures import curves_section
+    from evaluation.report.sections import efficiency_section
+
+    split = options.split
+    predictions = files.predictions(split)
+    tasks = {} if predictions is None else predictions.tasks
+    datamodule, why_not = _data(files, options, rest)
+    read = None if datamodule is None else reader(datamodule)
+    judged, looked_at = [_without("Scores, classes, confusions, calibration, mistakes", files.problem_of(split))], []
+    if predictions is not None:
+        temperatures, counts = files.temperatures_for(split), files.class_counts(predictions.tasks)
+        judged = [report_scores.scores_section(predictions, counts, files.name, split)]
+        if other := files.other_checkpoint(split):
+            judged[0].missing.append(f"These predictions are of checkpoint {other}, not of the best one.")
+        looked_at = [
+            report_scores.classes_section(predictions, counts, split),
+            report_scores.confusion_section(predictions, split),
+            report_scores.calibration_section(predictions, temperatures, split, str(files.path)),
+            report_pictures.mistakes_section(predictions, temperatures, split, options.mistakes, read, why_not),
+        ]
+    return [
+        report_run.run_section(files),
+        *judged,
+        report_run.data_section(files),
+        _leaks(datamodule, why_not),
+        curves_section(files),
+        *looked_at,
+        *_gallery_sections(files, options, next(iter(tasks), ""), read),
+        efficiency_section(files),
+        report_run.configuration_section(files),
+        report_run.environment_section(files),
+    ]
+
+
+def reader(datamodule: ImageDataModule) -> ReadPicture:
+    """Reads pictures of a data set by their stable names; None for those that are not there or cannot be read."""
+    from datamodules.loading.decode import ImageError
+
+    rows = {name: row for row, name in enumerate(datamodule.sample_names())}
+
+    def read(name: str) -> NDArray[np.uint8] | None:
+        if name not in rows:
+            return None
+        try:
+            pixels: NDArray[np.uint8] = datamodule.read_image(rows[name]).permute(1, 2, 0).contiguous().numpy()
+        except (ImageError, OSError):
+            return None
+        return pixels
+
+    return read
+
+
+def _data(files: RunFiles, options: argparse.Namespace, rest: Sequence[str]) -> tuple[ImageDataModule | None, str]:
+    """The run's own data, or why they are not there."""
+    from datamodules.cli import data_of_run
+
+    if options.no_data:
+        return None, "Left out as asked (--no-data)."
+    if not files.config:
+        return None, f"Without {CONFIG} it is not known which data the run had."
+    arguments = [] if options.data_root is None else ["--data.init_args.root", options.data_root]
+    try:
+        datamodule = data_of_run("python -m evaluation report", files.path, [*arguments, *rest])
+        # What cannot be read leaves a gap on the page, no more.
+        datamodule.check_options["on_bad_image"] = "skip"
+        datamodule.prepare_data()
+        _ = datamodule.table
+    except UserError as error:
+        return None, f"The run's data are not there: {error}"
+    return datamodule, ""
+
+
+def _leaks(datamodule: ImageDataModule | None, why_not: str) -> Section:
+    from datamodules.checks.audit import audit
+    from evaluation.commands.explore import collection_of
+    from evaluation.dataset.checks import leak_section
+
+    title = "Leaks between splits"
+    if datamodule is None:
+        return _without(title, why_not)
+    try:
+        return leak_section(collection_of(datamodule), audit(datamodule).to_dict())
+    except UserError as error:
+        return _without(title, str(error))
+
+
+def _gallery_sections(
+    files: RunFiles, options: argparse.Namespace, task: str, read: ReadPicture | None
+) -> list[Section]:
+    from evaluation.report.pictures import map_section
+    from evaluation.report.sections import retrieval_section
+
+    titles = ("Embedding map", "Retrieval examples")
+    gallery, why_not = _gallery(files, options)
+    if gallery is None:
+        return [_without(title, why_not) for title in titles]
+    known = [*gallery.identity.labels, *gallery.identity.predicts]
+    task = task if task in known else next(iter(known), "")
+    scores = files.path / "reports" / f"{options.split}_retrieval.csv"
+    return [
+        map_section(gallery, options.split, task, options.seed),
+        retrieval_section(gallery, options.split, task, read, scores, options.seed),
+    ]
+
+
+def _gallery(files: RunFiles, options: argparse.Namespace) -> tuple[Gallery | None, str]:
+    from retrieval.gallery import Gallery
+
+    if options.gallery is None and not (files.path / GALLERY).exists():
+        needs = "" if files.checkpoints else " It needs a checkpoint, and the run has none."
+        return None, f"There is no gallery of this run: `python -m retrieval index --run {files.path}` makes it.{needs}"
+    try:
+        gallery = Gallery.open(options.gallery or str(files.path / GALLERY))
+    except UserError as error:
+        if options.gallery is not None:
+            raise
+        return None, str(error)
+    return (gallery, "") if len(gallery) else (None, f"{gallery.uri}: the gallery is empty.")
+
+
+def _without(title: str, why: str) -> Section:
+    from evaluation.report.page import Section
+
+    return Section(title, missing=[why])

@@ -1,0 +1,191 @@
+"""``python -m evaluation retrieval --gallery G``: how well rankers find what people ask for.
+
+See ``attribute_retrieval`` for what is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitrail.console import print_table
+from vitrail.files import write_csv, written_whole
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from evaluation.retrieval import Ground, Row, System
+    from retrieval.gallery import Gallery
+    from retrieval.query_vectors import Encoder
+    from retrieval.ranking import Searcher
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the command ``retrieval``."""
+    command = commands.add_parser(
+        "retrieval",
+        help="how well galleries answer all queries made of attributes: rankers × galleries × metrics, with intervals",
+        description="Ranks all pictures for each query such as 'blue plastic bottle' that some picture answers, and "
+        "judges by the true labels. What a gallery cannot be searched with is left out.",
+    )
+    command.add_argument("--gallery", nargs="+", required=True, metavar="G", help="folders or URIs of galleries")
+    command.add_argument("--rankers", nargs="+", default=[], help="clip, tfidf, hybrid, random (default: all)")
+    command.add_argument(
+        "--words",
+        nargs="+",
+        default=[],
+        help="what tfidf and hybrid search in: predicted, label (the true ones), caption (default: predicted label)",
+    )
+    command.add_argument("--words-gallery", metavar="G", help="gallery that a hybrid's predicted words come from")
+    command.add_argument("--splits", nargs="+", default=[], help="only pictures of these splits, such as val test")
+    command.add_argument("--where", default="", help="only pictures that fit this filter")
+    command.add_argument("--tasks", nargs="+", default=[], help="labels that queries are made of (default: all)")
+    command.add_argument(
+        "--class-words",
+        choices=("last", "unique", "full"),
+        default="last",
+        help="what a class is called: its last word, as many as tell it from others, or all (default: last)",
+    )
+    command.add_argument("--device", default="cpu", help="to encode and to search on (default: cpu)")
+    command.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this file")
+    command.add_argument("--csv", type=Path, metavar="FILE", help="also write the numbers to this file")
+    command.add_argument("--markdown", action="store_true", help="print a Markdown table")
+
+
+def run(options: argparse.Namespace, rest: list[str]) -> None:
+    """Measures, writes what is to be written, and prints the table.
+
+    Raises:
+        UserError: a gallery or an option is not as it should be, or nothing can be measured.
+    """
+    rows = measured_rows(options)
+    if options.json is not None:
+        with written_whole(options.json) as file:
+            file.write_text(json.dumps([row._asdict() for row in rows], indent=2) + "\n", encoding="utf-8")
+    if options.csv is not None:
+        import pandas as pd
+
+        write_csv(options.csv, pd.DataFrame(rows, columns=list(rows[0]._fields)))
+    if options.markdown:
+        sys.stdout.write(markdown_table(rows) + "\n")
+    else:
+        print_table(rich_table(rows))
+
+
+def measured_rows(options: argparse.Namespace) -> list[Row]:
+    """All rows of all galleries, with one progress bar; those that depend on no model once."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from evaluation.retrieval import measure, rows_of
+    from retrieval.gallery import Gallery
+    from retrieval.query_encoder import load_encoder
+    from vitrail.errors import UserError
+
+    speaker = Gallery.open(options.words_gallery) if options.words_gallery else None
+    jobs = _jobs([Gallery.open(uri, options.device) for uri in options.gallery], options, speaker)
+    if not jobs:
+        raise UserError(
+            f"--rankers {' '.join(options.rankers)}: none of these galleries can be searched so; clip and hybrid need "
+            "a dual encoder's gallery, tfidf needs predictions or labels"
+        )
+    names = _names([gallery.uri for gallery, _, _ in jobs])
+    # Loaded when first needed, once for all rankers of a gallery.
+    encoders = {gallery.uri: cache(partial(load_encoder, gallery, device=options.device)) for gallery, _, _ in jobs}
+    rows: list[Row] = []
+    with Progress(console=Console(stderr=True)) as progress:
+        bar = progress.add_task("measuring", total=sum(len(ground.queries) for _, ground, _ in jobs))
+        for gallery, ground, system in jobs:
+            values = []
+            for part in measure(ground, _searcher(gallery, encoders[gallery.uri], system, speaker), system):
+                values.append(part)
+                progress.advance(bar, len(next(iter(part.values()))))
+            rows += rows_of(names[gallery.uri], system, ground, values)
+    return rows
+
+
+def rich_table(rows: Sequence[Row]) -> Table:
+    """A line for each ranker, a column for each metric."""
+    from rich.table import Table
+    from rich.text import Text
+
+    heads, lines = _cells(rows)
+    table = Table(*heads[:2], title=Text(_title(rows)))
+    for head in heads[2:]:
+        table.add_column(Text(head), justify="right")
+    for line in lines:
+        table.add_row(*(Text(cell) for cell in line))
+    return table
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """The same in Markdown, with its title above."""
+    heads, lines = _cells(rows)
+    ruled = [heads, ["---"] * len(heads), *lines]
+    return "\n".join([_title(rows), "", *("| " + " | ".join(line) + " |" for line in ruled)])
+
+
+def _jobs(
+    galleries: Sequence[Gallery], options: argparse.Namespace, speaker: Gallery | None
+) -> list[tuple[Gallery, Ground, System]]:
+    from evaluation.retrieval import ground_of, systems_of
+
+    jobs: list[tuple[Gallery, Ground, System]] = []
+    for gallery in galleries:
+        ground = ground_of(
+            gallery,
+            splits=options.splits,
+            where=options.where,
+            tasks=options.tasks,
+            class_words=options.class_words,
+        )
+        for system in systems_of(gallery, options.rankers, options.words, has_words_gallery=speaker is not None):
+            again = (other == system and ground.same_as(asked) for _, asked, other in jobs)
+            if system.depends_on_model or not any(again):
+                jobs.append((gallery, ground, system))
+    return jobs
+
+
+def _searcher(
+    gallery: Gallery, load: Callable[[], Encoder], system: System, speaker: Gallery | None
+) -> Searcher | None:
+    from retrieval.ranking import Searcher
+
+    if system.ranker == "random":
+        return None
+    words_gallery = speaker if (system.ranker, system.words) == ("hybrid", "predicted") else None
+    return Searcher(gallery, load, words=system.words or "label", words_gallery=words_gallery)
+
+
+def _names(uris: Sequence[str]) -> dict[str, str]:
+    """As little of each URI's end as tells it from the others."""
+    parts = {uri: uri.rstrip("/").split("/") for uri in uris}
+    longest = max(len(own) for own in parts.values())
+    for length in range(1, longest):
+        names = {uri: "/".join(own[-length:]) for uri, own in parts.items()}
+        if len(set(names.values())) == len(names):
+            return names
+    return {uri: uri for uri in uris}
+
+
+def _title(rows: Sequence[Row]) -> str:
+    counts = list(dict.fromkeys((row.queries, row.groups, row.pictures) for row in rows))
+    parts = [f"{queries:,} queries in {groups:,} groups, {pictures:,} pictures" for queries, groups, pictures in counts]
+    return "; ".join(parts) + "; mean [95 %]"
+
+
+def _cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    metrics = list(dict.fromkeys(row.metric for row in rows))
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    for row in rows:
+        ranker = f"{row.ranker}, {row.words} words" if row.words else row.ranker
+        cell = f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]"
+        lines.setdefault((row.gallery or "any", ranker), {})[row.metric] = cell
+    return ["gallery", "ranker", *metrics], [
+        [*key, *(cells.get(metric, "") for metric in metrics)] for key, cells in lines.items()
+    ]

@@ -1,0 +1,238 @@
+"""``python -m evaluation select``: which unlabelled pictures to label next, as a table to be filled in."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodules.table import composed
+from evaluation.dataset.active_learning import Pool, ranking, to_label
+from vitrail.errors import UserError
+from vitrail.predictions import predicted_classes
+from vitrail.types import DATA_ARGUMENTS, LABEL_TASK, UNKNOWN
+
+if TYPE_CHECKING:
+    from datamodules.base import ImageDataModule
+    from lightning_modules.base import VisionTask
+
+SPLITS = ("train", "val", "test")
+_STRATEGIES = ("entropy", "margin", "confidence", "coreset")
+
+_EPILOG = """\
+examples:
+  python -m evaluation select --run runs/NAME/TIME --pool new_photos/ --by margin --n 50 --to to_label.csv
+  python -m evaluation select --run runs/NAME/TIME --pool galleries/holiday --by coreset --to to_label.csv
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command ``select`` to the command line."""
+    command = commands.add_parser(
+        "select",
+        help="which unlabelled pictures to label next, as a table to be filled in",
+        description="Pictures that have a label of the task are left out; the core-set counts them, and the run's "
+        "train split, as covered.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.add_argument("--run", type=Path, required=True, metavar="RUN", help="run directory of the model")
+    command.add_argument(
+        "--pool", required=True, help="an experiment's YAML, a folder of pictures, or a gallery of the run"
+    )
+    command.add_argument("--by", choices=_STRATEGIES, default="margin", help="(default: margin)")
+    command.add_argument("--n", type=int, default=50, help="pictures (default: 50)")
+    command.add_argument("--to", type=Path, required=True, metavar="CSV", help="table to write")
+    command.add_argument("--task", type=composed, help="that is to be labelled (default: the main task)")
+    command.add_argument("--labelled_too", action="store_true", help="rank pictures that have a label as well")
+
+
+def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
+    """Rank the pool and write the table.
+
+    Raises:
+        UserError: for every mistake in what was asked, of the run or of the pool.
+    """
+    from vitrail.files import write_csv
+
+    if options.n < 1:
+        raise UserError(f"--n: is {options.n}, must be at least 1")
+    if strange := [one for one in rest if one.startswith("-") and not one.startswith(DATA_ARGUMENTS)]:
+        raise UserError(f"select: unknown argument {strange[0]!r}; see python -m evaluation select --help")
+    checkpoint = options.run / "checkpoints" / "best.ckpt"
+    if not checkpoint.is_file():
+        raise UserError(f"--run {options.run}: has no checkpoints/best.ckpt; train it first with `fit`")
+    is_gallery = "://" in options.pool or (Path(options.pool) / "pictures.lance").is_dir()
+    pool = _gallery_pool(options, checkpoint) if is_gallery else _picture_pool(options, checkpoint, rest)
+    ranked = ranking(pool, options.by, options.n)
+    write_csv(options.to, to_label(pool, ranked, options.task or LABEL_TASK))
+    sys.stdout.write(
+        f"{options.to}: {len(ranked.rows)} of {len(pool.names):,} pictures by {options.by}, the most wanted first; "
+        f"fill in the column {options.task or LABEL_TASK}\n"
+    )
+
+
+def _gallery_pool(options: argparse.Namespace, checkpoint: Path) -> Pool:
+    """Pictures of a gallery; those with a label are covered."""
+    from lightning_modules.checkpoint import load_task
+    from retrieval.gallery import Gallery
+    from retrieval.model_identity import EmbedsPictures
+    from retrieval.schema import CONFIDENCE, LABEL, PREDICTED
+
+    gallery = Gallery.open(options.pool)
+    task = load_task(checkpoint)
+    if not isinstance(task, EmbedsPictures) or task.weights_digest() != gallery.identity.weights:
+        raise UserError(
+            f"--pool {options.pool}: was made by {gallery.identity.run}, with other weights than {options.run}"
+        )
+    name = _task_name(options.task, gallery.identity.predicts, options.run)
+    predicts, labelled = name in gallery.identity.predicts, name in gallery.identity.labels
+    columns = ["id", "path", "vector"]
+    columns += [f"{PREDICTED}{name}", f"{CONFIDENCE}{name}"] if predicts else []
+    columns += [f"{LABEL}{name}"] if labelled else []
+    rows = gallery.table([column for column in columns if column != "vector"])
+    ids = rows.column("id").to_pylist()
+    vectors = gallery.vectors(ids)
+    known = np.array([value is not None for value in rows.column(f"{LABEL}{name}").to_pylist()]) if labelled else None
+    wanted = _wanted(known, len(ids), name, options)
+
+    def text(column: str) -> NDArray[np.object_]:
+        return np.array(rows.column(column).to_pylist(), dtype=object)[wanted]
+
+    confidence = rows.column(f"{CONFIDENCE}{name}").to_numpy()[wanted].astype(np.float64) if predicts else None
+    return Pool(
+        names=np.array(ids, dtype=object)[wanted],
+        paths=text("path"),
+        vectors=vectors[wanted],
+        probability=None,
+        predicted=text(f"{PREDICTED}{name}") if predicts else None,
+        confidence=confidence,
+        covered=np.delete(vectors, wanted, axis=0),
+    )
+
+
+def _picture_pool(options: argparse.Namespace, checkpoint: Path, rest: Sequence[str]) -> Pool:
+    """Pictures that the model looks at now."""
+    from datamodules.cli import data_of_run, data_parser, parse_data
+    from evaluation.dataset.active_learning import checked_probabilities
+    from lightning_modules.checkpoint import load_task
+
+    is_folder = Path(options.pool).expanduser().is_dir()
+    if not is_folder and Path(options.pool).suffix not in (".yaml", ".yml"):
+        raise UserError(
+            f"--pool {options.pool}: is neither a folder of pictures, a gallery nor an experiment's YAML file"
+        )
+    folder = ["--data", "datamodules.PictureFolder", "--data.init_args.root", options.pool]
+    source = folder if is_folder else ["--config", options.pool]
+    datamodule = parse_data(data_parser("python -m evaluation select"), [*source, *rest])[0]
+    model = load_task(checkpoint, _device())
+    said = _Said.of(model, datamodule, SPLITS)
+    name = _task_name(options.task, said.logits, options.run)
+    targets = datamodule.table.targets.get(name)
+    known = None if targets is None else targets[said.sample_id] != UNKNOWN
+    wanted = _wanted(known, len(said.sample_id), name, options)
+    covered = np.delete(said.vectors, wanted, axis=0)
+    if options.by == "coreset":
+        own = data_of_run("python -m evaluation select", options.run)
+        covered = np.concatenate([covered, _Said.of(model, own, ("train",)).vectors])
+    probability = predicted = confidence = None
+    if name in said.logits:
+        probability = checked_probabilities(said.logits[name][wanted], str(options.run))
+        classes = np.array([*cast("Any", model).tasks[name], ""], dtype=object)
+        # The last one, nothing, where the model predicts none (UNKNOWN is -1).
+        predicted = classes[predicted_classes(said.logits[name][wanted])]
+        confidence = probability.max(axis=1)
+    facts = datamodule.picture_facts(said.sample_id[wanted])
+    return Pool(
+        names=np.array(facts.column("id").to_pylist(), dtype=object),
+        paths=np.array(facts.column("path").to_pylist(), dtype=object),
+        vectors=said.vectors[wanted],
+        probability=probability,
+        predicted=predicted,
+        confidence=confidence,
+        covered=covered,
+    )
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What a model says of N pictures: ids ``(N,)``, unit vectors ``(N, D)``, logits ``(N, C)`` of each task."""
+
+    sample_id: NDArray[np.int64]
+    vectors: NDArray[np.float32]
+    logits: dict[str, NDArray[np.float32]]
+
+    @classmethod
+    def of(cls, model: VisionTask, datamodule: ImageDataModule, splits: Sequence[str]) -> _Said:
+        """Goes through the pictures of some splits; unreadable ones are left out."""
+        import torch
+        from lightning.fabric.utilities import move_data_to_device
+
+        # How pictures are made is the model's; and a pool is no test, what is in it twice does no harm.
+        datamodule.image_options = cast("Any", {**model.input_options})
+        datamodule.check_options["on_bad_image"] = "skip"
+        datamodule.setup("predict")
+        rows = datamodule.rows_of(splits)
+        if not len(rows):
+            raise UserError(f"{datamodule.table.origin}: has no picture in {', '.join(splits)} that can be read")
+        device = next(model.parameters()).device
+        outputs: list[Any] = []
+        with torch.inference_mode():
+            model.on_predict_epoch_start()
+            for index, batch in enumerate(_tracked(datamodule.rows_dataloader(rows))):
+                outputs.append(model.predict_step(move_data_to_device(batch, device), index))
+        if "image_embedding" not in outputs[0]:
+            raise UserError(
+                f"{type(model).__name__}: yields no embeddings of pictures; use a classifier or a dual encoder"
+            )
+
+        def joined(parts: list[Any]) -> NDArray[Any]:
+            values: NDArray[Any] = torch.cat(parts).float().cpu().numpy()
+            return values
+
+        return cls(
+            torch.cat([output["sample_id"] for output in outputs]).cpu().numpy(),
+            joined([output["image_embedding"] for output in outputs]),
+            {task: joined([output["logits"][task] for output in outputs]) for task in outputs[0]["logits"]},
+        )
+
+
+def _tracked(loader: Any) -> Iterator[Any]:
+    from vitrail.console import tracked
+
+    return tracked(loader, "looking at pictures, in batches", len(loader))
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _task_name(wanted: str | None, predicted: Any, run: Path) -> str:
+    """The task that is to be labelled."""
+    if wanted is not None and wanted not in predicted:
+        raise UserError(f"--task {wanted}: {run} predicts {', '.join(predicted) or 'no classes'}; name one of them")
+    return wanted or next(iter(predicted), LABEL_TASK)
+
+
+def _wanted(
+    known: NDArray[np.bool_] | None, count: int, task: str, options: argparse.Namespace
+) -> NDArray[np.int64]:  # fmt: skip
+    """Places of the pictures that may be ranked, int64."""
+    if known is None or options.labelled_too:
+        return np.arange(count)
+    wanted = np.flatnonzero(~known)
+    if not len(wanted):
+        raise UserError(
+            f"--pool {options.pool}: all {count} pictures have a label of {task!r}; name pictures without, or rank "
+            "them all the same with --labelled_too"
+        )
+    return wanted

@@ -1,0 +1,409 @@
+"""Which unlabelled pictures to label next.
+
+* ``entropy``, ``margin``, ``confidence``: where the model is least sure (Settles, Active Learning Literature Survey,
+  2009, section 3.1).
+* ``coreset``: pictures such that every other one is near to a labelled one (k-centre greedy, Sener & Savarese, ICLR
+  2018); needs vectors only, and does not ask for ten views of one object.
+
+A pool of unlabelled pictures, ranked, and the table in which they are labelled.
+
+What choosing pictures by a strategy is worth beside choosing them at random, on data whose labels are known.
+
+Labels are hidden and given out step by step: a linear classifier learns from those it has, a strategy chooses the next
+ones, and accuracy is measured on validation and test. All strategies of a seed begin with the same random pictures, so
+their differences are paired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.dataset.features import Reduction, fitted, probabilities
+from evaluation.report.figures import plain
+from vitrail.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+
+Uncertainty = Literal["entropy", "margin", "confidence"]
+Strategy = Literal["entropy", "margin", "confidence", "coreset"]
+
+UNCERTAINTIES: tuple[Uncertainty, ...] = get_args(Uncertainty)
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+
+_BLOCK_ELEMENTS = 16_000_000  # Distances at a time, 128 MB.
+
+
+class Ranked(NamedTuple):
+    """What to label, the most wanted first.
+
+    Attributes:
+        rows: int64 ``(n,)``.
+        scores: float64 ``(n,)``; of ``coreset`` the distance to the nearest picture that is labelled or stands
+            before, else how unsure the model is; higher is more wanted.
+    """
+
+    rows: NDArray[np.int64]
+    scores: NDArray[np.float64]
+
+
+def uncertainty(probability: NDArray[np.float64], by: Uncertainty) -> NDArray[np.float64]:
+    """How unsure a model is of each sample.
+
+    Args:
+        probability: float64 ``(N, C)``; each row sums to 1.
+        by: ``entropy`` in nats (0 to ln C), ``margin`` as 1 less the lead of the best class over the next (0 to 1), or
+            ``confidence`` as 1 less the probability of the best class.
+
+    Returns:
+        float64 ``(N,)``, higher is less sure.
+    """
+    if by == "entropy":
+        logs = np.log(probability, out=np.zeros_like(probability), where=probability > 0)
+        # Not below 0 by rounding, and no -0.
+        entropy: NDArray[np.float64] = np.maximum(-(probability * logs).sum(axis=1), 0.0) + 0.0
+        return entropy
+    ordered = np.sort(probability, axis=1)
+    if by == "confidence":
+        return 1 - ordered[:, -1]
+    second = ordered[:, -2] if probability.shape[1] > 1 else 0.0
+    return 1 - (ordered[:, -1] - second)
+
+
+def most_uncertain(probability: NDArray[np.float64], by: Uncertainty, n: int) -> Ranked:
+    """The n samples that the model is least sure of; of equal ones the earlier first.
+
+    Args:
+        probability: float64 ``(N, C)``.
+        by: see ``uncertainty``.
+        n: at most so many.
+    """
+    scores = uncertainty(probability, by)
+    rows = np.argsort(-scores, kind="stable")[:n]
+    return Ranked(rows.astype(np.int64), scores[rows])
+
+
+def k_centre_greedy(vectors: NDArray[Any], n: int, covered: NDArray[Any] | None = None) -> Ranked:
+    """Takes again and again the sample that is farthest from all that are labelled or taken.
+
+    The largest distance that is left is at most twice the smallest possible one (Gonzalez, 1985).
+
+    Args:
+        vectors: ``(N, D)``, finite.
+        n: at most so many.
+        covered: ``(M, D)``, samples that are labelled; without any the first one taken is the one nearest to the mean,
+            and its score is infinite.
+    """
+    points = np.asarray(vectors, np.float64)
+    count = min(n, len(points))
+    squares = (points**2).sum(axis=1)
+    nearest = np.full(len(points), np.inf)
+    if covered is not None and len(covered):
+        nearest = _squared_to_nearest(points, squares, np.asarray(covered, np.float64))
+    taken, scores = np.zeros(count, np.int64), np.zeros(count)
+    for place in range(count):
+        if np.isinf(nearest).all():
+            row = int(((points - points.mean(axis=0)) ** 2).sum(axis=1).argmin())
+        else:
+            row = int(nearest.argmax())
+        taken[place], scores[place] = row, np.sqrt(nearest[row])
+        np.minimum(nearest, np.maximum(squares - 2 * points @ points[row] + squares[row], 0), out=nearest)
+        nearest[taken[: place + 1]] = -1  # Taken once, even where all others lie on the same spot.
+    return Ranked(taken, scores)
+
+
+def unit(vectors: NDArray[Any]) -> NDArray[np.float64]:
+    """The vectors' directions, float64 ``(N, D)``; a vector of length 0 stays."""
+    points = np.asarray(vectors, np.float64)
+    lengths = np.linalg.norm(points, axis=1, keepdims=True)
+    directions: NDArray[np.float64] = np.divide(points, lengths, out=np.zeros_like(points), where=lengths > 0)
+    return directions
+
+
+def checked_probabilities(logits: NDArray[Any], name: str) -> NDArray[np.float64]:
+    """Softmax of logits.
+
+    Args:
+        logits: ``(N, C)``.
+        name: what messages call the model.
+
+    Returns:
+        float64 ``(N, C)``.
+
+    Raises:
+        UserError: for logits that are not finite, and for a single class, of which every model is sure.
+    """
+    from scipy.special import softmax
+
+    values = np.asarray(logits, np.float64)
+    if values.shape[1] < 2:
+        raise UserError(f"{name}: knows one class only, so it is never unsure; rank by coreset")
+    if bad := int((~np.isfinite(values).all(axis=1)).sum()):
+        raise UserError(f"{name}: logits of {bad} of {len(values)} pictures are not finite; has it diverged?")
+    result: NDArray[np.float64] = softmax(values, axis=1)
+    return result
+
+
+def _squared_to_nearest(
+    points: NDArray[np.float64], squares: NDArray[np.float64], covered: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Squared distance of each point to the nearest covered one, float64 ``(N,)``."""
+    nearest = np.full(len(points), np.inf)
+    block = max(1, _BLOCK_ELEMENTS // max(len(points), 1))
+    for start in range(0, len(covered), block):
+        part = covered[start : start + block]
+        distance = squares[:, None] - 2 * points @ part.T + (part**2).sum(axis=1)[None, :]
+        np.minimum(nearest, distance.min(axis=1), out=nearest)
+    squared: NDArray[np.float64] = np.maximum(nearest, 0)
+    return squared
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What may be labelled: N pictures.
+
+    Attributes:
+        names: object ``(N,)`` of strings.
+        paths: object ``(N,)`` of strings, empty where a picture is no file.
+        vectors: ``(N, D)``, of unit length.
+        probability: float64 ``(N, C)``; None where a gallery kept only the best class's.
+        classes: names of the C classes; None where the model predicts none.
+        predicted: object ``(N,)`` of strings, the class that is predicted, and
+        confidence: float64 ``(N,)``, with which probability; None where the model predicts none.
+        covered: ``(M, D)``, vectors of labelled pictures.
+    """
+
+    names: NDArray[np.object_]
+    paths: NDArray[np.object_]
+    vectors: NDArray[np.float32]
+    probability: NDArray[np.float64] | None
+    predicted: NDArray[np.object_] | None
+    confidence: NDArray[np.float64] | None
+    covered: NDArray[np.float32]
+
+
+def ranking(pool: Pool, by: str, n: int) -> Ranked:
+    """The pictures to label, the most wanted first.
+
+    Args:
+        pool: to choose from.
+        by: one of ``active_learning.STRATEGIES``.
+        n: at most so many.
+
+    Raises:
+        UserError: where the pool does not have what the strategy needs.
+    """
+    if by == "coreset":
+        return k_centre_greedy(pool.vectors, n, pool.covered)
+    if by == "confidence" and pool.confidence is not None:
+        rows = np.argsort(pool.confidence, kind="stable")[:n].astype(np.int64)
+        return Ranked(rows, 1 - pool.confidence[rows])
+    if pool.probability is None:
+        has = "the best class's probability only" if pool.confidence is not None else "no probabilities"
+        raise UserError(
+            f"--by {by}: needs the probability of every class, and this pool has {has}; name the pictures themselves "
+            f"as --pool, or take {'confidence or ' if pool.confidence is not None else ''}coreset"
+        )
+    return most_uncertain(pool.probability, cast("Any", by), n)
+
+
+def to_label(pool: Pool, ranked: Ranked, task: str) -> pd.DataFrame:
+    """What is written: rank, name, path, score, what the model says, and an empty column for the label."""
+    import pandas as pd
+
+    rows = ranked.rows
+    columns: dict[str, Any] = {
+        "rank": np.arange(1, len(rows) + 1),
+        "name": pool.names[rows],
+        "path": pool.paths[rows],
+        "score": ranked.scores.round(6),
+    }
+    if pool.predicted is not None and pool.confidence is not None:
+        columns |= {"predicted": pool.predicted[rows], "confidence": pool.confidence[rows].round(4)}
+    return pd.DataFrame({**columns, task: ""})
+
+
+RANDOM = "random"
+Choice = Literal["random", "entropy", "margin", "confidence", "coreset"]
+
+
+class Labelled(NamedTuple):
+    """Features ``(N, D)`` and known labels int64 ``(N,)``."""
+
+    features: NDArray[Any]
+    labels: NDArray[np.int64]
+
+
+class Schedule(NamedTuple):
+    """How labels are given out.
+
+    Attributes:
+        start: random ones to begin with.
+        step: at a time.
+        rounds: number of steps.
+    """
+
+    start: int = 20
+    step: int = 20
+    rounds: int = 8
+
+
+def learning_curves(
+    pool: Labelled, test: Labelled, strategies: Sequence[Strategy], seeds: Iterable[int], schedule: Schedule
+) -> pd.DataFrame:
+    """Accuracy by number of labels, of random choice and each strategy.
+
+    Args:
+        pool: to choose from.
+        test: to measure on, of other objects where the data name them.
+        strategies: beside random choice.
+        seeds: one curve of each strategy for each.
+        schedule: how labels are given out; it ends early where the pool is used up.
+
+    Returns:
+        Columns ``strategy``, ``seed``, ``labels``, ``accuracy``.
+
+    Raises:
+        UserError: for a pool of one class or smaller than the start, or an empty test set.
+    """
+    import pandas as pd
+
+    if len(np.unique(pool.labels)) < 2 or not len(test.labels):
+        raise UserError("learning curve: needs a pool of at least two classes and other pictures to measure on")
+    if min(schedule) < 1 or not 2 <= schedule.start < len(pool.labels):
+        raise UserError(
+            f"learning curve: starts with {schedule.start} labels in steps of {schedule.step}, {schedule.rounds} "
+            f"rounds; all must be at least 1, and the start from 2 to less than the pool's {len(pool.labels)} pictures"
+        )
+    reduction = Reduction(pool.features)
+    reduced = Labelled(reduction(pool.features), pool.labels), Labelled(reduction(test.features), test.labels)
+    rows = [
+        {"strategy": choice, "seed": seed, "labels": labels, "accuracy": accuracy}
+        for seed in seeds
+        for choice in dict.fromkeys((RANDOM, *strategies))
+        for labels, accuracy in _curve(*reduced, cast("Choice", choice), seed, schedule)
+    ]
+    return pd.DataFrame(rows)
+
+
+def summarised(curves: pd.DataFrame) -> pd.DataFrame:
+    """How far each strategy is ahead of random choice, over seeds.
+
+    Returns:
+        One row a strategy: ``accuracy`` (mean over all steps after the start and all seeds, 0 to 1, higher is better),
+        ``last`` (the same of the last step), ``ahead`` (mean difference to random choice of the same seed), ``low`` and
+        ``high`` (95 % Student interval over seeds; NaN for one seed, or equal differences), ``verdict``.
+    """
+    import pandas as pd
+
+    after = curves[curves["labels"] > curves["labels"].min()]
+    area = after.pivot_table("accuracy", index="seed", columns="strategy", aggfunc="mean")
+    last = curves[curves["labels"] == curves["labels"].max()].groupby("strategy")["accuracy"].mean()
+    rows = []
+    for strategy in [name for name in curves["strategy"].unique() if name in area]:
+        ahead = (area[strategy] - area[RANDOM]).to_numpy(np.float64)
+        low, high = _student(ahead)
+        row = {"strategy": strategy, "accuracy": area[strategy].mean(), "last": last[strategy]}
+        rows.append(
+            {
+                **row,
+                "ahead": ahead.mean(),
+                "low": low,
+                "high": high,
+                "verdict": _verdict(strategy, low, high, several=len(ahead) > 1),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def curve_figure(curves: pd.DataFrame, title: str) -> Figure:
+    """Mean accuracy by number of labels, with a band from the lowest to the highest seed."""
+    from evaluation.dataset.figures import blank_figure
+
+    figure = blank_figure(7.2, 4.4)
+    axes = figure.subplots()
+    for place, (strategy, of_strategy) in enumerate(curves.groupby("strategy", sort=False)):
+        by_labels = of_strategy.groupby("labels")["accuracy"]
+        mean = by_labels.mean()
+        is_random = strategy == RANDOM
+        colour, style = ("0.35", "--") if is_random else (f"C{place - 1}", "-")
+        axes.plot(mean.index, mean, style, color=colour, marker="o", markersize=3.5, label=plain(str(strategy)))
+        axes.fill_between(mean.index, by_labels.min(), by_labels.max(), color=colour, alpha=0.12, linewidth=0)
+    axes.set_xlabel("labelled pictures")
+    axes.set_ylabel("accuracy on validation and test")
+    axes.set_title(plain(title), fontsize=11)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    return figure
+
+
+def _curve(
+    pool: Labelled, test: Labelled, choice: Choice, seed: int, schedule: Schedule
+) -> Iterable[tuple[int, float]]:
+    """Pairs of number of labels and accuracy."""
+    order = _shuffled(pool.labels, seed, schedule.start)
+    chosen, num_classes = order[: schedule.start], int(max(pool.labels.max(), test.labels.max())) + 1
+    for _ in range(schedule.rounds):
+        classifier = fitted(pool.features[chosen], pool.labels[chosen])
+        yield len(chosen), float((classifier.predict(test.features) == test.labels).mean())
+        rest = order[~np.isin(order, chosen)]
+        if not len(rest):
+            return
+        chosen = np.concatenate([chosen, _next(pool, chosen, rest, choice, classifier, num_classes, schedule.step)])
+    classifier = fitted(pool.features[chosen], pool.labels[chosen])
+    yield len(chosen), float((classifier.predict(test.features) == test.labels).mean())
+
+
+def _shuffled(labels: NDArray[np.int64], seed: int, start: int) -> NDArray[np.int64]:
+    """All rows in random order, with two classes at least among the first ``start``: a classifier needs them."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    if len(np.unique(labels[order[:start]])) < 2:
+        other = int(np.flatnonzero(labels[order] != labels[order[0]])[0])
+        order[[start - 1, other]] = order[[other, start - 1]]
+    return order
+
+
+def _next(
+    pool: Labelled,
+    chosen: NDArray[np.int64],
+    rest: NDArray[np.int64],
+    choice: Choice,
+    classifier: Any,
+    num_classes: int,
+    step: int,
+) -> NDArray[np.int64]:
+    """The rows that are labelled next, of those that are left, which stand in random order."""
+    if choice == RANDOM:
+        return rest[:step]
+    if choice == "coreset":
+        # Directions, as vectors of a gallery are: by length alone the odd ones would be far from everything.
+        return rest[k_centre_greedy(unit(pool.features[rest]), step, unit(pool.features[chosen])).rows]
+    said = probabilities(classifier, pool.features[rest], num_classes)
+    return rest[most_uncertain(said, cast("Uncertainty", choice), step).rows]
+
+
+def _student(values: NDArray[np.float64]) -> tuple[float, float]:
+    """95 % interval of the mean; NaN for a single value, and for equal ones, which say nothing of their spread."""
+    from scipy.stats import t
+
+    if len(values) < 2 or np.ptp(values) < 1e-12:
+        return float("nan"), float("nan")
+    half = float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    return float(values.mean()) - half, float(values.mean()) + half
+
+
+def _verdict(strategy: str, low: float, high: float, *, several: bool) -> str:
+    if strategy == RANDOM:
+        return "the comparison"
+    if np.isnan(low):
+        return "equal in all seeds, which says nothing of chance" if several else "one seed says nothing of chance"
+    if low > 0:
+        return "ahead of random choice"
+    return "behind random choice" if high < 0 else "cannot be told from random choice"

@@ -1,0 +1,198 @@
+"""What may be wrong with a data set: what leaks between splits, and labels that a classifier does not believe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.dataset.colour import thumbnail
+from evaluation.dataset.figures import Tile, contact_sheet, short
+from evaluation.dataset.label_issues import FOLDS, LabelIssues, find_label_issues, out_of_fold
+from evaluation.dataset.sections import Collection
+from evaluation.report.page import Section
+from vitrail.errors import UserError
+from vitrail.trust import file_name
+from vitrail.types import UNKNOWN
+
+TOO_WEAK, STRONG = 0.5, 0.8
+"""Accuracy below which a probe's doubts are not shown, and from which the share of wrong labels is estimated: a weak
+probe's mistakes would be counted as the labels'."""
+
+_TITLE = "Suspected labels"
+_SHOWN_PAIRS, _SHOWN_SUSPECTS = 6, 24
+_SIDE = 128
+
+
+def leak_section(collection: Collection, audit: Mapping[str, Any]) -> Section:
+    """Groups and pictures that are in several splits.
+
+    Args:
+        collection: the data; shows the pictures.
+        audit: what ``datamodules.checks.audit.AuditReport.to_dict`` gives.
+    """
+    import pandas as pd
+
+    leaks = audit["leaks"]
+    rows: list[dict[str, Any]] = [
+        {"kind": "group in several splits", "first": found["group"], "second": "", "splits": _counts(found["counts"])}
+        for found in leaks["groups"]
+    ]
+    kinds = {"exact": "identical pictures", "near": "nearly identical pictures"}
+    for kind, title in kinds.items():
+        rows += [
+            {
+                "kind": title,
+                "first": pair["first"]["name"],
+                "second": pair["second"]["name"],
+                "splits": f"{pair['first']['split']}, {pair['second']['split']}",
+            }
+            for pair in leaks[kind]
+        ]
+    not_checked: Mapping[str, str] = leaks.get("not_checked", {})
+    own_groups = bool(leaks.get("own_groups"))
+    counted = [] if "groups" in not_checked or own_groups else [f"groups {len(leaks['groups'])}"]
+    missing = []
+    if own_groups and "groups" not in not_checked:
+        missing.append(
+            "The data name no objects (groups) with several pictures: whether one is in several splits is not known."
+        )
+    if leaks["near_radius"] is None:
+        missing.append("Pictures are generated, so they are not compared with each other: only groups are looked at.")
+    else:
+        counted += [f"pairs of {title} {len(leaks[kind])}" for kind, title in kinds.items() if kind not in not_checked]
+        missing += [f"Not checked: {kinds.get(kind, kind)} ({why})." for kind, why in not_checked.items()]
+    says = [
+        f"In several splits: {', '.join(counted) or 'nothing was compared'}. A model that has seen an object in "
+        "training is good at it again, so a test split with leaks looks better than the model is."
+    ]
+    section = Section("Leaks between splits", says, missing=missing)
+    if rows:
+        section.tables["leaks"] = pd.DataFrame(rows)
+    if tiles := _pair_tiles(collection, [*leaks["exact"], *leaks["near"]]):
+        section.figures["leaks"] = contact_sheet(tiles, columns=4)
+    return section
+
+
+def label_section(
+    collection: Collection,
+    task: str | None,
+    rows: NDArray[np.int64],
+    features: NDArray[Any],
+    origin: str,
+    *,
+    folds: int = FOLDS,
+    seed: int = 0,
+) -> Section:
+    """Labels that a linear probe, trained on other groups, does not believe.
+
+    Args:
+        collection: the data.
+        task: whose labels are judged; None where the data have none.
+        rows: int64 ``(n,)``, samples with features.
+        features: ``(n, D)``.
+        origin: what features these are, for the page.
+        folds: of the cross-validation.
+        seed: of the division.
+    """
+    if task is None:
+        return Section(_TITLE, missing=["The data have no labels, so none can be suspected."])
+    targets = collection.targets[task][rows]
+    known = np.flatnonzero(targets != UNKNOWN)
+    rows, labels = rows[known], targets[known]
+    names = list(collection.tasks[task])
+    try:
+        said = out_of_fold(
+            features[known], labels, collection.groups[rows], len(names), folds=folds, seed=seed
+        )  # fmt: skip
+    except UserError as error:
+        return Section(_TITLE, missing=[f"{error}."])
+    issues = find_label_issues(said, labels)
+    missing = []
+    if alone := len(labels) - issues.judged:
+        missing.append(f"Samples that cannot be judged, because no other group has a label like theirs: {alone:,}.")
+    if issues.judged and issues.accuracy < TOO_WEAK:
+        missing.append(
+            f"A linear probe on {origin} is right, by the labels, for {issues.accuracy:.1%} only: that it doubts a "
+            "label says nothing, so none is suspected here."
+        )
+    if not issues.judged or issues.accuracy < TOO_WEAK:
+        return Section(_TITLE, missing=missing)
+    own_groups = len(set(collection.groups.tolist())) == len(collection.groups)
+    section = Section(_TITLE, _told(task, issues, origin, own_groups), missing=missing)
+    if len(issues.rows):
+        section.tables[f"suspects_{file_name(task)}"] = _suspects(collection, rows, labels, names, issues)
+        section.figures[f"suspects_{file_name(task)}"] = _suspect_sheet(collection, rows, labels, names, issues)
+    return section
+
+
+def _told(task: str, issues: LabelIssues, origin: str, own_groups: bool) -> list[str]:
+    apart = (
+        "no picture is judged by itself (the data name no objects with several pictures)"
+        if own_groups
+        else "no object is judged by its own pictures"
+    )
+    noise = f"The estimated share of wrong labels is {issues.noise:.1%}. " if issues.accuracy >= STRONG else ""
+    return [
+        f"{len(issues.rows):,} of {issues.judged:,} labels of {task} are suspected by confident learning. {noise}They "
+        f"come from a linear probe on {origin}, cross-validated so that {apart}.",
+        f"The probe itself is right, by the labels, for {issues.accuracy:.1%}: the less that is, the more of the "
+        "suspected labels are right and the probe is wrong. Look before you change a label.",
+    ]
+
+
+def _suspects(
+    collection: Collection,
+    rows: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    names: Sequence[str],
+    issues: LabelIssues,
+) -> Any:
+    import pandas as pd
+
+    chosen = rows[issues.rows]
+    return pd.DataFrame(
+        {
+            "name": collection.names[chosen],
+            "split": collection.splits[chosen],
+            "label": [names[code] for code in labels[issues.rows]],
+            "suggested": [names[code] for code in issues.suggested],
+            "margin": issues.margin.round(4),
+        }
+    )
+
+
+def _suspect_sheet(
+    collection: Collection,
+    rows: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    names: Sequence[str],
+    issues: LabelIssues,
+) -> Any:
+    tiles = [
+        Tile(
+            thumbnail(collection.read(int(rows[place])), _SIDE),
+            f"{short(names[labels[place]], 22)}\n→ {short(names[suggested], 20)}",
+        )
+        for place, suggested in zip(issues.rows[:_SHOWN_SUSPECTS].tolist(), issues.suggested.tolist(), strict=False)
+    ]
+    return contact_sheet(tiles)
+
+
+def _pair_tiles(collection: Collection, pairs: Sequence[Mapping[str, Any]]) -> list[Tile]:
+    """Both pictures of the first pairs, beside each other."""
+    row_of = {name: row for row, name in enumerate(collection.names.tolist())}
+    return [
+        Tile(
+            thumbnail(collection.read(row_of[side["name"]]), _SIDE),
+            f"{short(side['name'].rsplit('/', 1)[-1], 24)}\n{side['split']}, pair {number}",
+        )
+        for number, pair in enumerate(pairs[:_SHOWN_PAIRS], start=1)
+        for side in (pair["first"], pair["second"])
+    ]
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{split} {count}" for split, count in counts.items())

@@ -1,0 +1,127 @@
+"""What a picture looks like in a few hundred numbers, without any network: where it is light, its colours, its edges.
+
+Good enough to find what stands out; a trained network's vectors (``--gallery``) know far more.
+
+* edges: histograms of oriented gradients, Dalal & Triggs, CVPR 2005, without their overlapping blocks.
+
+A small classifier on given features, for questions that need an answer in seconds, not a network.
+
+Multinomial logistic regression on standardised principal components, with scikit-learn's default penalty C = 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+GRID = 10
+"""Side of the thumbnail whose colours are features."""
+
+CELLS, ORIENTATIONS = 6, 8
+"""Of the edges: cells along a side, directions in each."""
+
+_SIDE = 48
+_HUES, _LEVELS = 12, 8
+
+
+def pixel_features(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Thumbnail, colour histogram and edges of a picture of any size.
+
+    Args:
+        picture: uint8 ``(H, W, 3)``, RGB.
+
+    Returns:
+        float32 ``(D,)``, each number between 0 and 1.
+    """
+    image = Image.fromarray(picture)
+    thumbnail = np.asarray(image.resize((GRID, GRID), Image.Resampling.BOX), np.float64) / 255
+    small = image.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
+    hsv = np.asarray(small.convert("HSV"), np.float64) / 255
+    grey = np.asarray(small.convert("L"), np.float64) / 255
+    return np.concatenate([thumbnail.ravel(), _colours(hsv), _edges(grey)]).astype(np.float32)
+
+
+def _colours(hsv: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Shares of hues, weighted by saturation so that grey counts for none, and of levels of saturation and value."""
+    hue, saturation, value = hsv.reshape(-1, 3).T
+    parts = [
+        np.histogram(hue, _HUES, (0, 1), weights=saturation)[0],
+        np.histogram(saturation, _LEVELS, (0, 1))[0],
+        np.histogram(value, _LEVELS, (0, 1))[0],
+    ]
+    shares: NDArray[np.float64] = np.concatenate(parts) / len(hue)
+    return shares
+
+
+def _edges(grey: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Strength of edges by cell and direction, relative to the strongest cell's length."""
+    down, across = np.gradient(grey)
+    strength = np.hypot(down, across)
+    # A light edge on dark and a dark one on light are the same edge.
+    direction = (np.arctan2(down, across) / np.pi % 1 * ORIENTATIONS).astype(np.int64) % ORIENTATIONS
+    place = np.arange(_SIDE) * CELLS // _SIDE
+    cell = place[:, None] * CELLS + place[None, :]
+    bins = np.zeros(CELLS * CELLS * ORIENTATIONS)
+    np.add.at(bins, (cell * ORIENTATIONS + direction).ravel(), strength.ravel())
+    lengths = np.linalg.norm(bins.reshape(-1, ORIENTATIONS), axis=1).max()
+    edges: NDArray[np.float64] = bins / lengths if lengths > 0 else bins
+    return edges
+
+
+MAX_COMPONENTS = 128
+"""Principal components that are kept at most: a logistic regression of more takes minutes and knows little more."""
+
+_MAX_ITERATIONS = 2_000
+
+
+class Reduction:
+    """Standardises features and keeps their first principal components.
+
+    Args:
+        features: ``(N, D)``, finite; labels are not needed, so unlabelled pictures may be among them.
+        components: at most so many are kept.
+    """
+
+    def __init__(self, features: NDArray[Any], components: int = MAX_COMPONENTS) -> None:
+        from sklearn.decomposition import PCA
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        kept = min(components, *features.shape)
+        # Scaled as a whole afterwards, so that the penalty means the same for features of any size.
+        self._pipeline = make_pipeline(StandardScaler(), PCA(kept, svd_solver="full"))
+        # Of equal features the share of the variance is 0 / 0; it is not asked for.
+        with np.errstate(invalid="ignore"):
+            reduced = self._pipeline.fit_transform(np.asarray(features, np.float64))
+        self._scale = float(reduced.std(axis=0).max(initial=0.0)) or 1.0
+
+    def __call__(self, features: NDArray[Any]) -> NDArray[np.float64]:
+        """Components of some features, float64 ``(n, components)``."""
+        reduced: NDArray[np.float64] = self._pipeline.transform(np.asarray(features, np.float64)) / self._scale
+        return reduced
+
+
+def fitted(features: NDArray[np.float64], labels: NDArray[np.int64]) -> Any:
+    """A logistic regression.
+
+    Args:
+        features: float64 ``(N, D)``.
+        labels: int64 ``(N,)``, of at least two classes.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(max_iter=_MAX_ITERATIONS).fit(features, labels)
+
+
+def probabilities(classifier: Any, features: NDArray[np.float64], num_classes: int) -> NDArray[np.float64]:
+    """Probabilities of all classes, 0 for those that the classifier never saw.
+
+    Returns:
+        float64 ``(N, num_classes)``; each row sums to 1.
+    """
+    all_classes = np.zeros((len(features), num_classes))
+    all_classes[:, classifier.classes_] = classifier.predict_proba(features)
+    return all_classes

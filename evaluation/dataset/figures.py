@@ -1,0 +1,264 @@
+"""Figures of a data set, drawn without a display and without matplotlib's global state.
+
+They keep a light ground of their own, so that they can be read on a light page and on a dark one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.report.figures import plain
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+SPLIT_COLOURS = {"train": "#3b6ea8", "val": "#d98324", "test": "#3f9463"}
+
+NAMED_CLASSES = 150
+"""Up to so many classes each bar has its name; beyond, classes are ordered by frequency without names."""
+
+_LONGEST_NAME = 30
+
+
+class Tile(NamedTuple):
+    """A small picture and what stands below it, in one line or several."""
+
+    picture: NDArray[np.uint8]
+    text: str
+
+
+def blank_figure(width: float, height: float) -> Figure:
+    """An empty figure of a size in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def class_bars(counts: pd.DataFrame, title: str) -> Figure:
+    """Samples of each class, a panel for each split.
+
+    Args:
+        counts: int64, a row for each class in the order to be shown and a column for each split.
+        title: above the panels.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    if len(counts) > NAMED_CLASSES:
+        return _frequency_curves(counts, title)
+    names = [plain(short(str(name))) for name in counts.index]
+    figure = blank_figure(2.2 + 2.3 * counts.shape[1], 1.1 + 0.2 * len(counts))
+    panels = figure.subplots(1, counts.shape[1], sharey=True, squeeze=False)[0]
+    for axes, split in zip(panels, counts.columns, strict=True):
+        bars = axes.barh(range(len(counts)), counts[split], color=SPLIT_COLOURS.get(split, "0.5"), height=0.75)
+        axes.bar_label(bars, fontsize=7, padding=2)
+        axes.set_title(plain(f"{split} ({int(counts[split].sum()):,})"), fontsize=9)
+        axes.set_xlim(0, max(1.0, 1.18 * float(counts[split].max())))
+        axes.tick_params(labelsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        _clean(axes)
+    panels[0].set_yticks(range(len(counts)), names)
+    panels[0].set_ylim(len(counts) - 0.4, -0.6)
+    figure.suptitle(plain(title), fontsize=11)
+    return figure
+
+
+def density_curves(densities: Mapping[str, NDArray[np.float64]], levels: NDArray[np.float64], title: str) -> Figure:
+    """Densities of hue, saturation and value of several classes.
+
+    Args:
+        densities: for each class float64 ``(3, B)``.
+        levels: float64 ``(B,)``, 0 to 1.
+        title: above the panels.
+    """
+    from matplotlib.colors import hsv_to_rgb
+
+    figure = blank_figure(10.5, 3.9)
+    panels = figure.subplots(1, 3)
+    grey = np.stack([levels] * 3, axis=1)
+    full = np.ones_like(levels)
+    strips = (
+        hsv_to_rgb(np.stack([levels, full, full], axis=1)),
+        hsv_to_rgb(np.stack([full * 0.6, levels, full], axis=1)),
+        grey,
+    )
+    for place, (axes, name, strip) in enumerate(zip(panels, ("hue", "saturation", "value"), strips, strict=True)):
+        highest = max((float(curves[place].max()) for curves in densities.values()), default=1.0) or 1.0
+        for number, (label, curves) in enumerate(densities.items()):
+            axes.plot(levels, curves[place], color=f"C{number % 10}", linewidth=1.6, label=plain(short(label)))
+        axes.imshow(
+            strip[None], extent=(0, 1, -0.09 * highest, -0.02 * highest), aspect="auto", interpolation="bilinear"
+        )
+        axes.set(xlim=(0, 1), ylim=(-0.1 * highest, 1.08 * highest), xlabel=name)
+        axes.set_yticks([])
+        _clean(axes)
+    panels[0].set_ylabel("density")
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9
+    )
+    figure.suptitle(plain(title), fontsize=11)
+    return figure
+
+
+def picture_map(places: NDArray[np.float64], tiles: Sequence[Tile], title: str) -> Figure:
+    """Small pictures at their places in the plane, each with its text.
+
+    Args:
+        places: float64 ``(N, 2)``.
+        tiles: N of them.
+        title: above.
+    """
+    from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+
+    many = len(tiles) > 40
+    side = 30 if many else 44
+    figure = blank_figure(15, 11) if many else blank_figure(10.5, 7.5)
+    axes = figure.subplots()
+    for (x, y), tile in zip(places, tiles, strict=True):
+        zoom = side / max(tile.picture.shape[:2])
+        box = AnnotationBbox(
+            OffsetImage(tile.picture, zoom=zoom), (x, y), frameon=True, pad=0.12, bboxprops={"lw": 0.4}
+        )
+        axes.add_artist(box)
+        offset = (0, -side * 0.5 - 5)
+        axes.annotate(
+            plain(short(tile.text, 24)), (x, y), xytext=offset, textcoords="offset points", ha="center", va="center",
+            fontsize=5.5 if many else 6.5, zorder=5,
+            bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.6},
+        )  # fmt: skip
+    axes.scatter(places[:, 0], places[:, 1], s=1, color="white")
+    axes.margins(0.09)
+    axes.set(xlabel="first dimension", ylabel="second dimension")
+    axes.set_title(plain(title), fontsize=11)
+    axes.grid(alpha=0.2)
+    return figure
+
+
+def size_figure(widths: NDArray[np.int64], heights: NDArray[np.int64]) -> Figure:
+    """Width against height, and the distribution of shapes."""
+    figure = blank_figure(9.5, 3.8)
+    left, right = figure.subplots(1, 2)
+    sizes, counts = np.unique(np.stack([widths, heights], axis=1), axis=0, return_counts=True)
+    area = 14 + 260 * counts / counts.max()
+    left.scatter(sizes[:, 0], sizes[:, 1], s=area, alpha=0.45, color=SPLIT_COLOURS["train"], linewidths=0)
+    longest = 1.1 * max(int(widths.max()), int(heights.max()))
+    left.plot([0, longest], [0, longest], color="0.6", linewidth=0.8, linestyle=":")
+    left.set(xlim=(0, longest), ylim=(0, longest), xlabel="width in pixels", ylabel="height in pixels")
+    left.set_title("sizes, larger where there are more", fontsize=9)
+    shapes = np.log2(widths / heights)
+    reach = max(1.0, float(np.abs(shapes).max()) * 1.05)
+    right.hist(shapes, bins=np.linspace(-reach, reach, 42).tolist(), color=SPLIT_COLOURS["train"])
+    ticks = [tick for tick in range(-6, 7) if abs(tick) <= reach]
+    right.set_xticks(ticks, [f"{2**tick}:1" if tick >= 0 else f"1:{2**-tick}" for tick in ticks])
+    right.set(xlabel="width to height", ylabel="pictures")
+    right.set_title("shapes", fontsize=9)
+    for axes in (left, right):
+        _clean(axes)
+    return figure
+
+
+def length_histogram(lengths: Mapping[str, NDArray[np.int64]]) -> Figure:
+    """Number of words of captions, by split; each split's bars sum to 1, so that splits of different sizes compare."""
+    figure = blank_figure(7.2, 3.4)
+    axes = figure.subplots()
+    longest = max(int(values.max(initial=0)) for values in lengths.values())
+    width = max(1, -(-longest // 40))
+    fewest = min(int(values.min(initial=longest)) for values in lengths.values())
+    edges = np.arange(fewest, longest + 2 * width, width) - 0.5
+    for split, values in lengths.items():
+        shares = np.full(len(values), 1 / max(len(values), 1))
+        label = f"{split} ({len(values):,})"
+        axes.hist(
+            values,
+            edges.tolist(),
+            weights=shares,
+            histtype="step",
+            linewidth=1.8,
+            color=SPLIT_COLOURS[split],
+            label=label,
+        )
+    axes.set(xlabel="words in a caption", ylabel="share of captions")
+    axes.legend(frameon=False)
+    _clean(axes)
+    return figure
+
+
+def heatmap(table: pd.DataFrame, title: str, *, highest: float | None = None) -> Figure:
+    """Numbers in a grid, each written into its cell; white is 0."""
+    rows, columns = table.shape
+    names = [short(str(name)) for name in table.index]
+    margin = 0.085 * max(map(len, names), default=1)
+    figure = blank_figure(max(4.0, 1.1 + margin + 0.55 * columns), max(2.4, 1.5 + 0.3 * rows))
+    axes = figure.subplots()
+    values = table.to_numpy(np.float64)
+    top = highest or max(1.0, float(np.nanmax(values, initial=0.0)))
+    axes.imshow(np.ma.masked_invalid(values), cmap="Blues", vmin=0, vmax=top, aspect="auto")
+    axes.set_xticks(
+        range(columns), [plain(short(str(name))) for name in table.columns], rotation=40, ha="right", fontsize=8
+    )
+    axes.set_yticks(range(rows), [plain(name) for name in names], fontsize=8)
+    whole = highest is None
+    for row, column in zip(*np.nonzero(np.nan_to_num(values)), strict=True):
+        value = values[row, column]
+        colour = "white" if value > 0.55 * top else "black"
+        text = f"{value:.0f}" if whole else f"{value:.2f}"
+        axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
+    axes.set_title(plain(title), fontsize=10)
+    return figure
+
+
+def contact_sheet(tiles: Sequence[Tile], columns: int = 6, side: float = 1.55) -> Figure:
+    """Pictures in a grid with their texts below.
+
+    Args:
+        tiles: at least one.
+        columns: at most.
+        side: of a cell in inches.
+    """
+    columns = min(columns, len(tiles))
+    rows = -(-len(tiles) // columns)
+    lines = max(tile.text.count("\n") + 1 for tile in tiles)
+    figure = blank_figure(max(3.0, side * columns), rows * (side + 0.15 * lines))
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for place, axes in enumerate(grid.ravel()):
+        axes.axis("off")
+        if place < len(tiles):
+            axes.imshow(tiles[place].picture, interpolation="nearest")
+            axes.text(
+                0.5, -0.04, plain(tiles[place].text), transform=axes.transAxes, ha="center", va="top", fontsize=7
+            )  # fmt: skip
+    return figure
+
+
+def short(text: str, longest: int = _LONGEST_NAME) -> str:
+    """A text that is cut where it is too long."""
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
+def _frequency_curves(counts: pd.DataFrame, title: str) -> Figure:
+    """Samples of each class, most frequent first, one line a split; for more classes than have room for names."""
+    figure = blank_figure(8.5, 3.6)
+    axes = figure.subplots()
+    for split in counts.columns:
+        ordered = np.sort(counts[split].to_numpy())[::-1]
+        label = f"{split} ({int(ordered.sum()):,})"
+        axes.step(
+            np.arange(1, len(ordered) + 1), ordered, where="mid", color=SPLIT_COLOURS.get(split, "0.5"), label=label
+        )
+    axes.set_yscale("symlog", linthresh=1)
+    axes.set(xlabel="class, most frequent first", ylabel="samples", ylim=(0, None))
+    axes.legend(frameon=False)
+    axes.set_title(plain(title), fontsize=11)
+    _clean(axes)
+    return figure
+
+
+def _clean(axes: Any) -> None:
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,151 @@
+"""Labels that are suspected to be wrong, from what a classifier says of pictures that it was not trained on.
+
+Confident learning, Northcutt, Jiang & Chuang, JAIR 70 (2021). A class's threshold is the mean probability that
+pictures labelled with it get for it. A picture that reaches the threshold of another class, and of no class more
+clearly, is counted in the confident joint at (its label, that class); all off its diagonal are suspected. Classes that
+the classifier finds hard have low thresholds and others high ones, so a timid or a bold classifier does no harm.
+
+A suspicion is no verdict: where features are poor, most of what is found is right as it is labelled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.dataset.features import Reduction, fitted, probabilities
+from vitrail.errors import UserError
+from vitrail.predictions import predicted_classes
+
+FOLDS = 5
+
+
+@dataclass(frozen=True)
+class LabelIssues:
+    """What is suspected of N labelled samples and C classes.
+
+    Attributes:
+        rows: int64 ``(S,)``, the suspected ones, the most suspicious first.
+        suggested: int64 ``(S,)``, the class that the classifier is confident of.
+        margin: float64 ``(S,)``, probability of the label less that of the best other class, -1 to 1; lower is more
+            suspicious.
+        joint: int64 ``(C, C)``, the confident joint: row the label, column the confident class.
+        noise: estimated share of wrong labels, 0 to 1; the joint's off-diagonal after each class is scaled to its size.
+        judged: samples that could be judged.
+        accuracy: share of these that the classifier gives their label.
+    """
+
+    rows: NDArray[np.int64]
+    suggested: NDArray[np.int64]
+    margin: NDArray[np.float64]
+    joint: NDArray[np.int64]
+    noise: float
+    judged: int
+    accuracy: float
+
+
+def out_of_fold(
+    features: NDArray[Any],
+    labels: NDArray[np.int64],
+    groups: NDArray[Any],
+    num_classes: int,
+    *,
+    folds: int = FOLDS,
+    seed: int = 0,
+) -> NDArray[np.float64]:
+    """Probabilities of each sample from a linear probe that saw neither it nor any other sample of its group.
+
+    Args:
+        features: ``(N, D)``.
+        labels: int64 ``(N,)``, all known.
+        groups: ``(N,)``, the physical object of each.
+        num_classes: C.
+        folds: at most; fewer where there are fewer groups, or fewer samples of every class.
+        seed: of the division.
+
+    Returns:
+        float64 ``(N, C)``; NaN in the rows whose label the other folds do not have, which cannot be judged.
+
+    Raises:
+        UserError: for fewer than two classes or groups, classes of one sample only, or features that are not finite.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    _check(features, labels, groups)
+    folds = min(folds, len(np.unique(groups)), int(np.bincount(labels).max()))
+    result = np.full((len(labels), num_classes), np.nan)
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    for train, held_out in _divisions(splitter, labels, groups):
+        present = np.unique(labels[train])
+        if len(present) < 2:
+            continue
+        reduction = Reduction(features[train])
+        classifier = fitted(reduction(features[train]), labels[train])
+        rows = held_out[np.isin(labels[held_out], present)]
+        if len(rows):
+            result[rows] = probabilities(classifier, reduction(features[rows]), num_classes)
+    return result
+
+
+def find_label_issues(probability: NDArray[np.float64], labels: NDArray[np.int64]) -> LabelIssues:
+    """Confident learning on out-of-fold probabilities.
+
+    Args:
+        probability: float64 ``(N, C)``, NaN rows for samples that cannot be judged.
+        labels: int64 ``(N,)``, all known.
+    """
+    num_classes = probability.shape[1]
+    judged = np.flatnonzero(np.isfinite(probability).all(axis=1))
+    said, given = probability[judged], labels[judged]
+    counts = np.bincount(given, minlength=num_classes)
+    own = np.take_along_axis(said, given[:, None], axis=1)[:, 0] if len(judged) else np.zeros(0)
+    sums = np.bincount(given, weights=own, minlength=num_classes)
+    # A class without samples has no threshold that could be reached.
+    threshold = np.divide(sums, counts, out=np.full(num_classes, np.inf), where=counts > 0)
+    reached = np.where(said >= threshold, said, -np.inf)
+    is_confident = np.isfinite(reached).any(axis=1)
+    confident = reached.argmax(axis=1) if len(judged) else np.zeros(0, np.int64)
+    joint = np.zeros((num_classes, num_classes), dtype=np.int64)
+    np.add.at(joint, (given[is_confident], confident[is_confident]), 1)
+    others = said.copy()
+    np.put_along_axis(others, given[:, None], -np.inf, axis=1)
+    margin = own - (others.max(axis=1) if len(judged) else own)
+    places = np.flatnonzero(is_confident & (confident != given))
+    places = places[np.argsort(margin[places], kind="stable")]
+    right = float((predicted_classes(said) == given).mean()) if len(judged) else float("nan")
+    return LabelIssues(
+        judged[places], confident[places], margin[places], joint, _noise(joint, counts), len(judged), right
+    )
+
+
+def _noise(joint: NDArray[np.int64], counts: NDArray[np.int64]) -> float:
+    """Share off the diagonal, once each label's row stands for as many samples as have the label."""
+    totals = joint.sum(axis=1)
+    rows = totals > 0
+    if not rows.any():
+        return float("nan")
+    right = np.diag(joint)[rows] / totals[rows] * counts[rows]
+    return float(1 - right.sum() / counts[rows].sum())
+
+
+def _check(features: NDArray[Any], labels: NDArray[np.int64], groups: NDArray[Any]) -> None:
+    if len(np.unique(labels)) < 2:
+        raise UserError("label issues: there are fewer than two classes with a labelled sample, so nothing to compare")
+    if np.bincount(labels).max() < 2:
+        raise UserError("label issues: no class has two labelled samples, so none can be judged by others")
+    if len(np.unique(groups)) < 2:
+        raise UserError("label issues: all samples are of one group, so none can be judged by others")
+    if not np.isfinite(features).all():
+        raise UserError("label issues: features are not finite; has the model diverged?")
+
+
+def _divisions(splitter: Any, labels: NDArray[np.int64], groups: NDArray[Any]) -> list[tuple[Any, Any]]:
+    import warnings
+
+    with warnings.catch_warnings():
+        # Classes with fewer samples than folds are in some folds only, and are told as not judged.
+        warnings.filterwarnings("ignore", message="The least populated class")
+        return list(splitter.split(np.zeros(len(labels)), labels, groups))

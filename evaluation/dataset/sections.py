@@ -1,0 +1,307 @@
+"""What is in a data set, as sections of a page: splits, classes, sizes, captions, and which labels go together.
+
+``exploration_colour`` has the sections on colours, ``exploration_checks`` those on leaks and labels. A section for
+which something is missing says so instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.dataset.features import pixel_features
+from evaluation.dataset.figures import class_bars, heatmap, length_histogram, size_figure
+from evaluation.report.page import Section
+from vitrail.errors import UserError
+from vitrail.trust import file_name
+from vitrail.types import LABEL_TASK, UNKNOWN
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SPLITS = ("train", "val", "test")
+
+_MOST_CLASSES = 40
+"""Classes up to which a heatmap of labels that go together has room."""
+
+_LISTED = 8
+
+
+@dataclass(frozen=True)
+class Collection:
+    """What there is to explore: N samples.
+
+    Attributes:
+        name: of the data set.
+        names: object ``(N,)`` of strings, stable names.
+        groups: object ``(N,)`` of strings, the physical objects.
+        splits: object ``(N,)`` of strings, ``train``, ``val`` or ``test``.
+        tasks: class names of each task, the main one first; none for data without labels.
+        targets: for each task int64 ``(N,)``.
+        usable: int64 ``(n,)``, rows whose pictures can be read.
+        unreadable: why other rows' pictures cannot be read.
+        read: gives uint8 ``(H, W, 3)`` for a row.
+        captions: gives all captions of some rows; None where the data have none of their own.
+    """
+
+    name: str
+    names: NDArray[np.object_]
+    groups: NDArray[np.object_]
+    splits: NDArray[np.object_]
+    tasks: Mapping[str, Sequence[str]]
+    targets: Mapping[str, NDArray[np.int64]]
+    usable: NDArray[np.int64]
+    unreadable: Mapping[int, str]
+    read: Callable[[int], NDArray[np.uint8]]
+    captions: Callable[[NDArray[np.int64]], list[list[str]]] | None
+
+    def drawn(self, limit: int, seed: int) -> NDArray[np.int64]:
+        """Rows of at most so many readable pictures, drawn evenly from all, ascending, int64."""
+        if len(self.usable) <= limit:
+            return self.usable
+        return np.sort(np.random.default_rng(seed).choice(self.usable, limit, replace=False))
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What n pictures look like.
+
+    Attributes:
+        rows: int64 ``(n,)``, ascending.
+        sizes: int64 ``(n, 2)``, width and height in pixels.
+        centres: float64 ``(n, 3)``, mean hue, saturation and value of the centre, 0 to 1.
+        features: float32 ``(n, D)``, see ``pixel_features``.
+        of: number of readable pictures that these were drawn from.
+    """
+
+    rows: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    centres: NDArray[np.float64]
+    features: NDArray[np.float32]
+    of: int
+
+    @property
+    def told(self) -> str:
+        """How many pictures were looked at, in words."""
+        return f"{self.of:,} pictures" if len(self.rows) == self.of else f"{len(self.rows):,} of {self.of:,} pictures"
+
+
+def look_at(
+    collection: Collection,
+    rows: NDArray[np.int64],
+    centre_of: Callable[[NDArray[np.uint8]], NDArray[np.float64]],
+    progress: Callable[[Sequence[int]], object] | None = None,
+) -> Looks:
+    """Reads some pictures once.
+
+    Args:
+        collection: that they belong to.
+        rows: int64 ``(n,)``, ascending.
+        centre_of: gives the colour of a picture's centre.
+        progress: hands the rows on and shows how far it is.
+
+    Raises:
+        UserError: if there is no picture to look at.
+    """
+    if not len(rows):
+        raise UserError(f"{collection.name}: has no picture that can be read; there is nothing to explore")
+    sizes, centres, features = [], [], []
+    handed: object = rows.tolist() if progress is None else progress(rows.tolist())
+    for row in handed:  # type: ignore[attr-defined]  # any iterable
+        picture = collection.read(row)
+        sizes.append((picture.shape[1], picture.shape[0]))
+        centres.append(centre_of(picture))
+        features.append(pixel_features(picture))
+    return Looks(
+        rows, np.array(sizes, np.int64), np.array(centres), np.stack(features), of=len(collection.usable)
+    )  # fmt: skip
+
+
+def splits_section(collection: Collection) -> Section:
+    """Samples and groups of each split."""
+    import pandas as pd
+
+    masks = {split: collection.splits == split for split in SPLITS}
+    rows = {
+        "samples": {split: int(mask.sum()) for split, mask in masks.items()},
+        "groups": {split: len(set(collection.groups[mask].tolist())) for split, mask in masks.items()},
+    }
+    for task, targets in collection.targets.items():
+        known = {split: targets[mask & (targets != UNKNOWN)] for split, mask in masks.items()}
+        classes = len(collection.tasks[task])
+        rows[f"{task}: classes that occur, of {classes}"] = {split: len(np.unique(of)) for split, of in known.items()}
+        rows[f"{task}: samples without a known value"] = {
+            split: rows["samples"][split] - len(of) for split, of in known.items()
+        }
+    table = pd.DataFrame(rows).T.rename_axis("number of").reset_index()
+    total, groups = len(collection.names), len(set(collection.groups.tolist()))
+    says = [f"{total:,} samples of {groups:,} groups (physical objects; a sample without a group is its own)."]
+    missing = [f"The {split} split is empty." for split, count in rows["samples"].items() if not count]
+    if collection.unreadable:
+        some = [f"{collection.names[row]}: {reason}" for row, reason in sorted(collection.unreadable.items())]
+        listed = "; ".join(some[:_LISTED]) + (f"; and {len(some) - _LISTED} more" if len(some) > _LISTED else "")
+        missing.append(f"Pictures that cannot be read, left out where pictures are needed ({len(some)}): {listed}")
+    return Section("Splits", says, tables={"splits": table}, missing=missing)
+
+
+def class_section(collection: Collection) -> Section:
+    """How many samples each class of each task has in each split."""
+    import pandas as pd
+
+    if not collection.tasks:
+        return Section("Classes", missing=["The data have no labels, so there are no classes to count."])
+    says, missing, figures, files = [], [], {}, {}
+    for task, names in collection.tasks.items():
+        counts = pd.DataFrame({split: class_counts(collection, task, split) for split in SPLITS}, index=list(names))
+        order = counts.sort_values("train", ascending=False, kind="stable")
+        figures[f"classes_{file_name(task)}"] = class_bars(order, f"{task}: samples of each class")
+        files[f"classes_{file_name(task)}"] = order.rename_axis("value" if task in order else task).reset_index()
+        says.append(_frequencies(task, order["train"]))
+        if len(names) == 1:
+            missing.append(f"{task} has one class only, so there is nothing to tell apart.")
+        if rare := [str(name) for name in order.index[order["train"] == 1]]:
+            missing.append(
+                f"{task}: {_counted(rare, 'class has', 'classes have')} one training sample only: {_list(rare)}"
+            )
+        never = [str(name) for name in order.index[(order["train"] == 0) & (order.sum(axis=1) > 0)]]
+        if never and order["train"].sum():
+            missing.append(f"{task}: {_counted(never, 'class is', 'classes are')} never trained: {_list(never)}")
+    return Section("Classes", says, figures, files=files, missing=missing)
+
+
+def size_section(looks: Looks) -> Section:
+    """Widths, heights and shapes of the pictures."""
+    widths, heights = looks.sizes.T
+    same = len(np.unique(looks.sizes, axis=0)) == 1
+    middle = f"{int(np.median(widths))} × {int(np.median(heights))}"
+    if same:
+        which = "All" if len(looks.rows) == looks.of else "All that were looked at"
+        says = f"{which} are {middle} pixels ({looks.told})."
+    else:
+        short_sides = looks.sizes.min(axis=1)
+        says = (
+            f"{looks.told}: the median is {middle} pixels, short sides go from {short_sides.min()} to "
+            f"{short_sides.max()}; an image size above most short sides enlarges pictures without any gain."
+        )
+    return Section("Picture sizes", [says], {"sizes": size_figure(widths, heights)})
+
+
+def caption_section(collection: Collection) -> Section:
+    """How many words captions have."""
+    if collection.captions is None:
+        return Section("Captions", missing=["The data have no captions of their own."])
+    lengths: dict[str, NDArray[np.int64]] = {}
+    without = 0
+    for split in SPLITS:
+        rows = np.flatnonzero(collection.splits == split).astype(np.int64)
+        captions = collection.captions(rows)
+        words = [len(text.split()) for texts in captions for text in texts if text.strip()]
+        without += sum(not any(text.strip() for text in texts) for texts in captions)
+        if words:
+            lengths[split] = np.array(words, np.int64)
+    if not lengths:
+        return Section("Captions", missing=["No caption has a word."])
+    together = np.concatenate(list(lengths.values()))
+    low, middle, high = np.percentile(together, [5, 50, 95]).round().astype(int)
+    says = (
+        f"{len(together):,} captions: median {middle} words, nine in ten have {low} to {high}, the longest "
+        f"{together.max()}; a tokenizer's maximum length should not cut the long ones."
+    )
+    missing = [f"Samples without a caption: {without:,}."] if without else []
+    return Section("Caption lengths", [says], {"captions": length_histogram(lengths)}, missing=missing)
+
+
+def cooccurrence_section(collection: Collection) -> Section:
+    """Which labels of different tasks go together."""
+    import pandas as pd
+
+    tasks = list(collection.tasks)
+    if len(tasks) < 2:
+        return Section("Labels that go together", missing=["The data have no attributes beside the class."])
+    strength = pd.DataFrame(np.eye(len(tasks)), index=tasks, columns=tasks)
+    for place, first in enumerate(tasks):
+        for second in tasks[place + 1 :]:
+            value = cramers_v(contingency(collection, first, second))
+            strength.loc[first, second] = strength.loc[second, first] = value
+    figures = {"association": heatmap(strength, "Cramér's V, 0 independent, 1 one says the other", highest=1.0)}
+    main, missing = tasks[0], []
+    if len(collection.tasks[main]) <= _MOST_CLASSES:
+        for task in tasks[1:]:
+            figures[f"{file_name(main)}_{file_name(task)}"] = heatmap(
+                contingency(collection, main, task), f"{main} and {task}: samples"
+            )
+    else:
+        missing.append(f"{main} has more than {_MOST_CLASSES} classes, so no tables of it with attributes are drawn.")
+    pairs = np.where(np.triu(np.ones(strength.shape, dtype=bool), k=1), strength.to_numpy(), np.nan)
+    if np.isnan(pairs).all():
+        missing.append("No two labels are known together with two values each, so nothing can go together.")
+        return Section("Labels that go together", figures=figures, missing=missing)
+    values = np.nan_to_num(pairs, nan=-1.0)
+    one, other = divmod(int(values.argmax()), len(tasks))
+    says = [
+        f"{tasks[one]} and {tasks[other]} go together most (Cramér's V {values.max():.2f}). Where an attribute follows "
+        "from the class, a model can learn it without looking; few groups make V look large by chance."
+    ]
+    return Section("Labels that go together", says, figures, missing=missing)
+
+
+def class_counts(collection: Collection, task: str, split: str) -> NDArray[np.int64]:
+    """Samples of each class in a split, int64 ``(C,)``."""
+    targets = collection.targets[task][collection.splits == split]
+    return np.bincount(targets[targets != UNKNOWN], minlength=len(collection.tasks[task])).astype(np.int64)
+
+
+def contingency(collection: Collection, first: str, second: str) -> pd.DataFrame:
+    """Samples by class of two tasks, of those where both are known; int64, rows are classes of the first."""
+    import pandas as pd
+
+    one, other = collection.targets[first], collection.targets[second]
+    known = (one != UNKNOWN) & (other != UNKNOWN)
+    shape = len(collection.tasks[first]), len(collection.tasks[second])
+    counts = np.bincount(one[known] * shape[1] + other[known], minlength=shape[0] * shape[1]).reshape(shape)
+    return pd.DataFrame(counts, index=list(collection.tasks[first]), columns=list(collection.tasks[second]))
+
+
+def cramers_v(table: pd.DataFrame) -> float:
+    """Cramér's V, 0 to 1; NaN where one of the two has fewer than two values that occur."""
+    from scipy.stats.contingency import association
+
+    counts = table.to_numpy()
+    counts = counts[counts.sum(axis=1) > 0][:, counts.sum(axis=0) > 0]
+    return float(association(counts, method="cramer")) if min(counts.shape) > 1 else float("nan")
+
+
+def main_task(collection: Collection, wanted: str | None) -> str | None:
+    """The task that colours and labels are shown for; None where the data have no labels.
+
+    Raises:
+        UserError: for a task that the data do not have.
+    """
+    if wanted is not None and wanted not in collection.tasks:
+        raise UserError(
+            f"--task {wanted}: the data have {', '.join(collection.tasks) or 'no labels'}; name one of them"
+        )
+    return wanted or (LABEL_TASK if LABEL_TASK in collection.tasks else next(iter(collection.tasks), None))
+
+
+def _frequencies(task: str, train: pd.Series[int]) -> str:
+    seen = train[train > 0]
+    if seen.empty:
+        return f"{task}: no training sample has a known value."
+    share = seen.iloc[0] / seen.sum()
+    return (
+        f"{task}: {len(seen)} of {len(train)} classes occur in train, {seen.index[0]} most often ({share:.1%}, what "
+        f"always answering it would get there), {seen.index[-1]} most rarely ({seen.iloc[-1]:,})."
+    )
+
+
+def _counted(names: Sequence[str], one: str, many: str) -> str:
+    return f"{len(names)} {one if len(names) == 1 else many}"
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")

@@ -1,0 +1,247 @@
+"""Figures of evaluation results, drawn without a display and without matplotlib's global state.
+
+Reliability diagrams: confidence against accuracy, and how many samples have which confidence.
+
+Score against cost, and which models no other beats in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.statistics.calibration import ReliabilityBins
+from evaluation.statistics.intervals import Estimate
+from vitrail.files import written_whole
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+MAX_ANNOTATED = 30
+"""Up to so many classes every cell shows its number; beyond, only the colours."""
+
+_LONGEST_NAME = 28
+
+
+def confusion_figure(matrix: pd.DataFrame, title: str) -> Figure:
+    """Draw a confusion matrix, raw (whole numbers) or normalised (shares), from one class to a few hundred.
+
+    Args:
+        matrix: rows are the C targets, columns the predictions, as ``classification.confusion_matrix`` makes them; NaN
+            rows (classes without a target) stay grey.
+        title: Shown above the matrix.
+    """
+    from matplotlib.colors import PowerNorm
+
+    size = max(matrix.shape)
+    # Inches: a cell never gets too small for its name at the smallest readable font (about 5.5 points).
+    cell = float(np.clip(9.0 / size, 0.11, 0.75))
+    font = float(np.clip(cell * 72 * 0.62, 5.5, 10.0))
+    names = [_short(str(name)) for name in matrix.columns]
+    figure, axes, beside = _places(max(cell * size, 2.2), names, font, has_numbers=size <= MAX_ANNOTATED)
+    values = matrix.to_numpy(dtype=np.float64)
+    is_share = not all(np.issubdtype(kind, np.integer) for kind in matrix.dtypes)
+    highest = 1.0 if is_share else max(1.0, float(np.nanmax(values, initial=0.0)))
+    axes.set_facecolor("0.85")
+    # Without numbers, rare confusions must be seen by their colour: a root scale lifts them.
+    norm = PowerNorm(1.0 if size <= MAX_ANNOTATED else 0.5, vmin=0.0, vmax=highest)
+    image = axes.imshow(values, cmap="Blues", norm=norm, interpolation="nearest")
+    ticks = [plain(name) for name in names]
+    axes.set_xticks(range(size), ticks, rotation=90, fontsize=font)
+    axes.set_yticks(range(len(matrix)), ticks[: len(matrix)], fontsize=font)
+    axes.set_title(plain(title), fontsize=11, y=1.0)
+    if beside is not None:
+        figure.colorbar(image, cax=beside)
+    else:
+        _annotate(axes, values, highest, is_share, min(font, cell * 72 * (0.36 if is_share else 0.42)))
+    return figure
+
+
+def _places(side: float, names: Sequence[str], font: float, has_numbers: bool) -> tuple[Figure, Axes, Axes | None]:
+    """A figure with room for a square of ``side`` inches, for the names left of it and below, and for a colour bar.
+
+    Cells that show their numbers need no bar.
+
+    The room is reckoned from the longest name. Matplotlib's own layouts measure every name several times, which takes
+    most of the time that a figure needs.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.font_manager import FontProperties
+
+    dpi = 110 if has_numbers else 140
+    figure = Figure(dpi=dpi)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    properties = FontProperties(size=font)
+    longest = max(renderer.get_text_width_height_descent(name, properties, ismath=False)[0] for name in names) / dpi
+    edge, above, beyond = longest + 0.45, 0.4, 0.5 if has_numbers else 0.9
+    width, height = edge + side + beyond, edge + side + above
+    figure.set_size_inches(width, height)
+    axes = figure.add_axes((edge / width, edge / height, side / width, side / height))
+    figure.text((edge + side / 2) / width, 0.08 / height, "predicted", ha="center", va="bottom")
+    figure.text(0.08 / width, (edge + side / 2) / height, "target", ha="left", va="center", rotation=90)
+    if has_numbers:
+        return figure, axes, None
+    return figure, axes, figure.add_axes(((edge + side + 0.15) / width, edge / height, 0.16 / width, side / height))
+
+
+def plain(text: str) -> str:
+    """A text that Matplotlib draws as it is.
+
+    It would take what stands between two dollar signs for a formula, which may not even be one, and leave out of a
+    legend what begins with an underscore.
+    """
+    escaped = text.replace("$", r"\$")
+    return f" {escaped}" if escaped.startswith("_") else escaped
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
+    with written_whole(path) as partial:
+        # Half the time of the best compression, and files that are hardly larger.
+        figure.savefig(partial, format="png", pil_kwargs={"compress_level": 3})
+
+
+def _annotate(axes: Any, values: Any, highest: float, is_share: bool, font: float) -> None:
+    """Write the number into each cell that is not empty, in white where the cell is dark."""
+    for row, column in zip(*np.nonzero(np.nan_to_num(values)), strict=True):
+        value = float(values[row, column])
+        text = f"{value:.2f}".removeprefix("0") if is_share else f"{value:.0f}"
+        colour = "white" if value > 0.55 * highest else "black"
+        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=font)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+
+
+_BLUE, _RED = "#3b75af", "#c8553d"
+
+
+def reliability_figure(panels: Mapping[str, ReliabilityBins], title: str) -> Figure:
+    """Draw one diagram a panel, side by side.
+
+    Bars are the accuracy of each bin; the red piece up or down to the dot is its gap to the mean confidence. Below is
+    the share of samples in each bin.
+
+    Args:
+        panels: bins by heading, such as "before" and "after".
+        title: shown above all.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(0.4 + 3.6 * len(panels), 5.4), dpi=110, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    figure.suptitle(plain(title), fontsize=11)
+    axes = figure.subplots(
+        2, len(panels), squeeze=False, sharex=True, sharey="row", gridspec_kw={"height_ratios": [3, 1]}
+    )
+    for column, (heading, bins) in enumerate(panels.items()):
+        _draw_diagram(axes[0][column], bins, heading)
+        _draw_counts(axes[1][column], bins)
+    axes[0][0].set_ylabel("accuracy")
+    axes[1][0].set_ylabel("share of samples")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False)
+    return figure
+
+
+def _draw_diagram(axes: Any, bins: ReliabilityBins, heading: str) -> None:
+    filled = bins.count > 0
+    left, width = bins.edges[:-1][filled], np.diff(bins.edges)[filled]
+    accuracy, confidence = bins.accuracy[filled], bins.confidence[filled]
+    axes.plot([0, 1], [0, 1], color="0.5", linestyle="--", linewidth=1, label="perfect")
+    axes.bar(left, accuracy, width, align="edge", color=_BLUE, alpha=0.75, edgecolor="white", label="accuracy")
+    axes.vlines(confidence, accuracy, confidence, color=_RED, linewidth=2, label="gap")
+    axes.plot(confidence, confidence, ".", color=_RED, markersize=7, label="mean confidence")
+    axes.set(xlim=(0, 1), ylim=(0, 1.02))
+    axes.set_title(plain(heading), fontsize=10)
+
+
+def _draw_counts(axes: Any, bins: ReliabilityBins) -> None:
+    shares = bins.count / max(1, int(bins.count.sum()))
+    axes.bar(bins.edges[:-1], shares, np.diff(bins.edges), align="edge", color="0.6", edgecolor="white")
+    axes.set_xlabel("confidence")
+
+
+_pareto_figure_BLUE, _GREY = "#3b75af", "#8a8f98"
+
+
+def on_the_front(cost: NDArray[np.float64], score: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which points no other beats: none costs at most as much and scores at least as high, one of both strictly.
+
+    Args:
+        cost: float64 ``(N,)``, lower is better.
+        score: float64 ``(N,)``, higher is better.
+
+    Returns:
+        bool ``(N,)``; False where one of both is NaN.
+    """
+    usable = ~(np.isnan(cost) | np.isnan(score))
+    no_worse = (cost[:, None] <= cost[None, :]) & (score[:, None] >= score[None, :])
+    better = (cost[:, None] < cost[None, :]) | (score[:, None] > score[None, :])
+    beaten = np.any(no_worse & better & usable[:, None], axis=0)
+    front: NDArray[np.bool_] = np.logical_and(usable, np.logical_not(beaten))
+    return front
+
+
+def pareto_figure(
+    names: Sequence[str], scores: Sequence[Estimate], costs: Mapping[str, Sequence[float]], score_name: str
+) -> Figure:
+    """Draw a panel for each cost, with the scores' intervals; models have numbers, told below.
+
+    Points on the front are blue and joined; a model beaten by chance alone is grey all the same, so the intervals are
+    to be read with it.
+
+    Args:
+        names: of N models.
+        scores: of each.
+        costs: N values by label of the axis, at least one label; NaN where not known.
+        score_name: label of the scores' axis.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    size = (0.3 + 4.4 * max(2, len(costs)), 3.6 + 0.2 * len(names))
+    figure = Figure(figsize=size, dpi=110, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(costs), squeeze=False, sharey=True)[0]
+    for axes, (label, values) in zip(panels, costs.items(), strict=True):
+        _draw(axes, scores, np.asarray(values, dtype=np.float64))
+        axes.set_xlabel(plain(label))
+    panels[0].set_ylabel(plain(score_name))
+    listed = "\n".join(f"{number}  {name}" for number, name in enumerate(names, start=1))
+    figure.supxlabel(plain(listed), fontsize=8, x=0.02, ha="left")
+    return figure
+
+
+def _draw(axes: Any, scores: Sequence[Estimate], cost: NDArray[np.float64]) -> None:
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
+    score = np.array([estimate.value for estimate in scores])
+    front = on_the_front(cost, score)
+    order = [place for place in np.argsort(cost, kind="stable") if front[place]]
+    axes.plot(cost[order], score[order], color=_pareto_figure_BLUE, linewidth=1, alpha=0.6, drawstyle="steps-post")
+    for place, (value, (low, high)) in enumerate(scores):
+        if np.isnan(cost[place]) or np.isnan(value):
+            continue
+        colour = _pareto_figure_BLUE if front[place] else _GREY
+        axes.vlines(cost[place], low, high, color=colour, linewidth=1)
+        axes.plot(cost[place], value, "o", color=colour, markersize=5)
+        axes.annotate(
+            str(place + 1), (cost[place], value), xytext=(5, 4), textcoords="offset points", fontsize=8, color="0.2"
+        )
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(EngFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(alpha=0.25)
+    axes.margins(x=0.25)

@@ -1,0 +1,644 @@
+"""Sections of a report that say what was run: stages, configuration, environment and data, all read from the run.
+
+Sections of a report that say how good the predictions are: per task, per class, confusions, calibration.
+
+Section of a report: what a run's gallery finds for pictures and, where it has captions, for texts.
+
+What a run costs, as ``python -m evaluation efficiency`` measured it, as a section of a report.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.report.figures import confusion_figure, reliability_figure
+from evaluation.report.page import Card, Section
+from evaluation.report.pictures import ReadPicture, rows_of, small_picture, told_split
+from evaluation.statistics.calibration import (
+    calibration_error,
+    chance_errors,
+    expected_calibration_error,
+    negative_log_likelihood,
+    reliability_bins,
+)
+from evaluation.statistics.intervals import clustered_wilson, known
+from evaluation.tables.per_class import class_report, confusion_matrix
+from evaluation.tables.summary import TaskSummary, share, summarise, with_interval
+from vitrail.files import read_csv
+from vitrail.predictions import Predictions
+from vitrail.runs import CONFIG, RunFiles
+from vitrail.trust import file_name
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from evaluation.cost.efficiency import Costs
+    from retrieval.gallery import Gallery
+    from retrieval.hits import Hit
+
+
+SETTINGS = ("seed_everything", "model", "data", "trainer.max_epochs", "trainer.callbacks", "checkpoint.monitor")
+"""Keys of the configuration that the table has; the folded text has all."""
+
+
+def run_section(files: RunFiles) -> Section:
+    """What was done when, and everything that is missing or went wrong."""
+    import pandas as pd
+
+    rows = [
+        {
+            "stage": stage.get("stage", ""),
+            "started": str(stage.get("started", ""))[:19],
+            "minutes": stage_minutes(stage),
+            "ended": stage.get("exit", ""),
+            "epochs done": "" if stage.get("epochs") is None else str(stage["epochs"]),
+            "best on validation": _best(stage),
+        }
+        for stage in files.stages
+    ]
+    says = [f"`{command}`" for command in dict.fromkeys(str(stage.get("command", "")) for stage in files.stages)]
+    tables = {"stages": pd.DataFrame(rows)} if rows else {}
+    return Section("Run", says=[said for said in says if said != "``"], tables=tables, missing=list(files.missing))
+
+
+def configuration_section(files: RunFiles) -> Section:
+    """The settings that matter as a table, and the whole file folded away."""
+    import pandas as pd
+
+    flat = flattened(files.config)
+    chosen = {
+        key.replace(".init_args", "").replace(".class_path", ""): value
+        for start in SETTINGS
+        for key, value in flat.items()
+        if value not in (None, "") and (key == start or key.startswith(f"{start}."))
+    }
+    if not flat:
+        return Section("Configuration", missing=[f"There is no usable {CONFIG} in the run directory."])
+    table = pd.DataFrame({"setting": list(chosen), "value": [str(value) for value in chosen.values()]})
+    text = (files.path / CONFIG).read_text(encoding="utf-8", errors="replace")
+    return Section("Configuration", tables={"settings": table} if len(table) else {}, texts={f"all of {CONFIG}": text})
+
+
+def environment_section(files: RunFiles) -> Section:
+    """Revision, versions, seed and hardware."""
+    import pandas as pd
+
+    record = files.record
+    if not record:
+        return Section("Environment", missing=["Without run.json nothing is known of revision, versions and hardware."])
+    git = record.get("git")
+    facts: dict[str, Any] = {"seed": record.get("seed")}
+    missing = []
+    if isinstance(git, dict):
+        facts |= {"git revision": git.get("revision"), "files changed since": git.get("changed_files")}
+        if git.get("changed_files"):
+            missing.append(
+                f"The source had {git['changed_files']} changed files: the revision alone does not reproduce this run."
+            )
+    else:
+        missing.append("The revision of the source is not known: the run was not made in a checkout.")
+    facts |= {"python": record.get("python"), **_mapping(record.get("packages"))}
+    facts |= {"processes": record.get("processes"), **flattened(_mapping(record.get("hardware")))}
+    facts |= {f"model {key}": value for key, value in _mapping(record.get("model")).items()}
+    told = {key: _told(value) for key, value in facts.items() if value is not None}
+    table = pd.DataFrame({"what": list(told), "value": list(told.values())})
+    return Section("Environment", tables={"environment": table} if told else {}, missing=missing)
+
+
+def data_section(files: RunFiles) -> Section:
+    """What the run saw of the data."""
+    import pandas as pd
+
+    data = _mapping(files.record.get("data"))
+    if not data:
+        return Section("Data", missing=["The run record does not say which data were seen (run.json, key data)."])
+    samples, groups = _mapping(data.get("samples")), _mapping(data.get("groups"))
+    splits = pd.DataFrame(
+        {
+            "split": list(samples),
+            "samples": list(samples.values()),
+            "groups": [groups.get(split, "") for split in samples],
+        }
+    )
+    missing: list[str] = []
+    fingerprint = str(data.get("fingerprint") or "")[:12] or "not recorded"
+    says = [f"{data.get('data', '')}, {data.get('origin', '')}, fingerprint {fingerprint}."]
+    if isinstance(data.get("unseen"), dict):
+        says.append(_unseen(_mapping(data["unseen"])))
+    else:
+        missing.append("The run record does not say which values training never saw.")
+    says += _doubts(data)
+    skipped = data.get("skipped")
+    if isinstance(skipped, list):
+        says.append(f"Pictures left out because they cannot be read: {len(skipped)}.")
+    else:
+        missing.append("The run record does not say whether pictures were left out.")
+    tables = {"data_splits": splits}
+    if skipped:
+        tables["skipped_pictures"] = pd.DataFrame(skipped)
+    return Section("Data", says=says, tables=tables, missing=missing)
+
+
+def stage_minutes(stage: Mapping[str, Any]) -> float:
+    """How long a stage took, in minutes; NaN where its end is not known."""
+    try:
+        started, ended = (datetime.fromisoformat(str(stage[key])) for key in ("started", "ended"))
+    except (KeyError, ValueError):
+        return float("nan")
+    return (ended - started).total_seconds() / 60
+
+
+def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values of nested mappings and of lists of mappings by dotted key."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            flat |= flattened({str(place): item for place, item in enumerate(value)}, f"{key}.")
+        elif isinstance(value, dict) and value:
+            flat |= flattened(value, f"{key}.")
+        else:
+            flat[key] = value
+    return flat
+
+
+def _unseen(unseen: Mapping[str, Any]) -> str:
+    found = [
+        f"{task} {value!r} ({count} samples)"
+        for task, values in unseen.items()
+        for value, count in _mapping(values).items()
+    ]
+    if not found:
+        return "Every value of every label that is tested occurs in training."
+    return f"Values that training never saw, left out as unknown: {', '.join(found)}."
+
+
+def _doubts(data: Mapping[str, Any]) -> list[str]:
+    """What the record says of missing values, contradicting images and what was left out; runs of old say nothing."""
+    notes = data.get("notes")
+    says = [str(note) for note in notes] if isinstance(notes, list) else []
+    texts = [
+        f"{column} {text!r} ({count} samples)"
+        for column, counts in _mapping(data.get("missing")).items()
+        for text, count in _mapping(counts).items()
+    ]
+    if texts:
+        says.append(f"Counted as unknown (checks.missing): {', '.join(texts)}.")
+    identical = _mapping(data.get("identical"))
+    repeated = [f"{split} {count}" for split, count in _mapping(identical.get("repeated")).items() if count]
+    if repeated:
+        says.append(f"Images that repeat another one of their split: {', '.join(repeated)}.")
+    conflicts = [f"{column} {count}" for column, count in _mapping(identical.get("conflicts")).items()]
+    if conflicts:
+        says.append(f"Identical images that the data contradict themselves about: {', '.join(conflicts)}.")
+    return says
+
+
+def _best(stage: Mapping[str, Any]) -> str:
+    best = _mapping(stage.get("best"))
+    if not isinstance(best.get("score"), (int, float)):
+        return ""
+    return f"{best.get('monitor', '')} {best['score']:.4f}"
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, list):
+        return ", ".join(str(item) for item in value) or "none"
+    return str(value)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+FEW = 5
+"""Classes with fewer samples are named: what is said of them rests on next to nothing."""
+
+_TOP_CONFUSIONS = 10
+_ALWAYS_IN_TOP = 3  # with so many classes every target is among the three largest logits
+
+
+def scores_section(
+    predictions: Predictions, class_counts: Mapping[str, Sequence[int]], run: str, split: str
+) -> Section:
+    """Accuracy and F1 of every task with intervals by group, next to the majority baseline.
+
+    Args:
+        predictions: of the split.
+        class_counts: of the train split, by task; a task may be missing.
+        run: name of the run.
+        split: name of the split.
+    """
+    import pandas as pd
+
+    summaries = summarise(predictions, class_counts, run, split)
+    says = [
+        "Intervals are 95 %, by bootstrap over groups (physical objects) where there are any; the one after Wilson, "
+        "with the effective number of samples, is the cross-check. Majority is the accuracy of always answering the "
+        "class that is most frequent in training.",
+        *(sentence for task in predictions.tasks for sentence in _degenerate(predictions, task)),
+    ]
+    if below := [summary.task for summary in summaries if summary.n and not summary.above_majority]:
+        says.append(f"Not shown to be better than always answering the majority class: {', '.join(below)}.")
+    rows = [_score_row(summary, len(predictions.tasks[summary.task])) for summary in summaries]
+    return Section(f"Scores on {split}", says=says, tables={f"scores_{split}": pd.DataFrame(rows)})
+
+
+def classes_section(predictions: Predictions, class_counts: Mapping[str, Sequence[int]], split: str) -> Section:
+    """Precision, recall and F1 of every class of every task, and which classes have next to no samples.
+
+    Args:
+        predictions: of the split.
+        class_counts: of the train split, by task; a task may be missing.
+        split: name of the split.
+    """
+    tables: dict[str, pd.DataFrame] = {}
+    says, missing = [], []
+    for task, names in predictions.tasks.items():
+        rows = known(predictions.targets[task])
+        if not len(rows):
+            missing.append(f"Of {task!r} no target is known.")
+            continue
+        tables[f"classes_{split}_{file_name(task)}"] = class_table(predictions, task, class_counts.get(task))
+        support = np.bincount(predictions.targets[task][rows], minlength=len(names))
+        few = [f"{name} ({count})" for name, count in zip(names, support, strict=True) if 0 < count < FEW]
+        absent = [str(name) for name, count in zip(names, support, strict=True) if not count]
+        if few:
+            says.append(f"{task}: fewer than {FEW} samples, so next to nothing is known of: {', '.join(few)}.")
+        if absent:
+            says.append(f"{task}: without any sample in {split}, so without recall and F1: {', '.join(absent)}.")
+    lead = "The interval of recall is Wilson's with the effective number of samples, which knows of groups."
+    return Section("Classes", says=[lead, *says] if tables else says, tables=tables, missing=missing)
+
+
+def class_table(predictions: Predictions, task: str, train: Sequence[int] | None = None) -> pd.DataFrame:
+    """One row a class; NaN where there is nothing to compute a number from, unlike ``class_report``.
+
+    Args:
+        predictions: of a split, with a known target of the task at least.
+        task: whose.
+        train: samples of each class in the train split, where known.
+
+    Returns:
+        ``class``, ``train`` where known, ``samples``, ``groups``, ``answers`` (how often it was predicted),
+        ``precision``, ``recall``, its interval as text, and ``f1``.
+    """
+    import pandas as pd
+
+    rows = known(predictions.targets[task])
+    targets, predicted, groups = (
+        predictions.targets[task][rows],
+        predictions.predicted(task)[rows],
+        predictions.groups[rows],
+    )
+    names = [str(name) for name in predictions.tasks[task]]
+    confusion = confusion_matrix(targets, predicted, names)
+    report = class_report(confusion).iloc[: len(names)]
+    answers = confusion.to_numpy()[:, : len(names)].sum(axis=0)
+    support = report["support"].to_numpy()
+    own = [targets == label for label in range(len(names))]
+    return pd.DataFrame(
+        {
+            "class": names,
+            **({} if train is None else {"train": list(train)}),
+            "samples": support.tolist(),
+            "groups": [len(set(groups[mask].tolist())) for mask in own],
+            "answers": answers.tolist(),
+            "precision": np.where(answers > 0, report["precision"], np.nan),
+            "recall": np.where(support > 0, report["recall"], np.nan),
+            "recall [95 %]": [_interval(predicted[mask] == targets[mask], groups[mask]) for mask in own],
+            "f1": np.where(support > 0, report["f1"], np.nan),
+        }
+    )
+
+
+def confusion_section(predictions: Predictions, split: str) -> Section:
+    """Confusion matrices, and which classes are taken for which most often."""
+    import pandas as pd
+
+    section = Section("Confusions", says=["Rows are targets, columns predictions; the numbers are samples."])
+    for task, names in predictions.tasks.items():
+        rows = known(predictions.targets[task])
+        if not len(rows):
+            section.missing.append(f"Of {task!r} no target is known.")
+            continue
+        counts = confusion_matrix(
+            predictions.targets[task][rows], predictions.predicted(task)[rows], [*map(str, names)]
+        )
+        section.figures[f"confusion_{split}_{file_name(task)}"] = confusion_figure(
+            counts, f"{task}, {split} (n = {len(rows)})"
+        )
+        wrong = counts.to_numpy() * (1 - np.eye(*counts.shape, dtype=np.int64))
+        order = np.argsort(-wrong, axis=None, kind="stable")[:_TOP_CONFUSIONS]
+        pairs = [(int(row), int(column)) for row, column in zip(*np.unravel_index(order, wrong.shape), strict=True)]
+        totals = counts.to_numpy().sum(axis=1)
+        top = [
+            {
+                "task": task,
+                "target": names[row],
+                "predicted": counts.columns[column],
+                "samples": int(wrong[row, column]),
+                "share of the target": float(wrong[row, column] / totals[row]),
+            }
+            for row, column in pairs
+            if wrong[row, column]
+        ]
+        if top:
+            section.tables[f"confused_{split}_{file_name(task)}"] = pd.DataFrame(top)
+    return section
+
+
+def calibration_section(predictions: Predictions, temperatures: Mapping[str, float], split: str, run: str) -> Section:
+    """How far confidences are from accuracy, before and after temperature scaling.
+
+    Args:
+        predictions: of the split.
+        temperatures: by task; of a task without one only the confidences as they are.
+        split: name of the split.
+        run: the run directory, for the command that fits temperatures.
+    """
+    import pandas as pd
+
+    section = Section(
+        "Calibration",
+        says=[
+            "Confidence is the largest probability. ECE is the mean distance of accuracy from confidence in 15 bins of "
+            "equal width; by chance is what a perfectly calibrated model would show with so few samples."
+        ],
+    )
+    table = []
+    for task in predictions.tasks:
+        rows = known(predictions.targets[task])
+        if not len(rows):
+            section.missing.append(f"Of {task!r} no target is known.")
+            continue
+        # As it was trained, and with the temperature that was fitted on validation.
+        values = {"T = 1": 1.0} | (
+            {f"T = {temperatures[task]:.3g}": temperatures[task]} if task in temperatures else {}
+        )
+        correct = predictions.predicted(task)[rows] == predictions.targets[task][rows]
+        panels = {}
+        for name, temperature in values.items():
+            confidence = predictions.probabilities(task, temperature)[rows].max(axis=1)
+            panels[name] = reliability_bins(confidence, correct)
+            table.append(_calibration_row(predictions, task, rows, temperature, confidence, correct))
+        section.figures[f"reliability_{split}_{file_name(task)}"] = reliability_figure(
+            panels, f"{task}, {split} (n = {len(rows)})"
+        )
+    if table:
+        section.tables[f"calibration_{split}"] = pd.DataFrame(table)
+    if without := [task for task in predictions.tasks if task not in temperatures]:
+        section.missing.append(
+            f"No temperature is fitted for {', '.join(without)}: `python -m evaluation calibrate {run}` does, on val."
+        )
+    return section
+
+
+def _calibration_row(
+    predictions: Predictions,
+    task: str,
+    rows: NDArray[np.int64],
+    temperature: float,
+    confidence: NDArray[np.float64],
+    correct: NDArray[np.bool_],
+) -> dict[str, Any]:
+    return {
+        "task": task,
+        "T": temperature,
+        "n": len(rows),
+        "accuracy": float(correct.mean()),
+        "mean confidence": float(confidence.mean()),
+        "ECE [95 %]": with_interval(*calibration_error(confidence, correct, predictions.groups[rows])),
+        "by chance": float(chance_errors(confidence).mean()),
+        "ECE, bins of equal mass": expected_calibration_error(confidence, correct, binning="mass"),
+        "NLL": negative_log_likelihood(predictions.logits[task][rows], predictions.targets[task][rows], temperature),
+    }
+
+
+def _score_row(summary: TaskSummary, num_classes: int) -> dict[str, Any]:
+    trivial = num_classes <= _ALWAYS_IN_TOP
+    return {
+        "task": summary.task,
+        "n": summary.n,
+        "groups": summary.groups,
+        "classes": num_classes,
+        "majority": share(summary.majority),
+        "accuracy [95 %]": with_interval(summary.accuracy, summary.accuracy_interval),
+        "Wilson": _bounds(summary.accuracy_wilson),
+        "macro F1 [95 %]": with_interval(summary.f1_macro, summary.f1_macro_interval),
+        "weighted F1 [95 %]": with_interval(summary.f1_weighted, summary.f1_weighted_interval),
+        "top-3 [95 %]": "–" if trivial else with_interval(summary.top3_accuracy, summary.top3_interval),
+        "note": summary.note,
+    }
+
+
+def _degenerate(predictions: Predictions, task: str) -> list[str]:
+    """What makes the numbers of a task say little or nothing."""
+    rows = known(predictions.targets[task])
+    occur = np.unique(predictions.targets[task][rows])
+    if len(occur) != 1:
+        return []
+    return [
+        f"{task}: the only class in the targets is {str(predictions.tasks[task][occur[0]])!r}, so its scores do not "
+        "say whether classes are told apart."
+    ]
+
+
+def _interval(correct: NDArray[np.bool_], groups: NDArray[Any]) -> str:
+    return _bounds(clustered_wilson(correct, groups))
+
+
+def _bounds(interval: tuple[float, float]) -> str:
+    low, high = interval
+    return "–" if np.isnan(low) else f"[{low:.3f}, {high:.3f}]"
+
+
+_QUERIES, _HITS, _TEXTS = 6, 5, 3
+
+
+def retrieval_section(
+    gallery: Gallery, split: str, task: str, read: ReadPicture | None, scores: Path | None, seed: int = 0
+) -> Section:
+    """Pictures of different classes and what the run's gallery finds for them, and for their captions.
+
+    Args:
+        gallery: of the run.
+        split: that queries are drawn from.
+        task: whose classes are told.
+        read: reads a picture; without it, or where it cannot, what the gallery keeps of it is shown.
+        scores: file of retrieval metrics that a test wrote, where there is one.
+        seed: of the draw.
+    """
+    from retrieval.hits import Hit
+
+    rows = rows_of(gallery, split)
+    queries = _different(rows, f"label_{task}", seed)
+    says = [
+        f"Queries are drawn from {told_split(rows, split)} with seed {seed}, of different classes where there are; "
+        f"found are the nearest of the gallery's {len(gallery):,} pictures by cosine, without the query itself."
+    ]
+    section = Section("Retrieval examples", says=says)
+    if scores is not None and scores.is_file():
+        section.tables[scores.stem] = read_csv(scores)
+    known = gallery.table(["id", "group"]).to_pydict()
+    groups = dict(zip(known["id"], known["group"], strict=True))
+    vectors = gallery.vectors(queries)
+    for number, (query, hits) in enumerate(zip(queries, gallery.nearest(vectors, _HITS + 1), strict=True), start=1):
+        others = [hit for hit in hits if hit.id != query][:_HITS]
+        same = {hit.id: "the same object" for hit in others if groups[hit.id] == groups[query]}
+        cards = _cards(gallery, [Hit(query, 1.0), *others], task, f"retrieval_{number:02}", read, same)
+        cards[0].says[0] = "query"
+        if gallery.n_captions():
+            cards[0].says.extend(_nearest_texts(gallery, vectors[number - 1 : number]))
+        section.cards[query] = cards
+    _add_texts(section, gallery, queries, task, read)
+    return section
+
+
+def _add_texts(section: Section, gallery: Gallery, queries: Sequence[str], task: str, read: ReadPicture | None) -> None:
+    """The first caption of each query that has one, and the pictures that the gallery finds for it."""
+    if not gallery.n_captions():
+        return
+    from retrieval.store import matrix_of
+
+    captions = gallery.captions_of(queries)
+    written = captions.column("picture").to_pylist()
+    places = [written.index(query) for query in queries if query in written]
+    if not places:
+        return
+    texts = captions.take(places)
+    asked = zip(*(texts.column(name).to_pylist() for name in ("picture", "caption")), strict=True)
+    found = gallery.nearest(matrix_of(texts.column("vector")), _HITS)
+    for number, ((picture, caption), hits) in enumerate(zip(asked, found, strict=True), start=1):
+        if (title := f"“{caption}”") in section.cards:
+            continue  # another query's caption says the same
+        its = {picture: "the picture that the text is of"}
+        section.cards[title] = _cards(gallery, hits, task, f"retrieval_text_{number:02}", read, its)
+    section.says.append(
+        "Texts are the first captions of the same pictures; for them the nearest pictures are shown, their own one "
+        "among all others."
+    )
+
+
+def _cards(
+    gallery: Gallery, hits: Sequence[Hit], task: str, stem: str, read: ReadPicture | None, notes: dict[str, str]
+) -> list[Card]:
+    """Pictures with score and class, and what is noted of some by id."""
+    from retrieval.found import look_up
+
+    cards = []
+    found = look_up(gallery, [hit.id for hit in hits], [hit.score for hit in hits])
+    for place, one in enumerate(found):
+        lines = [f"{task}: {one.labels[task]}"] if one.labels.get(task) else []
+        if one.id in notes:
+            lines.append(notes[one.id])
+        picture = small_picture(one.id, read) or one.thumbnail
+        cards.append(Card(f"{stem}_{place:02}", picture, [f"{one.score:.3f}", *lines]))
+    return cards
+
+
+def _nearest_texts(gallery: Gallery, vector: NDArray[np.float32]) -> list[str]:
+    return [f"{hit.score:.3f} “{hit.caption}”" for hit in gallery.nearest_captions(vector, _TEXTS)[0]]
+
+
+def _different(rows: pd.DataFrame, column: str, seed: int) -> list[str]:
+    """Names of rows drawn, of as many classes as there are."""
+    drawn = rows.iloc[np.random.default_rng(seed).permutation(len(rows))]
+    if column in drawn:
+        firsts = drawn[~drawn[column].duplicated()]
+        drawn = drawn.loc[[*firsts.index, *drawn.index.difference(firsts.index, sort=False)]]
+    return [str(name) for name in drawn["id"].head(_QUERIES)]
+
+
+EFFICIENCY = "efficiency.json"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model's part of the file.
+
+    Attributes:
+        counts: numbers by name that follow from the architecture.
+        costs: None where only counts were wanted.
+    """
+
+    counts: Mapping[str, Any]
+    costs: Costs | None
+
+
+def efficiency_section(files: RunFiles) -> Section:
+    """Counts and, for each batch size, latency, throughput and memory."""
+    import pandas as pd
+
+    section = Section("Efficiency")
+    found = read_efficiency(files)
+    if isinstance(found, str):
+        section.missing.append(found)
+        return section
+    counts = {name: value for name, value in found.counts.items() if value is not None}
+    told = [f"{value:,}" if isinstance(value, int) else str(value) for value in counts.values()]
+    section.tables["efficiency_counts"] = pd.DataFrame(
+        {"what": [name.replace("_", " ") for name in counts], "value": told}
+    )
+    section.says.append("A multiplication and an addition count as two floating-point operations (flops).")
+    if found.costs is None or found.costs.error or not found.costs.batches:
+        why = found.costs.error if found.costs is not None else ""
+        section.missing.append(f"Time and memory were not measured. {why}".strip())
+        return section
+    section.says.append(f"Measured on {found.costs.device}, {found.costs.threads} threads.")
+    section.tables["efficiency_time"] = pd.DataFrame(_time_rows(found.costs))
+    return section
+
+
+def read_efficiency(files: RunFiles) -> Measured | str:
+    """What was measured, or a sentence that says why there is nothing."""
+    command = f"`python -m evaluation efficiency {files.path}`"
+    try:
+        content = json.loads((files.path / EFFICIENCY).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return f"Nothing is measured yet: {command} does."
+    except (OSError, ValueError) as error:
+        return f"{EFFICIENCY}: cannot be read ({type(error).__name__}); measure again with {command}."
+    from evaluation.cost.efficiency import costs_from_values
+
+    try:
+        (own,) = content.values()
+        return Measured(dict(own["counts"]), own["costs"] and costs_from_values(own["costs"]))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return f"{EFFICIENCY}: holds no measurement of one model; measure again with {command}."
+
+
+def cpu_latency(measured: Measured) -> float:
+    """Median milliseconds of one picture alone on the CPU; NaN where that was not measured."""
+    costs = measured.costs
+    if costs is None or costs.device != "cpu" or 1 not in costs.batches:
+        return math.nan
+    return 1e3 * costs.batches[1].p50
+
+
+def _time_rows(costs: Costs) -> list[dict[str, Any]]:
+    from evaluation.cost.efficiency import ratio_told
+
+    return [
+        {
+            "batch size": size,
+            "rounds": len(one.seconds),
+            "p50 [ms]": 1e3 * one.p50,
+            "p95 [ms]": 1e3 * one.p95 if len(one.seconds) > 1 else math.nan,
+            "pictures/s": size / one.p50,
+            f"time, ratio to {costs.first}": ratio_told(one),
+            "peak memory [MB]": math.nan if one.peak_bytes is None else one.peak_bytes / 1e6,
+        }
+        for size, one in sorted(costs.batches.items())
+    ]

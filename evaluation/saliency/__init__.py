@@ -1,0 +1,299 @@
+"""Where in a picture a model sees what it says: Grad-CAM and attention rollout.
+
+Grad-CAM (Selvaraju et al., ICCV 2017) weighs the last feature map by the gradient of one score. Attention rollout
+(Abnar & Zuidema, ACL 2020) multiplies attention weights up through the layers; it is the same for every score. Neither
+proves a cause: compare with ``tests/evaluation/saliency/test_saliency.py``, where maps of random weights are unlike those of
+trained ones (the check of Adebayo et al., NeurIPS 2018).
+
+The package ``grad-cam`` is not used: it brings OpenCV for what is a resize and a colour map here. Its maps of the same
+layers are these to six digits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal, Protocol, cast, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from evaluation.saliency.layers import Size, looked_at, map_layer, watched_attention
+from vitrail.errors import UserError
+from vitrail.types import LABEL_TASK
+
+Method = Literal["gradcam", "rollout"]
+
+Scores = Callable[[torch.Tensor], torch.Tensor]
+"""From pictures uint8 ``(B, 3, H, W)`` to scores ``(B, C)``, computed by the model whose maps are wanted."""
+
+AT_A_TIME = 8
+"""Pictures that go through the network together: what bounds the memory."""
+
+
+@runtime_checkable
+class SortsPictures(Protocol):
+    """A task with logits of its own; ``lightning_modules.classification.ClassificationTask`` is one."""
+
+    tasks: dict[str, list[str]]
+
+    def image_features(self, image: torch.Tensor) -> torch.Tensor:
+        """Features ``(B, D)`` of pictures."""
+
+    def classify(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Logits ``(B, C)`` of each task."""
+
+
+@runtime_checkable
+class ComparesPictures(Protocol):
+    """A task that compares pictures with texts; ``lightning_modules.dual_encoder.EmbeddingTask`` is one."""
+
+    tasks: dict[str, list[str]]
+    objective: Any  # its ``temperature()`` begins with the scale that makes logits of similarities
+
+    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+        """Embeddings ``(B, D)`` of unit length."""
+
+    def encode_text(self, texts: list[str]) -> torch.Tensor:
+        """Embeddings ``(B, D)`` of unit length."""
+
+    def class_embeddings(self) -> torch.Tensor:
+        """Embeddings ``(C, D)`` of the classes."""
+
+
+def class_scores(model: nn.Module, task: str | None = None) -> Scores:
+    """The logits of a task's classes; of a dual encoder the scaled similarities to the classes' prompts.
+
+    Args:
+        model: a task of ours.
+        task: whose classes; the main one by default.
+
+    Raises:
+        UserError: if the model does not know the task, or knows no classes at all.
+    """
+    tasks: dict[str, list[str]] = getattr(model, "tasks", {})
+    if not tasks:
+        raise UserError(f"{type(model).__name__}: knows no classes to explain; explain the likeness to a text (--text)")
+    name = task or next(iter(tasks))
+    if name not in tasks:
+        raise UserError(f"task {name!r}: the model has {', '.join(tasks)}; choose one of them")
+    if isinstance(model, SortsPictures):
+        sorter = model
+        return lambda image: sorter.classify(sorter.image_features(image))[name].float()
+    if isinstance(model, ComparesPictures) and name == LABEL_TASK:
+        with _undisturbed(model), torch.no_grad():
+            # A copy: what was computed in inference mode before cannot take part in a gradient.
+            embeddings = model.class_embeddings() * model.objective.temperature()[0]
+        return _similarity(model, embeddings)
+    raise UserError(f"{type(model).__name__}: neither sorts pictures nor compares them with texts")
+
+
+def text_scores(model: nn.Module, texts: list[str]) -> Scores:
+    """Cosine similarities to some texts.
+
+    Args:
+        model: a dual encoder.
+        texts: T of them, as they are.
+
+    Raises:
+        UserError: if the model reads no texts.
+    """
+    if not isinstance(model, ComparesPictures):
+        raise UserError(f"--text: {type(model).__name__} reads no texts; use a dual encoder, or leave --text out")
+    with _undisturbed(model), torch.no_grad():
+        embeddings = model.encode_text(texts)
+    return _similarity(model, embeddings)
+
+
+def grad_cam(model: nn.Module, scores: Scores, images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """Grad-CAM of some scores of each picture.
+
+    The model is left as it was: hooks, gradients, what is learnable, and training mode.
+
+    Args:
+        model: a task of ours, on the device to compute on.
+        scores: computed by the model.
+        images: uint8 ``(B, 3, H, W)``, RGB.
+        classes: int64 ``(B, K)``, which scores of each picture.
+
+    Returns:
+        float32 ``(B, K, H, W)`` in [0, 1], on the CPU. The largest value of a map is 1; where nothing in the picture
+        speaks for a class its map is 0 everywhere.
+
+    Raises:
+        UserError: if the network is of no known kind, or its scores are not finite.
+    """
+    layer, size = map_layer(image_backbone(model)), _size(images)
+    kept: list[torch.Tensor] = []
+
+    def begin_here(_: nn.Module, __: Any, output: torch.Tensor) -> torch.Tensor:
+        leaf = output.detach().requires_grad_()
+        kept.append(leaf)
+        # A copy, because what follows may work in place.
+        return leaf.clone()
+
+    parts = []
+    with _undisturbed(model), _hook(layer.module, begin_here):
+        for chunk, wanted in zip(_chunks(images), _chunks(classes), strict=True):
+            kept.clear()
+            found = scores(chunk.to(_device(model)))
+            _check_finite(found, model)
+            # A copy, because an index that was made in inference mode cannot take part in a gradient.
+            picked = found.gather(1, wanted.to(found.device).clone())
+            maps = []
+            for place in range(picked.shape[1]):
+                [gradient] = torch.autograd.grad(picked[:, place].sum(), kept[0], retain_graph=True)
+                features, slopes = (layer.to_map(part.float(), size) for part in (kept[0].detach(), gradient))
+                maps.append(F.relu((slopes.mean(dim=(2, 3), keepdim=True) * features).sum(dim=1)))
+            parts.append(_scaled(torch.stack(maps, dim=1), size).cpu())
+    return torch.cat(parts)
+
+
+def attention_rollout(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Attention rollout: how much of each place flows into the pooled vector; the same for every class and text.
+
+    Each layer counts as the mean of its heads, half, and its residual connection, the other half.
+
+    Args:
+        model: a task of ours with a plain vision transformer.
+        images: uint8 ``(B, 3, H, W)``, RGB.
+
+    Returns:
+        float32 ``(B, 1, H, W)`` in [0, 1], on the CPU; smallest and largest value of each map are 0 and 1.
+
+    Raises:
+        UserError: if the network is no plain vision transformer.
+    """
+    backbone, size, parts = image_backbone(model), _size(images), []
+    for chunk in _chunks(images):
+        with _undisturbed(model), torch.no_grad(), watched_attention(backbone) as watch:
+            cast("Any", model).image_features(chunk.to(_device(model)))
+            seen = looked_at(backbone, watch, size)
+        # The residual connections give every place something alike; what is told apart is above the least.
+        parts.append(_scaled(seen, size, from_least=True).cpu())
+    return torch.cat(parts)
+
+
+def score_pictures(model: nn.Module, scores: Scores, images: torch.Tensor) -> torch.Tensor:
+    """The scores themselves.
+
+    Args:
+        model: a task of ours.
+        scores: computed by it.
+        images: uint8 ``(B, 3, H, W)``.
+
+    Returns:
+        float32 ``(B, C)``, on the CPU.
+
+    Raises:
+        UserError: if they are not finite.
+    """
+    parts = []
+    for chunk in _chunks(images):
+        with _undisturbed(model), torch.no_grad():
+            parts.append(scores(chunk.to(_device(model))).float().cpu())
+            _check_finite(parts[-1], model)
+    return torch.cat(parts)
+
+
+def check_method(model: nn.Module, method: Method) -> None:
+    """Refuse at once what would fail later.
+
+    Raises:
+        UserError: if the method does not go with the model's network.
+    """
+    backbone = image_backbone(model)
+    if method == "gradcam":
+        map_layer(backbone)
+    else:
+        with watched_attention(backbone):
+            pass
+
+
+def image_backbone(model: nn.Module) -> nn.Module:
+    """The network that looks at the pictures.
+
+    Raises:
+        UserError: if the model has none.
+    """
+    towers = getattr(model, "towers", None)
+    backbone = towers.backbone("image") if towers is not None else getattr(model, "backbone", None)
+    if not isinstance(backbone, nn.Module):
+        raise UserError(f"{type(model).__name__}: has no backbone that looks at pictures")
+    return backbone
+
+
+def _similarity(model: ComparesPictures, embeddings: torch.Tensor) -> Scores:
+    return lambda image: model.encode_image(image) @ embeddings.T
+
+
+def _scaled(maps: torch.Tensor, size: Size, *, from_least: bool = False) -> torch.Tensor:
+    """``(B, K, h, w)``, not negative, as large as the pictures and with 1 as the largest value of each map."""
+    large = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+    if from_least:
+        large = large - large.amin(dim=(2, 3), keepdim=True)
+    highest = large.amax(dim=(2, 3), keepdim=True)
+    return torch.where(highest > 0, large / highest.clamp(min=torch.finfo(large.dtype).tiny), 0.0)
+
+
+def _check_finite(scores: torch.Tensor, model: nn.Module) -> None:
+    if not bool(torch.isfinite(scores).all()):
+        raise UserError(
+            f"{type(model).__name__}: its scores are not finite, so nothing can be explained; take another checkpoint"
+        )
+
+
+def _chunks(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return torch.split(rows, AT_A_TIME)
+
+
+def _size(images: torch.Tensor) -> Size:
+    return int(images.shape[-2]), int(images.shape[-1])
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+@contextmanager
+def _hook(module: nn.Module, hook: Callable[..., torch.Tensor]) -> Iterator[None]:
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode in full precision with nothing learnable; at the end the model is as before.
+
+    Where nothing is learnable, no layer keeps what only a gradient needs, except from the watched map on.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    learnable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for module, _ in modes:
+        module.training = False
+    for parameter in learnable:
+        parameter.requires_grad_(False)
+    try:
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast(_device(model).type, enabled=False),
+            _eager(model),
+        ):
+            yield
+    finally:
+        for parameter in learnable:
+            parameter.requires_grad_(True)
+        for module, mode in modes:
+            module.training = mode
+
+
+def _eager(model: nn.Module) -> AbstractContextManager[Any]:
+    """A compiled network does not see hooks that come later; while the block lasts it runs as it is written."""
+    if any(module._compiled_call_impl is not None for module in model.modules()):
+        return cast("AbstractContextManager[Any]", torch.compiler.set_stance("force_eager"))
+    return nullcontext()

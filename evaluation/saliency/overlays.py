@@ -1,0 +1,260 @@
+"""Explained pictures: what a model says of them, with maps of where it sees that, as figures.
+
+``python -m evaluation explain`` and ``callbacks.SaliencyOfMistakes`` show the same things by these.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from evaluation.report.figures import plain
+from evaluation.saliency import Method, attention_rollout, class_scores, grad_cam, score_pictures, text_scores
+from evaluation.tables.per_class import NO_PREDICTION
+from vitrail.predictions import predicted_classes
+from vitrail.types import UNKNOWN
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLOURS = "inferno"
+_STRONGEST = 0.72
+"""Opacity of the map where it is 1; where it is 0 the picture is seen as it is."""
+
+_LINE = 30
+"""Letters of a caption in one line."""
+
+
+@dataclass(frozen=True)
+class Heat:
+    """One map over a picture.
+
+    Attributes:
+        caption: what it is the map of.
+        values: float32 ``(H, W)`` in [0, 1].
+    """
+
+    caption: str
+    values: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A picture with maps.
+
+    Attributes:
+        name: stable name, or path.
+        image: uint8 ``(H, W, 3)``, as the model sees it.
+        heats: its maps.
+        predicted: class that the model chooses; empty for texts.
+        confidence: its probability; NaN for texts.
+        target: right class; empty where not known.
+    """
+
+    name: str
+    image: NDArray[np.uint8]
+    heats: list[Heat]
+    predicted: str = ""
+    confidence: float = float("nan")
+    target: str = ""
+
+
+def worst_mistakes(logits: NDArray[np.float32], targets: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """The wrong answers that are furthest from right: those with the least probability of the right class first.
+
+    Args:
+        logits: ``(N, C)``.
+        targets: int64 ``(N,)``, ``UNKNOWN`` where not known; those are no mistakes.
+        count: at most so many.
+
+    Returns:
+        Rows, int64 ``(n,)``; equal ones in the order of the rows.
+    """
+    from scipy.special import log_softmax
+
+    wrong = np.flatnonzero((targets != UNKNOWN) & (predicted_classes(logits) != targets))
+    right = log_softmax(logits[wrong].astype(np.float64), axis=1)[np.arange(len(wrong)), targets[wrong]]
+    return wrong[np.argsort(right, kind="stable")[:count]].astype(np.int64)
+
+
+def explain_classes(
+    model: nn.Module,
+    task: str,
+    images: torch.Tensor,
+    names: Sequence[str],
+    targets: Sequence[int],
+    *,
+    method: Method = "gradcam",
+    shown: int | None = None,
+) -> list[Explained]:
+    """Why the model chooses the class that it chooses, and how much it sees of the right one.
+
+    Args:
+        model: with a task of that name.
+        task: whose classes.
+        images: uint8 ``(B, 3, H, W)``.
+        names: of the pictures.
+        targets: index of each picture's right class, ``UNKNOWN`` where not known.
+        method: Grad-CAM has a map of the chosen class and, where it is another one, of the right class; rollout has one
+            map, which is the same for all classes.
+        shown: index of a class to explain instead of the chosen one.
+
+    Raises:
+        UserError: if the method does not go with the network, or scores are not finite.
+    """
+    if not len(images):
+        return []
+    classes, scores = _tasks(model)[task], class_scores(model, task)
+    logits = score_pictures(model, scores, images)
+    probabilities, chosen = logits.softmax(dim=1), logits.argmax(dim=1)
+    nothing = predicted_classes(logits.numpy()) == UNKNOWN
+    first = chosen if shown is None else torch.full_like(chosen, shown)
+    first_is = "chosen" if shown is None else "asked for"
+    known = torch.as_tensor(list(targets), dtype=torch.int64)
+    second = torch.where(known == UNKNOWN, first, known)
+    if method == "gradcam":
+        maps = grad_cam(model, scores, images, torch.stack([first, second], dim=1)).numpy()
+    else:
+        maps = attention_rollout(model, images).numpy()
+    explained = []
+    for row, name in enumerate(names):
+        if method == "rollout":
+            heats = [Heat("attention rollout", maps[row, 0])]
+        else:
+            roles = {first_is: int(first[row])} | ({} if first[row] == second[row] else {"right": int(second[row])})
+            heats = _class_heats(roles, classes, probabilities[row], maps[row])
+        explained.append(
+            Explained(
+                name=name,
+                image=images[row].permute(1, 2, 0).cpu().numpy(),
+                heats=heats,
+                predicted=NO_PREDICTION if nothing[row] else classes[int(chosen[row])],
+                confidence=float(probabilities[row, chosen[row]]),
+                target="" if known[row] == UNKNOWN else classes[int(known[row])],
+            )
+        )
+    return explained
+
+
+def _class_heats(
+    roles: Mapping[str, int], classes: Sequence[str], probabilities: torch.Tensor, maps: NDArray[np.float32]
+) -> list[Heat]:
+    """A map for each class that has a role, with the role, the class and its probability ``(C,)`` below it."""
+    return [
+        Heat(_caption(f"{role}\n{classes[index]}", float(probabilities[index]), one), one)
+        for (role, index), one in zip(roles.items(), maps, strict=False)
+    ]
+
+
+def explain_texts(
+    model: nn.Module, texts: list[str], images: torch.Tensor, names: Sequence[str], *, method: Method = "gradcam"
+) -> list[Explained]:
+    """What in a picture is like a text.
+
+    Args:
+        model: a dual encoder.
+        texts: T of them.
+        images: uint8 ``(B, 3, H, W)``.
+        names: of the pictures.
+        method: Grad-CAM has a map a text; rollout has one map, which is the same for all texts.
+
+    Raises:
+        UserError: if the model reads no texts, the method does not go with the network, or scores are not finite.
+    """
+    if not len(images):
+        return []
+    scores = text_scores(model, texts)
+    found = score_pictures(model, scores, images)
+    if method == "gradcam":
+        wanted = torch.arange(len(texts)).expand(len(images), -1)
+        maps = grad_cam(model, scores, images, wanted).numpy()
+    else:
+        maps = attention_rollout(model, images).expand(-1, len(texts), -1, -1).numpy()
+    rows = range(len(images))
+    return [
+        Explained(
+            name=names[row],
+            image=images[row].permute(1, 2, 0).cpu().numpy(),
+            heats=[
+                Heat(_caption(f"“{text}”", float(found[row, place]), maps[row, place]), maps[row, place])
+                for place, text in enumerate(texts)
+            ],
+        )
+        for row in rows
+    ]
+
+
+def explained_figure(explained: Sequence[Explained], columns: int = 1) -> Figure:
+    """Pictures beside the same with their maps over them.
+
+    Args:
+        explained: one or more.
+        columns: pictures beside each other, each with its maps.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(columns, len(explained))
+    panels = 1 + max(len(one.heats) for one in explained)
+    rows = -(-len(explained) // columns)
+    figure = Figure(figsize=(2.3 * panels * columns, 2.75 * rows), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, panels * columns, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for place, one in enumerate(explained):
+        row, column = divmod(place, columns)
+        line = grid[row, column * panels : (column + 1) * panels]
+        _draw(line[0], one.image, None, _name_and_target(one))
+        for axes, heat in zip(line[1:], one.heats, strict=False):
+            _draw(axes, one.image, heat.values, heat.caption)
+    return figure
+
+
+def overlay(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """A picture with a map over it; where the map is 0 it is as it was.
+
+    Args:
+        image: uint8 ``(H, W, 3)``.
+        heat: float32 ``(H, W)`` in [0, 1].
+
+    Returns:
+        uint8 ``(H, W, 3)``.
+    """
+    from matplotlib import colormaps
+
+    colours = colormaps[COLOURS](heat)[..., :3] * 255
+    opacity = _STRONGEST * heat[..., None] ** 0.5
+    mixed: NDArray[np.uint8] = np.rint(image * (1 - opacity) + colours * opacity).astype(np.uint8)
+    return mixed
+
+
+def _draw(axes: Any, image: NDArray[np.uint8], heat: NDArray[np.float32] | None, caption: str) -> None:
+    axes.imshow(image if heat is None else overlay(image, heat), interpolation="nearest")
+    axes.set_title(plain(_wrapped(caption)), fontsize=8)
+
+
+def _name_and_target(one: Explained) -> str:
+    name = one.name if len(one.name) <= _LINE else f"…{one.name[1 - _LINE :]}"
+    return f"{name}\nis {one.target}" if one.target else name
+
+
+def _caption(what: str, score: float, heat: NDArray[np.float32]) -> str:
+    nothing = "" if heat.any() else " (nothing speaks for it)"
+    return f"{what} {score:.2f}{nothing}"
+
+
+def _wrapped(text: str) -> str:
+    return "\n".join(line for part in text.splitlines() for line in textwrap.wrap(part, _LINE)[:3])
+
+
+def _tasks(model: nn.Module) -> dict[str, list[str]]:
+    tasks: dict[str, list[str]] = getattr(model, "tasks", {})
+    return tasks

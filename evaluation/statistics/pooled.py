@@ -1,0 +1,338 @@
+"""Several runs of one experiment as one result: seeds on the same test set, folds on parts of it, or both.
+
+Two kinds of chance are told apart. The spread over runs (standard deviation, Student's interval) is what another seed
+or another fold would change. The interval by group is what other objects in the test set would change, with the runs
+as they are. Neither holds the other. Folds share most of their training data, so their spread is no independent
+sample of anything (Bengio & Grandvalet, No unbiased estimator of the variance of k-fold cross-validation, JMLR 5,
+2004): for folds the pooled predictions with their interval by group are the number to quote.
+
+Predictions of two models on the same samples, row by row, and the paired difference with its interval.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.statistics.intervals import (
+    Estimate,
+    Interval,
+    Statistic,
+    accuracy_statistic,
+    f1_statistic,
+    group_bootstrap,
+    known,
+    student_interval,
+    wilson,
+)
+from vitrail.errors import UserError
+from vitrail.predictions import Predictions, concatenated
+from vitrail.types import UNKNOWN
+
+
+def paired_difference(
+    later: Statistic, earlier: Statistic, groups: NDArray[Any], agree: bool, n_resamples: int = 5_000, *, seed: int = 0
+) -> Estimate:
+    """Difference of a statistic of two models on the same N samples, with its 95 % interval by group.
+
+    Both models see the same resamples, so what makes a sample hard for both cancels out.
+
+    Args:
+        later: of the one model, from 0 to 1.
+        earlier: of the other; it is subtracted.
+        groups: ``(N,)``, the group of each sample.
+        agree: whether the models answered every sample alike. No resample can differ then: the interval is that of as
+            many trials as groups in which none differed (Wilson), to both sides.
+        n_resamples: of the bootstrap.
+        seed: of the bootstrap.
+    """
+
+    def shifted(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        # From 0 to 1, for which the bootstrap is made.
+        return (later(weights) - earlier(weights) + 1) / 2
+
+    value = 2 * float(shifted(np.ones((1, len(groups))))[0]) - 1
+    if agree:
+        most = wilson(0.0, len(np.unique(groups))).high
+        return Estimate(value, Interval(-most, most))
+    low, high = group_bootstrap(shifted, groups, n_resamples, seed=seed)
+    return Estimate(value, Interval(2 * low - 1, 2 * high - 1))
+
+
+def in_order_of(
+    after: Predictions, before: Predictions, task: str, labels: tuple[str, str] = ("after", "before")
+) -> Predictions:
+    """Rows of ``before`` in the order of ``after``, with the groups of ``after``, so that both resample alike.
+
+    Samples are told apart by name, because a data set that is loaded with other options (fewer classes, say) numbers
+    its rows anew.
+
+    Args:
+        after: one model's predictions.
+        before: the other's, of the same samples in any order.
+        task: whose classes and targets must agree.
+        labels: what the message calls the two, as in "2 samples only …".
+
+    Raises:
+        UserError: classes, samples or targets are not the same; names what differs first.
+    """
+    classes = [list(predictions.tasks.get(task, [])) for predictions in (after, before)]
+    if classes[0] != classes[1]:
+        raise UserError(
+            _told(labels, f"the classes of '{task}' differ: {_first_difference(classes[0], classes[1], labels)}")
+        )
+    row_of = {name: row for row, name in enumerate(before.names.tolist())}
+    names = after.names.tolist()
+    if len(row_of) != len(before) or len(set(names)) != len(names):
+        raise UserError(_told(labels, "several samples have the same name, so they cannot be paired"))
+    only_after, only_before = [name for name in names if name not in row_of], sorted(row_of.keys() - set(names))
+    if only_after or only_before:
+        said = [
+            f"{len(only)} only {when} (first '{only[0]}')"
+            for only, when in ((only_after, labels[0]), (only_before, labels[1]))
+            if only
+        ]
+        raise UserError(_told(labels, f"the samples differ: {', '.join(said)}"))
+    ordered = before.take(np.array([row_of[name] for name in names], dtype=np.int64))
+    bad = np.flatnonzero(ordered.targets[task] != after.targets[task])
+    if bad.size:
+        raise UserError(
+            _told(
+                labels, f"{bad.size} of {len(names)} samples have another target of '{task}', first '{names[bad[0]]}'"
+            )
+        )
+    return replace(ordered, groups=after.groups)
+
+
+def _told(labels: tuple[str, str], what: str) -> str:
+    return f"predictions {labels[1]} and {labels[0]}: {what}; test both on the same data"
+
+
+def _first_difference(after: Sequence[str], before: Sequence[str], labels: tuple[str, str]) -> str:
+    for index, (new, old) in enumerate(zip(after, before, strict=False)):
+        if new != old:
+            return f"number {index} is '{new}' {labels[0]} and '{old}' {labels[1]}"
+    return f"{len(after)} {labels[0]}, {len(before)} {labels[1]}"
+
+
+Kind = Literal["one run", "seeds", "folds", "seeds and folds"]
+
+
+@dataclass(frozen=True)
+class JoinedScore:
+    """One score of several runs, 0 to 1, higher is better.
+
+    Attributes:
+        values: of each run, on its own test samples; NaN where it has none with a known target.
+        mean: of these.
+        std: their standard deviation (n − 1); NaN for one run.
+        interval: Student's 95 % interval of the mean over runs; NaN for one run, and where runs that answer otherwise
+            have the same score: that is a coincidence, not certainty.
+        pooled: over all samples, folds put together and then the mean over seeds, with its 95 % interval by group.
+    """
+
+    values: tuple[float, ...]
+    mean: float
+    std: float
+    interval: Interval
+    pooled: Estimate
+
+
+@dataclass(frozen=True)
+class JoinedRuns:
+    """Several runs of one experiment on one task.
+
+    Attributes:
+        kind: whether the runs have the same test samples (seeds), none in common (folds), or both.
+        task: name of the task.
+        runs: names of the runs.
+        n: different samples with a known target in all test sets together.
+        groups: different groups among them.
+        unanswered: how many of them have no prediction and so count as wrong, of several runs of a sample the mean.
+        accuracy: share of right answers.
+        f1_macro: mean F1 over classes.
+    """
+
+    kind: Kind
+    task: str
+    runs: tuple[str, ...]
+    n: int
+    groups: int
+    unanswered: float
+    accuracy: JoinedScore
+    f1_macro: JoinedScore
+
+
+def join_runs(
+    runs: Sequence[Predictions],
+    task: str,
+    names: Sequence[str] = (),
+    *,
+    n_resamples: int = 5_000,
+    seed: int = 0,
+) -> JoinedRuns:
+    """Join runs of one experiment that differ in seed, in fold, or in both.
+
+    Args:
+        runs: predictions of at least one run each, on the test set of its own.
+        task: name of the task.
+        names: of the runs, for messages; numbered where empty.
+        n_resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Raises:
+        UserError: test sets that overlap only in part, folds with different numbers of runs, seeds with other classes,
+            folds without a common one.
+    """
+    names = list(names) or [f"run {number}" for number in range(1, len(runs) + 1)]
+    whole = repetitions(runs, task, names)
+    parts = len(runs) // len(whole)
+    kinds: dict[tuple[bool, bool], Kind] = {
+        (False, False): "one run",
+        (True, False): "seeds",
+        (False, True): "folds",
+        (True, True): "seeds and folds",
+    }
+    rows = known(whole[0].targets[task])
+    bootstrap = (n_resamples, seed)
+    return JoinedRuns(
+        kind=kinds[len(whole) > 1, parts > 1],
+        task=task,
+        runs=tuple(names),
+        n=len(rows),
+        groups=len(set(whole[0].groups[rows].tolist())),
+        unanswered=float(np.mean([(run.predicted(task)[rows] == UNKNOWN).sum() for run in whole])),
+        accuracy=_score(runs, whole, task, accuracy_statistic, bootstrap),
+        f1_macro=_score(runs, whole, task, f1_statistic, bootstrap),
+    )
+
+
+def repetitions(runs: Sequence[Predictions], task: str, names: Sequence[str]) -> list[Predictions]:
+    """Put folds together: as many sets of predictions as there are seeds, each of all samples in the same order.
+
+    Where each fold was run with several seeds, the first runs of all folds make the first set, and so on. A class that
+    the train split of some fold lacks, so that its model does not know it, has the lowest logit there.
+
+    Args:
+        runs: predictions of each run, in any order.
+        task: whose classes and targets must agree.
+        names: of the runs, for messages.
+
+    Returns:
+        At least one; all have the samples, targets and groups of the first. Of folds they have this task alone.
+
+    Raises:
+        UserError: as ``join_runs``.
+    """
+    folds = _by_samples(runs, names)
+    sizes = {len(members) for members in folds}
+    if len(sizes) > 1:
+        fewest, most = (min(folds, key=len), max(folds, key=len))
+        raise UserError(
+            f"runs to join: the test set of {names[most[0]]} was run {len(most)} times and that of {names[fewest[0]]} "
+            f"{len(fewest)} times; give every fold the same number of seeds"
+        )
+    for run, name in zip(runs, names, strict=True):
+        if task not in run.tasks:
+            raise UserError(f"{name}: has no task '{task}'; it has {', '.join(run.tasks)}")
+    if len(folds) > 1:
+        runs = _with_common_classes(runs, task, names)
+    sets = [concatenated([runs[members[number]] for members in folds]) for number in range(sizes.pop())]
+    first = sets[0]
+    told = [f"in {names[member]}" for member in folds[0]]
+    others = zip(sets[1:], told[1:], strict=True)
+    return [first, *(in_order_of(first, other, task, (told[0], label)) for other, label in others)]
+
+
+def mean_statistic(statistics: Sequence[Statistic]) -> Statistic:
+    """Mean of several statistics of the same samples, as one."""
+
+    def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        values: NDArray[np.float64] = np.mean([single(weights) for single in statistics], axis=0)
+        return values
+
+    return statistic
+
+
+def _by_samples(runs: Sequence[Predictions], names: Sequence[str]) -> list[list[int]]:
+    """Runs with the same test samples together, in the order of their first."""
+    folds: dict[frozenset[str], list[int]] = {}
+    owner: dict[str, int] = {}
+    for index, run in enumerate(runs):
+        samples = frozenset(run.names.tolist())
+        if len(samples) != len(run):
+            raise UserError(f"{names[index]}: several samples have the same name, so runs cannot be joined")
+        if samples not in folds:
+            shared = sorted(sample for sample in samples if sample in owner)
+            if shared:
+                raise UserError(
+                    f"runs to join: {names[index]} and {names[owner[shared[0]]]} share {len(shared)} test samples "
+                    f"(first '{shared[0]}') but not all; seeds have the same test set, folds have none in common"
+                )
+            owner.update(dict.fromkeys(samples, index))
+        folds.setdefault(samples, []).append(index)
+    return list(folds.values())
+
+
+def _with_common_classes(runs: Sequence[Predictions], task: str, names: Sequence[str]) -> list[Predictions]:
+    """The runs with this task alone and all its classes: as they are where all have the same, else by name."""
+    for run, name in zip(runs[1:], names[1:], strict=True):
+        if not set(run.tasks[task]) & set(runs[0].tasks[task]):
+            raise UserError(
+                f"runs to join: {name} and {names[0]} have no class of '{task}' in common; join runs of one experiment"
+            )
+    own = [list(run.tasks[task]) for run in runs]
+    # Not in the order of the runs, so that the folds of two experiments can be compared whichever came first.
+    common = own[0] if all(classes == own[0] for classes in own) else sorted({*itertools.chain(*own)})
+    number = {class_name: index for index, class_name in enumerate(common)}
+    found = []
+    for run, class_names in zip(runs, own, strict=True):
+        index = np.array([number[class_name] for class_name in class_names], dtype=np.int64)
+        targets, logits = run.targets[task], np.full((len(run), len(common)), np.finfo(np.float32).min, np.float32)
+        logits[:, index] = run.logits[task]
+        moved = np.where(targets == UNKNOWN, UNKNOWN, index[np.maximum(targets, 0)])
+        found.append(replace(run, tasks={task: common}, targets={task: moved}, logits={task: logits}))
+    return found
+
+
+def _score(
+    runs: Sequence[Predictions],
+    whole: Sequence[Predictions],
+    task: str,
+    make: Callable[[NDArray[np.int64], NDArray[np.int64]], Statistic],
+    bootstrap: tuple[int, int],
+) -> JoinedScore:
+    values = tuple(_value(run, task, make) for run in runs)
+    told = [value for value in values if not math.isnan(value)]
+    nothing = Interval(math.nan, math.nan)
+    if not told:
+        return JoinedScore(values, math.nan, math.nan, nothing, Estimate(math.nan, nothing))
+    rows = known(whole[0].targets[task])
+    statistic = mean_statistic([make(run.targets[task][rows], run.predicted(task)[rows]) for run in whole])
+    pooled = float(statistic(np.ones((1, len(rows))))[0])
+    return JoinedScore(
+        values=values,
+        mean=float(np.mean(told)),
+        std=float(np.std(told, ddof=1)) if len(told) > 1 else math.nan,
+        interval=student_interval(told) if np.ptp(told) > 0 or _same_answers(runs, whole, task) else nothing,
+        pooled=Estimate(pooled, group_bootstrap(statistic, whole[0].groups[rows], bootstrap[0], seed=bootstrap[1])),
+    )
+
+
+def _same_answers(runs: Sequence[Predictions], whole: Sequence[Predictions], task: str) -> bool:
+    """Whether all runs are of the same samples and answer each of them alike."""
+    first = whole[0].predicted(task)
+    return len(whole) == len(runs) and all(bool((run.predicted(task) == first).all()) for run in whole[1:])
+
+
+def _value(run: Predictions, task: str, make: Callable[[NDArray[np.int64], NDArray[np.int64]], Statistic]) -> float:
+    rows = known(run.targets[task])
+    if not len(rows):
+        return math.nan
+    return float(make(run.targets[task][rows], run.predicted(task)[rows])(np.ones((1, len(rows))))[0])

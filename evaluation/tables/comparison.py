@@ -1,0 +1,374 @@
+"""Several runs, or experiments of several runs each, side by side: scores, paired differences to one of them, cost.
+
+Every comparison of a table counts as one of several: their p-values are corrected together (Holm).
+
+Compared runs as texts by column, the same for terminal, Markdown and page.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from evaluation.report.sections import cpu_latency, read_efficiency, stage_minutes
+from evaluation.statistics.calibration import joined_calibration_error
+from evaluation.statistics.intervals import Estimate, Interval
+from evaluation.statistics.paired import PairedComparison, compare_joined, holm
+from evaluation.statistics.pooled import JoinedRuns, join_runs
+from evaluation.tables.summary import with_interval
+from evaluation.tables.summary_join import refuse_other_configurations
+from vitrail.errors import UserError
+from vitrail.predictions import Predictions
+from vitrail.runs import RunFiles
+
+Reference = Literal["first", "best"]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One run, or the runs of one experiment.
+
+    Attributes:
+        name: for tables.
+        runs: at least one.
+        predictions: of each run.
+    """
+
+    name: str
+    runs: list[RunFiles]
+    predictions: list[Predictions]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a side costs, mean over its runs; NaN where not known.
+
+    Attributes:
+        parameters: number of the model's.
+        minutes: of training, all fits of a run together.
+        latency: milliseconds a picture on the CPU one by one, median.
+    """
+
+    parameters: float
+    minutes: float
+    latency: float
+
+
+@dataclass(frozen=True)
+class ComparedRow:
+    """One side on one task.
+
+    Attributes:
+        side: name.
+        joined: its scores.
+        comparison: with the reference, this side first; None for the reference itself.
+        p_value: of the test by group, corrected for all comparisons of the table; NaN for the reference.
+        mcnemar_p: of McNemar's test, corrected likewise; NaN where a side is several runs.
+        calibration: ECE of its confidences as they were trained.
+        calibrated: ECE with the temperatures that ``calibrate`` fitted; None where some run has none.
+    """
+
+    side: str
+    joined: JoinedRuns
+    comparison: PairedComparison | None
+    p_value: float
+    mcnemar_p: float
+    calibration: Estimate
+    calibrated: Estimate | None
+
+    @property
+    def verdict(self) -> str:
+        """In one or a few words."""
+        if self.comparison is None:
+            return "reference"
+        if not self.comparison.n:
+            return "no known targets"
+        if not self.comparison.told_apart(self.p_value):
+            return "cannot be told apart"
+        return "better" if self.comparison.accuracy_difference.value > 0 else "worse"
+
+
+def sides_of(paths: Sequence[Path], split: str, join: bool) -> list[Side]:
+    """Read the runs, and put those of one experiment together where asked.
+
+    Args:
+        paths: run directories, each once.
+        split: whose predictions are read.
+        join: whether runs of the same name are seeds or folds of one experiment.
+
+    Raises:
+        UserError: fewer than two sides, a run without usable predictions, or runs of one name that are not of one
+            experiment.
+    """
+    runs = [RunFiles(path) for path in paths]
+    if len({run.path.resolve() for run in runs}) < len(runs):
+        raise UserError("compare: name every run once")
+    experiments = [experiment_of(run) for run in runs]
+    members: dict[str, list[RunFiles]] = {}
+    for run, experiment in zip(runs, experiments, strict=True):
+        members.setdefault(experiment if join or experiments.count(experiment) == 1 else run.name, []).append(run)
+    for own in members.values():
+        if len(own) > 1:
+            refuse_other_configurations(own, "compare")
+    if len(members) < 2:
+        told = (
+            f"all {len(runs)} runs are of experiment {next(iter(members))!r}" if len(runs) > 1 else "there is one run"
+        )
+        raise UserError(f"compare: {told}; name at least two to compare")
+    return [Side(name, own, [_predictions(run, split) for run in own]) for name, own in members.items()]
+
+
+def experiment_of(run: RunFiles) -> str:
+    """Name of a run's experiment: that of its record, else of the folder that the run directory is in."""
+    name = run.record.get("name")
+    return name if isinstance(name, str) and name else run.path.resolve().parent.name
+
+
+def common_tasks(sides: Sequence[Side], task: str | None = None) -> list[str]:
+    """Tasks that all sides predict, in the order of the first.
+
+    Args:
+        sides: at least one.
+        task: the only one that is wanted.
+
+    Raises:
+        UserError: there is none, or not the one that is wanted.
+    """
+    every = [set(run.tasks) for side in sides for run in side.predictions]
+    tasks = [name for name in sides[0].predictions[0].tasks if all(name in own for own in every)]
+    if task is not None and task not in tasks:
+        raise UserError(
+            f"--task {task}: not all runs predict it; all predict {', '.join(tasks) or 'no task in common'}"
+        )
+    if not tasks:
+        told = "; ".join(f"{side.name} predicts {', '.join(side.predictions[0].tasks)}" for side in sides)
+        raise UserError(f"compare: the runs have no task in common: {told}")
+    return tasks if task is None else [task]
+
+
+def compare_sides(
+    sides: Sequence[Side],
+    tasks: Sequence[str],
+    reference: Reference = "first",
+    n_resamples: int = 5_000,
+    *,
+    split: str = "test",
+) -> list[ComparedRow]:
+    """Compare every side with the reference on every task.
+
+    Args:
+        sides: at least two.
+        tasks: that all of them predict.
+        reference: the first side, or the one with the highest accuracy on the first task that has known targets; where
+            there is none, the first side too.
+        n_resamples: of the bootstrap.
+        split: that the predictions are of.
+
+    Returns:
+        Rows by task, then in the order of the sides.
+
+    Raises:
+        UserError: the sides' test samples, targets or classes are not the same.
+    """
+    base = sides[0]
+    for task in tasks:
+        # First of all, so that what cannot be compared is refused before anything takes time.
+        for side in sides[1:]:
+            compare_joined(side.predictions, base.predictions, task, (side.name, base.name), n_resamples=1)
+    joined = {
+        (side.name, task): join_runs(side.predictions, task, [run.name for run in side.runs], n_resamples=n_resamples)
+        for side in sides
+        for task in tasks
+    }
+    if reference == "best":
+        judged = next((task for task in tasks if joined[sides[0].name, task].n), tasks[0])
+        values = [joined[side.name, judged].accuracy.pooled.value for side in sides]
+        base = sides[int(np.argmax(np.nan_to_num(values, nan=-1.0)))]
+    made = {
+        (side.name, task): compare_joined(
+            side.predictions, base.predictions, task, (side.name, base.name), n_resamples=n_resamples
+        )
+        for side in sides
+        for task in tasks
+        if side is not base
+    }
+    corrected = dict(zip(made, holm([each.p_value for each in made.values()]), strict=True))
+    mcnemar = dict(zip(made, holm([each.mcnemar_p for each in made.values()]), strict=True))
+    return [
+        ComparedRow(
+            side.name,
+            joined[key := (side.name, task)],
+            made.get(key),
+            corrected.get(key, math.nan),
+            mcnemar.get(key, math.nan),
+            *_calibration(side, task, split, n_resamples),
+        )
+        for task in tasks
+        for side in sides
+    ]
+
+
+def cost_of(side: Side) -> Cost:
+    """What the records say of a side's cost."""
+    return Cost(*(_mean([read(run) for run in side.runs]) for read in (_parameters, _minutes, _latency)))
+
+
+def caveats(sides: Sequence[Side], split: str = "test") -> list[str]:
+    """What a reader must know of the runs next to their numbers, one sentence each."""
+    said = [
+        f"{run.name} was interrupted: its numbers are those of an unfinished training."
+        for side in sides
+        for run in side.runs
+        if run.interrupted
+    ]
+    said += [
+        f"{run.name}: its predictions are of checkpoint {other}, not of the best one."
+        for side in sides
+        for run in side.runs
+        if (other := run.other_checkpoint(split))
+    ]
+    hardware = [run.record.get("hardware") for side in sides for run in side.runs]
+    if any(own != hardware[0] for own in hardware):
+        said.append("The runs were made on different machines or numbers of threads: training times do not compare.")
+    if len({first for side in sides for run in side.runs[:1] if (first := _measured_with(run))}) > 1:
+        said.append(
+            "Latencies were not measured together, so they may differ by what else the machine did: name all runs in "
+            "one `python -m evaluation efficiency`."
+        )
+    return said
+
+
+def _calibration(side: Side, task: str, split: str, n_resamples: int) -> tuple[Estimate, Estimate | None]:
+    """Calibration error as trained, and with the runs' temperatures where all have one."""
+    names = [run.name for run in side.runs]
+    own = [run.temperatures_for(split) for run in side.runs]
+    fitted = [temperatures[task] for temperatures in own if task in temperatures]
+    raw = joined_calibration_error(side.predictions, task, names, n_resamples=n_resamples)
+    if len(fitted) < len(side.runs):
+        return raw, None
+    return raw, joined_calibration_error(side.predictions, task, names, fitted, n_resamples)
+
+
+def _predictions(run: RunFiles, split: str) -> Predictions:
+    found = run.predictions(split)
+    if found is None:
+        raise UserError(f"{run.path}: {run.problem_of(split)}")
+    return found
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values and not np.isnan(values).any() else math.nan
+
+
+def _parameters(run: RunFiles) -> float:
+    model: Any = run.record.get("model")
+    count = model.get("parameters") if isinstance(model, dict) else None
+    return float(count) if isinstance(count, int) else math.nan
+
+
+def _minutes(run: RunFiles) -> float:
+    fits = [stage_minutes(stage) for stage in run.stages if stage.get("stage") == "fit"]
+    return float(sum(fits)) if fits else math.nan
+
+
+def _latency(run: RunFiles) -> float:
+    found = read_efficiency(run)
+    return math.nan if isinstance(found, str) else cpu_latency(found)
+
+
+def _measured_with(run: RunFiles) -> str:
+    """Name of the first model of the session in which the run's latency was measured; empty where it was not."""
+    found = read_efficiency(run)
+    return "" if isinstance(found, str) or found.costs is None else found.costs.first
+
+
+COST_COLUMNS = ("parameters", "train min", "ms/picture")
+"""Those of ``cells`` that are the same for all tasks."""
+
+
+def cells(rows: Sequence[ComparedRow], costs: dict[str, Cost]) -> list[dict[str, str]]:
+    """The rows as texts by column, the same for terminal, Markdown and page."""
+    return [_cells(row, costs[row.side]) for row in rows]
+
+
+def number(value: float, form: str) -> str:
+    """A number in a form, or a dash for NaN."""
+    return "–" if math.isnan(value) else format(value, form)
+
+
+def _cells(row: ComparedRow, cost: Cost) -> dict[str, str]:
+    joined, made = row.joined, row.comparison
+    several = len(joined.runs) > 1
+    spread = f"{number(joined.accuracy.mean, '.3f')} ± {number(joined.accuracy.std, '.3f')}" if several else "–"
+    return {
+        "run": row.side,
+        "runs": f"{len(joined.runs)} ({joined.kind})" if several else "1",
+        "task": joined.task,
+        "n": str(joined.n),
+        "groups": str(joined.groups),
+        "no prediction": f"{joined.unanswered:g}" if joined.unanswered else "–",
+        "accuracy [95 %]": with_interval(*joined.accuracy.pooled),
+        "mean ± sd of runs": spread,
+        "difference [95 %]": "–" if made is None else _difference(made.accuracy_difference),
+        "over seeds [95 %]": "–" if made is None else _signed(made.over_seeds),
+        "p": number(row.p_value, ".3g"),
+        "McNemar p": number(row.mcnemar_p, ".3g"),
+        "verdict": row.verdict,
+        "macro F1 [95 %]": with_interval(*joined.f1_macro.pooled),
+        "its difference [95 %]": "–" if made is None else _difference(made.f1_macro_difference),
+        "ECE [95 %]": _error(row.calibration),
+        "calibrated ECE [95 %]": "–" if row.calibrated is None else _error(row.calibrated),
+        **dict(zip(COST_COLUMNS, _costs(cost), strict=True)),
+    }
+
+
+def _costs(cost: Cost) -> tuple[str, str, str]:
+    return number(cost.parameters, ",.0f"), number(cost.minutes, ".1f"), number(cost.latency, ".2f")
+
+
+def _error(estimate: Estimate) -> str:
+    """With its interval, where there is one."""
+    return number(estimate.value, ".3f") if math.isnan(estimate.interval.low) else with_interval(*estimate)
+
+
+def _difference(estimate: Estimate) -> str:
+    if math.isnan(estimate.value):
+        return "–"
+    return f"{estimate.value:+.3f} {_signed(estimate.interval)}"
+
+
+def _signed(interval: Interval) -> str:
+    return "–" if math.isnan(interval.low) else f"[{interval.low:+.3f}, {interval.high:+.3f}]"
+
+
+def shown_columns(table: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Without the columns that say nothing in any row."""
+    said = [name for name in table[0] if any(row[name] != "–" for row in table)]
+    if all(row["runs"] == "1" for row in table):
+        said.remove("runs")
+    return [{name: row[name] for name in said} for row in table]
+
+
+def parts(table: list[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
+    """Tables that a window has room for: accuracy and the verdict on it, the other scores, and cost, a row a run.
+
+    Joined runs have more to say of both, so their differences are a table of their own.
+    """
+    names = list(table[0])
+    end = names.index("verdict") + 1
+    cost = [name for name in names if name in COST_COLUMNS]
+    columns = {"accuracies": names[:end]}
+    if "runs" in names:
+        middle = names.index("mean ± sd of runs") + 1
+        columns = {"accuracies": names[:middle], "differences": ["run", "task", *names[middle:end]]}
+    columns["other_scores"] = ["run", "task", *(name for name in names[end:] if name not in cost)]
+    if cost:
+        columns["cost"] = ["run", *cost]
+    rows = {part: [tuple((name, row[name]) for name in own) for row in table] for part, own in columns.items()}
+    # A run's cost is the same on all tasks.
+    return {part: [dict(row) for row in dict.fromkeys(own)] for part, own in rows.items()}

@@ -1,0 +1,1 @@
+"""Averaging and interpolating the weights of trained models."""

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.special import softmax
+
+from evaluation.__main__ import main
+from evaluation.statistics.calibration import expected_calibration_error
+from vitrail.predictions import Predictions, read_predictions, write_predictions
+from vitrail.runs import RunFiles
+from vitrail.types import UNKNOWN
+
+
+def overconfident(n: int, seed: int, first_id: int = 0) -> Predictions:
+    """The class is drawn with temperature 2.5; nothing is known of the colour; the shape is always right."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(scale=3, size=(n, 4))
+    chances = softmax(logits / 2.5, axis=1)
+    targets = (rng.random((n, 1)) > chances.cumsum(axis=1)).sum(axis=1).clip(max=3)
+    shapes = rng.integers(2, size=n)
+    ids = np.arange(first_id, first_id + n)
+    return Predictions(
+        sample_id=ids,
+        names=np.array([f"photo {index}" for index in ids], dtype=object),
+        groups=np.array([f"object {index // 2}" for index in ids], dtype=object),
+        tasks={"class": ["a", "b", "c", "d"], "colour": ["red", "blue"], "shape": ["long", "round"]},
+        targets={"class": targets, "colour": np.full(n, UNKNOWN), "shape": shapes},
+        logits={
+            "class": logits.astype(np.float32),
+            "colour": rng.normal(size=(n, 2)).astype(np.float32),
+            "shape": np.eye(2, dtype=np.float32)[shapes],
+        },
+    )
+
+
+def _first(value: Any) -> float:
+    """The number itself, where JSON has it with its interval."""
+    return float(value[0] if isinstance(value, list) else value)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("shop") / "first"
+    for number, split in enumerate(("val", "test")):
+        write_predictions(run / "predictions" / f"{split}.parquet", overconfident(1_200, number, 10_000 * number))
+    return run
+
+
+@pytest.fixture(scope="module")
+def printed(run: Path) -> list[dict[str, Any]]:
+    """What the command printed as JSON."""
+    import contextlib
+    import io
+
+    stream = io.StringIO()
+    with contextlib.redirect_stdout(stream):
+        assert main(["calibrate", str(run), "--json"]) == 0
+    rows: list[dict[str, Any]] = json.loads(stream.getvalue())
+    return rows
+
+
+def test_temperature_is_fitted_on_validation_and_kept(run: Path, printed: list[dict[str, Any]]) -> None:
+    found = RunFiles(run).temperatures
+    assert found["class"] == pytest.approx(2.5, rel=0.1)
+    assert sorted(found) == ["class", "shape"]  # nothing is known of the colour
+    content = json.loads((run / "checkpoints" / "calibration.json").read_text(encoding="utf-8"))
+    assert content["samples"]["class"] == {"n": 1_200, "groups": 600}
+
+
+def test_rows_say_what_it_did(run: Path, printed: list[dict[str, Any]]) -> None:
+    assert [(row["task"], row["split"]) for row in printed] == [
+        ("class", "val"),
+        ("class", "test"),
+        ("shape", "val"),
+        ("shape", "test"),
+    ]
+    validation, test = printed[:2]
+    assert (validation["note"], test["note"]) == ("fitted here", "")
+    predictions = read_predictions(run / "predictions" / "test.parquet")
+    correct = predictions.predicted("class") == predictions.targets["class"]
+    for key, temperature in (("ece_before", 1.0), ("ece_after", RunFiles(run).temperatures["class"])):
+        confidence = predictions.probabilities("class", temperature).max(axis=1)
+        value, (low, high) = test[key]
+        assert value == pytest.approx(expected_calibration_error(confidence, correct))
+        assert low <= value <= high
+    for key in ("ece_before", "ece_mass_before"):
+        assert _first(test[key]) > 0.15
+    for key in ("ece_after", "ece_mass_after"):
+        assert _first(test[key]) < 0.05
+    assert test["nll_after"] < test["nll_before"]
+    assert "all right on val: T at the end" in str(printed[3]["note"])
+
+
+def test_diagrams_are_drawn(run: Path, printed: list[dict[str, Any]]) -> None:
+    names = {path.name for path in (run / "figures").iterdir()}
+    assert names == {f"reliability_{split}_{task}.png" for split in ("val", "test") for task in ("class", "shape")}
+    with Image.open(run / "figures" / "reliability_test_class.png") as picture:
+        assert min(picture.size) > 400
+
+
+def test_without_test_predictions_only_validation_is_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_predictions(tmp_path / "predictions" / "val.parquet", overconfident(60, 0))
+    assert main(["calibrate", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "ECE before [95 %]" in out
+    assert (out.count("│ val"), out.count("│ test"), out.count("fitted here")) == (2, 0, 2)
+    assert out.endswith("calibration.json has the temperatures\n")
+
+
+def test_why_there_is_no_best_temperature_is_only_said_where_it_was_looked_at(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = overconfident(40, 0)
+    equal = np.zeros((40, 2), np.float32)
+    weak = found.logits["class"] * np.float32(1e-4)  # not all right, but the best temperature is below the range
+    logits = {**found.logits, "class": weak, "shape": equal}
+    write_predictions(tmp_path / "predictions" / "val.parquet", replace(found, logits=logits))
+    # On test the shape is never right.
+    wrong = replace(found, targets={**found.targets, "shape": 1 - found.targets["shape"]})
+    write_predictions(tmp_path / "predictions" / "test.parquet", wrong)
+    assert main(["calibrate", str(tmp_path), "--json"]) == 0
+    rows = {(row["task"], row["split"]): row for row in json.loads(capsys.readouterr().out)}
+    assert rows["class", "val"]["note"] == "fitted here; T at the lower end of its range"
+    # Equal logits stay equal at every temperature.
+    assert rows["shape", "val"]["temperature"] == 1.0
+    assert rows["shape", "val"]["note"] == "fitted here"
+
+
+def test_predictions_of_another_checkpoint_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_predictions(tmp_path / "predictions" / "val.parquet", overconfident(40, 0))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "best.ckpt").write_bytes(b"weights")
+    stage = {"stage": "validate", "exit": "finished", "checkpoint": str(tmp_path / "checkpoints" / "last.ckpt")}
+    (tmp_path / "run.json").write_text(json.dumps({"stages": [stage]}), encoding="utf-8")
+    assert main(["calibrate", str(tmp_path)]) == 2
+    assert "val.parquet are of checkpoints/last.ckpt" in capsys.readouterr().err
+    assert not (tmp_path / "checkpoints" / "calibration.json").exists()
+
+
+def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_predictions(tmp_path / "test" / "predictions" / "test.parquet", overconfident(60, 0))
+    nothing = overconfident(60, 0)
+    nothing = Predictions(
+        nothing.sample_id,
+        nothing.names,
+        nothing.groups,
+        {"colour": nothing.tasks["colour"]},
+        {"colour": nothing.targets["colour"]},
+        {"colour": nothing.logits["colour"]},
+    )
+    write_predictions(tmp_path / "unknown" / "predictions" / "val.parquet", nothing)
+    for name in ("test", "unknown", "nowhere"):
+        assert main(["calibrate", str(tmp_path / name)]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 3
+    assert "val.parquet: there are no predictions; write them with `python -m experiments validate" in errors[0]
+    assert "no sample of val has a known target" in errors[1]
+    assert "no such run directory" in errors[2]
+    assert not (tmp_path / "unknown" / "checkpoints").exists()

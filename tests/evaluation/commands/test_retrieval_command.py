@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from evaluation.__main__ import main
+from evaluation.retrieval import METRICS, Row
+from retrieval.gallery import Gallery
+from tests.evaluation.perfect_encoder import PerfectEncoder
+from tests.retrieval.small_gallery import small_gallery
+
+
+@pytest.fixture(scope="module")
+def galleries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A dual encoder's that predicts nothing, and a multi-task model's."""
+    folder = tmp_path_factory.mktemp("galleries")
+    small_gallery(folder / "pairs" / "gallery", predicts={})
+    small_gallery(folder / "tasks" / "gallery", encodes_text=False)
+    return {name: str(folder / name / "gallery") for name in ("pairs", "tasks")}
+
+
+@pytest.fixture(autouse=True)
+def perfect_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(gallery: Gallery, **_: Any) -> PerfectEncoder:
+        return PerfectEncoder()
+
+    monkeypatch.setattr("retrieval.query_encoder.load_encoder", load)
+
+
+def test_table_of_rankers_and_galleries(
+    galleries: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = [galleries["tasks"], galleries["pairs"]]
+    files = ["--csv", str(tmp_path / "rows.csv"), "--json", str(tmp_path / "rows.json")]
+    assert main(["retrieval", "--gallery", *both, "--words-gallery", both[0], *files]) == 0
+    rows = pd.read_csv(tmp_path / "rows.csv", keep_default_na=False)
+    assert json.loads((tmp_path / "rows.json").read_text()) == rows.to_dict("records")
+    systems = rows[["gallery", "ranker", "words"]].drop_duplicates().values.tolist()
+    # The true words and random orders do not depend on the model: they stand there once.
+    assert systems == [
+        ["tasks/gallery", "tfidf", "predicted"],
+        ["", "tfidf", "label"],
+        ["", "random", ""],
+        ["pairs/gallery", "clip", ""],
+        ["pairs/gallery", "hybrid", "predicted"],
+    ]
+    assert list(rows.columns) == list(Row._fields)
+    of = rows[rows.metric == "mAP"].set_index(["ranker", "words"]).value
+    assert of["random", ""] < of["tfidf", "predicted"] < of["clip", ""]
+    shown = capsys.readouterr().out
+    assert "34 queries in 7 groups, 12 pictures" in shown
+    assert "hybrid, predicted words" in shown
+
+
+def test_markdown_of_unseen_pictures(galleries: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--splits", "val", "test", "--rankers", "clip", "random", "--tasks", "class", "colour", "--markdown"]
+    assert main(["retrieval", "--gallery", galleries["pairs"], *options]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "11 queries in 5 groups, 9 pictures; mean [95 %]"
+    assert lines[2].split(" | ")[1:] == ["ranker", *list(METRICS)[:-1], "nDCG@10 |"]
+    assert [line.split(" | ")[1] for line in lines[4:]] == ["clip", "random"]
+
+
+def test_mistakes_are_told(galleries: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def told(*arguments: str) -> str:
+        assert main(["retrieval", "--gallery", *arguments]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        return line
+
+    assert "there is no gallery here" in told(str(tmp_path / "none"))
+    assert "none of these galleries can be searched so" in told(galleries["tasks"], "--rankers", "clip", "hybrid")
+    assert "'prize'" in told(galleries["tasks"], "--where", "prize = 'first'")

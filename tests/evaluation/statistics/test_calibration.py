@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.special import softmax
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import log_loss
+
+from evaluation.statistics.calibration import (
+    HIGHEST,
+    LOWEST,
+    calibration_error,
+    calibration_statistic,
+    chance_errors,
+    expected_calibration_error,
+    fit_temperature,
+    is_at_end,
+    negative_log_likelihood,
+    reliability_bins,
+)
+from evaluation.statistics.intervals import group_bootstrap
+from tests.evaluation.predictions_fixture import make_predictions
+from vitrail.errors import UserError
+
+
+def sample(n: int = 400, shift: float = 0.1, seed: int = 0) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Confidences, and answers that are right by ``shift`` less often."""
+    rng = np.random.default_rng(seed)
+    confidence = 0.2 + 0.8 * rng.beta(3, 2, n)
+    return confidence, rng.random(n) < np.clip(confidence - shift, 0, 1)
+
+
+def drawn(temperature: float, n: int = 6_000, seed: int = 0) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Logits whose targets were drawn with this temperature."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(scale=3, size=(n, 5))
+    chances = softmax(logits / temperature, axis=1)
+    return logits, (rng.random((n, 1)) > chances.cumsum(axis=1)).sum(axis=1).clip(max=4)
+
+
+def error_by_hand(confidence: NDArray[np.float64], correct: NDArray[np.bool_], edges: NDArray[np.float64]) -> float:
+    total = 0.0
+    for number, (low, high) in enumerate(itertools.pairwise(edges.tolist())):
+        inside = [i for i, c in enumerate(confidence) if low < c <= high or (number == 0 and c == low)]
+        if inside:
+            gap = np.mean([correct[i] for i in inside]) - np.mean([confidence[i] for i in inside])
+            total += abs(gap) * len(inside) / len(confidence)
+    return total
+
+
+@pytest.mark.parametrize("n_bins", [1, 10, 15])
+@pytest.mark.parametrize("binning", ["width", "mass"])
+def test_error_equals_that_by_hand(binning: str, n_bins: int) -> None:
+    confidence, correct = sample(150)
+    confidence[:4] = [1.0, 0.2, 0.4, 0.0]  # edges belong to the lower bin
+    bins = reliability_bins(confidence, correct, n_bins, "mass" if binning == "mass" else "width")
+    found = expected_calibration_error(confidence, correct, n_bins, "mass" if binning == "mass" else "width")
+    assert found == pytest.approx(error_by_hand(confidence, correct, bins.edges))
+    filled = bins.count > 0
+    gaps = np.abs(bins.accuracy - bins.confidence)[filled]
+    assert found == pytest.approx(float((gaps * bins.count[filled]).sum() / 150))
+
+
+def test_bins_equal_scikit_learns_curve() -> None:
+    confidence, correct = sample()
+    bins = reliability_bins(confidence, correct, 10)
+    accuracy, mean_confidence = calibration_curve(correct, confidence, n_bins=10)
+    filled = bins.count > 0
+    np.testing.assert_allclose(bins.accuracy[filled], accuracy)
+    np.testing.assert_allclose(bins.confidence[filled], mean_confidence)
+    assert bins.count.sum() == 400
+    assert np.isnan(bins.accuracy[~filled]).all()
+
+
+def test_bins_of_equal_mass_hold_as_many() -> None:
+    confidence, correct = sample(300)
+    assert reliability_bins(confidence, correct, 15, "mass").count.tolist() == [20] * 15
+    # Equal confidences cannot be torn apart.
+    same = reliability_bins(np.full(30, 0.7), correct[:30], 15, "mass")
+    assert same.count.tolist() == [30]
+    assert same.edges.tolist() == [0.0, 1.0]
+
+
+def test_known_errors() -> None:
+    always_sure = np.ones(10)
+    assert expected_calibration_error(always_sure, np.ones(10, dtype=bool)) == 0
+    assert expected_calibration_error(always_sure, np.zeros(10, dtype=bool)) == 1
+    assert expected_calibration_error(always_sure, np.arange(10) < 7) == pytest.approx(0.3)
+    assert math.isnan(expected_calibration_error(np.empty(0), np.empty(0, dtype=bool)))
+    nothing = calibration_error(np.empty(0), np.empty(0, dtype=bool), np.empty(0))
+    assert math.isnan(nothing.interval.high)
+
+
+def test_weights_mean_repetition() -> None:
+    confidence, correct = sample(80)
+    weights = np.random.default_rng(0).integers(0, 4, size=(3, 80))
+    found = calibration_statistic(confidence, correct)(weights.astype(np.float64))
+    for counts, value in zip(weights, found, strict=True):
+        rows = np.repeat(np.arange(80), counts)
+        assert value == pytest.approx(expected_calibration_error(confidence[rows], correct[rows]))
+
+
+def test_chance_is_what_a_perfect_model_shows() -> None:
+    confidence, _ = sample(100)
+    rng = np.random.default_rng(5)
+    drawn_again = [expected_calibration_error(confidence, rng.random(100) < confidence) for _ in range(1_000)]
+    by_chance = chance_errors(confidence)
+    assert by_chance.mean() == pytest.approx(np.mean(drawn_again), rel=0.05)
+    assert np.quantile(by_chance, 0.9) == pytest.approx(np.quantile(drawn_again, 0.9), rel=0.08)
+    assert by_chance.mean() > 0.08
+    assert chance_errors(sample(10_000)[0], draws=50).mean() < 0.015
+
+
+@pytest.mark.parametrize(("shift", "least", "percentile"), [(0.0, 0.9, 0.1), (0.05, 0.8, 0.5), (0.15, 0.8, 1.0)])
+def test_interval_covers_the_true_error_where_percentiles_do_not(shift: float, least: float, percentile: float) -> None:
+    truth = expected_calibration_error(*sample(400_000, shift, seed=99)) if shift else 0.0
+    covered = {"ours": 0, "percentile": 0}
+    for trial in range(60):
+        confidence, correct = sample(300, shift, seed=trial)
+        statistic = calibration_statistic(confidence, correct)
+        intervals = {
+            "ours": calibration_error(confidence, correct, np.arange(300), n_resamples=300).interval,
+            "percentile": group_bootstrap(statistic, np.arange(300), 300),
+        }
+        for name, (low, high) in intervals.items():
+            covered[name] += low <= truth <= high
+    assert covered["ours"] / 60 >= least
+    assert covered["percentile"] / 60 <= percentile
+
+
+def test_interval_holds_its_estimate_and_is_wider_by_group() -> None:
+    confidence, correct = sample(200, 0.2)
+    groups = np.arange(200) // 20
+    repeated = np.repeat(correct[::20], 20)
+    by_group, by_sample = (calibration_error(confidence, repeated, rows) for rows in (groups, np.arange(200)))
+    for estimate in (by_group, by_sample):
+        assert estimate.interval.low <= estimate.value <= estimate.interval.high
+    assert by_group.interval.high >= by_sample.interval.high
+
+
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 2.5])
+def test_a_known_temperature_is_found(temperature: float) -> None:
+    logits, targets = drawn(temperature)
+    found = fit_temperature(logits.astype(np.float32), targets)
+    assert found == pytest.approx(temperature, rel=0.05)
+    assert not is_at_end(found)
+    best = negative_log_likelihood(logits, targets, found)
+    for other in (found * 0.97, found * 1.03):
+        assert negative_log_likelihood(logits, targets, other) > best
+
+
+def test_a_fitted_temperature_mends_the_error_of_other_samples() -> None:
+    logits, targets = drawn(2.5)
+    temperature = fit_temperature(logits[:3_000], targets[:3_000])
+    correct = logits[3_000:].argmax(axis=1) == targets[3_000:]
+    errors = [
+        expected_calibration_error(softmax(logits[3_000:] / value, axis=1).max(axis=1), correct)
+        for value in (1.0, temperature)
+    ]
+    assert errors[0] > 0.15
+    assert errors[1] < 0.03
+
+
+def test_likelihood_equals_scikit_learn() -> None:
+    logits, targets = drawn(1.0, 200)
+    expected = log_loss(targets, softmax(logits / 1.7, axis=1), labels=range(5))
+    assert negative_log_likelihood(logits, targets, 1.7) == pytest.approx(expected)
+    assert math.isnan(negative_log_likelihood(np.empty((0, 5)), np.empty(0, dtype=np.int64)))
+
+
+def test_without_a_best_temperature_it_is_an_end() -> None:
+    logits, _ = drawn(1.0, 200)
+    all_right = fit_temperature(logits, logits.argmax(axis=1))
+    assert all_right == pytest.approx(LOWEST)
+    assert is_at_end(all_right)
+    always_wrong = fit_temperature(logits, logits.argmin(axis=1))
+    assert always_wrong == pytest.approx(HIGHEST)
+    assert is_at_end(always_wrong)
+
+
+def test_nothing_to_fit_is_refused() -> None:
+    with pytest.raises(UserError, match="no sample has a known target"):
+        fit_temperature(np.empty((0, 5)), np.empty(0, dtype=np.int64))
+    with pytest.raises(UserError, match="logits are not finite"):
+        fit_temperature(np.array([[1.0, math.nan]]), np.array([0]))
+
+
+def test_probabilities_are_the_softmax_with_the_temperature() -> None:
+    predictions = make_predictions(30)
+    expected = softmax(predictions.logits["class"].astype(np.float64) / 2, axis=1)
+    np.testing.assert_allclose(predictions.probabilities("class", 2.0), expected)
+    np.testing.assert_allclose(predictions.probabilities("class").sum(axis=1), 1)
