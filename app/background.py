@@ -28,9 +28,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.once import Once
-from retrieval.relevance import class_texts
+from retrieval.metrics import class_texts
 from retrieval.schema import LABEL, PREDICTED
-from retrieval.words import words
+from retrieval.search.text import words
 from vitrail.types import LABEL_TASK
 
 if TYPE_CHECKING:

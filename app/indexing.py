@@ -123,8 +123,8 @@ def _recorded_run(path: str, weights: str) -> tuple[ServedRun | None, str]:
 
 
 def _fill(run: Path, folder: Path) -> None:
-    from retrieval.index_command import add_parser
-    from retrieval.index_command import run as index
+    from retrieval.commands.index import add_parser
+    from retrieval.commands.index import run as index
 
     parser = argparse.ArgumentParser()
     add_parser(parser.add_subparsers())

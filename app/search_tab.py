@@ -21,7 +21,7 @@ from app.search_layout import ANY_RANKER, lay_out
 from app.search_views import cards_of, details_html, from_address, gallery_in, said_html, wrong_html
 from app.searching import Request, Searching
 from app.served_gallery import ServedGallery
-from retrieval.ranking import Query
+from retrieval.search.searcher import Query
 from vitrail.errors import UserError
 
 Values = dict[Any, Any]

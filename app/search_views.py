@@ -11,8 +11,8 @@ from app.cards import Card
 from app.picture_address import picture_url
 from app.searching import RANKERS, SCORES, Request, Result, ResultPage
 from app.served_gallery import ServedGallery
-from retrieval.ranking import Query
 from retrieval.schema import CONFIDENCE, LABEL, PREDICTED
+from retrieval.search.searcher import Query
 from vitrail.errors import UserError
 from vitrail.types import LABEL_TASK
 

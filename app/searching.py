@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 
 from app.uploads import one_at_a_time, read_pixels
 from app.weak_matches import WeakMatches
-from retrieval.gallery_words import WordSource
-from retrieval.ranking import Query, Ranker, Searcher, SearchResult
+from retrieval.search.searcher import Query, Ranker, Searcher, SearchResult
+from retrieval.search.text import WordSource
 from vitrail.errors import UserError
 
 if TYPE_CHECKING:
     from app.context import AppContext, Limits
     from app.served_gallery import ServedGallery
     from app.served_run import ServedRun
-    from retrieval.query_vectors import Reading
+    from retrieval.search.searcher import Reading
 
 RANKERS: dict[Ranker, str] = {"clip": "vectors", "tfidf": "words", "hybrid": "both"}
 """Rankers, and what people call them."""

@@ -12,8 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from datamodules.loading.decode import ValueRange
-from retrieval.gallery import Gallery
-from retrieval.gallery_writer import NOT_METADATA
+from retrieval.gallery import NOT_METADATA, Gallery
 from retrieval.image_files import ImageFiles
 from retrieval.schema import LABEL, PREDICTED, ModelIdentity, picture_schema
 from vitrail.errors import UserError

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from datamodules.loading.decode import ValueRange
     from evaluation.saliency import Method
     from evaluation.saliency.overlays import Explained
-    from retrieval.query_encoder import QueryEncoder
-    from retrieval.query_vectors import Reading
+    from retrieval.search.encoder import QueryEncoder
+    from retrieval.search.searcher import Reading
 
 Kind = Literal["classifier", "dual encoder"]
 
@@ -78,7 +78,7 @@ class PictureAnswer:
 class ServedRun:
     """The best checkpoint of a run, with the temperatures that were fitted for it.
 
-    It is an ``Encoder`` of ``retrieval.query_vectors`` too. One thread at a time is inside the network, because
+    It is an ``Encoder`` of ``retrieval.search.searcher`` too. One thread at a time is inside the network, because
     saliency maps watch its layers.
 
     Args:
@@ -151,7 +151,7 @@ class ServedRun:
         return self._outputs(pictures)[""]
 
     def encode_picture(self, path: Path) -> NDArray[np.float32]:
-        """See ``retrieval.query_vectors.Encoder``."""
+        """See ``retrieval.search.searcher.Encoder``."""
         with self._lock:
             return self._queries.encode_picture(path)
 
@@ -259,8 +259,8 @@ class ServedRun:
 
     @cached_property
     def _queries(self) -> QueryEncoder:
-        from retrieval.model_identity import identity_of
-        from retrieval.query_encoder import QueryEncoder
+        from retrieval.schema import identity_of
+        from retrieval.search.encoder import QueryEncoder
 
         identity = identity_of(self._model, str(self.path), self._model.input_options, [])
         return QueryEncoder(self._model, identity)

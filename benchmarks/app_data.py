@@ -53,8 +53,7 @@ def make_gallery(folder: Path, pictures: int) -> None:
 
     from lightning_modules.checkpoint import load_task
     from retrieval.gallery import Gallery
-    from retrieval.model_identity import identity_of
-    from retrieval.schema import picture_schema
+    from retrieval.schema import identity_of, picture_schema
 
     task = load_task(folder / PAIRS / "checkpoints" / "best.ckpt")
     identity = identity_of(task, str(folder / PAIRS), getattr(task, "input_options"), [])  # noqa: B009 -- of no base

@@ -56,7 +56,7 @@ def search_times(folder: Path) -> dict[str, float]:
     from app.searching import Request, Searching
     from app.served_gallery import ServedGallery
     from app.served_run import ServedRun
-    from retrieval.ranking import Query
+    from retrieval.search.searcher import Query
 
     run = ServedRun(folder / PAIRS, PAIRS, "cpu")
     gallery = ServedGallery(folder / LARGE, LARGE, run)

@@ -63,7 +63,7 @@ class Contest:
     """
 
     def __init__(self, backbone: str, data: Any, folder: Path) -> None:
-        from retrieval.model_identity import identity_of
+        from retrieval.schema import identity_of
 
         self.task, self.data, self.folder = task_of(backbone, data), data, folder
         self.identity = identity_of(self.task, "", self.data.image_options, list(data.tasks))
@@ -84,7 +84,7 @@ class Contest:
         Raises:
             RuntimeError: if the gallery does not hold all of them.
         """
-        from retrieval.filling import fill
+        from retrieval.fill import fill
         from retrieval.gallery import Gallery
 
         uri = self.folder / "gallery"

@@ -33,7 +33,7 @@ def matrix_of(gallery: Path) -> Vectors:
     Raises:
         RuntimeError: if there is not exactly one file of vectors.
     """
-    from retrieval.vector_file import open_vectors
+    from retrieval.search.vectors import open_vectors
 
     files = [open_vectors(path) for path in gallery.glob("pictures.*.vectors")]
     if len(files) != 1 or files[0] is None:
@@ -43,8 +43,8 @@ def matrix_of(gallery: Path) -> Vectors:
 
 def ours(gallery: Path) -> Search:
     """Vitrine's index on the gallery's file, as a gallery uses it."""
-    from retrieval.exact import ExactIndex
-    from retrieval.vector_file import open_vectors
+    from retrieval.search.exact import ExactIndex
+    from retrieval.search.vectors import open_vectors
 
     file = open_vectors(next(gallery.glob("pictures.*.vectors")))
     assert file is not None

@@ -12,8 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
-from retrieval.encoding import CHUNK, Chunk
-from retrieval.shards import Shards, write_shard
+from retrieval.fill import CHUNK, Chunk, Shards, write_shard
 from vitrail.errors import UserError
 from vitrail.types import DescribesPictures
 
@@ -106,7 +105,7 @@ class EmbeddingExport(Callback):
         if stage not in self.splits or getattr(trainer, "fast_dev_run", False):
             return
         from retrieval.gallery import Gallery
-        from retrieval.model_identity import identity_of
+        from retrieval.schema import identity_of
 
         samples = _describes_pictures(trainer)
         run = str(_run_of_weights(trainer).resolve())
@@ -149,7 +148,7 @@ class EmbeddingExport(Callback):
         trainer.strategy.barrier("every process has written its embeddings")
         if not trainer.is_global_zero:
             return
-        from retrieval.filling import fill_from
+        from retrieval.fill import fill_from
         from retrieval.gallery import Gallery
 
         folder = self._folder(trainer, stage)

@@ -7,8 +7,8 @@ queries of the same kind, not with another or a larger gallery.
 How well rankers find what people ask for: metrics over all queries made of attributes, with intervals.
 
 Queries are all combinations of a class and attribute values that some picture has, and a picture is relevant if its
-true labels say what the query says (``retrieval.relevance``). Rankers are those that people search with
-(``retrieval.ranking``), and each ranks all pictures; the numbers come from the ranks of the relevant ones
+true labels say what the query says (``retrieval.metrics``). Rankers are those that people search with
+(``retrieval.search.searcher``), and each ranks all pictures; the numbers come from the ranks of the relevant ones
 (``retrieval.metrics``), where equal scores never flatter and what a ranker leaves out is not found.
 
 Two rows do not depend on a model: ``tfidf`` over the true labels, the most that words can do, and ``random``, the mean
@@ -31,10 +31,19 @@ import torch
 from numpy.typing import NDArray
 
 from evaluation.statistics.intervals import Interval, Statistic, group_bootstrap
-from retrieval.metrics import TIE_TOLERANCE, average_precision, ndcg_at, precision_at, r_precision, relevant_ranks
-from retrieval.ranking import Query, Searcher
-from retrieval.relevance import AttributeQuery, ClassWords, attribute_queries
+from retrieval.metrics import (
+    TIE_TOLERANCE,
+    AttributeQuery,
+    ClassWords,
+    attribute_queries,
+    average_precision,
+    ndcg_at,
+    precision_at,
+    r_precision,
+    relevant_ranks,
+)
 from retrieval.schema import LABEL
+from retrieval.search.searcher import Query, Searcher
 from vitrail.errors import UserError
 from vitrail.files import read_csv, write_csv
 from vitrail.types import LABEL_TASK
@@ -43,7 +52,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from retrieval.gallery import Gallery
-    from retrieval.gallery_words import WordSource
+    from retrieval.search.text import WordSource
 
 
 BOTH, MEAN_RECALL = "both", "mean_recall"
@@ -224,7 +233,7 @@ def with_interval(row: Row) -> str:
 
 
 MeasuredRanker = Literal["clip", "tfidf", "hybrid", "random"]
-"""Those of ``retrieval.ranking``, and the floor."""
+"""Those of ``retrieval.search.searcher``, and the floor."""
 
 METRICS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "P@5": lambda ranks: precision_at(ranks, 5, torch.float64),

@@ -89,7 +89,7 @@ def _print(table: Table) -> None:
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
-_IN_FILES = {"index": "retrieval.index_command", "search": "retrieval.search_command"}
+_IN_FILES = {"index": "retrieval.commands.index", "search": "retrieval.commands.search"}
 """Commands with a file of their own; it has ``add_parser`` and ``run``."""
 
 

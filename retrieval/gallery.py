@@ -1,10 +1,19 @@
 """A gallery: pictures with their vectors and all that a model said of them, to be filled once and searched often.
 
 Up to ``EXACT_LIMIT`` pictures every search is exact; past that it uses an approximate index, if one was built.
+
+The captions of a gallery: texts with vectors of their own, each of which belongs to a picture.
+
+Changes to a gallery: each is whole or not there at all, and in an order that a kill at any point does no harm.
+
+Names that a filter of a gallery may use, the short ones too.
+
+Which rows of a table fit a filter; the answers to the last few filters are kept.
 """
 
 from __future__ import annotations
 
+import threading
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,23 +22,292 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.filter_columns import filter_columns
-from retrieval.filtered_rows import FilteredRows, Where
 from retrieval.filters import IN_ONE_CONDITION, Column, checked_filter, one_of
-from retrieval.gallery_captions import GalleryCaptions
-from retrieval.gallery_writer import GalleryWriter
-from retrieval.hits import CaptionHit, Hit
-from retrieval.model_change import difference
-from retrieval.schema import CAPTIONS, IDENTITY_KEY, PICTURES, ModelIdentity, caption_schema, picture_schema
+from retrieval.schema import (
+    CAPTIONS,
+    CONFIDENCE,
+    IDENTITY_KEY,
+    LABEL,
+    PICTURES,
+    PREDICTED,
+    CaptionHit,
+    Hit,
+    ModelIdentity,
+    caption_schema,
+    difference,
+    picture_schema,
+)
+from retrieval.search.vectors import VectorRows, check_lengths
 from retrieval.store import ROW_ID, Neighbours, Store, create_store, matrix_of, open_store
-from retrieval.vector_rows import VectorRows, check_lengths
 from vitrail.errors import UserError
 from vitrail.files import local_folder, writing_lock
+from vitrail.types import LABEL_TASK
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from retrieval.vector_index import IndexReport
+    from retrieval.search.vectors import IndexReport
+
+
+class GalleryCaptions:
+    """What a gallery asks its table of captions.
+
+    Args:
+        store: the table.
+        uri: place of the gallery.
+        device: where searches are computed, ``cpu`` or a GPU's name.
+    """
+
+    def __init__(self, store: Store, uri: str, device: str) -> None:
+        self._store = store
+        self._vectors = VectorRows(store, uri, CAPTIONS, device)
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def refresh(self) -> None:
+        """Makes ready what the next search needs."""
+        self._vectors.refresh()
+
+    def of_pictures(self, ids: Sequence[str]) -> pa.Table:
+        """Captions of some pictures in the order in which they were written.
+
+        Returns:
+            Columns ``picture``, ``caption`` and ``vector``.
+        """
+        columns = ["picture", "caption", "vector"]
+        return self._store.scan(columns, one_of("picture", ids)).select(columns)
+
+    def nearest(self, queries: NDArray[np.float32], k: int, pictures: Sequence[str]) -> list[list[CaptionHit]]:
+        """The captions nearest to each query, best first, each text once.
+
+        Args:
+            queries: float32 ``(Q, D)``, of unit length.
+            k: how many.
+            pictures: ids of those whose captions may be found.
+        """
+        captions = self._store.scan(["picture", "caption"]).to_pandas()
+        shown = captions[captions["picture"].isin(pictures)].drop_duplicates("caption")
+        found = self._vectors.nearest(queries, k, shown[ROW_ID].to_numpy(np.uint64))
+        said = shown.set_index(ROW_ID)
+        return [
+            [
+                CaptionHit(str(said.at[row, "caption"]), str(said.at[row, "picture"]), float(score))
+                for row, score in zip(near.row_ids.tolist(), near.scores, strict=True)
+            ]
+            for near in found
+        ]
+
+
+NOT_METADATA = ("vector", "thumbnail")
+"""Columns that are large and of no use to a filter."""
+
+UNIT_TOLERANCE = 1e-3
+"""How far a vector's length may be from 1; half precision rounds by less."""
+
+
+class GalleryWriter:
+    """What ``Gallery.writing`` gives; not for use outside of its block."""
+
+    def __init__(self, identity: ModelIdentity, pictures: Store, captions: Store | None) -> None:
+        self._identity = identity
+        self._pictures = pictures
+        self._captions = captions
+        self._ids: set[str] | None = None
+
+    def known(self) -> pa.Table:
+        """What is there, without vectors and thumbnails."""
+        columns = [name for name in self._pictures.schema.names if name not in NOT_METADATA]
+        return self._pictures.scan(columns).select(columns)
+
+    def known_captions(self) -> pa.Table:
+        """``picture`` and ``caption`` of all captions that are there, those of a picture in their order."""
+        if self._captions is None:
+            return caption_schema(self._identity).empty_table().select(["picture", "caption"])
+        return self._captions.scan(["picture", "caption"]).select(["picture", "caption"])
+
+    def add(self, pictures: pa.Table, captions: pa.Table | None = None) -> None:
+        """Adds pictures; those whose id is there are replaced, and then stand at the gallery's end.
+
+        Captions go first and pictures last, new ones in one commit. So after a kill a picture that is there has its
+        captions, and captions without a picture are removed by the next writer.
+
+        Args:
+            pictures: with the columns of ``picture_schema``.
+            captions: with the columns of ``caption_schema``: all captions of these pictures. None leaves those that
+                are there.
+
+        Raises:
+            UserError: for a vector that is not of unit length, a second writer, or a full disk.
+            ValueError: for other columns, an id twice, or captions of other pictures.
+        """
+        pictures = _checked(pictures, picture_schema(self._identity))
+        ids = pictures.column("id").to_pylist()
+        known = self._known_ids()
+        if captions is not None:
+            self._put_captions(captions, ids)
+        is_known = np.array([name in known for name in ids], bool)
+        self._pictures.replace(pictures.filter(is_known))
+        self._pictures.append(pictures.filter(~is_known))
+        known.update(ids)
+
+    def remove(self, ids: Sequence[str]) -> None:
+        """Removes pictures and their captions.
+
+        Raises:
+            UserError: names the first id that is not there, before anything is removed.
+        """
+        known = self._known_ids()
+        for name in ids:
+            if name not in known:
+                raise UserError(f"{self._pictures.origin}: there is no picture {name!r} in the gallery")
+        self._pictures.delete("id", list(ids))
+        known.difference_update(ids)
+        if self._captions is not None:
+            self._captions.delete("picture", list(ids))
+
+    def remove_orphans(self) -> None:
+        """Removes captions whose picture is not there."""
+        if self._captions is None or len(self._captions) == 0:
+            return
+        named = set(self._captions.scan(["picture"]).column("picture").to_pylist())
+        orphans = sorted(named - self._known_ids())
+        self._captions.delete("picture", orphans)
+
+    def _known_ids(self) -> set[str]:
+        if self._ids is None:
+            self._ids = set(self._pictures.scan(["id"]).column("id").to_pylist())
+        return self._ids
+
+    def _put_captions(self, captions: pa.Table, ids: list[str]) -> None:
+        captions = _checked(captions, caption_schema(self._identity))
+        if self._captions is None:
+            if captions.num_rows:
+                raise ValueError("captions: the model encodes no texts")
+            return
+        owners = set(captions.column("picture").to_pylist())
+        if not owners <= set(ids):
+            raise ValueError(f"captions: of {sorted(owners - set(ids))[0]!r}, which is not among the pictures")
+        again = [name for name in ids if name in self._known_ids()]
+        self._captions.delete("picture", again)
+        self._captions.append(captions)
+
+
+def _checked(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The rows with exactly the schema's columns.
+
+    Raises:
+        UserError: for a vector that is not of unit length.
+        ValueError: for other columns, or an id twice or not at all.
+    """
+    missing = set(schema.names) ^ set(rows.column_names)
+    if missing:
+        raise ValueError(f"rows of a gallery: columns {sorted(missing)} are missing or unknown")
+    # Metadata would be compared too.
+    rows = rows.select(schema.names).cast(schema.remove_metadata())
+    ids = rows.column("id").to_pylist()
+    if len(set(ids)) != len(ids) or None in ids:
+        raise ValueError("rows of a gallery: an id is there twice or missing")
+    if rows.num_rows:
+        lengths = np.linalg.norm(matrix_of(rows.column("vector")), axis=1)
+        # Written so that NaN is refused.
+        wrong = np.flatnonzero(~(np.abs(lengths - 1) <= UNIT_TOLERANCE))
+        if len(wrong):
+            raise UserError(
+                f"picture {ids[wrong[0]]!r}: its vector has the length {lengths[wrong[0]]:.3g}, not 1; the model's "
+                "embedding of it is broken (a run that diverged?)"
+            )
+    return rows
+
+
+def filter_columns(names: Sequence[str], identity: ModelIdentity) -> dict[str, Column]:
+    """What each name means: the table's columns, and short names.
+
+    ``colour`` is what the model predicts of the colour, or where it predicts nothing, the label; ``confidence`` is that
+    of the class. Where an attribute is called like a column (``split``, ``caption`` …), the bare name is refused:
+    ``label_split`` and ``predicted_split`` are the attribute, ``gallery_split`` is the gallery's own.
+
+    Args:
+        names: columns of the table of pictures.
+        identity: which tasks the model predicts and the data have labels of.
+    """
+    columns = {
+        name: Column(name, "number" if name.startswith(CONFIDENCE) else "text")
+        for name in names
+        if name not in NOT_METADATA
+    }
+    short = {task: Column(f"{LABEL}{task}", "text") for task in identity.labels}
+    short |= {task: Column(f"{PREDICTED}{task}", "text") for task in identity.predicts}
+    own = {name: columns[name] for name in columns if name in short}
+    if LABEL_TASK in identity.predicts:
+        confidence = Column(f"{CONFIDENCE}{LABEL_TASK}", "number")
+        (own if "confidence" in short else short)["confidence"] = confidence
+    for name, column in own.items():
+        tasks = [
+            f"{LABEL}{name}" if name in identity.labels else "",
+            f"{PREDICTED}{name}" if name in identity.predicts else "",
+        ]
+        meant = column.name if column.name.startswith(CONFIDENCE) else f"gallery_{name}"
+        short[meant] = column
+        columns[name] = Column("", column.kind, tuple(filter(None, [*tasks, meant])))
+    return columns | {name: column for name, column in short.items() if name not in columns}
+
+
+Where = str | NDArray[np.int64]
+"""Which pictures may be found: a filter as a user writes it, empty for all, or their places in the gallery's order."""
+
+_KEPT = 8
+"""Filters whose rows are remembered: those who leaf through results ask with the same one again and again."""
+
+
+class FilteredRows:
+    """Rows of one table by filter.
+
+    Args:
+        store: the table.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._found: dict[tuple[str, str], NDArray[np.uint64]] = {}
+        self._lock = threading.Lock()
+
+    def row_ids(self, condition: str) -> NDArray[np.uint64]:
+        """Row ids ``(n,)`` in the order of the table.
+
+        Args:
+            condition: as ``filters.checked_filter`` returns it, empty for all.
+
+        Raises:
+            UserError: where a file of the table is damaged or gone.
+        """
+        key = (self._store.revision, condition)
+        with self._lock:
+            found = self._found.pop(key, None)
+        if found is None:
+            found = self._store.scan(["id"], condition).column(ROW_ID).to_numpy()
+        with self._lock:
+            # Put back as the newest; the oldest goes.
+            self._found[key] = found
+            while len(self._found) > _KEPT:
+                del self._found[next(iter(self._found))]
+        return found
+
+    def places(self, condition: str) -> NDArray[np.int64]:
+        """Places ``(n,)`` of the rows in the order of the table, ascending.
+
+        Args:
+            condition: see ``row_ids``.
+
+        Raises:
+            UserError: as ``row_ids``.
+        """
+        if not condition:
+            return np.arange(len(self._store))
+        everything = self.row_ids("")
+        order = np.argsort(everything, kind="stable")
+        return np.sort(order[np.searchsorted(everything, self.row_ids(condition), sorter=order)])
+
 
 EXACT_LIMIT = 1_000_000
 """Pictures up to which every search compares all vectors: tens of milliseconds, and nothing is missed."""
@@ -274,7 +552,7 @@ class Gallery:
         Raises:
             UserError: for a gallery too small for an index, and while somebody else writes.
         """
-        from retrieval.vector_index import build_index
+        from retrieval.search.vectors import build_index
 
         with writing_lock(self.uri):
             self._pictures.refresh()

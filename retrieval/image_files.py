@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from retrieval.vector_rows import cache_of
+from retrieval.search.vectors import cache_of
 from vitrail.errors import UserError
 from vitrail.files import local_folder, written_whole
 

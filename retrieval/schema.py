@@ -2,19 +2,28 @@
 
 A gallery has a table of pictures and, where a dual encoder saw captions, a table of captions. Vectors are of unit
 length, so that a dot product is a cosine.
+
+Which model fills a gallery: its weights, and what it says of a picture.
+
+Whether a model may add pictures to a gallery that another run may have made.
+
+What a search in a gallery finds.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from vitrail.errors import UserError
+from vitrail.types import with_image_defaults
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
 
 FORMAT = 1
 """Counts up when the meaning of a gallery's tables changes."""
@@ -96,3 +105,91 @@ def caption_schema(identity: ModelIdentity) -> pa.Schema:
     fields = [pa.field(name, pa.string()) for name in ("id", "picture", "caption")]
     fields.append(pa.field("vector", pa.list_(pa.float32(), identity.dim)))
     return pa.schema(fields, metadata={IDENTITY_KEY: identity.to_json().encode()})
+
+
+@runtime_checkable
+class EmbedsPictures(Protocol):
+    """A task that fills galleries: its steps return ``image_embedding`` (``vitrail.types.Outputs``)."""
+
+    @property
+    def tasks(self) -> dict[str, list[str]]:
+        """Class names of each task that it predicts, the main one first."""
+
+    @property
+    def embedding_dim(self) -> int:
+        """Length of the embeddings."""
+
+    def weights_digest(self) -> str:
+        """SHA-256 of the weights, hexadecimal."""
+
+
+def identity_of(task: object, run: str, input_options: Mapping[str, Any], labels: list[str]) -> ModelIdentity:
+    """The identity that a gallery keeps of a task.
+
+    Args:
+        task: fills the gallery.
+        run: directory of the run.
+        input_options: how its pictures are made (size, crop fraction, interpolation).
+        labels: tasks that the data have labels of.
+
+    Raises:
+        UserError: if the task yields no embeddings.
+    """
+    if not isinstance(task, EmbedsPictures):
+        raise UserError(
+            f"{type(task).__name__} yields no embeddings of pictures (image_embedding, vitrail.types.Outputs); "
+            "use a classifier, a multi-task model or a dual encoder"
+        )
+    return ModelIdentity(
+        task=type(task).__name__,
+        weights=task.weights_digest(),
+        run=run,
+        dim=task.embedding_dim,
+        encodes_text=hasattr(task, "encode_text"),
+        input_options=dict(input_options),
+        predicts={name: list(classes) for name, classes in task.tasks.items()},
+        labels=list(labels),
+    )
+
+
+def difference(there: ModelIdentity, new: ModelIdentity) -> str:
+    """In what the model that wants to add pictures differs; empty where it may."""
+    if there.weights != new.weights:
+        return f"the weights of {new.run or 'the new model'} are others"
+    if there.dim != new.dim or there.encodes_text != new.encodes_text or there.task != new.task:
+        return "the task is another"
+    # A gallery of an older version does not say what has become an option since.
+    older, newer = with_image_defaults(there.input_options), with_image_defaults(new.input_options)
+    if any(older[key] != newer[key] for key in older.keys() & newer.keys()):
+        return f"pictures were made as {there.input_options}, now {new.input_options}"
+    if there.predicts != new.predicts:
+        return "the model predicts other classes"
+    if new.labels and there.labels != new.labels:  # pictures without any labels may join
+        return f"the data have labels of {', '.join(new.labels)}, not of {', '.join(there.labels) or 'nothing'}"
+    return ""
+
+
+class Hit(NamedTuple):
+    """A picture that was found.
+
+    Attributes:
+        id: name of the picture.
+        score: cosine.
+    """
+
+    id: str
+    score: float
+
+
+class CaptionHit(NamedTuple):
+    """A caption that was found.
+
+    Attributes:
+        caption: the text.
+        picture: id of the first picture that has it.
+        score: cosine.
+    """
+
+    caption: str
+    picture: str
+    score: float

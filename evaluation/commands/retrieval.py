@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
     from evaluation.retrieval import Ground, Row, System
     from retrieval.gallery import Gallery
-    from retrieval.query_vectors import Encoder
-    from retrieval.ranking import Searcher
+    from retrieval.search.searcher import Encoder, Searcher
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -84,7 +83,7 @@ def measured_rows(options: argparse.Namespace) -> list[Row]:
 
     from evaluation.retrieval import measure, rows_of
     from retrieval.gallery import Gallery
-    from retrieval.query_encoder import load_encoder
+    from retrieval.search.encoder import load_encoder
     from vitrail.errors import UserError
 
     speaker = Gallery.open(options.words_gallery) if options.words_gallery else None
@@ -154,7 +153,7 @@ def _jobs(
 def _searcher(
     gallery: Gallery, load: Callable[[], Encoder], system: System, speaker: Gallery | None
 ) -> Searcher | None:
-    from retrieval.ranking import Searcher
+    from retrieval.search.searcher import Searcher
 
     if system.ranker == "random":
         return None

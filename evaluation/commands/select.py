@@ -83,8 +83,7 @@ def _gallery_pool(options: argparse.Namespace, checkpoint: Path) -> Pool:
     """Pictures of a gallery; those with a label are covered."""
     from lightning_modules.checkpoint import load_task
     from retrieval.gallery import Gallery
-    from retrieval.model_identity import EmbedsPictures
-    from retrieval.schema import CONFIDENCE, LABEL, PREDICTED
+    from retrieval.schema import CONFIDENCE, LABEL, PREDICTED, EmbedsPictures
 
     gallery = Gallery.open(options.pool)
     task = load_task(checkpoint)

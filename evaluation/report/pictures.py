@@ -179,7 +179,7 @@ def _mistake(stem: str, row: Mapping[Any, Any], read: ReadPicture) -> Card:
 
 def small_picture(name: str, read: ReadPicture | None) -> bytes | None:
     """A JPEG file's content; None where the picture cannot be read."""
-    from retrieval.contact_sheet import small_jpeg
+    from retrieval.commands.output import small_jpeg
 
     pixels = None if read is None else read(name)
     return None if pixels is None else small_jpeg(pixels)

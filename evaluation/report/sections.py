@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from evaluation.cost.efficiency import Costs
     from retrieval.gallery import Gallery
-    from retrieval.hits import Hit
+    from retrieval.schema import Hit
 
 
 SETTINGS = ("seed_everything", "model", "data", "trainer.max_epochs", "trainer.callbacks", "checkpoint.monitor")
@@ -480,7 +480,7 @@ def retrieval_section(
         scores: file of retrieval metrics that a test wrote, where there is one.
         seed: of the draw.
     """
-    from retrieval.hits import Hit
+    from retrieval.schema import Hit
 
     rows = rows_of(gallery, split)
     queries = _different(rows, f"label_{task}", seed)
@@ -535,7 +535,7 @@ def _cards(
     gallery: Gallery, hits: Sequence[Hit], task: str, stem: str, read: ReadPicture | None, notes: dict[str, str]
 ) -> list[Card]:
     """Pictures with score and class, and what is noted of some by id."""
-    from retrieval.found import look_up
+    from retrieval.commands.output import look_up
 
     cards = []
     found = look_up(gallery, [hit.id for hit in hits], [hit.score for hit in hits])

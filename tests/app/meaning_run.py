@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from app.served_gallery import ServedGallery
 from app.served_run import ServedRun
-from retrieval.query_vectors import Reading
-from retrieval.words import words
+from retrieval.search.searcher import Reading
+from retrieval.search.text import words
 from tests.retrieval.small_gallery import CLASSES, COLOURS, MATERIALS, meaning_vector, small_gallery
 
 KNOWN = {word: value for value in (*CLASSES, *COLOURS, *MATERIALS) for word in words(value)}

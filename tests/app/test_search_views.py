@@ -10,7 +10,7 @@ import pytest
 from app.context import AppContext
 from app.search_views import address_of, asked, cards_of, details_html, from_address, said_html, wrong_html
 from app.searching import Request, Result, ResultPage, Searching
-from retrieval.ranking import Query
+from retrieval.search.searcher import Query
 from tests.app.meaning_run import MeaningRun, served_small
 from vitrail.errors import UserError
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from app.context import AppContext, Limits
 from app.searching import Request, ResultPage, Searching
-from retrieval.ranking import MAX_CHARACTERS, Query, Ranker, Searcher
+from retrieval.search.searcher import MAX_CHARACTERS, Query, Ranker, Searcher
 from tests.app.meaning_run import MeaningRun, served_small
 from tests.retrieval.small_gallery import SHOWN, meaning_vector
 from vitrail.errors import UserError

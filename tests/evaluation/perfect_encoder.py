@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.query_vectors import Reading
+from retrieval.search.searcher import Reading
 from tests.retrieval.small_gallery import meaning_vector
 
 

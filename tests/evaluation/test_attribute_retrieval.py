@@ -12,7 +12,7 @@ from sklearn.metrics import average_precision_score, ndcg_score
 from evaluation.retrieval import METRICS, Ground, Row, System, ground_of, measure, rows_of, systems_of
 from evaluation.statistics.intervals import group_bootstrap
 from retrieval.gallery import Gallery
-from retrieval.ranking import Query, Searcher
+from retrieval.search.searcher import Query, Searcher
 from tests.evaluation.perfect_encoder import PerfectEncoder
 from tests.retrieval.small_gallery import SHOWN, small_gallery
 from vitrail.errors import UserError

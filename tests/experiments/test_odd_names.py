@@ -12,8 +12,7 @@ import pytest
 from evaluation.__main__ import main as evaluation
 from experiments.train.cli import main as experiments
 from retrieval.__main__ import main as retrieval
-from retrieval.filter_columns import filter_columns
-from retrieval.gallery import Gallery
+from retrieval.gallery import Gallery, filter_columns
 from tests.fake_pictures import COLOURS, picture
 from vitrail.files import read_csv
 

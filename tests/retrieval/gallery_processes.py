@@ -8,7 +8,7 @@ import signal
 import sys
 
 from retrieval.gallery import Gallery
-from retrieval.lance_store import LanceStore
+from retrieval.store import LanceStore
 from tests.retrieval.small_gallery import caption_rows, identity, picture_rows, vectors
 from vitrail.errors import UserError
 

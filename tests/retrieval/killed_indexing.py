@@ -41,19 +41,19 @@ def kill_at(call: Callable[..., Any], number: int = 1, after: bool = False) -> C
 
 
 def before_the_captions_table() -> None:
-    from retrieval.lance_store import LanceStore
+    from retrieval.store import LanceStore
 
     LanceStore.create = kill_at(LanceStore.create)  # type: ignore[method-assign]
 
 
 def between_the_tables() -> None:
-    from retrieval.lance_store import LanceStore
+    from retrieval.store import LanceStore
 
     LanceStore.create = kill_at(LanceStore.create, after=True)  # type: ignore[method-assign]
 
 
 def before_the_first_picture() -> None:
-    from retrieval import filling
+    from retrieval import fill as filling
 
     filling.fill = kill_at(filling.fill)
 
@@ -66,27 +66,27 @@ def while_encoding() -> None:
 
 
 def between_captions_and_pictures() -> None:
-    from retrieval.lance_store import LanceStore
+    from retrieval.store import LanceStore
 
     # Of the second chunk: captions, pictures, captions, and then.
     LanceStore.append = kill_at(LanceStore.append, 4)  # type: ignore[method-assign]
 
 
 def after_the_last_commit() -> None:
-    from retrieval.lance_store import LanceStore
+    from retrieval.store import LanceStore
 
     LanceStore.append = kill_at(LanceStore.append, 6, after=True)  # type: ignore[method-assign]
 
 
 def while_tidying() -> None:
-    from retrieval.lance_store import LanceStore
+    from retrieval.store import LanceStore
 
     LanceStore.tidy = kill_at(LanceStore.tidy)  # type: ignore[method-assign]
 
 
 def while_the_matrix_is_written() -> None:
-    from retrieval import vector_rows
-    from retrieval.vector_file import write_vectors
+    from retrieval.search import vectors as vector_rows
+    from retrieval.search.vectors import write_vectors
 
     def half(path: Path, batches: Any, dim: int) -> None:
         write_vectors(path, (kill_at(lambda batch: batch)(batch) for batch in batches), dim)

@@ -16,7 +16,7 @@ from datamodules.options import CheckOptions
 from datamodules.table import SampleTable
 from lightning_modules import DualEncoder, MultiTaskClassifier
 from retrieval.gallery import Gallery
-from retrieval.model_identity import identity_of
+from retrieval.schema import identity_of
 
 SIDE = 16
 TASKS = {"colour": ["blue", "red"], "class": ["bag", "water_bottle", "cap"]}

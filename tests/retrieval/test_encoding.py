@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from retrieval.encoding import Chunk
+from retrieval.fill import Chunk
 
 
 def test_what_the_model_does_not_predict_is_null() -> None:

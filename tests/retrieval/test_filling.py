@@ -13,9 +13,9 @@ from PIL import Image
 from datamodules.checks.verify import content_of
 from datamodules.loading.decode import read_image
 from datamodules.wares import Wares
-from retrieval.filling import FillReport, fill
+from retrieval.fill import FillReport, fill
 from retrieval.gallery import Gallery
-from retrieval.model_identity import identity_of
+from retrieval.schema import identity_of
 from tests.fakes_models import write_clip
 from tests.retrieval.photos import (
     SIDE,
@@ -225,7 +225,7 @@ def test_thumbnails_on_request(root: Path, tmp_path: Path, wish: Any, there: boo
 def test_each_chunk_is_a_commit_and_batches_are_whole(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from retrieval.gallery_writer import GalleryWriter
+    from retrieval.gallery import GalleryWriter
 
     sizes: list[int] = []
     add = GalleryWriter.add
@@ -241,7 +241,7 @@ def test_each_chunk_is_a_commit_and_batches_are_whole(
 
 
 def test_what_goes_wrong_while_writing_is_told(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from retrieval.gallery_writer import GalleryWriter
+    from retrieval.gallery import GalleryWriter
 
     def full(*arguments: object) -> None:
         raise UserError("the disk is full")

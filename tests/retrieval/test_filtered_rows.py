@@ -8,9 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from retrieval.filtered_rows import FilteredRows
-from retrieval.gallery import Gallery
-from retrieval.ranking import Query, Searcher
+from retrieval.gallery import FilteredRows, Gallery
+from retrieval.search.searcher import Query, Searcher
 from retrieval.store import ROW_ID, Store, open_store
 from tests.retrieval.small_gallery import CLASSES, meaning_vector, small_gallery
 from vitrail.errors import UserError

@@ -11,9 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from retrieval.filter_columns import filter_columns
 from retrieval.filters import LONGEST, Column, checked_filter
-from retrieval.gallery import Gallery
+from retrieval.gallery import Gallery, filter_columns
 from retrieval.schema import ModelIdentity
 from tests.retrieval.small_gallery import small_gallery
 from vitrail.errors import UserError

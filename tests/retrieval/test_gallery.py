@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from retrieval import gallery as gallery_module
 from retrieval.gallery import Gallery
-from retrieval.lance_store import LanceStore
 from retrieval.schema import CAPTIONS, caption_schema
-from retrieval.store import matrix_of
+from retrieval.store import LanceStore, matrix_of
 from tests.retrieval.small_gallery import (
     DIM,
     SHOWN,

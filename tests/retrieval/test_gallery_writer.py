@@ -13,8 +13,8 @@ import pyarrow as pa
 import pytest
 
 from retrieval.gallery import Gallery
-from retrieval.lance_store import LanceStore
 from retrieval.schema import CAPTIONS
+from retrieval.store import LanceStore
 from tests.retrieval.gallery_processes import BATCH, add_batch
 from tests.retrieval.small_gallery import caption_rows, identity, picture_rows, small_gallery, small_rows, vectors
 from vitrail.errors import UserError

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from retrieval.gallery import Gallery
-from retrieval.vector_file import VectorFile, open_vectors
+from retrieval.search.vectors import VectorFile, open_vectors
 from tests.fakes_models import write_clip
 from tests.forks import run_program
 from tests.retrieval.killed_indexing import CHUNK, COUNT, STAGES

@@ -13,9 +13,8 @@ import pyarrow as pa
 import pytest
 
 from retrieval.gallery import Gallery
-from retrieval.lance_store import LanceStore
 from retrieval.schema import PICTURES, caption_schema
-from retrieval.store import ROW_ID
+from retrieval.store import ROW_ID, LanceStore
 from tests.retrieval.small_gallery import caption_rows, identity, small_gallery, vectors
 from vitrail.errors import UserError
 from vitrail.files import local_folder

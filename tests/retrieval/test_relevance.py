@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from retrieval.relevance import AttributeQuery, attribute_queries, class_texts
+from retrieval.metrics import AttributeQuery, attribute_queries, class_texts
 from vitrail.errors import UserError
 
 LABELS: dict[str, list[str | None]] = {

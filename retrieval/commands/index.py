@@ -1,0 +1,176 @@
+"""``python -m retrieval index``: a trained model and a data set, or a folder of pictures, become a gallery."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from retrieval.fill import CHUNK
+from vitrail.errors import UserError
+from vitrail.types import DATA_ARGUMENTS
+
+if TYPE_CHECKING:
+    from datamodules.base import ImageDataModule
+    from lightning_modules.base import VisionTask
+    from retrieval.fill import FillReport
+
+SPLITS = ("train", "val", "test")
+_SHOWN = 20
+_SKIP_IN_YAML = "set data checks.on_bad_image: skip"
+
+_EPILOG = """\
+examples:
+  python -m retrieval index --run runs/NAME/TIME
+  python -m retrieval index --run runs/NAME/TIME --data holiday/ --gallery galleries/holiday
+  python -m retrieval index --run runs/NAME/TIME --data experiments/NAME.yaml --data.init_args.root more/
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command ``index`` to the command line."""
+    command = commands.add_parser(
+        "index",
+        help="fill a gallery with what a trained model makes of pictures; run again, it adds what is new",
+        description="Pictures are made as the model learned them, whatever the data's configuration says of size.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.add_argument("--run", type=Path, required=True, metavar="RUN", help="run directory of the model")
+    command.add_argument("--gallery", metavar="G", help="folder or address of the gallery (default: RUN/gallery)")
+    command.add_argument(
+        "--data",
+        metavar="DATA",
+        help="an experiment's YAML, a folder of pictures, or a DataModule with --data.init_args.KEY VALUE "
+        "(default: the run's own)",
+    )
+    command.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS), help="default: all of them")
+    command.add_argument("--checkpoint", default="best", metavar="C", help="best, last or a file (default: best)")
+    command.add_argument("--device", help="to compute on, such as cpu or cuda (default: cuda where there is one)")
+    command.add_argument(
+        "--thumbnails",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="small pictures in the gallery; auto: where pictures are not files of their own (default)",
+    )
+    command.add_argument("--on-bad-image", choices=("error", "skip"), help="stop at unreadable pictures, or list them")
+    command.add_argument(
+        "--chunk", type=int, default=CHUNK, metavar="N", help=f"pictures a commit, in whole batches (default: {CHUNK})"
+    )
+
+
+def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
+    """Fill the gallery and say what became of the pictures.
+
+    Raises:
+        UserError: for every mistake in what was asked, of the data, the model or the gallery.
+    """
+    if options.chunk < 1:
+        raise UserError(f"--chunk: is {options.chunk}, must be at least 1")
+    datamodule = _data(options, rest)
+    task = _model(options)
+    if options.on_bad_image is not None:
+        datamodule.check_options["on_bad_image"] = options.on_bad_image
+    uri = options.gallery or str(options.run / "gallery")
+    report = _filled(task, datamodule, uri, options)
+    sys.stdout.write(f"Gallery {uri}: {report}\n")
+    _tell_left_out(datamodule, report)
+
+
+def _filled(task: VisionTask, datamodule: ImageDataModule, uri: str, options: argparse.Namespace) -> FillReport:
+    from retrieval.fill import fill
+    from retrieval.gallery import Gallery
+    from retrieval.schema import identity_of
+
+    # How pictures are made is the model's; the configuration of other data has nothing to say about it.
+    datamodule.image_options = cast("Any", {**task.input_options})
+    run = str(options.run.resolve())
+    identity = identity_of(task, run, task.input_options, list(datamodule.tasks))
+    gallery = Gallery.open_or_create(uri, identity)
+    _set_up(datamodule)
+    return fill(
+        task,
+        datamodule,
+        gallery,
+        splits=options.splits,
+        run=run,
+        chunk=options.chunk,
+        thumbnails=options.thumbnails,
+        progress=_progress,
+    )
+
+
+def _progress(batches: Iterable[Any], total: int) -> Iterable[Any]:
+    from vitrail.console import tracked
+
+    return tracked(batches, "encoding, in batches", total)
+
+
+def _data(options: argparse.Namespace, rest: Sequence[str]) -> ImageDataModule:
+    """The DataModule that is asked for, by default the run's own."""
+    from datamodules.cli import data_of_run, data_parser, parse_data
+
+    if not options.run.is_dir():
+        raise UserError(f"--run {options.run}: there is no such directory; give one such as runs/NAME/TIME")
+    if strange := [one for one in rest if one.startswith("-") and not one.startswith(DATA_ARGUMENTS)]:
+        raise UserError(f"index: unknown argument {strange[0]!r}; see python -m retrieval index --help")
+    if options.data is None:
+        return data_of_run("python -m retrieval index", options.run, rest)
+    if Path(options.data).expanduser().is_dir():
+        source = ["--data", "datamodules.PictureFolder", "--data.init_args.root", options.data]
+    elif Path(options.data).suffix in (".yaml", ".yml"):
+        source = ["--config", options.data]
+    elif "/" in options.data:
+        raise UserError(f"--data {options.data}: there is no such folder or experiment file")
+    else:
+        source = ["--data", options.data if "." in options.data else f"datamodules.{options.data}"]
+    return parse_data(data_parser("python -m retrieval index"), [*source, *rest])[0]
+
+
+def _model(options: argparse.Namespace) -> VisionTask:
+    import torch
+
+    from lightning_modules.checkpoint import load_task
+
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {device}: cannot be used here ({str(error).splitlines()[0]}); try cpu") from error
+    if options.checkpoint in ("best", "last"):
+        path = options.run / "checkpoints" / f"{options.checkpoint}.ckpt"
+        if not path.is_file():
+            raise UserError(
+                f"--run {options.run}: has no checkpoints/{options.checkpoint}.ckpt; run `fit` first, or name a file "
+                "with --checkpoint"
+            )
+        return load_task(path, device)
+    return load_task(options.checkpoint, device)
+
+
+def _set_up(datamodule: ImageDataModule) -> None:
+    """Finds the unreadable pictures."""
+    # A gallery is no test: what is in two splits does it no harm.
+    datamodule.check_options["allow_leaks"] = ["groups", "exact", "near"]
+    try:
+        datamodule.prepare_data()
+        datamodule.setup("predict")
+    except UserError as error:
+        if _SKIP_IN_YAML not in str(error):
+            raise
+        raise UserError(str(error).replace(_SKIP_IN_YAML, "give --on-bad-image skip")) from error
+
+
+def _tell_left_out(datamodule: ImageDataModule, report: FillReport) -> None:
+    """Names the pictures that are not in the gallery because they cannot be read."""
+    reasons = [f"{entry['name']}: {entry['reason']}" for entry in datamodule.data_record()["skipped"]]
+    reasons += [f"{name}: cannot be read" for name in report.left_out]
+    if reasons:
+        sys.stdout.write(f"Left out, because they cannot be read: {len(reasons)}\n")
+    for line in reasons[:_SHOWN]:
+        sys.stdout.write(f"  {line}\n")
+    if len(reasons) > _SHOWN:
+        sys.stdout.write(f"  and {len(reasons) - _SHOWN} more\n")

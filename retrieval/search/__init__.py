@@ -1,0 +1,1 @@
+"""Queries: encoding them, scoring images, ranking."""

@@ -1,0 +1,122 @@
+"""The model that made a gallery's vectors, found again to encode queries: from its run, or as the user names it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.schema import ModelIdentity
+from retrieval.search.searcher import Reading
+from vitrail.errors import UserError
+from vitrail.files import local_folder
+
+if TYPE_CHECKING:
+    from lightning_modules.base import VisionTask
+    from retrieval.gallery import Gallery
+
+_CHECKPOINTS = ("best.ckpt", "last.ckpt")
+
+
+class QueryEncoder:
+    """Encodes texts and pictures as the gallery's were.
+
+    Args:
+        task: with the weights that made the gallery, on the device to compute on.
+        identity: of the gallery; says how pictures are made.
+    """
+
+    def __init__(self, task: VisionTask, identity: ModelIdentity) -> None:
+        self._task, self._identity = task, identity
+
+    def encode_texts(self, texts: list[str]) -> NDArray[np.float32]:
+        """See ``Encoder``."""
+        import torch
+
+        from lightning_modules.dual_encoder import EmbeddingTask
+
+        if not isinstance(self._task, EmbeddingTask):
+            raise UserError(f"{type(self._task).__name__} does not encode texts; use --ranker tfidf")
+        with torch.inference_mode():
+            vectors: NDArray[np.float32] = self._task.encode_text(texts).float().cpu().numpy()
+        return vectors
+
+    def encode_picture(self, path: Path) -> NDArray[np.float32]:
+        """See ``Encoder``; the picture goes the way of every evaluation picture.
+
+        Raises:
+            UserError: if it cannot be read.
+        """
+        import torch
+        import torch.nn.functional as F
+
+        from datamodules.loading.decode import read_image
+        from datamodules.loading.transforms import eval_transform
+        from datamodules.options import ImageOptions, complete_image
+        from lightning_modules.dual_encoder import EmbeddingTask
+
+        options: ImageOptions = {**self._identity.input_options}  # type: ignore[typeddict-item]  # checked when used
+        value_range = complete_image(options)["value_range"]
+        picture = eval_transform(options)(read_image(path, value_range=value_range))[None].to(self._task.device)
+        with torch.inference_mode():
+            if isinstance(self._task, EmbeddingTask):
+                vector = self._task.encode_image(picture)
+            else:
+                vector = F.normalize(self._task.image_features(picture).float(), dim=-1)
+        found: NDArray[np.float32] = vector[0].float().cpu().numpy()
+        return found
+
+    def reading(self, text: str) -> Reading:
+        """See ``Encoder``."""
+        from lightning_modules.dual_encoder import EmbeddingTask
+
+        if not isinstance(self._task, EmbeddingTask) or self._task.towers.tokenizer is None:
+            raise UserError(f"{type(self._task).__name__} does not encode texts; use --ranker tfidf")
+        return Reading(*self._task.towers.tokenizer.reading(text))
+
+
+def load_encoder(
+    gallery: Gallery, run: Path | None = None, checkpoint: Path | None = None, device: str = "cpu"
+) -> QueryEncoder:
+    """The model whose weights made a gallery.
+
+    Args:
+        gallery: says which weights and which run.
+        run: where the run's directory is now, if it was moved.
+        checkpoint: the very file, instead of a run.
+        device: to compute on.
+
+    Raises:
+        UserError: if it is not there, or has other weights.
+    """
+    from lightning_modules.checkpoint import load_task
+
+    files = [checkpoint] if checkpoint is not None else _checkpoints(gallery, run)
+    for file in files:
+        task = load_task(file, map_location=device)
+        if task.weights_digest() == gallery.identity.weights:
+            return QueryEncoder(task, gallery.identity)
+    raise UserError(
+        f"{files[0]}: has other weights than those that made {gallery.uri}, so its vectors do not compare; name the "
+        "right one with --run or --checkpoint, or make a new gallery with this one"
+    )
+
+
+def _checkpoints(gallery: Gallery, run: Path | None) -> list[Path]:
+    """Checkpoints of the run that may have made the gallery, the likeliest first."""
+    recorded = Path(gallery.identity.run)
+    # A gallery that stands inside of its run may have been moved with it.
+    place = local_folder(gallery.uri)
+    folders = [run] if run is not None else [recorded, *([place.parent] if place else [])]
+    for folder in folders:
+        files = [folder / "checkpoints" / name for name in _CHECKPOINTS]
+        if there := [file for file in files if file.is_file()]:
+            return there
+    if run is not None:
+        raise UserError(f"--run {run}: holds no checkpoints/best.ckpt; name the run that made {gallery.uri}")
+    raise UserError(
+        f"{gallery.uri}: its run {gallery.identity.run or '(unknown)'} has no checkpoints any more; say where it is "
+        "with --run or --checkpoint, or search without the model (--like, --ranker tfidf)"
+    )

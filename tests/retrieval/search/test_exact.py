@@ -1,0 +1,194 @@
+"""Exact search beside a plain comparison with every vector."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from retrieval.search import exact
+from retrieval.search import exact as scanning
+from retrieval.search.exact import ExactIndex, coarse_copy, integer_products
+
+SCANS = [
+    "float",
+    pytest.param("integer", marks=pytest.mark.skipif(not integer_products(), reason="no integer dot products here")),
+    "device",
+    "device, passing by",
+]
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu:0"
+"""Without a GPU the same steps, with the processor's memory in its place."""
+
+
+@pytest.fixture(params=SCANS)
+def scan(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How rows are scanned; in blocks so small that there are many."""
+    monkeypatch.setattr(exact, "_SAMPLE", 40)
+    monkeypatch.setattr(exact, "_CELLS", 600)
+    monkeypatch.setattr(exact, "_QUERIES", 5)
+    monkeypatch.setattr(exact, "_PAIRS", 64)
+    if request.param == "device, passing by":
+        monkeypatch.setattr(scanning, "_fits", lambda *_: False)
+    return str(request.param)
+
+
+def index_of(matrix: NDArray[np.float32], scan: str) -> ExactIndex:
+    device = DEVICE if scan.startswith("device") else "cpu"
+    return ExactIndex(matrix, device, coarse_copy(matrix) if scan == "integer" else None)
+
+
+def by_hand(
+    matrix: NDArray[np.float32], queries: NDArray[np.float32], k: int, allowed: NDArray[np.int64] | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """All scores, sorted stably."""
+    rows = np.arange(len(matrix)) if allowed is None else np.unique(allowed)
+    scores = (queries.astype(np.float64) @ matrix[rows].astype(np.float64).T).astype(np.float32)
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return rows[best], np.take_along_axis(scores, best, axis=1)
+
+
+def unit(rows: NDArray[np.float64]) -> NDArray[np.float32]:
+    scaled: NDArray[np.float32] = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    return scaled
+
+
+def kinds(kind: str, n: int, dim: int) -> NDArray[np.float32]:
+    """Vectors that are hard in different ways."""
+    random = np.random.default_rng(0)
+    normal = random.standard_normal((n, dim))
+    if kind == "normal":
+        return unit(normal)
+    if kind == "narrow cone":  # as CLIP's: a large common part
+        return unit(0.05 * normal + random.standard_normal(dim))
+    if kind == "heavy tails":
+        return unit(np.abs(normal) ** 4)
+    if kind == "one large dimension":
+        normal[:, 0] *= 1000
+        return unit(normal)
+    return (100 * normal).astype(np.float32)  # of no unit length
+
+
+@pytest.mark.parametrize("kind", ["normal", "narrow cone", "heavy tails", "one large dimension", "long"])
+@pytest.mark.parametrize(("dim", "k"), [(1, 3), (7, 1), (33, 10), (64, 700)])
+def test_finds_what_a_comparison_with_every_vector_finds(scan: str, kind: str, dim: int, k: int) -> None:
+    matrix = kinds(kind, 1000, dim)
+    queries = np.concatenate([matrix[:6], kinds("normal", 6, dim)])
+    found = index_of(matrix, scan).search(queries, k)
+    rows, scores = by_hand(matrix, queries, k)
+    np.testing.assert_array_equal(found.rows, rows)
+    np.testing.assert_array_equal(found.scores, scores)
+    assert found.rows.dtype == np.int64
+    assert found.scores.dtype == np.float32
+
+
+def test_equal_scores_stand_in_the_order_of_the_rows(scan: str) -> None:
+    distinct = kinds("normal", 30, 16)
+    matrix = distinct[np.random.default_rng(1).integers(0, 30, 900)]  # some thirty times each, in all blocks
+    found = index_of(matrix, scan).search(distinct, 45)
+    np.testing.assert_array_equal(found.rows, by_hand(matrix, distinct, 45)[0])
+
+
+def test_a_model_that_maps_everything_to_one_point_gives_the_first_rows(scan: str) -> None:
+    matrix = np.repeat(kinds("normal", 1, 24), 300, axis=0)
+    found = index_of(matrix, scan).search(kinds("normal", 4, 24), 7)
+    np.testing.assert_array_equal(found.rows, np.tile(np.arange(7), (4, 1)))
+
+
+def test_a_query_of_zeros_ties_everywhere(scan: str) -> None:
+    found = index_of(kinds("normal", 100, 8), scan).search(np.zeros((1, 8), np.float32), 3)
+    np.testing.assert_array_equal(found.rows, [[0, 1, 2]])
+    np.testing.assert_array_equal(found.scores, [[0, 0, 0]])
+
+
+def test_a_query_is_answered_alike_alone_and_among_others(scan: str) -> None:
+    matrix, queries = kinds("narrow cone", 800, 40), kinds("narrow cone", 12, 40)
+    index = index_of(matrix, scan)
+    together = index.search(queries, 10)
+    for number in range(len(queries)):
+        alone = index.search(queries[number : number + 1], 10)
+        np.testing.assert_array_equal(alone.rows[0], together.rows[number])
+        np.testing.assert_array_equal(alone.scores[0], together.scores[number])
+
+
+@pytest.mark.parametrize("share", [0.005, 0.5, 0.99])
+def test_only_allowed_rows_are_found(scan: str, share: float) -> None:
+    matrix, queries = kinds("normal", 1000, 20), kinds("normal", 6, 20)
+    allowed = np.random.default_rng(2).permutation(1000)[: int(1000 * share)]
+    found = index_of(matrix, scan).search(queries, 8, np.concatenate([allowed, allowed[:3]]))
+    rows, scores = by_hand(matrix, queries, 8, allowed)
+    np.testing.assert_array_equal(found.rows, rows)
+    np.testing.assert_array_equal(found.scores, scores)
+
+
+def test_fewer_are_found_where_there_are_fewer(scan: str) -> None:
+    matrix, queries = kinds("normal", 12, 5), kinds("normal", 3, 5)
+    index = index_of(matrix, scan)
+    np.testing.assert_array_equal(index.search(queries, 100).rows, by_hand(matrix, queries, 12)[0])
+    assert index.search(queries, 100, np.array([3, 4])).rows.shape == (3, 2)
+    assert index.search(queries, 100, np.array([], np.int64)).rows.shape == (3, 0)
+    assert index.search(queries, 0).scores.shape == (3, 0)
+    assert index.search(queries[:0], 4).rows.shape == (0, 4)
+    empty = index_of(np.zeros((0, 5), np.float32), scan)
+    assert empty.search(queries, 10).rows.shape == (3, 0)
+
+
+def test_files_and_views_are_searched_without_a_copy(scan: str, tmp_path: Path) -> None:
+    matrix = kinds("normal", 500, 6)
+    np.save(tmp_path / "vectors.npy", matrix)
+    mapped = np.load(tmp_path / "vectors.npy", mmap_mode="r")
+    index = index_of(mapped, scan)
+    wide = np.asfortranarray(kinds("normal", 10, 6))[::2]
+    np.testing.assert_array_equal(index.search(wide, 4).rows, by_hand(matrix, wide, 4)[0])
+    assert index.matrix is mapped
+
+
+def test_blocks_of_the_usual_size_give_the_same() -> None:
+    matrix, queries = kinds("narrow cone", 20_000, 16), kinds("narrow cone", 150, 16)
+    rows, _ = by_hand(matrix, queries, 10)
+    for coarse in (None, coarse_copy(matrix)):
+        found = ExactIndex(matrix, coarse=coarse).search(queries, 10)
+        np.testing.assert_array_equal(found.rows, rows)
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_not_finite_are_refused(broken: float) -> None:
+    matrix, queries = kinds("normal", 20, 4), kinds("normal", 2, 4)
+    index = ExactIndex(matrix.copy())
+    queries[1, 2] = broken
+    with pytest.raises(ValueError, match="queries: hold numbers that are not finite"):
+        index.search(queries, 3)
+    matrix[13, 1] = broken
+    with pytest.raises(ValueError, match="vectors: row 13 holds numbers that are not finite"):
+        ExactIndex(matrix)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    matrix = kinds("normal", 20, 4)
+    index = ExactIndex(matrix)
+    with pytest.raises(ValueError, match=r"queries: are \(2, 3\), must be \(Q, 4\)"):
+        index.search(np.zeros((2, 3), np.float32), 3)
+    with pytest.raises(ValueError, match=r"k: is -1"):
+        index.search(matrix, -1)
+    for strange in (-1, 20):
+        with pytest.raises(ValueError, match="allowed: rows must be from 0 to 19"):
+            index.search(matrix, 3, np.array([2, strange]))
+    with pytest.raises(ValueError, match="must be float32"):
+        ExactIndex(matrix.astype(np.float64))
+    with pytest.raises(ValueError, match="coarse copy"):
+        ExactIndex(matrix, coarse=coarse_copy(matrix[:5]))
+
+
+def test_importing_the_module_does_not_import_torch() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys, retrieval.search.exact; print('torch' in sys.modules)"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "False"
