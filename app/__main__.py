@@ -27,8 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     _check(options)
-    from app.guard import allowed_host, root_path
-    from app.loading import load
+    from app.security import allowed_host, root_path
+    from app.state.startup import load
 
     allowed, prefix = [allowed_host(name) for name in options.allow_host], root_path(options.root_path)
     if allowed:
@@ -53,7 +53,7 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError("nothing to serve; name what: --run RUN, --gallery G, or --demo for the quickstart's")
     if options.port not in _PORTS:
         raise UserError(f"--port {options.port}: must be 0 to {_PORTS[-1]}")
-    from app.guard import is_loopback
+    from app.security import is_loopback
 
     if not is_loopback(options.host):
         if not options.allow_remote:

@@ -24,11 +24,10 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from app.context import AppContext
-from app.guard import Guard, own_names
-from app.lasting_streams import LastingStreams
-from app.picture_address import serve_below
-from app.pictures import add_pictures
+from app.security import Guard, own_names
+from app.sse_keepalive import LastingStreams
+from app.state.context import AppContext
+from app.widgets.cards import add_pictures, serve_below
 from vitrail.errors import UserError
 
 Builder = Callable[[AppContext], None]
@@ -50,10 +49,10 @@ _THEME = gr.themes.Default(
 
 def build_blocks(context: AppContext) -> gr.Blocks:
     """The page with its four tabs."""
-    from app.classify_tab import build as classify
-    from app.explore_tab import build as explore
-    from app.search_tab import build as search
-    from app.zero_shot_tab import build as zero_shot
+    from app.tabs.classify import build as classify
+    from app.tabs.explore import build as explore
+    from app.tabs.search import build as search
+    from app.tabs.zero_shot import build as zero_shot
 
     return blocks_of(
         context, [("Classify", classify), ("Zero-shot", zero_shot), ("Search", search), ("Explore", explore)]

@@ -36,8 +36,8 @@ FIRST_LIMIT, SEARCH_LIMIT = "one second", "100 ms"
 
 def first_prediction(folder: Path) -> dict[str, float]:
     """Seconds of the first prediction after the model is loaded, upload and decoding included, and of the next one."""
-    from app.served_run import ServedRun
-    from app.uploads import read_picture
+    from app.logic.uploads import read_picture
+    from app.state.runs import ServedRun
 
     path = folder / "photo.jpg"
     run = ServedRun(folder / CLASSIFIER, device="cpu")
@@ -52,10 +52,10 @@ def first_prediction(folder: Path) -> dict[str, float]:
 
 def search_times(folder: Path) -> dict[str, float]:
     """Median seconds of a search in the large gallery on the server, by ranker, and with a filter."""
-    from app.context import AppContext
-    from app.searching import Request, Searching
-    from app.served_gallery import ServedGallery
-    from app.served_run import ServedRun
+    from app.logic.search import Request, Searching
+    from app.state.context import AppContext
+    from app.state.galleries import ServedGallery
+    from app.state.runs import ServedRun
     from retrieval.search.searcher import Query
 
     run = ServedRun(folder / PAIRS, PAIRS, "cpu")
@@ -103,10 +103,10 @@ def serve(folder: Path) -> None:
 
     import uvicorn
 
-    from app.context import AppContext
-    from app.served_gallery import ServedGallery
-    from app.served_run import ServedRun
     from app.server import build_app, server_config
+    from app.state.context import AppContext
+    from app.state.galleries import ServedGallery
+    from app.state.runs import ServedRun
 
     runs = {name: ServedRun(folder / name, name, "cpu") for name in (CLASSIFIER, PAIRS)}
     context = AppContext(runs, {LARGE: ServedGallery(folder / LARGE, LARGE, runs[PAIRS])})

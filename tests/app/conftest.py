@@ -14,10 +14,10 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from app.context import AppContext
-from app.exploring import Explorer
-from app.served_gallery import ServedGallery
-from app.served_run import ServedRun
+from app.logic.explore import Explorer
+from app.state.context import AppContext
+from app.state.galleries import ServedGallery
+from app.state.runs import ServedRun
 from experiments.train.cli import main as experiments
 from retrieval.__main__ import main as retrieval
 from tests.app.explored_gallery import explored_gallery

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from app.served_gallery import ServedGallery
+from app.state.galleries import ServedGallery
 from retrieval.gallery import Gallery
 from tests.retrieval.small_gallery import identity, picture_rows, vectors
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from app.served_gallery import ServedGallery
-from app.served_run import ServedRun
+from app.state.galleries import ServedGallery
+from app.state.runs import ServedRun
 from retrieval.search.searcher import Reading
 from retrieval.search.text import words
 from tests.retrieval.small_gallery import CLASSES, COLOURS, MATERIALS, meaning_vector, small_gallery

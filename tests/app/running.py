@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.context import AppContext
+from app.state.context import AppContext
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -12,8 +12,8 @@ from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
-from app.context import Limits
-from app.guard import Guard, allowed_host, is_loopback, own_names, root_path
+from app.security import Guard, allowed_host, is_loopback, own_names, root_path
+from app.state.context import Limits
 from vitrail.errors import UserError
 
 LIMITS = Limits(upload_bytes=1000, pictures=2, request_bytes=5000, uploads_kept=1_200_000)

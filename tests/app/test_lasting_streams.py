@@ -14,8 +14,8 @@ import pytest
 from fastapi import FastAPI
 from starlette.types import Message, Scope
 
-from app.context import AppContext
-from app.lasting_streams import DATA, JOIN, LastingStreams
+from app.sse_keepalive import DATA, JOIN, LastingStreams
+from app.state.context import AppContext
 from tests.app.running import serving
 
 T = TypeVar("T")

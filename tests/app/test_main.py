@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from app.__main__ import main
-from app.context import AppContext
 from app.server import serve
+from app.state.context import AppContext
 from vitrail.errors import UserError
 
 
@@ -24,7 +24,7 @@ def handed_on(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         seen.append((*given, named))
         return AppContext({}, {})
 
-    monkeypatch.setattr("app.loading.load", load)
+    monkeypatch.setattr("app.state.startup.load", load)
     monkeypatch.setattr("app.server.serve", lambda context, host, port, **named: seen.append((host, port, named)))
     return seen
 
@@ -89,7 +89,7 @@ def test_ctrl_c_while_loading_ends_it_without_a_traceback(
     def interrupted(*_: Any, **__: Any) -> AppContext:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("app.loading.load", interrupted)
+    monkeypatch.setattr("app.state.startup.load", interrupted)
     assert main(["--demo"]) == 130
     told = capsys.readouterr().err
     assert told.strip().startswith("interrupted; run the same command again: ")

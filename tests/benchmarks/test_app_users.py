@@ -8,10 +8,10 @@ import gradio as gr
 import httpx
 import pytest
 
-from app.context import AppContext
-from app.messages import told
+from app.logic.uploads import read_picture
 from app.server import blocks_of, build_app
-from app.uploads import read_picture
+from app.state.context import AppContext
+from app.widgets.page import told
 from benchmarks.app_data import a_photo
 from benchmarks.app_load import load_times
 from benchmarks.app_users import User

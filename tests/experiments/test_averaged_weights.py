@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from scipy.special import softmax
 
-from app.served_run import ServedRun
+from app.state.runs import ServedRun
 from experiments.export import main as export
 from experiments.train.cli import main
 from lightning_modules.checkpoint import load_task

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from app.classification import classify
-from app.context import AppContext
+from app.logic.classify import classify
+from app.state.context import AppContext
 from tests.app.browser.given import copy, give, wares
 
 ANSWERS, BARS = "#classify-answers article", "#classify-answers button.bar"

@@ -11,8 +11,8 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 from scipy.spatial.distance import pdist, squareform
 
-from app.context import AppContext
-from app.embedding_map import lay_out
+from app.state.context import AppContext
+from app.widgets.embedding_map import lay_out
 
 TOTALS, GRID, PLACE = "#explore-totals", "#explore-grid .card", "#explore-place"
 

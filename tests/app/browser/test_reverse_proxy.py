@@ -13,11 +13,10 @@ import gradio as gr
 import httpx
 import pytest
 
-from app.cards import Card, card_grid
-from app.context import AppContext
-from app.lasting_streams import DATA, JOIN
-from app.picture_address import serve_below
 from app.server import blocks_of, build_app
+from app.sse_keepalive import DATA, JOIN
+from app.state.context import AppContext
+from app.widgets.cards import Card, card_grid, serve_below
 from tests.app.conftest import fresh_page
 from tests.app.explored_gallery import explored_gallery
 from tests.app.running import reverse_proxy, serving

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.context import AppContext
-from app.uploads import read_picture
+from app.logic.uploads import read_picture
+from app.state.context import AppContext
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import gradio as gr
 import pytest
 
-from app.cards import Card, card_grid, cards_html
-from app.context import AppContext
-from app.messages import told
 from app.server import blocks_of, build_app
+from app.state.context import AppContext
+from app.widgets.cards import Card, card_grid, cards_html
+from app.widgets.page import told
 from tests.app.conftest import fresh_page
 from tests.app.running import Served, serving
 from vitrail.errors import UserError

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from app.background import Background
-from app.classification import read_uploads
-from app.context import AppContext
-from app.zero_shot import PROMPTS, ask
+from app.logic.classify import read_uploads
+from app.logic.none_of_these import Background
+from app.logic.zero_shot import PROMPTS, ask
+from app.state.context import AppContext
 from tests.app.browser.given import give, wares
 
 ANSWERS, BARS = "#zero-shot-answers article", "#zero-shot-answers button.bar"

@@ -17,7 +17,7 @@ import torch
 import yaml
 from lightning.pytorch import Trainer
 
-from app.served_run import ServedRun
+from app.state.runs import ServedRun
 from callbacks.guards import MonitoredMetrics
 from evaluation.__main__ import main as evaluation
 from experiments.export import main as export

@@ -1,0 +1,1 @@
+"""What the tabs compute, without any page."""

@@ -1,0 +1,185 @@
+"""Whether a picture shows none of some labels: its best similarity beside that of pictures that show none of them.
+
+A softmax always finds one of the labels likely, also for a picture that shows none. The similarity itself can tell, but
+what is high differs from model to model and from label to label. So it is compared with a background: pictures of the
+run's own gallery that, by what is known of them, show none of the labels. For each of them, as for the picture asked
+about, the statistic is the largest cosine over the labels. The conformal p-value (Vovk, Gammerman & Shafer, Algorithmic
+Learning in a Random World, 2005) of the hypothesis that the picture is one more of the background is
+
+    p = (1 + number of background pictures with at least its statistic) / (1 + number of background pictures)
+
+and where p > ``ALPHA`` the verdict is "none of these". If the picture does show none of the labels and is otherwise
+such as the background, p ≤ ``ALPHA`` happens in at most that share of cases, whatever the model is worth; a poor model
+only says "none of these" more often than it should. Pictures of other kinds than the gallery's are not covered by that.
+
+What a picture shows is what its labels say, and what the model says where there is no label. A label that names values
+of tasks ("blue mug": a colour and a class) is shown by a picture that has them all; one that names none ("cup") is
+taken for shown by no picture, so that mugs stay in its background and make the verdict stricter. Training pictures are
+left out where there are others: the model knows them by heart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.state.context import Once
+from retrieval.metrics import class_texts
+from retrieval.schema import LABEL, PREDICTED
+from retrieval.search.text import words
+from vitrail.types import LABEL_TASK
+
+if TYPE_CHECKING:
+    from app.state.context import AppContext
+    from app.state.galleries import ServedGallery
+    from app.state.runs import ServedRun
+
+ALPHA = 0.05
+"""Share of pictures that show none of the labels, of which it may go unsaid."""
+
+FEWEST = 19
+"""Pictures with which a p-value can be as low as ``ALPHA``."""
+
+MOST = 2_000
+"""Background pictures that are kept; more would only make p-values finer."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a picture shows none of the labels.
+
+    Attributes:
+        none_of_these: True or False; None where it cannot be said.
+        p_value: see the module; NaN where it cannot be said.
+        count: background pictures that it was compared with.
+    """
+
+    none_of_these: bool | None
+    p_value: float
+    count: int
+
+    @property
+    def says(self) -> str:
+        """The verdict in one line."""
+        if self.none_of_these is None:
+            return (
+                f"Whether it is none of these cannot be said: only {self.count} pictures are known that show none of "
+                f"the labels, and {FEWEST} are needed."
+            )
+        beside = f"p = {self.p_value:.3f} beside {self.count} such pictures"
+        if self.none_of_these:
+            return f"None of these: pictures that show none of the labels are as similar to one of them ({beside})."
+        return f"One of these: few pictures that show none of the labels are as similar to one of them ({beside})."
+
+
+class Background:
+    """Pictures that others are compared with.
+
+    Args:
+        vectors: float32 ``(N, D)``, of unit length, made by the run that is asked.
+        shown: by task what each of the N pictures shows; None where not known.
+    """
+
+    def __init__(self, vectors: NDArray[np.float32], shown: Mapping[str, Sequence[str | None]]) -> None:
+        self._vectors = vectors
+        self._shown = {task: np.array(values, dtype=object) for task, values in shown.items()}
+        self._words = {task: _words_of(task, values) for task, values in shown.items()}
+
+    @classmethod
+    def nothing(cls) -> Background:
+        """No pictures, so that nothing can be said."""
+        return cls(np.zeros((0, 1), np.float32), {})
+
+    @classmethod
+    def of(cls, gallery: ServedGallery) -> Background:
+        """Pictures of a gallery, evenly spread over it.
+
+        Args:
+            gallery: made by the run that is to be asked.
+        """
+        columns = gallery.metadata
+        splits = np.array(columns.column("split").to_pylist(), dtype=object)
+        unseen = np.flatnonzero(splits != "train")
+        rows = unseen if len(unseen) >= FEWEST else np.arange(len(splits))
+        rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(MOST, len(rows))).astype(np.int64))]
+        shown: dict[str, list[str | None]] = {}
+        for task in gallery.tasks:
+            known: list[str | None] = [None] * len(splits)
+            for column in (f"{LABEL}{task}", f"{PREDICTED}{task}"):
+                if column in columns.column_names:
+                    given = columns.column(column).to_pylist()
+                    known = [one or other for one, other in zip(known, given, strict=True)]
+            shown[task] = [known[row] for row in rows.tolist()]
+        ids = columns.column("id").take(rows).to_pylist()
+        return cls(gallery.gallery.vectors(ids), shown)
+
+    def __len__(self) -> int:
+        return len(self._vectors)
+
+    def showing_none_of(self, labels: Sequence[str]) -> NDArray[np.bool_]:
+        """Which pictures are not known to show any of the labels.
+
+        Returns:
+            bool ``(N,)``.
+        """
+        shows = np.zeros(len(self), dtype=bool)
+        for label in labels:
+            shows |= self._showing(set(words(label)))
+        return ~shows
+
+    def verdicts(self, best: NDArray[np.float64], labels: Sequence[str], texts: NDArray[np.float32]) -> list[Verdict]:
+        """Judge pictures.
+
+        Args:
+            best: float64 ``(Q,)``, the largest cosine of each picture over the labels.
+            labels: C of them.
+            texts: float32 ``(C, D)``, their embeddings.
+        """
+        rows = np.flatnonzero(self.showing_none_of(labels))
+        if len(rows) < FEWEST:
+            return [Verdict(None, float("nan"), len(rows)) for _ in best]
+        usual = np.sort((self._vectors[rows] @ texts.T).max(axis=1).astype(np.float64))
+        at_least = len(usual) - np.searchsorted(usual, best, side="left")
+        p_values = (1 + at_least) / (1 + len(usual))
+        return [Verdict(bool(p_value > ALPHA), float(p_value), len(usual)) for p_value in p_values]
+
+    def _showing(self, label: set[str]) -> NDArray[np.bool_]:
+        """Which pictures have every value that a label names; none where it names no value."""
+        names_any, shows = False, np.ones(len(self), dtype=bool)
+        for task, called in self._words.items():
+            if named := [value for value, own in called.items() if own <= label]:
+                names_any = True
+                shows &= np.isin(self._shown[task], named)
+        return shows if names_any else np.zeros(len(self), dtype=bool)
+
+
+class Backgrounds:
+    """The background of each run, made when it is first asked for; from several threads too.
+
+    Args:
+        context: what is served.
+    """
+
+    def __init__(self, context: AppContext) -> None:
+        self._context = context
+        self._made: Once[Background] = Once(len(context.runs))
+
+    def of(self, run: ServedRun) -> Background:
+        """Pictures of the first gallery that the run made; none where no gallery of it is served."""
+        return self._made.get(run.name, lambda: self._make(run))
+
+    def _make(self, run: ServedRun) -> Background:
+        galleries = self._context.galleries.values()
+        own = next((gallery for gallery in galleries if gallery.identity.weights == run.weights), None)
+        return Background.nothing() if own is None else Background.of(own)
+
+
+def _words_of(task: str, values: Sequence[str | None]) -> dict[str, set[str]]:
+    """The words that name each value: of a class the last one, as people say "bottle" for ``water_bottle``."""
+    known = {value for value in values if value}
+    called = class_texts(known, "last") if task == LABEL_TASK else {value: value for value in known}
+    return {value: found for value, text in called.items() if (found := set(words(text)))}

@@ -1,0 +1,190 @@
+"""What the tab Zero-shot does, without its page: labels that somebody makes up are compared with pictures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.logic.none_of_these import Background, Verdict
+from app.state.context import Limits
+from app.state.runs import ServedRun
+from datamodules.captions import class_prompts
+from vitrail.errors import UserError
+from vitrail.types import LABEL_TASK
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+PROMPTS: dict[str, tuple[str, ...]] = {
+    "One sentence": ("a photo of a {}.",),
+    "The label alone": ("{}",),
+    # The seven that were chosen for ImageNet (Radford et al., 2021, notebook on prompt engineering).
+    "Ensemble of seven": (
+        "itap of a {}.",
+        "a bad photo of the {}.",
+        "a origami {}.",
+        "a photo of the large {}.",
+        "a {} in a video game.",
+        "art of the {}.",
+        "a photo of the small {}.",
+    ),
+}
+"""Sets of prompt templates that are offered; users may write their own."""
+
+LOWEST, HIGHEST = 0.1, 10.0
+"""Between these a user may set the temperature."""
+
+_MOST_PROMPTS = 2_000
+"""Texts of one question: labels times templates."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels as they are used.
+
+    Attributes:
+        names: distinct, at least one.
+        notes: what was changed, one line each.
+    """
+
+    names: list[str]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    """What a model says of one picture.
+
+    Attributes:
+        labels: C of them.
+        prompts: by label the texts that it was asked with.
+        similarities: float64 ``(C,)``, cosine of the picture and each label, the mean of its prompts.
+        probabilities: float64 ``(C,)``, sum to 1.
+        verdict: whether it is none of the labels.
+    """
+
+    labels: list[str]
+    prompts: list[list[str]]
+    similarities: NDArray[np.float64]
+    probabilities: NDArray[np.float64]
+    verdict: Verdict
+
+    def ranked(self) -> list[tuple[str, float, float]]:
+        """Labels with probability and similarity, best first."""
+        order = np.argsort(-self.similarities, kind="stable").tolist()
+        return [(self.labels[at], float(self.probabilities[at]), float(self.similarities[at])) for at in order]
+
+
+def parse_labels(text: str, limits: Limits) -> Labels:
+    """Labels that are separated by commas or lines: stripped, empty ones left out, each once.
+
+    Labels that differ in case or blanks only are the same.
+
+    Raises:
+        UserError: if there is none, or they are too many or too long.
+    """
+    _check_length("labels", text, limits.text)
+    given = [" ".join(part.split()) for part in re.split(r"[,\n\r]", text)]
+    given = [name for name in given if name]
+    if not given:
+        raise UserError("labels: there are none; write some, separated by commas or lines")
+    distinct: dict[str, str] = {}
+    repeated: dict[str, int] = {}
+    for name in given:
+        key = name.casefold()
+        if key in distinct:
+            repeated[key] = repeated.get(key, 1) + 1
+        distinct.setdefault(key, name)
+    if len(distinct) > limits.labels:
+        raise UserError(f"labels: {len(distinct)} are too many; leave {limits.labels} or fewer")
+    for name in distinct.values():
+        _check_length(f"label “{name[:30]}…”", name, limits.label_text)
+    notes = [f"“{distinct[key]}” was given {count} times and counts once." for key, count in repeated.items()]
+    if len(distinct) == 1:
+        notes.append("A single label always has the probability 1; its similarity says more.")
+    return Labels(list(distinct.values()), notes)
+
+
+def parse_templates(text: str, limits: Limits) -> list[str]:
+    """Prompt templates, one a line, each once; several are an ensemble, whose embeddings are averaged.
+
+    Raises:
+        UserError: if there is none, or one is too long or lacks ``{}``.
+    """
+    _check_length("templates", text, limits.text)
+    templates = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+    if not templates:
+        raise UserError("templates: there are none; write one with {} where the label is to stand")
+    for template in templates:
+        _check_length(f"template “{template[:30]}…”", template, limits.label_text)
+        if template.count("{}") != 1:
+            raise UserError(f"template “{template[:60]}”: must have {{}} once, where the label is to stand")
+    return templates
+
+
+def ask(
+    run: ServedRun,
+    pictures: Sequence[Image | torch.Tensor],
+    labels: Sequence[str],
+    templates: Sequence[str],
+    *,
+    temperature: float = 1.0,
+    background: Background | None = None,
+) -> list[ZeroShot]:
+    """How likely each label is for each picture, and whether it is none of them.
+
+    Logits are cosines, multiplied by the scale that the model learned and divided by the temperature that
+    ``python -m evaluation calibrate`` fitted for the run, where there is one, and by the user's. A probability only
+    compares the labels with each other; that none of them fits is the verdict's to say (``app.logic.none_of_these``).
+
+    Args:
+        run: a dual encoder.
+        pictures: N of them.
+        labels: distinct.
+        templates: each with ``{}`` once.
+        temperature: above 1 the probabilities are more alike; below, less.
+        background: pictures of the run's own; without it there is no verdict.
+
+    Raises:
+        UserError: if the run reads no texts, or the temperature or the number of texts is out of range.
+    """
+    from scipy.special import softmax
+
+    if not LOWEST <= temperature <= HIGHEST:
+        raise UserError(f"temperature: is {temperature:g}, must be between {LOWEST:g} and {HIGHEST:g}")
+    if len(labels) * len(templates) > _MOST_PROMPTS:
+        raise UserError(
+            f"labels: {len(labels)} with {len(templates)} templates are more than {_MOST_PROMPTS} texts; use fewer"
+        )
+    scale = run.logit_scale / run.temperatures.get(LABEL_TASK, 1.0) / temperature
+    prompts = class_prompts({"templates": list(templates)}, labels)
+    texts = run.encode_labels(prompts)
+    similarities = (run.encode_pictures(pictures) @ texts.T).astype(np.float64)
+    verdicts = (background or Background.nothing()).verdicts(similarities.max(axis=1), labels, texts)
+    return [
+        ZeroShot(list(labels), prompts, row, softmax(scale * row), verdict)
+        for row, verdict in zip(similarities, verdicts, strict=True)
+    ]
+
+
+def reading_notes(run: ServedRun, labels: Sequence[str]) -> list[str]:
+    """What the model cannot read of labels, one line each."""
+    notes = []
+    for label in labels:
+        reading = run.reading(label)
+        if reading.unknown:
+            notes.append(f"The model's tokenizer does not know {', '.join(reading.unknown)} in “{label}”.")
+        if reading.unread:
+            notes.append(f"The model reads only the beginning of “{label}”.")
+    return notes
+
+
+def _check_length(what: str, text: str, longest: int) -> None:
+    if len(text) > longest:
+        raise UserError(f"{what}: {len(text)} characters are too many; leave {longest} or fewer")

@@ -1,0 +1,1 @@
+"""What the application serves, loaded once and shared by all visitors."""

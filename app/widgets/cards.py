@@ -1,0 +1,242 @@
+"""A grid of pictures that can be chosen by mouse, finger and keyboard; every tab shows its pictures with it.
+
+Where the browser finds a picture of a gallery.
+
+The galleries' own pictures for the browser, scaled; nothing else of the disk can be asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from urllib.parse import urlencode
+
+import gradio as gr
+from fastapi import FastAPI, Request
+from starlette.responses import PlainTextResponse, Response
+
+from app.state.context import AppContext
+from datamodules.loading.decode import ValueRange
+from vitrail.errors import UserError
+
+ROUTE = "/pictures"
+"""Path of the route; gallery and picture are in the query, since both of their names may hold slashes and dots."""
+
+_prefix = ""
+
+
+def serve_below(prefix: str) -> None:
+    """Sets the path below which a reverse proxy serves this process, such as ``/vitrine``; empty for none."""
+    global _prefix  # noqa: PLW0603 -- one server a process, and views know no request when they write an address
+    _prefix = prefix
+
+
+def route_url() -> str:
+    """Address of the route, as the browser finds it."""
+    return f"{_prefix}{ROUTE}"
+
+
+def picture_url(gallery: str, sample_id: str, side: int) -> str:
+    """Address of a picture, scaled, relative to the server's root.
+
+    Args:
+        gallery: name of the gallery, as the context knows it.
+        sample_id: the picture's id in it.
+        side: longest side in pixels.
+    """
+    return f"{route_url()}?{urlencode({'gallery': gallery, 'id': sample_id, 'side': side})}"
+
+
+THUMBNAIL = 256
+"""Longest side in pixels of a picture in the grid: sharp at the width of a column on a dense screen."""
+
+# Listeners sit on the component, not on the cards, which are made anew with every value. What cards show is
+# never part of this code.
+_ON_LOAD = """
+const cards = () => Array.from(element.querySelectorAll('button.card'));
+element.addEventListener('click', (event) => {
+  const card = event.target.closest('button.card');
+  if (card) trigger('select', {index: cards().indexOf(card), value: card.dataset.id, gallery: card.dataset.gallery});
+});
+element.addEventListener('keydown', (event) => {
+  const all = cards(), here = all.indexOf(event.target.closest('button.card'));
+  if (here < 0 || event.ctrlKey || event.metaKey || event.altKey) return;
+  const top = all[0].offsetTop, inRow = all.filter((card) => card.offsetTop === top).length;
+  const there = {ArrowRight: here + 1, ArrowLeft: here - 1, ArrowDown: here + inRow, ArrowUp: here - inRow,
+                 Home: 0, End: all.length - 1}[event.key];
+  if (there === undefined) return;
+  event.preventDefault();
+  event.stopPropagation();
+  if (all[there]) all[there].focus();
+});
+let focused = null;
+element.addEventListener('focusin', (event) => { focused = event.target.closest('button.card')?.dataset.id ?? null; });
+document.addEventListener('focusin', (event) => { if (!element.contains(event.target)) focused = null; });
+watch('value', () => {
+  const again = focused === null ? null : cards().find((card) => card.dataset.id === focused);
+  if (again) again.focus({preventScroll: true});
+});
+"""
+
+
+@dataclass(frozen=True)
+class Card:
+    """A picture of a gallery with what is said about it.
+
+    Attributes:
+        gallery: name of the gallery, as the context knows it.
+        sample_id: the picture's id in it.
+        title: first line below the picture, and the picture's description for who does not see it.
+        lines: further lines.
+        selected: whether it stands out as the chosen one.
+    """
+
+    gallery: str
+    sample_id: str
+    title: str
+    lines: Sequence[str] = ()
+    selected: bool = False
+
+
+def card_grid(items: Sequence[Card] = (), columns: int = 4, *, label: str = "Pictures", elem_id: str = "") -> gr.HTML:
+    """The component; a handler's output for it is ``cards_html(…)``.
+
+    Its event ``select`` brings ``gr.SelectData``: ``value`` is the ``sample_id`` and ``index`` the place in the grid.
+    Whatever it brings comes from outside: look it up in the gallery before use.
+
+    Args:
+        items: what it shows at first.
+        columns: pictures in a row of a wide window; a narrow one has fewer.
+        label: what the grid is, for who does not see it.
+        elem_id: id of the element, for styles and tests.
+    """
+    return gr.HTML(
+        cards_html(items, columns, label=label),
+        js_on_load=_ON_LOAD,
+        elem_id=elem_id or None,
+        elem_classes=["card-grid"],
+        apply_default_css=False,
+    )
+
+
+def cards_html(items: Sequence[Card], columns: int = 4, *, label: str = "Pictures", empty: str = "") -> str:
+    """The grid's content. All text is escaped: titles and ids come from tables of the users' data.
+
+    Args:
+        items: the pictures, in order.
+        columns: pictures in a row of a wide window.
+        label: what the grid is, for who does not see it.
+        empty: what is said where there are no pictures.
+    """
+    if not items:
+        return f'<p class="cards-empty" role="status">{escape(empty)}</p>' if empty else ""
+    cards = "".join(f"<li>{_card(item)}</li>" for item in items)
+    return f'<ul class="cards" aria-label="{escape(label)}" style="--columns: {int(columns)}">{cards}</ul>'
+
+
+def _card(item: Card) -> str:
+    lines = "".join(f'<span class="card-line">{escape(line)}</span>' for line in item.lines)
+    address = picture_url(item.gallery, item.sample_id, THUMBNAIL)
+    return (
+        f'<button type="button" class="card{" card-selected" if item.selected else ""}" '
+        f'aria-pressed="{"true" if item.selected else "false"}" '
+        f'data-gallery="{escape(item.gallery)}" data-id="{escape(item.sample_id)}">'
+        f'<img src="{escape(address)}" alt="{escape(item.title)}" loading="lazy" decoding="async">'
+        f'<span class="card-title">{escape(item.title)}</span>{lines}</button>'
+    )
+
+
+__all__ = ["PictureStore", "add_pictures", "picture_url"]
+
+SIDES = (64, 128, 256, 512, 1024, 1600)
+"""Longest sides that are made; a request gets the next larger one, so that few versions of a picture are kept."""
+
+_AT_ONCE = 4
+_NOT_FOUND = 404
+
+
+class PictureStore:
+    """Makes pictures small and keeps what it made.
+
+    Args:
+        context: what is served.
+        capacity: bytes that are kept; what was asked for longest ago goes first.
+
+    Attributes:
+        size: bytes that are kept at the moment.
+    """
+
+    def __init__(self, context: AppContext, capacity: int = 64 * 2**20) -> None:
+        self._context = context
+        self._capacity = capacity
+        self._kept: OrderedDict[tuple[str, str, int], bytes] = OrderedDict()
+        self.size = 0
+        self._lock = threading.Lock()
+        # A page asks for twenty at once; decoding more than a few together would only need more memory.
+        self._decoding = threading.BoundedSemaphore(_AT_ONCE)
+
+    def jpeg(self, gallery: str, sample_id: str, side: int) -> bytes:
+        """A picture of a gallery as JPEG.
+
+        Args:
+            gallery: its name.
+            sample_id: the picture's id in it; it is looked up, never made part of a path.
+            side: longest side in pixels; smaller pictures stay as they are.
+
+        Raises:
+            UserError: for names that are not there, and a picture that cannot be read.
+        """
+        key = (gallery, sample_id, next((size for size in SIDES if size >= side), SIDES[-1]))
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        served = self._context.gallery(gallery)
+        found = served.picture(sample_id)
+        with self._decoding:
+            content = _scaled(found, sample_id, key[2], served.value_range)
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = content
+                self.size += len(content)
+            while self.size > self._capacity:
+                self.size -= len(self._kept.popitem(last=False)[1])
+        return content
+
+
+def add_pictures(app: FastAPI, context: AppContext) -> None:
+    """Adds the route that ``picture_url`` leads to."""
+    store = PictureStore(context)
+
+    def picture(request: Request, gallery: str, id: str, side: int = 256) -> Response:  # noqa: A002 -- part of the address
+        try:
+            content = store.jpeg(gallery, id, min(max(side, 1), context.limits.side))
+        except UserError:
+            # Why there is none can name a file; it does not concern the browser.
+            return PlainTextResponse("there is no such picture", _NOT_FOUND)
+        tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+        headers = {"etag": tag, "cache-control": "private, max-age=600"}
+        if request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers=headers)
+        return Response(content, media_type="image/jpeg", headers=headers)
+
+    app.get(ROUTE, include_in_schema=False)(picture)
+
+
+def _scaled(found: Path | bytes, sample_id: str, side: int, value_range: ValueRange) -> bytes:
+    """JPEG whose longest side is at most ``side``."""
+    from PIL import Image
+
+    from datamodules.loading.decode import read_image
+
+    image = Image.fromarray(read_image(found, sample_id, value_range).permute(1, 2, 0).numpy())
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    content = io.BytesIO()
+    image.save(content, format="JPEG", quality=88)
+    return content.getvalue()

@@ -1,0 +1,282 @@
+"""How many pictures each class has, as bars that can be chosen to see the pictures.
+
+Colours of a gallery's classes: densities of hue, saturation and value, as a figure for light and dark pages.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import gradio as gr
+import numpy as np
+from numpy.typing import NDArray
+
+from app.logic.explore import NOT_KNOWN, Explorer, Filter
+from app.state.context import Once
+from app.widgets.embedding_map import PALETTE
+from datamodules.loading.decode import read_image
+from evaluation.dataset.colour import COLOURLESS, PICTURES_OF_CLASS, SHOWN_CLASSES, class_densities
+from evaluation.dataset.figures import SPLIT_COLOURS
+from vitrail.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from app.state.galleries import ServedGallery
+
+
+_OTHER = "#7d8590"
+
+_ON_LOAD = """
+element.addEventListener('click', (event) => {
+  const bar = event.target.closest('button.bar');
+  if (bar) trigger('select', {index: Number(bar.dataset.place), value: bar.dataset.value});
+});
+"""
+
+_STYLE = """
+.bars { list-style: none; margin: 0; padding: 0; max-height: 70vh; overflow-y: auto; }
+.bars li { margin: 0; }
+.bar { display: grid; grid-template-columns: minmax(6rem, 32%) 1fr 3.6rem; gap: .6rem; align-items: center;
+  width: 100%; padding: .25rem .35rem; border: 0; border-radius: 6px; background: none; color: inherit; font: inherit;
+  text-align: left; cursor: pointer; }
+.bar:hover, .bar:focus-visible { background: var(--background-fill-secondary); }
+.bar:focus-visible { outline: 2px solid var(--color-accent); outline-offset: -2px; }
+.bar-name { overflow-wrap: anywhere; }
+.bar-track { display: flex; height: .9rem; }
+.bar-track span { display: block; height: 100%; }
+.bar-count { text-align: right; font-variant-numeric: tabular-nums; }
+.bars-key { display: flex; flex-wrap: wrap; gap: .3rem 1rem; list-style: none; margin: 0 0 .6rem; padding: 0; }
+.bars-key span { display: inline-block; width: .8em; height: .8em; margin-right: .4em; border-radius: 2px; }
+.bars-note { color: var(--body-text-color-subdued); margin: .5rem 0 0; }
+"""
+
+
+def class_bars() -> gr.HTML:
+    """The component; its event ``select`` brings ``gr.SelectData`` whose ``value`` is the class, from outside."""
+    return gr.HTML(
+        js_on_load=_ON_LOAD,
+        css_template=_STYLE,
+        elem_id="explore-classes",
+        elem_classes=["class-bars"],
+        apply_default_css=False,
+    )
+
+
+def bars_html(counts: pd.DataFrame, task: str) -> str:
+    """The bars, longest first.
+
+    Args:
+        counts: int64, a row for each class and a column for each split.
+        task: that the classes are of.
+    """
+    totals = counts.sum(axis=1).sort_values(ascending=False, kind="stable")
+    seen, absent = totals[totals > 0], int((totals == 0).sum())
+    if seen.empty:
+        return '<p class="bars-note" role="status">No picture is left by the filters.</p>'
+    key = "".join(
+        f'<li><span style="background: {_colour(split)}"></span>{escape(str(split))}</li>' for split in counts.columns
+    )
+    bars = "".join(
+        f"<li>{_bar(place, str(name), counts.loc[name], int(seen.iloc[0]))}</li>"
+        for place, name in enumerate(seen.index)
+    )
+    known = seen.drop(NOT_KNOWN, errors="ignore")
+    if known.empty:
+        said = f"No value of {task} is known of these pictures."
+    else:
+        # Not "all": a class that no picture of the gallery has is not among the values.
+        of = f" of {len(counts.drop(NOT_KNOWN, errors='ignore')):,}" if absent else ""
+        share = known.iloc[0] / seen.sum()
+        said = (
+            f"{len(known):,}{of} values of {task} occur; the most frequent, {known.index[0]}, is {share:.1%} of these "
+            "pictures. Choose one to see its pictures."
+        )
+    return f'<ul class="bars-key">{key}</ul><ul class="bars">{bars}</ul><p class="bars-note">{escape(said)}</p>'
+
+
+def _bar(place: int, name: str, counts: pd.Series[int], longest: int) -> str:
+    parts = "".join(
+        f'<span style="width: {100 * count / longest:.2f}%; background: {_colour(split)}"></span>'
+        for split, count in counts.items()
+        if count
+    )
+    by_split = ", ".join(f"{split} {count:,}" for split, count in counts.items())
+    return (
+        f'<button type="button" class="bar" data-place="{place}" data-value="{escape(name)}" '
+        f'title="{escape(f"{name}: {by_split}")}"><span class="bar-name">{escape(name)}</span>'
+        f'<span class="bar-track">{parts}</span><span class="bar-count">{counts.sum():,}</span></button>'
+    )
+
+
+def _colour(split: object) -> str:
+    return SPLIT_COLOURS.get(str(split), _OTHER)
+
+
+MOST_CLASSES = 12
+"""Classes in one figure; more curves cannot be told apart."""
+
+PANELS = ("hue", "saturation", "value")
+
+_WIDTH, _HEIGHT, _STRIP = 320, 170, 10
+_GRADIENTS = {
+    "hue": "linear-gradient(90deg, red, yellow, lime, cyan, blue, magenta, red)",
+    "saturation": "linear-gradient(90deg, #999, #f33)",
+    "value": "linear-gradient(90deg, #000, #fff)",
+}
+
+Progress = Callable[[Iterable[str]], Iterable[str]]
+"""Hands classes on and shows how far it is."""
+
+
+class _Densities(NamedTuple):
+    """float64 ``(3, LEVELS)`` of the pictures that can be read, None where there are none; and how many cannot."""
+
+    values: NDArray[np.float64] | None
+    unreadable: int
+
+
+class ClassColours:
+    """Densities of the classes of a gallery, kept once they are computed.
+
+    Args:
+        gallery: whose pictures are read.
+        explorer: of the same gallery.
+    """
+
+    def __init__(self, gallery: ServedGallery, explorer: Explorer) -> None:
+        self._gallery = gallery
+        self._explorer = explorer
+        self._kept: Once[_Densities] = Once(512)
+
+    def default_classes(self, chosen: Filter, task: str) -> list[str]:
+        """Names of the most frequent values among the pictures that the filter leaves, in their order."""
+        counts = self._explorer.counts(self._explorer.find(chosen), task).sum(axis=1)
+        frequent = counts.sort_values(ascending=False, kind="stable").head(SHOWN_CLASSES)
+        return [str(name) for name in frequent.index[frequent > 0]]
+
+    def densities(
+        self, chosen: Filter, task: str, names: Sequence[str], progress: Progress = iter, *, seed: int = 0
+    ) -> tuple[dict[str, NDArray[np.float64]], list[str]]:
+        """Densities of some classes' pictures among those that the filter leaves.
+
+        Args:
+            chosen: the filter.
+            task: whose values are meant.
+            names: of the values.
+            progress: shows how far it is.
+            seed: of the pictures and pixels that are drawn.
+
+        Returns:
+            By name float64 ``(3, LEVELS)``, see ``evaluation.dataset.colour.density``; and sentences about what
+            could not be computed.
+
+        Raises:
+            UserError: for a value that the task does not have, or too many.
+        """
+        facet = self._explorer.facets[task]
+        if strange := [name for name in names if name not in facet.values]:
+            raise UserError(f"{task}: has no value {str(strange[0])[:80]!r}; choose one of the list")
+        if len(names) > MOST_CLASSES:
+            raise UserError(f"{len(names)} classes are asked for, at most {MOST_CLASSES} can be told apart; take fewer")
+        rows = self._explorer.find(chosen)
+        curves: dict[str, NDArray[np.float64]] = {}
+        missing: list[str] = []
+        for name in progress(names):
+            own = rows[facet.codes[rows] == facet.values.index(name)]
+            if not len(own):
+                missing.append(f"{name}: no picture is left by the filters.")
+                continue
+            found = self._kept.get((chosen, task, name, seed), functools.partial(self._of, own, seed))
+            if found.unreadable:
+                missing.append(f"{name}: {found.unreadable} of its pictures cannot be read.")
+            if found.values is not None:
+                curves[name] = found.values
+        return curves, missing
+
+    def _of(self, rows: NDArray[np.int64], seed: int) -> _Densities:
+        rng = np.random.default_rng(seed)
+        drawn = rows if len(rows) <= PICTURES_OF_CLASS else np.sort(rng.choice(rows, PICTURES_OF_CLASS, replace=False))
+        unreadable: list[str] = []
+        pictures = self._read([self._explorer.id_of(row) for row in drawn.tolist()], unreadable)
+        # One after the other: sixty photos of a camera would fill the memory.
+        first = next(pictures, None)
+        values = None if first is None else class_densities(itertools.chain([first], pictures), rng)
+        return _Densities(values, len(unreadable))
+
+    def _read(self, sample_ids: Sequence[str], unreadable: list[str]) -> Iterator[NDArray[np.uint8]]:
+        """Those pictures that can be read, uint8 ``(H, W, 3)`` each; names of the others are added to a list."""
+        unread = set(sample_ids)
+        for sample_id, source in self._sources(sample_ids):
+            try:
+                pixels = read_image(source, sample_id, self._gallery.value_range)
+            except UserError:
+                continue
+            unread.discard(sample_id)
+            yield np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
+        unreadable += sorted(unread)
+
+    def _sources(self, sample_ids: Sequence[str]) -> Iterator[tuple[str, Path | bytes]]:
+        """Files, and what the gallery keeps of pictures without one; those at once, since each look-up takes long."""
+        without = []
+        for sample_id in sample_ids:
+            try:
+                yield sample_id, self._gallery.picture_path(sample_id)
+            except UserError:
+                without.append(sample_id)
+        kept = self._gallery.gallery.rows(without, ["thumbnail"]).column("thumbnail").to_pylist() if without else []
+        yield from ((name, content) for name, content in zip(without, kept, strict=True) if content is not None)
+
+
+def colour_figure(curves: Mapping[str, NDArray[np.float64]], task: str) -> str:
+    """The three panels as HTML; they stand side by side on a wide page and below one another on a narrow one.
+
+    Args:
+        curves: by name of the class float64 ``(3, LEVELS)``.
+        task: that the classes are of.
+    """
+    legend = "".join(
+        f'<li><span class="explore-dot" style="background: {_colour(number)}"></span>{escape(name)}</li>'
+        for number, name in enumerate(curves)
+    )
+    panels = "".join(_panel(place, name, curves, task) for place, name in enumerate(PANELS))
+    note = (
+        f"Up to {PICTURES_OF_CLASS} pictures of each class; pixels with a saturation up to {COLOURLESS:g} have no hue. "
+        "Where curves differ, colour alone tells classes apart."
+    )
+    return (
+        f'<div class="explore-panels">{panels}</div><ul class="explore-legend">{legend}</ul>'
+        f'<p class="explore-note">{escape(note)}</p>'
+    )
+
+
+def _panel(place: int, name: str, curves: Mapping[str, NDArray[np.float64]], task: str) -> str:
+    highest = max((float(values[place].max()) for values in curves.values()), default=1.0) or 1.0
+    lines = "".join(
+        f'<polyline points="{_points(values[place], highest)}" fill="none" stroke="{_colour(number)}" '
+        f'stroke-width="2" vector-effect="non-scaling-stroke"><title>{escape(label)}</title></polyline>'
+        for number, (label, values) in enumerate(curves.items())
+    )
+    described = escape(f"Density of {name} by {task}: {', '.join(curves)}")
+    return (
+        f'<figure><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{described}" '
+        f'preserveAspectRatio="none">{lines}</svg>'
+        f'<div class="explore-strip" style="height: {_STRIP}px; background: {_GRADIENTS[name]}"></div>'
+        f"<figcaption>{name}</figcaption></figure>"
+    )
+
+
+def _points(values: NDArray[np.float64], highest: float) -> str:
+    """Corners of a curve; every second level is finer than the panel's pixels."""
+    levels = (np.arange(len(values)) + 0.5) / len(values) * _WIDTH
+    heights = _HEIGHT - 2 - values / highest * (_HEIGHT - 8)
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(levels[::2], heights[::2], strict=True))
+
+
+def _class_colours_colour(number: int) -> str:
+    return PALETTE[number % len(PALETTE)]

@@ -1,0 +1,34 @@
+"""Where pictures are given: uploaded, pasted or taken, several at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gradio as gr
+
+from app.state.context import AppContext
+
+Given = list[tuple[str, str | None]] | None
+"""What the component hands to a handler: files with captions."""
+
+
+def picture_input(context: AppContext, elem_id: str) -> gr.Gallery:
+    """The component. Files are only named to handlers: nothing is decoded before ``app.logic.uploads`` has looked at it."""
+    return gr.Gallery(
+        label=f"Pictures: drop, choose, paste or take up to {context.limits.pictures}",
+        type="filepath",
+        # Pasting only works with this name for all pictures; what is read of them is for ``app.logic.uploads`` to say.
+        file_types=["image"],
+        sources=["upload", "webcam", "clipboard"],
+        interactive=True,
+        columns=4,
+        height=240,
+        object_fit="contain",
+        buttons=[],
+        elem_id=elem_id,
+    )
+
+
+def paths_of(given: Given) -> list[Path]:
+    """Files that were given, in order."""
+    return [Path(path) for path, _ in given or []]

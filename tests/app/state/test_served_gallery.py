@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app.state.galleries import ServedGallery, gallery_name
+from retrieval.gallery import Gallery
+from tests.app.meaning_run import MeaningRun, served_small
+from tests.retrieval.small_gallery import COLOURS, identity, picture_rows, small_gallery, vectors
+from vitrail.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> ServedGallery:
+    return served_small(tmp_path_factory.mktemp("served") / "small", run=MeaningRun("perfect"))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> ServedGallery:
+    """A file, one that is gone but was kept small, one that is gone for good, and a picture that never was a file."""
+    folder = tmp_path_factory.mktemp("files")
+    (folder / "there.png").write_bytes(b"picture")
+    made_by = identity()
+    gallery = Gallery.create(str(folder / "gallery"), made_by)
+    with gallery.writing() as writer:
+        paths = [str(folder / "there.png"), str(folder / "gone.png"), str(folder / "gone too.png"), ""]
+        names = ["there", "gone", "lost", "../drawn"]
+        writer.add(picture_rows(made_by, names, vectors(4), path=paths, thumbnail=[None, b"small", None, b"drawn"]))
+    return ServedGallery(folder / "gallery", "files", data_roots=[folder])
+
+
+def test_everything_but_vectors_is_in_memory(served: ServedGallery, tmp_path: Path) -> None:
+    assert len(served) == 12
+    assert served.run_name == "perfect"
+    assert "vector" not in served.metadata.column_names
+    row = served.row("p3")
+    assert (row["label_class"], row["predicted_class"], row["split"]) == ("bag", "sneakers", "test")
+    assert [found["id"] for found in served.rows(["p7", "p0", "p7"])] == ["p7", "p0", "p7"]
+    assert served.has("p11")
+    assert not served.has("p12")
+
+
+def test_filters_by_what_the_model_says_else_by_labels(served: ServedGallery, tmp_path: Path) -> None:
+    assert list(served.choices) == ["class", "colour", "material", "split"]
+    assert served.choices["split"] == ["test", "train", "val"]
+    assert served.choices["colour"] == COLOURS
+    # The model takes picture 7, which is blue, for black.
+    assert 7 in served.fitting({"colour": ["black"]}).tolist()
+    labelled = served_small(tmp_path / "g", predicts={"class": ["bag", "sneakers", "tableware_water_bottle"]})
+    assert 7 not in labelled.fitting({"colour": ["black"]}).tolist()
+    assert labelled.fitting({"colour": ["black"]}).tolist() == [0, 1, 4, 5, 8, 9]
+
+
+def test_unknown_values_fit_no_filter(served: ServedGallery, tmp_path: Path) -> None:
+    labelled = served_small(tmp_path / "g", predicts={})
+    wanted = labelled.fitting({"material": labelled.choices["material"]})
+    assert wanted.tolist() == list(range(11))  # the last picture's material is not known
+    assert labelled.fitting({}).tolist() == list(range(12))
+    assert labelled.fitting({"material": []}).tolist() == list(range(12))
+
+
+@pytest.mark.parametrize("name", ["p99", "", "../../etc/passwd", "p0' OR '1'='1", "x" * 10_000])
+def test_only_its_own_pictures(served: ServedGallery, name: str) -> None:
+    for ask in (served.place, served.row, served.picture, served.picture_path, served.thumbnail):
+        with pytest.raises(UserError, match="there is no picture") as caught:
+            ask(name)
+        assert len(str(caught.value)) < 300
+
+
+def test_a_picture_is_its_file_or_what_was_kept_of_it(files: ServedGallery) -> None:
+    there = files.picture("there")
+    assert isinstance(there, Path)
+    assert there.read_bytes() == b"picture"
+    assert files.picture("gone") == b"small"
+    assert files.picture("../drawn") == b"drawn"
+    with pytest.raises(UserError, match="is gone"):
+        files.picture("lost")
+    with pytest.raises(UserError, match="is no file of its own"):
+        files.picture_path("../drawn")
+
+
+def test_no_gallery(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no gallery"):
+        ServedGallery(tmp_path / "nothing", "nothing")
+
+
+def test_an_empty_gallery(tmp_path: Path) -> None:
+    Gallery.create(str(tmp_path / "g"), identity())
+    served = ServedGallery(tmp_path / "g", "empty")
+    assert len(served) == 0
+    assert served.choices == {}
+    np.testing.assert_array_equal(served.fitting({}), [])
+
+
+def test_galleries_of_the_same_pictures(served: ServedGallery, files: ServedGallery, tmp_path: Path) -> None:
+    small_gallery(tmp_path / "g", encodes_text=False)
+    assert served.shares_pictures(ServedGallery(tmp_path / "g", "again"))
+    assert not served.shares_pictures(files)
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("/data/galleries/holiday", "holiday"),
+        ("/runs/quickstart/20260101-000000/gallery", "quickstart/20260101-000000"),
+        ("s3://bucket/shop/", "shop"),
+        ("s3://bucket/shop/gallery", "bucket/shop"),
+    ],
+)
+def test_names(address: str, name: str) -> None:
+    assert gallery_name(address, []) == name
+    assert gallery_name(address, [name]) == f"{name} (2)"
+    assert gallery_name(address, [name, f"{name} (2)"]) == f"{name} (3)"

@@ -1,0 +1,258 @@
+"""Tests of a run as it is served: the same answers as its files hold, calibrated, and from several threads."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.special import softmax
+
+from app.state.context import AppContext
+from app.state.galleries import ServedGallery
+from app.state.runs import ServedRun
+from datamodules.base import ImageDataModule
+from datamodules.cli import data_parser, parse_data
+from evaluation.saliency.overlays import explain_classes
+from lightning_modules.checkpoint import load_task
+from lightning_modules.dual_encoder import DualEncoder
+from vitrail.errors import UserError
+from vitrail.predictions import Predictions, read_predictions
+from vitrail.runs import write_temperatures
+
+ANY = Image.new("RGB", (60, 40), (200, 30, 30))
+
+
+@pytest.fixture(scope="module")
+def data(quickstart_run: Path) -> ImageDataModule:
+    """The pictures of the classifier's run."""
+    return data_of(quickstart_run)
+
+
+@pytest.fixture(scope="module")
+def pairs_data(pairs_run: Path) -> ImageDataModule:
+    """The pictures of the dual encoder's run."""
+    return data_of(pairs_run)
+
+
+def data_of(run: Path) -> ImageDataModule:
+    return parse_data(data_parser("test"), ["--config", str(run / "config.yaml")])[0]
+
+
+@pytest.fixture(scope="module")
+def predictions(quickstart_run: Path) -> Predictions:
+    return read_predictions(quickstart_run / "predictions" / "test.parquet")
+
+
+@pytest.fixture
+def copied(quickstart_run: Path, tmp_path: Path) -> Path:
+    """A run directory that may be damaged."""
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    shutil.copy(quickstart_run / "config.yaml", tmp_path / "run")
+    shutil.copy(quickstart_run / "checkpoints" / "best.ckpt", tmp_path / "run" / "checkpoints")
+    return tmp_path / "run"
+
+
+def pictures_of(data: ImageDataModule, rows: list[int]) -> list[Image.Image]:
+    return [Image.fromarray(data.read_image(row).permute(1, 2, 0).numpy()) for row in rows]
+
+
+def test_answers_are_those_of_the_tested_run(
+    context: AppContext, data: ImageDataModule, predictions: Predictions
+) -> None:
+    # More than go through the network at once.
+    pictures = pictures_of(data, predictions.sample_id[:20].tolist())
+    answers = context.run("quickstart").predict(pictures)
+    assert list(answers[0].tasks) == ["class", "colour", "material", "condition"]
+    for task, logits in predictions.logits.items():
+        said = np.stack([answer.tasks[task].probabilities for answer in answers])
+        np.testing.assert_allclose(said, softmax(logits[:20].astype(float), axis=1), atol=1e-4)
+    best = [answer.tasks["class"].ranked(1)[0][0] for answer in answers]
+    assert best == [predictions.tasks["class"][index] for index in predictions.predicted("class")[:20]]
+
+
+def test_a_dual_encoder_answers_with_its_classes(
+    context: AppContext, pairs_run: Path, pairs_data: ImageDataModule
+) -> None:
+    tested = read_predictions(pairs_run / "predictions" / "test.parquet")
+    answers = context.run("pairs").predict(pictures_of(pairs_data, tested.sample_id[:3].tolist()))
+    said = np.stack([answer.tasks["class"].probabilities for answer in answers])
+    np.testing.assert_allclose(said, softmax(tested.logits["class"][:3].astype(float), axis=1), atol=1e-4)
+
+
+def test_ranked_classes_come_best_first(context: AppContext) -> None:
+    [answer] = context.run("quickstart").predict([ANY])
+    ranked = answer.tasks["colour"].ranked()
+    assert sorted(name for name, _ in ranked) == sorted(context.run("quickstart").tasks["colour"])
+    assert [share for _, share in ranked] == sorted((share for _, share in ranked), reverse=True)
+    assert answer.tasks["colour"].ranked(2) == ranked[:2]
+
+
+def test_no_picture_no_answer(context: AppContext) -> None:
+    assert context.run("quickstart").predict([]) == []
+
+
+def test_fitted_temperatures_make_the_confidences(copied: Path, context: AppContext) -> None:
+    write_temperatures(copied, {"class": 2.5, "colour": 0.5}, {})
+    run = ServedRun(copied)
+    [plain], [scaled] = context.run("quickstart").predict([ANY]), run.predict([ANY])
+    for task, temperature in (("class", 2.5), ("colour", 0.5), ("material", 1.0)):
+        logits = np.log(plain.tasks[task].probabilities)
+        np.testing.assert_allclose(scaled.tasks[task].probabilities, softmax(logits / temperature), atol=1e-5)
+    assert {task: answer.calibrated for task, answer in scaled.tasks.items()} == {
+        "class": True,
+        "colour": True,
+        "material": False,
+        "condition": False,
+    }
+    [note] = run.notes
+    assert "Confidences of material, condition are not calibrated" in note
+
+
+@pytest.mark.parametrize("content", ["{", '{"temperatures": {"class": 2.0}, "checkpoint_sha256": "of another"}'])
+def test_a_calibration_that_cannot_be_used_is_told(copied: Path, content: str) -> None:
+    (copied / "checkpoints" / "calibration.json").write_text(content)
+    run = ServedRun(copied)
+    assert run.temperatures == {}
+    assert not run.predict([ANY])[0].tasks["class"].calibrated
+    [note] = run.notes
+    assert "not calibrated" in note
+    assert str(copied) not in note  # browsers see it
+
+
+@pytest.mark.parametrize("name", ["quickstart", "pairs"])
+def test_vectors_are_those_of_the_gallery(
+    context: AppContext, data: ImageDataModule, pairs_data: ImageDataModule, name: str
+) -> None:
+    run, gallery = context.run(name), context.gallery(name)
+    data = pairs_data if name == "pairs" else data
+    assert isinstance(gallery, ServedGallery)
+    rows = [3, 77, 200]
+    stored = gallery.gallery.vectors([data.sample_names()[row] for row in rows])
+    np.testing.assert_allclose(run.encode_pictures(pictures_of(data, rows)), stored, atol=1e-5)
+    assert run.weights == gallery.identity.weights
+
+
+def test_a_picture_file_goes_the_same_way(context: AppContext, data: ImageDataModule, tmp_path: Path) -> None:
+    [picture] = pictures_of(data, [5])
+    picture.save(tmp_path / "one.png")
+    run = context.run("pairs")
+    np.testing.assert_allclose(run.encode_picture(tmp_path / "one.png"), run.encode_pictures([picture])[0], atol=1e-6)
+
+
+def test_labels_are_encoded_as_the_classes_are(context: AppContext, pairs_run: Path) -> None:
+    task = load_task(pairs_run / "checkpoints" / "best.ckpt")
+    assert isinstance(task, DualEncoder)
+    prompts = [["a mug", "one blue mug", "the mug"], ["a cap"], ["a lamp", "lamps"]]
+    task.class_prompts = prompts
+    with torch.inference_mode():
+        expected = task.class_embeddings().numpy()
+    run = context.run("pairs")
+    np.testing.assert_allclose(run.encode_labels(prompts), expected, atol=1e-5)
+    assert run.logit_scale == pytest.approx(float(task.objective.temperature()[0].detach()))
+
+
+def test_texts_are_read(context: AppContext) -> None:
+    run = context.run("pairs")
+    assert run.kind == "dual encoder"
+    vectors = run.encode_texts(["a red mug", "a lamp"])
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert run.reading("a red mug").known >= 3
+
+
+def test_a_classifier_reads_no_texts(context: AppContext) -> None:
+    run = context.run("quickstart")
+    assert run.kind == "classifier"
+    with pytest.raises(UserError, match="reads no texts"):
+        _ = run.logit_scale
+    with pytest.raises(UserError, match="does not encode texts"):
+        run.encode_texts(["a mug"])
+
+
+def test_saliency_is_that_of_the_evaluation(context: AppContext, quickstart_run: Path, data: ImageDataModule) -> None:
+    run, [picture] = context.run("quickstart"), pictures_of(data, [9])
+    before = run.predict([picture])[0].tasks["colour"].probabilities
+    explained = run.saliency(picture, "colour", "red")
+    task = load_task(quickstart_run / "checkpoints" / "best.ckpt")
+    image = torch.from_numpy(explained.image).permute(2, 0, 1)[None]
+    shown = run.tasks["colour"].index("red")
+    [expected] = explain_classes(task, "colour", image, ["x"], [shown], shown=shown)
+    np.testing.assert_allclose(explained.heats[0].values, expected.heats[0].values, atol=1e-5)
+    assert explained.image.shape == (48, 48, 3)
+    np.testing.assert_array_equal(run.predict([picture])[0].tasks["colour"].probabilities, before)
+
+
+def test_saliency_of_a_text(context: AppContext) -> None:
+    explained = context.run("pairs").saliency(ANY, "", "a red mug")
+    assert explained.heats[0].values.shape == (48, 48)
+
+
+@pytest.mark.parametrize(("task", "label"), [("size", "red"), ("colour", "mug")])
+def test_saliency_of_what_it_does_not_know_is_refused(context: AppContext, task: str, label: str) -> None:
+    with pytest.raises(UserError, match="choose one"):
+        context.run("quickstart").saliency(ANY, task, label)
+
+
+def test_many_at_once_get_the_same_answers(context: AppContext) -> None:
+    run = context.run("quickstart")
+    pictures = [Image.new("RGB", (50, 50), (shade * 25, 90, 160)) for shade in range(10)]
+    alone = [run.predict([picture])[0].tasks["class"].probabilities for picture in pictures]
+
+    def ask(place: int) -> np.ndarray[Any, Any]:
+        # Saliency hooks into the network that others are asking.
+        run.saliency(pictures[place], "class", run.tasks["class"][0])
+        return run.predict([pictures[place]])[0].tasks["class"].probabilities
+
+    with ThreadPoolExecutor(8) as threads:
+        together = list(threads.map(ask, list(range(10)) * 2))
+    np.testing.assert_allclose(np.stack(together), np.stack(alone * 2), atol=1e-6)
+
+
+def test_the_name_is_experiment_and_run_unless_given(copied: Path) -> None:
+    assert ServedRun(copied, device="cpu").name == f"{copied.parent.name}/run"
+    assert ServedRun(copied, "mine").name == "mine"
+
+
+def test_what_is_no_trained_run_is_refused(tmp_path: Path, copied: Path) -> None:
+    with pytest.raises(UserError, match="no such run directory"):
+        ServedRun(tmp_path / "nothing")
+    (copied / "checkpoints" / "best.ckpt").rename(copied / "checkpoints" / "last.ckpt")
+    with pytest.raises(UserError, match="train it first"):
+        ServedRun(copied)
+
+
+class _Evil:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("way", ["torch", "pickle"])
+def test_no_code_of_a_checkpoint_is_run(copied: Path, tmp_path: Path, way: str) -> None:
+    checkpoint = copied / "checkpoints" / "best.ckpt"
+    content = {"state_dict": {}, "hyper_parameters": {"evil": _Evil(tmp_path / "ran")}}
+    if way == "torch":
+        torch.save(content, checkpoint)
+    else:
+        checkpoint.write_bytes(pickle.dumps(content))
+    with pytest.raises(UserError, match="can be read safely"):
+        ServedRun(copied)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_diverged_model_is_told(copied: Path) -> None:
+    path = copied / "checkpoints" / "best.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    name = next(name for name in checkpoint["state_dict"] if name.startswith("heads"))
+    checkpoint["state_dict"][name].fill_(float("nan"))
+    torch.save(checkpoint, path)
+    with pytest.raises(UserError, match="not finite"):
+        ServedRun(copied).predict([ANY])

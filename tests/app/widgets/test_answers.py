@@ -1,0 +1,179 @@
+"""Tests of how answers look: everything is escaped, bars say their share, and pressed bars are not trusted."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+from types import SimpleNamespace
+from typing import Any, cast
+
+import gradio as gr
+import numpy as np
+import pytest
+from PIL import Image
+
+from app.logic.classify import Classified, Seen, Upload
+from app.logic.none_of_these import Verdict
+from app.logic.zero_shot import ZeroShot
+from app.state.runs import PictureAnswer, TaskAnswer
+from app.widgets.answers import classified_html, data_address, notes_html, pressed_bar, seen_html, zero_shot_html
+from vitrail.errors import UserError
+
+EVIL = '"><script>alert(1)</script><img src=x onerror="alert(2)">'
+PICTURE = Image.new("RGB", (40, 30), (10, 200, 30))
+
+
+class Page(HTMLParser):
+    """Elements of a piece of HTML, with the text of each button and paragraph."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(html)
+        assert not self._open, "every element is closed"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag != "img":
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str, css_class: str = "") -> list[dict[str, str | None]]:
+        return [
+            attributes
+            for name, attributes in self.elements
+            if name == tag and css_class in (attributes.get("class") or "")
+        ]
+
+
+def classified(classes: list[str], probabilities: list[float], name: str = "a.png", run: str = "run") -> Classified:
+    answer = TaskAnswer(classes, np.array(probabilities), calibrated=True)
+    return Classified(Upload(name, PICTURE), {run: PictureAnswer({"class": answer})})
+
+
+def test_bars_say_class_and_share_best_first() -> None:
+    page = Page(classified_html([classified(["cap", "wrist_watch"], [0.125, 0.875])]))
+    best, other = page.all("button", "bar")
+    assert best["aria-label"] == "wrist watch, 87.5 %; show where"
+    assert best["style"] == "--share: 87.50%"
+    assert (best["data-place"], best["data-run"], best["data-task"], best["data-label"]) == (
+        "0",
+        "run",
+        "class",
+        "wrist_watch",
+    )
+    assert other["data-label"] == "cap"
+    assert "not calibrated" not in page.text
+
+
+def test_confidences_that_are_not_calibrated_say_so() -> None:
+    answer = PictureAnswer({"class": TaskAnswer(["a", "b"], np.array([0.5, 0.5]), calibrated=False)})
+    assert "not calibrated" in classified_html([Classified(Upload("x", PICTURE), {"run": answer})])
+
+
+def test_equally_likely_classes_are_no_prediction() -> None:
+    page = Page(classified_html([classified(["a", "b", "c"], [0.4, 0.4, 0.2])]))
+    assert "class: (no prediction)" in page.text
+    assert len(page.all("button", "bar")) == 3
+
+
+def test_many_classes_are_folded_and_all_there() -> None:
+    page = Page(classified_html([classified([f"c{n}" for n in range(9)], [1 / 9] * 9)]))
+    assert len(page.all("button", "bar")) == 9
+    assert len(page.all("details")) == 1
+    assert "4 more" in page.text
+
+
+def test_two_models_stand_in_two_sections() -> None:
+    both = classified(["a", "b"], [0.1, 0.9]).answers | classified(["a", "b"], [0.6, 0.4], run="other").answers
+    page = Page(classified_html([Classified(Upload("x", PICTURE), both)]))
+    assert len(page.all("section")) == 2
+    assert len(page.all("article")) == 1
+
+
+def test_a_broken_file_is_told_in_its_place() -> None:
+    page = Page(classified_html([Classified(Upload("b.jpg", None, "b.jpg: cut short"), {}), classified(["a"], [1.0])]))
+    assert page.all("p", "problem") == [{"class": "problem", "role": "alert"}]
+    assert [bar["data-place"] for bar in page.all("button", "bar")] == ["1"]
+
+
+def test_nothing_from_outside_becomes_part_of_the_page() -> None:
+    verdict = Verdict(True, 0.5, 40)
+    zero_shot = ZeroShot([EVIL], [[EVIL]], np.array([0.2]), np.array([1.0]), verdict)
+    pages = [
+        classified_html([classified([EVIL, "b"], [0.9, 0.1], EVIL, EVIL)], [EVIL]),
+        classified_html([Classified(Upload(EVIL, None, EVIL), {})]),
+        zero_shot_html(EVIL, [Upload(EVIL, PICTURE), Upload(EVIL, None, EVIL)], [zero_shot], [EVIL]),
+        seen_html(Seen(EVIL, np.array(PICTURE), np.array(PICTURE)), EVIL),
+    ]
+    for html in pages:
+        page = Page(html)
+        assert not page.all("script")
+        assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
+        assert all(str(image["src"]).startswith("data:image/jpeg;base64,") for image in page.all("img"))
+        assert EVIL in page.text + "".join(str(value) for _, found in page.elements for value in found.values())
+
+
+def test_none_of_these_stands_out() -> None:
+    def verdict_of(none: bool | None) -> dict[str, str | None]:
+        answer = ZeroShot(["mug"], [["a mug"]], np.array([0.2]), np.array([1.0]), Verdict(none, 0.3, 40))
+        page = Page(zero_shot_html("run", [Upload("x", PICTURE)], [answer], []))
+        [verdict] = page.all("p", "verdict")
+        [bar] = page.all("button", "bar")
+        assert (bar["data-task"], bar["data-label"]) == ("", "a mug")
+        return verdict
+
+    assert verdict_of(True)["class"] == "verdict verdict-none"
+    assert verdict_of(False)["class"] == "verdict"
+    assert verdict_of(None)["class"] == "verdict"
+
+
+def test_notes_stand_once() -> None:
+    assert notes_html([]) == ""
+    assert notes_html(["a", "a", "b"]).count("<li>") == 2
+
+
+@pytest.mark.parametrize(("size", "shown"), [((900, 300), (320, 107)), ((64, 48), (320, 240)), ((300, 10), (300, 10))])
+def test_pictures_are_scaled(size: tuple[int, int], shown: tuple[int, int]) -> None:
+    address = data_address(Image.new("RGB", size, (250, 0, 0)), 320)
+    picture = Image.open(io.BytesIO(base64.b64decode(re.sub("^.*,", "", address))))
+    assert picture.size == shown
+    assert np.abs(np.array(picture).reshape(-1, 3).mean(axis=0) - [250, 0, 0]).max() < 5
+
+
+def pressed(index: object, value: object) -> gr.SelectData:
+    return cast("gr.SelectData", SimpleNamespace(index=index, value=value))
+
+
+def test_a_pressed_bar_is_what_the_page_says() -> None:
+    assert pressed_bar(pressed(1, ["run", "class", "mug"]), 2) == (1, "run", "class", "mug")
+
+
+@pytest.mark.parametrize(
+    ("index", "value"),
+    [
+        (2, ["run", "class", "mug"]),
+        (-1, ["run", "class", "mug"]),
+        (True, ["run", "class", "mug"]),
+        ("0", ["run", "class", "mug"]),
+        (None, ["run", "class", "mug"]),
+        ([0], ["run", "class", "mug"]),
+        (0, ["run", "class"]),
+        (0, ["run", "class", None]),
+        (0, "run"),
+        (0, {"run": "class"}),
+        (0, None),
+    ],
+)
+def test_what_cannot_have_been_pressed_is_refused(index: Any, value: Any) -> None:
+    with pytest.raises(UserError, match="ask again"):
+        pressed_bar(pressed(index, value), 2)
