@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import benchmarks
-from benchmarks.interleaved import Row, as_json, from_json, markdown, say, write_text_whole
+from benchmarks.harness.interleaved import Row, as_json, from_json, markdown, say, write_text_whole
 from vitrail.errors import run_program
 
 FOLDER = Path(__file__).parent

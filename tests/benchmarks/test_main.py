@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import benchmarks.__main__ as command
-from benchmarks.interleaved import Row
+from benchmarks.harness.interleaved import Row
 
 PAGE = f"# Page\n\ntext\n\n{command.BEGIN}old table\n{command.END}\nafter\n"
 KEPT = Row("step", "ours", "theirs", 1.0, 0.9, 1.1, "s", "≥ 0.98", "1 : 1 s")

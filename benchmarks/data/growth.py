@@ -1,0 +1,183 @@
+"""Start-up of ``fit`` up to its first training step, and memory, with 1,000, 10,000 and 100,000 pictures.
+
+    python -m benchmarks.data.growth [--repeats 3] [--pictures 1000 10000 100000]
+
+Folders of 32-px JPEGs in ten classes, hard links to ten files. The first ``fit`` of a folder reads every picture once
+and fills the cache; that is measured once. Every later one finds what the first has found; those are repeated, the
+sizes in turn, and go through a whole epoch with two workers, whose own memory is measured when it ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from benchmarks.harness.interleaved import Row, interleave, row, say, write_text_whole
+from benchmarks.harness.interleaved import children, own_memory, peak_memory
+
+SIZES = (1_000, 10_000, 100_000)
+CLASSES, PIXELS, WORKERS, BATCH = 10, 32, 2, 256
+
+Numbers = dict[str, float]
+
+
+class Watch(Callback):
+    """Notes when the first step was done, and what memory is in use at the end of the epoch.
+
+    Args:
+        path: JSON file with ``first_step`` (seconds since 1970), ``peak`` (highest resident memory of this process in
+            MB) and ``worker`` (the largest memory that one loader process has for itself, in MB).
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._first_step = 0.0
+        self._worker = 0.0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the time, and the workers, which are gone when the training has ended."""
+        self._first_step = self._first_step or time.time()
+        if batch_idx + 1 == trainer.num_training_batches:
+            self._worker = max((own_memory(process) for process in children(os.getpid())), default=0.0)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write what was found."""
+        found = {"first_step": self._first_step, "peak": peak_memory(), "worker": self._worker}
+        write_text_whole(Path(self.path), json.dumps(found))
+
+
+def write_pictures(folder: Path, pictures: int, pixels: int = PIXELS) -> None:
+    """So many square JPEGs in ten class folders, all of a class the same file."""
+    import numpy as np
+    from PIL import Image
+
+    for code in range(CLASSES):
+        own = folder / f"class_{code}"
+        own.mkdir(parents=True)
+        colours = np.random.default_rng(code).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        first = own / "000000.jpg"
+        Image.fromarray(colours).resize((pixels, pixels), Image.Resampling.BICUBIC).save(first)
+        for number in range(1, len(range(code, pictures, CLASSES))):
+            (own / f"{number:06d}.jpg").hardlink_to(first)
+
+
+def start(folder: Path, *, epoch: bool) -> Numbers:
+    """Runs ``fit`` in a process of its own.
+
+    Args:
+        folder: with ``pictures``; everything that the run writes goes beside them.
+        epoch: whether it goes on to the end of an epoch; else it ends after the first step.
+
+    Returns:
+        ``seconds`` from the start of the process to the end of the first step, ``peak`` and ``worker`` in MB.
+
+    Raises:
+        RuntimeError: if the run fails, with the last lines of what it said.
+    """
+    found = folder / "found.json"
+    found.unlink(missing_ok=True)
+    (folder / "experiment.yaml").write_text(yaml.safe_dump(_experiment(folder, found, epoch)), encoding="utf-8")
+    environment = {**os.environ, "VITRINE_CACHE": str(folder / "cache"), "WANDB_MODE": "disabled"}
+    command = [sys.executable, "-m", "experiments", "fit", "--config", str(folder / "experiment.yaml")]
+    begin = time.time()
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise RuntimeError(f"fit ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    numbers: Numbers = json.loads(found.read_text(encoding="utf-8"))
+    return {"seconds": numbers["first_step"] - begin, "peak": numbers["peak"], "worker": numbers["worker"]}
+
+
+def _experiment(folder: Path, found: Path, epoch: bool) -> dict[str, Any]:
+    return {
+        "name": "growth",
+        "runs": str(folder / "runs"),
+        "data": {
+            "class_path": "datamodules.ImageFolder",
+            "init_args": {
+                "root": str(folder / "pictures"),
+                "split": {"by": "stratified", "val_fraction": 0.1, "test_fraction": 0.1},
+                "image": {"size": PIXELS},
+                "loader": {"batch_size": BATCH, "num_workers": WORKERS},
+                # All pictures of a class are one file.
+                "checks": {"allow_leaks": ["exact", "near"]},
+            },
+        },
+        "model": {
+            "class_path": "lightning_modules.ImageClassifier",
+            "init_args": {"backbone": "test_resnet", "pretrained": False},
+        },
+        "trainer": {
+            "max_epochs": 1,
+            "accelerator": "cpu",
+            "limit_val_batches": 0,
+            "limit_train_batches": 1.0 if epoch else 1,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "callbacks": [{"class_path": "benchmarks.data.growth.Watch", "init_args": {"path": str(found)}}],
+        },
+        "wandb": {"mode": "disabled"},
+    }
+
+
+def measure(sizes: Sequence[int], repeats: int) -> tuple[dict[int, Numbers], dict[int, list[Numbers]]]:
+    """The first ``fit`` of each folder, and the later ones, the sizes in turn."""
+    with tempfile.TemporaryDirectory() as name:
+        folders = {size: Path(name) / str(size) for size in sizes}
+        for size, folder in folders.items():
+            write_pictures(folder / "pictures", size)
+        first = {size: start(folder, epoch=False) for size, folder in folders.items()}
+        starts = {str(size): lambda folder=folder: start(folder, epoch=True) for size, folder in folders.items()}
+        later = interleave(starts, repeats)
+    return first, {size: later[str(size)] for size in sizes}
+
+
+def rows_of(first: Mapping[int, Numbers], later: Mapping[int, list[Numbers]]) -> list[Row]:
+    """Every size beside the smallest."""
+    smallest, *others = first
+    rows: list[Row] = []
+    tables = (
+        ("start of fit, first time", "seconds", "s to the first step", "", {s: [n] for s, n in first.items()}),
+        ("start of fit, later", "seconds", "s to the first step", "", later),
+        ("fit, peak memory", "peak", "MB", "", later),
+        ("own memory of a loader process", "worker", "MB", "≤ 1.1", later),
+    )
+    for benchmark, key, unit, promise, found in tables:
+        values = {_named(size): [numbers[key] for numbers in several] for size, several in found.items()}
+        rows += [row(benchmark, _named(size), _named(smallest), values, unit, promise) for size in others]
+    return rows
+
+
+def run(repeats: int) -> list[Row]:
+    """Time and memory of the larger folders by those of the smallest."""
+    return rows_of(*measure(SIZES, repeats))
+
+
+def _named(size: int) -> str:
+    return f"{size:,} pictures"
+
+
+def main() -> None:
+    """Print the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--pictures", type=int, nargs="+", default=list(SIZES), help="sizes, the smallest first")
+    options = parser.parse_args()
+    say(rows_of(*measure(options.pictures, options.repeats)))
+
+
+if __name__ == "__main__":
+    main()

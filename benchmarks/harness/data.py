@@ -1,0 +1,118 @@
+"""Folders of pictures for timings: ``train/<class>/<number>.jpg``, photo-like in size and detail.
+
+Data for timings: one epoch of as many full batches as wanted, out of a few pictures in memory.
+
+Everything but the reading of pictures is the loader that all data sets have. Reading has a benchmark of its own.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.harness.processes import Pacer
+from datamodules.base import ImageDataModule
+from datamodules.loading.dataset import CountedLoader
+from datamodules.options import ImageOptions, LoaderOptions
+from datamodules.table import SampleTable
+
+CLASSES = 8
+
+
+def write_photos(root: Path, number: int, size: int) -> Path:
+    """Writes JPEGs whose long side has ``size`` pixels: blurred noise with grain, as costly as photos.
+
+    Args:
+        root: folder to be made.
+        number: of pictures.
+        size: in pixels.
+
+    Returns:
+        The folder.
+    """
+    draw = np.random.default_rng(0)
+    short = size * 3 // 4
+    for index in range(number):
+        coarse = Image.fromarray(draw.integers(0, 256, (short // 16, size // 16, 3), dtype=np.uint8))
+        smooth = np.asarray(coarse.resize((size, short), Image.Resampling.BICUBIC), dtype=np.float32)
+        grain = draw.normal(0, 6, (short, size, 1)).astype(np.float32)
+        picture = Image.fromarray(np.clip(smooth + grain, 0, 255).astype(np.uint8))
+        path = root / "train" / f"class_{index % CLASSES}" / f"{index:05d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path, quality=90)
+    return root
+
+
+def linked_products(root: Path) -> Path | None:
+    """The product photos (about 128 px) where ``$VITRINE_DATA`` has them, as a folder of links; else None."""
+    images = Path(os.environ.get("VITRINE_DATA", "data")) / "products" / "images"
+    if not images.is_dir():
+        return None
+    for index, picture in enumerate(sorted(images.glob("*.jpg"))):
+        link = root / "train" / f"class_{index % CLASSES}" / picture.name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(picture.resolve())
+    return root
+
+
+LONG_CLASSES = ("bag", "bottle", "cap", "cup", "lamp", "plate", "shoe", "sock", "vase", "watch")
+COLOURS = ("red", "green", "blue", "yellow", "black", "white", "grey")
+PLACES = ("on a table", "in a box", "before a wall", "under a lamp", "on the grass")
+_PICTURES = 64
+
+
+class LongEpoch(ImageDataModule):
+    """Noise with a label and a caption, ``steps`` training batches long.
+
+    Args:
+        steps: full batches of an epoch.
+        image: size of the pictures.
+        loader: batch size and workers.
+        seed: of the order.
+
+    Attributes:
+        pacer: if set, every training batch ticks.
+    """
+
+    generated: ClassVar[bool] = True
+    pacer: ClassVar[Pacer | None] = None
+
+    def __init__(
+        self, steps: int, image: ImageOptions | None = None, loader: LoaderOptions | None = None, seed: int = 0
+    ) -> None:
+        super().__init__(image, loader=loader, seed=seed)
+        self.steps = steps
+        size = self.image_options["size"]
+        # A generator of its own: the weights that come next must not depend on how large the pictures are.
+        noise = np.random.default_rng(0).integers(0, 256, (_PICTURES, 3, size, size), dtype=np.uint8)
+        self._pictures = torch.from_numpy(noise)
+
+    def load_table(self) -> SampleTable:
+        """Names, labels and captions; nothing is read."""
+        import pandas as pd
+
+        numbers = range(self.steps * self.loader_options["batch_size"])
+        kinds = [LONG_CLASSES[number % len(LONG_CLASSES)] for number in numbers]
+        captions = [
+            f"a photo of a {COLOURS[number % len(COLOURS)]} {kind} {PLACES[number % len(PLACES)]}, number {number % 97}"
+            for number, kind in zip(numbers, kinds, strict=True)
+        ]
+        columns = {"source": [str(number) for number in numbers], "split": "train", "class": kinds, "caption": captions}
+        frame = pd.DataFrame({"name": [f"noise_{number}" for number in numbers], **columns})
+        return SampleTable.from_frame(frame, ["class"], {"class": LONG_CLASSES}, origin="LongEpoch")
+
+    def read_image(self, index: int) -> torch.Tensor:
+        """One of a few pictures, uint8 ``(3, size, size)``."""
+        return self._pictures[index % _PICTURES]
+
+    def train_dataloader(self) -> CountedLoader:
+        """The usual loader, with a tick where the steps are timed."""
+        loader = super().train_dataloader()
+        if LongEpoch.pacer is not None:
+            loader.collate_fn = LongEpoch.pacer.pace(loader.collate_fn)
+        return loader

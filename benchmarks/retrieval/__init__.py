@@ -1,0 +1,1 @@
+"""Indexing and search against named peers."""

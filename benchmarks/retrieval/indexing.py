@@ -1,0 +1,134 @@
+"""Filling a gallery beside the model's own forward pass, in pictures a second.
+
+    python -m benchmarks.retrieval.indexing [--repeats 3] [--pictures 2048]
+
+Photos of 500 px that have been decoded before, at 224 px, networks with random weights. The forward pass has all of its
+batches in memory. Filling reads them from the cache, runs the model, and makes vectors, predictions, facts and files of
+the gallery out of them, with everything that ``python -m retrieval index`` does after it has loaded model and data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.harness.data import write_photos
+from benchmarks.harness.interleaved import Row, interleave, row, say
+
+BACKBONES = {"DeiT-Tiny": "deit_tiny_patch16_224", "RegNetX-200MF": "regnetx_002"}
+PICTURES, SIZE, PHOTO, BATCH = 2048, 224, 500, 32
+FILLING, FORWARD, PROMISE = "filling a gallery", "forward pass", "≥ 0.95"
+
+
+def data_of(folder: Path, size: int, batch: int) -> Any:
+    """A folder of pictures, decoded once."""
+    from datamodules import ImageFolder
+
+    data = ImageFolder(
+        str(folder),
+        split={"by": "table", "val_fraction": 0.0, "test_fraction": 0.0},
+        image={"size": size},
+        loader={"batch_size": batch, "num_workers": 0, "cache": "always"},
+        checks={"allow_leaks": ["exact", "near", "groups"]},
+    )
+    data.prepare_data()
+    data.setup("predict")
+    return data
+
+
+def task_of(backbone: str, data: Any) -> Any:
+    """A classifier with random weights."""
+    from lightning_modules.classification import ImageClassifier
+
+    torch.manual_seed(0)
+    image_size = data.image_options["size"]
+    return ImageClassifier(backbone, data.tasks["class"], image_size=image_size, pretrained=False).eval()
+
+
+class Contest:
+    """One network with its data; both sides may be run again and again.
+
+    Args:
+        backbone: name in timm.
+        data: of ``data_of``.
+        folder: for galleries.
+    """
+
+    def __init__(self, backbone: str, data: Any, folder: Path) -> None:
+        from retrieval.schema import identity_of
+
+        self.task, self.data, self.folder = task_of(backbone, data), data, folder
+        self.identity = identity_of(self.task, "", self.data.image_options, list(data.tasks))
+        self.pictures = len(data.rows_of(["train"]))
+        self.images = [batch["image"].clone() for batch in data.rows_dataloader(data.rows_of(["train"]))]
+
+    def forward(self) -> float:
+        """Pictures a second of the model alone."""
+        begin = time.perf_counter()
+        with torch.inference_mode():
+            for images in self.images:
+                self.task(images)
+        return self.pictures / (time.perf_counter() - begin)
+
+    def fill(self) -> float:
+        """Pictures a second of filling a new gallery.
+
+        Raises:
+            RuntimeError: if the gallery does not hold all of them.
+        """
+        from retrieval.fill import fill
+        from retrieval.gallery import Gallery
+
+        uri = self.folder / "gallery"
+        begin = time.perf_counter()
+        gallery = Gallery.create(str(uri), self.identity)
+        report = fill(self.task, self.data, gallery, splits=["train"])
+        seconds = time.perf_counter() - begin
+        if report.added != self.pictures:
+            raise RuntimeError(f"{self.pictures} pictures were to be added: {report}")
+        shutil.rmtree(uri)
+        return self.pictures / seconds
+
+
+def measure(
+    backbones: Sequence[str], pictures: int, rounds: int, size: int = SIZE, photo: int = PHOTO, batch: int = BATCH
+) -> list[Row]:
+    """Both sides in turn, for each network."""
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.environ["VITRINE_CACHE"] = str(folder / "cache")
+        data = data_of(write_photos(folder / "pictures", pictures, photo), size, batch)
+        for backbone in backbones:
+            contest = Contest(BACKBONES.get(backbone, backbone), data, folder)
+            contest.fill()  # imports LanceDB
+            rates = interleave({FILLING: contest.fill, FORWARD: contest.forward}, rounds)
+            title = f"indexing {pictures:,} photos at {size} px, {backbone}"
+            rows.append(row(title, FILLING, FORWARD, rates, "images/s", PROMISE))
+    return rows
+
+
+def run(repeats: int) -> list[Row]:
+    """Pictures a second of filling by those of the forward pass."""
+    return measure(list(BACKBONES), PICTURES, repeats)
+
+
+def main() -> None:
+    """Print the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--pictures", type=int, default=PICTURES)
+    options = parser.parse_args()
+    say(measure(list(BACKBONES), options.pictures, options.repeats))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""Exact top-10 search in a million vectors, beside NumPy, scikit-learn, FAISS and LanceDB; and opening such a gallery.
+
+    python -m benchmarks.retrieval.search [--repeats 3] [--pictures 1000000] [--dim 512]
+
+The vectors are random directions. All contenders have the same number of threads and find the same rows, or the
+benchmark fails. Needs 5 GB on the disk and 16 GB of memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.harness.interleaved import Row, in_new_process, interleave, row, say
+from benchmarks.harness.processes import Paced
+from benchmarks.retrieval.search_contenders import CONTENDERS, OURS, OURS_WITH_NAMES, QUERIES, answers_file
+
+PICTURES, DIM = 1_000_000, 512
+SEARCHES = {1: 5, 100: 1}
+"""How many searches a turn has, by the number of queries that are asked at once."""
+
+LIMIT, LIMIT_NAME = 2.0, "two seconds"
+OPENED, OPENED_COLD = "gallery opened, first answer", "the same, files not in memory"
+COMMAND, IMPORT = "whole command, search --like", "import torch"
+SAME_ROWS = 0.999
+"""Share of the rows in which contenders must agree: sums in another order may swap two scores that differ by 1e-8."""
+
+_CHUNK = 50_000
+
+
+def threads() -> dict[str, str]:
+    """Variables that give every library the same number of threads."""
+    names = ("OMP", "OPENBLAS", "MKL", "RAYON")
+    count = str(os.cpu_count() or 1)
+    return {**{f"{name}_NUM_THREADS": count for name in names}, "LANCE_CPU_THREADS": count}
+
+
+def make_gallery(folder: Path, pictures: int, dim: int) -> None:
+    """A gallery of random directions, whose ids are their numbers, and queries."""
+    import pyarrow as pa
+
+    from retrieval.gallery import Gallery
+    from retrieval.schema import ModelIdentity, picture_schema
+
+    identity = ModelIdentity("Random", "0" * 64, "", dim, False, {}, {}, [])
+    schema = picture_schema(identity)
+    random = np.random.default_rng(0)
+    with Gallery.create(str(folder / "gallery"), identity).writing() as writer:
+        for start in range(0, pictures, _CHUNK):
+            rows = min(_CHUNK, pictures - start)
+            vectors = random_directions(random, rows, dim)
+            columns = {name: pa.array([""] * rows) for name in schema.names if name != "thumbnail"}
+            columns["id"] = pa.array([str(number) for number in range(start, start + rows)])
+            columns["thumbnail"] = pa.nulls(rows, pa.binary())
+            columns["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), dim)
+            writer.add(pa.table([columns[name] for name in schema.names], schema=schema))
+    np.save(folder / QUERIES, random_directions(random, 200, dim))
+
+
+def random_directions(random: np.random.Generator, rows: int, dim: int) -> NDArray[np.float32]:
+    """Rows of unit length, float32 ``(rows, dim)``."""
+    drawn = random.standard_normal((rows, dim), dtype=np.float32)
+    drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
+    return drawn
+
+
+def search_times(folder: Path, names: Sequence[str], at_once: int, turns: int) -> dict[str, list[float]]:
+    """Seconds of a search of ``at_once`` queries, a number for every turn of every contender.
+
+    Raises:
+        RuntimeError: if a contender fails, or finds other rows than the first one.
+    """
+    searches = SEARCHES[at_once]
+    with ExitStack() as stack:
+        loops = {}
+        for number, name in enumerate(names):
+            arguments = ["--contender", name, "--folder", str(folder), "--at-once", str(at_once)]
+            arguments += ["--searches", str(searches), "--turns", str(turns)]
+            loop = Paced(
+                "benchmarks.retrieval.search_contenders", arguments, folder / f"{number}_{at_once}.log", threads()
+            )
+            stack.callback(loop.stop)
+            # One after the other: some take a multiple of their memory to start.
+            loop.wait_until_warm()
+            loops[name] = loop
+        _check_same_rows(folder, names, at_once)
+        seconds = interleave({name: loop.turn for name, loop in loops.items()}, turns)
+        for loop in loops.values():
+            loop.finish()
+    return {name: [one / searches for one in found] for name, found in seconds.items()}
+
+
+def _check_same_rows(folder: Path, names: Sequence[str], at_once: int) -> None:
+    answers = {name: np.load(answers_file(folder, name, at_once)) for name in names}
+    first, *others = names
+    for name in others:
+        pairs = zip(answers[first].tolist(), answers[name].tolist(), strict=True)
+        same = float(np.mean([len(set(one) & set(other)) / len(one) for one, other in pairs]))
+        if same < SAME_ROWS:
+            raise RuntimeError(f"{name} finds {same:.4f} of the rows that {first} finds")
+
+
+def opening_times(folder: Path, repeats: int) -> dict[str, list[float]]:
+    """Seconds from opening a gallery to the first answer, and of the whole command."""
+    gallery = folder / "gallery"
+
+    def opened(cold: bool) -> float:
+        if cold:
+            forget(gallery)
+        return in_new_process("benchmarks.retrieval.search", ["--open", str(folder)], threads())["seconds"]
+
+    def timed(*command: str) -> float:
+        begin = time.perf_counter()
+        environment = {**os.environ, **threads()}
+        subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL, env=environment)
+        return time.perf_counter() - begin
+
+    opened(cold=False)  # what follows finds all files in the system's cache
+    contenders = {
+        OPENED: lambda: opened(cold=False),
+        COMMAND: lambda: timed("-m", "retrieval", "search", "--gallery", str(gallery), "--like", "7", "--json"),
+        IMPORT: lambda: timed("-c", IMPORT),
+    }
+    found = interleave(contenders, repeats)
+    found[OPENED_COLD] = [opened(cold=True) for _ in range(repeats)]
+    return {**found, LIMIT_NAME: [LIMIT] * repeats}
+
+
+def forget(folder: Path) -> None:
+    """Drops files from the system's cache, so that they are read from the disk again."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def open_and_ask(folder: Path) -> float:
+    """Seconds from opening a gallery to its first answer; what is imported before is not counted."""
+    from retrieval.gallery import Gallery
+
+    __import__("torch")
+    __import__("lancedb")
+    query = np.load(folder / QUERIES)[:1]
+    begin = time.perf_counter()
+    (hits,) = Gallery.open(str(folder / "gallery")).nearest(query, 10)
+    assert len(hits) == 10
+    return time.perf_counter() - begin
+
+
+def search_rows(pictures: int, dim: int, at_once: int, seconds: Mapping[str, Sequence[float]]) -> list[Row]:
+    """Ours beside every other, as searches a second."""
+    rates = {name: [1 / one for one in found] for name, found in seconds.items()}
+    title = f"top 10 of {pictures:,} × {dim}, {at_once} {'query' if at_once == 1 else 'queries'}"
+    rows = []
+    for name in rates:
+        if name == OURS:
+            continue
+        note = f"{1000 * median(seconds[OURS]):.0f} : {1000 * median(seconds[name]):.0f} ms"
+        promise = "" if name == OURS_WITH_NAMES else "≥ 1"
+        rows.append(row(title, OURS, name, rates, "searches/s", promise, note))
+    return rows
+
+
+def opening_rows(pictures: int, seconds: Mapping[str, Sequence[float]]) -> list[Row]:
+    """Opening beside what was promised, and the whole command beside an import."""
+    title = f"gallery of {pictures:,}"
+    return [
+        row(title, OPENED, LIMIT_NAME, seconds, "s", "< 1"),
+        row(title, OPENED_COLD, LIMIT_NAME, seconds, "s"),
+        row(title, COMMAND, IMPORT, seconds, "s"),
+    ]
+
+
+def measure(pictures: int, dim: int, repeats: int, names: Sequence[str] = tuple(CONTENDERS)) -> list[Row]:
+    """All ratios of one size."""
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_gallery(folder, pictures, dim)
+        for at_once in SEARCHES:
+            rows += search_rows(pictures, dim, at_once, search_times(folder, names, at_once, max(2, repeats)))
+        rows += opening_rows(pictures, opening_times(folder, repeats))
+    return rows
+
+
+def run(repeats: int) -> list[Row]:
+    """Searches a second, and seconds to the first answer."""
+    return measure(PICTURES, DIM, repeats)
+
+
+def main() -> None:
+    """Print the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--pictures", type=int, default=PICTURES)
+    parser.add_argument("--dim", type=int, default=DIM)
+    parser.add_argument("--open", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.open is not None:
+        sys.stdout.write(json.dumps({"seconds": open_and_ask(options.open)}) + "\n")
+    else:
+        say(measure(options.pictures, options.dim, options.repeats))
+
+
+if __name__ == "__main__":
+    main()
