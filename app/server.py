@@ -32,7 +32,7 @@ from vitrail.errors import UserError
 
 Builder = Callable[[AppContext], None]
 
-_HERE = Path(__file__).parent
+_STATIC = Path(__file__).parent / "static"
 _HOUR = 3600
 
 # Blue that white text can be read on.
@@ -132,8 +132,8 @@ def build_app(
         pwa=False,
         mcp_server=False,
         theme=_THEME,
-        css_paths=sorted(_HERE.glob("*.css")),
-        head=f"<script>{(_HERE / 'keys.js').read_text(encoding='utf-8')}</script>",
+        css_paths=sorted(_STATIC.glob("*.css")),
+        head=f"<script>{(_STATIC / 'keys.js').read_text(encoding='utf-8')}</script>",
     )
     functions = (number for number, function in page.fns.items() if function.fn is not None)
     return Guard(

@@ -30,10 +30,11 @@ Results = dict[str, dict[str, Any]]
 
 
 def found_benchmarks() -> dict[str, Benchmark]:
-    """Every module of this package that has a function ``run``, by name."""
-    names = sorted(module.name for module in pkgutil.iter_modules(benchmarks.__path__) if module.name != "__main__")
-    modules = {name: importlib.import_module(f"benchmarks.{name}") for name in names}
-    return {name: module.run for name, module in modules.items() if hasattr(module, "run")}
+    """Every module of this package that has a function ``run``, by its name below the package, as ``training.step``."""
+    found = pkgutil.walk_packages(benchmarks.__path__, "benchmarks.")
+    modules = [importlib.import_module(module.name) for module in found if not module.name.endswith("__main__")]
+    named = {module.__name__.removeprefix("benchmarks."): module for module in modules if hasattr(module, "run")}
+    return {name: module.run for name, module in sorted(named.items())}
 
 
 def measure(chosen: Mapping[str, Benchmark], repeats: int, folder: Path) -> int:

@@ -2,7 +2,7 @@
 
 A training step on a CPU allocates and frees the same large tensors over and over. By default glibc gives every block
 above 32 MB back to the system at once, and the next one costs a page fault for every 4 KB: a third of the time of a
-small convolutional network (``python -m benchmarks.training.allocator``). Resident memory stays at its peak in exchange.
+small convolutional network (``python -m benchmarks training.allocator``). Resident memory stays at its peak.
 
 Commands as processes of their own that neither outlive this one nor get its Ctrl-C.
 

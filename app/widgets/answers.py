@@ -36,7 +36,7 @@ THUMBNAIL = 320
 SHOWN = 5
 """Classes of a task that are shown at once; the others can be unfolded."""
 
-_CSS = (Path(__file__).parent / "answers.css").read_text(encoding="utf-8")
+_CSS = (Path(__file__).parents[1] / "static" / "answers.css").read_text(encoding="utf-8")
 
 # Bars are found by what they say of themselves; none of it is trusted on the server.
 _ON_LOAD = """

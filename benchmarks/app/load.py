@@ -122,7 +122,7 @@ CLASSIFIER, PAIRS, LARGE = "classifier", "pairs", "large"
 
 DEIT_TINY = "deit_tiny_patch16_224"
 
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 _SHORT: dict[str, Any] = {
     "test_best": False,
     "trainer": {"max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 1, "enable_progress_bar": False},

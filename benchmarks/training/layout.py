@@ -1,6 +1,6 @@
 """Training steps of several architectures with pictures laid out channels-last, beside channels-first.
 
-    python -m benchmarks layout
+    python -m benchmarks training.layout
 
 Only the pictures' layout differs; batch 16 at 96 px, random weights, float32.
 """

@@ -172,7 +172,7 @@ def _draw_counts(axes: Any, bins: ReliabilityBins) -> None:
     axes.set_xlabel("confidence")
 
 
-_pareto_figure_BLUE, _GREY = "#3b75af", "#8a8f98"
+_PARETO_BLUE, _GREY = "#3b75af", "#8a8f98"
 
 
 def on_the_front(cost: NDArray[np.float64], score: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -229,11 +229,11 @@ def _draw(axes: Any, scores: Sequence[Estimate], cost: NDArray[np.float64]) -> N
     score = np.array([estimate.value for estimate in scores])
     front = on_the_front(cost, score)
     order = [place for place in np.argsort(cost, kind="stable") if front[place]]
-    axes.plot(cost[order], score[order], color=_pareto_figure_BLUE, linewidth=1, alpha=0.6, drawstyle="steps-post")
+    axes.plot(cost[order], score[order], color=_PARETO_BLUE, linewidth=1, alpha=0.6, drawstyle="steps-post")
     for place, (value, (low, high)) in enumerate(scores):
         if np.isnan(cost[place]) or np.isnan(value):
             continue
-        colour = _pareto_figure_BLUE if front[place] else _GREY
+        colour = _PARETO_BLUE if front[place] else _GREY
         axes.vlines(cost[place], low, high, color=colour, linewidth=1)
         axes.plot(cost[place], value, "o", color=colour, markersize=5)
         axes.annotate(

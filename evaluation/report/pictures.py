@@ -206,7 +206,7 @@ SHOWN = ("loss", "accuracy", "f1_macro", "mAP", "mean_recall")
 """Last parts of the names of metrics that are drawn, and that of the monitored one; the table has all."""
 
 _SINGLE = "loss of single tasks"
-_report_curves_COLOURS = ("#3b75af", "#c8553d", "#4f8a5b", "#8a63a8", "#b08a2e", "#3c8f98", "#a3506f", "#6b6b6b")
+_CURVE_COLOURS = ("#3b75af", "#c8553d", "#4f8a5b", "#8a63a8", "#b08a2e", "#3c8f98", "#a3506f", "#6b6b6b")
 
 
 def curves_section(files: RunFiles) -> Section:
@@ -341,7 +341,7 @@ def _draw(axes: Any, heading: str, done: Any, values: pd.DataFrame) -> None:
     stems = list(dict.fromkeys(name.partition("/")[2] or name for name in values.columns))
     for name in values.columns:
         stem = name.partition("/")[2] or name
-        colour = _report_curves_COLOURS[stems.index(stem) % len(_report_curves_COLOURS)]
+        colour = _CURVE_COLOURS[stems.index(stem) % len(_CURVE_COLOURS)]
         told = values[name].notna().to_numpy()
         style = "--" if name.startswith("train/") else "-"
         axes.plot(

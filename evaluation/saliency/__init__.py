@@ -2,7 +2,7 @@
 
 Grad-CAM (Selvaraju et al., ICCV 2017) weighs the last feature map by the gradient of one score. Attention rollout
 (Abnar & Zuidema, ACL 2020) multiplies attention weights up through the layers; it is the same for every score. Neither
-proves a cause: compare with ``tests/evaluation/saliency/test_saliency.py``, where maps of random weights are unlike those of
+proves a cause: compare with its test, where maps of random weights are unlike those of
 trained ones (the check of Adebayo et al., NeurIPS 2018).
 
 The package ``grad-cam`` is not used: it brings OpenCV for what is a resize and a colour map here. Its maps of the same

@@ -284,7 +284,7 @@ def _number(where: str, value: Any) -> float:
     return value
 
 
-_sweep_hyperband_KNOWN = {"type", "min_iter", "max_iter", "s", "eta", "strict"}
+_HYPERBAND_KEYS = {"type", "min_iter", "max_iter", "s", "eta", "strict"}
 _LONGEST = 1_000_000
 """No training has more epochs."""
 
@@ -334,7 +334,7 @@ def parse_hyperband(section: Any) -> Hyperband | None:
     where = "early_terminate"
     if not isinstance(section, dict) or section.get("type") != "hyperband":
         raise UserError(f"{where}.type: must be hyperband, the only kind there is")
-    if unknown := sorted(section.keys() - _sweep_hyperband_KNOWN):
+    if unknown := sorted(section.keys() - _HYPERBAND_KEYS):
         raise UserError(f"{where}.{unknown[0]}: is not known; hyperband has {', '.join(sorted(_KNOWN))}")
     eta = section.get("eta", 3)
     if isinstance(eta, bool) or not isinstance(eta, int | float) or eta <= 1:

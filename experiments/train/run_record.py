@@ -198,7 +198,7 @@ def _model(pl_module: LightningModule) -> dict[str, Any]:
 
 def git_revision() -> dict[str, Any] | None:
     """Revision of the source and whether files differ from it; None outside of a checkout."""
-    source = Path(__file__).parent.parent
+    source = Path(__file__).parents[2]
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", "-C", str(source), *arguments], capture_output=True, text=True, check=True)

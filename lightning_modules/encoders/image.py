@@ -118,7 +118,7 @@ class Normalize(KeepsFloat32):
         Returns:
             ``(B, 3, H, W)``, computed in float32 and given in the floating type of the network, laid out as
             ``torch.channels_last``, in which most convolutional networks are faster by a tenth to a third
-            (``python -m benchmarks layout``).
+            (``python -m benchmarks training.layout``).
 
         Raises:
             TypeError: if the pictures are not uint8; that they are scaled twice would go unnoticed.

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, ndcg_score
 
-from evaluation.retrieval import METRICS, Ground, Row, System, ground_of, measure, rows_of, systems_of
+from evaluation.retrieval import METRICS, AttributeRow, Ground, System, ground_of, measure, rows_of, systems_of
 from evaluation.statistics.intervals import group_bootstrap
 from retrieval.gallery import Gallery
 from retrieval.search.searcher import Query, Searcher
@@ -40,7 +40,7 @@ def values_of(gallery: Gallery, ground: Ground, system: System) -> dict[str, NDA
     return {metric: np.concatenate([part[metric] for part in parts]) for metric in METRICS}
 
 
-def rows(gallery: Gallery, ground: Ground, system: System) -> dict[str, Row]:
+def rows(gallery: Gallery, ground: Ground, system: System) -> dict[str, AttributeRow]:
     made = rows_of("G", system, ground, measure(ground, searcher(gallery, system), system))
     return {row.metric: row for row in made}
 
