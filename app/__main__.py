@@ -41,7 +41,7 @@ def _run(options: argparse.Namespace) -> None:
     from app.server import serve
 
     shown = f"[{options.host}]" if ":" in options.host else options.host
-    print(f"Vitrine: http://{shown}:{options.port} (Ctrl-C ends it)", flush=True)
+    print(f"Vitrail: http://{shown}:{options.port} (Ctrl-C ends it)", flush=True)
     serve(context, options.host, options.port, allowed=allowed, prefix=prefix)
 
 
@@ -110,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         "--root-path",
         default="",
         metavar="/PREFIX",
-        help="path below which a reverse proxy serves it, such as /vitrine",
+        help="path below which a reverse proxy serves it, such as /vitrail",
     )
     return parser
 

@@ -88,7 +88,7 @@ class Guard:
         hosts: names, besides addresses in numbers and ``localhost``, under which the application may be asked for.
         allowed: further such names, which the user has stated; their pages may ask even where a reverse proxy passes
             another ``Host`` on.
-        prefix: path below which a reverse proxy serves the application, such as ``/vitrine``; proxies may remove it.
+        prefix: path below which a reverse proxy serves the application, such as ``/vitrail``; proxies may remove it.
     """
 
     def __init__(
@@ -312,7 +312,7 @@ def root_path(text: str) -> str:
     prefix = text.rstrip("/")
     if prefix and (not _PREFIX.fullmatch(prefix) or {".", ".."} & set(prefix.split("/"))):
         raise UserError(
-            f"--root-path {text}: must be the path below which the proxy serves the application, such as /vitrine"
+            f"--root-path {text}: must be the path below which the proxy serves the application, such as /vitrail"
         )
     return prefix
 

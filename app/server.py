@@ -74,7 +74,7 @@ def blocks_of(context: AppContext, tabs: Sequence[tuple[str, Builder]]) -> gr.Bl
         return gr.Tabs(selected=asked) if asked in names else gr.skip()
 
     # What was uploaded is removed after a day; while the page is open it is still needed.
-    blocks = gr.Blocks(title="Vitrine", analytics_enabled=False, delete_cache=(_HOUR, 24 * _HOUR))
+    blocks = gr.Blocks(title="Vitrail", analytics_enabled=False, delete_cache=(_HOUR, 24 * _HOUR))
     with blocks:
         gr.HTML(_masthead(context), elem_id="masthead", apply_default_css=False, js_on_load=None)
         with gr.Tabs(elem_id="tabs", selected=names[0]) as chosen:
@@ -105,12 +105,12 @@ def build_app(
         context: what is served.
         host: that the server is going to bind to.
         allowed: further names that people reach it by, such as a reverse proxy's.
-        prefix: path below which a reverse proxy serves it, such as ``/vitrine``.
+        prefix: path below which a reverse proxy serves it, such as ``/vitrail``.
         blocks: what builds the page.
     """
     uploads = _upload_folder()
     serve_below(prefix)
-    app = FastAPI(title="Vitrine", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="Vitrail", docs_url=None, redoc_url=None, openapi_url=None)
     # Before the page, which answers whatever is left.
     add_pictures(app, context)
     page = blocks(context)
@@ -193,7 +193,7 @@ def _upload_folder() -> Path:
 
     One for all pages of the process: Gradio knows only one.
     """
-    folder = Path(tempfile.mkdtemp(prefix="vitrine-app-")).resolve()
+    folder = Path(tempfile.mkdtemp(prefix="vitrail-app-")).resolve()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     return folder
@@ -205,4 +205,4 @@ def _masthead(context: AppContext) -> str:
         return f"{number} {one if number == 1 else many}"
 
     served = f"{counted(context.runs, 'model', 'models')} · {counted(context.galleries, 'gallery', 'galleries')}"
-    return f"<header><h1>Vitrine</h1><p>{served} · nothing leaves the machine that serves it</p></header>"
+    return f"<header><h1>Vitrail</h1><p>{served} · nothing leaves the machine that serves it</p></header>"

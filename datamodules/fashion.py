@@ -63,7 +63,7 @@ class Fashion(ImageDataModule):
     """Fashion products, to be classified by one column of their metadata and, where wanted, by further ones.
 
     Args:
-        root: folder with ``styles.csv`` and ``images/``; by default ``$VITRINE_DATA/fashion`` or ``data/fashion``. With
+        root: folder with ``styles.csv`` and ``images/``; by default ``$VITRAIL_DATA/fashion`` or ``data/fashion``. With
             ``source: hub`` a local copy of the hub's data set (``save_to_disk`` folder, Parquet); by default the hub.
         target: column that the main task ``class`` learns.
         attributes: further columns to learn, each a task of its own.

@@ -44,7 +44,7 @@ class Flickr8k(ImageDataModule):
     """Photos with several captions each, and no classes; one row a photo, so no split divides a photo's captions.
 
     Args:
-        root: folder of the data; by default ``$VITRINE_DATA/flickr8k`` or ``data/flickr8k``.
+        root: folder of the data; by default ``$VITRAIL_DATA/flickr8k`` or ``data/flickr8k``.
         captions: ``token``, ``kaggle`` (``captions.txt``) or ``karpathy`` (``dataset*.json``) for a file of that kind,
             ``auto`` (or empty) for the first of these that is there, or a file's path, below ``root`` or absolute.
         pictures: folder of the photos, below ``root`` or absolute; by default looked for.

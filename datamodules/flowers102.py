@@ -70,7 +70,7 @@ class Flowers102(ImageDataModule):
     """Flowers-102, whose captions are the prompts of its classes.
 
     Args:
-        root: folder that holds ``flowers-102``, or that folder itself; by default ``$VITRINE_DATA/flowers102`` or
+        root: folder that holds ``flowers-102``, or that folder itself; by default ``$VITRAIL_DATA/flowers102`` or
             ``data/flowers102``.
         split: how photos are divided.
         classes: ``all``, or ``base``: train and val have the first half of the classes only, test has all, so that it

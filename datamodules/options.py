@@ -66,7 +66,7 @@ class LoaderOptions(TypedDict, total=False):
         balance_on: task whose classes ``balanced`` makes equally frequent; default class.
         drop_last: leave out the last training batch where it is not full; default false. One of a single picture is
             always left out, because BatchNorm cannot normalise it.
-        cache: whether pictures are decoded once and kept on disk under ``$VITRINE_CACHE``, scaled to what the network
+        cache: whether pictures are decoded once and kept on disk under ``$VITRAIL_CACHE``, scaled to what the network
             needs: ``auto`` where there is room for them, ``always`` or ``never``. Evaluation gets the same pixels with
             and without; random crops of pictures that are larger come out of the smaller ones; default auto.
         cache_limit_gb: gigabytes that all cached pictures together may take; default 20. The data sets that were not

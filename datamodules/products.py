@@ -49,7 +49,7 @@ class Products(ImageDataModule):
     any picture is read.
 
     Args:
-        root: folder of the data set; by default ``$VITRINE_DATA/products`` or ``data/products``.
+        root: folder of the data set; by default ``$VITRAIL_DATA/products`` or ``data/products``.
         labels: file name of the table in that folder.
         attributes: attributes to learn, in this order; all that the table has by default.
         vocabulary: where class names come from, and aliases such as ``{colour: {grey: gray}}``.

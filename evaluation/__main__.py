@@ -1,6 +1,6 @@
 """``python -m evaluation summary RUN …``, ``… base_to_novel RUN``, ``… retrieval --gallery G``; ``--help`` has all.
 
-What the user can mend is told in one line with exit code 2, without a traceback unless ``VITRINE_DEBUG=1``.
+What the user can mend is told in one line with exit code 2, without a traceback unless ``VITRAIL_DEBUG=1``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """``python -m retrieval index``, ``search``, ``build-index`` and ``info``: fill a gallery, search in it, look at it.
 
-What the user can mend is told in one line with exit code 2, without a traceback unless ``VITRINE_DEBUG=1``.
+What the user can mend is told in one line with exit code 2, without a traceback unless ``VITRAIL_DEBUG=1``.
 """
 
 from __future__ import annotations

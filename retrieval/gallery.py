@@ -40,7 +40,7 @@ from retrieval.schema import (
 from retrieval.search.vectors import VectorRows, check_lengths
 from retrieval.store import ROW_ID, Neighbours, Store, create_store, matrix_of, open_store
 from vitrail.errors import UserError
-from vitrail.files import local_folder, writing_lock
+from vitrail.files import local_folder, present_names, writing_lock
 from vitrail.types import LABEL_TASK
 
 if TYPE_CHECKING:
@@ -350,7 +350,7 @@ class Gallery:
             folder = local_folder(uri)
             there = "is no gallery" if folder is not None and folder.exists() else "there is no gallery here"
             raise UserError(f"{uri}: {there}; make one: python -m retrieval index --run RUN --gallery {uri}")
-        text = (pictures.schema.metadata or {}).get(IDENTITY_KEY)
+        text = present_names(pictures.schema.metadata).get(IDENTITY_KEY)
         if text is None:
             raise UserError(f"{uri}: has a table {PICTURES!r} that is no gallery's; name a new gallery")
         identity = ModelIdentity.from_json(text.decode(), uri)

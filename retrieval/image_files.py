@@ -2,8 +2,8 @@
 
 Whoever made a gallery could name any file of the machine that opens it, and a page or the application would show it to
 others. So a file is shown only where it lies, links followed, below the gallery's own folder, a folder that this user
-has indexed into this gallery on this machine (noted under ``$VITRINE_CACHE``), the data folder of the gallery's run,
-``$VITRINE_DATA`` or ``data``, or a folder that the user names.
+has indexed into this gallery on this machine (noted under ``$VITRAIL_CACHE``), the data folder of the gallery's run,
+``$VITRAIL_DATA`` or ``data``, or a folder that the user names.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class ImageFiles:
 
     def __init__(self, uri: str, run: str | Path = "", given: Sequence[Path] = ()) -> None:
         self._folder = local_folder(uri)
-        found = [self._folder, *_noted(uri), Path(os.environ.get("VITRINE_DATA") or "data").expanduser()]
+        found = [self._folder, *_noted(uri), Path(os.environ.get("VITRAIL_DATA") or "data").expanduser()]
         runs = [Path(run)] if str(run) else []
         runs += [self._folder.resolve().parent] if self._folder is not None else []
         found += [root for one in runs if (root := _data_root(one)) is not None]

@@ -31,7 +31,7 @@ FORMAT = 1
 PICTURES, CAPTIONS = "pictures", "captions"
 """Names of the two tables."""
 
-IDENTITY_KEY = b"vitrine.gallery"
+IDENTITY_KEY = b"vitrail.gallery"
 """Key of the schema's metadata under which the identity stands as JSON."""
 
 LABEL, PREDICTED, CONFIDENCE = "label_", "predicted_", "confidence_"
@@ -76,7 +76,7 @@ class ModelIdentity:
         try:
             content = json.loads(text)
             if content.pop("format") > FORMAT:
-                raise UserError(f"{origin}: was made by a newer version of Vitrine; update, or make the gallery again")
+                raise UserError(f"{origin}: was made by a newer version of Vitrail; update, or make the gallery again")
             return cls(**content)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             if isinstance(error, UserError):

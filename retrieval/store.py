@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from retrieval.filters import IN_ONE_CONDITION, one_of
 from vitrail.errors import DISK_FULL, UserError
-from vitrail.files import local_folder
+from vitrail.files import local_folder, present_names
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -208,7 +208,7 @@ def _reason(error: BaseException) -> str:
     return re.sub(r", /\S*\.rs:\d+:\d+.*$", "", first)
 
 
-MADE_KEY = b"vitrine.made"
+MADE_KEY = b"vitrail.made"
 """Key of the schema's metadata with a name of the table's own, so that two tables of one place cannot be confused."""
 
 KEPT = timedelta(days=1)
@@ -285,7 +285,7 @@ class LanceStore:
     @property
     def revision(self) -> str:
         """The table's own name and the number of its version."""
-        made = (self.schema.metadata or {}).get(MADE_KEY, b"").decode()
+        made = present_names(self.schema.metadata).get(MADE_KEY, b"").decode()
         return f"{made}-v{self._table.version}"
 
     def __len__(self) -> int:

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 # For fixtures that are made before a test's own. Each process of pytest-xdist makes its own.
-_SHARED = os.environ["VITRINE_CACHE"] = tempfile.mkdtemp(prefix="vitrine-tests-")
+_SHARED = os.environ["VITRAIL_CACHE"] = tempfile.mkdtemp(prefix="vitrail-tests-")
 atexit.register(shutil.rmtree, _SHARED, ignore_errors=True)
 
 
@@ -33,8 +33,8 @@ def pytest_runtest_setup() -> None:
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """What tests decode and verify does not land in the user's cache; a module may have one for all its tests."""
-    if os.environ["VITRINE_CACHE"] == _SHARED:
-        monkeypatch.setenv("VITRINE_CACHE", str(tmp_path_factory.mktemp("cache")))
+    if os.environ["VITRAIL_CACHE"] == _SHARED:
+        monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

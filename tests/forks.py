@@ -48,7 +48,7 @@ def run_program(
         code: that it must end with, below 0 for a signal.
         seconds: that it may take.
     """
-    with tempfile.NamedTemporaryFile(prefix="vitrine-program-") as log:
+    with tempfile.NamedTemporaryFile(prefix="vitrail-program-") as log:
         whole = {**os.environ, **(environment or {})}
         asked = {"module": module, "arguments": arguments, "log": log.name, "environment": whole}
         server = _server()

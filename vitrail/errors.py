@@ -77,12 +77,13 @@ _SCAFFOLDING = ("Problem with", "Does not validate", "Subtypes:", "Errors:", "Gi
 def run_reporting_user_errors(command: Callable[[], None]) -> int:
     """Run a command; print a user's mistake as one line instead of a traceback.
 
-    ``VITRINE_DEBUG=1`` in the environment shows the traceback all the same.
+    ``VITRAIL_DEBUG=1`` in the environment shows the traceback all the same.
 
     Returns:
         The exit code: 0, 2 after a mistake of the user or a file that cannot be read or written, 130 after Ctrl-C, or
         141 where ``head`` or the like has read enough.
     """
+    _report_former_variables()
     try:
         command()
         sys.stdout.flush()
@@ -94,11 +95,19 @@ def run_reporting_user_errors(command: Callable[[], None]) -> int:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             return EXIT_NOBODY_READS
         line = _line_for_user(error)
-        if line is None or os.environ.get("VITRINE_DEBUG") == "1":
+        if line is None or os.environ.get("VITRAIL_DEBUG") == "1":
             raise
         sys.stderr.write(f"error: {line}\n")
         return EXIT_USER_ERROR
     return 0
+
+
+def _report_former_variables() -> None:
+    """Name environment variables of version 0.1 that are set and no longer read."""
+    for name in sorted(os.environ):
+        present = name.replace("VITRINE_", "VITRAIL_", 1)
+        if name.startswith("VITRINE_") and present not in os.environ:
+            sys.stderr.write(f"warning: {name} is no longer read; set {present} instead\n")
 
 
 def _nobody_reads() -> bool:
@@ -151,7 +160,7 @@ def _refusal_by_library(error: BaseException) -> str | None:
     is_refusal = "MisconfigurationException" in classes
     is_refusal |= statement.startswith("raise ") and module.startswith(_REFUSING) and isinstance(error, _REFUSALS)
     is_refusal |= "use_deterministic_algorithms(True)" in said
-    return f"{said} (VITRINE_DEBUG=1 shows where)" if is_refusal else None
+    return f"{said} (VITRAIL_DEBUG=1 shows where)" if is_refusal else None
 
 
 def _refusal_by_constructor(message: str) -> str:

@@ -19,7 +19,7 @@ import re
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-_CHECK_KEY = b"vitrine.check"
+_CHECK_KEY = b"vitrail.check"
 """Of a Parquet file's metadata: ``_MARK`` and the checksum of the whole file. Parquet's own checksums are of its pages'
 contents only; what lies between them says where the pages are and what is in them."""
 
@@ -99,6 +99,21 @@ def flush(path: Path) -> None:
         os.close(number)
 
 
+def present_names(metadata: Mapping[Any, Any] | None) -> dict[Any, Any]:
+    """Return a file's metadata (bytes or strings) with keys of version 0.1, which began with ``vitrine``, renamed.
+
+    Example:
+        >>> present_names({b"vitrine.tasks": b"{}", b"pandas": b"{}"})
+        {b'vitrail.tasks': b'{}', b'pandas': b'{}'}
+    """
+
+    def present(key: Any) -> Any:
+        old, new = (b"vitrine", b"vitrail") if isinstance(key, bytes) else ("vitrine", "vitrail")
+        return new + key[len(old) :] if key.startswith(old) else key
+
+    return {present(key): value for key, value in (metadata or {}).items()}
+
+
 class DamagedFileError(UserError):
     """A file is not as it was written; whoever can make it again catches this."""
 
@@ -144,7 +159,7 @@ def read_parquet(path: Path | IO[bytes], columns: Sequence[str] | None = None, n
     except (pa.ArrowException, OSError, ValueError, KeyError, IndexError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DamagedFileError(f"{name or path}: not a readable Parquet file ({reason})") from error
-    metadata = {key: value for key, value in (table.schema.metadata or {}).items() if key != _CHECK_KEY}
+    metadata = {key: value for key, value in present_names(table.schema.metadata).items() if key != _CHECK_KEY}
     return table.replace_schema_metadata(metadata or None)
 
 
@@ -247,7 +262,7 @@ def timed_directory(place: Path) -> Path:
     return directory
 
 
-WAY_OUT = "free some space, set $VITRINE_CACHE to another disk, or set data loader.cache: never"
+WAY_OUT = "free some space, set $VITRAIL_CACHE to another disk, or set data loader.cache: never"
 
 
 @contextmanager

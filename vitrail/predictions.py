@@ -3,9 +3,9 @@
 One row a sample: ``sample_id`` int64, ``name`` and ``group`` strings and, for each task, ``target_<task>`` int64,
 ``logits_<task>``, a list of float32, and ``answered_<task>``, false where the model predicts no class, as a generative
 model does whose free answer names none: such a sample is wrong. It follows from the logits (``predicted_classes``), and
-stands there for other readers. The class names of all tasks stand in the schema's metadata under ``vitrine.tasks`` as
+stands there for other readers. The class names of all tasks stand in the schema's metadata under ``vitrail.tasks`` as
 JSON, so that the file alone says everything a statistic or a figure needs; checksums of columns and class names stand
-under ``vitrine.checks``, so that a damaged file is no source of numbers.
+under ``vitrail.checks``, so that a damaged file is no source of numbers.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrail.errors import UserError
-from vitrail.files import DamagedFileError, read_parquet, written_whole
+from vitrail.files import DamagedFileError, present_names, read_parquet, written_whole
 from vitrail.types import UNKNOWN
 
-TASKS_KEY = b"vitrine.tasks"
-CHECKS_KEY = b"vitrine.checks"
+TASKS_KEY = b"vitrail.tasks"
+CHECKS_KEY = b"vitrail.checks"
 
 TIE_TOLERANCE = 1e-6
 """Logits that differ by no more are equal, as in ``lightning_modules.metrics``."""
@@ -156,7 +156,7 @@ def read_predictions(path: Path) -> Predictions:
     """Read what ``write_predictions`` wrote.
 
     Raises:
-        UserError: The file is missing, is no Parquet file (cut short, for example), was not written by Vitrine,
+        UserError: The file is missing, is no Parquet file (cut short, for example), was not written by Vitrail,
             contradicts itself, or holds logits that are not finite.
     """
     import pyarrow as pa
@@ -168,7 +168,7 @@ def read_predictions(path: Path) -> Predictions:
     except (DamagedFileError, OSError) as error:
         raise UserError(f"{error}; write it again with `python -m experiments test`") from error
     try:
-        tasks: dict[str, list[str]] = json.loads((table.schema.metadata or {})[TASKS_KEY])
+        tasks: dict[str, list[str]] = json.loads(present_names(table.schema.metadata)[TASKS_KEY])
         targets = {task: table.column(f"target_{task}").to_numpy().astype(np.int64) for task in tasks}
         logits = {task: _matrix(table.column(f"logits_{task}"), len(names)) for task, names in tasks.items()}
         sample_id = table.column("sample_id").to_numpy().astype(np.int64)
@@ -176,11 +176,11 @@ def read_predictions(path: Path) -> Predictions:
         groups = table.column("group").to_numpy().astype(object)
     except (KeyError, ValueError, AttributeError, TypeError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: not a predictions file of Vitrine ({reason}); write it again") from error
+        raise UserError(f"{path}: not a predictions file of Vitrail ({reason}); write it again") from error
     predictions = Predictions(sample_id, names, groups, tasks, targets, logits)
     _check_targets(predictions, path)
     check_finite(predictions, str(path))
-    _check_undamaged(predictions, (table.schema.metadata or {}).get(CHECKS_KEY, b"{}"), path)
+    _check_undamaged(predictions, present_names(table.schema.metadata).get(CHECKS_KEY, b"{}"), path)
     return predictions
 
 

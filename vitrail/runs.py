@@ -386,7 +386,7 @@ CONFIG_FILE = "config.yaml"
 RESERVED = {"ablations": "`ablate`", "results": "`results`", "sweeps": "`sweep`"}
 """Folders in the directory of all runs that are not an experiment's, and whose they are."""
 
-_SHARED_WITH_RANKS = "VITRINE_RUN_DIRECTORY"
+_SHARED_WITH_RANKS = "VITRAIL_RUN_DIRECTORY"
 _NOT_OF_THE_EXPERIMENT = {"ckpt_path", "runs", "name", "config", "weights_only"}
 
 

@@ -44,7 +44,7 @@ SECONDS_TO_END = 30.0
 """Training ends after the batch or the validation at hand when it is asked to, and writes ``last.ckpt``."""
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_OF_A_RUN = {"VITRINE_RUN_DIRECTORY", "LOCAL_RANK"}
+_OF_A_RUN = {"VITRAIL_RUN_DIRECTORY", "LOCAL_RANK"}
 """In the environment of a run these would send another run to that one's directory."""
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 

@@ -1,7 +1,7 @@
 """What may be taken from a file that somebody else wrote: classes of ours or of allowed plugins, and plain names.
 
 A run directory and a checkpoint say which classes they are made of. Whoever opens one has not asked for its author's
-code to run, so a class is taken only from the project itself or from packages that ``$VITRINE_PLUGINS`` names.
+code to run, so a class is taken only from the project itself or from packages that ``$VITRAIL_PLUGINS`` names.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vitrail.errors import UserError
 OWN = ("callbacks", "datamodules", "lightning_modules")
 """Packages whose classes take plain values only, so that no argument of theirs can name code either."""
 
-PLUGINS = "VITRINE_PLUGINS"
+PLUGINS = "VITRAIL_PLUGINS"
 """Environment variable: modules, separated by commas, whose classes a run may name as well."""
 
 FORMULA = re.compile(r"'*[=+\-@\t\r]")
@@ -33,7 +33,7 @@ _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
 def plugins() -> tuple[str, ...]:
-    """Modules that ``$VITRINE_PLUGINS`` allows."""
+    """Modules that ``$VITRAIL_PLUGINS`` allows."""
     return tuple(name for name in (part.strip() for part in os.environ.get(PLUGINS, "").split(",")) if name)
 
 

@@ -33,7 +33,7 @@ Kind = Literal["classifier", "dual encoder"]
 CHECKPOINT = "best"
 """Name of the checkpoint that is served; calibration belongs to it."""
 
-_LOGGER = logging.getLogger("vitrine.app")
+_LOGGER = logging.getLogger("vitrail.app")
 _AT_A_TIME = 16
 """Pictures that go through the network together: what bounds the memory."""
 

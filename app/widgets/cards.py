@@ -32,7 +32,7 @@ _prefix = ""
 
 
 def serve_below(prefix: str) -> None:
-    """Sets the path below which a reverse proxy serves this process, such as ``/vitrine``; empty for none."""
+    """Sets the path below which a reverse proxy serves this process, such as ``/vitrail``; empty for none."""
     global _prefix  # noqa: PLW0603 -- one server a process, and views know no request when they write an address
     _prefix = prefix
 

@@ -20,7 +20,7 @@ from vitrail.errors import UserError
 Given = ParamSpec("Given")
 Answer = TypeVar("Answer")
 
-LOGGER = logging.getLogger("vitrine.app")
+LOGGER = logging.getLogger("vitrail.app")
 LONGEST = 400
 """Characters of a message; an error can quote what it was given."""
 

@@ -13,7 +13,7 @@ Given = list[tuple[str, str | None]] | None
 
 
 def picture_input(context: AppContext, elem_id: str) -> gr.Gallery:
-    """The component. Files are only named to handlers: nothing is decoded before ``app.logic.uploads`` has looked at it."""
+    """The component. Handlers get file names only: ``app.logic.uploads`` looks at a file before anything decodes it."""
     return gr.Gallery(
         label=f"Pictures: drop, choose, paste or take up to {context.limits.pictures}",
         type="filepath",

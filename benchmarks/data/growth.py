@@ -91,7 +91,7 @@ def start(folder: Path, *, epoch: bool) -> Numbers:
     found = folder / "found.json"
     found.unlink(missing_ok=True)
     (folder / "experiment.yaml").write_text(yaml.safe_dump(_experiment(folder, found, epoch)), encoding="utf-8")
-    environment = {**os.environ, "VITRINE_CACHE": str(folder / "cache"), "WANDB_MODE": "disabled"}
+    environment = {**os.environ, "VITRAIL_CACHE": str(folder / "cache"), "WANDB_MODE": "disabled"}
     command = [sys.executable, "-m", "experiments", "fit", "--config", str(folder / "experiment.yaml")]
     begin = time.time()
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)

@@ -24,7 +24,7 @@ from benchmarks.harness.data import linked_products, write_photos
 
 BATCH_SIZE = 32
 SCALE = (0.8, 1.0)
-OURS = "Vitrine, decoded once"
+OURS = "Vitrail, decoded once"
 ON_TENSORS, ON_PILLOW = "torchvision, on tensors", "torchvision, on Pillow"
 
 
@@ -92,7 +92,7 @@ def run(repeats: int, number: int = 1024) -> list[Row]:
     # Workers have one thread each; without workers, one thread for both.
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
-        os.environ["VITRINE_CACHE"] = str(Path(name) / "cache")
+        os.environ["VITRAIL_CACHE"] = str(Path(name) / "cache")
         large = write_photos(Path(name) / "large", number, 500)
         small = linked_products(Path(name) / "products") or write_photos(Path(name) / "small", number, 170)
         for what, folder, size, promise in (("500-px JPEGs", large, 224, "≥ 5"), ("128-px JPEGs", small, 112, "≥ 2")):

@@ -49,8 +49,8 @@ def write_photos(root: Path, number: int, size: int) -> Path:
 
 
 def linked_products(root: Path) -> Path | None:
-    """The product photos (about 128 px) where ``$VITRINE_DATA`` has them, as a folder of links; else None."""
-    images = Path(os.environ.get("VITRINE_DATA", "data")) / "products" / "images"
+    """The product photos (about 128 px) where ``$VITRAIL_DATA`` has them, as a folder of links; else None."""
+    images = Path(os.environ.get("VITRAIL_DATA", "data")) / "products" / "images"
     if not images.is_dir():
         return None
     for index, picture in enumerate(sorted(images.glob("*.jpg"))):

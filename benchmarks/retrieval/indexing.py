@@ -105,7 +105,7 @@ def measure(
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        os.environ["VITRINE_CACHE"] = str(folder / "cache")
+        os.environ["VITRAIL_CACHE"] = str(folder / "cache")
         data = data_of(write_photos(folder / "pictures", pictures, photo), size, batch)
         for backbone in backbones:
             contest = Contest(BACKBONES.get(backbone, backbone), data, folder)

@@ -42,7 +42,7 @@ def matrix_of(gallery: Path) -> Vectors:
 
 
 def ours(gallery: Path) -> Search:
-    """Vitrine's index on the gallery's file, as a gallery uses it."""
+    """Vitrail's index on the gallery's file, as a gallery uses it."""
     from retrieval.search.exact import ExactIndex
     from retrieval.search.vectors import open_vectors
 
@@ -53,7 +53,7 @@ def ours(gallery: Path) -> Search:
 
 
 def ours_with_names(gallery: Path) -> Search:
-    """Vitrine's gallery, which also looks up the names of what it found."""
+    """Vitrail's gallery, which also looks up the names of what it found."""
     from retrieval.gallery import Gallery
 
     opened = Gallery.open(str(gallery))
@@ -122,7 +122,7 @@ def lancedb(gallery: Path) -> Search:
     return search
 
 
-OURS, OURS_WITH_NAMES = "Vitrine", "Vitrine, with names from the table"
+OURS, OURS_WITH_NAMES = "Vitrail", "Vitrail, with names from the table"
 CONTENDERS: dict[str, Callable[[Path], Search]] = {
     OURS: ours,
     OURS_WITH_NAMES: ours_with_names,

@@ -80,7 +80,7 @@ class Clock(Callback):
 def run(repeats: int, number: int = 400, backbone: str = "regnetx_002", size: int = 224) -> list[Row]:
     """Seconds through the whole network by those with features computed once."""
     with tempfile.TemporaryDirectory() as name:
-        os.environ["VITRINE_CACHE"] = str(Path(name) / "cache")
+        os.environ["VITRAIL_CACHE"] = str(Path(name) / "cache")
         folder = write_photos(Path(name) / "photos", number, 320)
         contenders: dict[str, Callable[[], float]] = {
             contender: partial(seconds, folder, mode, backbone=backbone, size=size) for contender, mode in MODES.items()

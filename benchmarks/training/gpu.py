@@ -146,9 +146,9 @@ def fit(backbone: str, folder: Path, epochs: int, setting: Setting) -> dict[str,
         epochs: that count, at least 1.
         setting: how much is trained.
     """
-    from experiments.train.cli import VitrineCLI
+    from experiments.train.cli import VitrailCLI
 
-    os.environ["VITRINE_CACHE"] = str(folder / "cache")
+    os.environ["VITRAIL_CACHE"] = str(folder / "cache")
     if not (folder / "pictures").exists():
         write_pictures(folder / "pictures" / "train", setting.batch * setting.steps, setting.pixels)
     found = folder / f"{backbone}.json"
@@ -186,7 +186,7 @@ def fit(backbone: str, folder: Path, epochs: int, setting: Setting) -> dict[str,
     }
     path = folder / "experiment.yaml"
     path.write_text(yaml.safe_dump(experiment), encoding="utf-8")
-    VitrineCLI(["fit", "--config", str(path)])
+    VitrailCLI(["fit", "--config", str(path)])
     rates: dict[str, list[float]] = json.loads(found.read_text(encoding="utf-8"))
     return rates
 

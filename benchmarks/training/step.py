@@ -1,4 +1,4 @@
-"""A training step of Vitrine beside a hand-written loop, ``transformers.Trainer`` and ``open_clip``'s loss.
+"""A training step of Vitrail beside a hand-written loop, ``transformers.Trainer`` and ``open_clip``'s loss.
 
     python -m benchmarks.training.step [--repeats 20]
 
@@ -40,12 +40,12 @@ from lightning_modules.dual_encoder import DualEncoder
 from vitrail.types import Batch
 
 WARM_UP, CHUNK, TURNS_OF_A_REPEAT = 8, 8, 8
-OURS, BY_HAND = "Vitrine", "hand-written loop"
+OURS, BY_HAND = "Vitrail", "hand-written loop"
 UNIT = "steps/s"
 
 
 def run(repeats: int) -> list[Row]:
-    """Steps per second of Vitrine by those of each peer, for both kinds of training."""
+    """Steps per second of Vitrail by those of each peer, for both kinds of training."""
     rows: list[Row] = []
     for kind, contenders in CONTENDERS.items():
         rates = measure(kind, list(contenders), repeats * TURNS_OF_A_REPEAT)
@@ -54,7 +54,7 @@ def run(repeats: int) -> list[Row]:
 
 
 def rows_of(kind: str, rates: Mapping[str, list[float]]) -> list[Row]:
-    """Vitrine beside every other contender.
+    """Vitrail beside every other contender.
 
     Args:
         kind: of training.
@@ -190,7 +190,7 @@ class Training:
 
 def fit(training: Training) -> nn.Module:
     """``python -m experiments fit`` with everything that comes with it, in this process."""
-    from experiments.train.cli import VitrineCLI
+    from experiments.train.cli import VitrailCLI
 
     module, name = ("classifier", "ImageClassifier")
     if training.kind == "contrastive":
@@ -213,7 +213,7 @@ def fit(training: Training) -> nn.Module:
     }
     path = training.folder / "experiment.yaml"
     path.write_text(yaml.safe_dump(experiment), encoding="utf-8")
-    return cast("nn.Module", VitrineCLI(["fit", "--config", str(path)]).model)
+    return cast("nn.Module", VitrailCLI(["fit", "--config", str(path)]).model)
 
 
 def by_hand(training: Training) -> nn.Module:
@@ -279,9 +279,9 @@ def trainer(training: Training) -> nn.Module:
 
 
 CONTENDERS: Mapping[Kind, Mapping[str, Callable[[Training], nn.Module]]] = {
-    "classification": {"Vitrine": fit, "hand-written loop": by_hand, "transformers.Trainer": trainer},
+    "classification": {"Vitrail": fit, "hand-written loop": by_hand, "transformers.Trainer": trainer},
     "contrastive": {
-        "Vitrine": fit,
+        "Vitrail": fit,
         "hand-written loop": by_hand,
         "transformers.Trainer": trainer,
         "open_clip loss, plain loop": open_clip,

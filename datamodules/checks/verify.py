@@ -1,6 +1,6 @@
 """Reads every picture of a data set once: which are unreadable, and fingerprints of the others.
 
-The result is kept under ``$VITRINE_CACHE`` (``~/.cache/vitrine`` by default) and found again as long as the table and
+The result is kept under ``$VITRAIL_CACHE`` (``~/.cache/vitrail`` by default) and found again as long as the table and
 the files' sizes and dates of change are the same, so a second run starts at once and the other processes of a run
 need not read the pictures again.
 """
@@ -130,7 +130,7 @@ def _keep(name: str, arrays: Arrays) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        rank_zero_warn(f"{path.parent}: cannot keep what is known of the pictures ({error}); set $VITRINE_CACHE")
+        rank_zero_warn(f"{path.parent}: cannot keep what is known of the pictures ({error}); set $VITRAIL_CACHE")
 
 
 def content_of(pixels: NDArray[np.uint8]) -> bytes:
@@ -145,8 +145,8 @@ def content_of(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def cache_directory() -> Path:
-    """``$VITRINE_CACHE``, or ``~/.cache/vitrine``."""
-    return Path(os.environ.get("VITRINE_CACHE") or "~/.cache/vitrine").expanduser()
+    """``$VITRAIL_CACHE``, or ``~/.cache/vitrail``."""
+    return Path(os.environ.get("VITRAIL_CACHE") or "~/.cache/vitrail").expanduser()
 
 
 def hash_boxes(picture: Image.Image) -> list[int]:

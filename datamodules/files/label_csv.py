@@ -8,7 +8,7 @@ What the texts of a label table mean: attributes such as ``color:red;material:me
 
 The canonical name of the colour attribute is ``colour``; ``color`` is folded into it wherever it comes from.
 
-Where a data set lies: the folder that the user names, else ``$VITRINE_DATA/<name>``, else ``data/<name>``.
+Where a data set lies: the folder that the user names, else ``$VITRAIL_DATA/<name>``, else ``data/<name>``.
 
 And which files are in it, those that are no images included.
 """
@@ -483,7 +483,7 @@ def read_attributes_file(path: Path) -> dict[str, list[str]]:
     return lists
 
 
-VARIABLE = "VITRINE_DATA"
+VARIABLE = "VITRAIL_DATA"
 
 
 def locate(root: str, name: str, source: str, layout: str) -> Path:

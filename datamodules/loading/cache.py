@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 CHUNK = 256
 """Pictures of a chunk."""
 
-_MAGIC = b"vitrine pixels 2"
+_MAGIC = b"vitrail pixels 2"
 _HEADER = 40
 _ENTRY = 4
 """Numbers of a picture in the table: where its pixels begin, height, width, CRC-32 of the pixels."""
@@ -104,7 +104,7 @@ class PixelCache:
             path = self.folder / self._names[number]
             pixels = self._make_again(number, f"{path}: is damaged, a checksum does not match").pixels(place)
             if pixels is None:
-                raise UserError(f"{path}: is damaged although it was just written; set $VITRINE_CACHE to another disk")
+                raise UserError(f"{path}: is damaged although it was just written; set $VITRAIL_CACHE to another disk")
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
     def missing(self) -> list[int]:
@@ -200,7 +200,7 @@ class PixelCache:
                 self.make(number)
                 chunk = _mapped(path)
         if chunk is None:
-            raise UserError(f"{path}: cannot be read although it was just written; set $VITRINE_CACHE to another disk")
+            raise UserError(f"{path}: cannot be read although it was just written; set $VITRAIL_CACHE to another disk")
         self._chunks[number] = chunk
         return chunk
 

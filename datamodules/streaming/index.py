@@ -7,7 +7,7 @@ Parquet tells it without its pictures being read. Of tar files it is told by the
 
 What is in a WebDataset shard that has no index of ours: it is read through once, and what was found is kept.
 
-It is kept under ``$VITRINE_CACHE`` for as long as the shard stays the same.
+It is kept under ``$VITRAIL_CACHE`` for as long as the shard stays the same.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from datamodules.streaming.shards import INDEX_FILE, Shards, open_shard, shard_e
 from datamodules.table import Missing, SampleTable, attribute_column, composed, strings_of, target_column
 from vitrail.console import tracked
 from vitrail.errors import UserError
-from vitrail.files import DamagedFileError, exclusively, read_parquet, write_parquet, written_whole
+from vitrail.files import DamagedFileError, exclusively, present_names, read_parquet, write_parquet, written_whole
 from vitrail.types import LABEL_TASK
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def _keep(table: pa.Table, path: Path, url: str) -> None:
         with written_whole(path) as partial:
             write_parquet(table, partial)
     except OSError as error:
-        rank_zero_warn(f"{path.parent}: cannot keep what is in {url} ({error}); set $VITRINE_CACHE")
+        rank_zero_warn(f"{path.parent}: cannot keep what is in {url} ({error}); set $VITRAIL_CACHE")
 
 
 def stamp_of(url: str) -> str:
@@ -224,7 +224,7 @@ def _content_of(tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: str) -> t
         return member.offset_data, member.size
 
 
-LAYOUT_KEY = b"vitrine"
+LAYOUT_KEY = b"vitrail"
 """Metadata of our own shards: which columns are what."""
 
 _THREADS = 8
@@ -400,7 +400,7 @@ def _features(schema: pa.Schema) -> Any:
 
 
 def _layout(schema: pa.Schema) -> dict[str, Any]:
-    text = (schema.metadata or {}).get(LAYOUT_KEY)
+    text = present_names(schema.metadata).get(LAYOUT_KEY)
     layout: dict[str, Any] = json.loads(text) if text else {}
     return layout
 

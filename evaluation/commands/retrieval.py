@@ -19,7 +19,7 @@ from vitrail.files import write_csv, written_whole
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from evaluation.retrieval import Ground, Row, System
+    from evaluation.retrieval import AttributeRow, Ground, System
     from retrieval.gallery import Gallery
     from retrieval.search.searcher import Encoder, Searcher
 
@@ -76,7 +76,7 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
         print_table(rich_table(rows))
 
 
-def measured_rows(options: argparse.Namespace) -> list[Row]:
+def measured_rows(options: argparse.Namespace) -> list[AttributeRow]:
     """All rows of all galleries, with one progress bar; those that depend on no model once."""
     from rich.console import Console
     from rich.progress import Progress
@@ -96,7 +96,7 @@ def measured_rows(options: argparse.Namespace) -> list[Row]:
     names = _names([gallery.uri for gallery, _, _ in jobs])
     # Loaded when first needed, once for all rankers of a gallery.
     encoders = {gallery.uri: cache(partial(load_encoder, gallery, device=options.device)) for gallery, _, _ in jobs}
-    rows: list[Row] = []
+    rows: list[AttributeRow] = []
     with Progress(console=Console(stderr=True)) as progress:
         bar = progress.add_task("measuring", total=sum(len(ground.queries) for _, ground, _ in jobs))
         for gallery, ground, system in jobs:
@@ -108,7 +108,7 @@ def measured_rows(options: argparse.Namespace) -> list[Row]:
     return rows
 
 
-def rich_table(rows: Sequence[Row]) -> Table:
+def rich_table(rows: Sequence[AttributeRow]) -> Table:
     """A line for each ranker, a column for each metric."""
     from rich.table import Table
     from rich.text import Text
@@ -122,7 +122,7 @@ def rich_table(rows: Sequence[Row]) -> Table:
     return table
 
 
-def markdown_table(rows: Sequence[Row]) -> str:
+def markdown_table(rows: Sequence[AttributeRow]) -> str:
     """The same in Markdown, with its title above."""
     heads, lines = _cells(rows)
     ruled = [heads, ["---"] * len(heads), *lines]
@@ -172,13 +172,13 @@ def _names(uris: Sequence[str]) -> dict[str, str]:
     return {uri: uri for uri in uris}
 
 
-def _title(rows: Sequence[Row]) -> str:
+def _title(rows: Sequence[AttributeRow]) -> str:
     counts = list(dict.fromkeys((row.queries, row.groups, row.pictures) for row in rows))
     parts = [f"{queries:,} queries in {groups:,} groups, {pictures:,} pictures" for queries, groups, pictures in counts]
     return "; ".join(parts) + "; mean [95 %]"
 
 
-def _cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+def _cells(rows: Sequence[AttributeRow]) -> tuple[list[str], list[list[str]]]:
     metrics = list(dict.fromkeys(row.metric for row in rows))
     lines: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows:

@@ -1,7 +1,7 @@
 """Maps of vectors in the plane: PCA, t-SNE, UMAP and Isomap, each the same again with the same seed.
 
 * t-SNE: van der Maaten & Hinton, JMLR 9 (2008). Distances between far clusters and their sizes mean nothing.
-* UMAP: McInnes, Healy & Melville, 2018; needs the extra ``vitrine[umap]``.
+* UMAP: McInnes, Healy & Melville, 2018; needs the extra ``vitrail[umap]``.
 * Isomap: Tenenbaum, de Silva & Langford, Science 290 (2000): distances along a graph of neighbours.
 """
 
@@ -89,7 +89,7 @@ def _umap(points: NDArray[np.float64], seed: int, neighbours: int) -> NDArray[np
     try:
         from umap import UMAP
     except ImportError as error:
-        raise UserError("projection: umap is not installed; `pip install 'vitrine[umap]'`, or take tsne") from error
+        raise UserError("projection: umap is not installed; `pip install 'vitrail[umap]'`, or take tsne") from error
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="n_jobs value")  # a seed means one thread, which is wanted
         reducer = UMAP(n_neighbors=max(2, neighbours), random_state=seed)

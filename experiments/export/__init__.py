@@ -163,7 +163,7 @@ def _check(options: argparse.Namespace) -> None:
     from importlib.util import find_spec
 
     if missing := [module for module in modules if find_spec(module) is None]:
-        raise UserError(f"export: needs {', '.join(missing)}; install with `pip install 'vitrine[export]'`")
+        raise UserError(f"export: needs {', '.join(missing)}; install with `pip install 'vitrail[export]'`")
 
 
 def _data(files: RunFiles, options: argparse.Namespace, rest: Sequence[str]) -> ImageDataModule:

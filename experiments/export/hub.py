@@ -35,12 +35,12 @@ python predict.py photo.jpg --top 3
 ```
 
 `predict.py` needs no PyTorch.{texts} From the hub, whose copies of scripts are not run, it is
-`python -m experiments.export.predict_onnx --model FOLDER photo.jpg` of Vitrine.""",
+`python -m experiments.export.predict_onnx --model FOLDER photo.jpg` of Vitrail.""",
     "safetensors": """\
 ```python
 from experiments.export.hub import load
 
-task = load("FOLDER or owner/name")  # a module of Vitrine; task(images) takes uint8 (B, 3, {size}, {size})
+task = load("FOLDER or owner/name")  # a module of Vitrail; task(images) takes uint8 (B, 3, {size}, {size})
 ```""",
     "torch_export": """\
 ```python
@@ -104,9 +104,9 @@ def _front_matter(
         for metric, name, value in (("accuracy", "accuracy", row.accuracy), ("f1", "macro F1", row.f1_macro))
         if not math.isnan(value)
     ]
-    tags = ["vitrine", kind, *({"image-feature-extraction"} if metadata["text"] else ())]
+    tags = ["vitrail", kind, *({"image-feature-extraction"} if metadata["text"] else ())]
     return ModelCardData(
-        library_name="vitrine",
+        library_name="vitrail",
         pipeline_tag=task,
         tags=tags,
         model_name=metadata["name"],
@@ -142,7 +142,7 @@ def _what(metadata: Mapping[str, Any], files: RunFiles) -> str:
     }
     side, center = how[image.get("resize", "crop")]
     lines = [
-        f"A {metadata['kind']} of Vitrine{count}. It takes uint8 RGB pictures of "
+        f"A {metadata['kind']} of Vitrail{count}. It takes uint8 RGB pictures of "
         f"{image['size']} × {image['size']} pixels: {side} scaled ({image['interpolation']}) to "
         f"{scaled_side(image)}, centre {center}. Normalisation is part of the model."
     ]
@@ -270,7 +270,7 @@ def main(args: Sequence[str]) -> int:
     command.add_argument("folder", type=Path, metavar="FOLDER", help="that `export` wrote")
     command.add_argument("--repo", required=True, metavar="OWNER/NAME", help="made where it is not there")
     command.add_argument("--public", action="store_true", help="for all to see (default: private)")
-    command.add_argument("--message", default="Export of Vitrine", help="of the commit")
+    command.add_argument("--message", default="Export of Vitrail", help="of the commit")
     options = command.parse_args(list(args))
 
     def run() -> None:
@@ -280,7 +280,7 @@ def main(args: Sequence[str]) -> int:
     return run_reporting_user_errors(run)
 
 
-def push(folder: Path, repository: str, *, private: bool = True, message: str = "Export of Vitrine") -> str:
+def push(folder: Path, repository: str, *, private: bool = True, message: str = "Export of Vitrail") -> str:
     """Uploads an export in one commit.
 
     Args:

@@ -2,7 +2,7 @@
 
 This file stands on its own: ``python -m experiments export`` puts a copy of it beside the model. It needs
 ``numpy``, ``pillow`` and ``onnxruntime``, and for texts (``--text``, dual encoders) ``tokenizers``; not PyTorch, and
-nothing of Vitrine. Pictures are brought to the network's size as in training and testing; normalisation is part of the
+nothing of Vitrail. Pictures are brought to the network's size as in training and testing; normalisation is part of the
 model. With ``simplejpeg``, damage within JPEG files is noticed, too; Pillow notices truncated ones only.
 """
 
@@ -36,7 +36,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-KEY, VERSION = "vitrine", 1
+KEY, FORMER_KEY, VERSION = "vitrail", "vitrine", 1
 SUMMARY = "export.json"
 MAX_PIXELS = 89_478_485
 """Larger pictures are refused before they are decoded: a small file can hold one that fills the memory."""
@@ -97,9 +97,9 @@ class Model:
         self._threads = threads
         self._pictures = self._session(names[0])
         strings = self._pictures.get_modelmeta().custom_metadata_map
-        self.metadata: dict[str, Any] = json.loads(strings.get(KEY, "{}"))
+        self.metadata: dict[str, Any] = json.loads(strings.get(KEY) or strings.get(FORMER_KEY, "{}"))
         if self.metadata.get("version") != VERSION:
-            raise PredictError(f"{self.folder / names[0]}: was not exported by this version of Vitrine; export again")
+            raise PredictError(f"{self.folder / names[0]}: was not exported by this version of Vitrail; export again")
 
     def __call__(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """Logits and embeddings of pictures.

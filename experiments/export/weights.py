@@ -18,9 +18,10 @@ from lightning_modules.checkpoint import task_from
 from lightning_modules.dual_encoder import EmbeddingTask
 from lightning_modules.encoders.image import misfits
 from vitrail.errors import UserError
+from vitrail.files import present_names
 from vitrail.runs import RunFiles
 
-KEY = "vitrine"
+KEY = "vitrail"
 """Under which JSON of it stands in the metadata of ONNX and safetensors files, and in PyTorch's exported programs."""
 
 VERSION = 1
@@ -110,9 +111,9 @@ def _text(task: VisionTask) -> dict[str, Any] | None:
 
 
 FILE = "model.safetensors"
-_CHECKPOINT = "vitrine.checkpoint"
-_QUANTISED = "vitrine.quantised"
-_SHAPES = "vitrine.shapes"
+_CHECKPOINT = "vitrail.checkpoint"
+_QUANTISED = "vitrail.quantised"
+_SHAPES = "vitrail.shapes"
 """Of the plain tensors that eight-bit weights consist of: how they go together is not checked by torchao."""
 
 
@@ -164,7 +165,7 @@ def read_weights(path: Path) -> VisionTask:
         raise UserError(f"{path}: there is no such file; export with --format safetensors")
     try:
         with safe_open(path, framework="pt") as file:
-            strings = file.metadata() or {}
+            strings = present_names(file.metadata())
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: is no whole safetensors file ({error}); export again") from error
@@ -190,7 +191,7 @@ def metadata_in(path: Path) -> dict[str, Any]:
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
-        return from_strings({KEY: (file.metadata() or {}).get(KEY, "")}, path)
+        return from_strings({KEY: present_names(file.metadata()).get(KEY, "")}, path)
 
 
 def _checkpoint(strings: Mapping[str, str], path: Path) -> dict[str, Any]:

@@ -197,7 +197,7 @@ _STAGES = ("fit", "test")
 _MODULES = ("benchmarks", "datamodules", "evaluation", "experiments", "retrieval")
 _PLACEHOLDER = re.compile(r"(?<!\$)\{([A-Za-z][\w.-]*)\}")
 _VARIABLE = re.compile(r"\$(\w+)|\$\{(\w+)\}")
-_DEFAULTS = {"VITRINE_DATA": "data"}
+_DEFAULTS = {"VITRAIL_DATA": "data"}
 """What is meant where a variable is not set."""
 
 

@@ -311,7 +311,7 @@ _SECTIONS = (
 """Keys of a configuration that hold options of a class, which the parser lets be anything."""
 
 
-class VitrineCLI(LightningCLI):
+class VitrailCLI(LightningCLI):
     """``python -m experiments {fit,validate,test,predict}``.
 
     Args:
@@ -568,7 +568,7 @@ def main(args: list[str]) -> int:
 def _run(args: list[str]) -> None:
     try:
         with opened_arguments(args) as arguments:
-            VitrineCLI(arguments)
+            VitrailCLI(arguments)
     finally:
         finish_wandb()
 

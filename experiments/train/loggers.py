@@ -148,7 +148,7 @@ class WandbOptions(TypedDict, total=False):
     Attributes:
         mode: ``auto`` is online where somebody is logged in and offline elsewhere; ``WANDB_MODE`` in the environment
             beats ``auto``; ``disabled`` writes nothing.
-        project: Project name; default ``vitrine``.
+        project: Project name; default ``vitrail``.
         group: Group of runs, for example the name of an ablation.
         tags: Tags of the run.
     """
@@ -191,7 +191,7 @@ def build_loggers(run_directory: Path, options: WandbOptions | None, *, continue
             version=_wandb_id(run_directory),
             resume="allow",
             offline=mode != "online",
-            project=options.get("project", "vitrine"),
+            project=options.get("project", "vitrail"),
             group=options.get("group"),
             tags=options.get("tags"),
             # The run's configuration is logged under one key, because the flat keys belong to a sweep

@@ -68,7 +68,7 @@ def opened_arguments(args: Sequence[str]) -> Iterator[list[str]]:
     own = [(place, _located(run)) for place, value in configs if (run := run_of_config(value)) is not None]
     if own:
         _name_checkpoint(arguments, own[-1][1])
-    with tempfile.TemporaryDirectory(prefix="vitrine-opened-") as folder:
+    with tempfile.TemporaryDirectory(prefix="vitrail-opened-") as folder:
         if own and stage != "fit":
             # `fit --config FILE` runs what FILE names; nothing else does because a run says so.
             for number, (place, run) in enumerate(own):

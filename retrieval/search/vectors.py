@@ -1,7 +1,7 @@
 """The vectors of a table as one memory-mapped matrix: a derived file that can be made again at any time.
 
 It is named by the table's revision, so it never answers for another one. It stands in the gallery's folder, or where
-that cannot be written or is at an object store, under ``$VITRINE_CACHE/galleries``.
+that cannot be written or is at an object store, under ``$VITRAIL_CACHE/galleries``.
 
 The vectors of a gallery in one file that is mapped into memory: opening two gigabytes takes no time.
 
@@ -375,7 +375,7 @@ class VectorRows:
                 raise UserError(f"{path}: cannot be read although it was just written; is the disk in order?")
             return file
         raise UserError(
-            f"{refused}: the vectors can be kept nowhere; set $VITRINE_CACHE to a folder that can be written"
+            f"{refused}: the vectors can be kept nowhere; set $VITRAIL_CACHE to a folder that can be written"
         )
 
     def _checked_vectors(self) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint64]]]:
@@ -428,10 +428,10 @@ def check_lengths(vectors: NDArray[np.float32], origin: str) -> None:
 
 
 def cache_of(uri: str) -> Path:
-    """A gallery's folder under ``$VITRINE_CACHE``, for what belongs to this machine."""
+    """A gallery's folder under ``$VITRAIL_CACHE``, for what belongs to this machine."""
     local = local_folder(uri)
     name = str(local.resolve()) if local is not None else uri.rstrip("/")
-    cache = Path(os.environ.get("VITRINE_CACHE") or "~/.cache/vitrine").expanduser()
+    cache = Path(os.environ.get("VITRAIL_CACHE") or "~/.cache/vitrail").expanduser()
     return cache / "galleries" / hashlib.sha256(name.encode()).hexdigest()[:16]
 
 

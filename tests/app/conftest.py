@@ -145,7 +145,7 @@ def is_foreign(address: str, url: str) -> bool:
 
 @pytest.fixture
 def screenshots(tmp_path: Path) -> Path:
-    """Where browser tests leave their pictures: what is kept of a run where ``$VITRINE_SCREENSHOTS`` is set."""
-    folder = Path(os.environ.get("VITRINE_SCREENSHOTS") or tmp_path)
+    """Where browser tests leave their pictures: what is kept of a run where ``$VITRAIL_SCREENSHOTS`` is set."""
+    folder = Path(os.environ.get("VITRAIL_SCREENSHOTS") or tmp_path)
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -61,8 +61,8 @@ def serving(app: ASGIApp, context: AppContext) -> Iterator[Served]:
 
 
 def chromium() -> Path | None:
-    """The browser of this machine: ``$VITRINE_CHROMIUM``, else Debian's."""
-    path = Path(os.environ.get("VITRINE_CHROMIUM", "/usr/bin/chromium"))
+    """The browser of this machine: ``$VITRAIL_CHROMIUM``, else Debian's."""
+    path = Path(os.environ.get("VITRAIL_CHROMIUM", "/usr/bin/chromium"))
     return path if path.is_file() else None
 
 
@@ -74,7 +74,7 @@ def opened_browser() -> Iterator[Browser]:
     )
     path = chromium()
     if path is None:
-        pytest.skip("no browser: `make browser` installs Debian's, or name one with VITRINE_CHROMIUM")
+        pytest.skip("no browser: `make browser` installs Debian's, or name one with VITRAIL_CHROMIUM")
     playwright.expect.set_options(timeout=PATIENCE)
     with playwright.sync_playwright() as driver:
         # Without a sandbox of its own, which a container does not allow; it only sees pages of this test.
@@ -93,7 +93,7 @@ def reverse_proxy(target: str, prefix: str, *, keeps_prefix: bool = False, keeps
 
     Args:
         target: URL of the server behind.
-        prefix: such as ``/vitrine``.
+        prefix: such as ``/vitrail``.
         keeps_prefix: whether the server behind is asked for the path with it.
         keeps_host: whether the server behind learns the ``Host`` that the browser asked for.
     """

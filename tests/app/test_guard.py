@@ -314,8 +314,8 @@ def test_names_of_this_machine_hold_only_where_it_listens_to_others(uploads: Pat
 
 @pytest.fixture
 def proxied(uploads: Path) -> TestClient:
-    """Behind a reverse proxy that serves it as ``https://app.example.org/vitrine``."""
-    guard = Guard(echo, LIMITS, uploads, [7], allowed=["app.example.org", "b.example.org:8443"], prefix="/vitrine")
+    """Behind a reverse proxy that serves it as ``https://app.example.org/vitrail``."""
+    guard = Guard(echo, LIMITS, uploads, [7], allowed=["app.example.org", "b.example.org:8443"], prefix="/vitrail")
     return TestClient(guard, base_url="http://127.0.0.1:7860", follow_redirects=False)
 
 
@@ -366,7 +366,7 @@ def test_pages_of_stated_names_may_ask(proxied: TestClient, origin: str, host: s
         assert "--allow-host evil.example" in answer.text
 
 
-@pytest.mark.parametrize("prefix", ["", "/vitrine"])
+@pytest.mark.parametrize("prefix", ["", "/vitrail"])
 def test_a_proxy_may_remove_the_prefix_or_leave_it(proxied: TestClient, prefix: str) -> None:
     assert proxied.get(f"{prefix}/config").status_code == 200
     assert proxied.post(f"{prefix}/gradio_api/cancel", content=b"abc").text == "3"
@@ -374,8 +374,8 @@ def test_a_proxy_may_remove_the_prefix_or_leave_it(proxied: TestClient, prefix: 
 
 
 def test_the_prefix_without_a_slash_leads_to_the_page(proxied: TestClient) -> None:
-    assert proxied.get("/vitrine").headers["location"] == "/vitrine/"
-    assert proxied.get("/vitrinette").status_code == 404
+    assert proxied.get("/vitrail").headers["location"] == "/vitrail/"
+    assert proxied.get("/vitrailtte").status_code == 404
 
 
 @pytest.mark.parametrize("path", ["/shop/demo/", "/shop/demo/config", "/shop/demo/gradio_api/upload_progress"])
@@ -407,7 +407,7 @@ def test_host_names_are_spelled_as_browsers_do() -> None:
     assert allowed_host("App.example.org:8443") == "app.example.org:8443"
 
 
-@pytest.mark.parametrize("text", ["vitrine", "/a//b", "/a/../b", "/a?b", "/a b", "https://a.example/x", "/a/."])
+@pytest.mark.parametrize("text", ["vitrail", "/a//b", "/a/../b", "/a?b", "/a b", "https://a.example/x", "/a/."])
 def test_what_is_no_prefix_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="--root-path"):
         root_path(text)

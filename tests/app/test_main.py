@@ -36,7 +36,7 @@ def test_it_listens_to_this_machine_only(handed_on: list[Any], capsys: pytest.Ca
         ("127.0.0.1", 7860, {"allowed": [], "prefix": ""}),
     ]
     said = capsys.readouterr()
-    assert said.out == "Vitrine: http://127.0.0.1:7860 (Ctrl-C ends it)\n"
+    assert said.out == "Vitrail: http://127.0.0.1:7860 (Ctrl-C ends it)\n"
     assert "warning" not in said.err
 
 
@@ -61,7 +61,7 @@ def test_other_machines_are_let_in_only_on_purpose(
         (["--demo", "--port", "70000"], "--port 70000: must be 0 to 65535"),
         (["--demo", "--port", "-1"], "--port -1"),
         (["--demo", "--allow-host", "https://a.example"], "--allow-host https://a.example: must be one host name"),
-        (["--demo", "--root-path", "vitrine"], "--root-path vitrine: must be the path"),
+        (["--demo", "--root-path", "vitrail"], "--root-path vitrail: must be the path"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -15,7 +15,7 @@ from tests.fakes_hub import FASHION_HEADER
 from vitrail.errors import UserError
 from vitrail.types import UNKNOWN
 
-REAL = Path(os.environ.get("VITRINE_DATA", "")) / "fashion"
+REAL = Path(os.environ.get("VITRAIL_DATA", "")) / "fashion"
 
 
 def split_sizes(data: Fashion) -> list[int]:
@@ -193,7 +193,7 @@ init_args:
     assert list(data.tasks) == ["class", "gender", "baseColour"]
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="needs $VITRINE_DATA/fashion")
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs $VITRAIL_DATA/fashion")
 def test_the_real_table() -> None:
     columns, rows, repaired = read_styles(REAL / "styles.csv")
     assert len(rows) == 4081
@@ -215,7 +215,7 @@ def test_the_real_table() -> None:
     assert names["23107"] == "Turtle Men Formal Purple Tie, Cufflink and Pocket Square Combo Set"
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="needs $VITRINE_DATA/fashion")
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs $VITRAIL_DATA/fashion")
 def test_the_real_split_is_stratified_and_grouped() -> None:
     data = Fashion(str(REAL), attributes=["baseColour", "usage"])
     assert data.class_names == ["Accessories", "Apparel", "Footwear", "Free Items", "Personal Care", "Sporting Goods"]

@@ -11,7 +11,7 @@ from PIL import Image
 from datamodules import Flickr8k, UserError
 from tests.fakes_flickr import GHOST, LISTS, captions_of, photo_name, split_of, write_flickr
 
-REAL = Path(os.environ.get("VITRINE_DATA", "")) / "flickr8k"
+REAL = Path(os.environ.get("VITRAIL_DATA", "")) / "flickr8k"
 
 
 def names(data: Flickr8k, split: str) -> list[str]:
@@ -165,7 +165,7 @@ def test_half_of_the_lists_are_refused(tmp_path: Path) -> None:
         Flickr8k(str(root)).table  # noqa: B018
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="needs $VITRINE_DATA/flickr8k")
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs $VITRAIL_DATA/flickr8k")
 def test_the_real_files_are_read_whole() -> None:
     token, kaggle = Flickr8k(), Flickr8k(captions="captions.txt")
     assert len(token.table) == len(kaggle.table) > 1000

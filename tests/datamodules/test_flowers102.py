@@ -13,7 +13,7 @@ from scipy.io import savemat
 from datamodules import Flowers102, UserError
 from tests.fakes_flowers import NAMES, write_flowers
 
-REAL = Path(os.environ.get("VITRINE_DATA", "")) / "flowers102"
+REAL = Path(os.environ.get("VITRAIL_DATA", "")) / "flowers102"
 
 
 def flowers(root: Path, **changes: Any) -> Flowers102:
@@ -197,7 +197,7 @@ def test_wrong_options_are_refused(root: Path, changes: Any) -> None:
         flowers(root, **changes)
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="needs $VITRINE_DATA/flowers102")
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs $VITRAIL_DATA/flowers102")
 def test_the_real_lists_are_read_whole() -> None:
     data = Flowers102()
     counts = {split: len(rows) for split, rows in splits(data).items()}

@@ -12,8 +12,8 @@ from tests.fakes import write_image_folder, write_products
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VITRINE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("VITRINE_DEBUG", raising=False)
+    monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("VITRAIL_DEBUG", raising=False)
 
 
 def write(path: Path, text: str) -> str:
@@ -151,7 +151,7 @@ def test_a_report_that_cannot_be_written(wares: str, tmp_path: Path, capsys: pyt
 
 
 def test_a_traceback_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VITRINE_DEBUG", "1")
+    monkeypatch.setenv("VITRAIL_DEBUG", "1")
     with pytest.raises(ValueError, match="nowhere"):
         main(["audit", "--config", "nowhere.yaml"])
 

@@ -20,8 +20,8 @@ from vitrail.types import UNKNOWN
 
 HEADER = ["image_path", "class_label", "attributes", "caption", "split", "instance_id"]
 GREY: VocabularyOptions = {"aliases": {"colour": {"grey": "gray"}}}
-REAL = Path(os.environ.get("VITRINE_DATA", "")) / "products"
-REAL_TEAM14 = Path(os.environ.get("VITRINE_DATA", "")) / "products_team14_metadata"
+REAL = Path(os.environ.get("VITRAIL_DATA", "")) / "products"
+REAL_TEAM14 = Path(os.environ.get("VITRAIL_DATA", "")) / "products_team14_metadata"
 
 
 def split_sizes(data: Products) -> list[int]:
@@ -265,7 +265,7 @@ init_args:
     assert data.hparams["split"] == {"by": "group_kfold", "fold": 1, "n_folds": 4}
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="needs $VITRINE_DATA/products")
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs $VITRAIL_DATA/products")
 def test_the_600_real_photos() -> None:
     data = Products(str(REAL), vocabulary=GREY)
     assert split_sizes(data) == [447, 100, 53]
@@ -287,7 +287,7 @@ def test_the_600_real_photos() -> None:
     assert data.read_image(0).shape == (3, 96, 96)
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="needs $VITRINE_DATA/products")
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs $VITRAIL_DATA/products")
 def test_folds_of_the_real_photos_have_all_classes() -> None:
     for fold in range(5):
         data = Products(str(REAL), split={"by": "group_kfold", "fold": fold, "n_folds": 5})
@@ -296,7 +296,7 @@ def test_folds_of_the_real_photos_have_all_classes() -> None:
         assert abs(split_sizes(data)[2] - 120) <= 15
 
 
-@pytest.mark.skipif(not REAL_TEAM14.is_dir(), reason="needs $VITRINE_DATA/products_team14_metadata")
+@pytest.mark.skipif(not REAL_TEAM14.is_dir(), reason="needs $VITRAIL_DATA/products_team14_metadata")
 def test_the_real_table_without_photos() -> None:
     files: VocabularyOptions = {"source": "files"}
     data = Products(str(REAL_TEAM14), "labels_fixed.csv", vocabulary=files)

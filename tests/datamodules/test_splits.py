@@ -24,7 +24,7 @@ from vitrail.errors import UserError
 
 SEEDS = range(25)
 FRACTIONS = (0.7, 0.15, 0.15)
-TEAM14 = Path(os.environ.get("VITRINE_DATA", "")) / "products_team14_metadata" / "labels_fixed.csv"
+TEAM14 = Path(os.environ.get("VITRAIL_DATA", "")) / "products_team14_metadata" / "labels_fixed.csv"
 
 
 def shares(splits: npt.NDArray[np.str_]) -> list[float]:
@@ -46,7 +46,7 @@ def test_random_split_is_the_one_of_torch(n: int) -> None:
         assert sorted(part.indices) == np.flatnonzero(splits == name).tolist()
 
 
-@pytest.mark.skipif(not TEAM14.is_file(), reason="needs $VITRINE_DATA/products_team14_metadata")
+@pytest.mark.skipif(not TEAM14.is_file(), reason="needs $VITRAIL_DATA/products_team14_metadata")
 def test_random_split_replays_the_reference() -> None:
     with TEAM14.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))

@@ -73,10 +73,10 @@ def folder() -> Path:
     """Where all of them lie; whichever process ends last removes it."""
     session = os.environ.get("PYTEST_XDIST_TESTRUNUID")
     if session is None:
-        path = Path(tempfile.mkdtemp(prefix="vitrine-exports-"))
+        path = Path(tempfile.mkdtemp(prefix="vitrail-exports-"))
         atexit.register(shutil.rmtree, path, ignore_errors=True)
         return path
-    path = Path(tempfile.gettempdir(), f"vitrine-exports-{session}")
+    path = Path(tempfile.gettempdir(), f"vitrail-exports-{session}")
     with FileLock(f"{path}.lock"):
         path.mkdir(mode=0o700, exist_ok=True)
         (path / f"{os.getpid()}.user").touch()

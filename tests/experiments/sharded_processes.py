@@ -23,5 +23,5 @@ if __name__ == "__main__":
         train_sharded(task_name, root, root / "2" / f"{task_name}-sharded", 2)
     for overlay in ("ddp", "fsdp"):
         # Passed on to the ranks that one command starts; here one process runs two commands.
-        os.environ.pop("VITRINE_RUN_DIRECTORY", None)
+        os.environ.pop("VITRAIL_RUN_DIRECTORY", None)
         through_the_command_line(root, overlay)

@@ -48,8 +48,8 @@ def generated_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     write_qwen2_vl(root / "qwen2_vl")
     pack(Wares(n_samples=60, views=3, resolution=32), root / "wares_shards", shard_size=12)
     with plain_figures(), pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VITRINE_DATA", str(root))
-        patch.setenv("VITRINE_CACHE", str(root / "cache"))
+        patch.setenv("VITRAIL_DATA", str(root))
+        patch.setenv("VITRAIL_CACHE", str(root / "cache"))
         yield
 
 
@@ -61,7 +61,7 @@ def tiny_loader(experiment: dict[str, Any]) -> dict[str, int]:
 
 def tiny_network(arguments: dict[str, Any]) -> dict[str, Any]:
     """A tiny network of the same kind."""
-    folder = Path(os.environ["VITRINE_DATA"])
+    folder = Path(os.environ["VITRAIL_DATA"])
     if "questions" in arguments:
         return {"model": str(folder / "qwen2_vl")}
     if "model" in (towers := arguments.get("towers", {})):
@@ -158,14 +158,14 @@ def run_quietly(monkeypatch: pytest.MonkeyPatch) -> Quietly:
 @pytest.fixture(scope="module")
 def zero_shot(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run directory of CLIP as it came."""
-    towers = ["--model.init_args.towers.model", str(Path(os.environ["VITRINE_DATA"]) / "clip")]
+    towers = ["--model.init_args.towers.model", str(Path(os.environ["VITRAIL_DATA"]) / "clip")]
     return untrained("flowers_clip_zeroshot", towers, tmp_path_factory.mktemp("zero_shot"))
 
 
 @pytest.fixture(scope="module")
 def generative(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run directory of Qwen2-VL as it came."""
-    model = ["--model.init_args.model", str(Path(os.environ["VITRINE_DATA"]) / "qwen2_vl")]
+    model = ["--model.init_args.model", str(Path(os.environ["VITRAIL_DATA"]) / "qwen2_vl")]
     return untrained("flowers_qwen2vl_zeroshot", model, tmp_path_factory.mktemp("generative"))
 
 
@@ -217,7 +217,7 @@ def test_clip_before_and_after_training_and_a_generative_model_stand_side_by_sid
         error = expected_calibration_error(predictions.probabilities("class").max(axis=1), right)
         assert row["accuracy [95 %]"].split()[0] == f"{right.mean():.3f}"
         assert row["ECE [95 %]"].split()[0] == f"{error:.3f}"
-    folder = Path(os.environ["VITRINE_DATA"])
+    folder = Path(os.environ["VITRAIL_DATA"])
     towers = CLIPModel.from_pretrained(folder / "clip")
     language = Qwen2VLForConditionalGeneration.from_pretrained(folder / "qwen2_vl")
     sizes = [sum(one.numel() for one in network.parameters()) for network in (towers, towers, language)]

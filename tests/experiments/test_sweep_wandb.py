@@ -47,7 +47,7 @@ def test_wandb_sweep_sends_the_file_unchanged(path: Path, monkeypatch: pytest.Mo
     assert result.exit_code == 0, result.output
     [variables] = server.sent
     assert yaml.safe_load(variables["config"]) == yaml.safe_load(path.read_text())
-    assert variables["projectName"] == "vitrine"
+    assert variables["projectName"] == "vitrail"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,8 +57,8 @@ def generated_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     write_flowers(root / "flowers102")
     write_clip(root / "clip")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VITRINE_DATA", str(root))
-        patch.setenv("VITRINE_CACHE", str(root / "cache"))
+        patch.setenv("VITRAIL_DATA", str(root))
+        patch.setenv("VITRAIL_CACHE", str(root / "cache"))
         yield
 
 

@@ -34,7 +34,7 @@ def test_every_notebook_has_a_small_version() -> None:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_small_notebook_runs(path: Path, tmp_path: Path) -> None:
     parameters = "\n".join(f"{name} = {value}" for name, value in SMALL[path.stem].items())
-    environment = {"VITRINE_DATA": str(tmp_path / "nothing"), "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
+    environment = {"VITRAIL_DATA": str(tmp_path / "nothing"), "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
     run_program("tests.notebooks.in_process", str(path), str(tmp_path), parameters, environment=environment)
     assert (tmp_path / "done").exists()
 
@@ -42,8 +42,8 @@ def test_small_notebook_runs(path: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VITRINE_DATA", str(tmp_path / "nothing"))
-    monkeypatch.setenv("VITRINE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("VITRAIL_DATA", str(tmp_path / "nothing"))
+    monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(

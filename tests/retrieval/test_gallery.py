@@ -54,7 +54,7 @@ def test_a_gallery_opens_by_path_and_by_uri(small: Gallery) -> None:
 def test_a_gallery_outside_of_this_machines_folders_is_filled_and_searched(
     small: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("VITRINE_CACHE", str(tmp_path))
+    monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path))
     far = small_gallery("shared-memory://far")
     assert Gallery.open("shared-memory://far").nearest(QUERIES, 12) == small.nearest(QUERIES, 12)
     assert far.nearest_captions(QUERIES, 5) == small.nearest_captions(QUERIES, 5)
@@ -245,9 +245,9 @@ def test_tables_that_others_made_are_no_gallery(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no gallery's"):
         Gallery.open(str(tmp_path / "foreign"))
     newer = picture_rows(identity(), ["a"], vectors(1))
-    text = newer.schema.metadata[b"vitrine.gallery"].replace(b'"format": 1', b'"format": 2')
+    text = newer.schema.metadata[b"vitrail.gallery"].replace(b'"format": 1', b'"format": 2')
     lancedb.connect(str(tmp_path / "newer")).create_table(
-        "pictures", newer.replace_schema_metadata({b"vitrine.gallery": text})
+        "pictures", newer.replace_schema_metadata({b"vitrail.gallery": text})
     )
     with pytest.raises(UserError, match="newer version"):
         Gallery.open(str(tmp_path / "newer"))

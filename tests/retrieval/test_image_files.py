@@ -15,8 +15,8 @@ from vitrail.errors import UserError
 @pytest.fixture(autouse=True)
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine with a cache, a home, data of the user's own, and a file that concerns nobody."""
-    monkeypatch.setenv("VITRINE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("VITRINE_DATA", str(tmp_path / "own data"))
+    monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("VITRAIL_DATA", str(tmp_path / "own data"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for name in ("gallery/a.png", "photos/deep/b.png", "own data/c.png", "home/secret.png", "photos 2/d.png"):
         path = tmp_path / name

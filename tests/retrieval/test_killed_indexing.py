@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_photos(folder / "data", COUNT)
     write_clip(folder / "clip", image_size=SIDE)
     (folder / "run").mkdir()
-    run_program("tests.retrieval.killed_indexing", str(folder), environment={"VITRINE_CACHE": str(folder / "cache")})
+    run_program("tests.retrieval.killed_indexing", str(folder), environment={"VITRAIL_CACHE": str(folder / "cache")})
     return folder
 
 

@@ -50,7 +50,7 @@ def test_file_is_plain_parquet_that_names_its_classes(tmp_path: Path) -> None:
         "logits_colour": "list<element: float>",
         "answered_colour": "bool",
     }
-    assert json.loads(schema.metadata[b"vitrine.tasks"]) == TASKS
+    assert json.loads(schema.metadata[b"vitrail.tasks"]) == TASKS
 
 
 def test_equal_logits_are_no_prediction_and_marked_in_the_file(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_logits_must_fit_the_class_names_and_targets_the_classes(tmp_path: Path)
     path = tmp_path / "test.parquet"
     write_predictions(path, make_predictions())
     table = pq.read_table(path)
-    more = {b"vitrine.tasks": json.dumps({**TASKS, "colour": ["blue", "red", "green"]}).encode()}
+    more = {b"vitrail.tasks": json.dumps({**TASKS, "colour": ["blue", "red", "green"]}).encode()}
     pq.write_table(table.replace_schema_metadata(more), path)
     with pytest.raises(UserError, match="3 logits"):
         read_predictions(path)

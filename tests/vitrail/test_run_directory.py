@@ -19,7 +19,7 @@ from vitrail.runs import (
 
 @pytest.fixture(autouse=True)
 def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("LOCAL_RANK", "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "VITRINE_RUN_DIRECTORY"):
+    for name in ("LOCAL_RANK", "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "VITRAIL_RUN_DIRECTORY"):
         monkeypatch.delenv(name, raising=False)
 
 

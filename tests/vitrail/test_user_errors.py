@@ -136,7 +136,7 @@ def test_debugging_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def command() -> None:
         raise UserError("x")
 
-    monkeypatch.setenv("VITRINE_DEBUG", "1")
+    monkeypatch.setenv("VITRAIL_DEBUG", "1")
     with pytest.raises(UserError):
         run_reporting_user_errors(command)
 

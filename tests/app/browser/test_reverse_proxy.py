@@ -24,7 +24,7 @@ from tests.app.running import reverse_proxy, serving
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-NAME, PREFIX = "app.localhost", "/shop/vitrine"
+NAME, PREFIX = "app.localhost", "/shop/vitrail"
 
 
 def _tab(context: AppContext) -> None:

@@ -17,7 +17,7 @@ def test_photos_have_their_size_and_lie_in_classes(tmp_path: Path) -> None:
 
 
 def test_products_are_linked_where_they_are_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VITRINE_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("VITRAIL_DATA", str(tmp_path / "data"))
     assert linked_products(tmp_path / "links") is None
     images = tmp_path / "data" / "products" / "images"
     images.mkdir(parents=True)

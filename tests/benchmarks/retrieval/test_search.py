@@ -65,7 +65,7 @@ def test_who_finds_other_rows_is_named(tmp_path: Path) -> None:
         np.save(answers_file(tmp_path, name, 1), found)
     search._check_same_rows(tmp_path, [OURS, "FAISS IndexFlatIP"], 1)  # in another order
     np.save(answers_file(tmp_path, "FAISS IndexFlatIP", 1), np.where(rows < 200, -1, rows))
-    with pytest.raises(RuntimeError, match=r"FAISS IndexFlatIP finds 0\.9800 of the rows that Vitrine finds"):
+    with pytest.raises(RuntimeError, match=r"FAISS IndexFlatIP finds 0\.9800 of the rows that Vitrail finds"):
         search._check_same_rows(tmp_path, [OURS, "FAISS IndexFlatIP"], 1)
 
 

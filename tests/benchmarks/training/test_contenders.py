@@ -65,11 +65,11 @@ def _by_content(weights: torch.Tensor) -> tuple[Any, ...]:
 def ours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Kind, Trained]]:
     folder = tmp_path_factory.mktemp("ours")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VITRINE_CACHE", str(folder))
-        yield {kind: trained(kind, "Vitrine", folder / kind) for kind in CONTENDERS}
+        patch.setenv("VITRAIL_CACHE", str(folder))
+        yield {kind: trained(kind, "Vitrail", folder / kind) for kind in CONTENDERS}
 
 
-PEERS = [(kind, name) for kind, contenders in CONTENDERS.items() for name in contenders if name != "Vitrine"]
+PEERS = [(kind, name) for kind, contenders in CONTENDERS.items() for name in contenders if name != "Vitrail"]
 
 
 @pytest.mark.parametrize(("kind", "name"), PEERS)

@@ -26,12 +26,12 @@ from tests.datamodules.noise import Noise, frame
 from tests.fakes import write_products
 from vitrail.errors import UserError
 
-DATA = Path(os.environ.get("VITRINE_DATA", ""))
+DATA = Path(os.environ.get("VITRAIL_DATA", ""))
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VITRINE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -218,7 +218,7 @@ def test_wares_need_no_pictures_for_their_audit(monkeypatch: pytest.MonkeyPatch)
     report.refuse()
 
 
-@pytest.mark.skipif(not (DATA / "products").is_dir(), reason="needs the product photos in $VITRINE_DATA/products")
+@pytest.mark.skipif(not (DATA / "products").is_dir(), reason="needs the product photos in $VITRAIL_DATA/products")
 def test_the_real_product_photos_have_no_leaks() -> None:
     report = audit(Products(str(DATA / "products"), split={"by": "table"}))
     assert report.samples == {"train": 447, "val": 100, "test": 53}
@@ -228,7 +228,7 @@ def test_the_real_product_photos_have_no_leaks() -> None:
     assert report.unseen["colour"] == {"gold": 5, "grey": 5}
 
 
-@pytest.mark.skipif(not (DATA / "products").is_dir(), reason="needs the product photos in $VITRINE_DATA/products")
+@pytest.mark.skipif(not (DATA / "products").is_dir(), reason="needs the product photos in $VITRAIL_DATA/products")
 def test_a_random_split_of_the_real_product_photos_lets_groups_cross() -> None:
     data = Products(str(DATA / "products"), split={"by": "random", "val_fraction": 0.2, "test_fraction": 0.2})
     report = audit(data)
@@ -237,7 +237,7 @@ def test_a_random_split_of_the_real_product_photos_lets_groups_cross() -> None:
         report.refuse()
 
 
-@pytest.mark.skipif(not (DATA / "fashion").is_dir(), reason="needs the fashion photos in $VITRINE_DATA/fashion")
+@pytest.mark.skipif(not (DATA / "fashion").is_dir(), reason="needs the fashion photos in $VITRAIL_DATA/fashion")
 def test_identical_pictures_in_the_real_fashion_photos() -> None:
     data = Fashion(
         str(DATA / "fashion"),

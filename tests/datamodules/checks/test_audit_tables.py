@@ -95,7 +95,7 @@ def test_what_was_not_compared_is_not_called_none(report: AuditReport) -> None:
 
 
 def test_a_single_split_has_nothing_to_be_compared_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VITRINE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "cache"))
     text = printed(audit(Wares(n_samples=30, val_fraction=0.0, test_fraction=0.0)))
     for title in TITLES.values():
         assert f"{title}: not checked (fewer than two splits have images" in text

@@ -19,7 +19,7 @@ from datamodules.wares.render import draw_ware
 
 Pixels = npt.NDArray[np.uint8]
 
-PHOTOS = Path(os.environ.get("VITRINE_DATA", "")) / "products" / "images"
+PHOTOS = Path(os.environ.get("VITRAIL_DATA", "")) / "products" / "images"
 
 
 def every(blocks: Iterable[int], count: int) -> Iterator[int]:
@@ -81,7 +81,7 @@ def test_a_changed_copy_is_found_and_nothing_else(change: str, originals: list[P
     assert len(pairs) >= 28
 
 
-@pytest.mark.skipif(not PHOTOS.is_dir(), reason="needs the product photos in $VITRINE_DATA/products")
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason="needs the product photos in $VITRAIL_DATA/products")
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_copy_of_a_real_photo_is_found(change: str) -> None:
     photos = [Image.open(path).convert("RGB") for path in sorted(PHOTOS.glob("*.jpg"))[::15]]
@@ -93,7 +93,7 @@ def test_a_changed_copy_of_a_real_photo_is_found(change: str) -> None:
     assert len(pairs) >= 0.9 * count
 
 
-@pytest.mark.skipif(not PHOTOS.is_dir(), reason="needs the product photos in $VITRINE_DATA/products")
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason="needs the product photos in $VITRAIL_DATA/products")
 def test_no_two_of_the_real_product_photos_are_near_duplicates() -> None:
     photos = [np.asarray(Image.open(path).convert("RGB")) for path in sorted(PHOTOS.glob("*.jpg"))]
     # Every photo in a part of its own, so that views of one object are compared as well.

@@ -32,7 +32,7 @@ class Counting(ImageFolder):
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("VITRINE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "cache"))
     return write_image_folder(tmp_path / "data", objects=3)
 
 
@@ -167,8 +167,8 @@ def test_without_a_place_for_the_cache_it_works_and_warns(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
-    monkeypatch.setenv("VITRINE_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.warns(UserWarning, match=r"cannot keep what is known of the pictures .*; set \$VITRINE_CACHE"):
+    monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.warns(UserWarning, match=r"cannot keep what is known of the pictures .*; set \$VITRAIL_CACHE"):
         found = verify(ImageFolder(str(root)))
     assert found.bad == {}
 
@@ -193,9 +193,9 @@ def test_a_failed_write_leaves_the_old_file(root: Path, monkeypatch: pytest.Monk
 
 
 def test_the_cache_lies_in_the_home_folder_by_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("VITRINE_CACHE", raising=False)
+    monkeypatch.delenv("VITRAIL_CACHE", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_directory() == tmp_path / ".cache" / "vitrine"
+    assert cache_directory() == tmp_path / ".cache" / "vitrail"
 
 
 def test_the_first_hash_is_the_difference_hash_of_the_whole() -> None:
@@ -240,7 +240,7 @@ def test_a_set_that_grows_is_not_read_all_over_again(tmp_path: Path, monkeypatch
     monkeypatch.setattr(ImageFolder, "picture_files", True)
     again = verify(data)
     assert sorted(read) == sorted(str(path.relative_to(root)) for path in (new, other))
-    monkeypatch.setenv("VITRINE_CACHE", str(tmp_path / "other cache"))
+    monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "other cache"))
     fresh = verify(data)
     np.testing.assert_array_equal(again.content, fresh.content)
     np.testing.assert_array_equal(again.perceptual, fresh.perceptual)

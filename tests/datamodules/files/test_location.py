@@ -13,7 +13,7 @@ def find(root: str = "") -> Path:
 
 
 def test_a_given_folder_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VITRINE_DATA", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("VITRAIL_DATA", str(tmp_path / "elsewhere"))
     assert find(str(tmp_path)) == tmp_path
 
 
@@ -25,7 +25,7 @@ def test_a_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_the_variable_names_the_usual_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "things").mkdir()
-    monkeypatch.setenv("VITRINE_DATA", str(tmp_path))
+    monkeypatch.setenv("VITRAIL_DATA", str(tmp_path))
     assert find() == tmp_path / "things"
 
 
@@ -35,23 +35,23 @@ def test_without_the_variable_it_is_below_data(
 ) -> None:
     (tmp_path / "data" / "things").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("VITRINE_DATA", raising=False)
+    monkeypatch.delenv("VITRAIL_DATA", raising=False)
     if value is not None:
-        monkeypatch.setenv("VITRINE_DATA", value)
+        monkeypatch.setenv("VITRAIL_DATA", value)
     assert find() == Path("data/things")
 
 
-@pytest.mark.parametrize(("root", "asked"), [("", "$VITRINE_DATA"), ("/nowhere/at/all", "data root")])
+@pytest.mark.parametrize(("root", "asked"), [("", "$VITRAIL_DATA"), ("/nowhere/at/all", "data root")])
 def test_a_missing_folder_is_told_with_the_way_to_it(
     root: str, asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("VITRINE_DATA", str(tmp_path))
+    monkeypatch.setenv("VITRAIL_DATA", str(tmp_path))
     with pytest.raises(UserError) as error:
         find(root)
     message = str(error.value)
     assert message.startswith(asked)
     assert (root or str(tmp_path / "things")) in message
-    for part in ("example.org/things", "things.csv beside images/", "VITRINE_DATA"):
+    for part in ("example.org/things", "things.csv beside images/", "VITRAIL_DATA"):
         assert part in message
     assert "\n" not in message
 

@@ -262,7 +262,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_behind(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(UserError, match=r"the disk is full; .*VITRINE_CACHE") as caught:
+    with pytest.raises(UserError, match=r"the disk is full; .*VITRAIL_CACHE") as caught:
         cache(tmp_path).build(10**9, workers)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.glob("*.pixels"))

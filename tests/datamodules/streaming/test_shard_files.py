@@ -44,7 +44,7 @@ def test_globs_lists_and_ranges(folder: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_relative_path_is_looked_for_among_the_data_sets(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VITRINE_DATA", str(folder.parent))
+    monkeypatch.setenv("VITRAIL_DATA", str(folder.parent))
     assert find_shards(folder.name) == find_shards(str(folder))
     assert len(find_shards(f"{folder.name}/train-*")["train"]) == 2
 

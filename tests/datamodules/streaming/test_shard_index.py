@@ -131,7 +131,7 @@ def test_an_index_without_checksums_is_read_as_before(packed: Path, tmp_path: Pa
     shard = tmp_path / "val-00000-of-00002.tar"
     shard.write_bytes((packed / shard.name).read_bytes())
     table = pq.read_table(packed / "index.parquet").drop_columns(["crc32"])
-    metadata = {key: value for key, value in table.schema.metadata.items() if key != b"vitrine.check"}
+    metadata = {key: value for key, value in table.schema.metadata.items() if key != b"vitrail.check"}
     pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "index.parquet")
     [index] = index_tars([str(shard)], "")
     assert set(index.checks.tolist()) == {-1}

@@ -124,8 +124,8 @@ def test_a_server_that_tells_sizes_only_is_asked_each_time(tmp_path: Path, monke
 
 def test_without_a_cache_it_works_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setenv("VITRINE_CACHE", str(tmp_path / "file"))
-    with pytest.warns(UserWarning, match=r"cannot keep what is in .*a\.tar.*set \$VITRINE_CACHE"):
+    monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "file"))
+    with pytest.warns(UserWarning, match=r"cannot keep what is in .*a\.tar.*set \$VITRAIL_CACHE"):
         assert scanned(str(simple(tmp_path / "a.tar")), "").num_rows == 3
 
 

@@ -26,7 +26,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     config = root / "tiny.yaml"
     config.write_text(TINY)
     with plain_figures(), pytest.MonkeyPatch.context() as patched:
-        patched.setenv("VITRINE_CACHE", str(root / "cache"))
+        patched.setenv("VITRAIL_CACHE", str(root / "cache"))
         found: list[Path] = []
         for backbone in ("test_resnet", "test_vit"):
             flags = ["--name", backbone, "--runs", str(root / "runs"), "--model.backbone", backbone]
@@ -102,7 +102,7 @@ def test_it_is_calibrated_reported_and_compared_with_its_members(
 def test_views_of_one_run_are_averaged_by_a_yaml_too(
     runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("VITRINE_CACHE", str(runs[0].parents[2] / "cache"))
+    monkeypatch.setenv("VITRAIL_CACHE", str(runs[0].parents[2] / "cache"))
     made = make_ensemble(runs[:1], ["hflip"], place=tmp_path / "runs")
     assert made.parent.name == "test_resnet_tta"
     with plain_figures():

@@ -199,7 +199,7 @@ def test_mistakes_are_one_line(
     arguments: list[str], message: str, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.delenv("VITRINE_DEBUG", raising=False)
+    monkeypatch.delenv("VITRAIL_DEBUG", raising=False)
     monkeypatch.chdir(tmp_path)
     assert explore(tmp_path / "out", *[str(config) if word == "CONFIG" else word for word in arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()

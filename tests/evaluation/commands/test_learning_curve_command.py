@@ -66,7 +66,7 @@ def test_mistakes_are_one_line(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delenv("VITRINE_DEBUG", raising=False)
+    monkeypatch.delenv("VITRAIL_DEBUG", raising=False)
     assert main(["learning_curve", *WARES, "--to", str(tmp_path / "out"), *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line

@@ -103,7 +103,7 @@ def test_what_cannot_be_probed_is_told(arguments: dict[str, Any], message: str) 
 def test_command_reads_the_data_part_of_an_experiment(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("VITRINE_DEBUG", raising=False)
+    monkeypatch.delenv("VITRAIL_DEBUG", raising=False)
     config = tmp_path / "experiment.yaml"
     config.write_text(
         "data:\n  class_path: tests.evaluation.commands.test_linear_probe.Shades\n  init_args: {targets: [class]}\n"

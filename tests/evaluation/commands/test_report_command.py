@@ -233,7 +233,7 @@ def test_predictions_that_say_little_or_nothing(
 def predictions_class_2(run: Path) -> str:
     """Name of the last class; of damaged predictions too."""
     metadata = pq.read_schema(run / "predictions" / "test.parquet").metadata
-    return str(json.loads(metadata[b"vitrine.tasks"])["class"][2])
+    return str(json.loads(metadata[b"vitrail.tasks"])["class"][2])
 
 
 def test_data_that_are_gone_are_told(copied: Path, tmp_path: Path) -> None:

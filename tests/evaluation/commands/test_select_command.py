@@ -139,7 +139,7 @@ def test_labelled_pictures_are_ranked_only_if_asked(place: Path, capsys: pytest.
 def test_mistakes_are_one_line(
     arguments: list[str], message: str, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("VITRINE_DEBUG", raising=False)
+    monkeypatch.delenv("VITRAIL_DEBUG", raising=False)
     (place / "to_label.csv").unlink(missing_ok=True)
     assert select(place, place, *[word.replace("PLACE", str(place)) for word in arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -79,7 +79,7 @@ def test_what_cannot_be_mapped_is_told() -> None:
 
 
 def test_umap_separates_clusters_and_is_the_same_again() -> None:
-    pytest.importorskip("umap", reason="umap-learn is not installed (pip install 'vitrine[umap]')")
+    pytest.importorskip("umap", reason="umap-learn is not installed (pip install 'vitrail[umap]')")
     vectors, labels = clusters()
     places = project(vectors, "umap", seed=1)
     np.testing.assert_array_equal(places, project(vectors, "umap", seed=1))
@@ -89,7 +89,7 @@ def test_umap_separates_clusters_and_is_the_same_again() -> None:
 
 def test_umap_without_its_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "umap", None)  # as if it were not installed
-    with pytest.raises(UserError, match=r"pip install 'vitrine\[umap\]'"):
+    with pytest.raises(UserError, match=r"pip install 'vitrail\[umap\]'"):
         project(clusters()[0], "umap")
 
 

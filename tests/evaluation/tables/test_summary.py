@@ -162,13 +162,13 @@ def test_command_prints_json(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_mistakes_are_one_line_and_exit_code_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("VITRINE_DEBUG", raising=False)
+    monkeypatch.delenv("VITRAIL_DEBUG", raising=False)
     assert main(["summary", str(tmp_path / "nowhere")]) == 2
     assert main(["summary", str(make_run(tmp_path)), "--split", "val"]) == 2
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 2
     assert "no such run directory" in errors[0]
     assert "val.parquet: there are no predictions" in errors[1]
-    monkeypatch.setenv("VITRINE_DEBUG", "1")
+    monkeypatch.setenv("VITRAIL_DEBUG", "1")
     with pytest.raises(UserError):
         main(["summary", str(tmp_path / "nowhere")])

@@ -286,7 +286,7 @@ def test_command_compares_and_writes_json(tmp_path: Path, capsys: pytest.Capture
 def test_mistakes_are_one_line_and_exit_code_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("VITRINE_DEBUG", raising=False)
+    monkeypatch.delenv("VITRAIL_DEBUG", raising=False)
     run, other = write_run(tmp_path / "run", make((1, 1))), write_run(tmp_path / "other", make((1, 1), n=100))
     assert main(["base_to_novel", str(run), "--split", "val"]) == 2
     assert main(["base_to_novel", str(run), "--base", "9"]) == 2

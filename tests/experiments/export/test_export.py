@@ -53,7 +53,7 @@ def test_an_export_decides_as_the_model_on_every_test_picture() -> None:
 def test_the_file_alone_says_what_it_is() -> None:
     model = onnx.load(products_onnx() / "model.onnx")
     onnx.checker.check_model(model)
-    found = json.loads({entry.key: entry.value for entry in model.metadata_props}["vitrine"])
+    found = json.loads({entry.key: entry.value for entry in model.metadata_props}["vitrail"])
     task = load_task(products_run() / "checkpoints" / "best.ckpt")
     assert {"size": 32, "crop_fraction": 0.8, "interpolation": "bicubic"}.items() <= found["image"].items()
     assert found["weights"] == task.weights_digest()
@@ -85,9 +85,9 @@ def test_torch_export_has_dynamic_batches_and_other_formats_stay(run: Path) -> N
     (other / "export.json").write_text("{}")
     folder = exported(run, "torch_export")
     assert (other / "export.json").read_text() == "{}"
-    extra = {"vitrine": ""}
+    extra = {"vitrail": ""}
     program = torch.export.load(folder / "model.pt2", extra_files=extra)
-    found = json.loads(extra["vitrine"])
+    found = json.loads(extra["vitrail"])
     assert found["outputs"] == ["logits_class", "logits_colour", "image_embedding"]
     task = load_task(run / "checkpoints" / "best.ckpt")
     image = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
@@ -152,7 +152,7 @@ def test_a_library_that_is_missing_is_told_before_anything_is_read(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "pip install 'vitrine[export]'" in refused(capsys, "nowhere")
+    assert "pip install 'vitrail[export]'" in refused(capsys, "nowhere")
 
 
 def test_the_temperatures_of_another_checkpoint_are_left_out(run: Path) -> None:

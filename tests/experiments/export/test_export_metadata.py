@@ -36,7 +36,7 @@ def test_a_classifier_reads_no_texts(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("strings", [{}, {"vitrine": "no JSON"}, {"vitrine": "[]"}, {"vitrine": "{}"}])
+@pytest.mark.parametrize("strings", [{}, {"vitrail": "no JSON"}, {"vitrail": "[]"}, {"vitrail": "{}"}])
 def test_metadata_of_others_are_refused(strings: dict[str, str]) -> None:
     with pytest.raises(UserError, match=r"file\.onnx: is no exported model"):
         from_strings(strings, "file.onnx")

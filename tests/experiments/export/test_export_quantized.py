@@ -52,7 +52,7 @@ def test_onnx_in_eight_bits_is_smaller_and_measured_beside_the_model(eight_bits:
     model = onnx.load(eight_bits / "model.onnx")
     weights = {one.name for one in model.graph.initializer if one.data_type == onnx.TensorProto.INT8}
     assert len(weights) > 5
-    assert json.loads({one.key: one.value for one in model.metadata_props}["vitrine"])["tasks"] == summary["tasks"]
+    assert json.loads({one.key: one.value for one in model.metadata_props}["vitrail"])["tasks"] == summary["tasks"]
     assert not [path for path in eight_bits.iterdir() if path.name.startswith(".")]
 
 
@@ -140,10 +140,10 @@ def _text_towers(folder: Path, kind: str) -> dict[str, Any]:
 def test_onnx_runtime_quantises_texts_that_are_projected_to_another_length(kind: str, tmp_path: Path) -> None:
     pair = ready_pair(tmp_path, **({} if kind == "clip" else _text_towers(tmp_path, kind)))
     tower = towers_of(pair)[1]
-    write_onnx(graph_of(tower), tower, tmp_path / "plain.onnx", {"vitrine": "kept"})
+    write_onnx(graph_of(tower), tower, tmp_path / "plain.onnx", {"vitrail": "kept"})
     quantize_onnx(tmp_path / "plain.onnx", tmp_path / "rounded.onnx", tower, [])
     made = onnx.load(tmp_path / "rounded.onnx")
-    assert {one.key: one.value for one in made.metadata_props} == {"vitrine": "kept"}
+    assert {one.key: one.value for one in made.metadata_props} == {"vitrail": "kept"}
     matrices = sum(one.data_type == onnx.TensorProto.INT8 for one in made.graph.initializer)
     # Six matrices in each of the two layers, and at least one that projects.
     assert matrices >= 13

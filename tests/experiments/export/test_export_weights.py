@@ -48,10 +48,10 @@ def test_what_is_no_export_is_told(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, path)
     with pytest.raises(UserError, match="no exported model"):
         read_weights(path)
-    save_file({"x": torch.zeros(1)}, path, metadata={"vitrine": json.dumps({"version": 99})})
+    save_file({"x": torch.zeros(1)}, path, metadata={"vitrail": json.dumps({"version": 99})})
     with pytest.raises(UserError, match="format 99"):
         read_weights(path)
-    save_file({"x": torch.zeros(1)}, path, metadata={"vitrine": json.dumps(METADATA), "vitrine.checkpoint": "{}"})
+    save_file({"x": torch.zeros(1)}, path, metadata={"vitrail": json.dumps(METADATA), "vitrail.checkpoint": "{}"})
     with pytest.raises(UserError, match="does not say how its model is built"):
         read_weights(path)
 
@@ -59,7 +59,7 @@ def test_what_is_no_export_is_told(tmp_path: Path) -> None:
 def test_only_our_tasks_are_built(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     checkpoint = {"hyper_parameters": {"_class_path": "subprocess.Popen", "args": ["true"]}}
-    strings = {"vitrine": json.dumps(METADATA), "vitrine.checkpoint": json.dumps(checkpoint)}
+    strings = {"vitrail": json.dumps(METADATA), "vitrail.checkpoint": json.dumps(checkpoint)}
     save_file({"x": torch.zeros(1)}, path, metadata=strings)
     with pytest.raises(UserError, match="none of the tasks"):
         read_weights(path)
@@ -69,6 +69,6 @@ def test_the_header_holds_no_more_than_text(tmp_path: Path) -> None:
     task: VisionTask = load_task(products_run() / "checkpoints" / "best.ckpt")
     write_weights(task, tmp_path / "model.safetensors", METADATA)
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
-        checkpoint = json.loads(file.metadata()["vitrine.checkpoint"])
+        checkpoint = json.loads(file.metadata()["vitrail.checkpoint"])
     assert checkpoint["hyper_parameters"]["_class_path"] == "lightning_modules.classification.MultiTaskClassifier"
     assert "epoch_sums" not in checkpoint

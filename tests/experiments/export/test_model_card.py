@@ -19,7 +19,7 @@ from vitrail.runs import RunFiles
 
 def test_the_card_is_valid_and_its_scores_are_those_of_the_predictions() -> None:
     card = ModelCard.load(products_onnx() / "README.md")
-    assert card.data.library_name == "vitrine"
+    assert card.data.library_name == "vitrail"
     assert card.data.pipeline_tag == "image-classification"
     predictions = read_predictions(products_run() / "predictions" / "test.parquet")
     found = {

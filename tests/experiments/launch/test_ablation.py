@@ -112,7 +112,7 @@ def done(folder: Path, file: Path) -> Iterator[tuple[Path, Trains]]:
     runner = Trains()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("evaluation.cost.workers.measure", measured)
-        patch.setenv("VITRINE_CACHE", str(folder / "cache"))
+        patch.setenv("VITRAIL_CACHE", str(folder / "cache"))
         assert main([str(file), "--runs", str(folder / "runs"), "--batch-sizes", "1"], runner) == 0
         yield folder / "runs" / "ablations" / "four", runner
 
@@ -168,7 +168,7 @@ def test_only_what_changed_or_failed_runs_again(done: tuple[Path, Trains], file:
 def test_a_stopped_ablation_goes_on_with_the_same_run(
     file: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("VITRINE_CACHE", str(folder / "cache"))
+    monkeypatch.setenv("VITRAIL_CACHE", str(folder / "cache"))
     arguments = [str(file), "--runs", str(folder / "stopped"), "--without", "costs", "--only", "small"]
     arguments += ["--set", "trainer.max_epochs=2"]
     assert main(arguments, Trains(stops=0)) == 0
@@ -238,7 +238,7 @@ def test_every_ablation_counts_all_its_variants_without_weights(
     path: Path, only: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_products(tmp_path / "products")
-    monkeypatch.setenv("VITRINE_DATA", str(tmp_path))
+    monkeypatch.setenv("VITRAIL_DATA", str(tmp_path))
     arguments = ["--runs", str(tmp_path), "--without", "costs", "accuracy", *(["--only", *only] if only else [])]
     assert main([str(path), *arguments], refuses) == 0
     rows = table(tmp_path / "ablations" / path.stem)

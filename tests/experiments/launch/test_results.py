@@ -69,7 +69,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "tiny.yaml").write_text(SHORT)
     (folder / "results.yaml").write_text(yaml.safe_dump(RESULTS, sort_keys=False))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VITRINE_CACHE", str(folder / "cache"))
+        patch.setenv("VITRAIL_CACHE", str(folder / "cache"))
         patch.delenv("NOT_SET", raising=False)
         patch.chdir(folder)
         yield folder
@@ -245,7 +245,7 @@ def test_a_readme_without_a_place_is_refused_before_anything_runs(
 def test_a_killed_command_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tiny.yaml").write_text(EXPERIMENT.replace("max_epochs: 2", "max_epochs: 60"))
     write(tmp_path, {"one": {"command": FIT}}, "python -m evaluation summary {one} --markdown")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "VITRINE_CACHE": str(tmp_path / "cache")}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "VITRAIL_CACHE": str(tmp_path / "cache")}
     command = [sys.executable, "-m", "experiments", "results", "results.yaml"]
     with subprocess.Popen(command, cwd=tmp_path, env=environment) as killed:
         while not list(tmp_path.glob("runs/results/tiny/*/checkpoints/last.ckpt")):

@@ -20,7 +20,7 @@ from lightning_modules.encoders.image import ImageEncoder, reachable, read_weigh
 from tests.lightning_modules.tiny import BACKBONE, tiny_classifier
 from vitrail.errors import UserError
 
-WEIGHTS = Path(os.environ.get("VITRINE_WEIGHTS", "no-such-folder"))
+WEIGHTS = Path(os.environ.get("VITRAIL_WEIGHTS", "no-such-folder"))
 
 State = dict[str, torch.Tensor]
 
@@ -234,7 +234,7 @@ def test_a_file_without_tensors_holds_no_weights(tmp_path: Path) -> None:
         read_weights(str(tmp_path / "w.pth"))
 
 
-@pytest.mark.skipif(not (WEIGHTS / "regnetx_002.safetensors").is_file(), reason="$VITRINE_WEIGHTS has no regnetx_002")
+@pytest.mark.skipif(not (WEIGHTS / "regnetx_002.safetensors").is_file(), reason="$VITRAIL_WEIGHTS has no regnetx_002")
 def test_the_real_regnet_loads() -> None:
     path = WEIGHTS / "regnetx_002.safetensors"
     encoder = encoder_from(path, "regnetx_002", size=64)

@@ -70,7 +70,7 @@ def test_a_run_alone_is_enough(run: Path, capsys: pytest.CaptureFixture[str]) ->
     rows = rows_of(run / "gallery")
     assert rows.num_rows == PICTURES
     assert rows.column("run").to_pylist() == [str(run.resolve())] * PICTURES
-    identity = json.loads(rows.schema.metadata[b"vitrine.gallery"])
+    identity = json.loads(rows.schema.metadata[b"vitrail.gallery"])
     # Pictures are made as the checkpoint says.
     assert {"size": 16, "crop_fraction": 0.9, "interpolation": "bilinear"}.items() <= identity["input_options"].items()
     assert list(identity["predicts"]) == ["class", "colour", "material"]

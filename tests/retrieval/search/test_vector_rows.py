@@ -103,7 +103,7 @@ def test_a_matrix_of_a_former_revision_never_answers(tmp_path: Path) -> None:
 def test_a_gallery_that_was_made_anew_in_the_same_place_has_a_matrix_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("VITRINE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(vector_rows, "_folders", lambda _: [tmp_path / "cache"])
     for seed in (1, 2):
         shutil.rmtree(tmp_path / "g", ignore_errors=True)
@@ -123,7 +123,7 @@ def test_a_folder_that_cannot_be_written_is_searched_by_the_cache(
     expected = gallery.nearest(QUERIES, 20)
     for file in files(gallery):
         file.unlink()
-    monkeypatch.setenv("VITRINE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "cache"))
     (tmp_path / "g").chmod(0o555)
     try:
         assert Gallery.open(gallery.uri).nearest(QUERIES, 20) == expected
@@ -140,7 +140,7 @@ def test_where_the_folder_refuses_the_cache_serves_and_where_both_refuse_it_is_t
     expected = gallery.nearest(QUERIES, 20)
     for file in files(gallery):
         file.unlink()
-    monkeypatch.setenv("VITRINE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "cache"))
     refusing = {tmp_path / "g"}
 
     def refused(path: Path, *arguments: object) -> None:
@@ -156,7 +156,7 @@ def test_where_the_folder_refuses_the_cache_serves_and_where_both_refuse_it_is_t
     assert Gallery.open(gallery.uri).nearest(QUERIES, 20) == expected
     kept[0].unlink()
     refusing.add(tmp_path / "cache")
-    with pytest.raises(ValueError, match=r"set \$VITRINE_CACHE"):
+    with pytest.raises(ValueError, match=r"set \$VITRAIL_CACHE"):
         Gallery.open(gallery.uri).nearest(QUERIES, 20)
 
 
