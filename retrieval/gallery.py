@@ -37,7 +37,7 @@ from retrieval.schema import (
     difference,
     picture_schema,
 )
-from retrieval.search.vectors import VectorRows, check_lengths
+from retrieval.search.vectors import UNIT_TOLERANCE, VectorRows, check_lengths
 from retrieval.store import ROW_ID, Neighbours, Store, create_store, matrix_of, open_store
 from vitrail.errors import UserError
 from vitrail.files import local_folder, present_names, writing_lock
@@ -101,10 +101,6 @@ class GalleryCaptions:
 
 NOT_METADATA = ("vector", "thumbnail")
 """Columns that are large and of no use to a filter."""
-
-UNIT_TOLERANCE = 1e-3
-"""How far a vector's length may be from 1; half precision rounds by less."""
-
 
 class GalleryWriter:
     """What ``Gallery.writing`` gives; not for use outside of its block."""

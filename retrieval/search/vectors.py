@@ -36,7 +36,6 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from retrieval.gallery import UNIT_TOLERANCE
 from retrieval.search.exact import Coarse, Coder, ExactIndex, Spread, blocks, integer_products
 from retrieval.store import ROW_ID, Neighbours, Store, matrix_of
 from vitrail.errors import DISK_FULL, UserError
@@ -44,6 +43,9 @@ from vitrail.files import local_folder, written_whole
 
 _HEADER = struct.Struct("<8sIIQQ3dI")
 _HEADER_CHECK = struct.Struct("<I")
+UNIT_TOLERANCE = 1e-3
+"""How far a vector's length may be from 1; half precision rounds by less."""
+
 _MAGIC, _FORMAT = b"VITRVEC\n", 2
 _FORMER = 1  # Had no checksums.
 _ALIGN = 64
