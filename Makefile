@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt sweeps jsonref
 	touch $(STAMP)
 
-quickstart: install  ## Train and test a multi-task model on generated pictures (about two minutes)
+quickstart: install  ## Train and test a multi-task model on generated images (about two minutes)
 	$(PY) -m experiments fit --config experiments/quickstart.yaml
 
 results: install  ## Make the runs that are missing and the README's tables of them (an hour; `--list` says what is there)

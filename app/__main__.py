@@ -62,7 +62,7 @@ def _check(options: argparse.Namespace) -> None:
                 "only (--host 127.0.0.1, with an SSH tunnel from elsewhere), or say --allow-remote"
             )
         sys.stderr.write(
-            f"warning: listening on {options.host}: everybody who can reach this machine sees all pictures of the "
+            f"warning: listening on {options.host}: everybody who can reach this machine sees all images of the "
             "galleries and may upload their own; there is no login and no encryption\n"
         )
 

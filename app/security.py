@@ -30,7 +30,7 @@ from vitrail.errors import UserError
 _UPLOAD, _FILE = "/gradio_api/upload", "/gradio_api/file="
 
 _READ = re.compile(
-    r"/(|pictures|config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|(assets|static|svelte)/.*)"
+    r"/(|images|config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|(assets|static|svelte)/.*)"
     r"|/gradio_api/(file=.*|queue/data|upload_progress|heartbeat/[^/]+|startup-events|app_id|info/?|theme\.css)"
 )
 _WRITE = re.compile(r"/gradio_api/(queue/join|upload|cancel|reset)/?")
@@ -186,7 +186,7 @@ class Guard:
         return True
 
     def _check_origin(self, headers: Headers, host: str) -> None:
-        """Refuses what another page sends: its own calls, and its pictures and scripts that are to come from here.
+        """Refuses what another page sends: its own calls, and its images and scripts that are to come from here.
 
         A link on another page may lead here; that only shows the page.
         """
@@ -226,7 +226,7 @@ class Guard:
         """What the application behind reads the body from."""
         upload = scope["path"].startswith(_UPLOAD)
         # A little more than the files themselves: the form around them.
-        body.limit = self._limits.pictures * self._limits.upload_bytes + 2**20 if upload else self._limits.request_bytes
+        body.limit = self._limits.images * self._limits.upload_bytes + 2**20 if upload else self._limits.request_bytes
         told = Headers(scope=scope).get("content-length", "0")
         if not told.isdecimal() or int(told) > body.limit:
             raise _too_long(body.limit)

@@ -1,4 +1,4 @@
-"""The application put together: four tabs in one page, the pictures beside it, and the guard before both."""
+"""The application put together: four tabs in one page, the images beside it, and the guard before both."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from starlette.types import ASGIApp
 from app.security import Guard, own_names
 from app.sse_keepalive import LastingStreams
 from app.state.context import AppContext
-from app.widgets.cards import add_pictures, serve_below
+from app.widgets.cards import add_images, serve_below
 from vitrail.errors import UserError
 
 Builder = Callable[[AppContext], None]
@@ -112,7 +112,7 @@ def build_app(
     serve_below(prefix)
     app = FastAPI(title="Vitrail", docs_url=None, redoc_url=None, openapi_url=None)
     # Before the page, which answers whatever is left.
-    add_pictures(app, context)
+    add_images(app, context)
     page = blocks(context)
     gr.mount_gradio_app(
         app,
@@ -177,7 +177,7 @@ def server_config(app: ASGIApp, context: AppContext) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         log_level="warning",
-        # Each open page holds two connections, and loads pictures over six.
+        # Each open page holds two connections, and loads images over six.
         limit_concurrency=16 * context.limits.queue,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=1,

@@ -1,6 +1,6 @@
 """What the callbacks of this package share: step outputs, the samples' description, and counts of answers by target.
 
-Confusion matrices of validation and test as pictures and tables, in the run directory and in W&B.
+Confusion matrices of validation and test as images and tables, in the run directory and in W&B.
 
 Precision, recall, F1 and support of every class, as files, and a short table at the end of a test.
 """
@@ -253,7 +253,7 @@ class ConfusionMatrixLogger(ConfusionCounter):
     Raw counts how many samples of each target (row) got each answer (column), one more column being those without a
     prediction, where there are any; normalised divides by the number of
     the target's samples, so that the diagonal is the recall. The matrix of a fit is that of its best validation
-    epoch. With a ``WandbLogger`` the pictures are logged as ``confusion/<split>/<task>`` and ``…_normalised``, and the
+    epoch. With a ``WandbLogger`` the images are logged as ``confusion/<split>/<task>`` and ``…_normalised``, and the
     counts as an interactive chart with its table, ``…_chart``.
 
     Args:
@@ -277,25 +277,25 @@ class ConfusionMatrixLogger(ConfusionCounter):
     def report(self, trainer: Trainer, counted: CountedSplit, confusions: Mapping[str, pd.DataFrame]) -> None:
         """Write the files and log them to W&B."""
         folder = Path(trainer.default_root_dir) / "figures"
-        pictures: dict[str, Path] = {}
+        images: dict[str, Path] = {}
         for task, counts in confusions.items():
             epoch = f", epoch {counted.epoch}" if counted.split == "val" else ""
             title = f"{task} ({counted.split}{epoch}, n = {int(counts.to_numpy().sum())})"
             for suffix, matrix in (("", counts), ("_normalised", normalise_by_target(counts))):
                 stem = f"confusion_{counted.split}_{file_name(task)}{suffix}"
-                pictures[f"{file_name(task)}{suffix}"] = folder / f"{stem}.png"
+                images[f"{file_name(task)}{suffix}"] = folder / f"{stem}.png"
                 save_figure(confusion_figure(matrix, title), folder / f"{stem}.png")
                 write_csv(folder / f"{stem}.csv", matrix, index=True)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                media = _wandb_media(f"confusion/{counted.split}", pictures, confusions)
+                media = _wandb_media(f"confusion/{counted.split}", images, confusions)
                 logger.log_metrics(media, step=trainer.global_step)
 
 
-def _wandb_media(key: str, pictures: Mapping[str, Path], confusions: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+def _wandb_media(key: str, images: Mapping[str, Path], confusions: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     import wandb
 
-    media: dict[str, Any] = {f"{key}/{name}": wandb.Image(str(path)) for name, path in pictures.items()}
+    media: dict[str, Any] = {f"{key}/{name}": wandb.Image(str(path)) for name, path in images.items()}
     for task, counts in confusions.items():
         media[f"{key}/{task}_chart"] = wandb.plot_table(
             vega_spec_name="wandb/confusion_matrix/v1",

@@ -1,6 +1,6 @@
-"""Heads that learn on a frozen backbone get its features, which are computed once, instead of pictures.
+"""Heads that learn on a frozen backbone get its features, which are computed once, instead of images.
 
-While a backbone is frozen and in evaluation mode, it makes the same of a picture in every epoch. So each picture goes
+While a backbone is frozen and in evaluation mode, it makes the same of an image in every epoch. So each image goes
 through it once (and once more for each further augmented view), and neither is it read nor encoded again. The network
 from the features on is trained as before, by the same optimizer, with the same dropout and the same order of samples.
 
@@ -151,11 +151,11 @@ class GivesViews(Protocol):
 
     @property
     def augments(self) -> bool:
-        """Whether training pictures differ from epoch to epoch."""
+        """Whether training images differ from epoch to epoch."""
 
     @property
     def mixes(self) -> bool:
-        """Whether training pictures are mixed with each other."""
+        """Whether training images are mixed with each other."""
 
     def view_dataloader(self, split: str, view: int | None) -> View:
         """Every sample once, augmented for an epoch, or by the evaluation transform."""
@@ -169,7 +169,7 @@ class GivesViews(Protocol):
 
 @runtime_checkable
 class TakesFeatures(Protocol):
-    """A loader that gives features instead of pictures where it has some."""
+    """A loader that gives features instead of images where it has some."""
 
     features: FeatureLookup | None
 
@@ -178,13 +178,13 @@ class FrozenFeatures(Callback):
     """Computes the features of frozen backbones once, in training and in the validation beside it.
 
     Without augmentation the results are those of the way through the whole network, but for rounding. With augmentation
-    there are as many views of each picture as are asked for, the augmentations of the first ``n_views`` epochs in turn.
+    there are as many views of each image as are asked for, the augmentations of the first ``n_views`` epochs in turn.
     Features are computed again when training is resumed, in the same order, so they are the same to the last bit.
 
     Args:
         mode: ``auto`` where results do not change (no augmentation, or ``n_views`` is given) and whole epochs are
             trained, ``always`` or ``never``.
-        n_views: augmented views of each training picture; 0 for one where nothing is augmented.
+        n_views: augmented views of each training image; 0 for one where nothing is augmented.
 
     Raises:
         UserError: for other values.
@@ -241,11 +241,11 @@ class FrozenFeatures(Callback):
         """Why features cannot be computed once, and the way out; empty if they can."""
         data = getattr(trainer, "datamodule", None)
         if not isinstance(data, GivesViews) or not isinstance(trainer.train_dataloader, TakesFeatures):
-            return f"{type(data).__name__} cannot go through its pictures one by one"
+            return f"{type(data).__name__} cannot go through its images one by one"
         if data.mixes:
-            return "mixup and CutMix mix pictures; switch them off"
+            return "mixup and CutMix mix images; switch them off"
         if data.augments and not self.n_views:
-            return "training pictures are augmented anew in every epoch; set features.n_views, or no augmentation"
+            return "training images are augmented anew in every epoch; set features.n_views, or no augmentation"
         if self.mode == "auto" and (trainer.limit_train_batches != 1.0 or getattr(trainer, "fast_dev_run", False)):
             return "only part of an epoch is trained"
         return ""

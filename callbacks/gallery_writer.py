@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from retrieval.fill import CHUNK, Chunk, Shards, write_shard
 from vitrail.errors import UserError
-from vitrail.types import DescribesPictures
+from vitrail.types import DescribesImages
 
 if TYPE_CHECKING:
     from retrieval.schema import ModelIdentity
@@ -40,7 +40,7 @@ class EmbeddingExport(Callback):
     Args:
         gallery: folder or URI; ``gallery`` in the run directory by default.
         splits: which of ``test`` and ``predict`` fill it; both by default.
-        chunk: pictures of a shard, and of a commit.
+        chunk: images of a shard, and of a commit.
 
     Raises:
         UserError: for other values.
@@ -107,7 +107,7 @@ class EmbeddingExport(Callback):
         from retrieval.gallery import Gallery
         from retrieval.schema import identity_of
 
-        samples = _describes_pictures(trainer)
+        samples = _describes_images(trainer)
         run = str(_run_of_weights(trainer).resolve())
         options = getattr(samples, "image_options", getattr(pl_module, "input_options", {}))
         # All processes, because weights may be shared out among them.
@@ -137,7 +137,7 @@ class EmbeddingExport(Callback):
         if self._collected.rows:
             write_shard(self._folder(trainer, stage), trainer.global_rank, self._written, self._collected.encoded())
             self._written += 1
-        self._collected = self._new_chunk(_describes_pictures(trainer))
+        self._collected = self._new_chunk(_describes_images(trainer))
 
     def _finish(self, trainer: Trainer, stage: ExportedStage) -> None:
         if self._identity is None:
@@ -161,14 +161,14 @@ class EmbeddingExport(Callback):
             return shards.chunks(due, self.chunk)
 
         report = fill_from(
-            gallery, _describes_pictures(trainer), shards.sample_ids, encode, run=identity.run, chunk=self.chunk
+            gallery, _describes_images(trainer), shards.sample_ids, encode, run=identity.run, chunk=self.chunk
         )
         shutil.rmtree(folder)
         rank_zero_info(f"Gallery {gallery.uri}: {report}")
 
-    def _new_chunk(self, samples: DescribesPictures) -> Chunk:
+    def _new_chunk(self, samples: DescribesImages) -> Chunk:
         assert self._identity is not None
-        return Chunk(self._identity.predicts, thumbnails=not samples.picture_files)
+        return Chunk(self._identity.predicts, thumbnails=not samples.image_files)
 
     def _uri(self, trainer: Trainer) -> str:
         return self.gallery or str(Path(trainer.default_root_dir) / "gallery")
@@ -192,11 +192,11 @@ def _keep_weights(trainer: Trainer) -> None:
         trainer.save_checkpoint(best, weights_only=True)
 
 
-def _describes_pictures(trainer: Trainer) -> DescribesPictures:
+def _describes_images(trainer: Trainer) -> DescribesImages:
     datamodule = getattr(trainer, "datamodule", None)
-    if not isinstance(datamodule, DescribesPictures):
+    if not isinstance(datamodule, DescribesImages):
         raise UserError(
-            "EmbeddingExport: needs a DataModule that describes its pictures (vitrail.types.DescribesPictures); "
+            "EmbeddingExport: needs a DataModule that describes its images (vitrail.types.DescribesImages); "
             "pass the trainer a `datamodule`"
         )
     return datamodule

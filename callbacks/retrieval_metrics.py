@@ -1,4 +1,4 @@
-"""How well pictures find their texts and texts their picture, after every validation and test."""
+"""How well images find their texts and texts their image, after every validation and test."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class _Direction(NamedTuple):
 
     name: str
     ranked: RankedQueries
-    pictures: torch.Tensor
+    images: torch.Tensor
     candidates: int
 
 
 class _Share(NamedTuple):
-    """Embeddings of N pictures and M texts; ``source`` tells the batches of all processes apart."""
+    """Embeddings of N images and M texts; ``source`` tells the batches of all processes apart."""
 
     image_id: torch.Tensor
     image_source: torch.Tensor
@@ -50,12 +50,12 @@ class RetrievalMetrics(Callback):
     ``<split>/image_to_text/<metric>``, ``<split>/text_to_image/<metric>``, and ``<split>/retrieval/mean_recall``, the
     mean of the six recalls, by which a checkpoint can be chosen. Sanity checking does not count.
 
-    A picture's relevant texts are its own only, and a text's relevant picture is its own only: where another picture
-    has the same caption word for word, that one is wrong, and being equally similar it stands before the right one. A
-    picture without a text is found but does not ask.
+    An image's relevant texts are its own only, and a text's relevant image is its own only: where another image
+    has the same caption word for word, that one is wrong, and being equally similar it stands before the right one. An
+    image without a text is found but does not ask.
 
     After ``test``, and ``validate`` outside of a fit, ``reports/<split>_retrieval.csv`` is written and a table printed,
-    with 95 % bootstrap intervals by picture; the gallery stays as it is (``evaluation.retrieval``).
+    with 95 % bootstrap intervals by image; the gallery stays as it is (``evaluation.retrieval``).
     """
 
     def __init__(self) -> None:
@@ -153,7 +153,7 @@ class RetrievalMetrics(Callback):
                 direction.name,
                 direction.ranked.first_rank.cpu().numpy(),
                 direction.ranked.average_precision.cpu().numpy().astype(np.float64),
-                direction.pictures.cpu().numpy(),
+                direction.images.cpu().numpy(),
             )
             for direction in found
         ]
@@ -212,12 +212,12 @@ def _gathered(share: _Share, trainer: Trainer) -> _Share:
 
 
 def _counted_once(share: _Share) -> _Share:
-    """Each picture and its texts once, in the order of ``sample_id``, from the first batch that holds the picture.
+    """Each image and its texts once, in the order of ``sample_id``, from the first batch that holds the image.
 
     Our own DataModules mark what only fills up a process's share, and tasks leave it out; Lightning's sampler does not.
 
     Raises:
-        UserError: if a text belongs to no picture.
+        UserError: if a text belongs to no image.
     """
     image_id, image_source, text_id, text_source = (
         values.cpu().numpy() for values in (share.image_id, share.image_source, share.text_id, share.text_source)
@@ -225,11 +225,11 @@ def _counted_once(share: _Share) -> _Share:
     if not np.isin(text_id, image_id).all():
         raise UserError(
             "RetrievalMetrics: text_image names samples that are not in sample_id; the step must return texts together "
-            "with their pictures"
+            "with their images"
         )
     order = np.lexsort((image_source, image_id))
     images = order[np.unique(image_id[order], return_index=True)[1]]
-    # Of a picture that came twice in one batch, so did the texts.
+    # Of an image that came twice in one batch, so did the texts.
     place = np.searchsorted(image_id[images], image_id)
     copies = np.bincount(place[image_source == image_source[images][place]], minlength=len(images))
     owner = np.searchsorted(image_id[images], text_id)

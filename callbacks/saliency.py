@@ -23,17 +23,17 @@ class SaliencyOfMistakes(Callback):
     """Writes ``figures/mistakes_test_<task>.png`` after testing: the worst mistakes, each with its maps.
 
     The worst are those whose right class got the least probability. Grad-CAM shows what spoke for the class that was
-    chosen, and what for the right one; rollout is the same for all classes. No more pictures than are shown are kept
+    chosen, and what for the right one; rollout is the same for all classes. No more images than are shown are kept
     in memory. Without mistakes there is no figure. More can be asked of the finished run: ``python -m evaluation
     explain``.
 
     Args:
-        count: pictures at most.
+        count: images at most.
         method: ``gradcam`` for any network, ``rollout`` for plain vision transformers.
         task: whose mistakes; the main task by default.
 
     Raises:
-        UserError: for less than one picture and another method.
+        UserError: for less than one image and another method.
     """
 
     def __init__(self, count: int = 16, method: Method = "gradcam", task: str | None = None) -> None:
@@ -77,11 +77,11 @@ class SaliencyOfMistakes(Callback):
         """Keep the worst mistakes so far.
 
         Raises:
-            UserError: if the batch holds features of pictures instead of the pictures.
+            UserError: if the batch holds features of images instead of the images.
         """
         if "image" not in batch:
             raise UserError(
-                "SaliencyOfMistakes: the test batches hold features instead of pictures; leave the callback out, and "
+                "SaliencyOfMistakes: the test batches hold features instead of images; leave the callback out, and "
                 "explain the finished run with `python -m evaluation explain`"
             )
         found = step_outputs(outputs, self, pl_module)
@@ -127,14 +127,14 @@ class SaliencyOfMistakes(Callback):
 
 
 class _Mistakes:
-    """Logits float32 ``(N, C)``, targets int64 ``(N,)``, ids int64 ``(N,)`` and pictures uint8 ``(N, 3, H, W)``."""
+    """Logits float32 ``(N, C)``, targets int64 ``(N,)``, ids int64 ``(N,)`` and images uint8 ``(N, 3, H, W)``."""
 
     def __init__(self, logits: Any, targets: Any, sample_id: Any, image: torch.Tensor) -> None:
         self.logits, self.targets, self.sample_id, self.image = logits, targets, sample_id, image
 
     @classmethod
     def worst(cls, parts: list[_Mistakes], count: int) -> _Mistakes:
-        """The worst mistakes among several parts; their pictures are copied to the processor's memory."""
+        """The worst mistakes among several parts; their images are copied to the processor's memory."""
         logits, targets, sample_id = (
             np.concatenate([getattr(part, name) for part in parts]) for name in ("logits", "targets", "sample_id")
         )

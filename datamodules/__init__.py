@@ -1,4 +1,4 @@
-"""Data sets of labelled pictures, each in one file, and what all of them share.
+"""Data sets of labelled images, each in one file, and what all of them share.
 
 Names are looked up when they are first used, so that ``import datamodules`` costs nothing.
 """
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from datamodules.flowers102 import Flowers102 as Flowers102
     from datamodules.hub_images import HubImages as HubImages
     from datamodules.image_folder import ImageFolder as ImageFolder
-    from datamodules.image_folder import PictureFolder as PictureFolder
+    from datamodules.image_folder import UnlabeledFolder as UnlabeledFolder
     from datamodules.products import Products as Products
     from datamodules.streaming import StreamedImages as StreamedImages
     from datamodules.table import SampleTable as SampleTable
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from vitrail.errors import UserError as UserError
 
 _MODULES = {
-    "Fashion": "fashion",
-    "Flickr8k": "flickr8k",
-    "Flowers102": "flowers102",
-    "HubImages": "hub_images",
-    "ImageDataModule": "base",
-    "ImageFolder": "image_folder",
-    "PictureFolder": "picture_folder",
-    "Products": "products",
-    "SampleTable": "table",
-    "StreamedImages": "streamed_images",
-    "UserError": "schema",
-    "Wares": "wares",
+    "Fashion": "datamodules.fashion",
+    "Flickr8k": "datamodules.flickr8k",
+    "Flowers102": "datamodules.flowers102",
+    "HubImages": "datamodules.hub_images",
+    "ImageDataModule": "datamodules.base",
+    "ImageFolder": "datamodules.image_folder",
+    "UnlabeledFolder": "datamodules.image_folder",
+    "Products": "datamodules.products",
+    "SampleTable": "datamodules.table",
+    "StreamedImages": "datamodules.streaming",
+    "UserError": "vitrail.errors",
+    "Wares": "datamodules.wares",
 }
 
 __all__ = [
@@ -44,10 +44,10 @@ __all__ = [
     "HubImages",
     "ImageDataModule",
     "ImageFolder",
-    "PictureFolder",
     "Products",
     "SampleTable",
     "StreamedImages",
+    "UnlabeledFolder",
     "UserError",
     "Wares",
 ]
@@ -56,7 +56,7 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

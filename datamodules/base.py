@@ -1,9 +1,9 @@
 """What all DataModules share: tasks, splits, checks before training, and loaders whose batches are counted.
 
-A data set is one subclass that says what its samples are (``load_table``) and, where its pictures are not files, how
+A data set is one subclass that says what its samples are (``load_table``) and, where its images are not files, how
 to read one (``read_image``). Everything else is here.
 
-What is known of a data set before a picture is read: its table, and what follows from it.
+What is known of a data set before an image is read: its table, and what follows from it.
 
 What the run record says of the data.
 
@@ -158,7 +158,7 @@ class TableDataModule(LightningDataModule):
 
 
 def record_of(table: SampleTable, kept: Mapping[str, NDArray[np.int64]], bad: Mapping[int, str]) -> dict[str, Any]:
-    """Fingerprint, counts, unseen and missing values and skipped pictures, in types that JSON knows.
+    """Fingerprint, counts, unseen and missing values and skipped images, in types that JSON knows.
 
     Args:
         table: of all samples.
@@ -227,8 +227,8 @@ def train_loader(
             f"{batch_size}; lower loader.batch_size or set loader.drop_last: false"
         )
     # BatchNorm cannot normalise a batch of one.
-    lone_picture = len(sampler) > batch_size > 1 and len(sampler) % batch_size == 1
-    return _loader(dataset, sampler, collate, options, batch_size, drop_last=options["drop_last"] or lone_picture)
+    lone_image = len(sampler) > batch_size > 1 and len(sampler) % batch_size == 1
+    return _loader(dataset, sampler, collate, options, batch_size, drop_last=options["drop_last"] or lone_image)
 
 
 def eval_loader(
@@ -262,7 +262,7 @@ def _loader(
 
 
 class ImageDataModule(TableDataModule):
-    """Base of all data sets of pictures with labels.
+    """Base of all data sets of images with labels.
 
     A subclass takes its own arguments first, passes these on, and implements ``load_table``. What depends on the
     table only (``tasks``, ``num_classes``, ``class_names``, ``class_counts``, ``image_size``) is there from
@@ -272,10 +272,10 @@ class ImageDataModule(TableDataModule):
     they depend neither on the number of workers nor on where a run was interrupted.
 
     Args:
-        image: size, crop and interpolation of the pictures.
-        augment: augmentation of the training pictures; none by default.
+        image: size, crop and interpolation of the images.
+        augment: augmentation of the training images; none by default.
         loader: batch size, workers and sampling.
-        checks: what to do about unreadable pictures and leaks between the splits.
+        checks: what to do about unreadable images and leaks between the splits.
         seed: of order, sampling and augmentation.
         prompts: texts for the classes; where given also the captions, which else are the table's own, if it has some.
         caption: which of several captions, or of several prompts, training sees: first, random (one drawn each epoch)
@@ -283,7 +283,7 @@ class ImageDataModule(TableDataModule):
     """
 
     generated: ClassVar[bool] = False
-    """True where pictures are computed, so that they can be neither corrupt nor duplicates by accident."""
+    """True where images are computed, so that they can be neither corrupt nor duplicates by accident."""
 
     missing_texts: ClassVar[tuple[str, ...]] = ()
     """Default of ``checks.missing``: texts that mean unknown in this format, besides the empty one."""
@@ -314,16 +314,16 @@ class ImageDataModule(TableDataModule):
         self._content: NDArray[np.uint8] | None = None
 
     def read_image(self, index: int) -> torch.Tensor:
-        """Reads one picture; to be overridden where pictures are not files.
+        """Reads one image; to be overridden where images are not files.
 
         Args:
             index: row of the table.
 
         Returns:
-            uint8 ``(3, H, W)``, RGB, in the picture's own size.
+            uint8 ``(3, H, W)``, RGB, in the image's own size.
 
         Raises:
-            ImageError: where the picture cannot be read.
+            ImageError: where the image cannot be read.
         """
         return images.read_image(self.table.source(index), value_range=self.value_range)
 
@@ -364,8 +364,8 @@ class ImageDataModule(TableDataModule):
         decided = self.image_options.get("value_range", "auto")
         return {"option": self.asked_range, "range": None if decided == "auto" else decided, **self._deep}
 
-    def pictures_state(self) -> str:
-        """What changes with the pictures, where they are neither files of their own nor below the table's origin."""
+    def images_state(self) -> str:
+        """What changes with the images, where they are neither files of their own nor below the table's origin."""
         return ""
 
     @property
@@ -376,7 +376,7 @@ class ImageDataModule(TableDataModule):
 
     @property
     def image_size(self) -> int:
-        """Side of the pictures in pixels."""
+        """Side of the images in pixels."""
         return self.image_options["size"]
 
     def adopt_image_options(self, own: Mapping[str, Any]) -> None:
@@ -398,10 +398,10 @@ class ImageDataModule(TableDataModule):
         return complete_augment(self._augment, hue_safe=learns_colour(self.tasks))
 
     def prepare_data(self) -> None:
-        """Reads every picture once and looks for leaks between the splits; the result is cached on disk.
+        """Reads every image once and looks for leaks between the splits; the result is cached on disk.
 
         Raises:
-            UserError: for unreadable pictures (unless they are to be skipped) and leaks that are not allowed.
+            UserError: for unreadable images (unless they are to be skipped) and leaks that are not allowed.
         """
         from datamodules.checks.audit import refuse_leaks, warn_of_conflicts
 
@@ -418,7 +418,7 @@ class ImageDataModule(TableDataModule):
             warn_of_conflicts(self.table, verification)
 
     def setup(self, stage: str | None = None) -> None:
-        """Leaves out the unreadable pictures, on every process."""
+        """Leaves out the unreadable images, on every process."""
         self._verify()
 
     def split_indices(self, split: str) -> NDArray[np.int64]:
@@ -433,7 +433,7 @@ class ImageDataModule(TableDataModule):
 
         Args:
             split: train, val or test.
-            augmented: whether pictures get the training augmentation; else the evaluation transform.
+            augmented: whether images get the training augmentation; else the evaluation transform.
         """
         transform: Callable[[torch.Tensor], torch.Tensor]
         if augmented:
@@ -452,7 +452,7 @@ class ImageDataModule(TableDataModule):
         dataset = self.dataset("train", augmented=True)
         if not len(dataset):
             raise UserError(f"{self.table.origin}: the train split is empty; give it samples")
-        # In training a picture may come several times, with other captions; in evaluation it comes once.
+        # In training an image may come several times, with other captions; in evaluation it comes once.
         dataset = dataset.with_captions(*self.texts.pairs(dataset.indices))
         augment = self.augment_options
         collate = Collate(self.table, self.seed, texts=self.texts, mixup=augment["mixup"], cutmix=augment["cutmix"])
@@ -477,7 +477,7 @@ class ImageDataModule(TableDataModule):
         if len(splits) == 1:
             return self.eval_dataloader(splits[0])
         if not len(rows := self.rows_of(splits)):
-            raise UserError(f"{self.table.origin}: there is no picture in {', '.join(splits)}; name another split")
+            raise UserError(f"{self.table.origin}: there is no image in {', '.join(splits)}; name another split")
         return self.rows_dataloader(rows)
 
     def rows_of(self, splits: Sequence[str]) -> NDArray[np.int64]:
@@ -506,12 +506,12 @@ class ImageDataModule(TableDataModule):
 
     @property
     def augments(self) -> bool:
-        """Whether training pictures differ from epoch to epoch."""
+        """Whether training images differ from epoch to epoch."""
         return is_random(self.augment_options)
 
     @property
     def mixes(self) -> bool:
-        """Whether training pictures are mixed with each other."""
+        """Whether training images are mixed with each other."""
         return bool(self.augment_options["mixup"] or self.augment_options["cutmix"])
 
     def view_dataloader(self, split: str, view: int | None) -> CountedLoader:
@@ -519,17 +519,17 @@ class ImageDataModule(TableDataModule):
 
         Args:
             split: train, val or test.
-            view: epoch that pictures are augmented for as in training; None for the evaluation transform.
+            view: epoch that images are augmented for as in training; None for the evaluation transform.
         """
         return self._eval_loader(self.dataset(split, augmented=view is not None), view or 0)
 
     @property
-    def picture_files(self) -> bool:
-        """Whether each picture is a file of its own."""
+    def image_files(self) -> bool:
+        """Whether each image is a file of its own."""
         return type(self).read_image is ImageDataModule.read_image
 
-    def picture_facts(self, sample_ids: NDArray[np.int64]) -> pa.Table:
-        """See ``vitrail.types.DescribesPictures``; generated pictures are made for their hash."""
+    def image_facts(self, sample_ids: NDArray[np.int64]) -> pa.Table:
+        """See ``vitrail.types.DescribesImages``; generated images are made for their hash."""
         from datamodules.gallery_facts import decoded_content, facts_of
 
         if self._bad is None:
@@ -538,10 +538,10 @@ class ImageDataModule(TableDataModule):
             content = decoded_content(self.read_image, sample_ids)
         else:
             content = [row.tobytes().hex() for row in self._content[sample_ids]]
-        return facts_of(self.table, sample_ids, content, picture_files=self.picture_files)
+        return facts_of(self.table, sample_ids, content, image_files=self.image_files)
 
     def data_record(self) -> dict[str, Any]:
-        """What the run record says of the data: fingerprint, counts, unseen and missing values, skipped pictures.
+        """What the run record says of the data: fingerprint, counts, unseen and missing values, skipped images.
 
         ``identical`` counts images that repeat another one of their split and those that contradict each other; it is
         null where pixels were not compared.
@@ -566,7 +566,7 @@ class ImageDataModule(TableDataModule):
 
     def count_left_out(self) -> dict[str, int]:
         """Count the files that lie among the images and are not used; to be overridden where images are no files."""
-        if not self.picture_files:
+        if not self.image_files:
             return {}
         return count_files_left_out(self.table.sources.to_pylist(), self.table.origin)
 
@@ -586,7 +586,7 @@ class ImageDataModule(TableDataModule):
         return {**self.__dict__, "trainer": None}
 
     def _verify(self) -> Verification | None:
-        """Verifies the pictures (at once where that was done before), notes the bad ones; None for generated data."""
+        """Verifies the images (at once where that was done before), notes the bad ones; None for generated data."""
         if self.generated:
             self._bad = {}
             return None
@@ -595,18 +595,18 @@ class ImageDataModule(TableDataModule):
         verification = verify(self)
         if verification.bad and self.check_options["on_bad_image"] == "error":
             problems = [(int(self.table.rows[index]), reason) for index, reason in verification.bad.items()]
-            way_out = "mend or remove these pictures, or set data checks.on_bad_image: skip"
+            way_out = "mend or remove these images, or set data checks.on_bad_image: skip"
             raise table_error(self.table.origin, problems, way_out)
         self._bad, self._content = dict(verification.bad), verification.content
         return verification
 
     def _reader(self, rows: NDArray[np.int64], augment: AugmentOptions | None) -> Callable[[int], torch.Tensor]:
-        """What reads pictures of these rows; generated ones have no need of a cache on disk."""
+        """What reads images of these rows; generated ones have no need of a cache on disk."""
         if self._content is None:
             return self.read_image
-        from datamodules.loading.cache import picture_reader
+        from datamodules.loading.cache import image_reader
 
-        return picture_reader(self, rows, self._content, augment)
+        return image_reader(self, rows, self._content, augment)
 
     def _eval_loader(self, dataset: ImageDataset, view: int = 0) -> CountedLoader:
         collate = Collate(self.table, self.seed, texts=self.texts, evaluation=True)

@@ -1,14 +1,14 @@
-"""The texts that go with pictures: captions of their own, one or several, or the prompts of their class.
+"""The texts that go with images: captions of their own, one or several, or the prompts of their class.
 
 Class prompts: the texts that stand for a class, in training and in zero-shot evaluation alike.
 
 Several prompts of a class are an ensemble, whose embeddings the model averages (Radford et al., 2021). Descriptions of
 each class go back to Menon and Vondrick, "Visual classification via description from large language models", ICLR 2023.
 
-Captions made of what is known of a picture: templates such as ``a photo of a {colour} {material} {noun}``.
+Captions made of what is known of an image: templates such as ``a photo of a {colour} {material} {noun}``.
 
 A table's own captions often leave out what people ask for. A template names columns of the table in braces; what is not
-known of a picture is left out of its text. Beside the columns there are ``{class}``, the class name with blanks for
+known of an image is left out of its text. Beside the columns there are ``{class}``, the class name with blanks for
 underscores, and ``{noun}``, its last word, as people say "bottle" for ``tableware_water_bottle``.
 """
 
@@ -223,7 +223,7 @@ class Texts:
         """int64 ``(N,)``: rows that share one are positives of each other.
 
         With class prompts that is the class, and a sample without one is alone. With captions of their own it is the
-        picture's group where there are several captions, else the wording of the caption.
+        image's group where there are several captions, else the wording of the caption.
         """
         alone = -1 - np.arange(len(table), dtype=np.int64)
         if not self.own:
@@ -280,7 +280,7 @@ def _filled(templates: Sequence[str], values: Mapping[str, str]) -> list[str]:
     texts = []
     for template in templates:
         names = _FIELD.findall(template)
-        # Where nothing of a template is known, what remains of it ("a photo of a") says nothing of the picture.
+        # Where nothing of a template is known, what remains of it ("a photo of a") says nothing of the image.
         if not names or any(values[name] for name in names):
             texts.append(_words(_FIELD.sub(lambda field: values[field.group(1)], template)))
     return list(dict.fromkeys(texts)) or [""]

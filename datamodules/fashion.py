@@ -1,12 +1,12 @@
 """Fashion: "Fashion Product Images (Small)", studio photos of 60 × 80 pixels with one row of metadata each.
 
 Param Aggarwal, kaggle.com/datasets/paramaggarwal/fashion-product-images-small (44,446 rows, MIT licence according to
-its page); a copy with the pictures inside and only a train split is ashraq/fashion-product-images-small on the hub.
+its page); a copy with the images inside and only a train split is ashraq/fashion-product-images-small on the hub.
 
 ``styles.csv`` is read as it is: in 22 rows the product's name, the last column, has commas without quotes; ``NA`` and
-nothing mean unknown; five rows have no picture (``checks.on_bad_image: skip`` leaves them out and counts them).
+nothing mean unknown; five rows have no image (``checks.on_bad_image: skip`` leaves them out and counts them).
 
-One product is all rows with the same name, upper and lower case alike: the twelve groups of identical pictures under
+One product is all rows with the same name, upper and lower case alike: the twelve groups of identical images under
 different ids known upstream agree in their names, so splits by product keep them together. Different things of the same
 name ("Lucera Women Silver Earrings") stay together too, which costs nothing.
 """
@@ -24,7 +24,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from datamodules.base import ImageDataModule
 from datamodules.captions import PromptOptions
 from datamodules.files.label_csv import Problems, as_on_disk, count_files_left_out, locate, plain_text, read_text
-from datamodules.hub_images import PictureColumn, open_splits, read_columns
+from datamodules.hub_images import ImageColumn, open_splits, read_columns
 from datamodules.loading.transforms import learns_colour
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
 from datamodules.splits import SplitOptions, resolve_splits
@@ -70,10 +70,10 @@ class Fashion(ImageDataModule):
         source: ``csv`` or ``hub``.
         rare: what happens to classes of the target that hardly occur.
         split: how samples are divided; by default ``group``: stratified by the target, products kept together.
-        image: size, crop and interpolation of the pictures.
-        augment: augmentation of the training pictures; none by default.
+        image: size, crop and interpolation of the images.
+        augment: augmentation of the training images; none by default.
         loader: batch size, workers and sampling.
-        checks: what to do about unreadable and missing pictures and leaks between the splits.
+        checks: what to do about unreadable and missing images and leaks between the splits.
         seed: of order, sampling, augmentation and, where ``split`` names no other, of the division.
         prompts: texts that stand for the classes; given, they are the captions too.
     """
@@ -105,7 +105,7 @@ class Fashion(ImageDataModule):
         self.repaired_rows = 0
         self.dropped: dict[str, int] = {}
         self._missing = Missing()
-        self._pictures: PictureColumn | None = None
+        self._images: ImageColumn | None = None
         self._check_choices()
 
     def load_table(self) -> SampleTable:
@@ -123,25 +123,25 @@ class Fashion(ImageDataModule):
         return SampleTable.from_frame(frame, columns, None, origin, root, missing=self._missing.counts)
 
     def read_image(self, index: int) -> torch.Tensor:
-        """Reads one picture, from its file or out of the hub's data set.
+        """Reads one image, from its file or out of the hub's data set.
 
         Args:
             index: row of the table.
 
         Returns:
-            uint8 ``(3, H, W)``, RGB, in the picture's own size.
+            uint8 ``(3, H, W)``, RGB, in the image's own size.
 
         Raises:
-            ImageError: where the picture cannot be read.
+            ImageError: where the image cannot be read.
         """
         if self.source == "csv":
             return super().read_image(index)
         place, name = int(self.table.source(index)), self.table.name(index)
-        assert self._pictures is not None, "the table opens the pictures"
-        return self._pictures.read(place, f"{self.table.origin}: {name}", self.value_range)
+        assert self._images is not None, "the table opens the images"
+        return self._images.read(place, f"{self.table.origin}: {name}", self.value_range)
 
     def count_left_out(self) -> dict[str, int]:
-        """See ``ImageDataModule``; the hub's pictures are no files."""
+        """See ``ImageDataModule``; the hub's images are no files."""
         return count_files_left_out(self.table.sources.to_pylist(), self.table.origin) if self.source == "csv" else {}
 
     def data_record(self) -> dict[str, Any]:
@@ -177,7 +177,7 @@ class Fashion(ImageDataModule):
         part = parts.get("train", next(iter(parts.values())))
         if missing := [name for name in (*_HEADER, "image") if name not in part.features]:
             raise UserError(f"{path}: missing column {', '.join(missing)}; it has {', '.join(part.features)}")
-        self._pictures = PictureColumn([part], "image")
+        self._images = ImageColumn([part], "image")
         table = read_columns(part, _HEADER)
         columns = {name: _hub_texts(table[name].to_pylist()) for name in _HEADER}
         return path, "", self._frame(columns, [str(row) for row in range(len(part))], list(range(len(part))))
@@ -244,7 +244,7 @@ def read_styles(path: Path) -> tuple[dict[str, list[str]], list[int], int]:
         elif "," in fields[-1]:
             repaired += 1
         if not re.fullmatch(r"\w[\w-]*", fields[0]):
-            problems.append((row, f"id {fields[0]!r} is no name of a picture"))
+            problems.append((row, f"id {fields[0]!r} is no name of an image"))
         elif fields[0] in first:
             problems.append((row, f"id {fields[0]} again, first in row {first[fields[0]]}"))
         first.setdefault(fields[0], row)

@@ -36,7 +36,7 @@ _CAPTION_FILES = {
     "kaggle": ("captions.txt",),
     "karpathy": ("dataset*.json",),
 }
-_PICTURE_FOLDERS = ("Flicker8k_Dataset", "Flickr8k_Dataset", "Images", "images", ".")
+_IMAGE_FOLDERS = ("Flicker8k_Dataset", "Flickr8k_Dataset", "Images", "images", ".")
 _LISTS = {"train": "Flickr_8k.trainImages.txt", "val": "Flickr_8k.devImages.txt", "test": "Flickr_8k.testImages.txt"}
 
 
@@ -47,13 +47,13 @@ class Flickr8k(ImageDataModule):
         root: folder of the data; by default ``$VITRAIL_DATA/flickr8k`` or ``data/flickr8k``.
         captions: ``token``, ``kaggle`` (``captions.txt``) or ``karpathy`` (``dataset*.json``) for a file of that kind,
             ``auto`` (or empty) for the first of these that is there, or a file's path, below ``root`` or absolute.
-        pictures: folder of the photos, below ``root`` or absolute; by default looked for.
+        images: folder of the photos, below ``root`` or absolute; by default looked for.
         caption: which of its captions training sees a photo with: random (one drawn each epoch), first, or all.
         split: how photos are divided; by default by the JSON or the split lists, where there are none at random.
-        image: size, crop and interpolation of the pictures.
-        augment: augmentation of the training pictures; none by default.
+        image: size, crop and interpolation of the images.
+        augment: augmentation of the training images; none by default.
         loader: batch size, workers and sampling.
-        checks: what to do about unreadable pictures and leaks between the splits.
+        checks: what to do about unreadable images and leaks between the splits.
         seed: of order, sampling, augmentation and, where ``split`` names no other, of the division.
     """
 
@@ -61,7 +61,7 @@ class Flickr8k(ImageDataModule):
         self,
         root: str = "",
         captions: str = "auto",
-        pictures: str = "",
+        images: str = "",
         caption: CaptionMode = "random",
         split: SplitOptions | None = None,
         image: ImageOptions | None = None,
@@ -73,7 +73,7 @@ class Flickr8k(ImageDataModule):
         super().__init__(image, augment, loader, checks, seed, caption=caption)
         self.root = root
         self.caption_file = captions
-        self.picture_folder = pictures
+        self.unlabeled_folder = images
         self.split_options = split or {}
         self.left_out = {"photos in no list": 0, "captions of photos that do not exist": 0}
 
@@ -87,15 +87,15 @@ class Flickr8k(ImageDataModule):
 
         root = locate(self.root, "flickr8k", _SOURCE, _LAYOUT)
         path = _caption_file(root, self.caption_file)
-        pictures = _picture_folder(root, self.picture_folder)
+        images = _unlabeled_folder(root, self.unlabeled_folder)
         file = read_captions(path)
         problems = {path: file.problems}
         listed = file.splits or _read_lists([path.parent, root, root / "Flickr8k_text"], file.captions, problems)
         _refuse(problems)
-        on_disk = dict(zip(file.captions, as_on_disk(pictures, file.captions), strict=True))
-        names = self._kept(file, listed, {name for name, path in on_disk.items() if (pictures / path).exists()})
-        if not any((pictures / on_disk[name]).exists() for name in names):
-            raise UserError(f"{path}: none of its photos is in {pictures}; give the folder as data pictures")
+        on_disk = dict(zip(file.captions, as_on_disk(images, file.captions), strict=True))
+        names = self._kept(file, listed, {name for name, path in on_disk.items() if (images / path).exists()})
+        if not any((images / on_disk[name]).exists() for name in names):
+            raise UserError(f"{path}: none of its photos is in {images}; give the folder as data images")
         if any(self.left_out.values()):
             rank_zero_warn(f"Flickr8k: left out {', '.join(f'{n} {what}' for what, n in self.left_out.items() if n)}")
         rows = [file.rows[name] for name in names]
@@ -111,7 +111,7 @@ class Flickr8k(ImageDataModule):
             default="table" if listed else "random",
             own=np.array([listed[name] for name in names], dtype="U5") if listed else None,
         )
-        return SampleTable.from_frame(frame, [], None, str(path), str(pictures), missing=missing.counts)
+        return SampleTable.from_frame(frame, [], None, str(path), str(images), missing=missing.counts)
 
     def data_record(self) -> dict[str, Any]:
         """As of every data set, with what was left out."""
@@ -122,7 +122,7 @@ class Flickr8k(ImageDataModule):
         self.left_out = dict.fromkeys(self.left_out, 0)
         kept = []
         for name, captions in file.captions.items():
-            # A listed photo that is absent is for the check of all pictures to tell.
+            # A listed photo that is absent is for the check of all images to tell.
             if name in listed:
                 kept.append(name)
             elif name not in there:
@@ -150,13 +150,13 @@ def _caption_file(root: Path, given: str) -> Path:
     return found[0]
 
 
-def _picture_folder(root: Path, given: str) -> Path:
+def _unlabeled_folder(root: Path, given: str) -> Path:
     if given:
         folder = root / Path(given).expanduser()
         if not folder.is_dir():
-            raise UserError(f"data pictures: there is no folder {folder}")
+            raise UserError(f"data images: there is no folder {folder}")
         return folder
-    return next(root / name for name in _PICTURE_FOLDERS if (root / name).is_dir())
+    return next(root / name for name in _IMAGE_FOLDERS if (root / name).is_dir())
 
 
 def _refuse(problems: dict[Path, Problems]) -> None:

@@ -79,10 +79,10 @@ class Flowers102(ImageDataModule):
             with the names that torchvision knows.
         caption: which of several prompts training sees: random, one drawn each epoch, or first.
         prompts: texts that stand for the classes; by default "a photo of a {}, a type of flower.".
-        image: size, crop and interpolation of the pictures.
-        augment: augmentation of the training pictures; none by default.
+        image: size, crop and interpolation of the images.
+        augment: augmentation of the training images; none by default.
         loader: batch size, workers and sampling.
-        checks: what to do about unreadable pictures and leaks between the splits.
+        checks: what to do about unreadable images and leaks between the splits.
         seed: of order, sampling, augmentation and, where ``split`` names no other, of the division.
     """
 
@@ -296,7 +296,7 @@ _NAMES = "cat_to_name.json"
 
 
 def fetch(root: str) -> None:
-    """Downloads pictures, lists and labels (about 345 MB) unless they are there, and writes the names of the classes.
+    """Downloads images, lists and labels (about 345 MB) unless they are there, and writes the names of the classes.
 
     The names are torchvision's, which differ from the usual file in two of 102.
 

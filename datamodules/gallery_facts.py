@@ -1,4 +1,4 @@
-"""What a gallery is told of pictures besides what a model makes of them: names, places, hashes, captions and labels."""
+"""What a gallery is told of images besides what a model makes of them: names, places, hashes, captions and labels."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 
 
 def facts_of(
-    table: SampleTable, sample_ids: NDArray[np.int64], content: Sequence[str], *, picture_files: bool
+    table: SampleTable, sample_ids: NDArray[np.int64], content: Sequence[str], *, image_files: bool
 ) -> pa.Table:
-    """See ``vitrail.types.DescribesPictures.picture_facts``.
+    """See ``vitrail.types.DescribesImages.image_facts``.
 
     Args:
         table: of all samples.
         sample_ids: int64 ``(n,)``, rows of the table.
         content: hash of each of them.
-        picture_files: whether the table's sources are files.
+        image_files: whether the table's sources are files.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
     rows = pa.array(sample_ids)
-    sources = table.sources.take(rows).to_pylist() if picture_files else [""] * len(sample_ids)
+    sources = table.sources.take(rows).to_pylist() if image_files else [""] * len(sample_ids)
     columns = {
         "id": table.names.take(rows),
         "path": [os.path.abspath(source) if source else "" for source in sources],  # noqa: PTH100 -- keeps links
@@ -61,7 +61,7 @@ def _plain(columns: dict[str, object]) -> dict[str, object]:
 
 
 def decoded_content(read_image: Callable[[int], torch.Tensor], sample_ids: NDArray[np.int64]) -> list[str]:
-    """Hashes of pictures that have to be made for it, hexadecimal.
+    """Hashes of images that have to be made for it, hexadecimal.
 
     Args:
         read_image: gives uint8 ``(3, H, W)``.

@@ -1,8 +1,8 @@
-"""HubImages: any data set of the ``datasets`` library that has a column of pictures and one of labels.
+"""HubImages: any data set of the ``datasets`` library that has a column of images and one of labels.
 
 Data sets come from huggingface.co/datasets, or from a local folder or file in one of the library's formats.
 
-Opening data sets of the ``datasets`` library, from the hub or a local copy, and reading single pictures of them.
+Opening data sets of the ``datasets`` library, from the hub or a local copy, and reading single images of them.
 
 Without a network ``datasets`` tries again for half a minute and more. Here the hub is asked once whether it can be
 reached, and if not, only the local cache is looked into.
@@ -45,7 +45,7 @@ def open_splits(path: str, config_name: str = "", revision: str = "") -> dict[st
 
     Args:
         path: a name on the hub (``owner/name``), or a local folder (written by ``save_to_disk``, or with Parquet files
-            or folders of pictures) or file (Parquet or Arrow).
+            or folders of images) or file (Parquet or Arrow).
         config_name: which of several configurations, where the data set has them.
         revision: branch, tag or commit on the hub.
 
@@ -78,15 +78,15 @@ def open_splits(path: str, config_name: str = "", revision: str = "") -> dict[st
     return dict(opened) if isinstance(opened, datasets.DatasetDict) else {"train": opened}
 
 
-class PictureColumn:
-    """The pictures of one or several ``datasets.Dataset``, one after another, decoded when asked for.
+class ImageColumn:
+    """The images of one or several ``datasets.Dataset``, one after another, decoded when asked for.
 
     Args:
         parts: the data sets.
-        column: their column of pictures (encoded bytes, paths, or the library's ``Image``).
+        column: their column of images (encoded bytes, paths, or the library's ``Image``).
 
     Raises:
-        UserError: where the column holds no pictures.
+        UserError: where the column holds no images.
     """
 
     def __init__(self, parts: Sequence[Any], column: str) -> None:
@@ -99,43 +99,43 @@ class PictureColumn:
                 self._parts.append(part.select_columns([column]).cast_column(column, Image(decode=False)))
             except (TypeError, ValueError, NotImplementedError) as error:
                 kind = part.features[column]
-                raise UserError(f"data columns.image: column {column!r} holds no pictures but {kind}") from error
+                raise UserError(f"data columns.image: column {column!r} holds no images but {kind}") from error
         self._ends = np.cumsum([len(part) for part in parts])
 
     def read(self, index: int, name: str, value_range: images.ValueRange = "auto") -> torch.Tensor:
-        """Reads one picture.
+        """Reads one image.
 
         Args:
             index: counted over all parts.
-            name: what errors call the picture.
+            name: what errors call the image.
             value_range: as of ``images.read_image``.
 
         Returns:
             uint8 ``(3, H, W)``, RGB.
 
         Raises:
-            ImageError: for a picture that is missing or cannot be read.
+            ImageError: for an image that is missing or cannot be read.
         """
         return images.read_image(self.encoded(index, name), name, value_range)
 
     def encoded(self, index: int, name: str) -> bytes | str:
-        """A picture as it is stored.
+        """An image as it is stored.
 
         Args:
             index: counted over all parts.
-            name: what errors call the picture.
+            name: what errors call the image.
 
         Returns:
             The content of its file, or the file's path.
 
         Raises:
-            ImageError: for a picture that is missing.
+            ImageError: for an image that is missing.
         """
         part = int(np.searchsorted(self._ends, index, side="right"))
         row = index - int(self._ends[part] - len(self._parts[part]))
         encoded = self._parts[part][row][self._column]
         if encoded is None:
-            raise images.ImageError(f"{name}: has no picture; remove this row")
+            raise images.ImageError(f"{name}: has no image; remove this row")
         found: bytes | str = encoded["path"] if encoded["bytes"] is None else encoded["bytes"]
         return found
 
@@ -147,7 +147,7 @@ def local_files(path: str, config_name: str, parts: Mapping[str, Any], column: s
         path: of the folder.
         config_name: as of ``open_splits``.
         parts: the ``datasets.Dataset`` of each of those splits by its own name.
-        column: of pictures.
+        column: of images.
     """
     import datasets
     import pyarrow.compute as pc
@@ -170,7 +170,7 @@ def local_files(path: str, config_name: str, parts: Mapping[str, Any], column: s
 
 
 def read_columns(part: Any, columns: Sequence[str]) -> pa.Table:
-    """The given columns as an Arrow table, without touching the others (the pictures are large)."""
+    """The given columns as an Arrow table, without touching the others (the images are large)."""
     return part.select_columns(list(columns)).with_format("arrow")[:]
 
 
@@ -233,10 +233,10 @@ class ColumnOptions(TypedDict, total=False):
     """Which columns of the data set are what.
 
     Attributes:
-        image: pictures; default image.
+        image: images; default image.
         label: class, as the library's ClassLabel, text or whole number; default label.
         caption: text, or several texts of which the first is taken; default none.
-        group: the object or product that a picture shows; default none.
+        group: the object or product that an image shows; default none.
         attributes: further columns to learn, each a task of its own; default none.
     """
 
@@ -248,10 +248,10 @@ class ColumnOptions(TypedDict, total=False):
 
 
 class HubImages(ImageDataModule):
-    """Pictures and labels of any data set of the ``datasets`` library.
+    """Images and labels of any data set of the ``datasets`` library.
 
     Args:
-        path: name on the hub (``owner/name``), or a local folder (``save_to_disk``, Parquet, or folders of pictures) or
+        path: name on the hub (``owner/name``), or a local folder (``save_to_disk``, Parquet, or folders of images) or
             file (Parquet, Arrow).
         columns: which columns are what.
         config_name: which of several configurations, where the data set has them.
@@ -259,10 +259,10 @@ class HubImages(ImageDataModule):
         splits: for train, val and test the data set's own names; the usual ones are found without. Others are left out.
         split: how samples are divided; by default the data set's own splits. Where it has no val or test, that is cut
             out of train by its fraction (0 leaves it empty), groups kept together.
-        image: size, crop and interpolation of the pictures.
-        augment: augmentation of the training pictures; none by default.
+        image: size, crop and interpolation of the images.
+        augment: augmentation of the training images; none by default.
         loader: batch size, workers and sampling.
-        checks: what to do about unreadable pictures and leaks between the splits.
+        checks: what to do about unreadable images and leaks between the splits.
         seed: of order, sampling, augmentation and, where ``split`` names no other, of the division.
         prompts: texts that stand for the classes; given, they are the captions too.
     """
@@ -293,11 +293,11 @@ class HubImages(ImageDataModule):
         self.revision = revision
         self.split_names = splits or {}
         self.split_options = split or {}
-        self._pictures: PictureColumn | None = None
+        self._images: ImageColumn | None = None
         self._local_files: list[str] = []
 
     def load_table(self) -> SampleTable:
-        """Opens the data set and reads all columns but the pictures.
+        """Opens the data set and reads all columns but the images.
 
         Raises:
             UserError: where the data set cannot be opened, or lacks splits or columns.
@@ -309,7 +309,7 @@ class HubImages(ImageDataModule):
         parts = {split: opened[theirs] for split, theirs in chosen.items()}
         for split, part in parts.items():
             self._check_columns(part, f"{self.path} ({chosen[split]})")
-        self._pictures = PictureColumn(list(parts.values()), self.columns["image"])
+        self._images = ImageColumn(list(parts.values()), self.columns["image"])
         folder = Path(self.path).expanduser()
         if folder.is_dir():
             named = {chosen[split]: part for split, part in parts.items()}
@@ -349,29 +349,29 @@ class HubImages(ImageDataModule):
         return count_files_left_out(self._local_files, "", folder) if self._local_files else {}
 
     def read_image(self, index: int) -> torch.Tensor:
-        """Reads one picture out of the data set's files.
+        """Reads one image out of the data set's files.
 
         Args:
             index: row of the table.
 
         Returns:
-            uint8 ``(3, H, W)``, RGB, in the picture's own size.
+            uint8 ``(3, H, W)``, RGB, in the image's own size.
 
         Raises:
-            ImageError: where the picture cannot be read.
+            ImageError: where the image cannot be read.
         """
         name = self.table.name(index)
-        assert self._pictures is not None, "the table opens the pictures"
-        return self._pictures.read(index, f"{self.path}: {name}", self.value_range)
+        assert self._images is not None, "the table opens the images"
+        return self._images.read(index, f"{self.path}: {name}", self.value_range)
 
-    def encoded_picture(self, index: int) -> bytes:
-        """The picture's file as it is stored.
+    def encoded_image(self, index: int) -> bytes:
+        """The image's file as it is stored.
 
         Raises:
             ImageError: where there is none.
         """
-        assert self._pictures is not None, "the table opens the pictures"
-        found = self._pictures.encoded(index, f"{self.path}: {self.table.name(index)}")
+        assert self._images is not None, "the table opens the images"
+        found = self._images.encoded(index, f"{self.path}: {self.table.name(index)}")
         return found if isinstance(found, bytes) else Path(found).read_bytes()
 
     def _choose_splits(self, opened: Mapping[str, Any]) -> dict[str, str]:

@@ -1,6 +1,6 @@
-"""ImageFolder: a user's own pictures, one folder a class, with or without folders for the splits above them.
+"""ImageFolder: a user's own images, one folder a class, with or without folders for the splits above them.
 
-PictureFolder: pictures in a folder and nothing else known of them, to be put into a gallery or predicted.
+UnlabeledFolder: images in a folder and nothing else known of them, to be put into a gallery or predicted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SHOWN = 5
 
 
 class ImageFolder(ImageDataModule):
-    """Pictures in folders: ``root/<class>/…`` or ``root/{train,val,test}/<class>/…``, at any depth below the class.
+    """Images in folders: ``root/<class>/…`` or ``root/{train,val,test}/<class>/…``, at any depth below the class.
 
     Folders are splits where one is called train and all others val or test, in any case and usual spelling (``VAL``,
     ``Training``, ``validation``, ``dev``, ``eval``, ``testing``, ``val2017``); else they are classes. Where that is
@@ -43,13 +43,13 @@ class ImageFolder(ImageDataModule):
         split: how samples are divided. By default by the folders, where they are splits; a val or test that is missing
             is cut out of train by its fraction (0 leaves it empty). Where they are classes, ``group`` with a
             ``group_pattern``, else ``stratified``.
-        group_pattern: regular expression that is searched for in a picture's path from the class folder on
-            (``bottle/b07_front.jpg``); what its one group matches names the object that the picture shows. Pictures of
+        group_pattern: regular expression that is searched for in an image's path from the class folder on
+            (``bottle/b07_front.jpg``); what its one group matches names the object that the image shows. Images of
             one object stay together.
-        image: size, crop and interpolation of the pictures.
-        augment: augmentation of the training pictures; none by default.
+        image: size, crop and interpolation of the images.
+        augment: augmentation of the training images; none by default.
         loader: batch size, workers and sampling.
-        checks: what to do about unreadable pictures and leaks between the splits.
+        checks: what to do about unreadable images and leaks between the splits.
         seed: of order, sampling, augmentation and, where ``split`` names no other, of the division.
         prompts: texts that stand for the classes; given, they are the captions too.
         split_folders: which folders are which split where their names do not say so, such as ``{train: [2018, 2019],
@@ -76,23 +76,23 @@ class ImageFolder(ImageDataModule):
         self._group_of = _compiled(group_pattern)
 
     def load_table(self) -> SampleTable:
-        """Lists the pictures.
+        """Lists the images.
 
         Raises:
             UserError: where there is no such folder, folders cannot be told to be splits or classes, a class folder is
-                empty, or pictures lie outside the class folders.
+                empty, or images lie outside the class folders.
         """
         import pandas as pd
 
         root = Path(self.root).expanduser()
         if not root.is_dir():
-            raise UserError(f"data root: there is no folder {root}; give one with a folder of pictures for each class")
+            raise UserError(f"data root: there is no folder {root}; give one with a folder of images for each class")
         given = self.split_folders
         split_folders = _split_folders(root) if given is None else _chosen_folders(root, given)
         tops = {folder: root / folder for folder in split_folders} or {"": root}
         records: list[tuple[str, str, str]] = []
         for folder, top in tops.items():
-            below = pictures_below(top)
+            below = images_below(top)
             _refuse_strays(top, below)
             own = split_folders.get(folder, "")
             records += [(f"{folder}/{path}" if folder else path, path.split("/", 1)[0], own) for path in below]
@@ -179,7 +179,7 @@ def _split_folders(root: Path) -> dict[str, str]:
     others = [name for name in folders if name not in meant]
     kinds = set(meant.values())
     if not folders:
-        raise UserError(f"data root: {root} has no folders; give one with a folder of pictures for each class")
+        raise UserError(f"data root: {root} has no folders; give one with a folder of images for each class")
     if not others and "train" not in kinds:
         raise UserError(f"data root: {root} has {_some(folders)} but no train; add it, or {_STATE}")
     if "train" not in kinds or (others and len(meant) == 1):
@@ -208,25 +208,25 @@ def _refuse_alike(root: Path, folders: list[str]) -> None:
         )
 
 
-def pictures_below(top: Path) -> list[str]:
-    """Paths of all pictures below a folder, relative to it, sorted; links to folders are followed, each once."""
+def images_below(top: Path) -> list[str]:
+    """Paths of all images below a folder, relative to it, sorted; links to folders are followed, each once."""
     suffixes = image_suffixes()
     return sorted(path for path in files_below(top) if path.lower().endswith(suffixes))
 
 
 def _refuse_strays(top: Path, below: list[str]) -> None:
-    """Refuses pictures outside the class folders, and class folders without pictures."""
+    """Refuses images outside the class folders, and class folders without images."""
     if strays := [path for path in below if "/" not in path]:
         raise UserError(f"{top}: {_some(strays)} in no class folder; move or remove them")
     classes = {path.split("/", 1)[0] for path in below}
     folders = _subfolders(top)
     if empty := [name for name in folders if name not in classes]:
         raise UserError(
-            f"{top}: no pictures ({', '.join(image_suffixes())}) in class folder {_some(empty)}; add some or remove "
+            f"{top}: no images ({', '.join(image_suffixes())}) in class folder {_some(empty)}; add some or remove "
             "the folder"
         )
     if not folders:
-        raise UserError(f"{top}: has no class folders; give it a folder of pictures for each class")
+        raise UserError(f"{top}: has no class folders; give it a folder of images for each class")
 
 
 def _some(names: list[str]) -> str:
@@ -234,18 +234,18 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
-class PictureFolder(ImageDataModule):
-    """All pictures below a folder, at any depth, without labels and captions; all of them are in the split test.
+class UnlabeledFolder(ImageDataModule):
+    """All images below a folder, at any depth, without labels and captions; all of them are in the split test.
 
-    A picture's name is its path from the folder on, with the folder's own name in front (``holiday/day1/beach.jpg``),
+    An image's name is its path from the folder on, with the folder's own name in front (``holiday/day1/beach.jpg``),
     so that folders of different names can go into one gallery. Hidden files and folders are left alone, as are files
-    that are no pictures.
+    that are no images.
 
     Args:
         root: the folder.
-        image: size, crop and interpolation of the pictures.
+        image: size, crop and interpolation of the images.
         loader: batch size and workers.
-        checks: what to do about unreadable pictures.
+        checks: what to do about unreadable images.
         seed: of nothing here; every data set takes it.
     """
 
@@ -261,20 +261,20 @@ class PictureFolder(ImageDataModule):
         self.root = root
 
     def load_table(self) -> SampleTable:
-        """Lists the pictures.
+        """Lists the images.
 
         Raises:
-            UserError: where there is no such folder, or no picture in it.
+            UserError: where there is no such folder, or no image in it.
         """
         import pandas as pd
 
         root = Path(self.root).expanduser().absolute()
         if not root.is_dir():
-            raise UserError(f"data root: there is no folder {self.root}; give one with pictures")
-        paths = pictures_below(root)
+            raise UserError(f"data root: there is no folder {self.root}; give one with images")
+        paths = images_below(root)
         if not paths:
             raise UserError(
-                f"data root: {self.root} has no pictures ({', '.join(image_suffixes())}); give another folder"
+                f"data root: {self.root} has no images ({', '.join(image_suffixes())}); give another folder"
             )
         names = [composed(f"{root.name}/{path}") for path in paths]
         frame = pd.DataFrame({"name": names, "source": paths, "split": "test"})

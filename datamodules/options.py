@@ -24,13 +24,13 @@ Preset = Literal["none", "light", "reference"]
 
 
 class ImageOptions(TypedDict, total=False):
-    """How pictures are brought to the size that the network sees.
+    """How images are brought to the size that the network sees.
 
     Of all but the size, what is left out is as the weights that the model begins with want it, or as its checkpoint was
     trained; the values in brackets hold where there are none.
 
     Attributes:
-        size: side of the square picture in pixels, at least 1; default 224.
+        size: side of the square image in pixels, at least 1; default 224.
         resize: ``crop`` scales the short side to ``size / crop_fraction`` and crops the center, ``squash`` scales both
             sides to it, whatever the aspect ratio, ``pad`` the long side, with gray borders [crop].
         crop_fraction: share of the scaled image that the evaluation's center crop keeps, in (0, 1] [1].
@@ -64,12 +64,12 @@ class LoaderOptions(TypedDict, total=False):
             inverse frequency of the class; ``distinct`` leaves samples out of an epoch so that no batch, over all
             processes, has two that are positives of each other; default shuffle.
         balance_on: task whose classes ``balanced`` makes equally frequent; default class.
-        drop_last: leave out the last training batch where it is not full; default false. One of a single picture is
+        drop_last: leave out the last training batch where it is not full; default false. One of a single image is
             always left out, because BatchNorm cannot normalise it.
-        cache: whether pictures are decoded once and kept on disk under ``$VITRAIL_CACHE``, scaled to what the network
+        cache: whether images are decoded once and kept on disk under ``$VITRAIL_CACHE``, scaled to what the network
             needs: ``auto`` where there is room for them, ``always`` or ``never``. Evaluation gets the same pixels with
-            and without; random crops of pictures that are larger come out of the smaller ones; default auto.
-        cache_limit_gb: gigabytes that all cached pictures together may take; default 20. The data sets that were not
+            and without; random crops of images that are larger come out of the smaller ones; default auto.
+        cache_limit_gb: gigabytes that all cached images together may take; default 20. The data sets that were not
             used for longest make room.
         predict: splits that ``predict`` goes through, in the table's order; default test.
     """
@@ -89,10 +89,10 @@ class CheckOptions(TypedDict, total=False):
     """What happens when the data are found wanting, before any training.
 
     Attributes:
-        on_bad_image: ``error`` lists the unreadable pictures and stops; ``skip`` leaves them out and tells so in the
+        on_bad_image: ``error`` lists the unreadable images and stops; ``skip`` leaves them out and tells so in the
             run record; default error.
         allow_leaks: kinds of leaks between splits that are tolerated: ``groups`` (a group in several splits),
-            ``exact`` (the same pixels), ``near`` (nearly the same picture); default none.
+            ``exact`` (the same pixels), ``near`` (nearly the same image); default none.
         missing: texts that mean that a label, attribute, group or caption is unknown, in any case and besides the empty
             cell and null (NaN in Parquet), which always do; ``none``, ``NA`` and the like are values unless named here.
             Default none, in Products ``unknown`` and ``nan``, in Fashion ``NA``.
@@ -104,7 +104,7 @@ class CheckOptions(TypedDict, total=False):
 
 
 class AugmentOptions(TypedDict, total=False):
-    """Augmentation of training pictures: a preset gives all values, every further key overrides one.
+    """Augmentation of training images: a preset gives all values, every further key overrides one.
 
     Attributes:
         preset: ``none``, ``light`` (crop and flip) or ``reference`` (crop, flip, rotation, translation, colour jitter,
@@ -301,7 +301,7 @@ def complete_augment(options: AugmentOptions | None, *, hue_safe: bool) -> Augme
 
 
 def is_random(options: AugmentOptions) -> bool:
-    """Whether a picture looks different in every epoch; mixing apart.
+    """Whether an image looks different in every epoch; mixing apart.
 
     Args:
         options: as ``complete_augment`` returns them.

@@ -46,7 +46,7 @@ class Products(ImageDataModule):
     """Photos of products with a class, attributes, captions and objects that are seen in several photos.
 
     Tasks are ``class`` and one for each attribute. Everything that is wrong with the table is told in one error, before
-    any picture is read.
+    any image is read.
 
     Args:
         root: folder of the data set; by default ``$VITRAIL_DATA/products`` or ``data/products``.
@@ -55,10 +55,10 @@ class Products(ImageDataModule):
         vocabulary: where class names come from, and aliases such as ``{colour: {grey: gray}}``.
         split: how samples are divided; the table's own split by default. Groups are the ``instance_id`` values; a row
             without one is a group of its own.
-        image: size, crop and interpolation of the pictures.
-        augment: augmentation of the training pictures; none by default.
+        image: size, crop and interpolation of the images.
+        augment: augmentation of the training images; none by default.
         loader: batch size, workers and sampling.
-        checks: what to do about unreadable pictures and leaks between the splits.
+        checks: what to do about unreadable images and leaks between the splits.
         seed: of order, sampling, augmentation and, where ``split`` names no other, of the division.
         prompts: texts that stand for the classes; given, they are the captions too.
         caption_templates: captions made of these fields: ``{class}``, ``{noun}`` (its last word), the attributes, and
@@ -107,7 +107,7 @@ class Products(ImageDataModule):
         problems = list(file.problems)
         missing = Missing(self.check_options["missing"])
         vocabulary = Vocabulary(self._vocabulary, missing)
-        paths = _picture_paths(file, problems)
+        paths = _image_paths(file, problems)
         texts = {LABEL_TASK: file.columns["class_label"], **self._attribute_values(file, missing, problems)}
         own = _own_splits(file, problems) if "split" in file.columns else None
         if problems:
@@ -182,8 +182,8 @@ class Products(ImageDataModule):
         )
 
 
-def _picture_paths(file: LabelFile, problems: Problems) -> list[str]:
-    """The pictures' paths below the root; the text as it stands where it is no such path or not the first such."""
+def _image_paths(file: LabelFile, problems: Problems) -> list[str]:
+    """The images' paths below the root; the text as it stands where it is no such path or not the first such."""
     paths: list[str] = []
     first: dict[str, int] = {}
     for row, text in zip(file.rows, file.columns["image_path"], strict=True):
@@ -194,7 +194,7 @@ def _picture_paths(file: LabelFile, problems: Problems) -> list[str]:
             path = text
         else:
             if path in first:
-                problems.append((row, f"picture {path!r} again, first in row {first[path]}"))
+                problems.append((row, f"image {path!r} again, first in row {first[path]}"))
             first.setdefault(path, row)
         paths.append(path)
     return paths

@@ -1,7 +1,7 @@
 """Divide samples into train, val and test: at random, stratified by class, by group, or as folds of grouped samples.
 
 All functions are pure: arrays in, an array of split names out, the same for the same seed on every machine. A *group*
-is what must not be torn apart (all photos of one object, all pictures of one product).
+is what must not be torn apart (all photos of one object, all images of one product).
 
 Rare classes are handled by one rule: a class is in as many parts as it has groups (samples, where there are no groups),
 train first. So a class with one sample stays in train; with two, one stays in train and one goes to val or test,

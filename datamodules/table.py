@@ -292,7 +292,7 @@ class SampleTable:
 
     @property
     def sources(self) -> pa.LargeStringArray:
-        """Arrow strings ``(N,)``: paths of the pictures (below ``root``), or indices where pictures are not files."""
+        """Arrow strings ``(N,)``: paths of the images (below ``root``), or indices where images are not files."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -318,7 +318,7 @@ class SampleTable:
         return str(self.names[index].as_py())
 
     def source(self, index: int) -> str:
-        """Path of a sample's picture, or its index where pictures are not files."""
+        """Path of a sample's image, or its index where images are not files."""
         return os.path.join(self.root, self._sources[index].as_py())  # noqa: PTH118 -- a source need not be a path
 
     def caption(self, index: int) -> str:

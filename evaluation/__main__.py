@@ -31,7 +31,7 @@ _COMMANDS = (
     "retrieval",
     "efficiency",
 )
-"""Commands that are modules ``evaluation.<name>_command``; each imports what is slow when it runs."""
+"""Commands that are modules ``evaluation.commands.<name>``; each imports what is slow when it runs."""
 
 _WITH_DATA_ARGUMENTS = {"linear_probe", "report", "explore", "learning_curve", "select"}
 """Commands that take ``--data.init_args.KEY VALUE`` as an experiment does, in ``rest``."""
@@ -48,7 +48,7 @@ class _Command(Protocol):
 
 
 def _command(name: str) -> _Command:
-    return cast("_Command", importlib.import_module(f"evaluation.{name}_command"))
+    return cast("_Command", importlib.import_module(f"evaluation.commands.{name}"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -204,7 +204,7 @@ def _parser(names: Sequence[str]) -> argparse.ArgumentParser:
     )
     command.add_argument("--backbone", required=True, help="timm name, for example resnet18")
     command.add_argument("--pretrained", default="true", help="true (hub), false, or a local file of weights")
-    command.add_argument("--image_size", type=int, default=224, help="side of the pictures in pixels (default: 224)")
+    command.add_argument("--image_size", type=int, default=224, help="side of the images in pixels (default: 224)")
     from evaluation.commands.summary import add_forms
 
     add_forms(command)

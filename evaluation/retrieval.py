@@ -1,14 +1,14 @@
-"""Retrieval metrics with 95 % intervals by picture: a CSV file and a table for the terminal.
+"""Retrieval metrics with 95 % intervals by image: a CSV file and a table for the terminal.
 
-The intervals are those of ``statistics.group_bootstrap``: pictures are resampled, and all queries of a resampled
-picture (itself, or its texts) go with it; the gallery stays as it is. So they say how the numbers would vary with other
+The intervals are those of ``statistics.group_bootstrap``: images are resampled, and all queries of a resampled
+image (itself, or its texts) go with it; the gallery stays as it is. So they say how the numbers would vary with other
 queries of the same kind, not with another or a larger gallery.
 
 How well rankers find what people ask for: metrics over all queries made of attributes, with intervals.
 
-Queries are all combinations of a class and attribute values that some picture has, and a picture is relevant if its
+Queries are all combinations of a class and attribute values that some image has, and an image is relevant if its
 true labels say what the query says (``retrieval.metrics``). Rankers are those that people search with
-(``retrieval.search.searcher``), and each ranks all pictures; the numbers come from the ranks of the relevant ones
+(``retrieval.search.searcher``), and each ranks all images; the numbers come from the ranks of the relevant ones
 (``retrieval.metrics``), where equal scores never flatter and what a ranker leaves out is not found.
 
 Two rows do not depend on a model: ``tfidf`` over the true labels, the most that words can do, and ``random``, the mean
@@ -16,7 +16,7 @@ of some random orders, the least.
 
 The 95 % intervals resample queries in groups of the same head, because "blue bottle" and "blue plastic bottle" are much
 the same question: the class, or what is named last where there is none. They say how the numbers would vary with
-other such questions of the same pictures, not with other pictures.
+other such questions of the same images, not with other images.
 """
 
 from __future__ import annotations
@@ -66,13 +66,13 @@ class RankedAnswers(NamedTuple):
         direction: image_to_text or text_to_image.
         first_rank: int64 ``(Q,)``, rank of the first relevant item, 1 is best.
         average_precision: float64 ``(Q,)``, 0 to 1, higher is better.
-        pictures: int64 ``(Q,)``, the picture that each query is or belongs to.
+        images: int64 ``(Q,)``, the image that each query is or belongs to.
     """
 
     direction: str
     first_rank: NDArray[np.int64]
     average_precision: NDArray[np.float64]
-    pictures: NDArray[np.int64]
+    images: NDArray[np.int64]
 
 
 class Row(NamedTuple):
@@ -85,7 +85,7 @@ class Row(NamedTuple):
         value: of all queries.
         low: lower end of the 95 % interval.
         high: upper end.
-        n: number of queries; for mean_recall of pictures.
+        n: number of queries; for mean_recall of images.
     """
 
     direction: str
@@ -108,11 +108,11 @@ def report_rows(answers: Sequence[RankedAnswers], *, n_resamples: int = 5_000, s
     for answer in answers:
         for metric, (value, interval) in _estimates(answer, n_resamples, seed).items():
             rows.append(Row(answer.direction, metric, value, *interval, len(answer.first_rank)))
-    pictures = np.concatenate([answer.pictures for answer in answers])
+    images = np.concatenate([answer.images for answer in answers])
     mean_recall = _mean_recall(answers)
-    value = float(mean_recall(np.ones((1, len(pictures))))[0])
-    interval = group_bootstrap(mean_recall, pictures, n_resamples, seed=seed)
-    return [*rows, Row(BOTH, MEAN_RECALL, value, *interval, len(np.unique(pictures)))]
+    value = float(mean_recall(np.ones((1, len(images))))[0])
+    interval = group_bootstrap(mean_recall, images, n_resamples, seed=seed)
+    return [*rows, Row(BOTH, MEAN_RECALL, value, *interval, len(np.unique(images)))]
 
 
 def write_report(path: Path, rows: Sequence[Row]) -> None:
@@ -174,8 +174,8 @@ def report_table(rows: Sequence[Row], title: str, candidates: Mapping[str, int] 
 
 def _estimates(answer: RankedAnswers, n_resamples: int, seed: int) -> dict[str, tuple[float, Interval]]:
     def estimate(statistic: Statistic) -> tuple[float, Interval]:
-        value = statistic(np.ones((1, len(answer.pictures))))
-        return float(value[0]), group_bootstrap(statistic, answer.pictures, n_resamples, seed=seed)
+        value = statistic(np.ones((1, len(answer.images))))
+        return float(value[0]), group_bootstrap(statistic, answer.images, n_resamples, seed=seed)
 
     from retrieval.metrics import RECALL_AT  # which takes PyTorch along, and who only reads a report needs none
 
@@ -264,7 +264,7 @@ class AttributeRow(NamedTuple):
         high: upper end.
         queries: number of queries.
         groups: groups of queries that the interval resamples.
-        pictures: number of pictures that were ranked.
+        images: number of images that were ranked.
     """
 
     gallery: str
@@ -276,7 +276,7 @@ class AttributeRow(NamedTuple):
     high: float
     queries: int
     groups: int
-    pictures: int
+    images: int
 
 
 class System(NamedTuple):
@@ -287,18 +287,18 @@ class System(NamedTuple):
 
     @property
     def depends_on_model(self) -> bool:
-        """Whether another gallery of the same pictures can rank otherwise."""
+        """Whether another gallery of the same images can rank otherwise."""
         return self.ranker != "random" and not (self.ranker == "tfidf" and self.words in ("label", "caption"))
 
 
 @dataclass(frozen=True, eq=False)
 class Ground:
-    """Pictures that are ranked, and the questions to them.
+    """Images that are ranked, and the questions to them.
 
     Attributes:
-        ids: of the pictures, in the order of the gallery.
-        queries: with their relevant pictures, as places in ``ids``.
-        where: filter that leaves these pictures.
+        ids: of the images, in the order of the gallery.
+        queries: with their relevant images, as places in ``ids``.
+        where: filter that leaves these images.
     """
 
     ids: list[str]
@@ -306,7 +306,7 @@ class Ground:
     where: str
 
     def same_as(self, other: Ground) -> bool:
-        """Whether the same pictures are to answer the same questions."""
+        """Whether the same images are to answer the same questions."""
 
         def plain(ground: Ground) -> list[tuple[str, list[str]]]:
             return [(query.text, sorted(ground.ids[row] for row in query.relevant)) for query in ground.queries]
@@ -322,17 +322,17 @@ def ground_of(
     tasks: Sequence[str] = (),
     class_words: ClassWords = "last",
 ) -> Ground:
-    """The pictures of a gallery that are ranked, and all queries that they answer.
+    """The images of a gallery that are ranked, and all queries that they answer.
 
     Args:
         gallery: whose labels are asked for.
-        splits: only pictures of these; all by default.
-        where: only pictures that fit this filter.
+        splits: only images of these; all by default.
+        where: only images that fit this filter.
         tasks: labels that queries are made of; all by default.
         class_words: what a class is called in a query.
 
     Raises:
-        UserError: the gallery has no such labels, or no such picture has a label.
+        UserError: the gallery has no such labels, or no such image has a label.
     """
     labels = gallery.identity.labels
     if strange := [task for task in tasks if task not in labels]:
@@ -348,7 +348,7 @@ def ground_of(
     queries = attribute_queries(values, class_words, names)
     if not queries:
         there = f" of {', '.join(splits)}" if splits else ""
-        raise UserError(f"{gallery.uri}: no picture{there} that fits has a label, so there is nothing to ask for")
+        raise UserError(f"{gallery.uri}: no image{there} that fits has a label, so there is nothing to ask for")
     return Ground(table.column("id").to_pylist(), queries, where)
 
 
@@ -398,7 +398,7 @@ def measure(ground: Ground, searcher: Searcher | None, system: System) -> Iterat
     """Metrics of some queries after the other, in their order.
 
     Args:
-        ground: pictures and queries.
+        ground: images and queries.
         searcher: of the gallery, with the words of the system; ``random`` does without.
         system: who ranks.
 
@@ -432,7 +432,7 @@ def rows_of(
     Args:
         gallery: its name.
         system: who ranked.
-        ground: pictures and queries.
+        ground: images and queries.
         values: what ``measure`` gives.
     """
     parts = list(values)

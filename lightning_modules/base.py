@@ -71,7 +71,7 @@ LoggedSplit = Literal["train", "val", "test"]
 
 
 class VisionTask(LightningModule, ABC):
-    """A network that learns from pictures.
+    """A network that learns from images.
 
     A subclass calls this constructor, builds its network, and calls ``save_hyperparameters()``.
 
@@ -83,7 +83,7 @@ class VisionTask(LightningModule, ABC):
 
     Attributes:
         phases: stretches of training with own learning rates; a callback may replace them before the first step.
-        input_options: how the pictures were made that it learned from; saved with the checkpoint.
+        input_options: how the images were made that it learned from; saved with the checkpoint.
         temperature_parameters: those of a temperature, if there is one; never decayed, never frozen.
         temperature_lr: their highest learning rate; that of the heads where there is none.
 
@@ -137,9 +137,9 @@ class VisionTask(LightningModule, ABC):
 
     @abstractmethod
     def image_features(self, image: torch.Tensor) -> torch.Tensor:
-        """What the picture's backbone puts out; the rest of the network can go on from there.
+        """What the image's backbone puts out; the rest of the network can go on from there.
 
-        A batch that holds these as ``features["image"]`` needs no pictures.
+        A batch that holds these as ``features["image"]`` needs no images.
 
         Args:
             image: uint8 ``(B, 3, H, W)``, RGB.
@@ -150,7 +150,7 @@ class VisionTask(LightningModule, ABC):
 
     @abstractmethod
     def warn_of_other_inputs(self, options: InputOptions) -> None:
-        """One warning line where pictures are made otherwise than those that the pretrained weights learned from."""
+        """One warning line where images are made otherwise than those that the pretrained weights learned from."""
 
     @property
     def pretrained_inputs(self) -> InputOptions | None:
@@ -338,7 +338,7 @@ class VisionTask(LightningModule, ABC):
         self.adopt_inputs()
 
     def on_fit_start(self) -> None:
-        """Fetch pretrained weights and compare the pictures with those that the weights were trained on."""
+        """Fetch pretrained weights and compare the images with those that the weights were trained on."""
         self.load_pretrained()
         self.adopt_inputs()
         self.compare_inputs()

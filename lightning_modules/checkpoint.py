@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from lightning_modules.base import VisionTask
+from vitrail.config import present_class_path
 from vitrail.errors import UserError
 from vitrail.files import check_zip
 from vitrail.trust import PLUGINS, is_trusted
@@ -21,7 +22,7 @@ PACKAGE = "lightning_modules"
 def load_task(path: str | Path, map_location: str = "cpu") -> VisionTask:
     """Load a task with its weights, in evaluation mode.
 
-    Nothing but the file is needed: it names the classes (``task.tasks``), and how pictures must be made
+    Nothing but the file is needed: it names the classes (``task.tasks``), and how images must be made
     (``task.input_options``). Pretrained weights are not fetched again.
 
     Args:
@@ -66,7 +67,7 @@ def untrained_task(hyper_parameters: Mapping[str, Any], path: str | Path) -> Vis
     Raises:
         UserError: if they are not of one of our tasks.
     """
-    task_class = _task_class(str(hyper_parameters.get("_class_path", "")), path)
+    task_class = _task_class(present_class_path(str(hyper_parameters.get("_class_path", ""))), path)
     known = inspect.signature(task_class).parameters
     try:
         return task_class(**{name: value for name, value in hyper_parameters.items() if name in known})

@@ -1,11 +1,11 @@
-"""What every task that sorts pictures shares: from logits to losses, scores and outputs.
+"""What every task that sorts images shares: from logits to losses, scores and outputs.
 
 A task says in ``classify`` how features become logits. Masked and weighted losses, averages per sample and metrics are
 here.
 
-One label per picture: a timm backbone with a linear head.
+One label per image: a timm backbone with a linear head.
 
-Several named attributes per picture: one backbone, one small head each.
+Several named attributes per image: one backbone, one small head each.
 
 What every task shares whose outputs are logits over named classes: losses and scores of each split, logged alike.
 """
@@ -91,7 +91,7 @@ class ScoredTask(VisionTask):
         Args:
             split: that the batch is of.
             means: loss of each task.
-            logits: by task float ``(B, C)``; not read in training, where pictures may be mixed.
+            logits: by task float ``(B, C)``; not read in training, where images may be mixed.
             targets: by task int64 ``(B,)``, -1 where unknown.
 
         Returns:
@@ -113,7 +113,7 @@ class ClassificationTask(ScoredTask):
     A subclass calls this constructor, then ``save_hyperparameters()``, then adds its heads outside the encoder.
 
     Args:
-        encoder: makes features of uint8 pictures.
+        encoder: makes features of uint8 images.
         tasks: class names of each task that is trained, in the order of the indices.
         task_weights: weight of each task's loss in the sum.
         class_counts: training samples of each class, for each task; read only where classes are weighted.
@@ -205,7 +205,7 @@ class ClassificationTask(ScoredTask):
         return self.encoder.own_inputs
 
     def warn_of_other_inputs(self, options: InputOptions) -> None:
-        """One warning line where pictures are made otherwise than those that the pretrained weights learned from."""
+        """One warning line where images are made otherwise than those that the pretrained weights learned from."""
         self.encoder.warn_of_other_inputs(options)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Outputs:
@@ -245,7 +245,7 @@ class ClassificationTask(ScoredTask):
 
 
 class ImageClassifier(ClassificationTask):
-    """Classifies pictures by the main label of the data.
+    """Classifies images by the main label of the data.
 
     Args:
         backbone: name in timm.
@@ -315,7 +315,7 @@ HEAD_DROP_RATE = 0.2
 
 
 class MultiTaskClassifier(ClassificationTask):
-    """Classifies pictures by several attributes at once.
+    """Classifies images by several attributes at once.
 
     The heads are those of the reference: dropout 0.1 on the features, then for each task
     ``Linear(d, d // 2), ReLU, Dropout(0.2), Linear(d // 2, n)``.

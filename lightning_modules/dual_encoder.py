@@ -1,6 +1,6 @@
-"""Pictures and texts in one space: contrastive training, zero-shot classes, and embeddings for retrieval.
+"""Images and texts in one space: contrastive training, zero-shot classes, and embeddings for retrieval.
 
-What tasks share that put pictures and texts into one space: encoding, tokenizer, class prompts, checkpoints.
+What tasks share that put images and texts into one space: encoding, tokenizer, class prompts, checkpoints.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class GivesTexts(Protocol):
 
 
 class EmbeddingTask(VisionTask):
-    """A task that embeds pictures and texts.
+    """A task that embeds images and texts.
 
     Args:
         towers: encode them.
@@ -120,7 +120,7 @@ class EmbeddingTask(VisionTask):
         return self.towers.own_inputs
 
     def warn_of_other_inputs(self, options: InputOptions) -> None:
-        """One warning line where pictures are made otherwise than those that the pretrained weights learned from."""
+        """One warning line where images are made otherwise than those that the pretrained weights learned from."""
         self.towers.warn_of_other_inputs(options)
 
     def on_fit_start(self) -> None:
@@ -142,7 +142,7 @@ class EmbeddingTask(VisionTask):
         return self.encode_image(image)
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
-        """Embeddings of pictures.
+        """Embeddings of images.
 
         Args:
             image: uint8 ``(B, 3, H, W)``, RGB.
@@ -257,10 +257,10 @@ class EmbeddingTask(VisionTask):
 
 
 class DualEncoder(EmbeddingTask):
-    """A picture encoder and a text encoder that learn to agree.
+    """An image encoder and a text encoder that learn to agree.
 
-    In training each picture is compared with the captions of its batch, those of all processes included. In evaluation
-    pictures are sorted into the classes of the data by the embeddings of their prompts, where there are classes
+    In training each image is compared with the captions of its batch, those of all processes included. In evaluation
+    images are sorted into the classes of the data by the embeddings of their prompts, where there are classes
     (Radford et al., 2021), and captions are embedded for retrieval, where the data set has captions of its own.
 
     ``val/loss`` is the contrastive loss within batches where captions are the data set's own; where they are class
@@ -458,7 +458,7 @@ class DualEncoder(EmbeddingTask):
 
 
 def _first_captions(outputs: Outputs, positive_id: torch.Tensor) -> Pairs:
-    """Each picture with its first caption."""
+    """Each image with its first caption."""
     owner = outputs["text_image"]
     is_first = torch.ones_like(owner, dtype=torch.bool)
     is_first[1:] = owner[1:] != owner[:-1]

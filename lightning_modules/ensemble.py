@@ -1,8 +1,8 @@
-"""Several trained models as one: the mean of their probabilities, over views of the picture too.
+"""Several trained models as one: the mean of their probabilities, over views of the image too.
 
 The members of an ensemble: read from run directories, and refused where they do not belong together.
 
-Views of a picture that show the same thing: what test-time augmentation averages over.
+Views of an image that show the same thing: what test-time augmentation averages over.
 """
 
 from __future__ import annotations
@@ -106,13 +106,13 @@ def common_tasks(members: Sequence[Member]) -> dict[str, list[str]]:
     if not common:
         raise UserError(
             f"members: {', '.join(member.name for member in members)} have no task in common; only models that sort "
-            "pictures into the same classes can be averaged"
+            "images into the same classes can be averaged"
         )
     return common
 
 
-def refuse_other_pictures(members: Sequence[Member]) -> None:
-    """Refuse members that learned from pictures made in another way.
+def refuse_other_images(members: Sequence[Member]) -> None:
+    """Refuse members that learned from images made in another way.
 
     Raises:
         UserError: names the two and what differs.
@@ -124,7 +124,7 @@ def refuse_other_pictures(members: Sequence[Member]) -> None:
         for key, value in wanted.items():
             if made.get(key) != value:
                 raise UserError(
-                    f"members: {first.name} saw pictures of {key} {value}, {other.name} of "
+                    f"members: {first.name} saw images of {key} {value}, {other.name} of "
                     f"{made.get(key)}; fit both with the same data.init_args.image"
                 )
 
@@ -141,14 +141,14 @@ def _without_private(hyper_parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_other_data(runs: Sequence[str]) -> None:
-    """One member's test pictures may be those that another one has learned by heart."""
+    """One member's test images may be those that another one has learned by heart."""
     seen = {run: _data_of(Path(run)) for run in runs}
     first = runs[0]
     for run, data in seen.items():
         if data != seen[first]:
             raise UserError(
                 f"members: {run} learned from other data than {first}, or from another division of them, so one may "
-                "know the other's test pictures; average runs of the same data and splits"
+                "know the other's test images; average runs of the same data and splits"
             )
 
 
@@ -171,11 +171,11 @@ _ZOOM = 7 / 8
 
 
 def seen_as(image: torch.Tensor, view: View) -> torch.Tensor:
-    """A view of pictures.
+    """A view of images.
 
     - ``identity``: as they are.
     - ``hflip``: mirrored, left and right exchanged.
-    - ``vflip``: upside down; only where pictures have no up and down, as from above or through a microscope.
+    - ``vflip``: upside down; only where images have no up and down, as from above or through a microscope.
     - ``zoom``: the middle, 7/8 of each side, scaled to the whole size.
 
     Args:
@@ -203,7 +203,7 @@ def checked_views(views: Sequence[str] | None) -> list[View]:
     """Views that can be had, each once.
 
     Args:
-        views: names; none for the pictures as they are.
+        views: names; none for the images as they are.
 
     Raises:
         UserError: for other names, a name twice, or an empty list.
@@ -221,10 +221,10 @@ _NOT_KEPT = {"state_dict", "hyper_parameters", "epoch_sums"}
 
 
 class Ensemble(ScoredTask):
-    """The mean of the probabilities of several runs' best checkpoints, and of views of the picture.
+    """The mean of the probabilities of several runs' best checkpoints, and of views of the image.
 
     Its logits are the logarithms of that mean, so their softmax is the mean itself, and metrics, predictions and
-    reports are those of every classifier. Members may be of any kind that sorts pictures: classifiers, multi-task
+    reports are those of every classifier. Members may be of any kind that sorts images: classifiers, multi-task
     models, dual encoders, generative ones. Tasks that not all of them have are left out. Nothing is learned or chosen,
     so no split is used up. One run with several views is test-time augmentation.
 
@@ -288,7 +288,7 @@ class Ensemble(ScoredTask):
 
     @property
     def frozen_sides(self) -> list[str]:
-        """None: members want to see the picture."""
+        """None: members want to see the image."""
         return []
 
     @property
@@ -304,7 +304,7 @@ class Ensemble(ScoredTask):
         return self._seen(image)[1]
 
     def warn_of_other_inputs(self, options: InputOptions) -> None:
-        """Refuse pictures that are made otherwise than those that the members learned from.
+        """Refuse images that are made otherwise than those that the members learned from.
 
         Raises:
             UserError: names what differs.
@@ -313,7 +313,7 @@ class Ensemble(ScoredTask):
         for key, value in wanted.items():
             if made.get(key) != value:
                 raise UserError(
-                    f"data.init_args.image: the members saw pictures of {key} {value}, the data make them of "
+                    f"data.init_args.image: the members saw images of {key} {value}, the data make them of "
                     f"{made.get(key)}; take the members' own `data:`"
                 )
 
@@ -453,13 +453,13 @@ class Ensemble(ScoredTask):
         return loss, with_embedding(outputs, batch, embedding) if split == "test" else outputs
 
     def _adopt_inputs(self) -> None:
-        """How pictures must be made: as all members want them."""
+        """How images must be made: as all members want them."""
         if self._has_weights:
-            refuse_other_pictures(self._runs)
+            refuse_other_images(self._runs)
         self.input_options = {**self._runs[0].task.input_options}
 
     def _begin(self) -> None:
-        """Refuse pictures that the members do not know; let members forget what they computed with other weights.
+        """Refuse images that the members do not know; let members forget what they computed with other weights.
 
         Only now, because a checkpoint may have brought the members.
         """
@@ -471,7 +471,7 @@ class Ensemble(ScoredTask):
 
 
 def _asked(member: Member, image: torch.Tensor) -> Outputs:
-    """What a member says of pictures whose targets do not matter."""
+    """What a member says of images whose targets do not matter."""
     batch: Batch = {"image": image, "sample_id": torch.arange(len(image), device=image.device)}
     return cast("Outputs", member.task.predict_step(batch, 0))
 

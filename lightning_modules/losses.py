@@ -1,6 +1,6 @@
 """Losses: cross-entropy per sample, and contrastive losses as functions of embeddings, with the temperature apart.
 
-Cross-entropy leaves out unknown targets, weights rare classes, smooths targets and splits mixed pictures.
+Cross-entropy leaves out unknown targets, weights rare classes, smooths targets and splits mixed images.
 
 What a dual encoder minimises: a contrastive loss with its temperature, over the pairs of all processes.
 
@@ -108,7 +108,7 @@ def masked_cross_entropy(
     """Cross-entropy averaged over the samples whose target is known.
 
     As in torch, a mean with class weights divides by the sum of the targets' weights. In a mixed batch each
-    picture counts as ``lam`` of its own target and ``1 - lam`` of its partner's; a side that is unknown is left
+    image counts as ``lam`` of its own target and ``1 - lam`` of its partner's; a side that is unknown is left
     out, and the other keeps its share.
 
     Args:
@@ -177,11 +177,11 @@ class TaskLoss(KeepsFloat32):
 
 
 class Pairs(NamedTuple):
-    """Pictures and their texts as unit vectors.
+    """Images and their texts as unit vectors.
 
     Attributes:
         image: float ``(N, D)``.
-        text: float ``(N, D)``; row i describes picture i.
+        text: float ``(N, D)``; row i describes image i.
         positive_id: int64 ``(N,)``; rows that share one are positives of each other.
     """
 
@@ -191,10 +191,10 @@ class Pairs(NamedTuple):
 
 
 def info_nce(own: Pairs, scale: torch.Tensor, *, pool: Pairs | None = None, first: int = 0) -> torch.Tensor:
-    """Symmetric InfoNCE: each picture must find its own text among all, and each text its picture.
+    """Symmetric InfoNCE: each image must find its own text among all, and each text its image.
 
     van den Oord et al., 2018; in this form Radford et al., "Learning Transferable Visual Models From Natural Language
-    Supervision", ICML 2021. ``positive_id`` is not looked at: another picture's equal caption is a negative.
+    Supervision", ICML 2021. ``positive_id`` is not looked at: another image's equal caption is a negative.
 
     Args:
         own: B pairs of this process.
@@ -238,7 +238,7 @@ def label_aware_info_nce(own: Pairs, scale: torch.Tensor, *, pool: Pairs | None 
 def sigmoid_contrastive(
     own: Pairs, scale: torch.Tensor, bias: torch.Tensor, *, pool: Pairs | None = None
 ) -> torch.Tensor:
-    """Every pair of a picture and a text is judged by itself: do they belong together?
+    """Every pair of an image and a text is judged by itself: do they belong together?
 
     Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV 2023, with all pairs that share their
     ``positive_id`` as positives; without repeated ids it is the paper's.
@@ -250,7 +250,7 @@ def sigmoid_contrastive(
         pool: pairs of all processes to compare with; by default the own ones. The own ones are among them.
 
     Returns:
-        float scalar, the sum over all texts, averaged over the own pictures.
+        float scalar, the sum over all texts, averaged over the own images.
     """
     pool = pool or own
     sign = (own.positive_id[:, None] == pool.positive_id).to(own.image.dtype) * 2 - 1

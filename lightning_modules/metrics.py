@@ -122,7 +122,7 @@ class SplitMetrics(KeepsFloat32):
     Args:
         tasks: class names of each task.
         task_weights: weight of each task in the total loss.
-        losses_only: leave the scores out, as in training, where pictures may be mixed.
+        losses_only: leave the scores out, as in training, where images may be mixed.
     """
 
     def __init__(

@@ -44,11 +44,11 @@ def _build_index(options: argparse.Namespace, _: list[str]) -> None:
     with Console(stderr=True).status("building the index, and comparing it with exact search"):
         report = gallery.build_index(sample=options.sample)
     print(
-        f"{options.gallery}: index of {report.rows:,} pictures; recall@{report.k} against exact search "
+        f"{options.gallery}: index of {report.rows:,} images; recall@{report.k} against exact search "
         f"{report.recall:.3f} (mean of {report.queries} stored vectors; the worst {report.worst:.1f})"
     )
     if report.rows <= EXACT_LIMIT:
-        print(f"search stays exact up to {EXACT_LIMIT:,} pictures; the index is used past that")
+        print(f"search stays exact up to {EXACT_LIMIT:,} images; the index is used past that")
 
 
 def _info(options: argparse.Namespace, _: list[str]) -> None:
@@ -68,12 +68,12 @@ def _description(gallery: Gallery) -> Table:
     rows = {
         "made by": f"{made_by.task} of {made_by.run or 'an unknown run'}",
         "weights": made_by.weights,
-        "pictures": f"{len(gallery):,}" + (f" ({splits})" if splits else ""),
+        "images": f"{len(gallery):,}" + (f" ({splits})" if splits else ""),
         "captions with vectors": f"{gallery.n_captions():,}",
         "vectors": f"{made_by.dim} numbers; texts {'can' if made_by.encodes_text else 'cannot'} be compared with them",
         "predicts": ", ".join(f"{task} ({len(names)})" for task, names in made_by.predicts.items()) or "nothing",
         "labels": ", ".join(made_by.labels) or "none",
-        "pictures as the model sees them": ", ".join(f"{key} {value}" for key, value in made_by.input_options.items()),
+        "images as the model sees them": ", ".join(f"{key} {value}" for key, value in made_by.input_options.items()),
         "index": "built" if gallery.has_index() else "none; search is exact",
         "a filter may use": ", ".join(gallery.columns()),
     }
@@ -96,7 +96,7 @@ _IN_FILES = {"index": "retrieval.commands.index", "search": "retrieval.commands.
 def _parser(asked: str) -> argparse.ArgumentParser:
     """Arguments of the command that was asked for, or of all: searching must not load what only indexing needs."""
     parser = argparse.ArgumentParser(
-        prog="python -m retrieval", description="A gallery of pictures that a model fills and people search."
+        prog="python -m retrieval", description="A gallery of images that a model fills and people search."
     )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, module in _IN_FILES.items():

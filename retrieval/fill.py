@@ -4,7 +4,7 @@
 several processes. Whole chunks are committed, so a kill leaves a gallery that opens, and the same command finishes the
 job: the batches that are left are those of an undisturbed run.
 
-What filling a gallery has to do: which pictures are to be encoded, and which only to be described anew.
+What filling a gallery has to do: which images are to be encoded, and which only to be described anew.
 
 From what a model's steps return to columns: vectors, predictions, thumbnails and captions.
 
@@ -29,11 +29,11 @@ import torch
 from numpy.typing import NDArray
 
 from retrieval.image_files import note_folders
-from retrieval.schema import CONFIDENCE, LABEL, PREDICTED, ModelIdentity, caption_schema, picture_schema
+from retrieval.schema import CONFIDENCE, LABEL, PREDICTED, ModelIdentity, caption_schema, image_schema
 from vitrail.errors import UserError
 from vitrail.files import read_parquet, write_parquet, written_whole
 from vitrail.predictions import predicted_classes
-from vitrail.types import LABEL_TASK, UNKNOWN, DescribesPictures
+from vitrail.types import LABEL_TASK, UNKNOWN, DescribesImages
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -42,13 +42,13 @@ if TYPE_CHECKING:
 
 
 class Plan(NamedTuple):
-    """What becomes of the pictures of a list.
+    """What becomes of the images of a list.
 
     Attributes:
         encode: int64, places in the list that the model has to see.
         renew: int64, places that only have other labels, captions, paths or splits.
-        added: bool, for all of the list, whether a picture is new.
-        replaced: bool, for all of the list, whether another picture has its name.
+        added: bool, for all of the list, whether an image is new.
+        replaced: bool, for all of the list, whether another image has its name.
     """
 
     encode: NDArray[np.int64]
@@ -61,16 +61,16 @@ def plan(facts: pa.Table, known: pa.Table, captions: pa.Table | None, identity: 
     """Compares what the data say with what the gallery holds.
 
     Args:
-        facts: of ``DescribesPictures.picture_facts``, with the gallery's labels.
+        facts: of ``DescribesImages.image_facts``, with the gallery's labels.
         known: rows of the gallery, without vectors.
-        captions: ``picture`` and ``caption`` of the captions that it has vectors of; None where there are to be none.
+        captions: ``image`` and ``caption`` of the captions that it has vectors of; None where there are to be none.
         identity: of the gallery.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
     place = pc.index_in(facts.column("id"), value_set=known.column("id").combine_chunks())
-    there = known.take(place)  # null where a picture is not there
+    there = known.take(place)  # null where an image is not there
     is_new = place.is_null().to_numpy()
     unknown_content = pc.equal(facts.column("content"), "").to_numpy()
     other_content = _differs(facts.column("content"), there.column("content")) | unknown_content
@@ -96,10 +96,10 @@ def _differs(first: Any, second: Any) -> NDArray[np.bool_]:
 
 
 def _other_captions(facts: pa.Table, captions: pa.Table) -> NDArray[np.bool_]:
-    """Which pictures have other captions than those that are known, bool ``(N,)``."""
+    """Which images have other captions than those that are known, bool ``(N,)``."""
     there: dict[str, list[str]] = {}
-    for picture, caption in zip(*(captions.column(name).to_pylist() for name in ("picture", "caption")), strict=True):
-        there.setdefault(picture, []).append(caption)
+    for image, caption in zip(*(captions.column(name).to_pylist() for name in ("image", "caption")), strict=True):
+        there.setdefault(image, []).append(caption)
     pairs = zip(facts.column("id").to_pylist(), facts.column("captions").to_pylist(), strict=True)
     return np.array([texts != there.get(name, []) for name, texts in pairs], dtype=bool)
 
@@ -108,7 +108,7 @@ def _other_captions(facts: pa.Table, captions: pa.Table) -> NDArray[np.bool_]:
 warnings.filterwarnings("ignore", message="lancedb fork support is experimental")
 
 CHUNK = 1024
-"""Pictures that are committed at a time, by default."""
+"""Images that are committed at a time, by default."""
 
 THUMBNAIL = 128
 """Longest side of a thumbnail in pixels."""
@@ -117,16 +117,16 @@ _QUALITY = 85
 
 
 class Encoded(NamedTuple):
-    """What a model says of some pictures.
+    """What a model says of some images.
 
     Attributes:
-        pictures: ``sample_id``, ``vector``, ``predicted_<task>`` and ``confidence_<task>`` of each task, ``thumbnail``
+        images: ``sample_id``, ``vector``, ``predicted_<task>`` and ``confidence_<task>`` of each task, ``thumbnail``
             (null where none is wanted); ascending by ``sample_id``.
-        captions: ``sample_id`` of the picture, ``number`` of the caption within it, ``caption``, ``vector``; None where
+        captions: ``sample_id`` of the image, ``number`` of the caption within it, ``caption``, ``vector``; None where
             captions are not embedded.
     """
 
-    pictures: pa.Table
+    images: pa.Table
     captions: pa.Table | None
 
 
@@ -141,7 +141,7 @@ class Chunk:
 
     Args:
         predicts: class names of each task that is predicted.
-        thumbnails: whether to make small pictures of the batches' own.
+        thumbnails: whether to make small images of the batches' own.
     """
 
     def __init__(self, predicts: Mapping[str, list[str]], *, thumbnails: bool) -> None:
@@ -165,7 +165,7 @@ class Chunk:
         if not isinstance(outputs, Mapping) or not {"sample_id", "image_embedding"} <= outputs.keys():
             raise UserError(
                 f"{origin}: its steps return no image_embedding (vitrail.types.Outputs); use a task that yields "
-                "embeddings of pictures"
+                "embeddings of images"
             )
         self.batches += 1
         self.rows += len(outputs["sample_id"])
@@ -199,17 +199,17 @@ class Chunk:
             places = pa.array(indices, pa.int64(), mask=indices == UNKNOWN)
             columns[f"{PREDICTED}{task}"] = pa.array(names, pa.string()).take(places)
             columns[f"{CONFIDENCE}{task}"] = pa.array(confidence, pa.float32())
-        columns["thumbnail"] = pa.array(self._small_pictures(order), pa.binary())
+        columns["thumbnail"] = pa.array(self._small_images(order), pa.binary())
         return Encoded(pa.table(columns), self._captions())
 
-    def _small_pictures(self, order: NDArray[np.int64]) -> list[bytes | None]:
-        pictures: list[bytes | None] = []
+    def _small_images(self, order: NDArray[np.int64]) -> list[bytes | None]:
+        images: list[bytes | None] = []
         for step in self._steps:
             if step.images is None:
-                pictures += [None] * len(step.outputs["sample_id"])
+                images += [None] * len(step.outputs["sample_id"])
             else:
-                pictures += [thumbnail(pixels) for pixels in step.images.permute(0, 2, 3, 1).cpu().numpy()]
-        return [pictures[place] for place in order.tolist()]
+                images += [thumbnail(pixels) for pixels in step.images.permute(0, 2, 3, 1).cpu().numpy()]
+        return [images[place] for place in order.tolist()]
 
     def _captions(self) -> pa.Table | None:
         import pyarrow as pa
@@ -220,7 +220,7 @@ class Chunk:
         texts = [text for step in steps for text in step.captions or ()]
         owner = _joined([step.outputs["text_image"] for step in steps])
         vectors = _joined([step.outputs["text_embedding"] for step in steps])
-        # A picture's captions stand together; the empty text stands for none.
+        # An image's captions stand together; the empty text stands for none.
         first = np.r_[True, owner[1:] != owner[:-1]] if len(owner) else np.zeros(0, dtype=bool)
         starts = np.flatnonzero(first)
         number = np.arange(len(owner)) - np.repeat(starts, np.diff(np.r_[starts, len(owner)]))
@@ -238,17 +238,17 @@ class Chunk:
 
 
 def thumbnail(pixels: NDArray[np.uint8]) -> bytes:
-    """A small JPEG of a picture.
+    """A small JPEG of an image.
 
     Args:
         pixels: uint8 ``(H, W, 3)``.
     """
     from PIL import Image
 
-    picture = Image.fromarray(np.ascontiguousarray(pixels))
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
-    picture.save(buffer, format="JPEG", quality=_QUALITY)
+    image.save(buffer, format="JPEG", quality=_QUALITY)
     return buffer.getvalue()
 
 
@@ -284,13 +284,13 @@ def _check_unit(vectors: NDArray[np.float32], sample_id: NDArray[np.int64]) -> N
 
 
 Thumbnails = Literal["auto", "always", "never"]
-"""Whether a gallery keeps small pictures: ``auto`` where pictures are not files of their own."""
+"""Whether a gallery keeps small images: ``auto`` where images are not files of their own."""
 
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 """Hands batches on and shows how far it is; gets their number as well."""
 
 
-class GivesRows(DescribesPictures, Protocol):
+class GivesRows(DescribesImages, Protocol):
     """A DataModule that ``fill`` can go through."""
 
     loader_options: Any
@@ -304,14 +304,14 @@ class GivesRows(DescribesPictures, Protocol):
 
 @dataclass(frozen=True)
 class FillReport:
-    """What became of the pictures.
+    """What became of the images.
 
     Attributes:
         added: were not there.
         replaced: were there with another content.
         renewed: were there with other labels, captions, place or split.
         unchanged: were there as they are.
-        left_out: names of pictures that could not be read.
+        left_out: names of images that could not be read.
     """
 
     added: int = 0
@@ -338,25 +338,25 @@ def fill(
     thumbnails: Thumbnails = "auto",
     progress: Progress | None = None,
 ) -> FillReport:
-    """Encodes pictures and stores them, in the order of the data set.
+    """Encodes images and stores them, in the order of the data set.
 
     Args:
         task: on its device, with its weights; those that ``gallery.identity`` names.
-        datamodule: set up, with pictures of the size that the task expects.
+        datamodule: set up, with images of the size that the task expects.
         gallery: to fill.
         splits: that are filled in.
         run: where the weights come from; the gallery's own by default.
-        chunk: pictures that are committed at a time, rounded down to whole batches.
-        thumbnails: whether to store small pictures.
+        chunk: images that are committed at a time, rounded down to whole batches.
+        thumbnails: whether to store small images.
         progress: shows how far it is.
 
     Raises:
-        UserError: if another process writes, there are no pictures, or something of them or the model is wrong.
+        UserError: if another process writes, there are no images, or something of them or the model is wrong.
     """
     rows = datamodule.rows_of(splits)
     if not len(rows):
-        raise UserError(f"--splits: the data have no picture in {', '.join(splits)}; name another split")
-    wants = thumbnails == "always" or (thumbnails == "auto" and not datamodule.picture_files)
+        raise UserError(f"--splits: the data have no image in {', '.join(splits)}; name another split")
+    wants = thumbnails == "always" or (thumbnails == "auto" and not datamodule.image_files)
 
     def encode(due: NDArray[np.int64]) -> Iterator[Chunk]:
         return _chunks(task, datamodule, due, gallery.identity, chunk, wants, progress or _silently)
@@ -373,7 +373,7 @@ class ToBeEncoded(Protocol):
 
 def fill_from(
     gallery: Gallery,
-    samples: DescribesPictures,
+    samples: DescribesImages,
     sample_ids: NDArray[np.int64],
     encode: Callable[[NDArray[np.int64]], Iterator[ToBeEncoded]],
     *,
@@ -385,13 +385,13 @@ def fill_from(
     Args:
         gallery: to fill.
         samples: describes them.
-        sample_ids: int64 ``(n,)``, ascending, the pictures that are to be in the gallery.
+        sample_ids: int64 ``(n,)``, ascending, the images that are to be in the gallery.
         encode: gives what the model says of some of them, chunk by chunk, in their order.
         run: where the weights come from; the gallery's own by default.
         chunk: rows that are committed at a time where nothing is encoded.
 
     Raises:
-        UserError: if another process writes, or something is wrong with the pictures or the model.
+        UserError: if another process writes, or something is wrong with the images or the model.
     """
     with gallery.writing() as writer:
         filler = _Filler(gallery, writer, samples, sample_ids, run)
@@ -417,32 +417,32 @@ class _Filler:
         self,
         gallery: Gallery,
         writer: GalleryWriter,
-        samples: DescribesPictures,
+        samples: DescribesImages,
         sample_ids: NDArray[np.int64],
         run: str,
     ) -> None:
         self._gallery, self._writer, self._sample_ids = gallery, writer, sample_ids
         self._identity: ModelIdentity = gallery.identity
         self._run = run or self._identity.run
-        self._facts = _with_labels(samples.picture_facts(sample_ids), self._identity)
+        self._facts = _with_labels(samples.image_facts(sample_ids), self._identity)
         captions = writer.known_captions() if self._identity.encodes_text and samples.own_captions else None
         self.plan = plan(self._facts, writer.known(), captions, self._identity)
         self._stored = np.zeros(len(sample_ids), dtype=bool)
 
     def commit(self, made: ToBeEncoded) -> None:
         """Stores a chunk."""
-        pictures, captions = made.encoded()
-        places = np.searchsorted(self._sample_ids, pictures.column("sample_id").to_numpy())
+        images, captions = made.encoded()
+        places = np.searchsorted(self._sample_ids, images.column("sample_id").to_numpy())
         facts = self._facts.take(places)
-        rows = self._rows(facts, {name: pictures.column(name) for name in pictures.column_names})
+        rows = self._rows(facts, {name: images.column(name) for name in images.column_names})
         self._writer.add(rows, None if captions is None else self._caption_rows(captions))
         self._stored[places] = True
 
     def renew(self, places: NDArray[np.int64]) -> None:
-        """Describes pictures anew that need not be encoded again."""
+        """Describes images anew that need not be encoded again."""
         facts = self._facts.take(places)
         ids = facts.column("id").to_pylist()
-        kept = [name for name in picture_schema(self._identity).names if name.startswith((PREDICTED, CONFIDENCE))]
+        kept = [name for name in image_schema(self._identity).names if name.startswith((PREDICTED, CONFIDENCE))]
         stored = self._gallery.rows(ids, [*kept, "thumbnail", "vector"])
         self._writer.add(self._rows(facts, {name: stored.column(name) for name in stored.column_names}))
 
@@ -452,7 +452,7 @@ class _Filler:
         return found
 
     def report(self) -> FillReport:
-        """What became of the pictures."""
+        """What became of the images."""
         plan, asked = self.plan, self.plan.encode
         missing = asked[~self._stored[asked]]
         again = self._stored & ~plan.added & ~plan.replaced
@@ -467,7 +467,7 @@ class _Filler:
     def _rows(self, facts: pa.Table, columns: dict[str, Any]) -> pa.Table:
         import pyarrow as pa
 
-        schema = picture_schema(self._identity)
+        schema = image_schema(self._identity)
         given = {name: facts.column(name) for name in facts.column_names} | columns
         given["text"] = _texts(columns, self._identity.predicts, len(facts))
         given["run"] = pa.array([self._run] * len(facts), pa.string())
@@ -478,11 +478,11 @@ class _Filler:
         import pyarrow as pa
 
         places = np.searchsorted(self._sample_ids, captions.column("sample_id").to_numpy())
-        pictures = self._facts.column("id").take(places).to_pylist()
+        images = self._facts.column("id").take(places).to_pylist()
         numbers = captions.column("number").to_pylist()
         given = {
-            "id": pa.array([f"{name}#{number}" for name, number in zip(pictures, numbers, strict=True)], pa.string()),
-            "picture": pa.array(pictures, pa.string()),
+            "id": pa.array([f"{name}#{number}" for name, number in zip(images, numbers, strict=True)], pa.string()),
+            "image": pa.array(images, pa.string()),
             "caption": captions.column("caption"),
             "vector": captions.column("vector"),
         }
@@ -501,7 +501,7 @@ def _with_labels(facts: pa.Table, identity: ModelIdentity) -> pa.Table:
 
 
 def _texts(columns: dict[str, Any], predicts: dict[str, list[str]], count: int) -> pa.Array:
-    """Predicted words of each picture, the class first."""
+    """Predicted words of each image, the class first."""
     import pyarrow as pa
 
     tasks = sorted(predicts, key=lambda task: task != LABEL_TASK)
@@ -555,14 +555,14 @@ def write_shard(folder: Path, rank: int, number: int, encoded: Encoded) -> None:
         folder: that all processes see.
         rank: of this process.
         number: of the shard on this process.
-        encoded: its pictures and captions.
+        encoded: its images and captions.
     """
-    # Captions first: a shard counts once its pictures are there.
+    # Captions first: a shard counts once its images are there.
     if encoded.captions is not None:
         with written_whole(folder / f"rank{rank}-{number}{_CAPTIONS}") as partial:
             write_parquet(encoded.captions, partial)
     with written_whole(folder / f"rank{rank}-{number}.parquet") as partial:
-        write_parquet(encoded.pictures, partial)
+        write_parquet(encoded.images, partial)
 
 
 @dataclass(frozen=True, eq=False)
@@ -571,7 +571,7 @@ class Shards:
 
     Attributes:
         sample_ids: int64 ``(n,)``, ascending, each once.
-        files: of the pictures.
+        files: of the images.
     """
 
     sample_ids: NDArray[np.int64]
@@ -607,14 +607,14 @@ class Shards:
 
         places = np.searchsorted(self.sample_ids, sample_ids)
         files, rows = self._file[places], self._row[places]
-        pictures, captions = [], []
+        images, captions = [], []
         for number in np.unique(files).tolist():
             mine = files == number
-            pictures.append(_read(self.files[number]).take(rows[mine]))
+            images.append(_read(self.files[number]).take(rows[mine]))
             beside = self.files[number].with_suffix("").with_suffix(_CAPTIONS)
             if beside.exists():
                 captions.append(_of_samples(_read(beside), sample_ids[mine]))
-        joined = pa.concat_tables(pictures)
+        joined = pa.concat_tables(images)
         return Encoded(
             joined.take(np.argsort(joined.column("sample_id").to_numpy(), kind="stable")),
             pa.concat_tables(captions).sort_by([("sample_id", "ascending"), ("number", "ascending")])

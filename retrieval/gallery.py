@@ -1,8 +1,8 @@
-"""A gallery: pictures with their vectors and all that a model said of them, to be filled once and searched often.
+"""A gallery: images with their vectors and all that a model said of them, to be filled once and searched often.
 
-Up to ``EXACT_LIMIT`` pictures every search is exact; past that it uses an approximate index, if one was built.
+Up to ``EXACT_LIMIT`` images every search is exact; past that it uses an approximate index, if one was built.
 
-The captions of a gallery: texts with vectors of their own, each of which belongs to a picture.
+The captions of a gallery: texts with vectors of their own, each of which belongs to an image.
 
 Changes to a gallery: each is whole or not there at all, and in an order that a kill at any point does no harm.
 
@@ -27,15 +27,15 @@ from retrieval.schema import (
     CAPTIONS,
     CONFIDENCE,
     IDENTITY_KEY,
+    IMAGES,
     LABEL,
-    PICTURES,
     PREDICTED,
     CaptionHit,
     Hit,
     ModelIdentity,
     caption_schema,
     difference,
-    picture_schema,
+    image_schema,
 )
 from retrieval.search.vectors import UNIT_TOLERANCE, VectorRows, check_lengths
 from retrieval.store import ROW_ID, Neighbours, Store, create_store, matrix_of, open_store
@@ -69,30 +69,30 @@ class GalleryCaptions:
         """Makes ready what the next search needs."""
         self._vectors.refresh()
 
-    def of_pictures(self, ids: Sequence[str]) -> pa.Table:
-        """Captions of some pictures in the order in which they were written.
+    def of_images(self, ids: Sequence[str]) -> pa.Table:
+        """Captions of some images in the order in which they were written.
 
         Returns:
-            Columns ``picture``, ``caption`` and ``vector``.
+            Columns ``image``, ``caption`` and ``vector``.
         """
-        columns = ["picture", "caption", "vector"]
-        return self._store.scan(columns, one_of("picture", ids)).select(columns)
+        columns = ["image", "caption", "vector"]
+        return self._store.scan(columns, one_of("image", ids)).select(columns)
 
-    def nearest(self, queries: NDArray[np.float32], k: int, pictures: Sequence[str]) -> list[list[CaptionHit]]:
+    def nearest(self, queries: NDArray[np.float32], k: int, images: Sequence[str]) -> list[list[CaptionHit]]:
         """The captions nearest to each query, best first, each text once.
 
         Args:
             queries: float32 ``(Q, D)``, of unit length.
             k: how many.
-            pictures: ids of those whose captions may be found.
+            images: ids of those whose captions may be found.
         """
-        captions = self._store.scan(["picture", "caption"]).to_pandas()
-        shown = captions[captions["picture"].isin(pictures)].drop_duplicates("caption")
+        captions = self._store.scan(["image", "caption"]).to_pandas()
+        shown = captions[captions["image"].isin(images)].drop_duplicates("caption")
         found = self._vectors.nearest(queries, k, shown[ROW_ID].to_numpy(np.uint64))
         said = shown.set_index(ROW_ID)
         return [
             [
-                CaptionHit(str(said.at[row, "caption"]), str(said.at[row, "picture"]), float(score))
+                CaptionHit(str(said.at[row, "caption"]), str(said.at[row, "image"]), float(score))
                 for row, score in zip(near.row_ids.tolist(), near.scores, strict=True)
             ]
             for near in found
@@ -102,53 +102,54 @@ class GalleryCaptions:
 NOT_METADATA = ("vector", "thumbnail")
 """Columns that are large and of no use to a filter."""
 
+
 class GalleryWriter:
     """What ``Gallery.writing`` gives; not for use outside of its block."""
 
-    def __init__(self, identity: ModelIdentity, pictures: Store, captions: Store | None) -> None:
+    def __init__(self, identity: ModelIdentity, images: Store, captions: Store | None) -> None:
         self._identity = identity
-        self._pictures = pictures
+        self._images = images
         self._captions = captions
         self._ids: set[str] | None = None
 
     def known(self) -> pa.Table:
         """What is there, without vectors and thumbnails."""
-        columns = [name for name in self._pictures.schema.names if name not in NOT_METADATA]
-        return self._pictures.scan(columns).select(columns)
+        columns = [name for name in self._images.schema.names if name not in NOT_METADATA]
+        return self._images.scan(columns).select(columns)
 
     def known_captions(self) -> pa.Table:
-        """``picture`` and ``caption`` of all captions that are there, those of a picture in their order."""
+        """``image`` and ``caption`` of all captions that are there, those of an image in their order."""
         if self._captions is None:
-            return caption_schema(self._identity).empty_table().select(["picture", "caption"])
-        return self._captions.scan(["picture", "caption"]).select(["picture", "caption"])
+            return caption_schema(self._identity).empty_table().select(["image", "caption"])
+        return self._captions.scan(["image", "caption"]).select(["image", "caption"])
 
-    def add(self, pictures: pa.Table, captions: pa.Table | None = None) -> None:
-        """Adds pictures; those whose id is there are replaced, and then stand at the gallery's end.
+    def add(self, images: pa.Table, captions: pa.Table | None = None) -> None:
+        """Adds images; those whose id is there are replaced, and then stand at the gallery's end.
 
-        Captions go first and pictures last, new ones in one commit. So after a kill a picture that is there has its
-        captions, and captions without a picture are removed by the next writer.
+        Captions go first and images last, new ones in one commit. So after a kill an image that is there has its
+        captions, and captions without an image are removed by the next writer.
 
         Args:
-            pictures: with the columns of ``picture_schema``.
-            captions: with the columns of ``caption_schema``: all captions of these pictures. None leaves those that
+            images: with the columns of ``image_schema``.
+            captions: with the columns of ``caption_schema``: all captions of these images. None leaves those that
                 are there.
 
         Raises:
             UserError: for a vector that is not of unit length, a second writer, or a full disk.
-            ValueError: for other columns, an id twice, or captions of other pictures.
+            ValueError: for other columns, an id twice, or captions of other images.
         """
-        pictures = _checked(pictures, picture_schema(self._identity))
-        ids = pictures.column("id").to_pylist()
+        images = _checked(images, image_schema(self._identity))
+        ids = images.column("id").to_pylist()
         known = self._known_ids()
         if captions is not None:
             self._put_captions(captions, ids)
         is_known = np.array([name in known for name in ids], bool)
-        self._pictures.replace(pictures.filter(is_known))
-        self._pictures.append(pictures.filter(~is_known))
+        self._images.replace(images.filter(is_known))
+        self._images.append(images.filter(~is_known))
         known.update(ids)
 
     def remove(self, ids: Sequence[str]) -> None:
-        """Removes pictures and their captions.
+        """Removes images and their captions.
 
         Raises:
             UserError: names the first id that is not there, before anything is removed.
@@ -156,23 +157,23 @@ class GalleryWriter:
         known = self._known_ids()
         for name in ids:
             if name not in known:
-                raise UserError(f"{self._pictures.origin}: there is no picture {name!r} in the gallery")
-        self._pictures.delete("id", list(ids))
+                raise UserError(f"{self._images.origin}: there is no image {name!r} in the gallery")
+        self._images.delete("id", list(ids))
         known.difference_update(ids)
         if self._captions is not None:
-            self._captions.delete("picture", list(ids))
+            self._captions.delete("image", list(ids))
 
     def remove_orphans(self) -> None:
-        """Removes captions whose picture is not there."""
+        """Removes captions whose image is not there."""
         if self._captions is None or len(self._captions) == 0:
             return
-        named = set(self._captions.scan(["picture"]).column("picture").to_pylist())
+        named = set(self._captions.scan(["image"]).column("image").to_pylist())
         orphans = sorted(named - self._known_ids())
-        self._captions.delete("picture", orphans)
+        self._captions.delete("image", orphans)
 
     def _known_ids(self) -> set[str]:
         if self._ids is None:
-            self._ids = set(self._pictures.scan(["id"]).column("id").to_pylist())
+            self._ids = set(self._images.scan(["id"]).column("id").to_pylist())
         return self._ids
 
     def _put_captions(self, captions: pa.Table, ids: list[str]) -> None:
@@ -181,11 +182,11 @@ class GalleryWriter:
             if captions.num_rows:
                 raise ValueError("captions: the model encodes no texts")
             return
-        owners = set(captions.column("picture").to_pylist())
+        owners = set(captions.column("image").to_pylist())
         if not owners <= set(ids):
-            raise ValueError(f"captions: of {sorted(owners - set(ids))[0]!r}, which is not among the pictures")
+            raise ValueError(f"captions: of {sorted(owners - set(ids))[0]!r}, which is not among the images")
         again = [name for name in ids if name in self._known_ids()]
-        self._captions.delete("picture", again)
+        self._captions.delete("image", again)
         self._captions.append(captions)
 
 
@@ -210,7 +211,7 @@ def _checked(rows: pa.Table, schema: pa.Schema) -> pa.Table:
         wrong = np.flatnonzero(~(np.abs(lengths - 1) <= UNIT_TOLERANCE))
         if len(wrong):
             raise UserError(
-                f"picture {ids[wrong[0]]!r}: its vector has the length {lengths[wrong[0]]:.3g}, not 1; the model's "
+                f"image {ids[wrong[0]]!r}: its vector has the length {lengths[wrong[0]]:.3g}, not 1; the model's "
                 "embedding of it is broken (a run that diverged?)"
             )
     return rows
@@ -224,7 +225,7 @@ def filter_columns(names: Sequence[str], identity: ModelIdentity) -> dict[str, C
     ``label_split`` and ``predicted_split`` are the attribute, ``gallery_split`` is the gallery's own.
 
     Args:
-        names: columns of the table of pictures.
+        names: columns of the table of images.
         identity: which tasks the model predicts and the data have labels of.
     """
     columns = {
@@ -250,7 +251,7 @@ def filter_columns(names: Sequence[str], identity: ModelIdentity) -> dict[str, C
 
 
 Where = str | NDArray[np.int64]
-"""Which pictures may be found: a filter as a user writes it, empty for all, or their places in the gallery's order."""
+"""Which images may be found: a filter as a user writes it, empty for all, or their places in the gallery's order."""
 
 _KEPT = 8
 """Filters whose rows are remembered: those who leaf through results ask with the same one again and again."""
@@ -306,7 +307,7 @@ class FilteredRows:
 
 
 EXACT_LIMIT = 1_000_000
-"""Pictures up to which every search compares all vectors: tens of milliseconds, and nothing is missed."""
+"""Images up to which every search compares all vectors: tens of milliseconds, and nothing is missed."""
 
 
 class Gallery:
@@ -320,14 +321,14 @@ class Gallery:
     """
 
     def __init__(
-        self, uri: str, identity: ModelIdentity, pictures: Store, captions: Store | None, device: str = "cpu"
+        self, uri: str, identity: ModelIdentity, images: Store, captions: Store | None, device: str = "cpu"
     ) -> None:
         self.uri = uri
         self.identity = identity
-        self._pictures = pictures
+        self._images = images
         self._captions = captions
-        self._fitting = FilteredRows(pictures)
-        self._vectors = VectorRows(pictures, uri, PICTURES, device)
+        self._fitting = FilteredRows(images)
+        self._vectors = VectorRows(images, uri, IMAGES, device)
         self._said = None if captions is None else GalleryCaptions(captions, uri, device)
 
     @classmethod
@@ -341,16 +342,16 @@ class Gallery:
         Raises:
             UserError: where there is none, its files are damaged, or it was made by a newer version.
         """
-        pictures = open_store(uri, PICTURES)
-        if pictures is None:
+        images = open_store(uri, IMAGES)
+        if images is None:
             folder = local_folder(uri)
             there = "is no gallery" if folder is not None and folder.exists() else "there is no gallery here"
             raise UserError(f"{uri}: {there}; make one: python -m retrieval index --run RUN --gallery {uri}")
-        text = present_names(pictures.schema.metadata).get(IDENTITY_KEY)
+        text = present_names(images.schema.metadata).get(IDENTITY_KEY)
         if text is None:
-            raise UserError(f"{uri}: has a table {PICTURES!r} that is no gallery's; name a new gallery")
+            raise UserError(f"{uri}: has a table {IMAGES!r} that is no gallery's; name a new gallery")
         identity = ModelIdentity.from_json(text.decode(), uri)
-        return cls(uri, identity, pictures, open_store(uri, CAPTIONS), device)
+        return cls(uri, identity, images, open_store(uri, CAPTIONS), device)
 
     @classmethod
     def create(cls, uri: str, identity: ModelIdentity, device: str = "cpu") -> Gallery:
@@ -362,26 +363,26 @@ class Gallery:
         for task in dict.fromkeys([*identity.labels, *identity.predicts]):
             if "." in task or "`" in task:
                 raise UserError(f"{uri}: attribute {task!r} cannot be a column of a gallery; rename it without . and `")
-        if open_store(uri, PICTURES) is not None:
+        if open_store(uri, IMAGES) is not None:
             raise UserError(f"{uri}: there is a gallery already; name a new one")
         folder = local_folder(uri)
         if folder is not None and folder.exists() and not folder.is_dir():
             raise UserError(f"{uri}: is a file; name a folder for the gallery")
-        # The table of pictures last: a gallery is there as soon as it is.
+        # The table of images last: a gallery is there as soon as it is.
         captions = None
         if identity.encodes_text:
             captions = create_store(uri, CAPTIONS, caption_schema(identity), replace=True)
-        pictures = create_store(uri, PICTURES, picture_schema(identity))
-        return cls(uri, identity, pictures, captions, device)
+        images = create_store(uri, IMAGES, image_schema(identity))
+        return cls(uri, identity, images, captions, device)
 
     @classmethod
     def open_or_create(cls, uri: str, identity: ModelIdentity, device: str = "cpu") -> Gallery:
-        """Opens the gallery to add pictures of the same model, or makes an empty one.
+        """Opens the gallery to add images of the same model, or makes an empty one.
 
         Raises:
             UserError: where the gallery was made by another model, or the data have other tasks.
         """
-        if open_store(uri, PICTURES) is None:
+        if open_store(uri, IMAGES) is None:
             folder = local_folder(uri)
             try:
                 if folder is not None and not folder.is_file():
@@ -390,7 +391,7 @@ class Gallery:
                 raise UserError(f"{uri}: cannot be written ({error.strerror}); name another place") from error
             # Of two that begin at once one makes the gallery; the other is told, or finds it there.
             with writing_lock(uri):
-                if open_store(uri, PICTURES) is None:
+                if open_store(uri, IMAGES) is None:
                     return cls.create(uri, identity, device)
         gallery = cls.open(uri, device)
         refused = difference(gallery.identity, identity)
@@ -402,22 +403,22 @@ class Gallery:
         return gallery
 
     def __len__(self) -> int:
-        return len(self._pictures)
+        return len(self._images)
 
     def n_captions(self) -> int:
         """Number of captions with vectors of their own."""
         return 0 if self._said is None else len(self._said)
 
     def captions_of(self, ids: Sequence[str]) -> pa.Table:
-        """Captions of some pictures, with their vectors.
+        """Captions of some images, with their vectors.
 
         Returns:
-            Columns ``picture``, ``caption`` and ``vector`` (of unit length), in the order in which they were written.
+            Columns ``image``, ``caption`` and ``vector`` (of unit length), in the order in which they were written.
 
         Raises:
             UserError: where the gallery has no captions with vectors.
         """
-        return self._with_captions().of_pictures(ids)
+        return self._with_captions().of_images(ids)
 
     def columns(self) -> list[str]:
         """Names that a filter may use: those of the table, then the short ones (``colour``, ``confidence``)."""
@@ -427,17 +428,17 @@ class Gallery:
     def writing(self) -> Iterator[GalleryWriter]:
         """Lets one writer at a time change the newest revision; then makes ready what the next search needs.
 
-        Captions whose picture was never written, because a writer was killed between the two, are removed first.
+        Captions whose image was never written, because a writer was killed between the two, are removed first.
 
         Raises:
             UserError: while somebody else writes, and where the disk is full.
         """
         with writing_lock(self.uri):
-            stores = [store for store in (self._pictures, self._captions) if store is not None]
+            stores = [store for store in (self._images, self._captions) if store is not None]
             for store in stores:
                 store.refresh()
             before = [store.revision for store in stores]
-            writer = GalleryWriter(self.identity, self._pictures, self._captions)
+            writer = GalleryWriter(self.identity, self._images, self._captions)
             writer.remove_orphans()
             yield writer
             if [store.revision for store in stores] != before:
@@ -458,10 +459,10 @@ class Gallery:
         Raises:
             UserError: for a filter that is none.
         """
-        return self._pictures.scan(columns, self._condition(where)).select(list(columns))
+        return self._images.scan(columns, self._condition(where)).select(list(columns))
 
     def places(self, where: str = "") -> NDArray[np.int64]:
-        """Places ``(n,)`` in the gallery's order of the pictures that fit a filter, ascending.
+        """Places ``(n,)`` in the gallery's order of the images that fit a filter, ascending.
 
         Raises:
             UserError: for a filter that is none.
@@ -473,7 +474,7 @@ class Gallery:
         forms = dict.fromkeys([text, *(unicodedata.normalize(form, text) for form in ("NFC", "NFD"))])
         if len(forms) == 1:
             return text
-        there = set(self._pictures.scan(["id"], one_of("id", list(forms))).column("id").to_pylist())
+        there = set(self._images.scan(["id"], one_of("id", list(forms))).column("id").to_pylist())
         return next((form for form in forms if form in there), text)
 
     def rows(self, ids: Sequence[str], columns: Sequence[str]) -> pa.Table:
@@ -482,7 +483,7 @@ class Gallery:
         Raises:
             UserError: names the first id that is not there.
         """
-        return self._pictures.take(self._row_ids(ids), columns)
+        return self._images.take(self._row_ids(ids), columns)
 
     def vectors(self, ids: Sequence[str]) -> NDArray[np.float32]:
         """Vectors in the order of ``ids``.
@@ -494,13 +495,13 @@ class Gallery:
             UserError: names the first id that is not there.
         """
         vectors = matrix_of(self.rows(ids, ["vector"]).column("vector"))
-        check_lengths(vectors, self._pictures.origin)
+        check_lengths(vectors, self._images.origin)
         return vectors
 
     def nearest(
         self, queries: NDArray[np.float32], k: int, where: Where = "", *, exact: bool | None = None
     ) -> list[list[Hit]]:
-        """The pictures nearest to each query, best first; equal scores in the gallery's order.
+        """The images nearest to each query, best first; equal scores in the gallery's order.
 
         Args:
             queries: float32 ``(Q, D)``, of unit length.
@@ -514,7 +515,7 @@ class Gallery:
         self._check_queries(queries, k)
         if isinstance(where, str) and self._uses_index(exact):
             condition = self._condition(where)
-            found = [self._pictures.nearest(query, k, condition) for query in queries]
+            found = [self._images.nearest(query, k, condition) for query in queries]
         else:
             found = self._vectors.nearest(queries, k, self._allowed(where))
         ids = self._names(found)
@@ -529,14 +530,14 @@ class Gallery:
         Args:
             queries: float32 ``(Q, D)``, of unit length.
             k: how many.
-            where: filter on the pictures that the captions belong to.
+            where: filter on the images that the captions belong to.
 
         Raises:
             UserError: where the gallery has no captions with vectors, and as ``nearest``.
         """
         self._check_queries(queries, k)
-        pictures = self._pictures.scan(["id"], self._condition(where)).column("id").to_pylist()
-        return self._with_captions().nearest(queries, k, pictures)
+        images = self._images.scan(["id"], self._condition(where)).column("id").to_pylist()
+        return self._with_captions().nearest(queries, k, images)
 
     def build_index(self, *, sample: int = 200, k: int = 10) -> IndexReport:
         """Builds the approximate index and measures what it finds of the exact answer.
@@ -551,15 +552,15 @@ class Gallery:
         from retrieval.search.vectors import build_index
 
         with writing_lock(self.uri):
-            self._pictures.refresh()
-            former = self._pictures.revision
-            report = build_index(self._pictures, self.uri, sample=sample, k=k)
+            self._images.refresh()
+            former = self._images.revision
+            report = build_index(self._images, self.uri, sample=sample, k=k)
             self._vectors.rename_to_revision(former)
         return report
 
     def has_index(self) -> bool:
         """Whether an approximate index was built."""
-        return self._pictures.has_index()
+        return self._images.has_index()
 
     def _with_captions(self) -> GalleryCaptions:
         if self._said is None or len(self._said) == 0:
@@ -586,11 +587,11 @@ class Gallery:
 
     def _row_ids(self, ids: Sequence[str]) -> NDArray[np.uint64]:
         few = len(ids) <= IN_ONE_CONDITION
-        known = self._pictures.scan(["id"], one_of("id", ids) if few and ids else "")
+        known = self._images.scan(["id"], one_of("id", ids) if few and ids else "")
         places = dict(zip(known.column("id").to_pylist(), known.column(ROW_ID).to_pylist(), strict=True))
         for name in ids:
             if name not in places:
-                raise UserError(f"{self.uri}: there is no picture {name!r} in the gallery; searches show ids")
+                raise UserError(f"{self.uri}: there is no image {name!r} in the gallery; searches show ids")
         return np.array([places[name] for name in ids], np.uint64)
 
     def _allowed(self, where: Where) -> NDArray[np.uint64] | None:
@@ -602,11 +603,11 @@ class Gallery:
         rows = np.unique(np.concatenate([near.row_ids for near in found] or [np.zeros(0, np.uint64)]))
         if len(rows) == 0:
             return {}
-        names = self._pictures.take(rows, ["id"]).column("id").to_pylist()
+        names = self._images.take(rows, ["id"]).column("id").to_pylist()
         return dict(zip(rows.tolist(), names, strict=True))
 
     def _condition(self, where: str) -> str:
         return checked_filter(where, self._filter_columns()) if where else ""
 
     def _filter_columns(self) -> dict[str, Column]:
-        return filter_columns(self._pictures.schema.names, self.identity)
+        return filter_columns(self._images.schema.names, self.identity)

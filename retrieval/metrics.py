@@ -19,14 +19,14 @@ instead of everything. Where a similarity is NaN, a relevant item stands last an
   sum that any order gives. Cumulated gain is Järvelin & Kekäläinen's (ACM TOIS 20 (2002)), here with gains of 0 and 1;
   the discount, which begins at the second place, is that of Burges et al. (ICML 2005) and of scikit-learn.
 
-A ranking may leave items out, as one by words leaves out pictures without any of them. A relevant item that was left
+A ranking may leave items out, as one by words leaves out images without any of them. A relevant item that was left
 out has the rank ``NOT_FOUND``: it gains nothing, and counts among the relevant ones all the same.
 
-Which pictures answer which queries, by their labels: queries made of attributes, as people would ask for them.
+Which images answer which queries, by their labels: queries made of attributes, as people would ask for them.
 
-A query is a combination of values that at least one picture has: "bottle", "blue bottle", "new blue plastic bottle",
-"blue plastic". A picture is relevant if its true class and attributes say all that the query says; a value that is not
-known of a picture says nothing.
+A query is a combination of values that at least one image has: "bottle", "blue bottle", "new blue plastic bottle",
+"blue plastic". An image is relevant if its true class and attributes say all that the query says; a value that is not
+known of an image says nothing.
 
 The text begins with what is said of the state, then colour, then material, then the class, as adjectives stand in
 English. What a class is called in it:
@@ -62,7 +62,7 @@ NOT_FOUND = 2**62
 
 _CHUNK_CELLS = 1_000_000
 """Cells of the similarity matrix at a time, by default. With all that is derived from them, 30,000 texts against 6,000
-pictures took about 120 MB on a processor; the whole matrix alone has 720."""
+images took about 120 MB on a processor; the whole matrix alone has 720."""
 
 
 class RankedQueries(NamedTuple):
@@ -253,7 +253,7 @@ class AttributeQuery:
     Attributes:
         text: as a person would write it.
         values: the tasks that it names and what it says there, in the order of the text; of the class, the words.
-        relevant: int64 ``(R,)``, the pictures that answer it, ascending, at least one.
+        relevant: int64 ``(R,)``, the images that answer it, ascending, at least one.
     """
 
     text: str
@@ -272,9 +272,9 @@ def attribute_queries(
     """All queries that have an answer, in the order of their texts.
 
     Args:
-        labels: by task the values of N pictures, None or empty where unknown.
+        labels: by task the values of N images, None or empty where unknown.
         class_words: what a class is called.
-        class_names: classes that names are told apart from, where the pictures show only some of them.
+        class_names: classes that names are told apart from, where the images show only some of them.
 
     Raises:
         UserError: there are no labels, or no such way to call a class.
@@ -322,7 +322,7 @@ def _shortest_unique(name: str, words: Mapping[str, list[str]]) -> str:
 def _alike(
     tasks: Sequence[str], labels: Mapping[str, Sequence[str | None]], called: Mapping[str, str]
 ) -> dict[_Said, NDArray[np.int64]]:
-    """Pictures of which the same is known, by what that is."""
+    """Images of which the same is known, by what that is."""
     rows: dict[_Said, list[int]] = {}
     for row, values in enumerate(zip(*(labels[task] for task in tasks), strict=True)):
         known = ((task, value) for task, value in zip(tasks, values, strict=True) if value)

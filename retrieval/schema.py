@@ -1,11 +1,11 @@
 """What a gallery holds: its tables' columns, and which model made it.
 
-A gallery has a table of pictures and, where a dual encoder saw captions, a table of captions. Vectors are of unit
+A gallery has a table of images and, where a dual encoder saw captions, a table of captions. Vectors are of unit
 length, so that a dot product is a cosine.
 
-Which model fills a gallery: its weights, and what it says of a picture.
+Which model fills a gallery: its weights, and what it says of an image.
 
-Whether a model may add pictures to a gallery that another run may have made.
+Whether a model may add images to a gallery that another run may have made.
 
 What a search in a gallery finds.
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 """Counts up when the meaning of a gallery's tables changes."""
 
-PICTURES, CAPTIONS = "pictures", "captions"
+IMAGES, CAPTIONS = "images", "captions"
 """Names of the two tables."""
 
 IDENTITY_KEY = b"vitrail.gallery"
@@ -40,7 +40,7 @@ LABEL, PREDICTED, CONFIDENCE = "label_", "predicted_", "confidence_"
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """Which model made the vectors of a gallery, and what else it says of a picture.
+    """Which model made the vectors of a gallery, and what else it says of an image.
 
     Attributes:
         task: name of the task's class, such as ``DualEncoder``.
@@ -48,7 +48,7 @@ class ModelIdentity:
         run: directory of the run, for people to read.
         dim: length of the vectors.
         encodes_text: whether texts can be compared with the vectors.
-        input_options: how pictures were made that the model saw (size, crop fraction, interpolation).
+        input_options: how images were made that the model saw (size, crop fraction, interpolation).
         predicts: class names of each task that the model predicts.
         labels: tasks that the data have labels of.
     """
@@ -84,8 +84,8 @@ class ModelIdentity:
             raise UserError(f"{origin}: does not say which model made it; make the gallery again") from error
 
 
-def picture_schema(identity: ModelIdentity) -> pa.Schema:
-    """Columns of the table of pictures; ``identity`` stands in its metadata."""
+def image_schema(identity: ModelIdentity) -> pa.Schema:
+    """Columns of the table of images; ``identity`` stands in its metadata."""
     import pyarrow as pa
 
     words = ["id", "path", "content", "caption", "group", "split", *(f"{LABEL}{task}" for task in identity.labels)]
@@ -99,16 +99,16 @@ def picture_schema(identity: ModelIdentity) -> pa.Schema:
 
 
 def caption_schema(identity: ModelIdentity) -> pa.Schema:
-    """Columns of the table of captions; ``picture`` is the id of the picture that the caption belongs to."""
+    """Columns of the table of captions; ``image`` is the id of the image that the caption belongs to."""
     import pyarrow as pa
 
-    fields = [pa.field(name, pa.string()) for name in ("id", "picture", "caption")]
+    fields = [pa.field(name, pa.string()) for name in ("id", "image", "caption")]
     fields.append(pa.field("vector", pa.list_(pa.float32(), identity.dim)))
     return pa.schema(fields, metadata={IDENTITY_KEY: identity.to_json().encode()})
 
 
 @runtime_checkable
-class EmbedsPictures(Protocol):
+class EmbedsImages(Protocol):
     """A task that fills galleries: its steps return ``image_embedding`` (``vitrail.types.Outputs``)."""
 
     @property
@@ -129,15 +129,15 @@ def identity_of(task: object, run: str, input_options: Mapping[str, Any], labels
     Args:
         task: fills the gallery.
         run: directory of the run.
-        input_options: how its pictures are made (size, crop fraction, interpolation).
+        input_options: how its images are made (size, crop fraction, interpolation).
         labels: tasks that the data have labels of.
 
     Raises:
         UserError: if the task yields no embeddings.
     """
-    if not isinstance(task, EmbedsPictures):
+    if not isinstance(task, EmbedsImages):
         raise UserError(
-            f"{type(task).__name__} yields no embeddings of pictures (image_embedding, vitrail.types.Outputs); "
+            f"{type(task).__name__} yields no embeddings of images (image_embedding, vitrail.types.Outputs); "
             "use a classifier, a multi-task model or a dual encoder"
         )
     return ModelIdentity(
@@ -153,7 +153,7 @@ def identity_of(task: object, run: str, input_options: Mapping[str, Any], labels
 
 
 def difference(there: ModelIdentity, new: ModelIdentity) -> str:
-    """In what the model that wants to add pictures differs; empty where it may."""
+    """In what the model that wants to add images differs; empty where it may."""
     if there.weights != new.weights:
         return f"the weights of {new.run or 'the new model'} are others"
     if there.dim != new.dim or there.encodes_text != new.encodes_text or there.task != new.task:
@@ -161,19 +161,19 @@ def difference(there: ModelIdentity, new: ModelIdentity) -> str:
     # A gallery of an older version does not say what has become an option since.
     older, newer = with_image_defaults(there.input_options), with_image_defaults(new.input_options)
     if any(older[key] != newer[key] for key in older.keys() & newer.keys()):
-        return f"pictures were made as {there.input_options}, now {new.input_options}"
+        return f"images were made as {there.input_options}, now {new.input_options}"
     if there.predicts != new.predicts:
         return "the model predicts other classes"
-    if new.labels and there.labels != new.labels:  # pictures without any labels may join
+    if new.labels and there.labels != new.labels:  # images without any labels may join
         return f"the data have labels of {', '.join(new.labels)}, not of {', '.join(there.labels) or 'nothing'}"
     return ""
 
 
 class Hit(NamedTuple):
-    """A picture that was found.
+    """An image that was found.
 
     Attributes:
-        id: name of the picture.
+        id: name of the image.
         score: cosine.
     """
 
@@ -186,10 +186,10 @@ class CaptionHit(NamedTuple):
 
     Attributes:
         caption: the text.
-        picture: id of the first picture that has it.
+        image: id of the first image that has it.
         score: cosine.
     """
 
     caption: str
-    picture: str
+    image: str
     score: float

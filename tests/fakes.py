@@ -1,4 +1,4 @@
-"""Tiny data sets in the real directory formats, with pictures that a small network can learn.
+"""Tiny data sets in the real directory formats, with images that a small network can learn.
 
 Everything is a function of the arguments.
 """
@@ -9,7 +9,7 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.fake_pictures import COLOURS, picture
+from tests.fake_images import COLOURS, draw_image
 from tests.fakes_hub import write_fashion, write_fashion_hub, write_hub_dataset
 
 __all__ = [
@@ -17,7 +17,7 @@ __all__ = [
     "PRODUCT_CLASSES",
     "TEAM14_ATTRIBUTES",
     "TEAM14_CLASSES",
-    "picture",
+    "draw_image",
     "write_csv",
     "write_fashion",
     "write_fashion_hub",
@@ -53,7 +53,7 @@ TEAM14_CLASSES = (
 )
 MATERIALS = ("plastic", "metal", "fabric")
 FRAMES = {"plastic": "", "metal": "white", "fabric": "black"}
-"""How a material is seen in a picture."""
+"""How a material is seen in an image."""
 
 CONDITIONS = ("new", "used")
 TEAM14_ATTRIBUTES = """---
@@ -122,7 +122,7 @@ def write_products(
             for view in range(views):
                 path = f"images/team13_{name}_{instance * views + view + 1:03}.jpg"
                 frame = FRAMES[attributes["material"]]
-                image = picture(code, colour, look=code * 1000 + instance, view=view, size=(size, size), frame=frame)
+                image = draw_image(code, colour, look=code * 1000 + instance, view=view, size=(size, size), frame=frame)
                 image.save(root / path, quality=95)
                 caption = f"{' ' if view == 1 else ''}{name.replace('_', ' ')} in {colour} in view {view + 1}"
                 text = ";".join(f"{key}:{value}" for key, value in attributes.items())
@@ -132,7 +132,7 @@ def write_products(
     return root
 
 
-def write_team14(root: Path, *, per_class: int = 5, classes: int = 10, pictures: bool = True, size: int = 32) -> Path:
+def write_team14(root: Path, *, per_class: int = 5, classes: int = 10, images: bool = True, size: int = 32) -> Path:
     """Writes ``labels_fixed.csv``, ``classes.txt``, ``attributes.yaml`` and ``images/`` as the 1,000 rows have them.
 
     Every fifth row of a class is val, none is test; each row is its own object. Values that mean unknown (``unknown``,
@@ -142,7 +142,7 @@ def write_team14(root: Path, *, per_class: int = 5, classes: int = 10, pictures:
         root: folder of the data set, made where missing.
         per_class: rows of each class, at least 5.
         classes: number of classes, up to 10.
-        pictures: whether to write the pictures, which upstream do not exist.
+        images: whether to write the images, which upstream do not exist.
         size: side of the photos in pixels.
 
     Returns:
@@ -155,8 +155,8 @@ def write_team14(root: Path, *, per_class: int = 5, classes: int = 10, pictures:
         for row in range(per_class):
             colour = colours[row % len(colours)]
             file = f"team14_{name.split('_', 1)[1]} ({row + 1}).jpg"
-            if pictures:
-                picture(code, colour, look=code * 1000 + row, size=(size, size)).save(
+            if images:
+                draw_image(code, colour, look=code * 1000 + row, size=(size, size)).save(
                     root / "images" / file, quality=95
                 )
             material = ("metal", "plastic", "unknown", "nan", "fabric")[row % 5]
@@ -189,9 +189,9 @@ def write_image_folder(
         root: folder of the data set, made where missing.
         classes: names of the class folders.
         objects: objects of each class, called ``o0``, ``o1`` and so on, dealt out to the splits in turn.
-        views: pictures of each object.
+        views: images of each object.
         splits: names of the split folders; none for classes at the top.
-        size: side of the pictures in pixels.
+        size: side of the images in pixels.
 
     Returns:
         The folder.
@@ -203,10 +203,10 @@ def write_image_folder(
             folder.mkdir(parents=True, exist_ok=True)
             for view in range(views):
                 colour = ("red", "blue", "green")[number % 3]
-                image = picture(code, colour, look=code * 1000 + number, view=view, size=(size, size))
+                image = draw_image(code, colour, look=code * 1000 + number, view=view, size=(size, size))
                 image.save(folder / f"{name}_o{number}_{view}.png")
-            (folder / ".hidden.png").write_bytes(b"no picture")
-            (folder / "notes.txt").write_text("no picture", encoding="utf-8")
+            (folder / ".hidden.png").write_bytes(b"no image")
+            (folder / "notes.txt").write_text("no image", encoding="utf-8")
     return root
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from tests.fake_pictures import COLOURS, picture
+from tests.fake_images import COLOURS, draw_image
 from tests.fakes import write_csv
 
 SHAPES = ("disc", "square", "triangle", "ring", "cross")
@@ -54,7 +54,7 @@ def write_flickr(
     folder = root / {"original": "Flicker8k_Dataset", "kaggle": "Images", "karpathy": "images"}[layout]
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(photos):
-        image = picture(number % 5, list(COLOURS)[number % 6], look=number, size=(size, size))
+        image = draw_image(number % 5, list(COLOURS)[number % 6], look=number, size=(size, size))
         image.save(folder / photo_name(number), quality=95)
     if layout == "original":
         text = root / "Flickr8k_text"

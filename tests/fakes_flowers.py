@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from scipy.io import savemat
 
-from tests.fake_pictures import COLOURS, picture
+from tests.fake_images import COLOURS, draw_image
 
 NAMES = [f"flower {number}" for number in range(1, 103)]
 
@@ -22,15 +22,15 @@ def write_flowers(
     size: int = 32,
     lists: Mapping[str, Sequence[int]] | None = None,
 ) -> Path:
-    """Writes pictures, ``setid.mat``, ``imagelabels.mat`` and ``cat_to_name.json``.
+    """Writes images, ``setid.mat``, ``imagelabels.mat`` and ``cat_to_name.json``.
 
     Of each class's photos, numbered one after the other, the first third is trnid, the second valid, the rest tstid.
 
     Args:
         root: folder that will hold ``flowers-102``, made where missing.
-        classes: number of classes that have pictures, half of them from 1 on, half from 52 on.
-        per_class: pictures of each.
-        size: side of the pictures in pixels.
+        classes: number of classes that have images, half of them from 1 on, half from 52 on.
+        per_class: images of each.
+        size: side of the images in pixels.
         lists: ``trnid``, ``valid`` and ``tstid`` instead.
 
     Returns:
@@ -44,7 +44,7 @@ def write_flowers(
     colours = list(COLOURS)
     for number, label in enumerate(labels, start=1):
         kind = own.index(label)
-        image = picture(kind % 5, colours[kind % len(colours)], look=number, size=(size, size))
+        image = draw_image(kind % 5, colours[kind % len(colours)], look=number, size=(size, size))
         image.save(folder / "jpg" / f"image_{number:05d}.jpg", quality=95)
     place = [number % per_class for number in range(len(labels))]
     third = per_class // 3

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from tests.fake_pictures import picture
+from tests.fake_images import draw_image
 
 FASHION_HEADER = "id,gender,masterCategory,subCategory,articleType,baseColour,season,year,usage,productDisplayName"
 FASHION_KINDS = (
@@ -20,15 +20,15 @@ FASHION_KINDS = (
 def write_fashion(root: Path, *, products: int = 10, size: tuple[int, int] = (60, 80), quirks: bool = True) -> Path:
     """Writes ``styles.csv`` and ``images/`` as "Fashion Product Images (Small)" has them.
 
-    Each product of a category comes under two ids with two pictures.
+    Each product of a category comes under two ids with two images.
 
     Args:
         root: folder of the data set, made where missing.
         products: products of each of four categories.
-        size: width and height of the pictures in pixels.
+        size: width and height of the images in pixels.
         quirks: whether to add, at the end and in this order: two rows with commas in the name, a quoted name with an
-            inch sign, a row with ``NA`` and no name, a row without a picture, two ids with one picture, a greyscale
-            picture of another size, and one product of the class Home.
+            inch sign, a row with ``NA`` and no name, a row without an image, two ids with one image, a greyscale
+            image of another size, and one product of the class Home.
 
     Returns:
         The folder.
@@ -41,7 +41,7 @@ def write_fashion(root: Path, *, products: int = 10, size: tuple[int, int] = (60
                 number = 10000 + code * 1000 + product * 2 + view
                 colour = ("Red", "Blue", "Green")[product % 3]
                 lines.append(_fashion_line(number, code, colour, f"Brand {product} {FASHION_KINDS[code][3]} {colour}"))
-                image = picture(code, colour.lower(), look=code * 1000 + product, view=view, size=size)
+                image = draw_image(code, colour.lower(), look=code * 1000 + product, view=view, size=size)
                 image.save(root / "images" / f"{number}.jpg", quality=95)
     if quirks:
         lines += _fashion_quirks(root, size)
@@ -56,18 +56,18 @@ def _fashion_line(number: int, code: int, colour: str, name: str, category: str 
 
 def _fashion_quirks(root: Path, size: tuple[int, int]) -> list[str]:
     def save(number: int, look: int, code: int = 0, colour: str = "red") -> None:
-        picture(code, colour, look=look, size=size).save(root / "images" / f"{number}.jpg", quality=95)
+        draw_image(code, colour, look=look, size=size).save(root / "images" / f"{number}.jpg", quality=95)
 
     for number, look in ((90001, 9001), (90002, 9002), (90003, 9003), (90004, 9004), (90006, 9006), (90007, 9006)):
         save(number, look)
-    picture(1, "black", look=9008, size=(53, 80)).convert("L").save(root / "images" / "90008.jpg", quality=95)
+    draw_image(1, "black", look=9008, size=(53, 80)).convert("L").save(root / "images" / "90008.jpg", quality=95)
     save(90009, 9009, code=9)
     return [
         _fashion_line(90001, 0, "Blue", "Take my advice, I don't use it"),
         _fashion_line(90002, 0, "Blue", "Live, Life, Laugh"),
         _fashion_line(90003, 0, "Pink", '"Brand 3.5"" Shorts"'),
         _fashion_line(90004, 0, "NA", ""),
-        _fashion_line(90005, 0, "Red", "Brand without a picture"),
+        _fashion_line(90005, 0, "Red", "Brand without an image"),
         _fashion_line(90006, 0, "Red", "Brand Twin Shirt"),
         _fashion_line(90007, 0, "Red", "Brand TWIN Shirt"),
         _fashion_line(90008, 1, "Black", "Brand grey watch"),
@@ -92,7 +92,7 @@ def write_hub_dataset(
         splits: names of the splits; with the one split "" and ``disk`` a data set without splits.
         kind: format.
         labels: whether labels are the library's ``ClassLabel`` (its order is not alphabetical), texts or numbers.
-        size: side of the pictures in pixels.
+        size: side of the images in pixels.
 
     Returns:
         The folder.
@@ -118,7 +118,7 @@ def write_hub_dataset(
         for row in range(rows):
             code, thing = row // 2 % 3, place * 1000 + row // 2
             colour = ("red", "blue")[row // 2 % 2]
-            table["image"].append(picture(code, colour, look=thing, view=row % 2, size=(size, size)))
+            table["image"].append(draw_image(code, colour, look=thing, view=row % 2, size=(size, size)))
             table["label"].append(names[code] if labels == "texts" else code)
             table["caption"].append(f"a {colour} {names[code]}")
             table["object"].append(f"object {thing}")
@@ -138,7 +138,7 @@ def write_fashion_hub(root: Path, *, products: int = 10, size: tuple[int, int] =
             colour = ("Red", "Blue", "Green")[product % 3]
             texts = [gender, master, sub, article, colour, "Summer", 2012.0, usage, f"Brand {product} {article}"]
             for view in range(2):
-                image = picture(code, colour.lower(), look=code * 1000 + product, view=view, size=size)
+                image = draw_image(code, colour.lower(), look=code * 1000 + product, view=view, size=size)
                 row = dict(
                     zip(FASHION_HEADER.split(","), [10000 + code * 1000 + product * 2 + view, *texts], strict=True)
                 )

@@ -24,7 +24,7 @@ QWEN_TEMPLATE = (
     "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-"""The part of Qwen2-VL's chat template that is for pictures and texts."""
+"""The part of Qwen2-VL's chat template that is for images and texts."""
 
 
 def write_clip(folder: Path, *, image_size: int = 32, scale: float = 4.0) -> Path:
@@ -145,7 +145,7 @@ def write_qwen2_vl(
         folder: made where missing.
         texts: that the tokenizer is made of.
         seed: of the weights.
-        scale: of the weights; larger ones make answers depend more on the picture.
+        scale: of the weights; larger ones make answers depend more on the image.
         changes: of the configuration, see ``qwen2_vl_values``.
 
     Returns:

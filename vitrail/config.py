@@ -23,6 +23,24 @@ from vitrail.errors import UserError
 _SEED_KEYS = ("data.init_args.seed", "data.seed")
 _PARTS = ("data", "model", "trainer")
 _FILES = (".yaml", ".yml", ".json")
+_FORMER_MODULES = {
+    "callbacks.backbone_unfreezing": "callbacks.finetuning",
+    "callbacks.class_report": "callbacks.confusion",
+    "callbacks.confusion_matrix": "callbacks.confusion",
+    "callbacks.embedding_export": "callbacks.gallery_writer",
+    "callbacks.monitored_metrics": "callbacks.guards",
+    "callbacks.non_finite_loss": "callbacks.guards",
+    "callbacks.start_weights": "callbacks.finetuning",
+    "datamodules.picture_folder": "datamodules.image_folder",
+    "datamodules.streamed_images": "datamodules.streaming",
+    "experiments.loggers": "experiments.train.loggers",
+    "experiments.metrics_log": "experiments.train.loggers",
+    "lightning_modules.classifier": "lightning_modules.classification",
+    "lightning_modules.multitask": "lightning_modules.classification",
+    "lightning_modules.sharding": "lightning_modules.distributed",
+}
+"""Modules of version 0.1 that runs and experiment files may name, and where their classes are now."""
+
 _STRING = "tag:yaml.org,2002:str"
 _NULL = "tag:yaml.org,2002:null"
 
@@ -196,7 +214,33 @@ def read_experiment(path: str | Path) -> dict[str, Any]:
             content[key] = _read(part)
         elif key != "trainer":
             content[key] = {"class_path": value}
-    return content
+    return {key: _with_present_classes(value) for key, value in content.items()}
+
+
+def present_class_path(class_path: str) -> str:
+    """Return where a class of version 0.1 stands now; other class paths are returned as they are.
+
+    Example:
+        >>> present_class_path("lightning_modules.multitask.MultiTaskClassifier")
+        'lightning_modules.classification.MultiTaskClassifier'
+    """
+    module, _, name = class_path.rpartition(".")
+    name = "UnlabeledFolder" if name == "PictureFolder" else name
+    module = _FORMER_MODULES.get(module, module)
+    return f"{module}.{name}" if module else name
+
+
+def _with_present_classes(content: Any) -> Any:
+    if isinstance(content, list):
+        return [_with_present_classes(item) for item in content]
+    if not isinstance(content, dict):
+        return content
+    return {
+        key: present_class_path(value)
+        if key == "class_path" and isinstance(value, str)
+        else _with_present_classes(value)
+        for key, value in content.items()
+    }
 
 
 def _nested(keys: Sequence[str], value: Any) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class Predictions:
     Attributes:
         sample_id: int64 ``(N,)``, row of the sample in its data set.
         names: object ``(N,)`` of strings, the stable name of each sample.
-        groups: object ``(N,)`` of strings, the physical object or product that each picture shows.
+        groups: object ``(N,)`` of strings, the physical object or product that each image shows.
         tasks: class names of each task, in the order of the indices; the main task first.
         targets: for each task int64 ``(N,)``, ``UNKNOWN`` where not known.
         logits: for each task float32 ``(N, C)``.

@@ -30,7 +30,7 @@ def counted_rng(*key: int | str) -> Iterator[None]:
 
     For code that takes no generator, as torchvision's transforms. Only the CPU generator is touched:
     ``torch.manual_seed`` would also reseed every accelerator, and dropout on a GPU would repeat itself where the
-    pictures are augmented in the main process.
+    images are augmented in the main process.
     """
     state = torch.default_generator.get_state()
     torch.default_generator.manual_seed(counted_seed(*key))

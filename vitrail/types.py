@@ -52,8 +52,8 @@ class Mix(TypedDict):
     """How a batch was mixed (mixup or CutMix): row ``i`` is ``lam[i]`` of itself and the rest of ``partner[i]``.
 
     Attributes:
-        partner: int64 ``(B,)``, row index of the other picture.
-        lam: float32 ``(B,)`` in [0, 1], the share of the row's own picture.
+        partner: int64 ``(B,)``, row index of the other image.
+        lam: float32 ``(B,)`` in [0, 1], the share of the row's own image.
     """
 
     partner: torch.Tensor
@@ -68,11 +68,11 @@ class Batch(TypedDict, total=False):
         label: int64 ``(B,)``, index into ``tasks["class"]``, ``UNKNOWN`` where not known.
         attributes: for each further task int64 ``(B,)``, ``UNKNOWN`` where not known.
         caption: B strings, empty where there is none; in training the one that was chosen, in evaluation the first.
-        captions: every caption of each picture, one or more; only in evaluation, and only where the data set has
+        captions: every caption of each image, one or more; only in evaluation, and only where the data set has
             captions of its own.
         positive_id: int64 ``(B,)``; rows that share one are positives of each other.
         sample_id: int64 ``(B,)``, row of the sample in its data set, the same in every split and run.
-        group_id: int64 ``(B,)``, the physical object or product that the picture shows.
+        group_id: int64 ``(B,)``, the physical object or product that the image shows.
         is_padding: bool ``(B,)``; true where a row only fills up a rank's share when evaluating on several
             processes and must not be counted.
         mix: present only where mixup or CutMix was applied to a training batch.
@@ -94,7 +94,7 @@ class Batch(TypedDict, total=False):
 
 
 class FeatureLookup(Protocol):
-    """Features of pictures that were computed before."""
+    """Features of images that were computed before."""
 
     def __call__(self, sample_id: torch.Tensor, view: torch.Tensor) -> torch.Tensor:
         """Features of some samples.
@@ -117,7 +117,7 @@ class Outputs(TypedDict):
         targets: for each task int64 ``(N,)``, ``UNKNOWN`` where not known.
         image_embedding: float32 ``(N, D)``, of unit length; only of tasks that yield embeddings.
         text_embedding: float32 ``(M, D)``, of unit length, of every caption; only where the data set has some.
-        text_image: int64 ``(M,)``, the ``sample_id`` of the picture that each caption belongs to, in the rows' order.
+        text_image: int64 ``(M,)``, the ``sample_id`` of the image that each caption belongs to, in the rows' order.
     """
 
     sample_id: torch.Tensor
@@ -143,25 +143,25 @@ class DescribesSamples(Protocol):
 
 
 @runtime_checkable
-class DescribesPictures(Protocol):
+class DescribesImages(Protocol):
     """What a gallery may ask of a DataModule."""
 
     @property
-    def picture_files(self) -> bool:
-        """Whether each picture is a file of its own."""
+    def image_files(self) -> bool:
+        """Whether each image is a file of its own."""
 
     @property
     def own_captions(self) -> bool:
         """Whether batches bring captions of the data's own, so that they may be embedded."""
 
-    def picture_facts(self, sample_ids: NDArray[np.int64]) -> pa.Table:
-        """What is known of some pictures.
+    def image_facts(self, sample_ids: NDArray[np.int64]) -> pa.Table:
+        """What is known of some images.
 
         Args:
             sample_ids: int64 ``(n,)``.
 
         Returns:
-            n rows of strings: ``id`` (the stable name), ``path`` (absolute, empty where the picture is no file),
+            n rows of strings: ``id`` (the stable name), ``path`` (absolute, empty where the image is no file),
             ``content`` (hash of the decoded pixels, or of where they stand in their shard; empty where there is no way
             to know), ``caption`` (the first, empty where there is none), ``group``, ``split``, for each task
             ``label_<task>`` (null where unknown), and the list ``captions``, all of the data's own.

@@ -1,4 +1,4 @@
-"""What the tab Classify does, without its page: pictures are read, judged by one run or two, and explained."""
+"""What the tab Classify does, without its page: images are read, judged by one run or two, and explained."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 from app.logic.uploads import one_at_a_time, read_pixels
 from app.state.context import AppContext, Limits
-from app.state.runs import PictureAnswer, ServedRun
+from app.state.runs import ImageAnswer, ServedRun
 from vitrail.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,14 +31,14 @@ class Upload:
 
     Attributes:
         name: of the file.
-        picture: RGB and upright, scaled down to what a page shows; None where it cannot be read.
+        image: RGB and upright, scaled down to what a page shows; None where it cannot be read.
         problem: why not, in one line; empty where it can.
         inputs: by name of a run uint8 ``(3, size, size)``, the image as that run's model takes it. The whole image is
             not kept: sixteen of them would fill the memory.
     """
 
     name: str
-    picture: Image.Image | None
+    image: Image.Image | None
     problem: str = ""
     inputs: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
@@ -53,16 +53,16 @@ class Classified:
     """
 
     upload: Upload
-    answers: dict[str, PictureAnswer]
+    answers: dict[str, ImageAnswer]
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Where a model sees something in a picture.
+    """Where a model sees something in an image.
 
     Attributes:
         says: what is shown, in one line.
-        image: uint8 ``(H, W, 3)``, the picture as the model sees it.
+        image: uint8 ``(H, W, 3)``, the image as the model sees it.
         overlay: uint8 ``(H, W, 3)``, the same with the map over it.
     """
 
@@ -83,9 +83,9 @@ def read_uploads(paths: Sequence[str | Path], limits: Limits, runs: Sequence[Ser
         UserError: if there are none, or more than are allowed at once.
     """
     if not paths:
-        raise UserError("there is no picture yet; upload, paste or take one")
-    if len(paths) > limits.pictures:
-        raise UserError(f"{len(paths)} pictures are too many at once; leave {limits.pictures} or fewer")
+        raise UserError("there is no image yet; upload, paste or take one")
+    if len(paths) > limits.images:
+        raise UserError(f"{len(paths)} images are too many at once; leave {limits.images} or fewer")
     return [_read(path, limits, runs) for path in paths]
 
 
@@ -107,26 +107,26 @@ def classify(context: AppContext, paths: Sequence[str | Path], runs: Sequence[ob
     """
     chosen = {run.name: run for run in (context.run(name) for name in runs)}
     uploads = read_uploads(paths, context.limits, list(chosen.values()))
-    readable = [upload for upload in uploads if upload.picture is not None]
+    readable = [upload for upload in uploads if upload.image is not None]
     said = {name: iter(run.predict([one.inputs[name] for one in readable])) for name, run in chosen.items()}
     return [
-        Classified(upload, {} if upload.picture is None else {name: next(answers) for name, answers in said.items()})
+        Classified(upload, {} if upload.image is None else {name: next(answers) for name, answers in said.items()})
         for upload in uploads
     ]
 
 
 def where(run: ServedRun, upload: Upload, task: str, label: str, method: str) -> Seen:
-    """Where in a picture a run sees a class.
+    """Where in an image a run sees a class.
 
     Args:
         run: of which.
-        upload: the picture.
+        upload: the image.
         task: whose class; empty for a text, of a dual encoder.
         label: the class or text.
         method: one of ``METHODS``.
 
     Raises:
-        UserError: if the picture cannot be read, or the run cannot say.
+        UserError: if the image cannot be read, or the run cannot say.
     """
     from evaluation.saliency import Method
     from evaluation.saliency.overlays import overlay
@@ -135,7 +135,7 @@ def where(run: ServedRun, upload: Upload, task: str, label: str, method: str) ->
     chosen = next((name for name in known if name == METHODS.get(method)), None)
     if chosen is None:
         raise UserError(f"method: is unknown; choose one of {', '.join(METHODS)}")
-    if upload.picture is None:
+    if upload.image is None:
         raise UserError(upload.problem)
     explained = run.saliency(upload.inputs[run.name], task, label, chosen)
     heat = explained.heats[0].values
@@ -144,14 +144,14 @@ def where(run: ServedRun, upload: Upload, task: str, label: str, method: str) ->
     elif heat.any():
         says = f"{run.name}: bright is what speaks for “{label}”. Coarse, and no proof of a cause."
     else:
-        says = f"{run.name}: nothing in the picture speaks for “{label}”."
+        says = f"{run.name}: nothing in the image speaks for “{label}”."
     return Seen(says, explained.image, overlay(explained.image, heat))
 
 
 def _read(path: str | Path, limits: Limits, runs: Sequence[ServedRun]) -> Upload:
     name = Path(path).name
     inputs: dict[str, torch.Tensor] = {}
-    picture: Image.Image | None = None
+    image: Image.Image | None = None
     try:
         for run in runs:
             if run.name in inputs:
@@ -160,14 +160,14 @@ def _read(path: str | Path, limits: Limits, runs: Sequence[ServedRun]) -> Upload
                 pixels = read_pixels(path, limits, run.value_range)
                 same = [run, *(other for other in runs if other.value_range == run.value_range)]
                 inputs |= {one.name: one.prepared(pixels) for one in same if one.name not in inputs}
-                picture = picture or _small(pixels)
+                image = image or _small(pixels)
                 del pixels
     except UserError as error:
         return Upload(name, None, str(error))
-    return Upload(name, picture, inputs=inputs)
+    return Upload(name, image, inputs=inputs)
 
 
 def _small(pixels: torch.Tensor) -> Image.Image:
-    picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-    picture.thumbnail((_SHOWN, _SHOWN), Image.Resampling.LANCZOS)
-    return picture
+    image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    image.thumbnail((_SHOWN, _SHOWN), Image.Resampling.LANCZOS)
+    return image

@@ -3,7 +3,7 @@
 Everything here is computed from the gallery's metadata in memory; see ``embedding_map`` and ``class_colours`` for what
 takes longer.
 
-Leafing through pictures: pages, an order drawn with a seed, and the next picture in it.
+Leafing through images: pages, an order drawn with a seed, and the next image in it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 NOT_KNOWN = "(not known)"
-"""Value of a picture whose label is not known, among the values to filter by."""
+"""Value of an image whose label is not known, among the values to filter by."""
 
 SPLITS = ("train", "val", "test")
 """Order in which splits are shown."""
@@ -36,7 +36,7 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Facet:
-    """What a task says of each of N pictures.
+    """What a task says of each of N images.
 
     Attributes:
         values: those that occur, ascending; last ``NOT_KNOWN`` where it occurs.
@@ -51,7 +51,7 @@ class Facet:
 
 @dataclass(frozen=True)
 class Filter:
-    """Which pictures are shown: those of the split that have, of each task that is named, one of its values.
+    """Which images are shown: those of the split that have, of each task that is named, one of its values.
 
     Attributes:
         split: empty for all.
@@ -67,7 +67,7 @@ class Mistakes(NamedTuple):
 
     Attributes:
         rows: int64 ``(n,)``, the most confident answer first.
-        judged: number of pictures that have both a label and an answer.
+        judged: number of images that have both a label and an answer.
     """
 
     rows: NDArray[np.int64]
@@ -82,7 +82,7 @@ class Explorer:
 
     Attributes:
         name: of the gallery.
-        ids: of all pictures, in the gallery's order.
+        ids: of all images, in the gallery's order.
         facets: by task, the class first: its labels where the data have any, else the model's answers.
         splits: that occur, ``train`` first.
         main: task whose values are called classes; empty where there is none.
@@ -118,17 +118,17 @@ class Explorer:
         return list(self._options)
 
     def id_of(self, row: int) -> str:
-        """Name of the picture in a row."""
+        """Name of the image in a row."""
         return self.ids[row]
 
     def row_of(self, sample_id: object) -> int:
-        """Row of a picture.
+        """Row of an image.
 
         Raises:
-            UserError: if there is no such picture.
+            UserError: if there is no such image.
         """
         if not isinstance(sample_id, str):
-            raise UserError(f"gallery {self.name!r}: a picture is named by a text; choose one of the gallery")
+            raise UserError(f"gallery {self.name!r}: an image is named by a text; choose one of the gallery")
         return self._gallery.place(sample_id)
 
     def filter(self, split: object = "", class_name: object = "", attributes: object = ()) -> Filter:
@@ -166,14 +166,14 @@ class Explorer:
         return np.flatnonzero(wanted).astype(np.int64)
 
     def totals(self, rows: NDArray[np.int64]) -> str:
-        """How many pictures these are, and in which splits, in words."""
+        """How many images these are, and in which splits, in words."""
         counts = np.bincount(self._splits.codes[rows], minlength=len(self._splits.values))
         by_split = [f"{split} {counts[self._splits.values.index(split)]:,}" for split in self.splits]
-        of = f"{len(rows):,} of {len(self):,} pictures" if len(rows) != len(self) else f"{len(rows):,} pictures"
+        of = f"{len(rows):,} of {len(self):,} images" if len(rows) != len(self) else f"{len(rows):,} images"
         return f"{of} ({', '.join(by_split)})"
 
     def counts(self, rows: NDArray[np.int64], task: str) -> pd.DataFrame:
-        """Pictures by value and split.
+        """Images by value and split.
 
         Args:
             rows: int64 ``(n,)``, that are counted.
@@ -222,16 +222,16 @@ class Explorer:
         return self._gallery.run_name or self._gallery.identity.task
 
     def split_of(self, row: int) -> str:
-        """Split that a picture belongs to."""
+        """Split that an image belongs to."""
         return self._splits.values[int(self._splits.codes[row])]
 
     def value_of(self, row: int, task: str) -> str:
-        """What a task says of a picture."""
+        """What a task says of an image."""
         facet = self.facets[task]
         return facet.values[int(facet.codes[row])]
 
     def facts(self, row: int) -> dict[str, str]:
-        """Everything that is known of a picture, in words, in the order to be shown."""
+        """Everything that is known of an image, in words, in the order to be shown."""
         known = self._gallery.row(self.ids[row])
         facts = {name: str(known[name]) for name in ("id", "split", "group", "caption") if known.get(name)}
         for task in self.facets:
@@ -249,7 +249,7 @@ class Explorer:
         return facts
 
     def mistake(self, row: int, task: str) -> tuple[str, str, float]:
-        """Label, answer, and the answer's confidence (0 to 1) of a picture."""
+        """Label, answer, and the answer's confidence (0 to 1) of an image."""
         label, answer, confidence = self._answers(np.array([row], np.int64), task)
         return str(label[0]), str(answer[0]), float(confidence[0])
 
@@ -335,7 +335,7 @@ def page_of(rows: NDArray[np.int64], number: int, size: int) -> Page:
 
 
 def step(rows: NDArray[np.int64], current: int | None, by: int) -> int:
-    """Place of the next picture in an order; it ends at both ends.
+    """Place of the next image in an order; it ends at both ends.
 
     Args:
         rows: int64 ``(n,)``, at least one.

@@ -1,20 +1,20 @@
-"""Whether a picture shows none of some labels: its best similarity beside that of pictures that show none of them.
+"""Whether an image shows none of some labels: its best similarity beside that of images that show none of them.
 
-A softmax always finds one of the labels likely, also for a picture that shows none. The similarity itself can tell, but
-what is high differs from model to model and from label to label. So it is compared with a background: pictures of the
-run's own gallery that, by what is known of them, show none of the labels. For each of them, as for the picture asked
+A softmax always finds one of the labels likely, also for an image that shows none. The similarity itself can tell, but
+what is high differs from model to model and from label to label. So it is compared with a background: images of the
+run's own gallery that, by what is known of them, show none of the labels. For each of them, as for the image asked
 about, the statistic is the largest cosine over the labels. The conformal p-value (Vovk, Gammerman & Shafer, Algorithmic
-Learning in a Random World, 2005) of the hypothesis that the picture is one more of the background is
+Learning in a Random World, 2005) of the hypothesis that the image is one more of the background is
 
-    p = (1 + number of background pictures with at least its statistic) / (1 + number of background pictures)
+    p = (1 + number of background images with at least its statistic) / (1 + number of background images)
 
-and where p > ``ALPHA`` the verdict is "none of these". If the picture does show none of the labels and is otherwise
+and where p > ``ALPHA`` the verdict is "none of these". If the image does show none of the labels and is otherwise
 such as the background, p ≤ ``ALPHA`` happens in at most that share of cases, whatever the model is worth; a poor model
-only says "none of these" more often than it should. Pictures of other kinds than the gallery's are not covered by that.
+only says "none of these" more often than it should. Images of other kinds than the gallery's are not covered by that.
 
-What a picture shows is what its labels say, and what the model says where there is no label. A label that names values
-of tasks ("blue mug": a colour and a class) is shown by a picture that has them all; one that names none ("cup") is
-taken for shown by no picture, so that mugs stay in its background and make the verdict stricter. Training pictures are
+What an image shows is what its labels say, and what the model says where there is no label. A label that names values
+of tasks ("blue mug": a colour and a class) is shown by an image that has them all; one that names none ("cup") is
+taken for shown by no image, so that mugs stay in its background and make the verdict stricter. Training images are
 left out where there are others: the model knows them by heart.
 """
 
@@ -39,23 +39,23 @@ if TYPE_CHECKING:
     from app.state.runs import ServedRun
 
 ALPHA = 0.05
-"""Share of pictures that show none of the labels, of which it may go unsaid."""
+"""Share of images that show none of the labels, of which it may go unsaid."""
 
 FEWEST = 19
-"""Pictures with which a p-value can be as low as ``ALPHA``."""
+"""Images with which a p-value can be as low as ``ALPHA``."""
 
 MOST = 2_000
-"""Background pictures that are kept; more would only make p-values finer."""
+"""Background images that are kept; more would only make p-values finer."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a picture shows none of the labels.
+    """Whether an image shows none of the labels.
 
     Attributes:
         none_of_these: True or False; None where it cannot be said.
         p_value: see the module; NaN where it cannot be said.
-        count: background pictures that it was compared with.
+        count: background images that it was compared with.
     """
 
     none_of_these: bool | None
@@ -67,21 +67,21 @@ class Verdict:
         """The verdict in one line."""
         if self.none_of_these is None:
             return (
-                f"Whether it is none of these cannot be said: only {self.count} pictures are known that show none of "
+                f"Whether it is none of these cannot be said: only {self.count} images are known that show none of "
                 f"the labels, and {FEWEST} are needed."
             )
-        beside = f"p = {self.p_value:.3f} beside {self.count} such pictures"
+        beside = f"p = {self.p_value:.3f} beside {self.count} such images"
         if self.none_of_these:
-            return f"None of these: pictures that show none of the labels are as similar to one of them ({beside})."
-        return f"One of these: few pictures that show none of the labels are as similar to one of them ({beside})."
+            return f"None of these: images that show none of the labels are as similar to one of them ({beside})."
+        return f"One of these: few images that show none of the labels are as similar to one of them ({beside})."
 
 
 class Background:
-    """Pictures that others are compared with.
+    """Images that others are compared with.
 
     Args:
         vectors: float32 ``(N, D)``, of unit length, made by the run that is asked.
-        shown: by task what each of the N pictures shows; None where not known.
+        shown: by task what each of the N images shows; None where not known.
     """
 
     def __init__(self, vectors: NDArray[np.float32], shown: Mapping[str, Sequence[str | None]]) -> None:
@@ -91,12 +91,12 @@ class Background:
 
     @classmethod
     def nothing(cls) -> Background:
-        """No pictures, so that nothing can be said."""
+        """No images, so that nothing can be said."""
         return cls(np.zeros((0, 1), np.float32), {})
 
     @classmethod
     def of(cls, gallery: ServedGallery) -> Background:
-        """Pictures of a gallery, evenly spread over it.
+        """Images of a gallery, evenly spread over it.
 
         Args:
             gallery: made by the run that is to be asked.
@@ -121,7 +121,7 @@ class Background:
         return len(self._vectors)
 
     def showing_none_of(self, labels: Sequence[str]) -> NDArray[np.bool_]:
-        """Which pictures are not known to show any of the labels.
+        """Which images are not known to show any of the labels.
 
         Returns:
             bool ``(N,)``.
@@ -132,10 +132,10 @@ class Background:
         return ~shows
 
     def verdicts(self, best: NDArray[np.float64], labels: Sequence[str], texts: NDArray[np.float32]) -> list[Verdict]:
-        """Judge pictures.
+        """Judge images.
 
         Args:
-            best: float64 ``(Q,)``, the largest cosine of each picture over the labels.
+            best: float64 ``(Q,)``, the largest cosine of each image over the labels.
             labels: C of them.
             texts: float32 ``(C, D)``, their embeddings.
         """
@@ -148,7 +148,7 @@ class Background:
         return [Verdict(bool(p_value > ALPHA), float(p_value), len(usual)) for p_value in p_values]
 
     def _showing(self, label: set[str]) -> NDArray[np.bool_]:
-        """Which pictures have every value that a label names; none where it names no value."""
+        """Which images have every value that a label names; none where it names no value."""
         names_any, shows = False, np.ones(len(self), dtype=bool)
         for task, called in self._words.items():
             if named := [value for value, own in called.items() if own <= label]:
@@ -169,7 +169,7 @@ class Backgrounds:
         self._made: Once[Background] = Once(len(context.runs))
 
     def of(self, run: ServedRun) -> Background:
-        """Pictures of the first gallery that the run made; none where no gallery of it is served."""
+        """Images of the first gallery that the run made; none where no gallery of it is served."""
         return self._made.get(run.name, lambda: self._make(run))
 
     def _make(self, run: ServedRun) -> Background:

@@ -2,13 +2,13 @@
 
 Whether a search by words found something, or only what is least unlike: vectors always have a nearest one.
 
-The gallery's own captions are the measure. Each of them has a picture it belongs to, so a query that fits should be as
-similar to its best picture as captions are to theirs. The conformal p-value of the hypothesis that the query is one
+The gallery's own captions are the measure. Each of them has an image it belongs to, so a query that fits should be as
+similar to its best image as captions are to theirs. The conformal p-value of the hypothesis that the query is one
 more caption of the gallery is
 
-    p = (1 + number of captions that are at most as similar to their best picture) / (1 + number of captions)
+    p = (1 + number of captions that are at most as similar to their best image) / (1 + number of captions)
 
-and where p ≤ ``ALPHA`` the match is called weak. Captions of training pictures are left out where there are others: the
+and where p ≤ ``ALPHA`` the match is called weak. Captions of training images are left out where there are others: the
 model knows them by heart.
 """
 
@@ -49,7 +49,7 @@ class WeakMatches:
     """Best cosines of captions.
 
     Args:
-        usual: float32 ``(N,)``, of each caption that of its most similar picture.
+        usual: float32 ``(N,)``, of each caption that of its most similar image.
     """
 
     def __init__(self, usual: NDArray[np.float32]) -> None:
@@ -66,7 +66,7 @@ class WeakMatches:
         return cls(np.array([hits[0].score for hits in gallery.gallery.nearest(vectors, 1)], np.float32))
 
     def weakness(self, top: float) -> str:
-        """Why a query whose best picture has this cosine found rather nothing; empty where it may have."""
+        """Why a query whose best image has this cosine found rather nothing; empty where it may have."""
         count = len(self._usual)
         if count < FEWEST:
             return ""
@@ -74,7 +74,7 @@ class WeakMatches:
         if p_value > ALPHA:
             return ""
         return (
-            f"Nearly all of the gallery's own captions are more similar to their best picture "
+            f"Nearly all of the gallery's own captions are more similar to their best image "
             f"(p = {p_value:.3f} beside {count} of them)."
         )
 
@@ -95,7 +95,7 @@ SCORES: dict[Ranker, str] = {"clip": "cosine", "tfidf": "cosine of words", "hybr
 """What a ranker's score is."""
 
 _OTHER = "gallery:"
-"""Words that another gallery's model says of the same pictures: this, and the gallery's name."""
+"""Words that another gallery's model says of the same images: this, and the gallery's name."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Request:
         query: what is looked for.
         ranker: empty for the one that suits gallery and query.
         words: what is searched in by words, one of ``word_choices``; empty for the first of them.
-        filters: by name (``class``, ``split`` …) the values of which a picture has one; a name without values is none.
+        filters: by name (``class``, ``split`` …) the values of which an image has one; a name without values is none.
         count: results on a page.
         page: from 1.
     """
@@ -123,7 +123,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Result:
-    """A picture that was found.
+    """An image that was found.
 
     Attributes:
         sample_id: in the gallery.
@@ -148,7 +148,7 @@ class ResultPage:
         results: best first; empty where nothing matches.
         top: score of the best result of all pages, None where there is none.
         more: whether there is another page.
-        fitting: pictures of the gallery that fit the filters.
+        fitting: images of the gallery that fit the filters.
         notes: what a person should know of it, one line each.
         weakness: why these are rather no match, empty where they may be one.
         seconds: that the search took.
@@ -292,7 +292,7 @@ class Searching:
         others = {
             f"{_OTHER}{name}": f"what the model of {name} says"
             for name, other in self._context.galleries.items()
-            if other is not gallery and other.identity.predicts and gallery.shares_pictures(other)
+            if other is not gallery and other.identity.predicts and gallery.shares_images(other)
         }
         labels = {"label": "true labels"} if gallery.identity.labels else {}
         said = any(gallery.metadata.column("caption").unique().to_pylist())
@@ -305,7 +305,7 @@ def kind_of(query: Query) -> str:
 
 
 class _Encoder:
-    """The model of a gallery's run; pictures are read as every upload is."""
+    """The model of a gallery's run; images are read as every upload is."""
 
     def __init__(self, run: ServedRun, limits: Limits) -> None:
         self._run, self._limits = run, limits
@@ -313,10 +313,10 @@ class _Encoder:
     def encode_texts(self, texts: list[str]) -> NDArray[np.float32]:
         return self._run.encode_texts(texts)
 
-    def encode_picture(self, path: Path) -> NDArray[np.float32]:
+    def encode_image(self, path: Path) -> NDArray[np.float32]:
         with one_at_a_time:
             prepared = self._run.prepared(read_pixels(path, self._limits, self._run.value_range))
-        vector: NDArray[np.float32] = self._run.encode_pictures([prepared])[0]
+        vector: NDArray[np.float32] = self._run.encode_images([prepared])[0]
         return vector
 
     def reading(self, text: str) -> Reading:
@@ -350,11 +350,11 @@ def _cannot(gallery: ServedGallery, kind: str, able: Sequence[Ranker]) -> str:
     name, model = gallery.name, gallery.identity.task
     use = f"choose {' or '.join(RANKERS[ranker] for ranker in able)}" if able else "choose another gallery"
     if kind == "image":
-        reason = "a picture from outside has no words" if able else "the run that made the gallery is not served"
+        reason = "an image from outside has no words" if able else "the run that made the gallery is not served"
     elif kind == "text" and not gallery.identity.encodes_text:
         reason = f"its model ({model}) does not read texts" + ("" if able else ", and says nothing in words")
     elif kind == "text" and gallery.run is None:
         reason = "the run that made the gallery is not served"
     else:
-        reason = "nothing is said of its pictures in words"
+        reason = "nothing is said of its images in words"
     return f"gallery {name}: {reason}; {use}"

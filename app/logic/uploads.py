@@ -18,7 +18,7 @@ one_at_a_time = threading.Lock()
 """To be held while an upload is decoded and made small: what all requests decode together is bounded by that."""
 
 
-def read_picture(path: str | Path, limits: Limits | None = None, value_range: ValueRange = "auto") -> Image.Image:
+def read_upload(path: str | Path, limits: Limits | None = None, value_range: ValueRange = "auto") -> Image.Image:
     """An image as 8-bit RGB in its upright orientation, by the rules and formats that hold for those of data sets.
 
     Args:
@@ -34,23 +34,23 @@ def read_picture(path: str | Path, limits: Limits | None = None, value_range: Va
 
 
 def read_pixels(path: str | Path, limits: Limits | None = None, value_range: ValueRange = "auto") -> torch.Tensor:
-    """See ``read_picture``.
+    """See ``read_upload``.
 
     Returns:
         uint8 ``(3, H, W)``, RGB.
 
     Raises:
-        UserError: as ``read_picture``.
+        UserError: as ``read_upload``.
     """
     limits = limits or Limits()
-    name = f"picture {_shortened(Path(path).name)!r}"
+    name = f"image {_shortened(Path(path).name)!r}"
     _check_size(Path(path), name, limits)
     try:
         return decoded(path, value_range, limits.upload_pixels)
     except UndecidedRangeError:
         raise UserError(f"{name}: has more than 8 bits a channel, of unknown range; {_WAY_OUT}") from None
     except UnidentifiedImageError as error:
-        reason = reason_of(error) if "HEIC" in str(error) else "is no picture in a format that is read here"
+        reason = reason_of(error) if "HEIC" in str(error) else "is no image in a format that is read here"
         raise UserError(f"{name}: {reason}; {_WAY_OUT}") from None
     except TooLargeError as error:
         raise UserError(_too_many(name, str(error), limits)) from None

@@ -1,4 +1,4 @@
-"""What the tab Zero-shot does, without its page: labels that somebody makes up are compared with pictures."""
+"""What the tab Zero-shot does, without its page: labels that somebody makes up are compared with images."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ class Labels:
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """What a model says of one picture.
+    """What a model says of one image.
 
     Attributes:
         labels: C of them.
         prompts: by label the texts that it was asked with.
-        similarities: float64 ``(C,)``, cosine of the picture and each label, the mean of its prompts.
+        similarities: float64 ``(C,)``, cosine of the image and each label, the mean of its prompts.
         probabilities: float64 ``(C,)``, sum to 1.
         verdict: whether it is none of the labels.
     """
@@ -130,14 +130,14 @@ def parse_templates(text: str, limits: Limits) -> list[str]:
 
 def ask(
     run: ServedRun,
-    pictures: Sequence[Image | torch.Tensor],
+    images: Sequence[Image | torch.Tensor],
     labels: Sequence[str],
     templates: Sequence[str],
     *,
     temperature: float = 1.0,
     background: Background | None = None,
 ) -> list[ZeroShot]:
-    """How likely each label is for each picture, and whether it is none of them.
+    """How likely each label is for each image, and whether it is none of them.
 
     Logits are cosines, multiplied by the scale that the model learned and divided by the temperature that
     ``python -m evaluation calibrate`` fitted for the run, where there is one, and by the user's. A probability only
@@ -145,11 +145,11 @@ def ask(
 
     Args:
         run: a dual encoder.
-        pictures: N of them.
+        images: N of them.
         labels: distinct.
         templates: each with ``{}`` once.
         temperature: above 1 the probabilities are more alike; below, less.
-        background: pictures of the run's own; without it there is no verdict.
+        background: images of the run's own; without it there is no verdict.
 
     Raises:
         UserError: if the run reads no texts, or the temperature or the number of texts is out of range.
@@ -165,7 +165,7 @@ def ask(
     scale = run.logit_scale / run.temperatures.get(LABEL_TASK, 1.0) / temperature
     prompts = class_prompts({"templates": list(templates)}, labels)
     texts = run.encode_labels(prompts)
-    similarities = (run.encode_pictures(pictures) @ texts.T).astype(np.float64)
+    similarities = (run.encode_images(images) @ texts.T).astype(np.float64)
     verdicts = (background or Background.nothing()).verdicts(similarities.max(axis=1), labels, texts)
     return [
         ZeroShot(list(labels), prompts, row, softmax(scale * row), verdict)

@@ -29,16 +29,16 @@ class Limits:
 
     Attributes:
         upload_bytes: size of an uploaded file.
-        upload_pixels: pixels of a picture, checked before it is decoded: a file of a few kilobytes can hold one that
+        upload_pixels: pixels of an image, checked before it is decoded: a file of a few kilobytes can hold one that
             fills the memory. A phone's largest photo has 50 million.
-        pictures: pictures that are classified at once.
+        images: images that are classified at once.
         text: characters of a query or of a list of labels.
         labels: labels of a zero-shot question.
         label_text: characters of one label or of a prompt template.
         results: results on a page of the search.
-        page: pictures on a page of the dataset browser.
+        page: images on a page of the dataset browser.
         offset: results that paging may skip: each page ranks all that comes before it, too.
-        side: longest side in pixels of a picture that is sent to the browser.
+        side: longest side in pixels of an image that is sent to the browser.
         queue: requests that may wait; the next one is told to come back later.
         at_once: requests that are computed at the same time; more would only make each of them slower.
         request_bytes: size of a request that is no upload.
@@ -47,7 +47,7 @@ class Limits:
 
     upload_bytes: int = 20 * 2**20
     upload_pixels: int = 50_000_000
-    pictures: int = 16
+    images: int = 16
     text: int = 2_000
     labels: int = 200
     label_text: int = 300

@@ -1,4 +1,4 @@
-"""A gallery as the application serves it: opened once, what is said of its pictures in memory, its name for users.
+"""A gallery as the application serves it: opened once, what is said of its images in memory, its name for users.
 
 Galleries of the runs that are served: filled at the first start, with progress, and only opened at the next.
 """
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from datamodules.loading.decode import ValueRange
 from retrieval.gallery import NOT_METADATA, Gallery
 from retrieval.image_files import ImageFiles
-from retrieval.schema import LABEL, PREDICTED, ModelIdentity, picture_schema
+from retrieval.schema import LABEL, PREDICTED, ModelIdentity, image_schema
 from vitrail.errors import UserError
 from vitrail.files import local_folder, written_whole
 from vitrail.types import LABEL_TASK
@@ -61,7 +61,7 @@ class ServedGallery:
         self.run = run
         self.gallery = Gallery.open(str(address))
         self._data_roots = data_roots
-        columns = [column for column in picture_schema(self.identity).names if column not in NOT_METADATA]
+        columns = [column for column in image_schema(self.identity).names if column not in NOT_METADATA]
         self.metadata: pa.Table = self.gallery.table(columns).combine_chunks()
         self._row_of = {sample_id: row for row, sample_id in enumerate(self.metadata.column("id").to_pylist())}
         self._contents: list[str] = self.metadata.column("content").to_pylist()
@@ -103,10 +103,10 @@ class ServedGallery:
         return columns | {"gallery_split" if "split" in columns else "split": "split"}
 
     def fitting(self, filters: Mapping[str, Sequence[str]]) -> NDArray[np.int64]:
-        """Places of the pictures that fit, ascending, int64 ``(n,)``.
+        """Places of the images that fit, ascending, int64 ``(n,)``.
 
         Args:
-            filters: by name of ``choices`` the values of which a picture has one; a name without values is none.
+            filters: by name of ``choices`` the values of which an image has one; a name without values is none.
 
         Raises:
             UserError: for a name that nothing can be filtered by, or a value that does not occur.
@@ -121,16 +121,16 @@ class ServedGallery:
             values, places = self._values[name]
             for value in wanted:
                 if value not in self.choices[name]:
-                    raise UserError(f"filter {name}: no picture has {_shortened(str(value))!r}; choose another value")
+                    raise UserError(f"filter {name}: no image has {_shortened(str(value))!r}; choose another value")
             fits &= np.isin(places, [values.index(value) for value in wanted])
         return np.flatnonzero(fits)
 
     def has(self, sample_id: str) -> bool:
-        """Whether there is such a picture."""
+        """Whether there is such an image."""
         return sample_id in self._row_of
 
-    def shares_pictures(self, other: ServedGallery) -> bool:
-        """Whether some pictures are in another gallery too: under the same id, and with the same content if known."""
+    def shares_images(self, other: ServedGallery) -> bool:
+        """Whether some images are in another gallery too: under the same id, and with the same content if known."""
         return any(
             not own or not theirs or own == theirs
             for own, theirs in (
@@ -141,26 +141,26 @@ class ServedGallery:
         )
 
     def place(self, sample_id: str) -> int:
-        """Row of a picture in ``metadata``.
+        """Row of an image in ``metadata``.
 
         Raises:
-            UserError: if there is no such picture.
+            UserError: if there is no such image.
         """
         row = self._row_of.get(sample_id)
         if row is None:
-            raise UserError(f"gallery {self.name!r}: there is no picture {_shortened(sample_id)!r}; choose one of it")
+            raise UserError(f"gallery {self.name!r}: there is no image {_shortened(sample_id)!r}; choose one of it")
         return row
 
     def row(self, sample_id: str) -> dict[str, Any]:
-        """What is said of a picture, by column of ``metadata``.
+        """What is said of an image, by column of ``metadata``.
 
         Raises:
-            UserError: if there is no such picture.
+            UserError: if there is no such image.
         """
         return self.rows([sample_id])[0]
 
     def rows(self, sample_ids: Sequence[str]) -> list[dict[str, Any]]:
-        """What is said of pictures, in the order of their ids.
+        """What is said of images, in the order of their ids.
 
         Raises:
             UserError: names the first that is not there.
@@ -169,18 +169,18 @@ class ServedGallery:
         found: list[dict[str, Any]] = self.metadata.take(pa.array(places, pa.int64())).to_pylist()
         return found
 
-    def picture_path(self, sample_id: str) -> Path:
-        """File of a picture; only the gallery's own have one.
+    def image_path(self, sample_id: str) -> Path:
+        """File of an image; only the gallery's own have one.
 
         Raises:
-            UserError: if there is no such picture, or it is no file of its own, or that is gone, or lies where the
+            UserError: if there is no such image, or it is no file of its own, or that is gone, or lies where the
                 gallery has no business (``retrieval.image_files``).
         """
         path = str(self.metadata.column("path")[self.place(sample_id)].as_py() or "")
         try:
             return self._files.file(path)
         except UserError as error:
-            raise UserError(f"gallery {self.name!r}: picture {_shortened(sample_id)!r}: {error}") from error
+            raise UserError(f"gallery {self.name!r}: image {_shortened(sample_id)!r}: {error}") from error
 
     @cached_property
     def _files(self) -> ImageFiles:
@@ -192,25 +192,25 @@ class ServedGallery:
         return self._files.outside(path or "" for path in self.metadata.column("path").to_pylist())
 
     def thumbnail(self, sample_id: str) -> bytes | None:
-        """JPEG that the gallery keeps of a picture, at most 128 pixels long; None where it keeps none.
+        """JPEG that the gallery keeps of an image, at most 128 pixels long; None where it keeps none.
 
         Raises:
-            UserError: if there is no such picture.
+            UserError: if there is no such image.
         """
         self.place(sample_id)
         kept: bytes | None = self.gallery.rows([sample_id], ["thumbnail"]).column("thumbnail")[0].as_py()
         return kept
 
-    def picture(self, sample_id: str) -> Path | bytes:
-        """The best that there is to be shown of a picture: its file, else the JPEG that the gallery keeps.
+    def image(self, sample_id: str) -> Path | bytes:
+        """The best that there is to be shown of an image: its file, else the JPEG that the gallery keeps.
 
-        Generated pictures have no file, and a file may have been removed since.
+        Generated images have no file, and a file may have been removed since.
 
         Raises:
-            UserError: if there is no such picture, or nothing of it is left.
+            UserError: if there is no such image, or nothing of it is left.
         """
         try:
-            return self.picture_path(sample_id)
+            return self.image_path(sample_id)
         except UserError:
             kept = self.thumbnail(sample_id)
             if kept is None:
@@ -247,7 +247,7 @@ def _shortened(text: str, length: int = 80) -> str:
 
 
 MARK = "indexed.json"
-"""File in a gallery that says that all of a run's pictures are in it: a killed indexing leaves none."""
+"""File in a gallery that says that all of a run's images are in it: a killed indexing leaves none."""
 
 
 def indexed_gallery(
@@ -267,7 +267,7 @@ def indexed_gallery(
     """
     folder = run.path / "gallery"
     if not is_whole(folder, run.weights):
-        tell(f"{run.name}: indexing its pictures for the search, once")
+        tell(f"{run.name}: indexing its images for the search, once")
         try:
             _fill(run.path, folder)
             _mark(folder, run.weights)
@@ -275,12 +275,12 @@ def indexed_gallery(
             # The data may stay behind where a run is copied to with its gallery.
             if not _is_by(folder, run.weights):
                 raise
-            tell(f"{run.name}: its gallery may lack pictures and is served as it is, because {error}")
+            tell(f"{run.name}: its gallery may lack images and is served as it is, because {error}")
     return ServedGallery(folder, name or run.name, run, data_roots)
 
 
 def is_whole(folder: Path, weights: str) -> bool:
-    """Whether a gallery holds all pictures of a run.
+    """Whether a gallery holds all images of a run.
 
     Args:
         folder: of the gallery.
@@ -289,7 +289,7 @@ def is_whole(folder: Path, weights: str) -> bool:
     try:
         mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
         gallery = Gallery.open(str(folder))
-        return bool(mark["weights"] == gallery.identity.weights == weights and mark["pictures"] <= len(gallery))
+        return bool(mark["weights"] == gallery.identity.weights == weights and mark["images"] <= len(gallery))
     except (OSError, ValueError, KeyError, TypeError, UserError):
         # Whatever is wrong, indexing again mends it or says what it is.
         return False
@@ -309,7 +309,7 @@ def opened_gallery(
         runs: that are served already; one with the gallery's weights is taken.
         taken: names of other galleries.
         tell: gets a line where the model is not to be had: then the gallery can be searched by words and by its own
-            pictures only.
+            images only.
         data_roots: see ``indexed_gallery``.
 
     Raises:
@@ -321,12 +321,12 @@ def opened_gallery(
     if run is None:
         run, reason = _recorded_run(identity.run, identity.weights)
         if run is None:
-            tell(f"{name}: {reason}; texts and pictures from outside cannot be searched for; name its run with --run")
+            tell(f"{name}: {reason}; texts and images from outside cannot be searched for; name its run with --run")
     return ServedGallery(address, name, run, data_roots)
 
 
 def _mark(folder: Path, weights: str) -> None:
-    mark = {"weights": weights, "pictures": len(Gallery.open(str(folder)))}
+    mark = {"weights": weights, "images": len(Gallery.open(str(folder)))}
     with written_whole(folder / MARK) as partial:
         partial.write_text(json.dumps(mark), encoding="utf-8")
 
@@ -358,6 +358,6 @@ def _fill(run: Path, folder: Path) -> None:
 
     parser = argparse.ArgumentParser()
     add_parser(parser.add_subparsers())
-    # A picture that cannot be read is told and left out: the others are to be seen.
+    # An image that cannot be read is told and left out: the others are to be seen.
     asked = ["index", "--run", str(run), "--gallery", str(folder), "--on-bad-image", "skip"]
     index(parser.parse_args(asked))

@@ -35,12 +35,12 @@ CHECKPOINT = "best"
 
 _LOGGER = logging.getLogger("vitrail.app")
 _AT_A_TIME = 16
-"""Pictures that go through the network together: what bounds the memory."""
+"""Images that go through the network together: what bounds the memory."""
 
 
 @dataclass(frozen=True)
 class TaskAnswer:
-    """What a model says of one picture in one task.
+    """What a model says of one image in one task.
 
     Attributes:
         classes: names, in the order of the indices.
@@ -65,8 +65,8 @@ class TaskAnswer:
 
 
 @dataclass(frozen=True)
-class PictureAnswer:
-    """What a model says of one picture.
+class ImageAnswer:
+    """What a model says of one image.
 
     Attributes:
         tasks: by task, the main one first; empty for a dual encoder whose data have no classes.
@@ -119,8 +119,8 @@ class ServedRun:
         self.temperatures = self._read_temperatures()
         self._lock = threading.RLock()
 
-    def predict(self, pictures: Sequence[Image | torch.Tensor]) -> list[PictureAnswer]:
-        """Probabilities of all classes of all tasks, of each picture, or of what ``prepared`` made of it.
+    def predict(self, images: Sequence[Image | torch.Tensor]) -> list[ImageAnswer]:
+        """Probabilities of all classes of all tasks, of each image, or of what ``prepared`` made of it.
 
         Raises:
             UserError: if the model knows no classes, or puts out something that is not finite.
@@ -129,18 +129,18 @@ class ServedRun:
 
         if not self.tasks:
             raise UserError(f"{self.name}: its data have no classes; ask it for labels of your own under Zero-shot")
-        outputs = self._outputs(pictures) if pictures else {}
-        answers: list[PictureAnswer] = []
-        for row in range(len(pictures)):
+        outputs = self._outputs(images) if images else {}
+        answers: list[ImageAnswer] = []
+        for row in range(len(images)):
             tasks = {}
             for task, classes in self.tasks.items():
                 logits = outputs[task][row].astype(np.float64) / self.temperatures.get(task, 1.0)
                 tasks[task] = TaskAnswer(classes, softmax(logits), task in self.temperatures)
-            answers.append(PictureAnswer(tasks))
+            answers.append(ImageAnswer(tasks))
         return answers
 
-    def encode_pictures(self, pictures: Sequence[Image | torch.Tensor]) -> NDArray[np.float32]:
-        """Vectors of one picture or more, as the run's galleries hold them.
+    def encode_images(self, images: Sequence[Image | torch.Tensor]) -> NDArray[np.float32]:
+        """Vectors of one image or more, as the run's galleries hold them.
 
         Returns:
             float32 ``(N, D)``, of unit length.
@@ -148,12 +148,12 @@ class ServedRun:
         Raises:
             UserError: as ``predict``.
         """
-        return self._outputs(pictures)[""]
+        return self._outputs(images)[""]
 
-    def encode_picture(self, path: Path) -> NDArray[np.float32]:
+    def encode_image(self, path: Path) -> NDArray[np.float32]:
         """See ``retrieval.search.searcher.Encoder``."""
         with self._lock:
-            return self._queries.encode_picture(path)
+            return self._queries.encode_image(path)
 
     def encode_texts(self, texts: list[str]) -> NDArray[np.float32]:
         """Vectors of texts, as they are.
@@ -210,24 +210,24 @@ class ServedRun:
         """SHA-256 of the weights, hexadecimal, by which a gallery knows its model."""
         return self._model.weights_digest()
 
-    def saliency(self, picture: Image | torch.Tensor, task: str, label: str, method: Method = "gradcam") -> Explained:
-        """Where in a picture the model sees a class.
+    def saliency(self, image: Image | torch.Tensor, task: str, label: str, method: Method = "gradcam") -> Explained:
+        """Where in an image the model sees a class.
 
         Args:
-            picture: any, or what ``prepared`` made of one.
+            image: any, or what ``prepared`` made of one.
             task: whose class; of a dual encoder empty for a text of your own.
             label: a class of the task, or the text.
             method: Grad-CAM, or attention rollout, which is the same for all classes.
 
         Returns:
-            The picture as the model sees it, with one map.
+            The image as the model sees it, with one map.
 
         Raises:
             UserError: if the model knows no such task or class, or the method does not go with its network.
         """
         from evaluation.saliency.overlays import explain_classes, explain_texts
 
-        images = self._pixels([picture])
+        images = self._pixels([image])
         with self._lock:
             if not task:
                 return explain_texts(self._model, [label], images, [""], method=method)[0]
@@ -285,7 +285,7 @@ class ServedRun:
         chosen: ValueRange = cast("Any", self._model.input_options).get("value_range", "auto")
         return chosen
 
-    def _pixels(self, pictures: Sequence[Image | torch.Tensor]) -> torch.Tensor:
+    def _pixels(self, images: Sequence[Image | torch.Tensor]) -> torch.Tensor:
         """uint8 ``(N, 3, size, size)`` of images, or of what ``prepared`` made of them."""
         import torch
 
@@ -294,19 +294,19 @@ class ServedRun:
                 one
                 if isinstance(one, torch.Tensor)
                 else self.prepared(torch.from_numpy(np.array(one.convert("RGB"))).permute(2, 0, 1))
-                for one in pictures
+                for one in images
             ]
         )
 
-    def _outputs(self, pictures: Sequence[Image | torch.Tensor]) -> dict[str, NDArray[np.float32]]:
+    def _outputs(self, images: Sequence[Image | torch.Tensor]) -> dict[str, NDArray[np.float32]]:
         """Logits ``(N, C)`` by task, and under the empty name the vectors ``(N, D)``; N is at least 1."""
         import torch
 
         parts: dict[str, list[torch.Tensor]] = {}
-        for start in range(0, len(pictures), _AT_A_TIME):
-            images = self._pixels(pictures[start : start + _AT_A_TIME])
+        for start in range(0, len(images), _AT_A_TIME):
+            pixels = self._pixels(images[start : start + _AT_A_TIME])
             with self._lock, torch.inference_mode():
-                batch = {"image": images.to(self._model.device), "sample_id": torch.arange(len(images))}
+                batch = {"image": pixels.to(self._model.device), "sample_id": torch.arange(len(pixels))}
                 batch["sample_id"] = batch["sample_id"].to(self._model.device)
                 outputs = cast("Any", self._model).predict_step(batch, 0)
             for name, values in {**outputs["logits"], "": outputs["image_embedding"]}.items():

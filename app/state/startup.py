@@ -63,7 +63,7 @@ def load(
         if found.run is not None:
             served.setdefault(found.run.name, found.run)
     for name, gallery in opened.items():
-        _tell(f"{name}: gallery of {len(gallery):,} pictures is open")
+        _tell(f"{name}: gallery of {len(gallery):,} images is open")
         if outside := gallery.not_shown():
             _tell(
                 f"{name}: {len(outside):,} files that it names lie outside of its folder and its data's and are not "
@@ -87,7 +87,7 @@ def _tell(line: str) -> None:
 
 
 EXPERIMENTS = ("quickstart", "quickstart_pairs")
-"""A classifier for Classify, and a dual encoder for Zero-shot and for search by words; both on generated pictures."""
+"""A classifier for Classify, and a dual encoder for Zero-shot and for search by words; both on generated images."""
 
 
 def demo_runs(root: Path, names: Sequence[str] = EXPERIMENTS) -> list[Path]:

@@ -24,7 +24,7 @@
       if (button && !button.disabled) button.click();
     }
   });
-  // Who chose with the mouse goes on with the arrow keys in the pictures, not in the row of choices. At once, because the
+  // Who chose with the mouse goes on with the arrow keys in the images, not in the row of choices. At once, because the
   // next key may come before the page hears of the choice.
   document.addEventListener('change', (event) => {
     const leave = () => {
@@ -33,7 +33,7 @@
     leave();
     setTimeout(leave);
   });
-  // A pasted picture goes where the tab takes pictures.
+  // A pasted image goes where the tab takes images.
   document.addEventListener('paste', (event) => {
     const files = event.clipboardData?.files;
     const field = Array.from(document.querySelectorAll('input[type=file]')).find(

@@ -1,4 +1,4 @@
-"""The tab Classify: pictures, one model or two side by side, and where they see what they say."""
+"""The tab Classify: images, one model or two side by side, and where they see what they say."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from app.logic.classify import classify, sorting_runs
 from app.state.context import AppContext
 from app.widgets.answers import answers_view, classified_html, connect_bars, seeing
 from app.widgets.page import on_page_load, told
-from app.widgets.uploads import Given, paths_of, picture_input
+from app.widgets.uploads import Given, image_input, paths_of
 
 _NOBODY = "none"
 """Choice of no second model."""
@@ -22,7 +22,7 @@ def build(context: AppContext) -> None:
         return
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
-            pictures = picture_input(context, "classify-pictures")
+            images = image_input(context, "classify-images")
             first = gr.Dropdown(runs, value=runs[0], label="Model", elem_id="classify-model")
             second = gr.Dropdown([_NOBODY, *runs], value=_NOBODY, label="Beside it", elem_id="classify-beside")
             ask = gr.Button("Classify", variant="primary", elem_id="classify-ask")
@@ -39,7 +39,7 @@ def build(context: AppContext) -> None:
 
     @told
     def again(given: Given, one: object, other: object) -> tuple[str, str]:
-        # Emptied, or another model chosen before there is a picture: nothing to complain about.
+        # Emptied, or another model chosen before there is an image: nothing to complain about.
         return answer(given, one, other) if given else ("", "")
 
     @told
@@ -48,8 +48,8 @@ def build(context: AppContext) -> None:
         one, other = asked.get("model", ""), asked.get("beside", "")
         return one if one in runs else runs[0], other if other in runs else _NOBODY
 
-    asked = [pictures, first, second]
+    asked = [images, first, second]
     ask.click(answer, asked, [answers, seen.overlay])
-    gr.on([pictures.change, first.change, second.change], again, asked, [answers, seen.overlay])
-    connect_bars(context, answers, pictures, seen)
+    gr.on([images.change, first.change, second.change], again, asked, [answers, seen.overlay])
+    connect_bars(context, answers, images, seen)
     on_page_load(linked, [first, second])

@@ -1,7 +1,7 @@
 """The tab Explore: what is in a gallery, by filters, one by one, by class, by colour, on a map, and what went wrong.
 
 Whatever is shown is computed anew from the chosen values, see ``explore_views``; a session only keeps its page and its
-picture. What takes long (map and colours) is asked for by an event of its own, so that leafing never waits for it.
+image. What takes long (map and colours) is asked for by an event of its own, so that leafing never waits for it.
 
 The components of the tab Explore, without what they do.
 
@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 
 from app.logic.explore import Explorer, Filter, Page, page_of, shuffled, step
 from app.state.context import AppContext, Once
-from app.widgets.cards import Card, card_grid, cards_html, picture_url
+from app.widgets.cards import Card, card_grid, cards_html, image_url
 from app.widgets.charts import ClassColours, bars_html, class_bars, colour_figure
-from app.widgets.embedding_map import PictureMap, checked_method, lay_out, map_points, methods, picture_map
+from app.widgets.embedding_map import ImageMap, checked_method, image_map, lay_out, map_points, methods
 from app.widgets.page import one_line, told
 from vitrail.errors import UserError
 
@@ -43,7 +43,7 @@ class Explored:
         self._context = context
         self._explorers: Once[Explorer] = Once(len(context.galleries))
         self._colours: Once[ClassColours] = Once(len(context.galleries))
-        self._maps: Once[PictureMap] = Once(len(methods()) * len(context.galleries))
+        self._maps: Once[ImageMap] = Once(len(methods()) * len(context.galleries))
 
     def explorer(self, name: object) -> Explorer:
         """Of a gallery.
@@ -59,7 +59,7 @@ class Explored:
         gallery = self._context.gallery(name)
         return self._colours.get(gallery.name, lambda: ClassColours(gallery, self.explorer(name)))
 
-    def picture_map(self, name: object, method: object) -> PictureMap:
+    def image_map(self, name: object, method: object) -> ImageMap:
         """Of a gallery.
 
         Raises:
@@ -70,13 +70,13 @@ class Explored:
         return self._maps.get((gallery.name, known), lambda: lay_out(gallery.gallery, explorer.ids, known))
 
 
-GRID, ONE, CLASSES, COLOURS, MAP, MISTAKES = "Grid", "One picture", "Classes", "Colours", "Map", "Mistakes"
+GRID, ONE, CLASSES, COLOURS, MAP, MISTAKES = "Grid", "One image", "Classes", "Colours", "Map", "Mistakes"
 VIEWS = (GRID, ONE, CLASSES, COLOURS, MAP, MISTAKES)
 
 COLUMNS = 4
 _SIDE = 1024
 _LARGEST_SEED = 2**32 - 1
-_EMPTY = "No picture is left by the filters; take one away."
+_EMPTY = "No image is left by the filters; take one away."
 
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
 """Hands things on and shows how far it is; gets what is being done as well."""
@@ -112,7 +112,7 @@ class Asked:
 
 
 class Leaf(NamedTuple):
-    """A page of pictures, or a single one.
+    """A page of images, or a single one.
 
     Attributes:
         shown: HTML.
@@ -137,7 +137,7 @@ class View:
     Args:
         explored: what is kept of the galleries.
         asked: what was asked for.
-        page: pictures on a page.
+        page: images on a page.
 
     Raises:
         UserError: for names and values that are not there.
@@ -154,7 +154,7 @@ class View:
 
     @cached_property
     def order(self) -> NDArray[np.int64]:
-        """Rows in the order in which pictures are leafed through."""
+        """Rows in the order in which images are leafed through."""
         return shuffled(self.rows, self._seed() if self.asked.shuffle else None)
 
     @property
@@ -173,7 +173,7 @@ class View:
         return self.explorer.facets[self.task].values if self.explorer.main else ()
 
     def totals(self) -> str:
-        """How many pictures the filter leaves, with a link to what is shown."""
+        """How many images the filter leaves, with a link to what is shown."""
         query = [("tab", "explore"), ("gallery", self.explorer.name), ("view", str(self.asked.view))]
         query += [("split", self.chosen.split)] if self.chosen.split else []
         for task, values in self.chosen.values:
@@ -182,42 +182,42 @@ class View:
         return f'<p role="status"><strong>{escape(self.explorer.totals(self.rows))}</strong> {link}</p>'
 
     def grid(self, number: int) -> Leaf:
-        """A page of pictures."""
+        """A page of images."""
         page = page_of(self.order, number, self._size)
         cards = [self._card(row) for row in page.rows.tolist()]
-        shown = cards_html(cards, COLUMNS, label="Pictures of the gallery", empty=_EMPTY)
+        shown = cards_html(cards, COLUMNS, label="Images of the gallery", empty=_EMPTY)
         return _leaf(shown, page, len(self.order))
 
     def page_with(self, row: int | None) -> int:
-        """Number of the page on which a picture is; 1 where it is on none."""
+        """Number of the page on which an image is; 1 where it is on none."""
         found = np.flatnonzero(self.order == row) if row is not None else self.order[:0]
         return int(found[0]) // self._size + 1 if len(found) else 1
 
     def turned(self, row: int | None, by: int) -> int | None:
-        """The next picture's row; None where there are no pictures."""
+        """The next image's row; None where there are no images."""
         return int(self.order[step(self.order, row, by)]) if len(self.order) else None
 
     def one(self, row: int | None) -> Leaf:
-        """A single picture with all that is known of it, and its place in the order; None where there is no picture."""
+        """A single image with all that is known of it, and its place in the order; None where there is no image."""
         if row is None:
-            return Leaf(_missing(_EMPTY), "no pictures")
+            return Leaf(_missing(_EMPTY), "no images")
         facts = self.explorer.facts(row)
         main = self.explorer.main
         described = f"{self.explorer.value_of(row, main)}: {facts['id']}" if main else facts["id"]
         said = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
-        address = picture_url(self.explorer.name, facts["id"], _SIDE)
+        address = image_url(self.explorer.name, facts["id"], _SIDE)
         shown = (
             f'<figure class="focus"><img src="{escape(address)}" alt="{escape(described)}">'
             f"<figcaption><dl>{said}</dl></figcaption></figure>"
         )
         found = np.flatnonzero(self.order == row)
         if not len(found):
-            return Leaf(shown, "not among the filtered pictures", is_last=not len(self.order))
+            return Leaf(shown, "not among the filtered images", is_last=not len(self.order))
         place, count = int(found[0]), len(self.order)
         return Leaf(shown, f"{place + 1:,} of {count:,}", place == 0, place == count - 1)
 
     def classes(self) -> str:
-        """How many pictures each class has."""
+        """How many images each class has."""
         if not self.explorer.main:
             return _missing("The gallery has neither labels nor predictions, so there are no classes to count.")
         return _origin(self.explorer, self.task) + bars_html(self.explorer.counts(self.rows, self.task), self.task)
@@ -230,18 +230,18 @@ class View:
         if not isinstance(self.asked.compared or (), (list, tuple)):
             raise UserError("classes to compare: are a list of names; choose some of the list")
         names = list(self.asked.compared or ()) or colours.default_classes(self.chosen, task)
-        curves, missing = colours.densities(self.chosen, task, names, lambda each: progress(each, "reading pictures"))
+        curves, missing = colours.densities(self.chosen, task, names, lambda each: progress(each, "reading images"))
         said = "".join(_missing(line) for line in missing)
         return (colour_figure(curves, task) if curves else "") + (said or ("" if curves else _missing(_EMPTY)))
 
     def map(self, row: int | None) -> tuple[dict[str, object], str]:
         """The map's points, and what is to be known of it."""
-        placed = self._explored.picture_map(self.explorer.name, self.asked.method)
+        placed = self._explored.image_map(self.explorer.name, self.asked.method)
         task = self.task if self.explorer.main else ""
         told = f"{placed.told} by {self.asked.method} of the vectors that {self.explorer.made_by} gives them."
         if self.asked.method != "PCA":
             told += " Distances between far clusters and the sizes of clusters mean nothing."
-        told += " Pictures that the filters leave out are grey." if len(self.rows) < len(self.explorer) else ""
+        told += " Images that the filters leave out are grey." if len(self.rows) < len(self.explorer) else ""
         return map_points(self.explorer, placed, self.rows, task, row), told
 
     def mistakes(self, number: int) -> Leaf:
@@ -258,12 +258,12 @@ class View:
             "Confidence is the network's own, before calibration."
         )
         if self.chosen.split in ("", "train") and "train" in self.explorer.splits:
-            said += " Pictures that the model may have learned from are among them."
+            said += " Images that the model may have learned from are among them."
         shown = cards_html(cards, COLUMNS, label="Mistakes of the model", empty="There are no mistakes here.")
         return _leaf(shown, page, len(found.rows), f'<p class="explore-note" role="status">{escape(said)}</p>')
 
     def narrowed(self, value: object) -> Asked:
-        """What is asked for next when a class is chosen among the bars: its pictures.
+        """What is asked for next when a class is chosen among the bars: its images.
 
         Raises:
             UserError: for a value that the task does not have.
@@ -319,7 +319,7 @@ def from_query(explored: Explored, query: Sequence[tuple[str, str]], first: str)
 
 def _leaf(shown: str, page: Page, of: int, said: str = "") -> Leaf:
     last = page.first + len(page.rows) - 1
-    place = f"page {page.number:,} of {page.pages:,} · {page.first:,} to {last:,} of {of:,}" if of else "no pictures"
+    place = f"page {page.number:,} of {page.pages:,} · {page.first:,} to {last:,} of {of:,}" if of else "no images"
     return Leaf(shown, place, page.number == 1, page.number == page.pages, page.number, said)
 
 
@@ -365,19 +365,19 @@ class Parts:
 
     Attributes:
         asked: those in which something is chosen, by field of ``Asked``.
-        totals: how many pictures the filters leave.
+        totals: how many images the filters leave.
         leafing: the row of the two buttons that follow, and of the choice of an order.
         back: previous.
         on: next.
-        place: which page or picture this is.
+        place: which page or image this is.
         said: sentences above what is shown.
-        grid: pictures, also mistakes.
-        focus: a single picture.
+        grid: images, also mistakes.
+        focus: a single image.
         bars: classes.
         colours: densities.
         points: the map.
         page: number of the page, from 1.
-        current: name of the picture that is open.
+        current: name of the image that is open.
         wanted: changes when a figure that takes long is asked for.
     """
 
@@ -399,7 +399,7 @@ class Parts:
 
     @property
     def inputs(self) -> list[Any]:
-        """What handlers get: page, picture, and the fields of ``Asked`` in their order."""
+        """What handlers get: page, image, and the fields of ``Asked`` in their order."""
         return [self.page, self.current, *self.asked.values()]
 
     @property
@@ -438,7 +438,7 @@ def lay_out_tab(galleries: Sequence[str], explorer: Explorer) -> Parts:
     focus, colours = _html("explore-focus", visible=False), _html("explore-colours", visible=False)
     order = {name: asked[name] for name in (field.name for field in fields(Asked))}
     return Parts(
-        order, totals, leafing, back, on, place, said, grid, focus, class_bars(), colours, picture_map(),
+        order, totals, leafing, back, on, place, said, grid, focus, class_bars(), colours, image_map(),
         gr.State(1), gr.State(None), gr.State(None),
     )  # fmt: skip
 
@@ -512,7 +512,7 @@ class _Tab:
         in_turn = {"trigger_mode": "multiple", "concurrency_limit": 1, "concurrency_id": "explore-leaf"}
         self._on(parts.back.click, self.back, parts.inputs, **in_turn)
         self._on(parts.on.click, self.on, parts.inputs, **in_turn)
-        self._on([parts.grid.select, parts.points.select], self.opened_picture, parts.inputs)
+        self._on([parts.grid.select, parts.points.select], self.opened_image, parts.inputs)
         self._on(parts.bars.select, self.opened_class, parts.inputs)
         parts.wanted.change(
             told(self.drawn), [parts.current, *asked.values()], [parts.colours, parts.points, parts.said]
@@ -534,7 +534,7 @@ class _Tab:
         return _merged(self._choices(asked), self._shown(self._view(asked), 1, None))
 
     def other_filter(self, _page: object, _current: object, *asked: object) -> Changes:
-        """Other values: pages and pictures start at the first."""
+        """Other values: pages and images start at the first."""
         return self._shown(self._view(Asked(*asked)), 1, None)
 
     def other_task(self, _page: object, _current: object, *asked: object) -> Changes:
@@ -544,27 +544,27 @@ class _Tab:
         return _merged({self._parts.asked["compared"]: compared}, self._shown(view, 1, None))
 
     def other_view(self, _page: object, current: object, *asked: object) -> Changes:
-        """Another view of the same pictures; the one that was open stays in sight."""
+        """Another view of the same images; the one that was open stays in sight."""
         view = self._view(Asked(*asked))
         row = _row(view, current)
         return self._shown(view, view.page_with(row) if view.asked.view == GRID else 1, row)
 
     def back(self, page: int, current: object, *asked: object) -> Changes:
-        """The previous page or picture."""
+        """The previous page or image."""
         return self._turned(-1, page, current, asked)
 
     def on(self, page: int, current: object, *asked: object) -> Changes:
-        """The next page or picture."""
+        """The next page or image."""
         return self._turned(1, page, current, asked)
 
-    def opened_picture(self, event: gr.SelectData, page: int, _current: object, *asked: object) -> Changes:
-        """A single picture, chosen in a grid or on the map."""
+    def opened_image(self, event: gr.SelectData, page: int, _current: object, *asked: object) -> Changes:
+        """A single image, chosen in a grid or on the map."""
         view = self._view(replace(Asked(*asked), view=ONE))
         shown = self._shown(view, page, view.explorer.row_of(event.value))
         return _merged({self._parts.asked["view"]: {"value": ONE}}, shown)
 
     def opened_class(self, event: gr.SelectData, _page: object, _current: object, *asked: object) -> Changes:
-        """The pictures of a class, chosen among the bars."""
+        """The images of a class, chosen among the bars."""
         narrowed = self._view(Asked(*asked)).narrowed(event.value)
         changed: Changes = {
             self._parts.asked[name]: {"value": getattr(narrowed, name)} for name in ("class_name", "attributes", "view")
@@ -587,7 +587,7 @@ class _Tab:
         if view.asked.view == COLOURS:
             return {parts.colours: view.colours(shown)}
         if view.asked.view == MAP:
-            progress(0, desc="laying out the pictures, once for all")
+            progress(0, desc="laying out the images, once for all")
             points, said = view.map(_row(view, current))
             return {parts.points: points, parts.said: f'<p class="explore-note">{escape(said)}</p>'}
         return {parts.said: gr.skip()}
@@ -677,7 +677,7 @@ class _Tab:
 
 
 def _row(view: View, current: object) -> int | None:
-    """Row of the picture that is open, where one is and the gallery still has it."""
+    """Row of the image that is open, where one is and the gallery still has it."""
     return None if current is None else view.explorer.row_of(current)
 
 

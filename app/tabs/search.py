@@ -1,10 +1,10 @@
-"""The tab Search: by words, by a picture, or like a picture of the gallery; filters, pages, details.
+"""The tab Search: by words, by an image, or like an image of the gallery; filters, pages, details.
 
 A session keeps what was asked last, so that pages and changed filters go on with it, whatever stands in the box by now.
 
 Components of the tab Search, and where they stand.
 
-What the tab Search shows: a line on what was found, cards, details of one picture, and the address of a search.
+What the tab Search shows: a line on what was found, cards, details of one image, and the address of a search.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ import gradio as gr
 from app.logic.search import RANKERS, SCORES, Request, Result, ResultPage, Searching
 from app.state.context import AppContext
 from app.state.galleries import ServedGallery
-from app.widgets.cards import Card, card_grid, cards_html, picture_url
+from app.widgets.cards import Card, card_grid, cards_html, image_url
 from app.widgets.page import on_page_load, one_line, told
-from app.widgets.uploads import Given, paths_of, picture_input
+from app.widgets.uploads import Given, image_input, paths_of
 from retrieval.schema import CONFIDENCE, LABEL, PREDICTED
 from retrieval.search.searcher import Query
 from vitrail.errors import UserError
 from vitrail.types import LABEL_TASK
 
 _LARGE = 640
-"""Longest side in pixels of the picture in the details."""
+"""Longest side in pixels of the image in the details."""
 
 _FILTER = "only."
 """Prefix of a filter's name in an address, so that a task may be called ``q``."""
@@ -54,7 +54,7 @@ STYLE = """
 def said_html(page: ResultPage) -> str:
     """What was found, with mean and top score, or that nothing matches; then notes and the address of this search."""
     notes = "".join(f'<p class="note">Note: {escape(note)}</p>' for note in page.notes)
-    took = f"{page.fitting:,} pictures searched in {1000 * page.seconds:.0f} ms"
+    took = f"{page.fitting:,} images searched in {1000 * page.seconds:.0f} ms"
     if page.results and page.top is not None and page.mean is not None:
         first, last = page.results[0].rank, page.results[-1].rank
         found = f'<p class="found">Results {first:,} to {last:,} for {escape(asked(page.request.query))}</p>'
@@ -81,7 +81,7 @@ def asked(query: Query) -> str:
     """The query in words."""
     if query.text is not None:
         return f"“{query.text.strip()}”"
-    return "the picture that was given" if query.image is not None else f"pictures like {query.like}"
+    return "the image that was given" if query.image is not None else f"images like {query.like}"
 
 
 def cards_of(page: ResultPage, chosen: str = "") -> list[Card]:
@@ -89,7 +89,7 @@ def cards_of(page: ResultPage, chosen: str = "") -> list[Card]:
 
     Args:
         page: of results.
-        chosen: id of the picture whose details are shown.
+        chosen: id of the image whose details are shown.
     """
     return [
         Card(
@@ -104,17 +104,17 @@ def cards_of(page: ResultPage, chosen: str = "") -> list[Card]:
 
 
 def details_html(gallery: ServedGallery, sample_id: str) -> str:
-    """A picture of a gallery in full, with all that is said about it.
+    """An image of a gallery in full, with all that is said about it.
 
     Raises:
-        UserError: if there is no such picture.
+        UserError: if there is no such image.
     """
     row = gallery.row(sample_id)
     lines = [(task, _said(row, task)) for task in gallery.tasks]
     lines += [("split", row["split"]), ("group", row["group"])]
     told = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in lines if text)
     caption = f"<p>{escape(row['caption'])}</p>" if row["caption"] else ""
-    image = escape(picture_url(gallery.name, sample_id, _LARGE))
+    image = escape(image_url(gallery.name, sample_id, _LARGE))
     description = escape(row["caption"] or sample_id)
     return (
         f'<div class="search-details"><img src="{image}" alt="{description}">'
@@ -123,7 +123,7 @@ def details_html(gallery: ServedGallery, sample_id: str) -> str:
 
 
 def address_of(request: Request) -> str:
-    """Address that leads to the search; empty for a picture from outside, which no address holds."""
+    """Address that leads to the search; empty for an image from outside, which no address holds."""
     query = request.query
     if query.image is not None:
         return ""
@@ -184,7 +184,7 @@ def _number(given: Mapping[str, str], name: str, default: int) -> int:
 
 def _why_none(page: ResultPage) -> str:
     if not page.fitting:
-        return "no picture fits the filters" if page.request.filters else "the gallery is empty"
+        return "no image fits the filters" if page.request.filters else "the gallery is empty"
     if page.top is not None:
         return f"there are no results from {(page.request.page - 1) * page.request.count + 1:,} on"
     return "nothing that fits the filters matches" if any(page.request.filters.values()) else "nothing matches"
@@ -227,7 +227,7 @@ class Parts:
 
     text: gr.Textbox
     ask: gr.Button
-    pictures: gr.Gallery
+    images: gr.Gallery
     gallery: gr.Dropdown
     ranker: gr.Radio
     words: gr.Dropdown
@@ -239,7 +239,7 @@ class Parts:
     back: gr.Button
     on: gr.Button
     details: gr.Column
-    picture: gr.HTML
+    image: gr.HTML
     more_like: gr.Button
     close: gr.Button
     last: gr.State
@@ -253,7 +253,7 @@ class Parts:
     @property
     def shown(self) -> list[Any]:
         """What a search changes."""
-        found = [self.said, self.grid, self.leafing, self.back, self.on, self.details, self.picture]
+        found = [self.said, self.grid, self.leafing, self.back, self.on, self.details, self.image]
         return [*found, self.last, self.opened]
 
 
@@ -273,8 +273,8 @@ def lay_out(context: AppContext, words: list[tuple[str, str]]) -> Parts:
                 label="Look for", placeholder=_example(first), max_length=limits.text, elem_id="search-text"
             )
             ask = gr.Button("Search", variant="primary", elem_id="search-ask")
-            with gr.Accordion("By a picture", open=False, elem_id="search-by-picture"):
-                pictures = picture_input(context, "search-picture")
+            with gr.Accordion("By an image", open=False, elem_id="search-by-image"):
+                images = image_input(context, "search-image")
             gallery = gr.Dropdown(
                 list(galleries),
                 value=first.name,
@@ -286,12 +286,12 @@ def lay_out(context: AppContext, words: list[tuple[str, str]]) -> Parts:
             chosen = words[0][1] if words else None
             said_in = gr.Dropdown(words, value=chosen, label="Words are", visible=len(words) > 1)
             count = gr.Slider(1, limits.results, value=limits.results, step=1, label="Results on a page")
-            with gr.Accordion("Only pictures that are", open=False, elem_id="search-filters"):
+            with gr.Accordion("Only images that are", open=False, elem_id="search-filters"):
                 filters = {name: _filter(name, first.choices.get(name, [])) for name in names}
         with gr.Column(scale=3, min_width=300):
             said = gr.HTML("", css_template=STYLE, js_on_load=None, elem_id="search-said", apply_default_css=False)
             with gr.Column(visible=False, elem_id="search-details") as details:
-                picture = gr.HTML("", css_template=STYLE, js_on_load=None, apply_default_css=False)
+                image = gr.HTML("", css_template=STYLE, js_on_load=None, apply_default_css=False)
                 with gr.Row():
                     more_like = gr.Button("More like this", variant="primary", elem_id="search-more-like")
                     close = gr.Button("Close", elem_id="search-close")
@@ -300,8 +300,8 @@ def lay_out(context: AppContext, words: list[tuple[str, str]]) -> Parts:
                 back = gr.Button("Previous page", elem_id="search-back")
                 on = gr.Button("Next page", elem_id="search-on")
     return Parts(
-        text, ask, pictures, gallery, ranker, said_in, count, filters, said, grid, leafing, back, on, details,
-        picture, more_like, close, gr.State(None), gr.State(""),
+        text, ask, images, gallery, ranker, said_in, count, filters, said, grid, leafing, back, on, details,
+        image, more_like, close, gr.State(None), gr.State(""),
     )  # fmt: skip
 
 
@@ -312,7 +312,7 @@ def _filter(name: str, choices: list[str]) -> gr.Dropdown:
 
 
 def _example(gallery: ServedGallery) -> str:
-    """A query that finds something, made of what is said of the gallery's first picture."""
+    """A query that finds something, made of what is said of the gallery's first image."""
     for column in ("caption", "text"):
         for said in gallery.metadata.column(column).slice(0, 1).to_pylist():
             if said:
@@ -323,7 +323,7 @@ def _example(gallery: ServedGallery) -> str:
 Values = dict[Any, Any]
 """New values by component."""
 
-# Whoever opens a picture far down in the results is led to its details, and back.
+# Whoever opens an image far down in the results is led to its details, and back.
 _TO_DETAILS = """() => setTimeout(() => {
   document.getElementById('search-details')?.scrollIntoView({block: 'nearest'});
   document.getElementById('search-more-like')?.focus({preventScroll: true});
@@ -342,7 +342,7 @@ _TO_RESULTS = (
 def build(context: AppContext) -> None:
     """Puts the tab's components where the caller stands."""
     if not context.galleries:
-        gr.Markdown("No gallery is served. Start with `--gallery FOLDER`, or `--run RUN`, whose pictures are indexed.")
+        gr.Markdown("No gallery is served. Start with `--gallery FOLDER`, or `--run RUN`, whose images are indexed.")
         return
     _Tab(context).listen()
 
@@ -362,7 +362,7 @@ class _Tab:
         shown = parts.shown
         asked = gr.on([parts.text.submit, parts.ask.click], told(self.by_text), [parts.text, *parts.options], shown)
         asked.then(js=_TO_RESULTS)
-        parts.pictures.change(told(self.by_picture), [parts.pictures, parts.last, *parts.options], shown)
+        parts.images.change(told(self.by_image), [parts.images, parts.last, *parts.options], shown)
         chosen_from = (parts.words, *parts.filters.values())
         changed = [parts.ranker.input, *(part.input for part in chosen_from)]
         gr.on([*changed, parts.count.release], told(self.again), [parts.last, *parts.options], shown)
@@ -370,7 +370,7 @@ class _Tab:
         parts.gallery.input(told(self.other_gallery), [parts.last, *parts.options], choices)
         for button, by in ((parts.back, -1), (parts.on, 1)):
             button.click(told(self._turning(by)), [parts.last], shown).then(js=_TO_TOP)
-        chosen = [parts.details, parts.picture, parts.opened]
+        chosen = [parts.details, parts.image, parts.opened]
         parts.grid.select(told(self.opened), [parts.last], chosen).success(js=_TO_DETAILS)
         closed = {parts.details: gr.Column(visible=False), parts.opened: ""}
         parts.close.click(lambda: closed, None, chosen, js=_TO_CARD)
@@ -382,14 +382,14 @@ class _Tab:
         """Looks for words."""
         return self._answer(lambda: self._request(Query(text=_text(text)), options))
 
-    def by_picture(self, given: Given, last: Request | None, *options: object) -> Values:
-        """Looks for pictures like the one that was given last; taking it away changes nothing else."""
+    def by_image(self, given: Given, last: Request | None, *options: object) -> Values:
+        """Looks for images like the one that was given last; taking it away changes nothing else."""
         if not given:
             return {self._parts.last: last}
         return self._answer(lambda: self._request(Query(image=paths_of(given)[-1]), options))
 
     def by_opened(self, opened: str, *options: object) -> Values:
-        """Looks for pictures like the one whose details are shown."""
+        """Looks for images like the one whose details are shown."""
         return self._answer(lambda: self._request(Query(like=opened), options)) | {self._parts.text: ""}
 
     def again(self, last: Request | None, *options: object) -> Values:
@@ -408,11 +408,11 @@ class _Tab:
         return self._choices(gallery) | shown
 
     def opened(self, last: Request | None, event: gr.SelectData) -> Values:
-        """Details of a picture that was found."""
+        """Details of an image that was found."""
         gallery = self._context.gallery(last.gallery if last is not None else self._first)
         parts, sample_id = self._parts, str(event.value)
         return {
-            parts.picture: details_html(gallery, sample_id),
+            parts.image: details_html(gallery, sample_id),
             parts.details: gr.Column(visible=True),
             parts.opened: sample_id,
         }
@@ -461,7 +461,7 @@ class _Tab:
     def _answer(self, asked: Callable[[], Request]) -> Values:
         """What a search changes; a mistake of the user is said where the results would stand."""
         parts = self._parts
-        closed = {parts.details: gr.Column(visible=False), parts.opened: "", parts.picture: ""}
+        closed = {parts.details: gr.Column(visible=False), parts.opened: "", parts.image: ""}
         request = None
         try:
             request = asked()

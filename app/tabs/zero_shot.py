@@ -1,4 +1,4 @@
-"""The tab Zero-shot: labels that somebody makes up, and how likely each is for a picture."""
+"""The tab Zero-shot: labels that somebody makes up, and how likely each is for an image."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from app.logic.zero_shot import HIGHEST, LOWEST, PROMPTS, ask, parse_labels, par
 from app.state.context import AppContext
 from app.widgets.answers import answers_view, connect_bars, seeing, zero_shot_html
 from app.widgets.page import on_page_load, told
-from app.widgets.uploads import Given, paths_of, picture_input
+from app.widgets.uploads import Given, image_input, paths_of
 
 _OWN = "My own"
 _LABELS = "mug, bottle, backpack"
@@ -21,7 +21,7 @@ _LABELS = "mug, bottle, backpack"
 class _Question(NamedTuple):
     """What the tab asks for."""
 
-    pictures: gr.components.Component
+    images: gr.components.Component
     labels: gr.Textbox
     run: gr.Dropdown
     templates: gr.Textbox
@@ -42,7 +42,7 @@ def build(context: AppContext) -> None:
         with gr.Column(scale=3, min_width=300):
             answers = answers_view("zero-shot-answers")
     _connect_answers(context, asked, button, [answers, seen.overlay])
-    connect_bars(context, answers, asked.pictures, seen)
+    connect_bars(context, answers, asked.images, seen)
 
     @told
     def linked(request: gr.Request) -> tuple[str, str]:
@@ -53,7 +53,7 @@ def build(context: AppContext) -> None:
 
 
 def _question(context: AppContext, runs: list[str]) -> _Question:
-    pictures = picture_input(context, "zero-shot-pictures")
+    images = image_input(context, "zero-shot-images")
     labels = gr.Textbox(
         _LABELS,
         label="Labels, separated by commas or lines",
@@ -75,7 +75,7 @@ def _question(context: AppContext, runs: list[str]) -> _Question:
     temperature = gr.Slider(
         LOWEST, HIGHEST, value=1.0, step=0.1, label="Temperature (1: as the model learned it; higher: less sure)"
     )
-    return _Question(pictures, labels, run, templates, temperature)
+    return _Question(images, labels, run, templates, temperature)
 
 
 def _connect_answers(context: AppContext, asked: _Question, button: gr.Button, outputs: list[gr.HTML]) -> None:
@@ -87,7 +87,7 @@ def _connect_answers(context: AppContext, asked: _Question, button: gr.Button, o
         prompts = parse_templates(sentences, context.limits)
         served = context.run(chosen)
         uploads = read_uploads(paths_of(given), context.limits, [served])
-        readable = [upload.inputs[served.name] for upload in uploads if upload.picture is not None]
+        readable = [upload.inputs[served.name] for upload in uploads if upload.image is not None]
         found = ask(served, readable, wanted.names, prompts, temperature=heat, background=backgrounds.of(served))
         notes = [*wanted.notes, *reading_notes(served, wanted.names), *served.notes]
         return zero_shot_html(served.name, uploads, found, notes), ""

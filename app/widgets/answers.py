@@ -1,6 +1,6 @@
-"""How answers about pictures look: bars of probabilities that can be pressed to see where the model sees the class.
+"""How answers about images look: bars of probabilities that can be pressed to see where the model sees the class.
 
-Everything that comes from files, runs and users is escaped. Pictures are inside the page, so that nothing has to be
+Everything that comes from files, runs and users is escaped. Images are inside the page, so that nothing has to be
 kept on the server for them.
 
 Where a model sees what it says: the choice of a method, and the overlay that a pressed bar brings.
@@ -31,7 +31,7 @@ from evaluation.tables.per_class import NO_PREDICTION
 from vitrail.errors import UserError
 
 THUMBNAIL = 320
-"""Longest side in pixels of a picture beside its answers."""
+"""Longest side in pixels of an image beside its answers."""
 
 SHOWN = 5
 """Classes of a task that are shown at once; the others can be unfolded."""
@@ -56,7 +56,7 @@ class Pressed(NamedTuple):
     """What a pressed bar stands for.
 
     Attributes:
-        place: of the picture among those that were given.
+        place: of the image among those that were given.
         run: name of the run.
         task: whose class it is; empty for a text.
         label: the class or text.
@@ -88,28 +88,28 @@ def overlay_view(elem_id: str) -> gr.HTML:
     return gr.HTML("", elem_id=elem_id, js_on_load=_SHOW, css_template=_CSS, apply_default_css=False)
 
 
-def pressed_bar(event: gr.SelectData, pictures: int) -> Pressed:
+def pressed_bar(event: gr.SelectData, images: int) -> Pressed:
     """What was pressed, as the browser says.
 
     Args:
         event: as it came.
-        pictures: number of those that were given.
+        images: number of those that were given.
 
     Raises:
         UserError: if it cannot be.
     """
     place, value = event.index, event.value
-    is_place = isinstance(place, int) and not isinstance(place, bool) and 0 <= place < pictures
+    is_place = isinstance(place, int) and not isinstance(place, bool) and 0 <= place < images
     if not is_place or not isinstance(value, list) or [type(part) for part in value] != [str] * 3:
-        raise UserError("the picture that was pressed is not there any more; ask again")
+        raise UserError("the image that was pressed is not there any more; ask again")
     return Pressed(place, *value)
 
 
 def classified_html(classified: Sequence[Classified], notes: Sequence[str] = ()) -> str:
-    """What one or two runs say of pictures.
+    """What one or two runs say of images.
 
     Args:
-        classified: in the order of the pictures.
+        classified: in the order of the images.
         notes: what is to be known of the runs, one line each.
     """
     articles = []
@@ -125,27 +125,27 @@ def classified_html(classified: Sequence[Classified], notes: Sequence[str] = ())
 
 
 def zero_shot_html(run: str, uploads: Sequence[Upload], answers: Sequence[ZeroShot], notes: Sequence[str]) -> str:
-    """What a dual encoder says of pictures and labels.
+    """What a dual encoder says of images and labels.
 
     Args:
         run: its name.
-        uploads: the pictures.
+        uploads: the images.
         answers: of those that can be read, in their order.
         notes: what was changed in the labels, and what is to be known of the run, one line each.
     """
     articles, rest = [], iter(answers)
     for place, upload in enumerate(uploads):
-        models = "" if upload.picture is None else _labels(place, run, next(rest))
+        models = "" if upload.image is None else _labels(place, run, next(rest))
         articles.append(_article(upload, models))
     return notes_html(notes) + "".join(articles)
 
 
 def seen_html(seen: Seen, name: str) -> str:
-    """A picture as the model sees it, and the same with the map over it.
+    """An image as the model sees it, and the same with the map over it.
 
     Args:
         seen: what is shown.
-        name: of the picture.
+        name: of the image.
     """
     panels = (("as the model sees it", seen.image), ("where it sees it", seen.overlay))
     figures = "".join(
@@ -163,32 +163,30 @@ def notes_html(notes: Sequence[str]) -> str:
 
 
 def data_address(pixels: NDArray[np.uint8] | Image.Image, side: int) -> str:
-    """A picture as an address that holds it.
+    """An image as an address that holds it.
 
     Args:
-        pixels: uint8 ``(H, W, 3)``, or an RGB picture.
-        side: what its longest side is scaled to, in pixels; a small picture grows by whole factors.
+        pixels: uint8 ``(H, W, 3)``, or an RGB image.
+        side: what its longest side is scaled to, in pixels; a small image grows by whole factors.
     """
-    picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
-    factor = side / max(picture.size)
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    factor = side / max(image.size)
     if factor < 1 or factor >= 2:
         factor = factor if factor < 1 else int(factor)
-        size = tuple(max(1, round(length * factor)) for length in picture.size)
-        picture = picture.resize((size[0], size[1]), Image.Resampling.LANCZOS)
+        size = tuple(max(1, round(length * factor)) for length in image.size)
+        image = image.resize((size[0], size[1]), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    picture.save(buffer, format="JPEG", quality=88)
+    image.save(buffer, format="JPEG", quality=88)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _article(upload: Upload, models: str) -> str:
     name = escape(upload.name)
-    if upload.picture is None:
+    if upload.image is None:
         return f'<article class="answer"><p class="problem" role="alert">{escape(upload.problem)}</p></article>'
-    address = data_address(upload.picture, THUMBNAIL)
-    picture = (
-        f'<figure class="answer-picture"><img src="{address}" alt="{name}"><figcaption>{name}</figcaption></figure>'
-    )
-    return f'<article class="answer">{picture}<div class="answer-models">{models}</div></article>'
+    address = data_address(upload.image, THUMBNAIL)
+    image = f'<figure class="answer-image"><img src="{address}" alt="{name}"><figcaption>{name}</figcaption></figure>'
+    return f'<article class="answer">{image}<div class="answer-models">{models}</div></article>'
 
 
 def _task(place: int, run: str, task: str, answer: TaskAnswer) -> str:
@@ -238,7 +236,7 @@ class Seeing(NamedTuple):
 
     Attributes:
         method: one of ``METHODS``.
-        overlay: shows the picture.
+        overlay: shows the image.
     """
 
     method: gr.Radio
@@ -251,8 +249,8 @@ def seeing(elem_id: str) -> Seeing:
     return Seeing(method, overlay_view(elem_id))
 
 
-def connect_bars(context: AppContext, answers: gr.HTML, pictures: gr.components.Component, seen: Seeing) -> None:
-    """Makes a pressed bar of ``answers`` show where its class or text is seen in its picture."""
+def connect_bars(context: AppContext, answers: gr.HTML, images: gr.components.Component, seen: Seeing) -> None:
+    """Makes a pressed bar of ``answers`` show where its class or text is seen in its image."""
 
     @told
     def show(given: Given, way: str, event: gr.SelectData) -> str:
@@ -262,4 +260,4 @@ def connect_bars(context: AppContext, answers: gr.HTML, pictures: gr.components.
         [upload] = read_uploads([paths[pressed.place]], context.limits, [run])
         return seen_html(where(run, upload, pressed.task, pressed.label, way), upload.name)
 
-    answers.select(show, [pictures, seen.method], seen.overlay)
+    answers.select(show, [images, seen.method], seen.overlay)

@@ -1,8 +1,8 @@
-"""A grid of pictures that can be chosen by mouse, finger and keyboard; every tab shows its pictures with it.
+"""A grid of images that can be chosen by mouse, finger and keyboard; every tab shows its images with it.
 
-Where the browser finds a picture of a gallery.
+Where the browser finds an image of a gallery.
 
-The galleries' own pictures for the browser, scaled; nothing else of the disk can be asked for.
+The galleries' own images for the browser, scaled; nothing else of the disk can be asked for.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from app.state.context import AppContext
 from datamodules.loading.decode import ValueRange
 from vitrail.errors import UserError
 
-ROUTE = "/pictures"
-"""Path of the route; gallery and picture are in the query, since both of their names may hold slashes and dots."""
+ROUTE = "/images"
+"""Path of the route; gallery and image are in the query, since both of their names may hold slashes and dots."""
 
 _prefix = ""
 
@@ -42,19 +42,19 @@ def route_url() -> str:
     return f"{_prefix}{ROUTE}"
 
 
-def picture_url(gallery: str, sample_id: str, side: int) -> str:
-    """Address of a picture, scaled, relative to the server's root.
+def image_url(gallery: str, sample_id: str, side: int) -> str:
+    """Address of an image, scaled, relative to the server's root.
 
     Args:
         gallery: name of the gallery, as the context knows it.
-        sample_id: the picture's id in it.
+        sample_id: the image's id in it.
         side: longest side in pixels.
     """
     return f"{route_url()}?{urlencode({'gallery': gallery, 'id': sample_id, 'side': side})}"
 
 
 THUMBNAIL = 256
-"""Longest side in pixels of a picture in the grid: sharp at the width of a column on a dense screen."""
+"""Longest side in pixels of an image in the grid: sharp at the width of a column on a dense screen."""
 
 # Listeners sit on the component, not on the cards, which are made anew with every value. What cards show is
 # never part of this code.
@@ -87,12 +87,12 @@ watch('value', () => {
 
 @dataclass(frozen=True)
 class Card:
-    """A picture of a gallery with what is said about it.
+    """An image of a gallery with what is said about it.
 
     Attributes:
         gallery: name of the gallery, as the context knows it.
-        sample_id: the picture's id in it.
-        title: first line below the picture, and the picture's description for who does not see it.
+        sample_id: the image's id in it.
+        title: first line below the image, and the image's description for who does not see it.
         lines: further lines.
         selected: whether it stands out as the chosen one.
     """
@@ -104,7 +104,7 @@ class Card:
     selected: bool = False
 
 
-def card_grid(items: Sequence[Card] = (), columns: int = 4, *, label: str = "Pictures", elem_id: str = "") -> gr.HTML:
+def card_grid(items: Sequence[Card] = (), columns: int = 4, *, label: str = "Images", elem_id: str = "") -> gr.HTML:
     """The component; a handler's output for it is ``cards_html(…)``.
 
     Its event ``select`` brings ``gr.SelectData``: ``value`` is the ``sample_id`` and ``index`` the place in the grid.
@@ -112,7 +112,7 @@ def card_grid(items: Sequence[Card] = (), columns: int = 4, *, label: str = "Pic
 
     Args:
         items: what it shows at first.
-        columns: pictures in a row of a wide window; a narrow one has fewer.
+        columns: images in a row of a wide window; a narrow one has fewer.
         label: what the grid is, for who does not see it.
         elem_id: id of the element, for styles and tests.
     """
@@ -125,14 +125,14 @@ def card_grid(items: Sequence[Card] = (), columns: int = 4, *, label: str = "Pic
     )
 
 
-def cards_html(items: Sequence[Card], columns: int = 4, *, label: str = "Pictures", empty: str = "") -> str:
+def cards_html(items: Sequence[Card], columns: int = 4, *, label: str = "Images", empty: str = "") -> str:
     """The grid's content. All text is escaped: titles and ids come from tables of the users' data.
 
     Args:
-        items: the pictures, in order.
-        columns: pictures in a row of a wide window.
+        items: the images, in order.
+        columns: images in a row of a wide window.
         label: what the grid is, for who does not see it.
-        empty: what is said where there are no pictures.
+        empty: what is said where there are no images.
     """
     if not items:
         return f'<p class="cards-empty" role="status">{escape(empty)}</p>' if empty else ""
@@ -142,7 +142,7 @@ def cards_html(items: Sequence[Card], columns: int = 4, *, label: str = "Picture
 
 def _card(item: Card) -> str:
     lines = "".join(f'<span class="card-line">{escape(line)}</span>' for line in item.lines)
-    address = picture_url(item.gallery, item.sample_id, THUMBNAIL)
+    address = image_url(item.gallery, item.sample_id, THUMBNAIL)
     return (
         f'<button type="button" class="card{" card-selected" if item.selected else ""}" '
         f'aria-pressed="{"true" if item.selected else "false"}" '
@@ -152,17 +152,17 @@ def _card(item: Card) -> str:
     )
 
 
-__all__ = ["PictureStore", "add_pictures", "picture_url"]
+__all__ = ["ImageStore", "add_images", "image_url"]
 
 SIDES = (64, 128, 256, 512, 1024, 1600)
-"""Longest sides that are made; a request gets the next larger one, so that few versions of a picture are kept."""
+"""Longest sides that are made; a request gets the next larger one, so that few versions of an image are kept."""
 
 _AT_ONCE = 4
 _NOT_FOUND = 404
 
 
-class PictureStore:
-    """Makes pictures small and keeps what it made.
+class ImageStore:
+    """Makes images small and keeps what it made.
 
     Args:
         context: what is served.
@@ -182,15 +182,15 @@ class PictureStore:
         self._decoding = threading.BoundedSemaphore(_AT_ONCE)
 
     def jpeg(self, gallery: str, sample_id: str, side: int) -> bytes:
-        """A picture of a gallery as JPEG.
+        """An image of a gallery as JPEG.
 
         Args:
             gallery: its name.
-            sample_id: the picture's id in it; it is looked up, never made part of a path.
-            side: longest side in pixels; smaller pictures stay as they are.
+            sample_id: the image's id in it; it is looked up, never made part of a path.
+            side: longest side in pixels; smaller images stay as they are.
 
         Raises:
-            UserError: for names that are not there, and a picture that cannot be read.
+            UserError: for names that are not there, and an image that cannot be read.
         """
         key = (gallery, sample_id, next((size for size in SIDES if size >= side), SIDES[-1]))
         with self._lock:
@@ -198,7 +198,7 @@ class PictureStore:
                 self._kept.move_to_end(key)
                 return self._kept[key]
         served = self._context.gallery(gallery)
-        found = served.picture(sample_id)
+        found = served.image(sample_id)
         with self._decoding:
             content = _scaled(found, sample_id, key[2], served.value_range)
         with self._lock:
@@ -210,23 +210,23 @@ class PictureStore:
         return content
 
 
-def add_pictures(app: FastAPI, context: AppContext) -> None:
-    """Adds the route that ``picture_url`` leads to."""
-    store = PictureStore(context)
+def add_images(app: FastAPI, context: AppContext) -> None:
+    """Adds the route that ``image_url`` leads to."""
+    store = ImageStore(context)
 
-    def picture(request: Request, gallery: str, id: str, side: int = 256) -> Response:  # noqa: A002 -- part of the address
+    def image(request: Request, gallery: str, id: str, side: int = 256) -> Response:  # noqa: A002 -- part of the address
         try:
             content = store.jpeg(gallery, id, min(max(side, 1), context.limits.side))
         except UserError:
             # Why there is none can name a file; it does not concern the browser.
-            return PlainTextResponse("there is no such picture", _NOT_FOUND)
+            return PlainTextResponse("there is no such image", _NOT_FOUND)
         tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
         headers = {"etag": tag, "cache-control": "private, max-age=600"}
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers=headers)
         return Response(content, media_type="image/jpeg", headers=headers)
 
-    app.get(ROUTE, include_in_schema=False)(picture)
+    app.get(ROUTE, include_in_schema=False)(image)
 
 
 def _scaled(found: Path | bytes, sample_id: str, side: int, value_range: ValueRange) -> bytes:

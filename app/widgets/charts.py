@@ -1,4 +1,4 @@
-"""How many pictures each class has, as bars that can be chosen to see the pictures.
+"""How many images each class has, as bars that can be chosen to see the images.
 
 Colours of a gallery's classes: densities of hue, saturation and value, as a figure for light and dark pages.
 """
@@ -20,7 +20,7 @@ from app.logic.explore import NOT_KNOWN, Explorer, Filter
 from app.state.context import Once
 from app.widgets.embedding_map import PALETTE
 from datamodules.loading.decode import read_image
-from evaluation.dataset.colour import COLOURLESS, PICTURES_OF_CLASS, SHOWN_CLASSES, class_densities
+from evaluation.dataset.colour import COLOURLESS, IMAGES_OF_CLASS, SHOWN_CLASSES, class_densities
 from evaluation.dataset.figures import SPLIT_COLOURS
 from vitrail.errors import UserError
 
@@ -78,7 +78,7 @@ def bars_html(counts: pd.DataFrame, task: str) -> str:
     totals = counts.sum(axis=1).sort_values(ascending=False, kind="stable")
     seen, absent = totals[totals > 0], int((totals == 0).sum())
     if seen.empty:
-        return '<p class="bars-note" role="status">No picture is left by the filters.</p>'
+        return '<p class="bars-note" role="status">No image is left by the filters.</p>'
     key = "".join(
         f'<li><span style="background: {_colour(split)}"></span>{escape(str(split))}</li>' for split in counts.columns
     )
@@ -88,14 +88,14 @@ def bars_html(counts: pd.DataFrame, task: str) -> str:
     )
     known = seen.drop(NOT_KNOWN, errors="ignore")
     if known.empty:
-        said = f"No value of {task} is known of these pictures."
+        said = f"No value of {task} is known of these images."
     else:
-        # Not "all": a class that no picture of the gallery has is not among the values.
+        # Not "all": a class that no image of the gallery has is not among the values.
         of = f" of {len(counts.drop(NOT_KNOWN, errors='ignore')):,}" if absent else ""
         share = known.iloc[0] / seen.sum()
         said = (
             f"{len(known):,}{of} values of {task} occur; the most frequent, {known.index[0]}, is {share:.1%} of these "
-            "pictures. Choose one to see its pictures."
+            "images. Choose one to see its images."
         )
     return f'<ul class="bars-key">{key}</ul><ul class="bars">{bars}</ul><p class="bars-note">{escape(said)}</p>'
 
@@ -135,7 +135,7 @@ Progress = Callable[[Iterable[str]], Iterable[str]]
 
 
 class _Densities(NamedTuple):
-    """float64 ``(3, LEVELS)`` of the pictures that can be read, None where there are none; and how many cannot."""
+    """float64 ``(3, LEVELS)`` of the images that can be read, None where there are none; and how many cannot."""
 
     values: NDArray[np.float64] | None
     unreadable: int
@@ -145,7 +145,7 @@ class ClassColours:
     """Densities of the classes of a gallery, kept once they are computed.
 
     Args:
-        gallery: whose pictures are read.
+        gallery: whose images are read.
         explorer: of the same gallery.
     """
 
@@ -155,7 +155,7 @@ class ClassColours:
         self._kept: Once[_Densities] = Once(512)
 
     def default_classes(self, chosen: Filter, task: str) -> list[str]:
-        """Names of the most frequent values among the pictures that the filter leaves, in their order."""
+        """Names of the most frequent values among the images that the filter leaves, in their order."""
         counts = self._explorer.counts(self._explorer.find(chosen), task).sum(axis=1)
         frequent = counts.sort_values(ascending=False, kind="stable").head(SHOWN_CLASSES)
         return [str(name) for name in frequent.index[frequent > 0]]
@@ -163,14 +163,14 @@ class ClassColours:
     def densities(
         self, chosen: Filter, task: str, names: Sequence[str], progress: Progress = iter, *, seed: int = 0
     ) -> tuple[dict[str, NDArray[np.float64]], list[str]]:
-        """Densities of some classes' pictures among those that the filter leaves.
+        """Densities of some classes' images among those that the filter leaves.
 
         Args:
             chosen: the filter.
             task: whose values are meant.
             names: of the values.
             progress: shows how far it is.
-            seed: of the pictures and pixels that are drawn.
+            seed: of the images and pixels that are drawn.
 
         Returns:
             By name float64 ``(3, LEVELS)``, see ``evaluation.dataset.colour.density``; and sentences about what
@@ -190,27 +190,27 @@ class ClassColours:
         for name in progress(names):
             own = rows[facet.codes[rows] == facet.values.index(name)]
             if not len(own):
-                missing.append(f"{name}: no picture is left by the filters.")
+                missing.append(f"{name}: no image is left by the filters.")
                 continue
             found = self._kept.get((chosen, task, name, seed), functools.partial(self._of, own, seed))
             if found.unreadable:
-                missing.append(f"{name}: {found.unreadable} of its pictures cannot be read.")
+                missing.append(f"{name}: {found.unreadable} of its images cannot be read.")
             if found.values is not None:
                 curves[name] = found.values
         return curves, missing
 
     def _of(self, rows: NDArray[np.int64], seed: int) -> _Densities:
         rng = np.random.default_rng(seed)
-        drawn = rows if len(rows) <= PICTURES_OF_CLASS else np.sort(rng.choice(rows, PICTURES_OF_CLASS, replace=False))
+        drawn = rows if len(rows) <= IMAGES_OF_CLASS else np.sort(rng.choice(rows, IMAGES_OF_CLASS, replace=False))
         unreadable: list[str] = []
-        pictures = self._read([self._explorer.id_of(row) for row in drawn.tolist()], unreadable)
+        images = self._read([self._explorer.id_of(row) for row in drawn.tolist()], unreadable)
         # One after the other: sixty photos of a camera would fill the memory.
-        first = next(pictures, None)
-        values = None if first is None else class_densities(itertools.chain([first], pictures), rng)
+        first = next(images, None)
+        values = None if first is None else class_densities(itertools.chain([first], images), rng)
         return _Densities(values, len(unreadable))
 
     def _read(self, sample_ids: Sequence[str], unreadable: list[str]) -> Iterator[NDArray[np.uint8]]:
-        """Those pictures that can be read, uint8 ``(H, W, 3)`` each; names of the others are added to a list."""
+        """Those images that can be read, uint8 ``(H, W, 3)`` each; names of the others are added to a list."""
         unread = set(sample_ids)
         for sample_id, source in self._sources(sample_ids):
             try:
@@ -222,11 +222,11 @@ class ClassColours:
         unreadable += sorted(unread)
 
     def _sources(self, sample_ids: Sequence[str]) -> Iterator[tuple[str, Path | bytes]]:
-        """Files, and what the gallery keeps of pictures without one; those at once, since each look-up takes long."""
+        """Files, and what the gallery keeps of images without one; those at once, since each look-up takes long."""
         without = []
         for sample_id in sample_ids:
             try:
-                yield sample_id, self._gallery.picture_path(sample_id)
+                yield sample_id, self._gallery.image_path(sample_id)
             except UserError:
                 without.append(sample_id)
         kept = self._gallery.gallery.rows(without, ["thumbnail"]).column("thumbnail").to_pylist() if without else []
@@ -246,7 +246,7 @@ def colour_figure(curves: Mapping[str, NDArray[np.float64]], task: str) -> str:
     )
     panels = "".join(_panel(place, name, curves, task) for place, name in enumerate(PANELS))
     note = (
-        f"Up to {PICTURES_OF_CLASS} pictures of each class; pixels with a saturation up to {COLOURLESS:g} have no hue. "
+        f"Up to {IMAGES_OF_CLASS} images of each class; pixels with a saturation up to {COLOURLESS:g} have no hue. "
         "Where curves differ, colour alone tells classes apart."
     )
     return (

@@ -1,6 +1,6 @@
-"""Where a model puts the pictures of a gallery: its vectors laid out in the plane.
+"""Where a model puts the images of a gallery: its vectors laid out in the plane.
 
-The map of pictures in the browser: points on a canvas that open their picture, by mouse, finger and keyboard.
+The map of images in the browser: points on a canvas that open their image, by mouse, finger and keyboard.
 
 What is drawn is the component's value, see ``embedding_map.map_points``. Texts are only ever set as text.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 MOST_POINTS = 5_000
-"""Pictures on a map; of more so many are drawn evenly. More could neither be told apart nor laid out in a minute."""
+"""Images on a map; of more so many are drawn evenly. More could neither be told apart nor laid out in a minute."""
 
 METHODS: dict[str, Projection] = {"PCA": "pca", "t-SNE": "tsne", "UMAP": "umap"}
 """By the names that people know them by."""
@@ -38,13 +38,13 @@ PALETTE = (
 
 
 @dataclass(frozen=True)
-class PictureMap:
-    """Places of n pictures.
+class ImageMap:
+    """Places of n images.
 
     Attributes:
         rows: int64 ``(n,)``, of the gallery, ascending.
         places: float64 ``(n, 2)``, 0 to 1, to the same scale in both directions.
-        of: number of pictures that these were drawn from.
+        of: number of images that these were drawn from.
     """
 
     rows: NDArray[np.int64]
@@ -53,10 +53,10 @@ class PictureMap:
 
     @property
     def told(self) -> str:
-        """How many pictures are on the map, in words."""
+        """How many images are on the map, in words."""
         if len(self.rows) == self.of:
-            return f"{self.of:,} pictures"
-        return f"{len(self.rows):,} of {self.of:,} pictures, drawn evenly"
+            return f"{self.of:,} images"
+        return f"{len(self.rows):,} of {self.of:,} images, drawn evenly"
 
 
 def methods() -> list[str]:
@@ -76,14 +76,14 @@ def checked_method(method: object) -> str:
     raise UserError(f"map: there is no projection {str(method)[:80]!r}; choose one of: {', '.join(methods())}")
 
 
-def lay_out(gallery: Gallery, ids: list[str], method: str, *, limit: int = MOST_POINTS, seed: int = 0) -> PictureMap:
-    """Lays the pictures of a gallery out by their vectors.
+def lay_out(gallery: Gallery, ids: list[str], method: str, *, limit: int = MOST_POINTS, seed: int = 0) -> ImageMap:
+    """Lays the images of a gallery out by their vectors.
 
     Args:
         gallery: whose vectors are taken.
-        ids: of all of its pictures, in the order of its rows.
+        ids: of all of its images, in the order of its rows.
         method: one of ``methods()``.
-        limit: pictures at most.
+        limit: images at most.
         seed: of the draw, and of the projection.
 
     Raises:
@@ -94,20 +94,20 @@ def lay_out(gallery: Gallery, ids: list[str], method: str, *, limit: int = MOST_
     if len(rows) > limit:
         rows = np.sort(np.random.default_rng(seed).choice(len(ids), limit, replace=False)).astype(np.int64)
     vectors = gallery.vectors([ids[row] for row in rows.tolist()])
-    return PictureMap(rows, _fitted(project(vectors, METHODS[method], seed=seed)), len(ids))
+    return ImageMap(rows, _fitted(project(vectors, METHODS[method], seed=seed)), len(ids))
 
 
 def map_points(
-    explorer: Explorer, placed: PictureMap, shown: NDArray[np.int64], task: str, selected: int | None = None
+    explorer: Explorer, placed: ImageMap, shown: NDArray[np.int64], task: str, selected: int | None = None
 ) -> dict[str, object]:
-    """The map as the browser draws it: plain lists, a few dozen bytes a picture.
+    """The map as the browser draws it: plain lists, a few dozen bytes an image.
 
     Args:
         explorer: of the gallery.
-        placed: where its pictures are.
+        placed: where its images are.
         shown: int64 ``(m,)``, rows that the filter leaves; others are faint.
         task: whose values give the colours; empty for one colour.
-        selected: row of the picture that is shown elsewhere.
+        selected: row of the image that is shown elsewhere.
     """
     facet = explorer.facets.get(task)
     codes = np.zeros(len(placed.rows), np.int64) if facet is None else facet.codes[placed.rows]
@@ -119,7 +119,7 @@ def map_points(
         "x": places[:, 0].tolist(),
         "y": places[:, 1].tolist(),
         "codes": codes.tolist(),
-        "names": list(facet.values) if facet is not None else ["picture"],
+        "names": list(facet.values) if facet is not None else ["image"],
         "colours": list(PALETTE),
         "shown": np.isin(placed.rows, shown).astype(int).tolist(),
         "selected": -1 if selected is None else int(np.append(np.flatnonzero(placed.rows == selected), -1)[0]),
@@ -140,7 +140,7 @@ _TEMPLATE = """
 <div class="map">
   <div class="map-frame">
     <canvas tabindex="0" role="application"
-      aria-label="Map of pictures: arrow keys go from point to point, Enter opens the picture"></canvas>
+      aria-label="Map of images: arrow keys go from point to point, Enter opens the image"></canvas>
     <div class="map-tip" role="status" hidden><img alt=""><span></span></div>
   </div>
   <ul class="map-legend"></ul>
@@ -286,7 +286,7 @@ draw();
 """
 
 
-def picture_map() -> gr.HTML:
+def image_map() -> gr.HTML:
     """The component; its event ``select`` brings ``gr.SelectData`` whose ``value`` is a ``sample_id``, from outside."""
     return gr.HTML(
         html_template=_TEMPLATE,

@@ -1,4 +1,4 @@
-"""Where pictures are given: uploaded, pasted or taken, several at once."""
+"""Where images are given: uploaded, pasted or taken, several at once."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Given = list[tuple[str, str | None]] | None
 """What the component hands to a handler: files with captions."""
 
 
-def picture_input(context: AppContext, elem_id: str) -> gr.Gallery:
+def image_input(context: AppContext, elem_id: str) -> gr.Gallery:
     """The component. Handlers get file names only: ``app.logic.uploads`` looks at a file before anything decodes it."""
     return gr.Gallery(
-        label=f"Pictures: drop, choose, paste or take up to {context.limits.pictures}",
+        label=f"Images: drop, choose, paste or take up to {context.limits.images}",
         type="filepath",
-        # Pasting only works with this name for all pictures; what is read of them is for ``app.logic.uploads`` to say.
+        # Pasting only works with this name for all images; what is read of them is for ``app.logic.uploads`` to say.
         file_types=["image"],
         sources=["upload", "webcam", "clipboard"],
         interactive=True,

@@ -1,13 +1,13 @@
 """The web application under load: first prediction, search in a large gallery, and eight users at once.
 
-    python -m benchmarks.app.load [--repeats 3] [--pictures 100000] [--users 8]
+    python -m benchmarks.app.load [--repeats 3] [--images 100000] [--users 8]
 
 The classifier is a DeiT-Tiny at 224 px, the dual encoder the quickstart's; both have trained for a moment only, since
 their answers do not matter here. The gallery holds random vectors of the dual encoder's length with texts and classes.
 The server is a process of its own; users press buttons, upload a photo, and fetch the thumbnails of an answer, without
 a pause. A user whose request fails fails the benchmark.
 
-Somebody who uses the web application, without a browser: presses buttons, uploads pictures, looks at thumbnails.
+Somebody who uses the web application, without a browser: presses buttons, uploads images, looks at thumbnails.
 
 What the load test of the web application serves: two runs that trained for a moment, and a large gallery.
 """
@@ -87,13 +87,13 @@ class User:
         return found
 
     def upload(self, name: str, content: bytes) -> list[State]:
-        """Uploads a picture; what a component for pictures then holds."""
+        """Uploads an image; what a component for images then holds."""
         answer = self._client.post("/gradio_api/upload", files={"files": (name, content)}).raise_for_status()
         file = {"path": answer.json()[0], "orig_name": name, "meta": {"_type": "gradio.FileData"}}
         return [{"image": file, "caption": None}]
 
     def look(self, address: str) -> int:
-        """Fetches a picture; its length in bytes."""
+        """Fetches an image; its length in bytes."""
         return len(self._client.get(address).raise_for_status().content)
 
     def _answer(self) -> State:
@@ -151,22 +151,22 @@ def make_runs(folder: Path, backbone: str = DEIT_TINY) -> None:
         made.rename(folder / name)
 
 
-def make_gallery(folder: Path, pictures: int) -> None:
-    """A gallery of the dual encoder, of random vectors with words and classes; its first pictures can be looked at."""
+def make_gallery(folder: Path, images: int) -> None:
+    """A gallery of the dual encoder, of random vectors with words and classes; its first images can be looked at."""
     import pyarrow as pa
 
     from lightning_modules.checkpoint import load_task
     from retrieval.gallery import Gallery
-    from retrieval.schema import identity_of, picture_schema
+    from retrieval.schema import identity_of, image_schema
 
     task = load_task(folder / PAIRS / "checkpoints" / "best.ckpt")
     identity = identity_of(task, str(folder / PAIRS), getattr(task, "input_options"), [])  # noqa: B009 -- of no base
-    schema = picture_schema(identity)
+    schema = image_schema(identity)
     random = np.random.default_rng(0)
     photo = a_photo()
     with Gallery.create(str(folder / LARGE), identity).writing() as writer:
-        for start in range(0, pictures, _CHUNK):
-            rows = min(_CHUNK, pictures - start)
+        for start in range(0, images, _CHUNK):
+            rows = min(_CHUNK, images - start)
             columns: dict[str, Any] = {field.name: pa.nulls(rows, field.type) for field in schema}
             columns |= {
                 name: pa.array([""] * rows) for name in ("path", "caption", "group", "content", "run", "weights")
@@ -199,14 +199,14 @@ def a_photo(size: int = 1024) -> bytes:
     return content.getvalue()
 
 
-PICTURES, USERS, TURNS = 100_000, 8, 5
+IMAGES, USERS, TURNS = 100_000, 8, 5
 PREDICTION, SEARCH, LOOK = "classify an upload", "search by a text", "a thumbnail"
 FIRST_LIMIT, SEARCH_LIMIT = "one second", "100 ms"
 
 
 def first_prediction(folder: Path) -> dict[str, float]:
     """Seconds of the first prediction after the model is loaded, upload and decoding included, and of the next one."""
-    from app.logic.uploads import read_picture
+    from app.logic.uploads import read_upload
     from app.state.runs import ServedRun
 
     path = folder / "photo.jpg"
@@ -214,7 +214,7 @@ def first_prediction(folder: Path) -> dict[str, float]:
     seconds = []
     for _ in range(2):
         begin = time.perf_counter()
-        (answer,) = run.predict([read_picture(path)])
+        (answer,) = run.predict([read_upload(path)])
         seconds.append(time.perf_counter() - begin)
         assert len(answer.tasks) == 4
     return {"first": seconds[0], "next": seconds[1]}
@@ -308,10 +308,10 @@ def load_times(url: str, users: int, turns: int) -> dict[str, list[float]]:
             with User(url) as user:
                 for turn in range(turns):
                     text = f"{WORDS[(number + turn) % len(WORDS)]} mug"
-                    timed(PREDICTION, lambda: user.press("classify-ask", {"Pictures": user.upload("a.jpg", photo)}))
+                    timed(PREDICTION, lambda: user.press("classify-ask", {"Images": user.upload("a.jpg", photo)}))
                     timed(SEARCH, lambda text=text: user.press("search-ask", {"Look for": text}))  # type: ignore[misc]
                     for place in range(8):
-                        address = f"/pictures?gallery={LARGE}&id={(8 * turn + place) % 100}&side=256"
+                        address = f"/images?gallery={LARGE}&id={(8 * turn + place) % 100}&side=256"
                         timed(LOOK, lambda address=address: user.look(address))  # type: ignore[misc]
         except Exception as error:  # whatever it is, it is what the benchmark looks for
             wrong.append(f"{type(error).__name__}: {error}")
@@ -326,11 +326,11 @@ def load_times(url: str, users: int, turns: int) -> dict[str, list[float]]:
     return dict(seconds)
 
 
-def measure(pictures: int, users: int, repeats: int, turns: int = TURNS, backbone: str = "") -> list[Row]:
+def measure(images: int, users: int, repeats: int, turns: int = TURNS, backbone: str = "") -> list[Row]:
     """All rows; what takes a while is said.
 
     Args:
-        pictures: of the gallery.
+        images: of the gallery.
         users: at once.
         repeats: of every measurement.
         turns: of every user.
@@ -339,7 +339,7 @@ def measure(pictures: int, users: int, repeats: int, turns: int = TURNS, backbon
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_runs(folder, backbone or DEIT_TINY)
-        make_gallery(folder, pictures)
+        make_gallery(folder, images)
         (folder / "photo.jpg").write_bytes(a_photo())
         firsts = [in_new_process("benchmarks.app.load", ["--first", name]) for _ in range(repeats)]
         searches = [in_new_process("benchmarks.app.load", ["--search", name]) for _ in range(repeats)]
@@ -353,7 +353,7 @@ def measure(pictures: int, users: int, repeats: int, turns: int = TURNS, backbon
     rows = [row("application, prediction by DeiT-Tiny after load", "first", FIRST_LIMIT, values, "s", "< 1", note)]
     for kind in searches[0]:
         values = {kind: [one[kind] for one in searches], SEARCH_LIMIT: [0.1] * repeats}
-        rows.append(row(f"application, search in {pictures:,}", kind, SEARCH_LIMIT, values, "s of the server", "< 1"))
+        rows.append(row(f"application, search in {images:,}", kind, SEARCH_LIMIT, values, "s of the server", "< 1"))
     for kind in (PREDICTION, SEARCH, LOOK):
         values = {f"{users} users": [median(one[kind]) for one in rounds], "one user": [median(alone[kind])] * repeats}
         slow = median(quantiles(one[kind], n=20)[-1] for one in rounds)
@@ -364,14 +364,14 @@ def measure(pictures: int, users: int, repeats: int, turns: int = TURNS, backbon
 
 def run(repeats: int) -> list[Row]:
     """First prediction, searches, and users at once."""
-    return measure(PICTURES, USERS, repeats)
+    return measure(IMAGES, USERS, repeats)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the rows; the other options are for processes that this one starts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--pictures", type=int, default=PICTURES)
+    parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--users", type=int, default=USERS)
     for name in ("first", "search", "serve"):
         parser.add_argument(f"--{name}", type=Path, help=argparse.SUPPRESS)
@@ -383,7 +383,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif options.serve:
         serve(options.serve)
     else:
-        say(measure(options.pictures, options.users, options.repeats))
+        say(measure(options.images, options.users, options.repeats))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Start-up of ``fit`` up to its first training step, and memory, with 1,000, 10,000 and 100,000 pictures.
+"""Start-up of ``fit`` up to its first training step, and memory, with 1,000, 10,000 and 100,000 images.
 
-    python -m benchmarks.data.growth [--repeats 3] [--pictures 1000 10000 100000]
+    python -m benchmarks.data.growth [--repeats 3] [--images 1000 10000 100000]
 
-Folders of 32-px JPEGs in ten classes, hard links to ten files. The first ``fit`` of a folder reads every picture once
+Folders of 32-px JPEGs in ten classes, hard links to ten files. The first ``fit`` of a folder reads every image once
 and fills the cache; that is measured once. Every later one finds what the first has found; those are repeated, the
 sizes in turn, and go through a whole epoch with two workers, whose own memory is measured when it ends.
 """
@@ -60,7 +60,7 @@ class Watch(Callback):
         write_text_whole(Path(self.path), json.dumps(found))
 
 
-def write_pictures(folder: Path, pictures: int, pixels: int = PIXELS) -> None:
+def write_images(folder: Path, images: int, pixels: int = PIXELS) -> None:
     """So many square JPEGs in ten class folders, all of a class the same file."""
     import numpy as np
     from PIL import Image
@@ -71,7 +71,7 @@ def write_pictures(folder: Path, pictures: int, pixels: int = PIXELS) -> None:
         colours = np.random.default_rng(code).integers(0, 256, (4, 4, 3), dtype=np.uint8)
         first = own / "000000.jpg"
         Image.fromarray(colours).resize((pixels, pixels), Image.Resampling.BICUBIC).save(first)
-        for number in range(1, len(range(code, pictures, CLASSES))):
+        for number in range(1, len(range(code, images, CLASSES))):
             (own / f"{number:06d}.jpg").hardlink_to(first)
 
 
@@ -79,7 +79,7 @@ def start(folder: Path, *, epoch: bool) -> Numbers:
     """Runs ``fit`` in a process of its own.
 
     Args:
-        folder: with ``pictures``; everything that the run writes goes beside them.
+        folder: with ``images``; everything that the run writes goes beside them.
         epoch: whether it goes on to the end of an epoch; else it ends after the first step.
 
     Returns:
@@ -108,11 +108,11 @@ def _experiment(folder: Path, found: Path, epoch: bool) -> dict[str, Any]:
         "data": {
             "class_path": "datamodules.ImageFolder",
             "init_args": {
-                "root": str(folder / "pictures"),
+                "root": str(folder / "images"),
                 "split": {"by": "stratified", "val_fraction": 0.1, "test_fraction": 0.1},
                 "image": {"size": PIXELS},
                 "loader": {"batch_size": BATCH, "num_workers": WORKERS},
-                # All pictures of a class are one file.
+                # All images of a class are one file.
                 "checks": {"allow_leaks": ["exact", "near"]},
             },
         },
@@ -138,7 +138,7 @@ def measure(sizes: Sequence[int], repeats: int) -> tuple[dict[int, Numbers], dic
     with tempfile.TemporaryDirectory() as name:
         folders = {size: Path(name) / str(size) for size in sizes}
         for size, folder in folders.items():
-            write_pictures(folder / "pictures", size)
+            write_images(folder / "images", size)
         first = {size: start(folder, epoch=False) for size, folder in folders.items()}
         starts = {str(size): lambda folder=folder: start(folder, epoch=True) for size, folder in folders.items()}
         later = interleave(starts, repeats)
@@ -167,16 +167,16 @@ def run(repeats: int) -> list[Row]:
 
 
 def _named(size: int) -> str:
-    return f"{size:,} pictures"
+    return f"{size:,} images"
 
 
 def main() -> None:
     """Print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--pictures", type=int, nargs="+", default=list(SIZES), help="sizes, the smallest first")
+    parser.add_argument("--images", type=int, nargs="+", default=list(SIZES), help="sizes, the smallest first")
     options = parser.parse_args()
-    say(rows_of(*measure(options.pictures, options.repeats)))
+    say(rows_of(*measure(options.images, options.repeats)))
 
 
 if __name__ == "__main__":

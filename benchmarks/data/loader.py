@@ -1,10 +1,10 @@
-"""Training pictures a second from the second epoch on, beside torchvision's ``ImageFolder`` with the same transforms.
+"""Training images a second from the second epoch on, beside torchvision's ``ImageFolder`` with the same transforms.
 
     python -m benchmarks.data.loader [--repeats 5]
 
 Random crop (bicubic, antialiased) and flip to 224 px of photos with a long side of 500 px, and to 112 px of photos of
 about 128 px: the product photos where they are at hand, generated ones elsewhere. torchvision's transforms run on
-Pillow pictures as its documentation has it, and on tensors, which is faster. Both sides have the same number of
+Pillow images as its documentation has it, and on tensors, which is faster. Both sides have the same number of
 worker processes.
 """
 
@@ -29,7 +29,7 @@ ON_TENSORS, ON_PILLOW = "torchvision, on tensors", "torchvision, on Pillow"
 
 
 def ours(folder: Path, size: int, workers: int) -> Iterable[Any]:
-    """Our training batches of a folder of pictures."""
+    """Our training batches of a folder of images."""
     from datamodules import ImageFolder
 
     data = ImageFolder(
@@ -62,10 +62,10 @@ def theirs(folder: Path, size: int, workers: int, *, on_tensors: bool) -> Iterab
 
 def images_per_second(loader: Iterable[Any]) -> float:
     """Of one epoch."""
-    pictures, begin = 0, time.perf_counter()
+    images, begin = 0, time.perf_counter()
     for batch in loader:
-        pictures += len(batch["image"] if isinstance(batch, dict) else batch[0])
-    return pictures / (time.perf_counter() - begin)
+        images += len(batch["image"] if isinstance(batch, dict) else batch[0])
+    return images / (time.perf_counter() - begin)
 
 
 def measure(folder: Path, size: int, workers: int, rounds: int) -> dict[str, list[float]]:

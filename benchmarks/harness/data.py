@@ -1,8 +1,8 @@
-"""Folders of pictures for timings: ``train/<class>/<number>.jpg``, photo-like in size and detail.
+"""Folders of images for timings: ``train/<class>/<number>.jpg``, photo-like in size and detail.
 
-Data for timings: one epoch of as many full batches as wanted, out of a few pictures in memory.
+Data for timings: one epoch of as many full batches as wanted, out of a few images in memory.
 
-Everything but the reading of pictures is the loader that all data sets have. Reading has a benchmark of its own.
+Everything but the reading of images is the loader that all data sets have. Reading has a benchmark of its own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def write_photos(root: Path, number: int, size: int) -> Path:
 
     Args:
         root: folder to be made.
-        number: of pictures.
+        number: of images.
         size: in pixels.
 
     Returns:
@@ -41,10 +41,10 @@ def write_photos(root: Path, number: int, size: int) -> Path:
         coarse = Image.fromarray(draw.integers(0, 256, (short // 16, size // 16, 3), dtype=np.uint8))
         smooth = np.asarray(coarse.resize((size, short), Image.Resampling.BICUBIC), dtype=np.float32)
         grain = draw.normal(0, 6, (short, size, 1)).astype(np.float32)
-        picture = Image.fromarray(np.clip(smooth + grain, 0, 255).astype(np.uint8))
+        image = Image.fromarray(np.clip(smooth + grain, 0, 255).astype(np.uint8))
         path = root / "train" / f"class_{index % CLASSES}" / f"{index:05d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path, quality=90)
+        image.save(path, quality=90)
     return root
 
 
@@ -53,17 +53,17 @@ def linked_products(root: Path) -> Path | None:
     images = Path(os.environ.get("VITRAIL_DATA", "data")) / "products" / "images"
     if not images.is_dir():
         return None
-    for index, picture in enumerate(sorted(images.glob("*.jpg"))):
-        link = root / "train" / f"class_{index % CLASSES}" / picture.name
+    for index, image in enumerate(sorted(images.glob("*.jpg"))):
+        link = root / "train" / f"class_{index % CLASSES}" / image.name
         link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(picture.resolve())
+        link.symlink_to(image.resolve())
     return root
 
 
 LONG_CLASSES = ("bag", "bottle", "cap", "cup", "lamp", "plate", "shoe", "sock", "vase", "watch")
 COLOURS = ("red", "green", "blue", "yellow", "black", "white", "grey")
 PLACES = ("on a table", "in a box", "before a wall", "under a lamp", "on the grass")
-_PICTURES = 64
+_IMAGES = 64
 
 
 class LongEpoch(ImageDataModule):
@@ -71,7 +71,7 @@ class LongEpoch(ImageDataModule):
 
     Args:
         steps: full batches of an epoch.
-        image: size of the pictures.
+        image: size of the images.
         loader: batch size and workers.
         seed: of the order.
 
@@ -88,9 +88,9 @@ class LongEpoch(ImageDataModule):
         super().__init__(image, loader=loader, seed=seed)
         self.steps = steps
         size = self.image_options["size"]
-        # A generator of its own: the weights that come next must not depend on how large the pictures are.
-        noise = np.random.default_rng(0).integers(0, 256, (_PICTURES, 3, size, size), dtype=np.uint8)
-        self._pictures = torch.from_numpy(noise)
+        # A generator of its own: the weights that come next must not depend on how large the images are.
+        noise = np.random.default_rng(0).integers(0, 256, (_IMAGES, 3, size, size), dtype=np.uint8)
+        self._images = torch.from_numpy(noise)
 
     def load_table(self) -> SampleTable:
         """Names, labels and captions; nothing is read."""
@@ -107,8 +107,8 @@ class LongEpoch(ImageDataModule):
         return SampleTable.from_frame(frame, ["class"], {"class": LONG_CLASSES}, origin="LongEpoch")
 
     def read_image(self, index: int) -> torch.Tensor:
-        """One of a few pictures, uint8 ``(3, size, size)``."""
-        return self._pictures[index % _PICTURES]
+        """One of a few images, uint8 ``(3, size, size)``."""
+        return self._images[index % _IMAGES]
 
     def train_dataloader(self) -> CountedLoader:
         """The usual loader, with a tick where the steps are timed."""

@@ -1,6 +1,6 @@
-"""Filling a gallery beside the model's own forward pass, in pictures a second.
+"""Filling a gallery beside the model's own forward pass, in images a second.
 
-    python -m benchmarks.retrieval.indexing [--repeats 3] [--pictures 2048]
+    python -m benchmarks.retrieval.indexing [--repeats 3] [--images 2048]
 
 Photos of 500 px that have been decoded before, at 224 px, networks with random weights. The forward pass has all of its
 batches in memory. Filling reads them from the cache, runs the model, and makes vectors, predictions, facts and files of
@@ -24,12 +24,12 @@ from benchmarks.harness.data import write_photos
 from benchmarks.harness.interleaved import Row, interleave, row, say
 
 BACKBONES = {"DeiT-Tiny": "deit_tiny_patch16_224", "RegNetX-200MF": "regnetx_002"}
-PICTURES, SIZE, PHOTO, BATCH = 2048, 224, 500, 32
+IMAGES, SIZE, PHOTO, BATCH = 2048, 224, 500, 32
 FILLING, FORWARD, PROMISE = "filling a gallery", "forward pass", "≥ 0.95"
 
 
 def data_of(folder: Path, size: int, batch: int) -> Any:
-    """A folder of pictures, decoded once."""
+    """A folder of images, decoded once."""
     from datamodules import ImageFolder
 
     data = ImageFolder(
@@ -67,19 +67,19 @@ class Contest:
 
         self.task, self.data, self.folder = task_of(backbone, data), data, folder
         self.identity = identity_of(self.task, "", self.data.image_options, list(data.tasks))
-        self.pictures = len(data.rows_of(["train"]))
+        self.count = len(data.rows_of(["train"]))
         self.images = [batch["image"].clone() for batch in data.rows_dataloader(data.rows_of(["train"]))]
 
     def forward(self) -> float:
-        """Pictures a second of the model alone."""
+        """Images a second of the model alone."""
         begin = time.perf_counter()
         with torch.inference_mode():
             for images in self.images:
                 self.task(images)
-        return self.pictures / (time.perf_counter() - begin)
+        return self.count / (time.perf_counter() - begin)
 
     def fill(self) -> float:
-        """Pictures a second of filling a new gallery.
+        """Images a second of filling a new gallery.
 
         Raises:
             RuntimeError: if the gallery does not hold all of them.
@@ -92,42 +92,42 @@ class Contest:
         gallery = Gallery.create(str(uri), self.identity)
         report = fill(self.task, self.data, gallery, splits=["train"])
         seconds = time.perf_counter() - begin
-        if report.added != self.pictures:
-            raise RuntimeError(f"{self.pictures} pictures were to be added: {report}")
+        if report.added != self.count:
+            raise RuntimeError(f"{self.count} images were to be added: {report}")
         shutil.rmtree(uri)
-        return self.pictures / seconds
+        return self.count / seconds
 
 
 def measure(
-    backbones: Sequence[str], pictures: int, rounds: int, size: int = SIZE, photo: int = PHOTO, batch: int = BATCH
+    backbones: Sequence[str], images: int, rounds: int, size: int = SIZE, photo: int = PHOTO, batch: int = BATCH
 ) -> list[Row]:
     """Both sides in turn, for each network."""
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["VITRAIL_CACHE"] = str(folder / "cache")
-        data = data_of(write_photos(folder / "pictures", pictures, photo), size, batch)
+        data = data_of(write_photos(folder / "images", images, photo), size, batch)
         for backbone in backbones:
             contest = Contest(BACKBONES.get(backbone, backbone), data, folder)
             contest.fill()  # imports LanceDB
             rates = interleave({FILLING: contest.fill, FORWARD: contest.forward}, rounds)
-            title = f"indexing {pictures:,} photos at {size} px, {backbone}"
+            title = f"indexing {images:,} photos at {size} px, {backbone}"
             rows.append(row(title, FILLING, FORWARD, rates, "images/s", PROMISE))
     return rows
 
 
 def run(repeats: int) -> list[Row]:
-    """Pictures a second of filling by those of the forward pass."""
-    return measure(list(BACKBONES), PICTURES, repeats)
+    """Images a second of filling by those of the forward pass."""
+    return measure(list(BACKBONES), IMAGES, repeats)
 
 
 def main() -> None:
     """Print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--pictures", type=int, default=PICTURES)
+    parser.add_argument("--images", type=int, default=IMAGES)
     options = parser.parse_args()
-    say(measure(list(BACKBONES), options.pictures, options.repeats))
+    say(measure(list(BACKBONES), options.images, options.repeats))
 
 
 if __name__ == "__main__":

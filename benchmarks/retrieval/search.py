@@ -1,6 +1,6 @@
 """Exact top-10 search in a million vectors, beside NumPy, scikit-learn, FAISS and LanceDB; and opening such a gallery.
 
-    python -m benchmarks.retrieval.search [--repeats 3] [--pictures 1000000] [--dim 512]
+    python -m benchmarks.retrieval.search [--repeats 3] [--images 1000000] [--dim 512]
 
 The vectors are random directions. All contenders have the same number of threads and find the same rows, or the
 benchmark fails. Needs 5 GB on the disk and 16 GB of memory.
@@ -27,7 +27,7 @@ from benchmarks.harness.interleaved import Row, in_new_process, interleave, row,
 from benchmarks.harness.processes import Paced
 from benchmarks.retrieval.search_contenders import CONTENDERS, OURS, OURS_WITH_NAMES, QUERIES, answers_file
 
-PICTURES, DIM = 1_000_000, 512
+IMAGES, DIM = 1_000_000, 512
 SEARCHES = {1: 5, 100: 1}
 """How many searches a turn has, by the number of queries that are asked at once."""
 
@@ -47,19 +47,19 @@ def threads() -> dict[str, str]:
     return {**{f"{name}_NUM_THREADS": count for name in names}, "LANCE_CPU_THREADS": count}
 
 
-def make_gallery(folder: Path, pictures: int, dim: int) -> None:
+def make_gallery(folder: Path, images: int, dim: int) -> None:
     """A gallery of random directions, whose ids are their numbers, and queries."""
     import pyarrow as pa
 
     from retrieval.gallery import Gallery
-    from retrieval.schema import ModelIdentity, picture_schema
+    from retrieval.schema import ModelIdentity, image_schema
 
     identity = ModelIdentity("Random", "0" * 64, "", dim, False, {}, {}, [])
-    schema = picture_schema(identity)
+    schema = image_schema(identity)
     random = np.random.default_rng(0)
     with Gallery.create(str(folder / "gallery"), identity).writing() as writer:
-        for start in range(0, pictures, _CHUNK):
-            rows = min(_CHUNK, pictures - start)
+        for start in range(0, images, _CHUNK):
+            rows = min(_CHUNK, images - start)
             vectors = random_directions(random, rows, dim)
             columns = {name: pa.array([""] * rows) for name in schema.names if name != "thumbnail"}
             columns["id"] = pa.array([str(number) for number in range(start, start + rows)])
@@ -160,10 +160,10 @@ def open_and_ask(folder: Path) -> float:
     return time.perf_counter() - begin
 
 
-def search_rows(pictures: int, dim: int, at_once: int, seconds: Mapping[str, Sequence[float]]) -> list[Row]:
+def search_rows(images: int, dim: int, at_once: int, seconds: Mapping[str, Sequence[float]]) -> list[Row]:
     """Ours beside every other, as searches a second."""
     rates = {name: [1 / one for one in found] for name, found in seconds.items()}
-    title = f"top 10 of {pictures:,} × {dim}, {at_once} {'query' if at_once == 1 else 'queries'}"
+    title = f"top 10 of {images:,} × {dim}, {at_once} {'query' if at_once == 1 else 'queries'}"
     rows = []
     for name in rates:
         if name == OURS:
@@ -174,9 +174,9 @@ def search_rows(pictures: int, dim: int, at_once: int, seconds: Mapping[str, Seq
     return rows
 
 
-def opening_rows(pictures: int, seconds: Mapping[str, Sequence[float]]) -> list[Row]:
+def opening_rows(images: int, seconds: Mapping[str, Sequence[float]]) -> list[Row]:
     """Opening beside what was promised, and the whole command beside an import."""
-    title = f"gallery of {pictures:,}"
+    title = f"gallery of {images:,}"
     return [
         row(title, OPENED, LIMIT_NAME, seconds, "s", "< 1"),
         row(title, OPENED_COLD, LIMIT_NAME, seconds, "s"),
@@ -184,35 +184,35 @@ def opening_rows(pictures: int, seconds: Mapping[str, Sequence[float]]) -> list[
     ]
 
 
-def measure(pictures: int, dim: int, repeats: int, names: Sequence[str] = tuple(CONTENDERS)) -> list[Row]:
+def measure(images: int, dim: int, repeats: int, names: Sequence[str] = tuple(CONTENDERS)) -> list[Row]:
     """All ratios of one size."""
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_gallery(folder, pictures, dim)
+        make_gallery(folder, images, dim)
         for at_once in SEARCHES:
-            rows += search_rows(pictures, dim, at_once, search_times(folder, names, at_once, max(2, repeats)))
-        rows += opening_rows(pictures, opening_times(folder, repeats))
+            rows += search_rows(images, dim, at_once, search_times(folder, names, at_once, max(2, repeats)))
+        rows += opening_rows(images, opening_times(folder, repeats))
     return rows
 
 
 def run(repeats: int) -> list[Row]:
     """Searches a second, and seconds to the first answer."""
-    return measure(PICTURES, DIM, repeats)
+    return measure(IMAGES, DIM, repeats)
 
 
 def main() -> None:
     """Print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--pictures", type=int, default=PICTURES)
+    parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--dim", type=int, default=DIM)
     parser.add_argument("--open", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.open is not None:
         sys.stdout.write(json.dumps({"seconds": open_and_ask(options.open)}) + "\n")
     else:
-        say(measure(options.pictures, options.dim, options.repeats))
+        say(measure(options.images, options.dim, options.repeats))
 
 
 if __name__ == "__main__":

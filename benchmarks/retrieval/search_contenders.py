@@ -35,7 +35,7 @@ def matrix_of(gallery: Path) -> Vectors:
     """
     from retrieval.search.vectors import open_vectors
 
-    files = [open_vectors(path) for path in gallery.glob("pictures.*.vectors")]
+    files = [open_vectors(path) for path in gallery.glob("images.*.vectors")]
     if len(files) != 1 or files[0] is None:
         raise RuntimeError(f"{gallery}: has {len(files)} files of vectors instead of one")
     return files[0].matrix
@@ -46,7 +46,7 @@ def ours(gallery: Path) -> Search:
     from retrieval.search.exact import ExactIndex
     from retrieval.search.vectors import open_vectors
 
-    file = open_vectors(next(gallery.glob("pictures.*.vectors")))
+    file = open_vectors(next(gallery.glob("images.*.vectors")))
     assert file is not None
     index = ExactIndex(file.matrix, coarse=file.coarse)
     return lambda queries: index.search(queries, TOP_K).rows
@@ -108,7 +108,7 @@ def lancedb(gallery: Path) -> Search:
     """LanceDB without an index, on the gallery's own table."""
     import lancedb as library
 
-    table = library.connect(str(gallery)).open_table("pictures")
+    table = library.connect(str(gallery)).open_table("images")
 
     def search(queries: Vectors) -> Rows:
         vectors: Any = queries[0] if len(queries) == 1 else queries

@@ -2,7 +2,7 @@
 
     python -m benchmarks.training.allocator [--repeats 3] [--steps 4]
 
-Each case runs RegNetX-200MF on 32 pictures of 224 px in a process of its own; they run in turn, so that a noisy machine
+Each case runs RegNetX-200MF on 32 images of 224 px in a process of its own; they run in turn, so that a noisy machine
 disturbs both alike.
 """
 
@@ -32,11 +32,11 @@ def steps(case: str, number: int) -> dict[str, float]:
     import torch
 
     network = timm.create_model("regnetx_002", num_classes=10)
-    pictures = torch.randn(32, 3, 224, 224)
+    images = torch.randn(32, 3, 224, 224)
 
     def step() -> None:
         network.zero_grad()
-        network(pictures).sum().backward()
+        network(images).sum().backward()
 
     step()
     before, start = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()

@@ -3,7 +3,7 @@
     python -m benchmarks.training.frozen_phase [--repeats 3]
 
 RegNetX-200MF on generated photos of its own 224 px, training and validation, without augmentation. Both sides read
-decoded pictures from the cache.
+decoded images from the cache.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""End-to-end training rate on a GPU, pictures from the cache, as a share of what the model alone can do.
+"""End-to-end training rate on a GPU, images from the cache, as a share of what the model alone can do.
 
     python -m benchmarks.training.gpu [--repeats 3]
 
@@ -24,13 +24,13 @@ import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from benchmarks.data.growth import write_pictures
+from benchmarks.data.growth import write_images
 from benchmarks.harness.interleaved import Row, not_measured, row, say, write_text_whole
 from lightning_modules.base import VisionTask
 from vitrail.types import Batch
 
 BACKBONES = {"DeiT-Tiny": "deit_tiny_patch16_224", "ViT-B/16": "vit_base_patch16_224"}
-END_TO_END, ALONE, UNIT, PROMISE = "fit from the cache", "model alone", "pictures/s", "≥ 0.95"
+END_TO_END, ALONE, UNIT, PROMISE = "fit from the cache", "model alone", "images/s", "≥ 0.95"
 NO_GPU = "this machine has no CUDA device"
 
 
@@ -39,9 +39,9 @@ class Setting:
     """How much is trained.
 
     Attributes:
-        batch: pictures of a step.
+        batch: images of a step.
         steps: of an epoch.
-        pixels: side of the pictures.
+        pixels: side of the images.
         workers: loader processes.
         accelerator: Lightning's name of the device.
         precision: Lightning's name of the precision.
@@ -64,7 +64,7 @@ class Rates(Callback):
     """Times the model alone in front of every epoch, and the epoch.
 
     Args:
-        path: JSON file with ``alone`` and ``end_to_end``, pictures per second of every epoch but the first, which
+        path: JSON file with ``alone`` and ``end_to_end``, images per second of every epoch but the first, which
             warms up.
         skip: steps of an epoch that do not count.
         alone_steps: steps of the model alone.
@@ -94,15 +94,15 @@ class Rates(Callback):
             self._begin = time.perf_counter()
         elif batch_idx + 1 == trainer.num_training_batches:
             _wait(pl_module.device)
-            pictures = (batch_idx + 1 - self.skip) * len(batch["image"])
-            self.found["end_to_end"].append(pictures / (time.perf_counter() - self._begin))
+            images = (batch_idx + 1 - self.skip) * len(batch["image"])
+            self.found["end_to_end"].append(images / (time.perf_counter() - self._begin))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the rates."""
         write_text_whole(Path(self.path), json.dumps(self.found))
 
     def _alone(self, trainer: Trainer, task: VisionTask) -> float:
-        """Pictures per second of a plain loop with a copy of the network, on a batch that is there already."""
+        """Images per second of a plain loop with a copy of the network, on a batch that is there already."""
         assert self._batch is not None
         network = _copy(task)
         optimizer = network.configure_optimizers()
@@ -138,19 +138,19 @@ def _wait(device: torch.device) -> None:
 
 
 def fit(backbone: str, folder: Path, epochs: int, setting: Setting) -> dict[str, list[float]]:
-    """Trains on generated pictures and returns what ``Rates`` has found.
+    """Trains on generated images and returns what ``Rates`` has found.
 
     Args:
         backbone: name in timm.
-        folder: for pictures, cache and run.
+        folder: for images, cache and run.
         epochs: that count, at least 1.
         setting: how much is trained.
     """
     from experiments.train.cli import VitrailCLI
 
     os.environ["VITRAIL_CACHE"] = str(folder / "cache")
-    if not (folder / "pictures").exists():
-        write_pictures(folder / "pictures" / "train", setting.batch * setting.steps, setting.pixels)
+    if not (folder / "images").exists():
+        write_images(folder / "images" / "train", setting.batch * setting.steps, setting.pixels)
     found = folder / f"{backbone}.json"
     watch = {
         "class_path": "benchmarks.training.gpu.Rates",
@@ -162,7 +162,7 @@ def fit(backbone: str, folder: Path, epochs: int, setting: Setting) -> dict[str,
         "data": {
             "class_path": "datamodules.ImageFolder",
             "init_args": {
-                "root": str(folder / "pictures"),
+                "root": str(folder / "images"),
                 "split": {"val_fraction": 0.0, "test_fraction": 0.0},
                 "image": {"size": setting.pixels},
                 "augment": {"preset": "none", "random_resized_crop": [0.35, 1.0], "horizontal_flip": 0.5},

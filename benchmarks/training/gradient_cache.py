@@ -61,7 +61,7 @@ def _train(task: DualEncoder, batch: Batch) -> None:
 
 
 def pairs(rows: int) -> Batch:
-    """Random pictures, each with the same caption of 25 words."""
+    """Random images, each with the same caption of 25 words."""
     import torch
 
     return {

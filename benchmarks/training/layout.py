@@ -1,8 +1,8 @@
-"""Training steps of several architectures with pictures laid out channels-last, beside channels-first.
+"""Training steps of several architectures with images laid out channels-last, beside channels-first.
 
     python -m benchmarks training.layout
 
-Only the pictures' layout differs; batch 16 at 96 px, random weights, float32.
+Only the images' layout differs; batch 16 at 96 px, random weights, float32.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def contenders(name: str, size: int = 96, batch_size: int = 16) -> dict[str, Cal
     pixels = torch.randn(batch_size, 3, size, size)
 
     def step(memory_format: torch.memory_format) -> float:
-        pictures = pixels.to(memory_format=memory_format)
+        images = pixels.to(memory_format=memory_format)
         begin = time.perf_counter()
-        network(pictures).square().mean().backward()
+        network(images).square().mean().backward()
         seconds = time.perf_counter() - begin
         network.zero_grad()
         return 1 / seconds

@@ -2,7 +2,7 @@
 
     python -m benchmarks.training.step [--repeats 20]
 
-RegNetX-200MF on 32 pictures of 64 px, and the same with a small BERT and a contrastive loss, in float32 on the
+RegNetX-200MF on 32 images of 64 px, and the same with a small BERT and a contrastive loss, in float32 on the
 processor. Every loop runs in a process of its own and trains all the time with everything that comes with it; they
 take turns of eight steps, so that a noisy machine disturbs all alike.
 
@@ -135,7 +135,7 @@ class Training:
         kind: of the loss.
         steps: of the one epoch.
         folder: for what the loops write; each has one of its own.
-        batch_size: pictures of a step.
+        batch_size: images of a step.
         image_size: in pixels.
         backbone: name in timm.
         text_width: hidden size of the two-layer text tower.
@@ -309,7 +309,7 @@ def _has_fused(task: VisionTask) -> bool:
 
 
 class _Classified(nn.Module):
-    """Pictures and labels to a loss."""
+    """Images and labels to a loss."""
 
     inputs = ("image", "label")
 
@@ -322,7 +322,7 @@ class _Classified(nn.Module):
 
 
 class _Pairs(nn.Module):
-    """Pictures and captions to a loss; texts become tokens inside, as in ours."""
+    """Images and captions to a loss; texts become tokens inside, as in ours."""
 
     inputs = ("image", "caption")
 

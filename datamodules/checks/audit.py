@@ -1,4 +1,4 @@
-"""What is in a data set, and what leaks between its splits: groups, identical pictures, nearly identical pictures.
+"""What is in a data set, and what leaks between its splits: groups, identical images, nearly identical images.
 
 Every fit refuses leaks that its YAML does not allow; ``python -m datamodules audit`` shows the whole report.
 
@@ -33,15 +33,15 @@ if TYPE_CHECKING:
 
 TITLES: dict[LeakKind, str] = {
     "groups": "groups in several splits",
-    "exact": "identical pictures across splits",
-    "near": "nearly identical pictures across splits",
+    "exact": "identical images across splits",
+    "near": "nearly identical images across splits",
 }
 """What each kind of leak is called."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture of a report: name, file (or index), split and row in the table's file."""
+    """One image of a report: name, file (or index), split and row in the table's file."""
 
     name: str
     source: str
@@ -51,7 +51,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class CrossingGroup:
-    """A group that is in several splits: how many of its pictures are in each, and its first picture in each."""
+    """A group that is in several splits: how many of its images are in each, and its first image in each."""
 
     group: str
     counts: dict[str, int]
@@ -60,7 +60,7 @@ class CrossingGroup:
 
 @dataclass(frozen=True)
 class DuplicatePair:
-    """Two pictures in different splits that show the same."""
+    """Two images in different splits that show the same."""
 
     first: Sample
     second: Sample
@@ -101,8 +101,8 @@ class Identical:
 
 
 @dataclass(frozen=True)
-class SkippedPicture:
-    """A picture that cannot be read."""
+class SkippedImage:
+    """An image that cannot be read."""
 
     sample: Sample
     reason: str
@@ -114,9 +114,9 @@ class Leaks:
 
     Attributes:
         groups: groups in several splits.
-        exact: pairs of pictures that are equal pixel by pixel.
-        near: pairs of pictures that differ in encoding, scale, brightness or a small crop only.
-        near_radius: distance in bits up to which pictures' hashes were compared; nothing where they were not.
+        exact: pairs of images that are equal pixel by pixel.
+        near: pairs of images that differ in encoding, scale, brightness or a small crop only.
+        near_radius: distance in bits up to which images' hashes were compared; nothing where they were not.
         not_checked: of each kind that was not looked for, why.
         own_groups: whether no group has several images, so that none can be in several splits.
     """
@@ -139,7 +139,7 @@ class AuditReport:
         fingerprint: of the table.
         samples: number of samples of each split.
         group_counts: number of groups of each split.
-        classes: number of samples by task, class and split; unreadable pictures count.
+        classes: number of samples by task, class and split; unreadable images count.
         unknown: number of samples without a known value, by task and split.
         unseen: number of samples by task and value that the vocabulary lacks.
         missing: number of samples by column and text that made them unknown (``checks.missing``).
@@ -147,9 +147,9 @@ class AuditReport:
         leaks: what connects the splits.
         identical: images that are equal pixel by pixel; nothing where pixels were not compared, or fewer than
             two images can be read.
-        skipped: unreadable pictures.
+        skipped: unreadable images.
         allowed: kinds of leaks that the configuration allows.
-        skips_bad_images: whether the configuration leaves unreadable pictures out.
+        skips_bad_images: whether the configuration leaves unreadable images out.
         value_range: what is black and white in images with more than 8 bits a channel, and how many there are.
         files_left_out: number of files among the images that are not used, by the ending of their names.
         reads_images: whether images were read at all; generated ones are not.
@@ -168,7 +168,7 @@ class AuditReport:
     notes: list[str]
     leaks: Leaks
     identical: Identical | None
-    skipped: list[SkippedPicture]
+    skipped: list[SkippedImage]
     allowed: list[LeakKind]
     skips_bad_images: bool
     value_range: dict[str, Any]
@@ -184,19 +184,19 @@ class AuditReport:
         """Raises what a fit would raise.
 
         Raises:
-            UserError: for unreadable pictures that are not to be skipped, and for leaks that are not allowed.
+            UserError: for unreadable images that are not to be skipped, and for leaks that are not allowed.
         """
         if self.skipped and not self.skips_bad_images:
             problems = [(bad.sample.row, bad.reason) for bad in self.skipped]
-            way_out = "mend or remove these pictures, or set data checks.on_bad_image: skip"
+            way_out = "mend or remove these images, or set data checks.on_bad_image: skip"
             raise table_error(self.origin, problems, way_out)
         _refuse(self.leaks, self.origin, self.allowed)
 
 
 def audit(datamodule: ImageDataModule) -> AuditReport:
-    """Counts, unknown and unseen values, leaks of every kind and unreadable pictures of a data set.
+    """Counts, unknown and unseen values, leaks of every kind and unreadable images of a data set.
 
-    Pictures are read where that was not done before (generated ones are not: they can be neither corrupt nor equal by
+    Images are read where that was not done before (generated ones are not: they can be neither corrupt nor equal by
     accident).
 
     Raises:
@@ -226,22 +226,22 @@ def audit(datamodule: ImageDataModule) -> AuditReport:
         identical=find_identical(table, verification.content, verification.readable)
         if verification and verification.readable.sum() > 1
         else None,
-        skipped=[SkippedPicture(_sample(table, row), reason) for row, reason in sorted(bad.items())],
+        skipped=[SkippedImage(_sample(table, row), reason) for row, reason in sorted(bad.items())],
         allowed=list(datamodule.check_options["allow_leaks"]),
         skips_bad_images=datamodule.check_options["on_bad_image"] == "skip",
         value_range=datamodule.range_record(),
         files_left_out=datamodule.files_left_out,
         reads_images=verification is not None,
-        counts_files=bool(datamodule.picture_files),
+        counts_files=bool(datamodule.image_files),
     )
 
 
 def refuse_leaks(datamodule: ImageDataModule, verification: Verification | None) -> None:
-    """Refuses to train on splits that share groups or pictures.
+    """Refuses to train on splits that share groups or images.
 
     Args:
         datamodule: its ``checks.allow_leaks`` names the kinds that are tolerated, which then are not even looked for.
-        verification: hashes of the pictures; nothing for generated pictures, of which only groups are checked.
+        verification: hashes of the images; nothing for generated images, of which only groups are checked.
 
     Raises:
         UserError: for leaks that are not allowed, all of them in one error.
@@ -253,11 +253,11 @@ def refuse_leaks(datamodule: ImageDataModule, verification: Verification | None)
 def find_leaks(
     datamodule: ImageDataModule, verification: Verification | None, ignored: Iterable[LeakKind] = ()
 ) -> Leaks:
-    """Groups and pictures that are in several splits.
+    """Groups and images that are in several splits.
 
     Args:
-        datamodule: gives the table and reads pictures to confirm near duplicates.
-        verification: hashes of the pictures; without them only groups are looked for.
+        datamodule: gives the table and reads images to confirm near duplicates.
+        verification: hashes of the images; without them only groups are looked for.
         ignored: kinds that are not looked for.
     """
     table, ignored = datamodule.table, set(ignored)
@@ -361,12 +361,12 @@ def _near(datamodule: ImageDataModule, verification: Verification) -> tuple[Pair
         return pixels
 
     def progress(blocks: Iterable[int], count: int) -> Iterator[int]:
-        return tracked(blocks, "comparing similar pictures", count)
+        return tracked(blocks, "comparing similar images", count)
 
     def compute() -> Arrays:
         hashes, codes, readable = verification.perceptual, table.split_codes, verification.readable
         pairs, radius = near_pairs(hashes, codes, readable, read_pixels, progress)
-        # Equal pictures are told apart by their content alone: a pair of them is no near duplicate.
+        # Equal images are told apart by their content alone: a pair of them is no near duplicate.
         equal = (verification.content[pairs[:, 0]] == verification.content[pairs[:, 1]]).all(axis=1)
         return {"pairs": pairs[~equal], "radius": np.array(radius)}
 
@@ -387,7 +387,7 @@ def _described(table: SampleTable, pairs: Pairs) -> list[DuplicatePair]:
 
 
 def _crossing_groups(table: SampleTable, readable: NDArray[np.bool_]) -> list[CrossingGroup]:
-    """Groups whose readable pictures are in several splits, in the order of their first row."""
+    """Groups whose readable images are in several splits, in the order of their first row."""
     rows = np.flatnonzero(readable)
     places = table.group_ids[rows] * len(SPLITS) + table.split_codes[rows]
     distinct, first, counts = np.unique(places, return_index=True, return_counts=True)
@@ -405,8 +405,8 @@ def _refuse(leaks: Leaks, origin: str, allowed: Iterable[LeakKind]) -> None:
     """Raises one error for all leaks that are not allowed."""
     problems: dict[LeakKind, list[tuple[int, str]]] = {
         "groups": [(min(s.row for s in found.examples), _group_text(found)) for found in leaks.groups],
-        "exact": [(pair.first.row, f"the same picture as {_pair_text(pair)}") for pair in leaks.exact],
-        "near": [(pair.first.row, f"nearly the same picture as {_pair_text(pair)}") for pair in leaks.near],
+        "exact": [(pair.first.row, f"the same image as {_pair_text(pair)}") for pair in leaks.exact],
+        "near": [(pair.first.row, f"nearly the same image as {_pair_text(pair)}") for pair in leaks.near],
     }
     refused: list[LeakKind] = [kind for kind in problems if problems[kind] and kind not in set(allowed)]
     if refused:
@@ -431,7 +431,7 @@ SHOWN = 20
 
 
 def print_report(report: AuditReport, console: Console) -> None:
-    """Prints counts by split, the classes of each task, unseen values, leaks and skipped pictures."""
+    """Prints counts by split, the classes of each task, unseen values, leaks and skipped images."""
     console.print(f"[bold]{report.data}[/bold] {escape(report.origin)}  fingerprint {report.fingerprint[:12]}")
     sizes = _table("samples and groups", ("", *SPLITS))
     sizes.add_row("samples", *_numbers(report.samples))
@@ -456,7 +456,7 @@ def print_report(report: AuditReport, console: Console) -> None:
     _print_identical(report, console)
     lines = [f"row {bad.sample.row} ({bad.sample.split}): {bad.reason}" for bad in report.skipped]
     why = "" if report.reads_images else "images are generated"
-    _print_list("unreadable pictures", lines, "skipped" if report.skips_bad_images else "not allowed", console, why)
+    _print_list("unreadable images", lines, "skipped" if report.skips_bad_images else "not allowed", console, why)
 
 
 def _print_files(report: AuditReport, console: Console) -> None:
@@ -491,7 +491,7 @@ def _print_leaks(report: AuditReport, console: Console) -> None:
         if kind == "groups" and leaks.own_groups and kind not in leaks.not_checked:
             console.print("  (the data name no groups, or no group has two images: each image is one of its own)")
     if leaks.near_radius is not None and leaks.near_radius < RADII[0]:
-        console.print(f"  (so many pictures are alike that only hashes within {leaks.near_radius} bits were compared)")
+        console.print(f"  (so many images are alike that only hashes within {leaks.near_radius} bits were compared)")
 
 
 def _print_identical(report: AuditReport, console: Console) -> None:

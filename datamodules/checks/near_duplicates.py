@@ -1,11 +1,11 @@
-"""Pictures that occur twice: exactly, pixel by pixel, or nearly.
+"""Images that occur twice: exactly, pixel by pixel, or nearly.
 
 Near duplicates (encoded again, scaled, a little brighter, a little cropped) are found in two steps. Difference hashes
-name the candidates: two hashes within r of 64 bits agree in at least one of r + 1 pieces, so only pictures that share
+name the candidates: two hashes within r of 64 bits agree in at least one of r + 1 pieces, so only images that share
 a piece are compared (multi-index hashing, Norouzi, Punjani and Fleet, CVPR 2012), never all with all. The candidates'
 pixels then decide.
 
-Whether two pictures are nearly the same one: encoded again, scaled, a little brighter, a little cropped.
+Whether two images are nearly the same one: encoded again, scaled, a little brighter, a little cropped.
 
 Their thumbnails are laid over each other with the crop, brightness and contrast that fit best, and what is left over
 must be small everywhere. Products that are photographed alike, which share their hashes, fail that.
@@ -24,12 +24,12 @@ from PIL import Image
 from datamodules.checks.verify import HASH_BOXES
 
 MIN_RESEMBLANCE = 0.94
-"""Correlation of the best boxes below which two pictures need not be compared any further."""
+"""Correlation of the best boxes below which two images need not be compared any further."""
 
 _SIDE, _SMALL, _FINE = 64, 16, 32
 
 # Found on 600 photos of products and 4,076 of fashion: crops up to 5 % a side, JPEG quality 40, scaling to 60 %
-# and brightness ±10 % stay within for at least 93 % of the pictures, 6 of 5.5 million pairs of other photos do.
+# and brightness ±10 % stay within for at least 93 % of the images, 6 of 5.5 million pairs of other photos do.
 _ENOUGH = (0.0, 0.95, 0.97, 0.98, 0.98, 0.98)  # Correlation that each step of the alignment must reach.
 _UNDECIDED = 0.02
 _MIN_DETAIL = 0.965
@@ -44,25 +44,25 @@ _HIGHEST = np.array([_MAX_CROP, _MAX_CROP, 100, 100])
 
 
 class Thumbnail:
-    """A small picture, and its boxes smaller still.
+    """A small image, and its boxes smaller still.
 
     Attributes:
         whole: float32 ``(16, 16, 3)``.
         boxes: float32 ``(6, 768)``, each of ``HASH_BOXES`` with mean 0 and length 1.
-        is_flat: whether there is nothing to be seen; such a picture looks like every other.
+        is_flat: whether there is nothing to be seen; such an image looks like every other.
     """
 
     def __init__(self, pixels: NDArray[np.uint8]) -> None:
-        self._picture = Image.fromarray(pixels).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0)
+        self._image = Image.fromarray(pixels).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0)
         self.whole = self.cut(HASH_BOXES[0])
         self.boxes = np.stack([_normalised(self.cut(box)) for box in HASH_BOXES])
         self.is_flat = bool(self.whole.std() < _FLAT)
 
     def cut(self, box: Sequence[float], side: int = _SMALL) -> NDArray[np.float32]:
-        """Part of the picture, float32 ``(side, side, 3)``; left, top, right and bottom in percent."""
+        """Part of the image, float32 ``(side, side, 3)``; left, top, right and bottom in percent."""
         # The triangle filter reaches over cell borders, which forgives a shift by part of a cell.
         left, top, right, bottom = (value * (_SIDE / 100) for value in box)
-        small = self._picture.resize((side, side), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
+        small = self._image.resize((side, side), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
         return np.asarray(small, dtype=np.float32)
 
 
@@ -81,7 +81,7 @@ def resemblance(block: Sequence[tuple[Thumbnail, Thumbnail]]) -> NDArray[np.floa
     return best
 
 
-def same_picture(one: Thumbnail, other: Thumbnail) -> bool:
+def same_image(one: Thumbnail, other: Thumbnail) -> bool:
     """Whether one is nearly the other, whichever of them was cropped."""
     if one.is_flat or other.is_flat:
         return False
@@ -96,7 +96,7 @@ def same_picture(one: Thumbnail, other: Thumbnail) -> bool:
 
 
 def _aligned(outer: Thumbnail, inner: Thumbnail) -> list[float] | None:
-    """The box of the outer picture that resembles the inner one most.
+    """The box of the outer image that resembles the inner one most.
 
     The four edges of the part are moved as B. Lucas and T. Kanade move a window ("An iterative image registration
     technique", IJCAI 1981), together with gain and offset, from the best of the known boxes on.
@@ -148,7 +148,7 @@ def _fits(a: NDArray[np.float32], b: NDArray[np.float32]) -> bool:
 
 
 def _detail(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Edges and texture: the grey picture less its mean over 3 × 3 cells, float32 ``(32, 32)``."""
+    """Edges and texture: the grey image less its mean over 3 × 3 cells, float32 ``(32, 32)``."""
     grey, side = pixels.mean(axis=-1), len(pixels)
     padded = np.pad(grey, 1, mode="edge")
     blurred = sum(padded[row : row + side, column : column + side] for row in range(3) for column in range(3))
@@ -188,15 +188,15 @@ _KEPT_THUMBNAILS = 10_000  # About 350 MB.
 
 
 def exact_pairs(content: NDArray[np.uint8], parts: NDArray[np.int8], readable: NDArray[np.bool_]) -> Pairs:
-    """Pairs of identical pictures in different parts.
+    """Pairs of identical images in different parts.
 
     Args:
-        content: uint8 ``(N, 32)``, hash of each picture.
+        content: uint8 ``(N, 32)``, hash of each image.
         parts: int8 ``(N,)``, the split of each.
         readable: bool ``(N,)``.
 
     Returns:
-        Each picture whose like stands in another split, paired with the first of those.
+        Each image whose like stands in another split, paired with the first of those.
     """
     pairs = []
     for group in identical_sets(content, readable):
@@ -208,10 +208,10 @@ def exact_pairs(content: NDArray[np.uint8], parts: NDArray[np.int8], readable: N
 
 
 def identical_sets(content: NDArray[np.uint8], readable: NDArray[np.bool_]) -> Iterator[NDArray[np.int64]]:
-    """The rows of each picture that occurs more than once, ascending.
+    """The rows of each image that occurs more than once, ascending.
 
     Args:
-        content: uint8 ``(N, 32)``, hash of each picture.
+        content: uint8 ``(N, 32)``, hash of each image.
         readable: bool ``(N,)``.
     """
     rows = np.flatnonzero(readable)
@@ -231,10 +231,10 @@ def near_pairs(
     read_pixels: Callable[[int], NDArray[np.uint8]],
     progress: Callable[[Iterable[int], int], Iterator[int]],
 ) -> tuple[Pairs, int]:
-    """Pairs of nearly the same picture in different parts; identical ones are among them.
+    """Pairs of nearly the same image in different parts; identical ones are among them.
 
     Args:
-        perceptual: uint64 ``(N, 6)``, hashes of each picture and its crops.
+        perceptual: uint64 ``(N, 6)``, hashes of each image and its crops.
         parts: int8 ``(N,)``, the split of each.
         readable: bool ``(N,)``.
         read_pixels: gives uint8 ``(H, W, 3)`` for a row.
@@ -254,7 +254,7 @@ def near_pairs(
     for start in progress(range(0, len(rows), _BLOCK), -(-len(rows) // _BLOCK)):
         block = [(thumbnail(one), thumbnail(other)) for one, other in rows[start : start + _BLOCK].tolist()]
         for place in np.flatnonzero(resemblance(block) > MIN_RESEMBLANCE):
-            if same_picture(*block[place]):
+            if same_image(*block[place]):
                 found.append(rows[start + place])
     return np.array(found, dtype=np.int64).reshape(-1, 2), radius
 

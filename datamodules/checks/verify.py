@@ -1,8 +1,8 @@
-"""Reads every picture of a data set once: which are unreadable, and fingerprints of the others.
+"""Reads every image of a data set once: which are unreadable, and fingerprints of the others.
 
 The result is kept under ``$VITRAIL_CACHE`` (``~/.cache/vitrail`` by default) and found again as long as the table and
 the files' sizes and dates of change are the same, so a second run starts at once and the other processes of a run
-need not read the pictures again.
+need not read the images again.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ Arrays = dict[str, NDArray[np.generic]]
 _Read = str | Values | tuple[bytes, list[int]]
 
 HASH_BOXES = ((0, 0, 100, 100), (4, 4, 96, 96), (0, 0, 94, 94), (6, 0, 100, 94), (0, 6, 94, 100), (6, 6, 100, 100))
-"""Parts of a picture that are hashed, in percent (left, top, right, bottom): the whole first, then small crops, so
-that a picture is also found where it was cropped a little."""
+"""Parts of an image that are hashed, in percent (left, top, right, bottom): the whole first, then small crops, so
+that an image is also found where it was cropped a little."""
 
 _FORMAT = 2  # Counts up when the meaning of the cached arrays changes.
 _BLOCK = 4096
@@ -49,12 +49,12 @@ _THREADS = min(8, os.cpu_count() or 1)
 
 @dataclass(frozen=True, eq=False)
 class Verification:
-    """What is known of the pictures of a table of N rows.
+    """What is known of the images of a table of N rows.
 
     Attributes:
-        bad: for each unreadable picture its row in the table and why.
-        content: uint8 ``(N, 32)``, SHA-256 of the decoded pixels and their shape; 0 for unreadable pictures.
-        perceptual: uint64 ``(N, 6)``, difference hash of each of ``HASH_BOXES``; 0 for unreadable pictures.
+        bad: for each unreadable image its row in the table and why.
+        content: uint8 ``(N, 32)``, SHA-256 of the decoded pixels and their shape; 0 for unreadable images.
+        perceptual: uint64 ``(N, 6)``, difference hash of each of ``HASH_BOXES``; 0 for unreadable images.
         key: names this state of the data, for results that are derived from it and cached as well.
     """
 
@@ -65,23 +65,23 @@ class Verification:
 
     @property
     def readable(self) -> NDArray[np.bool_]:
-        """Which pictures can be read, bool ``(N,)``."""
+        """Which images can be read, bool ``(N,)``."""
         mask = np.ones(len(self.content), dtype=bool)
         mask[list(self.bad)] = False
         return mask
 
 
 def verify(datamodule: ImageDataModule) -> Verification:
-    """Reads every picture once, or takes what an earlier run found.
+    """Reads every image once, or takes what an earlier run found.
 
-    Pictures are read in several threads, so ``read_image`` must be fit for that.
+    Images are read in several threads, so ``read_image`` must be fit for that.
 
     Returns:
-        Reasons, hashes and the key of the data's state. A picture counts as bad when ``read_image`` raises a
+        Reasons, hashes and the key of the data's state. An image counts as bad when ``read_image`` raises a
         ``UserError``: it is missing, truncated, of an unknown format.
     """
     table = datamodule.table
-    key = _state_key(table, f"{datamodule.pictures_state()}\n{datamodule.asked_range}")
+    key = _state_key(table, f"{datamodule.images_state()}\n{datamodule.asked_range}")
     arrays = cached(f"verification-{key}", lambda: _read_new(datamodule), _check(len(table)))
     chosen = arrays["range"].tolist()
     datamodule.decide_range(_plain(chosen), _range_facts(arrays))
@@ -130,11 +130,11 @@ def _keep(name: str, arrays: Arrays) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        rank_zero_warn(f"{path.parent}: cannot keep what is known of the pictures ({error}); set $VITRAIL_CACHE")
+        rank_zero_warn(f"{path.parent}: cannot keep what is known of the images ({error}); set $VITRAIL_CACHE")
 
 
 def content_of(pixels: NDArray[np.uint8]) -> bytes:
-    """SHA-256 of a decoded picture and its shape, 32 bytes.
+    """SHA-256 of a decoded image and its shape, 32 bytes.
 
     Args:
         pixels: uint8 ``(H, W, 3)``.
@@ -149,8 +149,8 @@ def cache_directory() -> Path:
     return Path(os.environ.get("VITRAIL_CACHE") or "~/.cache/vitrail").expanduser()
 
 
-def hash_boxes(picture: Image.Image) -> list[int]:
-    """64-bit difference hashes of the picture and its crops.
+def hash_boxes(image: Image.Image) -> list[int]:
+    """64-bit difference hashes of the image and its crops.
 
     N. Krawetz, "Kind of Like That", 2013: the signs of the differences of neighbours in a 9×8 thumbnail.
 
@@ -160,13 +160,13 @@ def hash_boxes(picture: Image.Image) -> list[int]:
     import imagehash
     from PIL import Image
 
-    grey = picture.convert("L").resize((100, 100), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    grey = image.convert("L").resize((100, 100), Image.Resampling.BILINEAR, reducing_gap=2.0)
     bits = [imagehash.dhash(grey.crop(box)).hash for box in HASH_BOXES]
     return [int.from_bytes(np.packbits(part).tobytes(), "big") for part in bits]
 
 
 def _state_key(table: SampleTable, state: str) -> str:
-    """SHA-256 over the table, where its pictures are, and each file's size and date of change."""
+    """SHA-256 over the table, where its images are, and each file's size and date of change."""
     digest = hashlib.sha256(f"{_FORMAT}\n{table.fingerprint()}\n{table.root}\n{table.origin}\n{state}".encode())
     sources = table.sources
     is_file = False
@@ -175,7 +175,7 @@ def _state_key(table: SampleTable, state: str) -> str:
         is_file = is_file or bool((stamps >= 0).any())
         digest.update(stamps.tobytes())
     if not is_file and Path(table.origin).is_dir():
-        # The pictures lie inside larger files.
+        # The images lie inside larger files.
         for path in sorted(Path(table.origin).rglob("*")):
             digest.update(f"{path}\n{_stamp(str(path))}\n".encode())
     return digest.hexdigest()
@@ -191,16 +191,16 @@ def _stamp(path: str) -> tuple[int, int]:
 
 
 def _read_new(datamodule: ImageDataModule) -> Arrays:
-    """Reads the pictures whose files are not those of an earlier time: a set that grows is not read all over again."""
+    """Reads the images whose files are not those of an earlier time: a set that grows is not read all over again."""
     table = datamodule.table
-    if not datamodule.picture_files:
+    if not datamodule.image_files:
         return _read_all(datamodule, np.arange(len(table)), _nothing_known(len(table)))
     sources = table.sources.to_pylist()
     files = np.array([hashlib.sha256(source.encode()).digest()[:16] for source in sources], dtype="S16")
     stamps = np.array([_stamp(source) for source in sources], dtype=np.int64)
     # A file's size and date of change stand for its content here as they do in the key of all of them.
     state = f"{_FORMAT} {table.origin} {table.root} {datamodule.asked_range}"
-    name = f"pictures-{hashlib.sha256(state.encode()).hexdigest()}"
+    name = f"images-{hashlib.sha256(state.encode()).hexdigest()}"
     arrays = _nothing_known(len(table))
     is_known = np.zeros(len(table), dtype=bool)
     if (known := _load(name, _check_known)) is not None and len(known["files"]):
@@ -228,7 +228,7 @@ def _nothing_known(count: int) -> Arrays:
 
 
 def _read_all(datamodule: ImageDataModule, rows: NDArray[np.int64], known: Arrays) -> Arrays:
-    """What is known of all pictures once these rows have been read.
+    """What is known of all images once these rows have been read.
 
     Where the value range is to be decided by the data, images that need one only say which values they have; they are
     read again when all have spoken.
@@ -306,7 +306,7 @@ def _read_rows(read_image: Callable[[int], torch.Tensor], rows: NDArray[np.int64
     content, perceptual, deep = known["content"], known["perceptual"], known["deep"]
     bad: dict[int, str] = {}
     results = _results(lambda index: _read_one(read_image, index), rows.tolist())
-    read = tracked(results, "reading every picture once", len(rows))
+    read = tracked(results, "reading every image once", len(rows))
     for index, result in zip(rows.tolist(), read, strict=True):
         if isinstance(result, str):
             bad[index] = result
@@ -326,7 +326,7 @@ def _results(read: Callable[[int], _Read], rows: list[int]) -> Iterator[_Read]:
 
 
 def _read_one(read_image: Callable[[int], torch.Tensor], index: int) -> _Read:
-    """Why a picture is bad, or its SHA-256 and difference hashes, or the values of one whose range is not decided."""
+    """Why an image is bad, or its SHA-256 and difference hashes, or the values of one whose range is not decided."""
     from PIL import Image
 
     try:
@@ -353,7 +353,7 @@ def _check(count: int) -> Callable[[Arrays], None]:
             if arrays[key].shape != shape:
                 raise ValueError(f"{key} has the shape {arrays[key].shape}, must have {shape}")
         if arrays["bad_rows"].shape != arrays["bad_reasons"].shape:
-            raise ValueError("not one reason for each bad picture")
+            raise ValueError("not one reason for each bad image")
         _check_range(arrays)
 
     return check

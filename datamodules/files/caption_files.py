@@ -1,4 +1,4 @@
-"""Files of captions, as data sets of pictures with several captions have them, read with all problems gathered.
+"""Files of captions, as data sets of images with several captions have them, read with all problems gathered.
 
 - Flickr8k's token file: ``name.jpg#0<TAB>caption`` a line (Flickr30k's ``results_20130124.token`` is alike).
 - Kaggle's ``captions.txt``: CSV with the columns ``image`` and ``caption``.
@@ -23,10 +23,10 @@ _KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "val", "test": 
 
 @dataclass
 class CaptionFile:
-    """Captions by picture, in the order of the file.
+    """Captions by image, in the order of the file.
 
     Attributes:
-        captions: for each picture's name its captions, stripped, one or more.
+        captions: for each image's name its captions, stripped, one or more.
         rows: for each name the line of its first caption, or its number in a JSON, from 1.
         splits: for each name its split, where the file says so.
         problems: what was wrong in the file, by line.
@@ -41,7 +41,7 @@ class CaptionFile:
         """Adds a caption, or notes that it is empty."""
         name, caption = composed(name), composed(caption)  # a JSON's escapes hide what its text does not
         if not name.strip():
-            self.problems.append((row, "no name of a picture"))
+            self.problems.append((row, "no name of an image"))
         elif not caption.strip():
             self.problems.append((row, f"empty caption of {name}"))
         else:

@@ -187,7 +187,7 @@ def _opened(path: Path, text: str, required: Sequence[str]) -> tuple[Any, list[s
 
 
 def relative_path(text: str) -> str:
-    """Brings a picture's path as a table has it, maybe with back-slashes, to the form ``folder/name.jpg``.
+    """Brings an image's path as a table has it, maybe with back-slashes, to the form ``folder/name.jpg``.
 
     Raises:
         ValueError: for no path, an absolute one, or one that leads out of its folder; the text says which.
@@ -195,11 +195,11 @@ def relative_path(text: str) -> str:
     whole = text.strip().replace("\\", "/")
     parts = [part for part in whole.split("/") if part not in ("", ".")]
     if not parts:
-        raise ValueError("no picture path")
+        raise ValueError("no image path")
     if whole.startswith("/") or parts[0].endswith(":"):
-        raise ValueError(f"picture path {text!r} is absolute; make it relative to the data set's folder")
+        raise ValueError(f"image path {text!r} is absolute; make it relative to the data set's folder")
     if ".." in parts:
-        raise ValueError(f"picture path {text!r} leads out of the data set's folder")
+        raise ValueError(f"image path {text!r} leads out of the data set's folder")
     return "/".join(parts)
 
 

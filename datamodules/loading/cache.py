@@ -1,14 +1,14 @@
-"""Decoded pictures on disk: each is decoded once, and later read as a slice of a memory-mapped file.
+"""Decoded images on disk: each is decoded once, and later read as a slice of a memory-mapped file.
 
-The cache is a folder of chunks. A chunk holds some hundred pictures as 8-bit RGB, scaled down so that the short side
-has the length that is asked for, and is named after the pictures' content and that length. It is written under a
+The cache is a folder of chunks. A chunk holds some hundred images as 8-bit RGB, scaled down so that the short side
+has the length that is asked for, and is named after the images' content and that length. It is written under a
 temporary name and renamed, so it is there whole or not at all, and never changes afterwards: a kill loses at most the
-chunks that were being written, and two runs can share a cache. A changed picture makes another name. The table of a
-chunk and each of its pictures have a checksum; a chunk that is damaged is made again, and a warning says so.
+chunks that were being written, and two runs can share a cache. A changed image makes another name. The table of a
+chunk and each of its images have a checksum; a chunk that is damaged is made again, and a warning says so.
 
-Ideas: FFCV (Leclerc et al., 2023) for resized pictures behind a memory map, git for naming by content.
+Ideas: FFCV (Leclerc et al., 2023) for resized images behind a memory map, git for naming by content.
 
-How a split's pictures are read: from the cache of decoded pictures, or each time from where they come from.
+How a split's images are read: from the cache of decoded images, or each time from where they come from.
 """
 
 from __future__ import annotations
@@ -45,25 +45,25 @@ if TYPE_CHECKING:
 
 
 CHUNK = 256
-"""Pictures of a chunk."""
+"""Images of a chunk."""
 
 _MAGIC = b"vitrail pixels 2"
 _HEADER = 40
 _ENTRY = 4
-"""Numbers of a picture in the table: where its pixels begin, height, width, CRC-32 of the pixels."""
+"""Numbers of an image in the table: where its pixels begin, height, width, CRC-32 of the pixels."""
 
 _ESTIMATED_FROM = 16
 
 
 @dataclass(eq=False)
 class PixelCache:
-    """Pictures of some rows of a table, decoded once.
+    """Images of some rows of a table, decoded once.
 
     Args:
         read_image: gives uint8 ``(3, H, W)`` for a row of the table.
         rows: int64 ``(n,)``, ascending, the rows that can be read.
-        content: uint8 ``(N, 32)``, hash of each row's picture.
-        short_side: longest short side that is kept, in pixels; a smaller picture keeps its size.
+        content: uint8 ``(N, 32)``, hash of each row's image.
+        short_side: longest short side that is kept, in pixels; a smaller image keeps its size.
         interpolation: of the scaling, ``bilinear`` or ``bicubic``.
         folder: of the chunks.
         resize: which sides are scaled: the short one (``crop``), both (``squash``) or the long one (``pad``).
@@ -86,7 +86,7 @@ class PixelCache:
         return {**self.__dict__, "_chunks": {}}
 
     def read(self, row: int) -> torch.Tensor:
-        """One picture.
+        """One image.
 
         Args:
             row: of the table, one of ``rows``.
@@ -139,7 +139,7 @@ class PixelCache:
             self._remove_remains(missing)
             make_room(self.folder, limit - self.estimated_bytes(), keep=set(self._names))
             made = DataLoader(_Chunks(self, missing), batch_size=None, num_workers=min(workers, len(missing)))
-            for problem in tracked(made, f"decoding pictures once, {CHUNK} at a time", len(missing)):
+            for problem in tracked(made, f"decoding images once, {CHUNK} at a time", len(missing)):
                 if problem:
                     raise UserError(problem)
         self._mark_used()
@@ -160,9 +160,9 @@ class PixelCache:
             with temporary.open("wb") as file:
                 file.seek(_HEADER + table.nbytes)
                 for place, row in enumerate(rows.tolist()):
-                    picture = self._scaled(row).permute(1, 2, 0).contiguous().numpy()
-                    table[place] = end, *picture.shape[:2], zlib.crc32(picture.data)
-                    end += file.write(picture.data)
+                    image = self._scaled(row).permute(1, 2, 0).contiguous().numpy()
+                    table[place] = end, *image.shape[:2], zlib.crc32(image.data)
+                    end += file.write(image.data)
                 file.seek(0)
                 file.write(_header(len(rows), end, table) + table.tobytes())
             temporary.replace(path)
@@ -196,7 +196,7 @@ class PixelCache:
             # Unless another process has made it by now.
             if chunk is None or (damage and not chunk.is_whole()):
                 if damage:
-                    warnings.warn(f"{damage}; its pictures are decoded again", stacklevel=3)
+                    warnings.warn(f"{damage}; its images are decoded again", stacklevel=3)
                 self.make(number)
                 chunk = _mapped(path)
         if chunk is None:
@@ -244,7 +244,7 @@ class _Chunk:
 
     Attributes:
         table: int64 ``(n, 4)``, see ``_ENTRY``.
-        data: uint8, the pixels of all pictures.
+        data: uint8, the pixels of all images.
     """
 
     table: NDArray[np.int64]
@@ -252,7 +252,7 @@ class _Chunk:
     _good: set[int] = field(default_factory=set, repr=False)
 
     def pixels(self, place: int) -> NDArray[np.uint8] | None:
-        """A picture, uint8 ``(H, W, 3)``; None if it is damaged, which is looked for when it is first read."""
+        """An image, uint8 ``(H, W, 3)``; None if it is damaged, which is looked for when it is first read."""
         begin, height, width, check = self.table[place].tolist()
         pixels = self.data[begin : begin + height * width * 3]
         if place not in self._good:
@@ -262,12 +262,12 @@ class _Chunk:
         return pixels.reshape(height, width, 3)
 
     def is_whole(self) -> bool:
-        """Whether no picture is damaged."""
+        """Whether no image is damaged."""
         return all(self.pixels(place) is not None for place in range(len(self.table)))
 
 
 def _header(count: int, size: int, table: NDArray[np.int64]) -> bytes:
-    """Magic, numbers of pictures and of their bytes, and CRC-32 of these and the table."""
+    """Magic, numbers of images and of their bytes, and CRC-32 of these and the table."""
     head = _MAGIC + np.array([count, size], dtype=np.int64).tobytes()
     return head + np.array([zlib.crc32(table.tobytes(), zlib.crc32(head))], dtype=np.int64).tobytes()
 
@@ -296,9 +296,9 @@ _GB = 10**9
 
 
 class SplitReaders:
-    """Reads pictures of several splits, those of each by a reader of its own.
+    """Reads images of several splits, those of each by a reader of its own.
 
-    So pictures that a split's evaluation has decoded before are found again.
+    So images that a split's evaluation has decoded before are found again.
 
     Args:
         split_codes: int8 ``(N,)``, of the whole table.
@@ -317,23 +317,23 @@ class SplitReaders:
         self._readers = {int(code): make_reader(rows[codes == code]) for code in sorted(set(codes.tolist()))}
 
     def __call__(self, row: int) -> torch.Tensor:
-        """One picture, uint8 ``(3, H, W)``."""
+        """One image, uint8 ``(3, H, W)``."""
         return self._readers[int(self._split_codes[row])](row)
 
 
-def picture_reader(
+def image_reader(
     datamodule: ImageDataModule,
     rows: NDArray[np.int64],
     content: NDArray[np.uint8],
     augment: AugmentOptions | None,
 ) -> Callable[[int], torch.Tensor]:
-    """Reads pictures of some rows, out of the cache where the options say so; makes it where it is missing.
+    """Reads images of some rows, out of the cache where the options say so; makes it where it is missing.
 
     Args:
-        datamodule: gives the options and reads pictures.
+        datamodule: gives the options and reads images.
         rows: int64 ``(n,)``, ascending.
-        content: uint8 ``(N, 32)``, hash of each row's picture.
-        augment: of training pictures, None for evaluation, which gets bit by bit what it gets without a cache.
+        content: uint8 ``(N, 32)``, hash of each row's image.
+        augment: of training images, None for evaluation, which gets bit by bit what it gets without a cache.
 
     Returns:
         Gives uint8 ``(3, H, W)`` for a row of the table.
@@ -359,7 +359,7 @@ def picture_reader(
     if refusal := _refusal(cache, limit):
         if mode == "always":
             raise UserError(f"data loader.cache: always, but {refusal}; or set loader.cache: auto")
-        rank_zero_info(f"{datamodule.table.origin}: pictures are decoded anew each time, because {refusal}.")
+        rank_zero_info(f"{datamodule.table.origin}: images are decoded anew each time, because {refusal}.")
         return datamodule.read_image
     cache.build(limit, min(os.cpu_count() or 1, _MOST_WORKERS))
     return cache.read

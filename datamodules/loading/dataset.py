@@ -1,12 +1,12 @@
 """From keys to batches: the map-style data set, its collation, and a loader that can be resumed.
 
-Pictures are read, augmented and brought together in the worker process; everything else of a batch is looked up in
+Images are read, augmented and brought together in the worker process; everything else of a batch is looked up in
 the table's columns when a batch is put together.
 
-How batches come from worker processes: what is small within the message, and only pictures in shared memory.
+How batches come from worker processes: what is small within the message, and only images in shared memory.
 
 Each tensor that leaves a worker process costs a file of shared memory, a connection and a handshake, about as much as
-decoding a small picture; a batch has many tensors, nearly all of them tiny.
+decoding a small image; a batch has many tensors, nearly all of them tiny.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Sample(TypedDict):
     """One sample on its way into a batch.
 
     Attributes:
-        image: uint8 ``(3, size, size)``, RGB; missing where the picture was not read.
+        image: uint8 ``(3, size, size)``, RGB; missing where the image was not read.
         sample_id: row of the table.
         epoch: epoch that it was augmented for.
         is_padding: whether it only fills up a process's share.
@@ -77,7 +77,7 @@ class Sample(TypedDict):
 
 
 class ImageDataset(Dataset[Sample]):
-    """Reads and transforms the pictures of a split; what is random is a function of (seed, epoch, sample id).
+    """Reads and transforms the images of a split; what is random is a function of (seed, epoch, sample id).
 
     Args:
         indices: int64 ``(n,)``, rows of the table.
@@ -102,7 +102,7 @@ class ImageDataset(Dataset[Sample]):
         self._seed = seed
 
     def with_captions(self, indices: NDArray[np.int64], caption_numbers: NDArray[np.int64] | None) -> ImageDataset:
-        """The same pictures, each as often as it is to come, with the caption that goes with each place."""
+        """The same images, each as often as it is to come, with the caption that goes with each place."""
         return ImageDataset(indices, self._read_image, self._transform, self._seed, caption_numbers)
 
     def __len__(self) -> int:
@@ -119,7 +119,7 @@ class ImageDataset(Dataset[Sample]):
         return sample
 
     def without_image(self, key: SampleKey | int) -> Sample:
-        """The sample at a place of the split; its picture is not read."""
+        """The sample at a place of the split; its image is not read."""
         place, epoch, is_padding, draw = key if isinstance(key, SampleKey) else SampleKey(key)
         if not -len(self) <= place < len(self):
             raise IndexError(place)  # ends `for sample in dataset`
@@ -132,16 +132,16 @@ class ImageDataset(Dataset[Sample]):
         }
 
 
-def stack_pictures(pictures: Sequence[torch.Tensor]) -> torch.Tensor:
+def stack_images(images: Sequence[torch.Tensor]) -> torch.Tensor:
     """A batch in the layout that convolutions are fastest with, ``torch.channels_last``.
 
     Args:
-        pictures: uint8 ``(3, H, W)`` each, in any layout.
+        images: uint8 ``(3, H, W)`` each, in any layout.
 
     Returns:
         uint8 ``(B, 3, H, W)``; in a worker process it lies in shared memory, so that it is not copied again.
     """
-    batch: torch.Tensor = default_collate([picture.permute(1, 2, 0) for picture in pictures])
+    batch: torch.Tensor = default_collate([image.permute(1, 2, 0) for image in images])
     return batch.permute(0, 3, 1, 2)
 
 
@@ -159,7 +159,7 @@ class Collate:
         texts: where captions are looked up; by default those of the table.
         mixup: alpha of mixup, 0 for off.
         cutmix: alpha of CutMix, 0 for off.
-        evaluation: whether batches hold every caption of a picture.
+        evaluation: whether batches hold every caption of an image.
     """
 
     def __init__(
@@ -191,7 +191,7 @@ class Collate:
             "is_padding": torch.tensor([sample["is_padding"] for sample in samples]),
         }
         if "image" in samples[0]:
-            batch["image"] = stack_pictures([sample["image"] for sample in samples])
+            batch["image"] = stack_images([sample["image"] for sample in samples])
         if LABEL_TASK in targets:
             batch["label"] = targets.pop(LABEL_TASK)
         batch["attributes"] = targets
@@ -229,7 +229,7 @@ class CountedLoader(DataLoader[Sample]):
     """
 
     features: FeatureLookup | None = None
-    """While it is set, batches have features instead of pictures, and nothing is read."""
+    """While it is set, batches have features instead of images, and nothing is read."""
 
     pending: int = 0
     """Batches that were delivered and do not count in ``state_dict``, because nothing was done with them yet."""

@@ -146,7 +146,7 @@ def read_image(source: str | Path | bytes, name: str = "", value_range: ValueRan
         raise ImageError(f"{label}: too large to be decoded ({error}; {limit}); scale it down or remove it") from error
     # Decoders of broken files raise whatever they stumble over; here each of these means the same.
     except Exception as error:
-        raise ImageError(f"{label}: {reason_of(error)}; replace or remove this picture") from error
+        raise ImageError(f"{label}: {reason_of(error)}; replace or remove this image") from error
 
 
 def decoded(source: str | Path | bytes, value_range: ValueRange = "auto", max_pixels: int = MAX_PIXELS) -> torch.Tensor:
@@ -168,7 +168,7 @@ def decoded(source: str | Path | bytes, value_range: ValueRange = "auto", max_pi
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def picture_pixels(image: Image.Image, value_range: ValueRange = "auto") -> torch.Tensor:
+def image_pixels(image: Image.Image, value_range: ValueRange = "auto") -> torch.Tensor:
     """Pixels of an image that Pillow holds already, made as ``read_image`` makes those of a file.
 
     Args:
@@ -250,11 +250,11 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file"
     if isinstance(error, IsADirectoryError):
-        return "a folder, not a picture"
+        return "a folder, not an image"
     if isinstance(error, PermissionError):
         return "may not be read (permission denied)"
     if isinstance(error, UnidentifiedImageError):
-        return str(error) if str(error).startswith("HEIC") else "not a picture in a known format"
+        return str(error) if str(error).startswith("HEIC") else "not an image in a known format"
     return f"cannot be decoded ({' '.join(str(error).split()) or type(error).__name__})"
 
 
@@ -310,9 +310,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.has_transparency_data:
-        picture = image if image.mode == "RGBA" else image.convert("RGBA")
-        background = Image.new("RGBA", picture.size, (*_BACKGROUND, 255))
-        return Image.alpha_composite(background, picture).convert("RGB")
+        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
+        background = Image.new("RGBA", rgba.size, (*_BACKGROUND, 255))
+        return Image.alpha_composite(background, rgba).convert("RGB")
     return image.convert("RGB")
 
 

@@ -96,7 +96,7 @@ def train_transform(image: ImageOptions | None, augment: AugmentOptions | None, 
     if chosen["rotation"] or chosen["translate"]:
         # One resampling for both; two would blur twice.
         shift = (chosen["translate"], chosen["translate"]) if chosen["translate"] else None
-        # Without `fill` the outside is black as with fill=0, but torchvision warps no mask along with the picture.
+        # Without `fill` the outside is black as with fill=0, but torchvision warps no mask along with the image.
         steps.append(T.RandomAffine(chosen["rotation"], shift, interpolation=InterpolationMode.BILINEAR, fill=None))
     jitter = {key: chosen[key] for key in ("brightness", "contrast", "saturation", "hue") if chosen[key]}
     if jitter:
@@ -114,7 +114,7 @@ def scaled_side(options: ImageOptions) -> int:
 
 
 def scale_down(image: torch.Tensor, short_side: int, interpolation: str, resize: Resize = "crop") -> torch.Tensor:
-    """Scales a picture so that its short side has a length, as the evaluation does; a smaller one stays as it is.
+    """Scales an image so that its short side has a length, as the evaluation does; a smaller one stays as it is.
 
     Args:
         image: uint8 ``(3, H, W)``.
@@ -135,14 +135,14 @@ def scale_down(image: torch.Tensor, short_side: int, interpolation: str, resize:
 
 
 def useful_short_side(image: ImageOptions | None, augment: AugmentOptions | None) -> int:
-    """Short side beyond which more pixels of a picture would hardly change what the network sees.
+    """Short side beyond which more pixels of an image would hardly change what the network sees.
 
     For evaluation it is the length that the evaluation scales to, exactly. For random crops it is the length at which
     the smallest square crop still has as many pixels as the network sees, at most half as much again.
 
     Args:
         image: size and crop fraction.
-        augment: of training pictures, None for evaluation.
+        augment: of training images, None for evaluation.
     """
     options = complete_image(image)
     short_side = scaled_side(options)
@@ -153,7 +153,7 @@ def useful_short_side(image: ImageOptions | None, augment: AugmentOptions | None
 
 
 def random_crop_box(height: int, width: int, scale: tuple[float, float]) -> tuple[int, int, int, int]:
-    """A random part of a picture (Szegedy et al., Going deeper with convolutions, 2015).
+    """A random part of an image (Szegedy et al., Going deeper with convolutions, 2015).
 
     Its area is uniform in ``scale``, its aspect ratio log-uniform in [3/4, 4/3]. After ten parts that do not fit it is
     the largest one in the middle. Parts are distributed as those of torchvision's ``RandomResizedCrop``; all that may
@@ -312,7 +312,7 @@ class _ColourJitter(nn.Module):
 
 
 class _RandomResizedCrop(nn.Module):
-    """A random part of the picture in the size that the network sees; resampled as by torchvision."""
+    """A random part of the image in the size that the network sees; resampled as by torchvision."""
 
     def __init__(self, options: ImageOptions, scale: tuple[float, float]) -> None:
         super().__init__()
@@ -323,7 +323,7 @@ class _RandomResizedCrop(nn.Module):
         part = image[:, top : top + height, left : left + width]
         if (height, width) == (self._size, self._size):
             return part
-        # Torch is fastest at pictures whose channels are interleaved, without gaps, and with strides that show it.
+        # Torch is fastest at images whose channels are interleaved, without gaps, and with strides that show it.
         part = part.permute(1, 2, 0).contiguous()[None].permute(0, 3, 1, 2)
         size = (self._size, self._size)
         return F.interpolate(part, size=size, mode=self._mode, align_corners=False, antialias=True)[0]
@@ -341,7 +341,7 @@ class _RandomFlip(nn.Module):
 
 
 class _Planes(nn.Module):
-    """Lays channels one after the other: read pictures come interleaved, in which resizing is fastest."""
+    """Lays channels one after the other: read images come interleaved, in which resizing is fastest."""
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return image.contiguous()
@@ -354,7 +354,7 @@ def _interpolation(options: ImageOptions) -> InterpolationMode:
 def mix_batch(
     images: torch.Tensor, key: tuple[int, ...], *, mixup: float, cutmix: float
 ) -> tuple[torch.Tensor, Mix | None]:
-    """Mixes every picture of a batch with another one of it, all with the same share.
+    """Mixes every image of a batch with another one of it, all with the same share.
 
     Args:
         images: uint8 ``(B, 3, H, W)``.
@@ -363,8 +363,8 @@ def mix_batch(
         cutmix: alpha of the Beta distribution of CutMix's share, 0 for off.
 
     Returns:
-        The mixed pictures, uint8 ``(B, 3, H, W)``, and how they were mixed; None for the latter where nothing is on or
-        the batch has one picture only.
+        The mixed images, uint8 ``(B, 3, H, W)``, and how they were mixed; None for the latter where nothing is on or
+        the batch has one image only.
     """
     size = len(images)
     if size < 2 or not (mixup or cutmix):
@@ -404,7 +404,7 @@ def _cut(images: torch.Tensor, partner: torch.Tensor, share: float, centre: torc
 
 
 def _box(height: int, width: int, share: float, centre: torch.Tensor) -> tuple[int, int, int, int]:
-    """Top, bottom, left and right of a box of area 1 - share about the centre, clipped to the picture."""
+    """Top, bottom, left and right of a box of area 1 - share about the centre, clipped to the image."""
     side = (1 - share) ** 0.5
     row, column = float(centre[0]) * height, float(centre[1]) * width
     half_height, half_width = side * height / 2, side * width / 2

@@ -33,14 +33,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-JOURNAL = "skipped_pictures.jsonl"
-"""In the run directory: the pictures that could not be read, one JSON object a line."""
+JOURNAL = "skipped_images.jsonl"
+"""In the run directory: the images that could not be read, one JSON object a line."""
 
 
 class StreamedImages(ImageDataModule):
-    """Pictures in shards, on disk or behind any URL that fsspec knows (``https://``, ``s3://``, ``hf://`` …).
+    """Images in shards, on disk or behind any URL that fsspec knows (``https://``, ``s3://``, ``hf://`` …).
 
-    Labels, captions and keys are read before training; pictures only when they are due, each process and each worker
+    Labels, captions and keys are read before training; images only when they are due, each process and each worker
     its own shards, so that neither disk nor memory must hold the set. Order and augmentation are functions of (seed,
     epoch, number of processes); the number of workers changes nothing, and a run goes on in the middle of an epoch.
 
@@ -52,15 +52,15 @@ class StreamedImages(ImageDataModule):
         columns: which columns, or members of a WebDataset sample, are what.
         vocabulary: for ``class`` and each attribute the class names in order; for whole numbers what 0, 1 … stand for.
             By default what the shards say, else the values of train in alphabetical order.
-        shuffle_buffer: encoded pictures that a process reads ahead to draw from, beyond the order of shards.
+        shuffle_buffer: encoded images that a process reads ahead to draw from, beyond the order of shards.
         streams: parts of a process's share that are read side by side, each by one worker; a multiple of
             ``loader.num_workers``. Batches are made of one stream each.
-        image: size, crop and interpolation of the pictures.
-        augment: augmentation of the training pictures; none by default.
+        image: size, crop and interpolation of the images.
+        augment: augmentation of the training images; none by default.
         loader: batch size and workers.
-        checks: what to do about unreadable pictures, which are found only when they are due: ``error`` stops there,
-            ``skip`` puts another picture of the batch into its place, in evaluation leaves it out, and adds a line to
-            ``skipped_pictures.jsonl`` in the run directory. Of leaks only those of groups are looked for.
+        checks: what to do about unreadable images, which are found only when they are due: ``error`` stops there,
+            ``skip`` puts another image of the batch into its place, in evaluation leaves it out, and adds a line to
+            ``skipped_images.jsonl`` in the run directory. Of leaks only those of groups are looked for.
         seed: of order and augmentation.
         prompts: texts for the classes; where given also the captions, which else are the shards' own.
         caption: which of several captions, or of several prompts, training sees: first or random.
@@ -108,16 +108,16 @@ class StreamedImages(ImageDataModule):
             )
         if loader["sampling"] != "shuffle":
             raise UserError(
-                f"data loader.sampling: {loader['sampling']} needs pictures in any order, which shards do not give; "
+                f"data loader.sampling: {loader['sampling']} needs images in any order, which shards do not give; "
                 "use shuffle"
             )
         if loader["cache"] == "always":
-            raise UserError("data loader.cache: streamed pictures are not kept decoded; use auto or never")
+            raise UserError("data loader.cache: streamed images are not kept decoded; use auto or never")
         if self.caption_mode == "all":
-            raise UserError("data caption: all would read each picture several times; use first or random for streams")
+            raise UserError("data caption: all would read each image several times; use first or random for streams")
 
     def load_table(self) -> SampleTable:
-        """Reads what the shards say besides pictures.
+        """Reads what the shards say besides images.
 
         Raises:
             UserError: where shards are missing or broken, or lack columns.
@@ -132,38 +132,38 @@ class StreamedImages(ImageDataModule):
         return table
 
     def read_image(self, index: int) -> torch.Tensor:
-        """Reads one picture out of its shard, which is opened for it alone: for looking at single samples.
+        """Reads one image out of its shard, which is opened for it alone: for looking at single samples.
 
         Args:
             index: row of the table.
 
         Returns:
-            uint8 ``(3, H, W)``, RGB, in the picture's own size.
+            uint8 ``(3, H, W)``, RGB, in the image's own size.
 
         Raises:
-            ImageError: where the picture cannot be read.
+            ImageError: where the image cannot be read.
         """
-        return self._opened().picture(index, self.value_range)
+        return self._opened().image(index, self.value_range)
 
-    def encoded_picture(self, index: int) -> bytes:
-        """The picture's file as it stands in the shard."""
+    def encoded_image(self, index: int) -> bytes:
+        """The image's file as it stands in the shard."""
         return self._opened().encoded(index)
 
-    def pictures_state(self) -> str:
+    def images_state(self) -> str:
         """Where the shards are and what changes with their content."""
         return json.dumps([[url, stamp_of(url)] for url in self._opened().urls])
 
     @property
-    def picture_files(self) -> bool:
-        """False: pictures stand in shards."""
+    def image_files(self) -> bool:
+        """False: images stand in shards."""
         return False
 
-    def picture_facts(self, sample_ids: NDArray[np.int64]) -> pa.Table:
-        """See ``vitrail.types.DescribesPictures``; pictures are not read for it (``Shards.place_hashes``)."""
+    def image_facts(self, sample_ids: NDArray[np.int64]) -> pa.Table:
+        """See ``vitrail.types.DescribesImages``; images are not read for it (``Shards.place_hashes``)."""
         from datamodules.gallery_facts import facts_of
 
         hashes = self._opened().place_hashes(sample_ids, stamp_of)
-        return facts_of(self.table, sample_ids, hashes, picture_files=False)
+        return facts_of(self.table, sample_ids, hashes, image_files=False)
 
     def rows_dataloader(self, rows: NDArray[np.int64]) -> CountedLoader:
         """See ``ImageDataModule``; one stream and so at most one worker on each process, which keeps to the order."""
@@ -179,8 +179,8 @@ class StreamedImages(ImageDataModule):
         Args:
             rows: int64 ``(n,)``, ascending, rows of the table, such as those of a split.
             training: whether the order is drawn, else that of the shards.
-            augmented: whether pictures get the training augmentation; else the evaluation transform.
-            on_bad: what becomes of an unreadable picture.
+            augmented: whether images get the training augmentation; else the evaluation transform.
+            on_bad: what becomes of an unreadable image.
             streams: that are read side by side; 0 for as many as the user wants.
         """
         safe = learns_colour(self.tasks)
@@ -247,11 +247,11 @@ class StreamedImages(ImageDataModule):
     def view_dataloader(self, split: str, view: int | None) -> CountedLoader:
         """Every sample of a split once, in the order of the shards.
 
-        An unreadable picture is an error here in any case: what is computed of each picture lacks none.
+        An unreadable image is an error here in any case: what is computed of each image lacks none.
 
         Args:
             split: train, val or test.
-            view: epoch that pictures are augmented for as in training; None for the evaluation transform.
+            view: epoch that images are augmented for as in training; None for the evaluation transform.
         """
         return self._once(split, view, "error")
 
@@ -266,14 +266,14 @@ class StreamedImages(ImageDataModule):
         return dict(sorted(left.items(), key=lambda one: (-one[1], one[0])))
 
     def data_record(self) -> dict[str, Any]:
-        """What the run record says of the data; skipped pictures are those that earlier stages came across."""
+        """What the run record says of the data; skipped images are those that earlier stages came across."""
         record = super().data_record()
         return {**record, "shards": len(self._opened().urls), "skipped": self._skipped()}
 
     def teardown(self, stage: str) -> None:
-        """Tells how many pictures could not be read."""
+        """Tells how many images could not be read."""
         if skipped := self._skipped():
-            rank_zero_warn(f"{self.table.origin}: {len(skipped)} pictures could not be read; see {self._journal()}")
+            rank_zero_warn(f"{self.table.origin}: {len(skipped)} images could not be read; see {self._journal()}")
 
     @property
     def _skips(self) -> bool:
@@ -289,7 +289,7 @@ class StreamedImages(ImageDataModule):
         return eval_loader(dataset, StreamSampler(dataset.order, view), collate, options)
 
     def _verify(self) -> None:
-        """Pictures are not read before they are due."""
+        """Images are not read before they are due."""
         self._bad = {}
 
     def _opened(self) -> Shards:
@@ -301,7 +301,7 @@ class StreamedImages(ImageDataModule):
         return None if self.trainer is None else Path(self.trainer.default_root_dir) / JOURNAL
 
     def _skipped(self) -> list[dict[str, Any]]:
-        """What the journal says, each picture once."""
+        """What the journal says, each image once."""
         path = self._journal()
         if path is None or not path.exists():
             return []

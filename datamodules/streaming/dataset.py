@@ -157,11 +157,11 @@ class StreamSampler(DistributedSampler[SampleKey]):
 
 
 OnBad = Literal["error", "replace", "leave_out"]
-"""What becomes of an unreadable picture: an error, another picture of its batch, or a row that is not counted."""
+"""What becomes of an unreadable image: an error, another image of its batch, or a row that is not counted."""
 
 
 class Cursor:
-    """A place in what one stream delivers in one epoch, and the pictures that were read on the way there.
+    """A place in what one stream delivers in one epoch, and the images that were read on the way there.
 
     Args:
         shards: what to read from.
@@ -177,7 +177,7 @@ class Cursor:
         self._fetched = self._fetch(shards, indices[part.places])
 
     def take(self) -> bytes:
-        """The next encoded picture."""
+        """The next encoded image."""
         place = int(self._part.order[self.next_place])
         while place not in self.held:
             fetched, content = next(self._fetched)
@@ -192,7 +192,7 @@ class Cursor:
         self._fetched.close()
 
     def _fetch(self, shards: Shards, rows: NDArray[np.int64]) -> Generator[tuple[int, bytes], None, None]:
-        """Places of the stream and their pictures, in the order of the shards; what was delivered is left out."""
+        """Places of the stream and their images, in the order of the shards; what was delivered is left out."""
         due = np.ones(len(rows), dtype=bool)
         due[self._part.order[: self.next_place]] = False
         places = np.flatnonzero(due)
@@ -200,8 +200,8 @@ class Cursor:
         # A new run begins with another shard, and where the same one is begun again to fill up.
         begins = np.flatnonzero((np.diff(which) != 0) | (np.diff(rows[places]) <= 0)) + 1
         for run in np.split(places, begins):
-            with contextlib.closing(shards.read(rows[run])) as pictures:
-                yield from zip(run.tolist(), pictures, strict=True)
+            with contextlib.closing(shards.read(rows[run])) as images:
+                yield from zip(run.tolist(), images, strict=True)
 
 
 class StreamedDataset(ImageDataset):
@@ -212,14 +212,14 @@ class StreamedDataset(ImageDataset):
 
     Args:
         indices: int64 ``(n,)``, rows of the table, ascending.
-        shards: where the pictures are.
+        shards: where the images are.
         order: of the samples.
         transform: from uint8 ``(3, H, W)`` to uint8 ``(3, size, size)``; may use torch's global generator.
         size: side of what the transform gives.
         seed: of the augmentation.
         caption_numbers: int64 ``(n,)``, which caption goes with each sample; the first by default.
-        on_bad: what becomes of an unreadable picture.
-        journal: file to which unreadable pictures are added, one JSON object a line.
+        on_bad: what becomes of an unreadable image.
+        journal: file to which unreadable images are added, one JSON object a line.
         value_range: as of ``images.read_image``.
     """
 
@@ -236,7 +236,7 @@ class StreamedDataset(ImageDataset):
         journal: Path | None = None,
         value_range: ValueRange = UNDECIDED,
     ) -> None:
-        super().__init__(indices, partial(shards.picture, value_range=value_range), transform, seed, caption_numbers)
+        super().__init__(indices, partial(shards.image, value_range=value_range), transform, seed, caption_numbers)
         self._value_range = value_range
         self._shards = shards
         self.order = order
@@ -249,7 +249,7 @@ class StreamedDataset(ImageDataset):
 
     @property
     def buffered(self) -> int:
-        """Encoded pictures that are held at the moment."""
+        """Encoded images that are held at the moment."""
         return sum(len(cursor.held) for _, cursor in self._cursors.values())
 
     def __getitem__(self, key: SampleKey | int) -> Sample:
@@ -276,7 +276,7 @@ class StreamedDataset(ImageDataset):
         return self._without_bad(samples)
 
     def without_image(self, key: SampleKey | int) -> Sample:
-        """The sample at a slot; its picture is not read."""
+        """The sample at a slot; its image is not read."""
         slot, epoch, is_padding, draw = key if isinstance(key, SampleKey) else SampleKey(key)
         stream, place = self.order.stream_of(slot)
         part = self._part(epoch, stream)
@@ -329,7 +329,7 @@ class StreamedDataset(ImageDataset):
                 os.close(file)
 
     def _without_bad(self, samples: list[Sample]) -> list[Sample]:
-        """As many samples, each with a picture, in a way that depends on the batch only."""
+        """As many samples, each with an image, in a way that depends on the batch only."""
         good = [sample for sample in samples if "image" in sample]
         if len(good) == len(samples):
             return samples
@@ -342,7 +342,7 @@ class StreamedDataset(ImageDataset):
             return samples
         if not good:
             names = self._shards.label(samples[0]["sample_id"])
-            raise ImageError(f"{names}: no picture of its batch can be read; mend the shard")
+            raise ImageError(f"{names}: no image of its batch can be read; mend the shard")
         bad = len(samples) - len(good)
         return [*good, *(good[place % len(good)] for place in range(bad))]
 

@@ -1,8 +1,8 @@
-"""From what shards say besides pictures to the table of samples, and to the places of the pictures.
+"""From what shards say besides images to the table of samples, and to the places of the images.
 
-What is in shards besides pictures: keys, labels, captions and groups, and in tar files where each picture lies.
+What is in shards besides images: keys, labels, captions and groups, and in tar files where each image lies.
 
-Parquet tells it without its pictures being read. Of tar files it is told by the index that
+Parquet tells it without its images being read. Of tar files it is told by the index that
 ``python -m datamodules pack`` leaves beside them (``datamodules.streaming.index`` for those that have none).
 
 What is in a WebDataset shard that has no index of ours: it is read through once, and what was found is kept.
@@ -51,26 +51,26 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-PICTURE_SUFFIXES = tuple(suffix.removeprefix(".") for suffix in (*SUFFIXES, *HEIF_SUFFIXES))
-"""Members of a tar file that are pictures, the first that a sample has."""
+IMAGE_SUFFIXES = tuple(suffix.removeprefix(".") for suffix in (*SUFFIXES, *HEIF_SUFFIXES))
+"""Members of a tar file that are images, the first that a sample has."""
 
 OTHERS_KEY = b"others"
-"""Metadata of what is known of a tar file: its members that are no pictures of samples, counted by ending as JSON."""
+"""Metadata of what is known of a tar file: its members that are no images of samples, counted by ending as JSON."""
 
 _FORMAT = 3  # Counts up when the meaning of the cached columns changes.
 _LARGEST_TEXT = 1 << 20
 _MEMBER = re.compile(r"((?:.*/|)[^./][^.]*)\.([^/]+)")
 
 
-def scanned(url: str, picture_suffix: str) -> pa.Table:
+def scanned(url: str, image_suffix: str) -> pa.Table:
     """What is in a tar file, from the cache as long as the file is the same.
 
     Args:
         url: of the shard.
-        picture_suffix: of the members that are pictures; empty for the first usual one.
+        image_suffix: of the members that are images; empty for the first usual one.
 
     Returns:
-        For each sample ``key``, ``offset`` and ``size`` of its picture in the archive, and ``fields``, its short
+        For each sample ``key``, ``offset`` and ``size`` of its image in the archive, and ``fields``, its short
         members by their endings as JSON. The schema's metadata count all other members: by what follows a sample's key
         (``json``, ``seg.png``), and files of no sample by their last ending with its dot.
 
@@ -79,7 +79,7 @@ def scanned(url: str, picture_suffix: str) -> pa.Table:
     """
     folder = cache_directory() / "shards"
     stamp = stamp_of(url)
-    key = hashlib.sha256(f"{_FORMAT}\n{url}\n{stamp}\n{picture_suffix}".encode()).hexdigest()
+    key = hashlib.sha256(f"{_FORMAT}\n{url}\n{stamp}\n{image_suffix}".encode()).hexdigest()
     path = folder / f"{key}.parquet"
     with _one_scanner(folder, key):
         if stamp and path.exists():
@@ -87,7 +87,7 @@ def scanned(url: str, picture_suffix: str) -> pa.Table:
                 return read_parquet(path)
             except (DamagedFileError, OSError) as error:
                 rank_zero_warn(f"{error}; {url} is read through again")
-        table = _scan(url, picture_suffix)
+        table = _scan(url, image_suffix)
         if stamp:
             _keep(table, path, url)
         return table
@@ -133,20 +133,20 @@ def _stamp(url: str, file: IO[bytes]) -> str:
     return json.dumps(known, sort_keys=True) if len(known) > 1 else ""
 
 
-def _scan(url: str, picture_suffix: str) -> pa.Table:
-    """Goes through a tar file: key, place of the picture and all short texts of each sample."""
+def _scan(url: str, image_suffix: str) -> pa.Table:
+    """Goes through a tar file: key, place of the image and all short texts of each sample."""
     import pyarrow as pa
 
     columns: dict[str, list[Any]] = {"key": [], "offset": [], "size": [], "fields": []}
     others: Counter[str] = Counter()
     with open_shard(url, sequential=True) as file, _whole(url, file) as archive:
         for key, members in _samples(url, archive, others):
-            suffixes = [picture_suffix] if picture_suffix else PICTURE_SUFFIXES
+            suffixes = [image_suffix] if image_suffix else IMAGE_SUFFIXES
             place = next((members[suffix] for suffix in suffixes if suffix in members), None)
             if not isinstance(place, tuple):
-                wanted = picture_suffix or ", ".join(PICTURE_SUFFIXES)
+                wanted = image_suffix or ", ".join(IMAGE_SUFFIXES)
                 raise UserError(
-                    f"data shards: {url}: sample {key!r} has no picture ({wanted}) but {', '.join(sorted(members))}; "
+                    f"data shards: {url}: sample {key!r} has no image ({wanted}) but {', '.join(sorted(members))}; "
                     "correct the shard, or name the ending with columns: {image: …}"
                 )
             others.update(suffix for suffix, member in members.items() if member is not place)
@@ -174,7 +174,7 @@ def _whole(url: str, file: IO[bytes]) -> Iterator[IO[bytes]]:
 
 
 def _samples(url: str, archive: IO[bytes], others: Counter[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Keys, and by ending either (offset, size) of a picture or the content of a short text; others are counted."""
+    """Keys, and by ending either (offset, size) of an image or the content of a short text; others are counted."""
     key, members = "", dict[str, Any]()
     watched = _LastBlock(archive)
     with tarfile.open(fileobj=cast("IO[bytes]", watched), mode="r|") as tar:
@@ -214,7 +214,7 @@ class _LastBlock:
 
 
 def _content_of(tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: str) -> tuple[int, int] | str:
-    if suffix.rsplit(".", 1)[-1] in PICTURE_SUFFIXES or member.size > _LARGEST_TEXT:
+    if suffix.rsplit(".", 1)[-1] in IMAGE_SUFFIXES or member.size > _LARGEST_TEXT:
         return member.offset_data, member.size
     file = tar.extractfile(member)
     content = file.read() if file else b""
@@ -238,9 +238,9 @@ class ShardIndex:
         columns: those that are wanted, n rows; of a foreign tar file ``key`` and ``fields``.
         features: the ``datasets.Features`` of the columns.
         layout: which columns are what, where the shard says so itself.
-        offsets: int64 ``(n,)``, where in a tar file the pictures begin; empty for Parquet.
-        sizes: int64 ``(n,)``, bytes of the pictures there; empty for Parquet.
-        checks: int64 ``(n,)``, CRC-32 of the pictures there, -1 where nobody has noted it; empty for Parquet.
+        offsets: int64 ``(n,)``, where in a tar file the images begin; empty for Parquet.
+        sizes: int64 ``(n,)``, bytes of the images there; empty for Parquet.
+        checks: int64 ``(n,)``, CRC-32 of the images there, -1 where nobody has noted it; empty for Parquet.
         others: number of members of a foreign tar file that are no images, by ending.
     """
 
@@ -254,36 +254,36 @@ class ShardIndex:
 
 
 def index_parquet(
-    urls: Sequence[str], picture_column: str, wanted: Callable[[dict[str, Any]], set[str]]
+    urls: Sequence[str], image_column: str, wanted: Callable[[dict[str, Any]], set[str]]
 ) -> list[ShardIndex]:
-    """Reads the wanted columns of Parquet shards, several shards at a time; the pictures are not touched.
+    """Reads the wanted columns of Parquet shards, several shards at a time; the images are not touched.
 
     Args:
         urls: of the shards.
-        picture_column: must be there.
+        image_column: must be there.
         wanted: from what a shard says of its columns to the names of those to read; names that it lacks do no harm.
 
     Raises:
-        UserError: where a shard cannot be read or has no column of pictures.
+        UserError: where a shard cannot be read or has no column of images.
     """
-    return _side_by_side(lambda url: _parquet_columns(url, picture_column, wanted), urls, "reading labels of shards")
+    return _side_by_side(lambda url: _parquet_columns(url, image_column, wanted), urls, "reading labels of shards")
 
 
-def index_tars(urls: Sequence[str], picture_suffix: str) -> list[ShardIndex]:
+def index_tars(urls: Sequence[str], image_suffix: str) -> list[ShardIndex]:
     """What is in tar shards, from the index beside them, from the cache, or by reading them through.
 
     Args:
         urls: of the shards.
-        picture_suffix: of the members that are pictures; empty for the first usual one.
+        image_suffix: of the members that are images; empty for the first usual one.
 
     Raises:
         UserError: where a shard cannot be read, is truncated or not in the format.
     """
-    beside = {folder: None if picture_suffix else _index_beside(folder) for folder in {_folder(url) for url in urls}}
+    beside = {folder: None if image_suffix else _index_beside(folder) for folder in {_folder(url) for url in urls}}
 
     def index(url: str) -> ShardIndex:
         packed = beside[_folder(url)]
-        return (packed and _packed(packed, url)) or _foreign(scanned(url, picture_suffix))
+        return (packed and _packed(packed, url)) or _foreign(scanned(url, image_suffix))
 
     return _side_by_side(index, urls, "reading what is in tar shards, once")
 
@@ -297,19 +297,19 @@ def _side_by_side(index: Callable[[str], ShardIndex], urls: Sequence[str], descr
         pool.shutdown(cancel_futures=True)
 
 
-def _parquet_columns(url: str, picture_column: str, wanted: Callable[[dict[str, Any]], set[str]]) -> ShardIndex:
+def _parquet_columns(url: str, image_column: str, wanted: Callable[[dict[str, Any]], set[str]]) -> ShardIndex:
     import pyarrow.parquet as pq
 
     with open_shard(url) as file:
         try:
             opened = pq.ParquetFile(file, page_checksum_verification=True)
             schema = opened.schema_arrow
-            if picture_column not in schema.names:
+            if image_column not in schema.names:
                 raise UserError(
-                    f"data columns.image: {url} has no column {picture_column!r}; it has {', '.join(schema.names)}"
+                    f"data columns.image: {url} has no column {image_column!r}; it has {', '.join(schema.names)}"
                 )
             layout = _layout(schema)
-            names = [name for name in schema.names if name in wanted(layout) - {picture_column}]
+            names = [name for name in schema.names if name in wanted(layout) - {image_column}]
             columns = opened.read(columns=names) if names else _rows_only(opened.metadata.num_rows)
         except UserError:
             raise
@@ -415,11 +415,11 @@ class StreamColumns(TypedDict, total=False):
     (``json.colour``). Shards that ``python -m datamodules pack`` wrote say all of it themselves.
 
     Attributes:
-        image: pictures; default image, and in tar files the first member with a usual ending.
+        image: images; default image, and in tar files the first member with a usual ending.
         label: class, as the library's ClassLabel, text or whole number; empty for none; default label, and in tar files
             cls where there is such a member.
         caption: a text or several; default none, and in tar files txt where there is such a member.
-        group: the object or product that a picture shows; default none.
+        group: the object or product that an image shows; default none.
         key: stable name of a sample; default none, and in tar files the members' common name.
         attributes: further columns to learn, each a task of its own; default none. Of shards that
             ``python -m datamodules pack`` wrote, the names of the tasks.
@@ -444,7 +444,7 @@ def read_streams(
     origin: str,
     missing: Missing | None = None,
 ) -> tuple[SampleTable, Shards]:
-    """The table of all samples, shard by shard, and where their pictures are.
+    """The table of all samples, shard by shard, and where their images are.
 
     Args:
         urls: of the shards of each split.
@@ -462,11 +462,11 @@ def read_streams(
     every = [url for part in urls.values() for url in part]
     splits = [split for split, part in urls.items() for _ in part]
     is_parquet = shard_format == "parquet"
-    picture = columns.get("image", "image" if is_parquet else "")
+    image = columns.get("image", "image" if is_parquet else "")
     if is_parquet:
-        indices = index_parquet(every, picture, lambda layout: _names(_choose(columns, layout, _USUAL)))
+        indices = index_parquet(every, image, lambda layout: _names(_choose(columns, layout, _USUAL)))
     else:
-        indices = index_tars(every, picture)
+        indices = index_tars(every, image)
     chosen = _choose(columns, indices[0].layout, _USUAL if is_parquet else _usual_members(indices[0]))
     tasks = _tasks(chosen, indices[0].layout)
     missing = missing or Missing()
@@ -484,7 +484,7 @@ def read_streams(
         urls=every,
         ends=np.cumsum([len(part) for part in parts]).astype(np.int64),
         keys=strings_of(frame["key"]),
-        column=picture if is_parquet else "",
+        column=image if is_parquet else "",
         offsets=np.concatenate([index.offsets for index in indices]),
         sizes=np.concatenate([index.sizes for index in indices]),
         checks=np.concatenate([index.checks for index in indices]),

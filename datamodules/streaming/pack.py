@@ -1,6 +1,6 @@
-"""Writes the pictures of any data set as shards that can be streamed: Parquet, or WebDataset tar files with an index.
+"""Writes the images of any data set as shards that can be streamed: Parquet, or WebDataset tar files with an index.
 
-Pictures that are files keep their bytes; others are written as PNG, so that nothing is lost. Both formats open with the
+Images that are files keep their bytes; others are written as PNG, so that nothing is lost. Both formats open with the
 ``datasets`` library, tar files with ``webdataset`` as well.
 """
 
@@ -35,16 +35,16 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class KeepsEncoded(Protocol):
-    """A DataModule whose pictures are files inside of larger ones."""
+    """A DataModule whose images are files inside of larger ones."""
 
-    def encoded_picture(self, index: int) -> bytes:
-        """A picture's file, whole."""
+    def encoded_image(self, index: int) -> bytes:
+        """An image's file, whole."""
 
 
 PackFormat = Literal["parquet", "webdataset"]
 
 _ROW_GROUP = 64
-"""Rows of Parquet that are read together; small, because a row of pictures is large."""
+"""Rows of Parquet that are read together; small, because a row of images is large."""
 
 _OWN_COLUMNS = ("image", "key", "label", "caption", "group", "shard", "offset", "size", "crc32")
 
@@ -68,7 +68,7 @@ def pack(
     """Writes every split as shards of about equal size, train in random order.
 
     Args:
-        datamodule: gives samples and pictures; unreadable ones are refused or left out as its ``checks`` say.
+        datamodule: gives samples and images; unreadable ones are refused or left out as its ``checks`` say.
         folder: must not hold shards yet.
         pack_format: of the shards.
         shard_size: samples of a shard at most.
@@ -90,7 +90,7 @@ def pack(
         write = _write_parquet if pack_format == "parquet" else _write_tar
         done: dict[str, pa.Table] = {}
         total = sum(len(rows) for _, rows in plan)
-        progress = tracked(_pictures(datamodule, plan), f"packing into {folder}", total)
+        progress = tracked(_images(datamodule, plan), f"packing into {folder}", total)
         for name, rows in plan:
             file = f"{name}{SUFFIXES[pack_format][0]}"
             with written_whole(folder / file) as temporary:
@@ -116,16 +116,16 @@ def _plan(datamodule: ImageDataModule, split: str, shard_size: int) -> Iterator[
         yield f"{split}-{number:05d}-of-{count:05d}", part
 
 
-def _pictures(datamodule: ImageDataModule, plan: Sequence[tuple[str, NDArray[np.int64]]]) -> Iterator[bytes]:
+def _images(datamodule: ImageDataModule, plan: Sequence[tuple[str, NDArray[np.int64]]]) -> Iterator[bytes]:
     for _, rows in plan:
         for row in rows.tolist():
-            yield encoded_picture(datamodule, row)
+            yield encoded_image(datamodule, row)
 
 
-def encoded_picture(datamodule: ImageDataModule, row: int) -> bytes:
-    """A picture as the file that it is, or as PNG where it is none."""
+def encoded_image(datamodule: ImageDataModule, row: int) -> bytes:
+    """An image as the file that it is, or as PNG where it is none."""
     if isinstance(datamodule, KeepsEncoded):
-        return datamodule.encoded_picture(row)
+        return datamodule.encoded_image(row)
     if type(datamodule).read_image is ImageDataModule.read_image:
         return Path(datamodule.table.source(row)).read_bytes()
     from PIL import Image
@@ -137,7 +137,7 @@ def encoded_picture(datamodule: ImageDataModule, row: int) -> bytes:
 
 
 def _columns(datamodule: ImageDataModule, rows: NDArray[np.int64]) -> dict[str, list[Any]]:
-    """All that is known of some samples besides the pictures, class codes −1 where unknown."""
+    """All that is known of some samples besides the images, class codes −1 where unknown."""
     table = datamodule.table
     columns: dict[str, list[Any]] = {"key": table.names.take(rows).to_pylist()}
     for task, name in task_columns(table.tasks).items():
@@ -147,12 +147,12 @@ def _columns(datamodule: ImageDataModule, rows: NDArray[np.int64]) -> dict[str, 
     return columns
 
 
-def _schema(datamodule: ImageDataModule, *, pictures: bool, shards: dict[str, int] | None = None) -> pa.Schema:
+def _schema(datamodule: ImageDataModule, *, images: bool, shards: dict[str, int] | None = None) -> pa.Schema:
     """Columns with the class names, and which of them are what."""
     import datasets
 
     text = datasets.Value("string")
-    features: dict[str, Any] = {"image": datasets.Image()} if pictures else {}
+    features: dict[str, Any] = {"image": datasets.Image()} if images else {}
     features["key"] = text
     names = task_columns(datamodule.tasks)
     features |= {names[task]: datasets.ClassLabel(names=classes) for task, classes in datamodule.tasks.items()}
@@ -186,22 +186,22 @@ def task_columns(tasks: Iterable[str]) -> dict[str, str]:
 
 
 def _write_parquet(
-    path: Path, datamodule: ImageDataModule, rows: NDArray[np.int64], pictures: Iterator[bytes]
+    path: Path, datamodule: ImageDataModule, rows: NDArray[np.int64], images: Iterator[bytes]
 ) -> pa.Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = _schema(datamodule, pictures=True)
+    schema = _schema(datamodule, images=True)
     columns = _columns(datamodule, rows)
     with pq.ParquetWriter(path, schema, write_page_checksum=True) as writer:
         for start in range(0, len(rows), _ROW_GROUP):
             part = {key: values[start : start + _ROW_GROUP] for key, values in columns.items()}
-            cells = [{"bytes": next(pictures), "path": None} for _ in part["key"]]
+            cells = [{"bytes": next(images), "path": None} for _ in part["key"]]
             writer.write_table(pa.table({"image": cells, **part}, schema=schema))
     return pa.table(columns)
 
 
-def _write_tar(path: Path, datamodule: ImageDataModule, rows: NDArray[np.int64], pictures: Iterator[bytes]) -> pa.Table:
+def _write_tar(path: Path, datamodule: ImageDataModule, rows: NDArray[np.int64], images: Iterator[bytes]) -> pa.Table:
     """A tar file, with the same for other programs as ``.cls``, ``.txt`` and ``.json``."""
     import pyarrow as pa
 
@@ -210,7 +210,7 @@ def _write_tar(path: Path, datamodule: ImageDataModule, rows: NDArray[np.int64],
     # Plain names, because readers cut keys at the first dot; the sample's own name is in the JSON and the index.
     with path.open("wb") as stream, tarfile.open(fileobj=stream, mode="w|", format=tarfile.USTAR_FORMAT) as tar:
         for place, row in enumerate(rows.tolist()):
-            content = next(pictures)
+            content = next(images)
             for suffix, data in (
                 (_ending(content), content),
                 *_members(datamodule, {key: values[place] for key, values in columns.items()}),
@@ -249,7 +249,7 @@ def _write_index(folder: Path, datamodule: ImageDataModule, done: dict[str, pa.T
     import pyarrow as pa
 
     lengths = {name: (folder / name).stat().st_size for name in done}
-    schema = _schema(datamodule, pictures=False, shards=lengths)
+    schema = _schema(datamodule, images=False, shards=lengths)
     tables = [table.append_column("shard", [[name] * len(table)]) for name, table in done.items()]
     index = pa.concat_tables([table.select(schema.names) for table in tables]).cast(schema)
     with written_whole(folder / INDEX_FILE) as temporary:

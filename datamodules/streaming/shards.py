@@ -1,4 +1,4 @@
-"""Reading encoded pictures out of Parquet and WebDataset shards, front to back, and no others than are asked for.
+"""Reading encoded images out of Parquet and WebDataset shards, front to back, and no others than are asked for.
 
 Where the shards of a set are: folders, globs, lists, URLs of any kind that fsspec knows, or a name on the hub.
 
@@ -320,13 +320,13 @@ class Shards:
     Attributes:
         urls: path or URL of each shard.
         ends: int64 ``(shards,)``, number of the table's rows in a shard and all before it.
-        keys: what the picture of each row is called in messages, Arrow strings ``(N,)``.
-        column: Parquet column of pictures; empty for tar files.
-        offsets: int64 ``(N,)``, where in its tar file a picture begins; empty for Parquet.
-        sizes: int64 ``(N,)``, bytes of the picture there; empty for Parquet.
-        checks: int64 ``(N,)``, CRC-32 of the picture there, -1 where nobody has noted it; empty for Parquet,
+        keys: what the image of each row is called in messages, Arrow strings ``(N,)``.
+        column: Parquet column of images; empty for tar files.
+        offsets: int64 ``(N,)``, where in its tar file an image begins; empty for Parquet.
+        sizes: int64 ``(N,)``, bytes of the image there; empty for Parquet.
+        checks: int64 ``(N,)``, CRC-32 of the image there, -1 where nobody has noted it; empty for Parquet,
             whose pages have checksums of their own.
-        members_left_out: members of tar files that are neither pictures nor columns, by the ending of their names.
+        members_left_out: members of tar files that are neither images nor columns, by the ending of their names.
         value_range: what is black and white in images with more than 8 bits a channel, where the shards say so.
     """
 
@@ -349,15 +349,15 @@ class Shards:
         return int(self.ends[shard - 1]) if shard else 0
 
     def label(self, row: int) -> str:
-        """What errors call a picture: its shard and its key."""
+        """What errors call an image: its shard and its key."""
         shard = int(np.searchsorted(self.ends, row, side="right"))
         return f"{self.urls[shard]}: {self.keys[row].as_py()}"
 
     def place_hashes(self, rows: NDArray[np.int64], stamp_of: Callable[[str], str]) -> list[str]:
-        """What changes when a picture may have changed, without reading it, hexadecimal.
+        """What changes when an image may have changed, without reading it, hexadecimal.
 
         It is the SHA-256 of the shard's size and date of change (or what its server says instead) and of the place in
-        it. So all pictures of a shard that was written anew count as changed.
+        it. So all images of a shard that was written anew count as changed.
 
         Args:
             rows: int64 ``(n,)``, of the table.
@@ -377,16 +377,16 @@ class Shards:
         ]
 
     def read(self, rows: NDArray[np.int64]) -> Generator[bytes, None, None]:
-        """The encoded pictures of some rows of one shard, which is opened for it and closed after the last one.
+        """The encoded images of some rows of one shard, which is opened for it and closed after the last one.
 
         Args:
             rows: int64 ``(n,)``, ascending, all in the same shard.
 
         Yields:
-            Content of a picture file, empty where the row has none.
+            Content of an image file, empty where the row has none.
 
         Raises:
-            UserError: where the shard cannot be read, or ends before the pictures do.
+            UserError: where the shard cannot be read, or ends before the images do.
         """
         if not len(rows):
             return
@@ -394,12 +394,12 @@ class Shards:
         url = self.urls[shard]
         with open_shard(url) as file:
             if self.column:
-                pictures = _from_parquet(file, self.column, rows - self.first_row(shard))
+                images = _from_parquet(file, self.column, rows - self.first_row(shard))
             else:
-                pictures = _from_tar(url, file, self.offsets[rows], self.sizes[rows])
+                images = _from_tar(url, file, self.offsets[rows], self.sizes[rows])
             try:
                 for row in rows.tolist():
-                    yield self._checked(row, next(pictures))
+                    yield self._checked(row, next(images))
             except StopIteration:
                 message = f"data shards: {url} has fewer rows than when it was indexed; do not change shards in use"
                 raise UserError(message) from None
@@ -409,31 +409,31 @@ class Shards:
             except Exception as error:
                 raise shard_error(url, error) from error
 
-    def _checked(self, row: int, picture: bytes) -> bytes:
-        if len(self.checks) and self.checks[row] >= 0 and zlib.crc32(picture) != self.checks[row]:
+    def _checked(self, row: int, image: bytes) -> bytes:
+        if len(self.checks) and self.checks[row] >= 0 and zlib.crc32(image) != self.checks[row]:
             raise UserError(
-                f"data shards: {self.label(row)} is damaged, it is not the picture that was packed; get the shard anew"
+                f"data shards: {self.label(row)} is damaged, it is not the image that was packed; get the shard anew"
             )
-        return picture
+        return image
 
     def encoded(self, row: int) -> bytes:
-        """One encoded picture, whose shard is opened for it alone."""
+        """One encoded image, whose shard is opened for it alone."""
         return next(self.read(np.array([row], dtype=np.int64)))
 
-    def picture(self, row: int, value_range: ValueRange = UNDECIDED) -> torch.Tensor:
-        """One picture, uint8 ``(3, H, W)``, RGB, whose shard is opened for it alone.
+    def image(self, row: int, value_range: ValueRange = UNDECIDED) -> torch.Tensor:
+        """One image, uint8 ``(3, H, W)``, RGB, whose shard is opened for it alone.
 
         Raises:
-            ImageError: where the picture cannot be read.
+            ImageError: where the image cannot be read.
         """
         return read_image(self.encoded(row), self.label(row), value_range)
 
 
 def _from_parquet(file: IO[bytes], column: str, places: NDArray[np.int64]) -> Iterator[bytes]:
-    """The pictures at some rows of a file; row groups without any of them are not read."""
+    """The images at some rows of a file; row groups without any of them are not read."""
     import pyarrow.parquet as pq
 
-    # Without buffering ahead, which would hold whole row groups of pictures.
+    # Without buffering ahead, which would hold whole row groups of images.
     opened = pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
     begin = 0
     for group in range(opened.metadata.num_row_groups):
@@ -481,7 +481,7 @@ def _parts(url: str, file: IO[bytes], offsets: NDArray[np.int64], sizes: NDArray
             _go_to(archive, offset)
             content = _exactly(archive, size)
             if len(content) < size:
-                raise UserError(f"data shards: {url} ends within a picture: it is truncated; get it anew")
+                raise UserError(f"data shards: {url} ends within an image: it is truncated; get it anew")
             yield content
 
 

@@ -1,8 +1,8 @@
-"""Wares: generated pictures of products, the data set that needs no download.
+"""Wares: generated images of products, the data set that needs no download.
 
 Ten kinds of objects in eight colours, five materials and three conditions, each object seen in several views that
-differ in pose, light, background and what stands before it. Objects, not pictures, are split. Everything is a
-function of (seed, index): a larger data set begins with the pictures of a smaller one, in the same splits.
+differ in pose, light, background and what stands before it. Objects, not images, are split. Everything is a
+function of (seed, index): a larger data set begins with the images of a smaller one, in the same splits.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from vitrail.errors import UserError
 from vitrail.types import DEFAULT_SEED
 
 MEMORY_LIMIT = 512 * 1024 * 1024
-"""Bytes of pictures that are kept; a larger data set is drawn anew in each epoch."""
+"""Bytes of images that are kept; a larger data set is drawn anew in each epoch."""
 
 _SPLITS_OF_STAGE = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
 _VOCABULARIES = {"class": KINDS, "colour": tuple(sorted(COLOURS)), "material": MATERIALS, "condition": CONDITIONS}
@@ -56,7 +56,7 @@ _CAPTIONS = (
     "this {material} {kind} is {colour} and {condition}",
     "{condition} {kind}, {colour}, {material}",
     "the {kind} on offer is {condition}: {colour} {material}",
-    "a picture of one {colour} {material} {kind} in {condition} condition",
+    "an image of one {colour} {material} {kind} in {condition} condition",
     "for sale: {colour} {kind} of {material}, {condition}",
 )
 
@@ -78,7 +78,7 @@ def ware_spec(seed: int, instance: int) -> WareSpec:
 
 
 def ware_caption(spec: WareSpec, seed: int, index: int) -> str:
-    """A sentence that names kind, colour, material and condition of a picture."""
+    """A sentence that names kind, colour, material and condition of an image."""
     rng = stream(seed, _FOR_CAPTION, index)
     words = _CONDITION_WORDS[spec.condition]
     return _CAPTIONS[pick(rng, len(_CAPTIONS))].format(
@@ -87,19 +87,19 @@ def ware_caption(spec: WareSpec, seed: int, index: int) -> str:
 
 
 class Wares(ImageDataModule):
-    """Generated product pictures with class, colour, material, condition and caption.
+    """Generated product images with class, colour, material, condition and caption.
 
     Args:
-        n_samples: number of pictures.
-        views: pictures of each object.
-        resolution: side of the pictures as drawn, in pixels; ``image.size`` is what the model gets.
+        n_samples: number of images.
+        views: images of each object.
+        resolution: side of the images as drawn, in pixels; ``image.size`` is what the model gets.
         val_fraction: share of the objects for validation.
         test_fraction: share of the objects for the test.
         draw_seed: of objects and views, 0 or more; not ``seed``, so that runs with several seeds share their data.
-        image: size, crop and interpolation of the pictures.
-        augment: augmentation of the training pictures; none by default.
+        image: size, crop and interpolation of the images.
+        augment: augmentation of the training images; none by default.
         loader: batch size, workers and sampling.
-        checks: what to do about leaks; generated pictures are never corrupt.
+        checks: what to do about leaks; generated images are never corrupt.
         seed: of order, sampling and augmentation.
         prompts: texts that stand for the classes; given, they are the captions too.
 
@@ -130,12 +130,12 @@ class Wares(ImageDataModule):
         self.draw_seed = draw_seed
         self._check_arguments()
         kept = n_samples if n_samples * 3 * resolution * resolution <= MEMORY_LIMIT else 0
-        # Reserved, not filled: memory is taken as pictures are drawn.
-        self._pictures = np.empty((kept, 3, resolution, resolution), dtype=np.uint8)
+        # Reserved, not filled: memory is taken as images are drawn.
+        self._images = np.empty((kept, 3, resolution, resolution), dtype=np.uint8)
         self._drawn = np.zeros(kept, dtype=bool)
 
     def load_table(self) -> SampleTable:
-        """Lists all pictures; nothing is drawn yet."""
+        """Lists all images; nothing is drawn yet."""
         import pandas as pd
 
         rows = []
@@ -161,13 +161,13 @@ class Wares(ImageDataModule):
         for split, share in zip(SPLITS[1:], (self.val_fraction, self.test_fraction), strict=True):
             if share > 0 and not (frame["split"] == split).any():
                 raise UserError(
-                    f"data n_samples: {self.n_samples} pictures of {math.ceil(self.n_samples / self.views)} objects "
+                    f"data n_samples: {self.n_samples} images of {math.ceil(self.n_samples / self.views)} objects "
                     f"leave the {split} split empty; raise n_samples or {split}_fraction, or lower views"
                 )
         return SampleTable.from_frame(frame, list(_VOCABULARIES), _VOCABULARIES, origin="Wares")
 
     def read_image(self, index: int) -> torch.Tensor:
-        """Draws a picture, or takes it from memory.
+        """Draws an image, or takes it from memory.
 
         Returns:
             uint8 ``(3, resolution, resolution)``, RGB.
@@ -175,18 +175,18 @@ class Wares(ImageDataModule):
         if not len(self._drawn):
             return torch.from_numpy(self._draw(index))
         if not self._drawn[index]:
-            self._pictures[index] = self._draw(index)
+            self._images[index] = self._draw(index)
             self._drawn[index] = True
-        return torch.from_numpy(self._pictures[index].copy())
+        return torch.from_numpy(self._images[index].copy())
 
     def setup(self, stage: str | None = None) -> None:
-        """Draws the pictures that the stage needs, so that worker processes share them."""
+        """Draws the images that the stage needs, so that worker processes share them."""
         super().setup(stage)
         if not len(self._drawn):
             return
         wanted = np.concatenate([self.split_indices(split) for split in _SPLITS_OF_STAGE.get(str(stage), SPLITS)])
         missing = wanted[~self._drawn[wanted]]
-        for index in tracked(missing.tolist(), "drawing pictures", len(missing)):
+        for index in tracked(missing.tolist(), "drawing images", len(missing)):
             self.read_image(index)
 
     def _draw(self, index: int) -> npt.NDArray[np.uint8]:

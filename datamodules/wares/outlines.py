@@ -1,8 +1,8 @@
-"""Outlines from which the generated product pictures are put together.
+"""Outlines from which the generated product images are put together.
 
 A ware is a stack of parts, each a closed polygon in the ware's own units: x to the right, y down, the whole
 ware within about [-1, 1] in both. Angles are rounded before use, so that the last bit of a platform's sine does
-not reach a picture.
+not reach an image.
 
 Outlines of the generated wares that come from the lathe: mug, vase, bottle, soap dispenser and lamp.
 
@@ -45,7 +45,7 @@ class Aspect:
     Attributes:
         tilt: height over width of its horizontal circles, about 0.1 to 0.4.
         turn: how far it is turned about its upright axis, in [-1, 1].
-        moment: what changes from picture to picture, in [0, 1]: hands of a watch, flowers in a vase.
+        moment: what changes from image to image, in [0, 1]: hands of a watch, flowers in a vase.
     """
 
     tilt: float
@@ -229,7 +229,7 @@ def mug(form: Form, aspect: Aspect) -> list[Part]:
 
 
 def vase(form: Form, aspect: Aspect) -> list[Part]:
-    """A belly, a neck and a rim; flowers stand in it in every third picture."""
+    """A belly, a neck and a rim; flowers stand in it in every third image."""
     neck, belly = 0.16 + 0.24 * form[0], 0.34 + 0.26 * form[1]
     low = 0.1 + 0.5 * form[2]
     rim, foot = neck + 0.16 * form[3], 0.22 + 0.14 * form[4]
@@ -279,7 +279,7 @@ def soap_dispenser(form: Form, aspect: Aspect) -> list[Part]:
 
 
 def lamp(form: Form, aspect: Aspect) -> list[Part]:
-    """A table lamp: foot, rod or turned stand, and a shade, which glows in every second picture."""
+    """A table lamp: foot, rod or turned stand, and a shade, which glows in every second image."""
     wide, narrow = 0.5 + 0.18 * form[0], 0.2 + 0.3 * form[1]
     low = -0.12 + 0.2 * form[2]
     foot = 0.26 + 0.16 * form[3]

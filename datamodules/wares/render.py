@@ -5,8 +5,8 @@ background, things in front and the camera belong to the view.
 
 How the generated wares look: coverage, roundness, light and five materials.
 
-All pictures are built with additions, multiplications, divisions and square roots only, which every platform rounds
-alike. The shading is Blinn's ("Models of light reflection for computer synthesized pictures", SIGGRAPH 1977), with a
+All images are built with additions, multiplications, divisions and square roots only, which every platform rounds
+alike. The shading is Blinn's ("Models of light reflection for computer synthesized images", SIGGRAPH 1977), with a
 painted surrounding for metal and a bent background for glass.
 
 Where the generated wares stand: backgrounds, things around and in front of them, and the camera.
@@ -44,12 +44,12 @@ _CHROME = np.interp(np.linspace(-1, 1, 129), np.linspace(-1, 1, 13), _SURROUNDIN
 
 @dataclass(frozen=True)
 class Pose:
-    """Where a ware stands in the picture: pixel = ``matrix`` · point + ``centre``."""
+    """Where a ware stands in the image: pixel = ``matrix`` · point + ``centre``."""
 
     matrix: Points
     centre: Points
 
-    def to_picture(self, points: Points) -> Points:
+    def to_image(self, points: Points) -> Points:
         """Ware units to pixels, ``(K, 2)`` to ``(K, 2)``."""
         placed: Points = (
             points[:, :1] * self.matrix[:, 0][None] + points[:, 1:] * self.matrix[:, 1][None] + self.centre[None]
@@ -73,7 +73,7 @@ class Pose:
 
 @dataclass(frozen=True)
 class Box:
-    """The part of the picture that is worked on, in pixels, right and bottom excluded."""
+    """The part of the image that is worked on, in pixels, right and bottom excluded."""
 
     left: int
     top: int
@@ -106,10 +106,10 @@ def polygon_mask(polygons: Sequence[Points], resolution: int) -> tuple[Plane, Bo
 
     Args:
         polygons: each ``(K, 2)``, in pixels.
-        resolution: side of the picture.
+        resolution: side of the image.
 
     Returns:
-        The coverage in [0, 1] inside the polygon's box, and the box; nothing where it lies outside the picture.
+        The coverage in [0, 1] inside the polygon's box, and the box; nothing where it lies outside the image.
     """
     fine = 3 if resolution <= 128 else 2
     points = polygons[0] if len(polygons) == 1 else np.concatenate(polygons)
@@ -129,8 +129,8 @@ def polygon_mask(polygons: Sequence[Points], resolution: int) -> tuple[Plane, Bo
 
 def blurred(plane: Plane, radius: float) -> Plane:
     """A plane ``(H, W)`` in [0, 1] out of focus; the radius in pixels."""
-    picture = Image.fromarray((plane * np.float32(255)).astype(np.uint8)).filter(ImageFilter.GaussianBlur(radius))
-    return np.asarray(picture, dtype=np.float32) * np.float32(1 / 255)
+    image = Image.fromarray((plane * np.float32(255)).astype(np.uint8)).filter(ImageFilter.GaussianBlur(radius))
+    return np.asarray(image, dtype=np.float32) * np.float32(1 / 255)
 
 
 def patches(values: npt.NDArray[np.float64], height: int, width: int) -> Plane:
@@ -414,8 +414,8 @@ def background(rng: Random, resolution: int) -> Plane:
     things = int(rng.random() * rng.random() * 6)
     if things == 0:
         return scene
-    picture = Image.fromarray((scene.clip(0, 1) * 255).astype(np.uint8).transpose(1, 2, 0).copy())
-    pen = ImageDraw.Draw(picture)
+    image = Image.fromarray((scene.clip(0, 1) * 255).astype(np.uint8).transpose(1, 2, 0).copy())
+    pen = ImageDraw.Draw(image)
     for _ in range(things):
         x, y = between(rng, -0.05, 1.05) * resolution, between(rng, 0.1, 0.95) * resolution
         w, h = between(rng, 0.05, 0.2) * resolution, between(rng, 0.08, 0.4) * resolution
@@ -426,8 +426,8 @@ def background(rng: Random, resolution: int) -> Plane:
             pen.rectangle([x + w * 0.4, y - h, x + w, y + h], fill=dark)
         else:
             pen.ellipse([x - w, y - w, x + w, y + w], fill=colour)
-    picture = picture.filter(ImageFilter.BoxBlur(resolution * between(rng, 0.01, 0.04)))
-    return np.asarray(picture).transpose(2, 0, 1).astype(np.float32, order="C") * np.float32(1 / 255)
+    image = image.filter(ImageFilter.BoxBlur(resolution * between(rng, 0.01, 0.04)))
+    return np.asarray(image).transpose(2, 0, 1).astype(np.float32, order="C") * np.float32(1 / 255)
 
 
 def occluder(rng: Random, resolution: int) -> tuple[Plane, Plane]:
@@ -508,8 +508,8 @@ def photographed(rng: Random, scene: Plane) -> npt.NDArray[np.uint8]:
     noise *= np.float32(amount)
     noise += scene * np.float32(255)
     noise += np.float32(0.5 - 127.5 * amount)
-    picture = noise.clip(0, 255).astype(np.uint8)
-    return np.ascontiguousarray(picture.transpose(1, 2, 0))
+    image = noise.clip(0, 255).astype(np.uint8)
+    return np.ascontiguousarray(image.transpose(1, 2, 0))
 
 
 _MARKS = 96
@@ -525,7 +525,7 @@ def marks_of_use(seed: int, amount: float) -> Image.Image:
         amount: 0 for new, about 0.4 for used, 1 for worn.
 
     Returns:
-        RGB picture of 96×96 over the ware's [-1.25, 1.25] square: fading, stains, scratches (128 = none).
+        RGB image of 96×96 over the ware's [-1.25, 1.25] square: fading, stains, scratches (128 = none).
     """
     rng = stream(seed, 1)
     # Fading begins in patches and ends all over.
@@ -544,7 +544,7 @@ def marks_of_use(seed: int, amount: float) -> Image.Image:
 
 
 def placed_marks(marks: Image.Image, pose: Pose, resolution: int) -> Plane:
-    """The marks where they fall in the picture, ``(3, H, W)`` in [0, 1]."""
+    """The marks where they fall in the image, ``(3, H, W)`` in [0, 1]."""
     a, b, c, d = pose.inverse
     per_unit = _MARKS / (2 * _REACH)
     x0, y0 = (float(v) for v in pose.centre)
@@ -647,7 +647,7 @@ class WareSpec:
 
 def _pose(rng: Random, resolution: int) -> Pose:
     """Somewhere near the middle, mostly upright, sometimes lying, seen from a little aside."""
-    # One in eight lies on its side or stands on its head, as in pictures taken from above.
+    # One in eight lies on its side or stands on its head, as in images taken from above.
     angle = between(rng, -0.25, 0.25) if rng.random() < 0.875 else between(rng, -math.pi, math.pi)
     cos, sin = round(math.cos(angle), 9), round(math.sin(angle), 9)
     scale = between(rng, 0.32, 0.47) * resolution
@@ -718,12 +718,12 @@ def _dashes(part: Part, mask: Plane, place: tuple[Plane, Plane]) -> Plane:
 
 
 def draw_ware(spec: WareSpec, view_seed: int, resolution: int = 96) -> npt.NDArray[np.uint8]:
-    """Draws a picture of an object.
+    """Draws an image of an object.
 
     Args:
         spec: the object.
         view_seed: pose, light, background, what stands before it, camera.
-        resolution: side of the picture in pixels, at least 16.
+        resolution: side of the image in pixels, at least 16.
 
     Returns:
         uint8 ``(resolution, resolution, 3)``, RGB; the same for the same arguments in every process.
@@ -761,7 +761,7 @@ class _Look:
 
 def _paint(scene: Plane, part: Part, look: _Look) -> None:
     """Lays one part over the scene."""
-    found = polygon_mask([look.pose.to_picture(outline) for outline in (part.outline, *part.more)], scene.shape[-1])
+    found = polygon_mask([look.pose.to_image(outline) for outline in (part.outline, *part.more)], scene.shape[-1])
     if found is None:
         return
     mask, box = found
@@ -800,6 +800,6 @@ def _with_shadow(scene: Plane, parts: list[Part], pose: Pose, light: Light, dept
     pen = ImageDraw.Draw(half)
     for part in parts:
         if part.role == "body" or part.profile is not None:
-            pen.polygon(((pose.to_picture(part.outline) + shift) / 2).round().ravel().tolist(), fill=255)
+            pen.polygon(((pose.to_image(part.outline) + shift) / 2).round().ravel().tolist(), fill=255)
     soft = half.filter(ImageFilter.GaussianBlur(resolution * 0.022)).resize((resolution, resolution))
     return scene * (1 - np.asarray(soft, dtype=np.float32) * np.float32(depth / 255))

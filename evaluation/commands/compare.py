@@ -38,7 +38,7 @@ examples:
   python -m evaluation compare runs/small/* runs/large/* --join     # seeds or folds of two experiments
 """
 
-_AXES = {"parameters": "parameters", "minutes": "minutes of training", "latency": "ms a picture, CPU, one by one"}
+_AXES = {"parameters": "parameters", "minutes": "minutes of training", "latency": "ms an image, CPU, one by one"}
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

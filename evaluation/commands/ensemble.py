@@ -1,4 +1,4 @@
-"""``python -m evaluation ensemble RUN RUN …``: several runs, and views of the picture, kept as one run to be tested.
+"""``python -m evaluation ensemble RUN RUN …``: several runs, and views of the image, kept as one run to be tested.
 
 The result is a directory like any other run's, with ``config.yaml`` and ``checkpoints/best.ckpt``, so that
 ``python -m experiments test --ckpt_path …/checkpoints/best.ckpt`` needs nothing else, and leaves the same records.
@@ -32,7 +32,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add the command ``ensemble`` to the command line."""
     command = commands.add_parser(
         "ensemble",
-        help="mean of the probabilities of several runs, and of views of the picture, kept as a new run",
+        help="mean of the probabilities of several runs, and of views of the image, kept as a new run",
         description="Keeps the best checkpoints of runs as one model that answers with the mean of their "
         "probabilities. Nothing is chosen or learned. The new run is tested, compared and calibrated like any other.",
         epilog=_EPILOG,
@@ -45,7 +45,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         nargs="+",
         default=[],
         metavar="VIEW",
-        help="also average over these views of each picture: hflip, vflip, zoom (the picture as it is always counts)",
+        help="also average over these views of each image: hflip, vflip, zoom (the image as it is always counts)",
     )
     command.add_argument("--name", help="of the new experiment (default: the runs' names, joined)")
     command.add_argument("--to", type=Path, metavar="DIR", help="directory of all runs (default: that of the first)")
@@ -77,7 +77,7 @@ def make_ensemble(
 
     Args:
         runs: run directories.
-        views: besides the picture as it is.
+        views: besides the image as it is.
         name: of the new experiment.
         place: directory of all runs.
 

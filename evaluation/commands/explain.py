@@ -1,4 +1,4 @@
-"""``python -m evaluation explain RUN``: where in its pictures a model sees what it says, as overlays and a page."""
+"""``python -m evaluation explain RUN``: where in its images a model sees what it says, as overlays and a page."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ _TOLD = {
 
 
 @dataclass
-class _Pictures:
-    """What is to be explained: N pictures, as the model sees them.
+class _Images:
+    """What is to be explained: N images, as the model sees them.
 
     Attributes:
         names: stable names, or paths.
@@ -60,7 +60,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add the command ``explain`` to the command line."""
     command = commands.add_parser(
         "explain",
-        help="where in its pictures a model sees what it says: Grad-CAM or attention rollout, as overlays and a page",
+        help="where in its images a model sees what it says: Grad-CAM or attention rollout, as overlays and a page",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -68,8 +68,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     command.add_argument("run", type=Path, metavar="RUN", help="run directory")
     which = command.add_mutually_exclusive_group()
     which.add_argument("--worst", type=int, metavar="N", help=f"the worst mistakes (default: {_WORST} of them)")
-    which.add_argument("--ids", nargs="+", type=composed, metavar="NAME", help="pictures of the run's data by name")
-    which.add_argument("--image", nargs="+", type=Path, metavar="FILE", help="any picture files")
+    which.add_argument("--ids", nargs="+", type=composed, metavar="NAME", help="images of the run's data by name")
+    which.add_argument("--image", nargs="+", type=Path, metavar="FILE", help="any image files")
     command.add_argument("--method", choices=_METHODS, default="gradcam", help="(default: gradcam)")
     command.add_argument("--task", type=composed, help="whose classes are explained (default: the main task)")
     command.add_argument(
@@ -96,16 +96,16 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     model = _model(files, options.checkpoint)
     task = _task(model, options)
     check_method(model, options.method)
-    pictures = _pictures(files, model, task, options)
+    images = _images(files, model, task, options)
     folder = options.to or options.run / "figures" / "explain"
-    explained = _explained(model, task, pictures, options)
+    explained = _explained(model, task, images, options)
     of_what = "likeness to texts" if options.text else f"classes of the task {task}"
     lead = [f"{files.name}, checkpoint {options.checkpoint}: {of_what}.", _TOLD[options.method]]
     if not explained:
         sys.stdout.write(f"{options.run}: made no mistakes of {task!r} on {options.split}; nothing to explain\n")
         return
     page = write_page(folder, "explain", f"Explained: {files.name}", lead, _sections(explained))
-    sys.stdout.write(f"{page} has the page, and the folder an overlay of each picture ({len(explained)})\n")
+    sys.stdout.write(f"{page} has the page, and the folder an overlay of each image ({len(explained)})\n")
 
 
 def _model(files: RunFiles, checkpoint: str) -> VisionTask:
@@ -126,7 +126,7 @@ def _task(model: VisionTask, options: argparse.Namespace) -> str:
         raise UserError("--text: does not go with --task and --shown_class; explain either texts or classes")
     tasks: dict[str, list[str]] = getattr(model, "tasks", {})
     if options.text and options.worst is None and not (options.ids or options.image):
-        raise UserError("--text: say which pictures with --ids, --image or --worst")
+        raise UserError("--text: say which images with --ids, --image or --worst")
     if not tasks:
         if not options.text:
             raise UserError(f"{options.run}: its model knows no classes; explain the likeness to a text with --text")
@@ -141,41 +141,39 @@ def _task(model: VisionTask, options: argparse.Namespace) -> str:
     return name
 
 
-def _pictures(files: RunFiles, model: VisionTask, task: str, options: argparse.Namespace) -> _Pictures:
+def _images(files: RunFiles, model: VisionTask, task: str, options: argparse.Namespace) -> _Images:
     from datamodules.loading.decode import read_image
     from datamodules.loading.transforms import eval_transform
     from datamodules.options import complete_image
 
-    # The model says how pictures are made; a file goes the same way as the data.
+    # The model says how images are made; a file goes the same way as the data.
     transform = eval_transform(cast("Any", {**model.input_options}))
     if options.image:
         value_range = complete_image(cast("Any", {**model.input_options}))["value_range"]
         images = [transform(read_image(path, value_range=value_range)) for path in options.image]
-        return _Pictures([str(path) for path in options.image], images, [UNKNOWN] * len(images))
-    return _data_pictures(files, model, transform, task, options)
+        return _Images([str(path) for path in options.image], images, [UNKNOWN] * len(images))
+    return _data_images(files, model, transform, task, options)
 
 
-def _data_pictures(
-    files: RunFiles, model: VisionTask, transform: Any, task: str, options: argparse.Namespace
-) -> _Pictures:
-    """Pictures of the run's own data: by name, or the worst mistakes."""
+def _data_images(files: RunFiles, model: VisionTask, transform: Any, task: str, options: argparse.Namespace) -> _Images:
+    """Images of the run's own data: by name, or the worst mistakes."""
     from datamodules.cli import data_of_run
 
     wanted = options.ids or _worst_names(files, task, options)
-    found = _Pictures()
+    found = _Images()
     if not wanted:
         return found
     if not (files.path / CONFIG).is_file():
-        raise UserError(f"{files.path}: has no {CONFIG}, so its data are not known; name pictures with --image")
+        raise UserError(f"{files.path}: has no {CONFIG}, so its data are not known; name images with --image")
     datamodule = data_of_run("python -m evaluation explain", files.path)
     datamodule.image_options = cast("Any", {**model.input_options})
     table = datamodule.table
     rows = {name: row for row, name in enumerate(datamodule.sample_names())}
     if strange := [name for name in wanted if name not in rows]:
         raise UserError(
-            f"--ids {strange[0]}: {table.origin} has no picture of that name; they are such as {next(iter(rows), '')!r}"
+            f"--ids {strange[0]}: {table.origin} has no image of that name; they are such as {next(iter(rows), '')!r}"
             if options.ids
-            else f"{table.origin}: has no picture {strange[0]!r} any more; test again with "
+            else f"{table.origin}: has no image {strange[0]!r} any more; test again with "
             f"`python -m experiments test --ckpt_path {files.path}/checkpoints/best.ckpt`"
         )
     for name in wanted:
@@ -201,7 +199,7 @@ def _worst_names(files: RunFiles, task: str, options: argparse.Namespace) -> lis
     if not (predictions.targets[task] != UNKNOWN).any():
         raise UserError(
             f"{files.path}: no sample of {options.split} has a known target of {task!r}, so mistakes cannot be told; "
-            "name pictures with --ids or --image"
+            "name images with --ids or --image"
         )
     predicted_by = files.predicted_by(options.split)
     if predicted_by and predicted_by != options.checkpoint:
@@ -213,23 +211,23 @@ def _worst_names(files: RunFiles, task: str, options: argparse.Namespace) -> lis
     return [str(name) for name in predictions.names[rows]]
 
 
-def _explained(model: VisionTask, task: str, pictures: _Pictures, options: argparse.Namespace) -> list[Explained]:
+def _explained(model: VisionTask, task: str, chosen: _Images, options: argparse.Namespace) -> list[Explained]:
     import torch
 
     from evaluation.saliency.overlays import explain_classes, explain_texts
 
-    if not pictures.images:
+    if not chosen.images:
         return []
-    images = torch.stack(pictures.images)
+    images = torch.stack(chosen.images)
     if options.text:
-        return explain_texts(model, options.text, images, pictures.names, method=options.method)
+        return explain_texts(model, options.text, images, chosen.names, method=options.method)
     classes = cast("Any", model).tasks[task]
     shown = None if options.shown_class is None else classes.index(options.shown_class)
-    return explain_classes(model, task, images, pictures.names, pictures.targets, method=options.method, shown=shown)
+    return explain_classes(model, task, images, chosen.names, chosen.targets, method=options.method, shown=shown)
 
 
 def _sections(explained: list[Explained]) -> list[Section]:
-    """A table of all, and a section a picture."""
+    """A table of all, and a section an image."""
     from evaluation.report.page import Section
     from evaluation.saliency.overlays import explained_figure
 

@@ -49,10 +49,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="to show colours of (default: the 6 most frequent)",
     )
     command.add_argument(
-        "--pictures", type=int, default=3000, metavar="N", help="looked at, drawn evenly (default: 3000)"
+        "--images", type=int, default=3000, metavar="N", help="looked at, drawn evenly (default: 3000)"
     )
-    command.add_argument("--side", type=int, default=128, help="that pictures are scaled to for colours (default: 128)")
-    command.add_argument("--pixels", type=int, default=5000, help="drawn of each picture for colours (default: 5000)")
+    command.add_argument("--side", type=int, default=128, help="that images are scaled to for colours (default: 128)")
+    command.add_argument("--pixels", type=int, default=5000, help="drawn of each image for colours (default: 5000)")
     command.add_argument("--neighbours", type=int, default=8, help="of a class on the map (default: 8)")
     command.add_argument("--gallery", metavar="G", help="its vectors judge the labels, instead of pixels")
     command.add_argument("--folds", type=int, default=5, help="that judge the labels (default: 5)")
@@ -71,9 +71,9 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     """Write the page and say where it is.
 
     Raises:
-        UserError: for every mistake in what was asked, and for data without a readable picture.
+        UserError: for every mistake in what was asked, and for data without a readable image.
     """
-    for name, least in (("pictures", 1), ("side", 8), ("pixels", 1), ("neighbours", 1), ("folds", 2), ("seed", 0)):
+    for name, least in (("images", 1), ("side", 8), ("pixels", 1), ("neighbours", 1), ("folds", 2), ("seed", 0)):
         if getattr(options, name) < least:
             raise UserError(f"--{name}: is {getattr(options, name)}, must be at least {least}")
     datamodule = data_of("explore", options, rest)
@@ -100,7 +100,7 @@ def data_of(command: str, options: argparse.Namespace, rest: Sequence[str]) -> I
 
 
 def collection_of(datamodule: ImageDataModule) -> Collection:
-    """A data set as the sections take it; unreadable pictures are noted, not refused."""
+    """A data set as the sections take it; unreadable images are noted, not refused."""
     from evaluation.dataset.sections import SPLITS, Collection
 
     datamodule.check_options["on_bad_image"] = "skip"
@@ -130,7 +130,7 @@ def collection_of(datamodule: ImageDataModule) -> Collection:
 
 
 def unreadable(datamodule: ImageDataModule) -> dict[int, str]:
-    """Why some rows' pictures cannot be read; nothing for generated ones."""
+    """Why some rows' images cannot be read; nothing for generated ones."""
     from datamodules.checks.verify import verify
 
     return {} if datamodule.generated else dict(verify(datamodule).bad)
@@ -151,14 +151,14 @@ def explore(datamodule: ImageDataModule, options: argparse.Namespace) -> Path:
     task = main_task(collection, options.task)
 
     def progress(rows: Sequence[int]) -> Iterator[int]:
-        return tracked(rows, "looking at pictures", len(rows))
+        return tracked(rows, "looking at images", len(rows))
 
-    looks = look_at(collection, collection.drawn(options.pictures, options.seed), centre_colour, progress)
+    looks = look_at(collection, collection.drawn(options.images, options.seed), centre_colour, progress)
     sections = _sections(datamodule, collection, looks, task, options)
     table = datamodule.table
     lead = [
         f"{table.origin}, fingerprint {table.fingerprint()[:12]}.",
-        f"What needs pictures was computed from {looks.told}, drawn with seed {options.seed}.",
+        f"What needs images was computed from {looks.told}, drawn with seed {options.seed}.",
     ]
     return write_page(options.to, "explore", f"What is in {collection.name}", lead, sections)
 
@@ -191,13 +191,13 @@ def _sections(
 def gallery_vectors(
     collection: Collection, gallery: str
 ) -> tuple[NDArray[np.int64], NDArray[np.float32], ModelIdentity]:
-    """Those of the collection's pictures that a gallery has.
+    """Those of the collection's images that a gallery has.
 
     Returns:
         Rows int64 ``(n,)``, their vectors float32 ``(n, D)``, and the model that made them.
 
     Raises:
-        UserError: where there is no gallery, or it has none of the pictures.
+        UserError: where there is no gallery, or it has none of the images.
     """
     from retrieval.gallery import Gallery
 
@@ -205,14 +205,14 @@ def gallery_vectors(
     there = set(opened.table(["id"]).column("id").to_pylist())
     rows = np.array([row for row in collection.usable.tolist() if collection.names[row] in there], np.int64)
     if not len(rows):
-        raise UserError(f"--gallery {gallery}: has none of the data's pictures; fill it with python -m retrieval index")
+        raise UserError(f"--gallery {gallery}: has none of the data's images; fill it with python -m retrieval index")
     return rows, opened.vectors([str(name) for name in collection.names[rows]]), opened.identity
 
 
 def _judged_by(collection: Collection, looks: Looks, gallery: str | None) -> tuple[NDArray[np.int64], Any, str]:
     """Rows with features, the features, and what they are called."""
     if gallery is None:
-        return looks.rows, looks.features, "colours and edges of the pictures (--gallery takes a model's vectors)"
+        return looks.rows, looks.features, "colours and edges of the images (--gallery takes a model's vectors)"
     rows, vectors, made_by = gallery_vectors(collection, gallery)
     learned = "where it has learned from these labels, it may believe the wrong ones"
     return rows, vectors, f"vectors of {made_by.task} ({made_by.run}; {learned})"

@@ -1,4 +1,4 @@
-"""``python -m evaluation learning_curve``: what choosing pictures to label is worth, on data whose labels are known."""
+"""``python -m evaluation learning_curve``: what choosing images to label is worth, on data whose labels are known."""
 
 from __future__ import annotations
 
@@ -132,23 +132,23 @@ def _features(collection: Collection, gallery: str | None) -> tuple[NDArray[np.i
         return rows, vectors
 
     def progress(rows: Sequence[int]) -> Iterator[int]:
-        return tracked(rows, "looking at pictures", len(rows))
+        return tracked(rows, "looking at images", len(rows))
 
     if not len(collection.usable):
-        raise UserError(f"{collection.name}: has no picture that can be read")
+        raise UserError(f"{collection.name}: has no image that can be read")
     features = [pixel_features(collection.read(row)) for row in progress(collection.usable.tolist())]
     return collection.usable, np.stack(features)
 
 
 def _title(collection: Collection, task: str, pool: Labelled, options: argparse.Namespace) -> str:
     tail = f", long tail {options.long_tail:g}" if options.long_tail < 1 else ""
-    return f"{collection.name}, {task}: a pool of {len(pool.labels):,} pictures{tail}; {options.seeds} seeds"
+    return f"{collection.name}, {task}: a pool of {len(pool.labels):,} images{tail}; {options.seeds} seeds"
 
 
 def _told(summary: pd.DataFrame, pool: int, test: int) -> str:
     """A Markdown table with the sentence that belongs to it."""
     lines = [
-        f"Mean accuracy over all steps; pool {pool:,}, measured on {test:,} pictures; difference to random choice, "
+        f"Mean accuracy over all steps; pool {pool:,}, measured on {test:,} images; difference to random choice, "
         "paired by seed, with its 95 % Student interval over seeds.",
         "",
         "| chosen by | accuracy | after the last step | ahead of random [95 %] | |",

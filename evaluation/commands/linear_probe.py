@@ -33,7 +33,7 @@ def linear_probe(datamodule: ImageDataModule, encoder: ImageEncoder) -> list[Tas
     """Fit on the train split, without augmentation; summarise validation and test.
 
     Args:
-        datamodule: pictures of the size that the encoder expects.
+        datamodule: images of the size that the encoder expects.
         encoder: with its weights loaded.
 
     Returns:

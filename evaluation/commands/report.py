@@ -21,8 +21,8 @@ from vitrail.runs import CONFIG, RunFiles
 
 if TYPE_CHECKING:
     from datamodules.base import ImageDataModule
+    from evaluation.report.images import ReadImage
     from evaluation.report.page import Section
-    from evaluation.report.pictures import ReadPicture
     from retrieval.gallery import Gallery
 
 NAME, GALLERY = "report", "gallery"
@@ -48,9 +48,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     command.add_argument("--split", default="test", help="split whose predictions are judged (default: test)")
     command.add_argument("--to", type=Path, metavar="FOLDER", help="for report.html and report.md (default: RUN)")
     command.add_argument("--data-root", metavar="FOLDER", help="where the data are now: data.init_args.root")
-    command.add_argument("--no-data", action="store_true", help="leave out what needs the data: pictures and leaks")
+    command.add_argument("--no-data", action="store_true", help="leave out what needs the data: images and leaks")
     command.add_argument("--gallery", metavar="G", help="for the map and retrieval (default: RUN/gallery)")
-    command.add_argument("--mistakes", type=int, default=12, metavar="N", help="pictures of a task (default: 12)")
+    command.add_argument("--mistakes", type=int, default=12, metavar="N", help="images of a task (default: 12)")
     command.add_argument("--seed", type=int, default=0, help="of what is drawn (default: 0)")
 
 
@@ -70,7 +70,7 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     title = f"Report: {files.name}"
     lead = [
         f"Made of the files in {options.run} by `python -m evaluation report`, judged on {options.split}. Figures, "
-        f"pictures and tables are also files in {NAME}/."
+        f"images and tables are also files in {NAME}/."
     ]
     if files.interrupted:
         lead.append("Training was interrupted: what follows is of an unfinished run.")
@@ -104,10 +104,10 @@ def remove_old_files(folder: Path, sections: Sequence[Section]) -> None:
 
 def sections_of(files: RunFiles, options: argparse.Namespace, rest: Sequence[str]) -> list[Section]:
     """All sections in order; those that cannot be made say what is missing."""
-    from evaluation.report import pictures as report_pictures
+    from evaluation.report import images as report_images
     from evaluation.report import sections as report_run
     from evaluation.report import sections as report_scores
-    from evaluation.report.pictures import curves_section
+    from evaluation.report.images import curves_section
     from evaluation.report.sections import efficiency_section
 
     split = options.split
@@ -125,7 +125,7 @@ def sections_of(files: RunFiles, options: argparse.Namespace, rest: Sequence[str
             report_scores.classes_section(predictions, counts, split),
             report_scores.confusion_section(predictions, split),
             report_scores.calibration_section(predictions, temperatures, split, str(files.path)),
-            report_pictures.mistakes_section(predictions, temperatures, split, options.mistakes, read, why_not),
+            report_images.mistakes_section(predictions, temperatures, split, options.mistakes, read, why_not),
         ]
     return [
         report_run.run_section(files),
@@ -141,8 +141,8 @@ def sections_of(files: RunFiles, options: argparse.Namespace, rest: Sequence[str
     ]
 
 
-def reader(datamodule: ImageDataModule) -> ReadPicture:
-    """Reads pictures of a data set by their stable names; None for those that are not there or cannot be read."""
+def reader(datamodule: ImageDataModule) -> ReadImage:
+    """Reads images of a data set by their stable names; None for those that are not there or cannot be read."""
     from datamodules.loading.decode import ImageError
 
     rows = {name: row for row, name in enumerate(datamodule.sample_names())}
@@ -193,10 +193,8 @@ def _leaks(datamodule: ImageDataModule | None, why_not: str) -> Section:
         return _without(title, str(error))
 
 
-def _gallery_sections(
-    files: RunFiles, options: argparse.Namespace, task: str, read: ReadPicture | None
-) -> list[Section]:
-    from evaluation.report.pictures import map_section
+def _gallery_sections(files: RunFiles, options: argparse.Namespace, task: str, read: ReadImage | None) -> list[Section]:
+    from evaluation.report.images import map_section
     from evaluation.report.sections import retrieval_section
 
     titles = ("Embedding map", "Retrieval examples")

@@ -29,7 +29,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     command = commands.add_parser(
         "retrieval",
         help="how well galleries answer all queries made of attributes: rankers × galleries × metrics, with intervals",
-        description="Ranks all pictures for each query such as 'blue plastic bottle' that some picture answers, and "
+        description="Ranks all images for each query such as 'blue plastic bottle' that some image answers, and "
         "judges by the true labels. What a gallery cannot be searched with is left out.",
     )
     command.add_argument("--gallery", nargs="+", required=True, metavar="G", help="folders or URIs of galleries")
@@ -41,8 +41,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="what tfidf and hybrid search in: predicted, label (the true ones), caption (default: predicted label)",
     )
     command.add_argument("--words-gallery", metavar="G", help="gallery that a hybrid's predicted words come from")
-    command.add_argument("--splits", nargs="+", default=[], help="only pictures of these splits, such as val test")
-    command.add_argument("--where", default="", help="only pictures that fit this filter")
+    command.add_argument("--splits", nargs="+", default=[], help="only images of these splits, such as val test")
+    command.add_argument("--where", default="", help="only images that fit this filter")
     command.add_argument("--tasks", nargs="+", default=[], help="labels that queries are made of (default: all)")
     command.add_argument(
         "--class-words",
@@ -173,8 +173,8 @@ def _names(uris: Sequence[str]) -> dict[str, str]:
 
 
 def _title(rows: Sequence[AttributeRow]) -> str:
-    counts = list(dict.fromkeys((row.queries, row.groups, row.pictures) for row in rows))
-    parts = [f"{queries:,} queries in {groups:,} groups, {pictures:,} pictures" for queries, groups, pictures in counts]
+    counts = list(dict.fromkeys((row.queries, row.groups, row.images) for row in rows))
+    parts = [f"{queries:,} queries in {groups:,} groups, {images:,} images" for queries, groups, images in counts]
     return "; ".join(parts) + "; mean [95 %]"
 
 

@@ -1,4 +1,4 @@
-"""``python -m evaluation select``: which unlabelled pictures to label next, as a table to be filled in."""
+"""``python -m evaluation select``: which unlabelled images to label next, as a table to be filled in."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add the command ``select`` to the command line."""
     command = commands.add_parser(
         "select",
-        help="which unlabelled pictures to label next, as a table to be filled in",
-        description="Pictures that have a label of the task are left out; the core-set counts them, and the run's "
+        help="which unlabelled images to label next, as a table to be filled in",
+        description="Images that have a label of the task are left out; the core-set counts them, and the run's "
         "train split, as covered.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -45,13 +45,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     command.add_argument("--run", type=Path, required=True, metavar="RUN", help="run directory of the model")
     command.add_argument(
-        "--pool", required=True, help="an experiment's YAML, a folder of pictures, or a gallery of the run"
+        "--pool", required=True, help="an experiment's YAML, a folder of images, or a gallery of the run"
     )
     command.add_argument("--by", choices=_STRATEGIES, default="margin", help="(default: margin)")
-    command.add_argument("--n", type=int, default=50, help="pictures (default: 50)")
+    command.add_argument("--n", type=int, default=50, help="images (default: 50)")
     command.add_argument("--to", type=Path, required=True, metavar="CSV", help="table to write")
     command.add_argument("--task", type=composed, help="that is to be labelled (default: the main task)")
-    command.add_argument("--labelled_too", action="store_true", help="rank pictures that have a label as well")
+    command.add_argument("--labelled_too", action="store_true", help="rank images that have a label as well")
 
 
 def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
@@ -69,25 +69,25 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     checkpoint = options.run / "checkpoints" / "best.ckpt"
     if not checkpoint.is_file():
         raise UserError(f"--run {options.run}: has no checkpoints/best.ckpt; train it first with `fit`")
-    is_gallery = "://" in options.pool or (Path(options.pool) / "pictures.lance").is_dir()
-    pool = _gallery_pool(options, checkpoint) if is_gallery else _picture_pool(options, checkpoint, rest)
+    is_gallery = "://" in options.pool or (Path(options.pool) / "images.lance").is_dir()
+    pool = _gallery_pool(options, checkpoint) if is_gallery else _image_pool(options, checkpoint, rest)
     ranked = ranking(pool, options.by, options.n)
     write_csv(options.to, to_label(pool, ranked, options.task or LABEL_TASK))
     sys.stdout.write(
-        f"{options.to}: {len(ranked.rows)} of {len(pool.names):,} pictures by {options.by}, the most wanted first; "
+        f"{options.to}: {len(ranked.rows)} of {len(pool.names):,} images by {options.by}, the most wanted first; "
         f"fill in the column {options.task or LABEL_TASK}\n"
     )
 
 
 def _gallery_pool(options: argparse.Namespace, checkpoint: Path) -> Pool:
-    """Pictures of a gallery; those with a label are covered."""
+    """Images of a gallery; those with a label are covered."""
     from lightning_modules.checkpoint import load_task
     from retrieval.gallery import Gallery
-    from retrieval.schema import CONFIDENCE, LABEL, PREDICTED, EmbedsPictures
+    from retrieval.schema import CONFIDENCE, LABEL, PREDICTED, EmbedsImages
 
     gallery = Gallery.open(options.pool)
     task = load_task(checkpoint)
-    if not isinstance(task, EmbedsPictures) or task.weights_digest() != gallery.identity.weights:
+    if not isinstance(task, EmbedsImages) or task.weights_digest() != gallery.identity.weights:
         raise UserError(
             f"--pool {options.pool}: was made by {gallery.identity.run}, with other weights than {options.run}"
         )
@@ -117,8 +117,8 @@ def _gallery_pool(options: argparse.Namespace, checkpoint: Path) -> Pool:
     )
 
 
-def _picture_pool(options: argparse.Namespace, checkpoint: Path, rest: Sequence[str]) -> Pool:
-    """Pictures that the model looks at now."""
+def _image_pool(options: argparse.Namespace, checkpoint: Path, rest: Sequence[str]) -> Pool:
+    """Images that the model looks at now."""
     from datamodules.cli import data_of_run, data_parser, parse_data
     from evaluation.dataset.active_learning import checked_probabilities
     from lightning_modules.checkpoint import load_task
@@ -126,9 +126,9 @@ def _picture_pool(options: argparse.Namespace, checkpoint: Path, rest: Sequence[
     is_folder = Path(options.pool).expanduser().is_dir()
     if not is_folder and Path(options.pool).suffix not in (".yaml", ".yml"):
         raise UserError(
-            f"--pool {options.pool}: is neither a folder of pictures, a gallery nor an experiment's YAML file"
+            f"--pool {options.pool}: is neither a folder of images, a gallery nor an experiment's YAML file"
         )
-    folder = ["--data", "datamodules.PictureFolder", "--data.init_args.root", options.pool]
+    folder = ["--data", "datamodules.UnlabeledFolder", "--data.init_args.root", options.pool]
     source = folder if is_folder else ["--config", options.pool]
     datamodule = parse_data(data_parser("python -m evaluation select"), [*source, *rest])[0]
     model = load_task(checkpoint, _device())
@@ -148,7 +148,7 @@ def _picture_pool(options: argparse.Namespace, checkpoint: Path, rest: Sequence[
         # The last one, nothing, where the model predicts none (UNKNOWN is -1).
         predicted = classes[predicted_classes(said.logits[name][wanted])]
         confidence = probability.max(axis=1)
-    facts = datamodule.picture_facts(said.sample_id[wanted])
+    facts = datamodule.image_facts(said.sample_id[wanted])
     return Pool(
         names=np.array(facts.column("id").to_pylist(), dtype=object),
         paths=np.array(facts.column("path").to_pylist(), dtype=object),
@@ -162,7 +162,7 @@ def _picture_pool(options: argparse.Namespace, checkpoint: Path, rest: Sequence[
 
 @dataclass(frozen=True)
 class _Said:
-    """What a model says of N pictures: ids ``(N,)``, unit vectors ``(N, D)``, logits ``(N, C)`` of each task."""
+    """What a model says of N images: ids ``(N,)``, unit vectors ``(N, D)``, logits ``(N, C)`` of each task."""
 
     sample_id: NDArray[np.int64]
     vectors: NDArray[np.float32]
@@ -170,17 +170,17 @@ class _Said:
 
     @classmethod
     def of(cls, model: VisionTask, datamodule: ImageDataModule, splits: Sequence[str]) -> _Said:
-        """Goes through the pictures of some splits; unreadable ones are left out."""
+        """Goes through the images of some splits; unreadable ones are left out."""
         import torch
         from lightning.fabric.utilities import move_data_to_device
 
-        # How pictures are made is the model's; and a pool is no test, what is in it twice does no harm.
+        # How images are made is the model's; and a pool is no test, what is in it twice does no harm.
         datamodule.image_options = cast("Any", {**model.input_options})
         datamodule.check_options["on_bad_image"] = "skip"
         datamodule.setup("predict")
         rows = datamodule.rows_of(splits)
         if not len(rows):
-            raise UserError(f"{datamodule.table.origin}: has no picture in {', '.join(splits)} that can be read")
+            raise UserError(f"{datamodule.table.origin}: has no image in {', '.join(splits)} that can be read")
         device = next(model.parameters()).device
         outputs: list[Any] = []
         with torch.inference_mode():
@@ -189,7 +189,7 @@ class _Said:
                 outputs.append(model.predict_step(move_data_to_device(batch, device), index))
         if "image_embedding" not in outputs[0]:
             raise UserError(
-                f"{type(model).__name__}: yields no embeddings of pictures; use a classifier or a dual encoder"
+                f"{type(model).__name__}: yields no embeddings of images; use a classifier or a dual encoder"
             )
 
         def joined(parts: list[Any]) -> NDArray[Any]:
@@ -206,7 +206,7 @@ class _Said:
 def _tracked(loader: Any) -> Iterator[Any]:
     from vitrail.console import tracked
 
-    return tracked(loader, "looking at pictures, in batches", len(loader))
+    return tracked(loader, "looking at images, in batches", len(loader))
 
 
 def _device() -> str:
@@ -225,13 +225,13 @@ def _task_name(wanted: str | None, predicted: Any, run: Path) -> str:
 def _wanted(
     known: NDArray[np.bool_] | None, count: int, task: str, options: argparse.Namespace
 ) -> NDArray[np.int64]:  # fmt: skip
-    """Places of the pictures that may be ranked, int64."""
+    """Places of the images that may be ranked, int64."""
     if known is None or options.labelled_too:
         return np.arange(count)
     wanted = np.flatnonzero(~known)
     if not len(wanted):
         raise UserError(
-            f"--pool {options.pool}: all {count} pictures have a label of {task!r}; name pictures without, or rank "
+            f"--pool {options.pool}: all {count} images have a label of {task!r}; name images without, or rank "
             "them all the same with --labelled_too"
         )
     return wanted

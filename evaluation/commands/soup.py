@@ -182,7 +182,7 @@ class _Judge:
         return float(measured[metric])
 
     def _train_images(self) -> Iterator[torch.Tensor]:
-        """Training pictures without augmentation, as the network will see pictures."""
+        """Training images without augmentation, as the network will see images."""
         for batch in self._datamodule.eval_dataloader("train"):
             yield batch["image"].to(self._device)
 

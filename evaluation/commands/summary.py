@@ -36,7 +36,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     command.add_argument("--wide", action="store_true", help="one row a run, one column a task, accuracies only")
     command.add_argument(
-        "--retrieval", action="store_true", help="how well pictures found their texts, and texts their pictures"
+        "--retrieval", action="store_true", help="how well images found their texts, and texts their images"
     )
     add_forms(command)
 

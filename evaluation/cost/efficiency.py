@@ -48,8 +48,8 @@ def _size(parameter: nn.Parameter) -> int:
     return int(parameter.numel() if packed is None else packed.shape.numel())
 
 
-COLUMNS = ("parameters [M]", "learning [M]", "picture [GFLOP]", "text [GFLOP]", "weights [MB]")
-_COST_COLUMNS = ("p50 [ms]", "p95 [ms]", "pictures/s", "time, ratio [low, high]", "peak memory [MB]")
+COLUMNS = ("parameters [M]", "learning [M]", "image [GFLOP]", "text [GFLOP]", "weights [MB]")
+_COST_COLUMNS = ("p50 [ms]", "p95 [ms]", "images/s", "time, ratio [low, high]", "peak memory [MB]")
 
 
 @dataclass(frozen=True)
@@ -59,15 +59,15 @@ class Counts:
     Attributes:
         parameters: all of them.
         trainable: those that learn under the experiment's freeze mode, at the end of training.
-        picture_flops: floating-point operations of one picture, a multiplication and an addition counting as two.
+        image_flops: floating-point operations of one image, a multiplication and an addition counting as two.
         text_flops: the same of one text of the greatest length; None for a model that reads no texts.
         weight_bytes: of weights and buffers on disk, as the model holds them.
-        image_size: side of the pictures in pixels.
+        image_size: side of the images in pixels.
     """
 
     parameters: int
     trainable: int
-    picture_flops: int
+    image_flops: int
     text_flops: int | None
     weight_bytes: int
     image_size: int
@@ -75,7 +75,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class BatchCost:
-    """What pictures cost in batches of one size.
+    """What images cost in batches of one size.
 
     Attributes:
         seconds: of a batch, one a round; rounds are the same for all models that were measured together.
@@ -133,7 +133,7 @@ def count(model: nn.Module, image_size: int) -> Counts:
     Args:
         model: a task of ``lightning_modules`` on the device ``meta``. On others PyTorch has kernels of attention that
             its counter does not know.
-        image_size: side of the pictures in pixels.
+        image_size: side of the images in pixels.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -142,7 +142,7 @@ def count(model: nn.Module, image_size: int) -> Counts:
     return Counts(
         parameters=parameter_count(model),
         trainable=parameter_count(model, trainable_only=True),
-        picture_flops=_flops(model, image),
+        image_flops=_flops(model, image),
         text_flops=_text_flops(model, device),
         weight_bytes=sum(one.numel() * one.element_size() for one in state.values()),
         image_size=image_size,
@@ -198,7 +198,7 @@ def _count_cells(counts: Counts | None) -> list[str]:
     return [
         f"{counts.parameters / 1e6:,.2f}",
         f"{counts.trainable / 1e6:,.2f}",
-        f"{counts.picture_flops / 1e9:,.2f}",
+        f"{counts.image_flops / 1e9:,.2f}",
         "–" if counts.text_flops is None else f"{counts.text_flops / 1e9:,.2f}",
         f"{counts.weight_bytes / 1e6:,.1f}",
     ]
@@ -267,7 +267,7 @@ class ModelSource:
 
 
 def build(source: ModelSource, device: str) -> tuple[VisionTask, int]:
-    """The model in evaluation mode, and the side of its pictures in pixels.
+    """The model in evaluation mode, and the side of its images in pixels.
 
     Weights are random, or a checkpoint's. On the device ``meta`` there are none at all.
 

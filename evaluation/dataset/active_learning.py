@@ -1,16 +1,16 @@
-"""Which unlabelled pictures to label next.
+"""Which unlabelled images to label next.
 
 * ``entropy``, ``margin``, ``confidence``: where the model is least sure (Settles, Active Learning Literature Survey,
   2009, section 3.1).
-* ``coreset``: pictures such that every other one is near to a labelled one (k-centre greedy, Sener & Savarese, ICLR
+* ``coreset``: images such that every other one is near to a labelled one (k-centre greedy, Sener & Savarese, ICLR
   2018); needs vectors only, and does not ask for ten views of one object.
 
-A pool of unlabelled pictures, ranked, and the table in which they are labelled.
+A pool of unlabelled images, ranked, and the table in which they are labelled.
 
-What choosing pictures by a strategy is worth beside choosing them at random, on data whose labels are known.
+What choosing images by a strategy is worth beside choosing them at random, on data whose labels are known.
 
 Labels are hidden and given out step by step: a linear classifier learns from those it has, a strategy chooses the next
-ones, and accuracy is measured on validation and test. All strategies of a seed begin with the same random pictures, so
+ones, and accuracy is measured on validation and test. All strategies of a seed begin with the same random images, so
 their differences are paired.
 """
 
@@ -46,7 +46,7 @@ class Ranked(NamedTuple):
 
     Attributes:
         rows: int64 ``(n,)``.
-        scores: float64 ``(n,)``; of ``coreset`` the distance to the nearest picture that is labelled or stands
+        scores: float64 ``(n,)``; of ``coreset`` the distance to the nearest image that is labelled or stands
             before, else how unsure the model is; higher is more wanted.
     """
 
@@ -146,7 +146,7 @@ def checked_probabilities(logits: NDArray[Any], name: str) -> NDArray[np.float64
     if values.shape[1] < 2:
         raise UserError(f"{name}: knows one class only, so it is never unsure; rank by coreset")
     if bad := int((~np.isfinite(values).all(axis=1)).sum()):
-        raise UserError(f"{name}: logits of {bad} of {len(values)} pictures are not finite; has it diverged?")
+        raise UserError(f"{name}: logits of {bad} of {len(values)} images are not finite; has it diverged?")
     result: NDArray[np.float64] = softmax(values, axis=1)
     return result
 
@@ -167,17 +167,17 @@ def _squared_to_nearest(
 
 @dataclass(frozen=True)
 class Pool:
-    """What may be labelled: N pictures.
+    """What may be labelled: N images.
 
     Attributes:
         names: object ``(N,)`` of strings.
-        paths: object ``(N,)`` of strings, empty where a picture is no file.
+        paths: object ``(N,)`` of strings, empty where an image is no file.
         vectors: ``(N, D)``, of unit length.
         probability: float64 ``(N, C)``; None where a gallery kept only the best class's.
         classes: names of the C classes; None where the model predicts none.
         predicted: object ``(N,)`` of strings, the class that is predicted, and
         confidence: float64 ``(N,)``, with which probability; None where the model predicts none.
-        covered: ``(M, D)``, vectors of labelled pictures.
+        covered: ``(M, D)``, vectors of labelled images.
     """
 
     names: NDArray[np.object_]
@@ -190,7 +190,7 @@ class Pool:
 
 
 def ranking(pool: Pool, by: str, n: int) -> Ranked:
-    """The pictures to label, the most wanted first.
+    """The images to label, the most wanted first.
 
     Args:
         pool: to choose from.
@@ -208,7 +208,7 @@ def ranking(pool: Pool, by: str, n: int) -> Ranked:
     if pool.probability is None:
         has = "the best class's probability only" if pool.confidence is not None else "no probabilities"
         raise UserError(
-            f"--by {by}: needs the probability of every class, and this pool has {has}; name the pictures themselves "
+            f"--by {by}: needs the probability of every class, and this pool has {has}; name the images themselves "
             f"as --pool, or take {'confidence or ' if pool.confidence is not None else ''}coreset"
         )
     return most_uncertain(pool.probability, cast("Any", by), n)
@@ -276,11 +276,11 @@ def learning_curves(
     import pandas as pd
 
     if len(np.unique(pool.labels)) < 2 or not len(test.labels):
-        raise UserError("learning curve: needs a pool of at least two classes and other pictures to measure on")
+        raise UserError("learning curve: needs a pool of at least two classes and other images to measure on")
     if min(schedule) < 1 or not 2 <= schedule.start < len(pool.labels):
         raise UserError(
             f"learning curve: starts with {schedule.start} labels in steps of {schedule.step}, {schedule.rounds} "
-            f"rounds; all must be at least 1, and the start from 2 to less than the pool's {len(pool.labels)} pictures"
+            f"rounds; all must be at least 1, and the start from 2 to less than the pool's {len(pool.labels)} images"
         )
     reduction = Reduction(pool.features)
     reduced = Labelled(reduction(pool.features), pool.labels), Labelled(reduction(test.features), test.labels)
@@ -336,7 +336,7 @@ def curve_figure(curves: pd.DataFrame, title: str) -> Figure:
         colour, style = ("0.35", "--") if is_random else (f"C{place - 1}", "-")
         axes.plot(mean.index, mean, style, color=colour, marker="o", markersize=3.5, label=plain(str(strategy)))
         axes.fill_between(mean.index, by_labels.min(), by_labels.max(), color=colour, alpha=0.12, linewidth=0)
-    axes.set_xlabel("labelled pictures")
+    axes.set_xlabel("labelled images")
     axes.set_ylabel("accuracy on validation and test")
     axes.set_title(plain(title), fontsize=11)
     axes.grid(alpha=0.25)

@@ -27,10 +27,10 @@ _SIDE = 128
 
 
 def leak_section(collection: Collection, audit: Mapping[str, Any]) -> Section:
-    """Groups and pictures that are in several splits.
+    """Groups and images that are in several splits.
 
     Args:
-        collection: the data; shows the pictures.
+        collection: the data; shows the images.
         audit: what ``datamodules.checks.audit.AuditReport.to_dict`` gives.
     """
     import pandas as pd
@@ -40,7 +40,7 @@ def leak_section(collection: Collection, audit: Mapping[str, Any]) -> Section:
         {"kind": "group in several splits", "first": found["group"], "second": "", "splits": _counts(found["counts"])}
         for found in leaks["groups"]
     ]
-    kinds = {"exact": "identical pictures", "near": "nearly identical pictures"}
+    kinds = {"exact": "identical images", "near": "nearly identical images"}
     for kind, title in kinds.items():
         rows += [
             {
@@ -57,10 +57,10 @@ def leak_section(collection: Collection, audit: Mapping[str, Any]) -> Section:
     missing = []
     if own_groups and "groups" not in not_checked:
         missing.append(
-            "The data name no objects (groups) with several pictures: whether one is in several splits is not known."
+            "The data name no objects (groups) with several images: whether one is in several splits is not known."
         )
     if leaks["near_radius"] is None:
-        missing.append("Pictures are generated, so they are not compared with each other: only groups are looked at.")
+        missing.append("Images are generated, so they are not compared with each other: only groups are looked at.")
     else:
         counted += [f"pairs of {title} {len(leaks[kind])}" for kind, title in kinds.items() if kind not in not_checked]
         missing += [f"Not checked: {kinds.get(kind, kind)} ({why})." for kind, why in not_checked.items()]
@@ -130,9 +130,9 @@ def label_section(
 
 def _told(task: str, issues: LabelIssues, origin: str, own_groups: bool) -> list[str]:
     apart = (
-        "no picture is judged by itself (the data name no objects with several pictures)"
+        "no image is judged by itself (the data name no objects with several images)"
         if own_groups
-        else "no object is judged by its own pictures"
+        else "no object is judged by its own images"
     )
     noise = f"The estimated share of wrong labels is {issues.noise:.1%}. " if issues.accuracy >= STRONG else ""
     return [
@@ -182,7 +182,7 @@ def _suspect_sheet(
 
 
 def _pair_tiles(collection: Collection, pairs: Sequence[Mapping[str, Any]]) -> list[Tile]:
-    """Both pictures of the first pairs, beside each other."""
+    """Both images of the first pairs, beside each other."""
     row_of = {name: row for row, name in enumerate(collection.names.tolist())}
     return [
         Tile(

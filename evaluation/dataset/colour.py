@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from evaluation.dataset.figures import Tile, density_curves, picture_map
+from evaluation.dataset.figures import Tile, density_curves, image_map
 from evaluation.dataset.projections import project
 from evaluation.dataset.sections import Collection, Looks
 from evaluation.report.page import Section
@@ -18,14 +18,14 @@ from vitrail.trust import file_name
 from vitrail.types import UNKNOWN
 
 SIDE, PIXELS, NEIGHBOURS = 128, 5_000, 8
-"""Side that pictures are scaled to, pixels drawn of each, and neighbours of a class on the map."""
+"""Side that images are scaled to, pixels drawn of each, and neighbours of a class on the map."""
 
 CENTRE = 0.5
-"""Side of the centre crop as a share of the picture's sides."""
+"""Side of the centre crop as a share of the image's sides."""
 
 LEVELS = 256
-SHOWN_CLASSES, PICTURES_OF_CLASS = 6, 60
-"""Classes that are chosen by default, the most frequent ones, and pictures of each at most."""
+SHOWN_CLASSES, IMAGES_OF_CLASS = 6, 60
+"""Classes that are chosen by default, the most frequent ones, and images of each at most."""
 
 COLOURLESS = 0.05
 """Saturation up to which a pixel has no hue: its number would be that of red."""
@@ -33,32 +33,32 @@ COLOURLESS = 0.05
 _THUMBNAIL = 64
 
 
-def hsv_pixels(picture: NDArray[np.uint8], rng: np.random.Generator, side: int, count: int) -> NDArray[np.float64]:
-    """Hue, saturation and value of pixels drawn from a picture.
+def hsv_pixels(image: NDArray[np.uint8], rng: np.random.Generator, side: int, count: int) -> NDArray[np.float64]:
+    """Hue, saturation and value of pixels drawn from an image.
 
     Args:
-        picture: uint8 ``(H, W, 3)``, RGB.
+        image: uint8 ``(H, W, 3)``, RGB.
         rng: draws them.
-        side: that the picture is scaled to, in pixels.
+        side: that the image is scaled to, in pixels.
         count: how many; all where there are no more.
 
     Returns:
         float64 ``(count, 3)``, 0 to 1.
     """
-    scaled = Image.fromarray(picture).resize((side, side), Image.Resampling.BILINEAR)
+    scaled = Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR)
     pixels = np.asarray(scaled.convert("HSV"), np.float64).reshape(-1, 3) / 255
     return pixels if len(pixels) <= count else pixels[rng.choice(len(pixels), count, replace=False)]
 
 
-def centre_colour(picture: NDArray[np.uint8]) -> NDArray[np.float64]:
+def centre_colour(image: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Mean hue, saturation and value of the centre crop, float64 ``(3,)``, 0 to 1.
 
     Hue is averaged as a number; red lies at both of its ends.
     """
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     rows, columns = max(1, round(height * CENTRE)), max(1, round(width * CENTRE))
     top, left = (height - rows) // 2, (width - columns) // 2
-    crop = np.ascontiguousarray(picture[top : top + rows, left : left + columns])
+    crop = np.ascontiguousarray(image[top : top + rows, left : left + columns])
     hsv = np.asarray(Image.fromarray(crop).convert("HSV"), np.float64) / 255
     mean: NDArray[np.float64] = hsv.reshape(-1, 3).mean(axis=0)
     return mean
@@ -90,20 +90,20 @@ def density(values: NDArray[np.float64], *, circular: bool = False) -> NDArray[n
 
 
 def class_densities(
-    pictures: Iterable[NDArray[np.uint8]], rng: np.random.Generator, side: int = SIDE, count: int = PIXELS
+    images: Iterable[NDArray[np.uint8]], rng: np.random.Generator, side: int = SIDE, count: int = PIXELS
 ) -> NDArray[np.float64]:
-    """Densities of the hue, saturation and value of some pictures.
+    """Densities of the hue, saturation and value of some images.
 
     Args:
-        pictures: uint8 ``(H, W, 3)`` each, RGB, at least one.
+        images: uint8 ``(H, W, 3)`` each, RGB, at least one.
         rng: draws their pixels.
-        side: that pictures are scaled to, in pixels.
-        count: pixels drawn of each picture.
+        side: that images are scaled to, in pixels.
+        count: pixels drawn of each image.
 
     Returns:
         float64 ``(3, LEVELS)``, see ``density``; pixels without colour are left out of the first row.
     """
-    pixels: NDArray[Any] = np.concatenate([hsv_pixels(picture, rng, side, count) for picture in pictures])
+    pixels: NDArray[Any] = np.concatenate([hsv_pixels(image, rng, side, count) for image in images])
     hue, saturation, value = pixels.T
     return np.stack([density(hue[saturation > COLOURLESS], circular=True), density(saturation), density(value)])
 
@@ -122,11 +122,11 @@ def density_section(
 
     Args:
         collection: the data.
-        looks: the pictures to take.
+        looks: the images to take.
         task: whose classes are shown; None where the data have no labels.
         chosen: names of the classes, by default the most frequent ones.
-        side: that pictures are scaled to, in pixels.
-        pixels: drawn of each picture.
+        side: that images are scaled to, in pixels.
+        pixels: drawn of each image.
         seed: of the draw.
 
     Raises:
@@ -146,18 +146,18 @@ def density_section(
     curves, missing = {}, []
     for name in shown:
         code = names.index(name)
-        rows = looks.rows[targets == code][:PICTURES_OF_CLASS]
+        rows = looks.rows[targets == code][:IMAGES_OF_CLASS]
         if len(rows):
-            pictures = (collection.read(row) for row in rows.tolist())
-            curves[name] = class_densities(pictures, np.random.default_rng([seed, code]), side, pixels)
+            images = (collection.read(row) for row in rows.tolist())
+            curves[name] = class_densities(images, np.random.default_rng([seed, code]), side, pixels)
         else:
-            missing.append(f"{name} has no picture among {looks.told}.")
+            missing.append(f"{name} has no image among {looks.told}.")
     if not curves:
-        return Section(title, missing=[*missing, "No picture has a known class."])
+        return Section(title, missing=[*missing, "No image has a known class."])
     levels = (np.arange(LEVELS) + 0.5) / LEVELS
     says = [
-        f"Kernel densities of {len(curves)} classes ({task}): up to {PICTURES_OF_CLASS} pictures each, scaled to "
-        f"{side} × {side}, {pixels:,} pixels a picture. Where curves differ, colour alone tells classes apart. Pixels "
+        f"Kernel densities of {len(curves)} classes ({task}): up to {IMAGES_OF_CLASS} images each, scaled to "
+        f"{side} × {side}, {pixels:,} pixels an image. Where curves differ, colour alone tells classes apart. Pixels "
         f"without colour (saturation up to {COLOURLESS:g}) have no hue and are left out of the first panel."
     ]
     figure = density_curves(curves, levels, f"{task}: hue, saturation, value")
@@ -167,11 +167,11 @@ def density_section(
 def centroid_section(
     collection: Collection, looks: Looks, task: str | None, *, neighbours: int = NEIGHBOURS
 ) -> Section:
-    """Isomap of the classes by the mean colour of their pictures' centres, a picture for each.
+    """Isomap of the classes by the mean colour of their images' centres, an image for each.
 
     Args:
         collection: the data.
-        looks: the pictures to take.
+        looks: the images to take.
         task: whose classes are shown; None where the data have no labels.
         neighbours: each class is joined with so many.
     """
@@ -181,7 +181,7 @@ def centroid_section(
     targets = collection.targets[task][looks.rows]
     codes = np.unique(targets[targets != UNKNOWN])
     if len(codes) < 3:
-        return Section(title, missing=[f"{task} has {len(codes)} classes with pictures; a map needs three at least."])
+        return Section(title, missing=[f"{task} has {len(codes)} classes with images; a map needs three at least."])
     centroids = np.stack([looks.centres[targets == code].mean(axis=0) for code in codes])
     places = project(centroids, "isomap", neighbours=neighbours)
     names = collection.tasks[task]
@@ -191,21 +191,21 @@ def centroid_section(
     ]
     says = [
         f"Isomap of {len(codes)} classes with {min(neighbours, len(codes) - 1)} neighbours each. A class is the mean "
-        "hue, saturation and value of the middle of its pictures; the picture shown is the one nearest to that. "
+        "hue, saturation and value of the middle of its images; the image shown is the one nearest to that. "
         "Neighbours are easily confused by colour. Hue is averaged as a number, so reds may lie far from each other."
     ]
-    figure = picture_map(places, tiles, f"{task}: classes by the colour of their centre")
+    figure = image_map(places, tiles, f"{task}: classes by the colour of their centre")
     return Section(title, says, {f"isomap_{file_name(task)}": figure})
 
 
-def thumbnail(picture: NDArray[np.uint8], side: int = _THUMBNAIL) -> NDArray[np.uint8]:
-    """A picture scaled to fit into a square, uint8 ``(h, w, 3)``; small ones are enlarged to nothing."""
-    image = Image.fromarray(picture)
+def thumbnail(pixels: NDArray[np.uint8], side: int = _THUMBNAIL) -> NDArray[np.uint8]:
+    """An image scaled to fit into a square, uint8 ``(h, w, 3)``; small ones are enlarged to nothing."""
+    image = Image.fromarray(pixels)
     image.thumbnail((side, side))
     return np.asarray(image)
 
 
 def _nearest(looks: Looks, targets: NDArray[np.int64], code: int, centre: NDArray[np.float64]) -> int:
-    """Row of the class's picture that is nearest to its centroid."""
+    """Row of the class's image that is nearest to its centroid."""
     places = np.flatnonzero(targets == code)
     return int(looks.rows[places[((looks.centres[places] - centre) ** 2).sum(axis=1).argmin()]])

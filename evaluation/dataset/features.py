@@ -1,4 +1,4 @@
-"""What a picture looks like in a few hundred numbers, without any network: where it is light, its colours, its edges.
+"""What an image looks like in a few hundred numbers, without any network: where it is light, its colours, its edges.
 
 Good enough to find what stands out; a trained network's vectors (``--gallery``) know far more.
 
@@ -27,16 +27,16 @@ _SIDE = 48
 _HUES, _LEVELS = 12, 8
 
 
-def pixel_features(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Thumbnail, colour histogram and edges of a picture of any size.
+def pixel_features(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Thumbnail, colour histogram and edges of an image of any size.
 
     Args:
-        picture: uint8 ``(H, W, 3)``, RGB.
+        pixels: uint8 ``(H, W, 3)``, RGB.
 
     Returns:
         float32 ``(D,)``, each number between 0 and 1.
     """
-    image = Image.fromarray(picture)
+    image = Image.fromarray(pixels)
     thumbnail = np.asarray(image.resize((GRID, GRID), Image.Resampling.BOX), np.float64) / 255
     small = image.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
     hsv = np.asarray(small.convert("HSV"), np.float64) / 255
@@ -81,7 +81,7 @@ class Reduction:
     """Standardises features and keeps their first principal components.
 
     Args:
-        features: ``(N, D)``, finite; labels are not needed, so unlabelled pictures may be among them.
+        features: ``(N, D)``, finite; labels are not needed, so unlabelled images may be among them.
         components: at most so many are kept.
     """
 

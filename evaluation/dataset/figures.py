@@ -26,9 +26,9 @@ _LONGEST_NAME = 30
 
 
 class Tile(NamedTuple):
-    """A small picture and what stands below it, in one line or several."""
+    """A small image and what stands below it, in one line or several."""
 
-    picture: NDArray[np.uint8]
+    image: NDArray[np.uint8]
     text: str
 
 
@@ -107,8 +107,8 @@ def density_curves(densities: Mapping[str, NDArray[np.float64]], levels: NDArray
     return figure
 
 
-def picture_map(places: NDArray[np.float64], tiles: Sequence[Tile], title: str) -> Figure:
-    """Small pictures at their places in the plane, each with its text.
+def image_map(places: NDArray[np.float64], tiles: Sequence[Tile], title: str) -> Figure:
+    """Small images at their places in the plane, each with its text.
 
     Args:
         places: float64 ``(N, 2)``.
@@ -122,10 +122,8 @@ def picture_map(places: NDArray[np.float64], tiles: Sequence[Tile], title: str) 
     figure = blank_figure(15, 11) if many else blank_figure(10.5, 7.5)
     axes = figure.subplots()
     for (x, y), tile in zip(places, tiles, strict=True):
-        zoom = side / max(tile.picture.shape[:2])
-        box = AnnotationBbox(
-            OffsetImage(tile.picture, zoom=zoom), (x, y), frameon=True, pad=0.12, bboxprops={"lw": 0.4}
-        )
+        zoom = side / max(tile.image.shape[:2])
+        box = AnnotationBbox(OffsetImage(tile.image, zoom=zoom), (x, y), frameon=True, pad=0.12, bboxprops={"lw": 0.4})
         axes.add_artist(box)
         offset = (0, -side * 0.5 - 5)
         axes.annotate(
@@ -157,7 +155,7 @@ def size_figure(widths: NDArray[np.int64], heights: NDArray[np.int64]) -> Figure
     right.hist(shapes, bins=np.linspace(-reach, reach, 42).tolist(), color=SPLIT_COLOURS["train"])
     ticks = [tick for tick in range(-6, 7) if abs(tick) <= reach]
     right.set_xticks(ticks, [f"{2**tick}:1" if tick >= 0 else f"1:{2**-tick}" for tick in ticks])
-    right.set(xlabel="width to height", ylabel="pictures")
+    right.set(xlabel="width to height", ylabel="images")
     right.set_title("shapes", fontsize=9)
     for axes in (left, right):
         _clean(axes)
@@ -215,7 +213,7 @@ def heatmap(table: pd.DataFrame, title: str, *, highest: float | None = None) ->
 
 
 def contact_sheet(tiles: Sequence[Tile], columns: int = 6, side: float = 1.55) -> Figure:
-    """Pictures in a grid with their texts below.
+    """Images in a grid with their texts below.
 
     Args:
         tiles: at least one.
@@ -230,7 +228,7 @@ def contact_sheet(tiles: Sequence[Tile], columns: int = 6, side: float = 1.55) -
     for place, axes in enumerate(grid.ravel()):
         axes.axis("off")
         if place < len(tiles):
-            axes.imshow(tiles[place].picture, interpolation="nearest")
+            axes.imshow(tiles[place].image, interpolation="nearest")
             axes.text(
                 0.5, -0.04, plain(tiles[place].text), transform=axes.transAxes, ha="center", va="top", fontsize=7
             )  # fmt: skip

@@ -1,7 +1,7 @@
-"""Labels that are suspected to be wrong, from what a classifier says of pictures that it was not trained on.
+"""Labels that are suspected to be wrong, from what a classifier says of images that it was not trained on.
 
 Confident learning, Northcutt, Jiang & Chuang, JAIR 70 (2021). A class's threshold is the mean probability that
-pictures labelled with it get for it. A picture that reaches the threshold of another class, and of no class more
+images labelled with it get for it. An image that reaches the threshold of another class, and of no class more
 clearly, is counted in the confident joint at (its label, that class); all off its diagonal are suspected. Classes that
 the classifier finds hard have low thresholds and others high ones, so a timid or a bold classifier does no harm.
 

@@ -42,8 +42,8 @@ class Collection:
         splits: object ``(N,)`` of strings, ``train``, ``val`` or ``test``.
         tasks: class names of each task, the main one first; none for data without labels.
         targets: for each task int64 ``(N,)``.
-        usable: int64 ``(n,)``, rows whose pictures can be read.
-        unreadable: why other rows' pictures cannot be read.
+        usable: int64 ``(n,)``, rows whose images can be read.
+        unreadable: why other rows' images cannot be read.
         read: gives uint8 ``(H, W, 3)`` for a row.
         captions: gives all captions of some rows; None where the data have none of their own.
     """
@@ -60,7 +60,7 @@ class Collection:
     captions: Callable[[NDArray[np.int64]], list[list[str]]] | None
 
     def drawn(self, limit: int, seed: int) -> NDArray[np.int64]:
-        """Rows of at most so many readable pictures, drawn evenly from all, ascending, int64."""
+        """Rows of at most so many readable images, drawn evenly from all, ascending, int64."""
         if len(self.usable) <= limit:
             return self.usable
         return np.sort(np.random.default_rng(seed).choice(self.usable, limit, replace=False))
@@ -68,14 +68,14 @@ class Collection:
 
 @dataclass(frozen=True)
 class Looks:
-    """What n pictures look like.
+    """What n images look like.
 
     Attributes:
         rows: int64 ``(n,)``, ascending.
         sizes: int64 ``(n, 2)``, width and height in pixels.
         centres: float64 ``(n, 3)``, mean hue, saturation and value of the centre, 0 to 1.
         features: float32 ``(n, D)``, see ``pixel_features``.
-        of: number of readable pictures that these were drawn from.
+        of: number of readable images that these were drawn from.
     """
 
     rows: NDArray[np.int64]
@@ -86,8 +86,8 @@ class Looks:
 
     @property
     def told(self) -> str:
-        """How many pictures were looked at, in words."""
-        return f"{self.of:,} pictures" if len(self.rows) == self.of else f"{len(self.rows):,} of {self.of:,} pictures"
+        """How many images were looked at, in words."""
+        return f"{self.of:,} images" if len(self.rows) == self.of else f"{len(self.rows):,} of {self.of:,} images"
 
 
 def look_at(
@@ -96,26 +96,26 @@ def look_at(
     centre_of: Callable[[NDArray[np.uint8]], NDArray[np.float64]],
     progress: Callable[[Sequence[int]], object] | None = None,
 ) -> Looks:
-    """Reads some pictures once.
+    """Reads some images once.
 
     Args:
         collection: that they belong to.
         rows: int64 ``(n,)``, ascending.
-        centre_of: gives the colour of a picture's centre.
+        centre_of: gives the colour of an image's centre.
         progress: hands the rows on and shows how far it is.
 
     Raises:
-        UserError: if there is no picture to look at.
+        UserError: if there is no image to look at.
     """
     if not len(rows):
-        raise UserError(f"{collection.name}: has no picture that can be read; there is nothing to explore")
+        raise UserError(f"{collection.name}: has no image that can be read; there is nothing to explore")
     sizes, centres, features = [], [], []
     handed: object = rows.tolist() if progress is None else progress(rows.tolist())
     for row in handed:  # type: ignore[attr-defined]  # any iterable
-        picture = collection.read(row)
-        sizes.append((picture.shape[1], picture.shape[0]))
-        centres.append(centre_of(picture))
-        features.append(pixel_features(picture))
+        image = collection.read(row)
+        sizes.append((image.shape[1], image.shape[0]))
+        centres.append(centre_of(image))
+        features.append(pixel_features(image))
     return Looks(
         rows, np.array(sizes, np.int64), np.array(centres), np.stack(features), of=len(collection.usable)
     )  # fmt: skip
@@ -144,7 +144,7 @@ def splits_section(collection: Collection) -> Section:
     if collection.unreadable:
         some = [f"{collection.names[row]}: {reason}" for row, reason in sorted(collection.unreadable.items())]
         listed = "; ".join(some[:_LISTED]) + (f"; and {len(some) - _LISTED} more" if len(some) > _LISTED else "")
-        missing.append(f"Pictures that cannot be read, left out where pictures are needed ({len(some)}): {listed}")
+        missing.append(f"Images that cannot be read, left out where images are needed ({len(some)}): {listed}")
     return Section("Splits", says, tables={"splits": table}, missing=missing)
 
 
@@ -174,7 +174,7 @@ def class_section(collection: Collection) -> Section:
 
 
 def size_section(looks: Looks) -> Section:
-    """Widths, heights and shapes of the pictures."""
+    """Widths, heights and shapes of the images."""
     widths, heights = looks.sizes.T
     same = len(np.unique(looks.sizes, axis=0)) == 1
     middle = f"{int(np.median(widths))} × {int(np.median(heights))}"
@@ -185,9 +185,9 @@ def size_section(looks: Looks) -> Section:
         short_sides = looks.sizes.min(axis=1)
         says = (
             f"{looks.told}: the median is {middle} pixels, short sides go from {short_sides.min()} to "
-            f"{short_sides.max()}; an image size above most short sides enlarges pictures without any gain."
+            f"{short_sides.max()}; an image size above most short sides enlarges images without any gain."
         )
-    return Section("Picture sizes", [says], {"sizes": size_figure(widths, heights)})
+    return Section("Image sizes", [says], {"sizes": size_figure(widths, heights)})
 
 
 def caption_section(collection: Collection) -> Section:

@@ -3,7 +3,7 @@
 A section is a sentence or two, figures, and tables, or what is missing for it. Figures are also written as PNG and
 tables as CSV beside the page.
 
-The sections of a page as Markdown, with links to the figures, tables and pictures in a folder beside it.
+The sections of a page as Markdown, with links to the figures, tables and images in a folder beside it.
 """
 
 from __future__ import annotations
@@ -64,11 +64,11 @@ details { margin: 1rem 0; } summary { cursor: pointer; } pre { overflow-x: auto;
 
 @dataclass(frozen=True)
 class Card:
-    """A small picture and what there is to say of it.
+    """A small image and what there is to say of it.
 
     Attributes:
         stem: name of its file without the ending.
-        jpeg: the file's content; None where the picture cannot be read.
+        jpeg: the file's content; None where the image cannot be read.
         says: lines below it.
     """
 
@@ -88,7 +88,7 @@ class Section:
         tables: likewise.
         files: tables that are written beside the page, but not shown on it.
         missing: why something is not here; a paragraph each.
-        cards: rows of small pictures, each row by its heading.
+        cards: rows of small images, each row by its heading.
         texts: long plain texts that are folded away, each by its heading.
     """
 
@@ -105,7 +105,7 @@ class Section:
 def write_page(
     folder: Path, name: str, title: str, lead: Sequence[str], sections: Sequence[Section], files: Path | None = None
 ) -> Path:
-    """Write the page, its figures as PNG, its small pictures as JPEG and its tables as CSV, each whole; the page last.
+    """Write the page, its figures as PNG, its small images as JPEG and its tables as CSV, each whole; the page last.
 
     Args:
         folder: for the page, made if need be.
@@ -119,10 +119,10 @@ def write_page(
         The page's path.
     """
     files = folder if files is None else files
-    pictures = {stem: as_png(figure) for section in sections for stem, figure in section.figures.items()}
+    images = {stem: as_png(figure) for section in sections for stem, figure in section.figures.items()}
     cards = [card for section in sections for row in section.cards.values() for card in row]
     small = {f"{card.stem}.jpg": card.jpeg for card in cards if card.jpeg is not None}
-    for file, content in {**{f"{stem}.png": png for stem, png in pictures.items()}, **small}.items():
+    for file, content in {**{f"{stem}.png": png for stem, png in images.items()}, **small}.items():
         with written_whole(files / file) as partial:
             partial.write_bytes(content)
     for section in sections:
@@ -130,22 +130,22 @@ def write_page(
             write_csv(files / f"{stem}.csv", table)
     page = folder / f"{name}.html"
     with written_whole(page) as partial:
-        partial.write_text(as_html(title, lead, sections, pictures), encoding="utf-8")
+        partial.write_text(as_html(title, lead, sections, images), encoding="utf-8")
     return page
 
 
-def as_html(title: str, lead: Sequence[str], sections: Sequence[Section], pictures: Mapping[str, bytes]) -> str:
+def as_html(title: str, lead: Sequence[str], sections: Sequence[Section], images: Mapping[str, bytes]) -> str:
     """The page's text.
 
     Args:
         title: heading and name of the page.
         lead: paragraphs below it.
         sections: in order.
-        pictures: every figure as PNG, by the name of its file without the ending.
+        images: every figure as PNG, by the name of its file without the ending.
     """
     heading = html.escape(title)
     links = "".join(f'<a href="#s{place}">{html.escape(one.title)}</a>' for place, one in enumerate(sections))
-    body = "".join(_section(place, section, pictures) for place, section in enumerate(sections))
+    body = "".join(_section(place, section, images) for place, section in enumerate(sections))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -162,13 +162,13 @@ def as_png(figure: Figure) -> bytes:
 
 
 def data_uri(content: bytes, kind: str = "png") -> str:
-    """A picture inside an address."""
+    """An image inside an address."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _section(place: int, section: Section, pictures: Mapping[str, bytes]) -> str:
+def _section(place: int, section: Section, images: Mapping[str, bytes]) -> str:
     figures = "".join(
-        f'<figure><img alt="{html.escape(section.title)}: {html.escape(stem)}" src="{data_uri(pictures[stem])}">'
+        f'<figure><img alt="{html.escape(section.title)}: {html.escape(stem)}" src="{data_uri(images[stem])}">'
         f"<figcaption>{html.escape(stem)}.png</figcaption></figure>\n"
         for stem in section.figures
     )
@@ -193,7 +193,7 @@ def _cards(heading: str, cards: Sequence[Card]) -> str:
 
 def _card_image(card: Card) -> str:
     if card.jpeg is None:
-        return '<p class="missing">the picture cannot be read</p>'
+        return '<p class="missing">the image cannot be read</p>'
     return f'<img alt="{html.escape(card.stem)}" src="{data_uri(card.jpeg, "jpeg")}">'
 
 
@@ -237,7 +237,7 @@ def write_markdown(path: Path, title: str, lead: Sequence[str], sections: Sequen
         title: heading.
         lead: paragraphs below it.
         sections: in order.
-        folder: of figures, tables and pictures, relative to the file.
+        folder: of figures, tables and images, relative to the file.
 
     Returns:
         ``path``.
@@ -280,9 +280,9 @@ def _report_markdown_table(stem: str, table: pd.DataFrame, folder: str) -> str:
 def _report_markdown_cards(cards: Sequence[Card], folder: str) -> str:
     rows = []
     for card in cards:
-        image = f"![{card.stem}]({folder}/{card.stem}.jpg)" if card.jpeg is not None else "the picture cannot be read"
+        image = f"![{card.stem}]({folder}/{card.stem}.jpg)" if card.jpeg is not None else "the image cannot be read"
         rows.append([image, "; ".join(_report_markdown_cell(line) for line in card.says)])
-    return markdown_rows(["picture", "what"], rows)
+    return markdown_rows(["image", "what"], rows)
 
 
 def _report_markdown_cell(value: object) -> str:

@@ -2,7 +2,7 @@
 
 Sections of a report that say how good the predictions are: per task, per class, confusions, calibration.
 
-Section of a report: what a run's gallery finds for pictures and, where it has captions, for texts.
+Section of a report: what a run's gallery finds for images and, where it has captions, for texts.
 
 What a run costs, as ``python -m evaluation efficiency`` measured it, as a section of a report.
 """
@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.report.figures import confusion_figure, reliability_figure
+from evaluation.report.images import ReadImage, rows_of, small_image, told_split
 from evaluation.report.page import Card, Section
-from evaluation.report.pictures import ReadPicture, rows_of, small_picture, told_split
 from evaluation.statistics.calibration import (
     calibration_error,
     chance_errors,
@@ -139,12 +139,12 @@ def data_section(files: RunFiles) -> Section:
     says += _doubts(data)
     skipped = data.get("skipped")
     if isinstance(skipped, list):
-        says.append(f"Pictures left out because they cannot be read: {len(skipped)}.")
+        says.append(f"Images left out because they cannot be read: {len(skipped)}.")
     else:
-        missing.append("The run record does not say whether pictures were left out.")
+        missing.append("The run record does not say whether images were left out.")
     tables = {"data_splits": splits}
     if skipped:
-        tables["skipped_pictures"] = pd.DataFrame(skipped)
+        tables["skipped_images"] = pd.DataFrame(skipped)
     return Section("Data", says=says, tables=tables, missing=missing)
 
 
@@ -468,15 +468,15 @@ _QUERIES, _HITS, _TEXTS = 6, 5, 3
 
 
 def retrieval_section(
-    gallery: Gallery, split: str, task: str, read: ReadPicture | None, scores: Path | None, seed: int = 0
+    gallery: Gallery, split: str, task: str, read: ReadImage | None, scores: Path | None, seed: int = 0
 ) -> Section:
-    """Pictures of different classes and what the run's gallery finds for them, and for their captions.
+    """Images of different classes and what the run's gallery finds for them, and for their captions.
 
     Args:
         gallery: of the run.
         split: that queries are drawn from.
         task: whose classes are told.
-        read: reads a picture; without it, or where it cannot, what the gallery keeps of it is shown.
+        read: reads an image; without it, or where it cannot, what the gallery keeps of it is shown.
         scores: file of retrieval metrics that a test wrote, where there is one.
         seed: of the draw.
     """
@@ -486,7 +486,7 @@ def retrieval_section(
     queries = _different(rows, f"label_{task}", seed)
     says = [
         f"Queries are drawn from {told_split(rows, split)} with seed {seed}, of different classes where there are; "
-        f"found are the nearest of the gallery's {len(gallery):,} pictures by cosine, without the query itself."
+        f"found are the nearest of the gallery's {len(gallery):,} images by cosine, without the query itself."
     ]
     section = Section("Retrieval examples", says=says)
     if scores is not None and scores.is_file():
@@ -506,35 +506,35 @@ def retrieval_section(
     return section
 
 
-def _add_texts(section: Section, gallery: Gallery, queries: Sequence[str], task: str, read: ReadPicture | None) -> None:
-    """The first caption of each query that has one, and the pictures that the gallery finds for it."""
+def _add_texts(section: Section, gallery: Gallery, queries: Sequence[str], task: str, read: ReadImage | None) -> None:
+    """The first caption of each query that has one, and the images that the gallery finds for it."""
     if not gallery.n_captions():
         return
     from retrieval.store import matrix_of
 
     captions = gallery.captions_of(queries)
-    written = captions.column("picture").to_pylist()
+    written = captions.column("image").to_pylist()
     places = [written.index(query) for query in queries if query in written]
     if not places:
         return
     texts = captions.take(places)
-    asked = zip(*(texts.column(name).to_pylist() for name in ("picture", "caption")), strict=True)
+    asked = zip(*(texts.column(name).to_pylist() for name in ("image", "caption")), strict=True)
     found = gallery.nearest(matrix_of(texts.column("vector")), _HITS)
-    for number, ((picture, caption), hits) in enumerate(zip(asked, found, strict=True), start=1):
+    for number, ((image, caption), hits) in enumerate(zip(asked, found, strict=True), start=1):
         if (title := f"“{caption}”") in section.cards:
             continue  # another query's caption says the same
-        its = {picture: "the picture that the text is of"}
+        its = {image: "the image that the text is of"}
         section.cards[title] = _cards(gallery, hits, task, f"retrieval_text_{number:02}", read, its)
     section.says.append(
-        "Texts are the first captions of the same pictures; for them the nearest pictures are shown, their own one "
+        "Texts are the first captions of the same images; for them the nearest images are shown, their own one "
         "among all others."
     )
 
 
 def _cards(
-    gallery: Gallery, hits: Sequence[Hit], task: str, stem: str, read: ReadPicture | None, notes: dict[str, str]
+    gallery: Gallery, hits: Sequence[Hit], task: str, stem: str, read: ReadImage | None, notes: dict[str, str]
 ) -> list[Card]:
-    """Pictures with score and class, and what is noted of some by id."""
+    """Images with score and class, and what is noted of some by id."""
     from retrieval.commands.output import look_up
 
     cards = []
@@ -543,8 +543,8 @@ def _cards(
         lines = [f"{task}: {one.labels[task]}"] if one.labels.get(task) else []
         if one.id in notes:
             lines.append(notes[one.id])
-        picture = small_picture(one.id, read) or one.thumbnail
-        cards.append(Card(f"{stem}_{place:02}", picture, [f"{one.score:.3f}", *lines]))
+        image = small_image(one.id, read) or one.thumbnail
+        cards.append(Card(f"{stem}_{place:02}", image, [f"{one.score:.3f}", *lines]))
     return cards
 
 
@@ -620,7 +620,7 @@ def read_efficiency(files: RunFiles) -> Measured | str:
 
 
 def cpu_latency(measured: Measured) -> float:
-    """Median milliseconds of one picture alone on the CPU; NaN where that was not measured."""
+    """Median milliseconds of one image alone on the CPU; NaN where that was not measured."""
     costs = measured.costs
     if costs is None or costs.device != "cpu" or 1 not in costs.batches:
         return math.nan
@@ -636,7 +636,7 @@ def _time_rows(costs: Costs) -> list[dict[str, Any]]:
             "rounds": len(one.seconds),
             "p50 [ms]": 1e3 * one.p50,
             "p95 [ms]": 1e3 * one.p95 if len(one.seconds) > 1 else math.nan,
-            "pictures/s": size / one.p50,
+            "images/s": size / one.p50,
             f"time, ratio to {costs.first}": ratio_told(one),
             "peak memory [MB]": math.nan if one.peak_bytes is None else one.peak_bytes / 1e6,
         }

@@ -1,4 +1,4 @@
-"""Where in a picture a model sees what it says: Grad-CAM and attention rollout.
+"""Where in an image a model sees what it says: Grad-CAM and attention rollout.
 
 Grad-CAM (Selvaraju et al., ICCV 2017) weighs the last feature map by the gradient of one score. Attention rollout
 (Abnar & Zuidema, ACL 2020) multiplies attention weights up through the layers; it is the same for every score. Neither
@@ -26,28 +26,28 @@ from vitrail.types import LABEL_TASK
 Method = Literal["gradcam", "rollout"]
 
 Scores = Callable[[torch.Tensor], torch.Tensor]
-"""From pictures uint8 ``(B, 3, H, W)`` to scores ``(B, C)``, computed by the model whose maps are wanted."""
+"""From images uint8 ``(B, 3, H, W)`` to scores ``(B, C)``, computed by the model whose maps are wanted."""
 
 AT_A_TIME = 8
-"""Pictures that go through the network together: what bounds the memory."""
+"""Images that go through the network together: what bounds the memory."""
 
 
 @runtime_checkable
-class SortsPictures(Protocol):
+class SortsImages(Protocol):
     """A task with logits of its own; ``lightning_modules.classification.ClassificationTask`` is one."""
 
     tasks: dict[str, list[str]]
 
     def image_features(self, image: torch.Tensor) -> torch.Tensor:
-        """Features ``(B, D)`` of pictures."""
+        """Features ``(B, D)`` of images."""
 
     def classify(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
         """Logits ``(B, C)`` of each task."""
 
 
 @runtime_checkable
-class ComparesPictures(Protocol):
-    """A task that compares pictures with texts; ``lightning_modules.dual_encoder.EmbeddingTask`` is one."""
+class ComparesImages(Protocol):
+    """A task that compares images with texts; ``lightning_modules.dual_encoder.EmbeddingTask`` is one."""
 
     tasks: dict[str, list[str]]
     objective: Any  # its ``temperature()`` begins with the scale that makes logits of similarities
@@ -78,15 +78,15 @@ def class_scores(model: nn.Module, task: str | None = None) -> Scores:
     name = task or next(iter(tasks))
     if name not in tasks:
         raise UserError(f"task {name!r}: the model has {', '.join(tasks)}; choose one of them")
-    if isinstance(model, SortsPictures):
+    if isinstance(model, SortsImages):
         sorter = model
         return lambda image: sorter.classify(sorter.image_features(image))[name].float()
-    if isinstance(model, ComparesPictures) and name == LABEL_TASK:
+    if isinstance(model, ComparesImages) and name == LABEL_TASK:
         with _undisturbed(model), torch.no_grad():
             # A copy: what was computed in inference mode before cannot take part in a gradient.
             embeddings = model.class_embeddings() * model.objective.temperature()[0]
         return _similarity(model, embeddings)
-    raise UserError(f"{type(model).__name__}: neither sorts pictures nor compares them with texts")
+    raise UserError(f"{type(model).__name__}: neither sorts images nor compares them with texts")
 
 
 def text_scores(model: nn.Module, texts: list[str]) -> Scores:
@@ -99,7 +99,7 @@ def text_scores(model: nn.Module, texts: list[str]) -> Scores:
     Raises:
         UserError: if the model reads no texts.
     """
-    if not isinstance(model, ComparesPictures):
+    if not isinstance(model, ComparesImages):
         raise UserError(f"--text: {type(model).__name__} reads no texts; use a dual encoder, or leave --text out")
     with _undisturbed(model), torch.no_grad():
         embeddings = model.encode_text(texts)
@@ -107,7 +107,7 @@ def text_scores(model: nn.Module, texts: list[str]) -> Scores:
 
 
 def grad_cam(model: nn.Module, scores: Scores, images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """Grad-CAM of some scores of each picture.
+    """Grad-CAM of some scores of each image.
 
     The model is left as it was: hooks, gradients, what is learnable, and training mode.
 
@@ -115,10 +115,10 @@ def grad_cam(model: nn.Module, scores: Scores, images: torch.Tensor, classes: to
         model: a task of ours, on the device to compute on.
         scores: computed by the model.
         images: uint8 ``(B, 3, H, W)``, RGB.
-        classes: int64 ``(B, K)``, which scores of each picture.
+        classes: int64 ``(B, K)``, which scores of each image.
 
     Returns:
-        float32 ``(B, K, H, W)`` in [0, 1], on the CPU. The largest value of a map is 1; where nothing in the picture
+        float32 ``(B, K, H, W)`` in [0, 1], on the CPU. The largest value of a map is 1; where nothing in the image
         speaks for a class its map is 0 everywhere.
 
     Raises:
@@ -175,7 +175,7 @@ def attention_rollout(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def score_pictures(model: nn.Module, scores: Scores, images: torch.Tensor) -> torch.Tensor:
+def score_images(model: nn.Module, scores: Scores, images: torch.Tensor) -> torch.Tensor:
     """The scores themselves.
 
     Args:
@@ -212,7 +212,7 @@ def check_method(model: nn.Module, method: Method) -> None:
 
 
 def image_backbone(model: nn.Module) -> nn.Module:
-    """The network that looks at the pictures.
+    """The network that looks at the images.
 
     Raises:
         UserError: if the model has none.
@@ -220,16 +220,16 @@ def image_backbone(model: nn.Module) -> nn.Module:
     towers = getattr(model, "towers", None)
     backbone = towers.backbone("image") if towers is not None else getattr(model, "backbone", None)
     if not isinstance(backbone, nn.Module):
-        raise UserError(f"{type(model).__name__}: has no backbone that looks at pictures")
+        raise UserError(f"{type(model).__name__}: has no backbone that looks at images")
     return backbone
 
 
-def _similarity(model: ComparesPictures, embeddings: torch.Tensor) -> Scores:
+def _similarity(model: ComparesImages, embeddings: torch.Tensor) -> Scores:
     return lambda image: model.encode_image(image) @ embeddings.T
 
 
 def _scaled(maps: torch.Tensor, size: Size, *, from_least: bool = False) -> torch.Tensor:
-    """``(B, K, h, w)``, not negative, as large as the pictures and with 1 as the largest value of each map."""
+    """``(B, K, h, w)``, not negative, as large as the images and with 1 as the largest value of each map."""
     large = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
     if from_least:
         large = large - large.amin(dim=(2, 3), keepdim=True)

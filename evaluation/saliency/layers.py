@@ -26,7 +26,7 @@ class MapLayer:
 
     Attributes:
         module: part of the network.
-        to_map: from its output and the size of the pictures to ``(B, C, h, w)``.
+        to_map: from its output and the size of the images to ``(B, C, h, w)``.
     """
 
     module: nn.Module
@@ -34,7 +34,7 @@ class MapLayer:
 
 
 def map_layer(backbone: nn.Module) -> MapLayer:
-    """The last layer of a network in which every place of the picture still has features of its own.
+    """The last layer of a network in which every place of the image still has features of its own.
 
     For convolutional and hybrid networks and pyramids of windows this is the end of the last stage, for vision
     transformers that pool all tokens the end of the last block. For those that read a class token it is the first norm
@@ -151,7 +151,7 @@ def looked_at(backbone: nn.Module, watch: AttentionWatch, size: Size) -> torch.T
     Args:
         backbone: the network.
         watch: of a forward pass.
-        size: of the pictures.
+        size: of the images.
 
     Returns:
         ``(B, 1, h, w)``; over all patches, and class tokens where there are some, it sums to 1.

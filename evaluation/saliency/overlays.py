@@ -1,4 +1,4 @@
-"""Explained pictures: what a model says of them, with maps of where it sees that, as figures.
+"""Explained images: what a model says of them, with maps of where it sees that, as figures.
 
 ``python -m evaluation explain`` and ``callbacks.SaliencyOfMistakes`` show the same things by these.
 """
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from evaluation.report.figures import plain
-from evaluation.saliency import Method, attention_rollout, class_scores, grad_cam, score_pictures, text_scores
+from evaluation.saliency import Method, attention_rollout, class_scores, grad_cam, score_images, text_scores
 from evaluation.tables.per_class import NO_PREDICTION
 from vitrail.predictions import predicted_classes
 from vitrail.types import UNKNOWN
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 COLOURS = "inferno"
 _STRONGEST = 0.72
-"""Opacity of the map where it is 1; where it is 0 the picture is seen as it is."""
+"""Opacity of the map where it is 1; where it is 0 the image is seen as it is."""
 
 _LINE = 30
 """Letters of a caption in one line."""
@@ -34,7 +34,7 @@ _LINE = 30
 
 @dataclass(frozen=True)
 class Heat:
-    """One map over a picture.
+    """One map over an image.
 
     Attributes:
         caption: what it is the map of.
@@ -47,7 +47,7 @@ class Heat:
 
 @dataclass(frozen=True)
 class Explained:
-    """A picture with maps.
+    """An image with maps.
 
     Attributes:
         name: stable name, or path.
@@ -100,8 +100,8 @@ def explain_classes(
         model: with a task of that name.
         task: whose classes.
         images: uint8 ``(B, 3, H, W)``.
-        names: of the pictures.
-        targets: index of each picture's right class, ``UNKNOWN`` where not known.
+        names: of the images.
+        targets: index of each image's right class, ``UNKNOWN`` where not known.
         method: Grad-CAM has a map of the chosen class and, where it is another one, of the right class; rollout has one
             map, which is the same for all classes.
         shown: index of a class to explain instead of the chosen one.
@@ -112,7 +112,7 @@ def explain_classes(
     if not len(images):
         return []
     classes, scores = _tasks(model)[task], class_scores(model, task)
-    logits = score_pictures(model, scores, images)
+    logits = score_images(model, scores, images)
     probabilities, chosen = logits.softmax(dim=1), logits.argmax(dim=1)
     nothing = predicted_classes(logits.numpy()) == UNKNOWN
     first = chosen if shown is None else torch.full_like(chosen, shown)
@@ -156,13 +156,13 @@ def _class_heats(
 def explain_texts(
     model: nn.Module, texts: list[str], images: torch.Tensor, names: Sequence[str], *, method: Method = "gradcam"
 ) -> list[Explained]:
-    """What in a picture is like a text.
+    """What in an image is like a text.
 
     Args:
         model: a dual encoder.
         texts: T of them.
         images: uint8 ``(B, 3, H, W)``.
-        names: of the pictures.
+        names: of the images.
         method: Grad-CAM has a map a text; rollout has one map, which is the same for all texts.
 
     Raises:
@@ -171,7 +171,7 @@ def explain_texts(
     if not len(images):
         return []
     scores = text_scores(model, texts)
-    found = score_pictures(model, scores, images)
+    found = score_images(model, scores, images)
     if method == "gradcam":
         wanted = torch.arange(len(texts)).expand(len(images), -1)
         maps = grad_cam(model, scores, images, wanted).numpy()
@@ -192,11 +192,11 @@ def explain_texts(
 
 
 def explained_figure(explained: Sequence[Explained], columns: int = 1) -> Figure:
-    """Pictures beside the same with their maps over them.
+    """Images beside the same with their maps over them.
 
     Args:
         explained: one or more.
-        columns: pictures beside each other, each with its maps.
+        columns: images beside each other, each with its maps.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -219,7 +219,7 @@ def explained_figure(explained: Sequence[Explained], columns: int = 1) -> Figure
 
 
 def overlay(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """A picture with a map over it; where the map is 0 it is as it was.
+    """An image with a map over it; where the map is 0 it is as it was.
 
     Args:
         image: uint8 ``(H, W, 3)``.

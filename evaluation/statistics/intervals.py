@@ -1,7 +1,7 @@
 """Statistics of predictions with intervals that respect groups.
 
-Pictures of one physical object are not independent, so an interval by picture is too narrow: on the products' test set
-53 pictures are really 11 objects. The intervals here resample whole groups.
+Images of one physical object are not independent, so an interval by image is too narrow: on the products' test set
+53 images are really 11 objects. The intervals here resample whole groups.
 
 * Bootstrap: Efron & Tibshirani, An Introduction to the Bootstrap, 1993; of clusters: Field & Welsh, Bootstrapping
   clustered data, JRSS B 69 (2007).
@@ -171,9 +171,9 @@ def group_bootstrap(
     Where all resamples are equal (every answer right, or a single group) the data say nothing about their spread:
     then the Wilson interval of as many trials as there are groups is given.
 
-    Simulated coverage of the 95 % interval of accuracy, 11 groups of 3 to 7 pictures, accuracy .35 and .93, correlation
+    Simulated coverage of the 95 % interval of accuracy, 11 groups of 3 to 7 images, accuracy .35 and .93, correlation
     .1 and .5 within groups: .93 to .95, against .71 to .91 of the plain percentiles and .73 to .91 of the Wilson
-    interval by picture. Where rare mistakes are bunched in few groups it stays short of its level (20 groups, accuracy
+    interval by image. Where rare mistakes are bunched in few groups it stays short of its level (20 groups, accuracy
     .93, correlation .5: about .88): no resampling can invent a group that was not drawn, and ``clustered_wilson`` is
     the safer one. Macro F1 of ten classes: .88 to .92 with 11 groups, .86 to .95 with 20. The tests of this module
     repeat these simulations.

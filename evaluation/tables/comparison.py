@@ -51,7 +51,7 @@ class Cost:
     Attributes:
         parameters: number of the model's.
         minutes: of training, all fits of a run together.
-        latency: milliseconds a picture on the CPU one by one, median.
+        latency: milliseconds an image on the CPU one by one, median.
     """
 
     parameters: float
@@ -287,7 +287,7 @@ def _measured_with(run: RunFiles) -> str:
     return "" if isinstance(found, str) or found.costs is None else found.costs.first
 
 
-COST_COLUMNS = ("parameters", "train min", "ms/picture")
+COST_COLUMNS = ("parameters", "train min", "ms/image")
 """Those of ``cells`` that are the same for all tasks."""
 
 

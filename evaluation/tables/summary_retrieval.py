@@ -1,4 +1,4 @@
-"""How well the pictures and texts of tested runs found each other, one row a run and direction."""
+"""How well the images and texts of tested runs found each other, one row a run and direction."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def read_run(run: Path, split: str) -> RunScores:
         stage = {"val": "validate"}.get(split, "test")
         raise UserError(
             f"{path}: no such file; `python -m experiments {stage} --ckpt_path {run}/checkpoints/best.ckpt` writes it "
-            "where pictures have texts"
+            "where images have texts"
         )
     return RunScores("/".join(run.resolve().parts[-2:]), split, read_report(path))
 

@@ -5,7 +5,7 @@ inference time", ICML 2022. ``uniform`` averages all members; ``greedy`` begins 
 one, the better first, only if the validation metric does not fall. Everything is chosen on the validation split.
 
 The mean of BatchNorm's running statistics is not the statistics of the mean network, so they are counted anew on the
-training pictures, unless all members share them (a backbone whose BatchNorm stood still).
+training images, unless all members share them (a backbone whose BatchNorm stood still).
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def refresh_batchnorm(
         network: all of it, left in evaluation mode (no dropout).
         layers: whose statistics are counted.
         features: runs the part of the network that has these layers.
-        batches: pictures uint8 ``(B, 3, H, W)``, on the network's device.
+        batches: images uint8 ``(B, 3, H, W)``, on the network's device.
 
     Raises:
         UserError: a layer has not seen a single batch.
@@ -196,7 +196,7 @@ def refresh_batchnorm(
         layer.momentum = None  # torch's sign for a plain mean instead of a moving one
         layer.train()
     for images in batches:
-        # One picture alone may have no variance.
+        # One image alone may have no variance.
         if len(images) > 1:
             features(images)
     network.eval()
@@ -205,7 +205,7 @@ def refresh_batchnorm(
         layer.momentum = momentum
         if not layer.num_batches_tracked:
             raise UserError(
-                "BatchNorm of this network cannot be counted anew on pictures alone (or there are fewer than two); "
+                "BatchNorm of this network cannot be counted anew on images alone (or there are fewer than two); "
                 "train with a backbone whose BatchNorm stands still (fixed_batchnorm) for a soup"
             )
 

@@ -1,7 +1,7 @@
 """``python -m experiments export RUN --format onnx``: a trained model as files that others can run.
 
 A format's folder is written whole, and only if what it holds says what the model says: every export is loaded back and
-compared with the model on all real pictures of a split, as numbers and on the task.
+compared with the model on all real images of a split, as numbers and on the task.
 
 Makes the files of each format, loads them back, compares and times them.
 """
@@ -86,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     command = argparse.ArgumentParser(
         prog="python -m experiments export",
-        description="Writes a trained model in formats that others can run, compared with the model on real pictures.",
+        description="Writes a trained model in formats that others can run, compared with the model on real images.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -98,13 +98,13 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--to", type=Path, metavar="FOLDER", help="for a folder each (default: RUN/export)")
     command.add_argument("--checkpoint", default="best", help="its name in checkpoints/ (default: best)")
-    command.add_argument("--split", default="test", help="whose pictures are compared on (default: test)")
+    command.add_argument("--split", default="test", help="whose images are compared on (default: test)")
     command.add_argument("--data-root", metavar="FOLDER", help="where the data are now: data.init_args.root")
     command.add_argument(
         "--min-agreement",
         type=float,
         metavar="SHARE",
-        help="of pictures that model and export must decide alike (default: 1, with --quantize 0.9)",
+        help="of images that model and export must decide alike (default: 1, with --quantize 0.9)",
     )
     command.add_argument("--batch-sizes", nargs="+", type=int, default=BATCH_SIZES, metavar="N", help="that are timed")
     command.add_argument(
@@ -172,7 +172,7 @@ def _data(files: RunFiles, options: argparse.Namespace, rest: Sequence[str]) -> 
     from vitrail.runs import CONFIG
 
     if not files.config:
-        raise UserError(f"{files.path}: without {CONFIG} it is not known which pictures to compare on")
+        raise UserError(f"{files.path}: without {CONFIG} it is not known which images to compare on")
     arguments = [] if options.data_root is None else ["--data.init_args.root", options.data_root]
     datamodule = data_of_run("python -m experiments export", files.path, [*arguments, *rest])
     datamodule.prepare_data()
@@ -253,9 +253,9 @@ class Maker:
         """
         quantize = self._options.quantize
         if quantize:
-            from experiments.export.quantize import calibration_pictures
+            from experiments.export.quantize import calibration_images
 
-            self._calibration = calibration_pictures(self._data)
+            self._calibration = calibration_images(self._data)
         forms: dict[str, _Written] = {}
         for kind, folder in folders.items():
             plain = folder if not quantize else folder / ".float32"
@@ -319,7 +319,7 @@ class Maker:
         }
 
     def _measured(self, forms: Mapping[str, _Written]) -> list[Form]:
-        """Parity of all forms in one pass over the pictures, and their speed in turn where eight bits are asked for."""
+        """Parity of all forms in one pass over the images, and their speed in turn where eight bits are asked for."""
         options = self._options
         runners = {name: self._runners(form.kind, form.folder) for name, form in forms.items()}
         own = {tower.name: module_runner(tower) for tower in self._towers}
@@ -337,7 +337,7 @@ class Maker:
     def _timed(
         self, forms: Mapping[str, _Written], runners: dict[str, dict[str, Runner]]
     ) -> dict[str, dict[int, BatchCost]]:
-        """Seconds of the pictures' tower; PyTorch's graphs are compiled, as they should be where speed matters."""
+        """Seconds of the images' tower; PyTorch's graphs are compiled, as they should be where speed matters."""
         compiled = {
             name: self._runners(form.kind, form.folder, compiled=True)
             for name, form in forms.items()
@@ -345,8 +345,8 @@ class Maker:
         }
         tower = self._towers[0].name
         first = {name: towers[tower] for name, towers in {**runners, **compiled}.items()}
-        pictures = np.concatenate(self._calibration)
-        return interleaved(first, pictures, self._options.batch_sizes, self._options.repeats)
+        images = np.concatenate(self._calibration)
+        return interleaved(first, images, self._options.batch_sizes, self._options.repeats)
 
     def _describe(self, kind: str, folder: Path, forms: list[Form]) -> None:
         """Adds everything beside the model itself."""

@@ -1,6 +1,6 @@
 """The graphs of a trained task: one for a classifier, one a tower for a dual encoder, normalisation inside.
 
-A graph takes uint8 pictures ``(B, 3, S, S)``, or token ids, in batches of any size, and puts out what the task's own
+A graph takes uint8 images ``(B, 3, S, S)``, or token ids, in batches of any size, and puts out what the task's own
 ``predict_step`` puts out, under its names: ``logits_<task>``, ``image_embedding`` and ``text_embedding``.
 
 Exported files as functions from arrays to arrays, so that all formats are compared and timed in one way.
@@ -73,11 +73,11 @@ def towers_of(task: VisionTask) -> list[Tower]:
         UserError: if it is no classifier and no dual encoder, which are all that single graphs can be made of.
     """
     if isinstance(task, ClassificationTask):
-        return [_picture_tower("model", _Classifier(_plain(task)), task, list(task.tasks))]
+        return [_image_tower("model", _Classifier(_plain(task)), task, list(task.tasks))]
     if isinstance(task, DualEncoder):
         merged = _plain(task)
         tasks = [LABEL_TASK] if task.tasks else []
-        return [_picture_tower("image", _ImageTower(merged), task, tasks), _text_tower(_TextTower(merged), task)]
+        return [_image_tower("image", _ImageTower(merged), task, tasks), _text_tower(_TextTower(merged), task)]
     raise UserError(
         f"export: a {type(task).__name__} is not made of single graphs; classifiers and dual encoders can be exported"
     )
@@ -191,7 +191,7 @@ class _Classifier(nn.Module):
 
 
 class _ImageTower(nn.Module):
-    """Zero-shot logits, where there are classes, then the picture's embedding.
+    """Zero-shot logits, where there are classes, then the image's embedding.
 
     The embeddings of the classes' prompts and the scale are constants of the graph.
     """
@@ -222,7 +222,7 @@ class _TextTower(nn.Module):
         return (F.normalize(features.float(), dim=-1),)
 
 
-def _picture_tower(name: str, module: nn.Module, task: VisionTask, tasks: list[str]) -> Tower:
+def _image_tower(name: str, module: nn.Module, task: VisionTask, tasks: list[str]) -> Tower:
     size = int(task.input_options["size"])
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8, generator=generator)

@@ -142,7 +142,7 @@ def _what(metadata: Mapping[str, Any], files: RunFiles) -> str:
     }
     side, center = how[image.get("resize", "crop")]
     lines = [
-        f"A {metadata['kind']} of Vitrail{count}. It takes uint8 RGB pictures of "
+        f"A {metadata['kind']} of Vitrail{count}. It takes uint8 RGB images of "
         f"{image['size']} × {image['size']} pixels: {side} scaled ({image['interpolation']}) to "
         f"{scaled_side(image)}, centre {center}. Normalisation is part of the model."
     ]
@@ -153,7 +153,7 @@ def _what(metadata: Mapping[str, Any], files: RunFiles) -> str:
 
 
 def _use(metadata: Mapping[str, Any], kind: str) -> str:
-    texts = ' `--text "a red mug"` compares pictures with texts (`pip install tokenizers`).' if metadata["text"] else ""
+    texts = ' `--text "a red mug"` compares images with texts (`pip install tokenizers`).' if metadata["text"] else ""
     file = "image" if metadata["text"] else "model"
     return _USE[kind].format(texts=texts, size=metadata["image"]["size"], file=file)
 
@@ -180,7 +180,7 @@ def _results(found: Mapping[str, list[TaskSummary]]) -> str:
 
 
 def _exported(forms: Sequence[Form], split: str) -> str:
-    return f"Compared with the model on the pictures of {split}; sizes and times are ratios.\n\n{markdown(forms)}"
+    return f"Compared with the model on the images of {split}; sizes and times are ratios.\n\n{markdown(forms)}"
 
 
 def _data(files: RunFiles) -> str:
@@ -214,7 +214,7 @@ def _training(files: RunFiles, metadata: Mapping[str, Any]) -> str:
 
 def _classes(metadata: Mapping[str, Any]) -> str:
     lines = [f"- {task}: {', '.join(names)}" for task, names in metadata["tasks"].items()]
-    return "\n".join(lines) or "None; pictures and texts are compared by their embeddings."
+    return "\n".join(lines) or "None; images and texts are compared by their embeddings."
 
 
 def _without_folders(command: str) -> str:

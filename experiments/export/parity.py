@@ -40,7 +40,7 @@ class Parity:
     """One output of one exported form beside the model's own.
 
     Attributes:
-        what: task, ``nearest text`` (which of the texts is likest to each picture), or an embedding.
+        what: task, ``nearest text`` (which of the texts is likest to each image), or an embedding.
         n: samples.
         agreement: share of the samples for which both choose the same; NaN where nothing is chosen.
         difference: largest absolute difference of a value.
@@ -61,12 +61,12 @@ class Parity:
 def measure(
     task: VisionTask, datamodule: ImageDataModule, split: str, forms: Mapping[str, Mapping[str, Runner]]
 ) -> dict[str, list[Parity]]:
-    """Compares exported forms of a task with itself on every picture of a split, in one pass.
+    """Compares exported forms of a task with itself on every image of a split, in one pass.
 
     Args:
         task: with its weights, on the CPU.
         datamodule: set up.
-        split: of its pictures.
+        split: of its images.
         forms: for each form the runner of each tower, by its name.
 
     Returns:
@@ -159,7 +159,7 @@ def _rows(mine: Arrays, other: Arrays, targets: Arrays) -> list[Parity]:
 def _text_rows(
     task: EmbeddingTask, texts: Sequence[str], mine: NDArray[np.float32], other: NDArray[np.float32], runner: Runner
 ) -> list[Parity]:
-    """The text tower by its embeddings, and both towers by which text each picture is likest to."""
+    """The text tower by its embeddings, and both towers by which text each image is likest to."""
     assert task.towers.tokenizer is not None
     own, theirs = _Outputs(), _Outputs()
     for start in range(0, len(texts), _TEXTS_AT_A_TIME):
@@ -195,7 +195,7 @@ class Form:
         name: as tables have it; the first of several is what ratios are to.
         size: of its files in bytes.
         parity: its outputs beside the model's own.
-        costs: of the pictures' tower by batch size; empty where nothing was timed.
+        costs: of the images' tower by batch size; empty where nothing was timed.
     """
 
     name: str
@@ -205,20 +205,20 @@ class Form:
 
 
 def interleaved(
-    runners: Mapping[str, Runner], pictures: NDArray[np.uint8], sizes: Sequence[int], repeats: int
+    runners: Mapping[str, Runner], images: NDArray[np.uint8], sizes: Sequence[int], repeats: int
 ) -> dict[str, dict[int, BatchCost]]:
     """Seconds of a batch, measured in turn: who begins moves on by one from round to round.
 
     Args:
-        runners: of the pictures' tower; ratios are to the first, within a round.
-        pictures: real ones, uint8 ``(N, 3, S, S)``, repeated where a batch is larger.
+        runners: of the images' tower; ratios are to the first, within a round.
+        images: real ones, uint8 ``(N, 3, S, S)``, repeated where a batch is larger.
         sizes: of batches.
         repeats: rounds that count; one before them does not.
     """
     names = list(runners)
     found: dict[str, dict[int, BatchCost]] = {name: {} for name in names}
     for size in sizes:
-        batch = {"image": pictures[np.arange(size) % len(pictures)]}
+        batch = {"image": images[np.arange(size) % len(images)]}
         seconds: dict[str, list[float]] = {name: [] for name in names}
         for number in range(repeats + 1):
             first = number % len(names)

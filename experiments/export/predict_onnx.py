@@ -1,8 +1,8 @@
-"""What an exported model says of pictures, with ONNX Runtime alone: ``python predict.py photo.jpg …``.
+"""What an exported model says of images, with ONNX Runtime alone: ``python predict.py photo.jpg …``.
 
 This file stands on its own: ``python -m experiments export`` puts a copy of it beside the model. It needs
 ``numpy``, ``pillow`` and ``onnxruntime``, and for texts (``--text``, dual encoders) ``tokenizers``; not PyTorch, and
-nothing of Vitrail. Pictures are brought to the network's size as in training and testing; normalisation is part of the
+nothing of Vitrail. Images are brought to the network's size as in training and testing; normalisation is part of the
 model. With ``simplejpeg``, damage within JPEG files is noticed, too; Pillow notices truncated ones only.
 """
 
@@ -39,7 +39,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 KEY, FORMER_KEY, VERSION = "vitrail", "vitrine", 1
 SUMMARY = "export.json"
 MAX_PIXELS = 89_478_485
-"""Larger pictures are refused before they are decoded: a small file can hold one that fills the memory."""
+"""Larger images are refused before they are decoded: a small file can hold one that fills the memory."""
 
 MAX_BYTES = 2**30
 """Larger files are refused: uncompressed, ``MAX_PIXELS`` with four channels of 16 bits fit."""
@@ -95,14 +95,14 @@ class Model:
         if not names:
             raise PredictError(f"{folder}: has no model.onnx and no image.onnx; give a folder that `export` wrote")
         self._threads = threads
-        self._pictures = self._session(names[0])
-        strings = self._pictures.get_modelmeta().custom_metadata_map
+        self._images = self._session(names[0])
+        strings = self._images.get_modelmeta().custom_metadata_map
         self.metadata: dict[str, Any] = json.loads(strings.get(KEY) or strings.get(FORMER_KEY, "{}"))
         if self.metadata.get("version") != VERSION:
             raise PredictError(f"{self.folder / names[0]}: was not exported by this version of Vitrail; export again")
 
     def __call__(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """Logits and embeddings of pictures.
+        """Logits and embeddings of images.
 
         Args:
             images: uint8 ``(B, 3, S, S)``, RGB.
@@ -110,14 +110,14 @@ class Model:
         Returns:
             ``logits_<task>`` ``(B, C)`` of each task, and ``image_embedding`` ``(B, D)`` of unit length.
         """
-        names = [output.name for output in self._pictures.get_outputs()]
-        return dict(zip(names, self._pictures.run(names, {"image": images}), strict=True))
+        names = [output.name for output in self._images.get_outputs()]
+        return dict(zip(names, self._images.run(names, {"image": images}), strict=True))
 
     def read(self, path: str | Path) -> NDArray[np.uint8]:
-        """A picture as the network sees it.
+        """An image as the network sees it.
 
         Args:
-            path: of a picture file.
+            path: of an image file.
 
         Returns:
             uint8 ``(3, S, S)``, RGB.
@@ -140,7 +140,7 @@ class Model:
         # Decoders of broken files raise whatever they stumble over.
         except Exception as error:
             reason = "no such file" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())
-            raise PredictError(f"{path}: cannot be read ({reason}); give a picture file") from error
+            raise PredictError(f"{path}: cannot be read ({reason}); give an image file") from error
 
     def probabilities(self, outputs: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float64]]:
         """Probabilities of the classes of each task, with the temperatures that calibration found.
@@ -227,7 +227,7 @@ def sha256(path: Path) -> str:
 
 
 def prepared(image: Image.Image, options: Mapping[str, Any]) -> NDArray[np.uint8]:
-    """The picture at the network's size: scaled, its centre cropped or padded.
+    """The image at the network's size: scaled, its centre cropped or padded.
 
     Args:
         image: RGB.
@@ -272,14 +272,14 @@ def _centered(image: Image.Image, size: int, left: int, top: int) -> Image.Image
 
 
 def _opened(file: IO[bytes]) -> Image.Image:
-    """A picture whose header was read; HEIC where pillow-heif is installed."""
+    """An image whose header was read; HEIC where pillow-heif is installed."""
     try:
         return Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
         file.seek(4)
         kind = file.read(8)
         if kind[:4] != b"ftyp" or kind[4:] not in _HEIF_BRANDS:
-            raise ValueError("not a picture in a known format") from None
+            raise ValueError("not an image in a known format") from None
     try:
         from pillow_heif import register_heif_opener
     except ImportError:
@@ -397,8 +397,8 @@ def _rgb(image: Image.Image, value_range: str | Sequence[float]) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _from_deep_gray(image, value_range).convert("RGB")
     if image.has_transparency_data:
-        picture = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, (255, 255, 255, 255)), picture).convert("RGB")
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba).convert("RGB")
     return image.convert("RGB")
 
 
@@ -423,7 +423,7 @@ def _from_deep_gray(image: Image.Image, value_range: str | Sequence[float]) -> I
 def _chosen(
     low: float, high: float, value_range: str | Sequence[float], *, has_16_bits: bool, is_float: bool = False
 ) -> tuple[float, float]:
-    """What becomes black and white in a picture with more than 8 bits a channel."""
+    """What becomes black and white in an image with more than 8 bits a channel."""
     if not isinstance(value_range, str):
         return float(value_range[0]), float(value_range[1])
     if (value_range == "dtype" and has_16_bits) or (not is_float and low >= 0 and 2**14 <= high <= _FULL[1]):
@@ -438,27 +438,27 @@ def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def answers(model: Model, paths: Sequence[str], texts: Sequence[str], top: int) -> list[dict[str, Any]]:
-    """What the model says of each picture, as plain values.
+    """What the model says of each image, as plain values.
 
     Args:
         model: an export.
-        paths: of pictures.
-        texts: compared with each picture, where the model is a dual encoder.
+        paths: of images.
+        texts: compared with each image, where the model is a dual encoder.
         top: how many classes of each task, the likeliest first. Where several share the largest logit, taking one of
             them would be luck: there is one entry without a label.
 
     Raises:
-        PredictError: for a picture that cannot be read, or texts that cannot be.
+        PredictError: for an image that cannot be read, or texts that cannot be.
     """
     embeddings = model.encode_texts(texts) if texts else None
     found = []
     for path in paths:
         outputs = model(model.read(path)[None])
-        answer: dict[str, Any] = {"picture": path}
+        answer: dict[str, Any] = {"image": path}
         for task, rows in model.probabilities(outputs).items():
             names = model.metadata["tasks"][task]
             order = np.argsort(-rows[0], kind="stable")[:top]
-            key = f"attribute {task}" if task in ("picture", "texts") else task
+            key = f"attribute {task}" if task in ("image", "texts") else task
             answer[key] = [{"label": names[place], "probability": float(rows[0, place])} for place in order]
             if _is_tied(outputs[f"logits_{task}"][0]):
                 highest = float(rows[0].max())
@@ -481,14 +481,14 @@ def _is_tied(logits: NDArray[np.float32]) -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the answers and returns the exit code: 0, 2 after a mistake of the user, or 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pictures", nargs="+", metavar="PICTURE")
+    parser.add_argument("images", nargs="+", metavar="IMAGE")
     parser.add_argument("--model", default=str(Path(__file__).parent), metavar="FOLDER", help="(default: beside me)")
-    parser.add_argument("--text", action="append", default=[], help="compare the pictures with a text; repeatable")
+    parser.add_argument("--text", action="append", default=[], help="compare the images with a text; repeatable")
     parser.add_argument("--top", type=int, default=1, metavar="N", help="classes of each task (default: 1)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
     try:
-        found = answers(Model(options.model), options.pictures, options.text, max(1, options.top))
+        found = answers(Model(options.model), options.images, options.text, max(1, options.top))
     except PredictError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
@@ -502,11 +502,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _told(found: Sequence[Mapping[str, Any]]) -> str:
     lines = []
     for answer in found:
-        lines.append(str(answer["picture"]))
+        lines.append(str(answer["image"]))
         for task, values in answer.items():
             if task == "texts":
                 lines += [f"  {value['cosine']:+.3f}  {value['text']}" for value in values]
-            elif task != "picture":
+            elif task != "image":
                 named = [f"{one['label']} ({one['probability']:.2f})" for one in values if one["label"] is not None]
                 lines.append(f"  {task}: {', '.join(named) or NO_PREDICTION}")
     return "\n".join(lines) + "\n"

@@ -1,6 +1,6 @@
 """Weights and activations in eight bits: by torchao for PyTorch's formats, by ONNX Runtime's own tools for ONNX.
 
-Networks of pictures are quantised statically: the ranges of their activations are measured on training pictures.
+Networks of images are quantised statically: the ranges of their activations are measured on training images.
 Those of texts are quantised dynamically, because the lengths of texts differ.
 """
 
@@ -26,15 +26,15 @@ from lightning_modules.base import VisionTask
 from vitrail.errors import UserError
 
 CALIBRATION = 128
-"""Training pictures that ranges are measured on, at most."""
+"""Training images that ranges are measured on, at most."""
 
 _AT_A_TIME = 8
-"""Pictures whose smallest and largest values are taken together; the ranges are means of these, so that a single
+"""Images whose smallest and largest values are taken together; the ranges are means of these, so that a single
 outlier does not stretch them."""
 
 
-def calibration_pictures(datamodule: ImageDataModule, count: int = CALIBRATION) -> list[NDArray[np.uint8]]:
-    """Training pictures by the evaluation transform, spread over the whole split.
+def calibration_images(datamodule: ImageDataModule, count: int = CALIBRATION) -> list[NDArray[np.uint8]]:
+    """Training images by the evaluation transform, spread over the whole split.
 
     Args:
         datamodule: set up.
@@ -44,11 +44,11 @@ def calibration_pictures(datamodule: ImageDataModule, count: int = CALIBRATION) 
         Batches of uint8 ``(B, 3, S, S)``.
 
     Raises:
-        UserError: if there is no training picture.
+        UserError: if there is no training image.
     """
     rows = datamodule.split_indices("train")
     if not len(rows):
-        raise UserError("export --quantize: the run's data have no training pictures to measure ranges on")
+        raise UserError("export --quantize: the run's data have no training images to measure ranges on")
     chosen = np.unique(rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(np.int64)])
     return [batch["image"].numpy() for batch in datamodule.rows_dataloader(chosen)]
 
@@ -60,7 +60,7 @@ def quantize_onnx(source: Path, target: Path, tower: Tower, calibration: Sequenc
         source: of ``export_graphs.write_onnx``.
         target: to be written.
         tower: that the file was made of.
-        calibration: pictures; not needed for a tower of texts.
+        calibration: images; not needed for a tower of texts.
 
     Raises:
         UserError: if ONNX Runtime cannot.
@@ -107,7 +107,7 @@ def quantize_program(
     Args:
         program: of ``export_graphs.graph_of``.
         tower: that it was made of.
-        calibration: pictures; not needed for a tower of texts.
+        calibration: images; not needed for a tower of texts.
 
     Raises:
         UserError: if torchao cannot.
@@ -121,8 +121,8 @@ def quantize_program(
             quantizer = x86.X86InductorQuantizer()
             quantizer.set_global(x86.get_default_x86_inductor_quantization_config(is_dynamic=not is_static))
             observed = prepare_pt2e(program.module(), quantizer)
-            for pictures in calibration if is_static else ():
-                observed(torch.from_numpy(pictures))
+            for images in calibration if is_static else ():
+                observed(torch.from_numpy(images))
             if not is_static:
                 observed(*tower.inputs.values())
             converted = convert_pt2e(observed)
@@ -165,10 +165,10 @@ def _forget_weight_shapes(path: Path) -> None:
     onnx.save(model, path)
 
 
-def _reader(pictures: Sequence[NDArray[np.uint8]]) -> Any:
+def _reader(images: Sequence[NDArray[np.uint8]]) -> Any:
     from onnxruntime.quantization import CalibrationDataReader
 
-    together = np.concatenate(pictures)
+    together = np.concatenate(images)
     # Whole batches only, unless there is but one.
     count = max(1, len(together) // _AT_A_TIME)
     batches = iter([together[place * _AT_A_TIME :][:_AT_A_TIME] for place in range(count)])

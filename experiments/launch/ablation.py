@@ -405,7 +405,7 @@ def _figure(results: Sequence[Results], title: str) -> Figure | None:
     seen: set[float] = set()
     for result, (value, low, high, _) in drawn:
         assert result.counts is not None
-        flops = result.counts.picture_flops / 1e9
+        flops = result.counts.image_flops / 1e9
         errors = [[value - low], [high - value]]
         axes.errorbar([flops], [value], yerr=errors, fmt="o", color="#2b6cb0", ecolor="#9db8d6", capsize=3)
         # Variants of one architecture lie at one place; so that their names do not, the later one's hangs below.
@@ -418,7 +418,7 @@ def _figure(results: Sequence[Results], title: str) -> Figure | None:
         # Plain numbers, not powers of ten; on a linear axis nothing changes.
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(NullFormatter() if len(drawn) > 4 else FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_xlabel("GFLOP of a picture")
+    axes.set_xlabel("GFLOP of an image")
     axes.set_ylabel(plain(label))
     axes.set_title(plain(title))
     axes.margins(x=0.25, y=0.12)

@@ -1,6 +1,6 @@
 """The command line: LightningCLI in subclass mode, with a directory and a record for every run.
 
-Links carry what only the data know (class names, tasks, counts, picture size) into the model; permanent callbacks have
+Links carry what only the data know (class names, tasks, counts, image size) into the model; permanent callbacks have
 keys of their own (``checkpoint``, ``predictions`` …), so that a later ``--config`` changes one setting of one of them
 instead of replacing the list.
 

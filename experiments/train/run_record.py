@@ -36,7 +36,7 @@ class HasDataRecord(Protocol):
     """A DataModule that can say what it delivered."""
 
     def data_record(self) -> dict[str, Any]:
-        """Fingerprint, counts, unseen values and skipped pictures."""
+        """Fingerprint, counts, unseen values and skipped images."""
 
 
 class RunRecorder(Callback):

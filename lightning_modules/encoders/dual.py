@@ -3,7 +3,7 @@
 ``TwoTowers`` joins any ``timm`` network with any ``transformers`` text model by projection heads; a model that was
 pretrained as a whole is in ``whole_model.py``.
 
-From a tower's features to the space that pictures and texts share.
+From a tower's features to the space that images and texts share.
 
 Dual encoders that were pretrained as a whole: CLIP and SigLIP in ``transformers``.
 
@@ -130,11 +130,11 @@ class TowerOptions(TypedDict, total=False):
 
 
 class Towers(nn.Module, ABC):
-    """Encodes pictures and texts into one space.
+    """Encodes images and texts into one space.
 
     Attributes:
         embed_dim: length of the embeddings.
-        input_options: how the pictures were made that the pretrained weights learned from.
+        input_options: how the images were made that the pretrained weights learned from.
         tokenizer: None until the weights are loaded or one was trained.
     """
 
@@ -176,7 +176,7 @@ class Towers(nn.Module, ABC):
         return features
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
-        """Embeddings of pictures, not of unit length.
+        """Embeddings of images, not of unit length.
 
         Args:
             image: uint8 ``(B, 3, H, W)``, RGB.
@@ -216,7 +216,7 @@ class Towers(nn.Module, ABC):
 
     @abstractmethod
     def warn_of_other_inputs(self, options: InputOptions) -> None:
-        """One warning line where pictures are made otherwise than those that the weights learned from."""
+        """One warning line where images are made otherwise than those that the weights learned from."""
 
     @property
     @abstractmethod
@@ -248,7 +248,7 @@ class TwoTowers(Towers):
 
     Args:
         options: which ones.
-        image_size: height and width of the pictures in pixels.
+        image_size: height and width of the images in pixels.
         architectures: as a checkpoint keeps them.
 
     Raises:
@@ -356,7 +356,7 @@ def build_towers(options: TowerOptions, image_size: int, architectures: Architec
 
     Args:
         options: which ones.
-        image_size: height and width of the pictures in pixels.
+        image_size: height and width of the images in pixels.
         architectures: as a checkpoint keeps them; else configurations are looked up by name.
 
     Raises:
@@ -391,11 +391,11 @@ _HALF = (0.5, 0.5, 0.5)
 class WholeModel(Towers):
     """CLIP (Radford et al., 2021) or SigLIP (Zhai et al., 2023), with its own projections, tokenizer and temperature.
 
-    Pictures of another size than the model's are encoded with interpolated position embeddings.
+    Images of another size than the model's are encoded with interpolated position embeddings.
 
     Args:
         options: ``model``, ``pretrained`` and ``max_length`` are read.
-        image_size: height and width of the pictures in pixels.
+        image_size: height and width of the images in pixels.
         architectures: as a checkpoint keeps them.
 
     Raises:
@@ -422,7 +422,7 @@ class WholeModel(Towers):
         vision, text = configuration.vision_config, configuration.text_config
         if image_size % vision.patch_size and image_size != vision.image_size:
             raise UserError(
-                f"data.image.size: {self.name} cuts pictures into patches of {vision.patch_size} px, {image_size} px "
+                f"data.image.size: {self.name} cuts images into patches of {vision.patch_size} px, {image_size} px "
                 f"do not fit; it was built for {vision.image_size}"
             )
         self.configuration = configuration
@@ -571,7 +571,7 @@ class ClipResNet(Towers):
 
     Args:
         options: ``model``, ``pretrained``, which must be false, and ``max_length`` are read.
-        image_size: height and width of the pictures in pixels.
+        image_size: height and width of the images in pixels.
 
     Raises:
         UserError: if pretrained weights are asked for.
@@ -625,7 +625,7 @@ class ClipResNet(Towers):
         return trained_tokenizer(texts, self.vocabulary_size, self.max_length, fixed_length=False)
 
     def warn_of_other_inputs(self, options: InputOptions) -> None:
-        """Nothing to warn of: random weights have learned from no pictures."""
+        """Nothing to warn of: random weights have learned from no images."""
 
     @property
     def own_inputs(self) -> InputOptions | None:

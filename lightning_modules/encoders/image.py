@@ -1,4 +1,4 @@
-"""Encoders: from uint8 pictures to features, the scaling of pixels included.
+"""Encoders: from uint8 images to features, the scaling of pixels included.
 
 Scaling and normalisation are the first operation inside the network, with the statistics that the weights were
 trained with, so training, application and exported graph cannot disagree.
@@ -45,7 +45,7 @@ _RESIZES: dict[str, Resize] = {"center": "crop", "squash": "squash", "border": "
 
 
 class InputOptions(TypedDict):
-    """How pictures are made before they reach the network; see ``datamodules.options.ImageOptions``.
+    """How images are made before they reach the network; see ``datamodules.options.ImageOptions``.
 
     Attributes:
         size: height and width in pixels.
@@ -64,7 +64,7 @@ class InputOptions(TypedDict):
 
 @runtime_checkable
 class PreparesImages(Protocol):
-    """A DataModule that says how it makes its pictures."""
+    """A DataModule that says how it makes its images."""
 
     @property
     def image_options(self) -> InputOptions:
@@ -88,7 +88,7 @@ class AdoptsImageOptions(Protocol):
 
 
 class Normalize(KeepsFloat32):
-    """uint8 pictures to floats with zero mean and unit variance over the data that the weights were trained on.
+    """uint8 images to floats with zero mean and unit variance over the data that the weights were trained on.
 
     Args:
         mean: of each channel, for pixels in [0, 1].
@@ -110,7 +110,7 @@ class Normalize(KeepsFloat32):
         return super()._apply(fn, recurse)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Normalised pictures.
+        """Normalised images.
 
         Args:
             image: uint8 ``(B, 3, H, W)``.
@@ -121,10 +121,10 @@ class Normalize(KeepsFloat32):
             (``python -m benchmarks training.layout``).
 
         Raises:
-            TypeError: if the pictures are not uint8; that they are scaled twice would go unnoticed.
+            TypeError: if the images are not uint8; that they are scaled twice would go unnoticed.
         """
         if image.dtype != torch.uint8:
-            raise TypeError(f"expected uint8 pictures (0 to 255), got {image.dtype}; scaling them is the model's work")
+            raise TypeError(f"expected uint8 images (0 to 255), got {image.dtype}; scaling them is the model's work")
         pixels = image.to(self.mean.dtype, memory_format=torch.channels_last)
         return pixels.div_(255).sub_(self.mean).div_(self.std).to(self.output_dtype)
 
@@ -138,12 +138,12 @@ class ImageEncoder(nn.Module):
     Args:
         backbone: name in timm, with or without the tag of its weights, such as ``resnet18`` or
             ``vit_base_patch16_224.augreg_in21k``.
-        image_size: height and width in pixels of the pictures, for architectures that are built for one size.
+        image_size: height and width in pixels of the images, for architectures that are built for one size.
         pretrained: true for the weights on the hub, or the path of a ``.safetensors``, ``.pth`` or ``.ckpt`` file.
 
     Attributes:
         num_features: length of a feature vector.
-        input_options: how the pictures were made that the architecture's weights were trained on.
+        input_options: how the images were made that the architecture's weights were trained on.
         part: of the model that it is, as the option that names it is called.
         origin: of the pretrained weights, once they are loaded.
 
@@ -180,7 +180,7 @@ class ImageEncoder(nn.Module):
         self.normalize = Normalize(config["mean"], config["std"])
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Features of pictures.
+        """Features of images.
 
         Args:
             image: uint8 ``(B, 3, H, W)``, RGB.
@@ -210,7 +210,7 @@ class ImageEncoder(nn.Module):
         return None if self.pretrained is False else self.input_options
 
     def warn_of_other_inputs(self, options: InputOptions) -> None:
-        """One warning line where pictures are made otherwise than those that the pretrained weights learned from."""
+        """One warning line where images are made otherwise than those that the pretrained weights learned from."""
         if self.pretrained is not False:
             warn_of_other_inputs(self.name, options, self.input_options)
 
@@ -257,7 +257,7 @@ def create_backbone(name: str, image_size: int, weights: dict[str, torch.Tensor]
     patch_size = getattr(getattr(backbone, "patch_embed", None), "patch_size", None)
     if fixed_size and patch_size is not None and image_size % patch_size[0] and image_size != source.input_size[-1]:
         raise UserError(
-            f"image size: {name} cuts pictures into patches of {patch_size[0]} px, {image_size} px do not fit"
+            f"image size: {name} cuts images into patches of {patch_size[0]} px, {image_size} px do not fit"
         )
     return backbone
 
@@ -272,7 +272,7 @@ def classifier_weights(name: str) -> set[str]:
 
 
 def warn_of_other_inputs(name: str, options: InputOptions, expected: InputOptions) -> None:
-    """One warning line where pictures are made otherwise than those that weights learned from."""
+    """One warning line where images are made otherwise than those that weights learned from."""
     given = with_image_defaults(options)
     others = [
         f"{key} {given.get(key)} instead of {value}" for key, value in expected.items() if given.get(key) != value

@@ -1,4 +1,4 @@
-"""A generative model as a classifier: it sees a picture, is asked a question, and answers with a label of the data."""
+"""A generative model as a classifier: it sees an image, is asked a question, and answers with a label of the data."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _NETWORK = "vlm.model."
 
 
 class GenerativeClassifier(ScoredTask):
-    """Qwen2-VL (Wang et al., 2024), or another model of its interface, asked about each picture.
+    """Qwen2-VL (Wang et al., 2024), or another model of its interface, asked about each image.
 
     In evaluation its answers become logits over the labels, so metrics, predictions and reports are those of every
     classifier. In training it learns to answer: the loss is the mean negative log-likelihood of the answer's tokens,
@@ -48,7 +48,7 @@ class GenerativeClassifier(ScoredTask):
         image_size: height and width in pixels, linked from the data.
         pretrained: whether it has its pretrained weights; else its tokenizer is made of the questions and labels.
         questions: what is asked, by task; tasks without a question are left out. ``{labels}`` stands for the list of
-            the labels. By default the main task is asked for by "What is shown in this picture? …".
+            the labels. By default the main task is asked for by "What is shown in this image? …".
         answers: how answers become logits.
         memory: precision, four bits and gradient checkpointing.
         lora: low-rank adapters; the model's own weights are frozen then.
@@ -116,7 +116,7 @@ class GenerativeClassifier(ScoredTask):
 
     @property
     def frozen_sides(self) -> list[str]:
-        """None: the mean of a picture's tokens, which is its feature, is not enough to answer."""
+        """None: the mean of an image's tokens, which is its feature, is not enough to answer."""
         return []
 
     @property
@@ -137,8 +137,8 @@ class GenerativeClassifier(ScoredTask):
         return [self.vlm.origin] if self.vlm.origin else []
 
     def image_features(self, image: torch.Tensor) -> torch.Tensor:
-        """See ``VisionTask``; the mean of the tokens that the language model sees of a picture."""
-        return self.vlm.encode_pictures(image).features
+        """See ``VisionTask``; the mean of the tokens that the language model sees of an image."""
+        return self.vlm.encode_images(image).features
 
     @property
     def pretrained_inputs(self) -> InputOptions | None:
@@ -146,12 +146,12 @@ class GenerativeClassifier(ScoredTask):
         return self.vlm.input_options if self.vlm.pretrained else None
 
     def warn_of_other_inputs(self, options: InputOptions) -> None:
-        """One warning line where pictures are made otherwise than the model likes them; it takes any size."""
+        """One warning line where images are made otherwise than the model likes them; it takes any size."""
         if self.vlm.pretrained:
             warn_of_other_inputs(self.vlm.name, options, {**self.vlm.input_options, "size": options["size"]})
         if options["size"] != self.vlm.side:
             rank_zero_warn(
-                f"data.image.size: pictures of {options['size']} px are scaled to {self.vlm.side} px, because "
+                f"data.image.size: images of {options['size']} px are scaled to {self.vlm.side} px, because "
                 f"{self.vlm.name} reads squares of {self.vlm.patch * self.vlm.merge} px"
             )
 

@@ -1,6 +1,6 @@
 """How a generative model's answer to a question becomes logits over the labels of a task.
 
-The questions put to a generative model about each picture: what is read once is shared by all of them.
+The questions put to a generative model about each image: what is read once is shared by all of them.
 
 Answers that are said token by token: only labels, or anything.
 
@@ -25,7 +25,7 @@ from typing import Literal, NamedTuple, TypedDict, get_args
 
 import torch
 
-from lightning_modules.generative.model import Pictures, Reading, VisionLanguageModel
+from lightning_modules.generative.model import Images, Reading, VisionLanguageModel
 from lightning_modules.generative.prompts import Prompts
 from lightning_modules.generative.scoring import ROOT, LabelScorer, LabelTrie
 from lightning_modules.losses import MeanLoss
@@ -51,7 +51,7 @@ def say_label(model: VisionLanguageModel, reading: Reading, trie: LabelTrie) -> 
 
     Args:
         model: that read.
-        reading: of B pictures with the question; not changed.
+        reading: of B images with the question; not changed.
         trie: of the labels.
 
     Returns:
@@ -83,7 +83,7 @@ def say_anything(model: VisionLanguageModel, reading: Reading, end_id: int, long
 
     Args:
         model: that read.
-        reading: of B pictures with the question; not changed.
+        reading: of B images with the question; not changed.
         end_id: token that ends an answer.
         longest: largest number of tokens, the end included.
     """
@@ -168,7 +168,7 @@ def _singular(word: str) -> str:
 How = Literal["scores", "constrained", "free"]
 ContentFree = Literal["none", "grey"]
 
-QUESTION = "What is shown in this picture? Answer with its name only."
+QUESTION = "What is shown in this image? Answer with its name only."
 """Asked for the main task where nothing else is said."""
 
 _LONGEST_ANSWER = 16
@@ -182,7 +182,7 @@ class AnswerOptions(TypedDict, total=False):
         how: ``scores`` takes the log-likelihood of each label; ``constrained`` lets the model say a label and nothing
             else; ``free`` lets it say anything and looks for the label that it names [scores].
         length_normalised: whether a label's score is the mean over its tokens, or their sum [true].
-        content_free: ``grey`` takes away from each label the score that it has for a grey picture, that is, what the
+        content_free: ``grey`` takes away from each label the score that it has for a grey image, that is, what the
             model believes without seeing (Zhao et al., ICML 2021; Holtzman et al., EMNLP 2021); or ``none`` [none].
         max_tokens: longest free answer [16].
         synonyms: further names of labels, by label, for free answers [none].
@@ -196,7 +196,7 @@ class AnswerOptions(TypedDict, total=False):
 
 
 class Answers(NamedTuple):
-    """What came of B pictures.
+    """What came of B images.
 
     Attributes:
         logits: float32 ``(B, C)``.
@@ -267,7 +267,7 @@ class Question:
         names: of the labels.
         options: as ``checked_answers`` returns them.
         prompts: make token ids.
-        picture_tokens: of a picture.
+        image_tokens: of an image.
 
     Attributes:
         ids: of the prompt, up to where the answer begins.
@@ -279,10 +279,10 @@ class Question:
     """
 
     def __init__(
-        self, text: str, names: Sequence[str], options: AnswerOptions, prompts: Prompts, picture_tokens: int
+        self, text: str, names: Sequence[str], options: AnswerOptions, prompts: Prompts, image_tokens: int
     ) -> None:
         texts = label_texts(names)
-        self.ids = prompts.prompt(text.replace(_LABELS, ", ".join(texts)), picture_tokens)
+        self.ids = prompts.prompt(text.replace(_LABELS, ", ".join(texts)), image_tokens)
         self.labels = [prompts.answer(label) for label in texts]
         self.scorer = LabelScorer(self.labels, options.get("length_normalised", True))
         self.prompts = prompts
@@ -295,7 +295,7 @@ class Question:
             self._matcher = LabelMatcher(texts, own)
 
     def answer(self, model: VisionLanguageModel, reading: Reading) -> Answers:
-        """Answers about B pictures.
+        """Answers about B images.
 
         What was said has the likelihood with which it was said, and the other labels share the rest. Where an answer
         names no label, or several, all labels have the same logit, which is no prediction
@@ -351,7 +351,7 @@ class Answered(NamedTuple):
     Attributes:
         logits: by task float32 ``(B, C)``.
         named: for free answers by task bool ``(B,)``, which of them named a label; else empty.
-        features: of the pictures, float32 ``(B, D)``.
+        features: of the images, float32 ``(B, D)``.
     """
 
     logits: dict[str, torch.Tensor]
@@ -406,8 +406,8 @@ class Questioning:
         """
         if not self._blind and self._answers.get("content_free", "none") != "none":
             grey = (self._vlm.normalize.mean * 255).round().to(torch.uint8).expand(1, *image.shape[1:])
-            self._blind = self._answered(self._vlm.encode_pictures(grey)).logits
-        found = self._answered(self._vlm.encode_pictures(image))
+            self._blind = self._answered(self._vlm.encode_images(grey)).logits
+        found = self._answered(self._vlm.encode_images(image))
         logits = {task: one - self._blind.get(task, 0.0) for task, one in found.logits.items()}
         return found._replace(logits=logits)
 
@@ -418,29 +418,29 @@ class Questioning:
             image: uint8 ``(B, 3, H, W)``, RGB.
             targets: by task int64 ``(B,)``, -1 where unknown.
         """
-        pictures = self._vlm.encode_pictures(image)
+        images = self._vlm.encode_images(image)
         means = {}
         for task, question in self._asked().items():
             known = (targets[task] != UNKNOWN).float()
             labels = [question.labels[target] for target in targets[task].clamp(min=0).tolist()]
-            losses = self._vlm.answer_losses(pictures, question.ids, labels)
+            losses = self._vlm.answer_losses(images, question.ids, labels)
             means[task] = MeanLoss((losses * known).sum() / known.sum().clamp(min=1), known.sum())
         return means
 
-    def _answered(self, pictures: Pictures) -> Answered:
+    def _answered(self, images: Images) -> Answered:
         logits, named = {}, []
-        readings = self._readings(pictures)
+        readings = self._readings(images)
         for task, question in self._asked().items():
             found = question.answer(self._vlm, readings[task])
             logits[task] = found.logits
             named += [] if found.named is None else [found.named]
-        return Answered(logits, named, pictures.features)
+        return Answered(logits, named, images.features)
 
-    def _readings(self, pictures: Pictures) -> dict[str, Reading]:
-        """The pictures with each question; what the questions begin with, the picture above all, is read once."""
+    def _readings(self, images: Images) -> dict[str, Reading]:
+        """The images with each question; what the questions begin with, the image above all, is read once."""
         ids = {task: question.ids for task, question in self._asked().items()}
         shared = common_beginning(ids)
-        reading = self._vlm.read(pictures, shared)
+        reading = self._vlm.read(images, shared)
         device = reading.hidden.device
         return {
             task: self._vlm.read_on(reading, torch.tensor(one[len(shared) :], dtype=torch.int64, device=device))
@@ -452,7 +452,7 @@ class Questioning:
         prompts = self.prompts
         if any(question.prompts is not prompts for question in self._questions.values()) or not self._questions:
             self._questions = {
-                task: Question(text, self._tasks[task], self._answers, prompts, self._vlm.picture_tokens)
+                task: Question(text, self._tasks[task], self._answers, prompts, self._vlm.image_tokens)
                 for task, text in self._texts.items()
             }
         return self._questions

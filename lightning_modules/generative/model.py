@@ -1,9 +1,9 @@
-"""Models that see a picture and go on with a text: any image-text-to-text model of Qwen2-VL's interface.
+"""Models that see an image and go on with a text: any image-text-to-text model of Qwen2-VL's interface.
 
-Wang et al., "Qwen2-VL", 2024. Pictures arrive as uint8; scaling, normalisation and patches are made here. What was read
-of a picture and a question is kept as a ``Reading``, from which any number of answers can be read on.
+Wang et al., "Qwen2-VL", 2024. Images arrive as uint8; scaling, normalisation and patches are made here. What was read
+of an image and a question is kept as a ``Reading``, from which any number of answers can be read on.
 
-What pictures become for a model that reads them, and what it knows when it has read them with a text.
+What images become for a model that reads them, and what it knows when it has read them with a text.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from lightning_modules.generative.weights import (
     checked_configuration,
     checked_memory,
     files_digest,
+    image_statistics,
     load_vision_language,
     local_directory,
-    picture_statistics,
 )
 from vitrail.errors import UserError
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Encoded pictures.
+class Images:
+    """Encoded images.
 
     Attributes:
         encoded: what the model's vision tower returns.
-        features: float ``(B, D)``, the mean of each picture's tokens.
+        features: float ``(B, D)``, the mean of each image's tokens.
     """
 
     encoded: Any
@@ -51,13 +51,13 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Reading:
-    """What has been read of B texts with pictures. It never changes: whoever reads on gets another one.
+    """What has been read of B texts with images. It never changes: whoever reads on gets another one.
 
     Attributes:
         cache: keys and values of every layer.
         hidden: float ``(B, D)``, what the last token became.
         length: tokens that were read.
-        position: of the next token; smaller than ``length``, because a picture takes few positions.
+        position: of the next token; smaller than ``length``, because an image takes few positions.
     """
 
     cache: Any
@@ -67,13 +67,13 @@ class Reading:
 
 
 def patches_of(pixels: torch.Tensor, patch: int, merge: int, frames: int) -> torch.Tensor:
-    """Patches of pictures, those that become one token together next to each other, as Qwen2-VL wants them.
+    """Patches of images, those that become one token together next to each other, as Qwen2-VL wants them.
 
     Args:
         pixels: float ``(B, 3, S, S)``, normalised; S is a multiple of ``patch · merge``.
         patch: side of a patch.
         merge: so many patches by as many become one token.
-        frames: a picture is a film of so many frames.
+        frames: an image is a film of so many frames.
 
     Returns:
         float ``(B · patches, 3 · frames · patch²)``.
@@ -88,14 +88,14 @@ Architectures = dict[str, dict[str, Any]]
 
 
 class VisionLanguageModel(nn.Module):
-    """An image-text-to-text model of ``transformers``, its tokenizer, and what pictures have to become for it.
+    """An image-text-to-text model of ``transformers``, its tokenizer, and what images have to become for it.
 
     With pretrained weights there is no network until ``load`` or ``build`` was called: weights of this size are not
     drawn at random only to be replaced.
 
     Args:
         name: local folder or name on the hub.
-        image_size: height and width of the pictures in pixels; scaled to the nearest size that has whole patches.
+        image_size: height and width of the images in pixels; scaled to the nearest size that has whole patches.
         texts: questions and answers, which a model without pretrained weights has its tokenizer made of.
         pretrained: whether it has its pretrained weights.
         memory: precision, four bits, gradient checkpointing.
@@ -137,9 +137,9 @@ class VisionLanguageModel(nn.Module):
         self.frames = int(vision.temporal_patch_size)
         unit = self.patch * self.merge
         self.side = max(1, round(image_size / unit)) * unit
-        self.picture_tokens = (self.side // unit) ** 2
+        self.image_tokens = (self.side // unit) ** 2
         self.input_options: InputOptions = {"size": image_size, "crop_fraction": 1.0, "interpolation": "bicubic"}
-        mean, std = saved["statistics"].values() if "statistics" in saved else picture_statistics("")
+        mean, std = saved["statistics"].values() if "statistics" in saved else image_statistics("")
         self.normalize = Normalize(tuple(mean), tuple(std))
         self.digest = ""
         self.prompts: Prompts | None = None
@@ -177,7 +177,7 @@ class VisionLanguageModel(nn.Module):
             return
         directory = local_directory(self.name)
         self.prompts = pretrained_prompts(directory, int(self.configuration.image_token_id), KEY)
-        self.normalize.load_state_dict(Normalize(*picture_statistics(directory)).state_dict())
+        self.normalize.load_state_dict(Normalize(*image_statistics(directory)).state_dict())
         if self.lora is not None:
             self.digest = files_digest(directory)
         source = load_vision_language(directory, self.configuration, self.memory, device or torch.device("cpu"))
@@ -196,7 +196,7 @@ class VisionLanguageModel(nn.Module):
             self.model.activation_checkpointing_enable({"use_reentrant": False})
 
     def patches(self, image: torch.Tensor) -> torch.Tensor:
-        """Patches of pictures in the order that the vision tower expects.
+        """Patches of images in the order that the vision tower expects.
 
         Args:
             image: uint8 ``(B, 3, H, W)``, RGB.
@@ -209,8 +209,8 @@ class VisionLanguageModel(nn.Module):
             pixels = F.interpolate(pixels, (self.side, self.side), mode="bicubic", antialias=True)
         return patches_of(pixels, self.patch, self.merge, self.frames)
 
-    def encode_pictures(self, image: torch.Tensor) -> Pictures:
-        """Put pictures through the vision tower.
+    def encode_images(self, image: torch.Tensor) -> Images:
+        """Put images through the vision tower.
 
         Args:
             image: uint8 ``(B, 3, H, W)``, RGB.
@@ -219,28 +219,28 @@ class VisionLanguageModel(nn.Module):
         grid = self._grid(len(image), torch.device("cpu") if counting else image.device)
         places = {}
         if counting:
-            # Where only shapes are known, to count what a picture costs, values have to be elsewhere.
+            # Where only shapes are known, to count what an image costs, values have to be elsewhere.
             from transformers.vision_utils import get_vision_position_ids
 
             places["position_ids"] = get_vision_position_ids(grid, self.merge).to(image.device)
         encoded = self.model.model.get_image_features(self.patches(image), grid, return_dict=True, **places)
-        return Pictures(encoded, torch.stack([tokens.mean(dim=0) for tokens in encoded.pooler_output]))
+        return Images(encoded, torch.stack([tokens.mean(dim=0) for tokens in encoded.pooler_output]))
 
-    def read(self, pictures: Pictures, ids: Sequence[int]) -> Reading:
-        """Read a text, the same for all, with a picture in it.
+    def read(self, images: Images, ids: Sequence[int]) -> Reading:
+        """Read a text, the same for all, with an image in it.
 
         Args:
-            pictures: B of them.
-            ids: of the text's tokens, those of the picture included.
+            images: B of them.
+            ids: of the text's tokens, those of the image included.
         """
         from transformers import DynamicCache
 
-        batch, device = len(pictures.features), pictures.features.device
+        batch, device = len(images.features), images.features.device
         positions = self._positions(ids)
         outputs = self.model.model(
             input_ids=torch.tensor(ids, device=device).expand(batch, -1),
             position_ids=positions.expand(-1, batch, -1).to(device),
-            mm_encoder_outputs={"image": pictures.encoded},
+            mm_encoder_outputs={"image": images.encoded},
             past_key_values=DynamicCache(config=self.configuration),
             use_cache=True,
         )
@@ -293,18 +293,18 @@ class VisionLanguageModel(nn.Module):
         """
         return cast("torch.Tensor", self.model.lm_head(hidden).float())
 
-    def answer_losses(self, pictures: Pictures, ids: Sequence[int], answers: Sequence[Sequence[int]]) -> torch.Tensor:
-        """How unlikely each picture's answer is: the mean over the answer's tokens, the prompt's do not count.
+    def answer_losses(self, images: Images, ids: Sequence[int], answers: Sequence[Sequence[int]]) -> torch.Tensor:
+        """How unlikely each image's answer is: the mean over the answer's tokens, the prompt's do not count.
 
         Args:
-            pictures: B of them.
+            images: B of them.
             ids: of the prompt's tokens.
             answers: B answers with their ends.
 
         Returns:
             float32 ``(B,)``, negative log-likelihoods.
         """
-        device = pictures.features.device
+        device = images.features.device
         longest = max(map(len, answers))
         targets = torch.tensor([[*one, *[-100] * (longest - len(one))] for one in answers], device=device)
         prompt = torch.tensor(ids, device=device).expand(len(answers), -1)
@@ -314,7 +314,7 @@ class VisionLanguageModel(nn.Module):
             # What stands behind an answer's end is never seen by what stands before it.
             input_ids=torch.cat([prompt, targets[:, :-1].clamp(min=0)], dim=1),
             position_ids=torch.cat([positions, behind], dim=2).expand(-1, len(answers), -1).to(device),
-            mm_encoder_outputs={"image": pictures.encoded},
+            mm_encoder_outputs={"image": images.encoded},
             use_cache=False,
         ).last_hidden_state[:, len(ids) - 1 :]
         losses = F.cross_entropy(self.logits(hidden).flatten(0, 1), targets.flatten(), reduction="none")
@@ -343,9 +343,9 @@ class VisionLanguageModel(nn.Module):
         """Rotary positions of a prompt, int64 ``(3, 1, n)``: time, row and column."""
         tokens = torch.tensor([list(ids)], device="cpu")
         kinds = (tokens == self.configuration.image_token_id).int()
-        if int(kinds.sum()) != self.picture_tokens:
+        if int(kinds.sum()) != self.image_tokens:
             raise UserError(
-                f"{KEY}: the prompt has {int(kinds.sum())} tokens of the picture instead of {self.picture_tokens}; a "
+                f"{KEY}: the prompt has {int(kinds.sum())} tokens of the image instead of {self.image_tokens}; a "
                 "question cannot name them"
             )
         positions, _ = self.model.model.get_rope_index(tokens, kinds, image_grid_thw=self._grid(1, torch.device("cpu")))

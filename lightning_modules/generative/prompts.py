@@ -1,6 +1,6 @@
-"""Questions about pictures as token ids, and token ids as answers.
+"""Questions about images as token ids, and token ids as answers.
 
-A prompt is a text with one place for the picture and one for the question. It comes from the pretrained tokenizer's
+A prompt is a text with one place for the image and one for the question. It comes from the pretrained tokenizer's
 chat template, rendered once, so that a checkpoint keeps a plain text and no template that were code.
 """
 
@@ -29,7 +29,7 @@ CHAT = (
     f"<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>{QUESTION}<|im_end|>\n"
     "<|im_start|>assistant\n"
 )
-"""What Qwen2-VL's chat template makes of one picture and one question."""
+"""What Qwen2-VL's chat template makes of one image and one question."""
 
 
 class PromptState(TypedDict):
@@ -37,14 +37,14 @@ class PromptState(TypedDict):
 
     Attributes:
         pipeline: JSON of the ``tokenizers`` library.
-        template: with ``{question}`` once and, in front of it, the token of the picture once.
-        picture_token: stands for one patch of the picture.
+        template: with ``{question}`` once and, in front of it, the token of the image once.
+        image_token: stands for one patch of the image.
         end_id: id of the token that ends an answer.
     """
 
     pipeline: str
     template: str
-    picture_token: str
+    image_token: str
     end_id: int
 
 
@@ -68,16 +68,16 @@ class Prompts:
         """Id of the token that ends an answer."""
         return self.state["end_id"]
 
-    def prompt(self, question: str, picture_tokens: int) -> list[int]:
-        """A picture and a question, up to where the answer begins.
+    def prompt(self, question: str, image_tokens: int) -> list[int]:
+        """An image and a question, up to where the answer begins.
 
         Args:
             question: as a person would ask.
-            picture_tokens: how many tokens the picture has.
+            image_tokens: how many tokens the image has.
         """
         before, after = self.state["template"].split(QUESTION)
         # Only in front of the question, which may name the token itself.
-        before = before.replace(self.state["picture_token"], self.state["picture_token"] * picture_tokens)
+        before = before.replace(self.state["image_token"], self.state["image_token"] * image_tokens)
         return self._ids(before + question + after)
 
     def answer(self, text: str) -> list[int]:
@@ -95,16 +95,16 @@ class Prompts:
         return list(self._pipeline.encode(text, add_special_tokens=False).ids)
 
 
-def pretrained_prompts(directory: str, picture_id: int, key: str) -> Prompts:
+def pretrained_prompts(directory: str, image_id: int, key: str) -> Prompts:
     """The tokenizer and the chat template of a pretrained model.
 
     Args:
         directory: local folder of the model.
-        picture_id: the model's id for a patch of a picture.
+        image_id: the model's id for a patch of an image.
         key: of the option that names the model, for messages.
 
     Raises:
-        UserError: if they cannot be read, or do not put the picture in front of the question.
+        UserError: if they cannot be read, or do not put the image in front of the question.
     """
     tokenizer = auto_tokenizer(directory, key)
     try:
@@ -114,15 +114,15 @@ def pretrained_prompts(directory: str, picture_id: int, key: str) -> Prompts:
         raise UserError(f"{key}: the chat template of {directory} cannot be used ({reason}); give another model") from (
             error
         )
-    picture_token = tokenizer.convert_ids_to_tokens(picture_id)
-    if tokenizer.eos_token_id is None or picture_token is None:
-        raise UserError(f"{key}: the tokenizer of {directory} lacks the end or the picture's token; give another model")
+    image_token = tokenizer.convert_ids_to_tokens(image_id)
+    if tokenizer.eos_token_id is None or image_token is None:
+        raise UserError(f"{key}: the tokenizer of {directory} lacks the end or the image's token; give another model")
     return Prompts(
         checked_prompts(
             {
                 "pipeline": tokenizer.backend_tokenizer.to_str(),
                 "template": template,
-                "picture_token": picture_token,
+                "image_token": image_token,
                 "end_id": int(tokenizer.eos_token_id),
             }
         )
@@ -163,7 +163,7 @@ def trained_prompts(texts: Iterable[str], vocabulary_size: int) -> Prompts:
         {
             "pipeline": pipeline.to_str(),
             "template": CHAT,
-            "picture_token": "<|image_pad|>",
+            "image_token": "<|image_pad|>",
             "end_id": SPECIAL_TOKENS.index("<|im_end|>"),
         }
     )
@@ -179,14 +179,14 @@ def checked_prompts(value: object) -> PromptState:
         raise UserError("the checkpoint holds no tokenizer that this version can read; use the version that wrote it")
     try:
         json.loads(value["pipeline"])
-        template, token = str(value["template"]), str(value["picture_token"])
+        template, token = str(value["template"]), str(value["image_token"])
         before, _ = template.split(QUESTION)
         if before.count(token) != 1:
             raise ValueError
-        return {"pipeline": value["pipeline"], "template": template, "picture_token": token, "end_id": value["end_id"]}
+        return {"pipeline": value["pipeline"], "template": template, "image_token": token, "end_id": value["end_id"]}
     except (TypeError, ValueError) as error:
         raise UserError(
-            "model: the tokenizer or its chat template is not that of a model that sees one picture and then reads a "
+            "model: the tokenizer or its chat template is not that of a model that sees one image and then reads a "
             "question; give another model"
         ) from error
 

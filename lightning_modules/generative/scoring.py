@@ -1,6 +1,6 @@
-"""How likely a model finds each of a closed set of labels as the answer to a question about a picture.
+"""How likely a model finds each of a closed set of labels as the answer to a question about an image.
 
-The picture and the question are read once. All labels are read behind that one reading, in one pass: they are laid out
+The image and the question are read once. All labels are read behind that one reading, in one pass: they are laid out
 as a tree, in which labels with a common beginning share its tokens, and each token sees its own label only. So a label
 costs its own tokens and nothing else, and its score is that of a plain pass over the whole text.
 
@@ -140,7 +140,7 @@ class LabelScorer:
 
         Args:
             model: that read.
-            reading: of B pictures with the question, up to where the answer begins.
+            reading: of B images with the question, up to where the answer begins.
 
         Returns:
             float32 ``(B, C)``.
@@ -159,7 +159,7 @@ def token_log_likelihoods(model: VisionLanguageModel, reading: Reading, tree: La
 
     Args:
         model: that read.
-        reading: of B pictures with the question; not changed.
+        reading: of B images with the question; not changed.
         tree: of labels.
 
     Returns:

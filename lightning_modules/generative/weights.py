@@ -1,4 +1,4 @@
-"""Weights of models that read pictures and texts: configuration, precision, four bits, and a name for them."""
+"""Weights of models that read images and texts: configuration, precision, four bits, and a name for them."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ def files_digest(directory: str) -> str:
     return digest.hexdigest()
 
 
-def picture_statistics(directory: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def image_statistics(directory: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel that the weights were trained with; those of CLIP if not known.
 
     Args:

@@ -1,4 +1,4 @@
-"""``python -m retrieval index``: a trained model and a data set, or a folder of pictures, become a gallery."""
+"""``python -m retrieval index``: a trained model and a data set, or a folder of images, become a gallery."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add the command ``index`` to the command line."""
     command = commands.add_parser(
         "index",
-        help="fill a gallery with what a trained model makes of pictures; run again, it adds what is new",
-        description="Pictures are made as the model learned them, whatever the data's configuration says of size.",
+        help="fill a gallery with what a trained model makes of images; run again, it adds what is new",
+        description="Images are made as the model learned them, whatever the data's configuration says of size.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -44,7 +44,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     command.add_argument(
         "--data",
         metavar="DATA",
-        help="an experiment's YAML, a folder of pictures, or a DataModule with --data.init_args.KEY VALUE "
+        help="an experiment's YAML, a folder of images, or a DataModule with --data.init_args.KEY VALUE "
         "(default: the run's own)",
     )
     command.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS), help="default: all of them")
@@ -54,16 +54,16 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--thumbnails",
         choices=("auto", "always", "never"),
         default="auto",
-        help="small pictures in the gallery; auto: where pictures are not files of their own (default)",
+        help="small images in the gallery; auto: where images are not files of their own (default)",
     )
-    command.add_argument("--on-bad-image", choices=("error", "skip"), help="stop at unreadable pictures, or list them")
+    command.add_argument("--on-bad-image", choices=("error", "skip"), help="stop at unreadable images, or list them")
     command.add_argument(
-        "--chunk", type=int, default=CHUNK, metavar="N", help=f"pictures a commit, in whole batches (default: {CHUNK})"
+        "--chunk", type=int, default=CHUNK, metavar="N", help=f"images a commit, in whole batches (default: {CHUNK})"
     )
 
 
 def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
-    """Fill the gallery and say what became of the pictures.
+    """Fill the gallery and say what became of the images.
 
     Raises:
         UserError: for every mistake in what was asked, of the data, the model or the gallery.
@@ -85,7 +85,7 @@ def _filled(task: VisionTask, datamodule: ImageDataModule, uri: str, options: ar
     from retrieval.gallery import Gallery
     from retrieval.schema import identity_of
 
-    # How pictures are made is the model's; the configuration of other data has nothing to say about it.
+    # How images are made is the model's; the configuration of other data has nothing to say about it.
     datamodule.image_options = cast("Any", {**task.input_options})
     run = str(options.run.resolve())
     identity = identity_of(task, run, task.input_options, list(datamodule.tasks))
@@ -120,7 +120,7 @@ def _data(options: argparse.Namespace, rest: Sequence[str]) -> ImageDataModule:
     if options.data is None:
         return data_of_run("python -m retrieval index", options.run, rest)
     if Path(options.data).expanduser().is_dir():
-        source = ["--data", "datamodules.PictureFolder", "--data.init_args.root", options.data]
+        source = ["--data", "datamodules.UnlabeledFolder", "--data.init_args.root", options.data]
     elif Path(options.data).suffix in (".yaml", ".yml"):
         source = ["--config", options.data]
     elif "/" in options.data:
@@ -152,7 +152,7 @@ def _model(options: argparse.Namespace) -> VisionTask:
 
 
 def _set_up(datamodule: ImageDataModule) -> None:
-    """Finds the unreadable pictures."""
+    """Finds the unreadable images."""
     # A gallery is no test: what is in two splits does it no harm.
     datamodule.check_options["allow_leaks"] = ["groups", "exact", "near"]
     try:
@@ -165,7 +165,7 @@ def _set_up(datamodule: ImageDataModule) -> None:
 
 
 def _tell_left_out(datamodule: ImageDataModule, report: FillReport) -> None:
-    """Names the pictures that are not in the gallery because they cannot be read."""
+    """Names the images that are not in the gallery because they cannot be read."""
     reasons = [f"{entry['name']}: {entry['reason']}" for entry in datamodule.data_record()["skipped"]]
     reasons += [f"{name}: cannot be read" for name in report.left_out]
     if reasons:

@@ -1,8 +1,8 @@
-"""What a person wants to see of the pictures that a search found.
+"""What a person wants to see of the images that a search found.
 
 The result of a search as a table for a terminal, and as JSON.
 
-The result of a search as one HTML page with its pictures inside; no script, no address of another file.
+The result of a search as one HTML page with its images inside; no script, no address of another file.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Found:
-    """A picture that was found.
+    """An image that was found.
 
     Attributes:
         id: in the gallery.
         score: of the ranker.
         path: of its file, empty where it is none.
-        caption: of the picture, or the one that was found.
+        caption: of the image, or the one that was found.
         labels: true value of each task, None where unknown.
         predicted: value of each task that the model predicts, and how sure it is (0 to 1); None where it says nothing.
         thumbnail: JPEG, where the gallery keeps one.
@@ -69,13 +69,13 @@ class Found:
 def look_up(
     gallery: Gallery, ids: Sequence[str], scores: Sequence[float], captions: Sequence[str] | None = None
 ) -> list[Found]:
-    """Everything that is shown of pictures.
+    """Everything that is shown of images.
 
     Args:
         gallery: that they are in.
-        ids: of the pictures, in the order of the result; one may come again.
+        ids: of the images, in the order of the result; one may come again.
         scores: of each.
-        captions: to show instead of the pictures' own.
+        captions: to show instead of the images' own.
     """
     if not ids:
         return []
@@ -116,11 +116,11 @@ class Answer:
         gallery: path or address.
         identity: the model that made the gallery.
         ranker: who ranked.
-        find: ``pictures`` or ``captions``.
+        find: ``images`` or ``captions``.
         where: filter, empty for none.
         found: best first.
         notes: what a person should know, one line each.
-        example: the picture that was asked with, where it was one.
+        example: the image that was asked with, where it was one.
     """
 
     query: Query
@@ -138,11 +138,11 @@ class Answer:
         """The query in words."""
         if self.query.text is not None:
             return f"“{self.query.text}”"
-        return f"picture {self.image_name}" if self.query.image is not None else f"like {self.query.like}"
+        return f"image {self.image_name}" if self.query.image is not None else f"like {self.query.like}"
 
     @property
     def image_name(self) -> str | None:
-        """File of the picture that was asked with; what is no UTF-8 in its name is replaced, so it can be printed."""
+        """File of the image that was asked with; what is no UTF-8 in its name is replaced, so it can be printed."""
         return None if self.query.image is None else str(self.query.image).encode(errors="replace").decode()
 
 
@@ -164,7 +164,7 @@ def as_json(answer: Answer) -> str:
 
 
 def rich_table(answer: Answer) -> Table:
-    """A row for each picture or caption; columns that nothing is known of are left out."""
+    """A row for each image or caption; columns that nothing is known of are left out."""
     from rich.table import Table
 
     title = f"{_plain(answer.asked)} · {answer.ranker} · {_plain(answer.gallery)}"
@@ -173,7 +173,7 @@ def rich_table(answer: Answer) -> Table:
     table.add_column("score", justify="right")
     table.add_column("caption" if answer.find == "captions" else "id", overflow="fold")
     if answer.find == "captions":
-        table.add_column("of picture", overflow="fold")
+        table.add_column("of image", overflow="fold")
         for rank, found in enumerate(answer.found, start=1):
             table.add_row(str(rank), f"{found.score:.4f}", _plain(found.caption), _plain(found.id))
         return table
@@ -203,9 +203,9 @@ def _plain(text: str) -> str:
 
 
 SIDE = 256
-"""Longest side of a picture on the sheet, in pixels."""
+"""Longest side of an image on the sheet, in pixels."""
 
-# The page may load nothing: all pictures are inside, whatever stands in the gallery.
+# The page may load nothing: all images are inside, whatever stands in the gallery.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 _STYLE = """
@@ -236,20 +236,19 @@ dt { color: var(--soft); } dd { margin: 0; text-align: right; }
 """.strip()
 
 
-def contact_sheet(answer: Answer, pictures: Sequence[bytes | None], example: bytes | None = None) -> str:
-    """A page with a card for each picture or caption.
+def contact_sheet(answer: Answer, images: Sequence[bytes | None], example: bytes | None = None) -> str:
+    """A page with a card for each image or caption.
 
     Args:
         answer: the search and what it found.
-        pictures: of each that was found a JPEG, or None where there is none to be seen.
-        example: JPEG of the picture that was asked with, where it was one.
+        images: of each that was found a JPEG, or None where there is none to be seen.
+        example: JPEG of the image that was asked with, where it was one.
 
     Returns:
         The HTML of the page, whole.
     """
     cards = "\n".join(
-        _card(rank, found, picture)
-        for rank, (found, picture) in enumerate(zip(answer.found, pictures, strict=True), start=1)
+        _card(rank, found, image) for rank, (found, image) in enumerate(zip(answer.found, images, strict=True), start=1)
     )
     filtered = f" · only {answer.where}" if answer.where else ""
     shown = f"{len(answer.found)} {answer.find}" if answer.found else f"no {answer.find}"
@@ -268,7 +267,7 @@ def contact_sheet(answer: Answer, pictures: Sequence[bytes | None], example: byt
 </head>
 <body>
 <header>
-{_image(example, "the picture that was asked with") if example else ""}
+{_image(example, "the image that was asked with") if example else ""}
 <div>
 <h1>{html.escape(answer.asked)}</h1>
 <p class="about">{html.escape(about)}</p>
@@ -284,24 +283,24 @@ def contact_sheet(answer: Answer, pictures: Sequence[bytes | None], example: byt
 
 
 def small_jpeg(pixels: NDArray[np.uint8]) -> bytes:
-    """A picture as JPEG, scaled down to ``SIDE`` where it is larger.
+    """An image as JPEG, scaled down to ``SIDE`` where it is larger.
 
     Args:
         pixels: uint8 ``(H, W, 3)``, RGB.
     """
     from PIL import Image
 
-    picture = Image.fromarray(pixels)
-    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    image = Image.fromarray(pixels)
+    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     content = io.BytesIO()
-    picture.save(content, format="JPEG", quality=85)
+    image.save(content, format="JPEG", quality=85)
     return content.getvalue()
 
 
-def _card(rank: int, found: Found, picture: bytes | None) -> str:
-    image = '<div class="missing">the picture cannot be read any more, or may not be shown</div>'
-    if picture is not None:
-        image = _image(picture, found.caption or found.id)
+def _card(rank: int, found: Found, jpeg: bytes | None) -> str:
+    image = '<div class="missing">the image cannot be read any more, or may not be shown</div>'
+    if jpeg is not None:
+        image = _image(jpeg, found.caption or found.id)
     caption = f'<p class="caption">{html.escape(found.caption)}</p>' if found.caption else ""
     answers = "".join(
         f"<dt>{html.escape(task)}</dt><dd>{html.escape(said(answer))}</dd>"

@@ -32,18 +32,16 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add the command ``search`` to the command line."""
     command = commands.add_parser(
         "search",
-        help="find pictures or captions by a text, a picture, or a picture of the gallery",
+        help="find images or captions by a text, an image, or an image of the gallery",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     command.add_argument("text", nargs="*", metavar="TEXT", help="what to look for, in words")
     command.add_argument("--gallery", required=True, metavar="G", help="folder or address of the gallery")
-    command.add_argument("--image", type=Path, metavar="FILE", help="look for pictures like this file")
-    command.add_argument("--like", metavar="ID", help="look for pictures like this one of the gallery")
-    command.add_argument(
-        "--where", default="", metavar="FILTER", help="only pictures that fit, such as colour = 'blue'"
-    )
+    command.add_argument("--image", type=Path, metavar="FILE", help="look for images like this file")
+    command.add_argument("--like", metavar="ID", help="look for images like this one of the gallery")
+    command.add_argument("--where", default="", metavar="FILTER", help="only images that fit, such as colour = 'blue'")
     command.add_argument("--top-k", type=int, default=10, metavar="K", help="how many (default: 10)")
     command.add_argument(
         "--ranker",
@@ -51,7 +49,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="clip: vectors; tfidf: words; hybrid: both, fused (default: clip where the model can encode the query)",
     )
     command.add_argument(
-        "--find", choices=("pictures", "captions"), default="pictures", help="what to find (default: pictures)"
+        "--find", choices=("images", "captions"), default="images", help="what to find (default: images)"
     )
     command.add_argument(
         "--words",
@@ -59,7 +57,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default="predicted",
         help="what tfidf searches in: what the model says, true labels, or captions (default: predicted)",
     )
-    command.add_argument("--words-gallery", metavar="G2", help="gallery of the same pictures to take the words from")
+    command.add_argument("--words-gallery", metavar="G2", help="gallery of the same images to take the words from")
     command.add_argument(
         "--weight",
         action="append",
@@ -80,7 +78,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="DIR",
         help="folder whose images --html may show besides those of the gallery and its data; repeatable",
     )
-    command.add_argument("--html", type=Path, metavar="FILE", help="also write a contact sheet, one page with pictures")
+    command.add_argument("--html", type=Path, metavar="FILE", help="also write a contact sheet, one page with images")
 
 
 def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
@@ -139,16 +137,16 @@ def _found(searcher: Searcher, query: Query, options: argparse.Namespace) -> tup
 
     if options.find == "captions":
         captions = searcher.search_captions(query, options.top_k, options.where)
-        pictures, scores = [hit.picture for hit in captions.hits], [hit.score for hit in captions.hits]
+        images, scores = [hit.image for hit in captions.hits], [hit.score for hit in captions.hits]
         texts = [hit.caption for hit in captions.hits]
-        return "clip", look_up(searcher.gallery, pictures, scores, texts), captions.notes
+        return "clip", look_up(searcher.gallery, images, scores, texts), captions.notes
     result = searcher.search(query, options.top_k, options.ranker, options.where)
     ids, scores = [hit.id for hit in result.hits], [hit.score for hit in result.hits]
     return result.ranker, look_up(searcher.gallery, ids, scores), result.notes
 
 
 def _example(gallery: Gallery, query: Query) -> Found | None:
-    """The picture that is asked with."""
+    """The image that is asked with."""
     from retrieval.commands.output import Found, look_up
 
     if query.like is not None:
@@ -206,18 +204,18 @@ def _write_sheet(path: Path, answer: Answer, options: argparse.Namespace) -> Non
     refused: list[str] = []
 
     def shown(found: Found) -> bytes | None:
-        return _picture(found, files, refused, value_range)
+        return _image(found, files, refused, value_range)
 
     example = None
     if answer.example is not None:
         # The file that the user has named is the user's own.
         own = answer.query.image is not None
         example = _small(Path(answer.example.path), value_range) if own else shown(answer.example)
-    pictures = [shown(found) for found in answer.found]
+    images = [shown(found) for found in answer.found]
     if refused:
         others = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
         answer.notes.append(f"{refused[0]}{others}")
-    page = contact_sheet(answer, pictures, example)
+    page = contact_sheet(answer, images, example)
     try:
         with written_whole(path) as partial:
             partial.write_text(page, encoding="utf-8")
@@ -225,11 +223,11 @@ def _write_sheet(path: Path, answer: Answer, options: argparse.Namespace) -> Non
         raise UserError(f"--html {path}: cannot be written ({error.strerror}); name another file") from error
 
 
-def _picture(found: Found, files: ImageFiles, refused: list[str], value_range: ValueRange) -> bytes | None:
-    """What is shown of a picture: its file, or what the gallery kept of it.
+def _image(found: Found, files: ImageFiles, refused: list[str], value_range: ValueRange) -> bytes | None:
+    """What is shown of an image: its file, or what the gallery kept of it.
 
     Args:
-        found: the picture.
+        found: the image.
         files: that may be shown.
         refused: gets a line for a file that may not.
         value_range: of deep images.

@@ -21,11 +21,11 @@ _CHECKPOINTS = ("best.ckpt", "last.ckpt")
 
 
 class QueryEncoder:
-    """Encodes texts and pictures as the gallery's were.
+    """Encodes texts and images as the gallery's were.
 
     Args:
         task: with the weights that made the gallery, on the device to compute on.
-        identity: of the gallery; says how pictures are made.
+        identity: of the gallery; says how images are made.
     """
 
     def __init__(self, task: VisionTask, identity: ModelIdentity) -> None:
@@ -43,8 +43,8 @@ class QueryEncoder:
             vectors: NDArray[np.float32] = self._task.encode_text(texts).float().cpu().numpy()
         return vectors
 
-    def encode_picture(self, path: Path) -> NDArray[np.float32]:
-        """See ``Encoder``; the picture goes the way of every evaluation picture.
+    def encode_image(self, path: Path) -> NDArray[np.float32]:
+        """See ``Encoder``; the image goes the way of every evaluation image.
 
         Raises:
             UserError: if it cannot be read.
@@ -59,12 +59,12 @@ class QueryEncoder:
 
         options: ImageOptions = {**self._identity.input_options}  # type: ignore[typeddict-item]  # checked when used
         value_range = complete_image(options)["value_range"]
-        picture = eval_transform(options)(read_image(path, value_range=value_range))[None].to(self._task.device)
+        image = eval_transform(options)(read_image(path, value_range=value_range))[None].to(self._task.device)
         with torch.inference_mode():
             if isinstance(self._task, EmbeddingTask):
-                vector = self._task.encode_image(picture)
+                vector = self._task.encode_image(image)
             else:
-                vector = F.normalize(self._task.image_features(picture).float(), dim=-1)
+                vector = F.normalize(self._task.image_features(image).float(), dim=-1)
         found: NDArray[np.float32] = vector[0].float().cpu().numpy()
         return found
 

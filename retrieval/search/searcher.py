@@ -1,9 +1,9 @@
-"""Searching a gallery: rankers by name, for texts, pictures, and pictures like one that is there.
+"""Searching a gallery: rankers by name, for texts, images, and images like one that is there.
 
-``clip`` ranks by the cosine of a dual encoder's vectors (or, between pictures, of any model's), ``tfidf`` by words,
+``clip`` ranks by the cosine of a dual encoder's vectors (or, between images, of any model's), ``tfidf`` by words,
 ``hybrid`` fuses both. Equal scores keep the order of the gallery.
 
-Vectors of queries: texts and pictures are encoded by the model that made the gallery, its own pictures looked up.
+Vectors of queries: texts and images are encoded by the model that made the gallery, its own images looked up.
 
 Reciprocal-rank fusion: one ranking out of several whose scores do not compare.
 
@@ -44,12 +44,12 @@ class Reading(NamedTuple):
 
 
 class Encoder(Protocol):
-    """The model that made a gallery's vectors, for new texts and pictures."""
+    """The model that made a gallery's vectors, for new texts and images."""
 
     def encode_texts(self, texts: list[str]) -> NDArray[np.float32]:
         """Vectors ``(Q, D)`` of unit length."""
 
-    def encode_picture(self, path: Path) -> NDArray[np.float32]:
+    def encode_image(self, path: Path) -> NDArray[np.float32]:
         """Vector ``(D,)`` of unit length."""
 
     def reading(self, text: str) -> Reading:
@@ -80,7 +80,7 @@ class QueryVectors:
             for people, one line each.
 
         Raises:
-            UserError: if there is no such picture, or no model.
+            UserError: if there is no such image, or no model.
         """
         notes: list[list[str]] = [[] for _ in queries]
         vectors: list[NDArray[np.float32] | None] = [None for _ in queries]
@@ -92,7 +92,7 @@ class QueryVectors:
                 if reading.known:
                     texts[place] = query.text
             elif query.image is not None:
-                vectors[place] = self._encoder_now().encode_picture(query.image)
+                vectors[place] = self._encoder_now().encode_image(query.image)
             else:
                 vectors[place] = self._gallery.vectors([str(query.like)])[0]
         if texts:
@@ -170,7 +170,7 @@ MAX_CHARACTERS = 2_000
 """Longer queries are refused: no text tower reads as much, and a pasted document is rather a mistake."""
 
 FUSED_DEPTH = 1_000
-"""So many of the nearest pictures take part in a fusion; the next one would add less than 1 / 1,060."""
+"""So many of the nearest images take part in a fusion; the next one would add less than 1 / 1,060."""
 
 
 @dataclass(frozen=True)
@@ -179,8 +179,8 @@ class Query:
 
     Attributes:
         text: some words.
-        image: file of a picture.
-        like: id of a picture of the gallery.
+        image: file of an image.
+        like: id of an image of the gallery.
     """
 
     text: str | None = None
@@ -207,7 +207,7 @@ class Query:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """Pictures that answer a query, best first.
+    """Images that answer a query, best first.
 
     Attributes:
         query: what was asked.
@@ -228,7 +228,7 @@ class CaptionResult:
 
     Attributes:
         query: what was asked.
-        hits: text, the picture that it belongs to, and score.
+        hits: text, the image that it belongs to, and score.
         notes: what a person should know of it, one line each.
     """
 
@@ -238,13 +238,13 @@ class CaptionResult:
 
 
 class Searcher:
-    """Ranks the pictures of a gallery.
+    """Ranks the images of a gallery.
 
     Args:
         gallery: to search in.
-        load_encoder: gives the model that made it; only called for a text or picture that has to be encoded.
+        load_encoder: gives the model that made it; only called for a text or image that has to be encoded.
         words: what ``tfidf`` and ``hybrid`` search in.
-        words_gallery: another gallery of the same pictures that has the words.
+        words_gallery: another gallery of the same images that has the words.
         weights: of the words' fields, where not the default ones.
     """
 
@@ -275,17 +275,17 @@ class Searcher:
         self._words_now()
 
     def search(self, query: Query, top_k: int, ranker: Ranker | None = None, where: str = "") -> SearchResult:
-        """Pictures that answer one query; see ``search_all``."""
+        """Images that answer one query; see ``search_all``."""
         return self.search_all([query], top_k, ranker or self.default_ranker(query), where)[0]
 
     def search_all(self, queries: Sequence[Query], top_k: int, ranker: Ranker, where: str = "") -> list[SearchResult]:
-        """Pictures that answer each of several queries.
+        """Images that answer each of several queries.
 
         Args:
             queries: what is looked for.
-            top_k: how many pictures each, 1 or more.
+            top_k: how many images each, 1 or more.
             ranker: who ranks.
-            where: only pictures that fit this filter.
+            where: only images that fit this filter.
 
         Raises:
             UserError: if the gallery cannot answer such a query, or an argument is wrong.
@@ -299,9 +299,9 @@ class Searcher:
         ]
 
     def rank_all(self, queries: Sequence[Query], top_k: int, ranker: Ranker, where: Where = "") -> list[SearchResult]:
-        """As ``search_all``, without a note on why there are fewer pictures than were asked for.
+        """As ``search_all``, without a note on why there are fewer images than were asked for.
 
-        ``where`` may give the places of the pictures that may be found, too.
+        ``where`` may give the places of the images that may be found, too.
         """
         self._check(queries, top_k, ranker)
         if ranker == "clip":
@@ -316,12 +316,12 @@ class Searcher:
         return [SearchResult(query, ranker, hits, notes) for query, (hits, notes) in zip(queries, found, strict=True)]
 
     def search_captions(self, query: Query, top_k: int, where: str = "") -> CaptionResult:
-        """Captions that fit a picture or a text, each text once.
+        """Captions that fit an image or a text, each text once.
 
         Args:
             query: what they are to fit.
             top_k: how many, 1 or more.
-            where: only captions of pictures that fit this filter.
+            where: only captions of images that fit this filter.
 
         Raises:
             UserError: if the gallery has no captions that can be compared, or an argument is wrong.
@@ -336,7 +336,7 @@ class Searcher:
         hits = [] if vector is None else self.gallery.nearest_captions(vector[None], top_k, where)[0]
         if vector is not None and len(hits) < top_k:
             count = f"there are only {len(hits):,} different captions" if hits else "no caption was found"
-            notes = [*notes, count + (" of pictures that fit the filter" if where else "")]
+            notes = [*notes, count + (" of images that fit the filter" if where else "")]
         return CaptionResult(query, hits, notes)
 
     def _check(self, queries: Sequence[Query], top_k: int, ranker: Ranker) -> None:
@@ -345,7 +345,7 @@ class Searcher:
         if top_k < 1:
             raise UserError(f"--top-k {top_k}: must be 1 or more")
         if ranker != "clip" and any(query.image is not None for query in queries):
-            raise UserError(f"--ranker {ranker}: a picture from outside has no words; use --ranker clip")
+            raise UserError(f"--ranker {ranker}: an image from outside has no words; use --ranker clip")
         if ranker != "tfidf" and any(query.text is not None for query in queries):
             identity = self.gallery.identity
             if not identity.encodes_text:
@@ -355,7 +355,7 @@ class Searcher:
                 )
 
     def _nearest(self, queries: Sequence[Query], top_k: int, where: Where) -> list[tuple[list[Hit], list[str]]]:
-        """Nearest pictures by vector, and notes; never the picture that was asked with."""
+        """Nearest images by vector, and notes; never the image that was asked with."""
         vectors, notes = self._vectors.of(queries)
         asked = [vector for vector in vectors if vector is not None]
         one_more = int(any(query.like is not None for query in queries))
@@ -403,13 +403,13 @@ class Searcher:
         return len(self.gallery.places(where)) if where else len(self.gallery)
 
     def _shortage(self, found: int, top_k: int, there: int, where: str, query: Query) -> list[str]:
-        """Why there are fewer pictures than were asked for."""
+        """Why there are fewer images than were asked for."""
         if found >= top_k:
             return []
         if not len(self.gallery):
             return ["the gallery is empty"]
         if not there:
-            return ["no picture fits the filter"]
+            return ["no image fits the filter"]
         if found:
             others = " other" if query.like is not None else ""
             which = "fit the filter" if where else "are in the gallery"

@@ -1,7 +1,7 @@
-"""Search by words: TF-IDF over what is said of pictures, in weighted fields, ranked by cosine.
+"""Search by words: TF-IDF over what is said of images, in weighted fields, ranked by cosine.
 
 The counts of each field are multiplied by its weight and added, then scikit-learn's ``TfidfTransformer`` does the rest
-(smoothed idf, rows of unit length). A query is weighted by the same idf. Pictures often have the same words, so the
+(smoothed idf, rows of unit length). A query is weighted by the same idf. Images often have the same words, so the
 matrix has one row for each distinct combination.
 
 Words of a text, the same for queries and for what they search: lower case, split, plain plurals folded.
@@ -18,7 +18,7 @@ is suffixing?, JASIS 1991, the "S" stemmer):
 The result need not be English (jeans: jean, canvas: canva): it is only compared with other results. Irregular plurals
 (knives, mice) and those in ``oes`` (tomatoes) are other words than their singulars.
 
-What is said of a gallery's pictures in words, and the search in it.
+What is said of a gallery's images in words, and the search in it.
 """
 
 from __future__ import annotations
@@ -234,7 +234,7 @@ class RankedRows(NamedTuple):
     """Rows of a gallery, best first.
 
     Attributes:
-        rows: int64 ``(n,)``, places of pictures in the gallery's order.
+        rows: int64 ``(n,)``, places of images in the gallery's order.
         scores: float32 ``(n,)``.
         notes: what a person should know of it, one line each.
     """
@@ -245,21 +245,21 @@ class RankedRows(NamedTuple):
 
 
 class GalleryWords:
-    """Ranks the pictures of a gallery by TF-IDF.
+    """Ranks the images of a gallery by TF-IDF.
 
     Args:
-        gallery: whose pictures are ranked.
+        gallery: whose images are ranked.
         source: what the words are.
-        words_gallery: another gallery of the same pictures that the words are taken from, joined by id; a picture
+        words_gallery: another gallery of the same images that the words are taken from, joined by id; an image
             whose content is another there gets no words.
         weights: of fields (task names, or ``caption``) that are not to have their default ones.
 
     Attributes:
-        ids: of the gallery's pictures, in its order.
+        ids: of the gallery's images, in its order.
         notes: what a person should know of the words, one line each.
 
     Raises:
-        UserError: if there are no such words or fields, or the galleries share no picture, or only ids.
+        UserError: if there are no such words or fields, or the galleries share no image, or only ids.
     """
 
     def __init__(
@@ -285,30 +285,30 @@ class GalleryWords:
         self._row_of = {identifier: row for row, identifier in enumerate(self.ids)}
 
     def rows_of(self, ids: list[str]) -> NDArray[np.int64]:
-        """Places of pictures, int64 ``(n,)``, of ids that are there."""
+        """Places of images, int64 ``(n,)``, of ids that are there."""
         return np.array([self._row_of[identifier] for identifier in ids], dtype=np.int64)
 
     def by_text(self, text: str, allowed: NDArray[np.int64] | None) -> RankedRows:
-        """Pictures that share a word with a text.
+        """Images that share a word with a text.
 
         Args:
             text: the query.
             allowed: rows that may be found; all by default.
         """
         matches = self._index.match(text)
-        notes = [f"no picture has the word {word!r} or one that ends so" for word in matches.unknown]
+        notes = [f"no image has the word {word!r} or one that ends so" for word in matches.unknown]
         if len(notes) > 1:
-            notes = [f"no picture has any of the words {', '.join(matches.unknown)}"]
+            notes = [f"no image has any of the words {', '.join(matches.unknown)}"]
         notes += [f"{asked!r} is read as {' or '.join(found)}" for asked, found in matches.read_as.items()]
         if not matches.scores.any():
             notes = ["no word of the query is known: " + (", ".join(matches.unknown) or "it has none")]
         return _ranked(matches.scores, allowed, [*notes, *self.notes])
 
     def like(self, identifier: str, allowed: NDArray[np.int64] | None) -> RankedRows:
-        """Pictures of which similar things are said as of one of them, without itself.
+        """Images of which similar things are said as of one of them, without itself.
 
         Args:
-            identifier: id of a picture that is there.
+            identifier: id of an image that is there.
             allowed: rows that may be found; all by default.
         """
         row = self._row_of[identifier]
@@ -319,12 +319,12 @@ class GalleryWords:
 
 
 def _joined(gallery: Gallery, words_gallery: Gallery) -> tuple[list[int | None], list[str]]:
-    """Where the words of each picture of a gallery stand in another one, None for nowhere; and notes.
+    """Where the words of each image of a gallery stand in another one, None for nowhere; and notes.
 
-    Ids are what users call their pictures, and two data sets may both have a ``00001.jpg``. So contents are compared.
+    Ids are what users call their images, and two data sets may both have a ``00001.jpg``. So contents are compared.
 
     Raises:
-        UserError: where the galleries have no picture in common.
+        UserError: where the galleries have no image in common.
     """
     own, theirs = (one.table(["id", "content"]) for one in (gallery, words_gallery))
     there = zip(theirs.column("id").to_pylist(), theirs.column("content").to_pylist(), strict=True)
@@ -345,20 +345,20 @@ def _joined(gallery: Gallery, words_gallery: Gallery) -> tuple[list[int | None],
             "in shards are told apart by their place)"
         )
         raise UserError(
-            f"--words-gallery {words_gallery.uri}: has none of the pictures of {gallery.uri}{others if other else ''}; "
+            f"--words-gallery {words_gallery.uri}: has none of the images of {gallery.uri}{others if other else ''}; "
             "name a gallery of the same data"
         )
     notes = []
     if missing:
-        notes.append(f"{missing:,} of {len(places):,} pictures have no words in {words_gallery.uri}")
+        notes.append(f"{missing:,} of {len(places):,} images have no words in {words_gallery.uri}")
     if other:
         notes.append(
-            f"{other:,} of {len(places):,} pictures have another content in {words_gallery.uri} under the same id; "
+            f"{other:,} of {len(places):,} images have another content in {words_gallery.uri} under the same id; "
             "their words are left out"
         )
     if unchecked:
         notes.append(
-            f"{unchecked:,} of {len(places):,} pictures are joined with {words_gallery.uri} by id alone: their content "
+            f"{unchecked:,} of {len(places):,} images are joined with {words_gallery.uri} by id alone: their content "
             "is not known to both galleries"
         )
     return places, notes

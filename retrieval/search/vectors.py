@@ -453,7 +453,7 @@ def _remove(path: Path) -> None:
 
 
 SMALLEST = 1000
-"""Pictures below which an index cannot be trained, and would gain nothing."""
+"""Images below which an index cannot be trained, and would gain nothing."""
 
 
 @dataclass(frozen=True)
@@ -461,7 +461,7 @@ class IndexReport:
     """What an index finds.
 
     Attributes:
-        rows: pictures in the gallery.
+        rows: images in the gallery.
         queries: stored vectors that were searched for.
         k: neighbours of each that were compared; the vector itself does not count.
         recall: share of the exact neighbours that the index finds, 0 to 1.
@@ -490,7 +490,7 @@ def build_index(store: Store, uri: str, *, sample: int, k: int, seed: int = 0) -
     """
     if len(store) < SMALLEST:
         raise UserError(
-            f"{uri}: has {len(store)} pictures; an index needs {SMALLEST:,}, and exact search of so few is faster"
+            f"{uri}: has {len(store)} images; an index needs {SMALLEST:,}, and exact search of so few is faster"
         )
     store.build_index()
     return measured(store, sample=sample, k=k, seed=seed)

@@ -47,7 +47,7 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def quickstart_run(shared_folder: Path) -> Path:
-    """The quickstart's experiment with fewer and smaller pictures: trained, tested, and with a gallery."""
+    """The quickstart's experiment with fewer and smaller images: trained, tested, and with a gallery."""
     return trained("quickstart", shared_folder, epochs=6)
 
 
@@ -145,7 +145,7 @@ def is_foreign(address: str, url: str) -> bool:
 
 @pytest.fixture
 def screenshots(tmp_path: Path) -> Path:
-    """Where browser tests leave their pictures: what is kept of a run where ``$VITRAIL_SCREENSHOTS`` is set."""
+    """Where browser tests leave their images: what is kept of a run where ``$VITRAIL_SCREENSHOTS`` is set."""
     folder = Path(os.environ.get("VITRAIL_SCREENSHOTS") or tmp_path)
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -1,4 +1,4 @@
-"""A gallery for tests of the dataset browser: labels, some unknown, answers, some wrong, and pictures with colours."""
+"""A gallery for tests of the dataset browser: labels, some unknown, answers, some wrong, and images with colours."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from PIL import Image
 
 from app.state.galleries import ServedGallery
 from retrieval.gallery import Gallery
-from tests.retrieval.small_gallery import identity, picture_rows, vectors
+from tests.retrieval.small_gallery import identity, image_rows, vectors
 
 N = 230
 CLASSES = ["bowl", "cap", "mug", "<b>vase</b>"]
 HUES = {"bowl": 0.0, "cap": 0.33, "mug": 0.66, "<b>vase</b>": 0.15}
-"""Hue of the pictures of each class."""
+"""Hue of the images of each class."""
 
 COLOURS = ["blue", "green, dark", "red"]
 UNREADABLE = 5
-"""Row whose picture is none."""
+"""Row whose image is none."""
 
 
 def explored_gallery(folder: Path, name: str = "wares", n: int = N) -> ServedGallery:
-    """A gallery of ``n`` pictures ``p0``, ``p1`` …, drawn with a seed.
+    """A gallery of ``n`` images ``p0``, ``p1`` …, drawn with a seed.
 
     Args:
         folder: where it is made.
         name: what it is served as.
-        n: number of pictures.
+        n: number of images.
     """
     rng = np.random.default_rng(7)
     made_by = identity(
@@ -40,9 +40,9 @@ def explored_gallery(folder: Path, name: str = "wares", n: int = N) -> ServedGal
     labels = rng.choice(CLASSES, n, p=[0.4, 0.3, 0.2, 0.1]).tolist()
     colours = rng.choice(COLOURS, n).tolist()
     answers = [label if rng.random() < 0.7 else str(rng.choice(CLASSES)) for label in labels]
-    pictures = [_jpeg(HUES[label], rng) for label in labels]
-    pictures[UNREADABLE] = b"none"
-    rows = picture_rows(
+    images = [_jpeg(HUES[label], rng) for label in labels]
+    images[UNREADABLE] = b"none"
+    rows = image_rows(
         made_by,
         [f"p{row}" for row in range(n)],
         vectors(n),
@@ -56,7 +56,7 @@ def explored_gallery(folder: Path, name: str = "wares", n: int = N) -> ServedGal
         predicted_size=rng.choice(["s", "l"], n).tolist(),
         confidence_size=rng.random(n).tolist(),
         caption=[f"a {label}" for label in labels],
-        thumbnail=pictures,
+        thumbnail=images,
     )
     gallery = Gallery.create(str(folder), made_by)
     with gallery.writing() as writer:
@@ -65,7 +65,7 @@ def explored_gallery(folder: Path, name: str = "wares", n: int = N) -> ServedGal
 
 
 def _jpeg(hue: float, rng: np.random.Generator) -> bytes:
-    """A small picture of one hue and random brightness."""
+    """A small image of one hue and random brightness."""
     pixels = np.array(colorsys.hsv_to_rgb(hue, 0.9, 1.0)) * rng.uniform(0.4, 0.9, (8, 8, 1)) * 255
     content = io.BytesIO()
     Image.fromarray(pixels.astype(np.uint8)).save(content, format="PNG")

@@ -16,7 +16,7 @@ HTML = b"<!DOCTYPE html><html><body><script>alert(document.domain)</script></bod
 
 
 def encoded(kind: str = "PNG", size: tuple[int, int] = (40, 30), mode: str = "RGB", **options: Any) -> bytes:
-    """A harmless picture of seeded noise in a format."""
+    """A harmless image of seeded noise in a format."""
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     content = io.BytesIO()
     Image.fromarray(pixels).convert(mode).save(content, kind, **options)
@@ -44,7 +44,7 @@ def text_bomb() -> bytes:
 
 
 def hostile_files() -> Iterator[tuple[str, str, bytes]]:
-    """What each is, its name, its content; none of them is a picture that can be read."""
+    """What each is, its name, its content; none of them is an image that can be read."""
     yield "empty", "a.png", b""
     yield "a text", "a.jpg", b"hello" * 100
     yield "an SVG", "a.svg", SVG
@@ -80,7 +80,7 @@ def hostile_files() -> Iterator[tuple[str, str, bytes]]:
 
 
 def harmless_files() -> Iterator[tuple[str, str, bytes]]:
-    """Odd, but pictures: what each is, its name, its content."""
+    """Odd, but images: what each is, its name, its content."""
     for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000"):
         yield kind, f"a.{kind.lower()}", encoded(kind)
     for mode in ("1", "L", "LA", "P", "RGBA", "I;16"):
@@ -91,7 +91,7 @@ def harmless_files() -> Iterator[tuple[str, str, bytes]]:
     yield "a page behind a JPEG", "a.html", encoded("JPEG") + HTML
     yield "a JPEG called SVG", "a.svg", encoded("JPEG")
     yield "an archive behind a PNG", "a.png", encoded() + b"PK\x03\x04" + b"\0" * 200
-    yield "a moving picture", "a.gif", _moving()
+    yield "a moving image", "a.gif", _moving()
 
 
 def _bmp_with_size(width: int, height: int) -> bytes:

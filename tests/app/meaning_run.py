@@ -21,7 +21,7 @@ KNOWN = {word: value for value in (*CLASSES, *COLOURS, *MATERIALS) for word in w
 
 
 class MeaningRun:
-    """What the search needs of a run; a picture means its colour: blue where it is more blue than red."""
+    """What the search needs of a run; an image means its colour: blue where it is more blue than red."""
 
     def __init__(self, name: str = "perfect", weights: str = "a" * 64) -> None:
         self.name, self.weights = name, weights
@@ -35,8 +35,8 @@ class MeaningRun:
     def prepared(self, pixels: torch.Tensor) -> torch.Tensor:
         return pixels
 
-    def encode_pictures(self, pictures: Sequence[torch.Tensor]) -> NDArray[np.float32]:
-        means = [picture.float().mean(dim=(1, 2)).tolist() for picture in pictures]
+    def encode_images(self, images: Sequence[torch.Tensor]) -> NDArray[np.float32]:
+        means = [image.float().mean(dim=(1, 2)).tolist() for image in images]
         return np.stack([meaning_vector("blue" if mean[2] > mean[0] else "black") for mean in means])
 
     def reading(self, text: str) -> Reading:

@@ -16,7 +16,7 @@ from app.security import Guard, allowed_host, is_loopback, own_names, root_path
 from app.state.context import Limits
 from vitrail.errors import UserError
 
-LIMITS = Limits(upload_bytes=1000, pictures=2, request_bytes=5000, uploads_kept=1_200_000)
+LIMITS = Limits(upload_bytes=1000, images=2, request_bytes=5000, uploads_kept=1_200_000)
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
@@ -29,7 +29,7 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 def uploads(tmp_path: Path) -> Path:
     folder = tmp_path / "uploads"
     folder.mkdir()
-    (folder / "a.png").write_bytes(b"picture")
+    (folder / "a.png").write_bytes(b"image")
     return folder
 
 
@@ -64,7 +64,7 @@ def test_own_hosts_are_answered(client: TestClient, host: str) -> None:
 
 
 @pytest.mark.parametrize("host", FOREIGN_HOSTS)
-@pytest.mark.parametrize("path", ["/", "/pictures?gallery=g&id=a", "/gradio_api/info"])
+@pytest.mark.parametrize("path", ["/", "/images?gallery=g&id=a", "/gradio_api/info"])
 def test_a_name_that_somebody_let_point_here_is_refused(client: TestClient, host: str, path: str) -> None:
     assert client.get(path, headers={"host": host}).status_code == 421
 
@@ -92,7 +92,7 @@ FOREIGN_ORIGINS = [
         ("POST", "/gradio_api/upload"),
         ("POST", "/gradio_api/cancel"),
         ("GET", "/config"),
-        ("GET", "/pictures"),
+        ("GET", "/images"),
         ("OPTIONS", "/gradio_api/queue/join"),
     ],
 )
@@ -110,7 +110,7 @@ def test_the_own_page_may_ask(client: TestClient) -> None:
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])
 def test_other_pages_cannot_embed_but_link(client: TestClient, site: str) -> None:
     embedded = {"sec-fetch-site": site, "sec-fetch-mode": "no-cors"}
-    assert client.get("/pictures", headers=embedded).status_code == 403
+    assert client.get("/images", headers=embedded).status_code == 403
     assert client.get("/", headers={**embedded, "sec-fetch-mode": "navigate"}).status_code == 200
 
 
@@ -133,7 +133,7 @@ CLOSED = [
     ("GET", "/monitoring/summary"),
     ("GET", "/logout"),
     ("GET", "/pwa_icon"),
-    ("GET", "/pictures/quickstart/a"),
+    ("GET", "/images/quickstart/a"),
     ("GET", "//evil.example"),
     ("POST", "/"),
     ("POST", "/login"),
@@ -147,7 +147,7 @@ CLOSED = [
     ("POST", "/gradio_api/stream/abc"),
     ("POST", "/gradio_api/run-history/connect"),
     ("PUT", "/gradio_api/upload"),
-    ("DELETE", "/pictures"),
+    ("DELETE", "/images"),
     ("PATCH", "/gradio_api/queue/join"),
     ("TRACE", "/"),
     ("OPTIONS", "/"),

@@ -69,13 +69,13 @@ def raw_get(url: str, target: str) -> tuple[int, bytes]:
 
 @pytest.fixture(autouse=True)
 def lives_on(client: httpx.Client) -> Iterator[None]:
-    """After every test the page and a picture of the gallery are there."""
+    """After every test the page and an image of the gallery are there."""
     yield
     assert "<html" in client.get("/").text
     assert client.get("/config").status_code == 200
 
 
-ROOTS = ["/gradio_api/file=", "/static/", "/assets/", "/svelte/", "/pictures?gallery=quickstart&id=", "/pictures/", "/"]
+ROOTS = ["/gradio_api/file=", "/static/", "/assets/", "/svelte/", "/images?gallery=quickstart&id=", "/images/", "/"]
 TARGETS = [
     "/etc/passwd",
     "../../../../../../../../etc/passwd",
@@ -109,8 +109,8 @@ def test_no_file_of_the_machine_can_be_fetched(server: Served, context: AppConte
 
 
 def test_hostile_uploads_harm_nobody(client: httpx.Client, functions: list[dict[str, Any]]) -> None:
-    """Every file is uploaded and fetched back, some are given to what takes pictures."""
-    takers = [function for function in functions if _takes_pictures(client, function)]
+    """Every file is uploaded and fetched back, some are given to what takes images."""
+    takers = [function for function in functions if _takes_images(client, function)]
     assert takers
     for number, (_, name, content) in enumerate(itertools.chain(hostile_files(), harmless_files())):
         answer = client.post(UPLOAD, files={"files": (name, content)})
@@ -172,7 +172,7 @@ def _of_wrong_kinds() -> list[Any]:
         "x" * 1_000_000,
         "../../etc/passwd",
         "<script>alert(1)</script>",
-        "'; DROP TABLE pictures; --",
+        "'; DROP TABLE images; --",
         "class = 'a' OR 1 = 1",
         "\0\u202e\ud7ff",
         -1,
@@ -280,13 +280,13 @@ def test_a_page_and_a_drawing_are_never_shown_by_the_server(client: httpx.Client
         assert answer.headers["x-content-type-options"] == "nosniff"
 
 
-def _takes_pictures(client: httpx.Client, function: dict[str, Any]) -> bool:
+def _takes_images(client: httpx.Client, function: dict[str, Any]) -> bool:
     kinds = {part["id"]: part["type"] for part in client.get("/config").json()["components"]}
     return any(kinds[place] in {"gallery", "image", "file"} for place in function["inputs"])
 
 
 def _data(client: httpx.Client, function: dict[str, Any], path: str) -> list[Any]:
-    """What the page would send: the values it begins with, and the file in the place of the pictures."""
+    """What the page would send: the values it begins with, and the file in the place of the images."""
     parts = {part["id"]: part for part in client.get("/config").json()["components"]}
     file = {"path": path, "orig_name": Path(path).name, "meta": {"_type": "gradio.FileData"}}
     shown = {"gallery": [{"image": file, "caption": None}], "image": file, "file": [file]}

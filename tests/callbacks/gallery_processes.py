@@ -24,7 +24,7 @@ from tests.fakes_models import write_clip
 WORLDS = (1, 2, 3)
 TASKS = ("multitask", "captioned", "zero_shot")
 SIZE = 37
-"""Test pictures; divides neither by the processes nor by the size of a batch."""
+"""Test images; divides neither by the processes nor by the size of a batch."""
 BATCH_SIZE = 4
 CHUNK = 8
 

@@ -26,8 +26,8 @@ def test_files_of_a_test(tmp_path: Path) -> None:
     assert counts.index.tolist() == counts.columns.tolist() == TASKS["class"]
     assert counts.to_numpy().sum() == 13
     pd.testing.assert_frame_equal(shares, counts.div(counts.sum(axis=1), axis=0))
-    with Image.open(figures / "confusion_test_class.png") as picture:
-        picture.verify()
+    with Image.open(figures / "confusion_test_class.png") as image:
+        image.verify()
 
 
 def test_chosen_epochs_are_written_while_fitting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +64,7 @@ def test_no_name_of_lightning_is_taken() -> None:
     assert all(hasattr(callbacks, name) for name in callbacks.__all__)
 
 
-def test_offline_wandb_run_holds_pictures_and_chart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_wandb_run_holds_images_and_chart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_MODE", "offline")  # the logger sets it as well, for good
     import wandb
@@ -81,8 +81,8 @@ def test_offline_wandb_run_holds_pictures_and_chart(tmp_path: Path, monkeypatch:
         for kind in ("", "_normalised"):
             key = f"confusion/test/{task}{kind}"
             assert logged[f"{key}/_type"] == "image-file"
-            with Image.open(run / "files" / logged[f"{key}/path"]) as picture:
-                assert picture.format == "PNG"
+            with Image.open(run / "files" / logged[f"{key}/path"]) as image:
+                assert image.format == "PNG"
     table = run / "files" / logged["confusion/test/class_chart_table/path"]
     rows = json.loads(table.read_text(encoding="utf-8"))
     assert rows["columns"] == ["Actual", "Predicted", "nPredictions"]

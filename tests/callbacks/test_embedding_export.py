@@ -43,15 +43,15 @@ def test_one_process_stores_each_sample_once(folder: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", TASKS)
 @pytest.mark.parametrize("world", WORLDS[1:])
-@pytest.mark.parametrize("table", ["pictures", "captions"])
+@pytest.mark.parametrize("table", ["images", "captions"])
 def test_several_processes_store_the_same(folder: Path, name: str, world: int, table: str) -> None:
     if (name, table) == ("multitask", "captions"):
         assert not (folder / "1" / name / "gallery" / "captions.lance").exists()
         return
     alone = rows_of(folder / "1" / name / "gallery", table).to_pandas().drop(columns=["run"], errors="ignore")
     together = rows_of(folder / str(world) / name / "gallery", table).to_pandas().drop(columns=["run"], errors="ignore")
-    assert len(alone) == {"captions": len(alone), "pictures": SIZE + TRAIN_AND_VAL}[table]
-    assert bool(len(alone)) == (table == "pictures" or name == "captioned")
+    assert len(alone) == {"captions": len(alone), "images": SIZE + TRAIN_AND_VAL}[table]
+    assert bool(len(alone)) == (table == "images" or name == "captioned")
     for column in alone.columns:
         mine, other = alone[column], together[column]
         if column == "vector" and len(alone):
@@ -68,11 +68,11 @@ def test_no_shard_is_left(folder: Path, name: str, world: int) -> None:
     assert not list((folder / str(world) / name / "embeddings").iterdir())
 
 
-def test_captions_are_of_their_pictures(folder: Path) -> None:
+def test_captions_are_of_their_images(folder: Path) -> None:
     captions = rows_of(folder / "1" / "captioned" / "gallery", "captions").to_pylist()
     # photo n has n % 3 + 1 captions, which name it.
     assert len(captions) == sum(number % 3 + 1 for number in range(SIZE + TRAIN_AND_VAL))
-    assert all(entry["caption"].split()[1] == entry["picture"].split()[1] for entry in captions)
+    assert all(entry["caption"].split()[1] == entry["image"].split()[1] for entry in captions)
     assert len({entry["id"] for entry in captions}) == len(captions)
 
 
@@ -163,7 +163,7 @@ def test_a_task_without_embeddings_is_told(tmp_path: Path, monkeypatch: pytest.M
 
 def test_data_or_tasks_that_know_nothing_are_told(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, callbacks=[EmbeddingExport()])
-    with pytest.raises(UserError, match="needs a DataModule that describes its pictures"):
+    with pytest.raises(UserError, match="needs a DataModule that describes its images"):
         trainer.test(TinyDualEncoder(), datamodule=TinyPairs(), verbose=False)
 
     class Bare(LightningModule):

@@ -28,7 +28,7 @@ FROZEN, EPOCHS = 3, 4
 
 
 class Augmented(MadePhotos):
-    """As its base, with augmentation, and it counts the pictures that are read."""
+    """As its base, with augmentation, and it counts the images that are read."""
 
     def __init__(self, augment: AugmentOptions | None = None) -> None:
         super().__init__()
@@ -60,14 +60,14 @@ class Done:
     def __init__(self, folder: Path, data: ImageDataModule, task: VisionTask, *extra: Callback, **changes: Any) -> None:
         self.task, self.data, self.noted = task, data, Noting()
         changes = {"max_epochs": EPOCHS, **changes}
-        with pictures_encoded(task) as self.encoded:
+        with images_encoded(task) as self.encoded:
             self.trainer = tiny_trainer(folder, callbacks=[*extra, self.noted], **changes)
             ckpt_path = changes.pop("ckpt_path", None)
             self.trainer.fit(task, datamodule=data, ckpt_path=ckpt_path)
 
 
 @contextmanager
-def pictures_encoded(task: VisionTask) -> Iterator[list[int]]:
+def images_encoded(task: VisionTask) -> Iterator[list[int]]:
     """Sizes of the batches that go through the image backbone."""
     sizes: list[int] = []
     original = task.image_features
@@ -109,7 +109,7 @@ def test_two_phases_end_as_on_the_way_through_the_whole_network(tmp_path: Path, 
     # Once for the features, and once in the epoch in which everything learns.
     assert once.data.read == 2 * both
     assert naive.data.read == EPOCHS * both
-    assert sum(once.encoded) == both, "all other pictures go through the task's own way"
+    assert sum(once.encoded) == both, "all other images go through the task's own way"
 
 
 def test_heads_learn_the_same_in_single_precision(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_part_of_an_epoch_is_trained_as_before(tmp_path: Path, caplog: pytest.Lo
 
 @pytest.mark.parametrize(
     ("augment", "reason"),
-    [({"mixup": 0.5}, "mixup and CutMix mix pictures"), ({"rotation": 5.0}, "set features.n_views")],
+    [({"mixup": 0.5}, "mixup and CutMix mix images"), ({"rotation": 5.0}, "set features.n_views")],
 )
 def test_always_where_it_is_impossible(tmp_path: Path, augment: AugmentOptions, reason: str) -> None:
     with pytest.raises(UserError, match=f"features.mode: always, but .*{reason}.*; or set features.mode: never"):
@@ -221,7 +221,7 @@ def test_a_resumed_run_is_the_same_to_the_last_bit(tmp_path: Path, step: int) ->
 
 
 class Captioned(MadePhotos):
-    """Pictures with two captions each."""
+    """Images with two captions each."""
 
     generated: ClassVar[bool] = True
 
@@ -233,7 +233,7 @@ class Captioned(MadePhotos):
                 "name": [f"photo {row}" for row in rows],
                 "source": [str(row) for row in rows],
                 "split": splits,
-                "caption": [[f"a picture number {row}", f"another {row % 7}"] for row in rows],
+                "caption": [[f"an image number {row}", f"another {row % 7}"] for row in rows],
             }
         )
         return SampleTable.from_frame(frame, [], origin="made")

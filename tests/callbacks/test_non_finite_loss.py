@@ -16,7 +16,7 @@ from vitrail.errors import UserError
 
 BATCH = 4
 STEPS = 6
-"""Batches of an epoch: 24 pictures."""
+"""Batches of an epoch: 24 images."""
 
 
 class Spoil(Callback):

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from callbacks import RetrievalMetrics
 from retrieval.metrics import rank_queries
 from tests.callbacks.tiny import MadePhotos, tiny_classifier, tiny_trainer
-from tests.callbacks.tiny_retrieval import PICTURES, TinyDualEncoder, TinyPairs, embeddings, evaluate
+from tests.callbacks.tiny_retrieval import IMAGES, TinyDualEncoder, TinyPairs, embeddings, evaluate
 from tests.forks import run_program
 from vitrail.errors import UserError
 
@@ -21,9 +21,9 @@ METRICS = ("R@1", "R@5", "R@10", "median_rank", "mAP")
 
 
 def expected() -> dict[str, float]:
-    """Of all pictures and texts at once."""
+    """Of all images and texts at once."""
     images, texts, owner = embeddings()
-    ids = torch.arange(PICTURES)
+    ids = torch.arange(IMAGES)
     ranked = (rank_queries(images, texts, ids, owner), rank_queries(texts, images, owner, ids))
     values = {
         f"{name}/{metric}": float(value)
@@ -49,7 +49,7 @@ def test_report_is_written_and_printed(tmp_path: Path, capsys: pytest.CaptureFix
     assert list(report.columns) == ["direction", "metric", "value", "low", "high", "n"]
     values = expected()
     rows = {(row[0], row[1]): row[2:] for row in report.to_numpy().tolist()}
-    for direction, n in zip(DIRECTIONS, (PICTURES, len(embeddings()[1])), strict=True):
+    for direction, n in zip(DIRECTIONS, (IMAGES, len(embeddings()[1])), strict=True):
         assert [metric for name, metric in rows if name == direction] == list(METRICS)
         for metric in METRICS:
             value, low, high, count = rows[direction, metric]
@@ -58,7 +58,7 @@ def test_report_is_written_and_printed(tmp_path: Path, capsys: pytest.CaptureFix
             assert low < high
             assert count == n
     assert rows["both", "mean_recall"][0] == pytest.approx(values["retrieval/mean_recall"])
-    assert rows["both", "mean_recall"][3] == PICTURES
+    assert rows["both", "mean_recall"][3] == IMAGES
     printed = capsys.readouterr().out
     assert "test: retrieval" in printed
     assert all(name in printed for name in (*METRICS, *DIRECTIONS))
@@ -100,30 +100,30 @@ def test_other_tasks_are_left_alone(tmp_path: Path) -> None:
     assert not (tmp_path / "reports").exists()
 
 
-def test_pictures_without_texts_of_their_own_are_left_alone(tmp_path: Path) -> None:
-    """A dual encoder on class prompts has embeddings of pictures only."""
+def test_images_without_texts_of_their_own_are_left_alone(tmp_path: Path) -> None:
+    """A dual encoder on class prompts has embeddings of images only."""
     trainer = tiny_trainer(tmp_path, callbacks=[RetrievalMetrics()])
     task = TinyDualEncoder(keys=("sample_id", "logits", "targets", "image_embedding"))
     trainer.test(task, datamodule=TinyPairs(), verbose=False)
     assert not trainer.callback_metrics
 
 
-def test_picture_without_a_text_is_found_but_does_not_ask(tmp_path: Path) -> None:
+def test_image_without_a_text_is_found_but_does_not_ask(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, callbacks=[RetrievalMetrics()])
-    trainer.test(TinyDualEncoder(pictures_alone=5), datamodule=TinyPairs(), verbose=False)
+    trainer.test(TinyDualEncoder(images_alone=5), datamodule=TinyPairs(), verbose=False)
     images, texts, owner = embeddings()
-    texts, owner, ids = texts[owner >= 5], owner[owner >= 5], torch.arange(PICTURES)
+    texts, owner, ids = texts[owner >= 5], owner[owner >= 5], torch.arange(IMAGES)
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
     for name, value in rank_queries(images[5:], texts, ids[5:], owner).metrics().items():
         assert logged[f"test/image_to_text/{name}"] == pytest.approx(float(value))
     for name, value in rank_queries(texts, images, owner, ids).metrics().items():
         assert logged[f"test/text_to_image/{name}"] == pytest.approx(float(value))
     report = pd.read_csv(tmp_path / "reports" / "test_retrieval.csv")
-    assert report.loc[report["direction"] == "image_to_text", "n"].tolist() == [PICTURES - 5] * 5
+    assert report.loc[report["direction"] == "image_to_text", "n"].tolist() == [IMAGES - 5] * 5
 
 
-def test_same_caption_of_another_picture_stands_before_its_own(tmp_path: Path) -> None:
-    """All texts are one: each picture's own is last of all."""
+def test_same_caption_of_another_image_stands_before_its_own(tmp_path: Path) -> None:
+    """All texts are one: each image's own is last of all."""
 
     class SameTexts(TinyDualEncoder):
         def test_step(self, batch: torch.Tensor, batch_idx: int) -> Any:
@@ -133,16 +133,16 @@ def test_same_caption_of_another_picture_stands_before_its_own(tmp_path: Path) -
 
     trainer = tiny_trainer(tmp_path, callbacks=[RetrievalMetrics()])
     trainer.test(SameTexts(), datamodule=TinyPairs(), verbose=False)
-    assert float(trainer.callback_metrics["test/image_to_text/median_rank"]) == PICTURES
+    assert float(trainer.callback_metrics["test/image_to_text/median_rank"]) == IMAGES
     assert float(trainer.callback_metrics["test/image_to_text/R@10"]) == 0
 
 
-def test_picture_that_comes_twice_is_counted_once(tmp_path: Path) -> None:
+def test_image_that_comes_twice_is_counted_once(tmp_path: Path) -> None:
     """In another batch and in the same one."""
 
     class Again(TinyPairs):
         def test_dataloader(self) -> Any:
-            order = [0, 1, 1, 2, 0, *range(3, PICTURES), 4, 4, 22]
+            order = [0, 1, 1, 2, 0, *range(3, IMAGES), 4, 4, 22]
             return torch.utils.data.DataLoader(order, batch_size=3)  # type: ignore[arg-type]  # a list will do
 
     trainer = tiny_trainer(tmp_path, callbacks=[RetrievalMetrics()])
@@ -157,7 +157,7 @@ def test_incomplete_outputs_are_told(tmp_path: Path) -> None:
         trainer.test(TinyDualEncoder(keys=("sample_id", "text_embedding")), datamodule=TinyPairs(), verbose=False)
 
 
-def test_text_of_an_absent_picture_is_told(tmp_path: Path) -> None:
+def test_text_of_an_absent_image_is_told(tmp_path: Path) -> None:
     class Strayed(TinyDualEncoder):
         def test_step(self, batch: torch.Tensor, batch_idx: int) -> Any:
             outputs = super().test_step(batch, batch_idx)
@@ -184,7 +184,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("dealing", ["dealt", "padded"])
 def test_two_processes_count_like_one(both: Path, tmp_path: Path, dealing: str) -> None:
-    """Unequal shares, and shares that are filled up with pictures dealt before."""
+    """Unequal shares, and shares that are filled up with images dealt before."""
     evaluate(tmp_path)
     for split in ("val", "test"):
         alone = json.loads((tmp_path / f"{split}_0.json").read_text(encoding="utf-8"))

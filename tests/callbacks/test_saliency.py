@@ -51,7 +51,7 @@ def test_the_worst_mistakes_of_the_test_are_drawn(
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_no_more_pictures_are_kept_than_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_images_are_kept_than_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     callback, kept = SaliencyOfMistakes(2), list[int]()
     end = callback.on_test_batch_end
 
@@ -96,5 +96,5 @@ def test_mistakes_in_the_settings_are_told_before_anything_is_done(tmp_path: Pat
 
 
 def test_batches_of_features_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="features instead of pictures"):
+    with pytest.raises(UserError, match="features instead of images"):
         SaliencyOfMistakes().on_test_batch_end(tiny_trainer(tmp_path), tiny_task(), {}, {"features": {}}, 0)

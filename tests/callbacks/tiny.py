@@ -20,7 +20,7 @@ SIZE = 32
 
 
 class MadePhotos(ImageDataModule):
-    """24 training, 10 validation and 13 test pictures of objects in three views; some colours are unknown."""
+    """24 training, 10 validation and 13 test images of objects in three views; some colours are unknown."""
 
     generated: ClassVar[bool] = True
 

@@ -1,4 +1,4 @@
-"""A tiny task that embeds pictures and texts; run as a program it evaluates on two processes.
+"""A tiny task that embeds images and texts; run as a program it evaluates on two processes.
 
 A program of its own for the same reason as ``two_processes``.
 """
@@ -19,7 +19,7 @@ from callbacks import RetrievalMetrics
 from tests.callbacks.tiny import tiny_trainer
 from vitrail.types import Outputs
 
-PICTURES = 23
+IMAGES = 23
 """Divides neither by two processes nor by the size of a batch."""
 BATCH_SIZE = 3
 DIM = 6
@@ -30,31 +30,31 @@ def unit(rows: int, seed: int) -> torch.Tensor:
 
 
 def caption_counts() -> torch.Tensor:
-    """1 to 3 captions a picture, int64 ``(PICTURES,)``."""
-    return torch.arange(PICTURES) * 7 % 3 + 1
+    """1 to 3 captions an image, int64 ``(IMAGES,)``."""
+    return torch.arange(IMAGES) * 7 % 3 + 1
 
 
 def embeddings() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Embeddings of pictures and texts, which resemble them somewhat, and the picture of each text."""
-    images, owner = unit(PICTURES, 0), torch.arange(PICTURES).repeat_interleave(caption_counts())
+    """Embeddings of images and texts, which resemble them somewhat, and the image of each text."""
+    images, owner = unit(IMAGES, 0), torch.arange(IMAGES).repeat_interleave(caption_counts())
     return images, F.normalize(images[owner] + 1.2 * unit(len(owner), 1), dim=1), owner
 
 
 class Rows(Dataset[int]):
-    """The numbers of the pictures."""
+    """The numbers of the images."""
 
     def __len__(self) -> int:
-        return PICTURES
+        return IMAGES
 
     def __getitem__(self, index: int) -> int:
         return index
 
 
 class TinyPairs(LightningDataModule):
-    """Deals pictures to the processes unequally: whoever is first gets one more.
+    """Deals images to the processes unequally: whoever is first gets one more.
 
     Args:
-        padded: let Lightning's sampler deal them, which fills up with pictures that it has dealt before.
+        padded: let Lightning's sampler deal them, which fills up with images that it has dealt before.
     """
 
     def __init__(self, padded: bool = False) -> None:
@@ -67,7 +67,7 @@ class TinyPairs(LightningDataModule):
     def val_dataloader(self) -> DataLoader[int]:
         if self.padded or self.trainer is None:
             return DataLoader(Rows(), batch_size=BATCH_SIZE)
-        own = range(self.trainer.global_rank, PICTURES, self.trainer.world_size)
+        own = range(self.trainer.global_rank, IMAGES, self.trainer.world_size)
         return DataLoader(Rows(), batch_size=BATCH_SIZE, sampler=own)
 
     def test_dataloader(self) -> DataLoader[int]:
@@ -78,16 +78,16 @@ class TinyDualEncoder(LightningModule):
     """Looks embeddings up; every epoch of training makes them better or worse, as ``noise`` says.
 
     Args:
-        noise: how far the texts stray from their pictures in each epoch of training.
+        noise: how far the texts stray from their images in each epoch of training.
         keys: which outputs to return; None for all.
-        pictures_alone: how many of the first pictures have no text.
+        images_alone: how many of the first images have no text.
     """
 
     def __init__(
-        self, noise: tuple[float, ...] = (0.0,), keys: tuple[str, ...] | None = None, pictures_alone: int = 0
+        self, noise: tuple[float, ...] = (0.0,), keys: tuple[str, ...] | None = None, images_alone: int = 0
     ) -> None:
         super().__init__()
-        self.noise, self.keys, self.pictures_alone = noise, keys, pictures_alone
+        self.noise, self.keys, self.images_alone = noise, keys, images_alone
         self.weight = torch.nn.Parameter(torch.zeros(()))
 
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
@@ -98,7 +98,7 @@ class TinyDualEncoder(LightningModule):
         noise = self.noise[min(self.current_epoch, len(self.noise) - 1)]
         texts = F.normalize(texts + noise * unit(len(texts), 2), dim=1)
         rows = [row for sample in batch.tolist() for row in (owner == sample).nonzero()[:, 0].tolist()]
-        rows = [row for row in rows if int(owner[row]) >= self.pictures_alone]
+        rows = [row for row in rows if int(owner[row]) >= self.images_alone]
         outputs: dict[str, Any] = {"sample_id": batch, "logits": {}, "targets": {}, "image_embedding": images[batch]}
         outputs |= {"text_embedding": texts[rows], "text_image": owner[rows]}
         return cast("Outputs", {key: outputs[key] for key in self.keys or outputs})

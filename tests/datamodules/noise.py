@@ -42,7 +42,7 @@ def noise(index: int, height: int = 20, width: int = 24) -> np.ndarray[Any, np.d
 
 
 class Noise(ImageDataModule):
-    """Generated pictures of noise."""
+    """Generated images of noise."""
 
     generated: ClassVar[bool] = True
 

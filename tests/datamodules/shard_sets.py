@@ -19,7 +19,7 @@ import torch
 from datamodules.loading.dataset import CountedLoader
 from datamodules.products import Products
 from datamodules.streaming import StreamedImages
-from tests.fakes import picture, write_products
+from tests.fakes import draw_image, write_products
 from vitrail.types import Batch
 
 SIZES = {"train": 36, "val": 9, "test": 9}
@@ -33,7 +33,7 @@ def source(root: Path) -> Products:
 
 
 def streamed(shards: Any, **options: Any) -> StreamedImages:
-    """A set with small, augmented pictures, batches of 4, four streams and a buffer of 12."""
+    """A set with small, augmented images, batches of 4, four streams and a buffer of 12."""
     loader = {"batch_size": 4, **options.pop("loader", {})}
     defaults: dict[str, Any] = {
         "image": {"size": 16},
@@ -85,9 +85,9 @@ def ids_of(seen: Sequence[Batch], *, counted: bool = False) -> list[int]:
 
 
 def encoded(look: int, ending: str = "png", shape: int = 0) -> bytes:
-    """The file of a picture."""
+    """The file of an image."""
     buffer = io.BytesIO()
-    picture(shape, "red", look=look, size=(12, 10)).save(buffer, format={"jpg": "JPEG"}.get(ending, ending))
+    draw_image(shape, "red", look=look, size=(12, 10)).save(buffer, format={"jpg": "JPEG"}.get(ending, ending))
     return buffer.getvalue()
 
 

@@ -19,7 +19,7 @@ from vitrail.types import LABEL_TASK, UNKNOWN
 
 
 class Files(ImageDataModule):
-    """Pictures in a folder."""
+    """Images in a folder."""
 
     def __init__(self, root: str, checks: CheckOptions | None = None) -> None:
         super().__init__({"size": 16}, None, {"batch_size": 5}, checks)
@@ -171,7 +171,7 @@ def test_splits_go_to_their_loaders() -> None:
         assert all(batch["image"].shape[1:] == (3, 16, 16) for batch in batches)
 
 
-def test_evaluation_pictures_are_not_augmented() -> None:
+def test_evaluation_images_are_not_augmented() -> None:
     data = small()
     first, again = (torch.cat([batch["image"] for batch in data.val_dataloader()]) for _ in range(2))
     assert first.equal(again)
@@ -222,7 +222,7 @@ def test_an_empty_evaluation_split_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("batch_size", "batches"), [(29, 1), (28, 2), (1, 30)])
-def test_a_last_training_batch_of_one_picture_is_left_out(batch_size: int, batches: int) -> None:
+def test_a_last_training_batch_of_one_image_is_left_out(batch_size: int, batches: int) -> None:
     loader = Noise(loader={"batch_size": batch_size}).train_dataloader()
     assert len(loader) == len(list(loader)) == batches
 
@@ -254,21 +254,21 @@ def test_copies_for_spawned_workers_leave_the_trainer_behind() -> None:
     assert copy.dataset("train")[2]["image"].equal(data.dataset("train")[2]["image"])
 
 
-# Pictures in files.
+# Images in files.
 
 
 @pytest.fixture
-def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "cache"))
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     for index in range(47):
         Image.fromarray(noise(index)).save(folder / f"{index}.png")
     return folder
 
 
-def test_pictures_are_read_from_their_files(pictures: Path) -> None:
-    data = Files(str(pictures))
+def test_images_are_read_from_their_files(images: Path) -> None:
+    data = Files(str(images))
     assert data.read_image(5).equal(torch.from_numpy(noise(5)).permute(2, 0, 1))
     data.prepare_data()
     data.setup("fit")
@@ -280,11 +280,11 @@ def test_pictures_are_read_from_their_files(pictures: Path) -> None:
     assert record["data"] == "Files"
 
 
-def test_bad_pictures_are_listed_by_row_before_any_training(pictures: Path) -> None:
-    (pictures / "9.png").write_bytes((pictures / "9.png").read_bytes()[:200])
-    (pictures / "3.png").unlink()
-    (pictures / "40.png").write_text("a letter")
-    for refuse in (Files(str(pictures)).prepare_data, Files(str(pictures)).setup):
+def test_bad_images_are_listed_by_row_before_any_training(images: Path) -> None:
+    (images / "9.png").write_bytes((images / "9.png").read_bytes()[:200])
+    (images / "3.png").unlink()
+    (images / "40.png").write_text("a letter")
+    for refuse in (Files(str(images)).prepare_data, Files(str(images)).setup):
         with pytest.raises(UserError) as caught:
             refuse()
         lines = str(caught.value).splitlines()
@@ -295,10 +295,10 @@ def test_bad_pictures_are_listed_by_row_before_any_training(pictures: Path) -> N
         assert "9.png" in lines[2]
 
 
-def test_skipped_pictures_are_left_out_and_told_and_others_keep_their_ids(pictures: Path, tmp_path: Path) -> None:
-    (pictures / "9.png").write_text("a letter")
-    (pictures / "40.png").unlink()
-    data = Files(str(pictures), {"on_bad_image": "skip"})
+def test_skipped_images_are_left_out_and_told_and_others_keep_their_ids(images: Path, tmp_path: Path) -> None:
+    (images / "9.png").write_text("a letter")
+    (images / "40.png").unlink()
+    data = Files(str(images), {"on_bad_image": "skip"})
     model = Recorder()
     runner = trainer(tmp_path, 1)
     runner.fit(model, datamodule=data)

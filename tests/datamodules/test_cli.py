@@ -169,7 +169,7 @@ def test_a_section_without_values_stays_a_section() -> None:
 def test_the_seed_of_a_fit_is_known_to_commands_that_read_data(files: list[str], tmp_path: Path) -> None:
     from evaluation.__main__ import main as evaluation
 
-    command = ["explore", *files, "--seed_everything", "7", "--to", str(tmp_path / "page"), "--pictures", "0"]
+    command = ["explore", *files, "--seed_everything", "7", "--to", str(tmp_path / "page"), "--images", "0"]
     assert evaluation(command) == 2, "a later check refuses the zero"
     parser = data_parser("test")
     assert parse_data(parser, [*files, "--seed_everything=7"])[0].seed == 7

@@ -64,14 +64,14 @@ def test_splits_keep_products_together_and_class_shares_alike(tmp_path: Path) ->
         assert no_group_crosses(data)
 
 
-def test_identical_pictures_under_two_ids_are_one_product(root: str) -> None:
+def test_identical_images_under_two_ids_are_one_product(root: str) -> None:
     data = Fashion(root)
     first, second = index_of(data, "90006"), index_of(data, "90007")
     assert torch.equal(data.read_image(first), data.read_image(second))
     assert data.table.group_ids[first] == data.table.group_ids[second]
 
 
-def test_greyscale_pictures_of_another_size_are_rgb(root: str) -> None:
+def test_greyscale_images_of_another_size_are_rgb(root: str) -> None:
     data = Fashion(root)
     assert data.read_image(index_of(data, "90008")).shape == (3, 80, 53)
     assert data.read_image(0).shape == (3, 80, 60)
@@ -93,7 +93,7 @@ def test_rows_of_unknown_class_are_not_rare(root: str) -> None:
     assert data.dropped == {"Pink": 1, "Black": 1}
 
 
-def test_rows_without_a_picture_are_skipped_and_counted(root: str) -> None:
+def test_rows_without_a_image_are_skipped_and_counted(root: str) -> None:
     with pytest.raises(UserError, match=r"styles.csv:86: .*90005.jpg"):
         Fashion(root).setup("fit")
     data = Fashion(root, checks={"on_bad_image": "skip"}, rare={"handling": "drop"})

@@ -147,8 +147,8 @@ def test_a_listed_photo_that_is_absent_is_told_or_skipped(tmp_path: Path) -> Non
         ({"root": "nowhere"}, "kaggle.com"),
         ({"captions": "other.txt"}, "data captions"),
         ({"captions": "karpathy"}, "no captions of kind karpathy"),
-        ({"pictures": "other"}, "data pictures"),
-        ({"pictures": "Flickr8k_text"}, "none of its photos"),
+        ({"images": "other"}, "data images"),
+        ({"images": "Flickr8k_text"}, "none of its photos"),
         ({"caption": "last"}, "data caption"),
     ],
 )

@@ -10,9 +10,9 @@ import pytest
 from huggingface_hub import constants
 
 from datamodules import hub_images as hub_access
-from datamodules.hub_images import PictureColumn, open_splits, read_columns
+from datamodules.hub_images import ImageColumn, open_splits, read_columns
 from datamodules.loading.decode import ImageError
-from tests.fakes import picture, write_hub_dataset, write_image_folder
+from tests.fakes import draw_image, write_hub_dataset, write_image_folder
 from vitrail.errors import UserError
 
 
@@ -48,15 +48,15 @@ def test_a_data_set_without_splits_is_train(tmp_path: Path) -> None:
     assert [(name, len(part)) for name, part in parts.items()] == [("train", 4)]
 
 
-def test_folders_of_pictures_are_opened(tmp_path: Path) -> None:
+def test_folders_of_images_are_opened(tmp_path: Path) -> None:
     root = tmp_path / "set"
     for split in ("train", "test"):
         for code, name in enumerate(("a", "b")):
             (root / split / name).mkdir(parents=True)
-            picture(code, "red", look=code).save(root / split / name / "1.png")
+            draw_image(code, "red", look=code).save(root / split / name / "1.png")
     parts = open_splits(str(root))
     assert parts["train"].features["label"].names == ["a", "b"]
-    assert PictureColumn([parts["train"]], "image").read(1, "b").shape == (3, 32, 32)
+    assert ImageColumn([parts["train"]], "image").read(1, "b").shape == (3, 32, 32)
 
 
 @pytest.mark.parametrize(("path", "named"), [("./nowhere", "there is no"), ("/no/where", "there is no")])
@@ -102,37 +102,37 @@ def test_offline_mode_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
         open_splits("nobody/nothing")
 
 
-def test_pictures_are_counted_over_all_parts(tmp_path: Path) -> None:
+def test_images_are_counted_over_all_parts(tmp_path: Path) -> None:
     parts = open_splits(str(write_hub_dataset(tmp_path / "set", rows=6)))
     ordered = [parts["train"], parts["validation"].select(range(2)), parts["test"]]
-    pictures = PictureColumn(ordered, "image")
+    images = ImageColumn(ordered, "image")
     expected = [*(row["image"] for part in ordered for row in part)]
     assert len(expected) == 14
     for index, image in enumerate(expected):
-        ours = pictures.read(index, "x").permute(1, 2, 0).numpy()
+        ours = images.read(index, "x").permute(1, 2, 0).numpy()
         assert (ours == image).all()
 
 
-def test_encoded_bytes_and_paths_are_pictures_too(tmp_path: Path) -> None:
+def test_encoded_bytes_and_paths_are_images_too(tmp_path: Path) -> None:
     file = tmp_path / "a.png"
-    picture(0, "red", look=1).save(file)
+    draw_image(0, "red", look=1).save(file)
     for values in ([file.read_bytes()], [str(file)]):
-        part = datasets.Dataset.from_dict({"picture": values})
-        assert PictureColumn([part], "picture").read(0, "a").shape == (3, 32, 32)
+        part = datasets.Dataset.from_dict({"image": values})
+        assert ImageColumn([part], "image").read(0, "a").shape == (3, 32, 32)
 
 
-def test_bad_pictures_are_named(tmp_path: Path) -> None:
+def test_bad_images_are_named(tmp_path: Path) -> None:
     features = datasets.Features({"image": datasets.Image()})
     rows = [None, {"bytes": b"nonsense", "path": None}, {"bytes": None, "path": str(tmp_path / "gone.png")}]
-    pictures = PictureColumn([datasets.Dataset.from_dict({"image": rows}, features=features)], "image")
+    images = ImageColumn([datasets.Dataset.from_dict({"image": rows}, features=features)], "image")
     for index in range(3):
         with pytest.raises(ImageError, match=f"set: train/{index}"):
-            pictures.read(index, f"set: train/{index}")
+            images.read(index, f"set: train/{index}")
 
 
-def test_a_column_of_numbers_is_no_picture() -> None:
-    with pytest.raises(UserError, match=r"columns.image: column 'size' holds no pictures"):
-        PictureColumn([datasets.Dataset.from_dict({"size": [1, 2]})], "size")
+def test_a_column_of_numbers_is_no_image() -> None:
+    with pytest.raises(UserError, match=r"columns.image: column 'size' holds no images"):
+        ImageColumn([datasets.Dataset.from_dict({"size": [1, 2]})], "size")
 
 
 def test_columns_are_read_without_the_others(tmp_path: Path) -> None:

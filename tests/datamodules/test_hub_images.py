@@ -12,7 +12,7 @@ import torch
 from datamodules.hub_images import ColumnOptions, HubImages
 from datamodules.splits import SplitOptions
 from tests.datamodules.from_yaml import from_yaml
-from tests.fakes import picture, write_hub_dataset
+from tests.fakes import draw_image, write_hub_dataset
 from vitrail.errors import UserError
 from vitrail.types import UNKNOWN
 
@@ -51,7 +51,7 @@ def test_labels_captions_groups_and_attributes(kind: Any, labels: Any, names: li
     assert names[int(label)] == ("1" if labels == "numbers" else "cap")
 
 
-def test_pictures_belong_to_their_rows_in_every_split(tmp_path: Path) -> None:
+def test_images_belong_to_their_rows_in_every_split(tmp_path: Path) -> None:
     root = write_hub_dataset(tmp_path / "set")
     data = HubImages(str(root))
     theirs = datasets.load_from_disk(str(root))
@@ -60,7 +60,7 @@ def test_pictures_belong_to_their_rows_in_every_split(tmp_path: Path) -> None:
         assert torch.equal(data.read_image(index), expected)
 
 
-def test_the_picture_survives_the_way_to_a_worker(tmp_path: Path) -> None:
+def test_the_image_survives_the_way_to_a_worker(tmp_path: Path) -> None:
     data = HubImages(str(write_hub_dataset(tmp_path / "set")))
     expected = data.read_image(5)
     assert torch.equal(pickle.loads(pickle.dumps(data)).read_image(5), expected)  # noqa: S301 -- our own bytes
@@ -169,10 +169,10 @@ def test_batches_come_from_any_number_of_workers(workers: int, tmp_path: Path) -
     assert int(batches[0]["image"][0, 0].max()) > 200
 
 
-def test_bad_pictures_are_named_by_split_and_row(tmp_path: Path) -> None:
+def test_bad_images_are_named_by_split_and_row(tmp_path: Path) -> None:
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
     rows: dict[str, list[Any]] = {
-        "image": [picture(0, "red", look=1), {"bytes": b"nonsense", "path": None}, None],
+        "image": [draw_image(0, "red", look=1), {"bytes": b"nonsense", "path": None}, None],
         "label": ["a", "b", "a"],
     }
     root = save(tmp_path / "set", rows, features)
@@ -244,7 +244,7 @@ def test_files_among_the_images_of_a_local_folder_are_counted(tmp_path: Path) ->
         for label in ("cup", "hat"):
             folder = tmp_path / "set" / split / label
             folder.mkdir(parents=True, exist_ok=True)
-            picture(place, "red", look=place).save(folder / f"{place}.png")
+            draw_image(place, "red", look=place).save(folder / f"{place}.png")
     (tmp_path / "set" / "train" / "cup" / "notes.txt").write_bytes(b"")
     (tmp_path / "set" / "train" / "cup" / "Thumbs.db").write_bytes(b"")
     data = HubImages(str(tmp_path / "set"), checks={"allow_leaks": ["exact", "near"]})

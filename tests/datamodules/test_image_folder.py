@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from datamodules.files.label_csv import left_out_text
-from datamodules.image_folder import ImageFolder, PictureFolder
+from datamodules.image_folder import ImageFolder, UnlabeledFolder
 from tests.datamodules.from_yaml import from_yaml
 from tests.fakes import write_image_folder
 from vitrail.errors import UserError
@@ -139,8 +139,8 @@ def test_rare_classes_stay_in_train(tmp_path: Path) -> None:
         (["val/a/1.jpg", "test/a/1.jpg"], "no train"),
         (["a/1.jpg", "stray.jpg"], "stray.jpg in no class folder"),
         (["train/a/1.jpg", "train/stray.jpg", "test/a/1.jpg"], "stray.jpg in no class folder"),
-        (["a/1.jpg", "b/1.cr2", "c/notes.txt"], "no pictures .* in class folder b, c;"),
-        (["train/a/1.jpg", "val/b/notes.txt"], "no pictures .* in class folder b;"),
+        (["a/1.jpg", "b/1.cr2", "c/notes.txt"], "no images .* in class folder b, c;"),
+        (["train/a/1.jpg", "val/b/notes.txt"], "no images .* in class folder b;"),
         (["stray.jpg"], "has no folders"),
     ],
 )
@@ -166,7 +166,7 @@ def test_mistaken_patterns_are_told_at_once(pattern: str, named: str, tmp_path: 
         ImageFolder(str(tmp_path), group_pattern=pattern)
 
 
-def test_a_pattern_that_finds_nothing_names_the_pictures(tmp_path: Path) -> None:
+def test_a_pattern_that_finds_nothing_names_the_images(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"group_pattern: finds nothing in bag/bag_o0_0.png, .* and 31 more"):
         _ = ImageFolder(str(write_image_folder(tmp_path)), group_pattern=r"(x\d)").tasks
 
@@ -176,9 +176,9 @@ def test_a_folder_by_table_needs_split_folders(tmp_path: Path) -> None:
         _ = ImageFolder(str(write_image_folder(tmp_path, splits=())), {"by": "table"}).tasks
 
 
-def test_a_broken_picture_is_told_or_skipped(tmp_path: Path) -> None:
+def test_a_broken_image_is_told_or_skipped(tmp_path: Path) -> None:
     root = write_image_folder(tmp_path)
-    (root / "val" / "cap" / "broken.jpg").write_bytes(b"no picture")
+    (root / "val" / "cap" / "broken.jpg").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"broken.jpg"):
         ImageFolder(str(root)).setup("fit")
     data = ImageFolder(str(root), checks={"on_bad_image": "skip"})
@@ -292,7 +292,7 @@ def test_files_left_out_are_counted_by_suffix(tmp_path: Path, monkeypatch: pytes
     data = ImageFolder(str(tmp_path))
     assert len(data.table) == 10
     assert data.files_left_out == {".cr2": 2, ".txt": 2, "": 1, ".heic": 1}
-    folder = PictureFolder(str(tmp_path))
+    folder = UnlabeledFolder(str(tmp_path))
     assert len(folder.table) == 10
     assert folder.files_left_out == data.files_left_out
     monkeypatch.setattr("datamodules.files.label_csv.heif_formats", tuple)

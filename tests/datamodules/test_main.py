@@ -32,10 +32,10 @@ def wares(tmp_path: Path) -> str:
 
 @pytest.fixture
 def products(tmp_path: Path) -> str:
-    """Products whose first picture is in the test split as well."""
+    """Products whose first image is in the test split as well."""
     root = write_products(tmp_path / "products")
-    pictures = sorted((root / "images").iterdir())
-    shutil.copy(pictures[0], pictures[-1])
+    images = sorted((root / "images").iterdir())
+    shutil.copy(images[0], images[-1])
     data = f"{{class_path: datamodules.Products, init_args: {{root: {root}}}}}"
     return write(tmp_path / "products.yaml", f"data: {data}\n")
 
@@ -95,22 +95,22 @@ def test_leaks_are_printed_and_then_refused(products: str, tmp_path: Path, capsy
     report = tmp_path / "deep" / "report.json"
     assert main(["audit", "--config", products, "--json", str(report)]) == 2
     printed = capsys.readouterr()
-    assert "identical pictures across splits: 1 (not allowed)" in printed.out
+    assert "identical images across splits: 1 (not allowed)" in printed.out
     assert printed.err.startswith("error: ")
     assert "allow_leaks: [exact]" in printed.err
     assert len(json.loads(report.read_text(encoding="utf-8"))["leaks"]["exact"]) == 1
     assert main(["audit", "--config", products, "--data.checks", "{allow_leaks: [exact]}"]) == 0
-    assert "identical pictures across splits: 1 (allowed)" in capsys.readouterr().out
+    assert "identical images across splits: 1 (allowed)" in capsys.readouterr().out
 
 
-def test_unreadable_pictures_are_printed_and_then_refused(
+def test_unreadable_images_are_printed_and_then_refused(
     products: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for path in sorted((tmp_path / "products" / "images").iterdir())[-25:]:
         path.write_bytes(b"")
     assert main(["audit", "--config", products]) == 2
     printed = capsys.readouterr()
-    assert "unreadable pictures: 25 (not allowed)" in printed.out
+    assert "unreadable images: 25 (not allowed)" in printed.out
     assert "and 5 more" in printed.out
     assert "on_bad_image: skip" in printed.err
 

@@ -87,7 +87,7 @@ def test_quirks_of_the_second_table(tmp_path: Path) -> None:
 
 
 def test_vocabularies_come_from_train_by_default_even_if_there_are_files(tmp_path: Path) -> None:
-    write_team14(tmp_path, pictures=False)
+    write_team14(tmp_path, images=False)
     data = Products(str(tmp_path), "labels_fixed.csv")
     assert data.class_names == sorted(TEAM14_CLASSES)
     assert "orange" in data.tasks["colour"]
@@ -152,13 +152,13 @@ def test_all_problems_are_told_together_by_row(tmp_path: Path) -> None:
     assert [line.split(": ")[0] for line in lines[1:]] == [f"{where}:{row}" for row in (3, 4, 5, 6, 6, 7, 8, 9, 9, 10)]
     for row, part in [
         (3, "split 'elsewhere' is not one of train, val, test"),
-        (4, "picture 'images/good.jpg' again, first in row 2"),
+        (4, "image 'images/good.jpg' again, first in row 2"),
         (5, "leads out of the data set's folder"),
         (6, "is absolute"),
         (6, "attribute 'metal' has no colon"),
         (7, "2 fields where the header has 6"),
         (8, "attribute 'colour' occurs twice"),
-        (9, "no picture path"),
+        (9, "no image path"),
         (9, "split '' is not one of"),
         (10, "not UTF-8"),
     ]:
@@ -209,10 +209,10 @@ def test_rows_without_label_or_object_are_taken(tmp_path: Path) -> None:
     assert table.groups.to_pylist() == ["A", "images/b.jpg", "A"]
 
 
-def test_missing_and_broken_pictures_are_told_by_row_or_skipped(root: str) -> None:
+def test_missing_and_broken_images_are_told_by_row_or_skipped(root: str) -> None:
     images = Path(root) / "images"
     (images / "team13_clothing_cap_002.jpg").unlink()
-    (images / "team13_clothing_cap_012.jpg").write_bytes(b"no picture")
+    (images / "team13_clothing_cap_012.jpg").write_bytes(b"no image")
     with pytest.raises(UserError) as error:
         Products(root).setup("fit")
     lines = str(error.value).split("\n")

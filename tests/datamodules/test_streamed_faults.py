@@ -1,4 +1,4 @@
-"""Tests of streamed pictures where something is wrong: with pictures, options, shards, or a server."""
+"""Tests of streamed images where something is wrong: with images, options, shards, or a server."""
 
 from __future__ import annotations
 
@@ -38,31 +38,31 @@ def test_a_server_without_parts_of_files_is_enough_for_tar_but_not_for_parquet(p
 
 @pytest.fixture(scope="module")
 def spoiled(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One picture of train and one of val that cannot be read."""
+    """One image of train and one of val that cannot be read."""
     folder = tmp_path_factory.mktemp("spoiled")
     for path in sorted((packed / "parquet").glob("*.parquet")):
         table = pq.read_table(path)
         if path.name.startswith(("train-00002", "val-00000")):
             cells = table["image"].to_pylist()
-            cells[3] = {"bytes": b"no picture", "path": None}
+            cells[3] = {"bytes": b"no image", "path": None}
             column = pa.array(cells, type=table["image"].type)
             table = table.set_column(0, table.schema.field(0), column)
         pq.write_table(table, folder / path.name)
     return str(folder)
 
 
-def test_an_unreadable_picture_stops_with_its_shard_and_key(spoiled: str, tmp_path: Path) -> None:
+def test_an_unreadable_image_stops_with_its_shard_and_key(spoiled: str, tmp_path: Path) -> None:
     for workers in (0, 1):
         data = streamed(spoiled, loader={"num_workers": workers})
         row = 2 * 6 + 3
-        message = f"train-00002-of-00006.parquet: {data.table.name(row)}: not a picture.*on_bad_image: skip"
+        message = f"train-00002-of-00006.parquet: {data.table.name(row)}: not an image.*on_bad_image: skip"
         with pytest.raises(UserError, match=message) as caught:
             batches(data.train_dataloader())
         assert "\n" not in str(caught.value)
 
 
 @pytest.mark.filterwarnings("ignore:left out")
-def test_a_skipped_picture_is_replaced_in_training_and_left_out_of_evaluation(spoiled: str, tmp_path: Path) -> None:
+def test_a_skipped_image_is_replaced_in_training_and_left_out_of_evaluation(spoiled: str, tmp_path: Path) -> None:
     bad_train, bad_val = 2 * 6 + 3, SIZES["train"] + 3
     options: dict[str, Any] = {"checks": {"on_bad_image": "skip"}, "augment": {"preset": "light"}}
     seen = []
@@ -79,11 +79,11 @@ def test_a_skipped_picture_is_replaced_in_training_and_left_out_of_evaluation(sp
     assert {line["row"] for line in lines} == {bad_train, bad_val}
     record = data.data_record()["skipped"]
     assert [line["name"] for line in record] == [data.table.name(bad_train), data.table.name(bad_val)]
-    with pytest.warns(UserWarning, match="2 pictures could not be read"):
+    with pytest.warns(UserWarning, match="2 images could not be read"):
         data.teardown("fit")
     gc.disable()  # which would end the workers, too, but not at once
     try:
-        with pytest.raises(UserError, match="not a picture"):
+        with pytest.raises(UserError, match="not an image"):
             batches(data.view_dataloader("train", None))
         assert not multiprocessing.active_children()
     finally:
@@ -127,7 +127,7 @@ def test_the_audit_sees_that_a_shard_has_changed(packed: Path, tmp_path: Path) -
     assert audit(streamed(shards)).skipped == []
     path = tmp_path / "val-00001-of-00002.parquet"
     table = pq.read_table(path)
-    cells = [{"bytes": b"no picture", "path": None}, *table["image"].to_pylist()[1:]]
+    cells = [{"bytes": b"no image", "path": None}, *table["image"].to_pylist()[1:]]
     pq.write_table(table.set_column(0, table.schema.field(0), pa.array(cells, table["image"].type)), path)
     (skipped,) = audit(streamed(shards)).skipped
     assert "val-00001-of-00002.parquet" in skipped.reason

@@ -11,4 +11,4 @@ from tests.evaluation.small_run import write_run
 @pytest.fixture(scope="module")
 def gallery(tmp_path_factory: pytest.TempPathFactory) -> Gallery:
     """That of a small run; only read."""
-    return Gallery.open(str(write_run(tmp_path_factory.mktemp("pictures")) / "gallery"))
+    return Gallery.open(str(write_run(tmp_path_factory.mktemp("images")) / "gallery"))

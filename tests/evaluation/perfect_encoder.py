@@ -1,4 +1,4 @@
-"""An encoder for the gallery of twelve pictures that understands every query."""
+"""An encoder for the gallery of twelve images that understands every query."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class PerfectEncoder:
     def encode_texts(self, texts: list[str]) -> NDArray[np.float32]:
         return np.stack([meaning_vector(*text.replace("bottle", "tableware_water_bottle").split()) for text in texts])
 
-    def encode_picture(self, path: Path) -> NDArray[np.float32]:
+    def encode_image(self, path: Path) -> NDArray[np.float32]:
         raise AssertionError(path)
 
     def reading(self, text: str) -> Reading:

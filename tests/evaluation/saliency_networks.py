@@ -1,4 +1,4 @@
-"""Pictures with objects in known places, and tiny networks that learned to name them."""
+"""Images with objects in known places, and tiny networks that learned to name them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _COLOURS = {
 
 @dataclass(frozen=True)
 class Scenes:
-    """N pictures, each of a square and a disc in different cells of a 4 × 4 grid on grey noise.
+    """N images, each of a square and a disc in different cells of a 4 × 4 grid on grey noise.
 
     Attributes:
         images: uint8 ``(N, 3, 128, 128)``.
@@ -59,7 +59,7 @@ def fresh(backbone: str, seed: int = 0) -> MultiTaskClassifier:
 
 
 def trained(backbone: str, steps: int, lr: float) -> MultiTaskClassifier:
-    """After a few steps on pictures of its own."""
+    """After a few steps on images of its own."""
     task = fresh(backbone).train()
     optimizer = torch.optim.AdamW(task.parameters(), lr)
     for step in range(steps):

@@ -1,4 +1,4 @@
-"""A tiny data set for the tests of exploration: flat pictures whose colour is their class."""
+"""A tiny data set for the tests of exploration: flat images whose colour is their class."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from evaluation.dataset.sections import Collection, Looks, look_at
 from vitrail.types import UNKNOWN
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 40), "blue": (30, 40, 220), "grey": (128, 128, 128)}
-"""Classes, and what colour their pictures have."""
+"""Classes, and what colour their images have."""
 
 MATERIALS = ["metal", "wood"]
 
 
-def picture(row: int) -> NDArray[np.uint8]:
-    """Picture of a row: 20 × 30 pixels (every fifth 24 × 24) of its class's colour, a little darker with each row."""
+def image(row: int) -> NDArray[np.uint8]:
+    """Image of a row: 20 × 30 pixels (every fifth 24 × 24) of its class's colour, a little darker with each row."""
     height, width = (24, 24) if row % 5 == 0 else (20, 30)
     colour = np.array(list(COLOURS.values())[row % 4], np.float64) * (1 - 0.005 * row)
     return np.broadcast_to(colour.astype(np.uint8), (height, width, 3)).copy()
@@ -37,12 +37,12 @@ def small_collection(n: int = 40, **changes: Any) -> Collection:
         "targets": {"class": classes, "material": np.where(rows == 1, UNKNOWN, classes % 2)},
         "usable": rows,
         "unreadable": {},
-        "read": picture,
-        "captions": lambda chosen: [["a picture"] if row % 2 else ["a b c d", ""] for row in chosen.tolist()],
+        "read": image,
+        "captions": lambda chosen: [["an image"] if row % 2 else ["a b c d", ""] for row in chosen.tolist()],
     }
     return Collection(**{**fields, **changes})
 
 
 def looks_of(collection: Collection) -> Looks:
-    """All its pictures, looked at."""
+    """All its images, looked at."""
     return look_at(collection, collection.usable, centre_colour)

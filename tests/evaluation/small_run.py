@@ -12,7 +12,7 @@ import yaml
 
 from retrieval.gallery import Gallery
 from tests.fakes import write_products
-from tests.retrieval.small_gallery import identity, picture_rows
+from tests.retrieval.small_gallery import identity, image_rows
 from vitrail.predictions import Predictions, write_predictions
 from vitrail.types import UNKNOWN
 
@@ -131,4 +131,4 @@ def write_gallery(folder: Path, test: pd.DataFrame, predictions: Predictions) ->
     matrix /= np.linalg.norm(matrix, axis=1, keepdims=True)
     columns = {"group": test["instance_id"].tolist(), "label_class": test["class_label"].tolist()}
     with Gallery.create(str(folder), made_by).writing() as writer:
-        writer.add(picture_rows(made_by, test["image_path"].tolist(), matrix.astype(np.float32), **columns))
+        writer.add(image_rows(made_by, test["image_path"].tolist(), matrix.astype(np.float32), **columns))

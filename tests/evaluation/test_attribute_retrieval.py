@@ -1,4 +1,4 @@
-"""Measured on the gallery of twelve pictures whose queries, answers and vectors are known."""
+"""Measured on the gallery of twelve images whose queries, answers and vectors are known."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_queries_are_those_that_the_labels_answer(ground: Ground) -> None:
     blue_bottles = [f"p{row}" for row, shown in enumerate(SHOWN) if shown[:2] == ("tableware_water_bottle", "blue")]
     assert answers["blue bottle"] == blue_bottles
     assert answers["black leather bag"] == [f"p{SHOWN.index(('bag', 'black', 'leather'))}"]
-    # The material of the last picture is not known, so it answers no question for one.
+    # The material of the last image is not known, so it answers no question for one.
     assert answers["plastic sneakers"] == [f"p{SHOWN.index(('sneakers', 'black', 'plastic'))}"]
     assert len(answers) == 3 * 2 * 2 + 3 * 2 + 3 * 2 + 2 * 2 + 3 + 2 + 2 - 1
 
@@ -69,7 +69,7 @@ def test_metrics_are_those_of_scikit_learn_over_the_same_search(gallery: Gallery
 
 def test_true_words_are_the_ceiling_and_random_orders_the_floor(gallery: Gallery, ground: Ground) -> None:
     measured = {system: values_of(gallery, ground, system)["mAP"].mean() for system in (RANDOM, PREDICTED, LABEL, CLIP)}
-    # Two of the twelve pictures are mistaken.
+    # Two of the twelve images are mistaken.
     assert measured[RANDOM] < 0.5 < measured[PREDICTED] < measured[LABEL]
     assert measured[LABEL] > 0.95
     assert measured[CLIP] > 0.95
@@ -108,14 +108,14 @@ def test_interval_resamples_queries_by_head(gallery: Gallery, ground: Ground) ->
     values = values_of(gallery, ground, PREDICTED)["mAP"]
     heads = np.array([query.text.split()[-1] for query in ground.queries])
     assert row.groups == len(set(heads)) == 7
-    assert (row.queries, row.pictures) == (len(ground.queries), 12)
+    assert (row.queries, row.images) == (len(ground.queries), 12)
     assert row.value == pytest.approx(values.mean())
     assert row.low < row.value < row.high
     expected = group_bootstrap(lambda weights: weights @ values / weights.sum(axis=1), heads)
     assert row.high - row.low == pytest.approx(expected.high - expected.low, rel=0.1)
 
 
-def test_only_pictures_of_a_split(gallery: Gallery) -> None:
+def test_only_images_of_a_split(gallery: Gallery) -> None:
     unseen = ground_of(gallery, splits=["val", "test"])
     assert unseen.ids == [f"p{row}" for row in range(12) if row % 4]
     assert unseen.where == "split IN ('val', 'test')"
@@ -152,7 +152,7 @@ def test_ground_is_the_same_in_galleries_of_the_same_data(tmp_path: Path, galler
 def test_mistakes_are_told(tmp_path: Path, gallery: Gallery) -> None:
     with pytest.raises(UserError, match=r"--tasks style: .* has labels of class, colour, material"):
         ground_of(gallery, tasks=["style"])
-    with pytest.raises(UserError, match="no picture of holdout that fits has a label"):
+    with pytest.raises(UserError, match="no image of holdout that fits has a label"):
         ground_of(gallery, splits=["holdout"])
     with pytest.raises(UserError, match="--rankers bm25: is unknown; choose among clip, tfidf, hybrid, random"):
         systems_of(gallery, ["bm25"], [])

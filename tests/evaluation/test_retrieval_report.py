@@ -10,17 +10,17 @@ from rich.console import Console
 
 from evaluation.retrieval import RankedAnswers, Row, report_rows, report_table, write_report
 
-PICTURES = 60
+IMAGES = 60
 
 
 def answers() -> list[RankedAnswers]:
-    """Each picture asks once, and 1 to 4 texts a picture ask; all of them fare alike."""
+    """Each image asks once, and 1 to 4 texts an image ask; all of them fare alike."""
     rng = np.random.default_rng(0)
-    pictures = np.arange(PICTURES, dtype=np.int64) + 1000
-    owners = np.repeat(pictures, rng.integers(1, 5, PICTURES))
-    hard = rng.integers(1, 31, PICTURES)
+    images = np.arange(IMAGES, dtype=np.int64) + 1000
+    owners = np.repeat(images, rng.integers(1, 5, IMAGES))
+    hard = rng.integers(1, 31, IMAGES)
     made = []
-    for name, ids in (("image_to_text", pictures), ("text_to_image", owners)):
+    for name, ids in (("image_to_text", images), ("text_to_image", owners)):
         ranks = np.maximum(1, hard[ids - 1000] + rng.integers(-2, 3, len(ids))).astype(np.int64)
         made.append(RankedAnswers(name, ranks, 1 / ranks, ids))
     return made
@@ -45,16 +45,16 @@ def test_values_and_order() -> None:
         assert found[name, "mAP"].value == pytest.approx(np.mean(1 / ranks))
         assert {row.n for row in rows if row.direction == name} == {len(ranks)}
     assert found["both", "mean_recall"].value == pytest.approx(np.mean(recalls))
-    assert found["both", "mean_recall"].n == PICTURES
+    assert found["both", "mean_recall"].n == IMAGES
 
 
 def test_intervals_equal_brute_force() -> None:
-    """Draw pictures, take all their queries along, compute anew: the same percentiles but for the luck of drawing."""
+    """Draw images, take all their queries along, compute anew: the same percentiles but for the luck of drawing."""
     made, rng = answers(), np.random.default_rng(1)
-    queries = [[np.flatnonzero(answer.pictures == 1000 + index) for index in range(PICTURES)] for answer in made]
+    queries = [[np.flatnonzero(answer.images == 1000 + index) for index in range(IMAGES)] for answer in made]
     resampled: dict[tuple[str, str], list[float]] = {}
     for _ in range(3000):
-        drawn = rng.integers(PICTURES, size=PICTURES)
+        drawn = rng.integers(IMAGES, size=IMAGES)
         recalls: list[float] = []
         for answer, rows in zip(made, queries, strict=True):
             ranks = answer.first_rank[np.concatenate([rows[index] for index in drawn])]
@@ -71,10 +71,10 @@ def test_intervals_equal_brute_force() -> None:
         assert row.low < row.value < row.high
 
 
-def test_texts_of_a_picture_stay_together() -> None:
+def test_texts_of_a_image_stay_together() -> None:
     """Were texts drawn one by one, the interval would be narrower."""
     grouped = answers()[1]
-    apart = grouped._replace(pictures=np.arange(len(grouped.pictures), dtype=np.int64))
+    apart = grouped._replace(images=np.arange(len(grouped.images), dtype=np.int64))
     widths = []
     for answer in (grouped, apart):
         row = by_name(report_rows([answer]))["text_to_image", "R@10"]
@@ -83,9 +83,9 @@ def test_texts_of_a_picture_stay_together() -> None:
 
 
 def test_perfect_answers_have_intervals_too() -> None:
-    """The data say nothing about their spread: as many trials as pictures."""
+    """The data say nothing about their spread: as many trials as images."""
     perfect = [
-        answer._replace(first_rank=answer.first_rank**0, average_precision=np.ones(len(answer.pictures)))
+        answer._replace(first_rank=answer.first_rank**0, average_precision=np.ones(len(answer.images)))
         for answer in answers()
     ]
     for row in report_rows(perfect):
@@ -117,7 +117,7 @@ def test_file_and_table_say_the_same(tmp_path: Path) -> None:
     console = Console(width=80, file=io.StringIO(), record=True)
     console.print(report_table(rows, "test"))
     printed = console.export_text()
-    assert f"n = {PICTURES}" in printed
+    assert f"n = {IMAGES}" in printed
     row = by_name(rows)["text_to_image", "R@5"]
     assert f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]" in printed
     assert f"mean_recall {rows[-1].value:.3f} [" in printed

@@ -53,7 +53,7 @@ def noise(count: int, size: int, seed: int = 0) -> torch.Tensor:
 
 
 def by_finite_differences(model: nn.Module, score: Callable[[], torch.Tensor], prefix: int | None) -> torch.Tensor:
-    """Grad-CAM's map before it is scaled, for one picture: each channel's weight from moving it up and down everywhere.
+    """Grad-CAM's map before it is scaled, for one image: each channel's weight from moving it up and down everywhere.
 
     Args:
         model: in float64.

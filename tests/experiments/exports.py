@@ -1,4 +1,4 @@
-"""Tiny runs on picture files and their ONNX exports, made once for a test session; whoever changes one copies it.
+"""Tiny runs on image files and their ONNX exports, made once for a test session; whoever changes one copies it.
 
 Where several processes test side by side, the first one that needs one makes it.
 """

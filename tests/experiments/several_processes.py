@@ -40,7 +40,7 @@ from tests.forked import begin_fork, end_of_fork
 from vitrail.errors import UserError
 
 SIZES = (5, 53, 1020)
-"""The first one leaves all processes but the first without a picture."""
+"""The first one leaves all processes but the first without an image."""
 
 WORLDS = (1, 2, 3)
 
@@ -60,12 +60,12 @@ STEP_SAMPLES = 8
 
 
 class Made(ImageDataModule):
-    """48 training pictures, as many test pictures as are asked for; some of the latter have no known colour.
+    """48 training images, as many test images as are asked for; some of the latter have no known colour.
 
     Args:
-        test_size: number of test pictures.
+        test_size: number of test images.
         batch_size: on each process.
-        captions: whether there are one to three captions a picture instead of classes.
+        captions: whether there are one to three captions an image instead of classes.
     """
 
     generated: ClassVar[bool] = True
@@ -257,7 +257,7 @@ def train_averaged(folder: Path, here: Path, world: int) -> None:
 
 
 class SpoilOne(Callback):
-    """Makes the pictures' features not a number, on the second process only, in one batch."""
+    """Makes the images' features not a number, on the second process only, in one batch."""
 
     hook: Any = None
 

@@ -121,15 +121,15 @@ def test_every_command_uses_the_weights_that_were_validated(
     # The gallery is filled by the test within `fit`.
     task = load_task(best)
     names = read_predictions(run / "predictions" / "test.parquet").names
-    pictures = [Image.open(base.parent / "products" / "images" / Path(name).name) for name in names]
-    batch = torch.stack([torch.from_numpy(np.asarray(picture.convert("RGB"))).permute(2, 0, 1) for picture in pictures])
+    images = [Image.open(base.parent / "products" / "images" / Path(name).name) for name in names]
+    batch = torch.stack([torch.from_numpy(np.asarray(image.convert("RGB"))).permute(2, 0, 1) for image in images])
     with torch.no_grad():
         direct = task(batch)
     for name, values in expected.items():
         np.testing.assert_allclose(direct[name].numpy(), values, rtol=1e-4, atol=1e-5)
     gallery = Gallery.open(str(run / "gallery"))
     stored = gallery.table(["confidence_class"])
-    answered = ServedRun(run, device="cpu").predict(pictures)
+    answered = ServedRun(run, device="cpu").predict(images)
     for name, values in expected.items():
         for row, answer in zip(values, answered, strict=True):
             np.testing.assert_allclose(answer.tasks[name].probabilities, softmax(row), rtol=1e-3, atol=1e-5)

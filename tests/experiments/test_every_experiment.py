@@ -72,7 +72,7 @@ def tiny_network(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def tiny(experiment: dict[str, Any]) -> dict[str, Any]:
-    """What makes an experiment small: a tiny backbone of the same kind, small pictures, few of them."""
+    """What makes an experiment small: a tiny backbone of the same kind, small images, few of them."""
     overlay: dict[str, Any] = {
         "data": {"init_args": {"image": {"size": 32}, "loader": tiny_loader(experiment)}},
         "model": {"init_args": {"pretrained": False, **tiny_network(experiment["model"]["init_args"])}},

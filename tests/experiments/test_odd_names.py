@@ -13,7 +13,7 @@ from evaluation.__main__ import main as evaluation
 from experiments.train.cli import main as experiments
 from retrieval.__main__ import main as retrieval
 from retrieval.gallery import Gallery, filter_columns
-from tests.fake_pictures import COLOURS, picture
+from tests.fake_images import COLOURS, draw_image
 from vitrail.files import read_csv
 
 NAMES = [
@@ -51,7 +51,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = []
     for number in range(16):
         path = f"images/é #{number} [x].png"
-        picture(number % 2, list(COLOURS)[number % 6], look=number).save(place / "data" / path)
+        draw_image(number % 2, list(COLOURS)[number % 6], look=number).save(place / "data" / path)
         attributes = ";".join(f"{name}:v{number % 2}" for name in [*NAMES, *NO_COLUMNS])
         part = "train" if number < 8 else ("val", "test")[number % 4 // 2]
         rows.append([path, CLASSES[number % 2], attributes, "a caption", part])

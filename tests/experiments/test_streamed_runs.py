@@ -21,7 +21,7 @@ YAML = Path(__file__).parents[2] / "experiments" / "streamed_images.yaml"
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What makes the experiment small: 36 pictures for training, in six batches an epoch."""
+    """What makes the experiment small: 36 images for training, in six batches an epoch."""
     root = tmp_path_factory.mktemp("streamed")
     pack(source(root / "products"), root / "shards", "webdataset", shard_size=5)
     overlay = {

@@ -198,7 +198,7 @@ def test_what_a_checkpoint_replaces_is_never_fetched(tmp_path: Path, loads: list
     assert not loads
 
 
-def test_differing_pictures_are_told_once_at_the_start(tmp_path: Path, loads: list[str]) -> None:
+def test_differing_images_are_told_once_at_the_start(tmp_path: Path, loads: list[str]) -> None:
     def warned(**changes: Any) -> list[str]:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -209,7 +209,7 @@ def test_differing_pictures_are_told_once_at_the_start(tmp_path: Path, loads: li
     assert not warned(pretrained=False)
 
 
-def test_a_checkpoint_remembers_how_pictures_were_made(tmp_path: Path) -> None:
+def test_a_checkpoint_remembers_how_images_were_made(tmp_path: Path) -> None:
     data = TinyData({"size": SIZE, "crop_fraction": 0.8, "interpolation": "bilinear"})
     trainer = tiny_trainer(tmp_path)
     trainer.fit(seeded_multitask(), data)

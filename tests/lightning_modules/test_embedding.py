@@ -28,7 +28,7 @@ def test_class_prompts_are_encoded_once_an_evaluation(tmp_path: Path, monkeypatc
     assert calls == [8, 8]
 
 
-def test_a_checkpoint_alone_reads_text_and_pictures(tmp_path: Path) -> None:
+def test_a_checkpoint_alone_reads_text_and_images(tmp_path: Path) -> None:
     bert = write_bert(tmp_path / "bert", pooling="mean")
     towers = {"image": "test_resnet", "image_pretrained": False, "text": str(bert), "embed_dim": 8}
     task = DualEncoder(towers, CLASSES, PROMPTS, image_size=SIZE)  # type: ignore[arg-type]  # a plain dictionary

@@ -58,7 +58,7 @@ def dual_encoder(folder: Path) -> DualEncoder:
 
 
 def decided(task: ClassificationTask) -> ClassificationTask:
-    """A random network whose answers depend on the picture."""
+    """A random network whose answers depend on the image."""
     layers = [layer for layer in task.modules() if isinstance(layer, torch.nn.Linear)]
     with torch.no_grad():
         for layer in layers:
@@ -92,7 +92,7 @@ def answerer(folder: Path) -> VisionTask:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A member of each kind; all sort pictures into the same classes."""
+    """A member of each kind; all sort images into the same classes."""
     root = tmp_path_factory.mktemp("members")
     torch.manual_seed(0)
     tasks: dict[str, VisionTask] = {
@@ -140,7 +140,7 @@ def test_probabilities_are_the_mean(
         forward = ensemble(BATCH["image"])
     for task in tasks:
         expected = mean_of(members, task, views)
-        assert float(expected.std(dim=0).max()) > 1e-3  # pictures are told apart at all
+        assert float(expected.std(dim=0).max()) > 1e-3  # images are told apart at all
         torch.testing.assert_close(outputs["logits"][task].double().exp(), expected, rtol=1e-5, atol=1e-7)
         torch.testing.assert_close(forward[task], outputs["logits"][task])
     assert outputs["image_embedding"].shape == (5, ensemble.embedding_dim)
@@ -196,14 +196,14 @@ def test_an_ensemble_is_not_trained(runs: dict[str, str], tmp_path: Path) -> Non
         tiny_trainer(tmp_path).fit(ensemble, TinyData())
 
 
-def test_pictures_that_members_do_not_know_are_refused(runs: dict[str, str], tmp_path: Path) -> None:
+def test_images_that_members_do_not_know_are_refused(runs: dict[str, str], tmp_path: Path) -> None:
     ensemble = Ensemble([runs["multitask"], runs["other"]], TASKS)
     data = TinyData({"size": SIZE, "crop_fraction": 0.9, "interpolation": "bicubic"})
     with pytest.raises(UserError, match=r"data.init_args.image: .* of crop_fraction 1.0, the data make them of 0.9"):
         tiny_trainer(tmp_path).test(ensemble, data, verbose=False)
     small: InputOptions = {"size": 16, "crop_fraction": 1.0, "interpolation": "bicubic"}
     other = write_member(tmp_path / "small", tiny_classifier(image_size=16), options=small)
-    with pytest.raises(UserError, match=r"members: .*classifier saw pictures of size 32, .*small of 16; fit both"):
+    with pytest.raises(UserError, match=r"members: .*classifier saw images of size 32, .*small of 16; fit both"):
         Ensemble([runs["classifier"], other])
 
 

@@ -14,7 +14,7 @@ from experiments.train.cli import main
 from tests.experiments.conftest import only_run
 from tests.experiments.plain_figures import plain_figures
 from tests.fakes_models import write_qwen2_vl
-from tests.lightning_modules.tiny_answers import TEXTS, pictures, tiny_answerer
+from tests.lightning_modules.tiny_answers import TEXTS, images, tiny_answerer
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (the extra `quantized`)")
 
@@ -53,8 +53,8 @@ def test_answers_are_about_those_of_whole_weights(folder: Path) -> None:
     assert sum(isinstance(module, bitsandbytes.nn.Linear4bit) for module in small.modules()) > 10
     assert parameter_count(small) == parameter_count(whole)
     with torch.no_grad():
-        for name, expected in whole(pictures(3)).items():
-            found = small(pictures(3))[name]
+        for name, expected in whole(images(3)).items():
+            found = small(images(3))[name]
             assert not torch.equal(found, expected)
             torch.testing.assert_close(found, expected, atol=0.1, rtol=0)
 

@@ -19,7 +19,7 @@ from lightning_modules.dual_encoder import DualEncoder
 from lightning_modules.encoders.tokenizer import trained_tokenizer
 from tests.fakes_models import TEXTS, write_clip, write_siglip
 from tests.lightning_modules.tiny import SIZE, make_batch, tiny_classifier, tiny_multitask
-from tests.lightning_modules.tiny_answers import pictures, tiny_answerer
+from tests.lightning_modules.tiny_answers import images, tiny_answerer
 from tests.lightning_modules.tiny_pairs import pair_batch
 
 _SIZES = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48}
@@ -138,7 +138,7 @@ def test_generative_classifiers(lora: Any, tmp_path: Path) -> None:
     task.load_pretrained()
     task.train()
     label = torch.tensor([0, 1])
-    batch: Any = {"image": pictures(2), "label": label, "attributes": {"colour": label}, "sample_id": label}
+    batch: Any = {"image": images(2), "label": label, "attributes": {"colour": label}, "sample_id": label}
     task._shared_step(batch, "train")[0].backward()  # type: ignore[no-untyped-call]  # torch's
     assert without_gradient(task) == []
 

@@ -56,7 +56,7 @@ def test_one_line_tells_the_rates(tmp_path: Path, caplog: pytest.LogCaptureFixtu
 
 
 def test_processes_count() -> None:
-    # 8 GPUs with 256 pictures each learn 8 times as fast as one (Goyal et al., 2017).
+    # 8 GPUs with 256 images each learn 8 times as fast as one (Goyal et al., 2017).
     assert scaling_factor({"lr_scaling": "linear"}, 8 * 256) == 8
     assert scaling_factor({"lr_scaling": "sqrt", "lr_base_batch": 512}, 8 * 256) == 2
     assert scaling_factor({"lr_scaling": "sqrt"}, 128) == pytest.approx(math.sqrt(0.5))

@@ -130,7 +130,7 @@ def test_adapters_of_a_language_model_are_the_only_free_weights_and_begin_as_not
     assert {"visual" in name for name in free} == {"language": {False}, "vision": {True}, "both": {True, False}}[part]
     image = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
     with torch.no_grad():
-        assert torch.equal(adapted.eval().encode_pictures(image).features, plain.eval().encode_pictures(image).features)
+        assert torch.equal(adapted.eval().encode_images(image).features, plain.eval().encode_images(image).features)
 
 
 def test_what_a_checkpoint_needs_of_an_adapted_network() -> None:

@@ -61,7 +61,7 @@ def test_a_mixed_loss_is_that_of_soft_targets(smoothing: float) -> None:
     torch.testing.assert_close(loss.weight, torch.tensor(5.0))
 
 
-def test_of_a_mixed_picture_only_the_known_sides_count() -> None:
+def test_of_a_mixed_image_only_the_known_sides_count() -> None:
     logits, target, mix = some_logits(), torch.tensor([0, UNKNOWN, 2, 1, UNKNOWN]), some_mix()
     rows = F.log_softmax(logits, dim=1).neg()
     total, weight = torch.tensor(0.0), 0.0
@@ -170,7 +170,7 @@ def test_the_label_aware_loss_averages_over_all_positives() -> None:
 
 
 def test_equal_captions_do_not_pull_the_label_aware_loss_apart() -> None:
-    """Two pictures of one class with the same prompt: the plain loss cannot be satisfied, this one's gradient is 0."""
+    """Two images of one class with the same prompt: the plain loss cannot be satisfied, this one's gradient is 0."""
     vectors = torch.eye(2, dtype=torch.float64)[[0, 0, 1]].requires_grad_()
     pairs = Pairs(vectors, vectors, torch.tensor([0, 0, 1]))
     scale = torch.tensor(1000.0)

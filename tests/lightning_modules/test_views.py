@@ -1,4 +1,4 @@
-"""Views of pictures, against torchvision."""
+"""Views of images, against torchvision."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_zoom_is_the_middle_at_the_whole_size() -> None:
     assert torch.equal(seen, expected.round().clamp(0, 255).to(torch.uint8))
 
 
-def test_every_view_shows_a_plain_picture_as_it_is() -> None:
+def test_every_view_shows_a_plain_image_as_it_is() -> None:
     plain = torch.full((1, 3, 9, 7), 201, dtype=torch.uint8)
     for view in VIEWS:
         assert torch.equal(seen_as(plain, view), plain), view

@@ -1,4 +1,4 @@
-"""Tiny models that are asked about tiny pictures."""
+"""Tiny models that are asked about tiny images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TEXTS = [*QUESTIONS.values(), *LABELS["colour"], "rose", "tulip", "daisy", "yell
 
 
 def tiny_model(folder: Path, kind: str = "qwen2_vl") -> VisionLanguageModel:
-    """A tiny model with "pretrained" weights; weights large enough that its answers differ from picture to picture."""
+    """A tiny model with "pretrained" weights; weights large enough that its answers differ from image to image."""
     if not (folder / "config.json").exists():
         write_qwen2_vl(folder, texts=TEXTS, kind=kind, scale=8.0)
     model = VisionLanguageModel(str(folder), image_size=SIZE, texts=TEXTS)
@@ -37,7 +37,7 @@ def tiny_answerer(folder: Path, **changes: Any) -> GenerativeClassifier:
     return GenerativeClassifier(**{**arguments, **changes})
 
 
-def pictures(count: int, size: int = SIZE) -> torch.Tensor:
+def images(count: int, size: int = SIZE) -> torch.Tensor:
     """uint8 ``(count, 3, size, size)``, each different."""
     generator = torch.Generator().manual_seed(7)
     return torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""Tiny pictures with captions, and dual encoders that learn them in a few steps."""
+"""Tiny images with captions, and dual encoders that learn them in a few steps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def pair_batch(ids: list[int], *, padding: int = 0, captions: bool = False) -> B
     Args:
         ids: of the samples.
         padding: rows at the end that only fill up.
-        captions: whether the data set has captions of its own (two a picture) and no classes.
+        captions: whether the data set has captions of its own (two an image) and no classes.
     """
     rows = []
     for index in ids:
@@ -32,7 +32,7 @@ def pair_batch(ids: list[int], *, padding: int = 0, captions: bool = False) -> B
         base = torch.tensor([60 * (index % 4), 200 - 50 * (index % 4), 30 * (index % 7)]).view(3, 1, 1)
         rows.append((base + torch.randint(0, 40, (3, SIZE, SIZE), generator=generator)).clamp(0, 255).to(torch.uint8))
     sample_id = torch.tensor(ids)
-    own = [[f"{CLASSES[index % 4]} number {index}", f"picture {index} of a {CLASSES[index % 4]}"] for index in ids]
+    own = [[f"{CLASSES[index % 4]} number {index}", f"image {index} of a {CLASSES[index % 4]}"] for index in ids]
     batch: Batch = {
         "image": torch.stack(rows),
         "caption": [texts[0] for texts in own] if captions else [PROMPTS[index % 4][0] for index in ids],

@@ -9,18 +9,18 @@ import sys
 
 from retrieval.gallery import Gallery
 from retrieval.store import LanceStore
-from tests.retrieval.small_gallery import caption_rows, identity, picture_rows, vectors
+from tests.retrieval.small_gallery import caption_rows, identity, image_rows, vectors
 from vitrail.errors import UserError
 
 BATCH = ["new0", "p1", "new1"]
-"""Pictures that are added: two new ones, and one in the place of another."""
+"""Images that are added: two new ones, and one in the place of another."""
 
 
 def add_batch(gallery: Gallery) -> None:
     """Adds the batch, with a caption each."""
     captions = caption_rows(identity(), [(name, f"caption of {name}") for name in BATCH], vectors(len(BATCH), seed=5))
     with gallery.writing() as writer:
-        writer.add(picture_rows(identity(), BATCH, vectors(len(BATCH), seed=4)), captions)
+        writer.add(image_rows(identity(), BATCH, vectors(len(BATCH), seed=4)), captions)
 
 
 def killed_before_commit(gallery: Gallery, number: int) -> None:
@@ -54,7 +54,7 @@ def on_a_full_disk(gallery: Gallery) -> None:
     names = [f"many{row}" for row in range(5000)]
     try:
         with gallery.writing() as writer:
-            writer.add(picture_rows(identity(), names, vectors(len(names))))
+            writer.add(image_rows(identity(), names, vectors(len(names))))
     except UserError as error:
         sys.stdout.write(f"{error}\n")
 

@@ -52,7 +52,7 @@ def between_the_tables() -> None:
     LanceStore.create = kill_at(LanceStore.create, after=True)  # type: ignore[method-assign]
 
 
-def before_the_first_picture() -> None:
+def before_the_first_image() -> None:
     from retrieval import fill as filling
 
     filling.fill = kill_at(filling.fill)
@@ -65,10 +65,10 @@ def while_encoding() -> None:
     DualEncoder.predict_step = kill_at(DualEncoder.predict_step, 6)  # type: ignore[method-assign]
 
 
-def between_captions_and_pictures() -> None:
+def between_captions_and_images() -> None:
     from retrieval.store import LanceStore
 
-    # Of the second chunk: captions, pictures, captions, and then.
+    # Of the second chunk: captions, images, captions, and then.
     LanceStore.append = kill_at(LanceStore.append, 4)  # type: ignore[method-assign]
 
 
@@ -99,9 +99,9 @@ STAGES: dict[str, Callable[[], None]] = {
     for stage in (
         before_the_captions_table,
         between_the_tables,
-        before_the_first_picture,
+        before_the_first_image,
         while_encoding,
-        between_captions_and_pictures,
+        between_captions_and_images,
         after_the_last_commit,
         while_tidying,
         while_the_matrix_is_written,

@@ -1,4 +1,4 @@
-"""Pictures on disk with a table that tests change, and tiny models that fill galleries from them."""
+"""Images on disk with a table that tests change, and tiny models that fill galleries from them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Row = dict[str, Any]
 
 
 def row(number: int) -> Row:
-    """What the table says of a picture: two captions each, some colours unknown."""
+    """What the table says of an image: two captions each, some colours unknown."""
     name = TASKS["class"][number % 3]
     return {
         "name": f"photo {number}",
@@ -38,16 +38,16 @@ def row(number: int) -> Row:
     }
 
 
-def write_picture(root: Path, name: str, seed: int) -> None:
+def write_image(root: Path, name: str, seed: int) -> None:
     pixels = np.random.default_rng(seed).integers(0, 256, (SIDE + 4, SIDE, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(root / f"{name}.png")
 
 
 def write_photos(root: Path, count: int) -> Path:
-    """Writes so many pictures and their table."""
+    """Writes so many images and their table."""
     root.mkdir(parents=True, exist_ok=True)
     for number in range(count):
-        write_picture(root, f"photo {number}", number)
+        write_image(root, f"photo {number}", number)
     return write_table(root, [row(number) for number in range(count)])
 
 
@@ -57,7 +57,7 @@ def write_table(root: Path, rows: list[Row]) -> Path:
 
 
 class Photos(ImageDataModule):
-    """The pictures of ``write_photos``."""
+    """The images of ``write_photos``."""
 
     def __init__(
         self, root: str, batch_size: int = 4, captions: bool = False, checks: CheckOptions | None = None
@@ -102,7 +102,7 @@ def gallery_of(task: Any, datamodule: Photos, uri: Path) -> Gallery:
     return Gallery.open_or_create(str(uri), identity_of(task, "runs/tiny", datamodule.image_options, labels))
 
 
-def rows_of(uri: Path, table: str = "pictures") -> Any:
+def rows_of(uri: Path, table: str = "images") -> Any:
     """All rows of a gallery's table in their order, vectors included, as Arrow has them on disk."""
     import lancedb
 

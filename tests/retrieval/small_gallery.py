@@ -1,4 +1,4 @@
-"""A tiny gallery for tests: twelve pictures with vectors that mean something, made in a fraction of a second."""
+"""A tiny gallery for tests: twelve images with vectors that mean something, made in a fraction of a second."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from retrieval.gallery import Gallery
-from retrieval.schema import ModelIdentity, caption_schema, picture_schema
+from retrieval.schema import ModelIdentity, caption_schema, image_schema
 
 DIM = 8
 
@@ -19,10 +19,10 @@ COLOURS = ["black", "blue"]
 MATERIALS = ["leather", "plastic"]
 
 SHOWN = [(label, colour, material) for label in CLASSES for colour in COLOURS for material in MATERIALS]
-"""What each picture shows: class, colour, material; picture ``i`` is ``p<i>``."""
+"""What each image shows: class, colour, material; image ``i`` is ``p<i>``."""
 
 MISTAKES = {3: ("class", "sneakers"), 7: ("colour", "black")}
-"""What the model takes a picture for, where it is wrong."""
+"""What the model takes an image for, where it is wrong."""
 
 
 def identity(**changes: Any) -> ModelIdentity:
@@ -54,9 +54,9 @@ def meaning_vector(*words: str) -> NDArray[np.float32]:
     return np.asarray(vector / np.linalg.norm(vector), np.float32)
 
 
-def picture_rows(made_by: ModelIdentity, ids: list[str], matrix: NDArray[np.float32], **columns: list[Any]) -> pa.Table:
-    """Rows of the table of pictures; columns that are not given are empty."""
-    schema = picture_schema(made_by)
+def image_rows(made_by: ModelIdentity, ids: list[str], matrix: NDArray[np.float32], **columns: list[Any]) -> pa.Table:
+    """Rows of the table of images; columns that are not given are empty."""
+    schema = image_schema(made_by)
     given: dict[str, Any] = {"id": ids, "content": [f"{name:0>64}" for name in ids], **columns}
     given["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel()), made_by.dim)
     blank = {"path": "", "caption": "", "group": "", "split": "test", "text": ""}
@@ -72,21 +72,21 @@ def caption_rows(made_by: ModelIdentity, said: list[tuple[str, str]], matrix: ND
 
     Args:
         made_by: of the gallery.
-        said: id of the picture and text of each caption.
+        said: id of the image and text of each caption.
         matrix: float32 ``(len(said), D)``.
     """
     counts: dict[str, int] = {}
     ids = []
-    for picture, _ in said:
-        ids.append(f"{picture}#{counts.setdefault(picture, 0)}")
-        counts[picture] += 1
+    for image, _ in said:
+        ids.append(f"{image}#{counts.setdefault(image, 0)}")
+        counts[image] += 1
     vector = pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel()), made_by.dim)
     columns = [pa.array(ids), pa.array([p for p, _ in said]), pa.array([t for _, t in said]), vector]
     return pa.table(columns, caption_schema(made_by))
 
 
 def small_rows(made_by: ModelIdentity) -> tuple[pa.Table, pa.Table]:
-    """Rows of the twelve pictures and of their captions, two each."""
+    """Rows of the twelve images and of their captions, two each."""
     columns: dict[str, list[Any]] = {"group": [f"g{row // 2}" for row in range(len(SHOWN))]}
     columns["split"] = ["train", "val", "test", "test"] * 3
     columns["caption"] = [" ".join((colour, material, label.split("_")[-1])) for label, colour, material in SHOWN]
@@ -99,8 +99,8 @@ def small_rows(made_by: ModelIdentity) -> tuple[pa.Table, pa.Table]:
             columns[f"confidence_{task}"] = [0.4 + 0.05 * row for row in range(len(SHOWN))]
     predicted = [columns[f"predicted_{task}"] for task in made_by.predicts]
     columns["text"] = [" ".join(words) for words in zip(*predicted, strict=True)] if predicted else [""] * len(SHOWN)
-    columns = {name: values for name, values in columns.items() if name in picture_schema(made_by).names}
-    # A little noise, so that no two pictures have the same score.
+    columns = {name: values for name, values in columns.items() if name in image_schema(made_by).names}
+    # A little noise, so that no two images have the same score.
     matrix = np.stack([meaning_vector(*shown) for shown in SHOWN]) + 0.05 * vectors(len(SHOWN))
     matrix = (matrix / np.linalg.norm(matrix, axis=1, keepdims=True)).astype(np.float32)
     ids = [f"p{row}" for row in range(len(SHOWN))]
@@ -111,11 +111,11 @@ def small_rows(made_by: ModelIdentity) -> tuple[pa.Table, pa.Table]:
     ]
     spoken = np.repeat(np.stack([meaning_vector(*shown) for shown in SHOWN]), 2, axis=0) + 0.02 * vectors(24, seed=1)
     spoken = (spoken / np.linalg.norm(spoken, axis=1, keepdims=True)).astype(np.float32)
-    return picture_rows(made_by, ids, matrix, **columns), caption_rows(made_by, texts, spoken)
+    return image_rows(made_by, ids, matrix, **columns), caption_rows(made_by, texts, spoken)
 
 
 def small_gallery(folder: Path | str, **changes: Any) -> Gallery:
-    """Fills a new gallery with the twelve pictures.
+    """Fills a new gallery with the twelve images.
 
     Args:
         folder: where to make it; a path or URI.
@@ -123,7 +123,7 @@ def small_gallery(folder: Path | str, **changes: Any) -> Gallery:
     """
     made_by = identity(**changes)
     gallery = Gallery.create(str(folder), made_by)
-    pictures, captions = small_rows(made_by)
+    images, captions = small_rows(made_by)
     with gallery.writing() as writer:
-        writer.add(pictures, captions if made_by.encodes_text else None)
+        writer.add(images, captions if made_by.encodes_text else None)
     return gallery

@@ -16,8 +16,8 @@ def test_what_the_model_does_not_predict_is_null() -> None:
         "logits": {"class": logits},
     }
     chunk.add(outputs, {}, "model")
-    pictures = chunk.encoded().pictures
-    assert pictures.column("sample_id").to_pylist() == [3, 5, 7]
-    assert pictures.column("predicted_class").to_pylist() == [None, None, "cap"]
+    images = chunk.encoded().images
+    assert images.column("sample_id").to_pylist() == [3, 5, 7]
+    assert images.column("predicted_class").to_pylist() == [None, None, "cap"]
     expected = logits.softmax(dim=1).amax(dim=1)[[1, 2, 0]]
-    torch.testing.assert_close(torch.tensor(pictures.column("confidence_class").to_pylist()), expected)
+    torch.testing.assert_close(torch.tensor(images.column("confidence_class").to_pylist()), expected)

@@ -27,8 +27,8 @@ from tests.retrieval.photos import (
     photos,
     row,
     rows_of,
+    write_image,
     write_photos,
-    write_picture,
     write_table,
 )
 from vitrail.errors import UserError
@@ -53,7 +53,7 @@ def filled(root: Path, uri: Path, task: Any = None, captions: bool = False, **op
 
 
 class Looking:
-    """Counts the pictures that a model is shown."""
+    """Counts the images that a model is shown."""
 
     def __init__(self, task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seen: list[int] = []
@@ -105,17 +105,17 @@ def test_what_is_there_is_neither_encoded_nor_read_again(
     before = rows_of(tmp_path / "gallery")
     task = classifier()
     looking = Looking(task, monkeypatch)
-    monkeypatch.setattr(Photos, "read_image", lambda self, index: pytest.fail(f"picture {index} was read"))
-    monkeypatch.setattr(Photos, "picture_files", True)
+    monkeypatch.setattr(Photos, "read_image", lambda self, index: pytest.fail(f"image {index} was read"))
+    monkeypatch.setattr(Photos, "image_files", True)
     assert filled(root, tmp_path / "gallery", task) == FillReport(unchanged=COUNT)
     assert looking.seen == []
     assert rows_of(tmp_path / "gallery").equals(before)
 
 
-def test_new_pictures_are_appended(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_images_are_appended(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     filled(root, tmp_path / "gallery")
     before = rows_of(tmp_path / "gallery")
-    write_picture(root, "photo 99", 99)
+    write_image(root, "photo 99", 99)
     write_table(root, [row(99), *(row(number) for number in range(COUNT))])  # in front of the others
     task = classifier()
     looking = Looking(task, monkeypatch)
@@ -131,7 +131,7 @@ def test_other_content_is_encoded_and_other_labels_are_not(
 ) -> None:
     filled(root, tmp_path / "gallery")
     before = {entry["id"]: entry for entry in rows_of(tmp_path / "gallery").to_pylist()}
-    write_picture(root, "photo 3", 333)
+    write_image(root, "photo 3", 333)
     changed = [row(number) for number in range(COUNT)]
     changed[5]["colour"] = None
     changed[6]["split"] = "val"
@@ -162,7 +162,7 @@ def test_captions_have_vectors_of_their_own(root: Path, tmp_path: Path, clip: Pa
     filled(root, tmp_path / "gallery", task, captions=True)
     captions = rows_of(tmp_path / "gallery", "captions").to_pylist()
     said = [(f"photo {n}#{k}", f"photo {n}", row(n)["caption"][k]) for n in range(COUNT) for k in range(2)]
-    assert [(entry["id"], entry["picture"], entry["caption"]) for entry in captions] == said
+    assert [(entry["id"], entry["image"], entry["caption"]) for entry in captions] == said
     with torch.no_grad():
         expected = task.encode_text([text for _, _, text in said])
     np.testing.assert_allclose([entry["vector"] for entry in captions], expected.numpy(), atol=1e-5)
@@ -200,7 +200,7 @@ def test_zero_shot_predictions_are_stored(root: Path, tmp_path: Path, clip: Path
     assert rows.column("text").to_pylist() == rows.column("predicted_class").to_pylist()
 
 
-def test_generated_pictures_get_thumbnails_and_hashes(tmp_path: Path) -> None:
+def test_generated_images_get_thumbnails_and_hashes(tmp_path: Path) -> None:
     data = Wares(n_samples=20, views=2, resolution=32, image={"size": SIDE}, loader={"batch_size": 4})
     data.setup("predict")
     task = classifier()
@@ -210,8 +210,8 @@ def test_generated_pictures_get_thumbnails_and_hashes(tmp_path: Path) -> None:
     assert {entry["path"] for entry in rows} == {""}
     first = data.read_image(0).permute(1, 2, 0).contiguous().numpy()
     assert rows[0]["content"] == content_of(first).hex()
-    with Image.open(io.BytesIO(rows[0]["thumbnail"])) as picture:
-        assert (picture.format, picture.size) == ("JPEG", (SIDE, SIDE))
+    with Image.open(io.BytesIO(rows[0]["thumbnail"])) as image:
+        assert (image.format, image.size) == ("JPEG", (SIDE, SIDE))
     again = fill(task, data, Gallery.open(str(tmp_path / "gallery")))
     assert again == FillReport(unchanged=20)
 
@@ -263,5 +263,5 @@ def test_diverged_model_is_refused(root: Path, tmp_path: Path) -> None:
 
 def test_empty_splits_are_told(root: Path, tmp_path: Path) -> None:
     write_table(root, [{**row(number), "split": "train"} for number in range(COUNT)])
-    with pytest.raises(UserError, match="no picture in val, test"):
+    with pytest.raises(UserError, match="no image in val, test"):
         filled(root, tmp_path / "gallery", splits=["val", "test"])

@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def store(folder: Path) -> Store:
-    store = open_store(str(folder), "pictures")
+    store = open_store(str(folder), "images")
     assert store is not None
     return store
 

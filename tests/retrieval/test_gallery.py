@@ -18,8 +18,8 @@ from tests.retrieval.small_gallery import (
     SHOWN,
     caption_rows,
     identity,
+    image_rows,
     meaning_vector,
-    picture_rows,
     small_gallery,
     vectors,
 )
@@ -58,7 +58,7 @@ def test_a_gallery_outside_of_this_machines_folders_is_filled_and_searched(
     far = small_gallery("shared-memory://far")
     assert Gallery.open("shared-memory://far").nearest(QUERIES, 12) == small.nearest(QUERIES, 12)
     assert far.nearest_captions(QUERIES, 5) == small.nearest_captions(QUERIES, 5)
-    assert len(list(tmp_path.glob("galleries/*/pictures.*.vectors"))) == 1
+    assert len(list(tmp_path.glob("galleries/*/images.*.vectors"))) == 1
 
 
 def test_it_finds_what_the_query_means(small: Gallery) -> None:
@@ -82,9 +82,9 @@ def test_rows_and_vectors_come_in_the_order_that_was_asked_for(small: Gallery) -
 
 
 def test_a_name_that_is_not_there_is_told(small: Gallery) -> None:
-    with pytest.raises(UserError, match="no picture 'p12'"):
+    with pytest.raises(UserError, match="no image 'p12'"):
         small.rows(["p1", "p12"], ["id"])
-    with pytest.raises(UserError, match='no picture "it\'s"'):
+    with pytest.raises(UserError, match='no image "it\'s"'):
         small.vectors(["it's"])
 
 
@@ -104,11 +104,11 @@ def test_wrong_questions_are_one_line(small: Gallery) -> None:
 
 def test_any_text_is_a_name(tmp_path: Path) -> None:
     gallery = Gallery.create(str(tmp_path / "g"), identity(encodes_text=False))
-    names = ["it's", 'a "b"', "c\\d", "e\nf", "", "ü/é 1", "g; DROP TABLE pictures --", "%", "`h`", "x" * 5000]
+    names = ["it's", 'a "b"', "c\\d", "e\nf", "", "ü/é 1", "g; DROP TABLE images --", "%", "`h`", "x" * 5000]
     matrix = vectors(len(names))
     with gallery.writing() as writer:
-        writer.add(picture_rows(gallery.identity, names, matrix))
-        writer.add(picture_rows(gallery.identity, names[:6], matrix[:6]))
+        writer.add(image_rows(gallery.identity, names, matrix))
+        writer.add(image_rows(gallery.identity, names[:6], matrix[:6]))
     assert len(gallery) == len(names)
     assert np.array_equal(gallery.vectors(names), matrix)
     assert [hits[0].id for hits in gallery.nearest(matrix, 1)] == names
@@ -117,12 +117,12 @@ def test_any_text_is_a_name(tmp_path: Path) -> None:
     assert gallery.table(["id"]).column("id").to_pylist() == names[6:] + names[4:6]
 
 
-def test_captions_are_found_once_each_and_only_of_pictures_that_the_filter_keeps(tmp_path: Path) -> None:
+def test_captions_are_found_once_each_and_only_of_images_that_the_filter_keeps(tmp_path: Path) -> None:
     gallery = Gallery.create(str(tmp_path / "g"), identity())
     said = [("a", "one"), ("a", "two"), ("b", "one"), ("c", "three"), ("b", "four")]
     spoken = vectors(len(said), seed=3)
     spoken[2] = spoken[0]
-    rows = picture_rows(identity(), ["a", "b", "c"], vectors(3), split=["train", "test", "test"])
+    rows = image_rows(identity(), ["a", "b", "c"], vectors(3), split=["train", "test", "test"])
     with gallery.writing() as writer:
         writer.add(rows, caption_rows(identity(), said, spoken))
     for where, texts in (("", ["one", "two", "three", "four"]), ("split = 'test'", ["one", "three", "four"])):
@@ -130,9 +130,9 @@ def test_captions_are_found_once_each_and_only_of_pictures_that_the_filter_keeps
         scores = {text: float(vector @ spoken[0]) for (_, text), vector in zip(said, spoken, strict=True)}
         assert [hit.caption for hit in hits] == sorted(texts, key=lambda text: -scores[text])
         assert [hit.score for hit in hits] == pytest.approx(sorted((scores[t] for t in texts), reverse=True), abs=1e-6)
-        assert hits[0].picture == ("b" if where else "a")
+        assert hits[0].image == ("b" if where else "a")
     written = gallery.captions_of(["c", "b", "nobody"])
-    assert list(zip(*written.select(["picture", "caption"]).to_pydict().values(), strict=True)) == said[2:]
+    assert list(zip(*written.select(["image", "caption"]).to_pydict().values(), strict=True)) == said[2:]
     assert np.array_equal(matrix_of(written.column("vector")), spoken[2:])
     without = Gallery.create(str(tmp_path / "none"), identity(encodes_text=False))
     with pytest.raises(UserError, match="has no captions"):
@@ -141,7 +141,7 @@ def test_captions_are_found_once_each_and_only_of_pictures_that_the_filter_keeps
         without.captions_of(["a"])
 
 
-def test_search_stays_that_of_brute_force_while_pictures_come_change_and_go(tmp_path: Path) -> None:
+def test_search_stays_that_of_brute_force_while_images_come_change_and_go(tmp_path: Path) -> None:
     gallery = Gallery.create(str(tmp_path / "g"), identity())
     content: dict[str, NDArray[np.float32]] = {}
     draws = np.random.default_rng(5)
@@ -159,7 +159,7 @@ def test_search_stays_that_of_brute_force_while_pictures_come_change_and_go(tmp_
                 matrix = vectors(len(names), seed=int(draws.integers(1 << 30)))
                 matrix[3] = matrix[2]  # equal scores keep the gallery's order
                 splits = ["test" if name[-1] in "02468" else "train" for name in names]
-                writer.add(picture_rows(identity(), names, matrix, split=splits))
+                writer.add(image_rows(identity(), names, matrix, split=splits))
                 for was_there in (True, False):  # replaced ones stand before new ones, both at the end
                     for name, vector in zip(names, matrix, strict=True):
                         if (name in old) == was_there:
@@ -171,7 +171,7 @@ def test_search_stays_that_of_brute_force_while_pictures_come_change_and_go(tmp_
             for where, keep in (("", lambda _: True), ("split = 'test'", lambda name: name[-1] in "02468")):
                 hits = [[hit.id for hit in near] for near in found.nearest(QUERIES, 30, where)]
                 assert hits == brute_force(content, QUERIES, 30, keep)
-        assert len(list(Path(gallery.uri).glob("pictures.*.vectors"))) == 1
+        assert len(list(Path(gallery.uri).glob("images.*.vectors"))) == 1
 
 
 def test_a_reader_goes_on_with_what_was_there_when_it_opened(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_a_reader_goes_on_with_what_was_there_when_it_opened(tmp_path: Path) -> 
     before = reader.nearest(QUERIES, 30)
     with gallery.writing() as writer:
         writer.remove(["p0", "p1"])
-        writer.add(picture_rows(identity(), ["new"], vectors(1)))
+        writer.add(image_rows(identity(), ["new"], vectors(1)))
         # Reading goes on beside the writer.
         assert Gallery.open(gallery.uri).nearest(QUERIES, 3) == gallery.nearest(QUERIES, 3)
     assert reader.nearest(QUERIES, 30) == before
@@ -201,7 +201,7 @@ def test_another_models_gallery_is_refused_and_a_new_name_asked_for(small: Galle
     assert len(Gallery.open_or_create(small.uri, identity(run="runs/same_weights_elsewhere"))) == len(SHOWN)
     others = {
         "the weights of runs/other are others": identity(weights="b" * 64, run="runs/other"),
-        "pictures were made as": identity(input_options={"size": 64}),
+        "images were made as": identity(input_options={"size": 64}),
         "the model predicts other classes": identity(predicts={"class": ["x"]}),
         "the task is another": identity(task="MultiTask"),
         "the data have labels of class, not of class, colour, material": identity(labels=["class"]),
@@ -232,7 +232,7 @@ def test_what_is_no_gallery_is_told(small: Gallery, tmp_path: Path) -> None:
         Gallery.create(str(tmp_path / "file.txt"), identity())
     with pytest.raises(UserError, match="there is a gallery already"):
         Gallery.create(small.uri, identity())
-    with pytest.raises(UserError, match="nowhere://x: table 'pictures' cannot be read"):
+    with pytest.raises(UserError, match="nowhere://x: table 'images' cannot be read"):
         Gallery.open("nowhere://x")
     assert {path.name for path in tmp_path.iterdir()} == {"file.txt"}
 
@@ -241,13 +241,13 @@ def test_tables_that_others_made_are_no_gallery(tmp_path: Path) -> None:
     import lancedb
 
     database = lancedb.connect(str(tmp_path / "foreign"))
-    database.create_table("pictures", picture_rows(identity(), ["a"], vectors(1)).replace_schema_metadata(None))
+    database.create_table("images", image_rows(identity(), ["a"], vectors(1)).replace_schema_metadata(None))
     with pytest.raises(UserError, match="no gallery's"):
         Gallery.open(str(tmp_path / "foreign"))
-    newer = picture_rows(identity(), ["a"], vectors(1))
+    newer = image_rows(identity(), ["a"], vectors(1))
     text = newer.schema.metadata[b"vitrail.gallery"].replace(b'"format": 1', b'"format": 2')
     lancedb.connect(str(tmp_path / "newer")).create_table(
-        "pictures", newer.replace_schema_metadata({b"vitrail.gallery": text})
+        "images", newer.replace_schema_metadata({b"vitrail.gallery": text})
     )
     with pytest.raises(UserError, match="newer version"):
         Gallery.open(str(tmp_path / "newer"))

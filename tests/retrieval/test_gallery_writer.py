@@ -16,7 +16,7 @@ from retrieval.gallery import Gallery
 from retrieval.schema import CAPTIONS
 from retrieval.store import LanceStore
 from tests.retrieval.gallery_processes import BATCH, add_batch
-from tests.retrieval.small_gallery import caption_rows, identity, picture_rows, small_gallery, small_rows, vectors
+from tests.retrieval.small_gallery import caption_rows, identity, image_rows, small_gallery, small_rows, vectors
 from vitrail.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +26,7 @@ def content(gallery: Gallery) -> tuple[pa.Table, pa.Table]:
     """Everything in the gallery's two tables, in order."""
     captions = LanceStore.open(gallery.uri, CAPTIONS)
     assert captions is not None
-    said = captions.scan(["id", "picture", "caption", "vector"]).drop_columns(["_rowid"])
+    said = captions.scan(["id", "image", "caption", "vector"]).drop_columns(["_rowid"])
     return gallery.table(["id", "content", "caption", "text", "run", "vector"]), said
 
 
@@ -38,16 +38,16 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Gallery:
 
 
 def check_what_a_kill_left(uri: str) -> None:
-    """The gallery opens, every picture is found, and captions belong to pictures."""
+    """The gallery opens, every image is found, and captions belong to images."""
     left = Gallery.open(uri)
     ids = set(left.table(["id"]).column("id").to_pylist())
     assert {f"p{row}" for row in range(12)} <= ids <= {f"p{row}" for row in range(12)} | set(BATCH)
     assert {hit.id for hit in left.nearest(vectors(1), 20)[0]} == ids
-    assert {hit.picture for hit in left.nearest_captions(vectors(1), 100)[0]} <= ids
+    assert {hit.image for hit in left.nearest_captions(vectors(1), 100)[0]} <= ids
 
 
 COMMITS = 4
-"""Removing the replaced picture's captions, adding the new ones, replacing a picture, adding pictures."""
+"""Removing the replaced image's captions, adding the new ones, replacing an image, adding images."""
 
 
 @pytest.mark.parametrize("number", range(COMMITS))
@@ -75,7 +75,7 @@ def test_a_writer_that_stops_before_any_commit_can_be_finished(
         assert found.equals(expected)
 
 
-def test_a_writer_that_is_killed_between_captions_and_pictures_can_be_finished(
+def test_a_writer_that_is_killed_between_captions_and_images_can_be_finished(
     undisturbed: Gallery, tmp_path: Path
 ) -> None:
     gallery = small_gallery(tmp_path / "g")
@@ -89,7 +89,7 @@ def test_a_writer_that_is_killed_between_captions_and_pictures_can_be_finished(
         assert found.equals(expected)
 
 
-def test_the_next_writer_removes_captions_that_a_kill_left_without_a_picture(tmp_path: Path) -> None:
+def test_the_next_writer_removes_captions_that_a_kill_left_without_a_image(tmp_path: Path) -> None:
     gallery = small_gallery(tmp_path / "g")
     captions = LanceStore.open(gallery.uri, CAPTIONS)
     assert captions is not None
@@ -104,15 +104,15 @@ def test_the_next_writer_removes_captions_that_a_kill_left_without_a_picture(tmp
 
 def test_replacing_and_removing_takes_captions_along(tmp_path: Path) -> None:
     gallery = small_gallery(tmp_path / "g")
-    pictures, captions = small_rows(identity())
+    images, captions = small_rows(identity())
     with gallery.writing() as writer:
         writer.remove(["p0", "p1"])
-        writer.add(pictures.slice(2, 1), captions.slice(4, 1))
-        writer.add(pictures.slice(3, 1))  # its captions stay
-        writer.add(pictures.slice(4, 1), captions.slice(0, 0))
+        writer.add(images.slice(2, 1), captions.slice(4, 1))
+        writer.add(images.slice(3, 1))  # its captions stay
+        writer.add(images.slice(4, 1), captions.slice(0, 0))
     said = LanceStore.open(gallery.uri, CAPTIONS)
     assert said is not None
-    owners = said.scan(["picture"]).column("picture").to_pylist()
+    owners = said.scan(["image"]).column("image").to_pylist()
     assert {name: owners.count(name) for name in ("p0", "p1", "p2", "p3", "p4", "p5")} == {
         "p0": 0, "p1": 0, "p2": 1, "p3": 2, "p4": 0, "p5": 2,
     }  # fmt: skip
@@ -134,24 +134,24 @@ def test_a_vector_that_is_not_of_unit_length_is_refused(tmp_path: Path, broken: 
     gallery = small_gallery(tmp_path / "g")
     matrix = vectors(3)
     matrix[1] *= broken
-    with pytest.raises(UserError, match="picture 'b': its vector has the length"), gallery.writing() as writer:
-        writer.add(picture_rows(identity(), ["a", "b", "c"], matrix))
+    with pytest.raises(UserError, match="image 'b': its vector has the length"), gallery.writing() as writer:
+        writer.add(image_rows(identity(), ["a", "b", "c"], matrix))
     assert len(Gallery.open(gallery.uri)) == 12
 
 
 def test_rows_that_do_not_belong_are_refused(tmp_path: Path) -> None:
     gallery = small_gallery(tmp_path / "g")
-    good = picture_rows(identity(), ["a", "b"], vectors(2))
+    good = image_rows(identity(), ["a", "b"], vectors(2))
     with gallery.writing() as writer:
         with pytest.raises(ValueError, match="an id is there twice"):
-            writer.add(picture_rows(identity(), ["a", "a"], vectors(2)))
+            writer.add(image_rows(identity(), ["a", "a"], vectors(2)))
         with pytest.raises(ValueError, match="'caption'"):
             writer.add(good.drop_columns(["caption"]))
         with pytest.raises(ValueError, match="of 'elsewhere'"):
             writer.add(good, caption_rows(identity(), [("elsewhere", "x")], vectors(1)))
-        with pytest.raises(UserError, match="no picture 'nobody'"):
+        with pytest.raises(UserError, match="no image 'nobody'"):
             writer.remove(["p0", "nobody"])
     assert len(Gallery.open(gallery.uri)) == 12
     silent = small_gallery(tmp_path / "silent", encodes_text=False)
     with silent.writing() as writer, pytest.raises(ValueError, match="encodes no texts"):
-        writer.add(picture_rows(silent.identity, ["a"], vectors(1)), caption_rows(identity(), [("a", "x")], vectors(1)))
+        writer.add(image_rows(silent.identity, ["a"], vectors(1)), caption_rows(identity(), [("a", "x")], vectors(1)))

@@ -17,9 +17,9 @@ from vitrail.errors import UserError
 
 WITHOUT_GALLERY = {"before_the_captions_table", "between_the_tables"}
 COMMITTED = {
-    "before_the_first_picture": {0},
+    "before_the_first_image": {0},
     "while_encoding": {0, CHUNK},
-    "between_captions_and_pictures": {CHUNK},
+    "between_captions_and_images": {CHUNK},
     "after_the_last_commit": {COUNT},
     "while_tidying": {COUNT},
     "while_the_matrix_is_written": {COUNT},
@@ -64,7 +64,7 @@ def test_what_a_kill_leaves_opens(folder: Path, stage: str) -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_finishing_makes_the_undisturbed_gallery(folder: Path, stage: str) -> None:
     assert len(rows_of(folder / "undisturbed")) == COUNT
-    for table, rows in (("pictures", COUNT), ("captions", 2 * COUNT)):
+    for table, rows in (("images", COUNT), ("captions", 2 * COUNT)):
         finished, undisturbed = rows_of(folder / stage, table), rows_of(folder / "undisturbed", table)
         assert finished.num_rows == rows
         assert finished.equals(undisturbed)
@@ -73,11 +73,11 @@ def test_finishing_makes_the_undisturbed_gallery(folder: Path, stage: str) -> No
 @pytest.mark.parametrize("stage", STAGES)
 def test_nothing_half_written_is_left(folder: Path, stage: str) -> None:
     made = {path.name.split(".")[0] for path in (folder / stage).glob("*.vectors")}
-    assert made == {"pictures", "captions"}
+    assert made == {"images", "captions"}
     assert not list((folder / stage).glob(".*.part.*"))
     found = Gallery.open(str(folder / stage))
     again = Gallery.open(str(folder / "undisturbed"))
-    for table in ("pictures", "captions"):
+    for table in ("images", "captions"):
         mine, theirs = vectors_in(folder / stage, table), vectors_in(folder / "undisturbed", table)
         np.testing.assert_array_equal(mine.matrix, theirs.matrix)
         np.testing.assert_array_equal(mine.coarse.codes, theirs.coarse.codes)

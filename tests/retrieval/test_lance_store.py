@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from retrieval.gallery import Gallery
-from retrieval.schema import PICTURES, caption_schema
+from retrieval.schema import IMAGES, caption_schema
 from retrieval.store import ROW_ID, LanceStore
 from tests.retrieval.small_gallery import caption_rows, identity, small_gallery, vectors
 from vitrail.errors import UserError
@@ -70,7 +70,7 @@ def test_vectors_come_in_batches_in_the_order_of_the_rows(store: LanceStore) -> 
 
 def test_many_values_are_deleted(store: LanceStore) -> None:
     store.append(rows([f"c'{row}" for row in range(700)]))
-    store.delete("picture", [f"c'{row}" for row in range(690)])
+    store.delete("image", [f"c'{row}" for row in range(690)])
     assert len(store) == 310
 
 
@@ -122,8 +122,8 @@ def test_a_writer_that_slips_in_between_check_and_commit_is_told(monkeypatch: py
 
 
 def test_a_kill_while_a_table_was_being_made_leaves_room_for_it(tmp_path: Path) -> None:
-    (tmp_path / "pictures.lance" / "_transactions").mkdir(parents=True)
-    (tmp_path / "pictures.lance" / "_transactions" / "0.txn").write_bytes(b"half")
+    (tmp_path / "images.lance" / "_transactions").mkdir(parents=True)
+    (tmp_path / "images.lance" / "_transactions" / "0.txn").write_bytes(b"half")
     with pytest.raises(UserError, match="is no gallery"):
         Gallery.open(str(tmp_path))
     assert len(small_gallery(tmp_path)) == 12
@@ -150,7 +150,7 @@ def largest(folder: Path) -> Path:
 @pytest.mark.parametrize("harm", ["cut", "removed", "emptied", "overwritten"])
 def test_a_damaged_file_of_rows_is_one_line_and_the_rest_stays(tmp_path: Path, harm: str) -> None:
     gallery = small_gallery(tmp_path / "g")
-    file = largest(tmp_path / "g" / "pictures.lance" / "data")
+    file = largest(tmp_path / "g" / "images.lance" / "data")
     if harm == "cut":
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     elif harm == "removed":
@@ -162,7 +162,7 @@ def test_a_damaged_file_of_rows_is_one_line_and_the_rest_stays(tmp_path: Path, h
     before = {path: path.stat().st_size for path in (tmp_path / "g").rglob("*") if path.is_file()}
     damaged = Gallery.open(gallery.uri)
     for ask in (lambda: damaged.table(["id"]), lambda: damaged.nearest(vectors(1), 3, "colour = 'blue'")):
-        with pytest.raises(UserError, match="table 'pictures' cannot be read") as caught:
+        with pytest.raises(UserError, match="table 'images' cannot be read") as caught:
             ask()
         assert "\n" not in str(caught.value)
         assert ".rs:" not in str(caught.value)
@@ -174,18 +174,18 @@ def test_a_damaged_file_of_rows_is_one_line_and_the_rest_stays(tmp_path: Path, h
 @pytest.mark.parametrize("harm", ["cut", "emptied", "all removed"])
 def test_a_damaged_list_of_revisions_is_one_line_and_nobody_writes_over_it(tmp_path: Path, harm: str) -> None:
     uri = small_gallery(tmp_path / "g").uri
-    versions = tmp_path / "g" / "pictures.lance" / "_versions"
+    versions = tmp_path / "g" / "images.lance" / "_versions"
     newest = min(versions.glob("*.manifest"))  # numbers count down
     if harm == "all removed":
         shutil.rmtree(versions)
     else:
         newest.write_bytes(newest.read_bytes()[: 40 if harm == "cut" else 0])
     for ask in (Gallery.open, lambda place: Gallery.open_or_create(place, identity())):
-        with pytest.raises(UserError, match="table 'pictures'") as caught:
+        with pytest.raises(UserError, match="table 'images'") as caught:
             ask(uri)
         assert "\n" not in str(caught.value)
         assert "copy" in str(caught.value)
-    assert list((tmp_path / "g" / "pictures.lance" / "data").iterdir())
+    assert list((tmp_path / "g" / "images.lance" / "data").iterdir())
 
 
 def test_a_full_disk_is_one_line_and_what_was_there_stays(tmp_path: Path) -> None:
@@ -202,5 +202,5 @@ def test_a_full_disk_is_one_line_and_what_was_there_stays(tmp_path: Path) -> Non
 
 
 def test_only_one_of_the_names_is_a_table(tmp_path: Path) -> None:
-    assert LanceStore.open(str(tmp_path / "none"), PICTURES) is None
+    assert LanceStore.open(str(tmp_path / "none"), IMAGES) is None
     assert not (tmp_path / "none").exists()

@@ -10,7 +10,7 @@ import pytest
 
 from retrieval.__main__ import main
 from retrieval.gallery import Gallery
-from tests.retrieval.small_gallery import identity, picture_rows, small_gallery, vectors
+from tests.retrieval.small_gallery import identity, image_rows, small_gallery, vectors
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,14 +69,14 @@ def test_build_index_prints_recall(tmp_path: Path, capsys: pytest.CaptureFixture
     made_by = identity(encodes_text=False, dim=16)
     gallery = Gallery.create(str(tmp_path / "g"), made_by)
     with gallery.writing() as writer:
-        writer.add(picture_rows(made_by, [f"p{row}" for row in range(1000)], vectors(1000, dim=16)))
+        writer.add(image_rows(made_by, [f"p{row}" for row in range(1000)], vectors(1000, dim=16)))
     assert main(["build-index", "--gallery", gallery.uri, "--sample", "0"]) == 2
     assert "--sample: is 0" in capsys.readouterr().err
     assert main(["build-index", "--gallery", gallery.uri, "--sample", "20"]) == 0
     said = capsys.readouterr().out
-    assert "index of 1,000 pictures; recall@10 against exact search " in said
+    assert "index of 1,000 images; recall@10 against exact search " in said
     recall = float(said.split("against exact search ")[1].split()[0])
     assert 0.8 < recall <= 1
-    assert "search stays exact up to 1,000,000 pictures" in said
+    assert "search stays exact up to 1,000,000 images" in said
     assert main(["info", "--gallery", gallery.uri]) == 0
     assert "built" in capsys.readouterr().out

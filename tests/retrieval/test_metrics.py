@@ -25,7 +25,7 @@ from retrieval.metrics import (
     relevant_ranks,
 )
 
-PICTURES = 40
+IMAGES = 40
 
 
 def unit(*shape: int, seed: int) -> torch.Tensor:
@@ -33,12 +33,12 @@ def unit(*shape: int, seed: int) -> torch.Tensor:
 
 
 def captions() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Pictures and texts that resemble them a little: 1 to 4 texts a picture, ids in no order."""
+    """Images and texts that resemble them a little: 1 to 4 texts an image, ids in no order."""
     generator = torch.Generator().manual_seed(3)
-    image_ids = torch.randperm(1000, generator=generator)[:PICTURES]
-    text_ids = image_ids.repeat_interleave(torch.randint(1, 5, (PICTURES,), generator=generator))
+    image_ids = torch.randperm(1000, generator=generator)[:IMAGES]
+    text_ids = image_ids.repeat_interleave(torch.randint(1, 5, (IMAGES,), generator=generator))
     text_ids = text_ids[torch.randperm(len(text_ids), generator=generator)]
-    images = unit(PICTURES, 8, seed=0)
+    images = unit(IMAGES, 8, seed=0)
     own = images[(text_ids[:, None] == image_ids).int().argmax(dim=1)]
     return images, F.normalize(own + 2 * unit(len(text_ids), 8, seed=1), dim=1), image_ids, text_ids
 

@@ -68,7 +68,7 @@ def test_a_name_that_ends_another_is_said_whole() -> None:
     assert class_texts(["bottle", "water_bottle"], "unique") == {"bottle": "bottle", "water_bottle": "water bottle"}
 
 
-def test_names_are_told_apart_from_classes_that_no_picture_shows() -> None:
+def test_names_are_told_apart_from_classes_that_no_image_shows() -> None:
     queries = attribute_queries({"class": ["water_bottle"]}, "unique", class_names=["water_bottle", "shampoo_bottle"])
     assert [query.text for query in queries] == ["water bottle"]
 

@@ -126,10 +126,10 @@ def test_parser_errors_become_one_line_that_names_key_and_value(
 
 def test_user_error_is_printed_without_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     def command() -> None:
-        raise UserError("labels.csv:3: no such picture")
+        raise UserError("labels.csv:3: no such image")
 
     assert run_reporting_user_errors(command) == 2
-    assert capsys.readouterr().err == "error: labels.csv:3: no such picture\n"
+    assert capsys.readouterr().err == "error: labels.csv:3: no such image\n"
 
 
 def test_debugging_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

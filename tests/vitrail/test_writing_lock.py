@@ -78,7 +78,7 @@ def test_one_that_comes_while_the_gallery_is_made_finds_it(tmp_path: Path, monke
             yield
 
     monkeypatch.setattr("retrieval.gallery.writing_lock", after_the_other)
-    assert Gallery.open_or_create(uri, identity())._pictures.revision == made[0]._pictures.revision
+    assert Gallery.open_or_create(uri, identity())._images.revision == made[0]._images.revision
 
 
 def test_a_gallery_in_a_folder_that_cannot_be_written_is_refused_by_name(tmp_path: Path) -> None:

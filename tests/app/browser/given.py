@@ -1,4 +1,4 @@
-"""Pictures that a person gives to the page, and the ways of giving them."""
+"""Images that a person gives to the page, and the ways of giving them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from datamodules.cli import data_parser, parse_data
 
 
 def wares(run: Path, folder: Path, count: int) -> list[Path]:
-    """Files with pictures of a run's test split."""
+    """Files with images of a run's test split."""
     data, _ = parse_data(data_parser("test"), ["--config", str(run / "config.yaml")])
     paths = []
     for row in data.split_indices("test")[:count].tolist():

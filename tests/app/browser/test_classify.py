@@ -16,16 +16,14 @@ ANSWERS, BARS = "#classify-answers article", "#classify-answers button.bar"
 
 
 @pytest.fixture(scope="module")
-def pictures(quickstart_run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return wares(quickstart_run, tmp_path_factory.mktemp("pictures"), 3)
+def images(quickstart_run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return wares(quickstart_run, tmp_path_factory.mktemp("images"), 3)
 
 
-def test_an_uploaded_picture_is_judged(
-    page: Page, pictures: list[Path], context: AppContext, screenshots: Path
-) -> None:
+def test_an_uploaded_image_is_judged(page: Page, images: list[Path], context: AppContext, screenshots: Path) -> None:
     page.goto("/?tab=classify")
-    give(page, "#classify-pictures", pictures[:1])
-    [expected] = classify(context, pictures[:1], ["quickstart"])
+    give(page, "#classify-images", images[:1])
+    [expected] = classify(context, images[:1], ["quickstart"])
     tasks = expected.answers["quickstart"].tasks
     expect(page.locator(f"{ANSWERS} h4")).to_have_count(len(tasks))
     for place, (task, answer) in enumerate(tasks.items()):
@@ -43,11 +41,11 @@ def test_an_uploaded_picture_is_judged(
     page.screenshot(path=screenshots / "classify.png", full_page=True)
 
 
-def test_several_pictures_and_two_models(page: Page, pictures: list[Path], tmp_path: Path) -> None:
+def test_several_images_and_two_models(page: Page, images: list[Path], tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
-    broken.write_bytes(b"\x89PNG no picture")
+    broken.write_bytes(b"\x89PNG no image")
     page.goto("/?tab=classify&model=pairs&beside=quickstart")
-    give(page, "#classify-pictures", [*pictures[:2], broken])
+    give(page, "#classify-images", [*images[:2], broken])
     expect(page.locator(ANSWERS)).to_have_count(3)
     for place in (0, 1):
         expect(page.locator(ANSWERS).nth(place).locator("h3")).to_have_text(["pairs", "quickstart"])
@@ -59,38 +57,38 @@ def test_several_pictures_and_two_models(page: Page, pictures: list[Path], tmp_p
     assert right["x"] >= left["x"] + left["width"]
 
 
-def test_pictures_are_pasted_by_key_and_by_button(page: Page, pictures: list[Path]) -> None:
+def test_images_are_pasted_by_key_and_by_button(page: Page, images: list[Path]) -> None:
     page.goto("/?tab=classify")
-    expect(page.locator("#classify-pictures")).to_be_visible()
-    copy(page, pictures[0])
+    expect(page.locator("#classify-images")).to_be_visible()
+    copy(page, images[0])
     page.keyboard.press("Control+v")
     expect(page.locator(ANSWERS)).to_have_count(1)
-    page.locator("#classify-pictures").get_by_role("button", name="Paste from clipboard").click()
+    page.locator("#classify-images").get_by_role("button", name="Paste from clipboard").click()
     expect(page.locator(ANSWERS)).to_have_count(2)
 
 
-def test_a_picture_is_taken_by_the_camera(page: Page) -> None:
+def test_a_image_is_taken_by_the_camera(page: Page) -> None:
     page.context.grant_permissions(["camera"])
     page.goto("/?tab=classify")
-    given = page.locator("#classify-pictures")
+    given = page.locator("#classify-images")
     given.get_by_role("button", name="Capture from camera").click()
     given.get_by_role("button", name="Click to Access Webcam").click()
     # Before its first frame the camera has no size, and the button takes nothing and says nothing.
-    page.wait_for_function("document.querySelector('#classify-pictures video').videoWidth > 0")
+    page.wait_for_function("document.querySelector('#classify-images video').videoWidth > 0")
     given.get_by_role("button", name="capture photo").click()
     expect(page.locator(ANSWERS)).to_have_count(1)
     expect(page.locator(BARS).first).to_be_visible()
 
 
-def test_a_request_without_a_picture_says_why(page: Page) -> None:
+def test_a_request_without_a_image_says_why(page: Page) -> None:
     page.goto("/?tab=classify")
     page.locator("#classify-ask").click()
-    expect(page.get_by_text("there is no picture yet")).to_be_visible()
+    expect(page.get_by_text("there is no image yet")).to_be_visible()
 
 
-def test_on_a_phone_nothing_is_cut_off(phone: Page, pictures: list[Path], screenshots: Path) -> None:
+def test_on_a_phone_nothing_is_cut_off(phone: Page, images: list[Path], screenshots: Path) -> None:
     phone.goto("/?tab=classify")
-    give(phone, "#classify-pictures", pictures[:1])
+    give(phone, "#classify-images", images[:1])
     expect(phone.locator(BARS).first).to_be_visible()
     assert phone.evaluate("document.documentElement.scrollWidth") <= 390
     phone.screenshot(path=screenshots / "classify_phone.png", full_page=True)

@@ -19,7 +19,7 @@ TOTALS, GRID, PLACE = "#explore-totals", "#explore-grid .card", "#explore-place"
 
 @pytest.fixture(scope="module")
 def frame(context: AppContext) -> pd.DataFrame:
-    """What the gallery says of its pictures."""
+    """What the gallery says of its images."""
     return pd.DataFrame(context.gallery("quickstart").metadata.to_pandas())
 
 
@@ -36,17 +36,17 @@ def choose(page: Page, field: str, value: str) -> None:
 
 
 def said(count: int) -> re.Pattern[str]:
-    return re.compile(rf"\b{count} of 300 pictures")
+    return re.compile(rf"\b{count} of 300 images")
 
 
-def loaded(pictures: Locator) -> bool:
-    """Whether the first picture is there and has pixels."""
-    return bool(pictures.first.evaluate("image => image.complete && image.naturalWidth > 0"))
+def loaded(images: Locator) -> bool:
+    """Whether the first image is there and has pixels."""
+    return bool(images.first.evaluate("image => image.complete && image.naturalWidth > 0"))
 
 
 def test_filters_change_the_counts_and_the_grid(page: Page, frame: pd.DataFrame, screenshots: Path) -> None:
     page.goto("/?tab=explore&gallery=quickstart")
-    expect(page.locator(TOTALS)).to_contain_text("300 pictures (train")
+    expect(page.locator(TOTALS)).to_contain_text("300 images (train")
     expect(page.locator(GRID)).to_have_count(20)
     expect(page.locator(PLACE)).to_contain_text("page 1 of 15")
     value = frame["label_class"].value_counts().index[0]
@@ -67,7 +67,7 @@ def test_filters_change_the_counts_and_the_grid(page: Page, frame: pd.DataFrame,
     page.screenshot(path=screenshots / "explore_grid.png")
 
 
-def test_a_card_opens_its_picture_and_the_arrow_keys_lead_on(page: Page, frame: pd.DataFrame) -> None:
+def test_a_card_opens_its_image_and_the_arrow_keys_lead_on(page: Page, frame: pd.DataFrame) -> None:
     page.goto("/?tab=explore&gallery=quickstart&split=test")
     rows = frame[frame["split"] == "test"]["id"].tolist()
     page.locator(GRID).nth(2).click()
@@ -93,7 +93,7 @@ def test_a_card_opens_its_picture_and_the_arrow_keys_lead_on(page: Page, frame: 
     assert set(drawn.evaluate_all("cards => cards.map(card => card.dataset.id)")) <= set(rows)
 
 
-def test_a_class_among_the_bars_shows_its_pictures(page: Page, frame: pd.DataFrame, screenshots: Path) -> None:
+def test_a_class_among_the_bars_shows_its_images(page: Page, frame: pd.DataFrame, screenshots: Path) -> None:
     page.goto("/?tab=explore&gallery=quickstart&view=Classes")
     counts = frame["label_class"].value_counts()
     bar = page.locator(f'#explore-classes .bar[data-value="{counts.index[-1]}"]')
@@ -106,12 +106,12 @@ def test_a_class_among_the_bars_shows_its_pictures(page: Page, frame: pd.DataFra
     expect(page.locator(GRID).first).to_contain_text(counts.index[-1])
 
 
-def test_a_point_of_the_map_opens_its_picture(page: Page, frame: pd.DataFrame, screenshots: Path) -> None:
+def test_a_point_of_the_map_opens_its_image(page: Page, frame: pd.DataFrame, screenshots: Path) -> None:
     page.goto("/?tab=explore&gallery=quickstart&split=val&view=Map")
     legend, tip = page.locator(".map-legend li"), page.locator(".map-tip")
     in_val = frame[frame["split"] == "val"]
     expect(legend).to_have_count(in_val["label_class"].nunique())
-    expect(page.locator("#explore-said")).to_contain_text("300 pictures by PCA")
+    expect(page.locator("#explore-said")).to_contain_text("300 images by PCA")
     page.locator("#explore-map canvas").focus()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowDown")
@@ -126,7 +126,7 @@ def test_a_point_of_the_map_opens_its_picture(page: Page, frame: pd.DataFrame, s
     assert loaded(page.locator("#explore-focus img"))
 
 
-def test_a_click_opens_the_picture_that_lies_there(page: Page, context: AppContext, frame: pd.DataFrame) -> None:
+def test_a_click_opens_the_image_that_lies_there(page: Page, context: AppContext, frame: pd.DataFrame) -> None:
     ids = frame["id"].tolist()
     places = lay_out(context.gallery("quickstart").gallery, ids, "PCA").places
     distances = squareform(pdist(places)) + np.eye(len(places))
@@ -176,13 +176,13 @@ def test_mistakes_come_with_target_prediction_and_confidence(
 def test_an_address_that_asks_for_what_there_is_not_says_so_and_shows_everything(page: Page) -> None:
     page.goto("/?tab=explore&class=<img src=x onerror=alert(1)>")
     expect(page.get_by_text("is not there; choose one of")).to_be_visible()
-    expect(page.locator(TOTALS)).to_contain_text("300 pictures (train")
+    expect(page.locator(TOTALS)).to_contain_text("300 images (train")
 
 
 def test_nothing_is_wider_than_a_phone(phone: Page, screenshots: Path) -> None:
     phone.goto("/?tab=explore&gallery=quickstart")
     shown = {
-        "Grid": GRID, "One picture": "#explore-focus img", "Classes": "#explore-classes .bar",
+        "Grid": GRID, "One image": "#explore-focus img", "Classes": "#explore-classes .bar",
         "Colours": "#explore-colours svg", "Map": ".map-legend li", "Mistakes": GRID,
     }  # fmt: skip
     for view, part in shown.items():

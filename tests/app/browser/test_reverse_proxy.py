@@ -28,7 +28,7 @@ NAME, PREFIX = "app.localhost", "/shop/vitrail"
 
 
 def _tab(context: AppContext) -> None:
-    """A card with its picture, and a button that answers."""
+    """A card with its image, and a button that answers."""
     sample_id = context.gallery("explored").metadata.column("id")[0].as_py()
     card_grid([Card("explored", sample_id, "card", ["a line"])], elem_id="grid")
     said = gr.Textbox(label="Said")
@@ -51,7 +51,7 @@ def proxied(context: AppContext, request: pytest.FixtureRequest) -> Iterator[str
         yield f"{proxy.url.replace('127.0.0.1', NAME)}{PREFIX}"
 
 
-def test_a_client_gets_the_page_its_pictures_and_answers(proxied: str) -> None:
+def test_a_client_gets_the_page_its_images_and_answers(proxied: str) -> None:
     url = httpx.URL(proxied)
     own = {"host": f"{NAME}:{url.port}", "origin": f"http://{NAME}:{url.port}", "x-forwarded-host": "evil.example"}
     with httpx.Client(base_url=url.copy_with(host="127.0.0.1"), headers=own, timeout=60) as client:
@@ -60,8 +60,8 @@ def test_a_client_gets_the_page_its_pictures_and_answers(proxied: str) -> None:
         assert "evil.example" not in page.text
         config = client.get("/config").json()
         assert httpx.URL(config["root"]).path == PREFIX
-        (grid,) = [part for part in config["components"] if f"{PREFIX}/pictures?" in json.dumps(part["props"])]
-        assert ' src="/pictures' not in str(grid)
+        (grid,) = [part for part in config["components"] if f"{PREFIX}/images?" in json.dumps(part["props"])]
+        assert ' src="/images' not in str(grid)
         (asked,) = [one for one in config["dependencies"] if one["targets"][0][1] == "click"]
         session = uuid.uuid4().hex
         joined = client.post(JOIN, json={"fn_index": asked["id"], "data": [], "session_hash": session})

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.logic.uploads import read_picture
+from app.logic.uploads import read_upload
 from app.state.context import AppContext
 
 if TYPE_CHECKING:
@@ -30,11 +30,11 @@ def test_words_filters_pages_and_more_like_this(page: Page, context: AppContext,
     page.get_by_role("button", name="Next page").click()
     page.get_by_text("Results 21 to 40 for “blue mug”").wait_for()
 
-    page.get_by_text("Only pictures that are").click()
+    page.get_by_text("Only images that are").click()
     page.locator("#search-only-colour input").click()
     page.get_by_role("option", name="blue", exact=True).click()
     blue = gallery.metadata.column("label_colour").to_pylist().count("blue")
-    page.get_by_text(f"{blue} pictures searched").wait_for()
+    page.get_by_text(f"{blue} images searched").wait_for()
     page.keyboard.press("Escape")
     assert {gallery.row(name)["label_colour"] for name in cards(page)} == {"blue"}
 
@@ -42,21 +42,21 @@ def test_words_filters_pages_and_more_like_this(page: Page, context: AppContext,
     page.locator("#search-grid button.card").nth(2).click()
     page.locator("#search-details").get_by_text(opened, exact=True).wait_for()
     page.get_by_role("button", name="More like this").click()
-    page.get_by_text(f"for pictures like {opened}").wait_for()
+    page.get_by_text(f"for images like {opened}").wait_for()
     assert opened not in cards(page)
     assert page.get_by_text(re.compile(r"Top score -?\d\.\d{4} · mean of these 20: ")).is_visible()
 
 
-def test_a_picture_is_searched_for(page: Page, context: AppContext, tmp_path: Path) -> None:
+def test_a_image_is_searched_for(page: Page, context: AppContext, tmp_path: Path) -> None:
     gallery, run = context.galleries["pairs"], context.runs["pairs"]
-    kept = gallery.picture(gallery.metadata.column("id")[7].as_py())
+    kept = gallery.image(gallery.metadata.column("id")[7].as_py())
     assert isinstance(kept, bytes)
     (tmp_path / "mine.jpg").write_bytes(kept)
     page.goto("/?tab=search&gallery=pairs")
-    page.get_by_text("By a picture").click()
-    page.locator("#search-picture input[type=file]").first.set_input_files(tmp_path / "mine.jpg")
-    page.get_by_text("Results 1 to 20 for the picture that was given").wait_for()
-    vectors = run.encode_pictures([read_picture(tmp_path / "mine.jpg")])
+    page.get_by_text("By an image").click()
+    page.locator("#search-image input[type=file]").first.set_input_files(tmp_path / "mine.jpg")
+    page.get_by_text("Results 1 to 20 for the image that was given").wait_for()
+    vectors = run.encode_images([read_upload(tmp_path / "mine.jpg")])
     assert cards(page) == [hit.id for hit in gallery.gallery.nearest(vectors, 20)[0]]
 
 
@@ -66,7 +66,7 @@ def test_on_a_phone_by_keyboard(phone: Page, context: AppContext, screenshots: P
     phone.goto("/?tab=search&gallery=quickstart")
     phone.get_by_label("Look for", exact=True).fill(f"{said} zeppelin")
     phone.keyboard.press("Enter")
-    phone.get_by_text("no picture has the word 'zeppelin'").wait_for()
+    phone.get_by_text("no image has the word 'zeppelin'").wait_for()
     assert phone.evaluate("document.documentElement.scrollWidth") <= 390
     first = phone.locator("#search-grid button.card").first
     first.focus()

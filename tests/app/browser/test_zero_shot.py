@@ -18,24 +18,22 @@ ANSWERS, BARS = "#zero-shot-answers article", "#zero-shot-answers button.bar"
 
 
 @pytest.fixture(scope="module")
-def pictures(pairs_run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return wares(pairs_run, tmp_path_factory.mktemp("pictures"), 2)
+def images(pairs_run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return wares(pairs_run, tmp_path_factory.mktemp("images"), 2)
 
 
-def test_labels_get_bars_and_a_verdict(
-    page: Page, pictures: list[Path], context: AppContext, screenshots: Path
-) -> None:
+def test_labels_get_bars_and_a_verdict(page: Page, images: list[Path], context: AppContext, screenshots: Path) -> None:
     page.goto("/?tab=zero-shot")
-    give(page, "#zero-shot-pictures", pictures)
+    give(page, "#zero-shot-images", images)
     labels = page.locator("#zero-shot-labels textarea")
     labels.fill("mug, cap\n Mug , blue vase")
     page.locator("#zero-shot-ask").click()
     run = context.run("pairs")
-    uploads = read_uploads(pictures, context.limits, [run])
+    uploads = read_uploads(images, context.limits, [run])
     background = Background.of(context.gallery("pairs"))
     expected = ask(
         run,
-        [upload.inputs[run.name] for upload in uploads if upload.picture is not None],
+        [upload.inputs[run.name] for upload in uploads if upload.image is not None],
         ["mug", "cap", "blue vase"],
         PROMPTS["One sentence"],
         background=background,
@@ -56,7 +54,7 @@ def test_labels_get_bars_and_a_verdict(
     page.screenshot(path=screenshots / "zero_shot.png", full_page=True)
 
 
-def test_an_ensemble_is_chosen_and_templates_can_be_own(page: Page, pictures: list[Path]) -> None:
+def test_an_ensemble_is_chosen_and_templates_can_be_own(page: Page, images: list[Path]) -> None:
     page.goto("/?tab=zero-shot&labels=mug,cap")
     expect(page.locator("#zero-shot-labels textarea")).to_have_value("mug,cap")
     page.locator("#zero-shot-prompt input").click()
@@ -65,7 +63,7 @@ def test_an_ensemble_is_chosen_and_templates_can_be_own(page: Page, pictures: li
     expect(templates).to_have_value("\n".join(PROMPTS["Ensemble of seven"]))
     templates.fill("no place for the label")
     expect(page.locator("#zero-shot-prompt input")).to_have_value("My own")
-    give(page, "#zero-shot-pictures", pictures[:1])
+    give(page, "#zero-shot-images", images[:1])
     page.locator("#zero-shot-ask").click()
     expect(page.get_by_text("must have {} once")).to_be_visible()
     templates.fill("one {} on a table")
@@ -73,9 +71,9 @@ def test_an_ensemble_is_chosen_and_templates_can_be_own(page: Page, pictures: li
     expect(page.locator(f'{BARS}[data-label="one cap on a table"]')).to_be_visible()
 
 
-def test_on_a_phone_nothing_is_cut_off(phone: Page, pictures: list[Path], screenshots: Path) -> None:
+def test_on_a_phone_nothing_is_cut_off(phone: Page, images: list[Path], screenshots: Path) -> None:
     phone.goto("/?tab=zero-shot")
-    give(phone, "#zero-shot-pictures", pictures[:1])
+    give(phone, "#zero-shot-images", images[:1])
     phone.locator("#zero-shot-ask").click()
     expect(phone.locator(".verdict")).to_have_text(re.compile("of these"))
     assert phone.evaluate("document.documentElement.scrollWidth") <= 390

@@ -43,7 +43,7 @@ def test_what_shows_a_label_is_no_background(labels: list[str], remaining: list[
     assert np.flatnonzero(background.showing_none_of(labels)).tolist() == remaining
 
 
-def test_the_p_value_is_the_share_of_pictures_that_are_as_similar() -> None:
+def test_the_p_value_is_the_share_of_images_that_are_as_similar() -> None:
     rng = np.random.default_rng(0)
     vectors, texts = unit(rng.normal(size=(50, 8))), unit(rng.normal(size=(3, 8)))
     kinds = ["cap" if row < 40 else "mug" for row in range(50)]
@@ -59,15 +59,15 @@ def test_the_p_value_is_the_share_of_pictures_that_are_as_similar() -> None:
     assert verdicts[-1].says.startswith("One of these")
 
 
-def test_a_picture_that_is_as_similar_as_a_background_picture_counts_it() -> None:
+def test_a_image_that_is_as_similar_as_a_background_image_counts_it() -> None:
     vectors = unit(np.random.default_rng(1).normal(size=(30, 4)))
     text = vectors[:1]
     [verdict] = Background(vectors, {}).verdicts(np.array([float(vectors[0] @ text[0])]), ["x"], text)
     assert verdict.p_value == pytest.approx(2 / 31)
 
 
-def test_pictures_that_show_none_are_told_so_in_the_promised_share() -> None:
-    # Over many backgrounds: the promise is about the draw of both the background and the picture.
+def test_images_that_show_none_are_told_so_in_the_promised_share() -> None:
+    # Over many backgrounds: the promise is about the draw of both the background and the image.
     rng = np.random.default_rng(2)
     said_one, count = 0, 0
     for _ in range(400):
@@ -76,30 +76,30 @@ def test_pictures_that_show_none_are_told_so_in_the_promised_share() -> None:
         verdicts = Background(vectors[:99], {}).verdicts(best, list("abcd"), texts)
         said_one += sum(verdict.none_of_these is False for verdict in verdicts)
         count += len(verdicts)
-    # 8,000 pictures, 20 with each background: the standard error is 0.005 (beta-binomial).
+    # 8,000 images, 20 with each background: the standard error is 0.005 (beta-binomial).
     assert said_one / count == pytest.approx(ALPHA, abs=0.015)
 
 
-def test_a_picture_of_a_label_is_not_called_none_of_these() -> None:
+def test_a_image_of_a_label_is_not_called_none_of_these() -> None:
     rng = np.random.default_rng(3)
     texts = unit(rng.normal(size=(2, 16)))
     vectors = unit(rng.normal(size=(200, 16)))
-    pictures = unit(texts + 0.1 * rng.normal(size=(2, 16)))
-    best = (pictures @ texts.T).max(axis=1).astype(np.float64)
+    images = unit(texts + 0.1 * rng.normal(size=(2, 16)))
+    best = (images @ texts.T).max(axis=1).astype(np.float64)
     assert [v.none_of_these for v in Background(vectors, {}).verdicts(best, ["a", "b"], texts)] == [False, False]
 
 
 @pytest.mark.parametrize(
     "background", [Background.nothing(), Background(np.full((FEWEST - 1, 4), 0.5, np.float32), {})]
 )
-def test_with_too_few_pictures_nothing_is_said(background: Background) -> None:
+def test_with_too_few_images_nothing_is_said(background: Background) -> None:
     [verdict] = background.verdicts(np.array([0.9]), ["a"], np.full((1, 4), 0.5, np.float32))
     assert verdict.none_of_these is None
     assert math.isnan(verdict.p_value)
     assert f"{FEWEST} are needed" in verdict.says
 
 
-def test_the_fewest_pictures_can_tell() -> None:
+def test_the_fewest_images_can_tell() -> None:
     vectors = np.tile(np.array([[1.0, 0.0]], np.float32), (FEWEST, 1))
     text = np.array([[0.0, 1.0]], np.float32)
     [verdict] = Background(vectors, {}).verdicts(np.array([0.5]), ["a"], text)

@@ -23,11 +23,11 @@ from vitrail.errors import UserError
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[Path]:
-    """A picture, a broken one, and another picture."""
+    """An image, a broken one, and another image."""
     noise = np.random.default_rng(0).integers(0, 255, (2, 40, 60, 3), dtype=np.uint8)
     paths = [tmp_path / name for name in ("first.png", "broken.jpg", "last.jpg")]
     Image.fromarray(noise[0]).save(paths[0])
-    paths[1].write_bytes(b"\xff\xd8\xff no picture")
+    paths[1].write_bytes(b"\xff\xd8\xff no image")
     Image.fromarray(noise[1]).save(paths[2])
     return paths
 
@@ -38,8 +38,8 @@ def test_a_broken_file_does_not_keep_the_others_from_being_judged(context: AppCo
     assert "broken.jpg" in broken.upload.problem
     run = context.run("quickstart")
     for one in (first, last):
-        assert one.upload.picture is not None
-        [expected] = run.predict([one.upload.picture])
+        assert one.upload.image is not None
+        [expected] = run.predict([one.upload.image])
         for task, answer in one.answers["quickstart"].tasks.items():
             np.testing.assert_allclose(answer.probabilities, expected.tasks[task].probabilities, atol=1e-6)
     assert first.upload.name == "first.png"
@@ -59,10 +59,10 @@ def test_only_broken_files_are_told(context: AppContext, files: list[Path]) -> N
     assert one.answers == {}
 
 
-def test_no_picture_and_too_many_are_refused(files: list[Path]) -> None:
-    with pytest.raises(UserError, match="there is no picture yet"):
+def test_no_image_and_too_many_are_refused(files: list[Path]) -> None:
+    with pytest.raises(UserError, match="there is no image yet"):
         read_uploads([], Limits(), [])
-    with pytest.raises(UserError, match="17 pictures are too many at once; leave 16"):
+    with pytest.raises(UserError, match="17 images are too many at once; leave 16"):
         read_uploads([files[0]] * 17, Limits(), [])
     assert len(read_uploads([files[0]] * 16, Limits(), [])) == 16
 
@@ -72,17 +72,17 @@ def test_unknown_runs_are_refused(context: AppContext, files: list[Path]) -> Non
         classify(context, files, ["../quickstart"])
 
 
-def test_runs_that_sort_pictures(context: AppContext) -> None:
+def test_runs_that_sort_images(context: AppContext) -> None:
     assert sorting_runs(context) == ["quickstart", "pairs"]
 
 
 def test_where_a_class_is_seen(context: AppContext, files: list[Path]) -> None:
     run = context.run("quickstart")
     [upload] = read_uploads(files[:1], Limits(), [run])
-    assert upload.picture is not None
-    best = run.predict([upload.picture])[0].tasks["class"].ranked(1)[0][0]
+    assert upload.image is not None
+    best = run.predict([upload.image])[0].tasks["class"].ranked(1)[0][0]
     seen = where(run, upload, "class", best, "Grad-CAM")
-    explained = run.saliency(upload.picture, "class", best)
+    explained = run.saliency(upload.image, "class", best)
     np.testing.assert_array_equal(seen.overlay, overlay(explained.image, explained.heats[0].values))
     np.testing.assert_array_equal(seen.image, explained.image)
     assert best in seen.says
@@ -125,8 +125,8 @@ def test_sixteen_large_uploads_are_not_held_together(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert most < 4 * whole, "one at a time, whoever asks"
     for upload in both[0] + both[1]:
-        assert upload.picture is not None
-        assert max(upload.picture.size) <= 512
+        assert upload.image is not None
+        assert max(upload.image.size) <= 512
         assert {name: made.shape for name, made in upload.inputs.items()} == {"one": (3, 32, 32), "two": (3, 32, 32)}
         assert upload.inputs["one"].untyped_storage().nbytes() == 3 * 32 * 32
 
@@ -140,4 +140,4 @@ def test_each_run_gets_deep_images_in_its_own_range(tmp_path: Path) -> None:
     assert int(upload.inputs["high"].max()) == 128
     [unknown] = read_uploads([path], Limits(), [cast("ServedRun", Taking("none"))])
     assert "of unknown range; save it as JPEG or PNG" in unknown.problem
-    assert unknown.picture is None
+    assert unknown.image is None

@@ -13,7 +13,7 @@ from app.logic.explore import NOT_KNOWN, Explorer, Filter
 from app.state.galleries import ServedGallery
 from retrieval.gallery import Gallery
 from tests.app.explored_gallery import CLASSES, COLOURS, N
-from tests.retrieval.small_gallery import identity, picture_rows, small_gallery, vectors
+from tests.retrieval.small_gallery import identity, image_rows, small_gallery, vectors
 from vitrail.errors import UserError
 
 HOSTILE = [["bowl"], {"a": 1}, 3, 2.5, True, "../../etc/passwd", "bowl' OR 1=1", "x" * 9999, "\0", b"bowl", "BOWL"]
@@ -74,7 +74,7 @@ def test_what_the_gallery_does_not_have_is_refused_in_one_line(explorer: Explore
 
 
 @pytest.mark.parametrize("value", [*HOSTILE, None])
-def test_only_the_gallerys_own_pictures_have_a_row(explorer: Explorer, value: object) -> None:
+def test_only_the_gallerys_own_images_have_a_row(explorer: Explorer, value: object) -> None:
     with pytest.raises(UserError, match="gallery 'wares'"):
         explorer.row_of(value)
     assert explorer.id_of(explorer.row_of("p17")) == "p17"
@@ -85,8 +85,8 @@ def test_totals_and_counts_are_those_of_the_rows(explorer: Explorer, frame: pd.D
     part = frame[frame["predicted_size"] == "s"]
     by_split = part["split"].value_counts()
     told = ", ".join(f"{split} {by_split[split]}" for split in ("train", "val", "test"))
-    assert explorer.totals(rows) == f"{len(part)} of {N} pictures ({told})"
-    assert explorer.totals(explorer.find(Filter())).startswith(f"{N} pictures (")
+    assert explorer.totals(rows) == f"{len(part)} of {N} images ({told})"
+    assert explorer.totals(explorer.find(Filter())).startswith(f"{N} images (")
     for task, column in (("class", "label_class"), ("colour", "label_colour")):
         expected = pd.crosstab(part[column].fillna(NOT_KNOWN), part["split"])
         counts = explorer.counts(rows, task)
@@ -137,7 +137,7 @@ def test_facts_name_labels_and_answers(explorer: Explorer, frame: pd.DataFrame) 
 def test_no_confidence_is_shown_where_none_is_known(tmp_path: Path) -> None:
     made_by = identity(labels=[], encodes_text=False)
     gallery = Gallery.create(str(tmp_path / "gallery"), made_by)
-    rows = picture_rows(made_by, ["a"], vectors(1))
+    rows = image_rows(made_by, ["a"], vectors(1))
     said = {"predicted_class": pa.array(["bag"]), "confidence_class": pa.nulls(1, pa.float32())}
     for name, values in said.items():
         column = rows.column_names.index(name)
@@ -158,11 +158,11 @@ def test_a_gallery_of_photos_without_labels_is_browsed_by_what_the_model_says(tm
     assert explorer.find(explorer.filter(class_name="sneakers", attributes=["colour: blue"])).tolist() == [3, 10, 11]
 
 
-def test_a_gallery_that_knows_nothing_of_its_pictures_is_browsed_all_the_same(tmp_path: Path) -> None:
+def test_a_gallery_that_knows_nothing_of_its_images_is_browsed_all_the_same(tmp_path: Path) -> None:
     made_by = identity(labels=[], predicts={}, encodes_text=False)
     gallery = Gallery.create(str(tmp_path / "gallery"), made_by)
     with gallery.writing() as writer:
-        writer.add(picture_rows(made_by, ["a", "b"], vectors(2)))
+        writer.add(image_rows(made_by, ["a", "b"], vectors(2)))
     explorer = Explorer(ServedGallery(tmp_path / "gallery", "bare"))
     assert (explorer.main, explorer.classes, explorer.attribute_options) == ("", (), [])
     assert explorer.find(explorer.filter()).tolist() == [0, 1]
@@ -175,7 +175,7 @@ def test_attributes_that_are_called_like_columns_of_the_gallery(tmp_path: Path) 
     made_by = identity(labels=["class", "id", "split"], predicts={}, encodes_text=False)
     gallery = Gallery.create(str(tmp_path / "gallery"), made_by)
     columns = {"label_class": ["x", "y"], "label_id": ["no", "1"], "label_split": ["red", "blue"]}
-    rows = picture_rows(made_by, ["a", "b"], vectors(2), **columns)
+    rows = image_rows(made_by, ["a", "b"], vectors(2), **columns)
     with gallery.writing() as writer:
         writer.add(rows)
     served = ServedGallery(tmp_path / "gallery", "odd")

@@ -41,7 +41,7 @@ def ids(page: ResultPage) -> list[str]:
     return [result.sample_id for result in page.results]
 
 
-def test_scores_are_those_of_a_comparison_with_every_picture(context: AppContext, searching: Searching) -> None:
+def test_scores_are_those_of_a_comparison_with_every_image(context: AppContext, searching: Searching) -> None:
     page = searching.search(text("blue leather bag", count=5))
     everything = [f"p{row}" for row in range(len(SHOWN))]
     cosines = context.galleries["both"].gallery.vectors(everything) @ meaning_vector("blue", "leather", "bag")
@@ -88,7 +88,7 @@ def test_filters_are_those_of_the_filter_language(context: AppContext, searching
 
 
 def test_nothing_fits(searching: Searching) -> None:
-    # Picture 3 is a bag that the model takes for sneakers; no bag is in the split of those left.
+    # Image 3 is a bag that the model takes for sneakers; no bag is in the split of those left.
     page = searching.search(
         text("bag", filters={"class": ["bag"], "colour": ["blue"], "split": ["val"], "material": ["leather"]})
     )
@@ -98,8 +98,8 @@ def test_nothing_fits(searching: Searching) -> None:
 @pytest.mark.parametrize(
     ("filters", "said"),
     [
-        ({"colour": ["green"]}, "filter colour: no picture has 'green'"),
-        ({"colour": ["blue' OR 'a' = 'a"]}, "no picture has"),
+        ({"colour": ["green"]}, "filter colour: no image has 'green'"),
+        ({"colour": ["blue' OR 'a' = 'a"]}, "no image has"),
         ({"path": ["x"]}, "can be filtered by class, colour, material, split"),
         ({"x" * 500: ["x"]}, "can be filtered by"),
     ],
@@ -109,29 +109,29 @@ def test_filters_that_there_are_not(searching: Searching, filters: dict[str, lis
         searching.search(text("bag", filters=filters))
 
 
-def test_like_a_picture_of_the_gallery(searching: Searching) -> None:
+def test_like_a_image_of_the_gallery(searching: Searching) -> None:
     page = searching.search(Request("both", Query(like="p5"), count=3))
     assert "p5" not in ids(page)
     shared = [len(set(SHOWN[5]) & set(SHOWN[int(name[1:])])) for name in ids(page)]
     assert shared == [2, 2, 2]
-    with pytest.raises(UserError, match="there is no picture 'p99'"):
+    with pytest.raises(UserError, match="there is no image 'p99'"):
         searching.search(Request("both", Query(like="p99")))
 
 
-def test_a_picture_from_outside(searching: Searching, tmp_path: Path) -> None:
+def test_a_image_from_outside(searching: Searching, tmp_path: Path) -> None:
     Image.new("RGB", (20, 20), "blue").save(tmp_path / "sky.png")
     page = searching.search(Request("both", Query(image=tmp_path / "sky.png"), count=6))
     assert [SHOWN[int(name[1:])][1] for name in ids(page)] == ["blue"] * 6
-    (tmp_path / "no.png").write_bytes(b"no picture")
+    (tmp_path / "no.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"no\.png"):
         searching.search(Request("both", Query(image=tmp_path / "no.png")))
-    with pytest.raises(UserError, match="a picture from outside has no words; choose vectors"):
+    with pytest.raises(UserError, match="an image from outside has no words; choose vectors"):
         searching.search(Request("both", Query(image=tmp_path / "sky.png"), ranker="tfidf"))
 
 
 def test_unknown_words_are_said(searching: Searching) -> None:
     by_words = searching.search(text("blue giraffe", ranker="tfidf"))
-    assert by_words.notes == ["no picture has the word 'giraffe' or one that ends so"]
+    assert by_words.notes == ["no image has the word 'giraffe' or one that ends so"]
     by_vectors = searching.search(text("blue giraffe"))
     assert by_vectors.notes == ["the model's tokenizer does not know 'giraffe'"]
     nothing = searching.search(text("giraffe"))

@@ -21,7 +21,7 @@ LIMITS = Limits()
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[Image.Image]:
+def images() -> list[Image.Image]:
     noise = np.random.default_rng(0).integers(0, 255, (2, 50, 60, 3), dtype=np.uint8)
     return [Image.fromarray(pixels) for pixels in noise]
 
@@ -77,55 +77,53 @@ def test_unusable_templates_are_refused(text: str) -> None:
         parse_templates(text, LIMITS)
 
 
-def test_probabilities_are_those_of_the_model(
-    context: AppContext, pairs_run: Path, pictures: list[Image.Image]
-) -> None:
+def test_probabilities_are_those_of_the_model(context: AppContext, pairs_run: Path, images: list[Image.Image]) -> None:
     run = context.run("pairs")
     labels, templates = ["mug", "red_cap", "lamp"], ["a photo of a {}.", "one {}"]
-    answers = ask(run, pictures, labels, templates)
+    answers = ask(run, images, labels, templates)
     task = load_task(pairs_run / "checkpoints" / "best.ckpt")
     assert isinstance(task, DualEncoder)
     task.class_prompts = [["a photo of a mug.", "one mug"], ["a photo of a red cap.", "one red cap"]]
     task.class_prompts.append(["a photo of a lamp.", "one lamp"])
     with torch.inference_mode():
-        image = torch.from_numpy(run.encode_pictures(pictures))
+        image = torch.from_numpy(run.encode_images(images))
         logits = (task.objective.temperature()[0] * image @ task.class_embeddings().T).double().numpy()
     said = np.stack([answer.probabilities for answer in answers])
     np.testing.assert_allclose(said, softmax(logits, axis=1), atol=1e-4)
     assert answers[0].prompts == task.class_prompts
-    # Nothing is known of other pictures, so there is no verdict.
+    # Nothing is known of other images, so there is no verdict.
     assert answers[0].verdict.none_of_these is None
 
 
-def test_a_temperature_divides_the_logits(context: AppContext, pictures: list[Image.Image]) -> None:
+def test_a_temperature_divides_the_logits(context: AppContext, images: list[Image.Image]) -> None:
     run = context.run("pairs")
-    [plain] = ask(run, pictures[:1], ["mug", "cap"], ["{}"])
-    [hot] = ask(run, pictures[:1], ["mug", "cap"], ["{}"], temperature=4.0)
+    [plain] = ask(run, images[:1], ["mug", "cap"], ["{}"])
+    [hot] = ask(run, images[:1], ["mug", "cap"], ["{}"], temperature=4.0)
     np.testing.assert_allclose(hot.probabilities, softmax(np.log(plain.probabilities) / 4), atol=1e-6)
     np.testing.assert_array_equal(hot.similarities, plain.similarities)
 
 
 def test_a_fitted_temperature_counts(
-    context: AppContext, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+    context: AppContext, images: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = context.run("pairs")
-    [plain] = ask(run, pictures[:1], ["mug", "cap"], ["{}"])
+    [plain] = ask(run, images[:1], ["mug", "cap"], ["{}"])
     monkeypatch.setattr(run, "temperatures", {"class": 2.0})
-    [scaled] = ask(run, pictures[:1], ["mug", "cap"], ["{}"])
+    [scaled] = ask(run, images[:1], ["mug", "cap"], ["{}"])
     np.testing.assert_allclose(scaled.probabilities, softmax(np.log(plain.probabilities) / 2), atol=1e-6)
 
 
-def test_the_verdict_is_of_the_best_similarity(context: AppContext, pictures: list[Image.Image]) -> None:
+def test_the_verdict_is_of_the_best_similarity(context: AppContext, images: list[Image.Image]) -> None:
     run, gallery = context.run("pairs"), context.gallery("pairs")
     background = Background.of(gallery)
-    [answer, _] = ask(run, pictures, ["mug", "cap"], ["{}"], background=background)
+    [answer, _] = ask(run, images, ["mug", "cap"], ["{}"], background=background)
     texts = run.encode_labels([["mug"], ["cap"]])
     [expected] = background.verdicts(answer.similarities.max(keepdims=True), ["mug", "cap"], texts)
     assert answer.verdict == expected
     assert answer.verdict.none_of_these is not None
 
 
-def test_labels_are_ranked_by_similarity(pictures: list[Image.Image]) -> None:
+def test_labels_are_ranked_by_similarity(images: list[Image.Image]) -> None:
     [verdict] = Background.nothing().verdicts(np.array([0.3]), ["a"], np.ones((1, 1), np.float32))
     answer = ZeroShot(["a", "b", "c"], [["a"]] * 3, np.array([0.1, 0.3, 0.2]), np.array([0.2, 0.5, 0.3]), verdict)
     assert answer.ranked() == [("b", 0.5, 0.3), ("c", 0.3, 0.2), ("a", 0.2, 0.1)]
@@ -133,21 +131,21 @@ def test_labels_are_ranked_by_similarity(pictures: list[Image.Image]) -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, 11.0, float("nan"), float("inf")])
 def test_other_temperatures_are_refused(
-    context: AppContext, pictures: list[Image.Image], temperature: float
+    context: AppContext, images: list[Image.Image], temperature: float
 ) -> None:  # fmt: skip
     with pytest.raises(UserError, match=r"must be between 0\.1 and 10"):
-        ask(context.run("pairs"), pictures, ["mug"], ["{}"], temperature=temperature)
+        ask(context.run("pairs"), images, ["mug"], ["{}"], temperature=temperature)
 
 
-def test_too_many_texts_are_refused(context: AppContext, pictures: list[Image.Image]) -> None:
+def test_too_many_texts_are_refused(context: AppContext, images: list[Image.Image]) -> None:
     labels, templates = [f"l{number}" for number in range(200)], [f"{number} {{}}" for number in range(11)]
     with pytest.raises(UserError, match="more than 2000 texts"):
-        ask(context.run("pairs"), pictures, labels, templates)
+        ask(context.run("pairs"), images, labels, templates)
 
 
-def test_a_classifier_is_refused(context: AppContext, pictures: list[Image.Image]) -> None:
+def test_a_classifier_is_refused(context: AppContext, images: list[Image.Image]) -> None:
     with pytest.raises(UserError, match="choose a dual encoder"):
-        ask(context.run("quickstart"), pictures, ["mug"], ["{}"])
+        ask(context.run("quickstart"), images, ["mug"], ["{}"])
 
 
 def test_what_is_not_read_of_a_label_is_told(context: AppContext) -> None:

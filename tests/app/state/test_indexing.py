@@ -30,7 +30,7 @@ def indexed(run: ServedRun) -> list[str]:
 
 
 def test_the_first_start_fills_and_the_second_only_opens(run: ServedRun, indexed: list[str]) -> None:
-    assert indexed == ["copied: indexing its pictures for the search, once"]
+    assert indexed == ["copied: indexing its images for the search, once"]
     folder = run.path / "gallery"
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
     told: list[str] = []
@@ -53,9 +53,7 @@ def test_what_a_kill_left_is_completed(run: ServedRun, indexed: list[str], tmp_p
     assert is_whole(folder, copy.weights)
 
 
-@pytest.mark.parametrize(
-    "mark", ["", "[]", "null", '{"weights": 1}', "no JSON", '{"weights": "x", "pictures": "many"}']
-)
+@pytest.mark.parametrize("mark", ["", "[]", "null", '{"weights": 1}', "no JSON", '{"weights": "x", "images": "many"}'])
 def test_a_damaged_mark_is_none(run: ServedRun, indexed: list[str], tmp_path: Path, mark: str) -> None:
     folder = shutil.copytree(run.path / "gallery", tmp_path / "g")
     assert is_whole(folder, run.weights)
@@ -81,7 +79,7 @@ def test_a_copied_run_whose_data_stayed_behind(run: ServedRun, indexed: list[str
     told: list[str] = []
     gallery = indexed_gallery(ServedRun(copy, "moved", "cpu"), told.append)
     assert len(gallery) == 300
-    assert told[-1].startswith("moved: its gallery may lack pictures and is served as it is, because ")
+    assert told[-1].startswith("moved: its gallery may lack images and is served as it is, because ")
     assert not (copy / "gallery" / MARK).exists()
 
 
@@ -101,10 +99,10 @@ def test_a_gallery_whose_run_is_gone(tmp_path: Path) -> None:
     for name, changes in (("unknown", {"run": ""}), ("gone", {"run": str(tmp_path / "nowhere")})):
         Gallery.create(str(tmp_path / name), identity(**changes))
         assert opened_gallery(str(tmp_path / name), [], [], told.append).run is None
-    assert told[0].startswith("unknown: does not say which run made it; texts and pictures from outside cannot")
+    assert told[0].startswith("unknown: does not say which run made it; texts and images from outside cannot")
     assert told[1].startswith("gone: its run cannot be loaded (")
 
 
 def test_the_mark_names_what_is_there(run: ServedRun, indexed: list[str]) -> None:
     mark = json.loads((run.path / "gallery" / MARK).read_text())
-    assert mark == {"weights": run.weights, "pictures": 300}
+    assert mark == {"weights": run.weights, "images": 300}

@@ -32,8 +32,8 @@ def test_runs_bring_their_galleries_and_a_second_start_only_opens_them(
     assert [len(gallery) for gallery in context.galleries.values()] == [300, 300]
     assert context.gallery("shop/a (2)").run is context.run("shop/a (2)")
     said = capsys.readouterr().err
-    assert "shop/a (2): indexing its pictures" in said
-    assert "gallery of 300 pictures is open" in said
+    assert "shop/a (2): indexing its images" in said
+    assert "gallery of 300 images is open" in said
     marks = [(path / "gallery" / MARK).stat().st_mtime_ns for path in paths]
     load(paths, [])
     assert "indexing" not in capsys.readouterr().err
@@ -48,7 +48,7 @@ def test_a_gallery_alone_brings_the_run_that_made_it(quickstart_run: Path) -> No
     assert gallery.run_name == run.name
 
 
-def test_a_run_whose_pictures_are_gone_is_served_without_a_gallery(
+def test_a_run_whose_images_are_gone_is_served_without_a_gallery(
     quickstart_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def gone(*_: object, **__: object) -> None:

@@ -8,7 +8,7 @@ import pytest
 from app.state.galleries import ServedGallery, gallery_name
 from retrieval.gallery import Gallery
 from tests.app.meaning_run import MeaningRun, served_small
-from tests.retrieval.small_gallery import COLOURS, identity, picture_rows, small_gallery, vectors
+from tests.retrieval.small_gallery import COLOURS, identity, image_rows, small_gallery, vectors
 from vitrail.errors import UserError
 
 
@@ -19,15 +19,15 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> ServedGallery:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> ServedGallery:
-    """A file, one that is gone but was kept small, one that is gone for good, and a picture that never was a file."""
+    """A file, one that is gone but was kept small, one that is gone for good, and an image that never was a file."""
     folder = tmp_path_factory.mktemp("files")
-    (folder / "there.png").write_bytes(b"picture")
+    (folder / "there.png").write_bytes(b"image")
     made_by = identity()
     gallery = Gallery.create(str(folder / "gallery"), made_by)
     with gallery.writing() as writer:
         paths = [str(folder / "there.png"), str(folder / "gone.png"), str(folder / "gone too.png"), ""]
         names = ["there", "gone", "lost", "../drawn"]
-        writer.add(picture_rows(made_by, names, vectors(4), path=paths, thumbnail=[None, b"small", None, b"drawn"]))
+        writer.add(image_rows(made_by, names, vectors(4), path=paths, thumbnail=[None, b"small", None, b"drawn"]))
     return ServedGallery(folder / "gallery", "files", data_roots=[folder])
 
 
@@ -46,7 +46,7 @@ def test_filters_by_what_the_model_says_else_by_labels(served: ServedGallery, tm
     assert list(served.choices) == ["class", "colour", "material", "split"]
     assert served.choices["split"] == ["test", "train", "val"]
     assert served.choices["colour"] == COLOURS
-    # The model takes picture 7, which is blue, for black.
+    # The model takes image 7, which is blue, for black.
     assert 7 in served.fitting({"colour": ["black"]}).tolist()
     labelled = served_small(tmp_path / "g", predicts={"class": ["bag", "sneakers", "tableware_water_bottle"]})
     assert 7 not in labelled.fitting({"colour": ["black"]}).tolist()
@@ -56,29 +56,29 @@ def test_filters_by_what_the_model_says_else_by_labels(served: ServedGallery, tm
 def test_unknown_values_fit_no_filter(served: ServedGallery, tmp_path: Path) -> None:
     labelled = served_small(tmp_path / "g", predicts={})
     wanted = labelled.fitting({"material": labelled.choices["material"]})
-    assert wanted.tolist() == list(range(11))  # the last picture's material is not known
+    assert wanted.tolist() == list(range(11))  # the last image's material is not known
     assert labelled.fitting({}).tolist() == list(range(12))
     assert labelled.fitting({"material": []}).tolist() == list(range(12))
 
 
 @pytest.mark.parametrize("name", ["p99", "", "../../etc/passwd", "p0' OR '1'='1", "x" * 10_000])
-def test_only_its_own_pictures(served: ServedGallery, name: str) -> None:
-    for ask in (served.place, served.row, served.picture, served.picture_path, served.thumbnail):
-        with pytest.raises(UserError, match="there is no picture") as caught:
+def test_only_its_own_images(served: ServedGallery, name: str) -> None:
+    for ask in (served.place, served.row, served.image, served.image_path, served.thumbnail):
+        with pytest.raises(UserError, match="there is no image") as caught:
             ask(name)
         assert len(str(caught.value)) < 300
 
 
-def test_a_picture_is_its_file_or_what_was_kept_of_it(files: ServedGallery) -> None:
-    there = files.picture("there")
+def test_a_image_is_its_file_or_what_was_kept_of_it(files: ServedGallery) -> None:
+    there = files.image("there")
     assert isinstance(there, Path)
-    assert there.read_bytes() == b"picture"
-    assert files.picture("gone") == b"small"
-    assert files.picture("../drawn") == b"drawn"
+    assert there.read_bytes() == b"image"
+    assert files.image("gone") == b"small"
+    assert files.image("../drawn") == b"drawn"
     with pytest.raises(UserError, match="is gone"):
-        files.picture("lost")
+        files.image("lost")
     with pytest.raises(UserError, match="is no file of its own"):
-        files.picture_path("../drawn")
+        files.image_path("../drawn")
 
 
 def test_no_gallery(tmp_path: Path) -> None:
@@ -94,10 +94,10 @@ def test_an_empty_gallery(tmp_path: Path) -> None:
     np.testing.assert_array_equal(served.fitting({}), [])
 
 
-def test_galleries_of_the_same_pictures(served: ServedGallery, files: ServedGallery, tmp_path: Path) -> None:
+def test_galleries_of_the_same_images(served: ServedGallery, files: ServedGallery, tmp_path: Path) -> None:
     small_gallery(tmp_path / "g", encodes_text=False)
-    assert served.shares_pictures(ServedGallery(tmp_path / "g", "again"))
-    assert not served.shares_pictures(files)
+    assert served.shares_images(ServedGallery(tmp_path / "g", "again"))
+    assert not served.shares_images(files)
 
 
 @pytest.mark.parametrize(

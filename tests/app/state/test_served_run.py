@@ -31,13 +31,13 @@ ANY = Image.new("RGB", (60, 40), (200, 30, 30))
 
 @pytest.fixture(scope="module")
 def data(quickstart_run: Path) -> ImageDataModule:
-    """The pictures of the classifier's run."""
+    """The images of the classifier's run."""
     return data_of(quickstart_run)
 
 
 @pytest.fixture(scope="module")
 def pairs_data(pairs_run: Path) -> ImageDataModule:
-    """The pictures of the dual encoder's run."""
+    """The images of the dual encoder's run."""
     return data_of(pairs_run)
 
 
@@ -59,7 +59,7 @@ def copied(quickstart_run: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def pictures_of(data: ImageDataModule, rows: list[int]) -> list[Image.Image]:
+def images_of(data: ImageDataModule, rows: list[int]) -> list[Image.Image]:
     return [Image.fromarray(data.read_image(row).permute(1, 2, 0).numpy()) for row in rows]
 
 
@@ -67,8 +67,8 @@ def test_answers_are_those_of_the_tested_run(
     context: AppContext, data: ImageDataModule, predictions: Predictions
 ) -> None:
     # More than go through the network at once.
-    pictures = pictures_of(data, predictions.sample_id[:20].tolist())
-    answers = context.run("quickstart").predict(pictures)
+    images = images_of(data, predictions.sample_id[:20].tolist())
+    answers = context.run("quickstart").predict(images)
     assert list(answers[0].tasks) == ["class", "colour", "material", "condition"]
     for task, logits in predictions.logits.items():
         said = np.stack([answer.tasks[task].probabilities for answer in answers])
@@ -81,7 +81,7 @@ def test_a_dual_encoder_answers_with_its_classes(
     context: AppContext, pairs_run: Path, pairs_data: ImageDataModule
 ) -> None:
     tested = read_predictions(pairs_run / "predictions" / "test.parquet")
-    answers = context.run("pairs").predict(pictures_of(pairs_data, tested.sample_id[:3].tolist()))
+    answers = context.run("pairs").predict(images_of(pairs_data, tested.sample_id[:3].tolist()))
     said = np.stack([answer.tasks["class"].probabilities for answer in answers])
     np.testing.assert_allclose(said, softmax(tested.logits["class"][:3].astype(float), axis=1), atol=1e-4)
 
@@ -94,7 +94,7 @@ def test_ranked_classes_come_best_first(context: AppContext) -> None:
     assert answer.tasks["colour"].ranked(2) == ranked[:2]
 
 
-def test_no_picture_no_answer(context: AppContext) -> None:
+def test_no_image_no_answer(context: AppContext) -> None:
     assert context.run("quickstart").predict([]) == []
 
 
@@ -135,15 +135,15 @@ def test_vectors_are_those_of_the_gallery(
     assert isinstance(gallery, ServedGallery)
     rows = [3, 77, 200]
     stored = gallery.gallery.vectors([data.sample_names()[row] for row in rows])
-    np.testing.assert_allclose(run.encode_pictures(pictures_of(data, rows)), stored, atol=1e-5)
+    np.testing.assert_allclose(run.encode_images(images_of(data, rows)), stored, atol=1e-5)
     assert run.weights == gallery.identity.weights
 
 
-def test_a_picture_file_goes_the_same_way(context: AppContext, data: ImageDataModule, tmp_path: Path) -> None:
-    [picture] = pictures_of(data, [5])
-    picture.save(tmp_path / "one.png")
+def test_a_image_file_goes_the_same_way(context: AppContext, data: ImageDataModule, tmp_path: Path) -> None:
+    [image] = images_of(data, [5])
+    image.save(tmp_path / "one.png")
     run = context.run("pairs")
-    np.testing.assert_allclose(run.encode_picture(tmp_path / "one.png"), run.encode_pictures([picture])[0], atol=1e-6)
+    np.testing.assert_allclose(run.encode_image(tmp_path / "one.png"), run.encode_images([image])[0], atol=1e-6)
 
 
 def test_labels_are_encoded_as_the_classes_are(context: AppContext, pairs_run: Path) -> None:
@@ -176,16 +176,16 @@ def test_a_classifier_reads_no_texts(context: AppContext) -> None:
 
 
 def test_saliency_is_that_of_the_evaluation(context: AppContext, quickstart_run: Path, data: ImageDataModule) -> None:
-    run, [picture] = context.run("quickstart"), pictures_of(data, [9])
-    before = run.predict([picture])[0].tasks["colour"].probabilities
-    explained = run.saliency(picture, "colour", "red")
+    run, [image] = context.run("quickstart"), images_of(data, [9])
+    before = run.predict([image])[0].tasks["colour"].probabilities
+    explained = run.saliency(image, "colour", "red")
     task = load_task(quickstart_run / "checkpoints" / "best.ckpt")
-    image = torch.from_numpy(explained.image).permute(2, 0, 1)[None]
+    pixels = torch.from_numpy(explained.image).permute(2, 0, 1)[None]
     shown = run.tasks["colour"].index("red")
-    [expected] = explain_classes(task, "colour", image, ["x"], [shown], shown=shown)
+    [expected] = explain_classes(task, "colour", pixels, ["x"], [shown], shown=shown)
     np.testing.assert_allclose(explained.heats[0].values, expected.heats[0].values, atol=1e-5)
     assert explained.image.shape == (48, 48, 3)
-    np.testing.assert_array_equal(run.predict([picture])[0].tasks["colour"].probabilities, before)
+    np.testing.assert_array_equal(run.predict([image])[0].tasks["colour"].probabilities, before)
 
 
 def test_saliency_of_a_text(context: AppContext) -> None:
@@ -201,13 +201,13 @@ def test_saliency_of_what_it_does_not_know_is_refused(context: AppContext, task:
 
 def test_many_at_once_get_the_same_answers(context: AppContext) -> None:
     run = context.run("quickstart")
-    pictures = [Image.new("RGB", (50, 50), (shade * 25, 90, 160)) for shade in range(10)]
-    alone = [run.predict([picture])[0].tasks["class"].probabilities for picture in pictures]
+    images = [Image.new("RGB", (50, 50), (shade * 25, 90, 160)) for shade in range(10)]
+    alone = [run.predict([image])[0].tasks["class"].probabilities for image in images]
 
     def ask(place: int) -> np.ndarray[Any, Any]:
         # Saliency hooks into the network that others are asking.
-        run.saliency(pictures[place], "class", run.tasks["class"][0])
-        return run.predict([pictures[place]])[0].tasks["class"].probabilities
+        run.saliency(images[place], "class", run.tasks["class"][0])
+        return run.predict([images[place]])[0].tasks["class"].probabilities
 
     with ThreadPoolExecutor(8) as threads:
         together = list(threads.map(ask, list(range(10)) * 2))

@@ -65,7 +65,7 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Tab:
 def test_no_handler_is_offered_as_an_interface(tab: Tab) -> None:
     assert tab.blocks.get_api_info()["named_endpoints"] == {}
     changing = {"arrived", "other_gallery", "other_filter", "other_view", "other_task", "back", "on", "drawn"}
-    assert changing | {"opened_picture", "opened_class"} <= set(tab.handlers)
+    assert changing | {"opened_image", "opened_class"} <= set(tab.handlers)
 
 
 def test_pages_turn_and_end_at_both_ends(tab: Tab) -> None:
@@ -75,8 +75,8 @@ def test_pages_turn_and_end_at_both_ends(tab: Tab) -> None:
     assert tab.ask("on", 11)["explore-next"] == {**gr.update(interactive=False)}
 
 
-def test_a_picture_opens_from_a_grid_and_leads_to_its_neighbours(tab: Tab) -> None:
-    opened = tab.ask("opened_picture", event=chosen("p44"), view=MISTAKES)
+def test_a_image_opens_from_a_grid_and_leads_to_its_neighbours(tab: Tab) -> None:
+    opened = tab.ask("opened_image", event=chosen("p44"), view=MISTAKES)
     assert opened["explore-view"]["value"] == ONE
     assert opened["explore-place"]["value"] == f'<p role="status">45 of {N}</p>'
     assert "id=p44&amp;" in opened["explore-focus"]["value"]
@@ -86,7 +86,7 @@ def test_a_picture_opens_from_a_grid_and_leads_to_its_neighbours(tab: Tab) -> No
     assert "page 3 of" in tab.ask("other_view", current="p44", view=GRID)["explore-place"]["value"]
 
 
-def test_another_filter_begins_at_the_first_picture(tab: Tab) -> None:
+def test_another_filter_begins_at_the_first_image(tab: Tab) -> None:
     shown = tab.ask("other_filter", 9, "p44", view=ONE, class_name="mug")
     assert shown["explore-place"]["value"].startswith('<p role="status">1 of ')
 
@@ -104,7 +104,7 @@ def test_a_bar_narrows_the_filter(tab: Tab) -> None:
     opened = tab.ask("opened_class", event=chosen("mug"), view=CLASSES)
     assert opened["explore-class"]["value"] == "mug"
     assert opened["explore-view"]["value"] == GRID
-    assert opened["explore-totals"]["value"].count(f"of {N} pictures") == 1
+    assert opened["explore-totals"]["value"].count(f"of {N} images") == 1
 
 
 def test_the_figures_that_take_long_are_drawn_by_their_own_event(tab: Tab) -> None:
@@ -140,7 +140,7 @@ def outcome(tab: Tab, handler: str, field: str, value: Any, view: str) -> gr.Err
 
 
 @pytest.mark.parametrize("value", [*HOSTILE, "p999"])
-@pytest.mark.parametrize("handler", ["opened_picture", "opened_class"])
+@pytest.mark.parametrize("handler", ["opened_image", "opened_class"])
 def test_hostile_choices_are_refused(tab: Tab, handler: str, value: object) -> None:
     with pytest.raises(gr.Error) as refused:
         tab.ask(handler, event=chosen(value))

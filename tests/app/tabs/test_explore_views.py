@@ -40,7 +40,7 @@ def ids(shown: str) -> list[str]:
     return re.findall(r'data-id="([^"]+)"', shown)
 
 
-def test_the_pages_of_the_grid_together_show_every_picture_once(explored: Explored) -> None:
+def test_the_pages_of_the_grid_together_show_every_image_once(explored: Explored) -> None:
     asked = view(explored)
     leaves = [asked.grid(number) for number in range(1, 13)]
     assert [name for leaf in leaves for name in ids(leaf.shown)] == [f"p{row}" for row in range(N)]
@@ -63,7 +63,7 @@ def test_a_seed_that_is_none_is_refused(explored: Explored, seed: object) -> Non
         _ = view(explored, shuffle=True, seed=seed).order
 
 
-def test_a_picture_is_shown_with_its_place_and_all_that_is_known(explored: Explored) -> None:
+def test_a_image_is_shown_with_its_place_and_all_that_is_known(explored: Explored) -> None:
     asked = view(explored, class_name="<b>vase</b>")
     rows = asked.rows.tolist()
     first, second = asked.one(rows[0]), asked.one(asked.turned(rows[0], 1))
@@ -75,7 +75,7 @@ def test_a_picture_is_shown_with_its_place_and_all_that_is_known(explored: Explo
     assert asked.turned(rows[-1], 1) == rows[-1]
     assert asked.one(rows[-1]).is_last
     other = next(row for row in range(N) if row not in rows)
-    assert asked.one(other).place == "not among the filtered pictures"
+    assert asked.one(other).place == "not among the filtered images"
     assert view(explored).page_with(45) == 3
     assert asked.page_with(other) == 1
 
@@ -85,12 +85,12 @@ def test_filters_that_leave_nothing_are_told_everywhere(explored: Explored) -> N
     nothing = next(
         asked for split in ("val", "test", "train") if not len((asked := view(explored, split=split, **rare)).rows)
     )
-    assert nothing.grid(1).place == nothing.one(None).place == "no pictures"
+    assert nothing.grid(1).place == nothing.one(None).place == "no images"
     assert nothing.turned(None, 1) is None
     drawn = nothing.colours(lambda names, _: names)
     for shown in (nothing.grid(1).shown, nothing.one(None).shown, nothing.classes(), drawn):
-        assert "No picture is left by the filters" in shown
-    assert nothing.mistakes(1).place == "no pictures"
+        assert "No image is left by the filters" in shown
+    assert nothing.mistakes(1).place == "no images"
     points, _ = nothing.map(None)
     assert set(points["shown"]) == {0}  # type: ignore[call-overload]
 
@@ -110,7 +110,7 @@ def test_mistakes_name_target_prediction_and_confidence(explored: Explored, task
     assert "learned from" not in view(explored, task=task, split="test").mistakes(1).said
 
 
-def test_a_class_among_the_bars_leads_to_its_pictures(explored: Explored) -> None:
+def test_a_class_among_the_bars_leads_to_its_images(explored: Explored) -> None:
     assert view(explored, view=CLASSES).narrowed("mug") == Asked("wares", "mug", view=GRID)
     asked = view(explored, view=CLASSES, task="colour", attributes=["colour: red", "size: s"])
     narrowed = asked.narrowed("green, dark")
@@ -129,7 +129,7 @@ def test_a_class_among_the_bars_leads_to_its_pictures(explored: Explored) -> Non
         Asked("wares", "mug", view=ONE),
     ],
 )
-def test_the_link_leads_to_the_same_pictures(explored: Explored, asked: Asked) -> None:
+def test_the_link_leads_to_the_same_images(explored: Explored, asked: Asked) -> None:
     before = View(explored, asked, 20)
     found = re.search(r'href="\?([^"]+)"', before.totals())
     assert found
@@ -166,8 +166,8 @@ def test_a_gallery_without_classes_says_so(explored: Explored) -> None:
         assert "neither labels nor predictions" in shown
     assert "not both labels and predictions" in asked.mistakes(1).said
     points, said = asked.map(3)
-    assert (points["names"], points["selected"]) == (["picture"], 3)
-    assert said.startswith("12 pictures by PCA")
+    assert (points["names"], points["selected"]) == (["image"], 3)
+    assert said.startswith("12 images by PCA")
 
 
 HOSTILE = [["teapot"], {"a": 1}, 3, "x" * 9999, "../../etc/passwd", b"mug", 1.5, float("nan")]

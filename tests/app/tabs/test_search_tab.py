@@ -75,11 +75,11 @@ def test_more_like_a_result(tab: _Tab) -> None:
     event = SimpleNamespace(value=shown(tab, found)[1])
     details = tab.opened(found[tab._parts.last], event)  # type: ignore[arg-type]
     assert details[tab._parts.opened] == event.value
-    assert event.value in details[tab._parts.picture]
+    assert event.value in details[tab._parts.image]
     like = tab.by_opened(details[tab._parts.opened], *options())
-    assert f"pictures like {event.value}" in said(tab, like)
+    assert f"images like {event.value}" in said(tab, like)
     assert event.value not in shown(tab, like)
-    with pytest.raises(UserError, match="there is no picture"):
+    with pytest.raises(UserError, match="there is no image"):
         tab.opened(found[tab._parts.last], SimpleNamespace(value="../../etc/passwd"))  # type: ignore[arg-type]
 
 
@@ -110,7 +110,7 @@ def test_a_link_is_the_whole_search(tab: _Tab) -> None:
     found = by_link(tab, "tab=search&q=black+bag&gallery=both&ranker=hybrid&count=2&page=2&only.colour=black")
     parts = tab._parts
     assert "Results 3 to 4 for “black bag”" in said(tab, found)
-    assert "ranked by both · 7 pictures" in said(tab, found)
+    assert "ranked by both · 7 images" in said(tab, found)
     assert (found[parts.gallery], found[parts.text], found[parts.count]) == ("both", "black bag", 2)
     assert found[parts.filters["colour"]].value == ["black"]
     assert found[parts.ranker].value == "hybrid"

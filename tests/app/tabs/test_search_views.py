@@ -32,7 +32,7 @@ def test_what_was_found_is_said(page: ResultPage) -> None:
     assert "Results 5 to 8 for “blue bag”" in said
     mean = sum(result.score for result in page.results) / 4
     assert f"Top score {page.top:.4f} · mean of these 4: {mean:.4f} (cosine)" in said
-    assert "ranked by vectors · 12 pictures searched in" in said
+    assert "ranked by vectors · 12 images searched in" in said
     assert 'role="status"' in said
 
 
@@ -43,7 +43,7 @@ def test_no_match_is_said(page: ResultPage) -> None:
     assert "nothing matches" in said
     assert "Note: nothing is known" in said
     filtered = dataclasses.replace(page.request, filters={"colour": ["blue"]})
-    assert "no picture fits the filters" in said_html(dataclasses.replace(nothing, request=filtered, fitting=0))
+    assert "no image fits the filters" in said_html(dataclasses.replace(nothing, request=filtered, fitting=0))
     assert "there are no results from 5 on" in said_html(dataclasses.replace(page, results=[]))
 
 
@@ -80,7 +80,7 @@ def test_details_say_label_and_answer(context: AppContext) -> None:
     assert "bag · sneakers, says the model (55% sure)" in shown
     assert "blue (the model agrees, 55% sure)" in shown
     assert "<h3>p3</h3>" in shown
-    with pytest.raises(UserError, match="there is no picture"):
+    with pytest.raises(UserError, match="there is no image"):
         details_html(context.galleries["small"], HOSTILE)
 
 
@@ -107,8 +107,8 @@ def test_addresses_by_hand() -> None:
             from_address([("tab", "search"), ("q", "mug"), ("page", wrong)], "small", 20)
 
 
-def test_a_picture_from_outside_has_no_address(page: ResultPage) -> None:
+def test_a_image_from_outside_has_no_address(page: ResultPage) -> None:
     request = Request("small", Query(image=Path("photo.png")))
     assert address_of(request) == ""
     assert "Link to this search" not in said_html(dataclasses.replace(page, request=request))
-    assert asked(request.query) == "the picture that was given"
+    assert asked(request.query) == "the image that was given"

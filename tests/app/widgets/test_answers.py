@@ -17,12 +17,12 @@ from PIL import Image
 from app.logic.classify import Classified, Seen, Upload
 from app.logic.none_of_these import Verdict
 from app.logic.zero_shot import ZeroShot
-from app.state.runs import PictureAnswer, TaskAnswer
+from app.state.runs import ImageAnswer, TaskAnswer
 from app.widgets.answers import classified_html, data_address, notes_html, pressed_bar, seen_html, zero_shot_html
 from vitrail.errors import UserError
 
 EVIL = '"><script>alert(1)</script><img src=x onerror="alert(2)">'
-PICTURE = Image.new("RGB", (40, 30), (10, 200, 30))
+IMAGE = Image.new("RGB", (40, 30), (10, 200, 30))
 
 
 class Page(HTMLParser):
@@ -57,7 +57,7 @@ class Page(HTMLParser):
 
 def classified(classes: list[str], probabilities: list[float], name: str = "a.png", run: str = "run") -> Classified:
     answer = TaskAnswer(classes, np.array(probabilities), calibrated=True)
-    return Classified(Upload(name, PICTURE), {run: PictureAnswer({"class": answer})})
+    return Classified(Upload(name, IMAGE), {run: ImageAnswer({"class": answer})})
 
 
 def test_bars_say_class_and_share_best_first() -> None:
@@ -76,8 +76,8 @@ def test_bars_say_class_and_share_best_first() -> None:
 
 
 def test_confidences_that_are_not_calibrated_say_so() -> None:
-    answer = PictureAnswer({"class": TaskAnswer(["a", "b"], np.array([0.5, 0.5]), calibrated=False)})
-    assert "not calibrated" in classified_html([Classified(Upload("x", PICTURE), {"run": answer})])
+    answer = ImageAnswer({"class": TaskAnswer(["a", "b"], np.array([0.5, 0.5]), calibrated=False)})
+    assert "not calibrated" in classified_html([Classified(Upload("x", IMAGE), {"run": answer})])
 
 
 def test_equally_likely_classes_are_no_prediction() -> None:
@@ -95,7 +95,7 @@ def test_many_classes_are_folded_and_all_there() -> None:
 
 def test_two_models_stand_in_two_sections() -> None:
     both = classified(["a", "b"], [0.1, 0.9]).answers | classified(["a", "b"], [0.6, 0.4], run="other").answers
-    page = Page(classified_html([Classified(Upload("x", PICTURE), both)]))
+    page = Page(classified_html([Classified(Upload("x", IMAGE), both)]))
     assert len(page.all("section")) == 2
     assert len(page.all("article")) == 1
 
@@ -112,8 +112,8 @@ def test_nothing_from_outside_becomes_part_of_the_page() -> None:
     pages = [
         classified_html([classified([EVIL, "b"], [0.9, 0.1], EVIL, EVIL)], [EVIL]),
         classified_html([Classified(Upload(EVIL, None, EVIL), {})]),
-        zero_shot_html(EVIL, [Upload(EVIL, PICTURE), Upload(EVIL, None, EVIL)], [zero_shot], [EVIL]),
-        seen_html(Seen(EVIL, np.array(PICTURE), np.array(PICTURE)), EVIL),
+        zero_shot_html(EVIL, [Upload(EVIL, IMAGE), Upload(EVIL, None, EVIL)], [zero_shot], [EVIL]),
+        seen_html(Seen(EVIL, np.array(IMAGE), np.array(IMAGE)), EVIL),
     ]
     for html in pages:
         page = Page(html)
@@ -126,7 +126,7 @@ def test_nothing_from_outside_becomes_part_of_the_page() -> None:
 def test_none_of_these_stands_out() -> None:
     def verdict_of(none: bool | None) -> dict[str, str | None]:
         answer = ZeroShot(["mug"], [["a mug"]], np.array([0.2]), np.array([1.0]), Verdict(none, 0.3, 40))
-        page = Page(zero_shot_html("run", [Upload("x", PICTURE)], [answer], []))
+        page = Page(zero_shot_html("run", [Upload("x", IMAGE)], [answer], []))
         [verdict] = page.all("p", "verdict")
         [bar] = page.all("button", "bar")
         assert (bar["data-task"], bar["data-label"]) == ("", "a mug")
@@ -143,11 +143,11 @@ def test_notes_stand_once() -> None:
 
 
 @pytest.mark.parametrize(("size", "shown"), [((900, 300), (320, 107)), ((64, 48), (320, 240)), ((300, 10), (300, 10))])
-def test_pictures_are_scaled(size: tuple[int, int], shown: tuple[int, int]) -> None:
+def test_images_are_scaled(size: tuple[int, int], shown: tuple[int, int]) -> None:
     address = data_address(Image.new("RGB", size, (250, 0, 0)), 320)
-    picture = Image.open(io.BytesIO(base64.b64decode(re.sub("^.*,", "", address))))
-    assert picture.size == shown
-    assert np.abs(np.array(picture).reshape(-1, 3).mean(axis=0) - [250, 0, 0]).max() < 5
+    image = Image.open(io.BytesIO(base64.b64decode(re.sub("^.*,", "", address))))
+    assert image.size == shown
+    assert np.abs(np.array(image).reshape(-1, 3).mean(axis=0) - [250, 0, 0]).max() < 5
 
 
 def pressed(index: object, value: object) -> gr.SelectData:

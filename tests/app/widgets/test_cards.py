@@ -1,4 +1,4 @@
-"""Tests of the grid of pictures: what its HTML says, read by a parser; see ``browser/test_shell.py`` for its use."""
+"""Tests of the grid of images: what its HTML says, read by a parser; see ``browser/test_shell.py`` for its use."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def test_whatever_a_table_holds_is_text(text: str) -> None:
     assert button["data-id"] == button["data-gallery"] == image["alt"] == text
     assert set(image) == {"src", "alt", "loading", "decoding"}
     address = urlsplit(image["src"] or "")
-    assert (address.scheme, address.netloc, address.path) == ("", "", "/pictures")
+    assert (address.scheme, address.netloc, address.path) == ("", "", "/images")
     asked = parse_qs(address.query, keep_blank_values=True)
     assert asked == {"gallery": [text], "id": [text], "side": [str(THUMBNAIL)]}
 
 
 def test_cards_stand_in_their_order_and_the_chosen_one_stands_out() -> None:
-    page = Reader(cards_html([Card("g", f"p{n}", f"picture {n}", selected=n == 1) for n in range(3)], columns=2))
+    page = Reader(cards_html([Card("g", f"p{n}", f"image {n}", selected=n == 1) for n in range(3)], columns=2))
     buttons = page.all("button")
     assert [button["data-id"] for button in buttons] == ["p0", "p1", "p2"]
     assert [button["aria-pressed"] for button in buttons] == ["false", "true", "false"]

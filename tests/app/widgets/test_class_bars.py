@@ -23,19 +23,19 @@ def test_bars_are_as_long_as_their_counts_longest_first() -> None:
     assert widths == [[80, 20], [30, 10], [10]]
     assert [re.search(r'bar-count">(\d+)', bar)[1] for bar in bars] == ["10", "4", "1"]  # type: ignore[index]
     assert "3 of 4 values of class occur" in shown
-    assert "is 66.7% of these pictures" in shown
+    assert "is 66.7% of these images" in shown
     assert 'title="mug: train 3, test 1"' in shown
 
 
 def test_not_all_and_no_unknown_value_is_the_most_frequent() -> None:
     known = counts(train=[3, 8, 2, 1])
     shown = bars_html(pd.concat([known, pd.DataFrame({"train": [20]}, index=[NOT_KNOWN])]), "class")
-    # A class that no picture of the gallery has is none of its values, so nobody knows whether these are all.
+    # A class that no image of the gallery has is none of its values, so nobody knows whether these are all.
     assert "4 values of class occur; the most frequent, &lt;img" in shown
-    assert f"is {8 / 34:.1%} of these pictures" in shown
+    assert f"is {8 / 34:.1%} of these images" in shown
     assert "All" not in shown
     nothing = pd.DataFrame({"train": [20]}, index=[NOT_KNOWN])
-    assert "No value of class is known of these pictures." in bars_html(nothing, "class")
+    assert "No value of class is known of these images." in bars_html(nothing, "class")
 
 
 def test_names_never_become_markup() -> None:
@@ -45,8 +45,8 @@ def test_names_never_become_markup() -> None:
     assert "the most frequent, &lt;img" in shown
 
 
-def test_no_pictures_are_told() -> None:
-    assert "No picture is left by the filters." in bars_html(counts(train=[0, 0, 0, 0]), "class")
+def test_no_images_are_told() -> None:
+    assert "No image is left by the filters." in bars_html(counts(train=[0, 0, 0, 0]), "class")
 
 
 @pytest.mark.parametrize("split", ["train", "holdout"])

@@ -18,7 +18,7 @@ from datamodules.loading.decode import ValueRange, read_image
 from evaluation.dataset.colour import LEVELS
 from retrieval.gallery import Gallery
 from tests.app.explored_gallery import CLASSES, HUES, UNREADABLE, explored_gallery
-from tests.retrieval.small_gallery import identity, picture_rows, vectors
+from tests.retrieval.small_gallery import identity, image_rows, vectors
 from vitrail.errors import UserError
 
 
@@ -32,7 +32,7 @@ def colours(served: ServedGallery, explorer: Explorer) -> ClassColours:
     return ClassColours(served, explorer)
 
 
-def test_hues_lie_where_the_pictures_were_painted(colours: ClassColours, explorer: Explorer) -> None:
+def test_hues_lie_where_the_images_were_painted(colours: ClassColours, explorer: Explorer) -> None:
     seen: list[str] = []
 
     def progress(names: Iterable[str]) -> Iterable[str]:
@@ -50,7 +50,7 @@ def test_hues_lie_where_the_pictures_were_painted(colours: ClassColours, explore
         assert (values[1].argmax() + 0.5) / LEVELS == pytest.approx(0.9, abs=0.03)
         assert 0.35 < np.average((np.arange(LEVELS) + 0.5) / LEVELS, weights=values[2]) < 0.95
     broken = explorer.value_of(UNREADABLE, "class")
-    assert missing == [f"{broken}: 1 of its pictures cannot be read."]
+    assert missing == [f"{broken}: 1 of its images cannot be read."]
 
 
 def test_a_figure_is_computed_once(served: ServedGallery, explorer: Explorer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,11 +80,11 @@ def test_the_most_frequent_classes_come_by_default(colours: ClassColours, explor
     assert [counts[name] for name in names] == sorted(counts[counts > 0], reverse=True)[:6]
 
 
-def test_classes_without_pictures_are_named(colours: ClassColours, explorer: Explorer) -> None:
+def test_classes_without_images_are_named(colours: ClassColours, explorer: Explorer) -> None:
     chosen = explorer.filter(class_name="mug")
     curves, missing = colours.densities(chosen, "class", ["mug", "cap"])
     assert [*curves] == ["mug"]
-    assert missing[-1] == "cap: no picture is left by the filters."
+    assert missing[-1] == "cap: no image is left by the filters."
 
 
 @pytest.mark.parametrize("name", ["teapot", "", 3, None, ["mug"], "x" * 999])
@@ -123,11 +123,11 @@ def test_files_are_read_and_those_that_are_gone_are_told(tmp_path: Path) -> None
     (tmp_path / "torn.png").write_bytes((tmp_path / "red.png").read_bytes()[:50])
     gallery = Gallery.create(str(tmp_path / "gallery"), made_by)
     with gallery.writing() as writer:
-        writer.add(picture_rows(made_by, ["p0", "p1", "p2"], vectors(3), path=names, label_class=["mug"] * 3))
+        writer.add(image_rows(made_by, ["p0", "p1", "p2"], vectors(3), path=names, label_class=["mug"] * 3))
     served = ServedGallery(tmp_path / "gallery", "files", data_roots=[tmp_path])
     curves, missing = ClassColours(served, Explorer(served)).densities(Filter(), "class", ["mug"])
-    assert missing == ["mug: 2 of its pictures cannot be read."]
+    assert missing == ["mug: 2 of its images cannot be read."]
     assert curves["mug"][2].argmax() == 200
     (tmp_path / "red.png").unlink()
     curves, missing = ClassColours(served, Explorer(served)).densities(Filter(), "class", ["mug"])
-    assert (curves, missing) == ({}, ["mug: 3 of its pictures cannot be read."])
+    assert (curves, missing) == ({}, ["mug: 3 of its images cannot be read."])

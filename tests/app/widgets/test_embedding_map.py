@@ -1,4 +1,4 @@
-"""Tests of where pictures are put on the map."""
+"""Tests of where images are put on the map."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def test_places_are_scikit_learns_to_scale_in_the_unit_square(served: ServedGall
     assert placed.places.min() == pytest.approx(0)
     assert placed.places.max() == pytest.approx(1)
     assert placed.rows.tolist() == [*range(N)]
-    assert placed.told == f"{N} pictures"
+    assert placed.told == f"{N} images"
 
 
-def test_of_many_pictures_some_are_drawn_and_that_is_said(served: ServedGallery, explorer: Explorer) -> None:
+def test_of_many_images_some_are_drawn_and_that_is_said(served: ServedGallery, explorer: Explorer) -> None:
     placed = lay_out(served.gallery, explorer.ids, "t-SNE", limit=40)
-    assert placed.told == f"40 of {N} pictures, drawn evenly"
+    assert placed.told == f"40 of {N} images, drawn evenly"
     assert len(set(placed.rows.tolist())) == 40
     assert placed.rows.tolist() == sorted(placed.rows.tolist())
     again = lay_out(served.gallery, explorer.ids, "t-SNE", limit=40)
@@ -69,16 +69,16 @@ def test_points_say_what_the_browser_draws(served: ServedGallery, explorer: Expl
     assert points["colours"] == list(PALETTE)
 
 
-def test_a_selected_picture_that_was_not_drawn_is_not_marked(served: ServedGallery, explorer: Explorer) -> None:
+def test_a_selected_image_that_was_not_drawn_is_not_marked(served: ServedGallery, explorer: Explorer) -> None:
     placed = lay_out(served.gallery, explorer.ids, "PCA", limit=100)
     absent = next(row for row in range(N) if row not in set(placed.rows.tolist()))
     everything = explorer.find(Filter())
     assert map_points(explorer, placed, everything, "class", absent)["selected"] == -1
     one_colour = map_points(explorer, placed, everything, "")
-    assert (set(one_colour["codes"]), one_colour["names"]) == ({0}, ["picture"])  # type: ignore[call-overload]
+    assert (set(one_colour["codes"]), one_colour["names"]) == ({0}, ["image"])  # type: ignore[call-overload]
 
 
-def test_one_picture_and_none_have_a_map(tmp_path: Path) -> None:
+def test_one_image_and_none_have_a_map(tmp_path: Path) -> None:
     served = explored_gallery(tmp_path / "gallery", n=6)
     one = lay_out(served.gallery, ["p0"], "PCA")
     assert one.places.tolist() == [[0.5, 0.5]]

@@ -8,7 +8,7 @@ import gradio as gr
 import httpx
 import pytest
 
-from app.logic.uploads import read_picture
+from app.logic.uploads import read_upload
 from app.server import blocks_of, build_app
 from app.state.context import AppContext
 from app.widgets.page import told
@@ -18,8 +18,8 @@ from vitrail.errors import UserError
 
 
 def small_tab(_: AppContext) -> None:
-    """Says how large a picture is, together with a text; and refuses one text."""
-    pictures = gr.Gallery(label="Pictures: some", type="filepath")
+    """Says how large an image is, together with a text; and refuses one text."""
+    images = gr.Gallery(label="Images: some", type="filepath")
     text = gr.Textbox("nothing", label="Look for")
     button = gr.Button("Go", elem_id="go")
     said = gr.Textbox()
@@ -27,9 +27,9 @@ def small_tab(_: AppContext) -> None:
     def answer(given: list[tuple[str, None]] | None, words: str) -> str:
         if words == "refused":
             raise UserError("refused: choose another")
-        return f"{words} {[read_picture(path).size for path, _ in given or []]}"
+        return f"{words} {[read_upload(path).size for path, _ in given or []]}"
 
-    button.click(told(answer), [pictures, text], said)
+    button.click(told(answer), [images, text], said)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_a_user_presses_uploads_and_looks(server: Served) -> None:
         assert user.press("go", {}) == ["nothing []"]
         assert user.press("go", {"Look for": "mugs"}) == ["mugs []"]
         given = user.upload("a.jpg", a_photo(64))
-        assert user.press("go", {"Pictures": given, "Look for": "mugs"}) == ["mugs [(64, 64)]"]
+        assert user.press("go", {"Images": given, "Look for": "mugs"}) == ["mugs [(64, 64)]"]
         assert user.look("/theme.css") > 1000
 
 
@@ -55,7 +55,7 @@ def test_a_user_notices_what_fails(server: Served) -> None:
         with pytest.raises(RuntimeError, match="refused: choose another"):
             user.press("go", {"Look for": "refused"})
         with pytest.raises(httpx.HTTPStatusError, match="404"):
-            user.look("/pictures?gallery=none&id=1&side=256")
+            user.look("/images?gallery=none&id=1&side=256")
         with pytest.raises(RuntimeError, match="missing: the page has no such button"):
             user.press("missing", {})
 

@@ -20,7 +20,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def plain_folder(tmp_path: Path) -> Path:
-    """Pictures of one colour each, which no crop and no flip changes."""
+    """Images of one colour each, which no crop and no flip changes."""
     for index, colour in enumerate(COLOURS):
         path = tmp_path / "train" / f"class_{index % 2}" / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,15 +28,15 @@ def plain_folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_all_sides_give_the_same_pictures(plain_folder: Path) -> None:
+def test_all_sides_give_the_same_images(plain_folder: Path) -> None:
     ((ours),) = list(loader.ours(plain_folder, SIZE, workers=0))
     found = [ours["image"]]
     peers = [loader.theirs(plain_folder, SIZE, 0, on_tensors=on_tensors) for on_tensors in (True, False)]
     found += [next(iter(peer))[0] for peer in peers]
-    for pictures in found:
-        assert (pictures.dtype, tuple(pictures.shape)) == (torch.uint8, (N, 3, SIZE, SIZE))
-        # In any order; every pixel has its picture's colour.
-        colours = {tuple(pixel) for picture in pictures for pixel in picture.flatten(1).T.tolist()}
+    for images in found:
+        assert (images.dtype, tuple(images.shape)) == (torch.uint8, (N, 3, SIZE, SIZE))
+        # In any order; every pixel has its image's colour.
+        colours = {tuple(pixel) for image in images for pixel in image.flatten(1).T.tolist()}
         assert colours == set(COLOURS)
 
 

@@ -71,7 +71,7 @@ def test_a_promise_of_another_form_is_refused() -> None:
 def test_rows_survive_json_also_where_nothing_was_measured() -> None:
     rows = [
         row("step", "ours", "theirs", {"ours": [3.0, 2.0], "theirs": [2.0, 2.0]}, "s", "≤ 1.1"),
-        not_measured("GPU", "ours", "alone", "pictures/s", "≥ 0.95", "no GPU"),
+        not_measured("GPU", "ours", "alone", "images/s", "≥ 0.95", "no GPU"),
     ]
     text = json.dumps(as_json(rows), allow_nan=False)
     first, second = from_json(json.loads(text))

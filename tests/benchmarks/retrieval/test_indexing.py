@@ -20,14 +20,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return indexing.data_of(write_photos(tmp_path_factory.mktemp("photos"), N, 60), SIZE, BATCH)
 
 
-def test_both_sides_see_the_same_pictures(data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_sides_see_the_same_images(data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     contest = Contest("test_resnet", data, tmp_path)
     monkeypatch.setattr(shutil, "rmtree", lambda folder: None)  # keep it to look into
     assert contest.fill() > 0
     assert contest.forward() > 0
     assert [tuple(images.shape) for images in contest.images] == [(4, 3, SIZE, SIZE)] * 2 + [(2, 3, SIZE, SIZE)]
     gallery = Gallery.open(str(tmp_path / "gallery"))
-    names = data.picture_facts(data.rows_of(["train"])).column("id").to_pylist()
+    names = data.image_facts(data.rows_of(["train"])).column("id").to_pylist()
     with torch.inference_mode():
         features = torch.cat([contest.task.encoder(images) for images in contest.images])
     stored = torch.from_numpy(gallery.vectors(names))

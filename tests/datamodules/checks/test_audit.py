@@ -36,7 +36,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Twelve pictures of different things, four in each split."""
+    """Twelve images of different things, four in each split."""
     specs = [WareSpec(kind, "red", "plastic", "used", seed) for kind in ("mug", "vase") for seed in range(6)]
     for number, spec in enumerate(specs):
         folder = tmp_path / "data" / ("train", "val", "test")[number % 3] / spec.kind
@@ -65,7 +65,7 @@ def test_counts_unknown_and_unseen_values() -> None:
     assert report.classes["class"]["ball"] == {"train": 6, "val": 2, "test": 2}
     assert report.unknown["colour"] == {"train": 5, "val": 1, "test": 1}
     assert report.unseen == {"class": {}, "colour": {}}
-    assert report.leaks.near_radius is None, "generated pictures are not compared"
+    assert report.leaks.near_radius is None, "generated images are not compared"
     report.refuse()
 
 
@@ -118,7 +118,7 @@ def test_groups_of_generated_data_are_checked_too() -> None:
         refuse_leaks(Leaky(), None)
 
 
-def test_identical_pictures_across_splits_are_refused(root: Path) -> None:
+def test_identical_images_across_splits_are_refused(root: Path) -> None:
     shutil.copy(root / "train/mug/00.png", root / "val/mug/copy.png")
     shutil.copy(root / "train/mug/00.png", root / "train/mug/copy.png")
     Image.open(root / "train/vase/06.png").save(root / "test/vase/again.bmp")
@@ -128,12 +128,12 @@ def test_identical_pictures_across_splits_are_refused(root: Path) -> None:
     assert frozenset(("06.png", "again.bmp")) in pairs
     assert {pair.first.split for pair in report.leaks.exact} == {"train"} or len(pairs) == 3
     assert report.leaks.near == [], "what is identical is not told twice"
-    with pytest.raises(UserError, match=r"3 identical pictures across splits: .*allow_leaks: \[exact\]"):
+    with pytest.raises(UserError, match=r"3 identical images across splits: .*allow_leaks: \[exact\]"):
         refuse(data)
     refuse(ImageFolder(str(root), checks={"allow_leaks": ["exact"]}))
 
 
-def test_nearly_identical_pictures_across_splits_are_refused(root: Path) -> None:
+def test_nearly_identical_images_across_splits_are_refused(root: Path) -> None:
     brighter(root / "train/mug/00.png", root / "test/mug/brighter.jpg")
     brighter(root / "train/mug/03.png", root / "train/mug/same_split.jpg")
     data = ImageFolder(str(root))
@@ -145,7 +145,7 @@ def test_nearly_identical_pictures_across_splits_are_refused(root: Path) -> None
     with pytest.raises(UserError) as refused:
         refuse(data)
     assert "allow_leaks: [near]" in str(refused.value)
-    assert "nearly the same picture as in row" in str(refused.value)
+    assert "nearly the same image as in row" in str(refused.value)
     assert "brighter.jpg (test)" in str(refused.value)
     refuse(ImageFolder(str(root), checks={"allow_leaks": ["near"]}))
 
@@ -178,7 +178,7 @@ def test_near_duplicates_are_looked_for_once_and_not_at_all_where_allowed(
     monkeypatch.setattr(ImageFolder, "read_image", counting)
     allowing = ImageFolder(str(root), checks={"allow_leaks": ["near"]})
     refuse(allowing)
-    assert len(read) == 13, "each picture once, to verify it"
+    assert len(read) == 13, "each image once, to verify it"
     with pytest.raises(UserError):
         refuse(ImageFolder(str(root)))
     assert len(read) > 13
@@ -188,17 +188,17 @@ def test_near_duplicates_are_looked_for_once_and_not_at_all_where_allowed(
     assert len(read) == before
 
 
-def test_unreadable_pictures_are_reported_and_no_leaks(root: Path) -> None:
+def test_unreadable_images_are_reported_and_no_leaks(root: Path) -> None:
     shutil.copy(root / "train/mug/00.png", root / "val/mug/copy.png")
     for name in ("train/mug/00.png", "val/mug/copy.png"):
         (root / name).write_bytes(b"rubbish")
     report = audit(ImageFolder(str(root), checks={"on_bad_image": "skip"}))
     assert [Path(bad.sample.source).name for bad in report.skipped] == ["00.png", "copy.png"]
-    assert all("not a picture in a known format" in bad.reason for bad in report.skipped)
+    assert all("not an image in a known format" in bad.reason for bad in report.skipped)
     assert report.leaks.exact == []
     report.refuse()
     strict = audit(ImageFolder(str(root)))
-    with pytest.raises(UserError, match=r"2 problems; mend or remove these pictures, or set data checks.on_bad_image"):
+    with pytest.raises(UserError, match=r"2 problems; mend or remove these images, or set data checks.on_bad_image"):
         strict.refuse()
 
 
@@ -211,7 +211,7 @@ def test_the_report_is_json(root: Path) -> None:
     assert content["leaks"]["groups"][0]["counts"]["val"] == 3
 
 
-def test_wares_need_no_pictures_for_their_audit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wares_need_no_images_for_their_audit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Wares, "read_image", None)
     report = audit(Wares(n_samples=120))
     assert sum(report.samples.values()) == 120
@@ -238,7 +238,7 @@ def test_a_random_split_of_the_real_product_photos_lets_groups_cross() -> None:
 
 
 @pytest.mark.skipif(not (DATA / "fashion").is_dir(), reason="needs the fashion photos in $VITRAIL_DATA/fashion")
-def test_identical_pictures_in_the_real_fashion_photos() -> None:
+def test_identical_images_in_the_real_fashion_photos() -> None:
     data = Fashion(
         str(DATA / "fashion"),
         split={"by": "random", "val_fraction": 0.3, "test_fraction": 0.3},

@@ -14,11 +14,11 @@ from datamodules.checks.audit import (
     DuplicatePair,
     Leaks,
     Sample,
-    SkippedPicture,
+    SkippedImage,
     audit,
     print_report,
 )
-from datamodules.image_folder import PictureFolder
+from datamodules.image_folder import UnlabeledFolder
 from datamodules.wares import Wares
 from tests.datamodules.noise import Noise
 
@@ -44,7 +44,7 @@ def pair(number: int) -> DuplicatePair:
 def test_none_is_only_said_of_what_was_looked_for(tmp_path: Path) -> None:
     assert "files left out: not looked for (images are no files of their own)" in printed(audit(Noise(n=30)))
     Image.new("RGB", (8, 8)).save(tmp_path / "one.png")
-    alone = printed(audit(PictureFolder(root=str(tmp_path))))
+    alone = printed(audit(UnlabeledFolder(root=str(tmp_path))))
     assert "files left out: none" in alone
     assert "identical images within a split: not compared" in alone
 
@@ -61,11 +61,11 @@ def test_a_table_for_each_task(report: AuditReport) -> None:
 def test_twenty_pairs_and_the_number_of_the_others(report: AuditReport) -> None:
     leaks = Leaks([], [pair(number) for number in range(30)], [pair(1)], near_radius=8)
     text = printed(replace(report, leaks=leaks, allowed=["near"]))
-    assert "identical pictures across splits: 30 (not allowed)" in text
+    assert "identical images across splits: 30 (not allowed)" in text
     assert "images/a[19].jpg (train, row 19) = images/b.jpg (test, row 99)" in text, "brackets are no markup"
     assert "a[20]" not in text
     assert "and 10 more" in text
-    assert "nearly identical pictures across splits: 1 (allowed)" in text
+    assert "nearly identical images across splits: 1 (allowed)" in text
     assert "bits were compared" not in text
 
 
@@ -73,11 +73,11 @@ def test_a_smaller_radius_is_told(report: AuditReport) -> None:
     assert "within 2 bits" in printed(replace(report, leaks=Leaks([], [], [], near_radius=2)))
 
 
-def test_unseen_values_and_unreadable_pictures(report: AuditReport) -> None:
-    bad = SkippedPicture(Sample("a", "a.jpg", "val", 17), "a.jpg: no such file")
+def test_unseen_values_and_unreadable_images(report: AuditReport) -> None:
+    bad = SkippedImage(Sample("a", "a.jpg", "val", 17), "a.jpg: no such file")
     text = printed(replace(report, unseen={"class": {}, "colour": {"gold": 5}}, skipped=[bad]))
     assert "colour, values that are not in the vocabulary: gold (5)" in text
-    assert "unreadable pictures: 1 (not allowed)" in text
+    assert "unreadable images: 1 (not allowed)" in text
     assert "row 17 (val): a.jpg: no such file" in text
     assert "(skipped)" in printed(replace(report, skipped=[bad], skips_bad_images=True))
 
@@ -86,11 +86,11 @@ def test_what_was_not_compared_is_not_called_none(report: AuditReport) -> None:
     """Generated images are not read; one split has nothing to be compared with."""
     text = printed(audit(Wares(n_samples=30, val_fraction=0.2, test_fraction=0.2)))
     assert "groups in several splits: none" in text
-    assert "identical pictures across splits: not checked (images are generated)" in text
-    assert "nearly identical pictures across splits: not checked (images are generated)" in text
-    assert "unreadable pictures: not checked (images are generated)" in text
+    assert "identical images across splits: not checked (images are generated)" in text
+    assert "nearly identical images across splits: not checked (images are generated)" in text
+    assert "unreadable images: not checked (images are generated)" in text
     leaks = Leaks([], [], [], None, {"near": "allowed, so not looked for"})
-    assert "nearly identical pictures across splits: not checked (allowed" in printed(replace(report, leaks=leaks))
+    assert "nearly identical images across splits: not checked (allowed" in printed(replace(report, leaks=leaks))
     assert "each image is one of its own" in printed(report)
 
 

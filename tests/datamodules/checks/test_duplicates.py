@@ -26,42 +26,42 @@ def every(blocks: Iterable[int], count: int) -> Iterator[int]:
     return iter(blocks)
 
 
-def found_pairs(pictures: list[Pixels], parts: list[int]) -> set[tuple[int, int]]:
-    hashes = np.array([hash_boxes(Image.fromarray(picture)) for picture in pictures], dtype=np.uint64)
-    readable = np.ones(len(pictures), dtype=bool)
-    pairs, _ = near_pairs(hashes, np.array(parts, dtype=np.int8), readable, lambda row: pictures[row], every)
+def found_pairs(images: list[Pixels], parts: list[int]) -> set[tuple[int, int]]:
+    hashes = np.array([hash_boxes(Image.fromarray(image)) for image in images], dtype=np.uint64)
+    readable = np.ones(len(images), dtype=bool)
+    pairs, _ = near_pairs(hashes, np.array(parts, dtype=np.int8), readable, lambda row: images[row], every)
     assert pairs.tolist() == sorted(pairs.tolist())
     return {(first, second) for first, second in pairs.tolist()}
 
 
-def encoded(picture: Image.Image, quality: int) -> Image.Image:
+def encoded(image: Image.Image, quality: int) -> Image.Image:
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=quality)
+    image.save(buffer, "JPEG", quality=quality)
     return Image.open(buffer).convert("RGB")
 
 
-def cropped(picture: Image.Image, left: float, top: float, right: float, bottom: float) -> Image.Image:
-    width, height = picture.size
-    return picture.crop(
+def cropped(image: Image.Image, left: float, top: float, right: float, bottom: float) -> Image.Image:
+    width, height = image.size
+    return image.crop(
         (round(left * width), round(top * height), round((1 - right) * width), round((1 - bottom) * height))
     )
 
 
-def several_at_once(picture: Image.Image) -> Image.Image:
-    smaller = cropped(picture, 0.03, 0.0, 0.02, 0.04).resize((72, 80), Image.Resampling.BICUBIC)
+def several_at_once(image: Image.Image) -> Image.Image:
+    smaller = cropped(image, 0.03, 0.0, 0.02, 0.04).resize((72, 80), Image.Resampling.BICUBIC)
     return encoded(ImageEnhance.Brightness(smaller).enhance(0.93), 75)
 
 
 CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
-    "JPEG quality 40": lambda picture: encoded(picture, 40),
-    "scaled to 60 %": lambda picture: picture.resize((58, 58), Image.Resampling.BICUBIC),
-    "scaled to 170 %": lambda picture: picture.resize((163, 163), Image.Resampling.BICUBIC),
-    "another shape": lambda picture: picture.resize((90, 110), Image.Resampling.BILINEAR),
-    "10 % brighter": lambda picture: ImageEnhance.Brightness(picture).enhance(1.1),
-    "10 % darker": lambda picture: ImageEnhance.Brightness(picture).enhance(0.9),
-    "more contrast": lambda picture: ImageEnhance.Contrast(picture).enhance(1.15),
-    "3 % cut off all around": lambda picture: cropped(picture, 0.03, 0.03, 0.03, 0.03),
-    "5 % cut off left and top": lambda picture: cropped(picture, 0.05, 0.05, 0.0, 0.0),
+    "JPEG quality 40": lambda image: encoded(image, 40),
+    "scaled to 60 %": lambda image: image.resize((58, 58), Image.Resampling.BICUBIC),
+    "scaled to 170 %": lambda image: image.resize((163, 163), Image.Resampling.BICUBIC),
+    "another shape": lambda image: image.resize((90, 110), Image.Resampling.BILINEAR),
+    "10 % brighter": lambda image: ImageEnhance.Brightness(image).enhance(1.1),
+    "10 % darker": lambda image: ImageEnhance.Brightness(image).enhance(0.9),
+    "more contrast": lambda image: ImageEnhance.Contrast(image).enhance(1.15),
+    "3 % cut off all around": lambda image: cropped(image, 0.03, 0.03, 0.03, 0.03),
+    "5 % cut off left and top": lambda image: cropped(image, 0.05, 0.05, 0.0, 0.0),
     "several at once": several_at_once,
 }
 
@@ -74,7 +74,7 @@ def originals() -> list[Pixels]:
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_copy_is_found_and_nothing_else(change: str, originals: list[Pixels]) -> None:
-    copies = [np.asarray(CHANGES[change](Image.fromarray(picture))) for picture in originals]
+    copies = [np.asarray(CHANGES[change](Image.fromarray(image))) for image in originals]
     pairs = found_pairs([*originals, *copies], [0] * 30 + [1] * 30)
     wanted = {(number, number + 30) for number in range(30)}
     assert pairs <= wanted
@@ -87,7 +87,7 @@ def test_a_changed_copy_of_a_real_photo_is_found(change: str) -> None:
     photos = [Image.open(path).convert("RGB") for path in sorted(PHOTOS.glob("*.jpg"))[::15]]
     copies = [CHANGES[change](photo) for photo in photos]
     count = len(photos)
-    pairs = found_pairs([np.asarray(picture) for picture in [*photos, *copies]], [0] * count + [1] * count)
+    pairs = found_pairs([np.asarray(image) for image in [*photos, *copies]], [0] * count + [1] * count)
     wanted = {(number, number + count) for number in range(count)}
     assert pairs <= wanted
     assert len(pairs) >= 0.9 * count
@@ -106,18 +106,18 @@ def test_no_two_of_the_real_product_photos_are_near_duplicates() -> None:
 
 def test_other_views_and_look_alikes_are_no_duplicates(originals: list[Pixels]) -> None:
     views = [draw_ware(ware_spec(5, number), 1000 + number, 96) for number in range(30)]
-    recoloured = [np.ascontiguousarray(picture[..., ::-1]) for picture in originals]
-    mirrored = [np.ascontiguousarray(picture[:, ::-1]) for picture in originals]
+    recoloured = [np.ascontiguousarray(image[..., ::-1]) for image in originals]
+    mirrored = [np.ascontiguousarray(image[:, ::-1]) for image in originals]
     for others in (views, recoloured, mirrored):
         assert found_pairs([*originals, *others], [0] * 30 + [1] * 30) == set()
 
 
-def test_pairs_within_a_part_and_unreadable_pictures_are_left_out(originals: list[Pixels]) -> None:
-    pictures = [originals[0], originals[0], originals[0], originals[1]]
-    assert found_pairs(pictures, [0, 0, 2, 1]) == {(0, 2), (1, 2)}
-    hashes = np.array([hash_boxes(Image.fromarray(picture)) for picture in pictures], dtype=np.uint64)
+def test_pairs_within_a_part_and_unreadable_images_are_left_out(originals: list[Pixels]) -> None:
+    images = [originals[0], originals[0], originals[0], originals[1]]
+    assert found_pairs(images, [0, 0, 2, 1]) == {(0, 2), (1, 2)}
+    hashes = np.array([hash_boxes(Image.fromarray(image)) for image in images], dtype=np.uint64)
     readable = np.array([True, True, False, True])
-    pairs, _ = near_pairs(hashes, np.array([0, 0, 2, 1], dtype=np.int8), readable, lambda row: pictures[row], every)
+    pairs, _ = near_pairs(hashes, np.array([0, 0, 2, 1], dtype=np.int8), readable, lambda row: images[row], every)
     assert len(pairs) == 0
 
 
@@ -166,13 +166,13 @@ def note(looked_at: set[tuple[int, int]], block: list[tuple[int, int]]) -> npt.N
     return np.zeros(len(block), dtype=np.float32)
 
 
-def test_where_too_many_pictures_look_alike_the_radius_shrinks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_too_many_images_look_alike_the_radius_shrinks(monkeypatch: pytest.MonkeyPatch) -> None:
     hashes = np.zeros((60, len(HASH_BOXES)), dtype=np.uint64)
     hashes[:] = np.arange(60, dtype=np.uint64)[:, None] << np.uint64(20)
-    pictures = [draw_ware(ware_spec(0, number), number, 32) for number in range(60)]
+    images = [draw_ware(ware_spec(0, number), number, 32) for number in range(60)]
     parts = (np.arange(60) % 2).astype(np.int8)
     monkeypatch.setattr(duplicates, "_AFFORDABLE", 60 * 60)
-    _, radius = near_pairs(hashes, parts, np.ones(60, dtype=bool), lambda row: pictures[row], every)
+    _, radius = near_pairs(hashes, parts, np.ones(60, dtype=bool), lambda row: images[row], every)
     assert radius == 0
 
 

@@ -19,7 +19,7 @@ from vitrail.errors import UserError
 
 
 class Counting(ImageFolder):
-    """Notes which pictures are read."""
+    """Notes which images are read."""
 
     def __init__(self, root: str) -> None:
         super().__init__(root)
@@ -47,7 +47,7 @@ def assert_same(one: Verification, other: Verification) -> None:
     np.testing.assert_array_equal(one.perceptual, other.perceptual)
 
 
-def test_good_pictures(root: Path) -> None:
+def test_good_images(root: Path) -> None:
     found = verify(ImageFolder(str(root)))
     assert found.bad == {}
     assert found.content.shape == (18, 32)
@@ -69,7 +69,7 @@ def test_the_content_is_the_pixels_and_not_the_file(root: Path) -> None:
     assert content["train/bag/turned.png"] != content["train/bag/bag_o0_0.png"]
 
 
-def test_pictures_of_the_same_bytes_and_another_shape_differ(tmp_path: Path) -> None:
+def test_images_of_the_same_bytes_and_another_shape_differ(tmp_path: Path) -> None:
     for split in ("train", "val", "test"):
         folder = tmp_path / split / "a"
         folder.mkdir(parents=True)
@@ -79,18 +79,18 @@ def test_pictures_of_the_same_bytes_and_another_shape_differ(tmp_path: Path) -> 
     assert len(np.unique(found.content, axis=0)) == 2
 
 
-def test_bad_pictures_are_listed_with_their_reason(root: Path) -> None:
+def test_bad_images_are_listed_with_their_reason(root: Path) -> None:
     data = ImageFolder(str(root))
     table = data.table
     broken, missing, text = (Path(table.source(index)) for index in (1, 4, 7))
     broken.write_bytes(broken.read_bytes()[:100])
     missing.unlink()
-    text.write_text("no picture", encoding="utf-8")
+    text.write_text("no image", encoding="utf-8")
     found = verify(data)
     assert sorted(found.bad) == [1, 4, 7]
     assert found.bad[1].startswith(f"{broken}: cannot be decoded")
     assert found.bad[4].startswith(f"{missing}: no such file")
-    assert found.bad[7].startswith(f"{text}: not a picture")
+    assert found.bad[7].startswith(f"{text}: not an image")
     assert np.flatnonzero(~found.readable).tolist() == [1, 4, 7]
     assert not found.content[[1, 4, 7]].any()
     again = Counting(str(root))
@@ -99,7 +99,7 @@ def test_bad_pictures_are_listed_with_their_reason(root: Path) -> None:
     assert again.read == [], "the reasons come from the cache as well"
 
 
-def test_a_mistake_of_ours_is_no_bad_picture(root: Path) -> None:
+def test_a_mistake_of_ours_is_no_bad_image(root: Path) -> None:
     class Broken(ImageFolder):
         def read_image(self, index: int) -> torch.Tensor:
             raise RuntimeError("ours")
@@ -109,7 +109,7 @@ def test_a_mistake_of_ours_is_no_bad_picture(root: Path) -> None:
     assert not cache_directory().exists()
 
 
-def test_a_second_run_reads_no_picture(root: Path) -> None:
+def test_a_second_run_reads_no_image(root: Path) -> None:
     first, second = Counting(str(root)), Counting(str(root))
     found = verify(first)
     assert sorted(first.read) == list(range(18))
@@ -121,8 +121,8 @@ def test_a_second_run_reads_no_picture(root: Path) -> None:
 def test_a_changed_file_is_read_again(root: Path) -> None:
     before = verify(ImageFolder(str(root)))
     path = Path(ImageFolder(str(root)).table.source(3))
-    picture = Image.open(path).convert("L")
-    picture.save(path)
+    image = Image.open(path).convert("L")
+    image.save(path)
     data = Counting(str(root))
     after = verify(data)
     assert len(data.read) == 18
@@ -168,7 +168,7 @@ def test_without_a_place_for_the_cache_it_works_and_warns(
 ) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.warns(UserWarning, match=r"cannot keep what is known of the pictures .*; set \$VITRAIL_CACHE"):
+    with pytest.warns(UserWarning, match=r"cannot keep what is known of the images .*; set \$VITRAIL_CACHE"):
         found = verify(ImageFolder(str(root)))
     assert found.bad == {}
 
@@ -201,13 +201,13 @@ def test_the_cache_lies_in_the_home_folder_by_default(monkeypatch: pytest.Monkey
 def test_the_first_hash_is_the_difference_hash_of_the_whole() -> None:
     imagehash = pytest.importorskip("imagehash")
     rng = np.random.default_rng(0)
-    picture = Image.fromarray(rng.integers(0, 256, (6, 7, 3), dtype=np.uint8)).resize((100, 100))
-    values = hash_boxes(picture)
+    image = Image.fromarray(rng.integers(0, 256, (6, 7, 3), dtype=np.uint8)).resize((100, 100))
+    values = hash_boxes(image)
     assert len(values) == len(HASH_BOXES)
-    assert f"{values[0]:016x}" == str(imagehash.dhash(picture.convert("L")))
+    assert f"{values[0]:016x}" == str(imagehash.dhash(image.convert("L")))
 
 
-def test_pictures_inside_a_larger_file_are_read_again_when_it_changes(tmp_path: Path) -> None:
+def test_images_inside_a_larger_file_are_read_again_when_it_changes(tmp_path: Path) -> None:
     from datamodules.hub_images import HubImages
     from tests.fakes import write_hub_dataset
 
@@ -235,9 +235,9 @@ def test_a_set_that_grows_is_not_read_all_over_again(tmp_path: Path, monkeypatch
         return whole(self, index)
 
     data = ImageFolder(str(root))
-    assert data.picture_files
+    assert data.image_files
     monkeypatch.setattr(ImageFolder, "read_image", watched)
-    monkeypatch.setattr(ImageFolder, "picture_files", True)
+    monkeypatch.setattr(ImageFolder, "image_files", True)
     again = verify(data)
     assert sorted(read) == sorted(str(path.relative_to(root)) for path in (new, other))
     monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "other cache"))
@@ -247,16 +247,16 @@ def test_a_set_that_grows_is_not_read_all_over_again(tmp_path: Path, monkeypatch
     assert len(again.content) == len(first.content) + 1
 
 
-def test_a_bad_picture_is_read_again_when_others_change(tmp_path: Path) -> None:
+def test_a_bad_image_is_read_again_when_others_change(tmp_path: Path) -> None:
     root = write_image_folder(tmp_path / "shop", objects=6, splits=())
     bad = sorted((root / "cap").rglob("*_1.png"))[0]
-    bad.write_bytes(b"no picture")
+    bad.write_bytes(b"no image")
     assert len(verify(ImageFolder(str(root))).bad) == 1
-    (root / "bag" / "new.png").write_bytes(b"no picture either")
+    (root / "bag" / "new.png").write_bytes(b"no image either")
     assert len(verify(ImageFolder(str(root))).bad) == 2
 
 
-def test_a_spoilt_memory_of_single_pictures_is_none(root: Path) -> None:
+def test_a_spoilt_memory_of_single_images_is_none(root: Path) -> None:
     found = verify(ImageFolder(str(root)))
     for path in cache_files():
         path.write_bytes(b"rubbish")
@@ -285,7 +285,7 @@ def test_the_data_set_decides_the_value_range(root: Path, tmp_path: Path, highes
     again.setup("fit")
     assert again.image_options["value_range"] == [0, white]
     assert again.data_record()["value_range"] == record
-    facts = data.picture_facts(np.arange(12))
+    facts = data.image_facts(np.arange(12))
     assert facts.column("content").to_pylist() == decoded_content(data.read_image, np.arange(12))
 
 
@@ -298,7 +298,7 @@ def test_the_range_follows_a_data_set_that_grows(root: Path, tmp_path: Path) -> 
     grown = ImageFolder(str(tmp_path / "deep"))
     grown.setup("fit")
     assert grown.image_options["value_range"] == [0, 4095]
-    facts = grown.picture_facts(np.arange(13)).column("content").to_pylist()
+    facts = grown.image_facts(np.arange(13)).column("content").to_pylist()
     assert facts == decoded_content(grown.read_image, np.arange(13)), "all were read again with the new range"
     shutil.rmtree(tmp_path / "deep" / "bag")
     (tmp_path / "deep" / "bag").mkdir()
@@ -350,6 +350,6 @@ def test_a_checkpoints_range_holds_for_other_data(root: Path, tmp_path: Path, by
         other.adopt_range(trained.image_options["value_range"])
     assert other.image_options["value_range"] == [0, 4095]
     assert int(other.read_image(0).max()) == round(250 / 4095 * 255)
-    facts = other.picture_facts(np.arange(12)).column("content").to_pylist()
+    facts = other.image_facts(np.arange(12)).column("content").to_pylist()
     assert facts == decoded_content(other.read_image, np.arange(12))
     assert other.dataset("train")[0]["image"].max() <= 32, "the cache of decoded images, too"

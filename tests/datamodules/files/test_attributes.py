@@ -108,7 +108,7 @@ def test_aliases_that_match_no_row_are_reported() -> None:
 
 
 def test_vocabulary_files_keep_their_order_without_unknown_and_aliased_values(tmp_path: Path) -> None:
-    write_team14(tmp_path, pictures=False)
+    write_team14(tmp_path, images=False)
     options: VocabularyOptions = {"source": "files", "aliases": {"colour": {"white": "black"}}}
     lists = Vocabulary(options, Missing(["unknown"])).from_files(tmp_path)
     assert lists["class"] == list(TEAM14_CLASSES)

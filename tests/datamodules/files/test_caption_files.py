@@ -73,7 +73,7 @@ def test_a_unicode_line_separator_does_not_end_a_caption(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("d.json", "[]"), ("d.json", "no"), ("d.json", '{"images": 7}'), ("captions.txt", "picture,text\n")],
+    [("d.json", "[]"), ("d.json", "no"), ("d.json", '{"images": 7}'), ("captions.txt", "image,text\n")],
 )
 def test_files_of_another_kind_are_refused(tmp_path: Path, name: str, text: str) -> None:
     with pytest.raises(UserError, match=name):

@@ -89,8 +89,8 @@ def test_paths_are_brought_to_one_form(text: str, path: str) -> None:
 @pytest.mark.parametrize(
     ("text", "wrong"),
     [
-        ("", "no picture path"),
-        (" . ", "no picture path"),
+        ("", "no image path"),
+        (" . ", "no image path"),
         ("/etc/passwd", "absolute"),
         ("\\\\server\\share\\a.jpg", "absolute"),
         ("C:\\images\\a.jpg", "absolute"),

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from datamodules.loading.dataset import Collate, CountedLoader, ImageDataset, stack_pictures
+from datamodules.loading.dataset import Collate, CountedLoader, ImageDataset, stack_images
 from datamodules.loading.decode import ImageError, read_image
 from datamodules.loading.samplers import EvalSampler, SampleKey, TrainSampler
 from datamodules.loading.transforms import train_transform
@@ -27,7 +27,7 @@ def table() -> SampleTable:
             "source": [str(i) for i in range(N)],
             "split": "train",
             "group": [f"g{i // 3}" for i in range(N)],
-            "caption": [f"picture {i}" for i in range(N)],
+            "caption": [f"image {i}" for i in range(N)],
             "class": [None if i == 4 else "abc"[i % 3] for i in range(N)],
             "colour": [None if i % 4 == 0 else "de"[i % 2] for i in range(N)],
         }
@@ -83,7 +83,7 @@ def assert_same(first: list[Batch], second: list[Batch]) -> None:
     for one, other in zip(first, second, strict=True):
         assert one["sample_id"].equal(other["sample_id"])
         assert one["image"].equal(other["image"])
-        # A batch of one picture cannot be mixed.
+        # A batch of one image cannot be mixed.
         assert ("mix" in one) == ("mix" in other) == (len(one["label"]) > 1)
         if "mix" in one:
             assert one["mix"]["partner"].equal(other["mix"]["partner"])
@@ -94,14 +94,14 @@ def test_a_batch_holds_every_key_of_the_schema() -> None:
     samples = [dataset()[SampleKey(place, is_padding=place == 2)] for place in range(4)]
     batch = Collate(table(), evaluation=True)(samples)
     assert set(batch) == set(Batch.__annotations__) - {"mix", "features"}
-    assert batch["captions"] == [["picture 2"], ["picture 3"], ["picture 4"], ["picture 5"]]
+    assert batch["captions"] == [["image 2"], ["image 3"], ["image 4"], ["image 5"]]
     assert batch["image"].shape == (4, 3, 16, 16)
     assert batch["image"].dtype == torch.uint8
     assert batch["sample_id"].tolist() == [2, 3, 4, 5]
     assert batch["label"].tolist() == [2, 0, UNKNOWN, 2]
     assert batch["attributes"].keys() == {"colour"}
     assert batch["attributes"]["colour"].tolist() == [0, 1, UNKNOWN, 1]
-    assert batch["caption"] == ["picture 2", "picture 3", "picture 4", "picture 5"]
+    assert batch["caption"] == ["image 2", "image 3", "image 4", "image 5"]
     assert batch["group_id"].tolist() == [0, 1, 1, 1]
     assert batch["is_padding"].tolist() == [False, False, True, False]
     assert len(set(batch["positive_id"].tolist())) == 4, "captions differ"
@@ -220,10 +220,10 @@ def test_resuming_in_the_middle_with_other_batches_is_refused() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_picture_that_breaks_during_training_is_one_line(workers: int) -> None:
+def test_a_image_that_breaks_during_training_is_one_line(workers: int) -> None:
     with pytest.raises(UserError) as caught:
         list(loader(workers, reader=failing))
-    assert str(caught.value) == "seven.jpg: not a picture in a known format; replace or remove this picture"
+    assert str(caught.value) == "seven.jpg: not an image in a known format; replace or remove this image"
 
 
 def test_padding_reaches_the_batch() -> None:
@@ -248,9 +248,9 @@ def test_data_sets_travel_to_spawned_workers() -> None:
 
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_batches_are_laid_out_channels_last(interleaved: bool) -> None:
-    pictures = [noise(index) for index in range(3)]
+    images = [noise(index) for index in range(3)]
     if interleaved:
-        pictures = [picture.permute(1, 2, 0).contiguous().permute(2, 0, 1) for picture in pictures]
-    batch = stack_pictures(pictures)
+        images = [image.permute(1, 2, 0).contiguous().permute(2, 0, 1) for image in images]
+    batch = stack_images(images)
     assert batch.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(batch, torch.stack([noise(index) for index in range(3)]))

@@ -23,8 +23,8 @@ from datamodules.loading.decode import (
     ImageError,
     UndecidedRangeError,
     heif_formats,
+    image_pixels,
     image_suffixes,
-    picture_pixels,
     read_image,
 )
 from vitrail.errors import UserError
@@ -53,7 +53,7 @@ def as_tensor(image: Image.Image) -> torch.Tensor:
 
 
 def test_files_paths_and_bytes_give_the_same_pixels(tmp_path: Path) -> None:
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     gradient().save(path)
     expected = as_tensor(gradient())
     for source in (path, str(path), path.read_bytes()):
@@ -83,7 +83,7 @@ def test_every_colour_mode_becomes_rgb(mode: str, file_format: str) -> None:
     # Lossy formats and conversions differ a little; a wrong conversion (clipped, inverted) differs by far more.
     assert (decoded.float() - expected.float()).abs().mean() < 6
     with Image.open(io.BytesIO(encoded(image, file_format))) as opened:
-        assert picture_pixels(opened).equal(decoded)
+        assert image_pixels(opened).equal(decoded)
 
 
 def test_transparency_becomes_white() -> None:
@@ -127,7 +127,7 @@ def test_orientation_tags_are_followed(orientation: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-def test_a_broken_tag_is_no_broken_picture() -> None:
+def test_a_broken_tag_is_no_broken_image() -> None:
     buffer = io.BytesIO()
     gradient().save(buffer, "JPEG", exif=b"Exif\0\0MM\0*garbage that is no directory")
     assert read_image(buffer.getvalue()).shape == (3, HEIGHT, WIDTH)
@@ -145,7 +145,7 @@ def test_truncated_files_are_named(tmp_path: Path, file_format: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"no picture at all", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", bytes(1000)])
+@pytest.mark.parametrize("content", [b"", b"no image at all", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", bytes(1000)])
 def test_other_files_are_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "letter.jpg"
     path.write_bytes(content)
@@ -156,12 +156,12 @@ def test_other_files_are_named(tmp_path: Path, content: bytes) -> None:
 def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"absent\.jpg: no such file"):
         read_image(tmp_path / "absent.jpg")
-    with pytest.raises(ImageError, match="a folder, not a picture"):
+    with pytest.raises(ImageError, match="a folder, not an image"):
         read_image(tmp_path)
 
 
 def test_bytes_are_called_by_the_name_given() -> None:
-    with pytest.raises(ImageError, match=r"^row 7 of train: not a picture"):
+    with pytest.raises(ImageError, match=r"^row 7 of train: not an image"):
         read_image(b"nothing", name="row 7 of train")
 
 
@@ -303,11 +303,11 @@ def test_no_other_decoder_is_started(suffix: str, tmp_path: Path, monkeypatch: p
     buffer = io.BytesIO()
     gradient().save(buffer, "EPS")
     path.write_bytes(buffer.getvalue())
-    with pytest.raises(ImageError, match="not a picture in a known format"):
+    with pytest.raises(ImageError, match="not an image in a known format"):
         read_image(path)
     for kind in ("ICO", "TGA", "PCX", "DDS", "SGI", "IM"):
         path.write_bytes(encoded(gradient(), kind))
-        with pytest.raises(ImageError, match="not a picture in a known format"):
+        with pytest.raises(ImageError, match="not an image in a known format"):
             read_image(path)
 
 

@@ -112,7 +112,7 @@ def test_the_batch_given_is_left_as_it_was() -> None:
     assert images.equal(before)
 
 
-def test_a_single_picture_and_alpha_zero_are_not_mixed() -> None:
+def test_a_single_image_and_alpha_zero_are_not_mixed() -> None:
     images = batch(1)
     assert mix_batch(images, (0,), mixup=1.0, cutmix=1.0) == (images, None)
     images = batch(4)

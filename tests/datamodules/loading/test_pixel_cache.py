@@ -17,27 +17,27 @@ from datamodules.loading.cache import PixelCache
 from datamodules.loading.transforms import scale_down
 from vitrail.errors import UserError
 
-PICTURES = 11
+IMAGES = 11
 SHORT_SIDE = 12
 
 
-def picture(row: int) -> torch.Tensor:
-    """A picture whose size and pixels are a function of its row; some are smaller than what is kept."""
+def image(row: int) -> torch.Tensor:
+    """An image whose size and pixels are a function of its row; some are smaller than what is kept."""
     generator = torch.Generator().manual_seed(row)
     return torch.randint(0, 256, (3, 8 + 3 * row, 30 - row), dtype=torch.uint8, generator=generator)
 
 
 def content(changed: int | None = None) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
-    values = np.repeat(np.arange(PICTURES, dtype=np.uint8)[:, None], 32, axis=1)
+    values = np.repeat(np.arange(IMAGES, dtype=np.uint8)[:, None], 32, axis=1)
     if changed is not None:
         values[changed] = 255
     return values
 
 
-def cache(folder: Path, read: Callable[[int], torch.Tensor] = picture, **changes: object) -> PixelCache:
+def cache(folder: Path, read: Callable[[int], torch.Tensor] = image, **changes: object) -> PixelCache:
     settings: dict[str, object] = {
         "read_image": read,
-        "rows": np.arange(PICTURES, dtype=np.int64),
+        "rows": np.arange(IMAGES, dtype=np.int64),
         "content": content(),
         "short_side": SHORT_SIDE,
         "interpolation": "bicubic",
@@ -61,14 +61,14 @@ def test_gives_what_decoding_and_scaling_gives(tmp_path: Path, workers: int) -> 
     made = cache(tmp_path)
     made.build(10**9, workers)
     assert len(files(tmp_path)) == 3
-    for row in range(PICTURES):
-        assert torch.equal(made.read(row), scale_down(picture(row), SHORT_SIDE, "bicubic"))
+    for row in range(IMAGES):
+        assert torch.equal(made.read(row), scale_down(image(row), SHORT_SIDE, "bicubic"))
 
 
-def test_smaller_pictures_keep_their_size(tmp_path: Path) -> None:
+def test_smaller_images_keep_their_size(tmp_path: Path) -> None:
     made = cache(tmp_path)
     made.build(10**9, 0)
-    assert torch.equal(made.read(0), picture(0))
+    assert torch.equal(made.read(0), image(0))
 
 
 def test_a_second_one_decodes_nothing(tmp_path: Path) -> None:
@@ -79,16 +79,16 @@ def test_a_second_one_decodes_nothing(tmp_path: Path) -> None:
 
     again = cache(tmp_path, unreadable)
     again.build(10**9, 0)
-    assert torch.equal(again.read(10), scale_down(picture(10), SHORT_SIDE, "bicubic"))
+    assert torch.equal(again.read(10), scale_down(image(10), SHORT_SIDE, "bicubic"))
 
 
-def test_only_the_chunk_of_a_changed_picture_is_made_anew(tmp_path: Path) -> None:
+def test_only_the_chunk_of_a_changed_image_is_made_anew(tmp_path: Path) -> None:
     cache(tmp_path).build(10**9, 0)
     decoded: list[int] = []
 
     def noting(row: int) -> torch.Tensor:
         decoded.append(row)
-        return picture(row)
+        return image(row)
 
     changed = cache(tmp_path, noting, content=content(changed=5))
     assert changed.missing() == [1]
@@ -97,15 +97,15 @@ def test_only_the_chunk_of_a_changed_picture_is_made_anew(tmp_path: Path) -> Non
     assert len(files(tmp_path)) == 4
 
 
-@pytest.mark.parametrize("changed", range(PICTURES))
-def test_a_change_of_any_picture_changes_the_name_of_its_chunk_and_no_other(tmp_path: Path, changed: int) -> None:
-    """The first and the last picture of a chunk too, and those of the last chunk, which is shorter."""
+@pytest.mark.parametrize("changed", range(IMAGES))
+def test_a_change_of_any_image_changes_the_name_of_its_chunk_and_no_other(tmp_path: Path, changed: int) -> None:
+    """The first and the last image of a chunk too, and those of the last chunk, which is shorter."""
     before, after = cache(tmp_path)._names, cache(tmp_path, content=content(changed))._names
     assert [number for number in range(3) if before[number] != after[number]] == [changed // 4]
 
 
-def test_a_chunk_with_fewer_pictures_has_another_name(tmp_path: Path) -> None:
-    for count in range(1, PICTURES):
+def test_a_chunk_with_fewer_images_has_another_name(tmp_path: Path) -> None:
+    for count in range(1, IMAGES):
         fewer = cache(tmp_path, rows=np.arange(count, dtype=np.int64))._names
         last = -(-count // 4) - 1
         assert (fewer[last] == cache(tmp_path)._names[last]) == (count % 4 == 0)
@@ -114,7 +114,7 @@ def test_a_chunk_with_fewer_pictures_has_another_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("other", [{"short_side": 13}, {"interpolation": "bilinear"}])
 def test_another_size_has_other_chunks(tmp_path: Path, other: dict[str, object]) -> None:
     cache(tmp_path).build(10**9, 0)
-    assert len(cache(tmp_path, picture, **other).missing()) == 3
+    assert len(cache(tmp_path, image, **other).missing()) == 3
 
 
 def test_some_rows_of_a_table(tmp_path: Path) -> None:
@@ -122,14 +122,14 @@ def test_some_rows_of_a_table(tmp_path: Path) -> None:
     made = cache(tmp_path, rows=rows)
     made.build(10**9, 0)
     for row in rows.tolist():
-        assert torch.equal(made.read(row), scale_down(picture(row), SHORT_SIDE, "bicubic"))
+        assert torch.equal(made.read(row), scale_down(image(row), SHORT_SIDE, "bicubic"))
 
 
-def test_changing_a_picture_does_not_reach_the_file(tmp_path: Path) -> None:
+def test_changing_a_image_does_not_reach_the_file(tmp_path: Path) -> None:
     made = cache(tmp_path)
     made.build(10**9, 0)
     made.read(2).zero_()
-    assert torch.equal(cache(tmp_path).read(2), scale_down(picture(2), SHORT_SIDE, "bicubic"))
+    assert torch.equal(cache(tmp_path).read(2), scale_down(image(2), SHORT_SIDE, "bicubic"))
 
 
 def test_a_removed_chunk_is_made_again_when_it_is_read(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_a_removed_chunk_is_made_again_when_it_is_read(tmp_path: Path) -> None:
     made.build(10**9, 0)
     for name in files(tmp_path):
         (tmp_path / name).unlink()
-    assert torch.equal(made.read(6), scale_down(picture(6), SHORT_SIDE, "bicubic"))
+    assert torch.equal(made.read(6), scale_down(image(6), SHORT_SIDE, "bicubic"))
     assert len(files(tmp_path)) == 1
 
 
@@ -148,8 +148,8 @@ def test_a_broken_chunk_is_made_again(tmp_path: Path, damage: bytes | None) -> N
     for name in files(tmp_path):
         path = tmp_path / name
         path.write_bytes(path.read_bytes()[:-1] if damage is None else damage)
-    for row in range(PICTURES):
-        assert torch.equal(made.read(row), scale_down(picture(row), SHORT_SIDE, "bicubic"))
+    for row in range(IMAGES):
+        assert torch.equal(made.read(row), scale_down(image(row), SHORT_SIDE, "bicubic"))
 
 
 def test_every_changed_byte_of_a_chunk_is_noticed_and_mended(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_every_changed_byte_of_a_chunk_is_noticed_and_mended(tmp_path: Path) -> 
     made.build(10**9, 0)
     [name] = files(tmp_path)
     path, whole = tmp_path / name, (tmp_path / name).read_bytes()
-    expected = [scale_down(picture(row), 3, "bicubic") for row in range(2)]
+    expected = [scale_down(image(row), 3, "bicubic") for row in range(2)]
     for place in range(len(whole)):
         damaged = bytearray(whole)
         damaged[place] ^= 0x40
@@ -165,7 +165,7 @@ def test_every_changed_byte_of_a_chunk_is_noticed_and_mended(tmp_path: Path) -> 
         path.unlink()
         path.write_bytes(damaged)
         again = cache(tmp_path, rows=np.arange(2, dtype=np.int64), short_side=3)
-        with pytest.warns(UserWarning, match=f"{name}: is damaged.*; its pictures are decoded again"):
+        with pytest.warns(UserWarning, match=f"{name}: is damaged.*; its images are decoded again"):
             read = [again.read(row) for row in range(2)]
         assert all(map(torch.equal, read, expected))
         assert path.read_bytes() == whole
@@ -183,18 +183,18 @@ def test_noise_and_zeros_in_the_place_of_pixels_are_noticed(tmp_path: Path) -> N
         path.write_bytes(whole[:half] + (bytes(len(whole) - half) if name < "8" else random.bytes(len(whole) - half)))
     again = cache(tmp_path)
     with pytest.warns(UserWarning, match="is damaged"):
-        read = [again.read(row) for row in range(PICTURES)]
-    assert all(torch.equal(read[row], scale_down(picture(row), SHORT_SIDE, "bicubic")) for row in range(PICTURES))
+        read = [again.read(row) for row in range(IMAGES)]
+    assert all(torch.equal(read[row], scale_down(image(row), SHORT_SIDE, "bicubic")) for row in range(IMAGES))
 
 
 def killed_while_building(folder: Path, die_at: int) -> None:
     def read(row: int) -> torch.Tensor:
         if row == die_at:
             os.kill(os.getpid(), signal.SIGKILL)
-        return picture(row)
+        return image(row)
 
     killed = cache(folder, read)
-    # Estimating the size reads pictures too, and is not what is to be killed.
+    # Estimating the size reads images too, and is not what is to be killed.
     killed.estimated_bytes = lambda: 0  # type: ignore[method-assign]
     killed.build(10**9, 0)
 
@@ -210,8 +210,8 @@ def test_a_kill_leaves_whole_chunks_or_none(tmp_path: Path, die_at: int) -> None
     after = cache(tmp_path)
     after.build(10**9, 0)
     assert not list(tmp_path.glob(".*.pixels.*"))
-    for row in range(PICTURES):
-        assert torch.equal(after.read(row), scale_down(picture(row), SHORT_SIDE, "bicubic"))
+    for row in range(IMAGES):
+        assert torch.equal(after.read(row), scale_down(image(row), SHORT_SIDE, "bicubic"))
 
 
 def build_and_count(folder: Path, counter: Path) -> None:
@@ -219,14 +219,14 @@ def build_and_count(folder: Path, counter: Path) -> None:
         with counter.open("ab") as file:
             file.write(b"x")
         time.sleep(0.01)
-        return picture(row)
+        return image(row)
 
     made = cache(folder, slow)
     made.estimated_bytes = lambda: 0  # type: ignore[method-assign]
     made.build(10**9, 0)
 
 
-def test_two_runs_at_once_decode_each_picture_once(tmp_path: Path) -> None:
+def test_two_runs_at_once_decode_each_image_once(tmp_path: Path) -> None:
     counter = tmp_path / "decoded"
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=build_and_count, args=(tmp_path / "cache", counter)) for _ in range(3)]
@@ -235,7 +235,7 @@ def test_two_runs_at_once_decode_each_picture_once(tmp_path: Path) -> None:
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0, 0]
-    assert counter.stat().st_size == PICTURES
+    assert counter.stat().st_size == IMAGES
 
 
 def test_what_was_not_used_for_longest_makes_room(tmp_path: Path) -> None:
@@ -290,11 +290,11 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_picture_that_became_unreadable(tmp_path: Path, workers: int) -> None:
+def test_a_image_that_became_unreadable(tmp_path: Path, workers: int) -> None:
     def bad(row: int) -> torch.Tensor:
         if row == 5:
             raise UserError("bottle.jpg: no such file")
-        return picture(row)
+        return image(row)
 
     made = cache(tmp_path, bad)
     made.estimated_bytes = lambda: 0  # type: ignore[method-assign]

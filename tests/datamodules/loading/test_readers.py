@@ -20,7 +20,7 @@ from vitrail.types import Batch, Resize
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_image_folder(tmp_path_factory.mktemp("pictures"), size=48)
+    return write_image_folder(tmp_path_factory.mktemp("images"), size=48)
 
 
 def data(folder: Path, augment: AugmentOptions | None = None, **loader: Any) -> ImageFolder:
@@ -120,15 +120,15 @@ def test_options_out_of_range(folder: Path, wrong: dict[str, Any]) -> None:
         data(folder, **wrong)
 
 
-def test_generated_pictures_need_no_cache() -> None:
+def test_generated_images_need_no_cache() -> None:
     made = Wares(30, image={"size": 16}, loader={"cache": "always"})
     made.setup("fit")
     next(iter(made.train_dataloader()))
     assert not chunks()
 
 
-def test_a_changed_picture_is_seen(folder: Path, tmp_path: Path) -> None:
-    own = write_image_folder(tmp_path / "pictures", size=48)
+def test_a_changed_image_is_seen(folder: Path, tmp_path: Path) -> None:
+    own = write_image_folder(tmp_path / "images", size=48)
     before = batches(data(own), "val")[0]
     first = own / str(data(own).table.names[int(before["sample_id"][0])])
     other = own / str(data(own).table.names[int(before["sample_id"][-1])])

@@ -54,8 +54,8 @@ def test_every_size_comes_out_square_and_uint8(size: tuple[int, int], preset: st
 def test_evaluation_matches_pillow(interpolation: str) -> None:
     image = noise(90, 120)
     options: ImageOptions = {"size": 28, "crop_fraction": 0.875, "interpolation": interpolation}  # type: ignore[typeddict-item]
-    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
-    resized = picture.resize((32 * 120 // 90, 32), Image.Resampling[interpolation.upper()])
+    pil_image = Image.fromarray(image.permute(1, 2, 0).numpy())
+    resized = pil_image.resize((32 * 120 // 90, 32), Image.Resampling[interpolation.upper()])
     left, top = round((resized.width - 28) / 2), round((resized.height - 28) / 2)
     expected = F.pil_to_tensor(resized.crop((left, top, left + 28, top + 28)))
     assert (eval_transform(options)(image).int() - expected.int()).abs().max() <= 2
@@ -71,7 +71,7 @@ def test_memory_layout_does_not_change_the_result() -> None:
         assert run(transform, planar).equal(run(transform, interleaved))
 
 
-def test_without_augmentation_training_pictures_are_evaluation_pictures() -> None:
+def test_without_augmentation_training_images_are_evaluation_images() -> None:
     options: ImageOptions = {"size": 40, "crop_fraction": 0.9}
     for augment in (
         None,
@@ -105,7 +105,7 @@ def test_each_augmentation_acts_alone_and_repeats_itself(augment: AugmentOptions
     assert all(run(again, noise(), key).equal(images[key]) for key in range(8))
 
 
-def test_certain_flips_mirror_the_evaluation_picture() -> None:
+def test_certain_flips_mirror_the_evaluation_image() -> None:
     flipped = run(train_transform({"size": 32}, {"horizontal_flip": 1.0}, hue_safe=False), noise())
     assert flipped.equal(eval_transform({"size": 32})(noise()).flip(-1))
 

@@ -13,7 +13,7 @@ from datamodules.hub_images import HubImages
 from datamodules.image_folder import ImageFolder
 from datamodules.loading.decode import heif_formats
 from datamodules.products import Products
-from datamodules.streaming.pack import encoded_picture, pack
+from datamodules.streaming.pack import encoded_image, pack
 from datamodules.wares import Wares
 from tests.datamodules.deep import write_deep_folder
 from tests.datamodules.shard_sets import SIZES, encoded, source, streamed, write_tar
@@ -41,7 +41,7 @@ def test_shards_hold_what_the_data_set_holds(products: Products, kind: str, tmp_
             assert ours.caption(row) == " ".join(other.caption(theirs).split())
             assert all(ours.targets[task][row] == other.targets[task][theirs] for task in ours.tasks)
         # Not only the same pixels: the file itself.
-        assert data.encoded_picture(row) == Path(products.table.source(theirs)).read_bytes()
+        assert data.encoded_image(row) == Path(products.table.source(theirs)).read_bytes()
         assert data.read_image(row).equal(products.read_image(theirs))
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
@@ -55,9 +55,9 @@ def test_train_is_mixed_and_the_others_keep_their_order(products: Products, tmp_
     assert names == [products.table.name(row) for row in products.split_indices("val").tolist()]
 
 
-def test_generated_pictures_become_png_and_shards_can_be_packed_again(tmp_path: Path) -> None:
+def test_generated_images_become_png_and_shards_can_be_packed_again(tmp_path: Path) -> None:
     wares = Wares(n_samples=30, views=3, resolution=32, image={"size": 16})
-    assert encoded_picture(wares, 0).startswith(b"\x89PNG")
+    assert encoded_image(wares, 0).startswith(b"\x89PNG")
     pack(wares, tmp_path / "tar", "webdataset", shard_size=7)
     first = streamed(str(tmp_path / "tar"))
     pack(first, tmp_path / "parquet", shard_size=11)
@@ -65,11 +65,11 @@ def test_generated_pictures_become_png_and_shards_can_be_packed_again(tmp_path: 
     place = {name: row for row, name in enumerate(second.sample_names())}
     source_place = {name: row for row, name in enumerate(wares.sample_names())}
     for row, name in enumerate(first.sample_names()):
-        assert first.encoded_picture(row) == second.encoded_picture(place[name])
+        assert first.encoded_image(row) == second.encoded_image(place[name])
         assert torch.equal(first.read_image(row), wares.read_image(source_place[name]))
 
 
-def test_pictures_out_of_the_hubs_files_keep_their_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_out_of_the_hubs_files_keep_their_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -80,7 +80,7 @@ def test_pictures_out_of_the_hubs_files_keep_their_bytes(tmp_path: Path, monkeyp
     hub = HubImages(str(tmp_path / "a.parquet"), split={"val_fraction": 0, "test_fraction": 0})
     pack(hub, tmp_path / "shards", "webdataset")
     data = streamed(str(tmp_path / "shards"))
-    assert sorted(data.encoded_picture(row) for row in range(6)) == sorted(files)
+    assert sorted(data.encoded_image(row) for row in range(6)) == sorted(files)
 
 
 def test_other_libraries_read_the_shards(products: Products, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,9 +118,9 @@ def test_a_failure_leaves_whole_files_only(products: Products, tmp_path: Path, m
     def broken(datamodule: object, row: int) -> bytes:
         if row == products.split_indices("val")[3]:
             raise OSError(28, "No space left on device")
-        return encoded_picture(products, row)
+        return encoded_image(products, row)
 
-    monkeypatch.setattr("datamodules.streaming.pack.encoded_picture", broken)
+    monkeypatch.setattr("datamodules.streaming.pack.encoded_image", broken)
     with pytest.raises(UserError, match="cannot be written"):
         pack(products, tmp_path, "webdataset", shard_size=12)
     assert [path.name for path in sorted(tmp_path.iterdir())] == [f"train-{n:05d}-of-00003.tar" for n in range(3)]

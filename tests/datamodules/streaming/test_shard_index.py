@@ -111,7 +111,7 @@ def test_each_shard_gets_its_own_rows_of_the_index(packed: Path) -> None:
         assert index.columns["key"].to_pylist() == rows["key"].take(here).to_pylist()
 
 
-def test_a_picture_that_is_not_the_packed_one_is_refused_by_name(packed: Path, tmp_path: Path) -> None:
+def test_a_image_that_is_not_the_packed_one_is_refused_by_name(packed: Path, tmp_path: Path) -> None:
     shard = tmp_path / "val-00000-of-00002.tar"
     for name in (shard.name, "index.parquet"):
         (tmp_path / name).write_bytes((packed / name).read_bytes())

@@ -57,7 +57,7 @@ def test_the_rows_that_are_asked_for_come_in_order(kind: str, tmp_path: Path) ->
     for rows in ([0, 1, 2, 3, 4, 5], [1, 4], [5], [6, 9], []):
         assert list(shards.read(np.array(rows, dtype=np.int64))) == [CONTENTS[row] for row in rows]
     assert shards.encoded(7) == CONTENTS[7]
-    assert shards.picture(3).shape == (3, 10, 12)
+    assert shards.image(3).shape == (3, 10, 12)
     assert shards.label(8) == f"{shards.urls[1]}: k8"
 
 
@@ -92,13 +92,13 @@ def test_a_shard_that_was_replaced_meanwhile_is_told(tmp_path: Path) -> None:
         list(shards.read(np.arange(6)))
 
 
-def test_a_row_without_a_picture_is_empty(tmp_path: Path) -> None:
+def test_a_row_without_a_image_is_empty(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"image": [CONTENTS[0], None]}), path)
     shards = Shards([str(path)], np.array([2]), pa.array(["a", "b"]), "image", NOWHERE, NOWHERE)
     assert list(shards.read(np.arange(2))) == [CONTENTS[0], b""]
     with pytest.raises(UserError, match=r"a\.parquet: b: "):
-        shards.picture(1)
+        shards.image(1)
 
 
 def test_gzip_is_really_what_was_read(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ NOWHERE = np.empty(0, dtype=np.int64)
 
 
 def brightness(image: torch.Tensor) -> torch.Tensor:
-    """A picture of one size whose content is random, as augmentation is."""
+    """An image of one size whose content is random, as augmentation is."""
     return (image[:, :4, :4].float() * torch.rand(())).to(torch.uint8)
 
 
@@ -29,7 +29,7 @@ def shards(root: Path, bad: tuple[int, ...] = ()) -> Shards:
     """Three files with 20 rows in all, in row groups of three."""
     urls, row = [], 0
     for number, size in enumerate(SIZES):
-        cells = [b"no picture" if row + i in bad else encoded(row + i) for i in range(size)]
+        cells = [b"no image" if row + i in bad else encoded(row + i) for i in range(size)]
         path = root / f"{number}.parquet"
         pq.write_table(pa.table({"image": cells}), path, row_group_size=3)
         urls.append(str(path))
@@ -45,7 +45,7 @@ def dataset(root: Path, bad: tuple[int, ...] = (), **options: Any) -> StreamedDa
     )
 
 
-def test_samples_are_those_of_picture_by_picture_reading(tmp_path: Path) -> None:
+def test_samples_are_those_of_image_by_image_reading(tmp_path: Path) -> None:
     data = dataset(tmp_path)
     samples = [data[slot] for slot in range(20)]
     assert sorted(sample["sample_id"] for sample in samples) == list(range(20))
@@ -75,7 +75,7 @@ def test_what_fills_up_is_another_draw_in_training_and_padding_in_evaluation(tmp
         assert (fills[0]["draw"], fills[0]["is_padding"]) == ((1, False) if buffer else (0, True))
 
 
-def test_looking_at_a_sample_without_its_picture_reads_nothing(tmp_path: Path) -> None:
+def test_looking_at_a_sample_without_its_image_reads_nothing(tmp_path: Path) -> None:
     data = dataset(tmp_path, caption_numbers=np.arange(20) % 3)
     for path in tmp_path.iterdir():
         path.unlink()
@@ -84,13 +84,13 @@ def test_looking_at_a_sample_without_its_picture_reads_nothing(tmp_path: Path) -
     assert all(sample["caption_number"] == sample["sample_id"] % 3 for sample in samples)
 
 
-def test_an_unreadable_picture_is_named(tmp_path: Path) -> None:
+def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
     data = dataset(tmp_path, bad=(9,))
     with pytest.raises(ImageError, match=r"1\.parquet: k9: .*on_bad_image: skip"):
         data.__getitems__(list(range(20)))
 
 
-def test_replaced_pictures_keep_the_number_and_are_noted_once(tmp_path: Path) -> None:
+def test_replaced_images_keep_the_number_and_are_noted_once(tmp_path: Path) -> None:
     journal = tmp_path / "run" / "skipped.jsonl"
     data = dataset(tmp_path, bad=(9, 2), on_bad="replace", journal=journal)
     with pytest.warns(UserWarning, match="left out: .*k9"):
@@ -106,7 +106,7 @@ def test_replaced_pictures_keep_the_number_and_are_noted_once(tmp_path: Path) ->
 
 
 @pytest.mark.filterwarnings("ignore:left out")
-def test_left_out_pictures_are_not_counted(tmp_path: Path) -> None:
+def test_left_out_images_are_not_counted(tmp_path: Path) -> None:
     data = dataset(tmp_path, bad=(9,), on_bad="leave_out", order={"shuffle_buffer": 0})
     samples = [sample for start in range(0, 20, 4) for sample in data.__getitems__(list(range(start, start + 4)))]
     assert [sample["sample_id"] for sample in samples if sample["is_padding"]] == [9]
@@ -114,7 +114,7 @@ def test_left_out_pictures_are_not_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:left out")
-def test_a_batch_without_any_readable_picture_is_told(tmp_path: Path) -> None:
+def test_a_batch_without_any_readable_image_is_told(tmp_path: Path) -> None:
     data = dataset(tmp_path, bad=tuple(range(20)), on_bad="replace")
-    with pytest.raises(ImageError, match="no picture of its batch can be read"):
+    with pytest.raises(ImageError, match="no image of its batch can be read"):
         data.__getitems__([0, 1, 2, 3])

@@ -19,7 +19,7 @@ from vitrail.types import UNKNOWN
 
 
 def parquet(path: Path, columns: Mapping[str, Any], features: Mapping[str, Any] | None = None) -> str:
-    """A shard with a picture in each row, foreign to us but for the library's features where they are given."""
+    """A shard with an image in each row, foreign to us but for the library's features where they are given."""
     count = len(next(iter(columns.values())))
     table = pa.table({"image": [encoded(row) for row in range(count)], **columns})
     if features:

@@ -1,4 +1,4 @@
-"""Tests of pictures streamed from shards: order, shares of processes, resuming, what is held at a time, and servers."""
+"""Tests of images streamed from shards: order, shares of processes, resuming, what is held at a time, and servers."""
 
 from __future__ import annotations
 
@@ -76,9 +76,9 @@ def test_processes_share_an_epoch(shards: str, world_size: int, tmp_path: Path) 
         assert sorted(counted) == ranks[0].split_indices(split).tolist(), "metrics count each sample once"
 
 
-def test_targets_captions_and_pictures_belong_together(shards: str) -> None:
+def test_targets_captions_and_images_belong_together(shards: str) -> None:
     data = streamed(shards, augment={"preset": "none"})
-    reference = data.dataset("train")  # picture by picture, each out of its shard
+    reference = data.dataset("train")  # image by image, each out of its shard
     place = {int(row): index for index, row in enumerate(reference.indices)}
     for batch in batches(data.train_dataloader()):
         for i, row in enumerate(batch["sample_id"].tolist()):
@@ -129,7 +129,7 @@ def test_resuming_within_an_epoch_with_another_buffer_is_refused(packed: Path, t
 
 
 class Watch:
-    """Counts shards that are open and pictures that are held."""
+    """Counts shards that are open and images that are held."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.open = self.most_open = self.opened = 0
@@ -150,7 +150,7 @@ class Watch:
 
 
 @pytest.mark.parametrize("buffer", [1, 8, 20])
-def test_open_shards_and_held_pictures_are_bounded(shards: str, buffer: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_shards_and_held_images_are_bounded(shards: str, buffer: int, monkeypatch: pytest.MonkeyPatch) -> None:
     watch = Watch(monkeypatch)
     loader = streamed(shards, streams=2, shuffle_buffer=buffer).train_dataloader()
     most = 0

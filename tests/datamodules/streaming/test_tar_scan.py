@@ -15,7 +15,7 @@ from datamodules.streaming.index import OTHERS_KEY, scanned, stamp_of
 from tests.datamodules.shard_sets import encoded, served, write_tar
 from vitrail.errors import UserError
 
-PICTURE = encoded(0)
+IMAGE = encoded(0)
 
 
 def simple(path: Path, count: int = 3) -> Path:
@@ -37,7 +37,7 @@ class Scans:
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
-def test_pictures_and_texts_are_found(mode: str, tmp_path: Path) -> None:
+def test_images_and_texts_are_found(mode: str, tmp_path: Path) -> None:
     samples: list[tuple[str, dict[str, Any]]] = [
         ("deep/a", {"txt": "grün", "jpg": b"one", "json": {"colour": "red"}}),
         ("b", {"PNG": b"second", "seg.png": b"not this one", "npy": b"\xff\x00"}),
@@ -54,7 +54,7 @@ def test_pictures_and_texts_are_found(mode: str, tmp_path: Path) -> None:
             archive.fileobj.seek(table["offset"][row].as_py())
             assert archive.fileobj.read(table["size"][row].as_py()) == content
     others = json.loads(table.schema.metadata[OTHERS_KEY])
-    assert others == {"txt": 1, "json": 1, "seg.png": 1, "npy": 1}, "all members but the pictures"
+    assert others == {"txt": 1, "json": 1, "seg.png": 1, "npy": 1}, "all members but the images"
     assert scanned(str(write_tar(tmp_path / "b.tar", samples[1:2])), "seg.png")["size"].to_pylist() == [12]
 
 
@@ -65,7 +65,7 @@ def test_folders_hidden_files_and_links_are_no_samples(tmp_path: Path) -> None:
             info = tarfile.TarInfo(name)
             info.type = kind
             archive.addfile(info)
-        for suffix, content in (("cls", b"1"), ("png", PICTURE)):
+        for suffix, content in (("cls", b"1"), ("png", IMAGE)):
             info = tarfile.TarInfo(f"./k0.{suffix}")
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
@@ -142,7 +142,7 @@ def test_wherever_a_shard_is_cut_off_it_is_told(tmp_path: Path) -> None:
 
 
 def test_a_zipped_shard_that_is_cut_off_is_told(tmp_path: Path) -> None:
-    path = write_tar(tmp_path / "a.tgz", [("k", {"png": PICTURE})], "w:gz")
+    path = write_tar(tmp_path / "a.tgz", [("k", {"png": IMAGE})], "w:gz")
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(UserError, match=r"a\.tgz is truncated"):
         scanned(str(path), "")
@@ -152,8 +152,8 @@ def test_a_zipped_shard_that_is_cut_off_is_told(tmp_path: Path) -> None:
     ("samples", "suffix", "message"),
     [
         ([], "", "has no samples"),
-        ([("k", {"cls": "1"})], "", "sample 'k' has no picture .* but cls; .*columns: {image: …}"),
-        ([("k", {"png": b"1", "cls": "1"})], "jpg", r"sample 'k' has no picture \(jpg\) but cls, png"),
+        ([("k", {"cls": "1"})], "", "sample 'k' has no image .* but cls; .*columns: {image: …}"),
+        ([("k", {"png": b"1", "cls": "1"})], "jpg", r"sample 'k' has no image \(jpg\) but cls, png"),
         ([("k", {"png": b"1"}), ("k", {"png": b"1"})], "", r"sample 'k' has two files \.png"),
     ],
 )

@@ -76,15 +76,15 @@ def test_the_draw_seed_and_not_the_seed_decides_what_is_drawn() -> None:
         data = Wares(n_samples=60, resolution=24, **arguments)
         return data.table.fingerprint(), data.read_image(5)
 
-    (table, picture), (same_table, same_picture), (other_table, other_picture) = (
+    (table, image), (same_table, same_image), (other_table, other_image) = (
         content(),
         content(seed=4),
         content(draw_seed=4),
     )
     assert table == same_table
-    assert torch.equal(picture, same_picture)
+    assert torch.equal(image, same_image)
     assert table != other_table
-    assert not torch.equal(picture, other_picture)
+    assert not torch.equal(image, other_image)
 
 
 def test_captions_name_what_is_to_be_seen_in_varied_words() -> None:
@@ -98,7 +98,7 @@ def test_captions_name_what_is_to_be_seen_in_varied_words() -> None:
     assert max(openings.values()) < 150
 
 
-def test_pictures_have_the_resolution_and_batches_the_size() -> None:
+def test_images_have_the_resolution_and_batches_the_size() -> None:
     data = Wares(n_samples=60, resolution=40, image={"size": 32}, loader={"batch_size": 8})
     assert data.read_image(3).shape == (3, 40, 40)
     data.setup("fit")
@@ -108,7 +108,7 @@ def test_pictures_have_the_resolution_and_batches_the_size() -> None:
     assert set(batch["attributes"]) == {"colour", "material", "condition"}
 
 
-def test_each_picture_is_drawn_once_and_only_where_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_image_is_drawn_once_and_only_where_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[int] = []
 
     def counting(spec: Any, view_seed: int, resolution: int) -> Any:
@@ -135,14 +135,14 @@ def test_a_data_set_too_large_for_the_memory_is_drawn_when_read(monkeypatch: pyt
     assert all(torch.equal(lazy.read_image(index), kept.read_image(index)) for index in (0, 30))
 
 
-def test_what_a_reader_does_to_a_picture_stays_with_it() -> None:
+def test_what_a_reader_does_to_a_image_stays_with_it() -> None:
     data = Wares(n_samples=60, resolution=16)
     before = data.read_image(2).clone()
     data.read_image(2).zero_()
     assert torch.equal(data.read_image(2), before)
 
 
-def test_a_million_pictures_are_not_drawn_to_know_their_tasks() -> None:
+def test_a_million_images_are_not_drawn_to_know_their_tasks() -> None:
     data = Wares(n_samples=2000, views=5, resolution=4096)
     assert sum(data.class_counts["class"]) == 1200
 
@@ -164,7 +164,7 @@ def test_numbers_out_of_range_are_named(arguments: dict[str, Any], key: str) -> 
 
 
 def test_a_split_that_would_stay_empty_is_refused() -> None:
-    with pytest.raises(UserError, match=r"data n_samples: 10 pictures of 2 objects leave the \w+ split empty; raise"):
+    with pytest.raises(UserError, match=r"data n_samples: 10 images of 2 objects leave the \w+ split empty; raise"):
         _ = Wares(n_samples=10, views=5).tasks
     assert sizes(Wares(n_samples=10, views=5, val_fraction=0, test_fraction=0)) == [10, 0, 0]
 

@@ -15,10 +15,10 @@ from datamodules.wares.render import COLOURS, CONDITIONS, KINDS, MATERIALS, MATE
 MUG = WareSpec("mug", "red", "plastic", "new", 7)
 
 
-def centre(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-    """Mean colour of the middle of a picture, ``(3,)``."""
-    side = picture.shape[0]
-    middle: npt.NDArray[np.float64] = picture[side * 2 // 5 : side * 3 // 5, side * 2 // 5 : side * 3 // 5].mean((0, 1))
+def centre(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+    """Mean colour of the middle of an image, ``(3,)``."""
+    side = image.shape[0]
+    middle: npt.NDArray[np.float64] = image[side * 2 // 5 : side * 3 // 5, side * 2 // 5 : side * 3 // 5].mean((0, 1))
     return middle
 
 
@@ -29,11 +29,11 @@ def mean_centre(spec: WareSpec, views: int = 24) -> npt.NDArray[np.float64]:
 
 
 @pytest.mark.parametrize("resolution", [16, 33, 96, 160])
-def test_a_picture_has_the_size_asked_for(resolution: int) -> None:
-    picture = draw_ware(MUG, 1, resolution)
-    assert picture.shape == (resolution, resolution, 3)
-    assert picture.dtype == np.uint8
-    assert picture.std() > 5
+def test_a_image_has_the_size_asked_for(resolution: int) -> None:
+    image = draw_ware(MUG, 1, resolution)
+    assert image.shape == (resolution, resolution, 3)
+    assert image.dtype == np.uint8
+    assert image.std() > 5
 
 
 def test_every_kind_in_every_material_and_condition() -> None:
@@ -42,13 +42,13 @@ def test_every_kind_in_every_material_and_condition() -> None:
     for number, kind in enumerate(KINDS):
         for place, material in enumerate(MATERIALS_OF[kind]):
             condition = CONDITIONS[(number + place) % 3]
-            picture = draw_ware(WareSpec(kind, "blue", material, condition, number), place, 48)
-            seen.add(hashlib.sha256(picture.tobytes()).hexdigest())
+            image = draw_ware(WareSpec(kind, "blue", material, condition, number), place, 48)
+            seen.add(hashlib.sha256(image.tobytes()).hexdigest())
     assert len(seen) == sum(map(len, MATERIALS_OF.values()))
     assert set(MATERIALS) == {material for materials in MATERIALS_OF.values() for material in materials}
 
 
-def test_the_same_arguments_give_the_same_picture() -> None:
+def test_the_same_arguments_give_the_same_image() -> None:
     first = draw_ware(MUG, 3)
     draw_ware(replace(MUG, condition="worn", seed=8), 4)  # Whatever was drawn in between.
     assert (draw_ware(MUG, 3) == first).all()
@@ -99,15 +99,15 @@ def test_the_colour_shows() -> None:
 
 def test_worn_things_are_less_even_than_new_ones() -> None:
     def roughness(condition: str) -> float:
-        """Mean change from pixel to pixel in the middle of the pictures."""
-        pictures = [draw_ware(WareSpec("mug", "white", "plastic", condition, 6), view, 64) for view in range(24)]
-        return float(np.mean([np.abs(np.diff(p[24:40, 24:40].astype(int), axis=1)).mean() for p in pictures]))
+        """Mean change from pixel to pixel in the middle of the images."""
+        images = [draw_ware(WareSpec("mug", "white", "plastic", condition, 6), view, 64) for view in range(24)]
+        return float(np.mean([np.abs(np.diff(p[24:40, 24:40].astype(int), axis=1)).mean() for p in images]))
 
     assert roughness("worn") > roughness("used") * 1.1
     assert roughness("worn") > roughness("new") * 1.1
 
 
-def test_larger_pictures_show_the_same_scene() -> None:
+def test_larger_images_show_the_same_scene() -> None:
     small, large = draw_ware(MUG, 9, 64).astype(float), draw_ware(MUG, 9, 128).astype(float)
     reduced = large.reshape(64, 2, 64, 2, 3).mean(axis=(1, 3))
     assert np.corrcoef(small.ravel(), reduced.ravel())[0, 1] > 0.95

@@ -12,8 +12,8 @@ ROUND = Part(ellipse(0, 0, 1, 1), relief=1.0)
 
 
 def painted(material: str, behind: Plane, albedo: float = 0.5) -> Plane:
-    """A round thing in the middle of a picture of 64 pixels."""
-    found = polygon_mask([UPRIGHT.to_picture(ROUND.outline)], 64)
+    """A round thing in the middle of an image of 64 pixels."""
+    found = polygon_mask([UPRIGHT.to_image(ROUND.outline)], 64)
     assert found is not None
     mask, box = found
     place = UPRIGHT.to_ware(box)
@@ -42,7 +42,7 @@ def test_pixels_and_ware_units_are_each_others_inverse() -> None:
     pose = Pose(np.array([[18.0, -7.0], [6.0, 21.0]]), np.array([30.0, 35.0]))
     x, y = pose.to_ware(Box(12, 40, 13, 41))
     point: Points = np.array([[float(x[0, 0]), float(y[0, 0])]])
-    assert pose.to_picture(point)[0] == pytest.approx([12.5, 40.5], abs=1e-4)
+    assert pose.to_image(point)[0] == pytest.approx([12.5, 40.5], abs=1e-4)
 
 
 def test_a_turned_piece_faces_left_at_its_left_and_right_at_its_right() -> None:
@@ -72,5 +72,5 @@ def test_materials_differ_in_light() -> None:
 
 
 def test_the_lit_side_is_brighter() -> None:
-    picture = painted("matte", np.zeros((3, 64, 64), dtype=np.float32)).mean(axis=0)
-    assert picture[3:8, 18:24].mean() > picture[-8:-3, 18:24].mean() + 0.1
+    image = painted("matte", np.zeros((3, 64, 64), dtype=np.float32)).mean(axis=0)
+    assert image[3:8, 18:24].mean() > image[-8:-3, 18:24].mean() + 0.1

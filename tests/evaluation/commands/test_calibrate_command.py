@@ -100,8 +100,8 @@ def test_rows_say_what_it_did(run: Path, printed: list[dict[str, Any]]) -> None:
 def test_diagrams_are_drawn(run: Path, printed: list[dict[str, Any]]) -> None:
     names = {path.name for path in (run / "figures").iterdir()}
     assert names == {f"reliability_{split}_{task}.png" for split in ("val", "test") for task in ("class", "shape")}
-    with Image.open(run / "figures" / "reliability_test_class.png") as picture:
-        assert min(picture.size) > 400
+    with Image.open(run / "figures" / "reliability_test_class.png") as image:
+        assert min(image.size) > 400
 
 
 def test_without_test_predictions_only_validation_is_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,7 +48,7 @@ def test_table_and_sentences(runs: list[Path], capsys: pytest.CaptureFixture[str
     assert "large and small cannot be told apart on 'class' (difference" in printed
     assert "p-values are corrected for 2 comparisons (Holm)." in printed
     assert "runs" not in heads
-    assert "ms/picture" not in heads
+    assert "ms/image" not in heads
 
 
 def test_page_with_table_and_plot(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,7 +30,7 @@ def test_counts_are_printed_and_written(experiment: Path, capsys: pytest.Capture
     assert len(rows) == 4
     first, second = json.loads(target.read_text()).values()
     assert first["counts"]["parameters"] == second["counts"]["parameters"]
-    assert first["counts"]["picture_flops"] < second["counts"]["picture_flops"]
+    assert first["counts"]["image_flops"] < second["counts"]["image_flops"]
     assert first["costs"] is None
     # Two files of one name are told apart by their paths.
     assert str(other.resolve()) in rows[3]

@@ -21,7 +21,7 @@ from vitrail.predictions import Predictions, read_predictions
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two architectures that learned from the same pictures, tested."""
+    """Two architectures that learned from the same images, tested."""
     root = tmp_path_factory.mktemp("ensemble")
     config = root / "tiny.yaml"
     config.write_text(TINY)

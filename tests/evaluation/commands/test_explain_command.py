@@ -111,7 +111,7 @@ def test_the_worst_mistakes_are_those_of_the_predictions(run: Path, tmp_path: Pa
         assert Path(name).name in page
 
 
-def test_pictures_by_name_and_by_file_are_seen_alike(run: Path, root: Path, tmp_path: Path) -> None:
+def test_images_by_name_and_by_file_are_seen_alike(run: Path, root: Path, tmp_path: Path) -> None:
     name = str(read_predictions(run / "predictions" / "test.parquet").names[0])
     assert main(["explain", str(run), "--ids", name, "--shown_class", "clothing_cap"]) == 0
     file = root / "products" / name
@@ -143,12 +143,12 @@ def test_zero_shot_classes_of_a_dual_encoder(dual: Path, tmp_path: Path) -> None
     [
         (["--task", "weight"], "class, colour"),
         (["--worst", "0"], "at least 1"),
-        (["--ids", "nowhere.jpg"], "no picture of that name"),
+        (["--ids", "nowhere.jpg"], "no image of that name"),
         (["--shown_class", "zebra"], "clothing_cap"),
         (["--checkpoint", "middle"], "it has best, last"),
         (["--checkpoint", "last"], "test.parquet are of checkpoint best, so they do not tell the mistakes of last"),
         (["--text", "a dog", "--worst", "2"], "reads no texts"),
-        (["--text", "a dog"], "say which pictures"),
+        (["--text", "a dog"], "say which images"),
         (["--text", "a dog", "--task", "class"], "does not go with"),
         (["--split", "val"], "no predictions"),
         (["--image", "nowhere.jpg"], "nowhere.jpg"),
@@ -181,7 +181,7 @@ def test_a_run_that_is_not_whole_says_what_it_lacks(
     assert "there are no predictions" in capsys.readouterr().err
     name = str(read_predictions(run / "predictions" / "test.parquet").names[0])
     assert main(["explain", str(part), "--ids", name]) == 2
-    assert "name pictures with --image" in capsys.readouterr().err
+    assert "name images with --image" in capsys.readouterr().err
     assert main(["explain", str(part), "--image", str(root / "products" / name), "--to", str(tmp_path)]) == 0
     shutil.rmtree(part / "checkpoints")
     shutil.copytree(run / "predictions", part / "predictions")

@@ -10,12 +10,12 @@ from evaluation.__main__ import main
 from retrieval.gallery import Gallery
 from tests.fakes import PRODUCT_CLASSES, write_image_folder, write_products
 from tests.fakes_flickr import write_flickr
-from tests.retrieval.small_gallery import identity, picture_rows
+from tests.retrieval.small_gallery import identity, image_rows
 
 SECTIONS = (
     "Splits",
     "Classes",
-    "Picture sizes",
+    "Image sizes",
     "Colours of classes",
     "Map of classes by colour",
     "Caption lengths",
@@ -67,23 +67,23 @@ def test_page_figures_and_tables_of_an_experiment(
 def test_the_same_command_gives_the_same_page(tmp_path: Path) -> None:
     photos = data("ImageFolder", write_image_folder(tmp_path / "photos", views=1))
     for name in ("a", "b"):
-        assert explore(tmp_path / name, *photos, "--pictures", "10", "--seed", "4") == 0
+        assert explore(tmp_path / name, *photos, "--images", "10", "--seed", "4") == 0
     pages = [(tmp_path / name / "explore.html").read_bytes() for name in ("a", "b")]
     assert pages[0] == pages[1]
-    assert b"10 of 18 pictures, drawn with seed 4" in pages[0]
+    assert b"10 of 18 images, drawn with seed 4" in pages[0]
 
 
 def test_vectors_of_a_gallery_judge_the_labels(config: Path, products: Path, tmp_path: Path) -> None:
     table = pd.read_csv(products / "labels.csv").iloc[:36]
     codes = pd.factorize(table["class_label"])[0]
     matrix = (np.eye(8)[codes] + np.random.default_rng(0).normal(size=(36, 8)) * 0.05).astype(np.float32)
-    # To the model one picture of the first class looks like the second.
+    # To the model one image of the first class looks like the second.
     matrix[5] = np.eye(8)[codes.max()]
     matrix /= np.linalg.norm(matrix, axis=1, keepdims=True)
     made_by = identity()
     gallery = Gallery.create(str(tmp_path / "g"), made_by)
     with gallery.writing() as writer:
-        writer.add(picture_rows(made_by, table["image_path"].tolist(), matrix))
+        writer.add(image_rows(made_by, table["image_path"].tolist(), matrix))
     assert (
         explore(
             tmp_path / "out",
@@ -106,11 +106,11 @@ def test_vectors_of_a_gallery_judge_the_labels(config: Path, products: Path, tmp
     assert "vectors of DualEncoder" in text
 
 
-def test_generated_pictures(tmp_path: Path) -> None:
+def test_generated_images(tmp_path: Path) -> None:
     wares = ["--data", "datamodules.Wares", "--data.init_args.n_samples", 60, "--data.init_args.resolution", 32]
     assert explore(tmp_path, *wares, "--task", "colour") == 0
     text = (tmp_path / "explore.html").read_text(encoding="utf-8")
-    assert "Pictures are generated" in text
+    assert "Images are generated" in text
     assert (tmp_path / "hsv_colour.png").exists()
 
 
@@ -123,9 +123,9 @@ def test_captions_and_no_labels(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "isomap_class.png").exists()
 
 
-def test_pictures_of_which_nothing_is_known(tmp_path: Path) -> None:
+def test_images_of_which_nothing_is_known(tmp_path: Path) -> None:
     write_image_folder(tmp_path / "photos", classes=["only"])
-    assert explore(tmp_path / "out", *data("PictureFolder", tmp_path / "photos")) == 0
+    assert explore(tmp_path / "out", *data("UnlabeledFolder", tmp_path / "photos")) == 0
     text = (tmp_path / "out" / "explore.html").read_text(encoding="utf-8")
     for told in (
         "The train split is empty.",
@@ -136,13 +136,13 @@ def test_pictures_of_which_nothing_is_known(tmp_path: Path) -> None:
         assert told in text
 
 
-def test_unreadable_pictures_and_one_class_are_told(tmp_path: Path) -> None:
+def test_unreadable_images_and_one_class_are_told(tmp_path: Path) -> None:
     write_image_folder(tmp_path / "photos", classes=["only"], splits=["train"])
-    (tmp_path / "photos" / "train" / "only" / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "photos" / "train" / "only" / "bad.png").write_bytes(b"no image")
     assert explore(tmp_path / "out", *data("ImageFolder", tmp_path / "photos")) == 0
     text = (tmp_path / "out" / "explore.html").read_text(encoding="utf-8")
     for told in (
-        "cannot be read, left out where pictures are needed (1): ",
+        "cannot be read, left out where images are needed (1): ",
         "bad.png: ",
         "class has one class only",
         "a map needs three at least",
@@ -154,7 +154,7 @@ def test_unreadable_pictures_and_one_class_are_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("count", "told"), [(8, ""), (4, "no class has two labelled samples")])
-def test_a_few_pictures_have_a_page_that_says_what_it_lacks(count: int, told: str, tmp_path: Path) -> None:
+def test_a_few_images_have_a_page_that_says_what_it_lacks(count: int, told: str, tmp_path: Path) -> None:
     root = write_products(tmp_path / "products", classes=4, grey=False)
     table = pd.read_csv(root / "labels.csv").groupby("class_label").head(count // 4)
     table["split"] = ["train"] * (count - 2) + ["val", "test"]
@@ -177,8 +177,8 @@ def test_leaks_are_on_the_page(tmp_path: Path) -> None:
     table.to_csv(root / "labels.csv", index=False)
     assert explore(tmp_path / "out", *data("Products", root, "--data.init_args.attributes", "[]")) == 0
     leaks = pd.read_csv(tmp_path / "out" / "leaks.csv")
-    assert {"group in several splits", "identical pictures"} <= set(leaks["kind"])
-    pair = leaks[leaks["kind"] == "identical pictures"].iloc[0]
+    assert {"group in several splits", "identical images"} <= set(leaks["kind"])
+    pair = leaks[leaks["kind"] == "identical images"].iloc[0]
     assert {pair["first"], pair["second"]} == {first["image_path"], other["image_path"]}
     assert (tmp_path / "out" / "leaks.png").exists()
 
@@ -190,7 +190,7 @@ def test_leaks_are_on_the_page(tmp_path: Path) -> None:
         (["--config", "none.yaml"], "--config none.yaml: No such file"),
         (["--config", "CONFIG", "--task", "size"], "--task size: the data have class, colour, material"),
         (["--config", "CONFIG", "--classes", "pink"], "--classes: class has no class 'pink'"),
-        (["--config", "CONFIG", "--pictures", "0"], "--pictures: is 0, must be at least 1"),
+        (["--config", "CONFIG", "--images", "0"], "--images: is 0, must be at least 1"),
         (["--config", "CONFIG", "--folds", "1"], "--folds: is 1, must be at least 2"),
         (["--config", "CONFIG", "--gallery", "nowhere"], "nowhere: there is no gallery here"),
     ],

@@ -35,7 +35,7 @@ def test_curve_and_tables_are_written(tmp_path: Path, capsys: pytest.CaptureFixt
     after = curves[(curves["strategy"] == "margin") & (curves["labels"] > 20)]
     assert summary.loc["margin", "accuracy"] == pytest.approx(after["accuracy"].mean())
     said = capsys.readouterr().out
-    assert "measured on 60 pictures" in said
+    assert "measured on 60 images" in said
     row = summary.loc["margin"]
     assert f"| margin | {row['accuracy']:.3f} | {row['last']:.3f} | {row['ahead']:+.3f} [" in said
     assert f"| {row['verdict']} |" in said
@@ -55,7 +55,7 @@ def test_long_tail_keeps_whole_groups() -> None:
     [
         (["--long_tail", "0"], "--long_tail above 0"),
         (["--seeds", "0"], "--seeds must be at least 1"),
-        (["--start", "5000"], "less than the pool's 90 pictures"),
+        (["--start", "5000"], "less than the pool's 90 images"),
         (["--task", "size"], "--task size: the data have class, colour"),
     ],
 )

@@ -22,7 +22,7 @@ SPLIT_SIZES = {"train": 40, "val": 12, "test": 16}
 
 
 class Shades(ImageDataModule):
-    """Pictures whose class is their brightness; the second target is noise, the third has one class."""
+    """Images whose class is their brightness; the second target is noise, the third has one class."""
 
     generated: ClassVar[bool] = True
 

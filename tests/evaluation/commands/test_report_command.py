@@ -95,7 +95,7 @@ def test_scores_are_those_of_scikit_learn(run: Path) -> None:
     np.testing.assert_array_equal(confusion, expected - np.diag(np.diag(expected)))
 
 
-def test_mistakes_show_their_pictures_worst_first(run: Path) -> None:
+def test_mistakes_show_their_images_worst_first(run: Path) -> None:
     predictions = predictions_of(run)
     table = pd.read_csv(run / "report" / "mistakes_test_class.csv")
     targets = predictions.targets["class"]
@@ -249,7 +249,7 @@ def test_photos_that_are_gone_leave_a_gap(copied: Path, run: Path, tmp_path: Pat
     name = pd.read_csv(run / "report" / "mistakes_test_class.csv")["name"][0]
     (photos / name).unlink()
     assert main(["report", str(copied), "--data.init_args.root", str(photos)]) == 0
-    assert "the picture cannot be read" in (copied / "report.html").read_text(encoding="utf-8")
+    assert "the image cannot be read" in (copied / "report.html").read_text(encoding="utf-8")
 
 
 def test_fitted_temperatures_are_used(copied: Path) -> None:

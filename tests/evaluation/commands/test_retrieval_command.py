@@ -52,15 +52,15 @@ def test_table_of_rankers_and_galleries(
     of = rows[rows.metric == "mAP"].set_index(["ranker", "words"]).value
     assert of["random", ""] < of["tfidf", "predicted"] < of["clip", ""]
     shown = capsys.readouterr().out
-    assert "34 queries in 7 groups, 12 pictures" in shown
+    assert "34 queries in 7 groups, 12 images" in shown
     assert "hybrid, predicted words" in shown
 
 
-def test_markdown_of_unseen_pictures(galleries: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_markdown_of_unseen_images(galleries: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--splits", "val", "test", "--rankers", "clip", "random", "--tasks", "class", "colour", "--markdown"]
     assert main(["retrieval", "--gallery", galleries["pairs"], *options]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "11 queries in 5 groups, 9 pictures; mean [95 %]"
+    assert lines[0] == "11 queries in 5 groups, 9 images; mean [95 %]"
     assert lines[2].split(" | ")[1:] == ["ranker", *list(METRICS)[:-1], "nDCG@10 |"]
     assert [line.split(" | ")[1] for line in lines[4:]] == ["clip", "random"]
 

@@ -11,7 +11,7 @@ from evaluation.dataset.active_learning import k_centre_greedy
 from experiments.train.cli import main as experiments
 from retrieval.__main__ import main as retrieval
 from retrieval.gallery import Gallery
-from tests.fake_pictures import COLOURS, picture
+from tests.fake_images import COLOURS, draw_image
 from tests.fakes import write_products
 
 TINY = """
@@ -40,7 +40,7 @@ UNLABELLED = 9
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data, a run of one epoch, new pictures, and a gallery of both."""
+    """Data, a run of one epoch, new images, and a gallery of both."""
     place = tmp_path_factory.mktemp("select")
     write_products(place / "products", grey=False)
     (place / "tiny.yaml").write_text(TINY.format(root=place / "products"), encoding="utf-8")
@@ -48,9 +48,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "new").mkdir()
     (place / "empty").mkdir()
     for number in range(UNLABELLED):
-        image = picture(number, list(COLOURS)[number % 6], look=900 + number)
+        image = draw_image(number, list(COLOURS)[number % 6], look=900 + number)
         image.save(place / "new" / f"{number}.png")
-    (place / "new" / "bad.png").write_bytes(b"no picture")
+    (place / "new" / "bad.png").write_bytes(b"no image")
     index = ["index", "--run", str(run_of(place)), "--gallery", str(place / "g"), "--device", "cpu"]
     assert retrieval(index) == 0
     assert retrieval([*index, "--data", str(place / "new"), "--on-bad-image", "skip"]) == 0
@@ -75,7 +75,7 @@ def selected(place: Path, pool: Path, *arguments: object) -> pd.DataFrame:
 def test_a_folder_and_a_gallery_say_the_same(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = selected(place, place / "new", "--by", "confidence")
     said = capsys.readouterr().out
-    assert f"{UNLABELLED} of {UNLABELLED} pictures by confidence" in said
+    assert f"{UNLABELLED} of {UNLABELLED} images by confidence" in said
     assert "fill in the column class" in said
     gallery = selected(place, place / "g", "--by", "confidence")
     assert folder["name"].tolist() == gallery["name"].tolist()
@@ -95,7 +95,7 @@ def test_another_task_of_the_model(place: Path, by: str) -> None:
     assert "colour" in table.columns
 
 
-def test_the_core_set_counts_labelled_pictures_as_covered(place: Path) -> None:
+def test_the_core_set_counts_labelled_images_as_covered(place: Path) -> None:
     table = selected(place, place / "g", "--by", "coreset", "--n", 5)
     gallery = Gallery.open(str(place / "g"))
     rows = gallery.table(["id", "label_class"]).to_pylist()
@@ -107,7 +107,7 @@ def test_the_core_set_counts_labelled_pictures_as_covered(place: Path) -> None:
     np.testing.assert_allclose(table["score"], expected.scores, atol=1e-5)
 
 
-def test_the_core_set_of_a_folder_covers_the_training_pictures(place: Path) -> None:
+def test_the_core_set_of_a_folder_covers_the_training_images(place: Path) -> None:
     table = selected(place, place / "new", "--by", "coreset", "--n", 3)
     gallery = Gallery.open(str(place / "g"))
     rows = gallery.table(["id", "split", "label_class"]).to_pylist()
@@ -118,9 +118,9 @@ def test_the_core_set_of_a_folder_covers_the_training_pictures(place: Path) -> N
     np.testing.assert_allclose(table["score"], expected.scores, atol=1e-3)
 
 
-def test_labelled_pictures_are_ranked_only_if_asked(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_labelled_images_are_ranked_only_if_asked(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert select(place, place / "tiny.yaml", "--by", "margin") == 2
-    assert "all 36 pictures have a label of 'class'" in capsys.readouterr().err
+    assert "all 36 images have a label of 'class'" in capsys.readouterr().err
     table = selected(place, place / "tiny.yaml", "--by", "margin", "--labelled_too", "--n", 100)
     assert len(table) == 36
 
@@ -131,9 +131,9 @@ def test_labelled_pictures_are_ranked_only_if_asked(place: Path, capsys: pytest.
         (["--pool", "PLACE/g", "--by", "entropy"], "has the best class's probability only"),
         (["--pool", "PLACE/new", "--n", "0"], "--n: is 0"),
         (["--pool", "PLACE/new", "--task", "size"], "--task size:"),
-        (["--pool", "PLACE/nowhere"], "is neither a folder of pictures, a gallery nor an experiment's YAML file"),
+        (["--pool", "PLACE/nowhere"], "is neither a folder of images, a gallery nor an experiment's YAML file"),
         (["--pool", "PLACE/new", "--run", "PLACE"], "has no checkpoints/best.ckpt"),
-        (["--pool", "PLACE/empty"], "has no pictures"),
+        (["--pool", "PLACE/empty"], "has no images"),
     ],
 )
 def test_mistakes_are_one_line(

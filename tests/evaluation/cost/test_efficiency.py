@@ -37,7 +37,7 @@ def test_counts_are_those_worked_out_by_hand() -> None:
     assert counts.parameters == 3 * 4 * 9 + 2 * 4 + (4 * 5 + 5)
     assert counts.trainable == counts.parameters - 3 * 4 * 9
     # A multiplication and an addition for each weight and each place; norms and means are left out.
-    assert counts.picture_flops == 2 * (3 * 4 * 9 * 10 * 10) + 2 * 4 * 5
+    assert counts.image_flops == 2 * (3 * 4 * 9 * 10 * 10) + 2 * 4 * 5
     # Mean, variance (float32) and the number of batches (int64) of the norm are saved too.
     assert counts.weight_bytes == 4 * counts.parameters + 4 * 2 * 4 + 8
     assert counts.text_flops is None
@@ -78,7 +78,7 @@ def test_attention_of_both_towers_is_counted(tmp_path: Path) -> None:
         return 2 * 2 * (places * (4 * 32 * 32 + 2 * 32 * 64) + 2 * places * places * 32)
 
     patches = 2 * (3 * 8 * 8 * 32) * 16
-    assert counts.picture_flops == layers(17) + patches + 2 * 32 * 16
+    assert counts.image_flops == layers(17) + patches + 2 * 32 * 16
     assert counts.text_flops == layers(20) + 2 * 32 * 16
 
 
@@ -112,7 +112,7 @@ def test_the_table_shows_a_dash_where_nothing_is_known() -> None:
         counts = count(Small(), 10)
     head, _, known, unknown = markdown({"a|b": (counts, costs), "c": (None, Costs(error="no"))}, [4]).splitlines()
     assert head.count("|") == unknown.count("|")
-    assert "200.0 | 3.00 [2.00, 4.00] | – |" in known  # four pictures in 20 ms; peak memory is not known
+    assert "200.0 | 3.00 [2.00, 4.00] | – |" in known  # four images in 20 ms; peak memory is not known
     assert known.startswith(r"| a\|b |")
     assert set(unknown.removeprefix("| c |").split()) == {"|", "–"}
 

@@ -100,7 +100,7 @@ def test_directions_have_unit_length_and_nothing_stays_nothing() -> None:
 def test_logits_become_probabilities_or_are_refused() -> None:
     said = checked_probabilities(np.array([[1000.0, 0.0], [0.0, 0.0]]), "runs/a")
     assert said.ravel().tolist() == pytest.approx([1, 0, 0.5, 0.5])
-    with pytest.raises(UserError, match="runs/a: logits of 1 of 2 pictures are not finite"):
+    with pytest.raises(UserError, match="runs/a: logits of 1 of 2 images are not finite"):
         checked_probabilities(np.array([[np.nan, 0.0], [0.0, 0.0]]), "runs/a")
     with pytest.raises(UserError, match="runs/a: knows one class only"):
         checked_probabilities(np.zeros((2, 1)), "runs/a")

@@ -31,7 +31,7 @@ def test_splits_are_counted_and_what_is_empty_is_told() -> None:
     assert table["material: samples without a known value"] == [1, 0, 0]
     assert section.says[0].startswith("40 samples of 20 groups")
     assert section.missing[0] == "The test split is empty."
-    assert "cannot be read, left out where pictures are needed (2): " in section.missing[1]
+    assert "cannot be read, left out where images are needed (2): " in section.missing[1]
     assert "photo 3: cut short; photo 5: no such file" in section.missing[1]
 
 
@@ -78,11 +78,11 @@ def test_sizes_are_told() -> None:
     looks = looks_of(collection)
     assert looks.sizes[:2].tolist() == [[24, 24], [30, 20]]
     says = size_section(looks).says[0]
-    assert "40 pictures: the median is 30 × 20 pixels, short sides go from 20 to 24" in says
+    assert "40 images: the median is 30 × 20 pixels, short sides go from 20 to 24" in says
     same = looks_of(small_collection(read=lambda row: np.zeros((8, 9, 3), np.uint8)))
-    assert size_section(same).says == ["All are 9 × 8 pixels (40 pictures)."]
+    assert size_section(same).says == ["All are 9 × 8 pixels (40 images)."]
     some = size_section(dataclasses.replace(same, of=400)).says
-    assert some == ["All that were looked at are 9 × 8 pixels (40 of 400 pictures)."]
+    assert some == ["All that were looked at are 9 × 8 pixels (40 of 400 images)."]
 
 
 def test_captions_are_counted_by_word_and_empty_ones_are_not() -> None:
@@ -138,7 +138,7 @@ def test_data_without_labels_have_sections_that_say_so() -> None:
         main_task(small_collection(), "size")
 
 
-def test_pictures_are_drawn_evenly_and_the_same_again() -> None:
+def test_images_are_drawn_evenly_and_the_same_again() -> None:
     collection = small_collection()
     assert collection.drawn(40, 0).tolist() == list(range(40))
     rows = collection.drawn(10, 1)
@@ -147,5 +147,5 @@ def test_pictures_are_drawn_evenly_and_the_same_again() -> None:
 
 
 def test_nothing_to_look_at_is_refused() -> None:
-    with pytest.raises(UserError, match="Small: has no picture that can be read"):
+    with pytest.raises(UserError, match="Small: has no image that can be read"):
         looks_of(small_collection(usable=np.zeros(0, np.int64)))

@@ -26,7 +26,7 @@ def test_leaks_are_listed_and_shown_side_by_side() -> None:
     )
     section = leak_section(small_collection(), found)
     table = section.tables["leaks"]
-    assert table["kind"].tolist() == ["group in several splits", "identical pictures", "nearly identical pictures"]
+    assert table["kind"].tolist() == ["group in several splits", "identical images", "nearly identical images"]
     assert table["first"].tolist() == ["object 3", "photo 1", "photo 2"]
     assert table["splits"].tolist() == ["train 2, val 1", "train, val", "train, val"]
     texts = [axes.texts[0].get_text() for axes in section.figures["leaks"].axes]
@@ -36,11 +36,11 @@ def test_leaks_are_listed_and_shown_side_by_side() -> None:
         "photo 2\ntrain, pair 2",
         "photo 30\nval, pair 2",
     ]
-    counted = "In several splits: groups 1, pairs of identical pictures 1, pairs of nearly identical pictures 1. "
+    counted = "In several splits: groups 1, pairs of identical images 1, pairs of nearly identical images 1. "
     assert section.says[0].startswith(counted)
 
 
-def test_generated_pictures_are_not_said_to_be_compared() -> None:
+def test_generated_images_are_not_said_to_be_compared() -> None:
     section = leak_section(small_collection(), audit(near_radius=None))
     assert section.says[0].startswith("In several splits: groups 0. ")
     assert "generated" in section.missing[0]
@@ -57,7 +57,7 @@ def test_data_that_name_no_objects_are_not_called_free_of_leaks_between_them() -
     bare.targets["class"][8] = 2
     looks = looks_of(bare)
     says = label_section(bare, "class", looks.rows, looks.features, "pixels").says[0]
-    assert "no picture is judged by itself" in says
+    assert "no image is judged by itself" in says
     assert "no object is judged by its own" not in says
 
 
@@ -119,6 +119,6 @@ def test_what_was_not_compared_is_not_counted() -> None:
     why = "fewer than two splits have images"
     section = leak_section(small_collection(), audit(not_checked={"groups": why, "exact": why, "near": why}))
     assert section.says[0].startswith("In several splits: nothing was compared.")
-    assert f"Not checked: nearly identical pictures ({why})." in section.missing
+    assert f"Not checked: nearly identical images ({why})." in section.missing
     section = leak_section(small_collection(), audit(not_checked={"near": "allowed, so not looked for"}))
-    assert section.says[0].startswith("In several splits: groups 0, pairs of identical pictures 0.")
+    assert section.says[0].startswith("In several splits: groups 0, pairs of identical images 0.")

@@ -47,7 +47,7 @@ def test_density_of_one_value_is_a_peak_and_of_none_nothing() -> None:
     assert density(np.zeros(0)).sum() == 0
 
 
-def test_pixels_are_drawn_from_the_scaled_picture() -> None:
+def test_pixels_are_drawn_from_the_scaled_image() -> None:
     red = np.broadcast_to(np.array(COLOURS["red"], np.uint8), (10, 14, 3))
     rng = np.random.default_rng(0)
     assert hsv_pixels(red, rng, side=16, count=100).shape == (100, 3)
@@ -57,10 +57,10 @@ def test_pixels_are_drawn_from_the_scaled_picture() -> None:
 
 
 def test_centre_is_the_middle_half() -> None:
-    picture = np.zeros((40, 80, 3), np.uint8)
-    picture[10:30, 20:60] = COLOURS["blue"]
+    image = np.zeros((40, 80, 3), np.uint8)
+    image[10:30, 20:60] = COLOURS["blue"]
     expected = colorsys.rgb_to_hsv(*(channel / 255 for channel in COLOURS["blue"]))
-    np.testing.assert_allclose(centre_colour(picture), expected, atol=0.01)
+    np.testing.assert_allclose(centre_colour(image), expected, atol=0.01)
     assert centre_colour(np.zeros((1, 1, 3), np.uint8)).tolist() == [0, 0, 0]
 
 
@@ -75,7 +75,7 @@ def test_densities_tell_classes_apart_by_their_hue() -> None:
     assert peaks["blue"] == pytest.approx(2 / 3, abs=0.05)
     # Grey has no hue: its number would be that of red.
     assert np.asarray(curves["grey"]).sum() == 0
-    assert "scaled to 16 × 16, 50 pixels a picture" in section.says[0]
+    assert "scaled to 16 × 16, 50 pixels an image" in section.says[0]
 
 
 def test_only_hue_goes_round() -> None:
@@ -105,12 +105,12 @@ def test_most_frequent_classes_are_chosen_and_strange_ones_refused() -> None:
     section = density_section(collection, looks_of(collection), "class", side=8, pixels=9)
     assert [line.get_label() for line in section.figures["hsv_class"].axes[0].lines] == ["green", "grey"]
     some = density_section(collection, looks_of(collection), "class", ["green", "red"], side=8, pixels=9)
-    assert some.missing == ["red has no picture among 40 pictures."]
+    assert some.missing == ["red has no image among 40 images."]
     with pytest.raises(UserError, match="--classes: class has no class 'pink'"):
         density_section(collection, looks_of(collection), "class", ["pink"])
 
 
-def test_map_has_a_picture_for_each_class() -> None:
+def test_map_has_a_image_for_each_class() -> None:
     collection = small_collection()
     section = centroid_section(collection, looks_of(collection), "class")
     axes = section.figures["isomap_class"].axes[0]
@@ -120,12 +120,12 @@ def test_map_has_a_picture_for_each_class() -> None:
 
 def test_too_few_classes_and_no_labels_are_told() -> None:
     one = small_collection(targets={"class": np.zeros(40, np.int64)})
-    assert "class has 1 classes with pictures" in centroid_section(one, looks_of(one), "class").missing[0]
+    assert "class has 1 classes with images" in centroid_section(one, looks_of(one), "class").missing[0]
     for section in (density_section(one, looks_of(one), None), centroid_section(one, looks_of(one), None)):
         assert "no labels" in section.missing[0]
         assert not section.figures
     unknown = small_collection(targets={"class": np.full(40, -1)})
-    assert density_section(unknown, looks_of(unknown), "class").missing == ["No picture has a known class."]
+    assert density_section(unknown, looks_of(unknown), "class").missing == ["No image has a known class."]
 
 
 def test_thumbnail_fits_into_a_square() -> None:

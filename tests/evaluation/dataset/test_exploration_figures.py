@@ -14,8 +14,8 @@ from evaluation.dataset.figures import (
     blank_figure,
     contact_sheet,
     heatmap,
+    image_map,
     length_histogram,
-    picture_map,
     short,
     size_figure,
 )
@@ -32,12 +32,12 @@ def test_figures_have_a_light_ground_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 5, 7])
-def test_contact_sheet_shows_each_picture_once(count: int) -> None:
-    tiles = [Tile(np.full((4, 6, 3), number, np.uint8), f"picture {number}") for number in range(count)]
+def test_contact_sheet_shows_each_image_once(count: int) -> None:
+    tiles = [Tile(np.full((4, 6, 3), number, np.uint8), f"image {number}") for number in range(count)]
     figure = contact_sheet(tiles, columns=3)
     shown: list[Any] = [axes.images[0].get_array() for axes in figure.axes if axes.images]
-    assert [int(picture[0, 0, 0]) for picture in shown] == list(range(count))
-    assert [axes.texts[0].get_text() for axes in figure.axes if axes.texts] == [f"picture {n}" for n in range(count)]
+    assert [int(image[0, 0, 0]) for image in shown] == list(range(count))
+    assert [axes.texts[0].get_text() for axes in figure.axes if axes.texts] == [f"image {n}" for n in range(count)]
 
 
 def test_heatmap_writes_numbers_into_cells_that_are_not_empty() -> None:
@@ -66,9 +66,9 @@ def test_extreme_sizes_are_inside() -> None:
     assert sum(bar.get_height() for bar in bars) == 2
 
 
-def test_map_places_pictures() -> None:
+def test_map_places_images() -> None:
     places = np.array([[0.0, 1.0], [2.0, 3.0]])
-    axes = picture_map(
+    axes = image_map(
         places, [Tile(np.zeros((8, 8, 3), np.uint8), "a"), Tile(np.zeros((4, 8, 3), np.uint8), "b")], "t"
     ).axes
     boxes: Any = axes[0].artists

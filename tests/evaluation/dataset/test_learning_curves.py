@@ -98,8 +98,8 @@ def test_a_start_of_one_class_is_given_another_one() -> None:
     ("pool", "test", "schedule", "message"),
     [
         ([9], [5, 5], Schedule(2, 1, 1), "at least two classes"),
-        ([5, 5], [], Schedule(2, 1, 1), "at least two classes and other pictures"),
-        ([5, 5], [5, 5], Schedule(10, 1, 1), "less than the pool's 10 pictures"),
+        ([5, 5], [], Schedule(2, 1, 1), "at least two classes and other images"),
+        ([5, 5], [5, 5], Schedule(10, 1, 1), "less than the pool's 10 images"),
         ([5, 5], [5, 5], Schedule(1, 1, 1), "from 2"),
         ([5, 5], [5, 5], Schedule(2, 0, 1), "must be at least 1"),
     ],

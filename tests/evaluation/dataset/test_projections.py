@@ -39,7 +39,7 @@ def test_pca_is_scikit_learns() -> None:
 
 
 def test_isomap_unrolls_a_spiral() -> None:
-    # Along the arc pictures are in order; in the plane neighbours of different turns are near each other.
+    # Along the arc images are in order; in the plane neighbours of different turns are near each other.
     arc = np.linspace(3, 12, 150)
     spiral = np.stack([arc * np.cos(arc), arc * np.sin(arc), np.zeros_like(arc)], axis=1)
     unrolled = project(spiral, "isomap", neighbours=4)[:, 0]

@@ -10,7 +10,7 @@ from vitrail.errors import UserError
 
 
 def pool(**changes: Any) -> Pool:
-    """Four pictures in a plane; the model tells two classes apart."""
+    """Four images in a plane; the model tells two classes apart."""
     probability = np.array([[0.9, 0.1], [0.45, 0.55], [0.7, 0.3], [0.2, 0.8]])
     fields: dict[str, Any] = {
         "names": np.array(["a", "b", "c", "d"], dtype=object),
@@ -54,7 +54,7 @@ def test_table_is_ready_to_be_filled_in() -> None:
 
 def test_what_a_pool_lacks_is_told() -> None:
     with pytest.raises(
-        UserError, match=r"best class's probability only; name the pictures .* take confidence or coreset"
+        UserError, match=r"best class's probability only; name the images .* take confidence or coreset"
     ):
         ranking(pool(probability=None), "entropy", 2)
     with pytest.raises(UserError, match=r"this pool has no probabilities; .* or take coreset"):

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from evaluation.dataset.figures import Tile, class_bars, contact_sheet, density_curves, heatmap, picture_map
+from evaluation.dataset.figures import Tile, class_bars, contact_sheet, density_curves, heatmap, image_map
 from evaluation.report.figures import confusion_figure, pareto_figure, save_figure
-from evaluation.report.pictures import map_figure
+from evaluation.report.images import map_figure
 from evaluation.statistics.intervals import Estimate, Interval
 from evaluation.tables.per_class import confusion_matrix, normalise_by_target
 
@@ -29,9 +29,9 @@ def test_figure_names_every_class(tmp_path: Path, num_classes: int, normalised: 
     assert [label.get_text() for label in axes.get_xticklabels()] == names
     assert axes.get_title() == "class (test)"
     save_figure(figure, tmp_path / "figures" / "confusion.png")
-    with Image.open(tmp_path / "figures" / "confusion.png") as picture:
-        assert picture.format == "PNG"
-        assert min(picture.size) > 250
+    with Image.open(tmp_path / "figures" / "confusion.png") as image:
+        assert image.format == "PNG"
+        assert min(image.size) > 250
     assert [entry.name for entry in (tmp_path / "figures").iterdir()] == ["confusion.png"]
 
 
@@ -87,7 +87,7 @@ def test_names_are_drawn_as_they_are(tmp_path: Path) -> None:
         "colours": density_curves({name: rng.random((3, 8)) for name in NAMES}, np.linspace(0, 1, 8), "$price$ $"),
         "heatmap": heatmap(matrix, "$price$ of $"),
         "sheet": contact_sheet([Tile(np.zeros((4, 4, 3), np.uint8), name) for name in NAMES]),
-        "pictures": picture_map(
+        "images": image_map(
             rng.normal(size=(len(NAMES), 2)), [Tile(np.zeros((4, 4, 3), np.uint8), name) for name in NAMES], "$x$ $"
         ),
         "pareto": pareto_figure(

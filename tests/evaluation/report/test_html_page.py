@@ -51,9 +51,9 @@ def test_page_is_whole_and_stands_alone(tmp_path: Path) -> None:
     assert "url(" not in text
     assert {path.name for path in page.parent.iterdir()} == {"explore.html", "curve.png", "table.csv", "more.csv"}
     assert len(pd.read_csv(page.parent / "table.csv")) == 40
-    picture = re.search(r"base64,([^\"]+)", text)
-    assert picture is not None
-    assert base64.b64decode(picture[1]).startswith(b"\x89PNG")
+    image = re.search(r"base64,([^\"]+)", text)
+    assert image is not None
+    assert base64.b64decode(image[1]).startswith(b"\x89PNG")
 
 
 def test_what_people_wrote_is_text_and_not_markup() -> None:
@@ -76,7 +76,7 @@ def test_unknown_numbers_are_empty() -> None:
     assert '<td class="number"></td>' in text
 
 
-def test_small_pictures_commands_and_folded_texts(tmp_path: Path) -> None:
+def test_small_images_commands_and_folded_texts(tmp_path: Path) -> None:
     cards = [Card("first", b"jpeg", ["<one>", "two"]), Card("second", None, ["three"])]
     one = Section("T", ["say `a <b>` and ` alone"], cards={"a row": cards}, texts={"all of it": "x: <y>\n"})
     page = write_page(tmp_path, "page", "A", [], [one, section()], files=tmp_path / "page")
@@ -87,7 +87,7 @@ def test_small_pictures_commands_and_folded_texts(tmp_path: Path) -> None:
     assert "say <code>a &lt;b&gt;</code> and ` alone" in text
     assert f'src="data:image/jpeg;base64,{base64.b64encode(b"jpeg").decode()}"' in text
     assert "<p>&lt;one&gt;</p>\n<p>two</p>" in text
-    assert text.count("the picture cannot be read") == 1
+    assert text.count("the image cannot be read") == 1
     assert "<summary>all of it</summary><pre>x: &lt;y&gt;\n</pre>" in text
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["page.html"]
     names = {path.name for path in (tmp_path / "page").iterdir()}

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from matplotlib.patches import Rectangle
 
-from evaluation.report.pictures import curves_section, epoch_table, learning_rates, phase_begins
+from evaluation.report.images import curves_section, epoch_table, learning_rates, phase_begins
 from tests.evaluation.small_run import EPOCHS, metrics, write_run
 from vitrail.runs import RunFiles
 

@@ -35,14 +35,14 @@ def test_what_was_measured_is_shown(files: RunFiles) -> None:
     assert "text flops" not in counts["what"].tolist()
     time = section.tables["efficiency_time"].set_index("batch size")
     assert time["p50 [ms]"].tolist() == pytest.approx([20, 100])
-    assert time["pictures/s"].tolist() == pytest.approx([50, 80])
+    assert time["images/s"].tolist() == pytest.approx([50, 80])
     assert time["time, ratio to shop/1"][1] == "2.00 [1.00, 3.00]"
     assert math.isnan(time["peak memory [MB]"][1])
     assert time["peak memory [MB]"][8] == 5
     assert section.missing == []
 
 
-def test_latency_is_that_of_one_picture_on_the_cpu(files: RunFiles) -> None:
+def test_latency_is_that_of_one_image_on_the_cpu(files: RunFiles) -> None:
     for costs, expected in (
         (COSTS, 20),
         (Costs("NVIDIA", 2, "a", COSTS.batches), math.nan),

@@ -39,7 +39,7 @@ def test_figures_cards_and_folded_texts() -> None:
     assert '<img src="files/curve.png"' in text
     assert '<img src="files/first.jpg"' in text
     assert "<td>one; two</td>" in text
-    assert "<td>the picture cannot be read</td>" in text
+    assert "<td>the image cannot be read</td>" in text
     assert "<pre><code>a\n````\nb\n</code></pre>" in text
 
 

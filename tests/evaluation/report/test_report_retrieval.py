@@ -6,10 +6,10 @@ import numpy as np
 
 from evaluation.report.sections import retrieval_section
 from retrieval.gallery import Gallery
-from tests.retrieval.small_gallery import caption_rows, identity, picture_rows, small_gallery, vectors
+from tests.retrieval.small_gallery import caption_rows, identity, image_rows, small_gallery, vectors
 
 
-def test_nearest_pictures_are_those_of_brute_force(gallery: Gallery) -> None:
+def test_nearest_images_are_those_of_brute_force(gallery: Gallery) -> None:
     section = retrieval_section(gallery, "test", "class", None, None)
     table = gallery.table(["id", "group", "label_class"]).to_pydict()
     ids = table["id"]
@@ -37,7 +37,7 @@ def test_a_split_that_the_gallery_lacks_is_told(gallery: Gallery) -> None:
     assert "the whole gallery, which has none of val" in section.says[0]
 
 
-def test_pictures_come_from_the_reader(gallery: Gallery) -> None:
+def test_images_come_from_the_reader(gallery: Gallery) -> None:
     asked: list[str] = []
 
     def read(name: str) -> np.ndarray | None:
@@ -50,30 +50,30 @@ def test_pictures_come_from_the_reader(gallery: Gallery) -> None:
     assert [card.jpeg is not None for card in cards] == [place % 2 == 0 for place in range(len(cards))]
 
 
-def test_texts_find_the_pictures_of_brute_force(tmp_path: Path) -> None:
+def test_texts_find_the_images_of_brute_force(tmp_path: Path) -> None:
     gallery = small_gallery(tmp_path / "gallery")
     section = retrieval_section(gallery, "test", "class", None, None)
     ids = gallery.table(["id"]).column("id").to_pylist()
-    pictures = gallery.vectors(ids)
+    images = gallery.vectors(ids)
     texts = {title: cards for title, cards in section.cards.items() if title.startswith("“")}
     queries = [title for title in section.cards if title not in texts]
     assert len(texts) == len(queries) == 6
     for query, (title, cards) in zip(queries, texts.items(), strict=True):
         first = gallery.captions_of([query]).slice(0, 1)
         assert title == f"“{first.column('caption')[0].as_py()}”"
-        scores = pictures @ np.array(first.column("vector")[0].as_py(), np.float32)
+        scores = images @ np.array(first.column("vector")[0].as_py(), np.float32)
         assert [card.says[0] for card in cards] == [f"{score:.3f}" for score in np.sort(scores)[::-1][:5]]
-        noted = ["the picture that the text is of" in card.says for card in cards]
+        noted = ["the image that the text is of" in card.says for card in cards]
         assert noted == [ids[place] == query for place in np.argsort(-scores, kind="stable")[:5]]
-    # A picture as a query has the texts nearest to it below.
+    # An image as a query has the texts nearest to it below.
     said = [line for line in section.cards[queries[0]][0].says if "“" in line]
     assert len(said) == 3
 
 
-def test_a_text_of_several_pictures_is_asked_once(tmp_path: Path) -> None:
+def test_a_text_of_several_images_is_asked_once(tmp_path: Path) -> None:
     gallery = Gallery.create(str(tmp_path / "gallery"), identity(labels=[], predicts={}))
     ids = ["a", "b", "c"]
-    rows = picture_rows(gallery.identity, ids, vectors(3))
+    rows = image_rows(gallery.identity, ids, vectors(3))
     with gallery.writing() as writer:
         writer.add(rows, caption_rows(gallery.identity, [("a", "mug"), ("c", "cap"), ("b", "mug")], vectors(3, seed=1)))
     titles = list(retrieval_section(gallery, "test", "", None, None).cards)
@@ -82,7 +82,7 @@ def test_a_text_of_several_pictures_is_asked_once(tmp_path: Path) -> None:
 
 def test_queries_without_captions_ask_no_texts(tmp_path: Path) -> None:
     gallery = Gallery.create(str(tmp_path / "gallery"), identity(labels=[], predicts={}))
-    rows = picture_rows(gallery.identity, ["a", "b", "c"], vectors(3), split=["test", "test", "train"])
+    rows = image_rows(gallery.identity, ["a", "b", "c"], vectors(3), split=["test", "test", "train"])
     with gallery.writing() as writer:
         writer.add(rows, caption_rows(gallery.identity, [("c", "a cap")], vectors(1, seed=1)))
     section = retrieval_section(gallery, "test", "", None, None)

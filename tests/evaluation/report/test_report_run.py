@@ -89,13 +89,13 @@ def test_data_that_were_seen(run: Path) -> None:
         "groups": [12, 3, 3],
     }
     assert "Values that training never saw, left out as unknown: colour 'gold' (5 samples)." in section.says
-    assert "Pictures left out because they cannot be read: 0." in section.says
+    assert "Images left out because they cannot be read: 0." in section.says
 
 
-def test_skipped_pictures_are_listed(run: Path) -> None:
+def test_skipped_images_are_listed(run: Path) -> None:
     skipped = [{"name": "a.jpg", "row": 3, "reason": "truncated"}]
     section = data_section(changed(run, data={"data": "Products", "skipped": skipped}))
-    assert section.tables["skipped_pictures"].to_dict("records") == skipped
+    assert section.tables["skipped_images"].to_dict("records") == skipped
 
 
 def test_nothing_is_called_none_that_is_not_recorded(run: Path) -> None:
@@ -106,7 +106,7 @@ def test_nothing_is_called_none_that_is_not_recorded(run: Path) -> None:
     assert "fingerprint not recorded" in told
     assert section.missing == [
         "The run record does not say which values training never saw.",
-        "The run record does not say whether pictures were left out.",
+        "The run record does not say whether images were left out.",
     ]
 
 

@@ -33,10 +33,10 @@ def test_explained_classes_say_what_the_model_says() -> None:
     with torch.no_grad():
         logits = model(scenes.images)["disc"]
     targets = [UNKNOWN, *(1 - logits.argmax(1)[1:3]).tolist(), *logits.argmax(1)[3:].tolist()]
-    explained = explain_classes(model, "disc", scenes.images, [f"picture {row}" for row in range(6)], targets)
+    explained = explain_classes(model, "disc", scenes.images, [f"image {row}" for row in range(6)], targets)
     for row, one in enumerate(explained):
         chosen = int(logits[row].argmax())
-        assert one.name == f"picture {row}"
+        assert one.name == f"image {row}"
         assert one.predicted == TASKS["disc"][chosen]
         assert one.confidence == pytest.approx(float(logits[row].softmax(0).max()), abs=1e-5)
         np.testing.assert_array_equal(one.image, scenes.images[row].permute(1, 2, 0).numpy())
@@ -86,7 +86,7 @@ def test_texts_and_zero_shot_classes_of_a_dual_encoder(tmp_path: Path) -> None:
         assert one.confidence == pytest.approx(float(probability[row].max()), abs=1e-5)
 
 
-def test_an_overlay_leaves_the_picture_where_the_map_is_empty() -> None:
+def test_an_overlay_leaves_the_image_where_the_map_is_empty() -> None:
     image = draw_scenes(1, 0).images[0].permute(1, 2, 0).numpy()
     heat = np.zeros((128, 128), np.float32)
     heat[:64] = 1
@@ -95,7 +95,7 @@ def test_an_overlay_leaves_the_picture_where_the_map_is_empty() -> None:
     assert (np.abs(mixed[:64].astype(int) - image[:64]).max(axis=2) > 20).mean() > 0.9
 
 
-def test_a_figure_has_a_panel_for_each_picture_and_map() -> None:
+def test_a_figure_has_a_panel_for_each_image_and_map() -> None:
     model, scenes = fresh("test_efficientnet"), draw_scenes(3, 1)
     with torch.no_grad():
         wrong = (1 - model(scenes.images)["disc"].argmax(1)).tolist()

@@ -10,13 +10,13 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from evaluation import saliency
-from evaluation.saliency import attention_rollout, class_scores, grad_cam, image_backbone, score_pictures
+from evaluation.saliency import attention_rollout, class_scores, grad_cam, image_backbone, score_images
 from lightning_modules.classification import MultiTaskClassifier
 from tests.evaluation.saliency_networks import TASKS, Scenes, draw_scenes, fresh, trained
 from vitrail.errors import UserError
 
 CHANCE = 1 / 16
-"""Share of a picture that one cell is."""
+"""Share of an image that one cell is."""
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_maps_of_a_trained_network_lie_on_the_object_that_its_task_is_about(
     model = request.getfixturevalue(network)
     for task, other in (("square", "disc"), ("disc", "square")):
         scores = class_scores(model, task)
-        assert (score_pictures(model, scores, scenes.images).argmax(1) == scenes.targets[task]).float().mean() > 0.9
+        assert (score_images(model, scores, scenes.images).argmax(1) == scenes.targets[task]).float().mean() > 0.9
         maps = grad_cam(model, scores, scenes.images, scenes.targets[task][:, None])[:, 0]
         assert float(share(maps, scenes.inside[task])) > 3 * CHANCE
         assert float(share(maps, scenes.inside[task])) > 1.5 * float(share(maps, scenes.inside[other]))
@@ -55,7 +55,7 @@ def share(maps: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
 def test_maps_depend_on_the_weights(
     convolutional: MultiTaskClassifier, transformer: MultiTaskClassifier, scenes: Scenes
 ) -> None:
-    # Adebayo et al., 2018: a map that random weights give as well explains the picture, not the model.
+    # Adebayo et al., 2018: a map that random weights give as well explains the image, not the model.
     for model, backbone in ((convolutional, "test_efficientnet"), (transformer, "test_vit2")):
         random = fresh(backbone, 5)
         for task in TASKS:
@@ -70,7 +70,7 @@ def test_maps_depend_on_the_weights(
 
 
 def rank_correlation(first: torch.Tensor, second: torch.Tensor) -> float:
-    """Mean over the pictures in which both have a map."""
+    """Mean over the images in which both have a map."""
     pairs = [(a[::8, ::8].ravel(), b[::8, ::8].ravel()) for a, b in zip(first, second, strict=True)]
     found = [float(spearmanr(a, b)[0]) for a, b in pairs if a.any() and b.any()]
     assert len(found) > len(pairs) / 2
@@ -125,11 +125,11 @@ def test_the_model_is_left_as_it_was_after_an_error() -> None:
     with pytest.raises(UserError, match="not finite"):
         grad_cam(model, class_scores(model), draw_scenes(2, 0).images, torch.zeros(2, 1, dtype=torch.int64))
     with pytest.raises(UserError, match="not finite"):
-        score_pictures(model, class_scores(model), draw_scenes(2, 0).images)
+        score_images(model, class_scores(model), draw_scenes(2, 0).images)
     assert before == [state(model)[key] for key in ("modes", "learnable", "hooks")]
 
 
-def test_few_pictures_go_through_the_network_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_images_go_through_the_network_together(monkeypatch: pytest.MonkeyPatch) -> None:
     model, images = fresh("test_vit"), draw_scenes(7, 3).images
     classes = torch.arange(7)[:, None] % 2
     together = grad_cam(model, class_scores(model), images, classes), attention_rollout(model, images)
@@ -142,7 +142,7 @@ def test_few_pictures_go_through_the_network_together(monkeypatch: pytest.Monkey
         torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
 
 
-def test_several_maps_of_a_picture_are_those_of_each_class_alone() -> None:
+def test_several_maps_of_a_image_are_those_of_each_class_alone() -> None:
     model, images = fresh("test_efficientnet"), draw_scenes(2, 3).images
     scores = class_scores(model, "disc")
     both = grad_cam(model, scores, images, torch.tensor([[0, 1], [1, 0]]))

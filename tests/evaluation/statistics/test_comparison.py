@@ -34,7 +34,7 @@ def predictions_of(targets: NDArray[np.int64], predicted: NDArray[np.int64], gro
 def two_models(
     rng: np.random.Generator, num_groups: int, shares: tuple[float, float], correlation: float = 0.3
 ) -> tuple[Predictions, Predictions]:
-    """Two models on 3 to 7 pictures of each object; what is hard for one is often hard for the other."""
+    """Two models on 3 to 7 images of each object; what is hard for one is often hard for the other."""
     groups = np.repeat(np.arange(num_groups), rng.integers(3, 8, num_groups))
     targets = rng.integers(3, size=len(groups))
     spread = (1 - correlation) / correlation

@@ -136,12 +136,12 @@ def test_group_bootstrap_equals_scipy_on_equal_groups() -> None:
     assert plain.high == pytest.approx(expected.high, abs=0.009)
 
 
-def test_pictures_of_one_object_widen_the_interval() -> None:
+def test_images_of_one_object_widen_the_interval() -> None:
     correct = np.repeat(np.array([1, 1, 0, 1, 1, 0, 1, 1]), 10)
     statistic = statistics.accuracy_statistic(np.ones(80, dtype=np.int64), correct)
     by_object = statistics.group_bootstrap(statistic, np.repeat(np.arange(8), 10))
-    by_picture = statistics.group_bootstrap(statistic, np.arange(80))
-    assert by_object.high - by_object.low > 2 * (by_picture.high - by_picture.low)
+    by_image = statistics.group_bootstrap(statistic, np.arange(80))
+    assert by_object.high - by_object.low > 2 * (by_image.high - by_image.low)
 
 
 def test_interval_depends_on_the_seed_alone() -> None:
@@ -186,7 +186,7 @@ def test_wilson_equals_scipy(hits: int, trials: int) -> None:
     assert interval == pytest.approx((expected.low, expected.high))
 
 
-def test_clustered_wilson_of_single_pictures_is_wilson_with_student_quantiles() -> None:
+def test_clustered_wilson_of_single_images_is_wilson_with_student_quantiles() -> None:
     correct = np.arange(200) % 6 != 0
     interval = statistics.clustered_wilson(correct, np.arange(200))
     assert interval == pytest.approx(statistics.wilson(float(correct.mean()), 200), abs=0.002)
@@ -201,7 +201,7 @@ def test_majority_is_that_of_the_train_split() -> None:
 def clustered_sample(
     rng: np.random.Generator, num_groups: int, share: float, correlation: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Right or wrong for 3 to 7 pictures of each object; the objects' own shares are beta distributed."""
+    """Right or wrong for 3 to 7 images of each object; the objects' own shares are beta distributed."""
     sizes = rng.integers(3, 8, num_groups)
     spread = (1 - correlation) / correlation
     own = rng.beta(share * spread, (1 - share) * spread, num_groups)

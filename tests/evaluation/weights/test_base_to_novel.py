@@ -21,7 +21,7 @@ BASE = 3
 
 
 def make(skill: tuple[float, float], n: int = 120, seed: int = 0) -> Predictions:
-    """Two pictures an object, both of one class; ``skill`` is how far the right logit of each half stands out.
+    """Two images an object, both of one class; ``skill`` is how far the right logit of each half stands out.
 
     The first three targets are unknown.
     """
@@ -128,7 +128,7 @@ def test_interval_of_the_harmonic_mean_equals_brute_force() -> None:
 def test_all_right_and_all_wrong() -> None:
     perfect = base_to_novel(make((100, 100)))
     assert perfect.harmonic_mean.value == 1
-    # As many trials as known objects: the first is unknown, of the second one picture is left.
+    # As many trials as known objects: the first is unknown, of the second one image is left.
     assert perfect.harmonic_mean.interval == statistics.wilson(1.0, 59)
     lost = base_to_novel(make((100, -100)))
     assert (lost.base.value, lost.novel.value, lost.harmonic_mean.value) == (1, 0, 0)

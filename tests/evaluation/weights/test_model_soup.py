@@ -113,12 +113,12 @@ def test_batchnorm_is_counted_anew_where_members_differ() -> None:
     states[1]["moving.running_mean"] += 1
     layers = moving_statistics(network, states)
     assert layers == [network.moving]
-    pictures = [torch.randint(0, 255, (8, 3, 6, 6), dtype=torch.uint8) for _ in range(3)]
+    batches = [torch.randint(0, 255, (8, 3, 6, 6), dtype=torch.uint8) for _ in range(3)]
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    refresh_batchnorm(network, layers, network, [*pictures, pictures[0][:1]])
+    refresh_batchnorm(network, layers, network, [*batches, batches[0][:1]])
     after = network.state_dict()
     with torch.no_grad():
-        features = [network.conv(batch.float()) for batch in pictures]
+        features = [network.conv(batch.float()) for batch in batches]
     mean = torch.stack([f.mean((0, 2, 3)) for f in features]).mean(0)
     variance = torch.stack([f.var((0, 2, 3)) for f in features]).mean(0)
     torch.testing.assert_close(after["moving.running_mean"], mean)
@@ -128,7 +128,7 @@ def test_batchnorm_is_counted_anew_where_members_differ() -> None:
     assert network.moving.momentum == 0.1
     assert not network.moving.training
     with pytest.raises(UserError, match="cannot be counted anew"):
-        refresh_batchnorm(network, layers, lambda images: network.conv(images.float()), pictures)
+        refresh_batchnorm(network, layers, lambda images: network.conv(images.float()), batches)
 
 
 def checkpoint(weights: State, **hyper_parameters: Any) -> dict[str, Any]:
@@ -233,7 +233,7 @@ def test_a_uniform_soup_is_the_mean_with_its_own_statistics(finished: Path, caps
         elif "num_batches" not in name:
             assert torch.equal(value, mean), name
     assert moved > 0
-    # As counted by a network that has seen nothing but these weights and the training pictures.
+    # As counted by a network that has seen nothing but these weights and the training images.
     from datamodules.cli import data_parser, parse_data
 
     datamodule, _ = parse_data(data_parser("test"), ["--config", str(runs[0] / "config.yaml")])

@@ -32,7 +32,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return lines[0]
 
 
-def test_an_export_decides_as_the_model_on_every_test_picture() -> None:
+def test_an_export_decides_as_the_model_on_every_test_image() -> None:
     folder = products_onnx()
     summary = json.loads((folder / "export.json").read_text())
     own, form = summary["measured"]["forms"]
@@ -100,7 +100,7 @@ def test_without_parity_nothing_is_left(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Swapped(export_graphs._Classifier):
-        """Pictures mirrored upside down, as a mistake in preprocessing would have them."""
+        """Images mirrored upside down, as a mistake in preprocessing would have them."""
 
         def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
             return super().forward(image.flip(1))

@@ -18,7 +18,7 @@ from vitrail.errors import UserError
 
 
 def ready_classifier() -> MultiTaskClassifier:
-    """A classifier of pictures of the size that its checkpoint would tell of."""
+    """A classifier of images of the size that its checkpoint would tell of."""
     task = tiny_multitask().eval()
     task.input_options = {**task.input_options, "size": SIZE}
     return task
@@ -63,11 +63,11 @@ def test_each_tower_holds_its_own_weights_only_and_adapters_are_merged(tmp_path:
     batch = pair_batch([1, 2, 3])
     with torch.no_grad():
         own = task.predict_step(batch, 0)
-        pictures = graph_of(image)
-        logits, embedding = pictures.module()(batch["image"])
+        images = graph_of(image)
+        logits, embedding = images.module()(batch["image"])
     torch.testing.assert_close(logits, own["logits"]["class"], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(embedding, own["image_embedding"], atol=1e-5, rtol=1e-4)
-    assert not [name for name in pictures.state_dict if "text" in name or "lora" in name]
+    assert not [name for name in images.state_dict if "text" in name or "lora" in name]
     texts = graph_of(text)
     assert not [name for name in texts.state_dict if "vision" in name or "lora" in name]
     for some in (["a rose"], ["a photo of a tulip.", "x", "a much longer text than the others"]):

@@ -42,7 +42,7 @@ def changed(runner: Runner, output: str, rows: list[int], by: float) -> Runner:
     return run
 
 
-def test_agreement_difference_and_accuracy_are_those_of_the_pictures() -> None:
+def test_agreement_difference_and_accuracy_are_those_of_the_images() -> None:
     task = tiny_multitask().eval()
     [tower] = towers_of(task)
     own = module_runner(tower)
@@ -64,7 +64,7 @@ def test_agreement_difference_and_accuracy_are_those_of_the_pictures() -> None:
         [float((answers == targets).float().mean()), float((others == targets).float().mean())]
     )
     assert rows["class"].difference == pytest.approx(100.0, rel=1e-5)
-    # Every third picture's second target is unknown.
+    # Every third image's second target is unknown.
     known = torch.cat([batch["targets"]["type"] for batch in batches]) >= 0
     assert rows["type"].known == int(known.sum()) < 7
     assert rows["type"].agreement == 1.0
@@ -81,7 +81,7 @@ def test_texts_are_compared_by_what_is_nearest(tmp_path: Path) -> None:
     forms = {"exact": exact, "turned": {**exact, "text": turned}}
     found = measure(task, cast("Any", Data(TinyPairs(captions=True))), "test", forms)
     exact_rows = {row.what: row for row in found["exact"]}
-    # Seven pictures with two captions each; none twice.
+    # Seven images with two captions each; none twice.
     assert exact_rows["nearest text of 14"].n == 7
     assert exact_rows["nearest text of 14"].agreement == 1.0
     assert exact_rows["text_embedding"].n == 14

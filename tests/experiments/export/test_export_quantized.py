@@ -15,7 +15,7 @@ from torch import nn
 
 from experiments.export import main
 from experiments.export.graphs import graph_of, program_runner, towers_of, write_onnx, write_torch_export
-from experiments.export.quantize import calibration_pictures, quantize_onnx, quantize_program, quantize_weights
+from experiments.export.quantize import calibration_images, quantize_onnx, quantize_program, quantize_weights
 from experiments.export.weights import read_weights, write_weights
 from lightning_modules.base import VisionTask
 from lightning_modules.checkpoint import load_task
@@ -85,13 +85,13 @@ def _write_constant(self: object, kind: str, plain: Path, folder: Path) -> None:
 def test_torchao_makes_eight_bit_graphs_for_any_batch(task: VisionTask, tmp_path: Path) -> None:
     [tower] = towers_of(task)
     program = graph_of(tower)
-    pictures = calibration_pictures(data_of(products_run()))
-    rounded = quantize_program(program, tower, pictures)
+    calibration = calibration_images(data_of(products_run()))
+    rounded = quantize_program(program, tower, calibration)
     assert any(value.dtype == torch.int8 for value in rounded.state_dict.values())
     write_torch_export(program, tmp_path / "plain.pt2", {})
     write_torch_export(rounded, tmp_path / "rounded.pt2", {})
     run = program_runner(tmp_path / "rounded.pt2", tower)
-    images = np.concatenate(pictures)[:5]
+    images = np.concatenate(calibration)[:5]
     with torch.no_grad():
         own = task(torch.from_numpy(images))
     found = run({"image": images})
@@ -162,7 +162,7 @@ def test_weights_of_linear_layers_come_back_from_safetensors(task: VisionTask, t
     quantize_weights(rounded)
     write_weights(rounded, tmp_path / "model.safetensors", {"version": 1})
     found = read_weights(tmp_path)
-    images = torch.from_numpy(np.concatenate(calibration_pictures(data_of(products_run())))[:4])
+    images = torch.from_numpy(np.concatenate(calibration_images(data_of(products_run())))[:4])
     with torch.no_grad():
         own, other, before = rounded(images), found(images), task(images)
     for name in ("class", "colour"):
@@ -170,10 +170,10 @@ def test_weights_of_linear_layers_come_back_from_safetensors(task: VisionTask, t
         assert not torch.equal(own[name], before[name])
 
 
-def test_calibration_takes_training_pictures_from_everywhere() -> None:
+def test_calibration_takes_training_images_from_everywhere() -> None:
     data = data_of(products_run())
     rows = data.split_indices("train")
-    some = calibration_pictures(data, 4)
+    some = calibration_images(data, 4)
     assert sum(len(batch) for batch in some) == 4
     expected = data.rows_dataloader(rows[[0, 9, 17, 26]])
     assert np.array_equal(np.concatenate(some), np.concatenate([batch["image"].numpy() for batch in expected]))
@@ -189,12 +189,12 @@ def test_compiled_graphs_say_the_same(task: VisionTask, tmp_path: Path) -> None:
     """What is timed is compiled; that takes minutes."""
     [tower] = towers_of(task)
     program = graph_of(tower)
-    pictures = calibration_pictures(data_of(products_run()))
-    forms = {"plain": program, "rounded": quantize_program(program, tower, pictures)}
+    images = calibration_images(data_of(products_run()))
+    forms = {"plain": program, "rounded": quantize_program(program, tower, images)}
     for name, one in forms.items():
         path = tmp_path / f"{name}.pt2"
         write_torch_export(one, path, {})
-        inputs = {"image": np.concatenate(pictures)[:3]}
+        inputs = {"image": np.concatenate(images)[:3]}
         own = program_runner(path, tower)(inputs)
         compiled = program_runner(path, tower, compiled=True)(inputs)
         for output, values in own.items():

@@ -23,8 +23,8 @@ def test_forms_take_turns_and_ratios_are_within_a_round(monkeypatch: pytest.Monk
 
         return run
 
-    pictures = np.zeros((3, 3, 4, 4), np.uint8)
-    found = interleaved({"a": runner("a", 1.0), "b": runner("b", 0.5)}, pictures, [2, 5], repeats=2)
+    images = np.zeros((3, 3, 4, 4), np.uint8)
+    found = interleaved({"a": runner("a", 1.0), "b": runner("b", 0.5)}, images, [2, 5], repeats=2)
     assert [name for name, size in order if size == 2] == ["a", "b", "b", "a", "a", "b"]
     assert [size for _, size in order].count(5) == 6
     assert found["a"][2].ratios == [1.0, 1.0]

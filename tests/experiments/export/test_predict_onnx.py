@@ -52,11 +52,11 @@ def test_the_copy_beside_the_model_needs_no_torch_and_says_what_the_run_said(tmp
     temperatures = json.loads((products_run() / "checkpoints" / "calibration.json").read_text())["temperatures"]
     probabilities = predictions.probabilities("class", temperatures["class"])
     for answer, row, path in zip(answers, probabilities, paths, strict=True):
-        assert answer["picture"] == path
+        assert answer["image"] == path
         found = {one["label"]: one["probability"] for one in answer["class"]}
         assert list(found.values()) == sorted(found.values(), reverse=True)
         for name, value in zip(predictions.tasks["class"], row, strict=True):
-            # Pillow and torch round a few pixels of a resized picture differently.
+            # Pillow and torch round a few pixels of a resized image differently.
             assert found[name] == pytest.approx(value, abs=0.02)
 
 
@@ -68,17 +68,17 @@ def test_pixels_are_those_of_the_evaluation_transform(
     tmp_path: Path, model: Model, size: tuple[int, int], interpolation: str, fraction: float, how: dict[str, str]
 ) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    Image.fromarray(pixels).save(tmp_path / "image.png")
     options = {"size": 32, "crop_fraction": fraction, "interpolation": interpolation, **how}
-    own = eval_transform(options)(read_image(tmp_path / "picture.png")).numpy()  # type: ignore[arg-type]  # as JSON
-    with Image.open(tmp_path / "picture.png") as image:
+    own = eval_transform(options)(read_image(tmp_path / "image.png")).numpy()  # type: ignore[arg-type]  # as JSON
+    with Image.open(tmp_path / "image.png") as image:
         found = prepared(image, options)
     assert found.shape == own.shape
     assert np.abs(found.astype(int) - own.astype(int)).max() <= 1
 
 
-def picture(mode: str) -> bytes:
-    """A smooth picture in a colour mode, as file content."""
+def drawn_image(mode: str) -> bytes:
+    """A smooth image in a colour mode, as file content."""
     x, y = np.meshgrid(np.arange(40), np.arange(40))
     rgb = Image.fromarray(np.stack([x * 6, y * 6, 255 - x * 6], axis=-1).astype(np.uint8))
     buffer = io.BytesIO()
@@ -99,8 +99,8 @@ def picture(mode: str) -> bytes:
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "CMYK", "LA", "RGBA", "I;16", "turned"])
 def test_files_are_read_as_in_training(tmp_path: Path, model: Model, mode: str) -> None:
-    path = tmp_path / "picture"
-    path.write_bytes(picture(mode))
+    path = tmp_path / "image"
+    path.write_bytes(drawn_image(mode))
     own = eval_transform({"size": 32, "crop_fraction": 0.8, "interpolation": "bicubic"})(read_image(path)).numpy()
     assert np.abs(model.read(path).astype(int) - own.astype(int)).max() <= 1
 
@@ -138,7 +138,7 @@ def test_the_same_files_are_refused_and_strips_cost_as_little(tmp_path: Path, mo
     Image.init()
     Image.new("RGB", (20, 20)).save(tmp_path / "eps", format="EPS")
     (tmp_path / "a.jpg").write_bytes((tmp_path / "eps").read_bytes())
-    with pytest.raises(PredictError, match="not a picture in a known format"):
+    with pytest.raises(PredictError, match="not an image in a known format"):
         model.read(tmp_path / "a.jpg")
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(tmp_path / "a.png")
     content = bytearray((tmp_path / "a.png").read_bytes())
@@ -238,7 +238,7 @@ def test_texts_are_compared_as_by_the_model(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "no.jpg").write_text("no picture")
+    (tmp_path / "no.jpg").write_text("no image")
     for name in ("damaged", "of others"):
         (tmp_path / name).mkdir()
     (tmp_path / "damaged" / "model.onnx").write_bytes((products_onnx() / "model.onnx").read_bytes()[:5000])

@@ -244,7 +244,7 @@ def test_every_ablation_counts_all_its_variants_without_weights(
     rows = table(tmp_path / "ablations" / path.stem)
     assert len(rows) == len(only or yaml.safe_load(path.read_text())["variants"])
     assert rows["note"].isna().all()
-    assert (rows["picture_flops"] > 0).all()
+    assert (rows["image_flops"] > 0).all()
     assert (rows["trainable"] <= rows["parameters"]).all()
     if path == CLIP:
         found = {str(name): (row["parameters"], row["trainable"]) for name, row in rows.iterrows()}

@@ -1,4 +1,4 @@
-"""Results on generated pictures: runs in this process, and a README of their own."""
+"""Results on generated images: runs in this process, and a README of their own."""
 
 from __future__ import annotations
 

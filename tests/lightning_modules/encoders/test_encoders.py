@@ -10,18 +10,18 @@ from lightning_modules.encoders.image import ImageEncoder, InputOptions, Normali
 from vitrail.errors import UserError
 
 
-def pictures(size: int, count: int = 2) -> torch.Tensor:
+def images(size: int, count: int = 2) -> torch.Tensor:
     return torch.randint(0, 256, (count, 3, size, size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
 
 def test_normalize_is_the_fields_formula() -> None:
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    image = pictures(4)
+    image = images(4)
     expected = (image.double() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     torch.testing.assert_close(Normalize(mean, std)(image), expected.float())
 
 
-def test_pictures_that_are_scaled_already_are_refused() -> None:
+def test_images_that_are_scaled_already_are_refused() -> None:
     with pytest.raises(TypeError, match="uint8"):
         Normalize((0.5,) * 3, (0.5,) * 3)(torch.rand(1, 3, 4, 4))
 
@@ -33,7 +33,7 @@ def test_pictures_that_are_scaled_already_are_refused() -> None:
 def test_features_are_as_wide_as_they_say(name: str, width: int) -> None:
     encoder = ImageEncoder(name, image_size=64, pretrained=False).eval()
     with torch.no_grad():
-        assert encoder(pictures(64)).shape == (2, width)
+        assert encoder(images(64)).shape == (2, width)
     assert encoder.num_features == width
 
 
@@ -58,7 +58,7 @@ def test_statistics_are_those_of_the_tag_that_is_asked_for() -> None:
 
 def test_an_encoder_is_the_network_behind_the_normalisation() -> None:
     encoder = ImageEncoder("test_resnet", image_size=64, pretrained=False).eval()
-    image = pictures(64)
+    image = images(64)
     with torch.no_grad():
         torch.testing.assert_close(encoder(image), encoder.backbone(encoder.normalize(image)))
 
@@ -97,7 +97,7 @@ def told(encoder: ImageEncoder, options: InputOptions) -> list[str]:
     return [str(warning.message) for warning in caught]
 
 
-def test_pictures_made_otherwise_than_the_weights_expect_are_told_in_one_line() -> None:
+def test_images_made_otherwise_than_the_weights_expect_are_told_in_one_line() -> None:
     encoder = ImageEncoder("test_resnet", image_size=64, pretrained="weights.pth")
     [line] = told(encoder, {"size": 64, "crop_fraction": 1.0, "interpolation": "bilinear"})
     assert "size 64 instead of 160" in line

@@ -18,7 +18,7 @@ from lightning_modules.dual_encoder import DualEncoder
 from lightning_modules.encoders.dual import build_towers
 from lightning_modules.encoders.image import ImageEncoder
 from lightning_modules.encoders.image_processing import image_processor, preprocessing_of, statistics_of
-from lightning_modules.generative.weights import picture_statistics
+from lightning_modules.generative.weights import image_statistics
 from tests.fakes_models import write_clip, write_qwen2_vl, write_siglip
 from tests.lightning_modules.tiny import tiny_trainer
 from vitrail.errors import UserError
@@ -125,10 +125,10 @@ def test_what_is_assumed_without_a_file_is_said(tmp_path: Path) -> None:
 def test_a_generative_model_takes_its_statistics_from_the_same_places(tmp_path: Path) -> None:
     folder = write_qwen2_vl(tmp_path)
     write_processor(folder, {"image_processor_type": "Qwen2VLImageProcessor", "image_mean": [0.5] * 3}, nested=True)
-    assert picture_statistics(str(folder))[0] == (0.5, 0.5, 0.5)
+    assert image_statistics(str(folder))[0] == (0.5, 0.5, 0.5)
     (folder / "processor_config.json").unlink()
     with pytest.warns(UserWarning, match="CLIP's mean and std are assumed"):
-        picture_statistics(str(folder))
+        image_statistics(str(folder))
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_the_length_of_the_batch_does_not_change_a_text(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_pictures_of_another_size_are_encoded_too(tmp_path: Path) -> None:
+def test_images_of_another_size_are_encoded_too(tmp_path: Path) -> None:
     towers = loaded(write_clip(tmp_path), image_size=48)
     assert towers.encode_image(some_images(48)).shape == (3, 16)
 

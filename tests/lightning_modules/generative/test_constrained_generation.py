@@ -8,9 +8,9 @@ import torch
 from lightning_modules.generative.answers import say_anything, say_label
 from lightning_modules.generative.model import VisionLanguageModel
 from lightning_modules.generative.scoring import ROOT, token_log_likelihoods, trie_of
-from tests.lightning_modules.tiny_answers import LABELS, QUESTIONS, pictures, plain_likelihoods, tiny_model
+from tests.lightning_modules.tiny_answers import LABELS, QUESTIONS, images, plain_likelihoods, tiny_model
 
-IMAGE = pictures(5)
+IMAGE = images(5)
 TEXTS = [name.replace("_", " ") for name in LABELS["class"]]
 
 
@@ -22,7 +22,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> VisionLanguageModel:
 @pytest.fixture(scope="module")
 def ids(model: VisionLanguageModel) -> list[int]:
     assert model.prompts is not None
-    return model.prompts.prompt(QUESTIONS["class"], model.picture_tokens)
+    return model.prompts.prompt(QUESTIONS["class"], model.image_tokens)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def by_the_library(model: VisionLanguageModel, ids: list[int], row: int, **furth
 def test_only_labels_are_said_and_the_same_as_by_the_library(
     model: VisionLanguageModel, ids: list[int], labels: list[list[int]]
 ) -> None:
-    said, _ = say_label(model, model.read(model.encode_pictures(IMAGE), ids), trie_of(labels))
+    said, _ = say_label(model, model.read(model.encode_images(IMAGE), ids), trie_of(labels))
 
     def allowed(_: int, tokens: torch.Tensor) -> list[int]:
         so_far = tokens[len(ids) :].tolist()
@@ -64,7 +64,7 @@ def test_only_labels_are_said_and_the_same_as_by_the_library(
         expected = by_the_library(model, ids, row, prefix_allowed_tokens_fn=allowed, max_new_tokens=20)
         assert labels[number] == expected
     # Without the constraint, the model says none of them.
-    free = say_anything(model, model.read(model.encode_pictures(IMAGE), ids), 2, 8)
+    free = say_anything(model, model.read(model.encode_images(IMAGE), ids), 2, 8)
     assert not any(tokens in labels for tokens in free.tokens)
 
 
@@ -72,7 +72,7 @@ def test_only_labels_are_said_and_the_same_as_by_the_library(
 def test_the_likelihood_of_a_label_is_that_among_labels(
     model: VisionLanguageModel, ids: list[int], labels: list[list[int]]
 ) -> None:
-    reading = model.read(model.encode_pictures(IMAGE), ids)
+    reading = model.read(model.encode_images(IMAGE), ids)
     trie = trie_of(labels)
     said, likelihood = say_label(model, reading, trie)
     tokens = token_log_likelihoods(model, reading, trie)
@@ -90,7 +90,7 @@ def test_the_likelihood_of_a_label_is_that_among_labels(
 @pytest.mark.parametrize("longest", [1, 6])
 def test_free_answers_are_those_of_the_library(model: VisionLanguageModel, ids: list[int], longest: int) -> None:
     assert model.prompts is not None
-    said = say_anything(model, model.read(model.encode_pictures(IMAGE), ids), model.prompts.end_id, longest)
+    said = say_anything(model, model.read(model.encode_images(IMAGE), ids), model.prompts.end_id, longest)
     for row, tokens in enumerate(said.tokens):
         assert tokens == by_the_library(model, ids, row, max_new_tokens=longest)
         plain = plain_likelihoods(model, IMAGE[row : row + 1], ids, tokens).sum()
@@ -99,7 +99,7 @@ def test_free_answers_are_those_of_the_library(model: VisionLanguageModel, ids: 
 
 @torch.no_grad()
 def test_an_answer_ends_where_it_says_so(model: VisionLanguageModel, ids: list[int]) -> None:
-    reading = model.read(model.encode_pictures(IMAGE), ids)
+    reading = model.read(model.encode_images(IMAGE), ids)
     endless = say_anything(model, reading, -1, 6)
     end_id = endless.tokens[0][2]
     said = say_anything(model, reading, end_id, 6)

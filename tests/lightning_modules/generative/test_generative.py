@@ -18,11 +18,11 @@ from lightning_modules.generative import GenerativeClassifier
 from lightning_modules.metrics import predicted_classes
 from tests.fakes_models import write_qwen2_vl
 from tests.lightning_modules.tiny import TinyData, tiny_trainer
-from tests.lightning_modules.tiny_answers import LABELS, QUESTIONS, SIZE, TEXTS, pictures, tiny_answerer
+from tests.lightning_modules.tiny_answers import LABELS, QUESTIONS, SIZE, TEXTS, images, tiny_answerer
 from vitrail.errors import UserError
 from vitrail.types import UNKNOWN, Batch
 
-IMAGE = pictures(5)
+IMAGE = images(5)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def answer_batch(rows: int = 5, padding: int = 0) -> Batch:
 
 
 class Encodings:
-    """Counts the pictures that go through a vision tower."""
+    """Counts the images that go through a vision tower."""
 
     def __init__(self, task: GenerativeClassifier) -> None:
         self.count = 0
@@ -67,7 +67,7 @@ class Encodings:
 
 @pytest.mark.parametrize("answers", [{}, {"how": "constrained"}, {"how": "free"}], ids=str)
 @torch.no_grad()
-def test_each_picture_is_encoded_once_for_all_tasks_and_labels(folder: Path, answers: Any) -> None:
+def test_each_image_is_encoded_once_for_all_tasks_and_labels(folder: Path, answers: Any) -> None:
     task = tiny_answerer(folder, answers=answers).eval()
     task.load_pretrained()
     with Encodings(task) as encodings:
@@ -212,7 +212,7 @@ def test_costs_are_counted_where_only_shapes_are_known(folder: Path) -> None:
         task(IMAGE[:1])
     counts = count(task.to("meta"), SIZE)
     assert counts.parameters == sum(parameter.numel() for parameter in task.parameters())
-    assert counts.picture_flops == counter.get_total_flops() > 0
+    assert counts.image_flops == counter.get_total_flops() > 0
 
 
 def test_four_bit_weights_cannot_learn(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

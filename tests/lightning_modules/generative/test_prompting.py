@@ -12,8 +12,8 @@ from tests.fakes_models import write_qwen2_vl
 from tests.lightning_modules.tiny_answers import TEXTS
 from vitrail.errors import UserError
 
-PICTURE = 5
-"""Id of the picture's token in tokenizers of ours."""
+IMAGE = 5
+"""Id of the image's token in tokenizers of ours."""
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_template_is_what_the_library_renders(folder: Path) -> None:
-    prompts = pretrained_prompts(str(folder), PICTURE, "model")
+    prompts = pretrained_prompts(str(folder), IMAGE, "model")
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     question = {"type": "text", "text": "What {it} is?"}
     chat = [{"role": "user", "content": [{"type": "image"}, question]}]
@@ -33,8 +33,8 @@ def test_the_template_is_what_the_library_renders(folder: Path) -> None:
 
 
 def test_a_question_may_name_anything(folder: Path) -> None:
-    prompts = pretrained_prompts(str(folder), PICTURE, "model")
-    assert prompts.prompt("{question} {} \\n", 2).count(PICTURE) == 2
+    prompts = pretrained_prompts(str(folder), IMAGE, "model")
+    assert prompts.prompt("{question} {} \\n", 2).count(IMAGE) == 2
 
 
 def test_answers_end_and_are_read_up_to_their_end() -> None:
@@ -61,7 +61,7 @@ def test_what_is_no_tokenizer_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no tokenizer"):
         checked_prompts({"pipeline": "{}"})
     for wrong in ({"template": "no place"}, {"template": "{question} <|image_pad|>"}, {"pipeline": "{"}):
-        with pytest.raises(UserError, match="sees one picture and then reads a question"):
+        with pytest.raises(UserError, match="sees one image and then reads a question"):
             checked_prompts({**state, **wrong})
     with pytest.raises(UserError, match="no tokenizer that can be read"):
-        pretrained_prompts(str(tmp_path), PICTURE, "model")
+        pretrained_prompts(str(tmp_path), IMAGE, "model")

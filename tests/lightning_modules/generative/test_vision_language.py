@@ -9,7 +9,7 @@ from transformers import Qwen2VLImageProcessor
 
 from lightning_modules.generative.model import VisionLanguageModel
 from tests.fakes_models import write_qwen2_vl
-from tests.lightning_modules.tiny_answers import QUESTIONS, TEXTS, pictures, plain_likelihoods, tiny_model
+from tests.lightning_modules.tiny_answers import QUESTIONS, TEXTS, images, plain_likelihoods, tiny_model
 from vitrail.errors import UserError
 
 
@@ -27,11 +27,11 @@ def test_patches_are_those_of_the_library(model: VisionLanguageModel) -> None:
     processor = Qwen2VLImageProcessor(
         patch_size=8, merge_size=2, image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.4], min_pixels=1, max_pixels=9999
     )
-    image = pictures(3)
+    image = images(3)
     expected = processor(list(image), return_tensors="pt")
     torch.testing.assert_close(model.patches(image), expected["pixel_values"], atol=1e-5, rtol=1e-5)
     assert expected["image_grid_thw"].tolist() == [[1, 4, 4]] * 3
-    assert model.picture_tokens == 4
+    assert model.image_tokens == 4
 
 
 @pytest.mark.parametrize(("size", "side"), [(32, 32), (40, 32), (41, 48), (5, 16), (64, 64)])
@@ -40,7 +40,7 @@ def test_any_size_is_scaled_to_whole_patches(folder: Path, size: int, side: int)
     model = VisionLanguageModel(str(folder), image_size=size, texts=TEXTS)
     model.load()
     assert model.side == side
-    assert model.encode_pictures(pictures(2, size)).features.shape == (2, 32)
+    assert model.encode_images(images(2, size)).features.shape == (2, 32)
     grey = torch.full((1, 3, size, size), 128, dtype=torch.uint8)
     # Scaling leaves one colour as it is; the channels stand one after the other in a patch.
     expected = model.normalize(grey[:, :, :1, :1]).flatten().repeat_interleave(2 * 8 * 8)
@@ -50,8 +50,8 @@ def test_any_size_is_scaled_to_whole_patches(folder: Path, size: int, side: int)
 @torch.no_grad()
 def test_reading_on_is_reading_at_once(model: VisionLanguageModel) -> None:
     assert model.prompts is not None
-    seen = model.encode_pictures(pictures(3))
-    ids = model.prompts.prompt(QUESTIONS["class"], model.picture_tokens)
+    seen = model.encode_images(images(3))
+    ids = model.prompts.prompt(QUESTIONS["class"], model.image_tokens)
     whole = model.read(seen, ids)
     for cut in (len(ids) - 1, len(ids) - 5):
         part = model.read(seen, ids[:cut])
@@ -64,10 +64,10 @@ def test_reading_on_is_reading_at_once(model: VisionLanguageModel) -> None:
 
 def test_the_loss_is_of_the_answers_alone(model: VisionLanguageModel) -> None:
     assert model.prompts is not None
-    ids = model.prompts.prompt(QUESTIONS["class"], model.picture_tokens)
-    image = pictures(3)
+    ids = model.prompts.prompt(QUESTIONS["class"], model.image_tokens)
+    image = images(3)
     answers = [model.prompts.answer(text) for text in ("rose", "yellow iris", "a much longer answer")]
-    losses = model.answer_losses(model.encode_pictures(image), ids, answers)
+    losses = model.answer_losses(model.encode_images(image), ids, answers)
     for row, answer in enumerate(answers):
         expected = -plain_likelihoods(model, image[row : row + 1], ids, answer).mean()
         torch.testing.assert_close(losses[row], expected, atol=1e-5, rtol=1e-5)
@@ -81,8 +81,8 @@ def test_a_network_that_is_there_takes_the_weights_over(folder: Path, model: Vis
     late.load()
     late.load()
     assert all(one is other for one, other in zip(parameters, late.parameters(), strict=True))
-    expected = model.encode_pictures(pictures(2)).features
-    torch.testing.assert_close(late.eval().encode_pictures(pictures(2)).features, expected)
+    expected = model.encode_images(images(2)).features
+    torch.testing.assert_close(late.eval().encode_images(images(2)).features, expected)
 
 
 def test_tied_weights_stay_tied(tmp_path: Path) -> None:
@@ -118,8 +118,8 @@ def test_random_weights_stay_random(folder: Path) -> None:
 
 def test_a_prompt_with_another_number_of_tokens_is_refused(model: VisionLanguageModel) -> None:
     assert model.prompts is not None
-    with pytest.raises(UserError, match="has 5 tokens of the picture instead of 4"):
-        model.read(model.encode_pictures(pictures(1)), model.prompts.prompt("a <|image_pad|>?", 4))
+    with pytest.raises(UserError, match="has 5 tokens of the image instead of 4"):
+        model.read(model.encode_images(images(1)), model.prompts.prompt("a <|image_pad|>?", 4))
 
 
 def test_activations_may_be_computed_again(folder: Path) -> None:
@@ -133,7 +133,7 @@ def test_activations_may_be_computed_again(folder: Path) -> None:
         model.train()
         assert model.prompts is not None
         ids = model.prompts.prompt("What?", 4)
-        seen = model.encode_pictures(pictures(2))
+        seen = model.encode_images(images(2))
         loss = model.answer_losses(seen, ids, [model.prompts.answer("rose")] * 2).mean()
         loss.backward()  # type: ignore[no-untyped-call]  # torch's
         assert model.model.is_gradient_checkpointing == again

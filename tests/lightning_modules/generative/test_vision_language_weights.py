@@ -16,8 +16,8 @@ from lightning_modules.generative.weights import (
     checked_configuration,
     checked_memory,
     files_digest,
+    image_statistics,
     load_vision_language,
-    picture_statistics,
 )
 from tests.fakes_models import write_bert, write_clip, write_qwen2_vl
 from vitrail.errors import UserError
@@ -91,11 +91,11 @@ def test_missing_and_unreadable_weights_are_one_line(folder: Path, tmp_path: Pat
 
 
 def test_statistics_are_the_folders_or_those_of_clip(folder: Path, tmp_path: Path) -> None:
-    assert picture_statistics(str(folder)) == ((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
-    assert picture_statistics(str(tmp_path))[0][0] == pytest.approx(0.48145466)
+    assert image_statistics(str(folder)) == ((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+    assert image_statistics(str(tmp_path))[0][0] == pytest.approx(0.48145466)
     (tmp_path / "preprocessor_config.json").write_text("{}")
     with pytest.raises(UserError, match="no image_mean and image_std"):
-        picture_statistics(str(tmp_path))
+        image_statistics(str(tmp_path))
 
 
 def test_memory_options_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:

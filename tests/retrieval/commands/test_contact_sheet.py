@@ -40,7 +40,7 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
-def test_every_picture_has_a_card_with_score_caption_and_answers() -> None:
+def test_every_image_has_a_card_with_score_caption_and_answers() -> None:
     page = Page(contact_sheet(answer(where="colour = 'blue'"), [JPEG, None]))
     assert page.open == []
     assert len(page.all("li")) == 2
@@ -53,7 +53,7 @@ def test_every_picture_has_a_card_with_score_caption_and_answers() -> None:
     assert page.text.index("p7") < page.text.index("p2")
 
 
-def test_the_picture_that_was_asked_with_stands_above() -> None:
+def test_the_image_that_was_asked_with_stands_above() -> None:
     example = small_jpeg(np.zeros((8, 8, 3), dtype=np.uint8))
     sheet = contact_sheet(answer(query=Query(like="p1")), [JPEG, JPEG], example)
     sources = [image["src"] or "" for image in Page(sheet).all("img")]
@@ -88,10 +88,10 @@ def test_the_page_needs_nothing_else() -> None:
 def test_a_sheet_of_nothing_says_so() -> None:
     page = Page(contact_sheet(answer(found=[]), []))
     assert page.all("li") == []
-    assert "no pictures" in page.text
+    assert "no images" in page.text
 
 
-def test_large_pictures_are_made_small_and_small_ones_stay() -> None:
+def test_large_images_are_made_small_and_small_ones_stay() -> None:
     large = Image.open(io.BytesIO(small_jpeg(np.zeros((600, 1200, 3), dtype=np.uint8))))
     assert large.size == (SIDE, SIDE // 2)
     assert large.format == "JPEG"

@@ -7,7 +7,7 @@ import pytest
 
 from experiments.train.cli import main as experiments
 from retrieval.__main__ import main
-from tests.fake_pictures import picture
+from tests.fake_images import draw_image
 from tests.fakes import write_csv, write_products
 from tests.retrieval.photos import rows_of
 
@@ -32,7 +32,7 @@ trainer:
   log_every_n_steps: 1
 wandb: {{mode: disabled}}
 """
-PICTURES = 36
+IMAGES = 36
 
 
 @pytest.fixture(scope="module")
@@ -66,16 +66,16 @@ def index(run: Path, *arguments: object) -> int:
 def test_a_run_alone_is_enough(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert index(run) == 0
     said = capsys.readouterr().out
-    assert f"Gallery {run / 'gallery'}: {PICTURES} added, 0 replaced, 0 renewed" in said
+    assert f"Gallery {run / 'gallery'}: {IMAGES} added, 0 replaced, 0 renewed" in said
     rows = rows_of(run / "gallery")
-    assert rows.num_rows == PICTURES
-    assert rows.column("run").to_pylist() == [str(run.resolve())] * PICTURES
+    assert rows.num_rows == IMAGES
+    assert rows.column("run").to_pylist() == [str(run.resolve())] * IMAGES
     identity = json.loads(rows.schema.metadata[b"vitrail.gallery"])
-    # Pictures are made as the checkpoint says.
+    # Images are made as the checkpoint says.
     assert {"size": 16, "crop_fraction": 0.9, "interpolation": "bilinear"}.items() <= identity["input_options"].items()
     assert list(identity["predicts"]) == ["class", "colour", "material"]
     assert index(run) == 0
-    assert f"0 added, 0 replaced, 0 renewed (labels or captions only), {PICTURES} unchanged" in capsys.readouterr().out
+    assert f"0 added, 0 replaced, 0 renewed (labels or captions only), {IMAGES} unchanged" in capsys.readouterr().out
 
 
 def test_same_vectors_as_the_callback_makes(run: Path, place: Path, tmp_path: Path) -> None:
@@ -90,13 +90,13 @@ def test_same_vectors_as_the_callback_makes(run: Path, place: Path, tmp_path: Pa
     assert rows_of(tmp_path / "g").equals(rows_of(tmp_path / "index"))
 
 
-def test_a_folder_of_pictures_joins(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_of_images_joins(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     uri = tmp_path / "gallery"
     assert index(run, "--gallery", uri, "--splits", "test") == 0
     folder = tmp_path / "holiday"
     for name, look in (("beach.jpg", 1), ("day2/hill.png", 2)):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        picture(0, "red", look=look, size=(40, 30)).save(folder / name)
+        draw_image(0, "red", look=look, size=(40, 30)).save(folder / name)
     assert index(run, "--gallery", uri, "--data", folder) == 0
     assert "2 added" in capsys.readouterr().out
     (first, second) = rows_of(uri).to_pylist()[-2:]
@@ -130,7 +130,7 @@ def test_another_model_is_refused(
     assert index(run, "--gallery", uri, "--checkpoint", run / "checkpoints" / "best.ckpt") == 0
 
 
-def test_corrupt_picture_stops_or_is_listed(
+def test_corrupt_image_stops_or_is_listed(
     run: Path, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = write_products(tmp_path / "broken", views=1, grey=False)
@@ -180,6 +180,6 @@ def test_a_run_without_checkpoint_is_told(tmp_path: Path, capsys: pytest.Capture
     assert "run `fit` first" in capsys.readouterr().err
 
 
-def test_a_folder_without_pictures_is_told(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_without_images_is_told(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert index(run, "--data", tmp_path) == 2
-    assert "has no pictures (.jpg" in capsys.readouterr().err
+    assert "has no images (.jpg" in capsys.readouterr().err

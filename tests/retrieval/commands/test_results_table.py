@@ -31,7 +31,7 @@ def answer(**changes: Any) -> Answer:
         "gallery": "g",
         "identity": identity(),
         "ranker": "clip",
-        "find": "pictures",
+        "find": "images",
         "where": "",
         "found": FOUND,
         "notes": ["a note"],
@@ -77,7 +77,7 @@ def test_a_file_name_that_is_no_utf_8_can_be_printed() -> None:
 
 def test_captions_have_a_table_of_their_own() -> None:
     text = _printed(rich_table(answer(find="captions", query=Query(like="p1"))))
-    assert "of picture" in text
+    assert "of image" in text
     assert "like p1" in text
     assert "the model says" not in text
 

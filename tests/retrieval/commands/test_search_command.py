@@ -24,13 +24,13 @@ from retrieval.gallery import Gallery
 from retrieval.schema import identity_of
 from tests.lightning_modules.tiny import tiny_trainer
 from tests.lightning_modules.tiny_pairs import TinyPairs, tiny_pair
-from tests.retrieval.small_gallery import caption_rows, picture_rows, small_gallery, small_rows
+from tests.retrieval.small_gallery import caption_rows, image_rows, small_gallery, small_rows
 
 CLASSES = ["rose", "tulip", "daisy", "iris"]
 
 
 class Place(NamedTuple):
-    """A run, its gallery, and the pictures in it."""
+    """A run, its gallery, and the images in it."""
 
     run: Path
     gallery: str
@@ -47,7 +47,7 @@ class Said(NamedTuple):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    """A gallery of eight photos with captions; the last picture is no file but a thumbnail."""
+    """A gallery of eight photos with captions; the last image is no file but a thumbnail."""
     folder = tmp_path_factory.mktemp("search")
     run = folder / "run"
     task: Any = tiny_pair(folder / "clip")
@@ -68,7 +68,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
         vectors = task.encode_image(torch.stack([transform(read_image(photo)) for photo in photos])).numpy()
         spoken = task.encode_text(captions).numpy()
     said = [CLASSES[number % 4] for number in range(8)]
-    rows = picture_rows(
+    rows = image_rows(
         made_by,
         [f"n{number}" for number in range(8)],
         vectors,
@@ -134,7 +134,7 @@ def test_the_table_shows_scores_and_notes(search: Any) -> None:
     assert said.code == 0
     assert said.out.count("tulip 0.") == 2
     assert "n1" in said.out
-    assert "note: no picture has the word 'purple'" in said.out
+    assert "note: no image has the word 'purple'" in said.out
     assert "note: 10 were asked for, 2 were found; 8 are in the gallery" in said.out
 
 
@@ -153,12 +153,12 @@ def test_words_like_and_filters_need_neither_run_nor_lightning(place: Place) -> 
     assert "n6" in done.stdout
 
 
-def test_the_contact_sheet_is_written_whole_with_every_picture(place: Place, search: Any, tmp_path: Path) -> None:
+def test_the_contact_sheet_is_written_whole_with_every_image(place: Place, search: Any, tmp_path: Path) -> None:
     sheet = tmp_path / "sheets" / "tulips.html"
     said = search("--like", "n0", "--top-k", "8", "--html", str(sheet))
     assert f"contact sheet: {sheet}" in said.out
     page = sheet.read_text(encoding="utf-8")
-    # The asked one, six files and the thumbnail of the picture that is none.
+    # The asked one, six files and the thumbnail of the image that is none.
     assert page.count("<img ") == 8
     assert [path.name for path in sheet.parent.iterdir()] == ["tulips.html"]
     said = search("rose", "--ranker", "tfidf", "--html", str(tmp_path), "--json")
@@ -167,7 +167,7 @@ def test_the_contact_sheet_is_written_whole_with_every_picture(place: Place, sea
     assert said.err.count("\n") == 1
 
 
-def test_a_picture_that_is_gone_or_broken_leaves_its_place(place: Place, search: Any, tmp_path: Path) -> None:
+def test_a_image_that_is_gone_or_broken_leaves_its_place(place: Place, search: Any, tmp_path: Path) -> None:
     moved = tmp_path / "photo.png"
     shutil.move(place.photos[1], moved)
     try:
@@ -230,9 +230,9 @@ def test_hybrid_takes_words_from_another_gallery(place: Place, search: Any) -> N
         (["rose", "--top-k", "-1"], "--top-k -1: must be 1 or more"),
         (["--like", "n99"], "n99"),
         (["--image", "missing.jpg"], "missing.jpg: no such file"),
-        (["--image", "missing.jpg", "--ranker", "tfidf"], "a picture from outside has no words"),
+        (["--image", "missing.jpg", "--ranker", "tfidf"], "an image from outside has no words"),
         (["rose", "--where", "colour = = 'blue'"], "colour"),
-        (["rose", "--where", "class = 'rose'; DROP TABLE pictures"], ";"),
+        (["rose", "--where", "class = 'rose'; DROP TABLE images"], ";"),
         (["rose", "--where", "price > 5"], "price"),
         (["rose", "--device", "nonsense"], "--device nonsense: cannot be used here"),
         (["rose", "--weight", "class"], "--weight class: give a field and a number"),
@@ -254,7 +254,7 @@ def test_a_mistake_is_one_line_and_exit_code_two(search: Any, arguments: Sequenc
     [
         (["синяя бутылка", "--ranker", "tfidf"], "no word of the query is known: синяя, бутылка"),
         (["!!!", "--ranker", "tfidf"], "no word of the query is known: it has none"),
-        (["rose", "--where", "class = 'cactus'"], "no picture fits the filter"),
+        (["rose", "--where", "class = 'cactus'"], "no image fits the filter"),
     ],
 )
 def test_what_finds_nothing_says_so_and_is_no_error(search: Any, arguments: Sequence[str], note: str) -> None:
@@ -277,9 +277,9 @@ def test_a_text_too_long_for_the_tower_is_read_in_part_and_said_so(search: Any) 
     assert any("read only the beginning" in note for note in json.loads(said.out)["notes"])
 
 
-def test_a_corrupt_picture_is_named(search: Any, tmp_path: Path) -> None:
+def test_a_corrupt_image_is_named(search: Any, tmp_path: Path) -> None:
     broken = tmp_path / "broken.jpg"
-    broken.write_bytes(b"\xff\xd8\xff\xe0 no picture")
+    broken.write_bytes(b"\xff\xd8\xff\xe0 no image")
     said = search("--image", str(broken))
     assert said.code == 2
     assert str(broken) in said.err

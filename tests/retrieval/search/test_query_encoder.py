@@ -1,4 +1,4 @@
-"""Queries are encoded as the gallery's pictures were; ``test_search_command`` has dual encoders and what is refused."""
+"""Queries are encoded as the gallery's images were; ``test_search_command`` has dual encoders and what is refused."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from tests.lightning_modules.tiny import TinyData, tiny_multitask, tiny_trainer
 from vitrail.errors import UserError
 
 
-def test_a_picture_becomes_what_a_multi_task_model_puts_into_its_gallery(tmp_path: Path) -> None:
+def test_a_image_becomes_what_a_multi_task_model_puts_into_its_gallery(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path)
     trainer.fit(tiny_multitask(), TinyData())
     path = tmp_path / "run" / "checkpoints" / "last.ckpt"
@@ -29,13 +29,13 @@ def test_a_picture_becomes_what_a_multi_task_model_puts_into_its_gallery(tmp_pat
     photo = tmp_path / "photo.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)).save(photo)
 
-    picture = eval_transform(options)(read_image(photo))[None]
-    batch = {"image": picture, "label": torch.zeros(1, dtype=torch.int64), "sample_id": torch.zeros(1)}
+    image = eval_transform(options)(read_image(photo))[None]
+    batch = {"image": image, "label": torch.zeros(1, dtype=torch.int64), "sample_id": torch.zeros(1)}
     with torch.inference_mode():
         expected = task.predict_step({**batch, "attributes": {"type": batch["label"]}}, 0)["image_embedding"]
     # The run is named wrongly; the gallery stands in it.
     encoder = load_encoder(gallery)
-    np.testing.assert_allclose(encoder.encode_picture(photo), expected[0].numpy(), atol=1e-6)
+    np.testing.assert_allclose(encoder.encode_image(photo), expected[0].numpy(), atol=1e-6)
     with pytest.raises(UserError, match="MultiTaskClassifier does not encode texts; use --ranker tfidf"):
         encoder.encode_texts(["a text"])
     with pytest.raises(UserError, match="MultiTaskClassifier does not encode texts; use --ranker tfidf"):

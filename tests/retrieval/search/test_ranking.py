@@ -33,7 +33,7 @@ class MeaningEncoder:
         self.encoded += len(texts)
         return np.stack([meaning_vector(*(KNOWN[word] for word in words(text) if word in KNOWN)) for text in texts])
 
-    def encode_picture(self, path: Path) -> NDArray[np.float32]:
+    def encode_image(self, path: Path) -> NDArray[np.float32]:
         return meaning_vector(*path.stem.split("-"))
 
     def reading(self, text: str) -> Reading:
@@ -68,7 +68,7 @@ def test_clip_ranks_by_cosine(gallery: Gallery, searcher: Searcher) -> None:
 
 
 def test_tfidf_finds_what_the_model_said_without_loading_it(gallery: Gallery) -> None:
-    """Picture 7 is a blue plastic bottle that the model takes for a black one."""
+    """Image 7 is a blue plastic bottle that the model takes for a black one."""
     searcher = Searcher(gallery, _refuse)
     result = searcher.search(Query("Blue plastic bottles!"), 12, "tfidf")
     found = [hit.id for hit in result.hits]
@@ -120,7 +120,7 @@ def test_several_queries_at_once_are_answered_like_one_by_one(gallery: Gallery) 
 
 
 @pytest.mark.parametrize("ranker", ["clip", "tfidf", "hybrid"])
-def test_like_leaves_the_asked_picture_out_and_needs_no_model(gallery: Gallery, ranker: Ranker) -> None:
+def test_like_leaves_the_asked_image_out_and_needs_no_model(gallery: Gallery, ranker: Ranker) -> None:
     result = Searcher(gallery, _refuse).search(Query(like="p0"), 12, ranker)
     assert "p0" not in [hit.id for hit in result.hits]
     # A black leather bag shares two of three words with each of these.
@@ -129,9 +129,9 @@ def test_like_leaves_the_asked_picture_out_and_needs_no_model(gallery: Gallery, 
         assert len(result.hits) == 11
 
 
-def test_a_picture_from_outside_finds_pictures_like_it(searcher: Searcher) -> None:
+def test_a_image_from_outside_finds_images_like_it(searcher: Searcher) -> None:
     assert searcher.search(Query(image=Path("blue-leather-sneakers.jpg")), 1).hits[0].id == "p10"
-    with pytest.raises(UserError, match="--ranker hybrid: a picture from outside has no words"):
+    with pytest.raises(UserError, match="--ranker hybrid: an image from outside has no words"):
         searcher.search(Query(image=Path("blue.jpg")), 1, "hybrid")
 
 
@@ -150,7 +150,7 @@ def test_a_filter_holds_before_the_best_are_chosen_and_changes_no_score(searcher
 def test_a_filter_that_leaves_nothing_is_told(searcher: Searcher, ranker: Ranker) -> None:
     result = searcher.search(Query("blue bag"), 3, ranker, "colour = 'green'")
     assert result.hits == []
-    assert result.notes == ["no picture fits the filter"]
+    assert result.notes == ["no image fits the filter"]
 
 
 def test_words_from_another_gallery_are_joined_by_id(tmp_path: Path, gallery: Gallery) -> None:
@@ -168,48 +168,48 @@ def test_words_from_another_gallery_are_joined_by_id(tmp_path: Path, gallery: Ga
         writer.remove(["p0", "p5"])
     fewer = Searcher(mute, words_gallery=Gallery.open(classifiers.uri)).search(Query("bag"), 12, "tfidf")
     assert [hit.id for hit in fewer.hits] == ["p1", "p2"]
-    assert f"2 of 12 pictures have no words in {classifiers.uri}" in fewer.notes
+    assert f"2 of 12 images have no words in {classifiers.uri}" in fewer.notes
 
 
-def test_galleries_without_a_common_picture_are_refused(tmp_path: Path, gallery: Gallery) -> None:
+def test_galleries_without_a_common_image_are_refused(tmp_path: Path, gallery: Gallery) -> None:
     other = small_gallery(tmp_path / "other")
     with other.writing() as writer:
         writer.remove([f"p{number}" for number in range(12)])
-    with pytest.raises(UserError, match="has none of the pictures of"):
+    with pytest.raises(UserError, match="has none of the images of"):
         GalleryWords(gallery, "predicted", other)
 
 
 def gallery_of_contents(folder: Path, contents: list[str]) -> Gallery:
     """The small gallery with other contents under the same ids, and other words."""
     made = small_gallery(folder)
-    pictures, _ = small_rows(made.identity)
-    column = pictures.schema.get_field_index("content")
+    images, _ = small_rows(made.identity)
+    column = images.schema.get_field_index("content")
     with made.writing() as writer:
-        writer.add(pictures.set_column(column, "content", pa.array(contents)))
+        writer.add(images.set_column(column, "content", pa.array(contents)))
     return made
 
 
 def test_words_of_other_images_under_the_same_ids_are_not_believed(tmp_path: Path, gallery: Gallery) -> None:
     own = gallery.table(["content"]).column("content").to_pylist()
-    with pytest.raises(UserError, match=r"none of the pictures of .*: 12 of the same ids.*images are others"):
+    with pytest.raises(UserError, match=r"none of the images of .*: 12 of the same ids.*images are others"):
         GalleryWords(gallery, "predicted", gallery_of_contents(tmp_path / "all", ["f" * 64] * 12))
     some = gallery_of_contents(tmp_path / "some", [*["f" * 64] * 3, *own[3:]])
     found = Searcher(gallery, words_gallery=some).search(Query("bag"), 12, "tfidf")
     assert {hit.id for hit in found.hits} == set()  # p0 to p3 are bags, p3 is taken for something else
-    assert f"3 of 12 pictures have another content in {some.uri} under the same id; their words are left out" in (
+    assert f"3 of 12 images have another content in {some.uri} under the same id; their words are left out" in (
         found.notes
     )
     unknown = gallery_of_contents(tmp_path / "unknown", ["", *own[1:]])
     found = Searcher(gallery, words_gallery=unknown).search(Query("bag"), 12, "tfidf")
     assert {hit.id for hit in found.hits} == {"p0", "p1", "p2"}
-    assert any("1 of 12 pictures are joined with" in note and "by id alone" in note for note in found.notes)
+    assert any("1 of 12 images are joined with" in note and "by id alone" in note for note in found.notes)
 
 
 def test_weights_of_fields_can_be_given(gallery: Gallery) -> None:
     def first(weights: dict[str, float]) -> str:
         return Searcher(gallery, weights=weights).search(Query("leather sneakers"), 1, "tfidf").hits[0].id
 
-    # Pictures 8 and 10 are both; what is only one of them follows the weights.
+    # Images 8 and 10 are both; what is only one of them follows the weights.
     assert first({}) in {"p8", "p10"}
     heavy = Searcher(gallery, weights={"material": 50}).search(Query("leather sneakers"), 12, "tfidf").hits
     assert [hit.id for hit in heavy[:6]] == ["p8", "p10", "p0", "p2", "p4", "p6"]
@@ -259,7 +259,7 @@ def test_wrong_numbers_rankers_and_ids_are_refused(searcher: Searcher) -> None:
     with pytest.raises(UserError, match="--ranker bm25: is unknown"):
         searcher.search(Query("bag"), 1, "bm25")  # type: ignore[arg-type]
     for ranker in ("clip", "tfidf", "hybrid"):
-        with pytest.raises(UserError, match="there is no picture 'p99'"):
+        with pytest.raises(UserError, match="there is no image 'p99'"):
             searcher.search(Query(like="p99"), 1, ranker)
 
 
@@ -279,7 +279,7 @@ def test_a_query_that_is_none_is_refused(make: Callable[[], Query], message: str
         make()
 
 
-def test_a_gallery_of_a_classifier_searches_by_words_and_by_pictures(tmp_path: Path) -> None:
+def test_a_gallery_of_a_classifier_searches_by_words_and_by_images(tmp_path: Path) -> None:
     plain = small_gallery(tmp_path / "plain", task="MultiTaskClassifier", encodes_text=False)
     searcher = Searcher(plain)
     assert searcher.search(Query("blue bag"), 1).ranker == "tfidf"
@@ -295,12 +295,12 @@ def test_captions_are_found_once_each(searcher: Searcher) -> None:
     result = searcher.search_captions(Query(like="p7"), 24)
     texts = [hit.caption for hit in result.hits]
     assert sorted(texts[:2]) == ["a blue plastic bottle", "blue plastic bottle"]
-    assert {hit.picture for hit in result.hits[:2]} == {"p7"}
+    assert {hit.image for hit in result.hits[:2]} == {"p7"}
     assert len(texts) == len(set(texts)) == 24
     assert result.notes == []
-    assert searcher.search_captions(Query("black leather bag"), 1).hits[0].picture == "p0"
+    assert searcher.search_captions(Query("black leather bag"), 1).hits[0].image == "p0"
     only = searcher.search_captions(Query("black leather bag"), 3, "label_class = 'sneakers'")
-    assert {hit.picture for hit in only.hits} <= {"p8", "p9", "p10", "p11"}
+    assert {hit.image for hit in only.hits} <= {"p8", "p9", "p10", "p11"}
     assert searcher.search_captions(Query("purple"), 3).hits == []
     more = searcher.search_captions(Query("bag"), 30)
     assert more.notes == ["there are only 24 different captions"]

@@ -24,7 +24,7 @@ def test_scores_are_those_of_scikit_learn_where_a_weight_is_a_repetition() -> No
 
 
 def test_rarity_is_counted_over_all_documents_not_over_distinct_ones() -> None:
-    """Nine of twelve pictures are the same bottle: its word tells little, though it is in one distinct row only."""
+    """Nine of twelve images are the same bottle: its word tells little, though it is in one distinct row only."""
     texts = ["bottle"] * 9 + ["mug", "mug cap", "bottle mug"]
     index = TfidfIndex({"class": texts}, {"class": 1})
     vectorizer = TfidfVectorizer(analyzer=words).fit(texts)

@@ -32,7 +32,7 @@ def in_batches(vectors: NDArray[np.float32], ids: NDArray[np.uint64], size: int)
 @pytest.mark.parametrize("size", [7, 1000])
 def test_what_was_written_is_there(tmp_path: Path, rows: int, dim: int, size: int) -> None:
     vectors, ids = vectors_of(rows, dim)
-    path = tmp_path / "new" / "pictures.vectors"
+    path = tmp_path / "new" / "images.vectors"
     write_vectors(path, in_batches(vectors, ids, size), dim)
     opened = open_vectors(path)
     assert opened is not None

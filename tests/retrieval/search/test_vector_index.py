@@ -10,20 +10,20 @@ from numpy.typing import NDArray
 
 from retrieval import gallery as gallery_module
 from retrieval.gallery import Gallery
-from retrieval.schema import PICTURES
+from retrieval.schema import IMAGES
 from retrieval.search.vectors import IndexReport, exact_neighbours
 from retrieval.store import LanceStore
-from tests.retrieval.small_gallery import identity, picture_rows, small_gallery, vectors
+from tests.retrieval.small_gallery import identity, image_rows, small_gallery, vectors
 from vitrail.errors import UserError
 
-DIM, PICTURES_OF_A_KIND, KINDS = 32, 60, 50
+DIM, IMAGES_OF_A_KIND, KINDS = 32, 60, 50
 MADE_BY = identity(dim=DIM, encodes_text=False)
 
 
 def clustered(seed: int = 0) -> NDArray[np.float32]:
-    """Vectors that lie in heaps, as those of pictures do; float32 ``(KINDS * PICTURES_OF_A_KIND, DIM)``."""
+    """Vectors that lie in heaps, as those of images do; float32 ``(KINDS * IMAGES_OF_A_KIND, DIM)``."""
     draws = np.random.default_rng(seed)
-    centres = np.repeat(draws.standard_normal((KINDS, DIM)), PICTURES_OF_A_KIND, axis=0)
+    centres = np.repeat(draws.standard_normal((KINDS, DIM)), IMAGES_OF_A_KIND, axis=0)
     matrix = centres + 0.5 * draws.standard_normal(centres.shape)
     return np.asarray(matrix / np.linalg.norm(matrix, axis=1, keepdims=True), np.float32)
 
@@ -35,12 +35,12 @@ def indexed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Gallery, IndexRep
     names = [f"p{row}" for row in range(len(matrix))]
     splits = ["test" if row % 10 == 0 else "train" for row in range(len(matrix))]
     with gallery.writing() as writer:
-        writer.add(picture_rows(MADE_BY, names, matrix, split=splits))
-    file = next(Path(gallery.uri).glob("pictures.*.vectors"))
+        writer.add(image_rows(MADE_BY, names, matrix, split=splits))
+    file = next(Path(gallery.uri).glob("images.*.vectors"))
     report = gallery.build_index(sample=100)
     # Building the index changes no row, so the matrix is kept.
     assert not file.exists()
-    assert len(list(Path(gallery.uri).glob("pictures.*.vectors"))) == 1
+    assert len(list(Path(gallery.uri).glob("images.*.vectors"))) == 1
     return gallery, report
 
 
@@ -90,7 +90,7 @@ def test_a_filter_holds_before_the_best_are_chosen(indexed: tuple[Gallery, Index
     assert recall([{hit.id for hit in near} for near in hits], expected) > 0.9
 
 
-def test_past_the_limit_the_index_answers_and_new_pictures_are_found_too(
+def test_past_the_limit_the_index_answers_and_new_images_are_found_too(
     indexed: tuple[Gallery, IndexReport], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import shutil
@@ -101,7 +101,7 @@ def test_past_the_limit_the_index_answers_and_new_pictures_are_found_too(
     queries = clustered(seed=1)[::500]
     assert gallery.nearest(queries, 5) == gallery.nearest(queries, 5, exact=False)
     with gallery.writing() as writer:
-        writer.add(picture_rows(MADE_BY, ["new"], queries[:1]))
+        writer.add(image_rows(MADE_BY, ["new"], queries[:1]))
         writer.remove([gallery.nearest(queries[1:2], 1)[0][0].id])
         # Before it is tidied the index does not have it.
         assert gallery.nearest(queries[:1], 1)[0][0].id == "new"
@@ -113,13 +113,13 @@ def test_past_the_limit_the_index_answers_and_new_pictures_are_found_too(
         [exact], [by_index] = found.nearest(queries[1:2], 5, exact=True), found.nearest(queries[1:2], 5)
         assert all(one.score >= other.score - 1e-5 for one, other in zip(exact, by_index, strict=True))
     # No matrix is made of what the index answers for, except where exact search was asked for.
-    assert len(list((tmp_path / "g").glob("pictures.*.vectors"))) == 2
+    assert len(list((tmp_path / "g").glob("images.*.vectors"))) == 2
 
 
 def test_exact_neighbours_are_found_batch_by_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("retrieval.store.BATCH_ROWS", 7)
     gallery = small_gallery(tmp_path / "g")
-    store = LanceStore.open(gallery.uri, PICTURES)
+    store = LanceStore.open(gallery.uri, IMAGES)
     assert store is not None
     matrix = gallery.vectors([f"p{row}" for row in range(12)])
     assert len(list(store.vectors())) > 1
@@ -131,6 +131,6 @@ def test_exact_neighbours_are_found_batch_by_batch(tmp_path: Path, monkeypatch: 
 
 def test_too_small_a_gallery_is_told(tmp_path: Path) -> None:
     gallery = small_gallery(tmp_path / "g")
-    with pytest.raises(UserError, match=r"has 12 pictures; an index needs 1,000"):
+    with pytest.raises(UserError, match=r"has 12 images; an index needs 1,000"):
         gallery.build_index()
     assert not gallery.has_index()

@@ -15,7 +15,7 @@ from retrieval import store as lance_store
 from retrieval.gallery import Gallery
 from retrieval.search import vectors as vector_rows
 from retrieval.search.vectors import write_vectors
-from tests.retrieval.small_gallery import identity, picture_rows, small_gallery, vectors
+from tests.retrieval.small_gallery import identity, image_rows, small_gallery, vectors
 from vitrail.errors import UserError
 
 QUERIES = vectors(4, seed=9)
@@ -28,23 +28,23 @@ def files(gallery: Gallery) -> list[Path]:
 def test_a_lost_or_cut_matrix_is_made_again(tmp_path: Path) -> None:
     gallery = small_gallery(tmp_path / "g")
     expected = gallery.nearest(QUERIES, 20, "split = 'test'")
-    [captions, pictures] = files(gallery)
+    [captions, images] = files(gallery)
     assert captions.name.startswith("captions.")
-    whole = pictures.read_bytes()
+    whole = images.read_bytes()
     for content in (None, b"", whole[:-100], b"foreign" + whole[7:]):
-        pictures.unlink()
+        images.unlink()
         if content is not None:
-            pictures.write_bytes(content)
+            images.write_bytes(content)
         assert Gallery.open(gallery.uri).nearest(QUERIES, 20, "split = 'test'") == expected
-        assert pictures.read_bytes() == whole
-    assert files(gallery) == [captions, pictures]
+        assert images.read_bytes() == whole
+    assert files(gallery) == [captions, images]
 
 
 @pytest.mark.parametrize("integers", [True, False])
 def test_a_damaged_matrix_never_answers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, integers: bool
 ) -> None:
-    """With its body zeroed, with noise in it and with single bytes changed, of pictures and captions."""
+    """With its body zeroed, with noise in it and with single bytes changed, of images and captions."""
     monkeypatch.setattr("retrieval.search.exact.integer_products", lambda: integers)
     monkeypatch.setattr(vector_rows, "integer_products", lambda: integers)
     gallery = small_gallery(tmp_path / "g")
@@ -74,10 +74,10 @@ def test_damage_that_is_found_by_the_search_that_looks_there(tmp_path: Path, mon
     expected = gallery.nearest(QUERIES, 20)
     opened = Gallery.open(gallery.uri)
     opened.nearest(QUERIES[:1], 1, "split = 'none'")  # opens the matrix and looks at no vector
-    [_, pictures] = files(gallery)
-    content = bytearray(pictures.read_bytes())
+    [_, images] = files(gallery)
+    content = bytearray(images.read_bytes())
     content[64:96] = bytes(32)
-    with pictures.open("r+b") as file:  # in place: a mapped file shows it
+    with images.open("r+b") as file:  # in place: a mapped file shows it
         file.write(content)
     assert opened.nearest(QUERIES, 20) == expected
 
@@ -88,7 +88,7 @@ def test_a_matrix_of_a_former_revision_never_answers(tmp_path: Path) -> None:
     kept = former.read_bytes()
     with gallery.writing() as writer:
         writer.remove(["p0"])
-        writer.add(picture_rows(identity(), ["new"], vectors(1)))
+        writer.add(image_rows(identity(), ["new"], vectors(1)))
     expected = gallery.nearest(QUERIES, 20)
     former.write_bytes(kept)
     [_, current] = [file for file in files(gallery) if file != former]
@@ -109,7 +109,7 @@ def test_a_gallery_that_was_made_anew_in_the_same_place_has_a_matrix_of_its_own(
         shutil.rmtree(tmp_path / "g", ignore_errors=True)
         gallery = Gallery.create(str(tmp_path / "g"), identity())
         with gallery.writing() as writer:
-            writer.add(picture_rows(identity(), ["a", "b"], vectors(2, seed=seed)))
+            writer.add(image_rows(identity(), ["a", "b"], vectors(2, seed=seed)))
         [hits] = Gallery.open(gallery.uri).nearest(vectors(2, seed=seed)[[1]], 1)
         assert hits[0].id == "b"
         assert hits[0].score == pytest.approx(1, abs=1e-6)
@@ -177,6 +177,6 @@ def test_a_table_with_damaged_vectors_answers_nothing(
             yield broken, row_ids
 
     monkeypatch.setattr(lance_store.LanceStore, "vectors", damaged)
-    with pytest.raises(UserError, match=r"table 'pictures': 1 of 12 vectors read are not of unit length.*damaged"):
+    with pytest.raises(UserError, match=r"table 'images': 1 of 12 vectors read are not of unit length.*damaged"):
         Gallery.open(gallery.uri).nearest(QUERIES, 3)
     assert files(gallery) == []

@@ -1,4 +1,4 @@
-"""Tests of the route that serves the galleries' pictures, and nothing else of the disk."""
+"""Tests of the route that serves the galleries' images, and nothing else of the disk."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from starlette.testclient import TestClient
 
 from app.state.context import AppContext
 from app.state.galleries import ServedGallery
-from app.widgets.cards import SIDES, PictureStore, add_pictures, picture_url
+from app.widgets.cards import SIDES, ImageStore, add_images, image_url
 from retrieval.gallery import Gallery
 from tests.app.hostile_files import encoded
-from tests.fake_pictures import picture
-from tests.retrieval.small_gallery import identity, picture_rows, vectors
+from tests.fake_images import draw_image
+from tests.retrieval.small_gallery import identity, image_rows, vectors
 from vitrail.errors import UserError
 
 ODD_IDS = ["photos/a b.png", "../secret.txt", "ä&id=x#?%2e", "line\nbreak", "<b>"]
@@ -26,7 +26,7 @@ ODD_IDS = ["photos/a b.png", "../secret.txt", "ä&id=x#?%2e", "line\nbreak", "<b
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     (folder / "secret.txt").write_text("secret")
     (folder / "broken.png").write_bytes(encoded()[:200])
     return folder
@@ -34,24 +34,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def context(folder: Path) -> AppContext:
-    """Pictures in files, one that only the gallery keeps, one that is gone, a broken one, and one that is none."""
+    """Images in files, one that only the gallery keeps, one that is gone, a broken one, and one that is none."""
     ids = ["kept", "gone", "broken", "text", *ODD_IDS]
     paths = ["", str(folder / "gone.png"), str(folder / "broken.png"), str(folder / "secret.txt")]
     for number in range(len(ODD_IDS)):
         paths.append(str(folder / f"{number}.png"))
-        picture(number, "red", look=number, size=(300, 200)).save(paths[-1])
+        draw_image(number, "red", look=number, size=(300, 200)).save(paths[-1])
     thumbnails = [encoded("JPEG", (100, 50)), *[None] * (len(ids) - 1)]
     made_by = identity()
     gallery = Gallery.create(str(folder / "gallery"), made_by)
     with gallery.writing() as writer:
-        writer.add(picture_rows(made_by, ids, vectors(len(ids)), path=paths, thumbnail=thumbnails))
+        writer.add(image_rows(made_by, ids, vectors(len(ids)), path=paths, thumbnail=thumbnails))
     return AppContext({}, {"a shop/1": ServedGallery(folder / "gallery", "a shop/1", data_roots=[folder])})
 
 
 @pytest.fixture(scope="module")
 def client(context: AppContext) -> TestClient:
     app = FastAPI()
-    add_pictures(app, context)
+    add_images(app, context)
     return TestClient(app)
 
 
@@ -60,26 +60,26 @@ def size_of(content: bytes) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("sample_id", ODD_IDS)
-def test_pictures_of_the_gallery_are_served_whatever_their_ids_look_like(client: TestClient, sample_id: str) -> None:
-    answer = client.get(picture_url("a shop/1", sample_id, 256))
+def test_images_of_the_gallery_are_served_whatever_their_ids_look_like(client: TestClient, sample_id: str) -> None:
+    answer = client.get(image_url("a shop/1", sample_id, 256))
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "image/jpeg"
     assert size_of(answer.content) == (256, 171)
     number = ODD_IDS.index(sample_id)
     shown = np.asarray(Image.open(io.BytesIO(answer.content)).convert("RGB"), float)
     true = np.asarray(
-        picture(number, "red", look=number, size=(300, 200)).resize((256, 171), Image.Resampling.LANCZOS), float
+        draw_image(number, "red", look=number, size=(300, 200)).resize((256, 171), Image.Resampling.LANCZOS), float
     )
     assert np.abs(shown - true).mean() < 4
 
 
 @pytest.mark.parametrize(("side", "longest"), [(1, 64), (64, 64), (65, 128), (256, 256), (300, 300), (10**400, 300)])
-def test_few_sizes_are_made_and_none_is_larger_than_the_picture(client: TestClient, side: int, longest: int) -> None:
-    assert max(size_of(client.get(picture_url("a shop/1", ODD_IDS[0], side)).content)) == longest
+def test_few_sizes_are_made_and_none_is_larger_than_the_image(client: TestClient, side: int, longest: int) -> None:
+    assert max(size_of(client.get(image_url("a shop/1", ODD_IDS[0], side)).content)) == longest
 
 
 def test_what_only_the_gallery_keeps_is_served(client: TestClient) -> None:
-    assert size_of(client.get(picture_url("a shop/1", "kept", 512)).content) == (100, 50)
+    assert size_of(client.get(image_url("a shop/1", "kept", 512)).content) == (100, 50)
 
 
 TRAVERSALS = [
@@ -99,7 +99,7 @@ TRAVERSALS = [
     "PHOTOS/A B.PNG",
     " photos/a b.png",
     "' OR '1'='1",
-    "'; DROP TABLE pictures; --",
+    "'; DROP TABLE images; --",
     "*",
     "",
     "x" * 20_000,
@@ -113,25 +113,25 @@ TRAVERSALS = [
 def test_nothing_else_is_served_and_no_answer_says_why(client: TestClient, folder: Path, name: str) -> None:
     galleries = (name, "a shop/1", "a shop")
     for gallery in galleries:
-        answer = client.get("/pictures", params={"gallery": gallery, "id": name, "side": "256"})
+        answer = client.get("/images", params={"gallery": gallery, "id": name, "side": "256"})
         assert answer.status_code == 404
-        assert answer.text == "there is no such picture"
-    assert client.get("/pictures", params={"gallery": name, "id": ODD_IDS[0]}).status_code == 404
+        assert answer.text == "there is no such image"
+    assert client.get("/images", params={"gallery": name, "id": ODD_IDS[0]}).status_code == 404
 
 
 @pytest.mark.parametrize("side", ["", "a", "1.5", "1e9", "NaN", "[]"])
 def test_a_side_that_is_no_number_is_refused(client: TestClient, side: str) -> None:
-    assert client.get("/pictures", params={"gallery": "a shop/1", "id": ODD_IDS[0], "side": side}).status_code == 422
+    assert client.get("/images", params={"gallery": "a shop/1", "id": ODD_IDS[0], "side": side}).status_code == 422
 
 
 @pytest.mark.parametrize("side", ["-5", "0", "-999999999999"])
 def test_a_side_below_one_is_the_smallest(client: TestClient, side: str) -> None:
-    found = client.get("/pictures", params={"gallery": "a shop/1", "id": ODD_IDS[0], "side": side})
+    found = client.get("/images", params={"gallery": "a shop/1", "id": ODD_IDS[0], "side": side})
     assert max(size_of(found.content)) == SIDES[0]
 
 
 def test_what_the_browser_has_is_not_sent_again(client: TestClient) -> None:
-    address = picture_url("a shop/1", ODD_IDS[0], 128)
+    address = image_url("a shop/1", ODD_IDS[0], 128)
     tag = client.get(address).headers["etag"]
     again = client.get(address, headers={"if-none-match": tag})
     assert (again.status_code, again.content) == (304, b"")
@@ -139,17 +139,17 @@ def test_what_the_browser_has_is_not_sent_again(client: TestClient) -> None:
 
 
 def test_only_so_much_is_kept(context: AppContext) -> None:
-    sizes = {side: len(PictureStore(context).jpeg("a shop/1", ODD_IDS[0], side)) for side in (64, 128, 256)}
-    store = PictureStore(context, capacity=sizes[64] + sizes[256])
+    sizes = {side: len(ImageStore(context).jpeg("a shop/1", ODD_IDS[0], side)) for side in (64, 128, 256)}
+    store = ImageStore(context, capacity=sizes[64] + sizes[256])
     for side in (64, 128, 256):
         store.jpeg("a shop/1", ODD_IDS[0], side)
         assert store.size <= sizes[64] + sizes[256]
     assert store.size == sizes[256]  # the other two had to go, the oldest first
-    assert store.jpeg("a shop/1", ODD_IDS[0], 256) == PictureStore(context).jpeg("a shop/1", ODD_IDS[0], 256)
+    assert store.jpeg("a shop/1", ODD_IDS[0], 256) == ImageStore(context).jpeg("a shop/1", ODD_IDS[0], 256)
 
 
-def test_a_kept_picture_is_not_made_again(context: AppContext, folder: Path) -> None:
-    store = PictureStore(context)
+def test_a_kept_image_is_not_made_again(context: AppContext, folder: Path) -> None:
+    store = ImageStore(context)
     first = store.jpeg("a shop/1", ODD_IDS[4], 128)
     path = folder / "4.png"
     moved = path.rename(folder / "moved.png")
@@ -165,10 +165,10 @@ def test_a_file_outside_of_the_data_is_not_served(folder: Path, tmp_path: Path) 
     """A stranger's gallery could name any file of this machine."""
     context = AppContext({}, {"theirs": ServedGallery(folder / "gallery", "theirs", data_roots=[tmp_path])})
     app = FastAPI()
-    add_pictures(app, context)
+    add_images(app, context)
     client = TestClient(app)
-    refused = client.get("/pictures", params={"gallery": "theirs", "id": ODD_IDS[0], "side": 256})
+    refused = client.get("/images", params={"gallery": "theirs", "id": ODD_IDS[0], "side": 256})
     assert refused.status_code == 404
     assert str(folder) not in refused.text
-    assert client.get("/pictures", params={"gallery": "theirs", "id": "kept", "side": 256}).status_code == 200
+    assert client.get("/images", params={"gallery": "theirs", "id": "kept", "side": 256}).status_code == 200
     assert len(context.gallery("theirs").not_shown()) == 3 + len(ODD_IDS)

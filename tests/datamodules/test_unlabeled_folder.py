@@ -4,22 +4,22 @@ from pathlib import Path
 
 import pytest
 
-from datamodules import PictureFolder
-from tests.fake_pictures import picture
+from datamodules import UnlabeledFolder
+from tests.fake_images import draw_image
 from vitrail.errors import UserError
 
 
 def write(folder: Path, *names: str) -> Path:
     for number, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        picture(0, "red", look=number, size=(40, 30)).save(folder / name)
+        draw_image(0, "red", look=number, size=(40, 30)).save(folder / name)
     return folder
 
 
-def test_all_pictures_at_any_depth_are_test_samples(tmp_path: Path) -> None:
+def test_all_images_at_any_depth_are_test_samples(tmp_path: Path) -> None:
     folder = write(tmp_path / "holiday", "z.png", "day1/b.jpg", "day1/noon/a.JPG", ".hidden.png")
     (folder / "notes.txt").write_text("none")
-    data = PictureFolder(str(folder), image={"size": 16}, loader={"batch_size": 2})
+    data = UnlabeledFolder(str(folder), image={"size": 16}, loader={"batch_size": 2})
     data.prepare_data()
     data.setup("predict")
     assert data.sample_names() == ["holiday/day1/b.jpg", "holiday/day1/noon/a.JPG", "holiday/z.png"]
@@ -29,23 +29,23 @@ def test_all_pictures_at_any_depth_are_test_samples(tmp_path: Path) -> None:
     assert batches[0]["image"].shape == (2, 3, 16, 16)
     assert data.tasks == {}
     assert not data.own_captions
-    assert data.picture_facts(data.split_indices("test")).column("path").to_pylist() == [
+    assert data.image_facts(data.split_indices("test")).column("path").to_pylist() == [
         str(folder / name) for name in ("day1/b.jpg", "day1/noon/a.JPG", "z.png")
     ]
 
 
-def test_unreadable_pictures_are_told_or_left_out(tmp_path: Path) -> None:
+def test_unreadable_images_are_told_or_left_out(tmp_path: Path) -> None:
     folder = write(tmp_path / "holiday", "a.png", "b.png")
-    (folder / "b.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"b\.png.*not a picture in a known format"):
-        PictureFolder(str(folder)).setup("predict")
-    data = PictureFolder(str(folder), checks={"on_bad_image": "skip"})
+    (folder / "b.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"b\.png.*not an image in a known format"):
+        UnlabeledFolder(str(folder)).setup("predict")
+    data = UnlabeledFolder(str(folder), checks={"on_bad_image": "skip"})
     data.setup("predict")
     assert data.split_indices("test").tolist() == [0]
 
 
-@pytest.mark.parametrize(("name", "message"), [("missing", "there is no folder"), ("empty", "has no pictures")])
-def test_a_folder_without_pictures_is_told(tmp_path: Path, name: str, message: str) -> None:
+@pytest.mark.parametrize(("name", "message"), [("missing", "there is no folder"), ("empty", "has no images")])
+def test_a_folder_without_images_is_told(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=message):
-        _ = PictureFolder(str(tmp_path / name)).table
+        _ = UnlabeledFolder(str(tmp_path / name)).table

@@ -21,7 +21,7 @@ def test_products_are_linked_where_they_are_at_hand(tmp_path: Path, monkeypatch:
     assert linked_products(tmp_path / "links") is None
     images = tmp_path / "data" / "products" / "images"
     images.mkdir(parents=True)
-    (images / "1.jpg").write_bytes(b"picture")
+    (images / "1.jpg").write_bytes(b"image")
     assert linked_products(tmp_path / "links") == tmp_path / "links"
     (link,) = (tmp_path / "links").rglob("*.jpg")
-    assert link.read_bytes() == b"picture"
+    assert link.read_bytes() == b"image"

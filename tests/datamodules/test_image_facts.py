@@ -11,7 +11,7 @@ from datamodules.checks.verify import content_of
 from datamodules.streaming.pack import PackFormat, pack
 from tests.fakes import write_products
 from vitrail.errors import UserError
-from vitrail.types import DescribesPictures
+from vitrail.types import DescribesImages
 
 IDS = np.array([5, 2, 30])
 
@@ -30,8 +30,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_facts_are_the_tables(root: Path) -> None:
     data = products(root)
-    assert isinstance(data, DescribesPictures)
-    facts = data.picture_facts(IDS).to_pylist()
+    assert isinstance(data, DescribesImages)
+    facts = data.image_facts(IDS).to_pylist()
     table = data.table
     for row, fact in zip(IDS.tolist(), facts, strict=True):
         assert fact["id"] == table.name(row)
@@ -46,21 +46,21 @@ def test_facts_are_the_tables(root: Path) -> None:
 def test_unknown_labels_are_null(root: Path) -> None:
     data = products(root, vocabulary=None)
     data.table.targets["colour"][IDS[1]] = -1
-    assert data.picture_facts(IDS).column("label_colour").is_null().to_pylist() == [False, True, False]
+    assert data.image_facts(IDS).column("label_colour").is_null().to_pylist() == [False, True, False]
 
 
-def test_generated_pictures_are_no_files(tmp_path: Path) -> None:
+def test_generated_images_are_no_files(tmp_path: Path) -> None:
     data = Wares(n_samples=40, resolution=16)
     data.setup("predict")
-    facts = data.picture_facts(IDS).to_pylist()
-    assert not data.picture_files
+    facts = data.image_facts(IDS).to_pylist()
+    assert not data.image_files
     assert [fact["path"] for fact in facts] == [""] * 3
     assert facts[0]["content"] == content_of(data.read_image(5).permute(1, 2, 0).contiguous().numpy()).hex()
     assert len({fact["content"] for fact in facts}) == 3
 
 
 @pytest.mark.parametrize("pack_format", ["parquet", "webdataset"])
-def test_streamed_pictures_change_with_their_shard(root: Path, tmp_path: Path, pack_format: PackFormat) -> None:
+def test_streamed_images_change_with_their_shard(root: Path, tmp_path: Path, pack_format: PackFormat) -> None:
     pack(products(root), tmp_path / "shards", pack_format, 10)
 
     def streamed() -> StreamedImages:
@@ -70,13 +70,13 @@ def test_streamed_pictures_change_with_their_shard(root: Path, tmp_path: Path, p
 
     data = streamed()
     everything = data.rows_of(["train", "val", "test"])
-    before = data.picture_facts(everything)
+    before = data.image_facts(everything)
     assert before.column("id").to_pylist() == data.sample_names()
     assert len(set(before.column("content").to_pylist())) == len(everything)
-    assert before.equals(streamed().picture_facts(everything))
+    assert before.equals(streamed().image_facts(everything))
     first = sorted((tmp_path / "shards").glob("test-*"))[0]
     first.touch()
-    other = np.array(before.column("content")) != np.array(streamed().picture_facts(everything).column("content"))
+    other = np.array(before.column("content")) != np.array(streamed().image_facts(everything).column("content"))
     assert set(before.column("split").filter(other).to_pylist()) == {"test"}
     assert other.sum() == len(data.split_indices("test")[:10])
 

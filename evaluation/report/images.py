@@ -1,4 +1,4 @@
-"""Sections of a report with pictures: the worst mistakes and the map of embeddings.
+"""Sections of a report with images: the worst mistakes and the map of embeddings.
 
 Training curves of a run, its phases shaded, from what was logged.
 """
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from retrieval.gallery import Gallery
 
 
-ReadPicture = Callable[[str], NDArray[np.uint8] | None]
-"""From the stable name of a sample to its picture, uint8 ``(H, W, 3)``; None where it cannot be read."""
+ReadImage = Callable[[str], NDArray[np.uint8] | None]
+"""From the stable name of a sample to its image, uint8 ``(H, W, 3)``; None where it cannot be read."""
 
 MAPS: dict[Projection, str] = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
 MAPPED = 2_000
-"""Pictures on a map; of more so many are drawn evenly."""
+"""Images on a map; of more so many are drawn evenly."""
 
 _COLOURS = 20  # of matplotlib's largest qualitative map; with more classes marks change as well
 _MARKS = "os^Dv*Pxh<>"
@@ -45,17 +45,17 @@ def mistakes_section(
     temperatures: Mapping[str, float],
     split: str,
     count: int,
-    read: ReadPicture | None,
+    read: ReadImage | None,
     why_not: str = "",
 ) -> Section:
-    """Wrong answers with their pictures, those with the least probability of the right class first.
+    """Wrong answers with their images, those with the least probability of the right class first.
 
     Args:
         predictions: of the split.
         temperatures: confidences are taken with these, by task, where there are any.
         split: name of the split.
-        count: pictures of a task at most.
-        read: reads a picture; None where the data are not there.
+        count: images of a task at most.
+        read: reads an image; None where the data are not there.
         why_not: says why.
     """
     import pandas as pd
@@ -101,11 +101,11 @@ def mistakes_section(
 
 
 def map_section(gallery: Gallery, split: str, task: str, seed: int = 0) -> Section:
-    """Where a model puts pictures: PCA, t-SNE and UMAP of their vectors, coloured by class.
+    """Where a model puts images: PCA, t-SNE and UMAP of their vectors, coloured by class.
 
     Args:
         gallery: of the run.
-        split: whose pictures are shown; all of the gallery where it has none of the split.
+        split: whose images are shown; all of the gallery where it has none of the split.
         task: that colours.
         seed: of what is drawn, and of the projections.
     """
@@ -124,7 +124,7 @@ def map_section(gallery: Gallery, split: str, task: str, seed: int = 0) -> Secti
         except UserError as error:
             missing.append(f"{name}: {error}")
     says = [
-        f"{len(shown):,} of the {len(rows):,} pictures of {told_split(rows, split)}, coloured by "
+        f"{len(shown):,} of the {len(rows):,} images of {told_split(rows, split)}, coloured by "
         f"{column.replace('_', ' ')}; vectors of {gallery.identity.task} ({gallery.identity.run}).",
         "Distances between far clusters and the sizes of clusters mean nothing in t-SNE and UMAP.",
     ]
@@ -172,13 +172,13 @@ def map_figure(places: Mapping[str, NDArray[np.float64]], labels: NDArray[Any]) 
     return figure
 
 
-def _mistake(stem: str, row: Mapping[Any, Any], read: ReadPicture) -> Card:
+def _mistake(stem: str, row: Mapping[Any, Any], read: ReadImage) -> Card:
     says = [f"target: {row['target']}", f"predicted: {row['predicted']}", f"confidence {row['confidence']:.3f}"]
-    return Card(stem, small_picture(row["name"], read), [*says, str(row["name"])])
+    return Card(stem, small_image(row["name"], read), [*says, str(row["name"])])
 
 
-def small_picture(name: str, read: ReadPicture | None) -> bytes | None:
-    """A JPEG file's content; None where the picture cannot be read."""
+def small_image(name: str, read: ReadImage | None) -> bytes | None:
+    """A JPEG file's content; None where the image cannot be read."""
     from retrieval.commands.output import small_jpeg
 
     pixels = None if read is None else read(name)
@@ -186,7 +186,7 @@ def small_picture(name: str, read: ReadPicture | None) -> bytes | None:
 
 
 def rows_of(gallery: Gallery, split: str) -> pd.DataFrame:
-    """What the gallery says of the split's pictures, of all where it has none of the split."""
+    """What the gallery says of the split's images, of all where it has none of the split."""
     identity = gallery.identity
     columns = [f"label_{task}" for task in identity.labels] + [f"predicted_{task}" for task in identity.predicts]
     rows = gallery.table(["id", "split", "group", *columns]).to_pandas()
@@ -198,7 +198,7 @@ def rows_of(gallery: Gallery, split: str) -> pd.DataFrame:
 
 
 def told_split(rows: pd.DataFrame, split: str) -> str:
-    """Which pictures ``rows_of`` gave."""
+    """Which images ``rows_of`` gave."""
     return split if (rows["split"] == split).all() else f"the whole gallery, which has none of {split}"
 
 

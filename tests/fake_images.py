@@ -1,6 +1,6 @@
-"""Pictures that a small network can learn: the class decides the shape, the colour attribute its colour.
+"""Images that a small network can learn: the class decides the shape, the colour attribute its colour.
 
-The background is different for each object, so that pictures of different objects are no near-duplicates of each other.
+The background is different for each object, so that images of different objects are no near-duplicates of each other.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ COLOURS = {
 }
 
 
-def picture(
+def draw_image(
     shape: int, colour: str, *, look: int, view: int = 0, size: tuple[int, int] = (32, 32), frame: str = ""
 ) -> Image.Image:
-    """Draws one picture.
+    """Draws one image.
 
     Args:
         shape: which of ten shapes, the class.
@@ -32,10 +32,10 @@ def picture(
         look: number of the object; decides the background.
         view: number of the view; shifts the shape a little.
         size: width and height in pixels.
-        frame: key of ``COLOURS`` for a frame around the picture; none by default.
+        frame: key of ``COLOURS`` for a frame around the image; none by default.
 
     Returns:
-        RGB picture.
+        RGB image.
     """
     width, height = size
     background = np.random.default_rng([look, 1]).integers(150, 221, (4, 4, 3), dtype=np.uint8)

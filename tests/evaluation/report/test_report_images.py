@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from evaluation.report.pictures import map_figure, map_section, mistakes_section
+from evaluation.report.images import map_figure, map_section, mistakes_section
 from retrieval.gallery import Gallery
 from tests.evaluation.predictions_fixture import make_predictions
 from vitrail.types import UNKNOWN
 
 
-def test_map_has_every_picture_once(gallery: Gallery) -> None:
+def test_map_has_every_image_once(gallery: Gallery) -> None:
     section = map_section(gallery, "test", "class")
     table = section.files["embedding_map"]
     assert sorted(table["id"]) == sorted(gallery.table(["id"]).column("id").to_pylist())
