@@ -33,8 +33,9 @@ from evaluation.cost.efficiency import ModelSource, cells, columns, ratios_to
 from evaluation.report.figures import plain
 from evaluation.tables.summary import markdown_rows, with_interval
 from evaluation.tables.summary_wide import task_heading
+from experiments.launch.study import Outcome
 from experiments.launch.sweep_file import Metric
-from experiments.launch.workers import Job, Outcome, Runner, run_trial
+from experiments.launch.workers import Job, Runner, run_trial
 from vitrail.config import dump_yaml, load_yaml, merged, read_experiment, read_experiments
 from vitrail.errors import UserError, run_reporting_user_errors, same_command
 from vitrail.files import write_csv

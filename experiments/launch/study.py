@@ -32,12 +32,41 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 
 from experiments.launch.sweep_file import SweepFile, suggested
-from experiments.launch.workers import Outcome
 from vitrail.errors import UserError
 
 _FILE_URL = "sqlite:///"
 _WAIT_FOR_LOCK = 120.0
 """Seconds that one writer of an SQLite file waits for another one."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended.
+
+    Attributes:
+        state: ``stopped`` means from outside: it is to be run again.
+        value: best value of the metric over the epochs, that of the run's best checkpoint.
+        epochs: how often the metric was logged.
+        run: the run directory.
+        error: why it failed, in one line.
+    """
+
+    state: Literal[complete, pruned, failed, stopped]
+    value: float | None = None
+    epochs: int = 0
+    run: Path | None = None
+    error: str | None = None
+
+    @property
+    def refusal(self) -> str:
+        """What the user has to mend, in one line, where the trial ended with exit code 2; else empty."""
+        error = self.error or ""
+        return error.removeprefix(_REFUSED) if self.state == "failed" and error.startswith(_REFUSED) else ""
+
+
+def trial_name(number: int) -> str:
+    """Name of a trial's run."""
+    return f"trial-{number:04d}"
 
 
 class Database:

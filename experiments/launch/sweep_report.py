@@ -11,9 +11,8 @@ import optuna
 import yaml
 from optuna.trial import FrozenTrial, TrialState
 
-from experiments.launch.study import ERROR, SLOT, VALUES
+from experiments.launch.study import ERROR, SLOT, VALUES, trial_name
 from experiments.launch.sweep_file import Metric
-from experiments.launch.workers import trial_name
 from vitrail.files import write_csv
 from vitrail.runs import write_text_whole
 

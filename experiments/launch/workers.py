@@ -23,7 +23,18 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 
-from experiments.launch.study import BEAT, BEAT_SECONDS, ERROR, SLOT, Claim, SweepStudy, is_gone, name_of
+from experiments.launch.study import (
+    BEAT,
+    BEAT_SECONDS,
+    ERROR,
+    SLOT,
+    Claim,
+    Outcome,
+    SweepStudy,
+    is_gone,
+    name_of,
+    trial_name,
+)
 from experiments.launch.sweep_file import Metric
 from experiments.launch.sweep_report import BEST_VALUE, CONFIG, EPOCHS, RUN, best_trial, value_of
 from vitrail.errors import EXIT_USER_ERROR
@@ -72,31 +83,6 @@ class Job:
         return self.folder / "logs" / f"{self.name}.log"
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a trial ended.
-
-    Attributes:
-        state: ``stopped`` means from outside: it is to be run again.
-        value: best value of the metric over the epochs, that of the run's best checkpoint.
-        epochs: how often the metric was logged.
-        run: the run directory.
-        error: why it failed, in one line.
-    """
-
-    state: Literal["complete", "pruned", "failed", "stopped"]
-    value: float | None = None
-    epochs: int = 0
-    run: Path | None = None
-    error: str | None = None
-
-    @property
-    def refusal(self) -> str:
-        """What the user has to mend, in one line, where the trial ended with exit code 2; else empty."""
-        error = self.error or ""
-        return error.removeprefix(_REFUSED) if self.state == "failed" and error.startswith(_REFUSED) else ""
-
-
 class Watch(Protocol):
     """Who is told how a trial goes on."""
 
@@ -115,11 +101,6 @@ class Runner(Protocol):
 
     def __call__(self, job: Job, watch: Watch, stop: threading.Event) -> Outcome:
         """Run it, until it ends, the watch says so, or ``stop`` is set."""
-
-
-def trial_name(number: int) -> str:
-    """Name of a trial's run."""
-    return f"trial-{number:04d}"
 
 
 def run_trial(job: Job, watch: Watch, stop: threading.Event) -> Outcome:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from app.state.galleries import ServedGallery
 from retrieval.gallery import Gallery
-from tests.retrieval.small_gallery import identity, image_rows, vectors
+from tests.support.galleries import identity, image_rows, vectors
 
 N = 230
 CLASSES = ["bowl", "cap", "mug", "<b>vase</b>"]

@@ -19,7 +19,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks import EmbeddingExport
 from tests.experiments.several_processes import Made, build, in_forks, trainer_of
-from tests.fakes_models import write_clip
+from tests.support.models import write_clip
 
 WORLDS = (1, 2, 3)
 TASKS = ("multitask", "captioned", "zero_shot")

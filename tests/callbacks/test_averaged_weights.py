@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 
 from callbacks import AveragedWeights, BackboneUnfreezing, LastCheckpoint, StartWeights
 from callbacks.averaged_weights import EmaOptions
-from tests.callbacks.tiny import MadePhotos, tiny_task, tiny_trainer
+from tests.support.runs import MadePhotos, tiny_task, tiny_trainer
 
 
 def test_frozen_weights_and_statistics_of_pixels_stay_what_they_are(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from callbacks import BestCheckpoint, EpochLines, LastCheckpoint
 from callbacks.best_checkpoint import reason_for_no_validation
-from tests.callbacks.tiny import MadePhotos, tiny_classifier, tiny_trainer
+from tests.support.runs import MadePhotos, tiny_classifier, tiny_trainer
 from vitrail.errors import UserError
 
 NAN = math.nan

@@ -11,7 +11,7 @@ from callbacks import ClassReport, PredictionWriter
 from callbacks.confusion import _short_table
 from evaluation.statistics.intervals import known
 from evaluation.tables.per_class import class_report, confusion_matrix
-from tests.callbacks.tiny import TASKS, MadePhotos, tiny_task, tiny_trainer
+from tests.support.runs import TASKS, MadePhotos, tiny_task, tiny_trainer
 from vitrail.predictions import read_predictions
 
 

@@ -19,9 +19,8 @@ from datamodules.options import AugmentOptions
 from datamodules.table import SampleTable
 from lightning_modules.base import VisionTask
 from lightning_modules.dual_encoder import DualEncoder
-from tests.callbacks.tiny import SIZE, SPLIT_SIZES, MadePhotos, tiny_task, tiny_trainer
-from tests.fakes_models import write_clip
-from tests.lightning_modules.tiny_pairs import tiny_pair
+from tests.support.models import tiny_pair, write_clip
+from tests.support.runs import SIZE, SPLIT_SIZES, MadePhotos, tiny_task, tiny_trainer
 from vitrail.errors import UserError
 
 FROZEN, EPOCHS = 3, 4

@@ -7,7 +7,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from callbacks import MonitoredMetrics
-from tests.callbacks.tiny import MadePhotos, tiny_task, tiny_trainer
+from tests.support.runs import MadePhotos, tiny_task, tiny_trainer
 from vitrail.errors import UserError
 
 

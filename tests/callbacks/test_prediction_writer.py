@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from callbacks import PredictionWriter
-from tests.callbacks.tiny import TASKS, MadePhotos, tiny_task, tiny_trainer
+from tests.support.runs import TASKS, MadePhotos, tiny_task, tiny_trainer
 from vitrail.errors import UserError
 from vitrail.predictions import read_predictions
 from vitrail.types import batch_targets

@@ -11,9 +11,17 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from callbacks import RetrievalMetrics
 from retrieval.metrics import rank_queries
-from tests.callbacks.tiny import MadePhotos, tiny_classifier, tiny_trainer
-from tests.callbacks.tiny_retrieval import IMAGES, TinyDualEncoder, TinyPairs, embeddings, evaluate
-from tests.forks import run_program
+from tests.support.forks import run_program
+from tests.support.runs import (
+    IMAGES,
+    MadePhotos,
+    TinyDualEncoder,
+    TinyPairs,
+    embeddings,
+    evaluate,
+    tiny_classifier,
+    tiny_trainer,
+)
 from vitrail.errors import UserError
 
 DIRECTIONS = ("image_to_text", "text_to_image")
@@ -178,7 +186,7 @@ def test_fast_dev_run_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("both")
-    run_program("tests.callbacks.tiny_retrieval", str(folder))
+    run_program("tests.support.runs", str(folder))
     return folder
 
 

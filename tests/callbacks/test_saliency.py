@@ -9,7 +9,7 @@ from PIL import Image
 
 from callbacks import PredictionWriter, SaliencyOfMistakes, saliency
 from evaluation.saliency.overlays import Explained, explain_classes, worst_mistakes
-from tests.callbacks.tiny import TASKS, MadePhotos, tiny_classifier, tiny_task, tiny_trainer
+from tests.support.runs import TASKS, MadePhotos, tiny_classifier, tiny_task, tiny_trainer
 from vitrail.errors import UserError
 from vitrail.predictions import read_predictions
 

@@ -6,7 +6,7 @@ import lightning.pytorch as pl
 import torch
 
 from callbacks.finetuning import StartWeights
-from tests.lightning_modules.tiny import TinyData, seeded_multitask, tiny_trainer
+from tests.support.models import TinyData, seeded_multitask, tiny_trainer
 
 
 def start(root: Path) -> dict[str, torch.Tensor]:

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.callbacks.tiny import SPLIT_SIZES
 from tests.callbacks.two_processes import EPOCHS, PHASE_ONE, evaluate, train
-from tests.forks import run_program
+from tests.support.forks import run_program
+from tests.support.runs import SPLIT_SIZES
 from vitrail.predictions import read_predictions
 
 

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks import BackboneUnfreezing, ClassReport, ConfusionMatrixLogger, PredictionWriter, SaliencyOfMistakes
-from tests.callbacks.tiny import MadePhotos, tiny_classifier, tiny_trainer
+from tests.support.runs import MadePhotos, tiny_classifier, tiny_trainer
 
 PHASE_ONE, EPOCHS = 1, 3
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from datamodules.streaming.pack import pack
-from tests.datamodules.shard_sets import source
+from tests.datamodules.streaming.shard_sets import source
 
 
 @pytest.fixture(scope="session")

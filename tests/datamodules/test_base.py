@@ -13,7 +13,7 @@ import datamodules
 from datamodules.base import ImageDataModule
 from datamodules.options import CheckOptions
 from datamodules.table import SampleTable
-from tests.datamodules.noise import CLASSES, Noise, Recorder, frame, noise, small, trainer
+from tests.support.data import CLASSES, Noise, Recorder, frame, noise, small, trainer
 from vitrail.errors import UserError
 from vitrail.types import LABEL_TASK, UNKNOWN
 

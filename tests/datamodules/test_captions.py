@@ -1,13 +1,17 @@
+""""""
+
 from __future__ import annotations
 
+import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from datamodules.captions import RANDOM, Texts
+from datamodules.captions import RANDOM, TEMPLATES, Texts, class_prompts, composed_captions
 from datamodules.table import CaptionLists, SampleTable
 from vitrail.errors import UserError
 
@@ -114,3 +118,90 @@ def test_an_unknown_mode_is_refused() -> None:
 def test_all_is_refused_where_captions_are_class_prompts() -> None:
     with pytest.raises(UserError, match="data caption: all is for captions of the data's own"):
         Texts(table(CAPTIONS, LABELLED), {"name": "photo"}, mode="all")
+
+
+def test_by_default_a_class_is_a_photo_of_it() -> None:
+    assert class_prompts(None, ["tableware_water_bottle"]) == [["a photo of a tableware water bottle."]]
+
+
+def test_named_sets_are_those_of_the_papers() -> None:
+    assert class_prompts({"name": "openai_flowers"}, ["iris"]) == [["a photo of a iris, a type of flower."]]
+    assert class_prompts({"name": "reference_flowers"}, ["iris"]) == [["an image of the iris flower"]]
+    assert all(template.count("{}") == 1 for templates in TEMPLATES.values() for template in templates)
+
+
+def test_templates_and_descriptions_make_one_ensemble(tmp_path: Path) -> None:
+    path = tmp_path / "texts.json"
+    path.write_text(json.dumps({"iris": ["it has a beard"], "rose": ["it has thorns", "a rose"]}))
+    options: Any = {"templates": ["a {}"], "descriptions": str(path)}
+    assert class_prompts(options, ["rose", "iris"]) == [
+        ["a rose", "it has thorns"],
+        ["a iris", "it has a beard"],
+    ]
+    assert class_prompts({"descriptions": str(path)}, ["iris"]) == [["it has a beard"]]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"template": ["a {}"]}, "unknown key 'template'"),
+        ({"name": "imagenet"}, "openai_flowers"),
+        ({"templates": ["a flower"]}, "'a flower' must have"),
+        ({"templates": ["{} and {}"]}, "must have"),
+        ({"descriptions": "/nowhere.json"}, "/nowhere.json"),
+    ],
+)
+def test_wrong_options_are_refused(options: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        class_prompts(options, ["iris"])
+
+
+@pytest.mark.parametrize("content", ["[]", '{"iris": []}', '{"iris": "text"}', '{"iris": [" "]}', "no json"])
+def test_descriptions_must_be_there_for_every_class(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "texts.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"texts\.json"):
+        class_prompts({"descriptions": str(path)}, ["iris"])
+
+
+COLUMNS = {
+    "class": ["tableware_water_bottle", "travel_handbag", ""],
+    "colour": ["blue", "", ""],
+    "material": ["plastic", "leather", ""],
+    "caption": ["bottle with  lid", "", "on a table"],
+}
+
+
+def test_fields_are_filled_and_what_is_unknown_is_left_out() -> None:
+    templates = ["a photo of a {colour} {material} {class}", "{colour} {noun}", "{caption}"]
+    assert composed_captions(templates, COLUMNS, "here") == [
+        ["a photo of a blue plastic tableware water bottle", "blue bottle", "bottle with lid"],
+        ["a photo of a leather travel handbag", "handbag"],
+        ["on a table"],
+    ]
+
+
+def test_each_text_once_and_one_even_where_nothing_is_known() -> None:
+    assert composed_captions(["{noun}", "{colour} {noun}"], COLUMNS, "here") == [
+        ["bottle", "blue bottle"],
+        ["handbag"],
+        [""],
+    ]
+
+
+def test_a_template_without_fields_is_a_caption() -> None:
+    assert composed_captions(["a thing"], COLUMNS, "here") == [["a thing"]] * 3
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (" ", "here: a template is empty"),
+        ("a {color} thing", "has no such field as 'color'; there are class, colour, material, caption, noun"),
+        ("a {colour thing", "has a brace that belongs to no field"),
+        ("a {colour}} thing", "has a brace that belongs to no field"),
+    ],
+)
+def test_mistakes_are_told(template: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        composed_captions(["{class}", template], COLUMNS, "here")

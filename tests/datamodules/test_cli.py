@@ -12,7 +12,7 @@ from jsonargparse import get_loader
 
 from datamodules.cli import data_parser, parse_data
 from experiments.train.cli import main
-from tests.fakes import write_products
+from tests.support.data import write_products
 from vitrail.config import dump_yaml, load_yaml, merged, text_arguments
 from vitrail.errors import UserError
 from vitrail.types import DEFAULT_SEED

@@ -9,9 +9,7 @@ import pytest
 import torch
 
 from datamodules.fashion import Fashion, read_styles
-from tests.datamodules.from_yaml import from_yaml
-from tests.fakes import write_fashion, write_fashion_hub
-from tests.fakes_hub import FASHION_HEADER
+from tests.support.data import FASHION_HEADER, from_yaml, write_fashion, write_fashion_hub
 from vitrail.errors import UserError
 from vitrail.types import UNKNOWN
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from datamodules import Flickr8k, UserError
-from tests.fakes_flickr import GHOST, LISTS, captions_of, photo_name, split_of, write_flickr
+from tests.support.data import GHOST, LISTS, captions_of, photo_name, split_of, write_flickr
 
 REAL = Path(os.environ.get("VITRAIL_DATA", "")) / "flickr8k"
 

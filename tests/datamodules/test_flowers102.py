@@ -11,7 +11,7 @@ import pytest
 from scipy.io import savemat
 
 from datamodules import Flowers102, UserError
-from tests.fakes_flowers import NAMES, write_flowers
+from tests.support.data import NAMES, write_flowers
 
 REAL = Path(os.environ.get("VITRAIL_DATA", "")) / "flowers102"
 

@@ -12,7 +12,7 @@ from huggingface_hub import constants
 from datamodules import hub_images as hub_access
 from datamodules.hub_images import ImageColumn, open_splits, read_columns
 from datamodules.loading.decode import ImageError
-from tests.fakes import draw_image, write_hub_dataset, write_image_folder
+from tests.support.data import draw_image, write_hub_dataset, write_image_folder
 from vitrail.errors import UserError
 
 

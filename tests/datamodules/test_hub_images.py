@@ -11,8 +11,7 @@ import torch
 
 from datamodules.hub_images import ColumnOptions, HubImages
 from datamodules.splits import SplitOptions
-from tests.datamodules.from_yaml import from_yaml
-from tests.fakes import draw_image, write_hub_dataset
+from tests.support.data import draw_image, from_yaml, write_hub_dataset
 from vitrail.errors import UserError
 from vitrail.types import UNKNOWN
 

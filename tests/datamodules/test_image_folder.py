@@ -7,8 +7,7 @@ import pytest
 
 from datamodules.files.label_csv import left_out_text
 from datamodules.image_folder import ImageFolder, UnlabeledFolder
-from tests.datamodules.from_yaml import from_yaml
-from tests.fakes import write_image_folder
+from tests.support.data import from_yaml, write_image_folder
 from vitrail.errors import UserError
 from vitrail.types import UNKNOWN
 

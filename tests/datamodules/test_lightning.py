@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from tests.datamodules.noise import Noise, Recorder, Seen, run, small, trainer
+from tests.support.data import Noise, Recorder, Seen, run, small, trainer
 from vitrail.types import Batch
 
 

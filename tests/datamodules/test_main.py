@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from datamodules.__main__ import main
-from tests.fakes import write_image_folder, write_products
+from tests.support.data import write_image_folder, write_products
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,7 @@ from datamodules.splits import SplitOptions
 from datamodules.streaming import StreamedImages
 from datamodules.streaming.index import StreamColumns
 from datamodules.streaming.pack import PackFormat, pack
-from tests.datamodules.from_yaml import from_yaml
-from tests.fakes import TEAM14_CLASSES, write_csv, write_products, write_team14
+from tests.support.data import TEAM14_CLASSES, from_yaml, write_csv, write_products, write_team14
 from vitrail.errors import UserError
 from vitrail.types import UNKNOWN
 

@@ -15,7 +15,7 @@ import pytest
 
 from datamodules.checks.audit import audit
 from datamodules.streaming import JOURNAL
-from tests.datamodules.shard_sets import SIZES, TRAIN, assert_same, batches, ids_of, on_rank, served, streamed
+from tests.datamodules.streaming.shard_sets import SIZES, TRAIN, assert_same, batches, ids_of, on_rank, served, streamed
 from vitrail.errors import UserError
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from datamodules import UnlabeledFolder
-from tests.fake_images import draw_image
+from tests.support.data import draw_image
 from vitrail.errors import UserError
 
 

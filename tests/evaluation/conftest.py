@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from retrieval.gallery import Gallery
-from tests.evaluation.small_run import write_run
+from tests.support.runs import write_run
 
 
 @pytest.fixture(scope="module")

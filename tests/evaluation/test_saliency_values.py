@@ -21,8 +21,8 @@ from evaluation.saliency import (
 from evaluation.saliency.layers import map_layer, watched_attention
 from lightning_modules.classification import ImageClassifier
 from lightning_modules.dual_encoder import DualEncoder
-from tests.evaluation.saliency_networks import draw_scenes, fresh
-from tests.fakes_models import TEXTS, write_clip, write_siglip
+from tests.evaluation.saliency.saliency_networks import draw_scenes, fresh
+from tests.support.models import TEXTS, write_clip, write_siglip
 from vitrail.errors import UserError
 
 FLAT = ("test_resnet", "test_efficientnet", "test_mambaout", "test_vit", "test_vit2")

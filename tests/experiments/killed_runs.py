@@ -23,7 +23,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from experiments.train.cli import main
 from tests.experiments.plain_figures import plain_figures
-from tests.forked import begin_fork, end_of_fork
+from tests.support.processes import begin_fork, end_of_fork
 
 EVENTS = (
     "on_train_batch_start",

@@ -34,9 +34,9 @@ from lightning_modules import (
     MultiTaskClassifier,
 )
 from lightning_modules.base import VisionTask
-from tests.callbacks.tiny import tiny_trainer
-from tests.fakes_models import write_clip, write_qwen2_vl
-from tests.forked import begin_fork, end_of_fork
+from tests.support.models import write_clip, write_qwen2_vl
+from tests.support.processes import begin_fork, end_of_fork
+from tests.support.runs import tiny_trainer
 from vitrail.errors import UserError
 
 SIZES = (5, 53, 1020)

@@ -8,7 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
-from tests.experiments.launch.test_sweep_study import all_values, grid, opened
+from tests.experiments.launch.test_study import all_values, grid, opened
 from tests.experiments.several_processes import in_forks
 
 

@@ -20,7 +20,7 @@ from experiments.train.cli import main
 from lightning_modules.checkpoint import load_task
 from retrieval.gallery import Gallery
 from tests.experiments.plain_figures import plain_figures
-from tests.fakes import write_products
+from tests.support.data import write_products
 from vitrail.predictions import Predictions, read_predictions
 
 EPOCHS = 3

@@ -22,10 +22,8 @@ from evaluation.__main__ import main as compare
 from evaluation.statistics.calibration import expected_calibration_error
 from experiments.train.cli import main
 from tests.experiments.plain_figures import plain_figures
-from tests.fakes import write_fashion, write_products
-from tests.fakes_flickr import write_flickr
-from tests.fakes_flowers import write_flowers
-from tests.fakes_models import write_bert, write_clip, write_qwen2_vl
+from tests.support.data import write_fashion, write_flickr, write_flowers, write_products
+from tests.support.models import write_bert, write_clip, write_qwen2_vl
 from vitrail.predictions import read_predictions
 
 FILES = sorted((Path(__file__).parents[2] / "experiments").glob("*.yaml"))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.fakes_models import write_clip
+from tests.support.models import write_clip
 
 pytestmark = pytest.mark.timeout(1500)
 

@@ -13,7 +13,7 @@ from evaluation.__main__ import main as evaluation
 from experiments.train.cli import main as experiments
 from retrieval.__main__ import main as retrieval
 from retrieval.gallery import Gallery, filter_columns
-from tests.fake_images import COLOURS, draw_image
+from tests.support.data import COLOURS, draw_image
 from vitrail.files import read_csv
 
 NAMES = [

@@ -20,10 +20,10 @@ from datamodules import Wares
 from experiments.train.cli import main
 from lightning_modules import Ensemble, load_task
 from lightning_modules.base import VisionTask
-from tests.callbacks.tiny import MadePhotos, tiny_classifier, tiny_trainer
 from tests.experiments.conftest import TINY, only_run
 from tests.experiments.several_processes import TASKS, Made, build, write_models
-from tests.fakes_models import write_clip
+from tests.support.models import write_clip
+from tests.support.runs import MadePhotos, tiny_classifier, tiny_trainer
 from vitrail.errors import UserError
 from vitrail.predictions import read_predictions
 

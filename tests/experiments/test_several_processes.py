@@ -14,7 +14,7 @@ import torch
 from experiments.train.cli import main
 from lightning_modules import load_task
 from tests.experiments.several_processes import EPOCHS, SIZES, TASKS, TRAINED, is_costly
-from tests.forks import run_program
+from tests.support.forks import run_program
 from vitrail.predictions import read_predictions
 
 pytestmark = pytest.mark.timeout(600)

@@ -14,7 +14,7 @@ import yaml
 
 from datamodules.streaming.pack import pack
 from experiments.train.cli import main
-from tests.datamodules.shard_sets import SIZES, source
+from tests.datamodules.streaming.shard_sets import SIZES, source
 
 YAML = Path(__file__).parents[2] / "experiments" / "streamed_images.yaml"
 

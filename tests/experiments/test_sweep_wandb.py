@@ -18,9 +18,8 @@ from wandb.wandb_agent import Agent
 
 from tests.experiments.launch.test_sweep_file import FILES, ROOT
 from tests.experiments.test_every_experiment import tiny
-from tests.fakes import write_products
-from tests.fakes_flowers import write_flowers
-from tests.fakes_models import write_clip
+from tests.support.data import write_flowers, write_products
+from tests.support.models import write_clip
 
 
 class Server:

@@ -13,7 +13,7 @@ from lightning_modules.base import VisionTask
 from lightning_modules.checkpoint import load_task
 from lightning_modules.classification import MultiTaskClassifier
 from lightning_modules.encoders.image import ImageEncoder
-from tests.lightning_modules.tiny import (
+from tests.support.models import (
     BACKBONE,
     SIZE,
     TASKS,

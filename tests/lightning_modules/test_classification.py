@@ -1,14 +1,31 @@
+""""""
+
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from tests.lightning_modules.tiny import TASKS, TinyData, make_batch, seeded_multitask, tiny_classifier, tiny_trainer
+from lightning_modules.classification import ImageClassifier, MultiTaskClassifier
+from lightning_modules.dual_encoder import DualEncoder
+from lightning_modules.generative import GenerativeClassifier
+from tests.support.models import (
+    SIZE,
+    TASKS,
+    TinyData,
+    make_batch,
+    seeded_multitask,
+    tiny_classifier,
+    tiny_multitask,
+    tiny_trainer,
+)
 from vitrail.errors import UserError
 from vitrail.types import UNKNOWN, Outputs
 
@@ -90,3 +107,129 @@ def test_a_batch_without_any_known_target_of_a_task_leaves_its_head_alone() -> N
 def test_fewer_than_two_classes_are_a_user_error(changes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="fewer than two classes"):
         tiny_classifier(**changes)
+
+
+@pytest.mark.parametrize("model", [ImageClassifier, MultiTaskClassifier, DualEncoder, GenerativeClassifier])
+def test_every_model_begins_with_pretrained_weights_by_default(model: type) -> None:
+    assert inspect.signature(model).parameters["pretrained"].default is True
+
+
+@pytest.mark.parametrize("backbone", ["deit_tiny_patch16_224", "mobilevit_xxs", "resnet18"])
+def test_it_has_as_many_parameters_as_timms_own_classifier(backbone: str) -> None:
+    task = ImageClassifier(backbone, [str(i) for i in range(10)], pretrained=False)
+    peer = timm.create_model(backbone, num_classes=10)
+    assert sum(p.numel() for p in task.parameters()) == sum(p.numel() for p in peer.parameters())
+
+
+def test_with_timms_weights_it_is_timms_own_classifier() -> None:
+    peer = timm.create_model("deit_tiny_patch16_224", num_classes=4, img_size=SIZE).eval()
+    task = tiny_classifier(backbone="deit_tiny_patch16_224").eval()
+    task.head.load_state_dict(peer.get_classifier().state_dict())
+    peer.reset_classifier(0)
+    task.encoder.backbone.load_state_dict(peer.state_dict())
+    image = make_batch([0, 1])["image"]
+    with torch.no_grad():
+        expected = task.head(peer(task.encoder.normalize(image)))
+        torch.testing.assert_close(task(image)["class"], expected)
+
+
+def test_dropout_is_in_front_of_the_head_and_off_in_evaluation() -> None:
+    task, image = tiny_classifier(drop_rate=0.5), make_batch([0, 1])["image"]
+    task.eval()
+    torch.testing.assert_close(task(image)["class"], task(image)["class"])
+    task.drop.train()
+    assert not torch.equal(task(image)["class"], task(image)["class"])
+
+
+def test_further_targets_of_the_data_are_ignored(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path)
+    [metrics] = trainer.validate(tiny_classifier(), TinyData(), verbose=False)
+    assert {name.split("/")[1] for name in metrics} == {"loss", "class"}
+
+
+def test_class_weights_come_from_the_counts_of_the_data() -> None:
+    counts = {"class": [4, 2, 1, 1], "type": [1, 1]}
+    weights = tiny_classifier(class_counts=counts, class_weighting="inverse").losses[0].class_weights
+    assert isinstance(weights, torch.Tensor)
+    assert weights.tolist() == [0.5, 1.0, 2.0, 2.0]
+    with pytest.raises(UserError, match="class_weighting"):
+        tiny_classifier(class_weighting="inverse")
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    task = tiny_classifier(backbone="test_resnet", lr=1e-3, schedule="onecycle", weight_decay=0.0)
+    trainer = tiny_trainer(tmp_path, max_epochs=12, limit_val_batches=0)
+    trainer.fit(task, TinyData())
+    batch = make_batch(list(range(10)))
+    task.eval()
+    assert (task(batch["image"])["class"].argmax(1) == batch["label"]).float().mean() > 0.8
+
+
+def test_arguments_are_saved_as_plain_values() -> None:
+    hparams = dict(tiny_classifier(optim_options={"betas": [0.9, 0.98]}).hparams)
+    assert hparams["class_names"] == TASKS["class"]
+    assert hparams["optim_options"] == {"betas": [0.9, 0.98]}
+    assert len(hparams) == 12
+
+
+SIZES = {"class": 10, "colour": 15, "material": 9, "condition": 4, "size": 3, "style": 6}
+REFERENCE_WEIGHTS = {"class": 1.0, "colour": 0.5, "material": 0.5, "condition": 0.5}
+
+
+@pytest.mark.parametrize(("backbone", "count"), [("deit_tiny_patch16_224", 5_602_214), ("mobilevit_xxs", 1_162_582)])
+def test_the_reference_models_have_the_parameters_of_the_reference(backbone: str, count: int) -> None:
+    tasks = {task: [str(i) for i in range(size)] for task, size in SIZES.items()}
+    task = MultiTaskClassifier(backbone, tasks, pretrained=False, task_weights=REFERENCE_WEIGHTS)
+    assert sum(parameter.numel() for parameter in task.parameters()) == count
+    assert list(task.tasks) == ["class", "colour", "material", "condition"]
+
+
+def test_a_head_is_that_of_the_reference() -> None:
+    task = tiny_multitask()
+    layers: Any = task.heads[0]
+    assert [type(layer) for layer in layers] == [nn.Linear, nn.ReLU, nn.Dropout, nn.Linear]
+    width = task.encoder.num_features
+    assert [layers[0].in_features, layers[0].out_features, layers[3].out_features] == [width, width // 2, 4]
+    assert (task.drop.p, layers[2].p) == (0.1, 0.2)
+
+
+def test_logits_have_the_size_of_each_task() -> None:
+    logits = tiny_multitask()(make_batch([0, 1, 2])["image"])
+    assert {task: tuple(values.shape) for task, values in logits.items()} == {"class": (3, 4), "type": (3, 2)}
+
+
+def test_the_loss_is_the_weighted_sum_of_the_tasks() -> None:
+    batch = make_batch(list(range(8)))
+
+    def loss(weights: dict[str, float] | None) -> torch.Tensor:
+        torch.manual_seed(0)
+        task = tiny_multitask(task_weights=weights).eval()
+        return task._shared_step(batch, "train")[0]
+
+    single = loss({"class": 1.0, "type": 1.0})
+    torch.testing.assert_close(loss(None), single)
+    parts = [loss({"class": 1.0, "type": 1e-9}), loss({"class": 1e-9, "type": 1.0})]
+    torch.testing.assert_close(single, parts[0] + parts[1])
+    torch.testing.assert_close(loss({"class": 1.0, "type": 0.5}), parts[0] + 0.5 * parts[1])
+
+
+def test_only_tasks_that_are_named_are_learned() -> None:
+    task = tiny_multitask(task_weights={"type": 2.0})
+    assert task.tasks == {"type": TASKS["type"]}
+    assert list(task(make_batch([0, 1])["image"])) == ["type"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task_weights": {"class": 1.0, "weight": 1.0}}, "no weight; they have class, type"),
+        ({"task_weights": {}}, "task_weights"),
+        ({"task_weights": {"class": 0.0}}, "above 0"),
+        ({"tasks": None}, "there are none"),
+        ({"tasks": {"class": ["a"]}}, "fewer than two classes"),
+    ],
+)
+def test_tasks_that_do_not_fit_are_user_errors(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        tiny_multitask(**changes)

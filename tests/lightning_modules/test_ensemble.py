@@ -1,4 +1,7 @@
-"""Mean probabilities by hand, for members of every kind; what a checkpoint of them holds; and what is refused."""
+"""Mean probabilities by hand, for members of every kind; what a checkpoint of them holds; and what is refused.
+
+Views of images, against torchvision.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import accuracy_score, log_loss
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as T
 
 from lightning_modules.base import VisionTask
 from lightning_modules.checkpoint import load_task, task_from
 from lightning_modules.classification import ClassificationTask
 from lightning_modules.dual_encoder import DualEncoder
 from lightning_modules.encoders.image import InputOptions
-from lightning_modules.ensemble import Ensemble, View, read_members, seen_as
+from lightning_modules.ensemble import VIEWS, Ensemble, View, checked_views, read_members, seen_as
 from lightning_modules.metrics import predicted_classes
-from tests.fakes_models import write_clip
-from tests.lightning_modules.tiny import (
+from tests.lightning_modules.generative.tiny_answers import tiny_answerer
+from tests.support.models import (
     SIZE,
     TASKS,
     TinyData,
@@ -29,8 +34,8 @@ from tests.lightning_modules.tiny import (
     tiny_classifier,
     tiny_multitask,
     tiny_trainer,
+    write_clip,
 )
-from tests.lightning_modules.tiny_answers import tiny_answerer
 from vitrail.errors import UserError
 from vitrail.types import UNKNOWN, Batch
 
@@ -231,3 +236,36 @@ def test_members_that_do_not_belong_together_are_refused(runs: dict[str, str], t
         Ensemble([good, runs["other"]], {"class": ["a", "b"]})
     with pytest.raises(UserError, match=r"architectures: 1 for 2 members"):
         Ensemble([good, runs["other"]], architectures=[{}])
+
+
+IMAGE = torch.randint(0, 256, (2, 3, 16, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def test_flips_are_those_of_torchvision() -> None:
+    assert seen_as(IMAGE, "identity") is IMAGE
+    assert torch.equal(seen_as(IMAGE, "hflip"), T.hflip(IMAGE))
+    assert torch.equal(seen_as(IMAGE, "vflip"), T.vflip(IMAGE))
+
+
+def test_zoom_is_the_middle_at_the_whole_size() -> None:
+    cropped = T.center_crop(IMAGE, [14, 28])
+    expected = T.resize(cropped.float(), [16, 32], InterpolationMode.BICUBIC, antialias=False)
+    seen = seen_as(IMAGE, "zoom")
+    assert seen.dtype == torch.uint8
+    assert seen.shape == IMAGE.shape
+    assert torch.equal(seen, expected.round().clamp(0, 255).to(torch.uint8))
+
+
+def test_every_view_shows_a_plain_image_as_it_is() -> None:
+    plain = torch.full((1, 3, 9, 7), 201, dtype=torch.uint8)
+    for view in VIEWS:
+        assert torch.equal(seen_as(plain, view), plain), view
+
+
+def test_names_are_checked_and_put_in_order() -> None:
+    assert checked_views(None) == ["identity"]
+    assert checked_views(["zoom", "identity"]) == ["identity", "zoom"]
+    assert checked_views(["hflip"]) == ["hflip"]
+    for views, said in ((["sideways", "hflip"], "no sideways"), ([], "at least one"), (["hflip"] * 2, "each once")):
+        with pytest.raises(UserError, match=f"tta_views: .*{said}.*; there are identity, hflip"):
+            checked_views(views)

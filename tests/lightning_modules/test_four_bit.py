@@ -13,8 +13,8 @@ from evaluation.cost.efficiency import parameter_count
 from experiments.train.cli import main
 from tests.experiments.conftest import only_run
 from tests.experiments.plain_figures import plain_figures
-from tests.fakes_models import write_qwen2_vl
-from tests.lightning_modules.tiny_answers import TEXTS, images, tiny_answerer
+from tests.lightning_modules.generative.tiny_answers import TEXTS, images, tiny_answerer
+from tests.support.models import write_qwen2_vl
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (the extra `quantized`)")
 

@@ -17,10 +17,17 @@ from torch import nn
 from lightning_modules.base import VisionTask
 from lightning_modules.dual_encoder import DualEncoder
 from lightning_modules.encoders.tokenizer import trained_tokenizer
-from tests.fakes_models import TEXTS, write_clip, write_siglip
-from tests.lightning_modules.tiny import SIZE, make_batch, tiny_classifier, tiny_multitask
-from tests.lightning_modules.tiny_answers import images, tiny_answerer
-from tests.lightning_modules.tiny_pairs import pair_batch
+from tests.lightning_modules.generative.tiny_answers import images, tiny_answerer
+from tests.support.models import (
+    SIZE,
+    TEXTS,
+    make_batch,
+    pair_batch,
+    tiny_classifier,
+    tiny_multitask,
+    write_clip,
+    write_siglip,
+)
 
 _SIZES = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48}
 _LLAMA = {**_SIZES, "num_key_value_heads": 1}

@@ -1,23 +1,38 @@
+"""
+
+Negatives from all processes: the gradient of two is that of one with the joined batch.
+"""
+
 from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_class_weight
+from torch import nn
+from torch.multiprocessing.spawn import start_processes
+from torch.nn.parallel import DistributedDataParallel
 
 from lightning_modules.losses import (
     ClassWeighting,
     Pairs,
     TaskLoss,
+    Temperature,
     class_weights_from_counts,
     info_nce,
     label_aware_info_nce,
     masked_cross_entropy,
     sigmoid_contrastive,
 )
+from tests.support.models import pair_batch, tiny_pair
 from vitrail.errors import UserError
-from vitrail.types import UNKNOWN, Mix
+from vitrail.types import UNKNOWN, Batch, Mix
 
 WEIGHTS = torch.tensor([0.5, 1.0, 3.0])
 
@@ -225,3 +240,142 @@ def test_with_the_fixed_scale_of_the_reference_the_loss_cannot_fall_below_its_fl
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     assert floor <= float(loss) < floor + 0.01
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "info_nce": {"loss": "info_nce"},
+    "label_aware": {"loss": "label_aware"},
+    "sigmoid": {"loss": "sigmoid"},
+    "cached": {"loss": "label_aware", "chunk_size": 2},
+}
+IDS = [0, 1, 2, 3, 4, 6, 9, 12]
+
+
+class Step(nn.Module):
+    """The training step as DDP wants it, a forward."""
+
+    def __init__(self, folder: Path, changes: dict[str, Any]) -> None:
+        super().__init__()
+        self.task = tiny_pair(folder, **changes)
+        texts = [f"number {index} of a rose or tulip or daisy or iris" for index in IDS]
+        self.task.towers.tokenizer = self.task.towers.train_tokenizer(texts)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        return self.task._shared_step(batch, "train")[0]
+
+
+def gradients(step: nn.Module, module: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+    loss = step(batch)
+    loss.backward()
+    found = {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+    return {**found, "loss": loss.detach()}
+
+
+def on_one_of_two_processes(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    own = pair_batch(IDS[rank * 4 : rank * 4 + 4])
+    found = {}
+    for name, changes in CASES.items():
+        step = Step(Path(folder, "clip"), changes)
+        found[name] = gradients(DistributedDataParallel(step), step, own)
+        dist.barrier()
+    torch.save(found, Path(folder, f"{rank}.pt"))
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, dict[str, torch.Tensor]]]]:
+    folder = tmp_path_factory.mktemp("two")
+    Step(folder / "clip", {})  # writes the configuration before both read it
+    # Forked processes need not import everything again; where there is an accelerator they may not be forked.
+    method = "spawn" if torch.accelerator.is_available() else "fork"
+    start_processes(on_one_of_two_processes, args=(str(folder),), nprocs=2, start_method=method)  # type: ignore[no-untyped-call]
+    return folder, [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_have_the_gradient_of_the_joined_batch(case: str, of_two: Any) -> None:
+    folder, ranks = of_two
+    step = Step(folder / "clip", {**CASES[case], "chunk_size": 0})
+    expected = gradients(step, step, pair_batch(IDS))
+    losses = [rank[case].pop("loss") for rank in ranks]
+    torch.testing.assert_close(torch.stack(losses).mean(), expected.pop("loss"), rtol=1e-5, atol=0)
+    assert "task.objective.temperature.log_scale" in expected
+    scale = max(float(gradient.norm()) for gradient in expected.values())
+    for rank in ranks:
+        assert rank[case].keys() == expected.keys()
+        for name, gradient in expected.items():
+            error = float((rank[case][name] - gradient).norm())
+            # Relative to itself, or to the largest where it is nothing but rounding.
+            assert error <= 1e-5 * max(float(gradient.norm()), 1e-3 * scale), name
+
+
+def test_it_begins_where_clip_begins() -> None:
+    scale, bias = Temperature(None, with_bias=False)()
+    assert float(scale) == pytest.approx(1 / 0.07)
+    assert float(bias) == 0.0
+
+
+def test_with_a_bias_it_begins_where_siglip_begins() -> None:
+    scale, bias = Temperature(None, with_bias=True)()
+    assert float(scale) == pytest.approx(10.0)
+    assert float(bias) == -10.0
+
+
+def test_a_learned_one_is_clamped_at_a_hundred_and_can_come_back() -> None:
+    temperature = Temperature({"scale": 99.0}, with_bias=False)
+    optimizer = torch.optim.SGD(temperature.parameters(), lr=1.0)
+    for direction in (-1.0, 1.0):
+        optimizer.zero_grad()
+        (direction * temperature()[0]).backward()
+        assert float(temperature.log_scale.grad) != 0  # type: ignore[arg-type]  # it has one
+        optimizer.step()
+        temperature.clamp()
+        if direction < 0:
+            assert float(temperature.log_scale) == pytest.approx(math.log(100))
+    assert float(temperature()[0]) < 100
+
+
+def test_a_fixed_one_is_no_parameter_but_is_saved() -> None:
+    temperature = Temperature({"scale": math.e, "learned": False}, with_bias=True)
+    assert not list(temperature.parameters())
+    assert set(temperature.state_dict()) == {"log_scale", "bias"}
+    assert float(temperature()[0]) == pytest.approx(math.e)
+
+
+def test_what_came_with_the_weights_is_taken_unless_the_options_say_otherwise() -> None:
+    given = nn.Parameter(torch.tensor([math.log(50.0)])), nn.Parameter(torch.tensor([-3.0]))
+    ours, theirs = Temperature({"scale": 7.0}, with_bias=True), Temperature(None, with_bias=True)
+    for temperature in (ours, theirs):
+        temperature.take_pretrained(*given)
+    assert float(ours()[0]) == pytest.approx(7.0)
+    assert float(theirs()[0]) == pytest.approx(50.0)
+    assert float(theirs()[1]) == -3.0
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_a_pretrained_scale_beyond_a_hundred_is_not_cut(learned: bool) -> None:
+    """SigLIP's: a pair of cosine .13 is one of p = .91, not of .52."""
+    temperature = Temperature({"learned": learned}, with_bias=True)
+    temperature.take_pretrained(torch.tensor(4.765), torch.tensor([-12.93]))
+    temperature.clamp()
+    scale, bias = (float(value) for value in temperature())
+    assert torch.equal(temperature.log_scale, torch.tensor(4.765))
+    assert bias == pytest.approx(-12.93)
+    assert 1 / (1 + math.exp(-(0.13 * scale + bias))) == pytest.approx(0.9108, abs=1e-3)
+    with torch.no_grad():
+        temperature.log_scale.add_(1.0)
+    temperature.clamp()
+    assert float(temperature()[0]) == pytest.approx(math.exp(4.765))
+
+
+def test_a_maximum_below_the_pretrained_scale_is_refused() -> None:
+    with pytest.raises(UserError, match=r"max_scale: 100 is below .* 117\.331"):
+        Temperature({"max_scale": 100.0}, with_bias=True).take_pretrained(torch.tensor(4.765), None)
+
+
+@pytest.mark.parametrize("options", [{"tau": 1.0}, {"scale": 0.0}, {"scale": 200.0}, {"lr": -1.0}, {"bias": 1.0}])
+def test_wrong_settings_are_refused(options: Any) -> None:
+    with pytest.raises(UserError, match="temperature"):
+        Temperature(options, with_bias=False)

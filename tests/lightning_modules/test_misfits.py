@@ -26,10 +26,8 @@ from lightning_modules.encoders.text import TextEncoder
 from lightning_modules.encoders.transformers import model_configuration
 from lightning_modules.ensemble import Ensemble
 from lightning_modules.generative.model import VisionLanguageModel
-from tests.fakes_models import TEXTS, write_bert, write_clip, write_qwen2_vl, write_siglip
-from tests.lightning_modules.tiny import tiny_classifier
-from tests.lightning_modules.tiny_answers import tiny_answerer
-from tests.lightning_modules.tiny_pairs import tiny_pair
+from tests.lightning_modules.generative.tiny_answers import tiny_answerer
+from tests.support.models import TEXTS, tiny_classifier, tiny_pair, write_bert, write_clip, write_qwen2_vl, write_siglip
 from vitrail.errors import UserError
 
 State = dict[str, torch.Tensor]

@@ -1,21 +1,47 @@
+""""""
+
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any, cast
 
+import lightning.pytorch as pl
 import pytest
+import timm
 import torch
+from torch import nn
+from torch.optim.lr_scheduler import (
+    ConstantLR,
+    CosineAnnealingLR,
+    LinearLR,
+    LRScheduler,
+    OneCycleLR,
+    SequentialLR,
+    StepLR,
+)
+from transformers import DistilBertConfig, DistilBertModel
 
 from lightning_modules.optim import (
+    ScheduleName,
     TrainingPhase,
     adamw,
+    blocks,
     checked_options,
     current_phase,
+    layer_depths,
+    layer_scales,
     learning_rate,
+    lr_factor,
+    parameter_groups,
+    scaling_factor,
     seed_step,
     single_phase,
     step_seed,
+    steps_of_training,
 )
+from tests.support.models import TinyData, tiny_classifier, tiny_trainer
+from tests.support.runs import SPLIT_SIZES, TASKS, MadePhotos
 from vitrail.errors import UserError
 
 
@@ -109,3 +135,279 @@ def test_on_a_cpu_the_optimizer_is_fused_where_gradients_can_be_clipped(precisio
     group = {"params": [parameter], "part": "head", "lr_scale": 1.0, "weight_decay": 0.0}
     optimizer = adamw([group], single_phase(0.1, "constant", {}), {}, precision)
     assert optimizer.defaults["fused"] is fused
+
+
+TOTAL = 40
+LR = 0.02
+
+
+def lrs_of_torch(scheduler: LRScheduler, optimizer: torch.optim.Optimizer, steps: int = TOTAL) -> list[float]:
+    values = []
+    for _ in range(steps):
+        values.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return values
+
+
+def sgd() -> torch.optim.SGD:
+    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=LR)
+
+
+def after_warmup(optimizer: torch.optim.Optimizer, scheduler: LRScheduler, warmup: int) -> LRScheduler:
+    if warmup == 0:
+        return scheduler
+    rise = LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
+    return SequentialLR(optimizer, [rise, scheduler], milestones=[warmup])
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 7])
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "step"])
+def test_schedules_are_those_of_torch_behind_a_linear_warmup(schedule: ScheduleName, warmup: int) -> None:
+    optimizer = sgd()
+    peer: LRScheduler
+    if schedule == "constant":
+        peer = ConstantLR(optimizer, factor=1.0)
+    elif schedule == "cosine":
+        peer = CosineAnnealingLR(optimizer, T_max=TOTAL - warmup, eta_min=LR / 50)
+    else:
+        peer = StepLR(optimizer, step_size=9, gamma=0.3)
+    expected = lrs_of_torch(after_warmup(optimizer, peer, warmup), optimizer)
+    options = {"warmup_steps": warmup, "min_factor": 1 / 50, "drop_steps": 9, "gamma": 0.3}
+    found = [LR * lr_factor(schedule, step, TOTAL, **options) for step in range(TOTAL)]  # type: ignore[arg-type]
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("warmup", [0, 4, 20])
+def test_onecycle_is_that_of_torch(warmup: int) -> None:
+    optimizer = sgd()
+    rise = warmup / TOTAL if warmup else 0.3
+    peer = OneCycleLR(optimizer, max_lr=LR, total_steps=TOTAL, pct_start=rise, cycle_momentum=False)
+    expected = [*lrs_of_torch(peer, optimizer, TOTAL - 1), optimizer.param_groups[0]["lr"]]
+    found = [LR * lr_factor("onecycle", step, TOTAL, warmup_steps=warmup) for step in range(TOTAL)]
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "step", "onecycle"])
+@pytest.mark.parametrize("total", [1, 2, 3])
+@pytest.mark.parametrize("warmup", [0, 1, 5])
+def test_trainings_of_a_few_steps_are_no_special_case(schedule: ScheduleName, total: int, warmup: int) -> None:
+    factors = [lr_factor(schedule, step, total, warmup_steps=warmup) for step in range(total + 2)]
+    assert all(0 <= factor <= 1 for factor in factors)
+
+
+def test_beyond_the_end_the_learning_rate_stays_where_it_ended() -> None:
+    assert lr_factor("cosine", TOTAL + 5, TOTAL, min_factor=0.1) == pytest.approx(0.1)
+    assert lr_factor("onecycle", TOTAL + 5, TOTAL) == pytest.approx(1 / 25e4)
+
+
+def test_schedules_without_an_end_need_none() -> None:
+    assert lr_factor("constant", 10**6, math.inf) == 1
+    assert lr_factor("step", 25, math.inf, drop_steps=10) == pytest.approx(0.01)
+
+
+def test_steps_of_a_training() -> None:
+    assert steps_of_training(10, 1, 3, -1) == (10, 30)
+    assert steps_of_training(10, 4, 3, -1) == (3, 9)
+    assert steps_of_training(10, 1, 3, 25) == (10, 25)
+    assert steps_of_training(10, 1, None, 25) == (10, 25)
+    assert steps_of_training(10, 1, -1, -1) == (10, math.inf)
+    with pytest.raises(UserError, match="limit_train_batches"):
+        steps_of_training(math.inf, 1, 3, -1)
+
+
+BATCH = 4
+
+
+class Rates(pl.Callback):
+    """Notes the learning rates that each step is done with."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[float]] = []
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
+        self.seen.append([group["lr"] for group in optimizer.param_groups])
+
+
+def rates(folder: Path, options: dict[str, Any], **changes: Any) -> list[list[float]]:
+    watch = Rates()
+    task = tiny_classifier(class_names=TASKS["class"], lr=1e-3, optim_options={"backbone_lr": 1e-4, **options})
+    tiny_trainer(folder, callbacks=[watch], limit_val_batches=0, **changes).fit(task, MadePhotos(BATCH))
+    return watch.seen
+
+
+@pytest.mark.parametrize(("rule", "power"), [("linear", 1.0), ("sqrt", 0.5)])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_every_rate_of_every_step_is_scaled(tmp_path: Path, rule: str, power: float, accumulate: int) -> None:
+    plain = rates(tmp_path, {}, accumulate_grad_batches=accumulate)
+    scaled = rates(tmp_path, {"lr_scaling": rule, "lr_base_batch": 32}, accumulate_grad_batches=accumulate)
+    assert len(plain) == SPLIT_SIZES["train"] / BATCH / accumulate
+    factor = (BATCH * accumulate / 32) ** power
+    for before, after in zip(plain, scaled, strict=True):
+        assert after == pytest.approx([lr * factor for lr in before])
+
+
+def test_one_line_tells_the_rates(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
+        rates(tmp_path, {"lr_scaling": "linear", "lr_base_batch": 8})
+        assert [line for line in caplog.messages if "lr_scaling" in line] == [
+            "lr_scaling linear: 4 samples a step, written for 8; learning rates x 0.5, at most backbone 5e-05, head "
+            "0.0005"
+        ]
+        caplog.clear()
+        rates(tmp_path, {})
+        assert not [line for line in caplog.messages if "lr_scaling" in line]
+
+
+def test_processes_count() -> None:
+    # 8 GPUs with 256 images each learn 8 times as fast as one (Goyal et al., 2017).
+    assert scaling_factor({"lr_scaling": "linear"}, 8 * 256) == 8
+    assert scaling_factor({"lr_scaling": "sqrt", "lr_base_batch": 512}, 8 * 256) == 2
+    assert scaling_factor({"lr_scaling": "sqrt"}, 128) == pytest.approx(math.sqrt(0.5))
+    assert scaling_factor({}, None) == 1
+
+
+def test_data_without_batch_size_are_refused(tmp_path: Path) -> None:
+    task = tiny_classifier(optim_options={"lr_scaling": "linear"})
+    with pytest.raises(UserError, match=r"optim_options.lr_scaling: the data have no batch size"):
+        tiny_trainer(tmp_path).fit(task, TinyData())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr_scaling": "cubic"}, "'cubic' is unknown; choose one of none, linear, sqrt"),
+        ({"lr_scaling": "sqrt", "lr_base_batch": 0}, "lr_base_batch: must be at least 1"),
+        ({"lr_base_batch": 64}, "does nothing without lr_scaling"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        checked_options(options)
+
+
+def vit() -> Any:
+    return timm.create_model("test_vit", num_classes=0)
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, 0.5])
+def test_every_parameter_is_in_exactly_one_group(layer_decay: float) -> None:
+    backbone, heads = vit(), nn.Linear(64, 3)
+    groups = parameter_groups(
+        nn.Sequential(backbone, heads), {"backbone": backbone}, weight_decay=0.1, layer_decay=layer_decay
+    )
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for module in (backbone, heads) for p in module.parameters())
+    assert len({group["name"] for group in groups}) == len(groups)
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, 0.5])
+def test_biases_norms_and_position_embeddings_are_not_decayed(layer_decay: float) -> None:
+    backbone, heads = vit(), nn.Linear(64, 3)
+    groups = parameter_groups(
+        nn.Sequential(backbone, heads), {"backbone": backbone}, weight_decay=0.1, layer_decay=layer_decay
+    )
+    decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
+    for name, parameter in (*backbone.named_parameters(), *heads.named_parameters()):
+        exempt = parameter.ndim < 2 or name in {"pos_embed", "cls_token", "reg_token"}
+        assert decay[id(parameter)] == (0.0 if exempt else 0.1), name
+
+
+def test_layer_decay_slows_the_lower_layers_of_the_backbone_only() -> None:
+    backbone, heads = vit(), nn.Linear(64, 3)
+    groups = parameter_groups(nn.Sequential(backbone, heads), {"backbone": backbone}, weight_decay=0.1, layer_decay=0.5)
+    scale = {id(parameter): group["lr_scale"] for group in groups for parameter in group["params"]}
+    blocks = [scale[id(block.attn.qkv.weight)] for block in backbone.blocks]
+    assert blocks == [blocks[-1] * 0.5**depth for depth in reversed(range(len(blocks)))]
+    assert scale[id(backbone.patch_embed.proj.weight)] == blocks[0] / 2
+    assert scale[id(backbone.norm.weight)] == 1
+    assert scale[id(heads.weight)] == 1
+    phase = TrainingPhase(first_epoch=0, lr={"backbone": 1e-4, "head": 1e-3})
+    optimizer = adamw(groups, phase, {"betas": [0.8, 0.9], "eps": 1e-6})
+    lr = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+    assert lr[id(backbone.blocks[-1].attn.qkv.weight)] == pytest.approx(1e-4 * blocks[-1])
+    assert lr[id(heads.weight)] == 1e-3
+    assert optimizer.defaults["betas"] == (0.8, 0.9)
+    assert optimizer.defaults["eps"] == 1e-6
+
+
+def test_what_is_frozen_for_now_has_a_group_and_what_is_fixed_has_none() -> None:
+    backbone, heads = vit(), nn.Linear(64, 3)
+    fixed, frozen = backbone.pos_embed, list(backbone.blocks.parameters())
+    for parameter in (fixed, *frozen):
+        parameter.requires_grad_(False)
+    groups = parameter_groups(nn.Sequential(backbone, heads), {"backbone": backbone}, weight_decay=0.1, frozen=frozen)
+    grouped = {id(parameter) for group in groups for parameter in group["params"]}
+    assert {id(parameter) for parameter in frozen} <= grouped
+    assert id(fixed) not in grouped
+    assert not any(parameter.requires_grad for parameter in frozen)
+
+
+def test_a_parameter_without_gradient_stands_still() -> None:
+    backbone, heads = vit(), nn.Linear(64, 3)
+    for parameter in backbone.parameters():
+        parameter.requires_grad_(False)
+    groups = parameter_groups(
+        nn.Sequential(backbone, heads), {"backbone": backbone}, weight_decay=0.1, frozen=list(backbone.parameters())
+    )
+    optimizer = adamw(groups, TrainingPhase(first_epoch=0, lr={"backbone": 1.0, "head": 1.0}), {})
+    before = [parameter.clone() for parameter in backbone.parameters()]
+    heads(torch.ones(1, 64)).sum().backward()
+    optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, backbone.parameters(), strict=True))
+
+
+def test_several_backbones_and_a_temperature_have_groups_of_their_own() -> None:
+    model = nn.ModuleDict({"image": nn.Linear(4, 3), "text": nn.Linear(5, 3), "head": nn.Linear(3, 3)})
+    scale = nn.Parameter(torch.tensor(2.6))
+    model.register_parameter("scale", scale)
+    backbones: dict[str, nn.Module] = {"image_backbone": model["image"], "text_backbone": model["text"]}
+    groups = parameter_groups(model, backbones, weight_decay=0.1, temperature=[scale], temperature_lr=1e-2)
+    names = {group["name"]: group for group in groups}
+    assert {"image_backbone_decay", "text_backbone_no_decay", "head_decay", "temperature"} <= names.keys()
+    assert names["temperature"]["weight_decay"] == 0.0
+    optimizer = adamw(groups, TrainingPhase(first_epoch=0, lr={"backbone": 1e-5, "head": 1e-3}), {})
+    lr = {group["name"]: group["lr"] for group in optimizer.param_groups}
+    assert (lr["image_backbone_decay"], lr["head_decay"], lr["temperature"]) == (1e-5, 1e-3, 1e-2)
+
+
+def test_layer_decay_of_a_transformers_model_slows_its_lower_layers() -> None:
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(hidden_size=8, num_hidden_layers=3, num_attention_heads=2, intermediate_size=16, vocab_size=30)
+    backbone: Any = BertModel(config, add_pooling_layer=False)
+    groups = parameter_groups(backbone, {"text": backbone}, weight_decay=0.1, layer_decay=0.5)
+    scale = {id(parameter): group["lr_scale"] for group in groups for parameter in group["params"]}
+    layers = [scale[id(layer.attention.self.query.weight)] for layer in backbone.encoder.layer]
+    assert layers == [0.125, 0.25, 0.5]
+    assert scale[id(backbone.embeddings.word_embeddings.weight)] == 0.0625
+    assert len(scale) == len(list(backbone.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "kind"),
+    [("vit_tiny_patch16_224", 12, "Block"), ("resnet18", 2, "BasicBlock"), ("regnetx_002", 7, "Bottleneck")],
+)
+def test_blocks_are_those_that_a_network_is_mainly_made_of(name: str, count: int, kind: str) -> None:
+    found = blocks(timm.create_model(name), name)
+    assert [type(block).__name__ for block in found] == [kind] * count
+
+
+def test_depths_rise_from_the_embedding_to_what_follows_the_blocks() -> None:
+    config = DistilBertConfig(dim=8, n_layers=3, n_heads=2, hidden_dim=16, vocab_size=20, max_position_embeddings=10)
+    network = nn.Sequential()
+    network.add_module("model", DistilBertModel(config))
+    network.add_module("norm", nn.LayerNorm(8))
+    depths = layer_depths(network, "the network")
+    assert depths["model.embeddings.word_embeddings.weight"] == 0
+    assert depths["model.transformer.layer.0.attention.q_lin.weight"] == 1
+    assert depths["model.transformer.layer.2.ffn.lin1.bias"] == 3
+    assert depths["norm.weight"] == 4
+    scales = layer_scales(network, "the network", 0.5)
+    assert scales["norm.weight"] == 1.0
+    assert scales["model.embeddings.word_embeddings.weight"] == 0.5**4
+
+
+def test_a_network_without_blocks_says_so() -> None:
+    with pytest.raises(UserError, match="the text tower has no blocks"):
+        blocks(nn.Linear(2, 2), "the text tower")

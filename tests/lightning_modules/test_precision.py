@@ -16,9 +16,17 @@ from lightning_modules.encoders.image import Normalize
 from lightning_modules.losses import TaskLoss
 from lightning_modules.metrics import MeanOverSamples
 from lightning_modules.precision import Float32Linear
-from tests.fakes_models import write_clip
-from tests.lightning_modules.tiny import SIZE, TinyData, tiny_classifier, tiny_multitask, tiny_trainer
-from tests.lightning_modules.tiny_pairs import TinyPairs, pair_batch, tiny_pair
+from tests.support.models import (
+    SIZE,
+    TinyData,
+    TinyPairs,
+    pair_batch,
+    tiny_classifier,
+    tiny_multitask,
+    tiny_pair,
+    tiny_trainer,
+    write_clip,
+)
 from vitrail.errors import UserError
 
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from lightning_modules.metrics import SplitMetrics
 from tests.lightning_modules.test_metrics import TASKS, WEIGHTS, by_scikit_learn, feed, joined, numbers, two_shares
-from tests.lightning_modules.tiny import TinyData, make_batch, tiny_multitask, tiny_trainer, warm_cosine
+from tests.support.models import TinyData, make_batch, tiny_multitask, tiny_trainer, warm_cosine
 from vitrail.types import Batch
 
 pytestmark = pytest.mark.slow

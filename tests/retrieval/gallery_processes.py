@@ -9,7 +9,7 @@ import sys
 
 from retrieval.gallery import Gallery
 from retrieval.store import LanceStore
-from tests.retrieval.small_gallery import caption_rows, identity, image_rows, vectors
+from tests.support.galleries import caption_rows, identity, image_rows, vectors
 from vitrail.errors import UserError
 
 BATCH = ["new0", "p1", "new1"]

@@ -18,8 +18,8 @@ import torch
 
 import lightning_modules.checkpoint
 from retrieval.__main__ import main
-from tests.forked import begin_fork, end_of_fork
-from tests.retrieval.photos import dual_encoder, photos
+from tests.support.galleries import dual_encoder, photos
+from tests.support.processes import begin_fork, end_of_fork
 
 CHUNK = 8
 COUNT = 22
@@ -111,7 +111,7 @@ STAGES: dict[str, Callable[[], None]] = {
 
 def index(folder: Path, uri: Path) -> int:
     """One indexing."""
-    data = ["--data", "tests.retrieval.photos.Photos", "--data.init_args.root", str(folder / "data")]
+    data = ["--data", "tests.support.galleries.Photos", "--data.init_args.root", str(folder / "data")]
     data += ["--data.init_args.captions", "true"]
     run = ["--run", str(folder / "run"), "--checkpoint", "any", "--device", "cpu"]
     return main(["index", *run, "--gallery", str(uri), "--chunk", str(CHUNK), *data])

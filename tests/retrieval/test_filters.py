@@ -14,7 +14,7 @@ import pytest
 from retrieval.filters import LONGEST, Column, checked_filter
 from retrieval.gallery import Gallery, filter_columns
 from retrieval.schema import ModelIdentity
-from tests.retrieval.small_gallery import small_gallery
+from tests.support.galleries import small_gallery
 from vitrail.errors import UserError
 
 COLUMNS = {

@@ -1,19 +1,30 @@
-"""A gallery finds what a comparison with every vector finds, whatever was added, replaced and removed before."""
+"""A gallery finds what a comparison with every vector finds, whatever was added, replaced and removed before.
+
+Changes are whole: after a kill before any commit, doing it again gives the gallery of an undisturbed writer.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
 from retrieval import gallery as gallery_module
-from retrieval.gallery import Gallery
+from retrieval.gallery import FilteredRows, Gallery
 from retrieval.schema import CAPTIONS, caption_schema
-from retrieval.store import LanceStore, matrix_of
-from tests.retrieval.small_gallery import (
+from retrieval.search.searcher import Query, Searcher
+from retrieval.store import ROW_ID, LanceStore, Store, matrix_of, open_store
+from tests.retrieval.gallery_processes import BATCH, add_batch
+from tests.support.galleries import (
+    CLASSES,
     DIM,
     SHOWN,
     caption_rows,
@@ -21,6 +32,7 @@ from tests.retrieval.small_gallery import (
     image_rows,
     meaning_vector,
     small_gallery,
+    small_rows,
     vectors,
 )
 from vitrail.errors import UserError
@@ -260,3 +272,228 @@ def test_past_the_limit_search_is_exact_until_an_index_is_built(
     monkeypatch.setattr(gallery_module, "EXACT_LIMIT", 3)
     assert small.nearest(QUERIES, 5) == before
     assert small.nearest(QUERIES, 5, exact=True) == before
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def content(gallery: Gallery) -> tuple[pa.Table, pa.Table]:
+    """Everything in the gallery's two tables, in order."""
+    captions = LanceStore.open(gallery.uri, CAPTIONS)
+    assert captions is not None
+    said = captions.scan(["id", "image", "caption", "vector"]).drop_columns(["_rowid"])
+    return gallery.table(["id", "content", "caption", "text", "run", "vector"]), said
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Gallery:
+    gallery = small_gallery(tmp_path_factory.mktemp("undisturbed") / "g")
+    add_batch(gallery)
+    return gallery
+
+
+def check_what_a_kill_left(uri: str) -> None:
+    """The gallery opens, every image is found, and captions belong to images."""
+    left = Gallery.open(uri)
+    ids = set(left.table(["id"]).column("id").to_pylist())
+    assert {f"p{row}" for row in range(12)} <= ids <= {f"p{row}" for row in range(12)} | set(BATCH)
+    assert {hit.id for hit in left.nearest(vectors(1), 20)[0]} == ids
+    assert {hit.image for hit in left.nearest_captions(vectors(1), 100)[0]} <= ids
+
+
+COMMITS = 4
+"""Removing the replaced image's captions, adding the new ones, replacing an image, adding images."""
+
+
+@pytest.mark.parametrize("number", range(COMMITS))
+def test_a_writer_that_stops_before_any_commit_can_be_finished(
+    undisturbed: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    gallery = small_gallery(tmp_path / "g")
+    commit = LanceStore._commit
+    commits = []
+
+    def stopped(store: LanceStore, change: Callable[[], object]) -> None:
+        commits.append(change)
+        if len(commits) > number:
+            raise KeyboardInterrupt
+        commit(store, change)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LanceStore, "_commit", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            add_batch(gallery)
+    assert len(commits) == number + 1
+    check_what_a_kill_left(gallery.uri)
+    add_batch(Gallery.open(gallery.uri))
+    for found, expected in zip(content(Gallery.open(gallery.uri)), content(undisturbed), strict=True):
+        assert found.equals(expected)
+
+
+def test_a_writer_that_is_killed_between_captions_and_images_can_be_finished(
+    undisturbed: Gallery, tmp_path: Path
+) -> None:
+    gallery = small_gallery(tmp_path / "g")
+    command = [sys.executable, "-m", "tests.retrieval.gallery_processes", "2", gallery.uri]
+    assert subprocess.run(command, cwd=ROOT, check=False, timeout=120).returncode == -signal.SIGKILL
+    assert Gallery.open(gallery.uri).n_captions() == undisturbed.n_captions()
+    assert len(Gallery.open(gallery.uri)) == 12
+    check_what_a_kill_left(gallery.uri)
+    add_batch(Gallery.open(gallery.uri))
+    for found, expected in zip(content(Gallery.open(gallery.uri)), content(undisturbed), strict=True):
+        assert found.equals(expected)
+
+
+def test_the_next_writer_removes_captions_that_a_kill_left_without_a_image(tmp_path: Path) -> None:
+    gallery = small_gallery(tmp_path / "g")
+    captions = LanceStore.open(gallery.uri, CAPTIONS)
+    assert captions is not None
+    captions.append(caption_rows(identity(), [("never", "an orphan")], vectors(1)))
+    gallery = Gallery.open(gallery.uri)
+    assert gallery.n_captions() == 25
+    assert "an orphan" not in {hit.caption for hit in gallery.nearest_captions(vectors(1), 100)[0]}
+    with gallery.writing():
+        pass
+    assert gallery.n_captions() == Gallery.open(gallery.uri).n_captions() == 24
+
+
+def test_replacing_and_removing_takes_captions_along(tmp_path: Path) -> None:
+    gallery = small_gallery(tmp_path / "g")
+    images, captions = small_rows(identity())
+    with gallery.writing() as writer:
+        writer.remove(["p0", "p1"])
+        writer.add(images.slice(2, 1), captions.slice(4, 1))
+        writer.add(images.slice(3, 1))  # its captions stay
+        writer.add(images.slice(4, 1), captions.slice(0, 0))
+    said = LanceStore.open(gallery.uri, CAPTIONS)
+    assert said is not None
+    owners = said.scan(["image"]).column("image").to_pylist()
+    assert {name: owners.count(name) for name in ("p0", "p1", "p2", "p3", "p4", "p5")} == {
+        "p0": 0, "p1": 0, "p2": 1, "p3": 2, "p4": 0, "p5": 2,
+    }  # fmt: skip
+    order = [*(f"p{row}" for row in range(5, 12)), "p2", "p3", "p4"]
+    assert gallery.table(["id"]).column("id").to_pylist() == order
+
+
+def test_what_is_known_is_told_without_what_is_large(tmp_path: Path) -> None:
+    gallery = small_gallery(tmp_path / "g")
+    with gallery.writing() as writer:
+        known = writer.known()
+    assert {"id", "content", "label_colour", "confidence_class"} <= set(known.column_names)
+    assert not {"vector", "thumbnail"} & set(known.column_names)
+    assert known.num_rows == 12
+
+
+@pytest.mark.parametrize("broken", [np.nan, 0.0, 2.0])
+def test_a_vector_that_is_not_of_unit_length_is_refused(tmp_path: Path, broken: float) -> None:
+    gallery = small_gallery(tmp_path / "g")
+    matrix = vectors(3)
+    matrix[1] *= broken
+    with pytest.raises(UserError, match="image 'b': its vector has the length"), gallery.writing() as writer:
+        writer.add(image_rows(identity(), ["a", "b", "c"], matrix))
+    assert len(Gallery.open(gallery.uri)) == 12
+
+
+def test_rows_that_do_not_belong_are_refused(tmp_path: Path) -> None:
+    gallery = small_gallery(tmp_path / "g")
+    good = image_rows(identity(), ["a", "b"], vectors(2))
+    with gallery.writing() as writer:
+        with pytest.raises(ValueError, match="an id is there twice"):
+            writer.add(image_rows(identity(), ["a", "a"], vectors(2)))
+        with pytest.raises(ValueError, match="'caption'"):
+            writer.add(good.drop_columns(["caption"]))
+        with pytest.raises(ValueError, match="of 'elsewhere'"):
+            writer.add(good, caption_rows(identity(), [("elsewhere", "x")], vectors(1)))
+        with pytest.raises(UserError, match="no image 'nobody'"):
+            writer.remove(["p0", "nobody"])
+    assert len(Gallery.open(gallery.uri)) == 12
+    silent = small_gallery(tmp_path / "silent", encodes_text=False)
+    with silent.writing() as writer, pytest.raises(ValueError, match="encodes no texts"):
+        writer.add(image_rows(silent.identity, ["a"], vectors(1)), caption_rows(identity(), [("a", "x")], vectors(1)))
+
+
+CONDITIONS = [f"`predicted_class` = '{name}'" for name in CLASSES] + [
+    f"`confidence_colour` > {0.4 + 0.05 * row:.2f}" for row in range(12)
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A gallery whose rows are not in the order of their row ids: the first was written anew."""
+    folder = tmp_path_factory.mktemp("filtered") / "g"
+    gallery = small_gallery(folder)
+    with gallery.writing() as writer:
+        rows = gallery.rows(["p0"], [*writer.known().column_names, "vector", "thumbnail"])
+        writer.add(rows)
+    return folder
+
+
+@pytest.fixture
+def store(folder: Path) -> Store:
+    store = open_store(str(folder), "images")
+    assert store is not None
+    return store
+
+
+def test_rows_and_places_are_those_of_a_scan(store: Store) -> None:
+    rows = FilteredRows(store)
+    ids = store.scan(["id"]).column("id").to_pylist()
+    for condition in CONDITIONS:
+        found = store.scan(["id"], condition)
+        assert rows.row_ids(condition).tolist() == found.column(ROW_ID).to_pylist()
+        assert [ids[place] for place in rows.places(condition).tolist()] == found.column("id").to_pylist()
+    assert rows.places("").tolist() == list(range(12))
+
+
+def test_the_last_filters_are_kept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, scan = FilteredRows(store), store.scan
+    scans: list[str] = []
+
+    def counted(columns: Sequence[str], where: str = "") -> pa.Table:
+        scans.append(where)
+        return scan(columns, where)
+
+    monkeypatch.setattr(store, "scan", counted)
+    for condition in (*CONDITIONS[:3], *CONDITIONS[:3]):
+        rows.row_ids(condition)
+    assert scans == CONDITIONS[:3]
+    for condition in CONDITIONS:
+        rows.row_ids(condition)
+    rows.row_ids(CONDITIONS[0])
+    assert scans.count(CONDITIONS[0]) == 2  # pushed out by the others, and looked up again
+
+
+def test_a_new_revision_is_looked_up_anew(folder: Path, tmp_path: Path) -> None:
+    gallery = small_gallery(tmp_path / "g")
+    assert len(gallery.places("class = 'bag'")) == 3
+    with gallery.writing() as writer:
+        writer.remove(["p0"])
+    assert len(gallery.places("class = 'bag'")) == 2
+
+
+def test_from_many_threads(store: Store) -> None:
+    rows = FilteredRows(store)
+    expected = [store.scan(["id"], condition).num_rows for condition in CONDITIONS]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda number: len(rows.row_ids(CONDITIONS[number % len(CONDITIONS)])), range(200)))
+    assert found == [expected[number % len(CONDITIONS)] for number in range(200)]
+
+
+@pytest.mark.parametrize("ranker", ["clip", "tfidf", "hybrid"])
+def test_places_filter_as_the_filter_itself(folder: Path, ranker: str) -> None:
+    gallery = Gallery.open(str(folder))
+    where = "colour = 'black'"
+    query = [Query(like="p5")]
+    by_filter = Searcher(gallery).rank_all(query, 12, ranker, where)  # type: ignore[arg-type]
+    by_places = Searcher(gallery).rank_all(query, 12, ranker, gallery.places(where))  # type: ignore[arg-type]
+    assert by_places == by_filter
+    assert len(by_places[0].hits) > 3
+
+
+def test_nearest_among_no_places(folder: Path) -> None:
+    gallery = Gallery.open(str(folder))
+    vector = meaning_vector("bag")[None]
+    assert gallery.nearest(vector, 3, np.zeros(0, np.int64)) == [[]]
+    assert [hit.id for hit in gallery.nearest(vector, 3, np.array([5, 2]))[0]] == ["p3", "p6"]
+    with pytest.raises(UserError, match="filter"):
+        gallery.places("colour = ")

@@ -9,10 +9,10 @@ import pytest
 
 from retrieval.gallery import Gallery
 from retrieval.search.vectors import VectorFile, open_vectors
-from tests.fakes_models import write_clip
-from tests.forks import run_program
 from tests.retrieval.killed_indexing import CHUNK, COUNT, STAGES
-from tests.retrieval.photos import SIDE, rows_of, write_photos
+from tests.support.forks import run_program
+from tests.support.galleries import SIDE, rows_of, write_photos
+from tests.support.models import write_clip
 from vitrail.errors import UserError
 
 WITHOUT_GALLERY = {"before_the_captions_table", "between_the_tables"}

@@ -10,7 +10,7 @@ import pytest
 
 from retrieval.__main__ import main
 from retrieval.gallery import Gallery
-from tests.retrieval.small_gallery import identity, image_rows, small_gallery, vectors
+from tests.support.galleries import identity, image_rows, small_gallery, vectors
 
 ROOT = Path(__file__).parents[2]
 

@@ -15,7 +15,7 @@ from app.state.context import AppContext
 from app.state.galleries import ServedGallery
 from app.tabs.explore import CLASSES, COLOURS, GRID, MAP, MISTAKES, ONE, VIEWS, Asked, Explored, View, from_query
 from tests.app.explored_gallery import N, explored_gallery
-from tests.retrieval.small_gallery import small_gallery
+from tests.support.galleries import small_gallery
 from vitrail.errors import UserError
 
 

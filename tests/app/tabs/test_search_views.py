@@ -11,7 +11,7 @@ from app.logic.search import Request, Result, ResultPage, Searching
 from app.state.context import AppContext
 from app.tabs.search import address_of, asked, cards_of, details_html, from_address, said_html, wrong_html
 from retrieval.search.searcher import Query
-from tests.app.meaning_run import MeaningRun, served_small
+from tests.support.galleries import MeaningRun, served_small
 from vitrail.errors import UserError
 
 HOSTILE = "<img src=x onerror=alert(1)> \"'&"

@@ -22,8 +22,7 @@ from datamodules.products import Products
 from datamodules.table import SampleTable
 from datamodules.wares import Wares
 from datamodules.wares.render import WareSpec, draw_ware
-from tests.datamodules.noise import Noise, frame
-from tests.fakes import write_products
+from tests.support.data import Noise, frame, write_products
 from vitrail.errors import UserError
 
 DATA = Path(os.environ.get("VITRAIL_DATA", ""))

@@ -20,7 +20,7 @@ from datamodules.checks.audit import (
 )
 from datamodules.image_folder import UnlabeledFolder
 from datamodules.wares import Wares
-from tests.datamodules.noise import Noise
+from tests.support.data import Noise
 
 
 @pytest.fixture

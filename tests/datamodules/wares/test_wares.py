@@ -10,7 +10,7 @@ import torch
 from datamodules import wares
 from datamodules.wares import Wares, ware_spec
 from datamodules.wares.render import COLOURS, CONDITIONS, KINDS, MATERIALS, MATERIALS_OF, draw_ware
-from tests.datamodules.from_yaml import from_yaml
+from tests.support.data import from_yaml
 from vitrail.errors import UserError
 
 SPLITS = ("train", "val", "test")

@@ -10,8 +10,8 @@ import pytest
 from evaluation.__main__ import main
 from evaluation.retrieval import METRICS, Row
 from retrieval.gallery import Gallery
-from tests.evaluation.perfect_encoder import PerfectEncoder
-from tests.retrieval.small_gallery import small_gallery
+from tests.support.galleries import small_gallery
+from tests.support.models import PerfectEncoder
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 
 from evaluation.__main__ import main
 from evaluation.retrieval import Row, report_rows, write_report
-from tests.evaluation.test_retrieval_report import answers
+from tests.evaluation.test_retrieval import answers
 
 
 @pytest.fixture

@@ -1,3 +1,5 @@
+""""""
+
 from __future__ import annotations
 
 import shutil
@@ -9,13 +11,13 @@ import pytest
 import torch
 
 from evaluation.__main__ import main
-from evaluation.weights.wise_ft import Mixture, best_mixture, rich_table, sweep
+from evaluation.weights.wise_ft import Mixture, best_mixture, interpolated_weights, rich_table, sweep
 from evaluation.weights.zero_shot import finetuning_cost
 from experiments.train.cli import main as experiments
 from lightning_modules.checkpoint import load_task, read_checkpoint
 from tests.experiments.plain_figures import plain_figures
-from tests.fakes_flowers import write_flowers
-from tests.fakes_models import write_clip
+from tests.support.data import write_flowers
+from tests.support.models import pair_batch, tiny_pair, write_clip
 from vitrail.errors import UserError
 
 CONFIG = """
@@ -141,3 +143,38 @@ def test_shares_out_of_range_and_missing_files_are_refused(
     task: Any = None
     with pytest.raises(UserError, match="alphas"):
         list(sweep(task, {}, {}, task, alphas=(-0.1,), base_classes=0))
+
+
+def test_the_ends_are_the_models_and_the_middle_is_between() -> None:
+    start, end = (
+        {"w": torch.tensor([0.0, 2.0]), "n": torch.tensor(3)},
+        {"w": torch.tensor([1.0, 4.0]), "n": torch.tensor(5)},
+    )
+    assert torch.equal(interpolated_weights(start, end, 0.0)["w"], start["w"])
+    assert torch.equal(interpolated_weights(start, end, 1.0)["w"], end["w"])
+    assert torch.equal(interpolated_weights(start, end, 0.25)["w"], torch.tensor([0.25, 2.5]))
+    assert interpolated_weights(start, end, 0.25)["n"] == 5
+
+
+@torch.no_grad()
+def test_an_adapter_is_scaled_as_its_product(tmp_path: Path) -> None:
+    task = tiny_pair(tmp_path, lora={"rank": 2, "alpha": 2}).eval()
+    start = {name: value.clone() for name, value in task.state_dict().items()}
+    generator = torch.Generator().manual_seed(0)
+    end = {
+        name: torch.randn(value.shape, generator=generator) if "lora_" in name else value
+        for name, value in start.items()
+    }
+    key = next(name for name in start if name.endswith("lora_B.default.weight"))
+    adapter = key.removesuffix("lora_B.default.weight") + "lora_A.default.weight"
+    half = interpolated_weights(start, end, 0.5)
+    torch.testing.assert_close(half[key] @ half[adapter], 0.5 * end[key] @ end[adapter])
+    task.load_state_dict(interpolated_weights(start, end, 0.0))
+    plain = tiny_pair(tmp_path).eval()
+    image = pair_batch([1, 2])["image"]
+    torch.testing.assert_close(task.encode_image(image), plain.encode_image(image))
+
+
+def test_weights_of_another_model_are_refused() -> None:
+    with pytest.raises(UserError, match=r"1 of another shape \(a is "):
+        interpolated_weights({"a": torch.zeros(2)}, {"a": torch.zeros(3)}, 0.5)

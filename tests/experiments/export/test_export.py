@@ -12,7 +12,7 @@ from experiments.export import graphs as export_graphs
 from experiments.export import main
 from experiments.export.weights import read_weights
 from lightning_modules.checkpoint import load_task
-from tests.experiments.exports import exported, flowers_onnx, products_onnx, products_run
+from tests.support.runs import exported, flowers_onnx, products_onnx, products_run
 from vitrail.predictions import read_predictions
 
 

@@ -20,7 +20,7 @@ from datamodules.loading.decode import read_image
 from datamodules.loading.transforms import eval_transform
 from experiments.export.predict_onnx import Model, PredictError, main, prepared
 from lightning_modules.checkpoint import load_task
-from tests.experiments.exports import data_of, flowers_onnx, flowers_run, products_onnx, products_run
+from tests.support.runs import data_of, flowers_onnx, flowers_run, products_onnx, products_run
 from vitrail.predictions import read_predictions
 
 ALONE = """

@@ -1,4 +1,9 @@
-"""Results on generated images: runs in this process, and a README of their own."""
+"""Results on generated images: runs in this process, and a README of their own.
+
+Tests of the file that says how results are made: mistakes in it, and the project's own.
+
+Commands in processes of their own.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +16,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import yaml
 
 from evaluation.tables.summary import markdown_table, summarise_run
-from experiments.launch.results import find_run, main
+from experiments.launch.results import FILE, find_run, main, read_results, run_process
 from tests.experiments.conftest import TINY
 from tests.experiments.results_commands import FIT, ROOT, InProcess, refuses
 
@@ -258,3 +264,56 @@ def test_a_killed_command_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     stages = json.loads((run / "run.json").read_text())["stages"]
     assert [stage["exit"] for stage in stages if stage["stage"] == "fit"][1:] == ["finished"]
     assert f"| tiny/{run.name} |" in part(tmp_path / "README.md", "pair")
+
+
+TABLE = {"t": {"command": "python -m evaluation summary {one}"}}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"run": {}}, "unknown key 'run'"),
+        ({"runs": {"one": {"command": FIT}}}, "tables: is empty"),
+        ({"runs": {"one": {"command": FIT, "seeds": 1}}, "tables": TABLE}, "runs.one: unknown key 'seeds'"),
+        ({"runs": {"one": {"command": "python train.py --config x"}}, "tables": TABLE}, "runs.one.command: must be"),
+        ({"runs": {"one": {"command": "python -m experiments fit -x"}}, "tables": TABLE}, "neither --config nor"),
+        ({"runs": {"one": {"command": "python -m evaluation summary x"}}, "tables": TABLE}, "must begin with"),
+        ({"runs": {"one": {"command": FIT, "for": {"fold": [1, 2]}}}, "tables": TABLE}, "would all be the same"),
+        ({"runs": {"one": {"command": f"{FIT} {{two}}"}}, "tables": TABLE}, "{two} is the name of no run before it"),
+        ({"runs": {"one": {"command": FIT, "then": [{"command": "x"}]}}, "tables": TABLE}, "then[0]: needs command:"),
+        ({"runs": {"two": {"command": FIT}}, "tables": TABLE}, "{one} is the name of no run"),
+    ],
+)
+def test_mistakes_in_the_file_are_told(
+    content: dict[str, object], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(content))
+    assert main([str(tmp_path / "wrong.yaml")], refuses) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_the_projects_own_file_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    file = read_results(FILE)
+    commands = [entry.command for entry in file.entries.values()] + [table.command for table in file.tables.values()]
+    configs = [after for command in commands for token, after in pairwise(command) if token == "--config"]
+    assert configs
+    assert all(Path(config).is_file() for config in configs)
+    used = {entry.name for table in file.tables.values() for entry in file.entries_of(table.command)}
+    assert set(file.entries) - used <= {"flickr8k_regnetx_minilm"}
+
+
+def test_a_process_ends_when_asked_to(tmp_path: Path) -> None:
+    stop, beats = threading.Event(), []
+
+    def beat() -> None:
+        beats.append(True)
+        stop.set()
+
+    assert (
+        run_process(["timeit", "-n1", "-r1", "import time; time.sleep(60)"], tmp_path / "a.log", stop, beat=beat) != 0
+    )
+    assert beats == [True]
+    assert run_process(["calendar", "2026", "1"], tmp_path / "b.log", threading.Event(), tmp_path / "b.out") == 0
+    assert "January 2026" in (tmp_path / "b.out").read_text()
+    assert (tmp_path / "b.log").read_text() == ""

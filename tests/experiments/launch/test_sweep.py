@@ -18,8 +18,9 @@ import pandas as pd
 import pytest
 import yaml
 
+from experiments.launch.study import Outcome
 from experiments.launch.sweep import main
-from experiments.launch.workers import Job, Outcome, Watch
+from experiments.launch.workers import Job, Watch
 from tests.experiments.launch.test_sweep_file import written
 
 ROOT = Path(__file__).parents[2]

@@ -1,15 +1,23 @@
-"""Sweep files: those that are shipped, as this reader and W&B's client take them, and mistakes in others."""
+"""Sweep files: those that are shipped, as this reader and W&B's client take them, and mistakes in others.
+
+What a sweep draws, against scipy's distributions.
+"""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import optuna
 import pytest
 import yaml
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from scipy import stats
 from wandb.sdk.launch.sweeps import utils as wandb_sweeps
 
-from experiments.launch.sweep_file import Metric, read_sweep
+from experiments.launch.sweep_file import Metric, Parameter, parse_parameters, read_sweep
 from vitrail.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -133,3 +141,130 @@ def test_a_file_that_is_no_sweep_is_told(tmp_path: Path, text: str, said: str) -
         read_sweep(path)
     with pytest.raises(UserError, match="No such file"):
         read_sweep(tmp_path / "absent.yaml")
+
+
+DRAWS = 600
+LOW, HIGH = 1e-4, 1e-1
+LOGS = stats.loguniform(LOW, HIGH)
+
+
+def parsed(**entry: Any) -> Parameter:
+    [parameter] = parse_parameters({"model.lr": entry})
+    return parameter
+
+
+def drawn(parameter: Parameter, count: int = DRAWS) -> list[Any]:
+    """Values as random search draws them."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=7))
+    distribution: BaseDistribution = parameter.distribution()
+    return [parameter.value(study.ask({parameter.name: distribution}).params[parameter.name]) for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("entry", "oracle"),
+    [
+        ({"min": 0.5, "max": 2.0}, stats.uniform(0.5, 1.5)),
+        ({"distribution": "uniform", "min": -1, "max": 1}, stats.uniform(-1, 2)),
+        ({"distribution": "log_uniform_values", "min": LOW, "max": HIGH}, LOGS),
+        ({"distribution": "inv_log_uniform_values", "min": LOW, "max": HIGH}, LOGS),
+        ({"distribution": "normal", "mu": 3.0, "sigma": 0.5}, stats.norm(3.0, 0.5)),
+        ({"distribution": "normal"}, stats.norm(0, 1)),
+        ({"distribution": "log_normal", "mu": -5.0, "sigma": 0.7}, stats.lognorm(s=0.7, scale=math.exp(-5))),
+        ({"distribution": "beta", "a": 2, "b": 5}, stats.beta(2, 5)),
+    ],
+    ids=lambda value: value.get("distribution", "inferred") if isinstance(value, dict) else "",
+)
+def test_continuous_distributions_are_those_of_scipy(entry: dict[str, Any], oracle: Any) -> None:
+    values = drawn(parsed(**entry))
+    assert stats.kstest(values, oracle.cdf).pvalue > 0.01
+    # The test can tell: the values of another distribution do not pass.
+    assert stats.kstest([value * 1.5 for value in values], oracle.cdf).pvalue < 0.01
+
+
+@pytest.mark.parametrize(
+    ("entry", "oracle"),
+    [
+        ({"distribution": "q_uniform", "min": 0.0, "max": 1.0, "q": 0.25}, stats.uniform(0, 1)),
+        ({"distribution": "q_log_uniform_values", "min": 8, "max": 512, "q": 8}, stats.loguniform(8, 512)),
+        ({"distribution": "q_normal", "mu": 10.0, "sigma": 4.0}, stats.norm(10, 4)),
+        ({"distribution": "q_log_normal", "mu": 2.0, "sigma": 0.5, "q": 2}, stats.lognorm(s=0.5, scale=math.exp(2))),
+        ({"distribution": "q_beta", "a": 2, "b": 2, "q": 0.1}, stats.beta(2, 2)),
+    ],
+    ids=lambda value: value["distribution"] if isinstance(value, dict) else "",
+)
+def test_quantised_distributions_have_the_mass_of_each_step(entry: dict[str, Any], oracle: Any) -> None:
+    step = entry.get("q", 1)
+    values = drawn(parsed(**entry))
+    for multiple in sorted(set(values)):
+        assert multiple == pytest.approx(round(multiple / step) * step)
+        expected = oracle.cdf(multiple + step / 2) - oracle.cdf(multiple - step / 2)
+        assert values.count(multiple) / DRAWS == pytest.approx(expected, abs=0.06), multiple
+    assert all(isinstance(value, int) for value in values) == isinstance(step, int)
+    assert str(drawn(parsed(distribution="q_uniform", min=0.0, max=1.0, q=0.1), 50)).count("00000") == 0
+
+
+def test_choices_keep_their_types_and_weights() -> None:
+    choices = [True, 1, [1, 2], {"class": 1.0}, "none"]
+    values = drawn(parsed(values=choices), 100)
+    assert {repr(value) for value in values} == {repr(choice) for choice in choices}
+    weighted = drawn(parsed(values=["a", "b", "c"], probabilities=[0.7, 0.3, 0.0]))
+    assert weighted.count("a") / DRAWS == pytest.approx(0.7, abs=0.05)
+    assert "c" not in weighted
+    assert parsed(values=["a", "b"], probabilities=[1.0, 0.0]).value(1.0) == "a"
+
+
+def test_the_distribution_is_inferred_as_the_client_does() -> None:
+    assert isinstance(parsed(min=1, max=8).distribution(), IntDistribution)
+    assert set(drawn(parsed(min=1, max=3), 50)) == {1, 2, 3}
+    assert isinstance(parsed(values=[1, 2]).distribution(), CategoricalDistribution)
+    assert parsed(value=3).is_constant
+    with pytest.raises(UserError, match=r"min 1 and max 2\.0 must both"):
+        parsed(min=1, max=2.0)
+
+
+def test_a_grid_needs_values_and_knows_whole_numbers() -> None:
+    assert parsed(values=[0.1, 0.2]).grid() == [0.1, 0.2]
+    assert parsed(min=2, max=4).grid() == [2, 3, 4]
+    assert parsed(distribution="q_uniform", min=0.0, max=0.3, q=0.1).grid() == [0.0, 0.1, 0.2, 0.3]
+    with pytest.raises(UserError, match=r"parameters\.model\.lr: a grid needs `values:`, got a uniform"):
+        parsed(min=0.0, max=1.0).grid()
+    with pytest.raises(UserError, match="a grid of 1000001 values"):
+        parsed(min=0, max=1_000_000).grid()
+
+
+def test_the_ends_of_a_distribution_without_ends_are_finite() -> None:
+    bell = parsed(distribution="log_normal")
+    distribution = bell.distribution()
+    assert isinstance(distribution, optuna.distributions.FloatDistribution)
+    ends = [bell.value(end) for end in (distribution.low, distribution.high)]
+    assert np.isfinite(ends).all()
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({}, "parameters: must name at least one"),
+        ({"model lr": {"value": 1}}, "no key of the command line"),
+        ({"model.lr": 0.1}, r"parameters\.model\.lr: must hold value:"),
+        ({"model.lr": {"min": 1.0}}, "needs value:, values:"),
+        ({"model": {"parameters": {"lr": {"value": 1}}}}, r"write dotted keys instead, such as model\.lr"),
+        ({"model.lr": {"distribution": "gamma"}}, "'gamma' is none of constant"),
+        ({"model.lr": {"distribution": "log_uniform", "min": 0, "max": 1}}, "use log_uniform_values"),
+        ({"model.lr": {"distribution": "uniform", "min": 0.0}}, r"parameters\.model\.lr\.max: is missing"),
+        ({"model.lr": {"values": [1], "q": 2}}, r"parameters\.model\.lr\.q: a categorical distribution has no such"),
+        ({"model.lr": {"values": []}}, "at least one value"),
+        ({"model.lr": {"value": None}}, "the text 'None'"),
+        ({"model.lr": {"values": [{"a": [None]}]}}, "the text 'None'"),
+        ({"model.lr": {"values": [1, 2], "probabilities": [1.0]}}, "a list of 2 numbers"),
+        ({"model.lr": {"values": [1, 2], "probabilities": [0.5, 0.6]}}, "sum to 1, got 1.1"),
+        ({"model.lr": {"min": "1e-5", "max": 0.1}}, r"wants a decimal point: 1\.0e-5"),
+        ({"model.lr": {"min": True, "max": 2}}, "must be a number, got True"),
+        ({"model.lr": {"min": 2, "max": 2}}, "min 2 must be less than max 2"),
+        ({"model.lr": {"distribution": "log_uniform_values", "min": 0.0, "max": 1.0}}, "above 0 on a logarithmic"),
+        ({"model.lr": {"distribution": "q_normal", "q": 0}}, r"\.q: must be above 0"),
+        ({"model.lr": {"distribution": "int_uniform", "min": 0.5, "max": 2}}, "needs integers, got 0.5"),
+    ],
+)
+def test_mistakes_name_the_key(section: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        parse_parameters(section)

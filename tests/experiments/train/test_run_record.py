@@ -20,10 +20,17 @@ from lightning_modules.base import VisionTask
 from lightning_modules.checkpoint import load_task
 from lightning_modules.dual_encoder import DualEncoder
 from lightning_modules.ensemble import Ensemble
-from tests.fakes_models import write_bert, write_clip
-from tests.lightning_modules.tiny import TinyData, tiny_classifier
-from tests.lightning_modules.tiny_answers import tiny_answerer
-from tests.lightning_modules.tiny_pairs import CLASSES, PROMPTS, TinyPairs, tiny_pair
+from tests.lightning_modules.generative.tiny_answers import tiny_answerer
+from tests.support.models import (
+    CLASSES,
+    PROMPTS,
+    TinyData,
+    TinyPairs,
+    tiny_classifier,
+    tiny_pair,
+    write_bert,
+    write_clip,
+)
 
 
 def record_of(directory: Path, model: BoringModel, seed: int = 1, stage: str = "fit") -> dict[str, Any]:

@@ -19,8 +19,7 @@ from lightning_modules.encoders.dual import build_towers
 from lightning_modules.encoders.image import ImageEncoder
 from lightning_modules.encoders.image_processing import image_processor, preprocessing_of, statistics_of
 from lightning_modules.generative.weights import image_statistics
-from tests.fakes_models import write_clip, write_qwen2_vl, write_siglip
-from tests.lightning_modules.tiny import tiny_trainer
+from tests.support.models import tiny_trainer, write_clip, write_qwen2_vl, write_siglip
 from vitrail.errors import UserError
 
 SIDE = 32

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lightning_modules.encoders.dual import Towers, build_towers
-from tests.fakes_models import TEXTS, write_bert, write_clip, write_siglip
+from tests.support.models import TEXTS, write_bert, write_clip, write_siglip
 from vitrail.errors import UserError
 
 

@@ -16,9 +16,8 @@ from evaluation.cost.efficiency import count
 from lightning_modules.checkpoint import load_task
 from lightning_modules.generative import GenerativeClassifier
 from lightning_modules.metrics import predicted_classes
-from tests.fakes_models import write_qwen2_vl
-from tests.lightning_modules.tiny import TinyData, tiny_trainer
-from tests.lightning_modules.tiny_answers import LABELS, QUESTIONS, SIZE, TEXTS, images, tiny_answerer
+from tests.lightning_modules.generative.tiny_answers import LABELS, QUESTIONS, SIZE, TEXTS, images, tiny_answerer
+from tests.support.models import TinyData, tiny_trainer, write_qwen2_vl
 from vitrail.errors import UserError
 from vitrail.types import UNKNOWN, Batch
 

@@ -1,0 +1,214 @@
+""""""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from app.logic.search import ALPHA, FEWEST, Request, ResultPage, Searching, WeakMatches
+from app.state.context import AppContext, Limits
+from retrieval.search.searcher import MAX_CHARACTERS, Query, Ranker, Searcher
+from tests.support.galleries import SHOWN, MeaningRun, meaning_vector, served_small
+from vitrail.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory: pytest.TempPathFactory) -> AppContext:
+    """A dual encoder's gallery, a classifier's, and one of a dual encoder that predicts nothing and is not served."""
+    folder, run = tmp_path_factory.mktemp("galleries"), MeaningRun()
+    galleries = [
+        served_small(folder / "both", "both", run),
+        served_small(folder / "classifier", "classifier", run, encodes_text=False),
+        served_small(folder / "silent", "silent", predicts={}, labels=[]),
+    ]
+    return AppContext({}, {gallery.name: gallery for gallery in galleries}, Limits(results=20, offset=40))
+
+
+@pytest.fixture(scope="module")
+def searching(context: AppContext) -> Searching:
+    return Searching(context)
+
+
+def text(said: str, gallery: str = "both", **options: object) -> Request:
+    return dataclasses.replace(Request(gallery, Query(text=said)), **options)  # type: ignore[arg-type]
+
+
+def ids(page: ResultPage) -> list[str]:
+    return [result.sample_id for result in page.results]
+
+
+def test_scores_are_those_of_a_comparison_with_every_image(context: AppContext, searching: Searching) -> None:
+    page = searching.search(text("blue leather bag", count=5))
+    everything = [f"p{row}" for row in range(len(SHOWN))]
+    cosines = context.galleries["both"].gallery.vectors(everything) @ meaning_vector("blue", "leather", "bag")
+    best = np.argsort(-cosines)[:5]
+    assert ids(page) == [everything[row] for row in best]
+    assert [result.score for result in page.results] == pytest.approx(cosines[best].tolist(), abs=1e-6)
+    assert page.top == pytest.approx(float(cosines.max()), abs=1e-6)
+    assert page.mean == pytest.approx(float(cosines[best].mean()), abs=1e-6)
+    assert SHOWN[int(ids(page)[0][1:])] == ("bag", "blue", "leather")
+    assert page.results[0].row["predicted_colour"] == "blue"
+    assert (page.ranker, page.fitting, page.more) == ("clip", 12, True)
+
+
+@pytest.mark.parametrize("ranker", ["clip", "tfidf", "hybrid"])
+@pytest.mark.parametrize("filters", [{}, {"colour": ["black"]}])
+def test_pages_together_are_the_whole_ranking(
+    context: AppContext, searching: Searching, ranker: Ranker, filters: dict[str, list[str]]
+) -> None:
+    run: Any = MeaningRun()
+    where = " OR ".join(f"{name} = '{value}'" for name, values in filters.items() for value in values)
+    searcher = Searcher(context.galleries["both"].gallery, lambda: run)
+    whole = searcher.search(Query(text="black plastic bottle"), 12, ranker, where)
+    found: list[tuple[str, float]] = []
+    request = text("black plastic bottle", ranker=ranker, filters=filters, count=5)
+    for number in (1, 2, 3):
+        page = searching.search(dataclasses.replace(request, page=number))
+        assert [result.rank for result in page.results] == list(
+            range(len(found) + 1, len(found) + len(page.results) + 1)
+        )
+        found += [(result.sample_id, result.score) for result in page.results]
+        assert page.more == (len(found) < len(whole.hits))
+        assert page.top == pytest.approx(whole.hits[0].score)
+    assert [name for name, _ in found] == [hit.id for hit in whole.hits]
+    assert [score for _, score in found] == pytest.approx([hit.score for hit in whole.hits])
+
+
+def test_filters_are_those_of_the_filter_language(context: AppContext, searching: Searching) -> None:
+    filters = {"class": ["bag", "sneakers"], "colour": ["blue"], "split": ["test"], "material": []}
+    page = searching.search(text("bag", filters=filters))
+    where = "class IN ('bag', 'sneakers') AND colour = 'blue' AND split = 'test'"
+    fitting = context.galleries["both"].gallery.table(["id"], where).column("id").to_pylist()
+    assert sorted(ids(page)) == sorted(fitting)
+    assert page.fitting == len(fitting) > 0
+
+
+def test_nothing_fits(searching: Searching) -> None:
+    # Image 3 is a bag that the model takes for sneakers; no bag is in the split of those left.
+    page = searching.search(
+        text("bag", filters={"class": ["bag"], "colour": ["blue"], "split": ["val"], "material": ["leather"]})
+    )
+    assert (page.results, page.fitting, page.top, page.mean, page.more) == ([], 0, None, None, False)
+
+
+@pytest.mark.parametrize(
+    ("filters", "said"),
+    [
+        ({"colour": ["green"]}, "filter colour: no image has 'green'"),
+        ({"colour": ["blue' OR 'a' = 'a"]}, "no image has"),
+        ({"path": ["x"]}, "can be filtered by class, colour, material, split"),
+        ({"x" * 500: ["x"]}, "can be filtered by"),
+    ],
+)
+def test_filters_that_there_are_not(searching: Searching, filters: dict[str, list[str]], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        searching.search(text("bag", filters=filters))
+
+
+def test_like_a_image_of_the_gallery(searching: Searching) -> None:
+    page = searching.search(Request("both", Query(like="p5"), count=3))
+    assert "p5" not in ids(page)
+    shared = [len(set(SHOWN[5]) & set(SHOWN[int(name[1:])])) for name in ids(page)]
+    assert shared == [2, 2, 2]
+    with pytest.raises(UserError, match="there is no image 'p99'"):
+        searching.search(Request("both", Query(like="p99")))
+
+
+def test_a_image_from_outside(searching: Searching, tmp_path: Path) -> None:
+    Image.new("RGB", (20, 20), "blue").save(tmp_path / "sky.png")
+    page = searching.search(Request("both", Query(image=tmp_path / "sky.png"), count=6))
+    assert [SHOWN[int(name[1:])][1] for name in ids(page)] == ["blue"] * 6
+    (tmp_path / "no.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"no\.png"):
+        searching.search(Request("both", Query(image=tmp_path / "no.png")))
+    with pytest.raises(UserError, match="an image from outside has no words; choose vectors"):
+        searching.search(Request("both", Query(image=tmp_path / "sky.png"), ranker="tfidf"))
+
+
+def test_unknown_words_are_said(searching: Searching) -> None:
+    by_words = searching.search(text("blue giraffe", ranker="tfidf"))
+    assert by_words.notes == ["no image has the word 'giraffe' or one that ends so"]
+    by_vectors = searching.search(text("blue giraffe"))
+    assert by_vectors.notes == ["the model's tokenizer does not know 'giraffe'"]
+    nothing = searching.search(text("giraffe"))
+    assert nothing.results == []
+    assert nothing.notes == ["the model's tokenizer knows nothing of the query: giraffe"]
+
+
+def test_who_can_rank(searching: Searching, context: AppContext) -> None:
+    assert searching.rankers("both", "text") == ["clip", "tfidf", "hybrid"]
+    assert searching.rankers("both", "image") == ["clip"]
+    assert searching.rankers("classifier", "text") == ["tfidf"]
+    assert searching.rankers("classifier", "like") == ["clip", "tfidf", "hybrid"]
+    assert searching.rankers("silent", "image") == []
+    assert list(searching.word_choices("both")) == ["predicted", "gallery:classifier", "label", "caption"]
+    assert list(searching.word_choices("silent")) == ["gallery:both", "gallery:classifier", "caption"]
+
+
+def test_a_classifiers_gallery_is_searched_by_words(searching: Searching) -> None:
+    page = searching.search(text("blue sneakers", "classifier", count=3))
+    assert page.ranker == "tfidf"
+    assert sorted(ids(page)) == ["p10", "p11", "p3"]  # the model takes p3 for sneakers
+
+
+def test_words_of_another_gallery(searching: Searching) -> None:
+    page = searching.search(text("blue bag", "silent", words="gallery:both", count=1))
+    assert page.ranker == "tfidf"
+    assert ids(page) == ["p2"]
+    own = searching.search(text("blue bag", "silent", words="caption", count=2))
+    assert {SHOWN[int(name[1:])][:2] for name in ids(own)} == {("bag", "blue")}
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        (text("bag", "nowhere"), "gallery 'nowhere': not served"),
+        (text("bag", ranker="best"), "ranker 'best': is unknown; choose one of vectors, words, both"),
+        (text("bag", "classifier", ranker="clip"), "does not read texts; choose words"),
+        (text("bag", "silent", ranker="clip"), "the run that made the gallery is not served; choose words"),
+        (text("bag", words="gallery:../.."), "has none of these"),
+        (text("bag", count=0), "choose 1 to 20"),
+        (text("bag", count=21), "choose 1 to 20"),
+        (text("bag", page=0), "page 0"),
+        (text("bag", page=4), "page 4: at most 40 results"),
+        (text("bag", page=10**30), "results can be leafed through"),
+    ],
+)
+def test_what_cannot_be_asked(searching: Searching, request_: Request, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        searching.search(request_)
+
+
+def test_queries_that_are_none() -> None:
+    for wrong in ("", "  \n", "x" * (MAX_CHARACTERS + 1), "\ud800"):
+        with pytest.raises(UserError):
+            Query(text=wrong)
+
+
+@pytest.mark.parametrize("count", [FEWEST, 50, 128])
+def test_as_many_captions_are_called_weak_as_promised(count: int) -> None:
+    # Captions and queries of one distribution: the share of weak ones is at most ALPHA, and not far below it.
+    rng = np.random.default_rng(count)
+    weak = [
+        bool(WeakMatches(rng.normal(size=count).astype(np.float32)).weakness(float(rng.normal()))) for _ in range(4000)
+    ]
+    largest = np.floor(ALPHA * (count + 1)) / (count + 1)
+    assert np.mean(weak) == pytest.approx(largest, abs=4 * np.sqrt(ALPHA / 4000))
+
+
+def test_the_p_value_is_said() -> None:
+    matches = WeakMatches(np.linspace(0.5, 0.9, 39).astype(np.float32))
+    assert "p = 0.025 beside 39" in matches.weakness(0.4)
+    assert "p = 0.050 beside 39" in matches.weakness(0.505)
+    assert matches.weakness(0.52) == ""
+
+
+def test_too_few_captions_say_nothing(tmp_path: Path) -> None:
+    # Twelve captions, and a gallery whose model is not served.
+    for name, run in (("few", MeaningRun()), ("alone", None)):
+        assert WeakMatches.of(served_small(tmp_path / name, run=run)).weakness(-1.0) == ""

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+
+from callbacks import EmbeddingExport
+from lightning_modules import load_task
+from retrieval.gallery import Gallery
+from tests.callbacks.gallery_processes import SIZE, TASKS, WORLDS
+from tests.support.forks import run_program
+from tests.support.galleries import rows_of
+from tests.support.runs import MadePhotos, TinyDualEncoder, TinyPairs, tiny_task, tiny_trainer
+from vitrail.errors import UserError
+
+TRAIN_AND_VAL = 58
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("processes")
+    run_program("tests.callbacks.gallery_processes", str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_one_process_stores_each_sample_once(folder: Path, name: str) -> None:
+    rows = rows_of(folder / "1" / name / "gallery")
+    # What was tested first, then what only predict has seen; each in the order of sample_id.
+    test = [f"photo {number}" for number in range(TRAIN_AND_VAL, TRAIN_AND_VAL + SIZE)]
+    assert rows.column("id").to_pylist() == test + [f"photo {number}" for number in range(TRAIN_AND_VAL)]
+    assert set(rows.column("split").to_pylist()) == {"train", "val", "test"}
+    assert all(rows.column("thumbnail").to_pylist())
+    assert ("predicted_class" in rows.column_names) == (name != "captioned")
+    assert ("predicted_colour" in rows.column_names) == (name == "multitask")
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("world", WORLDS[1:])
+@pytest.mark.parametrize("table", ["images", "captions"])
+def test_several_processes_store_the_same(folder: Path, name: str, world: int, table: str) -> None:
+    if (name, table) == ("multitask", "captions"):
+        assert not (folder / "1" / name / "gallery" / "captions.lance").exists()
+        return
+    alone = rows_of(folder / "1" / name / "gallery", table).to_pandas().drop(columns=["run"], errors="ignore")
+    together = rows_of(folder / str(world) / name / "gallery", table).to_pandas().drop(columns=["run"], errors="ignore")
+    assert len(alone) == {"captions": len(alone), "images": SIZE + TRAIN_AND_VAL}[table]
+    assert bool(len(alone)) == (table == "images" or name == "captioned")
+    for column in alone.columns:
+        mine, other = alone[column], together[column]
+        if column == "vector" and len(alone):
+            np.testing.assert_allclose(np.stack(mine), np.stack(other), atol=1e-5)
+        elif column.startswith("confidence_"):
+            np.testing.assert_allclose(mine, other, atol=1e-5)
+        else:
+            assert mine.to_list() == other.to_list(), column
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("name", TASKS)
+def test_no_shard_is_left(folder: Path, name: str, world: int) -> None:
+    assert not list((folder / str(world) / name / "embeddings").iterdir())
+
+
+def test_captions_are_of_their_images(folder: Path) -> None:
+    captions = rows_of(folder / "1" / "captioned" / "gallery", "captions").to_pylist()
+    # photo n has n % 3 + 1 captions, which name it.
+    assert len(captions) == sum(number % 3 + 1 for number in range(SIZE + TRAIN_AND_VAL))
+    assert all(entry["caption"].split()[1] == entry["image"].split()[1] for entry in captions)
+    assert len({entry["id"] for entry in captions}) == len(captions)
+
+
+def test_a_killed_test_leaves_whole_shards_that_the_next_one_removes(folder: Path) -> None:
+    assert (folder / "was_killed").exists()
+    assert (folder / "shards_of_the_killed").read_text() == "rank0-0.parquet"
+    finished = rows_of(folder / "killed" / "gallery").drop_columns(["run"])
+    assert finished.equals(rows_of(folder / "1" / "multitask" / "gallery").drop_columns(["run"]))
+    assert not list((folder / "killed" / "embeddings").iterdir())
+
+
+def test_gallery_holds_what_the_model_answers(tmp_path: Path) -> None:
+    task, data = tiny_task(), MadePhotos()
+    tiny_trainer(tmp_path, callbacks=[EmbeddingExport(chunk=5)]).test(task, datamodule=data, verbose=False)
+    rows = rows_of(tmp_path / "gallery")
+    assert rows.column("id").to_pylist() == [f"photo {number}" for number in range(34, 47)]
+    task.eval()
+    with torch.no_grad():
+        features = torch.cat([task.encoder(batch["image"]) for batch in data.eval_dataloader("test")])
+    np.testing.assert_allclose(rows.column("vector").to_pylist(), F.normalize(features, dim=1).numpy(), atol=1e-5)
+
+
+def test_weights_without_checkpoint_are_kept_for_searches(tmp_path: Path) -> None:
+    task = tiny_task()
+    tiny_trainer(tmp_path, callbacks=[EmbeddingExport()]).test(task, datamodule=MadePhotos(), verbose=False)
+    gallery = Gallery.open(str(tmp_path / "gallery"))
+    assert gallery.identity.run == str(tmp_path.resolve())
+    assert load_task(tmp_path / "checkpoints" / "best.ckpt").weights_digest() == gallery.identity.weights
+
+
+def test_run_is_that_of_the_checkpoint(tmp_path: Path) -> None:
+    first = tiny_trainer(tmp_path / "first", limit_train_batches=1)
+    first.fit(tiny_task(), datamodule=MadePhotos())
+    checkpoint = tmp_path / "first" / "checkpoints" / "best.ckpt"
+    first.save_checkpoint(checkpoint)
+    second = tiny_trainer(tmp_path / "second", callbacks=[EmbeddingExport(str(tmp_path / "gallery"))])
+    second.test(tiny_task(), datamodule=MadePhotos(), ckpt_path=checkpoint, weights_only=True, verbose=False)
+    assert Gallery.open(str(tmp_path / "gallery")).identity.run == str((tmp_path / "first").resolve())
+    assert not (tmp_path / "second" / "checkpoints").exists()
+
+
+def test_another_model_is_refused_before_it_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export, data = EmbeddingExport(str(tmp_path / "gallery")), MadePhotos()
+    tiny_trainer(tmp_path, callbacks=[export]).test(tiny_task(), datamodule=data, verbose=False)
+    other = tiny_task()
+    with torch.no_grad():
+        next(other.heads.parameters()).add_(0.1)
+    monkeypatch.setattr(other, "test_step", lambda *arguments: pytest.fail("it computes"))
+    with pytest.raises(UserError, match="name a new gallery"):
+        tiny_trainer(tmp_path / "other", callbacks=[export]).test(other, datamodule=data, verbose=False)
+
+
+def test_stages_are_chosen(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path, callbacks=[EmbeddingExport(splits=["predict"])])
+    trainer.test(tiny_task(), datamodule=MadePhotos(), verbose=False)
+    assert not (tmp_path / "gallery").exists()
+    trainer.predict(tiny_task(), datamodule=MadePhotos(), return_predictions=False)
+    assert len(Gallery.open(str(tmp_path / "gallery"))) == 13
+
+
+def test_fast_dev_run_writes_nothing(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path, callbacks=[EmbeddingExport()], fast_dev_run=True)
+    trainer.test(tiny_task(), datamodule=MadePhotos(), verbose=False)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"splits": ["exam"]}, "'exam' is none of test, predict"), ({"chunk": 0}, "chunk: is 0")],
+)
+def test_unfit_settings_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        EmbeddingExport(**arguments)
+
+
+def test_a_task_without_embeddings_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = tiny_task()
+    step = task.test_step
+
+    def without(batch: Any, batch_idx: int) -> Any:
+        return {key: value for key, value in step(batch, batch_idx).items() if key != "image_embedding"}
+
+    monkeypatch.setattr(task, "test_step", without)
+    trainer = tiny_trainer(tmp_path, callbacks=[EmbeddingExport()])
+    with pytest.raises(UserError, match="MultiTaskClassifier: its steps return no image_embedding"):
+        trainer.test(task, datamodule=MadePhotos(), verbose=False)
+
+
+def test_data_or_tasks_that_know_nothing_are_told(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path, callbacks=[EmbeddingExport()])
+    with pytest.raises(UserError, match="needs a DataModule that describes its images"):
+        trainer.test(TinyDualEncoder(), datamodule=TinyPairs(), verbose=False)
+
+    class Bare(LightningModule):
+        def test_step(self, batch: Any, batch_idx: int) -> None:
+            """Returns nothing."""
+
+    with pytest.raises(UserError, match="Bare yields no embeddings"):
+        trainer.test(Bare(), datamodule=MadePhotos(), verbose=False)

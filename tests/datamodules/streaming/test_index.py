@@ -1,0 +1,494 @@
+""""""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from datamodules.checks.verify import cache_directory
+from datamodules.streaming import index as tar_scan
+from datamodules.streaming.index import (
+    OTHERS_KEY,
+    StreamColumns,
+    index_parquet,
+    index_tars,
+    read_streams,
+    scanned,
+    stamp_of,
+)
+from datamodules.streaming.pack import pack
+from datamodules.streaming.shards import Shards
+from datamodules.table import SampleTable
+from tests.datamodules.streaming.shard_sets import encoded, served, source, write_tar
+from vitrail.errors import UserError
+from vitrail.types import UNKNOWN
+
+
+def parquet(path: Path, columns: Mapping[str, Any], features: Mapping[str, Any] | None = None) -> str:
+    """A shard with an image in each row, foreign to us but for the library's features where they are given."""
+    count = len(next(iter(columns.values())))
+    table = pa.table({"image": [encoded(row) for row in range(count)], **columns})
+    if features:
+        known = datasets.Features({"image": datasets.Value("binary"), **features})
+        table = table.cast(known.arrow_schema)
+    pq.write_table(table, path)
+    return str(path)
+
+
+def read(
+    urls: Mapping[str, Sequence[str]],
+    columns: StreamColumns | None = None,
+    vocabulary: Mapping[str, Sequence[str]] | None = None,
+) -> tuple[SampleTable, Shards]:
+    kind = "parquet" if next(iter(urls.values()))[0].endswith("parquet") else "webdataset"
+    return read_streams(urls, kind, columns or {}, vocabulary or {}, "set")
+
+
+def test_rows_stand_shard_by_shard_with_their_splits(tmp_path: Path) -> None:
+    train = [parquet(tmp_path / f"{n}.parquet", {"label": ["hat", "cup"]}) for n in range(2)]
+    val = parquet(tmp_path / "val.parquet", {"label": ["cup", "boot", None]})
+    table, shards = read({"train": train, "val": [val]})
+    assert shards.urls == [*train, val]
+    assert shards.ends.tolist() == [2, 4, 7]
+    assert [table.split(row) for row in range(7)] == ["train"] * 4 + ["val"] * 3
+    assert table.tasks == {"class": ["cup", "hat"]}
+    assert table.targets["class"].tolist() == [1, 0, 1, 0, 0, UNKNOWN, UNKNOWN]
+    assert table.unseen == {"class": {"boot": 1}}
+    assert table.name(3) == "1.parquet/1"
+    assert shards.encoded(5) == encoded(1)
+
+
+@pytest.mark.parametrize("given", [None, ["boot", "cup", "hat"]])
+def test_numbers_are_the_features_names_or_those_given(given: list[str] | None, tmp_path: Path) -> None:
+    features = {"label": datasets.ClassLabel(names=["hat", "cup"])}
+    url = parquet(tmp_path / "a.parquet", {"label": [0, 1, -1]}, None if given else features)
+    table, _ = read({"train": [url]}, vocabulary={"class": given} if given else {})
+    assert table.tasks["class"] == (given or ["hat", "cup"])
+    assert table.targets["class"].tolist() == [0, 1, UNKNOWN]
+
+
+def test_numbers_without_names_are_in_order_of_size(tmp_path: Path) -> None:
+    table, _ = read({"train": [parquet(tmp_path / "a.parquet", {"label": [10, 9, 10, 2]})]})
+    assert table.tasks["class"] == ["2", "9", "10"]
+
+
+def test_shards_that_number_classes_differently_mean_the_same(tmp_path: Path) -> None:
+    urls = [
+        parquet(tmp_path / f"{n}.parquet", {"label": [0, 1]}, {"label": datasets.ClassLabel(names=names)})
+        for n, names in enumerate((["cup", "hat"], ["hat", "cup"]))
+    ]
+    table, _ = read({"train": urls})
+    assert table.targets["class"].tolist() == [0, 1, 1, 0]
+
+
+def test_columns_are_what_the_user_says(tmp_path: Path) -> None:
+    columns = {
+        "kind": ["cup", "hat"],
+        "text": [["a  cup", "one\ncup"], ["a hat"]],
+        "product": ["p1", "p2"],
+        "id": ["x", "y"],
+        "colour": ["red", None],
+    }
+    chosen: StreamColumns = {
+        "label": "kind",
+        "caption": "text",
+        "group": "product",
+        "key": "id",
+        "attributes": ["colour"],
+    }
+    table, _ = read({"train": [parquet(tmp_path / "a.parquet", columns)]}, chosen)
+    assert table.tasks == {"class": ["cup", "hat"], "colour": ["red"]}
+    assert table.caption_lists.of([0, 1]) == [["a cup", "one cup"], ["a hat"]]
+    assert [table.group(0), table.name(1)] == ["p1", "y"]
+    assert table.targets["colour"].tolist() == [0, UNKNOWN]
+
+
+def test_captions_alone_are_enough(tmp_path: Path) -> None:
+    url = parquet(tmp_path / "a.parquet", {"text": ["a cup", "a hat"]})
+    table, _ = read({"train": [url]}, {"label": "", "caption": "text"})
+    assert table.tasks == {}
+    assert table.caption(1) == "a hat"
+
+
+def test_members_of_tar_files(tmp_path: Path) -> None:
+    described = {"colour": "red", "material": {"main": "wool"}, "texts": ["one", "two"], "id": 7}
+    samples: list[tuple[str, dict[str, Any]]] = [
+        ("a", {"png": encoded(0), "json": described}),
+        # The usual members are looked for in all samples, not only in the first.
+        ("b", {"png": encoded(1), "cls": "1", "txt": "a hat\n", "json": {"colour": "blue"}}),
+        ("c", {"png": encoded(2), "cls": "0", "json": "no JSON"}),
+    ]
+    url = str(write_tar(tmp_path / "a.tar", samples))
+    table, shards = read({"train": [url]}, {"attributes": ["json.colour"]}, {"class": ["cup", "hat"]})
+    assert table.tasks == {"class": ["cup", "hat"], "colour": ["blue", "red"]}
+    assert table.targets["class"].tolist() == [UNKNOWN, 1, 0]
+    assert table.targets["colour"].tolist() == [1, 0, UNKNOWN]
+    assert [table.caption(row) for row in range(3)] == ["", "a hat", ""]
+    assert [table.name(row) for row in range(3)] == ["a", "b", "c"]
+    assert shards.column == ""
+    assert shards.encoded(2) == encoded(2)
+    table, _ = read({"train": [url]}, {"label": "json.colour", "caption": "json.texts", "group": "json.id"})
+    assert table.tasks == {"class": ["blue", "red"]}
+    assert table.caption_lists.of([0]) == [["one", "two"]]
+    assert table.group(0) == "7"
+
+
+def test_keys_that_come_back_in_other_shards_get_the_shards_name(tmp_path: Path) -> None:
+    urls = [
+        str(write_tar(tmp_path / f"{n}.tar", [(key, {"png": encoded(n), "cls": "0"}) for key in ("a", "b")]))
+        for n in range(2)
+    ]
+    table, _ = read({"train": urls})
+    assert table.names.to_pylist() == ["0.tar/a", "0.tar/b", "1.tar/a", "1.tar/b"]
+
+
+def test_the_fingerprint_is_the_same_wherever_the_set_lies(tmp_path: Path) -> None:
+    found = set()
+    for folder in ("one", "two/deep"):
+        (tmp_path / folder).mkdir(parents=True)
+        urls = [parquet(tmp_path / folder / f"{n}.parquet", {"label": ["cup", "hat"]}) for n in range(2)]
+        found.add(read({"train": urls})[0].fingerprint())
+    assert len(found) == 1
+    parquet(tmp_path / "one" / "1.parquet", {"label": ["hat", "hat"]})
+    changed = read({"train": [str(tmp_path / "one" / f"{n}.parquet") for n in range(2)]})[0]
+    assert changed.fingerprint() not in found
+
+
+@pytest.mark.parametrize(
+    ("content", "columns", "vocabulary", "message"),
+    [
+        ({"kind": ["a"]}, {}, {}, r"columns\.label: .*a\.parquet has no column 'label' but image, kind; .*'' for none"),
+        ({"label": ["a"]}, {"group": "product"}, {}, r"columns\.group: .* has no column 'product' but image, label"),
+        ({"label": [0.5]}, {}, {}, "holds double, which is no class"),
+        ({"label": [0, 4]}, {}, {"class": ["x", "y"]}, r"a\.parquet: row 1 has the label 4, but there are 2"),
+        ({"label": ["x", "z"]}, {}, {"class": ["x", "y"]}, r"vocabulary\.class: .* has 'z' \(first in row 1\)"),
+        ({"colour": ["x"]}, {"label": "", "attributes": ["colour"]}, {}, "need a main task besides"),
+        ({"label": ["x"]}, {}, {"colour": ["x"]}, "vocabulary: 'colour' is no task; tasks are class"),
+        ({"label": ["x"], "class": ["k"]}, {"attributes": ["class"]}, {}, "the name 'class' is taken by another task"),
+        ({"label": ["x", "x", "x"], "id": ["k", "l", "k"]}, {"key": "id"}, {}, r"1 repeated keys, first 'k' in row 2"),
+        ({"label": ["x", "x"], "id": ["k", None]}, {"key": "id"}, {}, "empty name"),
+    ],
+)
+def test_mistakes_are_told(content: Any, columns: Any, vocabulary: Any, message: str, tmp_path: Path) -> None:
+    url = parquet(tmp_path / "a.parquet", content)
+    with pytest.raises(UserError, match=message):
+        read({"train": [url]}, columns, vocabulary)
+
+
+def test_members_that_no_sample_has_are_told(tmp_path: Path) -> None:
+    url = str(write_tar(tmp_path / "a.tar", [("a", {"png": encoded(0), "cls": "0"})]))
+    with pytest.raises(UserError, match=r"columns\.caption: no sample of .*a\.tar has 'json\.text' but cls"):
+        read({"train": [url]}, {"caption": "json.text"})
+    twice = [("a", {"png": encoded(0)}), ("b", {"png": encoded(0)}), ("a", {"png": encoded(0)})]
+    with pytest.raises(UserError, match=r"twice\.tar has 1 repeated keys, first 'a' in row 2"):
+        read({"train": [str(write_tar(tmp_path / "twice.tar", twice))]})
+
+
+def test_a_large_table_keeps_its_order(tmp_path: Path) -> None:
+    labels = np.random.default_rng(0).integers(0, 7, 3000)
+    urls = []
+    for number, part in enumerate(np.split(labels, 30)):
+        pq.write_table(
+            pa.table({"image": pa.nulls(100, pa.binary()), "label": part}), tmp_path / f"{number:02}.parquet"
+        )
+        urls.append(str(tmp_path / f"{number:02}.parquet"))
+    table, shards = read({"train": urls})
+    assert table.targets["class"].tolist() == labels.tolist()
+    assert shards.shard_of(np.array([0, 99, 100, 2999])).tolist() == [0, 0, 1, 29]
+
+
+def test_of_parquet_only_the_wanted_columns_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = pa.table({"image": [b"x"] * 3, "label": [0, 1, 0], "mask": [b"y"] * 3, "embedding": [[0.5]] * 3})
+    urls = [str(tmp_path / f"{number}.parquet") for number in range(3)]
+    for url in urls:
+        pq.write_table(table, url)
+    read: list[str] = []
+    original = pq.ParquetFile.read
+
+    def counting(self: pq.ParquetFile, columns: list[str]) -> pa.Table:
+        read.extend(columns)
+        return original(self, columns=columns)
+
+    monkeypatch.setattr(pq.ParquetFile, "read", counting)
+    indices = index_parquet(urls, "image", lambda layout: {"label", "image", "absent"})
+    assert read == ["label"] * 3
+    assert [index.columns.column_names for index in indices] == [["label"]] * 3
+    assert list(indices[0].features) == ["image", "label", "mask", "embedding"], "for messages all are known"
+    (nothing,) = index_parquet(urls[:1], "image", lambda layout: set())
+    assert nothing.columns.num_rows == 3
+
+
+def test_broken_parquet_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": [b"x"], "label": [0]}), path)
+    with pytest.raises(UserError, match=r"columns\.image: .*a\.parquet has no column 'photo'; it has image, label"):
+        index_parquet([str(path)], "photo", lambda layout: set())
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(UserError, match=r"a\.parquet cannot be read .*; get it anew") as caught:
+        index_parquet([str(path)], "image", lambda layout: set())
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"there is no .*gone\.parquet"):
+        index_parquet([str(tmp_path / "gone.parquet")], "image", lambda layout: set())
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("index")
+    pack(source(root / "products"), root / "tars", "webdataset", shard_size=7)
+    return root / "tars"
+
+
+def test_the_index_beside_says_what_a_scan_finds(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    urls = [str(path) for path in sorted(packed.glob("*.tar"), reverse=True)]  # in another order than it was written
+    scans = [tar_scan.scanned(url, "") for url in urls]
+    monkeypatch.delattr(tar_scan, "_scan")
+    for index, scan in zip(index_tars(urls, ""), scans, strict=True):
+        assert index.offsets.tolist() == scan["offset"].to_pylist()
+        assert index.sizes.tolist() == scan["size"].to_pylist()
+        assert index.layout["key"] == "key"
+        assert index.columns.column_names == ["key", "label", "colour", "material", "caption", "group"]
+
+
+def test_a_shard_of_another_length_than_the_index_says_is_told(packed: Path, tmp_path: Path) -> None:
+    for path in packed.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    shard = tmp_path / "val-00000-of-00002.tar"
+    shard.write_bytes(shard.read_bytes()[:-512])
+    with pytest.raises(UserError, match=r"val-00000-of-00002\.tar has \d+ bytes, index\.parquet beside it says \d+"):
+        index_tars([str(shard)], "")
+    (tmp_path / "index.parquet").write_bytes(b"no index")
+    with pytest.raises(UserError, match=r"index\.parquet cannot be read"):
+        index_tars([str(shard)], "")
+
+
+def test_other_shards_and_other_indices_in_the_folder_do_no_harm(packed: Path, tmp_path: Path) -> None:
+    foreign = write_tar(tmp_path / "other.tar", [("k", {"png": encoded(1), "cls": "4"})])
+    for content in ((packed / "index.parquet").read_bytes(), None):
+        if content is None:
+            pq.write_table(pa.table({"shard": ["other.tar"]}), tmp_path / "index.parquet")
+        else:
+            (tmp_path / "index.parquet").write_bytes(content)
+        (index,) = index_tars([str(foreign)], "")
+        assert index.columns["key"].to_pylist() == ["k"]
+        assert index.layout == {}
+
+
+def test_a_server_that_fails_is_told_as_it_is(packed: Path) -> None:
+    with served(packed) as (address, _):
+        pass
+    for url in (f"{address}/a.tar", f"{address}/a.parquet"):
+        with pytest.raises(UserError, match=r"cannot be read \(Cannot connect .*correct the address") as caught:
+            index_parquet([url], "image", lambda layout: set()) if url.endswith("t") else index_tars([url], "")
+        assert "\n" not in str(caught.value)
+    with served(packed) as (address, _), pytest.raises(UserError, match=r"(404|there is no).*"):
+        index_tars([f"{address}/absent.tar"], "")
+
+
+def test_each_shard_gets_its_own_rows_of_the_index(packed: Path) -> None:
+    urls = [str(path) for path in sorted(packed.glob("*.tar"))]
+    rows = pq.read_table(packed / "index.parquet")
+    for url, index in zip(urls, index_tars(urls, ""), strict=True):
+        here = [row for row, shard in enumerate(rows["shard"].to_pylist()) if shard == Path(url).name]
+        assert len(here) > 0
+        assert index.columns["key"].to_pylist() == rows["key"].take(here).to_pylist()
+
+
+def test_a_image_that_is_not_the_packed_one_is_refused_by_name(packed: Path, tmp_path: Path) -> None:
+    shard = tmp_path / "val-00000-of-00002.tar"
+    for name in (shard.name, "index.parquet"):
+        (tmp_path / name).write_bytes((packed / name).read_bytes())
+    [index] = index_tars([str(shard)], "")
+    count = len(index.offsets)
+    shards = Shards([str(shard)], np.array([count]), index.columns["key"], "", index.offsets, index.sizes, index.checks)
+    assert len(list(shards.read(np.arange(count)))) == count
+    content = bytearray(shard.read_bytes())
+    content[index.offsets[1] + index.sizes[1] // 2] ^= 1
+    shard.write_bytes(content)
+    assert shards.encoded(0)
+    with pytest.raises(UserError, match=rf"{shard.name}: {index.columns['key'][1].as_py()} is damaged"):
+        list(shards.read(np.arange(count)))
+
+
+def test_an_index_without_checksums_is_read_as_before(packed: Path, tmp_path: Path) -> None:
+    shard = tmp_path / "val-00000-of-00002.tar"
+    shard.write_bytes((packed / shard.name).read_bytes())
+    table = pq.read_table(packed / "index.parquet").drop_columns(["crc32"])
+    metadata = {key: value for key, value in table.schema.metadata.items() if key != b"vitrail.check"}
+    pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "index.parquet")
+    [index] = index_tars([str(shard)], "")
+    assert set(index.checks.tolist()) == {-1}
+
+
+def test_a_damaged_index_is_refused_by_name(packed: Path, tmp_path: Path) -> None:
+    shard = tmp_path / "val-00000-of-00002.tar"
+    shard.write_bytes((packed / shard.name).read_bytes())
+    content = bytearray((packed / "index.parquet").read_bytes())
+    content[len(content) // 3] ^= 1
+    (tmp_path / "index.parquet").write_bytes(content)
+    with pytest.raises(UserError, match=r"index\.parquet cannot be read \(index\.parquet: is damaged"):
+        index_tars([str(shard)], "")
+
+
+IMAGE = encoded(0)
+
+
+def simple(path: Path, count: int = 3) -> Path:
+    return write_tar(path, [(f"k{n}", {"cls": str(n), "png": encoded(n)}) for n in range(count)])
+
+
+class Scans:
+    """Counts how often a shard is read through."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        original = tar_scan._scan
+
+        def counting(*arguments: Any) -> Any:
+            self.count += 1
+            return original(*arguments)
+
+        monkeypatch.setattr(tar_scan, "_scan", counting)
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_images_and_texts_are_found(mode: str, tmp_path: Path) -> None:
+    samples: list[tuple[str, dict[str, Any]]] = [
+        ("deep/a", {"txt": "grün", "jpg": b"one", "json": {"colour": "red"}}),
+        ("b", {"PNG": b"second", "seg.png": b"not this one", "npy": b"\xff\x00"}),
+        ("c", {"webp": b"3"}),
+    ]
+    path = write_tar(tmp_path / ("a.tar.gz" if mode == "w:gz" else "a.tar"), samples, mode)
+    table = scanned(str(path), "")
+    assert table["key"].to_pylist() == ["deep/a", "b", "c"]
+    assert json.loads(table["fields"][0].as_py()) == {"txt": "grün", "json": '{"colour": "red"}'}
+    assert json.loads(table["fields"][1].as_py()) == {}, "what is no text is left where it is"
+    with tarfile.open(path) as archive:
+        assert archive.fileobj is not None
+        for row, content in enumerate((b"one", b"second", b"3")):
+            archive.fileobj.seek(table["offset"][row].as_py())
+            assert archive.fileobj.read(table["size"][row].as_py()) == content
+    others = json.loads(table.schema.metadata[OTHERS_KEY])
+    assert others == {"txt": 1, "json": 1, "seg.png": 1, "npy": 1}, "all members but the images"
+    assert scanned(str(write_tar(tmp_path / "b.tar", samples[1:2])), "seg.png")["size"].to_pylist() == [12]
+
+
+def test_folders_hidden_files_and_links_are_no_samples(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as archive:
+        for name, kind in (("x.jpg", tarfile.DIRTYPE), ("._k0.png", tarfile.REGTYPE), ("l.png", tarfile.SYMTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type = kind
+            archive.addfile(info)
+        for suffix, content in (("cls", b"1"), ("png", IMAGE)):
+            info = tarfile.TarInfo(f"./k0.{suffix}")
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    assert scanned(str(path), "")["key"].to_pylist() == ["k0"]
+
+
+def test_a_shard_is_read_through_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scans = Scans(monkeypatch)
+    path = simple(tmp_path / "a.tar")
+    first = scanned(str(path), "")
+    assert scanned(str(path), "").equals(first)
+    assert scans.count == 1
+    scanned(str(path), "png")
+    assert scans.count == 2, "of other members"
+    simple(path, 4)
+    assert scanned(str(path), "").num_rows == 4
+    assert scans.count == 3
+
+
+def test_a_damaged_note_of_what_is_in_a_shard_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scans = Scans(monkeypatch)
+    path = simple(tmp_path / "a.tar")
+    first = scanned(str(path), "")
+    [note] = (cache_directory() / "shards").glob("*.parquet")
+    whole = note.read_bytes()
+    for number, content in enumerate([whole[:-50], bytes(len(whole)), whole.replace(b"k1", b"k2")], start=2):
+        assert content != whole
+        note.write_bytes(content)
+        with pytest.warns(UserWarning, match=r"parquet: .*; .*a\.tar is read through again"):
+            found = scanned(str(path), "")
+        assert found.equals(first)
+        assert scans.count == number
+        assert note.read_bytes() == whole
+
+
+def test_of_many_that_begin_together_one_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scans = Scans(monkeypatch)
+    path = str(simple(tmp_path / "a.tar"))
+    threads = [threading.Thread(target=scanned, args=(path, "")) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert scans.count == 1
+
+
+def test_a_server_that_tells_sizes_only_is_asked_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scans = Scans(monkeypatch)
+    path = simple(tmp_path / "a.tar")
+    with served(tmp_path) as (address, _):
+        for _ in range(2):
+            assert scanned(f"{address}/a.tar", "").equals(scanned(str(path), ""))
+        assert stamp_of(f"{address}/a.tar") == ""
+    assert scans.count == 3, "the size of a tar file is a round number, so it may stay when the content changes"
+
+
+def test_without_a_cache_it_works_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "file"))
+    with pytest.warns(UserWarning, match=r"cannot keep what is in .*a\.tar.*set \$VITRAIL_CACHE"):
+        assert scanned(str(simple(tmp_path / "a.tar")), "").num_rows == 3
+
+
+def test_wherever_a_shard_is_cut_off_it_is_told(tmp_path: Path) -> None:
+    whole = simple(tmp_path / "a.tar").read_bytes()
+    end = len(whole.rstrip(b"\0"))
+    assert scanned(str(tmp_path / "a.tar"), "").num_rows == 3
+    for size in (*range(300, end, 700), *range(512, end, 512)):
+        path = tmp_path / f"{size}.tar"
+        path.write_bytes(whole[:size])
+        with pytest.raises(UserError, match=rf"{size}\.tar is truncated") as caught:
+            scanned(str(path), "")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_zipped_shard_that_is_cut_off_is_told(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tgz", [("k", {"png": IMAGE})], "w:gz")
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"a\.tgz is truncated"):
+        scanned(str(path), "")
+
+
+@pytest.mark.parametrize(
+    ("samples", "suffix", "message"),
+    [
+        ([], "", "has no samples"),
+        ([("k", {"cls": "1"})], "", "sample 'k' has no image .* but cls; .*columns: {image: …}"),
+        ([("k", {"png": b"1", "cls": "1"})], "jpg", r"sample 'k' has no image \(jpg\) but cls, png"),
+        ([("k", {"png": b"1"}), ("k", {"png": b"1"})], "", r"sample 'k' has two files \.png"),
+    ],
+)
+def test_what_is_no_web_dataset_is_told(samples: Any, suffix: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        scanned(str(write_tar(tmp_path / "a.tar", samples)), suffix)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_tar_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(b"something else" * 100)
+    with pytest.raises(UserError, match="is truncated or no tar file"):
+        scanned(str(tmp_path / "a.tar"), "")

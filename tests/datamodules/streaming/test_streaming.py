@@ -1,0 +1,288 @@
+"""Tests of images streamed from shards: order, shares of processes, resuming, what is held at a time, and servers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from datamodules.streaming import shards as shards_module
+from datamodules.streaming.shards import open_shard
+from experiments.train.cli import main
+from tests.datamodules.streaming.shard_sets import (
+    SIZES,
+    TRAIN,
+    assert_same,
+    batches,
+    ids_of,
+    on_rank,
+    served,
+    streamed,
+    write_tar,
+)
+from tests.support.data import Recorder, Seen, from_yaml, trainer
+from vitrail.errors import UserError
+from vitrail.types import Batch
+
+
+def test_an_epoch_shows_every_sample_once_and_the_next_one_in_another_order(shards: str) -> None:
+    loader = streamed(shards).train_dataloader()
+    first, second = batches(loader, 0), batches(loader, 1)
+    assert len(loader) == len(first) == 9
+    assert sorted(ids_of(first)) == sorted(ids_of(second)) == sorted(TRAIN)
+    assert ids_of(first) != ids_of(second)
+    assert_same(batches(loader, 0), first)
+
+
+def test_both_formats_show_the_same(packed: Path) -> None:
+    one, other = (streamed(str(packed / kind)).train_dataloader() for kind in ("parquet", "webdataset"))
+    assert_same(batches(one, 2), batches(other, 2))
+
+
+def test_the_number_of_workers_changes_nothing(shards: str) -> None:
+    alone = batches(streamed(shards).train_dataloader(), 1)
+    for workers in (1, 2):
+        loader = streamed(shards, loader={"num_workers": workers}).train_dataloader()
+        # The second epoch of workers that stay alive, after a first one that was not finished.
+        next(iter(loader))
+        assert_same(batches(loader, 1), alone)
+        evaluated = batches(streamed(shards, loader={"num_workers": workers}).val_dataloader())
+        assert_same(evaluated, batches(streamed(shards).val_dataloader()))
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 5])
+def test_processes_share_an_epoch(shards: str, world_size: int, tmp_path: Path) -> None:
+    ranks = [on_rank(shards, rank, world_size, tmp_path) for rank in range(world_size)]
+    for epoch in (0, 1):
+        seen = [batches(data.train_dataloader(), epoch) for data in ranks]
+        assert len({len(part) for part in seen}) == 1, "all make the same number of steps"
+        counts = np.bincount([row for part in seen for row in ids_of(part)])
+        assert set(np.flatnonzero(counts)) == TRAIN
+        assert counts.sum() == -(-SIZES["train"] // world_size) * world_size
+    for split in ("val", "test"):
+        parts = [batches(data.eval_dataloader(split)) for data in ranks]
+        assert len({len(part) for part in parts}) == 1
+        counted = [row for part in parts for row in ids_of(part, counted=True)]
+        assert sorted(counted) == ranks[0].split_indices(split).tolist(), "metrics count each sample once"
+
+
+def test_targets_captions_and_images_belong_together(shards: str) -> None:
+    data = streamed(shards, augment={"preset": "none"})
+    reference = data.dataset("train")  # image by image, each out of its shard
+    place = {int(row): index for index, row in enumerate(reference.indices)}
+    for batch in batches(data.train_dataloader()):
+        for i, row in enumerate(batch["sample_id"].tolist()):
+            assert batch["image"][i].equal(reference[place[row]]["image"])
+            assert batch["label"][i] == data.table.targets["class"][row]
+            assert batch["caption"][i] == data.table.caption(row)
+    assert set(batch["attributes"]) == {"colour", "material"}
+
+
+def test_views_of_frozen_features_keep_one_order(shards: str) -> None:
+    data = streamed(shards)
+    first, second = (batches(data.view_dataloader("train", view)) for view in (0, 1))
+    assert ids_of(first) == ids_of(second)
+    assert sorted(ids_of(first)) == sorted(TRAIN)
+    assert not all(one["image"].equal(other["image"]) for one, other in zip(first, second, strict=True))
+
+
+def run(shards: str, folder: Path, *callbacks: ModelCheckpoint, ckpt: Path | None = None, **options: Any) -> Seen:
+    model = Recorder()
+    workers = options.pop("workers", 0)
+    buffer = options.pop("shuffle_buffer", 12)
+    data = streamed(shards, loader={"num_workers": workers}, shuffle_buffer=buffer)
+    trainer(folder, 2, *callbacks, **options).fit(model, datamodule=data, ckpt_path=ckpt, weights_only=True)
+    return model.seen
+
+
+@pytest.fixture(scope="module")
+def undisturbed(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    return run(str(packed / "parquet"), tmp_path_factory.mktemp("whole"))
+
+
+@pytest.mark.parametrize(("steps", "workers"), [(1, 0), (4, 0), (9, 0), (14, 0), (5, 2)])
+def test_resuming_anywhere_changes_nothing(
+    shards: str, tmp_path: Path, undisturbed: Seen, steps: int, workers: int
+) -> None:
+    assert len(undisturbed) == 18
+    saver = ModelCheckpoint(tmp_path, filename="at", every_n_train_steps=steps, save_top_k=-1)
+    before = run(shards, tmp_path, saver, max_steps=steps, workers=workers)
+    after = run(shards, tmp_path, ckpt=tmp_path / "at.ckpt", workers=workers)
+    assert before + after == undisturbed
+
+
+def test_resuming_within_an_epoch_with_another_buffer_is_refused(packed: Path, tmp_path: Path) -> None:
+    saver = ModelCheckpoint(tmp_path, filename="at", every_n_train_steps=4, save_top_k=-1)
+    run(str(packed / "parquet"), tmp_path, saver, max_steps=4)
+    with pytest.raises(UserError, match="with shuffle_buffer 12, now 24"):
+        run(str(packed / "parquet"), tmp_path, ckpt=tmp_path / "at.ckpt", shuffle_buffer=24)
+
+
+class Watch:
+    """Counts shards that are open and images that are held."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.open = self.most_open = self.opened = 0
+        original = open_shard
+
+        @contextmanager
+        def counting(url: str) -> Iterator[IO[bytes]]:
+            self.open += 1
+            self.opened += 1
+            self.most_open = max(self.most_open, self.open)
+            try:
+                with original(url) as file:
+                    yield file
+            finally:
+                self.open -= 1
+
+        monkeypatch.setattr(shards_module, "open_shard", counting)
+
+
+@pytest.mark.parametrize("buffer", [1, 8, 20])
+def test_open_shards_and_held_images_are_bounded(shards: str, buffer: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = Watch(monkeypatch)
+    loader = streamed(shards, streams=2, shuffle_buffer=buffer).train_dataloader()
+    most = 0
+    for epoch in range(3):
+        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        for _ in loader:
+            most = max(most, loader.dataset.buffered)  # type: ignore[attr-defined]
+    assert most <= buffer, "however many samples there are"
+    assert (most > 0) == (buffer > 2)
+    assert watch.most_open <= 2, "one for each stream"
+    # Six shards, of which the one at the cut between the streams is read by both.
+    assert watch.opened <= 3 * 7
+    assert watch.open == 0
+
+
+def test_what_was_delivered_is_not_read_again(shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = streamed(shards, streams=1, shuffle_buffer=4).train_dataloader()
+    whole = batches(loader, 1)
+    watch = Watch(monkeypatch)
+    loader.load_state_dict({**loader.state_dict(), "batches": 7})
+    rest = batches(loader, 1)
+    assert_same(rest, whole[7:])
+    assert watch.opened <= 3, "eight of 36 samples, in shards of six"
+
+
+def test_the_yaml_trains_and_tests(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    path = Path(__file__).parents[2] / "experiments" / "streamed_images.yaml"
+    overlay = {
+        "data": {"init_args": {"shards": str(packed / "webdataset"), "image": {"size": 16}, "streams": 2}},
+        "model": {"init_args": {"task_weights": {"class": 1.0, "colour": 0.5, "material": 0.5, "condition": None}}},
+        "trainer": {"max_epochs": 1, "enable_progress_bar": False},
+    }
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(overlay))
+    command = ["fit", "--config", str(path), "--config", str(tmp_path / "tiny.yaml"), "--runs", str(tmp_path / "runs")]
+    assert main(command) == 0
+    (folder,) = (tmp_path / "runs").glob("*/*")
+    record = json.loads((folder / "run.json").read_text())
+    assert record["data"]["samples"] == SIZES
+    assert record["data"]["shards"] == 10
+    assert record["data"]["skipped"] == []
+    predictions = pd.read_parquet(folder / "predictions" / "test.parquet")
+    data = streamed(str(packed / "webdataset"))
+    test_rows = data.split_indices("test").tolist()
+    assert sorted(predictions["name"]) == sorted(data.table.name(row) for row in test_rows)
+
+
+def test_remote_shards_are_streamed(packed: Path) -> None:
+    with served(packed) as (address, asked):
+        parquet = {
+            split: [f"{address}/parquet/{path.name}" for path in sorted((packed / "parquet").glob(f"{split}-*"))]
+            for split in SIZES
+        }
+        tars = {
+            "train": f"{address}/webdataset/train-{{00000..00005}}-of-00006.tar",
+            "val": f"{address}/webdataset/val-{{00000..00001}}-of-00002.tar",
+        }
+        for remote, kind in ((parquet, "parquet"), (tars, "webdataset")):
+            data = streamed(remote)
+            assert data.class_names == streamed(str(packed / kind)).class_names
+            if kind == "webdataset":  # the index says what is inside; a shard is asked for its size alone, once
+                assert sorted(path for path in asked if path.endswith(".tar")) == sorted(
+                    f"/webdataset/{path.name}" for path in (packed / "webdataset").glob("[tv][ra]*-*.tar")
+                )
+            assert_same(batches(data.train_dataloader()), batches(streamed(str(packed / kind)).train_dataloader()))
+        assert any(path.endswith("index.parquet") for path in asked)
+
+
+def test_workers_stream_from_a_server(packed: Path) -> None:
+    """The connections of the process that they are forked from are of no use to them."""
+    with served(packed) as (address, asked):
+        data = streamed(
+            {"train": f"{address}/webdataset/train-{{00000..00005}}-of-00006.tar"}, loader={"num_workers": 2}
+        )
+        seen = batches(data.train_dataloader())
+        assert any("train-00003" in path for path in asked)
+    assert_same(seen, batches(streamed(str(packed / "webdataset")).train_dataloader()))
+
+
+def test_the_yaml_form_and_what_a_checkpoint_keeps(packed: Path, tmp_path: Path) -> None:
+    data = from_yaml(
+        f"""
+class_path: datamodules.StreamedImages
+init_args:
+  shards: {{train: [{packed}/parquet/train-*.parquet], val: {packed}/parquet/val-*.parquet}}
+  columns: {{attributes: [colour]}}
+  image: {{size: 16}}
+"""
+    )
+    assert list(data.tasks) == ["class", "colour"]
+    torch.save(dict(data.hparams), tmp_path / "hparams.pt")
+    assert torch.load(tmp_path / "hparams.pt", weights_only=True)["columns"] == {"attributes": ["colour"]}
+
+
+class Reporting(Recorder):
+    """Writes what each process was given to a file."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def setup(self, stage: str) -> None:
+        torch.set_num_threads(1)  # a forked process must not use its parent's thread pool
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.evaluated["val"] += batch["sample_id"][~batch["is_padding"]].tolist()
+
+    def on_fit_end(self) -> None:
+        report = {"seen": self.seen, "val": self.evaluated["val"]}
+        (self.folder / f"{self.global_rank}.json").write_text(json.dumps(report))
+
+
+def test_two_real_processes_with_workers(shards: str, tmp_path: Path) -> None:
+    runner = trainer(tmp_path, 2, devices=2, strategy="ddp_fork")
+    runner.fit(Reporting(tmp_path), datamodule=streamed(shards, loader={"num_workers": 1}))
+    reports = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    for epoch in range(2):
+        shares = [[row for e, _, ids, _ in report["seen"] if e == epoch for row in ids] for report in reports]
+        assert [len(share) for share in shares] == [18, 18]
+        assert set(shares[0] + shares[1]) == TRAIN
+    validated = streamed(shards).split_indices("val").tolist()
+    assert sorted(reports[0]["val"] + reports[1]["val"]) == sorted(validated * 2)
+
+
+def test_files_beside_shards_and_unused_members_are_counted_as_left_out(packed: Path, tmp_path: Path) -> None:
+    sample = {"jpg": b"a", "cls": "x", "json": "{}", "mask.png": b"b"}
+    write_tar(tmp_path / "tars" / "train-0.tar", [("a", sample), ("b", sample), ("notes", {"md": "x", "jpg": b"c"})])
+    (tmp_path / "tars" / "more").mkdir()
+    for name in ("README", "photo.JPG", "more/photo.jpg", ".hidden"):
+        (tmp_path / "tars" / name).write_bytes(b"")
+    data = streamed(str(tmp_path / "tars"), columns={"label": "", "attributes": []})
+    assert data.files_left_out == {".cls": 2, ".jpg": 2, ".json": 2, ".png": 2, "": 1, ".md": 1}
+    data = streamed(str(tmp_path / "tars" / "train-0.tar"), columns={"label": "cls"})
+    assert data.files_left_out == {".json": 2, ".png": 2, "": 1, ".jpg": 1, ".md": 1}, "beside the shard that is named"
+    for folder in ("webdataset", "parquet"):
+        assert streamed(str(packed / folder)).data_record()["files_left_out"] == {}, "shards of ours have none"

@@ -1,0 +1,202 @@
+""""""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from datamodules.wares.outlines import Part, Points, ellipse, turned
+from datamodules.wares.render import (
+    COLOURS,
+    CONDITIONS,
+    KINDS,
+    MATERIALS,
+    MATERIALS_OF,
+    Box,
+    Finish,
+    Light,
+    Plane,
+    Pose,
+    WareSpec,
+    draw_ware,
+    normals,
+    polygon_mask,
+    shade,
+)
+
+MUG = WareSpec("mug", "red", "plastic", "new", 7)
+
+
+def centre(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+    """Mean colour of the middle of an image, ``(3,)``."""
+    side = image.shape[0]
+    middle: npt.NDArray[np.float64] = image[side * 2 // 5 : side * 3 // 5, side * 2 // 5 : side * 3 // 5].mean((0, 1))
+    return middle
+
+
+def mean_centre(spec: WareSpec, views: int = 24) -> npt.NDArray[np.float64]:
+    """Over several views, so that light and background average out."""
+    total: npt.NDArray[np.float64] = np.mean([centre(draw_ware(spec, view, 48)) for view in range(views)], axis=0)
+    return total
+
+
+@pytest.mark.parametrize("resolution", [16, 33, 96, 160])
+def test_a_image_has_the_size_asked_for(resolution: int) -> None:
+    image = draw_ware(MUG, 1, resolution)
+    assert image.shape == (resolution, resolution, 3)
+    assert image.dtype == np.uint8
+    assert image.std() > 5
+
+
+def test_every_kind_in_every_material_and_condition() -> None:
+    assert len(KINDS) == 10
+    seen = set()
+    for number, kind in enumerate(KINDS):
+        for place, material in enumerate(MATERIALS_OF[kind]):
+            condition = CONDITIONS[(number + place) % 3]
+            image = draw_ware(WareSpec(kind, "blue", material, condition, number), place, 48)
+            seen.add(hashlib.sha256(image.tobytes()).hexdigest())
+    assert len(seen) == sum(map(len, MATERIALS_OF.values()))
+    assert set(MATERIALS) == {material for materials in MATERIALS_OF.values() for material in materials}
+
+
+def test_the_same_arguments_give_the_same_image() -> None:
+    first = draw_ware(MUG, 3)
+    draw_ware(replace(MUG, condition="worn", seed=8), 4)  # Whatever was drawn in between.
+    assert (draw_ware(MUG, 3) == first).all()
+
+
+def test_another_process_draws_the_same() -> None:
+    code = (
+        "import hashlib, json, sys\n"
+        "from datamodules.wares.render import WareSpec, draw_ware\n"
+        "specs = [WareSpec(*fields) for fields in json.loads(sys.argv[1])]\n"
+        "print(json.dumps([hashlib.sha256(draw_ware(s, 5, 64).tobytes()).hexdigest() for s in specs]))"
+    )
+    specs = [WareSpec(kind, "green", MATERIALS_OF[kind][0], "worn", 11) for kind in KINDS]
+    fields = json.dumps([[s.kind, s.colour, s.material, s.condition, s.seed] for s in specs])
+    # Another hash seed, so that nothing depends on the order of a set.
+    result = subprocess.run(
+        [sys.executable, "-c", code, fields],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONHASHSEED": "1", "PYTHONPATH": "."},
+    )
+    assert json.loads(result.stdout) == [hashlib.sha256(draw_ware(s, 5, 64).tobytes()).hexdigest() for s in specs]
+
+
+def test_views_of_an_object_differ() -> None:
+    views = [draw_ware(MUG, view, 48).astype(int) for view in range(6)]
+    differences = [np.abs(views[i] - views[j]).mean() for i in range(6) for j in range(i)]
+    assert min(differences) > 10
+
+
+def test_objects_in_the_same_view_differ() -> None:
+    one, other = (draw_ware(replace(MUG, seed=seed), 5, 48).astype(int) for seed in (1, 2))
+    assert np.abs(one - other).mean() > 1
+
+
+def test_the_colour_shows() -> None:
+    means = {colour: mean_centre(WareSpec("mug", colour, "plastic", "used", 6)) for colour in COLOURS}
+    red, green, blue = means["red"], means["green"], means["blue"]
+    assert red[0] > red[1] + 30
+    assert green[1] > green[0] + 15
+    assert blue[2] > blue[0] + 30
+    assert means["white"].mean() > means["gray"].mean() + 20
+    assert means["gray"].mean() > means["black"].mean() + 20
+    assert means["yellow"][:2].min() > means["yellow"][2] + 30
+    assert means["brown"][0] > means["brown"][2] + 15
+
+
+def test_worn_things_are_less_even_than_new_ones() -> None:
+    def roughness(condition: str) -> float:
+        """Mean change from pixel to pixel in the middle of the images."""
+        images = [draw_ware(WareSpec("mug", "white", "plastic", condition, 6), view, 64) for view in range(24)]
+        return float(np.mean([np.abs(np.diff(p[24:40, 24:40].astype(int), axis=1)).mean() for p in images]))
+
+    assert roughness("worn") > roughness("used") * 1.1
+    assert roughness("worn") > roughness("new") * 1.1
+
+
+def test_larger_images_show_the_same_scene() -> None:
+    small, large = draw_ware(MUG, 9, 64).astype(float), draw_ware(MUG, 9, 128).astype(float)
+    reduced = large.reshape(64, 2, 64, 2, 3).mean(axis=(1, 3))
+    assert np.corrcoef(small.ravel(), reduced.ravel())[0, 1] > 0.95
+
+
+LIGHT = Light((0.0, -0.6, 0.8), ambient=0.5, power=0.6)
+UPRIGHT = Pose(np.array([[20.0, 0.0], [0.0, 20.0]]), np.array([32.0, 32.0]))
+ROUND = Part(ellipse(0, 0, 1, 1), relief=1.0)
+
+
+def painted(material: str, behind: Plane, albedo: float = 0.5) -> Plane:
+    """A round thing in the middle of an image of 64 pixels."""
+    found = polygon_mask([UPRIGHT.to_image(ROUND.outline)], 64)
+    assert found is not None
+    mask, box = found
+    place = UPRIGHT.to_ware(box)
+    finish = Finish(material, np.full((3, 1, 1), albedo, dtype=np.float32), gloss=1.0, grain=0.5)
+    rows, columns = box.slices
+    return shade(finish, normals(ROUND, mask, place, UPRIGHT), LIGHT, place, behind[:, rows, columns])
+
+
+def test_coverage_is_the_area_of_the_polygon() -> None:
+    square = np.array([[10.0, 20.0], [30.0, 20.0], [30.0, 50.0], [10.0, 50.0]])
+    found = polygon_mask([square], 64)
+    assert found is not None
+    assert found[0].sum() == pytest.approx(20 * 30, rel=0.05)
+    assert found[0].max() == 1
+
+
+def test_a_polygon_is_cut_at_the_border_and_nothing_is_left_outside() -> None:
+    square = np.array([[-10.0, -10.0], [10.0, -10.0], [10.0, 10.0], [-10.0, 10.0]])
+    found = polygon_mask([square], 64)
+    assert found is not None
+    assert found[1] == Box(0, 0, 11, 11)
+    assert polygon_mask([square - 50], 64) is None
+
+
+def test_pixels_and_ware_units_are_each_others_inverse() -> None:
+    pose = Pose(np.array([[18.0, -7.0], [6.0, 21.0]]), np.array([30.0, 35.0]))
+    x, y = pose.to_ware(Box(12, 40, 13, 41))
+    point: Points = np.array([[float(x[0, 0]), float(y[0, 0])]])
+    assert pose.to_image(point)[0] == pytest.approx([12.5, 40.5], abs=1e-4)
+
+
+def test_a_turned_piece_faces_left_at_its_left_and_right_at_its_right() -> None:
+    piece = turned([(-1.0, 0.8), (1.0, 0.8)], tilt=0.2)
+    box = Box(16, 20, 48, 44)
+    faced = normals(piece, np.ones((24, 32), dtype=np.float32), UPRIGHT.to_ware(box), UPRIGHT)
+    assert faced[0, 12, 1] < -0.5
+    assert faced[0, 12, 30] > 0.5
+    assert faced[2, 12, 16] > 0.99
+    assert (faced**2).sum(axis=0) == pytest.approx(np.ones((24, 32)), abs=1e-4)
+
+
+@pytest.mark.parametrize("material", ["plastic", "metal", "fabric", "leather", "matte"])
+def test_only_glass_shows_what_is_behind_it(material: str) -> None:
+    dark, light = np.zeros((3, 64, 64), dtype=np.float32), np.ones((3, 64, 64), dtype=np.float32)
+    assert (painted(material, dark) == painted(material, light)).all()
+    assert np.abs(painted("glass", dark) - painted("glass", light)).mean() > 0.4
+
+
+def test_materials_differ_in_light() -> None:
+    behind = np.full((3, 64, 64), 0.5, dtype=np.float32)
+    looks = {material: painted(material, behind) for material in ("plastic", "metal", "glass", "fabric", "leather")}
+    assert looks["plastic"].max() > looks["fabric"].max() + 0.2, "a highlight"
+    assert looks["metal"].std() > looks["leather"].std() * 1.2, "bright and dark bands"
+    grain = np.abs(np.diff(looks["fabric"][0, 10:30, 10:30], axis=1)).mean()
+    assert grain > 2 * np.abs(np.diff(looks["plastic"][0, 10:30, 10:30], axis=1)).mean(), "a weave"
+
+
+def test_the_lit_side_is_brighter() -> None:
+    image = painted("matte", np.zeros((3, 64, 64), dtype=np.float32)).mean(axis=0)
+    assert image[3:8, 18:24].mean() > image[-8:-3, 18:24].mean() + 0.1

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from evaluation.__main__ import main
+from tests.evaluation.commands.test_report import not_finite
+from tests.evaluation.report.test_page import Checked
+from tests.evaluation.tables.test_comparison import change_targets
+from tests.support.runs import write_run
+from vitrail.predictions import read_predictions, write_predictions
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("compared")
+    found = [write_run(folder, "small", wrong=0.5, gallery=False)]
+    found.append(write_run(folder, "large", seed=1, wrong=0.1, gallery=False))
+    for run in found:
+        change_targets(run)
+    return found
+
+
+def compare(runs: list[Path], *arguments: str) -> int:
+    return main(["compare", *map(str, runs), *arguments])
+
+
+def test_table_and_sentences(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare(runs, "--markdown") == 0
+    printed = capsys.readouterr().out
+    lines = [line for line in printed.splitlines() if line.startswith("|")]
+    heads = [cell.strip() for cell in lines[0].strip("|").split("|")]
+    rows = [dict(zip(heads, (cell.strip() for cell in line.strip("|").split("|")), strict=True)) for line in lines[2:]]
+    assert [(row["run"], row["task"]) for row in rows] == [
+        (run, task) for task in ("class", "colour") for run in ("small", "large")
+    ]
+    found = [read_predictions(run / "predictions" / "test.parquet") for run in runs]
+    scores = [(one.predicted("class") == one.targets["class"]).mean() for one in found]
+    assert rows[1]["accuracy [95 %]"].startswith(f"{scores[1]:.3f} [")
+    assert rows[1]["difference [95 %]"].startswith(f"{scores[1] - scores[0]:+.3f} [")
+    assert [row["verdict"] for row in rows] == ["reference", "cannot be told apart"] * 2  # of three groups
+    assert "large and small cannot be told apart on 'class' (difference" in printed
+    assert "p-values are corrected for 2 comparisons (Holm)." in printed
+    assert "runs" not in heads
+    assert "ms/image" not in heads
+
+
+def test_page_with_table_and_plot(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare(runs, "--html", str(tmp_path / "page.html"), "--task", "class", "--reference", "best") == 0
+    printed = capsys.readouterr().out
+    assert "The reference was chosen by its accuracy on these very samples" in printed
+    assert f"{tmp_path / 'page.html'} has the page" in printed
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    parser = Checked()
+    parser.feed(text)
+    assert parser.open == []
+    assert all(address.startswith(("data:image/png;base64,", "#")) for address in parser.addresses)
+    assert re.findall("<h2>(.*?)</h2>", text) == ["Table", "Score against cost", "Runs"]
+    assert (tmp_path / "page" / "pareto.png").is_file()
+    table = pd.read_csv(tmp_path / "page" / "compared.csv")
+    assert table["run"].tolist() == ["small", "large"]
+    assert table["verdict"].tolist() == ["cannot be told apart", "reference"]
+    shown = [pd.read_csv(tmp_path / "page" / f"{name}.csv") for name in ("accuracies", "other_scores", "cost")]
+    assert [part.columns[-1] for part in shown] == ["verdict", "ECE [95 %]", "train min"]
+    assert set(table.columns) == {name for part in shown for name in part.columns}
+    assert all(f"{name}.csv" in text for name in ("accuracies", "other_scores", "cost"))
+    assert f"python -m evaluation efficiency {runs[0]} {runs[1]}</code> does" in text
+
+
+def test_a_terminal_has_cost_once_a_run(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare(runs) == 0
+    *_, scores, cost = re.split(r"(?m)^(?=┏)", capsys.readouterr().out)
+    assert [scores.count(f"│ {name} ") for name in ("small", "large")] == [2, 2]
+    assert [cost.count(f"│ {name} ") for name in ("small", "large")] == [1, 1]
+    assert "train min" in cost
+
+
+def test_other_test_sets_are_refused_in_one_line(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = read_predictions(runs[1] / "predictions" / "test.parquet")
+    names = found.names.copy()
+    names[0] = "another.jpg"
+    write_predictions(tmp_path / "other" / "1" / "predictions" / "test.parquet", replace(found, names=names))
+    assert compare([runs[0], tmp_path / "other" / "1"]) == 2
+    printed = capsys.readouterr().err
+    assert "the samples differ: 1 only in" in printed
+    assert "'another.jpg'" in printed
+    assert len(printed.splitlines()) == 1
+
+
+@pytest.mark.parametrize("split", ["val", "nonsense"])
+def test_runs_without_predictions_are_refused(runs: list[Path], split: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare(runs, "--split", split) == 2
+    printed = capsys.readouterr().err
+    assert f"predictions/{split}.parquet: there are no predictions; write them with" in printed
+    assert len(printed.splitlines()) == 1
+
+
+def test_a_task_without_targets_has_no_numbers(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = []
+    for number, run in enumerate(runs):
+        found = read_predictions(run / "predictions" / "test.parquet")
+        targets = {**found.targets, "colour": np.full(len(found), -1)}
+        paths.append(tmp_path / f"run{number}" / "1")
+        write_predictions(paths[-1] / "predictions" / "test.parquet", replace(found, targets=targets))
+    assert compare(paths, "--markdown") == 0
+    printed = capsys.readouterr().out
+    row = next(line for line in printed.splitlines() if "colour" in line and "run1" in line)
+    assert "| 0 | 0 | – | – | – | – | no known targets |" in row
+    assert "cannot be compared on 'colour': no sample has a known target." in printed
+    assert "nan" not in printed
+    assert compare(paths, "--markdown", "--task", "colour", "--reference", "best") == 0
+    printed = capsys.readouterr().out
+    # Neither was any calibration error computed, nor a reference chosen.
+    assert "ECE" not in printed
+    assert "was chosen by its accuracy" not in printed
+
+
+def test_logits_that_are_not_finite_are_refused(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = Path(shutil.copytree(runs[1], tmp_path / "large" / "1"))
+    not_finite(broken)
+    assert compare([runs[0], broken]) == 2
+    printed = capsys.readouterr().err
+    assert "logits of task 'class' are not finite for 1 of 9 samples" in printed
+    assert len(printed.splitlines()) == 1

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from evaluation.__main__ import main
+from evaluation.dataset.active_learning import k_centre_greedy
+from experiments.train.cli import main as experiments
+from retrieval.__main__ import main as retrieval
+from retrieval.gallery import Gallery
+from tests.support.data import COLOURS, draw_image, write_products
+
+TINY = """
+name: tiny
+data:
+  class_path: datamodules.Products
+  init_args:
+    root: {root}
+    attributes: [colour]
+    image: {{size: 16, interpolation: bilinear}}
+    loader: {{batch_size: 8}}
+    checks: {{allow_leaks: [exact, near]}}
+model:
+  class_path: lightning_modules.MultiTaskClassifier
+  init_args: {{backbone: test_vit, pretrained: false}}
+trainer:
+  max_epochs: 1
+  accelerator: cpu
+  enable_progress_bar: false
+  enable_model_summary: false
+  log_every_n_steps: 1
+wandb: {{mode: disabled}}
+"""
+UNLABELLED = 9
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data, a run of one epoch, new images, and a gallery of both."""
+    place = tmp_path_factory.mktemp("select")
+    write_products(place / "products", grey=False)
+    (place / "tiny.yaml").write_text(TINY.format(root=place / "products"), encoding="utf-8")
+    assert experiments(["fit", "--config", str(place / "tiny.yaml"), "--runs", str(place / "runs")]) == 0
+    (place / "new").mkdir()
+    (place / "empty").mkdir()
+    for number in range(UNLABELLED):
+        image = draw_image(number, list(COLOURS)[number % 6], look=900 + number)
+        image.save(place / "new" / f"{number}.png")
+    (place / "new" / "bad.png").write_bytes(b"no image")
+    index = ["index", "--run", str(run_of(place)), "--gallery", str(place / "g"), "--device", "cpu"]
+    assert retrieval(index) == 0
+    assert retrieval([*index, "--data", str(place / "new"), "--on-bad-image", "skip"]) == 0
+    return place
+
+
+def run_of(place: Path) -> Path:
+    (run,) = (place / "runs" / "tiny").iterdir()
+    return run
+
+
+def select(place: Path, pool: Path, *arguments: object) -> int:
+    to = ["--to", str(place / "to_label.csv")]
+    return main(["select", "--run", str(run_of(place)), "--pool", str(pool), *to, *map(str, arguments)])
+
+
+def selected(place: Path, pool: Path, *arguments: object) -> pd.DataFrame:
+    assert select(place, pool, *arguments) == 0
+    return pd.read_csv(place / "to_label.csv")
+
+
+def test_a_folder_and_a_gallery_say_the_same(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = selected(place, place / "new", "--by", "confidence")
+    said = capsys.readouterr().out
+    assert f"{UNLABELLED} of {UNLABELLED} images by confidence" in said
+    assert "fill in the column class" in said
+    gallery = selected(place, place / "g", "--by", "confidence")
+    assert folder["name"].tolist() == gallery["name"].tolist()
+    np.testing.assert_allclose(folder["score"], gallery["score"], atol=1e-4)
+    assert folder["predicted"].tolist() == gallery["predicted"].tolist()
+    assert (np.diff(folder["score"]) <= 0).all()
+    assert "new/bad.png" not in folder["name"].tolist()
+    assert folder["class"].isna().all()
+    assert all(Path(path).is_file() for path in folder["path"])
+
+
+@pytest.mark.parametrize("by", ["entropy", "margin"])
+def test_another_task_of_the_model(place: Path, by: str) -> None:
+    table = selected(place, place / "new", "--by", by, "--task", "colour", "--n", 4)
+    assert len(table) == 4
+    assert table["predicted"].isin(["red", "blue", "green", "gray"]).all()
+    assert "colour" in table.columns
+
+
+def test_the_core_set_counts_labelled_images_as_covered(place: Path) -> None:
+    table = selected(place, place / "g", "--by", "coreset", "--n", 5)
+    gallery = Gallery.open(str(place / "g"))
+    rows = gallery.table(["id", "label_class"]).to_pylist()
+    known = [row["id"] for row in rows if row["label_class"] is not None]
+    new = [row["id"] for row in rows if row["label_class"] is None]
+    assert len(new) == UNLABELLED
+    expected = k_centre_greedy(gallery.vectors(new), 5, gallery.vectors(known))
+    assert table["name"].tolist() == [new[row] for row in expected.rows]
+    np.testing.assert_allclose(table["score"], expected.scores, atol=1e-5)
+
+
+def test_the_core_set_of_a_folder_covers_the_training_images(place: Path) -> None:
+    table = selected(place, place / "new", "--by", "coreset", "--n", 3)
+    gallery = Gallery.open(str(place / "g"))
+    rows = gallery.table(["id", "split", "label_class"]).to_pylist()
+    trained = [row["id"] for row in rows if row["split"] == "train" and row["label_class"] is not None]
+    new = [row["id"] for row in rows if row["label_class"] is None]
+    expected = k_centre_greedy(gallery.vectors(new), 3, gallery.vectors(trained))
+    assert table["name"].tolist() == [new[row] for row in expected.rows]
+    np.testing.assert_allclose(table["score"], expected.scores, atol=1e-3)
+
+
+def test_labelled_images_are_ranked_only_if_asked(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert select(place, place / "tiny.yaml", "--by", "margin") == 2
+    assert "all 36 images have a label of 'class'" in capsys.readouterr().err
+    table = selected(place, place / "tiny.yaml", "--by", "margin", "--labelled_too", "--n", 100)
+    assert len(table) == 36
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--pool", "PLACE/g", "--by", "entropy"], "has the best class's probability only"),
+        (["--pool", "PLACE/new", "--n", "0"], "--n: is 0"),
+        (["--pool", "PLACE/new", "--task", "size"], "--task size:"),
+        (["--pool", "PLACE/nowhere"], "is neither a folder of images, a gallery nor an experiment's YAML file"),
+        (["--pool", "PLACE/new", "--run", "PLACE"], "has no checkpoints/best.ckpt"),
+        (["--pool", "PLACE/empty"], "has no images"),
+    ],
+)
+def test_mistakes_are_one_line(
+    arguments: list[str], message: str, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VITRAIL_DEBUG", raising=False)
+    (place / "to_label.csv").unlink(missing_ok=True)
+    assert select(place, place, *[word.replace("PLACE", str(place)) for word in arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not (place / "to_label.csv").exists()

@@ -1,0 +1,139 @@
+""""""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.patches import Rectangle
+
+from evaluation.report.images import (
+    curves_section,
+    epoch_table,
+    learning_rates,
+    map_figure,
+    map_section,
+    mistakes_section,
+    phase_begins,
+)
+from retrieval.gallery import Gallery
+from tests.evaluation.predictions_fixture import make_predictions
+from tests.support.runs import EPOCHS, metrics, write_run
+from vitrail.runs import RunFiles
+from vitrail.types import UNKNOWN
+
+
+def test_map_has_every_image_once(gallery: Gallery) -> None:
+    section = map_section(gallery, "test", "class")
+    table = section.files["embedding_map"]
+    assert sorted(table["id"]) == sorted(gallery.table(["id"]).column("id").to_pylist())
+    classes = table["label_class"]
+    places = table[["PCA x", "PCA y"]].to_numpy()
+    centres = np.stack([places[classes == name].mean(axis=0) for name in sorted(set(classes))])
+    nearest = np.linalg.norm(places[:, None] - centres[None], axis=2).argmin(axis=1)
+    assert [sorted(set(classes))[place] for place in nearest] == classes.tolist()
+    assert len(section.figures["embedding_map"].axes) == 3 - len(section.missing)
+
+
+def test_without_a_known_target_nothing_is_said_of_mistakes() -> None:
+    found = make_predictions(6)
+    unknown = replace(found, targets={**found.targets, "colour": np.full(6, UNKNOWN)})
+    section = mistakes_section(unknown, {}, "test", 3, None)
+    assert not any(said.startswith("colour:") for said in section.says)
+    assert "Of 'colour' no target is known, so mistakes cannot be told." in section.missing
+
+
+def test_many_classes_have_marks_of_their_own() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.array([f"c{number:02}" for number in range(45)])
+    figure = map_figure({"PCA": rng.normal(size=(45, 2))}, labels)
+    seen = set()
+    for points in figure.axes[0].collections:
+        seen.add((np.asarray(points.get_facecolor()).tobytes(), np.asarray(points.get_paths()[0].vertices).tobytes()))
+    assert len(seen) == 45
+
+
+def test_one_row_an_epoch_with_what_is_logged_once_an_epoch() -> None:
+    table = epoch_table(metrics())
+    assert table["epoch"].tolist() == list(range(EPOCHS))
+    assert table["step"].tolist() == [10 * (epoch + 1) - 1 for epoch in range(EPOCHS)]
+    assert sorted(table.columns) == ["epoch", "step", "train/loss", "val/class/accuracy", "val/loss"]
+    assert table["train/loss"].tolist() == [2 - epoch / 4 for epoch in range(EPOCHS)]
+
+
+def test_an_epoch_that_was_logged_twice_has_its_later_values() -> None:
+    log = pd.DataFrame({"epoch": [0, 0, 1], "step": [4, 9, 19], "val/loss": [3.0, 2.0, 1.0]})
+    assert epoch_table(log)["val/loss"].tolist() == [2, 1]
+
+
+@pytest.mark.parametrize("log", [pd.DataFrame(), pd.DataFrame({"epoch": [0], "test/loss": [1.0]})])
+def test_nothing_of_training_is_no_table(log: pd.DataFrame) -> None:
+    assert len(epoch_table(log)) == 0
+
+
+def test_learning_rates_lie_where_their_steps_do() -> None:
+    rates = learning_rates(metrics(), epoch_table(metrics()))
+    # Step 4 is the fifth of the ten of the first epoch.
+    assert rates["done"].tolist() == pytest.approx([0.5 + epoch for epoch in range(EPOCHS)])
+    assert rates["lr-AdamW/head_decay"].iloc[0] == 0.003
+
+
+@pytest.mark.parametrize(
+    ("trainer", "expected"),
+    [
+        ({"callbacks": [{"class_path": "callbacks.Some", "init_args": {"unfreeze_epoch": 3}}]}, {3: "Some"}),
+        ({"callbacks": [{"class_path": "callbacks.Other"}, {"init_args": None}, "odd"]}, {}),
+        ({"callbacks": None}, {}),
+        (None, {}),
+    ],
+)
+def test_phases_are_those_of_the_configuration(trainer: object, expected: dict[int, str]) -> None:
+    assert phase_begins({"trainer": trainer}) == expected
+
+
+def test_section_names_phase_and_best_epoch(tmp_path: Path) -> None:
+    section = curves_section(RunFiles(write_run(tmp_path, gallery=False)))
+    told = " ".join(section.says)
+    assert "From epoch 4 on (shaded) the backbone is trained as well (BackboneUnfreezing)" in told
+    assert "best epoch by val/class/accuracy: 4." in told
+    figure = section.figures["curves"]
+    panels = {axes.get_title(): axes for axes in figure.axes if axes.axison}
+    assert set(panels) == {"loss", "accuracy", "learning rate"}
+    line = next(line for line in panels["loss"].lines if line.get_label() == "train/loss")
+    np.testing.assert_array_equal(line.get_ydata(), [2 - epoch / 4 for epoch in range(EPOCHS)])
+    np.testing.assert_array_equal(line.get_xdata(), range(1, EPOCHS + 1))
+    shaded = panels["loss"].patches[0]
+    assert isinstance(shaded, Rectangle)
+    assert (shaded.get_x(), shaded.get_x() + shaded.get_width()) == (4, EPOCHS)
+
+
+def test_a_score_that_no_epoch_has_marks_none(tmp_path: Path) -> None:
+    run = write_run(tmp_path, gallery=False)
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    record["stages"][0]["best"]["score"] = 0.123
+    (run / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    assert not any("best epoch" in sentence for sentence in curves_section(RunFiles(run)).says)
+
+
+def test_runs_without_curves_say_why(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"stages": [{"stage": "test"}]}), encoding="utf-8")
+    assert "nothing was logged" in curves_section(RunFiles(tmp_path)).missing[0]
+    (tmp_path / "metrics.csv").write_text("epoch,step,test/loss\n0,1,2.0\n", encoding="utf-8")
+    section = curves_section(RunFiles(tmp_path))
+    assert section.missing == ["Nothing was trained in this run."]
+    assert not section.figures
+
+
+def test_gaps_are_left_out_of_the_lines(tmp_path: Path) -> None:
+    log = metrics()
+    log.loc[log["epoch"] == 2, "val/loss"] = math.nan
+    run = write_run(tmp_path, gallery=False)
+    log.to_csv(run / "metrics.csv", index=False)
+    axes = curves_section(RunFiles(run)).figures["curves"].axes[0]
+    line = next(line for line in axes.lines if line.get_label() == "val/loss")
+    np.testing.assert_array_equal(line.get_xdata(), [1, 2, 4, 5, 6])

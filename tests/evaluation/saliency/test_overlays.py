@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import softmax
+
+from evaluation.saliency import class_scores, grad_cam
+from evaluation.saliency.overlays import explain_classes, explain_texts, explained_figure, overlay, worst_mistakes
+from lightning_modules.dual_encoder import DualEncoder
+from tests.evaluation.saliency.saliency_networks import TASKS, draw_scenes, fresh
+from tests.support.models import TEXTS, write_clip
+from vitrail.types import UNKNOWN
+
+
+def test_worst_mistakes_are_those_with_the_least_probability_of_the_right_class() -> None:
+    rng = np.random.default_rng(0)
+    logits, targets = rng.normal(size=(50, 4)).astype(np.float32), rng.integers(-1, 4, 50)
+    rows = worst_mistakes(logits, targets, 10)
+    probability = softmax(logits.astype(np.float64), axis=1)
+    wrong = [row for row in range(50) if targets[row] != UNKNOWN and logits[row].argmax() != targets[row]]
+    assert rows.tolist() == sorted(wrong, key=lambda row: probability[row, targets[row]])[:10]
+    assert sorted(worst_mistakes(logits, targets, 1000)) == wrong
+    assert not len(worst_mistakes(logits, logits.argmax(axis=1), 5))
+    assert not len(worst_mistakes(logits, np.full(50, UNKNOWN), 5))
+
+
+def test_explained_classes_say_what_the_model_says() -> None:
+    model, scenes = fresh("test_efficientnet"), draw_scenes(6, 1)
+    with torch.no_grad():
+        logits = model(scenes.images)["disc"]
+    targets = [UNKNOWN, *(1 - logits.argmax(1)[1:3]).tolist(), *logits.argmax(1)[3:].tolist()]
+    explained = explain_classes(model, "disc", scenes.images, [f"image {row}" for row in range(6)], targets)
+    for row, one in enumerate(explained):
+        chosen = int(logits[row].argmax())
+        assert one.name == f"image {row}"
+        assert one.predicted == TASKS["disc"][chosen]
+        assert one.confidence == pytest.approx(float(logits[row].softmax(0).max()), abs=1e-5)
+        np.testing.assert_array_equal(one.image, scenes.images[row].permute(1, 2, 0).numpy())
+        is_mistake = row in (1, 2)
+        assert len(one.heats) == (2 if is_mistake else 1)
+        assert one.target == ("" if row == 0 else TASKS["disc"][targets[row]])
+        assert one.heats[0].caption.startswith(f"chosen\n{one.predicted} {one.confidence:.2f}")
+        if is_mistake:
+            assert one.heats[1].caption.startswith(f"right\n{one.target} {1 - one.confidence:.2f}")
+    expected = grad_cam(model, class_scores(model, "disc"), scenes.images[1:2], torch.tensor([[targets[1]]]))
+    np.testing.assert_allclose(explained[1].heats[1].values, expected[0, 0].numpy(), atol=1e-5)
+
+
+def test_a_class_can_be_asked_for_and_rollout_has_one_map() -> None:
+    model, scenes = fresh("test_vit"), draw_scenes(2, 1)
+    targets = scenes.targets["square"].tolist()
+    for one in explain_classes(model, "square", scenes.images, ["a", "b"], targets, shown=1):
+        assert one.heats[0].caption.startswith("asked for\nblue ")
+    for one in explain_classes(model, "square", scenes.images, ["a", "b"], targets, method="rollout"):
+        assert [heat.caption for heat in one.heats] == ["attention rollout"]
+    assert explain_classes(model, "square", scenes.images[:0], [], []) == []
+
+
+def test_a_class_that_nothing_speaks_for_is_said_to_be_so() -> None:
+    model = fresh("test_efficientnet")
+    with torch.no_grad():
+        cast("Any", model.heads[0])[-1].weight.zero_()
+    [one] = explain_classes(model, "square", draw_scenes(1, 0).images, ["a"], [UNKNOWN])
+    assert one.heats[0].caption.endswith("(nothing speaks for it)")
+
+
+def test_texts_and_zero_shot_classes_of_a_dual_encoder(tmp_path: Path) -> None:
+    write_clip(tmp_path / "clip")
+    prompts = [[TEXTS[0]], [TEXTS[1], TEXTS[2]]]
+    model = DualEncoder({"model": str(tmp_path / "clip")}, ["rose", "tulip"], prompts, image_size=32)
+    model.load_pretrained()
+    model.eval()
+    images = draw_scenes(3, 2).images[..., ::4, ::4]
+    with torch.no_grad():
+        embedded, texts = model.encode_image(images), model.encode_text(list(TEXTS[:2]))
+        scale = model.objective.temperature()[0]
+        probability = (scale * embedded @ model.class_embeddings().T).softmax(1)
+    for row, one in enumerate(explain_texts(model, list(TEXTS[:2]), images, ["a", "b", "c"])):
+        for heat, text, vector in zip(one.heats, TEXTS, texts, strict=False):
+            assert heat.caption.startswith(f"“{text}” {float(embedded[row] @ vector):.2f}")
+    for row, one in enumerate(explain_classes(model, "class", images, ["a", "b", "c"], [UNKNOWN] * 3)):
+        assert one.confidence == pytest.approx(float(probability[row].max()), abs=1e-5)
+
+
+def test_an_overlay_leaves_the_image_where_the_map_is_empty() -> None:
+    image = draw_scenes(1, 0).images[0].permute(1, 2, 0).numpy()
+    heat = np.zeros((128, 128), np.float32)
+    heat[:64] = 1
+    mixed = overlay(image, heat)
+    np.testing.assert_array_equal(mixed[64:], image[64:])
+    assert (np.abs(mixed[:64].astype(int) - image[:64]).max(axis=2) > 20).mean() > 0.9
+
+
+def test_a_figure_has_a_panel_for_each_image_and_map() -> None:
+    model, scenes = fresh("test_efficientnet"), draw_scenes(3, 1)
+    with torch.no_grad():
+        wrong = (1 - model(scenes.images)["disc"].argmax(1)).tolist()
+    explained = explain_classes(model, "disc", scenes.images, ["a", "b", "c"], wrong)
+    drawn = [axes for axes in explained_figure(explained, columns=2).axes if axes.images]
+    assert len(drawn) == 9
+    assert [axes.get_title() for axes in drawn[:2]] == [f"a\nis {explained[0].target}", explained[0].heats[0].caption]

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import json
+import string
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_modules.encoders.tokenizer import (
+    SPECIAL_IDS,
+    TextTokenizer,
+    checked_state,
+    pretrained_tokenizer,
+    trained_tokenizer,
+)
+from tests.support.models import TEXTS, write_bert, write_siglip
+from vitrail.errors import UserError
+
+
+def trained(max_length: int = 20, *, fixed_length: bool = False) -> TextTokenizer:
+    return trained_tokenizer(TEXTS, 400, max_length, fixed_length)
+
+
+def test_texts_are_framed_and_filled_up_to_the_longest() -> None:
+    tokens = trained()(["a rose", "a photo of a rose."])
+    ids, mask = tokens["input_ids"], tokens["attention_mask"]
+    assert ids.dtype == torch.int64
+    assert ids.shape == mask.shape
+    assert (ids[:, 0] == SPECIAL_IDS["bos_token_id"]).all()
+    for row, length in zip(ids, mask.sum(dim=1).tolist(), strict=True):
+        assert row[length - 1] == SPECIAL_IDS["eos_token_id"]
+        assert (row[length:] == SPECIAL_IDS["pad_token_id"]).all()
+    assert mask.sum(dim=1).max() == ids.shape[1]
+
+
+def test_long_texts_are_cut_and_keep_their_end() -> None:
+    ids = trained(8)(["a photo of a rose. " * 50])["input_ids"]
+    assert ids.shape == (1, 8)
+    assert ids[0, -1] == SPECIAL_IDS["eos_token_id"]
+
+
+def test_a_fixed_length_fills_every_text_up() -> None:
+    assert trained(16, fixed_length=True)(["a rose"])["input_ids"].shape == (1, 16)
+
+
+@pytest.mark.parametrize("text", ["", "   ", "Блакитна троянда", "🌹" * 40, "\x00\x07"])
+def test_every_text_can_be_read(text: str) -> None:
+    tokens = trained()([text, "a rose"])
+    assert int(tokens["input_ids"].max()) < 400
+    assert (tokens["attention_mask"].sum(dim=1) >= 2).all()
+
+
+def test_the_same_texts_in_any_order_give_the_same_tokenizer() -> None:
+    assert trained_tokenizer(reversed(TEXTS), 400, 20, fixed_length=False).state == trained().state
+
+
+def test_upper_case_is_the_same_text() -> None:
+    tokens = trained()(["A Rose", "a rose"])["input_ids"]
+    assert torch.equal(tokens[0], tokens[1])
+
+
+def test_its_state_makes_the_same_tokenizer_again() -> None:
+    first = trained()
+    second = TextTokenizer(checked_state(dict(first.state)))
+    assert torch.equal(first(list(TEXTS))["input_ids"], second(list(TEXTS))["input_ids"])
+    assert second.vocabulary_size <= 400
+
+
+def test_that_of_a_pretrained_model_is_that_of_transformers(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    folder = str(write_bert(tmp_path))
+    peer = AutoTokenizer.from_pretrained(folder)(list(TEXTS), padding=True, truncation=True, return_tensors="pt")
+    tokens = pretrained_tokenizer(folder, 20, fixed_length=False)(list(TEXTS))
+    assert torch.equal(tokens["input_ids"], peer["input_ids"])
+    assert torch.equal(tokens["attention_mask"], peer["attention_mask"])
+
+
+def canonical(text: str) -> str:
+    """SigLIP's text, as big_vision makes it."""
+    return " ".join(text.lower().translate(str.maketrans("", "", string.punctuation)).split())
+
+
+SPOKEN = ("A Photo of a ROSE!", "a  photo,\tof (a) rose...", "don't_stop — [rose]", "", "?!")
+
+
+@pytest.mark.parametrize("kind", ["SiglipTokenizer", None])
+def test_siglips_own_tokenizer_is_read_from_its_file_and_sees_canonical_text(tmp_path: Path, kind: str | None) -> None:
+    from tokenizers import Tokenizer
+
+    folder = write_siglip(tmp_path)
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    settings["tokenizer_class"] = kind
+    (folder / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in settings.items() if v is not None}))
+    tokens = pretrained_tokenizer(str(folder), 12, fixed_length=True)(list(SPOKEN))["input_ids"]
+    peer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    peer.enable_truncation(12)
+    peer.enable_padding(length=12, pad_id=0, pad_token="<pad>")
+    assert tokens.tolist() == [text.ids for text in peer.encode_batch([canonical(text) for text in SPOKEN])]
+
+
+def write_sentencepiece(folder: Path, kind: str) -> None:
+    pieces = pytest.importorskip("sentencepiece")
+    (folder / "corpus.txt").write_text("\n".join([*TEXTS] * 20), encoding="utf-8")
+    pieces.SentencePieceTrainer.train(
+        input=str(folder / "corpus.txt"),
+        model_prefix=str(folder / "spiece"),
+        vocab_size=60,
+        pad_id=-1,
+        bos_id=-1,
+        eos_id=1,
+        unk_id=2,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    (folder / "config.json").write_text('{"model_type": "siglip"}', encoding="utf-8")
+    settings = {"tokenizer_class": kind, "eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+
+
+def test_a_sentencepiece_model_alone_gives_siglips_tokens(tmp_path: Path) -> None:
+    from transformers import SiglipTokenizer
+
+    write_sentencepiece(tmp_path, "SiglipTokenizer")
+    peer = SiglipTokenizer.from_pretrained(tmp_path)
+    expected = peer(list(SPOKEN), padding="max_length", max_length=12, truncation=True)["input_ids"]
+    assert pretrained_tokenizer(str(tmp_path), 12, fixed_length=True)(list(SPOKEN))["input_ids"].tolist() == expected
+
+
+@pytest.mark.parametrize("kind", ["SiglipTokenizer", "GemmaTokenizer"])
+def test_without_sentencepiece_the_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    write_sentencepiece(tmp_path, kind)
+    (tmp_path / "tokenizer.model").write_bytes((tmp_path / "spiece.model").read_bytes())
+    (tmp_path / "spiece.vocab").unlink()
+
+    def absent(*_: object, **__: object) -> None:
+        raise ImportError("\nrequires sentencepiece\nwhich is not there")
+
+    monkeypatch.setattr("lightning_modules.encoders.tokenizer.find_spec", lambda name: None)
+    monkeypatch.setattr("transformers.SiglipTokenizer.from_pretrained", absent)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", absent)
+    with pytest.raises(UserError, match=r"^towers: .* pip install sentencepiece protobuf, or add its tokenizer.json$"):
+        pretrained_tokenizer(str(tmp_path), 12, fixed_length=True)
+
+
+def test_a_class_that_cannot_be_made_gives_way_to_the_file(tmp_path: Path) -> None:
+    folder = write_bert(tmp_path)
+    expected = pretrained_tokenizer(str(folder), 20, fixed_length=False)(list(TEXTS))["input_ids"]
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "tokenizer_class": "T5Tokenizer"}))
+    tokens = pretrained_tokenizer(str(folder), 20, fixed_length=False)(list(TEXTS))["input_ids"]
+    assert torch.equal(tokens, expected)
+
+
+def test_a_model_without_vocabulary_is_refused(tmp_path: Path) -> None:
+    """``transformers`` makes a tokenizer of five special tokens for it, to which every word is unknown."""
+    folder = write_bert(tmp_path)
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}', encoding="utf-8")
+    with pytest.raises(UserError, match="no vocabulary file"):
+        pretrained_tokenizer(str(folder), 20, fixed_length=False)
+
+
+def test_what_is_cut_off_is_said() -> None:
+    short, words = trained(max_length=6), "a red bicycle leans against a wall"
+    reading = short.reading(words)
+    kept = short([words])["input_ids"][0].tolist()[1:-1]
+    assert reading.known == len(kept) == 4
+    assert reading.unread
+    assert words.endswith(reading.unread)
+    # What is read alone gives the same tokens.
+    assert short([words.removesuffix(reading.unread)])["input_ids"][0].tolist()[1:-1] == kept
+    assert trained().reading("a red bicycle") == (len(trained()(["a red bicycle"])["input_ids"][0]) - 2, [], "")
+
+
+def test_what_a_vocabulary_does_not_have_is_said() -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    whole_words = Tokenizer(models.WordLevel({"<pad>": 0, "<unknown>": 1, "red": 2, "rose": 3}, unk_token="<unknown>"))
+    whole_words.pre_tokenizer = pre_tokenizers.Whitespace()
+    state = {"pipeline": whole_words.to_str(), "max_length": 4, "pad_id": 0, "fixed_length": True}
+    tokenizer = TextTokenizer(checked_state(state))
+    assert tokenizer.reading("red rose") == (2, [], "")
+    assert tokenizer.reading("red ваза rose") == (2, ["ваза"], "")
+    assert tokenizer.reading("красная ваза") == (0, ["красная", "ваза"], "")
+    assert tokenizer.reading("red rose red rose, ваза") == (4, [], ", ваза")
+    assert tokenizer.reading(" ") == (0, [], "")
+    # A tokenizer that knows every byte knows every text.
+    assert trained().reading("ваза").unknown == []
+    assert trained().reading("ваза").known > 0
+
+
+def test_a_vocabulary_of_pieces_says_it_too() -> None:
+    from tokenizers import Tokenizer, models
+
+    pieces = Tokenizer(models.Unigram([("<unknown>", 0.0), ("r", -1.0), ("o", -1.0), ("se", -1.5)], unk_id=0))
+    state = {"pipeline": pieces.to_str(), "max_length": 8, "pad_id": 0, "fixed_length": False}
+    assert TextTokenizer(checked_state(state)).reading("rosew") == (3, ["w"], "")
+
+
+def test_without_texts_or_room_none_can_be_trained() -> None:
+    with pytest.raises(UserError, match="no captions"):
+        trained_tokenizer(["", " "], 400, 20, fixed_length=False)
+    with pytest.raises(UserError, match="no room"):
+        trained_tokenizer(TEXTS, 100, 20, fixed_length=False)
+
+
+def test_a_folder_without_tokenizer_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=str(tmp_path)):
+        pretrained_tokenizer(str(tmp_path), 20, fixed_length=False)
+
+
+@pytest.mark.parametrize("state", [None, {"pipeline": "{}"}, {**trained().state, "pipeline": "no json"}])
+def test_a_damaged_state_is_refused(state: Any) -> None:
+    with pytest.raises(UserError, match="tokenizer"):
+        checked_state(state)

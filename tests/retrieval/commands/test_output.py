@@ -1,0 +1,190 @@
+""""""
+
+import base64
+import dataclasses
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from retrieval.commands.output import SIDE, Answer, Found, as_json, contact_sheet, rich_table, small_jpeg
+from retrieval.search.searcher import Query
+from tests.support.galleries import identity
+
+FOUND = [
+    Found(
+        id="p7",
+        score=0.98765,
+        path="/photos/p7.jpg",
+        caption="blue plastic bottle [bold]",
+        labels={"class": "tableware_water_bottle", "colour": "blue", "material": None},
+        predicted={"class": ("tableware_water_bottle", 0.91), "colour": ("black", 0.5), "material": None},
+        thumbnail=None,
+    ),
+    Found("p2", 0.5, "", "", dict.fromkeys(("class", "colour", "material")), {}, b"jpeg"),
+]
+FOUND[1] = dataclasses.replace(FOUND[1], predicted=dict.fromkeys(("class", "colour", "material")))
+
+
+def answer(**changes: Any) -> Answer:
+    fields: dict[str, Any] = {
+        "query": Query("[red] bottle"),
+        "gallery": "g",
+        "identity": identity(),
+        "ranker": "clip",
+        "find": "images",
+        "where": "",
+        "found": FOUND,
+        "notes": ["a note"],
+    }
+    return Answer(**{**fields, **changes})
+
+
+def _printed(table: Table) -> str:
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
+
+
+def test_the_table_has_scores_answers_and_labels_in_order() -> None:
+    text = _printed(rich_table(answer()))
+    first, second = (line for line in text.splitlines() if "p7" in line or "p2" in line)
+    assert "0.9877" in first
+    assert "tableware_water_bottle 0.91, black 0.50 " in first
+    assert "tableware_water_bottle, blue " in first
+    assert "0.5000" in second
+    assert all(name in text for name in ("the model says", "labels", "caption"))
+    # A column of which nothing is known is left out.
+    assert "the model says" not in _printed(rich_table(answer(found=FOUND[1:])))
+
+
+def test_what_people_wrote_is_not_read_as_markup() -> None:
+    text = _printed(rich_table(answer()))
+    assert "blue plastic bottle [bold]" in text
+    assert "“[red] bottle”" in text
+    evil = dataclasses.replace(FOUND[0], caption="\x1b[2Jgone\nline", id="\x1b]0;title\x07")
+    text = _printed(rich_table(answer(found=[evil], query=Query("\x1b[31mred"))))
+    assert "\x1b" not in text
+    assert "\x07" not in text
+    assert "gone line" in text
+
+
+def test_a_file_name_that_is_no_utf_8_can_be_printed() -> None:
+    asked = answer(query=Query(image=Path("photo\udcff.jpg")))
+    assert json.loads(as_json(asked).encode())["query"]["image"] == "photo?.jpg"
+    assert "photo?.jpg" in _printed(rich_table(asked))
+
+
+def test_captions_have_a_table_of_their_own() -> None:
+    text = _printed(rich_table(answer(find="captions", query=Query(like="p1"))))
+    assert "of image" in text
+    assert "like p1" in text
+    assert "the model says" not in text
+
+
+def test_json_holds_everything_and_any_script() -> None:
+    content = json.loads(as_json(answer(query=Query("синяя"), where="colour = 'blue'")))
+    assert content["query"] == {"text": "синяя", "like": None, "image": None}
+    assert content["notes"] == ["a note"]
+    assert content["where"] == "colour = 'blue'"
+    first, second = content["found"]
+    assert (first["rank"], first["id"], first["score"]) == (1, "p7", 0.98765)
+    assert first["predicted"]["colour"] == {"value": "black", "confidence": 0.5}
+    assert first["labels"]["material"] is None
+    assert second["predicted"]["class"] is None
+    assert "синяя" in as_json(answer(query=Query("синяя")))
+
+
+JPEG = small_jpeg(np.full((20, 30, 3), 90, dtype=np.uint8))
+
+
+class Page(HTMLParser):
+    """Elements with their attributes, and all text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in {"meta", "img"}:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def test_every_image_has_a_card_with_score_caption_and_answers() -> None:
+    page = Page(contact_sheet(answer(where="colour = 'blue'"), [JPEG, None]))
+    assert page.open == []
+    assert len(page.all("li")) == 2
+    (image,) = page.all("img")
+    assert base64.b64decode((image["src"] or "").removeprefix("data:image/jpeg;base64,")) == JPEG
+    assert image["alt"] == "blue plastic bottle [bold]"
+    for part in ("0.9877", "p7", "tableware_water_bottle 0.91", "black 0.50", "colour = 'blue'", "clip", "a note"):
+        assert part in page.text
+    assert "cannot be read any more" in page.text
+    assert page.text.index("p7") < page.text.index("p2")
+
+
+def test_the_image_that_was_asked_with_stands_above() -> None:
+    example = small_jpeg(np.zeros((8, 8, 3), dtype=np.uint8))
+    sheet = contact_sheet(answer(query=Query(like="p1")), [JPEG, JPEG], example)
+    sources = [image["src"] or "" for image in Page(sheet).all("img")]
+    assert base64.b64decode(sources[0].removeprefix("data:image/jpeg;base64,")) == example
+    assert len(sources) == 3
+
+
+def test_nothing_that_stands_in_a_gallery_becomes_markup() -> None:
+    evil = '"><script>alert(1)</script><img src=x onerror=alert(1)>'
+    found = dataclasses.replace(
+        FOUND[0], id=evil, caption=evil, predicted={evil: (evil, 0.5)}, labels={}, path="javascript:x"
+    )
+    sheet = contact_sheet(answer(query=Query(evil), gallery=evil, where=evil, found=[found], notes=[evil]), [JPEG])
+    page = Page(sheet)
+    assert page.all("script") == []
+    assert len(page.all("img")) == 1
+    assert not any("onerror" in attributes for _, attributes in page.elements)
+    assert page.text.count("<script>") >= 6
+
+
+def test_the_page_needs_nothing_else() -> None:
+    sheet = contact_sheet(answer(), [JPEG, JPEG])
+    addresses = re.findall(r"""(?:src|href|url|action)\s*[=(]\s*["']?([^"'\s)>]+)""", sheet)
+    assert addresses
+    assert all(address.startswith("data:image/jpeg;base64,") for address in addresses)
+    policy = next(m["content"] for m in Page(sheet).all("meta") if m.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None
+    assert "default-src 'none'" in policy
+    assert "prefers-color-scheme: dark" in sheet
+
+
+def test_a_sheet_of_nothing_says_so() -> None:
+    page = Page(contact_sheet(answer(found=[]), []))
+    assert page.all("li") == []
+    assert "no images" in page.text
+
+
+def test_large_images_are_made_small_and_small_ones_stay() -> None:
+    large = Image.open(io.BytesIO(small_jpeg(np.zeros((600, 1200, 3), dtype=np.uint8))))
+    assert large.size == (SIDE, SIDE // 2)
+    assert large.format == "JPEG"
+    assert Image.open(io.BytesIO(JPEG)).size == (30, 20)

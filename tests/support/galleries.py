@@ -1,0 +1,280 @@
+"""A tiny gallery for tests: twelve images with vectors that mean something, made in a fraction of a second.
+
+Images on disk with a table that tests change, and tiny models that fill galleries from them.
+
+A run whose model understands the small gallery perfectly, and small galleries as the application serves them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from app.state.galleries import ServedGallery
+from app.state.runs import ServedRun
+from datamodules.base import ImageDataModule
+from datamodules.options import CheckOptions
+from datamodules.table import SampleTable
+from lightning_modules import DualEncoder, MultiTaskClassifier
+from retrieval.gallery import Gallery
+from retrieval.schema import ModelIdentity, caption_schema, identity_of, image_schema
+from retrieval.search.searcher import Reading
+from retrieval.search.text import words
+
+DIM = 8
+
+CLASSES = ["bag", "tableware_water_bottle", "sneakers"]
+COLOURS = ["black", "blue"]
+MATERIALS = ["leather", "plastic"]
+
+SHOWN = [(label, colour, material) for label in CLASSES for colour in COLOURS for material in MATERIALS]
+"""What each image shows: class, colour, material; image ``i`` is ``p<i>``."""
+
+MISTAKES = {3: ("class", "sneakers"), 7: ("colour", "black")}
+"""What the model takes an image for, where it is wrong."""
+
+
+def identity(**changes: Any) -> ModelIdentity:
+    """A dual encoder that also predicts, so that one gallery serves all rankers."""
+    fields: dict[str, Any] = {
+        "task": "DualEncoder",
+        "weights": "a" * 64,
+        "run": "runs/small/20260101-000000",
+        "dim": DIM,
+        "encodes_text": True,
+        "input_options": {"size": 32},
+        "predicts": {"class": CLASSES, "colour": COLOURS, "material": MATERIALS},
+        "labels": ["class", "colour", "material"],
+    }
+    return ModelIdentity(**{**fields, **changes})
+
+
+def vectors(n: int, dim: int = DIM, seed: int = 0) -> NDArray[np.float32]:
+    """Random directions, float32 ``(n, dim)``, of unit length."""
+    drawn = np.random.default_rng(seed).standard_normal((n, dim)).astype(np.float32)
+    return np.asarray(drawn / np.linalg.norm(drawn, axis=1, keepdims=True), np.float32)
+
+
+def meaning_vector(*words: str) -> NDArray[np.float32]:
+    """Direction that some of the words point in, float32 ``(DIM,)``: what a perfect encoder would make of a query."""
+    vector = np.zeros(DIM, np.float32)
+    for place, word in enumerate([*CLASSES, *COLOURS, *MATERIALS]):
+        vector[place] = float(word in words)
+    return np.asarray(vector / np.linalg.norm(vector), np.float32)
+
+
+def image_rows(made_by: ModelIdentity, ids: list[str], matrix: NDArray[np.float32], **columns: list[Any]) -> pa.Table:
+    """Rows of the table of images; columns that are not given are empty."""
+    schema = image_schema(made_by)
+    given: dict[str, Any] = {"id": ids, "content": [f"{name:0>64}" for name in ids], **columns}
+    given["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel()), made_by.dim)
+    blank = {"path": "", "caption": "", "group": "", "split": "test", "text": ""}
+    blank |= {"run": made_by.run, "weights": made_by.weights}
+    arrays = [given.get(field.name, [blank.get(field.name)] * len(ids)) for field in schema]
+    return pa.table(
+        [pa.array(a, f.type) if isinstance(a, list) else a for a, f in zip(arrays, schema, strict=True)], schema
+    )
+
+
+def caption_rows(made_by: ModelIdentity, said: list[tuple[str, str]], matrix: NDArray[np.float32]) -> pa.Table:
+    """Rows of the table of captions.
+
+    Args:
+        made_by: of the gallery.
+        said: id of the image and text of each caption.
+        matrix: float32 ``(len(said), D)``.
+    """
+    counts: dict[str, int] = {}
+    ids = []
+    for image, _ in said:
+        ids.append(f"{image}#{counts.setdefault(image, 0)}")
+        counts[image] += 1
+    vector = pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel()), made_by.dim)
+    columns = [pa.array(ids), pa.array([p for p, _ in said]), pa.array([t for _, t in said]), vector]
+    return pa.table(columns, caption_schema(made_by))
+
+
+def small_rows(made_by: ModelIdentity) -> tuple[pa.Table, pa.Table]:
+    """Rows of the twelve images and of their captions, two each."""
+    columns: dict[str, list[Any]] = {"group": [f"g{row // 2}" for row in range(len(SHOWN))]}
+    columns["split"] = ["train", "val", "test", "test"] * 3
+    columns["caption"] = [" ".join((colour, material, label.split("_")[-1])) for label, colour, material in SHOWN]
+    said = {task: [shown[place] for shown in SHOWN] for place, task in enumerate(("class", "colour", "material"))}
+    for task, true in said.items():
+        columns[f"label_{task}"] = [None if (row, task) == (11, "material") else true[row] for row in range(len(SHOWN))]
+        told = [MISTAKES[row][1] if MISTAKES.get(row, ("",))[0] == task else true[row] for row in range(len(SHOWN))]
+        if task in made_by.predicts:
+            columns[f"predicted_{task}"] = told
+            columns[f"confidence_{task}"] = [0.4 + 0.05 * row for row in range(len(SHOWN))]
+    predicted = [columns[f"predicted_{task}"] for task in made_by.predicts]
+    columns["text"] = [" ".join(words) for words in zip(*predicted, strict=True)] if predicted else [""] * len(SHOWN)
+    columns = {name: values for name, values in columns.items() if name in image_schema(made_by).names}
+    # A little noise, so that no two images have the same score.
+    matrix = np.stack([meaning_vector(*shown) for shown in SHOWN]) + 0.05 * vectors(len(SHOWN))
+    matrix = (matrix / np.linalg.norm(matrix, axis=1, keepdims=True)).astype(np.float32)
+    ids = [f"p{row}" for row in range(len(SHOWN))]
+    texts = [
+        (name, text)
+        for name, caption in zip(ids, columns["caption"], strict=True)
+        for text in (caption, f"a {caption}")
+    ]
+    spoken = np.repeat(np.stack([meaning_vector(*shown) for shown in SHOWN]), 2, axis=0) + 0.02 * vectors(24, seed=1)
+    spoken = (spoken / np.linalg.norm(spoken, axis=1, keepdims=True)).astype(np.float32)
+    return image_rows(made_by, ids, matrix, **columns), caption_rows(made_by, texts, spoken)
+
+
+def small_gallery(folder: Path | str, **changes: Any) -> Gallery:
+    """Fills a new gallery with the twelve images.
+
+    Args:
+        folder: where to make it; a path or URI.
+        changes: fields of the identity that differ, such as ``encodes_text=False`` or ``predicts={}``.
+    """
+    made_by = identity(**changes)
+    gallery = Gallery.create(str(folder), made_by)
+    images, captions = small_rows(made_by)
+    with gallery.writing() as writer:
+        writer.add(images, captions if made_by.encodes_text else None)
+    return gallery
+
+
+SIDE = 16
+TASKS = {"colour": ["blue", "red"], "class": ["bag", "water_bottle", "cap"]}
+"""The class is not the first one, to see that it comes first in texts."""
+
+Row = dict[str, Any]
+
+
+def row(number: int) -> Row:
+    """What the table says of an image: two captions each, some colours unknown."""
+    name = TASKS["class"][number % 3]
+    return {
+        "name": f"photo {number}",
+        "split": ("train", "val", "test")[number % 3],
+        "group": f"object {number // 2}",
+        "class": name,
+        "colour": None if number % 5 == 4 else TASKS["colour"][number % 2],
+        "caption": [f"{name} {number}", f"the {name} {number}"],
+    }
+
+
+def write_image(root: Path, name: str, seed: int) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 256, (SIDE + 4, SIDE, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(root / f"{name}.png")
+
+
+def write_photos(root: Path, count: int) -> Path:
+    """Writes so many images and their table."""
+    root.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        write_image(root, f"photo {number}", number)
+    return write_table(root, [row(number) for number in range(count)])
+
+
+def write_table(root: Path, rows: list[Row]) -> Path:
+    (root / "table.json").write_text(json.dumps(rows), encoding="utf-8")
+    return root
+
+
+class Photos(ImageDataModule):
+    """The images of ``write_photos``."""
+
+    def __init__(
+        self, root: str, batch_size: int = 4, captions: bool = False, checks: CheckOptions | None = None
+    ) -> None:
+        loader: Any = {"batch_size": batch_size}
+        super().__init__(image={"size": SIDE}, loader=loader, checks=checks)
+        self.root = root
+        self.captions = captions
+
+    def load_table(self) -> SampleTable:
+        rows = json.loads((Path(self.root) / "table.json").read_text(encoding="utf-8"))
+        frame = pd.DataFrame(rows).assign(source=lambda table: table["name"] + ".png")
+        if not self.captions:
+            frame["caption"] = frame["caption"].str[0]
+        vocabularies = {} if self.captions else TASKS
+        return SampleTable.from_frame(
+            frame, [] if self.captions else ["class", "colour"], vocabularies, "photos", self.root
+        )
+
+
+def photos(root: Path, **options: Any) -> Photos:
+    """The DataModule, ready."""
+    datamodule = Photos(str(root), **options)
+    datamodule.setup("predict")
+    return datamodule
+
+
+def classifier(seed: int = 0) -> MultiTaskClassifier:
+    torch.manual_seed(seed)
+    return MultiTaskClassifier("test_vit", TASKS, pretrained=False, image_size=SIDE).eval()
+
+
+def dual_encoder(clip: Path) -> DualEncoder:
+    torch.manual_seed(0)
+    task = DualEncoder({"model": str(clip)}, image_size=SIDE)
+    task.load_pretrained()
+    return task.eval()
+
+
+def gallery_of(task: Any, datamodule: Photos, uri: Path) -> Gallery:
+    labels = list(datamodule.tasks)
+    return Gallery.open_or_create(str(uri), identity_of(task, "runs/tiny", datamodule.image_options, labels))
+
+
+def rows_of(uri: Path, table: str = "images") -> Any:
+    """All rows of a gallery's table in their order, vectors included, as Arrow has them on disk."""
+    import lancedb
+
+    return lancedb.connect(uri).open_table(table).to_arrow()
+
+
+KNOWN = {word: value for value in (*CLASSES, *COLOURS, *MATERIALS) for word in words(value)}
+"""Values of the gallery by the words that a person says."""
+
+
+class MeaningRun:
+    """What the search needs of a run; an image means its colour: blue where it is more blue than red."""
+
+    def __init__(self, name: str = "perfect", weights: str = "a" * 64) -> None:
+        self.name, self.weights = name, weights
+
+    def encode_texts(self, texts: list[str]) -> NDArray[np.float32]:
+        meant = [[KNOWN[word] for word in words(text) if word in KNOWN] or ["black"] for text in texts]
+        return np.stack([meaning_vector(*values) for values in meant])
+
+    value_range = "auto"
+
+    def prepared(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels
+
+    def encode_images(self, images: Sequence[torch.Tensor]) -> NDArray[np.float32]:
+        means = [image.float().mean(dim=(1, 2)).tolist() for image in images]
+        return np.stack([meaning_vector("blue" if mean[2] > mean[0] else "black") for mean in means])
+
+    def reading(self, text: str) -> Reading:
+        found = words(text)
+        known = [word for word in found if word in KNOWN]
+        return Reading(len(known), [word for word in found if word not in KNOWN], "")
+
+
+def served_small(folder: Path, name: str = "small", run: MeaningRun | None = None, **changes: Any) -> ServedGallery:
+    """The small gallery, served.
+
+    Args:
+        folder: where to make it.
+        name: that users see.
+        run: that made it; None for one that is not served.
+        changes: fields of its identity that differ.
+    """
+    small_gallery(folder, **changes)
+    return ServedGallery(folder, name, cast("ServedRun | None", run))

@@ -1,0 +1,285 @@
+"""Files are there whole and flushed to the disk in the right order, and damage in them is noticed.
+
+Tables as CSV: no cell is a formula, numbers stay numbers, and what is read back is what was written.
+
+One writer at a time, and a killed one blocks nobody.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import torch
+
+from datamodules.files.label_csv import read_label_file
+from retrieval.gallery import Gallery
+from tests.support.galleries import identity, small_gallery, vectors
+from tests.support.processes import read_only
+from tests.support.runs import recorded_files
+from vitrail.errors import UserError
+from vitrail.files import (
+    DamagedFileError,
+    check_zip,
+    flush,
+    read_csv,
+    read_parquet,
+    write_csv,
+    write_parquet,
+    writing_lock,
+    written_whole,
+)
+
+
+def test_content_is_flushed_before_the_rename_and_the_folder_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = recorded_files(monkeypatch)
+    with written_whole(tmp_path / "new" / "deep" / "file.txt") as partial:
+        partial.write_text("content")
+    assert events == [
+        # The folders that were made, the uppermost one's entry last: without it nothing below would be found.
+        ("flush", tmp_path / "new"),
+        ("flush", tmp_path),
+        ("flush", partial),
+        ("rename", tmp_path / "new" / "deep" / "file.txt"),
+        ("flush", tmp_path / "new" / "deep"),
+    ]
+    assert (tmp_path / "new" / "deep" / "file.txt").read_text() == "content"
+
+
+def test_where_flushing_fails_the_old_file_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+
+    def full(number: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"), written_whole(path) as partial:
+        partial.write_text("new")
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_a_folder_that_cannot_be_flushed_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on file systems that know no such thing."""
+
+    def refused(number: int) -> None:
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", refused)
+    flush(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="Invalid argument"):
+        flush(tmp_path / "file")
+
+
+TABLE = pa.table(
+    {
+        "number": np.arange(40),
+        "text": [f"name {row % 7}" for row in range(40)],
+        "list": pa.array([[1.5, 2.5]] * 40, pa.list_(pa.float32())),
+    }
+).replace_schema_metadata({b"classes": b'["mug", "cap"]'})
+
+
+def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
+    write_parquet(TABLE, tmp_path / "a.parquet")
+    found = read_parquet(tmp_path / "a.parquet")
+    assert found.equals(TABLE)
+    assert found.schema.metadata == TABLE.schema.metadata
+    assert read_parquet(tmp_path / "a.parquet", ["text"]).column_names == ["text"]
+    with (tmp_path / "a.parquet").open("rb") as file:
+        assert read_parquet(file).equals(TABLE)
+    with pytest.raises(FileNotFoundError):
+        read_parquet(tmp_path / "b.parquet")
+
+
+def test_every_changed_byte_of_a_table_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    write_parquet(TABLE, path)
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        changed = io.BytesIO(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
+        if whole.rindex(b"crc32 of this") <= place < whole.rindex(b"crc32 of this") + 36:
+            assert read_parquet(changed).equals(TABLE)  # without that mark nothing is compared, and nothing is wrong
+            continue
+        with pytest.raises(DamagedFileError, match=r"^a\.parquet: "):
+            read_parquet(changed, name="a.parquet")
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"nothing of the kind", bytes(1000)])
+def test_what_is_no_table_is_called_damaged(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.parquet").write_bytes(content)
+    with pytest.raises(DamagedFileError, match=r"a\.parquet"):
+        read_parquet(tmp_path / "a.parquet")
+
+
+def test_a_checkpoint_with_a_changed_byte_of_content_is_refused(tmp_path: Path) -> None:
+    """PyTorch itself reads it without a word."""
+    path = tmp_path / "best.ckpt"
+    weights = {"state_dict": {"weight": torch.arange(1000.0)}}
+    torch.save(weights, path)
+    check_zip(path, "train again")
+    whole = path.read_bytes()
+    place = whole.index(torch.arange(500.0, 502.0).numpy().tobytes())
+    path.write_bytes(whole[:place] + b"\0\0\0\0" + whole[place + 4 :])
+    assert not torch.equal(torch.load(path, weights_only=True)["state_dict"]["weight"], torch.arange(1000.0))
+    with pytest.raises(DamagedFileError, match=r"best\.ckpt: is damaged, the checksum of .*; train again"):
+        check_zip(path, "train again")
+
+
+@pytest.mark.parametrize("damage", ["cut", "zeros", "noise"])
+def test_a_broken_checkpoint_is_refused_or_left_to_its_reader(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "best.ckpt"
+    torch.save({"weight": torch.arange(1000.0)}, path)
+    whole = path.read_bytes()
+    half = len(whole) // 2
+    rest = {"cut": b"", "zeros": bytes(len(whole) - half), "noise": np.random.default_rng(0).bytes(len(whole) - half)}
+    path.write_bytes(whole[:half] + rest[damage])
+    with pytest.raises((DamagedFileError, RuntimeError, OSError, ValueError, KeyError)):
+        _check_and_load(path)
+
+
+def _check_and_load(path: Path) -> None:
+    check_zip(path, "train again")
+    torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize("number", [28, 30])
+@pytest.mark.parametrize("named", [False, True])
+def test_an_error_names_the_file_that_was_to_be_written(tmp_path: Path, number: int, named: bool) -> None:
+    path = tmp_path / "file.txt"
+
+    def write(partial: Path) -> None:
+        raise OSError(number, os.strerror(number), *([str(partial)] if named else []))
+
+    with pytest.raises(OSError, match="file") as raised, written_whole(path) as partial:
+        write(partial)
+    assert raised.value.filename == str(path)
+
+
+FORMULAS = [
+    *("=1+1", "+cmd|' /C calc'!A0", "-2+3+cmd|' /C calc'!A0", "@SUM(A1)", "\tx", "\rx", '=HYPERLINK("http://x")'),
+    *("-bag", "'=1", "''-x", "'-5", "+a", "-"),
+]
+PLAIN = ["mug", "a=b", "'quoted'", "5", "-5", "+0.012 [-0.030, +0.055]", "-1e-05", "-.5", "0.5 ± 0.1", "ä", " =1"]
+
+
+def test_no_cell_header_or_row_name_is_a_formula(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"=name": FORMULAS}, index=pd.Index(FORMULAS, name="@index"))
+    write_csv(tmp_path / "a.csv", frame, index=True)
+    with (tmp_path / "a.csv").open(newline="", encoding="utf-8") as file:
+        cells = [cell for row in csv.reader(file) for cell in row]
+    assert len(cells) == 2 * len(FORMULAS) + 2
+    assert all(cell.startswith("'") for cell in cells)
+
+
+def test_numbers_and_other_texts_are_as_they_are(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"text": PLAIN, "number": np.linspace(-1, 1, len(PLAIN)), "count": range(-3, len(PLAIN) - 3)})
+    write_csv(tmp_path / "a.csv", frame)
+    assert "'-" not in (tmp_path / "a.csv").read_text(encoding="utf-8")
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "a.csv"), frame)
+
+
+@pytest.mark.parametrize("text", [*FORMULAS, *PLAIN])
+def test_what_is_read_back_is_what_was_written(tmp_path: Path, text: str) -> None:
+    frame = pd.DataFrame({"=a": [text, "between", text], "b": [1.5, -2.5, np.nan]})
+    write_csv(tmp_path / "a.csv", frame)
+    pd.testing.assert_frame_equal(read_csv(tmp_path / "a.csv"), frame)
+    labels = read_label_file(tmp_path / "a.csv", ["=a"])
+    assert labels.columns["=a"] == [text, "between", text], "also as the labels of a data set"
+
+
+@pytest.mark.parametrize("name", ["None", "NA", "nan", "null"])
+def test_a_name_that_pandas_takes_for_a_missing_value_is_a_text(tmp_path: Path, name: str) -> None:
+    frame = pd.DataFrame({"class": [name, "cup", None], "b": [1.5, -2.5, np.nan]})
+    write_csv(tmp_path / "a.csv", frame)
+    pd.testing.assert_frame_equal(read_csv(tmp_path / "a.csv"), frame)
+
+
+def test_an_empty_table(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"a": [], "=b": []})
+    write_csv(tmp_path / "a.csv", frame)
+    assert list(read_csv(tmp_path / "a.csv").columns) == ["a", "=b"]
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_second_writer_is_refused_while_reading_goes_on_and_until_the_first_is_killed(tmp_path: Path) -> None:
+    gallery = small_gallery(tmp_path / "g")
+    command = [sys.executable, "-m", "tests.retrieval.gallery_processes", "holding", gallery.uri]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "writing\n"
+        with pytest.raises(UserError, match=f"process {other.pid} is writing to this gallery; wait"), gallery.writing():
+            pass
+        assert len(Gallery.open(gallery.uri).nearest(vectors(1), 20)[0]) == 12
+        other.kill()
+        other.wait(timeout=60)
+    with gallery.writing() as writer:
+        writer.remove(["p0"])
+    assert len(Gallery.open(gallery.uri)) == 11
+
+
+def test_a_second_object_of_the_same_process_is_refused_too(tmp_path: Path) -> None:
+    gallery = small_gallery(tmp_path / "g")
+    other = Gallery.open(gallery.uri)
+    with gallery.writing():
+        with pytest.raises(UserError, match="is writing to this gallery"), other.writing():
+            pass
+        with pytest.raises(UserError, match="is writing to this gallery"):
+            other.build_index()
+    with gallery.writing() as writer:
+        writer.remove(["p0"])
+    with other.writing() as writer:  # on top of what was written meanwhile
+        writer.remove(["p1"])
+    assert len(other) == len(Gallery.open(gallery.uri)) == 10
+
+
+def test_of_two_that_make_a_gallery_at_once_the_loser_is_told(tmp_path: Path) -> None:
+    uri = str(tmp_path / "new")
+    (tmp_path / "new").mkdir()
+    with writing_lock(uri), pytest.raises(UserError, match=r"process \d+ is writing to this gallery; wait"):
+        Gallery.open_or_create(uri, identity())
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [".writing.lock"]
+    first = Gallery.open_or_create(uri, identity())
+    with first.writing(), pytest.raises(UserError, match=r"is writing to this gallery"), _second(uri).writing():
+        pass
+
+
+def _second(uri: str) -> Gallery:
+    return Gallery.open_or_create(uri, identity())
+
+
+def test_one_that_comes_while_the_gallery_is_made_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = str(tmp_path / "new")
+    made: list[Gallery] = []
+
+    @contextmanager
+    def after_the_other(place: str) -> Iterator[None]:
+        # Between looking and locking, somebody else has made it and is done.
+        monkeypatch.undo()
+        made.append(Gallery.create(place, identity()))
+        with writing_lock(place):
+            yield
+
+    monkeypatch.setattr("retrieval.gallery.writing_lock", after_the_other)
+    assert Gallery.open_or_create(uri, identity())._images.revision == made[0]._images.revision
+
+
+def test_a_gallery_in_a_folder_that_cannot_be_written_is_refused_by_name(tmp_path: Path) -> None:
+    with read_only(tmp_path), pytest.raises(UserError, match=r"gallery: cannot be written \(Permission denied\)"):
+        Gallery.open_or_create(str(tmp_path / "gallery"), identity())

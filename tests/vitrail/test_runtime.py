@@ -1,0 +1,53 @@
+""""""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from vitrail.errors import UserError
+from vitrail.runtime import checked_device
+
+PROGRAM = """
+import resource, sys
+from vitrail.runtime import keep_freed_memory
+if sys.argv[1] == "kept" and not keep_freed_memory():
+    sys.exit(3)
+for _ in range(20):
+    block = bytearray(64 * 1024 * 1024)  # zeroed, so every page is touched
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+"""
+
+
+def faults(case: str) -> int:
+    done = subprocess.run([sys.executable, "-c", PROGRAM, case], capture_output=True, text=True, check=False)
+    if done.returncode == 3:
+        pytest.skip("this C library has no such thresholds")
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc only")
+def test_memory_that_was_freed_is_not_asked_for_again() -> None:
+    pages = 64 * 1024 * 1024 // resource.getpagesize()
+    assert faults("kept") < 5 * pages < faults("own")
+
+
+def test_the_processor_can_always_be_used() -> None:
+    assert checked_device("cpu") == "cpu"
+    assert checked_device("meta") == "meta"
+
+
+@pytest.mark.parametrize("name", ["nonsense", "", "cuda:99"])
+def test_a_device_that_is_not_there_is_told_in_one_line(name: str) -> None:
+    with pytest.raises(UserError, match=f"--device {name}: cannot be used here") as caught:
+        checked_device(name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+def test_a_gpu_can_be_used_where_there_is_one() -> None:
+    assert checked_device("cuda") == "cuda"
