@@ -21,8 +21,9 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import optuna
@@ -32,11 +33,14 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 
 from experiments.launch.sweep_file import SweepFile, suggested
-from vitrail.errors import UserError
+from vitrail.errors import EXIT_USER_ERROR, UserError
 
 _FILE_URL = "sqlite:///"
 _WAIT_FOR_LOCK = 120.0
 """Seconds that one writer of an SQLite file waits for another one."""
+
+
+_REFUSED = f"exit code {EXIT_USER_ERROR}: "
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Outcome:
         error: why it failed, in one line.
     """
 
-    state: Literal[complete, pruned, failed, stopped]
+    state: Literal["complete", "pruned", "failed", "stopped"]
     value: float | None = None
     epochs: int = 0
     run: Path | None = None

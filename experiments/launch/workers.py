@@ -37,7 +37,6 @@ from experiments.launch.study import (
 )
 from experiments.launch.sweep_file import Metric
 from experiments.launch.sweep_report import BEST_VALUE, CONFIG, EPOCHS, RUN, best_trial, value_of
-from vitrail.errors import EXIT_USER_ERROR
 from vitrail.runs import CHECKPOINTS, CONFIG_FILE
 from vitrail.runtime import SECONDS_TO_END, begin_process, end_process
 
@@ -47,7 +46,6 @@ if TYPE_CHECKING:
 
 _POLL_SECONDS = 0.5
 _TERMINATED = {-signal.SIGTERM, 128 + signal.SIGTERM}
-_REFUSED = f"exit code {EXIT_USER_ERROR}: "
 _SECONDS_TO_AGREE = 3.0
 """A scheduler that ends a job sends SIGTERM to all its processes, and a trial may be quicker than its sweep."""
 
