@@ -334,7 +334,7 @@ def test_the_package_exports_its_names_lazily() -> None:
     assert datamodules.SampleTable is SampleTable
     assert set(datamodules.__all__) <= set(dir(datamodules))
     for name in datamodules.__all__:
-        assert getattr(datamodules, name).__module__.startswith("datamodules.")
+        assert getattr(datamodules, name).__module__.startswith(("datamodules.", "vitrail."))
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         _ = datamodules.Nothing
     assert LABEL_TASK == "class"

@@ -313,7 +313,7 @@ def test_no_other_decoder_is_started(suffix: str, tmp_path: Path, monkeypatch: p
 
 def test_image_files_are_opened_in_one_place() -> None:
     """One list of formats and one set of bounds; an exported model's script stands on its own."""
-    root = Path(images.__file__).parent.parent
+    root = Path(images.__file__).parents[2]
     product = [path for folder in PACKAGES for path in (root / folder).rglob("*.py")]
     assert len(product) > 100
     calls = re.compile(r"Image\.open\(|\.imread\(|decode_image\(|decode_jpeg\(|decode_png\(|read_file\(")
