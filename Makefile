@@ -27,8 +27,8 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: install  ## Train and test a multi-task model on generated images (about two minutes)
 	$(PY) -m experiments fit --config experiments/quickstart.yaml
 
-results: install  ## Make the runs that are missing and the README's tables of them (an hour; `--list` says what is there)
-	$(PY) -m experiments results
+results: install  ## Make the runs that are missing and the tables of README and docs (an hour)
+	$(PY) docs/results.py
 
 test: install lint types imports  ## Formatting, lint, types, import contracts and the test suite
 	# A file stays with one worker, so that what its tests share is made once; the costly ones do not come last.

@@ -1,6 +1,6 @@
 """``python -m experiments {fit,validate,test,predict} --config experiments/….yaml``, and what is no training.
 
-These are ``sweep``, ``ablate``, ``results``, ``export`` and ``push_to_hub``, each with a ``--help`` of its own.
+These are ``sweep``, ``ablate``, ``export`` and ``push_to_hub``, each with a ``--help`` of its own.
 """
 
 import os
@@ -25,10 +25,6 @@ def _main(args: list[str]) -> int:
         from experiments.launch.ablation import main as ablate
 
         return ablate(args[1:])
-    if args[:1] == ["results"]:
-        from experiments.launch.results import main as results
-
-        return results(args[1:])
     if args[:1] == ["export"]:
         from experiments.export import main as export
 
