@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import benchmarks
-from benchmarks.harness.interleaved import Row, as_json, from_json, markdown, say, write_text_whole
+from benchmarks.harness.interleaved import Row, as_json, from_json, markdown, say
 from vitrail.errors import run_program
+from vitrail.files import write_text_atomically
 
 FOLDER = Path(__file__).parent
 RESULTS, README = "results.json", "README.md"
@@ -83,8 +84,10 @@ def keep(name: str, entry: Mapping[str, Any], folder: Path) -> None:
     results: Results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     results[name] = dict(entry)
     page = with_table((folder / README).read_text(encoding="utf-8"), results)
-    write_text_whole(path, json.dumps(results, indent=1, ensure_ascii=False, sort_keys=True, allow_nan=False) + "\n")
-    write_text_whole(folder / README, page)
+    write_text_atomically(
+        path, json.dumps(results, indent=1, ensure_ascii=False, sort_keys=True, allow_nan=False) + "\n"
+    )
+    write_text_atomically(folder / README, page)
 
 
 def with_table(page: str, results: Results) -> str:

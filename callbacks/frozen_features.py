@@ -27,7 +27,7 @@ LARGEST_SHARE = 0.5
 
 
 class TooManyFeaturesError(Exception):
-    """The features of a split do not fit into memory; the message says so and names the way out."""
+    """The features of a split do not fit into memory; the message says so and names the fix."""
 
 
 class View(Protocol):
@@ -238,7 +238,7 @@ class FrozenFeatures(Callback):
         self._forget(trainer, pl_module)
 
     def _reason_against(self, trainer: Trainer) -> str:
-        """Why features cannot be computed once, and the way out; empty if they can."""
+        """Why features cannot be computed once, and how to fix it; empty if they can."""
         data = getattr(trainer, "datamodule", None)
         if not isinstance(data, GivesViews) or not isinstance(trainer.train_dataloader, TakesFeatures):
             return f"{type(data).__name__} cannot go through its images one by one"

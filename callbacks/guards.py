@@ -24,7 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchmetrics import Metric
 
 from vitrail.errors import UserError
-from vitrail.files import written_whole
+from vitrail.files import write_text_atomically
 from vitrail.types import Batch
 
 NON_FINITE_FILE = "non_finite.json"
@@ -287,8 +287,7 @@ def _copy(state: Any) -> Any:
 
 
 def _write_whole(path: Path, content: dict[str, Any]) -> None:
-    with written_whole(path) as partial:
-        partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 class MonitoredMetrics(Callback):

@@ -35,7 +35,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
 from vitrail.errors import DISK_FULL, UserError
-from vitrail.files import check_zip, written_whole
+from vitrail.files import check_zip, write_atomically
 
 
 @runtime_checkable
@@ -158,7 +158,7 @@ class WholeCheckpoints(TorchCheckpointIO):
             return
         content = io.BytesIO()
         torch.save(checkpoint, content)
-        with written_whole(Path(path)) as partial:
+        with write_atomically(Path(path)) as partial:
             partial.write_bytes(content.getbuffer())
 
     @override
@@ -207,7 +207,7 @@ class LastCheckpoint(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Have all checkpoints of the trainer written whole, unless the user has chosen how they are written."""
+        """Have all checkpoints of the trainer written atomically, unless the user has chosen how they are written."""
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeCheckpoints()
 

@@ -23,8 +23,8 @@ WrittenSplit = Literal["val", "test", "predict"]
 class PredictionWriter(Callback):
     """Writes ``predictions/<split>.parquet`` in the run directory, each sample once (see ``vitrail.predictions``).
 
-    On several processes each writes its own share whole, and the first one joins them. The run directory must be one
-    that all processes see.
+    On several processes each writes its own share atomically, and the first one joins them. The run directory
+    must be one that all processes see.
 
     Args:
         splits: which of ``val``, ``test`` and ``predict`` are written. ``val`` is written by ``validate``, which judges

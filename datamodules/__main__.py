@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitrail.errors import EXIT_USER_ERROR, UserError, run_program, run_reporting_user_errors
-from vitrail.files import written_whole
+from vitrail.files import write_text_atomically
 
 if TYPE_CHECKING:
     from datamodules.checks.audit import AuditReport
@@ -75,8 +75,7 @@ def _pack(args: list[str]) -> None:
 
 def _write_json(path: Path, report: AuditReport) -> None:
     try:
-        with written_whole(path) as partial:
-            partial.write_text(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_text_atomically(path, json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
         raise UserError(f"--json {path}: cannot be written ({error.strerror})") from error
 

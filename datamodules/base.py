@@ -595,8 +595,8 @@ class ImageDataModule(TableDataModule):
         verification = verify(self)
         if verification.bad and self.check_options["on_bad_image"] == "error":
             problems = [(int(self.table.rows[index]), reason) for index, reason in verification.bad.items()]
-            way_out = "mend or remove these images, or set data checks.on_bad_image: skip"
-            raise table_error(self.table.origin, problems, way_out)
+            hint = "mend or remove these images, or set data checks.on_bad_image: skip"
+            raise table_error(self.table.origin, problems, hint)
         self._bad, self._content = dict(verification.bad), verification.content
         return verification
 

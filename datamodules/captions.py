@@ -24,7 +24,7 @@ import numpy as np
 
 from datamodules.table import composed
 from vitrail.errors import UserError
-from vitrail.seeding import counted_seed
+from vitrail.seeding import derive_seed
 from vitrail.types import LABEL_TASK, UNKNOWN
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ class Texts:
     ) -> list[str]:
         """The caption of each sample of a training batch, a function of seed, epoch, sample and draw."""
         drawn = [
-            counted_seed("caption", self._seed, epoch, row, draw) if number == RANDOM else number
+            derive_seed("caption", self._seed, epoch, row, draw) if number == RANDOM else number
             for row, number, epoch, draw in zip(rows, numbers, epochs, draws, strict=True)
         ]
         if self.own:

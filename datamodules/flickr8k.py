@@ -161,8 +161,8 @@ def _unlabeled_folder(root: Path, given: str) -> Path:
 
 def _refuse(problems: dict[Path, Problems]) -> None:
     """Tells the problems of all files together, each with its own lines."""
-    way_out = "correct or remove these lines"
-    if errors := [str(table_error(str(path), told, way_out)) for path, told in problems.items() if told]:
+    hint = "correct or remove these lines"
+    if errors := [str(table_error(str(path), told, hint)) for path, told in problems.items() if told]:
         raise UserError("\n".join(errors))
 
 

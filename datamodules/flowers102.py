@@ -33,7 +33,7 @@ from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, Load
 from datamodules.splits import stratified_split
 from datamodules.table import SampleTable, table_error
 from vitrail.errors import UserError
-from vitrail.files import written_whole
+from vitrail.files import write_text_atomically
 from vitrail.types import DEFAULT_SEED, LABEL_TASK
 
 if TYPE_CHECKING:
@@ -344,5 +344,4 @@ def _write_names(path: Path) -> None:
     from torchvision.datasets import Flowers102
 
     names = {str(label): name for label, name in enumerate(Flowers102.classes, start=1)}
-    with written_whole(path) as partial:
-        partial.write_text(json.dumps(names, indent=1), encoding="utf-8")
+    write_text_atomically(path, json.dumps(names, indent=1))

@@ -119,20 +119,20 @@ SPLITS = ("train", "val", "test")
 _SHOWN_PROBLEMS = 20
 
 
-def table_error(origin: str, problems: Iterable[tuple[int, str]], way_out: str) -> UserError:
+def table_error(origin: str, problems: Iterable[tuple[int, str]], hint: str) -> UserError:
     """Gathers the problems of a table into one error: the first twenty by row, one a line, then a count.
 
     Args:
         origin: file of the table.
         problems: row in that file and what is wrong there.
-        way_out: what the user can do.
+        hint: what the user can do.
 
     Returns:
         The error, to be raised by the caller.
     """
     ordered = sorted(problems)
     noun = "problem" if len(ordered) == 1 else "problems"
-    lines = [f"{origin}: {len(ordered)} {noun}; {way_out}"]
+    lines = [f"{origin}: {len(ordered)} {noun}; {hint}"]
     lines += [f"  {origin}:{row}: {text}" for row, text in ordered[:_SHOWN_PROBLEMS]]
     if len(ordered) > _SHOWN_PROBLEMS:
         lines.append(f"  and {len(ordered) - _SHOWN_PROBLEMS} more")

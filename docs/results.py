@@ -22,8 +22,8 @@ from typing import Any
 
 from vitrail.config import read_experiment, read_experiments
 from vitrail.errors import UserError, run_program, run_reporting_user_errors
-from vitrail.files import written_whole
-from vitrail.runtime import begin_process, end_process
+from vitrail.files import write_atomically
+from vitrail.runtime import start_process, stop_process
 
 PLACEHOLDER = re.compile(r"(?<!\$)\{([A-Za-z][\w.-]*)\}")
 KEYS = {"runs": {"command", "for", "needs", "then", "long"}, "tables": {"command", "needs", "long"}}
@@ -43,11 +43,11 @@ def run_process(command: Sequence[str], output: Path | None = None) -> int:
     """Run ``python -m command``, after Ctrl-C until its training is saved; return the exit code."""
     print("$ python -m", shlex.join(command), flush=True)
     with output.open("wb") if output else os.fdopen(os.dup(1), "wb") as out, os.fdopen(os.dup(2), "wb") as errors:
-        process = begin_process(command, out, errors)
+        process = start_process(command, out, errors)
         try:
             return process.wait()
         finally:
-            end_process(process)
+            stop_process(process)
 
 
 class Results:
@@ -161,7 +161,7 @@ class Results:
     def _note(self, label: str, entry: Mapping[str, Any]) -> None:
         self.made[label] = dict(entry)
         self.root.mkdir(parents=True, exist_ok=True)
-        with written_whole(self.made_file) as partial:
+        with write_atomically(self.made_file) as partial:
             partial.write_text(json.dumps(self.made, indent=1), encoding="utf-8")
 
     def make_table(self, name: str, page: Path) -> None:
@@ -182,7 +182,7 @@ class Results:
         part = "\n".join(["", "```", *commands, "```", "", output.read_text(encoding="utf-8").strip()]) + made + "\n"
         before, _, after = page.read_text(encoding="utf-8").partition(f"<!-- results: {name} -->")
         end = f"<!-- /results: {name} -->"
-        with written_whole(page) as partial:
+        with write_atomically(page) as partial:
             partial.write_text(
                 f"{before}<!-- results: {name} -->{part}{end}{after.partition(end)[2]}", encoding="utf-8"
             )

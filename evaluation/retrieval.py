@@ -116,7 +116,7 @@ def report_rows(answers: Sequence[RankedAnswers], *, n_resamples: int = 5_000, s
 
 
 def write_report(path: Path, rows: Sequence[Row]) -> None:
-    """Write the rows as CSV, whole."""
+    """Write the rows as CSV, atomically."""
     import pandas as pd
 
     write_csv(path, pd.DataFrame(rows, columns=list(Row._fields)))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from lightning_modules.base import VisionTask
-from vitrail.config import present_class_path
+from vitrail.config import current_class_path
 from vitrail.errors import UserError
 from vitrail.files import check_zip
 from vitrail.trust import PLUGINS, is_trusted
@@ -67,7 +67,7 @@ def untrained_task(hyper_parameters: Mapping[str, Any], path: str | Path) -> Vis
     Raises:
         UserError: if they are not of one of our tasks.
     """
-    task_class = _task_class(present_class_path(str(hyper_parameters.get("_class_path", ""))), path)
+    task_class = _task_class(current_class_path(str(hyper_parameters.get("_class_path", ""))), path)
     known = inspect.signature(task_class).parameters
     try:
         return task_class(**{name: value for name, value in hyper_parameters.items() if name in known})

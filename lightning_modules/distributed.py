@@ -124,7 +124,7 @@ def refuse_unfit_strategy(trainer: Trainer) -> None:
     """Refuse what would train something else than was asked for.
 
     Raises:
-        UserError: with the way out.
+        UserError: with a fix.
     """
     strategy = trainer.strategy
     if isinstance(strategy, FSDPStrategy):

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from retrieval.image_files import note_folders
 from retrieval.schema import CONFIDENCE, LABEL, PREDICTED, ModelIdentity, caption_schema, image_schema
 from vitrail.errors import UserError
-from vitrail.files import read_parquet, write_parquet, written_whole
+from vitrail.files import read_parquet, write_atomically, write_parquet
 from vitrail.predictions import predicted_classes
 from vitrail.types import LABEL_TASK, UNKNOWN, DescribesImages
 
@@ -559,9 +559,9 @@ def write_shard(folder: Path, rank: int, number: int, encoded: Encoded) -> None:
     """
     # Captions first: a shard counts once its images are there.
     if encoded.captions is not None:
-        with written_whole(folder / f"rank{rank}-{number}{_CAPTIONS}") as partial:
+        with write_atomically(folder / f"rank{rank}-{number}{_CAPTIONS}") as partial:
             write_parquet(encoded.captions, partial)
-    with written_whole(folder / f"rank{rank}-{number}.parquet") as partial:
+    with write_atomically(folder / f"rank{rank}-{number}.parquet") as partial:
         write_parquet(encoded.images, partial)
 
 

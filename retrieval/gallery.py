@@ -16,7 +16,7 @@ from __future__ import annotations
 import threading
 import unicodedata
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,7 +40,7 @@ from retrieval.schema import (
 from retrieval.search.vectors import UNIT_TOLERANCE, VectorRows, check_lengths
 from retrieval.store import ROW_ID, Neighbours, Store, create_store, matrix_of, open_store
 from vitrail.errors import UserError
-from vitrail.files import local_folder, present_names, writing_lock
+from vitrail.files import current_keys, local_folder, lock
 from vitrail.types import LABEL_TASK
 
 if TYPE_CHECKING:
@@ -310,6 +310,26 @@ EXACT_LIMIT = 1_000_000
 """Images up to which every search compares all vectors: tens of milliseconds, and nothing is missed."""
 
 
+@contextmanager
+def _write_lock(uri: str) -> Iterator[None]:
+    """Keep a second writer out of a gallery on this machine; reading goes on.
+
+    At an object store there is no lock: a commit that another one came before is refused there.
+
+    Raises:
+        UserError: another process is writing, or the folder is not writable.
+    """
+    folder = local_folder(uri)
+    with ExitStack() as stack:
+        if folder is not None:
+            busy = f"{uri}: {{owner}} is writing to this gallery; wait until it is done, then run the command again"
+            try:
+                stack.enter_context(lock(folder / ".writing.lock", busy))
+            except OSError as error:
+                raise UserError(f"{uri}: cannot be written ({error.strerror}); what is there is untouched") from error
+        yield
+
+
 class Gallery:
     """See ``open``, ``create`` and ``open_or_create``.
 
@@ -347,7 +367,7 @@ class Gallery:
             folder = local_folder(uri)
             there = "is no gallery" if folder is not None and folder.exists() else "there is no gallery here"
             raise UserError(f"{uri}: {there}; make one: python -m retrieval index --run RUN --gallery {uri}")
-        text = present_names(images.schema.metadata).get(IDENTITY_KEY)
+        text = current_keys(images.schema.metadata).get(IDENTITY_KEY)
         if text is None:
             raise UserError(f"{uri}: has a table {IMAGES!r} that is no gallery's; name a new gallery")
         identity = ModelIdentity.from_json(text.decode(), uri)
@@ -390,7 +410,7 @@ class Gallery:
             except OSError as error:
                 raise UserError(f"{uri}: cannot be written ({error.strerror}); name another place") from error
             # Of two that begin at once one makes the gallery; the other is told, or finds it there.
-            with writing_lock(uri):
+            with _write_lock(uri):
                 if open_store(uri, IMAGES) is None:
                     return cls.create(uri, identity, device)
         gallery = cls.open(uri, device)
@@ -433,7 +453,7 @@ class Gallery:
         Raises:
             UserError: while somebody else writes, and where the disk is full.
         """
-        with writing_lock(self.uri):
+        with _write_lock(self.uri):
             stores = [store for store in (self._images, self._captions) if store is not None]
             for store in stores:
                 store.refresh()
@@ -551,7 +571,7 @@ class Gallery:
         """
         from retrieval.search.vectors import build_index
 
-        with writing_lock(self.uri):
+        with _write_lock(self.uri):
             self._images.refresh()
             former = self._images.revision
             report = build_index(self._images, self.uri, sample=sample, k=k)

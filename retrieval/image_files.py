@@ -17,7 +17,7 @@ from typing import Any
 
 from retrieval.search.vectors import cache_of
 from vitrail.errors import UserError
-from vitrail.files import local_folder, written_whole
+from vitrail.files import local_folder, write_text_atomically
 
 _NOTE = "folders.json"
 
@@ -99,8 +99,7 @@ def note_folders(uri: str, paths: Iterable[str]) -> None:
     if len(folders) > _MOST:
         folders = {os.path.commonpath(folders)}
     try:
-        with written_whole(cache_of(uri) / _NOTE) as partial:
-            partial.write_text(json.dumps(sorted(folders)), encoding="utf-8")
+        write_text_atomically(cache_of(uri) / _NOTE, json.dumps(sorted(folders)))
     except OSError as error:
         sys.stderr.write(
             f"warning: {error}: where the images lie cannot be noted; to see them, name their folder with --data-root\n"

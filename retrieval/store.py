@@ -9,7 +9,7 @@ A table of LanceDB: Arrow columns in versioned files, in a folder or at an objec
 An object store's credentials come from the environment, as LanceDB reads them (``AWS_ACCESS_KEY_ID``,
 ``AWS_ENDPOINT``, ``GOOGLE_SERVICE_ACCOUNT``, ``AZURE_STORAGE_ACCOUNT_NAME`` …).
 
-What LanceDB raises, as one line for people: which table, what is wrong, the way out.
+What LanceDB raises, as one line for people: which table, what is wrong, the fix.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from retrieval.filters import IN_ONE_CONDITION, one_of
 from vitrail.errors import DISK_FULL, UserError
-from vitrail.files import local_folder, present_names
+from vitrail.files import current_keys, local_folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -285,7 +285,7 @@ class LanceStore:
     @property
     def revision(self) -> str:
         """The table's own name and the number of its version."""
-        made = present_names(self.schema.metadata).get(MADE_KEY, b"").decode()
+        made = current_keys(self.schema.metadata).get(MADE_KEY, b"").decode()
         return f"{made}-v{self._table.version}"
 
     def __len__(self) -> int:

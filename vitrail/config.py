@@ -217,11 +217,11 @@ def read_experiment(path: str | Path) -> dict[str, Any]:
     return {key: _with_present_classes(value) for key, value in content.items()}
 
 
-def present_class_path(class_path: str) -> str:
+def current_class_path(class_path: str) -> str:
     """Return where a class of version 0.1 stands now; other class paths are returned as they are.
 
     Example:
-        >>> present_class_path("lightning_modules.multitask.MultiTaskClassifier")
+        >>> current_class_path("lightning_modules.multitask.MultiTaskClassifier")
         'lightning_modules.classification.MultiTaskClassifier'
     """
     module, _, name = class_path.rpartition(".")
@@ -236,7 +236,7 @@ def _with_present_classes(content: Any) -> Any:
     if not isinstance(content, dict):
         return content
     return {
-        key: present_class_path(value)
+        key: current_class_path(value)
         if key == "class_path" and isinstance(value, str)
         else _with_present_classes(value)
         for key, value in content.items()

@@ -20,7 +20,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend: one line with what, where (file and row, or YAML key) and the way out.
+    """A mistake that the user can mend: one line with what, where (file and row, or YAML key) and how to fix it.
 
     The command lines print it without a traceback and exit with code 2.
     """
@@ -67,7 +67,7 @@ def same_command() -> str:
 EXIT_USER_ERROR = 2
 """Exit code of a command that the user's input stopped."""
 
-EXIT_NOBODY_READS = 141
+EXIT_BROKEN_PIPE = 141
 """Exit code of a command whose output nobody reads any more: what a shell says of one that SIGPIPE has ended."""
 
 _SCAFFOLDING = ("Problem with", "Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a path but")
@@ -93,7 +93,7 @@ def run_reporting_user_errors(command: Callable[[], None]) -> int:
         return report_interruption(str(error) if isinstance(error, KeyboardInterrupt) else "")
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
-            return EXIT_NOBODY_READS
+            return EXIT_BROKEN_PIPE
         line = _line_for_user(error)
         if line is None or os.environ.get("VITRAIL_DEBUG") == "1":
             raise

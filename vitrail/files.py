@@ -1,13 +1,7 @@
-"""Files that are written whole, and whose damage is noticed when they are read.
+"""Atomic writes, locks between processes, checksums of Parquet files and checkpoints, CSV safe for spreadsheets.
 
-A kill, a full disk or a power cut leaves the old file or none, never half of one. Parquet files and checkpoints carry
-checksums, which their readers here compare; a file that does not match is refused by name.
-
-Where commands write what they make, and tables as CSV that a spreadsheet takes for nothing else.
-
-A folder of cached files that several processes share: one maker at a time, a limit, and a clear word when full.
-
-One writer of a gallery at a time.
+A kill, a full disk or a power cut leaves the old file or none, never a part of one. A file whose checksum does not
+match is refused by name.
 """
 
 from __future__ import annotations
@@ -44,7 +38,7 @@ _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EBADF)
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def write_atomically(path: Path) -> Iterator[Path]:
     """Give a temporary name next to ``path`` to write to, and rename it once the block has ended without an error.
 
     The content is flushed to the disk before the rename, the folder after it: without the first, a power cut can leave
@@ -66,6 +60,12 @@ def written_whole(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write a UTF-8 text file atomically."""
+    with write_atomically(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def make_folder(folder: Path) -> None:
@@ -99,11 +99,11 @@ def flush(path: Path) -> None:
         os.close(number)
 
 
-def present_names(metadata: Mapping[Any, Any] | None) -> dict[Any, Any]:
+def current_keys(metadata: Mapping[Any, Any] | None) -> dict[Any, Any]:
     """Return a file's metadata (bytes or strings) with keys of version 0.1, which began with ``vitrine``, renamed.
 
     Example:
-        >>> present_names({b"vitrine.tasks": b"{}", b"pandas": b"{}"})
+        >>> current_keys({b"vitrine.tasks": b"{}", b"pandas": b"{}"})
         {b'vitrail.tasks': b'{}', b'pandas': b'{}'}
     """
 
@@ -159,18 +159,18 @@ def read_parquet(path: Path | IO[bytes], columns: Sequence[str] | None = None, n
     except (pa.ArrowException, OSError, ValueError, KeyError, IndexError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DamagedFileError(f"{name or path}: not a readable Parquet file ({reason})") from error
-    metadata = {key: value for key, value in present_names(table.schema.metadata).items() if key != _CHECK_KEY}
+    metadata = {key: value for key, value in current_keys(table.schema.metadata).items() if key != _CHECK_KEY}
     return table.replace_schema_metadata(metadata or None)
 
 
-def check_zip(path: Path, way_out: str) -> None:
+def check_zip(path: Path, hint: str) -> None:
     """Compares the records of a zip archive, as checkpoints are, with their checksums, which PyTorch does not.
 
     What is no archive is left to its reader.
 
     Args:
         path: of the file.
-        way_out: what to do about a damaged one.
+        hint: what to do about a damaged one.
 
     Raises:
         DamagedFileError: names the file and the record.
@@ -182,9 +182,9 @@ def check_zip(path: Path, way_out: str) -> None:
             bad = archive.testzip()
     # zipfile raises many kinds for damaged headers.
     except Exception as error:
-        raise DamagedFileError(f"{path}: is damaged ({_first_line(error)}); {way_out}") from error
+        raise DamagedFileError(f"{path}: is damaged ({_first_line(error)}); {hint}") from error
     if bad is not None:
-        raise DamagedFileError(f"{path}: is damaged, the checksum of {bad!r} in it does not match; {way_out}")
+        raise DamagedFileError(f"{path}: is damaged, the checksum of {bad!r} in it does not match; {hint}")
 
 
 def _first_line(error: Exception) -> str:
@@ -197,8 +197,6 @@ def local_folder(uri: str) -> Path | None:
         return Path(unquote(uri.removeprefix("file://")))
     return None if re.match(r"[a-zA-Z][a-zA-Z0-9+-]+://", uri) else Path(uri).expanduser()
 
-
-__all__ = ["read_csv", "timed_directory", "write_csv", "written_whole"]
 
 _NUMBERS = re.compile(r"[+-]?[\d.][\d.,eE+\-–±% \[\]()]*|[+-](inf|nan)")
 """Numbers, also with their intervals: nothing to compute, and no reason to turn them into text."""
@@ -223,7 +221,7 @@ def write_csv(path: Path, frame: pd.DataFrame, *, index: bool = False) -> None:
     # A carriage return ends a row for readers, but the csv module does not quote it by itself.
     texts = [*safe.to_numpy().ravel().tolist(), *safe.columns, *(safe.index if index else ())]
     ends_rows = any("\r" in text for text in texts if isinstance(text, str))
-    with written_whole(path) as partial:
+    with write_atomically(path) as partial:
         safe.to_csv(partial, index=index, quoting=csv.QUOTE_NONNUMERIC if ends_rows else csv.QUOTE_MINIMAL)
 
 
@@ -252,7 +250,7 @@ def _unescaped(cell: Any) -> Any:
     return unguarded(cell) if isinstance(cell, str) else cell
 
 
-def timed_directory(place: Path) -> Path:
+def timestamped_directory(place: Path) -> Path:
     """A directory below ``place`` named by the time, for a run that is made now; it does not exist yet."""
     made = place / time.strftime("%Y%m%d-%H%M%S")
     directory, number = made, 1
@@ -262,31 +260,40 @@ def timed_directory(place: Path) -> Path:
     return directory
 
 
-WAY_OUT = "free some space, set $VITRAIL_CACHE to another disk, or set data loader.cache: never"
+_FREE_SPACE = "free some space, set $VITRAIL_CACHE to another disk, or set data loader.cache: never"
 
 
 @contextmanager
-def exclusively(folder: Path, key: str) -> Iterator[None]:
-    """Lets one process at a time into the block, whoever asks with the same key; the others wait.
-
-    The operating system ends the lock with the process, so a killed one blocks nobody.
+def lock(path: Path, busy: str = "") -> Iterator[None]:
+    """Hold an exclusive lock between processes; the operating system releases it when the process ends.
 
     Args:
-        folder: made where missing.
-        key: part of a file name.
+        path: the lock file, created with its folder.
+        busy: message of the error where another process holds the lock, with ``{owner}`` for that process; by default
+            wait for it.
 
     Raises:
-        OSError: if the folder cannot be written to.
+        UserError: another process holds the lock.
+        OSError: the folder is not writable.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         import fcntl
-    except ImportError:  # Windows: files are renamed whole there too, so two makers only do the work twice.
+    except ImportError:  # Windows: every file is written atomically there too, so two processes only repeat the work
         yield
         return
-    with (folder / f".{key}.lock").open("w") as file:
-        with suppress(OSError):  # some network file systems know no locks
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+        except BlockingIOError as error:
+            file.seek(0)
+            raise UserError(busy.replace("{owner}", file.read().strip() or "another process")) from error
+        except OSError:  # some network file systems have no locks
+            yield
+            return
+        file.truncate(0)
+        file.write(f"process {os.getpid()}")
+        file.flush()
         yield
 
 
@@ -304,7 +311,7 @@ def disk_full(folder: Path) -> Iterator[None]:
             raise
         full = error.errno in DISK_FULL
         why = "the disk is full" if full else f"cannot be written to ({error.strerror})"
-        raise UserError(f"{folder}: {why}; {WAY_OUT}") from error
+        raise UserError(f"{folder}: {why}; {_FREE_SPACE}") from error
 
 
 def make_room(folder: Path, allowed: int, keep: set[str]) -> None:
@@ -329,47 +336,3 @@ def make_room(folder: Path, allowed: int, keep: set[str]) -> None:
         if path.name not in keep:
             path.unlink(missing_ok=True)
             total -= size
-
-
-_NAME = ".writing.lock"
-
-
-@contextmanager
-def writing_lock(uri: str) -> Iterator[None]:
-    """Keeps a second writer out of a gallery on this machine; reading goes on.
-
-    The operating system ends the lock with the process, so a killed writer blocks nobody. At an object store there is
-    no lock: there each commit is refused that another one came before.
-
-    Raises:
-        UserError: while somebody else writes, or where the folder cannot be written.
-    """
-    folder = local_folder(uri)
-    if folder is None:
-        yield
-        return
-    try:
-        import fcntl
-    except ImportError:  # Windows has other locks; the check at each commit is there too
-        yield
-        return
-    try:
-        file = (folder / _NAME).open("a+")
-    except OSError as error:
-        raise UserError(f"{uri}: cannot be written ({error.strerror}); what is there is untouched") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            who = file.read().strip() or "another process"
-            raise UserError(
-                f"{uri}: {who} is writing to this gallery; wait until it is done, then run the same command again"
-            ) from error
-        except OSError:  # some network file systems know no locks; the check at each commit is there too
-            yield
-            return
-        file.truncate(0)
-        file.write(f"process {os.getpid()}")
-        file.flush()
-        yield

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrail.errors import UserError
-from vitrail.files import DamagedFileError, present_names, read_parquet, written_whole
+from vitrail.files import DamagedFileError, current_keys, read_parquet, write_atomically
 from vitrail.types import UNKNOWN
 
 TASKS_KEY = b"vitrail.tasks"
@@ -107,10 +107,10 @@ def predicted_classes(logits: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
     if not len(logits):
         return np.zeros(0, np.int64)
     chosen = logits.argmax(axis=1)
-    return np.where(places_of(logits, chosen) == 0, chosen, UNKNOWN).astype(np.int64)
+    return np.where(ranks_of(logits, chosen) == 0, chosen, UNKNOWN).astype(np.int64)
 
 
-def places_of(logits: NDArray[np.floating[Any]], classes: NDArray[np.int64]) -> NDArray[np.int64]:
+def ranks_of(logits: NDArray[np.floating[Any]], classes: NDArray[np.int64]) -> NDArray[np.int64]:
     """How many other classes come before one; those with the same logit come before it, so that ties never flatter.
 
     Args:
@@ -148,7 +148,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
     tasks = json.dumps({task: list(names) for task, names in predictions.tasks.items()})
     metadata = {TASKS_KEY: tasks.encode(), CHECKS_KEY: json.dumps(_checksums(predictions)).encode()}
     table = pa.table(columns).replace_schema_metadata(metadata)
-    with written_whole(path) as partial:
+    with write_atomically(path) as partial:
         pq.write_table(table, partial)
 
 
@@ -168,7 +168,7 @@ def read_predictions(path: Path) -> Predictions:
     except (DamagedFileError, OSError) as error:
         raise UserError(f"{error}; write it again with `python -m experiments test`") from error
     try:
-        tasks: dict[str, list[str]] = json.loads(present_names(table.schema.metadata)[TASKS_KEY])
+        tasks: dict[str, list[str]] = json.loads(current_keys(table.schema.metadata)[TASKS_KEY])
         targets = {task: table.column(f"target_{task}").to_numpy().astype(np.int64) for task in tasks}
         logits = {task: _matrix(table.column(f"logits_{task}"), len(names)) for task, names in tasks.items()}
         sample_id = table.column("sample_id").to_numpy().astype(np.int64)
@@ -180,7 +180,7 @@ def read_predictions(path: Path) -> Predictions:
     predictions = Predictions(sample_id, names, groups, tasks, targets, logits)
     _check_targets(predictions, path)
     check_finite(predictions, str(path))
-    _check_undamaged(predictions, present_names(table.schema.metadata).get(CHECKS_KEY, b"{}"), path)
+    _check_undamaged(predictions, current_keys(table.schema.metadata).get(CHECKS_KEY, b"{}"), path)
     return predictions
 
 
@@ -198,7 +198,7 @@ def join_predictions(shards: Iterable[Predictions]) -> tuple[Predictions, int]:
         raise UserError("predictions: there are no shards to join; predict at least one batch")
     if any(dict(part.tasks) != dict(parts[0].tasks) for part in parts):
         raise UserError("predictions: the shards name different tasks or classes; write them again in one run")
-    joined = concatenated(parts)
+    joined = concatenate(parts)
     joined = joined.take(np.argsort(joined.sample_id, kind="stable"))
     is_first = np.ones(len(joined), dtype=bool)
     is_first[1:] = joined.sample_id[1:] != joined.sample_id[:-1]
@@ -208,7 +208,7 @@ def join_predictions(shards: Iterable[Predictions]) -> tuple[Predictions, int]:
     return kept, len(again)
 
 
-def concatenated(parts: Sequence[Predictions]) -> Predictions:
+def concatenate(parts: Sequence[Predictions]) -> Predictions:
     """All rows, one part after the other; the parts, at least one, have the same tasks and classes."""
     tasks = parts[0].tasks
     return Predictions(

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitrail.config import read_experiment
 from vitrail.errors import UserError
-from vitrail.files import written_whole
+from vitrail.files import write_text_atomically
 from vitrail.predictions import Predictions, read_predictions
 
 if TYPE_CHECKING:
@@ -48,8 +48,7 @@ def write_temperatures(run: Path, temperatures: Mapping[str, float], facts: Mapp
     """
     path = run / CALIBRATION_FILE
     content = {"temperatures": dict(temperatures), "checkpoint_sha256": _digest(run / _CHECKPOINT), **facts}
-    with written_whole(path) as partial:
-        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_text_atomically(path, json.dumps(content, indent=2) + "\n")
     return path
 
 
@@ -98,7 +97,7 @@ _STAGE = {"val": "validate"}
 """Stage of a run's record that predicts a split, where it is not called like the split."""
 
 
-class RunFiles:
+class Run:
     """The files of one run; each is read when it is first asked for.
 
     Args:
@@ -315,7 +314,7 @@ def runs_among(paths: Sequence[Path], command: str, needs: str, *, unfinished_on
         if (path / needs).exists():
             continue
         try:
-            run = RunFiles(path)
+            run = Run(path)
         except UserError as error:
             no_run[path] = str(error)
             continue
@@ -519,9 +518,3 @@ def resumed_run_directory(run: Path) -> Path:
     """The directory of a run that this process, and those that it starts, go on with."""
     os.environ[_SHARED_WITH_RANKS] = str(run.resolve())
     return run
-
-
-def write_text_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    with written_whole(path) as partial:
-        partial.write_text(text, encoding="utf-8")

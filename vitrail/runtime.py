@@ -40,7 +40,7 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(_M_MMAP_THRESHOLD, _LIMIT)) and bool(mallopt(_M_TRIM_THRESHOLD, _LIMIT))
 
 
-SECONDS_TO_END = 30.0
+STOP_TIMEOUT = 30.0
 """Training ends after the batch or the validation at hand when it is asked to, and writes ``last.ckpt``."""
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -49,7 +49,7 @@ _OF_A_RUN = {"VITRAIL_RUN_DIRECTORY", "LOCAL_RANK"}
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-def begin_process(
+def start_process(
     command: Sequence[str],
     out: IO[bytes],
     errors: IO[bytes] | None = None,
@@ -76,12 +76,12 @@ def begin_process(
     )
 
 
-def end_process(process: subprocess.Popen[bytes]) -> None:
+def stop_process(process: subprocess.Popen[bytes]) -> None:
     """Ask it to end, wait, and kill it if it does not; nothing where it has ended already."""
     if process.poll() is None:
         process.terminate()
         try:
-            process.wait(SECONDS_TO_END)
+            process.wait(STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -93,7 +93,7 @@ def _end_with_parent() -> None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def checked_device(name: str) -> str:
+def check_device(name: str) -> str:
     """The name of a device that can be used here.
 
     Args:

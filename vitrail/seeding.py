@@ -13,19 +13,19 @@ from contextlib import contextmanager
 import torch
 
 
-def counted_seed(*key: int | str) -> int:
+def derive_seed(*key: int | str) -> int:
     """A seed in [0, 2**63) that is a hash (BLAKE2b) of the key; different keys give independent seeds."""
     digest = hashlib.blake2b("\0".join(map(repr, key)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
-def counted_generator(*key: int | str) -> torch.Generator:
+def seeded_generator(*key: int | str) -> torch.Generator:
     """A generator of its own, seeded by the key."""
-    return torch.Generator().manual_seed(counted_seed(*key))
+    return torch.Generator().manual_seed(derive_seed(*key))
 
 
 @contextmanager
-def counted_rng(*key: int | str) -> Iterator[None]:
+def seeded_rng(*key: int | str) -> Iterator[None]:
     """Seeds torch's global CPU generator by the key for the block, and then puts it back.
 
     For code that takes no generator, as torchvision's transforms. Only the CPU generator is touched:
@@ -33,7 +33,7 @@ def counted_rng(*key: int | str) -> Iterator[None]:
     images are augmented in the main process.
     """
     state = torch.default_generator.get_state()
-    torch.default_generator.manual_seed(counted_seed(*key))
+    torch.default_generator.manual_seed(derive_seed(*key))
     try:
         yield
     finally:

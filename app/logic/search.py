@@ -218,7 +218,7 @@ class Searching:
         """One page of results.
 
         Raises:
-            UserError: for whatever cannot be answered, with the way out.
+            UserError: for whatever cannot be answered, with a fix.
         """
         begin = time.perf_counter()
         gallery = self._context.gallery(request.gallery)

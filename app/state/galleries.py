@@ -21,7 +21,7 @@ from retrieval.gallery import NOT_METADATA, Gallery
 from retrieval.image_files import ImageFiles
 from retrieval.schema import LABEL, PREDICTED, ModelIdentity, image_schema
 from vitrail.errors import UserError
-from vitrail.files import local_folder, written_whole
+from vitrail.files import local_folder, write_text_atomically
 from vitrail.types import LABEL_TASK
 
 if TYPE_CHECKING:
@@ -327,8 +327,7 @@ def opened_gallery(
 
 def _mark(folder: Path, weights: str) -> None:
     mark = {"weights": weights, "images": len(Gallery.open(str(folder)))}
-    with written_whole(folder / MARK) as partial:
-        partial.write_text(json.dumps(mark), encoding="utf-8")
+    write_text_atomically(folder / MARK, json.dumps(mark))
 
 
 def _is_by(folder: Path, weights: str) -> bool:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vitrail.errors import UserError
 from vitrail.predictions import predicted_classes
-from vitrail.runs import CALIBRATION_FILE, RunFiles, read_temperatures
+from vitrail.runs import CALIBRATION_FILE, Run, read_temperatures
 from vitrail.types import UNKNOWN
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class ServedRun:
         from lightning_modules.checkpoint import load_task
         from lightning_modules.dual_encoder import EmbeddingTask
 
-        files = RunFiles(path)
+        files = Run(path)
         if CHECKPOINT not in files.checkpoints:
             raise UserError(f"{path}: has no checkpoints/{CHECKPOINT}.ckpt; train it first with `fit`")
         self.path = files.path

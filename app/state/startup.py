@@ -15,7 +15,7 @@ from app.state.context import AppContext
 from app.state.galleries import ServedGallery, indexed_gallery, opened_gallery
 from app.state.runs import ServedRun
 from vitrail.errors import UserError
-from vitrail.runs import RunFiles
+from vitrail.runs import Run
 
 
 def load(
@@ -117,7 +117,7 @@ def finished_run(root: Path, name: str) -> Path | None:
     """
     for path in sorted((root / name).glob("*/"), key=lambda path: path.stat().st_mtime, reverse=True):
         try:
-            run = RunFiles(path)
+            run = Run(path)
         except UserError:  # nothing of a run in it: it was killed at once
             continue
         was_trained = any(stage.get("stage") == "fit" for stage in run.stages)

@@ -24,7 +24,8 @@ import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from benchmarks.harness.interleaved import Row, interleave, row, say, write_text_whole
+from benchmarks.harness.interleaved import Row, interleave, row, say
+from vitrail.files import write_text_atomically
 from benchmarks.harness.interleaved import children, own_memory, peak_memory
 
 SIZES = (1_000, 10_000, 100_000)
@@ -57,7 +58,7 @@ class Watch(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what was found."""
         found = {"first_step": self._first_step, "peak": peak_memory(), "worker": self._worker}
-        write_text_whole(Path(self.path), json.dumps(found))
+        write_text_atomically(Path(self.path), json.dumps(found))
 
 
 def write_images(folder: Path, images: int, pixels: int = PIXELS) -> None:

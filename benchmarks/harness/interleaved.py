@@ -193,14 +193,6 @@ def from_json(values: Sequence[Mapping[str, Any]]) -> list[Row]:
     return [Row(**one) for one in complete]
 
 
-def write_text_whole(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    from vitrail.files import written_whole
-
-    with written_whole(path) as partial:
-        partial.write_text(text, encoding="utf-8")
-
-
 def _short(number: float) -> str:
     """Three significant digits, without an exponent for what is usual here."""
     return f"{number:.3g}" if abs(number) < 1000 else f"{number:,.0f}"

@@ -25,8 +25,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from benchmarks.data.growth import write_images
-from benchmarks.harness.interleaved import Row, not_measured, row, say, write_text_whole
+from benchmarks.harness.interleaved import Row, not_measured, row, say
 from lightning_modules.base import VisionTask
+from vitrail.files import write_text_atomically
 from vitrail.types import Batch
 
 BACKBONES = {"DeiT-Tiny": "deit_tiny_patch16_224", "ViT-B/16": "vit_base_patch16_224"}
@@ -99,7 +100,7 @@ class Rates(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the rates."""
-        write_text_whole(Path(self.path), json.dumps(self.found))
+        write_text_atomically(Path(self.path), json.dumps(self.found))
 
     def _alone(self, trainer: Trainer, task: VisionTask) -> float:
         """Images per second of a plain loop with a copy of the network, on a batch that is there already."""

@@ -188,8 +188,8 @@ class AuditReport:
         """
         if self.skipped and not self.skips_bad_images:
             problems = [(bad.sample.row, bad.reason) for bad in self.skipped]
-            way_out = "mend or remove these images, or set data checks.on_bad_image: skip"
-            raise table_error(self.origin, problems, way_out)
+            hint = "mend or remove these images, or set data checks.on_bad_image: skip"
+            raise table_error(self.origin, problems, hint)
         _refuse(self.leaks, self.origin, self.allowed)
 
 
@@ -411,8 +411,8 @@ def _refuse(leaks: Leaks, origin: str, allowed: Iterable[LeakKind]) -> None:
     refused: list[LeakKind] = [kind for kind in problems if problems[kind] and kind not in set(allowed)]
     if refused:
         found = " and ".join(f"{len(problems[kind])} {TITLES[kind]}" for kind in refused)
-        way_out = f"{found}: split again, or allow it with data checks.allow_leaks: [{', '.join(refused)}]"
-        raise table_error(origin, [problem for kind in refused for problem in problems[kind]], way_out)
+        hint = f"{found}: split again, or allow it with data checks.allow_leaks: [{', '.join(refused)}]"
+        raise table_error(origin, [problem for kind in refused for problem in problems[kind]], hint)
 
 
 def _group_text(found: CrossingGroup) -> str:

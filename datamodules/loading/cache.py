@@ -35,7 +35,7 @@ from datamodules.loading.transforms import scale_down, useful_short_side
 from datamodules.options import AugmentOptions, complete_augment
 from vitrail.console import tracked
 from vitrail.errors import UserError
-from vitrail.files import disk_full, exclusively, make_room
+from vitrail.files import disk_full, lock, make_room
 from vitrail.types import Resize
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class PixelCache:
             self._mark_used()
             return
         key = hashlib.blake2b("".join(self._names).encode(), digest_size=16).hexdigest()
-        with disk_full(self.folder), exclusively(self.folder, key):
+        with disk_full(self.folder), lock(self.folder / f".{key}.lock"):
             missing = self.missing()
             self._remove_remains(missing)
             make_room(self.folder, limit - self.estimated_bytes(), keep=set(self._names))
@@ -191,7 +191,7 @@ class PixelCache:
     def _make_again(self, number: int, damage: str) -> _Chunk:
         """A chunk that was lost or damaged; in the latter case a warning says what was wrong."""
         path = self.folder / self._names[number]
-        with disk_full(self.folder), exclusively(self.folder, path.stem):
+        with disk_full(self.folder), lock(self.folder / f".{path.stem}.lock"):
             chunk = _mapped(path)
             # Unless another process has made it by now.
             if chunk is None or (damage and not chunk.is_whole()):
@@ -366,7 +366,7 @@ def image_reader(
 
 
 def _refusal(cache: PixelCache, limit: int) -> str:
-    """Why the cache cannot be made, and the way out; empty if it can."""
+    """Why the cache cannot be made, and how to fix it; empty if it can."""
     needed = cache.estimated_bytes()
     if not needed:
         return ""

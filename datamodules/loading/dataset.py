@@ -23,7 +23,7 @@ from datamodules.loading.samplers import SampleKey
 from datamodules.loading.transforms import mix_batch
 from datamodules.table import SampleTable
 from vitrail.errors import UserError
-from vitrail.seeding import counted_rng
+from vitrail.seeding import seeded_rng
 from vitrail.types import LABEL_TASK, Batch, FeatureLookup
 
 if TYPE_CHECKING:
@@ -112,9 +112,7 @@ class ImageDataset(Dataset[Sample]):
         """The sample at a place of the split; a plain number stands for epoch 0."""
         sample = self.without_image(key)
         image = self._read_image(sample["sample_id"])
-        with counted_rng(
-            "augment", self._seed, sample["epoch"], sample["sample_id"], view_of(sample) - sample["epoch"]
-        ):
+        with seeded_rng("augment", self._seed, sample["epoch"], sample["sample_id"], view_of(sample) - sample["epoch"]):
             sample["image"] = self._transform(image)
         return sample
 

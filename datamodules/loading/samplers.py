@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DistributedSampler
 
 from vitrail.errors import UserError
-from vitrail.seeding import counted_generator
+from vitrail.seeding import seeded_generator
 from vitrail.types import UNKNOWN
 
 
@@ -69,7 +69,7 @@ class TrainSampler(DistributedSampler[SampleKey]):
 
     def order(self) -> torch.Tensor:
         """Places of all processes' samples in this epoch, int64 ``(per process · world_size,)``."""
-        generator = counted_generator("order", self.seed, self.epoch)
+        generator = seeded_generator("order", self.seed, self.epoch)
         if self._cumulative is None:
             permutation = torch.randperm(self._size, generator=generator)
             repeats = -(-self.total_size // max(self._size, 1))
@@ -129,7 +129,7 @@ class DistinctSampler(DistributedSampler[SampleKey]):
 
     def order(self) -> torch.Tensor:
         """Places of all processes' samples in this epoch, int64 ``(batches · samples of all processes,)``."""
-        generator = counted_generator("order", self.seed, self.epoch)
+        generator = seeded_generator("order", self.seed, self.epoch)
         shuffled = torch.randperm(len(self._codes), generator=generator)
         # The samples of each id stand together, in random order.
         ordered = shuffled[torch.sort(self._codes[shuffled], stable=True).indices]

@@ -26,7 +26,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import v2 as T
 
 from datamodules.options import AugmentOptions, ImageOptions, complete_augment, complete_image
-from vitrail.seeding import counted_rng
+from vitrail.seeding import seeded_rng
 from vitrail.types import CropRounding, Mix, Resize
 
 # ImageNet's mean colour: about 0 after every usual normalisation, as where erasing follows the normalisation.
@@ -369,7 +369,7 @@ def mix_batch(
     size = len(images)
     if size < 2 or not (mixup or cutmix):
         return images, None
-    with counted_rng("mix", *key):
+    with seeded_rng("mix", *key):
         cuts = bool(cutmix) and (not mixup or bool(torch.rand(()) < 0.5))
         alpha = cutmix if cuts else mixup
         share = float(Beta(alpha, alpha).sample())

@@ -29,7 +29,7 @@ from datamodules.loading.dataset import ImageDataset, Sample, view_of
 from datamodules.loading.decode import UNDECIDED, ImageError, UndecidedRangeError, ValueRange, read_image
 from datamodules.loading.samplers import SampleKey
 from datamodules.streaming.shards import Shards
-from vitrail.seeding import counted_generator, counted_rng
+from vitrail.seeding import seeded_generator, seeded_rng
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -110,7 +110,7 @@ class StreamOrder:
         if not self.shuffle_buffer:
             return np.arange(count, dtype=np.int64)
         permuted: NDArray[np.int64] = torch.randperm(
-            count, generator=counted_generator("shards", self.seed, epoch)
+            count, generator=seeded_generator("shards", self.seed, epoch)
         ).numpy()
         return permuted
 
@@ -120,7 +120,7 @@ class StreamOrder:
         place = np.arange(count, dtype=np.int64)
         if window <= 1:
             return place
-        generator = counted_generator("stream", self.seed, epoch, self.rank, stream)
+        generator = seeded_generator("stream", self.seed, epoch, self.rank, stream)
         delay = torch.rand(count, generator=generator, dtype=torch.float64).numpy() * window
         return np.argsort(place + delay, kind="stable").astype(np.int64)
 
@@ -271,7 +271,7 @@ class StreamedDataset(ImageDataset):
             except ImageError as error:
                 self._note(row, error)
                 continue
-            with counted_rng("augment", self._seed, sample["epoch"], row, view_of(sample) - sample["epoch"]):
+            with seeded_rng("augment", self._seed, sample["epoch"], row, view_of(sample) - sample["epoch"]):
                 sample["image"] = self._transform(image)
         return self._without_bad(samples)
 

@@ -42,7 +42,7 @@ from datamodules.streaming.shards import INDEX_FILE, Shards, open_shard, shard_e
 from datamodules.table import Missing, SampleTable, attribute_column, composed, strings_of, target_column
 from vitrail.console import tracked
 from vitrail.errors import UserError
-from vitrail.files import DamagedFileError, exclusively, present_names, read_parquet, write_parquet, written_whole
+from vitrail.files import DamagedFileError, current_keys, lock, read_parquet, write_atomically, write_parquet
 from vitrail.types import LABEL_TASK
 
 if TYPE_CHECKING:
@@ -98,13 +98,13 @@ def _one_scanner(folder: Path, key: str) -> Iterator[None]:
     """Where several processes begin together, one reads the file through and the others wait for what it finds."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # without such a folder each process does the work, see _keep
-            stack.enter_context(exclusively(folder, key))
+            stack.enter_context(lock(folder / f".{key}.lock"))
         yield
 
 
 def _keep(table: pa.Table, path: Path, url: str) -> None:
     try:
-        with written_whole(path) as partial:
+        with write_atomically(path) as partial:
             write_parquet(table, partial)
     except OSError as error:
         rank_zero_warn(f"{path.parent}: cannot keep what is in {url} ({error}); set $VITRAIL_CACHE")
@@ -400,7 +400,7 @@ def _features(schema: pa.Schema) -> Any:
 
 
 def _layout(schema: pa.Schema) -> dict[str, Any]:
-    text = present_names(schema.metadata).get(LAYOUT_KEY)
+    text = current_keys(schema.metadata).get(LAYOUT_KEY)
     layout: dict[str, Any] = json.loads(text) if text else {}
     return layout
 
@@ -591,8 +591,8 @@ def _column(index: ShardIndex, name: str, option: str, url: str) -> Any:
         return index.columns[name].combine_chunks()
     if "fields" not in index.columns.column_names or index.layout:
         known = ", ".join(index.features)
-        way_out = "name one of them, or '' for none"
-        raise UserError(f"data columns.{option}: {url} has no column {name!r} but {known}; {way_out}")
+        hint = "name one of them, or '' for none"
+        raise UserError(f"data columns.{option}: {url} has no column {name!r} but {known}; {hint}")
     values = [_field(json.loads(text), name) for text in index.columns["fields"].to_pylist()]
     if values and all(value is None for value in values):
         members = ", ".join(sorted(json.loads(index.columns["fields"][0].as_py()))) or "none"

@@ -24,8 +24,8 @@ from datamodules.streaming.shards import INDEX_FILE, SUFFIXES
 from datamodules.table import SPLITS
 from vitrail.console import tracked
 from vitrail.errors import UserError
-from vitrail.files import write_parquet, written_whole
-from vitrail.seeding import counted_generator
+from vitrail.files import write_atomically, write_parquet
+from vitrail.seeding import seeded_generator
 from vitrail.types import LABEL_TASK, UNKNOWN
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def pack(
         progress = tracked(_images(datamodule, plan), f"packing into {folder}", total)
         for name, rows in plan:
             file = f"{name}{SUFFIXES[pack_format][0]}"
-            with written_whole(folder / file) as temporary:
+            with write_atomically(folder / file) as temporary:
                 done[file] = write(temporary, datamodule, rows, progress)
         if pack_format == "webdataset":
             _write_index(folder, datamodule, done)
@@ -109,7 +109,7 @@ def _plan(datamodule: ImageDataModule, split: str, shard_size: int) -> Iterator[
     rows = datamodule.split_indices(split)
     if split == "train":
         # Else each shard would hold one class, where the table is sorted, and so would the batches.
-        generator = counted_generator("pack", datamodule.seed)
+        generator = seeded_generator("pack", datamodule.seed)
         rows = rows[torch.randperm(len(rows), generator=generator).numpy()]
     count = -(-len(rows) // shard_size)
     for number, part in enumerate(np.array_split(rows, count) if count else []):
@@ -252,5 +252,5 @@ def _write_index(folder: Path, datamodule: ImageDataModule, done: dict[str, pa.T
     schema = _schema(datamodule, images=False, shards=lengths)
     tables = [table.append_column("shard", [[name] * len(table)]) for name, table in done.items()]
     index = pa.concat_tables([table.select(schema.names) for table in tables]).cast(schema)
-    with written_whole(folder / INDEX_FILE) as temporary:
+    with write_atomically(folder / INDEX_FILE) as temporary:
         write_parquet(index.replace_schema_metadata(schema.metadata), temporary)

@@ -150,7 +150,7 @@ def size_of(file: IO[bytes]) -> int | None:
 
 
 def shard_error(url: str, error: Exception) -> UserError:
-    """What is wrong with a shard, in one line with the way out."""
+    """What is wrong with a shard, in one line with a fix."""
     if isinstance(error, UserError):
         return error
     cause = error.__cause__

@@ -31,7 +31,7 @@ from evaluation.tables.summary import plain
 from vitrail.console import print_table, text_table
 from vitrail.errors import UserError
 from vitrail.predictions import Predictions
-from vitrail.runs import CALIBRATION_FILE, RunFiles, write_temperatures
+from vitrail.runs import CALIBRATION_FILE, Run, write_temperatures
 from vitrail.trust import file_name
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
     Raises:
         UserError: there are no usable predictions of validation, or none of a sample with a known target.
     """
-    rows = calibrate(RunFiles(options.run))
+    rows = calibrate(Run(options.run))
     if options.json:
         sys.stdout.write(json.dumps(plain([asdict(row) for row in rows]), indent=2) + "\n")
         return
@@ -102,7 +102,7 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
     sys.stdout.write(f"{options.run / CALIBRATION_FILE} has the temperatures\n")
 
 
-def calibrate(run: RunFiles) -> list[Calibrated]:
+def calibrate(run: Run) -> list[Calibrated]:
     """Fit a temperature for each task that has known targets, save them, and draw the diagrams.
 
     Returns:

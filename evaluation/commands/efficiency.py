@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitrail.errors import UserError
-from vitrail.files import written_whole
+from vitrail.files import write_text_atomically
+from vitrail.runtime import check_device
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -118,23 +119,10 @@ def measured(
     )
 
 
-def check_device(device: str) -> None:
-    """Refuse a device that is not there.
-
-    Raises:
-        UserError: if there is no GPU.
-    """
-    import torch
-
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: PyTorch sees no GPU here; leave it out to measure the CPU")
-
-
 def write(path: Path, rows: Mapping[str, tuple[Counts, Costs | None]]) -> None:
-    """Write the numbers as JSON, whole."""
+    """Write the numbers as JSON, atomically."""
     values = {name: {"counts": asdict(one), "costs": other and asdict(other)} for name, (one, other) in rows.items()}
-    with written_whole(path) as partial:
-        partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    write_text_atomically(path, json.dumps(values, indent=2) + "\n")
 
 
 def _names(paths: Sequence[Path]) -> dict[Path, str]:

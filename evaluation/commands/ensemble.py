@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.errors import UserError
-from vitrail.files import timed_directory, written_whole
-from vitrail.runs import RunFiles, runs_among
+from vitrail.files import timestamped_directory, write_atomically, write_text_atomically
+from vitrail.runs import Run, runs_among
 from vitrail.trust import plain_name
 
 _CLASS_PATH = "lightning_modules.Ensemble"
@@ -95,7 +95,7 @@ def make_ensemble(
     task = Ensemble(members, tta_views=checked_views(list(dict.fromkeys(["identity", *views]))))
     place = place or runs[0].absolute().parent.parent
     name = name or _joined_name(runs, views)
-    directory = timed_directory(place / name)
+    directory = timestamped_directory(place / name)
     arguments = {"members": members, "tta_views": list(task.views), "architectures": _plain(task.architectures)}
     config |= {
         "name": name,
@@ -106,8 +106,7 @@ def make_ensemble(
         "trainer": {**(config.get("trainer") or {}), "callbacks": []},
     }
     _save(directory / "checkpoints" / "best.ckpt", task)
-    with written_whole(directory / "config.yaml") as partial:
-        partial.write_text(dump_yaml(config), encoding="utf-8")
+    write_text_atomically(directory / "config.yaml", dump_yaml(config))
     return directory
 
 
@@ -125,13 +124,13 @@ def _save(path: Path, task: Any) -> None:
         "hyper_parameters": {**task.hparams, "_class_path": _CLASS_PATH},
     }
     task.on_save_checkpoint(checkpoint)
-    with written_whole(path) as partial, partial.open("wb") as file:
+    with write_atomically(path) as partial, partial.open("wb") as file:
         torch.save(checkpoint, file)
 
 
 def _config(run: Path) -> dict[str, Any]:
     """The first member's configuration, whose data and trainer are the ensemble's."""
-    files = RunFiles(run)
+    files = Run(run)
     if not files.config:
         raise UserError(f"{run}: {files.missing[0]}; give run directories such as runs/<name>/<time>")
     return dict(files.config)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from datamodules.table import composed
 from vitrail.errors import UserError
-from vitrail.runs import CONFIG, RunFiles
+from vitrail.runs import CONFIG, Run
 from vitrail.trust import file_name
 from vitrail.types import UNKNOWN
 
@@ -92,7 +92,7 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     from evaluation.report.page import write_page
     from evaluation.saliency import check_method
 
-    files = RunFiles(options.run)
+    files = Run(options.run)
     model = _model(files, options.checkpoint)
     task = _task(model, options)
     check_method(model, options.method)
@@ -108,13 +108,13 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     sys.stdout.write(f"{page} has the page, and the folder an overlay of each image ({len(explained)})\n")
 
 
-def _model(files: RunFiles, checkpoint: str) -> VisionTask:
+def _model(files: Run, checkpoint: str) -> VisionTask:
     from lightning_modules.checkpoint import load_task
 
     if checkpoint not in files.checkpoints:
         there = ", ".join(files.checkpoints)
-        way_out = f"it has {there}; name one with --checkpoint" if there else "train it first with `fit`"
-        raise UserError(f"{files.path}: has no checkpoints/{checkpoint}.ckpt; {way_out}")
+        hint = f"it has {there}; name one with --checkpoint" if there else "train it first with `fit`"
+        raise UserError(f"{files.path}: has no checkpoints/{checkpoint}.ckpt; {hint}")
     import torch
 
     return load_task(files.checkpoints[checkpoint], "cuda" if torch.cuda.is_available() else "cpu")
@@ -141,7 +141,7 @@ def _task(model: VisionTask, options: argparse.Namespace) -> str:
     return name
 
 
-def _images(files: RunFiles, model: VisionTask, task: str, options: argparse.Namespace) -> _Images:
+def _images(files: Run, model: VisionTask, task: str, options: argparse.Namespace) -> _Images:
     from datamodules.loading.decode import read_image
     from datamodules.loading.transforms import eval_transform
     from datamodules.options import complete_image
@@ -155,7 +155,7 @@ def _images(files: RunFiles, model: VisionTask, task: str, options: argparse.Nam
     return _data_images(files, model, transform, task, options)
 
 
-def _data_images(files: RunFiles, model: VisionTask, transform: Any, task: str, options: argparse.Namespace) -> _Images:
+def _data_images(files: Run, model: VisionTask, transform: Any, task: str, options: argparse.Namespace) -> _Images:
     """Images of the run's own data: by name, or the worst mistakes."""
     from datamodules.cli import data_of_run
 
@@ -185,7 +185,7 @@ def _data_images(files: RunFiles, model: VisionTask, transform: Any, task: str, 
     return found
 
 
-def _worst_names(files: RunFiles, task: str, options: argparse.Namespace) -> list[str]:
+def _worst_names(files: Run, task: str, options: argparse.Namespace) -> list[str]:
     from evaluation.saliency.overlays import worst_mistakes
 
     count = _WORST if options.worst is None else options.worst

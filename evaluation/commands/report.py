@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrail.errors import UserError
-from vitrail.files import written_whole
-from vitrail.runs import CONFIG, RunFiles
+from vitrail.files import write_text_atomically
+from vitrail.runs import CONFIG, Run
 
 if TYPE_CHECKING:
     from datamodules.base import ImageDataModule
@@ -64,7 +64,7 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
 
     if options.mistakes < 1:
         raise UserError(f"--mistakes: is {options.mistakes}, must be at least 1")
-    files = RunFiles(options.run)
+    files = Run(options.run)
     folder = options.to or options.run
     sections = sections_of(files, options, rest)
     title = f"Report: {files.name}"
@@ -98,11 +98,10 @@ def remove_old_files(folder: Path, sections: Sequence[Section]) -> None:
     for name in old - written:
         if Path(name).name == name:
             (folder / name).unlink(missing_ok=True)
-    with written_whole(listed) as partial:
-        partial.write_text(json.dumps(sorted(written), indent=1) + "\n", encoding="utf-8")
+    write_text_atomically(listed, json.dumps(sorted(written), indent=1) + "\n")
 
 
-def sections_of(files: RunFiles, options: argparse.Namespace, rest: Sequence[str]) -> list[Section]:
+def sections_of(files: Run, options: argparse.Namespace, rest: Sequence[str]) -> list[Section]:
     """All sections in order; those that cannot be made say what is missing."""
     from evaluation.report import images as report_images
     from evaluation.report import sections as report_run
@@ -159,7 +158,7 @@ def reader(datamodule: ImageDataModule) -> ReadImage:
     return read
 
 
-def _data(files: RunFiles, options: argparse.Namespace, rest: Sequence[str]) -> tuple[ImageDataModule | None, str]:
+def _data(files: Run, options: argparse.Namespace, rest: Sequence[str]) -> tuple[ImageDataModule | None, str]:
     """The run's own data, or why they are not there."""
     from datamodules.cli import data_of_run
 
@@ -193,7 +192,7 @@ def _leaks(datamodule: ImageDataModule | None, why_not: str) -> Section:
         return _without(title, str(error))
 
 
-def _gallery_sections(files: RunFiles, options: argparse.Namespace, task: str, read: ReadImage | None) -> list[Section]:
+def _gallery_sections(files: Run, options: argparse.Namespace, task: str, read: ReadImage | None) -> list[Section]:
     from evaluation.report.images import map_section
     from evaluation.report.sections import retrieval_section
 
@@ -210,7 +209,7 @@ def _gallery_sections(files: RunFiles, options: argparse.Namespace, task: str, r
     ]
 
 
-def _gallery(files: RunFiles, options: argparse.Namespace) -> tuple[Gallery | None, str]:
+def _gallery(files: Run, options: argparse.Namespace) -> tuple[Gallery | None, str]:
     from retrieval.gallery import Gallery
 
     if options.gallery is None and not (files.path / GALLERY).exists():

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitrail.console import print_table
-from vitrail.files import write_csv, written_whole
+from vitrail.files import write_csv, write_text_atomically
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -64,8 +64,7 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
     """
     rows = measured_rows(options)
     if options.json is not None:
-        with written_whole(options.json) as file:
-            file.write_text(json.dumps([row._asdict() for row in rows], indent=2) + "\n", encoding="utf-8")
+        write_text_atomically(options.json, json.dumps([row._asdict() for row in rows], indent=2) + "\n")
     if options.csv is not None:
         import pandas as pd
 

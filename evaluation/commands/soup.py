@@ -29,8 +29,8 @@ from evaluation.weights.soup import (
     uniform_soup,
 )
 from vitrail.errors import UserError
-from vitrail.files import read_csv, timed_directory, written_whole
-from vitrail.runs import RunFiles
+from vitrail.files import read_csv, timestamped_directory, write_text_atomically
+from vitrail.runs import Run
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -85,13 +85,11 @@ def make_soup(
     judge = _Judge(load_task(files[0]), _datamodule(runs[0]), configs[0], states)
     soup = METHODS[method](states, runs, judge.score_by(metric), maximize)
     best = list(runs).index(soup.members[0])
-    directory = timed_directory(place)
+    directory = timestamped_directory(place)
     save_soup(directory / "checkpoints" / "best.ckpt", checkpoints[best], soup)
     config = configs[best] | {"name": directory.parent.name, "runs": str(directory.parent.parent)}
-    with written_whole(directory / "config.yaml") as partial:
-        partial.write_text(dump_yaml(config), encoding="utf-8")
-    with written_whole(directory / "soup.json") as partial:
-        partial.write_text(json.dumps(_record(soup, metric), indent=2) + "\n", encoding="utf-8")
+    write_text_atomically(directory / "config.yaml", dump_yaml(config))
+    write_text_atomically(directory / "soup.json", json.dumps(_record(soup, metric), indent=2) + "\n")
     tested: list[float | None] | None = None
     if test:
         on_test = metric.replace("val/", "test/", 1)
@@ -215,7 +213,7 @@ def _data_of(run: Path) -> Any:
     path = run / "run.json"
     if not path.is_file():
         raise UserError(f"{run}: has no run.json, which says what data it saw; give directories that `fit` has made")
-    data = RunFiles(run).record.get("data") or {}
+    data = Run(run).record.get("data") or {}
     return data.get("fingerprint"), data.get("samples")
 
 

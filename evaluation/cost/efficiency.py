@@ -305,11 +305,11 @@ def source_of(path: Path, overlays: list[Path]) -> ModelSource:
         UserError: if it is neither.
     """
     from vitrail.config import read_experiments
-    from vitrail.runs import CONFIG, RunFiles
+    from vitrail.runs import CONFIG, Run
     from vitrail.trust import refuse_foreign_code
 
     if path.is_dir():
-        run = RunFiles(path)
+        run = Run(path)
         if "best" in run.checkpoints:
             return ModelSource({}, str(run.checkpoints["best"]))
         if run.config and not run.checkpoints and not any(stage.get("stage") == "fit" for stage in run.stages):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from evaluation.statistics.calibration import ReliabilityBins
 from evaluation.statistics.intervals import Estimate
-from vitrail.files import written_whole
+from vitrail.files import write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,7 +104,7 @@ def plain(text: str) -> str:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, whole or not at all."""
-    with written_whole(path) as partial:
+    with write_atomically(path) as partial:
         # Half the time of the best compression, and files that are hardly larger.
         figure.savefig(partial, format="png", pil_kwargs={"compress_level": 3})
 

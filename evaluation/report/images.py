@@ -17,7 +17,7 @@ from evaluation.report.page import Card, Section
 from evaluation.tables.per_class import NO_PREDICTION
 from vitrail.errors import UserError
 from vitrail.predictions import Predictions
-from vitrail.runs import RunFiles
+from vitrail.runs import Run
 from vitrail.trust import file_name
 from vitrail.types import UNKNOWN
 
@@ -209,7 +209,7 @@ _SINGLE = "loss of single tasks"
 _CURVE_COLOURS = ("#3b75af", "#c8553d", "#4f8a5b", "#8a63a8", "#b08a2e", "#3c8f98", "#a3506f", "#6b6b6b")
 
 
-def curves_section(files: RunFiles) -> Section:
+def curves_section(files: Run) -> Section:
     """Loss, scores and learning rates over the epochs; which epoch was kept and where phases begin."""
     title = "Curves"
     epochs = epoch_table(files.metrics)
@@ -241,7 +241,7 @@ def epoch_table(metrics: pd.DataFrame) -> pd.DataFrame:
     """One row an epoch with all that was logged once an epoch in training and validation.
 
     Args:
-        metrics: of ``RunFiles``.
+        metrics: of ``Run``.
 
     Returns:
         float64; ``epoch`` counted from 0, ``step`` the last of the epoch, and columns ``train/…`` and ``val/…``.
@@ -359,7 +359,7 @@ def _draw(axes: Any, heading: str, done: Any, values: pd.DataFrame) -> None:
     axes.legend(fontsize=6.5, frameon=False)
 
 
-def _best_epoch(files: RunFiles, epochs: pd.DataFrame) -> tuple[str, int | None]:
+def _best_epoch(files: Run, epochs: pd.DataFrame) -> tuple[str, int | None]:
     """The monitored metric, and the epoch whose value is the best that the record has."""
     fits = [
         stage["best"] for stage in files.stages if stage.get("stage") == "fit" and isinstance(stage.get("best"), dict)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evaluation.tables.summary import markdown_rows
-from vitrail.files import write_csv, written_whole
+from vitrail.files import write_atomically, write_csv, write_text_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -123,14 +123,13 @@ def write_page(
     cards = [card for section in sections for row in section.cards.values() for card in row]
     small = {f"{card.stem}.jpg": card.jpeg for card in cards if card.jpeg is not None}
     for file, content in {**{f"{stem}.png": png for stem, png in images.items()}, **small}.items():
-        with written_whole(files / file) as partial:
+        with write_atomically(files / file) as partial:
             partial.write_bytes(content)
     for section in sections:
         for stem, table in {**section.tables, **section.files}.items():
             write_csv(files / f"{stem}.csv", table)
     page = folder / f"{name}.html"
-    with written_whole(page) as partial:
-        partial.write_text(as_html(title, lead, sections, images), encoding="utf-8")
+    write_text_atomically(page, as_html(title, lead, sections, images))
     return page
 
 
@@ -242,8 +241,7 @@ def write_markdown(path: Path, title: str, lead: Sequence[str], sections: Sequen
     Returns:
         ``path``.
     """
-    with written_whole(path) as partial:
-        partial.write_text(as_markdown(title, lead, sections, folder), encoding="utf-8")
+    write_text_atomically(path, as_markdown(title, lead, sections, folder))
     return path
 
 

@@ -35,7 +35,7 @@ from evaluation.tables.per_class import class_report, confusion_matrix
 from evaluation.tables.summary import TaskSummary, share, summarise, with_interval
 from vitrail.files import read_csv
 from vitrail.predictions import Predictions
-from vitrail.runs import CONFIG, RunFiles
+from vitrail.runs import CONFIG, Run
 from vitrail.trust import file_name
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ SETTINGS = ("seed_everything", "model", "data", "trainer.max_epochs", "trainer.c
 """Keys of the configuration that the table has; the folded text has all."""
 
 
-def run_section(files: RunFiles) -> Section:
+def run_section(files: Run) -> Section:
     """What was done when, and everything that is missing or went wrong."""
     import pandas as pd
 
@@ -70,7 +70,7 @@ def run_section(files: RunFiles) -> Section:
     return Section("Run", says=[said for said in says if said != "``"], tables=tables, missing=list(files.missing))
 
 
-def configuration_section(files: RunFiles) -> Section:
+def configuration_section(files: Run) -> Section:
     """The settings that matter as a table, and the whole file folded away."""
     import pandas as pd
 
@@ -88,7 +88,7 @@ def configuration_section(files: RunFiles) -> Section:
     return Section("Configuration", tables={"settings": table} if len(table) else {}, texts={f"all of {CONFIG}": text})
 
 
-def environment_section(files: RunFiles) -> Section:
+def environment_section(files: Run) -> Section:
     """Revision, versions, seed and hardware."""
     import pandas as pd
 
@@ -114,7 +114,7 @@ def environment_section(files: RunFiles) -> Section:
     return Section("Environment", tables={"environment": table} if told else {}, missing=missing)
 
 
-def data_section(files: RunFiles) -> Section:
+def data_section(files: Run) -> Section:
     """What the run saw of the data."""
     import pandas as pd
 
@@ -577,7 +577,7 @@ class Measured:
     costs: Costs | None
 
 
-def efficiency_section(files: RunFiles) -> Section:
+def efficiency_section(files: Run) -> Section:
     """Counts and, for each batch size, latency, throughput and memory."""
     import pandas as pd
 
@@ -601,7 +601,7 @@ def efficiency_section(files: RunFiles) -> Section:
     return section
 
 
-def read_efficiency(files: RunFiles) -> Measured | str:
+def read_efficiency(files: Run) -> Measured | str:
     """What was measured, or a sentence that says why there is nothing."""
     command = f"`python -m evaluation efficiency {files.path}`"
     try:

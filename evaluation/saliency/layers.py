@@ -171,7 +171,7 @@ def looked_at(backbone: nn.Module, watch: AttentionWatch, size: Size) -> torch.T
 
 
 def no_rollout(network: str) -> UserError:
-    """Why there is no rollout, and the way out."""
+    """Why there is no rollout, and how to fix it."""
     return UserError(
         f"method rollout: {network} is no plain vision transformer, so attention cannot be multiplied up through its "
         "layers; use gradcam"

@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrail.predictions import places_of
+from vitrail.predictions import ranks_of
 from vitrail.types import UNKNOWN
 
 Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
@@ -95,7 +95,7 @@ def in_top_k(targets: NDArray[np.int64], logits: NDArray[np.float32], k: int) ->
     Returns:
         bool ``(N,)``; as a right or wrong answer it goes into ``share_statistic``.
     """
-    within: NDArray[np.bool_] = places_of(logits, targets) < k
+    within: NDArray[np.bool_] = ranks_of(logits, targets) < k
     return within
 
 

@@ -32,7 +32,7 @@ from evaluation.statistics.intervals import (
     wilson,
 )
 from vitrail.errors import UserError
-from vitrail.predictions import Predictions, concatenated
+from vitrail.predictions import Predictions, concatenate
 from vitrail.types import UNKNOWN
 
 
@@ -243,7 +243,7 @@ def repetitions(runs: Sequence[Predictions], task: str, names: Sequence[str]) ->
             raise UserError(f"{name}: has no task '{task}'; it has {', '.join(run.tasks)}")
     if len(folds) > 1:
         runs = _with_common_classes(runs, task, names)
-    sets = [concatenated([runs[members[number]] for members in folds]) for number in range(sizes.pop())]
+    sets = [concatenate([runs[members[number]] for members in folds]) for number in range(sizes.pop())]
     first = sets[0]
     told = [f"in {names[member]}" for member in folds[0]]
     others = zip(sets[1:], told[1:], strict=True)

@@ -24,7 +24,7 @@ from evaluation.tables.summary import with_interval
 from evaluation.tables.summary_join import refuse_other_configurations
 from vitrail.errors import UserError
 from vitrail.predictions import Predictions
-from vitrail.runs import RunFiles
+from vitrail.runs import Run
 
 Reference = Literal["first", "best"]
 
@@ -40,7 +40,7 @@ class Side:
     """
 
     name: str
-    runs: list[RunFiles]
+    runs: list[Run]
     predictions: list[Predictions]
 
 
@@ -105,11 +105,11 @@ def sides_of(paths: Sequence[Path], split: str, join: bool) -> list[Side]:
         UserError: fewer than two sides, a run without usable predictions, or runs of one name that are not of one
             experiment.
     """
-    runs = [RunFiles(path) for path in paths]
+    runs = [Run(path) for path in paths]
     if len({run.path.resolve() for run in runs}) < len(runs):
         raise UserError("compare: name every run once")
     experiments = [experiment_of(run) for run in runs]
-    members: dict[str, list[RunFiles]] = {}
+    members: dict[str, list[Run]] = {}
     for run, experiment in zip(runs, experiments, strict=True):
         members.setdefault(experiment if join or experiments.count(experiment) == 1 else run.name, []).append(run)
     for own in members.values():
@@ -123,7 +123,7 @@ def sides_of(paths: Sequence[Path], split: str, join: bool) -> list[Side]:
     return [Side(name, own, [_predictions(run, split) for run in own]) for name, own in members.items()]
 
 
-def experiment_of(run: RunFiles) -> str:
+def experiment_of(run: Run) -> str:
     """Name of a run's experiment: that of its record, else of the folder that the run directory is in."""
     name = run.record.get("name")
     return name if isinstance(name, str) and name else run.path.resolve().parent.name
@@ -254,7 +254,7 @@ def _calibration(side: Side, task: str, split: str, n_resamples: int) -> tuple[E
     return raw, joined_calibration_error(side.predictions, task, names, fitted, n_resamples)
 
 
-def _predictions(run: RunFiles, split: str) -> Predictions:
+def _predictions(run: Run, split: str) -> Predictions:
     found = run.predictions(split)
     if found is None:
         raise UserError(f"{run.path}: {run.problem_of(split)}")
@@ -265,23 +265,23 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values and not np.isnan(values).any() else math.nan
 
 
-def _parameters(run: RunFiles) -> float:
+def _parameters(run: Run) -> float:
     model: Any = run.record.get("model")
     count = model.get("parameters") if isinstance(model, dict) else None
     return float(count) if isinstance(count, int) else math.nan
 
 
-def _minutes(run: RunFiles) -> float:
+def _minutes(run: Run) -> float:
     fits = [stage_minutes(stage) for stage in run.stages if stage.get("stage") == "fit"]
     return float(sum(fits)) if fits else math.nan
 
 
-def _latency(run: RunFiles) -> float:
+def _latency(run: Run) -> float:
     found = read_efficiency(run)
     return math.nan if isinstance(found, str) else cpu_latency(found)
 
 
-def _measured_with(run: RunFiles) -> str:
+def _measured_with(run: Run) -> str:
     """Name of the first model of the session in which the run's latency was measured; empty where it was not."""
     found = read_efficiency(run)
     return "" if isinstance(found, str) or found.costs is None else found.costs.first

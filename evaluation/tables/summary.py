@@ -18,7 +18,7 @@ from evaluation.statistics.intervals import Interval
 from vitrail.console import text_table
 from vitrail.errors import UserError
 from vitrail.predictions import Predictions, read_predictions
-from vitrail.runs import RunFiles, read_class_counts
+from vitrail.runs import Run, read_class_counts
 from vitrail.types import UNKNOWN
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def summarise_run(run: Path, split: str = "test") -> list[TaskSummary]:
     predictions = read_predictions(run / "predictions" / f"{split}.parquet")
     counts = read_class_counts(run / "run.json", predictions.tasks)
     rows = summarise(predictions, counts, "/".join(run.resolve().parts[-2:]), split)
-    other = RunFiles(run).other_checkpoint(split)
+    other = Run(run).other_checkpoint(split)
     return [replace(row, checkpoint=other) for row in rows] if other else rows
 
 

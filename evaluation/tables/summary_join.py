@@ -17,7 +17,7 @@ from evaluation.statistics.pooled import JoinedRuns, JoinedScore, join_runs
 from evaluation.tables.summary import markdown_rows, plain, share, with_interval
 from vitrail.errors import UserError
 from vitrail.predictions import Predictions
-from vitrail.runs import RunFiles
+from vitrail.runs import Run
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -79,7 +79,7 @@ def join_summaries(paths: Sequence[Path], split: str = "test") -> list[JoinedSum
         UserError: fewer than two runs, a run without usable predictions, configurations that differ in more than
             seed or fold, or in neither, or as ``join_runs``.
     """
-    runs = [RunFiles(path) for path in paths]
+    runs = [Run(path) for path in paths]
     if len({run.path.resolve() for run in runs}) < len(runs) or len(runs) < 2:
         raise UserError("summary --join: name at least two runs, each once")
     predictions = [_predictions(run, split) for run in runs]
@@ -117,7 +117,7 @@ def as_json(rows: Sequence[JoinedSummary]) -> str:
 
 
 def _row(
-    runs: Sequence[RunFiles],
+    runs: Sequence[Run],
     split: str,
     task: str,
     predictions: Sequence[Predictions],
@@ -150,14 +150,14 @@ def _row(
     return JoinedSummary(" + ".join(experiments), split, majority, joined, "; ".join(notes))
 
 
-def _predictions(run: RunFiles, split: str) -> Predictions:
+def _predictions(run: Run, split: str) -> Predictions:
     found = run.predictions(split)
     if found is None:
         raise UserError(f"{run.path}: {run.problem_of(split)}")
     return found
 
 
-def refuse_other_configurations(runs: Sequence[RunFiles], command: str = "summary") -> bool:
+def refuse_other_configurations(runs: Sequence[Run], command: str = "summary") -> bool:
     """Refuse runs that are not of one experiment; False where some configuration is not there to be compared."""
     everything = [_flat(run.config) for run in runs]
     if not all(everything):
@@ -177,7 +177,7 @@ def refuse_other_configurations(runs: Sequence[RunFiles], command: str = "summar
     return True
 
 
-def _refuse_repeated(runs: Sequence[RunFiles], configs: Sequence[Mapping[str, Any]], command: str) -> None:
+def _refuse_repeated(runs: Sequence[Run], configs: Sequence[Mapping[str, Any]], command: str) -> None:
     """Refuse two runs with the same seed and fold: they are equal, or differ in rounding, and would hide the spread."""
     seen: dict[tuple[tuple[str, str], ...], str] = {}
     for run, config in zip(runs, configs, strict=True):

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from vitrail.errors import UserError
-from vitrail.files import written_whole
+from vitrail.files import write_atomically
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -219,7 +219,7 @@ def save_soup(path: Path, like: dict[str, Any], soup: Soup) -> None:
         soup: the weights.
     """
     kept = {key: value for key, value in like.items() if key not in _TRAINING}
-    with written_whole(path) as partial, partial.open("wb") as file:
+    with write_atomically(path) as partial, partial.open("wb") as file:
         torch.save({**kept, "state_dict": soup.state}, file)
 
 

@@ -22,7 +22,7 @@ from evaluation.tables.summary import share
 from evaluation.weights.zero_shot import predict_classes, restricted_accuracy
 from lightning_modules.encoders.image import misfits
 from vitrail.errors import UserError
-from vitrail.files import write_csv, written_whole
+from vitrail.files import write_atomically, write_csv
 from vitrail.predictions import predicted_classes
 from vitrail.types import LABEL_TASK
 
@@ -127,7 +127,7 @@ def save_mixture(path: Path, start: dict[str, torch.Tensor], end: dict[str, Any]
     """
     training = {"optimizer_states", "lr_schedulers", "callbacks", "loops"}
     kept = {key: value for key, value in end.items() if key not in training}
-    with written_whole(path) as partial, partial.open("wb") as file:
+    with write_atomically(path) as partial, partial.open("wb") as file:
         torch.save({**kept, "state_dict": interpolated_weights(start, end["state_dict"], alpha)}, file)
 
 

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from evaluation.statistics.intervals import Estimate, Statistic, group_bootstrap, known, share_statistic
 from evaluation.statistics.pooled import in_order_of, paired_difference
 from vitrail.errors import UserError
-from vitrail.files import written_whole
+from vitrail.files import write_text_atomically
 from vitrail.predictions import Predictions, predicted_classes, read_predictions, write_predictions
-from vitrail.runs import RunFiles, class_counts_of
+from vitrail.runs import Run, class_counts_of
 from vitrail.types import LABEL_TASK
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def check_novel(path: Path, predictions: Predictions, base: int | None = None) -
     """
     base = _checked_base(predictions, base)
     names = predictions.tasks[LABEL_TASK]
-    record = RunFiles(path).record if path.is_dir() else {}
+    record = Run(path).record if path.is_dir() else {}
     counts = class_counts_of(record, {LABEL_TASK: names}, str(path)).get(LABEL_TASK)
     stages: Any = record.get("stages")
     stages = stages if isinstance(stages, list) else []
@@ -267,8 +267,7 @@ def write_json(path: Path, result: BaseToNovel | Cost, note: str = "") -> None:
         note: what was not checked; kept under ``note``.
     """
     content = _plain(result) | ({"note": note} if note else {})
-    with written_whole(path) as partial:
-        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_text_atomically(path, json.dumps(content, indent=2) + "\n")
 
 
 def _checked_base(predictions: Predictions, base: int | None) -> int:

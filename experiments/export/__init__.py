@@ -1,7 +1,7 @@
 """``python -m experiments export RUN --format onnx``: a trained model as files that others can run.
 
-A format's folder is written whole, and only if what it holds says what the model says: every export is loaded back and
-compared with the model on all real images of a split, as numbers and on the task.
+A format's folder is written atomically, and only if what it holds says what the model says: every export is loaded back
+and compared with the model on all real images of a split, as numbers and on the task.
 
 Makes the files of each format, loads them back, compares and times them.
 """
@@ -50,7 +50,7 @@ from experiments.export.weights import (
 )
 from lightning_modules.base import VisionTask
 from vitrail.errors import UserError, run_reporting_user_errors
-from vitrail.runs import RunFiles
+from vitrail.runs import Run
 from vitrail.types import DATA_ARGUMENTS
 
 FORMATS = ("onnx", "safetensors", "torch_export")
@@ -123,11 +123,11 @@ def _run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from experiments.export.parity import markdown, rich_table
     from lightning_modules.checkpoint import load_task
     from vitrail.console import print_table
-    from vitrail.runs import RunFiles
+    from vitrail.runs import Run
 
     # What torchao, which peft imports, makes PyTorch tell of its own enumerations.
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
-    files = RunFiles(options.run)
+    files = Run(options.run)
     if options.checkpoint not in files.checkpoints:
         there = ", ".join(files.checkpoints) or "none"
         raise UserError(f"{options.run}: has no checkpoints/{options.checkpoint}.ckpt; there are {there}")
@@ -166,7 +166,7 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError(f"export: needs {', '.join(missing)}; install with `pip install 'vitrail[export]'`")
 
 
-def _data(files: RunFiles, options: argparse.Namespace, rest: Sequence[str]) -> ImageDataModule:
+def _data(files: Run, options: argparse.Namespace, rest: Sequence[str]) -> ImageDataModule:
     """The run's own data, set up for testing."""
     from datamodules.cli import data_of_run
     from vitrail.runs import CONFIG
@@ -230,9 +230,7 @@ class Maker:
         options: of the command line.
     """
 
-    def __init__(
-        self, task: VisionTask, files: RunFiles, datamodule: ImageDataModule, options: argparse.Namespace
-    ) -> None:
+    def __init__(self, task: VisionTask, files: Run, datamodule: ImageDataModule, options: argparse.Namespace) -> None:
         self._task, self._files, self._data, self._options = task, files, datamodule, options
         self._towers = towers_of(task)
         self._metadata = metadata_of(task, files, options.checkpoint)

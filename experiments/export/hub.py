@@ -18,7 +18,7 @@ from evaluation.tables.summary import TaskSummary, markdown_rows, summarise
 from experiments.export.parity import Form, markdown
 from experiments.export.weights import SUMMARY
 from vitrail.errors import UserError, run_reporting_user_errors
-from vitrail.runs import RunFiles
+from vitrail.runs import Run
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
@@ -53,7 +53,7 @@ model = torch.export.load("{file}.pt2").module()  # torch.compile makes it fast;
 
 
 def write_card(
-    path: Path, files: RunFiles, metadata: Mapping[str, Any], kind: str, forms: Sequence[Form], split: str
+    path: Path, files: Run, metadata: Mapping[str, Any], kind: str, forms: Sequence[Form], split: str
 ) -> None:
     """Writes ``README.md``. What the run's files do not say is left out, or said to be missing.
 
@@ -81,7 +81,7 @@ def write_card(
 
 
 def _front_matter(
-    files: RunFiles, metadata: Mapping[str, Any], kind: str, found: Mapping[str, list[TaskSummary]]
+    files: Run, metadata: Mapping[str, Any], kind: str, found: Mapping[str, list[TaskSummary]]
 ) -> ModelCardData:
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -114,7 +114,7 @@ def _front_matter(
     )
 
 
-def _scores(files: RunFiles, checkpoint: str) -> dict[str, list[TaskSummary]]:
+def _scores(files: Run, checkpoint: str) -> dict[str, list[TaskSummary]]:
     """Summaries of the splits that the run has predictions of, made by the checkpoint that is exported.
 
     A record that does not say which checkpoint was tested is taken to mean the best one.
@@ -129,7 +129,7 @@ def _scores(files: RunFiles, checkpoint: str) -> dict[str, list[TaskSummary]]:
     return found
 
 
-def _what(metadata: Mapping[str, Any], files: RunFiles) -> str:
+def _what(metadata: Mapping[str, Any], files: Run) -> str:
     parameters = _part(files.record, "model").get("parameters")
     count = f", {parameters:,} parameters" if isinstance(parameters, int) else ""
     image = metadata["image"]
@@ -183,7 +183,7 @@ def _exported(forms: Sequence[Form], split: str) -> str:
     return f"Compared with the model on the images of {split}; sizes and times are ratios.\n\n{markdown(forms)}"
 
 
-def _data(files: RunFiles) -> str:
+def _data(files: Run) -> str:
     data = _part(files.record, "data")
     if not data:
         return "Not recorded."
@@ -197,7 +197,7 @@ def _data(files: RunFiles) -> str:
     return "\n\n".join(lines)
 
 
-def _training(files: RunFiles, metadata: Mapping[str, Any]) -> str:
+def _training(files: Run, metadata: Mapping[str, Any]) -> str:
     record = files.record
     git = _part(record, "git")
     changed = f", {git['changed_files']} files changed" if git.get("changed_files") else ""

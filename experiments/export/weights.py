@@ -18,8 +18,8 @@ from lightning_modules.checkpoint import task_from
 from lightning_modules.dual_encoder import EmbeddingTask
 from lightning_modules.encoders.image import misfits
 from vitrail.errors import UserError
-from vitrail.files import present_names
-from vitrail.runs import RunFiles
+from vitrail.files import current_keys
+from vitrail.runs import Run
 
 KEY = "vitrail"
 """Under which JSON of it stands in the metadata of ONNX and safetensors files, and in PyTorch's exported programs."""
@@ -29,7 +29,7 @@ SUMMARY = "export.json"
 TOKENIZER = "tokenizer.json"
 
 
-def metadata_of(task: VisionTask, files: RunFiles, checkpoint: str) -> dict[str, Any]:
+def metadata_of(task: VisionTask, files: Run, checkpoint: str) -> dict[str, Any]:
     """Everything that who only has the exported files needs to use them.
 
     Args:
@@ -165,7 +165,7 @@ def read_weights(path: Path) -> VisionTask:
         raise UserError(f"{path}: there is no such file; export with --format safetensors")
     try:
         with safe_open(path, framework="pt") as file:
-            strings = present_names(file.metadata())
+            strings = current_keys(file.metadata())
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: is no whole safetensors file ({error}); export again") from error
@@ -191,7 +191,7 @@ def metadata_in(path: Path) -> dict[str, Any]:
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
-        return from_strings({KEY: present_names(file.metadata()).get(KEY, "")}, path)
+        return from_strings({KEY: current_keys(file.metadata()).get(KEY, "")}, path)
 
 
 def _checkpoint(strings: Mapping[str, str], path: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from evaluation.commands.efficiency import add_measuring, check_device, measured
+from evaluation.commands.efficiency import add_measuring, measured
 from evaluation.cost.efficiency import ModelSource, cells, columns, ratios_to
 from evaluation.report.figures import plain
 from evaluation.tables.summary import markdown_rows, with_interval
@@ -38,8 +38,9 @@ from experiments.launch.sweep_file import Metric
 from experiments.launch.workers import Job, Runner, run_trial
 from vitrail.config import dump_yaml, load_yaml, merged, read_experiment, read_experiments
 from vitrail.errors import UserError, run_reporting_user_errors, same_command
-from vitrail.files import write_csv
-from vitrail.runs import CHECKPOINTS, CONFIG_FILE, write_text_whole
+from vitrail.files import write_csv, write_text_atomically
+from vitrail.runs import CHECKPOINTS, CONFIG_FILE
+from vitrail.runtime import check_device
 from vitrail.trust import plain_name
 
 if TYPE_CHECKING:
@@ -299,7 +300,7 @@ def write_reports(folder: Path, title: str, results: Sequence[Results]) -> str:
     write_csv(folder / "ablation.csv", pd.DataFrame([_values(result) for result in results]))
     note = ratios_to({result.variant.name: (result.counts, result.costs) for result in results})
     told = "\n".join([f"# {title}", "", markdown_table(results), *(["", note] if note else [])])
-    write_text_whole(folder / "ablation.md", f"{told}\n")
+    write_text_atomically(folder / "ablation.md", f"{told}\n")
     figure = _figure(results, title)
     if figure is not None:
         save_figure(figure, folder / "ablation.png")
@@ -543,7 +544,7 @@ class Results:
         costs, outcome = self.costs, self._kept.get("outcome") or {}
         told = [self._cannot_be_built]
         told.append(f"not measured: {costs.error}" if costs and costs.error else "")
-        # The way out that an error tells is in the run's log; a table has room for what is wrong.
+        # The fix that an error names is in the run's log; a table has room for what is wrong.
         told.append(f"no accuracy: {outcome['error'].split(';')[0]}" if outcome.get("error") else "")
         return "; ".join(one for one in told if one)
 
@@ -564,7 +565,7 @@ class Results:
             What the user has to mend where the run was refused; else empty.
         """
         config = self.folder / "variants" / f"{self.variant.slug}.yaml"
-        write_text_whole(config, dump_yaml(self.variant.experiment))
+        write_text_atomically(config, dump_yaml(self.variant.experiment))
         name = f"{self.variant.slug}-{self.variant.fingerprint[:8]}"
         arguments = ["fit", "--config", str(config), "--test_best=true"]
         job = _VariantJob(0, arguments, self._metric(), self.folder, resumes=self._last_checkpoint(name), run_name=name)
@@ -605,7 +606,7 @@ class Results:
         self._kept = {**self._kept, key: value}
         if value is None:
             del self._kept[key]
-        write_text_whole(self._path, json.dumps(self._kept, indent=2) + "\n")
+        write_text_atomically(self._path, json.dumps(self._kept, indent=2) + "\n")
 
 
 def _is_run(checkpoint: Path) -> bool:

@@ -34,6 +34,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, S
 
 from experiments.launch.sweep_file import SweepFile, suggested
 from vitrail.errors import EXIT_USER_ERROR, UserError
+from vitrail.files import lock
 
 _FILE_URL = "sqlite:///"
 _WAIT_FOR_LOCK = 120.0
@@ -110,10 +111,7 @@ class Database:
             if self._lock_file is None:
                 yield
                 return
-            import fcntl
-
-            with self._lock_file.open("a") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with lock(self._lock_file):
                 yield
 
 

@@ -13,8 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from experiments.launch.study import ERROR, SLOT, VALUES, trial_name
 from experiments.launch.sweep_file import Metric
-from vitrail.files import write_csv
-from vitrail.runs import write_text_whole
+from vitrail.files import write_csv, write_text_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,7 +111,7 @@ def write_reports(folder: Path, study: optuna.Study, trials: Sequence[FrozenTria
         for name in ("best.yaml", "importance.csv", "importance.png"):
             (folder / name).unlink(missing_ok=True)
         return said[0]
-    write_text_whole(path, _best_config(best, folder.name, metric, runs))
+    write_text_atomically(path, _best_config(best, folder.name, metric, runs))
     result = f"{trial_name(best.number)}, {metric.name} {value_of(best):.4g}"
     said.append(f"Best: {result}; python -m experiments fit --config {path}")
     why = _importance(folder, study, trials, metric)

@@ -38,7 +38,7 @@ from experiments.launch.study import (
 from experiments.launch.sweep_file import Metric
 from experiments.launch.sweep_report import BEST_VALUE, CONFIG, EPOCHS, RUN, best_trial, value_of
 from vitrail.runs import CHECKPOINTS, CONFIG_FILE
-from vitrail.runtime import SECONDS_TO_END, begin_process, end_process
+from vitrail.runtime import STOP_TIMEOUT, start_process, stop_process
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -108,7 +108,7 @@ def run_trial(job: Job, watch: Watch, stop: threading.Event) -> Outcome:
         place += ["--ckpt_path", str(job.resumes)]
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with job.log.open("wb") as log:
-        process = begin_process(["experiments", *job.arguments, *place], log, environment=job.environment)
+        process = start_process(["experiments", *job.arguments, *place], log, environment=job.environment)
     told = 0
     try:
         watch.started(process.pid)
@@ -118,13 +118,13 @@ def run_trial(job: Job, watch: Watch, stop: threading.Event) -> Outcome:
             for number in range(told, len(values)):
                 told = number + 1
                 if watch.epoch(told, values[number]) and process.poll() is None:
-                    end_process(process)
+                    stop_process(process)
                     return _ended(job, "pruned")
             if stop.wait(_POLL_SECONDS):
-                end_process(process)
+                stop_process(process)
                 return _ended(job, "stopped")
     finally:
-        end_process(process)
+        stop_process(process)
     if process.returncode in _TERMINATED and stop.wait(_SECONDS_TO_AGREE):
         return _ended(job, "stopped")
     if process.returncode != 0:
@@ -315,7 +315,7 @@ class Workers:
         if before is None or before.user_attrs.get(_ARGUMENTS) != arguments or _PROCESS not in before.user_attrs:
             return None
         # When its sweep was killed, it was asked to end, and may still be writing.
-        until = time.monotonic() + SECONDS_TO_END
+        until = time.monotonic() + STOP_TIMEOUT
         while (gone := is_gone(before.user_attrs[_PROCESS])) is False and time.monotonic() < until:
             self._stop.wait(_LOOK_SECONDS)
         found = self._folder.glob(f"trials/{trial_name(before.number)}/*/{CHECKPOINTS}/last.ckpt")

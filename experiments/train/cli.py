@@ -46,7 +46,7 @@ from lightning_modules.base import VisionTask
 from lightning_modules.distributed import FullySharded
 from vitrail.config import one_config
 from vitrail.errors import UserError, run_reporting_user_errors, was_interrupted
-from vitrail.files import check_zip
+from vitrail.files import check_zip, write_text_atomically
 from vitrail.runs import (
     CHECKPOINTS,
     CONFIG_FILE,
@@ -59,7 +59,6 @@ from vitrail.runs import (
     same_data,
     same_experiment,
     same_validation,
-    write_text_whole,
 )
 from vitrail.trust import plain_name
 from vitrail.types import DEFAULT_SEED
@@ -297,7 +296,7 @@ class RunConfig(SaveConfigCallback):
         text = self.parser.dump(self.config, skip_none=False)
         path = Path(trainer.default_root_dir) / CONFIG_FILE
         if not path.exists():
-            write_text_whole(path, text)
+            write_text_atomically(path, text)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 # Flat keys of this name belong to a sweep, and W&B refuses to change those (Lightning #7679).

@@ -20,7 +20,7 @@ import torch
 from lightning.fabric.utilities import rank_zero_only
 from lightning.pytorch.loggers import CSVLogger, Logger
 
-from vitrail.runs import write_text_whole
+from vitrail.files import write_text_atomically
 
 METRICS_FILE = "metrics.csv"
 
@@ -93,7 +93,7 @@ class _Rows:
                 file.write(_text(columns, self._pending, header=False))
         else:
             self._columns = columns
-            write_text_whole(self.path, _text(columns, [*self._all(), *self._pending], header=True))
+            write_text_atomically(self.path, _text(columns, [*self._all(), *self._pending], header=True))
         self.written += len(self._pending)
         self._pending = []
 
@@ -104,7 +104,7 @@ class _Rows:
         self._pending = []
         self.written = len(rows)
         if rows:
-            write_text_whole(self.path, _text(self._columns, rows, header=True))
+            write_text_atomically(self.path, _text(self._columns, rows, header=True))
         else:
             self._columns = []
             self.path.unlink(missing_ok=True)
@@ -218,7 +218,7 @@ def _wandb_id(run_directory: Path) -> str:
     path = run_directory / WANDB_ID_FILE
     if not path.is_file():
         # W&B takes up to 128 letters and digits; its own identifiers have eight.
-        write_text_whole(path, secrets.token_hex(8))
+        write_text_atomically(path, secrets.token_hex(8))
     return path.read_text(encoding="utf-8").strip()
 
 

@@ -24,7 +24,7 @@ from evaluation.cost.efficiency import parameter_count
 from experiments.train.loggers import MetricsLog
 from lightning_modules.base import VisionTask
 from vitrail.errors import UserError
-from vitrail.runs import write_text_whole
+from vitrail.files import write_text_atomically
 
 RECORD_FILE = "run.json"
 
@@ -160,7 +160,7 @@ class RunRecorder(Callback):
         if "model" in facts and not record["model"]["parameters"]:
             record["model"] = facts["model"]
         record["pretrained"] = record.get("pretrained") or facts.get("pretrained") or []
-        write_text_whole(path, json.dumps(record, indent=2, sort_keys=False) + "\n")
+        write_text_atomically(path, json.dumps(record, indent=2, sort_keys=False) + "\n")
 
     def _facts(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         data = getattr(trainer, "datamodule", None)

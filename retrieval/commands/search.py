@@ -99,7 +99,7 @@ def _answer(options: argparse.Namespace) -> Answer:
     from retrieval.commands.output import Answer
     from retrieval.gallery import Gallery
     from retrieval.search.searcher import Query, Searcher
-    from vitrail.runtime import checked_device
+    from vitrail.runtime import check_device
 
     # Before anything is opened: the cheapest mistakes are told first.
     text = " ".join(options.text) if options.text else None
@@ -107,7 +107,7 @@ def _answer(options: argparse.Namespace) -> Answer:
     weights = _weights(options.weight)
     if options.find == "captions" and options.ranker not in {None, "clip"}:
         raise UserError(f"--ranker {options.ranker}: does not go with --find captions, which compares vectors")
-    gallery = Gallery.open(options.gallery, checked_device(options.device))
+    gallery = Gallery.open(options.gallery, check_device(options.device))
     if query.like is not None:
         query = Query(like=gallery.id_of(query.like))
     searcher = Searcher(
@@ -197,7 +197,7 @@ def _show(answer: Answer, options: argparse.Namespace) -> None:
 def _write_sheet(path: Path, answer: Answer, options: argparse.Namespace) -> None:
     from retrieval.commands.output import contact_sheet
     from retrieval.image_files import ImageFiles
-    from vitrail.files import written_whole
+    from vitrail.files import write_text_atomically
 
     files = ImageFiles(options.gallery, options.run or answer.identity.run, options.data_root)
     value_range: ValueRange = answer.identity.input_options.get("value_range", "auto")
@@ -217,8 +217,7 @@ def _write_sheet(path: Path, answer: Answer, options: argparse.Namespace) -> Non
         answer.notes.append(f"{refused[0]}{others}")
     page = contact_sheet(answer, images, example)
     try:
-        with written_whole(path) as partial:
-            partial.write_text(page, encoding="utf-8")
+        write_text_atomically(path, page)
     except OSError as error:
         raise UserError(f"--html {path}: cannot be written ({error.strerror}); name another file") from error
 

@@ -39,7 +39,7 @@ from numpy.typing import DTypeLike, NDArray
 from retrieval.search.exact import Coarse, Coder, ExactIndex, Spread, blocks, integer_products
 from retrieval.store import ROW_ID, Neighbours, Store, matrix_of
 from vitrail.errors import DISK_FULL, UserError
-from vitrail.files import local_folder, written_whole
+from vitrail.files import local_folder, write_atomically
 
 _HEADER = struct.Struct("<8sIIQQ3dI")
 _HEADER_CHECK = struct.Struct("<I")
@@ -139,7 +139,7 @@ def write_vectors(path: Path, batches: Iterable[tuple[NDArray[np.float32], NDArr
         ValueError: for vectors of another length or that are not finite.
     """
     try:
-        with written_whole(path) as partial, partial.open("w+b") as file:
+        with write_atomically(path) as partial, partial.open("w+b") as file:
             _write(file, batches, dim)
     except OSError as error:
         if error.errno not in DISK_FULL:

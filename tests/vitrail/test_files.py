@@ -23,7 +23,7 @@ import pytest
 import torch
 
 from datamodules.files.label_csv import read_label_file
-from retrieval.gallery import Gallery
+from retrieval.gallery import Gallery, _write_lock
 from tests.support.galleries import identity, small_gallery, vectors
 from tests.support.processes import read_only
 from tests.support.runs import recorded_files
@@ -34,10 +34,10 @@ from vitrail.files import (
     flush,
     read_csv,
     read_parquet,
+    write_atomically,
     write_csv,
     write_parquet,
-    writing_lock,
-    written_whole,
+    write_text_atomically,
 )
 
 
@@ -45,7 +45,7 @@ def test_content_is_flushed_before_the_rename_and_the_folder_after_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events = recorded_files(monkeypatch)
-    with written_whole(tmp_path / "new" / "deep" / "file.txt") as partial:
+    with write_atomically(tmp_path / "new" / "deep" / "file.txt") as partial:
         partial.write_text("content")
     assert events == [
         # The folders that were made, the uppermost one's entry last: without it nothing below would be found.
@@ -66,10 +66,19 @@ def test_where_flushing_fails_the_old_file_stays(tmp_path: Path, monkeypatch: py
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"), written_whole(path) as partial:
+    with pytest.raises(OSError, match="No space"), write_atomically(path) as partial:
         partial.write_text("new")
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_a_text_that_is_cut_short_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "table.md"
+    write_text_atomically(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text_atomically(path, "half a table \ud800")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_folder_that_cannot_be_flushed_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +174,7 @@ def test_an_error_names_the_file_that_was_to_be_written(tmp_path: Path, number: 
     def write(partial: Path) -> None:
         raise OSError(number, os.strerror(number), *([str(partial)] if named else []))
 
-    with pytest.raises(OSError, match="file") as raised, written_whole(path) as partial:
+    with pytest.raises(OSError, match="file") as raised, write_atomically(path) as partial:
         write(partial)
     assert raised.value.filename == str(path)
 
@@ -252,7 +261,7 @@ def test_a_second_object_of_the_same_process_is_refused_too(tmp_path: Path) -> N
 def test_of_two_that_make_a_gallery_at_once_the_loser_is_told(tmp_path: Path) -> None:
     uri = str(tmp_path / "new")
     (tmp_path / "new").mkdir()
-    with writing_lock(uri), pytest.raises(UserError, match=r"process \d+ is writing to this gallery; wait"):
+    with _write_lock(uri), pytest.raises(UserError, match=r"process \d+ is writing to this gallery; wait"):
         Gallery.open_or_create(uri, identity())
     assert [path.name for path in (tmp_path / "new").iterdir()] == [".writing.lock"]
     first = Gallery.open_or_create(uri, identity())
@@ -273,10 +282,10 @@ def test_one_that_comes_while_the_gallery_is_made_finds_it(tmp_path: Path, monke
         # Between looking and locking, somebody else has made it and is done.
         monkeypatch.undo()
         made.append(Gallery.create(place, identity()))
-        with writing_lock(place):
+        with _write_lock(place):
             yield
 
-    monkeypatch.setattr("retrieval.gallery.writing_lock", after_the_other)
+    monkeypatch.setattr("retrieval.gallery._write_lock", after_the_other)
     assert Gallery.open_or_create(uri, identity())._images.revision == made[0]._images.revision
 
 

@@ -13,7 +13,6 @@ from vitrail.runs import (
     resolve_checkpoint,
     run_of_checkpoint,
     same_data,
-    write_text_whole,
 )
 
 
@@ -74,11 +73,3 @@ def test_results_on_other_data_do_not_belong_beside_the_run(tmp_path: Path) -> N
     run = make_run(tmp_path, "1")
     assert same_data(run, {"class_path": "Wares"})
     assert not same_data(run, {"class_path": "Products"})
-
-
-def test_text_is_replaced_whole(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "run.json"
-    write_text_whole(path, "one")
-    write_text_whole(path, "two")
-    assert path.read_text() == "two"
-    assert [p.name for p in path.parent.iterdir()] == ["run.json"]

@@ -17,7 +17,7 @@ from evaluation.__main__ import main
 from tests.evaluation.predictions_fixture import TASKS, make_predictions
 from vitrail.errors import UserError
 from vitrail.predictions import read_predictions, write_predictions
-from vitrail.runs import CALIBRATION_FILE, RunFiles, read_temperatures, write_temperatures
+from vitrail.runs import CALIBRATION_FILE, Run, read_temperatures, write_temperatures
 
 
 def stage(name: str = "fit", how: str = "finished", started: str = "2026-01-01T10:00:00.000") -> dict[str, Any]:
@@ -41,7 +41,7 @@ def make_run(folder: Path, *stages: dict[str, Any]) -> Path:
 
 def test_a_whole_run_misses_nothing(tmp_path: Path) -> None:
     path = make_run(tmp_path)
-    run = RunFiles(path)
+    run = Run(path)
     assert run.missing == []
     assert not run.interrupted
     assert run.name == "shop/20260101-100000"
@@ -63,15 +63,15 @@ def test_a_whole_run_misses_nothing(tmp_path: Path) -> None:
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such run directory"):
-        RunFiles(tmp_path / "nowhere")
+        Run(tmp_path / "nowhere")
     (tmp_path / "notes.txt").write_text("hello", encoding="utf-8")
     with pytest.raises(UserError, match="not a run directory"):
-        RunFiles(tmp_path)
+        Run(tmp_path)
 
 
 def test_a_run_that_has_just_begun_says_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"stages": [stage(how="unfinished")]}), encoding="utf-8")
-    run = RunFiles(tmp_path)
+    run = Run(tmp_path)
     assert run.interrupted
     assert run.predictions() is None
     assert run.config == {}
@@ -107,7 +107,7 @@ def test_a_run_that_has_just_begun_says_what_is_missing(tmp_path: Path) -> None:
 def test_one_damaged_file_is_one_sentence(tmp_path: Path, name: str, content: bytes) -> None:
     path = make_run(tmp_path)
     (path / name).write_bytes(content)
-    run = RunFiles(path)
+    run = Run(path)
     assert len(run.missing) == 1
     assert name in run.missing[0]
     assert len(run.missing[0].splitlines()) == 1
@@ -121,7 +121,7 @@ def test_one_damaged_file_is_one_sentence(tmp_path: Path, name: str, content: by
 def test_a_row_that_was_cut_short_keeps_what_it_has(tmp_path: Path) -> None:
     path = make_run(tmp_path)
     (path / "metrics.csv").write_text("epoch,step,val/loss\n0,9,1.5\n1,1", encoding="utf-8")
-    metrics = RunFiles(path).metrics
+    metrics = Run(path).metrics
     assert metrics["val/loss"].tolist()[0] == 1.5
     assert math.isnan(metrics["val/loss"].tolist()[1])
 
@@ -130,20 +130,20 @@ def test_a_row_that_was_cut_short_keeps_what_it_has(tmp_path: Path) -> None:
 def test_a_record_may_say_nothing(tmp_path: Path, record: object) -> None:
     path = make_run(tmp_path)
     (path / "run.json").write_text(json.dumps(record), encoding="utf-8")
-    run = RunFiles(path)
+    run = Run(path)
     assert (run.stages, run.interrupted, run.missing) == ([], False, [])
     assert run.class_counts(TASKS) == {}
 
 
 def test_a_resumed_run_is_not_interrupted(tmp_path: Path) -> None:
     first, second = stage(how="terminated"), stage(started="2026-01-02T10:00:00.000")
-    run = RunFiles(make_run(tmp_path, first, second))
+    run = Run(make_run(tmp_path, first, second))
     assert not run.interrupted
     assert run.missing == []
 
 
 def test_how_it_ended_is_told(tmp_path: Path) -> None:
-    run = RunFiles(make_run(tmp_path, stage(), stage("test", "ValueError: boom")))
+    run = Run(make_run(tmp_path, stage(), stage("test", "ValueError: boom")))
     assert not run.interrupted
     assert run.missing == ["test, begun 2026-01-01T10:00:00.000, did not finish: ValueError: boom"]
 
@@ -151,7 +151,7 @@ def test_how_it_ended_is_told(tmp_path: Path) -> None:
 def test_empty_predictions_and_counts_that_do_not_fit(tmp_path: Path) -> None:
     path = make_run(tmp_path)
     write_predictions(path / "predictions" / "test.parquet", make_predictions(20).take(np.empty(0, dtype=np.int64)))
-    run = RunFiles(path)
+    run = Run(path)
     assert run.predictions() is None
     assert run.class_counts({"class": ["a", "b"]}) == {}
     assert run.missing[0] == "predictions/test.parquet: holds no samples"
@@ -163,7 +163,7 @@ def test_the_checkpoint_that_predicted_is_that_of_the_last_finished_stage(tmp_pa
         return {**stage(name, how), "checkpoint": checkpoint}
 
     stages = [by("test", None), by("test", "r/checkpoints/last.ckpt"), by("test", "r/best.ckpt", "unfinished")]
-    run = RunFiles(make_run(tmp_path, *stages, by("validate", "r/checkpoints/best.ckpt")))
+    run = Run(make_run(tmp_path, *stages, by("validate", "r/checkpoints/best.ckpt")))
     write_temperatures(run.path, {"class": 2.0}, {})
     assert [run.predicted_by(split) for split in ("test", "val", "predict")] == ["last", "best", ""]
     assert [run.other_checkpoint(split) for split in ("test", "val", "predict")] == ["last", "", ""]
@@ -175,9 +175,9 @@ def test_the_checkpoint_that_predicted_is_that_of_the_last_finished_stage(tmp_pa
 def test_temperatures_of_another_checkpoint_are_not_used(tmp_path: Path) -> None:
     path = make_run(tmp_path)
     write_temperatures(path, {"class": 1.5}, {})
-    assert RunFiles(path).temperatures == {"class": 1.5}
+    assert Run(path).temperatures == {"class": 1.5}
     (path / "checkpoints" / "best.ckpt").write_bytes(b"trained again")
-    run = RunFiles(path)
+    run = Run(path)
     assert run.temperatures == {}
     assert run.missing == [
         f"{path}/checkpoints/calibration.json: belongs to another checkpoint than checkpoints/best.ckpt; "

@@ -5,13 +5,13 @@ from unittest import mock
 import pytest
 import torch
 
-from vitrail.seeding import counted_generator, counted_rng, counted_seed
+from vitrail.seeding import derive_seed, seeded_generator, seeded_rng
 
 
 def test_the_seed_is_the_same_on_every_machine() -> None:
     # Fixed values: a change would change every run that was ever recorded.
-    assert counted_seed(0) == 4761921975702974394
-    assert counted_seed("augment", 1, 2, 3) == 3788009916320440256
+    assert derive_seed(0) == 4761921975702974394
+    assert derive_seed("augment", 1, 2, 3) == 3788009916320440256
 
 
 def test_keys_do_not_run_into_each_other() -> None:
@@ -25,11 +25,11 @@ def test_keys_do_not_run_into_each_other() -> None:
         ("1\0", 23),
         (23, 1),
     ]
-    assert len({counted_seed(*key) for key in keys}) == len(keys)
+    assert len({derive_seed(*key) for key in keys}) == len(keys)
 
 
 def test_seeds_are_spread_over_63_bits() -> None:
-    seeds = [counted_seed(0, epoch, sample) for epoch in range(20) for sample in range(50)]
+    seeds = [derive_seed(0, epoch, sample) for epoch in range(20) for sample in range(50)]
     assert len(set(seeds)) == 1000
     assert min(seeds) >= 0
     assert max(seeds) < 2**63
@@ -38,18 +38,18 @@ def test_seeds_are_spread_over_63_bits() -> None:
 
 
 def test_generators_repeat_themselves() -> None:
-    assert torch.rand(3, generator=counted_generator(1, 2)).equal(torch.rand(3, generator=counted_generator(1, 2)))
-    assert not torch.rand(3, generator=counted_generator(1, 2)).equal(torch.rand(3, generator=counted_generator(1, 3)))
+    assert torch.rand(3, generator=seeded_generator(1, 2)).equal(torch.rand(3, generator=seeded_generator(1, 2)))
+    assert not torch.rand(3, generator=seeded_generator(1, 2)).equal(torch.rand(3, generator=seeded_generator(1, 3)))
 
 
 def test_the_global_generator_is_seeded_for_the_block_only() -> None:
     torch.manual_seed(5)
     expected = torch.rand(4)
     torch.manual_seed(5)
-    with counted_rng(1, 2):
+    with seeded_rng(1, 2):
         inside = torch.rand(2)
     assert torch.rand(4).equal(expected)
-    with counted_rng(1, 2):
+    with seeded_rng(1, 2):
         assert torch.rand(2).equal(inside)
 
 
@@ -57,7 +57,7 @@ def test_the_global_generator_comes_back_after_an_error() -> None:
     before = torch.get_rng_state()
 
     def fail() -> None:
-        with counted_rng(1):
+        with seeded_rng(1):
             torch.rand(1)
             raise ValueError("within")
 
@@ -67,6 +67,6 @@ def test_the_global_generator_comes_back_after_an_error() -> None:
 
 
 def test_accelerators_are_not_reseeded() -> None:
-    with mock.patch("torch.cuda.manual_seed_all") as reseed, counted_rng(1):
+    with mock.patch("torch.cuda.manual_seed_all") as reseed, seeded_rng(1):
         torch.rand(1)
     reseed.assert_not_called()

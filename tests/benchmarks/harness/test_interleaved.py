@@ -16,7 +16,6 @@ from benchmarks.harness.interleaved import (
     markdown,
     not_measured,
     row,
-    write_text_whole,
 )
 
 
@@ -86,23 +85,6 @@ def test_the_markdown_table_has_as_many_cells_in_every_line() -> None:
     assert lines[1] == "| --- | --- | --- | --- | --- | --- |"
     assert lines[2] == "| a/b | c | p | 0.981 [0.900, 1.200] | ≥ 0.98: kept | 1 : 2 s |"
     assert {line.count("|") for line in lines} == {7}
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "table.md"
-    write_text_whole(path, "old")
-
-    def fail(self: Path, *_: object, **__: object) -> int:
-        with self.open("w") as file:
-            file.write("ha")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(Path, "write_text", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_text_whole(path, "half a table")
-    monkeypatch.undo()
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_numbers_of_another_process_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from datamodules.loading.transforms import (
 )
 from datamodules.options import AugmentOptions, ImageOptions, complete_augment
 from vitrail.errors import UserError
-from vitrail.seeding import counted_rng
+from vitrail.seeding import seeded_rng
 from vitrail.types import Interpolation
 
 SIZES = [(3, 5), (1, 1), (31, 200), (200, 31), (64, 64), (97, 133)]
@@ -36,7 +36,7 @@ def noise(height: int = 60, width: int = 80, seed: int = 0) -> torch.Tensor:
 
 
 def run(transform: nn.Module, image: torch.Tensor, key: int = 0) -> torch.Tensor:
-    with counted_rng("test", key):
+    with seeded_rng("test", key):
         result = transform(image)
     assert isinstance(result, torch.Tensor)
     return result

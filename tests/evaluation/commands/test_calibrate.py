@@ -13,7 +13,7 @@ from scipy.special import softmax
 from evaluation.__main__ import main
 from evaluation.statistics.calibration import expected_calibration_error
 from vitrail.predictions import Predictions, read_predictions, write_predictions
-from vitrail.runs import RunFiles
+from vitrail.runs import Run
 from vitrail.types import UNKNOWN
 
 
@@ -66,7 +66,7 @@ def printed(run: Path) -> list[dict[str, Any]]:
 
 
 def test_temperature_is_fitted_on_validation_and_kept(run: Path, printed: list[dict[str, Any]]) -> None:
-    found = RunFiles(run).temperatures
+    found = Run(run).temperatures
     assert found["class"] == pytest.approx(2.5, rel=0.1)
     assert sorted(found) == ["class", "shape"]  # nothing is known of the colour
     content = json.loads((run / "checkpoints" / "calibration.json").read_text(encoding="utf-8"))
@@ -84,7 +84,7 @@ def test_rows_say_what_it_did(run: Path, printed: list[dict[str, Any]]) -> None:
     assert (validation["note"], test["note"]) == ("fitted here", "")
     predictions = read_predictions(run / "predictions" / "test.parquet")
     correct = predictions.predicted("class") == predictions.targets["class"]
-    for key, temperature in (("ece_before", 1.0), ("ece_after", RunFiles(run).temperatures["class"])):
+    for key, temperature in (("ece_before", 1.0), ("ece_after", Run(run).temperatures["class"])):
         confidence = predictions.probabilities("class", temperature).max(axis=1)
         value, (low, high) = test[key]
         assert value == pytest.approx(expected_calibration_error(confidence, correct))

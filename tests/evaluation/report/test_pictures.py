@@ -24,7 +24,7 @@ from evaluation.report.images import (
 from retrieval.gallery import Gallery
 from tests.evaluation.predictions_fixture import make_predictions
 from tests.support.runs import EPOCHS, metrics, write_run
-from vitrail.runs import RunFiles
+from vitrail.runs import Run
 from vitrail.types import UNKNOWN
 
 
@@ -97,7 +97,7 @@ def test_phases_are_those_of_the_configuration(trainer: object, expected: dict[i
 
 
 def test_section_names_phase_and_best_epoch(tmp_path: Path) -> None:
-    section = curves_section(RunFiles(write_run(tmp_path, gallery=False)))
+    section = curves_section(Run(write_run(tmp_path, gallery=False)))
     told = " ".join(section.says)
     assert "From epoch 4 on (shaded) the backbone is trained as well (BackboneUnfreezing)" in told
     assert "best epoch by val/class/accuracy: 4." in told
@@ -117,14 +117,14 @@ def test_a_score_that_no_epoch_has_marks_none(tmp_path: Path) -> None:
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))
     record["stages"][0]["best"]["score"] = 0.123
     (run / "run.json").write_text(json.dumps(record), encoding="utf-8")
-    assert not any("best epoch" in sentence for sentence in curves_section(RunFiles(run)).says)
+    assert not any("best epoch" in sentence for sentence in curves_section(Run(run)).says)
 
 
 def test_runs_without_curves_say_why(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"stages": [{"stage": "test"}]}), encoding="utf-8")
-    assert "nothing was logged" in curves_section(RunFiles(tmp_path)).missing[0]
+    assert "nothing was logged" in curves_section(Run(tmp_path)).missing[0]
     (tmp_path / "metrics.csv").write_text("epoch,step,test/loss\n0,1,2.0\n", encoding="utf-8")
-    section = curves_section(RunFiles(tmp_path))
+    section = curves_section(Run(tmp_path))
     assert section.missing == ["Nothing was trained in this run."]
     assert not section.figures
 
@@ -134,6 +134,6 @@ def test_gaps_are_left_out_of_the_lines(tmp_path: Path) -> None:
     log.loc[log["epoch"] == 2, "val/loss"] = math.nan
     run = write_run(tmp_path, gallery=False)
     log.to_csv(run / "metrics.csv", index=False)
-    axes = curves_section(RunFiles(run)).figures["curves"].axes[0]
+    axes = curves_section(Run(run)).figures["curves"].axes[0]
     line = next(line for line in axes.lines if line.get_label() == "val/loss")
     np.testing.assert_array_equal(line.get_xdata(), [1, 2, 4, 5, 6])

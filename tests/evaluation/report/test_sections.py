@@ -37,7 +37,7 @@ from retrieval.gallery import Gallery
 from tests.support.galleries import caption_rows, identity, image_rows, small_gallery, vectors
 from tests.support.runs import write_run
 from vitrail.predictions import Predictions
-from vitrail.runs import RunFiles
+from vitrail.runs import Run
 from vitrail.types import UNKNOWN
 
 
@@ -46,10 +46,10 @@ def run(tmp_path: Path) -> Path:
     return write_run(tmp_path, gallery=False)
 
 
-def changed(run: Path, **facts: Any) -> RunFiles:
+def changed(run: Path, **facts: Any) -> Run:
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))
     (run / "run.json").write_text(json.dumps({**record, **facts}), encoding="utf-8")
-    return RunFiles(run)
+    return Run(run)
 
 
 def values(table: Any) -> dict[str, str]:
@@ -68,7 +68,7 @@ def test_minutes_of_a_stage() -> None:
 
 
 def test_stages_and_commands(run: Path) -> None:
-    section = run_section(RunFiles(run))
+    section = run_section(Run(run))
     table = section.tables["stages"]
     assert table["minutes"][0] == 3.5
     assert table["best on validation"].tolist() == ["val/class/accuracy 0.7000", ""]
@@ -77,7 +77,7 @@ def test_stages_and_commands(run: Path) -> None:
 
 
 def test_settings_and_the_whole_file(run: Path) -> None:
-    section = configuration_section(RunFiles(run))
+    section = configuration_section(Run(run))
     settings = values(section.tables["settings"])
     assert settings["model"] == "lightning_modules.MultiTaskClassifier"
     assert settings["model.lr"] == "0.001"
@@ -86,7 +86,7 @@ def test_settings_and_the_whole_file(run: Path) -> None:
 
 
 def test_environment(run: Path) -> None:
-    section = environment_section(RunFiles(run))
+    section = environment_section(Run(run))
     told = values(section.tables["environment"])
     assert told["git revision"] == "a" * 40
     assert told["torch"] == "2.15.0"
@@ -104,7 +104,7 @@ def test_source_that_does_not_reproduce_the_run_is_told(run: Path, git: Any, tol
 
 
 def test_data_that_were_seen(run: Path) -> None:
-    section = data_section(RunFiles(run))
+    section = data_section(Run(run))
     assert section.tables["data_splits"].to_dict("list") == {
         "split": ["train", "val", "test"],
         "samples": [36, 9, 9],
@@ -144,7 +144,7 @@ def test_missing_values_and_contradictions_are_shown(run: Path) -> None:
 
 def test_records_of_nothing(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("", encoding="utf-8")
-    files = RunFiles(tmp_path)
+    files = Run(tmp_path)
     for make in (configuration_section, environment_section, data_section):
         section = make(files)
         assert section.missing
@@ -366,12 +366,12 @@ COSTS = Costs(
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> RunFiles:
+def files(tmp_path: Path) -> Run:
     (tmp_path / "run.json").write_text("{}", encoding="utf-8")
-    return RunFiles(tmp_path)
+    return Run(tmp_path)
 
 
-def test_what_was_measured_is_shown(files: RunFiles) -> None:
+def test_what_was_measured_is_shown(files: Run) -> None:
     write(files.path / "efficiency.json", {"shop/1": (COUNTS, COSTS)})
     section = efficiency_section(files)
     counts = section.tables["efficiency_counts"]
@@ -386,7 +386,7 @@ def test_what_was_measured_is_shown(files: RunFiles) -> None:
     assert section.missing == []
 
 
-def test_latency_is_that_of_one_image_on_the_cpu(files: RunFiles) -> None:
+def test_latency_is_that_of_one_image_on_the_cpu(files: Run) -> None:
     for costs, expected in (
         (COSTS, 20),
         (Costs("NVIDIA", 2, "a", COSTS.batches), math.nan),
@@ -399,7 +399,7 @@ def test_latency_is_that_of_one_image_on_the_cpu(files: RunFiles) -> None:
         assert cpu_latency(found) == pytest.approx(expected, nan_ok=True)
 
 
-def test_counts_alone_say_that_time_was_not_measured(files: RunFiles) -> None:
+def test_counts_alone_say_that_time_was_not_measured(files: Run) -> None:
     for costs in (None, Costs(error="no memory")):
         write(files.path / "efficiency.json", {"shop/1": (COUNTS, costs)})
         section = efficiency_section(files)
@@ -417,7 +417,7 @@ def test_counts_alone_say_that_time_was_not_measured(files: RunFiles) -> None:
         (json.dumps({"a": {"counts": asdict(COUNTS), "costs": {"batches": {}, "odd": 1}}}), "holds no measurement"),
     ],
 )
-def test_damaged_files_are_told(files: RunFiles, content: str, told: str) -> None:
+def test_damaged_files_are_told(files: Run, content: str, told: str) -> None:
     (files.path / "efficiency.json").write_text(content, encoding="utf-8")
     section = efficiency_section(files)
     assert told in section.missing[0]
@@ -425,7 +425,7 @@ def test_damaged_files_are_told(files: RunFiles, content: str, told: str) -> Non
     assert not section.tables
 
 
-def test_nothing_measured_names_the_command(files: RunFiles) -> None:
+def test_nothing_measured_names_the_command(files: Run) -> None:
     assert efficiency_section(files).missing == [
         f"Nothing is measured yet: `python -m evaluation efficiency {files.path}` does."
     ]

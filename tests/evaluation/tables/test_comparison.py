@@ -30,7 +30,7 @@ from tests.evaluation.statistics.test_paired import two_models
 from tests.support.runs import write_run
 from vitrail.errors import UserError
 from vitrail.predictions import Predictions, read_predictions, write_predictions
-from vitrail.runs import RunFiles, write_temperatures
+from vitrail.runs import Run, write_temperatures
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def change_record(run: Path, **facts: Any) -> None:
 def side(name: str, *predictions: Predictions, folder: Path) -> Side:
     (folder / name).mkdir()
     (folder / name / "run.json").write_text("{}", encoding="utf-8")
-    return Side(name, [RunFiles(folder / name)] * len(predictions), list(predictions))
+    return Side(name, [Run(folder / name)] * len(predictions), list(predictions))
 
 
 def test_rows_are_paired_comparisons_corrected_together(tmp_path: Path) -> None:

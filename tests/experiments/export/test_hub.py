@@ -24,7 +24,7 @@ from lightning_modules.checkpoint import load_task
 from tests.support.runs import exported, flowers_onnx, products_onnx, products_run
 from vitrail.errors import UserError
 from vitrail.predictions import read_predictions
-from vitrail.runs import RunFiles
+from vitrail.runs import Run
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ def test_a_run_without_scores_claims_none(tmp_path: Path) -> None:
     run = tmp_path / "shop" / "1"
     shutil.copytree(products_run(), run, ignore=shutil.ignore_patterns("export", "predictions", "run.json"))
     task = load_task(run / "checkpoints" / "best.ckpt")
-    files = RunFiles(run)
+    files = Run(run)
     forms = [Form("PyTorch", 1, [], {})]
     write_card(tmp_path / "README.md", files, metadata_of(task, files, "best"), "safetensors", forms, "test")
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
@@ -176,7 +176,7 @@ def test_a_run_without_scores_claims_none(tmp_path: Path) -> None:
 def test_scores_of_another_checkpoint_are_not_those_of_the_export(tmp_path: Path) -> None:
     run = products_run()
     task = load_task(run / "checkpoints" / "last.ckpt")
-    files = RunFiles(run)
+    files = Run(run)
     forms = [Form("PyTorch", 1, [], {})]
     write_card(tmp_path / "README.md", files, metadata_of(task, files, "last"), "safetensors", forms, "test")
     assert "no score is claimed" in (tmp_path / "README.md").read_text(encoding="utf-8")

@@ -26,7 +26,7 @@ from lightning_modules.checkpoint import load_task
 from lightning_modules.dual_encoder import DualEncoder
 from tests.support.runs import flowers_run, products_run
 from vitrail.errors import UserError
-from vitrail.runs import RunFiles
+from vitrail.runs import Run
 
 METADATA: dict[str, Any] = {"version": 1, "name": "shop"}
 
@@ -89,7 +89,7 @@ def test_the_header_holds_no_more_than_text(tmp_path: Path) -> None:
 
 def test_a_dual_encoders_text_rules_are_there(tmp_path: Path) -> None:
     task = load_task(flowers_run() / "checkpoints" / "best.ckpt")
-    found = metadata_of(task, RunFiles(flowers_run()), "best")
+    found = metadata_of(task, Run(flowers_run()), "best")
     assert isinstance(task, DualEncoder)
     assert task.towers.tokenizer is not None
     assert found["text"]["max_length"] == task.towers.tokenizer.state["max_length"]
@@ -102,7 +102,7 @@ def test_a_dual_encoders_text_rules_are_there(tmp_path: Path) -> None:
 
 def test_a_classifier_reads_no_texts(tmp_path: Path) -> None:
     task = load_task(products_run() / "checkpoints" / "best.ckpt")
-    found = metadata_of(task, RunFiles(products_run()), "best")
+    found = metadata_of(task, Run(products_run()), "best")
     assert found["text"] is None
     assert set(found["temperatures"]) == set(found["tasks"]) == {"class", "colour"}
     assert found["run"] == "/".join(products_run().parts[-2:])

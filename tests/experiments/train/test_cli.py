@@ -30,9 +30,9 @@ from experiments.train.cli import (
 )
 from tests.experiments.conftest import only_run
 from vitrail.errors import UserError
-from vitrail.runs import RunFiles
+from vitrail.runs import Run
 
-Run = Callable[..., int]
+RunCommand = Callable[..., int]
 
 
 def weights(run: Path, name: str = "last") -> dict[str, torch.Tensor]:
@@ -42,7 +42,7 @@ def weights(run: Path, name: str = "last") -> dict[str, torch.Tensor]:
 
 
 def test_fit_leaves_everything_that_is_known_of_a_run(
-    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: RunCommand, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("fit", "--test_best=true") == 0
     directory = only_run(tmp_path / "runs")
@@ -62,7 +62,7 @@ def test_fit_leaves_everything_that_is_known_of_a_run(
     assert metrics["val/loss"].notna().sum() == 2
 
 
-def test_saved_config_repeats_the_run_bit_for_bit(run: Run, tmp_path: Path) -> None:
+def test_saved_config_repeats_the_run_bit_for_bit(run: RunCommand, tmp_path: Path) -> None:
     assert run("fit", "--model.init_args.lr=0.002") == 0
     first = only_run(tmp_path / "runs")
     assert main(["fit", "--config", str(first / "config.yaml")]) == 0
@@ -72,7 +72,7 @@ def test_saved_config_repeats_the_run_bit_for_bit(run: Run, tmp_path: Path) -> N
         assert torch.equal(value, weights(second)[key]), key
 
 
-def test_test_writes_beside_the_checkpoint_and_keeps_the_log(run: Run, tmp_path: Path) -> None:
+def test_test_writes_beside_the_checkpoint_and_keeps_the_log(run: RunCommand, tmp_path: Path) -> None:
     assert run("fit") == 0
     directory = only_run(tmp_path / "runs")
     log = (directory / "metrics.csv").read_bytes()
@@ -86,7 +86,7 @@ def test_test_writes_beside_the_checkpoint_and_keeps_the_log(run: Run, tmp_path:
     assert main(["validate", "--ckpt_path", str(directory / "checkpoints" / "best.ckpt")]) == 0
 
 
-def test_results_on_other_data_go_to_a_new_directory(run: Run, tmp_path: Path) -> None:
+def test_results_on_other_data_go_to_a_new_directory(run: RunCommand, tmp_path: Path) -> None:
     assert run("fit") == 0
     directory = only_run(tmp_path / "runs")
     assert run("test", "--ckpt_path=best", "--data.init_args.loader.batch_size=5") == 0
@@ -94,13 +94,13 @@ def test_results_on_other_data_go_to_a_new_directory(run: Run, tmp_path: Path) -
     assert len(list((tmp_path / "runs").glob("*/*"))) == 2
 
 
-def test_predict_writes_predictions(run: Run, tmp_path: Path) -> None:
+def test_predict_writes_predictions(run: RunCommand, tmp_path: Path) -> None:
     assert run("fit") == 0
     assert run("predict", "--ckpt_path=best") == 0
     assert (only_run(tmp_path / "runs") / "predictions" / "predict.parquet").is_file()
 
 
-def test_results_of_another_checkpoint_do_not_replace_those_of_the_best(run: Run, tmp_path: Path) -> None:
+def test_results_of_another_checkpoint_do_not_replace_those_of_the_best(run: RunCommand, tmp_path: Path) -> None:
     assert run("fit", "--test_best=true") == 0
     first = only_run(tmp_path / "runs")
     before = (first / "predictions" / "test.parquet").stat().st_mtime_ns
@@ -110,7 +110,7 @@ def test_results_of_another_checkpoint_do_not_replace_those_of_the_best(run: Run
     assert (first / "predictions" / "test.parquet").stat().st_mtime_ns == before
 
 
-def test_resume_continues_where_the_run_ended(run: Run, tmp_path: Path) -> None:
+def test_resume_continues_where_the_run_ended(run: RunCommand, tmp_path: Path) -> None:
     assert run("fit") == 0
     first = only_run(tmp_path / "runs")
     assert run("fit", "--ckpt_path=last", "--trainer.max_epochs=3", "--test_best=true") == 0
@@ -118,7 +118,7 @@ def test_resume_continues_where_the_run_ended(run: Run, tmp_path: Path) -> None:
     record = json.loads((second / "run.json").read_text())
     # What was tested is not what training went on from.
     assert record["stages"][1]["checkpoint"] == str((second / "checkpoints" / "best.ckpt").resolve())
-    assert RunFiles(second).predicted_by("test") == "best"
+    assert Run(second).predicted_by("test") == "best"
     assert record["stages"][0]["checkpoint"] == str(first / "checkpoints" / "last.ckpt")
     assert torch.load(second / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 3
 
@@ -147,7 +147,7 @@ def test_resume_continues_where_the_run_ended(run: Run, tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(
-    run: Run, subcommand: str, arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+    run: RunCommand, subcommand: str, arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(subcommand, *arguments) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
@@ -163,7 +163,7 @@ def test_mistakes_are_one_line_and_exit_code_2(
     ],
 )
 def test_training_without_validation_says_so_before_and_after(
-    run: Run,
+    run: RunCommand,
     tmp_path: Path,
     arguments: tuple[str, ...],
     word: str,
@@ -180,7 +180,7 @@ def test_training_without_validation_says_so_before_and_after(
 
 
 def test_a_finished_run_that_goes_on_keeps_its_best_unless_the_data_differ(
-    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    run: RunCommand, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert run("fit") == 0
     first = only_run(tmp_path / "runs")
@@ -198,7 +198,7 @@ def test_a_finished_run_that_goes_on_keeps_its_best_unless_the_data_differ(
 
 
 def test_checkpoint_that_conflicts_with_the_configuration_is_refused(
-    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: RunCommand, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("fit") == 0
     assert run("fit", "--ckpt_path=last", "--model.init_args.lr=0.5") == 2
@@ -216,7 +216,7 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
         assert word in out
 
 
-def test_an_overlay_changes_one_setting_of_a_permanent_callback(run: Run, tmp_path: Path) -> None:
+def test_an_overlay_changes_one_setting_of_a_permanent_callback(run: RunCommand, tmp_path: Path) -> None:
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text("checkpoint: {monitor: val/class/accuracy, mode: max}\n")
     assert run("fit", "--config", str(overlay), "--trainer.max_epochs=1") == 0
