@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lightning_modules.optim import TrainingPhase
 from vitrail.errors import UserError
+from vitrail.runs import Run
 
 
 @runtime_checkable
@@ -161,9 +162,6 @@ def _two_part_task(pl_module: LightningModule) -> TwoPartTask:
     return pl_module
 
 
-START_FILE = "start.ckpt"
-
-
 class StartWeights(Callback):
     """Writes ``checkpoints/start.ckpt`` before the first step.
 
@@ -174,4 +172,4 @@ class StartWeights(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file, unless training goes on from a checkpoint."""
         if trainer.global_step == 0 and not getattr(trainer, "fast_dev_run", False):
-            trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / START_FILE, weights_only=True)
+            trainer.save_checkpoint(Path(trainer.default_root_dir) / Run.START, weights_only=True)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
 from datamodules.base import ImageDataModule
 from vitrail.config import dump_yaml, read_experiment, read_experiments, split_configs
 from vitrail.errors import UserError
-from vitrail.trust import refuse_foreign_code, run_of_config
+from vitrail.runs import run_of_config
+from vitrail.trust import refuse_foreign_code
 from vitrail.types import DEFAULT_SEED
 
 
@@ -48,33 +50,56 @@ def parse_data(parser: ArgumentParser, args: list[str]) -> tuple[ImageDataModule
         ArgumentError: for arguments that are unknown or of the wrong type.
     """
     paths, rest = split_configs(args)
-    for path in paths:
-        if run_of_config(path) is not None:
-            refuse_foreign_code({"data": read_experiment(path).get("data")}, path)
-    content = read_experiments(paths)
-    known = ["--data", dump_yaml(content["data"], one_line=True)] if isinstance(content.get("data"), dict) else []
-    if paths and not known:
-        raise UserError(f"--config {paths[0]}: has no data: part; name the data set there with class_path: …")
-    if content.get("seed_everything") is not None:
-        known += ["--seed_everything", str(content["seed_everything"])]
-    parsed = parser.parse_args([*known, *rest])
+    parsed = _parse(parser, _read(paths), rest, f"--config {paths[0]}" if paths else "")
     datamodule = parser.instantiate(parsed).data
     assert isinstance(datamodule, ImageDataModule)
     return datamodule, parsed
 
 
-def data_of_run(program: str, run: Path, args: Sequence[str] = ()) -> ImageDataModule:
-    """The DataModule of a run directory, which somebody else may have made: no code of theirs is run.
+def load_datamodule(
+    source: str | Path | Sequence[str | Path] | Mapping[str, Any], args: Sequence[str] = (), program: str = "vitrail"
+) -> ImageDataModule:
+    """Build a DataModule, with the seed that a fit would use.
 
     Args:
-        program: name for messages.
-        run: the run directory.
+        source: a folder of images, an experiment file or several, the content of one, or a class such as ``Wares``.
         args: command-line arguments that change it, such as ``--data.init_args.root FOLDER``.
+        program: name for messages.
 
     Raises:
-        UserError: for a configuration that cannot be read, or names a class that is neither ours nor of a plugin.
-        ArgumentError: for arguments that are unknown or of the wrong type.
+        UserError: a file cannot be read, says nothing about data, or is of a run and names foreign code.
+        ArgumentError: arguments are unknown or of the wrong type.
     """
-    config = run / "config.yaml"
-    refuse_foreign_code({"data": read_experiment(config).get("data")}, config)
-    return parse_data(data_parser(program), ["--config", str(config), *args])[0]
+    if isinstance(source, Mapping):
+        content = dict(source)
+    elif not isinstance(source, str | Path):
+        content = _read(source)
+    elif Path(source).expanduser().is_dir():
+        content = {"data": {"class_path": "datamodules.UnlabeledFolder", "init_args": {"root": str(source)}}}
+    elif Path(source).suffix in (".yaml", ".yml", ".json"):
+        content = _read([source])
+    else:
+        content = {"data": {"class_path": str(source)}}
+    parser = data_parser(program)
+    origin = (
+        "experiment" if isinstance(source, Mapping) else f"{source if isinstance(source, str | Path) else source[0]}"
+    )
+    datamodule = parser.instantiate(_parse(parser, content, split_configs(args)[1], origin)).data
+    assert isinstance(datamodule, ImageDataModule)
+    return datamodule
+
+
+def _read(paths: Sequence[str | Path]) -> dict[str, Any]:
+    for path in paths:
+        if run_of_config(path) is not None:
+            refuse_foreign_code({"data": read_experiment(path).get("data")}, path)
+    return read_experiments(paths)
+
+
+def _parse(parser: ArgumentParser, content: Mapping[str, Any], rest: Sequence[str], origin: str) -> Namespace:
+    known = ["--data", dump_yaml(content["data"], one_line=True)] if isinstance(content.get("data"), dict) else []
+    if origin and not known:
+        raise UserError(f"{origin}: has no data: part; name the data set there with class_path: …")
+    if content.get("seed_everything") is not None:
+        known += ["--seed_everything", str(content["seed_everything"])]
+    return parser.parse_args([*known, *rest])

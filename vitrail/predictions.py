@@ -92,6 +92,116 @@ class Predictions:
         )
 
 
+@dataclass(frozen=True)
+class TaskPrediction:
+    """What a model predicts for one image in one task.
+
+    Attributes:
+        classes: names, in the order of the indices.
+        probabilities: float64 ``(C,)``, sum to 1.
+        calibrated: whether they are calibrated by a temperature fitted for the task.
+    """
+
+    classes: Sequence[str]
+    probabilities: NDArray[np.float64]
+    calibrated: bool = False
+
+    @property
+    def label(self) -> str:
+        """The most probable class; empty where several share that probability, so that none is predicted."""
+        [chosen] = predicted_classes(np.log(np.maximum(self.probabilities, 1e-300))[None])
+        return "" if chosen == UNKNOWN else self.classes[chosen]
+
+    @property
+    def confidence(self) -> float:
+        """The largest probability."""
+        return float(self.probabilities.max())
+
+    def top_k(self, k: int | None = 5) -> list[tuple[str, float]]:
+        """Return the most probable classes with their probabilities, best first; all of them for None."""
+        order = np.argsort(-self.probabilities, kind="stable")[:k]
+        return [(self.classes[index], float(self.probabilities[index])) for index in order.tolist()]
+
+
+@dataclass(frozen=True)
+class ImagePrediction:
+    """What a model predicts for one image; ``label`` and the like are of its main task.
+
+    Attributes:
+        name: path of the image, or ``image 3`` for the fourth of those without a file.
+        tasks: prediction of each task, the main one first.
+    """
+
+    name: str
+    tasks: dict[str, TaskPrediction]
+
+    @property
+    def main(self) -> TaskPrediction:
+        """Prediction of the main task."""
+        return next(iter(self.tasks.values()))
+
+    @property
+    def label(self) -> str:
+        """See ``TaskPrediction``."""
+        return self.main.label
+
+    @property
+    def confidence(self) -> float:
+        """See ``TaskPrediction``."""
+        return self.main.confidence
+
+    @property
+    def calibrated(self) -> bool:
+        """See ``TaskPrediction``."""
+        return self.main.calibrated
+
+    def top_k(self, k: int | None = 5) -> list[tuple[str, float]]:
+        """See ``TaskPrediction``."""
+        return self.main.top_k(k)
+
+    def __repr__(self) -> str:
+        found = ", ".join(f"{task}: {one.label or '(none)'} {one.confidence:.0%}" for task, one in self.tasks.items())
+        return f"<{self.name}: {found}>"
+
+
+def image_predictions(
+    names: Sequence[str],
+    logits: Mapping[str, NDArray[np.float32]],
+    tasks: Mapping[str, Sequence[str]],
+    temperatures: Mapping[str, float],
+) -> list[ImagePrediction]:
+    """Return what a model predicts for N images.
+
+    Args:
+        names: of the images.
+        logits: for each task float32 ``(N, C)``.
+        tasks: class names of each task.
+        temperatures: of the calibrated tasks.
+
+    Raises:
+        UserError: logits are not finite.
+    """
+    from scipy.special import softmax
+
+    for task in tasks:
+        if not np.isfinite(logits[task]).all():
+            raise UserError(f"{names[0]}: the model's outputs for '{task}' are not finite; choose another run")
+    return [
+        ImagePrediction(
+            name,
+            {
+                task: TaskPrediction(
+                    classes,
+                    softmax(logits[task][row].astype(np.float64) / temperatures.get(task, 1.0)),
+                    task in temperatures,
+                )
+                for task, classes in tasks.items()
+            },
+        )
+        for row, name in enumerate(names)
+    ]
+
+
 def predicted_classes(logits: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
     """Index of the class with the largest logit.
 

@@ -1,12 +1,4 @@
-"""Everything that a run directory holds, read so that an unfinished or damaged run says what is missing.
-
-Reports are made of runs that were killed, too. So nothing here fails for a file that is not there or cannot be read:
-the part is empty, and ``missing`` has a plain sentence about it. Only a path that is no run at all is refused.
-
-Where a run keeps what is known of it: ``runs/<name>/<time>/``.
-
-The temperatures that `calibrate` fitted, in ``checkpoints/calibration.json`` beside their checkpoint.
-"""
+"""Runs: the layout of ``runs/<name>/<time>/``, and the one way to a run's model, data, files and predictions."""
 
 from __future__ import annotations
 
@@ -16,23 +8,24 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
 
 from vitrail.config import read_experiment
 from vitrail.errors import UserError
 from vitrail.files import write_text_atomically
-from vitrail.predictions import Predictions, read_predictions
+from vitrail.predictions import ImagePrediction, Predictions, image_predictions, read_predictions
+from vitrail.trust import refuse_foreign_code
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-CALIBRATION_FILE = "checkpoints/calibration.json"
-_CHECKPOINT = "checkpoints/best.ckpt"
+    import torch
 
 
 def write_temperatures(run: Path, temperatures: Mapping[str, float], facts: Mapping[str, Any]) -> Path:
@@ -46,8 +39,8 @@ def write_temperatures(run: Path, temperatures: Mapping[str, float], facts: Mapp
     Returns:
         The file.
     """
-    path = run / CALIBRATION_FILE
-    content = {"temperatures": dict(temperatures), "checkpoint_sha256": _digest(run / _CHECKPOINT), **facts}
+    path = run / Run.CALIBRATION
+    content = {"temperatures": dict(temperatures), "checkpoint_sha256": _digest(run / Run.BEST), **facts}
     write_text_atomically(path, json.dumps(content, indent=2) + "\n")
     return path
 
@@ -61,7 +54,7 @@ def read_temperatures(run: Path) -> dict[str, float]:
     Raises:
         UserError: the file cannot be read, or belongs to another checkpoint than the one that is there.
     """
-    path = run / CALIBRATION_FILE
+    path = run / Run.CALIBRATION
     again = f"run `python -m evaluation calibrate {run}` again"
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
@@ -73,8 +66,8 @@ def read_temperatures(run: Path) -> dict[str, float]:
         raise UserError(f"{path}: not a readable calibration ({type(error).__name__}: {error}); {again}") from error
     if not all(math.isfinite(value) and value > 0 for value in temperatures.values()):
         raise UserError(f"{path}: temperatures must be finite numbers above 0; {again}")
-    if digest != _digest(run / _CHECKPOINT):
-        raise UserError(f"{path}: belongs to another checkpoint than {_CHECKPOINT}; {again}")
+    if digest != _digest(run / Run.BEST):
+        raise UserError(f"{path}: belongs to another checkpoint than {Run.BEST}; {again}")
     return temperatures
 
 
@@ -86,9 +79,6 @@ def _digest(path: Path) -> str | None:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-CONFIG, RECORD, METRICS = "config.yaml", "run.json", "metrics.csv"
-CHECKPOINTS, PREDICTIONS = "checkpoints", "predictions"
-
 _HOW_TO_PREDICT = {
     "test": "`python -m experiments test --ckpt_path {run}/checkpoints/best.ckpt`",
     "val": "`python -m experiments validate --ckpt_path {run}/checkpoints/best.ckpt`",
@@ -96,16 +86,40 @@ _HOW_TO_PREDICT = {
 _STAGE = {"val": "validate"}
 """Stage of a run's record that predicts a split, where it is not called like the split."""
 
+_FROM_HUB = ("*.json", "*.md", "*.safetensors", "*.onnx", "*.yaml", "*.csv", "*.parquet", "*.ckpt")
+"""What is fetched from the hub: data and weights, no scripts."""
+
 
 class Run:
-    """The files of one run; each is read when it is first asked for.
+    """A run directory, or the folder of an export: its files, its model and data, and predictions for new images.
+
+    Each file is read when it is first asked for. Reports are made of killed runs, too: what is absent or damaged is
+    empty, and ``missing`` has a sentence about it. The class attributes are the names of the files in a run directory.
 
     Args:
-        path: the run directory.
+        path: the run directory, such as ``runs/quickstart/20260101-120000``.
 
     Raises:
-        UserError: there is no such directory, or nothing in it is of a run.
+        UserError: there is no such directory, or it is not a run.
+
+    Example:
+        >>> run = Run.latest("tiny", runs=runs)
+        >>> run.name
+        'tiny/20260101-120000'
+        >>> sorted(run.checkpoints)
+        ['best', 'last']
+        >>> prediction = run.predict(photo)[0]
+        >>> prediction.label in run.model.tasks["class"], 0 <= prediction.confidence <= 1
+        (True, True)
+        >>> run.predictions("test").tasks["class"] == run.model.tasks["class"]
+        True
     """
+
+    CONFIG, RECORD, METRICS, SOUP = "config.yaml", "run.json", "metrics.csv", "soup.json"
+    CHECKPOINTS, PREDICTIONS, FIGURES, REPORTS = "checkpoints", "predictions", "figures", "reports"
+    BEST, LAST, START = "checkpoints/best.ckpt", "checkpoints/last.ckpt", "checkpoints/start.ckpt"
+    CALIBRATION = "checkpoints/calibration.json"
+    GALLERY, EXPORTS, EXPORT, WEIGHTS = "gallery", "export", "export.json", "model.safetensors"
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -113,10 +127,154 @@ class Run:
             raise UserError(f"{path}: a file, not a run directory; give the directory that `fit` or `test` printed")
         if not self.path.is_dir():
             raise UserError(f"{path}: no such run directory; give the directory that `fit` or `test` printed")
-        if not any((self.path / name).exists() for name in (CONFIG, RECORD, METRICS, CHECKPOINTS, PREDICTIONS)):
-            raise UserError(f"{path}: not a run directory (no {CONFIG}, {RECORD}, {METRICS} or {PREDICTIONS}/)")
+        if not is_run(self.path) and not (self.path / self.EXPORT).is_file():
+            raise UserError(
+                f"{path}: not a run directory (no {self.CONFIG}, {self.RECORD}, {self.METRICS} or {self.PREDICTIONS}/)"
+            )
         self._problems: dict[str, str] = {}
         self._predictions: dict[str, Predictions | None] = {}
+
+    @classmethod
+    def latest(cls, name: str, runs: Path | str = "runs") -> Run:
+        """Return the newest run of an experiment.
+
+        Args:
+            name: of the experiment, such as ``quickstart``.
+            runs: directory of all runs.
+
+        Raises:
+            UserError: there is none.
+        """
+        folder = Path(runs) / name
+        found = [path for path in folder.glob("*") if is_run(path)]
+        if not found:
+            raise UserError(f"{folder}: has no run; train one with `python -m experiments fit`, or check the name")
+        return cls(max(found, key=_begun))
+
+    @classmethod
+    def from_hub(cls, name: str, revision: str | None = None) -> Run:
+        """Fetch an export or a run from the Hugging Face hub, or take it from the hub's local cache.
+
+        Args:
+            name: ``owner/name`` of the repository.
+            revision: branch, tag or commit.
+
+        Raises:
+            UserError: it cannot be fetched.
+        """
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = snapshot_download(name, revision=revision, allow_patterns=list(_FROM_HUB), etag_timeout=5)
+        except Exception as error:  # errors of several libraries: network, name, rights
+            raise UserError(
+                f"{name}: cannot be fetched from the hub ({_first_line(error)}); check the name and the network, or "
+                "open a local folder with Run(...)"
+            ) from error
+        return cls(folder)
+
+    def checkpoint(self, name: str = "best") -> Path:
+        """Return the file of a checkpoint.
+
+        Raises:
+            UserError: the run has no such checkpoint.
+        """
+        if name in self.checkpoints:
+            return self.checkpoints[name]
+        there = ", ".join(self.checkpoints)
+        hint = f"it has {there}" if there else "train it first with `fit`"
+        raise UserError(f"{self.path}: has no {self.CHECKPOINTS}/{name}.ckpt; {hint}")
+
+    @cached_property
+    def model(self) -> Any:
+        """The task of the best checkpoint, in evaluation mode, on the GPU if there is one."""
+        import torch
+
+        return self.load_model(device="cuda" if torch.cuda.is_available() else "cpu")
+
+    def load_model(self, checkpoint: str = "best", device: str = "cpu") -> Any:
+        """Load a task with its weights, in evaluation mode; no code of the run's author is run.
+
+        Args:
+            checkpoint: such as ``best`` or ``last``; of no matter for an export.
+            device: such as ``cpu`` or ``cuda:0``.
+
+        Returns:
+            A ``lightning_modules.VisionTask``.
+
+        Raises:
+            UserError: the run has no such checkpoint, or it is damaged or of another version.
+        """
+        # By name: the core imports no other package of ours.
+        if (self.path / self.WEIGHTS).is_file():
+            return import_module("experiments.export.weights").read_weights(self.path).to(device)
+        if (self.path / self.EXPORT).is_file():
+            raise UserError(f"{self.path}: an export without {self.WEIGHTS}; export with --format safetensors")
+        return import_module("lightning_modules.checkpoint").load_task(self.checkpoint(checkpoint), device)
+
+    @cached_property
+    def datamodule(self) -> Any:
+        """The run's DataModule; call ``prepare_data()`` and ``setup("test")`` before asking for its loaders."""
+        return self.load_datamodule()
+
+    def load_datamodule(self, args: Sequence[str] = ()) -> Any:
+        """Build the run's DataModule; no code of the run's author is run.
+
+        Args:
+            args: arguments as of the command line that change it, such as ``--data.init_args.root=FOLDER``.
+
+        Returns:
+            A ``datamodules.ImageDataModule``.
+
+        Raises:
+            UserError: the configuration cannot be read, or names a class of neither this project nor a plugin.
+        """
+        config = self.path / self.CONFIG
+        refuse_foreign_code({"data": read_experiment(config).get("data")}, config)
+        return import_module("datamodules.cli").load_datamodule([config], args)
+
+    def predict(self, images: Any, batch_size: int = 32) -> list[ImagePrediction]:
+        """Predict every task of the model for new images, prepared as those that the run was evaluated on.
+
+        A dual encoder predicts by the class prompts of its data, zero-shot. Confidences are calibrated by the
+        temperatures of ``python -m evaluation calibrate``, if there are some.
+
+        Args:
+            images: a path, a folder, a PIL image, a uint8 array ``(H, W, 3)`` or ``(N, H, W, 3)``, a uint8 tensor
+                ``(3, H, W)`` or ``(N, 3, H, W)``, or a list of these; RGB.
+            batch_size: images that pass through the network together.
+
+        Returns:
+            One prediction per image, in order; files of a folder by name.
+
+        Raises:
+            UserError: an image cannot be read, or the model has no classes.
+
+        Example:
+            >>> predictions = Run.latest("tiny", runs=runs).predict([photo, photo])
+            >>> predictions[0].label == predictions[1].label
+            True
+            >>> len(predictions[0].top_k(2)), predictions[0].calibrated
+            (2, False)
+        """
+        import torch
+
+        model, named = self.model, list(_named_images(images))
+        tasks = getattr(model, "tasks", {})
+        if not tasks:
+            raise UserError(f"{self.path}: its data have no classes to predict; compare images with texts instead")
+        transform = import_module("datamodules.loading.transforms").eval_transform({**model.input_options})
+        value_range = model.input_options.get("value_range", "auto")
+        found: list[ImagePrediction] = []
+        for start in range(0, len(named), batch_size):
+            names, sources = zip(*named[start : start + batch_size], strict=True)
+            pixels = [transform(_pixels(*one, value_range)) for one in zip(names, sources, strict=True)]
+            batch = {"image": torch.stack(pixels), "sample_id": torch.arange(len(pixels))}
+            with torch.inference_mode():
+                outputs = model.predict_step({key: value.to(model.device) for key, value in batch.items()}, 0)
+            logits = {task: values.float().cpu().numpy() for task, values in outputs["logits"].items()}
+            found += image_predictions(names, logits, tasks, self.temperatures)
+        return found
 
     @property
     def name(self) -> str:
@@ -128,26 +286,26 @@ class Run:
         """The whole configuration; empty where there is none."""
         import yaml
 
-        path = self.path / CONFIG
+        path = self.path / self.CONFIG
         try:
             found = yaml.safe_load(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            return self._without(CONFIG, "there is no configuration: the run ended before it began to train or test")
+            return self._without(self.CONFIG, "there is no configuration: the run ended before it began to train")
         except (OSError, ValueError, yaml.YAMLError) as error:
-            return self._without(CONFIG, f"cannot be read ({_first_line(error)})")
-        return found if isinstance(found, dict) else self._without(CONFIG, "holds no configuration")
+            return self._without(self.CONFIG, f"cannot be read ({_first_line(error)})")
+        return found if isinstance(found, dict) else self._without(self.CONFIG, "holds no configuration")
 
     @cached_property
     def record(self) -> dict[str, Any]:
         """The run record; empty where there is none."""
-        path = self.path / RECORD
+        path = self.path / self.RECORD
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            return self._without(RECORD, "there is no record: revision, versions, data and times are not known")
+            return self._without(self.RECORD, "there is no record: revision, versions, data and times are not known")
         except (OSError, ValueError) as error:
-            return self._without(RECORD, f"cannot be read ({_first_line(error)})")
-        return found if isinstance(found, dict) else self._without(RECORD, "holds no record")
+            return self._without(self.RECORD, f"cannot be read ({_first_line(error)})")
+        return found if isinstance(found, dict) else self._without(self.RECORD, "holds no record")
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
@@ -157,37 +315,37 @@ class Run:
         """
         import pandas as pd
 
-        path = self.path / METRICS
+        path = self.path / self.METRICS
         try:
             frame = pd.read_csv(path, on_bad_lines="skip")
         except FileNotFoundError:
-            self._problems[METRICS] = f"{METRICS}: nothing was logged, so there are no curves"
+            self._problems[self.METRICS] = f"{self.METRICS}: nothing was logged, so there are no curves"
             return pd.DataFrame()
         except (OSError, ValueError) as error:
-            self._problems[METRICS] = f"{METRICS}: cannot be read ({_first_line(error)}), so there are no curves"
+            self._problems[self.METRICS] = f"{self.METRICS}: not readable ({_first_line(error)}); no curves"
             return pd.DataFrame()
         if frame.empty:
-            self._problems[METRICS] = f"{METRICS}: nothing was logged, so there are no curves"
+            self._problems[self.METRICS] = f"{self.METRICS}: nothing was logged, so there are no curves"
         return pd.DataFrame({name: pd.to_numeric(frame[name], errors="coerce") for name in frame.columns})
 
     @property
     def checkpoints(self) -> dict[str, Path]:
         """Checkpoints by name without suffix, such as ``best`` and ``last``."""
-        return {path.stem: path for path in sorted((self.path / CHECKPOINTS).glob("*.ckpt"))}
+        return {path.stem: path for path in sorted((self.path / self.CHECKPOINTS).glob("*.ckpt"))}
 
     @property
     def splits(self) -> list[str]:
         """Splits that there is a file of predictions of, by name."""
-        return [path.stem for path in sorted((self.path / PREDICTIONS).glob("[!.]*.parquet"))]
+        return [path.stem for path in sorted((self.path / self.PREDICTIONS).glob("[!.]*.parquet"))]
 
     def predictions(self, split: str = "test") -> Predictions | None:
         """Predictions of a split; None where there are none or they cannot be used, which ``missing`` tells of."""
         if split not in self._predictions:
-            path = self.path / PREDICTIONS / f"{split}.parquet"
+            path = self.path / self.PREDICTIONS / f"{split}.parquet"
             if not path.is_file():
                 how = _HOW_TO_PREDICT.get(split, "`python -m experiments predict`").format(run=self.path)
                 self._problems[path.name] = (
-                    f"{PREDICTIONS}/{path.name}: there are no predictions; write them with {how}"
+                    f"{self.PREDICTIONS}/{path.name}: there are no predictions; write them with {how}"
                 )
                 self._predictions[split] = None
             else:
@@ -224,7 +382,7 @@ class Run:
             tasks: class names of each task.
         """
         try:
-            return class_counts_of(self.record, tasks, RECORD)
+            return class_counts_of(self.record, tasks, self.RECORD)
         except UserError as error:
             self._problems["class_counts"] = str(error)
             return {}
@@ -232,11 +390,23 @@ class Run:
     @cached_property
     def temperatures(self) -> dict[str, float]:
         """Temperature of each task that `calibrate` fitted; empty where it did not, or for another checkpoint."""
+        if (self.path / self.EXPORT).is_file():
+            return {str(task): float(value) for task, value in self._export.get("temperatures", {}).items()}
         try:
             return read_temperatures(self.path)
         except UserError as error:
-            self._problems[CALIBRATION_FILE] = str(error)
+            self._problems[self.CALIBRATION] = str(error)
             return {}
+
+    @cached_property
+    def _export(self) -> dict[str, Any]:
+        """What an export's folder says of its model."""
+        path = self.path / self.EXPORT
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: not readable as JSON ({_first_line(error)}); export again") from error
+        return found if isinstance(found, dict) else {}
 
     @property
     def stages(self) -> list[dict[str, Any]]:
@@ -272,7 +442,7 @@ class Run:
     def _missing_checkpoint(self) -> list[str]:
         trained = any(stage.get("stage") == "fit" for stage in self.stages)
         if trained and "best" not in self.checkpoints:
-            return [f"{CHECKPOINTS}/best.ckpt: training left no best checkpoint"]
+            return [f"{self.CHECKPOINTS}/best.ckpt: training left no best checkpoint"]
         return []
 
     def _read(self, path: Path) -> Predictions | None:
@@ -282,13 +452,80 @@ class Run:
             self._problems[path.name] = str(error)
             return None
         if not len(found):
-            self._problems[path.name] = f"{PREDICTIONS}/{path.name}: holds no samples"
+            self._problems[path.name] = f"{self.PREDICTIONS}/{path.name}: holds no samples"
             return None
         return found
 
     def _without(self, name: str, what: str) -> dict[str, Any]:
         self._problems[name] = f"{name}: {what}"
         return {}
+
+
+_NOT_OF_AN_EXPERIMENT = (Run.RECORD, Run.METRICS, Run.CHECKPOINTS, Run.PREDICTIONS)
+
+
+def is_run(path: Path) -> bool:
+    """Return whether a directory has any file of a run."""
+    return (path / Run.CONFIG).exists() or any((path / part).exists() for part in _NOT_OF_AN_EXPERIMENT)
+
+
+def run_of_config(path: Path | str) -> Path | None:
+    """Return the run directory whose own configuration a file is; None for an experiment file."""
+    file = Path(path)
+    is_own = file.name == Run.CONFIG and any((file.parent / part).exists() for part in _NOT_OF_AN_EXPERIMENT)
+    return file.parent if is_own else None
+
+
+def _begun(run: Path) -> float:
+    """Time at which a run began: its configuration is written once."""
+    config = run / Run.CONFIG
+    return (config if config.exists() else run).stat().st_mtime
+
+
+def _named_images(images: Any) -> Iterator[tuple[str, Any]]:
+    """Names and sources of single images: a path, a PIL image, an array ``(H, W, 3)`` or a tensor ``(3, H, W)``."""
+    for number, source in enumerate(_single_images(images)):
+        yield (str(source) if isinstance(source, Path) else f"image {number}"), source
+
+
+def _single_images(images: Any) -> Iterator[Any]:
+    if isinstance(images, str | Path):
+        path = Path(images).expanduser()
+        if not path.is_dir():
+            yield path
+            return
+        suffixes = import_module("datamodules.loading.decode").image_suffixes()
+        files = [file for file in sorted(path.rglob("[!.]*")) if file.suffix.lower() in suffixes]
+        if not files:
+            raise UserError(f"{path}: has no images; expected files such as .jpg or .png")
+        yield from files
+    elif isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4:
+        for one in images:
+            yield from _single_images(one)
+    else:
+        yield images
+
+
+def _pixels(name: str, source: Any, value_range: Any) -> torch.Tensor:
+    """Return uint8 ``(3, H, W)``, decoded as the images of every data set."""
+    import torch
+
+    decode = import_module("datamodules.loading.decode")
+    if isinstance(source, Path):
+        return cast("torch.Tensor", decode.read_image(source, value_range=value_range))
+    if hasattr(source, "getexif"):
+        try:
+            return cast("torch.Tensor", decode.image_pixels(source, value_range))
+        except Exception as error:  # Pillow decodes lazily and raises whatever a damaged file leads to
+            raise UserError(f"{name}: cannot be decoded ({_first_line(error)})") from error
+    if isinstance(source, np.ndarray) and source.dtype == np.uint8 and source.ndim == 3 and source.shape[2] == 3:
+        return torch.from_numpy(source).permute(2, 0, 1)
+    if isinstance(source, torch.Tensor) and source.dtype == torch.uint8 and source.ndim == 3 and len(source) == 3:
+        return source.cpu()
+    given = f"{source.dtype} {tuple(source.shape)}" if hasattr(source, "shape") else type(source).__name__
+    raise UserError(
+        f"{name}: must be a path, a PIL image, a uint8 array (H, W, 3) or a uint8 tensor (3, H, W); got {given}"
+    )
 
 
 def runs_among(paths: Sequence[Path], command: str, needs: str, *, unfinished_only: bool = False) -> list[Path]:
@@ -380,8 +617,6 @@ def read_class_counts(path: Path, tasks: Mapping[str, Sequence[str]]) -> dict[st
     return class_counts_of(record, tasks, str(path))
 
 
-CONFIG_FILE = "config.yaml"
-
 RESERVED = {"ablations": "`ablate`", "results": "`results`", "sweeps": "`sweep`"}
 """Folders in the directory of all runs that are not an experiment's, and whose they are."""
 
@@ -455,7 +690,8 @@ def resolve_checkpoint(ckpt_path: str, root: Path, name: str) -> Path:
         UserError: There is no such file.
     """
     if ckpt_path in ("best", "last"):
-        found = sorted((root / name).glob(f"*/{CHECKPOINTS}/{ckpt_path}.ckpt"), key=lambda path: path.stat().st_mtime)
+        file = Run.BEST if ckpt_path == "best" else Run.LAST
+        found = sorted((root / name).glob(f"*/{file}"), key=lambda path: path.stat().st_mtime)
         if not found:
             raise UserError(
                 f"--ckpt_path {ckpt_path}: no run under {root / name} has a {ckpt_path}.ckpt; "
@@ -464,14 +700,14 @@ def resolve_checkpoint(ckpt_path: str, root: Path, name: str) -> Path:
         return found[-1]
     path = Path(ckpt_path)
     if not path.is_file():
-        raise UserError(f"--ckpt_path {ckpt_path}: no such file; a run keeps its checkpoints in {CHECKPOINTS}/")
+        raise UserError(f"--ckpt_path {ckpt_path}: no such file; a run keeps its checkpoints in {Run.CHECKPOINTS}/")
     return path
 
 
 def run_of_checkpoint(checkpoint: Path) -> Path | None:
     """The run directory that a checkpoint belongs to, or None where it lies outside of one."""
     directory = checkpoint.parent.parent
-    inside = checkpoint.parent.name == CHECKPOINTS and (directory / CONFIG_FILE).is_file()
+    inside = checkpoint.parent.name == Run.CHECKPOINTS and (directory / Run.CONFIG).is_file()
     return directory if inside else None
 
 
@@ -480,7 +716,7 @@ def same_data(run: Path, data: dict[str, Any]) -> bool:
 
     Which splits ``predict`` goes through is no part of it.
     """
-    saved = read_experiment(run / CONFIG_FILE)
+    saved = read_experiment(run / Run.CONFIG)
     return _without_predict(saved.get("data")) == _without_predict(data)
 
 
@@ -495,7 +731,7 @@ def same_experiment(run: Path, values: dict[str, Any]) -> bool:
 
     Where it lies and which checkpoint it goes on from is no part of it.
     """
-    saved = read_experiment(run / CONFIG_FILE)
+    saved = read_experiment(run / Run.CONFIG)
     return all(saved.get(key) == values.get(key) for key in {*saved, *values} - _NOT_OF_THE_EXPERIMENT)
 
 
@@ -504,7 +740,7 @@ def same_validation(run: Path, values: dict[str, Any]) -> bool:
 
     Its data, and how much of them is looked at; the model is compared elsewhere.
     """
-    saved = read_experiment(run / CONFIG_FILE)
+    saved = read_experiment(run / Run.CONFIG)
     ours, theirs = values.get("trainer") or {}, saved.get("trainer") or {}
     parts = ("limit_val_batches", "overfit_batches")
     return (

@@ -25,8 +25,6 @@ PLUGINS = "VITRAIL_PLUGINS"
 FORMULA = re.compile(r"'*[=+\-@\t\r]")
 """How a cell begins that a spreadsheet may compute, or that has been guarded against that with an apostrophe."""
 
-_RUN_CONFIG = "config.yaml"
-_OF_A_RUN = ("run.json", "metrics.csv", "checkpoints", "predictions")
 _LONGEST = 150  # with a time, a number or a suffix behind it still a file name on every system
 _CONTROL = ("Cc", "Cs", "Zl", "Zp")
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -109,13 +107,6 @@ def _named_classes(content: object, key: str) -> Iterator[tuple[str, object]]:
     elif isinstance(content, str) and "class_path" in content:
         # The parser would read a mapping out of a text.
         yield key, content
-
-
-def run_of_config(path: Path | str) -> Path | None:
-    """The run directory whose own configuration a file is; None for an experiment file."""
-    file = Path(path)
-    is_own = file.name == _RUN_CONFIG and any((file.parent / name).exists() for name in _OF_A_RUN)
-    return file.parent if is_own else None
 
 
 def plain_name(name: object, key: str) -> str:

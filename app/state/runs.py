@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vitrail.errors import UserError
 from vitrail.predictions import predicted_classes
-from vitrail.runs import CALIBRATION_FILE, Run, read_temperatures
+from vitrail.runs import Run, read_temperatures
 from vitrail.types import UNKNOWN
 
 if TYPE_CHECKING:
@@ -247,9 +247,7 @@ class ServedRun:
         except UserError as error:
             # It must be told, and must not keep the model from being looked at. The browser sees no path.
             _LOGGER.warning("%s", error)
-            self.notes.append(
-                f"Confidences are not calibrated: {CALIBRATION_FILE} is damaged or of another checkpoint."
-            )
+            self.notes.append(f"Confidences are not calibrated: {Run.CALIBRATION} is damaged or of another checkpoint.")
             return {}
         if lacking := [task for task in self.tasks if task not in found]:
             self.notes.append(

@@ -31,7 +31,7 @@ from evaluation.tables.summary import plain
 from vitrail.console import print_table, text_table
 from vitrail.errors import UserError
 from vitrail.predictions import Predictions
-from vitrail.runs import CALIBRATION_FILE, Run, write_temperatures
+from vitrail.runs import Run, write_temperatures
 from vitrail.trust import file_name
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
         sys.stdout.write(json.dumps(plain([asdict(row) for row in rows]), indent=2) + "\n")
         return
     print_table(rich_table(rows))
-    sys.stdout.write(f"{options.run / CALIBRATION_FILE} has the temperatures\n")
+    sys.stdout.write(f"{options.run / Run.CALIBRATION} has the temperatures\n")
 
 
 def calibrate(run: Run) -> list[Calibrated]:

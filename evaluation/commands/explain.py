@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from datamodules.table import composed
 from vitrail.errors import UserError
-from vitrail.runs import CONFIG, Run
+from vitrail.runs import Run
 from vitrail.trust import file_name
 from vitrail.types import UNKNOWN
 
@@ -163,8 +163,8 @@ def _data_images(files: Run, model: VisionTask, transform: Any, task: str, optio
     found = _Images()
     if not wanted:
         return found
-    if not (files.path / CONFIG).is_file():
-        raise UserError(f"{files.path}: has no {CONFIG}, so its data are not known; name images with --image")
+    if not (files.path / Run.CONFIG).is_file():
+        raise UserError(f"{files.path}: has no {Run.CONFIG}, so its data are not known; name images with --image")
     datamodule = data_of_run("python -m evaluation explain", files.path)
     datamodule.image_options = cast("Any", {**model.input_options})
     table = datamodule.table

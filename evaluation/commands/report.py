@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from vitrail.errors import UserError
 from vitrail.files import write_text_atomically
-from vitrail.runs import CONFIG, Run
+from vitrail.runs import Run
 
 if TYPE_CHECKING:
     from datamodules.base import ImageDataModule
@@ -165,7 +165,7 @@ def _data(files: Run, options: argparse.Namespace, rest: Sequence[str]) -> tuple
     if options.no_data:
         return None, "Left out as asked (--no-data)."
     if not files.config:
-        return None, f"Without {CONFIG} it is not known which data the run had."
+        return None, f"Without {Run.CONFIG} it is not known which data the run had."
     arguments = [] if options.data_root is None else ["--data.init_args.root", options.data_root]
     try:
         datamodule = data_of_run("python -m evaluation report", files.path, [*arguments, *rest])

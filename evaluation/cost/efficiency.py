@@ -305,7 +305,7 @@ def source_of(path: Path, overlays: list[Path]) -> ModelSource:
         UserError: if it is neither.
     """
     from vitrail.config import read_experiments
-    from vitrail.runs import CONFIG, Run
+    from vitrail.runs import Run
     from vitrail.trust import refuse_foreign_code
 
     if path.is_dir():
@@ -313,7 +313,7 @@ def source_of(path: Path, overlays: list[Path]) -> ModelSource:
         if "best" in run.checkpoints:
             return ModelSource({}, str(run.checkpoints["best"]))
         if run.config and not run.checkpoints and not any(stage.get("stage") == "fit" for stage in run.stages):
-            refuse_foreign_code({key: run.config.get(key) for key in ("data", "model")}, run.path / CONFIG)
+            refuse_foreign_code({key: run.config.get(key) for key in ("data", "model")}, run.path / Run.CONFIG)
             return ModelSource(run.config)
         raise UserError(f"{path}: has no checkpoints/best.ckpt; give a run that was trained, or its experiment file")
     return ModelSource(read_experiments([path, *overlays]))

@@ -35,7 +35,7 @@ from evaluation.tables.per_class import class_report, confusion_matrix
 from evaluation.tables.summary import TaskSummary, share, summarise, with_interval
 from vitrail.files import read_csv
 from vitrail.predictions import Predictions
-from vitrail.runs import CONFIG, Run
+from vitrail.runs import Run
 from vitrail.trust import file_name
 
 if TYPE_CHECKING:
@@ -82,10 +82,12 @@ def configuration_section(files: Run) -> Section:
         if value not in (None, "") and (key == start or key.startswith(f"{start}."))
     }
     if not flat:
-        return Section("Configuration", missing=[f"There is no usable {CONFIG} in the run directory."])
+        return Section("Configuration", missing=[f"There is no usable {Run.CONFIG} in the run directory."])
     table = pd.DataFrame({"setting": list(chosen), "value": [str(value) for value in chosen.values()]})
-    text = (files.path / CONFIG).read_text(encoding="utf-8", errors="replace")
-    return Section("Configuration", tables={"settings": table} if len(table) else {}, texts={f"all of {CONFIG}": text})
+    text = (files.path / Run.CONFIG).read_text(encoding="utf-8", errors="replace")
+    return Section(
+        "Configuration", tables={"settings": table} if len(table) else {}, texts={f"all of {Run.CONFIG}": text}
+    )
 
 
 def environment_section(files: Run) -> Section:

@@ -169,10 +169,9 @@ def _check(options: argparse.Namespace) -> None:
 def _data(files: Run, options: argparse.Namespace, rest: Sequence[str]) -> ImageDataModule:
     """The run's own data, set up for testing."""
     from datamodules.cli import data_of_run
-    from vitrail.runs import CONFIG
 
     if not files.config:
-        raise UserError(f"{files.path}: without {CONFIG} it is not known which images to compare on")
+        raise UserError(f"{files.path}: without {Run.CONFIG} it is not known which images to compare on")
     arguments = [] if options.data_root is None else ["--data.init_args.root", options.data_root]
     datamodule = data_of_run("python -m experiments export", files.path, [*arguments, *rest])
     datamodule.prepare_data()

@@ -39,7 +39,7 @@ from experiments.launch.workers import Job, Runner, run_trial
 from vitrail.config import dump_yaml, load_yaml, merged, read_experiment, read_experiments
 from vitrail.errors import UserError, run_reporting_user_errors, same_command
 from vitrail.files import write_csv, write_text_atomically
-from vitrail.runs import CHECKPOINTS, CONFIG_FILE
+from vitrail.runs import Run
 from vitrail.runtime import check_device
 from vitrail.trust import plain_name
 
@@ -587,7 +587,7 @@ class Results:
     def _last_checkpoint(self, name: str) -> Path | None:
         """Of the run that was interrupted. One that never came to a checkpoint has nothing to go on with: it goes."""
         folder = self.folder / "trials" / name
-        found = next((path for path in folder.glob(f"*/{CHECKPOINTS}/last.ckpt") if _is_run(path)), None)
+        found = next((path for path in folder.glob(f"*/{Run.CHECKPOINTS}/last.ckpt") if _is_run(path)), None)
         if found is None and folder.exists():
             shutil.rmtree(folder)
         return found
@@ -610,4 +610,4 @@ class Results:
 
 
 def _is_run(checkpoint: Path) -> bool:
-    return (checkpoint.parent.parent / CONFIG_FILE).is_file()
+    return (checkpoint.parent.parent / Run.CONFIG).is_file()

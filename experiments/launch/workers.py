@@ -37,7 +37,7 @@ from experiments.launch.study import (
 )
 from experiments.launch.sweep_file import Metric
 from experiments.launch.sweep_report import BEST_VALUE, CONFIG, EPOCHS, RUN, best_trial, value_of
-from vitrail.runs import CHECKPOINTS, CONFIG_FILE
+from vitrail.runs import Run
 from vitrail.runtime import STOP_TIMEOUT, start_process, stop_process
 
 if TYPE_CHECKING:
@@ -318,7 +318,7 @@ class Workers:
         until = time.monotonic() + STOP_TIMEOUT
         while (gone := is_gone(before.user_attrs[_PROCESS])) is False and time.monotonic() < until:
             self._stop.wait(_LOOK_SECONDS)
-        found = self._folder.glob(f"trials/{trial_name(before.number)}/*/{CHECKPOINTS}/last.ckpt")
+        found = self._folder.glob(f"trials/{trial_name(before.number)}/*/{Run.CHECKPOINTS}/last.ckpt")
         path = next(found, None) or Path(before.user_attrs.get(_RESUMES, ""))
         if not gone or not path.is_file():
             return None
@@ -395,7 +395,7 @@ def _facts(outcome: Outcome) -> dict[str, Any]:
     if outcome.run is not None:
         facts[RUN] = str(outcome.run)
         # In the database, because other machines may not see the directory.
-        if (config := outcome.run / CONFIG_FILE).is_file():
+        if (config := outcome.run / Run.CONFIG).is_file():
             facts[CONFIG] = config.read_text(encoding="utf-8")
     if outcome.error is not None:
         facts[ERROR] = outcome.error

@@ -29,10 +29,9 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 
 from callbacks.averaged_weights import AveragedWeights, EmaOptions
-from callbacks.best_checkpoint import BEST_NAME, BestCheckpoint
+from callbacks.best_checkpoint import BestCheckpoint
 from callbacks.confusion import ClassReport, ConfusionMatrixLogger
 from callbacks.epoch_lines import EpochLines
-from callbacks.finetuning import START_FILE
 from callbacks.frozen_features import FrozenFeatures
 from callbacks.guards import MonitoredMetrics, NonFiniteLoss
 from callbacks.last_checkpoint import LastCheckpoint
@@ -48,9 +47,8 @@ from vitrail.config import one_config
 from vitrail.errors import UserError, run_reporting_user_errors, was_interrupted
 from vitrail.files import check_zip, write_text_atomically
 from vitrail.runs import (
-    CHECKPOINTS,
-    CONFIG_FILE,
     RESERVED,
+    Run,
     discard_empty,
     new_run_directory,
     resolve_checkpoint,
@@ -232,7 +230,7 @@ def refuse_other_checkpoints(callbacks: Sequence[Callback], best: BestCheckpoint
         UserError: A callback would do so.
     """
     folder = Path(str(best.dirpath))
-    ours = {(folder / f"{name}.ckpt").resolve() for name in (BEST_NAME, "last", Path(START_FILE).stem)}
+    ours = {(folder / Path(name).name).resolve() for name in (Run.BEST, Run.LAST, Run.START)}
     for callback in callbacks:
         if callback is best or callback is last:
             continue
@@ -294,7 +292,7 @@ class RunConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write ``config.yaml`` and tell W&B, under one key."""
         text = self.parser.dump(self.config, skip_none=False)
-        path = Path(trainer.default_root_dir) / CONFIG_FILE
+        path = Path(trainer.default_root_dir) / Run.CONFIG
         if not path.exists():
             write_text_atomically(path, text)
         for logger in trainer.loggers:
@@ -435,7 +433,7 @@ class VitrailCLI(LightningCLI):
         config = self.config[self.subcommand]
         # CSVLogger empties the directory of an earlier log: a later stage of a run keeps its own.
         log_directory = self.run_directory
-        if self.subcommand != "fit" and (self.run_directory / CONFIG_FILE).exists():
+        if self.subcommand != "fit" and (self.run_directory / Run.CONFIG).exists():
             log_directory = self.run_directory / str(self.subcommand)
         if self._get(self.config_init, "trainer").strategy == "fsdp":
             kwargs["strategy"] = FullySharded()  # torch's second kind; Lightning means the first one
@@ -454,7 +452,7 @@ class VitrailCLI(LightningCLI):
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
         saver = self._get(self.config_init, "checkpoint")
         saver.continues = self._continues
-        saver.dirpath = saver.dirpath or str(self.run_directory.resolve() / CHECKPOINTS)
+        saver.dirpath = saver.dirpath or str(self.run_directory.resolve() / Run.CHECKPOINTS)
         recorder = RunRecorder(self.run_directory, config.name, config.seed_everything, self.checkpoint)
         # Lightning keeps checkpoint callbacks last; the recorder must see what they did.
         self.callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set at run time
@@ -522,16 +520,16 @@ class VitrailCLI(LightningCLI):
 
     def _how_to_go_on(self) -> str:
         """Which command goes on with an interrupted training; empty where there is nothing to go on with."""
-        last = self.run_directory / CHECKPOINTS / "last.ckpt"
+        last = self.run_directory / Run.CHECKPOINTS / "last.ckpt"
         if self.config.get("subcommand") != "fit" or self.run_directory == Path() or not last.is_file():
             return ""
-        config = shlex.quote(str(self.run_directory / CONFIG_FILE))
+        config = shlex.quote(str(self.run_directory / Run.CONFIG))
         return f"go on with: python -m experiments fit --config {config} --ckpt_path last"
 
     def _say_cost(self) -> None:
         """After training on some of the classes: what it did to the others."""
         base_classes = getattr(self.datamodule, "base_classes", 0)
-        if base_classes and self.trainer.is_global_zero and (self.run_directory / CHECKPOINTS / START_FILE).exists():
+        if base_classes and self.trainer.is_global_zero and (self.run_directory / Run.START).exists():
             from rich.console import Console
 
             from evaluation.weights.zero_shot import finetuning_cost, rich_table

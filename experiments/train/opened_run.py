@@ -17,8 +17,8 @@ from typing import Any
 
 from vitrail.config import dump_yaml, read_experiment
 from vitrail.errors import UserError
-from vitrail.runs import CHECKPOINTS, CONFIG_FILE, run_of_checkpoint
-from vitrail.trust import refuse_foreign_code, run_of_config
+from vitrail.runs import Run, run_of_checkpoint, run_of_config
+from vitrail.trust import refuse_foreign_code
 
 STAGES = ("fit", "validate", "test", "predict")
 
@@ -81,7 +81,7 @@ def opened_arguments(args: Sequence[str]) -> Iterator[list[str]]:
             for _, value in _values_of(arguments, ("--ckpt_path",))[-1:]:
                 raise UserError(
                     f"--ckpt_path {value}: is no checkpoint in a run directory, so nothing says what data and model to "
-                    f"take; give RUN/{CHECKPOINTS}/best.ckpt, or --config as well"
+                    f"take; give RUN/{Run.CHECKPOINTS}/best.ckpt, or --config as well"
                 )
         yield arguments
 
@@ -96,7 +96,7 @@ def opened_config(run: Path, stage: str) -> dict[str, Any]:
     Raises:
         UserError: it cannot be read, or names a class that is neither ours nor of an allowed plugin.
     """
-    path = run / CONFIG_FILE
+    path = run / Run.CONFIG
     config = {key: value for key, value in read_experiment(path).items() if key not in _OF_THE_COMMAND}
     config.setdefault("name", run.parent.name)
     if config["name"] == run.parent.name:
@@ -132,10 +132,10 @@ def _name_checkpoint(arguments: list[str], run: Path) -> None:
     """Let ``best`` and ``last`` mean those of the run whose own configuration is given."""
     for place, value in _values_of(arguments, ("--ckpt_path",)):
         if value in ("best", "last"):
-            checkpoint = run / CHECKPOINTS / f"{value}.ckpt"
+            checkpoint = run / Run.CHECKPOINTS / f"{value}.ckpt"
             if not checkpoint.is_file():
-                there = ", ".join(path.stem for path in sorted((run / CHECKPOINTS).glob("*.ckpt"))) or "none"
-                raise UserError(f"--ckpt_path {value}: {run} has no {CHECKPOINTS}/{value}.ckpt; it has {there}")
+                there = ", ".join(path.stem for path in sorted((run / Run.CHECKPOINTS).glob("*.ckpt"))) or "none"
+                raise UserError(f"--ckpt_path {value}: {run} has no {Run.CHECKPOINTS}/{value}.ckpt; it has {there}")
             _replace_value(arguments, place, str(checkpoint))
 
 
@@ -170,6 +170,6 @@ def _replace_value(arguments: list[str], place: int, value: str) -> None:
 
 def _written(folder: Path, config: dict[str, Any]) -> Path:
     folder.mkdir(exist_ok=True)
-    path = folder / CONFIG_FILE
+    path = folder / Run.CONFIG
     path.write_text(dump_yaml(config), encoding="utf-8")
     return path

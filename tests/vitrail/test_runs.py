@@ -1,4 +1,4 @@
-""""""
+"""A run directory: what is read of its files, and what its model predicts for new images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from evaluation.__main__ import main
 from tests.evaluation.predictions_fixture import TASKS, make_predictions
 from vitrail.errors import UserError
 from vitrail.predictions import read_predictions, write_predictions
-from vitrail.runs import CALIBRATION_FILE, Run, read_temperatures, write_temperatures
+from vitrail.runs import Run, read_temperatures, write_temperatures
 
 
 def stage(name: str = "fit", how: str = "finished", started: str = "2026-01-01T10:00:00.000") -> dict[str, Any]:
@@ -278,7 +278,7 @@ def test_written_and_read_with_the_digest_of_the_checkpoint(tmp_path: Path) -> N
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "best.ckpt").write_bytes(b"weights")
     path = write_temperatures(tmp_path, {"class": 1.5, "colour": 0.5}, {"fitted_on": "val"})
-    assert path == tmp_path / CALIBRATION_FILE
+    assert path == tmp_path / Run.CALIBRATION
     content = json.loads(path.read_text(encoding="utf-8"))
     assert content["checkpoint_sha256"] == hashlib.sha256(b"weights").hexdigest()
     assert content["fitted_on"] == "val"
@@ -306,7 +306,7 @@ def test_a_run_without_a_checkpoint_has_temperatures_until_it_has_one(tmp_path: 
     ],
 )
 def test_unreadable_is_one_line(tmp_path: Path, content: str) -> None:
-    path = tmp_path / CALIBRATION_FILE
+    path = tmp_path / Run.CALIBRATION
     path.parent.mkdir()
     path.write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match="not a readable calibration") as caught:
@@ -316,7 +316,7 @@ def test_unreadable_is_one_line(tmp_path: Path, content: str) -> None:
 
 @pytest.mark.parametrize("value", ["0", "-1", "NaN", "Infinity"])
 def test_a_temperature_is_a_number_above_0(tmp_path: Path, value: str) -> None:
-    path = tmp_path / CALIBRATION_FILE
+    path = tmp_path / Run.CALIBRATION
     path.parent.mkdir()
     path.write_text(f'{{"temperatures": {{"class": {value}}}, "checkpoint_sha256": null}}', encoding="utf-8")
     with pytest.raises(UserError, match="finite numbers above 0"):

@@ -17,7 +17,8 @@ import lightning_modules
 from datamodules.base import ImageDataModule
 from lightning_modules.base import VisionTask
 from vitrail.errors import UserError
-from vitrail.trust import PLUGINS, file_name, is_trusted, plain_name, refuse_foreign_code, run_of_config
+from vitrail.runs import run_of_config
+from vitrail.trust import PLUGINS, file_name, is_trusted, plain_name, refuse_foreign_code
 
 
 @pytest.mark.parametrize(
