@@ -9,7 +9,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from datamodules.base import ImageDataModule
-from vitrail.config import dump_yaml, read_experiment, read_experiments, split_configs
+from vitrail.config import dump_yaml, merged, read_experiment, read_experiments, split_configs
 from vitrail.errors import UserError
 from vitrail.runs import run_of_config
 from vitrail.trust import refuse_foreign_code
@@ -84,7 +84,8 @@ def load_datamodule(
     origin = (
         "experiment" if isinstance(source, Mapping) else f"{source if isinstance(source, str | Path) else source[0]}"
     )
-    datamodule = parser.instantiate(_parse(parser, content, split_configs(args)[1], origin)).data
+    overlays, rest = split_configs(args)
+    datamodule = parser.instantiate(_parse(parser, merged(content, _read(overlays)), rest, origin)).data
     assert isinstance(datamodule, ImageDataModule)
     return datamodule
 

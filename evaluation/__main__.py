@@ -99,19 +99,19 @@ def _wise_ft(options: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.progress import track
 
-    from datamodules.cli import data_of_run
     from evaluation.weights import wise_ft
     from evaluation.weights.zero_shot import start_weights_of
-    from lightning_modules.checkpoint import load_task, read_checkpoint
+    from lightning_modules.checkpoint import read_checkpoint
     from vitrail.console import print_table
+    from vitrail.runs import Run
 
-    datamodule = data_of_run("python -m evaluation wise_ft", options.run)
+    run = Run(options.run)
+    datamodule = run.datamodule
     datamodule.prepare_data()
     datamodule.setup("test")
-    folder = options.run / "checkpoints"
-    start, end = (read_checkpoint(path) for path in (start_weights_of(options.run), folder / "best.ckpt"))
+    start, end = (read_checkpoint(path) for path in (start_weights_of(options.run), run.checkpoint()))
     mixtures = wise_ft.sweep(
-        load_task(folder / "best.ckpt"),
+        run.load_model(),
         start["state_dict"],
         end["state_dict"],
         datamodule,
@@ -121,38 +121,38 @@ def _wise_ft(options: argparse.Namespace) -> None:
     progress = Console(stderr=True)
     found = list(track(mixtures, "evaluating mixtures", total=len(options.alphas), console=progress))
     chosen = wise_ft.best_mixture(found)
-    wise_ft.save_mixture(folder / "wise_ft.ckpt", start["state_dict"], end, chosen.alpha)
+    mixed = run.path / Run.CHECKPOINTS / "wise_ft.ckpt"
+    wise_ft.save_mixture(mixed, start["state_dict"], end, chosen.alpha)
     wise_ft.write_report(options.run, found)
     print_table(wise_ft.rich_table(found, chosen))
-    print(f"{folder / 'wise_ft.ckpt'} has the weights of α = {chosen.alpha:g}")
+    print(f"{mixed} has the weights of α = {chosen.alpha:g}")
 
 
 def _soup(options: argparse.Namespace) -> None:
     from evaluation.commands.soup import best_of_sweep, make_soup, place_beside, place_of_sweep
     from vitrail.console import print_table
     from vitrail.errors import UserError
-    from vitrail.runs import runs_among
+    from vitrail.runs import Run, runs_among
 
     if bool(options.runs) == (options.sweep is not None):
         raise UserError("soup: name either run directories, or one sweep with --sweep DIR --top N")
-    named = runs_among(options.runs, "soup", "checkpoints/best.ckpt", unfinished_only=True)
+    named = runs_among(options.runs, "soup", Run.BEST, unfinished_only=True)
     runs = named or best_of_sweep(options.sweep, options.top)
     place = place_beside(runs[0]) if options.runs else place_of_sweep(options.sweep)
     made = make_soup(runs, options.method, metric=options.metric, place=place, test=options.test)
     print_table(made.table)
-    print(f"{made.directory / 'checkpoints' / 'best.ckpt'} has the weights of the soup")
+    print(f"{made.directory / Run.BEST} has the weights of the soup")
 
 
 _OTHERS = {"base_to_novel": _base_to_novel, "wise_ft": _wise_ft, "soup": _soup}
 
 
 def _probe(options: argparse.Namespace, data_arguments: list[str]) -> list[TaskSummary]:
-    from datamodules.cli import data_parser, parse_data
+    from datamodules.cli import load_datamodule
     from evaluation.commands.linear_probe import linear_probe
     from lightning_modules.encoders.image import ImageEncoder
 
-    configs = [argument for path in options.config for argument in ("--config", path)]
-    datamodule, _ = parse_data(data_parser("python -m evaluation linear_probe"), [*configs, *data_arguments])
+    datamodule = load_datamodule(options.config, data_arguments, "python -m evaluation linear_probe")
     datamodule.image_options = {**datamodule.image_options, "size": options.image_size}
     pretrained = {"true": True, "false": False}.get(options.pretrained.lower(), options.pretrained)
     encoder = ImageEncoder(options.backbone, options.image_size, pretrained)

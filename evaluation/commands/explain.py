@@ -97,7 +97,7 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     task = _task(model, options)
     check_method(model, options.method)
     images = _images(files, model, task, options)
-    folder = options.to or options.run / "figures" / "explain"
+    folder = options.to or options.run / Run.FIGURES / "explain"
     explained = _explained(model, task, images, options)
     of_what = "likeness to texts" if options.text else f"classes of the task {task}"
     lead = [f"{files.name}, checkpoint {options.checkpoint}: {of_what}.", _TOLD[options.method]]
@@ -109,15 +109,10 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
 
 
 def _model(files: Run, checkpoint: str) -> VisionTask:
-    from lightning_modules.checkpoint import load_task
-
-    if checkpoint not in files.checkpoints:
-        there = ", ".join(files.checkpoints)
-        hint = f"it has {there}; name one with --checkpoint" if there else "train it first with `fit`"
-        raise UserError(f"{files.path}: has no checkpoints/{checkpoint}.ckpt; {hint}")
     import torch
 
-    return load_task(files.checkpoints[checkpoint], "cuda" if torch.cuda.is_available() else "cpu")
+    model: VisionTask = files.load_model(checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
+    return model
 
 
 def _task(model: VisionTask, options: argparse.Namespace) -> str:
@@ -157,15 +152,13 @@ def _images(files: Run, model: VisionTask, task: str, options: argparse.Namespac
 
 def _data_images(files: Run, model: VisionTask, transform: Any, task: str, options: argparse.Namespace) -> _Images:
     """Images of the run's own data: by name, or the worst mistakes."""
-    from datamodules.cli import data_of_run
-
     wanted = options.ids or _worst_names(files, task, options)
     found = _Images()
     if not wanted:
         return found
     if not (files.path / Run.CONFIG).is_file():
         raise UserError(f"{files.path}: has no {Run.CONFIG}, so its data are not known; name images with --image")
-    datamodule = data_of_run("python -m evaluation explain", files.path)
+    datamodule = files.datamodule
     datamodule.image_options = cast("Any", {**model.input_options})
     table = datamodule.table
     rows = {name: row for row, name in enumerate(datamodule.sample_names())}
@@ -174,7 +167,7 @@ def _data_images(files: Run, model: VisionTask, transform: Any, task: str, optio
             f"--ids {strange[0]}: {table.origin} has no image of that name; they are such as {next(iter(rows), '')!r}"
             if options.ids
             else f"{table.origin}: has no image {strange[0]!r} any more; test again with "
-            f"`python -m experiments test --ckpt_path {files.path}/checkpoints/best.ckpt`"
+            f"`python -m experiments test --ckpt_path {files.path / Run.BEST}`"
         )
     for name in wanted:
         row = rows[name]

@@ -87,16 +87,14 @@ def data_of(command: str, options: argparse.Namespace, rest: Sequence[str]) -> I
     Raises:
         UserError: where none is named, and for arguments that are not the data's.
     """
-    from datamodules.cli import data_parser, parse_data
+    from datamodules.cli import load_datamodule
 
     if strange := [one for one in rest if one.startswith("-") and not one.startswith(DATA_ARGUMENTS)]:
         raise UserError(f"{command}: unknown argument {strange[0]!r}; see python -m evaluation {command} --help")
     if not options.config and options.data is None:
         raise UserError(f"{command}: name the data with --config EXPERIMENT.yaml or --data CLASS")
-    source = [argument for path in options.config for argument in ("--config", path)]
-    if options.data is not None:
-        source += ["--data", options.data]
-    return parse_data(data_parser(f"python -m evaluation {command}"), [*source, *rest])[0]
+    given = ["--data", options.data] if options.config and options.data is not None else []
+    return load_datamodule(options.config or options.data, [*given, *rest], f"python -m evaluation {command}")
 
 
 def collection_of(datamodule: ImageDataModule) -> Collection:

@@ -160,15 +160,13 @@ def reader(datamodule: ImageDataModule) -> ReadImage:
 
 def _data(files: Run, options: argparse.Namespace, rest: Sequence[str]) -> tuple[ImageDataModule | None, str]:
     """The run's own data, or why they are not there."""
-    from datamodules.cli import data_of_run
-
     if options.no_data:
         return None, "Left out as asked (--no-data)."
     if not files.config:
         return None, f"Without {Run.CONFIG} it is not known which data the run had."
     arguments = [] if options.data_root is None else ["--data.init_args.root", options.data_root]
     try:
-        datamodule = data_of_run("python -m evaluation report", files.path, [*arguments, *rest])
+        datamodule: ImageDataModule = files.load_datamodule([*arguments, *rest])
         # What cannot be read leaves a gap on the page, no more.
         datamodule.check_options["on_bad_image"] = "skip"
         datamodule.prepare_data()

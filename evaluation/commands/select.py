@@ -16,6 +16,7 @@ from datamodules.table import composed
 from evaluation.dataset.active_learning import Pool, ranking, to_label
 from vitrail.errors import UserError
 from vitrail.predictions import predicted_classes
+from vitrail.runs import Run
 from vitrail.types import DATA_ARGUMENTS, LABEL_TASK, UNKNOWN
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
         raise UserError(f"--n: is {options.n}, must be at least 1")
     if strange := [one for one in rest if one.startswith("-") and not one.startswith(DATA_ARGUMENTS)]:
         raise UserError(f"select: unknown argument {strange[0]!r}; see python -m evaluation select --help")
-    checkpoint = options.run / "checkpoints" / "best.ckpt"
+    checkpoint = options.run / Run.BEST
     if not checkpoint.is_file():
         raise UserError(f"--run {options.run}: has no checkpoints/best.ckpt; train it first with `fit`")
     is_gallery = "://" in options.pool or (Path(options.pool) / "images.lance").is_dir()
@@ -119,7 +120,7 @@ def _gallery_pool(options: argparse.Namespace, checkpoint: Path) -> Pool:
 
 def _image_pool(options: argparse.Namespace, checkpoint: Path, rest: Sequence[str]) -> Pool:
     """Images that the model looks at now."""
-    from datamodules.cli import data_of_run, data_parser, parse_data
+    from datamodules.cli import load_datamodule
     from evaluation.dataset.active_learning import checked_probabilities
     from lightning_modules.checkpoint import load_task
 
@@ -128,9 +129,7 @@ def _image_pool(options: argparse.Namespace, checkpoint: Path, rest: Sequence[st
         raise UserError(
             f"--pool {options.pool}: is neither a folder of images, a gallery nor an experiment's YAML file"
         )
-    folder = ["--data", "datamodules.UnlabeledFolder", "--data.init_args.root", options.pool]
-    source = folder if is_folder else ["--config", options.pool]
-    datamodule = parse_data(data_parser("python -m evaluation select"), [*source, *rest])[0]
+    datamodule = load_datamodule(options.pool, rest, "python -m evaluation select")
     model = load_task(checkpoint, _device())
     said = _Said.of(model, datamodule, SPLITS)
     name = _task_name(options.task, said.logits, options.run)
@@ -139,7 +138,7 @@ def _image_pool(options: argparse.Namespace, checkpoint: Path, rest: Sequence[st
     wanted = _wanted(known, len(said.sample_id), name, options)
     covered = np.delete(said.vectors, wanted, axis=0)
     if options.by == "coreset":
-        own = data_of_run("python -m evaluation select", options.run)
+        own: ImageDataModule = Run(options.run).datamodule
         covered = np.concatenate([covered, _Said.of(model, own, ("train",)).vectors])
     probability = predicted = confidence = None
     if name in said.logits:

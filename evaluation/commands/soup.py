@@ -77,7 +77,7 @@ def make_soup(
     from vitrail.config import dump_yaml
 
     configs = [_config(run) for run in runs]
-    files = [run / "checkpoints" / "best.ckpt" for run in runs]
+    files = [run / Run.BEST for run in runs]
     checkpoints = [read_checkpoint(file) for file in files]
     refuse_strangers(runs, checkpoints, [_data_of(run) for run in runs])
     metric, maximize = _metric(configs[0], metric, runs[0])
@@ -86,10 +86,10 @@ def make_soup(
     soup = METHODS[method](states, runs, judge.score_by(metric), maximize)
     best = list(runs).index(soup.members[0])
     directory = timestamped_directory(place)
-    save_soup(directory / "checkpoints" / "best.ckpt", checkpoints[best], soup)
+    save_soup(directory / Run.BEST, checkpoints[best], soup)
     config = configs[best] | {"name": directory.parent.name, "runs": str(directory.parent.parent)}
-    write_text_atomically(directory / "config.yaml", dump_yaml(config))
-    write_text_atomically(directory / "soup.json", json.dumps(_record(soup, metric), indent=2) + "\n")
+    write_text_atomically(directory / Run.CONFIG, dump_yaml(config))
+    write_text_atomically(directory / Run.SOUP, json.dumps(_record(soup, metric), indent=2) + "\n")
     tested: list[float | None] | None = None
     if test:
         on_test = metric.replace("val/", "test/", 1)
@@ -202,7 +202,7 @@ def _quiet() -> Iterator[None]:
 def _config(run: Path) -> dict[str, Any]:
     from vitrail.config import read_experiment
 
-    path = run / "config.yaml"
+    path = run / Run.CONFIG
     if not path.is_file():
         raise UserError(f"{run}: has no config.yaml; give run directories such as runs/<name>/<time>")
     return read_experiment(path)
@@ -210,7 +210,7 @@ def _config(run: Path) -> dict[str, Any]:
 
 def _data_of(run: Path) -> Any:
     """What tells data and their division apart."""
-    path = run / "run.json"
+    path = run / Run.RECORD
     if not path.is_file():
         raise UserError(f"{run}: has no run.json, which says what data it saw; give directories that `fit` has made")
     data = Run(run).record.get("data") or {}
@@ -222,7 +222,7 @@ def _metric(config: dict[str, Any], asked: str | None, run: Path) -> tuple[str, 
     chosen = config.get("checkpoint") or {}
     if not (isinstance(chosen, dict) and {"monitor", "mode"} <= chosen.keys()):
         raise UserError(
-            f"{run / 'config.yaml'}: says nothing of checkpoint.monitor and .mode; give runs that `fit` has made"
+            f"{run / Run.CONFIG}: says nothing of checkpoint.monitor and .mode; give runs that `fit` has made"
         )
     metric = asked or chosen["monitor"]
     if not metric.startswith("val/"):
@@ -233,9 +233,7 @@ def _metric(config: dict[str, Any], asked: str | None, run: Path) -> tuple[str, 
 
 
 def _datamodule(run: Path) -> ImageDataModule:
-    from datamodules.cli import data_of_run
-
-    datamodule = data_of_run("python -m evaluation soup", run)
+    datamodule: ImageDataModule = Run(run).datamodule
     datamodule.prepare_data()
     datamodule.setup("fit")
     return datamodule

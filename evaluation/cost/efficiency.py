@@ -325,7 +325,7 @@ def _arguments(experiment: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
     The data are asked only for what the model cannot be built without, so that most are not needed on disk.
     """
     import lightning_modules
-    from datamodules.cli import data_parser, parse_data
+    from datamodules.cli import load_datamodule
 
     model = experiment.get("model")
     if not isinstance(model, dict) or "class_path" not in model or not isinstance(experiment.get("data"), dict):
@@ -333,10 +333,7 @@ def _arguments(experiment: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
     task_class = getattr(lightning_modules, str(model["class_path"]).removeprefix("lightning_modules."), None)
     if task_class is None:
         raise UserError(f"model.class_path: {model['class_path']} is no task of lightning_modules")
-    parsed = ["--data", json.dumps(experiment["data"])]
-    if experiment.get("seed_everything") is not None:
-        parsed += ["--seed_everything", str(experiment["seed_everything"])]
-    datamodule, _ = parse_data(data_parser("python -m evaluation efficiency"), parsed)
+    datamodule = load_datamodule(experiment, program="python -m evaluation efficiency")
     known = inspect.signature(task_class).parameters
     init = {**model.get("init_args", {}), "image_size": datamodule.image_size}
     init |= {name: getattr(datamodule, name) for name in _LINKED if _is_needed(known.get(name))}

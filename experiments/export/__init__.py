@@ -121,23 +121,19 @@ def parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     _check(options)
     from experiments.export.parity import markdown, rich_table
-    from lightning_modules.checkpoint import load_task
     from vitrail.console import print_table
     from vitrail.runs import Run
 
     # What torchao, which peft imports, makes PyTorch tell of its own enumerations.
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     files = Run(options.run)
-    if options.checkpoint not in files.checkpoints:
-        there = ", ".join(files.checkpoints) or "none"
-        raise UserError(f"{options.run}: has no checkpoints/{options.checkpoint}.ckpt; there are {there}")
-    task = load_task(files.checkpoints[options.checkpoint])
+    task: VisionTask = files.load_model(options.checkpoint)
     datamodule = _data(files, options, rest)
     datamodule.adopt_image_options(task.input_options)
     maker = Maker(task, files, datamodule, options)
     forms: list[Form] = []
     made: list[Path] = []
-    root = options.to or options.run / "export"
+    root = options.to or options.run / Run.EXPORTS
     with _new_folders(root, [_folder(name, options.quantize) for name in options.format]) as folders:
         forms = maker.make(dict(zip(options.format, folders, strict=True)))
         made = [root / folder.name for folder in folders]
@@ -168,12 +164,10 @@ def _check(options: argparse.Namespace) -> None:
 
 def _data(files: Run, options: argparse.Namespace, rest: Sequence[str]) -> ImageDataModule:
     """The run's own data, set up for testing."""
-    from datamodules.cli import data_of_run
-
     if not files.config:
         raise UserError(f"{files.path}: without {Run.CONFIG} it is not known which images to compare on")
     arguments = [] if options.data_root is None else ["--data.init_args.root", options.data_root]
-    datamodule = data_of_run("python -m experiments export", files.path, [*arguments, *rest])
+    datamodule: ImageDataModule = files.load_datamodule([*arguments, *rest])
     datamodule.prepare_data()
     datamodule.setup("test")
     return datamodule

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from retrieval.fill import CHUNK
 from vitrail.errors import UserError
+from vitrail.runs import Run
+from vitrail.runtime import check_device
 from vitrail.types import DATA_ARGUMENTS
 
 if TYPE_CHECKING:
@@ -74,7 +76,7 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     task = _model(options)
     if options.on_bad_image is not None:
         datamodule.check_options["on_bad_image"] = options.on_bad_image
-    uri = options.gallery or str(options.run / "gallery")
+    uri = options.gallery or str(options.run / Run.GALLERY)
     report = _filled(task, datamodule, uri, options)
     sys.stdout.write(f"Gallery {uri}: {report}\n")
     _tell_left_out(datamodule, report)
@@ -111,23 +113,18 @@ def _progress(batches: Iterable[Any], total: int) -> Iterable[Any]:
 
 def _data(options: argparse.Namespace, rest: Sequence[str]) -> ImageDataModule:
     """The DataModule that is asked for, by default the run's own."""
-    from datamodules.cli import data_of_run, data_parser, parse_data
+    from datamodules.cli import load_datamodule
 
     if not options.run.is_dir():
         raise UserError(f"--run {options.run}: there is no such directory; give one such as runs/NAME/TIME")
     if strange := [one for one in rest if one.startswith("-") and not one.startswith(DATA_ARGUMENTS)]:
         raise UserError(f"index: unknown argument {strange[0]!r}; see python -m retrieval index --help")
     if options.data is None:
-        return data_of_run("python -m retrieval index", options.run, rest)
-    if Path(options.data).expanduser().is_dir():
-        source = ["--data", "datamodules.UnlabeledFolder", "--data.init_args.root", options.data]
-    elif Path(options.data).suffix in (".yaml", ".yml"):
-        source = ["--config", options.data]
-    elif "/" in options.data:
+        own: ImageDataModule = Run(options.run).load_datamodule(rest)
+        return own
+    if "/" in options.data and not Path(options.data).expanduser().exists():
         raise UserError(f"--data {options.data}: there is no such folder or experiment file")
-    else:
-        source = ["--data", options.data if "." in options.data else f"datamodules.{options.data}"]
-    return parse_data(data_parser("python -m retrieval index"), [*source, *rest])[0]
+    return load_datamodule(options.data, rest, "python -m retrieval index")
 
 
 def _model(options: argparse.Namespace) -> VisionTask:
@@ -135,19 +132,9 @@ def _model(options: argparse.Namespace) -> VisionTask:
 
     from lightning_modules.checkpoint import load_task
 
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {device}: cannot be used here ({str(error).splitlines()[0]}); try cpu") from error
+    device = check_device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if options.checkpoint in ("best", "last"):
-        path = options.run / "checkpoints" / f"{options.checkpoint}.ckpt"
-        if not path.is_file():
-            raise UserError(
-                f"--run {options.run}: has no checkpoints/{options.checkpoint}.ckpt; run `fit` first, or name a file "
-                "with --checkpoint"
-            )
-        return load_task(path, device)
+        return load_task(Run(options.run).checkpoint(options.checkpoint), device)
     return load_task(options.checkpoint, device)
 
 

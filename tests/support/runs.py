@@ -42,7 +42,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from callbacks import RetrievalMetrics
 from datamodules.base import ImageDataModule
-from datamodules.cli import data_parser, parse_data
+from datamodules.cli import load_datamodule
 from datamodules.table import SampleTable
 from evaluation.__main__ import main as evaluation
 from evaluation.dataset.colour import centre_colour
@@ -534,7 +534,7 @@ def exported(run: Path, kind: str, *arguments: str) -> Path:
 
 def data_of(run: Path) -> ImageDataModule:
     """The run's own data, set up."""
-    datamodule, _ = parse_data(data_parser("test"), ["--config", str(run / "config.yaml")])
+    datamodule = load_datamodule(run / "config.yaml")
     datamodule.prepare_data()
     datamodule.setup("test")
     return datamodule

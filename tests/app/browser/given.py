@@ -9,12 +9,12 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Page
 
-from datamodules.cli import data_parser, parse_data
+from datamodules.cli import load_datamodule
 
 
 def wares(run: Path, folder: Path, count: int) -> list[Path]:
     """Files with images of a run's test split."""
-    data, _ = parse_data(data_parser("test"), ["--config", str(run / "config.yaml")])
+    data = load_datamodule(run / "config.yaml")
     paths = []
     for row in data.split_indices("test")[:count].tolist():
         paths.append(folder / f"{data.sample_names()[row]}.png")

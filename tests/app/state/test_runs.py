@@ -18,7 +18,7 @@ from app.state.context import AppContext
 from app.state.galleries import ServedGallery
 from app.state.runs import ServedRun
 from datamodules.base import ImageDataModule
-from datamodules.cli import data_parser, parse_data
+from datamodules.cli import load_datamodule
 from evaluation.saliency.overlays import explain_classes
 from lightning_modules.checkpoint import load_task
 from lightning_modules.dual_encoder import DualEncoder
@@ -42,7 +42,7 @@ def pairs_data(pairs_run: Path) -> ImageDataModule:
 
 
 def data_of(run: Path) -> ImageDataModule:
-    return parse_data(data_parser("test"), ["--config", str(run / "config.yaml")])[0]
+    return load_datamodule(run / "config.yaml")
 
 
 @pytest.fixture(scope="module")

@@ -234,9 +234,9 @@ def test_a_uniform_soup_is_the_mean_with_its_own_statistics(finished: Path, caps
             assert torch.equal(value, mean), name
     assert moved > 0
     # As counted by a network that has seen nothing but these weights and the training images.
-    from datamodules.cli import data_parser, parse_data
+    from datamodules.cli import load_datamodule
 
-    datamodule, _ = parse_data(data_parser("test"), ["--config", str(runs[0] / "config.yaml")])
+    datamodule = load_datamodule(runs[0] / "config.yaml")
     task = load_task(made / "checkpoints" / "best.ckpt")
     name, first = next((n, m) for n, m in task.named_modules() if isinstance(m, nn.BatchNorm2d))
     seen: list[torch.Tensor] = []

@@ -100,9 +100,9 @@ def test_mixtures_are_evaluated_and_the_best_on_validation_is_kept(
 
 
 def test_the_ends_agree_with_the_predictions_of_the_run(finished: Path) -> None:
-    from datamodules.cli import data_parser, parse_data
+    from datamodules.cli import load_datamodule
 
-    datamodule, _ = parse_data(data_parser("test"), ["--config", str(finished / "config.yaml")])
+    datamodule = load_datamodule(finished / "config.yaml")
     datamodule.prepare_data()
     datamodule.setup("test")
     cost = finetuning_cost(finished, datamodule, 51)
