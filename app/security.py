@@ -23,10 +23,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.sse_keepalive import JOIN
 from app.state.context import Limits
 from vitrail.errors import UserError
 
+JOIN, DATA = "/gradio_api/queue/join", "/gradio_api/queue/data"
 _UPLOAD, _FILE = "/gradio_api/upload", "/gradio_api/file="
 
 _READ = re.compile(

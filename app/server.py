@@ -25,7 +25,6 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from app.security import Guard, own_names
-from app.sse_keepalive import LastingStreams
 from app.state.context import AppContext
 from app.widgets.cards import add_images, serve_below
 from vitrail.errors import UserError
@@ -133,12 +132,10 @@ def build_app(
         mcp_server=False,
         theme=_THEME,
         css_paths=sorted(_STATIC.glob("*.css")),
-        head=f"<script>{(_STATIC / 'keys.js').read_text(encoding='utf-8')}</script>",
+        head="".join(f"<script>{path.read_text(encoding='utf-8')}</script>" for path in sorted(_STATIC.glob("*.js"))),
     )
     functions = (number for number, function in page.fns.items() if function.fn is not None)
-    return Guard(
-        LastingStreams(app), context.limits, uploads, functions, own_names(host), allowed=allowed, prefix=prefix
-    )
+    return Guard(app, context.limits, uploads, functions, own_names(host), allowed=allowed, prefix=prefix)
 
 
 def serve(

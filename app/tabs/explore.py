@@ -509,9 +509,8 @@ class _Tab:
         self._on(asked["task"].input, self.other_task, parts.inputs, **last)
         self._on(asked["view"].input, self.other_view, parts.inputs, **last)
         # Each press counts: those that come while one is being answered wait, and go on from where it ends.
-        in_turn = {"trigger_mode": "multiple", "concurrency_limit": 1, "concurrency_id": "explore-leaf"}
-        self._on(parts.back.click, self.back, parts.inputs, **in_turn)
-        self._on(parts.on.click, self.on, parts.inputs, **in_turn)
+        self._on(parts.back.click, self.back, parts.inputs, trigger_mode="multiple")
+        self._on(parts.on.click, self.on, parts.inputs, trigger_mode="multiple")
         self._on([parts.grid.select, parts.points.select], self.opened_image, parts.inputs)
         self._on(parts.bars.select, self.opened_class, parts.inputs)
         parts.wanted.change(
@@ -612,7 +611,10 @@ class _Tab:
                 for part, changed in changes.items()
             }
 
-        gr.on(triggers, told(updates), list(inputs), self._parts.outputs, show_progress="hidden", **options)
+        # One after another: each goes on from the page and image that the one before it left.
+        in_turn = {"concurrency_limit": 1, "concurrency_id": "explore"}
+        outputs = self._parts.outputs
+        gr.on(triggers, told(updates), list(inputs), outputs, show_progress="hidden", **in_turn, **options)
 
     def _choices(self, asked: Asked) -> Changes:
         """What can be chosen of a gallery, and what is."""

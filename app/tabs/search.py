@@ -360,14 +360,17 @@ class _Tab:
         """Lets components answer to what people do."""
         parts = self._parts
         shown = parts.shown
-        asked = gr.on([parts.text.submit, parts.ask.click], told(self.by_text), [parts.text, *parts.options], shown)
+        # Of what is asked while an answer is on its way the last counts; by default it would be dropped.
+        last: dict[str, Any] = {"trigger_mode": "always_last"}
+        words = [parts.text, *parts.options]
+        asked = gr.on([parts.text.submit, parts.ask.click], told(self.by_text), words, shown, **last)
         asked.then(js=_TO_RESULTS)
         parts.images.change(told(self.by_image), [parts.images, parts.last, *parts.options], shown)
         chosen_from = (parts.words, *parts.filters.values())
         changed = [parts.ranker.input, *(part.input for part in chosen_from)]
-        gr.on([*changed, parts.count.release], told(self.again), [parts.last, *parts.options], shown)
+        gr.on([*changed, parts.count.release], told(self.again), [parts.last, *parts.options], shown, **last)
         choices = [*shown, parts.ranker, parts.words, *parts.filters.values()]
-        parts.gallery.input(told(self.other_gallery), [parts.last, *parts.options], choices)
+        parts.gallery.input(told(self.other_gallery), [parts.last, *parts.options], choices, **last)
         for button, by in ((parts.back, -1), (parts.on, 1)):
             button.click(told(self._turning(by)), [parts.last], shown).then(js=_TO_TOP)
         chosen = [parts.details, parts.image, parts.opened]

@@ -92,7 +92,8 @@ def _connect_answers(context: AppContext, asked: _Question, button: gr.Button, o
         notes = [*wanted.notes, *reading_notes(served, wanted.names), *served.notes]
         return zero_shot_html(served.name, uploads, found, notes), ""
 
-    gr.on([button.click, asked.labels.submit], answer, list(asked), outputs)
+    # Of what is asked while an answer is on its way the last counts; by default it would be dropped.
+    gr.on([button.click, asked.labels.submit], answer, list(asked), outputs, trigger_mode="always_last")
 
 
 def _prompt_of(templates: str) -> str:

@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from app.security import DATA, JOIN
 from app.server import blocks_of, build_app
-from app.sse_keepalive import DATA, JOIN
 from app.state.context import AppContext, Limits
 from tests.app.hostile_files import HTML, SVG, encoded, harmless_files, hostile_files
 from tests.app.running import Served, serving

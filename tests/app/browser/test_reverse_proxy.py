@@ -13,8 +13,8 @@ import gradio as gr
 import httpx
 import pytest
 
+from app.security import DATA, JOIN
 from app.server import blocks_of, build_app
-from app.sse_keepalive import DATA, JOIN
 from app.state.context import AppContext
 from app.widgets.cards import Card, card_grid, serve_below
 from tests.app.conftest import fresh_page

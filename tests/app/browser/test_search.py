@@ -10,7 +10,7 @@ from app.logic.uploads import read_upload
 from app.state.context import AppContext
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Page, Route
 
 
 def cards(page: Page) -> list[str]:
@@ -45,6 +45,20 @@ def test_words_filters_pages_and_more_like_this(page: Page, context: AppContext,
     page.get_by_text(f"for images like {opened}").wait_for()
     assert opened not in cards(page)
     assert page.get_by_text(re.compile(r"Top score -?\d\.\d{4} · mean of these 20: ")).is_visible()
+
+
+def test_what_was_asked_last_is_shown(page: Page) -> None:
+    page.goto("/?tab=search&gallery=pairs&q=blue+mug")
+    page.get_by_text("Results 1 to 20 for “blue mug”").wait_for()
+    held: list[Route] = []
+    page.route("**/queue/join*", lambda route: route.continue_() if held else held.append(route))
+    for words in ("red", "green"):
+        page.get_by_label("Look for", exact=True).fill(words)
+        page.keyboard.press("Enter")
+        # Only so long that the second is asked while the first is on its way.
+        page.wait_for_timeout(300)
+    held[0].continue_()
+    page.get_by_text("Results 1 to 20 for “green”").wait_for()
 
 
 def test_a_image_is_searched_for(page: Page, context: AppContext, tmp_path: Path) -> None:
