@@ -1,119 +1,15 @@
 """``python -m app``: the web application over trained runs and galleries."""
 
-from __future__ import annotations
-
-import argparse
-import importlib.util
-import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-# Before torch is imported: threads that spin while they wait take the cores from the other requests.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-from vitrail.errors import UserError, run_program
-
-_PORTS = range(2**16)
+from vitrail import programs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Load what is to be served, serve it until Ctrl-C, and return the exit code, 130 after that."""
-    options = _parser().parse_args(arguments)
-    from vitrail.errors import run_reporting_user_errors  # after --help, which it would make slow
-
-    return run_reporting_user_errors(lambda: _run(options))
-
-
-def _run(options: argparse.Namespace) -> None:
-    _check(options)
-    from app.security import allowed_host, root_path
-    from app.state.startup import load
-
-    allowed, prefix = [allowed_host(name) for name in options.allow_host], root_path(options.root_path)
-    if allowed:
-        sys.stderr.write(
-            f"warning: answering as {', '.join(allowed)}: there is no login; whoever the proxy lets through sees all "
-            "images of the galleries\n"
-        )
-
-    context = load(options.run, options.gallery, demo=options.demo, root=options.runs, data_roots=options.data_root)
-    from app.server import serve
-
-    shown = f"[{options.host}]" if ":" in options.host else options.host
-    print(f"Vitrail: http://{shown}:{options.port} (Ctrl-C ends it)", flush=True)
-    serve(context, options.host, options.port, allowed=allowed, prefix=prefix)
-
-
-def _check(options: argparse.Namespace) -> None:
-    """Refuses what cannot work or is not safe, before anything is loaded."""
-    if importlib.util.find_spec("gradio") is None:
-        raise UserError("the web application needs more packages; install them: pip install -e '.[app]'")
-    if not (options.run or options.gallery or options.demo):
-        raise UserError("nothing to serve; name what: --run RUN, --gallery G, or --demo for the quickstart's")
-    if options.port not in _PORTS:
-        raise UserError(f"--port {options.port}: must be 0 to {_PORTS[-1]}")
-    from app.security import is_loopback
-
-    if not is_loopback(options.host):
-        if not options.allow_remote:
-            raise UserError(
-                f"--host {options.host}: others in the network could use it, there is no login; serve this machine "
-                "only (--host 127.0.0.1, with an SSH tunnel from elsewhere), or say --allow-remote"
-            )
-        sys.stderr.write(
-            f"warning: listening on {options.host}: everybody who can reach this machine sees all images of the "
-            "galleries and may upload their own; there is no login and no encryption\n"
-        )
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m app",
-        description="Classify, zero-shot, search and explore in the browser, over trained runs and galleries.",
-        epilog="A run without a gallery is indexed at the first start. Links: http://127.0.0.1:7860/?tab=search&q=blue+mug",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--run", action="append", default=[], type=Path, metavar="RUN", help="run directory; repeatable"
-    )
-    parser.add_argument(
-        "--gallery", action="append", default=[], metavar="G", help="folder or address of a gallery; repeatable"
-    )
-    parser.add_argument(
-        "--demo", action="store_true", help="the quickstart's runs and their galleries, made where they are missing"
-    )
-    parser.add_argument(
-        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="where --demo looks (default: runs)"
-    )
-    parser.add_argument(
-        "--data-root",
-        action="append",
-        default=[],
-        type=Path,
-        metavar="DIR",
-        help="folder whose images may be shown besides those of the galleries and their data; repeatable",
-    )
-    parser.add_argument("--port", type=int, default=7860, help="default: 7860")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
-    parser.add_argument(
-        "--allow-remote", action="store_true", help="let other machines use it; there is no login and no encryption"
-    )
-    parser.add_argument(
-        "--allow-host",
-        action="append",
-        default=[],
-        metavar="HOST",
-        help="name that people reach it by through a reverse proxy, such as app.example.org; repeatable",
-    )
-    parser.add_argument(
-        "--root-path",
-        default="",
-        metavar="/PREFIX",
-        help="path below which a reverse proxy serves it, such as /vitrail",
-    )
-    return parser
+    """Serve until Ctrl-C and return the exit code, 130 after that."""
+    return programs.main("app", arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(main))
+    sys.exit(main())

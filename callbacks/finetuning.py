@@ -165,7 +165,7 @@ def _two_part_task(pl_module: LightningModule) -> TwoPartTask:
 class StartWeights(Callback):
     """Writes ``checkpoints/start.ckpt`` before the first step.
 
-    ``python -m evaluation wise_ft`` interpolates between it and the best checkpoint, and shows what fine-tuning cost. A
+    ``python -m evaluation wise-ft`` interpolates between it and the best checkpoint, and shows what fine-tuning cost. A
     run that is resumed keeps the one it has.
     """
 

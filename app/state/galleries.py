@@ -352,11 +352,11 @@ def _recorded_run(path: str, weights: str) -> tuple[ServedRun | None, str]:
 
 
 def _fill(run: Path, folder: Path) -> None:
-    from retrieval.commands.index import add_parser
+    from retrieval.commands.index import add_arguments
     from retrieval.commands.index import run as index
 
     parser = argparse.ArgumentParser()
-    add_parser(parser.add_subparsers())
+    add_arguments(parser)
     # An image that cannot be read is told and left out: the others are to be seen.
-    asked = ["index", "--run", str(run), "--gallery", str(folder), "--on-bad-image", "skip"]
+    asked = ["--run", str(run), "--gallery", str(folder), "--on-bad-image", "skip"]
     index(parser.parse_args(asked))

@@ -207,7 +207,7 @@ class StreamedImages(ImageDataModule):
         if training and len(sizes) < world_size:
             rank_zero_warn(
                 f"{self.table.origin}: {len(sizes)} shards of train for {world_size} processes, so that several read "
-                "parts of the same one; more, smaller shards (`python -m datamodules pack --shard_size`) are faster"
+                "parts of the same one; more, smaller shards (`python -m datamodules pack --shard-size`) are faster"
             )
         options = self.loader_options
         return StreamOrder(

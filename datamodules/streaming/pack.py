@@ -80,7 +80,7 @@ def pack(
         UserError: where there are shards already, or the folder cannot be written to.
     """
     if shard_size < 1:
-        raise UserError(f"--shard_size: is {shard_size}, must be at least 1")
+        raise UserError(f"--shard-size: is {shard_size}, must be at least 1")
     datamodule.prepare_data()
     plan = [part for split in SPLITS for part in _plan(datamodule, split, shard_size)]
     try:

@@ -75,14 +75,12 @@ class Calibrated:
     note: str
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds the command ``calibrate``."""
-    command = commands.add_parser(
-        "calibrate",
-        help="fit a temperature for each task on validation and say how far confidences are from accuracy",
-        description="Fits a temperature for each task on predictions/val.parquet, keeps it in checkpoints/"
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``calibrate``."""
+    command.description = (
+        "Fits a temperature for each task on predictions/val.parquet, keeps it in checkpoints/"
         "calibration.json, and compares confidences with accuracy before and after, on val and on test where there are "
-        "predictions of it. Diagrams go to figures/reliability_<split>_<task>.png.",
+        "predictions of it. Diagrams go to figures/reliability_<split>_<task>.png."
     )
     command.add_argument("run", type=Path, metavar="RUN", help="run directory")
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")

@@ -41,15 +41,9 @@ examples:
 _AXES = {"parameters": "parameters", "minutes": "minutes of training", "latency": "ms an image, CPU, one by one"}
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command ``compare`` to the command line."""
-    command = commands.add_parser(
-        "compare",
-        help="several runs on the same test samples: paired differences, whether they differ at all, calibration, cost",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``compare``."""
+    command.epilog = _EPILOG
     command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories, at least two")
     command.add_argument("--split", default="test", help="split whose predictions are read (default: test)")
     command.add_argument(

@@ -30,15 +30,9 @@ examples:
 """
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command ``efficiency`` to the command line."""
-    command = commands.add_parser(
-        "efficiency",
-        help="parameters, operations, bytes, seconds and memory of models, with ratios to the first",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``efficiency``."""
+    command.epilog = _EPILOG
     command.add_argument(
         "models", nargs="+", type=Path, metavar="MODEL", help="run directory, or experiment file (random weights)"
     )

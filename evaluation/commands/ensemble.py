@@ -28,17 +28,13 @@ examples:
 """
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command ``ensemble`` to the command line."""
-    command = commands.add_parser(
-        "ensemble",
-        help="mean of the probabilities of several runs, and of views of the image, kept as a new run",
-        description="Keeps the best checkpoints of runs as one model that answers with the mean of their "
-        "probabilities. Nothing is chosen or learned. The new run is tested, compared and calibrated like any other.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``ensemble``."""
+    command.description = (
+        "Keeps the best checkpoints of runs as one model that answers with the mean of their "
+        "probabilities. Nothing is chosen or learned. The new run is tested, compared and calibrated like any other."
     )
+    command.epilog = _EPILOG
     command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories; one is enough with --tta")
     command.add_argument(
         "--tta",

@@ -56,15 +56,9 @@ class _Images:
     targets: list[int] = field(default_factory=list)
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command ``explain`` to the command line."""
-    command = commands.add_parser(
-        "explain",
-        help="where in its images a model sees what it says: Grad-CAM or attention rollout, as overlays and a page",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``explain``."""
+    command.epilog = _EPILOG
     command.add_argument("run", type=Path, metavar="RUN", help="run directory")
     which = command.add_mutually_exclusive_group()
     which.add_argument("--worst", type=int, metavar="N", help=f"the worst mistakes (default: {_WORST} of them)")
@@ -73,7 +67,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     command.add_argument("--method", choices=_METHODS, default="gradcam", help="(default: gradcam)")
     command.add_argument("--task", type=composed, help="whose classes are explained (default: the main task)")
     command.add_argument(
-        "--shown_class", type=composed, metavar="CLASS", help="explain this class instead of the chosen one"
+        "--shown-class", type=composed, metavar="CLASS", help="explain this class instead of the chosen one"
     )
     command.add_argument(
         "--text", action="append", default=[], help="explain the likeness to this text; of dual encoders; repeatable"
@@ -118,7 +112,7 @@ def _model(files: Run, checkpoint: str) -> VisionTask:
 def _task(model: VisionTask, options: argparse.Namespace) -> str:
     """Name of the task whose classes are explained; empty for texts."""
     if options.text and (options.task or options.shown_class):
-        raise UserError("--text: does not go with --task and --shown_class; explain either texts or classes")
+        raise UserError("--text: does not go with --task and --shown-class; explain either texts or classes")
     tasks: dict[str, list[str]] = getattr(model, "tasks", {})
     if options.text and options.worst is None and not (options.ids or options.image):
         raise UserError("--text: say which images with --ids, --image or --worst")
@@ -132,7 +126,7 @@ def _task(model: VisionTask, options: argparse.Namespace) -> str:
     if name not in tasks:
         raise UserError(f"--task {name}: the model has {', '.join(tasks)}; name one of them")
     if options.shown_class is not None and options.shown_class not in tasks[name]:
-        raise UserError(f"--shown_class {options.shown_class}: {name} has {', '.join(tasks[name])}; name one of them")
+        raise UserError(f"--shown-class {options.shown_class}: {name} has {', '.join(tasks[name])}; name one of them")
     return name
 
 

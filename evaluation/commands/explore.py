@@ -28,15 +28,9 @@ examples:
 """
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command ``explore`` to the command line."""
-    command = commands.add_parser(
-        "explore",
-        help="what is in a data set: classes, colours, sizes, captions, leaks and suspected labels, on one page",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``explore``."""
+    command.epilog = _EPILOG
     add_data_arguments(command)
     command.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="for explore.html, PNG and CSV files")
     command.add_argument("--task", type=composed, help="whose classes are looked at closely (default: the main task)")

@@ -1,4 +1,4 @@
-"""``python -m evaluation learning_curve``: what choosing images to label is worth, on data whose labels are known."""
+"""``python -m evaluation learning-curve``: what choosing images to label is worth, on data whose labels are known."""
 
 from __future__ import annotations
 
@@ -24,22 +24,18 @@ if TYPE_CHECKING:
 
 _EPILOG = """\
 example:
-  python -m evaluation learning_curve --config experiments/quickstart.yaml --long_tail 0.72 --to curves/wares
+  python -m evaluation learning-curve --config experiments/quickstart.yaml --long-tail 0.72 --to curves/wares
 """
 _STRATEGIES = ("entropy", "margin", "confidence", "coreset")
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command ``learning_curve`` to the command line."""
-    command = commands.add_parser(
-        "learning_curve",
-        help="accuracy by number of labels, chosen at random or by a strategy of `select`, over several seeds",
-        description="The labels of the train split are hidden and given out step by step to a linear classifier on "
-        "colours and edges, or on a gallery's vectors; accuracy is measured on validation and test together.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``learning-curve``."""
+    command.description = (
+        "The labels of the train split are hidden and given out step by step to a linear classifier on "
+        "colours and edges, or on a gallery's vectors; accuracy is measured on validation and test together."
     )
+    command.epilog = _EPILOG
     add_data_arguments(command)
     command.add_argument(
         "--to", type=Path, required=True, metavar="FOLDER", help="for the curve as PNG, and the tables"
@@ -54,7 +50,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     command.add_argument("--step", type=int, default=30, help="labels at a time (default: 30)")
     command.add_argument("--rounds", type=int, default=10, help="number of steps (default: 10)")
     command.add_argument(
-        "--long_tail",
+        "--long-tail",
         type=float,
         default=1.0,
         metavar="R",
@@ -74,7 +70,7 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     from vitrail.files import write_csv
 
     if options.seeds < 1 or not 0 < options.long_tail <= 1:
-        raise UserError("learning_curve: --seeds must be at least 1, and --long_tail above 0 and up to 1")
+        raise UserError("learning_curve: --seeds must be at least 1, and --long-tail above 0 and up to 1")
     collection = collection_of(data_of("learning_curve", options, rest))
     task = main_task(collection, options.task)
     if task is None:

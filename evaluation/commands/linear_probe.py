@@ -7,12 +7,15 @@ Nothing is chosen by looking at the validation split, so its figures are as hone
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from evaluation.commands.summary import add_forms, show
 from evaluation.statistics.intervals import known
 from evaluation.tables.summary import TaskSummary, summarise
 from vitrail.errors import UserError
@@ -27,6 +30,34 @@ PENALTY_C = 1.0
 MAX_ITERATIONS = 5_000
 ABSENT_MARGIN = 10.0
 """How far below the lowest logit those classes lie that the train split does not have."""
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``linear-probe``."""
+    command.description = (
+        "Logistic regression on the features of a frozen backbone: the floor that training has to beat."
+    )
+    command.epilog = "The data can be changed by --data.init_args.KEY VALUE, as in an experiment."
+    command.add_argument(
+        "--config", action="append", required=True, help="experiment YAML; only its `data:` part is read; repeatable"
+    )
+    command.add_argument("--backbone", required=True, help="timm name, for example resnet18")
+    command.add_argument("--pretrained", default="true", help="true (hub), false, or a local file of weights")
+    command.add_argument("--image-size", type=int, default=224, help="side of the images in pixels (default: 224)")
+    add_forms(command)
+
+
+def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
+    """Fit the probes and print the table."""
+    from datamodules.cli import load_datamodule
+    from lightning_modules.encoders.image import ImageEncoder
+
+    datamodule = load_datamodule(options.config, rest, "python -m evaluation linear-probe")
+    datamodule.image_options = {**datamodule.image_options, "size": options.image_size}
+    pretrained = {"true": True, "false": False}.get(options.pretrained.lower(), options.pretrained)
+    encoder = ImageEncoder(options.backbone, options.image_size, pretrained)
+    encoder.load_pretrained()
+    show(linear_probe(datamodule, encoder), options)
 
 
 def linear_probe(datamodule: ImageDataModule, encoder: ImageEncoder) -> list[TaskSummary]:

@@ -35,15 +35,9 @@ examples:
 """
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command ``report`` to the command line."""
-    command = commands.add_parser(
-        "report",
-        help="everything that is known of a run on one page: data, curves, scores, mistakes, map, retrieval, cost",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``report``."""
+    command.epilog = _EPILOG
     command.add_argument("run", type=Path, metavar="RUN", help="run directory, of an interrupted run too")
     command.add_argument("--split", default="test", help="split whose predictions are judged (default: test)")
     command.add_argument("--to", type=Path, metavar="FOLDER", help="for report.html and report.md (default: RUN)")

@@ -24,13 +24,11 @@ if TYPE_CHECKING:
     from retrieval.search.searcher import Encoder, Searcher
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds the command ``retrieval``."""
-    command = commands.add_parser(
-        "retrieval",
-        help="how well galleries answer all queries made of attributes: rankers × galleries × metrics, with intervals",
-        description="Ranks all images for each query such as 'blue plastic bottle' that some image answers, and "
-        "judges by the true labels. What a gallery cannot be searched with is left out.",
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``retrieval``."""
+    command.description = (
+        "Ranks all images for each query such as 'blue plastic bottle' that some image answers, and "
+        "judges by the true labels. What a gallery cannot be searched with is left out."
     )
     command.add_argument("--gallery", nargs="+", required=True, metavar="G", help="folders or URIs of galleries")
     command.add_argument("--rankers", nargs="+", default=[], help="clip, tfidf, hybrid, random (default: all)")

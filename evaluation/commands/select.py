@@ -33,17 +33,13 @@ examples:
 """
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command ``select`` to the command line."""
-    command = commands.add_parser(
-        "select",
-        help="which unlabelled images to label next, as a table to be filled in",
-        description="Images that have a label of the task are left out; the core-set counts them, and the run's "
-        "train split, as covered.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``select``."""
+    command.description = (
+        "Images that have a label of the task are left out; the core-set counts them, and the run's "
+        "train split, as covered."
     )
+    command.epilog = _EPILOG
     command.add_argument("--run", type=Path, required=True, metavar="RUN", help="run directory of the model")
     command.add_argument(
         "--pool", required=True, help="an experiment's YAML, a folder of images, or a gallery of the run"
@@ -52,7 +48,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     command.add_argument("--n", type=int, default=50, help="images (default: 50)")
     command.add_argument("--to", type=Path, required=True, metavar="CSV", help="table to write")
     command.add_argument("--task", type=composed, help="that is to be labelled (default: the main task)")
-    command.add_argument("--labelled_too", action="store_true", help="rank images that have a label as well")
+    command.add_argument("--labelled-too", action="store_true", help="rank images that have a label as well")
 
 
 def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
@@ -231,6 +227,6 @@ def _wanted(
     if not len(wanted):
         raise UserError(
             f"--pool {options.pool}: all {count} images have a label of {task!r}; name images without, or rank "
-            "them all the same with --labelled_too"
+            "them all the same with --labelled-too"
         )
     return wanted

@@ -6,8 +6,10 @@ The result is a directory like any other run's, with ``config.yaml`` and ``check
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -39,6 +41,37 @@ if TYPE_CHECKING:
     from lightning_modules.base import VisionTask
 
 METHODS = {"uniform": uniform_soup, "greedy": greedy_soup}
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``soup``."""
+    command.description = "Averages the weights of several runs of one experiment, chosen on validation, as a new run."
+    command.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run directories, at least two")
+    command.add_argument("--sweep", type=Path, metavar="DIR", help="the best members of a sweep instead")
+    command.add_argument("--top", type=int, default=5, metavar="N", help="how many of the sweep (default: 5)")
+    command.add_argument(
+        "--method",
+        choices=("uniform", "greedy"),
+        default="greedy",
+        help="all, or only those that do not make the validation metric fall (default: greedy)",
+    )
+    command.add_argument("--metric", help="val/… metric to choose by (default: that of the runs' best checkpoints)")
+    command.add_argument("--test", action="store_true", help="test the best member and the soup as well")
+
+
+def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
+    """Make the soup and print what it was chosen by."""
+    from vitrail.console import print_table
+    from vitrail.runs import runs_among
+
+    if bool(options.runs) == (options.sweep is not None):
+        raise UserError("soup: name either run directories, or one sweep with --sweep DIR --top N")
+    named = runs_among(options.runs, "soup", Run.BEST, unfinished_only=True)
+    runs = named or best_of_sweep(options.sweep, options.top)
+    place = place_beside(runs[0]) if options.runs else place_of_sweep(options.sweep)
+    made = make_soup(runs, options.method, metric=options.metric, place=place, test=options.test)
+    print_table(made.table)
+    sys.stdout.write(f"{made.directory / Run.BEST} has the weights of the soup\n")
 
 
 class Made(NamedTuple):

@@ -21,12 +21,8 @@ if TYPE_CHECKING:
     """What was found as JSON, as Markdown, and for the terminal."""
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds the command ``summary``."""
-    command = commands.add_parser(
-        "summary",
-        help="accuracy and macro F1 of runs with intervals by group, next to the majority baseline",
-    )
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``summary``."""
     command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directory")
     command.add_argument("--split", default="test", help="split whose predictions are read (default: test)")
     command.add_argument(

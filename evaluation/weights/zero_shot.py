@@ -135,7 +135,7 @@ def compare(
         seed: of the bootstrap.
 
     Raises:
-        UserError: the samples, their targets or the classes are not the same; or as ``base_to_novel``.
+        UserError: the samples, their targets or the classes are not the same; or as ``base-to-novel``.
     """
     before = in_order_of(after, before, LABEL_TASK)
     base = _checked_base(after, base)

@@ -49,9 +49,8 @@ from experiments.export.weights import (
     write_weights,
 )
 from lightning_modules.base import VisionTask
-from vitrail.errors import UserError, run_reporting_user_errors
+from vitrail.errors import UserError
 from vitrail.runs import Run
-from vitrail.types import DATA_ARGUMENTS
 
 FORMATS = ("onnx", "safetensors", "torch_export")
 BATCH_SIZES = [1, 8]
@@ -63,34 +62,14 @@ examples:
   python -m experiments export runs/NAME/TIME                              # ONNX, in runs/NAME/TIME/export/onnx
   python runs/NAME/TIME/export/onnx/predict.py photo.jpg                   # needs no PyTorch
   python -m experiments export runs/NAME/TIME --format onnx torch_export --quantize int8 --markdown
-  python -m experiments push_to_hub runs/NAME/TIME/export/onnx --repo owner/name
+  python -m experiments push-to-hub runs/NAME/TIME/export/onnx --repo owner/name
 """
 
 
-def main(args: Sequence[str]) -> int:
-    """Export a run.
-
-    Args:
-        args: arguments after ``export``.
-
-    Returns:
-        Exit code: 0, or 2 after a mistake of the user and where parity does not hold.
-    """
-    options, rest = parser().parse_known_args(list(args))
-    if rest and not rest[0].startswith(DATA_ARGUMENTS):
-        parser().error(f"unknown argument {rest[0]!r}")
-    return run_reporting_user_errors(lambda: _run(options, rest))
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
-    command = argparse.ArgumentParser(
-        prog="python -m experiments export",
-        description="Writes a trained model in formats that others can run, compared with the model on real images.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``export``."""
+    command.description = "Writes a trained model in formats that others can run, compared with it on real images."
+    command.epilog = _EPILOG
     command.add_argument("run", type=Path, metavar="RUN", help="run directory")
     command.add_argument("--format", nargs="+", choices=FORMATS, default=["onnx"], help="(default: onnx)")
     command.add_argument(
@@ -115,14 +94,17 @@ def parser() -> argparse.ArgumentParser:
         help=f"rounds that are timed, 0 for none (default: {REPEATS})",
     )
     command.add_argument("--markdown", action="store_true", help="print a Markdown table")
-    return command
 
 
-def _run(options: argparse.Namespace, rest: Sequence[str]) -> None:
+def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Export the run and print what was compared.
+
+    Raises:
+        UserError: something is missing, or parity does not hold.
+    """
     _check(options)
     from experiments.export.parity import markdown, rich_table
     from vitrail.console import print_table
-    from vitrail.runs import Run
 
     # What torchao, which peft imports, makes PyTorch tell of its own enumerations.
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)

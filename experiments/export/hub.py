@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from evaluation.tables.summary import TaskSummary, markdown_rows, summarise
 from experiments.export.parity import Form, markdown
 from experiments.export.weights import SUMMARY
-from vitrail.errors import UserError, run_reporting_user_errors
+from vitrail.errors import UserError
 from vitrail.runs import Run
 
 if TYPE_CHECKING:
@@ -252,32 +252,21 @@ _NO_CODE = ["*.json", "*.md", "*.onnx", "*.safetensors"]
 """What is fetched: data only, never scripts, nor PyTorch's archives, which are for whoever trusts them."""
 
 
-def main(args: Sequence[str]) -> int:
-    """``python -m experiments push_to_hub FOLDER --repo owner/name``.
-
-    Args:
-        args: arguments after ``push_to_hub``.
-
-    Returns:
-        Exit code: 0, or 2 after a mistake of the user.
-    """
-    command = argparse.ArgumentParser(
-        prog="python -m experiments push_to_hub",
-        description="Uploads an export to the Hugging Face hub, in one commit. Log in with `hf auth login`, or set "
-        "HF_TOKEN.",
-        allow_abbrev=False,
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``push-to-hub``."""
+    command.description = (
+        "Uploads an export to the Hugging Face hub, in one commit. Log in with `hf auth login`, or set HF_TOKEN."
     )
     command.add_argument("folder", type=Path, metavar="FOLDER", help="that `export` wrote")
     command.add_argument("--repo", required=True, metavar="OWNER/NAME", help="made where it is not there")
     command.add_argument("--public", action="store_true", help="for all to see (default: private)")
     command.add_argument("--message", default="Export of Vitrail", help="of the commit")
-    options = command.parse_args(list(args))
 
-    def run() -> None:
-        url = push(options.folder, options.repo, private=not options.public, message=options.message)
-        sys.stdout.write(f"{url}\n")
 
-    return run_reporting_user_errors(run)
+def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
+    """Upload and print the address."""
+    url = push(options.folder, options.repo, private=not options.public, message=options.message)
+    sys.stdout.write(f"{url}\n")
 
 
 def push(folder: Path, repository: str, *, private: bool = True, message: str = "Export of Vitrail") -> str:

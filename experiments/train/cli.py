@@ -46,6 +46,7 @@ from lightning_modules.distributed import FullySharded
 from vitrail.config import one_config
 from vitrail.errors import UserError, run_reporting_user_errors, was_interrupted
 from vitrail.files import check_zip, write_text_atomically
+from vitrail.programs import program_name
 from vitrail.runs import (
     RESERVED,
     Run,
@@ -281,8 +282,6 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
-_ALSO = "Many trainings: `python -m experiments sweep --help`, `python -m experiments ablate --help`."
-
 _LINKS = ("class_names", "class_prompts", "tasks", "class_counts", "image_size", "chunk_size")
 
 
@@ -345,7 +344,11 @@ class VitrailCLI(LightningCLI):
             trainer_defaults={"use_distributed_sampler": False, "max_epochs": 10, "log_every_n_steps": 10},
             seed_everything_default=DEFAULT_SEED,
             auto_configure_optimizers=False,
-            parser_kwargs={**quiet, "epilog": _ALSO, **{command: dict(quiet) for command in self.subcommands()}},
+            parser_kwargs={
+                **quiet,
+                "prog": program_name("experiments"),
+                **{command: dict(quiet) for command in self.subcommands()},
+            },
             args=args,
         )
 

@@ -31,16 +31,10 @@ examples:
 """
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command ``index`` to the command line."""
-    command = commands.add_parser(
-        "index",
-        help="fill a gallery with what a trained model makes of images; run again, it adds what is new",
-        description="Images are made as the model learned them, whatever the data's configuration says of size.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``index``."""
+    command.description = "Images are made as the model learned them, whatever the data's configuration says of size."
+    command.epilog = _EPILOG
     command.add_argument("--run", type=Path, required=True, metavar="RUN", help="run directory of the model")
     command.add_argument("--gallery", metavar="G", help="folder or address of the gallery (default: RUN/gallery)")
     command.add_argument(

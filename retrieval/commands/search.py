@@ -28,15 +28,9 @@ examples:
 """
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command ``search`` to the command line."""
-    command = commands.add_parser(
-        "search",
-        help="find images or captions by a text, an image, or an image of the gallery",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``search``."""
+    command.epilog = _EPILOG
     command.add_argument("text", nargs="*", metavar="TEXT", help="what to look for, in words")
     command.add_argument("--gallery", required=True, metavar="G", help="folder or address of the gallery")
     command.add_argument("--image", type=Path, metavar="FILE", help="look for images like this file")

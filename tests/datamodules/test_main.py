@@ -154,11 +154,3 @@ def test_a_traceback_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VITRAIL_DEBUG", "1")
     with pytest.raises(ValueError, match="nowhere"):
         main(["audit", "--config", "nowhere.yaml"])
-
-
-def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--help"]) == 0
-    assert "python -m datamodules audit --config" in capsys.readouterr().out
-    assert main([]) == 2
-    assert main(["draw"]) == 2
-    assert "usage:" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from scipy.special import softmax
 
 from app.state.runs import ServedRun
-from experiments.export import main as export
+from experiments.__main__ import main as experiments
 from experiments.train.cli import main
 from lightning_modules.checkpoint import load_task
 from retrieval.gallery import Gallery
@@ -143,7 +143,7 @@ def test_every_command_uses_the_weights_that_were_validated(
                 np.testing.assert_array_equal(values, expected[name])
     validated = pd.read_csv(run / "validate" / "metrics.csv")["val/loss"].dropna()
     assert validated.iloc[-1] == pytest.approx(told.min(), rel=1e-6)
-    assert export([str(run), "--format", "safetensors"]) == 0
+    assert experiments(["export", str(run), "--format", "safetensors"]) == 0
     exported = load_file(run / "export" / "safetensors" / "model.safetensors")
     assert same({name: value for name, value in exported.items() if name in used}, used)
 

@@ -28,22 +28,6 @@ def test_help_of_a_search_loads_no_heavy_library() -> None:
     assert said.splitlines()[-1] == "[]"
 
 
-def test_all_commands_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        main(["--help"])
-    assert end.value.code == 0
-    said = capsys.readouterr().out
-    assert all(f"    {name} " in said for name in ("index", "search", "build-index", "info"))
-
-
-@pytest.mark.parametrize("arguments", [[], ["find"], ["info"], ["info", "--gallery", "G", "--top-k", "3"]])
-def test_a_command_line_that_is_none_ends_with_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        main(arguments)
-    assert end.value.code == 2
-    assert "usage: python -m retrieval" in capsys.readouterr().err
-
-
 def test_info_tells_who_made_a_gallery_and_what_a_filter_may_use(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

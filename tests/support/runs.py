@@ -47,8 +47,7 @@ from datamodules.table import SampleTable
 from evaluation.__main__ import main as evaluation
 from evaluation.dataset.colour import centre_colour
 from evaluation.dataset.sections import Collection, Looks, look_at
-from experiments.export import main as export
-from experiments.train.cli import main as experiments
+from experiments.__main__ import main as experiments
 from lightning_modules.classification import ImageClassifier, MultiTaskClassifier
 from retrieval.gallery import Gallery
 from tests.experiments.plain_figures import plain_figures
@@ -528,7 +527,7 @@ def flowers_onnx() -> Path:
 
 def exported(run: Path, kind: str, *arguments: str) -> Path:
     """The folder of an export that must succeed."""
-    assert export([str(run), "--format", kind, *arguments]) == 0
+    assert experiments(["export", str(run), "--format", kind, *arguments]) == 0
     return run / "export" / (f"{kind}_int8" if "--quantize" in arguments else kind)
 
 

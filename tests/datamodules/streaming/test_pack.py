@@ -103,12 +103,12 @@ def test_other_libraries_read_the_shards(products: Products, tmp_path: Path, mon
 def test_the_command_packs_and_refuses_to_pack_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wares = ["--data", "datamodules.Wares", "--data.n_samples=30", "--data.resolution=16"]
     to = tmp_path / "deep" / "shards"
-    assert main(["pack", *wares, "--to", str(to), "--format", "webdataset", "--shard_size=9"]) == 0
+    assert main(["pack", *wares, "--to", str(to), "--format", "webdataset", "--shard-size=9"]) == 0
     assert "train 3" in capsys.readouterr().out
     assert sorted(path.name for path in to.iterdir())[0] == "index.parquet"
     assert main(["pack", *wares, "--to", str(to)]) == 2
     assert "choose another folder" in capsys.readouterr().err
-    assert main(["pack", *wares, "--to", str(tmp_path / "other"), "--shard_size=0"]) == 2
+    assert main(["pack", *wares, "--to", str(tmp_path / "other"), "--shard-size=0"]) == 2
     assert "must be at least 1" in capsys.readouterr().err
     assert main(["--help"]) == 0
     assert "pack" in capsys.readouterr().out

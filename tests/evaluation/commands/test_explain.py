@@ -112,7 +112,7 @@ def test_the_worst_mistakes_are_those_of_the_predictions(run: Path, tmp_path: Pa
 
 def test_images_by_name_and_by_file_are_seen_alike(run: Path, root: Path, tmp_path: Path) -> None:
     name = str(read_predictions(run / "predictions" / "test.parquet").names[0])
-    assert main(["explain", str(run), "--ids", name, "--shown_class", "clothing_cap"]) == 0
+    assert main(["explain", str(run), "--ids", name, "--shown-class", "clothing_cap"]) == 0
     file = root / "products" / name
     assert main(["explain", str(run), "--image", str(file), "--to", str(tmp_path)]) == 0
     [by_name], [by_file] = rows(run / "figures" / "explain"), rows(tmp_path)
@@ -143,7 +143,7 @@ def test_zero_shot_classes_of_a_dual_encoder(dual: Path, tmp_path: Path) -> None
         (["--task", "weight"], "class, colour"),
         (["--worst", "0"], "at least 1"),
         (["--ids", "nowhere.jpg"], "no image of that name"),
-        (["--shown_class", "zebra"], "clothing_cap"),
+        (["--shown-class", "zebra"], "clothing_cap"),
         (["--checkpoint", "middle"], "it has best, last"),
         (["--checkpoint", "last"], "test.parquet are of checkpoint best, so they do not tell the mistakes of last"),
         (["--text", "a dog", "--worst", "2"], "reads no texts"),

@@ -24,10 +24,10 @@ def test_curve_and_tables_are_written(tmp_path: Path, capsys: pytest.CaptureFixt
         "15",
         "--rounds",
         "2",
-        "--long_tail",
+        "--long-tail",
         "0.9",
     ]
-    assert main(["learning_curve", *WARES, "--to", str(tmp_path / "out"), *arguments]) == 0
+    assert main(["learning-curve", *WARES, "--to", str(tmp_path / "out"), *arguments]) == 0
     assert (tmp_path / "out" / "learning_curve.png").stat().st_size > 10_000
     curves = pd.read_csv(tmp_path / "out" / "learning_curve.csv")
     assert curves.groupby(["strategy", "seed"])["labels"].apply(list).tolist() == [[20, 35, 50]] * 4
@@ -53,7 +53,7 @@ def test_long_tail_keeps_whole_groups() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--long_tail", "0"], "--long_tail above 0"),
+        (["--long-tail", "0"], "--long-tail above 0"),
         (["--seeds", "0"], "--seeds must be at least 1"),
         (["--start", "5000"], "less than the pool's 90 images"),
         (["--task", "size"], "--task size: the data have class, colour"),
@@ -67,7 +67,7 @@ def test_mistakes_are_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("VITRAIL_DEBUG", raising=False)
-    assert main(["learning_curve", *WARES, "--to", str(tmp_path / "out"), *arguments]) == 2
+    assert main(["learning-curve", *WARES, "--to", str(tmp_path / "out"), *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert not (tmp_path / "out").exists()

@@ -110,15 +110,15 @@ def test_command_reads_the_data_part_of_an_experiment(
         "model: {class_path: lightning_modules.ImageClassifier}\n",
         encoding="utf-8",
     )
-    arguments = ["linear_probe", "--config", str(config), "--backbone", "test_resnet", "--pretrained", "false"]
+    arguments = ["linear-probe", "--config", str(config), "--backbone", "test_resnet", "--pretrained", "false"]
     torch.manual_seed(0)
-    assert main([*arguments, "--image_size", "32", "--json"]) == 0
+    assert main([*arguments, "--image-size", "32", "--json"]) == 0
     assert [row["accuracy"] for row in json.loads(capsys.readouterr().out)] == [1.0, 1.0]
-    override = ["--image_size", "32", "--json", "--data.init_args.targets", "[class, noise]"]
+    override = ["--image-size", "32", "--json", "--data.init_args.targets", "[class, noise]"]
     assert main([*arguments, *override]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 4
     assert main([*arguments, "--data.init_args.target", "[class]"]) == 2
-    assert main(["linear_probe", "--config", str(tmp_path / "none.yaml"), "--backbone", "test_resnet"]) == 2
+    assert main(["linear-probe", "--config", str(tmp_path / "none.yaml"), "--backbone", "test_resnet"]) == 2
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 2
     assert all(line.startswith("error: ") for line in errors)

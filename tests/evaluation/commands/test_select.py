@@ -120,7 +120,7 @@ def test_the_core_set_of_a_folder_covers_the_training_images(place: Path) -> Non
 def test_labelled_images_are_ranked_only_if_asked(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert select(place, place / "tiny.yaml", "--by", "margin") == 2
     assert "all 36 images have a label of 'class'" in capsys.readouterr().err
-    table = selected(place, place / "tiny.yaml", "--by", "margin", "--labelled_too", "--n", 100)
+    table = selected(place, place / "tiny.yaml", "--by", "margin", "--labelled-too", "--n", 100)
     assert len(table) == 36
 
 

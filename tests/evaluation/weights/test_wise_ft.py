@@ -82,7 +82,7 @@ def test_the_run_keeps_what_the_model_said_before(finished: Path) -> None:
 def test_mixtures_are_evaluated_and_the_best_on_validation_is_kept(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["wise_ft", str(finished), "--alphas", "0", "0.5", "1"]) == 0
+    assert main(["wise-ft", str(finished), "--alphas", "0", "0.5", "1"]) == 0
     said = capsys.readouterr().out
     frame = pd.read_csv(finished / "reports" / "wise_ft.csv")
     assert frame["alpha"].tolist() == [0.0, 0.5, 1.0]
@@ -134,11 +134,11 @@ def test_nothing_is_chosen_where_nothing_was_measured() -> None:
 def test_shares_out_of_range_and_missing_files_are_refused(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["wise_ft", str(finished), "--alphas", "2"]) == 2
-    assert main(["wise_ft", str(tmp_path)]) == 2
+    assert main(["wise-ft", str(finished), "--alphas", "2"]) == 2
+    assert main(["wise-ft", str(tmp_path)]) == 2
     shutil.copy(finished / "config.yaml", tmp_path)
     capsys.readouterr()
-    assert main(["wise_ft", str(tmp_path)]) == 2
+    assert main(["wise-ft", str(tmp_path)]) == 2
     assert "train it with callbacks.StartWeights" in capsys.readouterr().err
     task: Any = None
     with pytest.raises(UserError, match="alphas"):

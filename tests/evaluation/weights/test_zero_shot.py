@@ -224,7 +224,7 @@ def write_run(folder: Path, predictions: Predictions) -> Path:
 
 def test_command_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write_run(tmp_path / "after", make((3, 0.7)))
-    assert main(["base_to_novel", str(run), "--base", "2"]) == 0
+    assert main(["base-to-novel", str(run), "--base", "2"]) == 0
     printed = capsys.readouterr().out
     estimate = base_to_novel(make((3, 0.7)), 2).novel
     assert "base, among 2 classes" in printed
@@ -242,25 +242,25 @@ def recorded(run: Path, counts: list[int], stage: str = "fit") -> Path:
 
 def test_classes_that_were_trained_are_not_called_novel(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write_run(tmp_path / "run", make((3, 0.7)))
-    assert main(["base_to_novel", str(recorded(run, [4, 4, 4, 4, 4]))]) == 2
+    assert main(["base-to-novel", str(recorded(run, [4, 4, 4, 4, 4]))]) == 2
     assert f"trained on 2 of the 2 classes that would be called novel, first '{CLASSES[3]}'" in capsys.readouterr().err
-    assert main(["base_to_novel", str(recorded(run, [4, 4, 4, 0, 1]))]) == 2
+    assert main(["base-to-novel", str(recorded(run, [4, 4, 4, 0, 1]))]) == 2
     assert f"trained on 1 of the 2 classes that would be called novel, first '{CLASSES[4]}'" in capsys.readouterr().err
-    assert main(["base_to_novel", str(recorded(run, [4, 4, 0, 0, 0]))]) == 2
+    assert main(["base-to-novel", str(recorded(run, [4, 4, 0, 0, 0]))]) == 2
     assert f"none of the images of 1 of the 3 base classes, first '{CLASSES[2]}'" in capsys.readouterr().err
-    assert main(["base_to_novel", str(recorded(run, [4, 4, 0, 0, 0])), "--base", "2"]) == 0
+    assert main(["base-to-novel", str(recorded(run, [4, 4, 0, 0, 0])), "--base", "2"]) == 0
     assert "not checked" not in capsys.readouterr().out
-    assert main(["base_to_novel", str(recorded(run, [4, 4, 4, 0, 0]))]) == 0
+    assert main(["base-to-novel", str(recorded(run, [4, 4, 4, 0, 0]))]) == 0
     assert "not checked" not in capsys.readouterr().out
 
 
 def test_what_cannot_be_checked_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, target = write_run(tmp_path / "run", make((3, 0.7))), tmp_path / "a.json"
     for path in (run, run / "predictions" / "test.parquet"):
-        assert main(["base_to_novel", str(path), "--json", str(target)]) == 0
+        assert main(["base-to-novel", str(path), "--json", str(target)]) == 0
         assert "was not checked" in " ".join(capsys.readouterr().out.split())
         assert "not checked" in json.loads(target.read_text(encoding="utf-8"))["note"]
-    assert main(["base_to_novel", str(recorded(run, [4, 4, 4, 4, 4], stage="test"))]) == 0
+    assert main(["base-to-novel", str(recorded(run, [4, 4, 4, 4, 4], stage="test"))]) == 0
     assert "the run was not trained" in " ".join(capsys.readouterr().out.split())
 
 
@@ -268,7 +268,7 @@ def test_command_compares_and_writes_json(tmp_path: Path, capsys: pytest.Capture
     after, before = write_run(tmp_path / "after", make((3, 0.7))), write_run(tmp_path / "before", make((1, 1.5)))
     file = before / "predictions" / "test.parquet"
     target = tmp_path / "numbers" / "cost.json"
-    assert main(["base_to_novel", str(after), "--before", str(file), "--json", str(target)]) == 0
+    assert main(["base-to-novel", str(after), "--before", str(file), "--json", str(target)]) == 0
     printed = capsys.readouterr().out
     cost: Cost = compare(make((3, 0.7)), make((1, 1.5)))
     assert "difference [95 %]" in printed
@@ -288,9 +288,9 @@ def test_mistakes_are_one_line_and_exit_code_2(
 ) -> None:
     monkeypatch.delenv("VITRAIL_DEBUG", raising=False)
     run, other = write_run(tmp_path / "run", make((1, 1))), write_run(tmp_path / "other", make((1, 1), n=100))
-    assert main(["base_to_novel", str(run), "--split", "val"]) == 2
-    assert main(["base_to_novel", str(run), "--base", "9"]) == 2
-    assert main(["base_to_novel", str(run), "--before", str(other)]) == 2
+    assert main(["base-to-novel", str(run), "--split", "val"]) == 2
+    assert main(["base-to-novel", str(run), "--base", "9"]) == 2
+    assert main(["base-to-novel", str(run), "--before", str(other)]) == 2
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 3
     assert "val.parquet: there are no predictions" in errors[0]

@@ -8,8 +8,8 @@ import onnx
 import pytest
 import torch
 
+from experiments.__main__ import main
 from experiments.export import graphs as export_graphs
-from experiments.export import main
 from experiments.export.weights import read_weights
 from lightning_modules.checkpoint import load_task
 from tests.support.runs import exported, flowers_onnx, products_onnx, products_run
@@ -26,7 +26,7 @@ def run(tmp_path: Path) -> Path:
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     """The one line that the command ends with."""
     capsys.readouterr()
-    assert main([str(argument) for argument in arguments]) == 2
+    assert main(["export", *(str(argument) for argument in arguments)]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
     return lines[0]

@@ -14,6 +14,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
+from experiments.__main__ import main as experiments
 from experiments.export import hub
 from experiments.export.hub import check_card, write_card
 from experiments.export.parity import Form
@@ -49,11 +50,11 @@ def pushed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_a_push_is_one_private_commit(pushed: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     export = products_onnx()
     capsys.readouterr()  # making it, if no other test has yet, prints too
-    assert hub.main([str(export), "--repo", "owner/name"]) == 0
+    assert experiments(["push-to-hub", str(export), "--repo", "owner/name"]) == 0
     assert capsys.readouterr().out == "https://hub/owner/name/commit/1\n"
     assert pushed["repo"] == ("owner/name", {"private": True, "exist_ok": True})
     assert pushed["upload"]["folder_path"] == products_onnx()
-    assert hub.main([str(products_onnx()), "--repo", "owner/name", "--public"]) == 0
+    assert experiments(["push-to-hub", str(products_onnx()), "--repo", "owner/name", "--public"]) == 0
     assert pushed["repo"][1]["private"] is False
 
 
@@ -71,7 +72,7 @@ def test_only_whole_exports_are_pushed(
         (changed, "owner/name", "model.onnx changed since the export"),
         (products_onnx(), "no name", "owner/name on the hub"),
     ):
-        assert hub.main([str(folder), "--repo", repository]) == 2
+        assert experiments(["push-to-hub", str(folder), "--repo", repository]) == 2
         error = capsys.readouterr().err
         assert said in error
         assert len(error.splitlines()) == 1
@@ -82,7 +83,7 @@ def test_without_a_network_it_is_told_at_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert hub.main([str(products_onnx()), "--repo", "owner/name"]) == 2
+    assert experiments(["push-to-hub", str(products_onnx()), "--repo", "owner/name"]) == 2
     assert "HF_HUB_OFFLINE is set" in capsys.readouterr().err
     with pytest.raises(UserError, match="cannot be reached"):
         hub.load("owner/never-heard-of")

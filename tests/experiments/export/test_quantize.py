@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.export import main
+from experiments.__main__ import main
 from experiments.export.graphs import graph_of, program_runner, towers_of, write_onnx, write_torch_export
 from experiments.export.quantize import calibration_images, quantize_onnx, quantize_program, quantize_weights
 from experiments.export.weights import read_weights, write_weights
@@ -64,7 +64,7 @@ def test_too_little_agreement_is_refused(capsys: pytest.CaptureFixture[str], mon
     monkeypatch.setattr("experiments.export.Maker._write_quantised", _write_constant)
     arguments = [str(products_run()), "--quantize", "int8", "--repeats", "0", "--to", str(products_run() / "other")]
     capsys.readouterr()
-    assert main(arguments) == 2
+    assert main(["export", *arguments]) == 2
     assert "int8 (ONNX Runtime) does not say what the model says" in capsys.readouterr().err
     assert not (products_run() / "other").exists()
 

@@ -20,7 +20,7 @@ from lightning.pytorch import Trainer
 from app.state.runs import ServedRun
 from callbacks.guards import MonitoredMetrics
 from evaluation.__main__ import main as evaluation
-from experiments.export import main as export
+from experiments.__main__ import main as experiments
 from experiments.train.cli import main
 from retrieval.__main__ import main as retrieval
 from tests.experiments.conftest import TINY
@@ -127,12 +127,12 @@ def test_a_stage_refuses_a_run_of_foreign_classes(
     "command",
     [
         lambda run: evaluation(["explain", str(run), "--worst", "1"]),
-        lambda run: evaluation(["wise_ft", str(run)]),
+        lambda run: evaluation(["wise-ft", str(run)]),
         lambda run: evaluation(["soup", str(run), str(shutil.copytree(run, run.with_name("other")))]),
-        lambda run: evaluation(["linear_probe", "--config", str(run / "config.yaml"), "--backbone", "test_resnet"]),
+        lambda run: evaluation(["linear-probe", "--config", str(run / "config.yaml"), "--backbone", "test_resnet"]),
         lambda run: evaluation(["explore", "--config", str(run / "config.yaml"), "--to", str(run / "page")]),
         lambda run: retrieval(["index", "--run", str(run)]),
-        lambda run: export([str(run)]),
+        lambda run: experiments(["export", str(run)]),
     ],
     ids=["explain", "wise_ft", "soup", "linear_probe", "explore", "index", "export"],
 )
@@ -224,7 +224,7 @@ def test_a_checkpoint_that_runs_code_is_refused_everywhere(
     assert evaluation(["explain", str(run), "--worst", "1"]) == 2
     assert evaluation(["efficiency", str(run)]) == 2
     assert retrieval(["index", "--run", str(run)]) == 2
-    assert export([str(run)]) == 2
+    assert experiments(["export", str(run)]) == 2
     with pytest.raises(UserError, match=r"best\.ckpt"):
         ServedRun(run)
     assert not ran.exists()

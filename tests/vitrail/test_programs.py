@@ -1,0 +1,110 @@
+"""The table of commands: every one is listed, describes itself, and is called as it is written now or was before."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+import tomllib
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vitrail import programs
+from vitrail.programs import PROGRAMS, Command, Program, hyphenated, main, underscored
+
+COMMANDS = [(program, name) for program, group in PROGRAMS.items() for name in group.commands]
+
+
+def ran(call: Callable[[], int]) -> int:
+    """Return the exit code, also of a parser that ends the process."""
+    try:
+        return call()
+    except SystemExit as ended:
+        return int(ended.code or 0)
+
+
+def test_no_two_commands_have_the_same_name() -> None:
+    assert max(Counter(name for _, name in COMMANDS).values()) == 1
+    assert all(name == name.lower().replace("_", "-") for _, name in COMMANDS)
+
+
+@pytest.mark.parametrize(("program", "name"), COMMANDS)
+def test_every_command_describes_itself(program: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--help"] if program == "app" else [name, "--help"]
+    assert ran(lambda: main(program, arguments)) == 0
+    usage = f"usage: python -m {program}" if program == "app" else f"usage: python -m {program} "
+    printed = capsys.readouterr().out
+    assert printed.startswith(usage)
+    assert name in printed
+
+
+@pytest.mark.parametrize("program", [*PROGRAMS, "vitrail"])
+def test_help_lists_every_command_and_loads_nothing_heavy(program: str) -> None:
+    heavy = "torch", "matplotlib", "sklearn", "lightning", "pandas", "lancedb", "jsonargparse", "rich"
+    code = (
+        f"import sys; from {program}.__main__ import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        f"print('loaded:', *[name for name in {heavy!r} if name in sys.modules])"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.splitlines()[-1] == "loaded:"
+    if program != "app":
+        assert all(f"  {name} " in printed for own, name in COMMANDS if program in (own, "vitrail"))
+
+
+def test_the_console_script_is_this_one() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    module, function = project["scripts"]["vitrail"].split(":")
+    assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_the_version_is_that_of_the_distribution(capsys: pytest.CaptureFixture[str]) -> None:
+    assert [main(program, ["--version"]) for program in ("vitrail", "experiments", "app")] == [0, 0, 0]
+    assert len(set(capsys.readouterr().out.splitlines())) == 1
+
+
+def test_names_are_those_that_the_user_called(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/vitrail"])
+    assert ran(lambda: main("vitrail", ["summary", "--help"])) == 0
+    assert capsys.readouterr().out.startswith("usage: vitrail summary ")
+    assert ran(lambda: main("vitrail", ["app", "--help"])) == 0
+    assert capsys.readouterr().out.startswith("usage: vitrail app ")
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "message"),
+    [
+        ("evaluation", ["dance"], "unknown command 'dance'; must be one of summary, report"),
+        ("vitrail", ["sumary"], "unknown command 'sumary'; did you mean summary?"),
+        ("retrieval", [], "usage: python -m retrieval "),
+        ("retrieval", ["info"], "the following arguments are required: --gallery"),
+        ("evaluation", ["summary", "run", "--nonsense"], "unknown argument '--nonsense'"),
+        ("evaluation", ["summary", "run", "--data.init_args.seed", "1"], "unknown argument '--data.init_args.seed'"),
+        ("evaluation", ["summary", "run", "--split", "../x"], "--split"),
+    ],
+)
+def test_mistakes_end_with_code_2(
+    program: str, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ran(lambda: main(program, arguments)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_former_spellings_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[list[str]] = []
+    monkeypatch.setattr(programs, "PROGRAMS", {"p": Program("", {"a-b": Command("math:hypot", "")})})
+    monkeypatch.setattr("math.hypot", calls.append)
+    assert main("p", ["a_b", "--image_size=4", "--seed_everything", "1", "--", "--test_best"]) == 0
+    assert calls == [["--image-size=4", "--seed_everything", "1", "--", "--test_best"]]
+
+
+def test_options_are_written_as_their_parser_has_them() -> None:
+    data = "--data.init_args.n_samples=3"
+    assert hyphenated([data, "--long_tail", "a_b"]) == [data, "--long-tail", "a_b"]
+    given = ["fit", "--test-best=true", "--ckpt-path", "a-b", "--class-report.x-y"]
+    assert underscored(given) == ["fit", "--test_best=true", "--ckpt_path", "a-b", "--class_report.x-y"]

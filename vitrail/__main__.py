@@ -1,0 +1,15 @@
+"""``vitrail COMMAND``: the commands of all programs."""
+
+import sys
+from collections.abc import Sequence
+
+from vitrail import programs
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code."""
+    return programs.main("vitrail", arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

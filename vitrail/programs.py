@@ -1,0 +1,256 @@
+"""The commands of all programs in one table, and what runs them: ``python -m PROGRAM COMMAND``, ``vitrail COMMAND``.
+
+Names and options are written with hyphens; the underscores of version 0.1 are understood as well. Options that are keys
+of an experiment file (``--seed_everything``, ``--ckpt_path``, ``--data.init_args.root``) keep their underscores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import itertools
+import os
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vitrail.errors import EXIT_USER_ERROR, run_program, run_reporting_user_errors
+from vitrail.runtime import keep_freed_memory
+from vitrail.types import DATA_ARGUMENTS
+
+
+class Command(NamedTuple):
+    """A command of a program.
+
+    Attributes:
+        target: ``module`` with ``add_arguments(parser)`` and ``run(options, rest)``, or ``module:function``, which
+            parses the arguments after the command's name itself.
+        help: one line.
+        takes_data: whether ``--data.init_args.KEY VALUE`` may follow, as in an experiment; they are in ``rest``.
+    """
+
+    target: str
+    help: str
+    takes_data: bool = False
+
+
+class Program(NamedTuple):
+    """A program, ``python -m NAME``.
+
+    Attributes:
+        help: one line.
+        commands: by name.
+    """
+
+    help: str
+    commands: Mapping[str, Command]
+
+
+_STAGE = "experiments.train.cli:main"
+PROGRAMS = {
+    "experiments": Program(
+        "Train, test and export models.",
+        {
+            "fit": Command(_STAGE, "train a model, with a run directory for everything that comes of it"),
+            "validate": Command(_STAGE, "evaluate a checkpoint on the validation split"),
+            "test": Command(_STAGE, "evaluate a checkpoint on the test split"),
+            "predict": Command(_STAGE, "predict images without labels"),
+            "sweep": Command(
+                "experiments.launch.sweep:main", "search hyper-parameters: grid, random, TPE or Hyperband"
+            ),
+            "ablate": Command("experiments.launch.ablation:main", "train and compare variants of one experiment"),
+            "export": Command("experiments.export", "write a run's model as ONNX, torch.export or safetensors"),
+            "push-to-hub": Command(
+                "experiments.export.hub", "upload an export with its model card to the Hugging Face hub"
+            ),
+        },
+    ),
+    "evaluation": Program(
+        "Evaluate, compare and explain runs.",
+        {
+            "summary": Command(
+                "evaluation.commands.summary", "accuracy and macro F1 with intervals, next to the majority baseline"
+            ),
+            "report": Command("evaluation.commands.report", "all that is known of a run, on one page", takes_data=True),
+            "compare": Command(
+                "evaluation.commands.compare", "several runs on the same samples: paired differences, calibration, cost"
+            ),
+            "calibrate": Command("evaluation.commands.calibrate", "fit a temperature for each task on validation"),
+            "explain": Command("evaluation.commands.explain", "saliency maps: Grad-CAM or attention rollout"),
+            "efficiency": Command(
+                "evaluation.commands.efficiency", "parameters, operations, latency and memory of models"
+            ),
+            "retrieval": Command("evaluation.commands.retrieval", "rankers on all queries made of attributes"),
+            "ensemble": Command(
+                "evaluation.commands.ensemble", "average the predictions of several runs, or of views, as a new run"
+            ),
+            "soup": Command("evaluation.commands.soup", "average the weights of several runs, as a new run"),
+            "wise-ft": Command("evaluation.commands.wise_ft", "interpolate between start and end of a fine-tuning"),
+            "base-to-novel": Command(
+                "evaluation.commands.base_to_novel", "accuracy on trained and on other classes: the cost of fine-tuning"
+            ),
+            "linear-probe": Command(
+                "evaluation.commands.linear_probe",
+                "logistic regression on a frozen backbone's features",
+                takes_data=True,
+            ),
+            "explore": Command(
+                "evaluation.commands.explore",
+                "a data set on one page: classes, colours, leaks, suspected labels",
+                takes_data=True,
+            ),
+            "select": Command("evaluation.commands.select", "which unlabelled images to label next", takes_data=True),
+            "learning-curve": Command(
+                "evaluation.commands.learning_curve",
+                "accuracy by number of labels, over several seeds",
+                takes_data=True,
+            ),
+        },
+    ),
+    "retrieval": Program(
+        "Fill galleries with a model's embeddings and search them.",
+        {
+            "index": Command("retrieval.commands.index", "fill a gallery, or add what is new", takes_data=True),
+            "search": Command("retrieval.commands.search", "find images or captions by a text or an image"),
+            "build-index": Command("retrieval.commands.build_index", "approximate index of a very large gallery"),
+            "info": Command("retrieval.commands.info", "what is in a gallery, and which model made it"),
+        },
+    ),
+    "datamodules": Program(
+        "Check data sets and pack them for streaming.",
+        {
+            "audit": Command("datamodules.commands:audit", "what is in a data set and what is wrong with it"),
+            "pack": Command("datamodules.commands:pack", "write shards to stream from"),
+        },
+    ),
+    "app": Program(
+        "Classify, search and explore in the browser.",
+        {"app": Command("app.command", "serve the web application over runs and galleries")},
+    ),
+}
+"""In the order of ``vitrail --help``; no two commands have the same name."""
+
+
+def main(program: str, arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code.
+
+    Args:
+        program: a key of ``PROGRAMS``, or ``vitrail``, which has the commands of all.
+        arguments: by default those of this process.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    return run_program(lambda: _run(program, arguments))
+
+
+def program_name(program: str) -> str:
+    """Return how the program was called: ``vitrail``, or ``python -m`` with its name."""
+    called = Path(sys.argv[0])
+    return "vitrail" if "vitrail" in (called.name, called.parent.name) else f"python -m {program}"
+
+
+def _run(program: str, arguments: list[str]) -> int:
+    groups = {program: PROGRAMS[program]} if program in PROGRAMS else PROGRAMS
+    owners = {name: owner for owner, group in groups.items() for name in group.commands}
+    first, *rest = arguments or [""]
+    if first == "--version":
+        from importlib.metadata import version
+
+        sys.stdout.write(f"vitrail {version('vitrail')}\n")
+        return 0
+    if program == "app":
+        first, rest = "app", arguments
+    elif first in ("", "-h", "--help"):
+        (sys.stdout if first else sys.stderr).write(_overview(program, groups))
+        return 0 if first else EXIT_USER_ERROR
+    elif program == "experiments" and first.startswith("-"):
+        first, rest = "fit", arguments  # Lightning's parser takes --config before the stage, too
+    name = first.replace("_", "-")
+    if name not in owners:
+        near = difflib.get_close_matches(name, owners, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"must be one of {', '.join(owners)}"
+        sys.stderr.write(f"error: {program_name(program)}: unknown command {first!r}; {hint}\n")
+        return EXIT_USER_ERROR
+    owner = owners[name]
+    if owner in ("app", "experiments"):
+        # Before torch is imported: waiting threads that spin would take the cores from other processes.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if owner == "experiments":
+        keep_freed_memory()
+    command = PROGRAMS[owner].commands[name]
+    if command.target == _STAGE:
+        return _call(command, underscored(arguments))
+    return _call(command, hyphenated(rest)) if ":" in command.target else _parse(owner, name, command, hyphenated(rest))
+
+
+def _call(command: Command, arguments: list[str]) -> int:
+    module, function = command.target.split(":")
+    return _reported(lambda: getattr(importlib.import_module(module), function)(arguments))
+
+
+def _parse(owner: str, name: str, command: Command, arguments: list[str]) -> int:
+    module: Any = importlib.import_module(command.target)
+    program = program_name(owner)
+    parser = argparse.ArgumentParser(
+        prog=program if owner == name and program != "vitrail" else f"{program} {name}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    module.add_arguments(parser)
+    parser.description = textwrap.fill(parser.description or f"{command.help[0].upper()}{command.help[1:]}.", _width())
+    options, rest = parser.parse_known_args(arguments)
+    if rest and not (command.takes_data and rest[0].startswith(DATA_ARGUMENTS)):
+        parser.error(f"unknown argument {rest[0]!r}")
+    return _reported(lambda: _start(module, options, rest))
+
+
+def _start(module: Any, options: argparse.Namespace, rest: list[str]) -> int | None:
+    if hasattr(options, "split"):
+        from vitrail.trust import plain_name
+
+        plain_name(options.split, "--split")  # it becomes a part of files' names
+    code: int | None = module.run(options, rest)
+    return code
+
+
+def _reported(command: Callable[[], int | None]) -> int:
+    codes: list[int] = []
+    return run_reporting_user_errors(lambda: codes.append(command() or 0)) or codes[0]
+
+
+def hyphenated(arguments: Sequence[str]) -> list[str]:
+    """Return arguments with the options of version 0.1, such as ``--image-size``, as they are written now."""
+    old = re.compile(r"--(?!seed_everything|ckpt_path)[a-z0-9]+(_[a-z0-9]+)+(?=$|=)")
+    own = list(itertools.takewhile(lambda argument: argument != "--", arguments))
+    return [*(old.sub(lambda match: match[0].replace("_", "-"), one) for one in own), *arguments[len(own) :]]
+
+
+def underscored(arguments: Sequence[str]) -> list[str]:
+    """Return arguments with options such as ``--test-best`` as the keys of an experiment file are written."""
+    return [
+        re.sub(r"^--[a-z]+(-[a-z]+)+(?=$|=|\.)", lambda match: "--" + match[0][2:].replace("-", "_"), argument)
+        for argument in arguments
+    ]
+
+
+def _overview(program: str, groups: Mapping[str, Program]) -> str:
+    name = program_name(program) if program in PROGRAMS else "vitrail"
+    lines = [f"usage: {name} [-h] [--version] COMMAND …"]
+    widest = max(len(command) for group in groups.values() for command in group.commands)
+    for group in groups.values():
+        lines += ["", group.help]
+        for command, entry in group.commands.items():
+            lines.append(
+                textwrap.fill(
+                    entry.help, _width(), initial_indent=f"  {command:{widest}}  ", subsequent_indent=" " * (widest + 4)
+                )
+            )
+    return "\n".join([*lines, "", f"{name} COMMAND --help describes a command.", ""])
+
+
+def _width() -> int:
+    return shutil.get_terminal_size().columns - 2
