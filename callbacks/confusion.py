@@ -29,6 +29,7 @@ from evaluation.tables.summary import share
 from lightning_modules.metrics import predicted_classes
 from vitrail.errors import UserError
 from vitrail.files import write_csv
+from vitrail.runs import Run
 from vitrail.trust import file_name
 from vitrail.types import UNKNOWN, DescribesSamples, Outputs
 
@@ -276,7 +277,7 @@ class ConfusionMatrixLogger(ConfusionCounter):
 
     def report(self, trainer: Trainer, counted: CountedSplit, confusions: Mapping[str, pd.DataFrame]) -> None:
         """Write the files and log them to W&B."""
-        folder = Path(trainer.default_root_dir) / "figures"
+        folder = Path(trainer.default_root_dir) / Run.FIGURES
         images: dict[str, Path] = {}
         for task, counts in confusions.items():
             epoch = f", epoch {counted.epoch}" if counted.split == "val" else ""
@@ -329,7 +330,7 @@ class ClassReport(ConfusionCounter):
     def report(self, trainer: Trainer, counted: CountedSplit, confusions: Mapping[str, pd.DataFrame]) -> None:
         """Write the files, and print the table after a test."""
         reports = {task: class_report(confusion) for task, confusion in confusions.items()}
-        folder = Path(trainer.default_root_dir) / "reports"
+        folder = Path(trainer.default_root_dir) / Run.REPORTS
         for task, frame in reports.items():
             write_csv(folder / f"{counted.split}_{file_name(task)}.csv", frame, index=True)
         if counted.split == "test" and reports:

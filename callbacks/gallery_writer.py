@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from retrieval.fill import CHUNK, Chunk, Shards, write_shard
 from vitrail.errors import UserError
+from vitrail.runs import Run
 from vitrail.types import DescribesImages
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 ExportedStage = Literal["test", "predict"]
 
-CHECKPOINTS = "checkpoints"
 """In the run directory: where weights are."""
 
 FOLDER = "embeddings"
@@ -171,7 +171,7 @@ class EmbeddingExport(Callback):
         return Chunk(self._identity.predicts, thumbnails=not samples.image_files)
 
     def _uri(self, trainer: Trainer) -> str:
-        return self.gallery or str(Path(trainer.default_root_dir) / "gallery")
+        return self.gallery or str(Path(trainer.default_root_dir) / Run.GALLERY)
 
     def _folder(self, trainer: Trainer, stage: ExportedStage) -> Path:
         return Path(trainer.default_root_dir) / FOLDER / f".{stage}"
@@ -180,14 +180,14 @@ class EmbeddingExport(Callback):
 def _run_of_weights(trainer: Trainer) -> Path:
     """Directory of the run that a checkpoint is of; of this run, where the weights are of no checkpoint."""
     checkpoint = Path(str(trainer.ckpt_path)) if trainer.ckpt_path else None
-    if checkpoint is not None and checkpoint.parent.name == CHECKPOINTS:
+    if checkpoint is not None and checkpoint.parent.name == Run.CHECKPOINTS:
         return checkpoint.parent.parent
     return Path(trainer.default_root_dir)
 
 
 def _keep_weights(trainer: Trainer) -> None:
     """Weights that came from no checkpoint, as those of a zero-shot model, are kept: a search by text needs them."""
-    best = Path(trainer.default_root_dir) / CHECKPOINTS / "best.ckpt"
+    best = Path(trainer.default_root_dir) / Run.BEST
     if not trainer.strategy.broadcast(bool(trainer.ckpt_path) or best.exists()):
         trainer.save_checkpoint(best, weights_only=True)
 

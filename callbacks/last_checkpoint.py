@@ -36,6 +36,7 @@ from typing_extensions import override
 
 from vitrail.errors import DISK_FULL, UserError
 from vitrail.files import check_zip, write_atomically
+from vitrail.runs import Run
 
 
 @runtime_checkable
@@ -311,4 +312,4 @@ class LastCheckpoint(Callback):
         self._written_at = time.monotonic()
 
     def _path(self, trainer: Trainer) -> Path:
-        return Path(self.dirpath or Path(trainer.default_root_dir) / "checkpoints") / "last.ckpt"
+        return Path(self.dirpath or Path(trainer.default_root_dir) / Run.CHECKPOINTS) / "last.ckpt"

@@ -15,6 +15,7 @@ from typing_extensions import override
 from callbacks.confusion import describes_samples, step_outputs
 from vitrail.errors import UserError
 from vitrail.predictions import Predictions, join_predictions, read_predictions, write_predictions
+from vitrail.runs import Run
 from vitrail.types import Outputs
 
 WrittenSplit = Literal["val", "test", "predict"]
@@ -112,7 +113,7 @@ class PredictionWriter(Callback):
         if not batches or not batches[0]["logits"] or getattr(trainer, "fast_dev_run", False):
             return
         predictions = self._described(batches, trainer)
-        folder = Path(trainer.default_root_dir) / "predictions"
+        folder = Path(trainer.default_root_dir) / Run.PREDICTIONS
         if trainer.world_size == 1:
             joined, _ = join_predictions([predictions])
             write_predictions(folder / f"{split}.parquet", joined)

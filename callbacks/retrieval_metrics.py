@@ -15,6 +15,7 @@ from typing_extensions import override
 from evaluation.retrieval import RankedAnswers, report_rows, report_table, write_report
 from retrieval.metrics import RECALL_AT, RankedQueries, rank_queries
 from vitrail.errors import UserError
+from vitrail.runs import Run
 
 EMBEDDING_KEYS = ("sample_id", "image_embedding", "text_embedding", "text_image")
 
@@ -158,7 +159,7 @@ class RetrievalMetrics(Callback):
             for direction in found
         ]
         rows = report_rows(answers)
-        write_report(Path(trainer.default_root_dir) / "reports" / f"{split}_retrieval.csv", rows)
+        write_report(Path(trainer.default_root_dir) / Run.REPORTS / f"{split}_retrieval.csv", rows)
         candidates = {direction.name: direction.candidates for direction in found}
         Console().print(report_table(rows, f"{split}: retrieval [95 %]", candidates))
 

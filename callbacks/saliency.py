@@ -16,6 +16,7 @@ from evaluation.report.figures import save_figure
 from evaluation.saliency import Method, check_method
 from evaluation.saliency.overlays import explain_classes, explained_figure, worst_mistakes
 from vitrail.errors import UserError
+from vitrail.runs import Run
 from vitrail.trust import file_name
 
 
@@ -102,7 +103,7 @@ class SaliencyOfMistakes(Callback):
         kept = _of_all_processes(self._kept, trainer.world_size, self.count)
         self._kept = None
         task = self._task(pl_module)
-        path = Path(trainer.default_root_dir) / "figures" / f"mistakes_test_{file_name(task)}.png"
+        path = Path(trainer.default_root_dir) / Run.FIGURES / f"mistakes_test_{file_name(task)}.png"
         if kept is None or not len(kept.sample_id):
             rank_zero_info(f"SaliencyOfMistakes: there are no mistakes of {task!r}, so there is no figure")
             if trainer.is_global_zero:

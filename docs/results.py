@@ -23,6 +23,7 @@ from typing import Any
 from vitrail.config import read_experiment, read_experiments
 from vitrail.errors import UserError, run_program, run_reporting_user_errors
 from vitrail.files import write_atomically
+from vitrail.runs import Run
 from vitrail.runtime import start_process, stop_process
 
 PLACEHOLDER = re.compile(r"(?<!\$)\{([A-Za-z][\w.-]*)\}")
@@ -150,7 +151,7 @@ class Results:
             self._note(label, entry)
             others = {self.root / one["run"] for one in self.made.values() if "run" in one}
             others |= {folder / name for name in entry["before"]}
-            last = [path / "checkpoints" / "last.ckpt" for path in sorted({*folder.glob("*/")} - others)]
+            last = [path / Run.LAST for path in sorted({*folder.glob("*/")} - others)]
             resume = [f"--ckpt_path={path}" for path in last if path.exists() and arguments[1] == "fit"][-1:]
             if self.runner([*arguments, "--runs", str(self.root), *resume], None):
                 return None
@@ -242,7 +243,7 @@ def digest(arguments: Sequence[str]) -> str:
 
 def revision(run: Path) -> str:
     """Return the shortened source revision that made a run."""
-    git = json.loads((run / "run.json").read_text(encoding="utf-8")).get("git") or {}
+    git = json.loads((run / Run.RECORD).read_text(encoding="utf-8")).get("git") or {}
     return f"{git.get('revision', 'unknown')[:7]}{' with changes' if git.get('changed_files') else ''}"
 
 

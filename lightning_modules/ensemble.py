@@ -24,9 +24,8 @@ from lightning_modules.checkpoint import read_checkpoint, task_from, untrained_t
 from lightning_modules.classification import ScoredTask
 from lightning_modules.encoders.image import InputOptions, PreparesImages, WeightsOrigin, described_misfits
 from vitrail.errors import UserError
+from vitrail.runs import Run
 from vitrail.types import Batch, Outputs, with_image_defaults
-
-_BEST = "checkpoints/best.ckpt"
 
 
 class Member(NamedTuple):
@@ -60,9 +59,9 @@ def read_members(runs: Sequence[str]) -> list[Member]:
     _refuse_other_data(runs)
     found = []
     for run in runs:
-        checkpoint = read_checkpoint(Path(run) / _BEST)
+        checkpoint = read_checkpoint(Path(run) / Run.BEST)
         # Lightning tells what it makes the hyper-parameters of by a context variable; these are of another model.
-        task = Context().run(task_from, checkpoint, Path(run) / _BEST)
+        task = Context().run(task_from, checkpoint, Path(run) / Run.BEST)
         found.append(Member(run, task, _without_private(checkpoint["hyper_parameters"])))
     return found
 
@@ -155,7 +154,7 @@ def _refuse_other_data(runs: Sequence[str]) -> None:
 def _data_of(run: Path) -> tuple[Any, Any]:
     """What tells data and their division apart."""
     try:
-        data = json.loads((run / "run.json").read_text(encoding="utf-8")).get("data") or {}
+        data = json.loads((run / Run.RECORD).read_text(encoding="utf-8")).get("data") or {}
     except (OSError, ValueError) as error:
         raise UserError(
             f"members: {run} has no readable run.json, which says what data it saw; name directories that `fit` made"

@@ -18,6 +18,7 @@ from typing import Any
 from retrieval.search.vectors import cache_of
 from vitrail.errors import UserError
 from vitrail.files import local_folder, write_text_atomically
+from vitrail.runs import Run
 
 _NOTE = "folders.json"
 
@@ -119,7 +120,7 @@ def _data_root(run: Path) -> Path | None:
     import yaml
 
     try:
-        config: Any = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        config: Any = yaml.safe_load((run / Run.CONFIG).read_text(encoding="utf-8"))
         root = Path(str(config["data"]["init_args"]["root"])).expanduser()
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
         return None

@@ -22,6 +22,7 @@ from retrieval.image_files import ImageFiles
 from retrieval.schema import LABEL, PREDICTED, ModelIdentity, image_schema
 from vitrail.errors import UserError
 from vitrail.files import local_folder, write_text_atomically
+from vitrail.runs import Run
 from vitrail.types import LABEL_TASK
 
 if TYPE_CHECKING:
@@ -265,7 +266,7 @@ def indexed_gallery(
         UserError: if other weights made the gallery, or there is none yet and the run's data are not there, or its
             model yields no vectors.
     """
-    folder = run.path / "gallery"
+    folder = run.path / Run.GALLERY
     if not is_whole(folder, run.weights):
         tell(f"{run.name}: indexing its images for the search, once")
         try:

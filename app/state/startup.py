@@ -141,11 +141,11 @@ def _trained(root: Path, name: str) -> Path:
 
 def _calibrate(run: Path) -> None:
     """Fits temperatures on validation where the run has none; without them its confidences are shown as they are."""
-    if (run / "checkpoints" / "calibration.json").exists():
+    if (run / Run.CALIBRATION).exists():
         return
     sys.stderr.write(f"{run}: calibrating its confidences once\n")
-    if not (run / "predictions" / "val.parquet").exists():
-        validate = ["experiments", "validate", "--ckpt_path", str(run / "checkpoints" / "best.ckpt")]
+    if not (run / Run.PREDICTIONS / "val.parquet").exists():
+        validate = ["experiments", "validate", "--ckpt_path", str(run / Run.BEST)]
         if subprocess.run([sys.executable, "-m", *validate], check=False).returncode != 0:
             return
     subprocess.run([sys.executable, "-m", "evaluation", "calibrate", str(run)], check=False)

@@ -169,7 +169,7 @@ def _judge(run: Path, predictions: Predictions, task: str, split: str, fitted: t
             f"T = {temperature:.3g}": reliability_bins(after, correct),
         }
         figure = reliability_figure(panels, f"{task}, {split} (n = {len(rows)})")
-        save_figure(figure, run / "figures" / f"reliability_{split}_{file_name(task)}.png")
+        save_figure(figure, run / Run.FIGURES / f"reliability_{split}_{file_name(task)}.png")
     return Calibrated(
         task=task,
         split=split,

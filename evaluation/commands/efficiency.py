@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from vitrail.errors import UserError
 from vitrail.files import write_text_atomically
+from vitrail.runs import Run
 from vitrail.runtime import check_device
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
 
     check_device(options.device)
     runs = [path for path in options.models if path.suffix not in (".yaml", ".yml")]
-    kept = runs_among(runs, "efficiency", "checkpoints/best.ckpt", unfinished_only=True) if len(runs) > 1 else runs
+    kept = runs_among(runs, "efficiency", Run.BEST, unfinished_only=True) if len(runs) > 1 else runs
     options.models = [path for path in options.models if path not in runs or path in kept]
     sources = {path.resolve(): source_of(path, options.config) for path in options.models}
     names = _names(list(sources))

@@ -55,9 +55,9 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     """
     if options.name is not None:
         plain_name(options.name, "--name")
-    options.runs = runs_among(options.runs, "ensemble", "checkpoints/best.ckpt", unfinished_only=True)
+    options.runs = runs_among(options.runs, "ensemble", Run.BEST, unfinished_only=True)
     directory = make_ensemble(options.runs, options.tta, name=options.name, place=options.to)
-    checkpoint = shlex.quote(str(directory / "checkpoints" / "best.ckpt"))
+    checkpoint = shlex.quote(str(directory / Run.BEST))
     runs = shlex.join(map(str, [directory, *options.runs]))
     sys.stdout.write(
         f"Run directory: {directory}\nGo on with\n"
@@ -101,8 +101,8 @@ def make_ensemble(
         # What surrounded the training of one member has nothing to do here.
         "trainer": {**(config.get("trainer") or {}), "callbacks": []},
     }
-    _save(directory / "checkpoints" / "best.ckpt", task)
-    write_text_atomically(directory / "config.yaml", dump_yaml(config))
+    _save(directory / Run.BEST, task)
+    write_text_atomically(directory / Run.CONFIG, dump_yaml(config))
     return directory
 
 

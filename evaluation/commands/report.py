@@ -194,7 +194,7 @@ def _gallery_sections(files: Run, options: argparse.Namespace, task: str, read: 
         return [_without(title, why_not) for title in titles]
     known = [*gallery.identity.labels, *gallery.identity.predicts]
     task = task if task in known else next(iter(known), "")
-    scores = files.path / "reports" / f"{options.split}_retrieval.csv"
+    scores = files.path / Run.REPORTS / f"{options.split}_retrieval.csv"
     return [
         map_section(gallery, options.split, task, options.seed),
         retrieval_section(gallery, options.split, task, read, scores, options.seed),

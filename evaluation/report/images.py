@@ -214,7 +214,7 @@ def curves_section(files: Run) -> Section:
     title = "Curves"
     epochs = epoch_table(files.metrics)
     if not len(epochs):
-        why = [problem for problem in files.missing if problem.startswith("metrics.csv")]
+        why = [problem for problem in files.missing if problem.startswith(Run.METRICS)]
         trained = any(stage.get("stage") == "fit" for stage in files.stages)
         return Section(
             title, missing=why or ["No epoch was logged." if trained else "Nothing was trained in this run."]

@@ -11,6 +11,7 @@ from evaluation.retrieval import BOTH, Row, read_report, with_interval
 from evaluation.tables.summary import markdown_rows
 from vitrail.console import text_table
 from vitrail.errors import UserError
+from vitrail.runs import Run
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -40,7 +41,7 @@ def read_run(run: Path, split: str) -> RunScores:
     """
     if not run.is_dir():
         raise UserError(f"{run}: no such run directory; give the directory that `fit` or `test` printed")
-    path = run / "reports" / f"{split}_retrieval.csv"
+    path = run / Run.REPORTS / f"{split}_retrieval.csv"
     if not path.is_file():
         stage = {"val": "validate"}.get(split, "test")
         raise UserError(

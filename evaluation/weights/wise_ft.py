@@ -24,6 +24,7 @@ from lightning_modules.encoders.image import misfits
 from vitrail.errors import UserError
 from vitrail.files import write_atomically, write_csv
 from vitrail.predictions import predicted_classes
+from vitrail.runs import Run
 from vitrail.types import LABEL_TASK
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def write_report(folder: Path, mixtures: Sequence[Mixture]) -> None:
 
     columns = ["alpha", "val", "test", "base", "novel"]
     frame = pd.DataFrame([mixture[:] for mixture in mixtures], columns=columns).dropna(axis=1)
-    write_csv(folder / "reports" / "wise_ft.csv", frame)
+    write_csv(folder / Run.REPORTS / "wise_ft.csv", frame)
     figure = Figure(figsize=(5, 3.5), layout="constrained")
     axes = figure.add_subplot()
     for column in frame.columns[1:]:
@@ -148,7 +149,7 @@ def write_report(folder: Path, mixtures: Sequence[Mixture]) -> None:
     axes.set(xlabel="α: 0 before, 1 after fine-tuning", ylabel="accuracy")
     axes.grid(alpha=0.3)
     axes.legend()
-    save_figure(figure, folder / "figures" / "wise_ft.png")
+    save_figure(figure, folder / Run.FIGURES / "wise_ft.png")
 
 
 def rich_table(mixtures: Sequence[Mixture], chosen: Mixture) -> Table:

@@ -165,7 +165,7 @@ def read_run(path: Path, split: str) -> Predictions:
     Raises:
         UserError: they are missing or cannot be read.
     """
-    return read_predictions(path / "predictions" / f"{split}.parquet" if path.is_dir() else path)
+    return read_predictions(path / Run.PREDICTIONS / f"{split}.parquet" if path.is_dir() else path)
 
 
 def check_novel(path: Path, predictions: Predictions, base: int | None = None) -> str:
@@ -370,7 +370,7 @@ def start_weights_of(run: Path) -> Path:
     Raises:
         UserError: the run kept none.
     """
-    path = run / "checkpoints" / "start.ckpt"
+    path = run / Run.START
     if not path.is_file():
         raise UserError(f"{path}: the run kept no weights from before training; train it with callbacks.StartWeights")
     return path
@@ -391,5 +391,5 @@ def finetuning_cost(run: Path, datamodule: ImageDataModule, base_classes: int) -
     from lightning_modules.checkpoint import load_task
 
     before = predict_classes(load_task(start_weights_of(run)), datamodule, "test")
-    write_predictions(run / "predictions" / "test_start.parquet", before)
-    return compare(read_predictions(run / "predictions" / "test.parquet"), before, base_classes)
+    write_predictions(run / Run.PREDICTIONS / "test_start.parquet", before)
+    return compare(read_predictions(run / Run.PREDICTIONS / "test.parquet"), before, base_classes)

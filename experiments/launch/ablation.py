@@ -573,7 +573,7 @@ class Results:
         if outcome.state == "stopped":
             return ""
         error = outcome.error or ""
-        if not error and (outcome.run is None or not (outcome.run / "predictions" / "test.parquet").is_file()):
+        if not error and (outcome.run is None or not (outcome.run / Run.PREDICTIONS / "test.parquet").is_file()):
             error = f"the run left no predictions of the test split; see {job.log}"
         self._keep("outcome", {"run": outcome.run and str(outcome.run), "error": error})
         return outcome.refusal
@@ -587,7 +587,7 @@ class Results:
     def _last_checkpoint(self, name: str) -> Path | None:
         """Of the run that was interrupted. One that never came to a checkpoint has nothing to go on with: it goes."""
         folder = self.folder / "trials" / name
-        found = next((path for path in folder.glob(f"*/{Run.CHECKPOINTS}/last.ckpt") if _is_run(path)), None)
+        found = next((path for path in folder.glob(f"*/{Run.LAST}") if _is_run(path)), None)
         if found is None and folder.exists():
             shutil.rmtree(folder)
         return found

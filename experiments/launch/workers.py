@@ -143,7 +143,7 @@ def logged_values(run: Path | None, metric: str) -> list[float]:
 
     A line that is just being written is left for the next look.
     """
-    path = run / "metrics.csv" if run else None
+    path = run / Run.METRICS if run else None
     if path is None or not path.is_file():
         return []
     text = path.read_text(encoding="utf-8", errors="replace")
@@ -318,7 +318,7 @@ class Workers:
         until = time.monotonic() + STOP_TIMEOUT
         while (gone := is_gone(before.user_attrs[_PROCESS])) is False and time.monotonic() < until:
             self._stop.wait(_LOOK_SECONDS)
-        found = self._folder.glob(f"trials/{trial_name(before.number)}/*/{Run.CHECKPOINTS}/last.ckpt")
+        found = self._folder.glob(f"trials/{trial_name(before.number)}/*/{Run.LAST}")
         path = next(found, None) or Path(before.user_attrs.get(_RESUMES, ""))
         if not gone or not path.is_file():
             return None

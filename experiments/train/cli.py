@@ -523,7 +523,7 @@ class VitrailCLI(LightningCLI):
 
     def _how_to_go_on(self) -> str:
         """Which command goes on with an interrupted training; empty where there is nothing to go on with."""
-        last = self.run_directory / Run.CHECKPOINTS / "last.ckpt"
+        last = self.run_directory / Run.LAST
         if self.config.get("subcommand") != "fit" or self.run_directory == Path() or not last.is_file():
             return ""
         config = shlex.quote(str(self.run_directory / Run.CONFIG))

@@ -21,8 +21,7 @@ from lightning.fabric.utilities import rank_zero_only
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from vitrail.files import write_text_atomically
-
-METRICS_FILE = "metrics.csv"
+from vitrail.runs import Run
 
 Row = dict[str, Any]
 
@@ -38,7 +37,7 @@ class MetricsLog(CSVLogger):
     def __init__(self, directory: Path, *, continues: bool) -> None:
         # Name and version are parts of the path for Lightning's logger, so together they make the directory itself.
         super().__init__(directory.parent.parent, name=directory.parent.name, version=directory.name)
-        self._rows = _Rows(directory / METRICS_FILE, continues=continues)
+        self._rows = _Rows(directory / Run.METRICS, continues=continues)
 
     @property
     def experiment(self) -> Any:

@@ -25,8 +25,7 @@ from experiments.train.loggers import MetricsLog
 from lightning_modules.base import VisionTask
 from vitrail.errors import UserError
 from vitrail.files import write_text_atomically
-
-RECORD_FILE = "run.json"
+from vitrail.runs import Run
 
 _PACKAGES = ("torch", "torchvision", "lightning", "timm", "transformers", "torchmetrics", "datasets", "numpy", "pillow")
 
@@ -149,7 +148,7 @@ class RunRecorder(Callback):
         self._write(trainer, {"pretrained": origins(pl_module)})
 
     def _write(self, trainer: Trainer, facts: Mapping[str, Any]) -> None:
-        path = self.directory / RECORD_FILE
+        path = self.directory / Run.RECORD
         record = _read(path)
         stages = [stage for stage in record.get("stages", []) if stage["started"] != self._stage["started"]]
         # What training saw stays; a later stage adds itself, and what an older version did not record of the same data.

@@ -12,12 +12,11 @@ from retrieval.schema import ModelIdentity
 from retrieval.search.searcher import Reading
 from vitrail.errors import UserError
 from vitrail.files import local_folder
+from vitrail.runs import Run
 
 if TYPE_CHECKING:
     from lightning_modules.base import VisionTask
     from retrieval.gallery import Gallery
-
-_CHECKPOINTS = ("best.ckpt", "last.ckpt")
 
 
 class QueryEncoder:
@@ -111,7 +110,7 @@ def _checkpoints(gallery: Gallery, run: Path | None) -> list[Path]:
     place = local_folder(gallery.uri)
     folders = [run] if run is not None else [recorded, *([place.parent] if place else [])]
     for folder in folders:
-        files = [folder / "checkpoints" / name for name in _CHECKPOINTS]
+        files = [folder / name for name in (Run.BEST, Run.LAST)]
         if there := [file for file in files if file.is_file()]:
             return there
     if run is not None:
