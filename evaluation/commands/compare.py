@@ -144,7 +144,7 @@ def write_comparison(
     """
     import pandas as pd
 
-    from evaluation.report.page import Section, write_page
+    from evaluation.report.page import Page, Section
 
     sides, rows, costs = compared
     figure = cost_figure(rows, costs)
@@ -155,13 +155,13 @@ def write_comparison(
     sections = [
         Section(
             "Table",
-            says=said,
+            paragraphs=said,
             tables={part: pd.DataFrame(rows) for part, rows in parts(table).items()},
             files={"compared": pd.DataFrame(table)},
         ),
         Section(
             "Score against cost",
-            says=["Blue: no other is both cheaper and better. Lines are 95 % intervals by group."] if figure else [],
+            paragraphs=["Blue: no other is both cheaper and better. Lines are 95 % intervals by group."] if figure else [],
             figures={"pareto": figure} if figure is not None else {},
             missing=missing,
         ),
@@ -177,7 +177,8 @@ def write_comparison(
     named = " ".join(str(run) for run in options.runs)
     lead = [f"`python -m evaluation compare {named}{' --join' if options.join else ''}`, judged on {options.split}."]
     stem = path.name.removesuffix(".html")
-    return write_page(path.parent, stem, f"Compared: {', '.join(costs)}", lead, sections, files=path.parent / stem)
+    page = Page(f"Compared: {', '.join(costs)}", lead, sections)
+    return page.write(path.parent, stem, files=path.parent / stem)
 
 
 def cost_figure(rows: Sequence[ComparedRow], costs: dict[str, Cost]) -> Figure | None:

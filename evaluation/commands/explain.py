@@ -83,7 +83,7 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     Raises:
         UserError: for every mistake in what was asked, and for a run that lacks what is needed.
     """
-    from evaluation.report.page import write_page
+    from evaluation.report.page import Page
     from evaluation.saliency import check_method
 
     files = Run(options.run)
@@ -98,7 +98,7 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     if not explained:
         sys.stdout.write(f"{options.run}: made no mistakes of {task!r} on {options.split}; nothing to explain\n")
         return
-    page = write_page(folder, "explain", f"Explained: {files.name}", lead, _sections(explained))
+    page = Page(f"Explained: {files.name}", lead, _sections(explained)).write(folder, "explain")
     sys.stdout.write(f"{page} has the page, and the folder an overlay of each image ({len(explained)})\n")
 
 
@@ -220,10 +220,10 @@ def _sections(explained: list[Explained]) -> list[Section]:
 
     sections = [Section("All of them", tables={"explained": _table(explained)})]
     for place, one in enumerate(explained, start=1):
-        says = [f"Chosen: {one.predicted}, confidence {one.confidence:.3f}."] if one.predicted else []
-        says += [f"Right: {one.target}."] if one.target else []
+        paragraphs = [f"Chosen: {one.predicted}, confidence {one.confidence:.3f}."] if one.predicted else []
+        paragraphs += [f"Right: {one.target}."] if one.target else []
         stem = f"{place:03}_{file_name(Path(one.name).stem)}"
-        sections.append(Section(Path(one.name).name, says=says, figures={stem: explained_figure([one])}))
+        sections.append(Section(Path(one.name).name, paragraphs=paragraphs, figures={stem: explained_figure([one])}))
     return sections
 
 

@@ -136,7 +136,7 @@ def explore(datamodule: ImageDataModule, options: argparse.Namespace) -> Path:
     """
     from evaluation.dataset.colour import centre_colour
     from evaluation.dataset.sections import look_at, main_task
-    from evaluation.report.page import write_page
+    from evaluation.report.page import Page
     from vitrail.console import tracked
 
     collection = collection_of(datamodule)
@@ -152,7 +152,7 @@ def explore(datamodule: ImageDataModule, options: argparse.Namespace) -> Path:
         f"{table.origin}, fingerprint {table.fingerprint()[:12]}.",
         f"What needs images was computed from {looks.told}, drawn with seed {options.seed}.",
     ]
-    return write_page(options.to, "explore", f"What is in {collection.name}", lead, sections)
+    return Page(f"What is in {collection.name}", lead, sections).write(options.to, "explore")
 
 
 def _sections(

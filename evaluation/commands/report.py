@@ -54,37 +54,31 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     Raises:
         UserError: the directory is no run, or an option is not as it must be.
     """
-    from evaluation.report.page import write_markdown, write_page
+    from evaluation.report.page import Page
 
     if options.mistakes < 1:
         raise UserError(f"--mistakes: is {options.mistakes}, must be at least 1")
     files = Run(options.run)
     folder = options.to or options.run
     sections = sections_of(files, options, rest)
-    title = f"Report: {files.name}"
     lead = [
         f"Made of the files in {options.run} by `python -m evaluation report`, judged on {options.split}. Figures, "
         f"images and tables are also files in {NAME}/."
     ]
     if files.interrupted:
         lead.append("Training was interrupted: what follows is of an unfinished run.")
-    write_markdown(folder / f"{NAME}.md", title, lead, sections, NAME)
-    page = write_page(folder, NAME, title, lead, sections, files=folder / NAME)
-    remove_old_files(folder / NAME, sections)
+    page = Page(f"Report: {files.name}", lead, sections)
+    write_text_atomically(folder / f"{NAME}.md", page.markdown(NAME))
+    path = page.write(folder, NAME, files=folder / NAME)
+    _remove_old_files(folder / NAME, set(page.files))
     gaps = sum(bool(section.missing) for section in sections)
-    sys.stdout.write(f"{page} has the page, {folder / NAME}.md the same as Markdown")
+    sys.stdout.write(f"{path} has the page, {folder / NAME}.md the same as Markdown")
     sys.stdout.write(f"; {gaps} of {len(sections)} sections lack something, and say what\n" if gaps else "\n")
 
 
-def remove_old_files(folder: Path, sections: Sequence[Section]) -> None:
-    """Remove what an earlier report wrote and this one did not, so that no old number stays beside new ones.
-
-    ``files.json`` in the folder lists what is a report's; other files are left alone.
-    """
+def _remove_old_files(folder: Path, written: set[str]) -> None:
+    """Remove files of an earlier report, as ``files.json`` lists them, so that no old number stays next to new ones."""
     listed = folder / "files.json"
-    written = {f"{stem}.png" for section in sections for stem in section.figures}
-    written |= {f"{stem}.csv" for section in sections for stem in (*section.tables, *section.files)}
-    written |= {f"{card.stem}.jpg" for section in sections for row in section.cards.values() for card in row}
     try:
         old = {str(name) for name in json.loads(listed.read_text(encoding="utf-8"))}
     except (OSError, ValueError, TypeError):

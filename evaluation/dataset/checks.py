@@ -64,11 +64,11 @@ def leak_section(collection: Collection, audit: Mapping[str, Any]) -> Section:
     else:
         counted += [f"pairs of {title} {len(leaks[kind])}" for kind, title in kinds.items() if kind not in not_checked]
         missing += [f"Not checked: {kinds.get(kind, kind)} ({why})." for kind, why in not_checked.items()]
-    says = [
+    paragraphs = [
         f"In several splits: {', '.join(counted) or 'nothing was compared'}. A model that has seen an object in "
         "training is good at it again, so a test split with leaks looks better than the model is."
     ]
-    section = Section("Leaks between splits", says, missing=missing)
+    section = Section("Leaks between splits", paragraphs, missing=missing)
     if rows:
         section.tables["leaks"] = pd.DataFrame(rows)
     if tiles := _pair_tiles(collection, [*leaks["exact"], *leaks["near"]]):

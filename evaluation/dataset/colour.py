@@ -155,13 +155,13 @@ def density_section(
     if not curves:
         return Section(title, missing=[*missing, "No image has a known class."])
     levels = (np.arange(LEVELS) + 0.5) / LEVELS
-    says = [
+    paragraphs = [
         f"Kernel densities of {len(curves)} classes ({task}): up to {IMAGES_OF_CLASS} images each, scaled to "
         f"{side} × {side}, {pixels:,} pixels an image. Where curves differ, colour alone tells classes apart. Pixels "
         f"without colour (saturation up to {COLOURLESS:g}) have no hue and are left out of the first panel."
     ]
     figure = density_curves(curves, levels, f"{task}: hue, saturation, value")
-    return Section(title, says, {f"hsv_{file_name(task)}": figure}, missing=missing)
+    return Section(title, paragraphs, {f"hsv_{file_name(task)}": figure}, missing=missing)
 
 
 def centroid_section(
@@ -189,13 +189,13 @@ def centroid_section(
         Tile(thumbnail(collection.read(_nearest(looks, targets, code, centre))), names[code])
         for code, centre in zip(codes.tolist(), centroids, strict=True)
     ]
-    says = [
+    paragraphs = [
         f"Isomap of {len(codes)} classes with {min(neighbours, len(codes) - 1)} neighbours each. A class is the mean "
         "hue, saturation and value of the middle of its images; the image shown is the one nearest to that. "
         "Neighbours are easily confused by colour. Hue is averaged as a number, so reds may lie far from each other."
     ]
     figure = image_map(places, tiles, f"{task}: classes by the colour of their centre")
-    return Section(title, says, {f"isomap_{file_name(task)}": figure})
+    return Section(title, paragraphs, {f"isomap_{file_name(task)}": figure})
 
 
 def thumbnail(pixels: NDArray[np.uint8], side: int = _THUMBNAIL) -> NDArray[np.uint8]:

@@ -139,13 +139,13 @@ def splits_section(collection: Collection) -> Section:
         }
     table = pd.DataFrame(rows).T.rename_axis("number of").reset_index()
     total, groups = len(collection.names), len(set(collection.groups.tolist()))
-    says = [f"{total:,} samples of {groups:,} groups (physical objects; a sample without a group is its own)."]
+    paragraphs = [f"{total:,} samples of {groups:,} groups (physical objects; a sample without a group is its own)."]
     missing = [f"The {split} split is empty." for split, count in rows["samples"].items() if not count]
     if collection.unreadable:
         some = [f"{collection.names[row]}: {reason}" for row, reason in sorted(collection.unreadable.items())]
         listed = "; ".join(some[:_LISTED]) + (f"; and {len(some) - _LISTED} more" if len(some) > _LISTED else "")
         missing.append(f"Images that cannot be read, left out where images are needed ({len(some)}): {listed}")
-    return Section("Splits", says, tables={"splits": table}, missing=missing)
+    return Section("Splits", paragraphs, tables={"splits": table}, missing=missing)
 
 
 def class_section(collection: Collection) -> Section:
@@ -154,13 +154,13 @@ def class_section(collection: Collection) -> Section:
 
     if not collection.tasks:
         return Section("Classes", missing=["The data have no labels, so there are no classes to count."])
-    says, missing, figures, files = [], [], {}, {}
+    paragraphs, missing, figures, files = [], [], {}, {}
     for task, names in collection.tasks.items():
         counts = pd.DataFrame({split: class_counts(collection, task, split) for split in SPLITS}, index=list(names))
         order = counts.sort_values("train", ascending=False, kind="stable")
         figures[f"classes_{file_name(task)}"] = class_bars(order, f"{task}: samples of each class")
         files[f"classes_{file_name(task)}"] = order.rename_axis("value" if task in order else task).reset_index()
-        says.append(_frequencies(task, order["train"]))
+        paragraphs.append(_frequencies(task, order["train"]))
         if len(names) == 1:
             missing.append(f"{task} has one class only, so there is nothing to tell apart.")
         if rare := [str(name) for name in order.index[order["train"] == 1]]:
@@ -170,7 +170,7 @@ def class_section(collection: Collection) -> Section:
         never = [str(name) for name in order.index[(order["train"] == 0) & (order.sum(axis=1) > 0)]]
         if never and order["train"].sum():
             missing.append(f"{task}: {_counted(never, 'class is', 'classes are')} never trained: {_list(never)}")
-    return Section("Classes", says, figures, files=files, missing=missing)
+    return Section("Classes", paragraphs, figures, files=files, missing=missing)
 
 
 def size_section(looks: Looks) -> Section:
@@ -180,14 +180,14 @@ def size_section(looks: Looks) -> Section:
     middle = f"{int(np.median(widths))} × {int(np.median(heights))}"
     if same:
         which = "All" if len(looks.rows) == looks.of else "All that were looked at"
-        says = f"{which} are {middle} pixels ({looks.told})."
+        paragraphs = f"{which} are {middle} pixels ({looks.told})."
     else:
         short_sides = looks.sizes.min(axis=1)
-        says = (
+        paragraphs = (
             f"{looks.told}: the median is {middle} pixels, short sides go from {short_sides.min()} to "
             f"{short_sides.max()}; an image size above most short sides enlarges images without any gain."
         )
-    return Section("Image sizes", [says], {"sizes": size_figure(widths, heights)})
+    return Section("Image sizes", [paragraphs], {"sizes": size_figure(widths, heights)})
 
 
 def caption_section(collection: Collection) -> Section:
@@ -207,12 +207,12 @@ def caption_section(collection: Collection) -> Section:
         return Section("Captions", missing=["No caption has a word."])
     together = np.concatenate(list(lengths.values()))
     low, middle, high = np.percentile(together, [5, 50, 95]).round().astype(int)
-    says = (
+    paragraphs = (
         f"{len(together):,} captions: median {middle} words, nine in ten have {low} to {high}, the longest "
         f"{together.max()}; a tokenizer's maximum length should not cut the long ones."
     )
     missing = [f"Samples without a caption: {without:,}."] if without else []
-    return Section("Caption lengths", [says], {"captions": length_histogram(lengths)}, missing=missing)
+    return Section("Caption lengths", [paragraphs], {"captions": length_histogram(lengths)}, missing=missing)
 
 
 def cooccurrence_section(collection: Collection) -> Section:
@@ -242,11 +242,11 @@ def cooccurrence_section(collection: Collection) -> Section:
         return Section("Labels that go together", figures=figures, missing=missing)
     values = np.nan_to_num(pairs, nan=-1.0)
     one, other = divmod(int(values.argmax()), len(tasks))
-    says = [
+    paragraphs = [
         f"{tasks[one]} and {tasks[other]} go together most (Cramér's V {values.max():.2f}). Where an attribute follows "
         "from the class, a model can learn it without looking; few groups make V look large by chance."
     ]
-    return Section("Labels that go together", says, figures, missing=missing)
+    return Section("Labels that go together", paragraphs, figures, missing=missing)
 
 
 def class_counts(collection: Collection, task: str, split: str) -> NDArray[np.int64]:

@@ -70,7 +70,7 @@ def mistakes_section(
             continue
         probability = predictions.probabilities(task, temperatures.get(task, 1.0))
         rows = worst_mistakes(predictions.logits[task], targets, len(predictions))
-        section.says.append(f"{task}: {len(rows)} of {int((targets >= 0).sum())} answers are wrong.")
+        section.paragraphs.append(f"{task}: {len(rows)} of {int((targets >= 0).sum())} answers are wrong.")
         if not len(rows):
             continue
         table = pd.DataFrame(
@@ -92,7 +92,7 @@ def mistakes_section(
             for place, row in enumerate(shown.to_dict("records"), start=1)
         ]
     if section.cards or section.tables:
-        section.says.append(
+        section.paragraphs.append(
             "Worst first: those whose target got the least probability. Confidence is the probability of the answer"
             + (", after temperature scaling. " if temperatures else ". ")
             + f"All mistakes are in mistakes_{split}_….csv."
@@ -123,7 +123,7 @@ def map_section(gallery: Gallery, split: str, task: str, seed: int = 0) -> Secti
             places[name] = project(vectors, method, seed=seed)
         except UserError as error:
             missing.append(f"{name}: {error}")
-    says = [
+    paragraphs = [
         f"{len(shown):,} of the {len(rows):,} images of {told_split(rows, split)}, coloured by "
         f"{column.replace('_', ' ')}; vectors of {gallery.identity.task} ({gallery.identity.run}).",
         "Distances between far clusters and the sizes of clusters mean nothing in t-SNE and UMAP.",
@@ -132,7 +132,7 @@ def map_section(gallery: Gallery, split: str, task: str, seed: int = 0) -> Secti
     for name, place in places.items():
         table[f"{name} x"], table[f"{name} y"] = place[:, 0], place[:, 1]
     figures = {"embedding_map": map_figure(places, labels)} if places else {}
-    return Section("Embedding map", says=says, figures=figures, files={"embedding_map": table}, missing=missing)
+    return Section("Embedding map", paragraphs=paragraphs, figures=figures, files={"embedding_map": table}, missing=missing)
 
 
 def map_figure(places: Mapping[str, NDArray[np.float64]], labels: NDArray[Any]) -> Figure:
@@ -173,8 +173,8 @@ def map_figure(places: Mapping[str, NDArray[np.float64]], labels: NDArray[Any]) 
 
 
 def _mistake(stem: str, row: Mapping[Any, Any], read: ReadImage) -> Card:
-    says = [f"target: {row['target']}", f"predicted: {row['predicted']}", f"confidence {row['confidence']:.3f}"]
-    return Card(stem, small_image(row["name"], read), [*says, str(row["name"])])
+    paragraphs = [f"target: {row['target']}", f"predicted: {row['predicted']}", f"confidence {row['confidence']:.3f}"]
+    return Card(stem, small_image(row["name"], read), [*paragraphs, str(row["name"])])
 
 
 def small_image(name: str, read: ReadImage | None) -> bytes | None:
@@ -221,20 +221,20 @@ def curves_section(files: Run) -> Section:
         )
     begins = phase_begins(files.config)
     monitor, best = _best_epoch(files, epochs)
-    says = [f"Up to epoch {epochs['epoch'].max():.0f}, counted from 0."]
-    says += [
+    paragraphs = [f"Up to epoch {epochs['epoch'].max():.0f}, counted from 0."]
+    paragraphs += [
         f"From epoch {begin} on (shaded) the backbone is trained as well ({who})." for begin, who in begins.items()
     ]
     if best is not None:
-        says.append(f"The dotted line is the best epoch by {monitor}: {best}.")
+        paragraphs.append(f"The dotted line is the best epoch by {monitor}: {best}.")
     if files.interrupted:
-        says.append("Training did not end regularly: the curves are those of what was done.")
+        paragraphs.append("Training did not end regularly: the curves are those of what was done.")
     panels = _panels(epochs, monitor)
     rates = learning_rates(files.metrics, epochs)
     figures = {}
     if panels or len(rates.columns) > 1:
         figures["curves"] = curves_figure(epochs, rates, panels, list(begins), best)
-    return Section(title, says=says, figures=figures, files={"curves": epochs})
+    return Section(title, paragraphs=paragraphs, figures=figures, files={"curves": epochs})
 
 
 def epoch_table(metrics: pd.DataFrame) -> pd.DataFrame:

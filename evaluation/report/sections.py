@@ -65,9 +65,9 @@ def run_section(files: Run) -> Section:
         }
         for stage in files.stages
     ]
-    says = [f"`{command}`" for command in dict.fromkeys(str(stage.get("command", "")) for stage in files.stages)]
+    paragraphs = [f"`{command}`" for command in dict.fromkeys(str(stage.get("command", "")) for stage in files.stages)]
     tables = {"stages": pd.DataFrame(rows)} if rows else {}
-    return Section("Run", says=[said for said in says if said != "``"], tables=tables, missing=list(files.missing))
+    return Section("Run", paragraphs=[said for said in paragraphs if said != "``"], tables=tables, missing=list(files.missing))
 
 
 def configuration_section(files: Run) -> Section:
@@ -86,7 +86,7 @@ def configuration_section(files: Run) -> Section:
     table = pd.DataFrame({"setting": list(chosen), "value": [str(value) for value in chosen.values()]})
     text = (files.path / Run.CONFIG).read_text(encoding="utf-8", errors="replace")
     return Section(
-        "Configuration", tables={"settings": table} if len(table) else {}, texts={f"all of {Run.CONFIG}": text}
+        "Configuration", tables={"settings": table} if len(table) else {}, folded={f"all of {Run.CONFIG}": text}
     )
 
 
@@ -133,21 +133,21 @@ def data_section(files: Run) -> Section:
     )
     missing: list[str] = []
     fingerprint = str(data.get("fingerprint") or "")[:12] or "not recorded"
-    says = [f"{data.get('data', '')}, {data.get('origin', '')}, fingerprint {fingerprint}."]
+    paragraphs = [f"{data.get('data', '')}, {data.get('origin', '')}, fingerprint {fingerprint}."]
     if isinstance(data.get("unseen"), dict):
-        says.append(_unseen(_mapping(data["unseen"])))
+        paragraphs.append(_unseen(_mapping(data["unseen"])))
     else:
         missing.append("The run record does not say which values training never saw.")
-    says += _doubts(data)
+    paragraphs += _doubts(data)
     skipped = data.get("skipped")
     if isinstance(skipped, list):
-        says.append(f"Images left out because they cannot be read: {len(skipped)}.")
+        paragraphs.append(f"Images left out because they cannot be read: {len(skipped)}.")
     else:
         missing.append("The run record does not say whether images were left out.")
     tables = {"data_splits": splits}
     if skipped:
         tables["skipped_images"] = pd.DataFrame(skipped)
-    return Section("Data", says=says, tables=tables, missing=missing)
+    return Section("Data", paragraphs=paragraphs, tables=tables, missing=missing)
 
 
 def stage_minutes(stage: Mapping[str, Any]) -> float:
@@ -187,22 +187,22 @@ def _unseen(unseen: Mapping[str, Any]) -> str:
 def _doubts(data: Mapping[str, Any]) -> list[str]:
     """What the record says of missing values, contradicting images and what was left out; runs of old say nothing."""
     notes = data.get("notes")
-    says = [str(note) for note in notes] if isinstance(notes, list) else []
+    paragraphs = [str(note) for note in notes] if isinstance(notes, list) else []
     texts = [
         f"{column} {text!r} ({count} samples)"
         for column, counts in _mapping(data.get("missing")).items()
         for text, count in _mapping(counts).items()
     ]
     if texts:
-        says.append(f"Counted as unknown (checks.missing): {', '.join(texts)}.")
+        paragraphs.append(f"Counted as unknown (checks.missing): {', '.join(texts)}.")
     identical = _mapping(data.get("identical"))
     repeated = [f"{split} {count}" for split, count in _mapping(identical.get("repeated")).items() if count]
     if repeated:
-        says.append(f"Images that repeat another one of their split: {', '.join(repeated)}.")
+        paragraphs.append(f"Images that repeat another one of their split: {', '.join(repeated)}.")
     conflicts = [f"{column} {count}" for column, count in _mapping(identical.get("conflicts")).items()]
     if conflicts:
-        says.append(f"Identical images that the data contradict themselves about: {', '.join(conflicts)}.")
-    return says
+        paragraphs.append(f"Identical images that the data contradict themselves about: {', '.join(conflicts)}.")
+    return paragraphs
 
 
 def _best(stage: Mapping[str, Any]) -> str:
@@ -245,16 +245,16 @@ def scores_section(
     import pandas as pd
 
     summaries = summarise(predictions, class_counts, run, split)
-    says = [
+    paragraphs = [
         "Intervals are 95 %, by bootstrap over groups (physical objects) where there are any; the one after Wilson, "
         "with the effective number of samples, is the cross-check. Majority is the accuracy of always answering the "
         "class that is most frequent in training.",
         *(sentence for task in predictions.tasks for sentence in _degenerate(predictions, task)),
     ]
     if below := [summary.task for summary in summaries if summary.n and not summary.above_majority]:
-        says.append(f"Not shown to be better than always answering the majority class: {', '.join(below)}.")
+        paragraphs.append(f"Not shown to be better than always answering the majority class: {', '.join(below)}.")
     rows = [_score_row(summary, len(predictions.tasks[summary.task])) for summary in summaries]
-    return Section(f"Scores on {split}", says=says, tables={f"scores_{split}": pd.DataFrame(rows)})
+    return Section(f"Scores on {split}", paragraphs=paragraphs, tables={f"scores_{split}": pd.DataFrame(rows)})
 
 
 def classes_section(predictions: Predictions, class_counts: Mapping[str, Sequence[int]], split: str) -> Section:
@@ -266,7 +266,7 @@ def classes_section(predictions: Predictions, class_counts: Mapping[str, Sequenc
         split: name of the split.
     """
     tables: dict[str, pd.DataFrame] = {}
-    says, missing = [], []
+    paragraphs, missing = [], []
     for task, names in predictions.tasks.items():
         rows = known(predictions.targets[task])
         if not len(rows):
@@ -277,11 +277,11 @@ def classes_section(predictions: Predictions, class_counts: Mapping[str, Sequenc
         few = [f"{name} ({count})" for name, count in zip(names, support, strict=True) if 0 < count < FEW]
         absent = [str(name) for name, count in zip(names, support, strict=True) if not count]
         if few:
-            says.append(f"{task}: fewer than {FEW} samples, so next to nothing is known of: {', '.join(few)}.")
+            paragraphs.append(f"{task}: fewer than {FEW} samples, so next to nothing is known of: {', '.join(few)}.")
         if absent:
-            says.append(f"{task}: without any sample in {split}, so without recall and F1: {', '.join(absent)}.")
+            paragraphs.append(f"{task}: without any sample in {split}, so without recall and F1: {', '.join(absent)}.")
     lead = "The interval of recall is Wilson's with the effective number of samples, which knows of groups."
-    return Section("Classes", says=[lead, *says] if tables else says, tables=tables, missing=missing)
+    return Section("Classes", paragraphs=[lead, *paragraphs] if tables else paragraphs, tables=tables, missing=missing)
 
 
 def class_table(predictions: Predictions, task: str, train: Sequence[int] | None = None) -> pd.DataFrame:
@@ -329,7 +329,7 @@ def confusion_section(predictions: Predictions, split: str) -> Section:
     """Confusion matrices, and which classes are taken for which most often."""
     import pandas as pd
 
-    section = Section("Confusions", says=["Rows are targets, columns predictions; the numbers are samples."])
+    section = Section("Confusions", paragraphs=["Rows are targets, columns predictions; the numbers are samples."])
     for task, names in predictions.tasks.items():
         rows = known(predictions.targets[task])
         if not len(rows):
@@ -374,7 +374,7 @@ def calibration_section(predictions: Predictions, temperatures: Mapping[str, flo
 
     section = Section(
         "Calibration",
-        says=[
+        paragraphs=[
             "Confidence is the largest probability. ECE is the mean distance of accuracy from confidence in 15 bins of "
             "equal width; by chance is what a perfectly calibrated model would show with so few samples."
         ],
@@ -486,11 +486,11 @@ def retrieval_section(
 
     rows = rows_of(gallery, split)
     queries = _different(rows, f"label_{task}", seed)
-    says = [
+    paragraphs = [
         f"Queries are drawn from {told_split(rows, split)} with seed {seed}, of different classes where there are; "
         f"found are the nearest of the gallery's {len(gallery):,} images by cosine, without the query itself."
     ]
-    section = Section("Retrieval examples", says=says)
+    section = Section("Retrieval examples", paragraphs=paragraphs)
     if scores is not None and scores.is_file():
         section.tables[scores.stem] = read_csv(scores)
     known = gallery.table(["id", "group"]).to_pydict()
@@ -500,9 +500,9 @@ def retrieval_section(
         others = [hit for hit in hits if hit.id != query][:_HITS]
         same = {hit.id: "the same object" for hit in others if groups[hit.id] == groups[query]}
         cards = _cards(gallery, [Hit(query, 1.0), *others], task, f"retrieval_{number:02}", read, same)
-        cards[0].says[0] = "query"
+        cards[0].lines[0] = "query"
         if gallery.n_captions():
-            cards[0].says.extend(_nearest_texts(gallery, vectors[number - 1 : number]))
+            cards[0].lines.extend(_nearest_texts(gallery, vectors[number - 1 : number]))
         section.cards[query] = cards
     _add_texts(section, gallery, queries, task, read)
     return section
@@ -527,7 +527,7 @@ def _add_texts(section: Section, gallery: Gallery, queries: Sequence[str], task:
             continue  # another query's caption says the same
         its = {image: "the image that the text is of"}
         section.cards[title] = _cards(gallery, hits, task, f"retrieval_text_{number:02}", read, its)
-    section.says.append(
+    section.paragraphs.append(
         "Texts are the first captions of the same images; for them the nearest images are shown, their own one "
         "among all others."
     )
@@ -593,12 +593,12 @@ def efficiency_section(files: Run) -> Section:
     section.tables["efficiency_counts"] = pd.DataFrame(
         {"what": [name.replace("_", " ") for name in counts], "value": told}
     )
-    section.says.append("A multiplication and an addition count as two floating-point operations (flops).")
+    section.paragraphs.append("A multiplication and an addition count as two floating-point operations (flops).")
     if found.costs is None or found.costs.error or not found.costs.batches:
         why = found.costs.error if found.costs is not None else ""
         section.missing.append(f"Time and memory were not measured. {why}".strip())
         return section
-    section.says.append(f"Measured on {found.costs.device}, {found.costs.threads} threads.")
+    section.paragraphs.append(f"Measured on {found.costs.device}, {found.costs.threads} threads.")
     section.tables["efficiency_time"] = pd.DataFrame(_time_rows(found.costs))
     return section
 

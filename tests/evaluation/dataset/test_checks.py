@@ -37,12 +37,12 @@ def test_leaks_are_listed_and_shown_side_by_side() -> None:
         "photo 30\nval, pair 2",
     ]
     counted = "In several splits: groups 1, pairs of identical images 1, pairs of nearly identical images 1. "
-    assert section.says[0].startswith(counted)
+    assert section.paragraphs[0].startswith(counted)
 
 
 def test_generated_images_are_not_said_to_be_compared() -> None:
     section = leak_section(small_collection(), audit(near_radius=None))
-    assert section.says[0].startswith("In several splits: groups 0. ")
+    assert section.paragraphs[0].startswith("In several splits: groups 0. ")
     assert "generated" in section.missing[0]
     assert not section.tables
     assert not section.figures
@@ -52,13 +52,13 @@ def test_data_that_name_no_objects_are_not_called_free_of_leaks_between_them() -
     bare = small_collection()
     bare = replace(bare, groups=bare.names)
     section = leak_section(bare, audit(own_groups=True))
-    assert "groups" not in section.says[0]
+    assert "groups" not in section.paragraphs[0]
     assert "whether one is in several splits is not known" in section.missing[0]
     bare.targets["class"][8] = 2
     looks = looks_of(bare)
-    says = label_section(bare, "class", looks.rows, looks.features, "pixels").says[0]
-    assert "no image is judged by itself" in says
-    assert "no object is judged by its own" not in says
+    paragraphs = label_section(bare, "class", looks.rows, looks.features, "pixels").paragraphs[0]
+    assert "no image is judged by itself" in paragraphs
+    assert "no object is judged by its own" not in paragraphs
 
 
 def test_a_wrong_label_is_suspected() -> None:
@@ -70,7 +70,7 @@ def test_a_wrong_label_is_suspected() -> None:
     (first, *_) = table[["name", "split", "label", "suggested"]].itertuples(index=False, name=None)
     assert first == ("photo 8", "train", "blue", "red")
     assert section.figures["suspects_class"].axes[0].texts[0].get_text() == "blue\n→ red"
-    assert "linear probe on pixels" in section.says[0]
+    assert "linear probe on pixels" in section.paragraphs[0]
 
 
 def test_what_cannot_be_judged_is_told() -> None:
@@ -95,16 +95,16 @@ def test_doubts_of_a_weak_probe_are_not_shown() -> None:
     labels = collection.targets["class"]
     labels[:] = rng.integers(4, size=40)  # colours say nothing of these
     guesses = label_section(collection, "class", collection.usable, looks_of(collection).features, "pixels")
-    assert not guesses.says
+    assert not guesses.paragraphs
     assert not guesses.tables
     assert "doubts a label says nothing" in guesses.missing[0]
     # Right for about seven of ten: doubts are shown, but not taken for the share of wrong labels.
     features = np.eye(4)[np.where(np.arange(40) % 10 < 6, labels, rng.integers(4, size=40))]
     half = label_section(collection, "class", collection.usable, features, "vectors")
-    assert "labels of class are suspected" in half.says[0]
-    assert "estimated" not in half.says[0]
+    assert "labels of class are suspected" in half.paragraphs[0]
+    assert "estimated" not in half.paragraphs[0]
     sure = label_section(collection, "class", collection.usable, np.eye(4)[labels], "vectors")
-    assert "The estimated share of wrong labels is 0.0%" in sure.says[0]
+    assert "The estimated share of wrong labels is 0.0%" in sure.paragraphs[0]
 
 
 def test_unknown_labels_are_left_out() -> None:
@@ -112,13 +112,13 @@ def test_unknown_labels_are_left_out() -> None:
     collection.targets["class"][:20] = -1
     looks = looks_of(collection)
     section = label_section(collection, "class", looks.rows, looks.features, "pixels")
-    assert "of 20 labels of class" in section.says[0]
+    assert "of 20 labels of class" in section.paragraphs[0]
 
 
 def test_what_was_not_compared_is_not_counted() -> None:
     why = "fewer than two splits have images"
     section = leak_section(small_collection(), audit(not_checked={"groups": why, "exact": why, "near": why}))
-    assert section.says[0].startswith("In several splits: nothing was compared.")
+    assert section.paragraphs[0].startswith("In several splits: nothing was compared.")
     assert f"Not checked: nearly identical images ({why})." in section.missing
     section = leak_section(small_collection(), audit(not_checked={"near": "allowed, so not looked for"}))
-    assert section.says[0].startswith("In several splits: groups 0, pairs of identical images 0.")
+    assert section.paragraphs[0].startswith("In several splits: groups 0, pairs of identical images 0.")

@@ -75,7 +75,7 @@ def test_densities_tell_classes_apart_by_their_hue() -> None:
     assert peaks["blue"] == pytest.approx(2 / 3, abs=0.05)
     # Grey has no hue: its number would be that of red.
     assert np.asarray(curves["grey"]).sum() == 0
-    assert "scaled to 16 × 16, 50 pixels an image" in section.says[0]
+    assert "scaled to 16 × 16, 50 pixels an image" in section.paragraphs[0]
 
 
 def test_only_hue_goes_round() -> None:
@@ -115,7 +115,7 @@ def test_map_has_a_image_for_each_class() -> None:
     section = centroid_section(collection, looks_of(collection), "class")
     axes = section.figures["isomap_class"].axes[0]
     assert [text.get_text() for text in axes.texts] == list(COLOURS)
-    assert "Isomap of 4 classes with 3 neighbours each" in section.says[0]
+    assert "Isomap of 4 classes with 3 neighbours each" in section.paragraphs[0]
 
 
 def test_too_few_classes_and_no_labels_are_told() -> None:

@@ -29,7 +29,7 @@ def test_splits_are_counted_and_what_is_empty_is_told() -> None:
     assert table["groups"] == [20, 20, 0]
     assert table["class: classes that occur, of 4"] == [4, 4, 0]
     assert table["material: samples without a known value"] == [1, 0, 0]
-    assert section.says[0].startswith("40 samples of 20 groups")
+    assert section.paragraphs[0].startswith("40 samples of 20 groups")
     assert section.missing[0] == "The test split is empty."
     assert "cannot be read, left out where images are needed (2): " in section.missing[1]
     assert "photo 3: cut short; photo 5: no such file" in section.missing[1]
@@ -42,8 +42,8 @@ def test_classes_are_counted_by_split_in_order_of_frequency() -> None:
     assert table["class"].tolist() == ["c", "b", "a", "d"]
     assert table["train"].tolist() == [8, 7, 5, 0]
     assert table["val"].tolist() == [0, 20, 0, 0]
-    assert "3 of 4 classes occur in train, c most often (40.0%" in section.says[0]
-    assert "a most rarely (5)" in section.says[0]
+    assert "3 of 4 classes occur in train, c most often (40.0%" in section.paragraphs[0]
+    assert "a most rarely (5)" in section.paragraphs[0]
     bars: Any = section.figures["classes_class"].axes[0]
     assert [bar.get_width() for bar in bars.patches] == [8, 7, 5, 0]
     assert [label.get_text() for label in bars.get_yticklabels()] == ["c", "b", "a", "d"]
@@ -70,24 +70,24 @@ def test_many_classes_are_drawn_as_curves() -> None:
 def test_a_task_without_known_values_is_no_error() -> None:
     targets = {"class": np.full(40, UNKNOWN)}
     section = class_section(small_collection(targets=targets, tasks={"class": ["a"]}))
-    assert section.says == ["class: no training sample has a known value."]
+    assert section.paragraphs == ["class: no training sample has a known value."]
 
 
 def test_sizes_are_told() -> None:
     collection = small_collection()
     looks = looks_of(collection)
     assert looks.sizes[:2].tolist() == [[24, 24], [30, 20]]
-    says = size_section(looks).says[0]
-    assert "40 images: the median is 30 × 20 pixels, short sides go from 20 to 24" in says
+    paragraphs = size_section(looks).paragraphs[0]
+    assert "40 images: the median is 30 × 20 pixels, short sides go from 20 to 24" in paragraphs
     same = looks_of(small_collection(read=lambda row: np.zeros((8, 9, 3), np.uint8)))
-    assert size_section(same).says == ["All are 9 × 8 pixels (40 images)."]
-    some = size_section(dataclasses.replace(same, of=400)).says
+    assert size_section(same).paragraphs == ["All are 9 × 8 pixels (40 images)."]
+    some = size_section(dataclasses.replace(same, of=400)).paragraphs
     assert some == ["All that were looked at are 9 × 8 pixels (40 of 400 images)."]
 
 
 def test_captions_are_counted_by_word_and_empty_ones_are_not() -> None:
     section = caption_section(small_collection())
-    assert section.says[0].startswith("40 captions: median 3 words, nine in ten have 2 to 4, the longest 4")
+    assert section.paragraphs[0].startswith("40 captions: median 3 words, nine in ten have 2 to 4, the longest 4")
     assert not section.missing
     assert "no captions of their own" in caption_section(small_collection(captions=None)).missing[0]
     some = caption_section(
@@ -95,13 +95,13 @@ def test_captions_are_counted_by_word_and_empty_ones_are_not() -> None:
     )
     assert some.missing == ["Samples without a caption: 1."]
     blank = caption_section(small_collection(captions=lambda rows: [[" "] for _ in rows.tolist()]))
-    assert (blank.says, blank.missing) == ([], ["No caption has a word."])
+    assert (blank.paragraphs, blank.missing) == ([], ["No caption has a word."])
 
 
 def test_labels_that_go_together() -> None:
     collection = small_collection()
     section = cooccurrence_section(collection)
-    assert section.says[0].startswith("class and material go together most (Cramér's V 1.00)")
+    assert section.paragraphs[0].startswith("class and material go together most (Cramér's V 1.00)")
     assert set(section.figures) == {"association", "class_material"}
     table = contingency(collection, "class", "material")
     known = collection.targets["material"] != UNKNOWN
@@ -124,7 +124,7 @@ def test_cramers_v_is_that_of_the_formula_and_ignores_what_does_not_occur() -> N
                              tasks={"class": ["a"], "other": ["x", "y"]})  # fmt: skip
     assert np.isnan(cramers_v(contingency(alone, "class", "other")))
     section = cooccurrence_section(alone)
-    assert not section.says  # no strength was computed, so none is the highest
+    assert not section.paragraphs  # no strength was computed, so none is the highest
     assert section.missing == ["No two labels are known together with two values each, so nothing can go together."]
 
 

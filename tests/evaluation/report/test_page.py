@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from evaluation.dataset.figures import blank_figure
-from evaluation.report.page import SHOWN_ROWS, Card, Section, as_html, write_page
+from evaluation.report.page import SHOWN_ROWS, Card, Page, Section
 
 
 class Checked(HTMLParser):
@@ -40,7 +40,7 @@ def section() -> Section:
 
 
 def test_page_is_whole_and_stands_alone(tmp_path: Path) -> None:
-    page = write_page(tmp_path / "new", "explore", "What is in A & B", ["from <here>"], [section(), Section("Empty")])
+    page = Page("What is in A & B", ["from <here>"], [section(), Section("Empty")]).write(tmp_path / "new", "explore")
     text = page.read_text(encoding="utf-8")
     parser = Checked()
     parser.feed(text)
@@ -57,14 +57,14 @@ def test_page_is_whole_and_stands_alone(tmp_path: Path) -> None:
 
 
 def test_what_people_wrote_is_text_and_not_markup() -> None:
-    text = as_html("A & B", ["from <here>"], [section()], {"curve": b"png"})
+    text = Page("A & B", ["from <here>"], [section()]).html()
     assert "<title>A &amp; B</title>" in text
     for written in ("Colours &amp; &lt;shapes&gt;", "Two &lt;b&gt; sentences.", "&lt;7&gt;", "No &lt;captions&gt;."):
         assert written in text
 
 
 def test_long_tables_are_cut_and_say_so() -> None:
-    text = as_html("A", [], [section()], {"curve": b"png"})
+    text = Page("A", [], [section()]).html()
     assert text.count("<tr>") == SHOWN_ROWS + 1
     assert f"and {40 - SHOWN_ROWS} more rows in table.csv" in text
     assert '<td class="number">0.500</td><td class="number">1,234</td>' in text
@@ -72,14 +72,14 @@ def test_long_tables_are_cut_and_say_so() -> None:
 
 
 def test_unknown_numbers_are_empty() -> None:
-    text = as_html("A", [], [Section("B", tables={"t": pd.DataFrame({"x": [float("nan")]})})], {})
+    text = Page("A", [], [Section("B", tables={"t": pd.DataFrame({"x": [float("nan")]})})]).html()
     assert '<td class="number"></td>' in text
 
 
 def test_small_images_commands_and_folded_texts(tmp_path: Path) -> None:
     cards = [Card("first", b"jpeg", ["<one>", "two"]), Card("second", None, ["three"])]
-    one = Section("T", ["say `a <b>` and ` alone"], cards={"a row": cards}, texts={"all of it": "x: <y>\n"})
-    page = write_page(tmp_path, "page", "A", [], [one, section()], files=tmp_path / "page")
+    one = Section("T", ["say `a <b>` and ` alone"], cards={"a row": cards}, folded={"all of it": "x: <y>\n"})
+    page = Page("A", [], [one, section()]).write(tmp_path, "page", files=tmp_path / "page")
     text = page.read_text(encoding="utf-8")
     parser = Checked()
     parser.feed(text)

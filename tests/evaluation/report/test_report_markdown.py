@@ -1,17 +1,15 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pandas as pd
 from markdown_it import MarkdownIt
 
 from evaluation.dataset.figures import blank_figure
-from evaluation.report.page import SHOWN_ROWS, Card, Section, as_markdown, write_markdown
+from evaluation.report.page import SHOWN_ROWS, Card, Page, Section
 
 
 def shown(section: Section, title: str = "A") -> str:
     """As a reader of Markdown sees it, in HTML."""
-    return str(MarkdownIt("commonmark").enable("table").render(as_markdown(title, ["lead"], [section], "files")))
+    return str(MarkdownIt("commonmark").enable("table").render(Page(title, ["lead"], [section]).markdown("files")))
 
 
 def test_what_people_wrote_is_text_and_not_markup() -> None:
@@ -34,7 +32,7 @@ def test_tables_are_cut_and_say_so() -> None:
 
 def test_figures_cards_and_folded_texts() -> None:
     cards = [Card("first", b"jpeg", ["one", "two"]), Card("second", None, ["three"])]
-    section = Section("T", figures={"curve": blank_figure(1, 1)}, cards={"row": cards}, texts={"all": "a\n````\nb"})
+    section = Section("T", figures={"curve": blank_figure(1, 1)}, cards={"row": cards}, folded={"all": "a\n````\nb"})
     text = shown(section)
     assert '<img src="files/curve.png"' in text
     assert '<img src="files/first.jpg"' in text
@@ -43,7 +41,5 @@ def test_figures_cards_and_folded_texts() -> None:
     assert "<pre><code>a\n````\nb\n</code></pre>" in text
 
 
-def test_file_is_written_whole(tmp_path: Path) -> None:
-    path = write_markdown(tmp_path / "new" / "page.md", "A", [], [Section("B")], "files")
-    assert path.read_text(encoding="utf-8") == "# A\n\n## B\n"
-    assert [file.name for file in path.parent.iterdir()] == ["page.md"]
+def test_empty_sections_are_a_heading() -> None:
+    assert Page("A", [], [Section("B")]).markdown("files") == "# A\n\n## B\n"

@@ -72,7 +72,7 @@ def test_stages_and_commands(run: Path) -> None:
     table = section.tables["stages"]
     assert table["minutes"][0] == 3.5
     assert table["best on validation"].tolist() == ["val/class/accuracy 0.7000", ""]
-    assert section.says == ["`python -m experiments fit --config shop.yaml`"]
+    assert section.paragraphs == ["`python -m experiments fit --config shop.yaml`"]
     assert section.missing == []
 
 
@@ -82,7 +82,7 @@ def test_settings_and_the_whole_file(run: Path) -> None:
     assert settings["model"] == "lightning_modules.MultiTaskClassifier"
     assert settings["model.lr"] == "0.001"
     assert settings["trainer.callbacks.0.unfreeze_epoch"] == "4"
-    assert section.texts == {"all of config.yaml": (run / "config.yaml").read_text(encoding="utf-8")}
+    assert section.folded == {"all of config.yaml": (run / "config.yaml").read_text(encoding="utf-8")}
 
 
 def test_environment(run: Path) -> None:
@@ -110,8 +110,8 @@ def test_data_that_were_seen(run: Path) -> None:
         "samples": [36, 9, 9],
         "groups": [12, 3, 3],
     }
-    assert "Values that training never saw, left out as unknown: colour 'gold' (5 samples)." in section.says
-    assert "Images left out because they cannot be read: 0." in section.says
+    assert "Values that training never saw, left out as unknown: colour 'gold' (5 samples)." in section.paragraphs
+    assert "Images left out because they cannot be read: 0." in section.paragraphs
 
 
 def test_skipped_images_are_listed(run: Path) -> None:
@@ -122,7 +122,7 @@ def test_skipped_images_are_listed(run: Path) -> None:
 
 def test_nothing_is_called_none_that_is_not_recorded(run: Path) -> None:
     section = data_section(changed(run, data={"data": "Products"}))
-    told = " ".join(section.says)
+    told = " ".join(section.paragraphs)
     assert "Every value of every label" not in told
     assert "cannot be read" not in told
     assert "fingerprint not recorded" in told
@@ -135,11 +135,11 @@ def test_nothing_is_called_none_that_is_not_recorded(run: Path) -> None:
 def test_missing_values_and_contradictions_are_shown(run: Path) -> None:
     identical = {"repeated": {"train": 6, "val": 0}, "conflicts": {"class": 2, "attribute colour": 1}}
     data = {"missing": {"attribute colour": {"NA": 3}}, "notes": ["no row has 'x'"], "identical": identical}
-    says = data_section(changed(run, data={"data": "Products", **data})).says
-    assert "Counted as unknown (checks.missing): attribute colour 'NA' (3 samples)." in says
-    assert "Images that repeat another one of their split: train 6." in says
-    assert "Identical images that the data contradict themselves about: class 2, attribute colour 1." in says
-    assert "no row has 'x'" in says
+    paragraphs = data_section(changed(run, data={"data": "Products", **data})).paragraphs
+    assert "Counted as unknown (checks.missing): attribute colour 'NA' (3 samples)." in paragraphs
+    assert "Images that repeat another one of their split: train 6." in paragraphs
+    assert "Identical images that the data contradict themselves about: class 2, attribute colour 1." in paragraphs
+    assert "no row has 'x'" in paragraphs
 
 
 def test_records_of_nothing(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_class_table_is_that_of_scikit_learn_without_numbers_of_nothing() -> Non
 
 def test_classes_with_few_samples_or_none_are_named() -> None:
     section = classes_section(sample(), {}, "test")
-    told = " ".join(section.says)
+    told = " ".join(section.paragraphs)
     assert "class: fewer than 5 samples, so next to nothing is known of: fan (1)." in told
     assert "class: without any sample in test, so without recall and F1: pen." in told
     assert section.missing == ["Of 'size' no target is known."]
@@ -271,8 +271,8 @@ def test_what_is_not_above_the_majority_is_said() -> None:
         {"class": np.random.default_rng(1).normal(size=(60, 5)).astype(np.float32)},
     )
     told = "Not shown to be better than always answering the majority class: class."
-    assert told in scores_section(guess, {}, "shop/1", "test").says
-    assert told not in scores_section(found, {}, "shop/1", "test").says
+    assert told in scores_section(guess, {}, "shop/1", "test").paragraphs
+    assert told not in scores_section(found, {}, "shop/1", "test").paragraphs
 
 
 def test_nearest_images_are_those_of_brute_force(gallery: Gallery) -> None:
@@ -286,21 +286,21 @@ def test_nearest_images_are_those_of_brute_force(gallery: Gallery) -> None:
         scores = vectors @ vectors[place]
         scores[place] = -2
         order = np.argsort(-scores)[:5]
-        assert cards[0].says == ["query", f"class: {table['label_class'][place]}"]
+        assert cards[0].lines == ["query", f"class: {table['label_class'][place]}"]
         for hit, card in zip(order, cards[1:], strict=True):
             same = ["the same object"] if table["group"][hit] == table["group"][place] else []
-            assert card.says == [f"{scores[hit]:.3f}", f"class: {table['label_class'][hit]}", *same]
+            assert card.lines == [f"{scores[hit]:.3f}", f"class: {table['label_class'][hit]}", *same]
 
 
 def test_queries_are_of_as_many_classes_as_there_are(gallery: Gallery) -> None:
     section = retrieval_section(gallery, "test", "class", None, None, seed=3)
-    firsts = [cards[0].says[1] for cards in list(section.cards.values())[:3]]
+    firsts = [cards[0].lines[1] for cards in list(section.cards.values())[:3]]
     assert len(set(firsts)) == 3
 
 
 def test_a_split_that_the_gallery_lacks_is_told(gallery: Gallery) -> None:
     section = retrieval_section(gallery, "val", "class", None, None)
-    assert "the whole gallery, which has none of val" in section.says[0]
+    assert "the whole gallery, which has none of val" in section.paragraphs[0]
 
 
 def test_images_come_from_the_reader(gallery: Gallery) -> None:
@@ -328,11 +328,11 @@ def test_texts_find_the_images_of_brute_force(tmp_path: Path) -> None:
         first = gallery.captions_of([query]).slice(0, 1)
         assert title == f"“{first.column('caption')[0].as_py()}”"
         scores = images @ np.array(first.column("vector")[0].as_py(), np.float32)
-        assert [card.says[0] for card in cards] == [f"{score:.3f}" for score in np.sort(scores)[::-1][:5]]
-        noted = ["the image that the text is of" in card.says for card in cards]
+        assert [card.lines[0] for card in cards] == [f"{score:.3f}" for score in np.sort(scores)[::-1][:5]]
+        noted = ["the image that the text is of" in card.lines for card in cards]
         assert noted == [ids[place] == query for place in np.argsort(-scores, kind="stable")[:5]]
     # An image as a query has the texts nearest to it below.
-    said = [line for line in section.cards[queries[0]][0].says if "“" in line]
+    said = [line for line in section.cards[queries[0]][0].lines if "“" in line]
     assert len(said) == 3
 
 
@@ -353,7 +353,7 @@ def test_queries_without_captions_ask_no_texts(tmp_path: Path) -> None:
         writer.add(rows, caption_rows(gallery.identity, [("c", "a cap")], vectors(1, seed=1)))
     section = retrieval_section(gallery, "test", "", None, None)
     assert sorted(section.cards) == ["a", "b"]
-    assert len(section.says) == 1
+    assert len(section.paragraphs) == 1
 
 
 COUNTS = Counts(2_000_000, 1_000, 5_000_000, None, 8_000_000, 224)
