@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -55,7 +56,7 @@ def copied(run: Path, tmp_path: Path) -> Path:
 
 def page(run: Path, *arguments: str) -> str:
     assert main(["report", str(run), "--no-data", *arguments]) == 0
-    return (run / "report.html").read_text(encoding="utf-8")
+    return html.unescape((run / "report.html").read_text(encoding="utf-8"))
 
 
 def predictions_of(run: Path) -> Predictions:
@@ -208,14 +209,14 @@ def of_no_samples(run: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "told", "has_scores"),
     [
-        (not_finite, "logits of task &#x27;class&#x27; are not finite for 1 of 9 samples", False),
+        (not_finite, "logits of task 'class' are not finite for 1 of 9 samples", False),
         (of_one_class, "so its scores do not say whether classes are told apart", True),
         (
             with_a_class_of_one_sample,
             "fewer than 5 samples, so next to nothing is known of: footwear_sneakers (1)",
             True,
         ),
-        (without_known_targets, "Of &#x27;class&#x27; no target is known.", True),
+        (without_known_targets, "Of 'class' no target is known.", True),
         (of_no_samples, "holds no samples", False),
     ],
 )
@@ -238,8 +239,8 @@ def predictions_class_2(run: Path) -> str:
 
 def test_data_that_are_gone_are_told(copied: Path, tmp_path: Path) -> None:
     assert main(["report", str(copied), "--data-root", str(tmp_path / "nowhere")]) == 0
-    text = (copied / "report.html").read_text(encoding="utf-8")
-    assert text.count("The run&#x27;s data are not there: ") == 2
+    text = html.unescape((copied / "report.html").read_text(encoding="utf-8"))
+    assert text.count("The run's data are not there: ") == 2
     assert not list((copied / "report").glob("mistake_*.jpg"))
     assert len(pd.read_csv(copied / "report" / "mistakes_test_class.csv")) > 0
 

@@ -97,13 +97,8 @@ def test_phases_are_those_of_the_configuration(trainer: object, expected: dict[i
 
 
 def test_section_names_phase_and_best_epoch(tmp_path: Path) -> None:
-<<<<<<< HEAD
     section = curves_section(Run(write_run(tmp_path, gallery=False)))
-    told = " ".join(section.says)
-=======
-    section = curves_section(RunFiles(write_run(tmp_path, gallery=False)))
     told = " ".join(section.paragraphs)
->>>>>>> e1222d8 (Pages of report, explore, explain and compare are jinja2 templates; one Page for HTML and Markdown)
     assert "From epoch 4 on (shaded) the backbone is trained as well (BackboneUnfreezing)" in told
     assert "best epoch by val/class/accuracy: 4." in told
     figure = section.figures["curves"]
@@ -122,11 +117,7 @@ def test_a_score_that_no_epoch_has_marks_none(tmp_path: Path) -> None:
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))
     record["stages"][0]["best"]["score"] = 0.123
     (run / "run.json").write_text(json.dumps(record), encoding="utf-8")
-<<<<<<< HEAD
-    assert not any("best epoch" in sentence for sentence in curves_section(Run(run)).says)
-=======
-    assert not any("best epoch" in sentence for sentence in curves_section(RunFiles(run)).paragraphs)
->>>>>>> e1222d8 (Pages of report, explore, explain and compare are jinja2 templates; one Page for HTML and Markdown)
+    assert not any("best epoch" in sentence for sentence in curves_section(Run(run)).paragraphs)
 
 
 def test_runs_without_curves_say_why(tmp_path: Path) -> None:
