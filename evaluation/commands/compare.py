@@ -161,7 +161,9 @@ def write_comparison(
         ),
         Section(
             "Score against cost",
-            paragraphs=["Blue: no other is both cheaper and better. Lines are 95 % intervals by group."] if figure else [],
+            paragraphs=["Blue: no other is both cheaper and better. Lines are 95 % intervals by group."]
+            if figure
+            else [],
             figures={"pareto": figure} if figure is not None else {},
             missing=missing,
         ),

@@ -132,7 +132,9 @@ def map_section(gallery: Gallery, split: str, task: str, seed: int = 0) -> Secti
     for name, place in places.items():
         table[f"{name} x"], table[f"{name} y"] = place[:, 0], place[:, 1]
     figures = {"embedding_map": map_figure(places, labels)} if places else {}
-    return Section("Embedding map", paragraphs=paragraphs, figures=figures, files={"embedding_map": table}, missing=missing)
+    return Section(
+        "Embedding map", paragraphs=paragraphs, figures=figures, files={"embedding_map": table}, missing=missing
+    )
 
 
 def map_figure(places: Mapping[str, NDArray[np.float64]], labels: NDArray[Any]) -> Figure:

@@ -125,7 +125,6 @@ class Page:
         return page
 
 
-
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")

@@ -67,7 +67,9 @@ def run_section(files: Run) -> Section:
     ]
     paragraphs = [f"`{command}`" for command in dict.fromkeys(str(stage.get("command", "")) for stage in files.stages)]
     tables = {"stages": pd.DataFrame(rows)} if rows else {}
-    return Section("Run", paragraphs=[said for said in paragraphs if said != "``"], tables=tables, missing=list(files.missing))
+    return Section(
+        "Run", paragraphs=[said for said in paragraphs if said != "``"], tables=tables, missing=list(files.missing)
+    )
 
 
 def configuration_section(files: Run) -> Section:
