@@ -1,4 +1,4 @@
-"""``python -m evaluation efficiency RUN EXPERIMENT.yaml …``: what models cost, beside each other."""
+"""``python -m evaluation efficiency RUN EXPERIMENT.yaml …``: what models cost, compared with each other."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def measured(
     sources: Mapping[str, ModelSource], counts: Mapping[str, Counts], options: argparse.Namespace
 ) -> dict[str, Costs]:
     """Costs of the models by the options of ``add_measuring``."""
-    from evaluation.cost.workers import measure
+    from evaluation.cost.efficiency import measure
 
     return measure(
         sources,

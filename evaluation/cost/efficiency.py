@@ -1,27 +1,29 @@
 """What a model costs: parameters, floating-point operations, bytes, seconds and memory.
 
-Counts need no weights and no memory: a model on PyTorch's ``meta`` device has shapes only. Seconds and memory are
-measured by ``evaluation.cost.workers``; here is what is made of them.
-
-The model of a run or of an experiment file, as the efficiency commands and their processes build it.
-
-How many parameters a network has, also where a library packs several of them into one number.
+Counts need no weights and no memory: a model on PyTorch's ``meta`` device has shapes only. Seconds are measured by
+``torch.utils.benchmark``, of several models in turn: a machine is never quiet, so every round times one model after the
+other, in an order that moves on from round to round, and a ratio is taken within a round. Models that do not fit into
+memory together are measured in groups; the first model is in each.
 """
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import inspect
 import json
-import math
+import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from evaluation.tables.summary import markdown_rows
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 def parameter_count(module: nn.Module, *, trainable_only: bool = False) -> int:
     """Number of parameters, each tensor once.
 
-    Four-bit weights of bitsandbytes lie packed, two in a byte, and count as those that they stand for.
+    Four-bit weights of bitsandbytes are packed, two in a byte, and count as those that they represent.
 
     Args:
         module: network.
@@ -48,7 +50,7 @@ def _size(parameter: nn.Parameter) -> int:
     return int(parameter.numel() if packed is None else packed.shape.numel())
 
 
-COLUMNS = ("parameters [M]", "learning [M]", "image [GFLOP]", "text [GFLOP]", "weights [MB]")
+COLUMNS = ("parameters [M]", "trainable [M]", "image [GFLOP]", "text [GFLOP]", "weights [MB]")
 _COST_COLUMNS = ("p50 [ms]", "p95 [ms]", "images/s", "time, ratio [low, high]", "peak memory [MB]")
 
 
@@ -58,9 +60,9 @@ class Counts:
 
     Attributes:
         parameters: all of them.
-        trainable: those that learn under the experiment's freeze mode, at the end of training.
+        trainable: those that the experiment's freeze mode trains, at the end of training.
         image_flops: floating-point operations of one image, a multiplication and an addition counting as two.
-        text_flops: the same of one text of the greatest length; None for a model that reads no texts.
+        text_flops: the same of one text of the greatest length; None for a model without a text encoder.
         weight_bytes: of weights and buffers on disk, as the model holds them.
         image_size: side of the images in pixels.
     """
@@ -80,8 +82,8 @@ class BatchCost:
     Attributes:
         seconds: of a batch, one a round; rounds are the same for all models that were measured together.
         ratios: to the first model, round by round; ones for itself.
-        peak_bytes: how much memory the process, or the GPU, needed at most for the model and one batch; None where
-            the system does not tell.
+        peak_bytes: memory of the weights and of what one batch adds to them at its peak; None where the system does
+            not report it.
     """
 
     seconds: list[float]
@@ -95,12 +97,8 @@ class BatchCost:
 
     @property
     def p95(self) -> float:
-        """95th percentile by linear interpolation; of few rounds it lies near the slowest one."""
-        ordered = sorted(self.seconds)
-        place = 0.95 * (len(ordered) - 1)
-        low = math.floor(place)
-        high = min(low + 1, len(ordered) - 1)
-        return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+        """95th percentile by linear interpolation; of few rounds it is near the slowest one."""
+        return float(np.percentile(self.seconds, 95))
 
     @property
     def ratio(self) -> float:
@@ -149,8 +147,8 @@ def count(model: nn.Module, image_size: int) -> Counts:
     )
 
 
-class _NothingIsHidden(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it without types
-    """Answers yes where a network on ``meta`` asks whether its mask is all ones, because there it has shapes only."""
+class _NothingIsMasked(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it without types
+    """Returns True where a network on ``meta`` asks whether its mask is all ones, because there it has shapes only."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -161,8 +159,8 @@ class _NothingIsHidden(TorchDispatchMode):  # type: ignore[no-untyped-call]  # t
 
 
 def _flops(function: Any, *inputs: Any) -> int:
-    answers = _NothingIsHidden()  # type: ignore[no-untyped-call]  # likewise
-    with torch.no_grad(), answers, FlopCounterMode(display=False) as counter:
+    mode = _NothingIsMasked()  # type: ignore[no-untyped-call]  # likewise
+    with torch.no_grad(), mode, FlopCounterMode(display=False) as counter:
         function(*inputs)
     return int(counter.get_total_flops())
 
@@ -212,26 +210,26 @@ def _cost_cells(costs: Costs | None, size: int) -> list[str]:
         f"{1e3 * one.p50:,.1f}",
         f"{1e3 * one.p95:,.1f}" if len(one.seconds) > 1 else "–",
         f"{size / one.p50:,.1f}" if size / one.p50 >= 10 else f"{size / one.p50:.2f}",
-        ratio_told(one),
+        ratio_text(one),
         "–" if one.peak_bytes is None else f"{one.peak_bytes / 1e6:,.0f}",
     ]
 
 
-def ratio_told(one: BatchCost) -> str:
+def ratio_text(one: BatchCost) -> str:
     """The ratio and the lowest and highest of its rounds, where there are several."""
     spread = f" [{min(one.ratios):.2f}, {max(one.ratios):.2f}]" if len(one.ratios) > 1 else ""
     return f"{one.ratio:.2f}{spread}"
 
 
 def ratios_to(rows: Mapping[str, tuple[Counts | None, Costs | None]]) -> str:
-    """What ratios are to where that is not the first model, because it could not be measured; else empty."""
+    """Return what ratios are to where the first model could not be measured; otherwise an empty text."""
     first = next(iter(rows), "")
     others = {name: costs.first for name, (_, costs) in rows.items() if costs and costs.batches}
     strange = {name: to for name, to in others.items() if to != first}
     if not strange:
         return ""
-    told = "; ".join(f"of {name} to {to}" for name, to in strange.items())
-    return f"{first} could not be measured beside all the others, so ratios are not to it: {told}."
+    others_to = "; ".join(f"of {name} to {to}" for name, to in strange.items())
+    return f"{first} could not be measured with all the others, so ratios are not to it: {others_to}."
 
 
 def markdown(rows: Mapping[str, tuple[Counts | None, Costs | None]], batch_sizes: Sequence[int]) -> str:
@@ -261,10 +259,6 @@ class ModelSource:
     experiment: Mapping[str, Any]
     checkpoint: str = ""
 
-    def as_json(self) -> str:
-        """For a process of its own."""
-        return json.dumps({"experiment": self.experiment, "checkpoint": self.checkpoint})
-
 
 def build(source: ModelSource, device: str) -> tuple[VisionTask, int]:
     """The model in evaluation mode, and the side of its images in pixels.
@@ -278,15 +272,13 @@ def build(source: ModelSource, device: str) -> tuple[VisionTask, int]:
     Raises:
         UserError: if it cannot be built; what the experiment says of model and data must fit.
     """
-    import torch
-
     if source.checkpoint:
         from lightning_modules.checkpoint import load_task
 
         task = load_task(source.checkpoint)
         return task.to(device).eval(), int(task.input_options["size"])
     arguments, size = _arguments(source.experiment)
-    # On meta nothing is drawn and nothing allocated; elsewhere all is built where it is to be.
+    # On meta nothing is sampled and nothing allocated; elsewhere all is built where it is to be.
     with torch.device(device):
         task = _task(arguments)
     return task.eval(), size
@@ -365,3 +357,149 @@ def _task(arguments: dict[str, Any]) -> VisionTask:
         raise
     assert isinstance(task, VisionTask)
     return task
+
+
+_SHARE_OF_MEMORY = 0.4
+"""Of the machine, for the weights of one group: activations and other processes need the rest."""
+
+
+def measure(
+    sources: Mapping[str, ModelSource],
+    weight_bytes: Mapping[str, int],
+    batch_sizes: Sequence[int],
+    repeats: int,
+    *,
+    device: str = "cpu",
+    threads: int = 0,
+    available: int | None = None,
+) -> dict[str, Costs]:
+    """Measure what batches cost; the first model is what ratios are to.
+
+    Args:
+        sources: the models, by name.
+        weight_bytes: size of each, for the groups.
+        batch_sizes: each is measured apart.
+        repeats: rounds that count, at least 1; before each timing a batch runs twice.
+        device: ``cpu`` or ``cuda``.
+        threads: of the CPU; 0 leaves the choice to PyTorch.
+        available: bytes for all weights of a group; by default a share of the machine's memory.
+    """
+    names = list(sources)
+    room = available or int(_SHARE_OF_MEMORY * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    found: dict[str, Costs] = {}
+    for group in groups(names, weight_bytes, room):
+        chosen = {name: sources[name] for name in group}
+        measured = _measure_group(chosen, sorted(batch_sizes), repeats, device, threads)
+        found |= {name: costs for name, costs in measured.items() if name not in found}
+    return found
+
+
+def groups(names: Sequence[str], weight_bytes: Mapping[str, int], available: int) -> list[list[str]]:
+    """Return the models that are in memory at once, in order; the first is in each group, any other in one."""
+    first, *others = names
+    made: list[list[str]] = [[first]]
+    left = free = available - weight_bytes[first]
+    for name in others:
+        if weight_bytes[name] > left and len(made[-1]) > 1:
+            made.append([first])
+            left = free
+        made[-1].append(name)
+        left -= weight_bytes[name]
+    return made
+
+
+@dataclass
+class _Timed:
+    """One model's batches, ready to run, and what was measured of them by batch size."""
+
+    timers: dict[int, Timer]
+    peaks: dict[int, int | None]
+    seconds: dict[int, list[float]]
+
+
+def _measure_group(
+    sources: Mapping[str, ModelSource], batch_sizes: Sequence[int], repeats: int, device: str, threads: int
+) -> dict[str, Costs]:
+    models: dict[str, _Timed] = {}
+    errors: dict[str, str] = {}
+
+    def attempt(name: str, step: Any, *arguments: Any) -> None:
+        # Any model may fail, by a UserError or for want of memory; the others are measured all the same.
+        try:
+            step(name, *arguments)
+        except (UserError, RuntimeError, ValueError, TypeError, MemoryError) as error:
+            errors[name] = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            models.pop(name, None)
+
+    def prepare(name: str) -> None:
+        models[name] = _prepared(sources[name], batch_sizes, device, threads or torch.get_num_threads())
+
+    def time(name: str, size: int) -> None:
+        models[name].seconds[size].append(models[name].timers[size].timeit(1).median)
+
+    for name in sources:
+        attempt(name, prepare)
+    for number in range(repeats):
+        for size in batch_sizes:
+            names = list(models)
+            for place in range(len(names)):
+                attempt(names[(number + place) % len(names)], time, size)
+    peer = next(iter(models), "")
+    costs = {name: Costs(error=error) for name, error in errors.items()}
+    for name, one in models.items():
+        batches = {}
+        for size, seconds in one.seconds.items():
+            ratios = [own / other for own, other in zip(seconds, models[peer].seconds[size], strict=True)]
+            batches[size] = BatchCost(seconds, ratios, one.peaks[size])
+        where = torch.cuda.get_device_name() if device == "cuda" else device
+        costs[name] = Costs(where, threads or torch.get_num_threads(), peer, batches)
+    return {name: costs[name] for name in sources}
+
+
+def _prepared(source: ModelSource, batch_sizes: Sequence[int], device: str, threads: int) -> _Timed:
+    """Build a model, measure the memory of each batch, and make its timers."""
+    task, side = build(source, device)
+    weights = sum(one.numel() * one.element_size() for one in [*task.parameters(), *task.buffers()])
+    timed = _Timed({}, {}, {size: [] for size in batch_sizes})
+    for size in batch_sizes:
+        # Pixels that differ, because some kernels are quicker on zeros.
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(0, 256, (size, 3, side, side), dtype=torch.uint8, generator=generator)
+
+        def batch(images: torch.Tensor = images) -> None:
+            with torch.inference_mode():
+                task(images.to(device))
+
+        timed.timers[size] = Timer("batch()", globals={"batch": batch}, num_threads=threads)
+        added = _added_cuda(batch) if device == "cuda" else _added_cpu(batch)
+        timed.peaks[size] = None if added is None else weights + added
+    return timed
+
+
+def _added_cuda(batch: Any) -> int:
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    batch()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _added_cpu(batch: Any) -> int | None:
+    """Return by how many bytes the process grew at its peak; None where the system does not report it."""
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what other models gave back would hide what this one needs
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins again
+        before = _status("VmRSS")
+    except (OSError, AttributeError, TypeError):
+        batch()
+        return None
+    batch()
+    return max(0, _status("VmHWM") - before)
+
+
+def _status(key: str) -> int:
+    """Return bytes, by the kernel's account of this process."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))

@@ -632,7 +632,7 @@ def cpu_latency(measured: Measured) -> float:
 
 
 def _time_rows(costs: Costs) -> list[dict[str, Any]]:
-    from evaluation.cost.efficiency import ratio_told
+    from evaluation.cost.efficiency import ratio_text
 
     return [
         {
@@ -641,7 +641,7 @@ def _time_rows(costs: Costs) -> list[dict[str, Any]]:
             "p50 [ms]": 1e3 * one.p50,
             "p95 [ms]": 1e3 * one.p95 if len(one.seconds) > 1 else math.nan,
             "images/s": size / one.p50,
-            f"time, ratio to {costs.first}": ratio_told(one),
+            f"time, ratio to {costs.first}": ratio_text(one),
             "peak memory [MB]": math.nan if one.peak_bytes is None else one.peak_bytes / 1e6,
         }
         for size, one in sorted(costs.batches.items())

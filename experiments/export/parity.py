@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from datamodules.base import ImageDataModule
-from evaluation.cost.efficiency import BatchCost, ratio_told
+from evaluation.cost.efficiency import BatchCost, ratio_text
 from evaluation.tables.summary import markdown_rows
 from experiments.export.graphs import IMAGE_EMBEDDING, LOGITS, TEXT_EMBEDDING, Arrays, Runner
 from lightning_modules.base import VisionTask, real_rows
@@ -260,7 +260,7 @@ def cells(form: Form, first: Form) -> list[str]:
         f"{form.size / 1e6:.2f} MB, {form.size / first.size:.2f}",
         *(_choice(row) for row in choices),
         f"{max(differences):.1g}" if differences else "–",
-        *(ratio_told(one) for one in form.costs.values()),
+        *(ratio_text(one) for one in form.costs.values()),
     ]
 
 

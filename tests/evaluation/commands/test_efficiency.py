@@ -51,7 +51,7 @@ def test_a_runs_numbers_lie_beside_it(
     def measured(sources: dict[str, ModelSource], *_: object, **__: object) -> dict[str, Costs]:
         return {name: Costs("cpu", 1, name, {1: BatchCost([0.25], [1.0], 9)}) for name in sources}
 
-    monkeypatch.setattr("evaluation.cost.workers.measure", measured)
+    monkeypatch.setattr("evaluation.cost.efficiency.measure", measured)
     assert main(["efficiency", str(run)]) == 0
     printed = capsys.readouterr().out
     assert "p50 [ms], batch 1" in printed

@@ -1,7 +1,7 @@
-""""""
-
 from __future__ import annotations
 
+import copy
+import itertools
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +21,9 @@ from evaluation.cost.efficiency import (
     build,
     costs_from_values,
     count,
+    groups,
     markdown,
+    measure,
     parameter_count,
     ratios_to,
     source_of,
@@ -72,7 +74,7 @@ def test_what_ratios_are_to_is_told_where_it_is_not_the_first() -> None:
     failed, measured = Costs(error="no memory"), Costs("cpu", 1, "b", batches)
     assert ratios_to({"b": (None, measured), "c": (None, measured)}) == ""
     told = ratios_to({"a": (None, failed), "b": (None, measured), "c": (None, measured)})
-    assert told == ("a could not be measured beside all the others, so ratios are not to it: of b to b; of c to b.")
+    assert told == ("a could not be measured with all the others, so ratios are not to it: of b to b; of c to b.")
 
 
 class Embeds(nn.Module):
@@ -219,3 +221,49 @@ def test_packed_weights_count_as_what_they_stand_for() -> None:
     layer.weight = nn.Parameter(torch.zeros(16, 1, dtype=torch.uint8), requires_grad=False)
     layer.weight.quant_state = SimpleNamespace(shape=torch.Size((4, 8)))  # type: ignore[attr-defined]  # as bitsandbytes
     assert parameter_count(layer) == 32
+
+
+def test_the_first_model_is_in_every_group_and_any_other_in_one() -> None:
+    names = list("abcde")
+    sizes = dict.fromkeys(names, 100_000_000)
+    room = 300_000_000
+    made = groups(names, sizes, room)
+    assert all(group[0] == "a" for group in made)
+    others = list(itertools.chain.from_iterable(group[1:] for group in made))
+    assert others == names[1:]
+    assert all(len(group) * 100_000_000 <= room for group in made)
+    # What is too large for any group is tried all the same, with nothing but the first beside it.
+    assert groups(names[:3], {**sizes, "b": 10**12}, room) == [["a", "b"], ["a", "c"]]
+    assert groups(["a"], sizes, 1) == [["a"]]
+
+
+@pytest.fixture(scope="module")
+def costs() -> dict[str, Costs]:
+    wrong = copy.deepcopy(EXPERIMENT)
+    wrong["model"]["class_path"] = "lightning_modules.Nothing"
+    sources = {"small": ModelSource(EXPERIMENT), "wrong": ModelSource(wrong)}
+    return measure(sources, dict.fromkeys(sources, 0), [4, 1], 3, threads=1)
+
+
+def test_rounds_are_measured_beside_each_other(costs: dict[str, Costs]) -> None:
+    small = costs["small"]
+    assert (small.device, small.threads, small.first, small.error) == ("cpu", 1, "small", "")
+    assert list(small.batches) == [1, 4]
+    for one in small.batches.values():
+        assert len(one.seconds) == 3
+        assert min(one.seconds) > 0
+        assert one.ratios == [1.0, 1.0, 1.0]
+
+
+def test_memory_is_at_least_that_of_the_weights(costs: dict[str, Costs]) -> None:
+    peak = costs["small"].batches[4].peak_bytes
+    weights = count(*build(ModelSource(EXPERIMENT), "meta")).weight_bytes
+    if peak is None:
+        pytest.skip("this system does not tell a process's peak memory")
+    # Beyond weights and a batch of a small network there are buffers of kernels; the libraries are not counted.
+    assert weights <= peak < weights + 200_000_000
+
+
+def test_a_model_that_fails_says_why_and_leaves_the_others_alone(costs: dict[str, Costs]) -> None:
+    assert "no task of lightning_modules" in costs["wrong"].error
+    assert not costs["wrong"].batches

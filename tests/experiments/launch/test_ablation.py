@@ -113,7 +113,7 @@ def measured(sources: dict[str, ModelSource], *_: object, **__: object) -> dict[
 def done(folder: Path, file: Path) -> Iterator[tuple[Path, Trains]]:
     runner = Trains()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("evaluation.cost.workers.measure", measured)
+        patch.setattr("evaluation.cost.efficiency.measure", measured)
         patch.setenv("VITRAIL_CACHE", str(folder / "cache"))
         assert main([str(file), "--runs", str(folder / "runs"), "--batch-sizes", "1"], runner) == 0
         yield folder / "runs" / "ablations" / "four", runner
@@ -151,7 +151,7 @@ def test_nothing_is_done_twice(
 ) -> None:
     place, _ = done
     before = table(place)
-    monkeypatch.setattr("evaluation.cost.workers.measure", None)  # would fail if it were called
+    monkeypatch.setattr("evaluation.cost.efficiency.measure", None)  # would fail if it were called
     assert main([str(file), "--runs", str(folder / "runs"), "--batch-sizes", "1"], refuses) == 0
     pd.testing.assert_frame_equal(table(place), before)
     capsys.readouterr()
