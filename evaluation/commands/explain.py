@@ -1,4 +1,4 @@
-"""``python -m evaluation explain RUN``: where in its images a model sees what it says, as overlays and a page."""
+"""``python -m evaluation explain RUN``: saliency maps of a run's predictions, as overlays and a page."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ examples:
   python -m evaluation explain runs/NAME/TIME --image beach.jpg --text "a dog" --text "the sea"
 """
 
-_TOLD = {
-    "gradcam": "Grad-CAM: bright is where the last feature map speaks for the class or text, each map scaled to its "
-    "own largest value. It is coarse, and shows what the score depends on at that layer, not a cause.",
+_METHOD_NOTES = {
+    "gradcam": "Grad-CAM: bright is where the last feature map contributes to the class or text, each map scaled to "
+    "its own largest value. It is coarse, and shows what the score depends on at that layer, not a cause.",
     "rollout": "Attention rollout: bright is where attention flows from. It is the same for every class and text, and "
-    "says nothing about what spoke for or against one.",
+    "shows nothing about what contributed to one.",
 }
 
 
 @dataclass
 class _Images:
-    """What is to be explained: N images, as the model sees them.
+    """What is to be explained: N images, as the model takes them in.
 
     Attributes:
         names: stable names, or paths.
@@ -94,7 +94,7 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     folder = options.to or options.run / Run.FIGURES / "explain"
     explained = _explained(model, task, images, options)
     of_what = "likeness to texts" if options.text else f"classes of the task {task}"
-    lead = [f"{files.name}, checkpoint {options.checkpoint}: {of_what}.", _TOLD[options.method]]
+    lead = [f"{files.name}, checkpoint {options.checkpoint}: {of_what}.", _METHOD_NOTES[options.method]]
     if not explained:
         sys.stdout.write(f"{options.run}: made no mistakes of {task!r} on {options.split}; nothing to explain\n")
         return
@@ -115,12 +115,12 @@ def _task(model: VisionTask, options: argparse.Namespace) -> str:
         raise UserError("--text: does not go with --task and --shown-class; explain either texts or classes")
     tasks: dict[str, list[str]] = getattr(model, "tasks", {})
     if options.text and options.worst is None and not (options.ids or options.image):
-        raise UserError("--text: say which images with --ids, --image or --worst")
+        raise UserError("--text: name the images with --ids, --image or --worst")
     if not tasks:
         if not options.text:
-            raise UserError(f"{options.run}: its model knows no classes; explain the likeness to a text with --text")
+            raise UserError(f"{options.run}: its model has no classes; explain the likeness to a text with --text")
         if options.worst is not None:
-            raise UserError("--worst: the model knows no classes, so it makes no mistakes; use --ids or --image")
+            raise UserError("--worst: the model has no classes, so it makes no mistakes; use --ids or --image")
         return ""
     name = options.task or next(iter(tasks))
     if name not in tasks:
@@ -135,7 +135,7 @@ def _images(files: Run, model: VisionTask, task: str, options: argparse.Namespac
     from datamodules.loading.transforms import eval_transform
     from datamodules.options import complete_image
 
-    # The model says how images are made; a file goes the same way as the data.
+    # The model defines how images are made; files are treated as the data are.
     transform = eval_transform(cast("Any", {**model.input_options}))
     if options.image:
         value_range = complete_image(cast("Any", {**model.input_options}))["value_range"]
@@ -185,13 +185,13 @@ def _worst_names(files: Run, task: str, options: argparse.Namespace) -> list[str
         raise UserError(f"--task {task}: predictions/{options.split}.parquet has {', '.join(predictions.tasks)} only")
     if not (predictions.targets[task] != UNKNOWN).any():
         raise UserError(
-            f"{files.path}: no sample of {options.split} has a known target of {task!r}, so mistakes cannot be told; "
+            f"{files.path}: no sample of {options.split} has a known target of {task!r}, so mistakes are not known; "
             "name images with --ids or --image"
         )
     predicted_by = files.predicted_by(options.split)
     if predicted_by and predicted_by != options.checkpoint:
         raise UserError(
-            f"{files.path}: predictions/{options.split}.parquet are of checkpoint {predicted_by}, so they do not tell "
+            f"{files.path}: predictions/{options.split}.parquet are of checkpoint {predicted_by}, so they do not show "
             f"the mistakes of {options.checkpoint}; give --checkpoint {predicted_by}, or predict with that one"
         )
     rows = worst_mistakes(predictions.logits[task], predictions.targets[task], count)

@@ -17,7 +17,7 @@ from vitrail.types import DATA_ARGUMENTS
 
 if TYPE_CHECKING:
     from datamodules.base import ImageDataModule
-    from evaluation.dataset.sections import Collection, Looks
+    from evaluation.dataset.sections import Collection, ImageStats
     from evaluation.report.page import Section
     from retrieval.schema import ModelIdentity
 
@@ -33,7 +33,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.epilog = _EPILOG
     add_data_arguments(command)
     command.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="for explore.html, PNG and CSV files")
-    command.add_argument("--task", type=composed, help="whose classes are looked at closely (default: the main task)")
+    command.add_argument("--task", type=composed, help="whose classes are shown in detail (default: the main task)")
     command.add_argument(
         "--classes",
         nargs="+",
@@ -42,15 +42,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="C",
         help="to show colours of (default: the 6 most frequent)",
     )
-    command.add_argument(
-        "--images", type=int, default=3000, metavar="N", help="looked at, drawn evenly (default: 3000)"
-    )
+    command.add_argument("--images", type=int, default=3000, metavar="N", help="read, sampled evenly (default: 3000)")
     command.add_argument("--side", type=int, default=128, help="that images are scaled to for colours (default: 128)")
-    command.add_argument("--pixels", type=int, default=5000, help="drawn of each image for colours (default: 5000)")
+    command.add_argument("--pixels", type=int, default=5000, help="sampled of each image for colours (default: 5000)")
     command.add_argument("--neighbours", type=int, default=8, help="of a class on the map (default: 8)")
-    command.add_argument("--gallery", metavar="G", help="its vectors judge the labels, instead of pixels")
-    command.add_argument("--folds", type=int, default=5, help="that judge the labels (default: 5)")
-    command.add_argument("--seed", type=int, default=0, help="of what is drawn (default: 0)")
+    command.add_argument("--gallery", metavar="G", help="its vectors check the labels, instead of pixels")
+    command.add_argument("--folds", type=int, default=5, help="that check the labels (default: 5)")
+    command.add_argument("--seed", type=int, default=0, help="of all sampling (default: 0)")
 
 
 def add_data_arguments(command: argparse.ArgumentParser) -> None:
@@ -134,45 +132,44 @@ def explore(datamodule: ImageDataModule, options: argparse.Namespace) -> Path:
     Returns:
         The page's path.
     """
-    from evaluation.dataset.colour import centre_colour
     from evaluation.dataset.sections import look_at, main_task
     from evaluation.report.page import Page
-    from vitrail.console import tracked
 
     collection = collection_of(datamodule)
     task = main_task(collection, options.task)
 
-    def progress(rows: Sequence[int]) -> Iterator[int]:
-        return tracked(rows, "looking at images", len(rows))
-
-    looks = look_at(collection, collection.drawn(options.images, options.seed), centre_colour, progress)
-    sections = _sections(datamodule, collection, looks, task, options)
+    stats = look_at(collection, collection.sample(options.images, options.seed))
+    sections = _sections(datamodule, collection, stats, task, options)
     table = datamodule.table
     lead = [
         f"{table.origin}, fingerprint {table.fingerprint()[:12]}.",
-        f"What needs images was computed from {looks.told}, drawn with seed {options.seed}.",
+        f"What needs images was computed from {stats.summary}, sampled with seed {options.seed}.",
     ]
     return Page(f"What is in {collection.name}", lead, sections).write(options.to, "explore")
 
 
 def _sections(
-    datamodule: ImageDataModule, collection: Collection, looks: Looks, task: str | None, options: argparse.Namespace
+    datamodule: ImageDataModule,
+    collection: Collection,
+    stats: ImageStats,
+    task: str | None,
+    options: argparse.Namespace,
 ) -> list[Section]:
     from datamodules.checks.audit import audit
     from evaluation.dataset import checks as exploration_checks
     from evaluation.dataset import colour as exploration_colour
     from evaluation.dataset import sections as exploration
 
-    rows, features, origin = _judged_by(collection, looks, options.gallery)
+    rows, features, origin = _judged_by(collection, stats, options.gallery)
     seed = options.seed
     return [
         exploration.splits_section(collection),
         exploration.class_section(collection),
-        exploration.size_section(looks),
+        exploration.size_section(stats),
         exploration_colour.density_section(
-            collection, looks, task, options.classes, side=options.side, pixels=options.pixels, seed=seed
+            collection, stats, task, options.classes, side=options.side, pixels=options.pixels, seed=seed
         ),
-        exploration_colour.centroid_section(collection, looks, task, neighbours=options.neighbours),
+        exploration_colour.centroid_section(collection, stats, task, neighbours=options.neighbours),
         exploration.caption_section(collection),
         exploration.cooccurrence_section(collection),
         exploration_checks.leak_section(collection, audit(datamodule).to_dict()),
@@ -201,16 +198,16 @@ def gallery_vectors(
     return rows, opened.vectors([str(name) for name in collection.names[rows]]), opened.identity
 
 
-def _judged_by(collection: Collection, looks: Looks, gallery: str | None) -> tuple[NDArray[np.int64], Any, str]:
+def _judged_by(collection: Collection, stats: ImageStats, gallery: str | None) -> tuple[NDArray[np.int64], Any, str]:
     """Rows with features, the features, and what they are called."""
     if gallery is None:
-        return looks.rows, looks.features, "colours and edges of the images (--gallery takes a model's vectors)"
+        return stats.rows, stats.features, "colours and edges of the images (--gallery takes a model's vectors)"
     rows, vectors, made_by = gallery_vectors(collection, gallery)
-    learned = "where it has learned from these labels, it may believe the wrong ones"
-    return rows, vectors, f"vectors of {made_by.task} ({made_by.run}; {learned})"
+    trained = "where it was trained on these labels, it may repeat the wrong ones"
+    return rows, vectors, f"vectors of {made_by.task} ({made_by.run}; {trained})"
 
 
 def _captions(table: Any) -> Iterator[list[str]]:
-    """Captions of one sample after the other."""
+    """Yield the captions of each sample."""
     for start in range(0, len(table), 4096):
         yield from table.caption_lists.of(range(start, min(start + 4096, len(table))))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from datamodules.table import composed
 from evaluation.commands.explore import add_data_arguments, collection_of, data_of
+from evaluation.dataset.active_learning import STRATEGIES
 from vitrail.errors import UserError
 from vitrail.types import UNKNOWN
 
@@ -26,7 +27,6 @@ _EPILOG = """\
 example:
   python -m evaluation learning-curve --config experiments/quickstart.yaml --long-tail 0.72 --to curves/wares
 """
-_STRATEGIES = ("entropy", "margin", "confidence", "coreset")
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -40,9 +40,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--to", type=Path, required=True, metavar="FOLDER", help="for the curve as PNG, and the tables"
     )
-    command.add_argument("--task", type=composed, help="to learn (default: the main task)")
+    command.add_argument("--task", type=composed, help="to train on (default: the main task)")
     command.add_argument(
-        "--by", nargs="+", choices=_STRATEGIES, default=["entropy", "margin", "coreset"], help="strategies"
+        "--by", nargs="+", choices=STRATEGIES, default=["entropy", "margin", "coreset"], help="strategies"
     )
     command.add_argument("--gallery", metavar="G", help="its vectors are the features, instead of colours and edges")
     command.add_argument("--seeds", type=int, default=5, help="number of seeds (default: 5)")
@@ -59,7 +59,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
-    """Compute the curves, write them, and print what they say.
+    """Compute the curves, write them, and print a summary.
 
     Raises:
         UserError: for every mistake in what was asked or in the data.
@@ -74,7 +74,7 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     collection = collection_of(data_of("learning_curve", options, rest))
     task = main_task(collection, options.task)
     if task is None:
-        raise UserError(f"{collection.name}: has no labels, so there is nothing to learn from them")
+        raise UserError(f"{collection.name}: has no labels, so there are no curves")
     pool, test = _pool_and_test(collection, task, options)
     schedule = Schedule(options.start, options.step, options.rounds)
     curves = learning_curves(pool, test, options.by, range(options.seeds), schedule)
@@ -82,11 +82,11 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     save_figure(curve_figure(curves, _title(collection, task, pool, options)), options.to / "learning_curve.png")
     for name, table in {"learning_curve": curves, "summary": summary}.items():
         write_csv(options.to / f"{name}.csv", table)
-    sys.stdout.write(_told(summary, len(pool.labels), len(test.labels)))
+    sys.stdout.write(_markdown(summary, len(pool.labels), len(test.labels)))
 
 
 def long_tailed(labels: NDArray[np.int64], groups: NDArray[np.object_], ratio: float) -> NDArray[np.int64]:
-    """Rows of a pool in which each class has so many times the groups of the one before, at least two.
+    """Rows of a pool in which each class has ``ratio`` times the groups of the one before, at least two.
 
     Args:
         labels: int64 ``(N,)``, all known.
@@ -124,15 +124,12 @@ def _features(collection: Collection, gallery: str | None) -> tuple[NDArray[np.i
     from vitrail.console import tracked
 
     if gallery is not None:
-        rows, vectors, _ = gallery_vectors(collection, gallery)
-        return rows, vectors
-
-    def progress(rows: Sequence[int]) -> Iterator[int]:
-        return tracked(rows, "looking at images", len(rows))
+        return gallery_vectors(collection, gallery)[:2]
 
     if not len(collection.usable):
         raise UserError(f"{collection.name}: has no image that can be read")
-    features = [pixel_features(collection.read(row)) for row in progress(collection.usable.tolist())]
+    rows = collection.usable.tolist()
+    features = [pixel_features(collection.read(row)) for row in tracked(rows, "reading images", len(rows))]
     return collection.usable, np.stack(features)
 
 
@@ -141,7 +138,7 @@ def _title(collection: Collection, task: str, pool: Labelled, options: argparse.
     return f"{collection.name}, {task}: a pool of {len(pool.labels):,} images{tail}; {options.seeds} seeds"
 
 
-def _told(summary: pd.DataFrame, pool: int, test: int) -> str:
+def _markdown(summary: pd.DataFrame, pool: int, test: int) -> str:
     """A Markdown table with the sentence that belongs to it."""
     lines = [
         f"Mean accuracy over all steps; pool {pool:,}, measured on {test:,} images; difference to random choice, "

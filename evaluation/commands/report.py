@@ -1,4 +1,4 @@
-"""``python -m evaluation report RUN``: everything that is known of a run, on one page, each number read from its files.
+"""``python -m evaluation report RUN``: everything known about a run, on one page, each number read from its files.
 
 Nothing is typed by hand. What cannot be shown says what is missing, and the command that makes it.
 """
@@ -39,17 +39,17 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the arguments of ``report``."""
     command.epilog = _EPILOG
     command.add_argument("run", type=Path, metavar="RUN", help="run directory, of an interrupted run too")
-    command.add_argument("--split", default="test", help="split whose predictions are judged (default: test)")
+    command.add_argument("--split", default="test", help="split whose predictions are evaluated (default: test)")
     command.add_argument("--to", type=Path, metavar="FOLDER", help="for report.html and report.md (default: RUN)")
     command.add_argument("--data-root", metavar="FOLDER", help="where the data are now: data.init_args.root")
     command.add_argument("--no-data", action="store_true", help="leave out what needs the data: images and leaks")
     command.add_argument("--gallery", metavar="G", help="for the map and retrieval (default: RUN/gallery)")
     command.add_argument("--mistakes", type=int, default=12, metavar="N", help="images of a task (default: 12)")
-    command.add_argument("--seed", type=int, default=0, help="of what is drawn (default: 0)")
+    command.add_argument("--seed", type=int, default=0, help="of all sampling (default: 0)")
 
 
 def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
-    """Write the report and say where it is, and how much is missing.
+    """Write the report, and print where it is and how much is missing.
 
     Raises:
         UserError: the directory is no run, or an option is not as it must be.
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     folder = options.to or options.run
     sections = sections_of(files, options, rest)
     lead = [
-        f"Made of the files in {options.run} by `python -m evaluation report`, judged on {options.split}. Figures, "
+        f"Made of the files in {options.run} by `python -m evaluation report`, evaluated on {options.split}. Figures, "
         f"images and tables are also files in {NAME}/."
     ]
     if files.interrupted:
@@ -73,7 +73,7 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     _remove_old_files(folder / NAME, set(page.files))
     gaps = sum(bool(section.missing) for section in sections)
     sys.stdout.write(f"{path} has the page, {folder / NAME}.md the same as Markdown")
-    sys.stdout.write(f"; {gaps} of {len(sections)} sections lack something, and say what\n" if gaps else "\n")
+    sys.stdout.write(f"; {gaps} of {len(sections)} sections lack something, and name it\n" if gaps else "\n")
 
 
 def _remove_old_files(folder: Path, written: set[str]) -> None:
@@ -91,11 +91,7 @@ def _remove_old_files(folder: Path, written: set[str]) -> None:
 
 def sections_of(files: Run, options: argparse.Namespace, rest: Sequence[str]) -> list[Section]:
     """All sections in order; those that cannot be made say what is missing."""
-    from evaluation.report import images as report_images
-    from evaluation.report import sections as report_run
-    from evaluation.report import sections as report_scores
-    from evaluation.report.images import curves_section
-    from evaluation.report.sections import efficiency_section
+    from evaluation.report import images, sections
 
     split = options.split
     predictions = files.predictions(split)
@@ -105,26 +101,26 @@ def sections_of(files: Run, options: argparse.Namespace, rest: Sequence[str]) ->
     judged, looked_at = [_without("Scores, classes, confusions, calibration, mistakes", files.problem_of(split))], []
     if predictions is not None:
         temperatures, counts = files.temperatures_for(split), files.class_counts(predictions.tasks)
-        judged = [report_scores.scores_section(predictions, counts, files.name, split)]
+        judged = [sections.scores_section(predictions, counts, files.name, split)]
         if other := files.other_checkpoint(split):
             judged[0].missing.append(f"These predictions are of checkpoint {other}, not of the best one.")
         looked_at = [
-            report_scores.classes_section(predictions, counts, split),
-            report_scores.confusion_section(predictions, split),
-            report_scores.calibration_section(predictions, temperatures, split, str(files.path)),
-            report_images.mistakes_section(predictions, temperatures, split, options.mistakes, read, why_not),
+            sections.classes_section(predictions, counts, split),
+            sections.confusion_section(predictions, split),
+            sections.calibration_section(predictions, temperatures, split, str(files.path)),
+            images.mistakes_section(predictions, temperatures, split, options.mistakes, read, why_not),
         ]
     return [
-        report_run.run_section(files),
+        sections.run_section(files),
         *judged,
-        report_run.data_section(files),
+        sections.data_section(files),
         _leaks(datamodule, why_not),
-        curves_section(files),
+        images.curves_section(files),
         *looked_at,
         *_gallery_sections(files, options, next(iter(tasks), ""), read),
-        efficiency_section(files),
-        report_run.configuration_section(files),
-        report_run.environment_section(files),
+        sections.efficiency_section(files),
+        sections.configuration_section(files),
+        sections.environment_section(files),
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.table import composed
-from evaluation.dataset.active_learning import Pool, ranking, to_label
+from evaluation.dataset.active_learning import STRATEGIES, Pool, ranking, to_label
+from vitrail.console import tracked
 from vitrail.errors import UserError
 from vitrail.predictions import predicted_classes
 from vitrail.runs import Run
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from lightning_modules.base import VisionTask
 
 SPLITS = ("train", "val", "test")
-_STRATEGIES = ("entropy", "margin", "confidence", "coreset")
 
 _EPILOG = """\
 examples:
@@ -44,7 +44,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--pool", required=True, help="an experiment's YAML, a folder of images, or a gallery of the run"
     )
-    command.add_argument("--by", choices=_STRATEGIES, default="margin", help="(default: margin)")
+    command.add_argument("--by", choices=STRATEGIES, default="margin", help="(default: margin)")
     command.add_argument("--n", type=int, default=50, help="images (default: 50)")
     command.add_argument("--to", type=Path, required=True, metavar="CSV", help="table to write")
     command.add_argument("--task", type=composed, help="that is to be labelled (default: the main task)")
@@ -115,7 +115,7 @@ def _gallery_pool(options: argparse.Namespace, checkpoint: Path) -> Pool:
 
 
 def _image_pool(options: argparse.Namespace, checkpoint: Path, rest: Sequence[str]) -> Pool:
-    """Images that the model looks at now."""
+    """Images that the model predicts now."""
     from datamodules.cli import load_datamodule
     from evaluation.dataset.active_learning import checked_probabilities
     from lightning_modules.checkpoint import load_task
@@ -127,27 +127,27 @@ def _image_pool(options: argparse.Namespace, checkpoint: Path, rest: Sequence[st
         )
     datamodule = load_datamodule(options.pool, rest, "python -m evaluation select")
     model = load_task(checkpoint, _device())
-    said = _Said.of(model, datamodule, SPLITS)
-    name = _task_name(options.task, said.logits, options.run)
+    found = _Predicted.of(model, datamodule, SPLITS)
+    name = _task_name(options.task, found.logits, options.run)
     targets = datamodule.table.targets.get(name)
-    known = None if targets is None else targets[said.sample_id] != UNKNOWN
-    wanted = _wanted(known, len(said.sample_id), name, options)
-    covered = np.delete(said.vectors, wanted, axis=0)
+    known = None if targets is None else targets[found.sample_id] != UNKNOWN
+    wanted = _wanted(known, len(found.sample_id), name, options)
+    covered = np.delete(found.vectors, wanted, axis=0)
     if options.by == "coreset":
         own: ImageDataModule = Run(options.run).datamodule
-        covered = np.concatenate([covered, _Said.of(model, own, ("train",)).vectors])
+        covered = np.concatenate([covered, _Predicted.of(model, own, ("train",)).vectors])
     probability = predicted = confidence = None
-    if name in said.logits:
-        probability = checked_probabilities(said.logits[name][wanted], str(options.run))
+    if name in found.logits:
+        probability = checked_probabilities(found.logits[name][wanted], str(options.run))
         classes = np.array([*cast("Any", model).tasks[name], ""], dtype=object)
         # The last one, nothing, where the model predicts none (UNKNOWN is -1).
-        predicted = classes[predicted_classes(said.logits[name][wanted])]
+        predicted = classes[predicted_classes(found.logits[name][wanted])]
         confidence = probability.max(axis=1)
-    facts = datamodule.image_facts(said.sample_id[wanted])
+    facts = datamodule.image_facts(found.sample_id[wanted])
     return Pool(
         names=np.array(facts.column("id").to_pylist(), dtype=object),
         paths=np.array(facts.column("path").to_pylist(), dtype=object),
-        vectors=said.vectors[wanted],
+        vectors=found.vectors[wanted],
         probability=probability,
         predicted=predicted,
         confidence=confidence,
@@ -156,16 +156,16 @@ def _image_pool(options: argparse.Namespace, checkpoint: Path, rest: Sequence[st
 
 
 @dataclass(frozen=True)
-class _Said:
-    """What a model says of N images: ids ``(N,)``, unit vectors ``(N, D)``, logits ``(N, C)`` of each task."""
+class _Predicted:
+    """Outputs of a model for N images: ids ``(N,)``, unit vectors ``(N, D)``, logits ``(N, C)`` of each task."""
 
     sample_id: NDArray[np.int64]
     vectors: NDArray[np.float32]
     logits: dict[str, NDArray[np.float32]]
 
     @classmethod
-    def of(cls, model: VisionTask, datamodule: ImageDataModule, splits: Sequence[str]) -> _Said:
-        """Goes through the images of some splits; unreadable ones are left out."""
+    def of(cls, model: VisionTask, datamodule: ImageDataModule, splits: Sequence[str]) -> _Predicted:
+        """Predict the images of some splits; unreadable ones are left out."""
         import torch
         from lightning.fabric.utilities import move_data_to_device
 
@@ -178,14 +178,13 @@ class _Said:
             raise UserError(f"{datamodule.table.origin}: has no image in {', '.join(splits)} that can be read")
         device = next(model.parameters()).device
         outputs: list[Any] = []
+        loader = datamodule.rows_dataloader(rows)
         with torch.inference_mode():
             model.on_predict_epoch_start()
-            for index, batch in enumerate(_tracked(datamodule.rows_dataloader(rows))):
+            for index, batch in enumerate(tracked(loader, "predicting images, in batches", len(loader))):
                 outputs.append(model.predict_step(move_data_to_device(batch, device), index))
         if "image_embedding" not in outputs[0]:
-            raise UserError(
-                f"{type(model).__name__}: yields no embeddings of images; use a classifier or a dual encoder"
-            )
+            raise UserError(f"{type(model).__name__}: returns no image embeddings; use a classifier or a dual encoder")
 
         def joined(parts: list[Any]) -> NDArray[Any]:
             values: NDArray[Any] = torch.cat(parts).float().cpu().numpy()
@@ -196,12 +195,6 @@ class _Said:
             joined([output["image_embedding"] for output in outputs]),
             {task: joined([output["logits"][task] for output in outputs]) for task in outputs[0]["logits"]},
         )
-
-
-def _tracked(loader: Any) -> Iterator[Any]:
-    from vitrail.console import tracked
-
-    return tracked(loader, "looking at images, in batches", len(loader))
 
 
 def _device() -> str:

@@ -1,17 +1,13 @@
-"""Which unlabelled images to label next.
+"""Which unlabelled images to label next, and what that is worth compared with choosing at random.
 
 * ``entropy``, ``margin``, ``confidence``: where the model is least sure (Settles, Active Learning Literature Survey,
   2009, section 3.1).
-* ``coreset``: images such that every other one is near to a labelled one (k-centre greedy, Sener & Savarese, ICLR
-  2018); needs vectors only, and does not ask for ten views of one object.
+* ``coreset``: images such that any other one is near to a labelled one (k-centre greedy, Sener & Savarese, ICLR 2018);
+  needs vectors only, and does not ask for ten views of one object.
 
-A pool of unlabelled images, ranked, and the table in which they are labelled.
-
-What choosing images by a strategy is worth beside choosing them at random, on data whose labels are known.
-
-Labels are hidden and given out step by step: a linear classifier learns from those it has, a strategy chooses the next
-ones, and accuracy is measured on validation and test. All strategies of a seed begin with the same random images, so
-their differences are paired.
+Learning curves hide known labels and give them out step by step: a linear classifier is trained on those it has, a
+strategy chooses the next ones, and accuracy is measured on validation and test. All strategies of a seed begin with the
+same random images, so their differences are paired.
 """
 
 from __future__ import annotations
@@ -24,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.dataset.features import Reduction, fitted, probabilities
-from evaluation.report.figures import plain
+from evaluation.report.figures import blank_figure, plain
 from vitrail.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,8 +30,6 @@ if TYPE_CHECKING:
 
 Uncertainty = Literal["entropy", "margin", "confidence"]
 Strategy = Literal["entropy", "margin", "confidence", "coreset"]
-
-UNCERTAINTIES: tuple[Uncertainty, ...] = get_args(Uncertainty)
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
 _BLOCK_ELEMENTS = 16_000_000  # Distances at a time, 128 MB.
@@ -46,8 +40,8 @@ class Ranked(NamedTuple):
 
     Attributes:
         rows: int64 ``(n,)``.
-        scores: float64 ``(n,)``; of ``coreset`` the distance to the nearest image that is labelled or stands
-            before, else how unsure the model is; higher is more wanted.
+        scores: float64 ``(n,)``; of ``coreset`` the distance to the nearest image that is labelled or ranked
+            before, otherwise how unsure the model is; higher is more wanted.
     """
 
     rows: NDArray[np.int64]
@@ -55,7 +49,7 @@ class Ranked(NamedTuple):
 
 
 def uncertainty(probability: NDArray[np.float64], by: Uncertainty) -> NDArray[np.float64]:
-    """How unsure a model is of each sample.
+    """Return how unsure a model is of each sample.
 
     Args:
         probability: float64 ``(N, C)``; each row sums to 1.
@@ -78,12 +72,12 @@ def uncertainty(probability: NDArray[np.float64], by: Uncertainty) -> NDArray[np
 
 
 def most_uncertain(probability: NDArray[np.float64], by: Uncertainty, n: int) -> Ranked:
-    """The n samples that the model is least sure of; of equal ones the earlier first.
+    """Return the n samples that the model is least sure of; of equal ones the earlier first.
 
     Args:
         probability: float64 ``(N, C)``.
         by: see ``uncertainty``.
-        n: at most so many.
+        n: number of samples at most.
     """
     scores = uncertainty(probability, by)
     rows = np.argsort(-scores, kind="stable")[:n]
@@ -91,13 +85,13 @@ def most_uncertain(probability: NDArray[np.float64], by: Uncertainty, n: int) ->
 
 
 def k_centre_greedy(vectors: NDArray[Any], n: int, covered: NDArray[Any] | None = None) -> Ranked:
-    """Takes again and again the sample that is farthest from all that are labelled or taken.
+    """Take repeatedly the sample that is farthest from all that are labelled or taken.
 
     The largest distance that is left is at most twice the smallest possible one (Gonzalez, 1985).
 
     Args:
         vectors: ``(N, D)``, finite.
-        n: at most so many.
+        n: number of samples at most.
         covered: ``(M, D)``, samples that are labelled; without any the first one taken is the one nearest to the mean,
             and its score is infinite.
     """
@@ -128,11 +122,11 @@ def unit(vectors: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def checked_probabilities(logits: NDArray[Any], name: str) -> NDArray[np.float64]:
-    """Softmax of logits.
+    """Return the softmax of logits.
 
     Args:
         logits: ``(N, C)``.
-        name: what messages call the model.
+        name: of the model, for messages.
 
     Returns:
         float64 ``(N, C)``.
@@ -144,7 +138,7 @@ def checked_probabilities(logits: NDArray[Any], name: str) -> NDArray[np.float64
 
     values = np.asarray(logits, np.float64)
     if values.shape[1] < 2:
-        raise UserError(f"{name}: knows one class only, so it is never unsure; rank by coreset")
+        raise UserError(f"{name}: has one class only, so it is never unsure; rank by coreset")
     if bad := int((~np.isfinite(values).all(axis=1)).sum()):
         raise UserError(f"{name}: logits of {bad} of {len(values)} images are not finite; has it diverged?")
     result: NDArray[np.float64] = softmax(values, axis=1)
@@ -190,12 +184,12 @@ class Pool:
 
 
 def ranking(pool: Pool, by: str, n: int) -> Ranked:
-    """The images to label, the most wanted first.
+    """Rank the images to label, the most wanted first.
 
     Args:
         pool: to choose from.
         by: one of ``active_learning.STRATEGIES``.
-        n: at most so many.
+        n: number of samples at most.
 
     Raises:
         UserError: where the pool does not have what the strategy needs.
@@ -209,13 +203,13 @@ def ranking(pool: Pool, by: str, n: int) -> Ranked:
         has = "the best class's probability only" if pool.confidence is not None else "no probabilities"
         raise UserError(
             f"--by {by}: needs the probability of every class, and this pool has {has}; name the images themselves "
-            f"as --pool, or take {'confidence or ' if pool.confidence is not None else ''}coreset"
+            f"as --pool, or use {'confidence or ' if pool.confidence is not None else ''}coreset"
         )
     return most_uncertain(pool.probability, cast("Any", by), n)
 
 
 def to_label(pool: Pool, ranked: Ranked, task: str) -> pd.DataFrame:
-    """What is written: rank, name, path, score, what the model says, and an empty column for the label."""
+    """Return rank, name, path, score, prediction and confidence, with an empty column for the label."""
     import pandas as pd
 
     rows = ranked.rows
@@ -258,12 +252,12 @@ class Schedule(NamedTuple):
 def learning_curves(
     pool: Labelled, test: Labelled, strategies: Sequence[Strategy], seeds: Iterable[int], schedule: Schedule
 ) -> pd.DataFrame:
-    """Accuracy by number of labels, of random choice and each strategy.
+    """Measure accuracy by number of labels, of random choice and each strategy.
 
     Args:
         pool: to choose from.
         test: to measure on, of other objects where the data name them.
-        strategies: beside random choice.
+        strategies: compared with random choice.
         seeds: one curve of each strategy for each.
         schedule: how labels are given out; it ends early where the pool is used up.
 
@@ -294,7 +288,7 @@ def learning_curves(
 
 
 def summarised(curves: pd.DataFrame) -> pd.DataFrame:
-    """How far each strategy is ahead of random choice, over seeds.
+    """Compare each strategy with random choice, over seeds.
 
     Returns:
         One row a strategy: ``accuracy`` (mean over all steps after the start and all seeds, 0 to 1, higher is better),
@@ -325,8 +319,6 @@ def summarised(curves: pd.DataFrame) -> pd.DataFrame:
 
 def curve_figure(curves: pd.DataFrame, title: str) -> Figure:
     """Mean accuracy by number of labels, with a band from the lowest to the highest seed."""
-    from evaluation.dataset.figures import blank_figure
-
     figure = blank_figure(7.2, 4.4)
     axes = figure.subplots()
     for place, (strategy, of_strategy) in enumerate(curves.groupby("strategy", sort=False)):
@@ -379,18 +371,18 @@ def _next(
     num_classes: int,
     step: int,
 ) -> NDArray[np.int64]:
-    """The rows that are labelled next, of those that are left, which stand in random order."""
+    """The rows that are labelled next, of those that are left, which are in random order."""
     if choice == RANDOM:
         return rest[:step]
     if choice == "coreset":
         # Directions, as vectors of a gallery are: by length alone the odd ones would be far from everything.
         return rest[k_centre_greedy(unit(pool.features[rest]), step, unit(pool.features[chosen])).rows]
-    said = probabilities(classifier, pool.features[rest], num_classes)
-    return rest[most_uncertain(said, cast("Uncertainty", choice), step).rows]
+    predicted = probabilities(classifier, pool.features[rest], num_classes)
+    return rest[most_uncertain(predicted, cast("Uncertainty", choice), step).rows]
 
 
 def _student(values: NDArray[np.float64]) -> tuple[float, float]:
-    """95 % interval of the mean; NaN for a single value, and for equal ones, which say nothing of their spread."""
+    """95 % interval of the mean; NaN for a single value, and for equal ones, whose spread is not known."""
     from scipy.stats import t
 
     if len(values) < 2 or np.ptp(values) < 1e-12:
@@ -403,7 +395,9 @@ def _verdict(strategy: str, low: float, high: float, *, several: bool) -> str:
     if strategy == RANDOM:
         return "the comparison"
     if np.isnan(low):
-        return "equal in all seeds, which says nothing of chance" if several else "one seed says nothing of chance"
+        return (
+            "equal in all seeds, which tells nothing about chance" if several else "one seed tells nothing about chance"
+        )
     if low > 0:
         return "ahead of random choice"
     return "behind random choice" if high < 0 else "cannot be told from random choice"

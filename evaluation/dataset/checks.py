@@ -1,4 +1,4 @@
-"""What may be wrong with a data set: what leaks between splits, and labels that a classifier does not believe."""
+"""What may be wrong with a data set: what leaks between splits, and labels that a classifier disagrees with."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.dataset.colour import thumbnail
-from evaluation.dataset.figures import Tile, contact_sheet, short
+from evaluation.dataset.features import thumbnail
+from evaluation.dataset.figures import Tile, contact_sheet
 from evaluation.dataset.label_issues import FOLDS, LabelIssues, find_label_issues, out_of_fold
 from evaluation.dataset.sections import Collection
+from evaluation.report.figures import short
 from evaluation.report.page import Section
 from vitrail.errors import UserError
 from vitrail.trust import file_name
@@ -27,12 +28,7 @@ _SIDE = 128
 
 
 def leak_section(collection: Collection, audit: Mapping[str, Any]) -> Section:
-    """Groups and images that are in several splits.
-
-    Args:
-        collection: the data; shows the images.
-        audit: what ``datamodules.checks.audit.AuditReport.to_dict`` gives.
-    """
+    """Groups and images that are in several splits."""
     import pandas as pd
 
     leaks = audit["leaks"]
@@ -60,7 +56,7 @@ def leak_section(collection: Collection, audit: Mapping[str, Any]) -> Section:
             "The data name no objects (groups) with several images: whether one is in several splits is not known."
         )
     if leaks["near_radius"] is None:
-        missing.append("Images are generated, so they are not compared with each other: only groups are looked at.")
+        missing.append("Images are generated, so they are not compared with each other: only groups are checked.")
     else:
         counted += [f"pairs of {title} {len(leaks[kind])}" for kind, title in kinds.items() if kind not in not_checked]
         missing += [f"Not checked: {kinds.get(kind, kind)} ({why})." for kind, why in not_checked.items()]
@@ -86,17 +82,7 @@ def label_section(
     folds: int = FOLDS,
     seed: int = 0,
 ) -> Section:
-    """Labels that a linear probe, trained on other groups, does not believe.
-
-    Args:
-        collection: the data.
-        task: whose labels are judged; None where the data have none.
-        rows: int64 ``(n,)``, samples with features.
-        features: ``(n, D)``.
-        origin: what features these are, for the page.
-        folds: of the cross-validation.
-        seed: of the division.
-    """
+    """Labels that a linear probe, trained on other groups, disagrees with."""
     if task is None:
         return Section(_TITLE, missing=["The data have no labels, so none can be suspected."])
     targets = collection.targets[task][rows]
@@ -104,31 +90,31 @@ def label_section(
     rows, labels = rows[known], targets[known]
     names = list(collection.tasks[task])
     try:
-        said = out_of_fold(
+        probability = out_of_fold(
             features[known], labels, collection.groups[rows], len(names), folds=folds, seed=seed
         )  # fmt: skip
     except UserError as error:
         return Section(_TITLE, missing=[f"{error}."])
-    issues = find_label_issues(said, labels)
+    issues = find_label_issues(probability, labels)
     missing = []
     if alone := len(labels) - issues.judged:
         missing.append(f"Samples that cannot be judged, because no other group has a label like theirs: {alone:,}.")
     if issues.judged and issues.accuracy < TOO_WEAK:
         missing.append(
             f"A linear probe on {origin} is right, by the labels, for {issues.accuracy:.1%} only: that it doubts a "
-            "label says nothing, so none is suspected here."
+            "label means nothing, so none is suspected here."
         )
     if not issues.judged or issues.accuracy < TOO_WEAK:
         return Section(_TITLE, missing=missing)
     own_groups = len(set(collection.groups.tolist())) == len(collection.groups)
-    section = Section(_TITLE, _told(task, issues, origin, own_groups), missing=missing)
+    section = Section(_TITLE, _paragraphs(task, issues, origin, own_groups), missing=missing)
     if len(issues.rows):
         section.tables[f"suspects_{file_name(task)}"] = _suspects(collection, rows, labels, names, issues)
         section.figures[f"suspects_{file_name(task)}"] = _suspect_sheet(collection, rows, labels, names, issues)
     return section
 
 
-def _told(task: str, issues: LabelIssues, origin: str, own_groups: bool) -> list[str]:
+def _paragraphs(task: str, issues: LabelIssues, origin: str, own_groups: bool) -> list[str]:
     apart = (
         "no image is judged by itself (the data name no objects with several images)"
         if own_groups
@@ -182,7 +168,7 @@ def _suspect_sheet(
 
 
 def _pair_tiles(collection: Collection, pairs: Sequence[Mapping[str, Any]]) -> list[Tile]:
-    """Both images of the first pairs, beside each other."""
+    """Both images of the first pairs, next to each other."""
     row_of = {name: row for row, name in enumerate(collection.names.tolist())}
     return [
         Tile(

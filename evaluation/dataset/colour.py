@@ -9,19 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from evaluation.dataset.features import thumbnail
 from evaluation.dataset.figures import Tile, density_curves, image_map
 from evaluation.dataset.projections import project
-from evaluation.dataset.sections import Collection, Looks
+from evaluation.dataset.sections import Collection, ImageStats
 from evaluation.report.page import Section
 from vitrail.errors import UserError
 from vitrail.trust import file_name
 from vitrail.types import UNKNOWN
 
 SIDE, PIXELS, NEIGHBOURS = 128, 5_000, 8
-"""Side that images are scaled to, pixels drawn of each, and neighbours of a class on the map."""
-
-CENTRE = 0.5
-"""Side of the centre crop as a share of the image's sides."""
+"""Side that images are scaled to, pixels sampled of each, and neighbours of a class on the map."""
 
 LEVELS = 256
 SHOWN_CLASSES, IMAGES_OF_CLASS = 6, 60
@@ -30,15 +28,13 @@ SHOWN_CLASSES, IMAGES_OF_CLASS = 6, 60
 COLOURLESS = 0.05
 """Saturation up to which a pixel has no hue: its number would be that of red."""
 
-_THUMBNAIL = 64
-
 
 def hsv_pixels(image: NDArray[np.uint8], rng: np.random.Generator, side: int, count: int) -> NDArray[np.float64]:
-    """Hue, saturation and value of pixels drawn from an image.
+    """Sample hue, saturation and value of an image's pixels.
 
     Args:
         image: uint8 ``(H, W, 3)``, RGB.
-        rng: draws them.
+        rng: samples them.
         side: that the image is scaled to, in pixels.
         count: how many; all where there are no more.
 
@@ -48,20 +44,6 @@ def hsv_pixels(image: NDArray[np.uint8], rng: np.random.Generator, side: int, co
     scaled = Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR)
     pixels = np.asarray(scaled.convert("HSV"), np.float64).reshape(-1, 3) / 255
     return pixels if len(pixels) <= count else pixels[rng.choice(len(pixels), count, replace=False)]
-
-
-def centre_colour(image: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Mean hue, saturation and value of the centre crop, float64 ``(3,)``, 0 to 1.
-
-    Hue is averaged as a number; red lies at both of its ends.
-    """
-    height, width = image.shape[:2]
-    rows, columns = max(1, round(height * CENTRE)), max(1, round(width * CENTRE))
-    top, left = (height - rows) // 2, (width - columns) // 2
-    crop = np.ascontiguousarray(image[top : top + rows, left : left + columns])
-    hsv = np.asarray(Image.fromarray(crop).convert("HSV"), np.float64) / 255
-    mean: NDArray[np.float64] = hsv.reshape(-1, 3).mean(axis=0)
-    return mean
 
 
 def density(values: NDArray[np.float64], *, circular: bool = False) -> NDArray[np.float64]:
@@ -94,12 +76,6 @@ def class_densities(
 ) -> NDArray[np.float64]:
     """Densities of the hue, saturation and value of some images.
 
-    Args:
-        images: uint8 ``(H, W, 3)`` each, RGB, at least one.
-        rng: draws their pixels.
-        side: that images are scaled to, in pixels.
-        count: pixels drawn of each image.
-
     Returns:
         float64 ``(3, LEVELS)``, see ``density``; pixels without colour are left out of the first row.
     """
@@ -110,7 +86,7 @@ def class_densities(
 
 def density_section(
     collection: Collection,
-    looks: Looks,
+    stats: ImageStats,
     task: str | None,
     chosen: Sequence[str] = (),
     *,
@@ -120,15 +96,6 @@ def density_section(
 ) -> Section:
     """Densities of hue, saturation and value of some classes.
 
-    Args:
-        collection: the data.
-        looks: the images to take.
-        task: whose classes are shown; None where the data have no labels.
-        chosen: names of the classes, by default the most frequent ones.
-        side: that images are scaled to, in pixels.
-        pixels: drawn of each image.
-        seed: of the draw.
-
     Raises:
         UserError: for a class that the task does not have.
     """
@@ -137,7 +104,7 @@ def density_section(
         return Section(
             title, missing=["The data have no labels, so there are no classes whose colours could be shown."]
         )
-    names, targets = list(collection.tasks[task]), collection.targets[task][looks.rows]
+    names, targets = list(collection.tasks[task]), collection.targets[task][stats.rows]
     if strange := [name for name in chosen if name not in names]:
         raise UserError(f"--classes: {task} has no class {strange[0]!r}; it has {', '.join(names[:12])} …")
     counts = np.bincount(targets[targets != UNKNOWN], minlength=len(names))
@@ -146,12 +113,12 @@ def density_section(
     curves, missing = {}, []
     for name in shown:
         code = names.index(name)
-        rows = looks.rows[targets == code][:IMAGES_OF_CLASS]
+        rows = stats.rows[targets == code][:IMAGES_OF_CLASS]
         if len(rows):
             images = (collection.read(row) for row in rows.tolist())
             curves[name] = class_densities(images, np.random.default_rng([seed, code]), side, pixels)
         else:
-            missing.append(f"{name} has no image among {looks.told}.")
+            missing.append(f"{name} has no image among {stats.summary}.")
     if not curves:
         return Section(title, missing=[*missing, "No image has a known class."])
     levels = (np.arange(LEVELS) + 0.5) / LEVELS
@@ -165,28 +132,21 @@ def density_section(
 
 
 def centroid_section(
-    collection: Collection, looks: Looks, task: str | None, *, neighbours: int = NEIGHBOURS
+    collection: Collection, stats: ImageStats, task: str | None, *, neighbours: int = NEIGHBOURS
 ) -> Section:
-    """Isomap of the classes by the mean colour of their images' centres, an image for each.
-
-    Args:
-        collection: the data.
-        looks: the images to take.
-        task: whose classes are shown; None where the data have no labels.
-        neighbours: each class is joined with so many.
-    """
+    """Isomap of the classes by the mean colour of their images' centres, an image for each."""
     title = "Map of classes by colour"
     if task is None:
         return Section(title, missing=["The data have no labels, so there are no classes to be laid out."])
-    targets = collection.targets[task][looks.rows]
+    targets = collection.targets[task][stats.rows]
     codes = np.unique(targets[targets != UNKNOWN])
     if len(codes) < 3:
         return Section(title, missing=[f"{task} has {len(codes)} classes with images; a map needs three at least."])
-    centroids = np.stack([looks.centres[targets == code].mean(axis=0) for code in codes])
+    centroids = np.stack([stats.centres[targets == code].mean(axis=0) for code in codes])
     places = project(centroids, "isomap", neighbours=neighbours)
     names = collection.tasks[task]
     tiles = [
-        Tile(thumbnail(collection.read(_nearest(looks, targets, code, centre))), names[code])
+        Tile(thumbnail(collection.read(_nearest(stats, targets, code, centre))), names[code])
         for code, centre in zip(codes.tolist(), centroids, strict=True)
     ]
     paragraphs = [
@@ -198,14 +158,7 @@ def centroid_section(
     return Section(title, paragraphs, {f"isomap_{file_name(task)}": figure})
 
 
-def thumbnail(pixels: NDArray[np.uint8], side: int = _THUMBNAIL) -> NDArray[np.uint8]:
-    """An image scaled to fit into a square, uint8 ``(h, w, 3)``; small ones are enlarged to nothing."""
-    image = Image.fromarray(pixels)
-    image.thumbnail((side, side))
-    return np.asarray(image)
-
-
-def _nearest(looks: Looks, targets: NDArray[np.int64], code: int, centre: NDArray[np.float64]) -> int:
+def _nearest(stats: ImageStats, targets: NDArray[np.int64], code: int, centre: NDArray[np.float64]) -> int:
     """Row of the class's image that is nearest to its centroid."""
     places = np.flatnonzero(targets == code)
-    return int(looks.rows[places[((looks.centres[places] - centre) ** 2).sum(axis=1).argmin()]])
+    return int(stats.rows[places[((stats.centres[places] - centre) ** 2).sum(axis=1).argmin()]])

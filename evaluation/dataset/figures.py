@@ -1,7 +1,4 @@
-"""Figures of a data set, drawn without a display and without matplotlib's global state.
-
-They keep a light ground of their own, so that they can be read on a light page and on a dark one.
-"""
+"""Figures of a data set: classes, colours, sizes, captions, maps and sheets of images."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.report.figures import plain
+from evaluation.report.figures import blank_figure, plain, short
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,26 +17,14 @@ if TYPE_CHECKING:
 SPLIT_COLOURS = {"train": "#3b6ea8", "val": "#d98324", "test": "#3f9463"}
 
 NAMED_CLASSES = 150
-"""Up to so many classes each bar has its name; beyond, classes are ordered by frequency without names."""
-
-_LONGEST_NAME = 30
+"""Classes up to which each bar has its name; more are ordered by frequency without names."""
 
 
 class Tile(NamedTuple):
-    """A small image and what stands below it, in one line or several."""
+    """A small image and the text below it, in one line or several."""
 
     image: NDArray[np.uint8]
     text: str
-
-
-def blank_figure(width: float, height: float) -> Figure:
-    """An empty figure of a size in inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def class_bars(counts: pd.DataFrame, title: str) -> Figure:
@@ -233,11 +218,6 @@ def contact_sheet(tiles: Sequence[Tile], columns: int = 6, side: float = 1.55) -
                 0.5, -0.04, plain(tiles[place].text), transform=axes.transAxes, ha="center", va="top", fontsize=7
             )  # fmt: skip
     return figure
-
-
-def short(text: str, longest: int = _LONGEST_NAME) -> str:
-    """A text that is cut where it is too long."""
-    return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def _frequency_curves(counts: pd.DataFrame, title: str) -> Figure:

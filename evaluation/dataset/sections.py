@@ -1,7 +1,7 @@
 """What is in a data set, as sections of a page: splits, classes, sizes, captions, and which labels go together.
 
-``exploration_colour`` has the sections on colours, ``exploration_checks`` those on leaks and labels. A section for
-which something is missing says so instead.
+``colour`` has the sections on colours, ``checks`` those on leaks and labels. Where something is missing for a section,
+it reports that instead.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.dataset.features import pixel_features
+from evaluation.dataset.features import centre_colour, pixel_features
 from evaluation.dataset.figures import class_bars, heatmap, length_histogram, size_figure
 from evaluation.report.page import Section
+from vitrail.console import tracked
 from vitrail.errors import UserError
 from vitrail.trust import file_name
 from vitrail.types import LABEL_TASK, UNKNOWN
@@ -59,23 +60,23 @@ class Collection:
     read: Callable[[int], NDArray[np.uint8]]
     captions: Callable[[NDArray[np.int64]], list[list[str]]] | None
 
-    def drawn(self, limit: int, seed: int) -> NDArray[np.int64]:
-        """Rows of at most so many readable images, drawn evenly from all, ascending, int64."""
+    def sample(self, limit: int, seed: int) -> NDArray[np.int64]:
+        """Sample at most ``limit`` rows of readable images evenly; ascending, int64."""
         if len(self.usable) <= limit:
             return self.usable
         return np.sort(np.random.default_rng(seed).choice(self.usable, limit, replace=False))
 
 
 @dataclass(frozen=True)
-class Looks:
-    """What n images look like.
+class ImageStats:
+    """Sizes, colours and features of n images.
 
     Attributes:
         rows: int64 ``(n,)``, ascending.
         sizes: int64 ``(n, 2)``, width and height in pixels.
         centres: float64 ``(n, 3)``, mean hue, saturation and value of the centre, 0 to 1.
         features: float32 ``(n, D)``, see ``pixel_features``.
-        of: number of readable images that these were drawn from.
+        of: number of readable images that these were sampled from.
     """
 
     rows: NDArray[np.int64]
@@ -85,24 +86,17 @@ class Looks:
     of: int
 
     @property
-    def told(self) -> str:
-        """How many images were looked at, in words."""
+    def summary(self) -> str:
+        """How many images were read, as text."""
         return f"{self.of:,} images" if len(self.rows) == self.of else f"{len(self.rows):,} of {self.of:,} images"
 
 
-def look_at(
-    collection: Collection,
-    rows: NDArray[np.int64],
-    centre_of: Callable[[NDArray[np.uint8]], NDArray[np.float64]],
-    progress: Callable[[Sequence[int]], object] | None = None,
-) -> Looks:
-    """Reads some images once.
+def look_at(collection: Collection, rows: NDArray[np.int64]) -> ImageStats:
+    """Read some images once, with a progress bar.
 
     Args:
         collection: that they belong to.
         rows: int64 ``(n,)``, ascending.
-        centre_of: gives the colour of an image's centre.
-        progress: hands the rows on and shows how far it is.
 
     Raises:
         UserError: if there is no image to look at.
@@ -110,15 +104,12 @@ def look_at(
     if not len(rows):
         raise UserError(f"{collection.name}: has no image that can be read; there is nothing to explore")
     sizes, centres, features = [], [], []
-    handed: object = rows.tolist() if progress is None else progress(rows.tolist())
-    for row in handed:  # type: ignore[attr-defined]  # any iterable
+    for row in tracked(rows.tolist(), "reading images", len(rows)):
         image = collection.read(row)
         sizes.append((image.shape[1], image.shape[0]))
-        centres.append(centre_of(image))
+        centres.append(centre_colour(image))
         features.append(pixel_features(image))
-    return Looks(
-        rows, np.array(sizes, np.int64), np.array(centres), np.stack(features), of=len(collection.usable)
-    )  # fmt: skip
+    return ImageStats(rows, np.array(sizes, np.int64), np.array(centres), np.stack(features), len(collection.usable))
 
 
 def splits_section(collection: Collection) -> Section:
@@ -162,7 +153,7 @@ def class_section(collection: Collection) -> Section:
         files[f"classes_{file_name(task)}"] = order.rename_axis("value" if task in order else task).reset_index()
         paragraphs.append(_frequencies(task, order["train"]))
         if len(names) == 1:
-            missing.append(f"{task} has one class only, so there is nothing to tell apart.")
+            missing.append(f"{task} has one class only, so there is nothing to distinguish.")
         if rare := [str(name) for name in order.index[order["train"] == 1]]:
             missing.append(
                 f"{task}: {_counted(rare, 'class has', 'classes have')} one training sample only: {_list(rare)}"
@@ -173,18 +164,18 @@ def class_section(collection: Collection) -> Section:
     return Section("Classes", paragraphs, figures, files=files, missing=missing)
 
 
-def size_section(looks: Looks) -> Section:
+def size_section(stats: ImageStats) -> Section:
     """Widths, heights and shapes of the images."""
-    widths, heights = looks.sizes.T
-    same = len(np.unique(looks.sizes, axis=0)) == 1
+    widths, heights = stats.sizes.T
+    same = len(np.unique(stats.sizes, axis=0)) == 1
     middle = f"{int(np.median(widths))} × {int(np.median(heights))}"
     if same:
-        which = "All" if len(looks.rows) == looks.of else "All that were looked at"
-        paragraphs = f"{which} are {middle} pixels ({looks.told})."
+        which = "All" if len(stats.rows) == stats.of else "All that were read"
+        paragraphs = f"{which} are {middle} pixels ({stats.summary})."
     else:
-        short_sides = looks.sizes.min(axis=1)
+        short_sides = stats.sizes.min(axis=1)
         paragraphs = (
-            f"{looks.told}: the median is {middle} pixels, short sides go from {short_sides.min()} to "
+            f"{stats.summary}: the median is {middle} pixels, short sides go from {short_sides.min()} to "
             f"{short_sides.max()}; an image size above most short sides enlarges images without any gain."
         )
     return Section("Image sizes", [paragraphs], {"sizes": size_figure(widths, heights)})
@@ -216,18 +207,18 @@ def caption_section(collection: Collection) -> Section:
 
 
 def cooccurrence_section(collection: Collection) -> Section:
-    """Which labels of different tasks go together."""
+    """Which labels of different tasks occur together."""
     import pandas as pd
 
     tasks = list(collection.tasks)
     if len(tasks) < 2:
-        return Section("Labels that go together", missing=["The data have no attributes beside the class."])
+        return Section("Labels that go together", missing=["The data have no attributes next to the class."])
     strength = pd.DataFrame(np.eye(len(tasks)), index=tasks, columns=tasks)
     for place, first in enumerate(tasks):
         for second in tasks[place + 1 :]:
             value = cramers_v(contingency(collection, first, second))
             strength.loc[first, second] = strength.loc[second, first] = value
-    figures = {"association": heatmap(strength, "Cramér's V, 0 independent, 1 one says the other", highest=1.0)}
+    figures = {"association": heatmap(strength, "Cramér's V, 0 independent, 1 one determines the other", highest=1.0)}
     main, missing = tasks[0], []
     if len(collection.tasks[main]) <= _MOST_CLASSES:
         for task in tasks[1:]:
@@ -235,7 +226,7 @@ def cooccurrence_section(collection: Collection) -> Section:
                 contingency(collection, main, task), f"{main} and {task}: samples"
             )
     else:
-        missing.append(f"{main} has more than {_MOST_CLASSES} classes, so no tables of it with attributes are drawn.")
+        missing.append(f"{main} has more than {_MOST_CLASSES} classes, so no tables of it with attributes are shown.")
     pairs = np.where(np.triu(np.ones(strength.shape, dtype=bool), k=1), strength.to_numpy(), np.nan)
     if np.isnan(pairs).all():
         missing.append("No two labels are known together with two values each, so nothing can go together.")
@@ -244,7 +235,7 @@ def cooccurrence_section(collection: Collection) -> Section:
     one, other = divmod(int(values.argmax()), len(tasks))
     paragraphs = [
         f"{tasks[one]} and {tasks[other]} go together most (Cramér's V {values.max():.2f}). Where an attribute follows "
-        "from the class, a model can learn it without looking; few groups make V look large by chance."
+        "from the class, a model can predict it without the image; few groups make V large by chance."
     ]
     return Section("Labels that go together", paragraphs, figures, missing=missing)
 
@@ -276,7 +267,7 @@ def cramers_v(table: pd.DataFrame) -> float:
 
 
 def main_task(collection: Collection, wanted: str | None) -> str | None:
-    """The task that colours and labels are shown for; None where the data have no labels.
+    """Return the task that colours and labels are shown for; None where the data have no labels.
 
     Raises:
         UserError: for a task that the data do not have.
@@ -295,7 +286,7 @@ def _frequencies(task: str, train: pd.Series[int]) -> str:
     share = seen.iloc[0] / seen.sum()
     return (
         f"{task}: {len(seen)} of {len(train)} classes occur in train, {seen.index[0]} most often ({share:.1%}, what "
-        f"always answering it would get there), {seen.index[-1]} most rarely ({seen.iloc[-1]:,})."
+        f"always predicting it would reach), {seen.index[-1]} most rarely ({seen.iloc[-1]:,})."
     )
 
 

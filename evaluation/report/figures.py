@@ -1,9 +1,4 @@
-"""Figures of evaluation results, drawn without a display and without matplotlib's global state.
-
-Reliability diagrams: confidence against accuracy, and how many samples have which confidence.
-
-Score against cost, and which models no other beats in both.
-"""
+"""Figures of results, without a display or matplotlib's global state: confusions, reliability, score against cost."""
 
 from __future__ import annotations
 
@@ -25,16 +20,27 @@ if TYPE_CHECKING:
 
 
 MAX_ANNOTATED = 30
-"""Up to so many classes every cell shows its number; beyond, only the colours."""
+"""Classes up to which cells show their numbers, not only colours."""
 
 _LONGEST_NAME = 28
+_BLUE, _RED, _GREY = "#3b75af", "#c8553d", "#8a8f98"
+
+
+def blank_figure(width: float, height: float, dpi: int = 110) -> Figure:
+    """Return an empty figure of a size in inches, on white, so that it is readable on light and dark pages."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def confusion_figure(matrix: pd.DataFrame, title: str) -> Figure:
     """Draw a confusion matrix, raw (whole numbers) or normalised (shares), from one class to a few hundred.
 
     Args:
-        matrix: rows are the C targets, columns the predictions, as ``classification.confusion_matrix`` makes them; NaN
+        matrix: rows are the C targets, columns the predictions, as ``per_class.confusion_matrix`` makes them; NaN
             rows (classes without a target) stay grey.
         title: Shown above the matrix.
     """
@@ -44,21 +50,21 @@ def confusion_figure(matrix: pd.DataFrame, title: str) -> Figure:
     # Inches: a cell never gets too small for its name at the smallest readable font (about 5.5 points).
     cell = float(np.clip(9.0 / size, 0.11, 0.75))
     font = float(np.clip(cell * 72 * 0.62, 5.5, 10.0))
-    names = [_short(str(name)) for name in matrix.columns]
-    figure, axes, beside = _places(max(cell * size, 2.2), names, font, has_numbers=size <= MAX_ANNOTATED)
+    names = [short(str(name), _LONGEST_NAME) for name in matrix.columns]
+    figure, axes, bar = _places(max(cell * size, 2.2), names, font, has_numbers=size <= MAX_ANNOTATED)
     values = matrix.to_numpy(dtype=np.float64)
     is_share = not all(np.issubdtype(kind, np.integer) for kind in matrix.dtypes)
     highest = 1.0 if is_share else max(1.0, float(np.nanmax(values, initial=0.0)))
     axes.set_facecolor("0.85")
-    # Without numbers, rare confusions must be seen by their colour: a root scale lifts them.
+    # Without numbers, rare confusions are visible by their colour only: a root scale lifts them.
     norm = PowerNorm(1.0 if size <= MAX_ANNOTATED else 0.5, vmin=0.0, vmax=highest)
     image = axes.imshow(values, cmap="Blues", norm=norm, interpolation="nearest")
     ticks = [plain(name) for name in names]
     axes.set_xticks(range(size), ticks, rotation=90, fontsize=font)
     axes.set_yticks(range(len(matrix)), ticks[: len(matrix)], fontsize=font)
     axes.set_title(plain(title), fontsize=11, y=1.0)
-    if beside is not None:
-        figure.colorbar(image, cax=beside)
+    if bar is not None:
+        figure.colorbar(image, cax=bar)
     else:
         _annotate(axes, values, highest, is_share, min(font, cell * 72 * (0.36 if is_share else 0.42)))
     return figure
@@ -69,7 +75,7 @@ def _places(side: float, names: Sequence[str], font: float, has_numbers: bool) -
 
     Cells that show their numbers need no bar.
 
-    The room is reckoned from the longest name. Matplotlib's own layouts measure every name several times, which takes
+    The room follows from the longest name. Matplotlib's own layouts measure every name several times, which takes
     most of the time that a figure needs.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -93,17 +99,13 @@ def _places(side: float, names: Sequence[str], font: float, has_numbers: bool) -
 
 
 def plain(text: str) -> str:
-    """A text that Matplotlib draws as it is.
-
-    It would take what stands between two dollar signs for a formula, which may not even be one, and leave out of a
-    legend what begins with an underscore.
-    """
+    """Escape a text for Matplotlib, which reads formulas between dollar signs and leaves ``_names`` out of legends."""
     escaped = text.replace("$", r"\$")
     return f" {escaped}" if escaped.startswith("_") else escaped
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all."""
+    """Write a figure as PNG, atomically."""
     with write_atomically(path) as partial:
         # Half the time of the best compression, and files that are hardly larger.
         figure.savefig(partial, format="png", pil_kwargs={"compress_level": 3})
@@ -118,11 +120,9 @@ def _annotate(axes: Any, values: Any, highest: float, is_share: bool, font: floa
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=font)
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
-
-
-_BLUE, _RED = "#3b75af", "#c8553d"
+def short(text: str, longest: int = 30) -> str:
+    """Cut a text that is too long."""
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def reliability_figure(panels: Mapping[str, ReliabilityBins], title: str) -> Figure:
@@ -135,11 +135,7 @@ def reliability_figure(panels: Mapping[str, ReliabilityBins], title: str) -> Fig
         panels: bins by heading, such as "before" and "after".
         title: shown above all.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(0.4 + 3.6 * len(panels), 5.4), dpi=110, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = blank_figure(0.4 + 3.6 * len(panels), 5.4)
     figure.suptitle(plain(title), fontsize=11)
     axes = figure.subplots(
         2, len(panels), squeeze=False, sharex=True, sharey="row", gridspec_kw={"height_ratios": [3, 1]}
@@ -172,9 +168,6 @@ def _draw_counts(axes: Any, bins: ReliabilityBins) -> None:
     axes.set_xlabel("confidence")
 
 
-_PARETO_BLUE, _GREY = "#3b75af", "#8a8f98"
-
-
 def on_the_front(cost: NDArray[np.float64], score: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Which points no other beats: none costs at most as much and scores at least as high, one of both strictly.
 
@@ -196,7 +189,7 @@ def on_the_front(cost: NDArray[np.float64], score: NDArray[np.float64]) -> NDArr
 def pareto_figure(
     names: Sequence[str], scores: Sequence[Estimate], costs: Mapping[str, Sequence[float]], score_name: str
 ) -> Figure:
-    """Draw a panel for each cost, with the scores' intervals; models have numbers, told below.
+    """Draw a panel for each cost, with the scores' intervals; models have numbers, listed below.
 
     Points on the front are blue and joined; a model beaten by chance alone is grey all the same, so the intervals are
     to be read with it.
@@ -207,12 +200,7 @@ def pareto_figure(
         costs: N values by label of the axis, at least one label; NaN where not known.
         score_name: label of the scores' axis.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    size = (0.3 + 4.4 * max(2, len(costs)), 3.6 + 0.2 * len(names))
-    figure = Figure(figsize=size, dpi=110, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = blank_figure(0.3 + 4.4 * max(2, len(costs)), 3.6 + 0.2 * len(names))
     panels = figure.subplots(1, len(costs), squeeze=False, sharey=True)[0]
     for axes, (label, values) in zip(panels, costs.items(), strict=True):
         _draw(axes, scores, np.asarray(values, dtype=np.float64))
@@ -229,11 +217,11 @@ def _draw(axes: Any, scores: Sequence[Estimate], cost: NDArray[np.float64]) -> N
     score = np.array([estimate.value for estimate in scores])
     front = on_the_front(cost, score)
     order = [place for place in np.argsort(cost, kind="stable") if front[place]]
-    axes.plot(cost[order], score[order], color=_PARETO_BLUE, linewidth=1, alpha=0.6, drawstyle="steps-post")
+    axes.plot(cost[order], score[order], color=_BLUE, linewidth=1, alpha=0.6, drawstyle="steps-post")
     for place, (value, (low, high)) in enumerate(scores):
         if np.isnan(cost[place]) or np.isnan(value):
             continue
-        colour = _PARETO_BLUE if front[place] else _GREY
+        colour = _BLUE if front[place] else _GREY
         axes.vlines(cost[place], low, high, color=colour, linewidth=1)
         axes.plot(cost[place], value, "o", color=colour, markersize=5)
         axes.annotate(

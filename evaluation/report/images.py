@@ -1,7 +1,4 @@
-"""Sections of a report with images: the worst mistakes and the map of embeddings.
-
-Training curves of a run, its phases shaded, from what was logged.
-"""
+"""Sections of a report with images: the worst mistakes, the map of embeddings and training curves."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.dataset.projections import Projection, project
-from evaluation.report.figures import plain
+from evaluation.report.figures import blank_figure, plain
 from evaluation.report.page import Card, Section
 from evaluation.tables.per_class import NO_PREDICTION
 from vitrail.errors import UserError
@@ -33,7 +30,7 @@ ReadImage = Callable[[str], NDArray[np.uint8] | None]
 
 MAPS: dict[Projection, str] = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
 MAPPED = 2_000
-"""Images on a map; of more so many are drawn evenly."""
+"""Images on a map at most; of more a sample."""
 
 _COLOURS = 20  # of matplotlib's largest qualitative map; with more classes marks change as well
 _MARKS = "os^Dv*Pxh<>"
@@ -48,16 +45,7 @@ def mistakes_section(
     read: ReadImage | None,
     why_not: str = "",
 ) -> Section:
-    """Wrong answers with their images, those with the least probability of the right class first.
-
-    Args:
-        predictions: of the split.
-        temperatures: confidences are taken with these, by task, where there are any.
-        split: name of the split.
-        count: images of a task at most.
-        read: reads an image; None where the data are not there.
-        why_not: says why.
-    """
+    """Wrong predictions with their images, those with the least probability of the right class first."""
     import pandas as pd
 
     from evaluation.saliency.overlays import worst_mistakes
@@ -66,11 +54,11 @@ def mistakes_section(
     for task, names in predictions.tasks.items():
         targets, predicted = predictions.targets[task], predictions.predicted(task)
         if not (targets != UNKNOWN).any():
-            section.missing.append(f"Of {task!r} no target is known, so mistakes cannot be told.")
+            section.missing.append(f"Of {task!r} no target is known, so mistakes are not known.")
             continue
         probability = predictions.probabilities(task, temperatures.get(task, 1.0))
         rows = worst_mistakes(predictions.logits[task], targets, len(predictions))
-        section.paragraphs.append(f"{task}: {len(rows)} of {int((targets >= 0).sum())} answers are wrong.")
+        section.paragraphs.append(f"{task}: {len(rows)} of {int((targets >= 0).sum())} predictions are wrong.")
         if not len(rows):
             continue
         table = pd.DataFrame(
@@ -93,7 +81,7 @@ def mistakes_section(
         ]
     if section.cards or section.tables:
         section.paragraphs.append(
-            "Worst first: those whose target got the least probability. Confidence is the probability of the answer"
+            "Worst first: those whose target got the least probability. Confidence is the probability of the prediction"
             + (", after temperature scaling. " if temperatures else ". ")
             + f"All mistakes are in mistakes_{split}_….csv."
         )
@@ -101,14 +89,7 @@ def mistakes_section(
 
 
 def map_section(gallery: Gallery, split: str, task: str, seed: int = 0) -> Section:
-    """Where a model puts images: PCA, t-SNE and UMAP of their vectors, coloured by class.
-
-    Args:
-        gallery: of the run.
-        split: whose images are shown; all of the gallery where it has none of the split.
-        task: that colours.
-        seed: of what is drawn, and of the projections.
-    """
+    """Maps of a model's embeddings: PCA, t-SNE and UMAP of their vectors, coloured by class."""
     rows = rows_of(gallery, split)
     shown = rows
     if len(rows) > MAPPED:
@@ -138,23 +119,13 @@ def map_section(gallery: Gallery, split: str, task: str, seed: int = 0) -> Secti
 
 
 def map_figure(places: Mapping[str, NDArray[np.float64]], labels: NDArray[Any]) -> Figure:
-    """Draw one panel a projection.
-
-    Args:
-        places: float64 ``(N, 2)`` by name of the projection, at least one.
-        labels: ``(N,)``, the class of each point.
-    """
+    """Draw one panel a projection."""
     from matplotlib import colormaps
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
     classes = sorted(set(map(str, labels)))
     columns = 3
     lines = -(-min(len(classes), _NAMED) // columns)
-    figure = Figure(
-        figsize=(0.4 + 4.4 * len(places), 4.6 + 0.2 * lines), dpi=110, layout="constrained", facecolor="white"
-    )
-    FigureCanvasAgg(figure)
+    figure = blank_figure(0.4 + 4.4 * len(places), 4.6 + 0.2 * lines)
     panels = figure.subplots(1, len(places), squeeze=False)[0]
     colours = colormaps["tab20" if len(classes) > 10 else "tab10"]
     for axes, (name, place) in zip(panels, places.items(), strict=True):
@@ -188,7 +159,7 @@ def small_image(name: str, read: ReadImage | None) -> bytes | None:
 
 
 def rows_of(gallery: Gallery, split: str) -> pd.DataFrame:
-    """What the gallery says of the split's images, of all where it has none of the split."""
+    """Return the gallery's columns of the split's images, of all where it has none of the split."""
     identity = gallery.identity
     columns = [f"label_{task}" for task in identity.labels] + [f"predicted_{task}" for task in identity.predicts]
     rows = gallery.table(["id", "split", "group", *columns]).to_pandas()
@@ -277,7 +248,7 @@ def learning_rates(metrics: pd.DataFrame, epochs: pd.DataFrame) -> pd.DataFrame:
 
 
 def phase_begins(config: Mapping[str, Any]) -> dict[int, str]:
-    """First epochs of later phases by what the configuration says, each with the callback that says it."""
+    """First epochs of later phases by the configuration, each with its callback."""
     trainer = config.get("trainer")
     callbacks = trainer.get("callbacks") if isinstance(trainer, dict) else None
     found = {}
@@ -292,22 +263,10 @@ def phase_begins(config: Mapping[str, Any]) -> dict[int, str]:
 def curves_figure(
     epochs: pd.DataFrame, rates: pd.DataFrame, panels: Mapping[str, list[str]], begins: list[int], best: int | None
 ) -> Figure:
-    """Draw a panel for each group of metrics and one of the learning rates.
-
-    Args:
-        epochs: of ``epoch_table``.
-        rates: of ``learning_rates``.
-        panels: columns of ``epochs`` by heading.
-        begins: first epochs of later phases.
-        best: epoch that was kept.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
+    """Draw a panel for each group of metrics and one of the learning rates."""
     own = [name for name in rates.columns if name != "done"]
     count = len(panels) + bool(own)
-    figure = Figure(figsize=(9, 2.9 * -(-count // 2)), dpi=110, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = blank_figure(9, 2.9 * -(-count // 2))
     axes = figure.subplots(-(-count // 2), 2, squeeze=False).ravel()
     for place, (heading, names) in zip(axes, panels.items(), strict=False):
         _draw(place, heading, epochs["epoch"].to_numpy() + 1, epochs[names])
@@ -344,11 +303,11 @@ def _draw(axes: Any, heading: str, done: Any, values: pd.DataFrame) -> None:
     for name in values.columns:
         stem = name.partition("/")[2] or name
         colour = _CURVE_COLOURS[stems.index(stem) % len(_CURVE_COLOURS)]
-        told = values[name].notna().to_numpy()
+        known = values[name].notna().to_numpy()
         style = "--" if name.startswith("train/") else "-"
         axes.plot(
-            done[told],
-            values[name][told],
+            done[known],
+            values[name][known],
             style,
             color=colour,
             marker=".",
@@ -362,7 +321,7 @@ def _draw(axes: Any, heading: str, done: Any, values: pd.DataFrame) -> None:
 
 
 def _best_epoch(files: Run, epochs: pd.DataFrame) -> tuple[str, int | None]:
-    """The monitored metric, and the epoch whose value is the best that the record has."""
+    """The monitored metric, and the epoch with the best recorded value."""
     fits = [
         stage["best"] for stage in files.stages if stage.get("stage") == "fit" and isinstance(stage.get("best"), dict)
     ]

@@ -1,10 +1,6 @@
-"""Sections of a report that say what was run: stages, configuration, environment and data, all read from the run.
+"""Sections of a report that are read from a run's files: stages, data, scores, calibration, retrieval, cost.
 
-Sections of a report that say how good the predictions are: per task, per class, confusions, calibration.
-
-Section of a report: what a run's gallery finds for images and, where it has captions, for texts.
-
-What a run costs, as ``python -m evaluation efficiency`` measured it, as a section of a report.
+What cannot be shown is reported as missing, with the command that makes it.
 """
 
 from __future__ import annotations
@@ -51,7 +47,7 @@ SETTINGS = ("seed_everything", "model", "data", "trainer.max_epochs", "trainer.c
 
 
 def run_section(files: Run) -> Section:
-    """What was done when, and everything that is missing or went wrong."""
+    """Stages and commands, and everything that is missing or went wrong."""
     import pandas as pd
 
     rows = [
@@ -113,18 +109,18 @@ def environment_section(files: Run) -> Section:
     facts |= {"python": record.get("python"), **_mapping(record.get("packages"))}
     facts |= {"processes": record.get("processes"), **flattened(_mapping(record.get("hardware")))}
     facts |= {f"model {key}": value for key, value in _mapping(record.get("model")).items()}
-    told = {key: _told(value) for key, value in facts.items() if value is not None}
-    table = pd.DataFrame({"what": list(told), "value": list(told.values())})
-    return Section("Environment", tables={"environment": table} if told else {}, missing=missing)
+    texts = {key: _text(value) for key, value in facts.items() if value is not None}
+    table = pd.DataFrame({"what": list(texts), "value": list(texts.values())})
+    return Section("Environment", tables={"environment": table} if texts else {}, missing=missing)
 
 
 def data_section(files: Run) -> Section:
-    """What the run saw of the data."""
+    """Splits, doubts and skipped images of the data, as the run recorded them."""
     import pandas as pd
 
     data = _mapping(files.record.get("data"))
     if not data:
-        return Section("Data", missing=["The run record does not say which data were seen (run.json, key data)."])
+        return Section("Data", missing=["The run record does not say which data were used (run.json, key data)."])
     samples, groups = _mapping(data.get("samples")), _mapping(data.get("groups"))
     splits = pd.DataFrame(
         {
@@ -187,7 +183,7 @@ def _unseen(unseen: Mapping[str, Any]) -> str:
 
 
 def _doubts(data: Mapping[str, Any]) -> list[str]:
-    """What the record says of missing values, contradicting images and what was left out; runs of old say nothing."""
+    """Missing values, contradicting images and what was left out; old runs recorded nothing."""
     notes = data.get("notes")
     paragraphs = [str(note) for note in notes] if isinstance(notes, list) else []
     texts = [
@@ -214,7 +210,7 @@ def _best(stage: Mapping[str, Any]) -> str:
     return f"{best.get('monitor', '')} {best['score']:.4f}"
 
 
-def _told(value: Any) -> str:
+def _text(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, list):
@@ -227,23 +223,16 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 FEW = 5
-"""Classes with fewer samples are named: what is said of them rests on next to nothing."""
+"""Classes with fewer samples are named: their numbers rest on next to nothing."""
 
 _TOP_CONFUSIONS = 10
-_ALWAYS_IN_TOP = 3  # with so many classes every target is among the three largest logits
+_ALWAYS_IN_TOP = 3  # with this many classes every target is among the three largest logits
 
 
 def scores_section(
     predictions: Predictions, class_counts: Mapping[str, Sequence[int]], run: str, split: str
 ) -> Section:
-    """Accuracy and F1 of every task with intervals by group, next to the majority baseline.
-
-    Args:
-        predictions: of the split.
-        class_counts: of the train split, by task; a task may be missing.
-        run: name of the run.
-        split: name of the split.
-    """
+    """Accuracy and F1 of every task with intervals by group, next to the majority baseline."""
     import pandas as pd
 
     summaries = summarise(predictions, class_counts, run, split)
@@ -260,13 +249,7 @@ def scores_section(
 
 
 def classes_section(predictions: Predictions, class_counts: Mapping[str, Sequence[int]], split: str) -> Section:
-    """Precision, recall and F1 of every class of every task, and which classes have next to no samples.
-
-    Args:
-        predictions: of the split.
-        class_counts: of the train split, by task; a task may be missing.
-        split: name of the split.
-    """
+    """Precision, recall and F1 of every class of every task, and which classes have next to no samples."""
     tables: dict[str, pd.DataFrame] = {}
     paragraphs, missing = [], []
     for task, names in predictions.tasks.items():
@@ -288,11 +271,6 @@ def classes_section(predictions: Predictions, class_counts: Mapping[str, Sequenc
 
 def class_table(predictions: Predictions, task: str, train: Sequence[int] | None = None) -> pd.DataFrame:
     """One row a class; NaN where there is nothing to compute a number from, unlike ``class_report``.
-
-    Args:
-        predictions: of a split, with a known target of the task at least.
-        task: whose.
-        train: samples of each class in the train split, where known.
 
     Returns:
         ``class``, ``train`` where known, ``samples``, ``groups``, ``answers`` (how often it was predicted),
@@ -364,14 +342,7 @@ def confusion_section(predictions: Predictions, split: str) -> Section:
 
 
 def calibration_section(predictions: Predictions, temperatures: Mapping[str, float], split: str, run: str) -> Section:
-    """How far confidences are from accuracy, before and after temperature scaling.
-
-    Args:
-        predictions: of the split.
-        temperatures: by task; of a task without one only the confidences as they are.
-        split: name of the split.
-        run: the run directory, for the command that fits temperatures.
-    """
+    """How far confidences are from accuracy, before and after temperature scaling."""
     import pandas as pd
 
     section = Section(
@@ -448,14 +419,14 @@ def _score_row(summary: TaskSummary, num_classes: int) -> dict[str, Any]:
 
 
 def _degenerate(predictions: Predictions, task: str) -> list[str]:
-    """What makes the numbers of a task say little or nothing."""
+    """What makes the scores of a task meaningless."""
     rows = known(predictions.targets[task])
     occur = np.unique(predictions.targets[task][rows])
     if len(occur) != 1:
         return []
     return [
         f"{task}: the only class in the targets is {str(predictions.tasks[task][occur[0]])!r}, so its scores do not "
-        "say whether classes are told apart."
+        "show whether classes are told apart."
     ]
 
 
@@ -474,16 +445,7 @@ _QUERIES, _HITS, _TEXTS = 6, 5, 3
 def retrieval_section(
     gallery: Gallery, split: str, task: str, read: ReadImage | None, scores: Path | None, seed: int = 0
 ) -> Section:
-    """Images of different classes and what the run's gallery finds for them, and for their captions.
-
-    Args:
-        gallery: of the run.
-        split: that queries are drawn from.
-        task: whose classes are told.
-        read: reads an image; without it, or where it cannot, what the gallery keeps of it is shown.
-        scores: file of retrieval metrics that a test wrote, where there is one.
-        seed: of the draw.
-    """
+    """Images of different classes and what the run's gallery finds for them, and for their captions."""
     from retrieval.schema import Hit
 
     rows = rows_of(gallery, split)
@@ -591,9 +553,9 @@ def efficiency_section(files: Run) -> Section:
         section.missing.append(found)
         return section
     counts = {name: value for name, value in found.counts.items() if value is not None}
-    told = [f"{value:,}" if isinstance(value, int) else str(value) for value in counts.values()]
+    texts = [f"{value:,}" if isinstance(value, int) else str(value) for value in counts.values()]
     section.tables["efficiency_counts"] = pd.DataFrame(
-        {"what": [name.replace("_", " ") for name in counts], "value": told}
+        {"what": [name.replace("_", " ") for name in counts], "value": texts}
     )
     section.paragraphs.append("A multiplication and an addition count as two floating-point operations (flops).")
     if found.costs is None or found.costs.error or not found.costs.batches:
@@ -606,7 +568,7 @@ def efficiency_section(files: Run) -> Section:
 
 
 def read_efficiency(files: Run) -> Measured | str:
-    """What was measured, or a sentence that says why there is nothing."""
+    """Return what was measured, or a sentence why there is nothing."""
     command = f"`python -m evaluation efficiency {files.path}`"
     try:
         content = json.loads((files.path / EFFICIENCY).read_text(encoding="utf-8"))

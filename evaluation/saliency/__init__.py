@@ -1,9 +1,9 @@
-"""Where in an image a model sees what it says: Grad-CAM and attention rollout.
+"""Which parts of an image a prediction depends on: Grad-CAM and attention rollout.
 
-Grad-CAM (Selvaraju et al., ICCV 2017) weighs the last feature map by the gradient of one score. Attention rollout
+Grad-CAM (Selvaraju et al., ICCV 2017) weights the last feature map by the gradient of one score. Attention rollout
 (Abnar & Zuidema, ACL 2020) multiplies attention weights up through the layers; it is the same for every score. Neither
-proves a cause: compare with its test, where maps of random weights are unlike those of
-trained ones (the check of Adebayo et al., NeurIPS 2018).
+proves a cause; the tests check that maps of random weights differ from those of trained ones (Adebayo et al., NeurIPS
+2018).
 
 The package ``grad-cam`` is not used: it brings OpenCV for what is a resize and a colour map here. Its maps of the same
 layers are these to six digits.
@@ -13,13 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from evaluation.saliency.layers import Size, looked_at, map_layer, watched_attention
+from lightning_modules.classification import ClassificationTask
+from lightning_modules.dual_encoder import EmbeddingTask
 from vitrail.errors import UserError
 from vitrail.types import LABEL_TASK
 
@@ -29,41 +31,11 @@ Scores = Callable[[torch.Tensor], torch.Tensor]
 """From images uint8 ``(B, 3, H, W)`` to scores ``(B, C)``, computed by the model whose maps are wanted."""
 
 AT_A_TIME = 8
-"""Images that go through the network together: what bounds the memory."""
-
-
-@runtime_checkable
-class SortsImages(Protocol):
-    """A task with logits of its own; ``lightning_modules.classification.ClassificationTask`` is one."""
-
-    tasks: dict[str, list[str]]
-
-    def image_features(self, image: torch.Tensor) -> torch.Tensor:
-        """Features ``(B, D)`` of images."""
-
-    def classify(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Logits ``(B, C)`` of each task."""
-
-
-@runtime_checkable
-class ComparesImages(Protocol):
-    """A task that compares images with texts; ``lightning_modules.dual_encoder.EmbeddingTask`` is one."""
-
-    tasks: dict[str, list[str]]
-    objective: Any  # its ``temperature()`` begins with the scale that makes logits of similarities
-
-    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
-        """Embeddings ``(B, D)`` of unit length."""
-
-    def encode_text(self, texts: list[str]) -> torch.Tensor:
-        """Embeddings ``(B, D)`` of unit length."""
-
-    def class_embeddings(self) -> torch.Tensor:
-        """Embeddings ``(C, D)`` of the classes."""
+"""Images per batch, which bounds the memory."""
 
 
 def class_scores(model: nn.Module, task: str | None = None) -> Scores:
-    """The logits of a task's classes; of a dual encoder the scaled similarities to the classes' prompts.
+    """Return a function to a task's logits; of a dual encoder to the scaled similarities to the classes' prompts.
 
     Args:
         model: a task of ours.
@@ -78,19 +50,19 @@ def class_scores(model: nn.Module, task: str | None = None) -> Scores:
     name = task or next(iter(tasks))
     if name not in tasks:
         raise UserError(f"task {name!r}: the model has {', '.join(tasks)}; choose one of them")
-    if isinstance(model, SortsImages):
-        sorter = model
-        return lambda image: sorter.classify(sorter.image_features(image))[name].float()
-    if isinstance(model, ComparesImages) and name == LABEL_TASK:
+    if isinstance(model, ClassificationTask):
+        classifier = model
+        return lambda image: classifier.classify(classifier.image_features(image))[name].float()
+    if isinstance(model, EmbeddingTask) and name == LABEL_TASK:
         with _undisturbed(model), torch.no_grad():
             # A copy: what was computed in inference mode before cannot take part in a gradient.
-            embeddings = model.class_embeddings() * model.objective.temperature()[0]
+            embeddings = model.class_embeddings() * cast("Any", model.objective).temperature()[0]
         return _similarity(model, embeddings)
-    raise UserError(f"{type(model).__name__}: neither sorts images nor compares them with texts")
+    raise UserError(f"{type(model).__name__}: explains neither classes nor texts; use a classifier or a dual encoder")
 
 
 def text_scores(model: nn.Module, texts: list[str]) -> Scores:
-    """Cosine similarities to some texts.
+    """Return a function to cosine similarities to texts.
 
     Args:
         model: a dual encoder.
@@ -99,17 +71,17 @@ def text_scores(model: nn.Module, texts: list[str]) -> Scores:
     Raises:
         UserError: if the model reads no texts.
     """
-    if not isinstance(model, ComparesImages):
-        raise UserError(f"--text: {type(model).__name__} reads no texts; use a dual encoder, or leave --text out")
+    if not isinstance(model, EmbeddingTask):
+        raise UserError(f"--text: {type(model).__name__} has no text encoder; use a dual encoder, or leave --text out")
     with _undisturbed(model), torch.no_grad():
         embeddings = model.encode_text(texts)
     return _similarity(model, embeddings)
 
 
 def grad_cam(model: nn.Module, scores: Scores, images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """Grad-CAM of some scores of each image.
+    """Compute Grad-CAM of some scores of each image.
 
-    The model is left as it was: hooks, gradients, what is learnable, and training mode.
+    The model is left as it was: hooks, gradients, trainable parameters and training mode.
 
     Args:
         model: a task of ours, on the device to compute on.
@@ -118,8 +90,8 @@ def grad_cam(model: nn.Module, scores: Scores, images: torch.Tensor, classes: to
         classes: int64 ``(B, K)``, which scores of each image.
 
     Returns:
-        float32 ``(B, K, H, W)`` in [0, 1], on the CPU. The largest value of a map is 1; where nothing in the image
-        speaks for a class its map is 0 everywhere.
+        float32 ``(B, K, H, W)`` in [0, 1], on the CPU. The largest value of a map is 1; where nothing in the
+        image contributes to a class its map is 0 everywhere.
 
     Raises:
         UserError: if the network is of no known kind, or its scores are not finite.
@@ -151,7 +123,7 @@ def grad_cam(model: nn.Module, scores: Scores, images: torch.Tensor, classes: to
 
 
 def attention_rollout(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Attention rollout: how much of each place flows into the pooled vector; the same for every class and text.
+    """Compute how much attention flows from each place into the pooled vector; the same for every class and text.
 
     Each layer counts as the mean of its heads, half, and its residual connection, the other half.
 
@@ -170,13 +142,13 @@ def attention_rollout(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
         with _undisturbed(model), torch.no_grad(), watched_attention(backbone) as watch:
             cast("Any", model).image_features(chunk.to(_device(model)))
             seen = looked_at(backbone, watch, size)
-        # The residual connections give every place something alike; what is told apart is above the least.
+        # The residual connections give every place something alike; what differs is above the least.
         parts.append(_scaled(seen, size, from_least=True).cpu())
     return torch.cat(parts)
 
 
 def score_images(model: nn.Module, scores: Scores, images: torch.Tensor) -> torch.Tensor:
-    """The scores themselves.
+    """Compute the scores themselves.
 
     Args:
         model: a task of ours.
@@ -212,7 +184,7 @@ def check_method(model: nn.Module, method: Method) -> None:
 
 
 def image_backbone(model: nn.Module) -> nn.Module:
-    """The network that looks at the images.
+    """Return the image encoder's network.
 
     Raises:
         UserError: if the model has none.
@@ -220,11 +192,11 @@ def image_backbone(model: nn.Module) -> nn.Module:
     towers = getattr(model, "towers", None)
     backbone = towers.backbone("image") if towers is not None else getattr(model, "backbone", None)
     if not isinstance(backbone, nn.Module):
-        raise UserError(f"{type(model).__name__}: has no backbone that looks at images")
+        raise UserError(f"{type(model).__name__}: has no image backbone")
     return backbone
 
 
-def _similarity(model: ComparesImages, embeddings: torch.Tensor) -> Scores:
+def _similarity(model: EmbeddingTask, embeddings: torch.Tensor) -> Scores:
     return lambda image: model.encode_image(image) @ embeddings.T
 
 
@@ -240,7 +212,7 @@ def _scaled(maps: torch.Tensor, size: Size, *, from_least: bool = False) -> torc
 def _check_finite(scores: torch.Tensor, model: nn.Module) -> None:
     if not bool(torch.isfinite(scores).all()):
         raise UserError(
-            f"{type(model).__name__}: its scores are not finite, so nothing can be explained; take another checkpoint"
+            f"{type(model).__name__}: its scores are not finite, so nothing can be explained; use another checkpoint"
         )
 
 
@@ -267,15 +239,15 @@ def _hook(module: nn.Module, hook: Callable[..., torch.Tensor]) -> Iterator[None
 
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode in full precision with nothing learnable; at the end the model is as before.
+    """Freeze the model, in evaluation mode and full precision; at the end it is as before.
 
-    Where nothing is learnable, no layer keeps what only a gradient needs, except from the watched map on.
+    In a frozen network no layer keeps what only a gradient needs, except from the watched map on.
     """
     modes = [(module, module.training) for module in model.modules()]
-    learnable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for module, _ in modes:
         module.training = False
-    for parameter in learnable:
+    for parameter in trainable:
         parameter.requires_grad_(False)
     try:
         with (
@@ -286,7 +258,7 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
         ):
             yield
     finally:
-        for parameter in learnable:
+        for parameter in trainable:
             parameter.requires_grad_(True)
         for module, mode in modes:
             module.training = mode

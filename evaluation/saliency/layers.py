@@ -1,7 +1,7 @@
-"""Where a network still knows where things are: its last map of features, and its attention weights.
+"""The last feature map of a network, and its attention weights.
 
-Networks are told apart by what they offer, not by name: vision transformers of ``transformers`` (CLIP, SigLIP), vision
-transformers of ``timm``, and every other network of ``timm`` that says where its last stage is.
+Networks are recognised by their attributes, not by name: vision transformers of ``transformers`` (CLIP, SigLIP), vision
+transformers of ``timm``, and any other network of ``timm`` whose ``feature_info`` names its last stage.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def map_layer(backbone: nn.Module) -> MapLayer:
 
     For convolutional and hybrid networks and pyramids of windows this is the end of the last stage, for vision
     transformers that pool all tokens the end of the last block. For those that read a class token it is the first norm
-    of the last block: behind that block they look at no other token any more, so their gradient would be zero.
+    of the last block: after that block they attend to no other token, so their gradient would be zero.
 
     Raises:
         UserError: if the network is of none of the known kinds.
@@ -65,7 +65,7 @@ def map_layer(backbone: nn.Module) -> MapLayer:
 
     def to_map(output: torch.Tensor, size: Size) -> torch.Tensor:
         if getattr(output, "ndim", 0) != 4:
-            raise UserError(f"method gradcam: the last stage of {type(backbone).__name__} puts out no feature map")
+            raise UserError(f"method gradcam: the last stage of {type(backbone).__name__} outputs no feature map")
         return output.permute(0, 3, 1, 2) if channels_last else output
 
     return MapLayer(stage, to_map)

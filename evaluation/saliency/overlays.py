@@ -1,4 +1,4 @@
-"""Explained images: what a model says of them, with maps of where it sees that, as figures.
+"""Explained images: a model's predictions with saliency maps, as figures.
 
 ``python -m evaluation explain`` and ``callbacks.SaliencyOfMistakes`` show the same things by these.
 """
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from evaluation.report.figures import plain
+from evaluation.report.figures import blank_figure, plain
 from evaluation.saliency import Method, attention_rollout, class_scores, grad_cam, score_images, text_scores
 from evaluation.tables.per_class import NO_PREDICTION
 from vitrail.predictions import predicted_classes
@@ -51,9 +51,9 @@ class Explained:
 
     Attributes:
         name: stable name, or path.
-        image: uint8 ``(H, W, 3)``, as the model sees it.
+        image: uint8 ``(H, W, 3)``, as the model takes it in.
         heats: its maps.
-        predicted: class that the model chooses; empty for texts.
+        predicted: predicted class; empty for texts.
         confidence: its probability; NaN for texts.
         target: right class; empty where not known.
     """
@@ -94,7 +94,7 @@ def explain_classes(
     method: Method = "gradcam",
     shown: int | None = None,
 ) -> list[Explained]:
-    """Why the model chooses the class that it chooses, and how much it sees of the right one.
+    """Explain the predicted class of each image, and the right one.
 
     Args:
         model: with a task of that name.
@@ -198,14 +198,10 @@ def explained_figure(explained: Sequence[Explained], columns: int = 1) -> Figure
         explained: one or more.
         columns: images beside each other, each with its maps.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     columns = min(columns, len(explained))
     panels = 1 + max(len(one.heats) for one in explained)
     rows = -(-len(explained) // columns)
-    figure = Figure(figsize=(2.3 * panels * columns, 2.75 * rows), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank_figure(2.3 * panels * columns, 2.75 * rows, dpi=120)
     grid = figure.subplots(rows, panels * columns, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")

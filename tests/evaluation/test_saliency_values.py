@@ -219,7 +219,7 @@ def test_a_task_that_is_not_there_and_texts_nobody_reads_are_refused() -> None:
     model = fresh("test_efficientnet")
     with pytest.raises(UserError, match=r"'size'.*square, disc"):
         class_scores(model, "size")
-    with pytest.raises(UserError, match="reads no texts"):
+    with pytest.raises(UserError, match="has no text encoder"):
         text_scores(model, ["a dog"])
 
 

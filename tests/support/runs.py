@@ -45,8 +45,7 @@ from datamodules.base import ImageDataModule
 from datamodules.cli import load_datamodule
 from datamodules.table import SampleTable
 from evaluation.__main__ import main as evaluation
-from evaluation.dataset.colour import centre_colour
-from evaluation.dataset.sections import Collection, Looks, look_at
+from evaluation.dataset.sections import Collection, ImageStats, look_at
 from experiments.__main__ import main as experiments
 from lightning_modules.classification import ImageClassifier, MultiTaskClassifier
 from retrieval.gallery import Gallery
@@ -401,9 +400,9 @@ def small_collection(n: int = 40, **changes: Any) -> Collection:
     return Collection(**{**fields, **changes})
 
 
-def looks_of(collection: Collection) -> Looks:
+def looks_of(collection: Collection) -> ImageStats:
     """All its images, looked at."""
-    return look_at(collection, collection.usable, centre_colour)
+    return look_at(collection, collection.usable)
 
 
 _END = """

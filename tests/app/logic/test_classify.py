@@ -98,7 +98,7 @@ def test_what_cannot_be_shown_is_refused(context: AppContext, files: list[Path])
     # A convolutional network has no attention.
     with pytest.raises(UserError, match="rollout"):
         where(run, uploads[0], "class", "mug", "Attention rollout")
-    with pytest.raises(UserError, match="reads no texts"):
+    with pytest.raises(UserError, match="has no text encoder"):
         where(run, uploads[0], "", "a mug", next(iter(METHODS)))
     assert isinstance(uploads[2], Upload)
 

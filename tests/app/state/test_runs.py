@@ -169,7 +169,7 @@ def test_texts_are_read(context: AppContext) -> None:
 def test_a_classifier_reads_no_texts(context: AppContext) -> None:
     run = context.run("quickstart")
     assert run.kind == "classifier"
-    with pytest.raises(UserError, match="reads no texts"):
+    with pytest.raises(UserError, match="has no text encoder"):
         _ = run.logit_scale
     with pytest.raises(UserError, match="does not encode texts"):
         run.encode_texts(["a mug"])

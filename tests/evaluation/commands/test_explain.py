@@ -146,7 +146,7 @@ def test_zero_shot_classes_of_a_dual_encoder(dual: Path, tmp_path: Path) -> None
         (["--shown-class", "zebra"], "clothing_cap"),
         (["--checkpoint", "middle"], "it has best, last"),
         (["--checkpoint", "last"], "test.parquet are of checkpoint best, so they do not tell the mistakes of last"),
-        (["--text", "a dog", "--worst", "2"], "reads no texts"),
+        (["--text", "a dog", "--worst", "2"], "has no text encoder"),
         (["--text", "a dog"], "say which images"),
         (["--text", "a dog", "--task", "class"], "does not go with"),
         (["--split", "val"], "no predictions"),

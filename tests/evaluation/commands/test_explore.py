@@ -69,7 +69,7 @@ def test_the_same_command_gives_the_same_page(tmp_path: Path) -> None:
         assert explore(tmp_path / name, *photos, "--images", "10", "--seed", "4") == 0
     pages = [(tmp_path / name / "explore.html").read_bytes() for name in ("a", "b")]
     assert pages[0] == pages[1]
-    assert b"10 of 18 images, drawn with seed 4" in pages[0]
+    assert b"10 of 18 images, sampled with seed 4" in pages[0]
 
 
 def test_vectors_of_a_gallery_judge_the_labels(config: Path, products: Path, tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_unreadable_images_and_one_class_are_told(tmp_path: Path) -> None:
         "a map needs three at least",
         "fewer than two classes",
         "no captions of their own",
-        "no attributes beside the class",
+        "no attributes next to the class",
     ):
         assert told in text
 

@@ -104,7 +104,7 @@ def test_mistakes_show_their_images_worst_first(run: Path) -> None:
     assert sorted(table["name"]) == sorted(predictions.names[wrong])
     assert table["probability of the target"].is_monotonic_increasing
     text = (run / "report.html").read_text(encoding="utf-8")
-    assert f"class: {wrong.sum()} of {len(predictions)} answers are wrong." in text
+    assert f"class: {wrong.sum()} of {len(predictions)} predictions are wrong." in text
     first = table.iloc[0]
     row = predictions.names.tolist().index(str(first["name"]))
     assert first["confidence"] == pytest.approx(predictions.probabilities("class")[row].max())
@@ -210,7 +210,7 @@ def of_no_samples(run: Path) -> None:
     ("damage", "told", "has_scores"),
     [
         (not_finite, "logits of task 'class' are not finite for 1 of 9 samples", False),
-        (of_one_class, "so its scores do not say whether classes are told apart", True),
+        (of_one_class, "so its scores do not show whether classes are told apart", True),
         (
             with_a_class_of_one_sample,
             "fewer than 5 samples, so next to nothing is known of: footwear_sneakers (1)",

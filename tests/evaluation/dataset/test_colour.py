@@ -8,14 +8,13 @@ from scipy.stats import gaussian_kde
 
 from evaluation.dataset.colour import (
     LEVELS,
-    centre_colour,
     centroid_section,
     class_densities,
     density,
     density_section,
     hsv_pixels,
-    thumbnail,
 )
+from evaluation.dataset.features import centre_colour, thumbnail
 from tests.support.runs import COLOURS, looks_of, small_collection
 from vitrail.errors import UserError
 

@@ -11,7 +11,6 @@ from PIL import Image
 
 from evaluation.dataset.figures import (
     Tile,
-    blank_figure,
     contact_sheet,
     heatmap,
     image_map,
@@ -19,6 +18,7 @@ from evaluation.dataset.figures import (
     short,
     size_figure,
 )
+from evaluation.report.figures import blank_figure
 
 
 def drawn(figure: Figure) -> Image.Image:

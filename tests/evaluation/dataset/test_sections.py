@@ -55,7 +55,7 @@ def test_odd_classes_are_told() -> None:
     assert section.missing == [
         "class: 1 class has one training sample only: b",
         "class: 1 class is never trained: c",
-        "one has one class only, so there is nothing to tell apart.",
+        "one has one class only, so there is nothing to distinguish.",
     ]
 
 
@@ -82,7 +82,7 @@ def test_sizes_are_told() -> None:
     same = looks_of(small_collection(read=lambda row: np.zeros((8, 9, 3), np.uint8)))
     assert size_section(same).paragraphs == ["All are 9 × 8 pixels (40 images)."]
     some = size_section(dataclasses.replace(same, of=400)).paragraphs
-    assert some == ["All that were looked at are 9 × 8 pixels (40 of 400 images)."]
+    assert some == ["All that were read are 9 × 8 pixels (40 of 400 images)."]
 
 
 def test_captions_are_counted_by_word_and_empty_ones_are_not() -> None:
@@ -131,7 +131,7 @@ def test_cramers_v_is_that_of_the_formula_and_ignores_what_does_not_occur() -> N
 def test_data_without_labels_have_sections_that_say_so() -> None:
     bare = small_collection(tasks={}, targets={})
     assert class_section(bare).missing == ["The data have no labels, so there are no classes to count."]
-    assert cooccurrence_section(bare).missing == ["The data have no attributes beside the class."]
+    assert cooccurrence_section(bare).missing == ["The data have no attributes next to the class."]
     assert main_task(bare, None) is None
     assert main_task(small_collection(), None) == "class"
     with pytest.raises(UserError, match="--task size: the data have class, material"):
@@ -140,10 +140,10 @@ def test_data_without_labels_have_sections_that_say_so() -> None:
 
 def test_images_are_drawn_evenly_and_the_same_again() -> None:
     collection = small_collection()
-    assert collection.drawn(40, 0).tolist() == list(range(40))
-    rows = collection.drawn(10, 1)
-    assert rows.tolist() == sorted(set(rows.tolist())) == collection.drawn(10, 1).tolist()
-    assert collection.drawn(10, 2).tolist() != rows.tolist()
+    assert collection.sample(40, 0).tolist() == list(range(40))
+    rows = collection.sample(10, 1)
+    assert rows.tolist() == sorted(set(rows.tolist())) == collection.sample(10, 1).tolist()
+    assert collection.sample(10, 2).tolist() != rows.tolist()
 
 
 def test_nothing_to_look_at_is_refused() -> None:

@@ -45,7 +45,7 @@ def test_without_a_known_target_nothing_is_said_of_mistakes() -> None:
     unknown = replace(found, targets={**found.targets, "colour": np.full(6, UNKNOWN)})
     section = mistakes_section(unknown, {}, "test", 3, None)
     assert not any(said.startswith("colour:") for said in section.paragraphs)
-    assert "Of 'colour' no target is known, so mistakes cannot be told." in section.missing
+    assert "Of 'colour' no target is known, so mistakes are not known." in section.missing
 
 
 def test_many_classes_have_marks_of_their_own() -> None:

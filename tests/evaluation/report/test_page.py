@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from evaluation.dataset.figures import blank_figure
+from evaluation.report.figures import blank_figure
 from evaluation.report.page import SHOWN_ROWS, Card, Page, Section
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pandas as pd
 from markdown_it import MarkdownIt
 
-from evaluation.dataset.figures import blank_figure
+from evaluation.report.figures import blank_figure
 from evaluation.report.page import SHOWN_ROWS, Card, Page, Section
 
 
