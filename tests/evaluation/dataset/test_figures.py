@@ -15,10 +15,9 @@ from evaluation.dataset.figures import (
     heatmap,
     image_map,
     length_histogram,
-    short,
     size_figure,
 )
-from evaluation.report.figures import blank_figure
+from evaluation.report.figures import blank_figure, short
 
 
 def drawn(figure: Figure) -> Image.Image:
