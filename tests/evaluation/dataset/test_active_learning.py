@@ -116,11 +116,8 @@ def test_logits_become_probabilities_or_are_refused() -> None:
     assert said.ravel().tolist() == pytest.approx([1, 0, 0.5, 0.5])
     with pytest.raises(UserError, match="runs/a: logits of 1 of 2 images are not finite"):
         checked_probabilities(np.array([[np.nan, 0.0], [0.0, 0.0]]), "runs/a")
-    with pytest.raises(UserError, match="runs/a: knows one class only"):
+    with pytest.raises(UserError, match="runs/a: has one class only"):
         checked_probabilities(np.zeros((2, 1)), "runs/a")
-
-
-def test_all_strategies_are_named() -> None:
 
 
 def pool(**changes: Any) -> Pool:
