@@ -164,9 +164,7 @@ def test_table_is_ready_to_be_filled_in() -> None:
 
 
 def test_what_a_pool_lacks_is_told() -> None:
-    with pytest.raises(
-        UserError, match=r"best class's probability only; name the images .* take confidence or coreset"
-    ):
+    with pytest.raises(UserError, match=r"best class's probability only; name the images .* use confidence or coreset"):
         ranking(pool(probability=None), "entropy", 2)
     with pytest.raises(UserError, match=r"this pool has no probabilities; .* or take coreset"):
         ranking(pool(probability=None, confidence=None), "confidence", 2)

@@ -97,7 +97,7 @@ def test_doubts_of_a_weak_probe_are_not_shown() -> None:
     guesses = label_section(collection, "class", collection.usable, looks_of(collection).features, "pixels")
     assert not guesses.paragraphs
     assert not guesses.tables
-    assert "doubts a label says nothing" in guesses.missing[0]
+    assert "doubts a label means nothing" in guesses.missing[0]
     # Right for about seven of ten: doubts are shown, but not taken for the share of wrong labels.
     features = np.eye(4)[np.where(np.arange(40) % 10 < 6, labels, rng.integers(4, size=40))]
     half = label_section(collection, "class", collection.usable, features, "vectors")
