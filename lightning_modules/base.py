@@ -1,19 +1,18 @@
-"""What every task shares: learning rates by phase, freezing, counted randomness, pretrained weights, checkpoints.
+"""What every task shares: the hooks of a training step, freezing, pretrained weights and checkpoints.
 
-A task builds its network in its constructor and says in ``_shared_step`` what the loss of a batch is and what callbacks
-may want of it. Pretrained weights are only fetched where no checkpoint replaces them.
-
-From a batch and its logits to what callbacks get, with padding and unknown targets left out.
-
-A name for weights: whoever has the same one has the same weights, whatever file they came from.
+A task builds its network in its constructor and computes in ``_shared_step`` the loss of a batch and the outputs that
+callbacks get. Pretrained weights are fetched only where no checkpoint replaces them.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
 from typing import Any, Literal, Self
 
 import torch
@@ -23,55 +22,29 @@ from lightning.pytorch import LightningModule
 from torch import nn
 
 from lightning_modules.distributed import refuse_unfit_strategy, synchronise_batchnorm
-from lightning_modules.encoders.image import (
-    AdoptsImageOptions,
-    AdoptsRange,
-    InputOptions,
-    PreparesImages,
-    WeightsOrigin,
-    misfits,
-    tell_origin,
-    warn_of_other_inputs,
-)
+from lightning_modules.encoders.image import InputOptions, warn_of_other_inputs
+from lightning_modules.encoders.weights import WeightsOrigin, misfits, report_origin
 from lightning_modules.metrics import epoch_sums, restore_epoch_sums
 from lightning_modules.optim import (
-    OptimOptions,
-    ScheduleName,
+    TrainingPhase,
     adamw,
-    checked_options,
+    is_frozen,
     parameter_groups,
+    report_scaling,
     seed_step,
     set_learning_rates,
-    single_phase,
-    stands_still,
     step_seed,
-    tell_scaling,
 )
+from lightning_modules.options import OptimOptions, ScheduleName, checked
 from lightning_modules.precision import Conversion, check_half_precision, keep_small_steps
 from vitrail.errors import UserError
 from vitrail.types import UNKNOWN, Batch, Outputs, batch_targets
-
-
-def weights_digest(module: nn.Module) -> str:
-    """SHA-256 over names, types, shapes and values of a module's weights, hexadecimal.
-
-    Where weights are shared out among processes, all of them must call this.
-    """
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        if not isinstance(value, torch.Tensor):
-            continue  # extra state, which no embedding depends on
-        whole = value.full_tensor() if hasattr(value, "full_tensor") else value
-        digest.update(f"{name} {whole.dtype} {tuple(whole.shape)}\n".encode())
-        digest.update(whole.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
 
 LoggedSplit = Literal["train", "val", "test"]
 
 
 class VisionTask(LightningModule, ABC):
-    """A network that learns from images.
+    """A network that is trained on images.
 
     A subclass calls this constructor, builds its network, and calls ``save_hyperparameters()``.
 
@@ -83,27 +56,29 @@ class VisionTask(LightningModule, ABC):
 
     Attributes:
         phases: stretches of training with own learning rates; a callback may replace them before the first step.
-        input_options: how the images were made that it learned from; saved with the checkpoint.
-        temperature_parameters: those of a temperature, if there is one; never decayed, never frozen.
-        temperature_lr: their highest learning rate; that of the heads where there is none.
+        input_options: how the images were made that it was trained on; saved with the checkpoint.
+        logit_scale_parameters: those of a logit scale, if there is one; never decayed, never frozen.
+        logit_scale_lr: their highest learning rate; that of the heads where it is None.
 
     Raises:
         UserError: if the settings do not fit together.
     """
 
     input_options: InputOptions
-    temperature_parameters: Sequence[nn.Parameter] = ()
-    temperature_lr: float | None = None
+    logit_scale_parameters: Sequence[nn.Parameter] = ()
+    logit_scale_lr: float | None = None
 
     def __init__(
-        self, *, lr: float, weight_decay: float, schedule: ScheduleName, optim_options: OptimOptions | None
+        self, *, lr: float, weight_decay: float, schedule: ScheduleName, optim_options: OptimOptions | None = None
     ) -> None:
         super().__init__()
         if not (math.isfinite(weight_decay) and weight_decay >= 0):
-            raise UserError(f"weight_decay: must be a number that is not negative, got {weight_decay}")
+            raise UserError(f"weight_decay: must be a number that is not negative; got {weight_decay}")
         self.weight_decay = weight_decay
-        self.optim_options = checked_options(optim_options)
-        self.phases = [single_phase(lr, schedule, self.optim_options)]
+        self.optim_options = options = checked(OptimOptions, optim_options, "optim_options")
+        if options.lr_base_batch is not None and options.lr_scaling == "none":
+            raise UserError("optim_options.lr_base_batch: does nothing without lr_scaling; set it to linear or sqrt")
+        self.phases = [TrainingPhase.of(lr, schedule, options)]
         self._frozen: list[nn.Parameter] = []
         self._batchnorm_fixed = False
         self._restored = False
@@ -112,10 +87,42 @@ class VisionTask(LightningModule, ABC):
         self._origins: list[WeightsOrigin] = []
         self._step_samples: list[int] = []
 
+    # What a task defines.
+
     @property
     @abstractmethod
     def backbone(self) -> nn.Module:
         """The part that may be pretrained, has a learning rate of its own and may be frozen at first."""
+
+    @abstractmethod
+    def _shared_step(self, batch: Batch, split: LoggedSplit) -> tuple[torch.Tensor, Outputs]:
+        """Loss and outputs for callbacks; updates the metrics of the split."""
+
+    @abstractmethod
+    def log_epoch(self, split: LoggedSplit) -> None:
+        """Log the averages and scores of the epoch, and reset the metrics."""
+
+    @property
+    @abstractmethod
+    def train_sums(self) -> nn.Module:
+        """The metrics that sum the losses of a training epoch."""
+
+    @abstractmethod
+    def image_features(self, image: torch.Tensor) -> torch.Tensor:
+        """Output of the image backbone, from which the rest of the network can go on.
+
+        A batch with these as ``features["image"]`` needs no images.
+
+        Args:
+            image: uint8 ``(B, 3, H, W)``, RGB.
+
+        Returns:
+            float ``(B, D)``.
+        """
+
+    @abstractmethod
+    def fetch_weights(self) -> None:
+        """Load the pretrained weights, if there are to be any (UserError where that fails)."""
 
     @property
     def backbones(self) -> dict[str, nn.Module]:
@@ -127,181 +134,114 @@ class VisionTask(LightningModule, ABC):
         """The networks that ``torch.compile`` may compile, each a module that is called as such."""
         return list(self.backbones.values())
 
-    @abstractmethod
-    def fetch_weights(self) -> None:
-        """Fetch the pretrained weights, once; nothing happens where there are to be none.
-
-        Raises:
-            UserError: if they cannot be had or do not fit.
-        """
-
-    @abstractmethod
-    def image_features(self, image: torch.Tensor) -> torch.Tensor:
-        """What the image's backbone puts out; the rest of the network can go on from there.
-
-        A batch that holds these as ``features["image"]`` needs no images.
-
-        Args:
-            image: uint8 ``(B, 3, H, W)``, RGB.
-
-        Returns:
-            float ``(B, D)``.
-        """
-
-    @abstractmethod
-    def warn_of_other_inputs(self, options: InputOptions) -> None:
-        """One warning line where images are made otherwise than those that the pretrained weights learned from."""
-
     @property
     def pretrained_inputs(self) -> InputOptions | None:
         """How images must be made for the pretrained weights; None where there are none."""
         return None
 
     @property
-    def own_inputs(self) -> InputOptions | None:
-        """How images must be made: as those of the checkpoint's training, else for the pretrained weights."""
-        return self.input_options if self._restored else self.pretrained_inputs
-
-    def adopt_inputs(self) -> None:
-        """Let the data make images as this model wants them, where their options leave that open."""
-        datamodule = None if self._trainer is None else getattr(self.trainer, "datamodule", None)
-        if (own := self.own_inputs) is not None and isinstance(datamodule, AdoptsImageOptions):
-            datamodule.adopt_image_options(own)
-
-    def compare_inputs(self) -> None:
-        """One warning line where images are made otherwise than those that the weights learned from."""
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if not isinstance(datamodule, PreparesImages):
-            return
-        if self._restored and self.trainer.state.fn != "fit":
-            warn_of_other_inputs("the checkpoint", datamodule.image_options, self.input_options)
-        else:
-            self.input_options = {**datamodule.image_options}
-            self.warn_of_other_inputs(self.input_options)
-
-    @abstractmethod
-    def log_epoch(self, split: LoggedSplit) -> None:
-        """Log the averages and scores of the epoch, and begin to count anew."""
-
-    @abstractmethod
-    def _shared_step(self, batch: Batch, split: LoggedSplit) -> tuple[torch.Tensor, Outputs]:
-        """Loss, and what callbacks may want; counts losses and, in evaluation, scores."""
-
-    @property
-    @abstractmethod
-    def train_sums(self) -> nn.Module:
-        """The metrics that count the losses of a training epoch, all of them sums."""
+    def weights_name(self) -> str:
+        """Name of the pretrained weights, for messages."""
+        return type(self).__name__
 
     @property
     def ready_without_training(self) -> bool:
-        """Whether testing makes sense without a checkpoint: not with heads that have never learned."""
+        """Whether testing makes sense without a checkpoint: not with heads that were never trained."""
         return False
 
-    def weights_digest(self) -> str:
-        """A name for the weights, by which a gallery knows its model (``lightning_modules.base``)."""
-        return weights_digest(self)
+    @property
+    def frozen_sides(self) -> list[str]:
+        """Of image and text those whose backbones always output the same for the same input."""
+        return ["image"] if is_frozen(self.backbone) else []
 
-    def load_pretrained(self) -> None:
-        """Fetch the pretrained weights, if there are to be any and no checkpoint has replaced them.
-
-        Every stage calls this when a checkpoint has had its chance to replace them. A command line that knows there is
-        no checkpoint may call it earlier, so that an error comes before the data are read.
-
-        Raises:
-            UserError: if they cannot be had or do not fit.
-        """
-        if not (self._restored or self._fetched):
-            self.fetch_weights()
-            self._fetched = True
-            self._origins = self.loaded_origins()
-            for origin in self._origins:
-                tell_origin(origin)
+    def remember_texts(self, texts: Sequence[str]) -> None:
+        """Compute the features of these texts once, where a frozen text backbone makes them; replace earlier ones."""
 
     def loaded_origins(self) -> list[WeightsOrigin]:
         """Where the weights came from that ``fetch_weights`` has loaded."""
         return []
 
-    @property
-    def origins(self) -> list[WeightsOrigin]:
-        """The pretrained weights that it began with, also where they have been trained since; kept by checkpoints."""
-        return self._origins
+    # The training step.
 
-    def misfits(self, state_dict: Mapping[str, Any]) -> str:
-        """Weights that are missing, unexpected or of another shape for this task; empty if all fit.
+    def on_train_start(self) -> None:
+        """Set the learning rates of the first step, before callbacks log them, and restore the epoch's sums."""
+        self.set_learning_rates()
+        report_scaling(self.trainer, self.phases, self.optim_options)
+        restore_epoch_sums(self.train_sums, self._epoch_sums, is_first=self.global_rank == 0)
+        self._epoch_sums = {}
+        self._step_samples = []
 
-        Args:
-            state_dict: weights by name, as a checkpoint holds them.
-        """
-        return misfits(state_dict, self.state_dict())
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Set the learning rates and seed dropout by run, epoch, batch and rank, so that a resumed run is exact."""
+        self.set_learning_rates()
+        seed_step(self.device, step_seed(self.current_epoch, batch_idx, self.global_rank))
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As torch's, but what does not fit is a mistake of the user's, told in one line.
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        """Loss of a batch, a float32 scalar."""
+        loss, _ = self._shared_step(batch, "train")
+        if self.is_logged(batch_idx):
+            self.log("train/loss_step", loss, on_step=True, on_epoch=False, prog_bar=True)
+        return loss * self._share_of_step(len(batch["sample_id"]))
 
-        torch's own check lets BatchNorm's counters be missing.
+    def is_logged(self, batch_idx: int) -> bool:
+        """Whether values of this training step are logged; calling Lightning's ``log`` takes a millisecond."""
+        return batch_idx == 0 or self.trainer._logger_connector.should_update_logs
 
-        Raises:
-            UserError: names what is missing, unexpected or of another shape.
-        """
-        if strict and (wrong := self.misfits(state_dict)):
-            raise UserError(f"the weights do not fit {type(self).__name__}: {wrong}")
-        return super().load_state_dict(state_dict, strict=strict, assign=assign)
-
-    def _apply(self, fn: Conversion, recurse: bool = True) -> Self:
-        """As torch's, but what is too fine for half precision stays float32 (``lightning_modules.precision``)."""
-        keep_small_steps(self, lambda: super(VisionTask, self)._apply(fn, recurse))  # type: ignore[no-untyped-call]
-        return self
-
-    def freeze_backbone(self) -> None:
-        """Keep the backbone as it is: no gradients, and evaluation mode, or BatchNorm's statistics would drift.
-
-        Under DDP call this after the model is wrapped, from ``on_fit_start`` on: what is frozen while DDP wraps it is
-        never synchronised again.
-        """
-        if not self._frozen:
-            self._frozen = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
-        for parameter in self._frozen:
-            parameter.requires_grad_(False)
-        self.backbone.eval()
-
-    def unfreeze_backbone(self) -> None:
-        """Undo ``freeze_backbone``; parameters that were fixed before stay fixed."""
-        for parameter in self._frozen:
-            parameter.requires_grad_(True)
-        self._frozen = []
-        self.train(self.training)
-
-    def fix_batchnorm(self) -> None:
-        """Let the backbone's BatchNorm keep the statistics that it has, also while everything else learns."""
-        self._batchnorm_fixed = True
-        self.train(self.training)
+    def _share_of_step(self, samples: int) -> float:
+        """Weight of a batch in an optimizer step that accumulates several: its samples, in full batches."""
+        if self.trainer.accumulate_grad_batches == 1:
+            return 1.0
+        self._step_samples.append(samples)
+        return samples / self._full_batch
 
     @property
-    def backbone_frozen(self) -> bool:
-        """Whether the backbone is frozen."""
-        return bool(self._frozen)
+    def _full_batch(self) -> int:
+        return getattr(self.trainer.train_dataloader, "batch_size", None) or 1
 
-    def train(self, mode: bool = True) -> Self:
-        """As torch's, but a frozen backbone and fixed BatchNorm stay in evaluation mode."""
-        super().train(mode)
-        if self.backbone_frozen:
-            self.backbone.eval()
-        elif self._batchnorm_fixed:
-            for module in self.backbone.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
-        return self
+    def on_after_backward(self) -> None:
+        """Make a step's gradient the mean over the samples that were accumulated.
 
-    @property
-    def frozen_sides(self) -> list[str]:
-        """Of image and text those whose backbones always give the same for the same input."""
-        return ["image"] if stands_still(self.backbone) else []
-
-    def remember_texts(self, texts: Sequence[str]) -> None:
-        """Compute what a frozen text backbone makes of these texts, once; nothing for tasks without texts.
-
-        Args:
-            texts: replace those that were remembered before; none to forget all.
+        Lightning divides by ``accumulate_grad_batches``, also in the last step of an epoch, which may have fewer
+        batches (Lightning #19987), and weights a smaller batch like a full one.
         """
+        planned = self.trainer.accumulate_grad_batches
+        if planned == 1 or self.trainer.fit_loop.epoch_loop._should_accumulate():
+            return
+        done = torch.tensor(sum(self._step_samples) / self._full_batch, device=self.device)
+        self._step_samples = []
+        if self.trainer.world_size > 1:
+            # All processes scale alike, or their weights would drift apart; the gradients are averaged already.
+            dist.all_reduce(done)
+            done /= self.trainer.world_size
+        elif float(done) == planned:
+            return
+        for parameter in self.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_((planned / done).to(parameter.grad.dtype))
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Set the learning rates of the next step, which ``LearningRateMonitor`` logs before it begins."""
+        self.set_learning_rates()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
+        """Update the metrics and return outputs for callbacks."""
+        return self._shared_step(batch, "val")[1]
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Outputs:
+        """Update the metrics and return outputs for callbacks."""
+        return self._shared_step(batch, "test")[1]
+
+    def on_train_epoch_end(self) -> None:
+        """Log the averages of the epoch."""
+        self.log_epoch("train")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the averages and scores of the epoch."""
+        self.log_epoch("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the averages and scores of the epoch."""
+        self.log_epoch("test")
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over all parameters, also those that are frozen at first."""
@@ -309,28 +249,22 @@ class VisionTask(LightningModule, ABC):
             self,
             self.backbones,
             weight_decay=self.weight_decay,
-            layer_decay=self.optim_options.get("layer_decay", 1.0),
+            layer_decay=self.optim_options.layer_decay,
             frozen=self._frozen,
-            temperature=self.temperature_parameters,
-            temperature_lr=self.temperature_lr,
+            logit_scale=self.logit_scale_parameters,
+            logit_scale_lr=self.logit_scale_lr,
         )
         precision = "32-true" if self._trainer is None else str(self.trainer.precision)
         return adamw(groups, self.phases[0], self.optim_options, precision)
 
     def set_learning_rates(self) -> None:
-        """Give each parameter group the learning rate of the step that comes next.
-
-        Raises:
-            UserError: if the phases, the length of the training or the data do not allow it.
-        """
+        """Give each parameter group the learning rate of the step that comes next."""
         set_learning_rates(self.trainer, self.phases, self.optim_options)
 
-    def setup(self, stage: str) -> None:
-        """Refuse strategies that do not fit, and let BatchNorm see all processes' batches where that is asked for.
+    # Before it begins: strategy, pretrained weights, and how images are made.
 
-        Raises:
-            UserError: if the strategy does not fit.
-        """
+    def setup(self, stage: str) -> None:
+        """Refuse strategies that do not fit, and synchronise BatchNorm between processes where that is asked for."""
         refuse_unfit_strategy(self.trainer)
         if stage == "fit":
             check_half_precision(self.trainer)
@@ -350,46 +284,121 @@ class VisionTask(LightningModule, ABC):
             self.compare_inputs()
 
     def on_test_start(self) -> None:
-        """Fetch pretrained weights, where there was no checkpoint and no training before."""
-        self.load_pretrained()
-        self.compare_inputs()
+        """As before validation."""
+        self.on_validation_start()
 
     def on_predict_start(self) -> None:
-        """Fetch pretrained weights, where there was no checkpoint and no training before."""
-        self.load_pretrained()
-        self.compare_inputs()
+        """As before validation."""
+        self.on_validation_start()
 
-    def on_train_start(self) -> None:
-        """Set the learning rates of the first step, before callbacks log them, and go on with the epoch's sums."""
-        self.set_learning_rates()
-        tell_scaling(self.trainer, self.phases, self.optim_options)
-        restore_epoch_sums(self.train_sums, self._epoch_sums, is_first=self.global_rank == 0)
-        self._epoch_sums = {}
-        self._step_samples = []
+    def load_pretrained(self) -> None:
+        """Fetch the pretrained weights, if there are to be any and no checkpoint has replaced them.
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Set the learning rates and make this step's dropout a function of seed, epoch, batch and rank.
+        Every stage calls this once a checkpoint may have replaced them. A command line that knows there is none may
+        call it earlier, so that an error comes before the data are read.
 
-        So a resumed run draws what an uninterrupted one would have drawn.
+        Raises:
+            UserError: if they cannot be had or do not fit.
         """
-        self.set_learning_rates()
-        seed_step(self.device, step_seed(self.current_epoch, batch_idx, self.global_rank))
+        if not (self._restored or self._fetched):
+            self.fetch_weights()
+            self._fetched = True
+            self._origins = self.loaded_origins()
+            for origin in self._origins:
+                report_origin(origin)
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Set the learning rates of the next step, which ``LearningRateMonitor`` logs before it begins."""
-        self.set_learning_rates()
+    @property
+    def origins(self) -> list[WeightsOrigin]:
+        """The pretrained weights that training began with; kept by checkpoints."""
+        return self._origins
 
-    def on_train_epoch_end(self) -> None:
-        """Log the averages of the epoch."""
-        self.log_epoch("train")
+    @property
+    def own_inputs(self) -> InputOptions | None:
+        """How images must be made: as in the checkpoint's training, otherwise for the pretrained weights."""
+        return self.input_options if self._restored else self.pretrained_inputs
 
-    def on_validation_epoch_end(self) -> None:
-        """Log the averages and scores of the epoch."""
-        self.log_epoch("val")
+    def _datamodule(self) -> Any:
+        return None if self._trainer is None else getattr(self.trainer, "datamodule", None)
 
-    def on_test_epoch_end(self) -> None:
-        """Log the averages and scores of the epoch."""
-        self.log_epoch("test")
+    def adopt_inputs(self) -> None:
+        """Let the data make images as this model needs them, where their options leave that open."""
+        adopt = getattr(self._datamodule(), "adopt_image_options", None)
+        if adopt is not None and (own := self.own_inputs) is not None:
+            adopt(own)
+
+    def warn_of_other_inputs(self, options: InputOptions) -> None:
+        """Warn in one line where images are made otherwise than those that the pretrained weights were trained on."""
+        if (expected := self.pretrained_inputs) is not None:
+            warn_of_other_inputs(self.weights_name, options, expected)
+
+    def compare_inputs(self) -> None:
+        """Warn in one line where images are made otherwise than those that the weights were trained on."""
+        options: InputOptions | None = getattr(self._datamodule(), "image_options", None)
+        if options is None:
+            return
+        if self._restored and self.trainer.state.fn != "fit":
+            warn_of_other_inputs("the checkpoint", options, self.input_options)
+        else:
+            self.input_options = {**options}
+            self.warn_of_other_inputs(self.input_options)
+
+    # Freezing.
+
+    def freeze_backbone(self) -> None:
+        """Freeze the backbone: no gradients, and evaluation mode, or BatchNorm's statistics would drift.
+
+        Under DDP call this after the model is wrapped, from ``on_fit_start`` on: what is frozen while DDP wraps it is
+        never synchronised again.
+        """
+        if not self._frozen:
+            self._frozen = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
+        for parameter in self._frozen:
+            parameter.requires_grad_(False)
+        self.backbone.eval()
+
+    def unfreeze_backbone(self) -> None:
+        """Undo ``freeze_backbone``; parameters that were frozen before stay frozen."""
+        for parameter in self._frozen:
+            parameter.requires_grad_(True)
+        self._frozen = []
+        self.train(self.training)
+
+    def fix_batchnorm(self) -> None:
+        """Keep the statistics of the backbone's BatchNorm, also while everything else is trained."""
+        self._batchnorm_fixed = True
+        self.train(self.training)
+
+    @property
+    def backbone_frozen(self) -> bool:
+        """Whether the backbone is frozen."""
+        return bool(self._frozen)
+
+    def train(self, mode: bool = True) -> Self:
+        """As torch's, but a frozen backbone and fixed BatchNorm stay in evaluation mode."""
+        super().train(mode)
+        if self.backbone_frozen:
+            self.backbone.eval()
+        elif self._batchnorm_fixed:
+            for module in self.backbone.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+    def _apply(self, fn: Conversion, recurse: bool = True) -> Self:
+        """As torch's, but what is too fine for half precision stays float32 (``lightning_modules.precision``)."""
+        keep_small_steps(self, lambda: super(VisionTask, self)._apply(fn, recurse))  # type: ignore[no-untyped-call]
+        return self
+
+    # Checkpoints.
+
+    def save_hyperparameters(self, *args: Any, frame: Any = None, **settings: Any) -> None:
+        """As Lightning's, with options as plain dictionaries, which ``torch.load(weights_only=True)`` accepts."""
+        caller = inspect.currentframe()
+        super().save_hyperparameters(*args, frame=frame or (caller and caller.f_back), **settings)
+        for name, value in self.hparams.items():
+            if is_dataclass(value) and not isinstance(value, type):
+                self.hparams[name] = asdict(value)
+        self._hparams_initial = copy.deepcopy(self._hparams)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the name of the class, so that a checkpoint that was not made by the command line can be loaded too."""
@@ -404,70 +413,49 @@ class VisionTask(LightningModule, ABC):
         )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remember that pretrained weights are not needed any more."""
+        """Note that pretrained weights are no longer needed."""
         self._restored = True
         self.input_options = checkpoint.get("input_options", self.input_options)
         self.adopt_inputs()
-        datamodule = getattr(self._trainer, "datamodule", None)
-        if isinstance(datamodule, AdoptsRange):
-            datamodule.adopt_range(checkpoint.get("input_options", {}).get("value_range", "auto"))
+        if (adopt_range := getattr(self._datamodule(), "adopt_range", None)) is not None:
+            adopt_range(checkpoint.get("input_options", {}).get("value_range", "auto"))
         self._epoch_sums = checkpoint.get("epoch_sums", {})
         self._origins = list(checkpoint.get("pretrained", []))
 
-    def is_logged(self, batch_idx: int) -> bool:
-        """Whether values of this training step are written; handing Lightning one takes a millisecond either way."""
-        return batch_idx == 0 or self.trainer._logger_connector.should_update_logs
+    def misfits(self, state_dict: Mapping[str, Any]) -> str:
+        """Describe weights that are missing, unexpected or of another shape for this task; empty if all fit."""
+        return misfits(state_dict, self.state_dict())
 
-    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
-        """Loss of a batch.
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As torch's, but weights that do not fit are reported in one line.
 
-        Returns:
-            float32 scalar.
+        torch's own check lets BatchNorm's counters be missing.
+
+        Raises:
+            UserError: names what is missing, unexpected or of another shape.
         """
-        loss, _ = self._shared_step(batch, "train")
-        if self.is_logged(batch_idx):
-            self.log("train/loss_step", loss, on_step=True, on_epoch=False, prog_bar=True)
-        return loss * self._share_of_step(len(batch["sample_id"]))
+        if strict and (wrong := self.misfits(state_dict)):
+            raise UserError(f"the weights do not fit {type(self).__name__}: {wrong}")
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
-    def _share_of_step(self, samples: int) -> float:
-        """Weight of a batch in an optimizer step that accumulates several: its samples, in full batches."""
-        if self.trainer.accumulate_grad_batches == 1:
-            return 1.0
-        self._step_samples.append(samples)
-        return samples / self._full_batch
+    def weights_digest(self) -> str:
+        """A name for the weights, by which a gallery knows its model."""
+        return weights_digest(self)
 
-    @property
-    def _full_batch(self) -> int:
-        return getattr(self.trainer.train_dataloader, "batch_size", None) or 1
 
-    def on_after_backward(self) -> None:
-        """Let a step's gradient be the mean over the samples that were accumulated.
+def weights_digest(module: nn.Module) -> str:
+    """SHA-256 over names, types, shapes and values of a module's weights, hexadecimal.
 
-        Lightning divides by ``accumulate_grad_batches``, also in the last step of an epoch, which may have fewer
-        batches (Lightning #19987), and counts a smaller batch as much as a full one.
-        """
-        planned = self.trainer.accumulate_grad_batches
-        if planned == 1 or self.trainer.fit_loop.epoch_loop._should_accumulate():
-            return
-        done = torch.tensor(sum(self._step_samples) / self._full_batch, device=self.device)
-        self._step_samples = []
-        if self.trainer.world_size > 1:
-            # All processes scale alike, or their weights would drift apart; the gradients are averaged already.
-            dist.all_reduce(done)
-            done /= self.trainer.world_size
-        elif float(done) == planned:
-            return
-        for parameter in self.parameters():
-            if parameter.grad is not None:
-                parameter.grad.mul_((planned / done).to(parameter.grad.dtype))
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> Outputs:
-        """Count a batch and hand its outputs to callbacks."""
-        return self._shared_step(batch, "val")[1]
-
-    def test_step(self, batch: Batch, batch_idx: int) -> Outputs:
-        """Count a batch and hand its outputs to callbacks."""
-        return self._shared_step(batch, "test")[1]
+    Where weights are sharded among processes, all of them must call this.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        if not isinstance(value, torch.Tensor):
+            continue  # extra state, which no embedding depends on
+        whole = value.full_tensor() if hasattr(value, "full_tensor") else value
+        digest.update(f"{name} {whole.dtype} {tuple(whole.shape)}\n".encode())
+        digest.update(whole.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def real_rows(batch: Batch) -> torch.Tensor:
@@ -478,11 +466,7 @@ def real_rows(batch: Batch) -> torch.Tensor:
 
 
 def known_targets(batch: Batch, tasks: Iterable[str]) -> dict[str, torch.Tensor]:
-    """Targets of these tasks, unknown where the batch has none and where a row is only padding.
-
-    Returns:
-        For each task int64 ``(B,)``.
-    """
+    """Targets of these tasks, each int64 ``(B,)``, unknown where the batch has none and where a row is only padding."""
     given = batch_targets(batch)
     unknown = torch.full_like(batch["sample_id"], UNKNOWN)
     padding = ~real_rows(batch)
@@ -490,7 +474,7 @@ def known_targets(batch: Batch, tasks: Iterable[str]) -> dict[str, torch.Tensor]
 
 
 def real_outputs(batch: Batch, logits: Mapping[str, torch.Tensor], targets: Mapping[str, torch.Tensor]) -> Outputs:
-    """What callbacks get of a batch."""
+    """Outputs of a batch for callbacks, without padding."""
     real = real_rows(batch)
     return {
         "sample_id": batch["sample_id"][real],
@@ -500,11 +484,5 @@ def real_outputs(batch: Batch, logits: Mapping[str, torch.Tensor], targets: Mapp
 
 
 def with_embedding(outputs: Outputs, batch: Batch, features: torch.Tensor) -> Outputs:
-    """Adds the features of the batch's samples as embeddings of unit length.
-
-    Args:
-        outputs: of ``real_outputs``.
-        batch: that they are of.
-        features: float ``(B, D)``.
-    """
+    """Add the features of the batch's samples, float ``(B, D)``, as embeddings of unit length."""
     return {**outputs, "image_embedding": F.normalize(features.detach()[real_rows(batch)].float(), dim=-1)}

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from lightning_modules.base import VisionTask
+from lightning_modules.encoders.weights import first_line
+from lightning_modules.options import current_arguments
 from vitrail.config import current_class_path
 from vitrail.errors import UserError
 from vitrail.files import check_zip
@@ -36,16 +38,7 @@ def load_task(path: str | Path, map_location: str = "cpu") -> VisionTask:
 
 
 def task_from(checkpoint: dict[str, Any], path: str | Path, *, assign: bool = False) -> VisionTask:
-    """The task that a checkpoint's content describes, with its weights.
-
-    Args:
-        checkpoint: with at least ``state_dict`` and ``hyper_parameters``.
-        path: where it is from, for messages.
-        assign: whether its tensors replace the task's, as those must that are of another kind, instead of being copied.
-
-    Raises:
-        UserError: if it is not of one of our tasks, or its weights are not all of the task's.
-    """
+    """The task that a checkpoint's content describes, with its weights."""
     task = untrained_task(checkpoint["hyper_parameters"], path)
     try:
         task.on_load_checkpoint(checkpoint)
@@ -58,19 +51,12 @@ def task_from(checkpoint: dict[str, Any], path: str | Path, *, assign: bool = Fa
 
 
 def untrained_task(hyper_parameters: Mapping[str, Any], path: str | Path) -> VisionTask:
-    """The task that a checkpoint's hyper-parameters describe, before it has got its weights.
-
-    Args:
-        hyper_parameters: as a checkpoint keeps them, with the name of the class.
-        path: where they are from, for messages.
-
-    Raises:
-        UserError: if they are not of one of our tasks.
-    """
+    """The task that a checkpoint's hyper-parameters describe, before it has got its weights."""
     task_class = _task_class(current_class_path(str(hyper_parameters.get("_class_path", ""))), path)
     known = inspect.signature(task_class).parameters
     try:
-        return task_class(**{name: value for name, value in hyper_parameters.items() if name in known})
+        arguments = current_arguments(task_class, hyper_parameters)
+        return task_class(**{name: value for name, value in arguments.items() if name in known})
     except (RuntimeError, TypeError) as error:
         raise _other_version(path, task_class, error) from error
 
@@ -102,8 +88,7 @@ def read_checkpoint(path: str | Path, map_location: str = "cpu") -> dict[str, An
 
 
 def _other_version(path: str | Path, task_class: type[VisionTask], error: Exception) -> UserError:
-    first_line = str(error).splitlines()[0]
-    return UserError(f"{path}: was made by another version of {task_class.__name__}: {first_line}")
+    return UserError(f"{path}: was made by another version of {task_class.__name__}: {first_line(error)}")
 
 
 def _task_class(class_path: str, path: str | Path) -> type[VisionTask]:
@@ -117,6 +102,6 @@ def _task_class(class_path: str, path: str | Path) -> type[VisionTask]:
         if isinstance(task_class, type) and issubclass(task_class, VisionTask) and not inspect.isabstract(task_class):
             return task_class
     raise UserError(
-        f"{path}: holds a {class_path[:200] or 'model without a name'!r}, which is none of the tasks of {PACKAGE}, nor "
+        f"{path}: contains a {class_path[:200] or 'model without a name'!r}; must be one of the tasks of {PACKAGE}, or "
         f"of a module that {PLUGINS} allows"
     )

@@ -1,36 +1,36 @@
-"""What every task that sorts images shares: from logits to losses, scores and outputs.
+"""Image classifiers: one label an image (``ImageClassifier``), or several attributes (``MultiTaskClassifier``).
 
-A task says in ``classify`` how features become logits. Masked and weighted losses, averages per sample and metrics are
-here.
-
-One label per image: a timm backbone with a linear head.
-
-Several named attributes per image: one backbone, one small head each.
-
-What every task shares whose outputs are logits over named classes: losses and scores of each split, logged alike.
+A classifier is an encoder and heads: ``classify`` turns features into logits. Its loss is cross-entropy that leaves out
+unknown targets, weights rare classes, smooths targets and splits mixed images. ``ScoredTask`` holds what every task has
+whose outputs are logits over named classes: losses and scores of each split, logged alike.
 """
 
-from __future__ import annotations
+# No postponed annotations: jsonargparse would lose the ranges of the arguments.
 
 from abc import abstractmethod
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, cast, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from lightning_modules.base import LoggedSplit, VisionTask, known_targets, real_outputs, with_embedding
-from lightning_modules.encoders.image import ImageEncoder, InputOptions, WeightsOrigin
-from lightning_modules.losses import ClassWeighting, MeanLoss, TaskLoss, class_weights_from_counts, masked_cross_entropy
-from lightning_modules.metrics import SplitMetrics
-from lightning_modules.optim import OptimOptions, ScheduleName
-from lightning_modules.precision import Float32Linear, Float32Sequential
+from lightning_modules.encoders.image import ImageEncoder, InputOptions
+from lightning_modules.encoders.weights import WeightsOrigin
+from lightning_modules.metrics import MeanLoss, SplitMetrics
+from lightning_modules.options import ClassWeighting, NonNegative, OptimOptions, Rate, ScheduleName
+from lightning_modules.precision import Float32Linear, Float32Sequential, KeepsFloat32
 from vitrail.errors import UserError
-from vitrail.types import LABEL_TASK, Batch, Outputs
+from vitrail.types import LABEL_TASK, UNKNOWN, Batch, Mix, Outputs
+
+EFFECTIVE_NUMBER_BETA = 0.999
+FEATURE_DROP_RATE = 0.1
+HEAD_DROP_RATE = 0.2
 
 
 class ScoredTask(VisionTask):
-    """A task that is judged by its logits. A subclass calls ``keep_scores`` once it knows its tasks.
+    """A task that is evaluated by its logits. A subclass calls ``keep_scores`` once it knows its tasks.
 
     Attributes:
         tasks: class names of each task.
@@ -38,12 +38,7 @@ class ScoredTask(VisionTask):
     """
 
     def keep_scores(self, tasks: dict[str, list[str]], task_weights: Mapping[str, float] | None = None) -> None:
-        """Makes the metrics of all splits.
-
-        Args:
-            tasks: class names of each task.
-            task_weights: weight of each task's loss in the sum, by default 1.
-        """
+        """Make the metrics of all splits; a task without a weight has weight 1."""
         self.tasks = tasks
         self.task_weights = {**dict.fromkeys(tasks, 1.0), **(task_weights or {})}
         self.train_metrics = SplitMetrics(tasks, self.task_weights, losses_only=True)
@@ -58,11 +53,11 @@ class ScoredTask(VisionTask):
     def log_epoch(self, split: LoggedSplit) -> None:
         """Log the averages and scores of the epoch."""
         values = {f"{split}/{name}": value for name, value in self.epoch_values(split).items()}
-        # The values are the same on all processes already; sync_dist only keeps Lightning from doubting it.
+        # The values are the same on all processes already; without sync_dist Lightning would warn.
         self.log_dict(values, sync_dist=True)
 
     def epoch_values(self, split: LoggedSplit) -> dict[str, Any]:
-        """Averages and scores of the epoch, which are counted anew from here."""
+        """Averages and scores of the epoch; resets the metrics."""
         metrics = self._metrics_of(split)
         values = dict(metrics.compute())
         metrics.reset()
@@ -71,12 +66,7 @@ class ScoredTask(VisionTask):
     def plain_losses(
         self, logits: Mapping[str, torch.Tensor], targets: Mapping[str, torch.Tensor]
     ) -> dict[str, MeanLoss]:
-        """Cross-entropy of each task, the loss that all runs are compared by in evaluation.
-
-        Args:
-            logits: by task float ``(B, C)``.
-            targets: by task int64 ``(B,)``, -1 where unknown.
-        """
+        """Cross-entropy of each task, by which all runs are compared in evaluation."""
         return {task: masked_cross_entropy(logits[task], targets[task]) for task in self.tasks}
 
     def count(
@@ -86,7 +76,7 @@ class ScoredTask(VisionTask):
         logits: Mapping[str, torch.Tensor],
         targets: Mapping[str, torch.Tensor],
     ) -> torch.Tensor:
-        """Counts the losses of a batch and, in evaluation, its scores.
+        """Update the split's metrics with the loss of each task and, in evaluation, its scores.
 
         Args:
             split: that the batch is of.
@@ -108,21 +98,21 @@ class ScoredTask(VisionTask):
 
 
 class ClassificationTask(ScoredTask):
-    """A task that gives logits for named classes.
+    """A task with an image encoder and one head a task.
 
     A subclass calls this constructor, then ``save_hyperparameters()``, then adds its heads outside the encoder.
 
     Args:
-        encoder: makes features of uint8 images.
+        encoder: computes features of uint8 images.
         tasks: class names of each task that is trained, in the order of the indices.
         task_weights: weight of each task's loss in the sum.
         class_counts: training samples of each class, for each task; read only where classes are weighted.
-        label_smoothing: in [0, 1); in training only.
+        label_smoothing: in training only.
         class_weighting: how rare classes count more; in training only.
-        lr: highest learning rate of the heads, and of the backbone unless ``backbone_lr`` is given.
-        weight_decay: AdamW's; not applied to biases and norms.
+        lr: highest learning rate.
+        weight_decay: AdamW's.
         schedule: course of the learning rate.
-        optim_options: rarer settings.
+        optim_options: rarer settings of the optimizer.
 
     Raises:
         UserError: if the settings do not fit together.
@@ -140,13 +130,13 @@ class ClassificationTask(ScoredTask):
         lr: float,
         weight_decay: float,
         schedule: ScheduleName,
-        optim_options: OptimOptions | None,
+        optim_options: OptimOptions,
     ) -> None:
         super().__init__(lr=lr, weight_decay=weight_decay, schedule=schedule, optim_options=optim_options)
         for task, names in tasks.items():
             if len(names or ()) < 2:
                 raise UserError(
-                    f"tasks: {task!r} has fewer than two classes; leave it out, or mend the data's class names"
+                    f"tasks: {task!r} has fewer than two classes; leave it out, or fix the data's class names"
                 )
         self.encoder = encoder
         self.keep_scores(tasks, task_weights)
@@ -158,14 +148,7 @@ class ClassificationTask(ScoredTask):
 
     @abstractmethod
     def classify(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Logits of each task.
-
-        Args:
-            features: float ``(B, D)``, of the encoder.
-
-        Returns:
-            For each task float ``(B, C)``.
-        """
+        """Logits of each task, float ``(B, C)``, from the encoder's features, float ``(B, D)``."""
 
     def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         """Logits of each task.
@@ -178,49 +161,8 @@ class ClassificationTask(ScoredTask):
         """
         return self.classify(self.encoder(image))
 
-    @property
-    def backbone(self) -> nn.Module:
-        """The encoder's network."""
-        return self.encoder.backbone
-
-    def fetch_weights(self) -> None:
-        """Fetch the encoder's pretrained weights, if it is to have any and has not got them yet.
-
-        Raises:
-            UserError: if they cannot be had or do not fit.
-        """
-        self.encoder.load_pretrained()
-
-    def loaded_origins(self) -> list[WeightsOrigin]:
-        """See ``VisionTask``."""
-        return [self.encoder.origin] if self.encoder.origin else []
-
-    def image_features(self, image: torch.Tensor) -> torch.Tensor:
-        """See ``VisionTask``."""
-        return cast("torch.Tensor", self.encoder(image))
-
-    @property
-    def pretrained_inputs(self) -> InputOptions | None:
-        """See ``VisionTask``."""
-        return self.encoder.own_inputs
-
-    def warn_of_other_inputs(self, options: InputOptions) -> None:
-        """One warning line where images are made otherwise than those that the pretrained weights learned from."""
-        self.encoder.warn_of_other_inputs(options)
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> Outputs:
-        """Outputs of a batch, whose targets may be unknown."""
-        features = self._features(batch)
-        outputs = real_outputs(batch, self._logits(features), known_targets(batch, self.tasks))
-        return with_embedding(outputs, batch, features)
-
-    @property
-    def embedding_dim(self) -> int:
-        """Length of ``image_embedding`` in the outputs."""
-        return self.encoder.num_features
-
     def _shared_step(self, batch: Batch, split: LoggedSplit) -> tuple[torch.Tensor, Outputs]:
-        """Loss, and what callbacks may want; counts losses and, in evaluation, scores.
+        """Loss and outputs for callbacks.
 
         In evaluation the loss is plain cross-entropy, so that runs with other smoothing and class weights compare.
         """
@@ -235,6 +177,12 @@ class ClassificationTask(ScoredTask):
         outputs = real_outputs(batch, logits, targets)
         return loss, with_embedding(outputs, batch, features) if split == "test" else outputs
 
+    def predict_step(self, batch: Batch, batch_idx: int) -> Outputs:
+        """Outputs of a batch, whose targets may be unknown."""
+        features = self._features(batch)
+        outputs = real_outputs(batch, self._logits(features), known_targets(batch, self.tasks))
+        return with_embedding(outputs, batch, features)
+
     def _features(self, batch: Batch) -> torch.Tensor:
         features: torch.Tensor = batch["features"]["image"] if "features" in batch else self.encoder(batch["image"])
         return features
@@ -242,6 +190,38 @@ class ClassificationTask(ScoredTask):
     def _logits(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
         """float32 also where the network computes in half precision."""
         return {task: logits.float() for task, logits in self.classify(features).items()}
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The encoder's network."""
+        return self.encoder.backbone
+
+    def image_features(self, image: torch.Tensor) -> torch.Tensor:
+        """See ``VisionTask``."""
+        return cast("torch.Tensor", self.encoder(image))
+
+    @property
+    def embedding_dim(self) -> int:
+        """Length of ``image_embedding`` in the outputs."""
+        return self.encoder.num_features
+
+    def fetch_weights(self) -> None:
+        """See ``VisionTask``."""
+        self.encoder.load_pretrained()
+
+    def loaded_origins(self) -> list[WeightsOrigin]:
+        """See ``VisionTask``."""
+        return [self.encoder.origin] if self.encoder.origin else []
+
+    @property
+    def pretrained_inputs(self) -> InputOptions | None:
+        """See ``VisionTask``."""
+        return self.encoder.own_inputs
+
+    @property
+    def weights_name(self) -> str:
+        """See ``VisionTask``."""
+        return self.encoder.name
 
 
 class ImageClassifier(ClassificationTask):
@@ -253,14 +233,13 @@ class ImageClassifier(ClassificationTask):
         class_counts: training samples of each class, linked from the data; read only where classes are weighted.
         image_size: height and width in pixels, linked from the data.
         pretrained: true for the weights on the hub, false for random ones, or the path of a weights file.
-        drop_rate: dropout in front of the head, in [0, 1).
-        label_smoothing: share of the target that is spread over all classes in training, in [0, 1).
-        class_weighting: how rare classes count more in training: none, inverse, sqrt_inverse or effective_number.
+        drop_rate: dropout in front of the head.
+        label_smoothing: share of the target that is spread over all classes in training.
+        class_weighting: how rare classes count more in training.
         lr: highest learning rate; ``optim_options.backbone_lr`` sets another one for the backbone.
         weight_decay: AdamW's; not applied to biases and norms.
-        schedule: course of the learning rate: constant, cosine, step or onecycle.
-        optim_options: betas, eps, backbone_lr, layer_decay, warmup_epochs, min_lr, step_size, gamma, lr_scaling,
-            lr_base_batch.
+        schedule: course of the learning rate.
+        optim_options: rarer settings of the optimizer.
 
     Raises:
         UserError: if the settings do not fit together.
@@ -274,13 +253,13 @@ class ImageClassifier(ClassificationTask):
         class_counts: dict[str, list[int]] | None = None,
         image_size: int = 224,
         pretrained: bool | str = True,
-        drop_rate: float = 0.0,
-        label_smoothing: float = 0.0,
+        drop_rate: Rate = 0.0,
+        label_smoothing: Rate = 0.0,
         class_weighting: ClassWeighting = "none",
-        lr: float = 1e-3,
-        weight_decay: float = 0.05,
+        lr: NonNegative = 1e-3,
+        weight_decay: NonNegative = 0.05,
         schedule: ScheduleName = "cosine",
-        optim_options: OptimOptions | None = None,
+        optim_options: OptimOptions = OptimOptions(),
     ) -> None:
         super().__init__(
             encoder=ImageEncoder(backbone, image_size, pretrained),
@@ -299,19 +278,8 @@ class ImageClassifier(ClassificationTask):
         self.head = Float32Linear(self.encoder.num_features, len(class_names))
 
     def classify(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Logits of the label.
-
-        Args:
-            features: float ``(B, D)``, of the encoder.
-
-        Returns:
-            ``{"class": (B, C)}``, float.
-        """
+        """See ``ClassificationTask``."""
         return {LABEL_TASK: self.head(self.drop(features))}
-
-
-FEATURE_DROP_RATE = 0.1
-HEAD_DROP_RATE = 0.2
 
 
 class MultiTaskClassifier(ClassificationTask):
@@ -326,14 +294,13 @@ class MultiTaskClassifier(ClassificationTask):
         class_counts: training samples of each class, linked from the data; read only where classes are weighted.
         image_size: height and width in pixels, linked from the data.
         pretrained: true for the weights on the hub, false for random ones, or the path of a weights file.
-        task_weights: the tasks that are learned, with the weight of their losses; all with weight 1 if not given.
-        label_smoothing: share of the target that is spread over all classes in training, in [0, 1).
-        class_weighting: how rare classes count more in training: none, inverse, sqrt_inverse or effective_number.
+        task_weights: the tasks that are trained, with the weight of their losses; all with weight 1 if not given.
+        label_smoothing: share of the target that is spread over all classes in training.
+        class_weighting: how rare classes count more in training.
         lr: highest learning rate; ``optim_options.backbone_lr`` sets another one for the backbone.
         weight_decay: AdamW's; not applied to biases and norms.
-        schedule: course of the learning rate: constant, cosine, step or onecycle.
-        optim_options: betas, eps, backbone_lr, layer_decay, warmup_epochs, min_lr, step_size, gamma, lr_scaling,
-            lr_base_batch.
+        schedule: course of the learning rate.
+        optim_options: rarer settings of the optimizer.
 
     Raises:
         UserError: if the settings do not fit together.
@@ -348,12 +315,12 @@ class MultiTaskClassifier(ClassificationTask):
         image_size: int = 224,
         pretrained: bool | str = True,
         task_weights: dict[str, float] | None = None,
-        label_smoothing: float = 0.0,
+        label_smoothing: Rate = 0.0,
         class_weighting: ClassWeighting = "none",
-        lr: float = 1e-3,
-        weight_decay: float = 0.05,
+        lr: NonNegative = 1e-3,
+        weight_decay: NonNegative = 0.05,
         schedule: ScheduleName = "cosine",
-        optim_options: OptimOptions | None = None,
+        optim_options: OptimOptions = OptimOptions(),
     ) -> None:
         weights = _checked_weights(tasks, task_weights)
         super().__init__(
@@ -374,14 +341,7 @@ class MultiTaskClassifier(ClassificationTask):
         self.heads = nn.ModuleList(_head(self.encoder.num_features, len(names)) for names in self.tasks.values())
 
     def classify(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Logits of each task.
-
-        Args:
-            features: float ``(B, D)``, of the encoder.
-
-        Returns:
-            For each task float ``(B, C)``.
-        """
+        """See ``ClassificationTask``."""
         kept = self.drop(features)
         return {task: head(kept) for task, head in zip(self.tasks, self.heads, strict=True)}
 
@@ -402,5 +362,114 @@ def _checked_weights(tasks: dict[str, list[str]], task_weights: dict[str, float]
     if unknown or not task_weights:
         raise UserError(f"task_weights: the data have no {', '.join(unknown) or 'task'}; they have {', '.join(tasks)}")
     if not all(weight > 0 for weight in task_weights.values()):
-        raise UserError(f"task_weights: must be above 0, got {task_weights}; a task that is not named is not learned")
+        raise UserError(f"task_weights: must be above 0; got {task_weights}; a task that is not named is not trained")
     return task_weights
+
+
+class TaskLoss(KeepsFloat32):
+    """The training loss of one task, ``masked_cross_entropy``; its class weights move with the model and are not saved.
+
+    Args:
+        class_weights: float32 ``(C,)`` or nothing.
+        label_smoothing: in [0, 1).
+    """
+
+    class_weights: torch.Tensor | None
+
+    def __init__(self, class_weights: torch.Tensor | None, label_smoothing: float) -> None:
+        super().__init__()
+        if not 0 <= label_smoothing < 1:
+            raise UserError(f"label_smoothing: must be in [0, 1); got {label_smoothing}")
+        self.label_smoothing = label_smoothing
+        self.register_buffer("class_weights", class_weights, persistent=False)
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor, mix: Mix | None) -> MeanLoss:
+        """See ``masked_cross_entropy``."""
+        return masked_cross_entropy(
+            logits, target, class_weights=self.class_weights, label_smoothing=self.label_smoothing, mix=mix
+        )
+
+
+def masked_cross_entropy(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    class_weights: torch.Tensor | None = None,
+    label_smoothing: float = 0.0,
+    mix: Mix | None = None,
+) -> MeanLoss:
+    """Cross-entropy averaged over the samples whose target is known.
+
+    As in torch, a mean with class weights divides by the sum of the targets' weights. In a mixed batch each
+    image counts as ``lam`` of its own target and ``1 - lam`` of its partner's; a side that is unknown is left
+    out, and the other keeps its share.
+
+    Args:
+        logits: float ``(B, C)``.
+        target: int64 ``(B,)``, ``UNKNOWN`` where not known.
+        class_weights: float ``(C,)``.
+        label_smoothing: share of the target that is spread over all classes, in [0, 1).
+        mix: how the batch was mixed, if it was.
+    """
+    if class_weights is not None:
+        class_weights = class_weights.to(logits.dtype)
+    if mix is None:
+        total, weight = _sums(logits, target, torch.ones_like(logits[:, 0]), class_weights, label_smoothing)
+    else:
+        own, partner = mix["lam"].to(logits.dtype), target[mix["partner"]]
+        total, weight = _sums(logits, target, own, class_weights, label_smoothing)
+        other_total, other_weight = _sums(logits, partner, 1 - own, class_weights, label_smoothing)
+        total, weight = total + other_total, weight + other_weight
+    # Where nothing is known the sum is 0 with a gradient; dividing by 1 keeps both.
+    return MeanLoss(total / torch.where(weight > 0, weight, torch.ones_like(weight)), weight.detach())
+
+
+def _sums(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    share: torch.Tensor,
+    class_weights: torch.Tensor | None,
+    label_smoothing: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum of the losses and sum of the weights over the known targets, each sample by its share."""
+    losses = F.cross_entropy(
+        logits, target, class_weights, ignore_index=UNKNOWN, reduction="none", label_smoothing=label_smoothing
+    )
+    weights = (target != UNKNOWN).to(logits.dtype)
+    if class_weights is not None:
+        weights = weights * class_weights[target.clamp(min=0)]
+    return (losses * share).sum(), (weights * share).sum()
+
+
+def class_weights_from_counts(
+    task: str, num_classes: int, class_counts: Mapping[str, Sequence[int]] | None, scheme: ClassWeighting
+) -> torch.Tensor | None:
+    """Weights that make rare classes count more.
+
+    ``inverse`` is n / (classes · count), scikit-learn's "balanced"; ``sqrt_inverse`` its square root, milder;
+    ``effective_number`` is (1 - β) / (1 - β^count) with β = 0.999 (Cui et al., Class-Balanced Loss, CVPR 2019).
+
+    Returns:
+        float32 ``(num_classes,)`` with a mean of 1 over the training samples, 1 also for classes without any;
+        None for ``none``.
+    """
+    if scheme not in get_args(ClassWeighting):
+        raise UserError(f"class_weighting: must be one of {', '.join(get_args(ClassWeighting))}; got {scheme!r}")
+    if scheme == "none":
+        return None
+    if class_counts is None or len(class_counts.get(task, ())) != num_classes:
+        found = "missing" if class_counts is None or task not in class_counts else f"for {len(class_counts[task])}"
+        raise UserError(
+            f"class_weighting: {scheme!r} needs the training counts of the {num_classes} classes of {task!r}, they are "
+            f"{found}; use a DataModule that has class_counts, or class_weighting: none"
+        )
+    counts = torch.tensor(class_counts[task], dtype=torch.float64)
+    present = counts > 0
+    weights = torch.ones_like(counts)
+    if scheme == "effective_number":
+        weights[present] = (1 - EFFECTIVE_NUMBER_BETA) / (1 - EFFECTIVE_NUMBER_BETA ** counts[present])
+    else:
+        weights[present] = counts[present] ** (-1.0 if scheme == "inverse" else -0.5)
+    if present.any():
+        weights[present] *= counts.sum() / (weights * counts).sum()
+    return weights.float()

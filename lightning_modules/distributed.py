@@ -1,15 +1,13 @@
-"""The rows of all processes, with gradients, so that negatives come from all of them.
-
-Several processes: weights shared out among them (FSDP), and BatchNorm's statistics over all of them.
+"""Several processes: their rows joined with gradients, weights sharded among them (FSDP), BatchNorm over all of them.
 
 Of torch's two ways of sharding this is the second one, ``fully_shard`` (FSDP2). The first one, which Lightning calls
-``fsdp``, makes one flat vector of the weights of each module, in which norms and biases cannot be told from what is
-decayed, and needs a GPU even to be tried. The command line takes ``strategy: fsdp`` for the one here.
+``fsdp``, makes one flat vector of the weights of each module, in which norms and biases are mixed with
+decayed weights, and needs a GPU even for a test. The command line takes ``strategy: fsdp`` for the one here.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -44,14 +42,14 @@ class _Gather(torch.autograd.Function):
 
 
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:
-    """Joins the rows of all processes in the order of their ranks; on one process they are returned as they are.
+    """Join the rows of all processes in the order of their ranks; on one process they are returned as they are.
 
     A gradient flows back to the process that a row came from, summed over all. A loss that is a mean over a process's
     own rows, compared with the rows of all, therefore has, averaged over processes as DDP does, the gradient of the
     same loss on the joined batch.
 
     Args:
-        rows: ``(B, …)``, B the same on all processes; float for gradients, or whole numbers.
+        rows: ``(B, …)``, B the same on all processes; float for gradients, or integers.
 
     Returns:
         ``(B · processes, …)``.
@@ -62,11 +60,7 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
 
 
 def own_rows(count: int) -> slice:
-    """Where this process's rows are among the joined ones.
-
-    Args:
-        count: rows of each process.
-    """
+    """Where this process's rows are among the joined ones."""
     rank = dist.get_rank() if is_distributed() else 0
     return slice(rank * count, (rank + 1) * count)
 
@@ -76,19 +70,11 @@ def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-@runtime_checkable
-class LoadsPretrained(Protocol):
-    """A task that fetches weights; ``lightning_modules.base.VisionTask`` does."""
-
-    def load_pretrained(self) -> None:
-        """Fetch them, once."""
-
-
 class FullySharded(ModelParallelStrategy):
-    """Weights, gradients and optimizer state are shared out among all processes; checkpoints are whole.
+    """Shard weights, gradients and optimizer state among all processes; checkpoints are whole.
 
     A checkpoint is one file with the same names and values as without sharding, and loads anywhere. The task is built
-    whole on each process before it is shared out.
+    whole on each process before it is sharded.
     """
 
     def __init__(self) -> None:
@@ -96,7 +82,7 @@ class FullySharded(ModelParallelStrategy):
 
     def _setup_distributed(self) -> None:
         super()._setup_distributed()
-        # By default Lightning shares out between machines only.
+        # By default Lightning shards between machines only.
         self._data_parallel_size = self.world_size
 
     def setup(self, trainer: Trainer) -> None:
@@ -105,9 +91,10 @@ class FullySharded(ModelParallelStrategy):
         assert self.model is not None
         self.accelerator.setup(trainer)
         if not any(isinstance(module, FSDPModule) for module in self.model.modules()):
-            if isinstance(self.model, LoadsPretrained) and not trainer.ckpt_path:
-                # Once shared out, weights can come from a checkpoint, but not from another file.
-                self.model.load_pretrained()
+            load: Any = getattr(self.model, "load_pretrained", None)
+            if load is not None and not trainer.ckpt_path:
+                # Once sharded, weights can come from a checkpoint, but not from another file.
+                load()
             self.model_to_device()
             shard(self.model, self.device_mesh["data_parallel"])
         self.model = self.precision_plugin.convert_module(self.model)
@@ -121,11 +108,7 @@ class FullySharded(ModelParallelStrategy):
 
 
 def refuse_unfit_strategy(trainer: Trainer) -> None:
-    """Refuse what would train something else than was asked for.
-
-    Raises:
-        UserError: with a fix.
-    """
+    """Refuse strategies that would silently train something else."""
     strategy = trainer.strategy
     if isinstance(strategy, FSDPStrategy):
         raise UserError(
@@ -139,14 +122,10 @@ def refuse_unfit_strategy(trainer: Trainer) -> None:
 
 
 def synchronise_batchnorm(model: nn.Module, trainer: Trainer) -> None:
-    """Where ``trainer.sync_batchnorm`` asks for it, let BatchNorm see the batches of all processes while training.
+    """Where ``trainer.sync_batchnorm`` asks for it, compute BatchNorm's statistics over the batches of all processes.
 
     Lightning would do it by torch's own function, which takes timm's layers of BatchNorm and activation in one for
     BatchNorm and leaves out the activation.
-
-    Args:
-        model: changed in place; the names of its weights stay.
-        trainer: about to fit.
     """
     strategy = trainer.strategy
     if getattr(strategy, "_layer_sync", None) is None or trainer.state.fn != TrainerFn.FITTING:
@@ -156,7 +135,7 @@ def synchronise_batchnorm(model: nn.Module, trainer: Trainer) -> None:
 
 
 def convert_batchnorm(model: nn.Module) -> None:
-    """Put BatchNorm that is synchronised in the place of BatchNorm, with its weights, statistics and activation."""
+    """Replace BatchNorm by synchronised BatchNorm, with its weights, statistics and activation."""
     from timm.layers import convert_sync_batchnorm
 
     for parent in list(model.modules()):
@@ -166,14 +145,10 @@ def convert_batchnorm(model: nn.Module) -> None:
 
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> None:
-    """Share the weights out, each block of a network and each layer outside of blocks for itself.
+    """Shard the weights, each block of a network and each layer outside of blocks as a unit.
 
-    What a block holds comes together right before it computes, and goes again behind it. Scalars, such as the
-    temperature, stay whole on every process; their gradients are averaged.
-
-    Args:
-        model: changed in place; its weights are there already.
-        mesh: one dimension, all processes.
+    The weights of a block are gathered right before it computes, and freed after it. Scalars, such as the logit
+    scale, stay whole on every process; their gradients are averaged.
     """
     scalars = {parameter for parameter in model.parameters() if parameter.ndim == 0}
     for scalar in scalars:
@@ -184,7 +159,7 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     }
     inside: set[int] = set()
     for module in model.modules():
-        # From the outside in: the outermost block takes all that is in it.
+        # From the outside in: the outermost block takes everything inside it.
         if id(module) in blocks and id(module) not in inside and any(True for _ in module.parameters()):
             inside |= {id(part) for part in module.modules()}
             fully_shard(module, mesh=mesh, ignored_params=scalars)

@@ -1,141 +1,218 @@
-"""Images and texts in one space: contrastive training, zero-shot classes, and embeddings for retrieval.
+"""Images and texts in one space: contrastive training, zero-shot classes, and embeddings for retrieval."""
 
-What tasks share that put images and texts into one space: encoding, tokenizer, class prompts, checkpoints.
-"""
-
-from __future__ import annotations
+# No postponed annotations: jsonargparse would lose the ranges of the arguments.
 
 from collections.abc import Sequence
-from typing import Any, Protocol, Self, cast, runtime_checkable
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from lightning_modules.base import LoggedSplit, VisionTask, known_targets, real_outputs, real_rows
-from lightning_modules.encoders.dual import (
-    SIDES,
-    Architectures,
-    Side,
-    TowerOptions,
-    Towers,
-    build_towers,
-    random_towers,
-)
-from lightning_modules.encoders.image import InputOptions, WeightsOrigin
+from lightning_modules.classification import masked_cross_entropy
+from lightning_modules.contrastive import ContrastiveObjective, Pairs, encode_in_chunks
+from lightning_modules.encoders.dual import SIDES, Architectures, Side, Towers, build_towers, random_towers
+from lightning_modules.encoders.image import InputOptions
 from lightning_modules.encoders.text import TextMemory
 from lightning_modules.encoders.tokenizer import TextTokenizer, checked_state
-from lightning_modules.finetune import Freeze, LoraOptions, add_lora, freeze, freeze_unused
-from lightning_modules.losses import (
-    ContrastiveLoss,
-    ContrastiveObjective,
-    Pairs,
-    TemperatureOptions,
-    encode_in_chunks,
-    masked_cross_entropy,
-)
+from lightning_modules.encoders.weights import WeightsOrigin
+from lightning_modules.finetune import add_lora, freeze, freeze_unused
 from lightning_modules.metrics import MeanOverSamples, SplitMetrics
-from lightning_modules.optim import OptimOptions, ScheduleName, stands_still
+from lightning_modules.optim import is_frozen
+from lightning_modules.options import (
+    ContrastiveLoss,
+    Freeze,
+    LogitScaleOptions,
+    LoraOptions,
+    NonNegative,
+    OptimOptions,
+    ScheduleName,
+    TowerOptions,
+    checked,
+)
 from vitrail.errors import UserError
 from vitrail.types import LABEL_TASK, Batch, Outputs
 
 _TEXTS_AT_A_TIME = 256
 
 
-@runtime_checkable
-class GivesTexts(Protocol):
-    """A DataModule that has texts to train a tokenizer on."""
+class DualEncoder(VisionTask):
+    """An image encoder and a text encoder that are trained to agree.
 
-    def training_texts(self) -> list[str]:
-        """Captions of the training split, or class prompts."""
+    In training each image is compared with the captions of its batch, those of all processes included. In evaluation
+    images are classified by the embeddings of their prompts, where there are classes
+    (Radford et al., 2021), and captions are embedded for retrieval, where the data set has captions of its own.
 
-
-class EmbeddingTask(VisionTask):
-    """A task that embeds images and texts.
+    ``val/loss`` is the contrastive loss within batches where captions are the data set's own; where they are class
+    prompts it is the cross-entropy of the classes, because batches with repeated classes make the former meaningless.
 
     Args:
-        towers: encode them.
-        class_names: of the data; none for data without classes.
-        class_prompts: prompts of each class.
-        lr: highest learning rate.
-        weight_decay: AdamW's.
+        towers: which encoders.
+        class_names: linked from the data.
+        class_prompts: prompts of each class, linked from the data; their embeddings are averaged.
+        image_size: height and width in pixels, linked from the data.
+        chunk_size: samples of a training batch that are encoded at a time, with cached gradients; 0 for all at once;
+            linked from the data.
+        pretrained: false for random weights in both towers, whatever ``towers`` asks for.
+        loss: ``label_aware`` InfoNCE, plain ``info_nce``, or ``sigmoid``.
+        logit_scale: the scale of the similarities.
+        freeze: what is frozen.
+        lora: low-rank adapters; both towers' own weights are frozen then.
+        lr: highest learning rate; ``optim_options.backbone_lr`` sets another one for the towers without projections.
+        weight_decay: AdamW's; not applied to biases, norms and logit scale.
         schedule: course of the learning rate.
-        optim_options: rarer settings.
+        optim_options: rarer settings of the optimizer.
+        architectures: configurations of the towers, as a checkpoint keeps them; not to be set by hand.
 
     Attributes:
         tasks: class names of the data's main task, if it has one.
 
     Raises:
-        UserError: if there is not one list of prompts for each class.
+        UserError: if the settings do not fit together.
     """
 
     def __init__(
         self,
+        towers: TowerOptions,
+        class_names: list[str] | None = None,
+        class_prompts: list[list[str]] | None = None,
         *,
-        towers: Towers,
-        class_names: list[str] | None,
-        class_prompts: list[list[str]] | None,
-        lr: float,
-        weight_decay: float,
-        schedule: ScheduleName,
-        optim_options: OptimOptions | None,
+        image_size: int = 224,
+        chunk_size: int = 0,
+        pretrained: bool = True,
+        loss: ContrastiveLoss = "label_aware",
+        logit_scale: LogitScaleOptions = LogitScaleOptions(),
+        freeze: Freeze = "none",
+        lora: LoraOptions | None = None,
+        lr: NonNegative = 1e-5,
+        weight_decay: NonNegative = 0.1,
+        schedule: ScheduleName = "cosine",
+        optim_options: OptimOptions = OptimOptions(),
+        architectures: Architectures | None = None,
     ) -> None:
         super().__init__(lr=lr, weight_decay=weight_decay, schedule=schedule, optim_options=optim_options)
-        self.towers = towers
-        self.input_options: InputOptions = {**towers.input_options}
+        which = checked(TowerOptions, towers, "towers")
+        self.towers = build_towers(which if pretrained else random_towers(which), image_size, architectures)
+        self.input_options: InputOptions = {**self.towers.input_options}
         self.tasks = {LABEL_TASK: class_names} if class_names else {}
         self.class_prompts = class_prompts or []
         if len(self.class_prompts) != len(class_names or ()):
             raise UserError(f"class_prompts: {len(self.class_prompts)} for {len(class_names or ())} classes")
         self._class_embeddings: torch.Tensor | None = None
         self._text_memory: TextMemory | None = None
+        self.save_hyperparameters()
+        self.chunk_size = chunk_size
+        scale = checked(LogitScaleOptions, logit_scale, "logit_scale")
+        self.objective = ContrastiveObjective(loss, scale)
+        self.logit_scale_lr = scale.lr
+        adapters = None if lora is None else checked(LoraOptions, lora, "lora")
+        self._frozen_modules = _freeze(self.towers, freeze, adapters, image_size)
+        # Lightning trains in the mode that it finds: what is frozen must be in evaluation mode from the beginning.
+        self.train(self.training)
+        self.contrastive = nn.ModuleDict({f"{split}_loss": MeanOverSamples() for split in ("train", "val", "test")})
+        weights = dict.fromkeys(self.tasks, 1.0)
+        self.scores = nn.ModuleDict(
+            {f"{s}_scores": SplitMetrics(self.tasks, weights) for s in ("val", "test") if weights}
+        )
 
-    @property
-    def backbone(self) -> nn.Module:
-        """Both towers without projections."""
-        return nn.ModuleList(self.towers.backbone(side) for side in SIDES)
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        """Contrastive loss of a batch.
 
-    @property
-    def backbones(self) -> dict[str, nn.Module]:
-        """The towers, each with parameter groups of its own."""
-        return {f"{side}_backbone": self.towers.backbone(side) for side in SIDES}
-
-    @property
-    def embedding_dim(self) -> int:
-        """Length of the embeddings."""
-        return self.towers.embed_dim
-
-    @property
-    def ready_without_training(self) -> bool:
-        """Whether everything was pretrained, so that zero-shot numbers mean something."""
-        return self.towers.wholly_pretrained
-
-    def loaded_origins(self) -> list[WeightsOrigin]:
-        """See ``VisionTask``."""
-        return self.towers.origins
-
-    @property
-    def pretrained_inputs(self) -> InputOptions | None:
-        """See ``VisionTask``."""
-        return self.towers.own_inputs
-
-    def warn_of_other_inputs(self, options: InputOptions) -> None:
-        """One warning line where images are made otherwise than those that the pretrained weights learned from."""
-        self.towers.warn_of_other_inputs(options)
-
-    def on_fit_start(self) -> None:
-        """Fetch pretrained weights, and train a tokenizer where none came with them.
-
-        Raises:
-            UserError: if there are no texts to train one on.
+        Returns:
+            float32 scalar.
         """
-        super().on_fit_start()
-        if self.towers.tokenizer is None:
-            datamodule = getattr(self.trainer, "datamodule", None)
-            texts = datamodule.training_texts() if isinstance(datamodule, GivesTexts) else []
-            # The first process decides, so that all have the same.
-            state = self.towers.train_tokenizer(texts).state if self.trainer.is_global_zero else None
-            self.towers.tokenizer = TextTokenizer(checked_state(self.trainer.strategy.broadcast(state)))
+        if self.is_logged(batch_idx):
+            self.log("train/logit_scale", self.objective.logit_scale()[0])
+        return super().training_step(batch, batch_idx)
+
+    def _shared_step(self, batch: Batch, split: LoggedSplit) -> tuple[torch.Tensor, Outputs]:
+        """Contrastive loss in training; in evaluation see the class."""
+        counter = cast("MeanOverSamples", self.contrastive[f"{split}_loss"])
+        if split == "train":
+            loss = self._training_loss(batch)
+            counter.update(loss, len(batch["sample_id"]))
+            return loss, real_outputs(batch, {}, {})
+        outputs = self._evaluated(batch)
+        loss = torch.zeros((), device=self.device)
+        if "text_embedding" in outputs:
+            if samples := len(outputs["sample_id"]):
+                pairs = _first_captions(outputs, batch["positive_id"][real_rows(batch)])
+                loss = self.objective(pairs, joined=False)
+            # Also where all is padding: at the end all processes exchange their sums, or none does.
+            counter.update(loss, samples)
+        if self.tasks:
+            targets = outputs["targets"][LABEL_TASK]
+            scores = cast("SplitMetrics", self.scores[f"{split}_scores"])
+            scores.update_losses({LABEL_TASK: masked_cross_entropy(outputs["logits"][LABEL_TASK], targets)})
+            scores.update_scores(outputs["logits"], {LABEL_TASK: targets})
+        return loss, outputs
+
+    def _training_loss(self, batch: Batch) -> torch.Tensor:
+        image = self._image_embeddings(batch)
+        captions = batch["caption"]
+        if self._text_memory is not None and (features := self._text_memory.recall(captions)) is not None:
+            text = self._embed("text", features)
+        else:
+            text = encode_in_chunks(self._encode_tokens, self._tokens(captions), self.chunk_size, self.towers)
+        loss: torch.Tensor = self.objective(Pairs(image, text, batch["positive_id"]), joined=True)
+        return loss
+
+    def _image_embeddings(self, batch: Batch) -> torch.Tensor:
+        if "features" in batch:
+            return self._embed("image", batch["features"]["image"])
+        chunk_size = self.chunk_size if self.training else 0
+        return encode_in_chunks(self.encode_image, [batch["image"]], chunk_size, self.towers)
+
+    def _evaluated(self, batch: Batch) -> Outputs:
+        """Outputs of an evaluation batch: embeddings, and zero-shot logits where there are classes."""
+        image = self._image_embeddings(batch)
+        logits = {}
+        if self.tasks:
+            # Half precision would often make the largest logits equal.
+            with torch.autocast(self.device.type, enabled=False):
+                logits = {LABEL_TASK: self.objective.logit_scale()[0] * image @ self.class_embeddings().T}
+        outputs = real_outputs(batch, logits, known_targets(batch, self.tasks))
+        real = real_rows(batch)
+        outputs["image_embedding"] = image[real]
+        if "captions" in batch:
+            captions = [texts for texts, is_real in zip(batch["captions"], real.tolist(), strict=True) if is_real]
+            counts = torch.tensor([len(texts) for texts in captions], device=self.device, dtype=torch.int64)
+            outputs["text_embedding"] = self.encode_text([text for texts in captions for text in texts])
+            outputs["text_image"] = outputs["sample_id"].repeat_interleave(counts)
+        return outputs
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Clamp the logit scale and set the learning rates of the next step."""
+        super().on_train_batch_end(outputs, batch, batch_idx)
+        self.objective.logit_scale.clamp()
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Outputs:
+        """Embeddings and, where there are classes, zero-shot logits of a batch."""
+        return self._evaluated(batch)
+
+    def log_epoch(self, split: LoggedSplit) -> None:
+        """Log the averages and scores of the epoch."""
+        values: dict[str, torch.Tensor] = {}
+        if f"{split}_scores" in self.scores:
+            scores = cast("SplitMetrics", self.scores[f"{split}_scores"])
+            values |= scores.compute()
+            scores.reset()
+        contrastive = cast("MeanOverSamples", self.contrastive[f"{split}_loss"])
+        if (mean := contrastive.compute()) is not None:
+            values["loss"] = mean
+        contrastive.reset()
+        self.log_dict({f"{split}/{name}": value for name, value in values.items()}, sync_dist=True)
+
+    @property
+    def train_sums(self) -> nn.Module:
+        """See ``VisionTask``."""
+        return self.contrastive["train_loss"]
+
+    @property
+    def logit_scale_parameters(self) -> list[nn.Parameter]:  # type: ignore[override]  # computed here, constant elsewhere
+        """Scale and bias, where they are trained."""
+        return list(self.objective.logit_scale.parameters())
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """See ``encode_image``."""
@@ -155,27 +232,6 @@ class EmbeddingTask(VisionTask):
     def image_features(self, image: torch.Tensor) -> torch.Tensor:
         """See ``VisionTask``."""
         return self.towers.image_features(image)
-
-    @property
-    def frozen_sides(self) -> list[str]:
-        """Of image and text those whose backbones always give the same for the same input."""
-        return [side for side in SIDES if stands_still(self.towers.backbone(side))]
-
-    @torch.no_grad()
-    def remember_texts(self, texts: Sequence[str]) -> None:
-        """Compute what the frozen text backbone makes of these texts and of the class prompts, once.
-
-        Args:
-            texts: replace those that were remembered before; none to forget all.
-        """
-        prompts = [prompt for prompts in self.class_prompts for prompt in prompts] if texts else []
-        # In a fixed order: how texts are put together to batches shows in the last digits.
-        distinct = sorted({*texts, *prompts})
-        self._text_memory = None
-        if distinct:
-            chunks = [distinct[start : start + _TEXTS_AT_A_TIME] for start in range(0, len(distinct), _TEXTS_AT_A_TIME)]
-            features = torch.cat([self._text_features(*self._tokens(chunk)) for chunk in chunks])
-            self._text_memory = TextMemory(distinct, features)
 
     def encode_text(self, texts: list[str]) -> torch.Tensor:
         """Embeddings of texts, as they are; wrap class names in prompts yourself.
@@ -206,34 +262,6 @@ class EmbeddingTask(VisionTask):
             self._class_embeddings = F.normalize(torch.stack([part.mean(dim=0) for part in parts]), dim=-1)
         return self._class_embeddings
 
-    def on_validation_epoch_start(self) -> None:
-        """Forget the classes' embeddings, because the text encoder has learned since."""
-        self._class_embeddings = None
-
-    def on_test_epoch_start(self) -> None:
-        """Forget the classes' embeddings, because another checkpoint may have been loaded."""
-        self._class_embeddings = None
-
-    def on_predict_epoch_start(self) -> None:
-        """Forget the classes' embeddings, because another checkpoint may have been loaded."""
-        self._class_embeddings = None
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add tokenizer and configurations, so that the checkpoint alone is enough."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], "architectures": self.towers.architectures}
-        if self.towers.tokenizer is not None:
-            checkpoint["tokenizer"] = dict(self.towers.tokenizer.state)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over the tokenizer.
-
-        Raises:
-            UserError: if there is none.
-        """
-        super().on_load_checkpoint(checkpoint)
-        self.towers.tokenizer = TextTokenizer(checked_state(checkpoint.get("tokenizer")))
-
     def _tokens(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         if self.towers.tokenizer is None:
             raise UserError(
@@ -255,206 +283,109 @@ class EmbeddingTask(VisionTask):
     def _embed(self, side: Side, features: torch.Tensor) -> torch.Tensor:
         return F.normalize(self.towers.project(side, features).float(), dim=-1)
 
-
-class DualEncoder(EmbeddingTask):
-    """An image encoder and a text encoder that learn to agree.
-
-    In training each image is compared with the captions of its batch, those of all processes included. In evaluation
-    images are sorted into the classes of the data by the embeddings of their prompts, where there are classes
-    (Radford et al., 2021), and captions are embedded for retrieval, where the data set has captions of its own.
-
-    ``val/loss`` is the contrastive loss within batches where captions are the data set's own; where they are class
-    prompts it is the cross-entropy of the classes, because batches with repeated classes make the former meaningless.
-
-    Args:
-        towers: which encoders.
-        class_names: linked from the data.
-        class_prompts: prompts of each class, linked from the data; their embeddings are averaged.
-        image_size: height and width in pixels, linked from the data.
-        chunk_size: training batches are encoded so many samples at a time, with cached gradients; 0 for all at once;
-            linked from the data.
-        pretrained: false for random weights in both towers, whatever ``towers`` says.
-        loss: ``label_aware`` InfoNCE, plain ``info_nce``, or ``sigmoid``.
-        temperature: the scale of the similarities.
-        freeze: what stands still: none, text_only, vision_only, early_layers or towers.
-        lora: low-rank adapters; both towers' own weights are frozen then.
-        lr: highest learning rate; ``optim_options.backbone_lr`` sets another one for the towers without projections.
-        weight_decay: AdamW's; not applied to biases, norms and temperature.
-        schedule: course of the learning rate: constant, cosine, step or onecycle.
-        optim_options: betas, eps, backbone_lr, layer_decay, warmup_epochs, min_lr, step_size, gamma, lr_scaling,
-            lr_base_batch.
-        architectures: configurations of the towers, as a checkpoint keeps them; not to be set by hand.
-
-    Raises:
-        UserError: if the settings do not fit together.
-    """
-
-    def __init__(
-        self,
-        towers: TowerOptions,
-        class_names: list[str] | None = None,
-        class_prompts: list[list[str]] | None = None,
-        *,
-        image_size: int = 224,
-        chunk_size: int = 0,
-        pretrained: bool = True,
-        loss: ContrastiveLoss = "label_aware",
-        temperature: TemperatureOptions | None = None,
-        freeze: Freeze = "none",
-        lora: LoraOptions | None = None,
-        lr: float = 1e-5,
-        weight_decay: float = 0.1,
-        schedule: ScheduleName = "cosine",
-        optim_options: OptimOptions | None = None,
-        architectures: Architectures | None = None,
-    ) -> None:
-        super().__init__(
-            towers=build_towers(towers if pretrained else random_towers(towers), image_size, architectures),
-            class_names=class_names,
-            class_prompts=class_prompts,
-            lr=lr,
-            weight_decay=weight_decay,
-            schedule=schedule,
-            optim_options=optim_options,
-        )
-        self.save_hyperparameters()
-        self.chunk_size = chunk_size
-        self.objective = ContrastiveObjective(loss, temperature)
-        self.temperature_lr = (temperature or {}).get("lr")
-        self._still = _hold_still(self.towers, freeze, lora, image_size)
-        # Lightning trains in the mode that it finds: what stands still must be in evaluation mode from the beginning.
-        self.train(self.training)
-        self.contrastive = nn.ModuleDict({f"{split}_loss": MeanOverSamples() for split in ("train", "val", "test")})
-        weights = dict.fromkeys(self.tasks, 1.0)
-        self.scores = nn.ModuleDict(
-            {f"{s}_scores": SplitMetrics(self.tasks, weights) for s in ("val", "test") if weights}
-        )
+    @property
+    def backbone(self) -> nn.Module:
+        """Both towers without projections."""
+        return nn.ModuleList(self.towers.backbone(side) for side in SIDES)
 
     @property
-    def temperature_parameters(self) -> list[nn.Parameter]:  # type: ignore[override]  # computed here, constant elsewhere
-        """Scale and bias, where they are learned."""
-        return list(self.objective.temperature.parameters())
+    def backbones(self) -> dict[str, nn.Module]:
+        """The towers, each with parameter groups of its own."""
+        return {f"{side}_backbone": self.towers.backbone(side) for side in SIDES}
 
     @property
-    def train_sums(self) -> nn.Module:
-        """See ``VisionTask``."""
-        return self.contrastive["train_loss"]
+    def embedding_dim(self) -> int:
+        """Length of the embeddings."""
+        return self.towers.embed_dim
 
-    def fetch_weights(self) -> None:
-        """Fetch the towers' pretrained weights, tokenizer and temperature.
+    @property
+    def frozen_sides(self) -> list[str]:
+        """Of image and text those whose backbones always give the same for the same input."""
+        return [side for side in SIDES if is_frozen(self.towers.backbone(side))]
 
-        Raises:
-            UserError: if they cannot be had or do not fit.
+    @torch.no_grad()
+    def remember_texts(self, texts: Sequence[str]) -> None:
+        """Compute the frozen text backbone's features of these texts and of the class prompts, once.
+
+        Args:
+            texts: replace those that were remembered before; none to forget all.
         """
-        self.towers.load_pretrained()
-        self.input_options = {**self.towers.input_options}
-        self.objective.temperature.take_pretrained(*self.towers.pretrained_temperature())
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the largest scale, which the pretrained weights may have raised."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["max_log_scale"] = self.objective.temperature.max_log_scale
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over the largest scale."""
-        super().on_load_checkpoint(checkpoint)
-        temperature = self.objective.temperature
-        temperature.max_log_scale = float(checkpoint.get("max_log_scale", temperature.max_log_scale))
+        prompts = [prompt for prompts in self.class_prompts for prompt in prompts] if texts else []
+        # In a fixed order: the composition of batches changes the last digits.
+        distinct = sorted({*texts, *prompts})
+        self._text_memory = None
+        if distinct:
+            chunks = [distinct[start : start + _TEXTS_AT_A_TIME] for start in range(0, len(distinct), _TEXTS_AT_A_TIME)]
+            features = torch.cat([self._text_features(*self._tokens(chunk)) for chunk in chunks])
+            self._text_memory = TextMemory(distinct, features)
 
     def train(self, mode: bool = True) -> Self:
-        """As torch's, but what stands still stays in evaluation mode."""
+        """As torch's, but what is frozen stays in evaluation mode."""
         super().train(mode)
-        for module in getattr(self, "_still", []):
+        for module in getattr(self, "_frozen_modules", []):
             module.eval()
         return self
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Clamp the temperature and set the learning rates of the next step."""
-        super().on_train_batch_end(outputs, batch, batch_idx)
-        self.objective.temperature.clamp()
+    def fetch_weights(self) -> None:
+        """Fetch the towers' pretrained weights, tokenizer and logit scale."""
+        self.towers.load_pretrained()
+        self.input_options = {**self.towers.input_options}
+        self.objective.logit_scale.take_pretrained(*self.towers.pretrained_logit_scale())
 
-    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
-        """Contrastive loss of a batch.
+    def loaded_origins(self) -> list[WeightsOrigin]:
+        """See ``VisionTask``."""
+        return self.towers.origins
 
-        Returns:
-            float32 scalar.
-        """
-        if self.is_logged(batch_idx):
-            self.log("train/logit_scale", self.objective.temperature()[0])
-        return super().training_step(batch, batch_idx)
+    @property
+    def ready_without_training(self) -> bool:
+        """Whether everything was pretrained, so that zero-shot numbers mean something."""
+        return self.towers.wholly_pretrained
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> Outputs:
-        """Embeddings and, where there are classes, zero-shot logits of a batch."""
-        return self._evaluated(batch)
+    @property
+    def pretrained_inputs(self) -> InputOptions | None:
+        """See ``VisionTask``."""
+        return self.towers.own_inputs
 
-    def log_epoch(self, split: LoggedSplit) -> None:
-        """Log the averages and scores of the epoch."""
-        values: dict[str, torch.Tensor] = {}
-        if f"{split}_scores" in self.scores:
-            scores = cast("SplitMetrics", self.scores[f"{split}_scores"])
-            values |= scores.compute()
-            scores.reset()
-        contrastive = cast("MeanOverSamples", self.contrastive[f"{split}_loss"])
-        if (mean := contrastive.compute()) is not None:
-            values["loss"] = mean
-        contrastive.reset()
-        self.log_dict({f"{split}/{name}": value for name, value in values.items()}, sync_dist=True)
+    @property
+    def weights_name(self) -> str:
+        """See ``VisionTask``."""
+        return self.towers.name
 
-    def _shared_step(self, batch: Batch, split: LoggedSplit) -> tuple[torch.Tensor, Outputs]:
-        """Contrastive loss in training; in evaluation what the class says."""
-        counter = cast("MeanOverSamples", self.contrastive[f"{split}_loss"])
-        if split == "train":
-            loss = self._training_loss(batch)
-            counter.update(loss, len(batch["sample_id"]))
-            return loss, real_outputs(batch, {}, {})
-        outputs = self._evaluated(batch)
-        loss = torch.zeros((), device=self.device)
-        if "text_embedding" in outputs:
-            if samples := len(outputs["sample_id"]):
-                pairs = _first_captions(outputs, batch["positive_id"][real_rows(batch)])
-                loss = self.objective(pairs, joined=False)
-            # Also where all is padding: at the end all processes exchange what they have counted, or none does.
-            counter.update(loss, samples)
-        if self.tasks:
-            targets = outputs["targets"][LABEL_TASK]
-            scores = cast("SplitMetrics", self.scores[f"{split}_scores"])
-            scores.update_losses({LABEL_TASK: masked_cross_entropy(outputs["logits"][LABEL_TASK], targets)})
-            scores.update_scores(outputs["logits"], {LABEL_TASK: targets})
-        return loss, outputs
+    def on_fit_start(self) -> None:
+        """Fetch pretrained weights, and train a tokenizer where none came with them."""
+        super().on_fit_start()
+        if self.towers.tokenizer is None:
+            training_texts = getattr(getattr(self.trainer, "datamodule", None), "training_texts", list)
+            # The first process decides, so that all have the same.
+            state = self.towers.train_tokenizer(training_texts()).state if self.trainer.is_global_zero else None
+            self.towers.tokenizer = TextTokenizer(checked_state(self.trainer.strategy.broadcast(state)))
 
-    def _training_loss(self, batch: Batch) -> torch.Tensor:
-        image = self._image_embeddings(batch)
-        captions = batch["caption"]
-        if self._text_memory is not None and (features := self._text_memory.recall(captions)) is not None:
-            text = self._embed("text", features)
-        else:
-            text = encode_in_chunks(self._encode_tokens, self._tokens(captions), self.chunk_size, self.towers)
-        loss: torch.Tensor = self.objective(Pairs(image, text, batch["positive_id"]), joined=True)
-        return loss
+    def on_validation_epoch_start(self) -> None:
+        """Forget the classes' embeddings, because the text encoder has been trained since."""
+        self._class_embeddings = None
 
-    def _image_embeddings(self, batch: Batch) -> torch.Tensor:
-        if "features" in batch:
-            return self._embed("image", batch["features"]["image"])
-        chunk_size = self.chunk_size if self.training else 0
-        return encode_in_chunks(self.encode_image, [batch["image"]], chunk_size, self.towers)
+    def on_test_epoch_start(self) -> None:
+        """As before validation."""
+        self._class_embeddings = None
 
-    def _evaluated(self, batch: Batch) -> Outputs:
-        """What callbacks get of an evaluation batch: embeddings, and zero-shot logits where there are classes."""
-        image = self._image_embeddings(batch)
-        logits = {}
-        if self.tasks:
-            # Half precision would make the likeliest classes equal ever so often.
-            with torch.autocast(self.device.type, enabled=False):
-                logits = {LABEL_TASK: self.objective.temperature()[0] * image @ self.class_embeddings().T}
-        outputs = real_outputs(batch, logits, known_targets(batch, self.tasks))
-        real = real_rows(batch)
-        outputs["image_embedding"] = image[real]
-        if "captions" in batch:
-            captions = [texts for texts, is_real in zip(batch["captions"], real.tolist(), strict=True) if is_real]
-            counts = torch.tensor([len(texts) for texts in captions], device=self.device, dtype=torch.int64)
-            outputs["text_embedding"] = self.encode_text([text for texts in captions for text in texts])
-            outputs["text_image"] = outputs["sample_id"].repeat_interleave(counts)
-        return outputs
+    def on_predict_epoch_start(self) -> None:
+        """As before validation."""
+        self._class_embeddings = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add tokenizer, configurations and the largest scale, so that the checkpoint alone is enough."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], "architectures": self.towers.architectures}
+        if self.towers.tokenizer is not None:
+            checkpoint["tokenizer"] = dict(self.towers.tokenizer.state)
+        checkpoint["max_log_scale"] = self.objective.logit_scale.max_log_scale
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over the tokenizer and the largest scale."""
+        super().on_load_checkpoint(checkpoint)
+        self.towers.tokenizer = TextTokenizer(checked_state(checkpoint.get("tokenizer")))
+        scale = self.objective.logit_scale
+        scale.max_log_scale = float(checkpoint.get("max_log_scale", scale.max_log_scale))
 
 
 def _first_captions(outputs: Outputs, positive_id: torch.Tensor) -> Pairs:
@@ -465,16 +396,12 @@ def _first_captions(outputs: Outputs, positive_id: torch.Tensor) -> Pairs:
     return Pairs(outputs["image_embedding"], outputs["text_embedding"][is_first], positive_id)
 
 
-def _hold_still(towers: Towers, mode: Freeze, lora: LoraOptions | None, image_size: int) -> list[nn.Module]:
-    """Freeze what is to stand still.
-
-    Returns:
-        Modules that must stay in evaluation mode.
-    """
+def _freeze(towers: Towers, mode: Freeze, lora: LoraOptions | None, image_size: int) -> list[nn.Module]:
+    """Apply ``freeze`` and ``lora``; return the modules that must stay in evaluation mode."""
     freeze_unused(towers)
-    still = freeze(towers, mode)
+    frozen = freeze(towers, mode)
     if lora is None:
-        return still
+        return frozen
     if mode not in {"none", "towers"}:
         raise UserError(f"freeze: {mode} does not go with lora, which freezes both towers; leave it out")
     add_lora(towers, lora, image_size)

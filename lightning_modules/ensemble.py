@@ -1,9 +1,4 @@
-"""Several trained models as one: the mean of their probabilities, over views of the image too.
-
-The members of an ensemble: read from run directories, and refused where they do not belong together.
-
-Views of an image that show the same thing: what test-time augmentation averages over.
-"""
+"""Several trained models as one: the mean of their probabilities, also over views of the image."""
 
 from __future__ import annotations
 
@@ -22,7 +17,8 @@ from torch.nn.modules.module import _IncompatibleKeys
 from lightning_modules.base import LoggedSplit, VisionTask, known_targets, real_outputs, with_embedding
 from lightning_modules.checkpoint import read_checkpoint, task_from, untrained_task
 from lightning_modules.classification import ScoredTask
-from lightning_modules.encoders.image import InputOptions, PreparesImages, WeightsOrigin, described_misfits
+from lightning_modules.encoders.image import InputOptions
+from lightning_modules.encoders.weights import WeightsOrigin, described_misfits
 from vitrail.errors import UserError
 from vitrail.runs import Run
 from vitrail.types import Batch, Outputs, with_image_defaults
@@ -43,39 +39,24 @@ class Member(NamedTuple):
 
 
 def read_members(runs: Sequence[str]) -> list[Member]:
-    """The best checkpoints of runs, with their weights.
-
-    Args:
-        runs: run directories.
-
-    Raises:
-        UserError: if there are none, one occurs twice, one has no best checkpoint, or they learned from other data.
-    """
+    """The best checkpoints of runs, with their weights."""
     if not runs:
         raise UserError("members: there are none; name run directories such as runs/<name>/<time>")
     twice = [run for run in runs if [Path(other).resolve() for other in runs].count(Path(run).resolve()) > 1]
     if twice:
-        raise UserError(f"members: {twice[0]} is named twice, and would count twice; name each run once")
+        raise UserError(f"members: {twice[0]} is named twice; name each run once")
     _refuse_other_data(runs)
     found = []
     for run in runs:
         checkpoint = read_checkpoint(Path(run) / Run.BEST)
-        # Lightning tells what it makes the hyper-parameters of by a context variable; these are of another model.
+        # Lightning passes hyper-parameters by a context variable; these are of another model.
         task = Context().run(task_from, checkpoint, Path(run) / Run.BEST)
         found.append(Member(run, task, _without_private(checkpoint["hyper_parameters"])))
     return found
 
 
 def built_members(runs: Sequence[str], hyper_parameters: Sequence[Mapping[str, Any]]) -> list[Member]:
-    """Members without weights, which a checkpoint of the ensemble is going to bring.
-
-    Args:
-        runs: run directories, which need not be there any more.
-        hyper_parameters: of each, as ``Member`` has them.
-
-    Raises:
-        UserError: if these are not as many as runs, or not of our tasks.
-    """
+    """Members without weights, which a checkpoint of the ensemble will bring."""
     if len(runs) != len(hyper_parameters):
         raise UserError(
             f"architectures: {len(hyper_parameters)} for {len(runs)} members; leave them out, the runs have them"
@@ -87,11 +68,7 @@ def built_members(runs: Sequence[str], hyper_parameters: Sequence[Mapping[str, A
 
 
 def common_tasks(members: Sequence[Member]) -> dict[str, list[str]]:
-    """Class names of the tasks that all members have.
-
-    Raises:
-        UserError: if there are none, or the same task has other classes, or the same ones in another order.
-    """
+    """Class names of the tasks that all members have."""
     first, *others = members
     tasks = _tasks_of(first)
     common = {task: list(names) for task, names in tasks.items() if all(task in _tasks_of(one) for one in others)}
@@ -104,18 +81,14 @@ def common_tasks(members: Sequence[Member]) -> dict[str, list[str]]:
                 )
     if not common:
         raise UserError(
-            f"members: {', '.join(member.name for member in members)} have no task in common; only models that sort "
-            "images into the same classes can be averaged"
+            f"members: {', '.join(member.name for member in members)} have no task in common; only models with "
+            "the same classes can be averaged"
         )
     return common
 
 
 def refuse_other_images(members: Sequence[Member]) -> None:
-    """Refuse members that learned from images made in another way.
-
-    Raises:
-        UserError: names the two and what differs.
-    """
+    """Refuse members that were trained on images made in another way."""
     first, *others = members
     wanted = with_image_defaults(first.task.input_options)
     for other in others:
@@ -123,7 +96,7 @@ def refuse_other_images(members: Sequence[Member]) -> None:
         for key, value in wanted.items():
             if made.get(key) != value:
                 raise UserError(
-                    f"members: {first.name} saw images of {key} {value}, {other.name} of "
+                    f"members: {first.name} was trained on images of {key} {value}, {other.name} of "
                     f"{made.get(key)}; fit both with the same data.init_args.image"
                 )
 
@@ -134,30 +107,30 @@ def _tasks_of(member: Member) -> dict[str, list[str]]:
 
 
 def _without_private(hyper_parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what Lightning's command line has added."""
+    """Without what Lightning's command line adds."""
     kept = {name: value for name, value in hyper_parameters.items() if not name.startswith("_")}
     return {**kept, "_class_path": str(hyper_parameters.get("_class_path", ""))}
 
 
 def _refuse_other_data(runs: Sequence[str]) -> None:
-    """One member's test images may be those that another one has learned by heart."""
+    """One member's test images may be training images of another."""
     seen = {run: _data_of(Path(run)) for run in runs}
     first = runs[0]
     for run, data in seen.items():
         if data != seen[first]:
             raise UserError(
-                f"members: {run} learned from other data than {first}, or from another division of them, so one may "
-                "know the other's test images; average runs of the same data and splits"
+                f"members: {run} was trained on other data than {first}, or on other splits, so one may know the "
+                "other's test images; average runs of the same data and splits"
             )
 
 
 def _data_of(run: Path) -> tuple[Any, Any]:
-    """What tells data and their division apart."""
+    """What identifies data and their splits."""
     try:
         data = json.loads((run / Run.RECORD).read_text(encoding="utf-8")).get("data") or {}
     except (OSError, ValueError) as error:
         raise UserError(
-            f"members: {run} has no readable run.json, which says what data it saw; name directories that `fit` made"
+            f"members: {run} has no readable run.json with its data; name directories that `fit` made"
         ) from error
     return data.get("fingerprint"), data.get("samples")
 
@@ -169,7 +142,7 @@ _ZOOM = 7 / 8
 """Share of each side that ``zoom`` keeps: 224 of 256, the usual centre crop."""
 
 
-def seen_as(image: torch.Tensor, view: View) -> torch.Tensor:
+def view_of(image: torch.Tensor, view: View) -> torch.Tensor:
     """A view of images.
 
     - ``identity``: as they are.
@@ -199,19 +172,12 @@ def seen_as(image: torch.Tensor, view: View) -> torch.Tensor:
 
 
 def checked_views(views: Sequence[str] | None) -> list[View]:
-    """Views that can be had, each once.
-
-    Args:
-        views: names; none for the images as they are.
-
-    Raises:
-        UserError: for other names, a name twice, or an empty list.
-    """
+    """Views that can be had, each once."""
     found = list(views) if views is not None else ["identity"]
     unknown = sorted(set(found) - set(VIEWS))
     if unknown or not found or len(set(found)) < len(found):
-        what = f"there is no {', '.join(unknown)}" if unknown else "name at least one, and each once"
-        raise UserError(f"tta_views: {what}; there are {', '.join(VIEWS)}")
+        problem = f"got {', '.join(unknown)}" if unknown else "name at least one, and each once"
+        raise UserError(f"tta_views: must be of {', '.join(VIEWS)}; {problem}")
     return [view for view in VIEWS if view in found]
 
 
@@ -223,16 +189,16 @@ class Ensemble(ScoredTask):
     """The mean of the probabilities of several runs' best checkpoints, and of views of the image.
 
     Its logits are the logarithms of that mean, so their softmax is the mean itself, and metrics, predictions and
-    reports are those of every classifier. Members may be of any kind that sorts images: classifiers, multi-task
-    models, dual encoders, generative ones. Tasks that not all of them have are left out. Nothing is learned or chosen,
-    so no split is used up. One run with several views is test-time augmentation.
+    reports are those of every classifier. Members may be of any kind that classifies images: classifiers, multi-task
+    models, dual encoders, generative ones. Tasks that not all of them have are left out. Nothing is trained or
+    selected, so no split is used up. One run with several views is test-time augmentation.
 
-    A checkpoint holds all members, so it does not need their run directories.
+    A checkpoint contains all members, so it does not need their run directories.
 
     Args:
         members: run directories; their best checkpoints are averaged with equal weight.
         tasks: class names of each task, linked from the data; they must be the members'.
-        tta_views: what each member sees: identity, hflip, vflip, zoom; by default identity alone.
+        tta_views: views of the image, by default identity alone.
         architectures: what the members are built of, as a checkpoint keeps it; not to be set by hand.
 
     Attributes:
@@ -250,7 +216,7 @@ class Ensemble(ScoredTask):
         tta_views: list[View] | None = None,
         architectures: list[dict[str, Any]] | None = None,
     ) -> None:
-        super().__init__(lr=1.0, weight_decay=0.0, schedule="constant", optim_options=None)
+        super().__init__(lr=1.0, weight_decay=0.0, schedule="constant")
         self.save_hyperparameters()
         self.views = checked_views(tta_views)
         if len(members) == 1 and self.views == ["identity"]:
@@ -287,7 +253,7 @@ class Ensemble(ScoredTask):
 
     @property
     def frozen_sides(self) -> list[str]:
-        """None: members want to see the image."""
+        """None: members need the image."""
         return []
 
     @property
@@ -300,20 +266,16 @@ class Ensemble(ScoredTask):
 
     def image_features(self, image: torch.Tensor) -> torch.Tensor:
         """See ``VisionTask``; the members' embeddings side by side, each the mean over the views."""
-        return self._seen(image)[1]
+        return self._predict(image)[1]
 
     def warn_of_other_inputs(self, options: InputOptions) -> None:
-        """Refuse images that are made otherwise than those that the members learned from.
-
-        Raises:
-            UserError: names what differs.
-        """
+        """Refuse images that are made otherwise than those that the members were trained on."""
         made, wanted = with_image_defaults(options), with_image_defaults(self.input_options)
         for key, value in wanted.items():
             if made.get(key) != value:
                 raise UserError(
-                    f"data.init_args.image: the members saw images of {key} {value}, the data make them of "
-                    f"{made.get(key)}; take the members' own `data:`"
+                    f"data.init_args.image: the members were trained on images of {key} {value}, the data make them of "
+                    f"{made.get(key)}; use the members' own `data:`"
                 )
 
     @property
@@ -322,29 +284,31 @@ class Ensemble(ScoredTask):
         return self.input_options
 
     def compare_inputs(self) -> None:
-        """Nothing: every epoch begins with a refusal (``_begin``)."""
+        """Nothing: every epoch begins with a comparison (``on_validation_epoch_start``)."""
 
     def setup(self, stage: str) -> None:
-        """Refuse training.
-
-        Raises:
-            UserError: always, where it is asked for.
-        """
+        """Refuse training."""
         super().setup(stage)
         if stage == "fit":
-            raise UserError("fit: an ensemble has nothing to learn; use `test` or `validate`")
+            raise UserError("fit: an ensemble has nothing to train; use `test` or `validate`")
 
     def on_validation_epoch_start(self) -> None:
-        """See ``_begin``."""
-        self._begin()
+        """Refuse images that the members do not know; let members forget what they computed with other weights.
+
+        Only now, because a checkpoint may have brought the members.
+        """
+        if (options := getattr(self._datamodule(), "image_options", None)) is not None:
+            self.warn_of_other_inputs(options)
+        for member in self._runs:
+            member.task.on_test_epoch_start()
 
     def on_test_epoch_start(self) -> None:
-        """See ``_begin``."""
-        self._begin()
+        """As before validation."""
+        self.on_validation_epoch_start()
 
     def on_predict_epoch_start(self) -> None:
-        """See ``_begin``."""
-        self._begin()
+        """As before validation."""
+        self.on_validation_epoch_start()
 
     def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         """Logarithms of the mean probabilities.
@@ -355,11 +319,11 @@ class Ensemble(ScoredTask):
         Returns:
             For each task float32 ``(B, C)``.
         """
-        return self._seen(image)[0]
+        return self._predict(image)[0]
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Outputs:
         """Outputs of a batch, whose targets may be unknown."""
-        logits, embedding = self._seen(batch["image"])
+        logits, embedding = self._predict(batch["image"])
         return with_embedding(real_outputs(batch, logits, known_targets(batch, self.tasks)), batch, embedding)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -379,11 +343,7 @@ class Ensemble(ScoredTask):
         checkpoint["state_dict"] = weights
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Give each member what it has kept.
-
-        Raises:
-            UserError: if a member cannot go on with it.
-        """
+        """Give each member what it has kept."""
         super().on_load_checkpoint(checkpoint)
         for member, kept in zip(self._runs, checkpoint.get("members", []), strict=True):
             member.task.on_load_checkpoint({**kept, "hyper_parameters": member.hyper_parameters})
@@ -412,11 +372,7 @@ class Ensemble(ScoredTask):
         return "; ".join([*found, *([strange] if strange else [])])
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As ``VisionTask``'s, member by member.
-
-        Raises:
-            UserError: names what is missing, unexpected or of another shape.
-        """
+        """As ``VisionTask``'s, member by member."""
         if strict and (wrong := self.misfits(state_dict)):
             raise UserError(f"the weights do not fit the ensemble: {wrong}")
         states = _by_member(state_dict, len(self._runs))
@@ -425,28 +381,28 @@ class Ensemble(ScoredTask):
         self.members.requires_grad_(False)
         return _IncompatibleKeys([], [])
 
-    def _seen(self, image: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    def _predict(self, image: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Logarithms of the mean probabilities by task, and embeddings ``(B, D)``."""
-        opinions: dict[str, list[torch.Tensor]] = {task: [] for task in self.tasks}
+        logs: dict[str, list[torch.Tensor]] = {task: [] for task in self.tasks}
         embeddings = []
-        views = [seen_as(image, view) for view in self.views]
+        views = [view_of(image, view) for view in self.views]
         for member in self._runs:
             vectors = []
             for view in views:
-                outputs = _asked(member, view)
+                outputs = _outputs_of(member, view)
                 vectors.append(outputs["image_embedding"])
-                for task, found in opinions.items():
+                for task, found in logs.items():
                     found.append(F.log_softmax(outputs["logits"][task].float(), dim=-1))
             embeddings.append(F.normalize(torch.stack(vectors).mean(dim=0), dim=-1))
         logits = {
-            task: torch.logsumexp(torch.stack(found), dim=0) - math.log(len(found)) for task, found in opinions.items()
+            task: torch.logsumexp(torch.stack(found), dim=0) - math.log(len(found)) for task, found in logs.items()
         }
         return logits, torch.cat(embeddings, dim=-1)
 
     def _shared_step(self, batch: Batch, split: LoggedSplit) -> tuple[torch.Tensor, Outputs]:
         """Cross-entropy of the mean probabilities, and what callbacks may want."""
         targets = known_targets(batch, self.tasks)
-        logits, embedding = self._seen(batch["image"])
+        logits, embedding = self._predict(batch["image"])
         loss = self.count(split, self.plain_losses(logits, targets), logits, targets)
         outputs = real_outputs(batch, logits, targets)
         return loss, with_embedding(outputs, batch, embedding) if split == "test" else outputs
@@ -457,20 +413,9 @@ class Ensemble(ScoredTask):
             refuse_other_images(self._runs)
         self.input_options = {**self._runs[0].task.input_options}
 
-    def _begin(self) -> None:
-        """Refuse images that the members do not know; let members forget what they computed with other weights.
 
-        Only now, because a checkpoint may have brought the members.
-        """
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if isinstance(datamodule, PreparesImages):
-            self.warn_of_other_inputs(datamodule.image_options)
-        for member in self._runs:
-            member.task.on_test_epoch_start()
-
-
-def _asked(member: Member, image: torch.Tensor) -> Outputs:
-    """What a member says of images whose targets do not matter."""
+def _outputs_of(member: Member, image: torch.Tensor) -> Outputs:
+    """Outputs of a member for images without targets."""
     batch: Batch = {"image": image, "sample_id": torch.arange(len(image), device=image.device)}
     return cast("Outputs", member.task.predict_step(batch, 0))
 
@@ -488,6 +433,6 @@ def _refuse_other_classes(members: Mapping[str, list[str]], data: Mapping[str, l
     for task, names in members.items():
         if data and task in data and list(data[task]) != names:
             raise UserError(
-                f"members: they learned other classes of {task!r} than the data have, or another order of them; take "
-                "the members' own `data:`"
+                f"members: they were trained on other classes of {task!r} than the data have, or another order of "
+                "them; use the members' own `data:`"
             )

@@ -1,48 +1,37 @@
-"""Which part of a dual encoder stands still.
-
-Low-rank adapters in the attention layers of a network (LoRA, Hu et al., ICLR 2022), by the library ``peft``.
-"""
+"""What is trained of a pretrained network: freezing, and low-rank adapters (LoRA, by ``peft``) in attention layers."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypedDict, get_args
+from collections.abc import Mapping
+from typing import Any, get_args
 
 import torch
 from torch import nn
 
 from lightning_modules.encoders.dual import SIDES, Side, Towers
 from lightning_modules.optim import blocks, layer_depths
+from lightning_modules.options import Freeze, LanguageLoraOptions, LoraOptions
 from vitrail.errors import UserError
 
-Freeze = Literal["none", "text_only", "vision_only", "early_layers", "towers"]
-
-LEARNING_BLOCKS = 2
-"""Blocks of each tower that ``early_layers`` leaves free."""
+TRAINABLE_BLOCKS = 2
+"""Blocks of each tower that ``early_layers`` leaves trainable."""
 
 
 def freeze(towers: Towers, mode: Freeze) -> list[nn.Module]:
-    """Take gradients away from part of the towers. The temperature is never frozen.
+    """Freeze part of the towers. The logit scale is never frozen.
 
-    - ``none``: everything learns.
+    - ``none``: everything is trainable.
     - ``text_only``: the text tower and its projection are frozen.
     - ``vision_only``: the image tower and its projection are frozen (locked-image tuning, Zhai et al., CVPR 2022).
-    - ``early_layers``: only the last two blocks, what comes after them, and the projections of both towers learn.
-    - ``towers``: only the projections learn, a linear probe of both towers.
-
-    Args:
-        towers: as they were built.
-        mode: one of the above.
+    - ``early_layers``: only the last two blocks, what comes after them, and both projections are trainable.
+    - ``towers``: only the projections are trainable, a linear probe of both towers.
 
     Returns:
-        The modules that are frozen whole, which must stay in evaluation mode.
-
-    Raises:
-        UserError: if the mode is unknown, or nothing would be left to learn.
+        The modules that are frozen entirely, which must stay in evaluation mode.
     """
     if mode not in get_args(Freeze):
-        raise UserError(f"freeze: {mode!r} is unknown; choose one of {', '.join(get_args(Freeze))}")
+        raise UserError(f"freeze: must be one of {', '.join(get_args(Freeze))}; got {mode!r}")
     if mode == "none":
         return []
     if mode in {"text_only", "vision_only"}:
@@ -51,7 +40,7 @@ def freeze(towers: Towers, mode: Freeze) -> list[nn.Module]:
     elif mode == "towers":
         frozen = [towers.backbone(side) for side in SIDES]
         if not all(towers.projections(side) for side in SIDES):
-            raise UserError("freeze: towers leaves nothing to learn, because this model has no projections")
+            raise UserError("freeze: towers leaves nothing to train, because this model has no projections")
     else:
         frozen = [
             module for side in SIDES for module in _freeze_early_layers(towers.backbone(side), f"the {side} tower")
@@ -62,21 +51,18 @@ def freeze(towers: Towers, mode: Freeze) -> list[nn.Module]:
 
 
 def freeze_unused(towers: Towers) -> None:
-    """Take gradients away from weights of the text tower that do not take part in encoding a text.
+    """Freeze weights of the text tower that do not take part in encoding a text.
 
     Such are Longformer's projections for global attention and LUKE's entities. They would never get a gradient, for
-    which DDP waits in vain.
-
-    Args:
-        towers: as they were built.
+    which DDP would wait forever.
     """
     backbone = towers.backbone("text")
     some = next(backbone.parameters())
-    if some.is_meta:  # where weights are only counted
+    if some.is_meta:  # weights without values, for counting
         return
     ids = torch.ones(1, 3, dtype=torch.int64, device=some.device)
     training = {module: module.training for module in towers.modules()}
-    # In evaluation mode, so that nothing is drawn.
+    # In evaluation mode, so that no random state moves.
     towers.eval()
     try:
         with torch.enable_grad():
@@ -100,14 +86,12 @@ def freeze_unused(towers: Towers) -> None:
 
 
 def _freeze_early_layers(backbone: nn.Module, name: str) -> list[nn.Module]:
-    """Freeze what lies below the last blocks.
+    """Freeze what is below the last blocks; return the modules without trainable parameters.
 
-    Returns:
-        The modules of which nothing learns, one by one, so that dropout and BatchNorm of those that do stay in
-        training mode.
+    One by one, so that dropout and BatchNorm of the others stay in training mode.
     """
     depths = layer_depths(backbone, name)
-    first = len(blocks(backbone, name)) + 1 - LEARNING_BLOCKS
+    first = len(blocks(backbone, name)) + 1 - TRAINABLE_BLOCKS
     for key, parameter in backbone.named_parameters():
         # One by one, because a class token belongs to the module that holds the blocks too.
         parameter.requires_grad_(parameter.requires_grad and depths[key] >= first)
@@ -128,54 +112,12 @@ VISION_LAYERS = frozenset({"qkv", "proj"})
 """The same in the two parts of an image-text-to-text model."""
 
 
-class LoraOptions(TypedDict, total=False):
-    """Low-rank adapters; what is left out has the value in brackets.
-
-    Attributes:
-        rank: of each update, at least 1 [8].
-        alpha: an update counts alpha / rank times [16].
-        dropout: in front of each adapter, in [0, 1) [0].
-        towers: ``both``, ``image`` or ``text`` [both]. A tower without adapters is frozen too.
-    """
-
-    rank: int
-    alpha: int
-    dropout: float
-    towers: Literal["both", "image", "text"]
-
-
-class LanguageLoraOptions(TypedDict, total=False):
-    """Low-rank adapters of an image-text-to-text model; what is left out has the value in brackets.
-
-    Attributes:
-        rank: of each update, at least 1 [8].
-        alpha: an update counts alpha / rank times [16].
-        dropout: in front of each adapter, in [0, 1) [0].
-        parts: ``language``, ``vision`` or ``both`` [language]. A part without adapters is frozen too.
-    """
-
-    rank: int
-    alpha: int
-    dropout: float
-    parts: Literal["language", "vision", "both"]
-
-
 def add_lora(towers: Towers, options: LoraOptions, image_size: int) -> None:
-    """Freeze both towers and add adapters that learn; projections and temperature learn as before.
+    """Freeze both towers and add trainable adapters; projections and logit scale stay trainable.
 
-    An adapter begins as zero, so the network begins as it was.
-
-    Args:
-        towers: changed in place.
-        options: the settings.
-        image_size: height and width of the images in pixels.
-
-    Raises:
-        UserError: for an unknown key, a value out of range, or a tower without attention layers that can be adapted.
+    An adapter is initialised to zero, so the network's outputs do not change at first.
     """
-    which = options.get("towers", "both")
-    _check(options, LoraOptions, "towers", which, ("both", *SIDES))
-    chosen: tuple[Side, ...] = SIDES if which == "both" else (which,)
+    chosen: tuple[Side, ...] = SIDES if options.towers == "both" else (options.towers,)
     layers = {side: _adaptable_layers(towers, side, image_size) for side in chosen}
     for side in SIDES:
         towers.backbone(side).requires_grad_(False)
@@ -183,30 +125,16 @@ def add_lora(towers: Towers, options: LoraOptions, image_size: int) -> None:
         _inject(towers.backbone(side), layers[side], options)
 
 
-def check_language_lora(options: LanguageLoraOptions) -> None:
-    """Refuse unknown keys and values out of range.
-
-    Raises:
-        UserError: if there are any.
-    """
-    _check(options, LanguageLoraOptions, "parts", options.get("parts", "language"), ("language", "vision", "both"))
-
-
 def add_language_lora(model: Any, options: LanguageLoraOptions) -> None:
-    """Freeze an image-text-to-text model and add adapters that learn, in float32 whatever the model's precision.
+    """Freeze an image-text-to-text model and add trainable adapters, in float32 whatever the model's precision.
 
-    An adapter begins as zero, so the network begins as it was.
-
-    Args:
-        model: of ``transformers``; changed in place.
-        options: the settings, as ``check_language_lora`` lets them through.
+    An adapter is initialised to zero, so the network's outputs do not change at first.
     """
     model.requires_grad_(False)
-    part = options.get("parts", "language")
     layers = []
-    if part != "vision":
+    if options.parts != "vision":
         layers += [f"model.language_model.{one}" for one in _linear_layers(model.model.language_model, LANGUAGE_LAYERS)]
-    if part != "language":
+    if options.parts != "language":
         layers += [f"model.visual.{one}" for one in _linear_layers(model.model.visual.blocks, VISION_LAYERS, "blocks.")]
     _inject(model, layers, options)
     for parameter in model.parameters():
@@ -215,24 +143,8 @@ def add_language_lora(model: Any, options: LanguageLoraOptions) -> None:
 
 
 def without_base(state: Mapping[str, Any], network: str) -> dict[str, Any]:
-    """What a checkpoint needs of a network with adapters: the adapters, and everything outside of it.
-
-    Args:
-        state: by the names of weights.
-        network: what the names of its weights begin with.
-    """
+    """What a checkpoint keeps of a network with adapters: the adapters, and everything outside of it."""
     return {name: value for name, value in state.items() if "lora_" in name or not name.startswith(network)}
-
-
-def _check(options: Any, kind: type, key: str, value: str, choices: Sequence[str]) -> None:
-    known = kind.__annotations__
-    if strange := sorted(set(options) - set(known)):
-        raise UserError(f"lora: unknown key {strange[0]!r}; known keys are {', '.join(known)}")
-    if options.get("rank", 8) < 1 or not 0 <= options.get("dropout", 0.0) < 1 or value not in choices:
-        raise UserError(
-            f"lora: rank must be at least 1, dropout in [0, 1), {key} {', '.join(choices[:-1])} or {choices[-1]}; "
-            f"got {options}"
-        )
 
 
 def _linear_layers(network: nn.Module, names: frozenset[str], prefix: str = "") -> list[str]:
@@ -248,10 +160,7 @@ def _adaptable_layers(towers: Towers, side: Side, image_size: int) -> list[str]:
 
     Some networks read a layer's weight instead of calling the layer: ``nn.MultiheadAttention`` (the head of SigLIP)
     that of ``out_proj``, timm's BEiT and Swin Transformer V2 that of ``qkv``. An adapter there would change nothing and
-    get no gradient, for which DDP waits in vain. One forward pass tells, whatever the network.
-
-    Raises:
-        UserError: if there are none.
+    get no gradient, for which DDP would wait forever. One forward pass shows which layers are called.
     """
     backbone = towers.backbone(side)
     layers = _linear_layers(backbone, ATTENTION_LAYERS)
@@ -264,7 +173,7 @@ def _adaptable_layers(towers: Towers, side: Side, image_size: int) -> list[str]:
     ]
     training = {module: module.training for module in towers.modules()}
     try:
-        # In evaluation mode, so that nothing is drawn and no statistics move.
+        # In evaluation mode, so that no random state and no statistics move.
         towers.eval()
         with torch.no_grad():
             _encode_something(towers, side, image_size)
@@ -276,7 +185,7 @@ def _adaptable_layers(towers: Towers, side: Side, image_size: int) -> list[str]:
     if not called:
         raise UserError(
             f"lora.towers: the {side} tower never calls its attention layers ({layers[0]}, …), it reads their weights, "
-            "so adapters would not learn; choose the other tower"
+            "so adapters would have no effect; choose the other tower"
         )
     return [name for name in layers if name in called]
 
@@ -291,14 +200,14 @@ def _encode_something(towers: Towers, side: Side, image_size: int) -> None:
 
 
 def _inject(network: nn.Module, layers: list[str], options: LoraOptions | LanguageLoraOptions) -> None:
-    # Where bitsandbytes is installed, peft imports it, and it warns of a four-bit kernel that nobody has asked for.
+    # Where bitsandbytes is installed, peft imports it, and it warns of a four-bit kernel that is not used.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(
-        r=options.get("rank", 8),
-        lora_alpha=options.get("alpha", 16),
-        lora_dropout=options.get("dropout", 0.0),
+        r=options.rank,
+        lora_alpha=options.alpha,
+        lora_dropout=options.dropout,
         target_modules=layers,
         bias="none",
     )

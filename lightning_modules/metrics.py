@@ -1,21 +1,18 @@
 """Exact averages and scores of an epoch: over samples rather than batches, over all processes, known targets only.
 
-The sums of an epoch that is not over yet, as part of a checkpoint.
-
-torchmetrics keeps its states out of checkpoints, so the averages of an epoch that is resumed in its middle would be
-those of its second part.
+Checkpoints keep the sums of an unfinished epoch (``epoch_sums``). torchmetrics leaves its states out, so the averages
+of an epoch that is resumed in its middle would be those of its second part.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torchmetrics import Metric, SumMetric
 
-from lightning_modules.losses import MeanLoss
 from lightning_modules.precision import KeepsFloat32
 from vitrail.types import UNKNOWN
 
@@ -23,6 +20,19 @@ TOP_K = (3, 5)
 
 TIE_TOLERANCE = 1e-6
 """Logits that differ by no more are equal, as in ``vitrail.predictions``."""
+
+
+class MeanLoss(NamedTuple):
+    """A mean and the weight it is a mean over, so that means of unequal batches can be joined exactly.
+
+    Attributes:
+        value: float32 scalar, 0 with a gradient of 0 where ``weight`` is 0.
+        weight: float32 scalar, the sum of the samples' weights; the number of known targets where classes are not
+            weighted.
+    """
+
+    value: torch.Tensor
+    weight: torch.Tensor
 
 
 class TaskScores(Metric):
@@ -37,16 +47,13 @@ class TaskScores(Metric):
       occur among targets or predictions count, the others do not.
     - ``f1_weighted``: mean F1 of the classes, each counting as often as it occurs among the targets.
 
-    Ties never flatter: classes with the same logit as the target's rank before it, and a sample whose largest logit is
+    Ties count against the model: classes with the target's logit rank before it, and a sample whose largest logit is
     shared by several classes has no predicted class and is wrong (``predicted_classes``).
-
-    Args:
-        num_classes: C.
     """
 
     full_state_update = False
     support: torch.Tensor
-    answers: torch.Tensor
+    predictions: torch.Tensor
     hits: torch.Tensor
     within: torch.Tensor
 
@@ -54,33 +61,33 @@ class TaskScores(Metric):
         super().__init__()
         self.top_k = [k for k in TOP_K if k < num_classes]
         # Whole numbers: sums of floats would be rounded, those of half precision stop at 256.
-        for name, length in (("support", num_classes), ("answers", num_classes), ("hits", num_classes)):
+        for name, length in (("support", num_classes), ("predictions", num_classes), ("hits", num_classes)):
             self.add_state(name, torch.zeros(length, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("within", torch.zeros(len(self.top_k), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, logits: torch.Tensor, targets: torch.Tensor) -> None:
-        """Count some predictions.
+        """Count predictions.
 
         Args:
             logits: float ``(B, C)``.
             targets: int64 ``(B,)``, ``UNKNOWN`` where not known.
         """
-        # Unknown targets weigh nothing; selecting the known ones would make a GPU wait for the processor.
+        # Unknown targets have weight 0; selecting the known ones would make a GPU wait for the CPU.
         known = (targets != UNKNOWN).long()
-        wanted, chosen = targets.clamp(min=0), predicted_classes(logits)
-        self.support.scatter_add_(0, wanted, known)
-        self.answers.scatter_add_(0, chosen.clamp(min=0), known * (chosen != UNKNOWN))
-        self.hits.scatter_add_(0, wanted, known * (chosen == wanted))
+        labels, predicted = targets.clamp(min=0), predicted_classes(logits)
+        self.support.scatter_add_(0, labels, known)
+        self.predictions.scatter_add_(0, predicted.clamp(min=0), known * (predicted != UNKNOWN))
+        self.hits.scatter_add_(0, labels, known * (predicted == labels))
         if self.top_k:
-            places = _places(logits, wanted)
+            places = _places(logits, labels)
             self.within += torch.stack([(known * (places < k)).sum() for k in self.top_k])
 
     def compute(self) -> dict[str, torch.Tensor]:
         """The scores by name, float32 scalars; 0 where there is no known target."""
-        support, answers, hits = self.support.float(), self.answers.float(), self.hits.float()
+        support, predictions, hits = self.support.float(), self.predictions.float(), self.hits.float()
         total = support.sum().clamp(min=1)
-        f1 = 2 * hits / (support + answers).clamp(min=1)
-        occurs, has_samples = support + answers > 0, support > 0
+        f1 = 2 * hits / (support + predictions).clamp(min=1)
+        occurs, has_samples = support + predictions > 0, support > 0
         return {
             "accuracy": hits.sum() / total,
             "f1_macro": f1.sum() / occurs.sum().clamp(min=1),
@@ -90,11 +97,6 @@ class TaskScores(Metric):
         }
 
 
-def task_scores(num_classes: int) -> TaskScores:
-    """The scores of a task with so many classes."""
-    return TaskScores(num_classes)
-
-
 def predicted_classes(logits: torch.Tensor) -> torch.Tensor:
     """The class with the largest logit.
 
@@ -102,8 +104,8 @@ def predicted_classes(logits: torch.Tensor) -> torch.Tensor:
         logits: float ``(B, C)``.
 
     Returns:
-        int64 ``(B,)``; ``UNKNOWN`` where several classes share the largest logit, within ``TIE_TOLERANCE``: to take
-        one of them would be luck. Likewise where a logit is NaN.
+        int64 ``(B,)``; ``UNKNOWN`` where several classes share the largest logit, within ``TIE_TOLERANCE``: picking
+        one would be chance. Likewise where a logit is NaN.
     """
     chosen = logits.argmax(dim=1)
     return chosen.masked_fill(_places(logits, chosen) > 0, UNKNOWN)
@@ -117,27 +119,21 @@ def _places(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
 
 
 class SplitMetrics(KeepsFloat32):
-    """Losses and scores of all tasks over one epoch of one split.
-
-    Args:
-        tasks: class names of each task.
-        task_weights: weight of each task in the total loss.
-        losses_only: leave the scores out, as in training, where images may be mixed.
-    """
+    """Losses and scores of all tasks over one epoch of one split."""
 
     def __init__(
         self, tasks: Mapping[str, Sequence[str]], task_weights: Mapping[str, float], losses_only: bool = False
     ) -> None:
         super().__init__()
         self.task_weights = {task: task_weights[task] for task in tasks}
-        # Lists, because the name of a task need not be a legal name of a module. A loss that is not a number must
-        # show, hence "disable"; and sums, because with "disable" torchmetrics' MeanMetric ignores its weights (1.9).
+        # Lists, because the name of a task need not be a legal name of a module. A NaN loss must show,
+        # hence "disable"; and sums, because with "disable" torchmetrics' MeanMetric ignores its weights (1.9).
         self.losses = nn.ModuleList(SumMetric(nan_strategy="disable") for _ in tasks)
         self.known = nn.ModuleList(SumMetric(nan_strategy="disable") for _ in tasks)
-        self.scores = nn.ModuleList(task_scores(len(names)) for names in tasks.values() if not losses_only)
+        self.scores = nn.ModuleList(TaskScores(len(names)) for names in tasks.values() if not losses_only)
 
     def update_losses(self, losses: Mapping[str, MeanLoss]) -> None:
-        """Count the mean losses of a batch, each by the weight of its samples."""
+        """Add the mean losses of a batch, each by the weight of its samples."""
         for task, total, known in zip(self.task_weights, _all(self.losses), _all(self.known), strict=True):
             total.update(losses[task].value.detach() * losses[task].weight)
             known.update(losses[task].weight)
@@ -159,7 +155,7 @@ class SplitMetrics(KeepsFloat32):
             Scalars: ``loss``, the weighted sum of the tasks' mean losses; ``<task>/loss`` where there are several
             tasks; ``<task>/<score>``. A task without any known target is left out; without any at all the loss is NaN.
         """
-        # Every process computes everything, because computing is where they exchange their counts.
+        # Every process computes everything, because computing is where they exchange their sums.
         totals, known, scores = (
             [metric.compute() for metric in _all(m)] for m in (self.losses, self.known, self.scores)
         )
@@ -178,7 +174,7 @@ class SplitMetrics(KeepsFloat32):
         return values
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Reset all sums."""
         for metric in (*_all(self.losses), *_all(self.known), *_all(self.scores)):
             metric.reset()
 
@@ -192,35 +188,30 @@ class MeanOverSamples(KeepsFloat32):
         self.weight = SumMetric(nan_strategy="disable")
 
     def update(self, value: torch.Tensor, samples: int) -> None:
-        """Count the mean of a batch of so many samples."""
+        """Add the mean of a batch of ``samples`` samples."""
         self.total.update(value.detach() * samples)
         self.weight.update(samples)
 
     def compute(self) -> torch.Tensor | None:
         """The mean since the last reset, scalar; None where there was nothing."""
-        # All processes have batches or none has, so all or none go on to exchange their counts.
+        # All processes have batches or none has, so all or none exchange their sums below.
         if not self.weight.update_called:
             return None
         total, weight = self.total.compute(), self.weight.compute()
         return total / weight if weight > 0 else None
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Reset all sums."""
         self.total.reset()
         self.weight.reset()
 
 
 def _all(metrics: nn.ModuleList) -> list[Any]:
-    """What torch's list only knows to be modules."""
-    return list(metrics)
+    return list(metrics)  # untyped: torch's list only knows modules
 
 
 def epoch_sums(network: nn.Module, reduce: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
     """The sums so far.
-
-    Args:
-        network: holds metrics, all of which are sums.
-        reduce: adds a scalar up over all processes.
 
     Returns:
         float32 scalars by the name of the metric; those that were not counted yet are left out.
@@ -229,13 +220,7 @@ def epoch_sums(network: nn.Module, reduce: Callable[[torch.Tensor], torch.Tensor
 
 
 def restore_epoch_sums(network: nn.Module, sums: Mapping[str, torch.Tensor], *, is_first: bool) -> None:
-    """Go on from the sums of a checkpoint.
-
-    Args:
-        network: holds the metrics.
-        sums: as ``epoch_sums`` returns them.
-        is_first: whether this is the first process, which gets what all have counted.
-    """
+    """Go on from the sums of a checkpoint."""
     for name, metric in _sums(network):
         metric.reset()
         if name in sums:

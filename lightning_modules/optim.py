@@ -1,19 +1,9 @@
-"""Learning rates as a pure function of the step, and the optimizer that they are for.
+"""AdamW, its parameter groups, and learning rates as a pure function of the step.
 
-Why not torch's schedulers: they carry state, and a state that is saved can be restored wrongly
-(``estimated_stepping_batches`` inside ``configure_optimizers`` forgets the part of an epoch that is done, Lightning
-#20550). Here a learning rate depends on the step alone, so a resumed run is exact by construction, and a callback
-may replace the phases without touching the optimizer.
-
-The course of a learning rate as a pure function of the step.
-
-The formulas are those of torch's schedulers; the tests compare them step by step.
-
-How the learning rates of ``optim`` reach the optimizer, and how they grow with the batch where that is wanted.
-
-The groups of parameters that an optimizer treats alike: decayed or not, by part, by layer.
-
-The blocks of a network, found by their shape: what "the last two blocks" and "each layer" mean anywhere.
+Why not torch's schedulers: they carry state, and a saved state can be restored wrongly (``estimated_stepping_batches``
+inside ``configure_optimizers`` loses the part of an epoch that is done, Lightning #20550). Here a learning rate depends
+on the step alone, so a resumed run is exact by construction, and a callback may replace the phases without touching the
+optimizer. The formulas are those of torch's schedulers; the tests compare them step by step.
 """
 
 from __future__ import annotations
@@ -24,7 +14,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict, cast, get_args
+from typing import Any, Literal, Self, cast, get_args
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -32,13 +22,16 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
+from lightning_modules.options import OptimOptions, ScheduleName
 from vitrail.errors import UserError
 
-ScheduleName = Literal["constant", "cosine", "step", "onecycle"]
+Part = Literal["backbone", "head"]
+"""The two parts of a model that have learning rates of their own."""
 
 ONECYCLE_RISE = 0.3
 ONECYCLE_START_DIVISOR = 25.0
 ONECYCLE_END_DIVISOR = 1e4
+LR_BASE_BATCH = 256
 
 
 def lr_factor(
@@ -95,72 +88,6 @@ def _cosine_between(start: float, end: float, progress: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def steps_of_training(
-    batches_per_epoch: float, accumulate_grad_batches: int, max_epochs: int | None, max_steps: int
-) -> tuple[int, float]:
-    """Optimizer steps in an epoch and in the whole training.
-
-    Args:
-        batches_per_epoch: infinite where the data do not say.
-        accumulate_grad_batches: batches per step; what is left at the end of an epoch makes a step too.
-        max_epochs: nothing or -1 for no end.
-        max_steps: -1 for no end.
-
-    Returns:
-        Steps of an epoch, and of the training, which may be infinite.
-
-    Raises:
-        UserError: if the data have no length.
-    """
-    if math.isinf(batches_per_epoch):
-        raise UserError("learning rates need the length of an epoch and the data have none; set limit_train_batches")
-    steps_per_epoch = max(math.ceil(batches_per_epoch / accumulate_grad_batches), 1)
-    total = math.inf if max_epochs is None or max_epochs < 0 else float(max_epochs * steps_per_epoch)
-    return steps_per_epoch, min(total, math.inf if max_steps < 0 else max_steps)
-
-
-Part = Literal["backbone", "head"]
-"""The two parts of a model that have learning rates of their own."""
-
-
-LrScaling = Literal["none", "linear", "sqrt"]
-"""How learning rates grow with the batch."""
-
-LR_BASE_BATCH = 256
-
-
-class OptimOptions(TypedDict, total=False):
-    """The rarer settings of the optimizer and its schedule; what is left out has the value in brackets.
-
-    Attributes:
-        betas: AdamW's two decay rates [0.9, 0.999].
-        eps: AdamW's epsilon [1e-8].
-        backbone_lr: learning rate of the backbone [that of the heads].
-        layer_decay: each layer further from the head learns this many times as fast, in (0, 1] [1, off].
-        warmup_epochs: epochs of linear warm-up in front of the schedule, step by step, may be a fraction [0].
-            With ``onecycle`` they are the length of its rise, which is 30 % of the run where this is 0.
-        min_lr: where ``cosine`` ends [0].
-        step_size: epochs between the drops of ``step`` [10].
-        gamma: factor of each drop of ``step`` [0.1].
-        lr_scaling: by what all learning rates grow with the samples of a step, those of all processes and accumulated
-            batches together: ``none``; ``linear`` (Goyal et al., 2017, for SGD; it wants ``warmup_epochs``); ``sqrt``,
-            the rule for Adam and its kind (Krizhevsky, 2014; Malladi et al., 2022, who also move ``betas`` and ``eps``,
-            which is not done here) [none].
-        lr_base_batch: samples of a step that the learning rates were written for [256].
-    """
-
-    betas: list[float]
-    eps: float
-    backbone_lr: float
-    layer_decay: float
-    warmup_epochs: float
-    min_lr: float
-    step_size: int
-    gamma: float
-    lr_scaling: LrScaling
-    lr_base_batch: int
-
-
 @dataclass(frozen=True)
 class TrainingPhase:
     """A stretch of training with learning rates and a schedule of its own.
@@ -169,7 +96,7 @@ class TrainingPhase:
 
     Attributes:
         first_epoch: counted from 0; the first phase of a training has 0.
-        lr: highest learning rate of each part, not negative. A part with 0 stands still.
+        lr: highest learning rate of each part, not negative. A part with 0 is frozen.
         schedule: how the learning rates change within the phase.
         warmup_epochs: linear warm-up in front of the schedule, in epochs, may be a fraction.
         min_lr: where ``cosine`` ends.
@@ -190,81 +117,36 @@ class TrainingPhase:
 
     def __post_init__(self) -> None:
         if self.schedule not in get_args(ScheduleName):
-            raise UserError(
-                f"schedule: {self.schedule!r} is unknown; choose one of {', '.join(get_args(ScheduleName))}"
-            )
+            raise UserError(f"schedule: must be one of {', '.join(get_args(ScheduleName))}; got {self.schedule!r}")
         if set(self.lr) != set(get_args(Part)):
-            raise UserError(f"lr: needs a value for each of {', '.join(get_args(Part))}, got {sorted(self.lr)}")
+            raise UserError(f"lr: needs a value for each of {', '.join(get_args(Part))}; got {sorted(self.lr)}")
         values = {"first_epoch": self.first_epoch, "warmup_epochs": self.warmup_epochs, "min_lr": self.min_lr}
         values |= {f"lr of the {part}": lr for part, lr in self.lr.items()}
         for name, value in values.items():
             if not (math.isfinite(value) and value >= 0):
-                raise UserError(f"{name}: must be a number that is not negative, got {value}")
+                raise UserError(f"{name}: must be a number that is not negative; got {value}")
         if self.step_size < 1 or not 0 < self.gamma <= 1:
-            raise UserError(f"step_size, gamma: need at least 1 epoch and (0, 1], got {self.step_size}, {self.gamma}")
+            raise UserError(f"step_size, gamma: need at least 1 epoch and (0, 1]; got {self.step_size}, {self.gamma}")
 
-
-def checked_options(options: OptimOptions | None) -> OptimOptions:
-    """The options without unknown keys and values out of range.
-
-    Raises:
-        UserError: if there are any.
-    """
-    known = options or {}
-    unknown = sorted(set(known) - set(OptimOptions.__annotations__))
-    if unknown:
-        raise UserError(
-            f"optim_options: unknown {', '.join(unknown)}; known are {', '.join(OptimOptions.__annotations__)}"
+    @classmethod
+    def of(cls, lr: float, schedule: ScheduleName, options: OptimOptions) -> Self:
+        """The phase of a training that has only one."""
+        return cls(
+            first_epoch=0,
+            lr={"backbone": lr if options.backbone_lr is None else options.backbone_lr, "head": lr},
+            schedule=schedule,
+            warmup_epochs=options.warmup_epochs,
+            min_lr=options.min_lr,
+            step_size=options.step_size,
+            gamma=options.gamma,
         )
-    layer_decay = known.get("layer_decay", 1.0)
-    if not 0 < layer_decay <= 1:
-        raise UserError(f"optim_options.layer_decay: must be in (0, 1], got {layer_decay}")
-    betas = known.get("betas", [0.9, 0.999])
-    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-        raise UserError(f"optim_options.betas: must be two numbers in [0, 1), got {betas}")
-    scaling = known.get("lr_scaling", "none")
-    if scaling not in get_args(LrScaling):
-        raise UserError(
-            f"optim_options.lr_scaling: {scaling!r} is unknown; choose one of {', '.join(get_args(LrScaling))}"
-        )
-    if known.get("lr_base_batch", LR_BASE_BATCH) < 1:
-        raise UserError(f"optim_options.lr_base_batch: must be at least 1, got {known['lr_base_batch']}")
-    if "lr_base_batch" in known and scaling == "none":
-        raise UserError("optim_options.lr_base_batch: does nothing without lr_scaling; set it to linear or sqrt")
-    return known
-
-
-def single_phase(lr: float, schedule: ScheduleName, options: OptimOptions) -> TrainingPhase:
-    """The phase of a training that has only one.
-
-    Args:
-        lr: of the heads, and of the backbone unless the options say otherwise.
-        schedule: of both.
-        options: as ``checked_options`` returns them.
-
-    Raises:
-        UserError: if a value is out of range.
-    """
-    return TrainingPhase(
-        first_epoch=0,
-        lr={"backbone": options.get("backbone_lr", lr), "head": lr},
-        schedule=schedule,
-        warmup_epochs=options.get("warmup_epochs", 0.0),
-        min_lr=options.get("min_lr", 0.0),
-        step_size=options.get("step_size", 10),
-        gamma=options.get("gamma", 0.1),
-    )
 
 
 def current_phase(phases: Sequence[TrainingPhase], epoch: int) -> int:
-    """Index of the phase that an epoch belongs to.
-
-    Raises:
-        UserError: if the phases do not begin at epoch 0 or are out of order.
-    """
+    """Index of the phase that an epoch belongs to."""
     firsts = [phase.first_epoch for phase in phases]
     if not firsts or firsts[0] != 0 or firsts != sorted(set(firsts)):
-        raise UserError(f"training phases must begin at epoch 0 and follow each other, got first epochs {firsts}")
+        raise UserError(f"training phases must begin at epoch 0 and follow each other; got first epochs {firsts}")
     return max(index for index, first in enumerate(firsts) if first <= epoch)
 
 
@@ -285,9 +167,6 @@ def learning_rate(
         steps_per_epoch: optimizer steps in an epoch.
         total_steps: optimizer steps of the whole training, infinite where it has no end.
         own_lr: highest learning rate instead of the part's, for parameters with one of their own.
-
-    Raises:
-        UserError: if the schedule needs to know where training ends and it has no end.
     """
     index = current_phase(phases, step // steps_per_epoch)
     phase = phases[index]
@@ -311,93 +190,28 @@ def learning_rate(
     )
 
 
-def step_seed(epoch: int, batch_idx: int, rank: int) -> int:
-    """Seed in [0, 2**63) for the dropout of one batch on one process, a hash of where it is in the run.
-
-    The seed of the run is the one that ``seed_everything`` leaves in ``PL_GLOBAL_SEED``, 0 if there is none.
-    """
-    place = f"{os.environ.get('PL_GLOBAL_SEED', '0')}/{epoch}/{batch_idx}/{rank}"
-    return int.from_bytes(hashlib.blake2b(place.encode(), digest_size=8).digest(), "big") >> 1
-
-
-def seed_step(device: torch.device, seed: int) -> None:
-    """Seed what a step on a device draws from: its own generator and that of the CPU.
-
-    ``torch.manual_seed`` seeds every kind of accelerator that torch knows, present or not, which takes milliseconds.
-    """
-    torch.default_generator.manual_seed(seed)
-    if device.type != "cpu":
-        torch.get_device_module(device).manual_seed(seed)
-
-
-def adamw(
-    groups: list[dict[str, Any]], phase: TrainingPhase, options: OptimOptions, precision: str = "32-true"
-) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter, 2019) over the groups of ``parameter_groups.parameter_groups``.
-
-    On CPUs it is fused, because torch else goes through the weights one operation at a time. On GPUs torch's own choice
-    is as fast, and in mixed precision Lightning does not clip the gradients of fused optimizers.
-
-    Args:
-        groups: as ``parameter_groups.parameter_groups`` makes them.
-        phase: gives the learning rates that stand until the first step sets its own.
-        options: ``betas`` and ``eps`` are read.
-        precision: Lightning's name.
-    """
-    beta1, beta2 = options.get("betas", [0.9, 0.999])
-    for group in groups:
-        group["lr"] = group.get("own_lr", phase.lr[group["part"]]) * group["lr_scale"]
-    on_cpu = all(parameter.device.type == "cpu" for group in groups for parameter in group["params"])
-    fused = on_cpu and "mixed" not in precision
-    return torch.optim.AdamW(groups, betas=(beta1, beta2), eps=options.get("eps", 1e-8), fused=fused)
-
-
 def set_learning_rates(trainer: Trainer, phases: Sequence[TrainingPhase], options: OptimOptions) -> None:
-    """Give each parameter group the learning rate of the step that comes next.
-
-    Raises:
-        UserError: if the phases, the length of the training or the data do not allow it.
-    """
-    step, steps_per_epoch, total_steps = _place_in_training(trainer)
-    factor = _factor_of(trainer, options)
+    """Give each parameter group the learning rate of the step that comes next."""
+    step, steps_per_epoch, total_steps = _progress(trainer)
+    factor = scaling_factor(options, _samples_of_step(trainer))
     for group in trainer.optimizers[0].param_groups:
         lr = learning_rate(phases, group["part"], step, steps_per_epoch, total_steps, group.get("own_lr"))
         group["lr"] = lr * group["lr_scale"] * factor
 
 
-def tell_scaling(trainer: Trainer, phases: Sequence[TrainingPhase], options: OptimOptions) -> None:
-    """Print one line with the resulting rates, where they are scaled."""
-    rule = options.get("lr_scaling", "none")
-    if rule == "none":
-        return
-    factor, samples = _factor_of(trainer, options), _samples_of_step(trainer)
-    highest = ", ".join(f"{part} {lr * factor:.3g}" for phase in phases for part, lr in phase.lr.items() if lr)
-    rank_zero_info(
-        f"lr_scaling {rule}: {samples} samples a step, written for {options.get('lr_base_batch', LR_BASE_BATCH)}; "
-        f"learning rates x {factor:.4g}, at most {highest}"
-    )
+def steps_of_training(
+    batches_per_epoch: float, accumulate_grad_batches: int, max_epochs: int | None, max_steps: int
+) -> tuple[int, float]:
+    """Optimizer steps in an epoch, and in the whole training, which may be infinite (None or -1 for no end)."""
+    if math.isinf(batches_per_epoch):
+        raise UserError("learning rates need the length of an epoch and the data have none; set limit_train_batches")
+    # What is left at the end of an epoch makes a step too.
+    steps_per_epoch = max(math.ceil(batches_per_epoch / accumulate_grad_batches), 1)
+    total = math.inf if max_epochs is None or max_epochs < 0 else float(max_epochs * steps_per_epoch)
+    return steps_per_epoch, min(total, math.inf if max_steps < 0 else max_steps)
 
 
-def scaling_factor(options: OptimOptions, samples: int | None) -> float:
-    """What all learning rates are multiplied by because of the samples of a step.
-
-    Args:
-        options: ``lr_scaling`` and ``lr_base_batch`` are read.
-        samples: of a step, on all processes and in all accumulated batches together; None where the data do not say.
-
-    Raises:
-        UserError: if the number is needed and not known.
-    """
-    rule = options.get("lr_scaling", "none")
-    if rule == "none":
-        return 1.0
-    if samples is None:
-        raise UserError("optim_options.lr_scaling: the data have no batch size; use a DataModule whose loader has one")
-    ratio = samples / options.get("lr_base_batch", LR_BASE_BATCH)
-    return ratio if rule == "linear" else math.sqrt(ratio)
-
-
-def _place_in_training(trainer: Trainer) -> tuple[int, int, float]:
+def _progress(trainer: Trainer) -> tuple[int, int, float]:
     """Steps that are done, steps of an epoch, and steps of the training.
 
     Where the accumulation changes from epoch to epoch, these are as if it had always been that of this epoch, so that a
@@ -429,8 +243,14 @@ def _accumulation_scheduler(trainer: Trainer) -> GradientAccumulationScheduler |
     return next((callback for callback in callbacks if isinstance(callback, GradientAccumulationScheduler)), None)
 
 
-def _factor_of(trainer: Trainer, options: OptimOptions) -> float:
-    return scaling_factor(options, _samples_of_step(trainer))
+def scaling_factor(options: OptimOptions, samples: int | None) -> float:
+    """Factor of all learning rates for the samples of a step, on all processes and in all accumulated batches."""
+    if options.lr_scaling == "none":
+        return 1.0
+    if samples is None:
+        raise UserError("optim_options.lr_scaling: the data have no batch size; use a DataModule whose loader has one")
+    ratio = samples / (options.lr_base_batch or LR_BASE_BATCH)
+    return ratio if options.lr_scaling == "linear" else math.sqrt(ratio)
 
 
 def _samples_of_step(trainer: Trainer) -> int | None:
@@ -442,77 +262,51 @@ def _samples_of_step(trainer: Trainer) -> int | None:
     return None if batch_size is None else batch_size * trainer.world_size * accumulated
 
 
-def blocks(network: nn.Module, name: str) -> list[nn.Module]:
-    """The blocks that a network is mainly made of, in the order of computation.
+def report_scaling(trainer: Trainer, phases: Sequence[TrainingPhase], options: OptimOptions) -> None:
+    """Print one line with the resulting rates, where they are scaled."""
+    if options.lr_scaling == "none":
+        return
+    samples = _samples_of_step(trainer)
+    factor = scaling_factor(options, samples)
+    highest = ", ".join(f"{part} {lr * factor:.3g}" for phase in phases for part, lr in phase.lr.items() if lr)
+    rank_zero_info(
+        f"lr_scaling {options.lr_scaling}: {samples} samples a step, rates are for "
+        f"{options.lr_base_batch or LR_BASE_BATCH}; learning rates x {factor:.4g}, at most {highest}"
+    )
 
-    They are the children of the module with most parameters among those whose children, two or more, are all of one
-    class: the layers of a transformer, the blocks of a ResNet's last stage.
 
-    Args:
-        network: transformer or convolutional network.
-        name: of the network, for messages.
+def step_seed(epoch: int, batch_idx: int, rank: int) -> int:
+    """Seed in [0, 2**63) for the dropout of one batch on one process: a hash of run seed, epoch, batch and rank.
 
-    Raises:
-        UserError: if there are no such blocks.
+    The seed of the run is the one that ``seed_everything`` leaves in ``PL_GLOBAL_SEED``, 0 if there is none.
     """
-    best: list[nn.Module] = []
-    best_size = 0
-    for module in network.modules():
-        children = list(module.children())
-        if len(children) < 2 or len({type(child) for child in children}) > 1:
-            continue
-        size = sum(parameter.numel() for parameter in module.parameters())
-        if size > best_size:
-            best, best_size = children, size
-    if not best:
-        raise UserError(f"{name} has no blocks that repeat; choose another freeze mode")
-    return best
+    place = f"{os.environ.get('PL_GLOBAL_SEED', '0')}/{epoch}/{batch_idx}/{rank}"
+    return int.from_bytes(hashlib.blake2b(place.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def layer_depths(network: nn.Module, name: str) -> Mapping[str, int]:
-    """How deep in the network each parameter lies.
+def seed_step(device: torch.device, seed: int) -> None:
+    """Seed the generators that a step on a device uses: its own and that of the CPU.
 
-    Args:
-        network: its n blocks are found by ``blocks``.
-        name: of the network, for messages.
-
-    Returns:
-        For each parameter's name 0 before the blocks, 1 to n in them, n + 1 after them.
+    ``torch.manual_seed`` seeds every kind of accelerator that torch knows, present or not, which takes milliseconds.
     """
-    layers = blocks(network, name)
-    inside = {id(parameter): index + 1 for index, block in enumerate(layers) for parameter in block.parameters()}
-    depths: dict[str, int] = {}
-    # Parameters are registered in the order of computation: what is seen before the first block lies below it.
-    outside = 0
-    for key, parameter in network.named_parameters():
-        depths[key] = inside.get(id(parameter), outside)
-        if id(parameter) in inside:
-            outside = len(layers) + 1
-    return depths
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
 
 
-def layer_scales(network: nn.Module, name: str, decay: float) -> Mapping[str, float]:
-    """How much slower each parameter learns under layer-wise decay.
+def adamw(
+    groups: list[dict[str, Any]], phase: TrainingPhase, options: OptimOptions, precision: str = "32-true"
+) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter, 2019) over ``parameter_groups``, with a phase's learning rates for the beginning.
 
-    What comes after the blocks has 1, the last block ``decay``, each one before ``decay`` times less, what comes
-    before the blocks least (Clark et al., ELECTRA, 2020; Bao et al., BEiT, 2021).
-
-    Args:
-        network: its blocks are found by ``blocks``.
-        name: of the network, for messages.
-        decay: factor from each layer to the one below it, in (0, 1].
-
-    Returns:
-        For each parameter's name a factor in (0, 1].
+    On CPUs it is fused, because otherwise torch goes through the weights one operation at a time. On GPUs torch's own
+    choice is as fast, and in mixed precision Lightning does not clip the gradients of fused optimizers.
     """
-    top = len(blocks(network, name)) + 1
-    return {key: decay ** (top - depth) for key, depth in layer_depths(network, name).items()}
-
-
-def stands_still(network: nn.Module) -> bool:
-    """Whether a network always gives the same for the same input: nothing in it learns, dropout and statistics rest."""
-    learns = any(parameter.requires_grad for parameter in network.parameters())
-    return not learns and not any(module.training for module in network.modules())
+    for group in groups:
+        group["lr"] = group.get("own_lr", phase.lr[group["part"]]) * group["lr_scale"]
+    on_cpu = all(parameter.device.type == "cpu" for group in groups for parameter in group["params"])
+    fused = on_cpu and "mixed" not in precision
+    return torch.optim.AdamW(groups, betas=options.betas, eps=options.eps, fused=fused)
 
 
 def parameter_groups(
@@ -522,22 +316,22 @@ def parameter_groups(
     weight_decay: float,
     layer_decay: float = 1.0,
     frozen: Collection[nn.Parameter] = (),
-    temperature: Sequence[nn.Parameter] = (),
-    temperature_lr: float | None = None,
+    logit_scale: Sequence[nn.Parameter] = (),
+    logit_scale_lr: float | None = None,
 ) -> list[dict[str, Any]]:
     """Groups for the optimizer; every parameter that is ever trained is in exactly one of them.
 
-    Biases, norms, the temperature and what an architecture names in ``no_weight_decay()`` are not decayed.
+    Biases, norms, the logit scale and what an architecture names in ``no_weight_decay()`` are not decayed.
 
     Args:
-        model: holds the backbones; all its other parameters are of the part ``head``.
+        model: contains the backbones; all its other parameters are of the part ``head``.
         backbones: networks by the name that their groups begin with.
         weight_decay: for the other parameters.
         layer_decay: factor of the learning rate from each layer of a backbone to the one below it
             (Clark et al., ELECTRA, 2020; Bao et al., BEiT, 2021), 1 for none.
-        frozen: parameters that do not train now but will, so that the optimizer never has to change its groups.
-        temperature: parameters of the temperature.
-        temperature_lr: their own highest learning rate, that of the heads where it is not given.
+        frozen: parameters that are trained later, so that the optimizer never has to change its groups.
+        logit_scale: its parameters.
+        logit_scale_lr: their own highest learning rate, that of the heads where it is None.
 
     Returns:
         Dicts with ``params``, ``weight_decay``, ``name`` (unique), ``part``, ``lr_scale`` in (0, 1], the factor of the
@@ -551,21 +345,16 @@ def parameter_groups(
                 name = f"{prefix}{layer}_{'decay' if group['weight_decay'] else 'no_decay'}"
                 groups.append({"lr_scale": 1.0, **group, "name": name, "part": "backbone"})
         apart = {id(parameter) for backbone in backbones.values() for parameter in backbone.parameters()}
-        apart |= {id(parameter) for parameter in temperature}
+        apart |= {id(parameter) for parameter in logit_scale}
         heads = [p for p in model.parameters() if p.requires_grad and id(p) not in apart]
         for name, decay in (("head_decay", weight_decay), ("head_no_decay", 0.0)):
             params = [parameter for parameter in heads if (parameter.ndim > 1) == (name == "head_decay")]
             if params:
                 groups.append({"params": params, "weight_decay": decay, "lr_scale": 1.0, "name": name, "part": "head"})
-    if temperature:
-        group = {
-            "params": list(temperature),
-            "weight_decay": 0.0,
-            "lr_scale": 1.0,
-            "name": "temperature",
-            "part": "head",
-        }
-        groups.append(group if temperature_lr is None else {**group, "own_lr": temperature_lr})
+    if logit_scale:
+        scale = {"params": list(logit_scale), "weight_decay": 0.0, "lr_scale": 1.0}
+        own = {} if logit_scale_lr is None else {"own_lr": logit_scale_lr}
+        groups.append({**scale, "name": "logit_scale", "part": "head", **own})
     return groups
 
 
@@ -601,3 +390,53 @@ def _trainable(parameters: Collection[nn.Parameter]) -> Iterator[None]:
     finally:
         for parameter, required in zip(parameters, before, strict=True):
             parameter.requires_grad_(required)
+
+
+def is_frozen(network: nn.Module) -> bool:
+    """Whether a network always outputs the same for the same input: nothing is trainable, or in training mode."""
+    trainable = any(parameter.requires_grad for parameter in network.parameters())
+    return not trainable and not any(module.training for module in network.modules())
+
+
+def blocks(network: nn.Module, name: str) -> list[nn.Module]:
+    """The blocks that a network is mainly made of, in the order of computation.
+
+    They are the children of the module with most parameters among those whose children, two or more, are all of one
+    class: the layers of a transformer, the blocks of a ResNet's last stage.
+    """
+    best: list[nn.Module] = []
+    best_size = 0
+    for module in network.modules():
+        children = list(module.children())
+        if len(children) < 2 or len({type(child) for child in children}) > 1:
+            continue
+        size = sum(parameter.numel() for parameter in module.parameters())
+        if size > best_size:
+            best, best_size = children, size
+    if not best:
+        raise UserError(f"{name} has no blocks that repeat; choose another freeze mode")
+    return best
+
+
+def layer_depths(network: nn.Module, name: str) -> Mapping[str, int]:
+    """Depth of each parameter by its name: 0 before the n ``blocks``, 1 to n in them, n + 1 after them."""
+    layers = blocks(network, name)
+    inside = {id(parameter): index + 1 for index, block in enumerate(layers) for parameter in block.parameters()}
+    depths: dict[str, int] = {}
+    # Parameters are registered in the order of computation: what comes before the first block is below it.
+    outside = 0
+    for key, parameter in network.named_parameters():
+        depths[key] = inside.get(id(parameter), outside)
+        if id(parameter) in inside:
+            outside = len(layers) + 1
+    return depths
+
+
+def layer_scales(network: nn.Module, name: str, decay: float) -> Mapping[str, float]:
+    """Factor of each parameter's learning rate under layer-wise decay, in (0, 1].
+
+    What comes after the blocks has 1, the last block ``decay``, each one before ``decay`` times less, what comes
+    before the blocks least (Clark et al., ELECTRA, 2020; Bao et al., BEiT, 2021).
+    """
+    top = len(blocks(network, name)) + 1
+    return {key: decay ** (top - depth) for key, depth in layer_depths(network, name).items()}

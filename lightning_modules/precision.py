@@ -2,7 +2,7 @@
 
 bfloat16 has eight significant bits: near ln 100 its values are 0.03 apart, so a step of 1e-3 of the logit scale is
 rounded away, and sums of ones stop growing at 256. Whatever is small and is added to in small steps, or in many,
-therefore keeps its precision; the large matrices, for which half precision is asked for, do not.
+therefore keeps its precision; the large matrices, for which half precision pays off, do not.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class _ComputesFloat32(KeepsFloat32):
         """
         features = features.to(next(self.parameters()).dtype)
         device = features.device.type
-        # Costs are counted on the meta device, of which autocast knows nothing.
+        # Costs are computed on the meta device, which autocast does not know.
         if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
             return self._computed(features)
         with torch.autocast(device, enabled=False):
@@ -70,24 +70,20 @@ class _ComputesFloat32(KeepsFloat32):
 class Float32Linear(_ComputesFloat32, nn.Linear):
     """A linear layer that computes in float32, also under autocast and where other weights are in half precision.
 
-    The last layer of a classifier: rounded logits would be equal ever so often, and which class is predicted then is
-    luck.
+    The last layer of a classifier: rounded logits would often be equal, and the predicted class would be
+    chance.
     """
 
 
 class Float32Sequential(_ComputesFloat32, nn.Sequential):
-    """Several layers of which the same is true."""
+    """Several layers that compute in float32."""
 
 
 def keep_small_steps(model: nn.Module, convert: Callable[[], object]) -> None:
     """Convert a model, but leave BatchNorm and low-rank adapters in the precision that they have.
 
-    Running statistics grow in small steps, and so do adapters, which begin as zero beside frozen weights. Where weights
-    are shared out among processes, those of a block must be of one type, so these are cast too.
-
-    Args:
-        model: changed in place.
-        convert: does so.
+    Running statistics grow in small steps, and so do adapters, which begin as zero next to frozen weights. Where
+    weights are sharded among processes, those of a block must be of one type, so these are cast too.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     small = [tensor for norm in norms for tensor in norm.parameters()]
@@ -106,11 +102,7 @@ def keep_small_steps(model: nn.Module, convert: Callable[[], object]) -> None:
 
 
 def check_half_precision(trainer: Trainer) -> None:
-    """Say what training in true half precision costs, and refuse what cannot work in it.
-
-    Raises:
-        UserError: where weights are averaged, because an average in half precision stands still.
-    """
+    """Warn what training in true half precision costs, and refuse what cannot work in it."""
     precision = str(trainer.precision)
     if precision not in ("bf16-true", "16-true"):
         return
@@ -118,7 +110,7 @@ def check_half_precision(trainer: Trainer) -> None:
     if any(isinstance(callback, WeightAveraging) for callback in getattr(trainer, "callbacks", [])):
         raise UserError(
             f"trainer.precision: {precision} keeps weights in half precision, in which their moving average (EMA) "
-            f"stands still; use {kind}-mixed, or leave the averaging out"
+            f"does not move; use {kind}-mixed, or leave the averaging out"
         )
     rank_zero_warn(
         f"trainer.precision: {precision} keeps weights in half precision, so updates below about 1/"

@@ -41,6 +41,9 @@ _FORMER_MODULES = {
 }
 """Modules of version 0.1 that runs and experiment files may name, and where their classes are now."""
 
+_OPTIONS = ("answers", "logit_scale", "memory", "optim_options")
+"""Arguments of models that are dataclasses, of which null was the default in version 0.1."""
+
 _STRING = "tag:yaml.org,2002:str"
 _NULL = "tag:yaml.org,2002:null"
 
@@ -214,7 +217,22 @@ def read_experiment(path: str | Path) -> dict[str, Any]:
             content[key] = _read(part)
         elif key != "trainer":
             content[key] = {"class_path": value}
-    return {key: _with_present_classes(value) for key, value in content.items()}
+    content = {key: _with_present_classes(value) for key, value in content.items()}
+    model = content.get("model")
+    if isinstance(model, dict) and isinstance(arguments := model.get("init_args"), dict):
+        content["model"] = {**model, "init_args": _current_arguments(str(model.get("class_path", "")), arguments)}
+    return content
+
+
+def _current_arguments(class_path: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's arguments; in version 0.1 ``logit_scale`` was ``temperature``, and null the default of options."""
+    found = {name: value for name, value in arguments.items() if value is not None or name not in _OPTIONS}
+    scale = found.get("temperature")
+    if class_path.endswith("DualEncoder") or (not class_path and isinstance(scale, dict)):
+        found.pop("temperature", None)
+        if scale:
+            found["logit_scale"] = {"trainable" if key == "learned" else key: value for key, value in scale.items()}
+    return found
 
 
 def current_class_path(class_path: str) -> str:

@@ -74,6 +74,12 @@ _SCAFFOLDING = ("Problem with", "Does not validate", "Subtypes:", "Errors:", "Gi
 """Lines of jsonargparse's report that only hold the tree together."""
 
 
+_OUT_OF_RANGE = re.compile(
+    r"1 validation error for [^;\n]+[;\n]\s*Input should ([^\[]+?) \[type=.*?\]([;\n].*pydantic\.dev\S*)?"
+)
+"""Pydantic's report of a number out of range; the group is what it must be."""
+
+
 def run_reporting_user_errors(command: Callable[[], None]) -> int:
     """Run a command; print a user's mistake as one line instead of a traceback.
 
@@ -232,6 +238,8 @@ def one_line(message: str) -> str:
         return " ".join(message.split())
     class_path = re.search(r"Problem with given class_path '([^']+)'", message)
     where = ".".join(keys) + (f" ({class_path[1]})" if class_path else "")
+    # Of pydantic's report of a number out of range only what it must be.
+    message = _OUT_OF_RANGE.sub(r"must \1", message)
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
     # What follows the key on its own line, and the leaves of the tree.
     lines = [re.sub(r'^.*[Pp]arser key "[^"]+":? ?', "", line) for line in lines]

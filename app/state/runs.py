@@ -102,7 +102,7 @@ class ServedRun:
         import torch
 
         from lightning_modules.checkpoint import load_task
-        from lightning_modules.dual_encoder import EmbeddingTask
+        from lightning_modules.dual_encoder import DualEncoder
 
         files = Run(path)
         if CHECKPOINT not in files.checkpoints:
@@ -112,7 +112,7 @@ class ServedRun:
         self._model = load_task(
             files.checkpoints[CHECKPOINT], device or ("cuda" if torch.cuda.is_available() else "cpu")
         )
-        self.kind: Kind = "dual encoder" if isinstance(self._model, EmbeddingTask) else "classifier"
+        self.kind: Kind = "dual encoder" if isinstance(self._model, DualEncoder) else "classifier"
         found = getattr(self._model, "tasks", {})
         self.tasks: dict[str, list[str]] = {task: list(classes) for task, classes in found.items()}
         self.notes: list[str] = []
@@ -203,7 +203,7 @@ class ServedRun:
         """
         if self.kind != "dual encoder":
             raise UserError(f"{self.name}: is a {self.kind} and reads no texts; choose a dual encoder")
-        return float(cast("Any", self._model).objective.temperature()[0].detach())
+        return float(cast("Any", self._model).objective.logit_scale()[0].detach())
 
     @cached_property
     def weights(self) -> str:

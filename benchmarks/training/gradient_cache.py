@@ -38,9 +38,10 @@ def step(case: str, batch_size: int, chunk_size: int) -> dict[str, float]:
     import torch
 
     from lightning_modules.dual_encoder import DualEncoder
+    from lightning_modules.options import TowerOptions
 
     task = DualEncoder(
-        {"image": "resnet18", "image_pretrained": False, "text": "distilbert-base-uncased", "text_pretrained": False},
+        TowerOptions(image="resnet18", image_pretrained=False, text="distilbert-base-uncased", text_pretrained=False),
         image_size=IMAGE_SIZE,
         chunk_size=chunk_size if case == CASES[1] else 0,
     )

@@ -328,7 +328,7 @@ class _Pairs(nn.Module):
 
     def __init__(self, task: DualEncoder) -> None:
         super().__init__()
-        self.towers, self.log_scale = task.towers, task.objective.temperature.log_scale
+        self.towers, self.log_scale = task.towers, task.objective.logit_scale.log_scale
 
     def features(self, image: torch.Tensor, caption: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         assert self.towers.tokenizer is not None

@@ -21,7 +21,7 @@ from torch import nn
 
 from evaluation.saliency.layers import Size, looked_at, map_layer, watched_attention
 from lightning_modules.classification import ClassificationTask
-from lightning_modules.dual_encoder import EmbeddingTask
+from lightning_modules.dual_encoder import DualEncoder
 from vitrail.errors import UserError
 from vitrail.types import LABEL_TASK
 
@@ -53,10 +53,10 @@ def class_scores(model: nn.Module, task: str | None = None) -> Scores:
     if isinstance(model, ClassificationTask):
         classifier = model
         return lambda image: classifier.classify(classifier.image_features(image))[name].float()
-    if isinstance(model, EmbeddingTask) and name == LABEL_TASK:
+    if isinstance(model, DualEncoder) and name == LABEL_TASK:
         with _undisturbed(model), torch.no_grad():
             # A copy: what was computed in inference mode before cannot take part in a gradient.
-            embeddings = model.class_embeddings() * cast("Any", model.objective).temperature()[0]
+            embeddings = model.class_embeddings() * cast("Any", model.objective).logit_scale()[0]
         return _similarity(model, embeddings)
     raise UserError(f"{type(model).__name__}: explains neither classes nor texts; use a classifier or a dual encoder")
 
@@ -71,7 +71,7 @@ def text_scores(model: nn.Module, texts: list[str]) -> Scores:
     Raises:
         UserError: if the model reads no texts.
     """
-    if not isinstance(model, EmbeddingTask):
+    if not isinstance(model, DualEncoder):
         raise UserError(f"--text: {type(model).__name__} has no text encoder; use a dual encoder, or leave --text out")
     with _undisturbed(model), torch.no_grad():
         embeddings = model.encode_text(texts)
@@ -196,7 +196,7 @@ def image_backbone(model: nn.Module) -> nn.Module:
     return backbone
 
 
-def _similarity(model: EmbeddingTask, embeddings: torch.Tensor) -> Scores:
+def _similarity(model: DualEncoder, embeddings: torch.Tensor) -> Scores:
     return lambda image: model.encode_image(image) @ embeddings.T
 
 

@@ -20,7 +20,7 @@ import torch
 from evaluation.statistics.intervals import accuracy, known
 from evaluation.tables.summary import share
 from evaluation.weights.zero_shot import predict_classes, restricted_accuracy
-from lightning_modules.encoders.image import misfits
+from lightning_modules.encoders.weights import misfits
 from vitrail.errors import UserError
 from vitrail.files import write_atomically, write_csv
 from vitrail.predictions import predicted_classes

@@ -203,7 +203,7 @@ class _ImageTower(nn.Module):
         self.task = task
         if task.tasks:
             with torch.no_grad():
-                self.register_buffer("classes", (task.objective.temperature()[0] * task.class_embeddings()).clone())
+                self.register_buffer("classes", (task.objective.logit_scale()[0] * task.class_embeddings()).clone())
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         embedding = self.task.encode_image(image)

@@ -359,7 +359,7 @@ def summary_of(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: if the folder is no finished export, or its files are not those that were exported.
     """
-    from lightning_modules.encoders.image import file_sha256
+    from lightning_modules.encoders.weights import file_sha256
 
     path = folder / SUMMARY
     try:
@@ -383,7 +383,7 @@ def _check_name(name: str, key: str) -> None:
 def _check_reachable(name: str) -> None:
     from huggingface_hub import constants
 
-    from lightning_modules.encoders.image import reachable
+    from lightning_modules.encoders.weights import reachable
 
     if constants.HF_HUB_OFFLINE or not reachable(constants.ENDPOINT, _WAIT):
         cause = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"no answer from {constants.ENDPOINT}"

@@ -21,7 +21,7 @@ from evaluation.cost.efficiency import BatchCost, ratio_text
 from evaluation.tables.summary import markdown_rows
 from experiments.export.graphs import IMAGE_EMBEDDING, LOGITS, TEXT_EMBEDDING, Arrays, Runner
 from lightning_modules.base import VisionTask, real_rows
-from lightning_modules.dual_encoder import EmbeddingTask
+from lightning_modules.dual_encoder import DualEncoder
 from vitrail.errors import UserError
 from vitrail.predictions import predicted_classes
 from vitrail.types import UNKNOWN
@@ -91,7 +91,7 @@ def measure(
             texts |= dict.fromkeys(text for several in batch.get("captions", []) for text in several if text)
     mine, truth = own.joined(), targets.joined()
     found = {form: _rows(mine, other.joined(), truth) for form, other in others.items()}
-    if isinstance(task, EmbeddingTask):
+    if isinstance(task, DualEncoder):
         prompts = [prompt for prompts in task.class_prompts for prompt in prompts]
         # Without texts of its own the text tower is compared all the same.
         some = list(dict.fromkeys([*prompts, *texts]))[:MAX_TEXTS] or [*_TEXTS_OF_NOBODY]
@@ -157,7 +157,7 @@ def _rows(mine: Arrays, other: Arrays, targets: Arrays) -> list[Parity]:
 
 
 def _text_rows(
-    task: EmbeddingTask, texts: Sequence[str], mine: NDArray[np.float32], other: NDArray[np.float32], runner: Runner
+    task: DualEncoder, texts: Sequence[str], mine: NDArray[np.float32], other: NDArray[np.float32], runner: Runner
 ) -> list[Parity]:
     """The text tower by its embeddings, and both towers by which text each image is likest to."""
     assert task.towers.tokenizer is not None

@@ -15,8 +15,8 @@ import torch
 from evaluation.tables.summary import plain
 from lightning_modules.base import VisionTask
 from lightning_modules.checkpoint import task_from
-from lightning_modules.dual_encoder import EmbeddingTask
-from lightning_modules.encoders.image import misfits
+from lightning_modules.dual_encoder import DualEncoder
+from lightning_modules.encoders.weights import misfits
 from vitrail.errors import UserError
 from vitrail.files import current_keys
 from vitrail.runs import Run
@@ -88,7 +88,7 @@ def from_strings(strings: Mapping[str, str], origin: str | Path) -> dict[str, An
 
 def write_tokenizer(task: VisionTask, folder: Path) -> None:
     """Writes ``tokenizer.json`` of a task that reads texts."""
-    if isinstance(task, EmbeddingTask) and task.towers.tokenizer is not None:
+    if isinstance(task, DualEncoder) and task.towers.tokenizer is not None:
         (folder / TOKENIZER).write_text(task.towers.tokenizer.state["pipeline"], encoding="utf-8")
 
 
@@ -98,7 +98,7 @@ def write_summary(folder: Path, values: Mapping[str, Any]) -> None:
 
 
 def _text(task: VisionTask) -> dict[str, Any] | None:
-    if not isinstance(task, EmbeddingTask) or task.towers.tokenizer is None:
+    if not isinstance(task, DualEncoder) or task.towers.tokenizer is None:
         return None
     state = task.towers.tokenizer.state
     return {

@@ -43,6 +43,7 @@ from experiments.train.opened_run import opened_arguments
 from experiments.train.run_record import RunRecorder
 from lightning_modules.base import VisionTask
 from lightning_modules.distributed import FullySharded
+from lightning_modules.options import current_arguments
 from vitrail.config import one_config
 from vitrail.errors import UserError, run_reporting_user_errors, was_interrupted
 from vitrail.files import check_zip, write_text_atomically
@@ -110,12 +111,14 @@ def refuse_conflicting_checkpoint(model: LightningModule, checkpoint: Path, *, t
             f"--ckpt_path {checkpoint}: holds weights but no state of a training, so none can go on from it; give "
             "last.ckpt of the run, or begin anew with these weights as model.init_args.pretrained"
         )
-    theirs = {key: value for key, value in saved["hyper_parameters"].items() if key not in _NOT_COMPARED}
-    ours = {key: _plain(value) for key, value in model.hparams.items() if key not in _NOT_COMPARED}
+    theirs, ours = (
+        {key: _plain(value) for key, value in current_arguments(type(model), given).items() if key not in _NOT_COMPARED}
+        for given in (saved["hyper_parameters"], model.hparams)
+    )
     different = [
-        f"{key}: the checkpoint has {_short(_plain(theirs[key]))}, the configuration {_short(ours[key])}"
+        f"{key}: the checkpoint has {_short(theirs[key])}, the configuration {_short(ours[key])}"
         for key in ours
-        if key in theirs and _plain(theirs[key]) != ours[key]
+        if key in theirs and theirs[key] != ours[key]
     ]
     if different:
         raise UserError(

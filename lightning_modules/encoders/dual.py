@@ -1,46 +1,22 @@
-"""The two encoders of a dual encoder, and what a task may ask of them.
+"""The encoders of a dual encoder.
 
-``TwoTowers`` joins any ``timm`` network with any ``transformers`` text model by projection heads; a model that was
-pretrained as a whole is in ``whole_model.py``.
-
-From a tower's features to the space that images and texts share.
-
-Dual encoders that were pretrained as a whole: CLIP and SigLIP in ``transformers``.
-
-OpenAI's CLIP with a residual network as its image tower (Radford et al., 2021, table 20), with random weights.
-
-``transformers`` has only CLIP's vision transformers. The image tower is ``timm``'s, the text tower is the causal
-transformer of ``transformers``; both are as wide and as deep as the originals, so counts and costs are theirs.
+``TwoTowers`` joins any ``timm`` network with any ``transformers`` text model by projection heads, ``WholeModel`` is
+CLIP or SigLIP as pretrained, ``ClipResNet`` is CLIP with a residual network.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self, TypedDict, cast, get_args
+from typing import Any, Literal, NamedTuple, Self, cast, get_args
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from lightning_modules.encoders.image import (
-    ImageEncoder,
-    InputOptions,
-    Normalize,
-    WeightsOrigin,
-    hub_directory,
-    warn_of_other_inputs,
-    weights_origin,
-)
-from lightning_modules.encoders.image_processing import (
-    FILES,
-    Preprocessing,
-    Statistics,
-    image_processor,
-    preprocessing_of,
-    statistics_of,
-)
-from lightning_modules.encoders.text import Pooling, TextEncoder, checked_length, longest_text
+from lightning_modules.encoders.image import ImageEncoder, InputOptions, Normalize
+from lightning_modules.encoders.text import TextEncoder, checked_length, longest_text
 from lightning_modules.encoders.tokenizer import (
     SPECIAL_IDS,
     TextTokenizer,
@@ -49,13 +25,21 @@ from lightning_modules.encoders.tokenizer import (
     trained_tokenizer,
 )
 from lightning_modules.encoders.transformers import (
+    PROCESSOR_FILES,
+    Preprocessing,
+    Statistics,
     build_model,
     configuration_from_values,
     configuration_values,
+    image_processor,
     load_model,
     model_configuration,
     model_directory,
+    preprocessing_of,
+    statistics_of,
 )
+from lightning_modules.encoders.weights import WeightsOrigin, hub_directory, weights_origin
+from lightning_modules.options import TowerOptions, checked
 from lightning_modules.precision import Conversion, not_halved
 from vitrail.errors import UserError
 
@@ -64,11 +48,6 @@ class ProjectionHead(nn.Module):
     """Linear, then a residual block with GELU and dropout, then LayerNorm.
 
     The head of the reference project (Mini-CLIP), as in M. M. Shariatnia, "Simple CLIP", 2021.
-
-    Args:
-        in_features: length of the tower's features.
-        embed_dim: length of the embeddings.
-        drop_rate: of the residual block, in [0, 1).
     """
 
     def __init__(self, in_features: int, embed_dim: int, drop_rate: float = 0.1) -> None:
@@ -98,101 +77,22 @@ Architectures = dict[str, dict[str, Any]]
 """Configurations that a checkpoint keeps, so that it can be loaded without the folders that they came from."""
 
 
-class TowerOptions(TypedDict, total=False):
-    """Which encoders; either ``model`` or ``image`` and ``text``.
-
-    Attributes:
-        model: a whole pretrained dual encoder (CLIP, SigLIP): local folder or name on the hub.
-        pretrained: whether ``model`` has its pretrained weights, default true.
-        image: name of the image tower in timm.
-        image_pretrained: true for the weights on the hub, false for random ones, or a weights file; default true.
-        text: the text tower: local folder or name on the hub.
-        text_pretrained: whether it has its pretrained weights; else a tokenizer is trained on the captions; default
-            true.
-        pooling: how the text tower's tokens become one vector: auto, cls, eos (the last token) or mean; default auto,
-            its own rule, refused where it is not known.
-        max_length: longest text in tokens; default 64, or the model's longest, if that is shorter; with ``model`` its
-            longest.
-        embed_dim: length of the embeddings that both towers are projected to; default 256.
-        projection_dropout: dropout of the projection heads, in [0, 1); default 0.1.
-    """
-
-    model: str
-    pretrained: bool
-    image: str
-    image_pretrained: bool | str
-    text: str
-    text_pretrained: bool
-    pooling: Pooling
-    max_length: int
-    embed_dim: int
-    projection_dropout: float
-
-
 class Towers(nn.Module, ABC):
     """Encodes images and texts into one space.
 
     Attributes:
+        name: of the pretrained weights of the image tower, for messages.
         embed_dim: length of the embeddings.
-        input_options: how the images were made that the pretrained weights learned from.
+        input_options: how the images were made that the pretrained weights were trained on.
         tokenizer: None until the weights are loaded or one was trained.
+        wholly_pretrained: whether no weight is initialised at random.
     """
 
+    name: str
     embed_dim: int
     input_options: InputOptions
     tokenizer: TextTokenizer | None
-
-    @abstractmethod
-    def image_features(self, image: torch.Tensor) -> torch.Tensor:
-        """What the image backbone puts out.
-
-        Args:
-            image: uint8 ``(B, 3, H, W)``, RGB.
-
-        Returns:
-            float ``(B, D)``.
-        """
-
-    @abstractmethod
-    def text_features(self, tokens: Tokens) -> torch.Tensor:
-        """What the text backbone puts out.
-
-        Returns:
-            float ``(B, D)``.
-        """
-
-    def project(self, side: Side, features: torch.Tensor) -> torch.Tensor:
-        """From the features of one side into the common space.
-
-        Args:
-            side: image or text.
-            features: float ``(B, D)``, of its backbone.
-
-        Returns:
-            float ``(B, embed_dim)``, not of unit length.
-        """
-        for projection in self.projections(side):
-            features = projection(features)
-        return features
-
-    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
-        """Embeddings of images, not of unit length.
-
-        Args:
-            image: uint8 ``(B, 3, H, W)``, RGB.
-
-        Returns:
-            float ``(B, embed_dim)``.
-        """
-        return self.project("image", self.image_features(image))
-
-    def encode_text(self, tokens: Tokens) -> torch.Tensor:
-        """Embeddings of texts, not of unit length.
-
-        Returns:
-            float ``(B, embed_dim)``.
-        """
-        return self.project("text", self.text_features(tokens))
+    wholly_pretrained = False
 
     @abstractmethod
     def backbone(self, side: Side) -> nn.Module:
@@ -200,90 +100,83 @@ class Towers(nn.Module, ABC):
 
     @abstractmethod
     def projections(self, side: Side) -> list[nn.Module]:
-        """The part of a tower that maps its features into the common space; may be nothing."""
+        """The part of a tower that maps its features into the common space; may be empty."""
 
     @abstractmethod
-    def load_pretrained(self) -> None:
-        """Replace random weights by pretrained ones, once, where there are to be any.
+    def image_features(self, image: torch.Tensor) -> torch.Tensor:
+        """Output of the image backbone, float ``(B, D)``, for uint8 images ``(B, 3, H, W)``, RGB."""
 
-        Raises:
-            UserError: if they cannot be had or do not fit.
-        """
+    @abstractmethod
+    def text_features(self, tokens: Tokens) -> torch.Tensor:
+        """Output of the text backbone, float ``(B, D)``."""
 
     @abstractmethod
     def train_tokenizer(self, texts: list[str]) -> TextTokenizer:
-        """A tokenizer learned from texts."""
+        """A tokenizer trained on texts."""
 
-    @abstractmethod
-    def warn_of_other_inputs(self, options: InputOptions) -> None:
-        """One warning line where images are made otherwise than those that the weights learned from."""
+    def project(self, side: Side, features: torch.Tensor) -> torch.Tensor:
+        """Map the features of one side, float ``(B, D)``, to ``(B, embed_dim)``, not of unit length."""
+        for projection in self.projections(side):
+            features = projection(features)
+        return features
+
+    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+        """Embeddings of uint8 images ``(B, 3, H, W)``, float ``(B, embed_dim)``, not of unit length."""
+        return self.project("image", self.image_features(image))
+
+    def encode_text(self, tokens: Tokens) -> torch.Tensor:
+        """Embeddings of texts, float ``(B, embed_dim)``, not of unit length."""
+        return self.project("text", self.text_features(tokens))
+
+    def load_pretrained(self) -> None:
+        """Replace random weights by pretrained ones, once, where there are to be any."""
 
     @property
-    @abstractmethod
     def own_inputs(self) -> InputOptions | None:
         """How images must be made for the pretrained weights of the image tower; None where there are none."""
+        return None
 
     @property
-    @abstractmethod
-    def wholly_pretrained(self) -> bool:
-        """Whether nothing begins random."""
-
-    @property
-    @abstractmethod
     def origins(self) -> list[WeightsOrigin]:
         """Where the pretrained weights came from that were loaded."""
+        return []
 
     @property
-    @abstractmethod
     def architectures(self) -> Architectures:
         """What a checkpoint keeps of the configurations."""
+        return {}
 
-    def pretrained_temperature(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Logarithm of the scale, and bias, that came with the weights; nothing where there were none."""
+    def pretrained_logit_scale(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Logarithm of the scale, and bias, that came with the weights; None where there were none."""
         return None, None
 
 
 class TwoTowers(Towers):
-    """A timm network and a transformers text model, each with a ``ProjectionHead``.
-
-    Args:
-        options: which ones.
-        image_size: height and width of the images in pixels.
-        architectures: as a checkpoint keeps them.
-
-    Raises:
-        UserError: if a name is unknown or the settings do not fit together.
-    """
+    """A timm network and a transformers text model, each with a ``ProjectionHead``."""
 
     def __init__(self, options: TowerOptions, image_size: int, architectures: Architectures | None) -> None:
         super().__init__()
         saved = architectures or {}
-        name, pretrained = options.get("text", ""), options.get("text_pretrained", True)
+        name, pretrained = options.text or "", options.text_pretrained
         if "text" in saved:
             configuration = configuration_from_values(saved["text"])
         else:
             configuration = model_configuration(name, pretrained, "towers.text")
-        self.image = ImageEncoder(options.get("image", ""), image_size, options.get("image_pretrained", True))
+        self.image = ImageEncoder(options.image or "", image_size, options.image_pretrained)
         self.image.part = "towers.image"
         self.text = TextEncoder(
             name,
             configuration,
             pretrained=pretrained,
-            pooling=options.get("pooling", "auto"),
-            max_length=options.get("max_length"),
+            pooling=options.pooling,
+            max_length=options.max_length,
             directory="" if "text" in saved else model_directory(name, "towers.text"),
             rule=saved["pooling"]["rule"] if "text" in saved else None,
         )
-        self.embed_dim = options.get("embed_dim", 256)
-        drop_rate = options.get("projection_dropout", 0.1)
-        if self.embed_dim < 1 or not 0 <= drop_rate < 1:
-            raise UserError(
-                f"towers: embed_dim must be at least 1 and projection_dropout in [0, 1), got {self.embed_dim} and "
-                f"{drop_rate}"
-            )
+        self.embed_dim, drop_rate = options.embed_dim, options.projection_dropout
         self.image_projection = ProjectionHead(self.image.num_features, self.embed_dim, drop_rate)
         self.text_projection = ProjectionHead(self.text.num_features, self.embed_dim, drop_rate)
-        self.input_options = self.image.input_options
+        self.name, self.input_options = self.image.name, self.image.input_options
 
     def image_features(self, image: torch.Tensor) -> torch.Tensor:
         """See ``Towers``."""
@@ -319,19 +212,10 @@ class TwoTowers(Towers):
         """See ``Towers``."""
         return self.text.train_tokenizer(texts)
 
-    def warn_of_other_inputs(self, options: InputOptions) -> None:
-        """See ``Towers``."""
-        self.image.warn_of_other_inputs(options)
-
     @property
     def own_inputs(self) -> InputOptions | None:
         """See ``Towers``."""
         return self.image.own_inputs
-
-    @property
-    def wholly_pretrained(self) -> bool:
-        """Its projections always begin random."""
-        return False
 
     @property
     def origins(self) -> list[WeightsOrigin]:
@@ -346,35 +230,28 @@ class TwoTowers(Towers):
 
 def random_towers(options: TowerOptions) -> TowerOptions:
     """The same towers without pretrained weights."""
-    if options.get("model"):
-        return {**options, "pretrained": False}
-    return {**options, "image_pretrained": False, "text_pretrained": False}
+    if options.model:
+        return replace(options, pretrained=False)
+    return replace(options, image_pretrained=False, text_pretrained=False)
 
 
 def build_towers(options: TowerOptions, image_size: int, architectures: Architectures | None = None) -> Towers:
-    """The towers that the options name, with random weights.
-
-    Args:
-        options: which ones.
-        image_size: height and width of the images in pixels.
-        architectures: as a checkpoint keeps them; else configurations are looked up by name.
-
-    Raises:
-        UserError: if an option is unknown or they contradict each other.
-    """
-    if strange := sorted(set(options) - set(TowerOptions.__annotations__)):
-        known = ", ".join(TowerOptions.__annotations__)
-        raise UserError(f"towers: unknown key {strange[0]!r}; known keys are {known}")
-    whole = {"model", "pretrained", "max_length"}
-    if options.get("model"):
-        if others := sorted(set(options) - whole):
+    """The towers that the options name, with random weights."""
+    options = checked(TowerOptions, options, "towers")
+    if options.model:
+        others = [
+            one.name
+            for one in fields(options)
+            if one.name not in ("model", "pretrained", "max_length") and getattr(options, one.name) != one.default
+        ]
+        if others:
             raise UserError(f"towers: {', '.join(others)} do not go with model, which has both towers; leave them out")
-        if options["model"] in RESNETS:
+        if options.model in RESNETS:
             return ClipResNet(options, image_size)
         return WholeModel(options, image_size, architectures)
-    if not (options.get("image") and options.get("text")):
+    if not (options.image and options.text):
         raise UserError("towers: give either model, or image (a timm name) and text (a folder or a name on the hub)")
-    if "pretrained" in options:
+    if not options.pretrained:
         raise UserError("towers.pretrained: belongs to model; for two towers give image_pretrained and text_pretrained")
     return TwoTowers(options, image_size, architectures)
 
@@ -389,26 +266,18 @@ _HALF = (0.5, 0.5, 0.5)
 
 
 class WholeModel(Towers):
-    """CLIP (Radford et al., 2021) or SigLIP (Zhai et al., 2023), with its own projections, tokenizer and temperature.
+    """CLIP (Radford et al., 2021) or SigLIP (Zhai et al., 2023), with its own projections, tokenizer and logit scale.
 
     Images of another size than the model's are encoded with interpolated position embeddings.
-
-    Args:
-        options: ``model``, ``pretrained`` and ``max_length`` are read.
-        image_size: height and width of the images in pixels.
-        architectures: as a checkpoint keeps them.
-
-    Raises:
-        UserError: if the model is of another kind, or the size does not fit its patches.
     """
 
     def __init__(self, options: TowerOptions, image_size: int, architectures: Architectures | None) -> None:
         super().__init__()
-        self.name, self.pretrained = options.get("model", ""), options.get("pretrained", True)
+        self.name, self.wholly_pretrained = options.model or "", options.pretrained
         if architectures and "model" in architectures:
             configuration = configuration_from_values(architectures["model"])
         else:
-            configuration = model_configuration(self.name, self.pretrained, "towers.model")
+            configuration = model_configuration(self.name, self.wholly_pretrained, "towers.model")
         if configuration.model_type == "siglip2":
             raise UserError(
                 f"towers.model: {self.name} is a siglip2 of images of any shape (NaFlex), which is not supported; "
@@ -426,9 +295,9 @@ class WholeModel(Towers):
                 f"do not fit; it was built for {vision.image_size}"
             )
         self.configuration = configuration
-        self.max_length = checked_length(options.get("max_length") or longest_text(text), longest_text(text))
+        self.max_length = checked_length(options.max_length or longest_text(text), longest_text(text))
         self.model = build_model(configuration)
-        # The temperature is the task's; left here as parameters, they would never get a gradient.
+        # The logit scale is the task's; left here as parameters, they would never get a gradient.
         for name in ("logit_scale", "logit_bias"):
             if isinstance(value := getattr(self.model, name, None), nn.Parameter):
                 delattr(self.model, name)
@@ -440,11 +309,11 @@ class WholeModel(Towers):
         self._take_processor(known, image_processor(known, KEY) if known else None)
         self._interpolate = image_size != vision.image_size
         self._origin: WeightsOrigin | None = None
-        self._loaded = not self.pretrained
+        self._loaded = not self.wholly_pretrained
         self.tokenizer: TextTokenizer | None = None
 
     def _apply(self, fn: Conversion, recurse: bool = True) -> Self:
-        """Leave the pretrained scale and bias in float32: the task takes them over."""
+        """Keep the pretrained scale and bias in float32: the task takes them over."""
         exact = {name: value for name, value in self.model.named_buffers(recurse=False) if name.startswith("logit_")}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's
         for name, value in exact.items():
@@ -458,7 +327,7 @@ class WholeModel(Towers):
 
     def text_features(self, tokens: Tokens) -> torch.Tensor:
         """See ``Towers``."""
-        # SigLIP was trained without a mask: it reads the padding, and its summary is the last place.
+        # SigLIP was trained without a mask: it attends to the padding, and pools the last position.
         mask = tokens["attention_mask"] if self.is_clip else None
         outputs = self.backbone("text")(input_ids=tokens["input_ids"], attention_mask=mask)
         return cast("torch.Tensor", outputs.pooler_output)
@@ -484,7 +353,7 @@ class WholeModel(Towers):
                 "SigLIP's (mean and std 0.5, squashed)" if not self.is_clip else "CLIP's (its mean and std, cropped)"
             )
             rank_zero_warn(
-                f"{KEY}: {directory} has no {' and no '.join(FILES)}, so it is not known how its images were made; "
+                f"{KEY}: {directory} has no {' and no '.join(PROCESSOR_FILES)}, so its preprocessing is unknown; "
                 f"{assumed} are assumed"
             )
         self._take_processor(directory, processor)
@@ -508,20 +377,10 @@ class WholeModel(Towers):
         vocabulary_size = int(self.configuration.text_config.vocab_size)
         return trained_tokenizer(texts, vocabulary_size, self.max_length, fixed_length=not self.is_clip)
 
-    def warn_of_other_inputs(self, options: InputOptions) -> None:
-        """See ``Towers``."""
-        if self.pretrained:
-            warn_of_other_inputs(self.name, options, self.input_options)
-
     @property
     def own_inputs(self) -> InputOptions | None:
         """See ``Towers``."""
-        return self.input_options if self.pretrained else None
-
-    @property
-    def wholly_pretrained(self) -> bool:
-        """See ``Towers``."""
-        return self.pretrained
+        return self.input_options if self.wholly_pretrained else None
 
     @property
     def origins(self) -> list[WeightsOrigin]:
@@ -533,23 +392,14 @@ class WholeModel(Towers):
         """See ``Towers``."""
         return {"model": configuration_values(self.configuration)}
 
-    def pretrained_temperature(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    def pretrained_logit_scale(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """See ``Towers``."""
-        if not self.pretrained:
+        if not self.wholly_pretrained:
             return None, None
         return cast("torch.Tensor", self.model.logit_scale), getattr(self.model, "logit_bias", None)
 
 
 class _Size(NamedTuple):
-    """What differs between them.
-
-    Attributes:
-        image: name of the image tower in timm.
-        embed_dim: length of the embeddings.
-        width: of the text tower.
-        heads: of the text tower's attention.
-    """
-
     image: str
     embed_dim: int
     width: int
@@ -567,20 +417,16 @@ RESNETS = {
 
 
 class ClipResNet(Towers):
-    """CLIP RN50 to RN50x64.
+    """OpenAI's CLIP with a residual network as its image tower (Radford et al., 2021, table 20), with random weights.
 
-    Args:
-        options: ``model``, ``pretrained``, which must be false, and ``max_length`` are read.
-        image_size: height and width of the images in pixels.
-
-    Raises:
-        UserError: if pretrained weights are asked for.
+    ``transformers`` has only CLIP's vision transformers. The image tower is ``timm``'s, the text tower is the causal
+    transformer of ``transformers``; both are as wide and as deep as the originals, so counts and costs are theirs.
     """
 
     def __init__(self, options: TowerOptions, image_size: int) -> None:
         super().__init__()
-        name = options.get("model", "")
-        if options.get("pretrained", True):
+        self.name = name = options.model or ""
+        if options.pretrained:
             raise UserError(
                 f"towers.pretrained: the weights of {name} are not in a format that is read here; set pretrained: "
                 "false, or take a vision transformer such as openai/clip-vit-base-patch32"
@@ -590,7 +436,7 @@ class ClipResNet(Towers):
         values = {"hidden_size": size.width, "intermediate_size": 4 * size.width, "num_attention_heads": size.heads}
         configuration = configuration_from_values({"model_type": "clip_text_model", **values, **SPECIAL_IDS})
         longest = longest_text(configuration)
-        self.max_length = checked_length(options.get("max_length") or longest, longest)
+        self.max_length = checked_length(options.max_length or longest, longest)
         self.text = build_model(configuration)
         # The attention pool's last layer maps into the common space; unlike the text's map it has a bias.
         self.image_projection = nn.Linear(self.image.num_features, size.embed_dim)
@@ -617,32 +463,6 @@ class ClipResNet(Towers):
         """See ``Towers``."""
         return [self.image_projection if side == "image" else self.text_projection]
 
-    def load_pretrained(self) -> None:
-        """Nothing to load: the weights are random."""
-
     def train_tokenizer(self, texts: list[str]) -> TextTokenizer:
         """See ``Towers``."""
         return trained_tokenizer(texts, self.vocabulary_size, self.max_length, fixed_length=False)
-
-    def warn_of_other_inputs(self, options: InputOptions) -> None:
-        """Nothing to warn of: random weights have learned from no images."""
-
-    @property
-    def own_inputs(self) -> InputOptions | None:
-        """None: random weights have learned from no images."""
-        return None
-
-    @property
-    def wholly_pretrained(self) -> bool:
-        """See ``Towers``."""
-        return False
-
-    @property
-    def origins(self) -> list[WeightsOrigin]:
-        """None: the weights are random."""
-        return []
-
-    @property
-    def architectures(self) -> Architectures:
-        """Nothing: the name says it all."""
-        return {}

@@ -1,49 +1,31 @@
-"""Text encoders: from token ids to one feature vector a text.
-
-What a frozen text backbone made of texts, so that it need not read them again.
-"""
+"""Text encoders, from token ids to one feature vector a text, and a memory for the features of frozen ones."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from lightning_modules.encoders.image import WeightsOrigin, hub_directory, weights_origin
 from lightning_modules.encoders.tokenizer import TextTokenizer, Tokens, pretrained_tokenizer, trained_tokenizer
 from lightning_modules.encoders.transformers import TEXT_HEADS, Configuration, build_model, load_model
+from lightning_modules.encoders.weights import WeightsOrigin, first_line, hub_directory, weights_origin
+from lightning_modules.options import Pooling, PoolingRule
 from vitrail.errors import UserError
 
-PoolingRule = Literal["cls", "eos", "mean"]
-Pooling = Literal["auto", "cls", "eos", "mean"]
-
 DEFAULT_LENGTH = 64
-"""Tokens of the longest text, unless the options say otherwise or the model reads fewer."""
+"""Tokens of the longest text, by default, unless the model reads fewer."""
 
-_FIRST_TOKEN = frozenset(
-    {
-        *(
-            "albert",
-            "bert",
-            "big_bird",
-            "camembert",
-            "convbert",
-            "data2vec-text",
-            "deberta",
-            "deberta-v2",
-            "distilbert",
-        ),
-        *("electra", "ernie", "flaubert", "fnet", "ibert", "longformer", "luke", "megatron-bert", "mobilebert"),
-        *("modernbert", "mpnet", "mra", "nomic_bert", "nystromformer", "rembert", "roberta", "roberta-prelayernorm"),
-        *("roc_bert", "roformer", "squeezebert", "xlm", "xlm-roberta", "xlm-roberta-xl", "xmod", "yoso"),
-    }
+_FIRST_TOKEN = (
+    "albert bert big_bird camembert convbert data2vec-text deberta deberta-v2 distilbert electra ernie flaubert fnet "
+    "ibert longformer luke megatron-bert mobilebert modernbert mpnet mra nomic_bert nystromformer rembert roberta "
+    "roberta-prelayernorm roc_bert roformer squeezebert xlm xlm-roberta xlm-roberta-xl xmod yoso"
 )
-"""Kinds of models whose texts begin with a token that is there to stand for the whole text."""
+"""Kinds of models whose texts begin with a token that represents the whole text."""
 
 _KNOWN_RULES: dict[str, PoolingRule] = {"sentence-transformers/all-MiniLM-L6-v2": "mean"}
 """Rules of the models in ``transformers_models.ARCHITECTURES`` that are not those of their kind."""
@@ -63,23 +45,10 @@ _FILE_FLAGS = {
 class TextEncoder(nn.Module):
     """A ``transformers`` text model with a pooling rule.
 
-    Args:
-        name: local folder or name on the hub that the weights come from.
-        configuration: of the model.
-        pretrained: whether it will have pretrained weights.
-        pooling: ``cls`` takes the first token, ``eos`` the last, ``mean`` the mean of all that are no padding; ``auto``
-            the model's own rule (``pooling_rule``).
-        max_length: longest text in tokens; by default 64, or the model's longest, if that is shorter.
-        directory: local folder that may have the pooling rule; empty where there is none.
-        rule: as a checkpoint keeps it, instead of ``pooling``.
-
     Attributes:
         num_features: length of a feature vector.
         tokenizer: None until the weights are loaded or ``train_tokenizer`` was called.
         origin: of the pretrained weights, once they are loaded.
-
-    Raises:
-        UserError: if the model is no text encoder, or the length or the pooling does not fit it.
     """
 
     def __init__(
@@ -143,20 +112,12 @@ class TextEncoder(nn.Module):
         self._loaded = True
 
     def train_tokenizer(self, texts: list[str]) -> TextTokenizer:
-        """A tokenizer learned from texts, as large as the model's vocabulary allows."""
+        """A tokenizer trained on texts, as large as the model's vocabulary allows."""
         return trained_tokenizer(texts, int(self.configuration.vocab_size), self.max_length, fixed_length=False)
 
 
 def refuse_other_kinds(name: str, configuration: Configuration) -> None:
-    """Refuse models that do not turn a text alone into one vector per token.
-
-    Args:
-        name: of the model, for the message.
-        configuration: of the model.
-
-    Raises:
-        UserError: if it is such a model.
-    """
+    """Refuse models that do not turn a text alone into one vector per token."""
     from transformers.models.auto import modeling_auto as known
 
     kind = str(configuration.model_type)
@@ -179,13 +140,7 @@ def refuse_other_kinds(name: str, configuration: Configuration) -> None:
 
 
 def longest_text(configuration: Configuration, model: nn.Module | None = None) -> int:
-    """Tokens that the model's position embeddings allow; very many where it has none.
-
-    Args:
-        configuration: of the model.
-        model: as built. RoBERTa and its relatives count positions from behind the id of the padding on, so that a table
-            of 514 positions is for 512 tokens; their table says so.
-    """
+    """Tokens that the model's position embeddings allow; very many where it has none."""
     longest = int(getattr(configuration, "max_position_embeddings", None) or 1_000_000)
     for name, module in [] if model is None else model.named_modules():
         weight, padding = getattr(module, "weight", None), getattr(module, "padding_idx", None)
@@ -195,17 +150,9 @@ def longest_text(configuration: Configuration, model: nn.Module | None = None) -
 
 
 def checked_length(max_length: int, longest: int) -> int:
-    """The length if the model's position embeddings allow it.
-
-    Args:
-        max_length: longest text in tokens.
-        longest: that the model can read.
-
-    Raises:
-        UserError: if not.
-    """
+    """The length if the model's position embeddings allow it."""
     if not 3 <= max_length <= longest:
-        raise UserError(f"towers.max_length: must be between 3 and the model's {longest} tokens, got {max_length}")
+        raise UserError(f"towers.max_length: must be between 3 and the model's {longest} tokens; got {max_length}")
     return max_length
 
 
@@ -214,17 +161,9 @@ def pooling_rule(
 ) -> PoolingRule:
     """The rule by which a model makes one vector of many.
 
-    Args:
-        directory: local folder of the model, or empty where there is none.
-        configuration: of the model.
-        pooling: the rule, or ``auto`` for the model's own: what its ``1_Pooling/config.json`` says
-            (sentence-transformers), else the first token where its kind is known to summarise the text there, else the
-            last token where the model reads from left to right, which is tried out.
-        name: of the model on the hub or its folder.
-        causal: whether the model reads from left to right; tried out if not given.
-
-    Raises:
-        UserError: if it is unknown, not supported, or the first token of a model that reads from left to right.
+    The model's own one (``auto``) is that of its ``1_Pooling/config.json`` (sentence-transformers); otherwise the first
+    token where its kind is known to summarise the text there; otherwise the last token where it reads from left to
+    right, which is tried out.
     """
     if pooling not in get_args(Pooling):
         raise UserError(f"towers.pooling: must be one of {', '.join(get_args(Pooling))}; got {pooling!r}")
@@ -234,7 +173,7 @@ def pooling_rule(
         rule = _rule_of_folder(directory, name) or _KNOWN_RULES.get(name)
     if rule in ("eos", "mean"):
         return rule
-    summarised = configuration.model_type in _FIRST_TOKEN and not getattr(configuration, "is_decoder", False)
+    summarised = configuration.model_type in _FIRST_TOKEN.split() and not getattr(configuration, "is_decoder", False)
     if summarised:
         return "cls"
     if causal is None:
@@ -247,25 +186,16 @@ def pooling_rule(
     if rule is None and not causal:
         raise UserError(
             f"towers.pooling: auto, but it is not known how {label} (a {configuration.model_type}) makes one "
-            "vector of a text; set towers.pooling to cls, eos or mean, as its model card says"
+            "vector of a text; set towers.pooling to cls, eos or mean, see its model card"
         )
     return rule or "eos"
 
 
 @torch.no_grad()
 def reads_left_to_right(model: nn.Module, configuration: Configuration, name: str) -> bool:
-    """Whether a token's output does not depend on the tokens behind it, found out with two texts.
-
-    Args:
-        model: the network, with any weights; left as it is.
-        configuration: of the model.
-        name: of the model, for the message.
-
-    Raises:
-        UserError: if the network cannot encode token ids alone.
-    """
+    """Whether a token's output does not depend on the tokens behind it, found out with two texts."""
     parameter = next(model.parameters())
-    if parameter.is_meta:  # built to be counted or shown, never to encode anything
+    if parameter.is_meta:  # built to be counted or shown
         return False
     length = min(longest_text(configuration, model), 16)
     special = {getattr(configuration, f"{one}_token_id", None) for one in ("pad", "bos", "eos", "sep", "cls", "mask")}
@@ -278,10 +208,9 @@ def reads_left_to_right(model: nn.Module, configuration: Configuration, name: st
                 input_ids=texts.to(parameter.device), attention_mask=torch.ones_like(texts).to(parameter.device)
             ).last_hidden_state
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(
-            f"towers.text: {name} is a {configuration.model_type}, which cannot encode a text alone ({reason}); give a "
-            "text encoder such as sentence-transformers/all-MiniLM-L6-v2"
+            f"towers.text: {name} is a {configuration.model_type}, which cannot encode a text alone "
+            f"({first_line(error)}); give a text encoder such as sentence-transformers/all-MiniLM-L6-v2"
         ) from error
     finally:
         model.train(training)
@@ -290,7 +219,7 @@ def reads_left_to_right(model: nn.Module, configuration: Configuration, name: st
 
 
 def _rule_of_folder(directory: str, name: str) -> PoolingRule | None:
-    """What the files of sentence-transformers say; None where there are none."""
+    """The rule in the files of sentence-transformers; None where there are none."""
     folder = Path(directory)
     modules = _read_json(folder / "modules.json", list) if directory and (folder / "modules.json").is_file() else []
     kinds = {str(one.get("type", "")).rpartition(".")[2]: str(one.get("path", "")) for one in modules}
@@ -299,13 +228,13 @@ def _rule_of_folder(directory: str, name: str) -> PoolingRule | None:
         if directory and name.startswith("sentence-transformers/"):
             raise UserError(
                 f"towers.pooling: auto, but {directory} lacks the pooling rule of {name} (1_Pooling/config.json), as "
-                "of a partial download; set towers.pooling to cls, eos or mean, as its model card says"
+                "of a partial download; set towers.pooling to cls, eos or mean, see its model card"
             )
         return None
     if others := [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]:
         rank_zero_warn(
-            f"towers.text: {directory} goes on with {', '.join(others)} behind its pooling, which is left out; the "
-            "projection head takes its place"
+            f"towers.text: {directory} has {', '.join(others)} after its pooling, which is left out; the projection "
+            "head replaces it"
         )
     values = _read_json(path, dict)
     if (given := values.get("pooling_mode")) is not None:
@@ -325,8 +254,9 @@ def _read_json(path: Path, kind: type) -> Any:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"towers.pooling: {path} cannot be read ({reason}); mend it, or set towers.pooling") from error
+        raise UserError(
+            f"towers.pooling: {path} cannot be read ({first_line(error)}); fix it, or set towers.pooling"
+        ) from error
     if not isinstance(values, kind):
         raise UserError(f"towers.pooling: {path} is no configuration of sentence-transformers; set towers.pooling")
     return values

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, cast
 
 import torch
 
+from lightning_modules.encoders.weights import first_line
 from vitrail.errors import UserError
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class TextReading(NamedTuple):
     """What a tokenizer makes of a text.
 
     Attributes:
-        known: number of its tokens that stand for themselves, special ones left out.
+        known: number of its tokens that are known, without special ones.
         unknown: parts of the text that it has no token for, in order.
         unread: the end of the text that is cut off, empty where all is read.
     """
@@ -76,9 +77,6 @@ class TextTokenizer:
     """Makes token ids of texts.
 
     Longer texts are cut, with their special tokens kept. An empty text is its special tokens alone.
-
-    Args:
-        state: as ``state`` of another one gives it.
     """
 
     def __init__(self, state: TokenizerState) -> None:
@@ -97,12 +95,7 @@ class TextTokenizer:
         return 1 + max(self._pipeline.get_vocab(with_added_tokens=True).values())
 
     def __call__(self, texts: Sequence[str], device: torch.device | None = None) -> Tokens:
-        """Token ids of texts.
-
-        Args:
-            texts: B texts.
-            device: of the result.
-        """
+        """Token ids of texts."""
         encoded = self._pipeline.encode_batch(list(texts))
         return {
             "input_ids": torch.tensor([text.ids for text in encoded], device=device),
@@ -110,7 +103,7 @@ class TextTokenizer:
         }
 
     def reading(self, text: str) -> TextReading:
-        """What is read of a text, so that people can be told."""
+        """What the tokenizer reads of a text, for a warning."""
         encoded = self._pipeline.encode(text)
         content = [place for place, is_special in enumerate(encoded.special_tokens_mask) if not is_special]
         model = json.loads(self.state["pipeline"])["model"]
@@ -125,16 +118,7 @@ class TextTokenizer:
 
 
 def pretrained_tokenizer(directory: str, max_length: int, fixed_length: bool) -> TextTokenizer:
-    """The tokenizer of a pretrained model, with the text normalisation of its class.
-
-    Args:
-        directory: local folder of the model.
-        max_length: longest sequence in tokens.
-        fixed_length: whether every text is filled up to it.
-
-    Raises:
-        UserError: if there is none, or one that only exists as Python code.
-    """
+    """The tokenizer of a pretrained model, with the text normalisation of its class."""
     if _is_siglip(directory):
         pipeline, pad_id = _siglip_pipeline(directory)
     else:
@@ -151,27 +135,19 @@ def pretrained_tokenizer(directory: str, max_length: int, fixed_length: bool) ->
 
 
 def auto_tokenizer(directory: str, key: str) -> Any:
-    """The tokenizer that ``transformers`` makes of a folder, as a pipeline of the ``tokenizers`` library.
-
-    Args:
-        directory: local folder of the model.
-        key: of the option that names it, for messages.
-
-    Raises:
-        UserError: if there is none, or one that only exists as Python code.
-    """
+    """The tokenizer that ``transformers`` makes of a folder, as a pipeline of the ``tokenizers`` library."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     folder = Path(directory)
     _refuse_missing_vocabulary(folder, key)
     try:
-        # Said, because without a word `transformers` asks on the terminal whether to run the folder's own code.
+        # Explicit, because otherwise `transformers` asks on the terminal whether to run the folder's own code.
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         tokenizer.backend_tokenizer.to_str()
         return tokenizer
     except Exception as error:
         if (folder / "tokenizer.json").is_file():
-            # The class that the folder names may need further packages; the file says all there is to know.
+            # The class that the folder names may need further packages; the file is enough.
             with contextlib.suppress(Exception):
                 return PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
         raise _unreadable(folder, key, error) from error
@@ -192,14 +168,7 @@ def _is_siglip(directory: str) -> bool:
 
 
 def _siglip_pipeline(directory: str) -> tuple[str, int]:
-    """SigLIP's tokenizer with the canonical text of its training: lower case, no punctuation, single spaces.
-
-    Returns:
-        The pipeline as JSON, and the id that fills up texts.
-
-    Raises:
-        UserError: if its files are missing or cannot be read.
-    """
+    """SigLIP's tokenizer with the canonical text of its training: lower case, no punctuation, single spaces."""
     from tokenizers import Regex, Tokenizer, normalizers, processors
 
     folder = Path(directory)
@@ -216,7 +185,7 @@ def _siglip_pipeline(directory: str) -> tuple[str, int]:
     pad = pipeline.token_to_id(_token(settings.get("pad_token"), "</s>"))
     if end is None or pad is None:
         raise UserError(
-            f"towers: the tokenizer of {directory} lacks its eos_token or pad_token; mend its tokenizer.json"
+            f"towers: the tokenizer of {directory} lacks its eos_token or pad_token; fix its tokenizer.json"
         )
     canonical: list[Any] = [normalizers.Lowercase()] if settings.get("do_lower_case", True) else []
     punctuation = "".join(f"\\{mark}" for mark in string.punctuation)
@@ -249,8 +218,7 @@ def _unreadable(folder: Path, key: str, error: Exception) -> UserError:
             f"{key}: the tokenizer of {folder} is a sentencepiece model, which needs {' and '.join(lacking)}; "
             f"pip install {' '.join(lacking)}, or add its tokenizer.json"
         )
-    lines = str(error).strip().splitlines()
-    reason = lines[0][:200] if lines else type(error).__name__
+    reason = first_line(error)
     return UserError(f"{key}: {folder} has no tokenizer that can be read ({reason}); add its tokenizer.json")
 
 
@@ -275,18 +243,9 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def trained_tokenizer(texts: Iterable[str], vocabulary_size: int, max_length: int, fixed_length: bool) -> TextTokenizer:
-    """A byte-level BPE tokenizer (Sennrich et al., ACL 2016; Radford et al., GPT-2, 2019) learned from texts.
+    """A byte-level BPE tokenizer (Sennrich et al., ACL 2016; Radford et al., GPT-2, 2019) trained on texts.
 
-    It is lower-cased, and knows every byte, so no text is unknown to it. The same texts give the same tokenizer.
-
-    Args:
-        texts: what to learn from.
-        vocabulary_size: largest number of tokens.
-        max_length: longest sequence in tokens.
-        fixed_length: whether every text is filled up to it.
-
-    Raises:
-        UserError: if there is no text, or no room for all bytes.
+    It is lower-cased, and has every byte, so no text is unknown to it. The same texts give the same tokenizer.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -328,11 +287,7 @@ def trained_tokenizer(texts: Iterable[str], vocabulary_size: int, max_length: in
 
 
 def checked_state(value: object) -> TokenizerState:
-    """A tokenizer's state from a file, which may hold anything.
-
-    Raises:
-        UserError: if it is none.
-    """
+    """A tokenizer's state from a file, which may hold anything."""
     if not isinstance(value, dict) or set(value) != set(TokenizerState.__annotations__):
         raise UserError("the checkpoint holds no tokenizer that this version can read; use the version that wrote it")
     try:

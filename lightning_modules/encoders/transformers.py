@@ -1,54 +1,52 @@
 """Models of the ``transformers`` library: configurations and weights, from the hub, a local folder, or by name alone.
 
 The configurations of the best known architectures are here as data, so that those can be built, with random weights,
-where there is no network. A checkpoint keeps the configuration, so it needs neither folder nor hub.
+where there is no network. A checkpoint keeps the configuration, so it needs neither folder nor hub. What the image
+processor of a folder does is expressed in the terms of our own evaluation transform.
 """
 
 from __future__ import annotations
 
 import json
 import logging as levels
+import math
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
 
-from lightning_modules.encoders.image import (
+from lightning_modules.encoders.tokenizer import SPECIAL_IDS
+from lightning_modules.encoders.weights import (
     LeftOut,
     copy_weights,
     described_misfits,
+    first_line,
     hub_directory,
     plain_weights,
     weight_files,
 )
-from lightning_modules.encoders.tokenizer import SPECIAL_IDS
 from vitrail.errors import UserError
+from vitrail.types import CropRounding, Interpolation, Resize
 
 Configuration = Any
 """A ``transformers`` configuration; the library has no useful common type for attributes."""
 
+_PRETRAINING_HEADS = (
+    "cls. predictions. sop_classifier. lm_head. vocab_transform. vocab_layer_norm. vocab_projector. "
+    "generator_predictions. generator_lm_head. discriminator_predictions. lm_predictions. mask_predictions. "
+    "pred_layer. head.dense. head.norm. decoder.bias"
+)
+
 TEXT_HEADS: dict[str, tuple[str, ...]] = {
-    "pretraining head": (
-        *(
-            "cls.",
-            "predictions.",
-            "sop_classifier.",
-            "lm_head.",
-            "vocab_transform.",
-            "vocab_layer_norm.",
-            "vocab_projector.",
-        ),
-        *("generator_predictions.", "generator_lm_head.", "discriminator_predictions.", "lm_predictions."),
-        *("mask_predictions.", "pred_layer.", "head.dense.", "head.norm.", "decoder.bias"),
-    ),
+    "pretraining head": tuple(_PRETRAINING_HEADS.split()),
     "classifier": ("classifier.", "pre_classifier.", "qa_outputs.", "score."),
     "pooler": ("pooler.", "sequence_summary."),
     "projection": ("text_projection.",),
 }
-"""What a file may hold besides a text encoder, by the beginnings of the names: heads that nothing here reads."""
+"""Unused heads that a file may contain next to a text encoder, by the beginnings of their names."""
 
 _CLIP_TEXT_LARGE = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "projection_dim": 768}
 _CLIP_VISION_LARGE = {
@@ -125,16 +123,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 
 def model_configuration(name: str, pretrained: bool, key: str) -> Configuration:
-    """The configuration of a model, without its weights.
-
-    Args:
-        name: local folder with ``config.json``, or name on the hub.
-        pretrained: whether its weights will be loaded; else the special tokens are those of a tokenizer of ours.
-        key: of the option that names it, for messages.
-
-    Raises:
-        UserError: if it cannot be had.
-    """
+    """The configuration of a model, without its weights."""
     if not name:
         raise UserError(f"{key}: is missing; give a local folder or a name on the hub")
     directory = model_directory(name, key)
@@ -148,26 +137,14 @@ def model_configuration(name: str, pretrained: bool, key: str) -> Configuration:
 
 
 def model_directory(name: str, key: str) -> str:
-    """Local folder with the configuration of a model; empty where it is known without one.
-
-    Raises:
-        UserError: if it cannot be had.
-    """
+    """Local folder with the configuration of a model; empty where it is known without one."""
     if Path(name).is_dir():
         return name
     return "" if name in ARCHITECTURES else hub_directory(name, key, with_weights=False)
 
 
 def configuration_from_values(values: dict[str, Any], key: str = "towers") -> Configuration:
-    """The configuration with these values.
-
-    Args:
-        values: as ``config.json`` holds them; ``model_type`` says which kind.
-        key: of the option that names it, for messages.
-
-    Raises:
-        UserError: if ``transformers`` does not know the kind or does not take the values.
-    """
+    """The configuration with these values."""
     from transformers import CONFIG_MAPPING
 
     kind = str(values.get("model_type", ""))
@@ -177,7 +154,7 @@ def configuration_from_values(values: dict[str, Any], key: str = "towers") -> Co
         return CONFIG_MAPPING[kind].from_dict(values)
     except Exception as error:
         raise UserError(
-            f"{key}: is no configuration of a {kind} ({_first_line(error)}); mend its config.json"
+            f"{key}: not a valid configuration of a {kind} ({first_line(error)}); fix its config.json"
         ) from error
 
 
@@ -188,22 +165,18 @@ def configuration_values(configuration: Configuration) -> dict[str, Any]:
 
 
 def build_model(configuration: Configuration) -> nn.Module:
-    """The network with random weights, in float32.
-
-    Raises:
-        UserError: if the values of its configuration contradict each other.
-    """
+    """The network with random weights, in float32."""
     from transformers import AutoModel
 
     try:
         model: nn.Module = cast("Any", AutoModel).from_config(configuration, dtype=torch.float32)
     except (AssertionError, AttributeError, ImportError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise UserError(
-            f"towers: no {configuration.model_type} can be built from its configuration ({_first_line(error)}); mend "
+            f"towers: no {configuration.model_type} can be built from its configuration ({first_line(error)}); fix "
             "its config.json, or give another model"
         ) from error
     if getattr(model, "pooler", None) is not None:
-        # BERT's pooler is a classifier of sentence pairs; nobody reads it here, and DDP would wait for its gradient.
+        # BERT's pooler is a classifier of sentence pairs; it is unused here, and DDP would wait for its gradient.
         model.pooler = None  # type: ignore[assignment]
     return model
 
@@ -213,17 +186,8 @@ def load_model(
 ) -> LeftOut:
     """Load pretrained weights into a network that ``build_model`` made.
 
-    Args:
-        model: its parameters stay the same objects.
-        directory: local folder of the pretrained model.
-        key: of the option that names it, for messages.
-        unused: what the files may hold besides, by kind: beginnings of names. None for nothing.
-
     Returns:
         What was left out.
-
-    Raises:
-        UserError: if the weights cannot be read or do not fit.
     """
     from transformers import AutoModel
 
@@ -254,17 +218,8 @@ def refuse_misfits(
 ) -> LeftOut:
     """Refuse weights that ``transformers`` completed at random or ignored.
 
-    Args:
-        report: of ``from_pretrained`` with ``output_loading_info`` and ``ignore_mismatched_sizes``.
-        expected: names of the weights that are needed.
-        origin: for the message.
-        unused: what the files may hold besides, by kind: beginnings of names.
-
     Returns:
-        What the files hold besides.
-
-    Raises:
-        UserError: names what is missing, unexpected or of another shape.
+        Further weights of the files.
     """
     left_out = {
         kind: sorted(name for name in report["unexpected_keys"] if name.startswith(begins))
@@ -284,23 +239,19 @@ def refuse_misfits(
 
 @contextmanager
 def reading_weights(directory: str, key: str) -> Iterator[None]:
-    """Let ``transformers`` read a folder without progress bars and reports, and turn what it raises into one line.
-
-    Raises:
-        UserError: if the folder has no weights, or they cannot be read.
-    """
+    """Let ``transformers`` read a folder without progress bars and reports, and turn what it raises into one line."""
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it is over before it is seen
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # too short to be useful
     verbosity = logging.get_verbosity()
-    logging.set_verbosity(levels.ERROR)  # what its report would say is refused
+    logging.set_verbosity(levels.ERROR)  # what it would report is refused
     try:
         weight_files(directory, f"{key}: ")
         yield
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{key}: the weights in {directory} cannot be read ({_first_line(error)})") from error
+        raise UserError(f"{key}: the weights in {directory} cannot be read ({first_line(error)})") from error
     finally:
         logging.set_verbosity(verbosity)
 
@@ -310,11 +261,112 @@ def _read_configuration(directory: Path, key: str) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{key}: {path} cannot be read ({_first_line(error)}); give the folder of a model") from error
+        raise UserError(f"{key}: {path} cannot be read ({first_line(error)}); give the folder of a model") from error
     if not isinstance(values, dict):
-        raise UserError(f"{key}: {path} is no configuration of a model")
+        raise UserError(f"{key}: {path} is not the configuration of a model")
     return values
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+"""Where it may be described; ``transformers`` 5 writes the first, and prefers it."""
+
+_FILTERS: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}
+
+
+class Statistics(NamedTuple):
+    """Mean and standard deviation of each channel, for pixels in [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Preprocessing(NamedTuple):
+    """How images are made, apart from their size; see ``datamodules.options.ImageOptions``."""
+
+    resize: Resize
+    crop_fraction: float
+    interpolation: Interpolation
+    crop_rounding: CropRounding
+
+
+def image_processor(directory: str, key: str) -> Any:
+    """The image processor of a model's folder; None where no file describes one."""
+    folder = Path(directory)
+    if not any(_describes(folder / name, key) for name in PROCESSOR_FILES):
+        return None
+    from transformers import AutoImageProcessor
+
+    try:
+        return cast("Any", AutoImageProcessor).from_pretrained(directory, local_files_only=True)
+    except Exception as error:
+        raise _unreadable(folder, key, error) from error
+
+
+def statistics_of(processor: Any, directory: str, key: str) -> Statistics:
+    """Mean and standard deviation that pixels in [0, 1] are normalised with, whatever range it scales them to."""
+    try:
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        if processor.do_normalize:
+            mean, std = (_channels(values) for values in (processor.image_mean, processor.image_std))
+        scale = 255 * float(processor.rescale_factor) if processor.do_rescale else 255.0
+        found = Statistics(tuple(value / scale for value in mean), tuple(value / scale for value in std))
+        if not all(math.isfinite(value) for value in (*found.mean, *found.std)) or min(found.std) <= 0:
+            raise ValueError("std must be above 0")
+    except (AttributeError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise _unreadable(Path(directory), key, error) from error
+    return found
+
+
+def preprocessing_of(processor: Any, directory: str, key: str) -> Preprocessing:
+    """How it brings images to the size of the network."""
+
+    def refused(what: str) -> UserError:
+        return UserError(f"{key}: {directory} needs images {what}, which is not supported; give another model")
+
+    interpolation = _FILTERS.get(int(getattr(processor, "resample", None) or 0))
+    size, crop = (dict(getattr(processor, name, None) or {}) for name in ("size", "crop_size"))
+    size, crop = ({name: value for name, value in one.items() if value is not None} for one in (size, crop))
+    if not getattr(processor, "do_resize", False):
+        raise refused("in their own size (do_resize: false)")
+    if interpolation is None:
+        raise refused(f"scaled by resample {getattr(processor, 'resample', None)} instead of bilinear or bicubic")
+    if getattr(processor, "do_pad", False):
+        raise refused("with borders (do_pad: true)")
+    cropped = int(crop.get("height", 0)) if getattr(processor, "do_center_crop", False) else 0
+    if cropped and crop.get("width") != cropped:
+        raise refused(f"of {crop.get('width')} × {cropped} pixels")
+    if set(size) == {"shortest_edge"} and cropped:
+        resize: Resize = "crop"
+        side = int(size["shortest_edge"])
+    elif set(size) == {"height", "width"} and size["height"] == size["width"]:
+        resize, side = "squash", int(size["height"])
+    else:
+        raise refused(f"of the size {size}" + ("" if cropped else " without a center crop"))
+    if cropped > side:
+        raise refused(f"of {side} pixels with borders up to {cropped}")
+    return Preprocessing(resize, (cropped or side) / side, interpolation, "down")
+
+
+def _describes(path: Path, key: str) -> bool:
+    """Whether a file has an image processor; ``processor_config.json`` may be of the text alone."""
+    if not path.is_file():
+        return False
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, key, error) from error
+    if not isinstance(values, dict):
+        raise _unreadable(path, key, ValueError("no object"))
+    return path.name != PROCESSOR_FILES[0] or "image_processor" in values
+
+
+def _channels(values: Any) -> tuple[float, float, float]:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
+
+
+def _unreadable(path: Path, key: str, error: BaseException) -> UserError:
+    reason = first_line(error)
+    return UserError(
+        f"{key}: {path} has no image_mean and image_std that can be read ({reason}); fix its {PROCESSOR_FILES[1]}"
+    )

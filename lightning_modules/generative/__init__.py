@@ -1,6 +1,6 @@
-"""A generative model as a classifier: it sees an image, is asked a question, and answers with a label of the data."""
+"""A generative model as a classifier: an image and a question as input, a label of the data as answer."""
 
-from __future__ import annotations
+# No postponed annotations: jsonargparse would lose the ranges of the arguments.
 
 from collections.abc import Mapping
 from typing import Any, Self, cast
@@ -11,11 +11,11 @@ from torch import nn
 
 from lightning_modules.base import LoggedSplit, known_targets, real_outputs, real_rows, with_embedding
 from lightning_modules.classification import ScoredTask
-from lightning_modules.encoders.image import InputOptions, WeightsOrigin, misfits, warn_of_other_inputs
-from lightning_modules.finetune import LanguageLoraOptions, without_base
+from lightning_modules.encoders.image import InputOptions, warn_of_other_inputs
+from lightning_modules.encoders.weights import WeightsOrigin, misfits
+from lightning_modules.finetune import without_base
 from lightning_modules.generative.answers import (
     Answered,
-    AnswerOptions,
     Questioning,
     checked_answers,
     checked_questions,
@@ -23,9 +23,17 @@ from lightning_modules.generative.answers import (
 )
 from lightning_modules.generative.model import Architectures, VisionLanguageModel
 from lightning_modules.generative.prompts import Prompts, checked_prompts
-from lightning_modules.generative.weights import MemoryOptions
+from lightning_modules.generative.weights import checked_memory
 from lightning_modules.metrics import MeanOverSamples
-from lightning_modules.optim import OptimOptions, ScheduleName
+from lightning_modules.options import (
+    AnswerOptions,
+    LanguageLoraOptions,
+    MemoryOptions,
+    NonNegative,
+    OptimOptions,
+    ScheduleName,
+    checked,
+)
 from vitrail.errors import UserError
 from vitrail.types import Batch, Outputs
 
@@ -36,8 +44,8 @@ class GenerativeClassifier(ScoredTask):
     """Qwen2-VL (Wang et al., 2024), or another model of its interface, asked about each image.
 
     In evaluation its answers become logits over the labels, so metrics, predictions and reports are those of every
-    classifier. In training it learns to answer: the loss is the mean negative log-likelihood of the answer's tokens,
-    the same that ``scores`` ranks labels by. ``val/loss`` is the cross-entropy of the logits, as of other classifiers.
+    classifier. The training loss is the mean negative log-likelihood of the answer's tokens, by which ``scores`` ranks
+    labels. ``val/loss`` is the cross-entropy of the logits, as of other classifiers.
 
     With ``lora`` a checkpoint holds the adapters alone. The model's own weights are found again where ``model`` says,
     and others than those that the adapters were trained on are refused.
@@ -54,8 +62,8 @@ class GenerativeClassifier(ScoredTask):
         lora: low-rank adapters; the model's own weights are frozen then.
         lr: highest learning rate.
         weight_decay: AdamW's; not applied to biases and norms.
-        schedule: course of the learning rate: constant, cosine, step or onecycle.
-        optim_options: betas, eps, layer_decay, warmup_epochs, min_lr, step_size, gamma, lr_scaling, lr_base_batch.
+        schedule: course of the learning rate.
+        optim_options: rarer settings of the optimizer.
         architectures: configuration of the model, as a checkpoint keeps it; not to be set by hand.
 
     Raises:
@@ -70,13 +78,13 @@ class GenerativeClassifier(ScoredTask):
         image_size: int = 224,
         pretrained: bool = True,
         questions: dict[str, str] | None = None,
-        answers: AnswerOptions | None = None,
-        memory: MemoryOptions | None = None,
+        answers: AnswerOptions = AnswerOptions(),
+        memory: MemoryOptions = MemoryOptions(),
         lora: LanguageLoraOptions | None = None,
-        lr: float = 1e-4,
-        weight_decay: float = 0.01,
+        lr: NonNegative = 1e-4,
+        weight_decay: NonNegative = 0.01,
         schedule: ScheduleName = "cosine",
-        optim_options: OptimOptions | None = None,
+        optim_options: OptimOptions = OptimOptions(),
         architectures: Architectures | None = None,
     ) -> None:
         super().__init__(lr=lr, weight_decay=weight_decay, schedule=schedule, optim_options=optim_options)
@@ -90,14 +98,14 @@ class GenerativeClassifier(ScoredTask):
             image_size=image_size,
             texts=[*self.questions.values(), *label_texts(labels)],
             pretrained=pretrained,
-            memory=memory,
-            lora=lora,
+            memory=checked_memory(memory, pretrained=pretrained),
+            lora=None if lora is None else checked(LanguageLoraOptions, lora, "lora"),
             architectures=architectures,
         )
         self.input_options: InputOptions = {**self.vlm.input_options}
         self._adapters_alone = pretrained and lora is not None
         self._questioning = Questioning(self.vlm, self.tasks, self.questions, self.answers)
-        self.named = nn.ModuleList(MeanOverSamples() for _ in self.tasks if self.answers.get("how") == "free")
+        self.named = nn.ModuleList(MeanOverSamples() for _ in self.tasks if self.answers.how == "free")
 
     @property
     def backbone(self) -> nn.Module:
@@ -125,11 +133,7 @@ class GenerativeClassifier(ScoredTask):
         return int(self.vlm.configuration.text_config.hidden_size)
 
     def fetch_weights(self) -> None:
-        """Load the pretrained weights and their tokenizer.
-
-        Raises:
-            UserError: if they cannot be had or do not fit.
-        """
+        """Load the pretrained weights and their tokenizer."""
         self.vlm.load(None if self._trainer is None else self.trainer.strategy.root_device)
 
     def loaded_origins(self) -> list[WeightsOrigin]:
@@ -137,7 +141,7 @@ class GenerativeClassifier(ScoredTask):
         return [self.vlm.origin] if self.vlm.origin else []
 
     def image_features(self, image: torch.Tensor) -> torch.Tensor:
-        """See ``VisionTask``; the mean of the tokens that the language model sees of an image."""
+        """See ``VisionTask``; the mean of an image's tokens."""
         return self.vlm.encode_images(image).features
 
     @property
@@ -146,7 +150,7 @@ class GenerativeClassifier(ScoredTask):
         return self.vlm.input_options if self.vlm.pretrained else None
 
     def warn_of_other_inputs(self, options: InputOptions) -> None:
-        """One warning line where images are made otherwise than the model likes them; it takes any size."""
+        """One warning line where images are made otherwise than for the pretrained weights; any size is accepted."""
         if self.vlm.pretrained:
             warn_of_other_inputs(self.vlm.name, options, {**self.vlm.input_options, "size": options["size"]})
         if options["size"] != self.vlm.side:
@@ -160,28 +164,21 @@ class GenerativeClassifier(ScoredTask):
 
         Adapters need the pretrained weights whether or not a checkpoint is going to bring the adapters. All others are
         loaded only when it is known that no checkpoint has brought them.
-
-        Raises:
-            UserError: if weights cannot be had, or the strategy does not fit.
         """
         super().setup(stage)
-        if self.vlm.lora is not None or self.vlm.memory.get("four_bit"):
+        if self.vlm.lora is not None or self.vlm.memory.four_bit:
             self.load_pretrained()
         else:
             self.vlm.build()
 
     def on_fit_start(self) -> None:
-        """Refuse to train four-bit weights themselves.
-
-        Raises:
-            UserError: if that is asked for.
-        """
-        if self.vlm.memory.get("four_bit") and self.vlm.lora is None:
-            raise UserError("memory.four_bit: such weights cannot learn; add lora, or set it to false")
+        """Refuse to train four-bit weights themselves."""
+        if self.vlm.memory.four_bit and self.vlm.lora is None:
+            raise UserError("memory.four_bit: such weights cannot be trained; add lora, or set it to false")
         super().on_fit_start()
 
     def train(self, mode: bool = True) -> Self:
-        """As torch's; what was believed without seeing is forgotten, because weights may change now."""
+        """As torch's; forgets the scores of a grey image, because weights may change now."""
         self._questioning.forget()
         return super().train(mode)
 
@@ -198,8 +195,10 @@ class GenerativeClassifier(ScoredTask):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Outputs:
         """Outputs of a batch, whose targets may be unknown."""
-        said = self._questioning.answers(batch["image"])
-        return with_embedding(real_outputs(batch, said.logits, known_targets(batch, self.tasks)), batch, said.features)
+        found = self._questioning.answers(batch["image"])
+        return with_embedding(
+            real_outputs(batch, found.logits, known_targets(batch, self.tasks)), batch, found.features
+        )
 
     def epoch_values(self, split: LoggedSplit) -> dict[str, Any]:
         """See ``ScoredTask``; ``<task>/named`` is the share of free answers that name a label."""
@@ -224,18 +223,14 @@ class GenerativeClassifier(ScoredTask):
                     checkpoint[states] = without_base(checkpoint[states], _NETWORK)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over the tokenizer, and make the network that the weights belong to.
-
-        Raises:
-            UserError: if the model's own weights are not those that the adapters were trained on.
-        """
+        """Take over the tokenizer, and make the network that the weights belong to."""
         super().on_load_checkpoint(checkpoint)
         if self._adapters_alone:
             self.vlm.load(None if self._trainer is None else self.trainer.strategy.root_device)
             if checkpoint.get("base_digest") != self.vlm.digest:
                 raise UserError(
                     f"model: {self.vlm.name} has other weights than those that the checkpoint's adapters were trained "
-                    "on; put the former weights there, or train anew"
+                    "on; put the former weights there, or train again"
                 )
         else:
             self.vlm.build()
@@ -249,11 +244,7 @@ class GenerativeClassifier(ScoredTask):
         return misfits(state_dict, without_base(own, _NETWORK) if self._adapters_alone else own)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As ``VisionTask``'s; the model's own weights beside adapters stay as they are.
-
-        Raises:
-            UserError: names what is missing, unexpected or of another shape.
-        """
+        """As ``VisionTask``'s; the model's own weights stay unchanged next to adapters."""
         self._questioning.forget()
         if self._adapters_alone:
             if strict and (wrong := self.misfits(state_dict)):
@@ -271,13 +262,13 @@ class GenerativeClassifier(ScoredTask):
                 )
             means = self._questioning.losses(batch["image"], targets)
             return self.count(split, means, {}, targets), real_outputs(batch, {}, {})
-        said = self._questioning.answers(batch["image"])
-        loss = self.count(split, self.plain_losses(said.logits, targets), said.logits, targets)
-        self._count_named(said, real_rows(batch))
-        outputs = real_outputs(batch, said.logits, targets)
-        return loss, with_embedding(outputs, batch, said.features) if split == "test" else outputs
+        found = self._questioning.answers(batch["image"])
+        loss = self.count(split, self.plain_losses(found.logits, targets), found.logits, targets)
+        self._count_named(found, real_rows(batch))
+        outputs = real_outputs(batch, found.logits, targets)
+        return loss, with_embedding(outputs, batch, found.features) if split == "test" else outputs
 
-    def _count_named(self, said: Answered, real: torch.Tensor) -> None:
+    def _count_named(self, found: Answered, real: torch.Tensor) -> None:
         samples = int(real.sum())
-        for counter, rows in zip(self.named, said.named, strict=False):
+        for counter, rows in zip(self.named, found.named, strict=False):
             cast("MeanOverSamples", counter).update(rows[real].float().sum() / max(samples, 1), samples)

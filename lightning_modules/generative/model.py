@@ -1,9 +1,7 @@
-"""Models that see an image and go on with a text: any image-text-to-text model of Qwen2-VL's interface.
+"""Image-text-to-text models of Qwen2-VL's interface (Wang et al., 2024).
 
-Wang et al., "Qwen2-VL", 2024. Images arrive as uint8; scaling, normalisation and patches are made here. What was read
-of an image and a question is kept as a ``Reading``, from which any number of answers can be read on.
-
-What images become for a model that reads them, and what it knows when it has read them with a text.
+Images arrive as uint8; scaling, normalisation and patches are made here. The keys and values of an image and a question
+are kept as a ``Prefix``, which any number of answers can continue.
 """
 
 from __future__ import annotations
@@ -18,21 +16,21 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_modules.encoders.image import InputOptions, Normalize, WeightsOrigin, copy_weights, weights_origin
+from lightning_modules.encoders.image import InputOptions, Normalize
 from lightning_modules.encoders.transformers import configuration_values
-from lightning_modules.finetune import LanguageLoraOptions, add_language_lora, check_language_lora
+from lightning_modules.encoders.weights import WeightsOrigin, copy_weights, weights_origin
+from lightning_modules.finetune import add_language_lora
 from lightning_modules.generative.prompts import Prompts, pretrained_prompts, trained_prompts
 from lightning_modules.generative.weights import (
     KEY,
-    MemoryOptions,
     build_vision_language,
     checked_configuration,
-    checked_memory,
     files_digest,
     image_statistics,
     load_vision_language,
     local_directory,
 )
+from lightning_modules.options import LanguageLoraOptions, MemoryOptions
 from vitrail.errors import UserError
 
 
@@ -50,12 +48,12 @@ class Images:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What has been read of B texts with images. It never changes: whoever reads on gets another one.
+class Prefix:
+    """The state after B texts with images. It is never changed: continuing it returns another one.
 
     Attributes:
         cache: keys and values of every layer.
-        hidden: float ``(B, D)``, what the last token became.
+        hidden: float ``(B, D)``, of the last token.
         length: tokens that were read.
         position: of the next token; smaller than ``length``, because an image takes few positions.
     """
@@ -91,25 +89,13 @@ class VisionLanguageModel(nn.Module):
     """An image-text-to-text model of ``transformers``, its tokenizer, and what images have to become for it.
 
     With pretrained weights there is no network until ``load`` or ``build`` was called: weights of this size are not
-    drawn at random only to be replaced.
-
-    Args:
-        name: local folder or name on the hub.
-        image_size: height and width of the images in pixels; scaled to the nearest size that has whole patches.
-        texts: questions and answers, which a model without pretrained weights has its tokenizer made of.
-        pretrained: whether it has its pretrained weights.
-        memory: precision, four bits, gradient checkpointing.
-        lora: low-rank adapters, beside which everything else stands still.
-        architectures: as a checkpoint keeps them.
+    initialised only to be replaced.
 
     Attributes:
         model: the network.
         prompts: the tokenizer, None until it is loaded.
         digest: name of the pretrained weights, empty until they are loaded; only where there are adapters.
         origin: of the pretrained weights, once they are loaded.
-
-    Raises:
-        UserError: if the model is of another kind or the settings do not fit together.
     """
 
     model: Any
@@ -121,16 +107,14 @@ class VisionLanguageModel(nn.Module):
         image_size: int,
         texts: Sequence[str],
         pretrained: bool = True,
-        memory: MemoryOptions | None = None,
+        memory: MemoryOptions = MemoryOptions(),
         lora: LanguageLoraOptions | None = None,
         architectures: Architectures | None = None,
     ) -> None:
         super().__init__()
         saved = architectures or {}
         self.name, self.pretrained, self.lora = name, pretrained, lora
-        self.memory = checked_memory(memory, pretrained=pretrained)
-        if lora is not None:
-            check_language_lora(lora)
+        self.memory = memory
         self.configuration = checked_configuration(name, pretrained, saved.get("model"))
         vision = self.configuration.vision_config
         self.patch, self.merge = int(vision.patch_size), int(vision.spatial_merge_size)
@@ -158,7 +142,7 @@ class VisionLanguageModel(nn.Module):
         return {"model": configuration_values(self.configuration), "statistics": {"mean": mean, "std": std}}
 
     def build(self) -> None:
-        """Make the network, once: with random weights, or with none where a file will bring them."""
+        """Make the network, once: with random weights, or with uninitialised ones where a file will replace them."""
         if self.model is None:
             self._take(build_vision_language(self.configuration, self.memory, empty=self.pretrained))
 
@@ -166,12 +150,6 @@ class VisionLanguageModel(nn.Module):
         """Load the pretrained weights, tokenizer and statistics of the pixels, once, where there are to be any.
 
         A network that is there already keeps its parameters as objects.
-
-        Args:
-            device: that four-bit weights are made on.
-
-        Raises:
-            UserError: if they cannot be had or do not fit.
         """
         if self._loaded or not self.pretrained:
             return
@@ -192,7 +170,7 @@ class VisionLanguageModel(nn.Module):
         self.model = model.train(self.training)
         if self.lora is not None:
             add_language_lora(self.model, self.lora)
-        if self.memory.get("gradient_checkpointing"):
+        if self.memory.gradient_checkpointing:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
 
     def patches(self, image: torch.Tensor) -> torch.Tensor:
@@ -219,20 +197,15 @@ class VisionLanguageModel(nn.Module):
         grid = self._grid(len(image), torch.device("cpu") if counting else image.device)
         places = {}
         if counting:
-            # Where only shapes are known, to count what an image costs, values have to be elsewhere.
+            # Only shapes are known, to count the cost of an image; values have to be on another device.
             from transformers.vision_utils import get_vision_position_ids
 
             places["position_ids"] = get_vision_position_ids(grid, self.merge).to(image.device)
         encoded = self.model.model.get_image_features(self.patches(image), grid, return_dict=True, **places)
         return Images(encoded, torch.stack([tokens.mean(dim=0) for tokens in encoded.pooler_output]))
 
-    def read(self, images: Images, ids: Sequence[int]) -> Reading:
-        """Read a text, the same for all, with an image in it.
-
-        Args:
-            images: B of them.
-            ids: of the text's tokens, those of the image included.
-        """
+    def read(self, images: Images, ids: Sequence[int]) -> Prefix:
+        """Read a text, the same for all, with an image in it."""
         from transformers import DynamicCache
 
         batch, device = len(images.features), images.features.device
@@ -245,45 +218,45 @@ class VisionLanguageModel(nn.Module):
             use_cache=True,
         )
         position = int(positions.max()) + 1
-        return Reading(outputs.past_key_values, outputs.last_hidden_state[:, -1], len(ids), position)
+        return Prefix(outputs.past_key_values, outputs.last_hidden_state[:, -1], len(ids), position)
 
-    def read_on(self, reading: Reading, tokens: torch.Tensor) -> Reading:
+    def extend(self, prefix: Prefix, tokens: torch.Tensor) -> Prefix:
         """Read on.
 
         Args:
-            reading: of B texts.
+            prefix: of B texts.
             tokens: int64 ``(B, n)``, or ``(n,)`` where all go on alike.
         """
         if not tokens.shape[-1]:
-            return reading
-        tokens = tokens.expand(len(reading.hidden), -1)
+            return prefix
+        tokens = tokens.expand(len(prefix.hidden), -1)
         steps = torch.arange(tokens.shape[1], device=tokens.device)
-        hidden, cache = self._behind(reading, tokens, reading.position + steps, None)
+        hidden, cache = self._behind(prefix, tokens, prefix.position + steps, None)
         length = tokens.shape[1]
-        return Reading(cache, hidden[:, -1], reading.length + length, reading.position + length)
+        return Prefix(cache, hidden[:, -1], prefix.length + length, prefix.position + length)
 
-    def read_tree(
-        self, reading: Reading, tokens: torch.Tensor, depths: torch.Tensor, sees: torch.Tensor
+    def extend_tree(
+        self, prefix: Prefix, tokens: torch.Tensor, depths: torch.Tensor, attends: torch.Tensor
     ) -> torch.Tensor:
-        """Read several continuations of the same texts at once, each as if it stood alone.
+        """Read several continuations of the same texts at once, each as if it were the only one.
 
         Args:
-            reading: of B texts; shared by all continuations.
+            prefix: of B texts; shared by all continuations.
             tokens: int64 ``(n,)``, of all continuations.
-            depths: int64 ``(n,)``, how far each token stands behind the text.
-            sees: bool ``(n, n)``, which tokens each one comes behind, itself included.
+            depths: int64 ``(n,)``, how many tokens after the text each one is.
+            attends: bool ``(n, n)``, which tokens each one attends to, itself included.
 
         Returns:
-            float ``(B, n, D)``, what the tokens become.
+            float ``(B, n, D)``, hidden states of the tokens.
         """
-        mask = torch.zeros(1, 1, len(tokens), reading.length + len(tokens), device=tokens.device)
-        mask[0, 0, :, reading.length :].masked_fill_(~sees, torch.finfo(reading.hidden.dtype).min)
-        rows = tokens.expand(len(reading.hidden), -1)
-        hidden, _ = self._behind(reading, rows, reading.position + depths, mask.to(reading.hidden.dtype))
+        mask = torch.zeros(1, 1, len(tokens), prefix.length + len(tokens), device=tokens.device)
+        mask[0, 0, :, prefix.length :].masked_fill_(~attends, torch.finfo(prefix.hidden.dtype).min)
+        rows = tokens.expand(len(prefix.hidden), -1)
+        hidden, _ = self._behind(prefix, rows, prefix.position + depths, mask.to(prefix.hidden.dtype))
         return hidden
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """What may come next.
+        """Logits of the next token.
 
         Args:
             hidden: float ``(..., D)``.
@@ -294,12 +267,7 @@ class VisionLanguageModel(nn.Module):
         return cast("torch.Tensor", self.model.lm_head(hidden).float())
 
     def answer_losses(self, images: Images, ids: Sequence[int], answers: Sequence[Sequence[int]]) -> torch.Tensor:
-        """How unlikely each image's answer is: the mean over the answer's tokens, the prompt's do not count.
-
-        Args:
-            images: B of them.
-            ids: of the prompt's tokens.
-            answers: B answers with their ends.
+        """Loss of each image's answer: the mean over the answer's tokens, without the prompt's.
 
         Returns:
             float32 ``(B,)``, negative log-likelihoods.
@@ -311,7 +279,7 @@ class VisionLanguageModel(nn.Module):
         positions = self._positions(ids)
         behind = (int(positions.max()) + 1 + torch.arange(longest - 1)).expand(3, 1, -1)
         hidden = self.model.model(
-            # What stands behind an answer's end is never seen by what stands before it.
+            # Tokens attend to earlier ones only, so the padding after an answer's end has no effect.
             input_ids=torch.cat([prompt, targets[:, :-1].clamp(min=0)], dim=1),
             position_ids=torch.cat([positions, behind], dim=2).expand(-1, len(answers), -1).to(device),
             mm_encoder_outputs={"image": images.encoded},
@@ -321,11 +289,11 @@ class VisionLanguageModel(nn.Module):
         return losses.view_as(targets).sum(dim=1) / (targets >= 0).sum(dim=1)
 
     def _behind(
-        self, reading: Reading, tokens: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None
+        self, prefix: Prefix, tokens: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, Any]:
         # Layers put new tensors into a cache instead of changing those that are there: copies of the lists are enough.
-        cache = copy.copy(reading.cache)
-        cache.layers = [copy.copy(layer) for layer in reading.cache.layers]
+        cache = copy.copy(prefix.cache)
+        cache.layers = [copy.copy(layer) for layer in prefix.cache.layers]
         outputs = self.model.model(
             input_ids=tokens,
             position_ids=positions.expand(3, len(tokens), -1),

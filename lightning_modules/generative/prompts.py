@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from lightning_modules.encoders.tokenizer import auto_tokenizer
+from lightning_modules.encoders.weights import first_line
 from vitrail.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,11 +50,7 @@ class PromptState(TypedDict):
 
 
 class Prompts:
-    """Makes token ids of questions and answers, and texts of token ids.
-
-    Args:
-        state: as ``state`` of another one gives it.
-    """
+    """Makes token ids of questions and answers, and texts of token ids."""
 
     def __init__(self, state: PromptState) -> None:
         from tokenizers import Tokenizer
@@ -69,12 +66,7 @@ class Prompts:
         return self.state["end_id"]
 
     def prompt(self, question: str, image_tokens: int) -> list[int]:
-        """An image and a question, up to where the answer begins.
-
-        Args:
-            question: as a person would ask.
-            image_tokens: how many tokens the image has.
-        """
+        """An image and a question, up to where the answer begins."""
         before, after = self.state["template"].split(QUESTION)
         # Only in front of the question, which may name the token itself.
         before = before.replace(self.state["image_token"], self.state["image_token"] * image_tokens)
@@ -96,24 +88,14 @@ class Prompts:
 
 
 def pretrained_prompts(directory: str, image_id: int, key: str) -> Prompts:
-    """The tokenizer and the chat template of a pretrained model.
-
-    Args:
-        directory: local folder of the model.
-        image_id: the model's id for a patch of an image.
-        key: of the option that names the model, for messages.
-
-    Raises:
-        UserError: if they cannot be read, or do not put the image in front of the question.
-    """
+    """The tokenizer and the chat template of a pretrained model."""
     tokenizer = auto_tokenizer(directory, key)
     try:
         template = _rendered(tokenizer) if tokenizer.chat_template else CHAT
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"{key}: the chat template of {directory} cannot be used ({reason}); give another model") from (
-            error
-        )
+        raise UserError(
+            f"{key}: the chat template of {directory} cannot be used ({first_line(error)}); give another model"
+        ) from error
     image_token = tokenizer.convert_ids_to_tokens(image_id)
     if tokenizer.eos_token_id is None or image_token is None:
         raise UserError(f"{key}: the tokenizer of {directory} lacks the end or the image's token; give another model")
@@ -130,16 +112,9 @@ def pretrained_prompts(directory: str, image_id: int, key: str) -> Prompts:
 
 
 def trained_prompts(texts: Iterable[str], vocabulary_size: int) -> Prompts:
-    """A byte-level BPE tokenizer learned from the texts that will be read, with Qwen2-VL's special tokens and template.
+    """A byte-level BPE tokenizer trained on the texts that will be read, with Qwen2-VL's special tokens and template.
 
     For models with random weights, which need no network. The same texts give the same tokenizer.
-
-    Args:
-        texts: questions and answers.
-        vocabulary_size: largest number of tokens.
-
-    Raises:
-        UserError: if the vocabulary has no room for all bytes.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -170,11 +145,7 @@ def trained_prompts(texts: Iterable[str], vocabulary_size: int) -> Prompts:
 
 
 def checked_prompts(value: object) -> PromptState:
-    """A state from a file, which may hold anything.
-
-    Raises:
-        UserError: if it is none.
-    """
+    """A state from a file, which may hold anything."""
     if not isinstance(value, dict) or set(value) != set(PromptState.__annotations__):
         raise UserError("the checkpoint holds no tokenizer that this version can read; use the version that wrote it")
     try:
@@ -186,7 +157,7 @@ def checked_prompts(value: object) -> PromptState:
         return {"pipeline": value["pipeline"], "template": template, "image_token": token, "end_id": value["end_id"]}
     except (TypeError, ValueError) as error:
         raise UserError(
-            "model: the tokenizer or its chat template is not that of a model that sees one image and then reads a "
+            "model: the tokenizer or its chat template is not that of a model that attends one image and then reads a "
             "question; give another model"
         ) from error
 

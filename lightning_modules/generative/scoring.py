@@ -1,10 +1,8 @@
-"""How likely a model finds each of a closed set of labels as the answer to a question about an image.
+"""Log-likelihood of each of a closed set of labels as the answer to a question about an image.
 
-The image and the question are read once. All labels are read behind that one reading, in one pass: they are laid out
-as a tree, in which labels with a common beginning share its tokens, and each token sees its own label only. So a label
-costs its own tokens and nothing else, and its score is that of a plain pass over the whole text.
-
-Labels as a tree of tokens: what several labels begin with is read once, and only labels can be walked through.
+The image and the question are read once, and all labels continue that one prefix in one pass: they form a tree, in
+which labels with a common beginning share its tokens, and each token attends to its own label only. So a label costs
+its own tokens and nothing else, and its score is that of a plain pass over the whole text.
 """
 
 from __future__ import annotations
@@ -15,11 +13,11 @@ from functools import cached_property
 
 import torch
 
-from lightning_modules.generative.model import Reading, VisionLanguageModel
+from lightning_modules.generative.model import Prefix, VisionLanguageModel
 from vitrail.errors import UserError
 
 ROOT = -1
-"""Stands for the end of the prompt, from which every label sets out."""
+"""The end of the prompt, from which every label starts."""
 
 
 @dataclass
@@ -28,9 +26,9 @@ class LabelTrie:
 
     Attributes:
         tokens: token of each node.
-        parents: node in front of each node, or ``ROOT``.
+        parents: node before each node, or ``ROOT``.
         depths: 0 for a label's first token.
-        children: for each node, and ``ROOT``, the nodes behind it by token.
+        children: for each node, and ``ROOT``, the nodes after it by token.
         paths: for each label its nodes from the first to the last token.
     """
 
@@ -42,7 +40,7 @@ class LabelTrie:
 
     @property
     def inner(self) -> list[int]:
-        """Nodes that something comes behind, in order; the others need never be read."""
+        """Nodes with children, in order; the others need not be read."""
         return [node for node in range(len(self.tokens)) if self.children[node]]
 
     def add(self, label: Sequence[int]) -> None:
@@ -63,14 +61,7 @@ class LabelTrie:
 
 
 def trie_of(labels: Sequence[Sequence[int]]) -> LabelTrie:
-    """The tree of these labels.
-
-    Args:
-        labels: token ids of each, the end included; none may begin with another whole one.
-
-    Raises:
-        UserError: if two labels are the same to the tokenizer.
-    """
+    """The tree of these labels."""
     trie = LabelTrie()
     for label in labels:
         trie.add(label)
@@ -86,10 +77,6 @@ def trie_of(labels: Sequence[Sequence[int]]) -> LabelTrie:
 
 def packed(labels: Sequence[Sequence[int]], largest: int) -> list[tuple[list[int], LabelTrie]]:
     """The labels in trees of limited size, those with common beginnings together.
-
-    Args:
-        labels: token ids of each, the end included.
-        largest: tokens of a tree; a label that has more of them has a tree of its own.
 
     Returns:
         For each tree the numbers of its labels, in the order of its paths, and the tree.
@@ -107,21 +94,11 @@ TOKENS_AT_A_TIME = 512
 """Tokens of labels that are read in one pass."""
 
 LOGITS_AT_A_TIME = 2**25
-"""Numbers of the vocabulary's logits that are held at a time, 128 MiB."""
+"""Logits of the vocabulary that are in memory at a time, 128 MiB."""
 
 
 class LabelScorer:
-    """Scores the labels of one task.
-
-    Args:
-        labels: token ids of each label, its end included.
-        length_normalised: whether a score is the mean over a label's tokens or their sum, with which long labels are
-            at a disadvantage, but which a softmax makes true probabilities of.
-        tokens_at_a_time: of labels that are read in one pass.
-
-    Raises:
-        UserError: if two labels are the same to the tokenizer.
-    """
+    """Scores the labels of one task."""
 
     def __init__(
         self, labels: Sequence[Sequence[int]], length_normalised: bool = True, tokens_at_a_time: int = TOKENS_AT_A_TIME
@@ -135,50 +112,41 @@ class LabelScorer:
     def _trees(self) -> list[tuple[list[int], LabelTrie]]:
         return packed(self.labels, self._tokens_at_a_time)
 
-    def __call__(self, model: VisionLanguageModel, reading: Reading) -> torch.Tensor:
+    def __call__(self, model: VisionLanguageModel, prefix: Prefix) -> torch.Tensor:
         """Log-likelihood of each label, the mean over its tokens or their sum.
-
-        Args:
-            model: that read.
-            reading: of B images with the question, up to where the answer begins.
 
         Returns:
             float32 ``(B, C)``.
         """
-        scores = torch.empty(len(reading.hidden), len(self.labels), device=reading.hidden.device)
+        scores = torch.empty(len(prefix.hidden), len(self.labels), device=prefix.hidden.device)
         for numbers, tree in self._trees:
-            tokens = token_log_likelihoods(model, reading, tree)
+            tokens = token_log_likelihoods(model, prefix, tree)
             for number, path in zip(numbers, tree.paths, strict=True):
                 total = tokens[:, path].sum(dim=1)
                 scores[:, number] = total / len(path) if self.length_normalised else total
         return scores
 
 
-def token_log_likelihoods(model: VisionLanguageModel, reading: Reading, tree: LabelTrie) -> torch.Tensor:
+def token_log_likelihoods(model: VisionLanguageModel, prefix: Prefix, tree: LabelTrie) -> torch.Tensor:
     """Log-likelihood of each node's token behind those of its ancestors.
-
-    Args:
-        model: that read.
-        reading: of B images with the question; not changed.
-        tree: of labels.
 
     Returns:
         float32 ``(B, nodes)``.
     """
-    device = reading.hidden.device
+    device = prefix.hidden.device
     inner = tree.inner
-    hidden = reading.hidden[:, None]
+    hidden = prefix.hidden[:, None]
     if inner:
         place = {node: index for index, node in enumerate(inner)}
-        sees = torch.zeros(len(inner), len(inner), dtype=torch.bool)
+        attends = torch.zeros(len(inner), len(inner), dtype=torch.bool)
         for index, node in enumerate(inner):
             if tree.parents[node] != ROOT:
-                sees[index] = sees[place[tree.parents[node]]]
-            sees[index, index] = True
+                attends[index] = attends[place[tree.parents[node]]]
+            attends[index, index] = True
         tokens, depths = (
             torch.tensor([of[node] for node in inner], device=device) for of in (tree.tokens, tree.depths)
         )
-        hidden = torch.cat([hidden, model.read_tree(reading, tokens, depths, sees.to(device))], dim=1)
+        hidden = torch.cat([hidden, model.extend_tree(prefix, tokens, depths, attends.to(device))], dim=1)
     found = torch.empty(len(hidden), len(tree.tokens), device=device)
     sources = [ROOT, *inner]
     vocabulary = int(model.configuration.text_config.vocab_size)

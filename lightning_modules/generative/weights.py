@@ -1,4 +1,4 @@
-"""Weights of models that read images and texts: configuration, precision, four bits, and a name for them."""
+"""Weights of image-text-to-text models: configuration, precision, four bits, and their digest."""
 
 from __future__ import annotations
 
@@ -7,61 +7,38 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, TypedDict, cast, get_args
+from typing import Any, cast
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from lightning_modules.encoders.image import hub_directory
-from lightning_modules.encoders.image_processing import FILES, image_processor, statistics_of
 from lightning_modules.encoders.transformers import (
+    PROCESSOR_FILES,
     Configuration,
     configuration_from_values,
+    image_processor,
     model_configuration,
     reading_weights,
     refuse_misfits,
+    statistics_of,
 )
+from lightning_modules.encoders.weights import hub_directory
 from lightning_modules.generative.prompts import SPECIAL_TOKENS
+from lightning_modules.options import MemoryOptions, checked
 from vitrail.errors import UserError
 
 KEY = "model"
 """The option that names the model, for messages."""
 
-Precision = Literal["float32", "bfloat16", "float16"]
-
 _NEEDED = ("image_token_id", "vision_config", "text_config")
 _NEEDED_VISION = ("patch_size", "temporal_patch_size", "spatial_merge_size")
 
 
-class MemoryOptions(TypedDict, total=False):
-    """What the model takes of the memory; what is left out has the value in brackets.
-
-    Attributes:
-        precision: of the model's own weights: float32, bfloat16 or float16 [float32]. Adapters are always float32.
-        four_bit: keep the model's own weights in four bits (NF4; Dettmers et al., QLoRA, 2023), which needs
-            ``bitsandbytes``, pretrained weights and, to train, ``lora`` [false].
-        gradient_checkpointing: compute activations again instead of keeping them (Chen et al., 2016) [false].
-    """
-
-    precision: Precision
-    four_bit: bool
-    gradient_checkpointing: bool
-
-
-def checked_memory(options: MemoryOptions | None, *, pretrained: bool) -> MemoryOptions:
-    """The options without unknown keys and impossible values.
-
-    Raises:
-        UserError: if there are any, or ``bitsandbytes`` is asked for and not installed.
-    """
-    given = options or {}
-    if strange := sorted(set(given) - set(MemoryOptions.__annotations__)):
-        known = ", ".join(MemoryOptions.__annotations__)
-        raise UserError(f"memory: unknown key {strange[0]!r}; known keys are {known}")
-    if given.get("precision", "float32") not in get_args(Precision):
-        raise UserError(f"memory.precision: must be one of {', '.join(get_args(Precision))}, got {given['precision']}")
-    if given.get("four_bit"):
+def checked_memory(options: MemoryOptions, *, pretrained: bool) -> MemoryOptions:
+    """The options, if they can be had."""
+    given = checked(MemoryOptions, options, "memory")
+    if given.four_bit:
         if find_spec("bitsandbytes") is None:
             raise UserError(
                 "memory.four_bit: needs bitsandbytes, which is not installed; pip install -e '.[quantized]', or set "
@@ -73,16 +50,7 @@ def checked_memory(options: MemoryOptions | None, *, pretrained: bool) -> Memory
 
 
 def checked_configuration(name: str, pretrained: bool, saved: dict[str, Any] | None = None) -> Configuration:
-    """The configuration of an image-text-to-text model of Qwen2-VL's interface.
-
-    Args:
-        name: local folder or name on the hub.
-        pretrained: whether its weights will be loaded; else the special tokens are those of a tokenizer of ours.
-        saved: as a checkpoint keeps it; else it is looked up.
-
-    Raises:
-        UserError: if it cannot be had, or is of another kind of model.
-    """
+    """The configuration of an image-text-to-text model of Qwen2-VL's interface."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KNOWN
 
     configuration = configuration_from_values(saved, KEY) if saved else model_configuration(name, True, KEY)
@@ -101,17 +69,11 @@ def checked_configuration(name: str, pretrained: bool, saved: dict[str, Any] | N
 
 
 def build_vision_language(configuration: Configuration, options: MemoryOptions, *, empty: bool) -> nn.Module:
-    """The network without its weights.
-
-    Args:
-        configuration: of the model.
-        options: ``precision`` is read.
-        empty: leave its memory as it is, because weights will come; else they are drawn at random.
-    """
+    """The network without its weights."""
     from transformers import AutoModelForImageTextToText
     from transformers.initialization import no_init_weights
 
-    precision = getattr(torch, options.get("precision", "float32"))
+    precision = getattr(torch, options.precision)
     with no_init_weights() if empty else nullcontext():
         model: nn.Module = cast("Any", AutoModelForImageTextToText).from_config(
             configuration, dtype=precision, attn_implementation="sdpa"
@@ -123,22 +85,12 @@ def build_vision_language(configuration: Configuration, options: MemoryOptions, 
 def load_vision_language(
     directory: str, configuration: Configuration, options: MemoryOptions, device: torch.device
 ) -> nn.Module:
-    """The network with its pretrained weights.
-
-    Args:
-        directory: local folder of the model.
-        configuration: of the model.
-        options: precision, and whether weights are kept in four bits.
-        device: that four-bit weights are made on; others are on the CPU.
-
-    Raises:
-        UserError: if they cannot be read or do not fit.
-    """
+    """The network with its pretrained weights."""
     from transformers import AutoModelForImageTextToText
 
-    precision = getattr(torch, options.get("precision", "float32"))
+    precision = getattr(torch, options.precision)
     further: dict[str, Any] = {}
-    if options.get("four_bit"):
+    if options.four_bit:
         from transformers import BitsAndBytesConfig
 
         further["quantization_config"] = BitsAndBytesConfig(  # type: ignore[no-untyped-call]  # the library's own
@@ -187,11 +139,7 @@ def _keep_trainable(model: nn.Module) -> None:
 
 
 def local_directory(name: str) -> str:
-    """Local folder of a model with its weights, downloaded if need be.
-
-    Raises:
-        UserError: if it cannot be had.
-    """
+    """Local folder of a model with its weights, downloaded if need be."""
     return name if Path(name).is_dir() else hub_directory(name, KEY)
 
 
@@ -199,9 +147,6 @@ def files_digest(directory: str) -> str:
     """SHA-256 over names, types, shapes and values of the weights in a folder, hexadecimal.
 
     It does not depend on the files that they are divided among, nor on the precision that they are loaded in.
-
-    Raises:
-        UserError: if there are none that can be read safely.
     """
     from safetensors import safe_open
 
@@ -223,14 +168,7 @@ def files_digest(directory: str) -> str:
 
 
 def image_statistics(directory: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel that the weights were trained with; those of CLIP if not known.
-
-    Args:
-        directory: local folder of the model; empty where its statistics will come later.
-
-    Raises:
-        UserError: if the folder's preprocessing cannot be read.
-    """
+    """Mean and standard deviation of each channel that the weights were trained with; those of CLIP if not known."""
     from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
     processor = image_processor(directory, KEY) if directory else None
@@ -238,8 +176,8 @@ def image_statistics(directory: str) -> tuple[tuple[float, ...], tuple[float, ..
         return statistics_of(processor, directory, KEY)
     if directory:
         rank_zero_warn(
-            f"{KEY}: {directory} has no {' and no '.join(FILES)}, so it is not known what its pixels were normalised "
-            "with; CLIP's mean and std are assumed"
+            f"{KEY}: {directory} has no {' and no '.join(PROCESSOR_FILES)}, so its pixel statistics are unknown; "
+            "CLIP's mean and std are assumed"
         )
     return OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 

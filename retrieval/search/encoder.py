@@ -34,9 +34,9 @@ class QueryEncoder:
         """See ``Encoder``."""
         import torch
 
-        from lightning_modules.dual_encoder import EmbeddingTask
+        from lightning_modules.dual_encoder import DualEncoder
 
-        if not isinstance(self._task, EmbeddingTask):
+        if not isinstance(self._task, DualEncoder):
             raise UserError(f"{type(self._task).__name__} does not encode texts; use --ranker tfidf")
         with torch.inference_mode():
             vectors: NDArray[np.float32] = self._task.encode_text(texts).float().cpu().numpy()
@@ -54,13 +54,13 @@ class QueryEncoder:
         from datamodules.loading.decode import read_image
         from datamodules.loading.transforms import eval_transform
         from datamodules.options import ImageOptions, complete_image
-        from lightning_modules.dual_encoder import EmbeddingTask
+        from lightning_modules.dual_encoder import DualEncoder
 
         options: ImageOptions = {**self._identity.input_options}  # type: ignore[typeddict-item]  # checked when used
         value_range = complete_image(options)["value_range"]
         image = eval_transform(options)(read_image(path, value_range=value_range))[None].to(self._task.device)
         with torch.inference_mode():
-            if isinstance(self._task, EmbeddingTask):
+            if isinstance(self._task, DualEncoder):
                 vector = self._task.encode_image(image)
             else:
                 vector = F.normalize(self._task.image_features(image).float(), dim=-1)
@@ -69,9 +69,9 @@ class QueryEncoder:
 
     def reading(self, text: str) -> Reading:
         """See ``Encoder``."""
-        from lightning_modules.dual_encoder import EmbeddingTask
+        from lightning_modules.dual_encoder import DualEncoder
 
-        if not isinstance(self._task, EmbeddingTask) or self._task.towers.tokenizer is None:
+        if not isinstance(self._task, DualEncoder) or self._task.towers.tokenizer is None:
             raise UserError(f"{type(self._task).__name__} does not encode texts; use --ranker tfidf")
         return Reading(*self._task.towers.tokenizer.reading(text))
 

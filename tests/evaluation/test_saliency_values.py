@@ -21,6 +21,7 @@ from evaluation.saliency import (
 from evaluation.saliency.layers import map_layer, watched_attention
 from lightning_modules.classification import ImageClassifier
 from lightning_modules.dual_encoder import DualEncoder
+from lightning_modules.options import TowerOptions
 from tests.evaluation.saliency.saliency_networks import draw_scenes, fresh
 from tests.support.models import TEXTS, write_clip, write_siglip
 from vitrail.errors import UserError
@@ -40,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(params=["clip", "siglip"])
 def dual(folder: Path, request: pytest.FixtureRequest) -> DualEncoder:
     task = DualEncoder(
-        {"model": str(folder / request.param)}, ["rose", "tulip"], [[TEXTS[0]], [TEXTS[1]]], image_size=32
+        TowerOptions(model=str(folder / request.param)), ["rose", "tulip"], [[TEXTS[0]], [TEXTS[1]]], image_size=32
     )
     task.load_pretrained()
     return task.eval()
@@ -224,6 +225,6 @@ def test_a_task_that_is_not_there_and_texts_nobody_reads_are_refused() -> None:
 
 
 def test_a_dual_encoder_without_classes_is_explained_by_texts_only(folder: Path) -> None:
-    model = DualEncoder({"model": str(folder / "clip")}, image_size=32)
+    model = DualEncoder(TowerOptions(model=str(folder / "clip")), image_size=32)
     with pytest.raises(UserError, match="--text"):
         class_scores(model)

@@ -76,7 +76,7 @@ model:
   class_path: lightning_modules.DualEncoder
   init_args:
     towers: {model: CLIP, pretrained: false}
-    temperature: {scale: 5.0, lr: 0.05}
+    logit_scale: {scale: 5.0, lr: 0.05}
 """
 )
 

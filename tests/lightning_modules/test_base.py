@@ -104,7 +104,7 @@ def test_half_precision_learns_with_all_that_a_loss_may_have(tmp_path: Path, pre
 
 @pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
 def test_a_weight_decay_that_makes_weights_grow_is_refused(value: float) -> None:
-    with pytest.raises(UserError, match=f"^weight_decay: must be a number that is not negative, got {value}"):
+    with pytest.raises(UserError, match=f"^weight_decay: must be a number that is not negative; got {value}"):
         tiny_classifier(weight_decay=value)
 
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_modules.losses import Pairs, Temperature, encode_in_chunks, info_nce
+from lightning_modules.contrastive import LogitScale, Pairs, encode_in_chunks, info_nce
 
 Gradients = dict[str, torch.Tensor]
 
@@ -19,7 +19,7 @@ class Pair(nn.Module):
         self.image, self.text = (
             nn.Sequential(nn.Linear(6, 16), nn.GELU(), nn.Dropout(0.3), nn.Linear(16, 4)) for _ in range(2)
         )
-        self.temperature = Temperature(None, with_bias=False)
+        self.temperature = LogitScale(with_bias=False)
 
 
 def inputs(rows: int = 24) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import nn
 from lightning_modules.classification import ImageClassifier, MultiTaskClassifier
 from lightning_modules.dual_encoder import DualEncoder
 from lightning_modules.generative import GenerativeClassifier
+from lightning_modules.options import OptimOptions
 from tests.support.models import (
     SIZE,
     TASKS,
@@ -167,9 +169,9 @@ def test_it_learns(tmp_path: Path) -> None:
 
 
 def test_arguments_are_saved_as_plain_values() -> None:
-    hparams = dict(tiny_classifier(optim_options={"betas": [0.9, 0.98]}).hparams)
+    hparams = dict(tiny_classifier(optim_options=OptimOptions(betas=(0.9, 0.98))).hparams)
     assert hparams["class_names"] == TASKS["class"]
-    assert hparams["optim_options"] == {"betas": [0.9, 0.98]}
+    assert hparams["optim_options"] == asdict(OptimOptions(betas=(0.9, 0.98)))
     assert len(hparams) == 12
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from lightning_modules.checkpoint import load_task
 from lightning_modules.dual_encoder import DualEncoder
+from lightning_modules.options import TowerOptions
 from tests.support.models import (
     CLASSES,
     PROMPTS,
@@ -74,7 +75,7 @@ def test_zero_shot_logits_come_from_the_mean_of_the_prompts(tmp_path: Path) -> N
     with torch.no_grad():
         classes = torch.stack([F.normalize(task.encode_text(prompts).mean(0), dim=0) for prompts in PROMPTS])
         image = task.encode_image(pair_batch([24, 25, 26])["image"])
-        expected = task.objective.temperature()[0] * image @ classes.T
+        expected = task.objective.logit_scale()[0] * image @ classes.T
     torch.testing.assert_close(outputs["logits"]["class"], expected)
     torch.testing.assert_close(outputs["image_embedding"], image)
     loss = F.cross_entropy(torch.cat([o["logits"]["class"] for o in kept.outputs]), torch.arange(7) % 4)
@@ -106,11 +107,11 @@ def test_large_batches_in_chunks_have_the_gradients_of_batches_at_once(tmp_path:
 
 
 @pytest.mark.parametrize("loss", ["info_nce", "label_aware", "sigmoid"])
-def test_the_temperature_is_learned_in_every_freeze_mode(tmp_path: Path, loss: str) -> None:
+def test_the_logit_scale_is_trained_in_every_freeze_mode(tmp_path: Path, loss: str) -> None:
     for mode in ("none", "text_only", "vision_only", "early_layers", "towers"):
-        task = tiny_pair(tmp_path / "clip", loss=loss, freeze=mode, temperature={"scale": 5.0, "lr": 0.1})
+        task = tiny_pair(tmp_path / "clip", loss=loss, freeze=mode, logit_scale={"scale": 5.0, "lr": 0.1})
         tiny_trainer(tmp_path, max_epochs=1, limit_val_batches=0).fit(task, TinyPairs())
-        assert float(task.objective.temperature()[0]) != pytest.approx(5.0, abs=0.05), mode
+        assert float(task.objective.logit_scale()[0]) != pytest.approx(5.0, abs=0.05), mode
 
 
 def test_what_is_frozen_stands_still_and_is_in_evaluation_mode(tmp_path: Path) -> None:
@@ -126,16 +127,16 @@ def test_what_is_frozen_stands_still_and_is_in_evaluation_mode(tmp_path: Path) -
 
 
 def test_a_run_in_two_parts_ends_as_one_that_was_never_interrupted(tmp_path: Path) -> None:
-    whole = tiny_pair(tmp_path / "clip", chunk_size=4, temperature={"lr": 0.01})
+    whole = tiny_pair(tmp_path / "clip", chunk_size=4, logit_scale={"lr": 0.01})
     tiny_trainer(tmp_path, max_epochs=4).fit(whole, TinyPairs())
     part = tiny_trainer(tmp_path, max_epochs=2)
     # The first half of a longer training: the schedule looks ahead to its end.
-    first = tiny_pair(tmp_path / "clip", chunk_size=4, temperature={"lr": 0.01}, schedule="constant")
+    first = tiny_pair(tmp_path / "clip", chunk_size=4, logit_scale={"lr": 0.01}, schedule="constant")
     part.fit(first, TinyPairs())
     part.save_checkpoint(tmp_path / "half.ckpt")
-    constant = tiny_pair(tmp_path / "clip", chunk_size=4, temperature={"lr": 0.01}, schedule="constant")
+    constant = tiny_pair(tmp_path / "clip", chunk_size=4, logit_scale={"lr": 0.01}, schedule="constant")
     tiny_trainer(tmp_path, max_epochs=4).fit(constant, TinyPairs())
-    resumed = tiny_pair(tmp_path / "clip", chunk_size=4, temperature={"lr": 0.01}, schedule="constant")
+    resumed = tiny_pair(tmp_path / "clip", chunk_size=4, logit_scale={"lr": 0.01}, schedule="constant")
     tiny_trainer(tmp_path, max_epochs=4).fit(resumed, TinyPairs(), ckpt_path=str(tmp_path / "half.ckpt"))
     assert same_weights(constant, resumed)
     assert not same_weights(whole, resumed)
@@ -143,24 +144,24 @@ def test_a_run_in_two_parts_ends_as_one_that_was_never_interrupted(tmp_path: Pat
 
 def test_a_pretrained_clip_is_evaluated_without_training(tmp_path: Path) -> None:
     folder = write_clip(tmp_path / "clip", image_size=SIZE)
-    task = DualEncoder({"model": str(folder)}, CLASSES, PROMPTS, image_size=SIZE)
+    task = DualEncoder(TowerOptions(model=str(folder)), CLASSES, PROMPTS, image_size=SIZE)
     assert task.ready_without_training
     [metrics] = tiny_trainer(tmp_path).test(task, TinyPairs(), verbose=False)
     assert {"test/class/accuracy", "test/class/top3", "test/loss"} <= set(metrics)
-    assert float(task.objective.temperature()[0]) == pytest.approx(torch.tensor(4.0).exp().item(), rel=1e-4)
+    assert float(task.objective.logit_scale()[0]) == pytest.approx(torch.tensor(4.0).exp().item(), rel=1e-4)
 
 
 def test_a_pretrained_scale_beyond_a_hundred_outlives_training_and_checkpoint(tmp_path: Path) -> None:
     folder = write_clip(tmp_path / "clip", scale=4.765)
-    task = DualEncoder({"model": str(folder)}, CLASSES, PROMPTS, image_size=SIZE, lr=0.0)
+    task = DualEncoder(TowerOptions(model=str(folder)), CLASSES, PROMPTS, image_size=SIZE, lr=0.0)
     trainer = tiny_trainer(tmp_path, max_epochs=1, limit_train_batches=1)
     trainer.fit(task, TinyPairs())
-    assert torch.equal(task.objective.temperature.log_scale.data, torch.tensor(4.765))
+    assert torch.equal(task.objective.logit_scale.log_scale.data, torch.tensor(4.765))
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     again = load_task(tmp_path / "last.ckpt")
     assert isinstance(again, DualEncoder)
-    again.objective.temperature.clamp()
-    assert torch.equal(again.objective.temperature.log_scale.data, torch.tensor(4.765))
+    again.objective.logit_scale.clamp()
+    assert torch.equal(again.objective.logit_scale.log_scale.data, torch.tensor(4.765))
 
 
 def test_half_precision_learns(tmp_path: Path) -> None:
@@ -170,12 +171,12 @@ def test_half_precision_learns(tmp_path: Path) -> None:
     assert torch.isfinite(trainer.callback_metrics["train/loss"])
 
 
-def test_learning_rates_of_towers_projections_and_temperature_differ(tmp_path: Path) -> None:
+def test_learning_rates_of_towers_projections_and_logit_scale_differ(tmp_path: Path) -> None:
     task = tiny_pair(
         tmp_path / "clip",
         lr=1e-3,
         schedule="constant",
-        temperature={"lr": 0.1},
+        logit_scale={"lr": 0.1},
         optim_options={"backbone_lr": 1e-5, "layer_decay": 0.5},
     )
     logger = CSVLogger(tmp_path)
@@ -186,7 +187,7 @@ def test_learning_rates_of_towers_projections_and_temperature_differ(tmp_path: P
         row = next(iter(csv.DictReader(file)))
     rates = {name.removeprefix("lr-AdamW/"): float(value) for name, value in row.items() if name.startswith("lr-AdamW")}
     assert rates["head_decay"] == 1e-3
-    assert rates["temperature"] == 0.1
+    assert rates["logit_scale"] == 0.1
     assert min(value for name, value in rates.items() if name.startswith("text_backbone")) == pytest.approx(1.25e-6)
 
 
@@ -208,10 +209,10 @@ def test_lora_learns_adapters_only_and_begins_as_the_model_was(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"loss": "triplet"}, "loss: 'triplet'"),
-        ({"freeze": "all"}, "freeze: 'all'"),
+        ({"loss": "triplet"}, "loss: must be one of .*; got 'triplet'"),
+        ({"freeze": "all"}, "freeze: must be one of .*; got 'all'"),
         ({"freeze": "text_only", "lora": {}}, "does not go with lora"),
-        ({"lora": {"rank": 0}}, "lora: rank"),
+        ({"lora": {"rank": 0}}, "lora.rank: must be"),
         ({"lora": {"r": 0}}, "lora: unknown key 'r'"),
         ({"class_prompts": [["a"]]}, "class_prompts: 1 for 4"),
     ],

@@ -23,8 +23,9 @@ from lightning_modules.checkpoint import load_task, task_from
 from lightning_modules.classification import ClassificationTask
 from lightning_modules.dual_encoder import DualEncoder
 from lightning_modules.encoders.image import InputOptions
-from lightning_modules.ensemble import VIEWS, Ensemble, View, checked_views, read_members, seen_as
+from lightning_modules.ensemble import VIEWS, Ensemble, View, checked_views, read_members, view_of
 from lightning_modules.metrics import predicted_classes
+from lightning_modules.options import TowerOptions
 from tests.lightning_modules.generative.tiny_answers import tiny_answerer
 from tests.support.models import (
     SIZE,
@@ -57,7 +58,7 @@ def write_member(run: Path, task: VisionTask, *, data: str = "d", options: Input
 
 def dual_encoder(folder: Path) -> DualEncoder:
     prompts = [[f"a photo of a {name}"] for name in CLASSES]
-    task = DualEncoder({"model": str(write_clip(folder))}, CLASSES, prompts, image_size=SIZE)
+    task = DualEncoder(TowerOptions(model=str(write_clip(folder))), CLASSES, prompts, image_size=SIZE)
     task.load_pretrained()
     return task
 
@@ -118,7 +119,7 @@ def mean_of(paths: Sequence[str], task: str, views: Sequence[View] = ("identity"
         if isinstance(member, DualEncoder):
             member.class_embeddings()
         for view in views:
-            batch: Batch = {**BATCH, "image": seen_as(BATCH["image"], view)}
+            batch: Batch = {**BATCH, "image": view_of(BATCH["image"], view)}
             with torch.no_grad():
                 found.append(F.softmax(member.predict_step(batch, 0)["logits"][task].double(), dim=-1))
     return torch.stack(found).mean(0)
@@ -197,7 +198,7 @@ def test_scores_are_those_of_the_mean(runs: dict[str, str], tmp_path: Path) -> N
 def test_an_ensemble_is_not_trained(runs: dict[str, str], tmp_path: Path) -> None:
     ensemble = Ensemble([runs["multitask"], runs["other"]], TASKS)
     assert not any(parameter.requires_grad for parameter in ensemble.parameters())
-    with pytest.raises(UserError, match=r"fit: an ensemble has nothing to learn; use `test`"):
+    with pytest.raises(UserError, match=r"fit: an ensemble has nothing to train; use `test`"):
         tiny_trainer(tmp_path).fit(ensemble, TinyData())
 
 
@@ -208,7 +209,9 @@ def test_images_that_members_do_not_know_are_refused(runs: dict[str, str], tmp_p
         tiny_trainer(tmp_path).test(ensemble, data, verbose=False)
     small: InputOptions = {"size": 16, "crop_fraction": 1.0, "interpolation": "bicubic"}
     other = write_member(tmp_path / "small", tiny_classifier(image_size=16), options=small)
-    with pytest.raises(UserError, match=r"members: .*classifier saw images of size 32, .*small of 16; fit both"):
+    with pytest.raises(
+        UserError, match=r"members: .*classifier was trained on images of size 32, .*small of 16; fit both"
+    ):
         Ensemble([runs["classifier"], other])
 
 
@@ -223,16 +226,16 @@ def test_members_that_do_not_belong_together_are_refused(runs: dict[str, str], t
         ([good, f"{good}/../multitask"], "is named twice"),
         ([good, turned], r"turned has other classes of 'class' than .*multitask, or another order"),
         ([good, strange], "have no task in common"),
-        ([good, elsewhere], r"elsewhere learned from other data than .*multitask, or from another division"),
+        ([good, elsewhere], r"elsewhere was trained on other data than .*multitask, or on other splits"),
         ([good, str(tmp_path / "nothing")], r"nothing has no readable run\.json"),
     ):
-        with pytest.raises(UserError, match=said) as told:
+        with pytest.raises(UserError, match=said) as refusal:
             Ensemble(members)
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(refusal.value)
     (tmp_path / "elsewhere" / "checkpoints" / "best.ckpt").unlink()
     with pytest.raises(UserError, match=r"best\.ckpt: there is no such checkpoint"):
         read_members([elsewhere])
-    with pytest.raises(UserError, match=r"members: they learned other classes of 'class' than the data have"):
+    with pytest.raises(UserError, match=r"members: they were trained on other classes of 'class' than the data have"):
         Ensemble([good, runs["other"]], {"class": ["a", "b"]})
     with pytest.raises(UserError, match=r"architectures: 1 for 2 members"):
         Ensemble([good, runs["other"]], architectures=[{}])
@@ -242,15 +245,15 @@ IMAGE = torch.randint(0, 256, (2, 3, 16, 32), dtype=torch.uint8, generator=torch
 
 
 def test_flips_are_those_of_torchvision() -> None:
-    assert seen_as(IMAGE, "identity") is IMAGE
-    assert torch.equal(seen_as(IMAGE, "hflip"), T.hflip(IMAGE))
-    assert torch.equal(seen_as(IMAGE, "vflip"), T.vflip(IMAGE))
+    assert view_of(IMAGE, "identity") is IMAGE
+    assert torch.equal(view_of(IMAGE, "hflip"), T.hflip(IMAGE))
+    assert torch.equal(view_of(IMAGE, "vflip"), T.vflip(IMAGE))
 
 
 def test_zoom_is_the_middle_at_the_whole_size() -> None:
     cropped = T.center_crop(IMAGE, [14, 28])
     expected = T.resize(cropped.float(), [16, 32], InterpolationMode.BICUBIC, antialias=False)
-    seen = seen_as(IMAGE, "zoom")
+    seen = view_of(IMAGE, "zoom")
     assert seen.dtype == torch.uint8
     assert seen.shape == IMAGE.shape
     assert torch.equal(seen, expected.round().clamp(0, 255).to(torch.uint8))
@@ -259,13 +262,13 @@ def test_zoom_is_the_middle_at_the_whole_size() -> None:
 def test_every_view_shows_a_plain_image_as_it_is() -> None:
     plain = torch.full((1, 3, 9, 7), 201, dtype=torch.uint8)
     for view in VIEWS:
-        assert torch.equal(seen_as(plain, view), plain), view
+        assert torch.equal(view_of(plain, view), plain), view
 
 
 def test_names_are_checked_and_put_in_order() -> None:
     assert checked_views(None) == ["identity"]
     assert checked_views(["zoom", "identity"]) == ["identity", "zoom"]
     assert checked_views(["hflip"]) == ["hflip"]
-    for views, said in ((["sideways", "hflip"], "no sideways"), ([], "at least one"), (["hflip"] * 2, "each once")):
-        with pytest.raises(UserError, match=f"tta_views: .*{said}.*; there are identity, hflip"):
+    for views, said in ((["sideways", "hflip"], "got sideways"), ([], "at least one"), (["hflip"] * 2, "each once")):
+        with pytest.raises(UserError, match=f"tta_views: must be of identity, hflip, .*{said}"):
             checked_views(views)

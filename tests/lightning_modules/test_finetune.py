@@ -15,6 +15,7 @@ from lightning_modules.dual_encoder import DualEncoder
 from lightning_modules.encoders.dual import Towers, build_towers
 from lightning_modules.finetune import add_lora, freeze, without_base
 from lightning_modules.generative.model import VisionLanguageModel
+from lightning_modules.options import LanguageLoraOptions, LoraOptions, MemoryOptions, TowerOptions
 from tests.support.models import pair_batch, write_bert, write_clip, write_qwen2_vl, write_siglip
 from vitrail.errors import UserError
 
@@ -22,7 +23,7 @@ from vitrail.errors import UserError
 def clip(name: str, size: int) -> Towers:
     # Without memory for the weights: only their number is asked.
     with torch.device("meta"):
-        return build_towers({"model": name, "pretrained": False}, size)
+        return build_towers(TowerOptions(model=name, pretrained=False), size)
 
 
 def trainable(towers: Towers) -> int:
@@ -55,7 +56,7 @@ def test_each_mode_leaves_its_part() -> None:
 
 def test_a_residual_network_keeps_its_last_two_blocks() -> None:
     towers = build_towers(
-        {"image": "resnet18", "image_pretrained": False, "text": "bert-base-uncased", "text_pretrained": False}, 64
+        TowerOptions(image="resnet18", image_pretrained=False, text="bert-base-uncased", text_pretrained=False), 64
     )
     freeze(towers, "early_layers")
     free = {name for name, parameter in towers.backbone("image").named_parameters() if parameter.requires_grad}
@@ -63,15 +64,15 @@ def test_a_residual_network_keeps_its_last_two_blocks() -> None:
 
 
 def test_a_model_without_projections_has_nothing_left_to_learn(tmp_path: Path) -> None:
-    towers = build_towers({"model": str(write_siglip(tmp_path))}, 32)
-    with pytest.raises(UserError, match="nothing to learn"):
+    towers = build_towers(TowerOptions(model=str(write_siglip(tmp_path))), 32)
+    with pytest.raises(UserError, match="nothing to train"):
         freeze(towers, "towers")
 
 
 def test_adapters_are_the_only_free_weights_of_the_towers_that_were_chosen(tmp_path: Path) -> None:
     for chosen in ("both", "image", "text"):
-        towers = build_towers({"model": str(write_clip(tmp_path)), "pretrained": False}, 32)
-        add_lora(towers, {"rank": 3, "towers": chosen}, 32)
+        towers = build_towers(TowerOptions(model=str(write_clip(tmp_path)), pretrained=False), 32)
+        add_lora(towers, LoraOptions(rank=3, towers=chosen), 32)
         for side in ("image", "text"):
             free = [name for name, p in towers.backbone(side).named_parameters() if p.requires_grad]
             assert all("lora_" in name for name in free)
@@ -83,8 +84,8 @@ def test_pretrained_weights_find_their_place_beneath_the_adapters(tmp_path: Path
     from transformers import CLIPModel
 
     folder = write_clip(tmp_path)
-    towers = build_towers({"model": str(folder)}, 32)
-    add_lora(towers, {}, 32)
+    towers = build_towers(TowerOptions(model=str(folder)), 32)
+    add_lora(towers, LoraOptions(), 32)
     towers.load_pretrained()
     peer = CLIPModel.from_pretrained(folder).state_dict()
     own = {name.replace(".base_layer.", "."): value for name, value in towers.state_dict().items()}
@@ -93,15 +94,15 @@ def test_pretrained_weights_find_their_place_beneath_the_adapters(tmp_path: Path
 
 
 def test_a_network_without_attention_cannot_be_adapted(tmp_path: Path) -> None:
-    towers = build_towers({"image": "test_resnet", "image_pretrained": False, "text": str(write_bert(tmp_path))}, 32)
+    towers = build_towers(TowerOptions(image="test_resnet", image_pretrained=False, text=str(write_bert(tmp_path))), 32)
     with pytest.raises(UserError, match="image tower has no attention layers"):
-        add_lora(towers, {}, 32)
-    add_lora(towers, {"towers": "text"}, 32)
+        add_lora(towers, LoraOptions(), 32)
+    add_lora(towers, LoraOptions(towers="text"), 32)
 
 
 def test_layers_whose_weights_are_read_without_calling_them_get_no_adapters(tmp_path: Path) -> None:
-    towers = build_towers({"model": str(write_siglip(tmp_path)), "pretrained": False}, 32)
-    add_lora(towers, {"rank": 2}, 32)
+    towers = build_towers(TowerOptions(model=str(write_siglip(tmp_path)), pretrained=False), 32)
+    add_lora(towers, LoraOptions(rank=2), 32)
     adapted = [name for name, module in towers.named_modules() if hasattr(module, "lora_A")]
     # Four layers in each of two blocks of both towers; not the out_proj of the head's nn.MultiheadAttention.
     assert len(adapted) == 16
@@ -121,11 +122,11 @@ def test_a_tower_that_only_reads_its_weights_cannot_be_adapted(tmp_path: Path) -
             return nn.functional.linear(image.mean(dim=(2, 3)), self.qkv.weight)
 
     towers: Any = build_towers(
-        {"image": "test_resnet", "image_pretrained": False, "text": str(write_bert(tmp_path))}, 32
+        TowerOptions(image="test_resnet", image_pretrained=False, text=str(write_bert(tmp_path))), 32
     )
     towers.image.backbone = Reader()
     with pytest.raises(UserError, match=r"the image tower never calls its attention layers \(qkv"):
-        add_lora(towers, {}, 32)
+        add_lora(towers, LoraOptions(), 32)
 
 
 def _three_steps_in_two_processes(rank: int, folder: str) -> None:
@@ -142,7 +143,7 @@ def _three_steps_in_two_processes(rank: int, folder: str) -> None:
             return self.task._training_loss(batch)
 
     towers: Any = {"model": f"{folder}/model"}
-    task = DualEncoder(towers, image_size=32, loss="sigmoid", lora={"rank": 2})
+    task = DualEncoder(towers, image_size=32, loss="sigmoid", lora=LoraOptions(rank=2))
     task.fetch_weights()
     step = nn.parallel.DistributedDataParallel(Step(task.train()))
     for _ in range(3):
@@ -168,9 +169,11 @@ def test_adapters_of_a_language_model_are_the_only_free_weights_and_begin_as_not
     tmp_path: Path, part: Any, matrices: int
 ) -> None:
     folder = str(write_qwen2_vl(tmp_path))
-    memory: Any = {"precision": "bfloat16"}
+    memory = MemoryOptions(precision="bfloat16")
     plain = VisionLanguageModel(folder, image_size=32, texts=[], memory=memory)
-    adapted = VisionLanguageModel(folder, image_size=32, texts=[], memory=memory, lora={"rank": 3, "parts": part})
+    adapted = VisionLanguageModel(
+        folder, image_size=32, texts=[], memory=memory, lora=LanguageLoraOptions(rank=3, parts=part)
+    )
     for model in (plain, adapted):
         model.load()
     free = {name: value for name, value in adapted.model.named_parameters() if value.requires_grad}

@@ -54,7 +54,7 @@ wandb: {mode: disabled}
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run directory of a model that learned from scratch to name colours."""
-    root = tmp_path_factory.mktemp("learned")
+    root = tmp_path_factory.mktemp("trainable")
     # Small networks need larger weights than the default to begin with.
     positions = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}
     language: dict[str, Any] = {

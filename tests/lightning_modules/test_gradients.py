@@ -50,7 +50,7 @@ MODES: list[dict[str, Any]] = [
     *({"freeze": mode} for mode in ("text_only", "vision_only", "early_layers", "towers")),
     *({"lora": {"rank": 2, "towers": towers}} for towers in ("both", "image", "text")),
     {"lora": {"rank": 2}, "freeze": "towers"},
-    {"temperature": {"learned": False}},
+    {"logit_scale": {"trainable": False}},
     {"loss": "sigmoid", "chunk_size": 2},
 ]
 

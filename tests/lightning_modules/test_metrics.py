@@ -9,14 +9,15 @@ import pytest
 import torch
 from torchmetrics import Metric
 
-from lightning_modules.losses import MeanLoss, masked_cross_entropy
+from lightning_modules.classification import masked_cross_entropy
 from lightning_modules.metrics import (
+    MeanLoss,
     MeanOverSamples,
     SplitMetrics,
+    TaskScores,
     epoch_sums,
     predicted_classes,
     restore_epoch_sums,
-    task_scores,
 )
 from vitrail.types import UNKNOWN
 
@@ -99,7 +100,7 @@ def test_classes_count_in_macro_f1_if_they_occur_among_targets_or_predictions() 
 
 
 def scores_of(targets: list[int], logits: torch.Tensor) -> dict[str, float]:
-    scores = task_scores(logits.shape[1])
+    scores = TaskScores(logits.shape[1])
     scores.update(logits, torch.tensor(targets))
     return {name: float(value) for name, value in scores.compute().items()}
 

@@ -26,6 +26,7 @@ from lightning_modules.encoders.text import TextEncoder
 from lightning_modules.encoders.transformers import model_configuration
 from lightning_modules.ensemble import Ensemble
 from lightning_modules.generative.model import VisionLanguageModel
+from lightning_modules.options import TowerOptions
 from tests.lightning_modules.generative.tiny_answers import tiny_answerer
 from tests.support.models import TEXTS, tiny_classifier, tiny_pair, write_bert, write_clip, write_qwen2_vl, write_siglip
 from vitrail.errors import UserError
@@ -101,7 +102,7 @@ def transformers_folder(folder: Path, load: Callable[[Path], object], key: str, 
 
 
 def whole_model(folder: Path) -> None:
-    build_towers({"model": str(folder)}, 32).load_pretrained()
+    build_towers(TowerOptions(model=str(folder)), 32).load_pretrained()
 
 
 def text_tower(folder: Path) -> TextEncoder:
@@ -298,7 +299,7 @@ def test_weights_in_shards_are_read_whole_or_not_at_all(tmp_path: Path) -> None:
     index = {"metadata": {}, "weight_map": {name: file for file, part in shards.items() for name in part}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     (tmp_path / "model.safetensors").unlink()
-    towers = build_towers({"model": str(tmp_path)}, 32)
+    towers = build_towers(TowerOptions(model=str(tmp_path)), 32)
     towers.load_pretrained()
     own = towers.state_dict()
     assert all(torch.equal(own[f"model.{name}"], value) for name, value in arrival.state.items())
@@ -322,7 +323,7 @@ def test_the_older_format_of_a_folder_is_read(tmp_path: Path) -> None:
 def test_a_folder_of_adapters_or_without_weights_is_refused(tmp_path: Path) -> None:
     write_bert(tmp_path)
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(UserError, match="holds adapters of peft"):
+    with pytest.raises(UserError, match="contains adapters of peft"):
         text_tower(tmp_path)
     (tmp_path / "adapter_config.json").unlink()
     (tmp_path / "model.safetensors").unlink()

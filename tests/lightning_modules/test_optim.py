@@ -23,11 +23,9 @@ from torch.optim.lr_scheduler import (
 from transformers import DistilBertConfig, DistilBertModel
 
 from lightning_modules.optim import (
-    ScheduleName,
     TrainingPhase,
     adamw,
     blocks,
-    checked_options,
     current_phase,
     layer_depths,
     layer_scales,
@@ -36,10 +34,10 @@ from lightning_modules.optim import (
     parameter_groups,
     scaling_factor,
     seed_step,
-    single_phase,
     step_seed,
     steps_of_training,
 )
+from lightning_modules.options import OptimOptions, ScheduleName
 from tests.support.models import TinyData, tiny_classifier, tiny_trainer
 from tests.support.runs import SPLIT_SIZES, TASKS, MadePhotos
 from vitrail.errors import UserError
@@ -67,7 +65,7 @@ def test_each_phase_has_its_own_cosine() -> None:
 
 
 def test_a_single_phase_reads_the_options() -> None:
-    phase = single_phase(1e-3, "step", {"backbone_lr": 1e-4, "step_size": 5, "gamma": 0.5})
+    phase = TrainingPhase.of(1e-3, "step", OptimOptions(backbone_lr=1e-4, step_size=5, gamma=0.5))
     assert phase.lr == {"backbone": 1e-4, "head": 1e-3}
     assert learning_rate([phase], "backbone", 50, 10, 100) == pytest.approx(5e-5)
 
@@ -75,7 +73,7 @@ def test_a_single_phase_reads_the_options() -> None:
 def test_a_schedule_that_needs_an_end_says_so() -> None:
     with pytest.raises(UserError, match="max_epochs"):
         learning_rate(two_phases(), "head", 100, 10, math.inf)
-    phase = single_phase(1e-3, "constant", {})
+    phase = TrainingPhase.of(1e-3, "constant", OptimOptions())
     assert learning_rate([phase], "head", 10**9, 10, math.inf) == 1e-3
 
 
@@ -107,7 +105,7 @@ def test_values_out_of_range_are_refused(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize("options", [{"learning_rate": 1}, {"layer_decay": 0.0}, {"betas": [0.9]}, {"betas": [0.9, 1]}])
 def test_options_that_are_unknown_or_out_of_range_are_refused(options: Any) -> None:
     with pytest.raises(UserError, match="optim_options"):
-        checked_options(options)
+        tiny_classifier(optim_options=options)
 
 
 def test_dropout_seeds_differ_from_place_to_place_and_run_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +131,7 @@ def test_a_step_is_seeded_as_by_torch() -> None:
 def test_on_a_cpu_the_optimizer_is_fused_where_gradients_can_be_clipped(precision: str, fused: bool) -> None:
     parameter = torch.nn.Parameter(torch.zeros(2))
     group = {"params": [parameter], "part": "head", "lr_scale": 1.0, "weight_decay": 0.0}
-    optimizer = adamw([group], single_phase(0.1, "constant", {}), {}, precision)
+    optimizer = adamw([group], TrainingPhase.of(0.1, "constant", OptimOptions()), OptimOptions(), precision)
     assert optimizer.defaults["fused"] is fused
 
 
@@ -247,11 +245,11 @@ def test_every_rate_of_every_step_is_scaled(tmp_path: Path, rule: str, power: fl
         assert after == pytest.approx([lr * factor for lr in before])
 
 
-def test_one_line_tells_the_rates(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_line_reports_the_rates(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", logger="lightning.pytorch"):
         rates(tmp_path, {"lr_scaling": "linear", "lr_base_batch": 8})
         assert [line for line in caplog.messages if "lr_scaling" in line] == [
-            "lr_scaling linear: 4 samples a step, written for 8; learning rates x 0.5, at most backbone 5e-05, head "
+            "lr_scaling linear: 4 samples a step, rates are for 8; learning rates x 0.5, at most backbone 5e-05, head "
             "0.0005"
         ]
         caplog.clear()
@@ -261,10 +259,10 @@ def test_one_line_tells_the_rates(tmp_path: Path, caplog: pytest.LogCaptureFixtu
 
 def test_processes_count() -> None:
     # 8 GPUs with 256 images each learn 8 times as fast as one (Goyal et al., 2017).
-    assert scaling_factor({"lr_scaling": "linear"}, 8 * 256) == 8
-    assert scaling_factor({"lr_scaling": "sqrt", "lr_base_batch": 512}, 8 * 256) == 2
-    assert scaling_factor({"lr_scaling": "sqrt"}, 128) == pytest.approx(math.sqrt(0.5))
-    assert scaling_factor({}, None) == 1
+    assert scaling_factor(OptimOptions(lr_scaling="linear"), 8 * 256) == 8
+    assert scaling_factor(OptimOptions(lr_scaling="sqrt", lr_base_batch=512), 8 * 256) == 2
+    assert scaling_factor(OptimOptions(lr_scaling="sqrt"), 128) == pytest.approx(math.sqrt(0.5))
+    assert scaling_factor(OptimOptions(), None) == 1
 
 
 def test_data_without_batch_size_are_refused(tmp_path: Path) -> None:
@@ -276,14 +274,14 @@ def test_data_without_batch_size_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lr_scaling": "cubic"}, "'cubic' is unknown; choose one of none, linear, sqrt"),
-        ({"lr_scaling": "sqrt", "lr_base_batch": 0}, "lr_base_batch: must be at least 1"),
+        ({"lr_scaling": "cubic"}, "lr_scaling: must be one of none, linear, sqrt; got 'cubic'"),
+        ({"lr_scaling": "sqrt", "lr_base_batch": 0}, "lr_base_batch: must be greater than or equal to 1; got 0"),
         ({"lr_base_batch": 64}, "does nothing without lr_scaling"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        checked_options(options)
+        tiny_classifier(optim_options=options)
 
 
 def vit() -> Any:
@@ -323,7 +321,7 @@ def test_layer_decay_slows_the_lower_layers_of_the_backbone_only() -> None:
     assert scale[id(backbone.norm.weight)] == 1
     assert scale[id(heads.weight)] == 1
     phase = TrainingPhase(first_epoch=0, lr={"backbone": 1e-4, "head": 1e-3})
-    optimizer = adamw(groups, phase, {"betas": [0.8, 0.9], "eps": 1e-6})
+    optimizer = adamw(groups, phase, OptimOptions(betas=(0.8, 0.9), eps=1e-6))
     lr = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
     assert lr[id(backbone.blocks[-1].attn.qkv.weight)] == pytest.approx(1e-4 * blocks[-1])
     assert lr[id(heads.weight)] == 1e-3
@@ -343,32 +341,32 @@ def test_what_is_frozen_for_now_has_a_group_and_what_is_fixed_has_none() -> None
     assert not any(parameter.requires_grad for parameter in frozen)
 
 
-def test_a_parameter_without_gradient_stands_still() -> None:
+def test_a_parameter_without_gradient_does_not_move() -> None:
     backbone, heads = vit(), nn.Linear(64, 3)
     for parameter in backbone.parameters():
         parameter.requires_grad_(False)
     groups = parameter_groups(
         nn.Sequential(backbone, heads), {"backbone": backbone}, weight_decay=0.1, frozen=list(backbone.parameters())
     )
-    optimizer = adamw(groups, TrainingPhase(first_epoch=0, lr={"backbone": 1.0, "head": 1.0}), {})
+    optimizer = adamw(groups, TrainingPhase(first_epoch=0, lr={"backbone": 1.0, "head": 1.0}), OptimOptions())
     before = [parameter.clone() for parameter in backbone.parameters()]
     heads(torch.ones(1, 64)).sum().backward()
     optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(before, backbone.parameters(), strict=True))
 
 
-def test_several_backbones_and_a_temperature_have_groups_of_their_own() -> None:
+def test_several_backbones_and_a_logit_scale_have_groups_of_their_own() -> None:
     model = nn.ModuleDict({"image": nn.Linear(4, 3), "text": nn.Linear(5, 3), "head": nn.Linear(3, 3)})
     scale = nn.Parameter(torch.tensor(2.6))
     model.register_parameter("scale", scale)
     backbones: dict[str, nn.Module] = {"image_backbone": model["image"], "text_backbone": model["text"]}
-    groups = parameter_groups(model, backbones, weight_decay=0.1, temperature=[scale], temperature_lr=1e-2)
+    groups = parameter_groups(model, backbones, weight_decay=0.1, logit_scale=[scale], logit_scale_lr=1e-2)
     names = {group["name"]: group for group in groups}
-    assert {"image_backbone_decay", "text_backbone_no_decay", "head_decay", "temperature"} <= names.keys()
-    assert names["temperature"]["weight_decay"] == 0.0
-    optimizer = adamw(groups, TrainingPhase(first_epoch=0, lr={"backbone": 1e-5, "head": 1e-3}), {})
+    assert {"image_backbone_decay", "text_backbone_no_decay", "head_decay", "logit_scale"} <= names.keys()
+    assert names["logit_scale"]["weight_decay"] == 0.0
+    optimizer = adamw(groups, TrainingPhase(first_epoch=0, lr={"backbone": 1e-5, "head": 1e-3}), OptimOptions())
     lr = {group["name"]: group["lr"] for group in optimizer.param_groups}
-    assert (lr["image_backbone_decay"], lr["head_decay"], lr["temperature"]) == (1e-5, 1e-3, 1e-2)
+    assert (lr["image_backbone_decay"], lr["head_decay"], lr["logit_scale"]) == (1e-5, 1e-3, 1e-2)
 
 
 def test_layer_decay_of_a_transformers_model_slows_its_lower_layers() -> None:

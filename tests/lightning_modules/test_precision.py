@@ -12,8 +12,8 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import nn
 
 from lightning_modules.checkpoint import load_task
+from lightning_modules.classification import TaskLoss
 from lightning_modules.encoders.image import Normalize
-from lightning_modules.losses import TaskLoss
 from lightning_modules.metrics import MeanOverSamples
 from lightning_modules.precision import Float32Linear
 from tests.support.models import (
@@ -45,13 +45,13 @@ def fitted_pair(folder: Path, precision: Any, **changes: Any) -> Any:
 def test_logit_scale_and_bias_move_in_steps_that_half_precision_has_not(precision: str, tmp_path: Path) -> None:
     (tmp_path / "half").mkdir()
     (tmp_path / "whole").mkdir()
-    options: Any = {"loss": "sigmoid", "temperature": {"bias": -9.7, "lr": 1e-4}}
+    options: Any = {"loss": "sigmoid", "logit_scale": {"bias": -9.7, "lr": 1e-4}}
     with pytest.warns(UserWarning, match=f"{precision} keeps weights in half precision"):
-        half = fitted_pair(tmp_path / "half", precision, **options).objective.temperature
-    whole = fitted_pair(tmp_path / "whole", "32-true", **options).objective.temperature
+        half = fitted_pair(tmp_path / "half", precision, **options).objective.logit_scale
+    whole = fitted_pair(tmp_path / "whole", "32-true", **options).objective.logit_scale
     start = {"log_scale": math.log(80.0), "bias": -9.7}
     loaded: Any = load_task(tmp_path / "half" / "some.ckpt")
-    saved = loaded.objective.temperature
+    saved = loaded.objective.logit_scale
     for name, before in start.items():
         value = getattr(half, name).detach()
         assert value.dtype == torch.float32
@@ -62,8 +62,8 @@ def test_logit_scale_and_bias_move_in_steps_that_half_precision_has_not(precisio
 
 
 def test_a_pretrained_scale_is_taken_over_as_it_is(tmp_path: Path) -> None:
-    task = fitted_pair(tmp_path, "bf16-true", temperature={"learned": False})
-    assert float(task.objective.temperature()[0]) == pytest.approx(80.0, rel=1e-6)
+    task = fitted_pair(tmp_path, "bf16-true", logit_scale={"trainable": False})
+    assert float(task.objective.logit_scale()[0]) == pytest.approx(80.0, rel=1e-6)
     assert {one.dtype for one in task.towers.backbone("image").parameters()} == {torch.bfloat16}
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from datamodules.checks.verify import content_of
 from datamodules.loading.decode import read_image
 from datamodules.wares import Wares
+from lightning_modules.options import TowerOptions
 from retrieval.fill import Chunk, FillReport, fill
 from retrieval.gallery import Gallery
 from retrieval.schema import identity_of
@@ -191,13 +192,13 @@ def test_zero_shot_predictions_are_stored(root: Path, tmp_path: Path, clip: Path
     from lightning_modules import DualEncoder
 
     names = TASKS["class"]
-    task = DualEncoder({"model": str(clip)}, names, [[f"a {name}"] for name in names], image_size=SIDE)
+    task = DualEncoder(TowerOptions(model=str(clip)), names, [[f"a {name}"] for name in names], image_size=SIDE)
     task.load_pretrained()
     filled(root, tmp_path / "gallery", task)
     rows = rows_of(tmp_path / "gallery")
     vectors = torch.tensor(rows.column("vector").to_pylist())
     with torch.no_grad():
-        logits = task.objective.temperature()[0] * vectors @ task.class_embeddings().T
+        logits = task.objective.logit_scale()[0] * vectors @ task.class_embeddings().T
     assert rows.column("predicted_class").to_pylist() == [names[index] for index in logits.argmax(dim=1).tolist()]
     assert rows.column("text").to_pylist() == rows.column("predicted_class").to_pylist()
 

@@ -25,6 +25,7 @@ from datamodules.base import ImageDataModule
 from datamodules.options import CheckOptions
 from datamodules.table import SampleTable
 from lightning_modules import DualEncoder, MultiTaskClassifier
+from lightning_modules.options import TowerOptions
 from retrieval.gallery import Gallery
 from retrieval.schema import ModelIdentity, caption_schema, identity_of, image_schema
 from retrieval.search.searcher import Reading
@@ -221,7 +222,7 @@ def classifier(seed: int = 0) -> MultiTaskClassifier:
 
 def dual_encoder(clip: Path) -> DualEncoder:
     torch.manual_seed(0)
-    task = DualEncoder({"model": str(clip)}, image_size=SIDE)
+    task = DualEncoder(TowerOptions(model=str(clip)), image_size=SIDE)
     task.load_pretrained()
     return task.eval()
 

@@ -24,7 +24,7 @@ from lightning_modules.base import VisionTask
 from lightning_modules.classification import ImageClassifier, MultiTaskClassifier
 from lightning_modules.dual_encoder import DualEncoder
 from lightning_modules.encoders.image import InputOptions
-from lightning_modules.optim import OptimOptions
+from lightning_modules.options import OptimOptions
 from retrieval.search.searcher import Reading
 from tests.support.galleries import meaning_vector
 from vitrail.types import UNKNOWN, Batch
@@ -265,7 +265,7 @@ def tiny_multitask(**changes: Any) -> MultiTaskClassifier:
 
 
 def warm_cosine() -> OptimOptions:
-    return {"warmup_epochs": 1.0, "min_lr": 1e-6}
+    return OptimOptions(warmup_epochs=1.0, min_lr=1e-6)
 
 
 def make_batch(ids: list[int], padding: int = 0) -> Batch:

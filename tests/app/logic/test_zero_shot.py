@@ -87,7 +87,7 @@ def test_probabilities_are_those_of_the_model(context: AppContext, pairs_run: Pa
     task.class_prompts.append(["a photo of a lamp.", "one lamp"])
     with torch.inference_mode():
         image = torch.from_numpy(run.encode_images(images))
-        logits = (task.objective.temperature()[0] * image @ task.class_embeddings().T).double().numpy()
+        logits = (task.objective.logit_scale()[0] * image @ task.class_embeddings().T).double().numpy()
     said = np.stack([answer.probabilities for answer in answers])
     np.testing.assert_allclose(said, softmax(logits, axis=1), atol=1e-4)
     assert answers[0].prompts == task.class_prompts

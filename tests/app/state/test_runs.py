@@ -155,7 +155,7 @@ def test_labels_are_encoded_as_the_classes_are(context: AppContext, pairs_run: P
         expected = task.class_embeddings().numpy()
     run = context.run("pairs")
     np.testing.assert_allclose(run.encode_labels(prompts), expected, atol=1e-5)
-    assert run.logit_scale == pytest.approx(float(task.objective.temperature()[0].detach()))
+    assert run.logit_scale == pytest.approx(float(task.objective.logit_scale()[0].detach()))
 
 
 def test_texts_are_read(context: AppContext) -> None:

@@ -30,6 +30,7 @@ from evaluation.cost.efficiency import (
 )
 from lightning_modules import MultiTaskClassifier
 from lightning_modules.encoders.dual import build_towers
+from lightning_modules.options import TowerOptions
 from tests.support.models import write_bert, write_clip
 from vitrail.errors import UserError
 
@@ -82,7 +83,7 @@ class Embeds(nn.Module):
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        self.towers = build_towers({"model": str(folder), "pretrained": False}, 32)
+        self.towers = build_towers(TowerOptions(model=str(folder), pretrained=False), 32)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return self.towers.encode_image(image)

@@ -11,6 +11,7 @@ from scipy.special import softmax
 from evaluation.saliency import class_scores, grad_cam
 from evaluation.saliency.overlays import explain_classes, explain_texts, explained_figure, overlay, worst_mistakes
 from lightning_modules.dual_encoder import DualEncoder
+from lightning_modules.options import TowerOptions
 from tests.evaluation.saliency.saliency_networks import TASKS, draw_scenes, fresh
 from tests.support.models import TEXTS, write_clip
 from vitrail.types import UNKNOWN
@@ -71,13 +72,13 @@ def test_a_class_that_nothing_speaks_for_is_said_to_be_so() -> None:
 def test_texts_and_zero_shot_classes_of_a_dual_encoder(tmp_path: Path) -> None:
     write_clip(tmp_path / "clip")
     prompts = [[TEXTS[0]], [TEXTS[1], TEXTS[2]]]
-    model = DualEncoder({"model": str(tmp_path / "clip")}, ["rose", "tulip"], prompts, image_size=32)
+    model = DualEncoder(TowerOptions(model=str(tmp_path / "clip")), ["rose", "tulip"], prompts, image_size=32)
     model.load_pretrained()
     model.eval()
     images = draw_scenes(3, 2).images[..., ::4, ::4]
     with torch.no_grad():
         embedded, texts = model.encode_image(images), model.encode_text(list(TEXTS[:2]))
-        scale = model.objective.temperature()[0]
+        scale = model.objective.logit_scale()[0]
         probability = (scale * embedded @ model.class_embeddings().T).softmax(1)
     for row, one in enumerate(explain_texts(model, list(TEXTS[:2]), images, ["a", "b", "c"])):
         for heat, text, vector in zip(one.heats, TEXTS, texts, strict=False):

@@ -42,7 +42,7 @@ def pushed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             return SimpleNamespace(commit_url="https://hub/owner/name/commit/1")
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    monkeypatch.setattr("lightning_modules.encoders.image.reachable", lambda *_: True)
+    monkeypatch.setattr("lightning_modules.encoders.weights.reachable", lambda *_: True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     return told
 

@@ -20,6 +20,7 @@ from lightning_modules.base import VisionTask
 from lightning_modules.checkpoint import load_task
 from lightning_modules.dual_encoder import DualEncoder
 from lightning_modules.ensemble import Ensemble
+from lightning_modules.options import TowerOptions
 from tests.lightning_modules.generative.tiny_answers import tiny_answerer
 from tests.support.models import (
     CLASSES,
@@ -196,7 +197,7 @@ def test_a_whole_model_of_the_hub_is_recorded_with_its_commit(tmp_path: Path, mo
     folder = write_clip(repository / "snapshots" / commit)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
-    task = DualEncoder({"model": "someone/tiny-clip"}, CLASSES, PROMPTS, image_size=32)
+    task = DualEncoder(TowerOptions(model="someone/tiny-clip"), CLASSES, PROMPTS, image_size=32)
     [origin] = staged(tmp_path / "run", task, TinyPairs(), "test")
     assert (origin["source"], origin["revision"]) == ("someone/tiny-clip", commit)
     assert origin["sha256"] == {"model.safetensors": sha256(folder / "model.safetensors")}

@@ -9,6 +9,7 @@ import torch
 
 from lightning_modules.encoders.dual import RESNETS, SIDES, Towers, build_towers
 from lightning_modules.finetune import freeze
+from lightning_modules.options import TowerOptions
 from tests.support.models import TEXTS, write_bert
 from vitrail.errors import UserError
 
@@ -20,7 +21,7 @@ def test_text_features_are_pooled_by_the_models_own_rule(tmp_path: Path, kind: s
 
     for pooling in ("", "mean", "cls"):
         folder = write_bert(tmp_path / (pooling or "own"), pooling=pooling, kind=kind)
-        towers = build_towers({"image": "test_resnet", "image_pretrained": False, "text": str(folder)}, 32).eval()
+        towers = build_towers(TowerOptions(image="test_resnet", image_pretrained=False, text=str(folder)), 32).eval()
         towers.load_pretrained()
         assert towers.tokenizer is not None
         tokens = towers.tokenizer(list(TEXTS))
@@ -42,22 +43,22 @@ def test_the_last_token_can_be_chosen(tmp_path: Path) -> None:
 
 def test_embeddings_have_the_length_that_was_asked_for(tmp_path: Path) -> None:
     folder = str(write_bert(tmp_path))
-    towers = build_towers({"image": "test_vit", "image_pretrained": False, "text": folder, "embed_dim": 12}, 160)
+    towers = build_towers(TowerOptions(image="test_vit", image_pretrained=False, text=folder, embed_dim=12), 160)
     assert towers.encode_image(torch.zeros(2, 3, 160, 160, dtype=torch.uint8)).shape == (2, 12)
     assert not towers.wholly_pretrained
 
 
 def test_a_configuration_is_enough_to_build_it_again(tmp_path: Path) -> None:
     folder = str(write_bert(tmp_path, pooling="mean"))
-    towers = build_towers({"image": "test_resnet", "image_pretrained": False, "text": folder}, 32)
-    again = build_towers({"image": "test_resnet", "text": "/nowhere"}, 32, towers.architectures)
+    towers = build_towers(TowerOptions(image="test_resnet", image_pretrained=False, text=folder), 32)
+    again = build_towers(TowerOptions(image="test_resnet", text="/nowhere"), 32, towers.architectures)
     again.load_state_dict(towers.state_dict())
     assert again.text.pooling == "mean"  # type: ignore[union-attr]  # a text encoder
 
 
 def test_texts_longer_than_the_model_reads_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="model's 40 tokens"):
-        build_towers({"image": "test_resnet", "text": str(write_bert(tmp_path)), "max_length": 64}, 32)
+        build_towers(TowerOptions(image="test_resnet", text=str(write_bert(tmp_path)), max_length=64), 32)
 
 
 SIZES = {"rn50": 224, "rn101": 224, "rn50x4": 288, "rn50x16": 384, "rn50x64": 448}
@@ -79,7 +80,7 @@ def test_towers_are_as_large_as_open_clip_has_them(name: str) -> None:
     values = open_clip.get_model_config(kind.upper().replace("X", "x"))
     with torch.device("meta"):
         peer = CLIP(**values)
-        towers = build_towers({"model": name, "pretrained": False}, SIZES[kind])
+        towers = build_towers(TowerOptions(model=name, pretrained=False), SIZES[kind])
     total = sum(p.numel() for p in peer.parameters()) - 1  # without the temperature
     image = sum(p.numel() for p in peer.visual.parameters())
     assert numbers(towers) == (image, total - image)
@@ -89,7 +90,7 @@ def test_towers_are_as_large_as_open_clip_has_them(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def small() -> Towers:
-    return build_towers({"model": "openai/clip-rn50", "pretrained": False, "max_length": 8}, 64)
+    return build_towers(TowerOptions(model="openai/clip-rn50", pretrained=False, max_length=8), 64)
 
 
 def test_both_sides_meet_in_one_space_and_texts_end_where_they_end(small: Towers) -> None:
@@ -118,4 +119,4 @@ def test_a_probe_leaves_the_two_maps_into_the_space(small: Towers) -> None:
 
 def test_pretrained_weights_are_refused() -> None:
     with pytest.raises(UserError, match="pretrained: false"):
-        build_towers({"model": "openai/clip-rn50"}, 224)
+        build_towers(TowerOptions(model="openai/clip-rn50"), 224)

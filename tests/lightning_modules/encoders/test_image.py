@@ -19,14 +19,9 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
-from lightning_modules.encoders.image import (
-    ImageEncoder,
-    InputOptions,
-    Normalize,
-    create_backbone,
-    reachable,
-    read_weights,
-)
+from lightning_modules.classification import ImageClassifier
+from lightning_modules.encoders.image import ImageEncoder, InputOptions, Normalize
+from lightning_modules.encoders.weights import create_backbone, reachable, read_weights
 from tests.support.models import BACKBONE, tiny_classifier
 from vitrail.errors import UserError
 
@@ -111,26 +106,26 @@ def test_true_needs_weights_that_exist() -> None:
         ImageEncoder("coatnet_0_224", pretrained=True)
 
 
-def told(encoder: ImageEncoder, options: InputOptions) -> list[str]:
+def warned(task: ImageClassifier, options: InputOptions) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        encoder.warn_of_other_inputs(options)
+        task.warn_of_other_inputs(options)
     return [str(warning.message) for warning in caught]
 
 
-def test_images_made_otherwise_than_the_weights_expect_are_told_in_one_line() -> None:
-    encoder = ImageEncoder("test_resnet", image_size=64, pretrained="weights.pth")
-    [line] = told(encoder, {"size": 64, "crop_fraction": 1.0, "interpolation": "bilinear"})
+def test_images_made_otherwise_than_for_the_weights_give_one_warning() -> None:
+    task = tiny_classifier(backbone="test_resnet", image_size=64, pretrained="weights.pth")
+    [line] = warned(task, {"size": 64, "crop_fraction": 1.0, "interpolation": "bilinear"})
     assert "size 64 instead of 160" in line
     assert "crop_fraction 1.0 instead of 0.95" in line
     assert "interpolation" not in line
     assert "\n" not in line
-    assert not told(encoder, encoder.input_options)
+    assert not warned(task, task.input_options)
 
 
 def test_random_weights_have_no_expectations() -> None:
-    encoder = ImageEncoder("test_resnet", image_size=64, pretrained=False)
-    assert not told(encoder, {"size": 64, "crop_fraction": 1.0, "interpolation": "bilinear"})
+    task = tiny_classifier(backbone="test_resnet", image_size=64)
+    assert not warned(task, {"size": 64, "crop_fraction": 1.0, "interpolation": "bilinear"})
 
 
 WEIGHTS = Path(os.environ.get("VITRAIL_WEIGHTS", "no-such-folder"))
@@ -323,7 +318,7 @@ def test_a_file_with_code_in_it_is_refused_and_not_run(tmp_path: Path, capfd: py
     ("name", "content", "message"),
     [
         ("missing.pth", None, "there is no file"),
-        ("w.h5", b"x", r"none of \.safetensors"),
+        ("w.h5", b"x", r"must be one of \.safetensors"),
         ("w.safetensors", b"x", "cannot be read as plain weights"),
     ],
 )
@@ -343,7 +338,7 @@ def test_a_folder_is_no_weights_file(tmp_path: Path) -> None:
 
 def test_a_file_without_tensors_holds_no_weights(tmp_path: Path) -> None:
     torch.save({"epoch": 3}, tmp_path / "w.pth")
-    with pytest.raises(UserError, match="holds no weights"):
+    with pytest.raises(UserError, match="contains no weights"):
         read_weights(str(tmp_path / "w.pth"))
 
 

@@ -10,6 +10,7 @@ from transformers import CONFIG_MAPPING, BertConfig
 
 from lightning_modules.encoders.dual import TwoTowers, build_towers
 from lightning_modules.encoders.text import pooling_rule
+from lightning_modules.options import TowerOptions
 from tests.support.models import TEXTS, write_bert, write_siglip, write_text_model
 from vitrail.errors import UserError
 
@@ -165,7 +166,7 @@ def test_the_list_of_modules_says_where_the_rule_is_and_what_is_left_out(tmp_pat
     kinds = {"": "Transformer", "2_Pooling": "Pooling", "3_Dense": "Dense", "4_Normalize": "Normalize"}
     modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds.items()]
     (tmp_path / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
-    with pytest.warns(UserWarning, match="goes on with Dense behind its pooling"):
+    with pytest.warns(UserWarning, match="has Dense after its pooling"):
         assert pooling_rule(str(tmp_path), BertConfig(), "auto") == "mean"
 
 
@@ -181,7 +182,7 @@ def test_a_partly_downloaded_sentence_model_is_not_guessed_at(tmp_path: Path) ->
 
 def test_a_checkpoint_keeps_its_rule(tmp_path: Path) -> None:
     folder = write_text_model(tmp_path, "qwen3", **GROUPED)
-    again = build_towers({"image": "test_resnet", "text": "/nowhere"}, 32, tower(folder).architectures)
+    again = build_towers(TowerOptions(image="test_resnet", text="/nowhere"), 32, tower(folder).architectures)
     assert isinstance(again, TwoTowers)
     assert again.text.pooling == "eos"
 
@@ -189,7 +190,7 @@ def test_a_checkpoint_keeps_its_rule(tmp_path: Path) -> None:
 def test_towers_of_whole_models_and_texts_are_not_confused(tmp_path: Path) -> None:
     assert "name it as towers.model" in refusal(write_siglip(tmp_path / "siglip"))
     with pytest.raises(UserError, match=r"give towers.image and towers.text"):
-        build_towers({"model": str(write_bert(tmp_path / "bert"))}, 32)
+        build_towers(TowerOptions(model=str(write_bert(tmp_path / "bert"))), 32)
     (tmp_path / "config.json").write_text(CONFIG_MAPPING["siglip2"]().to_json_string(), encoding="utf-8")
     with pytest.raises(UserError, match="NaFlex"):
-        build_towers({"model": str(tmp_path)}, 32)
+        build_towers(TowerOptions(model=str(tmp_path)), 32)

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lightning_modules.encoders.dual import Towers, build_towers
+from lightning_modules.options import TowerOptions
 from tests.support.models import TEXTS, write_bert, write_clip, write_siglip
 from vitrail.errors import UserError
 
@@ -17,7 +18,7 @@ def some_images(size: int = 32) -> torch.Tensor:
 
 
 def loaded(folder: Path, image_size: int = 32) -> Towers:
-    towers = build_towers({"model": str(folder)}, image_size).eval()
+    towers = build_towers(TowerOptions(model=str(folder)), image_size).eval()
     towers.load_pretrained()
     return towers
 
@@ -37,7 +38,7 @@ def test_clip_gives_the_embeddings_of_transformers(tmp_path: Path) -> None:
     ours = towers.encode_text(towers.tokenizer(list(TEXTS)))
     expected_text = peer.get_text_features(tokens["input_ids"], attention_mask=tokens["attention_mask"]).pooler_output
     torch.testing.assert_close(ours, expected_text)
-    scale, bias = towers.pretrained_temperature()
+    scale, bias = towers.pretrained_logit_scale()
     assert float(scale or 0) == pytest.approx(4.0)
     assert bias is None
 
@@ -55,7 +56,7 @@ def test_siglip_gives_the_embeddings_of_transformers(tmp_path: Path) -> None:
     tokens = towers.tokenizer(list(TEXTS))
     assert tokens["input_ids"].shape == (len(TEXTS), 12)
     torch.testing.assert_close(towers.encode_text(tokens), peer.get_text_features(tokens["input_ids"]).pooler_output)
-    assert all(value is not None for value in towers.pretrained_temperature())
+    assert all(value is not None for value in towers.pretrained_logit_scale())
     assert towers.projections("image") == []
 
 
@@ -76,15 +77,15 @@ def test_images_of_another_size_are_encoded_too(tmp_path: Path) -> None:
 
 def test_every_parameter_gets_a_gradient(tmp_path: Path) -> None:
     """Under DDP one without would stop the training."""
-    towers = build_towers({"model": str(write_clip(tmp_path)), "pretrained": False}, 32)
+    towers = build_towers(TowerOptions(model=str(write_clip(tmp_path)), pretrained=False), 32)
     tokens = towers.train_tokenizer(list(TEXTS))(list(TEXTS[:3]))
     (towers.encode_image(some_images()) + towers.encode_text(tokens)).sum().backward()  # type: ignore[no-untyped-call]
     assert [name for name, parameter in towers.named_parameters() if parameter.grad is None] == []
 
 
 def test_a_configuration_is_enough_to_build_it_again(tmp_path: Path) -> None:
-    towers = build_towers({"model": str(write_clip(tmp_path / "clip"))}, 32)
-    again = build_towers({"model": "/nowhere"}, 32, towers.architectures)
+    towers = build_towers(TowerOptions(model=str(write_clip(tmp_path / "clip"))), 32)
+    again = build_towers(TowerOptions(model="/nowhere"), 32, towers.architectures)
     again.load_state_dict(towers.state_dict())
 
 
@@ -95,7 +96,7 @@ def test_a_configuration_is_enough_to_build_it_again(tmp_path: Path) -> None:
 def test_known_architectures_are_built_without_a_network(name: str, parameters: int) -> None:
     # As published, less the temperature.
     with torch.device("meta"):
-        towers = build_towers({"model": name, "pretrained": False}, 224)
+        towers = build_towers(TowerOptions(model=name, pretrained=False), 224)
     assert sum(parameter.numel() for parameter in towers.parameters()) == parameters
 
 
@@ -116,22 +117,22 @@ def test_wrong_options_are_refused(options: Any, message: str) -> None:
 
 def test_a_model_of_another_kind_or_size_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a bert"):
-        build_towers({"model": str(write_bert(tmp_path / "bert"))}, 32)
+        build_towers(TowerOptions(model=str(write_bert(tmp_path / "bert"))), 32)
     with pytest.raises(UserError, match="patches of 8 px, 30 px"):
-        build_towers({"model": str(write_clip(tmp_path / "clip"))}, 30)
+        build_towers(TowerOptions(model=str(write_clip(tmp_path / "clip"))), 30)
 
 
 def test_without_a_network_the_ways_out_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("lightning_modules.encoders.image.reachable", lambda url, seconds: False)
+    monkeypatch.setattr("lightning_modules.encoders.weights.reachable", lambda url, seconds: False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    towers = build_towers({"model": "openai/clip-vit-base-patch32"}, 224)
+    towers = build_towers(TowerOptions(model="openai/clip-vit-base-patch32"), 224)
     with pytest.raises(UserError, match=r"towers.model: .*local folder.*pretrained: false"):
         towers.load_pretrained()
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     """As long as anything is missing, nothing is copied: a network of random parts has no numbers worth a table."""
-    towers = build_towers({"model": str(write_clip(tmp_path))}, 32)
+    towers = build_towers(TowerOptions(model=str(write_clip(tmp_path))), 32)
     before = {name: value.clone() for name, value in towers.state_dict().items()}
     weights = load_file(tmp_path / "model.safetensors")
     lost = "vision_model.post_layernorm.weight"

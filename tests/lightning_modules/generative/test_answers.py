@@ -11,14 +11,15 @@ from lightning_modules.generative.answers import (
     Question,
     checked_answers,
     common_beginning,
+    generate,
+    generate_label,
+    generated_logits,
     label_texts,
-    said_logits,
-    say_anything,
-    say_label,
 )
 from lightning_modules.generative.model import VisionLanguageModel
 from lightning_modules.generative.prompts import trained_prompts
 from lightning_modules.generative.scoring import ROOT, token_log_likelihoods, trie_of
+from lightning_modules.options import AnswerOptions
 from tests.lightning_modules.generative.tiny_answers import LABELS, QUESTIONS, images, plain_likelihoods, tiny_model
 from vitrail.errors import UserError
 
@@ -27,25 +28,25 @@ PROMPTS = trained_prompts(["What?"], 400)
 
 def test_what_was_said_has_its_likelihood_and_the_others_share_the_rest() -> None:
     chosen = torch.tensor([2, 0])
-    shares = said_logits(chosen, torch.tensor([0.7, 0.4]).log(), 4).softmax(dim=1)
+    shares = generated_logits(chosen, torch.tensor([0.7, 0.4]).log(), 4).softmax(dim=1)
     torch.testing.assert_close(shares, torch.tensor([[0.1, 0.1, 0.7, 0.1], [0.4, 0.2, 0.2, 0.2]]))
 
 
 @pytest.mark.parametrize("likelihood", [float("-inf"), -20.0, 0.0])
 def test_what_was_said_comes_first_however_unlikely(likelihood: float) -> None:
-    logits = said_logits(torch.tensor([1, 3]), torch.full((2,), likelihood), 4)
+    logits = generated_logits(torch.tensor([1, 3]), torch.full((2,), likelihood), 4)
     assert logits.argmax(dim=1).tolist() == [1, 3]
     assert logits.isfinite().all()
     torch.testing.assert_close(logits.exp().sum(dim=1), torch.ones(2))
 
 
 def test_questions_may_list_the_labels() -> None:
-    question = Question("One of {labels}?", ["red_rose", "iris"], {}, PROMPTS, 3)
+    question = Question("One of {labels}?", ["red_rose", "iris"], AnswerOptions(), PROMPTS, 3)
     assert question.ids == PROMPTS.prompt("One of red rose, iris?", 3)
     assert question.labels == [PROMPTS.answer("red rose"), PROMPTS.answer("iris")]
     assert label_texts(["a__b ", "c"]) == ["a b", "c"]
     with pytest.raises(UserError, match="the same text"):
-        Question("What?", ["a_b", "a b"], {}, PROMPTS, 3)
+        Question("What?", ["a_b", "a b"], AnswerOptions(), PROMPTS, 3)
 
 
 def test_the_common_beginning_of_prompts() -> None:
@@ -58,10 +59,10 @@ def test_the_common_beginning_of_prompts() -> None:
     ("options", "message"),
     [
         ({"who": "me"}, "unknown key 'who'"),
-        ({"how": "guess"}, "answers.how: 'guess' is unknown"),
-        ({"content_free": "black"}, "answers.content_free: 'black' is unknown"),
-        ({"how": "free", "content_free": "grey"}, "only scores"),
-        ({"max_tokens": 0}, "at least 1"),
+        ({"how": "guess"}, "answers.how: must be one of scores, constrained, free; got 'guess'"),
+        ({"content_free": "black"}, "answers.content_free: must be one of none, grey"),
+        ({"how": "free", "content_free": "grey"}, "needs how: scores"),
+        ({"max_tokens": 0}, "greater than or equal to 1"),
         ({"synonyms": {"lily": ["lilium"]}}, "no label 'lily'"),
     ],
 )
@@ -71,7 +72,7 @@ def test_options_are_checked(options: Any, message: str) -> None:
 
 
 def test_synonyms_of_a_class_name_with_underscores() -> None:
-    options = checked_answers({"how": "free", "synonyms": {"red_rose": ["rosa"]}}, ["red_rose", "iris"])
+    options = checked_answers(AnswerOptions(how="free", synonyms={"red_rose": ["rosa"]}), ["red_rose", "iris"])
     question = Question("What?", ["red_rose", "iris"], options, PROMPTS, 3)
     assert question._matcher("a rosa") == question._matcher("red rose") == 0
 
@@ -120,17 +121,17 @@ def by_the_library(model: VisionLanguageModel, ids: list[int], row: int, **furth
 def test_only_labels_are_said_and_the_same_as_by_the_library(
     model: VisionLanguageModel, ids: list[int], labels: list[list[int]]
 ) -> None:
-    said, _ = say_label(model, model.read(model.encode_images(IMAGE), ids), trie_of(labels))
+    generated, _ = generate_label(model, model.read(model.encode_images(IMAGE), ids), trie_of(labels))
 
     def allowed(_: int, tokens: torch.Tensor) -> list[int]:
         so_far = tokens[len(ids) :].tolist()
         return [label[len(so_far)] for label in labels if label[: len(so_far)] == so_far and len(label) > len(so_far)]
 
-    for row, number in enumerate(said):
+    for row, number in enumerate(generated):
         expected = by_the_library(model, ids, row, prefix_allowed_tokens_fn=allowed, max_new_tokens=20)
         assert labels[number] == expected
     # Without the constraint, the model says none of them.
-    free = say_anything(model, model.read(model.encode_images(IMAGE), ids), 2, 8)
+    free = generate(model, model.read(model.encode_images(IMAGE), ids), 2, 8)
     assert not any(tokens in labels for tokens in free.tokens)
 
 
@@ -138,11 +139,11 @@ def test_only_labels_are_said_and_the_same_as_by_the_library(
 def test_the_likelihood_of_a_label_is_that_among_labels(
     model: VisionLanguageModel, ids: list[int], labels: list[list[int]]
 ) -> None:
-    reading = model.read(model.encode_images(IMAGE), ids)
+    prefix = model.read(model.encode_images(IMAGE), ids)
     trie = trie_of(labels)
-    said, likelihood = say_label(model, reading, trie)
-    tokens = token_log_likelihoods(model, reading, trie)
-    for row, number in enumerate(said):
+    generated, likelihood = generate_label(model, prefix, trie)
+    tokens = token_log_likelihoods(model, prefix, trie)
+    for row, number in enumerate(generated):
         total, node = torch.zeros(()), ROOT
         for following in trie.paths[number]:
             beside = list(trie.children[node].values())
@@ -156,19 +157,19 @@ def test_the_likelihood_of_a_label_is_that_among_labels(
 @pytest.mark.parametrize("longest", [1, 6])
 def test_free_answers_are_those_of_the_library(model: VisionLanguageModel, ids: list[int], longest: int) -> None:
     assert model.prompts is not None
-    said = say_anything(model, model.read(model.encode_images(IMAGE), ids), model.prompts.end_id, longest)
-    for row, tokens in enumerate(said.tokens):
+    generated = generate(model, model.read(model.encode_images(IMAGE), ids), model.prompts.end_id, longest)
+    for row, tokens in enumerate(generated.tokens):
         assert tokens == by_the_library(model, ids, row, max_new_tokens=longest)
         plain = plain_likelihoods(model, IMAGE[row : row + 1], ids, tokens).sum()
-        torch.testing.assert_close(said.log_likelihood[row], plain, atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(generated.log_likelihood[row], plain, atol=1e-4, rtol=1e-5)
 
 
 @torch.no_grad()
 def test_an_answer_ends_where_it_says_so(model: VisionLanguageModel, ids: list[int]) -> None:
-    reading = model.read(model.encode_images(IMAGE), ids)
-    endless = say_anything(model, reading, -1, 6)
+    prefix = model.read(model.encode_images(IMAGE), ids)
+    endless = generate(model, prefix, -1, 6)
     end_id = endless.tokens[0][2]
-    said = say_anything(model, reading, end_id, 6)
-    for tokens, whole in zip(said.tokens, endless.tokens, strict=True):
+    generated = generate(model, prefix, end_id, 6)
+    for tokens, whole in zip(generated.tokens, endless.tokens, strict=True):
         assert tokens == (whole[: whole.index(end_id) + 1] if end_id in whole else whole)
-    assert len(said.tokens[0]) <= 3
+    assert len(generated.tokens[0]) <= 3

@@ -135,8 +135,8 @@ def test_free_answers_that_name_nothing_are_wrong_and_counted(folder: Path, monk
     answers = {"how": "free", "synonyms": {"daisy": ["bellis"]}}
     task = tiny_answerer(folder, answers=answers, questions={"class": "What?"}).eval()
     task.load_pretrained()
-    said = iter(["A yellow iris.", "Bellis", "some flower", "primrose", "iris"])
-    monkeypatch.setattr(task.vlm.prompts, "text", lambda ids: next(said))
+    generated = iter(["A yellow iris.", "Bellis", "some flower", "primrose", "iris"])
+    monkeypatch.setattr(task.vlm.prompts, "text", lambda ids: next(generated))
     # Whatever the image and the target: an answer that names nothing is never right.
     batch = answer_batch()
     batch["label"] = torch.tensor([3, 2, 0, 5, 4])
@@ -217,7 +217,7 @@ def test_costs_are_counted_where_only_shapes_are_known(folder: Path) -> None:
 def test_four_bit_weights_cannot_learn(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightning_modules.generative.weights.find_spec", lambda name: object())
     task = tiny_answerer(folder, memory={"four_bit": True})
-    with pytest.raises(UserError, match="such weights cannot learn; add lora"):
+    with pytest.raises(UserError, match="such weights cannot be trained; add lora"):
         task.on_fit_start()
 
 
@@ -227,7 +227,7 @@ def test_four_bit_weights_cannot_learn(folder: Path, monkeypatch: pytest.MonkeyP
         ({"questions": {"size": "How large?"}}, "the data have no size; they have class, colour"),
         ({"questions": {}}, "no task"),
         ({"tasks": {"class": ["one"]}, "questions": None}, "fewer than two classes"),
-        ({"lora": {"rank": 0}}, "rank must be at least 1"),
+        ({"lora": {"rank": 0}}, "lora.rank: must be greater than or equal to 1"),
         ({"lora": {"towers": "both"}}, "unknown key 'towers'"),
     ],
 )
@@ -257,7 +257,7 @@ class KeepWeights(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         learned = {name: value for name, value in pl_module.named_parameters() if value.requires_grad}
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        torch.save({"learned": learned, "metrics": metrics}, self.folder / f"{trainer.global_rank}.pt")
+        torch.save({"trainable": learned, "metrics": metrics}, self.folder / f"{trainer.global_rank}.pt")
         trainer.save_checkpoint(self.folder / "last.ckpt", weights_only=True)
 
 
@@ -267,12 +267,12 @@ def test_two_processes_learn_the_same_adapters(folder: Path, tmp_path: Path) -> 
     strategy = DDPStrategy(start_method="spawn")
     tiny_trainer(tmp_path, devices=2, strategy=strategy, callbacks=[KeepWeights(tmp_path)]).fit(task, AnswersOfRank())
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
-    assert first["learned"].keys() == second["learned"].keys()
-    assert all("lora_" in name for name in first["learned"])
-    for name, value in first["learned"].items():
-        assert torch.equal(value, second["learned"][name]), name
-    assert any(value.abs().sum() > 0 for name, value in first["learned"].items() if "lora_B" in name)
+    assert first["trainable"].keys() == second["trainable"].keys()
+    assert all("lora_" in name for name in first["trainable"])
+    for name, value in first["trainable"].items():
+        assert torch.equal(value, second["trainable"][name]), name
+    assert any(value.abs().sum() > 0 for name, value in first["trainable"].items() if "lora_B" in name)
     assert first["metrics"]["val/loss"] == second["metrics"]["val/loss"]
     again = load_task(tmp_path / "last.ckpt")
-    for name, value in first["learned"].items():
+    for name, value in first["trainable"].items():
         assert torch.equal(again.get_parameter(name), value), name

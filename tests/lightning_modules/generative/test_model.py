@@ -8,6 +8,7 @@ import torch
 from transformers import Qwen2VLImageProcessor
 
 from lightning_modules.generative.model import VisionLanguageModel
+from lightning_modules.options import LanguageLoraOptions, MemoryOptions
 from tests.lightning_modules.generative.tiny_answers import QUESTIONS, TEXTS, images, plain_likelihoods, tiny_model
 from tests.support.models import write_qwen2_vl
 from vitrail.errors import UserError
@@ -55,11 +56,11 @@ def test_reading_on_is_reading_at_once(model: VisionLanguageModel) -> None:
     whole = model.read(seen, ids)
     for cut in (len(ids) - 1, len(ids) - 5):
         part = model.read(seen, ids[:cut])
-        on = model.read_on(part, torch.tensor(ids[cut:]))
+        on = model.extend(part, torch.tensor(ids[cut:]))
         torch.testing.assert_close(on.hidden, whole.hidden, atol=1e-5, rtol=1e-4)
         assert (on.length, on.position) == (whole.length, whole.position)
         assert part.cache.get_seq_length() == cut
-    assert model.read_on(whole, torch.tensor([], dtype=torch.int64)) is whole
+    assert model.extend(whole, torch.tensor([], dtype=torch.int64)) is whole
 
 
 def test_the_loss_is_of_the_answers_alone(model: VisionLanguageModel) -> None:
@@ -126,7 +127,11 @@ def test_activations_may_be_computed_again(folder: Path) -> None:
     gradients = []
     for again in (False, True):
         model = VisionLanguageModel(
-            str(folder), image_size=32, texts=TEXTS, memory={"gradient_checkpointing": again}, lora={"rank": 2}
+            str(folder),
+            image_size=32,
+            texts=TEXTS,
+            memory=MemoryOptions(gradient_checkpointing=again),
+            lora=LanguageLoraOptions(rank=2),
         )
         torch.manual_seed(0)
         model.load()

@@ -61,7 +61,7 @@ def test_what_is_no_tokenizer_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no tokenizer"):
         checked_prompts({"pipeline": "{}"})
     for wrong in ({"template": "no place"}, {"template": "{question} <|image_pad|>"}, {"pipeline": "{"}):
-        with pytest.raises(UserError, match="sees one image and then reads a question"):
+        with pytest.raises(UserError, match="attends one image and then reads a question"):
             checked_prompts({**state, **wrong})
     with pytest.raises(UserError, match="no tokenizer that can be read"):
         pretrained_prompts(str(tmp_path), IMAGE, "model")

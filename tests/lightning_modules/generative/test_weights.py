@@ -19,6 +19,7 @@ from lightning_modules.generative.weights import (
     image_statistics,
     load_vision_language,
 )
+from lightning_modules.options import MemoryOptions
 from tests.support.models import write_bert, write_clip, write_qwen2_vl
 from vitrail.errors import UserError
 
@@ -64,7 +65,7 @@ def test_other_kinds_of_models_are_refused(folder: Path, tmp_path: Path) -> None
 def test_the_default_model_is_known_without_a_network() -> None:
     configuration = checked_configuration("Qwen/Qwen2-VL-2B-Instruct", pretrained=False)
     with torch.device("meta"):
-        model = build_vision_language(configuration, {}, empty=True)
+        model = build_vision_language(configuration, MemoryOptions(), empty=True)
     # 2.2 billion parameters, as its model card says.
     assert sum(parameter.numel() for parameter in model.parameters()) == 2_208_985_600
 
@@ -72,7 +73,7 @@ def test_the_default_model_is_known_without_a_network() -> None:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_weights_are_loaded_in_the_precision_that_is_asked_for(folder: Path, precision: Any) -> None:
     configuration = checked_configuration(str(folder), pretrained=True)
-    model = load_vision_language(str(folder), configuration, {"precision": precision}, CPU)
+    model = load_vision_language(str(folder), configuration, MemoryOptions(precision=precision), CPU)
     assert {parameter.dtype for parameter in model.parameters()} == {getattr(torch, precision)}
 
 
@@ -83,10 +84,10 @@ def test_missing_and_unreadable_weights_are_one_line(folder: Path, tmp_path: Pat
     save_file({n: v for n, v in weights.items() if n != name}, tmp_path / "model.safetensors", {"format": "pt"})
     configuration = checked_configuration(str(folder), pretrained=True)
     with pytest.raises(UserError, match=r"1 missing \(.*q_proj"):
-        load_vision_language(str(tmp_path), configuration, {}, CPU)
+        load_vision_language(str(tmp_path), configuration, MemoryOptions(), CPU)
     (tmp_path / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(UserError, match="cannot be read") as found:
-        load_vision_language(str(tmp_path), configuration, {}, CPU)
+        load_vision_language(str(tmp_path), configuration, MemoryOptions(), CPU)
     assert "\n" not in str(found.value)
 
 
@@ -104,15 +105,15 @@ def test_memory_options_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(UserError, match=message):
             checked_memory(wrong, pretrained=True)
     monkeypatch.setattr("lightning_modules.generative.weights.find_spec", lambda name: object())
-    assert checked_memory({"four_bit": True}, pretrained=True) == {"four_bit": True}
+    assert checked_memory(MemoryOptions(four_bit=True), pretrained=True).four_bit
     with pytest.raises(UserError, match="nothing to quantise"):
-        checked_memory({"four_bit": True}, pretrained=False)
+        checked_memory(MemoryOptions(four_bit=True), pretrained=False)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
 def test_four_bits_without_bitsandbytes_are_one_line() -> None:
     with pytest.raises(UserError, match=r"memory\.four_bit: needs bitsandbytes, which is not installed; pip install"):
-        checked_memory({"four_bit": True}, pretrained=True)
+        checked_memory(MemoryOptions(four_bit=True), pretrained=True)
 
 
 def test_four_bit_weights_are_asked_of_the_library(
@@ -129,12 +130,12 @@ def test_four_bit_weights_are_asked_of_the_library(
         if "quantization_config" not in arguments:
             return read(directory, **arguments)
         report: dict[str, Any] = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set()}
-        return build_vision_language(arguments["config"], {}, empty=True), report
+        return build_vision_language(arguments["config"], MemoryOptions(), empty=True), report
 
     monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", remember)
     configuration = configuration_from_values(json.loads((folder / "config.json").read_text()))
     load_vision_language(
-        str(folder), configuration, {"four_bit": True, "precision": "bfloat16"}, torch.device("cuda:1")
+        str(folder), configuration, MemoryOptions(four_bit=True, precision="bfloat16"), torch.device("cuda:1")
     )
     [_, given] = calls
     asked = given["quantization_config"]
@@ -148,5 +149,5 @@ def test_four_bit_weights_are_asked_of_the_library(
     name = next(name for name in weights if "up_proj" in name)
     save_file({**weights, name: weights[name][:-1].clone()}, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match=r"1 of another shape \(\S*up_proj\.weight is \(63, 32\), not \(64, 32\)\)"):
-        load_vision_language(str(tmp_path), configuration, {"four_bit": True}, torch.device("cuda:1"))
+        load_vision_language(str(tmp_path), configuration, MemoryOptions(four_bit=True), torch.device("cuda:1"))
     assert len(calls) == 3

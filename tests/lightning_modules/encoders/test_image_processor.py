@@ -17,8 +17,9 @@ from datamodules.loading.transforms import eval_transform
 from lightning_modules.dual_encoder import DualEncoder
 from lightning_modules.encoders.dual import build_towers
 from lightning_modules.encoders.image import ImageEncoder
-from lightning_modules.encoders.image_processing import image_processor, preprocessing_of, statistics_of
+from lightning_modules.encoders.transformers import image_processor, preprocessing_of, statistics_of
 from lightning_modules.generative.weights import image_statistics
+from lightning_modules.options import TowerOptions
 from tests.support.models import tiny_trainer, write_clip, write_qwen2_vl, write_siglip
 from vitrail.errors import UserError
 
@@ -91,7 +92,7 @@ def test_embeddings_of_any_shape_are_those_of_the_models_own_processor(tmp_path:
     write_processor(folder, PROCESSORS[kind], nested=nested)
     peer: Any = AutoModel.from_pretrained(folder).eval()
     processor = AutoImageProcessor.from_pretrained(folder)  # type: ignore[no-untyped-call]  # the library's own
-    towers = build_towers({"model": str(folder)}, SIDE).eval()
+    towers = build_towers(TowerOptions(model=str(folder)), SIDE).eval()
     towers.load_pretrained()
     transform = eval_transform(towers.input_options)  # type: ignore[arg-type]  # a plain dictionary
     for shape in SHAPES:
@@ -105,8 +106,8 @@ def test_embeddings_of_any_shape_are_those_of_the_models_own_processor(tmp_path:
 def test_the_rule_is_known_before_the_weights_are_loaded_and_the_file_has_the_last_word(tmp_path: Path) -> None:
     folder = write_siglip(tmp_path)
     write_processor(folder, {**SIGLIP, "resample": 2}, nested=False)
-    assert build_towers({"model": str(folder)}, SIDE).input_options["interpolation"] == "bilinear"
-    known = build_towers({"model": "google/siglip-base-patch16-224", "pretrained": False}, 32)
+    assert build_towers(TowerOptions(model=str(folder)), SIDE).input_options["interpolation"] == "bilinear"
+    known = build_towers(TowerOptions(model="google/siglip-base-patch16-224", pretrained=False), 32)
     assert known.input_options["resize"] == "squash"
     assert known.own_inputs is None
 
@@ -116,7 +117,7 @@ def test_what_is_assumed_without_a_file_is_said(tmp_path: Path) -> None:
         folder = write(tmp_path / assumed)
         (folder / "preprocessor_config.json").unlink(missing_ok=True)
         (folder / "processor_config.json").write_text('{"processor_class": "of texts alone"}', encoding="utf-8")
-        towers = build_towers({"model": str(folder)}, SIDE)
+        towers = build_towers(TowerOptions(model=str(folder)), SIDE)
         with pytest.warns(UserWarning, match=f"no preprocessor_config.json.*{assumed}.*assumed"):
             towers.load_pretrained()
 
@@ -152,7 +153,7 @@ def test_processors_that_do_something_else_are_refused_in_one_line(
         preprocessing_of(processor, str(folder), "towers.model")
     assert "\n" not in str(refused.value)
     with pytest.raises(UserError, match=expected):
-        build_towers({"model": str(folder)}, SIDE)
+        build_towers(TowerOptions(model=str(folder)), SIDE)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +206,10 @@ def test_pretrained_configurations_of_timm_say_how_they_are_resized() -> None:
         assert ImageEncoder("vit_so400m_patch14_siglip_384", 384).input_options["size"] == 384
         with pytest.raises(UserError, match="patches of 14 px, 390 px"):
             ImageEncoder("vit_so400m_patch14_siglip_384", 390)
-        assert build_towers({"model": "google/siglip-so400m-patch14-384", "pretrained": False}, 384).embed_dim == 1152
+        assert (
+            build_towers(TowerOptions(model="google/siglip-so400m-patch14-384", pretrained=False), 384).embed_dim
+            == 1152
+        )
 
 
 @pytest.mark.parametrize("given", [{}, {"resize": "crop"}], ids=["open", "explicit"])
@@ -228,7 +232,7 @@ def test_a_run_makes_images_as_the_model_wants_them_unless_told_otherwise(
         checks={"allow_leaks": ["near", "exact"]},
         prompts={"templates": ["a photo of a {}."]},
     )
-    task = DualEncoder({"model": str(folder)}, data.class_names, data.class_prompts, image_size=SIDE)
+    task = DualEncoder(TowerOptions(model=str(folder)), data.class_names, data.class_prompts, image_size=SIDE)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         outputs: Any = tiny_trainer(tmp_path).predict(task, datamodule=data)

@@ -1,0 +1,253 @@
+"""Contrastive losses of dual encoders as functions of embeddings, the logit scale, and batches larger than memory.
+
+``encode_in_chunks`` is GradCache (Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited
+Setup", RepL4NLP 2021): encode in chunks, keep only the embeddings, encode again for the gradients. The loss takes all
+embeddings at once, so its value and its gradients are those of the one large batch; gradient accumulation over small
+batches would have fewer negatives. It is what gradient checkpointing (Chen et al., 2016) does with one segment a chunk:
+torch replays each chunk's random state and mixed precision, and frees it before the next one. One backward pass goes
+through everything, so the logit scale's gradient is counted once, and DDP sums once. BatchNorm in training mode
+normalises by the chunk, as in any method of this kind.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from lightning_modules.distributed import gather_rows, is_distributed, own_rows
+from lightning_modules.options import ContrastiveLoss, LogitScaleOptions
+from lightning_modules.precision import KeepsFloat32
+from vitrail.errors import UserError
+
+
+class Pairs(NamedTuple):
+    """Images and their texts as unit vectors.
+
+    Attributes:
+        image: float ``(N, D)``.
+        text: float ``(N, D)``; row i describes image i.
+        positive_id: int64 ``(N,)``; rows that share one are positives of each other.
+    """
+
+    image: torch.Tensor
+    text: torch.Tensor
+    positive_id: torch.Tensor
+
+
+def info_nce(own: Pairs, scale: torch.Tensor, *, pool: Pairs | None = None, first: int = 0) -> torch.Tensor:
+    """Symmetric InfoNCE: each image is classified among all texts, and each text among all images.
+
+    van den Oord et al., 2018; in this form Radford et al., "Learning Transferable Visual Models From Natural Language
+    Supervision", ICML 2021. ``positive_id`` is ignored: another image's equal caption is a negative.
+
+    Args:
+        own: B pairs of this process.
+        scale: factor of the cosines; scalar.
+        pool: pairs of all processes to compare with; by default the own ones.
+        first: index of the first own pair among them.
+
+    Returns:
+        float scalar, the mean over the own pairs and both directions; log(N) at chance.
+    """
+    pool = pool or own
+    target = torch.arange(first, first + len(own.image), device=own.image.device)
+    to_text = F.cross_entropy(scale * own.image @ pool.text.T, target)
+    to_image = F.cross_entropy(scale * own.text @ pool.image.T, target)
+    return (to_text + to_image) / 2
+
+
+def label_aware_info_nce(own: Pairs, scale: torch.Tensor, *, pool: Pairs | None = None) -> torch.Tensor:
+    """Symmetric InfoNCE in which every pair that shares its ``positive_id`` is a positive.
+
+    The target of a row is spread evenly over its positives (Yang et al., "Unified Contrastive Learning in
+    Image-Text-Label Space", CVPR 2022; the outer sum of Khosla et al., "Supervised Contrastive Learning", 2020).
+    Without repeated ids it equals ``info_nce``; with P positives of each row it cannot fall below log(P).
+
+    Args:
+        own: B pairs of this process.
+        scale: factor of the cosines; scalar.
+        pool: pairs of all processes to compare with; by default the own ones. The own ones are among them.
+
+    Returns:
+        float scalar, the mean over the own pairs and both directions.
+    """
+    pool = pool or own
+    positive = (own.positive_id[:, None] == pool.positive_id).to(own.image.dtype)
+    target = positive / positive.sum(dim=1, keepdim=True)
+    to_text = F.cross_entropy(scale * own.image @ pool.text.T, target)
+    to_image = F.cross_entropy(scale * own.text @ pool.image.T, target)
+    return (to_text + to_image) / 2
+
+
+def sigmoid_contrastive(
+    own: Pairs, scale: torch.Tensor, bias: torch.Tensor, *, pool: Pairs | None = None
+) -> torch.Tensor:
+    """Binary classification of every pair of an image and a text: do they belong together?
+
+    Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV 2023, with all pairs that share their
+    ``positive_id`` as positives; without repeated ids it is the paper's.
+
+    Args:
+        own: B pairs of this process.
+        scale: factor of the cosines; scalar.
+        bias: added to them; scalar.
+        pool: pairs of all processes to compare with; by default the own ones. The own ones are among them.
+
+    Returns:
+        float scalar, the sum over all texts, averaged over the own images.
+    """
+    pool = pool or own
+    sign = (own.positive_id[:, None] == pool.positive_id).to(own.image.dtype) * 2 - 1
+    return -F.logsigmoid(sign * (scale * own.image @ pool.text.T + bias)).sum(dim=1).mean()
+
+
+class LogitScale(KeepsFloat32):
+    """Scale (and bias) of cosines.
+
+    The scale is trained as its logarithm and clamped at 100, as CLIP does (Radford et al., 2021), or at that of the
+    pretrained model: SigLIP's (Zhai et al., 2023), which also has the bias, is larger.
+
+    Attributes:
+        log_scale: float32 scalar in every precision, a parameter, or a buffer where the scale is fixed.
+        bias: float32 scalar likewise, 0 where the loss has none.
+        max_log_scale: logarithm of the largest scale; kept by checkpoints.
+    """
+
+    log_scale: torch.Tensor
+    bias: torch.Tensor
+
+    def __init__(self, options: LogitScaleOptions = LogitScaleOptions(), *, with_bias: bool) -> None:
+        super().__init__()
+        max_scale = options.max_scale or 100.0
+        scale = options.scale or min(10.0 if with_bias else 1 / 0.07, max_scale)
+        if scale > max_scale:
+            raise UserError(f"logit_scale.scale: must be at most max_scale {max_scale}; got {scale}")
+        if options.bias is not None and not with_bias:
+            raise UserError("logit_scale.bias: belongs to the loss sigmoid; leave it out")
+        self.max_log_scale = math.log(max_scale)
+        self._options, self._with_bias = options, with_bias
+        log_scale = torch.tensor(math.log(scale))
+        bias = torch.tensor((-10.0 if options.bias is None else options.bias) if with_bias else 0.0)
+        if options.trainable:
+            self.log_scale = nn.Parameter(log_scale)
+        else:
+            self.register_buffer("log_scale", log_scale)
+        if options.trainable and with_bias:
+            self.bias = nn.Parameter(bias)
+        else:
+            self.register_buffer("bias", bias)
+
+    def forward(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale and bias, float32 scalars."""
+        return self.log_scale.exp(), self.bias
+
+    @torch.no_grad()
+    def clamp(self) -> None:
+        """Keep the scale below its maximum; to be called after each step of the optimizer.
+
+        Not in ``forward``, where a clamped value would have no gradient and could never come back.
+        """
+        self.log_scale.clamp_(max=self.max_log_scale)
+
+    @torch.no_grad()
+    def take_pretrained(self, log_scale: torch.Tensor | None, bias: torch.Tensor | None) -> None:
+        """Take over the values of a pretrained model as they are, unless the options give other ones."""
+        options = self._options
+        if log_scale is not None and options.scale is None:
+            if options.max_scale is not None and float(log_scale) > self.max_log_scale:
+                raise UserError(
+                    f"logit_scale.max_scale: {options.max_scale:g} is below the scale of the pretrained model, "
+                    f"{math.exp(float(log_scale)):.6g}; raise it, or give logit_scale.scale"
+                )
+            self.log_scale.copy_(log_scale.reshape(()))
+            self.max_log_scale = max(self.max_log_scale, float(log_scale))
+        if bias is not None and options.bias is None and self._with_bias:
+            self.bias.copy_(bias.reshape(()))
+
+
+class ContrastiveObjective(nn.Module):
+    """A contrastive loss and its logit scale."""
+
+    def __init__(self, loss: ContrastiveLoss, logit_scale: LogitScaleOptions) -> None:
+        super().__init__()
+        if loss not in get_args(ContrastiveLoss):
+            raise UserError(f"loss: must be one of {', '.join(get_args(ContrastiveLoss))}; got {loss!r}")
+        self.loss = loss
+        # The name is that of version 0.1, which checkpoints and digests of weights contain.
+        self.temperature = LogitScale(logit_scale, with_bias=loss == "sigmoid")
+
+    @property
+    def logit_scale(self) -> LogitScale:
+        """Scale and bias of the cosines."""
+        return self.temperature
+
+    def forward(self, own: Pairs, *, joined: bool) -> torch.Tensor:
+        """The loss, a float32 scalar.
+
+        Args:
+            own: pairs of this process, of unit length.
+            joined: whether they are compared with those of all processes, which must then all call this; the mean over
+                processes has the gradient of the joined batch.
+        """
+        pool, first = own, 0
+        if joined and is_distributed():
+            pool, first = Pairs(*(gather_rows(rows) for rows in own)), own_rows(len(own.image)).start
+        scale, bias = self.logit_scale()
+        # Half precision would round away the differences that are compared.
+        with torch.autocast(own.image.device.type, enabled=False):
+            if self.loss == "info_nce":
+                return info_nce(own, scale, pool=pool, first=first)
+            if self.loss == "sigmoid":
+                return sigmoid_contrastive(own, scale, bias, pool=pool)
+            return label_aware_info_nce(own, scale, pool=pool)
+
+
+def encode_in_chunks(
+    encode: Callable[..., torch.Tensor], inputs: Sequence[torch.Tensor], chunk_size: int, network: nn.Module
+) -> torch.Tensor:
+    """Encode a batch with the memory of one chunk.
+
+    Args:
+        encode: from inputs ``(b, …)`` to embeddings ``(b, D)``.
+        inputs: tensors of B rows each.
+        chunk_size: rows that are encoded at a time; 0 for all at once, with nothing encoded twice.
+        network: what ``encode`` computes with; its BatchNorm statistics are only moved by the first pass.
+
+    Returns:
+        ``(B, D)``.
+    """
+    rows = len(inputs[0])
+    if chunk_size == 0 or rows <= chunk_size:
+        return encode(*inputs)
+    chunks = list(zip(*(torch.split(tensor, chunk_size) for tensor in inputs), strict=True))
+    if not torch.is_grad_enabled():
+        return torch.cat([encode(*chunk) for chunk in chunks])
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _statistics_kept(network)
+
+    return torch.cat([checkpoint(encode, *chunk, use_reentrant=False, context_fn=contexts) for chunk in chunks])
+
+
+@contextmanager
+def _statistics_kept(network: nn.Module) -> Iterator[None]:
+    """Leave running means and variances unchanged in the second pass."""
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms if norm.training]
+    for norm, _, _ in kept:
+        # With a momentum of 0 a batch changes nothing; the counter itself is swapped out meanwhile.
+        norm.momentum = 0.0
+        norm.num_batches_tracked = None
+    try:
+        yield
+    finally:
+        for norm, momentum, counter in kept:
+            norm.momentum = momentum
+            norm.num_batches_tracked = counter

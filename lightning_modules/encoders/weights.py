@@ -1,0 +1,489 @@
+"""Pretrained weights: found on the hub or in files, loaded completely or refused, and recorded.
+
+Weights of any source (a release of timm or open_clip, a folder of ``transformers``, a checkpoint, an export) are
+compared with the network by names and shapes (``misfits``). No missing weight is initialised at random. Only these may
+be left out, and are reported:
+
+- the classifier of a timm release, and the heads of a language model's pretraining: the task brings its own head;
+- text tower and projection of an open_clip file: only its image tower is needed;
+- the last norm of a network pretrained by FCMAE, which that pretraining does not have; it begins as the identity;
+- ``num_batches_tracked`` of BatchNorm may be missing in a release: it only counts training steps, and releases from
+  before PyTorch 0.4.1 have none.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import logging
+import re
+import ssl
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+from typing import Any, TypedDict
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
+
+from vitrail.errors import UserError
+
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+FORMATS = (".safetensors", ".pth", ".ckpt", ".pt", ".bin")
+REACH_SECONDS = 5.0
+OWN_PREFIX = "encoder.backbone."
+
+_OWN_OTHERS = ("encoder.normalize.", "head.", "heads.")
+"""What else a checkpoint of one of our classifiers contains."""
+
+_OPEN_CLIP = "visual."
+_OPEN_CLIP_PROJECTION = ("visual.proj", "visual.head.", "visual.attnpool.c_proj.")
+_OPEN_CLIP_OTHERS = (
+    *("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection", "text."),
+    *("attn_mask", "logit_scale", "logit_bias", "input_resolution", "context_length", "vocab_size"),
+)
+
+_POSITIONS = ("pos_emb", "positional_embedding", "rel_pos", "relative_position", "attention_bias")
+"""Parts of the names of weights that belong to places in the image; timm resizes them to the size of the data."""
+
+_BUFFERS = ("relative_position_index", "relative_coords_table", "attn_mask", "mask_token", "attention_bias_idxs")
+"""Ends of names that releases keep and timm drops: computed from the configuration, or used in pretraining only."""
+
+_UNUSED_PARTS = {
+    "auxiliary head": r"AuxLogits\.",
+    "attention pooling": r"attn_pool\.",
+    "unused projections": r"level\d+\.project\.",
+}
+"""Parts of releases that timm's networks lack: Inception's head of training, SigLIP's pooling, DLA's idle layers."""
+
+LeftOut = dict[str, list[str]]
+"""Names of the weights that were not needed, by what they are."""
+
+
+class WeightsOrigin(TypedDict):
+    """Where pretrained weights came from; plain values, recorded in checkpoints and in ``run.json``.
+
+    Attributes:
+        part: of the model, named as the option that asks for it.
+        name: of the architecture or model, as the configuration names it.
+        source: repository on the hub, or absolute path of the file or folder.
+        revision: commit on the hub; None for what did not come from there.
+        sha256: digest of each file by its name.
+        left_out: number of weights of the files that were not needed, by what they are.
+    """
+
+    part: str
+    name: str
+    source: str
+    revision: str | None
+    sha256: dict[str, str]
+    left_out: dict[str, int]
+
+
+def weights_origin(part: str, name: str, place: Path, left_out: LeftOut) -> WeightsOrigin:
+    """Describe where weights came from."""
+    place = place.absolute()
+    files = [place] if place.is_file() else weight_files(place)
+    source, revision = str(place), None
+    # The hub's cache: models--OWNER--NAME/snapshots/COMMIT.
+    commit = files[0].parent
+    if commit.parent.name == "snapshots" and commit.parent.parent.name.startswith("models--"):
+        source, revision = commit.parent.parent.name.removeprefix("models--").replace("--", "/"), commit.name
+    counts = {kind: len(names) for kind, names in left_out.items() if names}
+    return {
+        "part": part,
+        "name": name,
+        "source": source,
+        "revision": revision,
+        "sha256": {file.name: file_sha256(file) for file in files},
+        "left_out": counts,
+    }
+
+
+def file_sha256(path: Path) -> str:
+    """Digest of a file, hexadecimal."""
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def report_origin(origin: WeightsOrigin) -> None:
+    """Print one line with where weights came from and what was left out of their files."""
+    revision = f" at {origin['revision'][:12]}" if origin["revision"] else ""
+    left_out = ", ".join(f"{kind} ({count} weights)" for kind, count in origin["left_out"].items())
+    rank_zero_info(
+        f"{origin['part']}: pretrained weights of {origin['source']}{revision}"
+        + (f"; left out: {left_out}" if left_out else "")
+    )
+
+
+def misfits(given: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
+    """Weights that are missing, unexpected or of another shape, the first few names of each; empty if all fit.
+
+    Args:
+        given: weights by name.
+        expected: those of the network.
+    """
+    shapes = {
+        name: (tuple(given[name].shape), tuple(expected[name].shape))
+        for name in given.keys() & expected.keys()
+        if hasattr(given[name], "shape") and hasattr(expected[name], "shape")
+    }
+    reshaped = {name: both for name, both in shapes.items() if both[0] != both[1]}
+    return described_misfits(expected.keys() - given.keys(), given.keys() - expected.keys(), reshaped)
+
+
+def described_misfits(
+    missing: Iterable[str], unexpected: Iterable[str], reshaped: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
+) -> str:
+    """As ``misfits``, of names that are known already."""
+    kinds = {
+        "missing": sorted(missing),
+        "unexpected": sorted(unexpected),
+        "of another shape": [f"{name} is {theirs}, not {ours}" for name, (theirs, ours) in sorted(reshaped.items())],
+    }
+    return "; ".join(
+        f"{len(names)} {kind} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+        for kind, names in kinds.items()
+        if names
+    )
+
+
+def known_architecture(name: str) -> Any:
+    """Where the weights of an architecture are and what they were trained on, as timm's ``PretrainedCfg``."""
+    import timm
+
+    try:
+        return timm.get_pretrained_cfg(name, allow_unregistered=False)
+    except RuntimeError:
+        tagged = timm.list_pretrained(f"{name.partition('.')[0]}.*")
+        close = difflib.get_close_matches(name, tagged or timm.list_models(), n=5, cutoff=0.5) or tagged[:5]
+        hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists what it knows"
+        raise UserError(f"backbone: timm does not know {name!r}; {hint}") from None
+
+
+def create_backbone(name: str, image_size: int, weights: dict[str, torch.Tensor] | None = None) -> nn.Module:
+    """A timm network without classifier."""
+    import timm
+
+    source = known_architecture(name)
+    fixed_size = {"img_size": image_size} if source.fixed_input_size else {}
+    # timm is strict about weights only where they claim as many classes as the network: none.
+    overlay = None if weights is None else {"state_dict": weights, "num_classes": 0, "label_offset": 0}
+    backbone: nn.Module = timm.create_model(
+        name, pretrained=weights is not None, pretrained_cfg_overlay=overlay, num_classes=0, **fixed_size
+    )
+    patch_size = getattr(getattr(backbone, "patch_embed", None), "patch_size", None)
+    if fixed_size and patch_size is not None and image_size % patch_size[0] and image_size != source.input_size[-1]:
+        raise UserError(
+            f"image size: {name} cuts images into patches of {patch_size[0]} px, {image_size} px do not fit"
+        )
+    return backbone
+
+
+def classifier_weights(name: str) -> set[str]:
+    """Names of the weights that an architecture has with a classifier and not without."""
+    import timm
+
+    with torch.device("meta"):
+        whole, backbone = (timm.create_model(name, pretrained=False, num_classes=classes) for classes in (2, 0))
+    return set(whole.state_dict()) - set(backbone.state_dict())
+
+
+def load_backbone(backbone: nn.Module, path: str, name: str, image_size: int) -> LeftOut:
+    """Load weights into a network without classifier.
+
+    Returns:
+        Further weights of the file.
+    """
+    weights, left_out = _backbone_weights(read_weights(path), name, path)
+    expected = backbone.state_dict()
+    what = "is an open_clip file whose image tower does not fit" if "projection" in left_out else "does not fit"
+    if wrong := _refused_by_name(weights, expected):
+        if "projection" not in left_out:
+            wrong = misfits(_without_positions(weights), _without_positions(expected))
+        raise UserError(f"pretrained: {path} {what} {name}: {wrong}")
+    try:
+        # Keep the random state, which initialises everything that is built later.
+        with torch.random.fork_rng(devices=[]), _timm_log() as log:
+            source = create_backbone(name, image_size, weights)
+    except UserError:
+        raise
+    except Exception as error:  # timm's conversions stumble in many ways over weights of other networks
+        wrong = _misfits_in(error) or misfits(weights, expected) or first_line(error)
+        raise UserError(f"pretrained: {path} {what} {name}: {wrong}") from error
+    if wrong := _tolerated_by_timm(log, name, left_out):
+        raise UserError(f"pretrained: {path} {what} {name}: {wrong}")
+    copy_weights(source, backbone, f"pretrained: {path}")
+    return left_out
+
+
+@contextmanager
+def _timm_log() -> Iterator[list[str]]:
+    """What timm's loading logs meanwhile, the only place where it reports the weights that it tolerates."""
+    log: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: log.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("timm.models._builder")
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield log
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+def _tolerated_by_timm(log: Iterable[str], name: str, left_out: LeftOut) -> str:
+    """Misfits of architectures that timm does not load strictly (DLA, Inception, FCMAE, SigLIP without pooling)."""
+    text = "\n".join(log)
+    missing = {one for found in re.findall(r"Missing keys \((.*)\) discovered", text) for one in found.split(", ")}
+    unexpected = {one for found in re.findall(r"Unexpected keys \((.*)\) found", text) for one in found.split(", ")}
+    if ".fcmae" in name:
+        # Pretraining without labels ends before the last norm, which therefore begins as the identity.
+        missing -= {"head.norm.weight", "head.norm.bias"}
+    for kind, pattern in _UNUSED_PARTS.items():
+        if names := sorted(one for one in unexpected if re.match(pattern, one)):
+            left_out[kind] = names
+            unexpected -= set(names)
+    return described_misfits({one for one in missing if not one.endswith("num_batches_tracked")}, unexpected, {})
+
+
+def _backbone_weights(
+    weights: dict[str, torch.Tensor], name: str, path: str
+) -> tuple[dict[str, torch.Tensor], LeftOut]:
+    """The weights of the image network in a file, and the names of all others."""
+    own = any(key.startswith(OWN_PREFIX) for key in weights)
+    open_clip = any(key.startswith(_OPEN_CLIP) for key in weights)
+    left_out: LeftOut = {}
+    if own:
+        left_out["head"] = sorted(key for key in weights if key.startswith(_OWN_OTHERS))
+        weights = {key: value for key, value in weights.items() if not key.startswith(_OWN_OTHERS)}
+    elif open_clip:
+        left_out["projection"] = sorted(key for key in weights if key.startswith(_OPEN_CLIP_PROJECTION))
+        left_out["text tower"] = sorted(key for key in weights if key.startswith(_OPEN_CLIP_OTHERS))
+        others = (*_OPEN_CLIP_PROJECTION, *_OPEN_CLIP_OTHERS)
+        weights = {key: value for key, value in weights.items() if not key.startswith(others)}
+    if own or open_clip:
+        prefix, kind = (OWN_PREFIX, "a checkpoint of a classifier") if own else (_OPEN_CLIP, "an open_clip file")
+        if strange := described_misfits((), [key for key in weights if not key.startswith(prefix)], {}):
+            raise UserError(f"pretrained: {path} looks like {kind}, but contains other weights: {strange}")
+        return {key.removeprefix(OWN_PREFIX): value for key, value in weights.items()}, left_out
+    classifier = classifier_weights(name)
+    left_out["classifier"] = sorted(weights.keys() & classifier)
+    return {key: value for key, value in weights.items() if key not in classifier}, left_out
+
+
+def _refused_by_name(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> str:
+    """What timm's conversion would hide: it resamples patch embeddings, and some of its filters drop what is too much.
+
+    Weights that have other names than the network's are left to timm, which converts them.
+    """
+    stems = {"visual.conv1.weight": "patch_embed.proj.weight"}
+    reshaped = {}
+    for key, value in _without_positions(weights).items():
+        name = key.removeprefix("visual.trunk.")
+        name = stems.get(key, name)
+        if name not in expected:
+            continue
+        # Some releases keep linear layers as convolutions of one pixel, or the other way round.
+        if value.shape != expected[name].shape and value.numel() != expected[name].numel():
+            reshaped[key] = (tuple(value.shape), tuple(expected[name].shape))
+    unexpected: Iterable[str] = ()
+    if expected.keys() <= weights.keys():
+        unexpected = {key for key in weights.keys() - expected.keys() if not key.endswith(_BUFFERS)}
+    return described_misfits((), unexpected, reshaped)
+
+
+def _without_positions(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in weights.items() if not any(part in name for part in _POSITIONS)}
+
+
+def _misfits_in(error: BaseException) -> str:
+    """What torch's strict loading reports, in the form of ``misfits``; empty for another error."""
+    text = str(error)
+    lists = {
+        kind: re.findall(r'"([^"]+)"', found[1])
+        for kind in ("Missing", "Unexpected")
+        if (found := re.search(rf"{kind} key\(s\) in state_dict: (.*)", text))
+    }
+    number = r"torch\.Size\(\[([^\]]*)\]\)"
+    sizes = re.findall(rf"size mismatch for (\S+): copying a param with shape {number}.*? is {number}", text)
+    shapes = {name: (_shape(theirs), _shape(ours)) for name, theirs, ours in sizes}
+    return described_misfits(lists.get("Missing", ()), lists.get("Unexpected", ()), shapes)
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    return tuple(int(side) for side in text.split(",") if side.strip())
+
+
+def copy_weights(source: nn.Module, target: nn.Module, origin: str) -> None:
+    """Copy all weights, also into a target that has adapters (LoRA), whose base layers are named differently."""
+    weights, expected = source.state_dict(), plain_weights(target)
+    # Further weights of the source were left out by the caller on purpose.
+    if wrong := misfits({name: weights[name] for name in weights.keys() & expected.keys()}, expected):
+        raise UserError(f"{origin} does not fit: {wrong}")
+    for name, value in expected.items():
+        value.copy_(weights[name])
+
+
+def plain_weights(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Weights of a network by the names that they have without adapters, whose own weights are left out."""
+    return {
+        name.replace(".base_layer.", "."): value for name, value in network.state_dict().items() if "lora_" not in name
+    }
+
+
+def read_weights(path: str) -> dict[str, torch.Tensor]:
+    """Read weights without running code from the file; half precision becomes float32."""
+    from timm.models import load_state_dict
+
+    if Path(path).is_dir():
+        raise UserError(f"pretrained: {path} is a folder; give the weights file in it")
+    if not Path(path).is_file():
+        raise UserError(f"pretrained: there is no file {path}; give true, false or the path of a weights file")
+    if not path.endswith(FORMATS):
+        raise UserError(f"pretrained: {path}: must be one of {', '.join(FORMATS)}")
+    try:
+        weights: dict[str, Any] = load_state_dict(path, weights_only=True)
+    except Exception as error:
+        raise UserError(f"pretrained: {path} cannot be read as plain weights: {first_line(error)}") from error
+    if not weights or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise UserError(f"pretrained: {path} contains no weights; a state_dict of tensors is needed")
+    return {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
+
+
+def weight_files(directory: str | Path, origin: str = "") -> list[Path]:
+    """Files that the weights in a folder of ``transformers`` are read from, in the library's order of preference."""
+    folder = Path(directory)
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(
+            f"{origin}{folder} contains adapters of peft (adapter_config.json), not a model; merge them into it "
+            "(merge_and_unload) and save that"
+        )
+    for name in HUB_FILES:
+        if (folder / name).is_file():
+            return [folder / name]
+        index = folder / f"{name}.index.json"
+        if not index.is_file():
+            continue
+        try:
+            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{origin}{index} cannot be read ({first_line(error)}); download it again") from error
+        files = [folder / str(shard) for shard in shards]
+        if absent := [file.name for file in files if not file.is_file()]:
+            raise UserError(
+                f"{origin}{folder}: {len(absent)} of {len(files)} weights files are missing ({absent[0]}, …)"
+            )
+        return files
+    raise UserError(f"{origin}{folder} has no weights; it needs {' or '.join(HUB_FILES)}, or their index and shards")
+
+
+def hub_file(source: Any) -> str:
+    """Path of the weights in the hub's local cache, downloaded if need be.
+
+    By default huggingface_hub tries for 47 seconds or more before it gives up, and looks for newer versions of cached
+    files. So cached files are used as they are, and one short request decides whether to try at all.
+    """
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    repository = source.hf_hub_id
+    if not repository:
+        raise UserError(f"pretrained: true, but these weights are not on the hub; download {source.url}, give its path")
+    for name in HUB_FILES:
+        cached = try_to_load_from_cache(repository, name)
+        if isinstance(cached, str):
+            return cached
+    if constants.HF_HUB_OFFLINE:
+        raise _unavailable(repository, "HF_HUB_OFFLINE is set")
+    if not reachable(constants.ENDPOINT, REACH_SECONDS):
+        raise _unavailable(repository, f"no response from {constants.ENDPOINT}")
+    try:
+        try:
+            return hf_hub_download(repository, HUB_FILES[0])
+        except EntryNotFoundError as error:
+            if isinstance(error, LocalEntryNotFoundError):
+                raise
+            return hf_hub_download(repository, HUB_FILES[1])
+    except Exception as error:
+        raise _unavailable(repository, first_line(error)) from error
+
+
+def hub_directory(name: str, key: str, *, with_weights: bool = True) -> str:
+    """Local folder of a model of the hub, downloaded if need be; as quick to give up as ``hub_file``."""
+    from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
+
+    cached = try_to_load_from_cache(name, "config.json") if _is_repository(name) else None
+    if not _is_repository(name):
+        raise UserError(f"{key}: {name!r} is neither a local folder nor a name on the hub (owner/name)")
+    if isinstance(cached, str) and (not with_weights or _has_weights(Path(cached).parent)):
+        return str(Path(cached).parent)
+    if constants.HF_HUB_OFFLINE:
+        raise _unavailable(name, "HF_HUB_OFFLINE is set", key)
+    if not reachable(constants.ENDPOINT, REACH_SECONDS):
+        raise _unavailable(name, f"no response from {constants.ENDPOINT}", key)
+    try:
+        folder = snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.model"])
+        if with_weights and not _has_weights(Path(folder)):
+            folder = snapshot_download(name, allow_patterns=[HUB_FILES[0]])
+        if with_weights and not _has_weights(Path(folder)):
+            folder = snapshot_download(name, allow_patterns=["pytorch_model*.bin", "*.safetensors"])
+        return folder
+    except Exception as error:
+        raise _unavailable(name, first_line(error), key) from error
+
+
+def _is_repository(name: str) -> bool:
+    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None
+
+
+def _has_weights(folder: Path) -> bool:
+    try:
+        return bool(weight_files(folder))
+    except UserError:
+        return False
+
+
+def reachable(url: str, seconds: float) -> bool:
+    """Whether a server responds at all, be it with an error."""
+    responses: list[bool] = []
+    # A thread, because no timeout covers the look-up of the name.
+    thread = Thread(target=lambda: responses.append(_responds(url, seconds)), daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return any(responses)
+
+
+def _responds(url: str, seconds: float) -> bool:
+    try:
+        with urlopen(Request(url, method="HEAD"), timeout=seconds):
+            return True
+    except HTTPError:
+        return True
+    except URLError as error:
+        # Whether to trust the certificate is for the hub's own client to decide.
+        return isinstance(error.reason, ssl.SSLError)
+    except OSError:
+        return False
+
+
+def _unavailable(repository: str, cause: str, key: str = "pretrained") -> UserError:
+    return UserError(
+        f"{key}: the weights {repository} cannot be fetched ({cause}); connect to the network or point HF_HOME to "
+        f"a cache that has them, or give the path of a {'weights file' if key == 'pretrained' else 'local folder'}, or "
+        f"set pretrained: false"
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an error's text, or the name of its class."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
