@@ -12,7 +12,7 @@ from evaluation.saliency import class_scores, grad_cam
 from evaluation.saliency.overlays import explain_classes, explain_texts, explained_figure, overlay, worst_mistakes
 from lightning_modules.dual_encoder import DualEncoder
 from lightning_modules.options import TowerOptions
-from tests.evaluation.saliency.saliency_networks import TASKS, draw_scenes, fresh
+from tests.evaluation.saliency.networks import TASKS, draw_scenes, fresh
 from tests.support.models import TEXTS, write_clip
 from vitrail.types import UNKNOWN
 

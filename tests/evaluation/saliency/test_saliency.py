@@ -12,7 +12,7 @@ from torch import nn
 from evaluation import saliency
 from evaluation.saliency import attention_rollout, class_scores, grad_cam, image_backbone, score_images
 from lightning_modules.classification import MultiTaskClassifier
-from tests.evaluation.saliency.saliency_networks import TASKS, Scenes, draw_scenes, fresh, trained
+from tests.evaluation.saliency.networks import TASKS, Scenes, draw_scenes, fresh, trained
 from vitrail.errors import UserError
 
 CHANCE = 1 / 16

@@ -22,7 +22,7 @@ from evaluation.saliency.layers import map_layer, watched_attention
 from lightning_modules.classification import ImageClassifier
 from lightning_modules.dual_encoder import DualEncoder
 from lightning_modules.options import TowerOptions
-from tests.evaluation.saliency.saliency_networks import draw_scenes, fresh
+from tests.evaluation.saliency.networks import draw_scenes, fresh
 from tests.support.models import TEXTS, write_clip, write_siglip
 from vitrail.errors import UserError
 
