@@ -147,4 +147,4 @@ def _positive(text: str) -> int:
     return number
 
 
-_positive.__name__ = "number from 1"  # argparse says it
+_positive.__name__ = "number from 1"  # for argparse's message

@@ -78,7 +78,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
-    """Write the overlays and the page, and say where they are.
+    """Write the overlays and the page, and print where they are.
 
     Raises:
         UserError: for every mistake in what was asked, and for a run that lacks what is needed.

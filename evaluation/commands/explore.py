@@ -60,7 +60,7 @@ def add_data_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
-    """Write the page and say where it is.
+    """Write the page and print where it is.
 
     Raises:
         UserError: for every mistake in what was asked, and for data without a readable image.
@@ -160,7 +160,7 @@ def _sections(
     from evaluation.dataset import colour as exploration_colour
     from evaluation.dataset import sections as exploration
 
-    rows, features, origin = _judged_by(collection, stats, options.gallery)
+    rows, features, origin = _label_features(collection, stats, options.gallery)
     seed = options.seed
     return [
         exploration.splits_section(collection),
@@ -198,7 +198,9 @@ def gallery_vectors(
     return rows, opened.vectors([str(name) for name in collection.names[rows]]), opened.identity
 
 
-def _judged_by(collection: Collection, stats: ImageStats, gallery: str | None) -> tuple[NDArray[np.int64], Any, str]:
+def _label_features(
+    collection: Collection, stats: ImageStats, gallery: str | None
+) -> tuple[NDArray[np.int64], Any, str]:
     """Rows with features, the features, and what they are called."""
     if gallery is None:
         return stats.rows, stats.features, "colours and edges of the images (--gallery takes a model's vectors)"

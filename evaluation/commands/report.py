@@ -1,6 +1,6 @@
 """``python -m evaluation report RUN``: everything known about a run, on one page, each number read from its files.
 
-Nothing is typed by hand. What cannot be shown says what is missing, and the command that makes it.
+What cannot be shown is reported as missing, with the command that makes it.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _remove_old_files(folder: Path, written: set[str]) -> None:
 
 
 def sections_of(files: Run, options: argparse.Namespace, rest: Sequence[str]) -> list[Section]:
-    """All sections in order; those that cannot be made say what is missing."""
+    """Make all sections in order; those that cannot be made report what is missing."""
     from evaluation.report import images, sections
 
     split = options.split
@@ -98,13 +98,13 @@ def sections_of(files: Run, options: argparse.Namespace, rest: Sequence[str]) ->
     tasks = {} if predictions is None else predictions.tasks
     datamodule, why_not = _data(files, options, rest)
     read = None if datamodule is None else reader(datamodule)
-    judged, looked_at = [_without("Scores, classes, confusions, calibration, mistakes", files.problem_of(split))], []
+    scores, details = [_without("Scores, classes, confusions, calibration, mistakes", files.problem_of(split))], []
     if predictions is not None:
         temperatures, counts = files.temperatures_for(split), files.class_counts(predictions.tasks)
-        judged = [sections.scores_section(predictions, counts, files.name, split)]
+        scores = [sections.scores_section(predictions, counts, files.name, split)]
         if other := files.other_checkpoint(split):
-            judged[0].missing.append(f"These predictions are of checkpoint {other}, not of the best one.")
-        looked_at = [
+            scores[0].missing.append(f"These predictions are of checkpoint {other}, not of the best one.")
+        details = [
             sections.classes_section(predictions, counts, split),
             sections.confusion_section(predictions, split),
             sections.calibration_section(predictions, temperatures, split, str(files.path)),
@@ -112,11 +112,11 @@ def sections_of(files: Run, options: argparse.Namespace, rest: Sequence[str]) ->
         ]
     return [
         sections.run_section(files),
-        *judged,
+        *scores,
         sections.data_section(files),
         _leaks(datamodule, why_not),
         images.curves_section(files),
-        *looked_at,
+        *details,
         *_gallery_sections(files, options, next(iter(tasks), ""), read),
         sections.efficiency_section(files),
         sections.configuration_section(files),
@@ -125,7 +125,7 @@ def sections_of(files: Run, options: argparse.Namespace, rest: Sequence[str]) ->
 
 
 def reader(datamodule: ImageDataModule) -> ReadImage:
-    """Reads images of a data set by their stable names; None for those that are not there or cannot be read."""
+    """Return a function that reads images by their stable names; None for those that cannot be read."""
     from datamodules.loading.decode import ImageError
 
     rows = {name: row for row, name in enumerate(datamodule.sample_names())}

@@ -63,7 +63,7 @@ class Counts:
         trainable: those that the experiment's freeze mode trains, at the end of training.
         image_flops: floating-point operations of one image, a multiplication and an addition counting as two.
         text_flops: the same of one text of the greatest length; None for a model without a text encoder.
-        weight_bytes: of weights and buffers on disk, as the model holds them.
+        weight_bytes: of weights and buffers on disk, in the model's own types.
         image_size: side of the images in pixels.
     """
 
@@ -270,7 +270,7 @@ def build(source: ModelSource, device: str) -> tuple[VisionTask, int]:
         device: ``meta``, ``cpu`` or ``cuda``.
 
     Raises:
-        UserError: if it cannot be built; what the experiment says of model and data must fit.
+        UserError: if it cannot be built; model and data of the experiment must fit.
     """
     if source.checkpoint:
         from lightning_modules.checkpoint import load_task
@@ -351,7 +351,7 @@ def _task(arguments: dict[str, Any]) -> VisionTask:
     except ArgumentError as error:
         raise UserError(f"model: {' '.join(str(error).split())}") from error
     except ValueError as error:
-        # The parser wraps what a constructor says into a report about types.
+        # The parser wraps a constructor's error into a report about types.
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
         raise

@@ -97,14 +97,14 @@ def label_section(
         return Section(_TITLE, missing=[f"{error}."])
     issues = find_label_issues(probability, labels)
     missing = []
-    if alone := len(labels) - issues.judged:
-        missing.append(f"Samples that cannot be judged, because no other group has a label like theirs: {alone:,}.")
-    if issues.judged and issues.accuracy < TOO_WEAK:
+    if alone := len(labels) - issues.evaluated:
+        missing.append(f"Samples that cannot be evaluated, because no other group has a label like theirs: {alone:,}.")
+    if issues.evaluated and issues.accuracy < TOO_WEAK:
         missing.append(
             f"A linear probe on {origin} is right, by the labels, for {issues.accuracy:.1%} only: that it doubts a "
             "label means nothing, so none is suspected here."
         )
-    if not issues.judged or issues.accuracy < TOO_WEAK:
+    if not issues.evaluated or issues.accuracy < TOO_WEAK:
         return Section(_TITLE, missing=missing)
     own_groups = len(set(collection.groups.tolist())) == len(collection.groups)
     section = Section(_TITLE, _paragraphs(task, issues, origin, own_groups), missing=missing)
@@ -116,14 +116,14 @@ def label_section(
 
 def _paragraphs(task: str, issues: LabelIssues, origin: str, own_groups: bool) -> list[str]:
     apart = (
-        "no image is judged by itself (the data name no objects with several images)"
+        "no image is evaluated by itself (the data name no objects with several images)"
         if own_groups
-        else "no object is judged by its own images"
+        else "no object is evaluated by its own images"
     )
     noise = f"The estimated share of wrong labels is {issues.noise:.1%}. " if issues.accuracy >= STRONG else ""
     return [
-        f"{len(issues.rows):,} of {issues.judged:,} labels of {task} are suspected by confident learning. {noise}They "
-        f"come from a linear probe on {origin}, cross-validated so that {apart}.",
+        f"{len(issues.rows):,} of {issues.evaluated:,} labels of {task} are suspected by confident learning. {noise}"
+        f"They come from a linear probe on {origin}, cross-validated so that {apart}.",
         f"The probe itself is right, by the labels, for {issues.accuracy:.1%}: the less that is, the more of the "
         "suspected labels are right and the probe is wrong. Look before you change a label.",
     ]

@@ -124,7 +124,7 @@ def density_section(
     levels = (np.arange(LEVELS) + 0.5) / LEVELS
     paragraphs = [
         f"Kernel densities of {len(curves)} classes ({task}): up to {IMAGES_OF_CLASS} images each, scaled to "
-        f"{side} × {side}, {pixels:,} pixels an image. Where curves differ, colour alone tells classes apart. Pixels "
+        f"{side} × {side}, {pixels:,} pixels an image. Where curves differ, colour alone distinguishes classes. Pixels "
         f"without colour (saturation up to {COLOURLESS:g}) have no hue and are left out of the first panel."
     ]
     figure = density_curves(curves, levels, f"{task}: hue, saturation, value")
@@ -152,7 +152,7 @@ def centroid_section(
     paragraphs = [
         f"Isomap of {len(codes)} classes with {min(neighbours, len(codes) - 1)} neighbours each. A class is the mean "
         "hue, saturation and value of the middle of its images; the image shown is the one nearest to that. "
-        "Neighbours are easily confused by colour. Hue is averaged as a number, so reds may lie far from each other."
+        "Neighbours are easily confused by colour. Hue is averaged as a number, so reds may be far from each other."
     ]
     figure = image_map(places, tiles, f"{task}: classes by the colour of their centre")
     return Section(title, paragraphs, {f"isomap_{file_name(task)}": figure})

@@ -48,7 +48,7 @@ CENTRE = 0.5
 def centre_colour(image: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Mean hue, saturation and value of the centre crop, float64 ``(3,)``, 0 to 1.
 
-    Hue is averaged as a number; red lies at both of its ends.
+    Hue is averaged as a number; red is at both of its ends.
     """
     height, width = image.shape[:2]
     rows, columns = max(1, round(height * CENTRE)), max(1, round(width * CENTRE))
@@ -94,7 +94,7 @@ def _edges(grey: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 MAX_COMPONENTS = 128
-"""Principal components that are kept at most: a logistic regression of more takes minutes and knows little more."""
+"""Principal components that are kept at most: a logistic regression of more takes minutes and gains little."""
 
 _MAX_ITERATIONS = 2_000
 
@@ -104,7 +104,7 @@ class Reduction:
 
     Args:
         features: ``(N, D)``, finite; labels are not needed, so unlabelled images may be among them.
-        components: at most so many are kept.
+        components: maximum number that is kept.
     """
 
     def __init__(self, features: NDArray[Any], components: int = MAX_COMPONENTS) -> None:

@@ -187,11 +187,11 @@ def heatmap(table: pd.DataFrame, title: str, *, highest: float | None = None) ->
         range(columns), [plain(short(str(name))) for name in table.columns], rotation=40, ha="right", fontsize=8
     )
     axes.set_yticks(range(rows), [plain(name) for name in names], fontsize=8)
-    whole = highest is None
+    is_count = highest is None
     for row, column in zip(*np.nonzero(np.nan_to_num(values)), strict=True):
         value = values[row, column]
         colour = "white" if value > 0.55 * top else "black"
-        text = f"{value:.0f}" if whole else f"{value:.2f}"
+        text = f"{value:.0f}" if is_count else f"{value:.2f}"
         axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
     axes.set_title(plain(title), fontsize=10)
     return figure

@@ -1,4 +1,4 @@
-"""Labels that are suspected to be wrong, from what a classifier says of images that it was not trained on.
+"""Labels that are suspected to be wrong, from a classifier's predictions of images that it was not trained on.
 
 Confident learning, Northcutt, Jiang & Chuang, JAIR 70 (2021). A class's threshold is the mean probability that
 images labelled with it get for it. An image that reaches the threshold of another class, and of no class more
@@ -34,7 +34,7 @@ class LabelIssues:
             suspicious.
         joint: int64 ``(C, C)``, the confident joint: row the label, column the confident class.
         noise: estimated share of wrong labels, 0 to 1; the joint's off-diagonal after each class is scaled to its size.
-        judged: samples that could be judged.
+        evaluated: samples that could be evaluated.
         accuracy: share of these that the classifier gives their label.
     """
 
@@ -43,7 +43,7 @@ class LabelIssues:
     margin: NDArray[np.float64]
     joint: NDArray[np.int64]
     noise: float
-    judged: int
+    evaluated: int
     accuracy: float
 
 
@@ -67,7 +67,7 @@ def out_of_fold(
         seed: of the division.
 
     Returns:
-        float64 ``(N, C)``; NaN in the rows whose label the other folds do not have, which cannot be judged.
+        float64 ``(N, C)``; NaN in the rows whose label the other folds do not have, which cannot be evaluated.
 
     Raises:
         UserError: for fewer than two classes or groups, classes of one sample only, or features that are not finite.
@@ -94,35 +94,35 @@ def find_label_issues(probability: NDArray[np.float64], labels: NDArray[np.int64
     """Confident learning on out-of-fold probabilities.
 
     Args:
-        probability: float64 ``(N, C)``, NaN rows for samples that cannot be judged.
+        probability: float64 ``(N, C)``, NaN rows for samples that cannot be evaluated.
         labels: int64 ``(N,)``, all known.
     """
     num_classes = probability.shape[1]
-    judged = np.flatnonzero(np.isfinite(probability).all(axis=1))
-    said, given = probability[judged], labels[judged]
+    evaluated = np.flatnonzero(np.isfinite(probability).all(axis=1))
+    probability, given = probability[evaluated], labels[evaluated]
     counts = np.bincount(given, minlength=num_classes)
-    own = np.take_along_axis(said, given[:, None], axis=1)[:, 0] if len(judged) else np.zeros(0)
+    own = np.take_along_axis(probability, given[:, None], axis=1)[:, 0] if len(evaluated) else np.zeros(0)
     sums = np.bincount(given, weights=own, minlength=num_classes)
     # A class without samples has no threshold that could be reached.
     threshold = np.divide(sums, counts, out=np.full(num_classes, np.inf), where=counts > 0)
-    reached = np.where(said >= threshold, said, -np.inf)
+    reached = np.where(probability >= threshold, probability, -np.inf)
     is_confident = np.isfinite(reached).any(axis=1)
-    confident = reached.argmax(axis=1) if len(judged) else np.zeros(0, np.int64)
+    confident = reached.argmax(axis=1) if len(evaluated) else np.zeros(0, np.int64)
     joint = np.zeros((num_classes, num_classes), dtype=np.int64)
     np.add.at(joint, (given[is_confident], confident[is_confident]), 1)
-    others = said.copy()
+    others = probability.copy()
     np.put_along_axis(others, given[:, None], -np.inf, axis=1)
-    margin = own - (others.max(axis=1) if len(judged) else own)
+    margin = own - (others.max(axis=1) if len(evaluated) else own)
     places = np.flatnonzero(is_confident & (confident != given))
     places = places[np.argsort(margin[places], kind="stable")]
-    right = float((predicted_classes(said) == given).mean()) if len(judged) else float("nan")
+    right = float((predicted_classes(probability) == given).mean()) if len(evaluated) else float("nan")
     return LabelIssues(
-        judged[places], confident[places], margin[places], joint, _noise(joint, counts), len(judged), right
+        evaluated[places], confident[places], margin[places], joint, _noise(joint, counts), len(evaluated), right
     )
 
 
 def _noise(joint: NDArray[np.int64], counts: NDArray[np.int64]) -> float:
-    """Share off the diagonal, once each label's row stands for as many samples as have the label."""
+    """Share off the diagonal, once each label's row is scaled to as many samples as have the label."""
     totals = joint.sum(axis=1)
     rows = totals > 0
     if not rows.any():
@@ -135,9 +135,9 @@ def _check(features: NDArray[Any], labels: NDArray[np.int64], groups: NDArray[An
     if len(np.unique(labels)) < 2:
         raise UserError("label issues: there are fewer than two classes with a labelled sample, so nothing to compare")
     if np.bincount(labels).max() < 2:
-        raise UserError("label issues: no class has two labelled samples, so none can be judged by others")
+        raise UserError("label issues: no class has two labelled samples, so none can be evaluated by others")
     if len(np.unique(groups)) < 2:
-        raise UserError("label issues: all samples are of one group, so none can be judged by others")
+        raise UserError("label issues: all samples are of one group, so none can be evaluated by others")
     if not np.isfinite(features).all():
         raise UserError("label issues: features are not finite; has the model diverged?")
 
@@ -146,6 +146,6 @@ def _divisions(splitter: Any, labels: NDArray[np.int64], groups: NDArray[Any]) -
     import warnings
 
     with warnings.catch_warnings():
-        # Classes with fewer samples than folds are in some folds only, and are told as not judged.
+        # Classes with fewer samples than folds are in some folds only, and are reported as not evaluated.
         warnings.filterwarnings("ignore", message="The least populated class")
         return list(splitter.split(np.zeros(len(labels)), labels, groups))

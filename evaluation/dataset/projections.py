@@ -25,20 +25,20 @@ PERPLEXITY = 30.0
 NEIGHBOURS: dict[Projection, int] = {"umap": 15, "isomap": 8}
 """How many neighbours each point is joined with, by default."""
 
-_FLAT = 3  # So many points lie in a plane without any loss, and the methods need more of them.
+_FLAT = 3  # points that are in a plane without any loss; the methods need more
 
 
 def project(
     vectors: NDArray[Any], method: Projection, *, seed: int = 0, neighbours: int | None = None
 ) -> NDArray[np.float64]:
-    """Places in the plane.
+    """Project vectors to the plane.
 
-    Up to three vectors lie in a plane as they are, so every method then gives what PCA gives; none and one lie at 0.
+    Up to three vectors are in a plane already, so every method then returns what PCA returns; one vector is at 0.
 
     Args:
         vectors: ``(N, D)``, finite.
         method: one of ``PROJECTIONS``.
-        seed: of what is drawn; PCA and Isomap draw nothing.
+        seed: of t-SNE and UMAP.
         neighbours: of UMAP and Isomap; ``NEIGHBOURS`` by default, and never more than there are other points.
 
     Returns:

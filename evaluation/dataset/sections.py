@@ -99,7 +99,7 @@ def look_at(collection: Collection, rows: NDArray[np.int64]) -> ImageStats:
         rows: int64 ``(n,)``, ascending.
 
     Raises:
-        UserError: if there is no image to look at.
+        UserError: if there is no image to read.
     """
     if not len(rows):
         raise UserError(f"{collection.name}: has no image that can be read; there is nothing to explore")

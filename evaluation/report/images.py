@@ -105,7 +105,7 @@ def map_section(gallery: Gallery, split: str, task: str, seed: int = 0) -> Secti
         except UserError as error:
             missing.append(f"{name}: {error}")
     paragraphs = [
-        f"{len(shown):,} of the {len(rows):,} images of {told_split(rows, split)}, coloured by "
+        f"{len(shown):,} of the {len(rows):,} images of {split_text(rows, split)}, coloured by "
         f"{column.replace('_', ' ')}; vectors of {gallery.identity.task} ({gallery.identity.run}).",
         "Distances between far clusters and the sizes of clusters mean nothing in t-SNE and UMAP.",
     ]
@@ -170,13 +170,13 @@ def rows_of(gallery: Gallery, split: str) -> pd.DataFrame:
     return every
 
 
-def told_split(rows: pd.DataFrame, split: str) -> str:
-    """Which images ``rows_of`` gave."""
+def split_text(rows: pd.DataFrame, split: str) -> str:
+    """Name the images that ``rows_of`` returned."""
     return split if (rows["split"] == split).all() else f"the whole gallery, which has none of {split}"
 
 
 SHOWN = ("loss", "accuracy", "f1_macro", "mAP", "mean_recall")
-"""Last parts of the names of metrics that are drawn, and that of the monitored one; the table has all."""
+"""Last parts of the names of metrics that are shown, and that of the monitored one; the table has all."""
 
 _SINGLE = "loss of single tasks"
 _CURVE_COLOURS = ("#3b75af", "#c8553d", "#4f8a5b", "#8a63a8", "#b08a2e", "#3c8f98", "#a3506f", "#6b6b6b")

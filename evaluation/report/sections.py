@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.report.figures import confusion_figure, reliability_figure
-from evaluation.report.images import ReadImage, rows_of, small_image, told_split
+from evaluation.report.images import ReadImage, rows_of, small_image, split_text
 from evaluation.report.page import Card, Section
 from evaluation.statistics.calibration import (
     calibration_error,
@@ -64,7 +64,7 @@ def run_section(files: Run) -> Section:
     paragraphs = [f"`{command}`" for command in dict.fromkeys(str(stage.get("command", "")) for stage in files.stages)]
     tables = {"stages": pd.DataFrame(rows)} if rows else {}
     return Section(
-        "Run", paragraphs=[said for said in paragraphs if said != "``"], tables=tables, missing=list(files.missing)
+        "Run", paragraphs=[one for one in paragraphs if one != "``"], tables=tables, missing=list(files.missing)
     )
 
 
@@ -94,7 +94,7 @@ def environment_section(files: Run) -> Section:
 
     record = files.record
     if not record:
-        return Section("Environment", missing=["Without run.json nothing is known of revision, versions and hardware."])
+        return Section("Environment", missing=["Without run.json revision, versions and hardware are unknown."])
     git = record.get("git")
     facts: dict[str, Any] = {"seed": record.get("seed")}
     missing = []
@@ -120,7 +120,7 @@ def data_section(files: Run) -> Section:
 
     data = _mapping(files.record.get("data"))
     if not data:
-        return Section("Data", missing=["The run record does not say which data were used (run.json, key data)."])
+        return Section("Data", missing=["The run record has no data (run.json, key data)."])
     samples, groups = _mapping(data.get("samples")), _mapping(data.get("groups"))
     splits = pd.DataFrame(
         {
@@ -135,13 +135,13 @@ def data_section(files: Run) -> Section:
     if isinstance(data.get("unseen"), dict):
         paragraphs.append(_unseen(_mapping(data["unseen"])))
     else:
-        missing.append("The run record does not say which values training never saw.")
+        missing.append("The run record does not list values that are missing in training.")
     paragraphs += _doubts(data)
     skipped = data.get("skipped")
     if isinstance(skipped, list):
         paragraphs.append(f"Images left out because they cannot be read: {len(skipped)}.")
     else:
-        missing.append("The run record does not say whether images were left out.")
+        missing.append("The run record does not list images that were left out.")
     tables = {"data_splits": splits}
     if skipped:
         tables["skipped_images"] = pd.DataFrame(skipped)
@@ -179,7 +179,7 @@ def _unseen(unseen: Mapping[str, Any]) -> str:
     ]
     if not found:
         return "Every value of every label that is tested occurs in training."
-    return f"Values that training never saw, left out as unknown: {', '.join(found)}."
+    return f"Values that are missing in training, left out as unknown: {', '.join(found)}."
 
 
 def _doubts(data: Mapping[str, Any]) -> list[str]:
@@ -262,10 +262,10 @@ def classes_section(predictions: Predictions, class_counts: Mapping[str, Sequenc
         few = [f"{name} ({count})" for name, count in zip(names, support, strict=True) if 0 < count < FEW]
         absent = [str(name) for name, count in zip(names, support, strict=True) if not count]
         if few:
-            paragraphs.append(f"{task}: fewer than {FEW} samples, so next to nothing is known of: {', '.join(few)}.")
+            paragraphs.append(f"{task}: fewer than {FEW} samples, so their scores mean little: {', '.join(few)}.")
         if absent:
             paragraphs.append(f"{task}: without any sample in {split}, so without recall and F1: {', '.join(absent)}.")
-    lead = "The interval of recall is Wilson's with the effective number of samples, which knows of groups."
+    lead = "The interval of recall is Wilson's with the effective number of samples, which takes groups into account."
     return Section("Classes", paragraphs=[lead, *paragraphs] if tables else paragraphs, tables=tables, missing=missing)
 
 
@@ -273,7 +273,7 @@ def class_table(predictions: Predictions, task: str, train: Sequence[int] | None
     """One row a class; NaN where there is nothing to compute a number from, unlike ``class_report``.
 
     Returns:
-        ``class``, ``train`` where known, ``samples``, ``groups``, ``answers`` (how often it was predicted),
+        ``class``, ``train`` where known, ``samples``, ``groups``, ``predicted`` (how often),
         ``precision``, ``recall``, its interval as text, and ``f1``.
     """
     import pandas as pd
@@ -287,7 +287,7 @@ def class_table(predictions: Predictions, task: str, train: Sequence[int] | None
     names = [str(name) for name in predictions.tasks[task]]
     confusion = confusion_matrix(targets, predicted, names)
     report = class_report(confusion).iloc[: len(names)]
-    answers = confusion.to_numpy()[:, : len(names)].sum(axis=0)
+    times = confusion.to_numpy()[:, : len(names)].sum(axis=0)
     support = report["support"].to_numpy()
     own = [targets == label for label in range(len(names))]
     return pd.DataFrame(
@@ -296,8 +296,8 @@ def class_table(predictions: Predictions, task: str, train: Sequence[int] | None
             **({} if train is None else {"train": list(train)}),
             "samples": support.tolist(),
             "groups": [len(set(groups[mask].tolist())) for mask in own],
-            "answers": answers.tolist(),
-            "precision": np.where(answers > 0, report["precision"], np.nan),
+            "predicted": times.tolist(),
+            "precision": np.where(times > 0, report["precision"], np.nan),
             "recall": np.where(support > 0, report["recall"], np.nan),
             "recall [95 %]": [_interval(predicted[mask] == targets[mask], groups[mask]) for mask in own],
             "f1": np.where(support > 0, report["f1"], np.nan),
@@ -426,7 +426,7 @@ def _degenerate(predictions: Predictions, task: str) -> list[str]:
         return []
     return [
         f"{task}: the only class in the targets is {str(predictions.tasks[task][occur[0]])!r}, so its scores do not "
-        "show whether classes are told apart."
+        "show whether classes are distinguished."
     ]
 
 
@@ -451,7 +451,7 @@ def retrieval_section(
     rows = rows_of(gallery, split)
     queries = _different(rows, f"label_{task}", seed)
     paragraphs = [
-        f"Queries are drawn from {told_split(rows, split)} with seed {seed}, of different classes where there are; "
+        f"Queries are sampled from {split_text(rows, split)} with seed {seed}, of different classes where there are; "
         f"found are the nearest of the gallery's {len(gallery):,} images by cosine, without the query itself."
     ]
     section = Section("Retrieval examples", paragraphs=paragraphs)
@@ -488,7 +488,7 @@ def _add_texts(section: Section, gallery: Gallery, queries: Sequence[str], task:
     found = gallery.nearest(matrix_of(texts.column("vector")), _HITS)
     for number, ((image, caption), hits) in enumerate(zip(asked, found, strict=True), start=1):
         if (title := f"“{caption}”") in section.cards:
-            continue  # another query's caption says the same
+            continue  # another query has the same caption
         its = {image: "the image that the text is of"}
         section.cards[title] = _cards(gallery, hits, task, f"retrieval_text_{number:02}", read, its)
     section.paragraphs.append(
@@ -519,12 +519,12 @@ def _nearest_texts(gallery: Gallery, vector: NDArray[np.float32]) -> list[str]:
 
 
 def _different(rows: pd.DataFrame, column: str, seed: int) -> list[str]:
-    """Names of rows drawn, of as many classes as there are."""
-    drawn = rows.iloc[np.random.default_rng(seed).permutation(len(rows))]
-    if column in drawn:
-        firsts = drawn[~drawn[column].duplicated()]
-        drawn = drawn.loc[[*firsts.index, *drawn.index.difference(firsts.index, sort=False)]]
-    return [str(name) for name in drawn["id"].head(_QUERIES)]
+    """Sample names of rows, of as many classes as there are."""
+    sampled = rows.iloc[np.random.default_rng(seed).permutation(len(rows))]
+    if column in sampled:
+        firsts = sampled[~sampled[column].duplicated()]
+        sampled = sampled.loc[[*firsts.index, *sampled.index.difference(firsts.index, sort=False)]]
+    return [str(name) for name in sampled["id"].head(_QUERIES)]
 
 
 EFFICIENCY = "efficiency.json"
@@ -582,7 +582,7 @@ def read_efficiency(files: Run) -> Measured | str:
         (own,) = content.values()
         return Measured(dict(own["counts"]), own["costs"] and costs_from_values(own["costs"]))
     except (AttributeError, KeyError, TypeError, ValueError):
-        return f"{EFFICIENCY}: holds no measurement of one model; measure again with {command}."
+        return f"{EFFICIENCY}: has no measurement of one model; measure again with {command}."
 
 
 def cpu_latency(measured: Measured) -> float:

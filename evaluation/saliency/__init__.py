@@ -42,11 +42,11 @@ def class_scores(model: nn.Module, task: str | None = None) -> Scores:
         task: whose classes; the main one by default.
 
     Raises:
-        UserError: if the model does not know the task, or knows no classes at all.
+        UserError: if the model does not have the task, or has no classes at all.
     """
     tasks: dict[str, list[str]] = getattr(model, "tasks", {})
     if not tasks:
-        raise UserError(f"{type(model).__name__}: knows no classes to explain; explain the likeness to a text (--text)")
+        raise UserError(f"{type(model).__name__}: has no classes to explain; explain the likeness to a text (--text)")
     name = task or next(iter(tasks))
     if name not in tasks:
         raise UserError(f"task {name!r}: the model has {', '.join(tasks)}; choose one of them")

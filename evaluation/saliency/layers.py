@@ -161,7 +161,7 @@ def looked_at(backbone: nn.Module, watch: AttentionWatch, size: Size) -> torch.T
     if watch.pooling is not None:
         read = (watch.pooling[:, None] @ rollout)[:, 0]
     elif _transformers_layers(backbone) is not None or module.global_pool == "token":
-        # A distilled DeiT averages what its two class tokens say.
+        # A distilled DeiT averages its two class tokens.
         read = rollout[:, : 2 if hasattr(backbone, "dist_token") else 1].mean(dim=1)
     else:
         read = rollout[:, module.num_prefix_tokens :].mean(dim=1)

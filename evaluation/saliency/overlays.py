@@ -67,12 +67,12 @@ class Explained:
 
 
 def worst_mistakes(logits: NDArray[np.float32], targets: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """The wrong answers that are furthest from right: those with the least probability of the right class first.
+    """Return the wrong predictions with the least probability of the right class first.
 
     Args:
         logits: ``(N, C)``.
         targets: int64 ``(N,)``, ``UNKNOWN`` where not known; those are no mistakes.
-        count: at most so many.
+        count: maximum number.
 
     Returns:
         Rows, int64 ``(n,)``; equal ones in the order of the rows.
@@ -192,11 +192,11 @@ def explain_texts(
 
 
 def explained_figure(explained: Sequence[Explained], columns: int = 1) -> Figure:
-    """Images beside the same with their maps over them.
+    """Draw images next to the same with their maps over them.
 
     Args:
         explained: one or more.
-        columns: images beside each other, each with its maps.
+        columns: images next to each other, each with its maps.
     """
     columns = min(columns, len(explained))
     panels = 1 + max(len(one.heats) for one in explained)
@@ -243,7 +243,7 @@ def _name_and_target(one: Explained) -> str:
 
 
 def _caption(what: str, score: float, heat: NDArray[np.float32]) -> str:
-    nothing = "" if heat.any() else " (nothing speaks for it)"
+    nothing = "" if heat.any() else " (nothing contributes to it)"
     return f"{what} {score:.2f}{nothing}"
 
 

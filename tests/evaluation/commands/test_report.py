@@ -171,7 +171,7 @@ def test_run_that_was_killed_has_a_report_that_says_so(copied: Path) -> None:
 def test_run_that_ended_before_it_wrote_anything_but_its_record(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}", encoding="utf-8")
     text = page(tmp_path)
-    for told in ("config.yaml", "metrics.csv", "does not say which data were seen", "test.parquet"):
+    for told in ("config.yaml", "metrics.csv", "has no data (run.json", "test.parquet"):
         assert told in text
 
 
@@ -210,10 +210,10 @@ def of_no_samples(run: Path) -> None:
     ("damage", "told", "has_scores"),
     [
         (not_finite, "logits of task 'class' are not finite for 1 of 9 samples", False),
-        (of_one_class, "so its scores do not show whether classes are told apart", True),
+        (of_one_class, "so its scores do not show whether classes are distinguished", True),
         (
             with_a_class_of_one_sample,
-            "fewer than 5 samples, so next to nothing is known of: footwear_sneakers (1)",
+            "fewer than 5 samples, so their scores mean little: footwear_sneakers (1)",
             True,
         ),
         (without_known_targets, "Of 'class' no target is known.", True),

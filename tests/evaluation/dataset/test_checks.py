@@ -57,8 +57,8 @@ def test_data_that_name_no_objects_are_not_called_free_of_leaks_between_them() -
     bare.targets["class"][8] = 2
     looks = looks_of(bare)
     paragraphs = label_section(bare, "class", looks.rows, looks.features, "pixels").paragraphs[0]
-    assert "no image is judged by itself" in paragraphs
-    assert "no object is judged by its own" not in paragraphs
+    assert "no image is evaluated by itself" in paragraphs
+    assert "no object is evaluated by its own" not in paragraphs
 
 
 def test_a_wrong_label_is_suspected() -> None:
@@ -84,7 +84,7 @@ def test_what_cannot_be_judged_is_told() -> None:
     single = small_collection()
     single.targets["class"][:] = np.where(np.arange(40) == 4, 3, np.arange(40) % 2)
     section = label_section(single, "class", looks.rows, looks_of(single).features, "pixels")
-    alone = "Samples that cannot be judged, because no other group has a label like theirs: 1."
+    alone = "Samples that cannot be evaluated, because no other group has a label like theirs: 1."
     assert section.missing == [alone]
     assert "suspects_class" not in section.tables or "photo 4" not in section.tables["suspects_class"]["name"].tolist()
 

@@ -76,7 +76,7 @@ def test_clean_labels_are_left_alone() -> None:
     assert len(issues.rows) == 0
     assert issues.noise == 0
     assert issues.accuracy == 1
-    assert issues.judged == len(labels)
+    assert issues.evaluated == len(labels)
 
 
 def test_no_sample_is_judged_by_its_own_group() -> None:
@@ -99,13 +99,13 @@ def test_a_class_of_one_group_is_not_judged() -> None:
     assert np.isfinite(said[4:]).all()
     np.testing.assert_allclose(said[4:].sum(axis=1), 1)
     issues = find_label_issues(said, labels)
-    assert issues.judged == 76
+    assert issues.evaluated == 76
     assert not set(issues.rows.tolist()) & set(range(4))
 
 
 def test_nothing_judged_is_nothing_suspected() -> None:
     issues = find_label_issues(np.full((3, 2), np.nan), np.array([0, 1, 0]))
-    assert (len(issues.rows), issues.judged) == (0, 0)
+    assert (len(issues.rows), issues.evaluated) == (0, 0)
     assert np.isnan(issues.noise)
     assert np.isnan(issues.accuracy)
 

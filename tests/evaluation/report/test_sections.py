@@ -110,7 +110,7 @@ def test_data_that_were_seen(run: Path) -> None:
         "samples": [36, 9, 9],
         "groups": [12, 3, 3],
     }
-    assert "Values that training never saw, left out as unknown: colour 'gold' (5 samples)." in section.paragraphs
+    assert "Values that are missing in training, left out as unknown: colour 'gold' (5 samples)." in section.paragraphs
     assert "Images left out because they cannot be read: 0." in section.paragraphs
 
 
@@ -127,8 +127,8 @@ def test_nothing_is_called_none_that_is_not_recorded(run: Path) -> None:
     assert "cannot be read" not in told
     assert "fingerprint not recorded" in told
     assert section.missing == [
-        "The run record does not say which values training never saw.",
-        "The run record does not say whether images were left out.",
+        "The run record does not list values that are missing in training.",
+        "The run record does not list images that were left out.",
     ]
 
 
@@ -193,7 +193,7 @@ def test_class_table_is_that_of_scikit_learn_without_numbers_of_nothing() -> Non
     assert np.isnan(table["f1"][3])
     np.testing.assert_allclose(table["f1"][:3], expected[2][:3])
     assert np.isnan(table["precision"][4])
-    assert table["answers"].sum() == rows.sum()
+    assert table["predicted"].sum() == rows.sum()
     assert table["train"].tolist() == [9, 8, 7, 6, 5]
     own = targets == 1
     low, high = clustered_wilson(answers[own] == 1, found.groups[rows][own])
@@ -204,7 +204,7 @@ def test_class_table_is_that_of_scikit_learn_without_numbers_of_nothing() -> Non
 def test_classes_with_few_samples_or_none_are_named() -> None:
     section = classes_section(sample(), {}, "test")
     told = " ".join(section.paragraphs)
-    assert "class: fewer than 5 samples, so next to nothing is known of: fan (1)." in told
+    assert "class: fewer than 5 samples, so their scores mean little: fan (1)." in told
     assert "class: without any sample in test, so without recall and F1: pen." in told
     assert section.missing == ["Of 'size' no target is known."]
     assert list(section.tables) == ["classes_test_class"]
@@ -411,10 +411,10 @@ def test_counts_alone_say_that_time_was_not_measured(files: Run) -> None:
     ("content", "told"),
     [
         ("", "cannot be read"),
-        ("[]", "holds no measurement of one model"),
-        ("{}", "holds no measurement of one model"),
-        (json.dumps({"a": {"counts": {}}}), "holds no measurement of one model"),
-        (json.dumps({"a": {"counts": asdict(COUNTS), "costs": {"batches": {}, "odd": 1}}}), "holds no measurement"),
+        ("[]", "has no measurement of one model"),
+        ("{}", "has no measurement of one model"),
+        (json.dumps({"a": {"counts": {}}}), "has no measurement of one model"),
+        (json.dumps({"a": {"counts": asdict(COUNTS), "costs": {"batches": {}, "odd": 1}}}), "has no measurement"),
     ],
 )
 def test_damaged_files_are_told(files: Run, content: str, told: str) -> None:

@@ -66,7 +66,7 @@ def test_a_class_that_nothing_speaks_for_is_said_to_be_so() -> None:
     with torch.no_grad():
         cast("Any", model.heads[0])[-1].weight.zero_()
     [one] = explain_classes(model, "square", draw_scenes(1, 0).images, ["a"], [UNKNOWN])
-    assert one.heats[0].caption.endswith("(nothing speaks for it)")
+    assert one.heats[0].caption.endswith("(nothing contributes to it)")
 
 
 def test_texts_and_zero_shot_classes_of_a_dual_encoder(tmp_path: Path) -> None:
