@@ -72,13 +72,7 @@ def uncertainty(probability: NDArray[np.float64], by: Uncertainty) -> NDArray[np
 
 
 def most_uncertain(probability: NDArray[np.float64], by: Uncertainty, n: int) -> Ranked:
-    """Return the n samples that the model is least sure of; of equal ones the earlier first.
-
-    Args:
-        probability: float64 ``(N, C)``.
-        by: see ``uncertainty``.
-        n: number of samples at most.
-    """
+    """Return the n samples that the model is least sure of; of equal ones the earlier first."""
     scores = uncertainty(probability, by)
     rows = np.argsort(-scores, kind="stable")[:n]
     return Ranked(rows.astype(np.int64), scores[rows])
@@ -122,11 +116,7 @@ def unit(vectors: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def checked_probabilities(logits: NDArray[Any], name: str) -> NDArray[np.float64]:
-    """Return the softmax of logits.
-
-    Args:
-        logits: ``(N, C)``.
-        name: of the model, for messages.
+    """Return the softmax of logits, float64 ``(N, C)``.
 
     Returns:
         float64 ``(N, C)``.
@@ -185,11 +175,6 @@ class Pool:
 
 def ranking(pool: Pool, by: str, n: int) -> Ranked:
     """Rank the images to label, the most wanted first.
-
-    Args:
-        pool: to choose from.
-        by: one of ``active_learning.STRATEGIES``.
-        n: number of samples at most.
 
     Raises:
         UserError: where the pool does not have what the strategy needs.

@@ -127,12 +127,7 @@ class Reduction:
 
 
 def fitted(features: NDArray[np.float64], labels: NDArray[np.int64]) -> Any:
-    """A logistic regression.
-
-    Args:
-        features: float64 ``(N, D)``.
-        labels: int64 ``(N,)``, of at least two classes.
-    """
+    """Fit a logistic regression of at least two classes."""
     from sklearn.linear_model import LogisticRegression
 
     return LogisticRegression(max_iter=_MAX_ITERATIONS).fit(features, labels)

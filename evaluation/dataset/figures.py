@@ -28,12 +28,7 @@ class Tile(NamedTuple):
 
 
 def class_bars(counts: pd.DataFrame, title: str) -> Figure:
-    """Samples of each class, a panel for each split.
-
-    Args:
-        counts: int64, a row for each class in the order to be shown and a column for each split.
-        title: above the panels.
-    """
+    """Draw samples of each class; ``counts`` has a row for each class and a column, thus a panel, for each split."""
     from matplotlib.ticker import MaxNLocator
 
     if len(counts) > NAMED_CLASSES:
@@ -56,13 +51,7 @@ def class_bars(counts: pd.DataFrame, title: str) -> Figure:
 
 
 def density_curves(densities: Mapping[str, NDArray[np.float64]], levels: NDArray[np.float64], title: str) -> Figure:
-    """Densities of hue, saturation and value of several classes.
-
-    Args:
-        densities: for each class float64 ``(3, B)``.
-        levels: float64 ``(B,)``, 0 to 1.
-        title: above the panels.
-    """
+    """Draw densities of hue, saturation and value, float64 ``(3, B)`` for each class, at B levels from 0 to 1."""
     from matplotlib.colors import hsv_to_rgb
 
     figure = blank_figure(10.5, 3.9)
@@ -198,13 +187,7 @@ def heatmap(table: pd.DataFrame, title: str, *, highest: float | None = None) ->
 
 
 def contact_sheet(tiles: Sequence[Tile], columns: int = 6, side: float = 1.55) -> Figure:
-    """Images in a grid with their texts below.
-
-    Args:
-        tiles: at least one.
-        columns: at most.
-        side: of a cell in inches.
-    """
+    """Images in a grid with their texts below."""
     columns = min(columns, len(tiles))
     rows = -(-len(tiles) // columns)
     lines = max(tile.text.count("\n") + 1 for tile in tiles)

@@ -91,12 +91,7 @@ def out_of_fold(
 
 
 def find_label_issues(probability: NDArray[np.float64], labels: NDArray[np.int64]) -> LabelIssues:
-    """Confident learning on out-of-fold probabilities.
-
-    Args:
-        probability: float64 ``(N, C)``, NaN rows for samples that cannot be evaluated.
-        labels: int64 ``(N,)``, all known.
-    """
+    """Apply confident learning to out-of-fold probabilities ``(N, C)``, with NaN rows for samples to leave out."""
     num_classes = probability.shape[1]
     evaluated = np.flatnonzero(np.isfinite(probability).all(axis=1))
     probability, given = probability[evaluated], labels[evaluated]

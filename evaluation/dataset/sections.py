@@ -94,10 +94,6 @@ class ImageStats:
 def look_at(collection: Collection, rows: NDArray[np.int64]) -> ImageStats:
     """Read some images once, with a progress bar.
 
-    Args:
-        collection: that they belong to.
-        rows: int64 ``(n,)``, ascending.
-
     Raises:
         UserError: if there is no image to read.
     """

@@ -37,10 +37,6 @@ AT_A_TIME = 8
 def class_scores(model: nn.Module, task: str | None = None) -> Scores:
     """Return a function to a task's logits; of a dual encoder to the scaled similarities to the classes' prompts.
 
-    Args:
-        model: a task of ours.
-        task: whose classes; the main one by default.
-
     Raises:
         UserError: if the model does not have the task, or has no classes at all.
     """
@@ -63,10 +59,6 @@ def class_scores(model: nn.Module, task: str | None = None) -> Scores:
 
 def text_scores(model: nn.Module, texts: list[str]) -> Scores:
     """Return a function to cosine similarities to texts.
-
-    Args:
-        model: a dual encoder.
-        texts: T of them, as they are.
 
     Raises:
         UserError: if the model reads no texts.
@@ -149,11 +141,6 @@ def attention_rollout(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 def score_images(model: nn.Module, scores: Scores, images: torch.Tensor) -> torch.Tensor:
     """Compute the scores themselves.
-
-    Args:
-        model: a task of ours.
-        scores: computed by it.
-        images: uint8 ``(B, 3, H, W)``.
 
     Returns:
         float32 ``(B, C)``, on the CPU.

@@ -87,10 +87,6 @@ class AttentionWatch:
     def add(self, weights: torch.Tensor, network: str) -> None:
         """Multiply one layer in: the mean of its heads, half, and the residual connection, the other half.
 
-        Args:
-            weights: ``(B, heads, N, N)``, rows sum to 1.
-            network: what errors call it.
-
         Raises:
             UserError: if these are no such weights.
         """
@@ -147,11 +143,6 @@ def watched_attention(backbone: nn.Module) -> Iterator[AttentionWatch]:
 
 def looked_at(backbone: nn.Module, watch: AttentionWatch, size: Size) -> torch.Tensor:
     """How much the pooled vector takes of each patch.
-
-    Args:
-        backbone: the network.
-        watch: of a forward pass.
-        size: of the images.
 
     Returns:
         ``(B, 1, h, w)``; over all patches, and class tokens where there are some, it sums to 1.

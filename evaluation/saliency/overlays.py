@@ -69,11 +69,6 @@ class Explained:
 def worst_mistakes(logits: NDArray[np.float32], targets: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """Return the wrong predictions with the least probability of the right class first.
 
-    Args:
-        logits: ``(N, C)``.
-        targets: int64 ``(N,)``, ``UNKNOWN`` where not known; those are no mistakes.
-        count: maximum number.
-
     Returns:
         Rows, int64 ``(n,)``; equal ones in the order of the rows.
     """
@@ -192,12 +187,7 @@ def explain_texts(
 
 
 def explained_figure(explained: Sequence[Explained], columns: int = 1) -> Figure:
-    """Draw images next to the same with their maps over them.
-
-    Args:
-        explained: one or more.
-        columns: images next to each other, each with its maps.
-    """
+    """Draw images next to the same with their maps over them."""
     columns = min(columns, len(explained))
     panels = 1 + max(len(one.heats) for one in explained)
     rows = -(-len(explained) // columns)
@@ -216,10 +206,6 @@ def explained_figure(explained: Sequence[Explained], columns: int = 1) -> Figure
 
 def overlay(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.uint8]:
     """An image with a map over it; where the map is 0 it is as it was.
-
-    Args:
-        image: uint8 ``(H, W, 3)``.
-        heat: float32 ``(H, W)`` in [0, 1].
 
     Returns:
         uint8 ``(H, W, 3)``.
