@@ -118,9 +118,6 @@ def unit(vectors: NDArray[Any]) -> NDArray[np.float64]:
 def checked_probabilities(logits: NDArray[Any], name: str) -> NDArray[np.float64]:
     """Return the softmax of logits, float64 ``(N, C)``.
 
-    Returns:
-        float64 ``(N, C)``.
-
     Raises:
         UserError: for logits that are not finite, and for a single class, of which every model is sure.
     """

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -8,10 +8,10 @@ import pytest
 from scipy.stats import entropy, ttest_1samp
 
 from evaluation.dataset.active_learning import (
-    STRATEGIES,
     Labelled,
     Pool,
     Schedule,
+    Uncertainty,
     checked_probabilities,
     curve_figure,
     k_centre_greedy,
@@ -35,7 +35,7 @@ def test_uncertainties_are_those_of_the_definitions() -> None:
 
 def test_of_equal_ones_the_earlier_comes_first_and_n_may_be_too_large() -> None:
     probability = np.array([[0.9, 0.1], [0.5, 0.5], [0.5, 0.5], [0.6, 0.4]])
-    for by in STRATEGIES[:3]:
+    for by in get_args(Uncertainty):
         ranked = most_uncertain(probability, by, 9)
         assert ranked.rows.tolist() == [1, 2, 3, 0]
         assert (np.diff(ranked.scores) <= 0).all()
