@@ -68,8 +68,7 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     for name, least in (("images", 1), ("side", 8), ("pixels", 1), ("neighbours", 1), ("folds", 2), ("seed", 0)):
         if getattr(options, name) < least:
             raise UserError(f"--{name}: is {getattr(options, name)}, must be at least {least}")
-    datamodule = data_of("explore", options, rest)
-    page = explore(datamodule, options)
+    page = _explore(data_of("explore", options, rest), options)
     sys.stdout.write(f"{page} has the page, and the folder its figures and tables\n")
 
 
@@ -90,13 +89,15 @@ def data_of(command: str, options: argparse.Namespace, rest: Sequence[str]) -> I
 
 
 def collection_of(datamodule: ImageDataModule) -> Collection:
-    """A data set as the sections take it; unreadable images are noted, not refused."""
+    """Return a data set as the sections take it; unreadable images are noted, not refused."""
+    from datamodules.checks.verify import verify
     from evaluation.dataset.sections import SPLITS, Collection
 
     datamodule.check_options["on_bad_image"] = "skip"
     datamodule.setup("fit")
     table = datamodule.table
-    skipped = unreadable(datamodule)
+    # Generated images need no check.
+    skipped = {} if datamodule.generated else dict(verify(datamodule).bad)
 
     def read(row: int) -> NDArray[np.uint8]:
         pixels: NDArray[np.uint8] = datamodule.read_image(row).permute(1, 2, 0).contiguous().numpy()
@@ -119,25 +120,12 @@ def collection_of(datamodule: ImageDataModule) -> Collection:
     )
 
 
-def unreadable(datamodule: ImageDataModule) -> dict[int, str]:
-    """Why some rows' images cannot be read; nothing for generated ones."""
-    from datamodules.checks.verify import verify
-
-    return {} if datamodule.generated else dict(verify(datamodule).bad)
-
-
-def explore(datamodule: ImageDataModule, options: argparse.Namespace) -> Path:
-    """Write the page of a data set.
-
-    Returns:
-        The page's path.
-    """
+def _explore(datamodule: ImageDataModule, options: argparse.Namespace) -> Path:
     from evaluation.dataset.sections import look_at, main_task
     from evaluation.report.page import Page
 
     collection = collection_of(datamodule)
     task = main_task(collection, options.task)
-
     stats = look_at(collection, collection.sample(options.images, options.seed))
     sections = _sections(datamodule, collection, stats, task, options)
     table = datamodule.table
@@ -156,24 +144,22 @@ def _sections(
     options: argparse.Namespace,
 ) -> list[Section]:
     from datamodules.checks.audit import audit
-    from evaluation.dataset import checks as exploration_checks
-    from evaluation.dataset import colour as exploration_colour
-    from evaluation.dataset import sections as exploration
+    from evaluation.dataset import checks, colour, sections
 
     rows, features, origin = _label_features(collection, stats, options.gallery)
     seed = options.seed
     return [
-        exploration.splits_section(collection),
-        exploration.class_section(collection),
-        exploration.size_section(stats),
-        exploration_colour.density_section(
+        sections.splits_section(collection),
+        sections.class_section(collection),
+        sections.size_section(stats),
+        colour.density_section(
             collection, stats, task, options.classes, side=options.side, pixels=options.pixels, seed=seed
         ),
-        exploration_colour.centroid_section(collection, stats, task, neighbours=options.neighbours),
-        exploration.caption_section(collection),
-        exploration.cooccurrence_section(collection),
-        exploration_checks.leak_section(collection, audit(datamodule).to_dict()),
-        exploration_checks.label_section(collection, task, rows, features, origin, folds=options.folds, seed=seed),
+        colour.centroid_section(collection, stats, task, neighbours=options.neighbours),
+        sections.caption_section(collection),
+        sections.cooccurrence_section(collection),
+        checks.leak_section(collection, audit(datamodule).to_dict()),
+        checks.label_section(collection, task, rows, features, origin, folds=options.folds, seed=seed),
     ]
 
 

@@ -1,5 +1,3 @@
-""""""
-
 from __future__ import annotations
 
 import numpy as np
@@ -19,12 +17,6 @@ def test_features_have_one_length_and_range_for_every_size() -> None:
         assert features.shape == (GRID * GRID * 3 + 12 + 8 + 8 + EDGES,)
         assert (features >= 0).all()
         assert (features <= 1).all()
-
-
-def test_thumbnail_comes_first() -> None:
-    image = np.zeros((GRID, GRID, 3), np.uint8)
-    image[0, 0] = (255, 0, 51)
-    np.testing.assert_allclose(pixel_features(image)[:6], [1, 0, 0.2, 0, 0, 0], atol=1e-6)
 
 
 def test_grey_has_no_hue_and_no_edges() -> None:

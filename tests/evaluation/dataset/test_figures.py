@@ -17,17 +17,13 @@ from evaluation.dataset.figures import (
     length_histogram,
     size_figure,
 )
-from evaluation.report.figures import blank_figure, short
+from evaluation.report.figures import short
 
 
 def drawn(figure: Figure) -> Image.Image:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return Image.open(buffer)
-
-
-def test_figures_have_a_light_ground_of_their_own() -> None:
-    assert drawn(blank_figure(1, 1)).getpixel((0, 0)) == (255, 255, 255, 255)
 
 
 @pytest.mark.parametrize("count", [1, 5, 7])

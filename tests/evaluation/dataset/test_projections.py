@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
-from sklearn.decomposition import PCA
 
-from evaluation.dataset.projections import PROJECTIONS, Projection, project
+from evaluation.dataset.projections import Projection, project
 from vitrail.errors import UserError
 
 INSTALLED: list[Projection] = ["pca", "tsne", "isomap"]
@@ -31,11 +30,6 @@ def test_clusters_stay_together_and_the_same_seed_gives_the_same_map(method: Pro
     np.fill_diagonal(distance, np.inf)
     assert (labels[distance.argmin(axis=1)] == labels).all()
     np.testing.assert_array_equal(places, project(vectors, method, seed=3))
-
-
-def test_pca_is_scikit_learns() -> None:
-    vectors, _ = clusters()
-    np.testing.assert_allclose(project(vectors, "pca"), PCA(2).fit_transform(vectors), atol=1e-9)
 
 
 def test_isomap_unrolls_a_spiral() -> None:
@@ -114,7 +108,3 @@ def test_umap_is_asked_with_seed_and_neighbours(
     assert asked == [{"n_neighbors": expected or len(vectors) - 1, "random_state": 7}]
     assert places.dtype == np.float64
     np.testing.assert_allclose(places, vectors[:, :2], rtol=1e-6)
-
-
-def test_all_methods_are_named() -> None:
-    assert set(PROJECTIONS) == {*INSTALLED, "umap"}
