@@ -1,8 +1,7 @@
-""""""
-
 from __future__ import annotations
 
 import csv
+import inspect
 import math
 import warnings
 from pathlib import Path
@@ -21,6 +20,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader
 
+import lightning_modules
 from lightning_modules.base import VisionTask, weights_digest
 from lightning_modules.encoders.image import ImageEncoder
 from lightning_modules.optim import TrainingPhase
@@ -326,3 +326,23 @@ def test_one_bit_a_type_a_shape_and_a_buffer_count() -> None:
     square.register_buffer("x", torch.zeros(2, 2))
     digests |= {weights_digest(flat), weights_digest(square)}
     assert len(digests) == 6
+
+
+def test_all_names_can_be_had() -> None:
+    for name in lightning_modules.__all__:
+        assert getattr(lightning_modules, name).__name__ == name
+    assert dir(lightning_modules) == sorted(lightning_modules.__all__)
+
+
+def test_other_names_are_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = lightning_modules.nothing
+
+
+def test_tasks_take_no_more_than_twelve_arguments_and_none_unnamed() -> None:
+    for name in ("ImageClassifier", "MultiTaskClassifier"):
+        task = getattr(lightning_modules, name)
+        assert issubclass(task, VisionTask)
+        parameters = inspect.signature(task).parameters.values()
+        assert len(parameters) <= 12
+        assert not any(p.kind in {p.VAR_POSITIONAL, p.VAR_KEYWORD} for p in parameters)

@@ -1,16 +1,16 @@
-""""""
-
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from lightning_modules.encoders.dual import RESNETS, SIDES, Towers, build_towers
 from lightning_modules.finetune import freeze
 from lightning_modules.options import TowerOptions
-from tests.support.models import TEXTS, write_bert
+from tests.support.models import TEXTS, write_bert, write_clip, write_siglip
 from vitrail.errors import UserError
 
 
@@ -120,3 +120,136 @@ def test_a_probe_leaves_the_two_maps_into_the_space(small: Towers) -> None:
 def test_pretrained_weights_are_refused() -> None:
     with pytest.raises(UserError, match="pretrained: false"):
         build_towers(TowerOptions(model="openai/clip-rn50"), 224)
+
+
+def some_images(size: int = 32) -> torch.Tensor:
+    return torch.randint(0, 256, (3, 3, size, size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+def loaded(folder: Path, image_size: int = 32) -> Towers:
+    towers = build_towers(TowerOptions(model=str(folder)), image_size).eval()
+    towers.load_pretrained()
+    return towers
+
+
+@torch.no_grad()
+def test_clip_gives_the_embeddings_of_transformers(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer, CLIPModel
+
+    folder = write_clip(tmp_path)
+    towers, peer = loaded(folder), CLIPModel.from_pretrained(folder)
+    image = some_images()
+    mean, std = torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1), torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1)
+    expected = peer.get_image_features(pixel_values=(image / 255 - mean) / std).pooler_output
+    torch.testing.assert_close(towers.encode_image(image), expected)
+    tokens = AutoTokenizer.from_pretrained(folder)(list(TEXTS), padding=True, truncation=True, return_tensors="pt")
+    assert towers.tokenizer is not None
+    ours = towers.encode_text(towers.tokenizer(list(TEXTS)))
+    expected_text = peer.get_text_features(tokens["input_ids"], attention_mask=tokens["attention_mask"]).pooler_output
+    torch.testing.assert_close(ours, expected_text)
+    scale, bias = towers.pretrained_logit_scale()
+    assert float(scale or 0) == pytest.approx(4.0)
+    assert bias is None
+
+
+@torch.no_grad()
+def test_siglip_gives_the_embeddings_of_transformers(tmp_path: Path) -> None:
+    from transformers import SiglipModel
+
+    folder = write_siglip(tmp_path)
+    towers, peer = loaded(folder), SiglipModel.from_pretrained(folder)
+    image = some_images()
+    expected = peer.get_image_features(pixel_values=(image / 255 - 0.5) / 0.5).pooler_output
+    torch.testing.assert_close(towers.encode_image(image), expected)
+    assert towers.tokenizer is not None
+    tokens = towers.tokenizer(list(TEXTS))
+    assert tokens["input_ids"].shape == (len(TEXTS), 12)
+    torch.testing.assert_close(towers.encode_text(tokens), peer.get_text_features(tokens["input_ids"]).pooler_output)
+    assert all(value is not None for value in towers.pretrained_logit_scale())
+    assert towers.projections("image") == []
+
+
+@torch.no_grad()
+def test_the_length_of_the_batch_does_not_change_a_text(tmp_path: Path) -> None:
+    towers = loaded(write_clip(tmp_path))
+    assert towers.tokenizer is not None
+    alone = towers.encode_text(towers.tokenizer([TEXTS[0]]))
+    among = towers.encode_text(towers.tokenizer(list(TEXTS)))
+    torch.testing.assert_close(alone[0], among[0])
+
+
+@torch.no_grad()
+def test_images_of_another_size_are_encoded_too(tmp_path: Path) -> None:
+    towers = loaded(write_clip(tmp_path), image_size=48)
+    assert towers.encode_image(some_images(48)).shape == (3, 16)
+
+
+def test_every_parameter_gets_a_gradient(tmp_path: Path) -> None:
+    """Under DDP one without would stop the training."""
+    towers = build_towers(TowerOptions(model=str(write_clip(tmp_path)), pretrained=False), 32)
+    tokens = towers.train_tokenizer(list(TEXTS))(list(TEXTS[:3]))
+    (towers.encode_image(some_images()) + towers.encode_text(tokens)).sum().backward()  # type: ignore[no-untyped-call]
+    assert [name for name, parameter in towers.named_parameters() if parameter.grad is None] == []
+
+
+def test_a_configuration_is_enough_to_build_a_whole_model_again(tmp_path: Path) -> None:
+    towers = build_towers(TowerOptions(model=str(write_clip(tmp_path / "clip"))), 32)
+    again = build_towers(TowerOptions(model="/nowhere"), 32, towers.architectures)
+    again.load_state_dict(towers.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("openai/clip-vit-base-patch32", 151_277_312), ("openai/clip-vit-base-patch16", 149_620_736)],
+)
+def test_known_architectures_are_built_without_a_network(name: str, parameters: int) -> None:
+    # As published, less the temperature.
+    with torch.device("meta"):
+        towers = build_towers(TowerOptions(model=name, pretrained=False), 224)
+    assert sum(parameter.numel() for parameter in towers.parameters()) == parameters
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "either model, or image"),
+        ({"model": "x", "text": "y"}, "text do not go with model"),
+        ({"image": "resnet18", "text": "bert-base-uncased", "pretrained": False}, "towers.pretrained"),
+        ({"model": "x", "colour": 1}, "unknown key 'colour'"),
+        ({"model": "not a name!"}, "neither a local folder"),
+    ],
+)
+def test_wrong_options_are_refused(options: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build_towers(options, 224)
+
+
+def test_a_model_of_another_kind_or_size_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a bert"):
+        build_towers(TowerOptions(model=str(write_bert(tmp_path / "bert"))), 32)
+    with pytest.raises(UserError, match="patches of 8 px, 30 px"):
+        build_towers(TowerOptions(model=str(write_clip(tmp_path / "clip"))), 30)
+
+
+def test_without_a_network_the_ways_out_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("lightning_modules.encoders.weights.reachable", lambda url, seconds: False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    towers = build_towers(TowerOptions(model="openai/clip-vit-base-patch32"), 224)
+    with pytest.raises(UserError, match=r"towers.model: .*local folder.*pretrained: false"):
+        towers.load_pretrained()
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    """As long as anything is missing, nothing is copied: a network of random parts has no numbers worth a table."""
+    towers = build_towers(TowerOptions(model=str(write_clip(tmp_path))), 32)
+    before = {name: value.clone() for name, value in towers.state_dict().items()}
+    weights = load_file(tmp_path / "model.safetensors")
+    lost = "vision_model.post_layernorm.weight"
+    save_file({n: v for n, v in weights.items() if n != lost}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"does not fit: 1 missing \(vision_model\.post_layernorm\.weight\)"):
+        towers.load_pretrained()
+    assert all(torch.equal(value, before[name]) for name, value in towers.state_dict().items())
+    assert towers.tokenizer is None
+    (tmp_path / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(UserError, match="cannot be read"):
+        towers.load_pretrained()

@@ -5,8 +5,9 @@ import torch
 
 from lightning_modules.generative import scoring as label_scoring
 from lightning_modules.generative.model import VisionLanguageModel
-from lightning_modules.generative.scoring import LabelScorer
+from lightning_modules.generative.scoring import ROOT, LabelScorer, packed, trie_of
 from tests.lightning_modules.generative.tiny_answers import LABELS, QUESTIONS, images, plain_likelihoods, tiny_model
+from vitrail.errors import UserError
 
 TEXTS = [name.replace("_", " ") for name in LABELS["class"]]
 
@@ -57,3 +58,39 @@ def test_how_labels_are_packed_makes_no_difference(model: VisionLanguageModel, m
     torch.testing.assert_close(LabelScorer(labels)(model, prefix), whole, atol=1e-5, rtol=0)
     turned = LabelScorer(labels[::-1])(model, prefix)
     torch.testing.assert_close(turned.flip(1), whole, atol=1e-5, rtol=0)
+
+
+TOKENS = [[1, 2, 9], [1, 3, 9], [1, 9], [4, 2, 9]]
+
+
+def test_common_beginnings_are_one_node() -> None:
+    trie = trie_of(TOKENS)
+    assert [[trie.tokens[node] for node in path] for path in trie.paths] == TOKENS
+    assert trie.tokens.count(1) == 1
+    assert len(trie.tokens) == 9
+    assert set(trie.children[ROOT]) == {1, 4}
+    assert set(trie.children[trie.paths[0][0]]) == {2, 3, 9}
+
+
+def test_parents_come_first_and_ends_are_not_read() -> None:
+    trie = trie_of(TOKENS)
+    assert all(parent < node for node, parent in enumerate(trie.parents))
+    assert [trie.depths[node] for node in trie.paths[0]] == [0, 1, 2]
+    assert [trie.tokens[node] for node in trie.inner] == [1, 2, 3, 4, 2]
+
+
+def test_the_same_label_twice_is_refused() -> None:
+    with pytest.raises(UserError, match="numbers 1 and 2 are the same text"):
+        trie_of([[1, 9], [2, 9], [2, 9]])
+
+
+@pytest.mark.parametrize("largest", [1, 3, 6, 100])
+def test_packed_trees_hold_every_label_once(largest: int) -> None:
+    trees = packed(TOKENS, largest)
+    found = {}
+    for numbers, tree in trees:
+        for number, path in zip(numbers, tree.paths, strict=True):
+            assert number not in found
+            found[number] = [tree.tokens[node] for node in path]
+        assert len(tree.tokens) <= largest or len(tree.paths) == 1
+    assert [found[number] for number in range(len(TOKENS))] == TOKENS

@@ -1,8 +1,3 @@
-"""
-
-Negatives from all processes: the gradient of two is that of one with the joined batch.
-"""
-
 from __future__ import annotations
 
 import math
@@ -14,129 +9,22 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
-from lightning_modules.classification import TaskLoss, class_weights_from_counts, masked_cross_entropy
 from lightning_modules.contrastive import (
     LogitScale,
     Pairs,
+    encode_in_chunks,
     info_nce,
     label_aware_info_nce,
     sigmoid_contrastive,
 )
-from lightning_modules.options import ClassWeighting, LogitScaleOptions, checked
+from lightning_modules.options import LogitScaleOptions, checked
 from tests.support.models import pair_batch, tiny_pair
 from vitrail.errors import UserError
-from vitrail.types import UNKNOWN, Batch, Mix
-
-WEIGHTS = torch.tensor([0.5, 1.0, 3.0])
-
-
-def some_logits(rows: int = 5) -> torch.Tensor:
-    return torch.randn(rows, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
-
-
-def some_mix() -> Mix:
-    return {"partner": torch.tensor([4, 3, 2, 1, 0]), "lam": torch.tensor([0.9, 0.6, 0.5, 0.25, 1.0])}
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("weights", [None, WEIGHTS])
-def test_the_loss_is_that_of_torch_over_the_known_targets(smoothing: float, weights: torch.Tensor | None) -> None:
-    logits, target = some_logits(), torch.tensor([0, 2, UNKNOWN, 1, UNKNOWN])
-    known = target != UNKNOWN
-    loss = masked_cross_entropy(logits, target, class_weights=weights, label_smoothing=smoothing)
-    expected = F.cross_entropy(logits[known], target[known], weights, label_smoothing=smoothing)
-    torch.testing.assert_close(loss.value, expected)
-    assert loss.weight == (3.0 if weights is None else 4.5)
-
-
-def test_without_any_known_target_the_loss_is_zero_and_differentiable() -> None:
-    logits = some_logits()
-    loss = masked_cross_entropy(logits, torch.full((5,), UNKNOWN), class_weights=WEIGHTS, label_smoothing=0.1)
-    loss.value.backward()  # type: ignore[no-untyped-call]
-    assert loss.value == 0
-    assert loss.weight == 0
-    assert logits.grad is not None
-    assert not logits.grad.any()
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_a_mixed_loss_is_that_of_soft_targets(smoothing: float) -> None:
-    logits, target, mix = some_logits(), torch.tensor([0, 2, 2, 1, 0]), some_mix()
-    one_hot, lam = F.one_hot(target, 3).float(), mix["lam"][:, None]
-    soft = lam * one_hot + (1 - lam) * one_hot[mix["partner"]]
-    loss = masked_cross_entropy(logits, target, label_smoothing=smoothing, mix=mix)
-    torch.testing.assert_close(loss.value, F.cross_entropy(logits, soft, label_smoothing=smoothing))
-    torch.testing.assert_close(loss.weight, torch.tensor(5.0))
-
-
-def test_of_a_mixed_image_only_the_known_sides_count() -> None:
-    logits, target, mix = some_logits(), torch.tensor([0, UNKNOWN, 2, 1, UNKNOWN]), some_mix()
-    rows = F.log_softmax(logits, dim=1).neg()
-    total, weight = torch.tensor(0.0), 0.0
-    for row, (partner, lam) in enumerate(zip(mix["partner"].tolist(), mix["lam"].tolist(), strict=True)):
-        for label, share in ((int(target[row]), lam), (int(target[partner]), 1 - lam)):
-            if label != UNKNOWN:
-                total, weight = (
-                    total + share * WEIGHTS[label] * rows[row, label],
-                    weight + share * float(WEIGHTS[label]),
-                )
-    loss = masked_cross_entropy(logits, target, class_weights=WEIGHTS, mix=mix)
-    torch.testing.assert_close(loss.value, total / weight)
-    torch.testing.assert_close(loss.weight, torch.tensor(weight))
-
-
-def test_means_of_unequal_batches_join_to_the_mean_over_all_samples() -> None:
-    logits, target = some_logits(7), torch.tensor([0, 1, 2, UNKNOWN, 1, 2, 2])
-    parts = [
-        masked_cross_entropy(logits[rows], target[rows], class_weights=WEIGHTS) for rows in (slice(4), slice(4, 7))
-    ]
-    whole = masked_cross_entropy(logits, target, class_weights=WEIGHTS)
-    joined = sum(part.value * part.weight for part in parts) / sum(part.weight for part in parts)
-    torch.testing.assert_close(joined, whole.value)
-
-
-def test_inverse_weights_are_those_of_scikit_learn() -> None:
-    labels = [0] * 7 + [1] * 2 + [2]
-    weights = class_weights_from_counts("class", 3, {"class": [7, 2, 1]}, "inverse")
-    assert weights is not None
-    expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
-    assert weights.tolist() == pytest.approx(expected.tolist())
-
-
-@pytest.mark.parametrize("scheme", ["inverse", "sqrt_inverse", "effective_number"])
-def test_rare_classes_count_more_and_the_mean_over_samples_is_one(scheme: ClassWeighting) -> None:
-    counts = torch.tensor([700.0, 20.0, 1.0, 0.0])
-    weights = class_weights_from_counts("class", 4, {"class": [700, 20, 1, 0]}, scheme)
-    assert weights is not None
-    assert weights[0] < weights[1] < weights[2]
-    assert weights[3] == 1
-    assert float((weights * counts).sum() / counts.sum()) == pytest.approx(1)
-
-
-def test_no_weights_need_no_counts() -> None:
-    assert class_weights_from_counts("class", 3, None, "none") is None
-
-
-@pytest.mark.parametrize("counts", [None, {}, {"class": [1, 2]}])
-def test_counts_that_are_missing_or_do_not_fit_are_a_user_error(counts: dict[str, list[int]] | None) -> None:
-    with pytest.raises(UserError, match="class_weighting"):
-        class_weights_from_counts("class", 3, counts, "inverse")
-
-
-def test_an_unknown_scheme_and_smoothing_out_of_range_are_user_errors() -> None:
-    with pytest.raises(UserError, match="must be one of"):
-        class_weights_from_counts("class", 3, None, "rare")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="label_smoothing"):
-        TaskLoss(None, 1.0)
-
-
-def test_class_weights_are_not_saved() -> None:
-    assert not TaskLoss(WEIGHTS, 0.0).state_dict()
+from vitrail.types import Batch
 
 
 def some_pairs(rows: int = 7, ids: list[int] | None = None, *, dtype: torch.dtype = torch.float64) -> Pairs:
@@ -377,3 +265,109 @@ def test_a_maximum_below_the_pretrained_scale_is_refused() -> None:
 def test_wrong_settings_are_refused(options: Any) -> None:
     with pytest.raises(UserError, match="logit_scale"):
         LogitScale(checked(LogitScaleOptions, options, "logit_scale"), with_bias=False)
+
+
+Gradients = dict[str, torch.Tensor]
+
+
+class Pair(nn.Module):
+    """Two encoders with dropout and a learned temperature."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.image, self.text = (
+            nn.Sequential(nn.Linear(6, 16), nn.GELU(), nn.Dropout(0.3), nn.Linear(16, 4)) for _ in range(2)
+        )
+        self.temperature = LogitScale(with_bias=False)
+
+
+def inputs(rows: int = 24) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(rows, 6, generator=generator), torch.randn(rows, 6, generator=generator)
+
+
+def encode(network: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+    return F.normalize(network(rows), dim=-1)
+
+
+def gradients_of_pair(pair: Pair, image: torch.Tensor, text: torch.Tensor) -> tuple[float, Gradients]:
+    loss = info_nce(Pairs(image, text, torch.arange(len(image))), pair.temperature()[0])
+    pair.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    return float(loss), {name: p.grad.clone() for name, p in pair.named_parameters() if p.grad is not None}
+
+
+def cached(pair: Pair, chunk_size: int) -> tuple[float, Gradients]:
+    torch.manual_seed(7)
+    image, text = inputs()
+    return gradients_of_pair(
+        pair,
+        encode_in_chunks(lambda rows: encode(pair.image, rows), [image], chunk_size, pair),
+        encode_in_chunks(lambda rows: encode(pair.text, rows), [text], chunk_size, pair),
+    )
+
+
+def at_once(pair: Pair, chunk_size: int) -> tuple[float, Gradients]:
+    """One large batch with everything kept in memory, whose dropout is drawn in the same order."""
+    torch.manual_seed(7)
+    image, text = inputs()
+    embedded = [
+        torch.cat([encode(network, chunk) for chunk in rows.split(chunk_size)])  # type: ignore[no-untyped-call]
+        for network, rows in ((pair.image, image), (pair.text, text))
+    ]
+    return gradients_of_pair(pair, *embedded)
+
+
+def assert_same(one: tuple[float, Gradients], other: tuple[float, Gradients]) -> None:
+    assert one[0] == pytest.approx(other[0], rel=1e-5)
+    assert one[1].keys() == other[1].keys()
+    for name, gradient in one[1].items():
+        error = (gradient - other[1][name]).norm() / other[1][name].norm()
+        assert float(error) <= 1e-5, name
+
+
+@pytest.mark.parametrize("chunk_size", [1, 5, 8, 23])
+def test_with_dropout_loss_and_gradients_are_those_of_the_large_batch(chunk_size: int) -> None:
+    pair = Pair()
+    assert_same(cached(pair, chunk_size), at_once(pair, chunk_size))
+    assert "temperature.log_scale" in cached(pair, chunk_size)[1]
+
+
+@pytest.mark.parametrize("chunk_size", [1, 7, 12])
+def test_without_dropout_the_size_of_the_chunks_does_not_matter(chunk_size: int) -> None:
+    pair = Pair().eval()
+    assert_same(cached(pair, chunk_size), at_once(pair, 24))
+
+
+def test_small_batches_with_accumulated_gradients_would_be_another_loss() -> None:
+    pair = Pair().eval()
+    image, text = inputs()
+    half = gradients_of_pair(pair, encode(pair.image, image[:12]), encode(pair.text, text[:12]))
+    assert half[0] < at_once(pair, 24)[0] - 0.3
+
+
+def test_encoding_twice_moves_running_statistics_once() -> None:
+    norm = nn.BatchNorm1d(6)
+    peer = nn.BatchNorm1d(6)
+    rows = inputs()[0]
+    encode_in_chunks(norm, [rows], 8, norm).sum().backward()  # type: ignore[no-untyped-call]
+    for chunk in rows.split(8):  # type: ignore[no-untyped-call]
+        peer(chunk)
+    torch.testing.assert_close(norm.running_mean, peer.running_mean)
+    torch.testing.assert_close(norm.running_var, peer.running_var)
+    assert int(norm.num_batches_tracked or 0) == 3
+    assert norm.momentum == 0.1
+
+
+def test_without_gradients_nothing_is_encoded_twice() -> None:
+    calls: list[int] = []
+
+    def noted(rows: torch.Tensor) -> torch.Tensor:
+        calls.append(len(rows))
+        return rows
+
+    with torch.no_grad():
+        encoded = encode_in_chunks(noted, [inputs()[0]], 10, nn.Identity())
+    assert calls == [10, 10, 4]
+    assert torch.equal(encoded, inputs()[0])
