@@ -247,32 +247,18 @@ def trained_tokenizer(texts: Iterable[str], vocabulary_size: int, max_length: in
 
     It is lower-cased, and has every byte, so no text is unknown to it. The same texts give the same tokenizer.
     """
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import normalizers, processors
 
     ordered = sorted({text for text in texts if text.strip()})
     if not ordered:
         raise UserError(
             "towers: there are no captions to train a tokenizer on; use data with captions or class prompts"
         )
+    normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     special = [PAD, START, UNKNOWN_TOKEN, END]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    if vocabulary_size < len(special) + len(alphabet):
-        raise UserError(
-            f"towers: a vocabulary of {vocabulary_size} has no room for {len(special) + len(alphabet)} bytes and "
-            "special tokens; use a text configuration with a larger vocab_size"
-        )
-    pipeline = Tokenizer(models.BPE())
-    pipeline.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    pipeline.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    pipeline.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary_size,
-        special_tokens=special,
-        initial_alphabet=alphabet,
-        min_frequency=2,
-        show_progress=False,
+    pipeline = byte_level_bpe(
+        ordered, vocabulary_size, special, "towers", normalizer=normalizer, prefix_space=True, min_frequency=2
     )
-    pipeline.train_from_iterator(ordered, trainer)
     pipeline.post_processor = processors.TemplateProcessing(
         single=f"{START} $A {END}",
         special_tokens=[(START, SPECIAL_IDS["bos_token_id"]), (END, SPECIAL_IDS["eos_token_id"])],
@@ -284,6 +270,41 @@ def trained_tokenizer(texts: Iterable[str], vocabulary_size: int, max_length: in
         "fixed_length": fixed_length,
     }
     return TextTokenizer(state)
+
+
+def byte_level_bpe(
+    texts: Iterable[str],
+    vocabulary_size: int,
+    special: Sequence[str],
+    key: str,
+    *,
+    normalizer: Any = None,
+    prefix_space: bool = False,
+    **settings: Any,
+) -> Tokenizer:
+    """A ``tokenizers`` pipeline trained on texts, with the special tokens as its first ids; ``key`` is for messages."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    if vocabulary_size < len(special) + len(alphabet):
+        raise UserError(
+            f"{key}: a vocabulary of {vocabulary_size} has no room for {len(special) + len(alphabet)} bytes and "
+            "special tokens; use a text configuration with a larger vocab_size"
+        )
+    pipeline = Tokenizer(models.BPE())
+    if normalizer is not None:
+        pipeline.normalizer = normalizer
+    pipeline.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
+    pipeline.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        special_tokens=list(special),
+        initial_alphabet=alphabet,
+        show_progress=False,
+        **settings,
+    )
+    pipeline.train_from_iterator(texts, trainer)
+    return pipeline
 
 
 def checked_state(value: object) -> TokenizerState:

@@ -19,7 +19,7 @@ import json
 import logging
 import re
 import ssl
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
@@ -393,7 +393,7 @@ def hub_file(source: Any) -> str:
     By default huggingface_hub tries for 47 seconds or more before it gives up, and looks for newer versions of cached
     files. So cached files are used as they are, and one short request decides whether to try at all.
     """
-    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     repository = source.hf_hub_id
@@ -403,43 +403,57 @@ def hub_file(source: Any) -> str:
         cached = try_to_load_from_cache(repository, name)
         if isinstance(cached, str):
             return cached
-    if constants.HF_HUB_OFFLINE:
-        raise _unavailable(repository, "HF_HUB_OFFLINE is set")
-    if not reachable(constants.ENDPOINT, REACH_SECONDS):
-        raise _unavailable(repository, f"no response from {constants.ENDPOINT}")
-    try:
+
+    def download() -> str:
         try:
             return hf_hub_download(repository, HUB_FILES[0])
         except EntryNotFoundError as error:
             if isinstance(error, LocalEntryNotFoundError):
                 raise
             return hf_hub_download(repository, HUB_FILES[1])
-    except Exception as error:
-        raise _unavailable(repository, first_line(error)) from error
+
+    return _downloaded(repository, "pretrained", download)
 
 
 def hub_directory(name: str, key: str, *, with_weights: bool = True) -> str:
     """Local folder of a model of the hub, downloaded if need be; as quick to give up as ``hub_file``."""
-    from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
+    from huggingface_hub import snapshot_download, try_to_load_from_cache
 
     cached = try_to_load_from_cache(name, "config.json") if _is_repository(name) else None
     if not _is_repository(name):
         raise UserError(f"{key}: {name!r} is neither a local folder nor a name on the hub (owner/name)")
     if isinstance(cached, str) and (not with_weights or _has_weights(Path(cached).parent)):
         return str(Path(cached).parent)
-    if constants.HF_HUB_OFFLINE:
-        raise _unavailable(name, "HF_HUB_OFFLINE is set", key)
-    if not reachable(constants.ENDPOINT, REACH_SECONDS):
-        raise _unavailable(name, f"no response from {constants.ENDPOINT}", key)
-    try:
+
+    def download() -> str:
         folder = snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.model"])
         if with_weights and not _has_weights(Path(folder)):
             folder = snapshot_download(name, allow_patterns=[HUB_FILES[0]])
         if with_weights and not _has_weights(Path(folder)):
             folder = snapshot_download(name, allow_patterns=["pytorch_model*.bin", "*.safetensors"])
         return folder
-    except Exception as error:
-        raise _unavailable(name, first_line(error), key) from error
+
+    return _downloaded(name, key, download)
+
+
+def _downloaded(repository: str, key: str, download: Callable[[], str]) -> str:
+    from huggingface_hub import constants
+
+    cause: BaseException | None = None
+    if constants.HF_HUB_OFFLINE:
+        reason = "HF_HUB_OFFLINE is set"
+    elif not reachable(constants.ENDPOINT, REACH_SECONDS):
+        reason = f"no response from {constants.ENDPOINT}"
+    else:
+        try:
+            return download()
+        except Exception as error:
+            reason, cause = first_line(error), error
+    raise UserError(
+        f"{key}: the weights {repository} cannot be fetched ({reason}); connect to the network or point HF_HOME to "
+        f"a cache that has them, or give the path of a {'weights file' if key == 'pretrained' else 'local folder'}, or "
+        f"set pretrained: false"
+    ) from cause
 
 
 def _is_repository(name: str) -> bool:
@@ -474,14 +488,6 @@ def _responds(url: str, seconds: float) -> bool:
         return isinstance(error.reason, ssl.SSLError)
     except OSError:
         return False
-
-
-def _unavailable(repository: str, cause: str, key: str = "pretrained") -> UserError:
-    return UserError(
-        f"{key}: the weights {repository} cannot be fetched ({cause}); connect to the network or point HF_HOME to "
-        f"a cache that has them, or give the path of a {'weights file' if key == 'pretrained' else 'local folder'}, or "
-        f"set pretrained: false"
-    )
 
 
 def first_line(error: BaseException) -> str:

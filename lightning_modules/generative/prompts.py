@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from lightning_modules.encoders.tokenizer import auto_tokenizer
+from lightning_modules.encoders.tokenizer import auto_tokenizer, byte_level_bpe
 from lightning_modules.encoders.weights import first_line
 from vitrail.errors import UserError
 
@@ -116,24 +116,7 @@ def trained_prompts(texts: Iterable[str], vocabulary_size: int) -> Prompts:
 
     For models with random weights, which need no network. The same texts give the same tokenizer.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    if vocabulary_size < len(alphabet) + len(SPECIAL_TOKENS):
-        raise UserError(
-            f"model: a vocabulary of {vocabulary_size} has no room for {len(alphabet) + len(SPECIAL_TOKENS)} bytes "
-            "and special tokens; use a text configuration with a larger vocab_size"
-        )
-    pipeline = Tokenizer(models.BPE())
-    pipeline.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    pipeline.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary_size,
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=alphabet,
-        show_progress=False,
-    )
-    pipeline.train_from_iterator([*sorted(set(texts)), CHAT], trainer)
+    pipeline = byte_level_bpe([*sorted(set(texts)), CHAT], vocabulary_size, SPECIAL_TOKENS, "model")
     return Prompts(
         {
             "pipeline": pipeline.to_str(),

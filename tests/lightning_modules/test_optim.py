@@ -289,7 +289,7 @@ def vit() -> Any:
 
 
 @pytest.mark.parametrize("layer_decay", [1.0, 0.5])
-def test_every_parameter_is_in_exactly_one_group(layer_decay: float) -> None:
+def test_every_parameter_is_in_one_group_and_only_matrices_are_decayed(layer_decay: float) -> None:
     backbone, heads = vit(), nn.Linear(64, 3)
     groups = parameter_groups(
         nn.Sequential(backbone, heads), {"backbone": backbone}, weight_decay=0.1, layer_decay=layer_decay
@@ -297,14 +297,6 @@ def test_every_parameter_is_in_exactly_one_group(layer_decay: float) -> None:
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(grouped) == sorted(id(p) for module in (backbone, heads) for p in module.parameters())
     assert len({group["name"] for group in groups}) == len(groups)
-
-
-@pytest.mark.parametrize("layer_decay", [1.0, 0.5])
-def test_biases_norms_and_position_embeddings_are_not_decayed(layer_decay: float) -> None:
-    backbone, heads = vit(), nn.Linear(64, 3)
-    groups = parameter_groups(
-        nn.Sequential(backbone, heads), {"backbone": backbone}, weight_decay=0.1, layer_decay=layer_decay
-    )
     decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
     for name, parameter in (*backbone.named_parameters(), *heads.named_parameters()):
         exempt = parameter.ndim < 2 or name in {"pos_embed", "cls_token", "reg_token"}
