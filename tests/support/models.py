@@ -1,11 +1,4 @@
-"""Tiny models of the true architectures, with random weights, as directories of the ``transformers`` library.
-
-Tiny tasks, data and trainers that the tests of this folder share.
-
-Tiny images with captions, and dual encoders that learn them in a few steps.
-
-An encoder for the gallery of twelve images that understands every query.
-"""
+"""Tiny models of the real architectures with random weights, as `transformers` folders; tiny tasks, data and trainers."""
 
 from __future__ import annotations
 
@@ -48,12 +41,7 @@ QWEN_TEMPLATE = (
 
 
 def write_clip(folder: Path, *, image_size: int = 32, scale: float = 4.0) -> Path:
-    """Writes a CLIP with two layers a tower, its byte-pair tokenizer and its preprocessing.
-
-    Args:
-        folder: made where missing.
-        image_size: that it is built for, a multiple of 8.
-        scale: logarithm of its temperature's inverse.
+    """Write a CLIP with two layers a tower, its byte-pair tokenizer and its preprocessing.
 
     Returns:
         The folder.
@@ -83,7 +71,7 @@ def write_clip(folder: Path, *, image_size: int = 32, scale: float = 4.0) -> Pat
 
 
 def write_siglip(folder: Path) -> Path:
-    """Writes a SigLIP with two layers a tower and a tokenizer."""
+    """Write a SigLIP with two layers a tower and a tokenizer."""
     from transformers import SiglipConfig, SiglipModel
 
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -98,12 +86,7 @@ def write_siglip(folder: Path) -> Path:
 
 
 def write_bert(folder: Path, *, pooling: str = "", kind: str = "bert") -> Path:
-    """Writes a BERT or DistilBERT with two layers, its tokenizer and, where wanted, a pooling rule.
-
-    Args:
-        folder: made where missing.
-        pooling: ``mean`` or ``cls`` for a ``1_Pooling/config.json``.
-        kind: ``bert`` or ``distilbert``.
+    """Write a BERT or DistilBERT with two layers, its tokenizer and, where wanted, a pooling rule.
 
     Returns:
         The folder.
@@ -135,12 +118,7 @@ def write_bert(folder: Path, *, pooling: str = "", kind: str = "bert") -> Path:
 
 
 def write_text_model(folder: Path, kind: str, **values: Any) -> Path:
-    """Writes a text model of any kind with two layers, and a tokenizer.
-
-    Args:
-        folder: made where missing.
-        kind: model type of ``transformers``.
-        values: of its configuration.
+    """Write a text model of any kind with two layers, and a tokenizer.
 
     Returns:
         The folder.
@@ -159,14 +137,7 @@ def write_text_model(folder: Path, kind: str, **values: Any) -> Path:
 def write_qwen2_vl(
     folder: Path, *, texts: Sequence[str] = TEXTS, seed: int = 0, scale: float = 1.0, **changes: Any
 ) -> Path:
-    """Writes a Qwen2-VL with two layers a part, a tokenizer with its special tokens, and its preprocessing.
-
-    Args:
-        folder: made where missing.
-        texts: that the tokenizer is made of.
-        seed: of the weights.
-        scale: of the weights; larger ones make answers depend more on the image.
-        changes: of the configuration, see ``qwen2_vl_values``.
+    """Write a Qwen2-VL with two layers a part, a tokenizer with its special tokens, and its preprocessing.
 
     Returns:
         The folder.
@@ -202,13 +173,7 @@ def write_qwen2_vl(
 
 
 def qwen2_vl_values(kind: str = "qwen2_vl", vision: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
-    """The configuration of a tiny model that reads squares of 16 px.
-
-    Args:
-        kind: ``qwen2_vl`` or another model type of its interface.
-        vision: changes of the vision tower.
-        changes: of the language model.
-    """
+    """The configuration of a tiny model that reads squares of 16 px."""
     text = {
         "hidden_size": 32,
         "intermediate_size": 64,
@@ -339,13 +304,7 @@ PROMPTS = [[f"a photo of a {name}.", f"a {name}"] for name in CLASSES]
 
 
 def pair_batch(ids: list[int], *, padding: int = 0, captions: bool = False) -> Batch:
-    """A batch that is a function of the ids: the colour says the class, id modulo 4.
-
-    Args:
-        ids: of the samples.
-        padding: rows at the end that only fill up.
-        captions: whether the data set has captions of its own (two an image) and no classes.
-    """
+    """A batch that is a function of the ids: the colour is that of the class, id modulo 4."""
     rows = []
     for index in ids:
         generator = torch.Generator().manual_seed(index)
@@ -394,12 +353,7 @@ class TinyPairs(TinyData):
 
 
 def tiny_pair(folder: Path, **changes: Any) -> DualEncoder:
-    """A CLIP with random weights and no tokenizer yet; the same weights every time.
-
-    Args:
-        folder: where its configuration is written, once.
-        changes: arguments of ``DualEncoder``; ``class_names: None`` for captions without classes.
-    """
+    """A CLIP with random weights and no tokenizer yet; the same weights every time."""
     if not (folder / "config.json").exists():
         write_clip(folder, image_size=SIZE)
     pl.seed_everything(3)
