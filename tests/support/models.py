@@ -1,4 +1,4 @@
-"""Tiny models of the real architectures with random weights as `transformers` folders; tiny tasks, data and trainers."""
+"""Tiny models of the real architectures with random weights as `transformers` folders; tiny tasks, data, trainers."""
 
 from __future__ import annotations
 
