@@ -1,46 +1,45 @@
-"""A sweep's trials in a database: which are to be run, which somebody runs, which have to be run again.
+"""A sweep's trials in Optuna's database: an SQLite file, or any database that SQLAlchemy knows.
 
-All trials of a sweep stand in the database from the start, as numbered slots that wait. A worker takes the first that
-waits, wherever it runs. A slot whose trial was lost, because its sweep was killed, gets a new trial; so no point of a
-grid is lost and none is run twice. What a slot draws depends on the seed, its number, and for TPE on the results until
-then.
-
-Where a sweep's trials are kept: an SQLite file, or any database that SQLAlchemy knows.
-
-Who runs a trial, and whether he is still there: what tells a trial that goes on from one whose sweep was killed.
+Optuna samples, prunes, keeps heartbeats and queues a trial again whose sweep was killed. What is ours is the slot: the
+rank of a trial among those that are no retry. It decides the point of a grid and the seed of a sample, so that no point
+is lost or run twice, on however many machines, and a sweep that was interrupted samples what an undisturbed one does.
+(``GridSampler`` shuffles the grid, takes a failed point for done, and may give two machines the same one.)
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
-import os
-import platform
 import re
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import optuna
-from optuna.distributions import CategoricalDistribution
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 
-from experiments.launch.sweep_file import SweepFile, suggested
+from experiments.launch.sweep_file import SweepFile
 from vitrail.errors import EXIT_USER_ERROR, UserError
 from vitrail.files import lock
 
-_FILE_URL = "sqlite:///"
+BEAT_SECONDS = 5
+"""How often a trial is reported to be alive."""
+GRACE_SECONDS = 30
+"""A trial that was silent for longer is run again."""
 _WAIT_FOR_LOCK = 120.0
 """Seconds that one writer of an SQLite file waits for another one."""
 
-
+SLOT, NAME, VALUES, ERROR = "slot", "name", "values", "error"
+_SWEEP, _SURPLUS, _BEGUN = "sweep", "surplus", "begun"
 _REFUSED = f"exit code {EXIT_USER_ERROR}: "
 
 
@@ -51,7 +50,7 @@ class Outcome:
     Attributes:
         state: ``stopped`` means from outside: it is to be run again.
         value: best value of the metric over the epochs, that of the run's best checkpoint.
-        epochs: how often the metric was logged.
+        epochs: number of epochs for which the metric was logged.
         run: the run directory.
         error: why it failed, in one line.
     """
@@ -69,145 +68,30 @@ class Outcome:
         return error.removeprefix(_REFUSED) if self.state == "failed" and error.startswith(_REFUSED) else ""
 
 
-def trial_name(number: int) -> str:
-    """Name of a trial's run."""
-    return f"trial-{number:04d}"
-
-
-class Database:
-    """A database that several threads, processes and machines may use.
-
-    Args:
-        url: such as ``sqlite:///sweep.db`` or ``postgresql://user@host/database``.
-    """
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._threads = threading.Lock()
-        path = url.removeprefix(_FILE_URL).partition("?")[0]
-        self._lock_file = Path(f"{path}.lock") if url.startswith(_FILE_URL) and path else None
-
-    def __str__(self) -> str:
-        """Without the password: a message may end in a log that others read."""
-        return re.sub(r"(://[^:/@]+):[^@]+@", r"\1:***@", self._url)
-
-    def storage(self) -> optuna.storages.BaseStorage:
-        """Connect; tables are made if need be."""
-        is_file = self._url.startswith("sqlite")
-        wait = {"connect_args": {"timeout": _WAIT_FOR_LOCK}} if is_file else {"pool_pre_ping": True}
-        try:
-            storage = optuna.storages.RDBStorage(self._url, engine_kwargs=wait)
-        except (IntegrityError, OperationalError, ProgrammingError):
-            # Two machines that begin at the same moment both make the tables of a new database.
-            time.sleep(2.0)
-            storage = optuna.storages.RDBStorage(self._url, engine_kwargs=wait)
-        # With a cache of what cannot change any more; one for all studies, or one would not know another's trials.
-        return optuna.storages.get_storage(storage)
-
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """No other thread meanwhile, and no other process where the database is a file: SQLite has no row locks."""
-        with self._threads:
-            if self._lock_file is None:
-                yield
-                return
-            with lock(self._lock_file):
-                yield
-
-
-GRACE_SECONDS = 120.0
-"""So long a trial on another machine may be silent."""
-BEAT_SECONDS = 15.0
-"""So often a trial says that it is alive."""
-
-
-def name_of(process: int) -> str:
-    """A process of this machine, told apart from all others, also from a later one with the same number."""
-    return f"{_machine()} {process} {_started(process)}"
-
-
-def is_gone(name: str) -> bool | None:
-    """Whether a process has ended; None where it runs on another machine, so that nothing can be seen."""
-    machine, number, started = name.rsplit(" ", 2)
-    if machine != _machine():
-        return None
-    try:
-        os.kill(int(number), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return _started(int(number)) != started
-
-
-class Silence:
-    """Finds trials on other machines that have not said anything for long.
-
-    Only the own clock is used: clocks of several machines disagree.
-
-    Args:
-        grace: seconds of silence that are allowed.
-        clock: seconds that pass.
-    """
-
-    def __init__(self, grace: float = GRACE_SECONDS, clock: Callable[[], float] = time.monotonic) -> None:
-        self._grace = grace
-        self._clock = clock
-        self._heard: dict[int, tuple[int, float]] = {}
-
-    def too_long(self, number: int, beat: int) -> bool:
-        """Whether a trial's count of beats has not changed for too long.
-
-        Args:
-            number: of the trial.
-            beat: its count now.
-        """
-        if number not in self._heard or self._heard[number][0] != beat:
-            self._heard[number] = (beat, self._clock())
-        return self._clock() - self._heard[number][1] > self._grace
-
-
-def _machine() -> str:
-    """Containers of one computer may have the same name, and count processes anew."""
-    space = Path("/proc/self/ns/pid")
-    return f"{platform.node()} {space.readlink() if space.is_symlink() else ''}".strip()
-
-
-def _started(number: int) -> str:
-    """When a process began, as the kernel counts; empty where that cannot be known."""
-    try:
-        stat = Path(f"/proc/{number}/stat").read_text(encoding="utf-8")
-    except OSError:
-        return ""
-    # The program's name stands in brackets and may hold anything; the start is field 22. A zombie has ended.
-    fields = stat.rpartition(")")[2].split()
-    return "ended" if fields[0] == "Z" else fields[19]
-
-
-SLOT, ATTEMPT, OWNER, BEAT, LOST, VALUES, ERROR = "slot", "attempt", "owner", "beat", "lost", "values", "error"
-_SWEEP = "sweep"
-
-
 class Claim(NamedTuple):
-    """A trial that this worker runs.
+    """A trial that this process runs.
 
     Attributes:
         trial: takes the values that are reported.
+        slot: its number among all trials that are no retry.
         values: of the searched parameters, as the command line is given them.
+        is_fresh: whether it must not continue an earlier run: that one has failed.
     """
 
     trial: Trial
+    slot: int
     values: dict[str, Any]
+    is_fresh: bool
 
 
 class SweepStudy:
     """The trials of one sweep; several threads, processes and machines may have one each.
 
     Args:
-        url: of the database.
+        url: of the database, such as ``sqlite:///sweep.db`` or ``postgresql://user@host/database``.
         name: of the sweep in it.
         sweep: what is searched.
-        seed: of the values that are drawn.
+        seed: of the samples.
 
     Raises:
         UserError: the database cannot be used, or has another sweep of this name.
@@ -216,233 +100,223 @@ class SweepStudy:
     def __init__(self, url: str, name: str, sweep: SweepFile, seed: int) -> None:
         self.sweep = sweep
         self.seed = seed
-        self.owner = name_of(os.getpid())
-        self._silence = Silence()
-        self._database = Database(url)
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._name = name
+        self._threads = threading.Lock()
+        path = url.removeprefix("sqlite:///").partition("?")[0]
+        self._file = Path(path) if url.startswith("sqlite:///") and path else None
+        self._running: dict[int, float] = {}
+        self._adopted: set[int] = set()
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.filterwarnings("ignore", category=ExperimentalWarning)
+        warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed to be used")
+        self._retry = RetryHeartbeatStaleTrialCallback()
+        # The password must not end in a log that others read.
+        shown = re.sub(r"(://[^:/@]+):[^@]+@", r"\1:***@", url)
         try:
-            with self._database.alone():
-                self._storage = self._database.storage()
-                self._study = self._opened(name)
+            if self._file is not None and not self._file.parent.is_dir():
+                raise FileNotFoundError(f"there is no folder {self._file.parent}")
+            with self._alone():
+                self._rdb = self._connected(url)
+                # With a cache of what cannot change any more.
+                self._storage = optuna.storages.get_storage(self._rdb)
+                self.study = self._opened()
+                self._requeue_lost()
         except (StorageInternalError, SQLAlchemyError, ImportError, OSError) as error:
             reason = " ".join(str(error.__cause__ or error).split())[:300]
             raise UserError(
-                f"--storage {self._database}: {reason}; "
+                f"--storage {shown}: {reason}; "
                 "give a URL such as sqlite:///sweep.db or postgresql://user@host/database"
             ) from error
-        self._study_id = self._storage.get_study_id_from_name(name)
-
-    @property
-    def study(self) -> optuna.Study:
-        """For reading."""
-        return self._study
 
     def trials(self) -> list[FrozenTrial]:
-        """All trials that are not merely one that was lost or doubled, in order of their numbers."""
-        return [trial for trial in self._study.get_trials(deepcopy=False) if not is_lost(trial)]
+        """Return the last trial of each slot, in order of slots."""
+        all_trials = self.study.get_trials(deepcopy=False)
+        replaced = {number for trial in all_trials for number in self._retry.retry_history(trial)}
+        current = [t for t in all_trials if t.number not in replaced and not t.user_attrs.get(_SURPLUS)]
+        return sorted(current, key=lambda trial: (self._retry.retry_history(trial) or [trial.number])[0])
 
-    def ask_for(self, count: int, *, retry_failed: bool = False, retry_refused: bool = False) -> None:
-        """Make sure that the first ``count`` slots have a trial each.
+    def take(self, count: int) -> Claim | None:
+        """Begin a trial: the first that waits to be run again, or a new one; None where ``count`` have begun."""
+        with self._alone():
+            self._retry_silent()
+            if sum(trial.state != TrialState.WAITING for trial in self.trials()) >= count:
+                return None
+            study = optuna.load_study(
+                storage=self._storage,
+                study_name=self._name,
+                sampler=optuna.samplers.RandomSampler(),
+                pruner=self.sweep.early_stopping and self.sweep.early_stopping.pruner(),
+            )
+            trial = study.ask()
+            self._rdb.record_heartbeat(trial._trial_id)
+            trial.set_user_attr(_BEGUN, trial.number)
+            slot = self._slot(trial)
+            grid = self.sweep.grid() if self.sweep.method == "grid" else None
+            if grid is not None and slot >= len(grid):
+                # Another machine has taken the last point at the same moment.
+                trial.set_user_attr(_SURPLUS, True)
+                study.tell(trial, state=TrialState.FAIL)
+                return None
+            study.sampler = self._sampler(slot, grid)
+            values = {p.name: p.suggest(trial, p.grid() if grid else None) for p in self.sweep.searched}
+            claim = Claim(trial, slot, values, bool(trial.user_attrs.get(ERROR)))
+            name = self.sweep.place(slot, values).name
+            for key, fact in {SLOT: slot, NAME: name, VALUES: values, ERROR: None}.items():
+                trial.set_user_attr(key, fact)
+            self._running[trial._trial_id] = time.monotonic()
+            return claim
 
-        Args:
-            count: of slots.
-            retry_failed: whether slots whose trial has failed get a new one.
-            retry_refused: whether those do whose trial has ended the sweep, because the user's input stopped it before
-                any other had begun well.
-        """
-        retry_refused = retry_refused and not self.has_progress()
-        grid = self.sweep.grid() if self.sweep.method == "grid" else None
-        with self._database.alone():
-            of_slot: dict[int, list[FrozenTrial]] = {}
-            for trial in self._study.get_trials(deepcopy=False):
-                of_slot.setdefault(trial.user_attrs[SLOT], []).append(trial)
-            for slot in range(count):
-                attempt = _needed_attempt(of_slot.get(slot, []), retry_failed, retry_refused)
-                if attempt is not None:
-                    fixed = {} if grid is None else {name: json.dumps(value) for name, value in grid[slot].items()}
-                    self._study.enqueue_trial(fixed, user_attrs={SLOT: slot, ATTEMPT: attempt})
+    def beat(self, trial: Trial) -> None:
+        """Report from time to time that a trial is alive."""
+        if time.monotonic() - self._running.get(trial._trial_id, 0.0) >= BEAT_SECONDS:
+            self._running[trial._trial_id] = time.monotonic()
+            self._rdb.record_heartbeat(trial._trial_id)
 
-    def find_lost(self) -> int:
-        """Give up the trials of sweeps that have been killed.
+    def report(self, trial: Trial, epoch: int, value: float) -> bool:
+        """Report a trial's value; return whether it should stop, because it is weak or another process runs it."""
+        try:
+            trial.report(value, step=epoch)
+        except UpdateFinishedTrialError:
+            return True
+        rule = self.sweep.early_stopping
+        return rule is not None and not 0 < rule.last <= epoch and trial.should_prune()
 
-        Returns:
-            How many were found.
-        """
-        found = 0
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            owner = trial.user_attrs.get(OWNER)
-            gone = is_gone(owner) if owner else None
-            if gone is None:
-                gone = self._silence.too_long(trial.number, trial.user_attrs.get(BEAT, 0))
-            if gone:
-                self.give_up(trial)
-                found += 1
-        return found
-
-    def give_up(self, trial: FrozenTrial | Trial) -> None:
-        """Mark a running trial as one that counts for nothing, so that its slot gets a new one."""
-        with contextlib.suppress(UpdateFinishedTrialError):
-            self._storage.set_trial_user_attr(trial._trial_id, LOST, True)
-            self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
-
-    def take(self, count: int | None = None) -> Claim | None:
-        """Take the first trial that waits; None where none does.
-
-        Args:
-            count: only of the first so many slots; more may have been asked for before.
-        """
-        while (taken := self._taken(count)) is not None:
-            if not self._is_double(taken):
-                return self._drawn(taken)
-            self.give_up(taken)
-        return None
-
-    def lost_before(self, trial: Trial) -> FrozenTrial | None:
-        """The last lost trial of the same slot that had the same values; None where this is the first."""
-        same = [(key, trial.user_attrs[key]) for key in (SLOT, ATTEMPT)]
-        lost = [other for other in self._study.get_trials(deepcopy=False) if is_lost(other)]
-        before = [other for other in lost if all(other.user_attrs[key] == value for key, value in same)]
-        return max(before, key=lambda other: other.number, default=None)
-
-    def running_elsewhere(self) -> list[FrozenTrial]:
-        """Trials that other processes run."""
-        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        return [trial for trial in running if trial.user_attrs.get(OWNER) != self.owner]
-
-    def has_progress(self) -> bool:
-        """Whether some trial has trained for an epoch or more."""
-        ended_well = (TrialState.COMPLETE, TrialState.PRUNED)
-        trials = self._study.get_trials(deepcopy=False)
-        return any(trial.state in ended_well or trial.intermediate_values for trial in trials)
-
-    def target_reached(self) -> bool:
-        """Whether some trial is as good as the metric's target."""
-        done = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        return any(trial.value is not None and self.sweep.metric.reached(trial.value) for trial in done)
-
-    def should_stop(self, trial: Trial) -> bool:
-        """Whether a running trial is worse than hyperband allows, by what all trials have reported."""
-        if self.sweep.hyperband is None:
-            return False
-        sign = self.sweep.metric.sign
-        histories = {
-            other.number: [sign * value for _, value in sorted(other.intermediate_values.items())]
-            for other in self._study.get_trials(deepcopy=False)
-            if other.state != TrialState.WAITING and not is_lost(other)
-        }
-        return self.sweep.hyperband.stops(histories[trial.number], list(histories.values()))
-
-    def tell(
-        self, trial: Trial, state: TrialState, value: float | None = None, facts: Mapping[str, Any] | None = None
-    ) -> None:
+    def end(self, trial: Trial, state: TrialState, value: float | None, facts: Mapping[str, Any]) -> None:
         """Record how a trial ended; nothing where it was given up meanwhile.
 
         Args:
             trial: that was taken.
             state: how it ended.
-            value: its metric, where it has one.
+            value: its metric, where it is complete.
             facts: what else is to be known of it.
         """
         with contextlib.suppress(UpdateFinishedTrialError):
-            for key, fact in (facts or {}).items():
+            for key, fact in facts.items():
                 trial.set_user_attr(key, fact)
-            values = [value] if value is not None and state == TrialState.COMPLETE else None
-            self._storage.set_trial_state_values(trial._trial_id, state, values)
+            self.study.tell(trial.number, value if state == TrialState.COMPLETE else None, state, skip_if_finished=True)
+        self._running.pop(trial._trial_id, None)
 
-    def _opened(self, name: str) -> optuna.Study:
-        direction = self.sweep.metric.goal
+    def hand_back(self, trial: Trial) -> None:
+        """Let a running trial be run again, here or elsewhere."""
+        self._running.pop(trial._trial_id, None)
+        with self._alone(), contextlib.suppress(ValueError):  # others have taken it for lost
+            self._retry(self.study, self.study.tell(trial.number, state=TrialState.FAIL))
+
+    def retry_failed(self, *, refused_only: bool) -> None:
+        """Queue failed trials again.
+
+        Args:
+            refused_only: only those that the user's input stopped.
+        """
+        with self._alone():
+            for trial in self.trials():
+                error = trial.user_attrs.get(ERROR)
+                if trial.state == TrialState.FAIL and (not refused_only or Outcome("failed", error=error).refusal):
+                    self._retry(self.study, copy.deepcopy(trial))  # Optuna changes its list of retries in place
+
+    def running_elsewhere(self) -> list[FrozenTrial]:
+        """Return trials that other processes run."""
+        return [t for t in self.trials() if t.state == TrialState.RUNNING and t._trial_id not in self._running]
+
+    def has_progress(self) -> bool:
+        """Return whether some trial has trained for an epoch or more."""
+        ended_well = (TrialState.COMPLETE, TrialState.PRUNED)
+        trials = self.study.get_trials(deepcopy=False)
+        return any(trial.state in ended_well or trial.intermediate_values for trial in trials)
+
+    def target_reached(self) -> bool:
+        """Return whether some trial is as good as the metric's target."""
+        done = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        return any(trial.value is not None and self.sweep.metric.reached(trial.value) for trial in done)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other thread meanwhile, and no other process where the database is a file: SQLite has no row locks."""
+        with self._threads:
+            if self._file is None:
+                yield
+            else:
+                with lock(self._file.with_name(f"{self._file.name}.lock")):
+                    yield
+
+    def _connected(self, url: str) -> RDBStorage:
+        wait = {"connect_args": {"timeout": _WAIT_FOR_LOCK}} if url.startswith("sqlite") else {"pool_pre_ping": True}
+
+        def connect() -> RDBStorage:
+            return RDBStorage(
+                url,
+                engine_kwargs=wait,
+                heartbeat_interval=BEAT_SECONDS,
+                grace_period=GRACE_SECONDS,
+                heartbeat_stale_trial_callback=self._retry,
+            )
+
+        try:
+            return connect()
+        except (IntegrityError, OperationalError, ProgrammingError):
+            # Two machines that begin at the same moment both make the tables of a new database.
+            time.sleep(2.0)
+            return connect()
+
+    def _opened(self) -> optuna.Study:
         made = _definition(self.sweep, self.seed)
         try:
-            study = optuna.create_study(storage=self._storage, study_name=name, direction=direction)
+            study = optuna.create_study(
+                storage=self._storage, study_name=self._name, direction=self.sweep.metric.goal
+            )
             study.set_user_attr(_SWEEP, made)
         except DuplicatedStudyError:
-            study = optuna.load_study(storage=self._storage, study_name=name)
-        # Another machine may have made it a moment ago and not have said yet what it is.
+            study = optuna.load_study(storage=self._storage, study_name=self._name)
+        # Another machine may have made it a moment ago and not have described it yet.
         saved = study.user_attrs.get(_SWEEP, made)
         for key, value in made.items():
             if saved.get(key) != value:
                 raise UserError(
-                    f"{name}: the database has a sweep of this name with another {key}: {_short(saved.get(key))} "
-                    f"there, {_short(value)} here; give this one another --name"
+                    f"{self._name}: the database has a sweep of this name with another {key}: "
+                    f"{_short(saved.get(key))} there, {_short(value)} here; give this one another --name"
                 )
         return study
 
-    def _taken(self, count: int | None) -> FrozenTrial | None:
-        with self._database.alone():
-            waits = self._storage.get_all_trials(self._study_id, deepcopy=False, states=(TrialState.WAITING,))
-            # By slot, so that what was interrupted comes first.
-            for waiting in sorted(waits, key=lambda trial: (trial.user_attrs[SLOT], trial.number)):
-                if count is not None and waiting.user_attrs[SLOT] >= count:
-                    continue
-                with contextlib.suppress(UpdateFinishedTrialError):
-                    # A database server lets one of several through.
-                    if self._storage.set_trial_state_values(waiting._trial_id, TrialState.RUNNING):
-                        self._storage.set_trial_user_attr(waiting._trial_id, OWNER, self.owner)
-                        return waiting
-        return None
+    def _retry_silent(self) -> None:
+        """Queue trials of sweeps that were killed."""
+        for own in list(self._running):
+            self._rdb.record_heartbeat(own)
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            # Its sweep was killed before the first heartbeat, and Optuna would wait for that forever.
+            if trial.user_attrs.get(_BEGUN) != trial.number and trial.number not in self._adopted:
+                self._adopted.add(trial.number)
+                self._rdb.record_heartbeat(trial._trial_id)
+        optuna.storages.fail_stale_trials(self.study)
+        self._requeue_lost()
 
-    def _is_double(self, taken: FrozenTrial) -> bool:
-        """Whether two processes that began at the same moment have asked for the same slot; the first one counts."""
-        return any(
-            other.number < taken.number
-            and other.user_attrs[SLOT] == taken.user_attrs[SLOT]
-            and other.user_attrs[ATTEMPT] == taken.user_attrs[ATTEMPT]
-            and not is_lost(other)
-            for other in self._study.get_trials(deepcopy=False)
-        )
+    def _requeue_lost(self) -> None:
+        """Queue trials of sweeps that were killed between giving a trial up and queueing it."""
+        for trial in self.trials():
+            if trial.state == TrialState.FAIL and not trial.user_attrs.get(ERROR):
+                self._retry(self.study, copy.deepcopy(trial))
 
-    def _drawn(self, taken: FrozenTrial) -> Claim:
-        slot = taken.user_attrs[SLOT]
-        # A study of its own for each trial: the sampler is the slot's, and studies are not for several threads.
-        study = optuna.load_study(
-            storage=self._storage, study_name=self._study.study_name, sampler=self._sampler(self.seed, slot)
-        )
-        trial = Trial(study, taken._trial_id)
-        values = {}
-        for parameter in self.sweep.searched:
-            if self.sweep.method == "grid":
-                options = CategoricalDistribution([json.dumps(value) for value in parameter.grid()])
-                values[parameter.name] = json.loads(suggested(trial, parameter.name, options))
-            else:
-                values[parameter.name] = parameter.value(suggested(trial, parameter.name, parameter.distribution()))
-        trial.set_user_attr(VALUES, values)
-        return Claim(trial, values)
+    def _slot(self, trial: Trial) -> int:
+        """Rank among the trials that are no retry, of the first trial where this is one."""
+        all_trials = self.study.get_trials(deepcopy=False)
+        first = (self._retry.retry_history(all_trials[trial.number]) or [trial.number])[0]
+        return sum(not self._retry.retry_history(other) for other in all_trials[:first])
 
-    def _sampler(self, seed: int, slot: int) -> optuna.samplers.BaseSampler:
-        of_slot = int(np.random.SeedSequence([seed, slot]).generate_state(1)[0])
+    def _sampler(self, slot: int, grid: list[dict[str, Any]] | None) -> optuna.samplers.BaseSampler:
+        seed = int(np.random.SeedSequence([self.seed, slot]).generate_state(1)[0])
         if self.sweep.method == "bayes":
             # Trials that still run count as bad ones, or several workers would try the same.
-            return optuna.samplers.TPESampler(seed=of_slot, constant_liar=True)
-        return optuna.samplers.RandomSampler(seed=of_slot)
-
-
-def is_lost(trial: FrozenTrial) -> bool:
-    """Whether a trial ended without a result because its sweep was killed or stopped."""
-    return trial.state == TrialState.FAIL and bool(trial.user_attrs.get(LOST))
-
-
-def _is_refused(trial: FrozenTrial) -> bool:
-    return bool(Outcome("failed", error=trial.user_attrs.get(ERROR)).refusal)
-
-
-def _needed_attempt(trials: list[FrozenTrial], retry_failed: bool, retry_refused: bool) -> int | None:
-    """Number of the attempt at a slot that is missing; None where none is."""
-    kept = [trial for trial in trials if not is_lost(trial)]
-    last = max((trial.user_attrs[ATTEMPT] for trial in kept or trials), default=0)
-    if not kept:
-        return int(last)
-    again = all(
-        trial.state == TrialState.FAIL and (retry_failed or (retry_refused and _is_refused(trial)))
-        for trial in kept
-        if trial.user_attrs[ATTEMPT] == last
-    )
-    return int(last) + 1 if again else None
+            return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+        random = optuna.samplers.RandomSampler(seed=seed)
+        if grid is None:
+            return random
+        point = {name: json.dumps(value) for name, value in grid[slot].items()}
+        return optuna.samplers.PartialFixedSampler(point, random)
 
 
 def _definition(sweep: SweepFile, seed: int) -> dict[str, Any]:
     """What must be the same for trials to belong together."""
     return {
+        "format": 2,
         "method": sweep.method,
         "metric": [sweep.metric.name, sweep.metric.goal],
         "parameters": {p.name: [p.kind, dict(p.options)] for p in sweep.parameters},

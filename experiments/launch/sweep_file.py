@@ -1,81 +1,77 @@
-"""A sweep as one YAML file, the same that ``wandb sweep`` takes.
+"""A sweep as one YAML file in Weights & Biases' dialect, which ``wandb sweep`` takes too.
 
-https://docs.wandb.ai/models/sweeps/sweep-config-keys says what it may hold. What cannot be done here alike is refused
-in one line that names the key, never left aside.
+https://docs.wandb.ai/models/sweeps/sweep-config-keys describes the keys; what cannot be followed here is refused in one
+line that names the key. Where Optuna has a distribution of W&B's it samples from that; any other is sampled as a share
+in [0, 1] and turned into a value by the distribution's quantile function, so that random search and TPE work on all of
+them alike.
 
-The values that a sweep may try: Weights & Biases' distributions, drawn by Optuna.
-
-Where Optuna has the same distribution it draws from that. Any other is drawn as a share in [0, 1] and turned into a
-value by the distribution's quantile function, so that random search and TPE work on all of them alike.
-https://docs.wandb.ai/models/sweeps/sweep-config-keys#distribution-options-for-random-and-bayesian-search
-
-Early stopping of a sweep's trials: successive halving at a few epochs, by the rule of Weights & Biases' server.
-
-At each of some epochs ("bands") only the best 1/eta of all trials that have come so far may go on. Li et al.,
-"Hyperband", JMLR 18 (2018), with one bracket and without waiting for each other, as in Li et al., "ASHA", MLSys 2020.
+One kind of parameter is ours: the values of ``overlay`` are named changes of the experiment, each a mapping as an
+experiment file has it, or the path of an overlay. ``wandb sweep`` knows no such parameter. An ablation is a grid
+over ``overlay``.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import yaml
 
+from vitrail.config import read_experiment
 from vitrail.errors import UserError
 
 if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
+    from optuna.pruners import BasePruner
     from optuna.trial import Trial
 
+OVERLAY = "overlay"
 
-_RANGE = frozenset({"min", "max"})
-_BELL = frozenset({"mu", "sigma"})
-_NO_KEYS: frozenset[str] = frozenset()
-
-_KEYS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
-    "constant": (frozenset({"value"}), _NO_KEYS),
-    "categorical": (frozenset({"values"}), _NO_KEYS),
-    "categorical_w_probabilities": (frozenset({"values", "probabilities"}), _NO_KEYS),
-    "int_uniform": (_RANGE, _NO_KEYS),
-    "uniform": (_RANGE, _NO_KEYS),
-    "q_uniform": (_RANGE, frozenset({"q"})),
-    "log_uniform_values": (_RANGE, _NO_KEYS),
-    "inv_log_uniform_values": (_RANGE, _NO_KEYS),
-    "q_log_uniform_values": (_RANGE, frozenset({"q"})),
-    "normal": (_NO_KEYS, _BELL),
-    "q_normal": (_NO_KEYS, _BELL | {"q"}),
-    "log_normal": (_NO_KEYS, _BELL),
-    "q_log_normal": (_NO_KEYS, _BELL | {"q"}),
-    "beta": (_NO_KEYS, frozenset({"a", "b"})),
-    "q_beta": (_NO_KEYS, frozenset({"a", "b", "q"})),
+_RANGE = ("min", "max")
+_BELL = {"mu": 0.0, "sigma": 1.0}
+_BETA = {"a": 1.0, "b": 1.0}
+_STEP: dict[str, float] = {"q": 1}
+_KINDS: dict[str, tuple[tuple[str, ...], dict[str, float]]] = {
+    "constant": (("value",), {}),
+    "categorical": (("values",), {}),
+    "categorical_w_probabilities": (("values", "probabilities"), {}),
+    "int_uniform": (_RANGE, {}),
+    "uniform": (_RANGE, {}),
+    "q_uniform": (_RANGE, _STEP),
+    "log_uniform_values": (_RANGE, {}),
+    "inv_log_uniform_values": (_RANGE, {}),
+    "q_log_uniform_values": (_RANGE, _STEP),
+    "normal": ((), _BELL),
+    "q_normal": ((), _BELL | _STEP),
+    "log_normal": ((), _BELL),
+    "q_log_normal": ((), _BELL | _STEP),
+    "beta": ((), _BETA),
+    "q_beta": ((), _BETA | _STEP),
 }
-"""Keys that each distribution must have, and those that it may have."""
+"""Keys that each distribution must have, and defaults of those that it may have."""
 
-_BY_EXPONENT = {"log_uniform", "inv_log_uniform", "q_log_uniform"}
-_DEFAULTS: dict[str, float] = {"mu": 0.0, "sigma": 1.0, "a": 1.0, "b": 1.0, "q": 1}
-_UNBOUNDED_TAIL = 1e-4
-"""What is left out at each end of a distribution without ends: TPE tries the ends themselves."""
-
+_NATIVE = {"int_uniform", "uniform", "log_uniform_values", "inv_log_uniform_values"}
+_TAIL = 1e-4
+"""Left out at each end of a distribution without ends, because TPE tries the ends themselves."""
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _MAX_GRID = 10_000
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One key of the command line and what a sweep may give it.
+    """One key of the command line and the values that a sweep may give it.
 
     Attributes:
-        name: dotted key, such as ``model.lr``.
-        kind: distribution, by W&B's name.
-        options: the distribution's numbers or values, checked and complete.
+        name: dotted key, such as ``model.lr``, or ``overlay``.
+        kind: distribution, by W&B's name, or ``overlay``.
+        options: the distribution's numbers or values, checked and complete; of ``overlay`` the changes by their names.
     """
 
     name: str
@@ -84,49 +80,51 @@ class Parameter:
 
     @property
     def is_constant(self) -> bool:
-        """Whether there is nothing to choose."""
+        """Whether there is only one value."""
         return self.kind == "constant"
 
-    def distribution(self) -> BaseDistribution:
-        """What Optuna draws from; ``value`` turns what it has drawn into what the command line is given."""
-        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+    @property
+    def choices(self) -> list[Any] | None:
+        """All values of a list; None for a range."""
+        return list(self.options["values"]) if self.kind in {"categorical", OVERLAY} else None
 
-        if self.kind == "categorical":
-            # As text, because Optuna knows no lists, and takes True and 1 for the same choice.
-            return CategoricalDistribution([json.dumps(value) for value in self.options["values"]])
+    def suggest(self, trial: Trial, choices: list[Any] | None = None) -> Any:
+        """Return the value that the trial's sampler chooses, as the command line takes it.
+
+        Args:
+            trial: to suggest for.
+            choices: those of a grid; by default the distribution's own.
+        """
+        if (choices := choices or self.choices) is not None:
+            # As text, because Optuna has no lists, and takes True and 1 for the same choice.
+            return json.loads(trial.suggest_categorical(self.name, [json.dumps(value) for value in choices]))
         low, high = self.options.get("min", 0.0), self.options.get("max", 1.0)
         if self.kind == "int_uniform":
-            return IntDistribution(low, high)
-        if self.kind == "uniform":
-            return FloatDistribution(low, high)
-        # That of 1/x is log-uniform, hence that of x too.
-        if self.kind in {"log_uniform_values", "inv_log_uniform_values"}:
-            return FloatDistribution(low, high, log=True)
-        tail = _UNBOUNDED_TAIL if "normal" in self.kind else 0.0
-        return FloatDistribution(tail, 1.0 - tail)
+            return trial.suggest_int(self.name, low, high)
+        if self.kind in _NATIVE:
+            # 1/x of a log-uniform x is log-uniform too.
+            return trial.suggest_float(self.name, low, high, log="log" in self.kind)
+        tail = _TAIL if "normal" in self.kind else 0.0
+        return self.quantile(trial.suggest_float(self.name, tail, 1.0 - tail))
 
-    def value(self, drawn: Any) -> Any:
-        """The value that Optuna's draw stands for."""
-        if self.kind == "categorical":
-            return json.loads(drawn)
-        if self.kind in {"int_uniform", "uniform", "log_uniform_values", "inv_log_uniform_values"}:
-            return drawn
+    def quantile(self, share: float) -> Any:
+        """Return the value below which this share of the distribution is."""
         if self.kind == "categorical_w_probabilities":
             shares = self.options["probabilities"]
-            reached = [sum(shares[: index + 1]) for index in range(len(shares))]
+            ends = itertools.accumulate(shares)
             # Rounding may leave the last sum just below 1.
-            index = next((i for i, end in enumerate(reached) if drawn < end), max(i for i, s in enumerate(shares) if s))
-            return self.options["values"][index]
-        return self._rounded(self._quantile(float(drawn)))
+            last = max(index for index, share in enumerate(shares) if share)
+            return self.options["values"][next((index for index, end in enumerate(ends) if share < end), last)]
+        return self._rounded(float(self._scipy().ppf(share)))
 
     def grid(self) -> list[Any]:
-        """All values, for a grid.
+        """Return all values for a grid.
 
         Raises:
             UserError: the distribution has no list of values.
         """
-        if self.kind == "categorical":
-            return list(self.options["values"])
+        if self.choices is not None:
+            return self.choices
         if self.kind in {"int_uniform", "q_uniform"}:
             step = self.options.get("q", 1)
             first, last = round(self.options["min"] / step), round(self.options["max"] / step)
@@ -140,19 +138,19 @@ class Parameter:
             "list the values or use `method: random` or `bayes`"
         )
 
-    def _quantile(self, share: float) -> float:
+    def _scipy(self) -> Any:
         from scipy import stats
 
-        options = self.options
-        if self.kind == "q_uniform":
-            return float(options["min"] + share * (options["max"] - options["min"]))
-        if self.kind == "q_log_uniform_values":
-            low, high = math.log(options["min"]), math.log(options["max"])
-            return math.exp(low + share * (high - low))
-        if "beta" in self.kind:
-            return float(stats.beta.ppf(share, options["a"], options["b"]))
-        bell = float(stats.norm.ppf(share, options["mu"], options["sigma"]))
-        return math.exp(bell) if "log" in self.kind else bell
+        options, kind = self.options, self.kind.removeprefix("q_")
+        if kind == "uniform":
+            return stats.uniform(options["min"], options["max"] - options["min"])
+        if kind == "log_uniform_values":
+            return stats.loguniform(options["min"], options["max"])
+        if kind == "beta":
+            return stats.beta(options["a"], options["b"])
+        if kind == "log_normal":
+            return stats.lognorm(s=options["sigma"], scale=math.exp(options["mu"]))
+        return stats.norm(options["mu"], options["sigma"])
 
     def _rounded(self, value: float) -> float:
         """To a multiple of q, an integer where q is one."""
@@ -164,38 +162,24 @@ class Parameter:
         return times * step if isinstance(step, int) else round(times * step, 12)
 
 
-def suggested(trial: Trial, name: str, distribution: BaseDistribution) -> Any:
-    """What a trial draws from a distribution."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    if isinstance(distribution, CategoricalDistribution):
-        return trial.suggest_categorical(name, distribution.choices)
-    if isinstance(distribution, IntDistribution):
-        return trial.suggest_int(name, distribution.low, distribution.high)
-    assert isinstance(distribution, FloatDistribution)
-    return trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
-
-
-def parse_parameters(section: Any, where: str = "parameters") -> list[Parameter]:
+def parse_parameters(section: Any) -> list[Parameter]:
     """Read the ``parameters:`` of a sweep file.
-
-    Args:
-        section: as YAML gave it.
-        where: key for messages.
 
     Raises:
         UserError: something is missing, unknown or impossible; the line names the key.
     """
     if not isinstance(section, dict) or not section:
-        raise UserError(f"{where}: must name at least one parameter, such as model.lr: {{values: [0.001, 0.01]}}")
-    return [_parameter(f"{where}.{name}", str(name), entry) for name, entry in section.items()]
+        raise UserError("parameters: must name at least one parameter, such as model.lr: {values: [0.001, 0.01]}")
+    return [_parameter(f"parameters.{name}", str(name), entry) for name, entry in section.items()]
 
 
 def _parameter(where: str, name: str, entry: Any) -> Parameter:
     if not _NAME.fullmatch(name):
         raise UserError(f"{where}: is no key of the command line; write it with dots, such as model.lr")
     if not isinstance(entry, dict):
-        raise UserError(f"{where}: must hold value:, values:, or min: and max:, got {entry!r}")
+        raise UserError(f"{where}: must have value:, values:, or min: and max:, got {entry!r}")
+    if name == OVERLAY:
+        return _overlay(where, entry)
     if "parameters" in entry:
         raise UserError(
             f"{where}.parameters: nested parameters reach the command line as one dictionary; "
@@ -203,20 +187,47 @@ def _parameter(where: str, name: str, entry: Any) -> Parameter:
         )
     options = {str(key): value for key, value in entry.items() if key != "distribution"}
     kind = entry.get("distribution") or _inferred(where, options)
-    if kind in _BY_EXPONENT:
+    if kind in {"log_uniform", "inv_log_uniform", "q_log_uniform"}:
         raise UserError(f"{where}.distribution: {kind} takes exponents and is deprecated by W&B; use {kind}_values")
-    if kind not in _KEYS:
-        raise UserError(f"{where}.distribution: {kind!r} is none of {', '.join(_KEYS)}")
-    required, optional = _KEYS[kind]
-    if missing := sorted(required - options.keys()):
+    if kind not in _KINDS:
+        raise UserError(f"{where}.distribution: must be one of {', '.join(_KINDS)}; got {kind!r}")
+    required, defaults = _KINDS[kind]
+    known = sorted({*required, *defaults})
+    if missing := sorted(set(required) - options.keys()):
         raise UserError(f"{where}.{missing[0]}: is missing; a {kind} distribution needs {', '.join(sorted(required))}")
-    if unknown := sorted(options.keys() - required - optional):
-        known = ", ".join(sorted(required | optional | {"distribution"}))
-        raise UserError(f"{where}.{unknown[0]}: a {kind} distribution has no such key; it knows {known}")
-    options = {**{key: _DEFAULTS[key] for key in optional}, **options}
-    _check_values(where, options)
+    if unknown := sorted(options.keys() - known):
+        raise UserError(
+            f"{where}.{unknown[0]}: a {kind} distribution has no such key; its keys are "
+            f"{', '.join([*known, 'distribution'])}"
+        )
+    options = defaults | options
+    if "value" in options or "values" in options:
+        _check_values(where, options)
     _check_numbers(where, kind, options)
     return Parameter(name, kind, options)
+
+
+def _overlay(where: str, entry: Mapping[str, Any]) -> Parameter:
+    values = entry.get("values")
+    if set(entry) != {"values"} or not isinstance(values, dict) or not values:
+        raise UserError(f"{where}: must have values: with a name for each overlay, such as {{large: {{model: …}}}}")
+    slugs: set[str] = set()
+    for name, changes in values.items():
+        if not (slug := slug_of(str(name))) or slug in slugs:
+            raise UserError(f"{where}.values: {name!r} is not a unique name of a folder; rename it")
+        slugs.add(slug)
+        if not isinstance(changes, dict | str):
+            raise UserError(
+                f"{where}.values.{name}: must be keys as an experiment file has them, or the path of an overlay; "
+                f"got {changes!r}"
+            )
+    read = {str(name): read_experiment(value) if isinstance(value, str) else value for name, value in values.items()}
+    return Parameter(OVERLAY, OVERLAY, {"values": read})
+
+
+def slug_of(name: str) -> str:
+    """Return a name as a folder's."""
+    return re.sub(r"[^\w.@-]+", "_", name).strip("_.")
 
 
 def _inferred(where: str, options: Mapping[str, Any]) -> str:
@@ -225,9 +236,9 @@ def _inferred(where: str, options: Mapping[str, Any]) -> str:
         return "constant"
     if "values" in options:
         return "categorical_w_probabilities" if "probabilities" in options else "categorical"
-    if not options.keys() >= _RANGE:
+    if not set(_RANGE) <= options.keys():
         raise UserError(f"{where}: needs value:, values:, or min: and max:, and a distribution: where it has others")
-    ends = [_number(f"{where}.{key}", options[key]) for key in ("min", "max")]
+    ends = [_number(f"{where}.{key}", options[key]) for key in _RANGE]
     if all(isinstance(end, int) for end in ends):
         return "int_uniform"
     if all(isinstance(end, float) for end in ends):
@@ -236,15 +247,13 @@ def _inferred(where: str, options: Mapping[str, Any]) -> str:
 
 
 def _check_values(where: str, options: Mapping[str, Any]) -> None:
-    values = [options["value"]] if "value" in options else options.get("values", [None])
+    values = [options["value"]] if "value" in options else options["values"]
     if not isinstance(values, list) or not values:
         raise UserError(f"{where}.values: must be a list of at least one value")
-    if "value" not in options and "values" not in options:
-        return
-    if any(_holds_null(value) for value in values):
+    if _has_null(values):
         raise UserError(
             f"{where}: null would reach the command line as the text 'None'; leave the parameter out, "
-            "or say it in an overlay that the command names with --config"
+            "or set it in an overlay that the command names with --config"
         )
     shares = options.get("probabilities", [1.0 / len(values)] * len(values))
     if not isinstance(shares, list) or len(shares) != len(values):
@@ -254,16 +263,13 @@ def _check_values(where: str, options: Mapping[str, Any]) -> None:
         raise UserError(f"{where}.probabilities: must not be negative and sum to 1, got {sum(numbers):g}")
 
 
-def _holds_null(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(map(_holds_null, value.values()))
-    return any(map(_holds_null, value)) if isinstance(value, list) else value is None
+def _has_null(value: Any) -> bool:
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return value is None or any(map(_has_null, children))
 
 
 def _check_numbers(where: str, kind: str, options: Mapping[str, Any]) -> None:
-    for key in ("min", "max", "mu", "sigma", "q", "a", "b"):
-        if key not in options:
-            continue
+    for key in {"min", "max", "mu", "sigma", "q", "a", "b"} & options.keys():
         number = _number(f"{where}.{key}", options[key])
         if kind == "int_uniform" and not isinstance(number, int):
             raise UserError(f"{where}.{key}: an int_uniform distribution needs integers, got {number}")
@@ -284,99 +290,71 @@ def _number(where: str, value: Any) -> float:
     return value
 
 
-_HYPERBAND_KEYS = {"type", "min_iter", "max_iter", "s", "eta", "strict"}
-_LONGEST = 1_000_000
-"""No training has more epochs."""
-
-
 @dataclass(frozen=True)
-class Hyperband:
-    """When to look at a trial, and how many may go on.
+class EarlyStopping:
+    """Successive halving: at certain epochs only the best 1/eta of the trials that have come so far go on.
+
+    W&B's ``hyperband`` has one bracket, so it is Optuna's ``SuccessiveHalvingPruner`` (Li et al., "ASHA", MLSys 2020),
+    not its ``HyperbandPruner``, which divides the trials over several. Optuna keeps one trial fewer at each epoch: of
+    two at eta 2 the better one only. Its epochs go on at ``max_iter / eta**s * eta**k`` as they do from ``min_iter``.
 
     Attributes:
-        bands: epochs at which trials are compared, ascending, counted from 1.
-        eta: one in so many may go on.
-        strict: judge a trial by its value at the band itself, not by its best value until now.
+        first: epoch of the first comparison, counted from 1; the others are at its multiples by powers of eta.
+        eta: the factor.
+        strict: compare values at these epochs, not the best values until then.
+        last: from this epoch on no trial is stopped; 0 for no such epoch.
     """
 
-    bands: tuple[int, ...]
-    eta: float
+    first: int
+    eta: int
     strict: bool
+    last: int = 0
 
-    def stops(self, history: Sequence[float], others: Sequence[Sequence[float]]) -> bool:
-        """Whether a trial should stop.
+    def pruner(self) -> BasePruner:
+        """Return Optuna's pruner."""
+        from optuna.pruners import SuccessiveHalvingPruner
 
-        Args:
-            history: what is minimised, one value an epoch, of the trial.
-            others: the same of all trials that have begun, this one among them.
-        """
-        reached = [band for band in self.bands if band <= len(history)]
-        if not reached:
-            return False
-        band = reached[-1]
-        at_band = sorted(_comparable(values[band - 1]) for values in others if len(values) >= band)
-        limit = at_band[int(len(at_band) / self.eta)]
-        judged = history[band - 1] if self.strict else min(map(_comparable, history))
-        return _comparable(judged) > limit
+        return SuccessiveHalvingPruner(min_resource=self.first, reduction_factor=self.eta)
 
 
-def parse_hyperband(section: Any) -> Hyperband | None:
-    """Read the ``early_terminate:`` of a sweep file.
-
-    Args:
-        section: as YAML gave it; None where the file has none.
+def parse_early_terminate(section: Any) -> EarlyStopping | None:
+    """Read the ``early_terminate:`` of a sweep file; None where there is none.
 
     Raises:
         UserError: something is missing, unknown or impossible; the line names the key.
     """
+    where, known = "early_terminate", ("type", "min_iter", "max_iter", "s", "eta", "strict")
     if section is None:
         return None
-    where = "early_terminate"
     if not isinstance(section, dict) or section.get("type") != "hyperband":
         raise UserError(f"{where}.type: must be hyperband, the only kind there is")
-    if unknown := sorted(section.keys() - _HYPERBAND_KEYS):
-        raise UserError(f"{where}.{unknown[0]}: is not known; hyperband has {', '.join(sorted(_KNOWN))}")
-    eta = section.get("eta", 3)
-    if isinstance(eta, bool) or not isinstance(eta, int | float) or eta <= 1:
-        raise UserError(f"{where}.eta: must be a number above 1, got {eta!r}")
-    if not isinstance(strict := section.get("strict", True), bool):
+    if unknown := sorted(section.keys() - set(known)):
+        raise UserError(f"{where}.{unknown[0]}: is not known; hyperband has {', '.join(known)}")
+    for key, least in {"min_iter": 1, "max_iter": 1, "s": 1, "eta": 2}.items():
+        number = section.get(key, least)
+        if isinstance(number, bool) or not isinstance(number, int) or number < least:
+            raise UserError(f"{where}.{key}: must be an integer from {least}, got {number!r}")
+    eta, strict = section.get("eta", 3), section.get("strict", True)
+    if not isinstance(strict, bool):
         raise UserError(f"{where}.strict: must be true or false, got {strict!r}")
-    return Hyperband(_bands(where, section, eta), eta, strict)
-
-
-def _bands(where: str, section: Mapping[str, Any], eta: float) -> tuple[int, ...]:
-    for key in {"min_iter", "max_iter", "s"} & section.keys():
-        if isinstance(section[key], bool) or not isinstance(section[key], int) or section[key] < 1:
-            raise UserError(f"{where}.{key}: must be an integer from 1, got {section[key]!r}")
     if {"max_iter", "s"} <= section.keys():
-        down = [int(section["max_iter"] / eta**number) for number in range(1, section["s"] + 1)]
-        bands = sorted({band for band in down if band >= 1})
-    elif "min_iter" in section:
-        count = math.ceil(math.log(_LONGEST / section["min_iter"], eta)) + 1
-        bands = sorted({int(section["min_iter"] * eta**number) for number in range(count)})
-    else:
+        last = section["max_iter"]
+        if last < eta:
+            raise UserError(f"{where}.max_iter: {last} is less than eta {eta}, so no epoch is left to stop at")
+        return EarlyStopping(max(1, last // eta ** section["s"]), eta, strict, last)
+    if "min_iter" not in section:
         raise UserError(f"{where}: needs min_iter, or max_iter and s (with {sorted(section)} no epoch is named)")
-    if not bands:
-        raise UserError(
-            f"{where}.max_iter: {section['max_iter']} is less than eta {eta}, so no epoch is left to stop at"
-        )
-    return tuple(bands)
-
-
-def _comparable(value: float) -> float:
-    """A training that has diverged is worse than any other."""
-    return math.inf if math.isnan(value) else value
+    return EarlyStopping(section["min_iter"], eta, strict)
 
 
 Method = Literal["grid", "random", "bayes"]
 Goal = Literal["minimize", "maximize"]
 
-_ELSEWHERE = {"program", "project", "entity", "description", "name", "apiVersion", "kind"}
+_OF_WANDB = {"program", "project", "entity", "description", "name", "apiVersion", "kind"}
 """Keys that only W&B's own pages and agents use."""
-_KNOWN = {"method", "metric", "parameters", "early_terminate", "run_cap", "command"} | _ELSEWHERE
-_METRIC_KEYS = {"name", "goal", "target"}
+_KEYS = {"method", "metric", "parameters", "early_terminate", "run_cap", "command"} | _OF_WANDB
 _ARGS, _ARGS_APART = "${args}", "${args_no_equals}"
-_OURS = {"name", "runs", "config", "ckpt_path", "checkpoint.monitor", "checkpoint.mode"}
+_RESERVED = {"name", "runs", "config", "ckpt_path", "checkpoint.monitor", "checkpoint.mode"}
 _COMMAND = '["${env}", python, -m, experiments, fit, --config, experiments/….yaml, "${args}"]'
 
 
@@ -400,7 +378,7 @@ class Metric:
         return 1.0 if self.goal == "minimize" else -1.0
 
     def reached(self, value: float) -> bool:
-        """Whether a value is as good as the target."""
+        """Return whether a value is as good as the target."""
         return self.target is not None and self.sign * value <= self.sign * self.target
 
 
@@ -412,15 +390,15 @@ class SweepFile:
         method: how values are chosen; ``bayes`` is TPE.
         metric: what for.
         parameters: of what.
-        hyperband: when trials are stopped early, if at all.
-        run_cap: no more than so many trials, unless more are asked for.
+        early_stopping: when trials are stopped early, if at all.
+        run_cap: number of trials, unless the command line gives one.
         fit: arguments after ``python -m experiments fit``, with the place of the values.
     """
 
     method: Method
     metric: Metric
     parameters: tuple[Parameter, ...]
-    hyperband: Hyperband | None
+    early_stopping: EarlyStopping | None
     run_cap: int | None
     fit: tuple[str, ...]
 
@@ -429,8 +407,19 @@ class SweepFile:
         """Parameters with more than one value to choose from."""
         return [parameter for parameter in self.parameters if not parameter.is_constant]
 
+    @property
+    def overlays(self) -> Mapping[str, Mapping[str, Any]]:
+        """Changes of the experiment by their names; none where ``overlay`` is no parameter."""
+        return next((p.options["values"] for p in self.parameters if p.kind == OVERLAY), {})
+
+    @property
+    def configs(self) -> list[str]:
+        """Experiment files that the command names."""
+        pairs = itertools.pairwise(self.fit)
+        return [path for flag, path in pairs if flag == "--config"]
+
     def grid(self) -> list[dict[str, Any]]:
-        """All combinations, the last parameter the fastest.
+        """Return all combinations, the last parameter varying fastest.
 
         Raises:
             UserError: a parameter has no list of values.
@@ -439,15 +428,28 @@ class SweepFile:
         columns = [parameter.grid() for parameter in self.searched]
         return [dict(zip(names, values, strict=True)) for values in itertools.product(*columns)]
 
-    def arguments(self, values: Mapping[str, Any], more: list[str]) -> list[str]:
-        """Arguments of a trial, after ``python -m experiments``, made as W&B's agent makes them.
+    def place(self, slot: int, values: Mapping[str, Any]) -> Path:
+        """Return where a trial's run is put, below the sweep's folder; the last part is the run's name.
+
+        A trial that is nothing but an overlay is named after it, and moves with its content.
+        """
+        if self.overlays and len(self.searched) == 1:
+            name = values[OVERLAY]
+            return Path("trials", fingerprint(self.overlays[name]), slug_of(name))
+        return Path("trials", f"trial-{slot:04d}")
+
+    def arguments(self, values: Mapping[str, Any], more: list[str], folder: Path) -> list[str]:
+        """Return arguments of a trial, after ``python -m experiments``, made as W&B's agent makes them.
 
         Args:
             values: of the parameters that are searched.
             more: arguments that come right before the values.
+            folder: with the files of overlays.
         """
         constants = {p.name: p.options["value"] for p in self.parameters if p.is_constant}
         chosen = {p.name: {**constants, **values}[p.name] for p in self.parameters}
+        if OVERLAY in chosen:
+            more = [*more, f"--config={folder / slug_of(chosen.pop(OVERLAY))}.yaml"]
         made = ["fit"]
         for part in self.fit:
             if part == _ARGS:
@@ -459,8 +461,13 @@ class SweepFile:
         return made
 
 
+def fingerprint(content: Any) -> str:
+    """Return a text that changes with the content."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
 def read_sweep(path: Path) -> SweepFile:
-    """Read and check a sweep file.
+    """Read and check a sweep file, or an ablation in the dialect of version 0.1 (``experiment:`` and ``variants:``).
 
     Raises:
         UserError: the file cannot be read, or something in it is missing, unknown or impossible.
@@ -473,22 +480,51 @@ def read_sweep(path: Path) -> SweepFile:
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}: holds no keys; a sweep has method:, metric:, parameters: and command:")
+        raise UserError(f"{path}: has no keys; a sweep has method:, metric:, parameters: and command:")
     try:
+        if "variants" in content:
+            content = _from_variants(path, read_experiment(path))
+        elif isinstance(parameters := content.get("parameters"), dict) and OVERLAY in parameters:
+            # Changes are read as experiment files are, by YAML 1.2.
+            parameters[OVERLAY] = read_experiment(path)["parameters"][OVERLAY]
         return _parsed(content)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise error if str(error).startswith(f"{path}: ") else UserError(f"{path}: {error}") from error
+
+
+def _from_variants(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """The grid that an ablation of version 0.1 is."""
+    variants, experiment = content["variants"], content.get("experiment")
+    if strange := sorted(content.keys() - {"experiment", "variants"}):
+        raise UserError(f"unknown key {strange[0]!r}; an ablation has experiment: and variants:")
+    if not isinstance(experiment, str) or not isinstance(variants, list):
+        raise UserError("needs experiment: with the path of an experiment, and a list variants:")
+    for number, one in enumerate(variants):
+        if not isinstance(one, dict) or set(one) != {"name", "changes"} or not isinstance(one["changes"], dict):
+            raise UserError(f"variants[{number}]: needs name: and changes: with keys as an experiment file has them")
+    names = [str(one["name"]) for one in variants]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"variants: {twice[0]!r} is not a unique name; rename it")
+    base = path.parent / experiment
+    checkpoint = read_experiment(base).get("checkpoint") or {}
+    goal = "maximize" if checkpoint.get("mode") == "max" else "minimize"
+    return {
+        "method": "grid",
+        "metric": {"name": checkpoint.get("monitor", "val/loss"), "goal": goal},
+        "parameters": {OVERLAY: {"values": {str(one["name"]): one["changes"] for one in variants}}},
+        "command": ["python", "-m", "experiments", "fit", "--config", str(base), _ARGS],
+    }
 
 
 def _parsed(content: Mapping[str, Any]) -> SweepFile:
-    if unknown := sorted(str(key) for key in content if key not in _KNOWN):
-        raise UserError(f"{unknown[0]}: is not a key that can be followed here; known are {', '.join(sorted(_KNOWN))}")
+    if unknown := sorted(str(key) for key in content if key not in _KEYS):
+        raise UserError(f"{unknown[0]}: is not a key that can be followed here; known are {', '.join(sorted(_KEYS))}")
     if (method := content.get("method")) not in ("grid", "random", "bayes"):
         raise UserError(f"method: must be grid, random or bayes, got {method!r}")
     parameters = tuple(parse_parameters(content.get("parameters")))
     for parameter in parameters:
-        if parameter.name in _OURS:
-            raise UserError(f"parameters.{parameter.name}: is given by the sweep itself; leave it out")
+        if parameter.name in _RESERVED:
+            raise UserError(f"parameters.{parameter.name}: is set by the sweep itself; leave it out")
     run_cap = content.get("run_cap")
     if run_cap is not None and (isinstance(run_cap, bool) or not isinstance(run_cap, int) or run_cap < 1):
         raise UserError(f"run_cap: must be an integer from 1, got {run_cap!r}")
@@ -496,7 +532,7 @@ def _parsed(content: Mapping[str, Any]) -> SweepFile:
         method=cast("Method", method),
         metric=_metric(content.get("metric")),
         parameters=parameters,
-        hyperband=parse_hyperband(content.get("early_terminate")),
+        early_stopping=parse_early_terminate(content.get("early_terminate")),
         run_cap=run_cap,
         fit=_fit_arguments(content.get("command"), str(content.get("program", ""))),
     )
@@ -510,7 +546,7 @@ def _parsed(content: Mapping[str, Any]) -> SweepFile:
 def _metric(section: Any) -> Metric:
     if not isinstance(section, dict) or not isinstance(name := section.get("name"), str):
         raise UserError("metric.name: is missing; name what is optimised, such as val/class/accuracy")
-    if unknown := sorted(section.keys() - _METRIC_KEYS):
+    if unknown := sorted(section.keys() - {"name", "goal", "target"}):
         raise UserError(f"metric.{unknown[0]}: is not a key that can be followed here; known are name, goal, target")
     if name.startswith("test"):
         raise UserError(
@@ -521,10 +557,8 @@ def _metric(section: Any) -> Metric:
         raise UserError(f"metric.name: {name!r} is no metric of the validation split; name a val/… metric")
     if (goal := section.get("goal", "minimize")) not in ("minimize", "maximize"):
         raise UserError(f"metric.goal: must be minimize or maximize, got {goal!r}")
-    target = section.get("target")
-    is_number = isinstance(target, int | float) and not isinstance(target, bool) and math.isfinite(target)
-    if target is not None and not is_number:
-        raise UserError(f"metric.target: must be a number, got {target!r}")
+    if (target := section.get("target")) is not None:
+        _number("metric.target", target)
     return Metric(name, cast("Goal", goal), target)
 
 
@@ -532,7 +566,9 @@ def _fit_arguments(command: Any, program: str) -> tuple[str, ...]:
     """What follows ``python -m experiments fit`` in the command that W&B's agent would run."""
     if not isinstance(command, list) or not all(isinstance(part, str | int | float) for part in command):
         raise UserError(f"command: is missing; write {_COMMAND}")
-    parts = [_with_environment(str(part)) for part in command]
+    # As the agent does: the variable's value, or its name where there is none.
+    pattern = r"\$\{envvar:([A-Z0-9_]*)\}"
+    parts = [re.sub(pattern, lambda found: os.environ.get(found[1], found[1]), str(part)) for part in command]
     parts = [program if part == "${program}" else part for part in parts]
     heads = [number for number in range(len(parts)) if parts[number : number + 3] == ["-m", "experiments", "fit"]]
     if not heads:
@@ -541,12 +577,7 @@ def _fit_arguments(command: Any, program: str) -> tuple[str, ...]:
     macros = [part for part in fit if re.fullmatch(r"\$\{.*\}", part)]
     if len(macros) != 1 or macros[0] not in {_ARGS, _ARGS_APART}:
         raise UserError(
-            f"command: needs {_ARGS} once to say where the values go, got {' '.join(macros) or 'none'} "
-            "(flags without a value, or values without --, are not understood by `fit`)"
+            f"command: needs {_ARGS} once where the values go, got {' '.join(macros) or 'none'} "
+            "(`fit` does not understand flags without a value, or values without --)"
         )
     return tuple(fit)
-
-
-def _with_environment(part: str) -> str:
-    """As the agent does: the variable's value, or its name where there is none."""
-    return re.sub(r"\$\{envvar:([A-Z0-9_]*)\}", lambda found: os.environ.get(found[1], found[1]), part)

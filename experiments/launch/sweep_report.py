@@ -1,4 +1,4 @@
-"""What a sweep leaves: a table, ``sweep.csv``, ``importance.png``, and the best trial's configuration to fit again."""
+"""What a sweep writes: a table, ``sweep.csv``, ``importance.png``, and the best trial's configuration to fit again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import optuna
 import yaml
 from optuna.trial import FrozenTrial, TrialState
 
-from experiments.launch.study import ERROR, SLOT, VALUES, trial_name
+from experiments.launch.study import ERROR, NAME, VALUES
 from experiments.launch.sweep_file import Metric
 from vitrail.files import write_csv, write_text_atomically
 
@@ -32,21 +32,21 @@ _STATES = {
 
 
 def best_trial(trials: Sequence[FrozenTrial], metric: Metric) -> FrozenTrial | None:
-    """The complete trial with the best metric, the earliest of equal ones; None where none is complete."""
+    """Return the complete trial with the best metric, the earliest of equal ones; None where none is complete."""
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     return min(complete, key=lambda trial: (metric.sign * value_of(trial), trial.number), default=None)
 
 
 def value_of(trial: FrozenTrial) -> float:
-    """Best value of the metric over a trial's epochs; NaN where it never came to one."""
+    """Return the best value of the metric over a trial's epochs; NaN where it never came to one."""
     value = trial.value if trial.state == TrialState.COMPLETE else trial.user_attrs.get(BEST_VALUE)
     return float("nan") if value is None else float(value)
 
 
 def sweep_frame(trials: Sequence[FrozenTrial], metric: Metric) -> pd.DataFrame:
-    """One row a trial, complete ones first, the best first.
+    """Return one row a trial, complete ones first, the best first.
 
-    Columns are ``trial``, ``slot``, ``state``, the metric, ``epochs``, the parameters, ``run`` and ``error``.
+    Columns are ``trial``, ``state``, the metric, ``epochs``, the parameters, ``run`` and ``error``.
     """
     import pandas as pd
 
@@ -56,8 +56,7 @@ def sweep_frame(trials: Sequence[FrozenTrial], metric: Metric) -> pd.DataFrame:
         known = trial.user_attrs
         rows.append(
             {
-                "trial": trial_name(trial.number),
-                "slot": known.get(SLOT),
+                "trial": known.get(NAME),
                 "state": _STATES[trial.state],
                 metric.name: value_of(trial),
                 "epochs": known.get(EPOCHS),
@@ -72,25 +71,24 @@ def sweep_frame(trials: Sequence[FrozenTrial], metric: Metric) -> pd.DataFrame:
 
 
 def rich_table(frame: pd.DataFrame, metric: Metric, title: str) -> Table:
-    """The trials, the best one marked; of a failed one the reason stands in the place of its directory."""
+    """Return the trials, the best one in bold; a failed one has the reason in place of its directory."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(title=Text(title))
-    hidden = {"slot", "error"}
-    for column in frame.columns:
-        if column not in hidden:
-            table.add_column(Text(str(column)), justify="left" if column in {"trial", "state", "run"} else "right")
+    columns = [column for column in frame.columns if column != "error"]
+    for column in columns:
+        table.add_column(Text(str(column)), justify="left" if column in {"trial", "state", "run"} else "right")
     for position, row in enumerate(frame.to_dict("records")):
         row["run"] = row["error"] if row["state"] == "failed" else row["run"]
-        cells = [Text(_cell(row[column])) for column in frame.columns if column not in hidden]
+        cells = [Text(_cell(row[column])) for column in columns]
         is_best = position == 0 and row["state"] == "complete"
         table.add_row(*cells, style="bold" if is_best else ("dim" if row["state"] != "complete" else ""))
     return table
 
 
 def write_reports(folder: Path, study: optuna.Study, trials: Sequence[FrozenTrial], metric: Metric, runs: Path) -> str:
-    """Write ``sweep.csv``, ``best.yaml``, ``importance.csv`` and ``importance.png``, each whole.
+    """Write ``sweep.csv``, ``best.yaml``, ``importance.csv`` and ``importance.png``, each atomically.
 
     Args:
         folder: of the sweep.
@@ -100,19 +98,19 @@ def write_reports(folder: Path, study: optuna.Study, trials: Sequence[FrozenTria
         runs: directory of runs for the best configuration's next run.
 
     Returns:
-        Lines that say where they lie, or why one is missing.
+        Lines with their paths, or why one is missing.
     """
     write_csv(folder / "sweep.csv", sweep_frame(trials, metric))
     said = [f"Table: {folder / 'sweep.csv'}"]
     best = best_trial(trials, metric)
     path = folder / "best.yaml"
     if best is None:
-        # Those of a sweep before may lie there.
+        # Those of an earlier sweep may be there.
         for name in ("best.yaml", "importance.csv", "importance.png"):
             (folder / name).unlink(missing_ok=True)
         return said[0]
     write_text_atomically(path, _best_config(best, folder.name, metric, runs))
-    result = f"{trial_name(best.number)}, {metric.name} {value_of(best):.4g}"
+    result = f"{best.user_attrs[NAME]}, {metric.name} {value_of(best):.4g}"
     said.append(f"Best: {result}; python -m experiments fit --config {path}")
     why = _importance(folder, study, trials, metric)
     said.append(f"Importance: {why or folder / 'importance.png'}")
@@ -120,29 +118,29 @@ def write_reports(folder: Path, study: optuna.Study, trials: Sequence[FrozenTria
 
 
 def _best_config(best: FrozenTrial, name: str, metric: Metric, runs: Path) -> str:
-    """The trial's whole configuration with a name of its own, so that its next run does not lie among the trials."""
+    """The trial's whole configuration with a name of its own, so that its next run is not put among the trials."""
     config = yaml.safe_load(best.user_attrs[CONFIG])
     config |= {"name": f"{name}_best", "runs": str(runs)}
     values = ", ".join(f"{key} {value}" for key, value in best.user_attrs[VALUES].items())
     head = (
-        f"# The best of the sweep {name}: {trial_name(best.number)}, {metric.name} {value_of(best):.6g} with {values}."
+        f"# The best of the sweep {name}: {best.user_attrs[NAME]}, {metric.name} {value_of(best):.6g} with {values}."
     )
     return f"{head}\n{yaml.safe_dump(config, sort_keys=False, allow_unicode=True)}"
 
 
 def _importance(folder: Path, study: optuna.Study, trials: Sequence[FrozenTrial], metric: Metric) -> str | None:
-    """Write how much of the metric's variance each parameter explains; or say why that cannot be told."""
+    """Write how much of the metric's variance each parameter explains; or return why there is none."""
     import pandas as pd
     from matplotlib.figure import Figure
 
     from evaluation.report.figures import plain, save_figure
 
-    # Those of a sweep before may lie there.
+    # Those of an earlier sweep may be there.
     for name in ("importance.csv", "importance.png"):
         (folder / name).unlink(missing_ok=True)
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     if len(complete) < 2:
-        return "one complete trial says nothing of what matters, so there is no plot"
+        return "one complete trial does not show what matters, so there is no plot"
     if len({trial.value for trial in complete}) == 1:
         return f"{metric.name} is the same in all complete trials, so there is no plot"
     varied = [name for name in complete[0].params if len({trial.params.get(name) for trial in complete}) > 1]

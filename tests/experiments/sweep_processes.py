@@ -1,4 +1,4 @@
-"""Processes that take trials of one sweep; called by ``test_sweep_study.py``."""
+"""Processes that take trials of one sweep; called by ``test_study.py``."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ def share(folder: Path) -> None:
     """Takes trials until there are none, both processes at once."""
     own = folder / os.environ["RANK"]
     own.mkdir()
-    study = opened(folder, grid(own))
-    study.ask_for(6)
-    (own / "taken").write_text(json.dumps(all_values(study)), encoding="utf-8")
+    (own / "taken").write_text(json.dumps(all_values(opened(folder, grid(own)))), encoding="utf-8")
 
 
-def killed(folder: Path) -> None:
-    """Takes two trials and ends neither."""
+def killed(folder: Path, *, early: bool) -> None:
+    """Takes two trials and ends neither; if early, it is killed before the second one's first heartbeat."""
     study = opened(folder, grid(folder))
-    study.ask_for(6)
-    study.take()
-    study.take()
+    study.take(6)
+    if early:
+        study._rdb.record_heartbeat = lambda _: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+        study._running.clear()
+    study.take(6)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -35,4 +35,4 @@ if __name__ == "__main__":
     if part == "share":
         in_forks(2, lambda: share(root), root / "log")
     else:
-        killed(root)
+        killed(root, early=part == "killed_early")

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tests.support.processes import begin_fork, end_of_fork
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 COSTLY = (
     "timm",

@@ -23,7 +23,7 @@ from tests.experiments.conftest import TINY
 from tests.support.data import write_products
 from vitrail.errors import UserError
 
-FILES = sorted((Path(__file__).parents[2] / "experiments" / "ablations").glob("*.yaml"))
+FILES = sorted((Path(__file__).parents[3] / "experiments" / "ablations").glob("*.yaml"))
 
 KNOWN = {
     "RN50": (102.01, 102.01),

@@ -1,15 +1,10 @@
-"""Trials in the database: each slot is run once, by whomever, whatever was killed meanwhile.
-
-Who is still there.
-"""
+"""Trials in the database: each slot is run once, by whatever process, whatever was killed meanwhile."""
 
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,8 +12,8 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from experiments.launch import study as sweep_owner
-from experiments.launch.study import ATTEMPT, OWNER, SLOT, Silence, SweepStudy, is_gone, name_of
+from experiments.launch import study as sweep_study
+from experiments.launch.study import ERROR, SLOT, Claim, SweepStudy
 from experiments.launch.sweep_file import SweepFile, read_sweep
 from tests.experiments.launch.test_sweep_file import written
 from tests.support.forks import run_program
@@ -36,187 +31,165 @@ def grid(folder: Path, **changes: Any) -> SweepFile:
     return read_sweep(written(folder, **{"parameters": GRID, **changes}))
 
 
-def finish(study: SweepStudy, value: float = 0.5) -> dict[str, Any] | None:
+def taken(study: SweepStudy, count: int = 6) -> Claim:
+    claim = study.take(count)
+    assert claim is not None
+    return claim
+
+
+def finish(study: SweepStudy, value: float = 0.5, count: int = 6) -> dict[str, Any] | None:
     """Take one trial and end it."""
-    if (claim := study.take()) is None:
+    if (claim := study.take(count)) is None:
         return None
-    study.tell(claim.trial, TrialState.COMPLETE, value)
+    study.end(claim.trial, TrialState.COMPLETE, value, {})
     return claim.values
 
 
-def all_values(study: SweepStudy) -> list[dict[str, Any]]:
+def all_values(study: SweepStudy, count: int = 6) -> list[dict[str, Any]]:
     values = []
-    while (taken := finish(study)) is not None:
-        values.append(taken)
+    while (one := finish(study, count=count)) is not None:
+        values.append(one)
     return values
 
 
-def test_every_point_of_a_grid_is_taken_once(tmp_path: Path) -> None:
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The database's clock counts seconds; so times are short, not fractions."""
+    monkeypatch.setattr(sweep_study, "BEAT_SECONDS", 1)
+    monkeypatch.setattr(sweep_study, "GRACE_SECONDS", 2)
+
+
+def test_every_point_of_a_grid_is_taken_once_in_its_order(tmp_path: Path) -> None:
     sweep = grid(tmp_path)
-    study = opened(tmp_path, sweep)
-    study.ask_for(6)
-    # Asking again, as a second start does, changes nothing.
-    opened(tmp_path, sweep).ask_for(6)
-    assert all_values(study) == sweep.grid()
-    assert study.take() is None
+    assert all_values(opened(tmp_path, sweep)) == sweep.grid()
+    # A second start changes nothing.
+    assert opened(tmp_path, sweep).take(6) is None
 
 
 def test_several_processes_share_a_grid(tmp_path: Path) -> None:
     run_program("tests.experiments.sweep_processes", str(tmp_path), "share")
     found = [values for number in range(2) for values in json.loads((tmp_path / str(number) / "taken").read_text())]
-    expected = grid(tmp_path).grid()
-    assert Counter(map(str, found)) == Counter(map(str, expected))
+    assert Counter(map(str, found)) == Counter(map(str, grid(tmp_path).grid()))
+
+
+def test_two_machines_that_take_the_last_point_at_once_run_it_once(tmp_path: Path) -> None:
+    study = opened(tmp_path, grid(tmp_path))
+    assert len(all_values(study)) == 6
+    # As a database server lets it happen, where each has counted before the other one began.
+    assert study.take(7) is None
+    assert len(study.trials()) == 6
+    assert opened(tmp_path, grid(tmp_path)).take(6) is None
 
 
 @pytest.mark.parametrize("method", ["random", "bayes"])
-def test_a_sweep_that_was_interrupted_draws_the_same(tmp_path: Path, method: str) -> None:
+def test_a_sweep_that_was_interrupted_samples_the_same(tmp_path: Path, method: str) -> None:
     sweep = grid(tmp_path, method=method, parameters=RANGES)
     folders = [tmp_path / name for name in ("once", "resumed", "other")]
     for folder in folders:
         folder.mkdir()
-    study = opened(folders[0], sweep)
-    study.ask_for(14)
-    once = all_values(study)
+    once = all_values(opened(folders[0], sweep), 14)
     assert len({values["model.lr"] for values in once}) == 14
     resumed = []
     for _ in range(7):
         study = opened(folders[1], sweep)
-        study.ask_for(14)
-        resumed += [finish(study), finish(study)]
+        resumed += [finish(study, count=14), finish(study, count=14)]
     assert resumed == once
-    study = opened(folders[2], sweep, seed=2)
-    study.ask_for(14)
-    assert all_values(study)[0] != once[0]
+    assert finish(opened(folders[2], sweep, seed=2)) != once[0]
 
 
-def test_a_lost_slot_draws_the_same_again(tmp_path: Path) -> None:
+def test_a_trial_that_is_handed_back_comes_first_with_the_same_values(tmp_path: Path) -> None:
     study = opened(tmp_path, grid(tmp_path, method="random", parameters=RANGES))
-    study.ask_for(3)
-    lost = study.take()
-    assert lost is not None
-    study.give_up(lost.trial)
-    study.ask_for(3)
-    # And before the others: what was interrupted comes first.
-    again = study.take()
-    assert again is not None
-    assert again.values == lost.values
-    assert (found := study.lost_before(again.trial)) is not None
-    assert found.number == lost.trial.number
-    other = study.take()
-    assert other is not None
-    assert study.lost_before(other.trial) is None
-
-
-def test_no_more_slots_are_taken_than_are_asked_for_now(tmp_path: Path) -> None:
-    study = opened(tmp_path, grid(tmp_path))
-    study.ask_for(6)
-    taken = [study.take(2) for _ in range(3)]
-    assert [claim is None for claim in taken] == [False, False, True]
-    assert study.take(3) is not None
+    lost = taken(study, 3)
+    study.hand_back(lost.trial)
+    again = taken(study, 3)
+    assert (again.slot, again.values, again.is_fresh) == (lost.slot, lost.values, False)
+    assert taken(study, 3).slot == 1
+    # Only so many are taken as are asked for.
+    taken(study, 3)
+    assert study.take(3) is None
+    assert taken(study, 4).slot == 3
 
 
 def test_tpe_looks_where_it_was_good(tmp_path: Path) -> None:
-    sweep = grid(tmp_path, method="bayes", parameters={"a": {"min": 0.0, "max": 1.0}})
-    study = opened(tmp_path, sweep)
-    study.ask_for(40)
+    study = opened(tmp_path, grid(tmp_path, method="bayes", parameters={"a": {"min": 0.0, "max": 1.0}}))
     tried = []
-    while (claim := study.take()) is not None:
+    while (claim := study.take(40)) is not None:
         tried.append(claim.values["a"])
-        study.tell(claim.trial, TrialState.COMPLETE, (claim.values["a"] - 0.8) ** 2)
+        study.end(claim.trial, TrialState.COMPLETE, (claim.values["a"] - 0.8) ** 2, {})
     late = [abs(value - 0.8) for value in tried[25:]]
     early = [abs(value - 0.8) for value in tried[:10]]
     assert sum(late) / len(late) < 0.5 * sum(early) / len(early)
 
 
-def test_the_trial_of_a_killed_process_is_run_again(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("when", ["killed", "killed_early"])
+def test_the_trials_of_a_killed_process_are_run_again(tmp_path: Path, when: str) -> None:
     sweep = grid(tmp_path)
-    run_program("tests.experiments.sweep_processes", str(tmp_path), "killed", code=-signal.SIGKILL)
+    run_program("tests.experiments.sweep_processes", str(tmp_path), when, code=-signal.SIGKILL)
     study = opened(tmp_path, sweep)
-    assert [trial.state.name for trial in study.trials()] == ["RUNNING"] * 2 + ["WAITING"] * 4
-    assert study.find_lost() == 2
-    study.ask_for(6)
-    values = all_values(study)
+    assert len(study.running_elsewhere()) == 2
+    values: list[dict[str, Any]] = []
+    deadline = time.monotonic() + 60
+    while len(values) < 6 and time.monotonic() < deadline:
+        values += all_values(study)
+        time.sleep(0.3)
     assert sorted(map(str, values)) == sorted(map(str, sweep.grid()))
     assert sorted(trial.user_attrs[SLOT] for trial in study.trials()) == list(range(6))
-    assert study.find_lost() == 0
+    assert study.running_elsewhere() == []
 
 
-def test_a_living_process_keeps_its_trials(tmp_path: Path) -> None:
-    first, second = (opened(tmp_path, grid(tmp_path)) for _ in range(2))
-    first.ask_for(6)
-    claim = first.take()
-    assert second.find_lost() == 0
-    assert claim is not None
-    first.tell(claim.trial, TrialState.COMPLETE, 0.1)
-    assert second.trials()[0].value == 0.1
-
-
-def test_a_silent_trial_on_another_machine_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("impatient")
+def test_a_living_process_keeps_its_trials_and_a_silent_one_loses_them(tmp_path: Path) -> None:
     far, near = (opened(tmp_path, grid(tmp_path)) for _ in range(2))
-    far.owner = "another-machine pid:[1] 12 34"
-    far.ask_for(6)
-    claim = far.take()
-    assert claim is not None
-    seconds = [0.0]
-    near._silence = sweep_owner.Silence(120, lambda: seconds[0])
-    assert near.find_lost() == 0
-    assert [trial.user_attrs[OWNER] for trial in near.running_elsewhere()] == [far.owner]
-    seconds[0] = 100
-    claim.trial.set_user_attr("beat", 1)
-    assert near.find_lost() == 0
-    seconds[0] = 200
-    assert near.find_lost() == 0
-    seconds[0] = 221
-    assert near.find_lost() == 1
-    # It was only slow: what it says afterwards counts for nothing, and its slot is run again.
-    far.tell(claim.trial, TrialState.COMPLETE, 0.1)
-    near.ask_for(6)
+    claim = taken(far)
+    for _ in range(8):
+        time.sleep(0.4)
+        far.beat(claim.trial)
+        assert near.take(0) is None
+    assert [trial.number for trial in near.running_elsewhere()] == [claim.trial.number]
+    time.sleep(4)
+    assert near.take(0) is None
+    # It was only slow: what it reports afterwards does not count, and its slot is run again.
+    assert near.running_elsewhere() == []
+    assert far.report(claim.trial, 1, 0.5)
+    far.end(claim.trial, TrialState.COMPLETE, 0.1, {})
     assert len(all_values(near)) == 6
-
-
-def test_a_slot_that_two_machines_have_asked_for_is_run_once(tmp_path: Path) -> None:
-    study = opened(tmp_path, grid(tmp_path))
-    study.ask_for(6)
-    # As a second machine does that has looked before the first one asked.
-    study.study.enqueue_trial({"model.lr": "0.1", "model.label_smoothing": "0"}, user_attrs={SLOT: 0, ATTEMPT: 0})
-    assert len(all_values(study)) == 6
-    assert len(study.trials()) == 6
+    assert [trial.value for trial in near.trials()] == [0.5] * 6
 
 
 def test_failed_trials_are_run_again_only_if_asked(tmp_path: Path) -> None:
     study = opened(tmp_path, grid(tmp_path))
-    study.ask_for(2)
-    claim = study.take()
-    assert claim is not None
-    study.tell(claim.trial, TrialState.FAIL, None, {"error": "no"})
-    finish(study)
-    study.ask_for(2)
-    assert study.take() is None
-    study.ask_for(2, retry_failed=True)
-    study.ask_for(2, retry_failed=True)
-    again = study.take()
-    assert again is not None
-    assert again.values == claim.values
-    study.tell(again.trial, TrialState.COMPLETE, 0.1)
-    assert study.take() is None
+    claim = taken(study, 2)
+    study.end(claim.trial, TrialState.FAIL, None, {ERROR: "exit code 1: no"})
+    finish(study, count=2)
+    study.retry_failed(refused_only=True)
+    assert opened(tmp_path, grid(tmp_path)).take(2) is None
+    for _ in range(2):
+        study.retry_failed(refused_only=False)
+    again = taken(study, 2)
+    assert (again.values, again.is_fresh) == (claim.values, True)
+    study.end(again.trial, TrialState.COMPLETE, 0.1, {})
+    assert study.take(2) is None
+    assert len(study.trials()) == 2
 
 
-def test_hyperband_looks_at_all_trials(tmp_path: Path) -> None:
-    rule = {"type": "hyperband", "min_iter": 2, "eta": 2}
+@pytest.mark.parametrize("strict", [True, False])
+def test_early_stopping_compares_all_trials(tmp_path: Path, strict: bool) -> None:
+    rule = {"type": "hyperband", "max_iter": 4, "s": 1, "eta": 2, "strict": strict}
     metric = {"name": "val/class/accuracy", "goal": "maximize"}
     study = opened(tmp_path, grid(tmp_path, early_terminate=rule, metric=metric))
-    study.ask_for(6)
-    trials = [claim.trial for claim in (study.take(), study.take(), study.take()) if claim is not None]
-    for trial, value in zip(trials, (0.9, 0.2, 0.5), strict=True):
-        trial.report(value, step=1)
-        assert not study.should_stop(trial)
-        trial.report(value, step=2)
-    assert [study.should_stop(trial) for trial in trials] == [False, True, False]
+    trials = [taken(study).trial for _ in range(4)]
+    for trial, value in zip(trials, (0.5, 0.9, 0.2, 0.7), strict=True):
+        assert not study.report(trial, 1, value)
+    assert [study.report(t, 2, v) for t, v in zip(trials, (0.5, 0.9, 0.2, 0.7), strict=True)] == [
+        *(False, False, True, False)
+    ]
+    # From its last epoch on nothing is stopped.
+    assert not study.report(trials[0], 4, 0.0)
 
 
 def test_a_target_ends_the_search(tmp_path: Path) -> None:
     study = opened(tmp_path, grid(tmp_path, metric={"name": "val/loss", "target": 0.3}))
-    study.ask_for(2)
     finish(study, 0.4)
     assert not study.target_reached()
     finish(study, 0.2)
@@ -239,34 +212,3 @@ def test_a_database_that_cannot_be_used_is_told_in_one_line(tmp_path: Path, url:
         SweepStudy(url, "sweep", grid(tmp_path), 1)
     assert "\n" not in str(raised.value)
     assert "secret" not in str(raised.value)
-
-
-def test_this_process_is_here() -> None:
-    assert is_gone(name_of(os.getpid())) is False
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_later_process_with_the_same_number_is_another() -> None:
-    machine, number, started = name_of(os.getpid()).rsplit(" ", 2)
-    assert is_gone(f"{machine} {number} {int(started) - 1}") is True
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_an_ended_process_is_gone() -> None:
-    code = "import os; from experiments.launch.study import name_of; print(name_of(os.getpid()))"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    assert is_gone(ended) is True
-
-
-def test_nothing_is_known_of_another_machine() -> None:
-    assert is_gone("another pid:[1] 1 2") is None
-
-
-def test_silence_counts_from_the_last_beat() -> None:
-    seconds = [0.0]
-    silence = Silence(10, lambda: seconds[0])
-    assert not silence.too_long(1, 0)
-    seconds[0] = 11
-    assert silence.too_long(1, 0)
-    assert not silence.too_long(1, 1)
-    assert not silence.too_long(2, 0)

@@ -20,7 +20,7 @@ from wandb.sdk.launch.sweeps import utils as wandb_sweeps
 from experiments.launch.sweep_file import Metric, Parameter, parse_parameters, read_sweep
 from vitrail.errors import UserError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FILES = sorted((ROOT / "experiments" / "sweeps").glob("*.yaml"))
 
 VALID: dict[str, Any] = {

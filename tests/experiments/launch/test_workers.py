@@ -160,7 +160,7 @@ def test_a_sweep_that_stops_ends_its_trials(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("stand_in")
 def test_a_trial_ends_with_its_killed_sweep(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     script.write_text(
         # The stand-in is for the trial only.
         f"import sys, threading; sys.path[0] = {str(root)!r}\n"
