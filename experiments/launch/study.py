@@ -38,7 +38,7 @@ GRACE_SECONDS = 30
 _WAIT_FOR_LOCK = 120.0
 """Seconds that one writer of an SQLite file waits for another one."""
 
-SLOT, NAME, VALUES, ERROR = "slot", "name", "values", "error"
+SLOT, NAME, VALUES, ERROR, RUN = "slot", "name", "values", "error", "run"
 _SWEEP, _SURPLUS, _BEGUN = "sweep", "surplus", "begun"
 _REFUSED = f"exit code {EXIT_USER_ERROR}: "
 
@@ -124,8 +124,7 @@ class SweepStudy:
         except (StorageInternalError, SQLAlchemyError, ImportError, OSError) as error:
             reason = " ".join(str(error.__cause__ or error).split())[:300]
             raise UserError(
-                f"--storage {shown}: {reason}; "
-                "give a URL such as sqlite:///sweep.db or postgresql://user@host/database"
+                f"--storage {shown}: {reason}; give a URL such as sqlite:///sweep.db or postgresql://user@host/database"
             ) from error
 
     def trials(self) -> list[FrozenTrial]:
@@ -261,9 +260,7 @@ class SweepStudy:
     def _opened(self) -> optuna.Study:
         made = _definition(self.sweep, self.seed)
         try:
-            study = optuna.create_study(
-                storage=self._storage, study_name=self._name, direction=self.sweep.metric.goal
-            )
+            study = optuna.create_study(storage=self._storage, study_name=self._name, direction=self.sweep.metric.goal)
             study.set_user_attr(_SWEEP, made)
         except DuplicatedStudyError:
             study = optuna.load_study(storage=self._storage, study_name=self._name)

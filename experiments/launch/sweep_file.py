@@ -449,7 +449,7 @@ class SweepFile:
         constants = {p.name: p.options["value"] for p in self.parameters if p.is_constant}
         chosen = {p.name: {**constants, **values}[p.name] for p in self.parameters}
         if OVERLAY in chosen:
-            more = [*more, f"--config={folder / slug_of(chosen.pop(OVERLAY))}.yaml"]
+            more = ["--config", f"{folder / slug_of(chosen.pop(OVERLAY))}.yaml", *more]
         made = ["fit"]
         for part in self.fit:
             if part == _ARGS:

@@ -11,7 +11,7 @@ import optuna
 import yaml
 from optuna.trial import FrozenTrial, TrialState
 
-from experiments.launch.study import ERROR, NAME, VALUES
+from experiments.launch.study import ERROR, NAME, RUN, VALUES
 from experiments.launch.sweep_file import Metric
 from vitrail.files import write_csv, write_text_atomically
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
 
-EPOCHS, RUN, CONFIG, BEST_VALUE = "epochs", "run", "config", "best"
+EPOCHS, CONFIG, BEST_VALUE = "epochs", "config", "best"
 """Names under which a trial keeps what is known of it."""
 
 _STATES = {
@@ -122,9 +122,7 @@ def _best_config(best: FrozenTrial, name: str, metric: Metric, runs: Path) -> st
     config = yaml.safe_load(best.user_attrs[CONFIG])
     config |= {"name": f"{name}_best", "runs": str(runs)}
     values = ", ".join(f"{key} {value}" for key, value in best.user_attrs[VALUES].items())
-    head = (
-        f"# The best of the sweep {name}: {best.user_attrs[NAME]}, {metric.name} {value_of(best):.6g} with {values}."
-    )
+    head = f"# The best of the sweep {name}: {best.user_attrs[NAME]}, {metric.name} {value_of(best):.6g} with {values}."
     return f"{head}\n{yaml.safe_dump(config, sort_keys=False, allow_unicode=True)}"
 
 

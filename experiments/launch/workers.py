@@ -23,9 +23,9 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 from optuna.trial import TrialState
 
-from experiments.launch.study import ERROR, NAME, SLOT, Claim, Outcome, SweepStudy
+from experiments.launch.study import ERROR, NAME, RUN, SLOT, Claim, Outcome, SweepStudy
 from experiments.launch.sweep_file import Metric, slug_of
-from experiments.launch.sweep_report import BEST_VALUE, CONFIG, EPOCHS, RUN, best_trial, value_of
+from experiments.launch.sweep_report import BEST_VALUE, CONFIG, EPOCHS, best_trial, value_of
 from vitrail.config import dump_yaml
 from vitrail.files import write_text_atomically
 from vitrail.runs import CHECKPOINTS, CONFIG_FILE

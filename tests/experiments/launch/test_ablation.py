@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import yaml
 
 from evaluation.cost.efficiency import BatchCost, Costs, ModelSource
 from evaluation.tables.summary import summarise_run
-from experiments.launch.ablation import Variant, main, read_ablation
+from experiments.launch.ablation import main, read_ablation
 from experiments.launch.study import Outcome
 from experiments.launch.workers import Job, Watch, run_trial
 from experiments.train.cli import main as fit
@@ -38,7 +37,7 @@ KNOWN = {
     "ViT-L/14@336": (427.94, 427.94),
     "ViT-L/14@336, early layers frozen": (427.94, 40.75),
 }
-"""Millions of parameters, and of those that learn: OpenAI's models, and R3's two numbers."""
+"""Millions of parameters, and of trainable ones: OpenAI's models, and R3's two numbers."""
 
 
 class Trains:
@@ -46,24 +45,15 @@ class Trains:
 
     Attributes:
         jobs: all that were asked for.
-        stops: a job of this number ends as if it were stopped from outside.
     """
 
-    def __init__(self, stops: int = -1) -> None:
+    def __init__(self) -> None:
         self.jobs: list[Job] = []
-        self.stops = stops
 
     def __call__(self, job: Job, watch: Watch, stop: threading.Event) -> Outcome:
         self.jobs.append(job)
-        place = ["--name", job.name, "--runs", str(job.folder / "trials")]
-        if len(self.jobs) - 1 == self.stops:
-            # As a process leaves it that was ended after its first epoch.
-            assert fit([*job.arguments, *place, "--trainer.max_epochs=1", "--test_best=false"]) == 0
-            stop.set()
-            return Outcome("stopped")
-        resumed = ["--ckpt_path", str(job.resumes)] if job.resumes else []
-        code = fit([*job.arguments, *place, *resumed])
-        (run, *_) = (job.folder / "trials" / job.name).glob("*/") if code == 0 else (None,)
+        code = fit([*job.arguments, "--name", job.name, "--runs", str(job.place.parent)])
+        (run, *_) = job.place.glob("*/") if code == 0 else (None,)
         return Outcome("complete", 0.5, 1, run) if code == 0 else Outcome("failed", error=f"exit code {code}")
 
 
@@ -79,6 +69,12 @@ def refuses(job: Job, watch: Watch, stop: threading.Event) -> Outcome:
     raise AssertionError(f"{job.name} is done and must not run again")
 
 
+def ablation(experiment: Path, overlays: Any) -> dict[str, Any]:
+    command = ["python", "-m", "experiments", "fit", "--config", str(experiment), "${args}"]
+    metric = {"name": "val/loss"}
+    return {"method": "grid", "metric": metric, "parameters": {"overlay": {"values": overlays}}, "command": command}
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("ablation")
@@ -89,14 +85,10 @@ def file(folder: Path) -> Path:
     (folder / "tiny.yaml").write_text(TINY.replace("max_epochs: 2", "max_epochs: 1"))
     missing = {"model": {"init_args": {"pretrained": str(folder / "nothing.safetensors")}}}
     wrong = {"model": {"init_args": {"backbone": "resnet_nobody"}}}
-    variants = [
-        {"name": "small", "changes": {}},
-        {"name": "vit", "changes": {"model": {"init_args": {"backbone": "test_vit"}}}},
-        {"name": "no weights", "changes": missing},
-        {"name": "unknown", "changes": wrong},
-    ]
+    vit = {"model": {"init_args": {"backbone": "test_vit"}}}
+    overlays = {"small": {}, "vit": vit, "no weights": missing, "unknown": wrong}
     path = folder / "four.yaml"
-    path.write_text(yaml.safe_dump({"experiment": "tiny.yaml", "variants": variants}))
+    path.write_text(yaml.safe_dump(ablation(folder / "tiny.yaml", overlays), sort_keys=False))
     return path
 
 
@@ -137,7 +129,7 @@ def test_every_variant_has_a_row_with_what_could_be_had(done: tuple[Path, Trains
     assert "timm does not know" in str(rows.loc["unknown", "note"])
     assert rows.loc["unknown", ["parameters", "p50_seconds_1", "class_accuracy"]].isna().all()
     assert rows.loc["vit", "ratio_1"] == 2
-    assert (place / "ablation.png").stat().st_size > 10_000
+    assert "small" in (place / "compared.html").read_text()
     lines = (place / "ablation.md").read_text().splitlines()
     assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
 
@@ -156,54 +148,34 @@ def test_nothing_is_done_twice(
     pd.testing.assert_frame_equal(table(place), before)
     capsys.readouterr()
     assert main([str(file), "--runs", str(folder / "runs"), "--batch-sizes", "1", "--markdown"], refuses) == 0
-    assert capsys.readouterr().out.strip() == (place / "ablation.md").read_text().partition("\n\n")[2].strip()
+    out = capsys.readouterr().out
+    assert out.startswith((place / "ablation.md").read_text().partition("\n\n")[2].strip())
+    # Then the comparison of the two runs.
+    assert "Differences are to small" in out
 
 
 def test_only_what_changed_or_failed_runs_again(done: tuple[Path, Trains], file: Path, folder: Path) -> None:
     runner = Notes()
     arguments = [str(file), "--runs", str(folder / "runs"), "--without", "costs", "--retry-failed"]
     assert main([*arguments, "--set", "vit:model.init_args.lr=0.002", "--only", "vit", "no weights"], runner) == 0
-    assert [job.name.rsplit("-", 1)[0] for job in runner.jobs] == ["vit", "no_weights"]
-    assert yaml.safe_load((done[0] / "variants" / "vit.yaml").read_text())["model"]["init_args"]["lr"] == 0.002
+    assert [job.name for job in runner.jobs] == ["vit", "no_weights"]
+    assert yaml.safe_load((done[0] / "overlays" / "vit.yaml").read_text())["model"]["init_args"]["lr"] == 0.002
 
 
-def test_a_stopped_ablation_goes_on_with_the_same_run(
-    file: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("VITRAIL_CACHE", str(folder / "cache"))
+def test_a_stopped_ablation_goes_on_in_the_same_place(file: Path, folder: Path) -> None:
     arguments = [str(file), "--runs", str(folder / "stopped"), "--without", "costs", "--only", "small"]
-    arguments += ["--set", "trainer.max_epochs=2"]
-    assert main(arguments, Trains(stops=0)) == 0
-    place = folder / "stopped" / "ablations" / "four"
-    assert "class_accuracy" not in table(place)
-    (run,) = (place / "trials").glob("*/*")
-    # Its configuration as the true command would have left it, which asks for both epochs.
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    config["trainer"]["max_epochs"], config["test_best"] = 2, True
-    (run / "config.yaml").write_text(yaml.safe_dump(config))
-    runner = Trains()
-    assert main(arguments, runner) == 0
-    (job,) = runner.jobs
-    assert job.resumes == run / "checkpoints" / "last.ckpt"
-    assert Path(str(table(place).loc["small", "run"])).resolve() == run.resolve()
-    epochs = pd.read_csv(run / "metrics.csv")["epoch"].dropna()
-    assert set(epochs) >= {0, 1}
+    places = []
 
-
-def test_leftovers_without_a_checkpoint_do_not_stand_in_the_way(file: Path, folder: Path) -> None:
-    arguments = [str(file), "--runs", str(folder / "leftover"), "--without", "costs", "--only", "small"]
-
-    def dies(job: Job, watch: Watch, stop: threading.Event) -> Outcome:
-        (job.folder / "trials" / job.name / "20260101-000000").mkdir(parents=True)
+    def stopped(job: Job, watch: Watch, stop: threading.Event) -> Outcome:
+        places.append(job.place)
         signal.raise_signal(signal.SIGTERM)
-        assert stop.is_set()
+        assert stop.wait(60)
         return Outcome("stopped")
 
-    assert main(arguments, dies) == 128 + signal.SIGTERM
+    assert main(arguments, stopped) == 128 + signal.SIGTERM
     runner = Notes()
     assert main(arguments, runner) == 0
-    assert runner.jobs[0].resumes is None
-    assert not list((folder / "leftover" / "ablations" / "four" / "trials").glob("*/*"))
+    assert [(job.place, job.is_fresh) for job in runner.jobs] == [(places[0], False)]
 
 
 @pytest.mark.parametrize(("arguments", "says"), [(["--only", "nobody"], "--only nobody"), (["--set", "x"], "--set x")])
@@ -244,7 +216,7 @@ def test_every_ablation_counts_all_its_variants_without_weights(
     arguments = ["--runs", str(tmp_path), "--without", "costs", "accuracy", *(["--only", *only] if only else [])]
     assert main([str(path), *arguments], refuses) == 0
     rows = table(tmp_path / "ablations" / path.stem)
-    assert len(rows) == len(only or yaml.safe_load(path.read_text())["variants"])
+    assert len(rows) == len(only or yaml.safe_load(path.read_text())["parameters"]["overlay"]["values"])
     assert rows["note"].isna().all()
     assert (rows["image_flops"] > 0).all()
     assert (rows["trainable"] <= rows["parameters"]).all()
@@ -255,15 +227,12 @@ def test_every_ablation_counts_all_its_variants_without_weights(
         }
 
 
-def test_a_damaged_record_is_told(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    place = tmp_path / "ablations" / "four" / "variants"
+def test_damaged_costs_are_refused(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = tmp_path / "ablations" / "four"
     place.mkdir(parents=True)
-    (place / "small.json").write_text("{")
-    assert main([str(file), "--runs", str(tmp_path), "--without", "costs", "accuracy"], refuses) == 2
-    assert "remove it to begin anew" in capsys.readouterr().err
-    record: dict[str, Any] = {"name": "small", "fingerprint": "of another version", "outcome": {"run": "gone"}}
-    (place / "small.json").write_text(json.dumps(record))
-    assert main([str(file), "--runs", str(tmp_path), "--without", "costs", "accuracy"], refuses) == 0
+    (place / "costs.json").write_text("{")
+    assert main([str(file), "--runs", str(tmp_path), "--without", "accuracy"], refuses) == 2
+    assert "remove it to measure again" in capsys.readouterr().err
 
 
 def test_a_first_run_that_is_refused_ends_the_ablation_with_its_line(
@@ -292,61 +261,93 @@ def test_a_first_run_that_is_refused_ends_the_ablation_with_its_line(
 
 BASE = {"model": {"class_path": "A", "init_args": {"lr": 1.0, "betas": [1, 2]}}, "trainer": {"max_epochs": 3}}
 CHANGED: dict[str, Any] = {"model": {"init_args": {"lr": 2.0, "betas": [3]}}}
+TWO: dict[str, Any] = {"plain": {}, "B/32: changed": CHANGED}
 
 
-def write(folder: Path, variants: Any, **more: Any) -> Path:
+def write(folder: Path, overlays: Any = TWO, **more: Any) -> Path:
     (folder / "base.yaml").write_text(yaml.safe_dump(BASE))
-    (folder / "sub").mkdir(exist_ok=True)
-    file = folder / "sub" / "ablation.yaml"
-    file.write_text(yaml.safe_dump({"experiment": "../base.yaml", "variants": variants, **more}))
+    file = folder / "ablation.yaml"
+    content = {**ablation(folder / "base.yaml", overlays), **more}
+    file.write_text(yaml.safe_dump({key: value for key, value in content.items() if value is not None}))
     return file
 
 
-TWO = [{"name": "plain", "changes": {}}, {"name": "B/32: changed", "changes": CHANGED}]
+def experiments(*arguments: Any) -> list[Any]:
+    return [read_ablation(*arguments).overlays[name] for name in TWO]
 
 
 def test_changes_are_laid_over_the_experiment(tmp_path: Path) -> None:
-    plain, changed = read_ablation(write(tmp_path, TWO))
-    assert plain.experiment == BASE
-    assert changed.experiment["model"] == {"class_path": "A", "init_args": {"lr": 2.0, "betas": [3]}}
-    assert changed.experiment["trainer"] == BASE["trainer"]
-    assert changed.slug == "B_32_changed"
-    assert plain.fingerprint != changed.fingerprint == read_ablation(write(tmp_path, TWO))[1].fingerprint
+    plain, changed = experiments(write(tmp_path))
+    assert plain == BASE
+    assert changed["model"] == {"class_path": "A", "init_args": {"lr": 2.0, "betas": [3]}}
+    assert changed["trainer"] == BASE["trainer"]
+    sweep = read_ablation(write(tmp_path))
+    values = {"overlay": "B/32: changed"}
+    assert sweep.place(1, values).name == "B_32_changed"
+    # An experiment that has changed is another run.
+    assert sweep.place(1, values) != read_ablation(write(tmp_path), [], ["trainer.max_epochs=1"]).place(1, values)
+    # The overlay is the whole experiment, because laying changes over it twice is not the same.
+    path = str(tmp_path / "B_32_changed.yaml")
+    assert sweep.arguments(values, [], tmp_path) == ["fit", "--config", path, "--test_best=true"]
+
+
+def test_an_overlay_may_be_a_file(tmp_path: Path) -> None:
+    (tmp_path / "changed.yaml").write_text(yaml.safe_dump(CHANGED))
+    overlays = {"plain": {}, "B/32: changed": str(tmp_path / "changed.yaml")}
+    assert experiments(write(tmp_path, overlays)) == experiments(write(tmp_path))
+
+
+def test_the_dialect_of_version_0_1_is_read(tmp_path: Path) -> None:
+    expected = experiments(write(tmp_path))
+    variants = [{"name": name, "changes": changes} for name, changes in TWO.items()]
+    (tmp_path / "sub").mkdir()
+    old = tmp_path / "sub" / "old.yaml"
+    for strange, expected_error in (
+        ({}, None),
+        ({"typo": 1}, "unknown key 'typo'"),
+        ({"variants": "x"}, "a list variants"),
+    ):
+        old.write_text(yaml.safe_dump({"experiment": "../base.yaml", "variants": variants, **strange}))
+        if expected_error is None:
+            assert experiments(old) == expected
+        else:
+            with pytest.raises(UserError, match=expected_error):
+                read_ablation(old)
+    old.write_text(yaml.safe_dump({"experiment": "../base.yaml", "variants": [{"name": "a"}]}))
+    with pytest.raises(UserError, match=r"variants\[0\]: needs name"):
+        read_ablation(old)
 
 
 def test_overlays_come_after_changes_and_settings_last(tmp_path: Path) -> None:
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text("model: {init_args: {lr: 5.0}}\ntrainer: {max_epochs: 9}")
     settings = ["trainer.max_epochs=7", "B/32: changed:model.init_args.betas=[4, 5]", "plain:model.init_args.lr=1e-3"]
-    plain, changed = read_ablation(write(tmp_path, TWO), [overlay], settings)
-    assert plain.experiment["trainer"] == changed.experiment["trainer"] == {"max_epochs": 7}
-    assert changed.experiment["model"]["init_args"] == {"lr": 5.0, "betas": [4, 5]}
-    assert plain.experiment["model"]["init_args"]["betas"] == [1, 2]
+    plain, changed = experiments(write(tmp_path), [overlay], settings)
+    assert plain["trainer"] == changed["trainer"] == {"max_epochs": 7}
+    assert plain["model"]["init_args"] == {"lr": 0.001, "betas": [1, 2]}
+    assert changed["model"]["init_args"] == {"lr": 5.0, "betas": [4, 5]}
 
 
 @pytest.mark.parametrize(
-    ("variants", "more", "says"),
+    ("overlays", "more", "says"),
     [
-        ([], {}, "empty"),
-        ("x", {}, "a list variants"),
-        (TWO, {"typo": 1}, "unknown key 'typo'"),
-        ([{"name": "a"}], {}, r"variants\[0\]: needs name"),
-        ([{"name": "a", "changes": {}}, {"name": "b", "changes": []}], {}, r"variants\[1\]: needs name"),
-        ([{"name": "a/b", "changes": {}}, {"name": "a b", "changes": {}}], {}, "'a b' is not a name of its own"),
-        ([{"name": "..", "changes": {}}], {}, "not a name of its own"),
-        (TWO, {"experiment": "nothing.yaml"}, "nothing.yaml"),
+        ({}, {}, "must have values: with a name for each overlay"),
+        (["a.yaml"], {}, "must have values: with a name for each overlay"),
+        ({"a": 1}, {}, r"overlay\.values\.a: must be keys"),
+        ({"a": "nothing.yaml"}, {}, "nothing.yaml"),
+        ({"a/b": {}, "a b": {}}, {}, "'a b' is not a unique name"),
+        ({"..": {}}, {}, "is not a unique name"),
+        (TWO, {"typo": 1}, "typo: is not a key"),
+        (TWO, {"method": "random"}, "an ablation is a grid over parameters.overlay alone"),
+        (TWO, {"parameters": {"model.lr": {"values": [1, 2]}}}, "an ablation is a grid over parameters.overlay alone"),
     ],
 )
-def test_a_wrong_file_is_refused(tmp_path: Path, variants: Any, more: dict[str, Any], says: str) -> None:
+def test_a_wrong_file_is_refused(tmp_path: Path, overlays: Any, more: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
-        read_ablation(write(tmp_path, variants, **more))
+        read_ablation(write(tmp_path, overlays, **more))
 
 
 @pytest.mark.parametrize("setting", ["trainer.max_epochs", "nobody:trainer.max_epochs=1", "=1", "plain:=1", "a=[1"])
 def test_a_wrong_setting_is_refused(tmp_path: Path, setting: str) -> None:
     with pytest.raises(UserError, match="--set"):
-        read_ablation(write(tmp_path, TWO), settings=[setting])
-
-
-def test_a_slug_stays_readable() -> None:
-    assert Variant("ViT-L/14@336", {}).slug == "ViT-L_14@336"
+        read_ablation(write(tmp_path), settings=[setting])

@@ -191,7 +191,7 @@ def test_hyperband_stops_the_weak_ones_and_records_it(tmp_path: Path) -> None:
     parameters = {"model.lr": {"values": [0.9, 0.4, 0.1, 0.3, 0.5]}}
     assert sweep(tmp_path, early_terminate=rule, parameters=parameters) == 0
     frame = table(tmp_path).set_index("model.lr")
-    # The first is the best of one, 0.4 the best of two; 0.1 is the second of three, 0.3 the first of four, 0.5 the third.
+    # Each is the best so far but 0.1, the second of three, and 0.5, the third of five.
     states = {0.9: "complete", 0.4: "complete", 0.1: "pruned", 0.3: "complete", 0.5: "pruned"}
     assert frame["state"].to_dict() == states
     assert frame["epochs"].to_dict() == {lr: 3 if state == "complete" else 2 for lr, state in states.items()}

@@ -1,7 +1,4 @@
-"""Sweep files: those that are shipped, as this reader and W&B's client take them, and mistakes in others.
-
-What a sweep draws, against scipy's distributions.
-"""
+"""Sweep files: those that are shipped, as this reader and W&B's client take them, mistakes in others, and samples."""
 
 from __future__ import annotations
 
@@ -13,11 +10,17 @@ import numpy as np
 import optuna
 import pytest
 import yaml
-from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from scipy import stats
 from wandb.sdk.launch.sweeps import utils as wandb_sweeps
 
-from experiments.launch.sweep_file import Metric, Parameter, parse_parameters, read_sweep
+from experiments.launch.sweep_file import (
+    EarlyStopping,
+    Metric,
+    Parameter,
+    parse_early_terminate,
+    parse_parameters,
+    read_sweep,
+)
 from vitrail.errors import UserError
 
 ROOT = Path(__file__).parents[3]
@@ -38,7 +41,7 @@ def written(folder: Path, **changes: Any) -> Path:
     return path
 
 
-def test_the_two_sweeps_are_there() -> None:
+def test_the_shipped_sweeps_are_found() -> None:
     assert [path.stem for path in FILES] == ["flowers_lr_epochs", "products_multitask"]
 
 
@@ -59,7 +62,7 @@ def test_trials_get_the_arguments_that_the_agent_would_give(path: Path) -> None:
     macros = wandb_sweeps.create_sweep_command_args({"args": {name: {"value": v} for name, v in values.items()}})
     agent = [text for part in parts for text in (macros["args"] if part == "${args}" else [part])]
     assert agent[: agent.index("fit")] == ["${env}", "python", "-m", "experiments"]
-    assert sweep.arguments(values, []) == agent[agent.index("fit") :]
+    assert sweep.arguments(values, [], Path()) == agent[agent.index("fit") :]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -73,7 +76,7 @@ def test_the_published_schema_has_nothing_to_say(path: Path) -> None:
 
 def test_more_arguments_come_before_the_values(tmp_path: Path) -> None:
     sweep = read_sweep(written(tmp_path))
-    assert sweep.arguments({"model.lr": 0.1}, ["--config", "b.yaml"]) == [
+    assert sweep.arguments({"model.lr": 0.1}, ["--config", "b.yaml"], Path()) == [
         *("fit", "--config", "a.yaml", "--config", "b.yaml", "--model.lr=0.1", "--trainer.max_epochs=2")
     ]
 
@@ -82,7 +85,7 @@ def test_values_may_stand_apart_and_variables_are_filled_in(tmp_path: Path, monk
     monkeypatch.setenv("EXPERIMENT", "b.yaml")
     command = ["python", "-m", "experiments", "fit", "--config", "${envvar:EXPERIMENT}", "${args_no_equals}"]
     sweep = read_sweep(written(tmp_path, command=command))
-    assert sweep.arguments({"model.lr": 0.1}, []) == [
+    assert sweep.arguments({"model.lr": 0.1}, [], Path()) == [
         *("fit", "--config", "b.yaml", "--model.lr", "0.1", "--trainer.max_epochs", "2")
     ]
 
@@ -112,7 +115,7 @@ def test_a_target_is_reached_from_its_own_side() -> None:
         ({"metric": {"name": "val/loss", "impute": "best"}}, "metric.impute: is not a key"),
         ({"metric": {"name": "val/loss", "target": "low"}}, "metric.target: must be a number"),
         ({"parameters": None}, "parameters: must name at least one parameter"),
-        ({"parameters": {"name": {"values": [1]}}}, "parameters.name: is given by the sweep itself"),
+        ({"parameters": {"name": {"values": [1]}}}, "parameters.name: is set by the sweep itself"),
         ({"parameters": {"model.lr": {"value": 1}}}, "all are constant"),
         ({"parameters": {"model.lr": {"min": 0.0, "max": 1.0}}}, "parameters.model.lr: a grid needs `values:`"),
         ({"run_cap": 0}, "run_cap: must be an integer from 1, got 0"),
@@ -133,7 +136,7 @@ def test_mistakes_are_one_line_that_names_file_and_key(tmp_path: Path, changes: 
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize(("text", "said"), [("a: [", "not a YAML file"), ("- 1", "holds no keys")])
+@pytest.mark.parametrize(("text", "said"), [("a: [", "not a YAML file"), ("- 1", "has no keys")])
 def test_a_file_that_is_no_sweep_is_told(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "sweep.yaml"
     path.write_text(text)
@@ -143,7 +146,7 @@ def test_a_file_that_is_no_sweep_is_told(tmp_path: Path, text: str, said: str) -
         read_sweep(tmp_path / "absent.yaml")
 
 
-DRAWS = 600
+SAMPLES = 600
 LOW, HIGH = 1e-4, 1e-1
 LOGS = stats.loguniform(LOW, HIGH)
 
@@ -153,11 +156,10 @@ def parsed(**entry: Any) -> Parameter:
     return parameter
 
 
-def drawn(parameter: Parameter, count: int = DRAWS) -> list[Any]:
-    """Values as random search draws them."""
+def sampled(parameter: Parameter, count: int = SAMPLES) -> list[Any]:
+    """Values as random search samples them."""
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=7))
-    distribution: BaseDistribution = parameter.distribution()
-    return [parameter.value(study.ask({parameter.name: distribution}).params[parameter.name]) for _ in range(count)]
+    return [parameter.suggest(study.ask()) for _ in range(count)]
 
 
 @pytest.mark.parametrize(
@@ -175,7 +177,7 @@ def drawn(parameter: Parameter, count: int = DRAWS) -> list[Any]:
     ids=lambda value: value.get("distribution", "inferred") if isinstance(value, dict) else "",
 )
 def test_continuous_distributions_are_those_of_scipy(entry: dict[str, Any], oracle: Any) -> None:
-    values = drawn(parsed(**entry))
+    values = sampled(parsed(**entry))
     assert stats.kstest(values, oracle.cdf).pvalue > 0.01
     # The test can tell: the values of another distribution do not pass.
     assert stats.kstest([value * 1.5 for value in values], oracle.cdf).pvalue < 0.01
@@ -194,29 +196,28 @@ def test_continuous_distributions_are_those_of_scipy(entry: dict[str, Any], orac
 )
 def test_quantised_distributions_have_the_mass_of_each_step(entry: dict[str, Any], oracle: Any) -> None:
     step = entry.get("q", 1)
-    values = drawn(parsed(**entry))
+    values = sampled(parsed(**entry))
     for multiple in sorted(set(values)):
         assert multiple == pytest.approx(round(multiple / step) * step)
         expected = oracle.cdf(multiple + step / 2) - oracle.cdf(multiple - step / 2)
-        assert values.count(multiple) / DRAWS == pytest.approx(expected, abs=0.06), multiple
+        assert values.count(multiple) / SAMPLES == pytest.approx(expected, abs=0.06), multiple
     assert all(isinstance(value, int) for value in values) == isinstance(step, int)
-    assert str(drawn(parsed(distribution="q_uniform", min=0.0, max=1.0, q=0.1), 50)).count("00000") == 0
+    assert str(sampled(parsed(distribution="q_uniform", min=0.0, max=1.0, q=0.1), 50)).count("00000") == 0
 
 
 def test_choices_keep_their_types_and_weights() -> None:
     choices = [True, 1, [1, 2], {"class": 1.0}, "none"]
-    values = drawn(parsed(values=choices), 100)
+    values = sampled(parsed(values=choices), 100)
     assert {repr(value) for value in values} == {repr(choice) for choice in choices}
-    weighted = drawn(parsed(values=["a", "b", "c"], probabilities=[0.7, 0.3, 0.0]))
-    assert weighted.count("a") / DRAWS == pytest.approx(0.7, abs=0.05)
+    weighted = sampled(parsed(values=["a", "b", "c"], probabilities=[0.7, 0.3, 0.0]))
+    assert weighted.count("a") / SAMPLES == pytest.approx(0.7, abs=0.05)
     assert "c" not in weighted
-    assert parsed(values=["a", "b"], probabilities=[1.0, 0.0]).value(1.0) == "a"
+    assert parsed(values=["a", "b"], probabilities=[1.0, 0.0]).quantile(1.0) == "a"
 
 
 def test_the_distribution_is_inferred_as_the_client_does() -> None:
-    assert isinstance(parsed(min=1, max=8).distribution(), IntDistribution)
-    assert set(drawn(parsed(min=1, max=3), 50)) == {1, 2, 3}
-    assert isinstance(parsed(values=[1, 2]).distribution(), CategoricalDistribution)
+    assert set(sampled(parsed(min=1, max=3), 50)) == {1, 2, 3}
+    assert set(sampled(parsed(values=[1, 2]), 50)) == {1, 2}
     assert parsed(value=3).is_constant
     with pytest.raises(UserError, match=r"min 1 and max 2\.0 must both"):
         parsed(min=1, max=2.0)
@@ -233,11 +234,12 @@ def test_a_grid_needs_values_and_knows_whole_numbers() -> None:
 
 
 def test_the_ends_of_a_distribution_without_ends_are_finite() -> None:
+    trial = optuna.create_study(sampler=optuna.samplers.RandomSampler()).ask()
     bell = parsed(distribution="log_normal")
-    distribution = bell.distribution()
+    assert math.isfinite(bell.suggest(trial))
+    distribution = trial.distributions["model.lr"]
     assert isinstance(distribution, optuna.distributions.FloatDistribution)
-    ends = [bell.value(end) for end in (distribution.low, distribution.high)]
-    assert np.isfinite(ends).all()
+    assert np.isfinite([bell.quantile(end) for end in (distribution.low, distribution.high)]).all()
 
 
 @pytest.mark.parametrize(
@@ -245,10 +247,10 @@ def test_the_ends_of_a_distribution_without_ends_are_finite() -> None:
     [
         ({}, "parameters: must name at least one"),
         ({"model lr": {"value": 1}}, "no key of the command line"),
-        ({"model.lr": 0.1}, r"parameters\.model\.lr: must hold value:"),
+        ({"model.lr": 0.1}, r"parameters\.model\.lr: must have value:"),
         ({"model.lr": {"min": 1.0}}, "needs value:, values:"),
         ({"model": {"parameters": {"lr": {"value": 1}}}}, r"write dotted keys instead, such as model\.lr"),
-        ({"model.lr": {"distribution": "gamma"}}, "'gamma' is none of constant"),
+        ({"model.lr": {"distribution": "gamma"}}, "must be one of constant, .*; got 'gamma'"),
         ({"model.lr": {"distribution": "log_uniform", "min": 0, "max": 1}}, "use log_uniform_values"),
         ({"model.lr": {"distribution": "uniform", "min": 0.0}}, r"parameters\.model\.lr\.max: is missing"),
         ({"model.lr": {"values": [1], "q": 2}}, r"parameters\.model\.lr\.q: a categorical distribution has no such"),
@@ -268,3 +270,31 @@ def test_the_ends_of_a_distribution_without_ends_are_finite() -> None:
 def test_mistakes_name_the_key(section: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         parse_parameters(section)
+
+
+def test_early_stopping_begins_at_min_iter_or_ends_before_max_iter() -> None:
+    def parsed(**section: Any) -> EarlyStopping | None:
+        return parse_early_terminate({"type": "hyperband", **section})
+
+    assert parsed(min_iter=3) == EarlyStopping(3, 3, strict=True)
+    assert parsed(max_iter=27, s=2) == EarlyStopping(3, 3, strict=True, last=27)
+    assert parsed(max_iter=10, s=5, strict=False) == EarlyStopping(1, 3, strict=False, last=10)
+    assert parse_early_terminate(None) is None
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"type": "median"}, r"early_terminate\.type: must be hyperband"),
+        ({"type": "hyperband", "patience": 2}, r"early_terminate\.patience: is not known"),
+        ({"type": "hyperband"}, "needs min_iter, or max_iter and s"),
+        ({"type": "hyperband", "max_iter": 27}, "needs min_iter, or max_iter and s"),
+        ({"type": "hyperband", "min_iter": 0}, r"min_iter: must be an integer from 1, got 0"),
+        ({"type": "hyperband", "min_iter": 2, "eta": 1.5}, "eta: must be an integer from 2, got 1.5"),
+        ({"type": "hyperband", "max_iter": 2, "s": 2}, "no epoch is left"),
+        ({"type": "hyperband", "min_iter": 2, "strict": 1}, "strict: must be true or false"),
+    ],
+)
+def test_mistakes_in_early_stopping_name_the_key(section: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        parse_early_terminate(section)
