@@ -268,7 +268,7 @@ def write(folder: Path, overlays: Any = TWO, **more: Any) -> Path:
     (folder / "base.yaml").write_text(yaml.safe_dump(BASE))
     file = folder / "ablation.yaml"
     content = {**ablation(folder / "base.yaml", overlays), **more}
-    file.write_text(yaml.safe_dump({key: value for key, value in content.items() if value is not None}))
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
     return file
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -12,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.launch import workers as sweep_trial
+from experiments.launch import workers
 from experiments.launch.sweep_file import Metric
-from experiments.launch.workers import Job, last_error, logged_values, run_trial
+from experiments.launch.workers import Job, Watch, last_error, logged_values, run_trial
 
 STAND_IN = r"""
 import os, pathlib, sys, time
@@ -22,7 +23,7 @@ arguments = sys.argv[1:]
 run = pathlib.Path(arguments[arguments.index("--runs") + 1], arguments[arguments.index("--name") + 1], "now")
 run.mkdir(parents=True)
 values, wait = arguments[1].split(","), float(arguments[2])
-print("OMP", os.environ.get("OMP_NUM_THREADS"), os.environ.get("LOCAL_RANK"))
+print("OMP", os.environ.get("OMP_NUM_THREADS"), os.environ.get("LOCAL_RANK"), os.getpid(), flush=True)
 with (run / "metrics.csv").open("w") as file:
     file.write("epoch,val/loss,step\n")
     for epoch, value in enumerate(values):
@@ -34,24 +35,23 @@ with (run / "metrics.csv").open("w") as file:
 """
 
 
-class Watch:
-    """Keeps what it is told; stops a trial at a value."""
+class Noted(Watch):
+    """Keeps what is reported; stops a trial at a value."""
 
     def __init__(self, stop_at: float | None = None) -> None:
-        self.told: list[tuple[int, float]] = []
-        self.process = 0
-        self.beats = 0
+        self.reported: list[tuple[int, float]] = []
+        self.checkpoint: Path | None = None
         self.stop_at = stop_at
 
-    def started(self, process: int) -> None:
-        self.process = process
+    def resumed(self, checkpoint: Path) -> None:
+        self.checkpoint = checkpoint
 
     def epoch(self, number: int, value: float) -> bool:
-        self.told.append((number, value))
+        self.reported.append((number, value))
         return value == self.stop_at
 
     def beat(self) -> None:
-        self.beats += 1
+        pass
 
 
 @pytest.fixture
@@ -64,41 +64,42 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def job(tmp_path: Path, values: str, wait: float = 0.0, goal: str = "minimize") -> Job:
     metric = Metric("val/loss", goal)  # type: ignore[arg-type]  # one of the two
-    return Job(7, ["fit", values, str(wait)], metric, tmp_path / "sweep", {"OMP_NUM_THREADS": "5"})
+    place, log = tmp_path / "sweep" / "trials" / "trial-0007", tmp_path / "sweep" / "logs" / "trial-0007.log"
+    return Job(place, ["fit", values, str(wait)], metric, log, {"OMP_NUM_THREADS": "5"})
 
 
 @pytest.mark.usefixtures("stand_in")
 def test_a_trial_ends_with_its_best_epoch(tmp_path: Path) -> None:
-    watch = Watch()
+    watch = Noted()
     outcome = run_trial(job(tmp_path, "0.5,0.2,nan,0.3"), watch, threading.Event())
     assert (outcome.state, outcome.value, outcome.epochs) == ("complete", 0.2, 4)
     assert outcome.run == tmp_path / "sweep" / "trials" / "trial-0007" / "now"
-    assert [number for number, _ in watch.told] == [1, 2, 3, 4]
-    assert watch.told[1] == (2, 0.2)
+    assert [number for number, _ in watch.reported] == [1, 2, 3, 4]
+    assert watch.reported[1] == (2, 0.2)
     # Its share of the machine, and nothing of a launcher around it.
     assert "OMP 5 None" in (tmp_path / "sweep" / "logs" / "trial-0007.log").read_text()
 
 
 @pytest.mark.usefixtures("stand_in")
 def test_higher_is_better_where_that_is_the_goal(tmp_path: Path) -> None:
-    assert run_trial(job(tmp_path, "0.5,0.2", goal="maximize"), Watch(), threading.Event()).value == 0.5
+    assert run_trial(job(tmp_path, "0.5,0.2", goal="maximize"), Noted(), threading.Event()).value == 0.5
 
 
 @pytest.mark.usefixtures("stand_in")
 def test_a_trial_that_is_not_worth_it_is_ended(tmp_path: Path) -> None:
-    outcome = run_trial(job(tmp_path, "0.9,0.8,0.7", wait=30), Watch(stop_at=0.9), threading.Event())
+    outcome = run_trial(job(tmp_path, "0.9,0.8,0.7", wait=30), Noted(stop_at=0.9), threading.Event())
     assert (outcome.state, outcome.epochs) == ("pruned", 1)
     # A trial that has ended anyway is complete.
-    outcome = run_trial(job(tmp_path / "other", "0.9,0.8"), Watch(stop_at=0.8), threading.Event())
+    outcome = run_trial(job(tmp_path / "other", "0.9,0.8"), Noted(stop_at=0.8), threading.Event())
     assert outcome.state == "complete"
 
 
 @pytest.mark.usefixtures("stand_in")
 def test_failures_say_why(tmp_path: Path) -> None:
-    outcome = run_trial(job(tmp_path, "0.5,error"), Watch(), threading.Event())
+    outcome = run_trial(job(tmp_path, "0.5,error"), Noted(), threading.Event())
     assert outcome.state == "failed"
     assert outcome.error == "exit code 1: the key is wrong"
-    outcome = run_trial(job(tmp_path / "other", "nan"), Watch(), threading.Event())
+    outcome = run_trial(job(tmp_path / "other", "nan"), Noted(), threading.Event())
     assert outcome.state == "failed"
     assert outcome.error is not None
     assert outcome.error.startswith("val/loss was never logged as a finite number")
@@ -110,50 +111,80 @@ def test_failures_say_why(tmp_path: Path) -> None:
 def test_a_trial_that_is_told_to_end_is_stopped_if_its_sweep_is_told_too(
     tmp_path: Path, sweep_is_told_too: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep_trial, "_SECONDS_TO_AGREE", 0.5)
-    stop = threading.Event()
+    monkeypatch.setattr(workers, "_SECONDS_TO_AGREE", 0.5)
+    stop, the_job = threading.Event(), job(tmp_path, "0.9,0.8", wait=30)
 
-    class Scheduler(Watch):
+    class Scheduler(Noted):
         """Ends the trial first, as it may happen, and then its sweep."""
 
         def epoch(self, number: int, value: float) -> bool:
-            os.kill(self.process, signal.SIGTERM)
-            while Path(f"/proc/{self.process}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+            process = int(the_job.log.read_text().split()[-1])
+            os.kill(process, signal.SIGTERM)
+            while Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
                 threading.Event().wait(0.02)
             if sweep_is_told_too:
                 threading.Timer(0.1, stop.set).start()
             return False
 
     # The handler of `fit` ends with 143; the stand-in has none.
-    outcome = run_trial(job(tmp_path, "0.9,0.8", wait=30), Scheduler(), stop)
+    outcome = run_trial(the_job, Scheduler(), stop)
     assert outcome.state == ("stopped" if sweep_is_told_too else "failed")
-    assert outcome.error == (None if sweep_is_told_too else "SIGTERM: OMP 5 None")
+    assert str(outcome.error).startswith("None" if sweep_is_told_too else "SIGTERM: OMP 5 None")
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_a_trial_goes_on_in_the_directory_of_the_interrupted_one(tmp_path: Path) -> None:
-    run = tmp_path / "sweep" / "trials" / "trial-0003" / "now"
+def test_an_interrupted_trial_goes_on_in_its_directory(tmp_path: Path) -> None:
+    one = job(tmp_path, "0.9")
+    stopped = threading.Event()
+    stopped.set()
+    assert run_trial(one, Noted(), stopped).state == "stopped"
+    run = one.place / "earlier"
     (run / "checkpoints").mkdir(parents=True)
     (run / "metrics.csv").write_text("epoch,val/loss,step\n0,0.4,1\n")
     checkpoint = run / "checkpoints" / "last.ckpt"
-    wait = STAND_IN.replace("run.mkdir(parents=True)", "print(arguments[-2:]); sys.exit(0)")
-    (tmp_path / "experiments.py").write_text(wait)
-    resumed = replace(job(tmp_path, "0.9"), resumes=checkpoint)
-    outcome = run_trial(resumed, Watch(), threading.Event())
-    assert (outcome.state, outcome.run, outcome.value) == ("complete", run, 0.4)
-    assert f"['--ckpt_path', '{checkpoint}']" in resumed.log.read_text()
+    checkpoint.touch()
+    (tmp_path / "experiments.py").write_text("import sys; print(sys.argv[-2:])")
+    watch = Noted()
+    outcome = run_trial(one, watch, threading.Event())
+    assert (outcome.state, outcome.run, outcome.value, watch.checkpoint) == ("complete", run, 0.4, checkpoint)
+    assert f"['--ckpt_path', '{checkpoint}']" in one.log.read_text()
     # Where `fit` began a run of its own, because the experiment is not the same any more, that is what counts.
     (tmp_path / "experiments.py").write_text(STAND_IN)
-    outcome = run_trial(resumed, Watch(), threading.Event())
-    assert outcome.value == 0.9
-    assert outcome.run == tmp_path / "sweep" / "trials" / "trial-0007" / "now"
+    outcome = run_trial(one, Noted(), threading.Event())
+    assert (outcome.run, outcome.value) == (one.place / "now", 0.9)
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("why", ["failed before", "other arguments", "still running"])
+def test_a_trial_begins_again_where_it_cannot_go_on(tmp_path: Path, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "STOP_TIMEOUT", 0.5)
+    one = job(tmp_path, "0.9")
+    run = one.place / "earlier"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "last.ckpt").touch()
+    (run / "metrics.csv").write_text("epoch,val/loss,step\n0,0.4,1\n")
+    one.log.parent.mkdir()
+    one.log.write_text(f"$ python -m experiments fit {'0.8' if why == 'other arguments' else '0.9'} 0.0\n")
+    with one.log.open("a") as file:
+        writer = subprocess.Popen(["sleep", "60"], stdout=file) if why == "still running" else None
+        if writer is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+    watch = Noted()
+    try:
+        outcome = run_trial(replace(one, is_fresh=why == "failed before"), watch, threading.Event())
+    finally:
+        if writer is not None:
+            writer.kill()
+            writer.wait()
+    # What the earlier attempt logged is not taken for this one's.
+    assert (watch.checkpoint, outcome.run, watch.reported) == (None, one.place / "now", [(1, 0.9)])
 
 
 @pytest.mark.usefixtures("stand_in")
 def test_a_sweep_that_stops_ends_its_trials(tmp_path: Path) -> None:
     stop = threading.Event()
     stop.set()
-    assert run_trial(job(tmp_path, "0.9", wait=30), Watch(), stop).state == "stopped"
+    assert run_trial(job(tmp_path, "0.9", wait=30), Noted(), stop).state == "stopped"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's signal at a parent's death is Linux's")
@@ -165,9 +196,9 @@ def test_a_trial_ends_with_its_killed_sweep(tmp_path: Path) -> None:
         # The stand-in is for the trial only.
         f"import sys, threading; sys.path[0] = {str(root)!r}\n"
         "from pathlib import Path\n"
-        "from tests.experiments.launch.test_workers import Watch, job\n"
+        "from tests.experiments.launch.test_workers import Noted, job\n"
         "from experiments.launch.workers import run_trial\n"
-        f"run_trial(job(Path({str(tmp_path)!r}), '0.9', wait=60), Watch(), threading.Event())\n"
+        f"run_trial(job(Path({str(tmp_path)!r}), '0.9', wait=60), Noted(), threading.Event())\n"
     )
     parent = subprocess.Popen([sys.executable, str(script)])
     try:
