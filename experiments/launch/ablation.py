@@ -30,6 +30,7 @@ from vitrail.config import load_yaml, merged, read_experiments
 from vitrail.console import print_table
 from vitrail.errors import UserError, run_reporting_user_errors, same_command
 from vitrail.files import write_csv, write_text_atomically
+from vitrail.runs import Run
 from vitrail.runtime import check_device
 from vitrail.trust import plain_name
 
@@ -241,7 +242,7 @@ def _train(
 
 def _tested(place: Path) -> Path | None:
     """The run of a variant whose test split has been predicted."""
-    return max((path.parents[1] for path in place.glob("*/predictions/test.parquet")), default=None)
+    return max((path.parents[1] for path in place.glob(f"*/{Run.PREDICTIONS}/test.parquet")), default=None)
 
 
 def _compare(runs: list[str], folder: Path, options: argparse.Namespace) -> None:

@@ -28,7 +28,7 @@ from experiments.launch.sweep_file import Metric, slug_of
 from experiments.launch.sweep_report import BEST_VALUE, CONFIG, EPOCHS, best_trial, value_of
 from vitrail.config import dump_yaml
 from vitrail.files import write_text_atomically
-from vitrail.runs import CHECKPOINTS, CONFIG_FILE
+from vitrail.runs import Run
 from vitrail.runtime import STOP_TIMEOUT, start_process, stop_process
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def logged_values(run: Path | None, metric: str) -> list[float]:
 
     A line that is just being written is left for the next look.
     """
-    path = run / "metrics.csv" if run else None
+    path = run / Run.METRICS if run else None
     if path is None or not path.is_file():
         return []
     text = path.read_text(encoding="utf-8", errors="replace")
@@ -228,7 +228,7 @@ def _checkpoint(job: Job, log: IO[bytes]) -> Path | None:
     log.seek(0)
     if job.is_fresh or log.readline() != _first_line(job):
         return None
-    return max(job.place.glob(f"*/{CHECKPOINTS}/last.ckpt"), default=None)
+    return max(job.place.glob(f"*/{Run.LAST}"), default=None)
 
 
 class Workers:
@@ -374,7 +374,7 @@ class Workers:
 
 
 def _facts(outcome: Outcome) -> dict[str, Any]:
-    config = outcome.run / CONFIG_FILE if outcome.run else None
+    config = outcome.run / Run.CONFIG if outcome.run else None
     facts = {
         EPOCHS: outcome.epochs,
         RUN: outcome.run and str(outcome.run),
