@@ -144,7 +144,7 @@ class SweepStudy:
                 storage=self._storage,
                 study_name=self._name,
                 sampler=optuna.samplers.RandomSampler(),
-                pruner=self.sweep.early_stopping and self.sweep.early_stopping.pruner(),
+                pruner=rule.pruner() if (rule := self.sweep.early_stopping) else None,
             )
             trial = study.ask()
             self._rdb.record_heartbeat(trial._trial_id)
