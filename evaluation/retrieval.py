@@ -44,13 +44,12 @@ from retrieval.metrics import (
 )
 from retrieval.schema import LABEL
 from retrieval.search.searcher import Query, Searcher
+from vitrail.console import Table
 from vitrail.errors import UserError
 from vitrail.files import read_csv, write_csv
 from vitrail.types import LABEL_TASK
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from retrieval.gallery import Gallery
     from retrieval.search.text import WordSource
 
@@ -152,9 +151,6 @@ def report_table(rows: Sequence[Row], title: str, candidates: Mapping[str, int] 
         title: above it.
         candidates: by direction how many items were ranked; recalls that so few make trivial are named.
     """
-    from rich.table import Table
-    from rich.text import Text
-
     cells = {(row.direction, row.metric): with_interval(row) for row in rows}
     directions = {row.direction: row.n for row in rows if row.direction != BOTH}
     caption = " ".join(f"{row.metric} {with_interval(row)}" for row in rows if row.direction == BOTH)
@@ -163,13 +159,10 @@ def report_table(rows: Sequence[Row], title: str, candidates: Mapping[str, int] 
     for direction, count in (candidates or {}).items():
         if trivial := [f"R@{k}" for k in RECALL_AT if k >= count]:
             caption += f"\n{', '.join(trivial)} of {direction} cannot be below 1: there are {count} candidates"
-    table = Table(title=Text(title), caption=Text(caption))
-    table.add_column("metric")
-    for direction, n in directions.items():
-        table.add_column(f"{direction}\nn = {n}")
-    for metric in dict.fromkeys(row.metric for row in rows if row.direction != BOTH):
-        table.add_row(metric, *(Text(cells[direction, metric]) for direction in directions))
-    return table
+    metrics = dict.fromkeys(row.metric for row in rows if row.direction != BOTH)
+    lines = [[metric, *(cells[direction, metric] for direction in directions)] for metric in metrics]
+    columns = ["metric", *(f"{direction}\nn = {n}" for direction, n in directions.items())]
+    return Table(columns, lines, None, title, caption)
 
 
 def _estimates(answer: RankedAnswers, n_resamples: int, seed: int) -> dict[str, tuple[float, Interval]]:

@@ -1,43 +1,106 @@
-"""Tables on the terminal.
-
-A progress bar for work that turns out to be long.
-"""
+"""What is shown to users: tables, and a progress bar for work that takes long."""
 
 from __future__ import annotations
 
+import json
+import math
 import sys
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.table import Table as RichTable
 
 
-def text_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[str] = ()) -> Table:
-    """A table of cells that are shown as they are: square brackets in them are no markup.
+@dataclass(frozen=True)
+class Table:
+    r"""A table of text that renders to the terminal, to Markdown and to JSON; cells are shown as they are, no markup.
 
-    Args:
+    Attributes:
         columns: headings.
-        rows: a cell a column.
-        left: columns of words; the others are of numbers and stand right.
+        rows: one cell per column.
+        left: columns that are aligned left; None for all, by default the first.
+        title: above the table.
+        caption: below it, on the terminal.
+        unbroken: columns whose cells are not wrapped.
+        styles: of rows on the terminal, such as ``{0: "bold"}``.
+        values: what JSON has instead of the cells.
+        header: whether the terminal shows the headings.
+
+    Example:
+        >>> print(Table(["run", "accuracy"], [["a|b", "0.900"]]).markdown())
+        | run | accuracy |
+        | --- | --- |
+        | a\|b | 0.900 |
     """
-    from rich.table import Table
-    from rich.text import Text
 
-    table = Table()
-    for column in columns:
-        table.add_column(Text(column), justify="left" if column in left else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    return table
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    left: Collection[str] | None = ()
+    title: str = ""
+    caption: str = ""
+    unbroken: Collection[str] = ()
+    styles: Mapping[int, str] = field(default_factory=dict)
+    values: Any = None
+    header: bool = True
+
+    def __rich__(self) -> RichTable:
+        """Return the table as ``rich.console.Console.print`` shows it."""
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        table = RichTable(
+            title=Text(_printable(self.title)) if self.title else None,
+            title_justify="left",
+            caption=Text("\n".join(map(_printable, self.caption.split("\n")))) if self.caption else None,
+            caption_justify="left",
+            show_header=self.header,
+        )
+        left = self.columns if self.left is None else self.left or self.columns[:1]
+        for column in self.columns:
+            side: Literal["left", "right"] = "left" if column in left else "right"
+            table.add_column(Text(column), justify=side, overflow="fold", no_wrap=column in self.unbroken)
+        for number, row in enumerate(self.rows):
+            table.add_row(*(Text(_printable(cell)) for cell in row), style=self.styles.get(number, ""))
+        return table
+
+    def markdown(self) -> str:
+        """Return the table as Markdown, with its title above."""
+        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
+        table = "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
+        return f"{self.title}\n\n{table}" if self.title else table
+
+    def json(self) -> str:
+        """Return the values as JSON, by default a list of objects of cells; NaN becomes null."""
+        values = self.values
+        if values is None:
+            values = [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+        return json.dumps(without_nan(values), indent=2)
+
+    def show(self, *, as_markdown: bool = False, as_json: bool = False) -> None:
+        """Print the table; where there is no terminal to fit, as in a pipe or a log, wide enough for whole numbers."""
+        from rich.console import Console
+
+        if as_markdown or as_json:
+            sys.stdout.write(f"{self.json() if as_json else self.markdown()}\n")
+        else:
+            Console(width=None if sys.stdout.isatty() else 160).print(self)
 
 
-def print_table(table: Table) -> None:
-    """Print a table, wide enough for whole numbers where there is no terminal to fit (a pipe, a log)."""
-    from rich.console import Console
+def _printable(text: str) -> str:
+    """Replace what could command the terminal."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+def without_nan(value: Any) -> Any:
+    """Return a value as JSON has it: tuples become lists, NaN becomes null."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 Item = TypeVar("Item")

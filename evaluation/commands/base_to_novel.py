@@ -24,7 +24,6 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     """Print the table."""
     from evaluation.weights import zero_shot as base_to_novel
-    from vitrail.console import print_table
 
     after = base_to_novel.read_run(options.run, options.split)
     note = base_to_novel.check_novel(options.run, after, options.base)
@@ -35,4 +34,4 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
         result = base_to_novel.compare(after, base_to_novel.read_run(options.before, options.split), options.base)
     if options.json is not None:
         base_to_novel.write_json(options.json, result, note)
-    print_table(base_to_novel.rich_table(result, f"base to novel: {options.run}", note))
+    base_to_novel.accuracy_table(result, f"base to novel: {options.run}", note).show()

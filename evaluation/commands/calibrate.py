@@ -6,11 +6,9 @@ The temperatures are kept in ``checkpoints/calibration.json``; whatever shows co
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,15 +25,11 @@ from evaluation.statistics.calibration import (
     reliability_bins,
 )
 from evaluation.statistics.intervals import Estimate, known
-from evaluation.tables.summary import plain
-from vitrail.console import print_table, text_table
+from vitrail.console import Table
 from vitrail.errors import UserError
 from vitrail.predictions import Predictions
 from vitrail.runs import Run, write_temperatures
 from vitrail.trust import file_name
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 FITTED_ON = "val"
 
@@ -93,11 +87,12 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
         UserError: there are no usable predictions of validation, or none of a sample with a known target.
     """
     rows = calibrate(Run(options.run))
-    if options.json:
-        sys.stdout.write(json.dumps(plain([asdict(row) for row in rows]), indent=2) + "\n")
-        return
-    print_table(rich_table(rows))
-    sys.stdout.write(f"{options.run / Run.CALIBRATION} has the temperatures\n")
+    columns = ("task", "split", "n", "groups", "T", "ECE before [95 %]", "after [95 %]", "by chance", "NLL", "note")
+    values = [asdict(row) for row in rows]
+    table = Table(columns, [_cells(row) for row in rows], ("task", "split", "note"), values=values)
+    table.show(as_json=options.json)
+    if not options.json:
+        sys.stdout.write(f"{options.run / Run.CALIBRATION} has the temperatures\n")
 
 
 def calibrate(run: Run) -> list[Calibrated]:
@@ -142,12 +137,6 @@ def calibrate(run: Run) -> list[Calibrated]:
             if task in predictions.tasks:
                 found.append(_judge(run.path, predictions, task, split, (temperature, ends[task])))
     return found
-
-
-def rich_table(rows: list[Calibrated]) -> Table:
-    """The rows as a table for the terminal."""
-    columns = ("task", "split", "n", "groups", "T", "ECE before [95 %]", "after [95 %]", "by chance", "NLL", "note")
-    return text_table(columns, [_cells(row) for row in rows], ("task", "split", "note"))
 
 
 def _cells(row: Calibrated) -> list[str]:

@@ -27,10 +27,10 @@ from evaluation.tables.comparison import (
     shown_columns,
     sides_of,
 )
+from vitrail.console import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from rich.table import Table
 
 _EPILOG = """\
 examples:
@@ -70,8 +70,6 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     Raises:
         UserError: a run without usable predictions, or runs that cannot be compared.
     """
-    from evaluation.tables.summary import markdown_rows
-    from vitrail.console import print_table
     from vitrail.runs import runs_among
 
     options.runs = runs_among(options.runs, "compare", f"predictions/{options.split}.parquet")
@@ -84,11 +82,11 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     if options.html is not None:
         write_comparison(options.html, options, (sides, rows, costs), table, said)
     if options.markdown:
-        sys.stdout.write(markdown_rows(list(table[0]), [list(row.values()) for row in table]) + "\n\n")
+        sys.stdout.write(f"{_table(table).markdown()}\n\n")
         sys.stdout.write("".join(f"* {sentence}\n" for sentence in said))
     else:
         for part in parts(table).values():
-            print_table(rich_table(part))
+            _table(part).show()
         sys.stdout.write("".join(f"{sentence}\n" for sentence in said))
     if options.html is not None:
         sys.stdout.write(f"{options.html} has the page\n")
@@ -119,11 +117,8 @@ def sentences(rows: Sequence[ComparedRow], reference: str) -> list[str]:
     return said
 
 
-def rich_table(table: list[dict[str, str]]) -> Table:
-    """The rows for the terminal."""
-    from vitrail.console import text_table
-
-    return text_table(list(table[0]), [list(row.values()) for row in table], ("run", "task", "verdict"))
+def _table(rows: list[dict[str, str]]) -> Table:
+    return Table(list(rows[0]), [list(row.values()) for row in rows], ("run", "task", "verdict"))
 
 
 def write_comparison(

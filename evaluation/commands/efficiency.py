@@ -10,14 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vitrail.console import Table
 from vitrail.errors import UserError
 from vitrail.files import write_text_atomically
 from vitrail.runs import Run
 from vitrail.runtime import check_device
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from evaluation.cost.efficiency import Costs, Counts, ModelSource
 
 FILE = "efficiency.json"
@@ -64,8 +63,7 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     Raises:
         UserError: if a model cannot be built or measured.
     """
-    from evaluation.cost.efficiency import build, count, markdown, ratios_to, source_of
-    from vitrail.console import print_table
+    from evaluation.cost.efficiency import build, by_model, count, ratios_to, source_of
     from vitrail.runs import runs_among
 
     check_device(options.device)
@@ -89,9 +87,9 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     if options.json is not None:
         write(options.json, rows)
     if options.markdown:
-        sys.stdout.write(markdown(rows, sizes) + "\n")
+        sys.stdout.write(f"{by_model(rows, sizes).markdown()}\n")
     else:
-        print_table(_table(rows, sizes))
+        _by_cost(by_model(rows, sizes)).show()
     if note := ratios_to(rows):
         sys.stdout.write(f"{note}\n")
     if failed := [f"{name}: {one.error}" for name, one in costs.items() if one.error]:
@@ -127,18 +125,11 @@ def _names(paths: Sequence[Path]) -> dict[Path, str]:
     return {path: str(path) if name in twice else name for path, name in names.items()}
 
 
-def _table(rows: Mapping[str, tuple[Counts, Costs | None]], sizes: Sequence[int]) -> Table:
-    """One column a model: there are more numbers than models."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    from evaluation.cost.efficiency import cells, columns
-
-    table = Table("", *map(escape, rows), title="what the models cost")
-    by_model = [cells(*row, sizes) for row in rows.values()]
-    for place, name in enumerate(columns(sizes)):
-        table.add_row(escape(name), *(escape(cells_of_one[place]) for cells_of_one in by_model))
-    return table
+def _by_cost(table: Table) -> Table:
+    """One column per model: there are more numbers than models."""
+    names = ["", *(row[0] for row in table.rows)]
+    rows = [[name, *(row[place] for row in table.rows)] for place, name in enumerate(table.columns) if place]
+    return Table(names, rows, None, "what the models cost")
 
 
 def _positive(text: str) -> int:

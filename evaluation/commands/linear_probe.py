@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evaluation.commands.summary import add_forms, show
+from evaluation.commands.summary import add_forms
 from evaluation.statistics.intervals import known
-from evaluation.tables.summary import TaskSummary, summarise
+from evaluation.tables.summary import TaskSummary, summarise, summary_table
 from vitrail.errors import UserError
 from vitrail.predictions import Predictions
 from vitrail.types import batch_targets
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     pretrained = {"true": True, "false": False}.get(options.pretrained.lower(), options.pretrained)
     encoder = ImageEncoder(options.backbone, options.image_size, pretrained)
     encoder.load_pretrained()
-    show(linear_probe(datamodule, encoder), options)
+    summary_table(linear_probe(datamodule, encoder)).show(as_markdown=options.markdown, as_json=options.json)
 
 
 def linear_probe(datamodule: ImageDataModule, encoder: ImageEncoder) -> list[TaskSummary]:

@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitrail.console import print_table
+from vitrail.console import Table
 from vitrail.files import write_csv, write_text_atomically
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from evaluation.retrieval import AttributeRow, Ground, System
     from retrieval.gallery import Gallery
     from retrieval.search.searcher import Encoder, Searcher
@@ -67,10 +64,7 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
         import pandas as pd
 
         write_csv(options.csv, pd.DataFrame(rows, columns=list(rows[0]._fields)))
-    if options.markdown:
-        sys.stdout.write(markdown_table(rows) + "\n")
-    else:
-        print_table(rich_table(rows))
+    Table(*_cells(rows), ("gallery", "ranker"), _title(rows)).show(as_markdown=options.markdown)
 
 
 def measured_rows(options: argparse.Namespace) -> list[AttributeRow]:
@@ -103,27 +97,6 @@ def measured_rows(options: argparse.Namespace) -> list[AttributeRow]:
                 progress.advance(bar, len(next(iter(part.values()))))
             rows += rows_of(names[gallery.uri], system, ground, values)
     return rows
-
-
-def rich_table(rows: Sequence[AttributeRow]) -> Table:
-    """A line for each ranker, a column for each metric."""
-    from rich.table import Table
-    from rich.text import Text
-
-    heads, lines = _cells(rows)
-    table = Table(*heads[:2], title=Text(_title(rows)))
-    for head in heads[2:]:
-        table.add_column(Text(head), justify="right")
-    for line in lines:
-        table.add_row(*(Text(cell) for cell in line))
-    return table
-
-
-def markdown_table(rows: Sequence[AttributeRow]) -> str:
-    """The same in Markdown, with its title above."""
-    heads, lines = _cells(rows)
-    ruled = [heads, ["---"] * len(heads), *lines]
-    return "\n".join([_title(rows), "", *("| " + " | ".join(line) + " |" for line in ruled)])
 
 
 def _jobs(

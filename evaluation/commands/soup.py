@@ -26,8 +26,8 @@ from evaluation.weights.soup import (
     moving_statistics,
     refresh_batchnorm,
     refuse_strangers,
-    rich_table,
     save_soup,
+    soup_table,
     uniform_soup,
 )
 from vitrail.errors import UserError
@@ -35,10 +35,9 @@ from vitrail.files import read_csv, timestamped_directory, write_text_atomically
 from vitrail.runs import Run
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from datamodules.base import ImageDataModule
     from lightning_modules.base import VisionTask
+    from vitrail.console import Table
 
 METHODS = {"uniform": uniform_soup, "greedy": greedy_soup}
 
@@ -61,7 +60,6 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     """Make the soup and print what it was chosen by."""
-    from vitrail.console import print_table
     from vitrail.runs import runs_among
 
     if bool(options.runs) == (options.sweep is not None):
@@ -70,7 +68,7 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     runs = named or best_of_sweep(options.sweep, options.top)
     place = place_beside(runs[0]) if options.runs else place_of_sweep(options.sweep)
     made = make_soup(runs, options.method, metric=options.metric, place=place, test=options.test)
-    print_table(made.table)
+    made.table.show()
     sys.stdout.write(f"{made.directory / Run.BEST} has the weights of the soup\n")
 
 
@@ -129,7 +127,7 @@ def make_soup(
         tested = [None] * (len(runs) + 1)
         tested[0] = judge.measure(states[best], on_test)
         tested[-1] = judge.measure(soup.state, on_test)
-    return Made(directory, rich_table(soup, metric, tested))
+    return Made(directory, soup_table(soup, metric, tested))
 
 
 def best_of_sweep(folder: Path, top: int) -> list[Path]:

@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
 
-from evaluation.tables import summary, summary_join, summary_retrieval, summary_wide
-from vitrail.console import print_table
+from evaluation.tables.summary import read_retrieval, retrieval_table, summarise_run, summary_table, wide_table
+from evaluation.tables.summary_join import join_summaries, joined_table
+from vitrail.console import Table
 from vitrail.errors import UserError
 from vitrail.runs import runs_among
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    Found = TypeVar("Found")
-    Forms = tuple[Callable[[Found], str], Callable[[Found], str], Callable[[Found], Table]]
-    """What was found as JSON, as Markdown, and for the terminal."""
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -57,37 +48,13 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
     if options.retrieval:
         if options.join or options.wide:
             raise UserError("--retrieval: is a table of its own; leave --join and --wide out")
-        found = [summary_retrieval.read_run(path, options.split) for path in options.runs]
-        form = summary_retrieval
-        _print(found, options, (form.as_json, form.markdown_table, form.rich_table))
-        return
-    if not options.join:
-        rows = [row for path in options.runs for row in summary.summarise_run(path, options.split)]
-        show_wide(rows, options.markdown) if options.wide else show(rows, options)
-        return
-    joined = summary_join.join_summaries(options.runs, options.split)
-    _print(joined, options, (summary_join.as_json, summary_join.markdown_table, summary_join.rich_table))
-
-
-def show(rows: Sequence[summary.TaskSummary], options: argparse.Namespace) -> None:
-    """Prints summaries in the form that ``add_forms`` let one choose."""
-    _print(rows, options, (summary.as_json, summary.markdown_table, summary.rich_table))
-
-
-def show_wide(rows: Sequence[summary.TaskSummary], markdown: bool) -> None:
-    """Prints one row a run."""
-    if markdown:
-        sys.stdout.write(summary_wide.markdown_table(rows) + "\n")
+        _show(retrieval_table([read_retrieval(path, options.split) for path in options.runs]), options)
+    elif options.join:
+        _show(joined_table(join_summaries(options.runs, options.split)), options)
     else:
-        print_table(summary_wide.rich_table(rows))
+        rows = [row for path in options.runs for row in summarise_run(path, options.split)]
+        _show(wide_table(rows) if options.wide else summary_table(rows), options)
 
 
-def _print(found: Found, options: argparse.Namespace, forms: Forms[Found]) -> None:
-    """Prints what was found in the form that was chosen."""
-    as_json, as_markdown, as_table = forms
-    if options.json:
-        sys.stdout.write(as_json(found) + "\n")
-    elif options.markdown:
-        sys.stdout.write(as_markdown(found) + "\n")
-    else:
-        print_table(as_table(found))
+def _show(table: Table, options: argparse.Namespace) -> None:
+    table.show(as_markdown=options.markdown, as_json=options.json)

@@ -32,7 +32,6 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     from evaluation.weights import wise_ft
     from evaluation.weights.zero_shot import start_weights_of
     from lightning_modules.checkpoint import read_checkpoint
-    from vitrail.console import print_table
     from vitrail.runs import Run
 
     run = Run(options.run)
@@ -54,5 +53,5 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     mixed = run.path / Run.CHECKPOINTS / "wise_ft.ckpt"
     wise_ft.save_mixture(mixed, start["state_dict"], end, chosen.alpha)
     wise_ft.write_report(options.run, found)
-    print_table(wise_ft.rich_table(found, chosen))
+    wise_ft.mixtures_table(found, chosen).show()
     sys.stdout.write(f"{mixed} has the weights of α = {chosen.alpha:g}\n")

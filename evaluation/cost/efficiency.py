@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
-from evaluation.tables.summary import markdown_rows
+from vitrail.console import Table
 from vitrail.errors import UserError
 
 if TYPE_CHECKING:
@@ -232,10 +232,9 @@ def ratios_to(rows: Mapping[str, tuple[Counts | None, Costs | None]]) -> str:
     return f"{first} could not be measured with all the others, so ratios are not to it: {others_to}."
 
 
-def markdown(rows: Mapping[str, tuple[Counts | None, Costs | None]], batch_sizes: Sequence[int]) -> str:
-    """The models as a Markdown table, without a line feed at the end."""
-    names = ["model", *columns(batch_sizes)]
-    return markdown_rows(names, [[name, *cells(*row, batch_sizes)] for name, row in rows.items()])
+def by_model(rows: Mapping[str, tuple[Counts | None, Costs | None]], batch_sizes: Sequence[int]) -> Table:
+    """One row per model."""
+    return Table(["model", *columns(batch_sizes)], [[name, *cells(*row, batch_sizes)] for name, row in rows.items()])
 
 
 def costs_from_values(values: Mapping[str, Any]) -> Costs:

@@ -6,23 +6,21 @@ the majority baseline says so instead of being hidden.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal, NamedTuple
 
+from evaluation.retrieval import BOTH, Row, read_report
+from evaluation.retrieval import with_interval as score_with_interval
 from evaluation.statistics import intervals as statistics
 from evaluation.statistics.intervals import Interval
-from vitrail.console import text_table
+from vitrail.console import Table
 from vitrail.errors import UserError
 from vitrail.predictions import Predictions, read_predictions
 from vitrail.runs import Run, read_class_counts
 from vitrail.types import UNKNOWN
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 COLUMNS = ("run", "split", "task", "n", "groups", "majority", "accuracy [95 %]", "macro F1 [95 %]", "note")
 
@@ -135,26 +133,10 @@ def summarise_run(run: Path, split: str = "test") -> list[TaskSummary]:
     return [replace(row, checkpoint=other) for row in rows] if other else rows
 
 
-def rich_table(summaries: Sequence[TaskSummary]) -> Table:
-    """The summaries as a table for the terminal."""
-    return text_table(COLUMNS, [_cells(summary) for summary in summaries], ("run", "split", "task", "note"))
-
-
-def markdown_table(summaries: Sequence[TaskSummary]) -> str:
-    """The summaries as a Markdown table for the README."""
-    return markdown_rows(COLUMNS, [_cells(summary) for summary in summaries])
-
-
-def markdown_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table of these cells."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
-
-
-def as_json(summaries: Sequence[TaskSummary]) -> str:
-    """The summaries as a JSON list of objects; NaN becomes null."""
-    rows = [{**asdict(summary), "above_majority": summary.above_majority} for summary in summaries]
-    return json.dumps(plain(rows), indent=2)
+def summary_table(summaries: Sequence[TaskSummary]) -> Table:
+    """One row per run and task."""
+    values = [{**asdict(summary), "above_majority": summary.above_majority} for summary in summaries]
+    return Table(COLUMNS, [_cells(one) for one in summaries], ("run", "split", "task", "note"), values=values)
 
 
 def _summarise_task(
@@ -226,10 +208,95 @@ def with_interval(value: float, interval: Interval) -> str:
     return "–" if math.isnan(value) else f"{value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
-def plain(value: Any) -> Any:
-    """The value as JSON has it: tuples become lists, NaN becomes null."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [plain(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+def task_heading(summaries: Sequence[TaskSummary]) -> str:
+    """A task with split and n, where all these summaries of it have the same; else without n."""
+    split = {summary.split for summary in summaries}
+    heading = ", ".join([summaries[0].task, *(split if len(split) == 1 else [])])
+    sizes = {(summary.n, summary.groups) for summary in summaries}
+    if len(sizes) > 1:
+        return heading
+    ((n, groups),) = sizes
+    return f"{heading} (n {n}{'' if n == groups else f', {groups} objects'})"
+
+
+def wide_table(summaries: Sequence[TaskSummary]) -> Table:
+    """One row per run and one column per task: accuracies, below the majority baseline if all runs share it.
+
+    A run whose n is another than that of the rest says so in its cell.
+    """
+    tasks = {task: [one for one in summaries if one.task == task] for task in dict.fromkeys(s.task for s in summaries)}
+    headings = ["run", *(f"{task_heading(own)} [95 %]" for own in tasks.values())]
+    rows = []
+    baselines = [{(one.majority, one.majority_label) for one in own} for own in tasks.values()]
+    if all(len(found) == 1 for found in baselines):
+        rows.append(["majority", *map(_baseline, tasks.values())])
+    for run in dict.fromkeys(summary.run for summary in summaries):
+        rows.append([run, *(_wide_cell(run, own) for own in tasks.values())])
+    return Table(headings, rows, None)
+
+
+def _baseline(of_task: Sequence[TaskSummary]) -> str:
+    """The majority baseline, and where its class does not come from training."""
+    told = share(of_task[0].majority)
+    return f"{told} (of the split itself)" if any(one.n and one.majority_source == "split" for one in of_task) else told
+
+
+def _wide_cell(run: str, of_task: Sequence[TaskSummary]) -> str:
+    found = next((summary for summary in of_task if summary.run == run), None)
+    if found is None:
+        return "–"
+    told = with_interval(found.accuracy, found.accuracy_interval)
+    told = f"{told}, checkpoint {found.checkpoint}" if found.checkpoint else told
+    return told if len({summary.n for summary in of_task}) == 1 else f"{told}, n {found.n}"
+
+
+_ARROWS = {"image_to_text": "image → text", "text_to_image": "text → image"}
+
+
+class RunScores(NamedTuple):
+    """What a run's test (or validation) wrote of its retrieval.
+
+    Attributes:
+        run: name of the experiment and of the run directory.
+        split: that was evaluated.
+        rows: of the report.
+    """
+
+    run: str
+    split: str
+    rows: list[Row]
+
+
+def read_retrieval(run: Path, split: str) -> RunScores:
+    """``reports/<split>_retrieval.csv`` of a run directory.
+
+    Raises:
+        UserError: there is no such run or file, or it cannot be read.
+    """
+    if not run.is_dir():
+        raise UserError(f"{run}: no such run directory; give the directory that `fit` or `test` printed")
+    path = run / Run.REPORTS / f"{split}_retrieval.csv"
+    if not path.is_file():
+        stage = {"val": "validate"}.get(split, "test")
+        raise UserError(
+            f"{path}: no such file; `python -m experiments {stage} --ckpt_path {run / Run.BEST}` writes it "
+            "where images have texts"
+        )
+    return RunScores("/".join(run.resolve().parts[-2:]), split, read_report(path))
+
+
+def retrieval_table(runs: Sequence[RunScores]) -> Table:
+    """One row per run and direction; the one number of both directions together is left out."""
+    shown = [(run, [row for row in run.rows if row.direction != BOTH]) for run in runs]
+    metrics = list(dict.fromkeys(row.metric for _, rows in shown for row in rows))
+    cells = []
+    for run, rows in shown:
+        for direction in dict.fromkeys(row.direction for row in rows):
+            own = {row.metric: row for row in rows if row.direction == direction}
+            n = str(next(iter(own.values())).n)
+            scores = [score_with_interval(own[metric]) if metric in own else "–" for metric in metrics]
+            cells.append([run.run, run.split, _ARROWS.get(direction, direction), n, *scores])
+    named = [metric.replace("_", " ") for metric in metrics]
+    columns = ["run", "split", "direction", "n", *(f"{name} [95 %]" for name in named)]
+    values = [{"run": run.run, "split": run.split, **row._asdict()} for run in runs for row in run.rows]
+    return Table(columns, cells, ("run", "split", "direction"), values=values)

@@ -5,22 +5,19 @@ See ``joining`` for what the two intervals mean.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from evaluation.statistics.intervals import Interval, known, majority_baseline
 from evaluation.statistics.pooled import JoinedRuns, JoinedScore, join_runs
-from evaluation.tables.summary import markdown_rows, plain, share, with_interval
+from evaluation.tables.summary import share, with_interval
+from vitrail.console import Table
 from vitrail.errors import UserError
 from vitrail.predictions import Predictions
 from vitrail.runs import Run
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 COLUMNS = (
     "experiment",
@@ -91,29 +88,11 @@ def join_summaries(paths: Sequence[Path], split: str = "test") -> list[JoinedSum
     ]
 
 
-def rich_table(rows: Sequence[JoinedSummary]) -> Table:
-    """The rows as a table for the terminal, two lines a task."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table()
-    for column in COLUMNS:
-        is_text = column in ("experiment", "runs", "split", "task", "score", "note")
-        whole = not is_text or column == "score"
-        table.add_column(Text(column), justify="left" if is_text else "right", overflow="fold", no_wrap=whole)
-    for cells in _cells(rows):
-        table.add_row(*(Text(cell) for cell in cells))
-    return table
-
-
-def markdown_table(rows: Sequence[JoinedSummary]) -> str:
-    """The rows as a Markdown table."""
-    return markdown_rows(COLUMNS, _cells(rows))
-
-
-def as_json(rows: Sequence[JoinedSummary]) -> str:
-    """The rows as a JSON list of objects; NaN becomes null."""
-    return json.dumps(plain([asdict(row) for row in rows]), indent=2)
+def joined_table(rows: Sequence[JoinedSummary]) -> Table:
+    """Two rows per task."""
+    left = ("experiment", "runs", "split", "task", "score", "note")
+    unbroken = [column for column in COLUMNS if column not in left or column == "score"]
+    return Table(COLUMNS, _cells(rows), left, unbroken=unbroken, values=[asdict(row) for row in rows])
 
 
 def _row(

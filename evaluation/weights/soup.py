@@ -14,16 +14,14 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
+from vitrail.console import Table
 from vitrail.errors import UserError
 from vitrail.files import write_atomically
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 State = dict[str, torch.Tensor]
 Score = Callable[[State, Sequence[int]], tuple[float, State]]
@@ -223,7 +221,7 @@ def save_soup(path: Path, like: dict[str, Any], soup: Soup) -> None:
         torch.save({**kept, "state_dict": soup.state}, file)
 
 
-def rich_table(soup: Soup, metric: str, test: Sequence[float | None] | None = None) -> Table:
+def soup_table(soup: Soup, metric: str, test: Sequence[float | None] | None = None) -> Table:
     """The members and the soup.
 
     Args:
@@ -231,24 +229,18 @@ def rich_table(soup: Soup, metric: str, test: Sequence[float | None] | None = No
         metric: what was measured on the validation split.
         test: the same on the test split, for each member and the soup; None where it was not measured.
     """
-    from rich.table import Table
-    from rich.text import Text
-
     chosen = ", chosen on val" if soup.method == "greedy" else ""
-    table = Table(title=f"{soup.method} soup of {len(soup.kept)} of {len(soup.members)} runs{chosen}")
-    table.add_column("run")
-    table.add_column("in the soup")
-    table.add_column(Text(metric), justify="right")
-    if test is not None:
-        table.add_column(Text(metric.replace("val/", "test/", 1)), justify="right")
     rows = [
-        (str(run), "yes" if number in soup.kept else "no", value)
+        [str(run), "yes" if number in soup.kept else "no", _cell(value)]
         for number, (run, value) in enumerate(zip(soup.members, soup.scores, strict=True))
     ]
-    for number, (run, kept, value) in enumerate([*rows, ("soup", "", soup.score)]):
-        tested = [] if test is None else [_cell(test[number])]
-        table.add_row(Text(run), kept, _cell(value), *tested, style="bold" if run == "soup" else "")
-    return table
+    rows.append(["soup", "", _cell(soup.score)])
+    columns = ["run", "in the soup", metric]
+    if test is not None:
+        columns.append(metric.replace("val/", "test/", 1))
+        rows = [[*row, _cell(value)] for row, value in zip(rows, test, strict=True)]
+    title = f"{soup.method} soup of {len(soup.kept)} of {len(soup.members)} runs{chosen}"
+    return Table(columns, rows, columns[:2], title, styles={len(rows) - 1: "bold"})
 
 
 def _cell(value: float | None) -> str:

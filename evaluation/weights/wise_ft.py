@@ -21,6 +21,7 @@ from evaluation.statistics.intervals import accuracy, known
 from evaluation.tables.summary import share
 from evaluation.weights.zero_shot import predict_classes, restricted_accuracy
 from lightning_modules.encoders.weights import misfits
+from vitrail.console import Table
 from vitrail.errors import UserError
 from vitrail.files import write_atomically, write_csv
 from vitrail.predictions import predicted_classes
@@ -29,7 +30,6 @@ from vitrail.types import LABEL_TASK
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from rich.table import Table
 
     from datamodules.base import ImageDataModule
     from lightning_modules.base import VisionTask
@@ -152,19 +152,17 @@ def write_report(folder: Path, mixtures: Sequence[Mixture]) -> None:
     save_figure(figure, folder / Run.FIGURES / "wise_ft.png")
 
 
-def rich_table(mixtures: Sequence[Mixture], chosen: Mixture) -> Table:
+def mixtures_table(mixtures: Sequence[Mixture], chosen: Mixture) -> Table:
     """The mixtures, the chosen one marked."""
-    from rich.table import Table
-
-    table = Table(title="WiSE-FT: α chosen on val")
     has_parts = chosen.base is not None
-    for column in ("α", "val", "test", *(("base", "novel", "harmonic mean") if has_parts else ())):
-        table.add_column(column, justify="right")
+    rows = []
     for mixture in mixtures:
         parts = (mixture.base, mixture.novel, mixture.harmonic) if has_parts else ()
-        cells = [share(value) for value in (mixture.val, mixture.test, *parts) if value is not None]
-        table.add_row(f"{mixture.alpha:g}", *cells, style="bold" if mixture is chosen else "")
-    return table
+        values = (mixture.val, mixture.test, *parts)
+        rows.append([f"{mixture.alpha:g}", *(share(value) for value in values if value is not None)])
+    columns = ["α", "val", "test", *(("base", "novel", "harmonic mean") if has_parts else ())]
+    bold = {number: "bold" for number, mixture in enumerate(mixtures) if mixture is chosen}
+    return Table(columns, rows, title="WiSE-FT: α chosen on val", styles=bold)
 
 
 def interpolated_weights(

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from evaluation.statistics.intervals import Estimate, Statistic, group_bootstrap, known, share_statistic
 from evaluation.statistics.pooled import in_order_of, paired_difference
+from vitrail.console import Table
 from vitrail.errors import UserError
 from vitrail.files import write_text_atomically
 from vitrail.predictions import Predictions, predicted_classes, read_predictions, write_predictions
@@ -30,8 +31,6 @@ from vitrail.runs import Run, class_counts_of
 from vitrail.types import LABEL_TASK
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from datamodules.base import ImageDataModule
     from lightning_modules.base import VisionTask
 
@@ -227,7 +226,7 @@ def restricted_accuracy(
     return float(_right(targets, logits, base)[rows].mean()) if rows.any() else math.nan
 
 
-def rich_table(result: BaseToNovel | Cost, title: str, note: str = "") -> Table:
+def accuracy_table(result: BaseToNovel | Cost, title: str, note: str = "") -> Table:
     """The result as a table for the terminal.
 
     Args:
@@ -235,27 +234,21 @@ def rich_table(result: BaseToNovel | Cost, title: str, note: str = "") -> Table:
         title: above it.
         note: below it, such as what was not checked.
     """
-    from rich.table import Table
-    from rich.text import Text
-
     cost = result if isinstance(result, Cost) else None
     after = result.after if isinstance(result, Cost) else result
-    table = Table(title=title, caption=note or None, caption_justify="left")
-    table.add_column("accuracy")
     columns = ("after [95 %]", "before [95 %]", "difference [95 %]") if cost else ("[95 %]",)
-    for column in ("n", *columns):
-        table.add_column(Text(column), justify="right")
     rows = (
         ("base", f"base, among {after.base_classes} classes", after.n_base),
         ("novel", f"novel, among {after.novel_classes} classes", after.n_novel),
         ("harmonic_mean", "harmonic mean", after.n_base + after.n_novel),
     )
+    lines = []
     for name, label, n in rows:
         cells = [_with_interval(getattr(after, name))]
         if cost:
             cells += [_with_interval(getattr(cost.before, name)), _with_interval(getattr(cost, name), "+")]
-        table.add_row(label, str(n), *(Text(cell) for cell in cells))
-    return table
+        lines.append([label, str(n), *cells])
+    return Table(["accuracy", "n", *columns], lines, title=title, caption=note)
 
 
 def write_json(path: Path, result: BaseToNovel | Cost, note: str = "") -> None:

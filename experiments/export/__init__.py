@@ -103,8 +103,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
         UserError: something is missing, or parity does not hold.
     """
     _check(options)
-    from experiments.export.parity import markdown, rich_table
-    from vitrail.console import print_table
+    from experiments.export.parity import parity_table
 
     # What torchao, which peft imports, makes PyTorch tell of its own enumerations.
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
@@ -119,10 +118,9 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     with _new_folders(root, [_folder(name, options.quantize) for name in options.format]) as folders:
         forms = maker.make(dict(zip(options.format, folders, strict=True)))
         made = [root / folder.name for folder in folders]
+    parity_table(forms).show(as_markdown=options.markdown)
     if options.markdown:
-        sys.stdout.write(markdown(forms) + "\n")
         return
-    print_table(rich_table(forms))
     for folder in made:
         sys.stdout.write(f"{folder} has the model; {folder / 'README.md'} its card\n")
 

@@ -14,9 +14,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.tables.summary import TaskSummary, markdown_rows, summarise
-from experiments.export.parity import Form, markdown
+from evaluation.tables.summary import TaskSummary, summarise
+from experiments.export.parity import Form, parity_table
 from experiments.export.weights import SUMMARY
+from vitrail.console import Table
 from vitrail.errors import UserError
 from vitrail.runs import Run
 
@@ -176,11 +177,12 @@ def _results(found: Mapping[str, list[TaskSummary]]) -> str:
         for split, summaries in found.items()
         for row in summaries
     ]
-    return f"{markdown_rows(columns, rows)}\n\nOf the model before its export. Intervals resample groups (objects)."
+    return f"{Table(columns, rows).markdown()}\n\nOf the model before its export. Intervals resample groups (objects)."
 
 
 def _exported(forms: Sequence[Form], split: str) -> str:
-    return f"Compared with the model on the images of {split}; sizes and times are ratios.\n\n{markdown(forms)}"
+    table = parity_table(forms).markdown()
+    return f"Compared with the model on the images of {split}; sizes and times are ratios.\n\n{table}"
 
 
 def _data(files: Run) -> str:

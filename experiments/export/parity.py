@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +17,10 @@ from numpy.typing import NDArray
 
 from datamodules.base import ImageDataModule
 from evaluation.cost.efficiency import BatchCost, ratio_text
-from evaluation.tables.summary import markdown_rows
 from experiments.export.graphs import IMAGE_EMBEDDING, LOGITS, TEXT_EMBEDDING, Arrays, Runner
 from lightning_modules.base import VisionTask, real_rows
 from lightning_modules.dual_encoder import DualEncoder
+from vitrail.console import Table
 from vitrail.errors import UserError
 from vitrail.predictions import predicted_classes
 from vitrail.types import UNKNOWN
@@ -264,22 +263,9 @@ def cells(form: Form, first: Form) -> list[str]:
     ]
 
 
-def markdown(forms: Sequence[Form]) -> str:
-    """The forms as a Markdown table, without a line feed at the end."""
-    return markdown_rows(headings(forms), [cells(form, forms[0]) for form in forms])
-
-
-def rich_table(forms: Sequence[Form]) -> Any:
-    """The forms as a table for the terminal."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table()
-    for number, heading in enumerate(headings(forms)):
-        table.add_column(Text(heading), justify="right" if number else "left", overflow="fold")
-    for form in forms:
-        table.add_row(*(Text(cell) for cell in cells(form, forms[0])))
-    return table
+def parity_table(forms: Sequence[Form]) -> Table:
+    """One row per form."""
+    return Table(headings(forms), [cells(form, forms[0]) for form in forms])
 
 
 def _is_choice(row: Parity) -> bool:

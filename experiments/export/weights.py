@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from evaluation.tables.summary import plain
 from lightning_modules.base import VisionTask
 from lightning_modules.checkpoint import task_from
 from lightning_modules.dual_encoder import DualEncoder
 from lightning_modules.encoders.weights import misfits
+from vitrail.console import without_nan
 from vitrail.errors import UserError
 from vitrail.files import current_keys
 from vitrail.runs import Run
@@ -94,7 +94,9 @@ def write_tokenizer(task: VisionTask, folder: Path) -> None:
 
 def write_summary(folder: Path, values: Mapping[str, Any]) -> None:
     """Writes ``export.json``: the metadata, and what parity and speed were measured to be."""
-    (folder / SUMMARY).write_text(json.dumps(plain(values), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / SUMMARY).write_text(
+        json.dumps(without_nan(values), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
 
 def _text(task: VisionTask) -> dict[str, Any] | None:

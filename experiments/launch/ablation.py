@@ -21,13 +21,12 @@ import yaml
 
 from evaluation.commands.efficiency import add_measuring, measured
 from evaluation.cost.efficiency import ModelSource, build, cells, columns, costs_from_values, count, ratios_to
-from evaluation.tables.summary import markdown_rows, summarise_run, with_interval
-from evaluation.tables.summary_wide import task_heading
+from evaluation.tables.summary import summarise_run, task_heading, with_interval
 from experiments.launch.study import ERROR, RUN, Outcome
 from experiments.launch.sweep import add_search_options, search
 from experiments.launch.sweep_file import OVERLAY, SweepFile, fingerprint, read_sweep
 from vitrail.config import load_yaml, merged, read_experiments
-from vitrail.console import print_table
+from vitrail.console import Table
 from vitrail.errors import UserError, run_reporting_user_errors, same_command
 from vitrail.files import write_csv, write_text_atomically
 from vitrail.runs import Run
@@ -36,7 +35,6 @@ from vitrail.trust import plain_name
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
     from evaluation.cost.efficiency import Costs, Counts
     from evaluation.tables.summary import TaskSummary
@@ -124,7 +122,7 @@ def _run(options: argparse.Namespace, runner: Runner | None) -> int:
         sys.stdout.write(f"{markdown_table(variants)}\n")
         console.print(written, highlight=False, soft_wrap=True)
     else:
-        print_table(rich_table(variants, options.file.stem))
+        wide_table(variants, options.file.stem).show()
         sys.stdout.write(f"{written}\n")
     _compare([str(variant.run) for variant in variants if variant.run], folder, options)
     if stopped_by:
@@ -295,19 +293,14 @@ def write_reports(folder: Path, title: str, variants: Sequence[Variant]) -> str:
 
 def markdown_table(variants: Sequence[Variant]) -> str:
     """One row a variant."""
-    return markdown_rows(*_text(variants))
+    return Table(*_text(variants)).markdown()
 
 
-def rich_table(variants: Sequence[Variant], title: str) -> Table:
-    """One column a variant: there are more numbers than variants."""
-    from rich.markup import escape
-    from rich.table import Table
-
+def wide_table(variants: Sequence[Variant], title: str) -> Table:
+    """One column per variant: there are more numbers than variants."""
     names, rows = _text(variants)
-    table = Table(*(escape(one) for one in ["", *(row[0] for row in rows)]), title=escape(title))
-    for place, name in enumerate(names[1:], 1):
-        table.add_row(escape(name), *(escape(row[place]) for row in rows))
-    return table
+    lines = [[name, *(row[place] for row in rows)] for place, name in enumerate(names) if place]
+    return Table(["", *(row[0] for row in rows)], lines, None, title)
 
 
 def _text(variants: Sequence[Variant]) -> tuple[list[str], list[list[str]]]:

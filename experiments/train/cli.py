@@ -536,13 +536,11 @@ class VitrailCLI(LightningCLI):
         """After training on some of the classes: what it did to the others."""
         base_classes = getattr(self.datamodule, "base_classes", 0)
         if base_classes and self.trainer.is_global_zero and (self.run_directory / Run.START).exists():
-            from rich.console import Console
-
-            from evaluation.weights.zero_shot import finetuning_cost, rich_table
+            from evaluation.weights.zero_shot import accuracy_table, finetuning_cost
 
             self.datamodule.trainer = None  # this process alone goes through all of the test split
             cost = finetuning_cost(self.run_directory, self.datamodule, base_classes)
-            Console().print(rich_table(cost, "base to novel, before and after fine-tuning"))
+            accuracy_table(cost, "base to novel, before and after fine-tuning").show()
 
     def _say_where(self) -> None:
         if self.trainer.is_global_zero:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from rich.table import Table
+from vitrail.console import Table
 
+if TYPE_CHECKING:
     from retrieval.gallery import Gallery
 
 
@@ -20,22 +19,15 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     """Print the table."""
-    from rich.console import Console
-
     from retrieval.gallery import Gallery
 
-    # Wide enough for whole lines where there is no terminal to fit (a pipe, a log).
-    Console(width=None if sys.stdout.isatty() else 160).print(_description(Gallery.open(options.gallery)))
+    _description(Gallery.open(options.gallery)).show()
 
 
 def _description(gallery: Gallery) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
     made_by = gallery.identity
     counts = gallery.table(["split"]).column("split").value_counts().to_pylist()
     splits = ", ".join(f"{entry['values'] or 'no split'} {entry['counts']:,}" for entry in counts)
-    table = Table("", "value", title=Text(f"gallery {gallery.uri}"), show_header=False)
     rows = {
         "made by": f"{made_by.task} of {made_by.run or 'an unknown run'}",
         "weights": made_by.weights,
@@ -48,6 +40,4 @@ def _description(gallery: Gallery) -> Table:
         "index": "built" if gallery.has_index() else "none; search is exact",
         "a filter may use": ", ".join(gallery.columns()),
     }
-    for name, value in rows.items():
-        table.add_row(name, Text(value))  # a value with square brackets is no markup
-    return table
+    return Table(["", "value"], [[*row] for row in rows.items()], None, f"gallery {gallery.uri}", header=False)

@@ -19,10 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.schema import CONFIDENCE, LABEL, PREDICTED, ModelIdentity
+from vitrail.console import Table
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from retrieval.gallery import Gallery
     from retrieval.search.searcher import Query
 
@@ -163,43 +162,26 @@ def as_json(answer: Answer) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False)
 
 
-def rich_table(answer: Answer) -> Table:
+def result_table(answer: Answer) -> Table:
     """A row for each image or caption; columns that nothing is known of are left out."""
-    from rich.table import Table
-
-    title = f"{_plain(answer.asked)} · {answer.ranker} · {_plain(answer.gallery)}"
-    table = Table(title=title, title_justify="left")
-    table.add_column("#", justify="right")
-    table.add_column("score", justify="right")
-    table.add_column("caption" if answer.find == "captions" else "id", overflow="fold")
+    title = f"{answer.asked} · {answer.ranker} · {answer.gallery}"
+    rows = [[str(rank), f"{found.score:.4f}"] for rank, found in enumerate(answer.found, start=1)]
     if answer.find == "captions":
-        table.add_column("of image", overflow="fold")
-        for rank, found in enumerate(answer.found, start=1):
-            table.add_row(str(rank), f"{found.score:.4f}", _plain(found.caption), _plain(found.id))
-        return table
+        columns = ["#", "score", "caption", "of image"]
+        rows = [[*row, found.caption, found.id] for row, found in zip(rows, answer.found, strict=True)]
+        return Table(columns, rows, columns[2:], title)
     told = [", ".join(said(value) for value in found.predicted.values() if value) for found in answer.found]
     true = [", ".join(value for value in found.labels.values() if value) for found in answer.found]
     captions = [found.caption for found in answer.found]
-    columns = [("the model says", told), ("labels", true), ("caption", captions)]
-    shown = [(name, values) for name, values in columns if any(values)]
-    for name, _ in shown:
-        table.add_column(name, overflow="fold")
-    for place, found in enumerate(answer.found):
-        values = [_plain(values[place]) for _, values in shown]
-        table.add_row(str(place + 1), f"{found.score:.4f}", _plain(found.id), *values)
-    return table
+    shown = {"id": [found.id for found in answer.found], "the model says": told, "labels": true, "caption": captions}
+    shown = {name: values for name, values in shown.items() if name == "id" or any(values)}
+    rows = [[*row, *(values[place] for values in shown.values())] for place, row in enumerate(rows)]
+    return Table(["#", "score", *shown], rows, list(shown), title)
 
 
 def said(answer: tuple[str, float] | None) -> str:
     """A predicted value with how sure the model is, such as ``blue 0.93``."""
     return "" if answer is None else f"{answer[0]} {answer[1]:.2f}"
-
-
-def _plain(text: str) -> str:
-    """What people typed or wrote into tables must neither be read as markup nor command the terminal."""
-    from rich.markup import escape
-
-    return escape("".join(letter if letter.isprintable() else " " for letter in text))
 
 
 SIDE = 256

@@ -169,7 +169,7 @@ def _weights(given: Sequence[str]) -> dict[str, float]:
 
 
 def _show(answer: Answer, options: argparse.Namespace) -> None:
-    from retrieval.commands.output import as_json, rich_table
+    from retrieval.commands.output import as_json, result_table
 
     if options.json:
         sys.stdout.write(f"{as_json(answer)}\n")
@@ -179,7 +179,7 @@ def _show(answer: Answer, options: argparse.Namespace) -> None:
     # Wide enough for whole ids where there is no terminal to fit (a pipe, a log).
     console = Console(width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL)
     if answer.found:
-        console.print(rich_table(answer))
+        console.print(result_table(answer))
     else:
         console.print(f"no match for {answer.asked}", markup=False, highlight=False)
     for note in answer.notes:

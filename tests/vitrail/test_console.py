@@ -1,8 +1,13 @@
+"""Tables and progress bars."""
+
 from __future__ import annotations
+
+import json
 
 import pytest
 
 from vitrail import console as progress
+from vitrail.console import Table
 
 
 @pytest.mark.parametrize("patience", [1e9, -1.0])
@@ -31,3 +36,23 @@ def test_the_bar_is_taken_away_when_the_work_fails() -> None:
     assert next(bar) == 1
     del bar
     assert list(progress.tracked([3], "doing", 1)) == [3]
+
+
+def test_a_table_is_shown_as_text_markdown_and_json(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table(["run", "n"], [["[red]a|b", "1"], ["\x1b[2Jc\x07", "2"]], title="[bold]", styles={1: "bold"})
+    table.show()
+    shown = capsys.readouterr().out
+    assert "[red]a|b" in shown
+    assert "[bold]" in shown
+    assert "\x1b[2J" not in shown
+    assert "\x07" not in shown
+    table.show(as_markdown=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:5] == ["[bold]", "", "| run | n |", "| --- | --- |", r"| [red]a\|b | 1 |"]
+    table.show(as_json=True)
+    assert json.loads(capsys.readouterr().out)[0] == {"run": "[red]a|b", "n": "1"}
+
+
+def test_json_of_a_table_may_be_other_values() -> None:
+    table = Table(["n"], [["–"]], values=[{"n": float("nan"), "interval": (0.1, float("nan"))}])
+    assert json.loads(table.json()) == [{"n": None, "interval": [0.1, None]}]

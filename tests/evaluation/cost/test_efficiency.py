@@ -19,10 +19,10 @@ from evaluation.cost.efficiency import (
     Costs,
     ModelSource,
     build,
+    by_model,
     costs_from_values,
     count,
     groups,
-    markdown,
     measure,
     parameter_count,
     ratios_to,
@@ -66,7 +66,7 @@ def test_counts_are_those_worked_out_by_hand() -> None:
 
 def test_one_round_has_no_percentile_and_no_spread() -> None:
     costs = {1: BatchCost([0.01], [1.0], None)}
-    table = markdown({"a": (None, Costs("cpu", 1, "a", costs))}, [1])
+    table = by_model({"a": (None, Costs("cpu", 1, "a", costs))}, [1]).markdown()
     assert "| 10.0 | – | 100.0 | 1.00 | – |" in table
 
 
@@ -131,7 +131,9 @@ def test_the_table_shows_a_dash_where_nothing_is_known() -> None:
     costs = Costs("cpu", 1, "first", {4: cost})
     with torch.device("meta"):
         counts = count(Small(), 10)
-    head, _, known, unknown = markdown({"a|b": (counts, costs), "c": (None, Costs(error="no"))}, [4]).splitlines()
+    head, _, known, unknown = (
+        by_model({"a|b": (counts, costs), "c": (None, Costs(error="no"))}, [4]).markdown().splitlines()
+    )
     assert head.count("|") == unknown.count("|")
     assert "200.0 | 3.00 [2.00, 4.00] | – |" in known  # four images in 20 ms; peak memory is not known
     assert known.startswith(r"| a\|b |")

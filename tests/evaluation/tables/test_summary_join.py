@@ -11,7 +11,7 @@ import yaml
 
 from evaluation.__main__ import main
 from evaluation.statistics.pooled import join_runs
-from evaluation.tables.summary_join import join_summaries, markdown_table
+from evaluation.tables.summary_join import join_summaries, joined_table
 from tests.evaluation.predictions_fixture import make_predictions
 from vitrail.errors import UserError
 from vitrail.predictions import Predictions, read_predictions, write_predictions
@@ -105,7 +105,7 @@ def test_command_prints_each_form(tmp_path: Path, capsys: pytest.CaptureFixture[
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 6
     assert {line.count("|") for line in lines} == {13}
-    assert lines == markdown_table(join_summaries([Path(run) for run in runs])).splitlines()
+    assert lines == joined_table(join_summaries([Path(run) for run in runs])).markdown().splitlines()
 
 
 def test_command_tells_a_mistake_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

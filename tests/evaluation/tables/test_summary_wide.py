@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from evaluation.__main__ import main
-from evaluation.tables.summary import share, summarise_run, with_interval
-from evaluation.tables.summary_wide import wide_rows
+from evaluation.tables.summary import share, summarise_run, wide_table, with_interval
 from tests.evaluation.tables.test_summary import good_predictions
 from vitrail.predictions import write_predictions
 
@@ -21,18 +20,20 @@ def make_runs(folder: Path, *sizes: int) -> list[Path]:
 
 def test_a_run_is_a_row_and_a_task_a_column(tmp_path: Path) -> None:
     rows = [row for run in make_runs(tmp_path, 40, 40) for row in summarise_run(run)]
-    headings, cells = wide_rows(rows)
+    table = wide_table(rows)
+    headings, cells = table.columns, table.rows
     assert headings == ["run", "class, test (n 40, 10 objects) [95 %]", "colour, test (n 36, 9 objects) [95 %]"]
     assert cells[0] == ["majority", *(f"{share(row.majority)} (of the split itself)" for row in rows[:2])]
     trained = [dataclasses.replace(row, majority_source="train") for row in rows]
-    assert wide_rows(trained)[1][0] == ["majority", share(rows[0].majority), share(rows[1].majority)]
+    assert wide_table(trained).rows[0] == ["majority", share(rows[0].majority), share(rows[1].majority)]
     assert cells[1] == ["shop/run 0", *(with_interval(row.accuracy, row.accuracy_interval) for row in rows[:2])]
     assert [row[0] for row in cells] == ["majority", "shop/run 0", "shop/run 1"]
 
 
 def test_runs_of_different_sizes_say_their_own_and_have_no_common_baseline(tmp_path: Path) -> None:
     rows = [row for run in make_runs(tmp_path, 40, 32) for row in summarise_run(run)]
-    headings, cells = wide_rows([*rows[:2], rows[2]])
+    table = wide_table([*rows[:2], rows[2]])
+    headings, cells = table.columns, table.rows
     assert headings[1] == "class, test [95 %]"
     assert [row[0] for row in cells] == ["shop/run 0", "shop/run 1"]
     assert cells[0][1].endswith(", n 40")

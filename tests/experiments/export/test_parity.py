@@ -12,7 +12,7 @@ import torch
 
 from evaluation.cost.efficiency import BatchCost
 from experiments.export.graphs import Arrays, Runner, module_runner, towers_of
-from experiments.export.parity import Form, Parity, interleaved, markdown, measure, refuse_disagreement, rich_table
+from experiments.export.parity import Form, Parity, interleaved, measure, parity_table, refuse_disagreement
 from tests.experiments.export.test_graphs import ready_pair
 from tests.support.models import TinyData, TinyPairs, tiny_multitask
 from vitrail.errors import UserError
@@ -162,11 +162,14 @@ def test_the_table_has_ratios_to_the_first() -> None:
         ]
         return Form(name, size, rows, {8: BatchCost([ratio, ratio], [ratio, 2 * ratio], None)})
 
-    lines = markdown([form("PyTorch", 4_000_000, 1.0, 1.0), form("int8", 1_000_000, 0.943, 0.5)]).splitlines()
+    lines = (
+        parity_table([form("PyTorch", 4_000_000, 1.0, 1.0), form("int8", 1_000_000, 0.943, 0.5)])
+        .markdown()
+        .splitlines()
+    )
     assert [cell.strip() for cell in lines[0].strip("|").split("|")] == [
         *("form", "size", "class: agrees, accuracy", "largest difference", "time, batch 8 [low, high]")
     ]
     assert [cell.strip() for cell in lines[3].strip("|").split("|")] == [
         *("int8", "1.00 MB, 0.25", "0.943 of 53, 0.480", "0.2", "0.75 [0.50, 1.00]")
     ]
-    assert rich_table([form("PyTorch", 1, 1.0, 1.0)]).row_count == 1

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from rich.console import Console
-from rich.table import Table
 
-from retrieval.commands.output import SIDE, Answer, Found, as_json, contact_sheet, rich_table, small_jpeg
+from retrieval.commands.output import SIDE, Answer, Found, as_json, contact_sheet, result_table, small_jpeg
 from retrieval.search.searcher import Query
 from tests.support.galleries import identity
+from vitrail.console import Table
 
 FOUND = [
     Found(
@@ -55,7 +55,7 @@ def _printed(table: Table) -> str:
 
 
 def test_the_table_has_scores_answers_and_labels_in_order() -> None:
-    text = _printed(rich_table(answer()))
+    text = _printed(result_table(answer()))
     first, second = (line for line in text.splitlines() if "p7" in line or "p2" in line)
     assert "0.9877" in first
     assert "tableware_water_bottle 0.91, black 0.50 " in first
@@ -63,15 +63,15 @@ def test_the_table_has_scores_answers_and_labels_in_order() -> None:
     assert "0.5000" in second
     assert all(name in text for name in ("the model says", "labels", "caption"))
     # A column of which nothing is known is left out.
-    assert "the model says" not in _printed(rich_table(answer(found=FOUND[1:])))
+    assert "the model says" not in _printed(result_table(answer(found=FOUND[1:])))
 
 
 def test_what_people_wrote_is_not_read_as_markup() -> None:
-    text = _printed(rich_table(answer()))
+    text = _printed(result_table(answer()))
     assert "blue plastic bottle [bold]" in text
     assert "“[red] bottle”" in text
     evil = dataclasses.replace(FOUND[0], caption="\x1b[2Jgone\nline", id="\x1b]0;title\x07")
-    text = _printed(rich_table(answer(found=[evil], query=Query("\x1b[31mred"))))
+    text = _printed(result_table(answer(found=[evil], query=Query("\x1b[31mred"))))
     assert "\x1b" not in text
     assert "\x07" not in text
     assert "gone line" in text
@@ -80,11 +80,11 @@ def test_what_people_wrote_is_not_read_as_markup() -> None:
 def test_a_file_name_that_is_no_utf_8_can_be_printed() -> None:
     asked = answer(query=Query(image=Path("photo\udcff.jpg")))
     assert json.loads(as_json(asked).encode())["query"]["image"] == "photo?.jpg"
-    assert "photo?.jpg" in _printed(rich_table(asked))
+    assert "photo?.jpg" in _printed(result_table(asked))
 
 
 def test_captions_have_a_table_of_their_own() -> None:
-    text = _printed(rich_table(answer(find="captions", query=Query(like="p1"))))
+    text = _printed(result_table(answer(find="captions", query=Query(like="p1"))))
     assert "of image" in text
     assert "like p1" in text
     assert "the model says" not in text
