@@ -100,22 +100,8 @@ class ScoredTask(VisionTask):
 class ClassificationTask(ScoredTask):
     """A task with an image encoder and one head a task.
 
-    A subclass calls this constructor, then ``save_hyperparameters()``, then adds its heads outside the encoder.
-
-    Args:
-        encoder: computes features of uint8 images.
-        tasks: class names of each task that is trained, in the order of the indices.
-        task_weights: weight of each task's loss in the sum.
-        class_counts: training samples of each class, for each task; read only where classes are weighted.
-        label_smoothing: in training only.
-        class_weighting: how rare classes count more; in training only.
-        lr: highest learning rate.
-        weight_decay: AdamW's.
-        schedule: course of the learning rate.
-        optim_options: rarer settings of the optimizer.
-
-    Raises:
-        UserError: if the settings do not fit together.
+    A subclass calls this constructor, then ``save_hyperparameters()``, then adds its heads outside the encoder. Arguments
+    are those of ``MultiTaskClassifier``.
     """
 
     def __init__(

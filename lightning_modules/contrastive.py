@@ -28,17 +28,11 @@ from vitrail.errors import UserError
 
 
 class Pairs(NamedTuple):
-    """Images and their texts as unit vectors.
+    """Images and their texts as unit vectors."""
 
-    Attributes:
-        image: float ``(N, D)``.
-        text: float ``(N, D)``; row i describes image i.
-        positive_id: int64 ``(N,)``; rows that share one are positives of each other.
-    """
-
-    image: torch.Tensor
-    text: torch.Tensor
-    positive_id: torch.Tensor
+    image: torch.Tensor  # float `(N, D)`
+    text: torch.Tensor  # float `(N, D)`; row i describes image i
+    positive_id: torch.Tensor  # int64 `(N,)`; rows that share one are positives of each other
 
 
 def info_nce(own: Pairs, scale: torch.Tensor, *, pool: Pairs | None = None, first: int = 0) -> torch.Tensor:
@@ -70,13 +64,8 @@ def label_aware_info_nce(own: Pairs, scale: torch.Tensor, *, pool: Pairs | None 
     Image-Text-Label Space", CVPR 2022; the outer sum of Khosla et al., "Supervised Contrastive Learning", 2020).
     Without repeated ids it equals ``info_nce``; with P positives of each row it cannot fall below log(P).
 
-    Args:
-        own: B pairs of this process.
-        scale: factor of the cosines; scalar.
-        pool: pairs of all processes to compare with; by default the own ones. The own ones are among them.
-
     Returns:
-        float scalar, the mean over the own pairs and both directions.
+        float scalar, the mean over the own pairs, which are among the pool, and both directions.
     """
     pool = pool or own
     positive = (own.positive_id[:, None] == pool.positive_id).to(own.image.dtype)
@@ -93,12 +82,6 @@ def sigmoid_contrastive(
 
     Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV 2023, with all pairs that share their
     ``positive_id`` as positives; without repeated ids it is the paper's.
-
-    Args:
-        own: B pairs of this process.
-        scale: factor of the cosines; scalar.
-        bias: added to them; scalar.
-        pool: pairs of all processes to compare with; by default the own ones. The own ones are among them.
 
     Returns:
         float scalar, the sum over all texts, averaged over the own images.

@@ -25,17 +25,11 @@ from vitrail.types import Batch, Outputs, with_image_defaults
 
 
 class Member(NamedTuple):
-    """One model of an ensemble.
+    """One model of an ensemble."""
 
-    Attributes:
-        name: its run directory.
-        task: the model.
-        hyper_parameters: what it can be built of again, ``_class_path`` among them.
-    """
-
-    name: str
-    task: VisionTask
-    hyper_parameters: dict[str, Any]
+    name: str  # its run directory
+    task: VisionTask  # the model
+    hyper_parameters: dict[str, Any]  # what it can be built of again, `_class_path` among them
 
 
 def read_members(runs: Sequence[str]) -> list[Member]:
@@ -149,10 +143,6 @@ def view_of(image: torch.Tensor, view: View) -> torch.Tensor:
     - ``hflip``: mirrored, left and right exchanged.
     - ``vflip``: upside down; only where images have no up and down, as from above or through a microscope.
     - ``zoom``: the middle, 7/8 of each side, scaled to the whole size.
-
-    Args:
-        image: uint8 ``(B, 3, H, W)``, RGB.
-        view: which.
 
     Returns:
         uint8 ``(B, 3, H, W)``.

@@ -32,45 +32,27 @@ _SENTENCEPIECE = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf
 
 
 class TokenizerState(TypedDict):
-    """What a checkpoint keeps of a tokenizer.
+    """What a checkpoint keeps of a tokenizer."""
 
-    Attributes:
-        pipeline: JSON of the ``tokenizers`` library.
-        max_length: longest sequence in tokens, special ones included.
-        pad_id: id that fills up shorter texts.
-        fixed_length: whether every text is filled up to ``max_length``.
-    """
-
-    pipeline: str
-    max_length: int
-    pad_id: int
-    fixed_length: bool
+    pipeline: str  # JSON of the `tokenizers` library
+    max_length: int  # longest sequence in tokens, special ones included
+    pad_id: int  # id that fills up shorter texts
+    fixed_length: bool  # whether every text is filled up to `max_length`
 
 
 class Tokens(TypedDict):
-    """Texts as token ids; L is the length of the longest.
+    """Texts as token ids; L is the length of the longest."""
 
-    Attributes:
-        input_ids: int64 ``(B, L)``.
-        attention_mask: int64 ``(B, L)``, 0 where a text is filled up.
-    """
-
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
+    input_ids: torch.Tensor  # int64 `(B, L)`
+    attention_mask: torch.Tensor  # int64 `(B, L)`, 0 where a text is filled up
 
 
 class TextReading(NamedTuple):
-    """What a tokenizer makes of a text.
+    """What a tokenizer makes of a text."""
 
-    Attributes:
-        known: number of its tokens that are known, without special ones.
-        unknown: parts of the text that it has no token for, in order.
-        unread: the end of the text that is cut off, empty where all is read.
-    """
-
-    known: int
-    unknown: list[str]
-    unread: str
+    known: int  # number of its tokens that are known, without special ones
+    unknown: list[str]  # parts of the text that it has no token for, in order
+    unread: str  # the end of the text that is cut off, empty where all is read
 
 
 class TextTokenizer:

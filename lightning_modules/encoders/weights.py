@@ -66,23 +66,14 @@ LeftOut = dict[str, list[str]]
 
 
 class WeightsOrigin(TypedDict):
-    """Where pretrained weights came from; plain values, recorded in checkpoints and in ``run.json``.
+    """Where pretrained weights came from; plain values, recorded in checkpoints and in ``run.json``."""
 
-    Attributes:
-        part: of the model, named as the option that asks for it.
-        name: of the architecture or model, as the configuration names it.
-        source: repository on the hub, or absolute path of the file or folder.
-        revision: commit on the hub; None for what did not come from there.
-        sha256: digest of each file by its name.
-        left_out: number of weights of the files that were not needed, by what they are.
-    """
-
-    part: str
-    name: str
-    source: str
-    revision: str | None
-    sha256: dict[str, str]
-    left_out: dict[str, int]
+    part: str  # of the model, named as the option that asks for it
+    name: str  # of the architecture or model, as the configuration names it
+    source: str  # repository on the hub, or absolute path of the file or folder
+    revision: str | None  # commit on the hub; None for what did not come from there
+    sha256: dict[str, str]  # digest of each file by its name
+    left_out: dict[str, int]  # number of weights of the files that were not needed, by what they are
 
 
 def weights_origin(part: str, name: str, place: Path, left_out: LeftOut) -> WeightsOrigin:

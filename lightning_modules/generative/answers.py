@@ -28,15 +28,10 @@ from vitrail.types import LABEL_TASK, UNKNOWN
 
 @dataclass(frozen=True)
 class Generated:
-    """B generated answers.
+    """B generated answers."""
 
-    Attributes:
-        tokens: of each answer, its end included where it came to one.
-        log_likelihood: float32 ``(B,)``, of each whole answer.
-    """
-
-    tokens: list[list[int]]
-    log_likelihood: torch.Tensor
+    tokens: list[list[int]]  # of each answer, its end included where it came to one
+    log_likelihood: torch.Tensor  # float32 `(B,)`, of each whole answer
 
 
 def generate_label(model: VisionLanguageModel, prefix: Prefix, trie: LabelTrie) -> tuple[list[int], torch.Tensor]:
@@ -141,15 +136,10 @@ _LABELS = "{labels}"
 
 
 class Answers(NamedTuple):
-    """Predictions for B images.
+    """Predictions for B images."""
 
-    Attributes:
-        logits: float32 ``(B, C)``.
-        named: bool ``(B,)``, whether the answer named a label; None where only labels can be generated.
-    """
-
-    logits: torch.Tensor
-    named: torch.Tensor | None
+    logits: torch.Tensor  # float32 `(B, C)`
+    named: torch.Tensor | None  # bool `(B,)`, whether the answer named a label; None where only labels can be generated
 
 
 def checked_answers(options: AnswerOptions, labels: Sequence[str]) -> AnswerOptions:
@@ -249,17 +239,11 @@ def common_beginning(prompts: Mapping[str, Sequence[int]]) -> list[int]:
 
 
 class Answered(NamedTuple):
-    """Answers for a batch.
+    """Answers for a batch."""
 
-    Attributes:
-        logits: by task float32 ``(B, C)``.
-        named: for free answers by task bool ``(B,)``, which of them named a label; else empty.
-        features: of the images, float32 ``(B, D)``.
-    """
-
-    logits: dict[str, torch.Tensor]
-    named: list[torch.Tensor]
-    features: torch.Tensor
+    logits: dict[str, torch.Tensor]  # by task float32 `(B, C)`
+    named: list[torch.Tensor]  # for free answers by task bool `(B,)`, which of them named a label; else empty
+    features: torch.Tensor  # of the images, float32 `(B, D)`
 
 
 class Questioning:

@@ -36,32 +36,20 @@ from vitrail.errors import UserError
 
 @dataclass(frozen=True)
 class Images:
-    """Encoded images.
+    """Encoded images."""
 
-    Attributes:
-        encoded: what the model's vision tower returns.
-        features: float ``(B, D)``, the mean of each image's tokens.
-    """
-
-    encoded: Any
-    features: torch.Tensor
+    encoded: Any  # what the model's vision tower returns
+    features: torch.Tensor  # float `(B, D)`, the mean of each image's tokens
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """The state after B texts with images. It is never changed: continuing it returns another one.
+    """The state after B texts with images. It is never changed: continuing it returns another one."""
 
-    Attributes:
-        cache: keys and values of every layer.
-        hidden: float ``(B, D)``, of the last token.
-        length: tokens that were read.
-        position: of the next token; smaller than ``length``, because an image takes few positions.
-    """
-
-    cache: Any
-    hidden: torch.Tensor
-    length: int
-    position: int
+    cache: Any  # keys and values of every layer
+    hidden: torch.Tensor  # float `(B, D)`, of the last token
+    length: int  # tokens that were read
+    position: int  # of the next token; smaller than `length`, because an image takes few positions
 
 
 def patches_of(pixels: torch.Tensor, patch: int, merge: int, frames: int) -> torch.Tensor:

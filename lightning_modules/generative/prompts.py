@@ -34,19 +34,12 @@ CHAT = (
 
 
 class PromptState(TypedDict):
-    """What a checkpoint keeps.
+    """What a checkpoint keeps."""
 
-    Attributes:
-        pipeline: JSON of the ``tokenizers`` library.
-        template: with ``{question}`` once and, in front of it, the token of the image once.
-        image_token: stands for one patch of the image.
-        end_id: id of the token that ends an answer.
-    """
-
-    pipeline: str
-    template: str
-    image_token: str
-    end_id: int
+    pipeline: str  # JSON of the `tokenizers` library
+    template: str  # with `{question}` once and, in front of it, the token of the image once
+    image_token: str  # stands for one patch of the image
+    end_id: int  # id of the token that ends an answer
 
 
 class Prompts:
