@@ -100,8 +100,8 @@ class ScoredTask(VisionTask):
 class ClassificationTask(ScoredTask):
     """A task with an image encoder and one head a task.
 
-    A subclass calls this constructor, then ``save_hyperparameters()``, then adds its heads outside the encoder. Arguments
-    are those of ``MultiTaskClassifier``.
+    A subclass calls this constructor, then ``save_hyperparameters()``, then adds its heads outside the encoder. The
+    arguments are those of ``MultiTaskClassifier``.
     """
 
     def __init__(
