@@ -13,8 +13,9 @@ from PIL import Image
 
 from app.logic.uploads import one_at_a_time, read_pixels
 from app.state.context import AppContext, Limits
-from app.state.runs import ImageAnswer, ServedRun
+from app.state.runs import ServedRun
 from vitrail.errors import UserError
+from vitrail.predictions import ImagePrediction
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +54,7 @@ class Classified:
     """
 
     upload: Upload
-    answers: dict[str, ImageAnswer]
+    answers: dict[str, ImagePrediction]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrail.errors import UserError
-from vitrail.predictions import predicted_classes
+from vitrail.predictions import ImagePrediction, image_predictions
 from vitrail.runs import Run, read_temperatures
 from vitrail.types import UNKNOWN
 
@@ -25,54 +24,15 @@ if TYPE_CHECKING:
     from datamodules.loading.decode import ValueRange
     from evaluation.saliency import Method
     from evaluation.saliency.overlays import Explained
+    from lightning_modules.base import VisionTask
     from retrieval.search.encoder import QueryEncoder
     from retrieval.search.searcher import Reading
 
 Kind = Literal["classifier", "dual encoder"]
 
-CHECKPOINT = "best"
-"""Name of the checkpoint that is served; calibration belongs to it."""
-
 _LOGGER = logging.getLogger("vitrail.app")
 _AT_A_TIME = 16
 """Images that go through the network together: what bounds the memory."""
-
-
-@dataclass(frozen=True)
-class TaskAnswer:
-    """What a model says of one image in one task.
-
-    Attributes:
-        classes: names, in the order of the indices.
-        probabilities: float64 ``(C,)``, sum to 1.
-        calibrated: whether a temperature was fitted for the task; where not, confidences are the network's own.
-    """
-
-    classes: Sequence[str]
-    probabilities: NDArray[np.float64]
-    calibrated: bool
-
-    @property
-    def predicted(self) -> str:
-        """The likeliest class; empty where several are equally likely, so that none is predicted."""
-        [chosen] = predicted_classes(np.log(np.maximum(self.probabilities, 1e-300))[None])
-        return "" if chosen == UNKNOWN else self.classes[chosen]
-
-    def ranked(self, count: int | None = None) -> list[tuple[str, float]]:
-        """The likeliest classes with their probabilities, best first; equal ones in the order of the classes."""
-        order = np.argsort(-self.probabilities, kind="stable")[:count]
-        return [(self.classes[index], float(self.probabilities[index])) for index in order.tolist()]
-
-
-@dataclass(frozen=True)
-class ImageAnswer:
-    """What a model says of one image.
-
-    Attributes:
-        tasks: by task, the main one first; empty for a dual encoder whose data have no classes.
-    """
-
-    tasks: dict[str, TaskAnswer]
 
 
 class ServedRun:
@@ -101,17 +61,12 @@ class ServedRun:
     def __init__(self, path: Path | str, name: str = "", device: str = "") -> None:
         import torch
 
-        from lightning_modules.checkpoint import load_task
         from lightning_modules.dual_encoder import DualEncoder
 
         files = Run(path)
-        if CHECKPOINT not in files.checkpoints:
-            raise UserError(f"{path}: has no checkpoints/{CHECKPOINT}.ckpt; train it first with `fit`")
         self.path = files.path
         self.name = name or files.name
-        self._model = load_task(
-            files.checkpoints[CHECKPOINT], device or ("cuda" if torch.cuda.is_available() else "cpu")
-        )
+        self._model: VisionTask = files.load_model(device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.kind: Kind = "dual encoder" if isinstance(self._model, DualEncoder) else "classifier"
         found = getattr(self._model, "tasks", {})
         self.tasks: dict[str, list[str]] = {task: list(classes) for task, classes in found.items()}
@@ -119,25 +74,17 @@ class ServedRun:
         self.temperatures = self._read_temperatures()
         self._lock = threading.RLock()
 
-    def predict(self, images: Sequence[Image | torch.Tensor]) -> list[ImageAnswer]:
+    def predict(self, images: Sequence[Image | torch.Tensor]) -> list[ImagePrediction]:
         """Probabilities of all classes of all tasks, of each image, or of what ``prepared`` made of it.
 
         Raises:
             UserError: if the model knows no classes, or puts out something that is not finite.
         """
-        from scipy.special import softmax
-
         if not self.tasks:
             raise UserError(f"{self.name}: its data have no classes; ask it for labels of your own under Zero-shot")
-        outputs = self._outputs(images) if images else {}
-        answers: list[ImageAnswer] = []
-        for row in range(len(images)):
-            tasks = {}
-            for task, classes in self.tasks.items():
-                logits = outputs[task][row].astype(np.float64) / self.temperatures.get(task, 1.0)
-                tasks[task] = TaskAnswer(classes, softmax(logits), task in self.temperatures)
-            answers.append(ImageAnswer(tasks))
-        return answers
+        if not images:
+            return []
+        return image_predictions([""] * len(images), self._outputs(images), self.tasks, self.temperatures)
 
     def encode_images(self, images: Sequence[Image | torch.Tensor]) -> NDArray[np.float32]:
         """Vectors of one image or more, as the run's galleries hold them.

@@ -24,11 +24,11 @@ from PIL import Image
 from app.logic.classify import METHODS, Classified, Seen, Upload, read_uploads, where
 from app.logic.zero_shot import ZeroShot
 from app.state.context import AppContext
-from app.state.runs import TaskAnswer
 from app.widgets.page import told
 from app.widgets.uploads import Given, paths_of
 from evaluation.tables.per_class import NO_PREDICTION
 from vitrail.errors import UserError
+from vitrail.predictions import TaskPrediction
 
 THUMBNAIL = 320
 """Longest side in pixels of an image beside its answers."""
@@ -189,10 +189,10 @@ def _article(upload: Upload, models: str) -> str:
     return f'<article class="answer">{image}<div class="answer-models">{models}</div></article>'
 
 
-def _task(place: int, run: str, task: str, answer: TaskAnswer) -> str:
-    bars = [_Bar(Pressed(place, run, task, name), name, share) for name, share in answer.ranked()]
+def _task(place: int, run: str, task: str, answer: TaskPrediction) -> str:
+    bars = [_Bar(Pressed(place, run, task, name), name, share) for name, share in answer.top_k(None)]
     how = "" if answer.calibrated else ", not calibrated"
-    title = f"{escape(task)}: <strong>{escape(_spoken(answer.predicted or NO_PREDICTION))}</strong>{how}"
+    title = f"{escape(task)}: <strong>{escape(_spoken(answer.label or NO_PREDICTION))}</strong>{how}"
     return f"<h4>{title}</h4>{_bars(bars)}"
 
 

@@ -43,7 +43,7 @@ def main(args: Sequence[str], runner: Runner | None = None) -> int:
 def _run(options: argparse.Namespace, more: list[str], runner: Runner | None) -> int:
     from rich.console import Console
 
-    from experiments.launch.sweep_report import best_trial, rich_table, sweep_frame, write_reports
+    from experiments.launch.sweep_report import best_trial, sweep_frame, trials_table, write_reports
 
     sweep = read_sweep(options.file)
     count = _count(sweep, options)
@@ -55,7 +55,7 @@ def _run(options: argparse.Namespace, more: list[str], runner: Runner | None) ->
     written = write_reports(folder, study.study, trials, sweep.metric, Path(options.runs))
     # Wide enough for whole paths where there is no terminal to fit (a pipe, a log).
     out = Console(width=None if sys.stdout.isatty() else 200)
-    out.print(rich_table(sweep_frame(trials, sweep.metric), sweep.metric, f"{name}: {sweep.metric.name}"))
+    out.print(trials_table(sweep_frame(trials, sweep.metric), f"{name}: {sweep.metric.name}"))
     out.print(written, soft_wrap=True, highlight=False)
     if stopped_by:
         out.print(f"Stopped. The same command goes on. ({same_command()})", soft_wrap=True, markup=False)

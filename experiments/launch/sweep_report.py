@@ -13,11 +13,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from experiments.launch.study import ERROR, NAME, RUN, VALUES
 from experiments.launch.sweep_file import Metric
+from vitrail.console import Table
 from vitrail.files import write_csv, write_text_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.table import Table
 
 EPOCHS, CONFIG, BEST_VALUE = "epochs", "config", "best"
 """Names under which a trial keeps what is known of it."""
@@ -70,21 +70,15 @@ def sweep_frame(trials: Sequence[FrozenTrial], metric: Metric) -> pd.DataFrame:
     return frame[[*(column for column in frame.columns if column not in last), *last]] if rows else frame
 
 
-def rich_table(frame: pd.DataFrame, metric: Metric, title: str) -> Table:
+def trials_table(frame: pd.DataFrame, title: str) -> Table:
     """Return the trials, the best one in bold; a failed one has the reason in place of its directory."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=Text(title))
-    columns = [column for column in frame.columns if column != "error"]
-    for column in columns:
-        table.add_column(Text(str(column)), justify="left" if column in {"trial", "state", "run"} else "right")
-    for position, row in enumerate(frame.to_dict("records")):
+    columns = [str(column) for column in frame.columns if column != "error"]
+    records = frame.to_dict("records")
+    for row in records:
         row["run"] = row["error"] if row["state"] == "failed" else row["run"]
-        cells = [Text(_cell(row[column])) for column in columns]
-        is_best = position == 0 and row["state"] == "complete"
-        table.add_row(*cells, style="bold" if is_best else ("dim" if row["state"] != "complete" else ""))
-    return table
+    rows = [[_cell(row[column]) for column in columns] for row in records]
+    styles = {number: "dim" for number, row in enumerate(records) if row["state"] != "complete"}
+    return Table(columns, rows, ("trial", "state", "run"), title, styles={0: "bold", **styles} if rows else {})
 
 
 def write_reports(folder: Path, study: optuna.Study, trials: Sequence[FrozenTrial], metric: Metric, runs: Path) -> str:

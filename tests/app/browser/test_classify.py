@@ -27,7 +27,7 @@ def test_an_uploaded_image_is_judged(page: Page, images: list[Path], context: Ap
     tasks = expected.answers["quickstart"].tasks
     expect(page.locator(f"{ANSWERS} h4")).to_have_count(len(tasks))
     for place, (task, answer) in enumerate(tasks.items()):
-        label, share = answer.ranked(1)[0]
+        label, share = answer.top_k(1)[0]
         title = page.locator(f"{ANSWERS} h4").nth(place)
         expect(title).to_contain_text(f"{task}: {label.replace('_', ' ')}")
         bar = page.locator(f'{BARS}[data-task="{task}"]').first

@@ -80,7 +80,7 @@ def test_where_a_class_is_seen(context: AppContext, files: list[Path]) -> None:
     run = context.run("quickstart")
     [upload] = read_uploads(files[:1], Limits(), [run])
     assert upload.image is not None
-    best = run.predict([upload.image])[0].tasks["class"].ranked(1)[0][0]
+    best = run.predict([upload.image])[0].tasks["class"].top_k(1)[0][0]
     seen = where(run, upload, "class", best, "Grad-CAM")
     explained = run.saliency(upload.image, "class", best)
     np.testing.assert_array_equal(seen.overlay, overlay(explained.image, explained.heats[0].values))

@@ -73,7 +73,7 @@ def test_answers_are_those_of_the_tested_run(
     for task, logits in predictions.logits.items():
         said = np.stack([answer.tasks[task].probabilities for answer in answers])
         np.testing.assert_allclose(said, softmax(logits[:20].astype(float), axis=1), atol=1e-4)
-    best = [answer.tasks["class"].ranked(1)[0][0] for answer in answers]
+    best = [answer.tasks["class"].top_k(1)[0][0] for answer in answers]
     assert best == [predictions.tasks["class"][index] for index in predictions.predicted("class")[:20]]
 
 
@@ -88,10 +88,10 @@ def test_a_dual_encoder_answers_with_its_classes(
 
 def test_ranked_classes_come_best_first(context: AppContext) -> None:
     [answer] = context.run("quickstart").predict([ANY])
-    ranked = answer.tasks["colour"].ranked()
+    ranked = answer.tasks["colour"].top_k(None)
     assert sorted(name for name, _ in ranked) == sorted(context.run("quickstart").tasks["colour"])
     assert [share for _, share in ranked] == sorted((share for _, share in ranked), reverse=True)
-    assert answer.tasks["colour"].ranked(2) == ranked[:2]
+    assert answer.tasks["colour"].top_k(2) == ranked[:2]
 
 
 def test_no_image_no_answer(context: AppContext) -> None:

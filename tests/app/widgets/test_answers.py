@@ -17,9 +17,9 @@ from PIL import Image
 from app.logic.classify import Classified, Seen, Upload
 from app.logic.none_of_these import Verdict
 from app.logic.zero_shot import ZeroShot
-from app.state.runs import ImageAnswer, TaskAnswer
 from app.widgets.answers import classified_html, data_address, notes_html, pressed_bar, seen_html, zero_shot_html
 from vitrail.errors import UserError
+from vitrail.predictions import ImagePrediction, TaskPrediction
 
 EVIL = '"><script>alert(1)</script><img src=x onerror="alert(2)">'
 IMAGE = Image.new("RGB", (40, 30), (10, 200, 30))
@@ -56,8 +56,8 @@ class Page(HTMLParser):
 
 
 def classified(classes: list[str], probabilities: list[float], name: str = "a.png", run: str = "run") -> Classified:
-    answer = TaskAnswer(classes, np.array(probabilities), calibrated=True)
-    return Classified(Upload(name, IMAGE), {run: ImageAnswer({"class": answer})})
+    answer = TaskPrediction(classes, np.array(probabilities), calibrated=True)
+    return Classified(Upload(name, IMAGE), {run: ImagePrediction("", {"class": answer})})
 
 
 def test_bars_say_class_and_share_best_first() -> None:
@@ -76,7 +76,7 @@ def test_bars_say_class_and_share_best_first() -> None:
 
 
 def test_confidences_that_are_not_calibrated_say_so() -> None:
-    answer = ImageAnswer({"class": TaskAnswer(["a", "b"], np.array([0.5, 0.5]), calibrated=False)})
+    answer = ImagePrediction("", {"class": TaskPrediction(["a", "b"], np.array([0.5, 0.5]), calibrated=False)})
     assert "not calibrated" in classified_html([Classified(Upload("x", IMAGE), {"run": answer})])
 
 
