@@ -1,7 +1,4 @@
-"""Exports on the Hugging Face hub: pushed by an explicit command, loaded back from there or from a folder.
-
-The model card of an export in the format of the Hugging Face hub, written from the run's own files alone.
-"""
+"""Exports on the Hugging Face hub: the model card, the upload by an explicit command, and loading them back."""
 
 from __future__ import annotations
 
@@ -14,10 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.tables.summary import TaskSummary, summarise
+from evaluation.tables.summary import TaskSummary, summarise, summary_table
 from experiments.export.parity import Form, parity_table
 from experiments.export.weights import SUMMARY
-from vitrail.console import Table
 from vitrail.errors import UserError
 from vitrail.runs import Run
 
@@ -28,81 +24,176 @@ if TYPE_CHECKING:
     from lightning_modules.base import VisionTask
 
 
-_USE = {
-    "onnx": """\
+_CARD = """\
+---
+{{ card_data }}
+---
+
+# {{ meta.name }}
+
+A {{ meta.kind }} of Vitrail{% if parameters %}, {{ "{:,}".format(parameters) }} parameters{% endif %}. It takes uint8 \
+RGB images of {{ image.size }} × {{ image.size }} pixels: {{ resizing[0] }} scaled ({{ image.interpolation }}) to \
+{{ scaled_side }}, centre {{ resizing[1] }}. Normalisation is part of the model.
+{%- if meta.temperatures %}
+
+Logits divided by these temperatures, fitted on validation, are calibrated: \
+{% for task, value in meta.temperatures.items() %}{{ task }} {{ "%.3g"|format(value) }}{{ ", " if not loop.last }}\
+{% endfor %}.
+{%- endif %}
+
+## Use
+
+{% if kind == "onnx" -%}
 ```
 pip install onnxruntime numpy pillow
 python predict.py photo.jpg --top 3
 ```
 
-`predict.py` needs no PyTorch.{texts} From the hub, whose copies of scripts are not run, it is
-`python -m experiments.export.predict_onnx --model FOLDER photo.jpg` of Vitrail.""",
-    "safetensors": """\
+`predict.py` needs no PyTorch.{% if meta.text %} `--text "a red mug"` compares images with texts \
+(`pip install tokenizers`).{% endif %} From the hub, whose copies of scripts are not run, it is
+`python -m experiments.export.predict_onnx --model FOLDER photo.jpg` of Vitrail.
+{%- elif kind == "safetensors" -%}
 ```python
 from experiments.export.hub import load
 
-task = load("FOLDER or owner/name")  # a module of Vitrail; task(images) takes uint8 (B, 3, {size}, {size})
-```""",
-    "torch_export": """\
+task = load("FOLDER or owner/name")  # task(images) takes uint8 (B, 3, {{ image.size }}, {{ image.size }})
+```
+{%- else -%}
 ```python
 import torch
 import torch.ao.quantization.fx._decomposed  # the operators of eight-bit graphs
 
-model = torch.export.load("{file}.pt2").module()  # torch.compile makes it fast; images are uint8 (B, 3, {size}, {size})
-```""",
+# torch.compile makes it fast; images are uint8 (B, 3, {{ image.size }}, {{ image.size }})
+model = torch.export.load("{{ "image" if meta.text else "model" }}.pt2").module()
+```
+{%- endif %}
+
+## Results
+
+{% if results -%}
+{{ results }}
+
+Of the model before its export. Intervals resample groups (objects).
+{%- else -%}
+The run has no predictions of a labelled split by this checkpoint, so no score is claimed.
+{%- endif %}
+
+## Exported
+
+Compared with the model on the images of {{ split }}; sizes and times are ratios.
+
+{{ forms }}
+
+## Data
+
+{% if data -%}
+{{ data.data }}: {% for name, count in data.samples.items() %}{{ name }} {{ "{:,}".format(count) }} \
+({{ data.groups[name] or "?" }} groups){{ ", " if not loop.last }}{% endfor %}. \
+Fingerprint `{{ (data.fingerprint or "")[:16] }}`.
+{%- for task, values in data.unseen.items() if values %}
+
+Values of {{ task }} that training never saw: {{ values | join(", ") }}.
+{%- endfor %}
+{%- else -%}
+Not recorded.
+{%- endif %}
+
+## Training
+
+Run `{{ meta.run }}`, checkpoint `{{ meta.checkpoint }}`, seed {{ seed }}, revision \
+`{{ (git.revision or "not recorded")[:12] }}`{% if git.changed_files %}, \
+{{ git.changed_files }} files changed{% endif %}.
+{%- if commands %}
+
+```
+{{ commands | join("\n") }}
+```
+{%- endif %}
+
+Weights `{{ meta.weights[:16] }}`.{{ " " if packages }}{% for name, version in packages.items() %}{{ name }} {{ version }}\
+{{ ", " if not loop.last else "." }}{% endfor %}
+
+## Classes
+
+{% for task, names in meta.tasks.items() -%}
+- {{ task }}: {{ names | join(", ") }}
+{% else -%}
+None; images and texts are compared by their embeddings.
+{% endfor -%}
+"""
+"""Jinja template of ``README.md``."""
+
+_RESIZING = {
+    "crop": ("short side", "cropped"),
+    "squash": ("both sides", "cropped"),
+    "pad": ("long side", "cropped, with grey borders"),
 }
 
 
 def write_card(
     path: Path, files: Run, metadata: Mapping[str, Any], kind: str, forms: Sequence[Form], split: str
 ) -> None:
-    """Writes ``README.md``. What the run's files do not say is left out, or said to be missing.
+    """Write the model card. What the run's files do not record is left out, or named as missing.
 
     Args:
-        path: of the file.
+        path: of ``README.md``.
         files: of the run.
-        metadata: of ``export_metadata``.
+        metadata: of ``metadata_of``.
         kind: format of the export.
         forms: that were compared.
         split: that they were compared on.
     """
+    from huggingface_hub import ModelCard
+
+    from datamodules.loading.transforms import scaled_side
+
     found = _scores(files, metadata["checkpoint"])
-    parts = [
-        f"---\n{_front_matter(files, metadata, kind, found).to_yaml()}\n---",
-        f"# {metadata['name']}",
-        _what(metadata, files),
-        f"## Use\n\n{_use(metadata, kind)}",
-        f"## Results\n\n{_results(found)}",
-        f"## Exported\n\n{_exported(forms, split)}",
-        f"## Data\n\n{_data(files)}",
-        f"## Training\n\n{_training(files, metadata)}",
-        f"## Classes\n\n{_classes(metadata)}",
-    ]
-    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    record, image = files.record, metadata["image"]
+    data = _part(record, "data")
+    commands = dict.fromkeys(str(stage["command"]) for stage in files.stages if stage.get("command"))
+    card = ModelCard.from_template(
+        _card_data(data, metadata, kind, found),
+        template_str=_CARD,
+        meta=metadata,
+        kind=kind,
+        image=image,
+        parameters=_part(record, "model").get("parameters"),
+        resizing=_RESIZING[image.get("resize", "crop")],
+        scaled_side=scaled_side(image),
+        results=summary_table([row for rows in found.values() for row in rows]).markdown() if found else "",
+        split=split,
+        forms=parity_table(forms).markdown(),
+        data=data and {**data, **{key: _part(data, key) for key in ("samples", "groups", "unseen")}},
+        seed=record.get("seed", "not recorded"),
+        git=_part(record, "git"),
+        commands=[_without_folders(command) for command in commands],
+        packages=_part(record, "packages"),
+    )
+    card.save(path)
 
 
-def _front_matter(
-    files: Run, metadata: Mapping[str, Any], kind: str, found: Mapping[str, list[TaskSummary]]
+def _card_data(
+    data: Mapping[str, Any], metadata: Mapping[str, Any], kind: str, found: Mapping[str, list[TaskSummary]]
 ) -> ModelCardData:
     from huggingface_hub import EvalResult, ModelCardData
 
     task = "zero-shot-image-classification" if metadata["text"] else "image-classification"
-    data = str(_part(files.record, "data").get("data", "unknown"))
+    name = str(data.get("data", "unknown"))
     results = [
         EvalResult(
             task_type=task,
-            dataset_type=data.lower(),
-            dataset_name=data,
+            dataset_type=name.lower(),
+            dataset_name=name,
             # Of two results of one data set the hub keeps the tasks apart by this only.
             dataset_config=row.task,
             dataset_split=split,
             metric_type=metric,
-            metric_name=name,
+            metric_name=metric_name,
             metric_value=round(value, 4),
         )
         for split, rows in found.items()
         for row in rows
-        for metric, name, value in (("accuracy", "accuracy", row.accuracy), ("f1", "macro F1", row.f1_macro))
+        for metric, metric_name, value in (("accuracy", "accuracy", row.accuracy), ("f1", "macro F1", row.f1_macro))
         if not math.isnan(value)
     ]
     tags = ["vitrail", kind, *({"image-feature-extraction"} if metadata["text"] else ())]
@@ -116,7 +207,7 @@ def _front_matter(
 
 
 def _scores(files: Run, checkpoint: str) -> dict[str, list[TaskSummary]]:
-    """Summaries of the splits that the run has predictions of, made by the checkpoint that is exported.
+    """Return the summaries of the splits that the run has predictions of, made by the checkpoint that is exported.
 
     A record that does not say which checkpoint was tested is taken to mean the best one.
     """
@@ -130,107 +221,14 @@ def _scores(files: Run, checkpoint: str) -> dict[str, list[TaskSummary]]:
     return found
 
 
-def _what(metadata: Mapping[str, Any], files: Run) -> str:
-    parameters = _part(files.record, "model").get("parameters")
-    count = f", {parameters:,} parameters" if isinstance(parameters, int) else ""
-    image = metadata["image"]
-    from datamodules.loading.transforms import scaled_side
-
-    how = {
-        "crop": ("short side", "cropped"),
-        "squash": ("both sides", "cropped"),
-        "pad": ("long side", "cropped, with grey borders"),
-    }
-    side, center = how[image.get("resize", "crop")]
-    lines = [
-        f"A {metadata['kind']} of Vitrail{count}. It takes uint8 RGB images of "
-        f"{image['size']} × {image['size']} pixels: {side} scaled ({image['interpolation']}) to "
-        f"{scaled_side(image)}, centre {center}. Normalisation is part of the model."
-    ]
-    if metadata["temperatures"]:
-        told = ", ".join(f"{task} {value:.3g}" for task, value in metadata["temperatures"].items())
-        lines.append(f"Logits divided by these temperatures, fitted on validation, are calibrated: {told}.")
-    return "\n\n".join(lines)
-
-
-def _use(metadata: Mapping[str, Any], kind: str) -> str:
-    texts = ' `--text "a red mug"` compares images with texts (`pip install tokenizers`).' if metadata["text"] else ""
-    file = "image" if metadata["text"] else "model"
-    return _USE[kind].format(texts=texts, size=metadata["image"]["size"], file=file)
-
-
-def _results(found: Mapping[str, list[TaskSummary]]) -> str:
-    if not found:
-        return "The run has no predictions of a labelled split by this checkpoint, so no score is claimed."
-    columns = ["split", "task", "n", "groups", "majority", "accuracy [95 %]", "macro F1 [95 %]", "note"]
-    rows = [
-        [
-            split,
-            row.task,
-            str(row.n),
-            str(row.groups),
-            _number(row.majority),
-            f"{_number(row.accuracy)} [{_number(row.accuracy_interval.low)}, {_number(row.accuracy_interval.high)}]",
-            f"{_number(row.f1_macro)} [{_number(row.f1_macro_interval.low)}, {_number(row.f1_macro_interval.high)}]",
-            row.note,
-        ]
-        for split, summaries in found.items()
-        for row in summaries
-    ]
-    return f"{Table(columns, rows).markdown()}\n\nOf the model before its export. Intervals resample groups (objects)."
-
-
-def _exported(forms: Sequence[Form], split: str) -> str:
-    table = parity_table(forms).markdown()
-    return f"Compared with the model on the images of {split}; sizes and times are ratios.\n\n{table}"
-
-
-def _data(files: Run) -> str:
-    data = _part(files.record, "data")
-    if not data:
-        return "Not recorded."
-    counts = _part(data, "samples")
-    groups = _part(data, "groups")
-    told = ", ".join(f"{split} {count:,} ({groups.get(split, '?')} groups)" for split, count in counts.items())
-    lines = [f"{data.get('data')}: {told}. Fingerprint `{str(data.get('fingerprint', ''))[:16]}`."]
-    for task, values in _part(data, "unseen").items():
-        if values:
-            lines.append(f"Values of {task} that training never saw: {', '.join(map(str, values))}.")
-    return "\n\n".join(lines)
-
-
-def _training(files: Run, metadata: Mapping[str, Any]) -> str:
-    record = files.record
-    git = _part(record, "git")
-    changed = f", {git['changed_files']} files changed" if git.get("changed_files") else ""
-    commands = dict.fromkeys(str(stage.get("command", "")) for stage in files.stages)
-    packages = ", ".join(f"{name} {version}" for name, version in _part(record, "packages").items())
-    lines = [
-        f"Run `{metadata['run']}`, checkpoint `{metadata['checkpoint']}`, seed {record.get('seed', 'not recorded')}, "
-        f"revision `{str(git.get('revision', 'not recorded'))[:12]}`{changed}.",
-        "```\n" + "\n".join(_without_folders(command) for command in commands if command) + "\n```",
-        f"Weights `{metadata['weights'][:16]}`. {packages}.",
-    ]
-    return "\n\n".join(line for line in lines if line != "```\n\n```")
-
-
-def _classes(metadata: Mapping[str, Any]) -> str:
-    lines = [f"- {task}: {', '.join(names)}" for task, names in metadata["tasks"].items()]
-    return "\n".join(lines) or "None; images and texts are compared by their embeddings."
-
-
 def _without_folders(command: str) -> str:
-    """A command without the names of this machine's folders, which are nobody else's business."""
+    """Return a command without the names of this machine's folders, which are not for publication."""
     return re.sub(r"(?<=[\s='\"])/(?:[^\s/'\"]+/)+", "…/", command)
 
 
 def _part(values: Mapping[str, Any], key: str) -> dict[str, Any]:
     part = values.get(key)
     return part if isinstance(part, dict) else {}
-
-
-def _number(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.3f}"
 
 
 def check_card(path: Path) -> None:

@@ -1,4 +1,4 @@
-""""""
+"""The model card, the upload, and exports that are loaded back."""
 
 from __future__ import annotations
 
