@@ -110,8 +110,8 @@ Run `{{ meta.run }}`, checkpoint `{{ meta.checkpoint }}`, seed {{ seed }}, revis
 ```
 {%- endif %}
 
-Weights `{{ meta.weights[:16] }}`.{{ " " if packages }}{% for name, version in packages.items() %}{{ name }} {{ version }}\
-{{ ", " if not loop.last else "." }}{% endfor %}
+Weights `{{ meta.weights[:16] }}`.{{ " " if packages }}{% for name, version in packages.items() %}\
+{{ name }} {{ version }}{{ ", " if not loop.last else "." }}{% endfor %}
 
 ## Classes
 

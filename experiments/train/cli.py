@@ -2,9 +2,7 @@
 
 Links carry what only the data know (class names, tasks, counts, image size) into the model; permanent callbacks have
 keys of their own (``checkpoint``, ``predictions`` …), so that a later ``--config`` changes one setting of one of them
-instead of replacing the list.
-
-What the command line refuses, because a number made that way could not be trusted.
+instead of replacing the list. What would make numbers that cannot be trusted is refused before anything is computed.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 import yaml
@@ -71,26 +69,16 @@ _NEEDED = {"state_dict", "hyper_parameters", "pytorch-lightning_version"}
 """What Lightning reads of a checkpoint before anything else."""
 
 
-@runtime_checkable
-class KnowsReadiness(Protocol):
-    """A task that can say whether it means anything without training."""
-
-    @property
-    def ready_without_training(self) -> bool:
-        """Whether every part was built from pretrained weights."""
-
-
 def refuse_conflicting_checkpoint(model: LightningModule, checkpoint: Path, *, trains: bool = False) -> None:
-    """Refuse a checkpoint whose hyper-parameters differ from the configuration.
+    """Refuse a checkpoint whose hyper-parameters or weights do not fit the configured model.
 
-    LightningCLI would silently let the checkpoint win over YAML and flags. Weights must be the model's, all of them, by
-    names and shapes. Class names and image size, which come from
+    LightningCLI would silently let the checkpoint win over YAML and flags. Class names and image size, which come from
     the data, are compared as well: other names in the same places would permute the predictions without a word.
 
     Args:
         model: The model as the configuration made it.
         checkpoint: A file that the trainer wrote.
-        trains: Whether training is to go on from it.
+        trains: Whether training continues from it.
 
     Raises:
         UserError: Some value differs, or weights do not fit; the line names each.
@@ -108,8 +96,8 @@ def refuse_conflicting_checkpoint(model: LightningModule, checkpoint: Path, *, t
         )
     if trains and "optimizer_states" not in saved:
         raise UserError(
-            f"--ckpt_path {checkpoint}: holds weights but no state of a training, so none can go on from it; give "
-            "last.ckpt of the run, or begin anew with these weights as model.init_args.pretrained"
+            f"--ckpt_path {checkpoint}: has weights but no training state, so training cannot continue from it; give "
+            "last.ckpt of the run, or start again with these weights as model.init_args.pretrained"
         )
     theirs, ours = (
         {key: _plain(value) for key, value in current_arguments(type(model), given).items() if key not in _NOT_COMPARED}
@@ -123,7 +111,7 @@ def refuse_conflicting_checkpoint(model: LightningModule, checkpoint: Path, *, t
     if different:
         raise UserError(
             f"--ckpt_path {checkpoint} does not fit the configuration (model.init_args): {'; '.join(different)}. "
-            "Use the run's own config.yaml, or leave --ckpt_path out to start anew"
+            "Use the run's own config.yaml, or leave --ckpt_path out to start again"
         )
     if isinstance(model, VisionTask) and (wrong := model.misfits(saved["state_dict"])):
         raise UserError(
@@ -132,29 +120,14 @@ def refuse_conflicting_checkpoint(model: LightningModule, checkpoint: Path, *, t
 
 
 def refuse_sections(config: Mapping[str, Any], keys: Iterable[str]) -> None:
-    """Refuse sections of a configuration that are no mappings.
-
-    Args:
-        config: what was parsed.
-        keys: of the sections that it may have.
-
-    Raises:
-        UserError: Names the first such section.
-    """
+    """Refuse sections of a configuration that are not mappings."""
     for key in keys:
         if key in config and not hasattr(config[key], "items"):
-            raise UserError(f"{key}: must hold options, `key: value`; got {config[key]!r}: give some or leave it out")
+            raise UserError(f"{key}: must be a mapping of options, `key: value`; got {config[key]!r}")
 
 
 def refuse_trainer_options(options: Mapping[str, Any]) -> None:
-    """Refuse settings of the trainer that Lightning takes, and trains nothing, fails at once, or does something else.
-
-    Args:
-        options: the section ``trainer``.
-
-    Raises:
-        UserError: A value is out of range.
-    """
+    """Refuse trainer settings that Lightning accepts and then trains nothing with, or fails on at once."""
     for name, least in _LEAST.items():
         value = options.get(name)
         if isinstance(value, (int, float)) and value < least:
@@ -167,11 +140,7 @@ def refuse_trainer_options(options: Mapping[str, Any]) -> None:
 
 
 def refuse_spawning(trainer: Trainer) -> None:
-    """Refuse strategies that begin their processes by pickling everything.
-
-    Raises:
-        UserError: The strategy is one.
-    """
+    """Refuse strategies that pickle everything to start their processes."""
     launcher = trainer.strategy.launcher
     if isinstance(launcher, _MultiProcessingLauncher) and launcher._start_method != "fork":
         raise UserError("trainer.strategy: processes that are spawned cannot be given callbacks and data; use ddp")
@@ -188,11 +157,7 @@ _NOT_ZERO = ("max_epochs", "max_steps", "limit_train_batches")
 
 
 def refuse_test_metrics(callbacks: list[Callback]) -> None:
-    """Refuse callbacks that select or stop by a metric of the test split.
-
-    Raises:
-        UserError: A callback monitors one.
-    """
+    """Refuse callbacks that select or stop by a metric of the test split."""
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
         if isinstance(monitor, str) and monitor.startswith("test"):
@@ -203,11 +168,7 @@ def refuse_test_metrics(callbacks: list[Callback]) -> None:
 
 
 def refuse_reversed_selection(callbacks: Sequence[Callback]) -> None:
-    """Refuse callbacks that would keep, or wait for, the worst epoch: ``mode`` is min unless it is set.
-
-    Raises:
-        UserError: A callback takes the lowest of a metric of ours that is better the higher it is, or the other way.
-    """
+    """Refuse callbacks that would keep, or wait for, the worst epoch: ``mode`` is min unless it is set."""
     for callback in callbacks:
         monitor, mode = getattr(callback, "monitor", None), getattr(callback, "mode", None)
         metric = str(monitor).rpartition("/")[2]
@@ -223,16 +184,7 @@ _LOWER_IS_BETTER = ("loss", "median_rank")
 
 
 def refuse_other_checkpoints(callbacks: Sequence[Callback], best: BestCheckpoint, last: LastCheckpoint) -> None:
-    """Refuse callbacks that would write, and delete, checkpoints under the names of the run's own.
-
-    Args:
-        callbacks: all of the trainer.
-        best: that of the command line, which writes ``best.ckpt``.
-        last: that of the command line, which writes ``last.ckpt``.
-
-    Raises:
-        UserError: A callback would do so.
-    """
+    """Refuse callbacks, other than ``best`` and ``last``, that would overwrite the run's own checkpoints."""
     folder = Path(str(best.dirpath))
     ours = {(folder / Path(name).name).resolve() for name in (Run.BEST, Run.LAST, Run.START)}
     for callback in callbacks:
@@ -257,12 +209,8 @@ def refuse_other_checkpoints(callbacks: Sequence[Callback], best: BestCheckpoint
 
 
 def refuse_untrained(model: LightningModule, stage: str) -> None:
-    """Refuse to evaluate a model that has untrained parts and got no checkpoint.
-
-    Raises:
-        UserError: The model's head is random.
-    """
-    if not (isinstance(model, KnowsReadiness) and model.ready_without_training):
+    """Refuse to evaluate a model that has untrained parts and no checkpoint."""
+    if not getattr(model, "ready_without_training", False):
         raise UserError(
             f"{stage}: {type(model).__name__} has untrained parts, so its numbers would mean nothing; "
             "give --ckpt_path runs/…/checkpoints/best.ckpt (or `best` for the newest run)"
@@ -331,7 +279,7 @@ class VitrailCLI(LightningCLI):
             if self.run_directory != Path():
                 discard_empty(self.run_directory)
             if was_interrupted(error):
-                raise KeyboardInterrupt(self._how_to_go_on()) from error
+                raise KeyboardInterrupt(self._resume_hint()) from error
             raise
 
     def _run_stage(self, args: list[str]) -> None:
@@ -504,7 +452,7 @@ class VitrailCLI(LightningCLI):
     before_validate = before_test = before_predict = before_fit
 
     def after_fit(self) -> None:
-        """Test the best checkpoint if asked to, and say where everything lies."""
+        """Test the best checkpoint if asked to, and print the run directory."""
         saver = self._get(self.config_init, "checkpoint")
         best = saver.best_model_path
         test_best = self._get(self.config, "test_best") and not self.trainer.interrupted
@@ -513,27 +461,26 @@ class VitrailCLI(LightningCLI):
         if test_best and best:
             # ClassReport prints a shorter table; all values are in metrics.csv.
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, weights_only=True, verbose=False)
-            self._say_cost()
-        self._say_where()
+            self._print_cost()
+        self.after_test()
 
     def after_test(self) -> None:
-        """Say where the results lie."""
-        self._say_where()
+        """Print the run directory."""
+        if self.trainer.is_global_zero:
+            sys.stdout.write(f"Run directory: {self.run_directory}\n")
 
-    def after_predict(self) -> None:
-        """Say where the predictions lie."""
-        self._say_where()
+    after_predict = after_test
 
-    def _how_to_go_on(self) -> str:
-        """Which command goes on with an interrupted training; empty where there is nothing to go on with."""
+    def _resume_hint(self) -> str:
+        # Empty where there is nothing to resume.
         last = self.run_directory / Run.LAST
         if self.config.get("subcommand") != "fit" or self.run_directory == Path() or not last.is_file():
             return ""
         config = shlex.quote(str(self.run_directory / Run.CONFIG))
         return f"go on with: python -m experiments fit --config {config} --ckpt_path last"
 
-    def _say_cost(self) -> None:
-        """After training on some of the classes: what it did to the others."""
+    def _print_cost(self) -> None:
+        # After training on some of the classes: what it did to the others.
         base_classes = getattr(self.datamodule, "base_classes", 0)
         if base_classes and self.trainer.is_global_zero and (self.run_directory / Run.START).exists():
             from evaluation.weights.zero_shot import accuracy_table, finetuning_cost
@@ -542,13 +489,9 @@ class VitrailCLI(LightningCLI):
             cost = finetuning_cost(self.run_directory, self.datamodule, base_classes)
             accuracy_table(cost, "base to novel, before and after fine-tuning").show()
 
-    def _say_where(self) -> None:
-        if self.trainer.is_global_zero:
-            sys.stdout.write(f"Run directory: {self.run_directory}\n")
-
 
 def _name_from(configs: list[str]) -> str:
-    """Name a run after its first YAML; a repeated run's ``config.yaml`` says its name itself."""
+    """Return the run's name: that of its first YAML; the ``config.yaml`` of a repeated run contains its own."""
     is_file = bool(configs) and os.path.isfile(configs[0])  # noqa: PTH113 -- Path raises where a text is too long a name
     return Path(configs[0]).stem if is_file else "run"
 
@@ -575,9 +518,9 @@ def _run(args: list[str]) -> None:
 
 
 def _quieten() -> None:
-    """Leave out the lines that tell a user nothing that he could act on."""
+    """Leave out messages that no user could act on."""
     # Lightning's tips advertise its platform.
-    silent = ("💡", "Detected KeyboardInterrupt")  # one line of ours tells how to go on
+    silent = ("💡", "Detected KeyboardInterrupt")  # one line of ours has the command that resumes
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: not any(part in record.getMessage() for part in silent)
     )
@@ -589,5 +532,5 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=".*loading a checkpoint outside the 'fit' stage.*")
     # Lightning's own use of a name that torch has renamed.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    # The run directory is new; what lies in it is this run's own configuration.
+    # The run directory is new; what is in it is this run's own configuration.
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")

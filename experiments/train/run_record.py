@@ -1,4 +1,4 @@
-"""``run.json``: what a number needs to be trusted: revision, versions, data, seed, hardware, times, exit."""
+"""``run.json``: the facts that a number needs to be trusted: revision, versions, data, seed, hardware, times, exit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -28,14 +28,6 @@ from vitrail.files import write_text_atomically
 from vitrail.runs import Run
 
 _PACKAGES = ("torch", "torchvision", "lightning", "timm", "transformers", "torchmetrics", "datasets", "numpy", "pillow")
-
-
-@runtime_checkable
-class HasDataRecord(Protocol):
-    """A DataModule that can say what it delivered."""
-
-    def data_record(self) -> dict[str, Any]:
-        """Fingerprint, counts, unseen values and skipped images."""
 
 
 class RunRecorder(Callback):
@@ -58,7 +50,7 @@ class RunRecorder(Callback):
         self._logged_rows = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Note the start of a stage and everything that is fixed from now on."""
+        """Record the start of a stage and everything that is fixed from now on."""
         if not trainer.is_global_zero:
             return
         # A test that follows training is of the best checkpoint, not of the one that training went on from.
@@ -78,36 +70,22 @@ class RunRecorder(Callback):
         self._write(trainer, facts)
 
     def _note_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # The size of a network that is made only now, and what a checkpoint changes about the data.
         if not trainer.is_global_zero:
             return
         facts: dict[str, Any] = {}
         if not self._has_size:
             self._has_size = True
             facts["model"] = _model(pl_module)
-        data = getattr(trainer, "datamodule", None)
-        if self.checkpoint and isinstance(data, HasDataRecord):
-            facts["data"] = data.data_record()  # images are read as the model of the checkpoint takes them
+        if self.checkpoint and (data := _data(trainer)):
+            facts["data"] = data  # images are read as the model of the checkpoint takes them
         if facts:
             self._write(trainer, facts)
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the size of a network that is made only now, and what a checkpoint says of the data."""
-        self._note_start(trainer, pl_module)
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the size of a network that is made only now, and what a checkpoint says of the data."""
-        self._note_start(trainer, pl_module)
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the size of a network that is made only now, and what a checkpoint says of the data."""
-        self._note_start(trainer, pl_module)
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the size of a network that is made only now, and what a checkpoint says of the data."""
-        self._note_start(trainer, pl_module)
+    on_fit_start = on_validation_start = on_test_start = on_predict_start = _note_start
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin the log anew, or go on with it where the checkpoint says; the pretrained weights are known by now."""
+        """Start the log again, or continue it from the checkpoint's row; the pretrained weights are known by now."""
         if trainer.is_global_zero:
             self._write(trainer, {"pretrained": origins(pl_module)})
         for logger in trainer.loggers:
@@ -115,16 +93,16 @@ class RunRecorder(Callback):
                 logger.keep_rows(self._logged_rows)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Note how much had been logged."""
+        """Record how many rows had been logged."""
         rows = [logger.number_of_rows for logger in trainer.loggers if isinstance(logger, MetricsLog)]
         checkpoint["logged_rows"] = rows[0] if rows and trainer.is_global_zero else 0
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Note how much of the log holds."""
+        """Record how many rows of the log are valid."""
         self._logged_rows = checkpoint.get("logged_rows", 0)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Note a stage's regular end, its metrics and the best checkpoint."""
+        """Record a stage's regular end, its metrics and the best checkpoint."""
         if not trainer.is_global_zero or self._stage.get("stage") != stage:
             return
         self._stage["metrics"] = {key: float(value) for key, value in trainer.callback_metrics.items()}
@@ -137,21 +115,21 @@ class RunRecorder(Callback):
         self._end(trainer, pl_module, "interrupted" if trainer.interrupted else "finished")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Note that a stage failed, and why."""
+        """Record that a stage failed, and why."""
         if trainer.is_global_zero and self._stage:
             how = f"{type(exception).__name__}: {exception}".splitlines()[0]
             self._end(trainer, pl_module, "terminated" if isinstance(exception, SIGTERMException) else how)
 
     def _end(self, trainer: Trainer, pl_module: LightningModule, how: str) -> None:
         self._stage |= {"ended": _now(), "exit": how}
-        # A checkpoint, too, says what its training began from, and is read after `setup`.
+        # A checkpoint records what its training started from, too, and is read after `setup`.
         self._write(trainer, {"pretrained": origins(pl_module)})
 
     def _write(self, trainer: Trainer, facts: Mapping[str, Any]) -> None:
         path = self.directory / Run.RECORD
         record = _read(path)
         stages = [stage for stage in record.get("stages", []) if stage["started"] != self._stage["started"]]
-        # What training saw stays; a later stage adds itself, and what an older version did not record of the same data.
+        # The facts of training stay; a later stage adds itself, and what an older version did not record.
         data = {**(facts.get("data") or {}), **(record.get("data") or {})}
         if not stages:
             data |= facts.get("data") or {}
@@ -162,7 +140,6 @@ class RunRecorder(Callback):
         write_text_atomically(path, json.dumps(record, indent=2, sort_keys=False) + "\n")
 
     def _facts(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        data = getattr(trainer, "datamodule", None)
         return {
             "name": self.name,
             "seed": self.seed,
@@ -171,14 +148,19 @@ class RunRecorder(Callback):
             "packages": {package: importlib.metadata.version(package) for package in _PACKAGES},
             "hardware": hardware(),
             "processes": trainer.world_size,
-            "data": data.data_record() if isinstance(data, HasDataRecord) else None,
+            "data": _data(trainer),
             "model": _model(pl_module),
         }
 
 
 def origins(pl_module: LightningModule) -> list[dict[str, Any]]:
-    """The pretrained weights that a model began from: name, source, revision on the hub and digests of the files."""
+    """Return the pretrained weights a model started from: name, source, hub revision and digests of the files."""
     return [dict(origin) for origin in pl_module.origins] if isinstance(pl_module, VisionTask) else []
+
+
+def _data(trainer: Trainer) -> dict[str, Any] | None:
+    record = getattr(getattr(trainer, "datamodule", None), "data_record", None)
+    return None if record is None else record()
 
 
 def _saver(trainer: Trainer) -> BestCheckpoint | None:
@@ -196,7 +178,7 @@ def _model(pl_module: LightningModule) -> dict[str, Any]:
 
 
 def git_revision() -> dict[str, Any] | None:
-    """Revision of the source and whether files differ from it; None outside of a checkout."""
+    """Return the source revision and how many files differ from it; None outside of a checkout."""
     source = Path(__file__).parents[2]
 
     def git(*arguments: str) -> str:
@@ -210,7 +192,7 @@ def git_revision() -> dict[str, Any] | None:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores, memory in bytes and accelerators of this machine."""
+    """Return processor, cores, memory in bytes and accelerators of this machine."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
     return {
         "machine": platform.machine(),
@@ -223,11 +205,11 @@ def hardware() -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What has been recorded so far; empty where nothing has."""
+    """Return what has been recorded so far; empty where nothing has."""
     try:
         record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:
-        raise UserError(f"{path}: not readable as JSON ({error}); restore it, or delete it to begin anew") from error
+        raise UserError(f"{path}: not readable as JSON ({error}); restore it, or delete it to start again") from error
     return dict(record)
 
 

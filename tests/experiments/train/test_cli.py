@@ -312,7 +312,7 @@ def test_settings_that_train_nothing_or_fail_are_refused(options: dict[str, obje
 
 @pytest.mark.parametrize("section", [None, [1], 7])
 def test_a_section_that_is_no_mapping_is_refused(section: object) -> None:
-    with pytest.raises(UserError, match="checkpoint: must hold options"):
+    with pytest.raises(UserError, match="checkpoint: must be a mapping of options"):
         refuse_sections({"trainer": {}, "checkpoint": section}, ["trainer", "checkpoint", "last"])
 
 
