@@ -288,7 +288,7 @@ def test_plain_weights_are_no_checkpoint(tmp_path: Path, content: object) -> Non
 def test_training_does_not_go_on_from_weights_alone(tmp_path: Path) -> None:
     path = checkpoint(tmp_path / "start.ckpt", lr=0.1, class_names=["a"])
     refuse_conflicting_checkpoint(Model(0.1, ["a"]), path)
-    with pytest.raises(UserError, match=r"start\.ckpt: holds weights but no state of a training"):
+    with pytest.raises(UserError, match=r"start\.ckpt: has weights but no training state"):
         refuse_conflicting_checkpoint(Model(0.1, ["a"]), path, trains=True)
 
 
