@@ -26,7 +26,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from vitrail.errors import UserError
 
-Decay = restricted_number_type("Decay", float, [(">=", 0), ("<", 1)], docstring="float restricted to be ≥0 and <1")
+Decay = restricted_number_type(None, float, [(">=", 0), ("<", 1)])
 
 _RAW = "current_model_state"
 """Where Lightning keeps the weights that are trained; ``state_dict`` holds their average."""

@@ -17,11 +17,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypedDict, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 import numpy as np
 
+from datamodules.options import Options
 from datamodules.table import composed
 from vitrail.errors import UserError
 from vitrail.seeding import derive_seed
@@ -34,36 +36,44 @@ if TYPE_CHECKING:
     from datamodules.table import SampleTable
 
 
-TEMPLATES: dict[str, tuple[str, ...]] = {
-    "photo": ("a photo of a {}.",),
-    "name": ("{}",),
+TemplateSet = Literal["photo", "name", "openai_flowers", "reference_flowers"]
+TEMPLATES: dict[TemplateSet, str] = {
+    "photo": "a photo of a {}.",
+    "name": "{}",
     # OpenAI's for Flowers-102, and the later code of the reference project.
-    "openai_flowers": ("a photo of a {}, a type of flower.",),
+    "openai_flowers": "a photo of a {}, a type of flower.",
     # The reference project's README.
-    "reference_flowers": ("an image of the {} flower",),
+    "reference_flowers": "an image of the {} flower",
 }
-"""Named sets of templates."""
+"""Named templates."""
 
-DEFAULT = "photo"
 _SHOWN = 5
 
 
-class PromptOptions(TypedDict, total=False):
-    """Which texts stand for a class; by default the set ``photo``. Underscores of class names become spaces.
+@dataclass(frozen=True)
+class PromptOptions(Options):
+    """Which texts stand for a class. Underscores of class names become spaces.
 
     Attributes:
-        name: a named set of templates: photo, name, openai_flowers or reference_flowers.
-        templates: templates of your own, each with ``{}`` where the class name stands.
+        name: a named template; null for none, or for ``photo`` where there are no other texts.
+        templates: templates of your own, each with ``{}`` where the class name goes.
         descriptions: path of a JSON file with an object from class name to a list of texts, used as they are.
     """
 
-    name: str
-    templates: list[str]
-    descriptions: str
+    argument: ClassVar[str] = "prompts"
+
+    name: TemplateSet | None = None
+    templates: list[str] = field(default_factory=list)
+    descriptions: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if wrong := [template for template in self.templates if template.count("{}") != 1]:
+            raise UserError(f"data prompts.templates: {_some(wrong)} must have {{}} once, where the class name goes")
 
 
 def class_prompts(options: PromptOptions | None, class_names: Sequence[str]) -> list[list[str]]:
-    """The prompts of each class: those of the templates first, then its descriptions.
+    """Return the prompts of each class: those of the templates first, then its descriptions.
 
     Args:
         options: which ones.
@@ -73,32 +83,19 @@ def class_prompts(options: PromptOptions | None, class_names: Sequence[str]) -> 
         For each class one prompt or more.
 
     Raises:
-        UserError: for an unknown key or set, a template without one ``{}``, or classes without a description.
+        UserError: for descriptions that cannot be read or lack a class.
     """
-    given = options or {}
-    if strange := sorted(set(given) - set(PromptOptions.__annotations__)):
-        known = ", ".join(PromptOptions.__annotations__)
-        raise UserError(f"data prompts: unknown key {strange[0]!r}; known keys are {known}")
-    templates = _templates(given)
-    described = _descriptions(given["descriptions"], class_names) if given.get("descriptions") else {}
+    options = options or PromptOptions()
+    templates = [TEMPLATES[options.name]] if options.name else []
+    templates += options.templates
+    if not templates and not options.descriptions:
+        templates = [TEMPLATES["photo"]]
+    described = _descriptions(options.descriptions, class_names) if options.descriptions else {}
     prompts = []
     for name in class_names:
-        words = " ".join(name.replace("_", " ").split())
-        texts = [template.replace("{}", words) for template in templates] + list(described.get(name, []))
+        texts = [template.replace("{}", _words(name)) for template in templates] + list(described.get(name, []))
         prompts.append(list(dict.fromkeys(texts)))
     return prompts
-
-
-def _templates(options: PromptOptions) -> list[str]:
-    if "name" in options and options["name"] not in TEMPLATES:
-        raise UserError(f"data prompts.name: {options['name']!r} is unknown; choose one of {', '.join(TEMPLATES)}")
-    chosen = list(TEMPLATES[options["name"]]) if "name" in options else []
-    chosen += options.get("templates", [])
-    if not chosen and not options.get("descriptions"):
-        chosen = list(TEMPLATES[DEFAULT])
-    if wrong := [template for template in chosen if template.count("{}") != 1]:
-        raise UserError(f"data prompts.templates: {_some(wrong)} must have {{}} once, where the class name stands")
-    return chosen
 
 
 def _descriptions(path: str, class_names: Sequence[str]) -> Mapping[str, list[str]]:
@@ -156,7 +153,7 @@ class Texts:
         self, table: SampleTable, prompts: PromptOptions | None = None, mode: CaptionMode = "random", seed: int = 0
     ) -> None:
         if mode not in get_args(CaptionMode):
-            raise UserError(f"data caption: {mode!r} is unknown; choose one of {', '.join(get_args(CaptionMode))}")
+            raise UserError(f"data caption: must be one of {', '.join(get_args(CaptionMode))}; got {mode!r}")
         self._lists = table.caption_lists
         self._labels = table.targets.get(LABEL_TASK)
         self._seed = seed

@@ -21,14 +21,14 @@ def audit(args: list[str]) -> None:
     """Print the report, write it where that is asked for, and then refuse what a fit would refuse."""
     from rich.console import Console
 
-    from datamodules.checks.audit import audit, print_report
+    from datamodules.checks.audit import print_report
     from datamodules.cli import data_parser, parse_data
 
     program = f"{program_name('datamodules')} audit"
     parser = data_parser(program, f"{program} {_DATA} [--json FILE]")
     parser.add_argument("--json", type=str | None, default=None, help="File to write the whole report to.")
     datamodule, options = parse_data(parser, args)
-    report = audit(datamodule)
+    report = datamodule.audit()
     print_report(report, Console())
     if options.json is not None:
         _write_json(Path(options.json), report)

@@ -50,10 +50,10 @@ class Flickr8k(ImageDataModule):
         images: folder of the photos, below ``root`` or absolute; by default looked for.
         caption: which of its captions training sees a photo with: random (one drawn each epoch), first, or all.
         split: how photos are divided; by default by the JSON or the split lists, where there are none at random.
-        image: size, crop and interpolation of the images.
-        augment: augmentation of the training images; none by default.
+        image: see ``ImageDataModule``, as for all that follow.
+        augment: augmentation of the training images.
         loader: batch size, workers and sampling.
-        checks: what to do about unreadable images and leaks between the splits.
+        checks: unreadable images and leaks between the splits.
         seed: of order, sampling, augmentation and, where ``split`` names no other, of the division.
     """
 
@@ -63,18 +63,18 @@ class Flickr8k(ImageDataModule):
         captions: str = "auto",
         images: str = "",
         caption: CaptionMode = "random",
-        split: SplitOptions | None = None,
-        image: ImageOptions | None = None,
-        augment: AugmentOptions | None = None,
-        loader: LoaderOptions | None = None,
-        checks: CheckOptions | None = None,
+        split: SplitOptions = SplitOptions(),
+        image: ImageOptions = ImageOptions(),
+        augment: AugmentOptions = AugmentOptions(),
+        loader: LoaderOptions = LoaderOptions(),
+        checks: CheckOptions = CheckOptions(),
         seed: int = DEFAULT_SEED,
     ) -> None:
         super().__init__(image, augment, loader, checks, seed, caption=caption)
         self.root = root
         self.caption_file = captions
         self.unlabeled_folder = images
-        self.split_options = split or {}
+        self.split_options = SplitOptions.of(split)
         self.left_out = {"photos in no list": 0, "captions of photos that do not exist": 0}
 
     def load_table(self) -> SampleTable:
@@ -100,13 +100,13 @@ class Flickr8k(ImageDataModule):
             rank_zero_warn(f"Flickr8k: left out {', '.join(f'{n} {what}' for what, n in self.left_out.items() if n)}")
         rows = [file.rows[name] for name in names]
         frame = pd.DataFrame({"name": names, "source": [on_disk[name] for name in names], "row": rows})
-        missing = Missing(self.check_options["missing"])
+        missing = Missing(self.check_options.missing or ())
         known = [missing.known("caption", file.captions[name]) for name in names]
         frame["caption"] = [[text for text in texts if text] or [""] for texts in known]
         frame["split"] = resolve_splits(
             self.split_options,
-            labels=np.zeros(len(names), dtype=np.int64),
-            groups=np.arange(len(names)),
+            labels=np.zeros(len(names)),
+            groups=range(len(names)),
             seed=self.seed,
             default="table" if listed else "random",
             own=np.array([listed[name] for name in names], dtype="U5") if listed else None,

@@ -19,17 +19,25 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
+from jsonargparse.typing import OpenUnitInterval, PositiveInt
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from datamodules.base import ImageDataModule
 from datamodules.captions import PromptOptions
 from datamodules.files.label_csv import VARIABLE, locate
 from datamodules.hub_images import answers_in_time
-from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
+from datamodules.options import (
+    AugmentOptions,
+    CheckOptions,
+    ImageOptions,
+    LoaderOptions,
+    Options,
+)
 from datamodules.splits import stratified_split
 from datamodules.table import SampleTable, table_error
 from vitrail.errors import UserError
@@ -41,29 +49,31 @@ if TYPE_CHECKING:
 
 
 NUM_CLASSES = 102
-Protocol = Literal["official", "swapped", "zhou", "few_shot"]
 _SOURCE = "robots.ox.ac.uk/~vgg/data/flowers/102"
 _LAYOUT = "flowers-102/{jpg/image_00001.jpg …, setid.mat, imagelabels.mat} and cat_to_name.json"
 _ZHOU_FILE = "split_zhou_OxfordFlowers.json"
 
 
-class FlowersSplit(TypedDict, total=False):
+@dataclass(frozen=True)
+class FlowersSplit(Options):
     """How photos are divided.
 
     Attributes:
         protocol: ``official`` (train trnid, val valid, test tstid), ``swapped`` (train valid and tstid, test trnid),
             ``zhou`` (the file of CoOp, Zhou et al., IJCV 2022) or ``few_shot`` (k photos a class of the official
-            train); default official.
-        shots: photos a class of ``few_shot``, of which the official train list has ten each upstream; all of a class
-            that has fewer, which a warning tells; default 16.
-        val_fraction: share of train that is cut out as val, stratified, where the protocol has none; default 0.1.
-        seed: of the draw (default: the seed of the DataModule).
+            train).
+        shots: photos a class of ``few_shot``, at least 1, of which the official train list has ten each upstream; all
+            of a class that has fewer, which a warning reports.
+        val_fraction: share of train that is cut out as val, stratified, where the protocol has none; above 0, below 1.
+        seed: of the sampling; null for the seed of the DataModule.
     """
 
-    protocol: Protocol
-    shots: int
-    val_fraction: float
-    seed: int
+    argument: ClassVar[str] = "split"
+
+    protocol: Literal["official", "swapped", "zhou", "few_shot"] = "official"
+    shots: PositiveInt = 16
+    val_fraction: OpenUnitInterval = 0.1
+    seed: int | None = None
 
 
 class Flowers102(ImageDataModule):
@@ -79,34 +89,34 @@ class Flowers102(ImageDataModule):
             with the names that torchvision knows.
         caption: which of several prompts training sees: random, one drawn each epoch, or first.
         prompts: texts that stand for the classes; by default "a photo of a {}, a type of flower.".
-        image: size, crop and interpolation of the images.
-        augment: augmentation of the training images; none by default.
+        image: see ``ImageDataModule``, as for all that follow.
+        augment: augmentation of the training images.
         loader: batch size, workers and sampling.
-        checks: what to do about unreadable images and leaks between the splits.
+        checks: unreadable images and leaks between the splits.
         seed: of order, sampling, augmentation and, where ``split`` names no other, of the division.
     """
 
     def __init__(
         self,
         root: str = "",
-        split: FlowersSplit | None = None,
+        split: FlowersSplit = FlowersSplit(),
         classes: Literal["all", "base"] = "all",
         download: bool = False,
         caption: Literal["first", "random"] = "random",
         prompts: PromptOptions | None = None,
-        image: ImageOptions | None = None,
-        augment: AugmentOptions | None = None,
-        loader: LoaderOptions | None = None,
-        checks: CheckOptions | None = None,
+        image: ImageOptions = ImageOptions(),
+        augment: AugmentOptions = AugmentOptions(),
+        loader: LoaderOptions = LoaderOptions(),
+        checks: CheckOptions = CheckOptions(),
         seed: int = DEFAULT_SEED,
     ) -> None:
-        super().__init__(image, augment, loader, checks, seed, prompts or {"name": "openai_flowers"}, caption)
+        super().__init__(image, augment, loader, checks, seed, prompts or PromptOptions("openai_flowers"), caption)
         self.root = root
         self.classes = classes
         self.download = download
-        self.split_options = _checked(split)
+        self.split_options = FlowersSplit.of(split)
         if classes not in {"all", "base"}:
-            raise UserError(f"data classes: {classes!r} is unknown; choose all or base")
+            raise UserError(f"data classes: must be one of all, base; got {classes!r}")
 
     @property
     def base_classes(self) -> int:
@@ -145,8 +155,8 @@ class Flowers102(ImageDataModule):
 
     def _divide(self, folder: Path, labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.str_]]:
         """Numbers of the photos, from 1, in ascending order, and their splits."""
-        protocol = self.split_options["protocol"]
-        seed = self.split_options.get("seed", self.seed)
+        protocol = self.split_options.protocol
+        seed = self.seed if self.split_options.seed is None else self.split_options.seed
         path = _beside(folder, _ZHOU_FILE) if protocol == "zhou" else folder / "setid.mat"
         if path is None:
             raise UserError(
@@ -158,35 +168,17 @@ class Flowers102(ImageDataModule):
         if protocol == "swapped":
             lists = {"train": np.concatenate([lists["val"], lists["test"]]), "test": lists["train"]}
         if protocol == "few_shot":
-            lists["train"] = _few(lists["train"], labels, self.split_options["shots"], seed)
+            lists["train"] = _few(lists["train"], labels, self.split_options.shots, seed)
         numbers = np.concatenate(list(lists.values()))
         splits = np.repeat(np.array(list(lists)), [len(part) for part in lists.values()]).astype("U5")
         order = np.argsort(numbers, kind="stable")
         numbers, splits = numbers[order], splits[order]
         if "val" not in lists:
             train = np.flatnonzero(splits == "train")
-            share = self.split_options["val_fraction"]
+            share = self.split_options.val_fraction
             carved = stratified_split(labels[numbers[train] - 1], (1 - share, share, 0.0), seed)
             splits[train] = carved
         return numbers, splits
-
-
-def _checked(split: FlowersSplit | None) -> FlowersSplit:
-    given = split or {}
-    if strange := sorted(set(given) - set(FlowersSplit.__annotations__)):
-        known = ", ".join(FlowersSplit.__annotations__)
-        raise UserError(f"data split: unknown key {strange[0]!r}; known keys are {known}")
-    filled: FlowersSplit = {"protocol": "official", "shots": 16, "val_fraction": 0.1, **given}
-    if filled["protocol"] not in get_args(Protocol):
-        raise UserError(
-            f"data split.protocol: {filled['protocol']!r} is unknown; choose {', '.join(get_args(Protocol))}"
-        )
-    if filled["shots"] < 1 or not 0 < filled["val_fraction"] < 1:
-        raise UserError(
-            f"data split: shots must be at least 1 and val_fraction between 0 and 1, got {filled['shots']} and "
-            f"{filled['val_fraction']}"
-        )
-    return filled
 
 
 def _folder(root: Path) -> Path:

@@ -13,8 +13,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from datamodules.base import ImageDataModule
 from datamodules.captions import PromptOptions
 from datamodules.files.label_csv import class_names_of, count_files_left_out, label_texts, numbers_in_order, plain_texts
 from datamodules.loading import decode as images
-from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
+from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions, Options
 from datamodules.splits import SplitOptions, resolve_splits, split_of_name
 from datamodules.table import SPLITS, Missing, SampleTable, attribute_column, composed, target_column
 from vitrail.errors import UserError
@@ -229,22 +230,25 @@ def answers_in_time(endpoint: str) -> bool:
     return bool(answers)
 
 
-class ColumnOptions(TypedDict, total=False):
+@dataclass(frozen=True)
+class ColumnOptions(Options):
     """Which columns of the data set are what.
 
     Attributes:
-        image: images; default image.
-        label: class, as the library's ClassLabel, text or whole number; default label.
-        caption: text, or several texts of which the first is taken; default none.
-        group: the object or product that an image shows; default none.
-        attributes: further columns to learn, each a task of its own; default none.
+        image: images.
+        label: class, as the library's ClassLabel, text or whole number.
+        caption: text, or several texts of which the first is taken; empty for none.
+        group: the object or product that an image shows; empty for none.
+        attributes: further columns, each a task of its own.
     """
 
-    image: str
-    label: str
-    caption: str
-    group: str
-    attributes: list[str]
+    argument: ClassVar[str] = "columns"
+
+    image: str = "image"
+    label: str = "label"
+    caption: str = ""
+    group: str = ""
+    attributes: list[str] = field(default_factory=list)
 
 
 class HubImages(ImageDataModule):
@@ -259,10 +263,10 @@ class HubImages(ImageDataModule):
         splits: for train, val and test the data set's own names; the usual ones are found without. Others are left out.
         split: how samples are divided; by default the data set's own splits. Where it has no val or test, that is cut
             out of train by its fraction (0 leaves it empty), groups kept together.
-        image: size, crop and interpolation of the images.
-        augment: augmentation of the training images; none by default.
+        image: see ``ImageDataModule``, as for all that follow.
+        augment: augmentation of the training images.
         loader: batch size, workers and sampling.
-        checks: what to do about unreadable images and leaks between the splits.
+        checks: unreadable images and leaks between the splits.
         seed: of order, sampling, augmentation and, where ``split`` names no other, of the division.
         prompts: texts that stand for the classes; given, they are the captions too.
     """
@@ -270,29 +274,29 @@ class HubImages(ImageDataModule):
     def __init__(
         self,
         path: str,
-        columns: ColumnOptions | None = None,
+        columns: ColumnOptions = ColumnOptions(),
         config_name: str = "",
         revision: str = "",
         splits: dict[str, str] | None = None,
-        split: SplitOptions | None = None,
-        image: ImageOptions | None = None,
-        augment: AugmentOptions | None = None,
-        loader: LoaderOptions | None = None,
-        checks: CheckOptions | None = None,
+        split: SplitOptions = SplitOptions(),
+        image: ImageOptions = ImageOptions(),
+        augment: AugmentOptions = AugmentOptions(),
+        loader: LoaderOptions = LoaderOptions(),
+        checks: CheckOptions = CheckOptions(),
         seed: int = DEFAULT_SEED,
         prompts: PromptOptions | None = None,
     ) -> None:
         super().__init__(image, augment, loader, checks, seed, prompts)
-        if strange := sorted(set(columns or {}) - set(ColumnOptions.__annotations__)):
-            known = ", ".join(ColumnOptions.__annotations__)
-            raise UserError(f"data columns: unknown key {strange[0]!r}; known keys are {known}")
         self.path = path
-        self.columns: ColumnOptions = {"image": "image", "label": "label", **(columns or {})}
-        self._tasks()  # a mistake is told now, not when the table is read
+        self.columns = ColumnOptions.of(columns)
+        if LABEL_TASK in self.columns.attributes:
+            raise UserError(
+                f"data columns.attributes: the name {LABEL_TASK!r} is taken by the main task; rename the column"
+            )
         self.config_name = config_name
         self.revision = revision
         self.split_names = splits or {}
-        self.split_options = split or {}
+        self.split_options = SplitOptions.of(split)
         self._images: ImageColumn | None = None
         self._local_files: list[str] = []
 
@@ -309,17 +313,25 @@ class HubImages(ImageDataModule):
         parts = {split: opened[theirs] for split, theirs in chosen.items()}
         for split, part in parts.items():
             self._check_columns(part, f"{self.path} ({chosen[split]})")
-        self._images = ImageColumn(list(parts.values()), self.columns["image"])
+        self._images = ImageColumn(list(parts.values()), self.columns.image)
         folder = Path(self.path).expanduser()
         if folder.is_dir():
             named = {chosen[split]: part for split, part in parts.items()}
-            self._local_files = local_files(str(folder), self.config_name, named, self.columns["image"])
-        missing = Missing(self.check_options["missing"])
+            self._local_files = local_files(str(folder), self.config_name, named, self.columns.image)
+        missing = Missing(self.check_options.missing or ())
         frames = [self._frame(part, chosen[split], split, missing) for split, part in parts.items()]
         frame = pd.concat(frames, ignore_index=True)
         tasks = self._tasks()
         features = parts["train"].features
-        self._divide(frame)
+        groups = frame["group"].where(frame["group"] != "", frame["name"]) if "group" in frame else frame["name"]
+        frame["split"] = resolve_splits(
+            self.split_options,
+            labels=frame[target_column(LABEL_TASK)],
+            groups=groups,
+            seed=self.seed,
+            own=frame["split"].to_numpy(dtype=str),
+            carve=True,
+        )
         in_train = frame["split"] == "train"
         vocabularies = {}
         for task, column in tasks.items():
@@ -330,17 +342,8 @@ class HubImages(ImageDataModule):
         return SampleTable.from_frame(frame, columns, known, self.path, missing=missing.counts)
 
     def _tasks(self) -> dict[str, str]:
-        """The column of each task, the main one first.
-
-        Raises:
-            UserError: for an attribute that is called like the main task.
-        """
-        attributes = self.columns.get("attributes", [])
-        if LABEL_TASK in attributes:
-            raise UserError(
-                f"data columns.attributes: the name {LABEL_TASK!r} is taken by the main task; rename the column"
-            )
-        return {LABEL_TASK: self.columns["label"], **{composed(name): name for name in attributes}}
+        """The column of each task, the main one first."""
+        return {LABEL_TASK: self.columns.label, **{composed(name): name for name in self.columns.attributes}}
 
     def count_left_out(self) -> dict[str, int]:
         """Count the files of a local folder that none of the splits were read from."""
@@ -396,11 +399,10 @@ class HubImages(ImageDataModule):
         return chosen
 
     def _check_columns(self, part: Any, where: str) -> None:
-        wanted = [("image", self.columns["image"]), ("label", self.columns["label"])]
-        wanted += [(key, self.columns[key]) for key in ("caption", "group") if self.columns.get(key)]
-        wanted += [("attributes", name) for name in self.columns.get("attributes", [])]
+        wanted = [(key, getattr(self.columns, key)) for key in ("image", "label", "caption", "group")]
+        wanted += [("attributes", name) for name in self.columns.attributes]
         for key, name in wanted:
-            if name not in part.features:
+            if name not in part.features and (name or key in ("image", "label")):
                 raise UserError(
                     f"data columns.{key}: {where} has no column {name!r}; it has {', '.join(part.features)}"
                 )
@@ -408,7 +410,7 @@ class HubImages(ImageDataModule):
     def _frame(self, part: Any, theirs: str, split: str, missing: Missing) -> pd.DataFrame:
         import pandas as pd
 
-        caption, group, tasks = self.columns.get("caption", ""), self.columns.get("group", ""), self._tasks()
+        caption, group, tasks = self.columns.caption, self.columns.group, self._tasks()
         table = read_columns(part, sorted({*tasks.values(), caption, group} - {""}))
         names = [f"{theirs}/{row}" for row in range(len(part))]
         frame = pd.DataFrame({"name": names, "source": names, "split": split, "row": range(len(part))}, dtype=object)
@@ -421,22 +423,6 @@ class HubImages(ImageDataModule):
         if group:
             frame["group"] = missing.known("group", plain_texts(table[group]))
         return frame
-
-    def _divide(self, frame: pd.DataFrame) -> None:
-        """Settles the column ``split``."""
-        import pandas as pd
-
-        groups = frame["name"]
-        if "group" in frame:
-            groups = frame["group"].where(frame["group"] != "", frame["name"])
-        frame["split"] = resolve_splits(
-            self.split_options,
-            labels=pd.factorize(frame[target_column(LABEL_TASK)], sort=True)[0],
-            groups=pd.factorize(groups, sort=True)[0],
-            seed=self.seed,
-            own=frame["split"].to_numpy(dtype=str),
-            carve=True,
-        )
 
 
 def _in_order(values: pd.Series[Any], feature: Any) -> list[str]:

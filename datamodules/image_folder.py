@@ -46,10 +46,10 @@ class ImageFolder(ImageDataModule):
         group_pattern: regular expression that is searched for in an image's path from the class folder on
             (``bottle/b07_front.jpg``); what its one group matches names the object that the image shows. Images of
             one object stay together.
-        image: size, crop and interpolation of the images.
-        augment: augmentation of the training images; none by default.
+        image: see ``ImageDataModule``, as for all that follow.
+        augment: augmentation of the training images.
         loader: batch size, workers and sampling.
-        checks: what to do about unreadable images and leaks between the splits.
+        checks: unreadable images and leaks between the splits.
         seed: of order, sampling, augmentation and, where ``split`` names no other, of the division.
         prompts: texts that stand for the classes; given, they are the captions too.
         split_folders: which folders are which split where their names do not say so, such as ``{train: [2018, 2019],
@@ -59,12 +59,12 @@ class ImageFolder(ImageDataModule):
     def __init__(
         self,
         root: str,
-        split: SplitOptions | None = None,
+        split: SplitOptions = SplitOptions(),
         group_pattern: str = "",
-        image: ImageOptions | None = None,
-        augment: AugmentOptions | None = None,
-        loader: LoaderOptions | None = None,
-        checks: CheckOptions | None = None,
+        image: ImageOptions = ImageOptions(),
+        augment: AugmentOptions = AugmentOptions(),
+        loader: LoaderOptions = LoaderOptions(),
+        checks: CheckOptions = CheckOptions(),
         seed: int = DEFAULT_SEED,
         prompts: PromptOptions | None = None,
         split_folders: dict[str, str | list[str]] | None = None,
@@ -72,7 +72,7 @@ class ImageFolder(ImageDataModule):
         super().__init__(image, augment, loader, checks, seed, prompts)
         self.root = root
         self.split_folders = split_folders
-        self.split_options = split or {}
+        self.split_options = SplitOptions.of(split)
         self._group_of = _compiled(group_pattern)
 
     def load_table(self) -> SampleTable:
@@ -97,7 +97,7 @@ class ImageFolder(ImageDataModule):
             own = split_folders.get(folder, "")
             records += [(f"{folder}/{path}" if folder else path, path.split("/", 1)[0], own) for path in below]
         frame = pd.DataFrame(records, columns=["name", LABEL_TASK, "split"], dtype=object)
-        missing = Missing(self.check_options["missing"])
+        missing = Missing(self.check_options.missing or ())
         frame["source"] = frame["name"]
         # Copies of a folder may spell the same name in different Unicode normal forms.
         frame["name"] = [composed(name) for name in frame["name"]]
@@ -105,7 +105,15 @@ class ImageFolder(ImageDataModule):
         frame["row"] = range(1, len(frame) + 1)
         groups = missing.known("group", self._groups(frame, str(root)))
         frame["group"] = [group or name for group, name in zip(groups, frame["name"], strict=True)]
-        self._divide(frame, bool(split_folders))
+        frame["split"] = resolve_splits(
+            self.split_options,
+            labels=frame[LABEL_TASK],
+            groups=frame["group"],
+            seed=self.seed,
+            default="table" if split_folders else "group" if self._group_of else "stratified",
+            own=np.array(frame["split"], dtype=str) if split_folders else None,
+            carve=True,
+        )
         return SampleTable.from_frame(frame, [LABEL_TASK], None, str(root), str(root), missing=missing.counts)
 
     def count_left_out(self) -> dict[str, int]:
@@ -121,21 +129,6 @@ class ImageFolder(ImageDataModule):
         if unmatched := [path for path, match in zip(below, matches, strict=True) if not match or not match[1]]:
             raise UserError(f"data group_pattern: finds nothing in {_some(unmatched)} of {origin}; correct the pattern")
         return [match[1] for match in matches if match]
-
-    def _divide(self, frame: pd.DataFrame, has_splits: bool) -> None:
-        """Settles the column ``split``."""
-        import pandas as pd
-
-        by_class = "group" if self._group_of else "stratified"
-        frame["split"] = resolve_splits(
-            self.split_options,
-            labels=pd.factorize(frame[LABEL_TASK], sort=True)[0],
-            groups=pd.factorize(frame["group"], sort=True)[0],
-            seed=self.seed,
-            default="table" if has_splits else by_class,
-            own=np.array(frame["split"], dtype=str) if has_splits else None,
-            carve=True,
-        )
 
 
 def _compiled(pattern: str) -> re.Pattern[str] | None:
@@ -252,12 +245,12 @@ class UnlabeledFolder(ImageDataModule):
     def __init__(
         self,
         root: str,
-        image: ImageOptions | None = None,
-        loader: LoaderOptions | None = None,
-        checks: CheckOptions | None = None,
+        image: ImageOptions = ImageOptions(),
+        loader: LoaderOptions = LoaderOptions(),
+        checks: CheckOptions = CheckOptions(),
         seed: int = DEFAULT_SEED,
     ) -> None:
-        super().__init__(image, None, loader, checks, seed)
+        super().__init__(image, loader=loader, checks=checks, seed=seed)
         self.root = root
 
     def load_table(self) -> SampleTable:

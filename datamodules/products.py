@@ -36,7 +36,7 @@ from vitrail.errors import UserError
 from vitrail.types import DEFAULT_SEED, LABEL_TASK
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from numpy.typing import NDArray
 
 _SOURCE = "github.com/Eswar797/Local-DS"
 _LAYOUT = "labels.csv beside the folder images/ that its image_path column names"
@@ -55,10 +55,10 @@ class Products(ImageDataModule):
         vocabulary: where class names come from, and aliases such as ``{colour: {grey: gray}}``.
         split: how samples are divided; the table's own split by default. Groups are the ``instance_id`` values; a row
             without one is a group of its own.
-        image: size, crop and interpolation of the images.
-        augment: augmentation of the training images; none by default.
+        image: see ``ImageDataModule``, as for all that follow.
+        augment: augmentation of the training images.
         loader: batch size, workers and sampling.
-        checks: what to do about unreadable images and leaks between the splits.
+        checks: unreadable images and leaks between the splits.
         seed: of order, sampling, augmentation and, where ``split`` names no other, of the division.
         prompts: texts that stand for the classes; given, they are the captions too.
         caption_templates: captions made of these fields: ``{class}``, ``{noun}`` (its last word), the attributes, and
@@ -73,24 +73,22 @@ class Products(ImageDataModule):
         root: str = "",
         labels: str = "labels.csv",
         attributes: list[str] | None = None,
-        vocabulary: VocabularyOptions | None = None,
-        split: SplitOptions | None = None,
-        image: ImageOptions | None = None,
-        augment: AugmentOptions | None = None,
-        loader: LoaderOptions | None = None,
-        checks: CheckOptions | None = None,
+        vocabulary: VocabularyOptions = VocabularyOptions(),
+        split: SplitOptions = SplitOptions(),
+        image: ImageOptions = ImageOptions(),
+        augment: AugmentOptions = AugmentOptions(),
+        loader: LoaderOptions = LoaderOptions(),
+        checks: CheckOptions = CheckOptions(),
         seed: int = DEFAULT_SEED,
         prompts: PromptOptions | None = None,
         caption_templates: list[str] | None = None,
     ) -> None:
         super().__init__(image, augment, loader, checks, seed, prompts)
-        self.caption_templates = caption_templates
-        self.root = root
-        self.labels = labels
+        self.root, self.labels = root, labels
         self.attributes = attributes
-        self.split_options = split or {}
-        self._vocabulary = vocabulary
-        Vocabulary(vocabulary)  # a mistake is told now, not when the table is read
+        self.caption_templates = caption_templates
+        self.split_options = SplitOptions.of(split)
+        self._vocabulary = VocabularyOptions.of(vocabulary)
 
     def load_table(self) -> SampleTable:
         """Reads the table.
@@ -105,7 +103,7 @@ class Products(ImageDataModule):
         path = root / self.labels
         file = read_label_file(path, self._required_columns())
         problems = list(file.problems)
-        missing = Missing(self.check_options["missing"])
+        missing = Missing(self.check_options.missing or ())
         vocabulary = Vocabulary(self._vocabulary, missing)
         paths = _image_paths(file, problems)
         texts = {LABEL_TASK: file.columns["class_label"], **self._attribute_values(file, missing, problems)}
@@ -122,7 +120,11 @@ class Products(ImageDataModule):
         frame["caption"] = self._captions(missing.known("caption", captions), values, str(path))
         objects = missing.known("group", file.columns.get("instance_id", [""] * len(frame)))
         frame["group"] = [name or path for name, path in zip(objects, paths, strict=True)]
-        self._divide(frame, own, str(path))
+        if not len(frame):
+            raise UserError(f"{path}: has no rows below its header; give a table with at least one sample")
+        frame["split"] = resolve_splits(
+            self.split_options, labels=values[LABEL_TASK], groups=frame["group"], seed=self.seed, own=own
+        )
         vocabularies = {task: names for task, names in vocabulary.from_files(root).items() if task in tasks}
         columns = {task: target_column(task) for task in tasks}
         return SampleTable.from_frame(
@@ -140,7 +142,7 @@ class Products(ImageDataModule):
         )
 
     def _required_columns(self) -> list[str]:
-        by = self.split_options.get("by", "table")
+        by = self.split_options.by or "table"
         columns = ["image_path", "class_label"]
         columns += ["attributes"] if self.attributes != [] else []
         columns += ["split"] if by == "table" else []
@@ -167,20 +169,6 @@ class Products(ImageDataModule):
             raise UserError(f"data attributes: {origin} has no attribute {missing[0]!r}; it has {has}")
         return wanted
 
-    def _divide(self, frame: pd.DataFrame, own: list[str] | None, origin: str) -> None:
-        """Adds the column ``split``."""
-        import pandas as pd
-
-        if not len(frame):
-            raise UserError(f"{origin}: has no rows below its header; give a table with at least one sample")
-        frame["split"] = resolve_splits(
-            self.split_options,
-            labels=pd.factorize(frame[target_column(LABEL_TASK)], sort=True)[0],
-            groups=pd.factorize(frame["group"], sort=True)[0],
-            seed=self.seed,
-            own=None if own is None else np.array(own),
-        )
-
 
 def _image_paths(file: LabelFile, problems: Problems) -> list[str]:
     """The images' paths below the root; the text as it stands where it is no such path or not the first such."""
@@ -200,9 +188,9 @@ def _image_paths(file: LabelFile, problems: Problems) -> list[str]:
     return paths
 
 
-def _own_splits(file: LabelFile, problems: Problems) -> list[str]:
+def _own_splits(file: LabelFile, problems: Problems) -> NDArray[np.str_]:
     splits = [split_of_name(text) or text.strip().lower() for text in file.columns["split"]]
     for row, split in zip(file.rows, splits, strict=True):
         if split not in SPLITS:
             problems.append((row, f"split {split!r} is not one of {', '.join(SPLITS)}"))
-    return splits
+    return np.array(splits)

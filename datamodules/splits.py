@@ -19,25 +19,35 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, TypedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from jsonargparse.typing import NonNegativeInt
 
+from datamodules.options import Folds, Options, Share
 from datamodules.table import SPLITS
 from vitrail.errors import UserError
 
-Labels = npt.NDArray[Any]
+if TYPE_CHECKING:
+    import pandas as pd
+
+Numbers = npt.NDArray[np.int64]
+Values: TypeAlias = "npt.NDArray[Any] | Sequence[Any] | pd.Series[Any]"
+SplitBy = Literal["table", "random", "stratified", "group", "group_kfold"]
 
 
-def number(values: Labels) -> npt.NDArray[np.int64]:
-    """Numbers the values in their sorted order, so that the order of the rows has no say in it; int64 ``(n,)``."""
-    return np.unique(np.asarray(values), return_inverse=True)[1].astype(np.int64)
+def number(values: Values) -> npt.NDArray[np.int64]:
+    """Number the values in their sorted order, so that the order of the rows has no influence; int64 ``(n,)``."""
+    import pandas as pd
+
+    return pd.factorize(np.asarray(values), sort=True)[0].astype(np.int64)
 
 
 def assign_groups(
-    groups: Labels, labels: Labels, fractions: Sequence[float], seed: int, *, keep_first: bool
+    groups: Values, labels: Values, fractions: Sequence[float], seed: int, *, keep_first: bool
 ) -> npt.NDArray[np.int64]:
     """Gives each sample the part of its group.
 
@@ -133,26 +143,39 @@ class _Greedy:
 Splits = npt.NDArray[np.str_]
 
 
-class SplitOptions(TypedDict, total=False):
+@dataclass(frozen=True)
+class SplitOptions(Options):
     """How samples are divided.
 
     Attributes:
-        by: "table" keeps the data set's own division, "random" draws samples, "stratified" keeps the class shares,
-            "group" keeps groups together (and the class shares as well as that allows), "group_kfold" makes
-            ``n_folds`` folds of groups.
-        val_fraction: share of the samples for val, 0 to 1 (default 0.15); not used by folds.
-        test_fraction: share of the samples for test, 0 to 1 (default 0.15); not used by folds.
-        fold: which fold is test, from 0 (default 0); the next one is val, the others are train.
-        n_folds: number of folds, at least 3 (default 5).
-        seed: seed of the division (default: the seed of the DataModule).
+        by: ``table`` keeps the data set's own division, ``random`` samples at random, ``stratified`` keeps the class
+            shares, ``group`` keeps groups together (and the class shares as well as that allows), ``group_kfold`` makes
+            ``n_folds`` folds of groups. Null for what the data set does by default.
+        val_fraction: share of the samples for val, 0 or more and below 1; not used by folds.
+        test_fraction: share of the samples for test, 0 or more and below 1; not used by folds.
+        fold: which fold is test, from 0; the next one is val, the others are train.
+        n_folds: number of folds, at least 3.
+        seed: seed of the division; null for the seed of the DataModule.
     """
 
-    by: Literal["table", "random", "stratified", "group", "group_kfold"]
-    val_fraction: float
-    test_fraction: float
-    fold: int
-    n_folds: int
-    seed: int
+    argument: ClassVar[str] = "split"
+
+    by: SplitBy | None = None
+    val_fraction: Share = 0.15
+    test_fraction: Share = 0.15
+    fold: NonNegativeInt = 0
+    n_folds: Folds = 5
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.val_fraction + self.test_fraction >= 1:
+            raise UserError(
+                f"data split: val_fraction {self.val_fraction} and test_fraction {self.test_fraction} leave nothing "
+                "for train; their sum must be below 1"
+            )
+        if self.fold >= self.n_folds:
+            raise UserError(f"data split.fold: must be below split.n_folds, {self.n_folds}; got {self.fold}")
 
 
 _SPLIT_WORDS = {
@@ -196,7 +219,7 @@ def random_split(n: int, fractions: Sequence[float], seed: int) -> Splits:
     return _names(parts)
 
 
-def stratified_split(labels: Labels, fractions: Sequence[float], seed: int) -> Splits:
+def stratified_split(labels: Values, fractions: Sequence[float], seed: int) -> Splits:
     """Splits at random with the same class shares in all parts; rare classes as the module says.
 
     Args:
@@ -223,7 +246,7 @@ def stratified_split(labels: Labels, fractions: Sequence[float], seed: int) -> S
     return _names(parts)
 
 
-def grouped_split(groups: Labels, labels: Labels, fractions: Sequence[float], seed: int) -> Splits:
+def grouped_split(groups: Values, labels: Values, fractions: Sequence[float], seed: int) -> Splits:
     """Splits so that no group is in two parts; class shares as equal as that allows, rare classes as the module says.
 
     Args:
@@ -238,7 +261,7 @@ def grouped_split(groups: Labels, labels: Labels, fractions: Sequence[float], se
     return _names(assign_groups(groups, labels, fractions, seed, keep_first=True))
 
 
-def grouped_kfold(groups: Labels, labels: Labels, fold: int, n_folds: int, seed: int) -> Splits:
+def grouped_kfold(groups: Values, labels: Values, fold: int, n_folds: int, seed: int) -> Splits:
     """Cuts the groups into folds of like class shares: fold ``fold`` is test, the one after it val, the others train.
 
     Over all values of ``fold``, each sample is in test once.
@@ -254,12 +277,8 @@ def grouped_kfold(groups: Labels, labels: Labels, fold: int, n_folds: int, seed:
         ``(n,)`` split names.
 
     Raises:
-        UserError: for a fold that does not exist, or more folds than groups.
+        UserError: for more folds than groups.
     """
-    if n_folds < 3:
-        raise UserError(f"data split.n_folds: {n_folds} leaves nothing for train, val or test: set it to 3 or more")
-    if not 0 <= fold < n_folds:
-        raise UserError(f"data split.fold: {fold} does not exist: with split.n_folds {n_folds} use 0 to {n_folds - 1}")
     n_groups = len(np.unique(number(groups)))
     if n_groups < n_folds:
         raise UserError(
@@ -271,20 +290,20 @@ def grouped_kfold(groups: Labels, labels: Labels, fold: int, n_folds: int, seed:
 
 
 def resolve_splits(
-    options: SplitOptions | None,
+    options: SplitOptions,
     *,
-    labels: Labels,
-    groups: Labels,
+    labels: Values,
+    groups: Values,
     seed: int,
-    default: str = "table",
+    default: SplitBy = "table",
     own: Splits | None = None,
     carve: bool = False,
 ) -> Splits:
-    """Applies what the user asked for.
+    """Apply what the user asked for.
 
     Args:
         options: the user's choice.
-        labels: ``(n,)`` classes.
+        labels: ``(n,)`` classes, numbers or strings.
         groups: ``(n,)`` groups; unique values where there are none.
         seed: seed where the options name none.
         default: value of ``by`` where the options name none.
@@ -296,34 +315,26 @@ def resolve_splits(
         ``(n,)`` split names.
 
     Raises:
-        UserError: for options that contradict themselves or the data.
+        UserError: for options that contradict the data.
     """
-    options = options or {}
-    if strange := sorted(set(options) - set(SplitOptions.__annotations__)):
-        known = ", ".join(SplitOptions.__annotations__)
-        raise UserError(f"data split: unknown key {strange[0]!r}; known keys are {known}")
-    by = options.get("by", default)
-    seed = options.get("seed", seed)
-    fractions = _fractions(options)
-    match by:
-        case "table":
-            if own is None:
-                raise UserError(
-                    "data split.by: table, but the data set brings none: use random, stratified, group or group_kfold"
-                )
-            return _carved(own, labels, groups, fractions, seed) if carve else own
+    seed = seed if options.seed is None else options.seed
+    fractions = (1 - options.val_fraction - options.test_fraction, options.val_fraction, options.test_fraction)
+    class_of, group_of = number(labels), number(groups)
+    match options.by or default:
         case "random":
-            return random_split(len(labels), fractions, seed)
+            return random_split(len(class_of), fractions, seed)
         case "stratified":
-            return stratified_split(labels, fractions, seed)
+            return stratified_split(class_of, fractions, seed)
         case "group":
-            return grouped_split(groups, labels, fractions, seed)
+            return grouped_split(group_of, class_of, fractions, seed)
         case "group_kfold":
-            return grouped_kfold(groups, labels, options.get("fold", 0), options.get("n_folds", 5), seed)
-    raise UserError(f"data split.by: {by!r} is unknown: use table, random, stratified, group or group_kfold")
+            return grouped_kfold(group_of, class_of, options.fold, options.n_folds, seed)
+    if own is None:
+        raise UserError("data split.by: table, but the data set has none; use random, stratified, group or group_kfold")
+    return _carved(own, class_of, group_of, fractions, seed) if carve else own
 
 
-def _carved(own: Splits, labels: Labels, groups: Labels, fractions: Sequence[float], seed: int) -> Splits:
+def _carved(own: Splits, labels: Numbers, groups: Numbers, fractions: Sequence[float], seed: int) -> Splits:
     """Cuts missing parts out of train."""
     present = set(np.unique(own))
     wanted = [1.0, *(0.0 if name in present else share for name, share in zip(SPLITS[1:], fractions[1:], strict=True))]
@@ -332,16 +343,6 @@ def _carved(own: Splits, labels: Labels, groups: Labels, fractions: Sequence[flo
     splits = own.copy()
     splits[train] = grouped_split(groups[train], labels[train], wanted, seed)
     return splits
-
-
-def _fractions(options: SplitOptions) -> tuple[float, float, float]:
-    val, test = options.get("val_fraction", 0.15), options.get("test_fraction", 0.15)
-    for key, value in (("val_fraction", val), ("test_fraction", test)):
-        if not 0 <= value < 1:
-            raise UserError(f"data split.{key}: {value} is no share: use 0 or more and less than 1")
-    if val + test >= 1:
-        raise UserError(f"data split.val_fraction {val} and split.test_fraction {test} leave nothing for train")
-    return 1 - val - test, val, test
 
 
 def _names(parts: npt.NDArray[np.int64]) -> Splits:

@@ -350,6 +350,34 @@ class SampleTable:
             counts[task] = [int(count) for count in np.bincount(known[known != UNKNOWN], minlength=len(classes))]
         return counts
 
+    def facts(self, sample_ids: NDArray[np.int64], content: Sequence[str], *, image_files: bool) -> pa.Table:
+        """What a gallery records of some samples; see ``vitrail.types.DescribesImages.image_facts``.
+
+        Args:
+            sample_ids: int64 ``(n,)``.
+            content: hash of each of their images.
+            image_files: whether the sources are files.
+        """
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        rows = pa.array(sample_ids)
+        sources = self.sources.take(rows).to_pylist() if image_files else [""] * len(sample_ids)
+        columns = {
+            "id": self.names.take(rows),
+            "path": pa.array([os.path.abspath(source) if source else "" for source in sources]),  # noqa: PTH100 -- keeps links
+            "content": pa.array(content),
+            "caption": self.captions.take(rows),
+            "group": self.groups.take(rows),
+            "split": pa.array(SPLITS).take(pa.array(self.split_codes[sample_ids])),
+        }
+        for task, names in self.tasks.items():
+            codes = self.targets[task][sample_ids]
+            columns[f"label_{task}"] = pa.array(names, pa.string()).take(pa.array(codes, mask=codes == UNKNOWN))
+        captions = [[text for text in texts if text] for texts in self.caption_lists.of(sample_ids.tolist())]
+        strings = {name: pc.cast(values, pa.string()) for name, values in columns.items()}
+        return pa.table({**strings, "captions": pa.array(captions, pa.list_(pa.string()))})
+
     def fingerprint(self) -> str:
         """SHA-256 in hexadecimal over all content; neither ``root`` and ``origin`` nor the row numbers count."""
         digest = hashlib.sha256(json.dumps([self.tasks, self.unseen], sort_keys=True).encode())

@@ -22,7 +22,7 @@ from lightning.pytorch import LightningModule
 from torch import nn
 
 from lightning_modules.distributed import refuse_unfit_strategy, synchronise_batchnorm
-from lightning_modules.encoders.image import InputOptions, warn_of_other_inputs
+from lightning_modules.encoders.image import warn_of_other_inputs
 from lightning_modules.encoders.weights import WeightsOrigin, misfits, report_origin
 from lightning_modules.metrics import epoch_sums, restore_epoch_sums
 from lightning_modules.optim import (
@@ -38,7 +38,7 @@ from lightning_modules.optim import (
 from lightning_modules.options import OptimOptions, ScheduleName, checked
 from lightning_modules.precision import Conversion, check_half_precision, keep_small_steps
 from vitrail.errors import UserError
-from vitrail.types import UNKNOWN, Batch, Outputs, batch_targets
+from vitrail.types import UNKNOWN, Batch, InputOptions, Outputs, batch_targets
 
 LoggedSplit = Literal["train", "val", "test"]
 

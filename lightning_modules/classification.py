@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_modules.base import LoggedSplit, VisionTask, known_targets, real_outputs, with_embedding
-from lightning_modules.encoders.image import ImageEncoder, InputOptions
+from lightning_modules.encoders.image import ImageEncoder
 from lightning_modules.encoders.weights import WeightsOrigin
 from lightning_modules.metrics import MeanLoss, SplitMetrics
 from lightning_modules.options import ClassWeighting, NonNegative, OptimOptions, Rate, ScheduleName
 from lightning_modules.precision import Float32Linear, Float32Sequential, KeepsFloat32
 from vitrail.errors import UserError
-from vitrail.types import LABEL_TASK, UNKNOWN, Batch, Mix, Outputs
+from vitrail.types import LABEL_TASK, UNKNOWN, Batch, InputOptions, Mix, Outputs
 
 EFFECTIVE_NUMBER_BETA = 0.999
 FEATURE_DROP_RATE = 0.1

@@ -13,7 +13,6 @@ from lightning_modules.base import LoggedSplit, VisionTask, known_targets, real_
 from lightning_modules.classification import masked_cross_entropy
 from lightning_modules.contrastive import ContrastiveObjective, Pairs, encode_in_chunks
 from lightning_modules.encoders.dual import SIDES, Architectures, Side, Towers, build_towers, random_towers
-from lightning_modules.encoders.image import InputOptions
 from lightning_modules.encoders.text import TextMemory
 from lightning_modules.encoders.tokenizer import TextTokenizer, checked_state
 from lightning_modules.encoders.weights import WeightsOrigin
@@ -32,7 +31,7 @@ from lightning_modules.options import (
     checked,
 )
 from vitrail.errors import UserError
-from vitrail.types import LABEL_TASK, Batch, Outputs
+from vitrail.types import LABEL_TASK, Batch, InputOptions, Outputs
 
 _TEXTS_AT_A_TIME = 256
 

@@ -17,11 +17,10 @@ from torch.nn.modules.module import _IncompatibleKeys
 from lightning_modules.base import LoggedSplit, VisionTask, known_targets, real_outputs, with_embedding
 from lightning_modules.checkpoint import read_checkpoint, task_from, untrained_task
 from lightning_modules.classification import ScoredTask
-from lightning_modules.encoders.image import InputOptions
 from lightning_modules.encoders.weights import WeightsOrigin, described_misfits
 from vitrail.errors import UserError
 from vitrail.runs import Run
-from vitrail.types import Batch, Outputs, with_image_defaults
+from vitrail.types import Batch, InputOptions, Outputs, with_image_defaults
 
 
 class Member(NamedTuple):

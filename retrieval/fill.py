@@ -528,7 +528,7 @@ def _chunks(
     device = next(task.parameters()).device
     task.eval()
     task.on_predict_epoch_start()
-    batch_size = int(datamodule.loader_options["batch_size"])
+    batch_size = int(datamodule.loader_options.batch_size)
     at_once = max(1, chunk // batch_size)
     collected = Chunk(identity.predicts, thumbnails=thumbnails)
     batches = progress(datamodule.rows_dataloader(due), -(-len(due) // batch_size))

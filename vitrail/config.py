@@ -12,6 +12,7 @@ import inspect
 import re
 import types
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
@@ -193,8 +194,14 @@ def read_experiments(paths: Sequence[str | Path]) -> dict[str, Any]:
         content = merged(content, read_experiment(path))
     content = {key: value for key, value in content.items() if value is not None or key not in ("data", "model")}
     arguments = content["data"].get("init_args") if isinstance(content.get("data"), dict) else None
-    if isinstance(arguments, dict) and "seed" in arguments:
-        raise _own_seed(f"--config {paths[-1]}: {_SEED_KEYS[0]}")
+    if isinstance(arguments, dict):
+        if "seed" in arguments:
+            raise _own_seed(f"--config {paths[-1]}: {_SEED_KEYS[0]}")
+        # null resets to the default; runs of version 0.1 wrote it for groups of options that were not given.
+        content["data"] = {
+            **content["data"],
+            "init_args": {key: value for key, value in arguments.items() if value is not None},
+        }
     return content
 
 
@@ -402,6 +409,9 @@ def _is_text(hint: Any) -> bool:
         return True
     if is_typeddict(hint):
         return all(_is_text(value) for value in get_type_hints(hint).values())
+    if is_dataclass(hint):
+        hints = get_type_hints(hint)
+        return all(_is_text(hints[option.name]) for option in fields(hint))
     if get_origin(hint) is Literal:
         return all(isinstance(value, str) for value in get_args(hint))
     is_container = get_origin(hint) in (list, dict, Union, types.UnionType)

@@ -227,6 +227,19 @@ def _last_line(text: str) -> str:
     return lines[-1][:500] if lines else "a file cannot be read or written"
 
 
+_NUMBER = re.compile(r"Not of type \w+: (?:(\S+) )?does not conform to restriction (.+)")
+_CHOICE = re.compile(r"Expected a (?:typing\.)?Literal\[(.+?)\](?:\. Got value: (.+))?")
+"""What jsonargparse reports of a number out of range and of an unknown choice."""
+
+
+def _in_range(found: re.Match[str]) -> str:
+    return f"must be {found[2].replace('v', '')}" + (f"; got {found[1]}" if found[1] else "")
+
+
+def _one_of(found: re.Match[str]) -> str:
+    return f"must be one of {found[1].replace(chr(39), '')}" + (f"; got {found[2]}" if found[2] else "")
+
+
 def one_line(message: str) -> str:
     """Condense jsonargparse's nested report to the innermost key and reason.
 
@@ -243,7 +256,8 @@ def one_line(message: str) -> str:
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
     # What follows the key on its own line, and the leaves of the tree.
     lines = [re.sub(r'^.*[Pp]arser key "[^"]+":? ?', "", line) for line in lines]
+    lines = [_CHOICE.sub(_one_of, _NUMBER.sub(_in_range, line)) for line in lines]
     reasons = [line for line in lines if line and "NoneType" not in line and not line.startswith(_SCAFFOLDING)]
     given = re.findall(r"Given value: (?!NestedArg)(.+)", message)
     said = "; ".join(dict.fromkeys(reasons)) or "not a valid value"
-    return f"{where}: {said}" + (f", got {given[0]}" if given and given[0] not in said else "")
+    return f"{where}: {said}" + (f"; got {given[0]}" if given and given[0] not in said else "")

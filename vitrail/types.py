@@ -43,6 +43,27 @@ MODEL_IMAGE_DEFAULTS: dict[str, Any] = {
 """How images are made, as far as a model may have a say in it, where it has none; see ``options.ImageOptions``."""
 
 
+class InputOptions(TypedDict):
+    """How images are made before they reach the network, as checkpoints and galleries record it.
+
+    Attributes:
+        size: height and width in pixels.
+        resize: whether the aspect ratio is kept, and then what is cropped or padded; see ``MODEL_IMAGE_DEFAULTS``
+            for what holds where this and the three below are missing.
+        crop_fraction: share of the scaled image that the center crop keeps, in (0, 1].
+        interpolation: of the resizing.
+        crop_rounding: how half of an odd margin is rounded.
+        value_range: what is black and white in images with more than 8 bits a channel; auto where it is missing.
+    """
+
+    size: int
+    resize: NotRequired[Resize]
+    crop_fraction: NotRequired[float]
+    interpolation: NotRequired[Interpolation]
+    crop_rounding: NotRequired[CropRounding]
+    value_range: NotRequired[Literal["dtype", "auto"] | list[float]]
+
+
 def with_image_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
     """How images are made, with what a file of an older version does not say: all were made so then."""
     return {**MODEL_IMAGE_DEFAULTS, **options}

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from app.logic.none_of_these import Background, Verdict
 from app.state.context import Limits
 from app.state.runs import ServedRun
-from datamodules.captions import class_prompts
+from datamodules.captions import PromptOptions, class_prompts
 from vitrail.errors import UserError
 from vitrail.types import LABEL_TASK
 
@@ -163,7 +163,7 @@ def ask(
             f"labels: {len(labels)} with {len(templates)} templates are more than {_MOST_PROMPTS} texts; use fewer"
         )
     scale = run.logit_scale / run.temperatures.get(LABEL_TASK, 1.0) / temperature
-    prompts = class_prompts({"templates": list(templates)}, labels)
+    prompts = class_prompts(PromptOptions(templates=list(templates)), labels)
     texts = run.encode_labels(prompts)
     similarities = (run.encode_images(images) @ texts.T).astype(np.float64)
     verdicts = (background or Background.nothing()).verdicts(similarities.max(axis=1), labels, texts)

@@ -221,14 +221,13 @@ class ServedRun:
         """
         from datamodules.loading.transforms import eval_transform
 
-        made: torch.Tensor = eval_transform(cast("Any", {**self._model.input_options}))(pixels)
+        made: torch.Tensor = eval_transform(self._model.input_options)(pixels)
         return made.clone()
 
     @property
     def value_range(self) -> ValueRange:
         """How images with more than 8 bits a channel are read for the model."""
-        chosen: ValueRange = cast("Any", self._model.input_options).get("value_range", "auto")
-        return chosen
+        return self._model.input_options.get("value_range", "auto")
 
     def _pixels(self, images: Sequence[Image | torch.Tensor]) -> torch.Tensor:
         """uint8 ``(N, 3, size, size)`` of images, or of what ``prepared`` made of them."""

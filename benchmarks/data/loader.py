@@ -14,6 +14,11 @@ import argparse
 import os
 import tempfile
 import time
+from datamodules.options import AugmentOptions
+from datamodules.options import CheckOptions
+from datamodules.options import ImageOptions
+from datamodules.options import LoaderOptions
+from datamodules.splits import SplitOptions
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -34,12 +39,12 @@ def ours(folder: Path, size: int, workers: int) -> Iterable[Any]:
 
     data = ImageFolder(
         str(folder),
-        split={"by": "table", "val_fraction": 0.0, "test_fraction": 0.0},
-        image={"size": size},
-        augment={"random_resized_crop": list(SCALE), "horizontal_flip": 0.5},
-        loader={"batch_size": BATCH_SIZE, "num_workers": workers, "cache": "always"},
+        split=SplitOptions(by="table", val_fraction=0.0, test_fraction=0.0),
+        image=ImageOptions(size=size),
+        augment=AugmentOptions(random_resized_crop=list(SCALE), horizontal_flip=0.5),
+        loader=LoaderOptions(batch_size=BATCH_SIZE, num_workers=workers, cache="always"),
         # Whoever takes photos of one thing takes several that resemble each other.
-        checks={"allow_leaks": ["exact", "near", "groups"]},
+        checks=CheckOptions(allow_leaks=["exact", "near", "groups"]),
     )
     data.prepare_data()
     data.setup("fit")

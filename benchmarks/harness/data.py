@@ -83,7 +83,7 @@ class LongEpoch(ImageDataModule):
     pacer: ClassVar[Pacer | None] = None
 
     def __init__(
-        self, steps: int, image: ImageOptions | None = None, loader: LoaderOptions | None = None, seed: int = 0
+        self, steps: int, image: ImageOptions = ImageOptions(), loader: LoaderOptions = LoaderOptions(), seed: int = 0
     ) -> None:
         super().__init__(image, loader=loader, seed=seed)
         self.steps = steps
@@ -96,7 +96,7 @@ class LongEpoch(ImageDataModule):
         """Names, labels and captions; nothing is read."""
         import pandas as pd
 
-        numbers = range(self.steps * self.loader_options["batch_size"])
+        numbers = range(self.steps * self.loader_options.batch_size)
         kinds = [LONG_CLASSES[number % len(LONG_CLASSES)] for number in numbers]
         captions = [
             f"a photo of a {COLOURS[number % len(COLOURS)]} {kind} {PLACES[number % len(PLACES)]}, number {number % 97}"

@@ -22,6 +22,8 @@ import torch
 
 from benchmarks.harness.data import write_photos
 from benchmarks.harness.interleaved import Row, interleave, row, say
+from datamodules.options import CheckOptions, ImageOptions, LoaderOptions
+from datamodules.splits import SplitOptions
 
 BACKBONES = {"DeiT-Tiny": "deit_tiny_patch16_224", "RegNetX-200MF": "regnetx_002"}
 IMAGES, SIZE, PHOTO, BATCH = 2048, 224, 500, 32
@@ -34,10 +36,10 @@ def data_of(folder: Path, size: int, batch: int) -> Any:
 
     data = ImageFolder(
         str(folder),
-        split={"by": "table", "val_fraction": 0.0, "test_fraction": 0.0},
-        image={"size": size},
-        loader={"batch_size": batch, "num_workers": 0, "cache": "always"},
-        checks={"allow_leaks": ["exact", "near", "groups"]},
+        split=SplitOptions(by="table", val_fraction=0.0, test_fraction=0.0),
+        image=ImageOptions(size=size),
+        loader=LoaderOptions(batch_size=batch, num_workers=0, cache="always"),
+        checks=CheckOptions(allow_leaks=["exact", "near", "groups"]),
     )
     data.prepare_data()
     data.setup("predict")

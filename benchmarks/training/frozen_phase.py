@@ -23,6 +23,8 @@ from benchmarks.harness.interleaved import Row, interleave, row, say
 from callbacks import FrozenFeatures
 from callbacks.frozen_features import Mode
 from datamodules import ImageFolder
+from datamodules.options import CheckOptions, ImageOptions
+from datamodules.splits import SplitOptions
 from lightning_modules import ImageClassifier
 
 EPOCHS = 8
@@ -43,9 +45,9 @@ def seconds(folder: Path, mode: Mode, *, backbone: str, size: int, epochs: int =
     """Of a training of the head, without building network and loaders."""
     data = ImageFolder(
         str(folder),
-        split={"by": "table", "val_fraction": 0.2, "test_fraction": 0.0},
-        image={"size": size},
-        checks={"allow_leaks": ["exact", "near", "groups"]},
+        split=SplitOptions(by="table", val_fraction=0.2, test_fraction=0.0),
+        image=ImageOptions(size=size),
+        checks=CheckOptions(allow_leaks=["exact", "near", "groups"]),
     )
     trainer = Trainer(
         max_epochs=epochs,

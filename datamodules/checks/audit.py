@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
@@ -20,16 +20,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from datamodules.checks.near_duplicates import NEAR_FORMAT, RADII, Pairs, exact_pairs, identical_sets, near_pairs
-from datamodules.checks.verify import Arrays, Verification, cached, verify
+from datamodules.checks.verify import Arrays, ReadImage, Verification, cached
 from datamodules.files.label_csv import left_out_text
-from datamodules.options import LeakKind
+from datamodules.options import CheckOptions, LeakKind
 from datamodules.table import SPLITS, SampleTable, attribute_column, table_error
 from vitrail.console import tracked
 from vitrail.types import UNKNOWN
-
-if TYPE_CHECKING:
-    from datamodules.base import ImageDataModule
-
 
 TITLES: dict[LeakKind, str] = {
     "groups": "groups in several splits",
@@ -193,17 +189,29 @@ class AuditReport:
         _refuse(self.leaks, self.origin, self.allowed)
 
 
-def audit(datamodule: ImageDataModule) -> AuditReport:
-    """Counts, unknown and unseen values, leaks of every kind and unreadable images of a data set.
+def audit(
+    table: SampleTable,
+    verification: Verification | None,
+    read_image: ReadImage,
+    checks: CheckOptions,
+    *,
+    data: str,
+    value_range: dict[str, Any],
+    files_left_out: dict[str, int],
+    image_files: bool,
+) -> AuditReport:
+    """Count samples, unknown and unseen values, leaks of every kind and unreadable images of a data set.
 
-    Images are read where that was not done before (generated ones are not: they can be neither corrupt nor equal by
-    accident).
-
-    Raises:
-        UserError: where there is no table to report on.
+    Args:
+        table: of all samples.
+        verification: hashes of the images; None for generated ones, which can be neither corrupt nor equal by accident.
+        read_image: confirms near duplicates.
+        checks: what the configuration allows.
+        data: class of the DataModule.
+        value_range: what is black and white in images with more than 8 bits a channel.
+        files_left_out: files among the images that are not used.
+        image_files: whether each image is a file of its own.
     """
-    table = datamodule.table
-    verification = None if datamodule.generated else verify(datamodule)
     bad = verification.bad if verification else {}
     masks = {split: table.split_codes == code for code, split in enumerate(SPLITS)}
     classes, unknown = {}, {}
@@ -211,8 +219,11 @@ def audit(datamodule: ImageDataModule) -> AuditReport:
         counts = {split: table.class_counts(split)[task] for split in SPLITS}
         classes[task] = {name: {split: counts[split][place] for split in SPLITS} for place, name in enumerate(names)}
         unknown[task] = {split: int((table.targets[task][masks[split]] == UNKNOWN).sum()) for split in SPLITS}
+    identical = None
+    if verification and verification.readable.sum() > 1:
+        identical = find_identical(table, verification.content, verification.readable)
     return AuditReport(
-        data=type(datamodule).__name__,
+        data=data,
         origin=table.origin,
         fingerprint=table.fingerprint(),
         samples={split: int(mask.sum()) for split, mask in masks.items()},
@@ -222,45 +233,47 @@ def audit(datamodule: ImageDataModule) -> AuditReport:
         unseen=table.unseen,
         missing=table.missing,
         notes=table.notes,
-        leaks=find_leaks(datamodule, verification),
-        identical=find_identical(table, verification.content, verification.readable)
-        if verification and verification.readable.sum() > 1
-        else None,
+        leaks=find_leaks(table, verification, read_image),
+        identical=identical,
         skipped=[SkippedImage(_sample(table, row), reason) for row, reason in sorted(bad.items())],
-        allowed=list(datamodule.check_options["allow_leaks"]),
-        skips_bad_images=datamodule.check_options["on_bad_image"] == "skip",
-        value_range=datamodule.range_record(),
-        files_left_out=datamodule.files_left_out,
+        allowed=list(checks.allow_leaks),
+        skips_bad_images=checks.on_bad_image == "skip",
+        value_range=value_range,
+        files_left_out=files_left_out,
         reads_images=verification is not None,
-        counts_files=bool(datamodule.image_files),
+        counts_files=image_files,
     )
 
 
-def refuse_leaks(datamodule: ImageDataModule, verification: Verification | None) -> None:
-    """Refuses to train on splits that share groups or images.
+def refuse_leaks(
+    table: SampleTable, verification: Verification | None, read_image: ReadImage, allowed: Sequence[LeakKind]
+) -> None:
+    """Refuse to train on splits that share groups or images.
 
     Args:
-        datamodule: its ``checks.allow_leaks`` names the kinds that are tolerated, which then are not even looked for.
-        verification: hashes of the images; nothing for generated images, of which only groups are checked.
+        table: of all samples.
+        verification: hashes of the images; None for generated ones, of which only groups are checked.
+        read_image: confirms near duplicates.
+        allowed: kinds that are tolerated, which then are not even looked for.
 
     Raises:
         UserError: for leaks that are not allowed, all of them in one error.
     """
-    allowed = datamodule.check_options["allow_leaks"]
-    _refuse(find_leaks(datamodule, verification, allowed), datamodule.table.origin, allowed)
+    _refuse(find_leaks(table, verification, read_image, allowed), table.origin, allowed)
 
 
 def find_leaks(
-    datamodule: ImageDataModule, verification: Verification | None, ignored: Iterable[LeakKind] = ()
+    table: SampleTable, verification: Verification | None, read_image: ReadImage, ignored: Iterable[LeakKind] = ()
 ) -> Leaks:
-    """Groups and images that are in several splits.
+    """Find groups and images that are in several splits.
 
     Args:
-        datamodule: gives the table and reads images to confirm near duplicates.
+        table: of all samples.
         verification: hashes of the images; without them only groups are looked for.
+        read_image: confirms near duplicates.
         ignored: kinds that are not looked for.
     """
-    table, ignored = datamodule.table, set(ignored)
+    ignored = set(ignored)
     readable = np.ones(len(table), dtype=bool) if verification is None else verification.readable
     groups = [] if "groups" in ignored else _crossing_groups(table, readable)
     exact = near = np.zeros((0, 2), dtype=np.int64)
@@ -268,33 +281,16 @@ def find_leaks(
     if verification is not None and "exact" not in ignored:
         exact = exact_pairs(verification.content, table.split_codes, readable)
     if verification is not None and "near" not in ignored:
-        near, radius = _near(datamodule, verification)
-    return Leaks(
-        groups,
-        _described(table, exact),
-        _described(table, near),
-        radius,
-        _not_checked(datamodule, verification, readable, ignored),
-        own_groups=len(np.unique(table.group_ids)) == len(table),
-    )
-
-
-def _not_checked(
-    datamodule: ImageDataModule,
-    verification: Verification | None,
-    readable: NDArray[np.bool_],
-    ignored: set[LeakKind],
-) -> dict[LeakKind, str]:
-    """Of each kind of leak that nothing can be said about, why: that none was found would say too much."""
-    table = datamodule.table
-    kinds: tuple[LeakKind, ...] = ("groups", "exact", "near")
+        near, radius = _near(table, verification, read_image)
+    not_checked: dict[LeakKind, str] = {}
     if len(np.unique(table.split_codes[readable])) < 2:
-        return dict.fromkeys(kinds, "fewer than two splits have images that can be compared")
-    found: dict[LeakKind, str] = {}
-    if verification is None:
-        why = "images are generated" if datamodule.generated else "images were not read"
-        found |= {"exact": why, "near": why}
-    return found | dict.fromkeys((kind for kind in kinds if kind in ignored), "allowed, so not looked for")
+        not_checked = dict.fromkeys(TITLES, "fewer than two splits have images that can be compared")
+    else:
+        if verification is None:
+            not_checked = {"exact": "images are generated", "near": "images are generated"}
+        not_checked |= dict.fromkeys((kind for kind in TITLES if kind in ignored), "allowed, so not looked for")
+    own_groups = len(np.unique(table.group_ids)) == len(table)
+    return Leaks(groups, _described(table, exact), _described(table, near), radius, not_checked, own_groups)
 
 
 def find_identical(table: SampleTable, content: NDArray[np.uint8], readable: NDArray[np.bool_]) -> Identical:
@@ -352,12 +348,11 @@ def conflict_text(conflict: Conflict) -> str:
     return f"{conflict.column}: {told}"
 
 
-def _near(datamodule: ImageDataModule, verification: Verification) -> tuple[Pairs, int]:
+def _near(table: SampleTable, verification: Verification, read_image: ReadImage) -> tuple[Pairs, int]:
     """Near duplicates that are not identical, from the cache where the data have not changed."""
-    table = datamodule.table
 
     def read_pixels(row: int) -> NDArray[np.uint8]:
-        pixels: NDArray[np.uint8] = datamodule.read_image(row).permute(1, 2, 0).contiguous().numpy()
+        pixels: NDArray[np.uint8] = read_image(row).permute(1, 2, 0).contiguous().numpy()
         return pixels
 
     def progress(blocks: Iterable[int], count: int) -> Iterator[int]:

@@ -17,14 +17,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 
-from datamodules.loading.decode import UndecidedRangeError, Values, bits_of, usual_range
+from datamodules.loading.decode import UndecidedRangeError, ValueRange, Values, bits_of, usual_range
 from datamodules.table import SampleTable
 from vitrail.console import tracked
 from vitrail.errors import UserError
@@ -32,9 +32,10 @@ from vitrail.errors import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from datamodules.base import ImageDataModule
-
 Arrays = dict[str, NDArray[np.generic]]
+
+ReadImage = Callable[[int], torch.Tensor]
+"""Returns uint8 ``(3, H, W)``, RGB, for a row of the table."""
 
 _Read = str | Values | tuple[bytes, list[int]]
 
@@ -71,20 +72,39 @@ class Verification:
         return mask
 
 
-def verify(datamodule: ImageDataModule) -> Verification:
-    """Reads every image once, or takes what an earlier run found.
+def verify(
+    table: SampleTable,
+    read_image: ReadImage,
+    decide_range: Callable[[list[float] | None, dict[str, Any]], None],
+    *,
+    asked_range: ValueRange = "auto",
+    state: str = "",
+    image_files: bool = True,
+) -> Verification:
+    """Read every image once, or take what an earlier run found.
 
-    Images are read in several threads, so ``read_image`` must be fit for that.
-
-    Returns:
-        Reasons, hashes and the key of the data's state. An image counts as bad when ``read_image`` raises a
-        ``UserError``: it is missing, truncated, of an unknown format.
+    Args:
+        table: of all samples.
+        read_image: returns uint8 ``(3, H, W)`` for a row; several threads call it. An image counts as bad where it
+            raises a ``UserError``: it is missing, truncated, of an unknown format.
+        decide_range: is called with what ``read_image`` is to take for black and white (None: not decided), and facts
+            about the images that need it.
+        asked_range: option ``image.value_range``.
+        state: what changes with the images, where they are not files below the table's origin.
+        image_files: whether each image is a file of its own.
     """
-    table = datamodule.table
-    key = _state_key(table, f"{datamodule.images_state()}\n{datamodule.asked_range}")
-    arrays = cached(f"verification-{key}", lambda: _read_new(datamodule), _check(len(table)))
-    chosen = arrays["range"].tolist()
-    datamodule.decide_range(_plain(chosen), _range_facts(arrays))
+    key = _state_key(table, f"{state}\n{asked_range}")
+
+    def read_new() -> Arrays:
+        def read(rows: NDArray[np.int64], known: Arrays) -> Arrays:
+            return _read_all(table, read_image, decide_range, rows, known, decides=asked_range == "auto")
+
+        if not image_files:
+            return read(np.arange(len(table)), _nothing_known(len(table)))
+        return _read_changed(table, str(asked_range), read)
+
+    arrays = cached(f"verification-{key}", read_new, _check(len(table)))
+    decide_range(_plain(arrays["range"].tolist()), _range_facts(arrays))
     reasons = dict(zip(arrays["bad_rows"].tolist(), arrays["bad_reasons"].tolist(), strict=True))
     content, perceptual = arrays["content"].astype(np.uint8), arrays["perceptual"].astype(np.uint64)
     return Verification(reasons, content, perceptual, key)
@@ -190,16 +210,13 @@ def _stamp(path: str) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _read_new(datamodule: ImageDataModule) -> Arrays:
-    """Reads the images whose files are not those of an earlier time: a set that grows is not read all over again."""
-    table = datamodule.table
-    if not datamodule.image_files:
-        return _read_all(datamodule, np.arange(len(table)), _nothing_known(len(table)))
+def _read_changed(table: SampleTable, asked_range: str, read: Callable[[NDArray[np.int64], Arrays], Arrays]) -> Arrays:
+    """Read the images whose files are not those of an earlier time: a set that grows is not read all over again."""
     sources = table.sources.to_pylist()
     files = np.array([hashlib.sha256(source.encode()).digest()[:16] for source in sources], dtype="S16")
     stamps = np.array([_stamp(source) for source in sources], dtype=np.int64)
     # A file's size and date of change stand for its content here as they do in the key of all of them.
-    state = f"{_FORMAT} {table.origin} {table.root} {datamodule.asked_range}"
+    state = f"{_FORMAT} {table.origin} {table.root} {asked_range}"
     name = f"images-{hashlib.sha256(state.encode()).hexdigest()}"
     arrays = _nothing_known(len(table))
     is_known = np.zeros(len(table), dtype=bool)
@@ -210,7 +227,7 @@ def _read_new(datamodule: ImageDataModule) -> Arrays:
         for key in ("content", "perceptual", "deep"):
             arrays[key][is_known] = known[key][place[is_known]]
         arrays["range"] = known["range"]
-    arrays = _read_all(datamodule, np.flatnonzero(~is_known), arrays)
+    arrays = read(np.flatnonzero(~is_known), arrays)
     good = np.ones(len(table), dtype=bool)
     good[arrays["bad_rows"].astype(np.int64)] = False
     kept = {"files": files, "stamps": stamps, **{key: arrays[key] for key in ("content", "perceptual", "deep")}}
@@ -227,24 +244,32 @@ def _nothing_known(count: int) -> Arrays:
     }
 
 
-def _read_all(datamodule: ImageDataModule, rows: NDArray[np.int64], known: Arrays) -> Arrays:
+def _read_all(
+    table: SampleTable,
+    read_image: ReadImage,
+    decide_range: Callable[[list[float] | None, dict[str, Any]], None],
+    rows: NDArray[np.int64],
+    known: Arrays,
+    *,
+    decides: bool,
+) -> Arrays:
     """What is known of all images once these rows have been read.
 
     Where the value range is to be decided by the data, images that need one only say which values they have; they are
     read again when all have spoken.
     """
-    datamodule.decide_range(None)
-    found = _read_rows(datamodule.read_image, rows, known)
+    decide_range(None, {})
+    found = _read_rows(read_image, rows, known)
     is_deep = ~np.isnan(found["deep"][:, 0])
-    if datamodule.asked_range != "auto" or not is_deep.any():
+    if not decides or not is_deep.any():
         return {**found, "range": np.full(2, np.nan)}
-    chosen = decided_range(found["deep"], datamodule.table)
-    datamodule.decide_range(_plain(chosen))
+    chosen = decided_range(found["deep"], table)
+    decide_range(_plain(chosen), {})
     # Those that are known from before may have been read with another range.
     changed = not np.array_equal(found["range"], chosen)
     again = np.flatnonzero(is_deep) if changed else rows[is_deep[rows]]
     bad = dict(zip(found["bad_rows"].tolist(), found["bad_reasons"].tolist(), strict=True))
-    second = _read_rows(datamodule.read_image, again, found)
+    second = _read_rows(read_image, again, found)
     bad |= dict(zip(second["bad_rows"].tolist(), second["bad_reasons"].tolist(), strict=True))
     return {**second, **_bad_arrays(bad), "range": np.array(chosen)}
 
@@ -284,7 +309,7 @@ def _plain(chosen: list[float]) -> list[float] | None:
     return [int(value) if value == int(value) else value for value in chosen]
 
 
-def _range_facts(arrays: Arrays) -> dict[str, object]:
+def _range_facts(arrays: Arrays) -> dict[str, Any]:
     """How many images have more than 8 bits a channel, by the bits that they use, where all were looked at."""
     deep = arrays["deep"].astype(np.float64)
     rows = deep[~np.isnan(deep[:, 0])]

@@ -23,11 +23,12 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, ClassVar, Literal
 
 from datamodules.loading.decode import HEIF_SUFFIXES, heif_formats
+from datamodules.options import Options
 from datamodules.table import Missing, attribute_column, composed, table_error
 from vitrail.errors import UserError
 from vitrail.trust import unguarded
@@ -291,23 +292,26 @@ _ANOTHER = re.compile(r"[|,]\s*[^\W\d][\w ]*:")
 _FOLDED = {"color": "colour"}
 
 
-class VocabularyOptions(TypedDict, total=False):
-    """Which values a table may hold.
+@dataclass(frozen=True)
+class VocabularyOptions(Options):
+    """Which values a table may have.
 
     Attributes:
-        source: ``train`` learns the values of each task from the train rows; ``files`` reads them from the two files
-            below, where they exist, and keeps their order; default train. Values that a vocabulary lacks count as
-            unknown and are listed in the run record.
-        classes_file: one class a line; default classes.txt.
-        attributes_file: YAML with a list of values for each attribute; default attributes.yaml.
+        source: ``train`` takes the values of each task from the train rows; ``files`` reads them from the two files
+            below, where they exist, and keeps their order. Values that a vocabulary lacks count as unknown and are
+            listed in the run record.
+        classes_file: one class a line.
+        attributes_file: YAML with a list of values for each attribute.
         aliases: for each attribute (or ``class``) the spellings to replace, such as ``{colour: {grey: gray}}``; an
             empty text or null means unknown. An alias that no row has is reported.
     """
 
-    source: Literal["train", "files"]
-    classes_file: str
-    attributes_file: str
-    aliases: dict[str, dict[str, str | None]]
+    argument: ClassVar[str] = "vocabulary"
+
+    source: Literal["train", "files"] = "train"
+    classes_file: str = "classes.txt"
+    attributes_file: str = "attributes.yaml"
+    aliases: dict[str, dict[str, str | None]] = field(default_factory=dict)
 
 
 def canonical_attribute(name: str) -> str:
@@ -355,27 +359,16 @@ class Vocabulary:
     Args:
         options: what the user gave.
         missing: what counts as missing; the empty text alone by default.
-
-    Raises:
-        UserError: for an unknown key or source.
     """
 
-    def __init__(self, options: VocabularyOptions | None, missing: Missing | None = None) -> None:
-        options = options or {}
+    def __init__(self, options: VocabularyOptions, missing: Missing | None = None) -> None:
         self.missing = missing or Missing()
-        if strange := sorted(set(options) - set(VocabularyOptions.__annotations__)):
-            known = ", ".join(VocabularyOptions.__annotations__)
-            raise UserError(f"data vocabulary: unknown key {strange[0]!r}; known keys are {known}")
-        self._source = options.get("source", "train")
-        if self._source not in ("train", "files"):
-            raise UserError(f"data vocabulary.source: is {self._source!r}, must be train or files")
-        self._classes_file = options.get("classes_file", "classes.txt")
-        self._attributes_file = options.get("attributes_file", "attributes.yaml")
+        self._options = options
         self._aliases = {
             canonical_attribute(task): {
                 composed(text).strip(): composed(value or "").strip() for text, value in pairs.items()
             }
-            for task, pairs in (options.get("aliases") or {}).items()
+            for task, pairs in options.aliases.items()
         }
 
     def values(self, task: str, texts: Iterable[str]) -> list[str]:
@@ -416,21 +409,20 @@ class Vocabulary:
         Raises:
             UserError: where neither file exists or one cannot be understood.
         """
-        if self._source == "train":
+        if self._options.source == "train":
             return {}
-        classes, attributes = root / self._classes_file, root / self._attributes_file
+        classes, attributes = root / self._options.classes_file, root / self._options.attributes_file
         if not classes.is_file() and not attributes.is_file():
             raise UserError(
-                f"data vocabulary.source: files, but {root} has neither {self._classes_file} nor "
-                f"{self._attributes_file}; add one or set source: train"
+                f"data vocabulary.source: files, but {root} has neither {classes.name} nor {attributes.name}; add one "
+                "or set source: train"
             )
         lists = read_attributes_file(attributes) if attributes.is_file() else {}
         if classes.is_file():
             lists[LABEL_TASK] = read_classes_file(classes)
         # Values that are aliased or mean unknown are no classes; what remains keeps its order.
-        aliases: dict[str, dict[str, str | None]] = {task: {**pairs} for task, pairs in self._aliases.items()}
-        unknown = Vocabulary({"aliases": aliases}, Missing(self.missing.texts))  # these are no rows to be counted
-        named = {task: dict.fromkeys(unknown.values(task, texts)) for task, texts in lists.items()}
+        rows = Vocabulary(self._options, Missing(self.missing.texts))  # these are no rows to be counted
+        named = {task: dict.fromkeys(rows.values(task, texts)) for task, texts in lists.items()}
         return {task: [value for value in values if value] for task, values in named.items()}
 
 

@@ -22,7 +22,6 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -32,17 +31,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.checks.verify import cache_directory
 from datamodules.loading.transforms import scale_down, useful_short_side
-from datamodules.options import AugmentOptions, complete_augment
+from datamodules.options import AugmentOptions, LoaderOptions
 from vitrail.console import tracked
 from vitrail.errors import UserError
 from vitrail.files import disk_full, lock, make_room
-from vitrail.types import Resize
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from datamodules.base import ImageDataModule
-
+from vitrail.types import InputOptions, Resize, with_image_defaults
 
 CHUNK = 256
 """Images of a chunk."""
@@ -321,46 +314,48 @@ class SplitReaders:
         return self._readers[int(self._split_codes[row])](row)
 
 
-def image_reader(
-    datamodule: ImageDataModule,
+def cached_reader(
+    read_image: Callable[[int], torch.Tensor],
     rows: NDArray[np.int64],
     content: NDArray[np.uint8],
-    augment: AugmentOptions | None,
+    image: InputOptions,
+    augment: AugmentOptions,
+    loader: LoaderOptions,
+    origin: str,
 ) -> Callable[[int], torch.Tensor]:
-    """Reads images of some rows, out of the cache where the options say so; makes it where it is missing.
+    """What reads images of some rows, out of the cache where the options ask for it; builds it where it is missing.
 
     Args:
-        datamodule: gives the options and reads images.
+        read_image: returns uint8 ``(3, H, W)`` for a row of the table.
         rows: int64 ``(n,)``, ascending.
         content: uint8 ``(N, 32)``, hash of each row's image.
-        augment: of training images, None for evaluation, which gets bit by bit what it gets without a cache.
-
-    Returns:
-        Gives uint8 ``(3, H, W)`` for a row of the table.
+        image: how images are made.
+        augment: of training images; none for evaluation, which gets bit by bit what it gets without a cache.
+        loader: whether there is to be a cache, and how large it may be.
+        origin: of the table, for messages.
 
     Raises:
         UserError: if the disk is full, or ``cache: always`` does not fit into its limit.
     """
-    options, mode = datamodule.loader_options, datamodule.loader_options["cache"]
-    if mode == "never" or not len(rows):
-        return datamodule.read_image
-    image = datamodule.image_options
+    if loader.cache == "never" or not len(rows):
+        return read_image
+    made = with_image_defaults(image)
     cache = PixelCache(
-        read_image=datamodule.read_image,
+        read_image=read_image,
         rows=rows,
         content=content,
         short_side=useful_short_side(image, augment),
-        interpolation=image["interpolation"],
+        interpolation=made["interpolation"],
         # Random crops come out of images of the original's shape.
-        resize="crop" if complete_augment(augment, hue_safe=False)["random_resized_crop"] else image["resize"],
+        resize="crop" if augment.filled().random_resized_crop else made["resize"],
         folder=cache_directory() / "pixels",
     )
-    limit = int(options["cache_limit_gb"] * _GB)
+    limit = int(loader.cache_limit_gb * _GB)
     if refusal := _refusal(cache, limit):
-        if mode == "always":
+        if loader.cache == "always":
             raise UserError(f"data loader.cache: always, but {refusal}; or set loader.cache: auto")
-        rank_zero_info(f"{datamodule.table.origin}: images are decoded anew each time, because {refusal}.")
-        return datamodule.read_image
+        rank_zero_info(f"{origin}: images are decoded again each time, because {refusal}.")
+        return read_image
     cache.build(limit, min(os.cpu_count() or 1, _MOST_WORKERS))
     return cache.read
 

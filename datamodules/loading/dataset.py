@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate, get_worker_info
 
 from datamodules.captions import Texts
 from datamodules.loading.samplers import SampleKey
 from datamodules.loading.transforms import mix_batch
+from datamodules.options import LoaderOptions
 from datamodules.table import SampleTable
 from vitrail.errors import UserError
 from vitrail.seeding import seeded_rng
@@ -294,3 +295,41 @@ class CountedLoader(DataLoader[Sample]):
                     f"{value}; resume with the same, or from a checkpoint of an epoch's end"
                 )
         return state["batches"]
+
+
+def make_loader(
+    dataset: ImageDataset,
+    sampler: DistributedSampler[SampleKey],
+    collate: Collate,
+    options: LoaderOptions,
+    *,
+    training: bool,
+) -> CountedLoader:
+    """Batches of a data set.
+
+    Raises:
+        UserError: where only full training batches are wanted and there is none.
+    """
+    batch_size, count = options.batch_size, len(sampler)
+    drop_last = False
+    if training:
+        batch_size = options.training_batch_size
+        if options.drop_last and count < batch_size:
+            raise UserError(
+                f"data loader.drop_last: {count} training samples a process do not fill one batch of {batch_size}; "
+                "lower loader.batch_size or set loader.drop_last: false"
+            )
+        # BatchNorm cannot normalise a batch of one.
+        drop_last = options.drop_last or (count > batch_size > 1 and count % batch_size == 1)
+    return CountedLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=options.num_workers,
+        collate_fn=collate,
+        drop_last=drop_last,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=options.num_workers > 0,
+        # Its own generator: otherwise each epoch's loader would take a seed from the global one.
+        generator=torch.Generator().manual_seed(0),
+    )

@@ -25,9 +25,9 @@ from torch.distributions import Beta
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import v2 as T
 
-from datamodules.options import AugmentOptions, ImageOptions, complete_augment, complete_image
+from datamodules.options import PRESETS, AugmentOptions
 from vitrail.seeding import seeded_rng
-from vitrail.types import CropRounding, Mix, Resize
+from vitrail.types import CropRounding, InputOptions, Interpolation, Mix, Resize, with_image_defaults
 
 # ImageNet's mean colour: about 0 after every usual normalisation, as where erasing follows the normalisation.
 _ERASED = [124.0, 116.0, 104.0]
@@ -36,7 +36,8 @@ _ERASED = [124.0, 116.0, 104.0]
 _BORDER = 128
 
 # What is faster where channels lie one after the other.
-_ON_PLANES = ("rotation", "translate", "brightness", "contrast", "saturation", "hue", "erasing")
+_COLOURS = ("brightness", "contrast", "saturation", "hue")
+_ON_PLANES = ("rotation", "translate", *_COLOURS, "erasing")
 
 _LOG_RATIO = math.log(4 / 3)
 _TRIES = 10
@@ -53,64 +54,56 @@ def learns_colour(tasks: Iterable[str]) -> bool:
     return any("colour" in task.lower() or "color" in task.lower() for task in tasks)
 
 
-def eval_transform(image: ImageOptions | None) -> nn.Module:
+def eval_transform(image: InputOptions) -> nn.Module:
     """The one transform for validation, test, prediction, galleries and the application.
 
     Scales the image to ``size / crop_fraction``, as ``resize`` says, and crops or pads its center.
-
-    Args:
-        image: how images are made.
-
-    Raises:
-        UserError: for unknown keys and values out of range.
     """
-    options = complete_image(image)
-    size, side, mode = options["size"], scaled_side(options), _interpolation(options)
-    if options["resize"] == "crop":
-        return _ScaledCentre(side, size, mode, options["crop_rounding"])
-    return nn.Sequential(_Fit(side, options["resize"], mode), _Center(size, options["crop_rounding"]))
+    made = with_image_defaults(image)
+    size, side, mode = made["size"], scaled_side(image), InterpolationMode(made["interpolation"])
+    if made["resize"] == "crop":
+        return _ScaledCentre(side, size, mode, made["crop_rounding"])
+    return nn.Sequential(_Fit(side, made["resize"], mode), _Center(size, made["crop_rounding"]))
 
 
-def train_transform(image: ImageOptions | None, augment: AugmentOptions | None, hue_safe: bool) -> nn.Module:
+def train_transform(image: InputOptions, augment: AugmentOptions) -> nn.Module:
     """The training augmentation without mixing; what is off costs nothing, and all off is the evaluation transform.
 
     Args:
-        image: size, crop fraction and interpolation.
-        augment: preset and overrides.
-        hue_safe: whether to leave out the hue jitter of a preset, because a colour is to be learned.
-
-    Raises:
-        UserError: for unknown keys and values out of range.
+        image: how images are made.
+        augment: with a preset's hue jitter off already where a color is the target.
     """
-    options = complete_image(image)
-    chosen = complete_augment(augment, hue_safe=hue_safe)
+    augment = augment.filled()
     steps: list[nn.Module] = []
-    if scale := chosen["random_resized_crop"]:
-        steps.append(_RandomResizedCrop(options, (scale[0], scale[1])))
+    if scale := augment.random_resized_crop:
+        steps.append(
+            _RandomResizedCrop(image["size"], with_image_defaults(image)["interpolation"], (scale[0], scale[1]))
+        )
     else:
-        steps.append(eval_transform(options))
-    if any(value for key, value in chosen.items() if key in _ON_PLANES):
+        steps.append(eval_transform(image))
+    if any(getattr(augment, key) for key in _ON_PLANES):
         steps.append(_Planes())
-    if chosen["horizontal_flip"]:
-        steps.append(_RandomFlip(chosen["horizontal_flip"]))
-    if chosen["rotation"] or chosen["translate"]:
+    if augment.horizontal_flip:
+        steps.append(_RandomFlip(augment.horizontal_flip))
+    if augment.rotation or augment.translate:
         # One resampling for both; two would blur twice.
-        shift = (chosen["translate"], chosen["translate"]) if chosen["translate"] else None
+        shift = (augment.translate, augment.translate) if augment.translate else None
         # Without `fill` the outside is black as with fill=0, but torchvision warps no mask along with the image.
-        steps.append(T.RandomAffine(chosen["rotation"], shift, interpolation=InterpolationMode.BILINEAR, fill=None))
-    jitter = {key: chosen[key] for key in ("brightness", "contrast", "saturation", "hue") if chosen[key]}
-    if jitter:
+        angle = augment.rotation or 0.0
+        steps.append(T.RandomAffine(angle, shift, interpolation=InterpolationMode.BILINEAR, fill=None))
+    if jitter := {key: value for key in _COLOURS if (value := getattr(augment, key))}:
         steps.append(_ColourJitter(jitter))
-    if chosen["erasing"]:
-        low, high = chosen["erasing_scale"]
-        steps.append(T.RandomErasing(chosen["erasing"], scale=(low, high), value=_ERASED))
+    if augment.erasing:
+        low, high = augment.erasing_scale or PRESETS["none"]["erasing_scale"]
+        steps.append(T.RandomErasing(augment.erasing, scale=(low, high), value=_ERASED))
     return steps[0] if len(steps) == 1 else nn.Sequential(*steps)
 
 
-def scaled_side(options: ImageOptions) -> int:
+def scaled_side(image: InputOptions) -> int:
     """Length that the evaluation scales an image to, of which it keeps ``crop_fraction``, in pixels."""
     # Rounded down as timm does; a fraction that was made of two lengths gives the longer one again.
-    return math.floor(options["size"] / options["crop_fraction"] + 1e-6)
+    crop_fraction: float = with_image_defaults(image)["crop_fraction"]
+    return math.floor(image["size"] / crop_fraction + 1e-6)
 
 
 def scale_down(image: torch.Tensor, short_side: int, interpolation: str, resize: Resize = "crop") -> torch.Tensor:
@@ -134,7 +127,7 @@ def scale_down(image: torch.Tensor, short_side: int, interpolation: str, resize:
     return scaled
 
 
-def useful_short_side(image: ImageOptions | None, augment: AugmentOptions | None) -> int:
+def useful_short_side(image: InputOptions, augment: AugmentOptions) -> int:
     """Short side beyond which more pixels of an image would hardly change what the network sees.
 
     For evaluation it is the length that the evaluation scales to, exactly. For random crops it is the length at which
@@ -142,14 +135,12 @@ def useful_short_side(image: ImageOptions | None, augment: AugmentOptions | None
 
     Args:
         image: size and crop fraction.
-        augment: of training images, None for evaluation.
+        augment: of training images, without crops for evaluation.
     """
-    options = complete_image(image)
-    short_side = scaled_side(options)
-    scale = complete_augment(augment, hue_safe=False)["random_resized_crop"]
-    if not scale:
+    short_side = scaled_side(image)
+    if not (scale := augment.filled().random_resized_crop):
         return short_side
-    return max(short_side, math.ceil(options["size"] * min(_LARGEST_FACTOR, 1 / math.sqrt(scale[0]))))
+    return max(short_side, math.ceil(image["size"] * min(_LARGEST_FACTOR, 1 / math.sqrt(scale[0]))))
 
 
 def random_crop_box(height: int, width: int, scale: tuple[float, float]) -> tuple[int, int, int, int]:
@@ -314,9 +305,9 @@ class _ColourJitter(nn.Module):
 class _RandomResizedCrop(nn.Module):
     """A random part of the image in the size that the network sees; resampled as by torchvision."""
 
-    def __init__(self, options: ImageOptions, scale: tuple[float, float]) -> None:
+    def __init__(self, size: int, mode: Interpolation, scale: tuple[float, float]) -> None:
         super().__init__()
-        self._size, self._mode, self._scale = options["size"], options["interpolation"], scale
+        self._size, self._mode, self._scale = size, mode, scale
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         top, left, height, width = random_crop_box(image.shape[-2], image.shape[-1], self._scale)
@@ -345,10 +336,6 @@ class _Planes(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return image.contiguous()
-
-
-def _interpolation(options: ImageOptions) -> InterpolationMode:
-    return InterpolationMode(options["interpolation"])
 
 
 def mix_batch(

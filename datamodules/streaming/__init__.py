@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,10 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
-from datamodules.base import ImageDataModule, eval_loader, train_loader, training_batch_size
+from datamodules.base import ImageDataModule
 from datamodules.captions import CaptionMode, PromptOptions
 from datamodules.files.label_csv import count_files_left_out
-from datamodules.loading.dataset import Collate, CountedLoader
-from datamodules.loading.transforms import eval_transform, learns_colour, train_transform
+from datamodules.loading.dataset import CountedLoader, make_loader
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
 from datamodules.streaming.dataset import OnBad, StreamedDataset, StreamOrder, StreamSampler
 from datamodules.streaming.index import StreamColumns, read_streams, stamp_of
@@ -74,10 +74,10 @@ class StreamedImages(ImageDataModule):
         vocabulary: dict[str, list[str]] | None = None,
         shuffle_buffer: int = 4096,
         streams: int = 8,
-        image: ImageOptions | None = None,
-        augment: AugmentOptions | None = None,
-        loader: LoaderOptions | None = None,
-        checks: CheckOptions | None = None,
+        image: ImageOptions = ImageOptions(),
+        augment: AugmentOptions = AugmentOptions(),
+        loader: LoaderOptions = LoaderOptions(),
+        checks: CheckOptions = CheckOptions(),
         seed: int = DEFAULT_SEED,
         prompts: PromptOptions | None = None,
         caption: CaptionMode = "random",
@@ -98,7 +98,7 @@ class StreamedImages(ImageDataModule):
         self._refuse_options()
 
     def _refuse_options(self) -> None:
-        loader, workers = self.loader_options, self.loader_options["num_workers"]
+        loader, workers = self.loader_options, self.loader_options.num_workers
         if self.shuffle_buffer < 1:
             raise UserError(f"data shuffle_buffer: is {self.shuffle_buffer}, must be at least 1")
         if self.streams < 1 or (workers and self.streams % workers):
@@ -106,12 +106,12 @@ class StreamedImages(ImageDataModule):
                 f"data streams: {self.streams} cannot be dealt to loader.num_workers: {workers}; make it a multiple of "
                 "that, so that each stream is read by one worker"
             )
-        if loader["sampling"] != "shuffle":
+        if loader.sampling != "shuffle":
             raise UserError(
-                f"data loader.sampling: {loader['sampling']} needs images in any order, which shards do not give; "
+                f"data loader.sampling: {loader.sampling} needs images in any order, which shards do not give; "
                 "use shuffle"
             )
-        if loader["cache"] == "always":
+        if loader.cache == "always":
             raise UserError("data loader.cache: streamed images are not kept decoded; use auto or never")
         if self.caption_mode == "all":
             raise UserError("data caption: all would read each image several times; use first or random for streams")
@@ -125,7 +125,7 @@ class StreamedImages(ImageDataModule):
         urls = find_shards(self.shards)
         kind = format_of([url for part in urls.values() for url in part], self.format)
         origin = self.shards if isinstance(self.shards, str) else "data shards"
-        missing = Missing(self.check_options["missing"])
+        missing = Missing(self.check_options.missing or ())
         table, self._shards = read_streams(urls, kind, self.columns, self.vocabulary, origin, missing)
         if self._shards.value_range is not None:
             self.decide_range(self._shards.value_range)
@@ -160,16 +160,14 @@ class StreamedImages(ImageDataModule):
 
     def image_facts(self, sample_ids: NDArray[np.int64]) -> pa.Table:
         """See ``vitrail.types.DescribesImages``; images are not read for it (``Shards.place_hashes``)."""
-        from datamodules.gallery_facts import facts_of
-
         hashes = self._opened().place_hashes(sample_ids, stamp_of)
-        return facts_of(self.table, sample_ids, hashes, image_files=False)
+        return self.table.facts(sample_ids, hashes, image_files=False)
 
     def rows_dataloader(self, rows: NDArray[np.int64]) -> CountedLoader:
         """See ``ImageDataModule``; one stream and so at most one worker on each process, which keeps to the order."""
         on_bad: OnBad = "leave_out" if self._skips else "error"
         dataset = self.streamed(rows, training=False, augmented=False, on_bad=on_bad, streams=1)
-        return self._in_order(dataset, num_workers=min(1, self.loader_options["num_workers"]))
+        return self._in_order(dataset, num_workers=min(1, self.loader_options.num_workers))
 
     def streamed(
         self, rows: NDArray[np.int64], *, training: bool, augmented: bool, on_bad: OnBad, streams: int = 0
@@ -183,14 +181,12 @@ class StreamedImages(ImageDataModule):
             on_bad: what becomes of an unreadable image.
             streams: that are read side by side; 0 for as many as the user wants.
         """
-        safe = learns_colour(self.tasks)
-        options = self.image_options
         return StreamedDataset(
             rows,
             self._opened(),
             self.order(rows, training=training, streams=streams),
-            train_transform(options, self._augment, hue_safe=safe) if augmented else eval_transform(options),
-            options["size"],
+            self.transform(augmented=augmented),
+            self.image_size,
             self.seed,
             self.texts.pairs(rows)[1] if training else None,
             on_bad,
@@ -212,7 +208,7 @@ class StreamedImages(ImageDataModule):
         options = self.loader_options
         return StreamOrder(
             shard_sizes=sizes.astype(np.int64),
-            batch_size=training_batch_size(options) if training else options["batch_size"],
+            batch_size=options.training_batch_size if training else options.batch_size,
             streams=streams or self.streams,
             rank=rank,
             world_size=world_size,
@@ -230,9 +226,8 @@ class StreamedImages(ImageDataModule):
             raise UserError(f"{self.table.origin}: the train split is empty; name shards that hold samples")
         on_bad: OnBad = "replace" if self._skips else "error"
         dataset = self.streamed(self.split_indices("train"), training=True, augmented=True, on_bad=on_bad)
-        augment = self.augment_options
-        collate = Collate(self.table, self.seed, texts=self.texts, mixup=augment["mixup"], cutmix=augment["cutmix"])
-        return train_loader(dataset, StreamSampler(dataset.order), collate, self.loader_options)
+        sampler = StreamSampler(dataset.order)
+        return make_loader(dataset, sampler, self.collate(training=True), self.loader_options, training=True)
 
     def eval_dataloader(self, split: str) -> CountedLoader:
         """Batches of any split with the evaluation transform, each sample once over all processes.
@@ -277,18 +272,18 @@ class StreamedImages(ImageDataModule):
 
     @property
     def _skips(self) -> bool:
-        return self.check_options["on_bad_image"] == "skip"
+        return self.check_options.on_bad_image == "skip"
 
     def _once(self, split: str, view: int | None, on_bad: OnBad) -> CountedLoader:
         rows = self.split_indices(split)
         return self._in_order(self.streamed(rows, training=False, augmented=view is not None, on_bad=on_bad), view or 0)
 
     def _in_order(self, dataset: StreamedDataset, view: int = 0, **changes: Any) -> CountedLoader:
-        collate = Collate(self.table, self.seed, texts=self.texts, evaluation=True)
-        options: Any = {**self.loader_options, **changes}
-        return eval_loader(dataset, StreamSampler(dataset.order, view), collate, options)
+        options = replace(self.loader_options, **changes)
+        sampler = StreamSampler(dataset.order, view)
+        return make_loader(dataset, sampler, self.collate(training=False), options, training=False)
 
-    def _verify(self) -> None:
+    def verify(self) -> None:
         """Images are not read before they are due."""
         self._bad = {}
 

@@ -133,12 +133,11 @@ def _task(model: VisionTask, options: argparse.Namespace) -> str:
 def _images(files: Run, model: VisionTask, task: str, options: argparse.Namespace) -> _Images:
     from datamodules.loading.decode import read_image
     from datamodules.loading.transforms import eval_transform
-    from datamodules.options import complete_image
 
     # The model defines how images are made; files are treated as the data are.
-    transform = eval_transform(cast("Any", {**model.input_options}))
+    transform = eval_transform(model.input_options)
     if options.image:
-        value_range = complete_image(cast("Any", {**model.input_options}))["value_range"]
+        value_range = model.input_options.get("value_range", "auto")
         images = [transform(read_image(path, value_range=value_range)) for path in options.image]
         return _Images([str(path) for path in options.image], images, [UNKNOWN] * len(images))
     return _data_images(files, model, transform, task, options)
@@ -153,7 +152,7 @@ def _data_images(files: Run, model: VisionTask, transform: Any, task: str, optio
     if not (files.path / Run.CONFIG).is_file():
         raise UserError(f"{files.path}: has no {Run.CONFIG}, so its data are not known; name images with --image")
     datamodule = files.datamodule
-    datamodule.image_options = cast("Any", {**model.input_options})
+    datamodule.image_options = {**model.input_options}
     table = datamodule.table
     rows = {name: row for row, name in enumerate(datamodule.sample_names())}
     if strange := [name for name in wanted if name not in rows]:

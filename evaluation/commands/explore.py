@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,14 +91,13 @@ def data_of(command: str, options: argparse.Namespace, rest: Sequence[str]) -> I
 
 def collection_of(datamodule: ImageDataModule) -> Collection:
     """Return a data set as the sections take it; unreadable images are noted, not refused."""
-    from datamodules.checks.verify import verify
     from evaluation.dataset.sections import SPLITS, Collection
 
-    datamodule.check_options["on_bad_image"] = "skip"
+    datamodule.check_options = replace(datamodule.check_options, on_bad_image="skip")
     datamodule.setup("fit")
     table = datamodule.table
     # Generated images need no check.
-    skipped = {} if datamodule.generated else dict(verify(datamodule).bad)
+    skipped = {} if datamodule.generated else dict(datamodule.verification().bad)
 
     def read(row: int) -> NDArray[np.uint8]:
         pixels: NDArray[np.uint8] = datamodule.read_image(row).permute(1, 2, 0).contiguous().numpy()
@@ -143,7 +143,6 @@ def _sections(
     task: str | None,
     options: argparse.Namespace,
 ) -> list[Section]:
-    from datamodules.checks.audit import audit
     from evaluation.dataset import checks, colour, sections
 
     rows, features, origin = _label_features(collection, stats, options.gallery)
@@ -158,7 +157,7 @@ def _sections(
         colour.centroid_section(collection, stats, task, neighbours=options.neighbours),
         sections.caption_section(collection),
         sections.cooccurrence_section(collection),
-        checks.leak_section(collection, audit(datamodule).to_dict()),
+        checks.leak_section(collection, datamodule.audit().to_dict()),
         checks.label_section(collection, task, rows, features, origin, folds=options.folds, seed=seed),
     ]
 

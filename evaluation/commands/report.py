@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -152,7 +153,7 @@ def _data(files: Run, options: argparse.Namespace, rest: Sequence[str]) -> tuple
     try:
         datamodule: ImageDataModule = files.load_datamodule([*arguments, *rest])
         # What cannot be read leaves a gap on the page, no more.
-        datamodule.check_options["on_bad_image"] = "skip"
+        datamodule.check_options = replace(datamodule.check_options, on_bad_image="skip")
         datamodule.prepare_data()
         _ = datamodule.table
     except UserError as error:
@@ -161,7 +162,6 @@ def _data(files: Run, options: argparse.Namespace, rest: Sequence[str]) -> tuple
 
 
 def _leaks(datamodule: ImageDataModule | None, why_not: str) -> Section:
-    from datamodules.checks.audit import audit
     from evaluation.commands.explore import collection_of
     from evaluation.dataset.checks import leak_section
 
@@ -169,7 +169,7 @@ def _leaks(datamodule: ImageDataModule | None, why_not: str) -> Section:
     if datamodule is None:
         return _without(title, why_not)
     try:
-        return leak_section(collection_of(datamodule), audit(datamodule).to_dict())
+        return leak_section(collection_of(datamodule), datamodule.audit().to_dict())
     except UserError as error:
         return _without(title, str(error))
 

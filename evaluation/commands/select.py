@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -170,8 +170,8 @@ class _Predicted:
         from lightning.fabric.utilities import move_data_to_device
 
         # How images are made is the model's; and a pool is no test, what is in it twice does no harm.
-        datamodule.image_options = cast("Any", {**model.input_options})
-        datamodule.check_options["on_bad_image"] = "skip"
+        datamodule.image_options = {**model.input_options}
+        datamodule.check_options = replace(datamodule.check_options, on_bad_image="skip")
         datamodule.setup("predict")
         rows = datamodule.rows_of(splits)
         if not len(rows):

@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from lightning_modules.encoders.image import ImageEncoder, InputOptions, Normalize
+from lightning_modules.encoders.image import ImageEncoder, Normalize
 from lightning_modules.encoders.text import TextEncoder, checked_length, longest_text
 from lightning_modules.encoders.tokenizer import (
     SPECIAL_IDS,
@@ -42,6 +42,7 @@ from lightning_modules.encoders.weights import WeightsOrigin, hub_directory, wei
 from lightning_modules.options import TowerOptions, checked
 from lightning_modules.precision import Conversion, not_halved
 from vitrail.errors import UserError
+from vitrail.types import InputOptions
 
 
 class ProjectionHead(nn.Module):

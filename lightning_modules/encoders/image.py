@@ -7,7 +7,7 @@ trained with, so training, application and exported graph cannot disagree.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NotRequired, Self, TypedDict, cast
+from typing import Any, Self, cast
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -23,28 +23,10 @@ from lightning_modules.encoders.weights import (
 )
 from lightning_modules.precision import Conversion, KeepsFloat32
 from vitrail.errors import UserError
-from vitrail.types import CropRounding, Interpolation, Resize, with_image_defaults
+from vitrail.types import InputOptions, Resize, with_image_defaults
 
 _RESIZES: dict[str, Resize] = {"center": "crop", "squash": "squash", "border": "pad"}
 """By timm's names."""
-
-
-class InputOptions(TypedDict):
-    """How images are made before they reach the network; see ``datamodules.options.ImageOptions``.
-
-    Attributes:
-        size: height and width in pixels.
-        resize: whether the aspect ratio is kept, and then what is cropped or padded; crop where it is not given.
-        crop_fraction: share of the scaled image that the centre crop keeps, in (0, 1].
-        interpolation: of the resizing.
-        crop_rounding: how half of an odd margin is rounded; even where it is not given.
-    """
-
-    size: int
-    resize: NotRequired[Resize]
-    crop_fraction: float
-    interpolation: Interpolation
-    crop_rounding: NotRequired[CropRounding]
 
 
 class Normalize(KeepsFloat32):

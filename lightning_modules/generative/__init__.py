@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_modules.base import LoggedSplit, known_targets, real_outputs, real_rows, with_embedding
 from lightning_modules.classification import ScoredTask
-from lightning_modules.encoders.image import InputOptions, warn_of_other_inputs
+from lightning_modules.encoders.image import warn_of_other_inputs
 from lightning_modules.encoders.weights import WeightsOrigin, misfits
 from lightning_modules.finetune import without_base
 from lightning_modules.generative.answers import (
@@ -35,7 +35,7 @@ from lightning_modules.options import (
     checked,
 )
 from vitrail.errors import UserError
-from vitrail.types import Batch, Outputs
+from vitrail.types import Batch, InputOptions, Outputs
 
 _NETWORK = "vlm.model."
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_modules.encoders.image import InputOptions, Normalize
+from lightning_modules.encoders.image import Normalize
 from lightning_modules.encoders.transformers import configuration_values
 from lightning_modules.encoders.weights import WeightsOrigin, copy_weights, weights_origin
 from lightning_modules.finetune import add_language_lora
@@ -32,6 +32,7 @@ from lightning_modules.generative.weights import (
 )
 from lightning_modules.options import LanguageLoraOptions, MemoryOptions
 from vitrail.errors import UserError
+from vitrail.types import InputOptions
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from retrieval.fill import CHUNK
 from vitrail.errors import UserError
@@ -69,7 +70,7 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     datamodule = _data(options, rest)
     task = _model(options)
     if options.on_bad_image is not None:
-        datamodule.check_options["on_bad_image"] = options.on_bad_image
+        datamodule.check_options = replace(datamodule.check_options, on_bad_image=options.on_bad_image)
     uri = options.gallery or str(options.run / Run.GALLERY)
     report = _filled(task, datamodule, uri, options)
     sys.stdout.write(f"Gallery {uri}: {report}\n")
@@ -82,7 +83,7 @@ def _filled(task: VisionTask, datamodule: ImageDataModule, uri: str, options: ar
     from retrieval.schema import identity_of
 
     # How images are made is the model's; the configuration of other data has nothing to say about it.
-    datamodule.image_options = cast("Any", {**task.input_options})
+    datamodule.image_options = {**task.input_options}
     run = str(options.run.resolve())
     identity = identity_of(task, run, task.input_options, list(datamodule.tasks))
     gallery = Gallery.open_or_create(uri, identity)
@@ -135,7 +136,7 @@ def _model(options: argparse.Namespace) -> VisionTask:
 def _set_up(datamodule: ImageDataModule) -> None:
     """Finds the unreadable images."""
     # A gallery is no test: what is in two splits does it no harm.
-    datamodule.check_options["allow_leaks"] = ["groups", "exact", "near"]
+    datamodule.check_options = replace(datamodule.check_options, allow_leaks=["groups", "exact", "near"])
     try:
         datamodule.prepare_data()
         datamodule.setup("predict")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from vitrail.runs import Run
 if TYPE_CHECKING:
     from lightning_modules.base import VisionTask
     from retrieval.gallery import Gallery
+    from vitrail.types import InputOptions
 
 
 class QueryEncoder:
@@ -53,12 +54,11 @@ class QueryEncoder:
 
         from datamodules.loading.decode import read_image
         from datamodules.loading.transforms import eval_transform
-        from datamodules.options import ImageOptions, complete_image
         from lightning_modules.dual_encoder import DualEncoder
 
-        options: ImageOptions = {**self._identity.input_options}  # type: ignore[typeddict-item]  # checked when used
-        value_range = complete_image(options)["value_range"]
-        image = eval_transform(options)(read_image(path, value_range=value_range))[None].to(self._task.device)
+        made = cast("InputOptions", self._identity.input_options)
+        pixels = read_image(path, value_range=made.get("value_range", "auto"))
+        image = eval_transform(made)(pixels)[None].to(self._task.device)
         with torch.inference_mode():
             if isinstance(self._task, DualEncoder):
                 vector = self._task.encode_image(image)

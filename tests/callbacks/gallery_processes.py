@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def export(name: str, folder: Path, here: Path, world: int, **changes: Any) -> N
     trainer = trainer_of(here, world, callbacks=[EmbeddingExport(chunk=CHUNK)], **changes)
     task = build(name, folder)
     trainer.test(task, datamodule=data, verbose=False)
-    data.loader_options["predict"] = ["train", "val", "test"]
+    data.loader_options = replace(data.loader_options, predict=["train", "val", "test"])
     trainer.predict(task, datamodule=data, return_predictions=False)
 
 

@@ -29,7 +29,7 @@ FROZEN, EPOCHS = 3, 4
 class Augmented(MadePhotos):
     """As its base, with augmentation, and it counts the images that are read."""
 
-    def __init__(self, augment: AugmentOptions | None = None) -> None:
+    def __init__(self, augment: AugmentOptions = AugmentOptions()) -> None:
         super().__init__()
         self._augment = augment
         self.read = 0
@@ -80,7 +80,9 @@ def images_encoded(task: VisionTask) -> Iterator[list[int]]:
     del task.image_features
 
 
-def two_phases(folder: Path, features: FrozenFeatures, augment: AugmentOptions | None = None, **changes: Any) -> Done:
+def two_phases(
+    folder: Path, features: FrozenFeatures, augment: AugmentOptions = AugmentOptions(), **changes: Any
+) -> Done:
     unfreezing = BackboneUnfreezing(FROZEN, lr=3e-3, backbone_lr=1e-3, head_lr=2e-3)
     return Done(folder, Augmented(augment), tiny_task(), unfreezing, features, **changes)
 
@@ -121,13 +123,13 @@ def test_heads_learn_the_same_in_single_precision(tmp_path: Path) -> None:
 
 
 def test_as_many_views_as_epochs_are_the_epochs_own_augmentation(tmp_path: Path) -> None:
-    augment: AugmentOptions = {"random_resized_crop": [0.5, 1.0], "horizontal_flip": 0.5}
+    augment = AugmentOptions(random_resized_crop=[0.5, 1.0], horizontal_flip=0.5)
     once = two_phases(tmp_path / "once", FrozenFeatures(n_views=FROZEN), augment)
     assert_same(once, two_phases(tmp_path / "never", FrozenFeatures("never"), augment))
 
 
 def test_fewer_views_come_again(tmp_path: Path) -> None:
-    augment: AugmentOptions = {"random_resized_crop": [0.5, 1.0]}
+    augment = AugmentOptions(random_resized_crop=[0.5, 1.0])
     done = two_phases(tmp_path, FrozenFeatures(n_views=2), augment)
     assert sum(done.encoded) == 2 * SPLIT_SIZES["train"] + SPLIT_SIZES["val"]
 
@@ -146,7 +148,7 @@ def test_augmentation_without_views_is_trained_anew_and_told_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
-        done = two_phases(tmp_path, FrozenFeatures(), {"horizontal_flip": 0.5})
+        done = two_phases(tmp_path, FrozenFeatures(), AugmentOptions(horizontal_flip=0.5))
     assert not done.encoded
     assert told(caplog).count("set features.n_views, or no augmentation") == 1
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from datamodules.captions import RANDOM, TEMPLATES, Texts, class_prompts, composed_captions
+from datamodules.captions import RANDOM, TEMPLATES, PromptOptions, Texts, class_prompts, composed_captions
 from datamodules.table import CaptionLists, SampleTable
 from vitrail.errors import UserError
 
@@ -71,7 +71,7 @@ def test_random_draws_evenly_and_is_a_function_of_seed_epoch_sample_and_draw() -
 def test_captions_of_their_own_are_used_unless_prompts_are_asked_for() -> None:
     data = table(CAPTIONS, LABELLED)
     assert Texts(data).own
-    prompted = Texts(data, {"templates": ["a {}", "the {}"]})
+    prompted = Texts(data, PromptOptions(templates=["a {}", "the {}"]))
     assert not prompted.own
     assert prompted.class_prompts == [["a cat", "the cat"], ["a dog", "the dog"]]
     assert prompted.evaluation([0, 3]) == [["a cat", "the cat"], [""]]
@@ -117,7 +117,7 @@ def test_an_unknown_mode_is_refused() -> None:
 
 def test_all_is_refused_where_captions_are_class_prompts() -> None:
     with pytest.raises(UserError, match="data caption: all is for captions of the data's own"):
-        Texts(table(CAPTIONS, LABELLED), {"name": "photo"}, mode="all")
+        Texts(table(CAPTIONS, LABELLED), PromptOptions(name="photo"), mode="all")
 
 
 def test_by_default_a_class_is_a_photo_of_it() -> None:
@@ -125,27 +125,25 @@ def test_by_default_a_class_is_a_photo_of_it() -> None:
 
 
 def test_named_sets_are_those_of_the_papers() -> None:
-    assert class_prompts({"name": "openai_flowers"}, ["iris"]) == [["a photo of a iris, a type of flower."]]
-    assert class_prompts({"name": "reference_flowers"}, ["iris"]) == [["an image of the iris flower"]]
-    assert all(template.count("{}") == 1 for templates in TEMPLATES.values() for template in templates)
+    assert class_prompts(PromptOptions(name="openai_flowers"), ["iris"]) == [["a photo of a iris, a type of flower."]]
+    assert class_prompts(PromptOptions(name="reference_flowers"), ["iris"]) == [["an image of the iris flower"]]
+    assert all(template.count("{}") == 1 for template in TEMPLATES.values())
 
 
 def test_templates_and_descriptions_make_one_ensemble(tmp_path: Path) -> None:
     path = tmp_path / "texts.json"
     path.write_text(json.dumps({"iris": ["it has a beard"], "rose": ["it has thorns", "a rose"]}))
-    options: Any = {"templates": ["a {}"], "descriptions": str(path)}
+    options = PromptOptions(templates=["a {}"], descriptions=str(path))
     assert class_prompts(options, ["rose", "iris"]) == [
         ["a rose", "it has thorns"],
         ["a iris", "it has a beard"],
     ]
-    assert class_prompts({"descriptions": str(path)}, ["iris"]) == [["it has a beard"]]
+    assert class_prompts(PromptOptions(descriptions=str(path)), ["iris"]) == [["it has a beard"]]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"template": ["a {}"]}, "unknown key 'template'"),
-        ({"name": "imagenet"}, "openai_flowers"),
         ({"templates": ["a flower"]}, "'a flower' must have"),
         ({"templates": ["{} and {}"]}, "must have"),
         ({"descriptions": "/nowhere.json"}, "/nowhere.json"),
@@ -153,7 +151,7 @@ def test_templates_and_descriptions_make_one_ensemble(tmp_path: Path) -> None:
 )
 def test_wrong_options_are_refused(options: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        class_prompts(options, ["iris"])
+        class_prompts(PromptOptions.of(options), ["iris"])
 
 
 @pytest.mark.parametrize("content", ["[]", '{"iris": []}', '{"iris": "text"}', '{"iris": [" "]}', "no json"])
@@ -161,7 +159,7 @@ def test_descriptions_must_be_there_for_every_class(tmp_path: Path, content: str
     path = tmp_path / "texts.json"
     path.write_text(content)
     with pytest.raises(UserError, match=r"texts\.json"):
-        class_prompts({"descriptions": str(path)}, ["iris"])
+        class_prompts(PromptOptions(descriptions=str(path)), ["iris"])
 
 
 COLUMNS = {

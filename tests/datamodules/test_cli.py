@@ -11,6 +11,9 @@ import yaml
 from jsonargparse import get_loader
 
 from datamodules.cli import data_parser, parse_data
+from datamodules.files.label_csv import VocabularyOptions
+from datamodules.options import CheckOptions, ImageOptions
+from datamodules.splits import SplitOptions
 from experiments.train.cli import main
 from tests.support.data import write_products
 from vitrail.config import dump_yaml, load_yaml, merged, text_arguments
@@ -63,22 +66,21 @@ def test_a_second_file_is_merged_key_by_key_in_fit_and_in_audit(
 ) -> None:
     fit = fit_config(files, capsys)
     data = fit["data"]["init_args"]
-    assert data["image"] == {"size": 24, "crop_fraction": 0.8}
-    assert data["split"] == {"by": "group", "seed": 7, "val_fraction": 0.3}
-    assert data["checks"] == {"on_bad_image": "skip", "allow_leaks": ["near"]}
-    assert data["vocabulary"] is None
+    assert ImageOptions.of(data["image"]) == ImageOptions(size=24, crop_fraction=0.8)
+    assert SplitOptions.of(data["split"]) == SplitOptions(by="group", seed=7, val_fraction=0.3)
+    assert CheckOptions.of(data["checks"]) == CheckOptions(on_bad_image="skip", allow_leaks=["near"])
+    assert VocabularyOptions.of(data["vocabulary"]) == VocabularyOptions(), "null resets it"
     assert fit["model"]["init_args"]["optim_options"] == {"layer_decay": 0.7, "warmup_epochs": 1}
     assert fit["trainer"]["max_epochs"] == 3
     _, audit = parse_data(data_parser("test"), files)
-    assert {key: audit.data.init_args[key] for key in ("image", "split", "checks", "vocabulary")} == {
-        key: data[key] for key in ("image", "split", "checks", "vocabulary")
-    }
+    for key in ("image", "split", "checks", "vocabulary"):
+        assert vars(audit.data.init_args[key]) == data[key]
 
 
 def test_flags_have_the_last_word_wherever_they_stand(files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     flag = ["--data.init_args.image.size", "40"]
     first, last = (fit_config(args, capsys)["data"]["init_args"]["image"] for args in (flag + files, files + flag))
-    assert first == last == {"size": 40, "crop_fraction": 0.8}
+    assert ImageOptions.of(first) == ImageOptions.of(last) == ImageOptions(size=40, crop_fraction=0.8)
     datamodule, _ = parse_data(data_parser("test"), flag + files)
     assert datamodule.image_options["size"] == 40
 
@@ -134,12 +136,12 @@ def test_a_seed_of_the_data_alone_is_refused(
 def test_texts_arrive_as_written(files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     base = files[:2]
     aliases = {"colour": {"no": "none", "1": "001"}}
-    assert fit_config(base, capsys)["data"]["init_args"]["vocabulary"] == {"aliases": aliases}
-    assert parse_data(data_parser("test"), base)[1].data.init_args.vocabulary == {"aliases": aliases}
+    assert fit_config(base, capsys)["data"]["init_args"]["vocabulary"]["aliases"] == aliases
+    assert parse_data(data_parser("test"), base)[1].data.init_args.vocabulary.aliases == aliases
     flag = ["--data.init_args.vocabulary", "{aliases: {lamp: {off: 1e3, on: True, 2: 2020-01-01}}}"]
-    as_flag = {"aliases": {"lamp": {"off": "1e3", "on": "True", "2": "2020-01-01"}}}
-    assert fit_config(base + flag, capsys)["data"]["init_args"]["vocabulary"] == as_flag
-    assert parse_data(data_parser("test"), [*base, "=".join(flag)])[1].data.init_args.vocabulary == as_flag
+    as_flag = {"lamp": {"off": "1e3", "on": "True", "2": "2020-01-01"}}
+    assert fit_config(base + flag, capsys)["data"]["init_args"]["vocabulary"]["aliases"] == as_flag
+    assert parse_data(data_parser("test"), [*base, "=".join(flag)])[1].data.init_args.vocabulary.aliases == as_flag
     short = ["--data.attributes", "[off, 007, null]"]
     assert fit_config(base + short, capsys)["data"]["init_args"]["attributes"] == ["off", "007", "null"]
 

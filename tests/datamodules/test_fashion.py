@@ -8,7 +8,9 @@ import datasets
 import pytest
 import torch
 
-from datamodules.fashion import Fashion, read_styles
+from datamodules.fashion import Fashion, RareOptions, read_styles
+from datamodules.options import AugmentOptions, CheckOptions
+from datamodules.splits import SplitOptions
 from tests.support.data import FASHION_HEADER, from_yaml, write_fashion, write_fashion_hub
 from vitrail.errors import UserError
 from vitrail.types import UNKNOWN
@@ -56,7 +58,7 @@ def test_the_target_is_any_column_and_unknown_where_it_says_na(root: str) -> Non
 def test_splits_keep_products_together_and_class_shares_alike(tmp_path: Path) -> None:
     root = str(write_fashion(tmp_path, products=40, quirks=False))
     for seed in range(5):
-        data = Fashion(root, split={"val_fraction": 0.2, "test_fraction": 0.1}, seed=seed)
+        data = Fashion(root, split=SplitOptions(val_fraction=0.2, test_fraction=0.1), seed=seed)
         assert split_sizes(data) == [224, 64, 32]
         assert data.table.class_counts("test")["class"] == [8] * 4
         assert no_group_crosses(data)
@@ -77,16 +79,16 @@ def test_greyscale_images_of_another_size_are_rgb(root: str) -> None:
 
 def test_rare_classes_are_kept_or_dropped_as_declared(root: str) -> None:
     assert "Home" in Fashion(root).class_names
-    data = Fashion(root, rare={"handling": "drop"})
+    data = Fashion(root, rare=RareOptions(handling="drop"))
     assert "Home" not in data.class_names
     assert data.dropped == {"Home": 1}
     assert len(data.table) == 88
     with pytest.raises(UserError, match="no rows are left"):
-        _ = Fashion(root, target="gender", rare={"handling": "drop", "min_count": 500}).tasks
+        _ = Fashion(root, target="gender", rare=RareOptions(handling="drop", min_count=500)).tasks
 
 
 def test_rows_of_unknown_class_are_not_rare(root: str) -> None:
-    data = Fashion(root, target="baseColour", rare={"handling": "drop"})
+    data = Fashion(root, target="baseColour", rare=RareOptions(handling="drop"))
     assert "90004" in data.sample_names()
     assert data.dropped == {"Pink": 1, "Black": 1}
 
@@ -94,7 +96,7 @@ def test_rows_of_unknown_class_are_not_rare(root: str) -> None:
 def test_rows_without_a_image_are_skipped_and_counted(root: str) -> None:
     with pytest.raises(UserError, match=r"styles.csv:86: .*90005.jpg"):
         Fashion(root).setup("fit")
-    data = Fashion(root, checks={"on_bad_image": "skip"}, rare={"handling": "drop"})
+    data = Fashion(root, checks=CheckOptions(on_bad_image="skip"), rare=RareOptions(handling="drop"))
     data.setup("fit")
     record = data.data_record()
     assert sum(record["samples"].values()) == 87
@@ -104,11 +106,11 @@ def test_rows_without_a_image_are_skipped_and_counted(root: str) -> None:
 
 
 def test_hue_is_safe_where_a_colour_is_the_target(root: str) -> None:
-    assert Fashion(root, augment={"preset": "reference"}).augment_options["hue"] == 0.1
-    assert Fashion(root, target="baseColour", augment={"preset": "reference"}).augment_options["hue"] == 0
-    explicit = Fashion(root, target="baseColour", augment={"preset": "reference", "hue": 0.2})
-    assert explicit.augment_options["hue"] == 0.2
-    assert Fashion(root, attributes=["baseColour"], augment={"preset": "reference"}).augment_options["hue"] == 0
+    assert Fashion(root, augment=AugmentOptions(preset="reference")).augment_options.hue == 0.1
+    assert Fashion(root, target="baseColour", augment=AugmentOptions(preset="reference")).augment_options.hue == 0
+    explicit = Fashion(root, target="baseColour", augment=AugmentOptions(preset="reference", hue=0.2))
+    assert explicit.augment_options.hue == 0.2
+    assert Fashion(root, attributes=["baseColour"], augment=AugmentOptions(preset="reference")).augment_options.hue == 0
 
 
 def test_the_hubs_copy_is_the_same_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +174,7 @@ def test_mistaken_choices_are_told_at_once(arguments: dict[str, object], named: 
 
 
 def test_a_missing_folder_names_where_to_get_it(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"kaggle.com.*source: hub.*styles.csv beside images"):
+    with pytest.raises(UserError, match=r"kaggle.com.*source: hub.*styles.csv next to images"):
         _ = Fashion(str(tmp_path / "nowhere")).tasks
 
 
@@ -223,6 +225,6 @@ def test_the_real_split_is_stratified_and_grouped() -> None:
         assert abs(sum(counts) / 4081 - share) < 0.005
         assert abs(counts[1] / sum(counts) - 0.4875) < 0.005
         assert counts[3] >= 1, "the nine free items are in every split"
-    data = Fashion(str(REAL), rare={"handling": "drop"})
+    data = Fashion(str(REAL), rare=RareOptions(handling="drop"))
     assert "Sporting Goods" not in data.class_names
     assert data.dropped == {"Sporting Goods": 2}

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from datamodules import Flickr8k, UserError
+from datamodules.options import CheckOptions, ImageOptions
 from tests.support.data import GHOST, LISTS, captions_of, photo_name, split_of, write_flickr
 
 REAL = Path(os.environ.get("VITRAIL_DATA", "")) / "flickr8k"
@@ -104,7 +105,7 @@ def test_an_epoch_has_every_photo_once_or_with_every_caption(tmp_path: Path, cap
 
 
 def test_evaluation_has_every_caption_and_no_classes(tmp_path: Path) -> None:
-    data = Flickr8k(str(write_flickr(tmp_path)), image={"size": 16})
+    data = Flickr8k(str(write_flickr(tmp_path)), image=ImageOptions(size=16))
     data.prepare_data()
     data.setup("fit")
     [batch] = data.val_dataloader()
@@ -136,7 +137,7 @@ def test_a_listed_photo_that_is_absent_is_told_or_skipped(tmp_path: Path) -> Non
     (root / "Flicker8k_Dataset" / photo_name(1)).unlink()
     with pytest.raises(UserError, match=photo_name(1)):
         Flickr8k(str(root)).prepare_data()
-    data = Flickr8k(str(root), checks={"on_bad_image": "skip"})
+    data = Flickr8k(str(root), checks=CheckOptions(on_bad_image="skip"))
     data.prepare_data()
     assert [skipped["name"] for skipped in data.data_record()["skipped"]] == [photo_name(1)]
 
@@ -188,7 +189,7 @@ def test_names_in_two_unicode_forms_and_missing_captions(tmp_path: Path) -> None
     data = Flickr8k(str(tmp_path))
     assert data.sample_names() == [f"{composed}{n}.png" for n in range(4)]
     assert data.table.caption_lists.of([0, 1]) == [["a 0", "none"], ["a 1", "nan"]]
-    data = Flickr8k(str(tmp_path), checks={"missing": ["nan"]})
+    data = Flickr8k(str(tmp_path), checks=CheckOptions(missing=["nan"]))
     assert data.table.caption_lists.of([0, 1]) == [["a 0", "none"], ["a 1"]]
     assert data.table.missing == {"caption": {"nan": 3}}
     assert data.read_image(0).shape == (3, 24, 24)

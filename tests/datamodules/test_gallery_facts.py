@@ -8,6 +8,7 @@ import torch
 
 from datamodules import Products, StreamedImages, Wares
 from datamodules.checks.verify import content_of
+from datamodules.options import ImageOptions, LoaderOptions
 from datamodules.streaming.pack import PackFormat, pack
 from tests.support.data import write_products
 from vitrail.errors import UserError
@@ -64,7 +65,9 @@ def test_streamed_images_change_with_their_shard(root: Path, tmp_path: Path, pac
     pack(products(root), tmp_path / "shards", pack_format, 10)
 
     def streamed() -> StreamedImages:
-        data = StreamedImages(str(tmp_path / "shards"), image={"size": 16}, loader={"batch_size": 4}, streams=2)
+        data = StreamedImages(
+            str(tmp_path / "shards"), image=ImageOptions(size=16), loader=LoaderOptions(batch_size=4), streams=2
+        )
         data.setup("predict")
         return data
 

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from datamodules.hub_images import ColumnOptions, HubImages
+from datamodules.options import CheckOptions, ImageOptions, LoaderOptions
 from datamodules.splits import SplitOptions
 from tests.support.data import draw_image, from_yaml, write_hub_dataset
 from vitrail.errors import UserError
 from vitrail.types import UNKNOWN
 
-ALL_COLUMNS: ColumnOptions = {"caption": "caption", "group": "object", "attributes": ["colour"]}
+ALL_COLUMNS = ColumnOptions(caption="caption", group="object", attributes=["colour"])
 
 
 @pytest.fixture(autouse=True)
@@ -67,11 +68,11 @@ def test_the_image_survives_the_way_to_a_worker(tmp_path: Path) -> None:
 
 def test_missing_splits_are_cut_out_of_train_by_group(tmp_path: Path) -> None:
     root = str(write_hub_dataset(tmp_path / "set", splits=("train",), rows=60))
-    data = HubImages(root, ALL_COLUMNS, split={"val_fraction": 0.2, "test_fraction": 0.2})
+    data = HubImages(root, ALL_COLUMNS, split=SplitOptions(val_fraction=0.2, test_fraction=0.2))
     assert split_sizes(data) == [36, 12, 12]
     ids = [set(data.table.group_ids[data.table.split_indices(split)].tolist()) for split in ("train", "val", "test")]
     assert sum(map(len, ids)) == len(set.union(*ids)) == 30
-    assert split_sizes(HubImages(root, split={"val_fraction": 0.2, "test_fraction": 0.0})) == [48, 12, 0]
+    assert split_sizes(HubImages(root, split=SplitOptions(val_fraction=0.2, test_fraction=0.0))) == [48, 12, 0]
 
 
 def test_splits_are_mapped_by_name(tmp_path: Path) -> None:
@@ -99,14 +100,14 @@ def test_labels_that_are_not_known(tmp_path: Path) -> None:
     classes = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["b", "a"])})
     image = [{"bytes": b"", "path": None}] * 4
     root = save(tmp_path / "set", {"image": image, "label": [0, -1, None, 1]}, classes)
-    data = HubImages(root, split={"val_fraction": 0.0, "test_fraction": 0.0})
+    data = HubImages(root, split=SplitOptions(val_fraction=0.0, test_fraction=0.0))
     assert data.table.targets["class"].tolist() == [0, UNKNOWN, UNKNOWN, 1]
 
 
 def test_whole_numbers_are_ordered_by_size(tmp_path: Path) -> None:
     root = save(tmp_path / "set", {"image": [b""] * 4, "label": [10, 2, 1, 10], "good": [True, False, True, None]})
-    columns: ColumnOptions = {"attributes": ["good"]}
-    data = HubImages(root, columns, split={"val_fraction": 0.0, "test_fraction": 0.0})
+    columns = ColumnOptions(attributes=["good"])
+    data = HubImages(root, columns, split=SplitOptions(val_fraction=0.0, test_fraction=0.0))
     assert data.tasks == {"class": ["1", "2", "10"], "good": ["False", "True"]}
     assert data.table.targets["class"].tolist() == [2, 1, 0, 2]
     assert data.table.targets["good"].tolist() == [1, 0, 1, UNKNOWN]
@@ -117,7 +118,7 @@ def test_the_first_of_several_captions_is_taken(tmp_path: Path) -> None:
         tmp_path / "set",
         {"image": [b""] * 3, "label": ["a", "a", "b"], "text": [[" one\n day", "two"], [], None]},
     )
-    data = HubImages(root, {"caption": "text"}, split={"val_fraction": 0.0, "test_fraction": 0.0})
+    data = HubImages(root, ColumnOptions(caption="text"), split=SplitOptions(val_fraction=0.0, test_fraction=0.0))
     assert data.table.captions.to_pylist() == ["one day", "", ""]
 
 
@@ -160,7 +161,9 @@ def test_without_train_the_user_is_asked(tmp_path: Path) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_come_from_any_number_of_workers(workers: int, tmp_path: Path) -> None:
     root = str(write_hub_dataset(tmp_path / "set"))
-    data = HubImages(root, ALL_COLUMNS, image={"size": 16}, loader={"batch_size": 7, "num_workers": workers})
+    data = HubImages(
+        root, ALL_COLUMNS, image=ImageOptions(size=16), loader=LoaderOptions(batch_size=7, num_workers=workers)
+    )
     batches = list(data.test_dataloader())
     assert [len(batch["label"]) for batch in batches] == [7, 5]
     assert [data.class_names[label] for label in batches[0]["label"][:3]] == ["watch", "watch", "cap"]
@@ -175,8 +178,8 @@ def test_bad_images_are_named_by_split_and_row(tmp_path: Path) -> None:
         "label": ["a", "b", "a"],
     }
     root = save(tmp_path / "set", rows, features)
-    nothing: SplitOptions = {"val_fraction": 0.0, "test_fraction": 0.0}
-    data = HubImages(root, split=nothing, checks={"on_bad_image": "skip"})
+    nothing = SplitOptions(val_fraction=0.0, test_fraction=0.0)
+    data = HubImages(root, split=nothing, checks=CheckOptions(on_bad_image="skip"))
     data.setup("fit")
     assert data.split_indices("train").tolist() == [0]
     assert [skipped["name"] for skipped in data.data_record()["skipped"]] == ["train/1", "train/2"]
@@ -206,17 +209,19 @@ def test_columns_may_be_called_like_ours(tmp_path: Path) -> None:
     features = datasets.Features({name: datasets.Value("string") for name in names})
     features |= {"image": datasets.Image(), "label": datasets.Value("string"), "product": datasets.Value("float64")}
     root = save(tmp_path / "set", columns, datasets.Features(features))
-    options: ColumnOptions = {"attributes": names, "group": "product"}
-    data = HubImages(root, options, split={"val_fraction": 0.0, "test_fraction": 0.0})
+    options = ColumnOptions(attributes=names, group="product")
+    data = HubImages(root, options, split=SplitOptions(val_fraction=0.0, test_fraction=0.0))
     assert data.tasks == {"class": ["None", "a"], **{key: ["none", "x"] for key in names}}
     assert data.group_names() == ["7", "7", "train/2", "8"]
     assert [data.table.targets[name].tolist() for name in names] == [[0, 1, UNKNOWN, 0]] * len(names)
-    none = HubImages(root, options, split={"val_fraction": 0.0, "test_fraction": 0.0}, checks={"missing": ["NONE"]})
+    none = HubImages(
+        root, options, split=SplitOptions(val_fraction=0.0, test_fraction=0.0), checks=CheckOptions(missing=["NONE"])
+    )
     assert none.tasks == {"class": ["a"], **{key: ["x"] for key in names}}
     assert none.table.missing["class"] == {"None": 2}
     assert none.table.missing["attribute group"] == {"none": 2}
     with pytest.raises(UserError, match="the name 'class' is taken by the main task"):
-        HubImages(root, {"attributes": ["class"]}).table  # noqa: B018
+        HubImages(root, ColumnOptions(attributes=["class"])).table  # noqa: B018
 
 
 def test_class_names_in_another_unicode_form_are_the_same(tmp_path: Path) -> None:
@@ -224,7 +229,7 @@ def test_class_names_in_another_unicode_form_are_the_same(tmp_path: Path) -> Non
     names = datasets.ClassLabel(names=["cafe\u0301", "tea"])
     features = datasets.Features({"image": datasets.Image(), "label": names})
     root = save(tmp_path / "set", {"image": image, "label": [0, 1]}, features)
-    data = HubImages(root, split={"val_fraction": 0.0, "test_fraction": 0.0})
+    data = HubImages(root, split=SplitOptions(val_fraction=0.0, test_fraction=0.0))
     assert data.tasks == {"class": ["caf\u00e9", "tea"]}
     assert data.class_counts == {"class": [1, 1]}
 
@@ -246,6 +251,6 @@ def test_files_among_the_images_of_a_local_folder_are_counted(tmp_path: Path) ->
             draw_image(place, "red", look=place).save(folder / f"{place}.png")
     (tmp_path / "set" / "train" / "cup" / "notes.txt").write_bytes(b"")
     (tmp_path / "set" / "train" / "cup" / "Thumbs.db").write_bytes(b"")
-    data = HubImages(str(tmp_path / "set"), checks={"allow_leaks": ["exact", "near"]})
+    data = HubImages(str(tmp_path / "set"), checks=CheckOptions(allow_leaks=["exact", "near"]))
     assert len(data.table) == 6
     assert data.files_left_out == {".db": 1, ".txt": 1}

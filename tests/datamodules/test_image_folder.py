@@ -7,6 +7,8 @@ import pytest
 
 from datamodules.files.label_csv import left_out_text
 from datamodules.image_folder import ImageFolder, UnlabeledFolder
+from datamodules.options import CheckOptions
+from datamodules.splits import SplitOptions
 from tests.support.data import from_yaml, write_image_folder
 from vitrail.errors import UserError
 from vitrail.types import UNKNOWN
@@ -45,16 +47,16 @@ def test_folders_are_splits_and_classes_at_any_depth(tmp_path: Path) -> None:
 
 def test_classes_at_the_top_are_divided_by_class(tmp_path: Path) -> None:
     root = str(write_image_folder(tmp_path, splits=(), objects=10))
-    data = ImageFolder(root, {"val_fraction": 0.2, "test_fraction": 0.2})
+    data = ImageFolder(root, SplitOptions(val_fraction=0.2, test_fraction=0.2))
     assert split_sizes(data) == [36, 12, 12]
     assert data.table.class_counts("val")["class"] == [4, 4, 4]
-    other = ImageFolder(root, {"val_fraction": 0.2, "test_fraction": 0.2}, seed=1)
+    other = ImageFolder(root, SplitOptions(val_fraction=0.2, test_fraction=0.2), seed=1)
     assert names(data, "val") != names(other, "val")
 
 
 def test_the_pattern_keeps_objects_together(tmp_path: Path) -> None:
     root = str(write_image_folder(tmp_path, splits=(), objects=10))
-    data = ImageFolder(root, {"val_fraction": 0.2, "test_fraction": 0.2}, group_pattern=CLASS_AND_OBJECT)
+    data = ImageFolder(root, SplitOptions(val_fraction=0.2, test_fraction=0.2), group_pattern=CLASS_AND_OBJECT)
     assert data.table.group(0) == "bag_o0"
     ids = [set(data.table.group_ids[data.table.split_indices(split)].tolist()) for split in ("train", "val", "test")]
     assert sum(map(len, ids)) == len(set.union(*ids)) == 30
@@ -68,18 +70,18 @@ def test_the_pattern_sees_the_path_below_the_split(tmp_path: Path) -> None:
 
 def test_a_missing_val_is_cut_out_of_train(tmp_path: Path) -> None:
     root = str(write_image_folder(tmp_path, splits=("train", "test"), objects=20))
-    data = ImageFolder(root, {"val_fraction": 0.2}, group_pattern=CLASS_AND_OBJECT)
+    data = ImageFolder(root, SplitOptions(val_fraction=0.2), group_pattern=CLASS_AND_OBJECT)
     assert split_sizes(data) == [48, 12, 60]
     assert all(name.startswith("test/") for name in names(data, "test"))
     assert all(name.startswith("train/") for name in names(data, "val"))
     train, val = (set(data.table.group_ids[data.table.split_indices(split)]) for split in ("train", "val"))
     assert not train & val
-    assert split_sizes(ImageFolder(root, {"val_fraction": 0.0})) == [60, 0, 60]
+    assert split_sizes(ImageFolder(root, SplitOptions(val_fraction=0.0))) == [60, 0, 60]
 
 
 def test_own_splits_may_be_drawn_anew(tmp_path: Path) -> None:
     root = str(write_image_folder(tmp_path))
-    data = ImageFolder(root, {"by": "random", "val_fraction": 0.25, "test_fraction": 0.25})
+    data = ImageFolder(root, SplitOptions(by="random", val_fraction=0.25, test_fraction=0.25))
     assert split_sizes(data) == [18, 9, 9]
     assert len({name.split("/")[0] for name in names(data, "train")}) > 1
 
@@ -172,7 +174,7 @@ def test_a_pattern_that_finds_nothing_names_the_images(tmp_path: Path) -> None:
 
 def test_a_folder_by_table_needs_split_folders(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"split.by: table"):
-        _ = ImageFolder(str(write_image_folder(tmp_path, splits=())), {"by": "table"}).tasks
+        _ = ImageFolder(str(write_image_folder(tmp_path, splits=())), SplitOptions(by="table")).tasks
 
 
 def test_a_broken_image_is_told_or_skipped(tmp_path: Path) -> None:
@@ -180,7 +182,7 @@ def test_a_broken_image_is_told_or_skipped(tmp_path: Path) -> None:
     (root / "val" / "cap" / "broken.jpg").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"broken.jpg"):
         ImageFolder(str(root)).setup("fit")
-    data = ImageFolder(str(root), checks={"on_bad_image": "skip"})
+    data = ImageFolder(str(root), checks=CheckOptions(on_bad_image="skip"))
     data.setup("fit")
     assert [skipped["name"] for skipped in data.data_record()["skipped"]] == ["val/cap/broken.jpg"]
     assert len(data.split_indices("val")) == 12
@@ -218,7 +220,7 @@ def test_split_folders_are_recognized_in_any_spelling(folders: dict[str, str], t
     for folder in folders:
         for name in ("bag", "cup"):
             touch(tmp_path / folder / name / "1.png")
-    data = ImageFolder(str(tmp_path), {"val_fraction": 0, "test_fraction": 0})
+    data = ImageFolder(str(tmp_path), SplitOptions(val_fraction=0, test_fraction=0))
     assert data.class_names == ["bag", "cup"]
     found = {data.table.name(row).split("/")[0]: data.table.split(row) for row in range(len(data.table))}
     assert found == folders
@@ -309,5 +311,5 @@ def test_folders_in_two_unicode_forms_are_one_class(tmp_path: Path) -> None:
     assert data.class_names == [composed, "none"], "none is a class as any other"
     assert data.sample_names() == ["train/caf\u00e9/caf\u00e9.png", *files[1:2], "val/caf\u00e9/c.png", files[3]]
     assert data.table.source(0) == str(tmp_path / files[0])
-    without = ImageFolder(str(tmp_path), checks={"missing": ["none"]}).table
+    without = ImageFolder(str(tmp_path), checks=CheckOptions(missing=["none"])).table
     assert (without.tasks, without.missing) == ({"class": [composed]}, {"class": {"none": 2}})

@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from datamodules.options import ImageOptions, LoaderOptions
 from tests.support.data import Noise, Recorder, Seen, run, small, trainer
 from vitrail.types import Batch
 
@@ -81,10 +82,13 @@ def test_distinct_batches_are_resumed_within_an_epoch(tmp_path: Path) -> None:
 
 def test_changed_data_are_told_on_resume(tmp_path: Path) -> None:
     saver = ModelCheckpoint(tmp_path, save_last=True)
-    trainer(tmp_path, 1, saver).fit(Recorder(), datamodule=Noise(30, image={"size": 4}))
+    trainer(tmp_path, 1, saver).fit(Recorder(), datamodule=Noise(30, image=ImageOptions(size=4)))
     with pytest.warns(UserWarning, match="the data have changed since the checkpoint"):
         trainer(tmp_path, 2).fit(
-            Recorder(), datamodule=Noise(31, image={"size": 4}), ckpt_path=saver.last_model_path, weights_only=True
+            Recorder(),
+            datamodule=Noise(31, image=ImageOptions(size=4)),
+            ckpt_path=saver.last_model_path,
+            weights_only=True,
         )
 
 
@@ -109,7 +113,9 @@ class Reporting(Recorder):
 @pytest.mark.parametrize("injects_samplers", [False, True])
 def test_two_real_processes_see_every_sample_once(tmp_path: Path, injects_samplers: bool) -> None:
     runner = trainer(tmp_path, 2, devices=2, strategy="ddp_fork", use_distributed_sampler=injects_samplers)
-    runner.fit(Reporting(tmp_path), datamodule=Noise(53, image={"size": 4}, loader={"batch_size": 8}))
+    runner.fit(
+        Reporting(tmp_path), datamodule=Noise(53, image=ImageOptions(size=4), loader=LoaderOptions(batch_size=8))
+    )
     reports = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     for epoch in range(2):
         shares = [[place for e, _, ids, _ in report["seen"] if e == epoch for place in ids] for report in reports]

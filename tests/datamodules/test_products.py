@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,9 @@ import pytest
 from PIL import Image
 
 from datamodules.files.label_csv import VocabularyOptions
+from datamodules.options import CheckOptions, ImageOptions, LoaderOptions
 from datamodules.products import Products
-from datamodules.splits import SplitOptions
+from datamodules.splits import SplitBy, SplitOptions
 from datamodules.streaming import StreamedImages
 from datamodules.streaming.index import StreamColumns
 from datamodules.streaming.pack import PackFormat, pack
@@ -18,7 +20,7 @@ from vitrail.errors import UserError
 from vitrail.types import UNKNOWN
 
 HEADER = ["image_path", "class_label", "attributes", "caption", "split", "instance_id"]
-GREY: VocabularyOptions = {"aliases": {"colour": {"grey": "gray"}}}
+GREY = VocabularyOptions(aliases={"colour": {"grey": "gray"}})
 REAL = Path(os.environ.get("VITRAIL_DATA", "")) / "products"
 REAL_TEAM14 = Path(os.environ.get("VITRAIL_DATA", "")) / "products_team14_metadata"
 
@@ -73,7 +75,7 @@ def test_attributes_are_chosen_and_ordered_by_the_user(root: str) -> None:
 
 def test_quirks_of_the_second_table(tmp_path: Path) -> None:
     write_team14(tmp_path)
-    data = Products(str(tmp_path), "labels_fixed.csv", vocabulary={"source": "files"})
+    data = Products(str(tmp_path), "labels_fixed.csv", vocabulary=VocabularyOptions(source="files"))
     assert data.class_names == list(TEAM14_CLASSES), "the order of classes.txt"
     assert data.tasks["colour"] == ["red", "blue", "green", "black", "white", "yellow"]
     assert data.table.unseen == {"class": {}, "colour": {"orange": 10}, "material": {}, "condition": {}, "size": {}}
@@ -95,8 +97,8 @@ def test_vocabularies_come_from_train_by_default_even_if_there_are_files(tmp_pat
 
 
 @pytest.mark.parametrize("by", ["group", "group_kfold"])
-def test_groups_stay_together(by: str, root: str) -> None:
-    split: SplitOptions = {"by": by, "n_folds": 4}  # type: ignore[typeddict-item]
+def test_groups_stay_together(by: SplitBy, root: str) -> None:
+    split = SplitOptions(by=by, n_folds=4)
     data = Products(root, vocabulary=GREY, split=split)
     train, val, test = (groups_of(data, name) for name in ("train", "val", "test"))
     assert not train & val
@@ -107,14 +109,14 @@ def test_groups_stay_together(by: str, root: str) -> None:
 
 
 def test_folds_test_every_sample_once(root: str) -> None:
-    tests = [Products(root, split={"by": "group_kfold", "fold": k, "n_folds": 4}) for k in range(4)]
+    tests = [Products(root, split=SplitOptions(by="group_kfold", fold=k, n_folds=4)) for k in range(4)]
     rows = np.concatenate([data.table.split_indices("test") for data in tests])
     assert sorted(rows.tolist()) == list(range(36))
 
 
 def test_random_and_stratified_splits_follow_the_seed(root: str) -> None:
     for by in ("random", "stratified"):
-        split: SplitOptions = {"by": by, "val_fraction": 0.25, "test_fraction": 0.25}
+        split = SplitOptions(by=by, val_fraction=0.25, test_fraction=0.25)
         first, again, other = (Products(root, split=split, seed=seed) for seed in (1, 1, 2))
         assert split_sizes(first) == [18, 9, 9]
         assert first.table.fingerprint() == again.table.fingerprint()
@@ -178,7 +180,7 @@ def test_missing_columns_and_files_are_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="missing column class_label, attributes, split; the header has"):
         _ = Products(str(tmp_path)).tasks
     with pytest.raises(UserError, match="missing column class_label, instance_id;"):
-        _ = Products(str(tmp_path), attributes=[], split={"by": "group"}).tasks
+        _ = Products(str(tmp_path), attributes=[], split=SplitOptions(by="group")).tasks
     with pytest.raises(UserError, match=r"mine.csv: cannot be read .* has labels.csv"):
         _ = Products(str(tmp_path), "mine.csv").tasks
     with pytest.raises(UserError, match="no folder"):
@@ -190,7 +192,9 @@ def test_missing_columns_and_files_are_told(tmp_path: Path) -> None:
 def test_columns_that_are_not_needed_may_be_missing(tmp_path: Path) -> None:
     rows = [[f"images/{name}{i}.jpg", name] for name in ("cap", "bag") for i in range(10)]
     write_csv(tmp_path / "labels.csv", [["image_path", "class_label"], *rows])
-    data = Products(str(tmp_path), attributes=[], split={"by": "stratified", "val_fraction": 0.2, "test_fraction": 0.2})
+    data = Products(
+        str(tmp_path), attributes=[], split=SplitOptions(by="stratified", val_fraction=0.2, test_fraction=0.2)
+    )
     assert split_sizes(data) == [12, 4, 4]
     assert data.group_names() == data.sample_names()
 
@@ -217,7 +221,7 @@ def test_missing_and_broken_images_are_told_by_row_or_skipped(root: str) -> None
     lines = str(error.value).split("\n")
     assert lines[1].startswith(f"  {root}/labels.csv:3: ")
     assert lines[2].startswith(f"  {root}/labels.csv:13: ")
-    data = Products(root, checks={"on_bad_image": "skip"})
+    data = Products(root, checks=CheckOptions(on_bad_image="skip"))
     data.setup("fit")
     assert [len(data.split_indices(split)) for split in ("train", "val", "test")] == [17, 9, 8]
     assert [(skipped["name"], skipped["row"]) for skipped in data.data_record()["skipped"]] == [
@@ -227,7 +231,9 @@ def test_missing_and_broken_images_are_told_by_row_or_skipped(root: str) -> None
 
 
 def test_batches_hold_targets_captions_and_objects(root: str) -> None:
-    data = Products(root, attributes=["colour"], vocabulary=GREY, image={"size": 24}, loader={"batch_size": 5})
+    data = Products(
+        root, attributes=["colour"], vocabulary=GREY, image=ImageOptions(size=24), loader=LoaderOptions(batch_size=5)
+    )
     batch = next(iter(data.val_dataloader()))
     assert batch["image"].shape == (5, 3, 24, 24)
     assert batch["sample_id"].tolist() == data.table.split_indices("val")[:5].tolist()
@@ -261,7 +267,7 @@ init_args:
 """)
     assert isinstance(data, Products)
     assert list(data.tasks) == ["class", "colour", "material"]
-    assert data.hparams["split"] == {"by": "group_kfold", "fold": 1, "n_folds": 4}
+    assert data.hparams["split"] == asdict(SplitOptions(by="group_kfold", fold=1, n_folds=4))
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="needs $VITRAIL_DATA/products")
@@ -289,7 +295,7 @@ def test_the_600_real_photos() -> None:
 @pytest.mark.skipif(not REAL.is_dir(), reason="needs $VITRAIL_DATA/products")
 def test_folds_of_the_real_photos_have_all_classes() -> None:
     for fold in range(5):
-        data = Products(str(REAL), split={"by": "group_kfold", "fold": fold, "n_folds": 5})
+        data = Products(str(REAL), split=SplitOptions(by="group_kfold", fold=fold, n_folds=5))
         for split in ("train", "val", "test"):
             assert min(data.table.class_counts(split)["class"]) >= 5
         assert abs(split_sizes(data)[2] - 120) <= 15
@@ -297,7 +303,7 @@ def test_folds_of_the_real_photos_have_all_classes() -> None:
 
 @pytest.mark.skipif(not REAL_TEAM14.is_dir(), reason="needs $VITRAIL_DATA/products_team14_metadata")
 def test_the_real_table_without_photos() -> None:
-    files: VocabularyOptions = {"source": "files"}
+    files = VocabularyOptions(source="files")
     data = Products(str(REAL_TEAM14), "labels_fixed.csv", vocabulary=files)
     assert split_sizes(data) == [800, 200, 0]
     assert data.class_names[0] == "tableware_water_bottle"
@@ -340,7 +346,7 @@ def test_attributes_may_be_called_like_columns_of_ours(odd: str) -> None:
 
 
 def test_what_is_missing_is_an_option_and_reported(odd: str) -> None:
-    data = Products(odd, attributes=["row"], checks={"missing": ["NONE", "003"]})
+    data = Products(odd, attributes=["row"], checks=CheckOptions(missing=["NONE", "003"]))
     assert data.tasks == {"class": ["cup"], "row": ["001"]}
     assert data.table.missing == {"class": {"None": 6}, "attribute row": {"None": 4, "none": 4}, "group": {"003": 2}}
     assert data.group_names()[6:8] == ["images/6.png", "images/7.png"]
@@ -354,7 +360,7 @@ def test_templates_tell_attributes_and_their_own_fields_apart(odd: str) -> None:
 
 @pytest.mark.parametrize("kind", ["parquet", "webdataset"])
 def test_shards_keep_such_attributes(kind: PackFormat, odd: str, tmp_path: Path) -> None:
-    products = Products(odd, checks={"allow_leaks": ["groups", "near"]})
+    products = Products(odd, checks=CheckOptions(allow_leaks=["groups", "near"]))
     pack(products, tmp_path, kind, shard_size=5)
     columns: list[StreamColumns] = [{}, {"attributes": ["size", "image"]}]
     for chosen in columns:
@@ -379,7 +385,7 @@ def test_names_on_disk_may_be_in_another_unicode_form(tmp_path: Path) -> None:
         split = ("train", "train", "val", "test")[n]
         rows.append([f"{composed}/{composed}{n}.png", name, f"{name}:{name}", name, split, name])
     write_csv(tmp_path / "labels.csv", rows)
-    data = Products(str(tmp_path), checks={"allow_leaks": ["groups"]})
+    data = Products(str(tmp_path), checks=CheckOptions(allow_leaks=["groups"]))
     assert data.tasks == {"class": [composed], composed: [composed]}
     assert set(data.group_names()) == {composed}
     assert data.table.source(0) == str(folder / f"{taken_apart}0.png")

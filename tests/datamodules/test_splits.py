@@ -6,6 +6,7 @@ import csv
 import os
 import warnings
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -163,7 +164,7 @@ def test_no_samples_are_no_problem() -> None:
     assert len(random_split(0, FRACTIONS, 0)) == 0
 
 
-def resolve(options: SplitOptions | None, own: list[str] | None = None, carve: bool = False) -> npt.NDArray[np.str_]:
+def resolve(options: SplitOptions, own: list[str] | None = None, carve: bool = False) -> npt.NDArray[np.str_]:
     groups = np.arange(40) // 2
     return resolve_splits(
         options, labels=groups % 2, groups=groups, seed=3, own=None if own is None else np.array(own), carve=carve
@@ -172,54 +173,43 @@ def resolve(options: SplitOptions | None, own: list[str] | None = None, carve: b
 
 def test_resolve_uses_the_tables_own_split_by_default() -> None:
     own = ["train"] * 30 + ["val"] * 10
-    assert resolve(None, own).tolist() == own
-    assert resolve({"by": "table"}, own).tolist() == own
+    assert resolve(SplitOptions(), own).tolist() == own
+    assert resolve(SplitOptions(by="table"), own).tolist() == own
 
 
 def test_resolve_draws_by_the_seed_of_the_options_or_of_the_data() -> None:
     fractions = (0.75, 0.25, 0.0)
-    asked: SplitOptions = {"by": "random", "val_fraction": 0.25, "test_fraction": 0.0}
+    asked = SplitOptions(by="random", val_fraction=0.25, test_fraction=0.0)
     assert (resolve(asked) == random_split(40, fractions, 3)).all()
-    assert (resolve({**asked, "seed": 9}) == random_split(40, fractions, 9)).all()
+    assert (resolve(replace(asked, seed=9)) == random_split(40, fractions, 9)).all()
     groups = np.arange(40) // 2
-    assert (resolve({**asked, "by": "stratified"}) == stratified_split(groups % 2, fractions, 3)).all()
-    assert (resolve({**asked, "by": "group"}) == grouped_split(groups, groups % 2, fractions, 3)).all()
-    folds: SplitOptions = {"by": "group_kfold", "fold": 2, "n_folds": 4}
+    assert (resolve(replace(asked, by="stratified")) == stratified_split(groups % 2, fractions, 3)).all()
+    assert (resolve(replace(asked, by="group")) == grouped_split(groups, groups % 2, fractions, 3)).all()
+    folds = SplitOptions(by="group_kfold", fold=2, n_folds=4)
     assert (resolve(folds) == grouped_kfold(groups, groups % 2, 2, 4, 3)).all()
 
 
 def test_resolve_carves_what_is_missing_out_of_train() -> None:
     own = ["train"] * 30 + ["test"] * 10
-    splits = resolve({"val_fraction": 0.2}, own, carve=True)
+    splits = resolve(SplitOptions(val_fraction=0.2), own, carve=True)
     assert splits[30:].tolist() == ["test"] * 10
     assert Counter(splits[:30].tolist()) == {"train": 24, "val": 6}
     assert (splits[0::2] == splits[1::2]).all(), "groups of two stay together"
-    assert Counter(resolve({"test_fraction": 0.1, "val_fraction": 0.1}, ["train"] * 40, carve=True).tolist()) == {
+    assert Counter(resolve(SplitOptions(test_fraction=0.1, val_fraction=0.1), ["train"] * 40, carve=True).tolist()) == {
         "train": 32,
         "val": 4,
         "test": 4,
     }
-    assert resolve({"val_fraction": 0.0}, own, carve=True).tolist() == own
+    assert resolve(SplitOptions(val_fraction=0.0), own, carve=True).tolist() == own
 
 
 @pytest.mark.parametrize(
     ("options", "named"),
-    [
-        ({"by": "table"}, "split.by"),
-        ({"by": "magic"}, "split.by"),
-        ({"by": "random", "val_fraction": 1.0}, "split.val_fraction"),
-        ({"by": "random", "test_fraction": -0.1}, "split.test_fraction"),
-        ({"by": "random", "val_fraction": 0.5, "test_fraction": 0.5}, "nothing for train"),
-        ({"by": "group_kfold", "fold": 5}, "split.fold"),
-        ({"by": "group_kfold", "n_folds": 2}, "split.n_folds"),
-        ({"by": "group_kfold", "n_folds": 21}, "20 groups"),
-        ({"by": "random", "fractoin": 1}, "fractoin"),
-    ],
+    [(SplitOptions(by="table"), "split.by"), (SplitOptions(by="group_kfold", n_folds=21), "20 groups")],
 )
-def test_mistakes_are_told_by_key(options: SplitOptions, named: str) -> None:
-    with pytest.raises(UserError, match=named) as error:
+def test_what_the_data_cannot_meet_is_refused(options: SplitOptions, named: str) -> None:
+    with pytest.raises(UserError, match=named):
         resolve(options)
-    assert "\n" not in str(error.value)
 
 
 FIFTHS = [0.2] * 5

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datamodules.checks.audit import audit
 from datamodules.streaming import JOURNAL
 from tests.datamodules.streaming.shard_sets import SIZES, TRAIN, assert_same, batches, ids_of, on_rank, served, streamed
 from vitrail.errors import UserError
@@ -124,10 +123,10 @@ def test_the_audit_sees_that_a_shard_has_changed(packed: Path, tmp_path: Path) -
     for path in (packed / "parquet").iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     shards = {split: f"{tmp_path}/{split}-*.parquet" for split in SIZES}
-    assert audit(streamed(shards)).skipped == []
+    assert streamed(shards).audit().skipped == []
     path = tmp_path / "val-00001-of-00002.parquet"
     table = pq.read_table(path)
     cells = [{"bytes": b"no image", "path": None}, *table["image"].to_pylist()[1:]]
     pq.write_table(table.set_column(0, table.schema.field(0), pa.array(cells, table["image"].type)), path)
-    (skipped,) = audit(streamed(shards)).skipped
+    (skipped,) = streamed(shards).audit().skipped
     assert "val-00001-of-00002.parquet" in skipped.reason

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from datamodules import UnlabeledFolder
+from datamodules.options import CheckOptions, ImageOptions, LoaderOptions
 from tests.support.data import draw_image
 from vitrail.errors import UserError
 
@@ -19,7 +20,7 @@ def write(folder: Path, *names: str) -> Path:
 def test_all_images_at_any_depth_are_test_samples(tmp_path: Path) -> None:
     folder = write(tmp_path / "holiday", "z.png", "day1/b.jpg", "day1/noon/a.JPG", ".hidden.png")
     (folder / "notes.txt").write_text("none")
-    data = UnlabeledFolder(str(folder), image={"size": 16}, loader={"batch_size": 2})
+    data = UnlabeledFolder(str(folder), image=ImageOptions(size=16), loader=LoaderOptions(batch_size=2))
     data.prepare_data()
     data.setup("predict")
     assert data.sample_names() == ["holiday/day1/b.jpg", "holiday/day1/noon/a.JPG", "holiday/z.png"]
@@ -39,7 +40,7 @@ def test_unreadable_images_are_told_or_left_out(tmp_path: Path) -> None:
     (folder / "b.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"b\.png.*not an image in a known format"):
         UnlabeledFolder(str(folder)).setup("predict")
-    data = UnlabeledFolder(str(folder), checks={"on_bad_image": "skip"})
+    data = UnlabeledFolder(str(folder), checks=CheckOptions(on_bad_image="skip"))
     data.setup("predict")
     assert data.split_indices("test").tolist() == [0]
 

@@ -17,6 +17,7 @@ from torch._inductor import config as inductor
 
 from callbacks import CompileModel, PredictionWriter
 from datamodules import Wares
+from datamodules.options import ImageOptions, LoaderOptions
 from experiments.train.cli import main
 from lightning_modules import Ensemble, load_task
 from lightning_modules.base import VisionTask
@@ -106,7 +107,7 @@ def test_compiled_backbones_learn_to_give_the_same_logits(runs: dict[str, Path])
 
 def test_the_same_weights_give_the_same_logits_in_bfloat16(runs: dict[str, Path], tmp_path: Path) -> None:
     task = load_task(runs["plain"] / "checkpoints" / "best.ckpt")
-    data = Wares(n_samples=60, resolution=32, image={"size": 32}, loader={"batch_size": 8}, seed=42)
+    data = Wares(n_samples=60, resolution=32, image=ImageOptions(size=32), loader=LoaderOptions(batch_size=8), seed=42)
     trainer = tiny_trainer(tmp_path, precision="bf16-mixed", callbacks=[PredictionWriter(["test"])])
     trainer.test(task, datamodule=data, verbose=False)
     close(tmp_path, runs["plain"], 2e-2)

@@ -22,7 +22,6 @@ from lightning_modules.base import VisionTask
 from lightning_modules.checkpoint import load_task, task_from
 from lightning_modules.classification import ClassificationTask
 from lightning_modules.dual_encoder import DualEncoder
-from lightning_modules.encoders.image import InputOptions
 from lightning_modules.ensemble import VIEWS, Ensemble, View, checked_views, read_members, view_of
 from lightning_modules.metrics import predicted_classes
 from lightning_modules.options import TowerOptions
@@ -38,7 +37,7 @@ from tests.support.models import (
     write_clip,
 )
 from vitrail.errors import UserError
-from vitrail.types import UNKNOWN, Batch
+from vitrail.types import UNKNOWN, Batch, InputOptions
 
 CLASSES = TASKS["class"]
 BATCH = make_batch([20, 21, 22, 23, 24])

@@ -14,6 +14,7 @@ from PIL import Image
 
 from datamodules.checks.verify import content_of
 from datamodules.loading.decode import read_image
+from datamodules.options import ImageOptions, LoaderOptions
 from datamodules.wares import Wares
 from lightning_modules.options import TowerOptions
 from retrieval.fill import Chunk, FillReport, fill
@@ -204,7 +205,9 @@ def test_zero_shot_predictions_are_stored(root: Path, tmp_path: Path, clip: Path
 
 
 def test_generated_images_get_thumbnails_and_hashes(tmp_path: Path) -> None:
-    data = Wares(n_samples=20, views=2, resolution=32, image={"size": SIDE}, loader={"batch_size": 4})
+    data = Wares(
+        n_samples=20, views=2, resolution=32, image=ImageOptions(size=SIDE), loader=LoaderOptions(batch_size=4)
+    )
     data.setup("predict")
     task = classifier()
     gallery = Gallery.create(str(tmp_path / "gallery"), identity_of(task, "run", data.image_options, list(data.tasks)))

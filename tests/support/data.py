@@ -621,10 +621,10 @@ class Noise(ImageDataModule):
         n: int = 30,
         tags: list[str] | None = None,
         *,
-        image: ImageOptions | None = None,
-        augment: AugmentOptions | None = None,
-        loader: LoaderOptions | None = None,
-        checks: CheckOptions | None = None,
+        image: ImageOptions = ImageOptions(),
+        augment: AugmentOptions = AugmentOptions(),
+        loader: LoaderOptions = LoaderOptions(),
+        checks: CheckOptions = CheckOptions(),
         seed: int = 0,
     ) -> None:
         super().__init__(image, augment, loader, checks, seed)
@@ -639,9 +639,9 @@ class Noise(ImageDataModule):
 
 
 def small(**options: Any) -> Noise:
-    loader: LoaderOptions = {"batch_size": 4, **options}  # type: ignore[typeddict-item]
-    augment: AugmentOptions = {"preset": "reference", "mixup": 0.4, "cutmix": 1.0}
-    return Noise(image={"size": 16}, augment=augment, loader=loader, seed=3)
+    loader: LoaderOptions = LoaderOptions(**{"batch_size": 4, **options})
+    augment: AugmentOptions = AugmentOptions(preset="reference", mixup=0.4, cutmix=1.0)
+    return Noise(image=ImageOptions(size=16), augment=augment, loader=loader, seed=3)
 
 
 class Recorder(LightningModule):

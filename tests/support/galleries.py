@@ -22,7 +22,7 @@ from PIL import Image
 from app.state.galleries import ServedGallery
 from app.state.runs import ServedRun
 from datamodules.base import ImageDataModule
-from datamodules.options import CheckOptions
+from datamodules.options import CheckOptions, ImageOptions
 from datamodules.table import SampleTable
 from lightning_modules import DualEncoder, MultiTaskClassifier
 from lightning_modules.options import TowerOptions
@@ -190,10 +190,10 @@ class Photos(ImageDataModule):
     """The images of ``write_photos``."""
 
     def __init__(
-        self, root: str, batch_size: int = 4, captions: bool = False, checks: CheckOptions | None = None
+        self, root: str, batch_size: int = 4, captions: bool = False, checks: CheckOptions = CheckOptions()
     ) -> None:
         loader: Any = {"batch_size": batch_size}
-        super().__init__(image={"size": SIDE}, loader=loader, checks=checks)
+        super().__init__(image=ImageOptions(size=SIDE), loader=loader, checks=checks)
         self.root = root
         self.captions = captions
 

@@ -16,11 +16,10 @@ from torch.utils.data import DataLoader
 from lightning_modules.base import VisionTask
 from lightning_modules.classification import ImageClassifier, MultiTaskClassifier
 from lightning_modules.dual_encoder import DualEncoder
-from lightning_modules.encoders.image import InputOptions
 from lightning_modules.options import OptimOptions
 from retrieval.search.searcher import Reading
 from tests.support.galleries import meaning_vector
-from vitrail.types import UNKNOWN, Batch
+from vitrail.types import UNKNOWN, Batch, InputOptions
 
 TEXTS = (
     "a photo of a rose.",

@@ -43,6 +43,7 @@ from torch.utils.data import DataLoader, Dataset
 from callbacks import RetrievalMetrics
 from datamodules.base import ImageDataModule
 from datamodules.cli import load_datamodule
+from datamodules.options import ImageOptions, LoaderOptions
 from datamodules.table import SampleTable
 from evaluation.__main__ import main as evaluation
 from evaluation.dataset.sections import Collection, ImageStats, look_at
@@ -67,7 +68,7 @@ class MadePhotos(ImageDataModule):
     generated: ClassVar[bool] = True
 
     def __init__(self, batch_size: int = 4, seed: int = 0) -> None:
-        super().__init__(image={"size": SIZE}, loader={"batch_size": batch_size}, seed=seed)
+        super().__init__(image=ImageOptions(size=SIZE), loader=LoaderOptions(batch_size=batch_size), seed=seed)
 
     def prepare_data(self) -> None:
         """There are no files to verify."""

@@ -147,7 +147,7 @@ def test_checkpoints_by_name(products: Run) -> None:
 def test_the_datamodule_is_the_runs_own(products: Run) -> None:
     assert products.datamodule.tasks == products.model.tasks
     changed = products.load_datamodule(["--data.init_args.loader.batch_size=3"])
-    assert changed.loader_options["batch_size"] == 3
+    assert changed.loader_options.batch_size == 3
 
 
 def test_a_datamodule_of_foreign_code_is_refused(products: Run, tmp_path: Path) -> None:

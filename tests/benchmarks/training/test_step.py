@@ -14,6 +14,7 @@ import torch
 
 from benchmarks.harness.data import LongEpoch
 from benchmarks.training.step import CONTENDERS, Kind, Training, measure, rows_of
+from datamodules.options import ImageOptions, LoaderOptions
 
 
 def test_ours_stands_beside_every_other() -> None:
@@ -113,7 +114,7 @@ def test_losses_move(kind: Kind, ours: dict[Kind, Trained]) -> None:
 
 
 def test_an_epoch_has_as_many_batches_as_asked_for() -> None:
-    data = LongEpoch(steps=7, image={"size": 16}, loader={"batch_size": 3, "drop_last": True}, seed=1)
+    data = LongEpoch(steps=7, image=ImageOptions(size=16), loader=LoaderOptions(batch_size=3, drop_last=True), seed=1)
     batches = list(data.train_dataloader())
     assert [tuple(batch["image"].shape) for batch in batches] == [(3, 3, 16, 16)] * 7
     assert sorted(int(row) for batch in batches for row in batch["sample_id"]) == list(range(21))

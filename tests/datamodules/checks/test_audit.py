@@ -14,11 +14,12 @@ import torch
 from PIL import Image, ImageEnhance
 from rich.console import Console
 
-from datamodules.checks.audit import AuditReport, audit, find_identical, find_leaks, print_report, refuse_leaks
-from datamodules.checks.verify import verify
+from datamodules.checks.audit import AuditReport, find_identical, find_leaks, print_report, refuse_leaks
 from datamodules.fashion import Fashion
 from datamodules.image_folder import ImageFolder
+from datamodules.options import CheckOptions
 from datamodules.products import Products
+from datamodules.splits import SplitOptions
 from datamodules.table import SampleTable
 from datamodules.wares import Wares
 from datamodules.wares.render import WareSpec, draw_ware
@@ -53,11 +54,11 @@ def number_of_leaks(report: AuditReport) -> int:
 
 
 def refuse(data: Any) -> None:
-    refuse_leaks(data, verify(data))
+    refuse_leaks(data.table, data.verification(), data.read_image, data.check_options.allow_leaks)
 
 
 def test_counts_unknown_and_unseen_values() -> None:
-    report = audit(Noise(n=30))
+    report = Noise(n=30).audit()
     assert report.data == "Noise"
     assert report.samples == {"train": 30, "val": 9, "test": 8}
     assert report.group_counts == {"train": 30, "val": 9, "test": 8}
@@ -70,7 +71,7 @@ def test_counts_unknown_and_unseen_values() -> None:
 
 def test_the_counts_agree_with_the_products_table(tmp_path: Path) -> None:
     data = Products(str(write_products(tmp_path / "products", classes=3, instances=4, views=3)))
-    report = audit(data)
+    report = data.audit()
     assert report.samples == {"train": 18, "val": 9, "test": 9}
     assert report.group_counts == {"train": 6, "val": 3, "test": 3}
     for task, counts in report.classes.items():
@@ -81,7 +82,7 @@ def test_the_counts_agree_with_the_products_table(tmp_path: Path) -> None:
 
 
 def test_no_leaks(root: Path) -> None:
-    report = audit(ImageFolder(str(root)))
+    report = ImageFolder(str(root)).audit()
     assert number_of_leaks(report) == 0
     assert report.leaks.near_radius == 8
     report.refuse()
@@ -90,7 +91,7 @@ def test_no_leaks(root: Path) -> None:
 
 def test_a_group_in_several_splits_is_refused(root: Path) -> None:
     data = ImageFolder(str(root), group_pattern=r"(mug|vase)/")
-    report = audit(data)
+    report = data.audit()
     assert [found.group for found in report.leaks.groups] == ["mug", "vase"]
     assert report.leaks.groups[0].counts == {"train": 2, "val": 2, "test": 2}
     assert len(report.leaks.groups[0].examples) == 3
@@ -101,7 +102,7 @@ def test_a_group_in_several_splits_is_refused(root: Path) -> None:
     assert "group 'mug' is in train (2) and val (2) and test (2)" in lines[1]
     with pytest.raises(UserError, match="2 groups in several splits"):
         refuse(data)
-    refuse(ImageFolder(str(root), group_pattern=r"(mug|vase)/", checks={"allow_leaks": ["groups"]}))
+    refuse(ImageFolder(str(root), group_pattern=r"(mug|vase)/", checks=CheckOptions(allow_leaks=["groups"])))
 
 
 def test_groups_of_generated_data_are_checked_too() -> None:
@@ -114,7 +115,7 @@ def test_groups_of_generated_data_are_checked_too() -> None:
             return SampleTable.from_frame(leaky, ["class", "colour"])
 
     with pytest.raises(UserError, match=r"group 'twice' is in train \(1\) and val \(1\)"):
-        refuse_leaks(Leaky(), None)
+        Leaky().prepare_data()
 
 
 def test_identical_images_across_splits_are_refused(root: Path) -> None:
@@ -122,21 +123,21 @@ def test_identical_images_across_splits_are_refused(root: Path) -> None:
     shutil.copy(root / "train/mug/00.png", root / "train/mug/copy.png")
     Image.open(root / "train/vase/06.png").save(root / "test/vase/again.bmp")
     data = ImageFolder(str(root))
-    report = audit(data)
+    report = data.audit()
     pairs = {frozenset((Path(p.first.source).name, Path(p.second.source).name)) for p in report.leaks.exact}
     assert frozenset(("06.png", "again.bmp")) in pairs
     assert {pair.first.split for pair in report.leaks.exact} == {"train"} or len(pairs) == 3
     assert report.leaks.near == [], "what is identical is not told twice"
     with pytest.raises(UserError, match=r"3 identical images across splits: .*allow_leaks: \[exact\]"):
         refuse(data)
-    refuse(ImageFolder(str(root), checks={"allow_leaks": ["exact"]}))
+    refuse(ImageFolder(str(root), checks=CheckOptions(allow_leaks=["exact"])))
 
 
 def test_nearly_identical_images_across_splits_are_refused(root: Path) -> None:
     brighter(root / "train/mug/00.png", root / "test/mug/brighter.jpg")
     brighter(root / "train/mug/03.png", root / "train/mug/same_split.jpg")
     data = ImageFolder(str(root))
-    report = audit(data)
+    report = data.audit()
     assert report.leaks.exact == []
     (pair,) = report.leaks.near
     assert {Path(pair.first.source).name, Path(pair.second.source).name} == {"00.png", "brighter.jpg"}
@@ -146,7 +147,7 @@ def test_nearly_identical_images_across_splits_are_refused(root: Path) -> None:
     assert "allow_leaks: [near]" in str(refused.value)
     assert "nearly the same image as in row" in str(refused.value)
     assert "brighter.jpg (test)" in str(refused.value)
-    refuse(ImageFolder(str(root), checks={"allow_leaks": ["near"]}))
+    refuse(ImageFolder(str(root), checks=CheckOptions(allow_leaks=["near"])))
 
 
 def test_all_kinds_come_in_one_error_and_what_is_allowed_does_not(root: Path) -> None:
@@ -158,7 +159,7 @@ def test_all_kinds_come_in_one_error_and_what_is_allowed_does_not(root: Path) ->
     assert "allow_leaks: [groups, exact, near]" in str(refused.value)
     assert len(str(refused.value).splitlines()) == 1 + 2 + 1 + 1
     with pytest.raises(UserError) as refused:
-        refuse(ImageFolder(str(root), group_pattern=groups, checks={"allow_leaks": ["groups", "near"]}))
+        refuse(ImageFolder(str(root), group_pattern=groups, checks=CheckOptions(allow_leaks=["groups", "near"])))
     assert "allow_leaks: [exact]" in str(refused.value)
     assert len(str(refused.value).splitlines()) == 2
 
@@ -175,7 +176,7 @@ def test_near_duplicates_are_looked_for_once_and_not_at_all_where_allowed(
         return original(self, index)
 
     monkeypatch.setattr(ImageFolder, "read_image", counting)
-    allowing = ImageFolder(str(root), checks={"allow_leaks": ["near"]})
+    allowing = ImageFolder(str(root), checks=CheckOptions(allow_leaks=["near"]))
     refuse(allowing)
     assert len(read) == 13, "each image once, to verify it"
     with pytest.raises(UserError):
@@ -191,19 +192,19 @@ def test_unreadable_images_are_reported_and_no_leaks(root: Path) -> None:
     shutil.copy(root / "train/mug/00.png", root / "val/mug/copy.png")
     for name in ("train/mug/00.png", "val/mug/copy.png"):
         (root / name).write_bytes(b"rubbish")
-    report = audit(ImageFolder(str(root), checks={"on_bad_image": "skip"}))
+    report = ImageFolder(str(root), checks=CheckOptions(on_bad_image="skip")).audit()
     assert [Path(bad.sample.source).name for bad in report.skipped] == ["00.png", "copy.png"]
     assert all("not an image in a known format" in bad.reason for bad in report.skipped)
     assert report.leaks.exact == []
     report.refuse()
-    strict = audit(ImageFolder(str(root)))
+    strict = ImageFolder(str(root)).audit()
     with pytest.raises(UserError, match=r"2 problems; mend or remove these images, or set data checks.on_bad_image"):
         strict.refuse()
 
 
 def test_the_report_is_json(root: Path) -> None:
     shutil.copy(root / "train/mug/00.png", root / "val/mug/copy.png")
-    report = audit(ImageFolder(str(root), group_pattern=r"(mug|vase)/"))
+    report = ImageFolder(str(root), group_pattern=r"(mug|vase)/").audit()
     content = json.loads(json.dumps(report.to_dict()))
     assert content["leaks"]["exact"][0]["first"]["split"] in ("train", "val")
     assert content["samples"] == report.samples
@@ -212,14 +213,14 @@ def test_the_report_is_json(root: Path) -> None:
 
 def test_wares_need_no_images_for_their_audit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Wares, "read_image", None)
-    report = audit(Wares(n_samples=120))
+    report = Wares(n_samples=120).audit()
     assert sum(report.samples.values()) == 120
     report.refuse()
 
 
 @pytest.mark.skipif(not (DATA / "products").is_dir(), reason="needs the product photos in $VITRAIL_DATA/products")
 def test_the_real_product_photos_have_no_leaks() -> None:
-    report = audit(Products(str(DATA / "products"), split={"by": "table"}))
+    report = Products(str(DATA / "products"), split=SplitOptions(by="table")).audit()
     assert report.samples == {"train": 447, "val": 100, "test": 53}
     assert report.group_counts == {"train": 92, "val": 20, "test": 11}
     assert number_of_leaks(report) == 0
@@ -229,8 +230,8 @@ def test_the_real_product_photos_have_no_leaks() -> None:
 
 @pytest.mark.skipif(not (DATA / "products").is_dir(), reason="needs the product photos in $VITRAIL_DATA/products")
 def test_a_random_split_of_the_real_product_photos_lets_groups_cross() -> None:
-    data = Products(str(DATA / "products"), split={"by": "random", "val_fraction": 0.2, "test_fraction": 0.2})
-    report = audit(data)
+    data = Products(str(DATA / "products"), split=SplitOptions(by="random", val_fraction=0.2, test_fraction=0.2))
+    report = data.audit()
     assert len(report.leaks.groups) > 100
     with pytest.raises(UserError, match=r"groups in several splits(.|\n)*and \d+ more"):
         report.refuse()
@@ -240,12 +241,12 @@ def test_a_random_split_of_the_real_product_photos_lets_groups_cross() -> None:
 def test_identical_images_in_the_real_fashion_photos() -> None:
     data = Fashion(
         str(DATA / "fashion"),
-        split={"by": "random", "val_fraction": 0.3, "test_fraction": 0.3},
-        checks={"on_bad_image": "skip"},
+        split=SplitOptions(by="random", val_fraction=0.3, test_fraction=0.3),
+        checks=CheckOptions(on_bad_image="skip"),
     )
-    verification = verify(data)
+    verification = data.verification()
     assert len(verification.bad) == 5
-    leaks = find_leaks(data, verification, ignored=["groups", "near"])
+    leaks = find_leaks(data.table, verification, data.read_image, ignored=["groups", "near"])
     names = {frozenset((pair.first.name, pair.second.name)) for pair in leaks.exact}
     known = [("31091", "34048"), ("34024", "34025"), ("36723", "39834"), ("40152", "41969"), ("27198", "33486")]
     known += [("8775", "9617"), ("11102", "11103"), ("29633", "31636"), ("39864", "39865")]
@@ -260,7 +261,7 @@ def test_identical_images_with_different_labels_in_one_split(root: Path, monkeyp
     shutil.copy(root / "train" / "mug" / "00.png", root / "train" / "mug" / "y.png")
     shutil.copy(root / "val" / "vase" / "07.png", root / "val" / "vase" / "z.png")
     data = ImageFolder(str(root))
-    report = audit(data)
+    report = data.audit()
     report.refuse()
     assert report.identical is not None
     assert report.identical.repeated == {"train": 2, "val": 1, "test": 0}

@@ -15,7 +15,6 @@ from datamodules.checks.audit import (
     Leaks,
     Sample,
     SkippedImage,
-    audit,
     print_report,
 )
 from datamodules.image_folder import UnlabeledFolder
@@ -25,7 +24,7 @@ from tests.support.data import Noise
 
 @pytest.fixture
 def report() -> AuditReport:
-    return audit(Noise(n=30))
+    return Noise(n=30).audit()
 
 
 def printed(report: AuditReport) -> str:
@@ -42,9 +41,9 @@ def pair(number: int) -> DuplicatePair:
 
 
 def test_none_is_only_said_of_what_was_looked_for(tmp_path: Path) -> None:
-    assert "files left out: not looked for (images are no files of their own)" in printed(audit(Noise(n=30)))
+    assert "files left out: not looked for (images are no files of their own)" in printed(Noise(n=30).audit())
     Image.new("RGB", (8, 8)).save(tmp_path / "one.png")
-    alone = printed(audit(UnlabeledFolder(root=str(tmp_path))))
+    alone = printed(UnlabeledFolder(root=str(tmp_path)).audit())
     assert "files left out: none" in alone
     assert "identical images within a split: not compared" in alone
 
@@ -84,7 +83,7 @@ def test_unseen_values_and_unreadable_images(report: AuditReport) -> None:
 
 def test_what_was_not_compared_is_not_called_none(report: AuditReport) -> None:
     """Generated images are not read; one split has nothing to be compared with."""
-    text = printed(audit(Wares(n_samples=30, val_fraction=0.2, test_fraction=0.2)))
+    text = printed(Wares(n_samples=30, val_fraction=0.2, test_fraction=0.2).audit())
     assert "groups in several splits: none" in text
     assert "identical images across splits: not checked (images are generated)" in text
     assert "nearly identical images across splits: not checked (images are generated)" in text
@@ -96,6 +95,6 @@ def test_what_was_not_compared_is_not_called_none(report: AuditReport) -> None:
 
 def test_a_single_split_has_nothing_to_be_compared_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "cache"))
-    text = printed(audit(Wares(n_samples=30, val_fraction=0.0, test_fraction=0.0)))
+    text = printed(Wares(n_samples=30, val_fraction=0.0, test_fraction=0.0).audit())
     for title in TITLES.values():
         assert f"{title}: not checked (fewer than two splits have images" in text

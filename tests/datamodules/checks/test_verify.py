@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.checks.verify import HASH_BOXES, Arrays, Verification, cache_directory, cached, hash_boxes, verify
-from datamodules.gallery_facts import decoded_content
+from datamodules.checks.verify import HASH_BOXES, Arrays, Verification, cache_directory, cached, content_of, hash_boxes
 from datamodules.image_folder import ImageFolder
+from datamodules.options import ImageOptions, LoaderOptions
 from tests.support.data import write_deep_folder, write_image_folder
 from vitrail.errors import UserError
 
@@ -27,6 +27,12 @@ class Counting(ImageFolder):
     def read_image(self, index: int) -> torch.Tensor:
         self.read.append(index)
         return super().read_image(index)
+
+
+def decoded(data: ImageFolder, count: int) -> list[str]:
+    """Hashes of the images as they are read now."""
+    images = [data.read_image(row).permute(1, 2, 0).contiguous().numpy() for row in range(count)]
+    return [content_of(pixels).hex() for pixels in images]
 
 
 @pytest.fixture
@@ -47,7 +53,7 @@ def assert_same(one: Verification, other: Verification) -> None:
 
 
 def test_good_images(root: Path) -> None:
-    found = verify(ImageFolder(str(root)))
+    found = ImageFolder(str(root)).verification()
     assert found.bad == {}
     assert found.content.shape == (18, 32)
     assert found.content.dtype == np.uint8
@@ -63,7 +69,7 @@ def test_the_content_is_the_pixels_and_not_the_file(root: Path) -> None:
     Image.open(first).save(folder / "again.bmp")
     Image.open(first).transpose(Image.Transpose.ROTATE_90).save(folder / "turned.png")
     data = ImageFolder(str(root))
-    content = dict(zip(data.sample_names(), verify(data).content.tolist(), strict=True))
+    content = dict(zip(data.sample_names(), data.verification().content.tolist(), strict=True))
     assert content["train/bag/again.bmp"] == content["train/bag/bag_o0_0.png"]
     assert content["train/bag/turned.png"] != content["train/bag/bag_o0_0.png"]
 
@@ -74,7 +80,7 @@ def test_images_of_the_same_bytes_and_another_shape_differ(tmp_path: Path) -> No
         folder.mkdir(parents=True)
         for width in (10, 20):
             Image.new("RGB", (width, 200 // width), (9, 9, 9)).save(folder / f"{width}.png")
-    found = verify(ImageFolder(str(tmp_path)))
+    found = ImageFolder(str(tmp_path)).verification()
     assert len(np.unique(found.content, axis=0)) == 2
 
 
@@ -85,7 +91,7 @@ def test_bad_images_are_listed_with_their_reason(root: Path) -> None:
     broken.write_bytes(broken.read_bytes()[:100])
     missing.unlink()
     text.write_text("no image", encoding="utf-8")
-    found = verify(data)
+    found = data.verification()
     assert sorted(found.bad) == [1, 4, 7]
     assert found.bad[1].startswith(f"{broken}: cannot be decoded")
     assert found.bad[4].startswith(f"{missing}: no such file")
@@ -94,7 +100,7 @@ def test_bad_images_are_listed_with_their_reason(root: Path) -> None:
     assert not found.content[[1, 4, 7]].any()
     again = Counting(str(root))
     again._table = table
-    assert_same(verify(again), found)
+    assert_same(again.verification(), found)
     assert again.read == [], "the reasons come from the cache as well"
 
 
@@ -104,61 +110,61 @@ def test_a_mistake_of_ours_is_no_bad_image(root: Path) -> None:
             raise RuntimeError("ours")
 
     with pytest.raises(RuntimeError, match="ours"):
-        verify(Broken(str(root)))
+        Broken(str(root)).verification()
     assert not cache_directory().exists()
 
 
 def test_a_second_run_reads_no_image(root: Path) -> None:
     first, second = Counting(str(root)), Counting(str(root))
-    found = verify(first)
+    found = first.verification()
     assert sorted(first.read) == list(range(18))
-    assert_same(verify(second), found)
+    assert_same(second.verification(), found)
     assert second.read == []
     assert len(cache_files()) == 1, "nothing temporary is left"
 
 
 def test_a_changed_file_is_read_again(root: Path) -> None:
-    before = verify(ImageFolder(str(root)))
+    before = ImageFolder(str(root)).verification()
     path = Path(ImageFolder(str(root)).table.source(3))
     image = Image.open(path).convert("L")
     image.save(path)
     data = Counting(str(root))
-    after = verify(data)
+    after = data.verification()
     assert len(data.read) == 18
     assert np.flatnonzero((before.content != after.content).any(axis=1)).tolist() == [3]
     os.utime(path, ns=(1, 1))
     touched = Counting(str(root))
-    verify(touched)
+    touched.verification()
     assert len(touched.read) == 18
 
 
 def test_other_labels_are_another_state(root: Path) -> None:
-    before = verify(ImageFolder(str(root))).key
+    before = ImageFolder(str(root)).verification().key
     shutil.move(root / "train" / "bag" / "bag_o0_0.png", root / "train" / "cap" / "bag_o0_0.png")
-    assert verify(ImageFolder(str(root))).key != before
+    assert ImageFolder(str(root)).verification().key != before
 
 
 @pytest.mark.parametrize("content", [b"", b"rubbish", b"PK\x03\x04 cut off"])
 def test_a_spoilt_cache_file_is_made_anew(root: Path, content: bytes) -> None:
-    found = verify(ImageFolder(str(root)))
+    found = ImageFolder(str(root)).verification()
     files = cache_files()
     (file,) = (path for path in files if path.name.startswith("verification-"))
     whole = file.read_bytes()
     for spoilt in (content, whole[: len(whole) // 2], whole[:-40] + bytes(40)):
         file.write_bytes(spoilt)
         data = Counting(str(root))
-        assert_same(verify(data), found)
+        assert_same(data.verification(), found)
         assert len(data.read) == 18
         assert cache_files() == files
 
 
 def test_a_cache_file_of_another_shape_or_with_pickles_is_made_anew(root: Path) -> None:
-    found = verify(ImageFolder(str(root)))
+    found = ImageFolder(str(root)).verification()
     (file,) = cache_directory().glob("verification-*")
     for arrays in ({"content": found.content[:5]}, {"content": np.array([{"a": 1}], dtype=object)}):
         np.savez(file, **arrays)
         data = Counting(str(root))
-        assert_same(verify(data), found)
+        assert_same(data.verification(), found)
         assert len(data.read) == 18
 
 
@@ -168,7 +174,7 @@ def test_without_a_place_for_the_cache_it_works_and_warns(
     (tmp_path / "file").write_text("", encoding="utf-8")
     monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.warns(UserWarning, match=r"cannot keep what is known of the images .*; set \$VITRAIL_CACHE"):
-        found = verify(ImageFolder(str(root)))
+        found = ImageFolder(str(root)).verification()
     assert found.bad == {}
 
 
@@ -211,16 +217,16 @@ def test_images_inside_a_larger_file_are_read_again_when_it_changes(tmp_path: Pa
     from tests.support.data import write_hub_dataset
 
     path = write_hub_dataset(tmp_path / "hub")
-    first = verify(HubImages(str(path))).key
-    assert verify(HubImages(str(path))).key == first
+    first = HubImages(str(path)).verification().key
+    assert HubImages(str(path)).verification().key == first
     file = next(found for found in sorted(Path(path).rglob("*")) if found.is_file())
     os.utime(file, ns=(1, 1))
-    assert verify(HubImages(str(path))).key != first
+    assert HubImages(str(path)).verification().key != first
 
 
 def test_a_set_that_grows_is_not_read_all_over_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_image_folder(tmp_path / "shop", objects=6, splits=())
-    first = verify(ImageFolder(str(root)))
+    first = ImageFolder(str(root)).verification()
     new = root / "bag" / "new.png"
     other = sorted((root / "cap").rglob("*_1.png"))[0]
     new.write_bytes(sorted((root / "bag").rglob("*.png"))[-1].read_bytes())
@@ -237,10 +243,10 @@ def test_a_set_that_grows_is_not_read_all_over_again(tmp_path: Path, monkeypatch
     assert data.image_files
     monkeypatch.setattr(ImageFolder, "read_image", watched)
     monkeypatch.setattr(ImageFolder, "image_files", True)
-    again = verify(data)
+    again = data.verification()
     assert sorted(read) == sorted(str(path.relative_to(root)) for path in (new, other))
     monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "other cache"))
-    fresh = verify(data)
+    fresh = data.verification()
     np.testing.assert_array_equal(again.content, fresh.content)
     np.testing.assert_array_equal(again.perceptual, fresh.perceptual)
     assert len(again.content) == len(first.content) + 1
@@ -250,16 +256,16 @@ def test_a_bad_image_is_read_again_when_others_change(tmp_path: Path) -> None:
     root = write_image_folder(tmp_path / "shop", objects=6, splits=())
     bad = sorted((root / "cap").rglob("*_1.png"))[0]
     bad.write_bytes(b"no image")
-    assert len(verify(ImageFolder(str(root))).bad) == 1
+    assert len(ImageFolder(str(root)).verification().bad) == 1
     (root / "bag" / "new.png").write_bytes(b"no image either")
-    assert len(verify(ImageFolder(str(root))).bad) == 2
+    assert len(ImageFolder(str(root)).verification().bad) == 2
 
 
 def test_a_spoilt_memory_of_single_images_is_none(root: Path) -> None:
-    found = verify(ImageFolder(str(root)))
+    found = ImageFolder(str(root)).verification()
     for path in cache_files():
         path.write_bytes(b"rubbish")
-    assert_same(verify(ImageFolder(str(root))), found)
+    assert_same(ImageFolder(str(root)).verification(), found)
 
 
 def expected_deep(path: str, highest: int) -> torch.Tensor:
@@ -269,7 +275,7 @@ def expected_deep(path: str, highest: int) -> torch.Tensor:
 
 @pytest.mark.parametrize(("highest", "white"), [(200, 255), (255, 255), (1000, 1023), (4095, 4095), (9000, 16383)])
 def test_the_data_set_decides_the_value_range(root: Path, tmp_path: Path, highest: int, white: int) -> None:
-    data = ImageFolder(str(write_deep_folder(tmp_path / "deep", highest)), loader={"cache": "always"})
+    data = ImageFolder(str(write_deep_folder(tmp_path / "deep", highest)), loader=LoaderOptions(cache="always"))
     data.setup("fit")
     assert data.image_options["value_range"] == [0, white]
     record = data.data_record()["value_range"]
@@ -278,14 +284,14 @@ def test_the_data_set_decides_the_value_range(root: Path, tmp_path: Path, highes
     assert record["images"] == 12
     assert sum(record["used"].values()) == 12
     assert data.read_image(3)[0].equal(expected_deep(data.table.source(3), white))
-    assert len(np.unique(verify(data).content, axis=0)) == 12, "they are not all black"
+    assert len(np.unique(data.verification().content, axis=0)) == 12, "they are not all black"
     # The next run finds it, and so do the other processes.
     again = ImageFolder(str(tmp_path / "deep"))
     again.setup("fit")
     assert again.image_options["value_range"] == [0, white]
     assert again.data_record()["value_range"] == record
     facts = data.image_facts(np.arange(12))
-    assert facts.column("content").to_pylist() == decoded_content(data.read_image, np.arange(12))
+    assert facts.column("content").to_pylist() == decoded(data, 12)
 
 
 def test_the_range_follows_a_data_set_that_grows(root: Path, tmp_path: Path) -> None:
@@ -298,7 +304,7 @@ def test_the_range_follows_a_data_set_that_grows(root: Path, tmp_path: Path) -> 
     grown.setup("fit")
     assert grown.image_options["value_range"] == [0, 4095]
     facts = grown.image_facts(np.arange(13)).column("content").to_pylist()
-    assert facts == decoded_content(grown.read_image, np.arange(13)), "all were read again with the new range"
+    assert facts == decoded(grown, 13), "all were read again with the new range"
     shutil.rmtree(tmp_path / "deep" / "bag")
     (tmp_path / "deep" / "bag").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "deep" / "bag" / "a.png")
@@ -318,7 +324,7 @@ def test_a_stated_range_holds(root: Path, tmp_path: Path) -> None:
         data.setup("fit")
         assert data.image_options["value_range"] == option
         assert data.data_record()["value_range"] == {"option": option, "range": option}
-    assert int(ImageFolder(str(tmp_path / "deep"), image={"value_range": "dtype"}).read_image(0).max()) == 15
+    assert int(ImageFolder(str(tmp_path / "deep"), image=ImageOptions(value_range="dtype")).read_image(0).max()) == 15
 
 
 def test_ranges_that_no_usual_one_holds_are_refused_by_name(root: Path, tmp_path: Path) -> None:
@@ -350,5 +356,5 @@ def test_a_checkpoints_range_holds_for_other_data(root: Path, tmp_path: Path, by
     assert other.image_options["value_range"] == [0, 4095]
     assert int(other.read_image(0).max()) == round(250 / 4095 * 255)
     facts = other.image_facts(np.arange(12)).column("content").to_pylist()
-    assert facts == decoded_content(other.read_image, np.arange(12))
+    assert facts == decoded(other, 12)
     assert other.dataset("train")[0]["image"].max() <= 32, "the cache of decoded images, too"

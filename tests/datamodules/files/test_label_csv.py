@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -279,7 +280,7 @@ VALUES = ["", " ", "unknown", "Unknown", "nan", "NA", "none", "None"]
 )
 def test_what_counts_as_missing_is_one_option(texts: list[str], unknown: int) -> None:
     missing = Missing(texts)
-    known = Vocabulary(None, missing).values("colour", VALUES)
+    known = Vocabulary(VocabularyOptions(), missing).values("colour", VALUES)
     assert known.count("") == unknown
     assert [value for value in known if value] == [text for text in VALUES[2:] if text.lower() not in map(norm, texts)]
     assert sum(missing.counts.get("attribute colour", {}).values()) == unknown - 2, "empty cells need no mention"
@@ -295,7 +296,7 @@ def test_aliases_are_applied_to_their_attribute_alone() -> None:
         "class": {"cap": "hat"},
     }
     missing = Missing(["unknown"])
-    vocabulary = Vocabulary({"aliases": aliases}, missing)
+    vocabulary = Vocabulary(VocabularyOptions(aliases=aliases), missing)
     assert vocabulary.values("colour", [" grey ", "n/a", "-", "?", "red"]) == ["gray", "", "", "", "red"]
     assert vocabulary.values("material", ["grey", "cap"]) == ["grey", "cap"]
     assert vocabulary.values("class", ["cap"]) == ["hat"]
@@ -304,46 +305,50 @@ def test_aliases_are_applied_to_their_attribute_alone() -> None:
 
 def test_letters_in_two_unicode_forms_are_one_value() -> None:
     composed, taken_apart = "caf\u00e9", "cafe\u0301"
-    assert Vocabulary(None).values("colour", [composed, taken_apart]) == [composed, composed]
-    vocabulary = Vocabulary({"aliases": {"colour": {taken_apart: "brown"}}})
+    assert Vocabulary(VocabularyOptions()).values("colour", [composed, taken_apart]) == [composed, composed]
+    vocabulary = Vocabulary(VocabularyOptions(aliases={"colour": {taken_apart: "brown"}}))
     assert vocabulary.values("colour", [composed, taken_apart]) == ["brown", "brown"]
 
 
 def test_aliases_of_an_attribute_that_does_not_exist_are_refused() -> None:
-    vocabulary = Vocabulary({"aliases": {"hue": {"grey": "gray"}}})
+    vocabulary = Vocabulary(VocabularyOptions(aliases={"hue": {"grey": "gray"}}))
     with pytest.raises(UserError, match=r"aliases: labels.csv has no attribute 'hue'; it has class, colour"):
         vocabulary.check_aliases({"class": [], "colour": []}, "labels.csv")
 
 
 def test_aliases_that_match_no_row_are_reported() -> None:
-    vocabulary = Vocabulary({"aliases": {"colour": {"grey": "gray", "gray2": "gray", "": "red"}, "class": {"a": "b"}}})
+    vocabulary = Vocabulary(
+        VocabularyOptions(aliases={"colour": {"grey": "gray", "gray2": "gray", "": "red"}, "class": {"a": "b"}})
+    )
     (note,) = vocabulary.check_aliases({"class": ["a"], "colour": ["grey", " ", "x"]}, "labels.csv")
     assert note == "data vocabulary.aliases: no row of labels.csv has the colour 'gray2'; correct or remove it"
 
 
 def test_vocabulary_files_keep_their_order_without_unknown_and_aliased_values(tmp_path: Path) -> None:
     write_team14(tmp_path, images=False)
-    options: VocabularyOptions = {"source": "files", "aliases": {"colour": {"white": "black"}}}
+    options = VocabularyOptions(source="files", aliases={"colour": {"white": "black"}})
     lists = Vocabulary(options, Missing(["unknown"])).from_files(tmp_path)
     assert lists["class"] == list(TEAM14_CLASSES)
     assert lists["colour"] == ["red", "blue", "green", "black", "yellow"]
     assert lists["condition"] == ["new", "used"]
-    assert Vocabulary({"source": "train"}).from_files(tmp_path) == {}
+    assert Vocabulary(VocabularyOptions(source="train")).from_files(tmp_path) == {}
 
 
 def test_one_vocabulary_file_is_enough_but_none_is_not(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"neither classes.txt nor attributes.yaml"):
-        Vocabulary({"source": "files"}).from_files(tmp_path)
+        Vocabulary(VocabularyOptions(source="files")).from_files(tmp_path)
     (tmp_path / "kinds.txt").write_text("b\n\na\n", encoding="utf-8")
-    assert Vocabulary({"source": "files", "classes_file": "kinds.txt"}).from_files(tmp_path) == {"class": ["b", "a"]}
+    assert Vocabulary(VocabularyOptions(source="files", classes_file="kinds.txt")).from_files(tmp_path) == {
+        "class": ["b", "a"]
+    }
 
 
 @pytest.mark.parametrize(
     ("options", "named"), [({"source": "test"}, "vocabulary.source"), ({"alias": {}}, "unknown key 'alias'")]
 )
-def test_mistaken_options_are_refused(options: VocabularyOptions, named: str) -> None:
+def test_mistaken_options_are_refused(options: dict[str, Any], named: str) -> None:
     with pytest.raises(UserError, match=named):
-        Vocabulary(options)
+        VocabularyOptions.of(options)
 
 
 def test_classes_that_occur_twice_are_told_by_row(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from datamodules.loading.dataset import Collate, CountedLoader, ImageDataset, st
 from datamodules.loading.decode import ImageError, read_image
 from datamodules.loading.samplers import EvalSampler, SampleKey, TrainSampler
 from datamodules.loading.transforms import train_transform
+from datamodules.options import AugmentOptions
 from datamodules.table import SampleTable
 from vitrail.errors import UserError
 from vitrail.types import UNKNOWN, Batch
@@ -53,7 +54,12 @@ def failing(index: int) -> torch.Tensor:
 
 def dataset(reader: object = noise, seed: int = 0) -> ImageDataset:
     assert callable(reader)
-    return ImageDataset(INDICES, reader, train_transform({"size": 16}, {"preset": "reference"}, hue_safe=False), seed)
+    return ImageDataset(
+        INDICES,
+        reader,
+        train_transform({"size": 16}, AugmentOptions(preset="reference")),
+        seed,
+    )
 
 
 def loader(
@@ -124,7 +130,7 @@ def test_augmentation_is_a_function_of_seed_epoch_and_sample() -> None:
     assert not data[SampleKey(3, epoch=2, draw=1)]["image"].equal(image)
     assert not dataset(seed=1)[SampleKey(3, epoch=2)]["image"].equal(image)
     # The sample counts, not its place: a smaller split augments it alike.
-    part = ImageDataset(INDICES[3:5], noise, train_transform({"size": 16}, {"preset": "reference"}, False), 0)
+    part = ImageDataset(INDICES[3:5], noise, train_transform({"size": 16}, AugmentOptions(preset="reference")), 0)
     assert part[SampleKey(0, epoch=2)]["image"].equal(image)
 
 

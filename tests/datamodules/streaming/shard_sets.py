@@ -17,7 +17,9 @@ from typing import Any
 import torch
 
 from datamodules.loading.dataset import CountedLoader
+from datamodules.options import ImageOptions
 from datamodules.products import Products
+from datamodules.splits import SplitOptions
 from datamodules.streaming import StreamedImages
 from tests.support.data import draw_image, write_products
 from vitrail.types import Batch
@@ -29,7 +31,9 @@ TRAIN = set(range(SIZES["train"]))
 def source(root: Path) -> Products:
     """The data set that is packed: 54 photos as JPEG files."""
     write_products(root, instances=6)
-    return Products(str(root), attributes=["colour", "material"], split={"by": "table"}, image={"size": 16})
+    return Products(
+        str(root), attributes=["colour", "material"], split=SplitOptions(by="table"), image=ImageOptions(size=16)
+    )
 
 
 def streamed(shards: Any, **options: Any) -> StreamedImages:

@@ -12,7 +12,9 @@ from datamodules.__main__ import main
 from datamodules.hub_images import HubImages
 from datamodules.image_folder import ImageFolder
 from datamodules.loading.decode import heif_formats
+from datamodules.options import ImageOptions
 from datamodules.products import Products
+from datamodules.splits import SplitOptions
 from datamodules.streaming.pack import encoded_image, pack
 from datamodules.wares import Wares
 from tests.datamodules.streaming.shard_sets import SIZES, encoded, source, streamed, write_tar
@@ -56,7 +58,7 @@ def test_train_is_mixed_and_the_others_keep_their_order(products: Products, tmp_
 
 
 def test_generated_images_become_png_and_shards_can_be_packed_again(tmp_path: Path) -> None:
-    wares = Wares(n_samples=30, views=3, resolution=32, image={"size": 16})
+    wares = Wares(n_samples=30, views=3, resolution=32, image=ImageOptions(size=16))
     assert encoded_image(wares, 0).startswith(b"\x89PNG")
     pack(wares, tmp_path / "tar", "webdataset", shard_size=7)
     first = streamed(str(tmp_path / "tar"))
@@ -77,7 +79,7 @@ def test_images_out_of_the_hubs_files_keep_their_bytes(tmp_path: Path, monkeypat
     columns = {"image": [{"bytes": file, "path": None} for file in files], "label": ["cup", "hat"] * 3}
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
     datasets.Dataset.from_dict(columns, features=features).to_parquet(str(tmp_path / "a.parquet"))
-    hub = HubImages(str(tmp_path / "a.parquet"), split={"val_fraction": 0, "test_fraction": 0})
+    hub = HubImages(str(tmp_path / "a.parquet"), split=SplitOptions(val_fraction=0, test_fraction=0))
     pack(hub, tmp_path / "shards", "webdataset")
     data = streamed(str(tmp_path / "shards"))
     assert sorted(data.encoded_image(row) for row in range(6)) == sorted(files)
@@ -162,7 +164,7 @@ def test_shards_take_every_format(tmp_path: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / f"{number}.{suffix}").open("wb") as file:
             Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(file, kind)
-    photos = ImageFolder(str(tmp_path / "photos"), {"test_fraction": 0})
+    photos = ImageFolder(str(tmp_path / "photos"), SplitOptions(test_fraction=0))
     assert len(photos.table) == 5
     pack(photos, tmp_path / "tar", "webdataset")
     (tmp_path / "tar" / "index.parquet").unlink()

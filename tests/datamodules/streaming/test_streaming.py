@@ -177,7 +177,7 @@ def test_what_was_delivered_is_not_read_again(shards: str, monkeypatch: pytest.M
 
 def test_the_yaml_trains_and_tests(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    path = Path(__file__).parents[2] / "experiments" / "streamed_images.yaml"
+    path = Path(__file__).parents[3] / "experiments" / "streamed_images.yaml"
     overlay = {
         "data": {"init_args": {"shards": str(packed / "webdataset"), "image": {"size": 16}, "streams": 2}},
         "model": {"init_args": {"task_weights": {"class": 1.0, "colour": 0.5, "material": 0.5, "condition": None}}},

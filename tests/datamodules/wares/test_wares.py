@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from datamodules import wares
+from datamodules.options import ImageOptions, LoaderOptions
 from datamodules.wares import Wares, ware_spec
 from datamodules.wares.render import COLOURS, CONDITIONS, KINDS, MATERIALS, MATERIALS_OF, draw_ware
 from tests.support.data import from_yaml
@@ -99,7 +100,7 @@ def test_captions_name_what_is_to_be_seen_in_varied_words() -> None:
 
 
 def test_images_have_the_resolution_and_batches_the_size() -> None:
-    data = Wares(n_samples=60, resolution=40, image={"size": 32}, loader={"batch_size": 8})
+    data = Wares(n_samples=60, resolution=40, image=ImageOptions(size=32), loader=LoaderOptions(batch_size=8))
     assert data.read_image(3).shape == (3, 40, 40)
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))

@@ -11,6 +11,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from datamodules.base import ImageDataModule
+from datamodules.options import ImageOptions, LoaderOptions
 from datamodules.table import SampleTable
 from evaluation.__main__ import main
 from evaluation.commands.linear_probe import extract_features, linear_probe
@@ -27,7 +28,7 @@ class Shades(ImageDataModule):
     generated: ClassVar[bool] = True
 
     def __init__(self, targets: list[str], sizes: dict[str, int] | None = None) -> None:
-        super().__init__(image={"size": SIZE}, loader={"batch_size": 8})
+        super().__init__(image=ImageOptions(size=SIZE), loader=LoaderOptions(batch_size=8))
         self.targets = targets
         self.sizes = sizes or SPLIT_SIZES
 

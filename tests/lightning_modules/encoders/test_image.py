@@ -7,10 +7,11 @@ import timm
 import torch
 
 from lightning_modules.classification import ImageClassifier
-from lightning_modules.encoders.image import ImageEncoder, InputOptions, Normalize
+from lightning_modules.encoders.image import ImageEncoder, Normalize
 from lightning_modules.encoders.weights import create_backbone
 from tests.support.models import tiny_classifier
 from vitrail.errors import UserError
+from vitrail.types import InputOptions
 
 
 def images(size: int, count: int = 2) -> torch.Tensor:

@@ -13,7 +13,10 @@ import torch
 from PIL import Image
 
 from datamodules import ImageFolder
+from datamodules.captions import PromptOptions
 from datamodules.loading.transforms import eval_transform
+from datamodules.options import CheckOptions, LoaderOptions
+from datamodules.splits import SplitOptions
 from lightning_modules.dual_encoder import DualEncoder
 from lightning_modules.encoders.dual import build_towers
 from lightning_modules.encoders.image import ImageEncoder
@@ -94,7 +97,7 @@ def test_embeddings_of_any_shape_are_those_of_the_models_own_processor(tmp_path:
     processor = AutoImageProcessor.from_pretrained(folder)  # type: ignore[no-untyped-call]  # the library's own
     towers = build_towers(TowerOptions(model=str(folder)), SIDE).eval()
     towers.load_pretrained()
-    transform = eval_transform(towers.input_options)  # type: ignore[arg-type]  # a plain dictionary
+    transform = eval_transform(towers.input_options)  # a plain dictionary
     for shape in SHAPES:
         image = photo(*shape)
         expected = peer.get_image_features(**processor(image, return_tensors="pt")).pooler_output
@@ -184,7 +187,7 @@ def test_timms_networks_get_what_timm_would_give_them(
     config = {**resolve_data_config(pretrained_cfg={"num_classes": 0}), **wanted, "input_size": (3, SIDE, SIDE)}
     monkeypatch.setattr("timm.data.resolve_data_config", lambda **_: config)
     encoder = ImageEncoder("test_resnet", SIDE)
-    ours = eval_transform(encoder.input_options)  # type: ignore[arg-type]  # a plain dictionary
+    ours = eval_transform(encoder.input_options)  # a plain dictionary
     theirs = create_transform(**config)
     for shape in SHAPES:
         image = photo(*shape)
@@ -227,10 +230,10 @@ def test_a_run_makes_images_as_the_model_wants_them_unless_told_otherwise(
     data = ImageFolder(
         str(tmp_path / "data"),
         image={"size": SIDE, **given},  # type: ignore[arg-type]  # a plain dictionary
-        loader={"predict": ["train", "val", "test"], "batch_size": 3},
-        split={"by": "random"},
-        checks={"allow_leaks": ["near", "exact"]},
-        prompts={"templates": ["a photo of a {}."]},
+        loader=LoaderOptions(predict=["train", "val", "test"], batch_size=3),
+        split=SplitOptions(by="random"),
+        checks=CheckOptions(allow_leaks=["near", "exact"]),
+        prompts=PromptOptions(templates=["a photo of a {}."]),
     )
     task = DualEncoder(TowerOptions(model=str(folder)), data.class_names, data.class_prompts, image_size=SIDE)
     with warnings.catch_warnings(record=True) as caught:
