@@ -88,10 +88,9 @@ def label_section(
     targets = collection.targets[task][rows]
     known = np.flatnonzero(targets != UNKNOWN)
     rows, labels = rows[known], targets[known]
-    names = list(collection.tasks[task])
     try:
         probability = out_of_fold(
-            features[known], labels, collection.groups[rows], len(names), folds=folds, seed=seed
+            features[known], labels, collection.groups[rows], len(collection.tasks[task]), folds=folds, seed=seed
         )  # fmt: skip
     except UserError as error:
         return Section(_TITLE, missing=[f"{error}."])
@@ -109,8 +108,7 @@ def label_section(
     own_groups = len(set(collection.groups.tolist())) == len(collection.groups)
     section = Section(_TITLE, _paragraphs(task, issues, origin, own_groups), missing=missing)
     if len(issues.rows):
-        section.tables[f"suspects_{file_name(task)}"] = _suspects(collection, rows, labels, names, issues)
-        section.figures[f"suspects_{file_name(task)}"] = _suspect_sheet(collection, rows, labels, names, issues)
+        _add_suspects(section, collection, task, rows, issues)
     return section
 
 
@@ -129,42 +127,30 @@ def _paragraphs(task: str, issues: LabelIssues, origin: str, own_groups: bool) -
     ]
 
 
-def _suspects(
-    collection: Collection,
-    rows: NDArray[np.int64],
-    labels: NDArray[np.int64],
-    names: Sequence[str],
-    issues: LabelIssues,
-) -> Any:
+def _add_suspects(
+    section: Section, collection: Collection, task: str, rows: NDArray[np.int64], issues: LabelIssues
+) -> None:
+    """Add the table of all suspected labels and a sheet of the first ones; ``rows`` are those of the issues."""
     import pandas as pd
 
-    chosen = rows[issues.rows]
-    return pd.DataFrame(
+    names, chosen = collection.tasks[task], rows[issues.rows]
+    labels = [names[code] for code in collection.targets[task][chosen]]
+    suggested = [names[code] for code in issues.suggested]
+    section.tables[f"suspects_{file_name(task)}"] = pd.DataFrame(
         {
             "name": collection.names[chosen],
             "split": collection.splits[chosen],
-            "label": [names[code] for code in labels[issues.rows]],
-            "suggested": [names[code] for code in issues.suggested],
+            "label": labels,
+            "suggested": suggested,
             "margin": issues.margin.round(4),
         }
     )
-
-
-def _suspect_sheet(
-    collection: Collection,
-    rows: NDArray[np.int64],
-    labels: NDArray[np.int64],
-    names: Sequence[str],
-    issues: LabelIssues,
-) -> Any:
+    shown = list(zip(chosen.tolist(), labels, suggested, strict=True))[:_SHOWN_SUSPECTS]
     tiles = [
-        Tile(
-            thumbnail(collection.read(int(rows[place])), _SIDE),
-            f"{short(names[labels[place]], 22)}\n→ {short(names[suggested], 20)}",
-        )
-        for place, suggested in zip(issues.rows[:_SHOWN_SUSPECTS].tolist(), issues.suggested.tolist(), strict=False)
+        Tile(thumbnail(collection.read(row), _SIDE), f"{short(label, 22)}\n→ {short(other, 20)}")
+        for row, label, other in shown
     ]
-    return contact_sheet(tiles)
+    section.figures[f"suspects_{file_name(task)}"] = contact_sheet(tiles)
 
 
 def _pair_tiles(collection: Collection, pairs: Sequence[Mapping[str, Any]]) -> list[Tile]:
