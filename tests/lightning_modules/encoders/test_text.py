@@ -118,7 +118,7 @@ def test_positions_behind_the_padding_shorten_what_can_be_read(tmp_path: Path, k
     assert towers.text.max_length == 38
     tokens = torch.full((1, 38), 7)
     assert towers.encode_text({"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}).isfinite().all()
-    assert "the model's 38 tokens, got 40" in refusal(tmp_path, max_length=40)
+    assert "the model's 38 tokens; got 40" in refusal(tmp_path, max_length=40)
 
 
 def write_pooling(folder: Path, values: Any, path: str = "1_Pooling") -> None:
