@@ -9,21 +9,26 @@ import pytest
 import torch
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from experiments.train.cli import refuse_conflicting_checkpoint
 from lightning_modules.base import VisionTask
 from lightning_modules.checkpoint import load_task
 from lightning_modules.classification import MultiTaskClassifier
+from lightning_modules.dual_encoder import DualEncoder
 from lightning_modules.encoders.image import ImageEncoder
 from lightning_modules.options import OptimOptions
 from tests.support.models import (
     BACKBONE,
     SIZE,
     TASKS,
+    TEXTS,
     TinyData,
     make_batch,
     tiny_classifier,
     tiny_multitask,
+    tiny_pair,
     tiny_trainer,
 )
+from vitrail.config import read_experiment
 from vitrail.errors import UserError
 
 
@@ -178,3 +183,35 @@ def test_a_checkpoint_that_does_not_fit_its_class_is_a_user_error(trained: Path,
     path = changed(trained, tmp_path / "a.ckpt", class_names=["a", "b"])
     with pytest.raises(UserError, match=r"a\.ckpt: the weights do not fit ImageClassifier: 2 of another shape \(head"):
         load_task(path)
+
+
+def test_a_checkpoint_of_version_0_1_loads(tmp_path: Path) -> None:
+    task = tiny_pair(tmp_path, logit_scale={"scale": 5.0, "trainable": False}, optim_options={"warmup_epochs": 0.5})
+    task.towers.tokenizer = task.towers.train_tokenizer(list(TEXTS))
+    checkpoint: dict[str, Any] = {"pytorch-lightning_version": "2.6.6", "state_dict": task.state_dict()}
+    task.on_save_checkpoint(checkpoint)
+    # Options were plain dictionaries without their defaults, and the logit scale was called temperature.
+    old = {key: value for key, value in checkpoint["hyper_parameters"].items() if key != "logit_scale"}
+    old |= {"temperature": {"scale": 5.0, "learned": False}, "optim_options": {"warmup_epochs": 0.5}}
+    old["towers"] = {"model": str(tmp_path), "pretrained": False}
+    torch.save({**checkpoint, "hyper_parameters": old}, tmp_path / "old.ckpt")
+    loaded = load_task(tmp_path / "old.ckpt")
+    assert isinstance(loaded, DualEncoder)
+    assert not loaded.logit_scale_parameters
+    assert float(loaded.objective.logit_scale()[0]) == pytest.approx(5.0)
+    assert loaded.optim_options == OptimOptions(warmup_epochs=0.5)
+    refuse_conflicting_checkpoint(task, tmp_path / "old.ckpt")
+    with pytest.raises(UserError, match="optim_options: the checkpoint has"):
+        refuse_conflicting_checkpoint(tiny_pair(tmp_path, logit_scale={"scale": 5.0}), tmp_path / "old.ckpt")
+
+
+def test_arguments_of_an_experiment_file_of_version_0_1_have_their_present_names(tmp_path: Path) -> None:
+    path = tmp_path / "old.yaml"
+    path.write_text(
+        "model:\n  class_path: lightning_modules.DualEncoder\n"
+        "  init_args: {temperature: {scale: 5.0, learned: false}, optim_options: null, lora: null}\n"
+    )
+    expected = {"logit_scale": {"scale": 5.0, "trainable": False}, "lora": None}
+    assert read_experiment(path)["model"]["init_args"] == expected
+    path.write_text("model: {class_path: my_models.Own, init_args: {temperature: null}}\n")
+    assert read_experiment(path)["model"]["init_args"] == {"temperature": None}

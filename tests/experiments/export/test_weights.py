@@ -74,7 +74,7 @@ def test_only_our_tasks_are_built(tmp_path: Path) -> None:
     checkpoint = {"hyper_parameters": {"_class_path": "subprocess.Popen", "args": ["true"]}}
     strings = {"vitrail": json.dumps(METADATA), "vitrail.checkpoint": json.dumps(checkpoint)}
     save_file({"x": torch.zeros(1)}, path, metadata=strings)
-    with pytest.raises(UserError, match="none of the tasks"):
+    with pytest.raises(UserError, match="must be one of the tasks"):
         read_weights(path)
 
 
