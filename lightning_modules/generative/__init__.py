@@ -47,7 +47,7 @@ class GenerativeClassifier(ScoredTask):
     classifier. The training loss is the mean negative log-likelihood of the answer's tokens, by which ``scores`` ranks
     labels. ``val/loss`` is the cross-entropy of the logits, as of other classifiers.
 
-    With ``lora`` a checkpoint holds the adapters alone. The model's own weights are found again where ``model`` says,
+    With ``lora`` a checkpoint contains the adapters alone. The model's own weights are found again under ``model``,
     and others than those that the adapters were trained on are refused.
 
     Args:

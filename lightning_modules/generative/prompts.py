@@ -70,7 +70,7 @@ class Prompts:
         return [*self._ids(text), self.end_id]
 
     def text(self, ids: Sequence[int]) -> str:
-        """What an answer says, without its end and whatever comes behind it."""
+        """Text of an answer up to its end token."""
         kept = list(ids)
         if self.end_id in kept:
             kept = kept[: kept.index(self.end_id)]

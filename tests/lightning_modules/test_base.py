@@ -193,7 +193,7 @@ def test_what_a_checkpoint_replaces_is_never_fetched(tmp_path: Path, loads: list
     assert not loads
 
 
-def test_differing_images_are_told_once_at_the_start(tmp_path: Path, loads: list[str]) -> None:
+def test_differing_images_give_one_warning_at_the_start(tmp_path: Path, loads: list[str]) -> None:
     def warned(**changes: Any) -> list[str]:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")

@@ -164,7 +164,7 @@ def test_class_weights_come_from_the_counts_of_the_data() -> None:
         tiny_classifier(class_weighting="inverse")
 
 
-def test_it_learns(tmp_path: Path) -> None:
+def test_it_fits_ten_samples(tmp_path: Path) -> None:
     torch.manual_seed(0)
     task = tiny_classifier(backbone="test_resnet", lr=1e-3, schedule="onecycle", weight_decay=0.0)
     trainer = tiny_trainer(tmp_path, max_epochs=12, limit_val_batches=0)

@@ -116,7 +116,7 @@ def test_with_the_fixed_scale_of_the_reference_the_loss_cannot_fall_below_its_fl
     simplex = F.normalize(torch.eye(128, dtype=torch.float64) - 1 / 128, dim=-1)
     scale = torch.tensor(np.e)
     assert float(info_nce(Pairs(simplex, simplex, torch.arange(128)), scale)) == pytest.approx(floor)
-    # And nothing near it is better: whoever optimises the embeddings freely ends there.
+    # And nothing near it is better: free optimisation of the embeddings ends there.
     free = (simplex + 0.01 * torch.randn(128, 128, generator=torch.Generator().manual_seed(0))).requires_grad_()
     optimizer = torch.optim.Adam([free], lr=1e-3)
     for _ in range(50):

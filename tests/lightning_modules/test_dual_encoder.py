@@ -1,5 +1,3 @@
-""""""
-
 from __future__ import annotations
 
 import csv
@@ -164,7 +162,7 @@ def test_a_pretrained_scale_beyond_a_hundred_outlives_training_and_checkpoint(tm
     assert torch.equal(again.objective.logit_scale.log_scale.data, torch.tensor(4.765))
 
 
-def test_half_precision_learns(tmp_path: Path) -> None:
+def test_half_precision_trains(tmp_path: Path) -> None:
     task = tiny_pair(tmp_path / "clip", chunk_size=3)
     trainer = tiny_trainer(tmp_path, precision="bf16-mixed", gradient_clip_val=1.0)
     trainer.fit(task, TinyPairs())
@@ -263,7 +261,7 @@ def test_a_checkpoint_alone_reads_text_and_images(tmp_path: Path) -> None:
     assert again.tasks == {"class": CLASSES}
 
 
-def test_without_tokenizer_or_texts_the_way_out_is_told(tmp_path: Path) -> None:
+def test_without_tokenizer_or_texts_the_error_has_a_hint(tmp_path: Path) -> None:
     task = tiny_pair(tmp_path / "clip")
     with pytest.raises(UserError, match="no tokenizer yet"):
         task.encode_text(["a rose"])

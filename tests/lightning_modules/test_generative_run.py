@@ -1,4 +1,4 @@
-"""Tests of a run that learns from scratch to name colours: that it does, and that its checkpoint says the same."""
+"""A run that is trained from scratch to name colours: that it does, and that its checkpoint says the same."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_it_learns_to_answer_above_chance(learned: Path) -> None:
     targets = predictions["target_colour"].to_numpy()
     right = logits.argmax(axis=1) == targets
     majority = np.bincount(targets).max() / len(targets)
-    # Three standard errors above whoever always says the commonest colour.
+    # Three standard errors above always predicting the commonest colour.
     assert len(targets) == 300
     assert right.mean() > majority + 3 * np.sqrt(majority * (1 - majority) / len(targets))
     assert (learned / "reports" / "test_colour.csv").exists()

@@ -1,4 +1,4 @@
-"""What only two real processes can show. Each imports everything anew, so these take a minute on two cores."""
+"""What only two real processes can show. Each imports everything again, so these take a minute on two cores."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_two_processes_with_unequal_shares_agree_with_one(tmp_path: Path) -> Non
 
 
 class DataOfRank(TinyData):
-    """Each process learns from other samples; the second has one row of padding more in validation."""
+    """Each process trains on other samples; the second has one row of padding more in validation."""
 
     def train_dataloader(self) -> DataLoader[Batch]:
         start = 50 * self.process()

@@ -216,7 +216,7 @@ def test_pretrained_configurations_of_timm_say_how_they_are_resized() -> None:
 
 
 @pytest.mark.parametrize("given", [{}, {"resize": "crop"}], ids=["open", "explicit"])
-def test_a_run_makes_images_as_the_model_wants_them_unless_told_otherwise(
+def test_a_run_makes_images_as_the_model_needs_them_unless_options_differ(
     tmp_path: Path, given: dict[str, Any]
 ) -> None:
     from transformers import AutoImageProcessor, AutoModel

@@ -130,7 +130,7 @@ def test_only_labels_are_said_and_the_same_as_by_the_library(
     for row, number in enumerate(generated):
         expected = by_the_library(model, ids, row, prefix_allowed_tokens_fn=allowed, max_new_tokens=20)
         assert labels[number] == expected
-    # Without the constraint, the model says none of them.
+    # Without the constraint, the model generates none of them.
     free = generate(model, model.read(model.encode_images(IMAGE), ids), 2, 8)
     assert not any(tokens in labels for tokens in free.tokens)
 

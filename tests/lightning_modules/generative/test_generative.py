@@ -237,7 +237,7 @@ def test_settings_that_do_not_fit_are_one_line(folder: Path, changes: Any, messa
 
 
 class AnswersOfRank(TinyData):
-    """Each process learns other answers."""
+    """Each process trains on other answers."""
 
     def train_dataloader(self) -> Any:
         rank = self.trainer.global_rank if self.trainer else 0
