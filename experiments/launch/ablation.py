@@ -216,12 +216,13 @@ def _train(
     runner: Runner | None,
 ) -> tuple[int, str]:
     """Fit and test what has no run yet; return the signal that stopped it, or 0, and why the first was refused."""
-    from experiments.launch.workers import run_trial
+    from experiments.launch.workers import ended, run_trial
 
     def unless_done(job: Job, watch: Watch, stop: threading.Event) -> Outcome:
         # Of this very overlay, by another version of the file.
         if (done := _tested(job.place)) is not None:
-            return Outcome("complete", 0.0, run=done)
+            known = ended(job, "complete", before=set())
+            return replace(known, value=known.value or 0.0, run=done)
         outcome = (runner or run_trial)(job, watch, stop)
         if outcome.state == "complete" and _tested(job.place) is None:
             return replace(
@@ -231,8 +232,7 @@ def _train(
 
     study_name = f"{name}-{fingerprint(dict(sweep.overlays))}"
     study, workers, stopped_by = search(sweep, study_name, folder, options, len(variants), [], unless_done)
-    for trial in study.trials():
-        variant = variants[trial.user_attrs["slot"]]
+    for variant, trial in zip(variants, study.trials(), strict=False):
         variant.run = _tested(Path(trial.user_attrs[RUN]).parent) if trial.user_attrs.get(RUN) else None
         variant.error = trial.user_attrs.get(ERROR) or ""
     return stopped_by, workers.refusal

@@ -311,7 +311,7 @@ class Workers:
                     continue
                 elif not (elsewhere := self._study.running_elsewhere()):
                     return
-                elif names := {str(trial.user_attrs.get(NAME)) for trial in elsewhere} - waiting_for:
+                elif names := {trial.user_attrs.get(NAME, "a trial") for trial in elsewhere} - waiting_for:
                     waiting_for |= names
                     self._console.print(
                         f"Waiting for {', '.join(sorted(names))} of another process; Ctrl-C ends this one only."
