@@ -318,7 +318,7 @@ class StreamedDataset(ImageDataset):
         self._told.add(row)
         warnings.warn(f"left out: {error}", stacklevel=2)
         if self._journal is not None:
-            line = json.dumps({"row": row, "name": self._shards.keys[row].as_py(), "reason": str(error)})
+            line = json.dumps({"row": row, "name": self._shards.images["key"][row].as_py(), "reason": str(error)})
             # Another machine need not have the run directory.
             self._journal.parent.mkdir(parents=True, exist_ok=True)
             # Whole lines, also where several workers add one at the same time.

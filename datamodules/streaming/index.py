@@ -1,13 +1,7 @@
-"""From what shards say besides images to the table of samples, and to the places of the images.
+"""The index of a set of shards: everything but the images, and where in tar files the images are.
 
-What is in shards besides images: keys, labels, captions and groups, and in tar files where each image lies.
-
-Parquet tells it without its images being read. Of tar files it is told by the index that
-``python -m datamodules pack`` leaves beside them (``datamodules.streaming.index`` for those that have none).
-
-What is in a WebDataset shard that has no index of ours: it is read through once, and what was found is kept.
-
-It is kept under ``$VITRAIL_CACHE`` for as long as the shard stays the same.
+Of Parquet shards the wanted columns are read. Tar shards that ``python -m datamodules pack`` wrote have an index next
+to them; others are read through once, and the columns found are kept under ``$VITRAIL_CACHE`` until the shard changes.
 """
 
 from __future__ import annotations
@@ -38,7 +32,16 @@ from datamodules.files.label_csv import (
     plain_texts,
 )
 from datamodules.loading.decode import HEIF_SUFFIXES, SUFFIXES
-from datamodules.streaming.shards import INDEX_FILE, Shards, open_shard, shard_error, short_names, size_of, unpacked
+from datamodules.streaming.shards import (
+    INDEX_FILE,
+    Shards,
+    open_shard,
+    shard_error,
+    shard_errors,
+    short_names,
+    size_of,
+    unpacked,
+)
 from datamodules.table import Missing, SampleTable, attribute_column, composed, strings_of, target_column
 from vitrail.console import tracked
 from vitrail.errors import UserError
@@ -48,40 +51,51 @@ from vitrail.types import LABEL_TASK
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
-    from numpy.typing import NDArray
-
 
 IMAGE_SUFFIXES = tuple(suffix.removeprefix(".") for suffix in (*SUFFIXES, *HEIF_SUFFIXES))
-"""Members of a tar file that are images, the first that a sample has."""
+"""Members of a tar file that are images; the first that a sample has is its image."""
 
 OTHERS_KEY = b"others"
-"""Metadata of what is known of a tar file: its members that are no images of samples, counted by ending as JSON."""
+"""Metadata of a scanned tar file: number of members other than the samples' images, by ending, as JSON."""
 
-_FORMAT = 3  # Counts up when the meaning of the cached columns changes.
+LAYOUT_KEY = b"vitrail"
+"""Metadata of our own shards: which columns are what."""
+
+PLACE = ("/offset", "/size")
+"""Columns of a scanned tar file: where its images are. No ending of a member has a slash."""
+
+_FORMAT = 4  # Counts up when the meaning of the cached columns changes.
 _LARGEST_TEXT = 1 << 20
 _MEMBER = re.compile(r"((?:.*/|)[^./][^.]*)\.([^/]+)")
+_THREADS = 8
+_SHOWN = 12
 
 
 def scanned(url: str, image_suffix: str) -> pa.Table:
-    """What is in a tar file, from the cache as long as the file is the same.
+    """Read a tar file through, or take what was found from the cache as long as the file is the same.
 
     Args:
         url: of the shard.
         image_suffix: of the members that are images; empty for the first usual one.
 
     Returns:
-        For each sample ``key``, ``offset`` and ``size`` of its image in the archive, and ``fields``, its short
-        members by their endings as JSON. The schema's metadata count all other members: by what follows a sample's key
-        (``json``, ``seg.png``), and files of no sample by their last ending with its dot.
+        For each sample ``key``, the columns ``PLACE``, and one column for each ending of short members (``cls``) and
+        each top-level key of those that contain JSON (``json.colour``): whole numbers, texts or lists of texts. The
+        schema's metadata count the other members by what follows a sample's key (``json``, ``seg.png``), files of no
+        sample by their last ending with its dot.
 
     Raises:
         UserError: where the shard cannot be read, is truncated or not in the format.
     """
     folder = cache_directory() / "shards"
-    stamp = stamp_of(url)
+    with open_shard(url) as file:
+        stamp = _stamp(url, file)
     key = hashlib.sha256(f"{_FORMAT}\n{url}\n{stamp}\n{image_suffix}".encode()).hexdigest()
     path = folder / f"{key}.parquet"
-    with _one_scanner(folder, key):
+    with contextlib.ExitStack() as stack:
+        # Of several processes that begin together one reads the file, the others wait for what it finds.
+        with contextlib.suppress(OSError):  # without such a folder each process does the work
+            stack.enter_context(lock(folder / f".{key}.lock"))
         if stamp and path.exists():
             try:
                 return read_parquet(path)
@@ -89,29 +103,16 @@ def scanned(url: str, image_suffix: str) -> pa.Table:
                 rank_zero_warn(f"{error}; {url} is read through again")
         table = _scan(url, image_suffix)
         if stamp:
-            _keep(table, path, url)
+            try:
+                with write_atomically(path) as partial:
+                    write_parquet(table, partial)
+            except OSError as error:
+                rank_zero_warn(f"{folder}: cannot keep the index of {url} ({error}); set $VITRAIL_CACHE")
         return table
 
 
-@contextlib.contextmanager
-def _one_scanner(folder: Path, key: str) -> Iterator[None]:
-    """Where several processes begin together, one reads the file through and the others wait for what it finds."""
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # without such a folder each process does the work, see _keep
-            stack.enter_context(lock(folder / f".{key}.lock"))
-        yield
-
-
-def _keep(table: pa.Table, path: Path, url: str) -> None:
-    try:
-        with write_atomically(path) as partial:
-            write_parquet(table, partial)
-    except OSError as error:
-        rank_zero_warn(f"{path.parent}: cannot keep what is in {url} ({error}); set $VITRAIL_CACHE")
-
-
 def stamp_of(url: str) -> str:
-    """What changes with a shard's content; empty where its server says nothing."""
+    """Return what changes with a shard's content; empty where its server reports nothing of the kind."""
     with open_shard(url) as file:
         return _stamp(url, file)
 
@@ -129,48 +130,80 @@ def _stamp(url: str, file: IO[bytes]) -> str:
         if value
         and key.lower() in ("size", "etag", "mtime", "lastmodified", "last_modified", "last-modified", "blob_id", "md5")
     }
-    # A size alone says little: tar files are filled up to round ones.
+    # The size alone is not enough: tar files are padded to round ones.
     return json.dumps(known, sort_keys=True) if len(known) > 1 else ""
 
 
 def _scan(url: str, image_suffix: str) -> pa.Table:
-    """Goes through a tar file: key, place of the image and all short texts of each sample."""
     import pyarrow as pa
 
-    columns: dict[str, list[Any]] = {"key": [], "offset": [], "size": [], "fields": []}
+    rows: list[dict[str, Any]] = []
     others: Counter[str] = Counter()
-    with open_shard(url, sequential=True) as file, _whole(url, file) as archive:
+    suffixes = [image_suffix] if image_suffix else IMAGE_SUFFIXES
+    with (
+        open_shard(url, sequential=True) as file,
+        shard_errors(url),
+        _broken_archives(url),
+        unpacked(url, file) as archive,
+    ):
         for key, members in _samples(url, archive, others):
-            suffixes = [image_suffix] if image_suffix else IMAGE_SUFFIXES
             place = next((members[suffix] for suffix in suffixes if suffix in members), None)
             if not isinstance(place, tuple):
-                wanted = image_suffix or ", ".join(IMAGE_SUFFIXES)
                 raise UserError(
-                    f"data shards: {url}: sample {key!r} has no image ({wanted}) but {', '.join(sorted(members))}; "
-                    "correct the shard, or name the ending with columns: {image: …}"
+                    f"data shards: {url}: sample {key!r} has no image ({', '.join(suffixes)}) but "
+                    f"{', '.join(sorted(members))}; correct the shard, or name the ending with columns: {{image: …}}"
                 )
             others.update(suffix for suffix, member in members.items() if member is not place)
-            texts = {suffix: text for suffix, text in members.items() if isinstance(text, str)}
-            for name, value in zip(columns, (key, *place, json.dumps(texts)), strict=True):
-                columns[name].append(value)
-    if not columns["key"]:
+            rows.append({**_values(members), "key": key, **dict(zip(PLACE, place, strict=True))})
+    if not rows:
         raise UserError(f"data shards: {url} has no samples (files called key.jpg, key.cls …); name a WebDataset shard")
-    return pa.table(columns).replace_schema_metadata({OTHERS_KEY: json.dumps(others)})
+    columns = {name: _arrow([row.get(name) for row in rows]) for name in dict.fromkeys(n for row in rows for n in row)}
+    return pa.table({**columns, "key": [row["key"] for row in rows]}, metadata={OTHERS_KEY: json.dumps(others)})
+
+
+def _values(members: Mapping[str, Any]) -> dict[str, Any]:
+    """The texts of a sample by ending, and the values of those that contain a JSON object by ``ending.key``."""
+    values: dict[str, Any] = {}
+    for suffix, text in members.items():
+        if not isinstance(text, str):
+            continue
+        values[suffix] = text.strip()
+        with contextlib.suppress(json.JSONDecodeError, RecursionError):
+            content = json.loads(text, parse_constant=lambda _: None) if values[suffix].startswith("{") else None
+            if isinstance(content, dict):
+                del values[suffix]
+                values.update({f"{suffix}.{key}": value for key, value in content.items()})
+    return {name: value for name, value in values.items() if value is not None and not isinstance(value, dict)}
+
+
+def _arrow(values: Sequence[Any]) -> pa.Array:
+    """Values of JSON as whole numbers if all are, as lists of texts if there is a list, otherwise as texts."""
+    import pyarrow as pa
+
+    if any(isinstance(value, list) for value in values):
+        lists = [value if value is None or isinstance(value, list) else [value] for value in values]
+        return pa.array(
+            [texts and [None if text is None else str(text) for text in texts] for texts in lists],
+            pa.list_(pa.string()),
+        )
+    texts = [None if value is None else str(value) for value in values]
+    if all(not text or _is_whole(text) for text in texts):
+        return pa.array([int(text) if text else None for text in texts], pa.int64())
+    return pa.array(texts, pa.string())
+
+
+def _is_whole(text: str) -> bool:
+    """Whether a text is the usual form of a number with 64 bits; 001 is a name, 1 may be another one."""
+    return len(text) < 19 and text.removeprefix("-").isdecimal() and str(int(text)) == text
 
 
 @contextlib.contextmanager
-def _whole(url: str, file: IO[bytes]) -> Iterator[IO[bytes]]:
-    """The archive, with an error in words where it is broken."""
+def _broken_archives(url: str) -> Iterator[None]:
     try:
-        with unpacked(url, file) as archive:
-            yield archive
-    except UserError:
-        raise
+        yield
     except (tarfile.TarError, EOFError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"data shards: {url} is truncated or no tar file ({reason}); get it anew") from error
-    except Exception as error:  # what broken connections raise depends on the libraries
-        raise shard_error(url, error) from error
+        raise UserError(f"data shards: {url} is truncated or no tar file ({reason}); get an intact copy") from error
 
 
 def _samples(url: str, archive: IO[bytes], others: Counter[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -179,7 +212,7 @@ def _samples(url: str, archive: IO[bytes], others: Counter[str]) -> Iterator[tup
     watched = _LastBlock(archive)
     with tarfile.open(fileobj=cast("IO[bytes]", watched), mode="r|") as tar:
         for member in tar:
-            tar.members = []  # type: ignore[attr-defined]  # else all members of the file gather there
+            tar.members = []  # type: ignore[attr-defined]  # or all members of the file gather there
             match = _MEMBER.fullmatch(member.name.removeprefix("./")) if member.isfile() else None
             if match is None:
                 if member.isfile() and not any(map(is_left_alone, Path(member.name).parts)):
@@ -193,21 +226,20 @@ def _samples(url: str, archive: IO[bytes], others: Counter[str]) -> Iterator[tup
                 raise UserError(f"data shards: {url}: sample {key!r} has two files .{suffix}; remove one")
             members[suffix] = _content_of(tar, member, suffix)
     if watched.block.strip(b"\0"):
-        # tarfile takes the end of a file for the end of the archive, which says so by blocks of zeros.
-        raise UserError(f"data shards: {url} is truncated: the end of the archive is missing; get it anew")
+        # tarfile takes the end of a file for the end of the archive, which are blocks of zeros.
+        raise UserError(f"data shards: {url} is truncated: the end of the archive is missing; get an intact copy")
     if members:
         yield key, members
 
 
 class _LastBlock:
-    """Hands a file on and knows the last block that was read."""
+    """A file that remembers the last block that was read."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.block = b""
         self._file = file
 
     def read(self, size: int) -> bytes:
-        """Bytes of the file."""
         content = self._file.read(size)
         self.block = (self.block + content)[-tarfile.BLOCKSIZE :]
         return content
@@ -224,53 +256,43 @@ def _content_of(tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: str) -> t
         return member.offset_data, member.size
 
 
-LAYOUT_KEY = b"vitrail"
-"""Metadata of our own shards: which columns are what."""
-
-_THREADS = 8
-
-
 @dataclass(frozen=True, eq=False)
 class ShardIndex:
     """What is in one shard of n samples.
 
     Attributes:
-        columns: those that are wanted, n rows; of a foreign tar file ``key`` and ``fields``.
-        features: the ``datasets.Features`` of the columns.
-        layout: which columns are what, where the shard says so itself.
-        offsets: int64 ``(n,)``, where in a tar file the images begin; empty for Parquet.
-        sizes: int64 ``(n,)``, bytes of the images there; empty for Parquet.
-        checks: int64 ``(n,)``, CRC-32 of the images there, -1 where nobody has noted it; empty for Parquet.
-        others: number of members of a foreign tar file that are no images, by ending.
+        columns: the wanted ones, n rows.
+        features: the ``datasets.Features`` of all columns of the shard.
+        layout: which columns are what, where the shard itself records it.
+        places: ``offset``, ``size`` and ``crc32`` (null where unknown) of the images in a tar file, n rows.
+        others: number of members of a foreign tar file other than the samples' images, by ending.
     """
 
     columns: pa.Table
     features: Any
-    layout: dict[str, Any]
-    offsets: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-    checks: NDArray[np.int64]
+    layout: dict[str, Any] = field(default_factory=dict)
+    places: pa.Table | None = None
     others: dict[str, int] = field(default_factory=dict)
 
 
 def index_parquet(
     urls: Sequence[str], image_column: str, wanted: Callable[[dict[str, Any]], set[str]]
 ) -> list[ShardIndex]:
-    """Reads the wanted columns of Parquet shards, several shards at a time; the images are not touched.
+    """Read the wanted columns of Parquet shards, several shards at a time, without the images.
 
     Args:
         urls: of the shards.
-        image_column: must be there.
-        wanted: from what a shard says of its columns to the names of those to read; names that it lacks do no harm.
+        image_column: must exist.
+        wanted: from a shard's layout to the names of the columns to read; names that it lacks are ignored.
 
     Raises:
         UserError: where a shard cannot be read or has no column of images.
     """
-    return _side_by_side(lambda url: _parquet_columns(url, image_column, wanted), urls, "reading labels of shards")
+    return _in_threads(lambda url: _parquet_columns(url, image_column, wanted), urls, "reading labels of shards")
 
 
 def index_tars(urls: Sequence[str], image_suffix: str) -> list[ShardIndex]:
-    """What is in tar shards, from the index beside them, from the cache, or by reading them through.
+    """Index tar shards: from the file next to them, from the cache, or by reading them through.
 
     Args:
         urls: of the shards.
@@ -279,16 +301,26 @@ def index_tars(urls: Sequence[str], image_suffix: str) -> list[ShardIndex]:
     Raises:
         UserError: where a shard cannot be read, is truncated or not in the format.
     """
-    beside = {folder: None if image_suffix else _index_beside(folder) for folder in {_folder(url) for url in urls}}
+    packed = {} if image_suffix else {folder: _packed(folder) for folder in {_folder(url) for url in urls}}
 
     def index(url: str) -> ShardIndex:
-        packed = beside[_folder(url)]
-        return (packed and _packed(packed, url)) or _foreign(scanned(url, image_suffix))
+        found = packed.get(_folder(url), {}).get(url.rpartition("/")[2])
+        if found is None:
+            return _foreign(scanned(url, image_suffix))
+        with open_shard(url) as file:
+            size = size_of(file)
+        noted = found.layout["shards"][url.rpartition("/")[2]]
+        if size is not None and size != noted:
+            raise UserError(
+                f"data shards: {url} has {size} bytes, {INDEX_FILE} next to it records {noted}: it is truncated or not "
+                "the shard that was packed; get an intact copy"
+            )
+        return found
 
-    return _side_by_side(index, urls, "reading what is in tar shards, once")
+    return _in_threads(index, urls, "reading what is in tar shards, once")
 
 
-def _side_by_side(index: Callable[[str], ShardIndex], urls: Sequence[str], description: str) -> list[ShardIndex]:
+def _in_threads(index: Callable[[str], ShardIndex], urls: Sequence[str], description: str) -> list[ShardIndex]:
     pool = ThreadPoolExecutor(_THREADS)
     try:
         return list(tracked(pool.map(index, urls), description, len(urls)))
@@ -298,99 +330,70 @@ def _side_by_side(index: Callable[[str], ShardIndex], urls: Sequence[str], descr
 
 
 def _parquet_columns(url: str, image_column: str, wanted: Callable[[dict[str, Any]], set[str]]) -> ShardIndex:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with open_shard(url) as file:
-        try:
-            opened = pq.ParquetFile(file, page_checksum_verification=True)
-            schema = opened.schema_arrow
-            if image_column not in schema.names:
-                raise UserError(
-                    f"data columns.image: {url} has no column {image_column!r}; it has {', '.join(schema.names)}"
-                )
-            layout = _layout(schema)
-            names = [name for name in schema.names if name in wanted(layout) - {image_column}]
-            columns = opened.read(columns=names) if names else _rows_only(opened.metadata.num_rows)
-        except UserError:
-            raise
-        except Exception as error:  # what broken files and connections raise depends on the libraries
-            raise shard_error(url, error) from error
-    nowhere = np.empty(0, dtype=np.int64)
-    return ShardIndex(columns, _features(schema), layout, nowhere, nowhere, nowhere)
-
-
-def _rows_only(count: int) -> pa.Table:
-    """A table without columns of interest, which still knows its length."""
-    import pyarrow as pa
-
-    return pa.table({"": pa.nulls(count)})
-
-
-@dataclass(frozen=True, eq=False)
-class _Beside:
-    """The index of a folder: its rows, those of one shard together, and where each shard's begin and how many."""
-
-    rows: pa.Table
-    layout: dict[str, Any]
-    parts: dict[str, tuple[int, int]]
+    with open_shard(url) as file, shard_errors(url):
+        opened = pq.ParquetFile(file, page_checksum_verification=True)
+        schema = opened.schema_arrow
+        if image_column not in schema.names:
+            raise UserError(
+                f"data columns.image: {url} has no column {image_column!r}; it has {', '.join(schema.names)}"
+            )
+        layout = _layout(schema)
+        names = [name for name in schema.names if name in wanted(layout) - {image_column}]
+        # Without any column the table would lose its length.
+        rows = pa.table({"": pa.nulls(opened.metadata.num_rows)})
+        columns = opened.read(columns=names) if names else rows
+    return ShardIndex(columns, _features(schema), layout)
 
 
 def _folder(url: str) -> str:
     return url.rpartition("/")[0]
 
 
-def _index_beside(folder: str) -> _Beside | None:
-    """The index of a folder; None where there is none."""
+def _packed(folder: str) -> dict[str, ShardIndex]:
+    """The index of a folder by the shards' names; empty where there is none."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     url = f"{folder}/{INDEX_FILE}" if folder else INDEX_FILE
     try:
         with open_shard(url) as file:
             table = read_parquet(file, name=INDEX_FILE)
     except DamagedFileError as error:
-        raise UserError(f"data shards: {url} cannot be read ({error}); get it anew, or make it anew") from error
+        raise UserError(f"data shards: {url} cannot be read ({error}); get an intact copy") from error
     except UserError as error:
-        # Some stores say "forbidden" of what is not there.
+        # Some stores answer "forbidden" for what does not exist.
         if isinstance(error.__cause__, FileNotFoundError | PermissionError):
-            return None
+            return {}
         raise
     except Exception as error:  # what broken files and connections raise depends on the libraries
         raise shard_error(url, error) from error
-    layout = _layout(table.schema)
+    layout, features = _layout(table.schema), _features(table.schema)
     if "shards" not in layout:
-        return None
+        return {}
+    if "crc32" not in table.column_names:  # indexes of earlier versions have no checksums
+        table = table.append_column("crc32", pa.nulls(len(table), pa.int64()))
     table = table.sort_by("shard")  # a stable sort
-    names, first, counts = np.unique(table["shard"].to_numpy(), return_index=True, return_counts=True)
-    parts = zip(names.tolist(), zip(first.tolist(), counts.tolist(), strict=True), strict=True)
-    return _Beside(table, layout, dict(parts))
-
-
-def _packed(beside: _Beside, url: str) -> ShardIndex | None:
-    """The part of a folder's index that is about one shard; None where it is about others only."""
-    name, layout = url.rpartition("/")[2], beside.layout
-    if name not in layout["shards"]:
-        return None
-    with open_shard(url) as file:
-        size = size_of(file)
-    if size is not None and size != layout["shards"][name]:
-        raise UserError(
-            f"data shards: {url} has {size} bytes, {INDEX_FILE} beside it says {layout['shards'][name]}: it is "
-            "truncated or not the shard that was packed; get it anew"
-        )
-    rows = beside.rows.slice(*beside.parts[name])
-    offsets, sizes = (rows[key].to_numpy().astype(np.int64) for key in ("offset", "size"))
-    # Indexes of earlier versions note no checksums.
-    noted = "crc32" in rows.column_names
-    checks = rows["crc32"].to_numpy().astype(np.int64) if noted else np.full(len(rows), -1)
-    columns = rows.drop_columns(["shard", "offset", "size", *(["crc32"] if noted else [])])
-    return ShardIndex(columns, _features(rows.schema), layout, offsets, sizes, checks)
+    places = table.select(["offset", "size", "crc32"])
+    columns = table.drop_columns(["shard", "offset", "size", "crc32"])
+    found, first = {}, 0
+    # Slices, because a filter for each of thousands of shards would go through all rows each time.
+    for name, count in (tuple(run.values()) for run in pc.value_counts(table["shard"]).to_pylist()):
+        found[name] = ShardIndex(columns.slice(first, count), features, layout, places.slice(first, count))
+        first += count
+    return found
 
 
 def _foreign(table: pa.Table) -> ShardIndex:
-    import datasets
+    import pyarrow as pa
 
-    features = datasets.Features({"key": datasets.Value("string"), "fields": datasets.Value("string")})
-    offsets, sizes = (table[name].to_numpy().astype(np.int64) for name in ("offset", "size"))
+    places = pa.table([table[name] for name in PLACE], ["offset", "size"])
+    places = places.append_column("crc32", pa.nulls(len(table), pa.int64()))
+    columns = table.drop_columns(list(PLACE))
     others = json.loads((table.schema.metadata or {})[OTHERS_KEY])
-    return ShardIndex(table.select(["key", "fields"]), features, {}, offsets, sizes, np.full(len(table), -1), others)
+    return ShardIndex(columns, _features(columns.schema), {}, places, others)
 
 
 def _features(schema: pa.Schema) -> Any:
@@ -405,14 +408,11 @@ def _layout(schema: pa.Schema) -> dict[str, Any]:
     return layout
 
 
-_SHOWN = 12
-
-
 class StreamColumns(TypedDict, total=False):
     """Which columns of Parquet, or which members of a WebDataset sample, are what.
 
-    In tar files a name is the ending of a member (``cls``, ``txt``) or a key of a member that holds JSON
-    (``json.colour``). Shards that ``python -m datamodules pack`` wrote say all of it themselves.
+    In tar files a name is the ending of a member (``cls``, ``txt``) or a top-level key of a JSON member
+    (``json.colour``). Shards that ``python -m datamodules pack`` wrote record all of it themselves.
 
     Attributes:
         image: images; default image, and in tar files the first member with a usual ending.
@@ -421,7 +421,7 @@ class StreamColumns(TypedDict, total=False):
         caption: a text or several; default none, and in tar files txt where there is such a member.
         group: the object or product that an image shows; default none.
         key: stable name of a sample; default none, and in tar files the members' common name.
-        attributes: further columns to learn, each a task of its own; default none. Of shards that
+        attributes: further columns, each a task of its own; default none. Of shards that
             ``python -m datamodules pack`` wrote, the names of the tasks.
     """
 
@@ -444,14 +444,14 @@ def read_streams(
     origin: str,
     missing: Missing | None = None,
 ) -> tuple[SampleTable, Shards]:
-    """The table of all samples, shard by shard, and where their images are.
+    """Return the table of all samples, shard by shard, and where their images are.
 
     Args:
         urls: of the shards of each split.
         shard_format: ``parquet`` or ``webdataset``.
         columns: which columns are what.
-        vocabulary: class names by task; for whole numbers, which begin at 0, what they stand for.
-        origin: what messages call the set.
+        vocabulary: class names by task; for whole numbers, which begin at 0, the names that they stand for.
+        origin: name of the set in messages.
         missing: what counts as missing; the empty text alone by default.
 
     Raises:
@@ -483,21 +483,29 @@ def read_streams(
     shards = Shards(
         urls=every,
         ends=np.cumsum([len(part) for part in parts]).astype(np.int64),
-        keys=strings_of(frame["key"]),
+        images=_images(frame, indices),
         column=image if is_parquet else "",
-        offsets=np.concatenate([index.offsets for index in indices]),
-        sizes=np.concatenate([index.sizes for index in indices]),
-        checks=np.concatenate([index.checks for index in indices]),
         members_left_out=_members_left_out(indices, chosen),
         value_range=indices[0].layout.get("value_range"),
     )
     return table, shards
 
 
+def _images(frame: pd.DataFrame, indices: Sequence[ShardIndex]) -> pa.Table:
+    """The key of each image, and its place where it is in a tar file."""
+    import pyarrow as pa
+
+    columns = {"key": strings_of(frame["key"])}
+    if places := [index.places for index in indices if index.places is not None]:
+        table = pa.concat_tables(places)
+        columns |= {name: table[name] for name in table.column_names}
+    return pa.table(columns).combine_chunks()
+
+
 def _choose(columns: StreamColumns, layout: Mapping[str, Any], usual: StreamColumns) -> StreamColumns:
-    """The columns that are used: what the user says over what the shards say over what is usual."""
-    said: Any = {key: value for key, value in layout.items() if key in StreamColumns.__annotations__}
-    chosen: StreamColumns = {**usual, **said, **columns}
+    """The columns that are used: the user's over those that the shards record over the usual ones."""
+    recorded: Any = {key: value for key, value in layout.items() if key in StreamColumns.__annotations__}
+    chosen: StreamColumns = {**usual, **recorded, **columns}
     packed = {task: column for column, task in layout.get("tasks", {}).items()}
     attributes = chosen["attributes"] = [packed.get(name, name) for name in chosen.get("attributes", [])]
     tasks = [_task(name, layout) for name in attributes]
@@ -506,7 +514,7 @@ def _choose(columns: StreamColumns, layout: Mapping[str, Any], usual: StreamColu
             f"data columns.attributes: the name {taken[0]!r} is taken by another task; rename or leave out a column"
         )
     if attributes and not chosen.get("label"):
-        raise UserError(f"data columns.attributes: need a main task besides; name one of {attributes} as columns.label")
+        raise UserError(f"data columns.attributes: need a main task as well; name one of {attributes} as columns.label")
     return chosen
 
 
@@ -532,7 +540,7 @@ def _usual_members(index: ShardIndex) -> StreamColumns:
     """Which of the usual members samples of a tar file have."""
     if index.layout:
         return _USUAL
-    has = {name for text in index.columns["fields"].to_pylist() for name in json.loads(text)}
+    has = index.columns.column_names
     return {"label": "cls" if "cls" in has else "", "caption": "txt" if "txt" in has else "", "key": "key"}
 
 
@@ -579,56 +587,17 @@ def _tasks(chosen: StreamColumns, layout: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _task(column: str, layout: Mapping[str, Any]) -> str:
-    """Name of the task that a column is learned as; shards of ours say it."""
+    """Name of the task that a column is; our own shards record it."""
     return str(layout.get("tasks", {}).get(column, composed(column.removeprefix("json."))))
 
 
-def _column(index: ShardIndex, name: str, option: str, url: str) -> Any:
-    """A column as an Arrow array."""
-    import pyarrow as pa
-
-    if name in index.columns.column_names and name != "fields":
-        return index.columns[name].combine_chunks()
-    if "fields" not in index.columns.column_names or index.layout:
-        known = ", ".join(index.features)
-        hint = "name one of them, or '' for none"
-        raise UserError(f"data columns.{option}: {url} has no column {name!r} but {known}; {hint}")
-    values = [_field(json.loads(text), name) for text in index.columns["fields"].to_pylist()]
-    if values and all(value is None for value in values):
-        members = ", ".join(sorted(json.loads(index.columns["fields"][0].as_py()))) or "none"
+def _column(index: ShardIndex, name: str, option: str, url: str) -> pa.Array:
+    if name not in index.columns.column_names:
         raise UserError(
-            f"data columns.{option}: no sample of {url} has {name!r} but {members}; name another member, or '' for none"
+            f"data columns.{option}: {url} has no column {name!r} but {', '.join(index.features)}; name one of them, "
+            "or '' for none"
         )
-    if option in ("label", "attributes"):
-        return _numbers_or_texts(values)
-    if any(isinstance(value, list) for value in values):
-        lists = [value if isinstance(value, list) else [] if value is None else [value] for value in values]
-        return pa.array([[first_text(text) for text in texts] for texts in lists], type=pa.list_(pa.string()))
-    return pa.array([first_text(value) for value in values])
-
-
-def _field(members: Mapping[str, str], name: str) -> Any:
-    """A member's content, or a value of one that holds JSON."""
-    if name in members:
-        return members[name].strip()
-    member, _, key = name.partition(".")
-    if member not in members or not key:
-        return None
-    try:
-        content = json.loads(members[member])
-    except json.JSONDecodeError:
-        return None
-    return content.get(key) if isinstance(content, dict) else None
-
-
-def _numbers_or_texts(values: Sequence[Any]) -> Any:
-    import pyarrow as pa
-
-    texts = [None if value is None or value == "" else str(value) for value in values]
-    # 001 is a name and no number: 1 may be another.
-    if all(text is None or (text.removeprefix("-").isdecimal() and str(int(text)) == text) for text in texts):
-        return pa.array([None if text is None else int(text) for text in texts], type=pa.int64())
-    return pa.array(texts, type=pa.string())
+    return index.columns[name].combine_chunks()
 
 
 def _captions(values: Sequence[Any]) -> list[list[str]]:
@@ -639,7 +608,7 @@ def _captions(values: Sequence[Any]) -> list[list[str]]:
 
 
 def _check_vocabulary(texts: Sequence[str], given: Sequence[str], where: str, url: str) -> None:
-    """Refuses values that a vocabulary lacks which the user gave."""
+    """Refuse values that a vocabulary given by the user lacks."""
     strange = sorted(set(texts) - set(given) - {""}) if given else []
     if strange:
         row = next(row for row, text in enumerate(texts) if text == strange[0])
@@ -648,7 +617,7 @@ def _check_vocabulary(texts: Sequence[str], given: Sequence[str], where: str, ur
 
 
 def _settle_names(frame: pd.DataFrame, urls: Any, has_key: bool) -> None:
-    """Names are the keys, with the shard before it where keys are repeated in others.
+    """Set the names: the keys, after the shard where shards repeat keys.
 
     Raises:
         UserError: for a key that one shard has twice.
@@ -659,7 +628,7 @@ def _settle_names(frame: pd.DataFrame, urls: Any, has_key: bool) -> None:
         key = frame["key"].iloc[place]
         raise UserError(
             f"data shards: {urls[place]} has {int(again.sum())} repeated keys, first {key!r} in row "
-            f"{frame['row'].iloc[place]}; keys name samples: make the shard anew with different ones"
+            f"{frame['row'].iloc[place]}; keys name samples: make the shard again with different ones"
         )
     unique = has_key and not frame["key"].duplicated().any()
     frame["name"] = frame["key"] if unique else frame["shard"] + "/" + frame["key"]

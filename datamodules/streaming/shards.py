@@ -1,8 +1,6 @@
-"""Reading encoded images out of Parquet and WebDataset shards, front to back, and no others than are asked for.
+"""Shards: where they are (folders, globs, URLs, names on the hub) and reading encoded images from them, front to back.
 
-Where the shards of a set are: folders, globs, lists, URLs of any kind that fsspec knows, or a name on the hub.
-
-Files are opened by the ``datasets`` library, which tries again when a connection breaks and knows of tokens.
+Files are opened by the ``datasets`` library, which tries again when a connection breaks and knows tokens.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
@@ -29,6 +27,7 @@ from datamodules.table import SPLITS
 from vitrail.errors import UserError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from numpy.typing import NDArray
 
 
@@ -36,30 +35,33 @@ ShardFormat = Literal["auto", "parquet", "webdataset"]
 
 SUFFIXES = {"parquet": (".parquet",), "webdataset": (".tar", ".tar.gz", ".tgz")}
 INDEX_FILE = "index.parquet"
-"""Beside WebDataset shards: what is in them, so that they need not be read through."""
+"""Next to WebDataset shards: what is in them, so that they need not be read through."""
 
 _ENDINGS = tuple(ending for endings in SUFFIXES.values() for ending in endings)
 _NUMBERED = re.compile(r"(.*-)(\d+)-of-(\d+)(\.[^/]*)")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_CHUNK = 1 << 20
+_ROWS = 32
+"""Rows of Parquet that are taken out of a row group at a time."""
 
 
 def find_shards(
     shards: str | Sequence[str] | Mapping[str, str | Sequence[str]], where: str = "data shards"
 ) -> dict[str, list[str]]:
-    """Paths and URLs of the shards of each split, in a stable order.
+    """Return paths and URLs of the shards of each split, in a stable order.
 
     Args:
         shards: for each split, or for all together, a folder, a glob (``*``, ``**``), a path, a URL, a numbered range
             (``train-{00000..00011}.tar``) or a list of those, or the name of a data set on the hub. Where splits are
-            not given, file names say them (``train-…``, ``val``, ``validation``, ``test``).
+            not given, file names decide (``train-…``, ``val``, ``validation``, ``test``).
         where: YAML key, for errors.
 
     Raises:
-        UserError: where there are no such shards, or their split cannot be told.
+        UserError: where there are no such shards, or their split is unclear.
     """
     if isinstance(shards, Mapping):
         if strange := sorted(set(shards) - set(SPLITS)):
-            raise UserError(f"{where}: {strange[0]!r} is none of {', '.join(SPLITS)}")
+            raise UserError(f"{where}: must be among {', '.join(SPLITS)}; got {strange[0]!r}")
         found = {split: _expand_all(shards[split], f"{where}.{split}") for split in SPLITS if split in shards}
     elif isinstance(shards, str) and (on_hub := _hub_files(shards, where)) is not None:
         found = on_hub
@@ -74,7 +76,7 @@ def find_shards(
 
 
 def format_of(urls: Sequence[str], shard_format: ShardFormat) -> str:
-    """``parquet`` or ``webdataset``, by the files' endings if it is not given.
+    """Return ``parquet`` or ``webdataset``, by the files' endings if it is not given.
 
     Raises:
         UserError: for other endings, or a mixture.
@@ -84,14 +86,14 @@ def format_of(urls: Sequence[str], shard_format: ShardFormat) -> str:
     kinds = {kind for url in urls for kind, endings in SUFFIXES.items() if _path_of(url).endswith(endings)}
     if len(kinds) != 1:
         found = "both Parquet and tar files" if kinds else f"{urls[0]}, which ends neither with .parquet nor with .tar"
-        raise UserError(f"data shards: has {found}; name files of one kind, or say data format")
+        raise UserError(f"data shards: has {found}; name files of one kind, or set data format")
     return kinds.pop()
 
 
 def short_names(urls: Sequence[str]) -> list[str]:
-    """The shards' names without the folder that all share, so that they are the same wherever the set lies.
+    """Return the shards' names without the folder that all share, so that they do not depend on where the set is.
 
-    Nor do signatures count that are asked for anew for each run, unless it is them that tell shards apart.
+    Queries, such as signatures that change from run to run, count only where shards differ in nothing else.
     """
     plain = [_path_of(url) for url in urls]
     urls = plain if len(set(plain)) == len(plain) else urls
@@ -104,11 +106,11 @@ def short_names(urls: Sequence[str]) -> list[str]:
 
 @contextmanager
 def open_shard(url: str, *, sequential: bool = False) -> Iterator[IO[bytes]]:
-    """Opens a shard to read; remote ones block by block.
+    """Open a shard to read; remote ones block by block.
 
     Args:
         url: path or URL.
-        sequential: read it from its beginning in one go, as every web server can.
+        sequential: read it from its beginning in one go, which every web server supports.
 
     Raises:
         UserError: where there is no such file, or its server does not answer or cannot give parts of a file.
@@ -116,18 +118,15 @@ def open_shard(url: str, *, sequential: bool = False) -> Iterator[IO[bytes]]:
     from datasets.utils.file_utils import xopen
 
     options = {"block_size": 0} if sequential and url.startswith("http") else {}
-    try:
+    with shard_errors(url):
         file: Any = xopen(url, "rb", **options)
-    # Which errors there are depends on the file system's library.
-    except Exception as error:
-        raise shard_error(url, error) from error
     with file:
         yield file
 
 
 @contextmanager
 def unpacked(url: str, file: IO[bytes]) -> Iterator[IO[bytes]]:
-    """The tar archive itself, where it is compressed as a whole."""
+    """Decompress a tar archive that is compressed as a whole."""
     if _path_of(url).endswith((".gz", ".tgz")):
         with gzip.GzipFile(fileobj=file) as archive:
             yield archive  # type: ignore[misc]  # a GzipFile reads and seeks as any other
@@ -136,7 +135,7 @@ def unpacked(url: str, file: IO[bytes]) -> Iterator[IO[bytes]]:
 
 
 def size_of(file: IO[bytes]) -> int | None:
-    """Bytes of an opened file; None where its server does not say."""
+    """Return the bytes of an opened file; None where its server does not report them."""
     size = getattr(file, "size", None)
     if isinstance(size, int):
         return size
@@ -149,35 +148,44 @@ def size_of(file: IO[bytes]) -> int | None:
     return end
 
 
+@contextmanager
+def shard_errors(url: str) -> Iterator[None]:
+    """Turn errors of reading a shard into those of ``shard_error``."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # what broken files and connections raise depends on the libraries
+        raise shard_error(url, error) from error
+
+
 def shard_error(url: str, error: Exception) -> UserError:
-    """What is wrong with a shard, in one line with a fix."""
-    if isinstance(error, UserError):
-        return error
+    """Return what is wrong with a shard, in one line with a fix."""
     cause = error.__cause__
     if isinstance(error, FileNotFoundError) and isinstance(cause, Exception):
-        # Over HTTP whatever goes wrong is called "not found".
+        # Over HTTP any failure is called "not found".
         error = cause
-    said = " ".join(str(error).split()) or type(error).__name__
-    words: list[tuple[bool, str]] = [
-        (isinstance(error, FileNotFoundError), f"there is no {url}; correct the path, or get the shard"),
-        (
-            isinstance(error, PermissionError),
-            f"{url} may not be read (permission denied); log in or change permissions",
-        ),
-        (
-            lacks_ranges(error),
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, FileNotFoundError):
+        text = f"there is no {url}; correct the path, or get the shard"
+    elif isinstance(error, PermissionError):
+        text = f"{url} may not be read (permission denied); log in or change permissions"
+    elif lacks_ranges(error):
+        text = (
             f"{url}: its server gives no parts of files (HTTP range requests), which Parquet needs; use tar shards "
-            "with an index, another server, or a local copy",
-        ),
-        (isinstance(error, ImportError), f"{url}: {said}; install the library, or use another kind of URL"),
-        (error is cause, f"{url} cannot be read ({said}); correct the address, or try again later"),
-        (True, f"{url} cannot be read ({said}); get it anew, or make it anew"),
-    ]
-    return UserError("data shards: " + next(text for holds, text in words if holds))
+            "with an index, another server, or a local copy"
+        )
+    elif isinstance(error, ImportError):
+        text = f"{url}: {reason}; install the library, or use another kind of URL"
+    elif error is cause:
+        text = f"{url} cannot be read ({reason}); correct the address, or try again later"
+    else:
+        text = f"{url} cannot be read ({reason}); get an intact copy, or make it again"
+    return UserError(f"data shards: {text}")
 
 
 def lacks_ranges(error: Exception) -> bool:
-    """Whether a server can only give a file from its beginning, which it tells when it is asked for more."""
+    """Return whether an error shows that a server can only give a file from its beginning."""
     return "range requests" in str(error) or "Cannot seek streaming" in str(error)
 
 
@@ -207,16 +215,14 @@ def _expand(pattern: str, where: str) -> list[str]:
     globs = [pattern]
     if Path(pattern).is_dir() or (is_remote and "*" not in pattern):
         globs = [f"{pattern.rstrip('/')}/**/*{ending}" for ending in _ENDINGS]
-    try:
+    with shard_errors(pattern):
         found = {url for each in globs for url in xglob(each, recursive=True)}
-    except Exception as error:  # which errors there are depends on the file system's library
-        raise shard_error(pattern, error) from error
     usable = sorted(url for url in found if url.endswith(_ENDINGS) and not _is_hidden(url))
     if not usable:
         raise UserError(f"{where}: no shard ({', '.join(_ENDINGS)}) is found as {pattern}; correct it")
     if pattern not in globs and (lacking := _lacking(usable)):
         raise UserError(
-            f"{where}: {pattern} lacks {lacking}, others of its kind are there; get it, make the shards anew, or name "
+            f"{where}: {pattern} lacks {lacking}, others of its kind are there; get it, make the shards again, or name "
             "those to use"
         )
     return usable
@@ -255,7 +261,7 @@ def _ranges(pattern: str) -> list[str]:
 
 
 def _by_name(urls: Sequence[str], where: str) -> dict[str, list[str]]:
-    """Shards by the split that their names say, the file's own before that of its folders."""
+    """Shards by the split in their names, the file's own before that of its folders."""
     found: dict[str, list[str]] = {split: [] for split in SPLITS}
     for url, name in zip(urls, short_names(urls), strict=True):
         split = next((split for part in reversed(name.split("/")) if (split := _split_in(part))), "")
@@ -307,57 +313,45 @@ def _is_hidden(url: str) -> bool:
     return name.startswith(".") or name == INDEX_FILE
 
 
-_ROWS = 32
-"""Rows of Parquet that are taken out of a row group at a time."""
-
-_CHUNK = 1 << 20
-
-
 @dataclass(frozen=True, eq=False)
 class Shards:
-    """The shards of a set whose N rows stand shard by shard in its table.
+    """The shards of a set; its table has N rows, shard by shard.
 
     Attributes:
         urls: path or URL of each shard.
         ends: int64 ``(shards,)``, number of the table's rows in a shard and all before it.
-        keys: what the image of each row is called in messages, Arrow strings ``(N,)``.
+        images: table of N rows: ``key``, the name of each image in messages, and for tar files where the image begins
+            (``offset``), its bytes (``size``) and their CRC-32 (``crc32``, null where unknown; pages of Parquet have
+            checksums of their own).
         column: Parquet column of images; empty for tar files.
-        offsets: int64 ``(N,)``, where in its tar file an image begins; empty for Parquet.
-        sizes: int64 ``(N,)``, bytes of the image there; empty for Parquet.
-        checks: int64 ``(N,)``, CRC-32 of the image there, -1 where nobody has noted it; empty for Parquet,
-            whose pages have checksums of their own.
         members_left_out: members of tar files that are neither images nor columns, by the ending of their names.
-        value_range: what is black and white in images with more than 8 bits a channel, where the shards say so.
+        value_range: black and white in images with more than 8 bits a channel, where the shards record it.
     """
 
     urls: list[str]
     ends: NDArray[np.int64]
-    keys: Any
+    images: pa.Table
     column: str
-    offsets: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-    checks: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     members_left_out: dict[str, int] = field(default_factory=dict)
     value_range: list[float] | None = None
 
     def shard_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """In which shard rows of the table are, int64 ``(n,)``."""
+        """Return the shard of each of some rows of the table, int64 ``(n,)``."""
         return np.searchsorted(self.ends, rows, side="right")
 
     def first_row(self, shard: int) -> int:
-        """The table's row that is a shard's first one."""
+        """Return the table's row that is a shard's first one."""
         return int(self.ends[shard - 1]) if shard else 0
 
     def label(self, row: int) -> str:
-        """What errors call an image: its shard and its key."""
-        shard = int(np.searchsorted(self.ends, row, side="right"))
-        return f"{self.urls[shard]}: {self.keys[row].as_py()}"
+        """Return the name of an image in errors: its shard and its key."""
+        return f"{self.urls[int(self.shard_of(np.array([row]))[0])]}: {self.images['key'][row]}"
 
     def place_hashes(self, rows: NDArray[np.int64], stamp_of: Callable[[str], str]) -> list[str]:
-        """What changes when an image may have changed, without reading it, hexadecimal.
+        """Return what changes when an image may have changed, without reading it, hexadecimal.
 
-        It is the SHA-256 of the shard's size and date of change (or what its server says instead) and of the place in
-        it. So all images of a shard that was written anew count as changed.
+        It is the SHA-256 of the shard's size and date of change (or what its server reports instead) and of the place
+        in it, so all images of a shard that was written again count as changed.
 
         Args:
             rows: int64 ``(n,)``, of the table.
@@ -377,7 +371,7 @@ class Shards:
         ]
 
     def read(self, rows: NDArray[np.int64]) -> Generator[bytes, None, None]:
-        """The encoded images of some rows of one shard, which is opened for it and closed after the last one.
+        """Read the encoded images of some rows of one shard, which is open from the first to the last one.
 
         Args:
             rows: int64 ``(n,)``, ascending, all in the same shard.
@@ -392,36 +386,24 @@ class Shards:
             return
         shard = int(self.shard_of(rows[:1])[0])
         url = self.urls[shard]
-        with open_shard(url) as file:
+        with open_shard(url) as file, shard_errors(url):
             if self.column:
                 images = _from_parquet(file, self.column, rows - self.first_row(shard))
             else:
-                images = _from_tar(url, file, self.offsets[rows], self.sizes[rows])
-            try:
-                for row in rows.tolist():
-                    yield self._checked(row, next(images))
-            except StopIteration:
-                message = f"data shards: {url} has fewer rows than when it was indexed; do not change shards in use"
-                raise UserError(message) from None
-            except UserError:
-                raise
-            # What broken files and connections raise depends on the libraries; here each of these means the same.
-            except Exception as error:
-                raise shard_error(url, error) from error
-
-    def _checked(self, row: int, image: bytes) -> bytes:
-        if len(self.checks) and self.checks[row] >= 0 and zlib.crc32(image) != self.checks[row]:
-            raise UserError(
-                f"data shards: {self.label(row)} is damaged, it is not the image that was packed; get the shard anew"
-            )
-        return image
+                images = _from_tar(url, file, self.images.take(rows))
+            for _ in range(len(rows)):
+                if (image := next(images, None)) is None:
+                    raise UserError(
+                        f"data shards: {url} has fewer rows than when it was indexed; do not change shards in use"
+                    )
+                yield image
 
     def encoded(self, row: int) -> bytes:
-        """One encoded image, whose shard is opened for it alone."""
+        """Read one encoded image, whose shard is opened for it alone."""
         return next(self.read(np.array([row], dtype=np.int64)))
 
     def image(self, row: int, value_range: ValueRange = UNDECIDED) -> torch.Tensor:
-        """One image, uint8 ``(3, H, W)``, RGB, whose shard is opened for it alone.
+        """Read one image, uint8 ``(3, H, W)``, RGB, whose shard is opened for it alone.
 
         Raises:
             ImageError: where the image cannot be read.
@@ -456,48 +438,43 @@ def _from_row_group(opened: Any, group: int, column: str, wanted: NDArray[np.int
 
 
 def _content(cell: Any) -> bytes:
-    """The bytes of a cell, which holds them or the library's ``{bytes, path}``."""
+    """The bytes of a cell, or of the library's ``{bytes, path}``."""
     content = cell.get("bytes") if isinstance(cell, dict) else cell
     return content if isinstance(content, bytes) else b""
 
 
-def _from_tar(url: str, file: IO[bytes], offsets: NDArray[np.int64], sizes: NDArray[np.int64]) -> Iterator[bytes]:
-    done = 0
-    try:
-        for content in _parts(url, file, offsets, sizes):
-            done += 1
+def _from_tar(url: str, file: IO[bytes], images: pa.Table) -> Iterator[bytes]:
+    """Parts of an archive from front to back; where its server gives no parts of files, all before them is read."""
+    with ExitStack() as stack:
+        archive = stack.enter_context(unpacked(url, file))
+        for image in images.to_pylist():
+            try:
+                content = _part(archive, image["offset"], image["size"])
+            except ValueError as error:
+                if not lacks_ranges(error):
+                    raise
+                whole = stack.enter_context(open_shard(url, sequential=True))
+                archive = stack.enter_context(unpacked(url, whole))
+                content = _part(archive, image["offset"], image["size"])
+            if len(content) < image["size"]:
+                raise UserError(f"data shards: {url} ends within an image: it is truncated; get an intact copy")
+            if image["crc32"] is not None and image["crc32"] != zlib.crc32(content):
+                raise UserError(
+                    f"data shards: {url}: {image['key']} is damaged, it is not the image that was packed; get an "
+                    "intact copy of the shard"
+                )
             yield content
-    except ValueError as error:
-        if not lacks_ranges(error):
-            raise
-        with open_shard(url, sequential=True) as whole:
-            yield from _parts(url, whole, offsets[done:], sizes[done:])
 
 
-def _parts(url: str, file: IO[bytes], offsets: NDArray[np.int64], sizes: NDArray[np.int64]) -> Iterator[bytes]:
-    """Parts of an archive from front to back."""
-    with unpacked(url, file) as archive:
-        for offset, size in zip(offsets.tolist(), sizes.tolist(), strict=True):
-            _go_to(archive, offset)
-            content = _exactly(archive, size)
-            if len(content) < size:
-                raise UserError(f"data shards: {url} ends within an image: it is truncated; get it anew")
-            yield content
-
-
-def _exactly(archive: IO[bytes], size: int) -> bytes:
-    """As many bytes, or fewer at the end of the file; a connection may give them in pieces."""
-    pieces = []
-    while size > 0 and (piece := archive.read(size)):
-        pieces.append(piece)
-        size -= len(piece)
-    return b"".join(pieces)
-
-
-def _go_to(archive: IO[bytes], offset: int) -> None:
-    """Goes forward to a place, by reading where the server does not let us jump."""
+def _part(archive: IO[bytes], offset: int, size: int) -> bytes:
+    """Some bytes further on, fewer at the end of the file; a connection may give them in pieces."""
     try:
         archive.seek(offset)
     except (OSError, ValueError):
         while (left := offset - archive.tell()) > 0 and archive.read(min(left, _CHUNK)):
             pass
+    pieces = []
+    while size > 0 and (piece := archive.read(size)):
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)

@@ -20,7 +20,6 @@ from datamodules.streaming.shards import Shards
 from tests.datamodules.streaming.shard_sets import encoded
 
 SIZES = (7, 5, 8)
-NOWHERE = np.empty(0, dtype=np.int64)
 
 
 def brightness(image: torch.Tensor) -> torch.Tensor:
@@ -37,7 +36,7 @@ def shards(root: Path, bad: tuple[int, ...] = ()) -> Shards:
         pq.write_table(pa.table({"image": cells}), path, row_group_size=3)
         urls.append(str(path))
         row += size
-    return Shards(urls, np.cumsum(SIZES), pa.array([f"k{n}" for n in range(20)]), "image", NOWHERE, NOWHERE)
+    return Shards(urls, np.cumsum(SIZES), pa.table({"key": [f"k{n}" for n in range(20)]}), "image")
 
 
 def dataset(root: Path, bad: tuple[int, ...] = (), **options: Any) -> StreamedDataset:

@@ -1,5 +1,3 @@
-""""""
-
 from __future__ import annotations
 
 import io
@@ -138,7 +136,8 @@ def test_members_of_tar_files(tmp_path: Path) -> None:
     assert [table.name(row) for row in range(3)] == ["a", "b", "c"]
     assert shards.column == ""
     assert shards.encoded(2) == encoded(2)
-    table, _ = read({"train": [url]}, {"label": "json.colour", "caption": "json.texts", "group": "json.id"})
+    columns: StreamColumns = {"label": "json.colour", "caption": "json.texts", "group": "json.id"}
+    table, _ = read({"train": [url]}, columns)
     assert table.tasks == {"class": ["blue", "red"]}
     assert table.caption_lists.of([0]) == [["one", "two"]]
     assert table.group(0) == "7"
@@ -173,7 +172,7 @@ def test_the_fingerprint_is_the_same_wherever_the_set_lies(tmp_path: Path) -> No
         ({"label": [0.5]}, {}, {}, "holds double, which is no class"),
         ({"label": [0, 4]}, {}, {"class": ["x", "y"]}, r"a\.parquet: row 1 has the label 4, but there are 2"),
         ({"label": ["x", "z"]}, {}, {"class": ["x", "y"]}, r"vocabulary\.class: .* has 'z' \(first in row 1\)"),
-        ({"colour": ["x"]}, {"label": "", "attributes": ["colour"]}, {}, "need a main task besides"),
+        ({"colour": ["x"]}, {"label": "", "attributes": ["colour"]}, {}, "need a main task as well"),
         ({"label": ["x"]}, {}, {"colour": ["x"]}, "vocabulary: 'colour' is no task; tasks are class"),
         ({"label": ["x"], "class": ["k"]}, {"attributes": ["class"]}, {}, "the name 'class' is taken by another task"),
         ({"label": ["x", "x", "x"], "id": ["k", "l", "k"]}, {"key": "id"}, {}, r"1 repeated keys, first 'k' in row 2"),
@@ -188,7 +187,7 @@ def test_mistakes_are_told(content: Any, columns: Any, vocabulary: Any, message:
 
 def test_members_that_no_sample_has_are_told(tmp_path: Path) -> None:
     url = str(write_tar(tmp_path / "a.tar", [("a", {"png": encoded(0), "cls": "0"})]))
-    with pytest.raises(UserError, match=r"columns\.caption: no sample of .*a\.tar has 'json\.text' but cls"):
+    with pytest.raises(UserError, match=r"columns\.caption: .*a\.tar has no column 'json\.text' but cls, key"):
         read({"train": [url]}, {"caption": "json.text"})
     twice = [("a", {"png": encoded(0)}), ("b", {"png": encoded(0)}), ("a", {"png": encoded(0)})]
     with pytest.raises(UserError, match=r"twice\.tar has 1 repeated keys, first 'a' in row 2"):
@@ -235,7 +234,7 @@ def test_broken_parquet_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"columns\.image: .*a\.parquet has no column 'photo'; it has image, label"):
         index_parquet([str(path)], "photo", lambda layout: set())
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(UserError, match=r"a\.parquet cannot be read .*; get it anew") as caught:
+    with pytest.raises(UserError, match=r"a\.parquet cannot be read .*; get an intact copy") as caught:
         index_parquet([str(path)], "image", lambda layout: set())
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"there is no .*gone\.parquet"):
@@ -254,18 +253,19 @@ def test_the_index_beside_says_what_a_scan_finds(packed: Path, monkeypatch: pyte
     scans = [tar_scan.scanned(url, "") for url in urls]
     monkeypatch.delattr(tar_scan, "_scan")
     for index, scan in zip(index_tars(urls, ""), scans, strict=True):
-        assert index.offsets.tolist() == scan["offset"].to_pylist()
-        assert index.sizes.tolist() == scan["size"].to_pylist()
+        assert index.places is not None
+        for name in ("offset", "size"):
+            assert index.places[name].to_pylist() == scan[f"/{name}"].to_pylist()
         assert index.layout["key"] == "key"
         assert index.columns.column_names == ["key", "label", "colour", "material", "caption", "group"]
 
 
 def test_a_shard_of_another_length_than_the_index_says_is_told(packed: Path, tmp_path: Path) -> None:
-    for path in packed.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    shard = tmp_path / "val-00000-of-00002.tar"
+    shard = only_shard(packed, tmp_path)
     shard.write_bytes(shard.read_bytes()[:-512])
-    with pytest.raises(UserError, match=r"val-00000-of-00002\.tar has \d+ bytes, index\.parquet beside it says \d+"):
+    with pytest.raises(
+        UserError, match=r"val-00000-of-00002\.tar has \d+ bytes, index\.parquet next to it records \d+"
+    ):
         index_tars([str(shard)], "")
     (tmp_path / "index.parquet").write_bytes(b"no index")
     with pytest.raises(UserError, match=r"index\.parquet cannot be read"):
@@ -304,35 +304,40 @@ def test_each_shard_gets_its_own_rows_of_the_index(packed: Path) -> None:
         assert index.columns["key"].to_pylist() == rows["key"].take(here).to_pylist()
 
 
-def test_a_image_that_is_not_the_packed_one_is_refused_by_name(packed: Path, tmp_path: Path) -> None:
-    shard = tmp_path / "val-00000-of-00002.tar"
+def only_shard(packed: Path, folder: Path) -> Path:
+    """A copy of one packed tar file and the index."""
+    shard = folder / "val-00000-of-00002.tar"
     for name in (shard.name, "index.parquet"):
-        (tmp_path / name).write_bytes((packed / name).read_bytes())
-    [index] = index_tars([str(shard)], "")
-    count = len(index.offsets)
-    shards = Shards([str(shard)], np.array([count]), index.columns["key"], "", index.offsets, index.sizes, index.checks)
-    assert len(list(shards.read(np.arange(count)))) == count
+        (folder / name).write_bytes((packed / name).read_bytes())
+    return shard
+
+
+def test_a_flipped_byte_of_a_packed_image_is_refused_by_name(packed: Path, tmp_path: Path) -> None:
+    shard = only_shard(packed, tmp_path)
+    table, shards = read({"train": [str(shard)]})
+    rows = np.arange(len(table))
+    assert len(list(shards.read(rows))) == len(table)
     content = bytearray(shard.read_bytes())
-    content[index.offsets[1] + index.sizes[1] // 2] ^= 1
+    place = shards.images.to_pylist()[1]
+    content[place["offset"] + place["size"] // 2] ^= 1
     shard.write_bytes(content)
     assert shards.encoded(0)
-    with pytest.raises(UserError, match=rf"{shard.name}: {index.columns['key'][1].as_py()} is damaged"):
-        list(shards.read(np.arange(count)))
+    with pytest.raises(UserError, match=rf"{shard.name}: {place['key']} is damaged"):
+        list(shards.read(rows))
 
 
 def test_an_index_without_checksums_is_read_as_before(packed: Path, tmp_path: Path) -> None:
-    shard = tmp_path / "val-00000-of-00002.tar"
-    shard.write_bytes((packed / shard.name).read_bytes())
+    shard = only_shard(packed, tmp_path)
     table = pq.read_table(packed / "index.parquet").drop_columns(["crc32"])
     metadata = {key: value for key, value in table.schema.metadata.items() if key != b"vitrail.check"}
     pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "index.parquet")
     [index] = index_tars([str(shard)], "")
-    assert set(index.checks.tolist()) == {-1}
+    assert index.places is not None
+    assert set(index.places["crc32"].to_pylist()) == {None}
 
 
 def test_a_damaged_index_is_refused_by_name(packed: Path, tmp_path: Path) -> None:
-    shard = tmp_path / "val-00000-of-00002.tar"
-    shard.write_bytes((packed / shard.name).read_bytes())
+    shard = only_shard(packed, tmp_path)
     content = bytearray((packed / "index.parquet").read_bytes())
     content[len(content) // 3] ^= 1
     (tmp_path / "index.parquet").write_bytes(content)
@@ -371,16 +376,20 @@ def test_images_and_texts_are_found(mode: str, tmp_path: Path) -> None:
     path = write_tar(tmp_path / ("a.tar.gz" if mode == "w:gz" else "a.tar"), samples, mode)
     table = scanned(str(path), "")
     assert table["key"].to_pylist() == ["deep/a", "b", "c"]
-    assert json.loads(table["fields"][0].as_py()) == {"txt": "grün", "json": '{"colour": "red"}'}
-    assert json.loads(table["fields"][1].as_py()) == {}, "what is no text is left where it is"
+    names = {"key", "/offset", "/size", "txt", "json.colour"}
+    assert set(table.column_names) == names, "what is no text is left where it is"
+    assert table.select(["txt", "json.colour"]).to_pylist()[:2] == [
+        {"txt": "grün", "json.colour": "red"},
+        {"txt": None, "json.colour": None},
+    ]
     with tarfile.open(path) as archive:
         assert archive.fileobj is not None
         for row, content in enumerate((b"one", b"second", b"3")):
-            archive.fileobj.seek(table["offset"][row].as_py())
-            assert archive.fileobj.read(table["size"][row].as_py()) == content
+            archive.fileobj.seek(table["/offset"][row].as_py())
+            assert archive.fileobj.read(table["/size"][row].as_py()) == content
     others = json.loads(table.schema.metadata[OTHERS_KEY])
     assert others == {"txt": 1, "json": 1, "seg.png": 1, "npy": 1}, "all members but the images"
-    assert scanned(str(write_tar(tmp_path / "b.tar", samples[1:2])), "seg.png")["size"].to_pylist() == [12]
+    assert scanned(str(write_tar(tmp_path / "b.tar", samples[1:2])), "seg.png")["/size"].to_pylist() == [12]
 
 
 def test_folders_hidden_files_and_links_are_no_samples(tmp_path: Path) -> None:
@@ -450,7 +459,7 @@ def test_a_server_that_tells_sizes_only_is_asked_each_time(tmp_path: Path, monke
 def test_without_a_cache_it_works_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "file"))
-    with pytest.warns(UserWarning, match=r"cannot keep what is in .*a\.tar.*set \$VITRAIL_CACHE"):
+    with pytest.warns(UserWarning, match=r"cannot keep the index of .*a\.tar.*set \$VITRAIL_CACHE"):
         assert scanned(str(simple(tmp_path / "a.tar")), "").num_rows == 3
 
 

@@ -12,13 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datamodules.streaming.index import index_tars
+from datamodules.streaming.index import read_streams
 from datamodules.streaming.shards import Shards, find_shards, format_of, open_shard, short_names
 from tests.datamodules.streaming.shard_sets import encoded, write_tar
 from vitrail.errors import UserError
 
 CONTENTS = [encoded(look) for look in range(10)]
-NOWHERE = np.empty(0, dtype=np.int64)
 
 
 def parquet(root: Path, kind: str = "struct") -> Shards:
@@ -29,8 +28,8 @@ def parquet(root: Path, kind: str = "struct") -> Shards:
         path = root / f"{number}.parquet"
         pq.write_table(pa.table({"image": cells}), path, row_group_size=2)
         urls.append(str(path))
-    keys = pa.array([f"k{row}" for row in range(10)])
-    return Shards(urls, np.array([6, 10]), keys, "image", NOWHERE, NOWHERE)
+    images = pa.table({"key": [f"k{row}" for row in range(10)]})
+    return Shards(urls, np.array([6, 10]), images, "image")
 
 
 def tars(root: Path, *, zipped: bool = False) -> Shards:
@@ -39,10 +38,7 @@ def tars(root: Path, *, zipped: bool = False) -> Shards:
         samples = [(f"k{row}", {"cls": str(row), "png": CONTENTS[row]}) for row in rows]
         name = f"{number}.tar.gz" if zipped else f"{number}.tar"
         urls.append(str(write_tar(root / name, samples, "w:gz" if zipped else "w")))
-    indices = index_tars(urls, "")
-    keys = pa.array([key for index in indices for key in index.columns["key"].to_pylist()])
-    offsets, sizes = (np.concatenate([getattr(index, key) for index in indices]) for key in ("offsets", "sizes"))
-    return Shards(urls, np.array([6, 10]), keys, "", offsets, sizes)
+    return read_streams({"train": urls}, "webdataset", {}, {}, "set")[1]
 
 
 MAKERS: dict[str, Any] = {
@@ -82,7 +78,7 @@ def test_a_shard_that_was_cut_off_meanwhile_is_told(kind: str, tmp_path: Path) -
     shards = MAKERS[kind](tmp_path)
     path = Path(shards.urls[0])
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
-    with pytest.raises(UserError, match=f"{path.name}.*get it anew") as caught:
+    with pytest.raises(UserError, match=f"{path.name}.*get an intact copy") as caught:
         list(shards.read(np.arange(6)))
     assert "\n" not in str(caught.value)
 
@@ -97,7 +93,7 @@ def test_a_shard_that_was_replaced_meanwhile_is_told(tmp_path: Path) -> None:
 def test_a_row_without_a_image_is_empty(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"image": [CONTENTS[0], None]}), path)
-    shards = Shards([str(path)], np.array([2]), pa.array(["a", "b"]), "image", NOWHERE, NOWHERE)
+    shards = Shards([str(path)], np.array([2]), pa.table({"key": ["a", "b"]}), "image")
     assert list(shards.read(np.arange(2))) == [CONTENTS[0], b""]
     with pytest.raises(UserError, match=r"a\.parquet: b: "):
         shards.image(1)
@@ -170,7 +166,7 @@ def test_any_file_system_of_fsspec(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"training": "x"}, "'training' is none of train, val, test"),
+        ({"training": "x"}, "must be among train, val, test; got 'training'"),
         ({"val": "{folder}/test_a.tgz"}, "there are no training shards"),
         ({"train": "{folder}/nothing-*.tar"}, r"data shards\.train: no shard .* is found as .*nothing"),
         ({"train": "{folder}/missing.tar"}, r"data shards\.train: there is no .*missing\.tar"),
