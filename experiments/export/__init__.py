@@ -1,9 +1,7 @@
 """``python -m experiments export RUN --format onnx``: a trained model as files that others can run.
 
-A format's folder is written atomically, and only if what it holds says what the model says: every export is loaded back
-and compared with the model on all real images of a split, as numbers and on the task.
-
-Makes the files of each format, loads them back, compares and times them.
+A format's folder is written atomically, and only if its files reproduce the model: every export is loaded back and
+compared with the model on all real images of a split, by its outputs and on the task. With eight bits it is timed, too.
 """
 
 from __future__ import annotations
@@ -105,7 +103,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     _check(options)
     from experiments.export.parity import parity_table
 
-    # What torchao, which peft imports, makes PyTorch tell of its own enumerations.
+    # Warnings of PyTorch about its own enumerations, caused by torchao, which peft imports.
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     files = Run(options.run)
     task: VisionTask = files.load_model(options.checkpoint)
@@ -143,7 +141,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _data(files: Run, options: argparse.Namespace, rest: Sequence[str]) -> ImageDataModule:
-    """The run's own data, set up for testing."""
+    """Return the run's own data, set up for testing."""
     if not files.config:
         raise UserError(f"{files.path}: without {Run.CONFIG} it is not known which images to compare on")
     arguments = [] if options.data_root is None else ["--data.init_args.root", options.data_root]
@@ -159,14 +157,14 @@ def _folder(name: str, quantize: str) -> str:
 
 @contextmanager
 def _new_folders(root: Path, names: Sequence[str]) -> Iterator[list[Path]]:
-    """Folders to write to, which take the place of older ones once the block has ended without an error."""
+    """Give folders to write to, which replace older ones once the block has ended without an error."""
     root.mkdir(parents=True, exist_ok=True)
     place = root / f".{os.getpid()}.part"
     folders = [place / name for name in names]
     try:
         for folder in folders:
             if (old := root / folder.name).exists() and not (old / "export.json").is_file():
-                raise UserError(f"{old}: is there and no export; name another folder with --to")
+                raise UserError(f"{old}: exists and is not an export; choose another folder with --to")
             folder.mkdir(parents=True)
         yield folders
         for folder in folders:
@@ -186,8 +184,6 @@ _TOOL = {"onnx": "ONNX Runtime", "torch_export": "torchao", "safetensors": "torc
 
 
 class _Written(NamedTuple):
-    """Files of one form."""
-
     kind: str
     folder: Path
     eight_bits: bool
@@ -211,16 +207,13 @@ class Maker:
         self._calibration: list[Any] = []
 
     def make(self, folders: Mapping[str, Path]) -> list[Form]:
-        """Fill a folder for each format.
-
-        Args:
-            folders: empty ones, by format.
+        """Fill an empty folder for each format.
 
         Returns:
             The model itself, then each form: of every format in float32 and, where asked for, in eight bits.
 
         Raises:
-            UserError: if a form cannot be made, or does not say what the model says.
+            UserError: A form cannot be made, or does not reproduce the model.
         """
         quantize = self._options.quantize
         if quantize:
@@ -243,7 +236,6 @@ class Maker:
         return found
 
     def _write(self, kind: str, folder: Path) -> None:
-        """Writes the files of a format in float32."""
         if kind == "safetensors":
             write_weights(self._task, folder / FILE, self._metadata)
             return
@@ -255,7 +247,6 @@ class Maker:
                 write_torch_export(self._graph(tower), path, self._strings(tower))
 
     def _write_quantised(self, kind: str, plain: Path, folder: Path) -> None:
-        """Writes the files of a format in eight bits."""
         from experiments.export.quantize import quantize_onnx, quantize_program, quantize_weights
 
         if kind == "safetensors":
@@ -280,7 +271,6 @@ class Maker:
         return as_strings({**self._metadata, "tower": tower.name, "outputs": tower.outputs})
 
     def _runners(self, kind: str, folder: Path, *, compiled: bool = False) -> dict[str, Runner]:
-        """What the files of a folder compute, loaded back."""
         if kind == "safetensors":
             return {tower.name: module_runner(tower) for tower in towers_of(read_weights(folder))}
         if kind == "onnx":
@@ -290,7 +280,7 @@ class Maker:
         }
 
     def _measured(self, forms: Mapping[str, _Written]) -> list[Form]:
-        """Parity of all forms in one pass over the images, and their speed in turn where eight bits are asked for."""
+        """Measure parity of all forms in one pass over the images, and their speed in turn with eight bits."""
         options = self._options
         runners = {name: self._runners(form.kind, form.folder) for name, form in forms.items()}
         own = {tower.name: module_runner(tower) for tower in self._towers}
@@ -308,7 +298,7 @@ class Maker:
     def _timed(
         self, forms: Mapping[str, _Written], runners: dict[str, dict[str, Runner]]
     ) -> dict[str, dict[int, BatchCost]]:
-        """Seconds of the images' tower; PyTorch's graphs are compiled, as they should be where speed matters."""
+        """Time the image tower; PyTorch's graphs are compiled, as they should be where speed matters."""
         compiled = {
             name: self._runners(form.kind, form.folder, compiled=True)
             for name, form in forms.items()
@@ -320,7 +310,6 @@ class Maker:
         return interleaved(first, images, self._options.batch_sizes, self._options.repeats)
 
     def _describe(self, kind: str, folder: Path, forms: list[Form]) -> None:
-        """Adds everything beside the model itself."""
         mine = [form for form in forms if form.name == OWN or form.name.startswith(f"{kind},")]
         if kind != "safetensors":
             write_tokenizer(self._task, folder)

@@ -1,9 +1,8 @@
 """The graphs of a trained task: one for a classifier, one a tower for a dual encoder, normalisation inside.
 
-A graph takes uint8 images ``(B, 3, S, S)``, or token ids, in batches of any size, and puts out what the task's own
-``predict_step`` puts out, under its names: ``logits_<task>``, ``image_embedding`` and ``text_embedding``.
-
-Exported files as functions from arrays to arrays, so that all formats are compared and timed in one way.
+A graph takes uint8 images ``(B, 3, S, S)``, or token ids, in batches of any size, and outputs what the task's own
+``predict_step`` returns, under its names: ``logits_<task>``, ``image_embedding`` and ``text_embedding``. Runners make
+exported files functions from arrays to arrays, so that all formats are compared and timed in the same way.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ LOGITS = "logits_"
 IMAGE_EMBEDDING, TEXT_EMBEDDING = "image_embedding", "text_embedding"
 MAX_BATCH = 4096
 
-_EXAMPLES = ["a photo", "a photo of several things that stand beside each other"]
+_EXAMPLES = ["a photo", "a photo of several things that stand next to each other"]
 
 
 @dataclass(frozen=True)
@@ -64,13 +63,10 @@ class Tower:
 
 
 def towers_of(task: VisionTask) -> list[Tower]:
-    """The graphs that a task consists of; its own weights, low-rank adapters added to the weights that they adapt.
-
-    Args:
-        task: with its weights, on the CPU.
+    """Return the graphs that a task consists of, low-rank adapters merged into the weights that they adapt.
 
     Raises:
-        UserError: if it is no classifier and no dual encoder, which are all that single graphs can be made of.
+        UserError: It is neither a classifier nor a dual encoder.
     """
     if isinstance(task, ClassificationTask):
         return [_image_tower("model", _Classifier(_plain(task)), task, list(task.tasks))]
@@ -84,10 +80,10 @@ def towers_of(task: VisionTask) -> list[Tower]:
 
 
 def graph_of(tower: Tower) -> ExportedProgram:
-    """The graph by ``torch.export``.
+    """Export the graph by ``torch.export``.
 
     Raises:
-        UserError: if the network's code cannot be followed.
+        UserError: The network's code cannot be traced.
     """
     try:
         with torch.no_grad(), _quiet():
@@ -104,12 +100,12 @@ def graph_of(tower: Tower) -> ExportedProgram:
 
 
 def without_unused(program: ExportedProgram) -> ExportedProgram:
-    """The same graph without the weights that nothing in it uses, such as those of the other tower."""
+    """Return the graph without the weights that nothing in it uses, such as those of the other tower."""
     signature = program.graph_signature
     held = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     unused = {node.name for node in program.graph.nodes if node.op == "placeholder" and not node.users} & held.keys()
     for node in list(program.graph.nodes):
-        # Line by line where the code stood: half of a small file, with the names of this machine's folders.
+        # Source lines: half of a small file, with the names of this machine's folders.
         node.meta.pop("stack_trace", None)
         if node.name in unused:
             program.graph.erase_node(node)
@@ -129,16 +125,10 @@ def without_unused(program: ExportedProgram) -> ExportedProgram:
 
 
 def write_onnx(program: ExportedProgram, tower: Tower, path: Path, metadata: dict[str, str]) -> None:
-    """Writes a graph as ONNX.
-
-    Args:
-        program: of ``graph_of``.
-        tower: names inputs and outputs.
-        path: of the file.
-        metadata: kept inside of the file.
+    """Write a graph as ONNX, with metadata inside the file.
 
     Raises:
-        UserError: if ONNX has no operator for something in the graph.
+        UserError: ONNX has no operator for something in the graph.
     """
     try:
         with _quiet():
@@ -154,7 +144,7 @@ def write_onnx(program: ExportedProgram, tower: Tower, path: Path, metadata: dic
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UserError(
-            f"export: ONNX cannot hold the {tower.name} network ({reason}); --format torch_export can"
+            f"export: ONNX cannot represent the {tower.name} network ({reason}); --format torch_export can"
         ) from error
     assert made is not None
     for node in made.model.graph.all_nodes():
@@ -166,19 +156,13 @@ def write_onnx(program: ExportedProgram, tower: Tower, path: Path, metadata: dic
 
 
 def write_torch_export(program: ExportedProgram, path: Path, metadata: dict[str, str]) -> None:
-    """Writes a graph in PyTorch's own format, which ``torch.export.load`` reads.
-
-    Args:
-        program: of ``graph_of``.
-        path: of the file.
-        metadata: kept inside of the file.
-    """
+    """Write a graph in PyTorch's own format, which ``torch.export.load`` reads."""
     with _quiet():
         torch.export.save(program, path, extra_files=dict(metadata))
 
 
 class _Classifier(nn.Module):
-    """Logits of each task, then the features at unit length, as ``predict_step`` puts them out."""
+    """Logits of each task, then the features at unit length, as ``predict_step`` returns them."""
 
     def __init__(self, task: ClassificationTask) -> None:
         super().__init__()
@@ -211,8 +195,6 @@ class _ImageTower(nn.Module):
 
 
 class _TextTower(nn.Module):
-    """The texts' embeddings."""
-
     def __init__(self, task: DualEncoder) -> None:
         super().__init__()
         self.task = task
@@ -246,7 +228,6 @@ def _batch() -> Dim:
 
 
 def _plain(task: Any) -> Any:
-    """The task; a copy of it with merged adapters where it has some."""
     if not any(hasattr(module, "lora_A") for module in task.modules()):
         return task
     merged = copy.deepcopy(task)
@@ -258,7 +239,7 @@ def _plain(task: Any) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Leaves out what exporters say to their own developers."""
+    """Silence what exporters log for their own developers."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "root")]
     levels = [one.level for one in loggers]
     with warnings.catch_warnings():
@@ -278,12 +259,12 @@ Runner = Callable[[Mapping[str, NDArray[Any]]], Arrays]
 
 
 def module_runner(tower: Tower) -> Runner:
-    """The tower itself, in PyTorch."""
+    """Run the tower itself, in PyTorch."""
     return _torch_runner(tower.module, tower)
 
 
 def program_runner(path: Path, tower: Tower, *, compiled: bool = False) -> Runner:
-    """A file of ``torch.export``.
+    """Run a file of ``torch.export``.
 
     Args:
         path: of the file.
@@ -307,12 +288,12 @@ def program_runner(path: Path, tower: Tower, *, compiled: bool = False) -> Runne
 
 
 def onnx_runner(path: Path) -> Runner:
-    """A file of ONNX, by ONNX Runtime on the CPU with as many threads as PyTorch has."""
+    """Run a file of ONNX by ONNX Runtime on the CPU, with as many threads as PyTorch has."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    # Threads that spin while they wait would slow down whoever is measured next.
+    # Threads that spin while they wait would slow down the next measurement.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -235,21 +235,21 @@ def check_card(path: Path) -> None:
     """Refuse a card that the hub would not take.
 
     Raises:
-        UserError: tells what is wrong with it.
+        UserError: The line names what is wrong with it.
     """
     from huggingface_hub import ModelCard
 
     try:
         ModelCard.load(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: is no model card ({error}); export again") from error
+        raise UserError(f"{path}: is not a model card ({error}); export again") from error
 
 
 _WAIT = 5.0
-"""Seconds that the hub has to answer at all."""
+"""Seconds within which the hub must answer."""
 
 _NO_CODE = ["*.json", "*.md", "*.onnx", "*.safetensors"]
-"""What is fetched: data only, never scripts, nor PyTorch's archives, which are for whoever trusts them."""
+"""What is fetched: data only, never scripts, nor PyTorch's archives, which are for those who trust their author."""
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -270,7 +270,7 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
 
 
 def push(folder: Path, repository: str, *, private: bool = True, message: str = "Export of Vitrail") -> str:
-    """Uploads an export in one commit.
+    """Upload an export in one commit.
 
     Args:
         folder: that ``export`` wrote.
@@ -303,7 +303,7 @@ def push(folder: Path, repository: str, *, private: bool = True, message: str = 
 
 
 def load(name: str | Path) -> VisionTask | Model:
-    """An export as something to call: a task for safetensors, ``predict_onnx.Model`` for ONNX.
+    """Load an export as a callable: a task for safetensors, ``predict_onnx.Model`` for ONNX.
 
     No code comes with it: weights are plain tensors, and the graph is run by ONNX Runtime.
 
@@ -330,7 +330,7 @@ def load(name: str | Path) -> VisionTask | Model:
 
 
 def folder_of(name: str | Path) -> Path:
-    """Local folder of an export, fetched from the hub if need be.
+    """Return the local folder of an export, fetched from the hub if need be.
 
     Raises:
         UserError: if it cannot be had.
@@ -343,7 +343,7 @@ def folder_of(name: str | Path) -> Path:
     try:
         return Path(snapshot_download(str(name), local_files_only=True, allow_patterns=_NO_CODE))
     except Exception:
-        # Not in the cache; told below, if it cannot be had at all.
+        # Not in the cache; reported below if it cannot be fetched at all.
         _check_reachable(str(name))
     try:
         return Path(snapshot_download(str(name), allow_patterns=_NO_CODE))
@@ -354,7 +354,7 @@ def folder_of(name: str | Path) -> Path:
 
 
 def summary_of(folder: Path) -> dict[str, Any]:
-    """What ``export.json`` of a folder says, which its files are compared with.
+    """Read ``export.json`` of a folder and compare the files with it.
 
     Raises:
         UserError: if the folder is no finished export, or its files are not those that were exported.
@@ -366,7 +366,7 @@ def summary_of(folder: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
         missing = [name for name in found["files"] if not (folder / name).is_file()]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder}: is no export ({SUMMARY} is missing or damaged); run `export` first") from error
+        raise UserError(f"{folder}: is not an export ({SUMMARY} is missing or damaged); run `export` first") from error
     if missing:
         raise UserError(f"{folder}: lacks {', '.join(missing)}; export again, or fetch the whole folder")
     recorded: dict[str, str] = found.get("sha256", {})  # older versions recorded none

@@ -1,7 +1,4 @@
-"""Whether exported files say what the model says, measured on real samples: as numbers, and on the task itself.
-
-Size, speed and accuracy of exported forms beside the model that they were made of.
-"""
+"""Parity of exported files with the model, measured on real samples: outputs, decisions, accuracy, size and speed."""
 
 from __future__ import annotations
 
@@ -36,10 +33,10 @@ _TEXTS_OF_NOBODY = ("a photo", "a drawing of a dog")
 
 @dataclass(frozen=True)
 class Parity:
-    """One output of one exported form beside the model's own.
+    """One output of one exported form compared with the model's own.
 
     Attributes:
-        what: task, ``nearest text`` (which of the texts is likest to each image), or an embedding.
+        what: task, ``nearest text`` (of each image), or an embedding.
         n: samples.
         agreement: share of the samples for which both choose the same; NaN where nothing is chosen.
         difference: largest absolute difference of a value.
@@ -60,7 +57,7 @@ class Parity:
 def measure(
     task: VisionTask, datamodule: ImageDataModule, split: str, forms: Mapping[str, Mapping[str, Runner]]
 ) -> dict[str, list[Parity]]:
-    """Compares exported forms of a task with itself on every image of a split, in one pass.
+    """Compare exported forms of a task with the task itself on every image of a split, in one pass.
 
     Args:
         task: with its weights, on the CPU.
@@ -102,7 +99,7 @@ def measure(
 
 
 def refuse_disagreement(form: str, rows: Iterable[Parity], *, tolerance: float | None, min_agreement: float) -> None:
-    """Refuses an exported form that does not say what the model says.
+    """Refuse an exported form that does not reproduce the model.
 
     Args:
         form: what messages call it.
@@ -119,14 +116,12 @@ def refuse_disagreement(form: str, rows: Iterable[Parity], *, tolerance: float |
         if not row.difference <= allowed or (not math.isnan(row.agreement) and row.agreement < min_agreement):
             same = "" if math.isnan(row.agreement) else f"the same for {row.agreement:.1%} of {row.n} samples, "
             raise UserError(
-                f"export: {form} does not say what the model says: {row.what}: {same}largest difference "
+                f"export: {form} does not reproduce the model: {row.what}: {same}largest difference "
                 f"{row.difference:.2g}; needed are {min_agreement:.0%} and at most {allowed:.2g}; nothing was written"
             )
 
 
 class _Outputs:
-    """Collects arrays of several batches by name."""
-
     def __init__(self) -> None:
         self._parts: dict[str, list[NDArray[np.generic]]] = {}
 
@@ -158,7 +153,7 @@ def _rows(mine: Arrays, other: Arrays, targets: Arrays) -> list[Parity]:
 def _text_rows(
     task: DualEncoder, texts: Sequence[str], mine: NDArray[np.float32], other: NDArray[np.float32], runner: Runner
 ) -> list[Parity]:
-    """The text tower by its embeddings, and both towers by which text each image is likest to."""
+    """Compare the text tower by its embeddings, and both towers by the text nearest to each image."""
     assert task.towers.tokenizer is not None
     own, theirs = _Outputs(), _Outputs()
     for start in range(0, len(texts), _TEXTS_AT_A_TIME):
@@ -182,7 +177,7 @@ def _text_rows(
 
 
 def _difference(mine: NDArray[np.float32], other: NDArray[np.float32]) -> tuple[float, float]:
-    """Largest absolute difference, and largest absolute value of the first; NaN where a value is none."""
+    """Return the largest absolute difference, and the largest absolute value of the first; NaN where a value is."""
     return float(np.abs(mine - other).max()), float(np.abs(mine).max())
 
 
@@ -193,7 +188,7 @@ class Form:
     Attributes:
         name: as tables have it; the first of several is what ratios are to.
         size: of its files in bytes.
-        parity: its outputs beside the model's own.
+        parity: its outputs compared with the model's own.
         costs: of the images' tower by batch size; empty where nothing was timed.
     """
 
@@ -206,7 +201,7 @@ class Form:
 def interleaved(
     runners: Mapping[str, Runner], images: NDArray[np.uint8], sizes: Sequence[int], repeats: int
 ) -> dict[str, dict[int, BatchCost]]:
-    """Seconds of a batch, measured in turn: who begins moves on by one from round to round.
+    """Time a batch in turn: the runner that begins changes from round to round.
 
     Args:
         runners: of the images' tower; ratios are to the first, within a round.

@@ -1,6 +1,7 @@
-"""A task as one safetensors file: weights, and in the file's metadata what is needed to build the task again.
+"""A task as one safetensors file, and the metadata of every export.
 
-What an exported file says of itself: classes, preprocessing, temperatures and where it comes from.
+The metadata describe classes, preprocessing, temperatures and origin; a safetensors file also has what is needed to
+build the task again.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ TOKENIZER = "tokenizer.json"
 
 
 def metadata_of(task: VisionTask, files: Run, checkpoint: str) -> dict[str, Any]:
-    """Everything that who only has the exported files needs to use them.
+    """Return everything that is needed to use the exported files alone.
 
     Args:
         task: with its weights.
@@ -61,12 +62,12 @@ def metadata_of(task: VisionTask, files: Run, checkpoint: str) -> dict[str, Any]
 
 
 def as_strings(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """As files keep it: one key with JSON."""
+    """Return metadata as files keep it: one key with JSON."""
     return {KEY: json.dumps(metadata, ensure_ascii=False)}
 
 
 def from_strings(strings: Mapping[str, str], origin: str | Path) -> dict[str, Any]:
-    """Undoes ``as_strings``.
+    """Undo ``as_strings``.
 
     Args:
         strings: metadata of a file.
@@ -82,18 +83,20 @@ def from_strings(strings: Mapping[str, str], origin: str | Path) -> dict[str, An
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{origin}: is no exported model; make one with `python -m experiments export RUN`") from error
+        raise UserError(
+            f"{origin}: is not an exported model; make one with `python -m experiments export RUN`"
+        ) from error
     return dict(found)
 
 
 def write_tokenizer(task: VisionTask, folder: Path) -> None:
-    """Writes ``tokenizer.json`` of a task that reads texts."""
+    """Write ``tokenizer.json`` of a task that reads texts."""
     if isinstance(task, DualEncoder) and task.towers.tokenizer is not None:
         (folder / TOKENIZER).write_text(task.towers.tokenizer.state["pipeline"], encoding="utf-8")
 
 
 def write_summary(folder: Path, values: Mapping[str, Any]) -> None:
-    """Writes ``export.json``: the metadata, and what parity and speed were measured to be."""
+    """Write ``export.json``: the metadata, and the measured parity and speed."""
     (folder / SUMMARY).write_text(
         json.dumps(without_nan(values), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )
@@ -120,7 +123,7 @@ _SHAPES = "vitrail.shapes"
 
 
 def write_weights(task: VisionTask, path: Path, metadata: Mapping[str, Any]) -> None:
-    """Writes a task, whose linear layers may have eight-bit weights of torchao.
+    """Write a task, whose linear layers may have eight-bit weights of torchao.
 
     Args:
         task: with its weights, on the CPU.
@@ -134,7 +137,7 @@ def write_weights(task: VisionTask, path: Path, metadata: Mapping[str, Any]) -> 
 
     checkpoint: dict[str, Any] = {}
     task.on_save_checkpoint(checkpoint)
-    # A training's own sums are no part of a model.
+    # A training's own sums are not part of a model.
     checkpoint.pop("epoch_sums", None)
     try:
         strings = {**as_strings(metadata), _CHECKPOINT: json.dumps(checkpoint, ensure_ascii=False)}
@@ -152,7 +155,7 @@ def write_weights(task: VisionTask, path: Path, metadata: Mapping[str, Any]) -> 
 
 
 def read_weights(path: Path) -> VisionTask:
-    """The task of a file that ``write_weights`` wrote, on the CPU and in evaluation mode.
+    """Load the task of a file that ``write_weights`` wrote, on the CPU and in evaluation mode.
 
     Args:
         path: of the file, or of the folder that the export wrote.
@@ -170,7 +173,7 @@ def read_weights(path: Path) -> VisionTask:
             strings = current_keys(file.metadata())
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: is no whole safetensors file ({error}); export again") from error
+        raise UserError(f"{path}: is not a complete safetensors file ({error}); export again") from error
     metadata = from_strings(strings, path)
     checkpoint = _checkpoint(strings, path)
     if _QUANTISED not in strings:
@@ -178,14 +181,14 @@ def read_weights(path: Path) -> VisionTask:
         if "weights" in metadata and metadata["weights"] != task.weights_digest():
             raise UserError(f"{path}: its weights have been changed since the export; export again")
         return task
-    # These become the weights: in memory of their own, not where they happen to lie in the mapped file, whose
+    # These become the weights: in memory of their own, not where they happen to be in the mapped file, whose
     # alignment would show in the last digits.
     state = _unflattened({name: value.clone() for name, value in state.items()}, strings, path)
     return task_from({**checkpoint, "state_dict": state}, path, assign=True).eval()
 
 
 def metadata_in(path: Path) -> dict[str, Any]:
-    """The metadata of a file that ``write_weights`` wrote, without its weights.
+    """Return the metadata of a file that ``write_weights`` wrote, without its weights.
 
     Raises:
         UserError: if it was not exported.
@@ -202,7 +205,7 @@ def _checkpoint(strings: Mapping[str, str], path: Path) -> dict[str, Any]:
         if not isinstance(checkpoint, dict) or not isinstance(checkpoint["hyper_parameters"], dict):
             raise TypeError("no hyper_parameters")
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: does not say how its model is built ({error}); export again") from error
+        raise UserError(f"{path}: does not describe how its model is built ({error}); export again") from error
     return checkpoint
 
 

@@ -1,9 +1,8 @@
-"""Where metrics go: always a CSV file in the run directory, and Weights & Biases beside it.
+"""Where metrics go: always ``metrics.csv`` in the run directory, and Weights & Biases.
 
-``metrics.csv``: what was logged, row by row; a resumed run goes on with it as if it had never been interrupted.
-
-Lightning's CSV logger empties the file that it finds, and rewrites it in place when a new column comes. Here the file
-is kept until it is known from which row on to go on, and it is never there in part.
+A resumed run continues the file as if it had never been interrupted. Lightning's CSV logger empties the file that it
+finds, and rewrites it in place when a new column comes; here it is kept until the row to continue from is known, and
+written atomically.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class MetricsLog(CSVLogger):
 
     Args:
         directory: where.
-        continues: keep what is in the file until ``keep_rows`` says how much of it holds; else begin anew.
+        continues: keep what is in the file until ``keep_rows`` says how much of it holds; otherwise start again.
     """
 
     def __init__(self, directory: Path, *, continues: bool) -> None:
@@ -41,7 +40,7 @@ class MetricsLog(CSVLogger):
 
     @property
     def experiment(self) -> Any:
-        """What Lightning writes to."""
+        """Return what Lightning writes to."""
         self._rows.path.parent.mkdir(parents=True, exist_ok=True)
         return self._rows
 
@@ -57,13 +56,13 @@ class MetricsLog(CSVLogger):
 
     @property
     def number_of_rows(self) -> int:
-        """Rows that are in the file; what was logged since is written first."""
+        """Return how many rows are in the file; what was logged since is written first."""
         self._rows.save()
         return self._rows.written
 
 
 class _Rows:
-    """The rows of a CSV file whose columns are found out as they come."""
+    """The rows of a CSV file whose columns are only known as they come."""
 
     def __init__(self, path: Path, *, continues: bool) -> None:
         self.path = path
@@ -74,7 +73,7 @@ class _Rows:
         self._opened = False
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        """Note a row."""
+        """Remember a row."""
         values = {key: value.item() if isinstance(value, torch.Tensor) else value for key, value in metrics.items()}
         self._pending.append({**values, "step": step})
 
@@ -82,7 +81,7 @@ class _Rows:
         """Do nothing: ``config.yaml`` has them."""
 
     def save(self) -> None:
-        """Write the rows that were noted."""
+        """Write the rows that are remembered."""
         if not self._pending:
             return
         self._open()
@@ -97,7 +96,7 @@ class _Rows:
         self._pending = []
 
     def keep(self, number: int) -> None:
-        """Keep so many rows."""
+        """Keep the first ``number`` rows."""
         self._open()
         rows = self._all()[:number]
         self._pending = []
@@ -145,7 +144,7 @@ class WandbOptions(TypedDict, total=False):
     """Settings of Weights & Biases.
 
     Attributes:
-        mode: ``auto`` is online where somebody is logged in and offline elsewhere; ``WANDB_MODE`` in the environment
+        mode: ``auto`` is online with an account and offline without one; ``WANDB_MODE`` in the environment
             beats ``auto``; ``disabled`` writes nothing.
         project: Project name; default ``vitrail``.
         group: Group of runs, for example the name of an ablation.
@@ -171,7 +170,7 @@ def wandb_mode(mode: WandbMode) -> str:
 
 
 def build_loggers(run_directory: Path, options: WandbOptions | None, *, continues: bool = False) -> list[Logger]:
-    """The loggers of a run; that of ``metrics.csv`` comes first and gives ``trainer.log_dir``.
+    """Return the loggers of a run; that of ``metrics.csv`` comes first and gives ``trainer.log_dir``.
 
     Args:
         run_directory: Receives ``metrics.csv`` and, offline or online, W&B's own folder ``wandb``.

@@ -1,9 +1,9 @@
 """A run directory that a stage opens: whose it is, and its configuration without anything that could run code.
 
 ``test --ckpt_path RUN/checkpoints/best.ckpt`` and ``test --config RUN/config.yaml --ckpt_path best`` mean the run RUN,
-which somebody else may have made. Its data and model are built where they are classes of ours or of allowed plugins;
+which another person may have made. Its data and model are built where they are classes of ours or of allowed plugins;
 callbacks, loggers, plugins and profilers of its trainer are not built at all, because no result depends on them. A
-training that goes on needs its callbacks, so these are checked in the same way.
+training that continues needs its callbacks, so these are checked in the same way.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ _HARMLESS = (
 
 @contextmanager
 def opened_arguments(args: Sequence[str]) -> Iterator[list[str]]:
-    """The command line with the run that it opens filled in, for the length of the block.
+    """Give the command line with the run that it opens filled in, for the length of the block.
 
     Args:
         args: as the user gave them.
 
     Returns:
-        Arguments in which ``best`` and ``last`` are files of the run, and its configuration a file that names no code
-        of somebody else's.
+        Arguments in which ``best`` and ``last`` are files of the run, and its configuration a file that names no
+        foreign code.
 
     Raises:
         UserError: the run names a class that is not to be trusted, has no such checkpoint, or cannot be read.
@@ -80,14 +80,14 @@ def opened_arguments(args: Sequence[str]) -> Iterator[list[str]]:
         elif not configs and not any(argument.startswith(("--data", "--model")) for argument in arguments):
             for _, value in _values_of(arguments, ("--ckpt_path",))[-1:]:
                 raise UserError(
-                    f"--ckpt_path {value}: is no checkpoint in a run directory, so nothing says what data and model to "
-                    f"take; give RUN/{Run.CHECKPOINTS}/best.ckpt, or --config as well"
+                    f"--ckpt_path {value}: is not a checkpoint in a run directory, so data and model are not known; "
+                    f"give RUN/{Run.CHECKPOINTS}/best.ckpt, or --config as well"
                 )
         yield arguments
 
 
 def opened_config(run: Path, stage: str) -> dict[str, Any]:
-    """Configuration of a run as far as a stage may follow it.
+    """Return the configuration of a run as far as a stage may follow it.
 
     Args:
         run: the run directory.
@@ -100,7 +100,7 @@ def opened_config(run: Path, stage: str) -> dict[str, Any]:
     config = {key: value for key, value in read_experiment(path).items() if key not in _OF_THE_COMMAND}
     config.setdefault("name", run.parent.name)
     if config["name"] == run.parent.name:
-        # New directories go beside it, wherever it was made.
+        # New directories go next to it, wherever it was made.
         config["runs"] = str(run.parent.parent)
     if stage != "fit":
         trainer = dict(config.get("trainer") or {})
@@ -140,19 +140,19 @@ def _name_checkpoint(arguments: list[str], run: Path) -> None:
 
 
 def _run_of(arguments: Sequence[str]) -> Path | None:
-    """The run whose checkpoint is given, where its configuration lies beside it."""
+    """Return the run whose checkpoint is given, if its configuration is there."""
     given = _values_of(arguments, ("--ckpt_path",))
     run = run_of_checkpoint(Path(given[-1][1])) if given else None
     return None if run is None else _located(run)
 
 
 def _located(run: Path) -> Path:
-    """A run directory whose parents are names, also where the command is given inside of it."""
+    """Return a run directory whose parents are names, also where the command is given inside of it."""
     return run if len(run.parts) > 2 and ".." not in run.parts else run.absolute()
 
 
 def _values_of(arguments: Sequence[str], options: Sequence[str]) -> list[tuple[int, str]]:
-    """Places and values of an option, given as two arguments or as one with ``=``."""
+    """Return places and values of an option, given as two arguments or as one with ``=``."""
     found = []
     for place, argument in enumerate(arguments):
         option, equals, value = argument.partition("=")

@@ -107,7 +107,7 @@ def test_without_parity_nothing_is_left(
 
     monkeypatch.setattr(export_graphs, "_Classifier", Swapped)
     line = refused(capsys, run, "--format", "torch_export")
-    assert "does not say what the model says" in line
+    assert "does not reproduce the model" in line
     assert "nothing was written" in line
     assert not (run / "export").exists()
 

@@ -67,7 +67,7 @@ def test_only_whole_exports_are_pushed(
     with (changed / "model.onnx").open("ab") as file:
         file.write(b"x")
     for folder, repository, said in (
-        (products_run(), "owner/name", "is no export"),
+        (products_run(), "owner/name", "is not an export"),
         (copied, "owner/name", "lacks model.onnx"),
         (changed, "owner/name", "model.onnx changed since the export"),
         (products_onnx(), "no name", "owner/name on the hub"),
@@ -185,5 +185,5 @@ def test_scores_of_another_checkpoint_are_not_those_of_the_export(tmp_path: Path
 
 
 def test_what_is_no_card_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no model card"):
+    with pytest.raises(UserError, match="not a model card"):
         check_card(tmp_path / "README.md")

@@ -1,4 +1,4 @@
-""""""
+"""Parity, speed and size of exports."""
 
 from __future__ import annotations
 

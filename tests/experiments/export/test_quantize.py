@@ -65,7 +65,7 @@ def test_too_little_agreement_is_refused(capsys: pytest.CaptureFixture[str], mon
     arguments = [str(products_run()), "--quantize", "int8", "--repeats", "0", "--to", str(products_run() / "other")]
     capsys.readouterr()
     assert main(["export", *arguments]) == 2
-    assert "int8 (ONNX Runtime) does not say what the model says" in capsys.readouterr().err
+    assert "int8 (ONNX Runtime) does not reproduce the model" in capsys.readouterr().err
     assert not (products_run() / "other").exists()
 
 

@@ -56,7 +56,7 @@ def test_what_is_no_export_is_told(tmp_path: Path) -> None:
         read_weights(tmp_path)
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"half a file")
-    with pytest.raises(UserError, match="no whole safetensors file"):
+    with pytest.raises(UserError, match="not a complete safetensors file"):
         read_weights(tmp_path)
     save_file({"x": torch.zeros(1)}, path)
     with pytest.raises(UserError, match="no exported model"):
@@ -65,7 +65,7 @@ def test_what_is_no_export_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="format 99"):
         read_weights(path)
     save_file({"x": torch.zeros(1)}, path, metadata={"vitrail": json.dumps(METADATA), "vitrail.checkpoint": "{}"})
-    with pytest.raises(UserError, match="does not say how its model is built"):
+    with pytest.raises(UserError, match="does not describe how its model is built"):
         read_weights(path)
 
 
@@ -112,7 +112,7 @@ def test_a_classifier_reads_no_texts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("strings", [{}, {"vitrail": "no JSON"}, {"vitrail": "[]"}, {"vitrail": "{}"}])
 def test_metadata_of_others_are_refused(strings: dict[str, str]) -> None:
-    with pytest.raises(UserError, match=r"file\.onnx: is no exported model"):
+    with pytest.raises(UserError, match=r"file\.onnx: is not an exported model"):
         from_strings(strings, "file.onnx")
 
 

@@ -326,7 +326,7 @@ def test_a_checkpoint_outside_of_runs_needs_a_configuration(
     for value in (str(run), str(tmp_path / "copied.ckpt"), "best", ""):
         assert main([stage, "--ckpt_path", value]) == 2
         (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-        assert line.startswith(f"error: --ckpt_path {value}: is no checkpoint in a run directory")
+        assert line.startswith(f"error: --ckpt_path {value}: is not a checkpoint in a run directory")
 
 
 @pytest.mark.parametrize("name", ["../../x", "/tmp/x", "", "..", "a\\b", "sweeps"])
