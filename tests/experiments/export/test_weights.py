@@ -59,7 +59,7 @@ def test_what_is_no_export_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a complete safetensors file"):
         read_weights(tmp_path)
     save_file({"x": torch.zeros(1)}, path)
-    with pytest.raises(UserError, match="no exported model"):
+    with pytest.raises(UserError, match="not an exported model"):
         read_weights(path)
     save_file({"x": torch.zeros(1)}, path, metadata={"vitrail": json.dumps({"version": 99})})
     with pytest.raises(UserError, match="format 99"):
