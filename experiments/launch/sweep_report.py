@@ -95,20 +95,20 @@ def write_reports(folder: Path, study: optuna.Study, trials: Sequence[FrozenTria
         Lines with their paths, or why one is missing.
     """
     write_csv(folder / "sweep.csv", sweep_frame(trials, metric))
-    said = [f"Table: {folder / 'sweep.csv'}"]
+    lines = [f"Table: {folder / 'sweep.csv'}"]
     best = best_trial(trials, metric)
     path = folder / "best.yaml"
     if best is None:
         # Those of an earlier sweep may be there.
         for name in ("best.yaml", "importance.csv", "importance.png"):
             (folder / name).unlink(missing_ok=True)
-        return said[0]
+        return lines[0]
     write_text_atomically(path, _best_config(best, folder.name, metric, runs))
     result = f"{best.user_attrs[NAME]}, {metric.name} {value_of(best):.4g}"
-    said.append(f"Best: {result}; python -m experiments fit --config {path}")
+    lines.append(f"Best: {result}; python -m experiments fit --config {path}")
     why = _importance(folder, study, trials, metric)
-    said.append(f"Importance: {why or folder / 'importance.png'}")
-    return "\n".join(said)
+    lines.append(f"Importance: {why or folder / 'importance.png'}")
+    return "\n".join(lines)
 
 
 def _best_config(best: FrozenTrial, name: str, metric: Metric, runs: Path) -> str:

@@ -1,7 +1,7 @@
 """The workers of a sweep: threads that take trials, run each as a ``fit`` in a process of its own, and record the end.
 
 A trial is watched through the files of its run directory. Its log begins with its command and is locked as long as any
-of its processes lives, so that whoever runs it again knows whether it is the same training and whether it still writes.
+of its processes lives, so that a later attempt knows whether it is the same training and whether it still writes.
 """
 
 from __future__ import annotations
@@ -162,12 +162,14 @@ def logged_values(run: Path | None, metric: str) -> list[float]:
 
 
 def last_error(log: Path, code: int) -> str:
-    """Return the line that says why a process failed: its last ``error: …``, or its last line."""
+    """Return the line with the reason why a process failed: its last ``error: …``, or its last line."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    said = (errors or [line for line in lines if not line.startswith("$ ")] or [f"nothing was printed; see {log}"])[-1]
+    reason = (errors or [line for line in lines if not line.startswith("$ ")] or [f"nothing was printed; see {log}"])[
+        -1
+    ]
     how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-    return f"{how}: {said}"[:500]
+    return f"{how}: {reason}"[:500]
 
 
 def ended(

@@ -178,12 +178,12 @@ def test_a_stopped_ablation_goes_on_in_the_same_place(file: Path, folder: Path) 
     assert [(job.place, job.is_fresh) for job in runner.jobs] == [(places[0], False)]
 
 
-@pytest.mark.parametrize(("arguments", "says"), [(["--only", "nobody"], "--only nobody"), (["--set", "x"], "--set x")])
+@pytest.mark.parametrize(("arguments", "message"), [(["--only", "none"], "--only none"), (["--set", "x"], "--set x")])
 def test_mistakes_are_told(
-    file: Path, tmp_path: Path, arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+    file: Path, tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(file), "--runs", str(tmp_path), *arguments]) == 2
-    assert says in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -329,7 +329,7 @@ def test_overlays_come_after_changes_and_settings_last(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overlays", "more", "says"),
+    ("overlays", "more", "message"),
     [
         ({}, {}, "must have values: with a name for each overlay"),
         (["a.yaml"], {}, "must have values: with a name for each overlay"),
@@ -342,12 +342,12 @@ def test_overlays_come_after_changes_and_settings_last(tmp_path: Path) -> None:
         (TWO, {"parameters": {"model.lr": {"values": [1, 2]}}}, "an ablation is a grid over parameters.overlay alone"),
     ],
 )
-def test_a_wrong_file_is_refused(tmp_path: Path, overlays: Any, more: dict[str, Any], says: str) -> None:
-    with pytest.raises(UserError, match=says):
+def test_a_wrong_file_is_refused(tmp_path: Path, overlays: Any, more: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         read_ablation(write(tmp_path, overlays, **more))
 
 
-@pytest.mark.parametrize("setting", ["trainer.max_epochs", "nobody:trainer.max_epochs=1", "=1", "plain:=1", "a=[1"])
+@pytest.mark.parametrize("setting", ["trainer.max_epochs", "none:trainer.max_epochs=1", "=1", "plain:=1", "a=[1"])
 def test_a_wrong_setting_is_refused(tmp_path: Path, setting: str) -> None:
     with pytest.raises(UserError, match="--set"):
         read_ablation(write(tmp_path), settings=[setting])

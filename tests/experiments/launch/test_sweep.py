@@ -140,7 +140,7 @@ def test_a_first_trial_that_is_refused_ends_the_sweep_with_its_line(
     assert sweep(tmp_path, "--workers", str(workers), trials=trials, parameters=parameters) == 2
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert line.startswith("error: model.lr: 0.")
-    # Those that had begun beside it, and no more.
+    # Those that had begun alongside it, and no more.
     assert 1 <= len(trials.jobs) <= workers
     assert set(table(tmp_path)["state"].dropna()) <= {"failed", "waiting"}
     # Once the mistake is mended, the same command runs all of them.
@@ -148,7 +148,7 @@ def test_a_first_trial_that_is_refused_ends_the_sweep_with_its_line(
     assert sweep(tmp_path, "--workers", str(workers), trials=mended, parameters=parameters) == 0
     frame = table(tmp_path)
     assert sorted(frame["model.lr"][frame["state"] == "complete"]) == list(trials.wrong)
-    # Those that fail beside others that work are left as they are.
+    # Those that fail alongside others that work are left as they are.
     assert sweep(tmp_path, trials=mended, parameters=parameters) == 0
     assert len(mended.jobs) == len(trials.wrong)
 
@@ -165,7 +165,7 @@ def test_a_first_trial_that_crashes_is_run_again_only_if_asked(tmp_path: Path) -
 def test_the_refusal_of_a_first_trial_waits_for_those_that_run_beside_it(tmp_path: Path) -> None:
     trials, refused = Trials(wrong=(0.1,)), threading.Event()
 
-    def beside(job: Job, watch: Watch, stop: threading.Event) -> Outcome:
+    def alongside(job: Job, watch: Watch, stop: threading.Event) -> Outcome:
         is_first = job.name == "trial-0000"
         if not is_first:
             refused.wait(60)
@@ -175,7 +175,7 @@ def test_the_refusal_of_a_first_trial_waits_for_those_that_run_beside_it(tmp_pat
         return outcome
 
     path = written(tmp_path, parameters=LR)
-    assert main([str(path), "--runs", str(tmp_path / "runs"), "--workers", "2"], beside) == 0
+    assert main([str(path), "--runs", str(tmp_path / "runs"), "--workers", "2"], alongside) == 0
     assert table(tmp_path)["state"].tolist() == ["complete"] * 3 + ["failed"]
 
 
@@ -309,6 +309,6 @@ def test_help_needs_neither_optuna_nor_torch() -> None:
         "try: runpy.run_module('experiments', run_name='__main__')\n"
         "except SystemExit: print('optuna' in sys.modules, 'lightning' in sys.modules)"
     )
-    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert "--workers" in said
-    assert said.splitlines()[-1] == "False False"
+    message = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "--workers" in message
+    assert message.splitlines()[-1] == "False False"

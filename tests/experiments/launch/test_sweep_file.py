@@ -104,7 +104,7 @@ def test_a_target_is_reached_from_its_own_side() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"method": "hyperopt"}, "method: must be grid, random or bayes, got 'hyperopt'"),
         ({"method": None}, "method: must be"),
@@ -127,20 +127,20 @@ def test_a_target_is_reached_from_its_own_side() -> None:
         ({"early_terminate": {"type": "hyperband"}}, "early_terminate: needs min_iter"),
     ],
 )
-def test_mistakes_are_one_line_that_names_file_and_key(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+def test_mistakes_are_one_line_that_names_file_and_key(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     path = written(tmp_path, **changes)
     with pytest.raises(UserError) as raised:
         read_sweep(path)
     assert str(raised.value).startswith(f"{path}: ")
-    assert said in str(raised.value)
+    assert message in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize(("text", "said"), [("a: [", "not a YAML file"), ("- 1", "has no keys")])
-def test_a_file_that_is_no_sweep_is_told(tmp_path: Path, text: str, said: str) -> None:
+@pytest.mark.parametrize(("text", "message"), [("a: [", "not a YAML file"), ("- 1", "has no keys")])
+def test_a_file_that_is_no_sweep_is_refused(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "sweep.yaml"
     path.write_text(text)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         read_sweep(path)
     with pytest.raises(UserError, match="No such file"):
         read_sweep(tmp_path / "absent.yaml")
@@ -243,7 +243,7 @@ def test_the_ends_of_a_distribution_without_ends_are_finite() -> None:
 
 
 @pytest.mark.parametrize(
-    ("section", "said"),
+    ("section", "message"),
     [
         ({}, "parameters: must name at least one"),
         ({"model lr": {"value": 1}}, "no key of the command line"),
@@ -267,8 +267,8 @@ def test_the_ends_of_a_distribution_without_ends_are_finite() -> None:
         ({"model.lr": {"distribution": "int_uniform", "min": 0.5, "max": 2}}, "needs integers, got 0.5"),
     ],
 )
-def test_mistakes_name_the_key(section: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_mistakes_name_the_key(section: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         parse_parameters(section)
 
 
@@ -283,7 +283,7 @@ def test_early_stopping_begins_at_min_iter_or_ends_before_max_iter() -> None:
 
 
 @pytest.mark.parametrize(
-    ("section", "said"),
+    ("section", "message"),
     [
         ({"type": "median"}, r"early_terminate\.type: must be hyperband"),
         ({"type": "hyperband", "patience": 2}, r"early_terminate\.patience: is not known"),
@@ -295,6 +295,6 @@ def test_early_stopping_begins_at_min_iter_or_ends_before_max_iter() -> None:
         ({"type": "hyperband", "min_iter": 2, "strict": 1}, "strict: must be true or false"),
     ],
 )
-def test_mistakes_in_early_stopping_name_the_key(section: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_mistakes_in_early_stopping_name_the_key(section: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         parse_early_terminate(section)
