@@ -1,7 +1,4 @@
-"""A mistake of the user becomes one line: which key or file, what is wrong with it, what to do.
-
-Ctrl-C becomes one line with the command that goes on, and exit code 130; nothing slow is imported for it.
-"""
+"""User errors as one line: which key or file, what is wrong, how to fix it; Ctrl-C as one line, too."""
 
 from __future__ import annotations
 
@@ -16,18 +13,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Error numbers: no space on the disk, none left of the user's share, a file larger than the user may write."""
+"""Error numbers: no space on the disk, the user's quota is used up, a file larger than the user may write."""
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend: one line with what, where (file and row, or YAML key) and how to fix it.
+    """A mistake that the user can correct: one line with what, where (file and row, or YAML key) and how to fix it.
 
     The command lines print it without a traceback and exit with code 2.
     """
 
 
 EXIT_INTERRUPTED = 130
-"""Exit code after Ctrl-C: what a shell says of a command that SIGINT has ended."""
+"""Exit code after Ctrl-C: as of a command that SIGINT ended."""
 
 
 def run_program(main: Callable[[], int]) -> int:
@@ -68,7 +65,7 @@ EXIT_USER_ERROR = 2
 """Exit code of a command that the user's input stopped."""
 
 EXIT_BROKEN_PIPE = 141
-"""Exit code of a command whose output nobody reads any more: what a shell says of one that SIGPIPE has ended."""
+"""Exit code of a command whose output is no longer read, as of one that SIGPIPE ended."""
 
 _SCAFFOLDING = ("Problem with", "Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a path but")
 """Lines of jsonargparse's report that only hold the tree together."""
@@ -87,7 +84,7 @@ def run_reporting_user_errors(command: Callable[[], None]) -> int:
 
     Returns:
         The exit code: 0, 2 after a mistake of the user or a file that cannot be read or written, 130 after Ctrl-C, or
-        141 where ``head`` or the like has read enough.
+        141 if ``head`` or the like has read enough.
     """
     _report_former_variables()
     try:
@@ -98,7 +95,7 @@ def run_reporting_user_errors(command: Callable[[], None]) -> int:
             raise
         return report_interruption(str(error) if isinstance(error, KeyboardInterrupt) else "")
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and _nobody_reads():
+        if isinstance(error, BrokenPipeError) and _reader_has_gone():
             return EXIT_BROKEN_PIPE
         line = _line_for_user(error)
         if line is None or os.environ.get("VITRAIL_DEBUG") == "1":
@@ -116,7 +113,7 @@ def _report_former_variables() -> None:
             sys.stderr.write(f"warning: {name} is no longer read; set {present} instead\n")
 
 
-def _nobody_reads() -> bool:
+def _reader_has_gone() -> bool:
     """Whether the reader of our output has gone; what is still to be written then goes nowhere."""
     try:
         output = sys.stdout.fileno()
@@ -131,7 +128,7 @@ def _nobody_reads() -> bool:
 
 
 def _line_for_user(error: BaseException) -> str | None:
-    """What to tell of a mistake of the user; None where the error is ours."""
+    """Return the line for a mistake of the user; None if the error is ours."""
     cause: BaseException | None = error
     # jsonargparse wraps what a constructor raises into a report of all the types that it tried.
     while cause is not None:
@@ -146,7 +143,7 @@ def _line_for_user(error: BaseException) -> str | None:
 
 
 def _refusal_by_library(error: BaseException) -> str | None:
-    """What to tell where Lightning or PyTorch refuse a setting; None where the error is a bug, theirs or ours.
+    """Return the line for a setting that Lightning or PyTorch refuse; None if the error is a bug, theirs or ours.
 
     They mark few of their refusals by a class of their own. What they raise by a statement of their own is one; an
     error that merely happens inside of them, such as an unknown attribute, is not.
@@ -195,7 +192,7 @@ def _raised_in(error: BaseException) -> tuple[str, str]:
 
 
 def _line_of_system(error: BaseException) -> str | None:
-    """What to tell of a file that cannot be read or written; None where that is not what is wrong."""
+    """Return the line for a file that cannot be read or written; None for other errors."""
     if isinstance(error, BrokenPipeError):
         return None  # of a process of ours
     number, where, reason = _system_error(error)
@@ -244,7 +241,7 @@ def one_line(message: str) -> str:
     """Condense jsonargparse's nested report to the innermost key and reason.
 
     Args:
-        message: What the parser says, often a tree of all the types that it tried.
+        message: of the parser, often a tree of all the types that it tried.
     """
     keys = re.findall(r'[Pp]arser key "([^"]+)"', message)
     if not keys:

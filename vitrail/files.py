@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from vitrail.errors import DISK_FULL, UserError
+from vitrail.errors import UserError
 from vitrail.trust import FORMULA, unguarded
 
 if TYPE_CHECKING:
@@ -34,12 +34,12 @@ contents only; what lies between them says where the pages are and what is in th
 _MARK, _UNKNOWN = b"crc32 of this file with zeros here: ", b"00000000"
 
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EBADF)
-"""What file systems and permissions answer where a folder cannot be flushed."""
+"""Errors of file systems that cannot flush a folder."""
 
 
 @contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
-    """Give a temporary name next to ``path`` to write to, and rename it once the block has ended without an error.
+    """Yield a temporary path next to ``path``, renamed to it when the block ends without an error.
 
     The content is flushed to the disk before the rename, the folder after it: without the first, a power cut can leave
     an empty file under the final name; without the second, no file. The folder is made if need be; the suffix stays,
@@ -53,7 +53,7 @@ def write_atomically(path: Path) -> Iterator[Path]:
         partial.replace(path)
         flush(path.parent)
     except OSError as error:
-        # The name that the user knows; some errors of writing have none, and those that are a plain text take none.
+        # The name that the user knows; some errors have none, and those that are a plain text take none.
         if error.errno is not None and error.filename in (None, partial, str(partial)):
             error.filename, error.filename2 = str(path), None
         raise
@@ -69,7 +69,7 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a folder and its parents, whose entries are flushed to the disk."""
+    """Make a folder and its parents, and flush their entries to the disk."""
     made = [one for one in (folder, *folder.parents) if not one.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for one in made:
@@ -77,11 +77,7 @@ def make_folder(folder: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Flushes a file's content, or a folder's entries, from the operating system's memory to the disk.
-
-    Raises:
-        OSError: where a file cannot be flushed, the disk is full, say.
-    """
+    """Flush a file's content or a folder's entries to the disk; OSError if a file cannot be flushed."""
     is_folder = path.is_dir()
     try:
         # Windows flushes what can be written only, and no folders.
@@ -115,11 +111,11 @@ def current_keys(metadata: Mapping[Any, Any] | None) -> dict[Any, Any]:
 
 
 class DamagedFileError(UserError):
-    """A file is not as it was written; whoever can make it again catches this."""
+    """A file is not as it was written; callers that can make it again catch this."""
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:
-    """Writes a table with a checksum of the whole file, which ``read_parquet`` compares."""
+    """Write a table with a checksum of the whole file, which ``read_parquet`` compares."""
     import pyarrow.parquet as pq
 
     metadata = {**(table.schema.metadata or {}), _CHECK_KEY: _MARK + _UNKNOWN}
@@ -131,7 +127,7 @@ def write_parquet(table: pa.Table, path: Path) -> None:
 
 
 def read_parquet(path: Path | IO[bytes], columns: Sequence[str] | None = None, name: str = "") -> pa.Table:
-    """Reads a table; a file that has a checksum is compared with it.
+    """Read a table and compare its checksum, if it has one.
 
     Args:
         path: of the file, or the open file.
@@ -164,9 +160,9 @@ def read_parquet(path: Path | IO[bytes], columns: Sequence[str] | None = None, n
 
 
 def check_zip(path: Path, hint: str) -> None:
-    """Compares the records of a zip archive, as checkpoints are, with their checksums, which PyTorch does not.
+    """Compare the records of a zip archive such as a checkpoint with their checksums, which PyTorch does not.
 
-    What is no archive is left to its reader.
+    Other files are left to their reader.
 
     Args:
         path: of the file.
@@ -192,7 +188,7 @@ def _first_line(error: Exception) -> str:
 
 
 def local_folder(uri: str) -> Path | None:
-    """The folder that a URI or path names; None for an object store."""
+    """Return the folder that a URI or path names; None for an object store."""
     if uri.startswith("file://"):
         return Path(unquote(uri.removeprefix("file://")))
     return None if re.match(r"[a-zA-Z][a-zA-Z0-9+-]+://", uri) else Path(uri).expanduser()
@@ -203,9 +199,9 @@ _NUMBERS = re.compile(r"[+-]?[\d.][\d.,eE+\-–±% \[\]()]*|[+-](inf|nan)")
 
 
 def write_csv(path: Path, frame: pd.DataFrame, *, index: bool = False) -> None:
-    """Write a table whole; text that a spreadsheet would take for a formula gets an apostrophe in front.
+    """Write a table atomically; text that a spreadsheet would take for a formula gets an apostrophe in front.
 
-    ``read_csv`` and ``read_label_file`` take it away again.
+    ``read_csv`` and ``read_label_file`` remove it.
 
     Args:
         path: of the file.
@@ -251,16 +247,13 @@ def _unescaped(cell: Any) -> Any:
 
 
 def timestamped_directory(place: Path) -> Path:
-    """A directory below ``place`` named by the time, for a run that is made now; it does not exist yet."""
+    """Return a directory below ``place`` that is named by the time and does not exist yet."""
     made = place / time.strftime("%Y%m%d-%H%M%S")
     directory, number = made, 1
     while directory.exists():
         number += 1
         directory = made.with_name(f"{made.name}-{number}")
     return directory
-
-
-_FREE_SPACE = "free some space, set $VITRAIL_CACHE to another disk, or set data loader.cache: never"
 
 
 @contextmanager
@@ -295,44 +288,3 @@ def lock(path: Path, busy: str = "") -> Iterator[None]:
         file.write(f"process {os.getpid()}")
         file.flush()
         yield
-
-
-@contextmanager
-def disk_full(folder: Path) -> Iterator[None]:
-    """Turns a full disk and missing permission into one line that says what to do.
-
-    Raises:
-        UserError: in place of the OSError.
-    """
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        full = error.errno in DISK_FULL
-        why = "the disk is full" if full else f"cannot be written to ({error.strerror})"
-        raise UserError(f"{folder}: {why}; {_FREE_SPACE}") from error
-
-
-def make_room(folder: Path, allowed: int, keep: set[str]) -> None:
-    """Removes the files that were not used for longest until the folder holds no more than is allowed.
-
-    Files that a process has mapped stay readable for it.
-
-    Args:
-        folder: of the files; hidden ones count nothing.
-        allowed: bytes.
-        keep: names of files that stay.
-    """
-    found = []
-    for path in folder.glob("*.pixels"):
-        with suppress(OSError):  # another process may remove files as well
-            status = path.stat()
-            found.append((status.st_mtime_ns, status.st_size, path))
-    total = sum(size for _, size, _ in found)
-    for _, size, path in sorted(found):
-        if total <= allowed:
-            return
-        if path.name not in keep:
-            path.unlink(missing_ok=True)
-            total -= size

@@ -1,11 +1,12 @@
 """The predictions of a run as one Parquet file: what was predicted for which sample, and what would have been right.
 
 One row a sample: ``sample_id`` int64, ``name`` and ``group`` strings and, for each task, ``target_<task>`` int64,
-``logits_<task>``, a list of float32, and ``answered_<task>``, false where the model predicts no class, as a generative
-model does whose free answer names none: such a sample is wrong. It follows from the logits (``predicted_classes``), and
-stands there for other readers. The class names of all tasks stand in the schema's metadata under ``vitrail.tasks`` as
-JSON, so that the file alone says everything a statistic or a figure needs; checksums of columns and class names stand
-under ``vitrail.checks``, so that a damaged file is no source of numbers.
+``logits_<task>``, a list of float32, and ``answered_<task>``, false where the model predicts no class, like a
+generative model whose free answer names none: such a sample is wrong. It follows from the logits
+(``predicted_classes``) and is there for other readers.
+
+The schema's metadata has the class names of all tasks under ``vitrail.tasks`` as JSON, so that
+the file alone suffices for statistics and figures, and checksums of columns and class names under ``vitrail.checks``.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ TIE_TOLERANCE = 1e-6
 """Logits that differ by no more are equal, as in ``lightning_modules.metrics``."""
 
 LOGIT_TOLERANCE = 1e-3
-"""How far the logits of a sample seen twice may differ: batches of different sizes round differently."""
+"""How far the logits of a sample predicted twice may differ: batches of different sizes round differently."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Predictions:
         return len(self.sample_id)
 
     def predicted(self, task: str) -> NDArray[np.int64]:
-        """Index of the class with the largest logit, see ``predicted_classes``.
+        """Return the index of the class with the largest logit, see ``predicted_classes``.
 
         Returns:
             int64 ``(N,)``, ``UNKNOWN`` where the model predicts none.
@@ -81,7 +82,7 @@ class Predictions:
         return probabilities
 
     def take(self, rows: NDArray[np.int64]) -> Predictions:
-        """The given rows in the given order."""
+        """Return the given rows in the given order."""
         return Predictions(
             self.sample_id[rows],
             self.names[rows],
@@ -203,10 +204,10 @@ def image_predictions(
 
 
 def predicted_classes(logits: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
-    """Index of the class with the largest logit.
+    """Return the index of the class with the largest logit.
 
-    Where several classes share the largest logit, as all do where a generative model's answer names no class, taking
-    one of them would be luck: there is no prediction, which equals no target.
+    Where several classes share it, as all do if a generative model's answer names no class, there is no prediction,
+    which equals no target.
 
     Args:
         logits: ``(N, C)``.
@@ -221,7 +222,7 @@ def predicted_classes(logits: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
 
 
 def ranks_of(logits: NDArray[np.floating[Any]], classes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many other classes come before one; those with the same logit come before it, so that ties never flatter.
+    """Return how many other classes rank before one; ties count as before, so that they never flatter.
 
     Args:
         logits: ``(N, C)``.
@@ -237,7 +238,7 @@ def ranks_of(logits: NDArray[np.floating[Any]], classes: NDArray[np.int64]) -> N
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Write the file whole: a kill or a full disk leaves the old file or none.
+    """Write the file atomically.
 
     Raises:
         UserError: Logits are not finite.
@@ -319,7 +320,7 @@ def join_predictions(shards: Iterable[Predictions]) -> tuple[Predictions, int]:
 
 
 def concatenate(parts: Sequence[Predictions]) -> Predictions:
-    """All rows, one part after the other; the parts, at least one, have the same tasks and classes."""
+    """Join parts with the same tasks and classes, at least one, in their order."""
     tasks = parts[0].tasks
     return Predictions(
         np.concatenate([part.sample_id for part in parts]),
@@ -332,7 +333,7 @@ def concatenate(parts: Sequence[Predictions]) -> Predictions:
 
 
 def check_finite(predictions: Predictions, origin: str) -> None:
-    """Refuse logits that are NaN or infinite: every statistic of them would be wrong without a word.
+    """Refuse logits that are NaN or infinite: every statistic of them would be wrong.
 
     Raises:
         UserError: Names the task and the first such sample.

@@ -1,13 +1,4 @@
-"""Let the C library keep the memory that training frees, instead of giving it back and asking for it again.
-
-A training step on a CPU allocates and frees the same large tensors over and over. By default glibc gives every block
-above 32 MB back to the system at once, and the next one costs a page fault for every 4 KB: a third of the time of a
-small convolutional network (``python -m benchmarks training.allocator``). Resident memory stays at its peak.
-
-Commands as processes of their own that neither outlive this one nor get its Ctrl-C.
-
-The device that a command computes on.
-"""
+"""The process that a command runs in: memory of the C library, child processes, the device."""
 
 from __future__ import annotations
 
@@ -26,7 +17,11 @@ _LIMIT = 1 << 30
 
 
 def keep_freed_memory() -> bool:
-    """Raise glibc's thresholds for this process.
+    """Raise glibc's thresholds, so that training keeps the memory it frees instead of asking for it again.
+
+    A training step on a CPU allocates and frees the same large tensors over and over. By default glibc returns every
+    block above 32 MB to the system at once, and the next one costs a page fault for every 4 KB: a third of the time of
+    a small convolutional network. Resident memory stays at its peak.
 
     Returns:
         Whether that was possible: on Linux with glibc only.
@@ -41,11 +36,11 @@ def keep_freed_memory() -> bool:
 
 
 STOP_TIMEOUT = 30.0
-"""Training ends after the batch or the validation at hand when it is asked to, and writes ``last.ckpt``."""
+"""Seconds: training that is asked to end finishes its batch or validation and writes ``last.ckpt``."""
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _OF_A_RUN = {"VITRAIL_RUN_DIRECTORY", "LOCAL_RANK"}
-"""In the environment of a run these would send another run to that one's directory."""
+"""Variables of a run that would send another run to its directory."""
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
@@ -55,13 +50,13 @@ def start_process(
     errors: IO[bytes] | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start ``python -m command``.
+    """Start ``python -m command`` as a process that ends with this one and does not get its Ctrl-C.
 
     Args:
         command: module and arguments.
         out: file for standard output.
         errors: file for standard error; by default the same.
-        environment: variables besides this process's own.
+        environment: variables in addition to this process's own.
     """
     inherited = {name: value for name, value in os.environ.items() if name not in _OF_A_RUN}
     return subprocess.Popen(
@@ -77,7 +72,7 @@ def start_process(
 
 
 def stop_process(process: subprocess.Popen[bytes]) -> None:
-    """Ask it to end, wait, and kill it if it does not; nothing where it has ended already."""
+    """Ask a process to end, wait, and kill it if it does not."""
     if process.poll() is None:
         process.terminate()
         try:
@@ -88,19 +83,16 @@ def stop_process(process: subprocess.Popen[bytes]) -> None:
 
 
 def _end_with_parent() -> None:
-    """Ask the kernel to end this process when its parent is killed, so that nothing goes on that nobody watches."""
+    """Ask the kernel to end this process when its parent is killed, so that nothing runs on unattended."""
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def check_device(name: str) -> str:
-    """The name of a device that can be used here.
-
-    Args:
-        name: ``cpu``, ``cuda``, ``cuda:1`` …
+    """Return the name of a device such as ``cuda:1``.
 
     Raises:
-        UserError: if there is none of this name.
+        UserError: it cannot be used here.
     """
     if name == "cpu":
         return name

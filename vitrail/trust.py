@@ -1,7 +1,7 @@
-"""What may be taken from a file that somebody else wrote: classes of ours or of allowed plugins, and plain names.
+"""What is taken from files of other authors: classes of this project or of allowed plugins, and plain names.
 
-A run directory and a checkpoint say which classes they are made of. Whoever opens one has not asked for its author's
-code to run, so a class is taken only from the project itself or from packages that ``$VITRAIL_PLUGINS`` names.
+A run directory and a checkpoint name the classes they are made of. Opening one must not run its author's code, so
+classes are imported only from this project and from the packages that ``$VITRAIL_PLUGINS`` names.
 """
 
 from __future__ import annotations
@@ -72,13 +72,13 @@ def _same_library(class_path: str, allowed: str) -> bool:
 
 
 def refuse_foreign_code(content: object, origin: Path | str, also: Iterable[str] = (), otherwise: str = "") -> None:
-    """Refuse settings of somebody else's run that name a class which is neither ours nor of an allowed plugin.
+    """Refuse settings of a run that name a class of neither this project nor an allowed plugin.
 
     Args:
         content: what a configuration holds, or a part of it.
         origin: the file, for the message.
         also: further class paths that may stand in it.
-        otherwise: what else somebody may do who trusts its author.
+        otherwise: what else a user who trusts its author may do.
 
     Raises:
         UserError: names the first such class.

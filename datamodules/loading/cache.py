@@ -19,7 +19,8 @@ import os
 import shutil
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,8 +34,8 @@ from datamodules.checks.verify import cache_directory
 from datamodules.loading.transforms import scale_down, useful_short_side
 from datamodules.options import AugmentOptions, LoaderOptions
 from vitrail.console import tracked
-from vitrail.errors import UserError
-from vitrail.files import disk_full, lock, make_room
+from vitrail.errors import DISK_FULL, UserError
+from vitrail.files import lock
 from vitrail.types import InputOptions, Resize, with_image_defaults
 
 CHUNK = 256
@@ -127,10 +128,10 @@ class PixelCache:
             self._mark_used()
             return
         key = hashlib.blake2b("".join(self._names).encode(), digest_size=16).hexdigest()
-        with disk_full(self.folder), lock(self.folder / f".{key}.lock"):
+        with _disk_full(self.folder), lock(self.folder / f".{key}.lock"):
             missing = self.missing()
             self._remove_remains(missing)
-            make_room(self.folder, limit - self.estimated_bytes(), keep=set(self._names))
+            _make_room(self.folder, limit - self.estimated_bytes(), keep=set(self._names))
             made = DataLoader(_Chunks(self, missing), batch_size=None, num_workers=min(workers, len(missing)))
             for problem in tracked(made, f"decoding images once, {CHUNK} at a time", len(missing)):
                 if problem:
@@ -184,7 +185,7 @@ class PixelCache:
     def _make_again(self, number: int, damage: str) -> _Chunk:
         """A chunk that was lost or damaged; in the latter case a warning says what was wrong."""
         path = self.folder / self._names[number]
-        with disk_full(self.folder), lock(self.folder / f".{path.stem}.lock"):
+        with _disk_full(self.folder), lock(self.folder / f".{path.stem}.lock"):
             chunk = _mapped(path)
             # Unless another process has made it by now.
             if chunk is None or (damage and not chunk.is_whole()):
@@ -224,7 +225,7 @@ class _Chunks(Dataset[str]):
 
     def __getitem__(self, place: int) -> str:
         try:
-            with disk_full(self._cache.folder):
+            with _disk_full(self._cache.folder):
                 self._cache.make(self._numbers[place])
         except UserError as error:
             return str(error)
@@ -372,3 +373,38 @@ def _refusal(cache: PixelCache, limit: int) -> str:
     if needed > free:
         return f"decoded they need about {needed / _GB:.1f} GB and {existing} has {free / _GB:.1f} GB left; free some"
     return ""
+
+
+_FREE_SPACE = "free some space, set $VITRAIL_CACHE to another disk, or set data loader.cache: never"
+
+
+@contextmanager
+def _disk_full(folder: Path) -> Iterator[None]:
+    """Turn a full disk and missing permission into one line that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        full = error.errno in DISK_FULL
+        why = "the disk is full" if full else f"cannot be written to ({error.strerror})"
+        raise UserError(f"{folder}: {why}; {_FREE_SPACE}") from error
+
+
+def _make_room(folder: Path, allowed: int, keep: set[str]) -> None:
+    """Remove the least recently used files until the folder has no more than ``allowed`` bytes.
+
+    Files that a process has mapped stay readable for it.
+    """
+    found = []
+    for path in folder.glob("*.pixels"):
+        with suppress(OSError):  # another process may remove files as well
+            status = path.stat()
+            found.append((status.st_mtime_ns, status.st_size, path))
+    total = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
+        if total <= allowed:
+            return
+        if path.name not in keep:
+            path.unlink(missing_ok=True)
+            total -= size
