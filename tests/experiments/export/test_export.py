@@ -134,7 +134,7 @@ def test_a_folder_that_is_no_export_is_left_alone(
     (tmp_path / "to" / "safetensors").mkdir(parents=True)
     (tmp_path / "to" / "safetensors" / "thesis.txt").write_text("years of work")
     line = refused(capsys, run, "--format", "safetensors", "--to", tmp_path / "to")
-    assert "no export" in line
+    assert "not an export" in line
     assert (tmp_path / "to" / "safetensors" / "thesis.txt").read_text() == "years of work"
     assert [path.name for path in (tmp_path / "to").iterdir()] == ["safetensors"]
 
