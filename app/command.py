@@ -68,7 +68,7 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     allowed, prefix = [allowed_host(name) for name in options.allow_host], root_path(options.root_path)
     if allowed:
         sys.stderr.write(
-            f"warning: answering as {', '.join(allowed)}: there is no login; whoever the proxy lets through sees all "
+            f"warning: serving as {', '.join(allowed)}: there is no login; anyone whom the proxy lets through sees all "
             "images of the galleries\n"
         )
 
@@ -82,7 +82,7 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Refuses what cannot work or is not safe, before anything is loaded."""
+    """Refuse what cannot work or is not safe, before anything is loaded."""
     if importlib.util.find_spec("gradio") is None:
         raise UserError("the web application needs more packages; install them: pip install -e '.[app]'")
     if not (options.run or options.gallery or options.demo):
@@ -95,9 +95,9 @@ def _check(options: argparse.Namespace) -> None:
         if not options.allow_remote:
             raise UserError(
                 f"--host {options.host}: others in the network could use it, there is no login; serve this machine "
-                "only (--host 127.0.0.1, with an SSH tunnel from elsewhere), or say --allow-remote"
+                "only (--host 127.0.0.1, with an SSH tunnel from elsewhere), or add --allow-remote"
             )
         sys.stderr.write(
-            f"warning: listening on {options.host}: everybody who can reach this machine sees all images of the "
+            f"warning: listening on {options.host}: anyone who can reach this machine sees all images of the "
             "galleries and may upload their own; there is no login and no encryption\n"
         )

@@ -1,8 +1,14 @@
-"""What no request passes: foreign hosts and pages, closed addresses, bodies without bound, files from elsewhere.
+"""What no request passes: foreign hosts and pages, closed addresses, unbounded bodies, files from elsewhere.
 
-It stands before everything else, so that nothing behind it has to be trusted with these. The application has no login:
-who can talk to it may use it. So it makes sure that this is a person at this machine, and not a web page of somebody
-else that the person happens to have open.
+The guard is in front of everything, so that nothing behind it has to be trusted with these. The application has no
+login: any caller who reaches it may use it. So it makes sure that this is a person at this machine, and not a web page
+that the person happens to have open.
+
+Gradio's settings do a part of this, see ``app.server``: `allowed_paths` and `blocked_paths` for files that it serves,
+`max_file_size` for a single upload, `strict_cors` (its default) for what other pages can read of a response. They do
+not check the `Host` (DNS rebinding), do not refuse requests of other pages (they only hide the response), leave all
+other routes open, fetch an address that is given in place of an upload, and bound neither other bodies nor all
+uploads together.
 """
 
 from __future__ import annotations
@@ -35,19 +41,19 @@ _READ = re.compile(
 )
 _WRITE = re.compile(r"/gradio_api/(queue/join|upload|cancel|reset)/?")
 """All that the page needs. What else Gradio offers (a proxy, calls past the queue, recordings, logins, code editing) is
-not there: each would be one more thing to be safe."""
+closed: each would be one more attack surface."""
 
 _logger = logging.getLogger(__name__)
 
 _LOGGED = 100
-"""Different lines about refused requests that are logged; more would fill the disk of whoever is attacked."""
+"""Different lines about refused requests that are logged; more could fill the disk."""
 
 _HOST = re.compile(
     r"(?=.{1,253}(?::|$))[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*(:\d{1,5})?"
 )
 _PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
-_SAID_BY_PROXIES = re.compile(rb"forwarded|x-(forwarded|original|real|gradio)-.*")
-"""Headers with which a proxy, or anybody else, says who asked and for what; nothing behind believes them."""
+_PROXY_HEADERS = re.compile(rb"forwarded|x-(forwarded|original|real|gradio)-.*")
+"""Headers with which a proxy, or any caller, states who asked and for what; nothing behind may believe them."""
 
 _SESSION = 64
 """Longest name of a session; the page's own have a dozen letters."""
@@ -70,7 +76,7 @@ _HEADERS = {
 
 
 class _RefusedError(Exception):
-    """A request that goes no further; the status and one line."""
+    """A request that is refused, with a status and one line."""
 
     def __init__(self, status: HTTPStatus, line: str) -> None:
         super().__init__(line)
@@ -83,10 +89,10 @@ class Guard:
     Args:
         app: the application behind it.
         limits: of sizes.
-        uploads: folder that uploaded files are in; a request can name files of it and no others.
-        functions: numbers of what the page can call; with others Gradio fails and writes a traceback into the log.
-        hosts: names, besides addresses in numbers and ``localhost``, under which the application may be asked for.
-        allowed: further such names, which the user has stated; their pages may ask even where a reverse proxy passes
+        uploads: folder of uploaded files; a request can name files in it and no others.
+        functions: numbers of what the page can call; for others Gradio fails with a traceback in the log.
+        hosts: names, besides numeric addresses and ``localhost``, under which the application may be reached.
+        allowed: further such names from the user; their pages may send requests even where a reverse proxy passes
             another ``Host`` on.
         prefix: path below which a reverse proxy serves the application, such as ``/vitrail``; proxies may remove it.
     """
@@ -112,11 +118,11 @@ class Guard:
         self._logged: set[str] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Lets a request through, or answers it with one line."""
+        """Pass a request on, or refuse it with one line."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        if scope["type"] != "http":  # Nothing here speaks over WebSockets.
+        if scope["type"] != "http":  # Nothing here uses WebSockets.
             await send({"type": "websocket.close", "code": 1008})
             return
         started = False
@@ -129,7 +135,7 @@ class Guard:
             await send(message)
 
         body = _Body(receive)
-        if scope["path"] == self._prefix != "":  # The page's own relative addresses need the slash.
+        if scope["path"] == self._prefix != "":  # Relative addresses of the page need the slash.
             await RedirectResponse(f"{self._prefix}/")(scope, receive, with_headers)
             return
         scope = _below(scope, self._prefix)
@@ -137,14 +143,14 @@ class Guard:
             self._check(scope)
             await self._app(scope, await self._admitted(scope, body), with_headers)
         except _RefusedError as refused:
-            if started:  # Too late for another answer: the connection ends.
+            if started:  # Too late for another response: the connection ends.
                 raise
             self._log(refused)
             await body.drain()
             await PlainTextResponse(refused.line, refused.status)(scope, receive, with_headers)
 
     def _log(self, refused: _RefusedError) -> None:
-        """Tells the person at the server once what a setting of theirs would change."""
+        """Report once, to the person at the server, what an option would change."""
         if "--" in refused.line and refused.line not in self._logged and len(self._logged) < _LOGGED:
             self._logged.add(refused.line)
             _logger.warning("%d %s: %s", refused.status, refused.status.phrase, refused.line)
@@ -156,8 +162,8 @@ class Guard:
             name = _bare(host) if _HOST.fullmatch(host.lower()) else "NAME"
             raise _RefusedError(
                 HTTPStatus.MISDIRECTED_REQUEST,
-                f"this server does not go by the name {_quoted(host)}; if people reach it by that name (through a "
-                f"reverse proxy, say), start it with --allow-host {name}",
+                f"this server is not called {_quoted(host)}; if people reach it by that name, such as through a "
+                f"reverse proxy, start it with --allow-host {name}",
             )
         self._check_origin(headers, host)
         path, method = scope["path"], scope["method"]
@@ -175,7 +181,7 @@ class Guard:
             raise _RefusedError(HTTPStatus.NOT_FOUND, "there is no such file")
 
     def _is_own(self, host: str) -> bool:
-        """Whether a ``Host`` is ours: a page elsewhere can make its own name point here, but not a number."""
+        """Whether a ``Host`` is ours: another page can make its own name point here, but not a number."""
         name = _bare(host)
         if name in self._hosts or not self._allowed.isdisjoint({name, host.lower()}):
             return True
@@ -186,10 +192,7 @@ class Guard:
         return True
 
     def _check_origin(self, headers: Headers, host: str) -> None:
-        """Refuses what another page sends: its own calls, and its images and scripts that are to come from here.
-
-        A link on another page may lead here; that only shows the page.
-        """
+        """Refuse requests of other pages: calls, images and scripts. A link on another page only shows the page."""
         origin = headers.get("origin")
         if origin is not None and not self._is_own_origin(origin.lower(), host.lower()):
             name = urlsplit(origin).netloc.lower() if re.match(r"https?://", origin.lower()) else ""
@@ -199,11 +202,11 @@ class Guard:
             )
             raise _RefusedError(
                 HTTPStatus.FORBIDDEN,
-                f"other pages may not ask here: the page is of {_quoted(origin)}, the server was asked as "
-                f"{_quoted(host)}{hint if _HOST.fullmatch(name) else ''}",
+                f"requests from other pages are refused: the page is from {_quoted(origin)}, the server was reached "
+                f"as {_quoted(host)}{hint if _HOST.fullmatch(name) else ''}",
             )
         if headers.get("sec-fetch-site") in {"cross-site", "same-site"} and headers.get("sec-fetch-mode") != "navigate":
-            raise _RefusedError(HTTPStatus.FORBIDDEN, "other pages may not ask here")
+            raise _RefusedError(HTTPStatus.FORBIDDEN, "requests from other pages are refused")
 
     def _is_own_origin(self, origin: str, host: str) -> bool:
         scheme, _, name = origin.partition("://")
@@ -215,7 +218,7 @@ class Guard:
         return bool(_HOST.fullmatch(name)) and not self._allowed.isdisjoint({name, _bare(name)})
 
     def _is_upload(self, path: str) -> bool:
-        """Whether a path is in the folder of uploads, links followed, as it is and with its escapes resolved."""
+        """Whether a path is in the folder of uploads, links followed, as it is and unquoted."""
         try:
             readings = [Path(path), Path(unquote(path))]
             return all(one.is_absolute() and one.resolve().is_relative_to(self._uploads) for one in readings)
@@ -223,17 +226,17 @@ class Guard:
             return False
 
     async def _admitted(self, scope: Scope, body: _Body) -> Receive:
-        """What the application behind reads the body from."""
+        """What the application behind reads the body from, with its checks."""
         upload = scope["path"].startswith(_UPLOAD)
         # A little more than the files themselves: the form around them.
         body.limit = self._limits.images * self._limits.upload_bytes + 2**20 if upload else self._limits.request_bytes
-        told = Headers(scope=scope).get("content-length", "0")
-        if not told.isdecimal() or int(told) > body.limit:
+        length = Headers(scope=scope).get("content-length", "0")
+        if not length.isdecimal() or int(length) > body.limit:
             raise _too_long(body.limit)
         if upload:
-            self._check_space(int(told))
+            self._check_space(int(length))
         if scope["path"].rstrip("/") == JOIN:
-            return _again(self._checked(await body.whole()))
+            return _replayed(self._checked(await body.whole()))
         return body
 
     def _check_space(self, coming: int) -> None:
@@ -243,7 +246,7 @@ class Guard:
             raise _RefusedError(HTTPStatus.INSUFFICIENT_STORAGE, "too many uploads are kept; try again later")
 
     def _checked(self, body: bytes) -> bytes:
-        """A call whose files are uploads: Gradio would fetch what has an address, and decode what is in the request."""
+        """A call whose files are uploads: Gradio would fetch addresses, and decode files in the request."""
         try:
             asked = json.loads(body)
             if not isinstance(asked, dict) or type(asked.get("fn_index")) is not int:
@@ -269,16 +272,12 @@ class Guard:
 
 
 def own_names(host: str) -> set[str]:
-    """Names of this machine, for a server that listens to others; none for one that does not.
-
-    Args:
-        host: that the server binds to.
-    """
+    """Return names of this machine for a server that binds to a host; none where others cannot reach it."""
     return set() if is_loopback(host) else {host.lower(), socket.gethostname().lower(), socket.getfqdn().lower()}
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server that binds to the host."""
+    """Return whether only this machine can reach a server that binds to the host."""
     if host.lower() == "localhost":
         return True
     try:
@@ -288,11 +287,7 @@ def is_loopback(host: str) -> bool:
 
 
 def allowed_host(text: str) -> str:
-    """A host name as ``--allow-host`` takes it, in the spelling of browsers (lower case, IDNA).
-
-    Raises:
-        UserError: for an address, a pattern or anything else that is no name.
-    """
+    """Return the host name of ``--allow-host`` in the spelling of browsers (lower case, IDNA); refuse anything else."""
     name, colon, port = text.strip().lower().rpartition(":")
     if not colon or not port.isdecimal():
         name, colon, port = text.strip().lower(), "", ""
@@ -304,11 +299,7 @@ def allowed_host(text: str) -> str:
 
 
 def root_path(text: str) -> str:
-    """A prefix as ``--root-path`` takes it: empty, or ``/a/b`` without a slash at the end.
-
-    Raises:
-        UserError: for anything else.
-    """
+    """Return the prefix of ``--root-path``: empty, or ``/a/b`` without a slash at the end; refuse anything else."""
     prefix = text.rstrip("/")
     if prefix and (not _PREFIX.fullmatch(prefix) or {".", ".."} & set(prefix.split("/"))):
         raise UserError(
@@ -318,8 +309,8 @@ def root_path(text: str) -> str:
 
 
 def _below(scope: Scope, prefix: str) -> Scope:
-    """A request as the application sees it: without the prefix, if the proxy left it, and without a proxy's word."""
-    headers = [(name, value) for name, value in scope["headers"] if not _SAID_BY_PROXIES.fullmatch(name)]
+    """A request without the prefix, if the proxy left it, and without a proxy's headers."""
+    headers = [(name, value) for name, value in scope["headers"] if not _PROXY_HEADERS.fullmatch(name)]
     scope = {**scope, "headers": headers}
     if prefix and scope["path"].startswith(f"{prefix}/"):
         scope["path"] = scope["path"].removeprefix(prefix)
@@ -328,12 +319,11 @@ def _below(scope: Scope, prefix: str) -> Scope:
 
 
 def _bare(host: str) -> str:
-    """A host without its port, in lower case."""
     return re.sub(r":\d+$", "", host).lower()
 
 
 def _quoted(text: str) -> str:
-    """What somebody has sent, short and in one line."""
+    """Untrusted text, short and in one line."""
     return ascii(text if len(text) <= 80 else f"{text[:80]}...")
 
 
@@ -348,7 +338,7 @@ def _likely_prefix(path: str) -> str:
 
 
 class _Body:
-    """The body of a request, which ends with an error where it is longer than allowed."""
+    """The body of a request; reading it raises an error where it is longer than allowed."""
 
     def __init__(self, receive: Receive) -> None:
         self.limit = 0
@@ -365,14 +355,14 @@ class _Body:
         return message
 
     async def whole(self) -> bytes:
-        """All of it."""
+        """Read all of it."""
         parts = []
         while not self._ended:
             parts.append((await self()).get("body", b""))
         return b"".join(parts)
 
     async def drain(self, most: int = 64 * 2**20) -> None:
-        """Reads on for a while: a browser that is still sending does not see the answer when the connection ends."""
+        """Read on for a while: a browser that is still sending would not show a response to it."""
         self.limit = self._length + most
         while not self._ended:
             try:
@@ -381,8 +371,8 @@ class _Body:
                 return
 
 
-def _again(body: bytes) -> Receive:
-    """Hands out a body that was read already."""
+def _replayed(body: bytes) -> Receive:
+    """A body that was read already."""
     sent = False
 
     async def receive() -> Message:

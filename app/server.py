@@ -1,4 +1,4 @@
-"""The application put together: four tabs in one page, the images beside it, and the guard before both."""
+"""The whole application: four tabs in one page, the route of the images, and the guard in front of both."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 # Gradio reads these when it is imported: nothing is reported to its makers, and no newer version is looked for.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-# Nor are there statistics of calls, which Gradio would compute anew with pandas after each of them.
+# Nor are there statistics of calls, which Gradio would compute with pandas after each of them.
 os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = str(2**62)
 os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "1"
 
@@ -26,7 +26,7 @@ from starlette.types import ASGIApp
 
 from app.security import Guard, own_names
 from app.state.context import AppContext
-from app.widgets.cards import add_images, serve_below
+from app.widgets.cards import add_images
 from vitrail.errors import UserError
 
 Builder = Callable[[AppContext], None]
@@ -47,7 +47,7 @@ _THEME = gr.themes.Default(
 
 
 def build_blocks(context: AppContext) -> gr.Blocks:
-    """The page with its four tabs."""
+    """Lay out the page with its four tabs."""
     from app.tabs.classify import build as classify
     from app.tabs.explore import build as explore
     from app.tabs.search import build as search
@@ -59,17 +59,12 @@ def build_blocks(context: AppContext) -> gr.Blocks:
 
 
 def blocks_of(context: AppContext, tabs: Sequence[tuple[str, Builder]]) -> gr.Blocks:
-    """A page with some tabs.
-
-    Args:
-        context: what is served.
-        tabs: of each its title and what builds it; links name it (``?tab=zero-shot``) by its title in small letters.
-    """
+    """Lay out a page with tabs, each a title and what builds it; links name it by its title (``?tab=zero-shot``)."""
     names = [title.lower() for title, _ in tabs]
 
     def choose(request: gr.Request) -> Any:
         asked = str(request.query_params.get("tab", "")).lower()
-        # Without one the first tab is open already, or whatever was chosen by now.
+        # Without one the first tab is open already, or the one that was chosen by now.
         return gr.Tabs(selected=asked) if asked in names else gr.skip()
 
     # What was uploaded is removed after a day; while the page is open it is still needed.
@@ -82,7 +77,7 @@ def blocks_of(context: AppContext, tabs: Sequence[tuple[str, Builder]]) -> gr.Bl
                     build(context)
         blocks.load(choose, outputs=chosen, show_progress="hidden")
     for function in blocks.fns.values():
-        # Past the queue there would be no bound; and nothing of the page is offered as a programming interface.
+        # Without the queue there would be no bound; and nothing of the page is offered as a programming interface.
         function.queue = function.queue or function.fn is not None
         function.api_visibility = "private"
     limits = context.limits
@@ -98,19 +93,18 @@ def build_app(
     prefix: str = "",
     blocks: Callable[[AppContext], gr.Blocks] = build_blocks,
 ) -> ASGIApp:
-    """The whole application.
+    """Make the whole application.
 
     Args:
         context: what is served.
-        host: that the server is going to bind to.
+        host: that the server binds to.
         allowed: further names that people reach it by, such as a reverse proxy's.
         prefix: path below which a reverse proxy serves it, such as ``/vitrail``.
         blocks: what builds the page.
     """
     uploads = _upload_folder()
-    serve_below(prefix)
     app = FastAPI(title="Vitrail", docs_url=None, redoc_url=None, openapi_url=None)
-    # Before the page, which answers whatever is left.
+    # Before the page, which handles all other paths.
     add_images(app, context)
     page = blocks(context)
     gr.mount_gradio_app(
@@ -146,17 +140,10 @@ def serve(
     allowed: Sequence[str] = (),
     prefix: str = "",
 ) -> None:
-    """Serves the application until it is interrupted.
-
-    Args:
-        context: what is served.
-        host: address to listen on.
-        port: to listen on.
-        allowed: see ``build_app``.
-        prefix: see ``build_app``.
+    """Serve the application until it is interrupted; for ``allowed`` and ``prefix`` see ``build_app``.
 
     Raises:
-        UserError: where the port is taken.
+        UserError: the port is taken.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listening:
@@ -170,7 +157,7 @@ def serve(
 
 
 def server_config(app: ASGIApp, context: AppContext) -> uvicorn.Config:
-    """Bounds of the server itself: connections, and how long it waits for open ones at the end."""
+    """Bound the connections of the server, and how long it waits for open ones at the end."""
     return uvicorn.Config(
         app,
         log_level="warning",
@@ -178,7 +165,7 @@ def server_config(app: ASGIApp, context: AppContext) -> uvicorn.Config:
         limit_concurrency=16 * context.limits.queue,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=1,
-        # Nobody is told what serves here, and nobody before the server is believed who has asked.
+        # The response does not name the server, and headers of proxies are not believed.
         server_header=False,
         proxy_headers=False,
     )
@@ -186,10 +173,7 @@ def server_config(app: ASGIApp, context: AppContext) -> uvicorn.Config:
 
 @cache
 def _upload_folder() -> Path:
-    """A folder of this process alone, which goes with it; Gradio's own would be shared with other applications.
-
-    One for all pages of the process: Gradio knows only one.
-    """
+    """A folder of this process alone, removed at its end; Gradio's own would be shared with other applications."""
     folder = Path(tempfile.mkdtemp(prefix="vitrail-app-")).resolve()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
@@ -197,9 +181,7 @@ def _upload_folder() -> Path:
 
 
 def _masthead(context: AppContext) -> str:
-    def counted(names: Iterable[str], one: str, many: str) -> str:
-        number = len(list(names))
-        return f"{number} {one if number == 1 else many}"
-
-    served = f"{counted(context.runs, 'model', 'models')} · {counted(context.galleries, 'gallery', 'galleries')}"
+    runs, galleries = len(context.runs), len(context.galleries)
+    models = f"{runs} {'model' if runs == 1 else 'models'}"
+    served = f"{models} · {galleries} {'gallery' if galleries == 1 else 'galleries'}"
     return f"<header><h1>Vitrail</h1><p>{served} · nothing leaves the machine that serves it</p></header>"

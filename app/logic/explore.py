@@ -1,9 +1,7 @@
-"""What the dataset browser shows of a gallery: filters, totals, counts, facts, and the model's mistakes.
+"""What the dataset browser shows of a gallery: filters, totals, counts, facts, and the model's mistakes, in pages.
 
-Everything here is computed from the gallery's metadata in memory; see ``embedding_map`` and ``class_colours`` for what
-takes longer.
-
-Leafing through images: pages, an order drawn with a seed, and the next image in it.
+Everything here is computed from the gallery's metadata in memory; see ``widgets.embedding_map`` and ``widgets.charts``
+for what takes longer.
 """
 
 from __future__ import annotations
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from app.state.context import shortened
 from evaluation.tables.per_class import NO_PREDICTION
 from retrieval.schema import CONFIDENCE, LABEL, PREDICTED
 from vitrail.errors import UserError
@@ -26,22 +25,21 @@ if TYPE_CHECKING:
 
     from app.state.galleries import ServedGallery
 
-
 NOT_KNOWN = "(not known)"
 """Value of an image whose label is not known, among the values to filter by."""
 
-SPLITS = ("train", "val", "test")
+_SPLITS = ("train", "val", "test")
 """Order in which splits are shown."""
 
 
 @dataclass(frozen=True)
 class Facet:
-    """What a task says of each of N images.
+    """The value of a task for each of N images.
 
     Attributes:
         values: those that occur, ascending; last ``NOT_KNOWN`` where it occurs.
         codes: int64 ``(N,)``, index into ``values``.
-        labelled: whether it is the data's label; else it is what the model predicts.
+        labelled: whether it is the data's label; otherwise it is the model's prediction.
     """
 
     values: tuple[str, ...]
@@ -55,7 +53,7 @@ class Filter:
 
     Attributes:
         split: empty for all.
-        values: by task, in the order of tasks; tuples, so that figures can be kept by their filter.
+        values: by task, in the order of tasks; tuples, so that figures can be cached by their filter.
     """
 
     split: str = ""
@@ -63,38 +61,32 @@ class Filter:
 
 
 class Mistakes(NamedTuple):
-    """Wrong answers of the model.
-
-    Attributes:
-        rows: int64 ``(n,)``, the most confident answer first.
-        judged: number of images that have both a label and an answer.
-    """
+    """Rows of wrong predictions, int64 ``(n,)``, the most confident first, and how many have label and prediction."""
 
     rows: NDArray[np.int64]
-    judged: int
+    evaluated: int
 
 
 class Explorer:
     """The metadata of a gallery, ready to be filtered.
 
-    Args:
-        gallery: the gallery.
-
     Attributes:
-        name: of the gallery.
         ids: of all images, in the gallery's order.
-        facets: by task, the class first: its labels where the data have any, else the model's answers.
+        facets: by task, the class first: its labels where the data have any, otherwise the predictions.
         splits: that occur, ``train`` first.
         main: task whose values are called classes; empty where there is none.
+        made_by: name of the model.
     """
 
     def __init__(self, gallery: ServedGallery) -> None:
         self.name = gallery.name
+        self.made_by = gallery.run_name or gallery.identity.task
         self._gallery = gallery
         self._metadata = gallery.metadata
         self.ids: list[str] = self._metadata.column("id").to_pylist()
         self._splits = _facet(self._metadata.column("split"), labelled=True)
-        self.splits = sorted(self._splits.values, key=lambda split: (_place(split), split))
+        order = {split: place for place, split in enumerate(_SPLITS)}
+        self.splits = sorted(self._splits.values, key=lambda split: (order.get(split, len(order)), split))
         self.facets = {task: self._facet_of(task) for task in gallery.tasks}
         self.main = LABEL_TASK if LABEL_TASK in self.facets else next(iter(self.facets), "")
         self._options = {
@@ -117,22 +109,14 @@ class Explorer:
         """All values of all other tasks, such as ``colour: blue``."""
         return list(self._options)
 
-    def id_of(self, row: int) -> str:
-        """Name of the image in a row."""
-        return self.ids[row]
-
     def row_of(self, sample_id: object) -> int:
-        """Row of an image.
-
-        Raises:
-            UserError: if there is no such image.
-        """
+        """Return the row of an image; raise ``UserError`` where there is no such image."""
         if not isinstance(sample_id, str):
             raise UserError(f"gallery {self.name!r}: an image is named by a text; choose one of the gallery")
         return self._gallery.place(sample_id)
 
     def filter(self, split: object = "", class_name: object = "", attributes: object = ()) -> Filter:
-        """A filter of what somebody chose; whatever comes from a browser is checked here.
+        """Make a filter; whatever comes from a browser is checked here.
 
         Args:
             split: name of a split; nothing for all.
@@ -140,7 +124,7 @@ class Explorer:
             attributes: of ``attribute_options``; those of one task widen, those of several narrow.
 
         Raises:
-            UserError: for a value that the gallery does not have.
+            UserError: the gallery does not have such a value.
         """
         chosen: dict[str, list[str]] = {}
         if class_name not in ("", None):
@@ -156,7 +140,7 @@ class Explorer:
         return Filter(asked, values)
 
     def find(self, chosen: Filter) -> NDArray[np.int64]:
-        """Rows that the filter leaves, int64 ``(n,)``, ascending."""
+        """Return the rows that the filter leaves, int64 ``(n,)``, ascending."""
         wanted = np.ones(len(self), bool)
         if chosen.split:
             wanted &= self._splits.codes == self._splits.values.index(chosen.split)
@@ -166,22 +150,14 @@ class Explorer:
         return np.flatnonzero(wanted).astype(np.int64)
 
     def totals(self, rows: NDArray[np.int64]) -> str:
-        """How many images these are, and in which splits, in words."""
+        """Return how many images these are, and in which splits, in words."""
         counts = np.bincount(self._splits.codes[rows], minlength=len(self._splits.values))
         by_split = [f"{split} {counts[self._splits.values.index(split)]:,}" for split in self.splits]
         of = f"{len(rows):,} of {len(self):,} images" if len(rows) != len(self) else f"{len(rows):,} images"
         return f"{of} ({', '.join(by_split)})"
 
     def counts(self, rows: NDArray[np.int64], task: str) -> pd.DataFrame:
-        """Images by value and split.
-
-        Args:
-            rows: int64 ``(n,)``, that are counted.
-            task: whose values.
-
-        Returns:
-            int64, a row for each value in the order of ``facets``, a column for each split.
-        """
+        """Count rows by value of a task and by split; int64, a row per value of ``facets``, a column per split."""
         import pandas as pd
 
         facet = self.facets[task]
@@ -190,93 +166,80 @@ class Explorer:
         table = np.bincount(cells, minlength=shape[0] * shape[1]).reshape(shape)
         return pd.DataFrame(table, index=list(facet.values), columns=list(self._splits.values))[self.splits]
 
-    def judged_tasks(self) -> list[str]:
-        """Tasks whose answers can be compared with labels."""
-        identity = self._gallery.identity
-        return [task for task in self.facets if task in identity.predicts and self.facets[task].labelled]
+    def evaluated_tasks(self) -> list[str]:
+        """Return the tasks whose predictions can be compared with labels."""
+        return [task for task in self.facets if task in self._gallery.identity.predicts and self.facets[task].labelled]
 
     def mistakes(self, rows: NDArray[np.int64], task: str) -> Mistakes:
-        """The rows where the model's answer is not the label.
-
-        Args:
-            rows: int64 ``(n,)``, that are looked at.
-            task: one of ``judged_tasks()``.
-
-        Raises:
-            UserError: for another task.
-        """
+        """Return those of some rows whose prediction is not the label; the task is one of ``evaluated_tasks()``."""
         import pyarrow.compute as pc
 
-        if task not in self.judged_tasks():
-            have = ", ".join(self.judged_tasks()) or "none"
-            raise UserError(f"gallery {self.name!r}: labels and answers cannot be compared for {task!r}; tasks: {have}")
-        label, answer, confidence = self._answers(rows, task)
-        judged = pc.and_(pc.is_valid(label), pc.is_valid(answer)).to_numpy()
-        wrong = np.flatnonzero(judged & pc.fill_null(pc.not_equal(label, answer), fill_value=False).to_numpy())
+        if task not in self.evaluated_tasks():
+            have = ", ".join(self.evaluated_tasks()) or "none"
+            raise UserError(
+                f"gallery {self.name!r}: labels and predictions cannot be compared for {task!r}; tasks: {have}"
+            )
+        label, predicted, confidence = self._predictions(rows, task)
+        known = pc.and_(pc.is_valid(label), pc.is_valid(predicted)).to_numpy()
+        wrong = np.flatnonzero(known & pc.fill_null(pc.not_equal(label, predicted), fill_value=False).to_numpy())
         order = np.argsort(-confidence[wrong], kind="stable")
-        return Mistakes(rows[wrong[order]], int(judged.sum()))
+        return Mistakes(rows[wrong[order]], int(known.sum()))
 
-    @property
-    def made_by(self) -> str:
-        """The model whose gallery it is, for people."""
-        return self._gallery.run_name or self._gallery.identity.task
+    def mistake(self, row: int, task: str) -> tuple[str, str, float]:
+        """Return label, prediction, and its confidence (0 to 1) of an image."""
+        label, predicted, confidence = self._predictions(np.array([row], np.int64), task)
+        return str(label[0]), str(predicted[0]), float(confidence[0])
 
     def split_of(self, row: int) -> str:
-        """Split that an image belongs to."""
+        """Return the split of an image."""
         return self._splits.values[int(self._splits.codes[row])]
 
     def value_of(self, row: int, task: str) -> str:
-        """What a task says of an image."""
+        """Return the value of a task for an image."""
         facet = self.facets[task]
         return facet.values[int(facet.codes[row])]
 
     def facts(self, row: int) -> dict[str, str]:
-        """Everything that is known of an image, in words, in the order to be shown."""
+        """Return everything that is known of an image, in words, in the order to be shown."""
         known = self._gallery.row(self.ids[row])
         facts = {name: str(known[name]) for name in ("id", "split", "group", "caption") if known.get(name)}
         for task in self.facets:
-            label, answer = known.get(f"{LABEL}{task}"), known.get(f"{PREDICTED}{task}")
-            said = []
+            label, predicted = known.get(f"{LABEL}{task}"), known.get(f"{PREDICTED}{task}")
+            parts = []
             if f"{LABEL}{task}" in known:
-                said.append(NOT_KNOWN if label is None else str(label))
-            if answer is not None:
-                verdict = "" if label is None else " ✓" if label == answer else " ✗"
+                parts.append(NOT_KNOWN if label is None else str(label))
+            if predicted is not None:
+                verdict = "" if label is None else " ✓" if label == predicted else " ✗"
                 confidence = known.get(f"{CONFIDENCE}{task}")
-                sure = "" if confidence is None else f" ({confidence:.2f})"
-                said.append(f"the model says {answer}{sure}{verdict}")
-            # An attribute may be called like one of the gallery's own columns.
-            facts[f"attribute {task}" if task in facts else task] = "; ".join(said)
+                shown = "" if confidence is None else f" ({confidence:.2f})"
+                parts.append(f"the model predicts {predicted}{shown}{verdict}")
+            # An attribute may have the name of one of the gallery's own columns.
+            facts[f"attribute {task}" if task in facts else task] = "; ".join(parts)
         return facts
 
-    def mistake(self, row: int, task: str) -> tuple[str, str, float]:
-        """Label, answer, and the answer's confidence (0 to 1) of an image."""
-        label, answer, confidence = self._answers(np.array([row], np.int64), task)
-        return str(label[0]), str(answer[0]), float(confidence[0])
-
-    def _answers(
+    def _predictions(
         self, rows: NDArray[np.int64], task: str
     ) -> tuple[pa.ChunkedArray, pa.ChunkedArray, NDArray[np.float64]]:
-        """Labels, null where not known, answers, and confidences of some rows.
+        """Labels (null where not known), predictions, and confidences of some rows.
 
-        A model that predicts none of the classes is wrong where there is a label, so it has an answer of its own.
+        A model that predicts none of the classes is wrong where there is a label, so this is a prediction of its own.
         """
         import pyarrow as pa
         import pyarrow.compute as pc
 
         picked = self._metadata.select([f"{LABEL}{task}", f"{PREDICTED}{task}", f"{CONFIDENCE}{task}"]).take(rows)
-        answers = pc.fill_null(picked.column(1).cast(pa.string()), NO_PREDICTION)
-        return picked.column(0), answers, picked.column(2).fill_null(0.0).to_numpy().astype(np.float64)
+        predicted = pc.fill_null(picked.column(1).cast(pa.string()), NO_PREDICTION)
+        return picked.column(0), predicted, picked.column(2).fill_null(0.0).to_numpy().astype(np.float64)
 
     def _facet_of(self, task: str) -> Facet:
-        label, answer = f"{LABEL}{task}", f"{PREDICTED}{task}"
+        label, predicted = f"{LABEL}{task}", f"{PREDICTED}{task}"
         columns = self._metadata.column_names
-        if label in columns and (self._metadata.column(label).null_count < len(self) or answer not in columns):
+        if label in columns and (self._metadata.column(label).null_count < len(self) or predicted not in columns):
             return _facet(self._metadata.column(label), labelled=True)
-        return _facet(self._metadata.column(answer), labelled=False)
+        return _facet(self._metadata.column(predicted), labelled=False)
 
 
 def _facet(column: pa.ChunkedArray, *, labelled: bool) -> Facet:
-    """Values and codes of a column of texts."""
     import pandas as pd
 
     codes, values = pd.factorize(column.to_pandas(), sort=True)
@@ -290,24 +253,12 @@ def _facet(column: pa.ChunkedArray, *, labelled: bool) -> Facet:
 def _one_of(value: object, known: Sequence[str], what: str) -> str:
     if isinstance(value, str) and value in known:
         return value
-    shown = repr(value)[:80]
     listed = ", ".join(known[:12]) + (" …" if len(known) > 12 else "")
-    raise UserError(f"{what} {shown}: is not there; choose one of: {listed or 'there are none'}")
-
-
-def _place(split: str) -> int:
-    return SPLITS.index(split) if split in SPLITS else len(SPLITS)
+    raise UserError(f"{what} {shortened(repr(value))}: is not there; choose one of: {listed or 'there are none'}")
 
 
 class Page(NamedTuple):
-    """Some of the rows.
-
-    Attributes:
-        rows: int64 ``(n,)``.
-        number: of the page, from 1.
-        pages: how many there are, at least 1.
-        first: place of its first row among all rows, from 1; 0 where there are none.
-    """
+    """Some of the rows, int64 ``(n,)``; page number from 1, how many pages there are, and place of the first row."""
 
     rows: NDArray[np.int64]
     number: int
@@ -315,34 +266,26 @@ class Page(NamedTuple):
     first: int
 
 
-def shuffled(rows: NDArray[np.int64], seed: int | None) -> NDArray[np.int64]:
-    """The rows in an order drawn with a seed; as they are without one."""
-    return rows if seed is None else np.random.default_rng(seed).permutation(rows)
-
-
 def page_of(rows: NDArray[np.int64], number: int, size: int) -> Page:
-    """A page of rows; numbers outside are those of the nearest page.
-
-    Args:
-        rows: int64 ``(n,)``.
-        number: from 1.
-        size: rows of a page.
-    """
+    """Return a page of ``size`` rows; numbers from 1, those outside are the nearest page."""
     pages = max(1, -(-len(rows) // size))
     number = min(max(number, 1), pages)
     start = (number - 1) * size
     return Page(rows[start : start + size], number, pages, start + 1 if len(rows) else 0)
 
 
+def shuffled(rows: NDArray[np.int64], seed: int | None) -> NDArray[np.int64]:
+    """Return the rows in a random order by a seed; as they are without one."""
+    return rows if seed is None else np.random.default_rng(seed).permutation(rows)
+
+
 def step(rows: NDArray[np.int64], current: int | None, by: int) -> int:
-    """Place of the next image in an order; it ends at both ends.
+    """Return the place of the next image in an order of one row or more, which ends at both ends.
 
     Args:
-        rows: int64 ``(n,)``, at least one.
+        rows: int64 ``(n,)``.
         current: row that is shown; None, or one that is not among them, for the first.
         by: how far to go, negative for back.
     """
     found = np.flatnonzero(rows == current) if current is not None else rows[:0]
-    if not len(found):
-        return 0
-    return int(np.clip(found[0] + by, 0, len(rows) - 1))
+    return int(np.clip(found[0] + by, 0, len(rows) - 1)) if len(found) else 0

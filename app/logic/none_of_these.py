@@ -1,20 +1,20 @@
-"""Whether an image shows none of some labels: its best similarity beside that of images that show none of them.
+"""Whether an image shows none of some labels: its best similarity compared with that of images that show none of them.
 
 A softmax always finds one of the labels likely, also for an image that shows none. The similarity itself can tell, but
 what is high differs from model to model and from label to label. So it is compared with a background: images of the
-run's own gallery that, by what is known of them, show none of the labels. For each of them, as for the image asked
-about, the statistic is the largest cosine over the labels. The conformal p-value (Vovk, Gammerman & Shafer, Algorithmic
-Learning in a Random World, 2005) of the hypothesis that the image is one more of the background is
+run's own gallery that, as far as is known, show none of the labels. For each of them, as for the uploaded image, the
+statistic is the largest cosine over the labels. The conformal p-value (Vovk, Gammerman & Shafer, Algorithmic Learning
+in a Random World, 2005) of the hypothesis that the image is one more of the background is
 
     p = (1 + number of background images with at least its statistic) / (1 + number of background images)
 
-and where p > ``ALPHA`` the verdict is "none of these". If the image does show none of the labels and is otherwise
-such as the background, p ≤ ``ALPHA`` happens in at most that share of cases, whatever the model is worth; a poor model
-only says "none of these" more often than it should. Images of other kinds than the gallery's are not covered by that.
+and where p > ``ALPHA`` the verdict is "none of these". If the image shows none of the labels and is otherwise like the
+background, p ≤ ``ALPHA`` happens in at most that share of cases, however good the model is; a poor model only reports
+"none of these" more often than it should. Images of other kinds than the gallery's are not covered by that.
 
-What an image shows is what its labels say, and what the model says where there is no label. A label that names values
-of tasks ("blue mug": a colour and a class) is shown by an image that has them all; one that names none ("cup") is
-taken for shown by no image, so that mugs stay in its background and make the verdict stricter. Training images are
+What an image shows is taken from its labels, and from the predictions where there is no label. A label that names
+values of tasks ("blue mug": a colour and a class) is shown by an image that has them all; one that names none ("cup")
+counts as shown by no image, so that mugs stay in its background and make the verdict stricter. Training images are
 left out where there are others: the model knows them by heart.
 """
 
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from app.state.context import Once
+from app.state.context import SingleFlightCache
 from retrieval.metrics import class_texts
 from retrieval.schema import LABEL, PREDICTED
 from retrieval.search.text import words
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from app.state.runs import ServedRun
 
 ALPHA = 0.05
-"""Share of images that show none of the labels, of which it may go unsaid."""
+"""Share of images that show none of the labels for which the verdict may miss it."""
 
 FEWEST = 19
 """Images with which a p-value can be as low as ``ALPHA``."""
@@ -50,57 +50,45 @@ MOST = 2_000
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether an image shows none of the labels.
-
-    Attributes:
-        none_of_these: True or False; None where it cannot be said.
-        p_value: see the module; NaN where it cannot be said.
-        count: background images that it was compared with.
-    """
+    """Whether an image shows none of the labels, None where unknown; its p-value (NaN), and the background images."""
 
     none_of_these: bool | None
     p_value: float
     count: int
 
     @property
-    def says(self) -> str:
+    def text(self) -> str:
         """The verdict in one line."""
         if self.none_of_these is None:
             return (
-                f"Whether it is none of these cannot be said: only {self.count} images are known that show none of "
-                f"the labels, and {FEWEST} are needed."
+                f"Whether it is none of these is unknown: only {self.count} images are known that show none of the "
+                f"labels, and {FEWEST} are needed."
             )
-        beside = f"p = {self.p_value:.3f} beside {self.count} such images"
+        compared = f"p = {self.p_value:.3f}, compared with {self.count} such images"
         if self.none_of_these:
-            return f"None of these: images that show none of the labels are as similar to one of them ({beside})."
-        return f"One of these: few images that show none of the labels are as similar to one of them ({beside})."
+            return f"None of these: images that show none of the labels are as similar to one of them ({compared})."
+        return f"One of these: few images that show none of the labels are as similar to one of them ({compared})."
 
 
 class Background:
-    """Images that others are compared with.
+    """Images that others are compared with; none by default, so that there are no verdicts.
 
     Args:
         vectors: float32 ``(N, D)``, of unit length, made by the run that is asked.
         shown: by task what each of the N images shows; None where not known.
     """
 
-    def __init__(self, vectors: NDArray[np.float32], shown: Mapping[str, Sequence[str | None]]) -> None:
+    def __init__(
+        self, vectors: NDArray[np.float32] | None = None, shown: Mapping[str, Sequence[str | None]] | None = None
+    ) -> None:
+        vectors, shown = np.zeros((0, 1), np.float32) if vectors is None else vectors, shown or {}
         self._vectors = vectors
         self._shown = {task: np.array(values, dtype=object) for task, values in shown.items()}
         self._words = {task: _words_of(task, values) for task, values in shown.items()}
 
     @classmethod
-    def nothing(cls) -> Background:
-        """No images, so that nothing can be said."""
-        return cls(np.zeros((0, 1), np.float32), {})
-
-    @classmethod
     def of(cls, gallery: ServedGallery) -> Background:
-        """Images of a gallery, evenly spread over it.
-
-        Args:
-            gallery: made by the run that is to be asked.
-        """
+        """Take images evenly from a gallery."""
         columns = gallery.metadata
         splits = np.array(columns.column("split").to_pylist(), dtype=object)
         unseen = np.flatnonzero(splits != "train")
@@ -121,31 +109,27 @@ class Background:
         return len(self._vectors)
 
     def showing_none_of(self, labels: Sequence[str]) -> NDArray[np.bool_]:
-        """Which images are not known to show any of the labels.
-
-        Returns:
-            bool ``(N,)``.
-        """
+        """Return which images are not known to show any of the labels, bool ``(N,)``."""
         shows = np.zeros(len(self), dtype=bool)
         for label in labels:
             shows |= self._showing(set(words(label)))
         return ~shows
 
     def verdicts(self, best: NDArray[np.float64], labels: Sequence[str], texts: NDArray[np.float32]) -> list[Verdict]:
-        """Judge images.
+        """Return a verdict on each image.
 
         Args:
-            best: float64 ``(Q,)``, the largest cosine of each image over the labels.
+            best: float64 ``(Q,)``, the largest cosine of each of Q images over the labels.
             labels: C of them.
             texts: float32 ``(C, D)``, their embeddings.
         """
         rows = np.flatnonzero(self.showing_none_of(labels))
         if len(rows) < FEWEST:
             return [Verdict(None, float("nan"), len(rows)) for _ in best]
-        usual = np.sort((self._vectors[rows] @ texts.T).max(axis=1).astype(np.float64))
-        at_least = len(usual) - np.searchsorted(usual, best, side="left")
-        p_values = (1 + at_least) / (1 + len(usual))
-        return [Verdict(bool(p_value > ALPHA), float(p_value), len(usual)) for p_value in p_values]
+        others = np.sort((self._vectors[rows] @ texts.T).max(axis=1).astype(np.float64))
+        at_least = len(others) - np.searchsorted(others, best, side="left")
+        p_values = (1 + at_least) / (1 + len(others))
+        return [Verdict(bool(p_value > ALPHA), float(p_value), len(others)) for p_value in p_values]
 
     def _showing(self, label: set[str]) -> NDArray[np.bool_]:
         """Which images have every value that a label names; none where it names no value."""
@@ -158,24 +142,20 @@ class Background:
 
 
 class Backgrounds:
-    """The background of each run, made when it is first asked for; from several threads too.
-
-    Args:
-        context: what is served.
-    """
+    """The background of each run, made when it is first asked for; from several threads too."""
 
     def __init__(self, context: AppContext) -> None:
         self._context = context
-        self._made: Once[Background] = Once(len(context.runs))
+        self._made: SingleFlightCache[Background] = SingleFlightCache(len(context.runs))
 
     def of(self, run: ServedRun) -> Background:
-        """Images of the first gallery that the run made; none where no gallery of it is served."""
+        """Return images of the first gallery that the run made; none where no gallery of it is served."""
         return self._made.get(run.name, lambda: self._make(run))
 
     def _make(self, run: ServedRun) -> Background:
         galleries = self._context.galleries.values()
         own = next((gallery for gallery in galleries if gallery.identity.weights == run.weights), None)
-        return Background.nothing() if own is None else Background.of(own)
+        return Background() if own is None else Background.of(own)
 
 
 def _words_of(task: str, values: Sequence[str | None]) -> dict[str, set[str]]:

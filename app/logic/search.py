@@ -1,10 +1,8 @@
-"""Search as the application offers it: who can rank what, filters by value, pages of results with their scores.
+"""Search as the application offers it: rankers, filters by value, pages of results, and whether any of them fits.
 
-Whether a search by words found something, or only what is least unlike: vectors always have a nearest one.
-
-The gallery's own captions are the measure. Each of them has an image it belongs to, so a query that fits should be as
-similar to its best image as captions are to theirs. The conformal p-value of the hypothesis that the query is one
-more caption of the gallery is
+Vectors always have a nearest one, so a search by text may have found only what is least unlike. The gallery's own
+captions are the measure: a query that fits should be as similar to its best image as captions are to theirs. The
+conformal p-value of the hypothesis that the query is one more caption of the gallery is
 
     p = (1 + number of captions that are at most as similar to their best image) / (1 + number of captions)
 
@@ -14,18 +12,19 @@ model knows them by heart.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.logic.uploads import one_at_a_time, read_pixels
-from retrieval.search.searcher import Query, Ranker, Searcher, SearchResult
+from app.state.context import SingleFlightCache, shortened
+from retrieval.search import searcher
+from retrieval.search.searcher import Query, Searcher
 from retrieval.search.text import WordSource
 from vitrail.errors import UserError
 
@@ -33,49 +32,56 @@ if TYPE_CHECKING:
     from app.state.context import AppContext, Limits
     from app.state.galleries import ServedGallery
     from app.state.runs import ServedRun
-    from retrieval.search.searcher import Reading
-
 
 ALPHA = 0.05
 """Share of the gallery's own captions that would be called weak."""
 
 FEWEST, MOST = 19, 128
-"""Captions with which a p-value can be as low as ``ALPHA``, and those that are compared with."""
+"""Captions with which a p-value can be as low as ``ALPHA``, and how many are compared at most."""
 
-_AT_A_TIME = 32
+_BATCH = 32
+
+Ranker = Literal["vector", "text", "hybrid"]
+
+RANKERS: dict[Ranker, str] = {"vector": "vectors", "text": "text", "hybrid": "both"}
+"""Rankers, and what people call them."""
+
+SCORES: dict[Ranker, str] = {"vector": "cosine", "text": "cosine of words", "hybrid": "fused ranks"}
+"""What a ranker's score is."""
+
+FORMER_NAMES: dict[str, Ranker] = {"clip": "vector", "tfidf": "text"}
+"""Rankers as older links call them."""
+
+_RANKED_BY = dict(zip(RANKERS, get_args(searcher.Ranker), strict=True))
+_OTHER = "gallery:"
+"""Prefix of text fields that are another gallery's predictions for the same images."""
 
 
 class WeakMatches:
-    """Best cosines of captions.
+    """The best cosine of each of N captions, float32 ``(N,)``."""
 
-    Args:
-        usual: float32 ``(N,)``, of each caption that of its most similar image.
-    """
-
-    def __init__(self, usual: NDArray[np.float32]) -> None:
-        self._usual = np.sort(usual)
+    def __init__(self, best: NDArray[np.float32]) -> None:
+        self._best = np.sort(best)
 
     @classmethod
     def of(cls, gallery: ServedGallery) -> WeakMatches:
-        """Captions of a gallery, evenly spread over it; none where it has none, or its model is not served."""
+        """Take captions evenly from a gallery; none where it has none, or its model is not served."""
         captions = _captions(gallery)
         if gallery.run is None or not gallery.identity.encodes_text or len(captions) < FEWEST:
             return cls(np.zeros(0, np.float32))
-        chunks = [captions[start : start + _AT_A_TIME] for start in range(0, len(captions), _AT_A_TIME)]
+        chunks = [captions[start : start + _BATCH] for start in range(0, len(captions), _BATCH)]
         vectors = np.concatenate([gallery.run.encode_texts(chunk) for chunk in chunks])
         return cls(np.array([hits[0].score for hits in gallery.gallery.nearest(vectors, 1)], np.float32))
 
     def weakness(self, top: float) -> str:
-        """Why a query whose best image has this cosine found rather nothing; empty where it may have."""
-        count = len(self._usual)
-        if count < FEWEST:
-            return ""
-        p_value = (1 + int(np.searchsorted(self._usual, top, side="right"))) / (1 + count)
-        if p_value > ALPHA:
+        """Return why a query whose best image has this cosine hardly fits any image; empty where it may fit."""
+        count = len(self._best)
+        p_value = (1 + int(np.searchsorted(self._best, top, side="right"))) / (1 + count)
+        if count < FEWEST or p_value > ALPHA:
             return ""
         return (
             f"Nearly all of the gallery's own captions are more similar to their best image "
-            f"(p = {p_value:.3f} beside {count} of them)."
+            f"(p = {p_value:.3f}, compared with {count} of them)."
         )
 
 
@@ -88,16 +94,6 @@ def _captions(gallery: ServedGallery) -> list[str]:
     return [distinct[place] for place in places.tolist()]
 
 
-RANKERS: dict[Ranker, str] = {"clip": "vectors", "tfidf": "words", "hybrid": "both"}
-"""Rankers, and what people call them."""
-
-SCORES: dict[Ranker, str] = {"clip": "cosine", "tfidf": "cosine of words", "hybrid": "fused ranks"}
-"""What a ranker's score is."""
-
-_OTHER = "gallery:"
-"""Words that another gallery's model says of the same images: this, and the gallery's name."""
-
-
 @dataclass(frozen=True)
 class Request:
     """One page of one search. It comes from a browser, so nothing of it is trusted.
@@ -106,7 +102,7 @@ class Request:
         gallery: name of the gallery.
         query: what is looked for.
         ranker: empty for the one that suits gallery and query.
-        words: what is searched in by words, one of ``word_choices``; empty for the first of them.
+        fields: text fields that are searched, one of ``text_fields``; empty for the first of them.
         filters: by name (``class``, ``split`` …) the values of which an image has one; a name without values is none.
         count: results on a page.
         page: from 1.
@@ -115,7 +111,7 @@ class Request:
     gallery: str
     query: Query
     ranker: str = ""
-    words: str = ""
+    fields: str = ""
     filters: Mapping[str, Sequence[str]] = field(default_factory=dict)
     count: int = 20
     page: int = 1
@@ -123,14 +119,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Result:
-    """An image that was found.
-
-    Attributes:
-        sample_id: in the gallery.
-        rank: from 1.
-        score: of the ranker.
-        row: what is said of it, by column of the gallery's metadata.
-    """
+    """An image that was found, its rank from 1, its score, and its metadata by column."""
 
     sample_id: str
     rank: int
@@ -144,13 +133,13 @@ class ResultPage:
 
     Attributes:
         request: what was asked.
-        ranker: who ranked.
+        ranker: that ranked.
         results: best first; empty where nothing matches.
         top: score of the best result of all pages, None where there is none.
         more: whether there is another page.
         fitting: images of the gallery that fit the filters.
-        notes: what a person should know of it, one line each.
-        weakness: why these are rather no match, empty where they may be one.
+        notes: what a person should know, one line each.
+        weakness: why the results hardly match, empty where they may.
         seconds: that the search took.
     """
 
@@ -171,136 +160,111 @@ class ResultPage:
 
 
 class Searching:
-    """Searches in all galleries; ready for the first query once it is made.
-
-    Args:
-        context: what is served.
-    """
+    """Searches in all galleries; ready for the first query once it is made."""
 
     def __init__(self, context: AppContext) -> None:
         self._context = context
-        self._searchers: dict[tuple[str, str], Searcher] = {}
-        self._lock = threading.Lock()
-        self._word_choices = {name: self._words_of(gallery) for name, gallery in context.galleries.items()}
+        self._text_fields = {name: self._text_fields_of(gallery) for name, gallery in context.galleries.items()}
+        count = sum(max(1, len(choices)) for choices in self._text_fields.values())
+        self._searchers: SingleFlightCache[Searcher] = SingleFlightCache(count)
         self._weak: dict[str, WeakMatches] = {}
         for name, gallery in context.galleries.items():
-            _warm(gallery)
+            _warm_up(gallery)
             self._weak[name] = WeakMatches.of(gallery)
-            if choices := self._word_choices[name]:
-                words = next(iter(choices))
-                self._searcher(gallery, words).prepare_words()
+            if choices := self._text_fields[name]:
+                self._searcher(gallery, next(iter(choices))).prepare_words()
 
-    def word_choices(self, gallery: str) -> dict[str, str]:
-        """What can be searched in by words, best first, and what people call it; empty where there are no words.
-
-        Raises:
-            UserError: for a gallery that is not served.
-        """
-        return self._word_choices[self._context.gallery(gallery).name]
+    def text_fields(self, gallery: str) -> dict[str, str]:
+        """Return the text fields that can be searched, best first, and what people call them."""
+        return self._text_fields[self._context.gallery(gallery).name]
 
     def rankers(self, gallery: str, kind: str) -> list[Ranker]:
-        """Who can rank, the one that suits best first.
-
-        Args:
-            gallery: name.
-            kind: ``text``, ``image`` or ``like``.
-
-        Raises:
-            UserError: for a gallery that is not served.
-        """
+        """Return the rankers for a query of a kind (``text``, ``image`` or ``like``), the one that suits best first."""
         served = self._context.gallery(gallery)
-        vectors = kind == "like" or (served.run is not None and (kind == "image" or served.identity.encodes_text))
-        words = kind != "image" and bool(self.word_choices(gallery))
-        able = {"clip": vectors, "tfidf": words, "hybrid": vectors and words}
+        by_vectors = kind == "like" or (served.run is not None and (kind == "image" or served.identity.encodes_text))
+        by_text = kind != "image" and bool(self.text_fields(gallery))
+        able: dict[Ranker, bool] = {"vector": by_vectors, "text": by_text, "hybrid": by_vectors and by_text}
         return [ranker for ranker in RANKERS if able[ranker]]
 
     def search(self, request: Request) -> ResultPage:
-        """One page of results.
-
-        Raises:
-            UserError: for whatever cannot be answered, with a fix.
-        """
+        """Return one page of results; raise ``UserError`` for a request that cannot be answered, with a hint."""
         begin = time.perf_counter()
         gallery = self._context.gallery(request.gallery)
-        first = _checked_page(request, self._context.limits)
+        first = _first_result(request, self._context.limits)
         fitting = gallery.fitting(request.filters)
         ranker = self._ranker(request)
-        like = request.query.like
-        if like is not None:
-            gallery.place(like)
-        # One more tells whether there is another page.
-        found = self._searcher(gallery, self._words(request)).rank_all(
-            [request.query], first + request.count + 1, ranker, fitting if len(fitting) < len(gallery) else ""
+        if request.query.like is not None:
+            gallery.place(request.query.like)
+        # One more shows whether there is another page.
+        found = self._searcher(gallery, self._fields(request)).rank_all(
+            [request.query],
+            first + request.count + 1,
+            _RANKED_BY[ranker],
+            fitting if len(fitting) < len(gallery) else "",
         )[0]
         hits = found.hits[first : first + request.count]
         rows = gallery.rows([hit.id for hit in hits])
-        results = [
-            Result(hit.id, first + place, float(hit.score), row)
-            for place, (hit, row) in enumerate(zip(hits, rows, strict=True), start=1)
-        ]
+        # Only cosines of texts are known well enough to call them weak.
+        is_judged = ranker == "vector" and request.query.text is not None and found.hits
         return ResultPage(
             request=request,
             ranker=ranker,
-            results=results,
+            results=[
+                Result(hit.id, rank, float(hit.score), row)
+                for rank, (hit, row) in enumerate(zip(hits, rows, strict=True), start=first + 1)
+            ],
             top=float(found.hits[0].score) if found.hits else None,
             more=len(found.hits) > first + request.count,
             fitting=len(fitting),
             notes=list(dict.fromkeys(found.notes)),
-            weakness=self._weakness(request, found),
+            weakness=self._weak[gallery.name].weakness(float(found.hits[0].score)) if is_judged else "",
             seconds=time.perf_counter() - begin,
         )
-
-    def _weakness(self, request: Request, found: SearchResult) -> str:
-        """Why the best result is hardly one; only cosines of texts are known well enough for that."""
-        if found.ranker != "clip" or request.query.text is None or not found.hits:
-            return ""
-        return self._weak[request.gallery].weakness(float(found.hits[0].score))
 
     def _ranker(self, request: Request) -> Ranker:
         kind = kind_of(request.query)
         able = self.rankers(request.gallery, kind)
-        if not request.ranker and able:
+        asked = FORMER_NAMES.get(request.ranker, request.ranker)
+        if able and not asked:
             return able[0]
         for ranker in able:
-            if ranker == request.ranker:
+            if ranker == asked:
                 return ranker
-        if request.ranker and request.ranker not in get_args(Ranker):
-            raise UserError(f"ranker {request.ranker[:40]!r}: is unknown; choose one of {', '.join(RANKERS.values())}")
+        if asked and asked not in RANKERS:
+            raise UserError(f"ranker: must be one of {', '.join(RANKERS)}; got {shortened(asked, 40)!r}")
         raise UserError(_cannot(self._context.gallery(request.gallery), kind, able))
 
-    def _words(self, request: Request) -> str:
-        choices = self.word_choices(request.gallery)
-        if request.words and request.words not in choices:
-            raise UserError(f"words {request.words[:80]!r}: {request.gallery} has none of these; choose others")
-        return request.words or next(iter(choices), "predicted")
+    def _fields(self, request: Request) -> str:
+        choices = self.text_fields(request.gallery)
+        if request.fields and request.fields not in choices:
+            raise UserError(f"text fields: {request.gallery} has no {shortened(request.fields)!r}; choose others")
+        return request.fields or next(iter(choices), "predicted")
 
-    def _searcher(self, gallery: ServedGallery, words: str) -> Searcher:
-        with self._lock:
-            key = (gallery.name, words)
-            if key not in self._searchers:
-                run, limits = gallery.run, self._context.limits
-                other = (
-                    self._context.galleries[words.removeprefix(_OTHER)].gallery if words.startswith(_OTHER) else None
-                )
-                source: WordSource = "predicted" if other is not None else cast("WordSource", words)
-                load = None if run is None else lambda: _Encoder(run, limits)
-                self._searchers[key] = Searcher(gallery.gallery, load, words=source, words_gallery=other)
-            return self._searchers[key]
+    def _searcher(self, gallery: ServedGallery, fields: str) -> Searcher:
+        def make() -> Searcher:
+            run, limits = gallery.run, self._context.limits
+            load = None if run is None else lambda: _Encoder(run, limits)
+            if fields.startswith(_OTHER):
+                other = self._context.galleries[fields.removeprefix(_OTHER)].gallery
+                return Searcher(gallery.gallery, load, words_gallery=other)
+            return Searcher(gallery.gallery, load, words=cast("WordSource", fields))
 
-    def _words_of(self, gallery: ServedGallery) -> dict[str, str]:
-        own = {"predicted": "what its model says"} if gallery.identity.predicts else {}
+        return self._searchers.get((gallery.name, fields), make)
+
+    def _text_fields_of(self, gallery: ServedGallery) -> dict[str, str]:
+        own = {"predicted": "predicted labels"} if gallery.identity.predicts else {}
         others = {
-            f"{_OTHER}{name}": f"what the model of {name} says"
+            f"{_OTHER}{name}": f"labels predicted by the model of {name}"
             for name, other in self._context.galleries.items()
             if other is not gallery and other.identity.predicts and gallery.shares_images(other)
         }
         labels = {"label": "true labels"} if gallery.identity.labels else {}
-        said = any(gallery.metadata.column("caption").unique().to_pylist())
-        return own | others | labels | ({"caption": "captions"} if said else {})
+        has_captions = any(gallery.metadata.column("caption").unique().to_pylist())
+        return own | others | labels | ({"caption": "captions"} if has_captions else {})
 
 
 def kind_of(query: Query) -> str:
-    """``text``, ``image`` or ``like``."""
+    """Return ``text``, ``image`` or ``like``."""
     return "text" if query.text is not None else "image" if query.image is not None else "like"
 
 
@@ -309,9 +273,7 @@ class _Encoder:
 
     def __init__(self, run: ServedRun, limits: Limits) -> None:
         self._run, self._limits = run, limits
-
-    def encode_texts(self, texts: list[str]) -> NDArray[np.float32]:
-        return self._run.encode_texts(texts)
+        self.encode_texts, self.reading = run.encode_texts, run.reading
 
     def encode_image(self, path: Path) -> NDArray[np.float32]:
         with one_at_a_time:
@@ -319,12 +281,9 @@ class _Encoder:
         vector: NDArray[np.float32] = self._run.encode_images([prepared])[0]
         return vector
 
-    def reading(self, text: str) -> Reading:
-        return self._run.reading(text)
 
-
-def _warm(gallery: ServedGallery) -> None:
-    """Reads all vectors and uses the model once, so that the first person who searches does not wait for either."""
+def _warm_up(gallery: ServedGallery) -> None:
+    """Read all vectors and use the model once, so that the first person who searches does not wait for either."""
     if len(gallery):
         direction = np.zeros((1, gallery.identity.dim), np.float32)
         direction[0, 0] = 1
@@ -333,28 +292,26 @@ def _warm(gallery: ServedGallery) -> None:
         gallery.run.encode_texts(["a"])
 
 
-def _checked_page(request: Request, limits: Limits) -> int:
-    """Number of results before the page's first one."""
+def _first_result(request: Request, limits: Limits) -> int:
+    """Number of results before the page."""
     if not 1 <= request.count <= limits.results:
         raise UserError(f"results: {request.count} on a page; choose 1 to {limits.results}")
     first = (request.page - 1) * request.count
     if request.page < 1 or first > limits.offset:
-        raise UserError(
-            f"page {request.page}: at most {limits.offset:,} results can be leafed through; say more exactly"
-        )
+        raise UserError(f"page {request.page}: at most {limits.offset:,} results can be shown; make the query narrower")
     return first
 
 
 def _cannot(gallery: ServedGallery, kind: str, able: Sequence[Ranker]) -> str:
     """Why a gallery cannot answer such a query with the ranker that was chosen."""
     name, model = gallery.name, gallery.identity.task
-    use = f"choose {' or '.join(RANKERS[ranker] for ranker in able)}" if able else "choose another gallery"
+    hint = f"choose {' or '.join(RANKERS[ranker] for ranker in able)}" if able else "choose another gallery"
     if kind == "image":
-        reason = "an image from outside has no words" if able else "the run that made the gallery is not served"
+        reason = "an uploaded image has no text" if able else "the run that made the gallery is not served"
     elif kind == "text" and not gallery.identity.encodes_text:
-        reason = f"its model ({model}) does not read texts" + ("" if able else ", and says nothing in words")
+        reason = f"its model ({model}) has no text encoder" + ("" if able else ", and there are no text fields")
     elif kind == "text" and gallery.run is None:
         reason = "the run that made the gallery is not served"
     else:
-        reason = "nothing is said of its images in words"
-    return f"gallery {name}: {reason}; {use}"
+        reason = "its images have no text fields"
+    return f"gallery {name}: {reason}; {hint}"

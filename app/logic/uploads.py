@@ -1,62 +1,116 @@
-"""Reading an image that somebody uploaded: what is wrong with it is found before it is decoded, where that can be."""
+"""Uploaded images: what is wrong with a file is found before it is decoded, where that is possible."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from app.state.context import Limits
+from app.state.context import Limits, shortened
+from app.state.runs import ServedRun
 from datamodules.loading.decode import TooLargeError, UndecidedRangeError, ValueRange, decoded, reason_of
 from vitrail.errors import UserError
 
-_WAY_OUT = "save it as JPEG or PNG and try again"
+_HINT = "save it as JPEG or PNG and try again"
+_SHOWN = 512
+"""Longest side in pixels of an upload on the page."""
 
 one_at_a_time = threading.Lock()
-"""To be held while an upload is decoded and made small: what all requests decode together is bounded by that."""
+"""To be held while an upload is decoded and scaled down: this bounds the memory of all requests together."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """An uploaded file.
+
+    Attributes:
+        name: of the file.
+        image: RGB and upright, scaled down to what a page shows; None where it cannot be read.
+        problem: why not, in one line; empty where it can.
+        inputs: by name of a run uint8 ``(3, size, size)``, the image as that run's model takes it. The whole image is
+            not kept: sixteen of them would fill the memory.
+    """
+
+    name: str
+    image: Image.Image | None
+    problem: str = ""
+    inputs: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+def read_uploads(paths: Sequence[str | Path], limits: Limits, runs: Sequence[ServedRun]) -> list[Upload]:
+    """Read uploaded files for the models of some runs; unreadable ones do not affect the others.
+
+    Raises:
+        UserError: there are none, or more than are allowed at once.
+    """
+    if not paths:
+        raise UserError("there is no image yet; upload, paste or take one")
+    if len(paths) > limits.images:
+        raise UserError(f"{len(paths)} images are too many at once; leave {limits.images} or fewer")
+    return [_read(Path(path), limits, runs) for path in paths]
+
+
+def _read(path: Path, limits: Limits, runs: Sequence[ServedRun]) -> Upload:
+    inputs: dict[str, torch.Tensor] = {}
+    image: Image.Image | None = None
+    try:
+        for value_range in {str(run.value_range): run.value_range for run in runs}.values():
+            with one_at_a_time:
+                pixels = read_pixels(path, limits, value_range)
+                inputs |= {run.name: run.prepared(pixels) for run in runs if run.value_range == value_range}
+                image = image or _small(pixels)
+                del pixels
+    except UserError as error:
+        return Upload(path.name, None, str(error))
+    return Upload(path.name, image, inputs=inputs)
+
+
+def _small(pixels: torch.Tensor) -> Image.Image:
+    image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    image.thumbnail((_SHOWN, _SHOWN), Image.Resampling.LANCZOS)
+    return image
 
 
 def read_upload(path: str | Path, limits: Limits | None = None, value_range: ValueRange = "auto") -> Image.Image:
-    """An image as 8-bit RGB in its upright orientation, by the rules and formats that hold for those of data sets.
-
-    Args:
-        path: the uploaded file; nothing of its name or content is trusted.
-        limits: of size; the usual ones by default.
-        value_range: as of ``datamodules.loading.decode.read_image``.
-
-    Raises:
-        UserError: for a file that is too large, has too many pixels, is no image of a known format, is cut short or
-            damaged.
-    """
+    """Read an upload as ``read_pixels``, as an RGB image."""
     return Image.fromarray(read_pixels(path, limits, value_range).permute(1, 2, 0).contiguous().numpy())
 
 
 def read_pixels(path: str | Path, limits: Limits | None = None, value_range: ValueRange = "auto") -> torch.Tensor:
-    """See ``read_upload``.
+    """Read an upload in its upright orientation, by the rules and formats of data sets.
+
+    Args:
+        path: the uploaded file; neither its name nor its content is trusted.
+        limits: of size; the usual ones by default.
+        value_range: as of ``datamodules.loading.decode.read_image``.
 
     Returns:
         uint8 ``(3, H, W)``, RGB.
 
     Raises:
-        UserError: as ``read_upload``.
+        UserError: the file is too large, has too many pixels, is not an image of a known format, is cut short or
+            damaged.
     """
     limits = limits or Limits()
-    name = f"image {_shortened(Path(path).name)!r}"
+    name = f"image {shortened(Path(path).name, 60)!r}"
     _check_size(Path(path), name, limits)
     try:
         return decoded(path, value_range, limits.upload_pixels)
     except UndecidedRangeError:
-        raise UserError(f"{name}: has more than 8 bits a channel, of unknown range; {_WAY_OUT}") from None
+        raise UserError(f"{name}: has more than 8 bits a channel, of unknown range; {_HINT}") from None
     except UnidentifiedImageError as error:
-        reason = reason_of(error) if "HEIC" in str(error) else "is no image in a format that is read here"
-        raise UserError(f"{name}: {reason}; {_WAY_OUT}") from None
+        reason = reason_of(error) if "HEIC" in str(error) else "not an image in a supported format"
+        raise UserError(f"{name}: {reason}; {_HINT}") from None
     except TooLargeError as error:
-        raise UserError(_too_many(name, str(error), limits)) from None
+        most = f"at most {limits.upload_pixels / 1e6:g} million are decoded"
+        raise UserError(f"{name}: has {error}, {most}; scale it down") from None
     # Decoders of broken files raise whatever they stumble over; here each of these means the same.
     except Exception as error:
-        raise UserError(f"{name}: is damaged or cut short ({_reason(error)}); {_WAY_OUT}") from error
+        raise UserError(f"{name}: is damaged or cut short ({_reason(error)}); {_HINT}") from error
 
 
 def _check_size(path: Path, name: str, limits: Limits) -> None:
@@ -73,15 +127,7 @@ def _check_size(path: Path, name: str, limits: Limits) -> None:
         raise UserError(f"{name}: has {size / 2**20:.1f} MiB, at most {most} are read; scale it down")
 
 
-def _too_many(name: str, size: str, limits: Limits) -> str:
-    return f"{name}: has {size}, at most {limits.upload_pixels / 1e6:g} million are decoded; scale it down"
-
-
 def _reason(error: Exception) -> str:
-    """In one short line; not where the file lies."""
-    said = " ".join(str(error).split())
-    return _shortened(said) if said and "/" not in said else type(error).__name__
-
-
-def _shortened(text: str, length: int = 60) -> str:
-    return text if len(text) <= length else f"{text[:length]}…"
+    """In one short line without paths."""
+    line = " ".join(str(error).split())
+    return shortened(line, 60) if line and "/" not in line else type(error).__name__

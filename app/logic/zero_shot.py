@@ -1,8 +1,9 @@
-"""What the tab Zero-shot does, without its page: labels that somebody makes up are compared with images."""
+"""What the tab Zero-shot does, without its page: labels of the user's own are compared with images."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -38,20 +39,15 @@ PROMPTS: dict[str, tuple[str, ...]] = {
 """Sets of prompt templates that are offered; users may write their own."""
 
 LOWEST, HIGHEST = 0.1, 10.0
-"""Between these a user may set the temperature."""
+"""Range of the temperature that users set."""
 
 _MOST_PROMPTS = 2_000
-"""Texts of one question: labels times templates."""
+"""Texts of one request: labels times templates."""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Labels as they are used.
-
-    Attributes:
-        names: distinct, at least one.
-        notes: what was changed, one line each.
-    """
+    """Distinct labels, at least one, and notes on what was changed, one line each."""
 
     names: list[str]
     notes: list[str]
@@ -59,14 +55,14 @@ class Labels:
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """What a model says of one image.
+    """What a model predicts for one image.
 
     Attributes:
         labels: C of them.
-        prompts: by label the texts that it was asked with.
+        prompts: the texts of each label.
         similarities: float64 ``(C,)``, cosine of the image and each label, the mean of its prompts.
         probabilities: float64 ``(C,)``, sum to 1.
-        verdict: whether it is none of the labels.
+        verdict: whether the image shows none of the labels.
     """
 
     labels: list[str]
@@ -76,18 +72,16 @@ class ZeroShot:
     verdict: Verdict
 
     def ranked(self) -> list[tuple[str, float, float]]:
-        """Labels with probability and similarity, best first."""
+        """Return labels with probability and similarity, best first."""
         order = np.argsort(-self.similarities, kind="stable").tolist()
         return [(self.labels[at], float(self.probabilities[at]), float(self.similarities[at])) for at in order]
 
 
 def parse_labels(text: str, limits: Limits) -> Labels:
-    """Labels that are separated by commas or lines: stripped, empty ones left out, each once.
-
-    Labels that differ in case or blanks only are the same.
+    """Split text at commas and line breaks into labels; those that differ only in case or blanks are one.
 
     Raises:
-        UserError: if there is none, or they are too many or too long.
+        UserError: there is no label, or they are too many or too long.
     """
     _check_length("labels", text, limits.text)
     given = [" ".join(part.split()) for part in re.split(r"[,\n\r]", text)]
@@ -95,36 +89,33 @@ def parse_labels(text: str, limits: Limits) -> Labels:
     if not given:
         raise UserError("labels: there are none; write some, separated by commas or lines")
     distinct: dict[str, str] = {}
-    repeated: dict[str, int] = {}
     for name in given:
-        key = name.casefold()
-        if key in distinct:
-            repeated[key] = repeated.get(key, 1) + 1
-        distinct.setdefault(key, name)
+        distinct.setdefault(name.casefold(), name)
     if len(distinct) > limits.labels:
         raise UserError(f"labels: {len(distinct)} are too many; leave {limits.labels} or fewer")
     for name in distinct.values():
         _check_length(f"label “{name[:30]}…”", name, limits.label_text)
-    notes = [f"“{distinct[key]}” was given {count} times and counts once." for key, count in repeated.items()]
+    counts = Counter(name.casefold() for name in given)
+    notes = [f"“{distinct[key]}” was given {n} times and counts once." for key, n in counts.items() if n > 1]
     if len(distinct) == 1:
-        notes.append("A single label always has the probability 1; its similarity says more.")
+        notes.append("A single label always has the probability 1; its similarity is more informative.")
     return Labels(list(distinct.values()), notes)
 
 
 def parse_templates(text: str, limits: Limits) -> list[str]:
-    """Prompt templates, one a line, each once; several are an ensemble, whose embeddings are averaged.
+    """Split text into prompt templates, one per line, each once; embeddings of several are averaged.
 
     Raises:
-        UserError: if there is none, or one is too long or lacks ``{}``.
+        UserError: there is no template, or one is too long or lacks ``{}``.
     """
     _check_length("templates", text, limits.text)
     templates = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
     if not templates:
-        raise UserError("templates: there are none; write one with {} where the label is to stand")
+        raise UserError("templates: there are none; write one with {} in place of the label")
     for template in templates:
         _check_length(f"template “{template[:30]}…”", template, limits.label_text)
         if template.count("{}") != 1:
-            raise UserError(f"template “{template[:60]}”: must have {{}} once, where the label is to stand")
+            raise UserError(f"template “{template[:60]}”: must have {{}} once, in place of the label")
     return templates
 
 
@@ -137,11 +128,11 @@ def ask(
     temperature: float = 1.0,
     background: Background | None = None,
 ) -> list[ZeroShot]:
-    """How likely each label is for each image, and whether it is none of them.
+    """Return how likely each label is for each image, and whether it is none of them.
 
-    Logits are cosines, multiplied by the scale that the model learned and divided by the temperature that
-    ``python -m evaluation calibrate`` fitted for the run, where there is one, and by the user's. A probability only
-    compares the labels with each other; that none of them fits is the verdict's to say (``app.logic.none_of_these``).
+    Logits are cosines, multiplied by the model's logit scale and divided by the run's calibration temperature, if it
+    has one, and by the user's. A probability only compares the labels with each other; whether none of them fits is
+    the verdict (``app.logic.none_of_these``).
 
     Args:
         run: a dual encoder.
@@ -149,15 +140,15 @@ def ask(
         labels: distinct.
         templates: each with ``{}`` once.
         temperature: above 1 the probabilities are more alike; below, less.
-        background: images of the run's own; without it there is no verdict.
+        background: the run's own images; without it there is no verdict.
 
     Raises:
-        UserError: if the run reads no texts, or the temperature or the number of texts is out of range.
+        UserError: the run has no text encoder, or the temperature or the number of texts is out of range.
     """
     from scipy.special import softmax
 
     if not LOWEST <= temperature <= HIGHEST:
-        raise UserError(f"temperature: is {temperature:g}, must be between {LOWEST:g} and {HIGHEST:g}")
+        raise UserError(f"temperature: must be between {LOWEST:g} and {HIGHEST:g}; got {temperature:g}")
     if len(labels) * len(templates) > _MOST_PROMPTS:
         raise UserError(
             f"labels: {len(labels)} with {len(templates)} templates are more than {_MOST_PROMPTS} texts; use fewer"
@@ -166,7 +157,7 @@ def ask(
     prompts = class_prompts(PromptOptions(templates=list(templates)), labels)
     texts = run.encode_labels(prompts)
     similarities = (run.encode_images(images) @ texts.T).astype(np.float64)
-    verdicts = (background or Background.nothing()).verdicts(similarities.max(axis=1), labels, texts)
+    verdicts = (background or Background()).verdicts(similarities.max(axis=1), labels, texts)
     return [
         ZeroShot(list(labels), prompts, row, softmax(scale * row), verdict)
         for row, verdict in zip(similarities, verdicts, strict=True)
@@ -174,7 +165,7 @@ def ask(
 
 
 def reading_notes(run: ServedRun, labels: Sequence[str]) -> list[str]:
-    """What the model cannot read of labels, one line each."""
+    """Return what the model's tokenizer cannot read of labels, one line each."""
     notes = []
     for label in labels:
         reading = run.reading(label)

@@ -1,15 +1,13 @@
-"""What the application serves and how much of it one request may ask for; every tab gets it.
+"""What the application serves, how much of it one request may ask for, and a cache of results that take long.
 
-Runs and galleries have names here, and names are all that a request can say: no path ever comes from outside.
-
-Results that take long: computed once, kept, and never computed by two requests at the same time.
+Runs and galleries have names here, and requests can only contain names: no path ever comes from outside.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -19,8 +17,7 @@ if TYPE_CHECKING:
     from app.state.galleries import ServedGallery
     from app.state.runs import ServedRun
 
-
-Served = TypeVar("Served")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -29,19 +26,19 @@ class Limits:
 
     Attributes:
         upload_bytes: size of an uploaded file.
-        upload_pixels: pixels of an image, checked before it is decoded: a file of a few kilobytes can hold one that
-            fills the memory. A phone's largest photo has 50 million.
+        upload_pixels: pixels of an image, checked before it is decoded: a file of a few kilobytes can decode to one
+            that fills the memory. A phone's largest photo has 50 million.
         images: images that are classified at once.
         text: characters of a query or of a list of labels.
         labels: labels of a zero-shot question.
         label_text: characters of one label or of a prompt template.
         results: results on a page of the search.
         page: images on a page of the dataset browser.
-        offset: results that paging may skip: each page ranks all that comes before it, too.
+        offset: results that paging may skip: each page ranks all that come before it, too.
         side: longest side in pixels of an image that is sent to the browser.
-        queue: requests that may wait; the next one is told to come back later.
+        queue: requests that may wait; the next one is asked to come back later.
         at_once: requests that are computed at the same time; more would only make each of them slower.
-        request_bytes: size of a request that is no upload.
+        request_bytes: size of a request that is not an upload.
         uploads_kept: size of all uploads that are kept, for a day at most.
     """
 
@@ -63,86 +60,60 @@ class Limits:
 
 @dataclass(frozen=True)
 class AppContext:
-    """What the application serves.
-
-    Attributes:
-        runs: trained models by the name that users see, in the order in which they were given.
-        galleries: galleries by the name that users see.
-        limits: what one request may ask for.
-    """
+    """The runs and galleries that are served, by the names that users see, and the limits of requests."""
 
     runs: Mapping[str, ServedRun]
     galleries: Mapping[str, ServedGallery]
     limits: Limits = field(default_factory=Limits)
 
     def run(self, name: object) -> ServedRun:
-        """The run of this name.
-
-        Raises:
-            UserError: for a name that is not served.
-        """
+        """Return the run of this name; raise ``UserError`` where it is not served."""
         return _named(self.runs, name, "run")
 
     def gallery(self, name: object) -> ServedGallery:
-        """The gallery of this name.
-
-        Raises:
-            UserError: for a name that is not served.
-        """
+        """Return the gallery of this name; raise ``UserError`` where it is not served."""
         return _named(self.galleries, name, "gallery")
 
 
-def _named(served: Mapping[str, Served], name: object, what: str) -> Served:
+def _named(served: Mapping[str, T], name: object, what: str) -> T:
     # What comes from a browser may be of any type, a list or a dictionary too.
     if isinstance(name, str) and name in served:
         return served[name]
-    given = repr(name)
-    shown = given if len(given) <= 80 else f"{given[:80]}…"
-    raise UserError(f"{what} {shown}: not served here; choose one of: {', '.join(served) or 'none is served'}")
+    raise UserError(
+        f"{what} {shortened(repr(name))}: not served here; choose one of: {', '.join(served) or 'none is served'}"
+    )
 
 
-Result = TypeVar("Result")
+def shortened(text: str, length: int = 80) -> str:
+    """Return a text for a message, cut where it is longer."""
+    return text if len(text) <= length else f"{text[:length]}…"
 
 
-class Once(Generic[Result]):
-    """Keeps results by key; of more than ``most`` the one that was not asked for longest goes.
+class SingleFlightCache(Generic[T]):
+    """The latest ``size`` results by key; several requests for one key compute it once, those for others do not wait.
 
-    Requests for a key that is being computed wait for it; those for other keys do not. An error is not kept: the next
-    request tries again.
-
-    Args:
-        most: number of results.
+    An error is raised for all who wait and is not kept: the next request tries again.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._results: OrderedDict[Hashable, Result] = OrderedDict()
-        self._working: dict[Hashable, threading.Lock] = {}
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._results: dict[Hashable, Future[T]] = {}
         self._lock = threading.Lock()
 
-    def __contains__(self, key: Hashable) -> bool:
-        return key in self._results
-
-    def get(self, key: Hashable, compute: Callable[[], Result]) -> Result:
-        """The result of a key.
-
-        Args:
-            key: says all that the result depends on.
-            compute: is called where there is none.
-        """
+    def get(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """Return the result of a key; ``compute`` is called where there is none."""
         with self._lock:
-            if key in self._results:
-                self._results.move_to_end(key)
-                return self._results[key]
-            working = self._working.setdefault(key, threading.Lock())
-        with working:
-            with self._lock:
-                if key in self._results:
-                    return self._results[key]
-            result = compute()
-            with self._lock:
-                self._results[key] = result
-                self._working.pop(key, None)
-                while len(self._results) > self._most:
-                    self._results.popitem(last=False)
-            return result
+            known = self._results.pop(key, None)
+            result: Future[T] = known or Future()
+            self._results[key] = result  # the latest is the last
+            while len(self._results) > self._size:
+                del self._results[next(iter(self._results))]
+        if known is None:
+            try:
+                result.set_result(compute())
+            except BaseException as error:
+                with self._lock:
+                    if self._results.get(key) is result:
+                        del self._results[key]
+                result.set_exception(error)
+        return result.result()

@@ -1,7 +1,4 @@
-"""A gallery as the application serves it: opened once, what is said of its images in memory, its name for users.
-
-Galleries of the runs that are served: filled at the first start, with progress, and only opened at the next.
-"""
+"""A gallery as the application serves it: opened once, its metadata in memory, and filled where a run has none yet."""
 
 from __future__ import annotations
 
@@ -16,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from app.state.context import shortened
 from datamodules.loading.decode import ValueRange
 from retrieval.gallery import NOT_METADATA, Gallery
 from retrieval.image_files import ImageFiles
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
 
 
 MOST_CHOICES = 1_000
-"""Values of a column up to which it is offered as a filter; nobody picks from a longer list."""
+"""Values of a column up to which it is offered as a filter; no one picks from a longer list."""
 
 
 class ServedGallery:
@@ -38,13 +36,11 @@ class ServedGallery:
 
     Args:
         address: folder or URI.
-        name: what users see, and the only way how requests name it.
-        run: the run that made it, where it is served too; it encodes what is searched for.
-        data_roots: folders whose images may be shown besides those of the gallery and its data.
+        name: by which users and requests know it.
+        run: the run that made it, where it is served too; it encodes queries.
+        data_roots: further folders whose images may be shown.
 
     Attributes:
-        name: see above.
-        run: see above.
         gallery: the gallery itself, for vectors and searches.
         metadata: all rows in the gallery's order, without vectors and thumbnails: ``id``, ``path``, ``caption``,
             ``group``, ``split``, ``label_<task>``, ``predicted_<task>``, ``confidence_<task>`` …
@@ -52,7 +48,7 @@ class ServedGallery:
             occur, ascending.
 
     Raises:
-        UserError: where there is no gallery, or its files are damaged.
+        UserError: there is no gallery, or its files are damaged.
     """
 
     def __init__(
@@ -90,12 +86,12 @@ class ServedGallery:
 
     @property
     def tasks(self) -> list[str]:
-        """Tasks that the model predicts or the data have labels of, the class first."""
+        """Tasks that the model predicts or the data have labels for, the class first."""
         named = dict.fromkeys([*self.identity.predicts, *self.identity.labels])
         return sorted(named, key=lambda task: task != LABEL_TASK)
 
     def filter_columns(self) -> dict[str, str]:
-        """Names that a person filters by, with the table's column of each: what the model says, else the label.
+        """Return the column of each name that a person filters by: the prediction, otherwise the label.
 
         ``split`` is the gallery's own; where an attribute is called so, the gallery's is ``gallery_split``.
         """
@@ -104,34 +100,23 @@ class ServedGallery:
         return columns | {"gallery_split" if "split" in columns else "split": "split"}
 
     def fitting(self, filters: Mapping[str, Sequence[str]]) -> NDArray[np.int64]:
-        """Places of the images that fit, ascending, int64 ``(n,)``.
-
-        Args:
-            filters: by name of ``choices`` the values of which an image has one; a name without values is none.
-
-        Raises:
-            UserError: for a name that nothing can be filtered by, or a value that does not occur.
-        """
+        """Return the places of the images that have one of the values of each filter, ascending, int64 ``(n,)``."""
         fits = np.ones(len(self), bool)
         for name, wanted in filters.items():
             if not wanted:
                 continue
             if name not in self.choices:
                 known = ", ".join(self.choices) or "nothing"
-                raise UserError(f"filter {_shortened(name)!r}: gallery {self.name!r} can be filtered by {known}")
+                raise UserError(f"filter {shortened(name)!r}: gallery {self.name!r} can be filtered by {known}")
             values, places = self._values[name]
             for value in wanted:
                 if value not in self.choices[name]:
-                    raise UserError(f"filter {name}: no image has {_shortened(str(value))!r}; choose another value")
+                    raise UserError(f"filter {name}: no image has {shortened(str(value))!r}; choose another value")
             fits &= np.isin(places, [values.index(value) for value in wanted])
         return np.flatnonzero(fits)
 
-    def has(self, sample_id: str) -> bool:
-        """Whether there is such an image."""
-        return sample_id in self._row_of
-
     def shares_images(self, other: ServedGallery) -> bool:
-        """Whether some images are in another gallery too: under the same id, and with the same content if known."""
+        """Return whether another gallery has some of the images: the same id, and the same content if known."""
         return any(
             not own or not theirs or own == theirs
             for own, theirs in (
@@ -142,46 +127,29 @@ class ServedGallery:
         )
 
     def place(self, sample_id: str) -> int:
-        """Row of an image in ``metadata``.
-
-        Raises:
-            UserError: if there is no such image.
-        """
+        """Return the row of an image in ``metadata``; raise ``UserError`` where there is no such image."""
         row = self._row_of.get(sample_id)
         if row is None:
-            raise UserError(f"gallery {self.name!r}: there is no image {_shortened(sample_id)!r}; choose one of it")
+            raise UserError(f"gallery {self.name!r}: there is no image {shortened(sample_id)!r}; choose one of it")
         return row
 
     def row(self, sample_id: str) -> dict[str, Any]:
-        """What is said of an image, by column of ``metadata``.
-
-        Raises:
-            UserError: if there is no such image.
-        """
+        """Return the metadata of an image by column."""
         return self.rows([sample_id])[0]
 
     def rows(self, sample_ids: Sequence[str]) -> list[dict[str, Any]]:
-        """What is said of images, in the order of their ids.
-
-        Raises:
-            UserError: names the first that is not there.
-        """
+        """Return the metadata of images in the order of their ids."""
         places = [self.place(sample_id) for sample_id in sample_ids]
         found: list[dict[str, Any]] = self.metadata.take(pa.array(places, pa.int64())).to_pylist()
         return found
 
     def image_path(self, sample_id: str) -> Path:
-        """File of an image; only the gallery's own have one.
-
-        Raises:
-            UserError: if there is no such image, or it is no file of its own, or that is gone, or lies where the
-                gallery has no business (``retrieval.image_files``).
-        """
+        """Return the file of an image; raise ``UserError`` where it has none, or it may not be shown."""
         path = str(self.metadata.column("path")[self.place(sample_id)].as_py() or "")
         try:
             return self._files.file(path)
         except UserError as error:
-            raise UserError(f"gallery {self.name!r}: image {_shortened(sample_id)!r}: {error}") from error
+            raise UserError(f"gallery {self.name!r}: image {shortened(sample_id)!r}: {error}") from error
 
     @cached_property
     def _files(self) -> ImageFiles:
@@ -189,27 +157,17 @@ class ServedGallery:
         return ImageFiles(self.gallery.uri, run, self._data_roots)
 
     def not_shown(self) -> list[str]:
-        """Files that the gallery names but that lie outside of what it may show."""
+        """Return files of the gallery that are outside of what it may show (``retrieval.image_files``)."""
         return self._files.outside(path or "" for path in self.metadata.column("path").to_pylist())
 
     def thumbnail(self, sample_id: str) -> bytes | None:
-        """JPEG that the gallery keeps of an image, at most 128 pixels long; None where it keeps none.
-
-        Raises:
-            UserError: if there is no such image.
-        """
+        """Return the JPEG in the gallery, at most 128 pixels long; None where there is none."""
         self.place(sample_id)
         kept: bytes | None = self.gallery.rows([sample_id], ["thumbnail"]).column("thumbnail")[0].as_py()
         return kept
 
     def image(self, sample_id: str) -> Path | bytes:
-        """The best that there is to be shown of an image: its file, else the JPEG that the gallery keeps.
-
-        Generated images have no file, and a file may have been removed since.
-
-        Raises:
-            UserError: if there is no such image, or nothing of it is left.
-        """
+        """Return an image's file, or the JPEG in the gallery: generated images have no file, others may be removed."""
         try:
             return self.image_path(sample_id)
         except UserError:
@@ -229,49 +187,40 @@ class ServedGallery:
 
 
 def gallery_name(address: str | Path, taken: Sequence[str]) -> str:
-    """What users see of a gallery that was given by its address: its folder's name, made different from others.
-
-    Args:
-        address: folder or URI.
-        taken: names of other galleries.
-    """
+    """Return a name for a gallery that was given by its address: that of its folder, made different from others."""
     folder = local_folder(str(address))
     parts = folder.resolve().parts if folder is not None else tuple(str(address).rstrip("/").split("/"))
-    # RUN/gallery is told by the run.
+    # RUN/gallery has the name of the run.
     name = "/".join(parts[-3:-1]) if parts[-1] == "gallery" and len(parts) > 2 else parts[-1]
     numbered = (f"{name} ({number})" for number in range(2, len(taken) + 3))
     return name if name not in taken else next(other for other in numbered if other not in taken)
 
 
-def _shortened(text: str, length: int = 80) -> str:
-    return text if len(text) <= length else f"{text[:length]}…"
-
-
 MARK = "indexed.json"
-"""File in a gallery that says that all of a run's images are in it: a killed indexing leaves none."""
+"""File in a gallery that is written once all images of its run are indexed."""
 
 
 def indexed_gallery(
     run: ServedRun, tell: Callable[[str], None], name: str = "", data_roots: Sequence[Path] = ()
 ) -> ServedGallery:
-    """The gallery in a run's directory; what is missing in it is encoded now, as ``python -m retrieval index`` does.
+    """Open the gallery in a run's directory; what is missing in it is encoded first, as by ``retrieval index``.
 
     Args:
         run: that is served.
-        tell: gets a line before work that takes a while; a bar on the terminal shows how far it is.
+        tell: receives a line before work that takes a while.
         name: of the gallery; the run's by default.
-        data_roots: folders whose images may be shown besides those of the gallery and its data.
+        data_roots: further folders whose images may be shown.
 
     Raises:
-        UserError: if other weights made the gallery, or there is none yet and the run's data are not there, or its
-            model yields no vectors.
+        UserError: other weights made the gallery, or it is missing and so are the run's data.
     """
     folder = run.path / Run.GALLERY
-    if not is_whole(folder, run.weights):
+    if not is_complete(folder, run.weights):
         tell(f"{run.name}: indexing its images for the search, once")
         try:
             _fill(run.path, folder)
-            _mark(folder, run.weights)
+            mark = {"weights": run.weights, "images": len(Gallery.open(str(folder)))}
+            write_text_atomically(folder / MARK, json.dumps(mark))
         except UserError as error:
             # The data may stay behind where a run is copied to with its gallery.
             if not _is_by(folder, run.weights):
@@ -280,19 +229,14 @@ def indexed_gallery(
     return ServedGallery(folder, name or run.name, run, data_roots)
 
 
-def is_whole(folder: Path, weights: str) -> bool:
-    """Whether a gallery holds all images of a run.
-
-    Args:
-        folder: of the gallery.
-        weights: digest of the run's weights.
-    """
+def is_complete(folder: Path, weights: str) -> bool:
+    """Return whether a gallery has all images of the run with these weights."""
     try:
         mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
         gallery = Gallery.open(str(folder))
         return bool(mark["weights"] == gallery.identity.weights == weights and mark["images"] <= len(gallery))
     except (OSError, ValueError, KeyError, TypeError, UserError):
-        # Whatever is wrong, indexing again mends it or says what it is.
+        # Whatever is wrong, indexing again repairs it or reports it.
         return False
 
 
@@ -303,18 +247,17 @@ def opened_gallery(
     tell: Callable[[str], None],
     data_roots: Sequence[Path] = (),
 ) -> ServedGallery:
-    """A gallery that was named by its address, with the run that made it, as far as that is there.
+    """Open a gallery by its address, with the run that made it, as far as that is there.
 
     Args:
         address: folder or URI.
         runs: that are served already; one with the gallery's weights is taken.
         taken: names of other galleries.
-        tell: gets a line where the model is not to be had: then the gallery can be searched by words and by its own
-            images only.
-        data_roots: see ``indexed_gallery``.
+        tell: receives a line where the model is not available, so that only text and own images can be searched for.
+        data_roots: further folders whose images may be shown.
 
     Raises:
-        UserError: where there is no gallery, or its files are damaged.
+        UserError: there is no gallery, or its files are damaged.
     """
     name = gallery_name(address, taken)
     identity = Gallery.open(address).identity
@@ -322,17 +265,11 @@ def opened_gallery(
     if run is None:
         run, reason = _recorded_run(identity.run, identity.weights)
         if run is None:
-            tell(f"{name}: {reason}; texts and images from outside cannot be searched for; name its run with --run")
+            tell(f"{name}: {reason}; texts and uploads cannot be searched for; name its run with --run")
     return ServedGallery(address, name, run, data_roots)
 
 
-def _mark(folder: Path, weights: str) -> None:
-    mark = {"weights": weights, "images": len(Gallery.open(str(folder)))}
-    write_text_atomically(folder / MARK, json.dumps(mark))
-
-
 def _is_by(folder: Path, weights: str) -> bool:
-    """Whether there is a gallery that these weights made."""
     try:
         return Gallery.open(str(folder)).identity.weights == weights
     except UserError:
@@ -340,11 +277,11 @@ def _is_by(folder: Path, weights: str) -> bool:
 
 
 def _recorded_run(path: str, weights: str) -> tuple[ServedRun | None, str]:
-    """The run that a gallery names, or why it is not to be had."""
+    """The run that a gallery names, or why it is not available."""
     from app.state.runs import ServedRun
 
     if not path:
-        return None, "does not say which run made it"
+        return None, "its run is not recorded"
     try:
         run = ServedRun(path)
     except UserError as error:
@@ -358,6 +295,6 @@ def _fill(run: Path, folder: Path) -> None:
 
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    # An image that cannot be read is told and left out: the others are to be seen.
+    # An unreadable image is reported and left out: the others can be shown.
     asked = ["--run", str(run), "--gallery", str(folder), "--on-bad-image", "skip"]
     index(parser.parse_args(asked))

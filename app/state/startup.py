@@ -1,7 +1,4 @@
-"""Everything that is served, loaded before the server listens: models, galleries, and what the demo lacks.
-
-The runs that ``--demo`` shows: the quickstart's, found among the runs that are there, or trained now.
-"""
+"""Load everything that is served before the server listens; ``--demo`` trains the quickstart's runs where missing."""
 
 from __future__ import annotations
 
@@ -26,20 +23,20 @@ def load(
     root: Path = Path("runs"),
     data_roots: Sequence[Path] = (),
 ) -> AppContext:
-    """Loads runs and galleries, and tells on the terminal what it is doing.
+    """Load runs and galleries, and report progress on the terminal.
 
-    A run's own gallery comes with it; it is filled where it is not there yet. Where that is not possible, because the
-    run's data are gone, the run is served without one.
+    A run's own gallery is filled where it is missing. Where that is not possible, because the run's data are gone, the
+    run is served without one.
 
     Args:
         runs: run directories.
         galleries: folders or addresses of further galleries.
         demo: whether the quickstart's runs are served too.
         root: directory of all runs, in which those of the demo are looked for.
-        data_roots: folders whose images may be shown besides those of the galleries and their data.
+        data_roots: further folders whose images may be shown.
 
     Raises:
-        UserError: for whatever cannot be loaded.
+        UserError: something cannot be loaded.
     """
     paths = list(runs)
     if demo:
@@ -66,19 +63,17 @@ def load(
         _tell(f"{name}: gallery of {len(gallery):,} images is open")
         if outside := gallery.not_shown():
             _tell(
-                f"{name}: {len(outside):,} files that it names lie outside of its folder and its data's and are not "
+                f"{name}: {len(outside):,} files that it names are outside of its folder and its data's and are not "
                 f"shown, first {outside[0]!r}; if they are yours, name their folder with --data-root"
             )
     return AppContext(served, opened)
 
 
 def _free_name(path: Path, taken: dict[str, ServedRun]) -> str:
-    """What users see of a run, told from others of the same name (``shop/20260101-120000`` in two folders)."""
-    name, number = "/".join(path.parts[-2:]), 2
-    free = name
-    while free in taken:
-        free, number = f"{name} ({number})", number + 1
-    return free
+    """Experiment and run, made different from those in other folders (``shop/20260101-120000``)."""
+    name = "/".join(path.parts[-2:])
+    names = [name, *(f"{name} ({number})" for number in range(2, len(taken) + 2))]
+    return next(free for free in names if free not in taken)
 
 
 def _tell(line: str) -> None:
@@ -91,17 +86,7 @@ EXPERIMENTS = ("quickstart", "quickstart_pairs")
 
 
 def demo_runs(root: Path, names: Sequence[str] = EXPERIMENTS) -> list[Path]:
-    """Run directories of the demo, one of each experiment.
-
-    What is missing is trained, and what has no temperatures is calibrated, with its output on the terminal.
-
-    Args:
-        root: directory of all runs.
-        names: experiments.
-
-    Raises:
-        UserError: where a training failed.
-    """
+    """Return a run directory of each experiment of the demo; what is missing is trained and calibrated now."""
     runs = [finished_run(root, name) or _trained(root, name) for name in names]
     for run in runs:
         _calibrate(run)
@@ -109,12 +94,7 @@ def demo_runs(root: Path, names: Sequence[str] = EXPERIMENTS) -> list[Path]:
 
 
 def finished_run(root: Path, name: str) -> Path | None:
-    """The newest run of an experiment that was trained to its end; None where there is none.
-
-    Args:
-        root: directory of all runs.
-        name: of the experiment.
-    """
+    """Return the newest run of an experiment that was trained to its end; None where there is none."""
     for path in sorted((root / name).glob("*/"), key=lambda path: path.stat().st_mtime, reverse=True):
         try:
             run = Run(path)
@@ -127,20 +107,20 @@ def finished_run(root: Path, name: str) -> Path | None:
 
 
 def _trained(root: Path, name: str) -> Path:
-    """Trains an experiment as a process of its own: nobody but the command line may import what it is made of."""
+    """Train an experiment in a process of its own, as the command line does."""
     command = ["experiments", "fit", "--config", str(_experiments_folder() / f"{name}.yaml"), "--runs", str(root)]
     sys.stderr.write(f"{root}: has no finished run of {name}; training it once: python -m {' '.join(command)}\n")
     ended = subprocess.run([sys.executable, "-m", *command], check=False)
     found = finished_run(root, name)
     if ended.returncode != 0 or found is None:
         raise UserError(
-            f"--demo: training {name} ended with exit code {ended.returncode}; what it says above is the reason"
+            f"--demo: training {name} ended with exit code {ended.returncode}; the reason is in its output above"
         )
     return found
 
 
 def _calibrate(run: Path) -> None:
-    """Fits temperatures on validation where the run has none; without them its confidences are shown as they are."""
+    """Fit temperatures on validation where the run has none; without them its confidences are shown as they are."""
     if (run / Run.CALIBRATION).exists():
         return
     sys.stderr.write(f"{run}: calibrating its confidences once\n")

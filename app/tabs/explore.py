@@ -1,13 +1,7 @@
-"""The tab Explore: what is in a gallery, by filters, one by one, by class, by colour, on a map, and what went wrong.
+"""The tab Explore: the images of a gallery, by filters, one by one, by class, by colour, on a map, and mistakes.
 
-Whatever is shown is computed anew from the chosen values, see ``explore_views``; a session only keeps its page and its
-image. What takes long (map and colours) is asked for by an event of its own, so that leafing never waits for it.
-
-The components of the tab Explore, without what they do.
-
-What the browser of a gallery shows for what was chosen; from plain values to HTML, without events.
-
-What was computed of the galleries for the dataset browser, kept for all who look at them.
+Everything is computed from the current choices (``View``); a session only keeps its page and its image. What takes long
+(map and colours) is requested by an event of its own, so that paging never waits for it.
 """
 
 from __future__ import annotations
@@ -24,67 +18,63 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.logic.explore import Explorer, Filter, Page, page_of, shuffled, step
-from app.state.context import AppContext, Once
+from app.state.context import AppContext, SingleFlightCache, shortened
 from app.widgets.cards import Card, card_grid, cards_html, image_url
 from app.widgets.charts import ClassColours, bars_html, class_bars, colour_figure
-from app.widgets.embedding_map import ImageMap, checked_method, image_map, lay_out, map_points, methods
-from app.widgets.page import one_line, told
+from app.widgets.embedding_map import ImageMap, checked_method, lay_out, map_points, map_view, methods
+from app.widgets.page import one_line, report_errors
 from vitrail.errors import UserError
-
-
-class Explored:
-    """Each part is computed when it is first asked for.
-
-    Args:
-        context: what is served.
-    """
-
-    def __init__(self, context: AppContext) -> None:
-        self._context = context
-        self._explorers: Once[Explorer] = Once(len(context.galleries))
-        self._colours: Once[ClassColours] = Once(len(context.galleries))
-        self._maps: Once[ImageMap] = Once(len(methods()) * len(context.galleries))
-
-    def explorer(self, name: object) -> Explorer:
-        """Of a gallery.
-
-        Raises:
-            UserError: for a name that is not served.
-        """
-        gallery = self._context.gallery(name)
-        return self._explorers.get(gallery.name, lambda: Explorer(gallery))
-
-    def colours(self, name: object) -> ClassColours:
-        """Of a gallery."""
-        gallery = self._context.gallery(name)
-        return self._colours.get(gallery.name, lambda: ClassColours(gallery, self.explorer(name)))
-
-    def image_map(self, name: object, method: object) -> ImageMap:
-        """Of a gallery.
-
-        Raises:
-            UserError: for a method that there is none of.
-        """
-        gallery, explorer = self._context.gallery(name), self.explorer(name)
-        known = checked_method(method)
-        return self._maps.get((gallery.name, known), lambda: lay_out(gallery.gallery, explorer.ids, known))
-
 
 GRID, ONE, CLASSES, COLOURS, MAP, MISTAKES = "Grid", "One image", "Classes", "Colours", "Map", "Mistakes"
 VIEWS = (GRID, ONE, CLASSES, COLOURS, MAP, MISTAKES)
 
-COLUMNS = 4
+_ALL = ""
+"""Value of a choice that does not filter."""
+
+_COLUMNS = 4
 _SIDE = 1024
 _LARGEST_SEED = 2**32 - 1
-_EMPTY = "No image is left by the filters; take one away."
+_EMPTY = "No image is left by the filters; remove one of them."
 
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
-"""Hands things on and shows how far it is; gets what is being done as well."""
+"""Passes items on and shows progress, with a description."""
+
+Changes = dict[Any, dict[str, Any]]
+"""By component the properties that change."""
+
+# Gradio passes its own to a handler that has one as a default.
+_PROGRESS = gr.Progress()
+
+
+class Explorers:
+    """What is computed of each gallery, when it is first needed."""
+
+    def __init__(self, context: AppContext) -> None:
+        self._context = context
+        count = len(context.galleries)
+        self._explorers: SingleFlightCache[Explorer] = SingleFlightCache(count)
+        self._colours: SingleFlightCache[ClassColours] = SingleFlightCache(count)
+        self._maps: SingleFlightCache[ImageMap] = SingleFlightCache(len(methods()) * count)
+
+    def explorer(self, name: object) -> Explorer:
+        """Return the metadata of a gallery; raise ``UserError`` where it is not served."""
+        gallery = self._context.gallery(name)
+        return self._explorers.get(gallery.name, lambda: Explorer(gallery))
+
+    def colours(self, name: object) -> ClassColours:
+        """Return the colours of a gallery's classes."""
+        gallery = self._context.gallery(name)
+        return self._colours.get(gallery.name, lambda: ClassColours(gallery, self.explorer(name)))
+
+    def image_map(self, name: object, method: object) -> ImageMap:
+        """Return a gallery's map by a projection."""
+        gallery, explorer, known = self._context.gallery(name), self.explorer(name), checked_method(method)
+        return self._maps.get((gallery.name, known), lambda: lay_out(gallery.gallery, explorer.ids, known))
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What somebody wants to see; every value may come from outside and is checked before it is used.
+class Choices:
+    """What the user has chosen; every value is untrusted and checked before it is used.
 
     Attributes:
         gallery: its name.
@@ -92,10 +82,10 @@ class Asked:
         split: empty for all.
         attributes: such as ``colour: blue``.
         view: one of ``VIEWS``.
-        task: whose values are counted, drawn and judged.
+        task: whose values are counted, drawn and evaluated.
         method: of the map.
         compared: classes whose colours are drawn; none for the most frequent ones.
-        shuffle: whether the order is drawn.
+        shuffle: whether the order is random.
         seed: of the order.
     """
 
@@ -111,61 +101,49 @@ class Asked:
     seed: Any = 0
 
 
-class Leaf(NamedTuple):
-    """A page of images, or a single one.
+class Shown(NamedTuple):
+    """A page of images or a single one as HTML, its place in words, the number of the page, and a note as HTML."""
 
-    Attributes:
-        shown: HTML.
-        place: which one it is, in words.
-        is_first: whether there is none before it.
-        is_last: whether there is none after it.
-        number: of the page, from 1.
-        said: HTML above it.
-    """
-
-    shown: str
+    html: str
     place: str
     is_first: bool = True
     is_last: bool = True
     number: int = 1
-    said: str = ""
+    note: str = ""
 
 
 class View:
-    """The answer to what was asked.
+    """What is shown for some choices, with so many images on a page; raises ``UserError`` for what does not exist."""
 
-    Args:
-        explored: what is kept of the galleries.
-        asked: what was asked for.
-        page: images on a page.
-
-    Raises:
-        UserError: for names and values that are not there.
-    """
-
-    def __init__(self, explored: Explored, asked: Asked, page: int) -> None:
-        self._explored, self._size = explored, page
-        self.explorer = explored.explorer(asked.gallery)
-        self.asked = asked
-        if asked.view not in VIEWS:
-            raise UserError(f"view {str(asked.view)[:80]!r}: there is none; choose one of: {', '.join(VIEWS)}")
-        self.chosen: Filter = self.explorer.filter(asked.split, asked.class_name, asked.attributes)
-        self.rows = self.explorer.find(self.chosen)
+    def __init__(self, explorers: Explorers, choices: Choices, page_size: int) -> None:
+        self._explorers, self._size = explorers, page_size
+        self.explorer = explorers.explorer(choices.gallery)
+        self.choices = choices
+        if choices.view not in VIEWS:
+            raise UserError(f"view: must be one of {', '.join(VIEWS)}; got {shortened(repr(choices.view))}")
+        self.filter: Filter = self.explorer.filter(choices.split, choices.class_name, choices.attributes)
+        self.rows = self.explorer.find(self.filter)
 
     @cached_property
     def order(self) -> NDArray[np.int64]:
-        """Rows in the order in which images are leafed through."""
-        return shuffled(self.rows, self._seed() if self.asked.shuffle else None)
+        """Rows in the order in which images are shown."""
+        if not self.choices.shuffle:
+            return self.rows
+        seed = self.choices.seed
+        if isinstance(seed, bool) or not isinstance(seed, (int, float)) or not 0 <= seed <= _LARGEST_SEED:
+            raise UserError(
+                f"seed: must be a whole number from 0 to {_LARGEST_SEED:,}; got {shortened(repr(seed), 40)}"
+            )
+        return shuffled(self.rows, int(seed))
 
     @property
     def task(self) -> str:
-        """Task that was asked for, else the main one."""
-        task = self.asked.task or self.explorer.main
+        """Chosen task, by default the main one."""
+        task = self.choices.task or self.explorer.main
         if not isinstance(task, str) or task not in self.explorer.facets:
-            raise UserError(
-                f"gallery {self.explorer.name!r}: there is no task {str(task)[:80]!r}; choose one of the list"
-            )
-        return str(task)
+            known = ", ".join(self.explorer.facets)
+            raise UserError(f"task: choose one of the list ({known}); got {shortened(repr(task))}")
+        return task
 
     @property
     def values(self) -> tuple[str, ...]:
@@ -173,159 +151,147 @@ class View:
         return self.explorer.facets[self.task].values if self.explorer.main else ()
 
     def totals(self) -> str:
-        """How many images the filter leaves, with a link to what is shown."""
-        query = [("tab", "explore"), ("gallery", self.explorer.name), ("view", str(self.asked.view))]
-        query += [("split", self.chosen.split)] if self.chosen.split else []
-        for task, values in self.chosen.values:
+        """Return how many images the filter leaves, with a link to what is shown."""
+        query = [("tab", "explore"), ("gallery", self.explorer.name), ("view", str(self.choices.view))]
+        query += [("split", self.filter.split)] if self.filter.split else []
+        for task, values in self.filter.values:
             query += [("class" if task == self.explorer.main else task, value) for value in values]
         link = f'<a href="?{escape(urlencode(query))}">Link to this view</a>'
         return f'<p role="status"><strong>{escape(self.explorer.totals(self.rows))}</strong> {link}</p>'
 
-    def grid(self, number: int) -> Leaf:
-        """A page of images."""
+    def grid(self, number: int) -> Shown:
+        """Return a page of images."""
         page = page_of(self.order, number, self._size)
         cards = [self._card(row) for row in page.rows.tolist()]
-        shown = cards_html(cards, COLUMNS, label="Images of the gallery", empty=_EMPTY)
-        return _leaf(shown, page, len(self.order))
+        html = cards_html(cards, _COLUMNS, label="Images of the gallery", empty=_EMPTY)
+        return _shown(html, page, len(self.order))
 
     def page_with(self, row: int | None) -> int:
-        """Number of the page on which an image is; 1 where it is on none."""
+        """Return the number of the page with an image; 1 where it is on none."""
         found = np.flatnonzero(self.order == row) if row is not None else self.order[:0]
         return int(found[0]) // self._size + 1 if len(found) else 1
 
-    def turned(self, row: int | None, by: int) -> int | None:
-        """The next image's row; None where there are no images."""
+    def next_row(self, row: int | None, by: int) -> int | None:
+        """Return the row of the image that many steps after another; None where there are no images."""
         return int(self.order[step(self.order, row, by)]) if len(self.order) else None
 
-    def one(self, row: int | None) -> Leaf:
-        """A single image with all that is known of it, and its place in the order; None where there is no image."""
+    def one(self, row: int | None) -> Shown:
+        """Return a single image with all that is known of it, and its place in the order."""
         if row is None:
-            return Leaf(_missing(_EMPTY), "no images")
+            return Shown(_missing(_EMPTY), "no images")
         facts = self.explorer.facts(row)
         main = self.explorer.main
-        described = f"{self.explorer.value_of(row, main)}: {facts['id']}" if main else facts["id"]
-        said = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
+        description = f"{self.explorer.value_of(row, main)}: {facts['id']}" if main else facts["id"]
+        lines = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
         address = image_url(self.explorer.name, facts["id"], _SIDE)
-        shown = (
-            f'<figure class="focus"><img src="{escape(address)}" alt="{escape(described)}">'
-            f"<figcaption><dl>{said}</dl></figcaption></figure>"
+        html = (
+            f'<figure class="focus"><img src="{escape(address)}" alt="{escape(description)}">'
+            f"<figcaption><dl>{lines}</dl></figcaption></figure>"
         )
         found = np.flatnonzero(self.order == row)
         if not len(found):
-            return Leaf(shown, "not among the filtered images", is_last=not len(self.order))
+            return Shown(html, "not among the filtered images", is_last=not len(self.order))
         place, count = int(found[0]), len(self.order)
-        return Leaf(shown, f"{place + 1:,} of {count:,}", place == 0, place == count - 1)
+        return Shown(html, f"{place + 1:,} of {count:,}", place == 0, place == count - 1)
 
     def classes(self) -> str:
-        """How many images each class has."""
+        """Return a bar chart of how many images each class has."""
         if not self.explorer.main:
             return _missing("The gallery has neither labels nor predictions, so there are no classes to count.")
-        return _origin(self.explorer, self.task) + bars_html(self.explorer.counts(self.rows, self.task), self.task)
+        is_labelled = self.explorer.facets[self.task].labelled
+        origin = "the data's labels" if is_labelled else "predicted labels; the data have no labels"
+        return _note(f"By {origin}.") + bars_html(self.explorer.counts(self.rows, self.task), self.task)
 
     def colours(self, progress: Progress) -> str:
-        """Densities of hue, saturation and value of some classes."""
+        """Return densities of hue, saturation and value of some classes."""
         if not self.explorer.main:
             return _missing("The gallery has neither labels nor predictions, so there are no classes to compare.")
-        colours, task = self._explored.colours(self.explorer.name), self.task
-        if not isinstance(self.asked.compared or (), (list, tuple)):
-            raise UserError("classes to compare: are a list of names; choose some of the list")
-        names = list(self.asked.compared or ()) or colours.default_classes(self.chosen, task)
-        curves, missing = colours.densities(self.chosen, task, names, lambda each: progress(each, "reading images"))
-        said = "".join(_missing(line) for line in missing)
-        return (colour_figure(curves, task) if curves else "") + (said or ("" if curves else _missing(_EMPTY)))
+        colours, task = self._explorers.colours(self.explorer.name), self.task
+        if not isinstance(self.choices.compared or (), (list, tuple)):
+            raise UserError("classes to compare: must be a list of names; choose some of the list")
+        names = list(self.choices.compared or ()) or colours.default_classes(self.filter, task)
+        curves, missing = colours.densities(self.filter, task, names, lambda each: progress(each, "reading images"))
+        lines = "".join(_missing(line) for line in missing)
+        return (colour_figure(curves, task) if curves else "") + (lines or ("" if curves else _missing(_EMPTY)))
 
     def map(self, row: int | None) -> tuple[dict[str, object], str]:
-        """The map's points, and what is to be known of it."""
-        placed = self._explored.image_map(self.explorer.name, self.asked.method)
+        """Return the map's points, and a note about it."""
+        placed = self._explorers.image_map(self.explorer.name, self.choices.method)
         task = self.task if self.explorer.main else ""
-        told = f"{placed.told} by {self.asked.method} of the vectors that {self.explorer.made_by} gives them."
-        if self.asked.method != "PCA":
-            told += " Distances between far clusters and the sizes of clusters mean nothing."
-        told += " Images that the filters leave out are grey." if len(self.rows) < len(self.explorer) else ""
-        return map_points(self.explorer, placed, self.rows, task, row), told
+        note = f"{placed.text} by {self.choices.method} of their vectors by {self.explorer.made_by}."
+        if self.choices.method != "PCA":
+            note += " Distances between far clusters and the sizes of clusters mean nothing."
+        note += " Images that the filters leave out are grey." if len(self.rows) < len(self.explorer) else ""
+        return map_points(self.explorer, placed, self.rows, task, row), note
 
-    def mistakes(self, number: int) -> Leaf:
-        """A page of mistakes, the most confident first."""
-        if not self.explorer.judged_tasks():
-            return Leaf("", "no mistakes", said=_missing("There are not both labels and predictions to be compared."))
+    def mistakes(self, number: int) -> Shown:
+        """Return a page of mistakes, the most confident first."""
+        if not self.explorer.evaluated_tasks():
+            return Shown("", "no mistakes", note=_missing("There are no labels and predictions that can be compared."))
         task = self.task
         found = self.explorer.mistakes(self.rows, task)
         page = page_of(found.rows, number, self._size)
         cards = [self._mistake(row, task) for row in page.rows.tolist()]
-        share = f" ({len(found.rows) / found.judged:.1%})" if found.judged else ""
-        said = (
-            f"{len(found.rows):,} of {found.judged:,} answers on {task} are wrong{share}; the most confident first. "
-            "Confidence is the network's own, before calibration."
+        share = f" ({len(found.rows) / found.evaluated:.1%})" if found.evaluated else ""
+        note = (
+            f"{len(found.rows):,} of {found.evaluated:,} predictions of {task} are wrong{share}; the most confident "
+            "first. Confidence is the network's own, before calibration."
         )
-        if self.chosen.split in ("", "train") and "train" in self.explorer.splits:
-            said += " Images that the model may have learned from are among them."
-        shown = cards_html(cards, COLUMNS, label="Mistakes of the model", empty="There are no mistakes here.")
-        return _leaf(shown, page, len(found.rows), f'<p class="explore-note" role="status">{escape(said)}</p>')
+        if self.filter.split in ("", "train") and "train" in self.explorer.splits:
+            note += " The model may have been trained on some of these images."
+        html = cards_html(cards, _COLUMNS, label="Mistakes of the model", empty="There are no mistakes here.")
+        return _shown(html, page, len(found.rows), _note(note, "status"))
 
-    def narrowed(self, value: object) -> Asked:
-        """What is asked for next when a class is chosen among the bars: its images.
-
-        Raises:
-            UserError: for a value that the task does not have.
-        """
+    def narrowed(self, value: object) -> Choices:
+        """Return the choices after a click on the bar of a class: its images."""
         task = self.task
         if not isinstance(value, str) or value not in self.explorer.facets[task].values:
-            raise UserError(f"{task}: has no value {str(value)[:80]!r}; choose one of the list")
+            raise UserError(f"{task}: has no value {shortened(repr(value))}; choose one of the list")
         if task == self.explorer.main:
-            return replace(self.asked, class_name=value, view=GRID)
-        others = [other for other in self.asked.attributes or () if not other.startswith(f"{task}: ")]
-        return replace(self.asked, attributes=[*others, f"{task}: {value}"], view=GRID)
-
-    def _seed(self) -> int:
-        seed = self.asked.seed
-        if isinstance(seed, bool) or not isinstance(seed, (int, float)) or not 0 <= seed <= _LARGEST_SEED:
-            raise UserError(f"seed: {str(seed)[:40]!r} is none; take a whole number from 0 to {_LARGEST_SEED:,}")
-        return int(seed)
+            return replace(self.choices, class_name=value, view=GRID)
+        others = [other for other in self.choices.attributes or () if not other.startswith(f"{task}: ")]
+        return replace(self.choices, attributes=[*others, f"{task}: {value}"], view=GRID)
 
     def _card(self, row: int) -> Card:
         explorer = self.explorer
         values = [explorer.value_of(row, task) for task in explorer.facets if task != explorer.main]
         lines = [" · ".join(values)] if values else []
-        title = explorer.value_of(row, explorer.main) if explorer.main else explorer.id_of(row)
-        return Card(explorer.name, explorer.id_of(row), title, [*lines, explorer.split_of(row)])
+        title = explorer.value_of(row, explorer.main) if explorer.main else explorer.ids[row]
+        return Card(explorer.name, explorer.ids[row], title, [*lines, explorer.split_of(row)])
 
     def _mistake(self, row: int, task: str) -> Card:
-        label, answer, confidence = self.explorer.mistake(row, task)
-        lines = [f"prediction: {answer}", f"confidence {confidence:.2f}", self.explorer.split_of(row)]
-        return Card(self.explorer.name, self.explorer.id_of(row), f"target: {label}", lines)
+        label, predicted, confidence = self.explorer.mistake(row, task)
+        lines = [f"prediction: {predicted}", f"confidence {confidence:.2f}", self.explorer.split_of(row)]
+        return Card(self.explorer.name, self.explorer.ids[row], f"target: {label}", lines)
 
 
-def from_query(explored: Explored, query: Sequence[tuple[str, str]], first: str) -> Asked:
-    """What an address asks for, such as ``?tab=explore&split=test&class=mug&colour=blue&colour=red``.
+def from_query(explorers: Explorers, query: Sequence[tuple[str, str]], first: str) -> Choices:
+    """Read the choices in a link, such as ``?tab=explore&split=test&class=mug&colour=blue&colour=red``.
 
     Args:
-        explored: the galleries.
-        query: parameters of the address, one may come several times.
-        first: name of the gallery where the address names none.
+        explorers: the galleries.
+        query: parameters of the link, one may occur several times.
+        first: name of the gallery where the link names none.
 
     Raises:
-        UserError: for a value that the gallery does not have.
+        UserError: the gallery does not have such a value.
     """
     single = dict(query)
-    name, view = single.get("gallery", first), single.get("view", GRID)
-    explorer = explored.explorer(name)
-    if view not in VIEWS:
-        raise UserError(f"view {view[:80]!r}: there is none; choose one of: {', '.join(VIEWS)}")
+    explorer = explorers.explorer(single.get("gallery", first))
     attributes = [f"{task}: {value}" for task, value in query if task in explorer.facets and task != explorer.main]
-    asked = Asked(name, single.get("class", ""), single.get("split", ""), attributes, view, explorer.main)
-    explorer.filter(asked.split, asked.class_name, attributes)
-    return asked
+    class_name, split, view = single.get("class", ""), single.get("split", ""), single.get("view", GRID)
+    choices = Choices(explorer.name, class_name, split, attributes, view, explorer.main)
+    return View(explorers, choices, 1).choices
 
 
-def _leaf(shown: str, page: Page, of: int, said: str = "") -> Leaf:
+def _shown(html: str, page: Page, of: int, note: str = "") -> Shown:
     last = page.first + len(page.rows) - 1
     place = f"page {page.number:,} of {page.pages:,} · {page.first:,} to {last:,} of {of:,}" if of else "no images"
-    return Leaf(shown, place, page.number == 1, page.number == page.pages, page.number, said)
+    return Shown(html, place, page.number == 1, page.number == page.pages, page.number, note)
 
 
-def _origin(explorer: Explorer, task: str) -> str:
-    what = "the data's labels" if explorer.facets[task].labelled else "what the model predicts; the data have no labels"
-    return f'<p class="explore-note">By {escape(what)}.</p>'
+def _note(line: str, role: str = "note") -> str:
+    return f'<p class="explore-note" role="{role}">{escape(line)}</p>'
 
 
 def _missing(line: str) -> str:
@@ -353,338 +319,261 @@ a { text-decoration: underline; margin-left: .6rem; white-space: nowrap; }
 .explore-note { color: var(--body-text-color-subdued); }
 """
 
-_NARROW: dict[str, Any] = {"scale": 0, "min_width": 120}
-
-ALL = ""
-"""Value of a choice that leaves everything."""
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Components of the tab.
-
-    Attributes:
-        asked: those in which something is chosen, by field of ``Asked``.
-        totals: how many images the filters leave.
-        leafing: the row of the two buttons that follow, and of the choice of an order.
-        back: previous.
-        on: next.
-        place: which page or image this is.
-        said: sentences above what is shown.
-        grid: images, also mistakes.
-        focus: a single image.
-        bars: classes.
-        colours: densities.
-        points: the map.
-        page: number of the page, from 1.
-        current: name of the image that is open.
-        wanted: changes when a figure that takes long is asked for.
-    """
-
-    asked: dict[str, Any]
-    totals: gr.HTML
-    leafing: gr.Row
-    back: gr.Button
-    on: gr.Button
-    place: gr.HTML
-    said: gr.HTML
-    grid: gr.HTML
-    focus: gr.HTML
-    bars: gr.HTML
-    colours: gr.HTML
-    points: gr.HTML
-    page: gr.State
-    current: gr.State
-    wanted: gr.State
-
-    @property
-    def inputs(self) -> list[Any]:
-        """What handlers get: page, image, and the fields of ``Asked`` in their order."""
-        return [self.page, self.current, *self.asked.values()]
-
-    @property
-    def outputs(self) -> list[Any]:
-        """What handlers may change."""
-        own = [getattr(self, field.name) for field in fields(self) if field.name != "asked"]
-        return [*own, *self.asked.values()]
-
-
-def lay_out_tab(galleries: Sequence[str], explorer: Explorer) -> Parts:
-    """Makes the components where the caller stands.
-
-    Args:
-        galleries: names of all.
-        explorer: of the first.
-    """
-    asked = _filters(galleries, explorer)
-    totals = _html("explore-totals")
-    asked["view"] = gr.Radio(list(VIEWS), value=GRID, label="Show", elem_id="explore-view")
-    task = explorer.main or None
-    asked["task"] = gr.Radio(list(explorer.facets), value=task, label="By", visible=False, elem_id="explore-task")
-    asked["method"] = gr.Radio(methods(), value=methods()[0], label="Projection", visible=False)
-    asked["compared"] = gr.Dropdown(
-        list(explorer.classes), value=[], multiselect=True, visible=False, elem_id="explore-compared",
-        label="Values to compare (none: the most frequent ones)",
-    )  # fmt: skip
-    with gr.Row(visible=False, elem_id="explore-leafing") as leafing:
-        back = gr.Button("← Previous", elem_id="explore-previous", elem_classes=["key-previous"], size="sm", **_NARROW)
-        on = gr.Button("Next →", elem_id="explore-next", elem_classes=["key-next"], size="sm", **_NARROW)
-        asked["shuffle"] = gr.Checkbox(False, label="Shuffle", elem_id="explore-shuffle", **_NARROW)
-        asked["seed"] = gr.Number(
-            0, label="Seed", precision=0, minimum=0, visible=False, elem_id="explore-seed", **_NARROW
-        )
-    place, said = _html("explore-place"), _html("explore-said")
-    grid = card_grid(elem_id="explore-grid")
-    focus, colours = _html("explore-focus", visible=False), _html("explore-colours", visible=False)
-    order = {name: asked[name] for name in (field.name for field in fields(Asked))}
-    return Parts(
-        order, totals, leafing, back, on, place, said, grid, focus, class_bars(), colours, image_map(),
-        gr.State(1), gr.State(None), gr.State(None),
-    )  # fmt: skip
-
-
-def with_all(values: Sequence[str], what: str) -> list[tuple[str, str]]:
-    """Choices of a list whose first leaves everything."""
-    return [(f"all {what}", ALL), *((value, value) for value in values)]
-
-
-def _filters(galleries: Sequence[str], explorer: Explorer) -> dict[str, Any]:
-    with gr.Row():
-        return {
-            "gallery": gr.Dropdown(
-                list(galleries), value=galleries[0], label="Gallery", min_width=150, elem_id="explore-gallery"
-            ),
-            "class_name": gr.Dropdown(
-                with_all(explorer.classes, "classes"), value=ALL, label="Class", min_width=150, elem_id="explore-class"
-            ),
-            "split": gr.Dropdown(
-                with_all(explorer.splits, "splits"), value=ALL, label="Split", min_width=150, elem_id="explore-split"
-            ),
-            "attributes": gr.Dropdown(
-                explorer.attribute_options, value=[], multiselect=True, label="Attributes", min_width=200,
-                visible=bool(explorer.attribute_options), elem_id="explore-attributes",
-            ),
-        }  # fmt: skip
-
-
-def _html(name: str, **options: Any) -> gr.HTML:
-    return gr.HTML("", css_template=_STYLE, js_on_load=None, elem_id=name, apply_default_css=False, **options)
-
-
-Changes = dict[Any, dict[str, Any]]
-"""By component the properties that change."""
-
-# Gradio hands it to a handler that has one as a default.
-_PROGRESS = gr.Progress()
-
-_ANEW = ("class_name", "split", "attributes", "method", "compared", "shuffle")
-
 
 def build(context: AppContext) -> None:
-    """Puts the tab's components where the caller stands."""
+    """Lay out the tab and connect it."""
     if not context.galleries:
         gr.Markdown("No gallery is served; start with `--gallery FOLDER`, or with `--run RUN` to have one made.")
         return
-    _Tab(context).listen()
+    _Tab(context)
+
+
+def _html(name: str, **options: Any) -> gr.HTML:
+    return gr.HTML(
+        "", css_template=_STYLE, js_on_load=None, elem_id=f"explore-{name}", apply_default_css=False, **options
+    )
+
+
+def _all_and(values: Sequence[str], what: str) -> list[tuple[str, str]]:
+    return [(f"all {what}", _ALL), *((value, value) for value in values)]
 
 
 class _Tab:
-    """The handlers."""
+    """Components and handlers.
+
+    Attributes:
+        chosen: components by field of ``Choices``.
+        page: number of the page, from 1.
+        current: name of the image that is open.
+        wanted: changes when a figure that takes long is requested.
+    """
 
     def __init__(self, context: AppContext) -> None:
         self._first = next(iter(context.galleries))
-        self._explored = Explored(context)
+        self._explorers = Explorers(context)
         self._size = context.limits.page
-        self._parts: Parts = lay_out_tab(list(context.galleries), self._explored.explorer(self._first))
+        self._lay_out(list(context.galleries), self._explorers.explorer(self._first))
+        self._listen()
 
-    def listen(self) -> None:
-        """Lets the components answer to what people do."""
-        parts, asked = self._parts, self._parts.asked
-        self._on(None, self.arrived, [])
-        # Of what is chosen while an answer is on its way the last counts; by default it would be dropped.
-        last = {"trigger_mode": "always_last"}
-        self._on(asked["gallery"].input, self.other_gallery, [asked["gallery"]], **last)
-        changed = [asked[name].input for name in _ANEW] + [asked["seed"].submit, asked["seed"].blur]
-        self._on(changed, self.other_filter, parts.inputs, **last)
-        self._on(asked["task"].input, self.other_task, parts.inputs, **last)
-        self._on(asked["view"].input, self.other_view, parts.inputs, **last)
-        # Each press counts: those that come while one is being answered wait, and go on from where it ends.
-        self._on(parts.back.click, self.back, parts.inputs, trigger_mode="multiple")
-        self._on(parts.on.click, self.on, parts.inputs, trigger_mode="multiple")
-        self._on([parts.grid.select, parts.points.select], self.opened_image, parts.inputs)
-        self._on(parts.bars.select, self.opened_class, parts.inputs)
-        parts.wanted.change(
-            told(self.drawn), [parts.current, *asked.values()], [parts.colours, parts.points, parts.said]
+    def _lay_out(self, galleries: list[str], explorer: Explorer) -> None:
+        chosen = self._filters(galleries, explorer)
+        self.totals = _html("totals")
+        chosen["view"] = gr.Radio(list(VIEWS), value=GRID, label="Show", elem_id="explore-view")
+        task = explorer.main or None
+        chosen["task"] = gr.Radio(list(explorer.facets), value=task, label="By", visible=False, elem_id="explore-task")
+        chosen["method"] = gr.Radio(methods(), value=methods()[0], label="Projection", visible=False)
+        chosen["compared"] = gr.Dropdown(
+            list(explorer.classes), value=[], multiselect=True, visible=False, elem_id="explore-compared",
+            label="Values to compare (none: the most frequent ones)",
         )  # fmt: skip
+        narrow: dict[str, Any] = {"scale": 0, "min_width": 120}
+        with gr.Row(visible=False, elem_id="explore-pagination") as self.pagination:
+            button: dict[str, Any] = {"size": "sm", **narrow}
+            self.back = gr.Button("← Previous", elem_id="explore-previous", elem_classes=["key-previous"], **button)
+            self.forward = gr.Button("Next →", elem_id="explore-next", elem_classes=["key-next"], **button)
+            chosen["shuffle"] = gr.Checkbox(False, label="Shuffle", elem_id="explore-shuffle", **narrow)
+            chosen["seed"] = gr.Number(
+                0, label="Seed", precision=0, minimum=0, visible=False, elem_id="explore-seed", **narrow
+            )
+        self.place, self.note = _html("place"), _html("note")
+        self.grid = card_grid(elem_id="explore-grid")
+        self.focus, self.colours = _html("focus", visible=False), _html("colours", visible=False)
+        self.bars, self.map = class_bars(), map_view()
+        self.page, self.current, self.wanted = gr.State(1), gr.State(None), gr.State(None)
+        self.chosen: dict[str, Any] = {field.name: chosen[field.name] for field in fields(Choices)}
+        self._inputs = [self.page, self.current, *self.chosen.values()]
+        self._outputs = [
+            self.totals, self.pagination, self.back, self.forward, self.place, self.note, self.grid, self.focus,
+            self.bars, self.colours, self.map, self.page, self.current, self.wanted, *self.chosen.values(),
+        ]  # fmt: skip
 
-    def arrived(self, request: gr.Request) -> Changes:
-        """What the address asks for; where that cannot be had it is said, and everything is shown."""
+    def _filters(self, galleries: list[str], explorer: Explorer) -> dict[str, Any]:
+        def dropdown(name: str, choices: list[Any], value: Any, width: int = 150, **options: Any) -> gr.Dropdown:
+            return gr.Dropdown(
+                choices, value=value, label=name, min_width=width, elem_id=f"explore-{name.lower()}", **options
+            )
+
+        options = explorer.attribute_options
+        with gr.Row():
+            return {
+                "gallery": dropdown("Gallery", galleries, galleries[0]),
+                "class_name": dropdown("Class", _all_and(explorer.classes, "classes"), _ALL),
+                "split": dropdown("Split", _all_and(explorer.splits, "splits"), _ALL),
+                "attributes": dropdown("Attributes", options, [], 200, multiselect=True, visible=bool(options)),
+            }
+
+    def _listen(self) -> None:
+        chosen = self.chosen
+        self._on(None, self.open_link, [])
+        # The last of several choices counts; by default, those that come while one is being answered would be dropped.
+        last = {"trigger_mode": "always_last"}
+        self._on(chosen["gallery"].input, self.change_gallery, [chosen["gallery"]], **last)
+        filters = ("class_name", "split", "attributes", "method", "compared", "shuffle")
+        changed = [chosen[name].input for name in filters] + [chosen["seed"].submit, chosen["seed"].blur]
+        self._on(changed, self.change_filter, self._inputs, **last)
+        self._on(chosen["task"].input, self.change_task, self._inputs, **last)
+        self._on(chosen["view"].input, self.change_view, self._inputs, **last)
+        # Each press counts: those that come while one is being answered wait, and go on from where it ends.
+        self._on(self.back.click, self.go_back, self._inputs, trigger_mode="multiple")
+        self._on(self.forward.click, self.go_forward, self._inputs, trigger_mode="multiple")
+        self._on([self.grid.select, self.map.select], self.open_image, self._inputs)
+        self._on(self.bars.select, self.open_class, self._inputs)
+        figures = [self.colours, self.map, self.note]
+        self.wanted.change(report_errors(self.draw), [self.current, *chosen.values()], figures)
+
+    def open_link(self, request: gr.Request) -> Changes:
+        """Show what a link asks for; a wrong one is reported, and everything is shown."""
         query = request.query_params.multi_items()
         try:
-            asked = from_query(self._explored, query if dict(query).get("tab") == "explore" else [], self._first)
+            choices = from_query(self._explorers, query if dict(query).get("tab") == "explore" else [], self._first)
         except UserError as error:
             gr.Warning(escape(one_line(str(error))))
-            asked = from_query(self._explored, [], self._first)
-        return _merged(self._choices(asked), self._shown(self._view(asked), 1, None))
+            choices = from_query(self._explorers, [], self._first)
+        return _merged(self._offered(choices), self._changes(self._view(choices), 1, None))
 
-    def other_gallery(self, name: object) -> Changes:
-        """Another gallery, without any filter."""
-        asked = Asked(name, task=self._explored.explorer(name).main)
-        return _merged(self._choices(asked), self._shown(self._view(asked), 1, None))
+    def change_gallery(self, name: object) -> Changes:
+        """Show another gallery, without any filter."""
+        choices = Choices(name, task=self._explorers.explorer(name).main)
+        return _merged(self._offered(choices), self._changes(self._view(choices), 1, None))
 
-    def other_filter(self, _page: object, _current: object, *asked: object) -> Changes:
-        """Other values: pages and images start at the first."""
-        return self._shown(self._view(Asked(*asked)), 1, None)
+    def change_filter(self, _page: object, _current: object, *chosen: object) -> Changes:
+        """Show the first page or image of other values."""
+        return self._changes(self._view(Choices(*chosen)), 1, None)
 
-    def other_task(self, _page: object, _current: object, *asked: object) -> Changes:
-        """Another task, whose values can be compared now."""
-        view = self._view(replace(Asked(*asked), compared=[]))
+    def change_task(self, _page: object, _current: object, *chosen: object) -> Changes:
+        """Show another task, and offer its values for comparison."""
+        view = self._view(replace(Choices(*chosen), compared=[]))
         compared = {"choices": list(view.values), "value": []}
-        return _merged({self._parts.asked["compared"]: compared}, self._shown(view, 1, None))
+        return _merged({self.chosen["compared"]: compared}, self._changes(view, 1, None))
 
-    def other_view(self, _page: object, current: object, *asked: object) -> Changes:
-        """Another view of the same images; the one that was open stays in sight."""
-        view = self._view(Asked(*asked))
+    def change_view(self, _page: object, current: object, *chosen: object) -> Changes:
+        """Show another view of the same images; the one that was open stays visible."""
+        view = self._view(Choices(*chosen))
         row = _row(view, current)
-        return self._shown(view, view.page_with(row) if view.asked.view == GRID else 1, row)
+        return self._changes(view, view.page_with(row) if view.choices.view == GRID else 1, row)
 
-    def back(self, page: int, current: object, *asked: object) -> Changes:
-        """The previous page or image."""
-        return self._turned(-1, page, current, asked)
+    def go_back(self, page: int, current: object, *chosen: object) -> Changes:
+        """Show the previous page or image."""
+        return self._turn(-1, page, current, chosen)
 
-    def on(self, page: int, current: object, *asked: object) -> Changes:
-        """The next page or image."""
-        return self._turned(1, page, current, asked)
+    def go_forward(self, page: int, current: object, *chosen: object) -> Changes:
+        """Show the next page or image."""
+        return self._turn(1, page, current, chosen)
 
-    def opened_image(self, event: gr.SelectData, page: int, _current: object, *asked: object) -> Changes:
-        """A single image, chosen in a grid or on the map."""
-        view = self._view(replace(Asked(*asked), view=ONE))
-        shown = self._shown(view, page, view.explorer.row_of(event.value))
-        return _merged({self._parts.asked["view"]: {"value": ONE}}, shown)
+    def open_image(self, event: gr.SelectData, page: int, _current: object, *chosen: object) -> Changes:
+        """Show a single image, chosen in a grid or on the map."""
+        view = self._view(replace(Choices(*chosen), view=ONE))
+        return _merged(
+            {self.chosen["view"]: {"value": ONE}}, self._changes(view, page, view.explorer.row_of(event.value))
+        )
 
-    def opened_class(self, event: gr.SelectData, _page: object, _current: object, *asked: object) -> Changes:
-        """The images of a class, chosen among the bars."""
-        narrowed = self._view(Asked(*asked)).narrowed(event.value)
+    def open_class(self, event: gr.SelectData, _page: object, _current: object, *chosen: object) -> Changes:
+        """Show the images of a class, chosen among the bars."""
+        narrowed = self._view(Choices(*chosen)).narrowed(event.value)
         changed: Changes = {
-            self._parts.asked[name]: {"value": getattr(narrowed, name)} for name in ("class_name", "attributes", "view")
+            self.chosen[name]: {"value": getattr(narrowed, name)} for name in ("class_name", "attributes", "view")
         }
-        return _merged(changed, self._shown(self._view(narrowed), 1, None))
+        return _merged(changed, self._changes(self._view(narrowed), 1, None))
 
-    def drawn(
-        self,
-        progress: gr.Progress = _PROGRESS,
-        current: object = None,
-        *asked: object,
-    ) -> dict[Any, Any]:
-        """The figures that take long."""
-        view, parts = self._view(Asked(*asked)), self._parts
-
-        def shown(items: Iterable[Any], what: str) -> Iterable[Any]:
-            handed: Iterable[Any] = progress.tqdm(list(items), desc=what)
-            return handed
-
-        if view.asked.view == COLOURS:
-            return {parts.colours: view.colours(shown)}
-        if view.asked.view == MAP:
+    def draw(self, progress: gr.Progress = _PROGRESS, current: object = None, *chosen: object) -> dict[Any, Any]:
+        """Draw the figures that take long."""
+        view = self._view(Choices(*chosen))
+        if view.choices.view == COLOURS:
+            return {self.colours: view.colours(lambda items, what: progress.tqdm(list(items), desc=what))}
+        if view.choices.view == MAP:
             progress(0, desc="laying out the images, once for all")
-            points, said = view.map(_row(view, current))
-            return {parts.points: points, parts.said: f'<p class="explore-note">{escape(said)}</p>'}
-        return {parts.said: gr.skip()}
+            points, note = view.map(_row(view, current))
+            return {self.map: points, self.note: _note(note)}
+        return {self.note: gr.skip()}
 
-    def _view(self, asked: Asked) -> View:
-        return View(self._explored, asked, self._size)
+    def _view(self, choices: Choices) -> View:
+        return View(self._explorers, choices, self._size)
 
-    def _turned(self, by: int, page: int, current: object, asked: Sequence[object]) -> Changes:
-        view = self._view(Asked(*asked))
+    def _turn(self, by: int, page: int, current: object, chosen: Sequence[object]) -> Changes:
+        view = self._view(Choices(*chosen))
         row = _row(view, current)
-        if view.asked.view == ONE:
-            return self._shown(view, page, view.turned(row, by))
-        return self._shown(view, page + by, row)
+        if view.choices.view == ONE:
+            return self._changes(view, page, view.next_row(row, by))
+        return self._changes(view, page + by, row)
 
     def _on(self, triggers: Any, handler: Callable[..., Changes], inputs: Sequence[Any], **options: Any) -> None:
         @wraps(handler)
         def updates(*args: Any, **kwargs: Any) -> dict[Any, Any]:
-            changes = handler(*args, **kwargs)
-            # The value of a state is no property.
+            # The value of a state is not a property.
             return {
                 part: changed["value"] if isinstance(part, gr.State) else gr.update(**changed)
-                for part, changed in changes.items()
+                for part, changed in handler(*args, **kwargs).items()
             }
 
         # One after another: each goes on from the page and image that the one before it left.
-        in_turn = {"concurrency_limit": 1, "concurrency_id": "explore"}
-        outputs = self._parts.outputs
-        gr.on(triggers, told(updates), list(inputs), outputs, show_progress="hidden", **in_turn, **options)
+        in_turn = {"concurrency_limit": 1, "concurrency_id": "explore", "show_progress": "hidden"}
+        gr.on(triggers, report_errors(updates), list(inputs), self._outputs, **in_turn, **options)
 
-    def _choices(self, asked: Asked) -> Changes:
+    def _offered(self, choices: Choices) -> Changes:
         """What can be chosen of a gallery, and what is."""
-        explorer, parts = self._explored.explorer(asked.gallery), self._parts.asked
+        explorer, parts = self._explorers.explorer(choices.gallery), self.chosen
         options = explorer.attribute_options
+        classes, splits = _all_and(explorer.classes, "classes"), _all_and(explorer.splits, "splits")
         return {
-            parts["gallery"]: {"value": asked.gallery},
-            parts["view"]: {"value": asked.view},
-            parts["class_name"]: {"choices": with_all(explorer.classes, "classes"), "value": asked.class_name or ALL},
-            parts["split"]: {"choices": with_all(explorer.splits, "splits"), "value": asked.split or ALL},
-            parts["attributes"]: {"choices": options, "value": list(asked.attributes), "visible": bool(options)},
+            parts["gallery"]: {"value": choices.gallery},
+            parts["view"]: {"value": choices.view},
+            parts["class_name"]: {"choices": classes, "value": choices.class_name or _ALL},
+            parts["split"]: {"choices": splits, "value": choices.split or _ALL},
+            parts["attributes"]: {"choices": options, "value": list(choices.attributes), "visible": bool(options)},
             parts["task"]: {"choices": list(explorer.facets), "value": explorer.main or None},
             parts["compared"]: {"choices": list(explorer.classes), "value": []},
         }
 
-    def _shown(self, view: View, number: int, row: int | None) -> Changes:
-        """What is seen of a view; figures that take long are only asked for."""
-        parts, kind = self._parts, view.asked.view
+    def _changes(self, view: View, number: int, row: int | None) -> Changes:
+        """What a view shows; figures that take long are only requested."""
+        kind = view.choices.view
         if kind == ONE and row is None:
-            row = view.turned(None, 0)
-        seen: Changes = {
-            parts.totals: {"value": view.totals()},
-            parts.leafing: {"visible": kind in (GRID, ONE, MISTAKES)},
-            parts.place: {"visible": kind in (GRID, ONE, MISTAKES)},
-            parts.grid: {"visible": kind in (GRID, MISTAKES)},
-            parts.focus: {"visible": kind == ONE},
-            parts.bars: {"visible": kind == CLASSES},
-            parts.colours: {"visible": kind == COLOURS},
-            parts.points: {"visible": kind == MAP},
-            parts.said: {"visible": kind in (MAP, MISTAKES)},
-            parts.asked["task"]: {"visible": kind in (CLASSES, COLOURS, MAP, MISTAKES) and bool(view.explorer.main)},
-            parts.asked["method"]: {"visible": kind == MAP},
-            parts.asked["compared"]: {"visible": kind == COLOURS},
-            parts.asked["shuffle"]: {"visible": kind in (GRID, ONE)},
-            parts.asked["seed"]: {"visible": kind in (GRID, ONE) and bool(view.asked.shuffle)},
-            parts.current: {"value": None if row is None else view.explorer.id_of(row)},
-            parts.page: {"value": 1},
+            row = view.next_row(None, 0)
+        visible = {
+            self.pagination: kind in (GRID, ONE, MISTAKES),
+            self.place: kind in (GRID, ONE, MISTAKES),
+            self.grid: kind in (GRID, MISTAKES),
+            self.focus: kind == ONE,
+            self.bars: kind == CLASSES,
+            self.colours: kind == COLOURS,
+            self.map: kind == MAP,
+            self.note: kind in (MAP, MISTAKES),
+            self.chosen["task"]: kind in (CLASSES, COLOURS, MAP, MISTAKES) and bool(view.explorer.main),
+            self.chosen["method"]: kind == MAP,
+            self.chosen["compared"]: kind == COLOURS,
+            self.chosen["shuffle"]: kind in (GRID, ONE),
+            self.chosen["seed"]: kind in (GRID, ONE) and bool(view.choices.shuffle),
         }
-        return _merged(seen, self._content(view, number, row))
+        changes: Changes = {part: {"visible": is_visible} for part, is_visible in visible.items()}
+        changes[self.totals] = {"value": view.totals()}
+        changes[self.current] = {"value": None if row is None else view.explorer.ids[row]}
+        changes[self.page] = {"value": 1}
+        return _merged(changes, self._content(view, number, row))
 
     def _content(self, view: View, number: int, row: int | None) -> Changes:
-        parts, kind = self._parts, view.asked.view
+        kind = view.choices.view
         if kind == CLASSES:
-            return {parts.bars: {"value": view.classes()}}
-        if kind == ONE:
-            leaf = view.one(row)
-            return {parts.focus: {"value": leaf.shown}, parts.page: {"value": number}, **self._leafed(leaf)}
-        if kind in (GRID, MISTAKES):
-            leaf = view.grid(number) if kind == GRID else view.mistakes(number)
-            shown: Changes = {parts.grid: {"value": leaf.shown}, parts.said: {"value": leaf.said}}
-            return {**shown, parts.page: {"value": leaf.number}, **self._leafed(leaf)}
-        # Names of what is wanted, so that the same figure is not asked for twice.
-        return {parts.wanted: {"value": repr((view.asked, row))}}
-
-    def _leafed(self, leaf: Leaf) -> Changes:
-        parts = self._parts
-        return {
-            parts.place: {"value": f'<p role="status">{escape(leaf.place)}</p>'},
-            parts.back: {"interactive": not leaf.is_first},
-            parts.on: {"interactive": not leaf.is_last},
+            return {self.bars: {"value": view.classes()}}
+        if kind in (COLOURS, MAP):
+            # Names what is requested, so that the same figure is not requested twice.
+            return {self.wanted: {"value": repr((view.choices, row))}}
+        shown = view.one(row) if kind == ONE else view.grid(number) if kind == GRID else view.mistakes(number)
+        changes: Changes = {
+            self.place: {"value": f'<p role="status">{escape(shown.place)}</p>'},
+            self.back: {"interactive": not shown.is_first},
+            self.forward: {"interactive": not shown.is_last},
         }
+        if kind == ONE:
+            return {**changes, self.focus: {"value": shown.html}, self.page: {"value": number}}
+        content = {self.grid: shown.html, self.note: shown.note, self.page: shown.number}
+        return {**changes, **{part: {"value": value} for part, value in content.items()}}
 
 
 def _row(view: View, current: object) -> int | None:
-    """Row of the image that is open, where one is and the gallery still has it."""
+    """Row of the image that is open, if one is."""
     return None if current is None else view.explorer.row_of(current)
 
 
 def _merged(one: Changes, other: Changes) -> Changes:
     """Both; of a property in both, the other's."""
-    return {
-        part: one.get(part, {}) | other.get(part, {}) for part in [*one, *(part for part in other if part not in one)]
-    }
+    return {part: one.get(part, {}) | other.get(part, {}) for part in one | other}

@@ -1,8 +1,6 @@
-"""A grid of images that can be chosen by mouse, finger and keyboard; every tab shows its images with it.
+"""Images of the galleries: the route that serves them, scaled, and a grid in which they can be chosen.
 
-Where the browser finds an image of a gallery.
-
-The galleries' own images for the browser, scaled; nothing else of the disk can be asked for.
+The grid works by mouse, finger and keyboard. The route serves nothing of the disk but the galleries' own images.
 """
 
 from __future__ import annotations
@@ -25,38 +23,13 @@ from app.state.context import AppContext
 from datamodules.loading.decode import ValueRange
 from vitrail.errors import UserError
 
-ROUTE = "/images"
-"""Path of the route; gallery and image are in the query, since both of their names may hold slashes and dots."""
-
-_prefix = ""
-
-
-def serve_below(prefix: str) -> None:
-    """Sets the path below which a reverse proxy serves this process, such as ``/vitrail``; empty for none."""
-    global _prefix  # noqa: PLW0603 -- one server a process, and views know no request when they write an address
-    _prefix = prefix
-
-
-def route_url() -> str:
-    """Address of the route, as the browser finds it."""
-    return f"{_prefix}{ROUTE}"
-
-
-def image_url(gallery: str, sample_id: str, side: int) -> str:
-    """Address of an image, scaled, relative to the server's root.
-
-    Args:
-        gallery: name of the gallery, as the context knows it.
-        sample_id: the image's id in it.
-        side: longest side in pixels.
-    """
-    return f"{route_url()}?{urlencode({'gallery': gallery, 'id': sample_id, 'side': side})}"
-
+ROUTE = "images"
+"""Path of the route, relative to the page; gallery and image are in the query: both names may have slashes and dots."""
 
 THUMBNAIL = 256
 """Longest side in pixels of an image in the grid: sharp at the width of a column on a dense screen."""
 
-# Listeners sit on the component, not on the cards, which are made anew with every value. What cards show is
+# Listeners are on the component, not on the cards, which are replaced with every value. What cards show is
 # never part of this code.
 _ON_LOAD = """
 const cards = () => Array.from(element.querySelectorAll('button.card'));
@@ -87,34 +60,19 @@ watch('value', () => {
 
 @dataclass(frozen=True)
 class Card:
-    """An image of a gallery with what is said about it.
-
-    Attributes:
-        gallery: name of the gallery, as the context knows it.
-        sample_id: the image's id in it.
-        title: first line below the image, and the image's description for who does not see it.
-        lines: further lines.
-        selected: whether it stands out as the chosen one.
-    """
+    """An image of a gallery, with a title, which is its alternative text too, and further lines."""
 
     gallery: str
     sample_id: str
     title: str
     lines: Sequence[str] = ()
-    selected: bool = False
 
 
 def card_grid(items: Sequence[Card] = (), columns: int = 4, *, label: str = "Images", elem_id: str = "") -> gr.HTML:
-    """The component; a handler's output for it is ``cards_html(…)``.
+    """Make the component; a handler's output for it is ``cards_html(…)``.
 
-    Its event ``select`` brings ``gr.SelectData``: ``value`` is the ``sample_id`` and ``index`` the place in the grid.
-    Whatever it brings comes from outside: look it up in the gallery before use.
-
-    Args:
-        items: what it shows at first.
-        columns: images in a row of a wide window; a narrow one has fewer.
-        label: what the grid is, for who does not see it.
-        elem_id: id of the element, for styles and tests.
+    Its event ``select`` has ``gr.SelectData``: ``value`` is the ``sample_id`` and ``index`` the place in the grid. Both
+    are untrusted: look them up in the gallery before use.
     """
     return gr.HTML(
         cards_html(items, columns, label=label),
@@ -126,13 +84,13 @@ def card_grid(items: Sequence[Card] = (), columns: int = 4, *, label: str = "Ima
 
 
 def cards_html(items: Sequence[Card], columns: int = 4, *, label: str = "Images", empty: str = "") -> str:
-    """The grid's content. All text is escaped: titles and ids come from tables of the users' data.
+    """Return the grid's content. All text is escaped: titles and ids come from tables of the users' data.
 
     Args:
         items: the images, in order.
-        columns: images in a row of a wide window.
-        label: what the grid is, for who does not see it.
-        empty: what is said where there are no images.
+        columns: images in a row of a wide window; a narrow one has fewer.
+        label: what the grid is, for screen readers.
+        empty: text for a grid without images.
     """
     if not items:
         return f'<p class="cards-empty" role="status">{escape(empty)}</p>' if empty else ""
@@ -144,15 +102,16 @@ def _card(item: Card) -> str:
     lines = "".join(f'<span class="card-line">{escape(line)}</span>' for line in item.lines)
     address = image_url(item.gallery, item.sample_id, THUMBNAIL)
     return (
-        f'<button type="button" class="card{" card-selected" if item.selected else ""}" '
-        f'aria-pressed="{"true" if item.selected else "false"}" '
-        f'data-gallery="{escape(item.gallery)}" data-id="{escape(item.sample_id)}">'
+        f'<button type="button" class="card" data-gallery="{escape(item.gallery)}" data-id="{escape(item.sample_id)}">'
         f'<img src="{escape(address)}" alt="{escape(item.title)}" loading="lazy" decoding="async">'
         f'<span class="card-title">{escape(item.title)}</span>{lines}</button>'
     )
 
 
-__all__ = ["ImageStore", "add_images", "image_url"]
+def image_url(gallery: str, sample_id: str, side: int) -> str:
+    """Return the address of an image whose longest side is at most ``side`` pixels, relative to the page."""
+    return f"{ROUTE}?{urlencode({'gallery': gallery, 'id': sample_id, 'side': side})}"
+
 
 SIDES = (64, 128, 256, 512, 1024, 1600)
 """Longest sides that are made; a request gets the next larger one, so that few versions of an image are kept."""
@@ -162,15 +121,7 @@ _NOT_FOUND = 404
 
 
 class ImageStore:
-    """Makes images small and keeps what it made.
-
-    Args:
-        context: what is served.
-        capacity: bytes that are kept; what was asked for longest ago goes first.
-
-    Attributes:
-        size: bytes that are kept at the moment.
-    """
+    """Scaled images; ``capacity`` bytes of the latest are kept, and ``size`` bytes are at the moment."""
 
     def __init__(self, context: AppContext, capacity: int = 64 * 2**20) -> None:
         self._context = context
@@ -182,7 +133,7 @@ class ImageStore:
         self._decoding = threading.BoundedSemaphore(_AT_ONCE)
 
     def jpeg(self, gallery: str, sample_id: str, side: int) -> bytes:
-        """An image of a gallery as JPEG.
+        """Return an image of a gallery as JPEG.
 
         Args:
             gallery: its name.
@@ -190,7 +141,7 @@ class ImageStore:
             side: longest side in pixels; smaller images stay as they are.
 
         Raises:
-            UserError: for names that are not there, and an image that cannot be read.
+            UserError: there is no such image, or it cannot be read.
         """
         key = (gallery, sample_id, next((size for size in SIDES if size >= side), SIDES[-1]))
         with self._lock:
@@ -211,14 +162,14 @@ class ImageStore:
 
 
 def add_images(app: FastAPI, context: AppContext) -> None:
-    """Adds the route that ``image_url`` leads to."""
+    """Add the route of ``image_url``."""
     store = ImageStore(context)
 
     def image(request: Request, gallery: str, id: str, side: int = 256) -> Response:  # noqa: A002 -- part of the address
         try:
             content = store.jpeg(gallery, id, min(max(side, 1), context.limits.side))
         except UserError:
-            # Why there is none can name a file; it does not concern the browser.
+            # The reason can name a file, which is not for the browser.
             return PlainTextResponse("there is no such image", _NOT_FOUND)
         tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
         headers = {"etag": tag, "cache-control": "private, max-age=600"}
@@ -226,7 +177,7 @@ def add_images(app: FastAPI, context: AppContext) -> None:
             return Response(status_code=304, headers=headers)
         return Response(content, media_type="image/jpeg", headers=headers)
 
-    app.get(ROUTE, include_in_schema=False)(image)
+    app.get(f"/{ROUTE}", include_in_schema=False)(image)
 
 
 def _scaled(found: Path | bytes, sample_id: str, side: int, value_range: ValueRange) -> bytes:

@@ -1,7 +1,4 @@
-"""How many images each class has, as bars that can be chosen to see the images.
-
-Colours of a gallery's classes: densities of hue, saturation and value, as a figure for light and dark pages.
-"""
+"""Charts of the dataset browser: images of each class as bars that can be chosen, and colours of classes."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.logic.explore import NOT_KNOWN, Explorer, Filter
-from app.state.context import Once
+from app.state.context import SingleFlightCache, shortened
 from app.widgets.embedding_map import PALETTE
 from datamodules.loading.decode import read_image
 from evaluation.dataset.colour import COLOURLESS, IMAGES_OF_CLASS, SHOWN_CLASSES, class_densities
@@ -58,7 +55,7 @@ _STYLE = """
 
 
 def class_bars() -> gr.HTML:
-    """The component; its event ``select`` brings ``gr.SelectData`` whose ``value`` is the class, from outside."""
+    """Make the component; the ``value`` of its event ``select`` is an untrusted class."""
     return gr.HTML(
         js_on_load=_ON_LOAD,
         css_template=_STYLE,
@@ -69,18 +66,19 @@ def class_bars() -> gr.HTML:
 
 
 def bars_html(counts: pd.DataFrame, task: str) -> str:
-    """The bars, longest first.
+    """Show the values of a task as bars, longest first.
 
     Args:
-        counts: int64, a row for each class and a column for each split.
-        task: that the classes are of.
+        counts: int64, a row for each value and a column for each split.
+        task: the name of the task.
     """
     totals = counts.sum(axis=1).sort_values(ascending=False, kind="stable")
     seen, absent = totals[totals > 0], int((totals == 0).sum())
     if seen.empty:
         return '<p class="bars-note" role="status">No image is left by the filters.</p>'
     key = "".join(
-        f'<li><span style="background: {_colour(split)}"></span>{escape(str(split))}</li>' for split in counts.columns
+        f'<li><span style="background: {_split_colour(split)}"></span>{escape(str(split))}</li>'
+        for split in counts.columns
     )
     bars = "".join(
         f"<li>{_bar(place, str(name), counts.loc[name], int(seen.iloc[0]))}</li>"
@@ -88,21 +86,21 @@ def bars_html(counts: pd.DataFrame, task: str) -> str:
     )
     known = seen.drop(NOT_KNOWN, errors="ignore")
     if known.empty:
-        said = f"No value of {task} is known of these images."
+        note = f"No value of {task} is known of these images."
     else:
         # Not "all": a class that no image of the gallery has is not among the values.
         of = f" of {len(counts.drop(NOT_KNOWN, errors='ignore')):,}" if absent else ""
         share = known.iloc[0] / seen.sum()
-        said = (
+        note = (
             f"{len(known):,}{of} values of {task} occur; the most frequent, {known.index[0]}, is {share:.1%} of these "
             "images. Choose one to see its images."
         )
-    return f'<ul class="bars-key">{key}</ul><ul class="bars">{bars}</ul><p class="bars-note">{escape(said)}</p>'
+    return f'<ul class="bars-key">{key}</ul><ul class="bars">{bars}</ul><p class="bars-note">{escape(note)}</p>'
 
 
 def _bar(place: int, name: str, counts: pd.Series[int], longest: int) -> str:
     parts = "".join(
-        f'<span style="width: {100 * count / longest:.2f}%; background: {_colour(split)}"></span>'
+        f'<span style="width: {100 * count / longest:.2f}%; background: {_split_colour(split)}"></span>'
         for split, count in counts.items()
         if count
     )
@@ -114,12 +112,12 @@ def _bar(place: int, name: str, counts: pd.Series[int], longest: int) -> str:
     )
 
 
-def _colour(split: object) -> str:
+def _split_colour(split: object) -> str:
     return SPLIT_COLOURS.get(str(split), _OTHER)
 
 
 MOST_CLASSES = 12
-"""Classes in one figure; more curves cannot be told apart."""
+"""Classes in one figure; more curves cannot be distinguished."""
 
 PANELS = ("hue", "saturation", "value")
 
@@ -131,7 +129,7 @@ _GRADIENTS = {
 }
 
 Progress = Callable[[Iterable[str]], Iterable[str]]
-"""Hands classes on and shows how far it is."""
+"""Passes classes on and shows progress."""
 
 
 class _Densities(NamedTuple):
@@ -142,20 +140,15 @@ class _Densities(NamedTuple):
 
 
 class ClassColours:
-    """Densities of the classes of a gallery, kept once they are computed.
-
-    Args:
-        gallery: whose images are read.
-        explorer: of the same gallery.
-    """
+    """Colour densities of the classes of a gallery, kept once they are computed."""
 
     def __init__(self, gallery: ServedGallery, explorer: Explorer) -> None:
         self._gallery = gallery
         self._explorer = explorer
-        self._kept: Once[_Densities] = Once(512)
+        self._kept: SingleFlightCache[_Densities] = SingleFlightCache(512)
 
     def default_classes(self, chosen: Filter, task: str) -> list[str]:
-        """Names of the most frequent values among the images that the filter leaves, in their order."""
+        """Return the most frequent values among the images that the filter leaves, in their order."""
         counts = self._explorer.counts(self._explorer.find(chosen), task).sum(axis=1)
         frequent = counts.sort_values(ascending=False, kind="stable").head(SHOWN_CLASSES)
         return [str(name) for name in frequent.index[frequent > 0]]
@@ -163,27 +156,27 @@ class ClassColours:
     def densities(
         self, chosen: Filter, task: str, names: Sequence[str], progress: Progress = iter, *, seed: int = 0
     ) -> tuple[dict[str, NDArray[np.float64]], list[str]]:
-        """Densities of some classes' images among those that the filter leaves.
+        """Return densities of some classes' images among those that the filter leaves.
 
         Args:
             chosen: the filter.
             task: whose values are meant.
             names: of the values.
-            progress: shows how far it is.
-            seed: of the images and pixels that are drawn.
+            progress: shows progress.
+            seed: of the sample of images and pixels.
 
         Returns:
-            By name float64 ``(3, LEVELS)``, see ``evaluation.dataset.colour.density``; and sentences about what
-            could not be computed.
+            By name float64 ``(3, LEVELS)``, see ``evaluation.dataset.colour.density``; and sentences about
+            classes and images that are missing.
 
         Raises:
-            UserError: for a value that the task does not have, or too many.
+            UserError: the task has no such value, or there are too many.
         """
         facet = self._explorer.facets[task]
         if strange := [name for name in names if name not in facet.values]:
-            raise UserError(f"{task}: has no value {str(strange[0])[:80]!r}; choose one of the list")
+            raise UserError(f"{task}: has no value {shortened(repr(strange[0]))}; choose one of the list")
         if len(names) > MOST_CLASSES:
-            raise UserError(f"{len(names)} classes are asked for, at most {MOST_CLASSES} can be told apart; take fewer")
+            raise UserError(f"{len(names)} classes: at most {MOST_CLASSES} can be distinguished; choose fewer")
         rows = self._explorer.find(chosen)
         curves: dict[str, NDArray[np.float64]] = {}
         missing: list[str] = []
@@ -201,9 +194,9 @@ class ClassColours:
 
     def _of(self, rows: NDArray[np.int64], seed: int) -> _Densities:
         rng = np.random.default_rng(seed)
-        drawn = rows if len(rows) <= IMAGES_OF_CLASS else np.sort(rng.choice(rows, IMAGES_OF_CLASS, replace=False))
+        sample = rows if len(rows) <= IMAGES_OF_CLASS else np.sort(rng.choice(rows, IMAGES_OF_CLASS, replace=False))
         unreadable: list[str] = []
-        images = self._read([self._explorer.id_of(row) for row in drawn.tolist()], unreadable)
+        images = self._read([self._explorer.ids[row] for row in sample.tolist()], unreadable)
         # One after the other: sixty photos of a camera would fill the memory.
         first = next(images, None)
         values = None if first is None else class_densities(itertools.chain([first], images), rng)
@@ -222,7 +215,7 @@ class ClassColours:
         unreadable += sorted(unread)
 
     def _sources(self, sample_ids: Sequence[str]) -> Iterator[tuple[str, Path | bytes]]:
-        """Files, and what the gallery keeps of images without one; those at once, since each look-up takes long."""
+        """Files, and thumbnails of images without one; those at once, since each look-up takes long."""
         without = []
         for sample_id in sample_ids:
             try:
@@ -234,11 +227,11 @@ class ClassColours:
 
 
 def colour_figure(curves: Mapping[str, NDArray[np.float64]], task: str) -> str:
-    """The three panels as HTML; they stand side by side on a wide page and below one another on a narrow one.
+    """Show the three panels, side by side on a wide page and below one another on a narrow one.
 
     Args:
         curves: by name of the class float64 ``(3, LEVELS)``.
-        task: that the classes are of.
+        task: the name of the task.
     """
     legend = "".join(
         f'<li><span class="explore-dot" style="background: {_colour(number)}"></span>{escape(name)}</li>'
@@ -278,5 +271,5 @@ def _points(values: NDArray[np.float64], highest: float) -> str:
     return " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(levels[::2], heights[::2], strict=True))
 
 
-def _class_colours_colour(number: int) -> str:
+def _colour(number: int) -> str:
     return PALETTE[number % len(PALETTE)]

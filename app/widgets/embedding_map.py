@@ -1,8 +1,6 @@
-"""Where a model puts the images of a gallery: its vectors laid out in the plane.
+"""The embedding map: a gallery's vectors in the plane, as points that open their image by mouse, finger and keyboard.
 
-The map of images in the browser: points on a canvas that open their image, by mouse, finger and keyboard.
-
-What is drawn is the component's value, see ``embedding_map.map_points``. Texts are only ever set as text.
+What is drawn is the component's value, see ``map_points``. Texts are only ever set as text.
 """
 
 from __future__ import annotations
@@ -16,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.logic.explore import Explorer
-from app.widgets.cards import route_url
+from app.state.context import shortened
+from app.widgets.cards import ROUTE
 from evaluation.dataset.projections import Projection, project
 from vitrail.errors import UserError
 
@@ -25,16 +24,16 @@ if TYPE_CHECKING:
 
 
 MOST_POINTS = 5_000
-"""Images on a map; of more so many are drawn evenly. More could neither be told apart nor laid out in a minute."""
+"""Images on a map, a sample where there are more, which could neither be distinguished nor laid out in a minute."""
 
 METHODS: dict[str, Projection] = {"PCA": "pca", "t-SNE": "tsne", "UMAP": "umap"}
-"""By the names that people know them by."""
+"""Projections as users know them."""
 
 PALETTE = (
     "#3b6ea8", "#d98324", "#3f9463", "#c0453f", "#8064b0", "#8a6a55", "#c970ad", "#7d8590", "#a39a2a", "#2fa5b5",
     "#86b1dd", "#f0b872", "#8fcfa9", "#e79a96", "#b8a5da", "#bfa896", "#e3b3d3", "#b4bac2", "#d6cf72", "#8fd6df",
 )  # fmt: skip
-"""Colours of classes, seen on light and on dark ground; with more classes they come again."""
+"""Colours of classes, visible on light and dark pages; with more classes they repeat."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class ImageMap:
     Attributes:
         rows: int64 ``(n,)``, of the gallery, ascending.
         places: float64 ``(n, 2)``, 0 to 1, to the same scale in both directions.
-        of: number of images that these were drawn from.
+        of: number of images in the gallery.
     """
 
     rows: NDArray[np.int64]
@@ -52,42 +51,38 @@ class ImageMap:
     of: int
 
     @property
-    def told(self) -> str:
-        """How many images are on the map, in words."""
+    def text(self) -> str:
+        """How many images are on the map."""
         if len(self.rows) == self.of:
             return f"{self.of:,} images"
-        return f"{len(self.rows):,} of {self.of:,} images, drawn evenly"
+        return f"{len(self.rows):,} of {self.of:,} images, a random sample"
 
 
 def methods() -> list[str]:
-    """Names of the projections that are installed."""
+    """Return names of the projections that are installed."""
     installed = importlib.util.find_spec("umap") is not None
     return [name for name, method in METHODS.items() if method != "umap" or installed]
 
 
 def checked_method(method: object) -> str:
-    """The name of a projection.
-
-    Raises:
-        UserError: if there is none of this name.
-    """
+    """Return the name of a projection; raise ``UserError`` where there is none of this name."""
     if isinstance(method, str) and method in methods():
         return method
-    raise UserError(f"map: there is no projection {str(method)[:80]!r}; choose one of: {', '.join(methods())}")
+    raise UserError(f"projection: must be one of {', '.join(methods())}; got {shortened(repr(method))}")
 
 
 def lay_out(gallery: Gallery, ids: list[str], method: str, *, limit: int = MOST_POINTS, seed: int = 0) -> ImageMap:
-    """Lays the images of a gallery out by their vectors.
+    """Project the vectors of a gallery's images.
 
     Args:
         gallery: whose vectors are taken.
         ids: of all of its images, in the order of its rows.
         method: one of ``methods()``.
         limit: images at most.
-        seed: of the draw, and of the projection.
+        seed: of the sample, and of the projection.
 
     Raises:
-        UserError: for a method that there is none of, or vectors that are not finite.
+        UserError: there is no such method, or vectors are not finite.
     """
     checked_method(method)
     rows = np.arange(len(ids), dtype=np.int64)
@@ -100,14 +95,14 @@ def lay_out(gallery: Gallery, ids: list[str], method: str, *, limit: int = MOST_
 def map_points(
     explorer: Explorer, placed: ImageMap, shown: NDArray[np.int64], task: str, selected: int | None = None
 ) -> dict[str, object]:
-    """The map as the browser draws it: plain lists, a few dozen bytes an image.
+    """Return the map as the browser draws it: plain lists, a few dozen bytes an image.
 
     Args:
         explorer: of the gallery.
         placed: where its images are.
         shown: int64 ``(m,)``, rows that the filter leaves; others are faint.
         task: whose values give the colours; empty for one colour.
-        selected: row of the image that is shown elsewhere.
+        selected: row of the image that is open.
     """
     facet = explorer.facets.get(task)
     codes = np.zeros(len(placed.rows), np.int64) if facet is None else facet.codes[placed.rows]
@@ -115,7 +110,7 @@ def map_points(
     places = (placed.places * 10_000).round().astype(int)
     return {
         "gallery": explorer.name,
-        "ids": [explorer.id_of(row) for row in placed.rows.tolist()],
+        "ids": [explorer.ids[row] for row in placed.rows.tolist()],
         "x": places[:, 0].tolist(),
         "y": places[:, 1].tolist(),
         "codes": codes.tolist(),
@@ -127,7 +122,7 @@ def map_points(
 
 
 def _fitted(places: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Places moved and scaled into the unit square, in its middle, without distortion."""
+    """Places in the middle of the unit square, without distortion."""
     if not len(places):
         return places
     low, high = places.min(axis=0), places.max(axis=0)
@@ -286,12 +281,12 @@ draw();
 """
 
 
-def image_map() -> gr.HTML:
-    """The component; its event ``select`` brings ``gr.SelectData`` whose ``value`` is a ``sample_id``, from outside."""
+def map_view() -> gr.HTML:
+    """Make the component; the ``value`` of its event ``select`` is an untrusted ``sample_id``."""
     return gr.HTML(
         html_template=_TEMPLATE,
         css_template=_STYLE,
-        js_on_load=_ON_LOAD.replace("$ROUTE", route_url()),
+        js_on_load=_ON_LOAD.replace("$ROUTE", ROUTE),
         elem_id="explore-map",
         apply_default_css=False,
     )

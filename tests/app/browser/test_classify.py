@@ -10,9 +10,9 @@ from playwright.sync_api import Page, expect
 
 from app.logic.classify import classify
 from app.state.context import AppContext
-from tests.app.browser.given import copy, give, wares
+from tests.app.browser.uploads import copy, give, wares
 
-ANSWERS, BARS = "#classify-answers article", "#classify-answers button.bar"
+ANSWERS, BARS = "#classify-predictions article", "#classify-predictions button.bar"
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def test_an_uploaded_image_is_judged(page: Page, images: list[Path], context: Ap
     page.goto("/?tab=classify")
     give(page, "#classify-images", images[:1])
     [expected] = classify(context, images[:1], ["quickstart"])
-    tasks = expected.answers["quickstart"].tasks
+    tasks = expected.predictions["quickstart"].tasks
     expect(page.locator(f"{ANSWERS} h4")).to_have_count(len(tasks))
     for place, (task, answer) in enumerate(tasks.items()):
         label, share = answer.top_k(1)[0]
@@ -82,7 +82,7 @@ def test_a_image_is_taken_by_the_camera(page: Page) -> None:
 
 def test_a_request_without_a_image_says_why(page: Page) -> None:
     page.goto("/?tab=classify")
-    page.locator("#classify-ask").click()
+    page.locator("#classify-button").click()
     expect(page.get_by_text("there is no image yet")).to_be_visible()
 
 

@@ -111,7 +111,7 @@ def test_a_point_of_the_map_opens_its_image(page: Page, frame: pd.DataFrame, scr
     legend, tip = page.locator(".map-legend li"), page.locator(".map-tip")
     in_val = frame[frame["split"] == "val"]
     expect(legend).to_have_count(in_val["label_class"].nunique())
-    expect(page.locator("#explore-said")).to_contain_text("300 images by PCA")
+    expect(page.locator("#explore-note")).to_contain_text("300 images by PCA")
     page.locator("#explore-map canvas").focus()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowDown")
@@ -160,7 +160,7 @@ def test_mistakes_come_with_target_prediction_and_confidence(
     wrong = part[part["label_class"] != part["predicted_class"]].sort_values(
         "confidence_class", ascending=False, kind="stable"
     )
-    expect(page.locator("#explore-said")).to_contain_text(f"{len(wrong)} of {len(part)} answers on class are wrong")
+    expect(page.locator("#explore-note")).to_contain_text(f"{len(wrong)} of {len(part)} predictions of class are wrong")
     first = page.locator(GRID).first
     worst = wrong.iloc[0]
     expect(first).to_contain_text(f"target: {worst['label_class']}")
@@ -168,7 +168,7 @@ def test_mistakes_come_with_target_prediction_and_confidence(
     expect(first).to_contain_text(f"confidence {worst['confidence_class']:.2f}")
     page.screenshot(path=screenshots / "explore_mistakes.png")
     page.locator("#explore-task").get_by_role("radio", name="colour").click()
-    expect(page.locator("#explore-said")).to_contain_text("answers on colour are wrong")
+    expect(page.locator("#explore-note")).to_contain_text("predictions of colour are wrong")
     first.click()
     expect(page.locator("#explore-focus")).to_contain_text("✗")
 

@@ -69,7 +69,7 @@ def test_a_image_is_searched_for(page: Page, context: AppContext, tmp_path: Path
     page.goto("/?tab=search&gallery=pairs")
     page.get_by_text("By an image").click()
     page.locator("#search-image input[type=file]").first.set_input_files(tmp_path / "mine.jpg")
-    page.get_by_text("Results 1 to 20 for the image that was given").wait_for()
+    page.get_by_text("Results 1 to 20 for the uploaded image").wait_for()
     vectors = run.encode_images([read_upload(tmp_path / "mine.jpg")])
     assert cards(page) == [hit.id for hit in gallery.gallery.nearest(vectors, 20)[0]]
 

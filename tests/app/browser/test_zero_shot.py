@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from app.logic.classify import read_uploads
 from app.logic.none_of_these import Background
+from app.logic.uploads import read_uploads
 from app.logic.zero_shot import PROMPTS, ask
 from app.state.context import AppContext
-from tests.app.browser.given import give, wares
+from tests.app.browser.uploads import give, wares
 
-ANSWERS, BARS = "#zero-shot-answers article", "#zero-shot-answers button.bar"
+ANSWERS, BARS = "#zero-shot-predictions article", "#zero-shot-predictions button.bar"
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def test_labels_get_bars_and_a_verdict(page: Page, images: list[Path], context: 
     give(page, "#zero-shot-images", images)
     labels = page.locator("#zero-shot-labels textarea")
     labels.fill("mug, cap\n Mug , blue vase")
-    page.locator("#zero-shot-ask").click()
+    page.locator("#zero-shot-button").click()
     run = context.run("pairs")
     uploads = read_uploads(images, context.limits, [run])
     background = Background.of(context.gallery("pairs"))
@@ -39,7 +39,7 @@ def test_labels_get_bars_and_a_verdict(page: Page, images: list[Path], context: 
         background=background,
     )
     expect(page.locator(ANSWERS)).to_have_count(2)
-    expect(page.locator("#zero-shot-answers .notes")).to_contain_text("“mug” was given 2 times and counts once")
+    expect(page.locator("#zero-shot-predictions .notes")).to_contain_text("“mug” was given 2 times and counts once")
     for place, answer in enumerate(expected):
         article = page.locator(ANSWERS).nth(place)
         expect(article.locator("button.bar")).to_have_count(3)
@@ -64,17 +64,17 @@ def test_an_ensemble_is_chosen_and_templates_can_be_own(page: Page, images: list
     templates.fill("no place for the label")
     expect(page.locator("#zero-shot-prompt input")).to_have_value("My own")
     give(page, "#zero-shot-images", images[:1])
-    page.locator("#zero-shot-ask").click()
+    page.locator("#zero-shot-button").click()
     expect(page.get_by_text("must have {} once")).to_be_visible()
     templates.fill("one {} on a table")
-    page.locator("#zero-shot-ask").click()
+    page.locator("#zero-shot-button").click()
     expect(page.locator(f'{BARS}[data-label="one cap on a table"]')).to_be_visible()
 
 
 def test_on_a_phone_nothing_is_cut_off(phone: Page, images: list[Path], screenshots: Path) -> None:
     phone.goto("/?tab=zero-shot")
     give(phone, "#zero-shot-images", images[:1])
-    phone.locator("#zero-shot-ask").click()
+    phone.locator("#zero-shot-button").click()
     expect(phone.locator(".verdict")).to_have_text(re.compile("of these"))
     assert phone.evaluate("document.documentElement.scrollWidth") <= 390
     phone.screenshot(path=screenshots / "zero_shot_phone.png", full_page=True)

@@ -1,4 +1,4 @@
-"""Tests of classifying what was given: several files, two models, broken files, and where a class is seen."""
+"""Tests of classifying uploads: several files, two models, broken files, and saliency maps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from app.logic.classify import METHODS, Upload, classify, read_uploads, sorting_runs, where
+from app.logic.classify import METHODS, classify, saliency_of
+from app.logic.uploads import read_uploads
 from app.state.context import AppContext, Limits
 from app.state.runs import ServedRun
 from datamodules.loading.decode import ValueRange
@@ -34,29 +35,29 @@ def files(tmp_path: Path) -> list[Path]:
 
 def test_a_broken_file_does_not_keep_the_others_from_being_judged(context: AppContext, files: list[Path]) -> None:
     first, broken, last = classify(context, files, ["quickstart"])
-    assert broken.answers == {}
+    assert broken.predictions == {}
     assert "broken.jpg" in broken.upload.problem
     run = context.run("quickstart")
     for one in (first, last):
         assert one.upload.image is not None
         [expected] = run.predict([one.upload.image])
-        for task, answer in one.answers["quickstart"].tasks.items():
+        for task, answer in one.predictions["quickstart"].tasks.items():
             np.testing.assert_allclose(answer.probabilities, expected.tasks[task].probabilities, atol=1e-6)
     assert first.upload.name == "first.png"
 
 
 def test_two_models_answer_side_by_side(context: AppContext, files: list[Path]) -> None:
     [one] = classify(context, files[:1], ["pairs", "quickstart"])
-    assert list(one.answers) == ["pairs", "quickstart"]
-    assert list(one.answers["pairs"].tasks) == ["class"]
+    assert list(one.predictions) == ["pairs", "quickstart"]
+    assert list(one.predictions["pairs"].tasks) == ["class"]
     [same] = classify(context, files[:1], ["pairs", "pairs"])
-    assert list(same.answers) == ["pairs"]
+    assert list(same.predictions) == ["pairs"]
 
 
 def test_only_broken_files_are_told(context: AppContext, files: list[Path]) -> None:
     [one] = classify(context, files[1:2], ["quickstart"])
     assert one.upload.problem
-    assert one.answers == {}
+    assert one.predictions == {}
 
 
 def test_no_image_and_too_many_are_refused(files: list[Path]) -> None:
@@ -72,35 +73,30 @@ def test_unknown_runs_are_refused(context: AppContext, files: list[Path]) -> Non
         classify(context, files, ["../quickstart"])
 
 
-def test_runs_that_sort_images(context: AppContext) -> None:
-    assert sorting_runs(context) == ["quickstart", "pairs"]
-
-
 def test_where_a_class_is_seen(context: AppContext, files: list[Path]) -> None:
     run = context.run("quickstart")
     [upload] = read_uploads(files[:1], Limits(), [run])
     assert upload.image is not None
     best = run.predict([upload.image])[0].tasks["class"].top_k(1)[0][0]
-    seen = where(run, upload, "class", best, "Grad-CAM")
+    seen = saliency_of(run, upload, "class", best, "Grad-CAM")
     explained = run.saliency(upload.image, "class", best)
     np.testing.assert_array_equal(seen.overlay, overlay(explained.image, explained.heats[0].values))
     np.testing.assert_array_equal(seen.image, explained.image)
-    assert best in seen.says
+    assert best in seen.caption
 
 
 def test_what_cannot_be_shown_is_refused(context: AppContext, files: list[Path]) -> None:
     run = context.run("quickstart")
     uploads = read_uploads(files, Limits(), [run])
-    with pytest.raises(UserError, match="choose one of Grad-CAM, Attention rollout"):
-        where(run, uploads[0], "class", "mug", "magic")
+    with pytest.raises(UserError, match="must be one of Grad-CAM, Attention rollout"):
+        saliency_of(run, uploads[0], "class", "mug", "magic")
     with pytest.raises(UserError, match=r"broken\.jpg"):
-        where(run, uploads[1], "class", "mug", "Grad-CAM")
+        saliency_of(run, uploads[1], "class", "mug", "Grad-CAM")
     # A convolutional network has no attention.
     with pytest.raises(UserError, match="rollout"):
-        where(run, uploads[0], "class", "mug", "Attention rollout")
+        saliency_of(run, uploads[0], "class", "mug", "Attention rollout")
     with pytest.raises(UserError, match="has no text encoder"):
-        where(run, uploads[0], "", "a mug", next(iter(METHODS)))
-    assert isinstance(uploads[2], Upload)
+        saliency_of(run, uploads[0], "", "a mug", next(iter(METHODS)))
 
 
 class Taking:

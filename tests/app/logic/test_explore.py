@@ -1,7 +1,4 @@
-"""Tests of filters, counts and mistakes, against pandas.
-
-Tests of pages, drawn orders and steps.
-"""
+"""Tests of filters, counts and mistakes against pandas, and of pages, random orders and steps."""
 
 from __future__ import annotations
 
@@ -36,7 +33,7 @@ def test_the_class_comes_first_and_labels_before_answers(explorer: Explorer) -> 
         *(f"colour: {value}" for value in (*sorted(COLOURS), NOT_KNOWN)), "size: l", "size: s",
     ]  # fmt: skip
     assert explorer.splits == ["train", "val", "test"]
-    assert explorer.judged_tasks() == ["class", "colour"]
+    assert explorer.evaluated_tasks() == ["class", "colour"]
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -80,7 +77,7 @@ def test_what_the_gallery_does_not_have_is_refused_in_one_line(explorer: Explore
 def test_only_the_gallerys_own_images_have_a_row(explorer: Explorer, value: object) -> None:
     with pytest.raises(UserError, match="gallery 'wares'"):
         explorer.row_of(value)
-    assert explorer.id_of(explorer.row_of("p17")) == "p17"
+    assert explorer.ids[explorer.row_of("p17")] == "p17"
 
 
 def test_totals_and_counts_are_those_of_the_rows(explorer: Explorer, frame: pd.DataFrame) -> None:
@@ -109,7 +106,7 @@ def test_mistakes_are_wrong_answers_the_most_confident_first(
     wrong = known[known[f"label_{task}"] != known[f"predicted_{task}"]]
     expected = wrong.sort_values(f"confidence_{task}", ascending=False, kind="stable")
     found = explorer.mistakes(rows, task)
-    assert found.judged == len(known)
+    assert found.evaluated == len(known)
     assert found.rows.tolist() == expected.index.tolist()
     assert len(found.rows) > 3
     first = expected.iloc[0]
@@ -117,7 +114,7 @@ def test_mistakes_are_wrong_answers_the_most_confident_first(
     assert (label, answer) == (first[f"label_{task}"], first[f"predicted_{task}"])
     assert confidence == pytest.approx(first[f"confidence_{task}"])
     none = explorer.mistakes(rows[:0], task)
-    assert (len(none.rows), none.judged) == (0, 0)
+    assert (len(none.rows), none.evaluated) == (0, 0)
 
 
 def test_without_labels_there_are_no_mistakes_to_be_found(explorer: Explorer) -> None:
@@ -130,11 +127,11 @@ def test_facts_name_labels_and_answers(explorer: Explorer, frame: pd.DataFrame) 
     facts, known = explorer.facts(row), frame.loc[row]
     assert [*facts] == ["id", "split", "caption", "class", "colour", "size"]
     verdict = "✓" if known["label_class"] == known["predicted_class"] else "✗"
-    said = f"the model says {known['predicted_class']} ({known['confidence_class']:.2f}) {verdict}"
+    said = f"the model predicts {known['predicted_class']} ({known['confidence_class']:.2f}) {verdict}"
     assert facts["class"] == f"{known['label_class']}; {said}"
     answer = f"{known['predicted_colour']} ({known['confidence_colour']:.2f})"
-    assert facts["colour"] == f"{NOT_KNOWN}; the model says {answer}"
-    assert facts["size"] == f"the model says {known['predicted_size']} ({known['confidence_size']:.2f})"
+    assert facts["colour"] == f"{NOT_KNOWN}; the model predicts {answer}"
+    assert facts["size"] == f"the model predicts {known['predicted_size']} ({known['confidence_size']:.2f})"
 
 
 def test_no_confidence_is_shown_where_none_is_known(tmp_path: Path) -> None:
@@ -148,7 +145,7 @@ def test_no_confidence_is_shown_where_none_is_known(tmp_path: Path) -> None:
     with gallery.writing() as writer:
         writer.add(rows)
     facts = Explorer(ServedGallery(tmp_path / "gallery", "bare")).facts(0)
-    assert facts["class"] == "the model says bag"
+    assert facts["class"] == "the model predicts bag"
 
 
 def test_a_gallery_of_photos_without_labels_is_browsed_by_what_the_model_says(tmp_path: Path) -> None:
@@ -156,7 +153,7 @@ def test_a_gallery_of_photos_without_labels_is_browsed_by_what_the_model_says(tm
     explorer = Explorer(ServedGallery(tmp_path / "gallery", "photos", data_roots=[tmp_path]))
     assert explorer.classes == ("bag", "sneakers", "tableware_water_bottle")
     assert not any(facet.labelled for facet in explorer.facets.values())
-    assert explorer.judged_tasks() == []
+    assert explorer.evaluated_tasks() == []
     # p3 is a bag that the model takes for sneakers.
     assert explorer.find(explorer.filter(class_name="sneakers", attributes=["colour: blue"])).tolist() == [3, 10, 11]
 

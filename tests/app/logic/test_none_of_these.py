@@ -55,8 +55,8 @@ def test_the_p_value_is_the_share_of_images_that_are_as_similar() -> None:
         assert verdict.p_value == pytest.approx((1 + sum(usual >= value)) / 41)
         assert verdict.none_of_these == (verdict.p_value > ALPHA)
         assert verdict.count == 40
-    assert verdicts[0].says.startswith("None of these")
-    assert verdicts[-1].says.startswith("One of these")
+    assert verdicts[0].text.startswith("None of these")
+    assert verdicts[-1].text.startswith("One of these")
 
 
 def test_a_image_that_is_as_similar_as_a_background_image_counts_it() -> None:
@@ -89,14 +89,12 @@ def test_a_image_of_a_label_is_not_called_none_of_these() -> None:
     assert [v.none_of_these for v in Background(vectors, {}).verdicts(best, ["a", "b"], texts)] == [False, False]
 
 
-@pytest.mark.parametrize(
-    "background", [Background.nothing(), Background(np.full((FEWEST - 1, 4), 0.5, np.float32), {})]
-)
+@pytest.mark.parametrize("background", [Background(), Background(np.full((FEWEST - 1, 4), 0.5, np.float32), {})])
 def test_with_too_few_images_nothing_is_said(background: Background) -> None:
     [verdict] = background.verdicts(np.array([0.9]), ["a"], np.full((1, 4), 0.5, np.float32))
     assert verdict.none_of_these is None
     assert math.isnan(verdict.p_value)
-    assert f"{FEWEST} are needed" in verdict.says
+    assert f"{FEWEST} are needed" in verdict.text
 
 
 def test_the_fewest_images_can_tell() -> None:

@@ -1,16 +1,16 @@
-""""""
+"""Tests of searches against a comparison with every image, and of weak matches."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from app.logic.search import ALPHA, FEWEST, Request, ResultPage, Searching, WeakMatches
+from app.logic.search import ALPHA, FEWEST, FORMER_NAMES, Request, ResultPage, Searching, WeakMatches
 from app.state.context import AppContext, Limits
 from retrieval.search.searcher import MAX_CHARACTERS, Query, Ranker, Searcher
 from tests.support.galleries import SHOWN, MeaningRun, meaning_vector, served_small
@@ -53,18 +53,20 @@ def test_scores_are_those_of_a_comparison_with_every_image(context: AppContext, 
     assert page.mean == pytest.approx(float(cosines[best].mean()), abs=1e-6)
     assert SHOWN[int(ids(page)[0][1:])] == ("bag", "blue", "leather")
     assert page.results[0].row["predicted_colour"] == "blue"
-    assert (page.ranker, page.fitting, page.more) == ("clip", 12, True)
+    assert (page.ranker, page.fitting, page.more) == ("vector", 12, True)
 
 
-@pytest.mark.parametrize("ranker", ["clip", "tfidf", "hybrid"])
+@pytest.mark.parametrize("ranker", ["vector", "text", "hybrid", "clip", "tfidf"])
 @pytest.mark.parametrize("filters", [{}, {"colour": ["black"]}])
 def test_pages_together_are_the_whole_ranking(
-    context: AppContext, searching: Searching, ranker: Ranker, filters: dict[str, list[str]]
+    context: AppContext, searching: Searching, ranker: str, filters: dict[str, list[str]]
 ) -> None:
     run: Any = MeaningRun()
     where = " OR ".join(f"{name} = '{value}'" for name, values in filters.items() for value in values)
     searcher = Searcher(context.galleries["both"].gallery, lambda: run)
-    whole = searcher.search(Query(text="black plastic bottle"), 12, ranker, where)
+    own = dict(zip(("vector", "text", "hybrid"), get_args(Ranker), strict=True))
+    by: Ranker = own[FORMER_NAMES.get(ranker, ranker)]
+    whole = searcher.search(Query(text="black plastic bottle"), 12, by, where)
     found: list[tuple[str, float]] = []
     request = text("black plastic bottle", ranker=ranker, filters=filters, count=5)
     for number in (1, 2, 3):
@@ -126,12 +128,12 @@ def test_a_image_from_outside(searching: Searching, tmp_path: Path) -> None:
     (tmp_path / "no.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"no\.png"):
         searching.search(Request("both", Query(image=tmp_path / "no.png")))
-    with pytest.raises(UserError, match="an image from outside has no words; choose vectors"):
-        searching.search(Request("both", Query(image=tmp_path / "sky.png"), ranker="tfidf"))
+    with pytest.raises(UserError, match="an uploaded image has no text; choose vectors"):
+        searching.search(Request("both", Query(image=tmp_path / "sky.png"), ranker="text"))
 
 
 def test_unknown_words_are_said(searching: Searching) -> None:
-    by_words = searching.search(text("blue giraffe", ranker="tfidf"))
+    by_words = searching.search(text("blue giraffe", ranker="text"))
     assert by_words.notes == ["no image has the word 'giraffe' or one that ends so"]
     by_vectors = searching.search(text("blue giraffe"))
     assert by_vectors.notes == ["the model's tokenizer does not know 'giraffe'"]
@@ -141,26 +143,26 @@ def test_unknown_words_are_said(searching: Searching) -> None:
 
 
 def test_who_can_rank(searching: Searching, context: AppContext) -> None:
-    assert searching.rankers("both", "text") == ["clip", "tfidf", "hybrid"]
-    assert searching.rankers("both", "image") == ["clip"]
-    assert searching.rankers("classifier", "text") == ["tfidf"]
-    assert searching.rankers("classifier", "like") == ["clip", "tfidf", "hybrid"]
+    assert searching.rankers("both", "text") == ["vector", "text", "hybrid"]
+    assert searching.rankers("both", "image") == ["vector"]
+    assert searching.rankers("classifier", "text") == ["text"]
+    assert searching.rankers("classifier", "like") == ["vector", "text", "hybrid"]
     assert searching.rankers("silent", "image") == []
-    assert list(searching.word_choices("both")) == ["predicted", "gallery:classifier", "label", "caption"]
-    assert list(searching.word_choices("silent")) == ["gallery:both", "gallery:classifier", "caption"]
+    assert list(searching.text_fields("both")) == ["predicted", "gallery:classifier", "label", "caption"]
+    assert list(searching.text_fields("silent")) == ["gallery:both", "gallery:classifier", "caption"]
 
 
 def test_a_classifiers_gallery_is_searched_by_words(searching: Searching) -> None:
     page = searching.search(text("blue sneakers", "classifier", count=3))
-    assert page.ranker == "tfidf"
+    assert page.ranker == "text"
     assert sorted(ids(page)) == ["p10", "p11", "p3"]  # the model takes p3 for sneakers
 
 
 def test_words_of_another_gallery(searching: Searching) -> None:
-    page = searching.search(text("blue bag", "silent", words="gallery:both", count=1))
-    assert page.ranker == "tfidf"
+    page = searching.search(text("blue bag", "silent", fields="gallery:both", count=1))
+    assert page.ranker == "text"
     assert ids(page) == ["p2"]
-    own = searching.search(text("blue bag", "silent", words="caption", count=2))
+    own = searching.search(text("blue bag", "silent", fields="caption", count=2))
     assert {SHOWN[int(name[1:])][:2] for name in ids(own)} == {("bag", "blue")}
 
 
@@ -168,15 +170,15 @@ def test_words_of_another_gallery(searching: Searching) -> None:
     ("request_", "said"),
     [
         (text("bag", "nowhere"), "gallery 'nowhere': not served"),
-        (text("bag", ranker="best"), "ranker 'best': is unknown; choose one of vectors, words, both"),
-        (text("bag", "classifier", ranker="clip"), "does not read texts; choose words"),
-        (text("bag", "silent", ranker="clip"), "the run that made the gallery is not served; choose words"),
-        (text("bag", words="gallery:../.."), "has none of these"),
+        (text("bag", ranker="best"), "ranker: must be one of vector, text, hybrid; got 'best'"),
+        (text("bag", "classifier", ranker="vector"), "has no text encoder; choose text"),
+        (text("bag", "silent", ranker="clip"), "the run that made the gallery is not served; choose text"),
+        (text("bag", fields="gallery:../.."), "has no 'gallery:../..'"),
         (text("bag", count=0), "choose 1 to 20"),
         (text("bag", count=21), "choose 1 to 20"),
         (text("bag", page=0), "page 0"),
         (text("bag", page=4), "page 4: at most 40 results"),
-        (text("bag", page=10**30), "results can be leafed through"),
+        (text("bag", page=10**30), "results can be shown"),
     ],
 )
 def test_what_cannot_be_asked(searching: Searching, request_: Request, said: str) -> None:
@@ -203,8 +205,8 @@ def test_as_many_captions_are_called_weak_as_promised(count: int) -> None:
 
 def test_the_p_value_is_said() -> None:
     matches = WeakMatches(np.linspace(0.5, 0.9, 39).astype(np.float32))
-    assert "p = 0.025 beside 39" in matches.weakness(0.4)
-    assert "p = 0.050 beside 39" in matches.weakness(0.505)
+    assert "p = 0.025, compared with 39" in matches.weakness(0.4)
+    assert "p = 0.050, compared with 39" in matches.weakness(0.505)
     assert matches.weakness(0.52) == ""
 
 

@@ -124,7 +124,7 @@ def test_the_verdict_is_of_the_best_similarity(context: AppContext, images: list
 
 
 def test_labels_are_ranked_by_similarity(images: list[Image.Image]) -> None:
-    [verdict] = Background.nothing().verdicts(np.array([0.3]), ["a"], np.ones((1, 1), np.float32))
+    [verdict] = Background().verdicts(np.array([0.3]), ["a"], np.ones((1, 1), np.float32))
     answer = ZeroShot(["a", "b", "c"], [["a"]] * 3, np.array([0.1, 0.3, 0.2]), np.array([0.2, 0.5, 0.3]), verdict)
     assert answer.ranked() == [("b", 0.5, 0.3), ("c", 0.3, 0.2), ("a", 0.2, 0.1)]
 

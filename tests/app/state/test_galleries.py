@@ -1,4 +1,4 @@
-""""""
+"""Tests of a gallery as it is served, and of filling that of a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.state.galleries import MARK, ServedGallery, gallery_name, indexed_gallery, is_whole, opened_gallery
+from app.state.galleries import MARK, ServedGallery, gallery_name, indexed_gallery, is_complete, opened_gallery
 from app.state.runs import ServedRun
 from retrieval.gallery import Gallery
 from tests.support.galleries import COLOURS, MeaningRun, identity, image_rows, served_small, small_gallery, vectors
@@ -42,8 +42,6 @@ def test_everything_but_vectors_is_in_memory(served: ServedGallery, tmp_path: Pa
     row = served.row("p3")
     assert (row["label_class"], row["predicted_class"], row["split"]) == ("bag", "sneakers", "test")
     assert [found["id"] for found in served.rows(["p7", "p0", "p7"])] == ["p7", "p0", "p7"]
-    assert served.has("p11")
-    assert not served.has("p12")
 
 
 def test_filters_by_what_the_model_says_else_by_labels(served: ServedGallery, tmp_path: Path) -> None:
@@ -152,20 +150,20 @@ def test_what_a_kill_left_is_completed(run: ServedRun, indexed: list[str], tmp_p
     lost = gallery.table(["id"]).column("id").to_pylist()[:7]
     with gallery.writing() as writer:
         writer.remove(lost)
-    assert not is_whole(folder, copy.weights)
+    assert not is_complete(folder, copy.weights)
     told: list[str] = []
     assert len(indexed_gallery(copy, told.append)) == 300
     assert len(told) == 1
-    assert is_whole(folder, copy.weights)
+    assert is_complete(folder, copy.weights)
 
 
 @pytest.mark.parametrize("mark", ["", "[]", "null", '{"weights": 1}', "no JSON", '{"weights": "x", "images": "many"}'])
 def test_a_damaged_mark_is_none(run: ServedRun, indexed: list[str], tmp_path: Path, mark: str) -> None:
     folder = shutil.copytree(run.path / "gallery", tmp_path / "g")
-    assert is_whole(folder, run.weights)
-    assert not is_whole(folder, "other")
+    assert is_complete(folder, run.weights)
+    assert not is_complete(folder, "other")
     (folder / MARK).write_text(mark)
-    assert not is_whole(folder, run.weights)
+    assert not is_complete(folder, run.weights)
 
 
 def test_a_gallery_of_other_weights_is_not_touched(run: ServedRun, tmp_path: Path) -> None:
@@ -205,7 +203,7 @@ def test_a_gallery_whose_run_is_gone(tmp_path: Path) -> None:
     for name, changes in (("unknown", {"run": ""}), ("gone", {"run": str(tmp_path / "nowhere")})):
         Gallery.create(str(tmp_path / name), identity(**changes))
         assert opened_gallery(str(tmp_path / name), [], [], told.append).run is None
-    assert told[0].startswith("unknown: does not say which run made it; texts and images from outside cannot")
+    assert told[0].startswith("unknown: its run is not recorded; texts and uploads cannot be searched for")
     assert told[1].startswith("gone: its run cannot be loaded (")
 
 

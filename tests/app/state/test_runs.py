@@ -139,13 +139,6 @@ def test_vectors_are_those_of_the_gallery(
     assert run.weights == gallery.identity.weights
 
 
-def test_a_image_file_goes_the_same_way(context: AppContext, data: ImageDataModule, tmp_path: Path) -> None:
-    [image] = images_of(data, [5])
-    image.save(tmp_path / "one.png")
-    run = context.run("pairs")
-    np.testing.assert_allclose(run.encode_image(tmp_path / "one.png"), run.encode_images([image])[0], atol=1e-6)
-
-
 def test_labels_are_encoded_as_the_classes_are(context: AppContext, pairs_run: Path) -> None:
     task = load_task(pairs_run / "checkpoints" / "best.ckpt")
     assert isinstance(task, DualEncoder)
@@ -171,7 +164,7 @@ def test_a_classifier_reads_no_texts(context: AppContext) -> None:
     assert run.kind == "classifier"
     with pytest.raises(UserError, match="has no text encoder"):
         _ = run.logit_scale
-    with pytest.raises(UserError, match="does not encode texts"):
+    with pytest.raises(UserError, match="has no text encoder"):
         run.encode_texts(["a mug"])
 
 
@@ -223,7 +216,7 @@ def test_what_is_no_trained_run_is_refused(tmp_path: Path, copied: Path) -> None
     with pytest.raises(UserError, match="no such run directory"):
         ServedRun(tmp_path / "nothing")
     (copied / "checkpoints" / "best.ckpt").rename(copied / "checkpoints" / "last.ckpt")
-    with pytest.raises(UserError, match="train it first"):
+    with pytest.raises(UserError, match=r"has no checkpoints/best\.ckpt"):
         ServedRun(copied)
 
 

@@ -11,10 +11,10 @@ import pytest
 
 from app.server import blocks_of
 from app.state.context import AppContext
-from app.tabs.explore import CLASSES, COLOURS, GRID, MAP, MISTAKES, ONE, Asked, build
+from app.tabs.explore import CLASSES, COLOURS, GRID, MAP, MISTAKES, ONE, Choices, build
 from tests.app.explored_gallery import N, explored_gallery
 
-FIELDS = list(Asked.__dataclass_fields__)
+FIELDS = list(Choices.__dataclass_fields__)
 
 
 class Tab:
@@ -64,35 +64,44 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Tab:
 
 def test_no_handler_is_offered_as_an_interface(tab: Tab) -> None:
     assert tab.blocks.get_api_info()["named_endpoints"] == {}
-    changing = {"arrived", "other_gallery", "other_filter", "other_view", "other_task", "back", "on", "drawn"}
-    assert changing | {"opened_image", "opened_class"} <= set(tab.handlers)
+    changing = {
+        "open_link",
+        "change_gallery",
+        "change_filter",
+        "change_view",
+        "change_task",
+        "go_back",
+        "go_forward",
+        "draw",
+    }
+    assert changing | {"open_image", "open_class"} <= set(tab.handlers)
 
 
 def test_pages_turn_and_end_at_both_ends(tab: Tab) -> None:
-    places = [tab.ask("on", page)["explore-place"]["value"] for page in (1, 11, 12, 400)]
+    places = [tab.ask("go_forward", page)["explore-place"]["value"] for page in (1, 11, 12, 400)]
     assert [place.split(" of ")[0].split()[-1] for place in places] == ["2", "12", "12", "12"]
-    assert tab.ask("back", 1)["explore-previous"] == {**gr.update(interactive=False)}
-    assert tab.ask("on", 11)["explore-next"] == {**gr.update(interactive=False)}
+    assert tab.ask("go_back", 1)["explore-previous"] == {**gr.update(interactive=False)}
+    assert tab.ask("go_forward", 11)["explore-next"] == {**gr.update(interactive=False)}
 
 
 def test_a_image_opens_from_a_grid_and_leads_to_its_neighbours(tab: Tab) -> None:
-    opened = tab.ask("opened_image", event=chosen("p44"), view=MISTAKES)
+    opened = tab.ask("open_image", event=chosen("p44"), view=MISTAKES)
     assert opened["explore-view"]["value"] == ONE
     assert opened["explore-place"]["value"] == f'<p role="status">45 of {N}</p>'
     assert "id=p44&amp;" in opened["explore-focus"]["value"]
-    turned = tab.ask("on", current="p44", view=ONE)
+    turned = tab.ask("go_forward", current="p44", view=ONE)
     assert "id=p45&amp;" in turned["explore-focus"]["value"]
     # Back in the grid, its page is shown.
-    assert "page 3 of" in tab.ask("other_view", current="p44", view=GRID)["explore-place"]["value"]
+    assert "page 3 of" in tab.ask("change_view", current="p44", view=GRID)["explore-place"]["value"]
 
 
 def test_another_filter_begins_at_the_first_image(tab: Tab) -> None:
-    shown = tab.ask("other_filter", 9, "p44", view=ONE, class_name="mug")
+    shown = tab.ask("change_filter", 9, "p44", view=ONE, class_name="mug")
     assert shown["explore-place"]["value"].startswith('<p role="status">1 of ')
 
 
 def test_another_tasks_values_are_compared(tab: Tab) -> None:
-    shown = tab.ask("other_task", view=COLOURS, task="colour", compared=["mug"])["explore-compared"]
+    shown = tab.ask("change_task", view=COLOURS, task="colour", compared=["mug"])["explore-compared"]
     assert (shown["choices"], shown["value"], shown["visible"]) == (
         ["blue", "green, dark", "red", "(not known)"],
         [],
@@ -101,19 +110,19 @@ def test_another_tasks_values_are_compared(tab: Tab) -> None:
 
 
 def test_a_bar_narrows_the_filter(tab: Tab) -> None:
-    opened = tab.ask("opened_class", event=chosen("mug"), view=CLASSES)
+    opened = tab.ask("open_class", event=chosen("mug"), view=CLASSES)
     assert opened["explore-class"]["value"] == "mug"
     assert opened["explore-view"]["value"] == GRID
     assert opened["explore-totals"]["value"].count(f"of {N} images") == 1
 
 
 def test_the_figures_that_take_long_are_drawn_by_their_own_event(tab: Tab) -> None:
-    asked = tab.ask("other_view", view=MAP)
+    asked = tab.ask("change_view", view=MAP)
     assert asked["explore-map"] == {**gr.update(visible=True)}
-    assert wanted(asked) == wanted(tab.ask("other_view", view=MAP))
-    assert wanted(asked) != wanted(tab.ask("other_view", view=MAP, method="t-SNE"))
+    assert wanted(asked) == wanted(tab.ask("change_view", view=MAP))
+    assert wanted(asked) != wanted(tab.ask("change_view", view=MAP, method="t-SNE"))
     values = ["wares", "", "", [], MAP, "class", "PCA", [], False, 0]
-    points = tab.named(tab.handlers["drawn"](gr.Progress(), None, *values))["explore-map"]
+    points = tab.named(tab.handlers["draw"](gr.Progress(), None, *values))["explore-map"]
     assert len(points["ids"]) == N
 
 
@@ -121,7 +130,7 @@ HOSTILE = [["mug"], {"a": 1}, 3, 2.5, "x" * 5000, "../../etc/passwd", "' OR 1=1"
 
 
 def test_hostile_calls_are_answered_or_refused_and_never_fail(tab: Tab) -> None:
-    calls = list(itertools.product(["other_filter", "on"], FIELDS, HOSTILE, (GRID, ONE, CLASSES, MISTAKES)))
+    calls = list(itertools.product(["change_filter", "go_forward"], FIELDS, HOSTILE, (GRID, ONE, CLASSES, MISTAKES)))
     refused = [error for call in calls if (error := outcome(tab, *call)) is not None]
     # "Failed" would be an error of ours.
     assert {error.title for error in refused} == {"Not possible"}
@@ -140,7 +149,7 @@ def outcome(tab: Tab, handler: str, field: str, value: Any, view: str) -> gr.Err
 
 
 @pytest.mark.parametrize("value", [*HOSTILE, "p999"])
-@pytest.mark.parametrize("handler", ["opened_image", "opened_class"])
+@pytest.mark.parametrize("handler", ["open_image", "open_class"])
 def test_hostile_choices_are_refused(tab: Tab, handler: str, value: object) -> None:
     with pytest.raises(gr.Error) as refused:
         tab.ask(handler, event=chosen(value))

@@ -104,16 +104,16 @@ def test_hues_lie_where_the_images_were_painted(colours: ClassColours, explorer:
 def test_a_figure_is_computed_once(served: ServedGallery, explorer: Explorer, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
 
-    def counted(source: Path | bytes, name: str, value_range: ValueRange) -> torch.Tensor:
+    def recorded(source: Path | bytes, name: str, value_range: ValueRange) -> torch.Tensor:
         read.append(name)
         return read_image(source, name, value_range)
 
-    monkeypatch.setattr("app.widgets.charts.read_image", counted)
+    monkeypatch.setattr("app.widgets.charts.read_image", recorded)
     fresh = ClassColours(served, explorer)
     chosen = explorer.filter("train")
     one, _ = fresh.densities(chosen, "class", ["mug", "cap"])
     count = len(read)
-    assert set(read) == {explorer.id_of(row) for row in explorer.find(chosen) if explorer.value_of(row, "class") in one}
+    assert set(read) == {explorer.ids[row] for row in explorer.find(chosen) if explorer.value_of(row, "class") in one}
     again, _ = fresh.densities(chosen, "class", ["cap", "mug"])
     assert len(read) == count
     assert all(np.array_equal(one[name], again[name]) for name in one)
@@ -152,6 +152,7 @@ def test_the_figure_has_every_curve_within_its_panel_and_no_foreign_markup(colou
     figure = colour_figure(curves, "class")
     assert "<b>" not in figure
     assert figure.count("&lt;b&gt;vase&lt;/b&gt;</li>") == 1
+    assert len(set(re.findall(r'stroke="(#\w+)"', figure))) == len(CLASSES)
     lines = re.findall(r'points="([^"]+)"', figure)
     assert len(lines) == len(PANELS) * len(CLASSES)
     for line in lines:

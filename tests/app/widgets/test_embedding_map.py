@@ -25,12 +25,12 @@ def test_places_are_scikit_learns_to_scale_in_the_unit_square(served: ServedGall
     assert placed.places.min() == pytest.approx(0)
     assert placed.places.max() == pytest.approx(1)
     assert placed.rows.tolist() == [*range(N)]
-    assert placed.told == f"{N} images"
+    assert placed.text == f"{N} images"
 
 
 def test_of_many_images_some_are_drawn_and_that_is_said(served: ServedGallery, explorer: Explorer) -> None:
     placed = lay_out(served.gallery, explorer.ids, "t-SNE", limit=40)
-    assert placed.told == f"40 of {N} images, drawn evenly"
+    assert placed.text == f"40 of {N} images, a random sample"
     assert len(set(placed.rows.tolist())) == 40
     assert placed.rows.tolist() == sorted(placed.rows.tolist())
     again = lay_out(served.gallery, explorer.ids, "t-SNE", limit=40)
@@ -40,7 +40,7 @@ def test_of_many_images_some_are_drawn_and_that_is_said(served: ServedGallery, e
 
 @pytest.mark.parametrize("method", ["", "pca", "MDS", None, 3, ["PCA"], "x" * 9999])
 def test_an_unknown_projection_is_refused(served: ServedGallery, explorer: Explorer, method: str) -> None:
-    with pytest.raises(UserError, match="choose one of: PCA, t-SNE") as said:
+    with pytest.raises(UserError, match="must be one of PCA, t-SNE") as said:
         lay_out(served.gallery, explorer.ids, method)
     assert len(str(said.value)) < 200
 

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 import gradio as gr
 import pytest
 
-from app.widgets.page import LONGEST, told
+from app.widgets.page import LONGEST, report_errors
 from vitrail.errors import UserError
 
 
 def test_a_mistake_of_the_user_is_shown_as_it_is_but_never_as_markup() -> None:
-    @told
+    @report_errors
     def handler(text: str) -> str:
         raise UserError(f"labels: {text}\n is too long")
 
@@ -25,7 +25,7 @@ def test_a_mistake_of_the_user_is_shown_as_it_is_but_never_as_markup() -> None:
 
 
 def test_a_long_message_is_cut() -> None:
-    @told
+    @report_errors
     def handler() -> None:
         raise UserError("x" * 10_000)
 
@@ -35,7 +35,7 @@ def test_a_long_message_is_cut() -> None:
 
 
 def test_what_went_wrong_inside_is_in_the_log_and_not_in_the_browser(caplog: pytest.LogCaptureFixture) -> None:
-    @told
+    @report_errors
     def handler() -> None:
         raise FileNotFoundError("/home/me/secret.ckpt")
 
@@ -47,7 +47,7 @@ def test_what_went_wrong_inside_is_in_the_log_and_not_in_the_browser(caplog: pyt
 
 
 def test_steps_are_handed_on_until_one_fails() -> None:
-    @told
+    @report_errors
     def handler(count: int) -> Iterator[int]:
         yield from range(count)
         raise UserError("no more")
@@ -59,7 +59,7 @@ def test_steps_are_handed_on_until_one_fails() -> None:
 
 
 def test_a_handler_keeps_its_answer_its_name_and_what_it_asks_for() -> None:
-    @told
+    @report_errors
     def handler(value: int, event: gr.SelectData, *, request: gr.Request | None = None) -> int:
         """Doubles."""
         return 2 * value
@@ -70,7 +70,7 @@ def test_a_handler_keeps_its_answer_its_name_and_what_it_asks_for() -> None:
 
 
 def test_what_a_handler_says_itself_is_kept() -> None:
-    @told
+    @report_errors
     def handler() -> None:
         raise gr.Error("said already")
 

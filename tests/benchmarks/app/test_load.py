@@ -11,7 +11,7 @@ import pytest
 from app.logic.uploads import read_upload
 from app.server import blocks_of, build_app
 from app.state.context import AppContext
-from app.widgets.page import told
+from app.widgets.page import report_errors
 from benchmarks.app.load import User, a_photo, load_times
 from tests.app.running import Served, serving
 from vitrail.errors import UserError
@@ -29,7 +29,7 @@ def small_tab(_: AppContext) -> None:
             raise UserError("refused: choose another")
         return f"{words} {[read_upload(path).size for path, _ in given or []]}"
 
-    button.click(told(answer), [images, text], said)
+    button.click(report_errors(answer), [images, text], said)
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.logic.classify import Classified, Seen, Upload
+from app.logic.classify import Classified, Saliency
 from app.logic.none_of_these import Verdict
+from app.logic.uploads import Upload
 from app.logic.zero_shot import ZeroShot
-from app.widgets.answers import classified_html, data_address, notes_html, pressed_bar, seen_html, zero_shot_html
+from app.widgets.predictions import (
+    classified_html,
+    data_address,
+    notes_html,
+    pressed_bar,
+    saliency_html,
+    zero_shot_html,
+)
 from vitrail.errors import UserError
 from vitrail.predictions import ImagePrediction, TaskPrediction
 
@@ -57,7 +65,7 @@ class Page(HTMLParser):
 
 def classified(classes: list[str], probabilities: list[float], name: str = "a.png", run: str = "run") -> Classified:
     answer = TaskPrediction(classes, np.array(probabilities), calibrated=True)
-    return Classified(Upload(name, IMAGE), {run: ImagePrediction("", {"class": answer})})
+    return Classified(Upload(name, IMAGE), {run: ImagePrediction("x", {"class": answer})})
 
 
 def test_bars_say_class_and_share_best_first() -> None:
@@ -76,7 +84,7 @@ def test_bars_say_class_and_share_best_first() -> None:
 
 
 def test_confidences_that_are_not_calibrated_say_so() -> None:
-    answer = ImagePrediction("", {"class": TaskPrediction(["a", "b"], np.array([0.5, 0.5]), calibrated=False)})
+    answer = ImagePrediction("x", {"class": TaskPrediction(["a", "b"], np.array([0.5, 0.5]), calibrated=False)})
     assert "not calibrated" in classified_html([Classified(Upload("x", IMAGE), {"run": answer})])
 
 
@@ -94,7 +102,7 @@ def test_many_classes_are_folded_and_all_there() -> None:
 
 
 def test_two_models_stand_in_two_sections() -> None:
-    both = classified(["a", "b"], [0.1, 0.9]).answers | classified(["a", "b"], [0.6, 0.4], run="other").answers
+    both = classified(["a", "b"], [0.1, 0.9]).predictions | classified(["a", "b"], [0.6, 0.4], run="other").predictions
     page = Page(classified_html([Classified(Upload("x", IMAGE), both)]))
     assert len(page.all("section")) == 2
     assert len(page.all("article")) == 1
@@ -113,7 +121,7 @@ def test_nothing_from_outside_becomes_part_of_the_page() -> None:
         classified_html([classified([EVIL, "b"], [0.9, 0.1], EVIL, EVIL)], [EVIL]),
         classified_html([Classified(Upload(EVIL, None, EVIL), {})]),
         zero_shot_html(EVIL, [Upload(EVIL, IMAGE), Upload(EVIL, None, EVIL)], [zero_shot], [EVIL]),
-        seen_html(Seen(EVIL, np.array(IMAGE), np.array(IMAGE)), EVIL),
+        saliency_html(Saliency(EVIL, np.array(IMAGE), np.array(IMAGE)), EVIL),
     ]
     for html in pages:
         page = Page(html)

@@ -1,0 +1,229 @@
+"""How predictions for images look: bars of probabilities; a pressed bar shows where the model attends to its class.
+
+Everything that comes from files, runs and users is escaped. Images are inside the page, so that nothing has to be
+kept on the server for them.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+from typing import NamedTuple
+
+import gradio as gr
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from app.logic.classify import METHODS, Classified, Saliency, saliency_of
+from app.logic.uploads import Upload, read_uploads
+from app.logic.zero_shot import ZeroShot
+from app.state.context import AppContext
+from app.widgets.page import Uploads, paths_of, report_errors
+from evaluation.tables.per_class import NO_PREDICTION
+from vitrail.errors import UserError
+from vitrail.predictions import TaskPrediction
+
+THUMBNAIL = 320
+"""Longest side in pixels of an image next to its predictions."""
+
+SHOWN = 5
+"""Classes of a task that are shown at once; the others can be unfolded."""
+
+_CSS = (Path(__file__).parents[1] / "static" / "predictions.css").read_text(encoding="utf-8")
+
+# What bars report of themselves is not trusted on the server.
+_ON_LOAD = """
+element.addEventListener('click', (event) => {
+  const bar = event.target.closest('button.bar');
+  if (bar) trigger('select', {index: Number(bar.dataset.place),
+                              value: [bar.dataset.run, bar.dataset.task, bar.dataset.label]});
+});
+"""
+
+# The bar that was pressed may be far away from the overlay, on a phone below it.
+_SHOW = "watch('value', () => { if (props.value) element.scrollIntoView({block: 'nearest'}); });"
+
+
+class Pressed(NamedTuple):
+    """A pressed bar: place of its image among the uploads, name of its run, its task (empty for a text), its label."""
+
+    place: int
+    run: str
+    task: str
+    label: str
+
+
+class _Bar(NamedTuple):
+    pressed: Pressed
+    name: str
+    probability: float
+    note: str = ""
+
+
+class SaliencyView(NamedTuple):
+    """The choice of a method, one of ``METHODS``, and the image with the map."""
+
+    method: gr.Radio
+    overlay: gr.HTML
+
+
+def predictions_view(elem_id: str) -> gr.HTML:
+    """Make the component for predictions; its event ``select`` reports which bar was pressed (``pressed_bar``)."""
+    return gr.HTML("", elem_id=elem_id, js_on_load=_ON_LOAD, css_template=_CSS, apply_default_css=False)
+
+
+def saliency_view(elem_id: str) -> SaliencyView:
+    """Make the components for saliency maps."""
+    method = gr.Radio(list(METHODS), value=next(iter(METHODS)), label="Press a bar to see where, by")
+    return SaliencyView(
+        method, gr.HTML("", elem_id=elem_id, js_on_load=_SHOW, css_template=_CSS, apply_default_css=False)
+    )
+
+
+def connect_bars(
+    context: AppContext, predictions: gr.HTML, images: gr.components.Component, view: SaliencyView
+) -> None:
+    """Make a pressed bar show where the model attends to for its class or text."""
+
+    @report_errors
+    def show(uploads: Uploads, method: str, event: gr.SelectData) -> str:
+        paths = paths_of(uploads)
+        pressed = pressed_bar(event, len(paths))
+        run = context.run(pressed.run)
+        [upload] = read_uploads([paths[pressed.place]], context.limits, [run])
+        return saliency_html(saliency_of(run, upload, pressed.task, pressed.label, method), upload.name)
+
+    predictions.select(show, [images, view.method], view.overlay)
+
+
+def pressed_bar(event: gr.SelectData, images: int) -> Pressed:
+    """Return what was pressed, as the browser reports it.
+
+    Args:
+        event: untrusted.
+        images: number of uploads.
+
+    Raises:
+        UserError: there can be no such bar.
+    """
+    place, value = event.index, event.value
+    is_place = isinstance(place, int) and not isinstance(place, bool) and 0 <= place < images
+    if not is_place or not isinstance(value, list) or [type(part) for part in value] != [str] * 3:
+        raise UserError("the image that was pressed is not there any more; ask again")
+    return Pressed(place, *value)
+
+
+def classified_html(classified: Sequence[Classified], notes: Sequence[str] = ()) -> str:
+    """Show what one or two runs predict for images, and notes on the runs, one line each."""
+    articles = []
+    for place, one in enumerate(classified):
+        models = "".join(
+            f"<section><h3>{escape(name)}</h3>"
+            + "".join(_task(place, name, task, found) for task, found in prediction.tasks.items())
+            + "</section>"
+            for name, prediction in one.predictions.items()
+        )
+        articles.append(_article(one.upload, models))
+    return notes_html(notes) + "".join(articles)
+
+
+def zero_shot_html(run: str, uploads: Sequence[Upload], found: Sequence[ZeroShot], notes: Sequence[str]) -> str:
+    """Show what a dual encoder predicts for the readable of some uploads, and notes, one line each."""
+    articles, rest = [], iter(found)
+    for place, upload in enumerate(uploads):
+        models = "" if upload.image is None else _labels(place, run, next(rest))
+        articles.append(_article(upload, models))
+    return notes_html(notes) + "".join(articles)
+
+
+def saliency_html(saliency: Saliency, name: str) -> str:
+    """Show a model's input, and the same with the map over it; ``name`` is that of the image."""
+    panels = (("the model's input", saliency.image), ("where it attends to", saliency.overlay))
+    figures = "".join(
+        f'<figure><img src="{data_address(pixels, THUMBNAIL)}" alt="{escape(f"{name}, {title}")}">'
+        f"<figcaption>{title}</figcaption></figure>"
+        for title, pixels in panels
+    )
+    caption = f"<p>{escape(saliency.caption)}</p>"
+    return f'<div class="prediction" role="status"><div class="overlays">{figures}</div>{caption}</div>'
+
+
+def notes_html(notes: Sequence[str]) -> str:
+    """Show notes, each once."""
+    lines = "".join(f"<li>{escape(note)}</li>" for note in dict.fromkeys(notes))
+    return f'<ul class="notes" role="status">{lines}</ul>' if lines else ""
+
+
+def data_address(pixels: NDArray[np.uint8] | Image.Image, side: int) -> str:
+    """Return an address that contains the image.
+
+    Args:
+        pixels: uint8 ``(H, W, 3)``, or an RGB image.
+        side: what its longest side is scaled to, in pixels; a small image grows by whole factors.
+    """
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    factor = side / max(image.size)
+    if factor < 1 or factor >= 2:
+        factor = factor if factor < 1 else int(factor)
+        width, height = (max(1, round(length * factor)) for length in image.size)
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=88)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _article(upload: Upload, models: str) -> str:
+    name = escape(upload.name)
+    if upload.image is None:
+        return f'<article class="prediction"><p class="problem" role="alert">{escape(upload.problem)}</p></article>'
+    image = f'<img src="{data_address(upload.image, THUMBNAIL)}" alt="{name}"><figcaption>{name}</figcaption>'
+    return (
+        f'<article class="prediction"><figure class="prediction-image">{image}</figure>'
+        f'<div class="prediction-models">{models}</div></article>'
+    )
+
+
+def _task(place: int, run: str, task: str, found: TaskPrediction) -> str:
+    bars = [_Bar(Pressed(place, run, task, name), name, share) for name, share in found.top_k(None)]
+    suffix = "" if found.calibrated else ", not calibrated"
+    title = f"{escape(task)}: <strong>{escape(_readable(found.label or NO_PREDICTION))}</strong>{suffix}"
+    return f"<h4>{title}</h4>{_bars(bars)}"
+
+
+def _labels(place: int, run: str, found: ZeroShot) -> str:
+    first_prompt = {label: prompts[0] for label, prompts in zip(found.labels, found.prompts, strict=True)}
+    bars = [
+        _Bar(Pressed(place, run, "", first_prompt[label]), label, share, f"similarity {similarity:.3f}")
+        for label, share, similarity in found.ranked()
+    ]
+    css = "verdict verdict-none" if found.verdict.none_of_these else "verdict"
+    return f'<section><h3>{escape(run)}</h3>{_bars(bars)}<p class="{css}">{escape(found.verdict.text)}</p></section>'
+
+
+def _bars(bars: Sequence[_Bar]) -> str:
+    def listed(some: Iterable[_Bar]) -> str:
+        return f"<ol>{''.join(map(_bar, some))}</ol>"
+
+    if len(bars) <= SHOWN:
+        return listed(bars)
+    more = f"<details><summary>{len(bars) - SHOWN} more</summary>{listed(bars[SHOWN:])}</details>"
+    return listed(bars[:SHOWN]) + more
+
+
+def _bar(bar: _Bar) -> str:
+    name, share = escape(_readable(bar.name)), f"{100 * bar.probability:.1f} %"
+    attributes = " ".join(f'data-{key}="{escape(str(value))}"' for key, value in bar.pressed._asdict().items())
+    note = f"<small>{escape(bar.note)}</small> " if bar.note else ""
+    return (
+        f'<li><button type="button" class="bar" {attributes} style="--share: {100 * bar.probability:.2f}%" '
+        f'aria-label="{name}, {share}; show where"><span>{name}</span><span class="share">{note}{share}</span>'
+        "</button></li>"
+    )
+
+
+def _readable(name: str) -> str:
+    return name.replace("_", " ")
