@@ -40,22 +40,10 @@ def client(uploads: Path) -> TestClient:
 
 OWN_HOSTS = ["127.0.0.1", "127.0.0.1:7860", "localhost", "LOCALHOST:7860", "[::1]:7860", "192.168.0.9:7860"]
 FOREIGN_HOSTS = [
-    "",
-    "evil.example",
-    "evil.example:7860",
-    "localhost.evil.example",
-    "127.0.0.1.evil.example",
-    "127.0.0.1.nip.io:7860",
-    "localhost:7860@evil.example",
-    "127.0.0.1:7860:1",
-    "2130706433",
-    "0x7f000001",
-    "127.1",
-    "[::1].evil.example",
-    "local host",
-    "localhost/",
-    "localhost#",
-]
+    "", "evil.example", "evil.example:7860", "localhost.evil.example", "127.0.0.1.evil.example",
+    "127.0.0.1.nip.io:7860", "localhost:7860@evil.example", "127.0.0.1:7860:1", "2130706433", "0x7f000001", "127.1",
+    "[::1].evil.example", "local host", "localhost/", "localhost#",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("host", OWN_HOSTS)
@@ -70,32 +58,20 @@ def test_a_name_that_somebody_let_point_here_is_refused(client: TestClient, host
 
 
 FOREIGN_ORIGINS = [
-    "null",
-    "http://evil.example",
-    "https://evil.example",
-    "http://127.0.0.1:7861",
-    "http://127.0.0.1",
-    "http://localhost:7860",
-    "http://127.0.0.1:7860.evil.example",
-    "http://evil.example/?http://127.0.0.1:7860",
-    "file://",
-    "chrome-extension://abc",
-    "",
-]
+    "null", "http://evil.example", "https://evil.example", "http://127.0.0.1:7861", "http://127.0.0.1",
+    "http://localhost:7860", "http://127.0.0.1:7860.evil.example", "http://evil.example/?http://127.0.0.1:7860",
+    "file://", "chrome-extension://abc", "",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("origin", FOREIGN_ORIGINS)
 @pytest.mark.parametrize(
     ("method", "path"),
     [
-        ("POST", "/gradio_api/queue/join"),
-        ("POST", "/gradio_api/upload"),
-        ("POST", "/gradio_api/cancel"),
-        ("GET", "/config"),
-        ("GET", "/images"),
-        ("OPTIONS", "/gradio_api/queue/join"),
+        ("POST", "/gradio_api/queue/join"), ("POST", "/gradio_api/upload"), ("POST", "/gradio_api/cancel"),
+        ("GET", "/config"), ("GET", "/images"), ("OPTIONS", "/gradio_api/queue/join"),
     ],
-)
+)  # fmt: skip
 def test_other_pages_cannot_ask(client: TestClient, origin: str, method: str, path: str) -> None:
     answer = client.request(method, path, headers={"origin": origin})
     assert answer.status_code == 403
@@ -115,43 +91,20 @@ def test_other_pages_cannot_embed_but_link(client: TestClient, site: str) -> Non
 
 
 CLOSED = [
-    ("GET", "/docs"),
-    ("GET", "/openapi.json"),
-    ("GET", "/gradio_api/openapi.json"),
-    ("GET", "/gradio_api/proxy=https://example.org/"),
-    ("HEAD", "/gradio_api/proxy=https://example.org/"),
-    ("GET", "/gradio_api/file/etc/passwd"),
-    ("GET", "/gradio_api/dev/reload"),
-    ("GET", "/gradio_api/deep_link"),
-    ("GET", "/gradio_api/vibe-code"),
-    ("GET", "/gradio_api/runs"),
-    ("GET", "/gradio_api/token"),
-    ("GET", "/gradio_api/profiling/summary"),
-    ("GET", "/gradio_api/call/predict/1"),
-    ("GET", "/gradio_api/custom_component/1/client/component/index.js"),
-    ("GET", "/monitoring"),
-    ("GET", "/monitoring/summary"),
-    ("GET", "/logout"),
-    ("GET", "/pwa_icon"),
-    ("GET", "/images/quickstart/a"),
-    ("GET", "//evil.example"),
-    ("POST", "/"),
-    ("POST", "/login"),
-    ("POST", "/gradio_api/run/predict"),
-    ("POST", "/gradio_api/api/predict"),
-    ("POST", "/gradio_api/call/predict"),
-    ("POST", "/gradio_api/call/v2/predict"),
-    ("POST", "/gradio_api/component_server"),
-    ("POST", "/gradio_api/process_recording"),
-    ("POST", "/gradio_api/vibe-edit"),
-    ("POST", "/gradio_api/stream/abc"),
-    ("POST", "/gradio_api/run-history/connect"),
-    ("PUT", "/gradio_api/upload"),
-    ("DELETE", "/images"),
-    ("PATCH", "/gradio_api/queue/join"),
-    ("TRACE", "/"),
-    ("OPTIONS", "/"),
-]
+    ("GET", "/docs"), ("GET", "/openapi.json"), ("GET", "/gradio_api/openapi.json"),
+    ("GET", "/gradio_api/proxy=https://example.org/"), ("HEAD", "/gradio_api/proxy=https://example.org/"),
+    ("GET", "/gradio_api/file/etc/passwd"), ("GET", "/gradio_api/dev/reload"), ("GET", "/gradio_api/deep_link"),
+    ("GET", "/gradio_api/vibe-code"), ("GET", "/gradio_api/runs"), ("GET", "/gradio_api/token"),
+    ("GET", "/gradio_api/profiling/summary"), ("GET", "/gradio_api/call/predict/1"),
+    ("GET", "/gradio_api/custom_component/1/client/component/index.js"), ("GET", "/monitoring"),
+    ("GET", "/monitoring/summary"), ("GET", "/logout"), ("GET", "/pwa_icon"), ("GET", "/images/quickstart/a"),
+    ("GET", "//evil.example"), ("POST", "/"), ("POST", "/login"), ("POST", "/gradio_api/run/predict"),
+    ("POST", "/gradio_api/api/predict"), ("POST", "/gradio_api/call/predict"),
+    ("POST", "/gradio_api/call/v2/predict"), ("POST", "/gradio_api/component_server"),
+    ("POST", "/gradio_api/process_recording"), ("POST", "/gradio_api/vibe-edit"), ("POST", "/gradio_api/stream/abc"),
+    ("POST", "/gradio_api/run-history/connect"), ("PUT", "/gradio_api/upload"), ("DELETE", "/images"),
+    ("PATCH", "/gradio_api/queue/join"), ("TRACE", "/"), ("OPTIONS", "/"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("method", "path"), CLOSED)
@@ -287,18 +240,10 @@ def test_uploads_do_not_fill_the_disk(client: TestClient, uploads: Path) -> None
 @pytest.mark.parametrize(
     ("host", "loopback"),
     [
-        ("127.0.0.1", True),
-        ("127.9.9.9", True),
-        ("localhost", True),
-        ("::1", True),
-        ("[::1]", True),
-        ("0.0.0.0", False),
-        ("::", False),
-        ("192.168.0.9", False),
-        ("example.org", False),
-        ("", False),
+        ("127.0.0.1", True), ("127.9.9.9", True), ("localhost", True), ("::1", True), ("[::1]", True),
+        ("0.0.0.0", False), ("::", False), ("192.168.0.9", False), ("example.org", False), ("", False),
     ],
-)
+)  # fmt: skip
 def test_loopback(host: str, loopback: bool) -> None:
     assert is_loopback(host) is loopback
     assert bool(own_names(host)) is not loopback

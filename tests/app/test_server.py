@@ -77,23 +77,12 @@ def lives_on(client: httpx.Client) -> Iterator[None]:
 
 ROOTS = ["/gradio_api/file=", "/static/", "/assets/", "/svelte/", "/images?gallery=quickstart&id=", "/images/", "/"]
 TARGETS = [
-    "/etc/passwd",
-    "../../../../../../../../etc/passwd",
-    "..%2f..%2f..%2f..%2f..%2f..%2f..%2fetc%2fpasswd",
-    "%2e%2e/%2e%2e/%2e%2e/%2e%2e/%2e%2e/etc/passwd",
-    "%252e%252e%252f%252e%252e%252fetc%252fpasswd",
-    "..%5c..%5c..%5cetc%5cpasswd",
-    "..%c0%af..%c0%afetc%c0%afpasswd",
-    "/etc/passwd%00.png",
-    "/proc/self/environ",
-    "/proc/self/cwd/pyproject.toml",
-    "file:///etc/passwd",
-    "http://127.0.0.1:9/secret",
-    "https://example.org/a.png",
-    "//etc/passwd",
-    "./././etc/passwd",
-    "~/.bashrc",
-]
+    "/etc/passwd", "../../../../../../../../etc/passwd", "..%2f..%2f..%2f..%2f..%2f..%2f..%2fetc%2fpasswd",
+    "%2e%2e/%2e%2e/%2e%2e/%2e%2e/%2e%2e/etc/passwd", "%252e%252e%252f%252e%252e%252fetc%252fpasswd",
+    "..%5c..%5c..%5cetc%5cpasswd", "..%c0%af..%c0%afetc%c0%afpasswd", "/etc/passwd%00.png", "/proc/self/environ",
+    "/proc/self/cwd/pyproject.toml", "file:///etc/passwd", "http://127.0.0.1:9/secret", "https://example.org/a.png",
+    "//etc/passwd", "./././etc/passwd", "~/.bashrc",
+]  # fmt: skip
 
 
 def test_no_file_of_the_machine_can_be_fetched(server: Served, context: AppContext) -> None:

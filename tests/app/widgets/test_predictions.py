@@ -169,19 +169,11 @@ def test_a_pressed_bar_is_what_the_page_says() -> None:
 @pytest.mark.parametrize(
     ("index", "value"),
     [
-        (2, ["run", "class", "mug"]),
-        (-1, ["run", "class", "mug"]),
-        (True, ["run", "class", "mug"]),
-        ("0", ["run", "class", "mug"]),
-        (None, ["run", "class", "mug"]),
-        ([0], ["run", "class", "mug"]),
-        (0, ["run", "class"]),
-        (0, ["run", "class", None]),
-        (0, "run"),
-        (0, {"run": "class"}),
-        (0, None),
+        (2, ["run", "class", "mug"]), (-1, ["run", "class", "mug"]), (True, ["run", "class", "mug"]),
+        ("0", ["run", "class", "mug"]), (None, ["run", "class", "mug"]), ([0], ["run", "class", "mug"]),
+        (0, ["run", "class"]), (0, ["run", "class", None]), (0, "run"), (0, {"run": "class"}), (0, None),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_have_been_pressed_is_refused(index: Any, value: Any) -> None:
     with pytest.raises(UserError, match="ask again"):
         pressed_bar(pressed(index, value), 2)
