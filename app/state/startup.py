@@ -82,7 +82,7 @@ def _tell(line: str) -> None:
 
 
 EXPERIMENTS = ("quickstart", "quickstart_pairs")
-"""A classifier for Classify, and a dual encoder for Zero-shot and for search by words; both on generated images."""
+"""A classifier for Classify, and a dual encoder for Zero-shot and for search by text; both on generated images."""
 
 
 def demo_runs(root: Path, names: Sequence[str] = EXPERIMENTS) -> list[Path]:

@@ -1,13 +1,13 @@
-// Requests of the page and their answers, in order and without loss. Gradio posts each request, which replies with an id,
-// and reads all answers from one stream of server-sent events. When several are on their way, three things can go wrong:
+// Requests of the page and their responses, in order and without loss. Gradio posts each request, which replies with an id,
+// and reads all responses from one stream of server-sent events. When several are on their way, three things can go wrong:
 // - Requests travel by connections of their own and may overtake each other. Hence each waits for the reply to the last.
-// - An answer may be there before the reply with its id. Gradio puts it aside until then and shows it after the answers to
-//   later requests, over them. Hence answers wait for the replies that are on their way.
+// - A response may be there before the reply with its id. Gradio puts it aside until then and shows it after the responses to
+//   later requests, over them. Hence responses wait for the replies that are on their way.
 // - The server ends the stream when nothing is pending. A request that crosses the end would never be answered, because
 //   the page believes that its stream is open. Hence the page hears of the end only when it waits for nothing.
 (() => {
   const plain = window.fetch.bind(window);
-  const unanswered = new Set();
+  const pending = new Set();
   const encoder = new TextEncoder();
   let replied = Promise.resolve();
 
@@ -16,7 +16,7 @@
       const response = await plain(...request);
       const body = await response.clone().json().catch(() => null);
       if (body?.event_id) {
-        unanswered.add(body.event_id);
+        pending.add(body.event_id);
         // Read already: Gradio, which asks for it now, knows the id before anything else happens.
         response.json = async () => body;
       }
@@ -45,17 +45,17 @@
       for await (const message of messages(response)) {
         await replied;
         const {msg, event_id} = JSON.parse(message.replace(/^data: /, ''));
-        if (msg === 'process_completed') unanswered.delete(event_id);
+        if (msg === 'process_completed') pending.delete(event_id);
         if (msg === 'close_stream') end = message;
         else send(message);
       }
       await replied;
-      if (end === null || !unanswered.size) {
+      if (end === null || !pending.size) {
         if (end !== null) send(end);
         return stream.close();
       }
       response = await plain(...request);
-      if (!response.ok) throw new Error(`the stream of answers: ${response.status}`);
+      if (!response.ok) throw new Error(`the stream of responses: ${response.status}`);
     }
   };
 

@@ -113,7 +113,7 @@ class Shown(NamedTuple):
 
 
 class View:
-    """What is shown for some choices, with so many images on a page; raises ``UserError`` for what does not exist."""
+    """What is shown for some choices, ``page_size`` images on a page; raises ``UserError`` for what does not exist."""
 
     def __init__(self, explorers: Explorers, choices: Choices, page_size: int) -> None:
         self._explorers, self._size = explorers, page_size

@@ -67,7 +67,7 @@ def test_images_are_pasted_by_key_and_by_button(page: Page, images: list[Path]) 
     expect(page.locator(ANSWERS)).to_have_count(2)
 
 
-def test_a_image_is_taken_by_the_camera(page: Page) -> None:
+def test_an_image_is_taken_by_the_camera(page: Page) -> None:
     page.context.grant_permissions(["camera"])
     page.goto("/?tab=classify")
     given = page.locator("#classify-images")
@@ -80,7 +80,7 @@ def test_a_image_is_taken_by_the_camera(page: Page) -> None:
     expect(page.locator(BARS).first).to_be_visible()
 
 
-def test_a_request_without_a_image_says_why(page: Page) -> None:
+def test_a_request_without_an_image_says_why(page: Page) -> None:
     page.goto("/?tab=classify")
     page.locator("#classify-button").click()
     expect(page.get_by_text("there is no image yet")).to_be_visible()

@@ -61,7 +61,7 @@ def test_what_was_asked_last_is_shown(page: Page) -> None:
     page.get_by_text("Results 1 to 20 for “green”").wait_for()
 
 
-def test_a_image_is_searched_for(page: Page, context: AppContext, tmp_path: Path) -> None:
+def test_an_image_is_searched_for(page: Page, context: AppContext, tmp_path: Path) -> None:
     gallery, run = context.galleries["pairs"], context.runs["pairs"]
     kept = gallery.image(gallery.metadata.column("id")[7].as_py())
     assert isinstance(kept, bytes)

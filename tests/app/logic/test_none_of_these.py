@@ -59,7 +59,7 @@ def test_the_p_value_is_the_share_of_images_that_are_as_similar() -> None:
     assert verdicts[-1].text.startswith("One of these")
 
 
-def test_a_image_that_is_as_similar_as_a_background_image_counts_it() -> None:
+def test_an_image_that_is_as_similar_as_a_background_image_counts_it() -> None:
     vectors = unit(np.random.default_rng(1).normal(size=(30, 4)))
     text = vectors[:1]
     [verdict] = Background(vectors, {}).verdicts(np.array([float(vectors[0] @ text[0])]), ["x"], text)
@@ -80,7 +80,7 @@ def test_images_that_show_none_are_told_so_in_the_promised_share() -> None:
     assert said_one / count == pytest.approx(ALPHA, abs=0.015)
 
 
-def test_a_image_of_a_label_is_not_called_none_of_these() -> None:
+def test_an_image_of_a_label_is_not_called_none_of_these() -> None:
     rng = np.random.default_rng(3)
     texts = unit(rng.normal(size=(2, 16)))
     vectors = unit(rng.normal(size=(200, 16)))

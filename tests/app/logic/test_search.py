@@ -112,7 +112,7 @@ def test_filters_that_there_are_not(searching: Searching, filters: dict[str, lis
         searching.search(text("bag", filters=filters))
 
 
-def test_like_a_image_of_the_gallery(searching: Searching) -> None:
+def test_like_an_image_of_the_gallery(searching: Searching) -> None:
     page = searching.search(Request("both", Query(like="p5"), count=3))
     assert "p5" not in ids(page)
     shared = [len(set(SHOWN[5]) & set(SHOWN[int(name[1:])])) for name in ids(page)]
@@ -121,7 +121,7 @@ def test_like_a_image_of_the_gallery(searching: Searching) -> None:
         searching.search(Request("both", Query(like="p99")))
 
 
-def test_a_image_from_outside(searching: Searching, tmp_path: Path) -> None:
+def test_an_image_from_outside(searching: Searching, tmp_path: Path) -> None:
     Image.new("RGB", (20, 20), "blue").save(tmp_path / "sky.png")
     page = searching.search(Request("both", Query(image=tmp_path / "sky.png"), count=6))
     assert [SHOWN[int(name[1:])][1] for name in ids(page)] == ["blue"] * 6

@@ -71,7 +71,7 @@ def test_only_its_own_images(served: ServedGallery, name: str) -> None:
         assert len(str(caught.value)) < 300
 
 
-def test_a_image_is_its_file_or_what_was_kept_of_it(files: ServedGallery) -> None:
+def test_an_image_is_its_file_or_what_was_kept_of_it(files: ServedGallery) -> None:
     there = files.image("there")
     assert isinstance(there, Path)
     assert there.read_bytes() == b"image"

@@ -1,15 +1,34 @@
+"""Tests of the tab Search: what it shows, what its links lead to, and its handlers."""
+
 from __future__ import annotations
 
+import dataclasses
 import html
 import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import parse_qsl, urlencode
 
 import gradio as gr
 import pytest
+from starlette.datastructures import QueryParams
 
+from app.logic.search import Request, Result, ResultPage, Searching
 from app.state.context import AppContext
-from app.tabs.search import Values, _Tab, build
+from app.tabs.search import (
+    Values,
+    _Tab,
+    address_of,
+    build,
+    cards_of,
+    details_html,
+    from_address,
+    query_text,
+    status_html,
+    wrong_html,
+)  # fmt: skip
+from retrieval.search.searcher import Query
 from tests.support.galleries import MeaningRun, served_small
 from vitrail.errors import UserError
 
@@ -43,8 +62,6 @@ def shown(tab: _Tab, values: Values) -> list[str]:
 
 
 def by_link(tab: _Tab, address: str) -> Values:
-    from starlette.datastructures import QueryParams
-
     return tab.open_link(SimpleNamespace(query_params=QueryParams(address)))  # type: ignore[arg-type]
 
 
@@ -150,8 +167,6 @@ def test_whatever_a_request_says_is_answered_or_refused_in_one_line(tab: _Tab, p
     "name", ["q", "like", "gallery", "ranker", "words", "count", "page", "only.colour", "only.path"]
 )
 def test_whatever_an_address_says_is_answered(tab: _Tab, name: str) -> None:
-    from urllib.parse import urlencode
-
     for value in HOSTILE:
         pairs = [("tab", "search"), ("q", "bag"), (name, str(value).encode(errors="replace").decode()[:5_000])]
         values = by_link(tab, urlencode(pairs))
@@ -163,3 +178,104 @@ def test_without_a_gallery_the_way_out_is_said() -> None:
         build(AppContext({}, {}))
     (said_,) = [block for block in blocks.blocks.values() if isinstance(block, gr.Markdown)]
     assert "--gallery" in str(said_.value)
+
+
+MARKUP = "<img src=x onerror=alert(1)> \"'&"
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> AppContext:
+    return AppContext({}, {"small": served_small(tmp_path_factory.mktemp("views") / "g", run=MeaningRun())})
+
+
+@pytest.fixture(scope="module")
+def page(small: AppContext) -> ResultPage:
+    return Searching(small).search(Request("small", Query(text="blue bag"), count=4, page=2))
+
+
+def test_what_was_found_is_said(page: ResultPage) -> None:
+    said = html.unescape(status_html(page))
+    assert "Results 5 to 8 for “blue bag”" in said
+    mean = sum(result.score for result in page.results) / 4
+    assert f"Top score {page.top:.4f} · mean of these 4: {mean:.4f} (cosine)" in said
+    assert "ranked by vectors · 12 images searched in" in said
+    assert 'role="status"' in said
+
+
+def test_no_match_is_said(page: ResultPage) -> None:
+    nothing = dataclasses.replace(page, results=[], top=None, fitting=12, notes=["nothing is known"])
+    said = html.unescape(status_html(nothing))
+    assert "No match for “blue bag”" in said
+    assert "nothing matches" in said
+    assert "Note: nothing is known" in said
+    filtered = dataclasses.replace(page.request, filters={"colour": ["blue"]})
+    assert "no image fits the filters" in status_html(dataclasses.replace(nothing, request=filtered, fitting=0))
+    assert "there are no results from 5 on" in status_html(dataclasses.replace(page, results=[]))
+
+
+def test_a_weak_match_is_said(page: ResultPage) -> None:
+    said = html.unescape(status_html(dataclasses.replace(page, weakness="Captions are nearer.")))
+    assert "Results 5 to 8 for “blue bag”" in said
+    assert "No clear match: these are only the nearest" in said
+    assert "Captions are nearer." in said
+
+
+def test_nothing_is_code(page: ResultPage) -> None:
+    request = dataclasses.replace(page.request, query=Query(text=MARKUP), filters={MARKUP: [MARKUP]})
+    hostile = dataclasses.replace(page, request=request, notes=[MARKUP], weakness=MARKUP)
+    shown = [status_html(hostile), status_html(dataclasses.replace(hostile, results=[])), wrong_html(MARKUP)]
+    for text in shown:
+        assert "<img" not in text
+        assert MARKUP in html.unescape(text)
+
+
+def test_cards_say_rank_score_and_answers(page: ResultPage) -> None:
+    cards = cards_of(page)
+    assert [card.sample_id for card in cards] == [result.sample_id for result in page.results]
+    first = page.results[0]
+    assert cards[0].title == first.row["caption"]
+    assert cards[0].lines[0] == f"5. score {first.score:.4f}"
+    assert first.row["predicted_class"] in cards[0].lines[1]
+    bare = dataclasses.replace(page, results=[Result("x", 1, 0.5, {"caption": "", "label_class": None})])
+    assert [(card.title, list(card.lines)) for card in cards_of(bare)] == [("x", ["1. score 0.5000"])]
+
+
+def test_details_say_label_and_answer(small: AppContext) -> None:
+    shown = details_html(small.galleries["small"], "p3")
+    assert "bag · predicted: sneakers (55%)" in shown
+    assert "blue (the model agrees, 55%)" in shown
+    assert "<h3>p3</h3>" in shown
+    with pytest.raises(UserError, match="there is no image"):
+        details_html(small.galleries["small"], MARKUP)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Request("small", Query(text="a “mug” & more=1 ü")),
+        Request("other/gallery", Query(like="images/p 1.jpg"), "text", "caption", count=7, page=3),
+        Request("small", Query(text="bag"), filters={"q": ["a", "b"], "colour": ["blue"]}),
+    ],
+)
+def test_an_address_leads_to_the_same_search(request_: Request) -> None:
+    address = address_of(request_)
+    assert from_address(parse_qsl(address.removeprefix("?")), "small", 20) == request_
+
+
+def test_addresses_by_hand() -> None:
+    assert from_address([("tab", "search"), ("q", "mug")], "small", 20) == Request("small", Query(text="mug"))
+    old = from_address([("tab", "search"), ("q", "mug"), ("ranker", "tfidf")], "small", 20)
+    assert old == Request("small", Query(text="mug"), "text")
+    assert from_address([("tab", "explore"), ("q", "mug")], "small", 20) is None
+    assert from_address([("tab", "search")], "small", 20) is None
+    assert from_address([("tab", "search"), ("q", "")], "small", 20) is None
+    for wrong in ("x", "-1", "1.5", "²", "9" * 5000):
+        with pytest.raises(UserError, match="must be a whole number"):
+            from_address([("tab", "search"), ("q", "mug"), ("page", wrong)], "small", 20)
+
+
+def test_an_image_from_outside_has_no_address(page: ResultPage) -> None:
+    request = Request("small", Query(image=Path("photo.png")))
+    assert address_of(request) == ""
+    assert "Link to this search" not in status_html(dataclasses.replace(page, request=request))
+    assert query_text(request.query) == "the uploaded image"
