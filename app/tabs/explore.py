@@ -218,7 +218,7 @@ class View:
         """Return the map's points, and a note about it."""
         placed = self._explorers.image_map(self.explorer.name, self.choices.method)
         task = self.task if self.explorer.main else ""
-        note = f"{placed.text} by {self.choices.method} of their vectors by {self.explorer.made_by}."
+        note = f"{placed.text} by {self.choices.method} of the vectors from {self.explorer.made_by}."
         if self.choices.method != "PCA":
             note += " Distances between far clusters and the sizes of clusters mean nothing."
         note += " Images that the filters leave out are grey." if len(self.rows) < len(self.explorer) else ""
