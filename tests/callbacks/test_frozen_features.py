@@ -31,7 +31,7 @@ class Augmented(MadePhotos):
 
     def __init__(self, augment: AugmentOptions = AugmentOptions()) -> None:
         super().__init__()
-        self._augment = augment
+        self._augment = AugmentOptions.of(augment)
         self.read = 0
 
     def read_image(self, index: int) -> torch.Tensor:
