@@ -182,7 +182,9 @@ class Run:
         if name in self.checkpoints:
             return self.checkpoints[name]
         there = ", ".join(self.checkpoints)
-        hint = f"it has {there}" if there else "train it first with `fit`"
+        hints = [f"it has {there}"] if there else []
+        hints += ["train it first with `fit`"] if name == "best" else []
+        hint = "; ".join(hints) or "name another one"
         raise UserError(f"{self.path}: has no {self.CHECKPOINTS}/{name}.ckpt; {hint}")
 
     @cached_property

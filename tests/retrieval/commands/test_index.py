@@ -176,7 +176,10 @@ def test_a_run_without_checkpoint_is_told(tmp_path: Path, capsys: pytest.Capture
     assert index(tmp_path / "nowhere") == 2
     assert "no such directory" in capsys.readouterr().err
     assert index(tmp_path / "empty", "--data", "Wares") == 2
-    assert "run `fit` first" in capsys.readouterr().err
+    assert "not a run directory" in capsys.readouterr().err
+    (tmp_path / "empty" / "config.yaml").write_text("seed_everything: 1")
+    assert index(tmp_path / "empty", "--data", "Wares") == 2
+    assert "has no checkpoints/best.ckpt; train it first with `fit`" in capsys.readouterr().err
 
 
 def test_a_folder_without_images_is_told(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
