@@ -55,6 +55,8 @@ class StreamedImages(ImageDataModule):
         shuffle_buffer: encoded images that a process reads ahead to draw from, beyond the order of shards.
         streams: parts of a process's share that are read side by side, each by one worker; a multiple of
             ``loader.num_workers``. Batches are made of one stream each.
+        interleave: shards that each stream reads in turn in training, so that shards sorted by class mix; as many files
+            are open for each stream.
         image: size, crop and interpolation of the images.
         augment: augmentation of the training images; none by default.
         loader: batch size and workers.
@@ -74,6 +76,7 @@ class StreamedImages(ImageDataModule):
         vocabulary: dict[str, list[str]] | None = None,
         shuffle_buffer: int = 4096,
         streams: int = 8,
+        interleave: int = 4,
         image: ImageOptions = ImageOptions(),
         augment: AugmentOptions = AugmentOptions(),
         loader: LoaderOptions = LoaderOptions(),
@@ -94,6 +97,7 @@ class StreamedImages(ImageDataModule):
         }
         self.shuffle_buffer = shuffle_buffer
         self.streams = streams
+        self.interleave = interleave
         self._shards: Shards | None = None
         self._refuse_options()
 
@@ -101,6 +105,8 @@ class StreamedImages(ImageDataModule):
         loader, workers = self.loader_options, self.loader_options.num_workers
         if self.shuffle_buffer < 1:
             raise UserError(f"data shuffle_buffer: is {self.shuffle_buffer}, must be at least 1")
+        if self.interleave < 1:
+            raise UserError(f"data interleave: is {self.interleave}, must be at least 1")
         if self.streams < 1 or (workers and self.streams % workers):
             raise UserError(
                 f"data streams: {self.streams} cannot be dealt to loader.num_workers: {workers}; make it a multiple of "
@@ -214,6 +220,7 @@ class StreamedImages(ImageDataModule):
             world_size=world_size,
             seed=self.seed,
             shuffle_buffer=self.shuffle_buffer if training else 0,
+            interleave=self.interleave if training else 1,
         )
 
     def train_dataloader(self) -> CountedLoader:

@@ -1,17 +1,15 @@
-"""The samples of a streamed split: read shard by shard, held in a bounded buffer, decoded when they are due.
+"""The samples of a streamed split: their order, a function of (seed, epoch) alone, and reading them in that order.
 
-Which sample of a streamed set comes when and where: a function of (seed, epoch), computed without reading anything.
-
-The shards of a split stand one after another, in training in an order of the epoch. This sequence is cut into one
-piece for each process and that into one for each stream, so that every sample belongs to one stream, all processes
-have the same number, and but for the few shards at the cuts each shard is read by one stream alone, front to back.
-Batch i of a process is made by its stream i mod ``streams``: a loader asks its workers in turn, so that a stream
-belongs to one worker, and the batches are the same for any number of workers.
+The shards of a split, in training in an order of the epoch, form one sequence. It is cut into one piece for each
+process and that into one for each stream, so every sample belongs to one stream, all processes have the same number,
+and but for those at the cuts each shard is read by one stream alone, front to back. In training a stream reads several
+of its shards in turn and delivers from a bounded buffer. Batch i of a process is made by its stream i mod ``streams``:
+a loader asks its workers in turn, so a stream belongs to one worker, and batches are the same for any number of
+workers.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import warnings
@@ -40,11 +38,13 @@ class StreamPart(NamedTuple):
 
     Attributes:
         places: int64 ``(n,)``, places in the split in the order in which they are read.
+        runs: int64 ``(n,)``, number of the shard that is read there, in the order in which they are begun.
         rounds: int64 ``(n,)``, 0, or more where the sample fills up a process's share and has come before.
-        order: int64 ``(n,)``, index into the two others in the order in which they are delivered.
+        order: int64 ``(n,)``, index into the others in the order in which they are delivered.
     """
 
     places: NDArray[np.int64]
+    runs: NDArray[np.int64]
     rounds: NDArray[np.int64]
     order: NDArray[np.int64]
 
@@ -60,8 +60,9 @@ class StreamOrder:
         rank: this process.
         world_size: number of processes.
         seed: of the order.
-        shuffle_buffer: samples of all streams of a process that are read ahead to draw from; 0 for the split's own
+        shuffle_buffer: samples of all streams of a process that are read ahead to sample from; 0 for the split's own
             order in every epoch.
+        interleave: shards that each stream reads in turn; 1 for one after another.
     """
 
     shard_sizes: NDArray[np.int64]
@@ -71,6 +72,7 @@ class StreamOrder:
     world_size: int = 1
     seed: int = 0
     shuffle_buffer: int = 0
+    interleave: int = 1
 
     @property
     def num_samples(self) -> int:
@@ -102,8 +104,19 @@ class StreamOrder:
         ends = np.cumsum(self.shard_sizes[shards])
         which = np.searchsorted(ends, position, side="right")
         starts = np.cumsum(self.shard_sizes) - self.shard_sizes
-        inside = position - (ends - self.shard_sizes[shards])[which]
-        return StreamPart(starts[shards[which]] + inside, rounds, self._delivery(epoch, stream, len(position)))
+        places = starts[shards[which]] + position - (ends - self.shard_sizes[shards])[which]
+        # A new run begins with another shard, and where the sequence begins again to fill up.
+        begins = (np.diff(which, prepend=which[:1]) != 0) | (np.diff(rounds, prepend=rounds[:1]) != 0)
+        runs = np.cumsum(begins)
+        read = self._reading(runs)
+        return StreamPart(places[read], runs[read], rounds[read], self._delivery(epoch, stream, len(read)))
+
+    def _reading(self, runs: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Deal the runs to lanes, each of which reads one shard at a time; all advance in step and end together."""
+        count = int(runs[-1]) + 1 if len(runs) else 0
+        lanes = runs * min(self.interleave, count) // max(count, 1)
+        place = np.arange(len(runs)) - np.searchsorted(lanes, lanes)
+        return np.argsort((place + 0.5) / np.bincount(lanes)[lanes], kind="stable")
 
     def _shards(self, epoch: int) -> NDArray[np.int64]:
         count = len(self.shard_sizes)
@@ -148,6 +161,7 @@ class StreamSampler(DistributedSampler[SampleKey]):
             "streams": order.streams,
             "shuffle_buffer": order.shuffle_buffer,
             "shards": len(order.shard_sizes),
+            "interleave": order.interleave,
         }
 
     def __iter__(self) -> Iterator[SampleKey]:
@@ -188,20 +202,31 @@ class Cursor:
         return self.held.pop(place)
 
     def close(self) -> None:
-        """Closes the shard that is being read."""
+        """Close the shards that are being read."""
         self._fetched.close()
 
     def _fetch(self, shards: Shards, rows: NDArray[np.int64]) -> Generator[tuple[int, bytes], None, None]:
-        """Places of the stream and their images, in the order of the shards; what was delivered is left out."""
+        """Places of the stream and their images, in the order of reading, without those already delivered."""
         due = np.ones(len(rows), dtype=bool)
         due[self._part.order[: self.next_place]] = False
         places = np.flatnonzero(due)
-        which = shards.shard_of(rows[places])
-        # A new run begins with another shard, and where the same one is begun again to fill up.
-        begins = np.flatnonzero((np.diff(which) != 0) | (np.diff(rows[places]) <= 0)) + 1
-        for run in np.split(places, begins):
-            with contextlib.closing(shards.read(rows[run])) as images:
-                yield from zip(run.tolist(), images, strict=True)
+        runs = self._part.runs[places]
+        by_run = np.argsort(runs, kind="stable")
+        ends = np.cumsum(np.bincount(runs))
+        opened: dict[int, Generator[bytes, None, None]] = {}
+        left: dict[int, int] = {}
+        try:
+            for place, run in zip(places, map(int, runs), strict=True):
+                if run not in opened:
+                    here = places[by_run[ends[run - 1] if run else 0 : ends[run]]]
+                    opened[run], left[run] = shards.read(rows[here]), len(here)
+                yield int(place), next(opened[run])
+                left[run] -= 1
+                if not left[run]:
+                    opened.pop(run).close()
+        finally:
+            for images in opened.values():
+                images.close()
 
 
 class StreamedDataset(ImageDataset):

@@ -141,7 +141,8 @@ def delivered(one: StreamOrder, epoch: int = 0) -> list[int]:
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
 @pytest.mark.parametrize("streams", [1, 2, 4])
 def test_all_processes_together_see_every_sample_once(sizes: tuple[int, ...], world_size: int, streams: int) -> None:
-    ranks = [order(sizes, rank=rank, world_size=world_size, streams=streams) for rank in range(world_size)]
+    options: dict[str, Any] = {"world_size": world_size, "streams": streams, "interleave": 3}
+    ranks = [order(sizes, rank=rank, **options) for rank in range(world_size)]
     shares = [delivered(one, epoch=2) for one in ranks]
     total = sum(sizes)
     assert {len(share) for share in shares} == {-(-total // world_size)}, "all make the same number of steps"
@@ -194,6 +195,22 @@ def test_a_stream_reads_whole_shards_but_at_its_cuts() -> None:
     # Four pieces have three cuts, each of which goes through one shard at most.
     assert readers.sum() <= len(sizes) + 3
     assert readers.min() == 1
+
+
+def test_interleaved_shards_mix() -> None:
+    """Sixteen shards of one class each: how many a batch has, and how often neighbours share one."""
+    mixed, neighbours = [], []
+    for interleave in (1, 4):
+        one = order([250] * 16, batch_size=64, streams=4, shuffle_buffer=1000, interleave=interleave)
+        which = np.array(delivered(one)) // 250
+        full = which[: len(which) // 64 * 64].reshape(-1, 64)
+        mixed.append(np.mean([len(set(batch.tolist())) for batch in full]))
+        neighbours.append((full[:, 1:] == full[:, :-1]).mean())
+        assert sorted(delivered(one)) == list(range(4000))
+    assert mixed[0] < 2.5
+    assert mixed[1] > 3.9
+    assert neighbours[0] > 0.6
+    assert neighbours[1] < 0.35, "five shards in four lanes: 7/25"
 
 
 def test_batches_come_from_the_streams_in_turn() -> None:

@@ -109,14 +109,17 @@ def undisturbed(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Seen:
     return run(str(packed / "parquet"), tmp_path_factory.mktemp("whole"))
 
 
-@pytest.mark.parametrize(("steps", "workers"), [(1, 0), (4, 0), (9, 0), (14, 0), (5, 2)])
-def test_resuming_anywhere_changes_nothing(
-    shards: str, tmp_path: Path, undisturbed: Seen, steps: int, workers: int
+@pytest.mark.parametrize(
+    ("steps", "workers", "then"),
+    [(1, 0, 0), (4, 0, 0), (9, 0, 0), (14, 0, 0), (5, 2, 2), (5, 0, 2), (6, 2, 0), (13, 2, 4)],
+)
+def test_resuming_anywhere_with_any_workers_changes_nothing(
+    shards: str, tmp_path: Path, undisturbed: Seen, steps: int, workers: int, then: int
 ) -> None:
     assert len(undisturbed) == 18
     saver = ModelCheckpoint(tmp_path, filename="at", every_n_train_steps=steps, save_top_k=-1)
     before = run(shards, tmp_path, saver, max_steps=steps, workers=workers)
-    after = run(shards, tmp_path, ckpt=tmp_path / "at.ckpt", workers=workers)
+    after = run(shards, tmp_path, ckpt=tmp_path / "at.ckpt", workers=then)
     assert before + after == undisturbed
 
 
@@ -125,6 +128,15 @@ def test_resuming_within_an_epoch_with_another_buffer_is_refused(packed: Path, t
     run(str(packed / "parquet"), tmp_path, saver, max_steps=4)
     with pytest.raises(UserError, match="with shuffle_buffer 12, now 24"):
         run(str(packed / "parquet"), tmp_path, ckpt=tmp_path / "at.ckpt", shuffle_buffer=24)
+
+
+def test_resuming_within_an_epoch_of_an_order_without_interleaving_is_refused(shards: str) -> None:
+    loader = streamed(shards).train_dataloader()
+    old = {**loader.state_dict(), "batches": 3}
+    del old["interleave"]  # as earlier versions wrote it
+    loader.load_state_dict(old)
+    with pytest.raises(UserError, match=r"in the middle of epoch 0 with interleave None, now 4; .* epoch's end"):
+        batches(loader)
 
 
 class Watch:
@@ -148,10 +160,12 @@ class Watch:
         monkeypatch.setattr(shards_module, "open_shard", counting)
 
 
-@pytest.mark.parametrize("buffer", [1, 8, 20])
-def test_open_shards_and_held_images_are_bounded(shards: str, buffer: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("buffer", "interleave"), [(1, 2), (8, 1), (20, 3)])
+def test_open_shards_and_held_images_are_bounded(
+    shards: str, buffer: int, interleave: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     watch = Watch(monkeypatch)
-    loader = streamed(shards, streams=2, shuffle_buffer=buffer).train_dataloader()
+    loader = streamed(shards, streams=2, shuffle_buffer=buffer, interleave=interleave).train_dataloader()
     most = 0
     for epoch in range(3):
         loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
@@ -159,14 +173,14 @@ def test_open_shards_and_held_images_are_bounded(shards: str, buffer: int, monke
             most = max(most, loader.dataset.buffered)  # type: ignore[attr-defined]
     assert most <= buffer, "however many samples there are"
     assert (most > 0) == (buffer > 2)
-    assert watch.most_open <= 2, "one for each stream"
+    assert watch.most_open == 2 * interleave, "of each stream"
     # Six shards, of which the one at the cut between the streams is read by both.
     assert watch.opened <= 3 * 7
     assert watch.open == 0
 
 
 def test_what_was_delivered_is_not_read_again(shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    loader = streamed(shards, streams=1, shuffle_buffer=4).train_dataloader()
+    loader = streamed(shards, streams=1, shuffle_buffer=4, interleave=2).train_dataloader()
     whole = batches(loader, 1)
     watch = Watch(monkeypatch)
     loader.load_state_dict({**loader.state_dict(), "batches": 7})
