@@ -1,8 +1,8 @@
 """Wares: generated images of products, the data set that needs no download.
 
 Ten kinds of objects in eight colours, five materials and three conditions, each object seen in several views that
-differ in pose, light, background and what stands before it. Objects, not images, are split. Everything is a
-function of (seed, index): a larger data set begins with the images of a smaller one, in the same splits.
+differ in pose, light, background and occlusion. Objects, not images, are split. Everything is a function of (seed,
+index): a larger data set begins with the images of a smaller one, in the same splits.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from vitrail.errors import UserError
 from vitrail.types import DEFAULT_SEED
 
 MEMORY_LIMIT = 512 * 1024 * 1024
-"""Bytes of images that are kept; a larger data set is drawn anew in each epoch."""
+"""Bytes of images that are kept; a larger data set is drawn again in each epoch."""
 
 _SPLITS_OF_STAGE = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
 _VOCABULARIES = {"class": KINDS, "colour": tuple(sorted(COLOURS)), "material": MATERIALS, "condition": CONDITIONS}
@@ -62,13 +62,13 @@ _CAPTIONS = (
 
 
 def _dealt(values: Sequence[str], number: int, *key: int) -> str:
-    """The card with a number, dealt from one shuffled deck after the other, so that all values are equally frequent."""
+    """Deal values from one shuffled deck after another, so that all are equally frequent."""
     deck, place = divmod(number, len(values))
     return values[int(np.argsort(stream(*key, deck).random(len(values)))[place])]
 
 
 def ware_spec(seed: int, instance: int) -> WareSpec:
-    """The object with a number: each ten in a row are one of each kind, and so on for colours and conditions."""
+    """Return the object with a number; each ten in a row have one of each kind, likewise for colours and conditions."""
     kind = _dealt(KINDS, instance, seed, _FOR_KIND)
     colour = _dealt(_VOCABULARIES["colour"], instance, seed, _FOR_COLOUR)
     condition = _dealt(CONDITIONS, instance, seed, _FOR_CONDITION)
@@ -78,7 +78,7 @@ def ware_spec(seed: int, instance: int) -> WareSpec:
 
 
 def ware_caption(spec: WareSpec, seed: int, index: int) -> str:
-    """A sentence that names kind, colour, material and condition of an image."""
+    """Return a sentence that names kind, colour, material and condition of an image."""
     rng = stream(seed, _FOR_CAPTION, index)
     words = _CONDITION_WORDS[spec.condition]
     return _CAPTIONS[pick(rng, len(_CAPTIONS))].format(
@@ -95,7 +95,7 @@ class Wares(ImageDataModule):
         resolution: side of the images as drawn, in pixels; ``image.size`` is what the model gets.
         val_fraction: share of the objects for validation.
         test_fraction: share of the objects for the test.
-        draw_seed: of objects and views, 0 or more; not ``seed``, so that runs with several seeds share their data.
+        draw_seed: of objects and views, 0 or more; separate from ``seed``, so that runs with several seeds share data.
         image: size, crop and interpolation of the images.
         augment: augmentation of the training images; none by default.
         loader: batch size, workers and sampling.
@@ -135,7 +135,7 @@ class Wares(ImageDataModule):
         self._drawn = np.zeros(kept, dtype=bool)
 
     def load_table(self) -> SampleTable:
-        """Lists all images; nothing is drawn yet."""
+        """List all images without drawing any."""
         import pandas as pd
 
         rows = []
@@ -167,7 +167,7 @@ class Wares(ImageDataModule):
         return SampleTable.from_frame(frame, list(_VOCABULARIES), _VOCABULARIES, origin="Wares")
 
     def read_image(self, index: int) -> torch.Tensor:
-        """Draws an image, or takes it from memory.
+        """Draw an image, or take it from memory.
 
         Returns:
             uint8 ``(3, resolution, resolution)``, RGB.
@@ -180,7 +180,7 @@ class Wares(ImageDataModule):
         return torch.from_numpy(self._images[index].copy())
 
     def setup(self, stage: str | None = None) -> None:
-        """Draws the images that the stage needs, so that worker processes share them."""
+        """Draw the images that the stage needs, so that worker processes share them."""
         super().setup(stage)
         if not len(self._drawn):
             return

@@ -1,19 +1,11 @@
-"""Outlines from which the generated product images are put together.
+"""Outlines from which the generated wares are put together.
 
-A ware is a stack of parts, each a closed polygon in the ware's own units: x to the right, y down, the whole
-ware within about [-1, 1] in both. Angles are rounded before use, so that the last bit of a platform's sine does
-not reach an image.
+A ware is a stack of parts, each a closed polygon in the ware's own units: x to the right, y down, the whole ware within
+about [-1, 1] in both. Each kind is a function of its form and of the aspect under which it is seen, and returns its
+parts back to front, so that all views of one object show the same thing. Kinds are meant to be confused: a mug whose
+handle is turned away looks like a vase, a bottle like a soap dispenser, a handbag like a backpack.
 
-Outlines of the generated wares that come from the lathe: mug, vase, bottle, soap dispenser and lamp.
-
-Each is a function of its form and of how it is looked at, and gives its parts back to front, so that all views of
-one object show the same thing. They are meant to be mistaken for one another: a mug whose handle is turned away looks
-like a vase, a bottle like a soap dispenser.
-
-Outlines of the generated wares that are worn or carried: watch, cap, sneaker, handbag and backpack.
-
-Each is a function of its form and of how it is looked at, and gives its parts back to front. A handbag may be
-mistaken for a backpack.
+Angles are rounded before use, so that the last bit of a platform's sine does not reach an image.
 """
 
 from __future__ import annotations
@@ -33,18 +25,17 @@ Points = npt.NDArray[np.float64]
 Role = Literal["body", "accent", "trim", "inside", "pale", "dark", "seam", "stitch", "bloom", "lit", "glow"]
 """What a part is made of: the ware's own colour and material (body), or a fixed finish."""
 
-
 Form = Sequence[float]
 """Eight numbers in [0, 1] that belong to the object: proportions and trim."""
 
 
 @dataclass(frozen=True)
 class Aspect:
-    """How a ware is looked at.
+    """The aspect under which a ware is seen.
 
     Attributes:
         tilt: height over width of its horizontal circles, about 0.1 to 0.4.
-        turn: how far it is turned about its upright axis, in [-1, 1].
+        turn: angle about its upright axis, in [-1, 1].
         moment: what changes from image to image, in [0, 1]: hands of a watch, flowers in a vase.
     """
 
@@ -59,9 +50,9 @@ class Part:
 
     Attributes:
         outline: ``(K, 2)``, closed, in ware units.
-        role: which finish the piece has.
-        relief: how round it looks, 0 (a flat sheet) to 1 (a cushion).
-        profile: for a turned piece ``(K, 2)`` of height y (rising) and radius there; its roundness is exact then.
+        role: finish of the piece.
+        relief: roundness, from 0 (a flat sheet) to 1 (a cushion).
+        profile: for a turned piece ``(K, 2)`` of height y (rising) and radius; its roundness is then exact.
         strength: opacity in [0, 1].
         more: further outlines that are painted together with the first.
     """
@@ -76,7 +67,7 @@ class Part:
 
 @lru_cache(maxsize=256)
 def circle_points(start: float, stop: float, count: int) -> Points:
-    """Points of the unit circle, ``(count, 2)``, from one angle to another, in radians; not to be written to."""
+    """Return points of the unit circle, ``(count, 2)``, from one angle to another, in radians; read-only."""
     angles = np.linspace(start, stop, count)
     points = np.round(np.stack([np.cos(angles), np.sin(angles)], axis=1), 9)
     points.setflags(write=False)
@@ -84,16 +75,12 @@ def circle_points(start: float, stop: float, count: int) -> Points:
 
 
 def ellipse(x: float, y: float, rx: float, ry: float) -> Points:
-    """An ellipse around (x, y), ``(28, 2)``."""
+    """Return an ellipse around (x, y), ``(28, 2)``."""
     return circle_points(0.0, 2 * math.pi, 28) * (rx, ry) + (x, y)
 
 
 def smooth(points: Sequence[tuple[float, float]] | Points, closed: bool = True, steps: int = 6) -> Points:
-    """A Catmull-Rom curve through the points.
-
-    Returns:
-        ``(steps * K, 2)`` when closed, ``(steps * (K - 1) + 1, 2)`` when open.
-    """
+    """Return a Catmull-Rom curve through the points, ``(steps * K, 2)``; open ``(steps * (K - 1) + 1, 2)``."""
     p1 = np.asarray(points, dtype=np.float64)
     if closed:
         p0, p2, p3 = np.roll(p1, 1, axis=0), np.roll(p1, -1, axis=0), np.roll(p1, -2, axis=0)
@@ -108,7 +95,7 @@ def smooth(points: Sequence[tuple[float, float]] | Points, closed: bool = True, 
 
 
 def rounded_box(x0: float, y0: float, x1: float, y1: float, radius: float) -> Points:
-    """A rectangle with round corners, ``(28, 2)``."""
+    """Return a rectangle with round corners, ``(28, 2)``."""
     corners = [(x1, y1, 0.0), (x0, y1, 0.5), (x0, y0, 1.0), (x1, y0, 1.5)]
     arcs = []
     for cx, cy, turn in corners:
@@ -118,15 +105,7 @@ def rounded_box(x0: float, y0: float, x1: float, y1: float, radius: float) -> Po
 
 
 def ribbon(path: Sequence[tuple[float, float]] | Points, width: float | tuple[float, float]) -> Points:
-    """The outline of a thick line, for handles, straps and seams.
-
-    Args:
-        path: ``(K, 2)``, the middle line.
-        width: of the line, or one width for each of its ends.
-
-    Returns:
-        ``(2 K, 2)``.
-    """
+    """Return the outline ``(2 K, 2)`` of a line ``(K, 2)`` of one width, or of one width at each end."""
     middle = np.asarray(path, dtype=np.float64)
     padded = np.concatenate([middle[:1], middle, middle[-1:]])
     along = padded[2:] - padded[:-2]
@@ -138,7 +117,7 @@ def ribbon(path: Sequence[tuple[float, float]] | Points, width: float | tuple[fl
 
 
 def inset(outline: Points, share: float) -> Points:
-    """The outline drawn towards its middle; 0.1 takes a tenth off."""
+    """Shrink an outline towards its middle; 0.1 takes a tenth off."""
     centre = 0.5 * (outline.min(axis=0) + outline.max(axis=0))
     smaller: Points = centre + (outline - centre) * (1.0 - share)
     return smaller
@@ -147,13 +126,9 @@ def inset(outline: Points, share: float) -> Points:
 def turned(
     profile: Sequence[tuple[float, float]] | Points, tilt: float, role: Role = "body", strength: float = 1.0
 ) -> Part:
-    """A piece from the lathe, seen from slightly above.
+    """Return a piece from the lathe with some heights (top first) and radii, seen from slightly above.
 
-    Args:
-        profile: heights (top first) and radii.
-        tilt: height of a horizontal circle over its width: 0 at eye level, 1 from straight above.
-        role: finish.
-        strength: opacity.
+    The tilt is the height of a horizontal circle over its width: 0 at eye level, 1 from straight above.
     """
     line = np.asarray(profile, dtype=np.float64)
     heights, radii = line[:, 0], line[:, 1]
@@ -165,7 +140,7 @@ def turned(
 
 
 def band(profile: Points, top: float, bottom: float, tilt: float, role: Role) -> Part:
-    """A stripe or label around a turned piece, between two heights; slightly outside, so that it covers the edge."""
+    """Return a stripe or label around a turned piece, between two heights."""
     levels = np.linspace(top, bottom, 6)
     radii = np.interp(levels, profile[:, 0], profile[:, 1])
     front = circle_points(0.0, math.pi, 15)
@@ -174,6 +149,10 @@ def band(profile: Points, top: float, bottom: float, tilt: float, role: Role) ->
     left = np.stack([-radii[::-1], levels[::-1]], axis=1)
     right = np.stack([radii, levels], axis=1)
     return Part(np.concatenate([lower, left, upper, right]), role, profile=profile)
+
+
+def _together(outlines: Sequence[Points], role: Role, strength: float = 1.0) -> Part:
+    return Part(outlines[0], role, strength=strength, more=tuple(outlines[1:]))
 
 
 def _curve(points: Sequence[tuple[float, float]]) -> Points:
@@ -310,8 +289,7 @@ def watch(form: Form, aspect: Aspect) -> list[Part]:
         half = [(0.0, way * size * 0.7), (0.0, way * 0.7), (0.0, tail)]
         parts.append(Part(ribbon(half, (2 * strap, 2 * end)), "body", relief=0.7))
         rows = [way * (size + 0.16 + 0.13 * step) for step in range(3)]
-        first, *rest = [ribbon([(-strap * 0.7, y), (strap * 0.7, y)], 0.025) for y in rows]
-        parts.append(Part(first, "seam", strength=0.5, more=tuple(rest)))
+        parts.append(_together([ribbon([(-strap * 0.7, y), (strap * 0.7, y)], 0.025) for y in rows], "seam", 0.5))
     square = form[4] > 0.6
     case = rounded_box(-size, -size, size, size, 0.2 * size) if square else ellipse(0, 0, size, size)
     parts.append(Part(ribbon([(size, 0), (size + 0.1, 0)], 0.14), "trim", relief=0.8))
@@ -323,8 +301,7 @@ def watch(form: Form, aspect: Aspect) -> list[Part]:
     for share, length in ((aspect.moment, 0.42), (aspect.moment * 12 % 1, 0.6)):
         tip = circle_points(2 * math.pi * share, 0, 2)[0] * size * length
         lines.append(np.stack([np.zeros(2), tip]))
-    first, *rest = [ribbon(line, 0.05) for line in lines]
-    return [*parts, Part(first, ink, more=tuple(rest))]
+    return [*parts, _together([ribbon(line, 0.05) for line in lines], ink)]
 
 
 def cap(form: Form, aspect: Aspect) -> list[Part]:
@@ -339,8 +316,7 @@ def cap(form: Form, aspect: Aspect) -> list[Part]:
     top = 0.09 - high
     parts = [crown]
     lines = [[(0, top), (lean * 1.15, top * 0.4), (lean * 1.1, 0.34)] for lean in (-0.42, 0.0, 0.46)]
-    first, *rest = [ribbon(smooth(line, closed=False) * (side, 1), 0.03) for line in lines]
-    parts.append(Part(first, "seam", strength=0.6, more=tuple(rest)))
+    parts.append(_together([ribbon(smooth(line, closed=False) * (side, 1), 0.03) for line in lines], "seam", 0.6))
     parts.append(Part(ellipse(0, top, 0.07, 0.045), "body" if form[3] < 0.5 else "accent", relief=1.0))
     if form[6] > 0.5:
         badge = ellipse(0.3 * side, -0.08, 0.15, 0.14) if form[7] < 0.5 else rounded_box(0.12, -0.2, 0.46, 0.0, 0.05)
@@ -369,11 +345,11 @@ def sneaker(form: Form, aspect: Aspect) -> list[Part]:
         swoosh = smooth([(-0.55, 0.2), (-0.1, 0.16), (0.35, -0.02)], closed=False) * (side, 1)
         parts.append(Part(ribbon(swoosh, (0.2, 0.03)), role))
     else:
-        first, *rest = [ribbon([(side * x, -0.1), (side * (x + 0.14), 0.26)], 0.09) for x in (-0.35, -0.15, 0.05)]
-        parts.append(Part(first, role, more=tuple(rest)))
+        stripes = [ribbon([(side * x, -0.1), (side * (x + 0.14), 0.26)], 0.09) for x in (-0.35, -0.15, 0.05)]
+        parts.append(_together(stripes, role))
     eyes = [(-0.22 + 0.17 * step, ankle + 0.15 + (0.11 + 0.1 * form[0]) * step) for step in range(4)]
-    first, *rest = [ribbon([(side * (x - 0.1), y + 0.05), (side * (x + 0.12), y - 0.06)], 0.05) for x, y in eyes]
-    parts.append(Part(first, "pale", more=tuple(rest)))
+    laces = [ribbon([(side * (x - 0.1), y + 0.05), (side * (x + 0.12), y - 0.06)], 0.05) for x, y in eyes]
+    parts.append(_together(laces, "pale"))
     return [*parts, Part(sole, "pale" if form[5] < 0.75 else "accent", relief=0.6)]
 
 
@@ -383,13 +359,8 @@ def handbag(form: Form, aspect: Aspect) -> list[Part]:
     top, bottom = -0.25 + 0.2 * form[2], 0.82
     corner = 0.1 * form[3]
     line = [(-narrow, top), (narrow, top), (narrow + 0.06, top + 0.1), (wide, bottom - 0.15 - corner)]
-    line += [
-        (wide - 0.08, bottom),
-        (-wide + 0.08, bottom),
-        (-wide, bottom - 0.15 - corner),
-        (-narrow - 0.06, top + 0.1),
-    ]
-    body = smooth(line, steps=4)
+    line += [(wide - 0.08, bottom)]
+    body = smooth([*line, *((-x, y) for x, y in line[:1:-1])], steps=4)
     lift, spread = -0.78 - 0.2 * form[4], narrow * (0.45 + 0.3 * form[5])
     arc = smooth([(-spread, top + 0.12), (-spread * 0.9, lift * 0.75), (0, lift), (spread * 0.9, lift * 0.75)], False)
     arc = np.concatenate([arc, [(spread, top + 0.12)]])

@@ -1,42 +1,35 @@
-"""Draws one generated ware: a pure function of what it is, and of a number that says how it is looked at.
+"""Renders one generated ware: a function of the object (``WareSpec``) and of a number that stands for the view.
 
-The object (kind, colour, material, condition, proportions, scratches) belongs to the `WareSpec`; pose, light,
-background, things in front and the camera belong to the view.
+Kind, colour, material, condition, proportions and marks of use belong to the object; pose, light, background, things in
+front and the camera belong to the view. The shading is Blinn's ("Models of light reflection for computer synthesized
+images", SIGGRAPH 1977), with a painted surrounding for metal and a bent background for glass.
 
-How the generated wares look: coverage, roundness, light and five materials.
-
-All images are built with additions, multiplications, divisions and square roots only, which every platform rounds
-alike. The shading is Blinn's ("Models of light reflection for computer synthesized images", SIGGRAPH 1977), with a
-painted surrounding for metal and a bent background for glass.
-
-Where the generated wares stand: backgrounds, things around and in front of them, and the camera.
-
-Marks of use on the generated wares: fading, stains and scratches, which belong to the object and move with it.
-
-The random numbers of the generated wares.
-
-Only ``Generator.random()`` and the raw words of PCG64 are used: their stream is fixed by the algorithm, while NumPy
-reserves the right to change how other distributions are drawn.
+Images are the same on every platform: they are built with additions, multiplications, divisions and square roots, which
+are rounded alike everywhere, and of NumPy's generators only ``random()`` and the raw words of PCG64 are used, whose
+stream is fixed by the algorithm.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
-from datamodules.wares import outlines as wares_carried
-from datamodules.wares import outlines as wares_vessels
-from datamodules.wares.outlines import Aspect, Form, Part, Points, Role, ribbon, rounded_box, smooth
+from datamodules.wares import outlines
+from datamodules.wares.outlines import Aspect, Part, Points, Role, ribbon, rounded_box, smooth
 
 Plane = npt.NDArray[np.float32]
 """``(H, W)``, or ``(3, H, W)`` where it is coloured; mostly 0 to 1."""
+
+Random = np.random.Generator
+Colour = tuple[float, float, float]
+"""RGB in [0, 1]."""
 
 _SURROUNDING = [0.1, 0.4, 1.05, 0.6, 0.12, 0.45, 0.9, 0.25, 0.15, 0.75, 1.15, 0.45, 0.1]
 _CHROME = np.interp(np.linspace(-1, 1, 129), np.linspace(-1, 1, 13), _SURROUNDING).astype(np.float32)
@@ -44,13 +37,13 @@ _CHROME = np.interp(np.linspace(-1, 1, 129), np.linspace(-1, 1, 13), _SURROUNDIN
 
 @dataclass(frozen=True)
 class Pose:
-    """Where a ware stands in the image: pixel = ``matrix`` · point + ``centre``."""
+    """Placement of a ware in the image: pixel = ``matrix`` · point + ``centre``."""
 
     matrix: Points
     centre: Points
 
     def to_image(self, points: Points) -> Points:
-        """Ware units to pixels, ``(K, 2)`` to ``(K, 2)``."""
+        """Map ware units to pixels, ``(K, 2)`` to ``(K, 2)``."""
         placed: Points = (
             points[:, :1] * self.matrix[:, 0][None] + points[:, 1:] * self.matrix[:, 1][None] + self.centre[None]
         )
@@ -58,13 +51,13 @@ class Pose:
 
     @property
     def inverse(self) -> tuple[float, float, float, float]:
-        """The matrix that takes pixels, counted from the centre, to ware units, row by row."""
+        """Matrix from pixels relative to the centre to ware units, row by row."""
         (a, b), (c, d) = self.matrix
         determinant = a * d - b * c
         return float(d / determinant), float(-b / determinant), float(-c / determinant), float(a / determinant)
 
     def to_ware(self, box: Box) -> tuple[Plane, Plane]:
-        """Ware coordinates x and y of each pixel in a box, two ``(h, w)``."""
+        """Return ware coordinates x and y of each pixel in a box, two ``(h, w)``."""
         a, b, c, d = self.inverse
         x = np.arange(box.left, box.right, dtype=np.float32)[None, :] + np.float32(0.5 - self.centre[0])
         y = np.arange(box.top, box.bottom, dtype=np.float32)[:, None] + np.float32(0.5 - self.centre[1])
@@ -73,7 +66,7 @@ class Pose:
 
 @dataclass(frozen=True)
 class Box:
-    """The part of the image that is worked on, in pixels, right and bottom excluded."""
+    """A part of the image in pixels, right and bottom excluded."""
 
     left: int
     top: int
@@ -88,13 +81,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Light:
-    """One lamp and the light of the room.
-
-    Attributes:
-        direction: towards the lamp, x to the right, y down, z to the viewer; length 1.
-        ambient: light of the room, about 0.3 to 0.6.
-        power: of the lamp, about 0.4 to 0.8.
-    """
+    """A lamp in a direction (x to the right, y down, z to the viewer, length 1), and the ambient light of the room."""
 
     direction: tuple[float, float, float]
     ambient: float
@@ -102,15 +89,7 @@ class Light:
 
 
 def polygon_mask(polygons: Sequence[Points], resolution: int) -> tuple[Plane, Box] | None:
-    """Coverage of one or more polygons in pixels, anti-aliased.
-
-    Args:
-        polygons: each ``(K, 2)``, in pixels.
-        resolution: side of the image.
-
-    Returns:
-        The coverage in [0, 1] inside the polygon's box, and the box; nothing where it lies outside the image.
-    """
+    """Return the anti-aliased coverage of polygons ``(K, 2)`` in pixels, and its box; None outside the image."""
     fine = 3 if resolution <= 128 else 2
     points = polygons[0] if len(polygons) == 1 else np.concatenate(polygons)
     (x0, y0), (x1, y1) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
@@ -128,13 +107,13 @@ def polygon_mask(polygons: Sequence[Points], resolution: int) -> tuple[Plane, Bo
 
 
 def blurred(plane: Plane, radius: float) -> Plane:
-    """A plane ``(H, W)`` in [0, 1] out of focus; the radius in pixels."""
+    """Blur a plane ``(H, W)`` in [0, 1]; the radius is in pixels."""
     image = Image.fromarray((plane * np.float32(255)).astype(np.uint8)).filter(ImageFilter.GaussianBlur(radius))
     return np.asarray(image, dtype=np.float32) * np.float32(1 / 255)
 
 
 def patches(values: npt.NDArray[np.float64], height: int, width: int) -> Plane:
-    """Smooth noise: a small array of numbers in [0, 1] drawn out to ``(height, width)``."""
+    """Return smooth noise: a small array of numbers in [0, 1] enlarged to ``(height, width)``."""
     small = Image.fromarray((values * 255).astype(np.uint8))
     return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32) / np.float32(255)
 
@@ -144,22 +123,15 @@ _FLAT = np.array([0, 0, 1], dtype=np.float32)[:, None, None]
 
 
 def normals(part: Part, mask: Plane, place: tuple[Plane, Plane], pose: Pose) -> Plane:
-    """Which way each point of a part faces.
+    """Return the normals ``(3, h, w)`` of a part with coverage ``(h, w)``; ``(3, 1, 1)`` where it is flat.
 
-    Args:
-        part: profile and relief are used.
-        mask: its coverage, ``(h, w)``.
-        place: ware coordinates x and y of each pixel.
-        pose: where the ware stands.
-
-    Returns:
-        ``(3, h, w)``: x to the right, y down, z to the viewer, of length 1; ``(3, 1, 1)`` for a flat part.
+    They have length 1: x to the right, y down, z to the viewer. ``place`` are ware coordinates x and y of each pixel.
     """
     if part.profile is not None:
         x, y = place
         heights, radii = part.profile[:, 0], part.profile[:, 1]
         slope = (radii[1:] - radii[:-1]) / np.maximum(heights[1:] - heights[:-1], 1e-3)
-        # The profile and its slope on a fine ladder of heights, looked up for all pixels at once.
+        # Profile and slope on a fine ladder of heights, looked up for all pixels at once.
         ladder = heights[0] + (heights[-1] - heights[0]) * _LADDER
         step = (np.float32(159 / (heights[-1] - heights[0])) * (y - np.float32(heights[0]))).astype(np.int32)
         rung = step.clip(0, 159)
@@ -205,13 +177,13 @@ def _lit(normal: Plane, light: Light) -> tuple[Plane, Plane]:
 
 @dataclass(frozen=True)
 class Finish:
-    """What a part is made of, after the marks of use.
+    """Surface of a part after the marks of use.
 
     Attributes:
         material: plastic, metal, glass, fabric, leather or matte (paper, shadow, thread).
         albedo: ``(3, h, w)`` or ``(3, 1, 1)``, its colour without light.
         gloss: 1 for new, less for worn.
-        grain: 0 to 1, size of weave or mottling, the object's own.
+        grain: 0 to 1, size of weave or mottling.
     """
 
     material: str
@@ -221,18 +193,7 @@ class Finish:
 
 
 def shade(finish: Finish, normal: Plane, light: Light, place: tuple[Plane, Plane], behind: Plane) -> Plane:
-    """The colour of a part.
-
-    Args:
-        finish: what it is made of.
-        normal: ``(3, h, w)``.
-        light: the lamp.
-        place: ware coordinates x and y of each pixel.
-        behind: ``(3, h, w)``: what glass shows.
-
-    Returns:
-        ``(3, h, w)`` or ``(3, 1, 1)``, may exceed 1 in highlights.
-    """
+    """Return the colour of a part with some normals, over 1 in highlights; glass shows what is behind it."""
     diffuse, mirror = _lit(normal, light)
     level = light.ambient + light.power * diffuse
     if finish.material == "metal":
@@ -304,28 +265,19 @@ def _pebbles(place: tuple[Plane, Plane], grain: float) -> Plane:
     return pebbled
 
 
-Random = np.random.Generator
-
-
 def stream(*numbers: int) -> Random:
-    """A random stream that depends on the numbers (0 or more each) only: the same in every process and platform."""
+    """Return a generator that depends on the numbers (each 0 or more) only, in every process and on every platform."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(numbers)))
 
 
 def pick(rng: Random, count: int) -> int:
-    """A number in [0, count)."""
+    """Return a whole number in [0, count)."""
     return min(int(rng.random() * count), count - 1)
 
 
 def between(rng: Random, low: float, high: float) -> float:
-    """A number in [low, high)."""
+    """Return a number in [low, high)."""
     return low + (high - low) * float(rng.random())
-
-
-def noise_bytes(rng: Random, count: int) -> npt.NDArray[np.uint8]:
-    """``count`` evenly distributed bytes, straight from the generator."""
-    words = rng.bit_generator.random_raw(count // 8 + 1)
-    return words.astype("<u8").view(np.uint8)[:count]
 
 
 _WALLS = [(0.9, 0.88, 0.84), (0.72, 0.78, 0.82), (0.82, 0.74, 0.66), (0.55, 0.6, 0.56), (0.35, 0.37, 0.42)]
@@ -335,7 +287,7 @@ _THINGS = [(0.75, 0.2, 0.18), (0.15, 0.35, 0.65), (0.2, 0.5, 0.3), (0.9, 0.75, 0
 _THINGS += [(0.85, 0.85, 0.82), (0.5, 0.33, 0.2), (0.6, 0.45, 0.65), (0.9, 0.5, 0.25), (0.1, 0.12, 0.14)]
 
 
-def _tone(rng: Random, choices: list[tuple[float, float, float]]) -> Plane:
+def _tone(rng: Random, choices: list[Colour]) -> Plane:
     """One of the colours, a little lighter or darker, ``(3, 1, 1)``."""
     base = np.array(choices[pick(rng, len(choices))], dtype=np.float32)[:, None, None]
     tone: Plane = np.clip(base * np.float32(between(rng, 0.8, 1.15)), 0, 1)
@@ -431,11 +383,7 @@ def background(rng: Random, resolution: int) -> Plane:
 
 
 def occluder(rng: Random, resolution: int) -> tuple[Plane, Plane]:
-    """Something in front of the ware: a leaf, a strap, a card or a fingertip, coming in from an edge.
-
-    Returns:
-        Colour ``(3, H, W)`` and coverage ``(H, W)``.
-    """
+    """Return colour ``(3, H, W)`` and coverage ``(H, W)`` of a leaf, strap, card or fingertip in front of the ware."""
     kind = pick(rng, 4)
     around = between(rng, 0, 2 * math.pi)
     cos, sin = round(math.cos(around), 9), round(math.sin(around), 9)
@@ -477,15 +425,7 @@ def _soft(scene: Plane, share: float) -> Plane:
 
 
 def photographed(rng: Random, scene: Plane) -> npt.NDArray[np.uint8]:
-    """The camera: exposure, colour cast, darker corners, a little blur, noise; 8 bits.
-
-    Args:
-        rng: the view's own.
-        scene: ``(3, H, W)``.
-
-    Returns:
-        uint8 ``(H, W, 3)``.
-    """
+    """Photograph a scene ``(3, H, W)``: exposure, colour cast, vignette, blur and noise; uint8 ``(H, W, 3)``."""
     resolution = scene.shape[1]
     cast = np.array([between(rng, 0.87, 1.13), between(rng, 0.94, 1.06), between(rng, 0.85, 1.13)], dtype=np.float32)
     exposure = np.float32(between(rng, 0.72, 1.18))
@@ -504,7 +444,8 @@ def photographed(rng: Random, scene: Plane) -> npt.NDArray[np.uint8]:
     if blur > 0:
         scene = _soft(scene, blur)
     amount = between(rng, 0.01, 0.05)
-    noise = noise_bytes(rng, scene.size).reshape(scene.shape).astype(np.float32)
+    words = rng.bit_generator.random_raw(scene.size // 8 + 1).astype("<u8")
+    noise = words.view(np.uint8)[: scene.size].reshape(scene.shape).astype(np.float32)
     noise *= np.float32(amount)
     noise += scene * np.float32(255)
     noise += np.float32(0.5 - 127.5 * amount)
@@ -518,14 +459,10 @@ _REACH = 1.25
 
 @lru_cache(maxsize=16)
 def marks_of_use(seed: int, amount: float) -> Image.Image:
-    """Fading, stains and scratches of one object, drawn once and seen in all its views.
+    """Draw fading, stains and scratches of one object, the same in all its views.
 
-    Args:
-        seed: the object's own.
-        amount: 0 for new, about 0.4 for used, 1 for worn.
-
-    Returns:
-        RGB image of 96×96 over the ware's [-1.25, 1.25] square: fading, stains, scratches (128 = none).
+    The amount is 0 for new, about 0.4 for used, 1 for worn. The RGB image of 96×96 covers the ware's [-1.25, 1.25]
+    square; its channels are fading, stains and scratches (128 = none).
     """
     rng = stream(seed, 1)
     # Fading begins in patches and ends all over.
@@ -544,18 +481,11 @@ def marks_of_use(seed: int, amount: float) -> Image.Image:
 
 
 def placed_marks(marks: Image.Image, pose: Pose, resolution: int) -> Plane:
-    """The marks where they fall in the image, ``(3, H, W)`` in [0, 1]."""
+    """Place the marks in the image, ``(3, H, W)`` in [0, 1]."""
     a, b, c, d = pose.inverse
-    per_unit = _MARKS / (2 * _REACH)
     x0, y0 = (float(v) for v in pose.centre)
-    matrix = (
-        a * per_unit,
-        b * per_unit,
-        (_REACH - a * x0 - b * y0) * per_unit,
-        c * per_unit,
-        d * per_unit,
-        (_REACH - c * x0 - d * y0) * per_unit,
-    )
+    rows = (a, b, _REACH - a * x0 - b * y0, c, d, _REACH - c * x0 - d * y0)
+    matrix = [value * (_MARKS / (2 * _REACH)) for value in rows]
     placed = marks.transform(
         (resolution, resolution), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=(0, 0, 128)
     )
@@ -563,7 +493,7 @@ def placed_marks(marks: Image.Image, pose: Pose, resolution: int) -> Plane:
 
 
 def marred(colour: Plane, marks: Plane, material: str) -> Plane:
-    """A colour ``(3, 1, 1)`` under the marks of use ``(3, h, w)``: ``(3, h, w)``."""
+    """Put marks of use ``(3, h, w)`` on a colour ``(3, 1, 1)``."""
     fading, stains = marks[0] * np.float32(0.65), marks[1] * np.float32(0.8)
     dull = colour[1] * np.float32(0.4) + np.float32(0.42)
     dirt = np.array([0.45, 0.24, 0.1] if material == "metal" else [0.3, 0.24, 0.17], dtype=np.float32)
@@ -573,8 +503,6 @@ def marred(colour: Plane, marks: Plane, material: str) -> Plane:
     marked: Plane = result.clip(0, 1)
     return marked
 
-
-Colour = tuple[float, float, float]
 
 COLOURS: dict[str, tuple[Colour, Colour]] = {
     "black": ((0.05, 0.05, 0.06), (0.17, 0.16, 0.17)),
@@ -586,7 +514,7 @@ COLOURS: dict[str, tuple[Colour, Colour]] = {
     "white": ((0.86, 0.85, 0.82), (0.97, 0.97, 0.97)),
     "yellow": ((0.85, 0.62, 0.08), (0.97, 0.84, 0.25)),
 }
-"""Darkest and lightest of each colour, RGB in [0, 1]; the objects lie between."""
+"""Darkest and lightest of each colour; objects are in between."""
 
 _HARD = ("glass", "metal", "plastic")
 _SOFT = ("fabric", "leather", "plastic")
@@ -602,20 +530,8 @@ MATERIALS_OF: dict[str, tuple[str, ...]] = {
     "vase": _HARD,
     "watch": ("fabric", "leather", "metal", "plastic"),
 }
-"""What each kind may be made of."""
+"""Possible materials of each kind; its outline is the function of ``outlines`` with its name."""
 
-_SHAPES: dict[str, Callable[[Form, Aspect], list[Part]]] = {
-    "backpack": wares_carried.backpack,
-    "bottle": wares_vessels.bottle,
-    "cap": wares_carried.cap,
-    "handbag": wares_carried.handbag,
-    "lamp": wares_vessels.lamp,
-    "mug": wares_vessels.mug,
-    "sneaker": wares_carried.sneaker,
-    "soap dispenser": wares_vessels.soap_dispenser,
-    "vase": wares_vessels.vase,
-    "watch": wares_carried.watch,
-}
 KINDS = tuple(sorted(MATERIALS_OF))
 MATERIALS = ("fabric", "glass", "leather", "metal", "plastic")
 CONDITIONS = ("new", "used", "worn")
@@ -635,7 +551,7 @@ class WareSpec:
         colour: one of `COLOURS`.
         material: one of `MATERIALS_OF` the kind.
         condition: one of `CONDITIONS`.
-        seed: stands for everything else that is the object's own: proportions, exact tone, scratches.
+        seed: of everything else: proportions, exact tone, scratches.
     """
 
     kind: str
@@ -646,8 +562,7 @@ class WareSpec:
 
 
 def _pose(rng: Random, resolution: int) -> Pose:
-    """Somewhere near the middle, mostly upright, sometimes lying, seen from a little aside."""
-    # One in eight lies on its side or stands on its head, as in images taken from above.
+    """Near the middle, upright or, one in eight, at any angle, as in images taken from above."""
     angle = between(rng, -0.25, 0.25) if rng.random() < 0.875 else between(rng, -math.pi, math.pi)
     cos, sin = round(math.cos(angle), 9), round(math.sin(angle), 9)
     scale = between(rng, 0.32, 0.47) * resolution
@@ -664,36 +579,19 @@ def _light(rng: Random) -> Light:
     return Light((x / length, y / length, z / length), between(rng, 0.36, 0.6), between(rng, 0.4, 0.75))
 
 
-@dataclass(frozen=True)
-class _Paints:
-    """Material and colour ``(3, 1, 1)`` of each role in one object, and what its materials share."""
-
-    finishes: dict[Role, tuple[str, Plane]]
-    gloss: float
-    grain: float
-
-    def finish(self, part: Part, marks: Plane | None) -> Finish:
-        """What a part is made of, under its marks if there are any."""
-        material, colour = self.finishes[part.role]
-        # Small parts are too small for marks, and are painted in one tone.
-        spotted = part.role in ("body", "accent", "pale") and (part.profile is not None or part.relief > 0)
-        albedo = colour if marks is None or not spotted else marred(colour, marks, material)
-        return Finish(material, albedo, self.gloss, self.grain)
-
-
 def _rgb(*values: float) -> Plane:
     return np.array(values, dtype=np.float32)[:, None, None]
 
 
-def _paints(spec: WareSpec, rng: Random) -> _Paints:
-    """The object's own tones."""
+def _finishes(spec: WareSpec, rng: Random) -> dict[Role, Finish]:
+    """The surface of each role in one object, without marks."""
     low, high = (_rgb(*tone) for tone in COLOURS[spec.colour])
     tint = (rng.random((3, 1, 1)) - 0.5).astype(np.float32) * np.float32(0.05)
     body = (low + (high - low) * np.float32(rng.random()) + tint).clip(0, 1)
     accent = _rgb(*_ACCENTS[pick(rng, len(_ACCENTS))])
     bloom = _rgb(*_BLOOMS[pick(rng, len(_BLOOMS))])
     trim = _rgb(0.78, 0.78, 0.8) if rng.random() < 0.7 else _rgb(0.85, 0.68, 0.38)
-    finishes: dict[Role, tuple[str, Plane]] = {
+    surfaces: dict[Role, tuple[str, Plane]] = {
         "body": (spec.material, body),
         "accent": ("fabric" if spec.material == "fabric" else "plastic", accent),
         "trim": ("metal", trim),
@@ -706,10 +604,11 @@ def _paints(spec: WareSpec, rng: Random) -> _Paints:
         "glow": ("matte", body * np.float32(1.35) + _rgb(0.22, 0.16, 0.06)),
         "lit": ("matte", _rgb(2.2, 2.0, 1.6)),
     }
-    return _Paints(finishes, {"new": 1.0, "used": 0.7, "worn": 0.25}[spec.condition], float(rng.random()))
+    gloss, grain = {"new": 1.0, "used": 0.7, "worn": 0.25}[spec.condition], float(rng.random())
+    return {role: Finish(material, albedo, gloss, grain) for role, (material, albedo) in surfaces.items()}
 
 
-def _dashes(part: Part, mask: Plane, place: tuple[Plane, Plane]) -> Plane:
+def _dashes(mask: Plane, place: tuple[Plane, Plane]) -> Plane:
     """Stitches: only the edge of the outline, in dashes."""
     inner = blurred(mask, 1.0)
     edge = np.clip(1 - np.abs(inner - 0.5) * 3.2, 0, 1)
@@ -718,11 +617,11 @@ def _dashes(part: Part, mask: Plane, place: tuple[Plane, Plane]) -> Plane:
 
 
 def draw_ware(spec: WareSpec, view_seed: int, resolution: int = 96) -> npt.NDArray[np.uint8]:
-    """Draws an image of an object.
+    """Draw an image of an object.
 
     Args:
         spec: the object.
-        view_seed: pose, light, background, what stands before it, camera.
+        view_seed: of pose, light, background, things in front, camera.
         resolution: side of the image in pixels, at least 16.
 
     Returns:
@@ -730,56 +629,46 @@ def draw_ware(spec: WareSpec, view_seed: int, resolution: int = 96) -> npt.NDArr
     """
     own, rng = stream(spec.seed), stream(view_seed)
     form = [float(value) for value in own.random(8)]
-    paints = _paints(spec, own)
+    finishes = _finishes(spec, own)
     wear = between(own, *_WEAR[spec.condition])
     pose, light = _pose(rng, resolution), _light(rng)
     aspect = Aspect(between(rng, 0.08, 0.4), between(rng, -1, 1), float(rng.random()))
     scene = background(rng, resolution)
-    parts = _SHAPES[spec.kind](form, aspect)
+    parts: list[Part] = getattr(outlines, spec.kind.replace(" ", "_"))(form, aspect)
     if spec.condition == "new" and rng.random() < _TAGGED:
         parts += _price_tag(rng)
     scene = _with_shadow(scene, parts, pose, light, between(rng, 0.2, 0.55))
     marks = placed_marks(marks_of_use(spec.seed, wear), pose, resolution) if wear > 0 else None
     for part in parts:
-        _paint(scene, part, _Look(spec, paints, pose, light, marks))
+        # Stitches are seen on fabric and leather only.
+        if part.role != "stitch" or spec.material != "plastic":
+            _paint(scene, part, finishes[part.role], pose, light, marks)
     if rng.random() < 0.25:
         colour, cover = occluder(rng, resolution)
         scene = scene * (1 - cover) + colour * cover
     return photographed(rng, scene)
 
 
-@dataclass(frozen=True)
-class _Look:
-    """All that painting one part needs to know."""
-
-    spec: WareSpec
-    paints: _Paints
-    pose: Pose
-    light: Light
-    marks: Plane | None
-
-
-def _paint(scene: Plane, part: Part, look: _Look) -> None:
-    """Lays one part over the scene."""
-    found = polygon_mask([look.pose.to_image(outline) for outline in (part.outline, *part.more)], scene.shape[-1])
+def _paint(scene: Plane, part: Part, finish: Finish, pose: Pose, light: Light, marks: Plane | None) -> None:
+    """Paint one part over the scene, in place."""
+    found = polygon_mask([pose.to_image(outline) for outline in (part.outline, *part.more)], scene.shape[-1])
     if found is None:
         return
     mask, box = found
-    behind = scene[:, box.slices[0], box.slices[1]]
-    place = look.pose.to_ware(box)
-    marks = None if look.marks is None else look.marks[:, box.slices[0], box.slices[1]]
-    finish = look.paints.finish(part, marks)
+    behind, place = scene[:, *box.slices], pose.to_ware(box)
+    # Small parts are too small for marks, and are painted in one tone.
+    spotted = part.role in ("body", "accent", "pale") and (part.profile is not None or part.relief > 0)
+    if marks is not None and spotted:
+        finish = replace(finish, albedo=marred(finish.albedo, marks[:, *box.slices], finish.material))
     if part.role == "stitch":
-        if look.spec.material == "plastic":
-            return
-        mask = _dashes(part, mask, place)
-    colour = shade(finish, normals(part, mask, place, look.pose), look.light, place, behind)
-    # In place: `behind` is a view of the scene, and glass has already taken what it shows.
+        mask = _dashes(mask, place)
+    colour = shade(finish, normals(part, mask, place, pose), light, place, behind)
+    # `behind` is a view of the scene, and glass has already taken what it shows.
     behind += (colour - behind) * (mask * np.float32(part.strength))
 
 
 def _price_tag(rng: Random) -> list[Part]:
-    """A card on a thread, as new things have."""
+    """A price tag on a thread."""
     x, y = between(rng, -0.45, 0.45), between(rng, -0.35, 0.35)
     lean = between(rng, -0.25, 0.25)
     thread = ribbon([(x, y - 0.3), (x + lean * 0.5, y)], 0.035)

@@ -1,11 +1,6 @@
-""""""
-
 from __future__ import annotations
 
 import hashlib
-import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -48,7 +43,7 @@ def mean_centre(spec: WareSpec, views: int = 24) -> npt.NDArray[np.float64]:
 
 
 @pytest.mark.parametrize("resolution", [16, 33, 96, 160])
-def test_a_image_has_the_size_asked_for(resolution: int) -> None:
+def test_an_image_has_the_size_asked_for(resolution: int) -> None:
     image = draw_ware(MUG, 1, resolution)
     assert image.shape == (resolution, resolution, 3)
     assert image.dtype == np.uint8
@@ -73,24 +68,16 @@ def test_the_same_arguments_give_the_same_image() -> None:
     assert (draw_ware(MUG, 3) == first).all()
 
 
-def test_another_process_draws_the_same() -> None:
-    code = (
-        "import hashlib, json, sys\n"
-        "from datamodules.wares.render import WareSpec, draw_ware\n"
-        "specs = [WareSpec(*fields) for fields in json.loads(sys.argv[1])]\n"
-        "print(json.dumps([hashlib.sha256(draw_ware(s, 5, 64).tobytes()).hexdigest() for s in specs]))"
-    )
-    specs = [WareSpec(kind, "green", MATERIALS_OF[kind][0], "worn", 11) for kind in KINDS]
-    fields = json.dumps([[s.kind, s.colour, s.material, s.condition, s.seed] for s in specs])
-    # Another hash seed, so that nothing depends on the order of a set.
-    result = subprocess.run(
-        [sys.executable, "-c", code, fields],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={"PYTHONHASHSEED": "1", "PYTHONPATH": "."},
-    )
-    assert json.loads(result.stdout) == [hashlib.sha256(draw_ware(s, 5, 64).tobytes()).hexdigest() for s in specs]
+def test_images_are_those_of_earlier_versions_and_other_machines() -> None:
+    """Runs and galleries of generated data refer to these pixels; another version of Pillow may round differently."""
+    digest = hashlib.sha256()
+    for number, kind in enumerate(KINDS):
+        materials = MATERIALS_OF[kind]
+        spec = WareSpec(
+            kind, sorted(COLOURS)[number % 8], materials[number % len(materials)], CONDITIONS[number % 3], number
+        )
+        digest.update(draw_ware(spec, number, 48).tobytes())
+    assert digest.hexdigest() == "6ecdee3bef6a1d8233669d3a4505a8983be332ea8b8d39642839d30155dde898"
 
 
 def test_views_of_an_object_differ() -> None:
@@ -138,7 +125,7 @@ ROUND = Part(ellipse(0, 0, 1, 1), relief=1.0)
 
 
 def painted(material: str, behind: Plane, albedo: float = 0.5) -> Plane:
-    """A round thing in the middle of an image of 64 pixels."""
+    """A round part in the middle of an image of 64 pixels."""
     found = polygon_mask([UPRIGHT.to_image(ROUND.outline)], 64)
     assert found is not None
     mask, box = found
