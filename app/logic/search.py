@@ -57,32 +57,30 @@ _OTHER = "gallery:"
 """Prefix of text fields that are another gallery's predictions for the same images."""
 
 
-class WeakMatches:
-    """The best cosine of each of N captions, float32 ``(N,)``."""
+def weakness(best: NDArray[np.float32], top: float) -> str:
+    """Return why a query hardly fits any image; empty where it may fit.
 
-    def __init__(self, best: NDArray[np.float32]) -> None:
-        self._best = np.sort(best)
+    Args:
+        best: float32 ``(N,)``, the best cosine of each of N captions (``caption_cosines``).
+        top: the best cosine of the query.
+    """
+    p_value = (1 + int((best <= top).sum())) / (1 + len(best))
+    if len(best) < FEWEST or p_value > ALPHA:
+        return ""
+    return (
+        "Nearly all of the gallery's own captions are more similar to their best image "
+        f"(p = {p_value:.3f}, compared with {len(best)} of them)."
+    )
 
-    @classmethod
-    def of(cls, gallery: ServedGallery) -> WeakMatches:
-        """Take captions evenly from a gallery; none where it has none, or its model is not served."""
-        captions = _captions(gallery)
-        if gallery.run is None or not gallery.identity.encodes_text or len(captions) < FEWEST:
-            return cls(np.zeros(0, np.float32))
-        chunks = [captions[start : start + _BATCH] for start in range(0, len(captions), _BATCH)]
-        vectors = np.concatenate([gallery.run.encode_texts(chunk) for chunk in chunks])
-        return cls(np.array([hits[0].score for hits in gallery.gallery.nearest(vectors, 1)], np.float32))
 
-    def weakness(self, top: float) -> str:
-        """Return why a query whose best image has this cosine hardly fits any image; empty where it may fit."""
-        count = len(self._best)
-        p_value = (1 + int(np.searchsorted(self._best, top, side="right"))) / (1 + count)
-        if count < FEWEST or p_value > ALPHA:
-            return ""
-        return (
-            f"Nearly all of the gallery's own captions are more similar to their best image "
-            f"(p = {p_value:.3f}, compared with {count} of them)."
-        )
+def caption_cosines(gallery: ServedGallery) -> NDArray[np.float32]:
+    """Return the best cosine of captions taken evenly from a gallery; none where its model is not served."""
+    captions = _captions(gallery)
+    if gallery.run is None or not gallery.identity.encodes_text or len(captions) < FEWEST:
+        return np.zeros(0, np.float32)
+    chunks = [captions[start : start + _BATCH] for start in range(0, len(captions), _BATCH)]
+    vectors = np.concatenate([gallery.run.encode_texts(chunk) for chunk in chunks])
+    return np.array([hits[0].score for hits in gallery.gallery.nearest(vectors, 1)], np.float32)
 
 
 def _captions(gallery: ServedGallery) -> list[str]:
@@ -167,10 +165,10 @@ class Searching:
         self._text_fields = {name: self._text_fields_of(gallery) for name, gallery in context.galleries.items()}
         count = sum(max(1, len(choices)) for choices in self._text_fields.values())
         self._searchers: SingleFlightCache[Searcher] = SingleFlightCache(count)
-        self._weak: dict[str, WeakMatches] = {}
+        self._cosines: dict[str, NDArray[np.float32]] = {}
         for name, gallery in context.galleries.items():
             _warm_up(gallery)
-            self._weak[name] = WeakMatches.of(gallery)
+            self._cosines[name] = caption_cosines(gallery)
             if choices := self._text_fields[name]:
                 self._searcher(gallery, next(iter(choices))).prepare_words()
 
@@ -205,7 +203,7 @@ class Searching:
         hits = found.hits[first : first + request.count]
         rows = gallery.rows([hit.id for hit in hits])
         # Only cosines of texts are known well enough to call them weak.
-        is_judged = ranker == "vector" and request.query.text is not None and found.hits
+        is_text = ranker == "vector" and request.query.text is not None and found.hits
         return ResultPage(
             request=request,
             ranker=ranker,
@@ -217,7 +215,7 @@ class Searching:
             more=len(found.hits) > first + request.count,
             fitting=len(fitting),
             notes=list(dict.fromkeys(found.notes)),
-            weakness=self._weak[gallery.name].weakness(float(found.hits[0].score)) if is_judged else "",
+            weakness=weakness(self._cosines[gallery.name], float(found.hits[0].score)) if is_text else "",
             seconds=time.perf_counter() - begin,
         )
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 import io
 import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -19,7 +19,7 @@ import gradio as gr
 from fastapi import FastAPI, Request
 from starlette.responses import PlainTextResponse, Response
 
-from app.state.context import AppContext
+from app.state.context import AppContext, SingleFlightCache
 from datamodules.loading.decode import ValueRange
 from vitrail.errors import UserError
 
@@ -117,64 +117,32 @@ SIDES = (64, 128, 256, 512, 1024, 1600)
 """Longest sides that are made; a request gets the next larger one, so that few versions of an image are kept."""
 
 _AT_ONCE = 4
-_NOT_FOUND = 404
-
-
-class ImageStore:
-    """Scaled images; ``capacity`` bytes of the latest are kept, and ``size`` bytes are at the moment."""
-
-    def __init__(self, context: AppContext, capacity: int = 64 * 2**20) -> None:
-        self._context = context
-        self._capacity = capacity
-        self._kept: OrderedDict[tuple[str, str, int], bytes] = OrderedDict()
-        self.size = 0
-        self._lock = threading.Lock()
-        # A page asks for twenty at once; decoding more than a few together would only need more memory.
-        self._decoding = threading.BoundedSemaphore(_AT_ONCE)
-
-    def jpeg(self, gallery: str, sample_id: str, side: int) -> bytes:
-        """Return an image of a gallery as JPEG.
-
-        Args:
-            gallery: its name.
-            sample_id: the image's id in it; it is looked up, never made part of a path.
-            side: longest side in pixels; smaller images stay as they are.
-
-        Raises:
-            UserError: there is no such image, or it cannot be read.
-        """
-        key = (gallery, sample_id, next((size for size in SIDES if size >= side), SIDES[-1]))
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
-        served = self._context.gallery(gallery)
-        found = served.image(sample_id)
-        with self._decoding:
-            content = _scaled(found, sample_id, key[2], served.value_range)
-        with self._lock:
-            if key not in self._kept:
-                self._kept[key] = content
-                self.size += len(content)
-            while self.size > self._capacity:
-                self.size -= len(self._kept.popitem(last=False)[1])
-        return content
+_KEPT = 256
+"""Scaled images that are kept; those of a page have some kilobytes each."""
 
 
 def add_images(app: FastAPI, context: AppContext) -> None:
     """Add the route of ``image_url``."""
-    store = ImageStore(context)
+    kept: SingleFlightCache[bytes] = SingleFlightCache(_KEPT)
+    # A page asks for twenty at once; decoding more than a few together would only need more memory.
+    decoding = threading.BoundedSemaphore(_AT_ONCE)
+
+    def jpeg(name: str, sample_id: str, side: int) -> bytes:
+        gallery = context.gallery(name)  # ids are looked up, never made part of a path
+        with decoding:
+            return _scaled(gallery.image(sample_id), sample_id, side, gallery.value_range)
 
     def image(request: Request, gallery: str, id: str, side: int = 256) -> Response:  # noqa: A002 -- part of the address
+        side = next((size for size in SIDES if size >= side), SIDES[-1])
         try:
-            content = store.jpeg(gallery, id, min(max(side, 1), context.limits.side))
+            content = kept.get((gallery, id, side), lambda: jpeg(gallery, id, side))
         except UserError:
             # The reason can name a file, which is not for the browser.
-            return PlainTextResponse("there is no such image", _NOT_FOUND)
+            return PlainTextResponse("there is no such image", HTTPStatus.NOT_FOUND)
         tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
         headers = {"etag": tag, "cache-control": "private, max-age=600"}
         if request.headers.get("if-none-match") == tag:
-            return Response(status_code=304, headers=headers)
+            return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
         return Response(content, media_type="image/jpeg", headers=headers)
 
     app.get(f"/{ROUTE}", include_in_schema=False)(image)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.logic.search import ALPHA, FEWEST, FORMER_NAMES, Request, ResultPage, Searching, WeakMatches
+from app.logic.search import ALPHA, FEWEST, FORMER_NAMES, Request, ResultPage, Searching, caption_cosines, weakness
 from app.state.context import AppContext, Limits
 from retrieval.search.searcher import MAX_CHARACTERS, Query, Ranker, Searcher
 from tests.support.galleries import SHOWN, MeaningRun, meaning_vector, served_small
@@ -196,21 +196,19 @@ def test_queries_that_are_none() -> None:
 def test_as_many_captions_are_called_weak_as_promised(count: int) -> None:
     # Captions and queries of one distribution: the share of weak ones is at most ALPHA, and not far below it.
     rng = np.random.default_rng(count)
-    weak = [
-        bool(WeakMatches(rng.normal(size=count).astype(np.float32)).weakness(float(rng.normal()))) for _ in range(4000)
-    ]
+    weak = [bool(weakness(rng.normal(size=count).astype(np.float32), float(rng.normal()))) for _ in range(4000)]
     largest = np.floor(ALPHA * (count + 1)) / (count + 1)
     assert np.mean(weak) == pytest.approx(largest, abs=4 * np.sqrt(ALPHA / 4000))
 
 
 def test_the_p_value_is_said() -> None:
-    matches = WeakMatches(np.linspace(0.5, 0.9, 39).astype(np.float32))
-    assert "p = 0.025, compared with 39" in matches.weakness(0.4)
-    assert "p = 0.050, compared with 39" in matches.weakness(0.505)
-    assert matches.weakness(0.52) == ""
+    best = np.linspace(0.5, 0.9, 39).astype(np.float32)
+    assert "p = 0.025, compared with 39" in weakness(best, 0.4)
+    assert "p = 0.050, compared with 39" in weakness(best, 0.505)
+    assert weakness(best, 0.52) == ""
 
 
 def test_too_few_captions_say_nothing(tmp_path: Path) -> None:
     # Twelve captions, and a gallery whose model is not served.
     for name, run in (("few", MeaningRun()), ("alone", None)):
-        assert WeakMatches.of(served_small(tmp_path / name, run=run)).weakness(-1.0) == ""
+        assert weakness(caption_cosines(served_small(tmp_path / name, run=run)), -1.0) == ""

@@ -19,12 +19,11 @@ from starlette.testclient import TestClient
 
 from app.state.context import AppContext
 from app.state.galleries import ServedGallery
-from app.widgets.cards import SIDES, THUMBNAIL, Card, ImageStore, add_images, card_grid, cards_html, image_url
+from app.widgets.cards import SIDES, THUMBNAIL, Card, add_images, card_grid, cards_html, image_url
 from retrieval.gallery import Gallery
 from tests.app.hostile_files import encoded
 from tests.support.data import draw_image
 from tests.support.galleries import identity, image_rows, vectors
-from vitrail.errors import UserError
 
 
 class Reader(HTMLParser):
@@ -211,27 +210,16 @@ def test_what_the_browser_has_is_not_sent_again(client: TestClient) -> None:
     assert client.get(address, headers={"if-none-match": '"other"'}).status_code == 200
 
 
-def test_only_so_much_is_kept(context: AppContext) -> None:
-    sizes = {side: len(ImageStore(context).jpeg("a shop/1", ODD_IDS[0], side)) for side in (64, 128, 256)}
-    store = ImageStore(context, capacity=sizes[64] + sizes[256])
-    for side in (64, 128, 256):
-        store.jpeg("a shop/1", ODD_IDS[0], side)
-        assert store.size <= sizes[64] + sizes[256]
-    assert store.size == sizes[256]  # the other two had to go, the oldest first
-    assert store.jpeg("a shop/1", ODD_IDS[0], 256) == ImageStore(context).jpeg("a shop/1", ODD_IDS[0], 256)
-
-
-def test_a_kept_image_is_not_made_again(context: AppContext, folder: Path) -> None:
-    store = ImageStore(context)
-    first = store.jpeg("a shop/1", ODD_IDS[4], 128)
-    path = folder / "4.png"
-    moved = path.rename(folder / "moved.png")
+def test_a_kept_image_is_not_made_again(client: TestClient, folder: Path) -> None:
+    addresses = [image_url("a shop/1", ODD_IDS[4], side) for side in (128, 64)]
+    first = client.get(addresses[0]).content
+    moved = (folder / "4.png").rename(folder / "moved.png")
     try:
-        assert store.jpeg("a shop/1", ODD_IDS[4], 128) == first
-        with pytest.raises(UserError, match="is gone"):
-            store.jpeg("a shop/1", ODD_IDS[4], 64)
+        assert client.get(addresses[0]).content == first
+        assert client.get(addresses[1]).status_code == 404
     finally:
-        moved.rename(path)
+        moved.rename(folder / "4.png")
+    assert client.get(addresses[1]).status_code == 200  # what failed is not kept
 
 
 def test_a_file_outside_of_the_data_is_not_served(folder: Path, tmp_path: Path) -> None:
