@@ -1,4 +1,4 @@
-"""A server in a thread of the test's own process, and a browser on it."""
+"""A server in a thread of the test's own process, a browser on it, and a reader of HTML."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,32 @@ class Served:
     """
 
     url: str
+
+
+class HtmlPage(HTMLParser):
+    """Elements of well-formed HTML with their attributes, and its text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(html)
+        assert not self._open, "every element is closed"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag != "img":
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str, css_class: str = "") -> list[dict[str, str | None]]:
+        return [found for name, found in self.elements if name == tag and css_class in (found.get("class") or "")]
 
 
 @contextmanager

@@ -6,7 +6,6 @@ Tests of the route that serves the galleries' images, and nothing else of the di
 from __future__ import annotations
 
 import io
-from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -22,28 +21,9 @@ from app.state.galleries import ServedGallery
 from app.widgets.cards import SIDES, THUMBNAIL, Card, add_images, card_grid, cards_html, image_url
 from retrieval.gallery import Gallery
 from tests.app.hostile_files import encoded
+from tests.app.running import HtmlPage
 from tests.support.data import draw_image
 from tests.support.galleries import identity, image_rows, vectors
-
-
-class Reader(HTMLParser):
-    """Elements with their attributes, and the text."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.elements if name == tag]
-
 
 HOSTILE = [
     "<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "' onfocus='alert(1)",
@@ -55,7 +35,7 @@ HOSTILE = [
 @pytest.mark.parametrize("text", HOSTILE)
 def test_whatever_a_table_holds_is_text(text: str) -> None:
     html = cards_html([Card(text, text, text, [text, text])], label=text)
-    page = Reader(html)
+    page = HtmlPage(html)
     assert [name for name, _ in page.elements] == ["ul", "li", "button", "img", "span", "span", "span"]
     assert page.text == text * 3
     (button,), (image,) = page.all("button"), page.all("img")
@@ -69,7 +49,7 @@ def test_whatever_a_table_holds_is_text(text: str) -> None:
 
 
 def test_cards_are_in_order() -> None:
-    page = Reader(cards_html([Card("g", f"p{n}", f"image {n}") for n in range(3)], columns=2))
+    page = HtmlPage(cards_html([Card("g", f"p{n}", f"image {n}") for n in range(3)], columns=2))
     buttons = page.all("button")
     assert [button["data-id"] for button in buttons] == ["p0", "p1", "p2"]
     assert [button["type"] for button in buttons] == ["button"] * 3
@@ -79,7 +59,7 @@ def test_cards_are_in_order() -> None:
 
 def test_an_empty_grid_says_why() -> None:
     assert cards_html([]) == ""
-    page = Reader(cards_html([], empty="no match for <b>"))
+    page = HtmlPage(cards_html([], empty="no match for <b>"))
     assert page.text == "no match for <b>"
     assert page.all("p")[0]["role"] == "status"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import re
-from html.parser import HTMLParser
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -26,41 +25,12 @@ from app.widgets.predictions import (
     saliency_html,
     zero_shot_html,
 )
+from tests.app.running import HtmlPage
 from vitrail.errors import UserError
 from vitrail.predictions import ImagePrediction, TaskPrediction
 
 EVIL = '"><script>alert(1)</script><img src=x onerror="alert(2)">'
 IMAGE = Image.new("RGB", (40, 30), (10, 200, 30))
-
-
-class Page(HTMLParser):
-    """Elements of a piece of HTML, with the text of each button and paragraph."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self._open: list[str] = []
-        self.feed(html)
-        assert not self._open, "every element is closed"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag != "img":
-            self._open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-    def all(self, tag: str, css_class: str = "") -> list[dict[str, str | None]]:
-        return [
-            attributes
-            for name, attributes in self.elements
-            if name == tag and css_class in (attributes.get("class") or "")
-        ]
 
 
 def classified(classes: list[str], probabilities: list[float], name: str = "a.png", run: str = "run") -> Classified:
@@ -69,16 +39,11 @@ def classified(classes: list[str], probabilities: list[float], name: str = "a.pn
 
 
 def test_bars_say_class_and_share_best_first() -> None:
-    page = Page(classified_html([classified(["cap", "wrist_watch"], [0.125, 0.875])]))
+    page = HtmlPage(classified_html([classified(["cap", "wrist_watch"], [0.125, 0.875])]))
     best, other = page.all("button", "bar")
     assert best["aria-label"] == "wrist watch, 87.5 %; show where"
     assert best["style"] == "--share: 87.50%"
-    assert (best["data-place"], best["data-run"], best["data-task"], best["data-label"]) == (
-        "0",
-        "run",
-        "class",
-        "wrist_watch",
-    )
+    assert [best[f"data-{key}"] for key in ("place", "run", "task", "label")] == ["0", "run", "class", "wrist_watch"]
     assert other["data-label"] == "cap"
     assert "not calibrated" not in page.text
 
@@ -89,13 +54,13 @@ def test_confidences_that_are_not_calibrated_say_so() -> None:
 
 
 def test_equally_likely_classes_are_no_prediction() -> None:
-    page = Page(classified_html([classified(["a", "b", "c"], [0.4, 0.4, 0.2])]))
+    page = HtmlPage(classified_html([classified(["a", "b", "c"], [0.4, 0.4, 0.2])]))
     assert "class: (no prediction)" in page.text
     assert len(page.all("button", "bar")) == 3
 
 
 def test_many_classes_are_folded_and_all_there() -> None:
-    page = Page(classified_html([classified([f"c{n}" for n in range(9)], [1 / 9] * 9)]))
+    page = HtmlPage(classified_html([classified([f"c{n}" for n in range(9)], [1 / 9] * 9)]))
     assert len(page.all("button", "bar")) == 9
     assert len(page.all("details")) == 1
     assert "4 more" in page.text
@@ -103,13 +68,15 @@ def test_many_classes_are_folded_and_all_there() -> None:
 
 def test_two_models_stand_in_two_sections() -> None:
     both = classified(["a", "b"], [0.1, 0.9]).predictions | classified(["a", "b"], [0.6, 0.4], run="other").predictions
-    page = Page(classified_html([Classified(Upload("x", IMAGE), both)]))
+    page = HtmlPage(classified_html([Classified(Upload("x", IMAGE), both)]))
     assert len(page.all("section")) == 2
     assert len(page.all("article")) == 1
 
 
 def test_a_broken_file_is_told_in_its_place() -> None:
-    page = Page(classified_html([Classified(Upload("b.jpg", None, "b.jpg: cut short"), {}), classified(["a"], [1.0])]))
+    page = HtmlPage(
+        classified_html([Classified(Upload("b.jpg", None, "b.jpg: cut short"), {}), classified(["a"], [1.0])])
+    )
     assert page.all("p", "problem") == [{"class": "problem", "role": "alert"}]
     assert [bar["data-place"] for bar in page.all("button", "bar")] == ["1"]
 
@@ -124,7 +91,7 @@ def test_nothing_from_outside_becomes_part_of_the_page() -> None:
         saliency_html(Saliency(EVIL, np.array(IMAGE), np.array(IMAGE)), EVIL),
     ]
     for html in pages:
-        page = Page(html)
+        page = HtmlPage(html)
         assert not page.all("script")
         assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
         assert all(str(image["src"]).startswith("data:image/jpeg;base64,") for image in page.all("img"))
@@ -134,7 +101,7 @@ def test_nothing_from_outside_becomes_part_of_the_page() -> None:
 def test_none_of_these_stands_out() -> None:
     def verdict_of(none: bool | None) -> dict[str, str | None]:
         answer = ZeroShot(["mug"], [["a mug"]], np.array([0.2]), np.array([1.0]), Verdict(none, 0.3, 40))
-        page = Page(zero_shot_html("run", [Upload("x", IMAGE)], [answer], []))
+        page = HtmlPage(zero_shot_html("run", [Upload("x", IMAGE)], [answer], []))
         [verdict] = page.all("p", "verdict")
         [bar] = page.all("button", "bar")
         assert (bar["data-task"], bar["data-label"]) == ("", "a mug")
