@@ -79,7 +79,7 @@ def load_datamodule(
     elif Path(source).suffix in (".yaml", ".yml", ".json"):
         content = _read([source])
     else:
-        content = {"data": {"class_path": str(source)}}
+        content = {"data": {"class_path": str(source) if "." in str(source) else f"datamodules.{source}"}}
     parser = data_parser(program)
     origin = (
         "experiment" if isinstance(source, Mapping) else f"{source if isinstance(source, str | Path) else source[0]}"
