@@ -22,11 +22,12 @@ import torch
 
 from datamodules.base import ImageDataModule
 from datamodules.captions import PromptOptions
-from datamodules.files.label_csv import class_names_of, count_files_left_out, label_texts, numbers_in_order, plain_texts
+from datamodules.files.arrow_columns import require_column, sample_columns, vocabularies
+from datamodules.files.label_csv import count_files_left_out
 from datamodules.loading import decode as images
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions, Options
 from datamodules.splits import SplitOptions, resolve_splits, split_of_name
-from datamodules.table import SPLITS, Missing, SampleTable, attribute_column, composed, target_column
+from datamodules.table import SPLITS, Missing, SampleTable, composed, target_column
 from vitrail.errors import UserError
 from vitrail.types import DEFAULT_SEED, LABEL_TASK
 
@@ -332,12 +333,7 @@ class HubImages(ImageDataModule):
             own=frame["split"].to_numpy(dtype=str),
             carve=True,
         )
-        in_train = frame["split"] == "train"
-        vocabularies = {}
-        for task, column in tasks.items():
-            names = [name for name in class_names_of(features[column]) if not missing.means_unknown(name)]
-            vocabularies[task] = names or _in_order(frame.loc[in_train, target_column(task)], features[column])
-        known = {task: values for task, values in vocabularies.items() if values}
+        known = vocabularies(frame, tasks, features, missing, sort_digits=False)
         columns = {task: target_column(task) for task in tasks}
         return SampleTable.from_frame(frame, columns, known, self.path, missing=missing.counts)
 
@@ -402,10 +398,8 @@ class HubImages(ImageDataModule):
         wanted = [(key, getattr(self.columns, key)) for key in ("image", "label", "caption", "group")]
         wanted += [("attributes", name) for name in self.columns.attributes]
         for key, name in wanted:
-            if name not in part.features and (name or key in ("image", "label")):
-                raise UserError(
-                    f"data columns.{key}: {where} has no column {name!r}; it has {', '.join(part.features)}"
-                )
+            if name or key in ("image", "label"):
+                require_column(name, part.features, key, where)
 
     def _frame(self, part: Any, theirs: str, split: str, missing: Missing) -> pd.DataFrame:
         import pandas as pd
@@ -414,17 +408,9 @@ class HubImages(ImageDataModule):
         table = read_columns(part, sorted({*tasks.values(), caption, group} - {""}))
         names = [f"{theirs}/{row}" for row in range(len(part))]
         frame = pd.DataFrame({"name": names, "source": names, "split": split, "row": range(len(part))}, dtype=object)
-        for task, column in tasks.items():
-            where = f"data columns.{'label' if task == LABEL_TASK else 'attributes'}"
-            texts = label_texts(table[column], class_names_of(part.features[column]), where)
-            frame[target_column(task)] = missing.known(attribute_column(task), texts)
+        columns = sample_columns(
+            table, part.features, tasks, missing, f"{self.path} ({theirs})", caption=caption, group=group
+        )
         if caption:
-            frame["caption"] = missing.known("caption", plain_texts(table[caption]))
-        if group:
-            frame["group"] = missing.known("group", plain_texts(table[group]))
-        return frame
-
-
-def _in_order(values: pd.Series[Any], feature: Any) -> list[str]:
-    """Whole numbers by size; nothing for other values, whose order is alphabetical."""
-    return numbers_in_order(values) if str(getattr(feature, "dtype", "")).startswith(("int", "uint")) else []
+            columns["caption"] = [texts[0] for texts in columns["caption"]]
+        return frame.assign(**columns)

@@ -1,4 +1,4 @@
-"""StreamedImages: sets larger than a disk, read from Parquet or WebDataset shards as training goes along.
+"""StreamedImages: data sets larger than a disk, read from Parquet or WebDataset shards during training.
 
 WebDataset: tar files whose members ``key.jpg``, ``key.cls``, ``key.txt``, ``key.json`` belong together
 (github.com/webdataset/webdataset). ``python -m datamodules pack`` writes either format.
@@ -40,20 +40,20 @@ JOURNAL = "skipped_images.jsonl"
 class StreamedImages(ImageDataModule):
     """Images in shards, on disk or behind any URL that fsspec knows (``https://``, ``s3://``, ``hf://`` …).
 
-    Labels, captions and keys are read before training; images only when they are due, each process and each worker
-    its own shards, so that neither disk nor memory must hold the set. Order and augmentation are functions of (seed,
-    epoch, number of processes); the number of workers changes nothing, and a run goes on in the middle of an epoch.
+    Labels, captions and keys are read before training; images only when they are due, by each process and each worker
+    from its own shards, so the set need not fit on disk or in memory. Order and augmentation are functions of (seed,
+    epoch, number of processes); the number of workers changes nothing, and a run resumes in the middle of an epoch.
 
     Args:
         shards: a folder, a glob, a URL, a numbered range (``train-{00000..00011}.tar``), a list of those, for all
             splits or for train, val and test each; or the name of a data set on the hub that is stored so. Where splits
-            are not given, file names say them.
+            are not given, file names decide.
         format: parquet, webdataset, or auto by the files' endings.
         columns: which columns, or members of a WebDataset sample, are what.
         vocabulary: for ``class`` and each attribute the class names in order; for whole numbers what 0, 1 … stand for.
-            By default what the shards say, else the values of train in alphabetical order.
-        shuffle_buffer: encoded images that a process reads ahead to draw from, beyond the order of shards.
-        streams: parts of a process's share that are read side by side, each by one worker; a multiple of
+            By default as the shards record it, otherwise the values of train in alphabetical order.
+        shuffle_buffer: encoded images that a process reads ahead to sample from, beyond the order of shards.
+        streams: parts of a process's share that are read concurrently, each by one worker; a multiple of
             ``loader.num_workers``. Batches are made of one stream each.
         interleave: shards that each stream reads in turn in training, so that shards sorted by class mix; as many files
             are open for each stream.
@@ -61,10 +61,10 @@ class StreamedImages(ImageDataModule):
         augment: augmentation of the training images; none by default.
         loader: batch size and workers.
         checks: what to do about unreadable images, which are found only when they are due: ``error`` stops there,
-            ``skip`` puts another image of the batch into its place, in evaluation leaves it out, and adds a line to
-            ``skipped_images.jsonl`` in the run directory. Of leaks only those of groups are looked for.
+            ``skip`` replaces it by another image of the batch, in evaluation leaves it out, and adds a line to
+            ``skipped_images.jsonl`` in the run directory. Only leaks of groups are looked for.
         seed: of order and augmentation.
-        prompts: texts for the classes; where given also the captions, which else are the shards' own.
+        prompts: texts for the classes, also used as captions; otherwise captions are the shards' own.
         caption: which of several captions, or of several prompts, training sees: first or random.
     """
 
@@ -123,7 +123,7 @@ class StreamedImages(ImageDataModule):
             raise UserError("data caption: all would read each image several times; use first or random for streams")
 
     def load_table(self) -> SampleTable:
-        """Reads what the shards say besides images.
+        """Read everything but the images.
 
         Raises:
             UserError: where shards are missing or broken, or lack columns.
@@ -138,7 +138,7 @@ class StreamedImages(ImageDataModule):
         return table
 
     def read_image(self, index: int) -> torch.Tensor:
-        """Reads one image out of its shard, which is opened for it alone: for looking at single samples.
+        """Read one image from its shard, which is opened for it alone: for looking at single samples.
 
         Args:
             index: row of the table.
@@ -152,16 +152,16 @@ class StreamedImages(ImageDataModule):
         return self._opened().image(index, self.value_range)
 
     def encoded_image(self, index: int) -> bytes:
-        """The image's file as it stands in the shard."""
+        """Return the image's file as it is in the shard."""
         return self._opened().encoded(index)
 
     def images_state(self) -> str:
-        """Where the shards are and what changes with their content."""
+        """Return where the shards are and what changes with their content."""
         return json.dumps([[url, stamp_of(url)] for url in self._opened().urls])
 
     @property
     def image_files(self) -> bool:
-        """False: images stand in shards."""
+        """False: images are in shards."""
         return False
 
     def image_facts(self, sample_ids: NDArray[np.int64]) -> pa.Table:
@@ -178,14 +178,14 @@ class StreamedImages(ImageDataModule):
     def streamed(
         self, rows: NDArray[np.int64], *, training: bool, augmented: bool, on_bad: OnBad, streams: int = 0
     ) -> StreamedDataset:
-        """Some samples in the order in which this process sees them.
+        """Return some samples in the order in which this process sees them.
 
         Args:
             rows: int64 ``(n,)``, ascending, rows of the table, such as those of a split.
-            training: whether the order is drawn, else that of the shards.
-            augmented: whether images get the training augmentation; else the evaluation transform.
+            training: whether the order is shuffled; otherwise that of the shards.
+            augmented: whether images get the training augmentation; otherwise the evaluation transform.
             on_bad: what becomes of an unreadable image.
-            streams: that are read side by side; 0 for as many as the user wants.
+            streams: number of streams; 0 for the user's.
         """
         return StreamedDataset(
             rows,
@@ -201,7 +201,7 @@ class StreamedImages(ImageDataModule):
         )
 
     def order(self, rows: NDArray[np.int64], *, training: bool, streams: int = 0) -> StreamOrder:
-        """Which of some rows this process sees when."""
+        """Return which of some rows this process sees when."""
         rank, world_size = self._place()
         which = self._opened().shard_of(rows)
         sizes = np.bincount(which, minlength=1)
@@ -224,7 +224,7 @@ class StreamedImages(ImageDataModule):
         )
 
     def train_dataloader(self) -> CountedLoader:
-        """Augmented training batches in the order of the epoch.
+        """Return augmented training batches in the order of the epoch.
 
         Raises:
             UserError: where there is no training batch.
@@ -237,7 +237,7 @@ class StreamedImages(ImageDataModule):
         return make_loader(dataset, sampler, self.collate(training=True), self.loader_options, training=True)
 
     def eval_dataloader(self, split: str) -> CountedLoader:
-        """Batches of any split with the evaluation transform, each sample once over all processes.
+        """Return batches of any split with the evaluation transform, each sample once over all processes.
 
         Raises:
             UserError: where the split is empty.
@@ -247,9 +247,9 @@ class StreamedImages(ImageDataModule):
         return self._once(split, None, "leave_out" if self._skips else "error")
 
     def view_dataloader(self, split: str, view: int | None) -> CountedLoader:
-        """Every sample of a split once, in the order of the shards.
+        """Return every sample of a split once, in the order of the shards.
 
-        An unreadable image is an error here in any case: what is computed of each image lacks none.
+        An unreadable image is always an error here: what is computed for each image must not lack any.
 
         Args:
             split: train, val or test.
@@ -258,7 +258,7 @@ class StreamedImages(ImageDataModule):
         return self._once(split, view, "error")
 
     def count_left_out(self) -> dict[str, int]:
-        """Count the files beside local shards that are none, and members of tar files that nothing is read from."""
+        """Count files next to local shards that are not shards, and unused members of tar files."""
         urls = [url.removeprefix("file://") for url in self._opened().urls]
         local = [url for url in urls if "://" not in url]
         indices = {str(Path(url).parent / INDEX_FILE) for url in local}
@@ -268,12 +268,12 @@ class StreamedImages(ImageDataModule):
         return dict(sorted(left.items(), key=lambda one: (-one[1], one[0])))
 
     def data_record(self) -> dict[str, Any]:
-        """What the run record says of the data; skipped images are those that earlier stages came across."""
+        """Return the record of the data; skipped images are those that earlier stages came across."""
         record = super().data_record()
         return {**record, "shards": len(self._opened().urls), "skipped": self._skipped()}
 
     def teardown(self, stage: str) -> None:
-        """Tells how many images could not be read."""
+        """Warn of images that could not be read."""
         if skipped := self._skipped():
             rank_zero_warn(f"{self.table.origin}: {len(skipped)} images could not be read; see {self._journal()}")
 
@@ -303,7 +303,7 @@ class StreamedImages(ImageDataModule):
         return None if self.trainer is None else Path(self.trainer.default_root_dir) / JOURNAL
 
     def _skipped(self) -> list[dict[str, Any]]:
-        """What the journal says, each image once."""
+        """The images in the journal, each once."""
         path = self._journal()
         if path is None or not path.exists():
             return []

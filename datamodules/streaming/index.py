@@ -23,14 +23,8 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
 from datamodules.checks.verify import cache_directory
-from datamodules.files.label_csv import (
-    class_names_of,
-    first_text,
-    is_left_alone,
-    label_texts,
-    numbers_in_order,
-    plain_texts,
-)
+from datamodules.files.arrow_columns import require_column, sample_columns, vocabularies
+from datamodules.files.label_csv import is_left_alone, plain_texts
 from datamodules.loading.decode import HEIF_SUFFIXES, SUFFIXES
 from datamodules.streaming.shards import (
     INDEX_FILE,
@@ -42,7 +36,7 @@ from datamodules.streaming.shards import (
     size_of,
     unpacked,
 )
-from datamodules.table import Missing, SampleTable, attribute_column, composed, strings_of, target_column
+from datamodules.table import Missing, SampleTable, composed, strings_of, target_column
 from vitrail.console import tracked
 from vitrail.errors import UserError
 from vitrail.files import DamagedFileError, current_keys, lock, read_parquet, write_atomically, write_parquet
@@ -68,7 +62,6 @@ _FORMAT = 4  # Counts up when the meaning of the cached columns changes.
 _LARGEST_TEXT = 1 << 20
 _MEMBER = re.compile(r"((?:.*/|)[^./][^.]*)\.([^/]+)")
 _THREADS = 8
-_SHOWN = 12
 
 
 def scanned(url: str, image_suffix: str) -> pa.Table:
@@ -262,7 +255,7 @@ class ShardIndex:
 
     Attributes:
         columns: the wanted ones, n rows.
-        features: the ``datasets.Features`` of all columns of the shard.
+        features: the ``datasets.Features`` of all columns of the shard but the images.
         layout: which columns are what, where the shard itself records it.
         places: ``offset``, ``size`` and ``crc32`` (null where unknown) of the images in a tar file, n rows.
         others: number of members of a foreign tar file other than the samples' images, by ending.
@@ -336,16 +329,15 @@ def _parquet_columns(url: str, image_column: str, wanted: Callable[[dict[str, An
     with open_shard(url) as file, shard_errors(url):
         opened = pq.ParquetFile(file, page_checksum_verification=True)
         schema = opened.schema_arrow
-        if image_column not in schema.names:
-            raise UserError(
-                f"data columns.image: {url} has no column {image_column!r}; it has {', '.join(schema.names)}"
-            )
+        require_column(image_column, schema.names, "image", url)
         layout = _layout(schema)
         names = [name for name in schema.names if name in wanted(layout) - {image_column}]
         # Without any column the table would lose its length.
         rows = pa.table({"": pa.nulls(opened.metadata.num_rows)})
         columns = opened.read(columns=names) if names else rows
-    return ShardIndex(columns, _features(schema), layout)
+    features = _features(schema)
+    del features[image_column]
+    return ShardIndex(columns, features, layout)
 
 
 def _folder(url: str) -> str:
@@ -477,7 +469,9 @@ def read_streams(
     ]
     frame = pd.concat(parts, ignore_index=True)
     _settle_names(frame, np.repeat(np.array(every), [len(part) for part in parts]), has_key=bool(chosen.get("key")))
-    known = _vocabularies(frame, tasks, indices[0], vocabulary, missing)
+    if strange := sorted(set(vocabulary) - set(tasks)):
+        raise UserError(f"data vocabulary: {strange[0]!r} is no task; tasks are {', '.join(tasks) or 'none'}")
+    known = vocabularies(frame, tasks, indices[0].features, missing, vocabulary)
     targets = {task: target_column(task) for task in tasks}
     table = SampleTable.from_frame(frame, targets, known, origin, missing=missing.counts)
     shards = Shards(
@@ -561,22 +555,14 @@ def _frame(
     frame = pd.DataFrame({"row": np.arange(count), "source": [f"{name}#{row}" for row in range(count)]})
     frame["split"], frame["shard"] = split, name
     key = chosen.get("key", "")
-    frame["key"] = plain_texts(_column(index, key, "key", url)) if key else [str(row) for row in range(count)]
-    for task, column in tasks.items():
-        kind = "label" if task == LABEL_TASK else "attributes"
-        given = vocabulary.get(task, [])
-        names = given or class_names_of(index.features.get(column))
-        texts = label_texts(_column(index, column, kind, url), names, f"data columns.{kind}: {url}")
-        texts = missing.known(attribute_column(task), texts)
-        frame[target_column(task)] = texts
-        _check_vocabulary(texts, given, f"data vocabulary.{task}", url)
-    if caption := chosen.get("caption", ""):
-        lists = _captions(_column(index, caption, "caption", url).to_pylist())
-        known = [missing.known("caption", texts) for texts in lists]
-        frame["caption"] = [[text for text in texts if text] or [""] for texts in known]
-    if group := chosen.get("group", ""):
-        frame["group"] = missing.known("group", plain_texts(_column(index, group, "group", url)))
-    return frame
+    if key:
+        require_column(key, index.features, "key", url)
+    frame["key"] = plain_texts(index.columns[key]) if key else [str(row) for row in range(count)]
+    caption, group = chosen.get("caption", ""), chosen.get("group", "")
+    columns = sample_columns(
+        index.columns, index.features, tasks, missing, url, caption=caption, group=group, given=vocabulary
+    )
+    return frame.assign(**columns)
 
 
 def _tasks(chosen: StreamColumns, layout: Mapping[str, Any]) -> dict[str, str]:
@@ -589,31 +575,6 @@ def _tasks(chosen: StreamColumns, layout: Mapping[str, Any]) -> dict[str, str]:
 def _task(column: str, layout: Mapping[str, Any]) -> str:
     """Name of the task that a column is; our own shards record it."""
     return str(layout.get("tasks", {}).get(column, composed(column.removeprefix("json."))))
-
-
-def _column(index: ShardIndex, name: str, option: str, url: str) -> pa.Array:
-    if name not in index.columns.column_names:
-        raise UserError(
-            f"data columns.{option}: {url} has no column {name!r} but {', '.join(index.features)}; name one of them, "
-            "or '' for none"
-        )
-    return index.columns[name].combine_chunks()
-
-
-def _captions(values: Sequence[Any]) -> list[list[str]]:
-    """The texts of each sample, on one line each."""
-    return [
-        [first_text(text) for text in value] if isinstance(value, list) else [first_text(value)] for value in values
-    ]
-
-
-def _check_vocabulary(texts: Sequence[str], given: Sequence[str], where: str, url: str) -> None:
-    """Refuse values that a vocabulary given by the user lacks."""
-    strange = sorted(set(texts) - set(given) - {""}) if given else []
-    if strange:
-        row = next(row for row, text in enumerate(texts) if text == strange[0])
-        shown = ", ".join(map(repr, strange[:_SHOWN]))
-        raise UserError(f"{where}: {url} has {shown} (first in row {row}), which it lacks; add or correct the value")
 
 
 def _settle_names(frame: pd.DataFrame, urls: Any, has_key: bool) -> None:
@@ -632,25 +593,3 @@ def _settle_names(frame: pd.DataFrame, urls: Any, has_key: bool) -> None:
         )
     unique = has_key and not frame["key"].duplicated().any()
     frame["name"] = frame["key"] if unique else frame["shard"] + "/" + frame["key"]
-
-
-def _vocabularies(
-    frame: pd.DataFrame,
-    tasks: Mapping[str, str],
-    index: ShardIndex,
-    given: Mapping[str, Sequence[str]],
-    missing: Missing,
-) -> dict[str, list[str]]:
-    """Class names by task: those given, those of the shards, whole numbers by size; other texts sort themselves."""
-    if strange := sorted(set(given) - set(tasks)):
-        raise UserError(f"data vocabulary: {strange[0]!r} is no task; tasks are {', '.join(tasks) or 'none'}")
-    known: dict[str, list[str]] = {}
-    for task, column in tasks.items():
-        learned = set(frame.loc[frame["split"] == "train", target_column(task)]) - {""}
-        names = list(given.get(task, [])) or class_names_of(index.features.get(column))
-        names = [name for name in names if not missing.means_unknown(name)]
-        if names:
-            known[task] = names
-        elif learned and all(text.removeprefix("-").isdecimal() for text in learned):
-            known[task] = numbers_in_order(learned)
-    return known

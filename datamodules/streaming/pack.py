@@ -1,7 +1,7 @@
-"""Writes the images of any data set as shards that can be streamed: Parquet, or WebDataset tar files with an index.
+"""Writing any data set as shards that can be streamed: Parquet, or WebDataset tar files with an index.
 
-Images that are files keep their bytes; others are written as PNG, so that nothing is lost. Both formats open with the
-``datasets`` library, tar files with ``webdataset`` as well.
+Images that are files keep their bytes; others are written as PNG, without loss. Both formats open with the ``datasets``
+library, tar files with ``webdataset`` as well.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 
 from datamodules.base import ImageDataModule
 from datamodules.loading.decode import opened
-from datamodules.streaming.index import LAYOUT_KEY
+from datamodules.streaming.index import IMAGE_SUFFIXES, LAYOUT_KEY
 from datamodules.streaming.shards import INDEX_FILE, SUFFIXES
 from datamodules.table import SPLITS
 from vitrail.console import tracked
@@ -35,43 +35,30 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class KeepsEncoded(Protocol):
-    """A DataModule whose images are files inside of larger ones."""
+    """A DataModule whose images are files inside larger ones."""
 
     def encoded_image(self, index: int) -> bytes:
-        """An image's file, whole."""
+        """Return an image's whole file."""
 
 
 PackFormat = Literal["parquet", "webdataset"]
 
 _ROW_GROUP = 64
-"""Rows of Parquet that are read together; small, because a row of images is large."""
+"""Rows of Parquet that are read together; few, because images are large."""
 
 _OWN_COLUMNS = ("image", "key", "label", "caption", "group", "shard", "offset", "size", "crc32")
-
-_ENDINGS = {
-    "JPEG": "jpg",
-    "PNG": "png",
-    "WEBP": "webp",
-    "GIF": "gif",
-    "BMP": "bmp",
-    "TIFF": "tif",
-    "PPM": "ppm",
-    "JPEG2000": "jp2",
-    "HEIF": "heic",
-    "MPO": "jpg",
-}
 
 
 def pack(
     datamodule: ImageDataModule, folder: Path, pack_format: PackFormat = "parquet", shard_size: int = 1000
 ) -> dict[str, int]:
-    """Writes every split as shards of about equal size, train in random order.
+    """Write every split as shards of about equal size, train in random order.
 
     Args:
-        datamodule: gives samples and images; unreadable ones are refused or left out as its ``checks`` say.
-        folder: must not hold shards yet.
+        datamodule: of the samples; unreadable images are refused or left out according to its ``checks``.
+        folder: must not contain shards yet.
         pack_format: of the shards.
-        shard_size: samples of a shard at most.
+        shard_size: most samples of a shard.
 
     Returns:
         Number of shards of each split.
@@ -86,7 +73,7 @@ def pack(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if there := sorted(path.name for path in folder.iterdir() if path.suffix in (".parquet", ".tar")):
-            raise UserError(f"--to {folder}: holds {there[0]} already; choose another folder, or empty this one")
+            raise UserError(f"--to {folder}: contains {there[0]} already; choose another folder, or empty this one")
         write = _write_parquet if pack_format == "parquet" else _write_tar
         done: dict[str, pa.Table] = {}
         total = sum(len(rows) for _, rows in plan)
@@ -108,7 +95,7 @@ def _plan(datamodule: ImageDataModule, split: str, shard_size: int) -> Iterator[
     """Names of the split's shards without ending, and their rows of the table."""
     rows = datamodule.split_indices(split)
     if split == "train":
-        # Else each shard would hold one class, where the table is sorted, and so would the batches.
+        # Otherwise each shard of a sorted table would contain one class, and so would the batches.
         generator = seeded_generator("pack", datamodule.seed)
         rows = rows[torch.randperm(len(rows), generator=generator).numpy()]
     count = -(-len(rows) // shard_size)
@@ -123,7 +110,7 @@ def _images(datamodule: ImageDataModule, plan: Sequence[tuple[str, NDArray[np.in
 
 
 def encoded_image(datamodule: ImageDataModule, row: int) -> bytes:
-    """An image as the file that it is, or as PNG where it is none."""
+    """Return an image's file, or PNG where it is not a file."""
     if isinstance(datamodule, KeepsEncoded):
         return datamodule.encoded_image(row)
     if type(datamodule).read_image is ImageDataModule.read_image:
@@ -137,7 +124,7 @@ def encoded_image(datamodule: ImageDataModule, row: int) -> bytes:
 
 
 def _columns(datamodule: ImageDataModule, rows: NDArray[np.int64]) -> dict[str, list[Any]]:
-    """All that is known of some samples besides the images, class codes −1 where unknown."""
+    """All columns of some samples but the images; class codes are −1 where unknown."""
     table = datamodule.table
     columns: dict[str, list[Any]] = {"key": table.names.take(rows).to_pylist()}
     for task, name in task_columns(table.tasks).items():
@@ -175,7 +162,7 @@ def _schema(datamodule: ImageDataModule, *, images: bool, shards: dict[str, int]
 
 
 def task_columns(tasks: Iterable[str]) -> dict[str, str]:
-    """For each task its column: called like it, but where a shard has another column of that name."""
+    """Return the column of each task: its name, with a prefix where a shard has another column of that name."""
     names: dict[str, str] = {}
     for task in tasks:
         name = "label" if task == LABEL_TASK else task
@@ -202,7 +189,7 @@ def _write_parquet(
 
 
 def _write_tar(path: Path, datamodule: ImageDataModule, rows: NDArray[np.int64], images: Iterator[bytes]) -> pa.Table:
-    """A tar file, with the same for other programs as ``.cls``, ``.txt`` and ``.json``."""
+    """A tar file, with the columns for other programs as ``.cls``, ``.txt`` and ``.json``."""
     import pyarrow as pa
 
     columns = _columns(datamodule, rows)
@@ -240,8 +227,13 @@ def _members(datamodule: ImageDataModule, sample: dict[str, Any]) -> Iterator[tu
 
 
 def _ending(content: bytes) -> str:
+    """The usual ending of a file's format, among those that are images to us."""
+    from PIL import Image
+
     with opened(io.BytesIO(content)) as image:
-        return _ENDINGS.get(str(image.format), str(image.format).lower())
+        name = "JPEG" if image.format == "MPO" else image.format  # cameras' JPEG files with a preview
+    formats = Image.registered_extensions()
+    return next(suffix for suffix in IMAGE_SUFFIXES if formats.get(f".{suffix}") == name)
 
 
 def _write_index(folder: Path, datamodule: ImageDataModule, done: dict[str, pa.Table]) -> None:

@@ -130,7 +130,7 @@ def test_the_first_of_several_captions_is_taken(tmp_path: Path) -> None:
         ({"caption": "text"}, "columns.caption: .* no column 'text'"),
         ({"group": "thing"}, "columns.group: .* no column 'thing'"),
         ({"attributes": ["size"]}, "columns.attributes: .* no column 'size'"),
-        ({"image": "caption", "label": "image"}, "columns.label: holds struct"),
+        ({"image": "caption", "label": "image"}, r"columns.label: .*set \(train\): holds struct"),
         ({"labels": "x"}, "columns: unknown key 'labels'"),
     ],
 )

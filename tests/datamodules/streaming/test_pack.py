@@ -1,3 +1,5 @@
+"""Packing data sets into shards, and reading them back."""
+
 from __future__ import annotations
 
 import tarfile

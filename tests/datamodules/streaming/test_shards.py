@@ -1,8 +1,5 @@
-""""""
-
 from __future__ import annotations
 
-import gzip
 import shutil
 from pathlib import Path
 from typing import Any
@@ -90,17 +87,13 @@ def test_a_shard_that_was_replaced_meanwhile_is_told(tmp_path: Path) -> None:
         list(shards.read(np.arange(6)))
 
 
-def test_a_row_without_a_image_is_empty(tmp_path: Path) -> None:
+def test_a_row_without_an_image_is_empty(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"image": [CONTENTS[0], None]}), path)
     shards = Shards([str(path)], np.array([2]), pa.table({"key": ["a", "b"]}), "image")
     assert list(shards.read(np.arange(2))) == [CONTENTS[0], b""]
     with pytest.raises(UserError, match=r"a\.parquet: b: "):
         shards.image(1)
-
-
-def test_gzip_is_really_what_was_read(tmp_path: Path) -> None:
-    assert gzip.decompress(Path(tars(tmp_path, zipped=True).urls[0]).read_bytes())[:2] == b"k0"
 
 
 @pytest.fixture
