@@ -11,7 +11,6 @@ workers.
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -81,22 +80,22 @@ class StreamOrder:
 
     @property
     def share(self) -> int:
-        """Samples of each process; the last ones fill up with such as have come before."""
+        """Samples of each process; the last one fills up with samples that came before."""
         return -(-self.num_samples // self.world_size)
 
     def stream_of(self, slot: int) -> tuple[int, int]:
-        """Stream and place in what it delivers of the sample at a slot of this process's epoch."""
+        """Return the stream of a slot of this process's epoch, and the place in what it delivers."""
         batch, inside = divmod(slot, self.batch_size)
         return batch % self.streams, batch // self.streams * self.batch_size + inside
 
     def length(self, stream: int) -> int:
-        """Samples that a stream delivers in an epoch."""
+        """Return the number of samples that a stream delivers in an epoch."""
         full, rest = divmod(self.share, self.batch_size)
         batches = max(0, -(-(full - stream) // self.streams))
         return batches * self.batch_size + (rest if full % self.streams == stream else 0)
 
     def part(self, epoch: int, stream: int) -> StreamPart:
-        """What a stream delivers in an epoch."""
+        """Return what a stream delivers in an epoch."""
         first = self.rank * self.share + sum(self.length(before) for before in range(stream))
         position = np.arange(first, first + self.length(stream), dtype=np.int64)
         rounds, position = np.divmod(position, max(self.num_samples, 1))
@@ -128,7 +127,7 @@ class StreamOrder:
         return permuted
 
     def _delivery(self, epoch: int, stream: int, count: int) -> NDArray[np.int64]:
-        """Each sample moves back by at most a stream's share of the buffer, which so never holds more."""
+        """Each sample moves back by at most a stream's share of the buffer, which bounds what is held."""
         window = self.shuffle_buffer // self.streams
         place = np.arange(count, dtype=np.int64)
         if window <= 1:
@@ -139,9 +138,9 @@ class StreamOrder:
 
 
 class StreamSampler(DistributedSampler[SampleKey]):
-    """Asks for the slots of one process's epoch in turn; the data set knows which sample stands where.
+    """Yields the slots of one process's epoch in turn; the data set knows the sample of each.
 
-    A ``DistributedSampler`` by type, so that Lightning leaves it alone and tells it the epoch.
+    A ``DistributedSampler`` by type, so that Lightning leaves it alone but sets its epoch.
 
     Args:
         order: of the split on this process.
@@ -149,7 +148,7 @@ class StreamSampler(DistributedSampler[SampleKey]):
 
     Attributes:
         start: samples of this process to leave out when it is iterated next, for resuming within an epoch.
-        order_options: on what else the order depends, for checkpoints.
+        order_options: what the order also depends on, for checkpoints.
     """
 
     start = 0
@@ -191,7 +190,7 @@ class Cursor:
         self._fetched = self._fetch(shards, indices[part.places])
 
     def take(self) -> bytes:
-        """The next encoded image."""
+        """Return the next encoded image."""
         place = int(self._part.order[self.next_place])
         while place not in self.held:
             fetched, content = next(self._fetched)
@@ -232,8 +231,8 @@ class Cursor:
 class StreamedDataset(ImageDataset):
     """Samples by their slot in one process's epoch; each worker reads the streams that it is asked for.
 
-    Slots are to be asked for in turn, stream by stream. Where one is skipped or asked for again, its stream goes there
-    without reading what lies between, shards and row groups of which nothing is left not even from their beginning.
+    Slots should be asked for in turn. Where one is skipped or asked for again, its stream moves there without reading
+    the images in between.
 
     Args:
         indices: int64 ``(n,)``, rows of the table, ascending.
@@ -268,23 +267,23 @@ class StreamedDataset(ImageDataset):
         self._size = size
         self._on_bad = on_bad
         self._journal = journal
-        self._told: set[int] = set()
+        self._noted: set[int] = set()
         self._parts: dict[int, tuple[int, StreamPart]] = {}
         self._cursors: dict[int, tuple[int, Cursor]] = {}
 
     @property
     def buffered(self) -> int:
-        """Encoded images that are held at the moment."""
+        """Number of encoded images in the buffers."""
         return sum(len(cursor.held) for _, cursor in self._cursors.values())
 
     def __getitem__(self, key: SampleKey | int) -> Sample:
-        """The sample at a slot; a plain number stands for epoch 0."""
+        """Return the sample at a slot; a plain number means epoch 0."""
         if isinstance(key, int) and not 0 <= key < self.order.share:
             raise IndexError(key)  # ends `for sample in dataset`
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Sequence[SampleKey | int]) -> list[Sample]:
-        """The samples of a batch; torch's loader asks for them together."""
+        """Return the samples of a batch; torch's loader asks for them together."""
         samples = [self.without_image(key) for key in keys]
         for key, sample in zip(keys, samples, strict=True):
             row = sample["sample_id"]
@@ -292,7 +291,7 @@ class StreamedDataset(ImageDataset):
             try:
                 image = read_image(content, self._shards.label(row), self._value_range)
             except UndecidedRangeError:
-                raise  # of all such images alike, so that leaving them out would leave a part of the set out
+                raise  # all images of this kind have it, so leaving them out would leave out a part of the set
             except ImageError as error:
                 self._note(row, error)
                 continue
@@ -301,13 +300,13 @@ class StreamedDataset(ImageDataset):
         return self._without_bad(samples)
 
     def without_image(self, key: SampleKey | int) -> Sample:
-        """The sample at a slot; its image is not read."""
+        """Return the sample at a slot without reading its image."""
         slot, epoch, is_padding, draw = key if isinstance(key, SampleKey) else SampleKey(key)
         stream, place = self.order.stream_of(slot)
         part = self._part(epoch, stream)
         at = int(part.order[place])
         rounds = int(part.rounds[at])
-        # What fills up is not counted in evaluation; in training it is drawn once more, augmented differently.
+        # What fills up is padding in evaluation; in training it is another sample, augmented differently.
         training = bool(self.order.shuffle_buffer)
         is_padding = is_padding or (rounds > 0 and not training)
         return super().without_image(
@@ -338,36 +337,33 @@ class StreamedDataset(ImageDataset):
     def _note(self, row: int, error: ImageError) -> None:
         if self._on_bad == "error":
             raise ImageError(f"{error}, or set data checks.on_bad_image: skip") from error
-        if row in self._told:
+        if row in self._noted:
             return
-        self._told.add(row)
+        self._noted.add(row)
         warnings.warn(f"left out: {error}", stacklevel=2)
         if self._journal is not None:
             line = json.dumps({"row": row, "name": self._shards.images["key"][row].as_py(), "reason": str(error)})
             # Another machine need not have the run directory.
             self._journal.parent.mkdir(parents=True, exist_ok=True)
-            # Whole lines, also where several workers add one at the same time.
-            file = os.open(self._journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-            try:
-                os.write(file, f"{line}\n".encode())
-            finally:
-                os.close(file)
+            # Unbuffered, so that lines stay whole where several workers append at the same time.
+            with self._journal.open("ab", buffering=0) as file:
+                file.write(f"{line}\n".encode())
 
     def _without_bad(self, samples: list[Sample]) -> list[Sample]:
-        """As many samples, each with an image, in a way that depends on the batch only."""
+        """The same number of samples, each with an image, as a function of the batch alone."""
         good = [sample for sample in samples if "image" in sample]
         if len(good) == len(samples):
             return samples
         if self._on_bad == "leave_out":
             for sample in samples:
                 if "image" not in sample:
-                    # Never looked at: the row is not counted.
+                    # A blank image in a row that is not counted.
                     sample["image"] = torch.zeros(3, self._size, self._size, dtype=torch.uint8)
                     sample["is_padding"] = True
             return samples
         if not good:
             names = self._shards.label(samples[0]["sample_id"])
-            raise ImageError(f"{names}: no image of its batch can be read; mend the shard")
+            raise ImageError(f"{names}: no image of its batch can be read; repair the shard")
         bad = len(samples) - len(good)
         return [*good, *(good[place % len(good)] for place in range(bad))]
 

@@ -200,7 +200,7 @@ def _broken_archives(url: str) -> Iterator[None]:
 
 
 def _samples(url: str, archive: IO[bytes], others: Counter[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Keys, and by ending either (offset, size) of an image or the content of a short text; others are counted."""
+    """Keys, and by ending either (offset, size) of an image or the content of a short text; others go to ``others``."""
     key, members = "", dict[str, Any]()
     watched = _LastBlock(archive)
     with tarfile.open(fileobj=cast("IO[bytes]", watched), mode="r|") as tar:

@@ -304,7 +304,7 @@ def _hub_files(name: str, where: str) -> dict[str, list[str]] | None:
 
 
 def _path_of(url: str) -> str:
-    """A URL without its query, whose ending tells the format."""
+    """A URL without its query, whose ending shows the format."""
     return url.partition("?")[0] if "://" in url else url
 
 

@@ -307,7 +307,7 @@ def watch(form: Form, aspect: Aspect) -> list[Part]:
 def cap(form: Form, aspect: Aspect) -> list[Part]:
     """A crown of panels and a brim that points to where the cap is turned."""
     high, side = 0.62 + 0.22 * form[0], math.copysign(1.0, aspect.turn)
-    front = 0.35 + 0.4 * (1 - abs(aspect.turn))  # Seen from the side the brim stands far out.
+    front = 0.35 + 0.4 * (1 - abs(aspect.turn))  # From the side the brim reaches far out.
     dome = [(-0.72, 0.3), (-0.68, -0.15), (-0.42, 0.2 - high), (0, 0.08 - high), (0.42, 0.2 - high), (0.7, -0.15)]
     crown = Part(smooth([*dome, (0.74, 0.28), (0.35, 0.4), (-0.35, 0.4)]) * (0.86, 1) * (side, 1), "body", relief=1.0)
     drop = 0.42 + 0.22 * abs(aspect.turn) + 0.12 * form[1]

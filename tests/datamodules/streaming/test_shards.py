@@ -240,8 +240,3 @@ def test_short_names_do_not_depend_on_the_place() -> None:
     signed = [f"https://z/a/{name}.tar?signature=new/{name}" for name in "xy"]
     assert short_names(signed) == ["x.tar", "y.tar"]
     assert short_names(["https://z/get?file=x.tar", "https://z/get?file=y.tar"]) == ["get?file=x.tar", "get?file=y.tar"]
-
-
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"there is no .*gone"), open_shard(str(tmp_path / "gone.tar")):
-        pass

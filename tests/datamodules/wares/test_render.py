@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -62,12 +61,6 @@ def test_every_kind_in_every_material_and_condition() -> None:
     assert set(MATERIALS) == {material for materials in MATERIALS_OF.values() for material in materials}
 
 
-def test_the_same_arguments_give_the_same_image() -> None:
-    first = draw_ware(MUG, 3)
-    draw_ware(replace(MUG, condition="worn", seed=8), 4)  # Whatever was drawn in between.
-    assert (draw_ware(MUG, 3) == first).all()
-
-
 def test_images_are_those_of_earlier_versions_and_other_machines() -> None:
     """Runs and galleries of generated data refer to these pixels; another version of Pillow may round differently."""
     digest = hashlib.sha256()
@@ -84,11 +77,6 @@ def test_views_of_an_object_differ() -> None:
     views = [draw_ware(MUG, view, 48).astype(int) for view in range(6)]
     differences = [np.abs(views[i] - views[j]).mean() for i in range(6) for j in range(i)]
     assert min(differences) > 10
-
-
-def test_objects_in_the_same_view_differ() -> None:
-    one, other = (draw_ware(replace(MUG, seed=seed), 5, 48).astype(int) for seed in (1, 2))
-    assert np.abs(one - other).mean() > 1
 
 
 def test_the_colour_shows() -> None:
