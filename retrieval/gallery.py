@@ -99,6 +99,9 @@ class GalleryCaptions:
         ]
 
 
+_FORMER_IMAGES, _FORMER_OWNER = "pictures", "picture"
+"""Table of images, and column of captions that names the image, in galleries of version 0.1."""
+
 NOT_METADATA = ("vector", "thumbnail")
 """Columns that are large and of no use to a filter."""
 
@@ -330,6 +333,42 @@ def _write_lock(uri: str) -> Iterator[None]:
         yield
 
 
+def upgrade_gallery(uri: str) -> bool:
+    """Rename the tables and columns of a gallery of version 0.1 in place.
+
+    The table of images gets its name last, so an upgrade that was interrupted is completed by the next one.
+
+    Returns:
+        Whether there was anything to rename.
+
+    Raises:
+        UserError: for an object store, where tables cannot be renamed, or a gallery that another process writes to.
+    """
+    folder = local_folder(uri)
+    if folder is None:
+        raise UserError(
+            f"{uri}: tables of an object store cannot be renamed; copy the gallery to a folder, or index again"
+        )
+    if not (folder / f"{_FORMER_IMAGES}.lance").is_dir():
+        return False
+    with _write_lock(uri):
+        captions = open_store(uri, CAPTIONS)
+        if captions is not None and _FORMER_OWNER in captions.schema.names:
+            captions.rename_column(_FORMER_OWNER, "image")
+        (folder / f"{_FORMER_IMAGES}.lance").rename(folder / f"{IMAGES}.lance")
+        for file in folder.glob(f"{_FORMER_IMAGES}.*.vectors"):
+            file.unlink()  # a copy of the vectors, which is made again under its new name
+    return True
+
+
+def _refuse_former(uri: str) -> None:
+    if open_store(uri, _FORMER_IMAGES) is not None:
+        raise UserError(
+            f"{uri}: is a gallery of version 0.1; run `python -m retrieval upgrade --gallery {uri}` once, which renames "
+            "its tables in place"
+        )
+
+
 class Gallery:
     """See ``open``, ``create`` and ``open_or_create``.
 
@@ -364,6 +403,7 @@ class Gallery:
         """
         images = open_store(uri, IMAGES)
         if images is None:
+            _refuse_former(uri)
             folder = local_folder(uri)
             there = "is no gallery" if folder is not None and folder.exists() else "there is no gallery here"
             raise UserError(f"{uri}: {there}; make one: python -m retrieval index --run RUN --gallery {uri}")
@@ -385,6 +425,7 @@ class Gallery:
                 raise UserError(f"{uri}: attribute {task!r} cannot be a column of a gallery; rename it without . and `")
         if open_store(uri, IMAGES) is not None:
             raise UserError(f"{uri}: there is a gallery already; name a new one")
+        _refuse_former(uri)
         folder = local_folder(uri)
         if folder is not None and folder.exists() and not folder.is_dir():
             raise UserError(f"{uri}: is a file; name a folder for the gallery")

@@ -94,6 +94,9 @@ class Store(Protocol):
     def delete(self, column: str, values: Sequence[str]) -> None:
         """Removes the rows whose ``column`` has one of the values."""
 
+    def rename_column(self, former: str, name: str) -> None:
+        """Rename a column."""
+
     def tidy(self) -> None:
         """Joins small files, brings the index up to date, and lets old revisions go that nobody reads any more."""
 
@@ -362,6 +365,14 @@ class LanceStore:
         for start in range(0, len(values), IN_ONE_CONDITION):
             condition = one_of(column, values[start : start + IN_ONE_CONDITION])
             self._commit(partial(self._table.delete, condition))
+
+    def rename_column(self, former: str, name: str) -> None:
+        """Rename a column without rewriting its values.
+
+        Raises:
+            UserError: for a second writer, a full disk, or a place that cannot be written.
+        """
+        self._commit(lambda: self._table.alter_columns({"path": former, "rename": name}))
 
     def tidy(self) -> None:
         """Joins small files, adds new rows to the index, and removes revisions older than a day.
