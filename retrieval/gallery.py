@@ -364,8 +364,8 @@ def upgrade_gallery(uri: str) -> bool:
 def _refuse_former(uri: str) -> None:
     if open_store(uri, _FORMER_IMAGES) is not None:
         raise UserError(
-            f"{uri}: is a gallery of version 0.1; run `python -m retrieval upgrade --gallery {uri}` once, which renames "
-            "its tables in place"
+            f"{uri}: is a gallery of version 0.1; run `python -m retrieval upgrade --gallery {uri}` once, which "
+            "renames its tables in place"
         )
 
 

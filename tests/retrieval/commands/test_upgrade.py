@@ -10,7 +10,7 @@ import pytest
 from retrieval.__main__ import main
 from retrieval.gallery import Gallery
 from retrieval.search.searcher import Query, Searcher
-from tests.support.galleries import identity, small_gallery
+from tests.support.galleries import identity, small_gallery, small_rows
 from vitrail.errors import UserError
 
 
@@ -43,7 +43,7 @@ def test_an_upgraded_gallery_is_searched_and_filled_as_before(
     assert main(["upgrade", "--gallery", str(former)]) == 0
     assert "is up to date, 12 images" in capsys.readouterr().out
     upgraded, made_now = Gallery.open(str(former)), small_gallery(tmp_path / "now")
-    query = Query(like=str(made_now.metadata.column("id")[0]))
+    query = Query(like=small_rows(identity())[0].column("id")[0].as_py())
     assert Searcher(upgraded).search(query, 5).hits == Searcher(made_now).search(query, 5).hits
     with upgraded.writing() as writer, made_now.writing() as now:
         assert writer.known_captions().equals(now.known_captions())
