@@ -61,16 +61,31 @@ def test_every_kind_in_every_material_and_condition() -> None:
     assert set(MATERIALS) == {material for materials in MATERIALS_OF.values() for material in materials}
 
 
+MEAN_COLOURS = (
+    ((86.4, 88.1, 63.2), (81.2, 80.5, 67.2)),
+    ((114.0, 119.2, 132.8), (74.1, 62.8, 65.2)),
+    ((93.6, 61.9, 37.9), (77.2, 58.4, 38.2)),
+    ((155.1, 149.2, 144.3), (133.4, 125.9, 130.7)),
+    ((199.0, 219.9, 194.8), (156.3, 141.3, 114.5)),
+    ((139.2, 127.5, 108.8), (135.2, 124.7, 106.6)),
+    ((178.6, 165.7, 149.0), (160.5, 154.9, 147.8)),
+    ((119.4, 129.7, 125.2), (114.7, 106.2, 81.5)),
+    ((99.5, 91.3, 78.0), (128.7, 94.1, 64.1)),
+    ((98.1, 90.2, 78.7), (76.8, 91.6, 86.9)),
+)
+"""Of each kind's image the mean red, green and blue of its upper and its lower half."""
+
+
 def test_images_are_those_of_earlier_versions_and_other_machines() -> None:
-    """Runs and galleries of generated data refer to these pixels; another version of Pillow may round differently."""
-    digest = hashlib.sha256()
+    """Runs and galleries of generated data refer to these images. Processors round differently, so no hash of them."""
     for number, kind in enumerate(KINDS):
         materials = MATERIALS_OF[kind]
         spec = WareSpec(
             kind, sorted(COLOURS)[number % 8], materials[number % len(materials)], CONDITIONS[number % 3], number
         )
-        digest.update(draw_ware(spec, number, 48).tobytes())
-    assert digest.hexdigest() == "6ecdee3bef6a1d8233669d3a4505a8983be332ea8b8d39642839d30155dde898"
+        image = np.asarray(draw_ware(spec, number, 48), np.float64)
+        halves = [half.mean((0, 1)) for half in (image[:24], image[24:])]
+        np.testing.assert_allclose(halves, MEAN_COLOURS[number], atol=0.5)
 
 
 def test_views_of_an_object_differ() -> None:
