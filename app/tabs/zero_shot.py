@@ -67,8 +67,8 @@ def build(context: AppContext) -> None:
         return next((name for name, lines in PROMPTS.items() if "\n".join(lines) == text), _OWN)
 
     prompt.input(lambda name: "\n".join(PROMPTS[name]) if name in PROMPTS else gr.skip(), prompt, templates)
+    templates.change(prompt_of, templates, prompt)
     # The last of several requests counts; by default, those that come while one is being answered would be dropped.
-    templates.input(prompt_of, templates, prompt, trigger_mode="always_last")
     inputs, outputs = [images, labels, model, templates, temperature], [predictions, saliency.overlay]
     gr.on([button.click, labels.submit], predict, inputs, outputs, trigger_mode="always_last")
     connect_bars(context, predictions, images, saliency)
