@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import gradio as gr
 
 from app.logic.none_of_these import Backgrounds
@@ -63,11 +65,15 @@ def build(context: AppContext) -> None:
         chosen, written = request.query_params.get("model", ""), request.query_params.get("labels", _LABELS)
         return chosen if chosen in runs else runs[0], written[:longest]
 
-    def prompt_of(text: str) -> str:
-        return next((name for name, lines in PROMPTS.items() if "\n".join(lines) == text), _OWN)
-
-    prompt.input(lambda name: "\n".join(PROMPTS[name]) if name in PROMPTS else gr.skip(), prompt, templates)
-    templates.change(prompt_of, templates, prompt)
+    # On the page alone: an answer of the server to the choice could arrive after what is typed next.
+    texts = json.dumps({name: "\n".join(lines) for name, lines in PROMPTS.items()})
+    prompt.input(None, [prompt, templates], templates, js=f"(name, text) => ({texts})[name] ?? text")
+    templates.change(
+        None,
+        templates,
+        prompt,
+        js=f"(text) => (Object.entries({texts}).find(([, lines]) => lines === text) ?? [{json.dumps(_OWN)}])[0]",
+    )
     # The last of several requests counts; by default, those that come while one is being answered would be dropped.
     inputs, outputs = [images, labels, model, templates, temperature], [predictions, saliency.overlay]
     gr.on([button.click, labels.submit], predict, inputs, outputs, trigger_mode="always_last")
