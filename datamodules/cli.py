@@ -9,11 +9,15 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from datamodules.base import ImageDataModule
-from vitrail.config import dump_yaml, merged, read_experiment, read_experiments, split_configs
+from vitrail.config import FullNames, dump_yaml, merged, read_experiment, read_experiments, split_configs
 from vitrail.errors import UserError
 from vitrail.runs import run_of_config
 from vitrail.trust import refuse_foreign_code
 from vitrail.types import DEFAULT_SEED
+
+
+class _Parser(FullNames, ArgumentParser):
+    pass
 
 
 def data_parser(program: str, usage: str | None = None) -> ArgumentParser:
@@ -23,7 +27,7 @@ def data_parser(program: str, usage: str | None = None) -> ArgumentParser:
         program: name for messages.
         usage: one line, made by the parser if not given.
     """
-    parser = ArgumentParser(prog=program, usage=usage, exit_on_error=False)
+    parser = _Parser(prog=program, usage=usage, exit_on_error=False)
     parser.add_argument(
         "--config", help="Experiment file whose data: part is used; of a later one only what it says differently."
     )

@@ -166,7 +166,7 @@ def checked_views(views: Sequence[str] | None) -> list[View]:
     unknown = sorted(set(found) - set(VIEWS))
     if unknown or not found or len(set(found)) < len(found):
         problem = f"got {', '.join(unknown)}" if unknown else "name at least one, and each once"
-        raise UserError(f"tta_views: must be of {', '.join(VIEWS)}; {problem}")
+        raise UserError(f"tta_views: must be one of {', '.join(VIEWS)}; {problem}")
     return [view for view in VIEWS if view in found]
 
 

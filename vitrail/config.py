@@ -49,6 +49,16 @@ _STRING = "tag:yaml.org,2002:str"
 _NULL = "tag:yaml.org,2002:null"
 
 
+class FullNames:
+    """Mixin of argument parsers that take no abbreviated options: ``--loader.batch 3`` must not mean ``batch_size``.
+
+    jsonargparse makes the parsers of nested options from the class of the parser around them, without its arguments.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+
 class _Loader(yaml.SafeLoader):
     """Scalars as in YAML 1.2: ``on``, ``off``, ``yes``, ``no``, dates and ``001`` are texts, ``1e-4`` is a number.
 

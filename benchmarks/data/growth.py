@@ -24,9 +24,8 @@ import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from benchmarks.harness.interleaved import Row, interleave, row, say
+from benchmarks.harness.interleaved import Row, children, interleave, own_memory, peak_memory, row, say
 from vitrail.files import write_text_atomically
-from benchmarks.harness.interleaved import children, own_memory, peak_memory
 
 SIZES = (1_000, 10_000, 100_000)
 CLASSES, PIXELS, WORKERS, BATCH = 10, 32, 2, 256

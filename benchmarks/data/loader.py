@@ -14,18 +14,15 @@ import argparse
 import os
 import tempfile
 import time
-from datamodules.options import AugmentOptions
-from datamodules.options import CheckOptions
-from datamodules.options import ImageOptions
-from datamodules.options import LoaderOptions
-from datamodules.splits import SplitOptions
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.interleaved import Row, interleave, row, say
 from benchmarks.harness.data import linked_products, write_photos
+from benchmarks.harness.interleaved import Row, interleave, row, say
+from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
+from datamodules.splits import SplitOptions
 
 BATCH_SIZE = 32
 SCALE = (0.8, 1.0)

@@ -23,13 +23,14 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitrail.console import Table
 from vitrail.errors import UserError
 
 if TYPE_CHECKING:
+    from torch.utils.benchmark import Timer
+
     from lightning_modules.base import VisionTask
 
 
@@ -459,6 +460,8 @@ def _prepared(source: ModelSource, batch_sizes: Sequence[int], device: str, thre
     """Build a model, measure the memory of each batch, and make its timers."""
     task, side = build(source, device)
     weights = sum(one.numel() * one.element_size() for one in [*task.parameters(), *task.buffers()])
+    from torch.utils.benchmark import Timer  # importing it looks for CUDA and says so
+
     timed = _Timed({}, {}, {size: [] for size in batch_sizes})
     for size in batch_sizes:
         # Pixels that differ, because some kernels are quicker on zeros.

@@ -42,7 +42,7 @@ from experiments.train.run_record import RunRecorder
 from lightning_modules.base import VisionTask
 from lightning_modules.distributed import FullySharded
 from lightning_modules.options import current_arguments
-from vitrail.config import one_config
+from vitrail.config import FullNames, one_config
 from vitrail.errors import UserError, run_reporting_user_errors, was_interrupted
 from vitrail.files import check_zip, write_text_atomically
 from vitrail.programs import program_name
@@ -258,6 +258,10 @@ _SECTIONS = (
 """Keys of a configuration that hold options of a class, which the parser lets be anything."""
 
 
+class _Parser(FullNames, LightningArgumentParser):
+    pass
+
+
 class VitrailCLI(LightningCLI):
     """``python -m experiments {fit,validate,test,predict}``.
 
@@ -295,6 +299,7 @@ class VitrailCLI(LightningCLI):
             trainer_defaults={"use_distributed_sampler": False, "max_epochs": 10, "log_every_n_steps": 10},
             seed_everything_default=DEFAULT_SEED,
             auto_configure_optimizers=False,
+            parser_class=_Parser,
             parser_kwargs={
                 **quiet,
                 "prog": program_name("experiments"),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 import pytest
 from lightning.pytorch import Callback
@@ -143,10 +144,10 @@ def test_the_configuration_of_a_run_is_told_from_an_experiment_file(tmp_path: Pa
 
 
 def _leaves(kind: Any) -> Iterator[Any]:
-    if is_typeddict(kind):
+    if is_typeddict(kind) or is_dataclass(kind):
         for inner in get_type_hints(kind).values():
             yield from _leaves(inner)
-    elif get_origin(kind) is Literal:
+    elif get_origin(kind) is Literal or kind is ClassVar or get_origin(kind) is ClassVar:
         return
     elif get_origin(kind) in (Union, types.UnionType) or get_args(kind):
         origin = get_origin(kind)
@@ -156,6 +157,8 @@ def _leaves(kind: Any) -> Iterator[Any]:
             yield from _leaves(inner)
     elif hasattr(kind, "__value__"):
         yield from _leaves(kind.__value__)
+    elif isinstance(kind, type) and issubclass(kind, int | float):
+        yield int  # one of jsonargparse's restricted numbers
     else:
         yield kind
 

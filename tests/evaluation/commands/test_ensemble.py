@@ -132,7 +132,7 @@ def test_mistakes_are_told_in_one_line(runs: list[Path], capsys: pytest.CaptureF
     for arguments, said in (
         ([str(runs[0])], "members: one run as it is needs no ensemble"),
         ([str(runs[0]), str(runs[0])], "is named twice"),
-        ([str(runs[0]), "--tta", "sideways"], "tta_views: there is no sideways"),
+        ([str(runs[0]), "--tta", "sideways"], "tta_views: must be one of identity, hflip, vflip, zoom; got sideways"),
         (["nowhere"], "nowhere: no such run directory"),
     ):
         assert main(["ensemble", *arguments]) == 2

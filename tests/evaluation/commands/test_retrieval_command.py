@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from evaluation.__main__ import main
-from evaluation.retrieval import METRICS, Row
+from evaluation.retrieval import METRICS, AttributeRow
 from retrieval.gallery import Gallery
 from tests.support.galleries import small_gallery
 from tests.support.models import PerfectEncoder
@@ -48,7 +48,7 @@ def test_table_of_rankers_and_galleries(
         ["pairs/gallery", "clip", ""],
         ["pairs/gallery", "hybrid", "predicted"],
     ]
-    assert list(rows.columns) == list(Row._fields)
+    assert list(rows.columns) == list(AttributeRow._fields)
     of = rows[rows.metric == "mAP"].set_index(["ranker", "words"]).value
     assert of["random", ""] < of["tfidf", "predicted"] < of["clip", ""]
     shown = capsys.readouterr().out

@@ -141,7 +141,7 @@ def test_a_folder_that_is_no_export_is_left_alone(
 
 def test_what_is_missing_is_told_in_one_line(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "nowhere" in refused(capsys, tmp_path / "nowhere")
-    assert "there are best, last" in refused(capsys, run, "--checkpoint", "other")
+    assert "it has best, last" in refused(capsys, run, "--checkpoint", "other")
     assert "--min-agreement" in refused(capsys, run, "--min-agreement", "2")
     assert "labels.csv" in refused(capsys, run, "--data-root", tmp_path / "moved")
     (run / "config.yaml").unlink()

@@ -357,6 +357,8 @@ def test_a_refused_training_leaves_no_directory(tmp_path: Path, capsys: pytest.C
 def sigint() -> Iterator[None]:
     """Lightning leaves Ctrl-C ignored after the first one."""
     before = signal.getsignal(signal.SIGINT)
+    # Ignored from the start where a shell runs the tests in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 

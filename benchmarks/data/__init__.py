@@ -1,0 +1,1 @@
+"""Loading images and starting up."""
