@@ -269,5 +269,5 @@ def test_names_are_checked_and_put_in_order() -> None:
     assert checked_views(["zoom", "identity"]) == ["identity", "zoom"]
     assert checked_views(["hflip"]) == ["hflip"]
     for views, said in ((["sideways", "hflip"], "got sideways"), ([], "at least one"), (["hflip"] * 2, "each once")):
-        with pytest.raises(UserError, match=f"tta_views: must be of identity, hflip, .*{said}"):
+        with pytest.raises(UserError, match=f"tta_views: must be one of identity, hflip, .*{said}"):
             checked_views(views)
