@@ -65,6 +65,16 @@ def build(context: AppContext) -> None:
         chosen, written = request.query_params.get("model", ""), request.query_params.get("labels", _LABELS)
         return chosen if chosen in runs else runs[0], written[:longest]
 
+    _connect_templates(prompt, templates)
+    # The last of several requests counts; by default, those that come while one is being answered would be dropped.
+    inputs, outputs = [images, labels, model, templates, temperature], [predictions, saliency.overlay]
+    gr.on([button.click, labels.submit], predict, inputs, outputs, trigger_mode="always_last")
+    connect_bars(context, predictions, images, saliency)
+    on_page_load(open_link, [model, labels])
+
+
+def _connect_templates(prompt: gr.Dropdown, templates: gr.Textbox) -> None:
+    """Let a chosen prompt fill in its templates, and templates that are typed name their prompt."""
     # On the page alone: an answer of the server to the choice could arrive after what is typed next.
     texts = json.dumps({name: "\n".join(lines) for name, lines in PROMPTS.items()})
     prompt.input(None, [prompt, templates], templates, js=f"(name, text) => ({texts})[name] ?? text")
@@ -74,8 +84,3 @@ def build(context: AppContext) -> None:
         prompt,
         js=f"(text) => (Object.entries({texts}).find(([, lines]) => lines === text) ?? [{json.dumps(_OWN)}])[0]",
     )
-    # The last of several requests counts; by default, those that come while one is being answered would be dropped.
-    inputs, outputs = [images, labels, model, templates, temperature], [predictions, saliency.overlay]
-    gr.on([button.click, labels.submit], predict, inputs, outputs, trigger_mode="always_last")
-    connect_bars(context, predictions, images, saliency)
-    on_page_load(open_link, [model, labels])
