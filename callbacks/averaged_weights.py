@@ -151,7 +151,7 @@ def _averages(trainer: Trainer) -> list[WeightAveraging]:
 
 
 def _complete(trainer: Trainer, pl_module: LightningModule) -> None:
-    """Begin anew where a task has made its network only after Lightning had copied it for the average."""
+    """Copy again where a task has made its network only after Lightning had copied it for the average."""
     for average in _averages(trainer):
         model = average._average_model
         if model is not None and model.module.state_dict().keys() != pl_module.state_dict().keys():

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, get_args, runtime_checkable
+from typing import Literal, get_args
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import nn
 
+from lightning_modules.base import VisionTask
 from vitrail.errors import UserError
 
 Backend = Literal["inductor", "cudagraphs", "aot_eager", "eager"]
 Mode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
-
-
-@runtime_checkable
-class Compilable(Protocol):
-    """A task that lists its networks; ``lightning_modules.base.VisionTask`` does."""
-
-    @property
-    def compilable_networks(self) -> list[nn.Module]:
-        """The networks, each a module that is called as such."""
 
 
 class CompileModel(Callback):
@@ -34,9 +25,9 @@ class CompileModel(Callback):
 
     Args:
         backend: of torch's: ``inductor`` needs a C++ compiler on CPUs and Triton on GPUs; ``aot_eager`` and ``eager``
-            need nothing and gain nothing, they tell where a problem lies.
+            need nothing and gain nothing, and show where a problem lies.
         mode: what ``inductor`` spends on finding fast programs.
-        dynamic: one program for all shapes; by default torch decides when it sees the second shape.
+        dynamic: one program for all shapes; by default torch decides at the second shape.
 
     Raises:
         UserError: if backend or mode are unknown or do not go together.
@@ -61,21 +52,10 @@ class CompileModel(Callback):
         """Compile where nothing has been trained."""
         self._compile(pl_module)
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compile where nothing has been trained."""
-        self._compile(pl_module)
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compile where nothing has been trained."""
-        self._compile(pl_module)
+    on_test_start = on_predict_start = on_validation_start
 
     def _compile(self, pl_module: LightningModule) -> None:
-        """Compile, once for all stages.
-
-        Raises:
-            UserError: if the task lists no networks.
-        """
-        if not isinstance(pl_module, Compilable):
+        if not isinstance(pl_module, VisionTask):
             raise UserError(
                 f"CompileModel: {type(pl_module).__name__} lists no networks to compile; leave the callback out"
             )

@@ -1,75 +1,41 @@
-"""What the callbacks of this package share: step outputs, the samples' description, and counts of answers by target.
-
-Confusion matrices of validation and test as images and tables, in the run directory and in W&B.
-
-Precision, recall, F1 and support of every class, as files, and a short table at the end of a test.
-"""
+"""Confusion matrices and class reports of validation and test, in the run directory and in W&B."""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
-from typing_extensions import override
 
 from callbacks.best_checkpoint import BestCheckpoint
+from callbacks.outputs import OutputCollector
 from evaluation.report.figures import confusion_figure, save_figure
 from evaluation.tables.per_class import class_report, confusion_frame, normalise_by_target
 from evaluation.tables.summary import share
 from lightning_modules.metrics import predicted_classes
+from vitrail.console import Table
 from vitrail.errors import UserError
 from vitrail.files import write_csv
 from vitrail.runs import Run
 from vitrail.trust import file_name
-from vitrail.types import UNKNOWN, DescribesSamples, Outputs
+from vitrail.types import UNKNOWN, Split
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.table import Table
-
-
-def step_outputs(outputs: object, callback: Callback, pl_module: LightningModule) -> Outputs:
-    """The outputs of an evaluation or prediction step.
-
-    Raises:
-        UserError: if the task returns something else.
-    """
-    if not isinstance(outputs, Mapping) or not {"sample_id", "logits", "targets"} <= outputs.keys():
-        raise UserError(
-            f"{type(callback).__name__}: the steps of {type(pl_module).__name__} do not return sample_id, logits and "
-            f"targets (vitrail.types.Outputs); leave the callback out or let them"
-        )
-    return cast("Outputs", outputs)
-
-
-def describes_samples(trainer: Trainer, callback: Callback) -> DescribesSamples:
-    """The DataModule, which knows the names of classes, samples and groups.
-
-    Raises:
-        UserError: if there is none or it does not know.
-    """
-    datamodule = getattr(trainer, "datamodule", None)
-    if not all(hasattr(datamodule, name) for name in ("tasks", "sample_names", "group_names")):
-        raise UserError(
-            f"{type(callback).__name__}: needs a DataModule that names classes, samples and groups "
-            f"(vitrail.types.DescribesSamples); pass the trainer a `datamodule`"
-        )
-    return cast("DescribesSamples", datamodule)
 
 
 @dataclass(frozen=True)
 class CountedSplit:
-    """Answers of all samples of a split, over all processes.
+    """Predictions of all samples of a split by their targets, over all processes.
 
     Attributes:
         split: val or test.
@@ -85,13 +51,13 @@ class CountedSplit:
     score: float | None
 
 
-class ConfusionCounter(Callback, ABC):
-    """Base of callbacks that report answers by target after validation and test.
+class ConfusionCounter(OutputCollector):
+    """Base of callbacks that report predictions by target after validation and test.
 
     While fitting, the counts of the best epoch are kept, best by the metric and mode of the trainer's first
     ``ModelCheckpoint`` that has one, so that what is reported belongs to the checkpoint that is kept; without such a
     metric, those of the last epoch. They are reported at the end, and are part of the checkpoint, so that a resumed run
-    reports the same. Sanity checking does not count.
+    reports the same.
     """
 
     def __init__(self) -> None:
@@ -113,81 +79,15 @@ class ConfusionCounter(Callback, ABC):
         if stage == "fit":
             self._kept = None
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to count."""
+    def start(self, trainer: Trainer, pl_module: LightningModule, split: Split) -> None:
+        """Reset the counts."""
         self._counts = {}
 
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to count."""
-        self._counts = {}
-
-    @override
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: object,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def collect(self, trainer: Trainer, pl_module: LightningModule, split: Split, outputs: object, batch: Any) -> None:
         """Count a batch."""
-        if not trainer.sanity_checking:
-            self._count(step_outputs(outputs, self, pl_module))
-
-    @override
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: object,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Count a batch."""
-        self._count(step_outputs(outputs, self, pl_module))
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the counts of the best epoch while fitting, report them otherwise."""
-        if trainer.sanity_checking:
-            return
-        counted = self._total(trainer, "val")
-        if trainer.state.fn != TrainerFn.FITTING:
-            self._report(trainer, counted)
-            return
-        if self._kept is None or _is_better(trainer, counted.score, self._kept.score):
-            self._kept = counted
-        if self.reports_epoch(counted.epoch):
-            self._report(trainer, counted)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report the counts of the best epoch."""
-        if self._kept is not None:
-            self._report(trainer, self._kept)
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report the counts."""
-        self._report(trainer, self._total(trainer, "test"))
-
-    def reports_epoch(self, epoch: int) -> bool:
-        """Whether a validation during fitting is reported at once as well."""
-        return False
-
-    def state_dict(self) -> dict[str, Any]:
-        """The counts of the best epoch so far, as tensors and plain values."""
-        kept = self._kept
-        if kept is None:
-            return {}
-        return {"split": kept.split, "counts": dict(kept.counts), "epoch": kept.epoch, "score": kept.score}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the counts of the best epoch so far."""
-        self._kept = CountedSplit(**state_dict) if state_dict else None
-
-    def _count(self, outputs: Outputs) -> None:
-        for task, logits in outputs["logits"].items():
-            num_classes, targets = logits.shape[1], outputs["targets"][task]
+        found = self._outputs(outputs, pl_module)
+        for task, logits in found["logits"].items():
+            num_classes, targets = logits.shape[1], found["targets"][task]
             if task not in self._counts:
                 shape = num_classes, num_classes + 1
                 self._counts[task] = torch.zeros(shape, dtype=torch.int64, device=logits.device)
@@ -197,22 +97,45 @@ class ConfusionCounter(Callback, ABC):
             cells = targets.clamp(min=0) * (num_classes + 1) + columns
             self._counts[task].view(-1).scatter_add_(0, cells, (targets != UNKNOWN).long())
 
-    def _total(self, trainer: Trainer, split: str) -> CountedSplit:
+    def finish(self, trainer: Trainer, pl_module: LightningModule, split: Split) -> None:
+        """Keep the counts of the best epoch while fitting, report them otherwise."""
         totals = {task: trainer.strategy.reduce(counts, reduce_op="sum") for task, counts in self._counts.items()}
         self._counts = {}
         counts = {task: total.cpu() for task, total in totals.items()}
-        return CountedSplit(split, counts, trainer.current_epoch, _score(trainer))
+        counted = CountedSplit(split, counts, trainer.current_epoch, _score(trainer))
+        fits = trainer.state.fn == TrainerFn.FITTING
+        if fits and (self._kept is None or _is_better(trainer, counted.score, self._kept.score)):
+            self._kept = counted
+        if not fits or self.reports_epoch(counted.epoch):
+            self._report(trainer, counted)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report the counts of the best epoch."""
+        if self._kept is not None:
+            self._report(trainer, self._kept)
+
+    def reports_epoch(self, epoch: int) -> bool:
+        """Whether a validation during fitting is reported at once as well."""
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counts of the best epoch so far, as tensors and plain values."""
+        return dict(vars(self._kept)) if self._kept else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the counts of the best epoch so far."""
+        self._kept = CountedSplit(**state_dict) if state_dict else None
 
     def _report(self, trainer: Trainer, counted: CountedSplit) -> None:
         if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return
-        tasks = describes_samples(trainer, self).tasks
+        tasks = self._samples(trainer).tasks
         confusions = {}
         for task, counts in counted.counts.items():
             names = tasks.get(task, [])
             if len(names) != len(counts):
                 raise UserError(
-                    f"{type(self).__name__}: the model tells {len(counts)} classes of '{task}' apart, the data name "
+                    f"{type(self).__name__}: the model has {len(counts)} classes of '{task}', the data "
                     f"{len(names)}; use the data that the model was trained on"
                 )
             confusions[task] = confusion_frame(counts.numpy(), names)
@@ -251,15 +174,14 @@ CHART_COLUMNS = ["Actual", "Predicted", "nPredictions"]
 class ConfusionMatrixLogger(ConfusionCounter):
     """Writes ``figures/confusion_<split>_<task>.png`` and ``.csv``, raw and ``_normalised`` by target.
 
-    Raw counts how many samples of each target (row) got each answer (column), one more column being those without a
-    prediction, where there are any; normalised divides by the number of
-    the target's samples, so that the diagonal is the recall. The matrix of a fit is that of its best validation
+    Raw counts how many samples of each target (row) got each prediction (column), one more column being those without
+    a prediction, where there are any; normalised divides by the number of the target's samples, so that the diagonal is
+    the recall. The matrix of a fit is that of its best validation
     epoch. With a ``WandbLogger`` the images are logged as ``confusion/<split>/<task>`` and ``…_normalised``, and the
     counts as an interactive chart with its table, ``…_chart``.
 
     Args:
-        every_n_epochs: while fitting, also after every so many epochs with validation; 0 for the best epoch only, at
-            the end.
+        every_n_epochs: while fitting, also after every N epochs with validation; 0 for the best epoch only, at the end.
 
     Raises:
         UserError: for a negative number.
@@ -308,7 +230,7 @@ def _wandb_media(key: str, images: Mapping[str, Path], confusions: Mapping[str, 
 
 
 def _cells(counts: pd.DataFrame) -> list[list[str | int]]:
-    """Target, answer and count of each cell that is not empty, and of the diagonal, so that every class occurs.
+    """Target, prediction and count of each cell that is not empty, and of the diagonal, so that every class occurs.
 
     W&B's own ``wandb.plot.confusion_matrix`` wants every single sample and writes every cell: a hundred classes would
     fill its largest table.
@@ -334,25 +256,18 @@ class ClassReport(ConfusionCounter):
         for task, frame in reports.items():
             write_csv(folder / f"{counted.split}_{file_name(task)}.csv", frame, index=True)
         if counted.split == "test" and reports:
-            from rich.console import Console
-
-            Console().print(_short_table(reports))
+            summary_table(reports).show()
 
 
-def _short_table(reports: Mapping[str, pd.DataFrame]) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title="test")
-    table.add_column("task")
-    for column in ("n", "accuracy", "macro F1", "weighted F1"):
-        table.add_column(column, justify="right")
-    table.add_column("lowest recall")
+def summary_table(reports: Mapping[str, pd.DataFrame]) -> Table:
+    """One row per task: support, accuracy, F1, and the class with the lowest recall."""
+    rows = []
     for task, frame in reports.items():
         # The last three rows: accuracy, macro average, weighted average.
         scores = [share(score) for score in frame["f1"].to_numpy(dtype=float)[-3:].tolist()]
-        table.add_row(Text(task), str(frame.loc["accuracy", "support"]), *scores, Text(_lowest_recall(frame)))
-    return table
+        rows.append([task, str(frame.loc["accuracy", "support"]), *scores, _lowest_recall(frame)])
+    columns = ["task", "n", "accuracy", "macro F1", "weighted F1", "lowest recall"]
+    return Table(columns, rows, ("task", "lowest recall"), "test")
 
 
 def _lowest_recall(frame: pd.DataFrame) -> str:

@@ -2,42 +2,20 @@
 
 Everything here is a pure function of the epoch, nothing is remembered, so a resumed run is exact in either phase.
 (Lightning's ``BaseFinetuning`` remembers, and freezes again what was unfrozen: Lightning #21901.)
-
-The weights that a training began with, beside those that it ended with.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch.nn.parallel import DistributedDataParallel
 
+from lightning_modules.base import VisionTask
 from lightning_modules.optim import TrainingPhase
 from vitrail.errors import UserError
 from vitrail.runs import Run
-
-
-@runtime_checkable
-class TwoPartTask(Protocol):
-    """What a task offers that has a backbone and heads; ``lightning_modules.base.VisionTask`` does."""
-
-    phases: list[TrainingPhase]
-
-    @property
-    def backbone_frozen(self) -> bool:
-        """Whether the backbone is frozen."""
-
-    def freeze_backbone(self) -> None:
-        """Take the backbone's gradients away and keep it in evaluation mode."""
-
-    def unfreeze_backbone(self) -> None:
-        """Undo ``freeze_backbone``."""
-
-    def fix_batchnorm(self) -> None:
-        """Let the backbone's BatchNorm keep its statistics while everything else learns."""
 
 
 class BackboneUnfreezing(Callback):
@@ -47,7 +25,7 @@ class BackboneUnfreezing(Callback):
     ``lr`` and ``schedule``. The optimizer holds all parameters from the beginning and its groups never change.
 
     Args:
-        unfreeze_epoch: first epoch of phase two, counted from 0; so many epochs phase one has.
+        unfreeze_epoch: first epoch of phase two, counted from 0.
         lr: highest learning rate of the heads in phase one.
         backbone_lr: highest learning rate of the backbone in phase two.
         head_lr: highest learning rate of the heads in phase two.
@@ -55,7 +33,7 @@ class BackboneUnfreezing(Callback):
         warmup_epochs: linear warm-up at the beginning of each phase, in epochs, may be a fraction.
         fixed_batchnorm: in phase two too, normalise by the statistics that came with the pretrained weights. For small
             batches, and for weights whose BatchNorm was folded or rebuilt, so that the batch's own statistics are far
-            from those that the network has learned with.
+            from those that the network was trained with.
 
     Raises:
         UserError: if a value is out of range.
@@ -96,8 +74,8 @@ class BackboneUnfreezing(Callback):
                 f"{type(trainer.strategy).__name__}; set strategy: ddp"
             )
         max_epochs = trainer.max_epochs
-        is_smoke_test = getattr(trainer, "fast_dev_run", False)
-        if max_epochs is not None and 0 <= max_epochs <= self.unfreeze_epoch and not is_smoke_test:
+        too_short = max_epochs is not None and 0 <= max_epochs <= self.unfreeze_epoch
+        if too_short and not getattr(trainer, "fast_dev_run", False):
             raise UserError(
                 f"BackboneUnfreezing.unfreeze_epoch: phase two would begin at epoch {self.unfreeze_epoch}, but "
                 f"training ends after {max_epochs} epochs; raise trainer.max_epochs or lower unfreeze_epoch"
@@ -139,8 +117,8 @@ class BackboneUnfreezing(Callback):
         """Freeze in phase one, unfreeze in phase two.
 
         DDP watches the parameters that require gradients at the moment when it wraps the model. A backbone that is
-        frozen by then is never synchronised later: the processes would drift apart in phase two without a word. So the
-        model is wrapped unfrozen, and in phase one DDP, which would wait for the backbone's gradients in vain, does
+        frozen by then is never synchronised later: the processes would silently drift apart in phase two. So the
+        model is wrapped unfrozen, and in phase one DDP, which would wait for the backbone's gradients forever, does
         not synchronise at all: ``on_after_backward`` does it for the heads.
         """
         task = _two_part_task(pl_module)
@@ -153,8 +131,8 @@ class BackboneUnfreezing(Callback):
             trainer.strategy.model.require_backward_grad_sync = not frozen
 
 
-def _two_part_task(pl_module: LightningModule) -> TwoPartTask:
-    if not isinstance(pl_module, TwoPartTask):
+def _two_part_task(pl_module: LightningModule) -> VisionTask:
+    if not isinstance(pl_module, VisionTask):
         raise UserError(
             f"BackboneUnfreezing: {type(pl_module).__name__} has no backbone that can be frozen; use a task that has, "
             f"such as ImageClassifier, or leave the callback out"

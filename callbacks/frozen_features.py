@@ -1,10 +1,8 @@
-"""Heads that learn on a frozen backbone get its features, which are computed once, instead of images.
+"""Features of a frozen backbone, computed once and given to the heads instead of images.
 
-While a backbone is frozen and in evaluation mode, it makes the same of an image in every epoch. So each image goes
-through it once (and once more for each further augmented view), and neither is it read nor encoded again. The network
-from the features on is trained as before, by the same optimizer, with the same dropout and the same order of samples.
-
-Features of all samples of a split, computed once and looked up by sample and view.
+A backbone that is frozen and in evaluation mode outputs the same for an image in every epoch. So each image is read and
+encoded once (and once more for each further augmented view). The network from the features on is trained as before, by
+the same optimizer, with the same dropout and the same order of samples.
 """
 
 from __future__ import annotations
@@ -12,15 +10,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.finetuning import BackboneUnfreezing
+from datamodules.base import ImageDataModule
+from datamodules.loading.dataset import CountedLoader
+from lightning_modules.base import VisionTask
 from vitrail.errors import UserError
-from vitrail.types import Batch, FeatureLookup
+from vitrail.types import FeatureLookup
 
 LARGEST_SHARE = 0.5
 """Of the machine's memory that features may fill on each process."""
@@ -28,14 +29,6 @@ LARGEST_SHARE = 0.5
 
 class TooManyFeaturesError(Exception):
     """The features of a split do not fit into memory; the message says so and names the fix."""
-
-
-class View(Protocol):
-    """A loader that knows how many batches it has."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[Batch]: ...
 
 
 class FeatureTable:
@@ -58,7 +51,7 @@ class FeatureTable:
 def compute_features(
     trainer: Trainer,
     encode: Callable[[torch.Tensor], torch.Tensor],
-    views: Sequence[View],
+    views: Sequence[CountedLoader],
     name: str,
 ) -> FeatureTable:
     """Encode every view of every sample; with several processes each encodes its share, and all get everything.
@@ -130,54 +123,10 @@ def _progress(trainer: Trainer, description: str, total: int) -> Iterator[Callab
 Mode = Literal["auto", "always", "never"]
 
 
-@runtime_checkable
-class HasFrozenSides(Protocol):
-    """A task that can go on from features; ``lightning_modules.base.VisionTask`` can."""
-
-    @property
-    def frozen_sides(self) -> list[str]:
-        """Of ``image`` and ``text`` those whose backbones always give the same for the same input."""
-
-    def image_features(self, image: torch.Tensor) -> torch.Tensor:
-        """From uint8 ``(B, 3, H, W)`` to float ``(B, D)``."""
-
-    def remember_texts(self, texts: list[str]) -> None:
-        """Compute what the text backbone makes of texts, once."""
-
-
-@runtime_checkable
-class GivesViews(Protocol):
-    """A DataModule that can go through a split sample by sample."""
-
-    @property
-    def augments(self) -> bool:
-        """Whether training images differ from epoch to epoch."""
-
-    @property
-    def mixes(self) -> bool:
-        """Whether training images are mixed with each other."""
-
-    def view_dataloader(self, split: str, view: int | None) -> View:
-        """Every sample once, augmented for an epoch, or by the evaluation transform."""
-
-    def training_texts(self) -> list[str]:
-        """All texts that training may show, and those of the classes."""
-
-    def evaluation_texts(self, split: str) -> list[str]:
-        """All captions of a split."""
-
-
-@runtime_checkable
-class TakesFeatures(Protocol):
-    """A loader that gives features instead of images where it has some."""
-
-    features: FeatureLookup | None
-
-
 class FrozenFeatures(Callback):
-    """Computes the features of frozen backbones once, in training and in the validation beside it.
+    """Computes the features of frozen backbones once, for training and its validation.
 
-    Without augmentation the results are those of the way through the whole network, but for rounding. With augmentation
+    Without augmentation the results are those of the whole network, but for rounding. With augmentation
     there are as many views of each image as are asked for, the augmentations of the first ``n_views`` epochs in turn.
     Features are computed again when training is resumed, in the same order, so they are the same to the last bit.
 
@@ -198,7 +147,7 @@ class FrozenFeatures(Callback):
         self.mode = mode
         self.n_views = n_views
         self._active = False
-        self._reason_told = ""
+        self._reported = ""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse to stand in front of a callback that freezes: it would see the freezing of the epoch before.
@@ -210,28 +159,26 @@ class FrozenFeatures(Callback):
         if any(isinstance(later, BackboneUnfreezing) for later in callbacks[callbacks.index(self) :]):
             raise UserError("trainer.callbacks: put FrozenFeatures behind BackboneUnfreezing")
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compute the features where a backbone is frozen; the epoch may be resumed in its middle."""
-        self.on_train_epoch_start(trainer, pl_module)
-
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute the features when a phase begins in which a backbone is frozen, forget them when it ends.
 
         Raises:
             UserError: where ``always`` is impossible.
         """
-        sides = pl_module.frozen_sides if isinstance(pl_module, HasFrozenSides) else []
-        if not sides or self.mode == "never":
+        if not isinstance(pl_module, VisionTask) or not pl_module.frozen_sides or self.mode == "never":
             self._forget(trainer, pl_module)
         elif not self._active:
             if reason := self._reason_against(trainer):
                 self._refuse(reason)
                 return
             try:
-                self._compute(trainer, cast("HasFrozenSides", pl_module), sides)
+                self._compute(trainer, pl_module)
             except TooManyFeaturesError as error:
                 self._forget(trainer, pl_module)
                 self._refuse(str(error))
+
+    # The epoch may be resumed in its middle.
+    on_train_start = on_train_epoch_start
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the features: another checkpoint may be tested next."""
@@ -240,12 +187,12 @@ class FrozenFeatures(Callback):
     def _reason_against(self, trainer: Trainer) -> str:
         """Why features cannot be computed once, and how to fix it; empty if they can."""
         data = getattr(trainer, "datamodule", None)
-        if not isinstance(data, GivesViews) or not isinstance(trainer.train_dataloader, TakesFeatures):
+        if not isinstance(data, ImageDataModule) or not isinstance(trainer.train_dataloader, CountedLoader):
             return f"{type(data).__name__} cannot go through its images one by one"
         if data.mixes:
             return "mixup and CutMix mix images; switch them off"
         if data.augments and not self.n_views:
-            return "training images are augmented anew in every epoch; set features.n_views, or no augmentation"
+            return "training images are augmented differently in every epoch; set features.n_views, or no augmentation"
         if self.mode == "auto" and (trainer.limit_train_batches != 1.0 or getattr(trainer, "fast_dev_run", False)):
             return "only part of an epoch is trained"
         return ""
@@ -253,13 +200,13 @@ class FrozenFeatures(Callback):
     def _refuse(self, reason: str) -> None:
         if self.mode == "always":
             raise UserError(f"features.mode: always, but {reason}; or set features.mode: never")
-        if reason != self._reason_told:
+        if reason != self._reported:
             rank_zero_info(f"The frozen backbone computes its features in every epoch, because {reason}.")
-            self._reason_told = reason
+            self._reported = reason
 
-    def _compute(self, trainer: Trainer, task: HasFrozenSides, sides: list[str]) -> None:
-        data = cast("GivesViews", trainer.datamodule)  # type: ignore[attr-defined]  # set at run time
-        validates = trainer.enable_validation
+    def _compute(self, trainer: Trainer, task: VisionTask) -> None:
+        data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]  # set at run time
+        validates, sides = trainer.enable_validation, task.frozen_sides
         self._active = True
         if "text" in sides:
             task.remember_texts([*data.training_texts(), *(data.evaluation_texts("val") if validates else ())])
@@ -276,11 +223,12 @@ class FrozenFeatures(Callback):
         if self._active:
             _give(trainer.train_dataloader, None)
             _give(trainer.val_dataloaders, None)
-            cast("HasFrozenSides", pl_module).remember_texts([])
+            assert isinstance(pl_module, VisionTask)
+            pl_module.remember_texts([])
         self._active = False
 
 
 def _give(loaders: Any, lookup: FeatureLookup | None) -> None:
     for loader in loaders if isinstance(loaders, list) else [loaders]:
-        if isinstance(loader, TakesFeatures):
+        if isinstance(loader, CountedLoader):
             loader.features = lookup

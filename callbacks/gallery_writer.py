@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import numpy as np
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
-from typing_extensions import override
 
+from callbacks.outputs import OutputCollector
 from retrieval.fill import CHUNK, Chunk, Shards, write_shard
 from vitrail.errors import UserError
 from vitrail.runs import Run
-from vitrail.types import DescribesImages
+from vitrail.types import DescribesImages, Split
 
 if TYPE_CHECKING:
     from retrieval.schema import ModelIdentity
 
 ExportedStage = Literal["test", "predict"]
-
-"""In the run directory: where weights are."""
-
-FOLDER = "embeddings"
-"""In the run directory: where the processes' shards are until they are joined."""
+SHARDS = "embeddings"
+"""In the run directory: the processes' shards until they are joined."""
 
 
-class EmbeddingExport(Callback):
+class EmbeddingExport(OutputCollector):
     """Fills a gallery (``retrieval.gallery``) after ``test`` and ``predict``, each sample once.
 
     Every process writes what it has encoded as whole shards as it goes, so that memory stays bounded; the first one
@@ -49,60 +44,18 @@ class EmbeddingExport(Callback):
     def __init__(self, gallery: str = "", splits: list[ExportedStage] | None = None, chunk: int = CHUNK) -> None:
         self.gallery = gallery
         self.splits: list[ExportedStage] = ["test", "predict"] if splits is None else splits
-        if unknown := sorted(set(self.splits) - {"test", "predict"}):
-            raise UserError(f"EmbeddingExport.splits: {unknown[0]!r} is none of test, predict")
+        self._check_splits(get_args(ExportedStage))
         if chunk < 1:
-            raise UserError(f"EmbeddingExport.chunk: is {chunk}, must be at least 1")
+            raise UserError(f"EmbeddingExport.chunk: must be at least 1, got {chunk}")
         self.chunk = chunk
         self._identity: ModelIdentity | None = None
         self._collected: Chunk | None = None
         self._written = 0
 
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def start(self, trainer: Trainer, pl_module: LightningModule, split: Split) -> None:
         """Make room, and refuse a gallery of another model before anything is computed; the weights are there now."""
-        self._begin(trainer, pl_module, "test")
-
-    def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make room, and refuse a gallery of another model before anything is computed; the weights are there now."""
-        self._begin(trainer, pl_module, "predict")
-
-    @override
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: object,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Keep a batch, and write a shard where there are enough."""
-        self._keep(outputs, batch, trainer, "test")
-
-    @override
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: object,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Keep a batch, and write a shard where there are enough."""
-        self._keep(outputs, batch, trainer, "predict")
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Fill the gallery."""
-        self._finish(trainer, "test")
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Fill the gallery."""
-        self._finish(trainer, "predict")
-
-    def _begin(self, trainer: Trainer, pl_module: LightningModule, stage: ExportedStage) -> None:
         self._identity = None
-        if stage not in self.splits or getattr(trainer, "fast_dev_run", False):
+        if getattr(trainer, "fast_dev_run", False):
             return
         from retrieval.gallery import Gallery
         from retrieval.schema import identity_of
@@ -114,7 +67,7 @@ class EmbeddingExport(Callback):
         identity = identity_of(pl_module, run, options, list(getattr(samples, "tasks", {})))
         refusal = ""
         if trainer.is_global_zero:
-            shutil.rmtree(self._folder(trainer, stage), ignore_errors=True)  # what a killed run has left
+            shutil.rmtree(_shards(trainer, split), ignore_errors=True)  # what a killed run has left
             try:
                 Gallery.open_or_create(self._uri(trainer), identity)
             except UserError as error:
@@ -123,26 +76,20 @@ class EmbeddingExport(Callback):
         if refusal := trainer.strategy.broadcast(refusal):
             raise UserError(refusal)
         self._identity, self._written = identity, 0
-        self._collected = self._new_chunk(samples)
+        self._collected = self._new_chunk(trainer)
 
-    def _keep(self, outputs: object, batch: Any, trainer: Trainer, stage: ExportedStage) -> None:
-        if self._identity is None or self._collected is None:
-            return
-        self._collected.add(outputs, batch, self._identity.task)
-        if self._collected.rows >= self.chunk:
-            self._write(trainer, stage)
+    def collect(self, trainer: Trainer, pl_module: LightningModule, split: Split, outputs: object, batch: Any) -> None:
+        """Keep a batch, and write a shard once there are enough."""
+        if self._identity is not None and self._collected is not None:
+            self._collected.add(outputs, batch, self._identity.task)
+            if self._collected.rows >= self.chunk:
+                self._write(trainer, split)
 
-    def _write(self, trainer: Trainer, stage: ExportedStage) -> None:
-        assert self._collected is not None
-        if self._collected.rows:
-            write_shard(self._folder(trainer, stage), trainer.global_rank, self._written, self._collected.encoded())
-            self._written += 1
-        self._collected = self._new_chunk(_describes_images(trainer))
-
-    def _finish(self, trainer: Trainer, stage: ExportedStage) -> None:
+    def finish(self, trainer: Trainer, pl_module: LightningModule, split: Split) -> None:
+        """Fill the gallery."""
         if self._identity is None:
             return
-        self._write(trainer, stage)
+        self._write(trainer, split)
         identity, self._identity, self._collected = self._identity, None, None
         _keep_weights(trainer)
         trainer.strategy.barrier("every process has written its embeddings")
@@ -151,30 +98,39 @@ class EmbeddingExport(Callback):
         from retrieval.fill import fill_from
         from retrieval.gallery import Gallery
 
-        folder = self._folder(trainer, stage)
+        folder = _shards(trainer, split)
         shards = Shards.of(folder)
         if not len(shards.sample_ids):
             return
         gallery = Gallery.open_or_create(self._uri(trainer), identity)
-
-        def encode(due: np.ndarray[Any, np.dtype[np.int64]]) -> Iterator[Any]:
-            return shards.chunks(due, self.chunk)
-
         report = fill_from(
-            gallery, _describes_images(trainer), shards.sample_ids, encode, run=identity.run, chunk=self.chunk
+            gallery,
+            _describes_images(trainer),
+            shards.sample_ids,
+            lambda due: shards.chunks(due, self.chunk),
+            run=identity.run,
+            chunk=self.chunk,
         )
         shutil.rmtree(folder)
         rank_zero_info(f"Gallery {gallery.uri}: {report}")
 
-    def _new_chunk(self, samples: DescribesImages) -> Chunk:
+    def _write(self, trainer: Trainer, split: Split) -> None:
+        assert self._collected is not None
+        if self._collected.rows:
+            write_shard(_shards(trainer, split), trainer.global_rank, self._written, self._collected.encoded())
+            self._written += 1
+        self._collected = self._new_chunk(trainer)
+
+    def _new_chunk(self, trainer: Trainer) -> Chunk:
         assert self._identity is not None
-        return Chunk(self._identity.predicts, thumbnails=not samples.image_files)
+        return Chunk(self._identity.predicts, thumbnails=not _describes_images(trainer).image_files)
 
     def _uri(self, trainer: Trainer) -> str:
         return self.gallery or str(Path(trainer.default_root_dir) / Run.GALLERY)
 
-    def _folder(self, trainer: Trainer, stage: ExportedStage) -> Path:
-        return Path(trainer.default_root_dir) / FOLDER / f".{stage}"
+
+def _shards(trainer: Trainer, split: Split) -> Path:
+    return Path(trainer.default_root_dir) / SHARDS / f".{split}"
 
 
 def _run_of_weights(trainer: Trainer) -> Path:

@@ -1,9 +1,4 @@
-"""What happens when a training loss is not a number: the run stops, or leaves out a bounded number of steps.
-
-Either way ``non_finite.json`` in the run directory says which samples were in the batch, so that it can be looked at.
-
-A metric that other callbacks watch must exist; without it no checkpoint would ever be chosen.
-"""
+"""Guards of a training: losses that are not finite, and monitored metrics that do not exist."""
 
 from __future__ import annotations
 
@@ -33,8 +28,8 @@ Action = Literal["stop", "skip"]
 
 
 @dataclass
-class _Look:
-    """What is known of a batch whose loss is being looked at.
+class _LossCheck:
+    """What is known of a batch whose loss is being checked.
 
     Attributes:
         epoch: counted from 0.
@@ -64,22 +59,22 @@ class _Look:
 class NonFiniteLoss(Callback):
     """Stops training at a loss that is infinite or not a number, or leaves the step out.
 
-    The loss of every training batch is looked at. All processes agree: a batch that is bad on one of them is bad for
+    The loss of every training batch is checked. All processes agree: a batch that is bad on one of them is bad for
     all, so none waits for another. The agreement is one more exchange of a single number each batch.
 
-    ``stop`` costs a GPU no waiting: the answer travels while it computes, and is read one batch later. Weights that
-    have learned from the bad batch never reach a checkpoint, because the answer is read before one is written. On CPUs
+    ``stop`` costs a GPU no waiting: the result is copied while it computes, and read one batch later. Weights that
+    were updated by the bad batch never reach a checkpoint, because the result is read before one is written. On CPUs
     it is read at once.
 
     ``skip`` must know before the weights change, so the CPU waits for the loss of each batch. It leaves out the whole
     step, with all batches that it accumulates: weights, optimizer, averaged weights (``WeightAveraging`` and its kind),
     BatchNorm's statistics and the averages of the epoch stay as they were before it. The step counts for the schedule
     and for ``global_step``. With ``precision: 16-mixed`` torch's scaler lowers its scale as for any overflow. Gradients
-    that are not finite although the loss was are not looked for.
+    that are not finite although the loss is are not checked.
 
     Args:
         action: ``stop`` ends the run with one line and exit code 2; ``skip`` goes on.
-        max_skipped: so many steps may be left out in the whole training, resumed parts included; one more stops it.
+        max_skipped: steps that may be left out in the whole training, resumed parts included; one more stops it.
 
     Raises:
         UserError: if a value is out of range, and in training as described.
@@ -95,7 +90,7 @@ class NonFiniteLoss(Callback):
         self._skipped = 0
         self._events: list[dict[str, Any]] = []
         self._batch: tuple[torch.Tensor, int] | None = None
-        self._looking: _Look | None = None
+        self._pending: _LossCheck | None = None
         self._before: _Statistics | None = None
         self._is_bad = False
         self._left_out = False
@@ -109,11 +104,11 @@ class NonFiniteLoss(Callback):
         self._skipped = int(state_dict["skipped"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin, or go on with what was told of the steps before; the count has come from the checkpoint."""
-        self._looking, self._before, self._is_bad, self._left_out = None, None, False, False
+        """Begin, or continue the file of the steps before; the count has come from the checkpoint."""
+        self._pending, self._before, self._is_bad, self._left_out = None, None, False, False
         path = Path(trainer.default_root_dir) / NON_FINITE_FILE
-        told = json.loads(path.read_text(encoding="utf-8"))["batches"] if trainer.global_step and path.exists() else []
-        self._events = [event for event in told if event["step"] < trainer.global_step]
+        noted = json.loads(path.read_text(encoding="utf-8"))["batches"] if trainer.global_step and path.exists() else []
+        self._events = [event for event in noted if event["step"] < trainer.global_step]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         """Note which samples come, and at the first batch of a step what may have to be restored."""
@@ -122,16 +117,16 @@ class NonFiniteLoss(Callback):
             self._before = _Statistics(pl_module)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
-        """Look at the loss, or at that of the batch before.
+        """Check the loss, or that of the batch before.
 
         Raises:
             UserError: if it is not finite, unless the step can be left out.
         """
-        before, self._looking = self._looking, self._look(trainer, loss.detach())
+        before, self._pending = self._pending, self._check(trainer, loss.detach())
         if before is not None:
-            self._judge(trainer, before)
-        if self._looking.ready is None:
-            self._judge_last(trainer)
+            self._handle(trainer, before)
+        if self._pending.ready is None:
+            self._resolve(trainer)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Undo what a bad batch did: a checkpoint may be written before the step is over."""
@@ -161,60 +156,47 @@ class NonFiniteLoss(Callback):
             if isinstance(callback, WeightAveraging):
                 callback._latest_update_step = trainer.global_step
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Read the answer of the last batch, before spoilt weights are judged.
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        """Read the result of the last batch, before its weights are evaluated or saved.
 
         Raises:
             UserError: if its loss was not finite.
         """
-        self._judge_last(trainer)
+        self._resolve(trainer)
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Read the answer of the last batch, before spoilt weights are kept.
+    on_save_checkpoint = on_train_end = on_validation_start
 
-        Raises:
-            UserError: if its loss was not finite.
-        """
-        self._judge_last(trainer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Read the answer of the last batch.
-
-        Raises:
-            UserError: if its loss was not finite.
-        """
-        self._judge_last(trainer)
-
-    def _look(self, trainer: Trainer, loss: torch.Tensor) -> _Look:
-        """Ask whether the loss is finite on all processes, without waiting for the answer where that can be."""
+    def _check(self, trainer: Trainer, loss: torch.Tensor) -> _LossCheck:
+        """Ask whether the loss is finite on all processes, without waiting for the result where possible."""
         bad = (~torch.isfinite(loss)).float()
         if trainer.world_size > 1:
             # Lightning's own reduction would put a barrier in front.
             dist.all_reduce(bad)
         sample_id, batch_idx = self._batch or (torch.empty(0, dtype=torch.int64), 0)
-        look = _Look(trainer.current_epoch, trainer.global_step, batch_idx, sample_id, loss, bad)
+        check = _LossCheck(trainer.current_epoch, trainer.global_step, batch_idx, sample_id, loss, bad)
         if self.action == "stop" and loss.is_cuda:
-            look.bad = torch.empty((), pin_memory=True).copy_(bad, non_blocking=True)
-            look.ready = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's
-            look.ready.record()
-        return look
+            check.bad = torch.empty((), pin_memory=True).copy_(bad, non_blocking=True)
+            check.ready = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's
+            check.ready.record()
+        return check
 
-    def _judge_last(self, trainer: Trainer) -> None:
-        last, self._looking = self._looking, None
+    def _resolve(self, trainer: Trainer) -> None:
+        last, self._pending = self._pending, None
         if last is not None:
-            self._judge(trainer, last)
+            self._handle(trainer, last)
 
-    def _judge(self, trainer: Trainer, look: _Look) -> None:
-        if not look.is_bad():
+    def _handle(self, trainer: Trainer, check: _LossCheck) -> None:
+        if not check.is_bad():
             return
-        self._looking = None
+        self._pending = None
         steps = self._skipped + (not self._is_bad)
         skips = self.action == "skip" and steps <= self.max_skipped
-        event = _event(trainer, look, skips)
+        event = _event(trainer, check, skips)
         path = Path(trainer.default_root_dir) / NON_FINITE_FILE
         self._events.append(event)
         if trainer.is_global_zero:
-            _write_whole(path, {"skipped_steps": steps if skips else self._skipped, "batches": self._events})
+            content = {"skipped_steps": steps if skips else self._skipped, "batches": self._events}
+            write_text_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         where = f"epoch {event['epoch']}, batch {event['batch']}"
         if not skips:
             much = f" after {self._skipped} steps were left out" if self.action == "skip" else ""
@@ -228,13 +210,13 @@ class NonFiniteLoss(Callback):
         self._skipped, self._is_bad = steps, True
 
 
-def _event(trainer: Trainer, look: _Look, skips: bool) -> dict[str, Any]:
+def _event(trainer: Trainer, check: _LossCheck, skips: bool) -> dict[str, Any]:
     """What is known of a bad batch; every process calls this."""
-    ids = look.sample_id.tolist()
+    ids = check.sample_id.tolist()
     names: list[str] = getattr(getattr(trainer, "datamodule", None), "sample_names", list)()
     own = {
         "rank": trainer.global_rank,
-        "loss": str(float(look.loss)),
+        "loss": str(float(check.loss)),
         "sample_id": ids,
         "name": [names[index] for index in ids] if names else None,
     }
@@ -244,9 +226,9 @@ def _event(trainer: Trainer, look: _Look, skips: bool) -> dict[str, Any]:
         dist.all_gather_object(gathered, own)
         processes = [one for one in gathered if not math.isfinite(float(one["loss"]))]
     return {
-        "epoch": look.epoch,
-        "step": look.step,
-        "batch": look.batch,
+        "epoch": check.epoch,
+        "step": check.step,
+        "batch": check.batch,
         "action": "skipped" if skips else "stopped",
         "processes": processes,
     }
@@ -286,12 +268,8 @@ def _copy(state: Any) -> Any:
     return [value.clone() for value in state] if isinstance(state, list) else state.clone()
 
 
-def _write_whole(path: Path, content: dict[str, Any]) -> None:
-    write_text_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
 class MonitoredMetrics(Callback):
-    """Stops a training after its first validation where a callback monitors a ``val/…`` metric that nobody computes."""
+    """Stops a training after its first validation where a callback monitors a ``val/…`` metric that no one computes."""
 
     def __init__(self) -> None:
         self._checked = False

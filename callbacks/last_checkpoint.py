@@ -1,18 +1,9 @@
-"""The checkpoint that training is resumed from, and what happens when the process is told to end.
+"""``last.ckpt``, from which training is resumed, and what happens when the process is asked to end.
 
 Whatever interrupts a run, resuming from ``last.ckpt`` gives the weights, metrics and logs of a run that was never
-interrupted: it is written between two batches (see ``between_batches``), whole or not at all.
-
-A checkpoint as if it were written between two training batches: nothing begun, nothing left to log.
-
-Lightning saves while a batch is still being finished (its metrics are not logged yet) or an epoch is (its averages are
-not), and makes up for part of it when it resumes. Here the moment is the beginning of the next batch, when everything
-of the last one is done; what has begun of the next one is taken back for the time of saving.
-
-Signals that wait until it is safe to act on them.
-
-A handler runs between any two instructions, also in the middle of an optimizer step. Here a signal is only noted; the
-training asks for it between two batches.
+interrupted. Lightning saves while a batch or an epoch is still being finished, and compensates for part of it when it
+resumes. Here the moment is the beginning of the next batch, when everything of the last one is done and logged; what
+has begun of the next one is taken back for the time of saving.
 """
 
 from __future__ import annotations
@@ -24,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
@@ -34,25 +25,19 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
+from datamodules.loading.dataset import CountedLoader
 from vitrail.errors import DISK_FULL, UserError
 from vitrail.files import check_zip, write_atomically
 from vitrail.runs import Run
 
 
-@runtime_checkable
-class CountsBatches(Protocol):
-    """A loader whose state says how many batches it has delivered."""
-
-    pending: int
-    """Batches that were delivered and do not count, because nothing was done with them yet."""
-
-
 @contextmanager
 def between_batches(trainer: Trainer) -> Iterator[None]:
     """What this block saves, in the first callback's ``on_train_batch_start``, is the state between two batches."""
-    loop = trainer.fit_loop.epoch_loop
+    loop, train = trainer.fit_loop.epoch_loop, trainer.train_dataloader
     counters = (loop.batch_progress.current, loop.batch_progress.total)
-    loaders = [loader for loader in _loaders(trainer) if isinstance(loader, CountsBatches)]
+    several = train if isinstance(train, list | tuple) else [train]
+    loaders = [loader for loader in several if isinstance(loader, CountedLoader)]
     for counter in counters:
         counter.ready -= 1
     for loader in loaders:
@@ -83,13 +68,8 @@ def _resumes_with_an_idle_step(trainer: Trainer) -> bool:
     return validated and progress.current.completed % trainer.accumulate_grad_batches == 0
 
 
-def _loaders(trainer: Trainer) -> list[Any]:
-    loader = trainer.train_dataloader
-    return list(loader) if isinstance(loader, (list, tuple)) else [loader]
-
-
 class DeferredSignals:
-    """Notes signals and hands them out when asked.
+    """Notes signals, which may come in the middle of an optimizer step, and returns them when asked.
 
     Args:
         signals: which.
@@ -103,7 +83,7 @@ class DeferredSignals:
         self._previous: dict[signal.Signals, Any] = {}
 
     def install(self) -> None:
-        """Take the signals over from whoever handles them; nothing happens outside of the main thread."""
+        """Replace the signals' handlers; nothing happens outside of the main thread."""
         for number in self._signals:
             with suppress(ValueError):
                 self._previous[number] = signal.signal(number, self._note)
@@ -119,10 +99,6 @@ class DeferredSignals:
         """The signal that came first of those that were not taken yet."""
         return self._noted.pop(0) if self._noted else None
 
-    def note(self, number: signal.Signals) -> None:
-        """Note a signal that another process has got."""
-        self._noted.append(number)
-
     def handle_as_before(self, number: signal.Signals) -> None:
         """Call the handler that the signal was taken over from."""
         handler = self._previous.get(number)
@@ -132,20 +108,20 @@ class DeferredSignals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         came = signal.Signals(number)
         if came in self._noted:
-            # Whoever asks twice does not want to wait.
+            # Asked twice, end at once.
             raise SystemExit(128 + number)
         self._noted.append(came)
         self._forward(came)
 
 
 EXIT_TERMINATED = 128 + signal.SIGTERM
-"""143, what a shell says of a process that SIGTERM has ended."""
+"""143, what a shell reports for a process that SIGTERM has ended."""
 
 _STEPS_BETWEEN_AGREEMENTS = 20
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes checkpoints whole in their own folder, flushed to the disk, and reads none that is damaged.
+    """Writes checkpoints atomically in their own folder, flushed to the disk, and reads none that is damaged.
 
     Lightning's own writes to the system's temporary folder and moves the file from there: where that is another file
     system, moving is copying, and a kill leaves half a checkpoint in the place of a good one.
@@ -187,8 +163,8 @@ class LastCheckpoint(Callback):
     It must be the first callback, so that none has begun with the next batch.
 
     Args:
-        every_n_train_steps: write it also after every so many batches; 0 for not.
-        every_minutes: write it also when so many minutes have passed since it was written; 0 for not.
+        every_n_train_steps: write it also after every N batches; 0 for not.
+        every_minutes: write it also N minutes after it was last written; 0 for not.
         dirpath: folder; ``checkpoints`` in the run directory by default.
 
     Raises:
@@ -221,7 +197,7 @@ class LastCheckpoint(Callback):
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set at run time
         if callbacks[0] is not self:
             raise UserError("trainer.callbacks: put LastCheckpoint first")
-        # Strategies for one device do not tell their environment.
+        # Strategies for one device do not expose their environment.
         environment = trainer._accelerator_connector.cluster_environment
         signals = [signal.SIGTERM]
         if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
@@ -235,7 +211,7 @@ class LastCheckpoint(Callback):
         self._signals = DeferredSignals(signals, forward)
         self._signals.install()
         self._written_at = time.monotonic()
-        # Nothing has happened yet that were worth saving.
+        # Nothing has happened yet that is worth saving.
         self._first_batch, self._due = True, False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

@@ -3,111 +3,55 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
-from typing_extensions import override
 
-from callbacks.confusion import describes_samples, step_outputs
-from vitrail.errors import UserError
+from callbacks.outputs import OutputCollector
 from vitrail.predictions import Predictions, join_predictions, read_predictions, write_predictions
 from vitrail.runs import Run
-from vitrail.types import Outputs
+from vitrail.types import Outputs, Split
 
 WrittenSplit = Literal["val", "test", "predict"]
 
 
-class PredictionWriter(Callback):
+class PredictionWriter(OutputCollector):
     """Writes ``predictions/<split>.parquet`` in the run directory, each sample once (see ``vitrail.predictions``).
 
     On several processes each writes its own share atomically, and the first one joins them. The run directory
     must be one that all processes see.
 
     Args:
-        splits: which of ``val``, ``test`` and ``predict`` are written. ``val`` is written by ``validate``, which judges
-            one checkpoint, not while fitting.
+        splits: which of ``val``, ``test`` and ``predict`` are written. ``val`` is written by ``validate`` only, not
+            while fitting.
 
     Raises:
         UserError: for another split.
     """
 
+    during_fit = False
+
     def __init__(self, splits: list[WrittenSplit] | None = None) -> None:
         self.splits: list[WrittenSplit] = ["test", "predict"] if splits is None else splits
-        unknown = sorted(set(self.splits) - {"val", "test", "predict"})
-        if unknown:
-            raise UserError(f"PredictionWriter.splits: {unknown[0]!r} is none of val, test, predict")
+        self._check_splits(get_args(WrittenSplit))
         self._batches: list[Outputs] = []
 
-    @override
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: object,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Keep a batch, unless fitting."""
-        if trainer.state.fn != TrainerFn.FITTING:
-            self._keep("val", outputs, pl_module)
-
-    @override
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: object,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def collect(self, trainer: Trainer, pl_module: LightningModule, split: Split, outputs: object, batch: Any) -> None:
         """Keep a batch."""
-        self._keep("test", outputs, pl_module)
-
-    @override
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: object,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Keep a batch."""
-        self._keep("predict", outputs, pl_module)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the file, unless fitting."""
-        if trainer.state.fn != TrainerFn.FITTING:
-            self._write("val", trainer)
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the file."""
-        self._write("test", trainer)
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the file."""
-        self._write("predict", trainer)
-
-    def _keep(self, split: WrittenSplit, outputs: object, pl_module: LightningModule) -> None:
-        if split not in self.splits:
-            return
-        batch = step_outputs(outputs, self, pl_module)
+        found = self._outputs(outputs, pl_module)
         self._batches.append(
             {
-                "sample_id": batch["sample_id"].cpu(),
-                "logits": {task: values.float().cpu() for task, values in batch["logits"].items()},
-                "targets": {task: values.cpu() for task, values in batch["targets"].items()},
+                "sample_id": found["sample_id"].cpu(),
+                "logits": {task: values.float().cpu() for task, values in found["logits"].items()},
+                "targets": {task: values.cpu() for task, values in found["targets"].items()},
             }
         )
 
-    def _write(self, split: WrittenSplit, trainer: Trainer) -> None:
+    def finish(self, trainer: Trainer, pl_module: LightningModule, split: Split) -> None:
+        """Write the file."""
         batches, self._batches = self._batches, []
         # Without classes there is nothing to predict: captions have their own report.
         if not batches or not batches[0]["logits"] or getattr(trainer, "fast_dev_run", False):
@@ -130,7 +74,7 @@ class PredictionWriter(Callback):
                 rank_zero_info(f"PredictionWriter: {dropped} samples came twice and were counted once.")
 
     def _described(self, batches: list[Outputs], trainer: Trainer) -> Predictions:
-        samples = describes_samples(trainer, self)
+        samples = self._samples(trainer)
         sample_id = torch.cat([batch["sample_id"] for batch in batches]).numpy()
         names, groups = samples.sample_names(), samples.group_names()
         tasks = list(batches[0]["logits"])

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from typing_extensions import override
 
+from callbacks.outputs import OutputCollector
 from evaluation.retrieval import RankedAnswers, report_rows, report_table, write_report
 from retrieval.metrics import RECALL_AT, RankedQueries, rank_queries
 from vitrail.errors import UserError
 from vitrail.runs import Run
+from vitrail.types import Split
 
 EMBEDDING_KEYS = ("sample_id", "image_embedding", "text_embedding", "text_image")
 
-ReportedSplit = Literal["val", "test"]
-
 
 class _Direction(NamedTuple):
-    """The ranks of one direction among so many candidates, and int64 ``(Q,)``, the image of each query."""
+    """The ranks of one direction; ``images`` is int64 ``(Q,)``, the image of each query."""
 
     name: str
     ranked: RankedQueries
@@ -32,7 +31,7 @@ class _Direction(NamedTuple):
 
 
 class _Share(NamedTuple):
-    """Embeddings of N images and M texts; ``source`` tells the batches of all processes apart."""
+    """Embeddings of N images and M texts; ``source`` numbers the batches of all processes."""
 
     image_id: torch.Tensor
     image_source: torch.Tensor
@@ -42,7 +41,7 @@ class _Share(NamedTuple):
     text: torch.Tensor
 
 
-class RetrievalMetrics(Callback):
+class RetrievalMetrics(OutputCollector):
     """Logs R@1, R@5, R@10, median rank and mAP (``retrieval.metrics``) in both directions, and reports them.
 
     It does nothing for tasks whose outputs have no ``text_embedding``, so it can always stand in an experiment.
@@ -63,60 +62,12 @@ class RetrievalMetrics(Callback):
         self._batches: list[Mapping[str, torch.Tensor]] = []
         self._found: list[_Direction] = []
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to collect."""
+    def start(self, trainer: Trainer, pl_module: LightningModule, split: Split) -> None:
+        """Reset what was collected."""
         self._batches, self._found = [], []
 
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to collect."""
-        self._batches, self._found = [], []
-
-    @override
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: object,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Collect a batch."""
-        if not trainer.sanity_checking:
-            self._collect(outputs, pl_module)
-
-    @override
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: object,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Collect a batch."""
-        self._collect(outputs, pl_module)
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the metrics, before a checkpoint is chosen by them."""
-        if not trainer.sanity_checking:
-            self._log(trainer, pl_module, "val")
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the metrics."""
-        self._log(trainer, pl_module, "test")
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report, unless fitting."""
-        if trainer.state.fn != TrainerFn.FITTING:
-            self._report(trainer, "val")
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report."""
-        self._report(trainer, "test")
-
-    def _collect(self, outputs: object, pl_module: LightningModule) -> None:
+    def collect(self, trainer: Trainer, pl_module: LightningModule, split: Split, outputs: object, batch: Any) -> None:
+        """Keep the embeddings of a batch."""
         if not isinstance(outputs, Mapping) or "text_embedding" not in outputs:
             return
         missing = [key for key in EMBEDDING_KEYS if key not in outputs]
@@ -127,7 +78,36 @@ class RetrievalMetrics(Callback):
             )
         self._batches.append({key: outputs[key].detach() for key in EMBEDDING_KEYS})
 
-    def _log(self, trainer: Trainer, pl_module: LightningModule, split: ReportedSplit) -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the metrics, before a checkpoint is chosen by them."""
+        if not trainer.sanity_checking:
+            self._log(trainer, pl_module, "val")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the metrics."""
+        self._log(trainer, pl_module, "test")
+
+    def finish(self, trainer: Trainer, pl_module: LightningModule, split: Split) -> None:
+        """Write and print the report, unless fitting."""
+        found, self._found = self._found, []
+        fits = trainer.state.fn == TrainerFn.FITTING
+        if fits or not found or not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
+            return
+        ranked = [
+            RankedAnswers(
+                direction.name,
+                direction.ranked.first_rank.cpu().numpy(),
+                direction.ranked.average_precision.cpu().numpy().astype(np.float64),
+                direction.images.cpu().numpy(),
+            )
+            for direction in found
+        ]
+        rows = report_rows(ranked)
+        write_report(Path(trainer.default_root_dir) / Run.REPORTS / f"{split}_retrieval.csv", rows)
+        candidates = {direction.name: direction.candidates for direction in found}
+        report_table(rows, f"{split}: retrieval [95 %]", candidates).show()
+
+    def _log(self, trainer: Trainer, pl_module: LightningModule, split: Split) -> None:
         batches, self._batches = self._batches, []
         share = _gathered(_share(batches, trainer), trainer)
         if not len(share.text):
@@ -142,26 +122,6 @@ class RetrievalMetrics(Callback):
         recalls = [direction.ranked.recall_at(k) for direction in self._found for k in RECALL_AT]
         values[f"{split}/retrieval/mean_recall"] = torch.stack(recalls).mean()
         pl_module.log_dict(values, sync_dist=True)
-
-    def _report(self, trainer: Trainer, split: ReportedSplit) -> None:
-        found, self._found = self._found, []
-        if not found or not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
-            return
-        from rich.console import Console
-
-        answers = [
-            RankedAnswers(
-                direction.name,
-                direction.ranked.first_rank.cpu().numpy(),
-                direction.ranked.average_precision.cpu().numpy().astype(np.float64),
-                direction.images.cpu().numpy(),
-            )
-            for direction in found
-        ]
-        rows = report_rows(answers)
-        write_report(Path(trainer.default_root_dir) / Run.REPORTS / f"{split}_retrieval.csv", rows)
-        candidates = {direction.name: direction.candidates for direction in found}
-        Console().print(report_table(rows, f"{split}: retrieval [95 %]", candidates))
 
 
 def _share(batches: Sequence[Mapping[str, torch.Tensor]], trainer: Trainer) -> _Share:

@@ -1,4 +1,4 @@
-"""The worst mistakes of a test with maps of where the model saw what it said, as one figure in the run directory."""
+"""The worst mistakes of a test with their saliency maps, as one figure in the run directory."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
-from typing_extensions import override
 
-from callbacks.confusion import describes_samples, step_outputs
+from callbacks.outputs import OutputCollector
 from evaluation.report.figures import save_figure
 from evaluation.saliency import Method, check_method
 from evaluation.saliency.overlays import explain_classes, explained_figure, worst_mistakes
 from vitrail.errors import UserError
 from vitrail.runs import Run
 from vitrail.trust import file_name
+from vitrail.types import Split
 
 
-class SaliencyOfMistakes(Callback):
+class SaliencyOfMistakes(OutputCollector):
     """Writes ``figures/mistakes_test_<task>.png`` after testing: the worst mistakes, each with its maps.
 
-    The worst are those whose right class got the least probability. Grad-CAM shows what spoke for the class that was
-    chosen, and what for the right one; rollout is the same for all classes. No more images than are shown are kept
+    The worst are those whose right class got the least probability. Grad-CAM has a map of the predicted
+    class and one of the right class; rollout is the same for all classes. No more images than are shown are kept
     in memory. Without mistakes there is no figure. More can be asked of the finished run: ``python -m evaluation
     explain``.
 
@@ -36,6 +36,8 @@ class SaliencyOfMistakes(Callback):
     Raises:
         UserError: for less than one image and another method.
     """
+
+    splits = ("test",)
 
     def __init__(self, count: int = 16, method: Method = "gradcam", task: str | None = None) -> None:
         if count < 1:
@@ -61,20 +63,11 @@ class SaliencyOfMistakes(Callback):
             )
         check_method(pl_module, self.method)
 
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def start(self, trainer: Trainer, pl_module: LightningModule, split: Split) -> None:
         """Forget an earlier test."""
         self._kept = None
 
-    @override
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: object,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def collect(self, trainer: Trainer, pl_module: LightningModule, split: Split, outputs: object, batch: Any) -> None:
         """Keep the worst mistakes so far.
 
         Raises:
@@ -85,7 +78,7 @@ class SaliencyOfMistakes(Callback):
                 "SaliencyOfMistakes: the test batches hold features instead of images; leave the callback out, and "
                 "explain the finished run with `python -m evaluation explain`"
             )
-        found = step_outputs(outputs, self, pl_module)
+        found = self._outputs(outputs, pl_module)
         task = self._task(pl_module)
         image = batch["image"][~batch["is_padding"]] if "is_padding" in batch else batch["image"]
         mistakes = _Mistakes(
@@ -96,7 +89,7 @@ class SaliencyOfMistakes(Callback):
         )
         self._kept = _Mistakes.worst([mistakes] if self._kept is None else [self._kept, mistakes], self.count)
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def finish(self, trainer: Trainer, pl_module: LightningModule, split: Split) -> None:
         """Explain the worst mistakes of all processes, and write the figure."""
         if getattr(trainer, "fast_dev_run", False):
             return
@@ -109,7 +102,7 @@ class SaliencyOfMistakes(Callback):
             if trainer.is_global_zero:
                 path.unlink(missing_ok=True)
             return
-        names = describes_samples(trainer, self).sample_names()
+        names = self._samples(trainer).sample_names()
         # Every process computes the same, because a model whose weights are shared out needs all of them.
         explained = explain_classes(
             pl_module,

@@ -31,7 +31,7 @@ def test_frozen_weights_and_statistics_of_pixels_stay_what_they_are(tmp_path: Pa
 
 
 class EveryOther(WeightAveraging):
-    """Somebody's own: the mean of every other step's weights, from the fourth step on."""
+    """A user's own average: the mean of every other step's weights, from the fourth step on."""
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         return step_idx is not None and step_idx >= 3 and step_idx % 2 == 1

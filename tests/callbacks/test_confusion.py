@@ -1,5 +1,3 @@
-""""""
-
 from __future__ import annotations
 
 import json
@@ -7,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -14,13 +13,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
+from sklearn import metrics
 
 import callbacks
-from callbacks import ConfusionMatrixLogger
-from callbacks.confusion import ConfusionCounter, CountedSplit
-from callbacks.prediction_writer import PredictionWriter
-from tests.callbacks.wandb_store import history
+from callbacks import ClassReport, ConfusionMatrixLogger, PredictionWriter
+from callbacks.confusion import ConfusionCounter, CountedSplit, summary_table
+from evaluation.statistics.intervals import known
+from evaluation.tables.per_class import class_report, confusion_matrix
 from tests.support.runs import TASKS, MadePhotos, tiny_task, tiny_trainer
+from tests.support.wandb_store import history
 from vitrail.errors import UserError
 from vitrail.predictions import read_predictions
 
@@ -39,7 +40,7 @@ class Reports(ConfusionCounter):
 
 
 class Scores(Callback):
-    """Logs given values as the validation metric and shifts the answers, so that epochs can be told apart."""
+    """Logs given values as the validation metric and nothing else, so that epochs are ranked."""
 
     def __init__(self, values: list[float]) -> None:
         self.values = values
@@ -124,7 +125,7 @@ def test_smoke_test_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "predictions").exists()
 
 
-def test_steps_without_outputs_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_without_outputs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = tiny_task()
     monkeypatch.setattr(task, "test_step", lambda batch, batch_idx: torch.zeros(1))
     trainer = tiny_trainer(tmp_path, callbacks=[Reports()])
@@ -133,7 +134,7 @@ def test_steps_without_outputs_are_told(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("callback", [Reports(), PredictionWriter()])
-def test_data_without_names_are_told(tmp_path: Path, callback: Callback) -> None:
+def test_data_without_names_are_refused(tmp_path: Path, callback: Callback) -> None:
     data: Any = MadePhotos()
     data.setup()
     trainer = tiny_trainer(tmp_path, callbacks=[callback])
@@ -141,11 +142,11 @@ def test_data_without_names_are_told(tmp_path: Path, callback: Callback) -> None
         trainer.test(tiny_task(), dataloaders=data.test_dataloader(), verbose=False)
 
 
-def test_other_classes_than_the_data_have_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_classes_than_the_data_have_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = MadePhotos()
     monkeypatch.setitem(data.tasks, "colour", ["blue", "red", "green"])
     trainer = tiny_trainer(tmp_path, callbacks=[Reports()])
-    with pytest.raises(UserError, match="tells 2 classes of 'colour' apart, the data name 3"):
+    with pytest.raises(UserError, match="has 2 classes of 'colour', the data 3"):
         trainer.test(tiny_task(), datamodule=data, verbose=False)
 
 
@@ -225,3 +226,42 @@ def test_offline_wandb_run_holds_images_and_chart(tmp_path: Path, monkeypatch: p
         assert counts.loc[actual, predicted] == number
     assert sum(row[2] for row in rows["data"]) == 13
     assert {row[0] for row in rows["data"]} == set(TASKS["class"])
+
+
+def test_report_of_a_test_equals_scikit_learn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = tiny_trainer(tmp_path, callbacks=[ClassReport(), PredictionWriter()])
+    trainer.test(tiny_task(), datamodule=MadePhotos(), verbose=False)
+    written = read_predictions(tmp_path / "predictions" / "test.parquet")
+    for task, names in TASKS.items():
+        report = pd.read_csv(tmp_path / "reports" / f"test_{task}.csv", index_col="class")
+        rows = known(written.targets[task])
+        expected = metrics.classification_report(
+            written.targets[task][rows],
+            written.predicted(task)[rows],
+            labels=range(len(names)),
+            target_names=names,
+            output_dict=True,
+            zero_division=0,
+        )
+        for name in names:
+            scores = [expected[name][key] for key in ("precision", "recall", "f1-score", "support")]
+            assert list(report.loc[name]) == pytest.approx(scores)
+    printed = capsys.readouterr().out
+    assert "lowest recall" in printed
+    assert all(task in printed for task in TASKS)
+
+
+def test_a_task_without_a_known_target_has_no_scores() -> None:
+    none = np.empty(0, dtype=np.int64)
+    table = summary_table({"colour": class_report(confusion_matrix(none, none, ["red", "blue"]))})
+    assert table.rows == [["colour", "0", "–", "–", "–", ""]]
+
+
+def test_fit_writes_the_validation_report_and_prints_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = tiny_trainer(tmp_path, limit_train_batches=1, callbacks=[ClassReport()])
+    trainer.fit(tiny_task(), datamodule=MadePhotos())
+    assert sorted(path.name for path in (tmp_path / "reports").iterdir()) == ["val_class.csv", "val_colour.csv"]
+    assert pd.read_csv(tmp_path / "reports" / "val_class.csv", index_col=0).loc["accuracy", "support"] == 10
+    assert "lowest recall" not in capsys.readouterr().out

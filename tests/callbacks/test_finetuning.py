@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from callbacks import BackboneUnfreezing
+from callbacks import BackboneUnfreezing, StartWeights
 from lightning_modules.base import VisionTask
 from tests.support.runs import MadePhotos, tiny_task, tiny_trainer
 from vitrail.errors import UserError
@@ -263,3 +263,26 @@ def test_optimizer_without_parts_is_refused(tmp_path: Path, monkeypatch: pytest.
     trainer = tiny_trainer(tmp_path, max_epochs=2, limit_val_batches=0, callbacks=[unfreezing(1)])
     with pytest.raises(UserError, match="no parameter groups of the parts backbone and head"):
         trainer.fit(task, datamodule=MadePhotos())
+
+
+def start(root: Path) -> dict[str, torch.Tensor]:
+    weights: dict[str, torch.Tensor] = torch.load(root / "checkpoints" / "start.ckpt", weights_only=True)["state_dict"]
+    return weights
+
+
+def test_the_weights_before_the_first_step_are_kept(tmp_path: Path) -> None:
+    task = tiny_task()
+    begin = {name: value.clone() for name, value in task.state_dict().items()}
+    tiny_trainer(tmp_path, callbacks=[StartWeights()]).fit(task, MadePhotos())
+    kept = start(tmp_path)
+    assert all(torch.equal(kept[name], value) for name, value in begin.items() if "metrics" not in name)
+
+
+def test_a_resumed_run_keeps_those_it_has(tmp_path: Path) -> None:
+    first = tiny_trainer(tmp_path, callbacks=[StartWeights()])
+    first.fit(tiny_task(), MadePhotos())
+    first.save_checkpoint(tmp_path / "last.ckpt")
+    before = start(tmp_path)
+    resumed = tiny_trainer(tmp_path, callbacks=[StartWeights()], max_epochs=2)
+    resumed.fit(tiny_task(), MadePhotos(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    assert all(torch.equal(value, start(tmp_path)[name]) for name, value in before.items())

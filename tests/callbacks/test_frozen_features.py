@@ -140,24 +140,24 @@ def test_lookup_by_sample_and_view() -> None:
     assert found.tolist() == [[4, 5], [6, 7], [10, 11]]
 
 
-def told(caplog: pytest.LogCaptureFixture) -> str:
+def messages(caplog: pytest.LogCaptureFixture) -> str:
     return " ".join(record.getMessage() for record in caplog.records)
 
 
-def test_augmentation_without_views_is_trained_anew_and_told_once(
+def test_augmentation_without_views_is_trained_as_before_and_reported_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
         done = two_phases(tmp_path, FrozenFeatures(), AugmentOptions(horizontal_flip=0.5))
     assert not done.encoded
-    assert told(caplog).count("set features.n_views, or no augmentation") == 1
+    assert messages(caplog).count("set features.n_views, or no augmentation") == 1
 
 
 def test_part_of_an_epoch_is_trained_as_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
         done = two_phases(tmp_path, FrozenFeatures(), limit_train_batches=2)
     assert not done.encoded
-    assert "only part of an epoch" in told(caplog)
+    assert "only part of an epoch" in messages(caplog)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_features_that_do_not_fit_into_memory(
     monkeypatch.setattr("callbacks.frozen_features.LARGEST_SHARE", 1e-9)
     with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
         assert_same(two_phases(tmp_path / "auto", FrozenFeatures(), precision="64-true"), naive, 0)
-    assert "of the machine's" in told(caplog)
+    assert "of the machine's" in messages(caplog)
     with pytest.raises(UserError, match=r"features of the training split need .* lower features.n_views"):
         two_phases(tmp_path / "always", FrozenFeatures("always"))
 

@@ -140,14 +140,17 @@ def test_fast_dev_run_writes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"splits": ["exam"]}, "'exam' is none of test, predict"), ({"chunk": 0}, "chunk: is 0")],
+    [
+        ({"splits": ["exam"]}, "must be one of test, predict; got 'exam'"),
+        ({"chunk": 0}, "chunk: must be at least 1, got 0"),
+    ],
 )
 def test_unfit_settings_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         EmbeddingExport(**arguments)
 
 
-def test_a_task_without_embeddings_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_without_embeddings_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = tiny_task()
     step = task.test_step
 
@@ -160,7 +163,7 @@ def test_a_task_without_embeddings_is_told(tmp_path: Path, monkeypatch: pytest.M
         trainer.test(task, datamodule=MadePhotos(), verbose=False)
 
 
-def test_data_or_tasks_that_know_nothing_are_told(tmp_path: Path) -> None:
+def test_data_without_descriptions_and_tasks_without_embeddings_are_refused(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, callbacks=[EmbeddingExport()])
     with pytest.raises(UserError, match="needs a DataModule that describes its images"):
         trainer.test(TinyDualEncoder(), datamodule=TinyPairs(), verbose=False)

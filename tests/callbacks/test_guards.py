@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
-from callbacks import NonFiniteLoss
+from callbacks import MonitoredMetrics, NonFiniteLoss
 from tests.support.runs import TASKS, MadePhotos, tiny_task, tiny_trainer
 from vitrail.errors import UserError
 
@@ -188,3 +188,24 @@ def test_values_out_of_range_are_refused(arguments: dict[str, Any]) -> None:
 def test_the_tiny_task_has_what_these_tests_need() -> None:
     assert any(name.endswith("running_mean") for name, _ in tiny_task().named_buffers())
     assert list(TASKS) == ["class", "colour"]
+
+
+def watch(folder: Path, saver: ModelCheckpoint, **options: object) -> Trainer:
+    trainer = tiny_trainer(
+        folder, enable_checkpointing=True, callbacks=[MonitoredMetrics(), saver], max_epochs=2, **options
+    )
+    trainer.fit(tiny_task(), datamodule=MadePhotos())
+    return trainer
+
+
+def test_a_monitored_metric_that_does_not_exist_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"ModelCheckpoint\.monitor: there is no metric 'val/los'; .* val/loss"):
+        watch(tmp_path, ModelCheckpoint(tmp_path, monitor="val/los"))
+    assert not list(tmp_path.glob("*.ckpt"))
+
+
+@pytest.mark.parametrize("monitor", ["val/loss", "train/loss", None])
+def test_a_monitored_metric_that_exists_is_accepted(tmp_path: Path, monitor: str | None) -> None:
+    saver = ModelCheckpoint(tmp_path, monitor=monitor)
+    watch(tmp_path, saver)
+    assert Path(saver.best_model_path).exists()

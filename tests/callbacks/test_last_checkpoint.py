@@ -1,5 +1,3 @@
-""""""
-
 from __future__ import annotations
 
 import errno
@@ -28,7 +26,7 @@ STEPS = 6
 
 
 class Noting(Callback):
-    """Notes after how many steps of the whole training the checkpoint was written anew."""
+    """Notes after how many steps of the whole training a checkpoint was written."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -133,7 +131,7 @@ def test_all_checkpoints_survive_a_power_cut_and_none_that_is_damaged_is_read(
 
 def test_who_chose_how_checkpoints_are_written_is_obeyed(tmp_path: Path) -> None:
     class Chosen(TorchCheckpointIO):
-        """Somebody's own."""
+        """A user's own."""
 
     chosen = Chosen()
     trainer = tiny_trainer(tmp_path, callbacks=[LastCheckpoint()], plugins=[chosen])
@@ -157,7 +155,7 @@ def test_negative_numbers(wrong: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_told_and_other_errors_are_not_hidden(
+def test_a_full_disk_is_reported_and_other_errors_are_not_hidden(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     def full(*arguments: Any, **named: Any) -> None:
@@ -208,9 +206,3 @@ def test_who_asks_twice_does_not_wait(handled: list[int]) -> None:
     assert caught.value.code == 128 + signal.SIGUSR2
     signals.remove()
     assert handled == []
-
-
-def test_what_another_process_has_got() -> None:
-    signals = DeferredSignals([], lambda number: None)
-    signals.note(signal.SIGTERM)
-    assert signals.take() == signal.SIGTERM

@@ -46,11 +46,11 @@ def test_splits_are_written_by_their_own_command(tmp_path: Path) -> None:
 
 def test_unknown_split_is_refused() -> None:
     splits: list[str] = ["test", "exam"]
-    with pytest.raises(UserError, match="'exam' is none of val, test, predict"):
+    with pytest.raises(UserError, match="must be one of val, test, predict; got 'exam'"):
         PredictionWriter(splits)  # type: ignore[arg-type]
 
 
-def test_diverged_model_is_told(tmp_path: Path) -> None:
+def test_diverged_model_is_refused(tmp_path: Path) -> None:
     task = tiny_task()
     with torch.no_grad():
         next(task.heads.parameters()).fill_(float("nan"))

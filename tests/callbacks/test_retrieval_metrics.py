@@ -159,13 +159,13 @@ def test_image_that_comes_twice_is_counted_once(tmp_path: Path) -> None:
     assert logged == pytest.approx({f"test/{name}": value for name, value in expected().items()})
 
 
-def test_incomplete_outputs_are_told(tmp_path: Path) -> None:
+def test_incomplete_outputs_are_refused(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, callbacks=[RetrievalMetrics()])
     with pytest.raises(UserError, match="TinyDualEncoder return text_embedding without image_embedding, text_image"):
         trainer.test(TinyDualEncoder(keys=("sample_id", "text_embedding")), datamodule=TinyPairs(), verbose=False)
 
 
-def test_text_of_an_absent_image_is_told(tmp_path: Path) -> None:
+def test_text_of_an_absent_image_is_refused(tmp_path: Path) -> None:
     class Strayed(TinyDualEncoder):
         def test_step(self, batch: torch.Tensor, batch_idx: int) -> Any:
             outputs = super().test_step(batch, batch_idx)

@@ -81,7 +81,7 @@ def test_without_mistakes_there_is_no_figure_and_an_old_one_goes(tmp_path: Path)
     assert not path.exists()
 
 
-def test_mistakes_in_the_settings_are_told_before_anything_is_done(tmp_path: Path) -> None:
+def test_mistakes_in_the_settings_are_refused_before_anything_is_done(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="count"):
         SaliencyOfMistakes(0)
     with pytest.raises(UserError, match="choose gradcam or rollout"):
@@ -97,4 +97,4 @@ def test_mistakes_in_the_settings_are_told_before_anything_is_done(tmp_path: Pat
 
 def test_batches_of_features_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="features instead of images"):
-        SaliencyOfMistakes().on_test_batch_end(tiny_trainer(tmp_path), tiny_task(), {}, {"features": {}}, 0)
+        SaliencyOfMistakes().collect(tiny_trainer(tmp_path), tiny_task(), "test", {}, {"features": {}})

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.callbacks.wandb_store import records
 from tests.experiments.conftest import only_run
+from tests.support.wandb_store import records
 
 
 @pytest.fixture(autouse=True)
