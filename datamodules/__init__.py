@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from datamodules.products import Products as Products
     from datamodules.streaming import StreamedImages as StreamedImages
     from datamodules.table import SampleTable as SampleTable
+    from datamodules.table_file import Table as Table
     from datamodules.wares import Wares as Wares
     from vitrail.errors import UserError as UserError
 
@@ -33,6 +34,7 @@ _MODULES = {
     "Products": "datamodules.products",
     "SampleTable": "datamodules.table",
     "StreamedImages": "datamodules.streaming",
+    "Table": "datamodules.table_file",
     "UserError": "vitrail.errors",
     "Wares": "datamodules.wares",
 }
@@ -47,6 +49,7 @@ __all__ = [
     "Products",
     "SampleTable",
     "StreamedImages",
+    "Table",
     "UnlabeledFolder",
     "UserError",
     "Wares",

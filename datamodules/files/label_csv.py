@@ -104,7 +104,7 @@ def _utf16(data: bytes) -> str | None:
     return None
 
 
-def read_label_file(path: Path, required: Sequence[str]) -> LabelFile:
+def read_label_file(path: Path, required: Sequence[str], separator: str = "") -> LabelFile:
     """Reads a table with a header; fields are separated by commas, semicolons, tabs or bars, as the header shows.
 
     Blank rows and columns without a name are left out, the latter with a note where they hold something. So are
@@ -113,13 +113,14 @@ def read_label_file(path: Path, required: Sequence[str]) -> LabelFile:
     Args:
         path: the file, in UTF-8 or UTF-16.
         required: columns that must be there.
+        separator: of the fields; by default as the header shows.
 
     Raises:
         UserError: for a file that cannot be read or lacks columns. What is wrong in single rows is gathered instead.
     """
     problems: Problems = []
     text = read_text(path, problems)
-    reader, header = _opened(path, text, required)
+    reader, header = _opened(path, text, required, separator)
     _check_header(path, header, required)
     values: list[list[str]] = [[] for _ in header]
     # Labels and attributes repeat: one object for each distinct text keeps large tables small while they are read.
@@ -159,7 +160,7 @@ def read_label_file(path: Path, required: Sequence[str]) -> LabelFile:
     return LabelFile(columns, rows, problems, notes)
 
 
-def _opened(path: Path, text: str, required: Sequence[str]) -> tuple[Any, list[str]]:
+def _opened(path: Path, text: str, required: Sequence[str], given: str = "") -> tuple[Any, list[str]]:
     """A reader of the rows below the header, and the header: its first row that is not blank.
 
     The separator is the one under which most of the required columns are there, and of those the one with most fields.
@@ -180,7 +181,7 @@ def _opened(path: Path, text: str, required: Sequence[str]) -> tuple[Any, list[s
             return -1, 0
         return sum(name in header for name in required), len(header)
 
-    separator = named[1] if named else max(_SEPARATORS, key=fits)
+    separator = given or (named[1] if named else max(_SEPARATORS, key=fits))
     try:
         return opened(text, separator)
     except csv.Error as error:

@@ -1,0 +1,398 @@
+"""Table: a user's own table of images, in CSV, Parquet or JSON Lines, whatever its columns are called."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import urllib.request
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+from urllib.parse import urlsplit
+
+import numpy as np
+
+import vitrail
+from datamodules.base import ImageDataModule
+from datamodules.captions import CaptionMode, PromptOptions
+from datamodules.checks.verify import Verification, cache_directory
+from datamodules.files.arrow_columns import require_column, sample_columns, vocabularies
+from datamodules.files.label_csv import as_on_disk, count_files_left_out, plain_texts, read_label_file
+from datamodules.loading.decode import MAX_BYTES
+from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions, Options
+from datamodules.splits import SplitBy, SplitOptions, resolve_splits, split_of_name
+from datamodules.table import Missing, SampleTable, composed, table_error, target_column
+from vitrail.console import tracked
+from vitrail.errors import UserError
+from vitrail.files import write_atomically
+from vitrail.types import DEFAULT_SEED, LABEL_TASK
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".jsonl", ".ndjson")
+"""Endings of the files that ``Table`` reads."""
+
+AUTO = "auto"
+
+USUAL_NAMES: dict[str, tuple[str, ...]] = {
+    "image": (
+        *("image", "image_path", "img", "img_path", "path", "file", "filename", "file_name", "filepath", "file_path"),
+        *("image_url", "url", "photo", "image_id", "id"),
+    ),
+    "label": ("label", "class", "class_label", "class_name", "category", "target", "species", "breed", "y"),
+    "group": ("group", "group_id", "instance_id", "object_id", "product_id", "patient_id", "subject_id"),
+    "split": ("split", "subset", "partition", "set", "fold_name"),
+    "caption": ("caption", "captions", "text", "description", "title", "sentence", "prompt"),
+}
+"""Column names that are taken for each role where the user names none, the first one that the table has."""
+
+_DOWNLOADS = 16
+"""Images that are fetched at the same time: servers answer slowly and one by one."""
+
+_SECONDS = 60
+"""That a server may be silent for."""
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class TableColumns(Options):
+    """Which column is what: a name, ``auto`` for the first one with a usual name, or empty for none.
+
+    Attributes:
+        image: path (relative to the table's folder or ``root``, or absolute) or URL of each image.
+        label: class of each image; whole numbers and texts.
+        labels: further columns of classes, each a task of its own; where ``label`` is auto or empty, the first of them
+            is the main task.
+        group: the object, product or patient that an image shows; images of one group stay in one split.
+        split: train, val or test, in any usual spelling.
+        caption: a text, in Parquet and JSON Lines also a list of texts. Rows of one image are joined, and all their
+            captions kept.
+    """
+
+    argument: ClassVar[str] = "columns"
+
+    image: str = AUTO
+    label: str = AUTO
+    labels: list[str] = field(default_factory=list)
+    group: str = AUTO
+    split: str = AUTO
+    caption: str = AUTO
+
+    def found_in(self, names: Sequence[str], where: str) -> TableColumns:
+        """Return the columns with each ``auto`` replaced by the table's own name, or by nothing where it has none.
+
+        Args:
+            names: of the table's columns.
+            where: the table, for errors.
+
+        Raises:
+            UserError: for a column that the table lacks, and where no column has images.
+        """
+        by_usual_name = {re.sub(r"[^a-z0-9]+", "_", name.strip().lower()).strip("_"): name for name in reversed(names)}
+        values: dict[str, Any] = {}
+        for role, usual in USUAL_NAMES.items():
+            given = getattr(self, role)
+            if given == AUTO:
+                given = next((by_usual_name[name] for name in usual if name in by_usual_name), "")
+                given = "" if given in {*self.labels, *values.values()} or (role == "label" and self.labels) else given
+            elif given:
+                require_column(given, names, role, where)
+            values[role] = given
+        for name in self.labels:
+            require_column(name, names, "labels", where)
+        if not values["image"]:
+            raise UserError(
+                f"data columns.image: {where} has the columns {', '.join(names)}; name the one with the images' paths"
+            )
+        return replace(self, **values)
+
+    @property
+    def tasks(self) -> dict[str, str]:
+        """The column of each task, the main task first; empty without labels. Of resolved columns only."""
+        columns = list(dict.fromkeys(name for name in (self.label, *self.labels) if name))
+        return {LABEL_TASK if number == 0 else name: name for number, name in enumerate(columns)}
+
+
+class Table(ImageDataModule):
+    """Images that a table lists by path or URL, with labels, groups, splits and captions in any of its columns.
+
+    Images behind URLs (``https://``, ``s3://``, ``gs://`` and what else fsspec knows) are fetched once and kept under
+    ``$VITRAIL_CACHE``; one that cannot be fetched is an unreadable image, as ``checks.on_bad_image`` treats them.
+
+    Args:
+        path: the table: CSV or TSV with a header, Parquet, or JSON Lines.
+        columns: which column is what; by default by their usual names, which is reported.
+        root: folder that relative paths of images start from; the table's own by default.
+        sep: character between the fields of a CSV file; by default the one that its header has.
+        split: how samples are divided. By default by the split column; a val or test that it lacks is cut out of train
+            by its fraction. Without such a column by group, or stratified where there is no group column either.
+        image: see ``ImageDataModule``, as for all that follow.
+        augment: augmentation of the training images.
+        loader: batch size, workers and sampling.
+        checks: unreadable images and leaks between the splits.
+        seed: of order, sampling, augmentation and, where ``split`` names no other, of the division.
+        prompts: texts that stand for the classes; given, they are the captions too.
+        caption: which of several captions training uses.
+
+    Example:
+        A table ``birds.csv`` with the columns ``file;latin_name;nest`` is read by
+        ``Table("birds.csv", columns={"label": "latin_name", "group": "nest"})``.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        columns: TableColumns = TableColumns(),
+        root: str = "",
+        sep: str = "",
+        split: SplitOptions = SplitOptions(),
+        image: ImageOptions = ImageOptions(),
+        augment: AugmentOptions = AugmentOptions(),
+        loader: LoaderOptions = LoaderOptions(),
+        checks: CheckOptions = CheckOptions(),
+        seed: int = DEFAULT_SEED,
+        prompts: PromptOptions | None = None,
+        caption: CaptionMode = "random",
+    ) -> None:
+        super().__init__(image, augment, loader, checks, seed, prompts, caption)
+        if len(sep) > 1:
+            raise UserError(f"data sep: must be one character; got {sep!r}")
+        self.path, self.root, self.sep = path, root, sep
+        self.columns = TableColumns.of(columns)
+        self.split_options = SplitOptions.of(split)
+        self._urls: dict[int, str] = {}
+
+    def load_table(self) -> SampleTable:
+        """Read the table.
+
+        Raises:
+            UserError: for a missing file or column, with all problems of the rows, or where no image exists.
+        """
+        path = Path(self.path).expanduser().absolute()
+        arrow, features, rows, notes = _read(path, self.sep)
+        columns = self.columns.found_in(arrow.column_names, str(path))
+        root = Path(self.root).expanduser().absolute() if self.root else path.parent
+        missing = Missing(self.check_options.missing or ())
+        tasks = columns.tasks
+        values = sample_columns(
+            arrow, features, tasks, missing, str(path), caption=columns.caption, group=columns.group
+        )
+        frame = self._frame(arrow, values, rows, columns, path)
+        self._locate_images(frame, root, path)
+        frame["split"] = self._splits(frame, columns)
+        return SampleTable.from_frame(
+            frame,
+            {task: target_column(task) for task in tasks},
+            vocabularies(frame, tasks, features, missing),
+            str(path),
+            str(root),
+            missing=missing.counts,
+            notes=[*notes, *self._choices(columns, arrow.column_names, path)],
+        )
+
+    def _frame(
+        self, arrow: pa.Table, values: Mapping[str, list[Any]], rows: Sequence[int], columns: TableColumns, path: Path
+    ) -> pd.DataFrame:
+        """One row for each image: those of one image are joined where they only differ in their captions."""
+        import pandas as pd
+
+        kind = arrow.schema.field(columns.image).type
+        if not _holds_paths(kind):
+            raise UserError(
+                f"data columns.image: {path} has {kind} in {columns.image!r}, which are no paths; images inside "
+                "the table are read by data.class_path: datamodules.HubImages"
+            )
+        names = [_spelled(text) for text in plain_texts(arrow[columns.image])]
+        frame = pd.DataFrame({"name": names, "row": rows, **values}, dtype=object)
+        problems = [(row, "no image path") for row, name in zip(rows, names, strict=True) if not name]
+        if columns.split:
+            texts = plain_texts(arrow[columns.split])
+            frame["split"] = [split_of_name(text) for text in texts]
+            problems += [
+                (row, f"split {text!r} must be one of train, val, test")
+                for row, text, split in zip(rows, texts, frame["split"], strict=True)
+                if split is None
+            ]
+        if "group" in frame:
+            frame["group"] = [group or name for group, name in zip(frame["group"], names, strict=True)]
+        if not problems:
+            frame, problems = _joined(frame)
+        if problems:
+            raise table_error(str(path), problems, "correct or remove these rows")
+        if not len(frame):
+            raise UserError(f"{path}: has no rows; give a table with at least one sample")
+        return frame
+
+    def _locate_images(self, frame: pd.DataFrame, root: Path, path: Path) -> None:
+        """Add the column of sources, and note which are fetched."""
+        names = [str(name) for name in frame["name"]]
+        remote = [bool(_URL.match(name)) for name in names]
+        local = iter(as_on_disk(root, [name for name, url in zip(names, remote, strict=True) if not url]))
+        frame["source"] = [
+            str(_kept_at(name)) if url else str(Path(next(local)).expanduser())
+            for name, url in zip(names, remote, strict=True)
+        ]
+        self._urls = {row: name for row, (name, url) in enumerate(zip(names, remote, strict=True)) if url}
+        if not any(remote) and not any((root / source).exists() for source in frame["source"]):
+            raise UserError(
+                f"{path}: none of its {len(frame)} images exists below {root}, the first is {names[0]!r}; set data "
+                "root to the folder that the paths start from, or data columns.image to another column"
+            )
+
+    def _splits(self, frame: pd.DataFrame, columns: TableColumns) -> Any:
+        labels = frame[target_column(LABEL_TASK)] if columns.tasks else [""] * len(frame)
+        otherwise: SplitBy = "group" if columns.group else "stratified" if columns.tasks else "random"
+        return resolve_splits(
+            self.split_options,
+            labels=np.asarray(labels, dtype=str),
+            groups=frame["group"] if "group" in frame else frame["name"],
+            seed=self.seed,
+            default="table" if columns.split else otherwise,
+            own=np.array(frame["split"], dtype=str) if columns.split else None,
+            carve=True,
+        )
+
+    def _choices(self, columns: TableColumns, names: Sequence[str], path: Path) -> list[str]:
+        """A sentence about the columns that were chosen by their names, and those that are not used."""
+        chosen = [
+            f"{role} {getattr(columns, role)!r}"
+            for role in USUAL_NAMES
+            if getattr(self.columns, role) == AUTO and getattr(columns, role)
+        ]
+        used = {columns.image, columns.group, columns.split, columns.caption, *columns.tasks.values()}
+        unused = [repr(name) for name in names if name not in used]
+        notes = [f"{path}: columns by their names: {', '.join(chosen)}."] if chosen else []
+        return [*notes, *([f"{path}: columns that are not used: {', '.join(unused)}."] if unused else [])]
+
+    def verification(self) -> Verification:
+        """Fetch the images behind URLs that are not there yet, and read all images once."""
+        reasons = _fetched(self.table, self._urls)
+        found = super().verification()
+        return replace(found, bad={row: reasons.get(row, reason) for row, reason in found.bad.items()})
+
+    def count_left_out(self) -> dict[str, int]:
+        """Count the files among the local images that the table does not name."""
+        sources = self.table.sources.to_pylist()
+        return count_files_left_out(
+            [source for row, source in enumerate(sources) if row not in self._urls], self.table.origin
+        )
+
+
+def _read(path: Path, sep: str) -> tuple[pa.Table, Mapping[str, Any], list[int], list[str]]:
+    """Return the table in columns, the types of the ``datasets`` library, the row numbers and notes."""
+    import pyarrow as pa
+
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UserError(f"data path: {path.name} must end with one of {', '.join(SUFFIXES)}; convert the table")
+    if suffix in (".csv", ".tsv", ".txt"):
+        file = read_label_file(path, [], separator=sep)
+        if file.problems:
+            raise table_error(str(path), file.problems, "correct or remove these rows")
+        table = pa.table({name: pa.array(column, pa.large_string()) for name, column in file.columns.items()})
+        return table, dict.fromkeys(table.column_names), file.rows, file.notes
+    if not path.is_file():
+        raise UserError(f"data path: there is no file {path}; give a table")
+    try:
+        if suffix == ".parquet":
+            import datasets
+            import pyarrow.parquet as pq
+
+            table = pq.read_table(path)
+            features: Mapping[str, Any] = datasets.Features.from_arrow_schema(table.schema)
+        else:
+            import pyarrow.json
+
+            table = pyarrow.json.read_json(path)
+            features = dict.fromkeys(table.column_names)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(f"data path: {path} cannot be read ({' '.join(str(error).split())[:200]})") from error
+    table = table.rename_columns([composed(name) for name in table.column_names])
+    return table, features, list(range(1, len(table) + 1)), []
+
+
+def _holds_paths(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    return any(is_kind(kind) for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_dictionary))
+
+
+def _spelled(text: str) -> str:
+    """Return a path with ``/`` between its parts and no detours through ``.``; URLs as they are."""
+    text = text.strip()
+    return text if not text or _URL.match(text) else Path(text.replace("\\", "/")).as_posix()
+
+
+def _joined(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[tuple[int, str]]]:
+    """Join the rows of each image; where they differ in more than captions, each is a problem."""
+    if not frame["name"].duplicated().any():
+        return frame, []
+    others = [column for column in frame.columns if column not in ("name", "row", "caption")]
+    first = frame.groupby("name", sort=False).first()
+    problems = []
+    for record in frame[frame["name"].duplicated()].to_dict("records"):
+        kept = first.loc[record["name"]]
+        different = [name.removeprefix("target ") for name in others if record[name] != kept[name]]
+        if different or "caption" not in frame:
+            how = f", with another {', '.join(different)}" if different else ""
+            problems.append((record["row"], f"image {record['name']!r} again{how}, first in row {kept['row']}"))
+    if "caption" in frame:
+        captions = frame.groupby("name", sort=False)["caption"].agg(
+            lambda lists: list(dict.fromkeys(text for texts in lists for text in texts if text)) or [""]
+        )
+        first["caption"] = captions
+    return first.reset_index(), problems
+
+
+def _kept_at(url: str) -> Path:
+    """Return the file that an image behind a URL is kept in."""
+    digest = hashlib.sha256(url.encode()).hexdigest()
+    suffix = Path(urlsplit(url).path).suffix.lower()
+    suffix = suffix if re.fullmatch(r"\.[a-z0-9]{1,5}", suffix) else ""
+    return cache_directory() / "downloads" / digest[:2] / f"{digest}{suffix}"
+
+
+def _fetched(table: SampleTable, urls: Mapping[int, str]) -> dict[int, str]:
+    """Fetch what is not there yet; return why not for each row that could not be fetched."""
+    absent = {row: url for row, url in urls.items() if not Path(table.source(row)).exists()}
+    if not absent:
+        return {}
+
+    def fetch(row: int) -> str:
+        try:
+            content = _content(absent[row])
+        except Exception as error:  # which errors there are depends on the protocol's library
+            return f"{absent[row]} cannot be fetched ({' '.join(str(error).split())[:200] or type(error).__name__})"
+        if len(content) > MAX_BYTES:
+            return f"{absent[row]} cannot be fetched (larger than {MAX_BYTES} bytes)"
+        with write_atomically(Path(table.source(row))) as path:
+            path.write_bytes(content)
+        return ""
+
+    with ThreadPoolExecutor(_DOWNLOADS) as pool:
+        reasons = dict(zip(absent, tracked(pool.map(fetch, absent), "fetching images", len(absent)), strict=True))
+    failed = {row: reason for row, reason in reasons.items() if reason}
+    if len(failed) == len(urls):
+        raise UserError(
+            f"{table.origin}: no image could be fetched; {next(iter(failed.values()))}: check the network and the URLs"
+        )
+    return failed
+
+
+def _content(url: str) -> bytes:
+    if url.lower().startswith(("http://", "https://")):
+        # fsspec would ask for the size first: two requests an image.
+        request = urllib.request.Request(url, headers={"User-Agent": f"vitrail/{vitrail.__version__}"})
+        with urllib.request.urlopen(request, timeout=_SECONDS) as response:
+            content: bytes = response.read(MAX_BYTES + 1)
+    else:
+        import fsspec
+
+        with fsspec.open(url, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    return content
