@@ -118,10 +118,6 @@ def _train(options: argparse.Namespace) -> None:
     CONTENDERS[training.kind][options.contender](training)
 
 
-if __name__ == "__main__":
-    main()
-
-
 Kind = Literal["classification", "contrastive"]
 
 LR, WEIGHT_DECAY, LOG_EVERY, SEED = 1e-3, 0.05, 10, 42
@@ -400,3 +396,7 @@ def _optimizer(network: nn.Module, fused: bool) -> torch.optim.AdamW:
 
 def _schedule(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import ast
 import json
 import math
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -80,3 +82,17 @@ def test_mistakes_are_refused(arguments: list[str], folder: Path, capsys: pytest
 def test_the_page_of_this_repository_has_its_lines() -> None:
     page = (command.FOLDER / "README.md").read_text(encoding="utf-8")
     assert command.with_table(page, {}).count(command.BEGIN) == 1
+
+
+def test_what_runs_a_module_is_its_last_statement() -> None:
+    """Else names that are defined further down do not exist yet when the module runs as a process."""
+    root = Path(__file__).parents[2]
+    listed = subprocess.run(["git", "ls-files", "*.py"], cwd=root, capture_output=True, text=True, check=True).stdout
+    wrong = []
+    for name in listed.split():
+        statements = ast.parse((root / name).read_text(encoding="utf-8")).body
+        guards = [number for number, one in enumerate(statements) if ast.unparse(one).startswith("if __name__ ==")]
+        if guards and guards[-1] != len(statements) - 1:
+            wrong.append(name)
+
+    assert not wrong

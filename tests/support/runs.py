@@ -247,10 +247,6 @@ def main(folder: Path) -> None:
     evaluate(folder / "padded", padded=True, **both)
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
-
-
 EPOCHS = 6
 
 
@@ -567,3 +563,7 @@ def recorded_files(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
     monkeypatch.setattr(os, "fsync", flushed)
     monkeypatch.setattr(Path, "replace", renamed)
     return events
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
