@@ -195,6 +195,15 @@ class Table(ImageDataModule):
             notes=[*notes, *self._choices(columns, arrow.column_names, path)],
         )
 
+    def resolved_columns(self) -> TableColumns:
+        """Return which column is what, by their names in the table.
+
+        Raises:
+            UserError: as ``load_table``.
+        """
+        path = Path(self.path).expanduser().absolute()
+        return self.columns.found_in(_read(path, self.sep)[0].column_names, str(path))
+
     def _frame(
         self, arrow: pa.Table, values: Mapping[str, list[Any]], rows: Sequence[int], columns: TableColumns, path: Path
     ) -> pd.DataFrame:

@@ -38,6 +38,7 @@ from callbacks.retrieval_metrics import RetrievalMetrics
 from datamodules.base import ImageDataModule
 from experiments.train.loggers import WandbOptions, build_loggers, finish_wandb
 from experiments.train.opened_run import opened_arguments
+from experiments.train.own_data import EXPERIMENT, own_data
 from experiments.train.run_record import RunRecorder
 from lightning_modules.base import VisionTask
 from lightning_modules.distributed import FullySharded
@@ -237,7 +238,16 @@ _LINKS = ("class_names", "class_prompts", "tasks", "class_counts", "image_size",
 
 
 class RunConfig(SaveConfigCallback):
-    """Keep the whole configuration in the run directory, from which the run can be repeated with one command."""
+    """Keep the whole configuration in the run directory, from which the run can be repeated with one command.
+
+    Args:
+        own: the experiment that ``fit --data PATH`` made, kept beside it; empty for none.
+        options: see Lightning's ``SaveConfigCallback``.
+    """
+
+    def __init__(self, *args: Any, own: str = "", **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._own = own
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write ``config.yaml`` and tell W&B, under one key."""
@@ -245,6 +255,8 @@ class RunConfig(SaveConfigCallback):
         path = Path(trainer.default_root_dir) / Run.CONFIG
         if not path.exists():
             write_text_atomically(path, text)
+        if self._own:
+            write_text_atomically(path.with_name(EXPERIMENT), self._own)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 # Flat keys of this name belong to a sweep, and W&B refuses to change those (Lightning #7679).
@@ -273,6 +285,7 @@ class VitrailCLI(LightningCLI):
     """
 
     def __init__(self, args: list[str]) -> None:
+        args, self._own = own_data(args)
         args, self.config_files = one_config(args)
         self.run_directory = Path()
         self.checkpoint: Path | None = None
@@ -294,7 +307,7 @@ class VitrailCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_callback=RunConfig,
-            save_config_kwargs={"save_to_log_dir": False},
+            save_config_kwargs={"save_to_log_dir": False, "own": self._own},
             # Our samplers split an epoch between processes themselves: Lightning's pads evaluation with duplicates.
             trainer_defaults={"use_distributed_sampler": False, "max_epochs": 10, "log_every_n_steps": 10},
             seed_everything_default=DEFAULT_SEED,
@@ -473,6 +486,8 @@ class VitrailCLI(LightningCLI):
         """Print the run directory."""
         if self.trainer.is_global_zero:
             sys.stdout.write(f"Run directory: {self.run_directory}\n")
+            if self._own and self.subcommand == "fit":
+                sys.stdout.write(f"Experiment: {self.run_directory / EXPERIMENT}, to be edited and run with --config\n")
 
     after_predict = after_test
 

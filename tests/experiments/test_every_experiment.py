@@ -22,7 +22,14 @@ from evaluation.__main__ import main as compare
 from evaluation.statistics.calibration import expected_calibration_error
 from experiments.train.cli import main
 from tests.experiments.plain_figures import plain_figures
-from tests.support.data import write_fashion, write_flickr, write_flowers, write_products
+from tests.support.data import (
+    write_captions,
+    write_fashion,
+    write_flickr,
+    write_flowers,
+    write_image_folder,
+    write_products,
+)
 from tests.support.models import write_bert, write_clip, write_qwen2_vl
 from vitrail.predictions import read_predictions
 
@@ -41,6 +48,8 @@ def generated_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     write_fashion(root / "fashion")
     write_flowers(root / "flowers102")
     write_flickr(root / "flickr8k")
+    write_image_folder(root / "photos", splits=(), objects=10)
+    write_captions(root / "captions.parquet", root / "photos")
     write_clip(root / "clip")
     write_bert(root / "bert")
     write_qwen2_vl(root / "qwen2_vl")
@@ -84,6 +93,9 @@ def tiny(experiment: dict[str, Any]) -> dict[str, Any]:
     }
     if experiment["data"]["class_path"] == "datamodules.Wares":
         overlay["data"]["init_args"] |= {"n_samples": 60, "resolution": 32}
+    for argument, name in {"root": "photos", "path": "captions.parquet"}.items():
+        if experiment["data"]["init_args"].get(argument) == name:
+            overlay["data"]["init_args"][argument] = str(Path(os.environ["VITRAIL_DATA"]) / name)
     if callbacks := experiment["trainer"].get("callbacks"):
         for callback in callbacks:
             if "unfreeze_epoch" in callback.get("init_args", {}):

@@ -457,6 +457,16 @@ def write_image_folder(
     return root
 
 
+def write_captions(path: Path, images: Path) -> Path:
+    """Writes a Parquet table of two captions for each image below a folder, one a row, with paths relative to it."""
+    files = sorted(images.rglob("[!.]*.png"))
+    names = [file.relative_to(path.parent).as_posix() for file in files]
+    texts = [f"a {file.stem.split('_')[0]}, number {number}" for number, file in enumerate(files)]
+    rows = {"image_path": names * 2, "caption": [*texts, *(f"photo of {text}" for text in texts)]}
+    pd.DataFrame(rows).to_parquet(path)
+    return path
+
+
 def write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:
     """Writes rows, the header first, as UTF-8 with line feeds."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,161 @@
+"""``fit --data PATH``: a folder or a table of one's own becomes an experiment.
+
+What is trained is ``my_images.yaml`` (labels) or ``my_captions.yaml`` (captions only), with the data set, the size of
+the weights' images and the cores at hand filled in. The experiment is kept in the run directory, to be edited.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from datamodules.table_file import SUFFIXES, Table, TableColumns
+from vitrail.config import dump_yaml, merged, read_experiment
+from vitrail.errors import UserError
+
+EXPERIMENT = "experiment.yaml"
+"""File in the run directory."""
+
+_YAMLS = Path(__file__).parents[1]
+_MOST_WORKERS = 8
+_OF_ONE_CLASS = ("root", "path", "columns")
+_ROLES = ("image", "label", "labels", "group", "split", "caption")
+
+
+def own_data(args: Sequence[str]) -> tuple[list[str], str]:
+    """Return arguments of ``fit`` with ``--data PATH`` and what belongs to it made an experiment, and its YAML.
+
+    Args:
+        args: as the user gave them.
+
+    Returns:
+        The arguments, and the experiment's text; the same arguments and no text where ``--data`` is not a path.
+
+    Raises:
+        UserError: the data or the options do not fit each other.
+    """
+    options, rest = _parser().parse_known_args(list(args[1:]))
+    if not args or args[0] != "fit" or not options.data or not _is_own(options.data):
+        return list(args), ""
+    content = own_experiment(options)
+    text = dump_yaml(content)
+    name = [] if any(one == "--name" or one.startswith("--name=") for one in rest) else ["--name", _name(options.data)]
+    return ["fit", "--config", dump_yaml(content, one_line=True), *name, *rest], text
+
+
+def own_experiment(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the experiment that ``fit --data`` trains.
+
+    Args:
+        options: ``data``, the roles of columns, ``sep``, ``root``, ``backbone``, ``pretrained`` and ``epochs``.
+
+    Raises:
+        UserError: the data have neither labels nor captions, or options do not belong to them.
+    """
+    path = Path(options.data).expanduser()
+    if not path.exists():
+        raise UserError(f"--data {options.data}: no such folder or file; give a folder of images or a table")
+    data = _folder(path, options) if path.is_dir() else _table(path, options)
+    tasks = data.pop("tasks")
+    content = read_experiment(_YAMLS / ("my_images.yaml" if tasks else "my_captions.yaml"))
+    if tasks:
+        _set_backbone(content["model"]["init_args"], options)
+        data["init_args"]["image"] = {"size": _image_size(content["model"]["init_args"]["backbone"])}
+        if len(tasks) > 1:
+            content["model"]["class_path"] = "lightning_modules.MultiTaskClassifier"
+    elif options.backbone:
+        content["model"]["init_args"]["towers"]["model"] = options.backbone
+    data["init_args"]["loader"] = {"num_workers": min(_MOST_WORKERS, _cores() - 1)}
+    # The data set's class may be another one than the YAML's, its shared options are not.
+    shared = {key: value for key, value in content["data"]["init_args"].items() if key not in _OF_ONE_CLASS}
+    content["data"] = {**data, "init_args": merged(shared, data["init_args"])}
+    if options.epochs:
+        _set_epochs(content["trainer"], options.epochs)
+    return content
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--data", default="")
+    for role in _ROLES:
+        parser.add_argument(f"--{role}", nargs="+" if role == "labels" else None)
+    for name in ("sep", "root", "backbone", "pretrained"):
+        parser.add_argument(f"--{name}", default="")
+    parser.add_argument("--epochs", type=int, default=0)
+    return parser
+
+
+def _is_own(data: str) -> bool:
+    """Return whether a value of ``--data`` is a path, not a class such as ``Wares`` or a part of an experiment."""
+    path = Path(data).expanduser()
+    return path.is_dir() or path.suffix.lower() in SUFFIXES or (os.sep in data and path.suffix not in (".yaml", ".yml"))
+
+
+def _name(data: str) -> str:
+    path = Path(data).expanduser().resolve()
+    return (path.name if path.is_dir() else path.stem) or "images"
+
+
+def _folder(path: Path, options: argparse.Namespace) -> dict[str, Any]:
+    given = [name for name in (*_ROLES, "sep", "root") if getattr(options, name)]
+    if given:
+        raise UserError(f"--{given[0]}: is about the columns of a table, and {path} is a folder; leave it out")
+    return {"class_path": "datamodules.ImageFolder", "init_args": {"root": str(path)}, "tasks": ["class"]}
+
+
+def _table(path: Path, options: argparse.Namespace) -> dict[str, Any]:
+    columns = {role: value for role in _ROLES if (value := getattr(options, role)) is not None}
+    arguments: dict[str, Any] = {"path": str(path)}
+    arguments |= {name: value for name in ("sep", "root") if (value := getattr(options, name))}
+    table = Table(**arguments, columns=TableColumns(**columns))
+    resolved = table.resolved_columns()
+    if not resolved.tasks and not resolved.caption:
+        raise UserError(
+            f"--data {path}: no column has a usual name of labels or captions; name it with --label COLUMN, "
+            "several with --labels COLUMN COLUMN, or --caption COLUMN"
+        )
+    # Names that were found, not `auto`: the experiment means the same when columns are added.
+    arguments["columns"] = {role: value for role, value in asdict(resolved).items() if value}
+    return {"class_path": "datamodules.Table", "init_args": arguments, "tasks": list(resolved.tasks)}
+
+
+def _set_backbone(arguments: dict[str, Any], options: argparse.Namespace) -> None:
+    if options.backbone:
+        arguments["backbone"] = options.backbone
+    if options.pretrained:
+        arguments["pretrained"] = {"true": True, "false": False}.get(options.pretrained.lower(), options.pretrained)
+
+
+def _image_size(backbone: str) -> int:
+    """Return the side of the images that the weights were trained with."""
+    import timm
+
+    config = timm.get_pretrained_cfg(backbone, allow_unregistered=True)
+    size = getattr(config, "input_size", None)
+    return int(size[-1]) if size else 224
+
+
+def _set_epochs(trainer: dict[str, Any], epochs: int) -> None:
+    """Change the number of epochs; the phases keep their shares, each at least one epoch."""
+    before, trainer["max_epochs"] = trainer["max_epochs"], epochs
+    if epochs < 2:
+        # One phase: everything is trained at once.
+        trainer["callbacks"] = [one for one in trainer.get("callbacks", []) if not _unfreezes(one)]
+    for callback in filter(_unfreezes, trainer.get("callbacks", [])):
+        share = round(callback["init_args"]["unfreeze_epoch"] / before * epochs)
+        callback["init_args"]["unfreeze_epoch"] = min(max(1, share), epochs - 1)
+
+
+def _unfreezes(callback: Mapping[str, Any]) -> bool:
+    return "unfreeze_epoch" in callback.get("init_args", {})
+
+
+def _cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # Linux alone knows of affinity
+        return os.cpu_count() or 1

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from experiments.train.own_data import own_data
+from tests.support.data import write_captions, write_csv, write_image_folder
+from tests.support.models import write_clip
+from vitrail.errors import UserError
+from vitrail.programs import main
+from vitrail.runs import Run
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "cache"))
+    write_image_folder(tmp_path / "photos", splits=(), objects=10)
+    return tmp_path
+
+
+def write_table(folder: Path) -> Path:
+    files = sorted((folder / "photos").rglob("[!.]*.png"))
+    rows = [
+        [str(file.relative_to(folder)), file.stem.split("_")[0], "odd" if number % 2 else "even", file.stem[:-2]]
+        for number, file in enumerate(files)
+    ]
+    write_csv(folder / "table.csv", [["Datei", "Art", "Art2", "Exemplar"], *rows])
+    return folder / "table.csv"
+
+
+def experiment(*args: str) -> dict[str, Any]:
+    arguments, text = own_data(["fit", *args])
+    found: dict[str, Any] = yaml.safe_load(text)
+    assert yaml.safe_load(arguments[arguments.index("--config") + 1]) == found
+    return found
+
+
+SMALL = [
+    "--epochs=2",
+    "--data.init_args.image.size=32",
+    "--data.init_args.loader.num_workers=0",
+    "--wandb.mode=disabled",
+]
+UNTRAINED = ["--backbone=test_resnet", "--pretrained=false", *SMALL]
+
+
+def test_a_folder_is_trained_tested_and_its_experiment_can_be_run_again(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main("vitrail", ["fit", "--data", "photos", *UNTRAINED]) == 0
+
+    run = Run.latest("photos")
+    printed = capsys.readouterr()
+    assert f"Experiment: {run.path}/experiment.yaml" in printed.out
+    assert "epoch 2/2: train/loss" in printed.out + printed.err
+    assert run.predictions("test") is not None
+    assert run.config["data"]["init_args"]["image"]["size"] == 32
+    again = ["fit", "--config", str(run.path / "experiment.yaml"), "--trainer.fast_dev_run=true", *SMALL[1:]]
+    assert main("vitrail", again) == 0
+
+
+def test_several_columns_are_several_tasks(folder: Path) -> None:
+    write_table(folder)
+    columns = ["--image", "Datei", "--labels", "Art", "Art2", "--group", "Exemplar"]
+
+    assert main("vitrail", ["fit", "--data", "table.csv", *columns, *UNTRAINED]) == 0
+
+    run = Run.latest("table")
+    predictions = run.predictions("test")
+    assert predictions is not None
+    assert predictions.tasks == {"class": ["bag", "bottle", "cap"], "Art2": ["even", "odd"]}
+
+
+def test_captions_alone_train_a_dual_encoder(folder: Path) -> None:
+    write_captions(folder / "captions.parquet", folder / "photos")
+    write_clip(folder / "clip")
+
+    options = ["--backbone", "clip", *SMALL, "--data.init_args.loader.batch_size=8"]
+    assert main("vitrail", ["fit", "--data", "captions.parquet", *options]) == 0
+
+    assert (Run.latest("captions").path / "reports" / "test_retrieval.csv").exists()
+
+
+def test_what_is_filled_in(folder: Path) -> None:
+    table = write_table(folder)
+
+    found = experiment("--data", str(table), "--label", "Art", "--image", "Datei", "--epochs", "8")
+
+    data = found["data"]["init_args"]
+    assert data["columns"] == {"image": "Datei", "label": "Art"}
+    assert data["image"]["size"] == 224
+    assert data["split"] == {"val_fraction": 0.15, "test_fraction": 0.15}
+    assert found["trainer"]["max_epochs"] == 8
+    assert found["trainer"]["callbacks"][0]["init_args"]["unfreeze_epoch"] == 2
+    assert found["model"]["class_path"] == "lightning_modules.ImageClassifier"
+
+
+def test_one_epoch_has_one_phase_and_the_size_is_that_of_the_weights(folder: Path) -> None:
+    found = experiment("--data", "photos", "--epochs", "1", "--backbone", "fastvit_t8")
+
+    assert found["trainer"]["callbacks"] == []
+    assert found["data"]["init_args"]["image"]["size"] == 256
+
+
+@pytest.mark.parametrize(
+    "args", [["fit", "--data", "Wares"], ["fit", "--config", "x.yaml"], ["test", "--data", "photos"], []]
+)
+def test_other_commands_are_left_alone(folder: Path, args: list[str]) -> None:
+    assert own_data(args) == (args, "")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--data", "photos", "--label", "Art"], r"--label: is about the columns of a table, and photos is a folder"),
+        (["--data", "table.csv", "--image", "Datei"], r"no column has a usual name of labels or captions"),
+        (["--data", "table.csv", "--image", "Datei", "--label", "Arten"], r"has no column 'Arten'"),
+        (["--data", "absent.csv"], r"--data absent\.csv: no such folder or file"),
+        (["--data", "some/folder"], r"--data some/folder: no such folder or file"),
+    ],
+)
+def test_mistakes_are_one_clear_error(folder: Path, args: list[str], message: str) -> None:
+    write_table(folder)
+
+    with pytest.raises(UserError, match=message):
+        own_data(["fit", *args])
