@@ -1,8 +1,4 @@
-"""What every task shares: the hooks of a training step, freezing, pretrained weights and checkpoints.
-
-A task builds its network in its constructor and computes in ``_shared_step`` the loss of a batch and the outputs that
-callbacks get. Pretrained weights are fetched only where no checkpoint replaces them.
-"""
+"""Base class of all tasks: the hooks of a training step, freezing, pretrained weights and checkpoints."""
 
 from __future__ import annotations
 
@@ -44,21 +40,23 @@ LoggedSplit = Literal["train", "val", "test"]
 
 
 class VisionTask(LightningModule, ABC):
-    """A network that is trained on images.
+    """Base class of all tasks.
 
-    A subclass calls this constructor, builds its network, and calls ``save_hyperparameters()``.
+    A subclass builds its network in the constructor and calls ``save_hyperparameters()``; ``_shared_step`` computes the
+    loss of a batch and the outputs for callbacks. Pretrained weights are fetched when a stage begins, and only if no
+    checkpoint replaces them.
 
     Args:
-        lr: highest learning rate of the heads, and of the backbone unless ``optim_options.backbone_lr`` is given.
-        weight_decay: AdamW's; not applied to biases and norms.
-        schedule: course of the learning rate.
-        optim_options: rarer settings.
+        lr: peak learning rate of the heads, and of the backbone unless ``optim_options.backbone_lr`` is given.
+        weight_decay: weight decay of AdamW; not applied to biases and norms.
+        schedule: learning-rate schedule.
+        optim_options: further settings of the optimizer.
 
     Attributes:
-        phases: stretches of training with own learning rates; a callback may replace them before the first step.
-        input_options: how the images were made that it was trained on; saved with the checkpoint.
-        logit_scale_parameters: those of a logit scale, if there is one; never decayed, never frozen.
-        logit_scale_lr: their highest learning rate; that of the heads where it is None.
+        phases: training phases with their learning rates; a callback may replace them before the first step.
+        input_options: preprocessing of the training images; saved with the checkpoint.
+        logit_scale_parameters: parameters of a logit scale, if there is one; never decayed, never frozen.
+        logit_scale_lr: their peak learning rate; by default that of the heads.
 
     Raises:
         UserError: if the settings do not fit together.
@@ -87,16 +85,14 @@ class VisionTask(LightningModule, ABC):
         self._origins: list[WeightsOrigin] = []
         self._step_samples: list[int] = []
 
-    # What a task defines.
-
     @property
     @abstractmethod
     def backbone(self) -> nn.Module:
-        """The part that may be pretrained, has a learning rate of its own and may be frozen at first."""
+        """The part that may be pretrained, frozen, and trained with a learning rate of its own."""
 
     @abstractmethod
     def _shared_step(self, batch: Batch, split: LoggedSplit) -> tuple[torch.Tensor, Outputs]:
-        """Loss and outputs for callbacks; updates the metrics of the split."""
+        """Return loss and outputs for callbacks; update the metrics of the split."""
 
     @abstractmethod
     def log_epoch(self, split: LoggedSplit) -> None:
@@ -105,66 +101,54 @@ class VisionTask(LightningModule, ABC):
     @property
     @abstractmethod
     def train_sums(self) -> nn.Module:
-        """The metrics that sum the losses of a training epoch."""
+        """The metrics that accumulate the losses of a training epoch."""
 
     @abstractmethod
     def image_features(self, image: torch.Tensor) -> torch.Tensor:
-        """Output of the image backbone, from which the rest of the network can go on.
+        """Image backbone's output, float ``(B, D)``, for uint8 RGB images ``(B, 3, H, W)``.
 
         A batch with these as ``features["image"]`` needs no images.
-
-        Args:
-            image: uint8 ``(B, 3, H, W)``, RGB.
-
-        Returns:
-            float ``(B, D)``.
         """
 
     @abstractmethod
-    def fetch_weights(self) -> None:
-        """Load the pretrained weights, if there are to be any (UserError where that fails)."""
+    def fetch_weights(self) -> list[WeightsOrigin]:
+        """Load the pretrained weights, if any, and return where they came from (UserError if that fails)."""
 
     @property
     def backbones(self) -> dict[str, nn.Module]:
-        """The backbone's networks by the name that their parameter groups begin with."""
+        """The backbone's networks by the prefix of their parameter groups."""
         return {"backbone": self.backbone}
 
     @property
     def compilable_networks(self) -> list[nn.Module]:
-        """The networks that ``torch.compile`` may compile, each a module that is called as such."""
+        """The modules that ``torch.compile`` may compile."""
         return list(self.backbones.values())
 
     @property
     def pretrained_inputs(self) -> InputOptions | None:
-        """How images must be made for the pretrained weights; None where there are none."""
+        """Preprocessing that the pretrained weights expect; None without such weights."""
         return None
 
     @property
     def weights_name(self) -> str:
-        """Name of the pretrained weights, for messages."""
+        """Name of the pretrained weights in messages."""
         return type(self).__name__
 
     @property
     def ready_without_training(self) -> bool:
-        """Whether testing makes sense without a checkpoint: not with heads that were never trained."""
+        """Whether testing without a checkpoint makes sense: not with untrained heads."""
         return False
 
     @property
     def frozen_sides(self) -> list[str]:
-        """Of image and text those whose backbones always output the same for the same input."""
+        """The modalities, image and text, whose backbones are frozen."""
         return ["image"] if is_frozen(self.backbone) else []
 
     def remember_texts(self, texts: Sequence[str]) -> None:
-        """Compute the features of these texts once, where a frozen text backbone makes them; replace earlier ones."""
-
-    def loaded_origins(self) -> list[WeightsOrigin]:
-        """Where the weights came from that ``fetch_weights`` has loaded."""
-        return []
-
-    # The training step.
+        """Cache the features that a frozen text backbone computes for these texts, in place of earlier ones."""
 
     def on_train_start(self) -> None:
-        """Set the learning rates of the first step, before callbacks log them, and restore the epoch's sums."""
+        """Set the learning rates of the first step, before callbacks log them, and restore the epoch's metrics."""
         self.set_learning_rates()
         report_scaling(self.trainer, self.phases, self.optim_options)
         restore_epoch_sums(self.train_sums, self._epoch_sums, is_first=self.global_rank == 0)
@@ -172,7 +156,7 @@ class VisionTask(LightningModule, ABC):
         self._step_samples = []
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Set the learning rates and seed dropout by run, epoch, batch and rank, so that a resumed run is exact."""
+        """Set the learning rates, and seed dropout by run, epoch, batch and rank for exact resumption."""
         self.set_learning_rates()
         seed_step(self.device, step_seed(self.current_epoch, batch_idx, self.global_rank))
 
@@ -184,11 +168,11 @@ class VisionTask(LightningModule, ABC):
         return loss * self._share_of_step(len(batch["sample_id"]))
 
     def is_logged(self, batch_idx: int) -> bool:
-        """Whether values of this training step are logged; calling Lightning's ``log`` takes a millisecond."""
+        """Whether this training step is logged; a call of Lightning's ``log`` takes a millisecond."""
         return batch_idx == 0 or self.trainer._logger_connector.should_update_logs
 
     def _share_of_step(self, samples: int) -> float:
-        """Weight of a batch in an optimizer step that accumulates several: its samples, in full batches."""
+        """Weight of a batch in a step that accumulates several: its samples in units of full batches."""
         if self.trainer.accumulate_grad_batches == 1:
             return 1.0
         self._step_samples.append(samples)
@@ -199,10 +183,10 @@ class VisionTask(LightningModule, ABC):
         return getattr(self.trainer.train_dataloader, "batch_size", None) or 1
 
     def on_after_backward(self) -> None:
-        """Make a step's gradient the mean over the samples that were accumulated.
+        """Average the accumulated gradient over samples.
 
-        Lightning divides by ``accumulate_grad_batches``, also in the last step of an epoch, which may have fewer
-        batches (Lightning #19987), and weights a smaller batch like a full one.
+        Lightning divides by ``accumulate_grad_batches`` even where the last step of an epoch has fewer batches
+        (Lightning #19987), and weights a smaller batch like a full one.
         """
         planned = self.trainer.accumulate_grad_batches
         if planned == 1 or self.trainer.fit_loop.epoch_loop._should_accumulate():
@@ -210,7 +194,7 @@ class VisionTask(LightningModule, ABC):
         done = torch.tensor(sum(self._step_samples) / self._full_batch, device=self.device)
         self._step_samples = []
         if self.trainer.world_size > 1:
-            # All processes scale alike, or their weights would drift apart; the gradients are averaged already.
+            # All processes must scale alike; the gradients are averaged already.
             dist.all_reduce(done)
             done /= self.trainer.world_size
         elif float(done) == planned:
@@ -258,13 +242,11 @@ class VisionTask(LightningModule, ABC):
         return adamw(groups, self.phases[0], self.optim_options, precision)
 
     def set_learning_rates(self) -> None:
-        """Give each parameter group the learning rate of the step that comes next."""
+        """Set the learning rate of each parameter group for the next step."""
         set_learning_rates(self.trainer, self.phases, self.optim_options)
 
-    # Before it begins: strategy, pretrained weights, and how images are made.
-
     def setup(self, stage: str) -> None:
-        """Refuse strategies that do not fit, and synchronise BatchNorm between processes where that is asked for."""
+        """Refuse unsupported strategies, and convert BatchNorm for ``sync_batchnorm``."""
         refuse_unfit_strategy(self.trainer)
         if stage == "fit":
             check_half_precision(self.trainer)
@@ -272,67 +254,59 @@ class VisionTask(LightningModule, ABC):
         self.adopt_inputs()
 
     def on_fit_start(self) -> None:
-        """Fetch pretrained weights and compare the images with those that the weights were trained on."""
+        """Fetch pretrained weights and compare their preprocessing with that of the data."""
         self.load_pretrained()
         self.adopt_inputs()
         self.compare_inputs()
 
     def on_validation_start(self) -> None:
-        """Fetch pretrained weights, where there was no checkpoint and no training before."""
+        """Fetch pretrained weights unless training or a checkpoint has replaced them."""
         self.load_pretrained()
         if self.trainer.state.fn != "fit":
             self.compare_inputs()
 
-    def on_test_start(self) -> None:
-        """As before validation."""
-        self.on_validation_start()
-
-    def on_predict_start(self) -> None:
-        """As before validation."""
-        self.on_validation_start()
+    on_test_start = on_predict_start = on_validation_start
 
     def load_pretrained(self) -> None:
-        """Fetch the pretrained weights, if there are to be any and no checkpoint has replaced them.
+        """Fetch the pretrained weights once, unless a checkpoint has replaced them.
 
-        Every stage calls this once a checkpoint may have replaced them. A command line that knows there is none may
-        call it earlier, so that an error comes before the data are read.
+        Every stage calls this; a program may call it earlier so that it fails before the data are read.
 
         Raises:
-            UserError: if they cannot be had or do not fit.
+            UserError: if they cannot be fetched or do not fit.
         """
         if not (self._restored or self._fetched):
-            self.fetch_weights()
+            self._origins = self.fetch_weights()
             self._fetched = True
-            self._origins = self.loaded_origins()
             for origin in self._origins:
                 report_origin(origin)
 
     @property
     def origins(self) -> list[WeightsOrigin]:
-        """The pretrained weights that training began with; kept by checkpoints."""
+        """The pretrained weights that training started from; saved in checkpoints."""
         return self._origins
 
     @property
     def own_inputs(self) -> InputOptions | None:
-        """How images must be made: as in the checkpoint's training, otherwise for the pretrained weights."""
+        """Preprocessing that the model expects: that of the checkpoint, otherwise of the pretrained weights."""
         return self.input_options if self._restored else self.pretrained_inputs
 
     def _datamodule(self) -> Any:
         return None if self._trainer is None else getattr(self.trainer, "datamodule", None)
 
     def adopt_inputs(self) -> None:
-        """Let the data make images as this model needs them, where their options leave that open."""
+        """Let the data use the preprocessing that the model expects where their options leave it open."""
         adopt = getattr(self._datamodule(), "adopt_image_options", None)
         if adopt is not None and (own := self.own_inputs) is not None:
             adopt(own)
 
     def warn_of_other_inputs(self, options: InputOptions) -> None:
-        """Warn in one line where images are made otherwise than those that the pretrained weights were trained on."""
+        """Warn if the preprocessing differs from that of the pretrained weights."""
         if (expected := self.pretrained_inputs) is not None:
             warn_of_other_inputs(self.weights_name, options, expected)
 
     def compare_inputs(self) -> None:
-        """Warn in one line where images are made otherwise than those that the weights were trained on."""
+        """Warn if the preprocessing of the data differs from that of the weights."""
         options: InputOptions | None = getattr(self._datamodule(), "image_options", None)
         if options is None:
             return
@@ -342,13 +316,10 @@ class VisionTask(LightningModule, ABC):
             self.input_options = {**options}
             self.warn_of_other_inputs(self.input_options)
 
-    # Freezing.
-
     def freeze_backbone(self) -> None:
-        """Freeze the backbone: no gradients, and evaluation mode, or BatchNorm's statistics would drift.
+        """Freeze the backbone: no gradients, and evaluation mode, so that BatchNorm's statistics stay.
 
-        Under DDP call this after the model is wrapped, from ``on_fit_start`` on: what is frozen while DDP wraps it is
-        never synchronised again.
+        Under DDP call this from ``on_fit_start`` on: DDP never synchronises what was frozen when it wrapped the model.
         """
         if not self._frozen:
             self._frozen = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
@@ -357,14 +328,14 @@ class VisionTask(LightningModule, ABC):
         self.backbone.eval()
 
     def unfreeze_backbone(self) -> None:
-        """Undo ``freeze_backbone``; parameters that were frozen before stay frozen."""
+        """Undo ``freeze_backbone``; parameters frozen before it stay frozen."""
         for parameter in self._frozen:
             parameter.requires_grad_(True)
         self._frozen = []
         self.train(self.training)
 
     def fix_batchnorm(self) -> None:
-        """Keep the statistics of the backbone's BatchNorm, also while everything else is trained."""
+        """Freeze the running statistics of the backbone's BatchNorm."""
         self._batchnorm_fixed = True
         self.train(self.training)
 
@@ -385,14 +356,12 @@ class VisionTask(LightningModule, ABC):
         return self
 
     def _apply(self, fn: Conversion, recurse: bool = True) -> Self:
-        """As torch's, but what is too fine for half precision stays float32 (``lightning_modules.precision``)."""
+        """As torch's, but some parameters stay float32 (``lightning_modules.precision``)."""
         keep_small_steps(self, lambda: super(VisionTask, self)._apply(fn, recurse))  # type: ignore[no-untyped-call]
         return self
 
-    # Checkpoints.
-
     def save_hyperparameters(self, *args: Any, frame: Any = None, **settings: Any) -> None:
-        """As Lightning's, with options as plain dictionaries, which ``torch.load(weights_only=True)`` accepts."""
+        """As Lightning's, with dataclasses as dictionaries, for ``torch.load(weights_only=True)``."""
         caller = inspect.currentframe()
         super().save_hyperparameters(*args, frame=frame or (caller and caller.f_back), **settings)
         for name, value in self.hparams.items():
@@ -401,19 +370,19 @@ class VisionTask(LightningModule, ABC):
         self._hparams_initial = copy.deepcopy(self._hparams)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the name of the class, so that a checkpoint that was not made by the command line can be loaded too."""
+        """Add the class path, preprocessing, origin of the pretrained weights and unfinished metrics."""
         hyper_parameters = checkpoint.setdefault("hyper_parameters", dict(self.hparams))
         hyper_parameters.setdefault("_class_path", f"{type(self).__module__}.{type(self).__qualname__}")
         checkpoint["input_options"] = dict(self.input_options)
         checkpoint["pretrained"] = [dict(origin) for origin in self.origins]
-        # A checkpoint may be written without a trainer, as by the tools that average weights.
+        # Tools that average weights have no trainer.
         reduce = self.trainer.strategy.reduce if self._trainer is not None else None
         checkpoint["epoch_sums"] = epoch_sums(
             self.train_sums, lambda s: s if reduce is None else reduce(s, reduce_op="sum")
         )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note that pretrained weights are no longer needed."""
+        """Restore the preprocessing and metrics; pretrained weights are no longer needed."""
         self._restored = True
         self.input_options = checkpoint.get("input_options", self.input_options)
         self.adopt_inputs()
@@ -423,31 +392,22 @@ class VisionTask(LightningModule, ABC):
         self._origins = list(checkpoint.get("pretrained", []))
 
     def misfits(self, state_dict: Mapping[str, Any]) -> str:
-        """Describe weights that are missing, unexpected or of another shape for this task; empty if all fit."""
+        """Describe weights that are missing, unexpected or of another shape; empty if all fit."""
         return misfits(state_dict, self.state_dict())
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As torch's, but weights that do not fit are reported in one line.
-
-        torch's own check lets BatchNorm's counters be missing.
-
-        Raises:
-            UserError: names what is missing, unexpected or of another shape.
-        """
+        """As torch's, but misfits raise a UserError of one line, and BatchNorm's counters must not be missing."""
         if strict and (wrong := self.misfits(state_dict)):
             raise UserError(f"the weights do not fit {type(self).__name__}: {wrong}")
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def weights_digest(self) -> str:
-        """A name for the weights, by which a gallery knows its model."""
+        """See ``weights_digest``; a gallery identifies its model by it."""
         return weights_digest(self)
 
 
 def weights_digest(module: nn.Module) -> str:
-    """SHA-256 over names, types, shapes and values of a module's weights, hexadecimal.
-
-    Where weights are sharded among processes, all of them must call this.
-    """
+    """SHA-256 of names, dtypes, shapes and values of a module's weights; a collective call if they are sharded."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         if not isinstance(value, torch.Tensor):
@@ -459,30 +419,33 @@ def weights_digest(module: nn.Module) -> str:
 
 
 def real_rows(batch: Batch) -> torch.Tensor:
-    """Which rows are samples and not padding, bool ``(B,)``."""
+    """Mask of the rows that are not padding, bool ``(B,)``."""
     if "is_padding" in batch:
         return ~batch["is_padding"]
     return torch.ones_like(batch["sample_id"], dtype=torch.bool)
 
 
 def known_targets(batch: Batch, tasks: Iterable[str]) -> dict[str, torch.Tensor]:
-    """Targets of these tasks, each int64 ``(B,)``, unknown where the batch has none and where a row is only padding."""
+    """Targets of these tasks, each int64 ``(B,)``; ``UNKNOWN`` where the batch has none and for padding."""
     given = batch_targets(batch)
     unknown = torch.full_like(batch["sample_id"], UNKNOWN)
     padding = ~real_rows(batch)
     return {task: given.get(task, unknown).masked_fill(padding, UNKNOWN) for task in tasks}
 
 
-def real_outputs(batch: Batch, logits: Mapping[str, torch.Tensor], targets: Mapping[str, torch.Tensor]) -> Outputs:
-    """Outputs of a batch for callbacks, without padding."""
+def real_outputs(
+    batch: Batch,
+    logits: Mapping[str, torch.Tensor],
+    targets: Mapping[str, torch.Tensor],
+    features: torch.Tensor | None = None,
+) -> Outputs:
+    """Outputs of a batch for callbacks, without padding; features, float ``(B, D)``, become unit-length embeddings."""
     real = real_rows(batch)
-    return {
+    outputs: Outputs = {
         "sample_id": batch["sample_id"][real],
         "logits": {task: values.detach()[real] for task, values in logits.items()},
         "targets": {task: values[real] for task, values in targets.items()},
     }
-
-
-def with_embedding(outputs: Outputs, batch: Batch, features: torch.Tensor) -> Outputs:
-    """Add the features of the batch's samples, float ``(B, D)``, as embeddings of unit length."""
-    return {**outputs, "image_embedding": F.normalize(features.detach()[real_rows(batch)].float(), dim=-1)}
+    if features is not None:
+        outputs["image_embedding"] = F.normalize(features.detach()[real].float(), dim=-1)
+    return outputs

@@ -1,9 +1,4 @@
-"""Image classifiers: one label an image (``ImageClassifier``), or several attributes (``MultiTaskClassifier``).
-
-A classifier is an encoder and heads: ``classify`` turns features into logits. Its loss is cross-entropy that leaves out
-unknown targets, weights rare classes, smooths targets and splits mixed images. ``ScoredTask`` holds what every task has
-whose outputs are logits over named classes: losses and scores of each split, logged alike.
-"""
+"""Image classifiers: one label per image (``ImageClassifier``) or several attributes (``MultiTaskClassifier``)."""
 
 # No postponed annotations: jsonargparse would lose the ranges of the arguments.
 
@@ -15,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_modules.base import LoggedSplit, VisionTask, known_targets, real_outputs, with_embedding
+from lightning_modules.base import LoggedSplit, VisionTask, known_targets, real_outputs
 from lightning_modules.encoders.image import ImageEncoder
 from lightning_modules.encoders.weights import WeightsOrigin
 from lightning_modules.metrics import MeanLoss, SplitMetrics
@@ -30,15 +25,20 @@ HEAD_DROP_RATE = 0.2
 
 
 class ScoredTask(VisionTask):
-    """A task that is evaluated by its logits. A subclass calls ``keep_scores`` once it knows its tasks.
+    """Base class of tasks whose outputs are logits over named classes. A subclass calls ``configure_metrics``.
 
     Attributes:
         tasks: class names of each task.
         task_weights: weight of each task's loss in the sum.
     """
 
-    def keep_scores(self, tasks: dict[str, list[str]], task_weights: Mapping[str, float] | None = None) -> None:
-        """Make the metrics of all splits; a task without a weight has weight 1."""
+    def configure_metrics(self, tasks: dict[str, list[str]], task_weights: Mapping[str, float] | None = None) -> None:
+        """Build the metrics of all splits; a task without a weight has weight 1."""
+        for task, names in tasks.items():
+            if len(names or ()) < 2:
+                raise UserError(
+                    f"tasks: {task!r} has fewer than two classes; leave it out, or fix the data's class names"
+                )
         self.tasks = tasks
         self.task_weights = {**dict.fromkeys(tasks, 1.0), **(task_weights or {})}
         self.train_metrics = SplitMetrics(tasks, self.task_weights, losses_only=True)
@@ -51,7 +51,7 @@ class ScoredTask(VisionTask):
         return self.train_metrics
 
     def log_epoch(self, split: LoggedSplit) -> None:
-        """Log the averages and scores of the epoch."""
+        """See ``VisionTask``."""
         values = {f"{split}/{name}": value for name, value in self.epoch_values(split).items()}
         # The values are the same on all processes already; without sync_dist Lightning would warn.
         self.log_dict(values, sync_dist=True)
@@ -63,73 +63,40 @@ class ScoredTask(VisionTask):
         metrics.reset()
         return values
 
-    def plain_losses(
-        self, logits: Mapping[str, torch.Tensor], targets: Mapping[str, torch.Tensor]
-    ) -> dict[str, MeanLoss]:
-        """Cross-entropy of each task, by which all runs are compared in evaluation."""
-        return {task: masked_cross_entropy(logits[task], targets[task]) for task in self.tasks}
-
-    def count(
-        self,
-        split: LoggedSplit,
-        means: Mapping[str, MeanLoss],
-        logits: Mapping[str, torch.Tensor],
-        targets: Mapping[str, torch.Tensor],
+    def evaluation_loss(
+        self, split: LoggedSplit, logits: Mapping[str, torch.Tensor], targets: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
-        """Update the split's metrics with the loss of each task and, in evaluation, its scores.
+        """Update the metrics; return plain cross-entropy, by which runs with other smoothing and weights compare."""
+        self._metrics_of(split).update_scores(logits, targets)
+        return self.sum_losses(split, {task: masked_cross_entropy(logits[task], targets[task]) for task in self.tasks})
 
-        Args:
-            split: that the batch is of.
-            means: loss of each task.
-            logits: by task float ``(B, C)``; not read in training, where images may be mixed.
-            targets: by task int64 ``(B,)``, -1 where unknown.
-
-        Returns:
-            The weighted sum of the losses, a scalar.
-        """
-        metrics = self._metrics_of(split)
-        metrics.update_losses(means)
-        if split != "train":
-            metrics.update_scores(logits, targets)
-        return torch.stack([self.task_weights[task] * mean.value for task, mean in means.items()]).sum()
+    def sum_losses(self, split: LoggedSplit, losses: Mapping[str, MeanLoss]) -> torch.Tensor:
+        """Update the metrics with the loss of each task; return the weighted sum."""
+        self._metrics_of(split).update_losses(losses)
+        return torch.stack([self.task_weights[task] * mean.value for task, mean in losses.items()]).sum()
 
     def _metrics_of(self, split: LoggedSplit) -> SplitMetrics:
         return {"train": self.train_metrics, "val": self.val_metrics, "test": self.test_metrics}[split]
 
 
 class ClassificationTask(ScoredTask):
-    """A task with an image encoder and one head a task.
+    """Base class of classifiers with an image encoder.
 
-    A subclass calls this constructor, then ``save_hyperparameters()``, then adds its heads outside the encoder. The
-    arguments are those of ``MultiTaskClassifier``.
+    A subclass calls ``configure_encoder``, ``configure_metrics`` and ``configure_losses``, then adds its heads.
     """
 
-    def __init__(
-        self,
-        *,
-        encoder: ImageEncoder,
-        tasks: dict[str, list[str]],
-        task_weights: dict[str, float],
-        class_counts: dict[str, list[int]] | None,
-        label_smoothing: float,
-        class_weighting: ClassWeighting,
-        lr: float,
-        weight_decay: float,
-        schedule: ScheduleName,
-        optim_options: OptimOptions,
+    def configure_encoder(self, backbone: str, image_size: int, pretrained: bool | str) -> None:
+        """Build the image encoder."""
+        self.encoder = ImageEncoder(backbone, image_size, pretrained)
+        self.input_options: InputOptions = {**self.encoder.input_options}
+
+    def configure_losses(
+        self, class_counts: dict[str, list[int]] | None, weighting: ClassWeighting, label_smoothing: float
     ) -> None:
-        super().__init__(lr=lr, weight_decay=weight_decay, schedule=schedule, optim_options=optim_options)
-        for task, names in tasks.items():
-            if len(names or ()) < 2:
-                raise UserError(
-                    f"tasks: {task!r} has fewer than two classes; leave it out, or fix the data's class names"
-                )
-        self.encoder = encoder
-        self.keep_scores(tasks, task_weights)
-        self.input_options: InputOptions = {**encoder.input_options}
+        """Build the training loss of each task."""
         self.losses = nn.ModuleList(
-            TaskLoss(class_weights_from_counts(task, len(names), class_counts, class_weighting), label_smoothing)
-            for task, names in tasks.items()
+            TaskLoss(class_weights_from_counts(task, len(names), class_counts, weighting), label_smoothing)
+            for task, names in self.tasks.items()
         )
 
     @abstractmethod
@@ -137,37 +104,24 @@ class ClassificationTask(ScoredTask):
         """Logits of each task, float ``(B, C)``, from the encoder's features, float ``(B, D)``."""
 
     def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Logits of each task.
-
-        Args:
-            image: uint8 ``(B, 3, H, W)``, RGB.
-
-        Returns:
-            For each task float ``(B, C)``.
-        """
+        """Logits of each task, float ``(B, C)``, for uint8 RGB images ``(B, 3, H, W)``."""
         return self.classify(self.encoder(image))
 
     def _shared_step(self, batch: Batch, split: LoggedSplit) -> tuple[torch.Tensor, Outputs]:
-        """Loss and outputs for callbacks.
-
-        In evaluation the loss is plain cross-entropy, so that runs with other smoothing and class weights compare.
-        """
         features, targets = self._features(batch), known_targets(batch, self.tasks)
         logits = self._logits(features)
         if split == "train":
             criteria = zip(self.tasks, self.losses, strict=True)
-            means = {task: loss(logits[task], targets[task], batch.get("mix")) for task, loss in criteria}
+            losses = {task: loss(logits[task], targets[task], batch.get("mix")) for task, loss in criteria}
+            loss = self.sum_losses(split, losses)
         else:
-            means = self.plain_losses(logits, targets)
-        loss = self.count(split, means, logits, targets)
-        outputs = real_outputs(batch, logits, targets)
-        return loss, with_embedding(outputs, batch, features) if split == "test" else outputs
+            loss = self.evaluation_loss(split, logits, targets)
+        return loss, real_outputs(batch, logits, targets, features if split == "test" else None)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Outputs:
         """Outputs of a batch, whose targets may be unknown."""
         features = self._features(batch)
-        outputs = real_outputs(batch, self._logits(features), known_targets(batch, self.tasks))
-        return with_embedding(outputs, batch, features)
+        return real_outputs(batch, self._logits(features), known_targets(batch, self.tasks), features)
 
     def _features(self, batch: Batch) -> torch.Tensor:
         features: torch.Tensor = batch["features"]["image"] if "features" in batch else self.encoder(batch["image"])
@@ -191,12 +145,9 @@ class ClassificationTask(ScoredTask):
         """Length of ``image_embedding`` in the outputs."""
         return self.encoder.num_features
 
-    def fetch_weights(self) -> None:
+    def fetch_weights(self) -> list[WeightsOrigin]:
         """See ``VisionTask``."""
         self.encoder.load_pretrained()
-
-    def loaded_origins(self) -> list[WeightsOrigin]:
-        """See ``VisionTask``."""
         return [self.encoder.origin] if self.encoder.origin else []
 
     @property
@@ -216,16 +167,16 @@ class ImageClassifier(ClassificationTask):
     Args:
         backbone: name in timm.
         class_names: linked from the data.
-        class_counts: training samples of each class, linked from the data; read only where classes are weighted.
+        class_counts: training samples of each class, linked from the data; read only if classes are weighted.
         image_size: height and width in pixels, linked from the data.
         pretrained: true for the weights on the hub, false for random ones, or the path of a weights file.
-        drop_rate: dropout in front of the head.
+        drop_rate: dropout before the head.
         label_smoothing: share of the target that is spread over all classes in training.
-        class_weighting: how rare classes count more in training.
-        lr: highest learning rate; ``optim_options.backbone_lr`` sets another one for the backbone.
-        weight_decay: AdamW's; not applied to biases and norms.
-        schedule: course of the learning rate.
-        optim_options: rarer settings of the optimizer.
+        class_weighting: weighting of rare classes in training.
+        lr: peak learning rate; ``optim_options.backbone_lr`` sets another one for the backbone.
+        weight_decay: weight decay of AdamW; not applied to biases and norms.
+        schedule: learning-rate schedule.
+        optim_options: further settings of the optimizer.
 
     Raises:
         UserError: if the settings do not fit together.
@@ -247,19 +198,11 @@ class ImageClassifier(ClassificationTask):
         schedule: ScheduleName = "cosine",
         optim_options: OptimOptions = OptimOptions(),
     ) -> None:
-        super().__init__(
-            encoder=ImageEncoder(backbone, image_size, pretrained),
-            tasks={LABEL_TASK: class_names},
-            task_weights={LABEL_TASK: 1.0},
-            class_counts=class_counts,
-            label_smoothing=label_smoothing,
-            class_weighting=class_weighting,
-            lr=lr,
-            weight_decay=weight_decay,
-            schedule=schedule,
-            optim_options=optim_options,
-        )
+        super().__init__(lr=lr, weight_decay=weight_decay, schedule=schedule, optim_options=optim_options)
         self.save_hyperparameters()
+        self.configure_encoder(backbone, image_size, pretrained)
+        self.configure_metrics({LABEL_TASK: class_names})
+        self.configure_losses(class_counts, class_weighting, label_smoothing)
         self.drop = nn.Dropout(drop_rate)
         self.head = Float32Linear(self.encoder.num_features, len(class_names))
 
@@ -277,16 +220,16 @@ class MultiTaskClassifier(ClassificationTask):
     Args:
         backbone: name in timm.
         tasks: class names of each task, linked from the data.
-        class_counts: training samples of each class, linked from the data; read only where classes are weighted.
+        class_counts: training samples of each class, linked from the data; read only if classes are weighted.
         image_size: height and width in pixels, linked from the data.
         pretrained: true for the weights on the hub, false for random ones, or the path of a weights file.
-        task_weights: the tasks that are trained, with the weight of their losses; all with weight 1 if not given.
+        task_weights: the tasks to train, with the weights of their losses; by default all with weight 1.
         label_smoothing: share of the target that is spread over all classes in training.
-        class_weighting: how rare classes count more in training.
-        lr: highest learning rate; ``optim_options.backbone_lr`` sets another one for the backbone.
-        weight_decay: AdamW's; not applied to biases and norms.
-        schedule: course of the learning rate.
-        optim_options: rarer settings of the optimizer.
+        class_weighting: weighting of rare classes in training.
+        lr: peak learning rate; ``optim_options.backbone_lr`` sets another one for the backbone.
+        weight_decay: weight decay of AdamW; not applied to biases and norms.
+        schedule: learning-rate schedule.
+        optim_options: further settings of the optimizer.
 
     Raises:
         UserError: if the settings do not fit together.
@@ -308,28 +251,20 @@ class MultiTaskClassifier(ClassificationTask):
         schedule: ScheduleName = "cosine",
         optim_options: OptimOptions = OptimOptions(),
     ) -> None:
-        weights = _checked_weights(tasks, task_weights)
-        super().__init__(
-            encoder=ImageEncoder(backbone, image_size, pretrained),
-            tasks={task: names for task, names in tasks.items() if task in weights},
-            task_weights=weights,
-            class_counts=class_counts,
-            label_smoothing=label_smoothing,
-            class_weighting=class_weighting,
-            lr=lr,
-            weight_decay=weight_decay,
-            schedule=schedule,
-            optim_options=optim_options,
-        )
+        super().__init__(lr=lr, weight_decay=weight_decay, schedule=schedule, optim_options=optim_options)
         self.save_hyperparameters()
+        weights = _checked_weights(tasks, task_weights)
+        self.configure_encoder(backbone, image_size, pretrained)
+        self.configure_metrics({task: names for task, names in tasks.items() if task in weights}, weights)
+        self.configure_losses(class_counts, class_weighting, label_smoothing)
         self.drop = nn.Dropout(FEATURE_DROP_RATE)
         # A list, because the name of a task need not be a legal name of a module.
         self.heads = nn.ModuleList(_head(self.encoder.num_features, len(names)) for names in self.tasks.values())
 
     def classify(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
         """See ``ClassificationTask``."""
-        kept = self.drop(features)
-        return {task: head(kept) for task, head in zip(self.tasks, self.heads, strict=True)}
+        features = self.drop(features)
+        return {task: head(features) for task, head in zip(self.tasks, self.heads, strict=True)}
 
 
 def _head(num_features: int, num_classes: int) -> nn.Module:
@@ -353,12 +288,7 @@ def _checked_weights(tasks: dict[str, list[str]], task_weights: dict[str, float]
 
 
 class TaskLoss(KeepsFloat32):
-    """The training loss of one task, ``masked_cross_entropy``; its class weights move with the model and are not saved.
-
-    Args:
-        class_weights: float32 ``(C,)`` or nothing.
-        label_smoothing: in [0, 1).
-    """
+    """``masked_cross_entropy`` as a module; its class weights, float32 ``(C,)``, are not saved."""
 
     class_weights: torch.Tensor | None
 
@@ -371,31 +301,27 @@ class TaskLoss(KeepsFloat32):
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor, mix: Mix | None) -> MeanLoss:
         """See ``masked_cross_entropy``."""
-        return masked_cross_entropy(
-            logits, target, class_weights=self.class_weights, label_smoothing=self.label_smoothing, mix=mix
-        )
+        return masked_cross_entropy(logits, target, self.class_weights, self.label_smoothing, mix)
 
 
 def masked_cross_entropy(
     logits: torch.Tensor,
     target: torch.Tensor,
-    *,
     class_weights: torch.Tensor | None = None,
     label_smoothing: float = 0.0,
     mix: Mix | None = None,
 ) -> MeanLoss:
     """Cross-entropy averaged over the samples whose target is known.
 
-    As in torch, a mean with class weights divides by the sum of the targets' weights. In a mixed batch each
-    image counts as ``lam`` of its own target and ``1 - lam`` of its partner's; a side that is unknown is left
-    out, and the other keeps its share.
+    As in torch, a mean with class weights divides by the sum of the targets' weights. In a mixed batch each image
+    counts as ``lam`` of its own target and ``1 - lam`` of its partner's; an unknown target is left out.
 
     Args:
         logits: float ``(B, C)``.
         target: int64 ``(B,)``, ``UNKNOWN`` where not known.
         class_weights: float ``(C,)``.
         label_smoothing: share of the target that is spread over all classes, in [0, 1).
-        mix: how the batch was mixed, if it was.
+        mix: partners and shares of a mixed batch.
     """
     if class_weights is not None:
         class_weights = class_weights.to(logits.dtype)
@@ -406,7 +332,7 @@ def masked_cross_entropy(
         total, weight = _sums(logits, target, own, class_weights, label_smoothing)
         other_total, other_weight = _sums(logits, partner, 1 - own, class_weights, label_smoothing)
         total, weight = total + other_total, weight + other_weight
-    # Where nothing is known the sum is 0 with a gradient; dividing by 1 keeps both.
+    # Without known targets the sum is 0 with a gradient; dividing by 1 keeps both.
     return MeanLoss(total / torch.where(weight > 0, weight, torch.ones_like(weight)), weight.detach())
 
 
@@ -430,9 +356,9 @@ def _sums(
 def class_weights_from_counts(
     task: str, num_classes: int, class_counts: Mapping[str, Sequence[int]] | None, scheme: ClassWeighting
 ) -> torch.Tensor | None:
-    """Weights that make rare classes count more.
+    """Class weights for the loss.
 
-    ``inverse`` is n / (classes · count), scikit-learn's "balanced"; ``sqrt_inverse`` its square root, milder;
+    ``inverse`` is n / (classes · count), scikit-learn's "balanced"; ``sqrt_inverse`` its square root;
     ``effective_number`` is (1 - β) / (1 - β^count) with β = 0.999 (Cui et al., Class-Balanced Loss, CVPR 2019).
 
     Returns:

@@ -1,13 +1,4 @@
-"""Contrastive losses of dual encoders as functions of embeddings, the logit scale, and batches larger than memory.
-
-``encode_in_chunks`` is GradCache (Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited
-Setup", RepL4NLP 2021): encode in chunks, keep only the embeddings, encode again for the gradients. The loss takes all
-embeddings at once, so its value and its gradients are those of the one large batch; gradient accumulation over small
-batches would have fewer negatives. It is what gradient checkpointing (Chen et al., 2016) does with one segment a chunk:
-torch replays each chunk's random state and mixed precision, and frees it before the next one. One backward pass goes
-through everything, so the logit scale's gradient is counted once, and DDP sums once. BatchNorm in training mode
-normalises by the chunk, as in any method of this kind.
-"""
+"""Contrastive losses, the logit scale, and cached gradients for batches larger than memory."""
 
 from __future__ import annotations
 
@@ -36,16 +27,16 @@ class Pairs(NamedTuple):
 
 
 def info_nce(own: Pairs, scale: torch.Tensor, *, pool: Pairs | None = None, first: int = 0) -> torch.Tensor:
-    """Symmetric InfoNCE: each image is classified among all texts, and each text among all images.
+    """Symmetric InfoNCE: classify each image among all texts, and each text among all images.
 
     van den Oord et al., 2018; in this form Radford et al., "Learning Transferable Visual Models From Natural Language
     Supervision", ICML 2021. ``positive_id`` is ignored: another image's equal caption is a negative.
 
     Args:
-        own: B pairs of this process.
-        scale: factor of the cosines; scalar.
-        pool: pairs of all processes to compare with; by default the own ones.
-        first: index of the first own pair among them.
+        own: pairs of this process.
+        scale: scalar factor of the cosine similarities.
+        pool: pairs of all processes, by default ``own``.
+        first: index of the first own pair in the pool.
 
     Returns:
         float scalar, the mean over the own pairs and both directions; log(N) at chance.
@@ -58,7 +49,7 @@ def info_nce(own: Pairs, scale: torch.Tensor, *, pool: Pairs | None = None, firs
 
 
 def label_aware_info_nce(own: Pairs, scale: torch.Tensor, *, pool: Pairs | None = None) -> torch.Tensor:
-    """Symmetric InfoNCE in which every pair that shares its ``positive_id`` is a positive.
+    """Symmetric InfoNCE in which all pairs with the same ``positive_id`` are positives.
 
     The target of a row is spread evenly over its positives (Yang et al., "Unified Contrastive Learning in
     Image-Text-Label Space", CVPR 2022; the outer sum of Khosla et al., "Supervised Contrastive Learning", 2020).
@@ -78,9 +69,9 @@ def label_aware_info_nce(own: Pairs, scale: torch.Tensor, *, pool: Pairs | None 
 def sigmoid_contrastive(
     own: Pairs, scale: torch.Tensor, bias: torch.Tensor, *, pool: Pairs | None = None
 ) -> torch.Tensor:
-    """Binary classification of every pair of an image and a text: do they belong together?
+    """Binary classification of every pair of an image and a text as matching or not.
 
-    Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV 2023, with all pairs that share their
+    Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV 2023, with all pairs with the same
     ``positive_id`` as positives; without repeated ids it is the paper's.
 
     Returns:
@@ -92,15 +83,15 @@ def sigmoid_contrastive(
 
 
 class LogitScale(KeepsFloat32):
-    """Scale (and bias) of cosines.
+    """Scale (and bias) of cosine similarities.
 
-    The scale is trained as its logarithm and clamped at 100, as CLIP does (Radford et al., 2021), or at that of the
-    pretrained model: SigLIP's (Zhai et al., 2023), which also has the bias, is larger.
+    The scale is trained as its logarithm and clamped at 100, as in CLIP (Radford et al., 2021), or at that of the
+    pretrained model: SigLIP's (Zhai et al., 2023) is larger.
 
     Attributes:
-        log_scale: float32 scalar in every precision, a parameter, or a buffer where the scale is fixed.
-        bias: float32 scalar likewise, 0 where the loss has none.
-        max_log_scale: logarithm of the largest scale; kept by checkpoints.
+        log_scale: float32 scalar in every precision; a parameter, or a buffer if the scale is fixed.
+        bias: float32 scalar likewise, 0 unless the loss has one.
+        max_log_scale: logarithm of the maximum scale; saved in checkpoints.
     """
 
     log_scale: torch.Tensor
@@ -133,15 +124,12 @@ class LogitScale(KeepsFloat32):
 
     @torch.no_grad()
     def clamp(self) -> None:
-        """Keep the scale below its maximum; to be called after each step of the optimizer.
-
-        Not in ``forward``, where a clamped value would have no gradient and could never come back.
-        """
+        """Clamp the scale after an optimizer step; in ``forward`` a clamped value would have no gradient."""
         self.log_scale.clamp_(max=self.max_log_scale)
 
     @torch.no_grad()
-    def take_pretrained(self, log_scale: torch.Tensor | None, bias: torch.Tensor | None) -> None:
-        """Take over the values of a pretrained model as they are, unless the options give other ones."""
+    def load_pretrained(self, log_scale: torch.Tensor | None, bias: torch.Tensor | None) -> None:
+        """Load the values of a pretrained model unless the options set others."""
         options = self._options
         if log_scale is not None and options.scale is None:
             if options.max_scale is not None and float(log_scale) > self.max_log_scale:
@@ -176,14 +164,14 @@ class ContrastiveObjective(nn.Module):
 
         Args:
             own: pairs of this process, of unit length.
-            joined: whether they are compared with those of all processes, which must then all call this; the mean over
-                processes has the gradient of the joined batch.
+            joined: compare them with those of all processes, which must all call this; the mean over processes then
+                has the gradient of the joined batch.
         """
         pool, first = own, 0
         if joined and is_distributed():
             pool, first = Pairs(*(gather_rows(rows) for rows in own)), own_rows(len(own.image)).start
         scale, bias = self.logit_scale()
-        # Half precision would round away the differences that are compared.
+        # Half precision would round small differences away.
         with torch.autocast(own.image.device.type, enabled=False):
             if self.loss == "info_nce":
                 return info_nce(own, scale, pool=pool, first=first)
@@ -195,13 +183,18 @@ class ContrastiveObjective(nn.Module):
 def encode_in_chunks(
     encode: Callable[..., torch.Tensor], inputs: Sequence[torch.Tensor], chunk_size: int, network: nn.Module
 ) -> torch.Tensor:
-    """Encode a batch with the memory of one chunk.
+    """Encode a batch with the memory of one chunk: GradCache (Gao et al., RepL4NLP 2021).
+
+    Each chunk is encoded without keeping activations, and again for its gradients. The loss takes all embeddings at
+    once, so its value and gradients are those of the large batch, while gradient accumulation would have fewer
+    negatives. It is gradient checkpointing (Chen et al., 2016) with one segment per chunk, so torch replays random
+    state and mixed precision. BatchNorm in training mode normalises by the chunk.
 
     Args:
-        encode: from inputs ``(b, …)`` to embeddings ``(b, D)``.
+        encode: maps inputs ``(b, …)`` to embeddings ``(b, D)``.
         inputs: tensors of B rows each.
-        chunk_size: rows that are encoded at a time; 0 for all at once, with nothing encoded twice.
-        network: what ``encode`` computes with; its BatchNorm statistics are only moved by the first pass.
+        chunk_size: rows per chunk; 0 for all at once, with nothing encoded twice.
+        network: the network of ``encode``; only the first pass updates its BatchNorm statistics.
 
     Returns:
         ``(B, D)``.
@@ -225,7 +218,7 @@ def _statistics_kept(network: nn.Module) -> Iterator[None]:
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms if norm.training]
     for norm, _, _ in kept:
-        # With a momentum of 0 a batch changes nothing; the counter itself is swapped out meanwhile.
+        # With a momentum of 0 a batch changes nothing; the counter is detached meanwhile.
         norm.momentum = 0.0
         norm.num_batches_tracked = None
     try:

@@ -33,21 +33,21 @@ from lightning_modules.options import (
 from vitrail.errors import UserError
 from vitrail.types import LABEL_TASK, Batch, InputOptions, Outputs
 
-_TEXTS_AT_A_TIME = 256
+_TEXT_BATCH = 256
 
 
 class DualEncoder(VisionTask):
-    """An image encoder and a text encoder that are trained to agree.
+    """An image encoder and a text encoder trained by a contrastive loss.
 
-    In training each image is compared with the captions of its batch, those of all processes included. In evaluation
-    images are classified by the embeddings of their prompts, where there are classes
-    (Radford et al., 2021), and captions are embedded for retrieval, where the data set has captions of its own.
+    Training compares each image with the captions of its batch on all processes. Evaluation classifies images by the
+    embeddings of the class prompts (Radford et al., 2021) if there are classes, and embeds the captions for retrieval
+    if the data set has its own.
 
-    ``val/loss`` is the contrastive loss within batches where captions are the data set's own; where they are class
-    prompts it is the cross-entropy of the classes, because batches with repeated classes make the former meaningless.
+    ``val/loss`` is the contrastive loss within batches if the captions are the data set's own. If they are class
+    prompts, it is the cross-entropy of the classes, because repeated classes make the former meaningless.
 
     Args:
-        towers: which encoders.
+        towers: the two encoders.
         class_names: linked from the data.
         class_prompts: prompts of each class, linked from the data; their embeddings are averaged.
         image_size: height and width in pixels, linked from the data.
@@ -56,13 +56,13 @@ class DualEncoder(VisionTask):
         pretrained: false for random weights in both towers, whatever ``towers`` asks for.
         loss: ``label_aware`` InfoNCE, plain ``info_nce``, or ``sigmoid``.
         logit_scale: the scale of the similarities.
-        freeze: what is frozen.
-        lora: low-rank adapters; both towers' own weights are frozen then.
-        lr: highest learning rate; ``optim_options.backbone_lr`` sets another one for the towers without projections.
-        weight_decay: AdamW's; not applied to biases, norms and logit scale.
-        schedule: course of the learning rate.
-        optim_options: rarer settings of the optimizer.
-        architectures: configurations of the towers, as a checkpoint keeps them; not to be set by hand.
+        freeze: the frozen part.
+        lora: low-rank adapters; the weights of both towers are frozen then.
+        lr: peak learning rate; ``optim_options.backbone_lr`` sets another one for the towers without projections.
+        weight_decay: weight decay of AdamW; not applied to biases, norms and logit scale.
+        schedule: learning-rate schedule.
+        optim_options: further settings of the optimizer.
+        architectures: configurations of the towers from a checkpoint; not to be set by hand.
 
     Attributes:
         tasks: class names of the data's main task, if it has one.
@@ -107,7 +107,7 @@ class DualEncoder(VisionTask):
         self.logit_scale_lr = scale.lr
         adapters = None if lora is None else checked(LoraOptions, lora, "lora")
         self._frozen_modules = _freeze(self.towers, freeze, adapters, image_size)
-        # Lightning trains in the mode that it finds: what is frozen must be in evaluation mode from the beginning.
+        # Lightning keeps the mode of each module: frozen ones must be in evaluation mode from the beginning.
         self.train(self.training)
         self.contrastive = nn.ModuleDict({f"{split}_loss": MeanOverSamples() for split in ("train", "val", "test")})
         weights = dict.fromkeys(self.tasks, 1.0)
@@ -116,17 +116,12 @@ class DualEncoder(VisionTask):
         )
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
-        """Contrastive loss of a batch.
-
-        Returns:
-            float32 scalar.
-        """
+        """See ``VisionTask``."""
         if self.is_logged(batch_idx):
             self.log("train/logit_scale", self.objective.logit_scale()[0])
         return super().training_step(batch, batch_idx)
 
     def _shared_step(self, batch: Batch, split: LoggedSplit) -> tuple[torch.Tensor, Outputs]:
-        """Contrastive loss in training; in evaluation see the class."""
         counter = cast("MeanOverSamples", self.contrastive[f"{split}_loss"])
         if split == "train":
             loss = self._training_loss(batch)
@@ -138,7 +133,7 @@ class DualEncoder(VisionTask):
             if samples := len(outputs["sample_id"]):
                 pairs = _first_captions(outputs, batch["positive_id"][real_rows(batch)])
                 loss = self.objective(pairs, joined=False)
-            # Also where all is padding: at the end all processes exchange their sums, or none does.
+            # Even if all rows are padding: at the end all processes exchange their sums, or none does.
             counter.update(loss, samples)
         if self.tasks:
             targets = outputs["targets"][LABEL_TASK]
@@ -164,7 +159,7 @@ class DualEncoder(VisionTask):
         return encode_in_chunks(self.encode_image, [batch["image"]], chunk_size, self.towers)
 
     def _evaluated(self, batch: Batch) -> Outputs:
-        """Outputs of an evaluation batch: embeddings, and zero-shot logits where there are classes."""
+        """Embeddings and, if there are classes, zero-shot logits."""
         image = self._image_embeddings(batch)
         logits = {}
         if self.tasks:
@@ -187,11 +182,11 @@ class DualEncoder(VisionTask):
         self.objective.logit_scale.clamp()
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Outputs:
-        """Embeddings and, where there are classes, zero-shot logits of a batch."""
+        """Embeddings and, if there are classes, zero-shot logits of a batch."""
         return self._evaluated(batch)
 
     def log_epoch(self, split: LoggedSplit) -> None:
-        """Log the averages and scores of the epoch."""
+        """See ``VisionTask``."""
         values: dict[str, torch.Tensor] = {}
         if f"{split}_scores" in self.scores:
             scores = cast("SplitMetrics", self.scores[f"{split}_scores"])
@@ -218,14 +213,7 @@ class DualEncoder(VisionTask):
         return self.encode_image(image)
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
-        """Embeddings of images.
-
-        Args:
-            image: uint8 ``(B, 3, H, W)``, RGB.
-
-        Returns:
-            float32 ``(B, D)``, of unit length.
-        """
+        """Unit-length embeddings, float32 ``(B, D)``, of uint8 RGB images ``(B, 3, H, W)``."""
         return self._embed("image", self.image_features(image))
 
     def image_features(self, image: torch.Tensor) -> torch.Tensor:
@@ -233,28 +221,16 @@ class DualEncoder(VisionTask):
         return self.towers.image_features(image)
 
     def encode_text(self, texts: list[str]) -> torch.Tensor:
-        """Embeddings of texts, as they are; wrap class names in prompts yourself.
-
-        Returns:
-            float32 ``(B, D)``, of unit length.
+        """Unit-length embeddings, float32 ``(B, D)``, of texts without any prompt template around them.
 
         Raises:
             UserError: if there is no tokenizer yet.
         """
-        return torch.cat(
-            [
-                self._encode_texts(texts[start : start + _TEXTS_AT_A_TIME])
-                for start in range(0, len(texts), _TEXTS_AT_A_TIME)
-            ]
-            or [torch.zeros(0, self.towers.embed_dim, device=self.device)]
-        )
+        chunks = [self._encode_texts(texts[start : start + _TEXT_BATCH]) for start in range(0, len(texts), _TEXT_BATCH)]
+        return torch.cat(chunks or [torch.zeros(0, self.towers.embed_dim, device=self.device)])
 
     def class_embeddings(self) -> torch.Tensor:
-        """Embeddings of the classes: the mean of their prompts' embeddings, computed once an evaluation.
-
-        Returns:
-            float32 ``(C, D)``, of unit length.
-        """
+        """Unit-length means of the prompts' embeddings, float32 ``(C, D)``; computed once per evaluation."""
         if self._class_embeddings is None:
             flat = self.encode_text([prompt for prompts in self.class_prompts for prompt in prompts])
             parts = torch.split(flat, [len(prompts) for prompts in self.class_prompts])
@@ -284,12 +260,12 @@ class DualEncoder(VisionTask):
 
     @property
     def backbone(self) -> nn.Module:
-        """Both towers without projections."""
+        """Both towers without their projections."""
         return nn.ModuleList(self.towers.backbone(side) for side in SIDES)
 
     @property
     def backbones(self) -> dict[str, nn.Module]:
-        """The towers, each with parameter groups of its own."""
+        """See ``VisionTask``."""
         return {f"{side}_backbone": self.towers.backbone(side) for side in SIDES}
 
     @property
@@ -299,45 +275,38 @@ class DualEncoder(VisionTask):
 
     @property
     def frozen_sides(self) -> list[str]:
-        """Of image and text those whose backbones always give the same for the same input."""
+        """See ``VisionTask``."""
         return [side for side in SIDES if is_frozen(self.towers.backbone(side))]
 
     @torch.no_grad()
     def remember_texts(self, texts: Sequence[str]) -> None:
-        """Compute the frozen text backbone's features of these texts and of the class prompts, once.
-
-        Args:
-            texts: replace those that were remembered before; none to forget all.
-        """
+        """Cache the frozen text backbone's features of these texts and the class prompts; no texts clear the cache."""
         prompts = [prompt for prompts in self.class_prompts for prompt in prompts] if texts else []
-        # In a fixed order: the composition of batches changes the last digits.
+        # Sorted, because the composition of batches changes the last digits.
         distinct = sorted({*texts, *prompts})
         self._text_memory = None
         if distinct:
-            chunks = [distinct[start : start + _TEXTS_AT_A_TIME] for start in range(0, len(distinct), _TEXTS_AT_A_TIME)]
+            chunks = [distinct[start : start + _TEXT_BATCH] for start in range(0, len(distinct), _TEXT_BATCH)]
             features = torch.cat([self._text_features(*self._tokens(chunk)) for chunk in chunks])
             self._text_memory = TextMemory(distinct, features)
 
     def train(self, mode: bool = True) -> Self:
-        """As torch's, but what is frozen stays in evaluation mode."""
+        """As torch's, but frozen modules stay in evaluation mode."""
         super().train(mode)
         for module in getattr(self, "_frozen_modules", []):
             module.eval()
         return self
 
-    def fetch_weights(self) -> None:
-        """Fetch the towers' pretrained weights, tokenizer and logit scale."""
+    def fetch_weights(self) -> list[WeightsOrigin]:
+        """Load the towers' pretrained weights, tokenizer and logit scale."""
         self.towers.load_pretrained()
         self.input_options = {**self.towers.input_options}
-        self.objective.logit_scale.take_pretrained(*self.towers.pretrained_logit_scale())
-
-    def loaded_origins(self) -> list[WeightsOrigin]:
-        """See ``VisionTask``."""
+        self.objective.logit_scale.load_pretrained(*self.towers.pretrained_logit_scale())
         return self.towers.origins
 
     @property
     def ready_without_training(self) -> bool:
-        """Whether everything was pretrained, so that zero-shot numbers mean something."""
+        """Whether all weights are pretrained, so that zero-shot predictions make sense."""
         return self.towers.wholly_pretrained
 
     @property
@@ -351,7 +320,7 @@ class DualEncoder(VisionTask):
         return self.towers.name
 
     def on_fit_start(self) -> None:
-        """Fetch pretrained weights, and train a tokenizer where none came with them."""
+        """Fetch pretrained weights; train a tokenizer if none came with them."""
         super().on_fit_start()
         if self.towers.tokenizer is None:
             training_texts = getattr(getattr(self.trainer, "datamodule", None), "training_texts", list)
@@ -360,19 +329,13 @@ class DualEncoder(VisionTask):
             self.towers.tokenizer = TextTokenizer(checked_state(self.trainer.strategy.broadcast(state)))
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the classes' embeddings, because the text encoder has been trained since."""
+        """Discard the class embeddings, because the text encoder has been trained since."""
         self._class_embeddings = None
 
-    def on_test_epoch_start(self) -> None:
-        """As before validation."""
-        self._class_embeddings = None
-
-    def on_predict_epoch_start(self) -> None:
-        """As before validation."""
-        self._class_embeddings = None
+    on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add tokenizer, configurations and the largest scale, so that the checkpoint alone is enough."""
+        """Add the tokenizer, the configurations of the towers and the maximum scale."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], "architectures": self.towers.architectures}
         if self.towers.tokenizer is not None:
@@ -380,7 +343,7 @@ class DualEncoder(VisionTask):
         checkpoint["max_log_scale"] = self.objective.logit_scale.max_log_scale
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over the tokenizer and the largest scale."""
+        """Restore the tokenizer and the maximum scale."""
         super().on_load_checkpoint(checkpoint)
         self.towers.tokenizer = TextTokenizer(checked_state(checkpoint.get("tokenizer")))
         scale = self.objective.logit_scale
@@ -396,7 +359,7 @@ def _first_captions(outputs: Outputs, positive_id: torch.Tensor) -> Pairs:
 
 
 def _freeze(towers: Towers, mode: Freeze, lora: LoraOptions | None, image_size: int) -> list[nn.Module]:
-    """Apply ``freeze`` and ``lora``; return the modules that must stay in evaluation mode."""
+    """Apply ``freeze`` and ``lora``; return the modules to keep in evaluation mode."""
     freeze_unused(towers)
     frozen = freeze(towers, mode)
     if lora is None:

@@ -1,4 +1,4 @@
-"""Several trained models as one: the mean of their probabilities, also over views of the image."""
+"""Ensembles of trained models, and test-time augmentation: the mean of their probabilities."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.module import _IncompatibleKeys
 
-from lightning_modules.base import LoggedSplit, VisionTask, known_targets, real_outputs, with_embedding
+from lightning_modules.base import LoggedSplit, VisionTask, known_targets, real_outputs
 from lightning_modules.checkpoint import read_checkpoint, task_from, untrained_task
 from lightning_modules.classification import ScoredTask
 from lightning_modules.encoders.weights import WeightsOrigin, described_misfits
@@ -26,17 +26,17 @@ from vitrail.types import Batch, InputOptions, Outputs, with_image_defaults
 class Member(NamedTuple):
     """One model of an ensemble."""
 
-    name: str  # its run directory
-    task: VisionTask  # the model
-    hyper_parameters: dict[str, Any]  # what it can be built of again, `_class_path` among them
+    name: str  # run directory
+    task: VisionTask
+    hyper_parameters: dict[str, Any]  # arguments to build it again, with `_class_path`
 
 
 def read_members(runs: Sequence[str]) -> list[Member]:
-    """The best checkpoints of runs, with their weights."""
+    """Load the best checkpoints of runs."""
     if not runs:
         raise UserError("members: there are none; name run directories such as runs/<name>/<time>")
-    twice = [run for run in runs if [Path(other).resolve() for other in runs].count(Path(run).resolve()) > 1]
-    if twice:
+    paths = [Path(run).resolve() for run in runs]
+    if twice := [run for run, path in zip(runs, paths, strict=True) if paths.count(path) > 1]:
         raise UserError(f"members: {twice[0]} is named twice; name each run once")
     _refuse_other_data(runs)
     found = []
@@ -44,12 +44,15 @@ def read_members(runs: Sequence[str]) -> list[Member]:
         checkpoint = read_checkpoint(Path(run) / Run.BEST)
         # Lightning passes hyper-parameters by a context variable; these are of another model.
         task = Context().run(task_from, checkpoint, Path(run) / Run.BEST)
-        found.append(Member(run, task, _without_private(checkpoint["hyper_parameters"])))
+        saved = checkpoint["hyper_parameters"]
+        # Without the further private entries that Lightning's command line adds.
+        arguments = {name: value for name, value in saved.items() if not name.startswith("_")}
+        found.append(Member(run, task, {**arguments, "_class_path": str(saved.get("_class_path", ""))}))
     return found
 
 
 def built_members(runs: Sequence[str], hyper_parameters: Sequence[Mapping[str, Any]]) -> list[Member]:
-    """Members without weights, which a checkpoint of the ensemble will bring."""
+    """Build members without weights, to be loaded from a checkpoint of the ensemble."""
     if len(runs) != len(hyper_parameters):
         raise UserError(
             f"architectures: {len(hyper_parameters)} for {len(runs)} members; leave them out, the runs have them"
@@ -81,17 +84,22 @@ def common_tasks(members: Sequence[Member]) -> dict[str, list[str]]:
 
 
 def refuse_other_images(members: Sequence[Member]) -> None:
-    """Refuse members that were trained on images made in another way."""
+    """Refuse members trained with different preprocessing."""
     first, *others = members
-    wanted = with_image_defaults(first.task.input_options)
     for other in others:
-        made = with_image_defaults(other.task.input_options)
-        for key, value in wanted.items():
-            if made.get(key) != value:
-                raise UserError(
-                    f"members: {first.name} was trained on images of {key} {value}, {other.name} of "
-                    f"{made.get(key)}; fit both with the same data.init_args.image"
-                )
+        for key, value, found in differing_inputs(first.task.input_options, other.task.input_options):
+            raise UserError(
+                f"members: {first.name} was trained on images of {key} {value}, {other.name} of {found}; "
+                "fit both with the same data.init_args.image"
+            )
+
+
+def differing_inputs(expected: InputOptions, given: InputOptions) -> list[tuple[str, Any, Any]]:
+    """Names of the preprocessing options that differ, with the expected and the given values."""
+    found = with_image_defaults(given)
+    return [
+        (key, value, found.get(key)) for key, value in with_image_defaults(expected).items() if found.get(key) != value
+    ]
 
 
 def _tasks_of(member: Member) -> dict[str, list[str]]:
@@ -99,53 +107,33 @@ def _tasks_of(member: Member) -> dict[str, list[str]]:
     return found
 
 
-def _without_private(hyper_parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what Lightning's command line adds."""
-    kept = {name: value for name, value in hyper_parameters.items() if not name.startswith("_")}
-    return {**kept, "_class_path": str(hyper_parameters.get("_class_path", ""))}
-
-
 def _refuse_other_data(runs: Sequence[str]) -> None:
-    """One member's test images may be training images of another."""
-    seen = {run: _data_of(Path(run)) for run in runs}
-    first = runs[0]
-    for run, data in seen.items():
-        if data != seen[first]:
+    """Test images of one member may be training images of another."""
+    seen = []
+    for run in runs:
+        try:
+            data = json.loads((Path(run) / Run.RECORD).read_text(encoding="utf-8")).get("data") or {}
+        except (OSError, ValueError) as error:
             raise UserError(
-                f"members: {run} was trained on other data than {first}, or on other splits, so one may know the "
+                f"members: {run} has no readable run.json with its data; name directories that `fit` made"
+            ) from error
+        seen.append((data.get("fingerprint"), data.get("samples")))
+        if seen[-1] != seen[0]:
+            raise UserError(
+                f"members: {run} was trained on other data than {runs[0]}, or on other splits, so one may know the "
                 "other's test images; average runs of the same data and splits"
             )
-
-
-def _data_of(run: Path) -> tuple[Any, Any]:
-    """What identifies data and their splits."""
-    try:
-        data = json.loads((run / Run.RECORD).read_text(encoding="utf-8")).get("data") or {}
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"members: {run} has no readable run.json with its data; name directories that `fit` made"
-        ) from error
-    return data.get("fingerprint"), data.get("samples")
 
 
 View = Literal["identity", "hflip", "vflip", "zoom"]
 VIEWS: tuple[View, ...] = get_args(View)
 
 _ZOOM = 7 / 8
-"""Share of each side that ``zoom`` keeps: 224 of 256, the usual centre crop."""
+"""Side of the crop of ``zoom``: 224 of 256, the usual center crop."""
 
 
 def view_of(image: torch.Tensor, view: View) -> torch.Tensor:
-    """A view of images.
-
-    - ``identity``: as they are.
-    - ``hflip``: mirrored, left and right exchanged.
-    - ``vflip``: upside down; only where images have no up and down, as from above or through a microscope.
-    - ``zoom``: the middle, 7/8 of each side, scaled to the whole size.
-
-    Returns:
-        uint8 ``(B, 3, H, W)``.
-    """
+    """Transform uint8 images ``(B, 3, H, W)``: ``identity``, ``hflip``, ``vflip``, ``zoom`` (center crop)."""
     if view == "hflip":
         return image.flip(-1)
     if view == "vflip":
@@ -161,7 +149,7 @@ def view_of(image: torch.Tensor, view: View) -> torch.Tensor:
 
 
 def checked_views(views: Sequence[str] | None) -> list[View]:
-    """Views that can be had, each once."""
+    """The views in canonical order, refused if unknown or repeated."""
     found = list(views) if views is not None else ["identity"]
     unknown = sorted(set(found) - set(VIEWS))
     if unknown or not found or len(set(found)) < len(found):
@@ -171,24 +159,21 @@ def checked_views(views: Sequence[str] | None) -> list[View]:
 
 
 _NOT_KEPT = {"state_dict", "hyper_parameters", "epoch_sums"}
-"""What an ensemble's checkpoint keeps of its members elsewhere, or not at all."""
+"""Entries of a member's checkpoint that an ensemble's keeps elsewhere, or not at all."""
 
 
 class Ensemble(ScoredTask):
-    """The mean of the probabilities of several runs' best checkpoints, and of views of the image.
+    """Averages the probabilities of several runs' best checkpoints, and of views of the image.
 
-    Its logits are the logarithms of that mean, so their softmax is the mean itself, and metrics, predictions and
-    reports are those of every classifier. Members may be of any kind that classifies images: classifiers, multi-task
-    models, dual encoders, generative ones. Tasks that not all of them have are left out. Nothing is trained or
-    selected, so no split is used up. One run with several views is test-time augmentation.
-
+    Its logits are the logarithms of that mean. Members may be any tasks that classify images; only the tasks that all
+    of them have are predicted. One run with several views is test-time augmentation. Nothing is trained or selected.
     A checkpoint contains all members, so it does not need their run directories.
 
     Args:
         members: run directories; their best checkpoints are averaged with equal weight.
         tasks: class names of each task, linked from the data; they must be the members'.
         tta_views: views of the image, by default identity alone.
-        architectures: what the members are built of, as a checkpoint keeps it; not to be set by hand.
+        architectures: arguments of the members from a checkpoint; not to be set by hand.
 
     Attributes:
         tasks: class names of the tasks that all members have.
@@ -212,9 +197,9 @@ class Ensemble(ScoredTask):
             raise UserError("members: one run as it is needs no ensemble; name another run, or further tta_views")
         found = read_members(members) if architectures is None else built_members(members, architectures)
         self._has_weights = architectures is None
-        self.keep_scores(common_tasks(found))
+        self.configure_metrics(common_tasks(found))
         _refuse_other_classes(self.tasks, tasks)
-        # A checkpoint is compared with the members' classes, whatever else its data know.
+        # A checkpoint is compared with the members' classes, not with further tasks of the data.
         self.hparams["tasks"] = self.tasks
         self._runs = found
         self.members = nn.ModuleList(member.task for member in found).requires_grad_(False).eval()
@@ -222,7 +207,7 @@ class Ensemble(ScoredTask):
 
     @property
     def architectures(self) -> list[dict[str, Any]]:
-        """What the members can be built of again, plain values."""
+        """Arguments to build the members again, plain values."""
         return [member.hyper_parameters for member in self._runs]
 
     @property
@@ -250,30 +235,21 @@ class Ensemble(ScoredTask):
         """Length of ``image_embedding`` in the outputs, the sum of the members'."""
         return sum(cast("Any", member.task).embedding_dim for member in self._runs)
 
-    def fetch_weights(self) -> None:
-        """Nothing: members have their weights from their checkpoints."""
+    def fetch_weights(self) -> list[WeightsOrigin]:
+        """None: members have the weights of their checkpoints."""
+        return []
 
     def image_features(self, image: torch.Tensor) -> torch.Tensor:
-        """See ``VisionTask``; the members' embeddings side by side, each the mean over the views."""
+        """The members' embeddings concatenated, each the mean over the views."""
         return self._predict(image)[1]
-
-    def warn_of_other_inputs(self, options: InputOptions) -> None:
-        """Refuse images that are made otherwise than those that the members were trained on."""
-        made, wanted = with_image_defaults(options), with_image_defaults(self.input_options)
-        for key, value in wanted.items():
-            if made.get(key) != value:
-                raise UserError(
-                    f"data.init_args.image: the members were trained on images of {key} {value}, the data make them of "
-                    f"{made.get(key)}; use the members' own `data:`"
-                )
 
     @property
     def own_inputs(self) -> InputOptions | None:
-        """How the members' images were made."""
+        """The members' preprocessing."""
         return self.input_options
 
     def compare_inputs(self) -> None:
-        """Nothing: every epoch begins with a comparison (``on_validation_epoch_start``)."""
+        """Defer the comparison to ``on_validation_epoch_start``, when a checkpoint may have replaced the members."""
 
     def setup(self, stage: str) -> None:
         """Refuse training."""
@@ -282,41 +258,29 @@ class Ensemble(ScoredTask):
             raise UserError("fit: an ensemble has nothing to train; use `test` or `validate`")
 
     def on_validation_epoch_start(self) -> None:
-        """Refuse images that the members do not know; let members forget what they computed with other weights.
-
-        Only now, because a checkpoint may have brought the members.
-        """
+        """Refuse other preprocessing than the members'; discard what members cached with other weights."""
         if (options := getattr(self._datamodule(), "image_options", None)) is not None:
-            self.warn_of_other_inputs(options)
+            for key, value, found in differing_inputs(self.input_options, options):
+                raise UserError(
+                    f"data.init_args.image: the members were trained on images of {key} {value}, the data make them of "
+                    f"{found}; use the members' own `data:`"
+                )
         for member in self._runs:
             member.task.on_test_epoch_start()
 
-    def on_test_epoch_start(self) -> None:
-        """As before validation."""
-        self.on_validation_epoch_start()
-
-    def on_predict_epoch_start(self) -> None:
-        """As before validation."""
-        self.on_validation_epoch_start()
+    on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
 
     def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Logarithms of the mean probabilities.
-
-        Args:
-            image: uint8 ``(B, 3, H, W)``, RGB.
-
-        Returns:
-            For each task float32 ``(B, C)``.
-        """
+        """Logarithms of the mean probabilities by task, float32 ``(B, C)``, for uint8 RGB images ``(B, 3, H, W)``."""
         return self._predict(image)[0]
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Outputs:
         """Outputs of a batch, whose targets may be unknown."""
         logits, embedding = self._predict(batch["image"])
-        return with_embedding(real_outputs(batch, logits, known_targets(batch, self.tasks)), batch, embedding)
+        return real_outputs(batch, logits, known_targets(batch, self.tasks), embedding)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what members keep in checkpoints of their own, such as tokenizers, and how they are built."""
+        """Add what the members' own checkpoints contain, such as tokenizers, and their arguments."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], "architectures": self.architectures}
         states = _by_member(checkpoint["state_dict"], len(self._runs))
@@ -332,7 +296,7 @@ class Ensemble(ScoredTask):
         checkpoint["state_dict"] = weights
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Give each member what it has kept."""
+        """Restore each member."""
         super().on_load_checkpoint(checkpoint)
         for member, kept in zip(self._runs, checkpoint.get("members", []), strict=True):
             member.task.on_load_checkpoint({**kept, "hyper_parameters": member.hyper_parameters})
@@ -341,7 +305,7 @@ class Ensemble(ScoredTask):
 
     @property
     def origins(self) -> list[WeightsOrigin]:
-        """Of all members, each named by its number."""
+        """Those of all members, with the member's number in ``part``."""
         return [
             {**origin, "part": f"members.{number}.{origin['part']}"}
             for number, member in enumerate(self._runs)
@@ -349,7 +313,7 @@ class Ensemble(ScoredTask):
         ]
 
     def misfits(self, state_dict: Mapping[str, Any]) -> str:
-        """As ``VisionTask``'s; each member decides which weights may be missing."""
+        """See ``VisionTask``; each member decides which weights may be missing."""
         states = _by_member(state_dict, len(self._runs))
         found = [
             f"member {number}: {wrong}"
@@ -361,7 +325,7 @@ class Ensemble(ScoredTask):
         return "; ".join([*found, *([strange] if strange else [])])
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As ``VisionTask``'s, member by member."""
+        """See ``VisionTask``."""
         if strict and (wrong := self.misfits(state_dict)):
             raise UserError(f"the weights do not fit the ensemble: {wrong}")
         states = _by_member(state_dict, len(self._runs))
@@ -378,7 +342,8 @@ class Ensemble(ScoredTask):
         for member in self._runs:
             vectors = []
             for view in views:
-                outputs = _outputs_of(member, view)
+                batch: Batch = {"image": view, "sample_id": torch.arange(len(view), device=view.device)}
+                outputs = cast("Outputs", member.task.predict_step(batch, 0))
                 vectors.append(outputs["image_embedding"])
                 for task, found in logs.items():
                     found.append(F.log_softmax(outputs["logits"][task].float(), dim=-1))
@@ -389,28 +354,19 @@ class Ensemble(ScoredTask):
         return logits, torch.cat(embeddings, dim=-1)
 
     def _shared_step(self, batch: Batch, split: LoggedSplit) -> tuple[torch.Tensor, Outputs]:
-        """Cross-entropy of the mean probabilities, and what callbacks may want."""
         targets = known_targets(batch, self.tasks)
         logits, embedding = self._predict(batch["image"])
-        loss = self.count(split, self.plain_losses(logits, targets), logits, targets)
-        outputs = real_outputs(batch, logits, targets)
-        return loss, with_embedding(outputs, batch, embedding) if split == "test" else outputs
+        loss = self.evaluation_loss(split, logits, targets)
+        return loss, real_outputs(batch, logits, targets, embedding if split == "test" else None)
 
     def _adopt_inputs(self) -> None:
-        """How images must be made: as all members want them."""
         if self._has_weights:
             refuse_other_images(self._runs)
         self.input_options = {**self._runs[0].task.input_options}
 
 
-def _outputs_of(member: Member, image: torch.Tensor) -> Outputs:
-    """Outputs of a member for images without targets."""
-    batch: Batch = {"image": image, "sample_id": torch.arange(len(image), device=image.device)}
-    return cast("Outputs", member.task.predict_step(batch, 0))
-
-
 def _by_member(state: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
-    """Weights of each member, by their names in the member."""
+    """Split the weights by member, without the members' prefixes."""
     prefixes = [f"members.{number}." for number in range(count)]
     return [
         {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

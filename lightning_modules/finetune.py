@@ -1,9 +1,10 @@
-"""What is trained of a pretrained network: freezing, and low-rank adapters (LoRA, by ``peft``) in attention layers."""
+"""Freezing parts of pretrained networks, and low-rank adapters (LoRA, by ``peft``) in their attention layers."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, get_args
 
 import torch
@@ -51,45 +52,37 @@ def freeze(towers: Towers, mode: Freeze) -> list[nn.Module]:
 
 
 def freeze_unused(towers: Towers) -> None:
-    """Freeze weights of the text tower that do not take part in encoding a text.
+    """Freeze weights of the text tower that take no part in encoding a text.
 
-    Such are Longformer's projections for global attention and LUKE's entities. They would never get a gradient, for
+    Such as Longformer's projections for global attention and LUKE's entities. They would never get a gradient, for
     which DDP would wait forever.
     """
     backbone = towers.backbone("text")
-    some = next(backbone.parameters())
-    if some.is_meta:  # weights without values, for counting
+    if next(backbone.parameters()).is_meta:  # weights without values, for counting
         return
-    ids = torch.ones(1, 3, dtype=torch.int64, device=some.device)
-    training = {module: module.training for module in towers.modules()}
-    # In evaluation mode, so that no random state moves.
-    towers.eval()
-    try:
-        with torch.enable_grad():
-            features = towers.text_features({"input_ids": ids, "attention_mask": ids})
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-    reached: set[int] = set()
-    seen: set[Any] = set()
-    waiting = [features.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        reached.add(id(getattr(node, "variable", None)))
-        waiting += [following for following, _ in node.next_functions]
-    for parameter in backbone.parameters():
-        if id(parameter) not in reached:
+    with _in_eval_mode(towers), torch.enable_grad():
+        features = _encode_dummy(towers, "text", image_size=0)
+    parameters = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+    gradients = torch.autograd.grad(features.sum(), parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is None:
             parameter.requires_grad_(False)
 
 
-def _freeze_early_layers(backbone: nn.Module, name: str) -> list[nn.Module]:
-    """Freeze what is below the last blocks; return the modules without trainable parameters.
+@contextmanager
+def _in_eval_mode(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode, which moves neither random state nor statistics; each module's mode is restored."""
+    training = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
 
-    One by one, so that dropout and BatchNorm of the others stay in training mode.
-    """
+
+def _freeze_early_layers(backbone: nn.Module, name: str) -> list[nn.Module]:
+    """Freeze everything below the last blocks; return the modules without trainable parameters."""
     depths = layer_depths(backbone, name)
     first = len(blocks(backbone, name)) + 1 - TRAINABLE_BLOCKS
     for key, parameter in backbone.named_parameters():
@@ -113,10 +106,7 @@ VISION_LAYERS = frozenset({"qkv", "proj"})
 
 
 def add_lora(towers: Towers, options: LoraOptions, image_size: int) -> None:
-    """Freeze both towers and add trainable adapters; projections and logit scale stay trainable.
-
-    An adapter is initialised to zero, so the network's outputs do not change at first.
-    """
+    """Freeze both towers and add trainable adapters, which start as zero; the projections stay trainable."""
     chosen: tuple[Side, ...] = SIDES if options.towers == "both" else (options.towers,)
     layers = {side: _adaptable_layers(towers, side, image_size) for side in chosen}
     for side in SIDES:
@@ -126,10 +116,7 @@ def add_lora(towers: Towers, options: LoraOptions, image_size: int) -> None:
 
 
 def add_language_lora(model: Any, options: LanguageLoraOptions) -> None:
-    """Freeze an image-text-to-text model and add trainable adapters, in float32 whatever the model's precision.
-
-    An adapter is initialised to zero, so the network's outputs do not change at first.
-    """
+    """Freeze an image-text-to-text model and add trainable adapters, which start as zero, in float32."""
     model.requires_grad_(False)
     layers = []
     if options.parts != "vision":
@@ -143,7 +130,7 @@ def add_language_lora(model: Any, options: LanguageLoraOptions) -> None:
 
 
 def without_base(state: Mapping[str, Any], network: str) -> dict[str, Any]:
-    """What a checkpoint keeps of a network with adapters: the adapters, and everything outside of it."""
+    """State without the base weights of an adapted network: its adapters, and everything outside of it."""
     return {name: value for name, value in state.items() if "lora_" in name or not name.startswith(network)}
 
 
@@ -156,32 +143,25 @@ def _linear_layers(network: nn.Module, names: frozenset[str], prefix: str = "") 
 
 
 def _adaptable_layers(towers: Towers, side: Side, image_size: int) -> list[str]:
-    """Linear layers of a tower's attention that are called.
+    """Linear layers of a tower's attention that one forward pass calls.
 
-    Some networks read a layer's weight instead of calling the layer: ``nn.MultiheadAttention`` (the head of SigLIP)
-    that of ``out_proj``, timm's BEiT and Swin Transformer V2 that of ``qkv``. An adapter there would change nothing and
-    get no gradient, for which DDP would wait forever. One forward pass shows which layers are called.
+    Some networks read a layer's weight instead of calling it: ``nn.MultiheadAttention`` (the head of SigLIP) that of
+    ``out_proj``, timm's BEiT and Swin Transformer V2 that of ``qkv``. An adapter there would have no effect and get no
+    gradient, for which DDP would wait forever.
     """
     backbone = towers.backbone(side)
     layers = _linear_layers(backbone, ATTENTION_LAYERS)
     if not layers:
         raise UserError(f"lora.towers: the {side} tower has no attention layers to adapt; choose the other one")
     called: set[str] = set()
-    modules = {name: backbone.get_submodule(name) for name in layers}
     hooks = [
-        module.register_forward_pre_hook(lambda *_, name=name: called.add(name)) for name, module in modules.items()
+        backbone.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: called.add(name))
+        for name in layers
     ]
-    training = {module: module.training for module in towers.modules()}
-    try:
-        # In evaluation mode, so that no random state and no statistics move.
-        towers.eval()
-        with torch.no_grad():
-            _encode_something(towers, side, image_size)
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-        for hook in hooks:
-            hook.remove()
+    with _in_eval_mode(towers), torch.no_grad():
+        _encode_dummy(towers, side, image_size)
+    for hook in hooks:
+        hook.remove()
     if not called:
         raise UserError(
             f"lora.towers: the {side} tower never calls its attention layers ({layers[0]}, …), it reads their weights, "
@@ -190,25 +170,20 @@ def _adaptable_layers(towers: Towers, side: Side, image_size: int) -> list[str]:
     return [name for name in layers if name in called]
 
 
-def _encode_something(towers: Towers, side: Side, image_size: int) -> None:
+def _encode_dummy(towers: Towers, side: Side, image_size: int) -> torch.Tensor:
     device = next(towers.backbone(side).parameters()).device
     if side == "image":
-        towers.image_features(torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8, device=device))
-    else:
-        ids = torch.ones(1, 3, dtype=torch.int64, device=device)
-        towers.text_features({"input_ids": ids, "attention_mask": ids})
+        return towers.image_features(torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8, device=device))
+    ids = torch.ones(1, 3, dtype=torch.int64, device=device)
+    return towers.text_features({"input_ids": ids, "attention_mask": ids})
 
 
 def _inject(network: nn.Module, layers: list[str], options: LoraOptions | LanguageLoraOptions) -> None:
-    # Where bitsandbytes is installed, peft imports it, and it warns of a four-bit kernel that is not used.
+    # peft imports bitsandbytes, which warns of a four-bit kernel that is not used.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(
-        r=options.rank,
-        lora_alpha=options.alpha,
-        lora_dropout=options.dropout,
-        target_modules=layers,
-        bias="none",
+        r=options.rank, lora_alpha=options.alpha, lora_dropout=options.dropout, target_modules=layers, bias="none"
     )
     inject_adapter_in_model(config, network)

@@ -38,7 +38,7 @@ from lightning_modules.encoders.transformers import (
     preprocessing_of,
     statistics_of,
 )
-from lightning_modules.encoders.weights import WeightsOrigin, hub_directory, weights_origin
+from lightning_modules.encoders.weights import WeightsOrigin, local_directory, weights_origin
 from lightning_modules.options import TowerOptions, checked
 from lightning_modules.precision import Conversion, not_halved
 from vitrail.errors import UserError
@@ -346,7 +346,7 @@ class WholeModel(Towers):
         """See ``Towers``."""
         if self._loaded:
             return
-        directory = self.name if Path(self.name).is_dir() else hub_directory(self.name, "towers.model")
+        directory = local_directory(self.name, "towers.model")
         left_out = load_model(self.model, directory, KEY)
         self._origin = weights_origin(KEY, self.name, Path(directory), left_out)
         if (processor := image_processor(directory, KEY)) is None:

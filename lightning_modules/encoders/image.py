@@ -143,8 +143,7 @@ class ImageEncoder(nn.Module):
 def warn_of_other_inputs(name: str, options: InputOptions, expected: InputOptions) -> None:
     """Warn in one line where images are made otherwise than those that weights were trained on."""
     given = with_image_defaults(options)
-    others = [
+    if others := [
         f"{key} {given.get(key)} instead of {value}" for key, value in expected.items() if given.get(key) != value
-    ]
-    if others:
+    ]:
         rank_zero_warn(f"data.image differs from what the weights of {name} were trained with: {', '.join(others)}")

@@ -13,7 +13,7 @@ from torch import nn
 
 from lightning_modules.encoders.tokenizer import TextTokenizer, Tokens, pretrained_tokenizer, trained_tokenizer
 from lightning_modules.encoders.transformers import TEXT_HEADS, Configuration, build_model, load_model
-from lightning_modules.encoders.weights import WeightsOrigin, first_line, hub_directory, weights_origin
+from lightning_modules.encoders.weights import WeightsOrigin, first_line, local_directory, weights_origin
 from lightning_modules.options import Pooling, PoolingRule
 from vitrail.errors import UserError
 
@@ -105,7 +105,7 @@ class TextEncoder(nn.Module):
         """
         if self._loaded:
             return
-        directory = self.name if Path(self.name).is_dir() else hub_directory(self.name, "towers.text")
+        directory = local_directory(self.name, "towers.text")
         left_out = load_model(self.backbone, directory, "towers.text", TEXT_HEADS)
         self.origin = weights_origin("towers.text", self.name, Path(directory), left_out)
         self.tokenizer = pretrained_tokenizer(directory, self.max_length, fixed_length=False)

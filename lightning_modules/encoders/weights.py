@@ -406,6 +406,11 @@ def hub_file(source: Any) -> str:
     return _downloaded(repository, "pretrained", download)
 
 
+def local_directory(name: str, key: str) -> str:
+    """Local folder of a model with its weights, downloaded if necessary."""
+    return name if Path(name).is_dir() else hub_directory(name, key)
+
+
 def hub_directory(name: str, key: str, *, with_weights: bool = True) -> str:
     """Local folder of a model of the hub, downloaded if need be; as quick to give up as ``hub_file``."""
     from huggingface_hub import snapshot_download, try_to_load_from_cache

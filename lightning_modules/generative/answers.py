@@ -1,9 +1,7 @@
-"""How a generative model's answer to a question becomes logits over the labels of a task.
+"""From a generative model's outputs to logits over the labels of a task.
 
-By default labels are scored (``generative.scoring``). The alternatives generate an answer by greedy decoding.
-Constrained decoding allows only tokens that continue a label; it may prefer a label that begins well to one that is
-likelier as a whole. Of a free answer ``LabelMatcher`` finds the label that it names: by whole words, normalised,
-synonyms included, the longest name first, because a plain search finds "iris" in "yellow iris", "rose" in "primrose".
+By default labels are scored (``generative.scoring``). The alternatives generate an answer by greedy decoding:
+constrained to the labels, which may prefer one that begins well to a likelier one, or freely, with ``LabelMatcher``.
 """
 
 from __future__ import annotations
@@ -12,33 +10,30 @@ import math
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
-from lightning_modules.generative.model import Images, Prefix, VisionLanguageModel
+from lightning_modules.generative.model import Prefix, VisionLanguageModel
 from lightning_modules.generative.prompts import Prompts
 from lightning_modules.generative.scoring import ROOT, LabelScorer, LabelTrie
-from lightning_modules.metrics import MeanLoss
 from lightning_modules.options import AnswerOptions, checked
 from vitrail.errors import UserError
-from vitrail.types import LABEL_TASK, UNKNOWN
+from vitrail.types import LABEL_TASK
 
 
-@dataclass(frozen=True)
-class Generated:
-    """B generated answers."""
+class Generated(NamedTuple):
+    """B generated texts."""
 
-    tokens: list[list[int]]  # of each answer, its end included where it came to one
-    log_likelihood: torch.Tensor  # float32 `(B,)`, of each whole answer
+    tokens: list[list[int]]  # with the end token, if it was reached
+    log_likelihood: torch.Tensor  # float32 `(B,)`, of each whole text
 
 
 def generate_label(model: VisionLanguageModel, prefix: Prefix, trie: LabelTrie) -> tuple[list[int], torch.Tensor]:
-    """Generate one of the labels.
+    """Generate one of the labels greedily.
 
     Returns:
-        Numbers of the labels, and float32 ``(B,)``: the log-likelihood of each among all labels.
+        Indices of the labels, and float32 ``(B,)``: the log-likelihood of each among all labels.
     """
     label_of = {path[-1]: number for number, path in enumerate(trie.paths)}
     nodes = [ROOT] * len(prefix.hidden)
@@ -47,7 +42,7 @@ def generate_label(model: VisionLanguageModel, prefix: Prefix, trie: LabelTrie) 
         logits = model.logits(prefix.hidden)
         allowed = torch.full_like(logits, -torch.inf)
         for row, node in enumerate(nodes):
-            # Rows that have ended go on with any token, which changes nothing.
+            # Finished rows continue with any token, which changes nothing.
             tokens = list(trie.children[node]) or [0]
             allowed[row, tokens] = logits[row, tokens]
         best, chosen = allowed.log_softmax(dim=-1).max(dim=-1)
@@ -62,7 +57,7 @@ def generate_label(model: VisionLanguageModel, prefix: Prefix, trie: LabelTrie) 
 
 
 def generate(model: VisionLanguageModel, prefix: Prefix, end_id: int, longest: int) -> Generated:
-    """Generate the likeliest next tokens, up to the end of the answer."""
+    """Generate greedily, up to the end token."""
     generated: list[list[int]] = [[] for _ in prefix.hidden]
     likelihood = torch.zeros(len(generated), device=prefix.hidden.device)
     going = torch.ones_like(likelihood, dtype=torch.bool)
@@ -79,19 +74,20 @@ def generate(model: VisionLanguageModel, prefix: Prefix, end_id: int, longest: i
     return Generated(generated, likelihood)
 
 
-_SHORTEST_PLURAL = 4
-
-
 def words_of(text: str) -> tuple[str, ...]:
     """Words of a text: lower case, without accents and punctuation, plain plurals folded."""
     plain = "".join(one for one in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(one))
     # An apostrophe belongs to its word: "bird's" is one, "bird-of-paradise" are three.
-    found = re.findall(r"[^\W_]+", re.sub(r"['’`]", "", plain))
-    return tuple(_singular(word) for word in found)
+    words = re.findall(r"[^\W_]+", re.sub(r"['’`]", "", plain))
+    return tuple(re.sub(r"(?<=\w\w[^\Ws])s$", "", word) for word in words)
 
 
 class LabelMatcher:
-    """Finds the label that an answer names."""
+    """Finds the label that a text names.
+
+    By whole normalised words, synonyms included, the longest name first: a plain search would find "iris" in
+    "yellow iris" and "rose" in "primrose".
+    """
 
     def __init__(self, labels: Sequence[str], synonyms: Mapping[str, Sequence[str]] | None = None) -> None:
         if unknown := sorted(set(synonyms or {}) - set(labels)):
@@ -108,7 +104,7 @@ class LabelMatcher:
         self._longest = max(map(len, self._labels), default=0)
 
     def __call__(self, answer: str) -> int | None:
-        """Number of the label that an answer names."""
+        """Index of the only label that the text names, otherwise None."""
         words = words_of(answer)
         found: set[int] = set()
         place = 0
@@ -123,12 +119,6 @@ class LabelMatcher:
         return found.pop() if len(found) == 1 else None
 
 
-def _singular(word: str) -> str:
-    if len(word) >= _SHORTEST_PLURAL and word.endswith("s") and not word.endswith("ss"):
-        return word[:-1]
-    return word
-
-
 QUESTION = "What is shown in this image? Answer with its name only."
 """The default question of the main task."""
 
@@ -139,11 +129,11 @@ class Answers(NamedTuple):
     """Predictions for B images."""
 
     logits: torch.Tensor  # float32 `(B, C)`
-    named: torch.Tensor | None  # bool `(B,)`, whether the answer named a label; None where only labels can be generated
+    named: torch.Tensor | None  # bool `(B,)`, whether a free answer names a label; None for other answers
 
 
 def checked_answers(options: AnswerOptions, labels: Sequence[str]) -> AnswerOptions:
-    """The options, if they fit together and the labels of all tasks."""
+    """Validate the options against each other and the labels of all tasks."""
     given = checked(AnswerOptions, options, "answers")
     if given.content_free != "none" and given.how != "scores":
         raise UserError(f"answers.content_free: needs how: scores; leave it out with how: {given.how}")
@@ -153,14 +143,11 @@ def checked_answers(options: AnswerOptions, labels: Sequence[str]) -> AnswerOpti
 
 
 def checked_questions(tasks: dict[str, list[str]], questions: dict[str, str] | None) -> dict[str, str]:
-    """The questions by task."""
+    """Validate the questions by task."""
     asked = {LABEL_TASK: QUESTION} if questions is None else questions
     unknown = sorted(set(asked) - set(tasks))
     if unknown or not asked:
         raise UserError(f"questions: the data have no {', '.join(unknown) or 'task'}; they have {', '.join(tasks)}")
-    for task in asked:
-        if len(tasks[task]) < 2:
-            raise UserError(f"tasks: {task!r} has fewer than two classes; leave it out, or fix the data's class names")
     return asked
 
 
@@ -173,9 +160,9 @@ class Question:
     """A question with a closed set of answers.
 
     Attributes:
-        ids: of the prompt, up to where the answer begins.
-        labels: token ids of each label, its end included.
-        prompts: made the token ids.
+        ids: token ids of the prompt.
+        labels: token ids of each label, with the end token.
+        prompts: the tokenizer.
     """
 
     def __init__(
@@ -192,11 +179,10 @@ class Question:
             self._matcher = LabelMatcher(texts, own)
 
     def answer(self, model: VisionLanguageModel, prefix: Prefix) -> Answers:
-        """Answers about B images.
+        """Predictions for B images.
 
-        A generated label has the likelihood of its answer, and the other labels share the rest. Where an answer
-        names no label, or several, all labels have the same logit, which is no prediction
-        (``metrics.predicted_classes``) and counts as wrong.
+        A generated label gets the likelihood of its text, and the other labels share the rest. If a text names no
+        label, or several, all labels have the same logit, which is no prediction (``metrics.predicted_classes``).
         """
         device = prefix.hidden.device
         if self._how == "scores":
@@ -214,121 +200,13 @@ class Question:
 
 
 def generated_logits(chosen: torch.Tensor, log_likelihood: torch.Tensor, n_labels: int) -> torch.Tensor:
-    """Logits of labels of which one was generated.
+    """Log-probabilities, float32 ``(B, n_labels)``, the generated label's being the largest.
 
     Args:
-        chosen: int64 ``(B,)``.
-        log_likelihood: float32 ``(B,)``, of the answer.
+        chosen: index of the generated label, int64 ``(B,)``.
+        log_likelihood: of the generated text, float32 ``(B,)``.
         n_labels: at least 2.
-
-    Returns:
-        float32 ``(B, n_labels)``, logarithms of probabilities, that of the chosen one being the largest.
     """
     share = log_likelihood.exp().clamp(1.001 / n_labels, 1 - 1e-6)
     logits = torch.log((1 - share) / (n_labels - 1))[:, None].repeat(1, n_labels)
     return logits.scatter(1, chosen[:, None], share.log()[:, None])
-
-
-def common_beginning(prompts: Mapping[str, Sequence[int]]) -> list[int]:
-    """Tokens with which all prompts begin; a single prompt as a whole."""
-    first, *others = prompts.values()
-    length = len(first)
-    for other in others:
-        length = next((at for at in range(min(length, len(other))) if first[at] != other[at]), min(length, len(other)))
-    return list(first[:length])
-
-
-class Answered(NamedTuple):
-    """Answers for a batch."""
-
-    logits: dict[str, torch.Tensor]  # by task float32 `(B, C)`
-    named: list[torch.Tensor]  # for free answers by task bool `(B,)`, which of them named a label; else empty
-    features: torch.Tensor  # of the images, float32 `(B, D)`
-
-
-class Questioning:
-    """Asks a model all questions about each image; what the prompts share is read once."""
-
-    def __init__(
-        self,
-        vlm: VisionLanguageModel,
-        tasks: Mapping[str, list[str]],
-        questions: Mapping[str, str],
-        answers: AnswerOptions,
-    ) -> None:
-        self._vlm = vlm
-        self._tasks = tasks
-        self._texts = questions
-        self._answers = answers
-        self._questions: dict[str, Question] = {}
-        self._prior: dict[str, torch.Tensor] = {}
-
-    @property
-    def prompts(self) -> Prompts:
-        """The tokenizer and what it makes."""
-        if self._vlm.prompts is None:
-            raise UserError("model: there are no weights yet; load the pretrained ones, or a checkpoint")
-        return self._vlm.prompts
-
-    def forget(self) -> None:
-        """Compute the scores of a grey image again, because weights may have changed."""
-        self._prior = {}
-
-    def answers(self, image: torch.Tensor) -> Answered:
-        """Ask all questions about a batch.
-
-        Args:
-            image: uint8 ``(B, 3, H, W)``, RGB.
-        """
-        if not self._prior and self._answers.content_free != "none":
-            grey = (self._vlm.normalize.mean * 255).round().to(torch.uint8).expand(1, *image.shape[1:])
-            self._prior = self._answered(self._vlm.encode_images(grey)).logits
-        found = self._answered(self._vlm.encode_images(image))
-        logits = {task: one - self._prior.get(task, 0.0) for task, one in found.logits.items()}
-        return found._replace(logits=logits)
-
-    def losses(self, image: torch.Tensor, targets: Mapping[str, torch.Tensor]) -> dict[str, MeanLoss]:
-        """Mean negative log-likelihood of the right answers, by task.
-
-        Args:
-            image: uint8 ``(B, 3, H, W)``, RGB.
-            targets: by task int64 ``(B,)``, -1 where unknown.
-        """
-        images = self._vlm.encode_images(image)
-        means = {}
-        for task, question in self._asked().items():
-            known = (targets[task] != UNKNOWN).float()
-            labels = [question.labels[target] for target in targets[task].clamp(min=0).tolist()]
-            losses = self._vlm.answer_losses(images, question.ids, labels)
-            means[task] = MeanLoss((losses * known).sum() / known.sum().clamp(min=1), known.sum())
-        return means
-
-    def _answered(self, images: Images) -> Answered:
-        logits, named = {}, []
-        prefixes = self._prefixes(images)
-        for task, question in self._asked().items():
-            found = question.answer(self._vlm, prefixes[task])
-            logits[task] = found.logits
-            named += [] if found.named is None else [found.named]
-        return Answered(logits, named, images.features)
-
-    def _prefixes(self, images: Images) -> dict[str, Prefix]:
-        """The images with each question; their common beginning, above all the image, is read once."""
-        ids = {task: question.ids for task, question in self._asked().items()}
-        shared = common_beginning(ids)
-        prefix = self._vlm.read(images, shared)
-        device = prefix.hidden.device
-        return {
-            task: self._vlm.extend(prefix, torch.tensor(one[len(shared) :], dtype=torch.int64, device=device))
-            for task, one in ids.items()
-        }
-
-    def _asked(self) -> dict[str, Question]:
-        """The questions in tokens of the current tokenizer."""
-        prompts = self.prompts
-        if any(question.prompts is not prompts for question in self._questions.values()) or not self._questions:
-            self._questions = {
-                task: Question(text, self._tasks[task], self._answers, prompts, self._vlm.image_tokens)
-                for task, text in self._texts.items()
-            }
-        return self._questions

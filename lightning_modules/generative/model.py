@@ -1,16 +1,11 @@
-"""Image-text-to-text models of Qwen2-VL's interface (Wang et al., 2024).
-
-Images arrive as uint8; scaling, normalisation and patches are made here. The keys and values of an image and a question
-are kept as a ``Prefix``, which any number of answers can continue.
-"""
+"""Image-text-to-text models of Qwen2-VL's interface (Wang et al., 2024), for uint8 images."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +13,7 @@ from torch import nn
 
 from lightning_modules.encoders.image import Normalize
 from lightning_modules.encoders.transformers import configuration_values
-from lightning_modules.encoders.weights import WeightsOrigin, copy_weights, weights_origin
+from lightning_modules.encoders.weights import WeightsOrigin, copy_weights, local_directory, weights_origin
 from lightning_modules.finetune import add_language_lora
 from lightning_modules.generative.prompts import Prompts, pretrained_prompts, trained_prompts
 from lightning_modules.generative.weights import (
@@ -28,39 +23,36 @@ from lightning_modules.generative.weights import (
     files_digest,
     image_statistics,
     load_vision_language,
-    local_directory,
 )
 from lightning_modules.options import LanguageLoraOptions, MemoryOptions
 from vitrail.errors import UserError
 from vitrail.types import InputOptions
 
 
-@dataclass(frozen=True)
-class Images:
+class Images(NamedTuple):
     """Encoded images."""
 
-    encoded: Any  # what the model's vision tower returns
+    encoded: Any  # output of the model's vision tower
     features: torch.Tensor  # float `(B, D)`, the mean of each image's tokens
 
 
-@dataclass(frozen=True)
-class Prefix:
-    """The state after B texts with images. It is never changed: continuing it returns another one."""
+class Prefix(NamedTuple):
+    """The state after B texts with images; continuing it returns another one."""
 
     cache: Any  # keys and values of every layer
     hidden: torch.Tensor  # float `(B, D)`, of the last token
-    length: int  # tokens that were read
+    length: int  # number of tokens
     position: int  # of the next token; smaller than `length`, because an image takes few positions
 
 
 def patches_of(pixels: torch.Tensor, patch: int, merge: int, frames: int) -> torch.Tensor:
-    """Patches of images, those that become one token together next to each other, as Qwen2-VL wants them.
+    """Patches of images in the order of Qwen2-VL: those that become one token are adjacent.
 
     Args:
         pixels: float ``(B, 3, S, S)``, normalised; S is a multiple of ``patch · merge``.
         patch: side of a patch.
-        merge: so many patches by as many become one token.
-        frames: an image is a film of so many frames.
+        merge: ``merge · merge`` patches become one token.
+        frames: number of video frames that an image is repeated to.
 
     Returns:
         float ``(B · patches, 3 · frames · patch²)``.
@@ -75,16 +67,16 @@ Architectures = dict[str, dict[str, Any]]
 
 
 class VisionLanguageModel(nn.Module):
-    """An image-text-to-text model of ``transformers``, its tokenizer, and what images have to become for it.
+    """An image-text-to-text model of ``transformers`` with its tokenizer and image preprocessing.
 
-    With pretrained weights there is no network until ``load`` or ``build`` was called: weights of this size are not
-    initialised only to be replaced.
+    With pretrained weights there is no network until ``load`` or ``build`` is called, because weights of this size
+    should not be initialised only to be replaced.
 
     Attributes:
         model: the network.
         prompts: the tokenizer, None until it is loaded.
-        digest: name of the pretrained weights, empty until they are loaded; only where there are adapters.
-        origin: of the pretrained weights, once they are loaded.
+        digest: digest of the pretrained weights, once loaded; only with adapters.
+        origin: origin of the pretrained weights, once loaded.
     """
 
     model: Any
@@ -126,36 +118,33 @@ class VisionLanguageModel(nn.Module):
 
     @property
     def architectures(self) -> Architectures:
-        """What a checkpoint keeps so that the network can be built without its folder."""
+        """Configuration for checkpoints, from which the network can be built without its folder."""
         mean, std = (values.flatten().tolist() for values in (self.normalize.mean, self.normalize.std))
         return {"model": configuration_values(self.configuration), "statistics": {"mean": mean, "std": std}}
 
     def build(self) -> None:
-        """Make the network, once: with random weights, or with uninitialised ones where a file will replace them."""
+        """Build the network once, with random weights, or with uninitialised ones if a file will replace them."""
         if self.model is None:
-            self._take(build_vision_language(self.configuration, self.memory, empty=self.pretrained))
+            self._set_model(build_vision_language(self.configuration, self.memory, empty=self.pretrained))
 
     def load(self, device: torch.device | None = None) -> None:
-        """Load the pretrained weights, tokenizer and statistics of the pixels, once, where there are to be any.
-
-        A network that is there already keeps its parameters as objects.
-        """
+        """Load the pretrained weights, tokenizer and pixel statistics once, into an existing network in place."""
         if self._loaded or not self.pretrained:
             return
-        directory = local_directory(self.name)
+        directory = local_directory(self.name, KEY)
         self.prompts = pretrained_prompts(directory, int(self.configuration.image_token_id), KEY)
         self.normalize.load_state_dict(Normalize(*image_statistics(directory)).state_dict())
         if self.lora is not None:
             self.digest = files_digest(directory)
         source = load_vision_language(directory, self.configuration, self.memory, device or torch.device("cpu"))
         if self.model is None:
-            self._take(source)
+            self._set_model(source)
         else:
             copy_weights(source, self.model, f"{KEY}: {directory}")
         self.origin = weights_origin(KEY, self.name, Path(directory), {})
         self._loaded = True
 
-    def _take(self, model: nn.Module) -> None:
+    def _set_model(self, model: nn.Module) -> None:
         self.model = model.train(self.training)
         if self.lora is not None:
             add_language_lora(self.model, self.lora)
@@ -163,30 +152,19 @@ class VisionLanguageModel(nn.Module):
             self.model.activation_checkpointing_enable({"use_reentrant": False})
 
     def patches(self, image: torch.Tensor) -> torch.Tensor:
-        """Patches of images in the order that the vision tower expects.
-
-        Args:
-            image: uint8 ``(B, 3, H, W)``, RGB.
-
-        Returns:
-            float ``(B · patches, 3 · frames · patch²)``.
-        """
+        """Normalised patches, float ``(B · patches, 3 · frames · patch²)``, of uint8 RGB images ``(B, 3, H, W)``."""
         pixels = self.normalize(image)
         if pixels.shape[-2:] != (self.side, self.side):
             pixels = F.interpolate(pixels, (self.side, self.side), mode="bicubic", antialias=True)
         return patches_of(pixels, self.patch, self.merge, self.frames)
 
     def encode_images(self, image: torch.Tensor) -> Images:
-        """Put images through the vision tower.
-
-        Args:
-            image: uint8 ``(B, 3, H, W)``, RGB.
-        """
+        """Encode uint8 RGB images ``(B, 3, H, W)`` by the vision tower."""
         counting = image.device.type == "meta"
         grid = self._grid(len(image), torch.device("cpu") if counting else image.device)
         places = {}
         if counting:
-            # Only shapes are known, to count the cost of an image; values have to be on another device.
+            # FLOPs are counted on the meta device; positions need values.
             from transformers.vision_utils import get_vision_position_ids
 
             places["position_ids"] = get_vision_position_ids(grid, self.merge).to(image.device)
@@ -194,7 +172,7 @@ class VisionLanguageModel(nn.Module):
         return Images(encoded, torch.stack([tokens.mean(dim=0) for tokens in encoded.pooler_output]))
 
     def read(self, images: Images, ids: Sequence[int]) -> Prefix:
-        """Read a text, the same for all, with an image in it."""
+        """Encode a prompt, the same for all images."""
         from transformers import DynamicCache
 
         batch, device = len(images.features), images.features.device
@@ -210,57 +188,41 @@ class VisionLanguageModel(nn.Module):
         return Prefix(outputs.past_key_values, outputs.last_hidden_state[:, -1], len(ids), position)
 
     def extend(self, prefix: Prefix, tokens: torch.Tensor) -> Prefix:
-        """Read on.
-
-        Args:
-            prefix: of B texts.
-            tokens: int64 ``(B, n)``, or ``(n,)`` where all go on alike.
-        """
+        """Continue B texts by tokens, int64 ``(B, n)``, or ``(n,)`` for the same continuation."""
         if not tokens.shape[-1]:
             return prefix
         tokens = tokens.expand(len(prefix.hidden), -1)
         steps = torch.arange(tokens.shape[1], device=tokens.device)
-        hidden, cache = self._behind(prefix, tokens, prefix.position + steps, None)
+        hidden, cache = self._continue(prefix, tokens, prefix.position + steps, None)
         length = tokens.shape[1]
         return Prefix(cache, hidden[:, -1], prefix.length + length, prefix.position + length)
 
     def extend_tree(
         self, prefix: Prefix, tokens: torch.Tensor, depths: torch.Tensor, attends: torch.Tensor
     ) -> torch.Tensor:
-        """Read several continuations of the same texts at once, each as if it were the only one.
+        """Encode several independent continuations of the same texts at once.
 
         Args:
-            prefix: of B texts; shared by all continuations.
-            tokens: int64 ``(n,)``, of all continuations.
-            depths: int64 ``(n,)``, how many tokens after the text each one is.
-            attends: bool ``(n, n)``, which tokens each one attends to, itself included.
+            prefix: B texts, shared by all continuations.
+            tokens: tokens of all continuations, int64 ``(n,)``.
+            depths: offset of each token from the end of the text, int64 ``(n,)``.
+            attends: tokens that each token attends to, itself included, bool ``(n, n)``.
 
         Returns:
-            float ``(B, n, D)``, hidden states of the tokens.
+            Hidden states of the tokens, float ``(B, n, D)``.
         """
         mask = torch.zeros(1, 1, len(tokens), prefix.length + len(tokens), device=tokens.device)
         mask[0, 0, :, prefix.length :].masked_fill_(~attends, torch.finfo(prefix.hidden.dtype).min)
         rows = tokens.expand(len(prefix.hidden), -1)
-        hidden, _ = self._behind(prefix, rows, prefix.position + depths, mask.to(prefix.hidden.dtype))
+        hidden, _ = self._continue(prefix, rows, prefix.position + depths, mask.to(prefix.hidden.dtype))
         return hidden
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits of the next token.
-
-        Args:
-            hidden: float ``(..., D)``.
-
-        Returns:
-            float32 ``(..., V)``.
-        """
+        """Logits of the next token, float32 ``(..., V)``, from hidden states, float ``(..., D)``."""
         return cast("torch.Tensor", self.model.lm_head(hidden).float())
 
     def answer_losses(self, images: Images, ids: Sequence[int], answers: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Loss of each image's answer: the mean over the answer's tokens, without the prompt's.
-
-        Returns:
-            float32 ``(B,)``, negative log-likelihoods.
-        """
+        """Negative log-likelihood of each image's answer, the mean over its tokens, float32 ``(B,)``."""
         device = images.features.device
         longest = max(map(len, answers))
         targets = torch.tensor([[*one, *[-100] * (longest - len(one))] for one in answers], device=device)
@@ -277,10 +239,10 @@ class VisionLanguageModel(nn.Module):
         losses = F.cross_entropy(self.logits(hidden).flatten(0, 1), targets.flatten(), reduction="none")
         return losses.view_as(targets).sum(dim=1) / (targets >= 0).sum(dim=1)
 
-    def _behind(
+    def _continue(
         self, prefix: Prefix, tokens: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, Any]:
-        # Layers put new tensors into a cache instead of changing those that are there: copies of the lists are enough.
+        # Layers replace the tensors of a cache instead of changing them, so shallow copies are enough.
         cache = copy.copy(prefix.cache)
         cache.layers = [copy.copy(layer) for layer in prefix.cache.layers]
         outputs = self.model.model(

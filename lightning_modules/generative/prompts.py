@@ -1,14 +1,13 @@
-"""Questions about images as token ids, and token ids as answers.
+"""Tokenizer and prompt of generative models.
 
-A prompt is a text with one place for the image and one for the question. It comes from the pretrained tokenizer's
-chat template, rendered once, so that a checkpoint keeps a plain text and no template that were code.
+The prompt is the pretrained tokenizer's chat template, rendered once, so that a checkpoint contains text and no code.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from lightning_modules.encoders.tokenizer import auto_tokenizer, byte_level_bpe
 from lightning_modules.encoders.weights import first_line
@@ -23,27 +22,27 @@ SPECIAL_TOKENS = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
     *("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
 )
-"""Of Qwen2-VL; a tokenizer of ours has them in this order, from 0 on."""
+"""Those of Qwen2-VL; their ids in a trained tokenizer are 0, 1, …"""
 
 CHAT = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
     f"<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>{QUESTION}<|im_end|>\n"
     "<|im_start|>assistant\n"
 )
-"""What Qwen2-VL's chat template makes of one image and one question."""
+"""Qwen2-VL's chat template rendered for one image and one question."""
 
 
 class PromptState(TypedDict):
-    """What a checkpoint keeps."""
+    """State of ``Prompts`` in checkpoints."""
 
     pipeline: str  # JSON of the `tokenizers` library
-    template: str  # with `{question}` once and, in front of it, the token of the image once
-    image_token: str  # stands for one patch of the image
-    end_id: int  # id of the token that ends an answer
+    template: str  # with `{question}` once and, in front of it, the image token once
+    image_token: str  # placeholder of one patch of the image
+    end_id: int  # id of the end token
 
 
 class Prompts:
-    """Makes token ids of questions and answers, and texts of token ids."""
+    """Encodes questions and answers, and decodes answers."""
 
     def __init__(self, state: PromptState) -> None:
         from tokenizers import Tokenizer
@@ -55,22 +54,22 @@ class Prompts:
 
     @property
     def end_id(self) -> int:
-        """Id of the token that ends an answer."""
+        """Id of the end token."""
         return self.state["end_id"]
 
     def prompt(self, question: str, image_tokens: int) -> list[int]:
-        """An image and a question, up to where the answer begins."""
+        """Token ids of an image and a question, up to where the answer begins."""
         before, after = self.state["template"].split(QUESTION)
-        # Only in front of the question, which may name the token itself.
+        # Only in front of the question, which may contain the token itself.
         before = before.replace(self.state["image_token"], self.state["image_token"] * image_tokens)
         return self._ids(before + question + after)
 
     def answer(self, text: str) -> list[int]:
-        """An answer with its end."""
+        """Token ids of an answer with the end token."""
         return [*self._ids(text), self.end_id]
 
     def text(self, ids: Sequence[int]) -> str:
-        """Text of an answer up to its end token."""
+        """Text of token ids up to the end token."""
         kept = list(ids)
         if self.end_id in kept:
             kept = kept[: kept.index(self.end_id)]
@@ -81,10 +80,13 @@ class Prompts:
 
 
 def pretrained_prompts(directory: str, image_id: int, key: str) -> Prompts:
-    """The tokenizer and the chat template of a pretrained model."""
+    """Load the tokenizer and the chat template of a pretrained model."""
     tokenizer = auto_tokenizer(directory, key)
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
     try:
-        template = _rendered(tokenizer) if tokenizer.chat_template else CHAT
+        template = CHAT
+        if tokenizer.chat_template:
+            template = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     except Exception as error:
         raise UserError(
             f"{key}: the chat template of {directory} cannot be used ({first_line(error)}); give another model"
@@ -105,10 +107,7 @@ def pretrained_prompts(directory: str, image_id: int, key: str) -> Prompts:
 
 
 def trained_prompts(texts: Iterable[str], vocabulary_size: int) -> Prompts:
-    """A byte-level BPE tokenizer trained on the texts that will be read, with Qwen2-VL's special tokens and template.
-
-    For models with random weights, which need no network. The same texts give the same tokenizer.
-    """
+    """Train a byte-level BPE tokenizer with Qwen2-VL's special tokens and template, for models with random weights."""
     pipeline = byte_level_bpe([*sorted(set(texts)), CHAT], vocabulary_size, SPECIAL_TOKENS, "model")
     return Prompts(
         {
@@ -121,7 +120,7 @@ def trained_prompts(texts: Iterable[str], vocabulary_size: int) -> Prompts:
 
 
 def checked_prompts(value: object) -> PromptState:
-    """A state from a file, which may hold anything."""
+    """Validate a state from a file."""
     if not isinstance(value, dict) or set(value) != set(PromptState.__annotations__):
         raise UserError("the checkpoint holds no tokenizer that this version can read; use the version that wrote it")
     try:
@@ -136,11 +135,3 @@ def checked_prompts(value: object) -> PromptState:
             "model: the tokenizer or its chat template is not that of a model that attends one image and then reads a "
             "question; give another model"
         ) from error
-
-
-def _rendered(tokenizer: Any) -> str:
-    content = [{"type": "image"}, {"type": "text", "text": QUESTION}]
-    rendered: str = tokenizer.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-    )
-    return rendered

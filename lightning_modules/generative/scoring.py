@@ -1,8 +1,7 @@
-"""Log-likelihood of each of a closed set of labels as the answer to a question about an image.
+"""Log-likelihood of each label as the answer to a question about an image.
 
-The image and the question are read once, and all labels continue that one prefix in one pass: they form a tree, in
-which labels with a common beginning share its tokens, and each token attends to its own label only. So a label costs
-its own tokens and nothing else, and its score is that of a plain pass over the whole text.
+Image and question are encoded once, and all labels continue that prefix in one pass: they form a trie, in which labels
+share common beginnings and each token attends to its own label only. Scores equal those of separate passes.
 """
 
 from __future__ import annotations
@@ -17,19 +16,19 @@ from lightning_modules.generative.model import Prefix, VisionLanguageModel
 from vitrail.errors import UserError
 
 ROOT = -1
-"""The end of the prompt, from which every label starts."""
+"""The end of the prompt, where every label starts."""
 
 
 @dataclass
 class LabelTrie:
-    """Labels whose common beginnings are shared; a node is one token, and parents come before their children.
+    """Prefix tree of labels; a node is one token, and parents precede their children.
 
     Attributes:
         tokens: token of each node.
-        parents: node before each node, or ``ROOT``.
-        depths: 0 for a label's first token.
-        children: for each node, and ``ROOT``, the nodes after it by token.
-        paths: for each label its nodes from the first to the last token.
+        parents: parent of each node, or ``ROOT``.
+        depths: depth of each node, 0 for a label's first token.
+        children: children by token of each node and of ``ROOT``.
+        paths: nodes of each label from the first to the last token.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -40,11 +39,11 @@ class LabelTrie:
 
     @property
     def inner(self) -> list[int]:
-        """Nodes with children, in order; the others need not be read."""
+        """Nodes with children, in order; the others need not be encoded."""
         return [node for node in range(len(self.tokens)) if self.children[node]]
 
     def add(self, label: Sequence[int]) -> None:
-        """Add a label's tokens, the last of which ends it."""
+        """Add a label's tokens, with the end token."""
         node = ROOT
         path: list[int] = []
         for token in label:
@@ -61,26 +60,17 @@ class LabelTrie:
 
 
 def trie_of(labels: Sequence[Sequence[int]]) -> LabelTrie:
-    """The tree of these labels."""
+    """The trie of these labels."""
     trie = LabelTrie()
-    for label in labels:
+    for number, label in enumerate(labels):
+        if (first := labels.index(label)) != number:
+            raise UserError(f"labels: numbers {first} and {number} are the same text; give them different names")
         trie.add(label)
-    ends: dict[int, int] = {}
-    for number, path in enumerate(trie.paths):
-        if path[-1] in ends:
-            raise UserError(
-                f"labels: numbers {ends[path[-1]]} and {number} are the same text; give them different names"
-            )
-        ends[path[-1]] = number
     return trie
 
 
 def packed(labels: Sequence[Sequence[int]], largest: int) -> list[tuple[list[int], LabelTrie]]:
-    """The labels in trees of limited size, those with common beginnings together.
-
-    Returns:
-        For each tree the numbers of its labels, in the order of its paths, and the tree.
-    """
+    """Sort the labels into tries of limited size; return for each trie the indices of its labels, and the trie."""
     trees: list[tuple[list[int], LabelTrie]] = []
     for number in sorted(range(len(labels)), key=lambda one: list(labels[one])):
         if not trees or len(trees[-1][1].tokens) + len(labels[number]) > largest:
@@ -91,10 +81,10 @@ def packed(labels: Sequence[Sequence[int]], largest: int) -> list[tuple[list[int
 
 
 TOKENS_AT_A_TIME = 512
-"""Tokens of labels that are read in one pass."""
+"""Label tokens encoded in one pass."""
 
 LOGITS_AT_A_TIME = 2**25
-"""Logits of the vocabulary that are in memory at a time, 128 MiB."""
+"""Logits in memory at a time, 128 MiB."""
 
 
 class LabelScorer:
@@ -113,11 +103,7 @@ class LabelScorer:
         return packed(self.labels, self._tokens_at_a_time)
 
     def __call__(self, model: VisionLanguageModel, prefix: Prefix) -> torch.Tensor:
-        """Log-likelihood of each label, the mean over its tokens or their sum.
-
-        Returns:
-            float32 ``(B, C)``.
-        """
+        """Log-likelihood of each label, mean or sum over its tokens, float32 ``(B, C)``."""
         scores = torch.empty(len(prefix.hidden), len(self.labels), device=prefix.hidden.device)
         for numbers, tree in self._trees:
             tokens = token_log_likelihoods(model, prefix, tree)
@@ -128,11 +114,7 @@ class LabelScorer:
 
 
 def token_log_likelihoods(model: VisionLanguageModel, prefix: Prefix, tree: LabelTrie) -> torch.Tensor:
-    """Log-likelihood of each node's token behind those of its ancestors.
-
-    Returns:
-        float32 ``(B, nodes)``.
-    """
+    """Log-likelihood of each node's token given its ancestors, float32 ``(B, nodes)``."""
     device = prefix.hidden.device
     inner = tree.inner
     hidden = prefix.hidden[:, None]

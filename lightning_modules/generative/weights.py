@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +23,6 @@ from lightning_modules.encoders.transformers import (
     refuse_misfits,
     statistics_of,
 )
-from lightning_modules.encoders.weights import hub_directory
 from lightning_modules.generative.prompts import SPECIAL_TOKENS
 from lightning_modules.options import MemoryOptions, checked
 from vitrail.errors import UserError
@@ -36,7 +35,7 @@ _NEEDED_VISION = ("patch_size", "temporal_patch_size", "spatial_merge_size")
 
 
 def checked_memory(options: MemoryOptions, *, pretrained: bool) -> MemoryOptions:
-    """The options, if they can be had."""
+    """Validate the options."""
     given = checked(MemoryOptions, options, "memory")
     if given.four_bit:
         if find_spec("bitsandbytes") is None:
@@ -50,7 +49,7 @@ def checked_memory(options: MemoryOptions, *, pretrained: bool) -> MemoryOptions
 
 
 def checked_configuration(name: str, pretrained: bool, saved: dict[str, Any] | None = None) -> Configuration:
-    """The configuration of an image-text-to-text model of Qwen2-VL's interface."""
+    """Configuration of an image-text-to-text model of Qwen2-VL's interface."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KNOWN
 
     configuration = configuration_from_values(saved, KEY) if saved else model_configuration(name, True, KEY)
@@ -64,12 +63,19 @@ def checked_configuration(name: str, pretrained: bool, saved: dict[str, Any] | N
     if any("full" not in kind for kind in getattr(configuration.text_config, "layer_types", None) or ()):
         raise UserError(f"{KEY}: {name} attends to a sliding window; set use_sliding_window: false in its config.json")
     if not pretrained and not saved:
-        _use_own_tokens(configuration)
+        # The token ids of ``trained_prompts``.
+        ids = {token: number for number, token in enumerate(SPECIAL_TOKENS)}
+        configuration.image_token_id, configuration.video_token_id = ids["<|image_pad|>"], ids["<|video_pad|>"]
+        configuration.vision_start_token_id = ids["<|vision_start|>"]
+        configuration.vision_end_token_id = ids["<|vision_end|>"]
+        text = configuration.text_config
+        text.bos_token_id = text.pad_token_id = ids["<|endoftext|>"]
+        text.eos_token_id = ids["<|im_end|>"]
     return configuration
 
 
 def build_vision_language(configuration: Configuration, options: MemoryOptions, *, empty: bool) -> nn.Module:
-    """The network without its weights."""
+    """Build the network with random weights, or with uninitialised ones if ``empty``."""
     from transformers import AutoModelForImageTextToText
     from transformers.initialization import no_init_weights
 
@@ -78,14 +84,14 @@ def build_vision_language(configuration: Configuration, options: MemoryOptions, 
         model: nn.Module = cast("Any", AutoModelForImageTextToText).from_config(
             configuration, dtype=precision, attn_implementation="sdpa"
         )
-    cast("Any", model).tie_weights()  # part of what `empty` leaves out
+    cast("Any", model).tie_weights()  # skipped by no_init_weights
     return model
 
 
 def load_vision_language(
     directory: str, configuration: Configuration, options: MemoryOptions, device: torch.device
 ) -> nn.Module:
-    """The network with its pretrained weights."""
+    """Build the network with its pretrained weights."""
     from transformers import AutoModelForImageTextToText
 
     precision = getattr(torch, options.precision)
@@ -112,13 +118,19 @@ def load_vision_language(
     read = cast("Any", AutoModelForImageTextToText).from_pretrained
     with reading_weights(directory, KEY), torch.random.fork_rng(devices=[]):
         if further:
-            # Shapes of what is quantized are not compared by the library: without memory they are, at no cost.
+            # The library does not compare shapes of quantized weights; on the meta device it does.
             plain, report = read(directory, **common, device_map={"": torch.device("meta")})
             _refuse_misfits(report, plain, directory)
         model, report = read(directory, **common, **further)
         _refuse_misfits(report, model, directory)
     if further:
-        _keep_trainable(model)
+        from bitsandbytes.nn import Linear4bit
+
+        for module in model.modules():
+            if isinstance(module, Linear4bit):
+                # On CPUs with AVX-512 BF16 a kernel repacks four-bit weights in the first evaluation, after which
+                # they cannot be trained (bitsandbytes 0.50).
+                module.support_avx512bf16_for_cpu = False
     return cast("nn.Module", model)
 
 
@@ -126,49 +138,31 @@ def _refuse_misfits(report: Mapping[str, Any], model: nn.Module, directory: str)
     refuse_misfits(report, model.state_dict().keys(), f"{KEY}: {directory}", {})
 
 
-def _keep_trainable(model: nn.Module) -> None:
-    """Switch off a kernel that repacks four-bit weights when they are first evaluated, so that no step can follow.
-
-    On CPUs with AVX-512 BF16 only (bitsandbytes 0.50); the first validation of a training is an evaluation.
-    """
-    from bitsandbytes.nn import Linear4bit
-
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            module.support_avx512bf16_for_cpu = False
-
-
-def local_directory(name: str) -> str:
-    """Local folder of a model with its weights, downloaded if need be."""
-    return name if Path(name).is_dir() else hub_directory(name, KEY)
-
-
 def files_digest(directory: str) -> str:
-    """SHA-256 over names, types, shapes and values of the weights in a folder, hexadecimal.
-
-    It does not depend on the files that they are divided among, nor on the precision that they are loaded in.
-    """
+    """SHA-256 of names, dtypes, shapes and values of the weights in a folder, however they are split into files."""
     from safetensors import safe_open
 
     folder = Path(directory)
     digest = hashlib.sha256()
+    weights: Iterable[tuple[str, torch.Tensor]]
     files = [cast("Any", safe_open)(file, framework="pt") for file in sorted(folder.glob("*.safetensors"))]
     try:
         if files:
             homes = {name: file for file in files for name in file.keys()}  # noqa: SIM118  # it is no dictionary
-            for name in sorted(homes):
-                _count_in(digest, name, homes[name].get_tensor(name))
+            weights = ((name, homes[name].get_tensor(name)) for name in sorted(homes))
         else:
-            weights = torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True, mmap=True)
-            for name, value in sorted(weights.items()):
-                _count_in(digest, name, value)
+            path = folder / "pytorch_model.bin"
+            weights = sorted(torch.load(path, map_location="cpu", weights_only=True, mmap=True).items())
+        for name, value in weights:
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     except Exception as error:
         raise UserError(f"{KEY}: {directory} has no weights that can be read safely; add model.safetensors") from error
     return digest.hexdigest()
 
 
 def image_statistics(directory: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel that the weights were trained with; those of CLIP if not known."""
+    """Mean and standard deviation of each channel, CLIP's if the folder has none."""
     from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
     processor = image_processor(directory, KEY) if directory else None
@@ -180,18 +174,3 @@ def image_statistics(directory: str) -> tuple[tuple[float, ...], tuple[float, ..
             "CLIP's mean and std are assumed"
         )
     return OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-
-
-def _count_in(digest: Any, name: str, value: torch.Tensor) -> None:
-    digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-    digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-
-
-def _use_own_tokens(configuration: Configuration) -> None:
-    ids = {token: number for number, token in enumerate(SPECIAL_TOKENS)}
-    configuration.image_token_id, configuration.video_token_id = ids["<|image_pad|>"], ids["<|video_pad|>"]
-    configuration.vision_start_token_id = ids["<|vision_start|>"]
-    configuration.vision_end_token_id = ids["<|vision_end|>"]
-    text = configuration.text_config
-    text.bos_token_id = text.pad_token_id = ids["<|endoftext|>"]
-    text.eos_token_id = ids["<|im_end|>"]

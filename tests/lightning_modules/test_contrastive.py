@@ -234,7 +234,7 @@ def test_what_came_with_the_weights_is_taken_unless_the_options_say_otherwise() 
     given = nn.Parameter(torch.tensor([math.log(50.0)])), nn.Parameter(torch.tensor([-3.0]))
     ours, theirs = LogitScale(LogitScaleOptions(scale=7.0), with_bias=True), LogitScale(with_bias=True)
     for logit_scale in (ours, theirs):
-        logit_scale.take_pretrained(*given)
+        logit_scale.load_pretrained(*given)
     assert float(ours()[0]) == pytest.approx(7.0)
     assert float(theirs()[0]) == pytest.approx(50.0)
     assert float(theirs()[1]) == -3.0
@@ -244,7 +244,7 @@ def test_what_came_with_the_weights_is_taken_unless_the_options_say_otherwise() 
 def test_a_pretrained_scale_beyond_a_hundred_is_not_cut(trainable: bool) -> None:
     """SigLIP's: a pair of cosine .13 is one of p = .91, not of .52."""
     logit_scale = LogitScale(LogitScaleOptions(trainable=trainable), with_bias=True)
-    logit_scale.take_pretrained(torch.tensor(4.765), torch.tensor([-12.93]))
+    logit_scale.load_pretrained(torch.tensor(4.765), torch.tensor([-12.93]))
     logit_scale.clamp()
     scale, bias = (float(value) for value in logit_scale())
     assert torch.equal(logit_scale.log_scale, torch.tensor(4.765))
@@ -258,7 +258,7 @@ def test_a_pretrained_scale_beyond_a_hundred_is_not_cut(trainable: bool) -> None
 
 def test_a_maximum_below_the_pretrained_scale_is_refused() -> None:
     with pytest.raises(UserError, match=r"max_scale: 100 is below .* 117\.331"):
-        LogitScale(LogitScaleOptions(max_scale=100.0), with_bias=True).take_pretrained(torch.tensor(4.765), None)
+        LogitScale(LogitScaleOptions(max_scale=100.0), with_bias=True).load_pretrained(torch.tensor(4.765), None)
 
 
 @pytest.mark.parametrize("options", [{"tau": 1.0}, {"scale": 0.0}, {"scale": 200.0}, {"lr": -1.0}, {"bias": 1.0}])

@@ -9,7 +9,6 @@ from lightning_modules.generative.answers import (
     LabelMatcher,
     Question,
     checked_answers,
-    common_beginning,
     generate,
     generate_label,
     generated_logits,
@@ -47,12 +46,6 @@ def test_questions_may_list_the_labels() -> None:
     assert label_texts(["a__b ", "c"]) == ["a b", "c"]
     with pytest.raises(UserError, match="the same text"):
         Question("What?", ["a_b", "a b"], AnswerOptions(), PROMPTS, 3)
-
-
-def test_the_common_beginning_of_prompts() -> None:
-    assert common_beginning({"a": [1, 2, 3]}) == [1, 2, 3]
-    assert common_beginning({"a": [1, 2, 3, 4], "b": [1, 2, 5], "c": [1, 2, 3]}) == [1, 2]
-    assert common_beginning({"a": [1, 2], "b": [1, 2, 3]}) == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -146,9 +139,9 @@ def test_the_likelihood_of_a_label_is_that_among_labels(
     for row, number in enumerate(generated):
         total, node = torch.zeros(()), ROOT
         for following in trie.paths[number]:
-            beside = list(trie.children[node].values())
-            assert tokens[row, following] == tokens[row, beside].max()
-            total = total + tokens[row, following] - tokens[row, beside].logsumexp(dim=0)
+            siblings = list(trie.children[node].values())
+            assert tokens[row, following] == tokens[row, siblings].max()
+            total = total + tokens[row, following] - tokens[row, siblings].logsumexp(dim=0)
             node = following
         torch.testing.assert_close(likelihood[row], total, atol=1e-4, rtol=1e-5)
 
