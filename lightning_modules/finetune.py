@@ -60,10 +60,10 @@ def freeze_unused(towers: Towers) -> None:
     backbone = towers.backbone("text")
     if next(backbone.parameters()).is_meta:  # weights without values, for counting
         return
+    parameters = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
     with _in_eval_mode(towers), torch.enable_grad():
         features = _encode_dummy(towers, "text", image_size=0)
-    parameters = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
-    gradients = torch.autograd.grad(features.sum(), parameters, allow_unused=True)
+        gradients = torch.autograd.grad(features.sum(), parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         if gradient is None:
             parameter.requires_grad_(False)

@@ -1,7 +1,4 @@
-"""Experiment files: how they are read and laid one over the other, and the DataModule that their ``data:`` describes.
-
-Every command line reads experiment files here, so that the same files mean the same everywhere.
-"""
+"""Experiment files: reading and merging them, the same for every command."""
 
 from __future__ import annotations
 
@@ -40,19 +37,19 @@ _FORMER_MODULES = {
     "lightning_modules.multitask": "lightning_modules.classification",
     "lightning_modules.sharding": "lightning_modules.distributed",
 }
-"""Modules of version 0.1 that runs and experiment files may name, and where their classes are now."""
+"""Modules of version 0.1 that runs and experiment files may name, and their present names."""
 
 _OPTIONS = ("answers", "logit_scale", "memory", "optim_options")
-"""Arguments of models that are dataclasses, of which null was the default in version 0.1."""
+"""Arguments of models that are dataclasses; their default was null in version 0.1."""
 
 _STRING = "tag:yaml.org,2002:str"
 _NULL = "tag:yaml.org,2002:null"
 
 
 class FullNames:
-    """Mixin of argument parsers that take no abbreviated options: ``--loader.batch 3`` must not mean ``batch_size``.
+    """Mixin of argument parsers without abbreviated options: ``--loader.batch 3`` must not mean ``batch_size``.
 
-    jsonargparse makes the parsers of nested options from the class of the parser around them, without its arguments.
+    jsonargparse builds parsers of nested options from the outer parser's class, without its arguments.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -60,13 +57,13 @@ class FullNames:
 
 
 class _Loader(yaml.SafeLoader):
-    """Scalars as in YAML 1.2: ``on``, ``off``, ``yes``, ``no``, dates and ``001`` are texts, ``1e-4`` is a number.
+    """Scalars as in YAML 1.2: ``on``, ``off``, ``yes``, ``no``, dates and ``001`` are strings, ``1e-4`` is a number.
 
-    Keys are the texts written, and a key that occurs twice in one mapping is refused: the parser would drop the first.
+    Keys are strings, and a key that occurs twice in one mapping is refused.
     """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """As SafeLoader's, with keys as they are written."""
+        """As SafeLoader's, with keys as strings."""
         seen: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
@@ -97,7 +94,7 @@ for _tag, _pattern, _first in (
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes texts that either standard takes for something else: PyYAML alone would leave ``1e3`` as it is."""
+    """Quotes strings that YAML 1.1 or 1.2 would parse as something else, such as ``1e3``."""
 
 
 _Dumper.yaml_implicit_resolvers = {
@@ -108,16 +105,14 @@ for _first_letter, _known in _Loader.yaml_implicit_resolvers.items():
 
 
 def load_yaml(text: str, below: Sequence[str] = ()) -> Any:
-    """Python objects of a YAML text, with ``data:`` arguments that are nothing but text as they are written.
-
-    So ``aliases: {lamp: {off: 0}}`` is about the text ``off`` and becomes the text ``0``.
+    """Parse YAML; scalars in string arguments of ``data:`` stay strings, as in ``aliases: {lamp: {off: 0}}``.
 
     Args:
         text: YAML.
-        below: keys that the content is put below, the outermost first.
+        below: keys to nest the content below, the outermost first.
 
     Raises:
-        yaml.YAMLError: for a text that is no YAML.
+        yaml.YAMLError: the text is no YAML.
     """
     loader = _Loader(text)
     try:
@@ -133,7 +128,7 @@ def load_yaml(text: str, below: Sequence[str] = ()) -> Any:
 
 
 def dump_yaml(content: Mapping[str, Any], *, one_line: bool = False) -> str:
-    """YAML that ``load_yaml`` and every other reader understand as the same content."""
+    """YAML that ``load_yaml`` and other readers parse alike."""
     text = yaml.dump(
         dict(content), Dumper=_Dumper, default_flow_style=one_line, sort_keys=False, allow_unicode=True, width=1 << 30
     )
@@ -141,9 +136,8 @@ def dump_yaml(content: Mapping[str, Any], *, one_line: bool = False) -> str:
 
 
 def _load_value(text: str) -> Any:
-    """What jsonargparse makes of a value; a flow mapping without values is the text that it looks like."""
+    """Parse a value for jsonargparse; a flow mapping without values, ``{a, b}``, is a string."""
     value = load_yaml(text)
-    # {a, b}, not {a: null}: a section may well have no values but null.
     bare = isinstance(value, dict) and value and ":" not in text and all(entry is None for entry in value.values())
     return text if bare else value
 
@@ -153,17 +147,17 @@ set_dumper("yaml", dump_yaml)
 
 
 def one_config(args: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Arguments of ``fit`` and its like with all their experiment files merged into one.
+    """Merge all experiment files among the arguments of ``fit`` and the like into one.
 
     Args:
-        args: the subcommand and what follows it.
+        args: the subcommand and its arguments.
 
     Returns:
-        Arguments with at most one ``--config``, which is a text and stands first, so that flags have the last word
-        wherever they stand; and the files' names in order.
+        Arguments with at most one ``--config``, a YAML text in front of all flags, which override it; and the names of
+        the files.
 
     Raises:
-        UserError: for a file that cannot be read.
+        UserError: a file cannot be read.
     """
     names, rest = split_configs(args)
     if not names:
@@ -173,10 +167,10 @@ def one_config(args: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def split_configs(args: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The experiment files that arguments name, and the other arguments, with texts in them as they are written.
+    """Split arguments into experiment files and the others, with string arguments of ``data`` quoted.
 
     Raises:
-        UserError: where an argument sets the seed of the data alone.
+        UserError: an argument sets the seed of the data alone.
     """
     files = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     files.add_argument("-c", "--config", action="append", default=[])
@@ -194,10 +188,10 @@ def split_configs(args: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def read_experiments(paths: Sequence[str | Path]) -> dict[str, Any]:
-    """What several experiment files say together: a later one over an earlier one, key by key (see ``merged``).
+    """Read and merge experiment files; later ones override earlier ones key by key (see ``merged``).
 
     Raises:
-        UserError: for a file that cannot be read, or one that sets the seed of the data alone.
+        UserError: a file cannot be read, or sets the seed of the data alone.
     """
     content: dict[str, Any] = {}
     for path in paths:
@@ -216,16 +210,16 @@ def read_experiments(paths: Sequence[str | Path]) -> dict[str, Any]:
 
 
 def read_experiment(path: str | Path) -> dict[str, Any]:
-    """What an experiment file or an overlay holds.
+    """Read an experiment file or an overlay, in its present form.
 
-    ``data:``, ``model:`` and ``trainer:`` may be paths of further files, relative to it, the first two class paths.
+    ``data:``, ``model:`` and ``trainer:`` may be relative paths of further files; the first two may be class paths.
 
     Raises:
-        UserError: for a file that cannot be read, is no YAML or holds no keys.
+        UserError: the file cannot be read, is no YAML or has no keys.
     """
     content = _read(path)
     for key in [key for key in content if "." in key]:
-        # As the parser has it: `trainer.max_epochs: 3` is `trainer: {max_epochs: 3}`.
+        # As for the parser, `trainer.max_epochs: 3` is `trainer: {max_epochs: 3}`.
         content = merged(content, _nested(key.split("."), content.pop(key)))
     for key, value in content.items():
         if key not in _PARTS or not isinstance(value, str):
@@ -242,7 +236,7 @@ def read_experiment(path: str | Path) -> dict[str, Any]:
 
 
 def _current_arguments(class_path: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's arguments; in version 0.1 ``logit_scale`` was ``temperature``, and null the default of options."""
+    """Convert a model's arguments of version 0.1: ``temperature`` is ``logit_scale``, null options are defaults."""
     found = {name: value for name, value in arguments.items() if value is not None or name not in _OPTIONS}
     scale = found.get("temperature")
     if class_path.endswith("DualEncoder") or (not class_path and isinstance(scale, dict)):
@@ -253,7 +247,7 @@ def _current_arguments(class_path: str, arguments: Mapping[str, Any]) -> dict[st
 
 
 def current_class_path(class_path: str) -> str:
-    """Return where a class of version 0.1 stands now; other class paths are returned as they are.
+    """Return the present path of a class of version 0.1; other class paths are returned unchanged.
 
     Example:
         >>> current_class_path("lightning_modules.multitask.MultiTaskClassifier")
@@ -298,7 +292,7 @@ def _read(path: str | Path) -> dict[str, Any]:
 
 
 def _inline(text: str) -> dict[str, Any] | None:
-    """The mapping that stands in place of a file's name, None where it is a name."""
+    """The mapping given inline instead of a file's name; None for a name."""
     try:
         content = load_yaml(text)
     except yaml.YAMLError:
@@ -307,10 +301,10 @@ def _inline(text: str) -> dict[str, Any] | None:
 
 
 def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """The second mapping over the first, key by key.
+    """Merge the second mapping into the first, key by key.
 
-    Lists are replaced, ``key+:`` adds to one, and another class does not inherit the arguments of the first. ``null``
-    resets: in an argument's options (``split: {seed: null}``) it takes the key out, elsewhere it is a value.
+    Lists are replaced, ``key+:`` appends to one, and another class does not inherit the arguments of the first. In an
+    argument's options (``split: {seed: null}``) ``null`` removes the key, elsewhere it is a value.
     """
     return _merged(first, second, "section")
 
@@ -342,7 +336,7 @@ def _merged(
 
 
 def _same_class(first: object, second: object) -> bool:
-    """Whether two class paths name one class: none at all, the same, or one is the other's last word."""
+    """Whether two class paths name one class; the second may be missing, and either may be the bare class name."""
     if second is None or first == second:
         return True
     short, long = sorted((str(first), str(second)), key=lambda path: path.count("."))
@@ -354,7 +348,7 @@ def _own_seed(where: str) -> UserError:
 
 
 def _keep_texts(node: yaml.Node) -> None:
-    """Marks as texts what stands below text arguments of every ``data:`` in a document."""
+    """Tag scalars below string arguments of every ``data:`` as strings."""
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
             _keep_texts(item)
@@ -373,7 +367,7 @@ def _entries(node: yaml.Node) -> list[tuple[str, yaml.Node]]:
 
 
 def _as_text(node: yaml.Node, *, in_list: bool = False) -> None:
-    """Makes a text of every scalar; ``null`` stays what it is, but for items of lists."""
+    """Tag every scalar as a string, except ``null`` outside of lists."""
     if isinstance(node, yaml.ScalarNode):
         if in_list or node.tag != _NULL:
             node.tag = _STRING
@@ -386,7 +380,7 @@ def _as_text(node: yaml.Node, *, in_list: bool = False) -> None:
 
 
 def _as_written(text: str) -> str:
-    """A flag's list or mapping of texts, each quoted as it is written; other values are left alone."""
+    """Quote the strings in a flag's list or mapping; return other values unchanged."""
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -395,15 +389,15 @@ def _as_written(text: str) -> str:
         _as_text(node)
         content = loader.construct_document(node)
     except yaml.YAMLError:
-        return text  # the parser says what is wrong with it
+        return text  # the parser reports the error
     quoted = yaml.dump(content, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=1 << 30)
     return quoted.strip()
 
 
 @functools.cache
 def text_arguments() -> frozenset[str]:
-    """Arguments of the DataModules that are nothing but text at every depth, such as aliases and column names."""
-    # By name, as an experiment file names them: the core imports no other package of ours.
+    """Arguments of the DataModules that consist of strings only, such as aliases and column names."""
+    # By name: the core imports no other package of ours.
     datamodules = importlib.import_module("datamodules")
     known: dict[str, bool] = {}
     for name in datamodules.__all__:

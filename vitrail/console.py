@@ -1,4 +1,4 @@
-"""What is shown to users: tables, and a progress bar for work that takes long."""
+"""Tables and progress bars."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Table:
-    r"""A table of text that renders to the terminal, to Markdown and to JSON; cells are shown as they are, no markup.
+    r"""A table of text that renders to the terminal, Markdown and JSON, without markup in cells.
 
     Attributes:
         columns: headings.
-        rows: one cell per column.
-        left: columns that are aligned left; None for all, by default the first.
-        title: above the table.
-        caption: below it, on the terminal.
+        rows: cells of each row.
+        left: left-aligned columns; None for all, by default the first.
+        title: title above the table.
+        caption: caption below it, on the terminal only.
         unbroken: columns whose cells are not wrapped.
-        styles: of rows on the terminal, such as ``{0: "bold"}``.
-        values: what JSON has instead of the cells.
+        styles: styles of rows on the terminal, such as ``{0: "bold"}``.
+        values: values for JSON instead of the cells.
         header: whether the terminal shows the headings.
 
     Example:
@@ -47,7 +47,7 @@ class Table:
     header: bool = True
 
     def __rich__(self) -> RichTable:
-        """Return the table as ``rich.console.Console.print`` shows it."""
+        """Return the table for ``rich.console.Console.print``."""
         from rich.table import Table as RichTable
         from rich.text import Text
 
@@ -80,7 +80,7 @@ class Table:
         return json.dumps(without_nan(values), indent=2)
 
     def show(self, *, as_markdown: bool = False, as_json: bool = False) -> None:
-        """Print the table; where there is no terminal to fit, as in a pipe or a log, wide enough for whole numbers."""
+        """Print the table, 160 characters wide if the output is no terminal."""
         from rich.console import Console
 
         if as_markdown or as_json:
@@ -90,12 +90,12 @@ class Table:
 
 
 def _printable(text: str) -> str:
-    """Replace what could command the terminal."""
+    """Replace control characters."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def without_nan(value: Any) -> Any:
-    """Return a value as JSON has it: tuples become lists, NaN becomes null."""
+    """Return a value for JSON: tuples become lists, NaN becomes null."""
     if isinstance(value, dict):
         return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
@@ -106,15 +106,15 @@ def without_nan(value: Any) -> Any:
 Item = TypeVar("Item")
 
 PATIENCE = 1.0
-"""Seconds after which a bar appears; what is quicker needs none."""
+"""Seconds after which a bar appears."""
 
 
 def tracked(items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
-    """Hands the items on and shows a bar on the terminal once it takes more than a second.
+    """Yield the items, with a progress bar on the terminal after a second.
 
     Args:
-        items: what is worked on.
-        description: what is being done, for the user.
+        items: the items.
+        description: text of the bar.
         total: number of items.
     """
     from rich.console import Console
@@ -122,7 +122,6 @@ def tracked(items: Iterable[Item], description: str, total: int) -> Iterator[Ite
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    # A file or a pipe gets no bar: it would be torn into lines.
     bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
     task = bar.add_task(description, total=total)
     begin, shown = time.monotonic(), False

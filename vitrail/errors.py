@@ -1,4 +1,4 @@
-"""User errors as one line: which key or file, what is wrong, how to fix it; Ctrl-C as one line, too."""
+"""User errors and Ctrl-C as one line instead of a traceback."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Error numbers: no space on the disk, the user's quota is used up, a file larger than the user may write."""
+"""Error numbers of a full disk, an exceeded quota, and a file larger than allowed."""
 
 
 class UserError(ValueError):
-    """A mistake that the user can correct: one line with what, where (file and row, or YAML key) and how to fix it.
+    """An error that the user can fix: one line with what, where (file and row, or YAML key) and the fix.
 
-    The command lines print it without a traceback and exit with code 2.
+    Commands print it without a traceback and exit with code 2.
     """
 
 
 EXIT_INTERRUPTED = 130
-"""Exit code after Ctrl-C: as of a command that SIGINT ended."""
+"""Exit code after Ctrl-C, as by SIGINT."""
 
 
 def run_program(main: Callable[[], int]) -> int:
-    """Run a program to its exit code, 130 also where Ctrl-C comes while its parts are still being imported."""
+    """Run a program and return its exit code; Ctrl-C during imports is reported, too."""
     try:
         return main()
     except KeyboardInterrupt as error:
@@ -36,20 +36,17 @@ def run_program(main: Callable[[], int]) -> int:
 
 
 def was_interrupted(error: BaseException) -> bool:
-    """Whether Ctrl-C is behind what ended a command; Lightning turns it into an exit with code 1."""
+    """Whether Ctrl-C ended a command; Lightning turns it into an exit with code 1."""
     return isinstance(error, KeyboardInterrupt) or (
         isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt)
     )
 
 
 def report_interruption(how_to_go_on: str = "") -> int:
-    """Print one line after Ctrl-C with the command that goes on, on the first of several processes only.
+    """Print one line after Ctrl-C on the first of several processes, and return the exit code.
 
     Args:
-        how_to_go_on: by default the same command, which keeps what has been finished.
-
-    Returns:
-        The exit code.
+        how_to_go_on: how to continue, by default by the same command.
     """
     if os.environ.get("LOCAL_RANK", "0") == "0":
         sys.stderr.write(f"interrupted; {how_to_go_on or f'run the same command again: {same_command()}'}\n")
@@ -62,29 +59,26 @@ def same_command() -> str:
 
 
 EXIT_USER_ERROR = 2
-"""Exit code of a command that the user's input stopped."""
+"""Exit code after a user error."""
 
 EXIT_BROKEN_PIPE = 141
-"""Exit code of a command whose output is no longer read, as of one that SIGPIPE ended."""
+"""Exit code of a command whose output is no longer read, as by SIGPIPE."""
 
 _SCAFFOLDING = ("Problem with", "Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a path but")
-"""Lines of jsonargparse's report that only hold the tree together."""
-
+"""Lines of jsonargparse's report without information."""
 
 _OUT_OF_RANGE = re.compile(
     r"1 validation error for [^;\n]+[;\n]\s*Input should ([^\[]+?) \[type=.*?\]([;\n].*pydantic\.dev\S*)?"
 )
-"""Pydantic's report of a number out of range; the group is what it must be."""
+"""Pydantic's report of a number out of range; the group is the restriction."""
 
 
 def run_reporting_user_errors(command: Callable[[], None]) -> int:
-    """Run a command; print a user's mistake as one line instead of a traceback.
-
-    ``VITRAIL_DEBUG=1`` in the environment shows the traceback all the same.
+    """Run a command; print user errors as one line instead of a traceback, unless ``VITRAIL_DEBUG=1`` is set.
 
     Returns:
-        The exit code: 0, 2 after a mistake of the user or a file that cannot be read or written, 130 after Ctrl-C, or
-        141 if ``head`` or the like has read enough.
+        The exit code: 0, 2 after a user error or a file that cannot be read or written, 130 after Ctrl-C, or 141 if the
+        output is no longer read, as by ``head``.
     """
     _report_former_variables()
     try:
@@ -106,7 +100,7 @@ def run_reporting_user_errors(command: Callable[[], None]) -> int:
 
 
 def _report_former_variables() -> None:
-    """Name environment variables of version 0.1 that are set and no longer read."""
+    """Warn of environment variables of version 0.1 that are no longer read."""
     for name in sorted(os.environ):
         present = name.replace("VITRINE_", "VITRAIL_", 1)
         if name.startswith("VITRINE_") and present not in os.environ:
@@ -114,7 +108,7 @@ def _report_former_variables() -> None:
 
 
 def _reader_has_gone() -> bool:
-    """Whether the reader of our output has gone; what is still to be written then goes nowhere."""
+    """Whether our output is no longer read; the rest of it is then discarded."""
     try:
         output = sys.stdout.fileno()
     except (AttributeError, OSError):
@@ -128,9 +122,9 @@ def _reader_has_gone() -> bool:
 
 
 def _line_for_user(error: BaseException) -> str | None:
-    """Return the line for a mistake of the user; None if the error is ours."""
+    """Return the line for a user error; None for a bug."""
     cause: BaseException | None = error
-    # jsonargparse wraps what a constructor raises into a report of all the types that it tried.
+    # jsonargparse wraps the error of a constructor into a report of all types it tried.
     while cause is not None:
         if isinstance(cause, UserError):
             return str(cause)
@@ -143,31 +137,31 @@ def _line_for_user(error: BaseException) -> str | None:
 
 
 def _refusal_by_library(error: BaseException) -> str | None:
-    """Return the line for a setting that Lightning or PyTorch refuse; None if the error is a bug, theirs or ours.
+    """Return the line for a setting that Lightning or PyTorch refuse; None for a bug.
 
-    They mark few of their refusals by a class of their own. What they raise by a statement of their own is one; an
-    error that merely happens inside of them, such as an unknown attribute, is not.
+    Few of their refusals have a class of their own. A ``raise`` statement with a message is one; an error that merely
+    happens inside of them, such as an unknown attribute, is not, nor is a batch that cannot be collated.
     """
-    said = " ".join(str(error).split())
+    message = " ".join(str(error).split())
     classes = {cls.__name__ for cls in type(error).__mro__}
-    if isinstance(error, ValueError) and said.startswith("Expected more than 1 value per channel when training"):
+    if isinstance(error, ValueError) and message.startswith("Expected more than 1 value per channel when training"):
         return (
             "data.init_args.loader.batch_size: BatchNorm cannot normalise a training batch of one sample; use batches "
             "of 2 or more, or drop_last: true where the last one of an epoch has a single sample"
         )
     if "OutOfMemoryError" in classes and _raised_in(error)[0].startswith(("torch", "lightning_modules", "timm")):
-        return f"data loader.batch_size, image.size: the accelerator's memory is full; lower one of them ({said})"
+        return f"data loader.batch_size, image.size: the accelerator's memory is full; lower one of them ({message})"
     module, statement = _raised_in(error)
     if module.startswith("jsonargparse.") and isinstance(error, ValueError):
         return _refusal_by_constructor(str(error))
-    is_refusal = "MisconfigurationException" in classes
-    is_refusal |= statement.startswith("raise ") and module.startswith(_REFUSING) and isinstance(error, _REFUSALS)
-    is_refusal |= "use_deterministic_algorithms(True)" in said
-    return f"{said} (VITRAIL_DEBUG=1 shows where)" if is_refusal else None
+    is_refusal = "MisconfigurationException" in classes or "use_deterministic_algorithms(True)" in message
+    if statement.startswith("raise ") and module.startswith(_REFUSING) and not module.startswith(_COLLATING):
+        is_refusal |= isinstance(error, _REFUSALS) and bool(message)
+    return f"{message} (VITRAIL_DEBUG=1 shows where)" if is_refusal else None
 
 
 def _refusal_by_constructor(message: str) -> str:
-    """What the constructor of a class that a YAML names has refused, out of jsonargparse's report of all it tried."""
+    """Extract a constructor's own message from jsonargparse's report."""
     named = re.search(r"class_path='([^']+)'", message)
     reasons = [line.strip().removeprefix("- ") for line in message.splitlines() if line.strip().startswith("- ")]
     reasons = [reason for reason in reasons if not reason.startswith("Expected a ")]
@@ -177,11 +171,12 @@ def _refusal_by_constructor(message: str) -> str:
 
 
 _REFUSING = ("lightning.", "torch.optim.", "torch.utils.data.", "torch.distributed.")
-_REFUSALS = (ValueError, TypeError, RuntimeError, NotImplementedError, ImportError, KeyError)
+_COLLATING = "torch.utils.data._utils."
+_REFUSALS = (ValueError, TypeError, RuntimeError, ImportError, KeyError)  # KeyError: a checkpoint lacks an entry
 
 
 def _raised_in(error: BaseException) -> tuple[str, str]:
-    """Name of the module that raised an error, and the line that did."""
+    """Name of the module that raised an error, and the source line."""
     trace = error.__traceback__
     if trace is None:
         return "", ""
@@ -192,12 +187,12 @@ def _raised_in(error: BaseException) -> tuple[str, str]:
 
 
 def _line_of_system(error: BaseException) -> str | None:
-    """Return the line for a file that cannot be read or written; None for other errors."""
+    """Return the line for a file that cannot be read or written, otherwise None."""
     if isinstance(error, BrokenPipeError):
-        return None  # of a process of ours
+        return None  # of a worker process
     number, where, reason = _system_error(error)
     if number is None:
-        # Libraries raise it with a text only, and a loader's process sends a whole traceback.
+        # Libraries raise it with a text only, and a loader's worker sends a whole traceback.
         return _last_line(str(error)) if isinstance(error, OSError) else None
     if number in DISK_FULL:
         return f"{where}cannot be written ({reason}); free some space; what was there is untouched"
@@ -207,11 +202,11 @@ def _line_of_system(error: BaseException) -> str | None:
 
 
 def _system_error(error: BaseException) -> tuple[int | None, str, str]:
-    """Number, file and reason of what the system has refused; no number where it was not the system."""
+    """Number, file and reason of an error of the operating system; no number for other errors."""
     if isinstance(error, OSError) and error.errno is not None:
         name = error.filename2 if error.filename2 is not None else error.filename
         return error.errno, f"{name}: " if name is not None else "", error.strerror or str(error)
-    # PyTorch and libraries in Rust have exceptions of their own for it.
+    # PyTorch and libraries in Rust have their own exceptions.
     text = str(error)
     if isinstance(error, RuntimeError) and "PytorchStreamWriter failed writing file" in text:
         return errno.ENOSPC, "", _last_line(text)
@@ -238,23 +233,18 @@ def _one_of(found: re.Match[str]) -> str:
 
 
 def one_line(message: str) -> str:
-    """Condense jsonargparse's nested report to the innermost key and reason.
-
-    Args:
-        message: of the parser, often a tree of all the types that it tried.
-    """
+    """Condense jsonargparse's report, a tree of all types it tried, to the innermost key and reason."""
     keys = re.findall(r'[Pp]arser key "([^"]+)"', message)
     if not keys:
         return " ".join(message.split())
     class_path = re.search(r"Problem with given class_path '([^']+)'", message)
     where = ".".join(keys) + (f" ({class_path[1]})" if class_path else "")
-    # Of pydantic's report of a number out of range only what it must be.
     message = _OUT_OF_RANGE.sub(r"must \1", message)
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
-    # What follows the key on its own line, and the leaves of the tree.
+    # The text after the key, and the leaf nodes of the tree.
     lines = [re.sub(r'^.*[Pp]arser key "[^"]+":? ?', "", line) for line in lines]
     lines = [_CHOICE.sub(_one_of, _NUMBER.sub(_in_range, line)) for line in lines]
     reasons = [line for line in lines if line and "NoneType" not in line and not line.startswith(_SCAFFOLDING)]
     given = re.findall(r"Given value: (?!NestedArg)(.+)", message)
-    said = "; ".join(dict.fromkeys(reasons)) or "not a valid value"
-    return f"{where}: {said}" + (f"; got {given[0]}" if given and given[0] not in said else "")
+    reason = "; ".join(dict.fromkeys(reasons)) or "not a valid value"
+    return f"{where}: {reason}" + (f"; got {given[0]}" if given and given[0] not in reason else "")

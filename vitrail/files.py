@@ -1,13 +1,10 @@
-"""Atomic writes, locks between processes, checksums of Parquet files and checkpoints, CSV safe for spreadsheets.
-
-A kill, a full disk or a power cut leaves the old file or none, never a part of one. A file whose checksum does not
-match is refused by name.
-"""
+"""Atomic writes, locks between processes, checksums of Parquet files and checkpoints, CSV safe for spreadsheets."""
 
 from __future__ import annotations
 
 import csv
 import errno
+import hashlib
 import os
 import re
 import time
@@ -28,22 +25,20 @@ if TYPE_CHECKING:
 
 
 _CHECK_KEY = b"vitrail.check"
-"""Of a Parquet file's metadata: ``_MARK`` and the checksum of the whole file. Parquet's own checksums are of its pages'
-contents only; what lies between them says where the pages are and what is in them."""
+"""Metadata key of a Parquet file's checksum; Parquet's own checksums cover only the contents of its pages."""
 
 _MARK, _UNKNOWN = b"crc32 of this file with zeros here: ", b"00000000"
 
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EBADF)
-"""Errors of file systems that cannot flush a folder."""
+"""Errors of file systems that cannot flush folders."""
 
 
 @contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
-    """Yield a temporary path next to ``path``, renamed to it when the block ends without an error.
+    """Yield a temporary path with the same suffix next to ``path``, renamed to it when the block ends without an error.
 
-    The content is flushed to the disk before the rename, the folder after it: without the first, a power cut can leave
-    an empty file under the final name; without the second, no file. The folder is made if need be; the suffix stays,
-    for writers that choose the format by it.
+    A kill, a full disk or a power cut leaves the old file or none: the content is flushed to the disk before the
+    rename, and the folder, which is created if necessary, after it.
     """
     make_folder(path.parent)
     partial = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
@@ -53,7 +48,7 @@ def write_atomically(path: Path) -> Iterator[Path]:
         partial.replace(path)
         flush(path.parent)
     except OSError as error:
-        # The name that the user knows; some errors have none, and those that are a plain text take none.
+        # Show the final name; errors without a number cannot have one.
         if error.errno is not None and error.filename in (None, partial, str(partial)):
             error.filename, error.filename2 = str(path), None
         raise
@@ -69,7 +64,7 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and its parents, and flush their entries to the disk."""
+    """Create a folder and its parents, and flush their entries to the disk."""
     made = [one for one in (folder, *folder.parents) if not one.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for one in made:
@@ -80,7 +75,7 @@ def flush(path: Path) -> None:
     """Flush a file's content or a folder's entries to the disk; OSError if a file cannot be flushed."""
     is_folder = path.is_dir()
     try:
-        # Windows flushes what can be written only, and no folders.
+        # Windows flushes only writable files, and no folders.
         number = os.open(path, os.O_RDONLY if is_folder or os.name != "nt" else os.O_RDWR)
     except OSError:
         if is_folder:
@@ -111,11 +106,11 @@ def current_keys(metadata: Mapping[Any, Any] | None) -> dict[Any, Any]:
 
 
 class DamagedFileError(UserError):
-    """A file is not as it was written; callers that can make it again catch this."""
+    """A file's content has changed since it was written; callers that can write it again catch this."""
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:
-    """Write a table with a checksum of the whole file, which ``read_parquet`` compares."""
+    """Write a table with a checksum of the whole file."""
     import pyarrow.parquet as pq
 
     metadata = {**(table.schema.metadata or {}), _CHECK_KEY: _MARK + _UNKNOWN}
@@ -127,16 +122,16 @@ def write_parquet(table: pa.Table, path: Path) -> None:
 
 
 def read_parquet(path: Path | IO[bytes], columns: Sequence[str] | None = None, name: str = "") -> pa.Table:
-    """Read a table and compare its checksum, if it has one.
+    """Read a table and verify its checksum, if it has one.
 
     Args:
-        path: of the file, or the open file.
-        columns: only these.
-        name: of the file for messages; its path by default.
+        path: path of the file, or the open file.
+        columns: columns to read, by default all.
+        name: name of the file in messages, by default its path.
 
     Raises:
-        DamagedFileError: where the file is cut short, damaged, or no Parquet file.
-        OSError: where it cannot be opened.
+        DamagedFileError: the file is truncated, damaged, or no Parquet file.
+        OSError: it cannot be opened.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -151,7 +146,7 @@ def read_parquet(path: Path | IO[bytes], columns: Sequence[str] | None = None, n
         raise DamagedFileError(f"{name or path}: is damaged or was changed, its checksum does not match")
     try:
         table = pq.read_table(pa.BufferReader(content), columns=columns)
-    # Of damaged files pyarrow raises its own errors, OSError and what its parsers stumble over.
+    # pyarrow raises many kinds for damaged files.
     except (pa.ArrowException, OSError, ValueError, KeyError, IndexError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DamagedFileError(f"{name or path}: not a readable Parquet file ({reason})") from error
@@ -160,13 +155,11 @@ def read_parquet(path: Path | IO[bytes], columns: Sequence[str] | None = None, n
 
 
 def check_zip(path: Path, hint: str) -> None:
-    """Compare the records of a zip archive such as a checkpoint with their checksums, which PyTorch does not.
-
-    Other files are left to their reader.
+    """Verify the checksums of a zip archive such as a checkpoint, which PyTorch does not; ignore other files.
 
     Args:
-        path: of the file.
-        hint: what to do about a damaged one.
+        path: path of the file.
+        hint: fix for a damaged file, for the message.
 
     Raises:
         DamagedFileError: names the file and the record.
@@ -178,35 +171,33 @@ def check_zip(path: Path, hint: str) -> None:
             bad = archive.testzip()
     # zipfile raises many kinds for damaged headers.
     except Exception as error:
-        raise DamagedFileError(f"{path}: is damaged ({_first_line(error)}); {hint}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise DamagedFileError(f"{path}: is damaged ({reason}); {hint}") from error
     if bad is not None:
         raise DamagedFileError(f"{path}: is damaged, the checksum of {bad!r} in it does not match; {hint}")
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def local_folder(uri: str) -> Path | None:
-    """Return the folder that a URI or path names; None for an object store."""
+    """Return the folder of a URI or path; None for an object store."""
     if uri.startswith("file://"):
         return Path(unquote(uri.removeprefix("file://")))
     return None if re.match(r"[a-zA-Z][a-zA-Z0-9+-]+://", uri) else Path(uri).expanduser()
 
 
 _NUMBERS = re.compile(r"[+-]?[\d.][\d.,eE+\-–±% \[\]()]*|[+-](inf|nan)")
-"""Numbers, also with their intervals: nothing to compute, and no reason to turn them into text."""
+"""Numbers, also with their intervals, are no formulas."""
 
 
 def write_csv(path: Path, frame: pd.DataFrame, *, index: bool = False) -> None:
     """Write a table atomically; text that a spreadsheet would take for a formula gets an apostrophe in front.
 
     ``read_csv`` and ``read_label_file`` remove it.
-
-    Args:
-        path: of the file.
-        frame: the table.
-        index: whether its index is written, too.
     """
     safe = frame.map(_escaped)
     safe.columns = frame.columns.map(_escaped)
@@ -214,7 +205,7 @@ def write_csv(path: Path, frame: pd.DataFrame, *, index: bool = False) -> None:
     if index:
         safe.index = frame.index.map(_escaped)
         safe.index.names = [_escaped(name) for name in frame.index.names]
-    # A carriage return ends a row for readers, but the csv module does not quote it by itself.
+    # Readers end a row at a carriage return, but the csv module does not quote it by default.
     texts = [*safe.to_numpy().ravel().tolist(), *safe.columns, *(safe.index if index else ())]
     ends_rows = any("\r" in text for text in texts if isinstance(text, str))
     with write_atomically(path) as partial:
@@ -222,15 +213,10 @@ def write_csv(path: Path, frame: pd.DataFrame, *, index: bool = False) -> None:
 
 
 def read_csv(path: Path) -> pd.DataFrame:
-    """Read what ``write_csv`` wrote, cell for cell.
-
-    Raises:
-        OSError: where it cannot be read.
-        ValueError: for a file that is no CSV.
-    """
+    """Read what ``write_csv`` wrote (OSError or ValueError if it is unreadable)."""
     import pandas as pd
 
-    # A class called "None" or "NA" is a text; what write_csv has no value for is an empty cell.
+    # A class named "None" or "NA" is text; missing values are empty cells.
     frame = pd.read_csv(path, keep_default_na=False, na_values=[""])
     frame.columns = frame.columns.map(_unescaped)
     return frame.map(_unescaped)
@@ -247,7 +233,7 @@ def _unescaped(cell: Any) -> Any:
 
 
 def timestamped_directory(place: Path) -> Path:
-    """Return a directory below ``place`` that is named by the time and does not exist yet."""
+    """Return a path below ``place`` that is named by the time and does not exist yet."""
     made = place / time.strftime("%Y%m%d-%H%M%S")
     directory, number = made, 1
     while directory.exists():
@@ -258,12 +244,11 @@ def timestamped_directory(place: Path) -> Path:
 
 @contextmanager
 def lock(path: Path, busy: str = "") -> Iterator[None]:
-    """Hold an exclusive lock between processes; the operating system releases it when the process ends.
+    """Hold an exclusive lock between processes; it is released when the process ends.
 
     Args:
         path: the lock file, created with its folder.
-        busy: message of the error where another process holds the lock, with ``{owner}`` for that process; by default
-            wait for it.
+        busy: error message if another process, ``{owner}``, holds the lock; by default wait for it.
 
     Raises:
         UserError: another process holds the lock.
@@ -272,7 +257,7 @@ def lock(path: Path, busy: str = "") -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         import fcntl
-    except ImportError:  # Windows: every file is written atomically there too, so two processes only repeat the work
+    except ImportError:  # Windows: without a lock two processes repeat the work
         yield
         return
     with path.open("a+") as file:

@@ -1,18 +1,13 @@
-"""The predictions of a run as one Parquet file: what was predicted for which sample, and what would have been right.
+"""The predictions of a run on one split, a Parquet file with one row per sample.
 
-One row a sample: ``sample_id`` int64, ``name`` and ``group`` strings and, for each task, ``target_<task>`` int64,
-``logits_<task>``, a list of float32, and ``answered_<task>``, false where the model predicts no class, like a
-generative model whose free answer names none: such a sample is wrong. It follows from the logits
-(``predicted_classes``) and is there for other readers.
-
-The schema's metadata has the class names of all tasks under ``vitrail.tasks`` as JSON, so that
-the file alone suffices for statistics and figures, and checksums of columns and class names under ``vitrail.checks``.
+Columns: ``sample_id`` int64, ``name`` and ``group`` strings and, for each task, ``target_<task>`` int64,
+``logits_<task>``, a list of float32, and, for other readers, ``answered_<task>``, false where the model predicts no
+class (``predicted_classes``). The schema's metadata has the class names of all tasks under ``vitrail.tasks`` as JSON.
 """
 
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,17 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrail.errors import UserError
-from vitrail.files import DamagedFileError, current_keys, read_parquet, write_atomically
+from vitrail.files import DamagedFileError, current_keys, read_parquet, write_atomically, write_parquet
 from vitrail.types import UNKNOWN
 
 TASKS_KEY = b"vitrail.tasks"
-CHECKS_KEY = b"vitrail.checks"
 
 TIE_TOLERANCE = 1e-6
 """Logits that differ by no more are equal, as in ``lightning_modules.metrics``."""
 
 LOGIT_TOLERANCE = 1e-3
-"""How far the logits of a sample predicted twice may differ: batches of different sizes round differently."""
+"""Tolerance for the logits of a sample predicted twice: batches of different sizes round differently."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +36,10 @@ class Predictions:
     Attributes:
         sample_id: int64 ``(N,)``, row of the sample in its data set.
         names: object ``(N,)`` of strings, the stable name of each sample.
-        groups: object ``(N,)`` of strings, the physical object or product that each image shows.
-        tasks: class names of each task, in the order of the indices; the main task first.
-        targets: for each task int64 ``(N,)``, ``UNKNOWN`` where not known.
-        logits: for each task float32 ``(N, C)``.
+        groups: object ``(N,)`` of strings, the physical object or product in each image.
+        tasks: class names of each task; the main task first.
+        targets: by task int64 ``(N,)``, ``UNKNOWN`` where not known.
+        logits: by task float32 ``(N, C)``.
     """
 
     sample_id: NDArray[np.int64]
@@ -59,23 +53,11 @@ class Predictions:
         return len(self.sample_id)
 
     def predicted(self, task: str) -> NDArray[np.int64]:
-        """Return the index of the class with the largest logit, see ``predicted_classes``.
-
-        Returns:
-            int64 ``(N,)``, ``UNKNOWN`` where the model predicts none.
-        """
+        """See ``predicted_classes``."""
         return predicted_classes(self.logits[task])
 
     def probabilities(self, task: str, temperature: float = 1.0) -> NDArray[np.float64]:
-        """Softmax of the logits.
-
-        Args:
-            task: whose.
-            temperature: above 0; the logits are divided by it, as ``python -m evaluation calibrate`` fits it.
-
-        Returns:
-            float64 ``(N, C)``, rows sum to 1.
-        """
+        """Softmax of the logits divided by a temperature (``python -m evaluation calibrate``), float64 ``(N, C)``."""
         from scipy.special import softmax
 
         probabilities: NDArray[np.float64] = softmax(self.logits[task].astype(np.float64) / temperature, axis=1)
@@ -95,11 +77,11 @@ class Predictions:
 
 @dataclass(frozen=True)
 class TaskPrediction:
-    """What a model predicts for one image in one task.
+    """Prediction for one image in one task.
 
     Attributes:
-        classes: names, in the order of the indices.
-        probabilities: float64 ``(C,)``, sum to 1.
+        classes: class names.
+        probabilities: float64 ``(C,)``.
         calibrated: whether they are calibrated by a temperature fitted for the task.
     """
 
@@ -109,7 +91,7 @@ class TaskPrediction:
 
     @property
     def label(self) -> str:
-        """The most probable class; empty where several share that probability, so that none is predicted."""
+        """The most probable class; empty if several classes are equally probable."""
         [chosen] = predicted_classes(np.log(np.maximum(self.probabilities, 1e-300))[None])
         return "" if chosen == UNKNOWN else self.classes[chosen]
 
@@ -119,17 +101,17 @@ class TaskPrediction:
         return float(self.probabilities.max())
 
     def top_k(self, k: int | None = 5) -> list[tuple[str, float]]:
-        """Return the most probable classes with their probabilities, best first; all of them for None."""
+        """Return the k most probable classes with their probabilities, best first; None for all."""
         order = np.argsort(-self.probabilities, kind="stable")[:k]
         return [(self.classes[index], float(self.probabilities[index])) for index in order.tolist()]
 
 
 @dataclass(frozen=True)
 class ImagePrediction:
-    """What a model predicts for one image; ``label`` and the like are of its main task.
+    """Predictions for one image; ``label`` and the like are of its main task.
 
     Attributes:
-        name: path of the image, or ``image 3`` for the fourth of those without a file.
+        name: path of the image, or ``image 3`` for the fourth input without a file.
         tasks: prediction of each task, the main one first.
     """
 
@@ -171,13 +153,13 @@ def image_predictions(
     tasks: Mapping[str, Sequence[str]],
     temperatures: Mapping[str, float],
 ) -> list[ImagePrediction]:
-    """Return what a model predicts for N images.
+    """Return predictions for N images.
 
     Args:
-        names: of the images.
-        logits: for each task float32 ``(N, C)``.
+        names: names of the images.
+        logits: by task float32 ``(N, C)``.
         tasks: class names of each task.
-        temperatures: of the calibrated tasks.
+        temperatures: temperatures of the calibrated tasks.
 
     Raises:
         UserError: logits are not finite.
@@ -187,33 +169,20 @@ def image_predictions(
     for task in tasks:
         if not np.isfinite(logits[task]).all():
             raise UserError(f"{names[0]}: the model's outputs for '{task}' are not finite; choose another run")
-    return [
-        ImagePrediction(
-            name,
-            {
-                task: TaskPrediction(
-                    classes,
-                    softmax(logits[task][row].astype(np.float64) / temperatures.get(task, 1.0)),
-                    task in temperatures,
-                )
-                for task, classes in tasks.items()
-            },
-        )
-        for row, name in enumerate(names)
-    ]
+    predictions = []
+    for row, name in enumerate(names):
+        found = {}
+        for task, classes in tasks.items():
+            probabilities = softmax(logits[task][row].astype(np.float64) / temperatures.get(task, 1.0))
+            found[task] = TaskPrediction(classes, probabilities, task in temperatures)
+        predictions.append(ImagePrediction(name, found))
+    return predictions
 
 
 def predicted_classes(logits: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
-    """Return the index of the class with the largest logit.
+    """Return the index of the largest of the logits ``(N, C)``, int64 ``(N,)``.
 
-    Where several classes share it, as all do if a generative model's answer names no class, there is no prediction,
-    which equals no target.
-
-    Args:
-        logits: ``(N, C)``.
-
-    Returns:
-        int64 ``(N,)``, ``UNKNOWN`` where there is no prediction.
+    If several classes share it, as all do if a generative model's answer names no class, the prediction is ``UNKNOWN``.
     """
     if not len(logits):
         return np.zeros(0, np.int64)
@@ -222,29 +191,16 @@ def predicted_classes(logits: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
 
 
 def ranks_of(logits: NDArray[np.floating[Any]], classes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return how many other classes rank before one; ties count as before, so that they never flatter.
-
-    Args:
-        logits: ``(N, C)``.
-        classes: int64 ``(N,)``.
-
-    Returns:
-        int64 ``(N,)``, 0 for the first choice.
-    """
+    """Return the rank of each row's class, int64 ``(N,)``, from 0; equal logits of other classes rank before it."""
     own = np.take_along_axis(logits, classes[:, None], axis=1)
-    # Not "larger or equal": a comparison with NaN is false, which would make it a hit.
+    # Not ">=": a comparison with NaN is false and would count as a hit.
     places: NDArray[np.int64] = (~(logits < own - np.float32(TIE_TOLERANCE))).sum(axis=1) - 1
     return places
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Write the file atomically.
-
-    Raises:
-        UserError: Logits are not finite.
-    """
+    """Write the file atomically (UserError if logits are not finite)."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     check_finite(predictions, str(path))
     columns: dict[str, Any] = {
@@ -257,18 +213,15 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
         columns[f"logits_{task}"] = _lists(predictions.logits[task])
         columns[f"answered_{task}"] = pa.array(predictions.predicted(task) != UNKNOWN, pa.bool_())
     tasks = json.dumps({task: list(names) for task, names in predictions.tasks.items()})
-    metadata = {TASKS_KEY: tasks.encode(), CHECKS_KEY: json.dumps(_checksums(predictions)).encode()}
-    table = pa.table(columns).replace_schema_metadata(metadata)
     with write_atomically(path) as partial:
-        pq.write_table(table, partial)
+        write_parquet(pa.table(columns).replace_schema_metadata({TASKS_KEY: tasks.encode()}), partial)
 
 
 def read_predictions(path: Path) -> Predictions:
     """Read what ``write_predictions`` wrote.
 
     Raises:
-        UserError: The file is missing, is no Parquet file (cut short, for example), was not written by Vitrail,
-            contradicts itself, or holds logits that are not finite.
+        UserError: the file is missing, damaged, not a predictions file of Vitrail, or has logits that are not finite.
     """
     import pyarrow as pa
 
@@ -291,18 +244,17 @@ def read_predictions(path: Path) -> Predictions:
     predictions = Predictions(sample_id, names, groups, tasks, targets, logits)
     _check_targets(predictions, path)
     check_finite(predictions, str(path))
-    _check_undamaged(predictions, current_keys(table.schema.metadata).get(CHECKS_KEY, b"{}"), path)
     return predictions
 
 
 def join_predictions(shards: Iterable[Predictions]) -> tuple[Predictions, int]:
-    """Join the shards of several processes, each sample once, in the order of ``sample_id``.
+    """Join the shards of several processes, each sample once, sorted by ``sample_id``.
 
     Returns:
-        The joined predictions, and how many rows were dropped because their sample had been seen before.
+        The joined predictions, and the number of repeated rows that were dropped.
 
     Raises:
-        UserError: Shards disagree on tasks or class names, or the same sample was predicted differently.
+        UserError: shards differ in tasks or class names, or the same sample was predicted differently.
     """
     parts = list(shards)
     if not parts:
@@ -320,7 +272,7 @@ def join_predictions(shards: Iterable[Predictions]) -> tuple[Predictions, int]:
 
 
 def concatenate(parts: Sequence[Predictions]) -> Predictions:
-    """Join parts with the same tasks and classes, at least one, in their order."""
+    """Concatenate parts with the same tasks and classes."""
     tasks = parts[0].tasks
     return Predictions(
         np.concatenate([part.sample_id for part in parts]),
@@ -333,11 +285,7 @@ def concatenate(parts: Sequence[Predictions]) -> Predictions:
 
 
 def check_finite(predictions: Predictions, origin: str) -> None:
-    """Refuse logits that are NaN or infinite: every statistic of them would be wrong.
-
-    Raises:
-        UserError: Names the task and the first such sample.
-    """
+    """Refuse logits that are NaN or infinite."""
     for task, logits in predictions.logits.items():
         bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
         if bad.size:
@@ -347,34 +295,8 @@ def check_finite(predictions: Predictions, origin: str) -> None:
             )
 
 
-def _checksums(predictions: Predictions) -> dict[str, int]:
-    """CRC-32 of each column and of the class names."""
-    found = {"sample_id": zlib.crc32(predictions.sample_id.astype("<i8").tobytes())}
-    for name, texts in (("name", predictions.names), ("group", predictions.groups)):
-        found[name] = zlib.crc32(json.dumps(texts.tolist()).encode())
-    for task, classes in predictions.tasks.items():
-        found[f"classes_{task}"] = zlib.crc32(json.dumps([task, *classes]).encode())
-        found[f"target_{task}"] = zlib.crc32(predictions.targets[task].astype("<i8").tobytes())
-        found[f"logits_{task}"] = zlib.crc32(predictions.logits[task].astype("<f4").tobytes())
-    return found
-
-
-def _check_undamaged(predictions: Predictions, noted: bytes, path: Path) -> None:
-    """Refuse a file whose content is not what was written; files of earlier versions have no checksums."""
-    try:
-        expected, found = dict(json.loads(noted)), _checksums(predictions)
-    except (ValueError, TypeError):  # no JSON any more, or names that are no texts
-        expected, found = {CHECKS_KEY.decode(): 0}, {}
-    wrong = sorted(name for name in expected if found.get(name) != expected[name])
-    if wrong:
-        raise UserError(
-            f"{path}: is damaged or was changed, the checksum of {wrong[0]!r} does not match; write it again with "
-            "`python -m experiments test`"
-        )
-
-
 def _lists(logits: NDArray[np.float32]) -> Any:
-    """Turn float32 ``(N, C)`` into a column of lists, in chunks whose offsets fit the 32 bits of such a column."""
+    """Convert float32 ``(N, C)`` to a column of lists, in chunks whose offsets fit 32 bits."""
     import pyarrow as pa
 
     rows = max(1, 2**30 // max(1, logits.shape[1]))
@@ -387,7 +309,7 @@ def _lists(logits: NDArray[np.float32]) -> Any:
 
 
 def _matrix(column: Any, num_classes: int) -> NDArray[np.float32]:
-    """Turn a column of lists into float32 ``(N, C)``."""
+    """Convert a column of lists to float32 ``(N, C)``."""
     import pyarrow as pa
 
     values = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]

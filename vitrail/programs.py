@@ -1,7 +1,7 @@
-"""The commands of all programs in one table, and what runs them: ``python -m PROGRAM COMMAND``, ``vitrail COMMAND``.
+"""All commands: ``python -m PROGRAM COMMAND`` and ``vitrail COMMAND``.
 
-Names and options are written with hyphens; the underscores of version 0.1 are understood as well. Options that are keys
-of an experiment file (``--seed_everything``, ``--ckpt_path``, ``--data.init_args.root``) keep their underscores.
+Names and options have hyphens; the underscores of version 0.1 are accepted. Options that are keys of an experiment file
+(``--seed_everything``, ``--ckpt_path``, ``--data.init_args.root``) keep their underscores.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Command(NamedTuple):
 
     Attributes:
         target: ``module`` with ``add_arguments(parser)`` and ``run(options, rest)``, or ``module:function``, which
-            parses the arguments after the command's name itself.
+            parses the arguments itself.
         help: one line.
-        takes_data: whether ``--data.init_args.KEY VALUE`` may follow, as in an experiment; they are in ``rest``.
+        takes_data: whether ``rest`` may contain ``--data.init_args.KEY VALUE``, as for an experiment.
     """
 
     target: str
@@ -141,7 +141,7 @@ def main(program: str, arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
     Args:
-        program: a key of ``PROGRAMS``, or ``vitrail``, which has the commands of all.
+        program: a key of ``PROGRAMS``, or ``vitrail`` for the commands of all.
         arguments: by default those of this process.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -149,7 +149,7 @@ def main(program: str, arguments: Sequence[str] | None = None) -> int:
 
 
 def program_name(program: str) -> str:
-    """Return how the program was called: ``vitrail``, or ``python -m`` with its name."""
+    """Return the program as it was called: ``vitrail``, or ``python -m`` with its name."""
     called = Path(sys.argv[0])
     return "vitrail" if "vitrail" in (called.name, called.parent.name) else f"python -m {program}"
 
@@ -178,7 +178,7 @@ def _run(program: str, arguments: list[str]) -> int:
         return EXIT_USER_ERROR
     owner = owners[name]
     if owner in ("app", "experiments"):
-        # Before torch is imported: waiting threads that spin would take the cores from other processes.
+        # Before torch is imported: spinning threads would take the cores from other processes.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if owner == "experiments":
         keep_freed_memory()
@@ -224,14 +224,14 @@ def _reported(command: Callable[[], int | None]) -> int:
 
 
 def hyphenated(arguments: Sequence[str]) -> list[str]:
-    """Return arguments with the options of version 0.1, such as ``--image-size``, as they are written now."""
+    """Return arguments with hyphens in the options of version 0.1, such as ``--image_size``."""
     old = re.compile(r"--(?!seed_everything|ckpt_path)[a-z0-9]+(_[a-z0-9]+)+(?=$|=)")
     own = list(itertools.takewhile(lambda argument: argument != "--", arguments))
     return [*(old.sub(lambda match: match[0].replace("_", "-"), one) for one in own), *arguments[len(own) :]]
 
 
 def underscored(arguments: Sequence[str]) -> list[str]:
-    """Return arguments with options such as ``--test-best`` as the keys of an experiment file are written."""
+    """Return arguments with underscores in options such as ``--test-best``, keys of an experiment file."""
     return [
         re.sub(r"^--[a-z]+(-[a-z]+)+(?=$|=|\.)", lambda match: "--" + match[0][2:].replace("-", "_"), argument)
         for argument in arguments

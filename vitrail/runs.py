@@ -1,14 +1,13 @@
-"""Runs: the layout of ``runs/<name>/<time>/``, and the one way to a run's model, data, files and predictions."""
+"""Run directories ``runs/<name>/<time>/``: their layout, model, data, files and predictions."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from importlib import import_module
@@ -16,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import yaml
 
 from vitrail.config import read_experiment
 from vitrail.errors import UserError
-from vitrail.files import write_text_atomically
+from vitrail.files import file_sha256, write_text_atomically
 from vitrail.predictions import ImagePrediction, Predictions, image_predictions, read_predictions
 from vitrail.trust import refuse_foreign_code
 
@@ -29,16 +29,7 @@ if TYPE_CHECKING:
 
 
 def write_temperatures(run: Path, temperatures: Mapping[str, float], facts: Mapping[str, Any]) -> Path:
-    """Save temperatures with the digest of the best checkpoint, so that they are never used for another one.
-
-    Args:
-        run: the run directory.
-        temperatures: above 0, by task.
-        facts: what else is known of how they were fitted; plain values.
-
-    Returns:
-        The file.
-    """
+    """Save temperatures by task, each above 0, with the digest of the best checkpoint and further plain values."""
     path = run / Run.CALIBRATION
     content = {"temperatures": dict(temperatures), "checkpoint_sha256": _digest(run / Run.BEST), **facts}
     write_text_atomically(path, json.dumps(content, indent=2) + "\n")
@@ -46,13 +37,10 @@ def write_temperatures(run: Path, temperatures: Mapping[str, float], facts: Mapp
 
 
 def read_temperatures(run: Path) -> dict[str, float]:
-    """Read what ``write_temperatures`` wrote.
-
-    Returns:
-        By task; empty where no temperature was fitted.
+    """Read what ``write_temperatures`` wrote; empty if no temperature was fitted.
 
     Raises:
-        UserError: the file cannot be read, or belongs to another checkpoint than the one that is there.
+        UserError: the file cannot be read, or belongs to another checkpoint.
     """
     path = run / Run.CALIBRATION
     again = f"run `python -m evaluation calibrate {run}` again"
@@ -72,11 +60,8 @@ def read_temperatures(run: Path) -> dict[str, float]:
 
 
 def _digest(path: Path) -> str | None:
-    """SHA-256 of a file; None where there is none, as in a run of pretrained weights."""
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """SHA-256 of a checkpoint; None if there is none, as in a zero-shot run."""
+    return file_sha256(path) if path.is_file() else None
 
 
 _HOW_TO_PREDICT = {
@@ -84,17 +69,17 @@ _HOW_TO_PREDICT = {
     "val": "`python -m experiments validate --ckpt_path {run}/checkpoints/best.ckpt`",
 }
 _STAGE = {"val": "validate"}
-"""Stage of a run's record that predicts a split, where it is not called like the split."""
+"""Stage that predicts a split, if its name differs from the split's."""
 
 _FROM_HUB = ("*.json", "*.md", "*.safetensors", "*.onnx", "*.yaml", "*.csv", "*.parquet", "*.ckpt")
-"""What is fetched from the hub: data and weights, no scripts."""
+"""Files fetched from the hub: data and weights, no scripts."""
 
 
 class Run:
-    """A run directory, or the folder of an export: its files, its model and data, and predictions for new images.
+    """A run directory, or the folder of an export: its files, model and data, and predictions for new images.
 
-    Each file is read when it is first asked for. Reports are made of killed runs, too: what is absent or damaged is
-    empty, and ``missing`` has a sentence about it. The class attributes are the names of the files in a run directory.
+    Files are read on first access. Absent or damaged ones, as of killed runs, are empty, and listed by ``missing``. The
+    class attributes are the names of the files in a run directory.
 
     Args:
         path: the run directory, such as ``runs/quickstart/20260101-120000``.
@@ -181,11 +166,13 @@ class Run:
         """
         if name in self.checkpoints:
             return self.checkpoints[name]
-        there = ", ".join(self.checkpoints)
-        hints = [f"it has {there}"] if there else []
-        hints += ["train it first with `fit`"] if name == "best" else []
-        hint = "; ".join(hints) or "name another one"
-        raise UserError(f"{self.path}: has no {self.CHECKPOINTS}/{name}.ckpt; {hint}")
+        if self.checkpoints:
+            raise UserError(f"{self.path}: has no {self.CHECKPOINTS}/{name}.ckpt; it has {', '.join(self.checkpoints)}")
+        raise UserError(
+            f"{self.path}: has no {self.CHECKPOINTS}/{name}.ckpt, as of a run that was never trained; train it with "
+            f"`python -m experiments fit --config {self.path / self.CONFIG}`, or use what needs no weights: config, "
+            "metrics, datamodule, predictions"
+        )
 
     @cached_property
     def model(self) -> Any:
@@ -195,10 +182,10 @@ class Run:
         return self.load_model(device="cuda" if torch.cuda.is_available() else "cpu")
 
     def load_model(self, checkpoint: str = "best", device: str = "cpu") -> Any:
-        """Load a task with its weights, in evaluation mode; no code of the run's author is run.
+        """Load a task with its weights, in evaluation mode, without running code of the run's author.
 
         Args:
-            checkpoint: such as ``best`` or ``last``; of no matter for an export.
+            checkpoint: such as ``best`` or ``last``; ignored for an export.
             device: such as ``cpu`` or ``cuda:0``.
 
         Returns:
@@ -220,10 +207,10 @@ class Run:
         return self.load_datamodule()
 
     def load_datamodule(self, args: Sequence[str] = ()) -> Any:
-        """Build the run's DataModule; no code of the run's author is run.
+        """Build the run's DataModule, without running code of the run's author.
 
         Args:
-            args: arguments as of the command line that change it, such as ``--data.init_args.root=FOLDER``.
+            args: command-line arguments that change it, such as ``--data.init_args.root=FOLDER``.
 
         Returns:
             A ``datamodules.ImageDataModule``.
@@ -236,15 +223,15 @@ class Run:
         return import_module("datamodules.cli").load_datamodule([config], args)
 
     def predict(self, images: Any, batch_size: int = 32) -> list[ImagePrediction]:
-        """Predict every task of the model for new images, prepared as those that the run was evaluated on.
+        """Predict every task of the model for new images, with the preprocessing of the run's evaluation.
 
-        A dual encoder predicts by the class prompts of its data, zero-shot. Confidences are calibrated by the
-        temperatures of ``python -m evaluation calibrate``, if there are some.
+        A dual encoder predicts zero-shot by the class prompts of its data. Confidences are calibrated by the
+        temperatures of ``python -m evaluation calibrate``, if there are any.
 
         Args:
             images: a path, a folder, a PIL image, a uint8 array ``(H, W, 3)`` or ``(N, H, W, 3)``, a uint8 tensor
                 ``(3, H, W)`` or ``(N, 3, H, W)``, or a list of these; RGB.
-            batch_size: images that pass through the network together.
+            batch_size: images per batch.
 
         Returns:
             One prediction per image, in order; files of a folder by name.
@@ -280,49 +267,47 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Name of the experiment and of the run directory, as tables show it."""
+        """Name of the experiment and of the run directory, as in tables."""
         return "/".join(self.path.resolve().parts[-2:])
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The whole configuration; empty where there is none."""
-        import yaml
-
-        path = self.path / self.CONFIG
-        try:
-            found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return self._without(self.CONFIG, "there is no configuration: the run ended before it began to train")
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            return self._without(self.CONFIG, f"cannot be read ({_first_line(error)})")
-        return found if isinstance(found, dict) else self._without(self.CONFIG, "holds no configuration")
+        """The whole configuration; empty if there is none."""
+        return self._parse(
+            self.CONFIG, yaml.safe_load, "there is no configuration: the run ended before it was trained"
+        )
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        """The run record; empty where there is none."""
-        path = self.path / self.RECORD
+        """The run record; empty if there is none."""
+        return self._parse(
+            self.RECORD, json.loads, "there is no record: revision, versions, data and times are unknown"
+        )
+
+    def _parse(self, name: str, parse: Callable[[str], Any], absent: str) -> dict[str, Any]:
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = parse((self.path / name).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            return self._without(self.RECORD, "there is no record: revision, versions, data and times are not known")
-        except (OSError, ValueError) as error:
-            return self._without(self.RECORD, f"cannot be read ({_first_line(error)})")
-        return found if isinstance(found, dict) else self._without(self.RECORD, "holds no record")
+            problem = absent
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            problem = f"cannot be read ({_first_line(error)})"
+        else:
+            if isinstance(found, dict):
+                return found
+            problem = "holds no mapping"
+        self._problems[name] = f"{name}: {problem}"
+        return {}
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
-        """What was logged, float64 with NaN where a row has no value; empty where nothing was.
-
-        A row that a kill has cut short is kept with what it has.
-        """
+        """The metrics log, float64 with NaN for missing values; empty if nothing was logged."""
         import pandas as pd
 
-        path = self.path / self.METRICS
         try:
-            frame = pd.read_csv(path, on_bad_lines="skip")
+            # The last row may be cut short by a kill.
+            frame = pd.read_csv(self.path / self.METRICS, on_bad_lines="skip")
         except FileNotFoundError:
-            self._problems[self.METRICS] = f"{self.METRICS}: nothing was logged, so there are no curves"
-            return pd.DataFrame()
+            frame = pd.DataFrame()
         except (OSError, ValueError) as error:
             self._problems[self.METRICS] = f"{self.METRICS}: not readable ({_first_line(error)}); no curves"
             return pd.DataFrame()
@@ -332,57 +317,57 @@ class Run:
 
     @property
     def checkpoints(self) -> dict[str, Path]:
-        """Checkpoints by name without suffix, such as ``best`` and ``last``."""
+        """Checkpoints by their names without suffix, such as ``best`` and ``last``."""
         return {path.stem: path for path in sorted((self.path / self.CHECKPOINTS).glob("*.ckpt"))}
 
     @property
     def splits(self) -> list[str]:
-        """Splits that there is a file of predictions of, by name."""
+        """Splits with a file of predictions."""
         return [path.stem for path in sorted((self.path / self.PREDICTIONS).glob("[!.]*.parquet"))]
 
     def predictions(self, split: str = "test") -> Predictions | None:
-        """Predictions of a split; None where there are none or they cannot be used, which ``missing`` tells of."""
+        """Predictions of a split; None if there are none or they are damaged, see ``missing``."""
         if split not in self._predictions:
+            self._predictions[split] = None
             path = self.path / self.PREDICTIONS / f"{split}.parquet"
             if not path.is_file():
                 how = _HOW_TO_PREDICT.get(split, "`python -m experiments predict`").format(run=self.path)
-                self._problems[path.name] = (
-                    f"{self.PREDICTIONS}/{path.name}: there are no predictions; write them with {how}"
-                )
-                self._predictions[split] = None
+                problem = f"{self.PREDICTIONS}/{path.name}: there are no predictions; write them with {how}"
+                self._problems[path.name] = problem
+                return None
+            try:
+                found = read_predictions(path)
+            except UserError as error:
+                self._problems[path.name] = str(error)
+                return None
+            if len(found):
+                self._predictions[split] = found
             else:
-                self._predictions[split] = self._read(path)
+                self._problems[path.name] = f"{self.PREDICTIONS}/{path.name}: holds no samples"
         return self._predictions[split]
 
     def predicted_by(self, split: str) -> str:
-        """Name of the checkpoint that made the predictions of a split, such as ``best``; empty where it is not known.
-
-        The checkpoint is that of the latest stage of the split that ended regularly.
-        """
+        """Name of the checkpoint that predicted a split in its latest finished stage, such as ``best``, or empty."""
         name = _STAGE.get(split, split)
         done = [stage for stage in self.stages if stage.get("stage") == name and stage.get("exit") == "finished"]
         checkpoint = done[-1].get("checkpoint") if done else None
         return Path(checkpoint).stem if isinstance(checkpoint, str) else ""
 
     def other_checkpoint(self, split: str) -> str:
-        """The checkpoint that predictions of a split are of where it is another one than ``best``, else empty."""
+        """Name of the checkpoint that predicted a split if it is not ``best``, otherwise empty."""
         name = self.predicted_by(split)
         return "" if name == "best" else name
 
     def temperatures_for(self, split: str) -> dict[str, float]:
-        """Temperatures that fit the predictions of a split: those of the best checkpoint fit no others."""
+        """Temperatures for the predictions of a split; none if another checkpoint than the best predicted it."""
         return {} if self.other_checkpoint(split) and "best" in self.checkpoints else self.temperatures
 
     def problem_of(self, split: str) -> str:
-        """Why there are no predictions of a split, as ``missing`` says it; empty where there are."""
+        """Why there are no predictions of a split; empty if there are."""
         return "" if self.predictions(split) is not None else self._problems[f"{split}.parquet"]
 
     def class_counts(self, tasks: Mapping[str, Sequence[str]]) -> dict[str, list[int]]:
-        """Samples of each class in the train split, by task; without the tasks whose counts are not known.
-
-        Args:
-            tasks: class names of each task.
-        """
+        """Training samples of each class, for those of the tasks (with their class names) whose counts are known."""
         try:
             return class_counts_of(self.record, tasks, self.RECORD)
         except UserError as error:
@@ -391,7 +376,7 @@ class Run:
 
     @cached_property
     def temperatures(self) -> dict[str, float]:
-        """Temperature of each task that `calibrate` fitted; empty where it did not, or for another checkpoint."""
+        """Temperatures that `calibrate` fitted, by task; empty if there are none, or they are of another checkpoint."""
         if (self.path / self.EXPORT).is_file():
             return {str(task): float(value) for task, value in self._export.get("temperatures", {}).items()}
         try:
@@ -402,7 +387,7 @@ class Run:
 
     @cached_property
     def _export(self) -> dict[str, Any]:
-        """What an export's folder says of its model."""
+        """Content of ``export.json``."""
         path = self.path / self.EXPORT
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
@@ -412,55 +397,33 @@ class Run:
 
     @property
     def stages(self) -> list[dict[str, Any]]:
-        """What was done in this directory, in order; each with ``stage``, ``started``, ``exit`` and more."""
+        """Stages of this run in order, each with ``stage``, ``started``, ``exit`` and more."""
         stages = self.record.get("stages")
         return [stage for stage in stages if isinstance(stage, dict)] if isinstance(stages, list) else []
 
     @property
     def interrupted(self) -> bool:
-        """True where the latest training of this run did not end regularly; a resumed one that ended has."""
+        """Whether the latest training of this run did not finish."""
         fits = [stage for stage in self.stages if stage.get("stage") == "fit"]
         return bool(fits) and fits[-1].get("exit") != "finished"
 
     @property
     def missing(self) -> list[str]:
-        """What is not there or cannot be used, one plain sentence each; empty for a complete run."""
-        # Each says by itself what is wrong with it.
+        """Missing or damaged parts, one sentence each; empty for a complete run."""
+        # Reading each part records its problems.
         _ = self.config, self.record, self.metrics, self.temperatures
         for split in self.splits or ["test"]:
             self.predictions(split)
-        return [*self._endings(), *self._problems.values(), *self._missing_checkpoint()]
-
-    def _endings(self) -> list[str]:
         latest = {str(stage.get("stage")): stage for stage in self.stages}
-        said = []
+        endings = []
         for name, stage in latest.items():
-            how = stage.get("exit")
-            if how != "finished":
+            if (how := stage.get("exit")) != "finished":
                 reason = "it was killed, or still runs" if how in (None, "unfinished") else str(how)
-                said.append(f"{name}, begun {stage.get('started', 'at a time not known')}, did not finish: {reason}")
-        return said
-
-    def _missing_checkpoint(self) -> list[str]:
-        trained = any(stage.get("stage") == "fit" for stage in self.stages)
-        if trained and "best" not in self.checkpoints:
-            return [f"{self.CHECKPOINTS}/best.ckpt: training left no best checkpoint"]
-        return []
-
-    def _read(self, path: Path) -> Predictions | None:
-        try:
-            found = read_predictions(path)
-        except UserError as error:
-            self._problems[path.name] = str(error)
-            return None
-        if not len(found):
-            self._problems[path.name] = f"{self.PREDICTIONS}/{path.name}: holds no samples"
-            return None
-        return found
-
-    def _without(self, name: str, what: str) -> dict[str, Any]:
-        self._problems[name] = f"{name}: {what}"
-        return {}
+                endings.append(f"{name}, begun {stage.get('started', 'at an unknown time')}, did not finish: {reason}")
+        problems = [*endings, *self._problems.values()]
+        if "fit" in latest and "best" not in self.checkpoints:
+            problems.append(f"{self.BEST}: training left no best checkpoint")
+        return problems
 
 
 _NOT_OF_AN_EXPERIMENT = (Run.RECORD, Run.METRICS, Run.CHECKPOINTS, Run.PREDICTIONS)
@@ -472,7 +435,7 @@ def is_run(path: Path) -> bool:
 
 
 def run_of_config(path: Path | str) -> Path | None:
-    """Return the run directory whose own configuration a file is; None for an experiment file."""
+    """Return the run directory that a configuration belongs to; None for an experiment file."""
     file = Path(path)
     is_own = file.name == Run.CONFIG and any((file.parent / part).exists() for part in _NOT_OF_AN_EXPERIMENT)
     return file.parent if is_own else None
@@ -531,19 +494,18 @@ def _pixels(name: str, source: Any, value_range: Any) -> torch.Tensor:
 
 
 def runs_among(paths: Sequence[Path], command: str, needs: str, *, unfinished_only: bool = False) -> list[Path]:
-    """Those of several paths, such as of ``runs/NAME/*``, that a command can use; the others are named on stderr.
+    """Filter paths, such as of ``runs/NAME/*``, to the runs that a command can use; report the others on stderr.
 
     Args:
-        paths: as the user gave them. One alone is not left out: what is wrong with it is the command's to report.
+        paths: given by the user; a single one is kept, and its problems are reported by the command.
         command: name for messages.
         needs: file in a run directory that the command reads.
-        unfinished_only: leave out a run without that file only where none of its stages has finished; the command
-            reports the others.
+        unfinished_only: leave out a run without that file only if none of its stages has finished.
 
     Raises:
         UserError: a path does not exist, or none is a run.
     """
-    # A link that leads nowhere is what a pattern found, no slip of the user's.
+    # A broken link comes from a pattern, not from a typing error.
     if absent := [path for path in paths if not path.exists() and not path.is_symlink()]:
         raise UserError(f"{absent[0]}: no such run directory; give the directory that `fit` or `test` printed")
     if len(paths) < 2:
@@ -563,7 +525,7 @@ def runs_among(paths: Sequence[Path], command: str, needs: str, *, unfinished_on
     if len(no_run) == len(paths):
         raise UserError(f"{command}: none of these {len(paths)} is a run; the first is {no_run[paths[0]]}")
     if len(no_run) + len(lacking) == len(paths):
-        lacking = {}  # the command says how to make what they lack
+        lacking = {}  # the command reports how to make what they lack
     for reason in (*no_run.values(), *lacking.values()):
         sys.stderr.write(f"{command}: left out {reason}\n")
     return [path for path in paths if path not in no_run and path not in lacking]
@@ -574,18 +536,10 @@ def _first_line(error: Exception) -> str:
 
 
 def class_counts_of(record: Any, tasks: Mapping[str, Sequence[str]], origin: str) -> dict[str, list[int]]:
-    """Class counts of the train split in a run record that was read already.
-
-    Args:
-        record: what the JSON says.
-        tasks: class names of each task.
-        origin: where the record is from, for the message.
-
-    Returns:
-        By task; without the tasks that the record does not count.
+    """Class counts of the train split in a run record, by task; tasks without counts are left out.
 
     Raises:
-        UserError: The counts do not fit the class names.
+        UserError: the counts do not fit the class names.
     """
     data = record.get("data") if isinstance(record, dict) else None
     counts = data.get("class_counts") if isinstance(data, dict) else None
@@ -602,13 +556,10 @@ def class_counts_of(record: Any, tasks: Mapping[str, Sequence[str]], origin: str
 
 
 def read_class_counts(path: Path, tasks: Mapping[str, Sequence[str]]) -> dict[str, list[int]]:
-    """Class counts of the train split from a run record.
-
-    Returns:
-        By task; empty where there is no record or it does not say.
+    """Class counts of the train split in a file ``run.json``, by task; empty if there is none.
 
     Raises:
-        UserError: The record is no JSON, or its counts do not fit the class names.
+        UserError: the record is no JSON, or its counts do not fit the class names.
     """
     if not path.is_file():
         return {}
@@ -620,24 +571,17 @@ def read_class_counts(path: Path, tasks: Mapping[str, Sequence[str]]) -> dict[st
 
 
 RESERVED = {"ablations": "`ablate`", "results": "`results`", "sweeps": "`sweep`"}
-"""Folders in the directory of all runs that are not an experiment's, and whose they are."""
+"""Folders in the directory of all runs that belong to a command."""
 
 _SHARED_WITH_RANKS = "VITRAIL_RUN_DIRECTORY"
 _NOT_OF_THE_EXPERIMENT = {"ckpt_path", "runs", "name", "config", "weights_only"}
 
 
 def new_run_directory(root: Path, name: str) -> Path:
-    """Make an empty directory for a new run.
+    """Make a directory for a new run of an experiment below ``root``.
 
-    Processes that one launcher started for the same run get the same directory: Lightning's own launcher passes the
-    environment on, torchrun and SLURM have an identifier of the job.
-
-    Args:
-        root: Directory of all runs.
-        name: Name of the experiment.
-
-    Returns:
-        The directory; it exists.
+    All processes of one run get the same directory: Lightning's launcher passes the environment on, torchrun and SLURM
+    have an identifier of the job.
     """
     shared = os.environ.get(_SHARED_WITH_RANKS)
     if shared and "LOCAL_RANK" in os.environ:
@@ -653,12 +597,8 @@ def new_run_directory(root: Path, name: str) -> Path:
 
 
 def discard_empty(directory: Path) -> None:
-    """Remove a run directory in which nothing has been kept, as of a run that was refused, and its empty parent.
-
-    Args:
-        directory: ``<root>/<name>/<time>``; one that holds any file stays as it is.
-    """
-    # Another process of the same run may do so at the same time, and the parent may have other runs.
+    """Remove a run directory without any file, as of a run that was refused, and its empty parent."""
+    # Another process of the same run may do so at the same time, and the parent may contain other runs.
     with suppress(OSError):
         if any(path.is_file() for path in directory.rglob("*")):
             return
@@ -681,15 +621,10 @@ def _make_unique(directory: Path) -> Path:
 
 
 def resolve_checkpoint(ckpt_path: str, root: Path, name: str) -> Path:
-    """Turn ``best`` and ``last`` into the checkpoint of the newest run of this name that has one.
-
-    Args:
-        ckpt_path: ``best``, ``last`` or a file.
-        root: Directory of all runs.
-        name: Name of the experiment.
+    """Return the checkpoint that ``ckpt_path`` names: a file, or ``best`` or ``last`` of the experiment's newest run.
 
     Raises:
-        UserError: There is no such file.
+        UserError: there is no such file.
     """
     if ckpt_path in ("best", "last"):
         file = Run.BEST if ckpt_path == "best" else Run.LAST
@@ -707,17 +642,14 @@ def resolve_checkpoint(ckpt_path: str, root: Path, name: str) -> Path:
 
 
 def run_of_checkpoint(checkpoint: Path) -> Path | None:
-    """The run directory that a checkpoint belongs to, or None where it lies outside of one."""
+    """The run directory that a checkpoint belongs to, or None."""
     directory = checkpoint.parent.parent
     inside = checkpoint.parent.name == Run.CHECKPOINTS and (directory / Run.CONFIG).is_file()
     return directory if inside else None
 
 
 def same_data(run: Path, data: dict[str, Any]) -> bool:
-    """Whether a run was made with this ``data:`` section, so that its test results belong beside it.
-
-    Which splits ``predict`` goes through is no part of it.
-    """
+    """Whether a run has this ``data:`` section, apart from the splits of ``predict``."""
     saved = read_experiment(run / Run.CONFIG)
     return _without_predict(saved.get("data")) == _without_predict(data)
 
@@ -729,19 +661,13 @@ def _without_predict(data: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def same_experiment(run: Path, values: dict[str, Any]) -> bool:
-    """Whether a run was made with this configuration, so that resuming it is going on with the run itself.
-
-    Where it lies and which checkpoint it goes on from is no part of it.
-    """
+    """Whether a run has this configuration, apart from directory and checkpoint, so that it can be resumed."""
     saved = read_experiment(run / Run.CONFIG)
     return all(saved.get(key) == values.get(key) for key in {*saved, *values} - _NOT_OF_THE_EXPERIMENT)
 
 
 def same_validation(run: Path, values: dict[str, Any]) -> bool:
-    """Whether scores of a run's validations can be compared with those of this configuration.
-
-    Its data, and how much of them is looked at; the model is compared elsewhere.
-    """
+    """Whether a run was validated on the same samples as this configuration would be."""
     saved = read_experiment(run / Run.CONFIG)
     ours, theirs = values.get("trainer") or {}, saved.get("trainer") or {}
     parts = ("limit_val_batches", "overfit_batches")
@@ -753,6 +679,6 @@ def same_validation(run: Path, values: dict[str, Any]) -> bool:
 
 
 def resumed_run_directory(run: Path) -> Path:
-    """The directory of a run that this process, and those that it starts, go on with."""
+    """Continue a run in its directory, in this process and those that it starts."""
     os.environ[_SHARED_WITH_RANKS] = str(run.resolve())
     return run

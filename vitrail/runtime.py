@@ -1,4 +1,4 @@
-"""The process that a command runs in: memory of the C library, child processes, the device."""
+"""Processes and devices of commands."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ _LIMIT = 1 << 30
 
 
 def keep_freed_memory() -> bool:
-    """Raise glibc's thresholds, so that training keeps the memory it frees instead of asking for it again.
+    """Let glibc keep freed memory for the next training step instead of returning it to the system.
 
-    A training step on a CPU allocates and frees the same large tensors over and over. By default glibc returns every
-    block above 32 MB to the system at once, and the next one costs a page fault for every 4 KB: a third of the time of
-    a small convolutional network. Resident memory stays at its peak.
+    By default it returns every block above 32 MB, and the page faults of the next one take a third of the time of a
+    small convolutional network on a CPU. Resident memory stays at its peak.
 
     Returns:
-        Whether that was possible: on Linux with glibc only.
+        Whether it is possible: on Linux with glibc only.
     """
     if sys.platform != "linux":
         return False
@@ -36,11 +35,11 @@ def keep_freed_memory() -> bool:
 
 
 STOP_TIMEOUT = 30.0
-"""Seconds: training that is asked to end finishes its batch or validation and writes ``last.ckpt``."""
+"""Seconds for training to finish its batch or validation and to write ``last.ckpt``."""
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _OF_A_RUN = {"VITRAIL_RUN_DIRECTORY", "LOCAL_RANK"}
-"""Variables of a run that would send another run to its directory."""
+"""Variables that would send another run to this run's directory."""
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
@@ -55,8 +54,8 @@ def start_process(
     Args:
         command: module and arguments.
         out: file for standard output.
-        errors: file for standard error; by default the same.
-        environment: variables in addition to this process's own.
+        errors: file for standard error, by default the same.
+        environment: additional environment variables.
     """
     inherited = {name: value for name, value in os.environ.items() if name not in _OF_A_RUN}
     return subprocess.Popen(
@@ -65,14 +64,14 @@ def start_process(
         stdout=out,
         stderr=errors if errors is not None else subprocess.STDOUT,
         env={**inherited, **(environment or {})},
-        # Ctrl-C in a terminal must reach this process alone, which then ends the others.
+        # Ctrl-C in a terminal must reach only this process, which then ends the others.
         process_group=0,
         preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 -- calls into C only
     )
 
 
 def stop_process(process: subprocess.Popen[bytes]) -> None:
-    """Ask a process to end, wait, and kill it if it does not."""
+    """Terminate a process, wait, and kill it after a timeout."""
     if process.poll() is None:
         process.terminate()
         try:
@@ -83,17 +82,13 @@ def stop_process(process: subprocess.Popen[bytes]) -> None:
 
 
 def _end_with_parent() -> None:
-    """Ask the kernel to end this process when its parent is killed, so that nothing runs on unattended."""
+    """Ask the kernel to end this process when its parent is killed."""
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def check_device(name: str) -> str:
-    """Return the name of a device such as ``cuda:1``.
-
-    Raises:
-        UserError: it cannot be used here.
-    """
+    """Return the name of a device such as ``cuda:1`` (UserError if it cannot be used)."""
     if name == "cpu":
         return name
     import torch

@@ -1,7 +1,7 @@
-"""What is taken from files of other authors: classes of this project or of allowed plugins, and plain names.
+"""Opening files of other authors safely.
 
-A run directory and a checkpoint name the classes they are made of. Opening one must not run its author's code, so
-classes are imported only from this project and from the packages that ``$VITRAIL_PLUGINS`` names.
+Classes that a run or a checkpoint names are imported only from this project and from the packages in
+``$VITRAIL_PLUGINS``, and names become files only if they are plain.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from pathlib import Path
 from vitrail.errors import UserError
 
 OWN = ("callbacks", "datamodules", "lightning_modules")
-"""Packages whose classes take plain values only, so that no argument of theirs can name code either."""
+"""Packages whose classes take only plain values, so that no argument can name code."""
 
 PLUGINS = "VITRAIL_PLUGINS"
-"""Environment variable: modules, separated by commas, whose classes a run may name as well."""
+"""Environment variable: comma-separated modules whose classes a run may name, too."""
 
 FORMULA = re.compile(r"'*[=+\-@\t\r]")
-"""How a cell begins that a spreadsheet may compute, or that has been guarded against that with an apostrophe."""
+"""Beginning of a cell that a spreadsheet may compute, or that is escaped by an apostrophe."""
 
-_LONGEST = 150  # with a time, a number or a suffix behind it still a file name on every system
+_LONGEST = 150  # with a time, a number or a suffix appended still a file name on every system
 _CONTROL = ("Cc", "Cs", "Zl", "Zp")
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
@@ -36,18 +36,13 @@ def plugins() -> tuple[str, ...]:
 
 
 def is_trusted(class_path: str, also: Iterable[str] = ()) -> bool:
-    """Whether a class of this name may be imported because a run names it.
-
-    Args:
-        class_path: with the module's name before it, or without one, as the command line knows our own classes.
-        also: further class paths that may.
-    """
+    """Whether a run may name this class path, or bare class name; ``also`` are further trusted class paths."""
     module = class_path.rpartition(".")[0]
     if not all(part.isidentifier() for part in class_path.split(".")):
         return False
     if any(_is_below(module, package) for package in plugins()):
         return True
-    # A module, not what one of our modules happens to import.
+    # It must be a module, not something that one of our modules imports.
     if any(_is_below(module, package) for package in OWN) and _is_module(module):
         return True
     return any(class_path in (path, path.rpartition(".")[2]) or _same_library(class_path, path) for path in also)
@@ -65,7 +60,7 @@ def _is_module(name: str) -> bool:
 
 
 def _same_library(class_path: str, allowed: str) -> bool:
-    """Whether both name one class of one library, which may be re-exported elsewhere in it."""
+    """Whether both name one class of a library, which may be re-exported within it."""
     module, _, name = class_path.rpartition(".")
     library, _, known = allowed.rpartition(".")
     return name == known and module.startswith(f"{library}.")
@@ -75,10 +70,10 @@ def refuse_foreign_code(content: object, origin: Path | str, also: Iterable[str]
     """Refuse settings of a run that name a class of neither this project nor an allowed plugin.
 
     Args:
-        content: what a configuration holds, or a part of it.
+        content: a configuration, or a part of it.
         origin: the file, for the message.
-        also: further class paths that may stand in it.
-        otherwise: what else a user who trusts its author may do.
+        also: further trusted class paths.
+        otherwise: another hint for users who trust the author.
 
     Raises:
         UserError: names the first such class.
@@ -96,7 +91,7 @@ def _named_classes(content: object, key: str) -> Iterator[tuple[str, object]]:
     if isinstance(content, dict):
         for name, value in content.items():
             inner = f"{key}.{name}".lstrip(".")
-            # Data and model may be given by their class's name alone.
+            # Data and model may be bare class paths.
             if name == "class_path" or (inner in ("data", "model") and isinstance(value, str)):
                 yield inner, value
             else:
@@ -105,23 +100,12 @@ def _named_classes(content: object, key: str) -> Iterator[tuple[str, object]]:
         for place, value in enumerate(content):
             yield from _named_classes(value, f"{key}[{place}]")
     elif isinstance(content, str) and "class_path" in content:
-        # The parser would read a mapping out of a text.
+        # The parser would parse a mapping in a string.
         yield key, content
 
 
 def plain_name(name: object, key: str) -> str:
-    """A name that becomes a folder or a file, refused where it could lead anywhere else.
-
-    Args:
-        name: as the user or a file gives it.
-        key: option or YAML key, for the message.
-
-    Returns:
-        The same name.
-
-    Raises:
-        UserError: for what is no plain name.
-    """
+    """Return a name that becomes a folder or a file, refused (UserError with ``key``) if it could lead elsewhere."""
     if reason := _not_plain(name):
         shown = repr(name) if len(repr(name)) <= 80 else f"{repr(name)[:79]}…"
         raise UserError(f"{key}: {shown} {reason}; give a plain name such as 'baseline_2', it becomes a folder")
@@ -148,10 +132,9 @@ _OF_OTHER_FILES = re.compile(r"retrieval|.*_normalised", re.IGNORECASE)
 
 
 def file_name(text: str) -> str:
-    """A text, such as the name of a task, as part of a file name: what could lead elsewhere becomes ``_``.
+    """Return a text, such as the name of a task, as part of a file name: special characters become ``_``.
 
-    Where anything was changed, a digest follows: names that differ in such characters alone are still two. Likewise
-    for what is the name of another file beside that of a task.
+    A digest is appended if anything changed, so that different texts get different names, and to names of other files.
     """
     plain = re.sub(r"[^\w.-]+", "_", text)
     if plain == text and len(plain.encode()) <= _LONGEST and not _OF_OTHER_FILES.fullmatch(text):
@@ -160,5 +143,5 @@ def file_name(text: str) -> str:
 
 
 def unguarded(cell: str) -> str:
-    """A cell without the apostrophe that keeps a spreadsheet from computing it, as our own tables have it."""
+    """Return a cell without the apostrophe that escapes a formula."""
     return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell

@@ -1,7 +1,4 @@
-"""The shapes of what travels between data, models, callbacks and files, and the error a user sees.
-
-Every package may import this module; it imports none of ours. Nothing here computes.
-"""
+"""Types shared by data, models, callbacks and files."""
 
 from __future__ import annotations
 
@@ -9,20 +6,20 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, Protocol, TypedDict, runtime_checkable
 
 if TYPE_CHECKING:
-    # Whoever only searches in a gallery need not wait for torch.
+    # Commands that need no torch start quickly.
     import numpy as np
     import pyarrow as pa
     import torch
     from numpy.typing import NDArray
 
 DEFAULT_SEED = 42
-"""Seed of every command, DataModule and run that names no other, so that all of them see the same splits."""
+"""Default seed of every command, DataModule and run, so that all of them have the same splits."""
 
 DATA_ARGUMENTS = ("--data.", "--seed_everything")
-"""How arguments begin that describe the data, in every command that takes such."""
+"""Prefixes of command-line arguments that describe the data."""
 
 UNKNOWN = -1
-"""Target of a sample whose value is unknown: left out of loss and metric."""
+"""Unknown target, left out of losses and metrics."""
 
 LABEL_TASK = "class"
 """Name of the main task; its target is ``Batch["label"]``, every other task's is in ``Batch["attributes"]``."""
@@ -40,20 +37,19 @@ MODEL_IMAGE_DEFAULTS: dict[str, Any] = {
     "interpolation": "bicubic",
     "crop_rounding": "even",
 }
-"""How images are made, as far as a model may have a say in it, where it has none; see ``options.ImageOptions``."""
+"""Default preprocessing; see ``datamodules.options.ImageOptions``."""
 
 
 class InputOptions(TypedDict):
-    """How images are made before they reach the network, as checkpoints and galleries record it.
+    """Preprocessing of images, as saved in checkpoints and galleries; see ``MODEL_IMAGE_DEFAULTS``.
 
     Attributes:
         size: height and width in pixels.
-        resize: whether the aspect ratio is kept, and then what is cropped or padded; see ``MODEL_IMAGE_DEFAULTS``
-            for what holds where this and the three below are missing.
-        crop_fraction: share of the scaled image that the center crop keeps, in (0, 1].
+        resize: whether to keep the aspect ratio by cropping or padding.
+        crop_fraction: fraction of the resized image that the center crop keeps, in (0, 1].
         interpolation: of the resizing.
-        crop_rounding: how half of an odd margin is rounded.
-        value_range: what is black and white in images with more than 8 bits a channel; auto where it is missing.
+        crop_rounding: rounding of half an odd margin.
+        value_range: black and white of images with more than 8 bits per channel, by default auto.
     """
 
     size: int
@@ -65,16 +61,16 @@ class InputOptions(TypedDict):
 
 
 def with_image_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
-    """How images are made, with what a file of an older version does not say: all were made so then."""
+    """Preprocessing with the defaults of options that files of older versions lack."""
     return {**MODEL_IMAGE_DEFAULTS, **options}
 
 
 class Mix(TypedDict):
-    """How a batch was mixed (mixup or CutMix): row ``i`` is ``lam[i]`` of itself and the rest of ``partner[i]``.
+    """A mixed batch (mixup or CutMix): row ``i`` is ``lam[i]`` of itself and the rest of ``partner[i]``.
 
     Attributes:
         partner: int64 ``(B,)``, row index of the other image.
-        lam: float32 ``(B,)`` in [0, 1], the share of the row's own image.
+        lam: float32 ``(B,)`` in [0, 1], share of the row's own image.
     """
 
     partner: torch.Tensor
@@ -82,23 +78,20 @@ class Mix(TypedDict):
 
 
 class Batch(TypedDict, total=False):
-    """What every DataModule delivers.
+    """A batch of every DataModule.
 
     Attributes:
         image: uint8 ``(B, 3, H, W)``, RGB, 0 to 255. Scaling and normalisation are the model's.
         label: int64 ``(B,)``, index into ``tasks["class"]``, ``UNKNOWN`` where not known.
         attributes: for each further task int64 ``(B,)``, ``UNKNOWN`` where not known.
-        caption: B strings, empty where there is none; in training the one that was chosen, in evaluation the first.
-        captions: every caption of each image, one or more; only in evaluation, and only where the data set has
-            captions of its own.
+        caption: B strings, empty without a caption; sampled in training, the first one in evaluation.
+        captions: all captions of each image, one or more; only in evaluation and if the data set has its own captions.
         positive_id: int64 ``(B,)``; rows that share one are positives of each other.
         sample_id: int64 ``(B,)``, row of the sample in its data set, the same in every split and run.
-        group_id: int64 ``(B,)``, the physical object or product that the image shows.
-        is_padding: bool ``(B,)``; true where a row only fills up a rank's share when evaluating on several
-            processes and must not be counted.
-        mix: present only where mixup or CutMix was applied to a training batch.
-        features: what the frozen backbones make of the row, ``(B, D)`` by side (``image``); where it is present there
-            is no ``image``.
+        group_id: int64 ``(B,)``, the physical object or product in the image.
+        is_padding: bool ``(B,)``, rows that only fill up a rank's share in evaluation on several processes.
+        mix: only if mixup or CutMix was applied to a training batch.
+        features: cached output of a frozen backbone instead of ``image``, float ``(B, D)`` by modality (``image``).
     """
 
     image: torch.Tensor
@@ -130,15 +123,15 @@ class FeatureLookup(Protocol):
 
 
 class Outputs(TypedDict):
-    """What the evaluation and prediction steps of every classifying task return; padding rows are gone.
+    """Outputs of evaluation and prediction steps, without padding.
 
     Attributes:
         sample_id: int64 ``(N,)``.
-        logits: for each task float32 ``(N, C)``.
-        targets: for each task int64 ``(N,)``, ``UNKNOWN`` where not known.
-        image_embedding: float32 ``(N, D)``, of unit length; only of tasks that yield embeddings.
-        text_embedding: float32 ``(M, D)``, of unit length, of every caption; only where the data set has some.
-        text_image: int64 ``(M,)``, the ``sample_id`` of the image that each caption belongs to, in the rows' order.
+        logits: by task float32 ``(N, C)``.
+        targets: by task int64 ``(N,)``, ``UNKNOWN`` where not known.
+        image_embedding: float32 ``(N, D)``, of unit length; only of tasks with embeddings.
+        text_embedding: float32 ``(M, D)``, of unit length, of all captions; only if the data set has captions.
+        text_image: int64 ``(M,)``, ``sample_id`` of each caption's image, in the order of the rows.
     """
 
     sample_id: torch.Tensor
@@ -190,10 +183,6 @@ class DescribesImages(Protocol):
 
 
 def batch_targets(batch: Batch) -> dict[str, torch.Tensor]:
-    """Targets of a batch by task name, the main task first.
-
-    Returns:
-        For each task that the batch knows int64 ``(B,)``.
-    """
+    """Known targets of a batch by task, int64 ``(B,)``, the main task first."""
     targets = {LABEL_TASK: batch["label"]} if "label" in batch else {}
     return {**targets, **batch.get("attributes", {})}

@@ -359,7 +359,7 @@ def summary_of(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: if the folder is no finished export, or its files are not those that were exported.
     """
-    from lightning_modules.encoders.weights import file_sha256
+    from vitrail.files import file_sha256
 
     path = folder / SUMMARY
     try:

@@ -14,7 +14,6 @@ be left out, and are reported:
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import logging
 import re
@@ -32,6 +31,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from vitrail.errors import UserError
+from vitrail.files import file_sha256
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 FORMATS = (".safetensors", ".pth", ".ckpt", ".pt", ".bin")
@@ -94,12 +94,6 @@ def weights_origin(part: str, name: str, place: Path, left_out: LeftOut) -> Weig
         "sha256": {file.name: file_sha256(file) for file in files},
         "left_out": counts,
     }
-
-
-def file_sha256(path: Path) -> str:
-    """Digest of a file, hexadecimal."""
-    with path.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def report_origin(origin: WeightsOrigin) -> None:

@@ -1,8 +1,3 @@
-"""One line for a mistake, exit code 2.
-
-Ctrl-C: one line, the command that goes on, exit code 130.
-"""
-
 from __future__ import annotations
 
 import errno
@@ -42,6 +37,10 @@ class Refusing(Base):
         raise UserError("depth: too deep")
 
 
+def fail(error: BaseException) -> NoReturn:
+    raise error
+
+
 def parse(*arguments: str) -> None:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--epochs", type=int | None)
@@ -50,22 +49,11 @@ def parse(*arguments: str) -> None:
 
 
 class Broken(Callback):
-    """Has an error of its own."""
-
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        raise ValueError("a mistake of ours")
+        raise ValueError("a bug")
 
 
-def train_one_sample() -> None:
-    nn.BatchNorm1d(3)(torch.zeros(1, 3))
-
-
-def train_with(callback: Callback) -> None:
-    tiny_trainer(Path(), callbacks=[callback], fast_dev_run=True).fit(tiny_classifier(), MadePhotos())
-
-
-def validate_too_rarely() -> None:
-    options: dict[str, Any] = {"val_check_interval": 100, "max_epochs": 1}
+def train(**options: Any) -> None:
     tiny_trainer(Path(), **options).fit(tiny_classifier(), MadePhotos())
 
 
@@ -85,8 +73,8 @@ def instantiate_callback() -> None:
         (lambda: Trainer(max_time="5 minutes"), "valid duration"),
         (lambda: torch.optim.AdamW([torch.zeros(1)], lr=-1.0), "Invalid learning rate"),
         (lambda: DataLoader(TensorDataset(torch.zeros(1)), num_workers=-1), "num_workers"),
-        (validate_too_rarely, "val_check_interval"),
-        (train_one_sample, "loader.batch_size: BatchNorm"),
+        (lambda: train(val_check_interval=100), "val_check_interval"),
+        (lambda: nn.BatchNorm1d(3)(torch.zeros(1, 3)), "loader.batch_size: BatchNorm"),
         (instantiate_callback, "EarlyStopping: `mode` can be min, max, got foo"),
     ],
 )
@@ -101,7 +89,8 @@ def test_what_lightning_and_torch_refuse_is_one_line(
 @pytest.mark.parametrize(
     "bug",
     [
-        lambda: train_with(Broken()),
+        lambda: train(callbacks=[Broken()], fast_dev_run=True),
+        lambda: next(iter(DataLoader([object()]))),  # type: ignore[arg-type]  # cannot be collated
         lambda: torch.zeros(2) @ torch.zeros(3),
         lambda: Trainer(unknown=3),  # type: ignore[call-arg]  # the mistake
         lambda: getattr(Trainer, "nothing"),  # noqa: B009  # a name that is not there
@@ -110,6 +99,15 @@ def test_what_lightning_and_torch_refuse_is_one_line(
 def test_bugs_stay_tracebacks(bug: Callable[[], Any]) -> None:
     with pytest.raises((ValueError, RuntimeError, TypeError, AttributeError)):
         run_reporting_user_errors(bug)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ZeroDivisionError(), RuntimeError("shapes differ"), KeyError("os"), BrokenPipeError(errno.EPIPE, "of a worker")],
+)
+def test_other_errors_keep_their_traceback(error: Exception) -> None:
+    with pytest.raises(type(error)):
+        run_reporting_user_errors(lambda: fail(error))
 
 
 @pytest.mark.parametrize(
@@ -134,40 +132,23 @@ def test_parser_errors_become_one_line_that_names_key_and_value(
     assert "NoneType" not in error
 
 
-def test_user_error_is_printed_without_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    def command() -> None:
-        raise UserError("labels.csv:3: no such image")
-
-    assert run_reporting_user_errors(command) == 2
+def test_a_user_error_is_printed_without_traceback_unless_debugging(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = UserError("labels.csv:3: no such image")
+    assert run_reporting_user_errors(lambda: fail(error)) == 2
     assert capsys.readouterr().err == "error: labels.csv:3: no such image\n"
-
-
-def test_debugging_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def command() -> None:
-        raise UserError("x")
-
+    assert run_reporting_user_errors(lambda: None) == 0
     monkeypatch.setenv("VITRAIL_DEBUG", "1")
     with pytest.raises(UserError):
-        run_reporting_user_errors(command)
-
-
-def test_other_errors_are_not_hidden() -> None:
-    def command() -> None:
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        run_reporting_user_errors(command)
-
-
-def test_success_is_zero() -> None:
-    assert run_reporting_user_errors(lambda: None) == 0
+        run_reporting_user_errors(lambda: fail(error))
 
 
 def test_message_without_a_key_is_kept() -> None:
     assert one_line("something\n  else") == "something else"
 
 
-def test_user_error_that_a_constructor_raises_is_told_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_error_of_a_constructor_is_printed_unchanged(capsys: pytest.CaptureFixture[str]) -> None:
     def command() -> None:
         parser = ArgumentParser(exit_on_error=False)
         parser.add_subclass_arguments(Base, "data")
@@ -179,7 +160,7 @@ def test_user_error_that_a_constructor_raises_is_told_as_it_is(capsys: pytest.Ca
 
 
 @pytest.mark.parametrize("lines", [1, 100_000])  # written when the program ends, or before
-def test_output_that_nobody_reads_ends_the_command_quietly(lines: int) -> None:
+def test_output_that_is_no_longer_read_ends_the_command_quietly(lines: int) -> None:
     program = f"""
 import sys
 from vitrail.errors import run_reporting_user_errors
@@ -195,14 +176,6 @@ sys.exit(run_reporting_user_errors(lambda: print("a line\\n" * {lines})))
         process.stdin.close()
         assert process.stderr.read() == b""
         assert process.wait() == 141
-
-
-def test_another_broken_pipe_is_an_error_of_ours() -> None:
-    def command() -> None:
-        raise BrokenPipeError
-
-    with pytest.raises(BrokenPipeError):
-        run_reporting_user_errors(command)
 
 
 def _os_error(number: int, *files: str) -> OSError:
@@ -228,23 +201,10 @@ def _os_error(number: int, *files: str) -> OSError:
 def test_a_file_that_the_system_refuses_is_one_line(
     error: Exception, parts: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def command() -> None:
-        raise error
-
-    assert run_reporting_user_errors(command) == 2
+    assert run_reporting_user_errors(lambda: fail(error)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert all(part in line for part in parts)
-
-
-def test_errors_of_ours_keep_their_traceback() -> None:
-    for error in (RuntimeError("shapes differ"), KeyError("os"), BrokenPipeError(errno.EPIPE, "of a worker")):
-
-        def command(error: Exception = error) -> None:
-            raise error
-
-        with pytest.raises(type(error)):
-            run_reporting_user_errors(command)
 
 
 def interrupted() -> NoReturn:
@@ -271,15 +231,11 @@ def test_ctrl_c_is_one_line_with_the_same_command(
     assert capsys.readouterr().err.startswith("interrupted; ")
 
 
-def test_a_command_may_know_better_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
-    def command() -> None:
-        raise KeyboardInterrupt("go on with: this")
-
-    assert run_reporting_user_errors(command) == 130
+def test_a_command_may_say_how_to_continue_and_only_one_process_prints_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_reporting_user_errors(lambda: fail(KeyboardInterrupt("go on with: this"))) == 130
     assert capsys.readouterr().err == "interrupted; go on with: this\n"
-
-
-def test_one_of_several_processes_tells_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert run_reporting_user_errors(interrupted) == 130
     assert capsys.readouterr().err == ""

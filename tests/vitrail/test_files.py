@@ -1,8 +1,3 @@
-"""Files are there whole and flushed to the disk in the right order, and damage in them is noticed.
-
-Tables as CSV: no cell is a formula, numbers stay numbers, and what is read back is what was written.
-"""
-
 from __future__ import annotations
 
 import csv

@@ -63,13 +63,13 @@ def test_equal_logits_are_no_prediction_and_marked_in_the_file(tmp_path: Path) -
     assert read_predictions(tmp_path / "test.parquet").predicted("class").tolist() == [-1, -1, 2]
 
 
-def test_missing_file_names_the_way_out(tmp_path: Path) -> None:
+def test_a_missing_file_names_the_command_that_writes_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no predictions.*experiments test"):
         read_predictions(tmp_path / "test.parquet")
 
 
 @pytest.mark.parametrize("keep", [0, 3, 400])
-def test_truncated_file_is_told(tmp_path: Path, keep: int) -> None:
+def test_a_truncated_file_is_refused(tmp_path: Path, keep: int) -> None:
     path = tmp_path / "test.parquet"
     write_predictions(path, make_predictions())
     path.write_bytes(path.read_bytes()[:keep])
@@ -78,13 +78,14 @@ def test_truncated_file_is_told(tmp_path: Path, keep: int) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_foreign_parquet_is_told(tmp_path: Path) -> None:
+def test_another_parquet_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "test.parquet"
     write_predictions(path, make_predictions())
-    table = pq.read_table(path)
-    pq.write_table(table.replace_schema_metadata({}), path)
+    pq.write_table(pq.read_table(path).replace_schema_metadata({}), path)
     with pytest.raises(UserError, match="not a predictions file"):
         read_predictions(path)
+    write_predictions(path, make_predictions())
+    table = pq.read_table(path).replace_schema_metadata({b"vitrail.tasks": json.dumps(TASKS).encode()})
     pq.write_table(table.drop_columns(["logits_colour"]), path)
     with pytest.raises(UserError, match=r"not a predictions file.*logits_colour"):
         read_predictions(path)
@@ -117,25 +118,7 @@ def test_logits_that_are_not_finite_are_refused(tmp_path: Path, value: float) ->
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("bit", [1, 0x10, 0x80])
-def test_a_changed_byte_is_told_or_changes_nothing(tmp_path: Path, bit: int) -> None:
-    path = tmp_path / "test.parquet"
-    predictions = make_predictions(12)
-    write_predictions(path, predictions)
-    whole = path.read_bytes()
-    told = 0
-    for place in range(bit % 3, len(whole), 3):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
-        try:
-            found = read_predictions(path)
-        except UserError:
-            told += 1
-            continue
-        assert_same(predictions, found)
-    assert told > len(whole) / 6
-
-
-def test_a_logit_that_was_changed_is_named(tmp_path: Path) -> None:
+def test_a_changed_logit_is_detected(tmp_path: Path) -> None:
     path = tmp_path / "test.parquet"
     predictions = make_predictions(12)
     write_predictions(path, predictions)
@@ -144,7 +127,7 @@ def test_a_logit_that_was_changed_is_named(tmp_path: Path) -> None:
     logits[3, 0] += 1e-3
     changed = table.set_column(4, "logits_class", pa.array(logits.tolist(), table.schema.field("logits_class").type))
     pq.write_table(changed, path)
-    with pytest.raises(UserError, match=r"test\.parquet: is damaged or was changed.*logits_class"):
+    with pytest.raises(UserError, match=r"test\.parquet: is damaged or was changed, .* write it again"):
         read_predictions(path)
 
 
@@ -180,7 +163,7 @@ def test_rounding_of_a_repeated_sample_is_no_contradiction() -> None:
     assert (len(joined), dropped) == (5, 5)
 
 
-def test_contradicting_shards_are_told() -> None:
+def test_contradicting_shards_are_refused() -> None:
     whole = make_predictions(5)
     other = dataclasses.replace(whole, logits={task: values + 1 for task, values in whole.logits.items()})
     with pytest.raises(UserError, match=r"sample 0 \('photo 0'\) was predicted twice"):

@@ -1,5 +1,3 @@
-""""""
-
 from __future__ import annotations
 
 import resource
@@ -42,7 +40,7 @@ def test_the_processor_can_always_be_used() -> None:
 
 
 @pytest.mark.parametrize("name", ["nonsense", "", "cuda:99"])
-def test_a_device_that_is_not_there_is_told_in_one_line(name: str) -> None:
+def test_an_absent_device_is_refused_in_one_line(name: str) -> None:
     with pytest.raises(UserError, match=f"--device {name}: cannot be used here") as caught:
         check_device(name)
     assert "\n" not in str(caught.value)
