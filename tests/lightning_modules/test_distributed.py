@@ -55,7 +55,7 @@ def test_converted_batchnorm_computes_and_learns_the_same_with_its_activations()
 
 
 class Scaled(nn.Module):
-    """A layer, which is shared out, and a scalar beside it, which is not."""
+    """A layer, which is sharded, and scalars, which are not."""
 
     def __init__(self) -> None:
         super().__init__()

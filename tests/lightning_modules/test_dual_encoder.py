@@ -112,7 +112,7 @@ def test_the_logit_scale_is_trained_in_every_freeze_mode(tmp_path: Path, loss: s
         assert float(task.objective.logit_scale()[0]) != pytest.approx(5.0, abs=0.05), mode
 
 
-def test_what_is_frozen_stands_still_and_is_in_evaluation_mode(tmp_path: Path) -> None:
+def test_frozen_modules_keep_their_weights_and_are_in_evaluation_mode(tmp_path: Path) -> None:
     task = tiny_pair(tmp_path / "clip", freeze="vision_only")
     begin = {name: value.clone() for name, value in task.state_dict().items()}
     tiny_trainer(tmp_path, max_epochs=1, limit_val_batches=0).fit(task, TinyPairs())

@@ -145,7 +145,7 @@ def test_probabilities_are_the_mean(
         forward = ensemble(BATCH["image"])
     for task in tasks:
         expected = mean_of(members, task, views)
-        assert float(expected.std(dim=0).max()) > 1e-3  # images are told apart at all
+        assert float(expected.std(dim=0).max()) > 1e-3  # the images differ
         torch.testing.assert_close(outputs["logits"][task].double().exp(), expected, rtol=1e-5, atol=1e-7)
         torch.testing.assert_close(forward[task], outputs["logits"][task])
     assert outputs["image_embedding"].shape == (5, ensemble.embedding_dim)

@@ -82,7 +82,7 @@ def test_statistics_last_layers_and_metrics_stay_float32(tmp_path: Path) -> None
     assert trainer.callback_metrics["val/loss"].isfinite()
 
 
-def test_adapters_stay_float32_beside_weights_in_half_precision(tmp_path: Path) -> None:
+def test_adapters_stay_float32_with_base_weights_in_half_precision(tmp_path: Path) -> None:
     towers: Any = {"model": str(write_clip(tmp_path, image_size=SIZE))}
     task = tiny_pair(tmp_path, towers=towers, lora={"rank": 2})
     task.fetch_weights()

@@ -1,9 +1,4 @@
-"""A tiny gallery for tests: twelve images with vectors that mean something, made in a fraction of a second.
-
-Images on disk with a table that tests change, and tiny models that fill galleries from them.
-
-A run whose model understands the small gallery perfectly, and small galleries as the application serves them.
-"""
+"""Tiny galleries, images on disk with a table, and models that fill and search galleries."""
 
 from __future__ import annotations
 
@@ -112,9 +107,11 @@ def small_rows(made_by: ModelIdentity) -> tuple[pa.Table, pa.Table]:
     said = {task: [shown[place] for shown in SHOWN] for place, task in enumerate(("class", "colour", "material"))}
     for task, true in said.items():
         columns[f"label_{task}"] = [None if (row, task) == (11, "material") else true[row] for row in range(len(SHOWN))]
-        told = [MISTAKES[row][1] if MISTAKES.get(row, ("",))[0] == task else true[row] for row in range(len(SHOWN))]
+        predicted_labels = [
+            MISTAKES[row][1] if MISTAKES.get(row, ("",))[0] == task else true[row] for row in range(len(SHOWN))
+        ]
         if task in made_by.predicts:
-            columns[f"predicted_{task}"] = told
+            columns[f"predicted_{task}"] = predicted_labels
             columns[f"confidence_{task}"] = [0.4 + 0.05 * row for row in range(len(SHOWN))]
     predicted = [columns[f"predicted_{task}"] for task in made_by.predicts]
     columns["text"] = [" ".join(words) for words in zip(*predicted, strict=True)] if predicted else [""] * len(SHOWN)
@@ -174,7 +171,7 @@ def write_image(root: Path, name: str, seed: int) -> None:
 
 
 def write_photos(root: Path, count: int) -> Path:
-    """Writes so many images and their table."""
+    """Write ``count`` images and their table."""
     root.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         write_image(root, f"photo {number}", number)

@@ -1,7 +1,4 @@
-"""Work in a fork of this process, which has imported already what takes long to import.
-
-Folders that cannot be written, for tests that run as the superuser, too.
-"""
+"""Forks of this process, and read-only folders also for the superuser."""
 
 from __future__ import annotations
 

@@ -1,19 +1,4 @@
-"""Tiny data, tasks and trainers that the tests of this folder share.
-
-A tiny task that embeds images and texts; run as a program it evaluates on two processes.
-
-A program of its own for the same reason as ``two_processes``.
-
-A whole run directory for tests, made without training: photos, configuration, record, log, predictions, gallery.
-
-A tiny data set for the tests of exploration: flat images whose colour is their class.
-
-Tiny runs on image files and their ONNX exports, made once for a test session; whoever changes one copies it.
-
-Where several processes test side by side, the first one that needs one makes it.
-
-What a program asks the system to do with files, in order.
-"""
+"""Tiny data, tasks, runs and exports; as a program it evaluates a dual encoder on two processes."""
 
 from __future__ import annotations
 
@@ -157,7 +142,7 @@ class Rows(Dataset[int]):
 
 
 class TinyPairs(LightningDataModule):
-    """Deals images to the processes unequally: whoever is first gets one more.
+    """Deals images to the processes unequally: the first gets one more.
 
     Args:
         padded: let Lightning's sampler deal them, which fills up with images that it has dealt before.

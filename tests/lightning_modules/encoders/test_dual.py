@@ -231,7 +231,7 @@ def test_a_model_of_another_kind_or_size_is_refused(tmp_path: Path) -> None:
         build_towers(TowerOptions(model=str(write_clip(tmp_path / "clip"))), 30)
 
 
-def test_without_a_network_the_ways_out_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_a_network_the_fixes_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("lightning_modules.encoders.weights.reachable", lambda url, seconds: False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     towers = build_towers(TowerOptions(model="openai/clip-vit-base-patch32"), 224)

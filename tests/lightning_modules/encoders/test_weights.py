@@ -341,7 +341,7 @@ def closed_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def test_without_a_network_one_line_names_three_ways_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_a_network_one_line_names_three_fixes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     use_hub(monkeypatch, f"http://127.0.0.1:{closed_port()}", tmp_path)
     with pytest.raises(UserError) as caught:
         from_hub()
