@@ -8,17 +8,20 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import os
 import pkgutil
 import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import benchmarks
-from benchmarks.harness.interleaved import Row, as_json, from_json, markdown, say
+from benchmarks.harness.interleaved import Row, table
+from vitrail.console import without_nan
 from vitrail.errors import run_program
 from vitrail.files import write_text_atomically
 
@@ -27,7 +30,6 @@ RESULTS, README = "results.json", "README.md"
 BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->\n"
 
 Benchmark = Callable[[int], list[Row]]
-Results = dict[str, dict[str, Any]]
 
 
 def found_benchmarks() -> dict[str, Benchmark]:
@@ -38,59 +40,43 @@ def found_benchmarks() -> dict[str, Benchmark]:
     return {name: module.run for name, module in sorted(named.items())}
 
 
-def measure(chosen: Mapping[str, Benchmark], repeats: int, folder: Path) -> int:
-    """Runs benchmarks one after the other, and writes results and table after each.
+def measure(name: str, benchmark: Benchmark, repeats: int, *, write: bool) -> int:
+    """Run a benchmark and print its table.
 
     Args:
-        chosen: by name.
-        repeats: of each.
-        folder: with ``README.md``; ``results.json`` lies beside it.
+        name: of the benchmark.
+        benchmark: is called with ``repeats``.
+        repeats: of every contender.
+        write: whether results and README are rewritten.
 
     Returns:
         Number of promises that were missed.
     """
-    missed = 0
-    for name, benchmark in chosen.items():
-        begin = time.monotonic()
-        rows = benchmark(repeats)
-        say(rows)
-        missed += sum(one.kept is False for one in rows)
-        entry = {
-            "command": f"python -m benchmarks {name} --repeats {repeats}",
-            "date": time.strftime("%Y-%m-%d"),
-            "seconds": round(time.monotonic() - begin),
-            "machine": machine(),
-            "rows": as_json(rows),
-        }
-        keep(name, entry, folder)
-    return missed
-
-
-def machine() -> str:
-    """Cores, system and the versions that matter, in one line."""
     import torch
 
+    begin = time.monotonic()
+    rows = benchmark(repeats)
+    table(rows).show()
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{os.cpu_count()} cores {platform.machine()}{gpu}, {platform.system()}, torch {torch.__version__}"
+    entry = {
+        "command": f"python -m benchmarks {name} --repeats {repeats}",
+        "date": time.strftime("%Y-%m-%d"),
+        "seconds": round(time.monotonic() - begin),
+        "machine": f"{os.cpu_count()} cores {platform.machine()}{gpu}, {platform.system()}, torch {torch.__version__}",
+        "rows": [without_nan(asdict(one)) for one in rows],
+    }
+    if write:
+        path = FOLDER / RESULTS
+        results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        results[name] = entry
+        page = with_table((FOLDER / README).read_text(encoding="utf-8"), results)
+        text = json.dumps(results, indent=1, ensure_ascii=False, sort_keys=True, allow_nan=False)
+        write_text_atomically(path, f"{text}\n")
+        write_text_atomically(FOLDER / README, page)
+    return sum(one.kept is False for one in rows)
 
 
-def keep(name: str, entry: Mapping[str, Any], folder: Path) -> None:
-    """Writes the results of one benchmark beside those of the others, and the table of all.
-
-    Raises:
-        ValueError: if the page lacks the lines between which the table belongs.
-    """
-    path = folder / RESULTS
-    results: Results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    results[name] = dict(entry)
-    page = with_table((folder / README).read_text(encoding="utf-8"), results)
-    write_text_atomically(
-        path, json.dumps(results, indent=1, ensure_ascii=False, sort_keys=True, allow_nan=False) + "\n"
-    )
-    write_text_atomically(folder / README, page)
-
-
-def with_table(page: str, results: Results) -> str:
+def with_table(page: str, results: Mapping[str, Mapping[str, Any]]) -> str:
     """The page with the table of these results in the place of the old one.
 
     Raises:
@@ -101,7 +87,10 @@ def with_table(page: str, results: Results) -> str:
     parts = []
     for _, entry in sorted(results.items()):
         about = f"`{entry['command']}`: {entry['date']}, {entry['seconds']} s, {entry['machine']}."
-        parts.append(f"\n{about}\n\n{markdown(from_json(entry['rows']))}")
+        rows = [
+            Row(**{key: math.nan if value is None else value for key, value in one.items()}) for one in entry["rows"]
+        ]
+        parts.append(f"\n{about}\n\n{table(rows).markdown()}\n")
     head, tail = page[: page.index(BEGIN)], page[page.index(END) :]
     return f"{head}{BEGIN}{''.join(parts)}\n{tail}"
 
@@ -112,19 +101,21 @@ def main(arguments: Sequence[str]) -> int:
     Returns:
         Exit code: 0, 1 where a promise was missed, 2 after a mistake of the user.
     """
-    benchmarks_by_name = found_benchmarks()
+    by_name = found_benchmarks()
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(benchmarks_by_name)}")
-    parser.add_argument("--repeats", type=int, default=3, help="of every contender")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(by_name)}")
+    parser.add_argument("--repeats", type=int, default=3, help="of every contender (default: 3)")
+    parser.add_argument("--dry-run", action="store_true", help="print the table only, leave README and results alone")
     options = parser.parse_args(arguments)
-    if unknown := [name for name in options.names if name not in benchmarks_by_name]:
-        parser.error(f"NAME: there is no benchmark {unknown[0]!r}; choose from {', '.join(benchmarks_by_name)}")
+    if unknown := [name for name in options.names if name not in by_name]:
+        parser.error(f"NAME: must be one of {', '.join(by_name)}; got {unknown[0]!r}")
     if options.repeats < 1:
-        parser.error(f"--repeats: is {options.repeats}, must be at least 1")
-    names = list(dict.fromkeys(options.names)) or list(benchmarks_by_name)
-    return int(measure({name: benchmarks_by_name[name] for name in names}, options.repeats, FOLDER) > 0)
+        parser.error(f"--repeats: must be at least 1, got {options.repeats}")
+    names = dict.fromkeys(options.names or by_name)
+    missed = [measure(name, by_name[name], options.repeats, write=not options.dry_run) for name in names]
+    return int(any(missed))
 
 
 if __name__ == "__main__":

@@ -32,11 +32,13 @@ class Command(NamedTuple):
             parses the arguments itself.
         help: one line.
         takes_data: whether ``rest`` may contain ``--data.init_args.KEY VALUE``, as for an experiment.
+        passes_on: whether ``rest`` is what follows ``--``.
     """
 
     target: str
     help: str
     takes_data: bool = False
+    passes_on: bool = False
 
 
 class Program(NamedTuple):
@@ -61,9 +63,11 @@ PROGRAMS = {
             "test": Command(_STAGE, "evaluate a checkpoint on the test split"),
             "predict": Command(_STAGE, "predict images without labels"),
             "sweep": Command(
-                "experiments.launch.sweep:main", "search hyper-parameters: grid, random, TPE or Hyperband"
+                "experiments.launch.sweep",
+                "search hyper-parameters: grid, random, TPE or Hyperband",
+                passes_on=True,
             ),
-            "ablate": Command("experiments.launch.ablation:main", "train and compare variants of one experiment"),
+            "ablate": Command("experiments.launch.ablation", "train and compare variants of one experiment"),
             "export": Command("experiments.export", "write a run's model as ONNX, torch.export or safetensors"),
             "push-to-hub": Command(
                 "experiments.export.hub", "upload an export with its model card to the Hugging Face hub"
@@ -203,8 +207,11 @@ def _parse(owner: str, name: str, command: Command, arguments: list[str]) -> int
     )
     module.add_arguments(parser)
     parser.description = textwrap.fill(parser.description or f"{command.help[0].upper()}{command.help[1:]}.", _width())
-    options, rest = parser.parse_known_args(arguments)
-    if rest and not (command.takes_data and rest[0].startswith(DATA_ARGUMENTS)):
+    own = list(itertools.takewhile(lambda argument: argument != "--", arguments)) if command.passes_on else arguments
+    options, rest = parser.parse_known_args(own)
+    if command.passes_on and not rest:
+        rest = arguments[len(own) + 1 :]
+    elif rest and not (command.takes_data and rest[0].startswith(DATA_ARGUMENTS)):
         parser.error(f"unknown argument {rest[0]!r}")
     return _reported(lambda: _start(module, options, rest))
 

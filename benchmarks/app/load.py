@@ -1,20 +1,13 @@
 """The web application under load: first prediction, search in a large gallery, and eight users at once.
 
-    python -m benchmarks.app.load [--repeats 3] [--images 100000] [--users 8]
-
 The classifier is a DeiT-Tiny at 224 px, the dual encoder the quickstart's; both have trained for a moment only, since
-their answers do not matter here. The gallery holds random vectors of the dual encoder's length with texts and classes.
-The server is a process of its own; users press buttons, upload a photo, and fetch the thumbnails of an answer, without
-a pause. A user whose request fails fails the benchmark.
-
-Somebody who uses the web application, without a browser: presses buttons, uploads images, looks at thumbnails.
-
-What the load test of the web application serves: two runs that trained for a moment, and a large gallery.
+their predictions do not matter here. The gallery holds random vectors of the dual encoder's length with texts and
+classes. The server is a process of its own; users press buttons, upload a photo, and fetch thumbnails, without a pause.
+A user whose request fails fails the benchmark.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import os
@@ -25,7 +18,7 @@ import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median, quantiles
@@ -35,14 +28,15 @@ from typing import Any
 import httpx
 import numpy as np
 
-from benchmarks.harness.interleaved import Row, in_new_process, row, say
+from benchmarks.harness.interleaved import Row, row
+from benchmarks.harness.processes import in_new_process
 from benchmarks.retrieval.search import random_directions
 
 State = dict[str, Any]
 
 
 class User:
-    """One open page.
+    """One open page without a browser.
 
     Args:
         url: of the server.
@@ -62,17 +56,17 @@ class User:
         self._client.close()
 
     def press(self, button: str, values: Mapping[str, Any]) -> list[Any]:
-        """Presses a button and waits for the answer.
+        """Press a button and wait for the response.
 
         Args:
             button: its ``elem_id``.
             values: by the label of a component what it holds; the others hold what they begin with.
 
         Returns:
-            What the components of the answer get.
+            New values of the components.
 
         Raises:
-            RuntimeError: if the answer is an error, or there is no such button.
+            RuntimeError: if the response is an error, or there is no such button.
         """
         function = next((one for one in self._functions if self._is_pressed(one, button)), None)
         if function is None:
@@ -80,29 +74,29 @@ class User:
         data = [self._value(number, values) for number in function["inputs"]]
         asked = {"fn_index": function["id"], "data": data, "session_hash": self._session}
         self._client.post("/gradio_api/queue/join", json=asked).raise_for_status()
-        answer = self._answer()
-        if not answer["success"]:
-            raise RuntimeError(f"{button}: {answer['output']}")
-        found: list[Any] = answer["output"]["data"]
+        response = self._response()
+        if not response["success"]:
+            raise RuntimeError(f"{button}: {response['output']}")
+        found: list[Any] = response["output"]["data"]
         return found
 
     def upload(self, name: str, content: bytes) -> list[State]:
-        """Uploads an image; what a component for images then holds."""
-        answer = self._client.post("/gradio_api/upload", files={"files": (name, content)}).raise_for_status()
-        file = {"path": answer.json()[0], "orig_name": name, "meta": {"_type": "gradio.FileData"}}
+        """Upload an image; return the value of a component for images."""
+        response = self._client.post("/gradio_api/upload", files={"files": (name, content)}).raise_for_status()
+        file = {"path": response.json()[0], "orig_name": name, "meta": {"_type": "gradio.FileData"}}
         return [{"image": file, "caption": None}]
 
     def look(self, address: str) -> int:
-        """Fetches an image; its length in bytes."""
+        """Fetch an image; return its length in bytes."""
         return len(self._client.get(address).raise_for_status().content)
 
-    def _answer(self) -> State:
+    def _response(self) -> State:
         with self._client.stream("GET", "/gradio_api/queue/data", params={"session_hash": self._session}) as stream:
             for line in stream.iter_lines():
                 message = json.loads(line.removeprefix("data: ")) if line.startswith("data: ") else {}
                 if message.get("msg") == "process_completed":
                     return dict(message)
-        raise RuntimeError("the server ended the answer early")
+        raise RuntimeError("the server ended the response early")
 
     def _is_pressed(self, function: State, button: str) -> bool:
         return any(
@@ -179,18 +173,18 @@ def make_gallery(folder: Path, images: int) -> None:
             columns["vector"] = pa.FixedSizeListArray.from_arrays(
                 pa.array(random_directions(random, rows, identity.dim).ravel()), identity.dim
             )
-            said = {name: random.choice(classes, rows) for name, classes in identity.predicts.items()}
-            drawn = random.choice(WORDS, (rows, 3))
-            texts = [" ".join(words) for words in np.column_stack([*said.values(), drawn]).tolist()]
+            predicted = {name: random.choice(classes, rows) for name, classes in identity.predicts.items()}
+            words = random.choice(WORDS, (rows, 3))
+            texts = [" ".join(row) for row in np.column_stack([*predicted.values(), words]).tolist()]
             columns["text"] = columns["caption"] = pa.array(texts)
-            for name, classes in said.items():
+            for name, classes in predicted.items():
                 columns[f"predicted_{name}"] = pa.array(classes.tolist())
                 columns[f"confidence_{name}"] = pa.array(random.random(rows), schema.field(f"confidence_{name}").type)
             writer.add(pa.table([columns[name] for name in schema.names], schema=schema))
 
 
 def a_photo(size: int = 1024) -> bytes:
-    """JPEG of smooth noise, as large as a photo that somebody uploads."""
+    """JPEG of smooth noise, as large as an uploaded photo."""
     from PIL import Image
 
     pixels = np.random.default_rng(1).integers(0, 256, (size // 16, size // 16, 3), dtype=np.uint8)
@@ -199,28 +193,26 @@ def a_photo(size: int = 1024) -> bytes:
     return content.getvalue()
 
 
-IMAGES, USERS, TURNS = 100_000, 8, 5
 PREDICTION, SEARCH, LOOK = "classify an upload", "search by a text", "a thumbnail"
 FIRST_LIMIT, SEARCH_LIMIT = "one second", "100 ms"
 
 
-def first_prediction(folder: Path) -> dict[str, float]:
+def first_prediction(folder: str) -> dict[str, float]:
     """Seconds of the first prediction after the model is loaded, upload and decoding included, and of the next one."""
     from app.logic.uploads import read_upload
     from app.state.runs import ServedRun
 
-    path = folder / "photo.jpg"
-    run = ServedRun(folder / CLASSIFIER, device="cpu")
+    run = ServedRun(Path(folder) / CLASSIFIER, device="cpu")
     seconds = []
     for _ in range(2):
         begin = time.perf_counter()
-        (answer,) = run.predict([read_upload(path)])
+        (answer,) = run.predict([read_upload(Path(folder) / "photo.jpg")])
         seconds.append(time.perf_counter() - begin)
         assert len(answer.tasks) == 4
     return {"first": seconds[0], "next": seconds[1]}
 
 
-def search_times(folder: Path) -> dict[str, float]:
+def search_times(folder: str) -> dict[str, float]:
     """Median seconds of a search in the large gallery on the server, by ranker, and with a filter."""
     from app.logic.search import Request, Searching
     from app.state.context import AppContext
@@ -228,15 +220,15 @@ def search_times(folder: Path) -> dict[str, float]:
     from app.state.runs import ServedRun
     from retrieval.search.searcher import Query
 
-    run = ServedRun(folder / PAIRS, PAIRS, "cpu")
-    gallery = ServedGallery(folder / LARGE, LARGE, run)
+    run = ServedRun(Path(folder) / PAIRS, PAIRS, "cpu")
+    gallery = ServedGallery(Path(folder) / LARGE, LARGE, run)
     searching = Searching(AppContext({PAIRS: run}, {LARGE: gallery}))
     kinds = gallery.choices["class"]
     asked = {
-        "by vectors": {"ranker": "clip"},
-        "by words": {"ranker": "tfidf"},
+        "by vectors": {"ranker": "vector"},
+        "by words": {"ranker": "text"},
         "by both": {"ranker": "hybrid"},
-        "by vectors, filtered": {"ranker": "clip", "filters": {"class": kinds[:1]}},
+        "by vectors, filtered": {"ranker": "vector", "filters": {"class": kinds[:1]}},
     }
     found: dict[str, float] = {}
     for name, options in asked.items():
@@ -253,7 +245,7 @@ def search_times(folder: Path) -> dict[str, float]:
 @contextmanager
 def a_server(folder: Path) -> Iterator[str]:
     """The application in a process of its own; its address."""
-    command = [sys.executable, "-m", "benchmarks.app.load", "--serve", str(folder)]
+    command = [sys.executable, "-c", f"import benchmarks.app.load as load; load.serve({str(folder)!r})"]
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         try:
@@ -267,8 +259,8 @@ def a_server(folder: Path) -> Iterator[str]:
             process.wait(30)
 
 
-def serve(folder: Path) -> None:
-    """Prints the address once everything is loaded, and serves until the process is ended."""
+def serve(folder: str) -> None:
+    """Print the address once everything is loaded, and serve until the process is ended."""
     import socket
 
     import uvicorn
@@ -278,8 +270,8 @@ def serve(folder: Path) -> None:
     from app.state.galleries import ServedGallery
     from app.state.runs import ServedRun
 
-    runs = {name: ServedRun(folder / name, name, "cpu") for name in (CLASSIFIER, PAIRS)}
-    context = AppContext(runs, {LARGE: ServedGallery(folder / LARGE, LARGE, runs[PAIRS])})
+    runs = {name: ServedRun(Path(folder) / name, name, "cpu") for name in (CLASSIFIER, PAIRS)}
+    context = AppContext(runs, {LARGE: ServedGallery(Path(folder) / LARGE, LARGE, runs[PAIRS])})
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         config = server_config(build_app(context), context)
@@ -295,7 +287,7 @@ def load_times(url: str, users: int, turns: int) -> dict[str, list[float]]:
         RuntimeError: if any of them failed.
     """
     seconds: dict[str, list[float]] = defaultdict(list)
-    wrong: list[str] = []
+    errors: list[str] = []
     photo = a_photo()
 
     def timed(kind: str, action: Callable[[], Any]) -> None:
@@ -314,36 +306,28 @@ def load_times(url: str, users: int, turns: int) -> dict[str, list[float]]:
                         address = f"/images?gallery={LARGE}&id={(8 * turn + place) % 100}&side=256"
                         timed(LOOK, lambda address=address: user.look(address))  # type: ignore[misc]
         except Exception as error:  # whatever it is, it is what the benchmark looks for
-            wrong.append(f"{type(error).__name__}: {error}")
+            errors.append(f"{type(error).__name__}: {error}")
 
     threads = [threading.Thread(target=use, args=(number,)) for number in range(users)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    if wrong:
-        raise RuntimeError(f"{len(wrong)} of {users} users met an error: {wrong[0]}")
+    if errors:
+        raise RuntimeError(f"{len(errors)} of {users} users met an error: {errors[0]}")
     return dict(seconds)
 
 
-def measure(images: int, users: int, repeats: int, turns: int = TURNS, backbone: str = "") -> list[Row]:
-    """All rows; what takes a while is said.
-
-    Args:
-        images: of the gallery.
-        users: at once.
-        repeats: of every measurement.
-        turns: of every user.
-        backbone: of the classifier; DeiT-Tiny by default.
-    """
+def run(repeats: int, images: int = 100_000, users: int = 8, turns: int = 5, backbone: str = DEIT_TINY) -> list[Row]:
+    """First prediction, searches in a gallery of ``images``, and ``users`` at once, each for some turns."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_runs(folder, backbone or DEIT_TINY)
+        make_runs(folder, backbone)
         make_gallery(folder, images)
         (folder / "photo.jpg").write_bytes(a_photo())
-        firsts = [in_new_process("benchmarks.app.load", ["--first", name]) for _ in range(repeats)]
-        searches = [in_new_process("benchmarks.app.load", ["--search", name]) for _ in range(repeats)]
-        rounds = []
+        firsts = [in_new_process(f"{__name__}:first_prediction", name) for _ in range(repeats)]
+        searches = [in_new_process(f"{__name__}:search_times", name) for _ in range(repeats)]
         with a_server(folder) as url:
             load_times(url, 1, 1)  # what is imported by the first request of its kind
             alone = load_times(url, 1, turns)
@@ -360,31 +344,3 @@ def measure(images: int, users: int, repeats: int, turns: int = TURNS, backbone:
         note = f"p95 {slow:.3f} s; {sum(len(one[kind]) for one in rounds)} requests, no error"
         rows.append(row(f"application, {kind}", f"{users} users", "one user", values, "s, median", "", note))
     return rows
-
-
-def run(repeats: int) -> list[Row]:
-    """First prediction, searches, and users at once."""
-    return measure(IMAGES, USERS, repeats)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the rows; the other options are for processes that this one starts."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--images", type=int, default=IMAGES)
-    parser.add_argument("--users", type=int, default=USERS)
-    for name in ("first", "search", "serve"):
-        parser.add_argument(f"--{name}", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if options.first or options.search:
-        found = first_prediction(options.first) if options.first else search_times(options.search)
-        sys.stdout.write(f"{json.dumps(found)}\n")
-    elif options.serve:
-        serve(options.serve)
-    else:
-        say(measure(options.images, options.users, options.repeats))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,5 @@
 """Start-up of ``fit`` up to its first training step, and memory, with 1,000, 10,000 and 100,000 images.
 
-    python -m benchmarks.data.growth [--repeats 3] [--images 1000 10000 100000]
-
 Folders of 32-px JPEGs in ten classes, hard links to ten files. The first ``fit`` of a folder reads every image once
 and fills the cache; that is measured once. Every later one finds what the first has found; those are repeated, the
 sizes in turn, and go through a whole epoch with two workers, whose own memory is measured when it ends.
@@ -9,28 +7,26 @@ sizes in turn, and go through a whole epoch with two workers, whose own memory i
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from benchmarks.harness.interleaved import Row, children, interleave, own_memory, peak_memory, row, say
+from benchmarks.harness.data import write_experiment
+from benchmarks.harness.interleaved import Row, interleave, pick, row
+from benchmarks.harness.processes import children, own_memory, peak_memory
 from vitrail.files import write_text_atomically
 
-SIZES = (1_000, 10_000, 100_000)
-CLASSES, PIXELS, WORKERS, BATCH = 10, 32, 2, 256
-
-Numbers = dict[str, float]
+CLASSES, PIXELS, WORKERS = 10, 32, 2
 
 
 class Watch(Callback):
@@ -61,7 +57,7 @@ class Watch(Callback):
 
 
 def write_images(folder: Path, images: int, pixels: int = PIXELS) -> None:
-    """So many square JPEGs in ten class folders, all of a class the same file."""
+    """Write square JPEGs into ten class folders, all of a class the same file."""
     import numpy as np
     from PIL import Image
 
@@ -75,109 +71,69 @@ def write_images(folder: Path, images: int, pixels: int = PIXELS) -> None:
             (own / f"{number:06d}.jpg").hardlink_to(first)
 
 
-def start(folder: Path, *, epoch: bool) -> Numbers:
-    """Runs ``fit`` in a process of its own.
+def start(folder: Path, *, epoch: bool) -> dict[str, float]:
+    """Run ``fit`` in a process of its own.
 
     Args:
-        folder: with ``images``; everything that the run writes goes beside them.
+        folder: with ``images``; everything that the run writes is put there.
         epoch: whether it goes on to the end of an epoch; else it ends after the first step.
 
     Returns:
         ``seconds`` from the start of the process to the end of the first step, ``peak`` and ``worker`` in MB.
 
     Raises:
-        RuntimeError: if the run fails, with the last lines of what it said.
+        RuntimeError: if the run fails, with the last lines that it printed.
     """
     found = folder / "found.json"
     found.unlink(missing_ok=True)
-    (folder / "experiment.yaml").write_text(yaml.safe_dump(_experiment(folder, found, epoch)), encoding="utf-8")
     environment = {**os.environ, "VITRAIL_CACHE": str(folder / "cache"), "WANDB_MODE": "disabled"}
-    command = [sys.executable, "-m", "experiments", "fit", "--config", str(folder / "experiment.yaml")]
+    command = [sys.executable, "-m", "experiments", "fit", "--config", str(experiment(folder, found, epoch=epoch))]
     begin = time.time()
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise RuntimeError(f"fit ended with {done.returncode}:\n{done.stderr[-2000:]}")
-    numbers: Numbers = json.loads(found.read_text(encoding="utf-8"))
+    numbers: dict[str, float] = json.loads(found.read_text(encoding="utf-8"))
     return {"seconds": numbers["first_step"] - begin, "peak": numbers["peak"], "worker": numbers["worker"]}
 
 
-def _experiment(folder: Path, found: Path, epoch: bool) -> dict[str, Any]:
-    return {
-        "name": "growth",
-        "runs": str(folder / "runs"),
-        "data": {
-            "class_path": "datamodules.ImageFolder",
-            "init_args": {
-                "root": str(folder / "images"),
-                "split": {"by": "stratified", "val_fraction": 0.1, "test_fraction": 0.1},
-                "image": {"size": PIXELS},
-                "loader": {"batch_size": BATCH, "num_workers": WORKERS},
-                # All images of a class are one file.
-                "checks": {"allow_leaks": ["exact", "near"]},
-            },
-        },
-        "model": {
+def experiment(folder: Path, found: Path, *, epoch: bool, batch_size: int = 256) -> Path:
+    """Write the experiment that is started."""
+    data = {
+        "root": str(folder / "images"),
+        "split": {"by": "stratified", "val_fraction": 0.1, "test_fraction": 0.1},
+        "image": {"size": PIXELS},
+        "loader": {"batch_size": batch_size, "num_workers": WORKERS},
+        # All images of a class are one file.
+        "checks": {"allow_leaks": ["exact", "near"]},
+    }
+    return write_experiment(
+        folder,
+        {"class_path": "datamodules.ImageFolder", "init_args": data},
+        {
             "class_path": "lightning_modules.ImageClassifier",
             "init_args": {"backbone": "test_resnet", "pretrained": False},
         },
-        "trainer": {
-            "max_epochs": 1,
-            "accelerator": "cpu",
-            "limit_val_batches": 0,
-            "limit_train_batches": 1.0 if epoch else 1,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "callbacks": [{"class_path": "benchmarks.data.growth.Watch", "init_args": {"path": str(found)}}],
-        },
-        "wandb": {"mode": "disabled"},
-    }
+        limit_train_batches=1.0 if epoch else 1,
+        enable_progress_bar=False,
+        callbacks=[{"class_path": f"{__name__}.Watch", "init_args": {"path": str(found)}}],
+    )
 
 
-def measure(sizes: Sequence[int], repeats: int) -> tuple[dict[int, Numbers], dict[int, list[Numbers]]]:
-    """The first ``fit`` of each folder, and the later ones, the sizes in turn."""
+def run(repeats: int, sizes: Sequence[int] = (1_000, 10_000, 100_000)) -> list[Row]:
+    """Time and memory of the larger folders by those of the smallest, which is the first."""
     with tempfile.TemporaryDirectory() as name:
-        folders = {size: Path(name) / str(size) for size in sizes}
-        for size, folder in folders.items():
+        folders = {f"{size:,} images": Path(name) / str(size) for size in sizes}
+        for size, folder in zip(sizes, folders.values(), strict=True):
             write_images(folder / "images", size)
-        first = {size: start(folder, epoch=False) for size, folder in folders.items()}
-        starts = {str(size): lambda folder=folder: start(folder, epoch=True) for size, folder in folders.items()}
-        later = interleave(starts, repeats)
-    return first, {size: later[str(size)] for size in sizes}
-
-
-def rows_of(first: Mapping[int, Numbers], later: Mapping[int, list[Numbers]]) -> list[Row]:
-    """Every size beside the smallest."""
-    smallest, *others = first
+        first = {size: [start(folder, epoch=False)] for size, folder in folders.items()}
+        later = interleave({size: partial(start, folder, epoch=True) for size, folder in folders.items()}, repeats)
+    smallest, *others = folders
     rows: list[Row] = []
-    tables = (
-        ("start of fit, first time", "seconds", "s to the first step", "", {s: [n] for s, n in first.items()}),
+    for benchmark, key, unit, promise, found in (
+        ("start of fit, first time", "seconds", "s to the first step", "", first),
         ("start of fit, later", "seconds", "s to the first step", "", later),
         ("fit, peak memory", "peak", "MB", "", later),
         ("own memory of a loader process", "worker", "MB", "≤ 1.1", later),
-    )
-    for benchmark, key, unit, promise, found in tables:
-        values = {_named(size): [numbers[key] for numbers in several] for size, several in found.items()}
-        rows += [row(benchmark, _named(size), _named(smallest), values, unit, promise) for size in others]
+    ):
+        rows += [row(benchmark, size, smallest, pick(found, key), unit, promise) for size in others]
     return rows
-
-
-def run(repeats: int) -> list[Row]:
-    """Time and memory of the larger folders by those of the smallest."""
-    return rows_of(*measure(SIZES, repeats))
-
-
-def _named(size: int) -> str:
-    return f"{size:,} images"
-
-
-def main() -> None:
-    """Print the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--images", type=int, nargs="+", default=list(SIZES), help="sizes, the smallest first")
-    options = parser.parse_args()
-    say(rows_of(*measure(options.images, options.repeats)))
-
-
-if __name__ == "__main__":
-    main()

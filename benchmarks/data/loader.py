@@ -1,16 +1,13 @@
-"""Training images a second from the second epoch on, beside torchvision's ``ImageFolder`` with the same transforms.
+"""Training images a second from the second epoch on, compared with torchvision's ``ImageFolder``.
 
-    python -m benchmarks.data.loader [--repeats 5]
-
-Random crop (bicubic, antialiased) and flip to 224 px of photos with a long side of 500 px, and to 112 px of photos of
-about 128 px: the product photos where they are at hand, generated ones elsewhere. torchvision's transforms run on
-Pillow images as its documentation has it, and on tensors, which is faster. Both sides have the same number of
+Both sides crop at random (bicubic, antialiased) and flip: photos with a long side of 500 px to 224 px, and photos of
+about 128 px to 112 px, the product photos where they are at hand, generated ones elsewhere. torchvision's transforms
+run on Pillow images as its documentation has it, and on tensors, which is faster. Both sides have the same number of
 worker processes.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
 import time
@@ -20,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.data import linked_products, write_photos
-from benchmarks.harness.interleaved import Row, interleave, row, say
+from benchmarks.harness.interleaved import Row, interleave, row
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
 from datamodules.splits import SplitOptions
 
@@ -40,7 +37,7 @@ def ours(folder: Path, size: int, workers: int) -> Iterable[Any]:
         image=ImageOptions(size=size),
         augment=AugmentOptions(random_resized_crop=list(SCALE), horizontal_flip=0.5),
         loader=LoaderOptions(batch_size=BATCH_SIZE, num_workers=workers, cache="always"),
-        # Whoever takes photos of one thing takes several that resemble each other.
+        # Photos of one product resemble each other.
         checks=CheckOptions(allow_leaks=["exact", "near", "groups"]),
     )
     data.prepare_data()
@@ -104,14 +101,3 @@ def run(repeats: int, number: int = 1024) -> list[Row]:
                 rows += [row(title, OURS, peer, values, "images/s", promise) for peer in (ON_TENSORS, ON_PILLOW)]
     torch.set_num_threads(before)
     return rows
-
-
-def main() -> None:
-    """Print the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
-    say(run(parser.parse_args().repeats))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,19 +1,13 @@
-"""How long ``python -m experiments --help`` takes beside importing torch and lightning, which nothing can avoid.
-
-    python -m benchmarks.data.startup [--repeats 5]
-
-The commands are run in turn, so that a noisy machine disturbs all alike.
-"""
+"""How long ``python -m experiments --help`` takes, compared with importing torch and lightning, which is inevitable."""
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from functools import partial
 
-from benchmarks.harness.interleaved import Row, interleave, row, say
+from benchmarks.harness.interleaved import Row, interleave, row
 
 PEER = "import torch, lightning"
 
@@ -24,37 +18,15 @@ COMMANDS: dict[str, list[str]] = {
 }
 
 
-def measure(repeats: int) -> dict[str, list[float]]:
-    """Wall time in seconds of each command, ``repeats`` times, interleaved; one unmeasured round warms the disk."""
-    commands = {name: _timed(arguments) for name, arguments in COMMANDS.items()}
-    return {name: seconds[1:] for name, seconds in interleave(commands, repeats + 1).items()}
-
-
-def _timed(arguments: list[str]) -> Callable[[], float]:
-    def run_once() -> float:
-        start = time.perf_counter()
-        subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
-        return time.perf_counter() - start
-
-    return run_once
-
-
-def rows_of(times: Mapping[str, list[float]]) -> list[Row]:
-    """Each command beside the import."""
-    return [row("start-up", name, PEER, times, "s") for name in times if name != PEER]
+def seconds(arguments: list[str]) -> float:
+    """Wall time of a Python process."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
 
 
 def run(repeats: int) -> list[Row]:
-    """Seconds of the commands by those of the import."""
-    return rows_of(measure(repeats))
-
-
-def main() -> None:
-    """Print the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
-    say(run(parser.parse_args().repeats))
-
-
-if __name__ == "__main__":
-    main()
+    """Seconds of the commands by those of the import; a round more than asked for warms the disk."""
+    found = interleave({name: partial(seconds, arguments) for name, arguments in COMMANDS.items()}, repeats + 1)
+    times = {name: several[1:] for name, several in found.items()}
+    return [row("start-up", name, PEER, times, "s") for name in times if name != PEER]

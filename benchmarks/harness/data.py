@@ -1,18 +1,14 @@
-"""Folders of images for timings: ``train/<class>/<number>.jpg``, photo-like in size and detail.
-
-Data for timings: one epoch of as many full batches as wanted, out of a few images in memory.
-
-Everything but the reading of images is the loader that all data sets have. Reading has a benchmark of its own.
-"""
+"""Data for timings: folders of photo-like images, one long epoch out of a few images in memory, experiment files."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import yaml
 from PIL import Image
 
 from benchmarks.harness.processes import Pacer
@@ -20,17 +16,13 @@ from datamodules.base import ImageDataModule
 from datamodules.loading.dataset import CountedLoader
 from datamodules.options import ImageOptions, LoaderOptions
 from datamodules.table import SampleTable
+from vitrail.types import DEFAULT_SEED
 
 CLASSES = 8
 
 
 def write_photos(root: Path, number: int, size: int) -> Path:
-    """Writes JPEGs whose long side has ``size`` pixels: blurred noise with grain, as costly as photos.
-
-    Args:
-        root: folder to be made.
-        number: of images.
-        size: in pixels.
+    """Write ``train/<class>/<number>.jpg`` with a long side of ``size`` pixels: blurred noise with grain, like photos.
 
     Returns:
         The folder.
@@ -60,6 +52,33 @@ def linked_products(root: Path) -> Path | None:
     return root
 
 
+def write_experiment(
+    folder: Path, data: dict[str, Any], model: dict[str, Any], seed: int = DEFAULT_SEED, **trainer: Any
+) -> Path:
+    """Write an experiment of one epoch on the CPU without validation, whose runs are put into the same folder.
+
+    Args:
+        folder: for ``experiment.yaml``.
+        data: its section.
+        model: its section.
+        seed: of everything.
+        trainer: further options, which replace those above.
+    """
+    options = {"max_epochs": 1, "accelerator": "cpu", "limit_val_batches": 0, "enable_model_summary": False, **trainer}
+    experiment = {
+        "seed_everything": seed,
+        "name": "benchmark",
+        "runs": str(folder / "runs"),
+        "data": data,
+        "model": model,
+        "trainer": options,
+        "wandb": {"mode": "disabled"},
+    }
+    path = folder / "experiment.yaml"
+    path.write_text(yaml.safe_dump(experiment), encoding="utf-8")
+    return path
+
+
 LONG_CLASSES = ("bag", "bottle", "cap", "cup", "lamp", "plate", "shoe", "sock", "vase", "watch")
 COLOURS = ("red", "green", "blue", "yellow", "black", "white", "grey")
 PLACES = ("on a table", "in a box", "before a wall", "under a lamp", "on the grass")
@@ -68,6 +87,8 @@ _IMAGES = 64
 
 class LongEpoch(ImageDataModule):
     """Noise with a label and a caption, ``steps`` training batches long.
+
+    Everything but the reading of images is the loader that all data sets have; reading has a benchmark of its own.
 
     Args:
         steps: full batches of an epoch.

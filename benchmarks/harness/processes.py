@@ -1,20 +1,22 @@
-"""Training loops that take turns, each in a process of its own, a few steps at a time.
+"""Functions and training loops that are measured in processes of their own, and the memory that processes hold.
 
-A loop of Lightning or of a ``Trainer`` cannot be called for eight steps: it runs until it ends. So the data stop it.
-Every loop gets its batches from a loader whose collation ticks; after so many ticks the tick waits until the other
-process says that it is this loop's turn again. What is measured is the time between two fetches of a batch, which is a
-whole step whatever a loop does in it, and a loop that waits uses no processor.
+A loop of Lightning or of a ``Trainer`` cannot be called for eight steps: it runs until it ends. So the data pause it.
+Every loop gets its batches from a loader whose collation ticks; at the end of a turn the tick waits until the measuring
+process lets the loop go on. What is measured is the time between two fetches of a batch, which is a whole step whatever
+a loop does in it, and a loop that waits uses no processor.
 """
 
 from __future__ import annotations
 
+import importlib
+import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TextIO, TypeVar
+from typing import Any, TextIO, TypeVar
 
 S = TypeVar("S")
 B = TypeVar("B")
@@ -22,14 +24,44 @@ B = TypeVar("B")
 GO = "go\n"
 
 
+def in_new_process(target: str, *arguments: Any, environment: Mapping[str, str] | None = None) -> Any:
+    """Call a function in a process of its own.
+
+    Args:
+        target: ``module:function``.
+        arguments: JSON values.
+        environment: variables on top of those of this process.
+
+    Returns:
+        What the function returns, a JSON value.
+
+    Raises:
+        RuntimeError: if the process fails, with the last lines that it printed.
+    """
+    done = subprocess.run(
+        _command(target, arguments),
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **(environment or {})},
+    )
+    if done.returncode:
+        raise RuntimeError(f"{target} {arguments} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _command(target: str, arguments: tuple[Any, ...]) -> list[str]:
+    return [sys.executable, "-m", "benchmarks.harness.processes", target, json.dumps(arguments)]
+
+
 class Pacer:
-    """The loop's side.
+    """The loop's side of ``Paced``.
 
     Args:
         warm_up: batches before the first turn.
         chunk: batches of a turn.
         permits: gives a line for every turn.
-        times: takes the seconds of every turn, a line each; the first line says that the warm-up is over.
+        times: takes the seconds of every turn, a line each; the first line means that the warm-up is over.
     """
 
     def __init__(self, warm_up: int, chunk: int, permits: TextIO, times: TextIO) -> None:
@@ -39,7 +71,7 @@ class Pacer:
         self._begin: float | None = None
 
     def tick(self) -> None:
-        """Called for every batch; waits at the end of a turn."""
+        """Count a batch; wait at the end of a turn."""
         self._ticks += 1
         if self._ticks <= self._next:
             return
@@ -53,7 +85,7 @@ class Pacer:
         self._begin = time.perf_counter()
 
     def pace(self, collate: Callable[[S], B]) -> Callable[[S], B]:
-        """The same collation, with a tick in front."""
+        """The same collation, after a tick."""
 
         def paced(samples: S) -> B:
             self.tick()
@@ -63,28 +95,36 @@ class Pacer:
 
 
 def steps_for(warm_up: int, chunk: int, turns: int) -> int:
-    """Batches that a loop needs for so many turns; the end of the last one is the fetch of one more."""
+    """Batches that a loop needs for a number of turns; the end of the last one is the fetch of one more."""
     return warm_up + chunk * turns + 1
 
 
 class Paced:
-    """The side of the one who measures: a process with a loop that waits for its turns.
+    """A process with a loop that waits for its turns, seen from the process that measures.
 
     Args:
-        module: with a ``Pacer`` of ``pacer_of`` in it, as for ``python -m``.
-        arguments: of the command.
-        log: file for what the process says.
+        target: ``module:function``, called with a ``Pacer`` and the arguments.
+        arguments: JSON values.
+        log: file for what the process prints.
+        warm_up: batches before the first turn.
+        chunk: batches of a turn.
         environment: variables on top of those of this process.
     """
 
     def __init__(
-        self, module: str, arguments: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+        self,
+        target: str,
+        *arguments: Any,
+        log: Path,
+        warm_up: int,
+        chunk: int,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self._log = log
         read, write = os.pipe()
         with log.open("w", encoding="utf-8") as file:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments, "--times", str(write)],
+                [*_command(target, arguments), str(write), str(warm_up), str(chunk)],
                 stdin=subprocess.PIPE,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -96,18 +136,15 @@ class Paced:
         self._times = os.fdopen(read, encoding="ascii")
 
     def wait_until_warm(self) -> None:
-        """Returns when the loop waits for its first turn.
+        """Return when the loop waits for its first turn.
 
         Raises:
-            RuntimeError: if the process has failed, with the last lines of what it said.
+            RuntimeError: if the process has failed, with the last lines that it printed.
         """
         self._next_line()
 
     def turn(self) -> float:
-        """Lets the loop do its steps.
-
-        Returns:
-            Seconds that they took.
+        """Let the loop do its steps, and return the seconds that they took.
 
         Raises:
             RuntimeError: if the process has failed.
@@ -116,7 +153,7 @@ class Paced:
         return float(self._next_line())
 
     def finish(self) -> None:
-        """Lets the loop end.
+        """Let the loop end.
 
         Raises:
             RuntimeError: if the process has failed.
@@ -126,7 +163,7 @@ class Paced:
             raise self._failure()
 
     def stop(self) -> None:
-        """Ends the process, whatever it does; nothing happens where it has ended."""
+        """End the process if it still runs."""
         if self._process.poll() is None:
             self._process.kill()
             self._process.wait()
@@ -146,5 +183,47 @@ class Paced:
         return line
 
     def _failure(self) -> RuntimeError:
-        said = self._log.read_text(encoding="utf-8", errors="replace")
-        return RuntimeError(f"a training loop ended with {self._process.returncode}:\n{said[-3000:]}")
+        printed = self._log.read_text(encoding="utf-8", errors="replace")
+        return RuntimeError(f"a loop ended with {self._process.returncode}:\n{printed[-3000:]}")
+
+
+def peak_memory() -> float:
+    """Highest resident memory of this process, since the peak was last cleared, in MB."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) / 1024
+
+
+def own_memory(process: int) -> float:
+    """Memory that a process has written to and shares with no other, in MB.
+
+    What it has in common with its parent does not count. Neither do pages of a file that it has mapped: where the file
+    was written a moment ago Linux calls them dirty and private too, but they are the file's, not the process's.
+    """
+    total = dirty = 0
+    for line in Path(f"/proc/{process}/smaps").read_text(encoding="ascii", errors="replace").splitlines():
+        if line.startswith("Private_Dirty:"):
+            dirty = int(line.split()[1])
+        elif line.startswith("Anonymous:"):
+            total += min(dirty, int(line.split()[1]))
+    return total / 1024
+
+
+def children(process: int) -> list[int]:
+    """Numbers of the processes that one has started, from any of its threads."""
+    found = Path(f"/proc/{process}/task").glob("*/children")
+    return [int(number) for path in found for number in path.read_text(encoding="ascii").split()]
+
+
+def main(target: str, arguments: str, *paced: str) -> None:
+    """Be the process that ``in_new_process`` or ``Paced`` has started."""
+    module, _, name = target.partition(":")
+    function = getattr(importlib.import_module(module), name)
+    if paced:
+        times, warm_up, chunk = map(int, paced)
+        function(Pacer(warm_up, chunk, sys.stdin, os.fdopen(times, "w", encoding="ascii")), *json.loads(arguments))
+    else:
+        sys.stdout.write(f"\n{json.dumps(function(*json.loads(arguments)))}\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

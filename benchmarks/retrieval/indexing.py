@@ -1,6 +1,4 @@
-"""Filling a gallery beside the model's own forward pass, in images a second.
-
-    python -m benchmarks.retrieval.indexing [--repeats 3] [--images 2048]
+"""Filling a gallery compared with the model's own forward pass, in images a second.
 
 Photos of 500 px that have been decoded before, at 224 px, networks with random weights. The forward pass has all of its
 batches in memory. Filling reads them from the cache, runs the model, and makes vectors, predictions, facts and files of
@@ -9,25 +7,23 @@ the gallery out of them, with everything that ``python -m retrieval index`` does
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.harness.data import write_photos
-from benchmarks.harness.interleaved import Row, interleave, row, say
+from benchmarks.harness.interleaved import Row, interleave, row
 from datamodules.options import CheckOptions, ImageOptions, LoaderOptions
 from datamodules.splits import SplitOptions
 
 BACKBONES = {"DeiT-Tiny": "deit_tiny_patch16_224", "RegNetX-200MF": "regnetx_002"}
-IMAGES, SIZE, PHOTO, BATCH = 2048, 224, 500, 32
-FILLING, FORWARD, PROMISE = "filling a gallery", "forward pass", "≥ 0.95"
+FILLING, FORWARD = "filling a gallery", "forward pass"
 
 
 def data_of(folder: Path, size: int, batch: int) -> Any:
@@ -46,17 +42,8 @@ def data_of(folder: Path, size: int, batch: int) -> Any:
     return data
 
 
-def task_of(backbone: str, data: Any) -> Any:
-    """A classifier with random weights."""
-    from lightning_modules.classification import ImageClassifier
-
-    torch.manual_seed(0)
-    image_size = data.image_options["size"]
-    return ImageClassifier(backbone, data.tasks["class"], image_size=image_size, pretrained=False).eval()
-
-
 class Contest:
-    """One network with its data; both sides may be run again and again.
+    """One network with random weights and its data; both sides may be run again and again.
 
     Args:
         backbone: name in timm.
@@ -65,9 +52,13 @@ class Contest:
     """
 
     def __init__(self, backbone: str, data: Any, folder: Path) -> None:
+        from lightning_modules import ImageClassifier
         from retrieval.schema import identity_of
 
-        self.task, self.data, self.folder = task_of(backbone, data), data, folder
+        torch.manual_seed(0)
+        size = data.image_options["size"]
+        self.task = ImageClassifier(backbone, data.tasks["class"], image_size=size, pretrained=False).eval()
+        self.data, self.folder = data, folder
         self.identity = identity_of(self.task, "", self.data.image_options, list(data.tasks))
         self.count = len(data.rows_of(["train"]))
         self.images = [batch["image"].clone() for batch in data.rows_dataloader(data.rows_of(["train"]))]
@@ -100,37 +91,24 @@ class Contest:
         return self.count / seconds
 
 
-def measure(
-    backbones: Sequence[str], images: int, rounds: int, size: int = SIZE, photo: int = PHOTO, batch: int = BATCH
+def run(
+    repeats: int,
+    backbones: Mapping[str, str] = BACKBONES,
+    images: int = 2048,
+    size: int = 224,
+    photo: int = 500,
+    batch: int = 32,
 ) -> list[Row]:
-    """Both sides in turn, for each network."""
+    """Images a second of filling by those of the forward pass, for each network."""
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["VITRAIL_CACHE"] = str(folder / "cache")
         data = data_of(write_photos(folder / "images", images, photo), size, batch)
-        for backbone in backbones:
-            contest = Contest(BACKBONES.get(backbone, backbone), data, folder)
+        for label, backbone in backbones.items():
+            contest = Contest(backbone, data, folder)
             contest.fill()  # imports LanceDB
-            rates = interleave({FILLING: contest.fill, FORWARD: contest.forward}, rounds)
-            title = f"indexing {images:,} photos at {size} px, {backbone}"
-            rows.append(row(title, FILLING, FORWARD, rates, "images/s", PROMISE))
+            rates = interleave({FILLING: contest.fill, FORWARD: contest.forward}, repeats)
+            title = f"indexing {images:,} photos at {size} px, {label}"
+            rows.append(row(title, FILLING, FORWARD, rates, "images/s", "≥ 0.95"))
     return rows
-
-
-def run(repeats: int) -> list[Row]:
-    """Images a second of filling by those of the forward pass."""
-    return measure(list(BACKBONES), IMAGES, repeats)
-
-
-def main() -> None:
-    """Print the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--images", type=int, default=IMAGES)
-    options = parser.parse_args()
-    say(measure(list(BACKBONES), options.images, options.repeats))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,4 @@
-"""Exact top-10 search in a million vectors, beside NumPy, scikit-learn, FAISS and LanceDB; and opening such a gallery.
-
-    python -m benchmarks.retrieval.search [--repeats 3] [--images 1000000] [--dim 512]
+"""Exact top-10 search in a million vectors by us, NumPy, scikit-learn, FAISS and LanceDB; opening such a gallery.
 
 The vectors are random directions. All contenders have the same number of threads and find the same rows, or the
 benchmark fails. Needs 5 GB on the disk and 16 GB of memory.
@@ -8,8 +6,6 @@ benchmark fails. Needs 5 GB on the disk and 16 GB of memory.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import subprocess
 import sys
@@ -23,11 +19,10 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.harness.interleaved import Row, in_new_process, interleave, row, say
-from benchmarks.harness.processes import Paced
-from benchmarks.retrieval.search_contenders import CONTENDERS, OURS, OURS_WITH_NAMES, QUERIES, answers_file
+from benchmarks.harness.interleaved import Row, interleave, row
+from benchmarks.harness.processes import Paced, in_new_process
+from benchmarks.retrieval.search_contenders import CONTENDERS, OURS, OURS_WITH_NAMES, QUERIES, rows_file
 
-IMAGES, DIM = 1_000_000, 512
 SEARCHES = {1: 5, 100: 1}
 """How many searches a turn has, by the number of queries that are asked at once."""
 
@@ -71,9 +66,9 @@ def make_gallery(folder: Path, images: int, dim: int) -> None:
 
 def random_directions(random: np.random.Generator, rows: int, dim: int) -> NDArray[np.float32]:
     """Rows of unit length, float32 ``(rows, dim)``."""
-    drawn = random.standard_normal((rows, dim), dtype=np.float32)
-    drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
-    return drawn
+    sampled = random.standard_normal((rows, dim), dtype=np.float32)
+    sampled /= np.linalg.norm(sampled, axis=1, keepdims=True)
+    return sampled
 
 
 def search_times(folder: Path, names: Sequence[str], at_once: int, turns: int) -> dict[str, list[float]]:
@@ -86,10 +81,16 @@ def search_times(folder: Path, names: Sequence[str], at_once: int, turns: int) -
     with ExitStack() as stack:
         loops = {}
         for number, name in enumerate(names):
-            arguments = ["--contender", name, "--folder", str(folder), "--at-once", str(at_once)]
-            arguments += ["--searches", str(searches), "--turns", str(turns)]
             loop = Paced(
-                "benchmarks.retrieval.search_contenders", arguments, folder / f"{number}_{at_once}.log", threads()
+                "benchmarks.retrieval.search_contenders:contend",
+                name,
+                str(folder),
+                at_once,
+                searches * turns,
+                log=folder / f"{number}_{at_once}.log",
+                warm_up=0,
+                chunk=searches,
+                environment=threads(),
             )
             stack.callback(loop.stop)
             # One after the other: some take a multiple of their memory to start.
@@ -103,23 +104,23 @@ def search_times(folder: Path, names: Sequence[str], at_once: int, turns: int) -
 
 
 def _check_same_rows(folder: Path, names: Sequence[str], at_once: int) -> None:
-    answers = {name: np.load(answers_file(folder, name, at_once)) for name in names}
+    found = {name: np.load(rows_file(folder, name, at_once)) for name in names}
     first, *others = names
     for name in others:
-        pairs = zip(answers[first].tolist(), answers[name].tolist(), strict=True)
+        pairs = zip(found[first].tolist(), found[name].tolist(), strict=True)
         same = float(np.mean([len(set(one) & set(other)) / len(one) for one, other in pairs]))
         if same < SAME_ROWS:
             raise RuntimeError(f"{name} finds {same:.4f} of the rows that {first} finds")
 
 
 def opening_times(folder: Path, repeats: int) -> dict[str, list[float]]:
-    """Seconds from opening a gallery to the first answer, and of the whole command."""
+    """Seconds from opening a gallery to the first result, and of the whole command."""
     gallery = folder / "gallery"
 
     def opened(cold: bool) -> float:
         if cold:
             forget(gallery)
-        return in_new_process("benchmarks.retrieval.search", ["--open", str(folder)], threads())["seconds"]
+        return float(in_new_process(f"{__name__}:open_and_search", str(folder), environment=threads()))
 
     def timed(*command: str) -> float:
         begin = time.perf_counter()
@@ -139,7 +140,7 @@ def opening_times(folder: Path, repeats: int) -> dict[str, list[float]]:
 
 
 def forget(folder: Path) -> None:
-    """Drops files from the system's cache, so that they are read from the disk again."""
+    """Drop files from the system's cache, so that they are read from the disk again."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
@@ -147,73 +148,46 @@ def forget(folder: Path) -> None:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def open_and_ask(folder: Path) -> float:
-    """Seconds from opening a gallery to its first answer; what is imported before is not counted."""
+def open_and_search(folder: str) -> float:
+    """Seconds from opening a gallery to its first result; what is imported before is not counted."""
     from retrieval.gallery import Gallery
 
     __import__("torch")
     __import__("lancedb")
-    query = np.load(folder / QUERIES)[:1]
+    query = np.load(Path(folder) / QUERIES)[:1]
     begin = time.perf_counter()
-    (hits,) = Gallery.open(str(folder / "gallery")).nearest(query, 10)
+    (hits,) = Gallery.open(str(Path(folder) / "gallery")).nearest(query, 10)
     assert len(hits) == 10
     return time.perf_counter() - begin
 
 
 def search_rows(images: int, dim: int, at_once: int, seconds: Mapping[str, Sequence[float]]) -> list[Row]:
-    """Ours beside every other, as searches a second."""
+    """Ours by every other, as searches a second."""
     rates = {name: [1 / one for one in found] for name, found in seconds.items()}
     title = f"top 10 of {images:,} × {dim}, {at_once} {'query' if at_once == 1 else 'queries'}"
     rows = []
     for name in rates:
-        if name == OURS:
-            continue
-        note = f"{1000 * median(seconds[OURS]):.0f} : {1000 * median(seconds[name]):.0f} ms"
-        promise = "" if name == OURS_WITH_NAMES else "≥ 1"
-        rows.append(row(title, OURS, name, rates, "searches/s", promise, note))
+        if name != OURS:
+            note = f"{1000 * median(seconds[OURS]):.0f} : {1000 * median(seconds[name]):.0f} ms"
+            promise = "" if name == OURS_WITH_NAMES else "≥ 1"
+            rows.append(row(title, OURS, name, rates, "searches/s", promise, note))
     return rows
 
 
-def opening_rows(images: int, seconds: Mapping[str, Sequence[float]]) -> list[Row]:
-    """Opening beside what was promised, and the whole command beside an import."""
-    title = f"gallery of {images:,}"
-    return [
-        row(title, OPENED, LIMIT_NAME, seconds, "s", "< 1"),
-        row(title, OPENED_COLD, LIMIT_NAME, seconds, "s"),
-        row(title, COMMAND, IMPORT, seconds, "s"),
-    ]
-
-
-def measure(images: int, dim: int, repeats: int, names: Sequence[str] = tuple(CONTENDERS)) -> list[Row]:
-    """All ratios of one size."""
+def run(repeats: int, images: int = 1_000_000, dim: int = 512) -> list[Row]:
+    """Searches a second, and seconds to the first result."""
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_gallery(folder, images, dim)
         for at_once in SEARCHES:
-            rows += search_rows(images, dim, at_once, search_times(folder, names, at_once, max(2, repeats)))
-        rows += opening_rows(images, opening_times(folder, repeats))
-    return rows
-
-
-def run(repeats: int) -> list[Row]:
-    """Searches a second, and seconds to the first answer."""
-    return measure(IMAGES, DIM, repeats)
-
-
-def main() -> None:
-    """Print the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--images", type=int, default=IMAGES)
-    parser.add_argument("--dim", type=int, default=DIM)
-    parser.add_argument("--open", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.open is not None:
-        sys.stdout.write(json.dumps({"seconds": open_and_ask(options.open)}) + "\n")
-    else:
-        say(measure(options.images, options.dim, options.repeats))
-
-
-if __name__ == "__main__":
-    main()
+            seconds = search_times(folder, list(CONTENDERS), at_once, max(2, repeats))
+            rows += search_rows(images, dim, at_once, seconds)
+        opening = opening_times(folder, repeats)
+    title = f"gallery of {images:,}"
+    return [
+        *rows,
+        row(title, OPENED, LIMIT_NAME, opening, "s", "< 1"),
+        row(title, OPENED_COLD, LIMIT_NAME, opening, "s"),
+        row(title, COMMAND, IMPORT, opening, "s"),
+    ]

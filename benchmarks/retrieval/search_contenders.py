@@ -1,14 +1,12 @@
-"""Those who search a million vectors in ``benchmarks.retrieval.search``, each in a process of its own.
+"""The contenders of ``benchmarks.retrieval.search``, each in a process of its own.
 
-All get the same unit vectors, the same queries and as many threads, and say which rows they found. Vectors are in
+All get the same unit vectors, the same queries and as many threads, and report the rows they found. Vectors are in
 memory before the first turn, except for LanceDB, which reads its files (from the system's cache) in every search.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -134,8 +132,8 @@ CONTENDERS: dict[str, Callable[[Path], Search]] = {
 }
 
 
-def answers_file(folder: Path, name: str, at_once: int) -> Path:
-    """Where a contender leaves what it found."""
+def rows_file(folder: Path, name: str, at_once: int) -> Path:
+    """Where a contender leaves the rows it found."""
     return folder / f"{list(CONTENDERS).index(name)}_{at_once}.npy"
 
 
@@ -143,25 +141,21 @@ def _threads() -> int:
     return int(os.environ["OMP_NUM_THREADS"])
 
 
-def main() -> None:
-    """Be one of the contenders: search once to warm up, then whenever it is told to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--contender", choices=list(CONTENDERS), required=True)
-    parser.add_argument("--folder", type=Path, required=True, help="with the gallery and the queries")
-    for whole in ("--at-once", "--searches", "--turns", "--times"):
-        parser.add_argument(whole, type=int, required=True)
-    options = parser.parse_args()
-    queries: Vectors = np.load(options.folder / QUERIES)
-    search = CONTENDERS[options.contender](options.folder / "gallery")
-    path = answers_file(options.folder, options.contender, options.at_once)
-    np.save(path, search(queries[: options.at_once]))
-    pacer = Pacer(0, options.searches, sys.stdin, os.fdopen(options.times, "w", encoding="ascii"))
-    for number in range(options.searches * options.turns):
+def contend(pacer: Pacer, name: str, folder: str, at_once: int, searches: int) -> None:
+    """Search as one of the contenders: once to warm up, then as often as asked, in turns.
+
+    Args:
+        pacer: of the turns.
+        name: of the contender.
+        folder: with the gallery and the queries.
+        at_once: queries of a search.
+        searches: in all turns.
+    """
+    queries: Vectors = np.load(Path(folder) / QUERIES)
+    search = CONTENDERS[name](Path(folder) / "gallery")
+    np.save(rows_file(Path(folder), name, at_once), search(queries[:at_once]))
+    for number in range(searches):
         pacer.tick()
-        first = number * options.at_once % (len(queries) - options.at_once + 1)
-        search(queries[first : first + options.at_once])
+        first = number * at_once % (len(queries) - at_once + 1)
+        search(queries[first : first + at_once])
     pacer.tick()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,4 @@
-"""Eight epochs of heads on a frozen backbone: features computed once, beside the way through the whole network.
-
-    python -m benchmarks.training.frozen_phase [--repeats 3]
+"""Eight epochs of heads on a frozen backbone: features computed once, compared with the whole network each time.
 
 RegNetX-200MF on generated photos of its own 224 px, training and validation, without augmentation. Both sides read
 decoded images from the cache.
@@ -8,18 +6,16 @@ decoded images from the cache.
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from benchmarks.harness.data import write_photos
-from benchmarks.harness.interleaved import Row, interleave, row, say
+from benchmarks.harness.interleaved import Row, interleave, row
 from callbacks import FrozenFeatures
 from callbacks.frozen_features import Mode
 from datamodules import ImageFolder
@@ -33,12 +29,22 @@ MODES: dict[str, Mode] = {NAIVE: "never", ONCE: "auto"}
 
 
 class Frozen(Callback):
-    """The backbone is frozen in the whole training."""
+    """Freezes the backbone for the whole training, and takes the time."""
+
+    seconds = 0.0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Freeze it."""
+        """Freeze the backbone."""
         assert isinstance(pl_module, ImageClassifier)
         pl_module.freeze_backbone()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock; this is the first callback, so what others do now counts."""
+        self.seconds = -time.perf_counter()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock."""
+        self.seconds += time.perf_counter()
 
 
 def seconds(folder: Path, mode: Mode, *, backbone: str, size: int, epochs: int = EPOCHS) -> float:
@@ -58,25 +64,11 @@ def seconds(folder: Path, mode: Mode, *, backbone: str, size: int, epochs: int =
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
-        callbacks=[clock := Clock(), Frozen(), FrozenFeatures(mode)],
+        callbacks=[frozen := Frozen(), FrozenFeatures(mode)],
     )
     data.prepare_data()
     trainer.fit(ImageClassifier(backbone, data.class_names, pretrained=False, image_size=size), datamodule=data)
-    return clock.seconds
-
-
-class Clock(Callback):
-    """Time from the first hook of training to its last."""
-
-    seconds = 0.0
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin; it is the first callback, so what others do now counts."""
-        self.seconds = -time.perf_counter()
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End."""
-        self.seconds += time.perf_counter()
+    return frozen.seconds
 
 
 def run(repeats: int, number: int = 400, backbone: str = "regnetx_002", size: int = 224) -> list[Row]:
@@ -84,20 +76,9 @@ def run(repeats: int, number: int = 400, backbone: str = "regnetx_002", size: in
     with tempfile.TemporaryDirectory() as name:
         os.environ["VITRAIL_CACHE"] = str(Path(name) / "cache")
         folder = write_photos(Path(name) / "photos", number, 320)
-        contenders: dict[str, Callable[[], float]] = {
+        cases = {
             contender: partial(seconds, folder, mode, backbone=backbone, size=size) for contender, mode in MODES.items()
         }
-        found = interleave(contenders, repeats)
-    # How many times as fast, so the slow side stands above the line.
+        found = interleave(cases, repeats)
+    # How many times as fast, so the slow side is the numerator.
     return [row(f"{EPOCHS} epochs of heads, time", NAIVE, ONCE, found, "s", "≥ 6")]
-
-
-def main() -> None:
-    """Print the ratio."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3)
-    say(run(parser.parse_args().repeats))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,79 +1,47 @@
 """End-to-end training rate on a GPU, images from the cache, as a share of what the model alone can do.
 
-    python -m benchmarks.training.gpu [--repeats 3]
-
 DeiT-Tiny and ViT-B/16 in bf16 on batches of 256. In front of every epoch of a ``fit`` a copy of its model trains on one
-batch that stays on the GPU; both rates come from the same run. Where there is no GPU, one line says so.
+batch that stays on the GPU; both rates come from the same run. Where there is no GPU nothing is measured.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
+import math
 import os
-import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from benchmarks.data.growth import write_images
-from benchmarks.harness.interleaved import Row, not_measured, row, say
+from benchmarks.harness.data import write_experiment
+from benchmarks.harness.interleaved import Row, row
 from lightning_modules.base import VisionTask
 from vitrail.files import write_text_atomically
 from vitrail.types import Batch
 
 BACKBONES = {"DeiT-Tiny": "deit_tiny_patch16_224", "ViT-B/16": "vit_base_patch16_224"}
 END_TO_END, ALONE, UNIT, PROMISE = "fit from the cache", "model alone", "images/s", "≥ 0.95"
-NO_GPU = "this machine has no CUDA device"
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How much is trained.
-
-    Attributes:
-        batch: images of a step.
-        steps: of an epoch.
-        pixels: side of the images.
-        workers: loader processes.
-        accelerator: Lightning's name of the device.
-        precision: Lightning's name of the precision.
-    """
-
-    batch: int = 256
-    steps: int = 128
-    pixels: int = 224
-    workers: int = min(16, os.cpu_count() or 1)
-    accelerator: str = "gpu"
-    precision: str = "bf16-mixed"
-
-    @property
-    def prefetched(self) -> int:
-        """Steps whose batches may have been made while the model alone was timed; they do not count."""
-        return 2 * self.workers
 
 
 class Rates(Callback):
     """Times the model alone in front of every epoch, and the epoch.
 
     Args:
-        path: JSON file with ``alone`` and ``end_to_end``, images per second of every epoch but the first, which
-            warms up.
+        path: JSON file with both rates, images per second of every epoch but the first, which warms up.
         skip: steps of an epoch that do not count.
         alone_steps: steps of the model alone.
     """
 
     def __init__(self, path: str, skip: int, alone_steps: int = 30) -> None:
         self.path, self.skip, self.alone_steps = path, skip, alone_steps
-        self.found: dict[str, list[float]] = {"alone": [], "end_to_end": []}
+        self.found: dict[str, list[float]] = {ALONE: [], END_TO_END: []}
         self._batch: Batch | None = None
         self._begin = 0.0
 
@@ -82,12 +50,12 @@ class Rates(Callback):
         if self._batch is None:
             self._batch = {**batch}
         elif batch_idx == 0:
-            self.found["alone"].append(self._alone(trainer, cast("VisionTask", pl_module)))
+            self.found[ALONE].append(self._alone(trainer, cast("VisionTask", pl_module)))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Time the steps of an epoch that are not prefetched."""
+        """Time the steps of an epoch whose batches were not prefetched."""
         if trainer.current_epoch == 0:
             return
         if batch_idx + 1 == self.skip:
@@ -96,7 +64,7 @@ class Rates(Callback):
         elif batch_idx + 1 == trainer.num_training_batches:
             _wait(pl_module.device)
             images = (batch_idx + 1 - self.skip) * len(batch["image"])
-            self.found["end_to_end"].append(images / (time.perf_counter() - self._begin))
+            self.found[END_TO_END].append(images / (time.perf_counter() - self._begin))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the rates."""
@@ -138,87 +106,69 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def fit(backbone: str, folder: Path, epochs: int, setting: Setting) -> dict[str, list[float]]:
-    """Trains on generated images and returns what ``Rates`` has found.
+def fit(
+    backbone: str,
+    folder: Path,
+    epochs: int,
+    *,
+    batch: int = 256,
+    steps: int = 128,
+    pixels: int = 224,
+    workers: int = min(16, os.cpu_count() or 1),
+    **trainer: Any,
+) -> dict[str, list[float]]:
+    """Train on generated images and return what ``Rates`` has found.
 
     Args:
         backbone: name in timm.
         folder: for images, cache and run.
         epochs: that count, at least 1.
-        setting: how much is trained.
+        batch: images of a step.
+        steps: of an epoch.
+        pixels: side of the images.
+        workers: loader processes.
+        trainer: further options.
     """
     from experiments.train.cli import VitrailCLI
 
     os.environ["VITRAIL_CACHE"] = str(folder / "cache")
     if not (folder / "images").exists():
-        write_images(folder / "images" / "train", setting.batch * setting.steps, setting.pixels)
+        write_images(folder / "images" / "train", batch * steps, pixels)
     found = folder / f"{backbone}.json"
-    watch = {
-        "class_path": "benchmarks.training.gpu.Rates",
-        "init_args": {"path": str(found), "skip": setting.prefetched},
+    # Batches that may have been prefetched while the model alone was timed do not count.
+    watch = {"class_path": f"{__name__}.Rates", "init_args": {"path": str(found), "skip": 2 * workers}}
+    data = {
+        "root": str(folder / "images"),
+        "split": {"val_fraction": 0.0, "test_fraction": 0.0},
+        "image": {"size": pixels},
+        "augment": {"preset": "none", "random_resized_crop": [0.35, 1.0], "horizontal_flip": 0.5},
+        "loader": {"batch_size": batch, "num_workers": workers, "drop_last": True},
     }
-    experiment = {
-        "name": "gpu",
-        "runs": str(folder / "runs"),
-        "data": {
-            "class_path": "datamodules.ImageFolder",
-            "init_args": {
-                "root": str(folder / "images"),
-                "split": {"val_fraction": 0.0, "test_fraction": 0.0},
-                "image": {"size": setting.pixels},
-                "augment": {"preset": "none", "random_resized_crop": [0.35, 1.0], "horizontal_flip": 0.5},
-                "loader": {"batch_size": setting.batch, "num_workers": setting.workers, "drop_last": True},
-            },
-        },
-        "model": {
-            "class_path": "lightning_modules.ImageClassifier",
-            "init_args": {"backbone": backbone, "pretrained": False},
-        },
-        "trainer": {
-            "max_epochs": epochs + 1,
-            "accelerator": setting.accelerator,
-            "devices": 1,
-            "precision": setting.precision,
-            "limit_val_batches": 0,
-            "enable_model_summary": False,
-            "callbacks": [watch],
-        },
-        "wandb": {"mode": "disabled"},
-    }
-    path = folder / "experiment.yaml"
-    path.write_text(yaml.safe_dump(experiment), encoding="utf-8")
+    model = {"backbone": backbone, "pretrained": False}
+    path = write_experiment(
+        folder,
+        {"class_path": "datamodules.ImageFolder", "init_args": data},
+        {"class_path": "lightning_modules.ImageClassifier", "init_args": model},
+        max_epochs=epochs + 1,
+        devices=1,
+        callbacks=[watch],
+        **trainer,
+    )
     VitrailCLI(["fit", "--config", str(path)])
     rates: dict[str, list[float]] = json.loads(found.read_text(encoding="utf-8"))
     return rates
 
 
-def rows_of(name: str, rates: dict[str, list[float]]) -> list[Row]:
-    """The share of one model."""
-    values = {END_TO_END: rates["end_to_end"], ALONE: rates["alone"]}
-    return [row(f"GPU, {name}, bf16", END_TO_END, ALONE, values, UNIT, PROMISE)]
-
-
 def run(repeats: int) -> list[Row]:
     """End-to-end rate by that of the model alone, for both models; rows without numbers where there is no GPU."""
-    if not torch.cuda.is_available():
-        return [not_measured(f"GPU, {name}, bf16", END_TO_END, ALONE, UNIT, PROMISE, NO_GPU) for name in BACKBONES]
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         for name, backbone in BACKBONES.items():
-            rows += rows_of(name, fit(backbone, Path(folder), repeats, Setting()))
+            title = f"GPU, {name}, bf16"
+            if torch.cuda.is_available():
+                rates = fit(backbone, Path(folder), repeats, accelerator="gpu", precision="bf16-mixed")
+                rows.append(row(title, END_TO_END, ALONE, rates, UNIT, PROMISE))
+            else:
+                none = "not measured: this machine has no CUDA device"
+                rows.append(Row(title, END_TO_END, ALONE, math.nan, math.nan, math.nan, UNIT, PROMISE, none))
     return rows
-
-
-def main() -> None:
-    """Print the shares."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3, help="epochs that count")
-    repeats = parser.parse_args().repeats
-    if torch.cuda.is_available():
-        say(run(repeats))
-    else:
-        sys.stdout.write(f"benchmarks.training.gpu: not measured, {NO_GPU}\n")
-
-
-if __name__ == "__main__":
-    main()

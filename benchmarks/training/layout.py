@@ -1,6 +1,4 @@
-"""Training steps of several architectures with images laid out channels-last, beside channels-first.
-
-    python -m benchmarks training.layout
+"""Training steps of several architectures with images in channels-last and in channels-first memory layout.
 
 Only the images' layout differs; batch 16 at 96 px, random weights, float32.
 """

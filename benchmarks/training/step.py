@@ -1,24 +1,13 @@
-"""A training step of Vitrail beside a hand-written loop, ``transformers.Trainer`` and ``open_clip``'s loss.
-
-    python -m benchmarks.training.step [--repeats 20]
+"""A training step of Vitrail, a hand-written loop, ``transformers.Trainer``, and a loop with ``open_clip``'s loss.
 
 RegNetX-200MF on 32 images of 64 px, and the same with a small BERT and a contrastive loss, in float32 on the
-processor. Every loop runs in a process of its own and trains all the time with everything that comes with it; they
-take turns of eight steps, so that a noisy machine disturbs all alike.
-
-The training loops that ``benchmarks.training.step`` compares: the same network, data, batches, optimizer, schedule.
-
-``fit`` is what a user of the command line runs. The others are what he would write or use instead: a plain PyTorch
-loop, ``transformers.Trainer``, and a plain loop around the loss of ``open_clip_torch``. Each trains one long epoch and
-returns the module that has learned.
+processor, with the same data, batches, optimizer and schedule. Every loop trains one long epoch in a process of its
+own with everything that comes with it; they take turns of eight steps.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
-import os
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -28,20 +17,19 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
-import yaml
 from torch import nn
 
-from benchmarks.harness.data import LongEpoch
-from benchmarks.harness.interleaved import Row, interleave, row, say
+from benchmarks.harness.data import LongEpoch, write_experiment
+from benchmarks.harness.interleaved import Row, interleave, row
 from benchmarks.harness.processes import Paced, Pacer, steps_for
 from lightning_modules.base import VisionTask
 from lightning_modules.classification import ImageClassifier
 from lightning_modules.dual_encoder import DualEncoder
+from vitrail.runtime import keep_freed_memory
 from vitrail.types import Batch
 
 WARM_UP, CHUNK, TURNS_OF_A_REPEAT = 8, 8, 8
 OURS, BY_HAND = "Vitrail", "hand-written loop"
-UNIT = "steps/s"
 
 
 def run(repeats: int) -> list[Row]:
@@ -49,40 +37,37 @@ def run(repeats: int) -> list[Row]:
     rows: list[Row] = []
     for kind, contenders in CONTENDERS.items():
         rates = measure(kind, list(contenders), repeats * TURNS_OF_A_REPEAT)
-        rows += rows_of(kind, rates)
+        rows += [
+            row(f"training step, {kind}", OURS, peer, rates, "steps/s", "≥ 0.98" if peer == BY_HAND else "> 1")
+            for peer in contenders
+            if peer != OURS
+        ]
     return rows
-
-
-def rows_of(kind: str, rates: Mapping[str, list[float]]) -> list[Row]:
-    """Vitrail beside every other contender.
-
-    Args:
-        kind: of training.
-        rates: of each contender the steps per second of every turn.
-    """
-    return [
-        row(f"training step, {kind}", OURS, peer, rates, UNIT, "≥ 0.98" if peer == BY_HAND else "> 1")
-        for peer in rates
-        if peer != OURS
-    ]
 
 
 def measure(kind: Kind, contenders: list[str], turns: int, chunk: int = CHUNK) -> dict[str, list[float]]:
     """Steps per second of each contender in every turn, the contenders in turn."""
+    # As the command line sets it for itself, but for all alike.
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", "WANDB_MODE": "disabled"}
+    steps = steps_for(WARM_UP, chunk, turns)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         loops: dict[str, Paced] = {}
         for number, name in enumerate(contenders):
             own = folder / str(number)
             own.mkdir()
-            arguments = ["--kind", kind, "--contender", name, "--folder", str(own), "--turns", str(turns)]
-            # As the command line sets it for itself, but for all alike.
-            environment = {"OMP_WAIT_POLICY": "PASSIVE", "WANDB_MODE": "disabled"}
-            loop = Paced(
-                "benchmarks.training.step", [*arguments, "--chunk", str(chunk)], folder / f"{number}.log", environment
+            loops[name] = Paced(
+                f"{__name__}:train",
+                kind,
+                name,
+                steps,
+                str(own),
+                log=folder / f"{number}.log",
+                warm_up=WARM_UP,
+                chunk=chunk,
+                environment=environment,
             )
-            stack.callback(loop.stop)
-            loops[name] = loop
+            stack.callback(loops[name].stop)
         for loop in loops.values():
             loop.wait_until_warm()
         seconds = interleave({name: loop.turn for name, loop in loops.items()}, turns)
@@ -91,31 +76,11 @@ def measure(kind: Kind, contenders: list[str], turns: int, chunk: int = CHUNK) -
     return {name: [chunk / one for one in found] for name, found in seconds.items()}
 
 
-def main() -> None:
-    """Print the ratios, or be one of the contenders."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3, help="eight turns of eight steps each")
-    for hidden in ("--kind", "--contender", "--folder"):
-        parser.add_argument(hidden, help=argparse.SUPPRESS)
-    for hidden in ("--turns", "--chunk", "--times"):
-        parser.add_argument(hidden, type=int, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.contender:
-        _train(options)
-    else:
-        say(run(options.repeats))
-
-
-def _train(options: argparse.Namespace) -> None:
+def train(pacer: Pacer, kind: Kind, contender: str, steps: int, folder: str) -> None:
     """Train as one contender until the end."""
-    from vitrail.runtime import keep_freed_memory
-
-    keep_freed_memory()  # before torch allocates anything, as the command line does
-    from benchmarks.harness.data import LongEpoch
-
-    training = Training(options.kind, steps_for(WARM_UP, options.chunk, options.turns), Path(options.folder))
-    LongEpoch.pacer = Pacer(WARM_UP, options.chunk, sys.stdin, os.fdopen(options.times, "w", encoding="ascii"))
-    CONTENDERS[training.kind][options.contender](training)
+    keep_freed_memory()  # as the command line does
+    LongEpoch.pacer = pacer
+    CONTENDERS[kind][contender](Training(kind, steps, Path(folder)))
 
 
 Kind = Literal["classification", "contrastive"]
@@ -125,17 +90,7 @@ LR, WEIGHT_DECAY, LOG_EVERY, SEED = 1e-3, 0.05, 10, 42
 
 @dataclass(frozen=True)
 class Training:
-    """What all contenders are to do.
-
-    Attributes:
-        kind: of the loss.
-        steps: of the one epoch.
-        folder: for what the loops write; each has one of its own.
-        batch_size: images of a step.
-        image_size: in pixels.
-        backbone: name in timm.
-        text_width: hidden size of the two-layer text tower.
-    """
+    """What all contenders are to do: one epoch of ``steps`` on a timm backbone and a two-layer text tower."""
 
     kind: Kind
     steps: int
@@ -188,27 +143,15 @@ def fit(training: Training) -> nn.Module:
     """``python -m experiments fit`` with everything that comes with it, in this process."""
     from experiments.train.cli import VitrailCLI
 
-    module, name = ("classifier", "ImageClassifier")
-    if training.kind == "contrastive":
-        module, name = ("dual_encoder", "DualEncoder")
-    experiment = {
-        "seed_everything": SEED,
-        "name": "benchmark",
-        "runs": str(training.folder / "runs"),
-        "data": {"class_path": "benchmarks.harness.data.LongEpoch", "init_args": training.data},
-        "model": {"class_path": f"lightning_modules.{module}.{name}", "init_args": training.model},
-        "trainer": {
-            "max_epochs": 1,
-            "accelerator": "cpu",
-            "limit_val_batches": 0,
-            "num_sanity_val_steps": 0,
-            "log_every_n_steps": LOG_EVERY,
-            "enable_model_summary": False,
-        },
-        "wandb": {"mode": "disabled"},
-    }
-    path = training.folder / "experiment.yaml"
-    path.write_text(yaml.safe_dump(experiment), encoding="utf-8")
+    name = "DualEncoder" if training.kind == "contrastive" else "ImageClassifier"
+    path = write_experiment(
+        training.folder,
+        {"class_path": "benchmarks.harness.data.LongEpoch", "init_args": training.data},
+        {"class_path": f"lightning_modules.{name}", "init_args": training.model},
+        SEED,
+        num_sanity_val_steps=0,
+        log_every_n_steps=LOG_EVERY,
+    )
     return cast("nn.Module", VitrailCLI(["fit", "--config", str(path)]).model)
 
 
@@ -245,7 +188,7 @@ def trainer(training: Training) -> nn.Module:
     collate = cast("Callable[[Any], Batch]", loader.collate_fn)
 
     class SameOrder(Trainer):
-        """Draws nothing of its own."""
+        """Samples in the order of our loader."""
 
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
             return loader.sampler
@@ -275,10 +218,10 @@ def trainer(training: Training) -> nn.Module:
 
 
 CONTENDERS: Mapping[Kind, Mapping[str, Callable[[Training], nn.Module]]] = {
-    "classification": {"Vitrail": fit, "hand-written loop": by_hand, "transformers.Trainer": trainer},
+    "classification": {OURS: fit, BY_HAND: by_hand, "transformers.Trainer": trainer},
     "contrastive": {
-        "Vitrail": fit,
-        "hand-written loop": by_hand,
+        OURS: fit,
+        BY_HAND: by_hand,
         "transformers.Trainer": trainer,
         "open_clip loss, plain loop": open_clip,
     },
@@ -341,7 +284,7 @@ class _Pairs(nn.Module):
 
 
 class _ForTrainer(nn.Module):
-    """What ``Trainer`` asks of a model: named inputs, a loss by its name, and a temperature that stays in bounds."""
+    """What ``Trainer`` asks of a model: named inputs, a loss by its name, and a logit scale that stays in bounds."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -387,7 +330,7 @@ def _plain_loop(
 
 
 def _optimizer(network: nn.Module, fused: bool) -> torch.optim.AdamW:
-    """AdamW that leaves biases, norms and the temperature undecayed."""
+    """AdamW that leaves biases, norms and the logit scale undecayed."""
     decayed = [parameter for parameter in network.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
@@ -396,7 +339,3 @@ def _optimizer(network: nn.Module, fused: bool) -> torch.optim.AdamW:
 
 def _schedule(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
-
-
-if __name__ == "__main__":
-    main()

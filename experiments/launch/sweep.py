@@ -13,34 +13,36 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.launch.sweep_file import SweepFile, read_sweep
-from vitrail.errors import UserError, run_reporting_user_errors, same_command
+from vitrail.errors import UserError, same_command
 from vitrail.trust import plain_name
+from vitrail.types import DEFAULT_SEED
 
 if TYPE_CHECKING:
     from experiments.launch.study import SweepStudy
-    from experiments.launch.workers import Runner, Workers
-
-_DEFAULT_SEED = 42
+    from experiments.launch.workers import Workers
 
 
-def main(args: Sequence[str], runner: Runner | None = None) -> int:
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``sweep``."""
+    command.description = "Run a W&B sweep file without an account: grid, random or TPE, early stopping, workers."
+    command.usage = f"{command.prog} FILE [options] [-- ARGUMENT …]"
+    command.epilog = (
+        "Arguments after -- go to every trial, before its values: -- --config experiments/overlays/two_cores.yaml"
+    )
+    command.add_argument("file", type=Path, metavar="FILE", help="sweep file, such as experiments/sweeps/….yaml")
+    command.add_argument("--count", type=_positive, metavar="N", help="trials; by default run_cap:, or the whole grid")
+    add_search_options(command)
+
+
+def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     """Run a sweep, or go on with one.
 
-    Args:
-        args: arguments after ``sweep``.
-        runner: runs a trial; by default as a process of its own.
-
     Returns:
-        Exit code: 0, 2 after a mistake of the user or if no trial was a success, 130 after Ctrl-C, 143 after SIGTERM.
+        Exit code: 0, 130 after Ctrl-C, 143 after SIGTERM.
+
+    Raises:
+        UserError: the file or an option is wrong, or no trial was a success.
     """
-    position = list(args).index("--") if "--" in args else len(args)
-    options = _parser().parse_args(args[:position])
-    stopped_by: list[int] = []
-    code = run_reporting_user_errors(lambda: stopped_by.append(_run(options, list(args[position + 1 :]), runner)))
-    return 128 + stopped_by[0] if any(stopped_by) else code
-
-
-def _run(options: argparse.Namespace, more: list[str], runner: Runner | None) -> int:
     from rich.console import Console
 
     from experiments.launch.sweep_report import best_trial, sweep_frame, trials_table, write_reports
@@ -49,7 +51,7 @@ def _run(options: argparse.Namespace, more: list[str], runner: Runner | None) ->
     count = _count(sweep, options)
     name = plain_name(options.file.stem if options.name is None else options.name, "--name")
     folder = Path(options.runs) / "sweeps" / name
-    study, workers, stopped_by = search(sweep, name, folder, options, count, more, runner)
+    study, workers, stopped_by = search(sweep, name, folder, options, count, rest)
 
     trials = study.trials()
     written = write_reports(folder, study.study, trials, sweep.metric, Path(options.runs))
@@ -70,7 +72,7 @@ def _run(options: argparse.Namespace, more: list[str], runner: Runner | None) ->
             f"{options.file}: no trial of {len(trials)} was a success; the last error: "
             f"{(errors or ['none'])[-1]} (all in {folder / 'logs'}; --retry-failed runs them again)"
         )
-    return stopped_by
+    return stopped_by and 128 + stopped_by
 
 
 def search(
@@ -79,8 +81,7 @@ def search(
     folder: Path,
     options: argparse.Namespace,
     count: int,
-    more: list[str],
-    runner: Runner | None,
+    more: Sequence[str] = (),
 ) -> tuple[SweepStudy, Workers, int]:
     """Run the trials of a sweep that have no result yet.
 
@@ -91,7 +92,6 @@ def search(
         options: of the command line, see ``add_search_options``.
         count: of trials.
         more: arguments for every trial.
-        runner: runs a trial; by default as a process of its own.
 
     Returns:
         The study, its workers, and the signal that stopped them, 0 for none.
@@ -99,7 +99,7 @@ def search(
     from rich.console import Console
 
     from experiments.launch.study import SweepStudy
-    from experiments.launch.workers import Workers, run_trial
+    from experiments.launch.workers import Workers
 
     folder.mkdir(parents=True, exist_ok=True)
     study = SweepStudy(options.storage or f"sqlite:///{folder / 'sweep.db'}", name, sweep, options.seed)
@@ -109,7 +109,7 @@ def search(
     console.print(
         f"{name}: {sweep.method}, {count} trials, {options.workers} at once, in {folder}", soft_wrap=True, markup=False
     )
-    workers = Workers(study, folder, runner or run_trial, more, console)
+    workers = Workers(study, folder, more, console)
     return study, workers, workers.run(count, options.workers, options.gpus)
 
 
@@ -134,27 +134,13 @@ def _positive(text: str) -> int:
 _positive.__name__ = "number from 1"  # argparse shows it
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments sweep",
-        description="Run a W&B sweep file without an account: grid, random or TPE, early stopping, several workers.",
-        epilog="Arguments after -- go to every trial, before its values: "
-        "-- --config experiments/overlays/two_cores.yaml",
-        allow_abbrev=False,
-    )
-    parser.add_argument("file", type=Path, metavar="FILE", help="sweep file, such as experiments/sweeps/….yaml")
-    parser.add_argument("--count", type=_positive, metavar="N", help="trials; by default run_cap:, or the whole grid")
-    add_search_options(parser)
-    return parser
-
-
 def add_search_options(parser: argparse.ArgumentParser) -> None:
     """Add what ``search`` takes, also for the command line of ablations."""
     parser.add_argument("--workers", type=_positive, default=1, metavar="N", help="trials at once (default: 1)")
     parser.add_argument(
         "--gpus", nargs="+", default=[], metavar="GPU", help="one for each worker in turn (CUDA_VISIBLE_DEVICES)"
     )
-    parser.add_argument("--seed", type=int, default=_DEFAULT_SEED, help=f"of the samples (default: {_DEFAULT_SEED})")
+    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help=f"of the samples (default: {DEFAULT_SEED})")
     parser.add_argument("--name", help="of the results; by default that of the file")
     parser.add_argument("--runs", default="runs", help="directory of all runs (default: runs)")
     parser.add_argument(

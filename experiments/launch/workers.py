@@ -14,7 +14,7 @@ import shlex
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -100,12 +100,11 @@ class Watch:
         self._study.beat(self._claim.trial)
 
 
-Runner = Callable[[Job, Watch, threading.Event], Outcome]
-"""Runs a trial, until it ends, the watch stops it, or the event is set."""
-
-
 def run_trial(job: Job, watch: Watch, stop: threading.Event) -> Outcome:
-    """Run a trial as a process of its own, because the ranks of one training must not sample values of their own."""
+    """Run a trial until it ends, the watch stops it, or the event is set.
+
+    It is a process of its own, because the ranks of one training must not sample values of their own.
+    """
     before = set(job.place.glob("*/"))
     with _locked(job.log, watch, stop) as (log, is_free):
         checkpoint = _checkpoint(job, log) if is_free else None
@@ -239,15 +238,13 @@ class Workers:
     Args:
         study: where trials come from.
         folder: of the sweep.
-        runner: runs one trial.
         more: arguments for every trial.
         console: shows how it goes.
     """
 
-    def __init__(self, study: SweepStudy, folder: Path, runner: Runner, more: list[str], console: Console) -> None:
+    def __init__(self, study: SweepStudy, folder: Path, more: Sequence[str], console: Console) -> None:
         self._study = study
         self._folder = folder
-        self._runner = runner
         self._more = more
         self._console = console
         self._stop = threading.Event()
@@ -335,7 +332,7 @@ class Workers:
         outcome = Outcome("stopped")
         self._at_work.add(trial.number)
         try:
-            outcome = self._runner(job, Watch(self._study, claim, self._console), self._stop)
+            outcome = (self.unless_done or run_trial)(job, Watch(self._study, claim, self._console), self._stop)
         finally:
             # Before it counts as ended the sweep must not count as refused, and after it nothing may wait for it.
             if outcome.state == "stopped":

@@ -18,18 +18,18 @@ from vitrail.errors import UserError
 
 
 def small_tab(_: AppContext) -> None:
-    """Says how large an image is, together with a text; and refuses one text."""
+    """Shows how large an image is, together with a text; and refuses one text."""
     images = gr.Gallery(label="Images: some", type="filepath")
     text = gr.Textbox("nothing", label="Look for")
     button = gr.Button("Go", elem_id="go")
-    said = gr.Textbox()
+    output = gr.Textbox()
 
     def answer(given: list[tuple[str, None]] | None, words: str) -> str:
         if words == "refused":
             raise UserError("refused: choose another")
         return f"{words} {[read_upload(path).size for path, _ in given or []]}"
 
-    button.click(report_errors(answer), [images, text], said)
+    button.click(report_errors(answer), [images, text], output)
 
 
 @pytest.fixture(scope="module")

@@ -1,22 +1,10 @@
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 
 import pytest
 
-from benchmarks.harness.interleaved import (
-    Row,
-    as_json,
-    cells,
-    from_json,
-    in_new_process,
-    interleave,
-    markdown,
-    not_measured,
-    row,
-)
+from benchmarks.harness.interleaved import Row, interleave, row, table
 
 
 def test_every_round_has_every_contender_and_another_one_begins() -> None:
@@ -59,7 +47,7 @@ def test_a_promise_is_kept_or_missed(promise: str, ratio: float, kept: bool | No
     one = Row("b", "c", "p", ratio, ratio, ratio, "s", promise)
     assert one.kept is kept
     word = {True: ": kept", False: ": missed", None: ""}[kept]
-    assert cells(one)[4] == promise + word
+    assert table([one]).rows[0][4] == promise + word
 
 
 def test_a_promise_of_another_form_is_refused() -> None:
@@ -67,33 +55,8 @@ def test_a_promise_of_another_form_is_refused() -> None:
         Row("b", "c", "p", 1.0, 1.0, 1.0, "s", "about 1")
 
 
-def test_rows_survive_json_also_where_nothing_was_measured() -> None:
-    rows = [
-        row("step", "ours", "theirs", {"ours": [3.0, 2.0], "theirs": [2.0, 2.0]}, "s", "≤ 1.1"),
-        not_measured("GPU", "ours", "alone", "images/s", "≥ 0.95", "no GPU"),
-    ]
-    text = json.dumps(as_json(rows), allow_nan=False)
-    first, second = from_json(json.loads(text))
-    assert first == rows[0]
-    assert math.isnan(second.ratio)
-    assert second.note == "not measured: no GPU"
-    assert cells(second) == ("GPU", "ours", "alone", "–", "≥ 0.95", "not measured: no GPU")
-
-
 def test_the_markdown_table_has_as_many_cells_in_every_line() -> None:
-    lines = markdown([Row("a|b", "c", "p", 0.98149, 0.9, 1.2, "s", "≥ 0.98", "1 : 2 s")]).splitlines()
+    lines = table([Row("a b", "c", "p", 0.98149, 0.9, 1.2, "s", "≥ 0.98", "1 : 2 s")]).markdown().splitlines()
     assert lines[1] == "| --- | --- | --- | --- | --- | --- |"
-    assert lines[2] == "| a/b | c | p | 0.981 [0.900, 1.200] | ≥ 0.98: kept | 1 : 2 s |"
+    assert lines[2] == "| a b | c | p | 0.981 [0.900, 1.200] | ≥ 0.98: kept | 1 : 2 s |"
     assert {line.count("|") for line in lines} == {7}
-
-
-def test_numbers_of_another_process_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "measures.py").write_text(
-        "import os, sys\n"
-        "if sys.argv[1] == 'fail':\n    sys.exit('no such case')\n"
-        "print('noise')\nprint('{\"clock\": %s}' % os.environ['CLOCK'])\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert in_new_process("measures", ["ok"], {"CLOCK": "1.5"}) == {"clock": 1.5}
-    with pytest.raises(RuntimeError, match="measures fail ended with 1:\nno such case"):
-        in_new_process("measures", ["fail"])

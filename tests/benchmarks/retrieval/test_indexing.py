@@ -36,6 +36,6 @@ def test_both_sides_see_the_same_images(data: Any, tmp_path: Path, monkeypatch: 
 
 def test_a_row_for_each_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VITRAIL_CACHE", "unused")  # put back after the test
-    (found,) = indexing.measure(["test_resnet"], N, 2, SIZE, 60, BATCH)
+    (found,) = indexing.run(2, {"tiny": "test_resnet"}, N, SIZE, 60, BATCH)
     assert (found.contender, found.peer, found.promise) == ("filling a gallery", "forward pass", "≥ 0.95")
     assert 0 < found.low <= found.ratio <= found.high

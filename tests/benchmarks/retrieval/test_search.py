@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +12,8 @@ from benchmarks.retrieval.search_contenders import (
     OURS_WITH_NAMES,
     QUERIES,
     TOP_K,
-    answers_file,
     matrix_of,
+    rows_file,
 )
 
 N, DIM = 300, 16
@@ -59,38 +57,25 @@ def test_contenders_take_turns_in_processes_of_their_own(folder: Path) -> None:
     assert all(one > 0 for found in seconds.values() for one in found)
 
 
-def test_who_finds_other_rows_is_named(tmp_path: Path) -> None:
+def test_a_contender_that_finds_other_rows_is_named(tmp_path: Path) -> None:
     rows = np.arange(1000 * TOP_K).reshape(1000, TOP_K)
     for name, found in ((OURS, rows), ("FAISS IndexFlatIP", rows[:, ::-1])):
-        np.save(answers_file(tmp_path, name, 1), found)
+        np.save(rows_file(tmp_path, name, 1), found)
     search._check_same_rows(tmp_path, [OURS, "FAISS IndexFlatIP"], 1)  # in another order
-    np.save(answers_file(tmp_path, "FAISS IndexFlatIP", 1), np.where(rows < 200, -1, rows))
+    np.save(rows_file(tmp_path, "FAISS IndexFlatIP", 1), np.where(rows < 200, -1, rows))
     with pytest.raises(RuntimeError, match=r"FAISS IndexFlatIP finds 0\.9800 of the rows that Vitrail finds"):
         search._check_same_rows(tmp_path, [OURS, "FAISS IndexFlatIP"], 1)
 
 
-def test_opening_is_measured_until_the_first_answer(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["search", "--open", str(folder)])
-    search.main()
-    assert json.loads(capsys.readouterr().out)["seconds"] > 0
+def test_opening_is_measured_until_the_first_result(folder: Path) -> None:
+    assert search.open_and_search(str(folder)) > 0
     search.forget(folder / "gallery")  # nothing is lost
-    assert search.open_and_ask(folder) > 0
+    assert search.open_and_search(str(folder)) > 0
 
 
-def test_ours_stands_beside_every_other() -> None:
+def test_ours_is_compared_with_every_other() -> None:
     seconds = {OURS: [0.1, 0.2], OURS_WITH_NAMES: [0.1, 0.3], "FAISS IndexFlatIP": [0.2, 0.2]}
     with_names, faiss = search.search_rows(1000, 8, 100, seconds)
     assert (with_names.peer, with_names.promise) == (OURS_WITH_NAMES, "")
     assert (faiss.benchmark, faiss.promise, faiss.kept) == ("top 10 of 1,000 × 8, 100 queries", "≥ 1", True)
     assert (faiss.low, faiss.high) == pytest.approx((1, 2))
-
-
-def test_opening_stands_beside_two_seconds() -> None:
-    seconds = {search.OPENED: [1.0], search.OPENED_COLD: [3.0], search.COMMAND: [9.0]}
-    seconds |= {search.IMPORT: [3.0], search.LIMIT_NAME: [2.0]}
-    warm, cold, command = search.opening_rows(1000, seconds)
-    assert (warm.ratio, warm.kept) == (0.5, True)
-    assert (cold.ratio, cold.kept) == (1.5, None)
-    assert command.ratio == 3

@@ -2,16 +2,16 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.training.allocator import CASES, rows_of
+from benchmarks.training import allocator
 
 
-def test_memory_kept_stands_beside_the_default() -> None:
-    default, kept = CASES
+def test_memory_kept_is_compared_with_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {
-        default: [{"clock": 9.0, "user": 8.0, "system": 4.0}, {"clock": 10.0, "user": 8.0, "system": 5.0}],
-        kept: [{"clock": 6.0, "user": 8.0, "system": 1.0}, {"clock": 6.0, "user": 8.0, "system": 1.0}],
+        False: iter([{"clock": 9.0, "system": 4.0}, {"clock": 10.0, "system": 5.0}]),
+        True: iter([{"clock": 6.0, "system": 1.0}, {"clock": 6.0, "system": 1.0}]),
     }
-    clock, system = rows_of(found, 4)
-    assert (clock.contender, clock.peer) == (kept, default)
+    monkeypatch.setattr(allocator, "in_new_process", lambda target, kept, steps: next(found[kept]))
+    clock, system = allocator.run(2)
+    assert (clock.contender, clock.peer) == (allocator.KEPT, allocator.DEFAULT)
     assert (clock.low, clock.high) == pytest.approx((0.6, 6 / 9))
     assert system.ratio == pytest.approx(0.225)

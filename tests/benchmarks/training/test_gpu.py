@@ -11,13 +11,12 @@ from vitrail.types import LABEL_TASK
 
 
 def test_both_rates_come_from_one_run(tmp_path: Path) -> None:
-    setting = gpu.Setting(batch=4, steps=4, pixels=32, workers=1, accelerator="cpu")
-    rates = gpu.fit("test_resnet", tmp_path, 2, setting)
-    assert {key: len(values) for key, values in rates.items()} == {"alone": 2, "end_to_end": 2}
+    rates = gpu.fit("test_resnet", tmp_path, 2, batch=4, steps=4, pixels=32, workers=1)
+    assert {key: len(values) for key, values in rates.items()} == {gpu.ALONE: 2, gpu.END_TO_END: 2}
     assert all(rate > 0 for values in rates.values() for rate in values)
 
 
-def test_the_copy_learns_and_the_task_does_not() -> None:
+def test_the_copy_is_trained_and_the_task_is_not() -> None:
     from lightning_modules.classification import ImageClassifier
 
     task = ImageClassifier("test_resnet", ["cup", "lamp"], pretrained=False, image_size=32)
@@ -36,17 +35,16 @@ def test_the_copy_learns_and_the_task_does_not() -> None:
     assert set(task.tasks) == {LABEL_TASK}
 
 
-def test_a_share_is_of_the_same_epoch() -> None:
-    (row,) = gpu.rows_of("DeiT-Tiny", {"alone": [100.0, 50.0], "end_to_end": [98.0, 48.0]})
-    assert (row.ratio, row.low, row.high) == pytest.approx((0.97, 0.96, 0.98))
-    assert row.kept
-
-
-def test_without_a_gpu_one_line_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+@pytest.mark.parametrize("available", [True, False])
+def test_a_share_is_of_the_same_epoch(monkeypatch: pytest.MonkeyPatch, available: bool) -> None:
+    rates = {gpu.ALONE: [100.0, 50.0], gpu.END_TO_END: [98.0, 48.0]}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    monkeypatch.setattr(gpu, "fit", lambda *arguments, **options: rates)
     rows = gpu.run(1)
     assert [row.benchmark for row in rows] == ["GPU, DeiT-Tiny, bf16", "GPU, ViT-B/16, bf16"]
-    assert all(math.isnan(row.ratio) and row.kept is None for row in rows)
-    monkeypatch.setattr("sys.argv", ["benchmarks.training.gpu"])
-    gpu.main()
-    assert capsys.readouterr().out == "benchmarks.training.gpu: not measured, this machine has no CUDA device\n"
+    if available:
+        assert (rows[0].ratio, rows[0].low, rows[0].high) == pytest.approx((0.97, 0.96, 0.98))
+        assert rows[0].kept
+    else:
+        assert all(math.isnan(row.ratio) and row.kept is None for row in rows)
+        assert rows[0].note == "not measured: this machine has no CUDA device"

@@ -1,23 +1,24 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from benchmarks.training.gradient_cache import CASES, pairs, rows_of
+from benchmarks.training import gradient_cache
 
 
-def test_cached_gradients_stand_beside_one_chunk_and_all_embeddings() -> None:
-    chunk, cached, at_once = CASES
+def test_cached_gradients_are_compared_with_one_chunk_and_all_embeddings(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {
-        chunk: [{"memory": 99.5, "seconds": 1.0}],
-        cached: [{"memory": 125.0, "seconds": 12.0}],
-        at_once: [{"memory": 500.0, "seconds": 10.0}],
+        gradient_cache.CHUNK: {"memory": 99.5, "seconds": 1.0},
+        gradient_cache.CACHED: {"memory": 125.0, "seconds": 12.0},
+        gradient_cache.AT_ONCE: {"memory": 500.0, "seconds": 10.0},
     }
+
+    def measured(target: str, case: str, *sizes: int, environment: Any) -> dict[str, float]:
+        return found[case]
+
+    monkeypatch.setattr(gradient_cache, "in_new_process", measured)
     # 256 pairs have two embeddings of 256 float32 each: half a megabyte.
-    least, memory, seconds = rows_of(found, 256)
+    least, memory, seconds = gradient_cache.run(1)
     assert (least.ratio, memory.ratio, seconds.ratio) == pytest.approx((1.25, 0.25, 1.2))
     assert memory.kept
-
-
-def test_the_pairs_are_a_batch() -> None:
-    batch = pairs(3)
-    assert batch["image"].shape[0] == len(batch["caption"]) == len(batch["sample_id"]) == 3
