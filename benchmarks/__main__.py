@@ -87,9 +87,8 @@ def with_table(page: str, results: Mapping[str, Mapping[str, Any]]) -> str:
     parts = []
     for _, entry in sorted(results.items()):
         about = f"`{entry['command']}`: {entry['date']}, {entry['seconds']} s, {entry['machine']}."
-        rows = [
-            Row(**{key: math.nan if value is None else value for key, value in one.items()}) for one in entry["rows"]
-        ]
+        values: list[dict[str, Any]] = entry["rows"]
+        rows = [Row(**{**one, **{key: math.nan for key, value in one.items() if value is None}}) for one in values]
         parts.append(f"\n{about}\n\n{table(rows).markdown()}\n")
     head, tail = page[: page.index(BEGIN)], page[page.index(END) :]
     return f"{head}{BEGIN}{''.join(parts)}\n{tail}"

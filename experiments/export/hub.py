@@ -248,9 +248,6 @@ def check_card(path: Path) -> None:
 _WAIT = 5.0
 """Seconds within which the hub must answer."""
 
-_NO_CODE = ["*.json", "*.md", "*.onnx", "*.safetensors"]
-"""What is fetched: data only, never scripts, nor PyTorch's archives, which are for those who trust their author."""
-
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the arguments of ``push-to-hub``."""
@@ -288,7 +285,8 @@ def push(folder: Path, repository: str, *, private: bool = True, message: str = 
 
     summary_of(folder)
     check_card(folder / "README.md")
-    _check_name(repository, "--repo")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        raise UserError(f"--repo: must be owner/name on the hub; got {repository!r}")
     _check_reachable(repository)
     api = HfApi()
     try:
@@ -313,7 +311,7 @@ def load(name: str | Path) -> VisionTask | Model:
     Raises:
         UserError: if it cannot be had, or is in neither of these formats.
     """
-    folder = folder_of(name)
+    folder = Path(name) if Path(name).is_dir() else Run.from_hub(str(name)).path
     kind = summary_of(folder).get("format")
     if kind == "safetensors":
         from experiments.export.weights import read_weights
@@ -327,30 +325,6 @@ def load(name: str | Path) -> VisionTask | Model:
         except PredictError as error:
             raise UserError(str(error)) from error
     raise UserError(f"{name}: is in the format {kind}; torch.export.load reads it, if you trust who made it")
-
-
-def folder_of(name: str | Path) -> Path:
-    """Return the local folder of an export, fetched from the hub if need be.
-
-    Raises:
-        UserError: if it cannot be had.
-    """
-    if Path(name).is_dir():
-        return Path(name)
-    _check_name(str(name), "export")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(str(name), local_files_only=True, allow_patterns=_NO_CODE))
-    except Exception:
-        # Not in the cache; reported below if it cannot be fetched at all.
-        _check_reachable(str(name))
-    try:
-        return Path(snapshot_download(str(name), allow_patterns=_NO_CODE))
-    except Exception as error:
-        raise UserError(
-            f"{name}: cannot be fetched ({_first_line(error)}); check the name, or give a local folder"
-        ) from error
 
 
 def summary_of(folder: Path) -> dict[str, Any]:
@@ -373,11 +347,6 @@ def summary_of(folder: Path) -> dict[str, Any]:
     if changed := [name for name, digest in recorded.items() if file_sha256(folder / name) != digest]:
         raise UserError(f"{folder}: {', '.join(changed)} changed since the export (SHA-256 differs); export again")
     return dict(found)
-
-
-def _check_name(name: str, key: str) -> None:
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise UserError(f"{key}: {name!r} is neither a folder nor owner/name on the hub")
 
 
 def _check_reachable(name: str) -> None:

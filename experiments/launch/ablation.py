@@ -27,7 +27,7 @@ from experiments.launch.sweep import add_search_options, search
 from experiments.launch.sweep_file import OVERLAY, SweepFile, fingerprint, read_sweep
 from vitrail.config import load_yaml, merged, read_experiments
 from vitrail.console import Table
-from vitrail.errors import UserError, run_reporting_user_errors, same_command
+from vitrail.errors import UserError, same_command
 from vitrail.files import write_csv, write_text_atomically
 from vitrail.runs import Run
 from vitrail.runtime import check_device
@@ -38,9 +38,7 @@ if TYPE_CHECKING:
 
     from evaluation.cost.efficiency import Costs, Counts
     from evaluation.tables.summary import TaskSummary
-    from experiments.launch.workers import Job, Runner, Watch
-
-_PARTS = ("costs", "accuracy")
+    from experiments.launch.workers import Job, Watch
 
 
 class Variant:
@@ -83,29 +81,38 @@ class Variant:
         return summarise_run(self.run) if self.run else []
 
 
-def main(args: Sequence[str], runner: Runner | None = None) -> int:
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``ablate``."""
+    command.description = "Counts, costs and accuracies of an experiment's overlays, one row each, and a comparison."
+    command.add_argument("file", type=Path, metavar="FILE", help="such as experiments/ablations/….yaml")
+    command.add_argument("--without", nargs="+", choices=("costs", "accuracy"), default=[], help="leave these out")
+    command.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these variants only")
+    command.add_argument(
+        "--config", action="append", default=[], type=Path, metavar="OVERLAY", help="laid over every variant"
+    )
+    command.add_argument(
+        "--set", action="append", default=[], metavar="[NAME:]KEY=VALUE", help="a value of all variants, or of one"
+    )
+    command.add_argument("--markdown", action="store_true", help="print Markdown tables")
+    add_search_options(command)
+    add_measuring(command)
+
+
+def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     """Run an ablation, or go on with one.
 
-    Args:
-        args: arguments after ``ablate``.
-        runner: runs a fit; by default as a process of its own.
-
     Returns:
-        Exit code: 0, 2 after a mistake of the user, 130 after Ctrl-C, 143 after SIGTERM.
+        Exit code: 0, 130 after Ctrl-C, 143 after SIGTERM.
+
+    Raises:
+        UserError: the file or an option is wrong, or the first run was refused.
     """
-    options = _parser().parse_args(list(args))
-    stopped_by: list[int] = []
-    code = run_reporting_user_errors(lambda: stopped_by.append(_run(options, runner)))
-    return 128 + stopped_by[0] if any(stopped_by) else code
-
-
-def _run(options: argparse.Namespace, runner: Runner | None) -> int:
     from rich.console import Console
 
     check_device(options.device)
     sweep = read_ablation(options.file, options.config, options.set)
     if strange := sorted(set(options.only) - sweep.overlays.keys()):
-        raise UserError(f"--only {strange[0]}: {options.file} has {', '.join(sweep.overlays)}; name one of them")
+        raise UserError(f"--only: must be among {', '.join(sweep.overlays)}; got {strange[0]!r}")
     chosen = {name: one for name, one in sweep.overlays.items() if not options.only or name in options.only}
     sweep = _with_overlays(sweep, chosen)
     name = plain_name(options.file.stem if options.name is None else options.name, "--name")
@@ -116,7 +123,7 @@ def _run(options: argparse.Namespace, runner: Runner | None) -> int:
         _measure(variants, folder / "costs.json", options, console)
     stopped_by, refusal = 0, ""
     if "accuracy" not in options.without:
-        stopped_by, refusal = _train(variants, sweep, name, folder, options, runner)
+        stopped_by, refusal = _train(variants, sweep, name, folder, options)
     written = write_reports(folder, options.file.stem, variants)
     if options.markdown:
         sys.stdout.write(f"{markdown_table(variants)}\n")
@@ -132,7 +139,7 @@ def _run(options: argparse.Namespace, runner: Runner | None) -> int:
             f"{refusal} (the first run of {options.file} was refused, so the others were not begun; --only NAME trains "
             "others, the same command this one again)"
         )
-    return stopped_by
+    return stopped_by and 128 + stopped_by
 
 
 def read_ablation(file: Path, overlays: Sequence[Path] = (), settings: Sequence[str] = ()) -> SweepFile:
@@ -208,22 +215,17 @@ def _measure(variants: Sequence[Variant], path: Path, options: argparse.Namespac
 
 
 def _train(
-    variants: Sequence[Variant],
-    sweep: SweepFile,
-    name: str,
-    folder: Path,
-    options: argparse.Namespace,
-    runner: Runner | None,
+    variants: Sequence[Variant], sweep: SweepFile, name: str, folder: Path, options: argparse.Namespace
 ) -> tuple[int, str]:
     """Fit and test what has no run yet; return the signal that stopped it, or 0, and why the first was refused."""
-    from experiments.launch.workers import ended, run_trial
+    from experiments.launch import workers
 
     def unless_done(job: Job, watch: Watch, stop: threading.Event) -> Outcome:
         # Of this very overlay, by another version of the file.
         if (done := _tested(job.place)) is not None:
-            known = ended(job, "complete", before=set())
+            known = workers.ended(job, "complete", before=set())
             return replace(known, value=known.value or 0.0, run=done)
-        outcome = (runner or run_trial)(job, watch, stop)
+        outcome = workers.run_trial(job, watch, stop)
         if outcome.state == "complete" and _tested(job.place) is None:
             return replace(
                 outcome, state="failed", error=f"the run has no predictions of the test split; see {job.log}"
@@ -231,11 +233,11 @@ def _train(
         return outcome
 
     study_name = f"{name}-{fingerprint(dict(sweep.overlays))}"
-    study, workers, stopped_by = search(sweep, study_name, folder, options, len(variants), [], unless_done)
+    study, ended, stopped_by = search(sweep, study_name, folder, options, len(variants), runner=unless_done)
     for variant, trial in zip(variants, study.trials(), strict=False):
         variant.run = _tested(Path(trial.user_attrs[RUN]).parent) if trial.user_attrs.get(RUN) else None
         variant.error = trial.user_attrs.get(ERROR) or ""
-    return stopped_by, workers.refusal
+    return stopped_by, ended.refusal
 
 
 def _tested(place: Path) -> Path | None:
@@ -252,27 +254,6 @@ def _compare(runs: list[str], folder: Path, options: argparse.Namespace) -> None
         arguments = ["compare", *runs, "--html", str(folder / "compared.html")]
         sys.stdout.flush()
         evaluate([*arguments, *(["--markdown"] if options.markdown else [])])
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments ablate",
-        description="Counts, costs and accuracies of an experiment's overlays, one row each, and a comparison of runs.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("file", type=Path, metavar="FILE", help="such as experiments/ablations/….yaml")
-    parser.add_argument("--without", nargs="+", choices=_PARTS, default=[], help="leave these out")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these variants only")
-    parser.add_argument(
-        "--config", action="append", default=[], type=Path, metavar="OVERLAY", help="laid over every variant"
-    )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="[NAME:]KEY=VALUE", help="a value of all variants, or of one"
-    )
-    parser.add_argument("--markdown", action="store_true", help="print Markdown tables")
-    add_search_options(parser)
-    add_measuring(parser)
-    return parser
 
 
 def write_reports(folder: Path, title: str, variants: Sequence[Variant]) -> str:

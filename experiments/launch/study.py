@@ -15,7 +15,7 @@ import re
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -23,11 +23,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import optuna
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
+from optuna.pruners import SuccessiveHalvingPruner
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 
-from experiments.launch.sweep_file import SweepFile
+from experiments.launch.sweep_file import EarlyStopping, SweepFile
 from vitrail.errors import EXIT_USER_ERROR, UserError
 from vitrail.files import lock
 
@@ -82,6 +83,28 @@ class Claim(NamedTuple):
     slot: int
     values: dict[str, Any]
     is_fresh: bool
+
+
+class _Halving(SuccessiveHalvingPruner):
+    """Compares the last trial of each slot.
+
+    A trial that is run again keeps the marks of the comparisons that it has passed, since it goes on from its
+    checkpoint, and so does the trial that it replaces: Optuna would count both.
+
+    Args:
+        rule: of the sweep.
+        trials: gives the last trial of each slot.
+    """
+
+    def __init__(self, rule: EarlyStopping, trials: Callable[[], list[FrozenTrial]]) -> None:
+        super().__init__(min_resource=rule.first, reduction_factor=rule.eta)
+        self._trials = trials
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Return whether the trial should stop."""
+        study = copy.copy(study)
+        study.get_trials = lambda *args, **kwargs: self._trials()  # type: ignore[method-assign]
+        return super().prune(study, trial)
 
 
 class SweepStudy:
@@ -144,7 +167,7 @@ class SweepStudy:
                 storage=self._storage,
                 study_name=self._name,
                 sampler=optuna.samplers.RandomSampler(),
-                pruner=rule.pruner() if (rule := self.sweep.early_stopping) else None,
+                pruner=_Halving(rule, self.trials) if (rule := self.sweep.early_stopping) else None,
             )
             trial = study.ask()
             self._rdb.record_heartbeat(trial._trial_id)
@@ -211,7 +234,11 @@ class SweepStudy:
             for trial in self.trials():
                 error = trial.user_attrs.get(ERROR)
                 if trial.state == TrialState.FAIL and (not refused_only or Outcome("failed", error=error).refusal):
-                    self._retry(self.study, copy.deepcopy(trial))  # Optuna changes its list of retries in place
+                    failed = copy.deepcopy(trial)  # Optuna changes its list of retries in place
+                    # It begins again, so it has passed no epoch of a comparison yet.
+                    for key in [key for key in failed.system_attrs if key.startswith("completed_rung_")]:
+                        del failed.system_attrs[key]
+                    self._retry(self.study, failed)
 
     def running_elsewhere(self) -> list[FrozenTrial]:
         """Return trials that other processes run."""
@@ -224,7 +251,7 @@ class SweepStudy:
         return any(trial.state in ended_well or trial.intermediate_values for trial in trials)
 
     def target_reached(self) -> bool:
-        """Return whether some trial is as good as the metric's target."""
+        """Return whether some trial has reached the metric's target."""
         done = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         return any(trial.value is not None and self.sweep.metric.reached(trial.value) for trial in done)
 

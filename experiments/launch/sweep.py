@@ -19,7 +19,7 @@ from vitrail.types import DEFAULT_SEED
 
 if TYPE_CHECKING:
     from experiments.launch.study import SweepStudy
-    from experiments.launch.workers import Workers
+    from experiments.launch.workers import Runner, Workers
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -82,6 +82,7 @@ def search(
     options: argparse.Namespace,
     count: int,
     more: Sequence[str] = (),
+    runner: Runner | None = None,
 ) -> tuple[SweepStudy, Workers, int]:
     """Run the trials of a sweep that have no result yet.
 
@@ -92,6 +93,7 @@ def search(
         options: of the command line, see ``add_search_options``.
         count: of trials.
         more: arguments for every trial.
+        runner: runs a trial; ``run_trial`` by default.
 
     Returns:
         The study, its workers, and the signal that stopped them, 0 for none.
@@ -99,7 +101,7 @@ def search(
     from rich.console import Console
 
     from experiments.launch.study import SweepStudy
-    from experiments.launch.workers import Workers
+    from experiments.launch.workers import Workers, run_trial
 
     folder.mkdir(parents=True, exist_ok=True)
     study = SweepStudy(options.storage or f"sqlite:///{folder / 'sweep.db'}", name, sweep, options.seed)
@@ -109,7 +111,7 @@ def search(
     console.print(
         f"{name}: {sweep.method}, {count} trials, {options.workers} at once, in {folder}", soft_wrap=True, markup=False
     )
-    workers = Workers(study, folder, more, console)
+    workers = Workers(study, folder, runner or run_trial, more, console)
     return study, workers, workers.run(count, options.workers, options.gpus)
 
 

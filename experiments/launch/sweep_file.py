@@ -29,7 +29,6 @@ from vitrail.config import read_experiment
 from vitrail.errors import UserError
 
 if TYPE_CHECKING:
-    from optuna.pruners import BasePruner
     from optuna.trial import Trial
 
 OVERLAY = "overlay"
@@ -310,12 +309,6 @@ class EarlyStopping:
     strict: bool
     last: int = 0
 
-    def pruner(self) -> BasePruner:
-        """Return Optuna's pruner."""
-        from optuna.pruners import SuccessiveHalvingPruner
-
-        return SuccessiveHalvingPruner(min_resource=self.first, reduction_factor=self.eta)
-
 
 def parse_early_terminate(section: Any) -> EarlyStopping | None:
     """Read the ``early_terminate:`` of a sweep file; None where there is none.
@@ -378,7 +371,7 @@ class Metric:
         return 1.0 if self.goal == "minimize" else -1.0
 
     def reached(self, value: float) -> bool:
-        """Return whether a value is as good as the target."""
+        """Return whether a value is at the target or better."""
         return self.target is not None and self.sign * value <= self.sign * self.target
 
 

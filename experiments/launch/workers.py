@@ -14,7 +14,7 @@ import shlex
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -98,6 +98,9 @@ class Watch:
     def beat(self) -> None:
         """The trial is alive; called about twice a second."""
         self._study.beat(self._claim.trial)
+
+
+Runner = Callable[[Job, Watch, threading.Event], Outcome]
 
 
 def run_trial(job: Job, watch: Watch, stop: threading.Event) -> Outcome:
@@ -238,15 +241,13 @@ class Workers:
     Args:
         study: where trials come from.
         folder: of the sweep.
+        runner: runs one trial, as ``run_trial`` does.
         more: arguments for every trial.
         console: shows how it goes.
     """
 
-    def __init__(self, study: SweepStudy, folder: Path, more: Sequence[str], console: Console) -> None:
-        self._study = study
-        self._folder = folder
-        self._more = more
-        self._console = console
+    def __init__(self, study: SweepStudy, folder: Path, runner: Runner, more: Sequence[str], console: Console) -> None:
+        self._study, self._folder, self._runner, self._more, self._console = study, folder, runner, more, console
         self._stop = threading.Event()
         self._count = 0
         self._refusal = ""
@@ -332,7 +333,7 @@ class Workers:
         outcome = Outcome("stopped")
         self._at_work.add(trial.number)
         try:
-            outcome = (self.unless_done or run_trial)(job, Watch(self._study, claim, self._console), self._stop)
+            outcome = self._runner(job, Watch(self._study, claim, self._console), self._stop)
         finally:
             # Before it counts as ended the sweep must not count as refused, and after it nothing may wait for it.
             if outcome.state == "stopped":

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.train.cli import main
+from experiments.__main__ import main
 
 TINY = """
 name: tiny
@@ -56,3 +56,10 @@ def only_run(runs: Path) -> Path:
     """The run directory, where there is exactly one."""
     (directory,) = runs.glob("*/*")
     return directory
+
+
+def launch(command: str, *arguments: str, runner: object) -> int:
+    """Run ``sweep`` or ``ablate`` with trials that are computed by a function in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("experiments.launch.workers.run_trial", runner)
+        return main([command, *arguments])

@@ -11,9 +11,8 @@ import pandas as pd
 import pytest
 import yaml
 
+from experiments.__main__ import main as experiments
 from experiments.launch import study
-from experiments.launch.sweep import main
-from experiments.train.cli import main as experiments
 from tests.experiments.conftest import TINY
 from tests.experiments.launch.test_sweep import ROOT, table
 from tests.experiments.launch.test_sweep_file import written
@@ -42,7 +41,7 @@ def test_a_killed_sweep_of_real_trainings_goes_on_and_its_best_can_be_repeated(
     assert not (folder / "sweep.csv").exists()
 
     monkeypatch.setattr(study, "GRACE_SECONDS", 6)
-    assert main([str(path), "--runs", str(runs)]) == 0
+    assert experiments(["sweep", str(path), "--runs", str(runs)]) == 0
     frame = table(tmp_path)
     # No point is lost, and none is run twice.
     assert frame["state"].tolist() == ["complete", "complete"]

@@ -14,11 +14,11 @@ import yaml
 
 from evaluation.cost.efficiency import BatchCost, Costs, ModelSource
 from evaluation.tables.summary import summarise_run
-from experiments.launch.ablation import main, read_ablation
+from experiments.launch.ablation import read_ablation
 from experiments.launch.study import Outcome
 from experiments.launch.workers import Job, Watch, run_trial
 from experiments.train.cli import main as fit
-from tests.experiments.conftest import TINY
+from tests.experiments.conftest import TINY, launch
 from tests.support.data import write_products
 from vitrail.errors import UserError
 
@@ -107,7 +107,7 @@ def done(folder: Path, file: Path) -> Iterator[tuple[Path, Trains]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("evaluation.cost.efficiency.measure", measured)
         patch.setenv("VITRAIL_CACHE", str(folder / "cache"))
-        assert main([str(file), "--runs", str(folder / "runs"), "--batch-sizes", "1"], runner) == 0
+        assert launch("ablate", str(file), "--runs", str(folder / "runs"), "--batch-sizes", "1", runner=runner) == 0
         yield folder / "runs" / "ablations" / "four", runner
 
 
@@ -144,10 +144,13 @@ def test_nothing_is_done_twice(
     place, _ = done
     before = table(place)
     monkeypatch.setattr("evaluation.cost.efficiency.measure", None)  # would fail if it were called
-    assert main([str(file), "--runs", str(folder / "runs"), "--batch-sizes", "1"], refuses) == 0
+    assert launch("ablate", str(file), "--runs", str(folder / "runs"), "--batch-sizes", "1", runner=refuses) == 0
     pd.testing.assert_frame_equal(table(place), before)
     capsys.readouterr()
-    assert main([str(file), "--runs", str(folder / "runs"), "--batch-sizes", "1", "--markdown"], refuses) == 0
+    assert (
+        launch("ablate", str(file), "--runs", str(folder / "runs"), "--batch-sizes", "1", "--markdown", runner=refuses)
+        == 0
+    )
     out = capsys.readouterr().out
     assert out.startswith((place / "ablation.md").read_text().partition("\n\n")[2].strip())
     # Then the comparison of the two runs.
@@ -157,7 +160,12 @@ def test_nothing_is_done_twice(
 def test_only_what_changed_or_failed_runs_again(done: tuple[Path, Trains], file: Path, folder: Path) -> None:
     runner = Notes()
     arguments = [str(file), "--runs", str(folder / "runs"), "--without", "costs", "--retry-failed"]
-    assert main([*arguments, "--set", "vit:model.init_args.lr=0.002", "--only", "vit", "no weights"], runner) == 0
+    assert (
+        launch(
+            "ablate", *arguments, "--set", "vit:model.init_args.lr=0.002", "--only", "vit", "no weights", runner=runner
+        )
+        == 0
+    )
     assert [job.name for job in runner.jobs] == ["vit", "no_weights"]
     assert yaml.safe_load((done[0] / "overlays" / "vit.yaml").read_text())["model"]["init_args"]["lr"] == 0.002
 
@@ -172,17 +180,17 @@ def test_a_stopped_ablation_goes_on_in_the_same_place(file: Path, folder: Path) 
         assert stop.wait(60)
         return Outcome("stopped")
 
-    assert main(arguments, stopped) == 128 + signal.SIGTERM
+    assert launch("ablate", *arguments, runner=stopped) == 128 + signal.SIGTERM
     runner = Notes()
-    assert main(arguments, runner) == 0
+    assert launch("ablate", *arguments, runner=runner) == 0
     assert [(job.place, job.is_fresh) for job in runner.jobs] == [(places[0], False)]
 
 
-@pytest.mark.parametrize(("arguments", "message"), [(["--only", "none"], "--only none"), (["--set", "x"], "--set x")])
-def test_mistakes_are_told(
+@pytest.mark.parametrize(("arguments", "message"), [(["--only", "none"], "got 'none'"), (["--set", "x"], "--set x")])
+def test_mistakes_are_refused(
     file: Path, tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([str(file), "--runs", str(tmp_path), *arguments]) == 2
+    assert launch("ablate", str(file), "--runs", str(tmp_path), *arguments, runner=refuses) == 2
     assert message in capsys.readouterr().err
 
 
@@ -190,7 +198,7 @@ def test_mistakes_are_told(
 def test_a_variant_trains_as_a_process_of_its_own(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     arguments = [str(file), "--runs", str(tmp_path), "--only", "small", "no weights", "--batch-sizes", "1", "2"]
-    assert main([*arguments, "--repeats", "2"], run_trial) == 0
+    assert launch("ablate", *arguments, "--repeats", "2", runner=run_trial) == 0
     rows = table(tmp_path / "ablations" / "four")
     assert 0 <= float(rows.loc["small", "class_accuracy"]) <= 1  # type: ignore[arg-type]  # a number in this column
     assert "nothing.safetensors" in str(rows.loc["no weights", "note"])
@@ -214,7 +222,7 @@ def test_every_ablation_counts_all_its_variants_without_weights(
     write_products(tmp_path / "products")
     monkeypatch.setenv("VITRAIL_DATA", str(tmp_path))
     arguments = ["--runs", str(tmp_path), "--without", "costs", "accuracy", *(["--only", *only] if only else [])]
-    assert main([str(path), *arguments], refuses) == 0
+    assert launch("ablate", str(path), *arguments, runner=refuses) == 0
     rows = table(tmp_path / "ablations" / path.stem)
     assert len(rows) == len(only or yaml.safe_load(path.read_text())["parameters"]["overlay"]["values"])
     assert rows["note"].isna().all()
@@ -231,7 +239,7 @@ def test_damaged_costs_are_refused(file: Path, tmp_path: Path, capsys: pytest.Ca
     place = tmp_path / "ablations" / "four"
     place.mkdir(parents=True)
     (place / "costs.json").write_text("{")
-    assert main([str(file), "--runs", str(tmp_path), "--without", "accuracy"], refuses) == 2
+    assert launch("ablate", str(file), "--runs", str(tmp_path), "--without", "accuracy", runner=refuses) == 2
     assert "remove it to measure again" in capsys.readouterr().err
 
 
@@ -245,17 +253,17 @@ def test_a_first_run_that_is_refused_ends_the_ablation_with_its_line(
         return Outcome("failed", error="exit code 2: data root: there is no folder photos")
 
     arguments = [str(file), "--runs", str(folder / "refused"), "--without", "costs"]
-    assert main(arguments, refused) == 2
+    assert launch("ablate", *arguments, runner=refused) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert line.startswith("error: data root: there is no folder photos (the first run of ")
     assert len(jobs) == 1
     # The same command begins with it again, and one that fails in another way ends nothing and is left as it is.
     notes = Notes()
-    assert main(arguments, notes) == 0
+    assert launch("ablate", *arguments, runner=notes) == 0
     assert [job.name for job in notes.jobs[:1]] == [job.name for job in jobs]
     assert len(notes.jobs) == 4
-    assert main(arguments, refuses) == 0
-    assert main([*arguments, "--name", "../../x"], refuses) == 2
+    assert launch("ablate", *arguments, runner=refuses) == 0
+    assert launch("ablate", *arguments, "--name", "../../x", runner=refuses) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: --name")
 
 

@@ -104,7 +104,7 @@ def test_a_trial_that_is_handed_back_comes_first_with_the_same_values(tmp_path: 
     again = taken(study, 3)
     assert (again.slot, again.values, again.is_fresh) == (lost.slot, lost.values, False)
     assert taken(study, 3).slot == 1
-    # Only so many are taken as are asked for.
+    # No more are taken than are asked for.
     taken(study, 3)
     assert study.take(3) is None
     assert taken(study, 4).slot == 3
@@ -188,6 +188,34 @@ def test_early_stopping_compares_all_trials(tmp_path: Path, strict: bool) -> Non
     assert not study.report(trials[0], 4, 0.0)
 
 
+def test_a_trial_that_is_run_again_competes_once(tmp_path: Path) -> None:
+    rule = {"type": "hyperband", "min_iter": 1, "eta": 2}
+    study = opened(tmp_path, grid(tmp_path, early_terminate=rule))
+    good = taken(study)
+    assert not study.report(good.trial, 1, 0.1)
+    study.hand_back(good.trial)
+    good = taken(study)
+    # It has passed this epoch before, and goes on from its checkpoint.
+    assert not study.report(good.trial, 1, 0.1)
+    for value in (0.3, 0.4):
+        assert study.report(taken(study).trial, 1, value)
+    # The second of four.
+    assert not study.report(taken(study).trial, 1, 0.2)
+
+
+def test_a_failed_trial_that_is_run_again_competes_anew(tmp_path: Path) -> None:
+    rule = {"type": "hyperband", "min_iter": 1, "eta": 2}
+    study = opened(tmp_path, grid(tmp_path, early_terminate=rule))
+    failed = taken(study)
+    assert not study.report(failed.trial, 1, 0.1)
+    study.end(failed.trial, TrialState.FAIL, None, {ERROR: "exit code 1: no"})
+    study.retry_failed(refused_only=False)
+    again = taken(study)
+    assert again.is_fresh
+    assert not study.report(again.trial, 1, 0.5)
+    assert not study.report(taken(study).trial, 1, 0.2)
+
+
 def test_a_target_ends_the_search(tmp_path: Path) -> None:
     study = opened(tmp_path, grid(tmp_path, metric={"name": "val/loss", "target": 0.3}))
     finish(study, 0.4)
@@ -207,7 +235,7 @@ def test_another_sweep_of_the_same_name_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "url", ["nonsense", "sqlite:////no/such/folder/sweep.db", "mysql+nodriver://me:secret@host/db"]
 )
-def test_a_database_that_cannot_be_used_is_told_in_one_line(tmp_path: Path, url: str) -> None:
+def test_a_database_that_cannot_be_used_is_reported_in_one_line(tmp_path: Path, url: str) -> None:
     with pytest.raises(UserError, match="--storage") as raised:
         SweepStudy(url, "sweep", grid(tmp_path), 1)
     assert "\n" not in str(raised.value)

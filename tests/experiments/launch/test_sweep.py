@@ -18,8 +18,8 @@ import pytest
 import yaml
 
 from experiments.launch.study import Outcome
-from experiments.launch.sweep import main
 from experiments.launch.workers import Job, Watch
+from tests.experiments.conftest import launch
 from tests.experiments.launch.test_sweep_file import written
 
 ROOT = Path(__file__).parents[3]
@@ -53,7 +53,7 @@ class Trials:
 
 def sweep(folder: Path, *arguments: str, trials: Trials | None = None, **changes: Any) -> int:
     path = written(folder, **{"parameters": LR, **changes})
-    return main([str(path), "--runs", str(folder / "runs"), *arguments], trials or Trials())
+    return launch("sweep", str(path), "--runs", str(folder / "runs"), *arguments, runner=trials or Trials())
 
 
 def table(folder: Path, name: str = "sweep") -> pd.DataFrame:
@@ -80,7 +80,7 @@ def test_a_grid_ends_with_table_importance_and_best(tmp_path: Path, capsys: pyte
     assert "grid, 8 trials" in captured.err
     assert "trial-0004" in captured.out
     assert f"fit --config {folder / 'best.yaml'}" in captured.out
-    # Each trial gets the constant too, and keeps the epoch that the sweep judges by.
+    # Each trial gets the constant too, and keeps the epoch that the sweep compares.
     for flag in ("--data.init_args.image.size=32", "--checkpoint.monitor=val/loss", "--checkpoint.mode=min"):
         assert flag in trials.jobs[0].arguments
 
@@ -97,14 +97,14 @@ def test_workers_share_trials_and_machine(tmp_path: Path, monkeypatch: pytest.Mo
 
     path = written(tmp_path, parameters=LR)
     arguments = [str(path), "--runs", str(tmp_path / "runs"), "--workers", "2", "--gpus", "0", "3", "--", "--x=1"]
-    assert main(arguments, together) == 0
+    assert launch("sweep", *arguments, runner=together) == 0
     assert sorted(table(tmp_path)["model.lr"]) == [0.1, 0.2, 0.3, 0.4]
     assert {job.environment["CUDA_VISIBLE_DEVICES"] for job in trials.jobs} == {"0", "3"}
     assert {job.environment["OMP_NUM_THREADS"] for job in trials.jobs} == {"4"}
     assert all("--x=1" in job.arguments for job in trials.jobs)
 
 
-def test_a_failed_trial_is_told_and_the_sweep_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_trial_is_reported_and_the_sweep_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep(tmp_path, trials=Trials(wrong=(0.2, 0.3))) == 0
     frame = table(tmp_path)
     assert frame["state"].tolist() == ["complete", "complete", "failed", "failed"]
@@ -122,7 +122,7 @@ def test_a_failed_trial_is_told_and_the_sweep_goes_on(tmp_path: Path, capsys: py
 
 
 def test_a_sweep_without_a_success_ends_with_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    # Of a sweep before, whose best is none of this one.
+    # Of an earlier sweep.
     (tmp_path / "runs" / "sweeps" / "sweep").mkdir(parents=True)
     (tmp_path / "runs" / "sweeps" / "sweep" / "best.yaml").write_text("name: old\n")
     assert sweep(tmp_path, trials=Trials(wrong=(0.1, 0.2, 0.3, 0.4), code=1)) == 2
@@ -162,7 +162,7 @@ def test_a_first_trial_that_crashes_is_run_again_only_if_asked(tmp_path: Path) -
     assert len(again.jobs) == 2
 
 
-def test_the_refusal_of_a_first_trial_waits_for_those_that_run_beside_it(tmp_path: Path) -> None:
+def test_the_refusal_of_a_first_trial_waits_for_those_that_run_at_the_same_time(tmp_path: Path) -> None:
     trials, refused = Trials(wrong=(0.1,)), threading.Event()
 
     def alongside(job: Job, watch: Watch, stop: threading.Event) -> Outcome:
@@ -175,7 +175,7 @@ def test_the_refusal_of_a_first_trial_waits_for_those_that_run_beside_it(tmp_pat
         return outcome
 
     path = written(tmp_path, parameters=LR)
-    assert main([str(path), "--runs", str(tmp_path / "runs"), "--workers", "2"], alongside) == 0
+    assert launch("sweep", str(path), "--runs", str(tmp_path / "runs"), "--workers", "2", runner=alongside) == 0
     assert table(tmp_path)["state"].tolist() == ["complete"] * 3 + ["failed"]
 
 
@@ -208,7 +208,7 @@ def test_a_diverged_trial_is_stopped_before_it_has_shown_a_number(
 
     rule = {"type": "hyperband", "min_iter": 1, "eta": 3}
     path = written(tmp_path, parameters={"model.lr": {"values": [0.3, 0.4]}}, early_terminate=rule)
-    assert main([str(path), "--runs", str(tmp_path / "runs")], diverging) == 0
+    assert launch("sweep", str(path), "--runs", str(tmp_path / "runs"), runner=diverging) == 0
     assert table(tmp_path)["state"].tolist() == ["complete", "pruned"]
     assert "trial-0001 pruned: model.lr=0.4: val/loss nan" in capsys.readouterr().err
 
@@ -269,18 +269,18 @@ def test_a_signal_ends_trials_and_the_same_command_goes_on_with_them(
     path = written(tmp_path, parameters=LR)
     arguments = [str(path), "--runs", str(tmp_path / "runs")]
     before = signal.getsignal(signal.SIGTERM)
-    assert main(arguments, interrupted) == code
+    assert launch("sweep", *arguments, runner=interrupted) == code
     assert signal.getsignal(signal.SIGTERM) is before
     assert "The same command goes on." in capsys.readouterr().out
     assert table(tmp_path)["state"].tolist() == ["complete", "waiting"]
     rest = Trials()
-    assert main([*arguments, "--count", "2"], rest) == 0
+    assert launch("sweep", *arguments, "--count", "2", runner=rest) == 0
     [job] = rest.jobs
     # In the same place, so that it goes on with its run.
     assert (job.name, job.is_fresh) == ("trial-0001", False)
     assert "--model.lr=0.2" in job.arguments
     assert table(tmp_path)["state"].tolist() == ["complete", "complete"]
-    assert main(arguments, rest) == 0
+    assert launch("sweep", *arguments, runner=rest) == 0
     assert sorted(table(tmp_path)["model.lr"]) == [0.1, 0.2, 0.3, 0.4]
 
 
@@ -303,12 +303,14 @@ def test_wrong_arguments_are_refused(tmp_path: Path, arguments: list[str]) -> No
     assert stopped.value.code == 2
 
 
-def test_help_needs_neither_optuna_nor_torch() -> None:
+def test_help_names_the_program_and_needs_neither_optuna_nor_torch() -> None:
     code = (
-        "import runpy, sys; sys.argv = ['x', 'sweep', '--help']\n"
-        "try: runpy.run_module('experiments', run_name='__main__')\n"
+        "import sys; sys.argv = ['bin/vitrail', 'sweep', '--help']\n"
+        "from vitrail.programs import main\n"
+        "try: main('vitrail')\n"
         "except SystemExit: print('optuna' in sys.modules, 'lightning' in sys.modules)"
     )
     message = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert message.startswith("usage: vitrail sweep FILE [options] [-- ARGUMENT …]")
     assert "--workers" in message
     assert message.splitlines()[-1] == "False False"

@@ -46,7 +46,7 @@ def test_the_shipped_sweeps_are_found() -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_sweep_is_judged_by_what_its_experiment_keeps(path: Path) -> None:
+def test_a_sweep_selects_by_what_its_experiment_keeps(path: Path) -> None:
     sweep = read_sweep(path)
     config = ROOT / sweep.fit[sweep.fit.index("--config") + 1]
     checkpoint = yaml.safe_load(config.read_text())["checkpoint"]
@@ -179,7 +179,7 @@ def sampled(parameter: Parameter, count: int = SAMPLES) -> list[Any]:
 def test_continuous_distributions_are_those_of_scipy(entry: dict[str, Any], oracle: Any) -> None:
     values = sampled(parsed(**entry))
     assert stats.kstest(values, oracle.cdf).pvalue > 0.01
-    # The test can tell: the values of another distribution do not pass.
+    # The test is sharp: the values of another distribution do not pass.
     assert stats.kstest([value * 1.5 for value in values], oracle.cdf).pvalue < 0.01
 
 

@@ -86,7 +86,7 @@ def test_higher_is_better_where_that_is_the_goal(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_a_trial_that_is_not_worth_it_is_ended(tmp_path: Path) -> None:
+def test_a_weak_trial_is_ended(tmp_path: Path) -> None:
     outcome = run_trial(job(tmp_path, "0.9,0.8,0.7", wait=30), Noted(stop_at=0.9), threading.Event())
     assert (outcome.state, outcome.epochs) == ("pruned", 1)
     # A trial that has ended anyway is complete.
@@ -95,7 +95,7 @@ def test_a_trial_that_is_not_worth_it_is_ended(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_failures_say_why(tmp_path: Path) -> None:
+def test_failures_have_a_reason(tmp_path: Path) -> None:
     outcome = run_trial(job(tmp_path, "0.5,error"), Noted(), threading.Event())
     assert outcome.state == "failed"
     assert outcome.error == "exit code 1: the key is wrong"
@@ -107,9 +107,9 @@ def test_failures_say_why(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.usefixtures("stand_in")
-@pytest.mark.parametrize("sweep_is_told_too", [True, False])
-def test_a_trial_that_is_told_to_end_is_stopped_if_its_sweep_is_told_too(
-    tmp_path: Path, sweep_is_told_too: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("with_its_sweep", [True, False])
+def test_a_terminated_trial_is_stopped_if_its_sweep_is_terminated_too(
+    tmp_path: Path, with_its_sweep: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workers, "_SECONDS_TO_AGREE", 0.5)
     stop, the_job = threading.Event(), job(tmp_path, "0.9,0.8", wait=30)
@@ -122,14 +122,14 @@ def test_a_trial_that_is_told_to_end_is_stopped_if_its_sweep_is_told_too(
             os.kill(process, signal.SIGTERM)
             while Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
                 threading.Event().wait(0.02)
-            if sweep_is_told_too:
+            if with_its_sweep:
                 threading.Timer(0.1, stop.set).start()
             return False
 
     # The handler of `fit` ends with 143; the stand-in has none.
     outcome = run_trial(the_job, Scheduler(), stop)
-    assert outcome.state == ("stopped" if sweep_is_told_too else "failed")
-    assert str(outcome.error).startswith("None" if sweep_is_told_too else "SIGTERM: OMP 5 None")
+    assert outcome.state == ("stopped" if with_its_sweep else "failed")
+    assert str(outcome.error).startswith("None" if with_its_sweep else "SIGTERM: OMP 5 None")
 
 
 @pytest.mark.usefixtures("stand_in")
