@@ -1,20 +1,23 @@
 """What all DataModules share: tasks, splits, checks before training, and loaders.
 
 A data set is one subclass that lists its samples (``load_table``) and, where its images are not files, reads one
-(``read_image``). Everything else is here. Order and augmentation are functions of (seed, epoch, sample), so they depend
-neither on the number of workers nor on where a run was interrupted.
+(``read_image``). Order and augmentation are functions of (seed, epoch, sample), so they depend neither on the number
+of workers nor on where a run was interrupted.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from PIL import Image
 
 from datamodules.captions import CaptionMode, PromptOptions, Texts
 from datamodules.files.label_csv import count_files_left_out, left_out_text
@@ -39,30 +42,28 @@ if TYPE_CHECKING:
 class ImageDataModule(LightningDataModule):
     """Base of all data sets of images.
 
-    A subclass takes its own arguments, passes these on, and implements ``load_table``. What depends on the table only
-    (``tasks``, ``num_classes``, ``class_names``, ``class_counts``) is there from construction on, so that the command
-    line can link it into the model. Batches are :class:`~vitrail.types.Batch`.
+    A subclass takes its own arguments, passes these on as ``**shared`` (the command line finds them in this signature),
+    and implements ``load_table``. What depends on the table only (``tasks``, ``num_classes``, ``class_names``,
+    ``class_counts``) is available from construction on, so that the command line can link it into the model. Batches
+    are :class:`~vitrail.types.Batch`.
 
     Args:
         image: size, crop and interpolation of the images.
         augment: augmentation of the training images; none by default.
         loader: batch size, workers and sampling.
         checks: what to do about unreadable images and leaks between the splits.
-        seed: of order, sampling and augmentation.
+        seed: of order, sampling, augmentation and, unless ``split.seed`` is given, of the division into splits.
         prompts: texts for the classes; where given also the captions, which otherwise are the table's own, if it has
             some.
         caption: which of several captions, or of several prompts, training uses: first, random (one sampled each epoch)
             or all (of captions; an epoch then has all pairs).
-
-    Raises:
-        UserError: for options out of range.
     """
 
     generated: ClassVar[bool] = False
     """True where images are computed, so that they can be neither corrupt nor duplicates by accident."""
 
     missing_texts: ClassVar[tuple[str, ...]] = ()
-    """Default of ``checks.missing``: texts that mean unknown in this format, besides the empty one."""
+    """Default of ``checks.missing``: texts that mean unknown in this format; the empty one always does."""
 
     def __init__(
         self,
@@ -98,7 +99,7 @@ class ImageDataModule(LightningDataModule):
         self._content: NDArray[np.uint8] | None = None
 
     def load_table(self) -> SampleTable:
-        """Read the data set's table. Called once a process, the first time that the table is needed.
+        """Read the data set's table; called once per process.
 
         Raises:
             UserError: where the data are missing or the table has mistakes.
@@ -106,25 +107,27 @@ class ImageDataModule(LightningDataModule):
         raise TypeError(f"{type(self).__name__} must define load_table()")
 
     def read_image(self, index: int) -> torch.Tensor:
-        """Read one image; to be overridden where images are not files.
-
-        Args:
-            index: row of the table.
-
-        Returns:
-            uint8 ``(3, H, W)``, RGB, in the image's own size.
+        """Read the image of a row of the table, uint8 ``(3, H, W)``, RGB, in its own size; override for other sources.
 
         Raises:
             ImageError: where the image cannot be read.
         """
         return images.read_image(self.table.source(index), value_range=self.value_range)
 
+    def encoded_image(self, index: int) -> bytes:
+        """Return the file of an image, or PNG where images are not files."""
+        if self.image_files:
+            return Path(self.table.source(index)).read_bytes()
+        buffer = io.BytesIO()
+        Image.fromarray(self.read_image(index).permute(1, 2, 0).contiguous().numpy()).save(buffer, format="PNG")
+        return buffer.getvalue()
+
     def images_state(self) -> str:
-        """What changes with the images, where they are neither files of their own nor below the table's origin."""
+        """Return what changes with the images, where these are neither files nor below the table's origin."""
         return ""
 
     def count_left_out(self) -> dict[str, int]:
-        """Count the files among the images that are not used; to be overridden where images are no files."""
+        """Count the files among the images that are not used, by the ending of their names."""
         if not self.image_files:
             return {}
         return count_files_left_out(self.table.sources.to_pylist(), self.table.origin)
@@ -168,12 +171,12 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def class_prompts(self) -> list[list[str]]:
-        """For each class the texts that stand for it."""
+        """Texts of each class."""
         return self.texts.class_prompts
 
     @property
     def class_counts(self) -> dict[str, list[int]]:
-        """For each task the number of training samples of each class, as the table has them."""
+        """For each task the number of training samples of each class; unreadable images count."""
         return self.table.class_counts("train")
 
     @property
@@ -182,21 +185,23 @@ class ImageDataModule(LightningDataModule):
         return self.texts.own
 
     def training_texts(self) -> list[str]:
-        """Distinct captions of the train split and all class prompts, to train a tokenizer on."""
+        """Return the distinct captions of the train split and all class prompts, to train a tokenizer on."""
         return self.texts.training_texts(self.split_indices("train"))
 
     def evaluation_texts(self, split: str) -> list[str]:
-        """All captions of a split, where the data set has captions of its own."""
+        """Return all captions of a split; none where the data set has no captions of its own."""
         rows = self.split_indices(split).tolist()
         return [text for texts in self.texts.evaluation(rows) for text in texts] if self.texts.own else []
 
     def sample_names(self) -> list[str]:
-        """Stable names of all samples, indexed by ``sample_id``."""
-        return [str(name) for name in self.table.names.to_pylist()]
+        """Return the stable names of all samples, indexed by ``sample_id``."""
+        names: list[str] = self.table.names.to_pylist()
+        return names
 
     def group_names(self) -> list[str]:
-        """Names of all samples' groups, indexed by ``sample_id``."""
-        return [str(group) for group in self.table.groups.to_pylist()]
+        """Return the groups of all samples, indexed by ``sample_id``."""
+        groups: list[str] = self.table.groups.to_pylist()
+        return groups
 
     # How images are made.
 
@@ -212,11 +217,7 @@ class ImageDataModule(LightningDataModule):
         return options.batch_size if options.contrastive_batch_size > options.batch_size else 0
 
     def adopt_image_options(self, own: Mapping[str, Any]) -> None:
-        """Make images as a model wants them, as far as the options leave it open.
-
-        Args:
-            own: the model's ``input_options``; what they leave out is as it is by default.
-        """
+        """Make images as a model's ``input_options`` (with the usual defaults) want them, where ours are left open."""
         wanted = with_image_defaults(own)
         adopted = {key: wanted[key] for key in with_image_defaults({}) if key not in self._given_image}
         if changed := {key: value for key, value in adopted.items() if self.image_options.get(key) != value}:
@@ -240,37 +241,32 @@ class ImageDataModule(LightningDataModule):
         return bool(self.augment_options.mixup or self.augment_options.cutmix)
 
     def transform(self, *, augmented: bool) -> torch.nn.Module:
-        """The training augmentation, or the evaluation transform: from uint8 ``(3, H, W)`` to ``(3, size, size)``."""
+        """Return the training augmentation, or the evaluation transform: uint8 ``(3, H, W)`` to ``(3, size, size)``."""
         if augmented:
             return train_transform(self.image_options, self.augment_options)
         return eval_transform(self.image_options)
 
     @property
     def value_range(self) -> images.ValueRange:
-        """What ``read_image`` is to take for black and white in images with more than 8 bits a channel."""
+        """What becomes black and white in images with more than 8 bits a channel."""
         chosen = self.image_options.get("value_range", "auto")
         return images.UNDECIDED if chosen == "auto" else chosen
 
     @property
     def asked_range(self) -> images.ValueRange:
-        """The option as it was given: ``auto`` also after it has been decided."""
+        """The option as it was given: still ``auto`` after it has been decided."""
         chosen = self.image_options.get("value_range", "auto")
         return "auto" if chosen == self._auto_range else chosen
 
     def decide_range(self, chosen: list[float] | None, facts: dict[str, Any] | None = None) -> None:
-        """Set what the images of the data set need where the option is ``auto``.
-
-        Args:
-            chosen: what is black and white; None for not decided yet, or without images that need it.
-            facts: about images with more than 8 bits a channel, for the record.
-        """
+        """Set what is black and white where the option is ``auto`` (None: not decided), and facts for the record."""
         if self.asked_range == "auto":
             self.image_options = {**self.image_options, "value_range": chosen or "auto"}
             self._auto_range = chosen
         self._deep = facts or {}
 
     def adopt_range(self, recorded: images.ValueRange) -> None:
-        """Read images as a model takes them; nothing changes where it was trained on none that need a range."""
+        """Read images with the range that a model was trained with, if it was trained on any that need one."""
         if isinstance(recorded, str) or recorded == self.image_options.get("value_range"):
             return
         rank_zero_info(f"{self.table.origin}: image.value_range {list(recorded)}, as the model was trained with.")
@@ -278,7 +274,7 @@ class ImageDataModule(LightningDataModule):
         self.verify()
 
     def range_record(self) -> dict[str, Any]:
-        """The option, what is black and white, and how many images need it, by the bits that they use."""
+        """Return the option, what is black and white, and how many images need it, by the bits that they use."""
         decided = self.image_options.get("value_range", "auto")
         return {"option": self.asked_range, "range": None if decided == "auto" else decided, **self._deep}
 
@@ -297,7 +293,7 @@ class ImageDataModule(LightningDataModule):
         return self._left_out
 
     def verify(self) -> Verification | None:
-        """Read all images once (at once where that was done before), and note the bad ones; None for generated data.
+        """Read all images once (cached on disk), and note the bad ones; None for generated data.
 
         Raises:
             UserError: for unreadable images, unless they are to be skipped.
@@ -314,7 +310,7 @@ class ImageDataModule(LightningDataModule):
         return verification
 
     def verification(self) -> Verification:
-        """Read every image once, or take what an earlier run found; bad images are not refused."""
+        """Return what is known of all images, unreadable ones included; read them where it is not cached."""
         from datamodules.checks.verify import verify
 
         return verify(
@@ -327,11 +323,7 @@ class ImageDataModule(LightningDataModule):
         )
 
     def audit(self) -> AuditReport:
-        """Report counts, unknown and unseen values, leaks of every kind and unreadable images.
-
-        Raises:
-            UserError: where there is no table to report on.
-        """
+        """Report counts, unknown and unseen values, leaks of every kind and unreadable images."""
         from datamodules.checks.audit import audit
 
         verification = None if self.generated else self.verification()
@@ -343,7 +335,7 @@ class ImageDataModule(LightningDataModule):
             data=type(self).__name__,
             value_range=self.range_record(),
             files_left_out=self.files_left_out,
-            image_files=bool(self.image_files),
+            image_files=self.image_files,
         )
 
     def prepare_data(self) -> None:
@@ -352,7 +344,7 @@ class ImageDataModule(LightningDataModule):
         Raises:
             UserError: for unreadable images (unless they are to be skipped) and leaks that are not allowed.
         """
-        from datamodules.checks.audit import refuse_leaks, warn_of_conflicts
+        from datamodules.checks.audit import find_leaks, warn_of_conflicts
 
         if self.files_left_out:
             rank_zero_info(f"{self.table.origin}: files left out, {left_out_text(self.files_left_out)}.")
@@ -362,7 +354,8 @@ class ImageDataModule(LightningDataModule):
                 f"{self.table.origin}: {self._deep['images']} images have more than 8 bits a channel; value_range "
                 f"{self.asked_range}: {self.image_options.get('value_range')} become black and white."
             )
-        refuse_leaks(self.table, verification, self.read_image, self.check_options.allow_leaks)
+        allowed = self.check_options.allow_leaks
+        find_leaks(self.table, verification, self.read_image, allowed).refuse(self.table.origin, allowed)
         if verification is not None:
             warn_of_conflicts(self.table, verification)
 
@@ -384,7 +377,7 @@ class ImageDataModule(LightningDataModule):
         return self.table.facts(sample_ids, content, image_files=self.image_files)
 
     def data_record(self) -> dict[str, Any]:
-        """What the run record states of the data: fingerprint, counts, unseen and missing values, skipped images.
+        """Return what the run record keeps of the data: fingerprint, counts, unseen and missing values, skipped images.
 
         ``identical`` counts images that repeat another one of their split and those that contradict each other; it is
         null where pixels were not compared.
@@ -395,9 +388,7 @@ class ImageDataModule(LightningDataModule):
         kept = {split: self.split_indices(split) for split in SPLITS}
         counts = None
         if self._content is not None:
-            readable = np.ones(len(table), dtype=bool)
-            readable[list(bad)] = False
-            identical = find_identical(table, self._content, readable)
+            identical = find_identical(table, self._content, ~np.isin(np.arange(len(table)), list(bad)))
             counts = {"repeated": identical.repeated, "conflicts": identical.conflict_counts()}
         return {
             "data": type(self).__name__,
@@ -410,8 +401,8 @@ class ImageDataModule(LightningDataModule):
             "notes": table.notes,
             "class_counts": self.class_counts,
             "skipped": [
-                {"name": table.name(row), "row": int(table.rows[row]), "reason": why}
-                for row, why in sorted(bad.items())
+                {"name": table.name(row), "row": int(table.rows[row]), "reason": reason}
+                for row, reason in sorted(bad.items())
             ],
             "identical": counts,
             "value_range": self.range_record(),
@@ -421,28 +412,24 @@ class ImageDataModule(LightningDataModule):
     # Rows and loaders.
 
     def split_indices(self, split: str) -> NDArray[np.int64]:
-        """Rows of a split in the table's order without the skipped ones, int64."""
+        """Return the rows of a split in the table's order without the skipped ones, int64."""
         if self._bad is None:
             self.verify()
         indices = self.table.split_indices(split)
         return indices[~np.isin(indices, list(self._bad or {}))]
 
     def rows_of(self, splits: Sequence[str]) -> NDArray[np.int64]:
-        """Rows of several splits without the skipped ones, in the table's order, int64."""
+        """Return the rows of several splits without the skipped ones, in the table's order, int64."""
         return np.sort(np.concatenate([self.split_indices(split) for split in dict.fromkeys(splits)]))
 
     def dataset(self, split: str, *, augmented: bool = False) -> ImageDataset:
-        """The samples of a split, with the training augmentation or the evaluation transform."""
+        """Return the samples of a split, with the training augmentation or the evaluation transform."""
         rows = self.split_indices(split)
         reader = self._reader(rows, augmented=augmented)
         return ImageDataset(rows, reader, self.transform(augmented=augmented), self.seed)
 
     def train_dataloader(self) -> CountedLoader:
-        """Augmented training batches.
-
-        Raises:
-            UserError: where there is no training batch.
-        """
+        """Return augmented training batches."""
         dataset = self.dataset("train", augmented=True)
         if not len(dataset):
             raise UserError(f"{self.table.origin}: the train split is empty; give it samples")
@@ -452,19 +439,15 @@ class ImageDataModule(LightningDataModule):
         return make_loader(dataset, sampler, self.collate(training=True), self.loader_options, training=True)
 
     def val_dataloader(self) -> CountedLoader:
-        """Validation batches in the table's order."""
+        """Return validation batches in the table's order."""
         return self.eval_dataloader("val")
 
     def test_dataloader(self) -> CountedLoader:
-        """Test batches in the table's order."""
+        """Return test batches in the table's order."""
         return self.eval_dataloader("test")
 
     def predict_dataloader(self) -> CountedLoader:
-        """All samples of the splits that ``loader.predict`` names, in the table's order.
-
-        Raises:
-            UserError: where these splits are empty.
-        """
+        """Return all samples of the splits that ``loader.predict`` names, in the table's order."""
         splits = self.loader_options.predict
         if len(splits) == 1:
             return self.eval_dataloader(splits[0])
@@ -473,42 +456,32 @@ class ImageDataModule(LightningDataModule):
         return self.rows_dataloader(rows)
 
     def rows_dataloader(self, rows: NDArray[np.int64]) -> CountedLoader:
-        """Batches of any rows with the evaluation transform, each row once, in the order given.
-
-        Args:
-            rows: int64 ``(n,)``, ascending.
-        """
+        """Return batches of some rows, int64 ``(n,)``, ascending, with the evaluation transform."""
         reader = SplitReaders(self.table.split_codes, lambda part: self._reader(part, augmented=False), rows)
         return self._eval_loader(ImageDataset(rows, reader, self.transform(augmented=False), self.seed))
 
     def eval_dataloader(self, split: str) -> CountedLoader:
-        """Batches of any split with the evaluation transform, in the table's order.
-
-        Raises:
-            UserError: where the split is empty.
-        """
+        """Return batches of any split with the evaluation transform, in the table's order."""
         loader = self.view_dataloader(split, None)
         if not len(loader):
             raise UserError(f"{self.table.origin}: the {split} split is empty; choose another division by data split")
         return loader
 
     def view_dataloader(self, split: str, view: int | None) -> CountedLoader:
-        """Every sample of a split once, in the table's order.
+        """Return every sample of a split once, in the table's order.
 
-        Args:
-            split: train, val or test.
-            view: epoch that images are augmented for as in training; None for the evaluation transform.
+        Images are augmented as in epoch ``view`` of training; None is for the evaluation transform.
         """
         return self._eval_loader(self.dataset(split, augmented=view is not None), view or 0)
 
     def collate(self, *, training: bool) -> Collate:
-        """What makes a batch of samples."""
+        """Return what makes a batch of samples."""
         augment = self.augment_options
         mixing = {"mixup": augment.mixup or 0.0, "cutmix": augment.cutmix or 0.0} if training else {}
         return Collate(self.table, self.seed, texts=self.texts, evaluation=not training, **mixing)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the data: fingerprint and value range. Place and epoch are kept by the loaders."""
+        """Return what a checkpoint keeps of the data: fingerprint and value range. The loaders keep their place."""
         return {"fingerprint": self.table.fingerprint(), "value_range": self.image_options.get("value_range", "auto")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -536,7 +509,7 @@ class ImageDataModule(LightningDataModule):
         return TrainSampler(len(dataset), self.seed, *self._place(), weights)
 
     def _reader(self, rows: NDArray[np.int64], *, augmented: bool) -> Callable[[int], torch.Tensor]:
-        """What reads images of these rows; generated ones have no need of a cache on disk."""
+
         if self._content is None:
             return self.read_image
         augment = self._augment if augmented else AugmentOptions()
@@ -549,5 +522,5 @@ class ImageDataModule(LightningDataModule):
         return make_loader(dataset, sampler, self.collate(training=False), self.loader_options, training=False)
 
     def _place(self) -> tuple[int, int]:
-        """Rank of this process and number of processes."""
+        """Rank and world size."""
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)

@@ -1,15 +1,7 @@
-"""The texts that go with images: captions of their own, one or several, or the prompts of their class.
-
-Class prompts: the texts that stand for a class, in training and in zero-shot evaluation alike.
+"""The texts that go with images: their own captions, captions made from templates, or the prompts of their class.
 
 Several prompts of a class are an ensemble, whose embeddings the model averages (Radford et al., 2021). Descriptions of
 each class go back to Menon and Vondrick, "Visual classification via description from large language models", ICLR 2023.
-
-Captions made of what is known of an image: templates such as ``a photo of a {colour} {material} {noun}``.
-
-A table's own captions often leave out what people ask for. A template names columns of the table in braces; what is not
-known of an image is left out of its text. Beside the columns there are ``{class}``, the class name with blanks for
-underscores, and ``{noun}``, its last word, as people say "bottle" for ``tableware_water_bottle``.
 """
 
 from __future__ import annotations
@@ -30,7 +22,6 @@ from vitrail.seeding import derive_seed
 from vitrail.types import LABEL_TASK, UNKNOWN
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from numpy.typing import NDArray
 
     from datamodules.table import SampleTable
@@ -73,14 +64,10 @@ class PromptOptions(Options):
 
 
 def class_prompts(options: PromptOptions | None, class_names: Sequence[str]) -> list[list[str]]:
-    """Return the prompts of each class: those of the templates first, then its descriptions.
+    """Return one prompt or more for each class: those of the templates first, then its descriptions.
 
-    Args:
-        options: which ones.
-        class_names: in the order of the labels.
-
-    Returns:
-        For each class one prompt or more.
+    Example:
+        ``class_prompts(PromptOptions("photo"), ["water_bottle"])`` is ``[["a photo of a water bottle."]]``.
 
     Raises:
         UserError: for descriptions that cannot be read or lack a class.
@@ -107,15 +94,20 @@ def _descriptions(path: str, class_names: Sequence[str]) -> Mapping[str, list[st
     if not isinstance(found, dict):
         raise UserError(f"data prompts.descriptions: {path} must be an object from class name to a list of texts")
     found = {composed(name): texts for name, texts in found.items()}
-    if wrong := [name for name in class_names if not _is_texts(found.get(name))]:
+    wrong = []
+    for name in class_names:
+        texts = found.get(name)
+        if (
+            not texts
+            or not isinstance(texts, list)
+            or not all(isinstance(text, str) and text.strip() for text in texts)
+        ):
+            wrong.append(name)
+    if wrong:
         raise UserError(
             f"data prompts.descriptions: {path} has no texts for {_some(wrong)}; add a list of texts for each"
         )
     return found
-
-
-def _is_texts(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(text, str) and text.strip() for text in value)
 
 
 def _some(names: Sequence[str]) -> str:
@@ -124,42 +116,38 @@ def _some(names: Sequence[str]) -> str:
 
 
 CaptionMode = Literal["first", "random", "all"]
-"""Which of several captions training sees: always the first, one drawn each epoch, or all of them in every epoch."""
+"""Which of several captions training uses: always the first, one sampled each epoch, or all of them in every epoch."""
 
 RANDOM = -1
-"""In the place of a caption's number: draw one."""
+"""In the place of a caption's number: sample one."""
 
 
 class Texts:
-    """Which text goes with which sample.
+    """Which text goes with which sample; the arguments are those of ``ImageDataModule``.
 
-    Captions are the table's own, unless prompts are asked for or it has none: then they are the prompts of the class.
-
-    Args:
-        table: of the samples.
-        prompts: class prompts; where they are given, they are the captions too.
-        mode: which of several captions, or of several prompts, training sees.
-        seed: of the draw.
+    Captions are the table's own, unless prompts are given or it has none: then they are the prompts of the class.
 
     Attributes:
         class_prompts: for each class its prompts; empty where there are no classes.
         own: whether captions are the table's own.
-
-    Raises:
-        UserError: if the mode is unknown or does not fit.
+        positive_ids: int64 ``(N,)``; rows that share one are positives of each other.
     """
 
     def __init__(
         self, table: SampleTable, prompts: PromptOptions | None = None, mode: CaptionMode = "random", seed: int = 0
     ) -> None:
+        import pyarrow.compute as pc
+
         if mode not in get_args(CaptionMode):
             raise UserError(f"data caption: must be one of {', '.join(get_args(CaptionMode))}; got {mode!r}")
         self._lists = table.caption_lists
         self._labels = table.targets.get(LABEL_TASK)
         self._seed = seed
         self._mode = mode
+        if prompts is not None and self._labels is None:
+            raise UserError(f"data prompts: {table.origin} has no classes that they could name; leave them out")
         self.class_prompts = class_prompts(prompts, table.tasks.get(LABEL_TASK, []))
-        self.own = prompts is None and bool(len(self._lists.values)) and _has_text(self._lists.values)
+        self.own = prompts is None and bool(pc.any(pc.not_equal(self._lists.values, "")).as_py())
         if mode == "all" and not self.own:
             raise UserError(
                 "data caption: all is for captions of the data's own; with class prompts use first or random"
@@ -167,14 +155,9 @@ class Texts:
         self.positive_ids = self._positive_ids(table)
 
     def pairs(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The samples of a training epoch, each with the number of its caption.
+        """Return the rows of a training epoch and the number of the caption of each, both int64 ``(m,)``.
 
-        Args:
-            rows: int64 ``(n,)``, rows of the table.
-
-        Returns:
-            Rows and numbers int64 ``(m,)``; a row comes several times where all of its captions are to be seen, and
-            its number is ``RANDOM`` where one is to be drawn.
+        A row comes several times where all of its captions are used; its number is ``RANDOM`` where one is sampled.
         """
         if self._mode == "all" and self.own:
             counts = self._lists.counts[rows]
@@ -187,25 +170,25 @@ class Texts:
     def training(
         self, rows: Sequence[int], numbers: Sequence[int], epochs: Sequence[int], draws: Sequence[int]
     ) -> list[str]:
-        """The caption of each sample of a training batch, a function of seed, epoch, sample and draw."""
-        drawn = [
+        """Return the caption of each sample of a training batch, a function of seed, epoch, sample and draw."""
+        sampled = [
             derive_seed("caption", self._seed, epoch, row, draw) if number == RANDOM else number
             for row, number, epoch, draw in zip(rows, numbers, epochs, draws, strict=True)
         ]
         if self.own:
             counts = self._lists.counts[np.asarray(rows)].tolist()
-            return self._lists.pick(rows, [number % count for number, count in zip(drawn, counts, strict=True)])
+            return self._lists.pick(rows, [number % count for number, count in zip(sampled, counts, strict=True)])
         return [
             prompts[number % len(prompts)] if prompts else ""
-            for prompts, number in zip(map(self._prompts_of, rows), drawn, strict=True)
+            for prompts, number in zip(map(self._prompts_of, rows), sampled, strict=True)
         ]
 
     def evaluation(self, rows: Sequence[int]) -> list[list[str]]:
-        """All captions of each sample of an evaluation batch; one empty text where the class is not known."""
+        """Return all captions of each sample; one empty text where the class is unknown."""
         return self._lists.of(rows) if self.own else [self._prompts_of(row) or [""] for row in rows]
 
     def training_texts(self, rows: NDArray[np.int64]) -> list[str]:
-        """Distinct texts to train a tokenizer on: the captions of these rows and all class prompts."""
+        """Return the distinct captions of some rows and all class prompts, to train a tokenizer on."""
         texts = [prompt for prompts in self.class_prompts for prompt in prompts]
         if self.own:
             texts += [text for captions in self._lists.of(rows.tolist()) for text in captions]
@@ -217,11 +200,7 @@ class Texts:
         return self.class_prompts[int(self._labels[row])]
 
     def _positive_ids(self, table: SampleTable) -> NDArray[np.int64]:
-        """int64 ``(N,)``: rows that share one are positives of each other.
-
-        With class prompts that is the class, and a sample without one is alone. With captions of their own it is the
-        image's group where there are several captions, else the wording of the caption.
-        """
+        """By class with class prompts; otherwise by group where an image has several captions, or by their wording."""
         alone = -1 - np.arange(len(table), dtype=np.int64)
         if not self.own:
             return alone if self._labels is None else np.where(self._labels == UNKNOWN, alone, self._labels)
@@ -237,12 +216,6 @@ class Texts:
         return np.where(codes == number.get("", -1), alone, codes)
 
 
-def _has_text(values: pa.LargeStringArray) -> bool:
-    import pyarrow.compute as pc
-
-    return bool(pc.any(pc.greater(pc.utf8_length(values), 0)).as_py())
-
-
 NOUN = "noun"
 """Field of a template: the last word of the class name."""
 
@@ -250,25 +223,35 @@ _FIELD = re.compile(r"\{([^{}]*)\}")
 
 
 def composed_captions(templates: Sequence[str], columns: Mapping[str, Sequence[str]], where: str) -> list[list[str]]:
-    """The captions of each sample: every template filled in, each text once.
+    """Fill templates such as ``a photo of a {colour} {material} {noun}`` in for each sample.
+
+    What is unknown of an image is left out of its text, and so is a template of which nothing is known.
 
     Args:
-        templates: texts with fields.
+        templates: texts with fields in braces: names of columns; ``{class}``, with blanks for underscores; ``{noun}``,
+            its last word, as people say "bottle" for ``tableware_water_bottle``.
         columns: texts of all samples by field, empty where unknown; the class among them under its task's name.
         where: YAML key and file, for the error.
 
     Returns:
-        For each sample one caption or more; a single empty one where nothing of any template is known.
+        For each sample its distinct captions, one or more; a single empty one where nothing is known.
 
     Raises:
-        UserError: for an empty template, a brace that is no field's, or a field that is not there.
+        UserError: for an empty template, a brace that is no field's, or an unknown field.
     """
     fields = dict(columns)
     if LABEL_TASK in columns:
         names = [_words(name) for name in columns[LABEL_TASK]]
         fields |= {LABEL_TASK: names, NOUN: [name.rpartition(" ")[2] for name in names]}
     for template in templates:
-        _check(template, fields, where)
+        if not template.strip():
+            raise UserError(f"{where}: a template is empty; write a text with fields such as {{class}}")
+        if {"{", "}"} & set(_FIELD.sub("", template)):
+            raise UserError(
+                f"{where}: {template!r} has a brace that belongs to no field; write fields such as {{class}}"
+            )
+        if strange := [name for name in _FIELD.findall(template) if name not in fields]:
+            raise UserError(f"{where}: {template!r} has no such field as {strange[0]!r}; there are {', '.join(fields)}")
     rows = len(next(iter(fields.values()), ()))
     return [_filled(templates, {name: texts[row] for name, texts in fields.items()}) for row in range(rows)]
 
@@ -277,7 +260,6 @@ def _filled(templates: Sequence[str], values: Mapping[str, str]) -> list[str]:
     texts = []
     for template in templates:
         names = _FIELD.findall(template)
-        # Where nothing of a template is known, what remains of it ("a photo of a") says nothing of the image.
         if not names or any(values[name] for name in names):
             texts.append(_words(_FIELD.sub(lambda field: values[field.group(1)], template)))
     return list(dict.fromkeys(texts)) or [""]
@@ -285,12 +267,3 @@ def _filled(templates: Sequence[str], values: Mapping[str, str]) -> list[str]:
 
 def _words(text: str) -> str:
     return " ".join(text.replace("_", " ").split())
-
-
-def _check(template: str, fields: Mapping[str, Sequence[str]], where: str) -> None:
-    if not template.strip():
-        raise UserError(f"{where}: a template is empty; write a text with fields such as {{class}}")
-    if {"{", "}"} & set(_FIELD.sub("", template)):
-        raise UserError(f"{where}: {template!r} has a brace that belongs to no field; write fields such as {{class}}")
-    if strange := [name for name in _FIELD.findall(template) if name not in fields]:
-        raise UserError(f"{where}: {template!r} has no such field as {strange[0]!r}; there are {', '.join(fields)}")

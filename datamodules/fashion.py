@@ -24,15 +24,15 @@ from jsonargparse.typing import PositiveInt
 from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules.base import ImageDataModule
-from datamodules.captions import PromptOptions
-from datamodules.files.label_csv import Problems, as_on_disk, locate, plain_text, plain_texts, read_text
+from datamodules.files.arrow_columns import plain_texts
+from datamodules.files.label_csv import Problems, as_on_disk, locate, plain_text, read_text
 from datamodules.hub_images import ImageColumn, open_splits, read_columns
 from datamodules.loading.transforms import learns_colour
-from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions, Options
+from datamodules.options import AugmentOptions, Options
 from datamodules.splits import SplitOptions, resolve_splits
 from datamodules.table import Missing, SampleTable, attribute_column, table_error, target_column
 from vitrail.errors import UserError
-from vitrail.types import DEFAULT_SEED, LABEL_TASK
+from vitrail.types import LABEL_TASK
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,12 +74,8 @@ class Fashion(ImageDataModule):
         source: ``csv`` or ``hub``.
         rare: what happens to classes of the target that hardly occur.
         split: how samples are divided; by default ``group``: stratified by the target, products kept together.
-        image: see ``ImageDataModule``, as for all that follow.
-        augment: augmentation of the training images.
-        loader: batch size, workers and sampling.
-        checks: unreadable and missing images, and leaks between the splits.
-        seed: of order, sampling, augmentation and, where ``split`` names no other, of the division.
-        prompts: texts that stand for the classes; given, they are the captions too.
+        augment: augmentation of the training images; a preset's hue jitter is off where the target is a color.
+        shared: options of every data set, see ``ImageDataModule``.
     """
 
     missing_texts = ("NA",)
@@ -92,18 +88,14 @@ class Fashion(ImageDataModule):
         source: Literal["csv", "hub"] = "csv",
         rare: RareOptions = RareOptions(),
         split: SplitOptions = SplitOptions(),
-        image: ImageOptions = ImageOptions(),
         augment: AugmentOptions = AugmentOptions(),
-        loader: LoaderOptions = LoaderOptions(),
-        checks: CheckOptions = CheckOptions(),
-        seed: int = DEFAULT_SEED,
-        prompts: PromptOptions | None = None,
+        **shared: Any,
     ) -> None:
         augment = AugmentOptions.of(augment)
         if learns_colour([target]) and augment.hue is None:
             # The task is called class, which does not show that it is a color: no hue jitter of a preset.
             augment = replace(augment, hue=0.0)
-        super().__init__(image, augment, loader, checks, seed, prompts)
+        super().__init__(augment=augment, **shared)
         for key, names in (("target", [target]), ("attributes", attributes or [])):
             if unknown := [name for name in names if name not in _LABELS]:
                 raise UserError(f"data {key}: must be one of {', '.join(_LABELS)}; got {unknown[0]!r}")
@@ -118,11 +110,7 @@ class Fashion(ImageDataModule):
         self._images: ImageColumn | None = None
 
     def load_table(self) -> SampleTable:
-        """Read the table.
-
-        Raises:
-            UserError: for missing files or columns, or with all problems of the rows.
-        """
+        """Read ``styles.csv``, or the hub's copy."""
         missing = Missing(self.check_options.missing or ())
         origin, root, frame = self._open_hub(missing) if self.source == "hub" else self._open_csv(missing)
         if self.rare.handling == "drop":
@@ -149,7 +137,7 @@ class Fashion(ImageDataModule):
         return self.source == "csv"
 
     def data_record(self) -> dict[str, Any]:
-        """As of every data set, with the number of repaired rows, and the rows of each class that was dropped."""
+        """Return the record, with the number of repaired rows and the rows of each class that was dropped."""
         return {**super().data_record(), "repaired_rows": self.repaired_rows, "dropped": self.dropped}
 
     def _open_csv(self, missing: Missing) -> tuple[str, str, pd.DataFrame]:

@@ -18,18 +18,15 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
 from datamodules.base import ImageDataModule
-from datamodules.captions import CaptionMode
 from datamodules.files.caption_files import CaptionFile, read_captions
 from datamodules.files.label_csv import Problems, as_on_disk, locate, read_text
-from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
 from datamodules.splits import SplitOptions, resolve_splits
 from datamodules.table import Missing, SampleTable, table_error
 from vitrail.errors import UserError
-from vitrail.types import DEFAULT_SEED
 
 _SOURCE = "kaggle.com/datasets/adityajn105/flickr8k or the form of the University of Illinois"
 _LAYOUT = (
-    "Flicker8k_Dataset/*.jpg beside Flickr8k_text/Flickr8k.token.txt and its split lists, or captions.txt, or a JSON"
+    "Flicker8k_Dataset/*.jpg next to Flickr8k_text/Flickr8k.token.txt and its split lists, or captions.txt, or a JSON"
 )
 _CAPTION_FILES = {
     "token": ("Flickr8k_text/Flickr8k.token.txt", "Flickr8k.token.txt", "*.token"),
@@ -48,13 +45,9 @@ class Flickr8k(ImageDataModule):
         captions: ``token``, ``kaggle`` (``captions.txt``) or ``karpathy`` (``dataset*.json``) for a file of that kind,
             ``auto`` (or empty) for the first of these that is there, or a file's path, below ``root`` or absolute.
         images: folder of the photos, below ``root`` or absolute; by default looked for.
-        caption: which of its captions training sees a photo with: random (one drawn each epoch), first, or all.
+
         split: how photos are divided; by default by the JSON or the split lists, where there are none at random.
-        image: see ``ImageDataModule``, as for all that follow.
-        augment: augmentation of the training images.
-        loader: batch size, workers and sampling.
-        checks: unreadable images and leaks between the splits.
-        seed: of order, sampling, augmentation and, where ``split`` names no other, of the division.
+        shared: options of every data set, see ``ImageDataModule``.
     """
 
     def __init__(
@@ -62,15 +55,10 @@ class Flickr8k(ImageDataModule):
         root: str = "",
         captions: str = "auto",
         images: str = "",
-        caption: CaptionMode = "random",
         split: SplitOptions = SplitOptions(),
-        image: ImageOptions = ImageOptions(),
-        augment: AugmentOptions = AugmentOptions(),
-        loader: LoaderOptions = LoaderOptions(),
-        checks: CheckOptions = CheckOptions(),
-        seed: int = DEFAULT_SEED,
+        **shared: Any,
     ) -> None:
-        super().__init__(image, augment, loader, checks, seed, caption=caption)
+        super().__init__(**shared)
         self.root = root
         self.caption_file = captions
         self.unlabeled_folder = images
@@ -78,11 +66,7 @@ class Flickr8k(ImageDataModule):
         self.left_out = {"photos in no list": 0, "captions of photos that do not exist": 0}
 
     def load_table(self) -> SampleTable:
-        """Reads captions and lists.
-
-        Raises:
-            UserError: for missing files, or with all problems of the lines.
-        """
+        """Read captions and split lists."""
         import pandas as pd
 
         root = locate(self.root, "flickr8k", _SOURCE, _LAYOUT)
@@ -114,7 +98,7 @@ class Flickr8k(ImageDataModule):
         return SampleTable.from_frame(frame, [], None, str(path), str(images), missing=missing.counts)
 
     def data_record(self) -> dict[str, Any]:
-        """As of every data set, with what was left out."""
+        """Return the record, with what was left out."""
         return {**super().data_record(), "left_out": self.left_out}
 
     def _kept(self, file: CaptionFile, listed: dict[str, str], there: Container[str]) -> list[str]:
@@ -122,7 +106,7 @@ class Flickr8k(ImageDataModule):
         self.left_out = dict.fromkeys(self.left_out, 0)
         kept = []
         for name, captions in file.captions.items():
-            # A listed photo that is absent is for the check of all images to tell.
+            # A listed photo that is absent is reported by the check of all images.
             if name in listed:
                 kept.append(name)
             elif name not in there:
@@ -160,9 +144,9 @@ def _unlabeled_folder(root: Path, given: str) -> Path:
 
 
 def _refuse(problems: dict[Path, Problems]) -> None:
-    """Tells the problems of all files together, each with its own lines."""
+    """Report the problems of all files together, each with its own lines."""
     hint = "correct or remove these lines"
-    if errors := [str(table_error(str(path), told, hint)) for path, told in problems.items() if told]:
+    if errors := [str(table_error(str(path), found, hint)) for path, found in problems.items() if found]:
         raise UserError("\n".join(errors))
 
 
@@ -175,16 +159,16 @@ def _read_lists(folders: list[Path], captioned: Container[str], problems: dict[P
     there = [path.name for path in paths.values() if path.is_file()]
     if len(there) < len(paths):
         missing = next(path for path in paths.values() if not path.is_file())
-        raise UserError(f"{missing}: is missing beside {', '.join(there)}; add it, or remove those for a random split")
+        raise UserError(f"{missing}: is missing next to {', '.join(there)}; add it, or remove those for a random split")
     listed: dict[str, str] = {}
     for split, path in paths.items():
-        told = problems.setdefault(path, [])
-        for row, line in enumerate(read_text(path, told).split("\n"), start=1):
+        found = problems.setdefault(path, [])
+        for row, line in enumerate(read_text(path, found).split("\n"), start=1):
             name = line.strip()
             if name in listed:
-                told.append((row, f"{name} again, it is in the list for {listed[name]}"))
+                found.append((row, f"{name} again, it is in the list for {listed[name]}"))
             elif name:
                 listed[name] = split
                 if name not in captioned:
-                    told.append((row, f"{name} has no captions"))
+                    found.append((row, f"{name} has no captions"))
     return listed

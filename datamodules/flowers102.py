@@ -3,22 +3,16 @@
 M.-E. Nilsback and A. Zisserman, "Automated flower classification over a large number of classes", ICVGIP 2008
 (robots.ox.ac.uk/~vgg/data/flowers/102); no explicit licence, generally used for research only.
 
-The layout is torchvision's: ``flowers-102/jpg/image_00001.jpg`` …, ``setid.mat``, ``imagelabels.mat``; beside or in
+The layout is torchvision's: ``flowers-102/jpg/image_00001.jpg`` …, ``setid.mat``, ``imagelabels.mat``; next to or in
 that folder ``cat_to_name.json``, an object from "1" … "102" to names. Splits differ between papers, and so do metrics
-(accuracy, or mean per class): name both wherever a number is given.
-
-Upstream has five pairs of identical photos, and a few that are nearly identical; where a protocol puts them into
-different splits, the experiment has to say so (``checks.allow_leaks``).
-
-Fetches Flowers-102 by torchvision, where there is a network; only what is missing, and whole or not at all.
+(accuracy, or mean per class): name both wherever a number is given. Upstream has five pairs of identical photos, and a
+few nearly identical ones: where a protocol puts them into different splits, allow it with ``checks.allow_leaks``.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -29,20 +23,14 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from datamodules.base import ImageDataModule
 from datamodules.captions import PromptOptions
-from datamodules.files.label_csv import VARIABLE, locate
+from datamodules.files.label_csv import data_home, locate
 from datamodules.hub_images import answers_in_time
-from datamodules.options import (
-    AugmentOptions,
-    CheckOptions,
-    ImageOptions,
-    LoaderOptions,
-    Options,
-)
+from datamodules.options import Options
 from datamodules.splits import stratified_split
 from datamodules.table import SampleTable, table_error
 from vitrail.errors import UserError
 from vitrail.files import write_text_atomically
-from vitrail.types import DEFAULT_SEED, LABEL_TASK
+from vitrail.types import LABEL_TASK
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,6 +40,9 @@ NUM_CLASSES = 102
 _SOURCE = "robots.ox.ac.uk/~vgg/data/flowers/102"
 _LAYOUT = "flowers-102/{jpg/image_00001.jpg …, setid.mat, imagelabels.mat} and cat_to_name.json"
 _ZHOU_FILE = "split_zhou_OxfordFlowers.json"
+_SERVER = "https://www.robots.ox.ac.uk"
+_PARTS = ("jpg", "setid.mat", "imagelabels.mat")
+_NAMES = "cat_to_name.json"
 
 
 @dataclass(frozen=True)
@@ -87,13 +78,8 @@ class Flowers102(ImageDataModule):
             shows what was learned (base) and what is still known of the others (novel).
         download: fetch what is missing, where there is a network; where ``cat_to_name.json`` is missing, it is written
             with the names that torchvision knows.
-        caption: which of several prompts training sees: random, one drawn each epoch, or first.
         prompts: texts that stand for the classes; by default "a photo of a {}, a type of flower.".
-        image: see ``ImageDataModule``, as for all that follow.
-        augment: augmentation of the training images.
-        loader: batch size, workers and sampling.
-        checks: unreadable images and leaks between the splits.
-        seed: of order, sampling, augmentation and, where ``split`` names no other, of the division.
+        shared: options of every data set, see ``ImageDataModule``.
     """
 
     def __init__(
@@ -102,15 +88,10 @@ class Flowers102(ImageDataModule):
         split: FlowersSplit = FlowersSplit(),
         classes: Literal["all", "base"] = "all",
         download: bool = False,
-        caption: Literal["first", "random"] = "random",
         prompts: PromptOptions | None = None,
-        image: ImageOptions = ImageOptions(),
-        augment: AugmentOptions = AugmentOptions(),
-        loader: LoaderOptions = LoaderOptions(),
-        checks: CheckOptions = CheckOptions(),
-        seed: int = DEFAULT_SEED,
+        **shared: Any,
     ) -> None:
-        super().__init__(image, augment, loader, checks, seed, prompts or PromptOptions("openai_flowers"), caption)
+        super().__init__(prompts=prompts or PromptOptions("openai_flowers"), **shared)
         self.root = root
         self.classes = classes
         self.download = download
@@ -120,15 +101,11 @@ class Flowers102(ImageDataModule):
 
     @property
     def base_classes(self) -> int:
-        """Number of classes in train, the first in label order; 0 where they are all there."""
+        """Number of classes in train, the first in label order; 0 for all."""
         return NUM_CLASSES // 2 if self.classes == "base" else 0
 
     def load_table(self) -> SampleTable:
-        """Reads the lists.
-
-        Raises:
-            UserError: for missing or unreadable files, or with all problems of the lists.
-        """
+        """Read labels, class names and split lists."""
         import pandas as pd
 
         if self.download:
@@ -137,33 +114,42 @@ class Flowers102(ImageDataModule):
         labels = _read_mat(folder / "imagelabels.mat", "labels")
         names = _class_names(folder)
         numbers, splits = self._divide(folder, labels)
-        _check(folder, numbers, labels)
         own = labels[numbers - 1] - 1
-        kept = splits == "test"
+        strange = numbers[(own < 0) | (own >= NUM_CLASSES)].tolist()
+        if wrong := [
+            (number, f"photo {number} has the label {labels[number - 1]}, not 1 to 102") for number in strange
+        ]:
+            raise table_error(str(folder / "imagelabels.mat"), wrong, "get the file again")
         if self.base_classes:
-            kept |= own < self.base_classes
+            kept = (splits == "test") | (own < self.base_classes)
+            numbers, splits, own = numbers[kept], splits[kept], own[kept]
+        files = [f"image_{number:05d}.jpg" for number in numbers]
         frame = pd.DataFrame(
             {
-                "name": [f"image_{number:05d}.jpg" for number in numbers],
-                "source": [f"jpg/image_{number:05d}.jpg" for number in numbers],
+                "name": files,
+                "source": [f"jpg/{file}" for file in files],
                 "split": splits,
                 "row": numbers,
                 LABEL_TASK: [names[label] for label in own],
             }
-        )[kept if self.base_classes else slice(None)]
+        )
         return SampleTable.from_frame(frame, [LABEL_TASK], {LABEL_TASK: names}, str(folder), str(folder))
 
     def _divide(self, folder: Path, labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.str_]]:
         """Numbers of the photos, from 1, in ascending order, and their splits."""
         protocol = self.split_options.protocol
         seed = self.seed if self.split_options.seed is None else self.split_options.seed
-        path = _beside(folder, _ZHOU_FILE) if protocol == "zhou" else folder / "setid.mat"
+        path = _in_or_next_to(folder, _ZHOU_FILE) if protocol == "zhou" else folder / "setid.mat"
         if path is None:
             raise UserError(
                 f"data split.protocol: zhou needs {_ZHOU_FILE} in {folder} or {folder.parent}; DATASETS.md of "
                 "github.com/KaiyangZhou/CoOp says where to get it"
             )
-        lists = _zhou_lists(path) if protocol == "zhou" else _official_lists(path)
+        if protocol == "zhou":
+            lists = _zhou_lists(path)
+        else:
+            keys = {"train": "trnid", "val": "valid", "test": "tstid"}
+            lists = {split: _read_mat(path, key) for split, key in keys.items()}
         _refuse_repetitions(path, lists, len(labels))
         if protocol == "swapped":
             lists = {"train": np.concatenate([lists["val"], lists["test"]]), "test": lists["train"]}
@@ -176,15 +162,13 @@ class Flowers102(ImageDataModule):
         if "val" not in lists:
             train = np.flatnonzero(splits == "train")
             share = self.split_options.val_fraction
-            carved = stratified_split(labels[numbers[train] - 1], (1 - share, share, 0.0), seed)
-            splits[train] = carved
+            splits[train] = stratified_split(labels[numbers[train] - 1], (1 - share, share, 0.0), seed)
         return numbers, splits
 
 
 def _folder(root: Path) -> Path:
     folder = root / "flowers-102" if (root / "flowers-102").is_dir() else root
-    missing = [name for name in ("jpg", "setid.mat", "imagelabels.mat") if not (folder / name).exists()]
-    if missing:
+    if missing := [name for name in _PARTS if not (folder / name).exists()]:
         raise UserError(
             f"data root: {folder} has no {', '.join(missing)}; get the data from {_SOURCE} or with data download: "
             f"true, and lay them out as {_LAYOUT}"
@@ -209,7 +193,7 @@ def _read_mat(path: Path, key: str) -> NDArray[np.int64]:
 
 def _class_names(folder: Path) -> list[str]:
     """Names of the classes in the order of the labels 1 to 102."""
-    path = _beside(folder, "cat_to_name.json")
+    path = _in_or_next_to(folder, _NAMES)
     if path is None:
         raise UserError(
             f'data root: neither {folder.parent} nor {folder} has cat_to_name.json, an object from "1" to "102" to the '
@@ -225,14 +209,8 @@ def _class_names(folder: Path) -> list[str]:
     return names
 
 
-def _beside(folder: Path, name: str) -> Path | None:
-    """A file beside the folder or in it."""
+def _in_or_next_to(folder: Path, name: str) -> Path | None:
     return next((path for path in (folder.parent / name, folder / name) if path.is_file()), None)
-
-
-def _official_lists(path: Path) -> dict[str, NDArray[np.int64]]:
-    keys = {"train": "trnid", "val": "valid", "test": "tstid"}
-    return {split: _read_mat(path, key) for split, key in keys.items()}
 
 
 def _zhou_lists(path: Path) -> dict[str, NDArray[np.int64]]:
@@ -248,7 +226,7 @@ def _zhou_lists(path: Path) -> dict[str, NDArray[np.int64]]:
 
 
 def _refuse_repetitions(path: Path, lists: dict[str, NDArray[np.int64]], count: int) -> None:
-    """Refuses numbers that do not exist, and photos that are in two lists or twice in one."""
+    """Refuse numbers that do not exist, and photos that are in two lists or twice in one."""
     problems: list[tuple[int, str]] = []
     seen: dict[int, str] = {}
     for split, numbers in lists.items():
@@ -265,48 +243,35 @@ def _refuse_repetitions(path: Path, lists: dict[str, NDArray[np.int64]], count: 
 
 
 def _few(numbers: NDArray[np.int64], labels: NDArray[np.int64], shots: int, seed: int) -> NDArray[np.int64]:
-    """So many photos of each class, drawn at random; all where a class has fewer."""
+    """``shots`` randomly sampled photos of each class; all where a class has fewer."""
+    import pandas as pd
+
     order = np.random.default_rng(seed).permutation(numbers)
     own = labels[order - 1]
     if few := int((np.unique(own, return_counts=True)[1] < shots).sum()):
         rank_zero_warn(f"Flowers102: {few} classes have fewer than {shots} photos in the train list; all are taken")
-    rank = np.array([int((own[:place] == label).sum()) for place, label in enumerate(own)], dtype=np.int64)
-    return order[rank < shots]
-
-
-def _check(folder: Path, numbers: NDArray[np.int64], labels: NDArray[np.int64]) -> None:
-    """Refuses labels that do not exist."""
-    wrong: Sequence[int] = [int(n) for n in numbers if not 1 <= labels[n - 1] <= NUM_CLASSES]
-    if wrong:
-        problems = [(number, f"photo {number} has the label {labels[number - 1]}, not 1 to 102") for number in wrong]
-        raise table_error(str(folder / "imagelabels.mat"), problems, "get the file again")
-
-
-_SERVER = "https://www.robots.ox.ac.uk"
-_PARTS = ("jpg", "setid.mat", "imagelabels.mat")
-_NAMES = "cat_to_name.json"
+    return order[pd.Series(own).groupby(own).cumcount() < shots]
 
 
 def fetch(root: str) -> None:
-    """Downloads images, lists and labels (about 345 MB) unless they are there, and writes the names of the classes.
+    """Download what is missing (about 345 MB in all) by torchvision, and write its class names.
 
-    The names are torchvision's, which differ from the usual file in two of 102.
-
-    Args:
-        root: as ``Flowers102`` takes it.
+    Two of the 102 names differ from those of the usual file.
 
     Raises:
         UserError: where there is no network, the server does not give the files, or they cannot be written.
     """
-    home = os.environ.get(VARIABLE, "") or "data"
-    given = Path(root).expanduser() if root else Path(home).expanduser() / "flowers102"
+    given = Path(root).expanduser() if root else data_home() / "flowers102"
     is_inner = given.name == "flowers-102" or (given / "jpg").is_dir()
     folder = given if is_inner else given / "flowers-102"
     try:
         if not all((folder / part).exists() for part in _PARTS):
             _fetch_parts(folder)
-        if not any((place / _NAMES).is_file() for place in (folder.parent, folder)):
-            _write_names(folder / _NAMES)
+        if _in_or_next_to(folder, _NAMES) is None:
+            from torchvision.datasets import Flowers102
+
+            names = {str(label): name for label, name in enumerate(Flowers102.classes, start=1)}
+            write_text_atomically(folder / _NAMES, json.dumps(names, indent=1))
     except OSError as error:
         raise UserError(f"data download: {folder} cannot be written ({error}); give another data root") from error
 
@@ -330,10 +295,3 @@ def _fetch_parts(folder: Path) -> None:
         for part in _PARTS:
             if not (folder / part).exists():
                 (Path(temporary) / "flowers-102" / part).replace(folder / part)
-
-
-def _write_names(path: Path) -> None:
-    from torchvision.datasets import Flowers102
-
-    names = {str(label): name for label, name in enumerate(Flowers102.classes, start=1)}
-    write_text_atomically(path, json.dumps(names, indent=1))

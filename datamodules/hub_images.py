@@ -1,18 +1,15 @@
 """HubImages: any data set of the ``datasets`` library that has a column of images and one of labels.
 
-Data sets come from huggingface.co/datasets, or from a local folder or file in one of the library's formats.
-
-Opening data sets of the ``datasets`` library, from the hub or a local copy, and reading single images of them.
-
-Without a network ``datasets`` tries again for half a minute and more. Here the hub is asked once whether it can be
-reached, and if not, only the local cache is looked into.
+Data sets come from huggingface.co/datasets, or from a local folder or file in one of the library's formats. Without a
+network ``datasets`` retries for half a minute and more; here the hub is asked once whether it can be reached, and if
+not, only the local cache is used.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -21,15 +18,14 @@ import numpy as np
 import torch
 
 from datamodules.base import ImageDataModule
-from datamodules.captions import PromptOptions
 from datamodules.files.arrow_columns import require_column, sample_columns, vocabularies
 from datamodules.files.label_csv import count_files_left_out
 from datamodules.loading import decode as images
-from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions, Options
+from datamodules.options import Options
 from datamodules.splits import SplitOptions, resolve_splits, split_of_name
 from datamodules.table import SPLITS, Missing, SampleTable, composed, target_column
 from vitrail.errors import UserError
-from vitrail.types import DEFAULT_SEED, LABEL_TASK
+from vitrail.types import LABEL_TASK
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,16 +39,9 @@ HUB_TIMEOUT = 5.0
 
 
 def open_splits(path: str, config_name: str = "", revision: str = "") -> dict[str, Any]:
-    """Opens all splits of a data set.
+    """Return the ``datasets.Dataset`` of each split by its own name; a data set without splits is called train.
 
-    Args:
-        path: a name on the hub (``owner/name``), or a local folder (written by ``save_to_disk``, or with Parquet files
-            or folders of images) or file (Parquet or Arrow).
-        config_name: which of several configurations, where the data set has them.
-        revision: branch, tag or commit on the hub.
-
-    Returns:
-        The ``datasets.Dataset`` of each split by its own name; a data set without splits is called train.
+    The arguments are those of ``HubImages``.
 
     Raises:
         UserError: where there is no such data set, configuration or network, within seconds.
@@ -81,15 +70,7 @@ def open_splits(path: str, config_name: str = "", revision: str = "") -> dict[st
 
 
 class ImageColumn:
-    """The images of one or several ``datasets.Dataset``, one after another, decoded when asked for.
-
-    Args:
-        parts: the data sets.
-        column: their column of images (encoded bytes, paths, or the library's ``Image``).
-
-    Raises:
-        UserError: where the column holds no images.
-    """
+    """A column of images (encoded bytes, paths, or the library's ``Image``) of ``datasets.Dataset``, concatenated."""
 
     def __init__(self, parts: Sequence[Any], column: str) -> None:
         from datasets import Image
@@ -97,42 +78,21 @@ class ImageColumn:
         self._column = column
         self._parts = []
         for part in parts:
+            single = part.select_columns([column])
             try:
-                self._parts.append(part.select_columns([column]).cast_column(column, Image(decode=False)))
-            except (TypeError, ValueError, NotImplementedError) as error:
+                self._parts.append(single.cast_column(column, Image(decode=False)))
+            # Arrow has no cast from such a type (NotImplementedError), or the arrays are no images (the other two).
+            except (NotImplementedError, TypeError, ValueError) as error:
                 kind = part.features[column]
                 raise UserError(f"data columns.image: column {column!r} holds no images but {kind}") from error
         self._ends = np.cumsum([len(part) for part in parts])
 
     def read(self, index: int, name: str, value_range: images.ValueRange = "auto") -> torch.Tensor:
-        """Reads one image.
-
-        Args:
-            index: counted over all parts.
-            name: what errors call the image.
-            value_range: as of ``images.read_image``.
-
-        Returns:
-            uint8 ``(3, H, W)``, RGB.
-
-        Raises:
-            ImageError: for an image that is missing or cannot be read.
-        """
+        """Read an image by its index over all data sets, uint8 ``(3, H, W)``; errors call it ``name``."""
         return images.read_image(self.encoded(index, name), name, value_range)
 
     def encoded(self, index: int, name: str) -> bytes | str:
-        """An image as it is stored.
-
-        Args:
-            index: counted over all parts.
-            name: what errors call the image.
-
-        Returns:
-            The content of its file, or the file's path.
-
-        Raises:
-            ImageError: for an image that is missing.
-        """
+        """Return the content of an image's file, or the file's path."""
         part = int(np.searchsorted(self._ends, index, side="right"))
         row = index - int(self._ends[part] - len(self._parts[part]))
         encoded = self._parts[part][row][self._column]
@@ -143,14 +103,7 @@ class ImageColumn:
 
 
 def local_files(path: str, config_name: str, parts: Mapping[str, Any], column: str) -> list[str]:
-    """The files of a local folder that some splits were read from.
-
-    Args:
-        path: of the folder.
-        config_name: as of ``open_splits``.
-        parts: the ``datasets.Dataset`` of each of those splits by its own name.
-        column: of images.
-    """
+    """Return the files of a local folder that some splits (``datasets.Dataset`` by own name) were read from."""
     import datasets
     import pyarrow.compute as pc
 
@@ -172,7 +125,7 @@ def local_files(path: str, config_name: str, parts: Mapping[str, Any], column: s
 
 
 def read_columns(part: Any, columns: Sequence[str]) -> pa.Table:
-    """The given columns as an Arrow table, without touching the others (the images are large)."""
+    """Return some columns as an Arrow table, without reading the others (images are large)."""
     return part.select_columns(list(columns)).with_format("arrow")[:]
 
 
@@ -197,7 +150,7 @@ def _is_saved(folder: Path) -> bool:
 
 @contextmanager
 def offline_if_unreachable() -> Iterator[None]:
-    """Makes the libraries look into their caches only, where the hub does not answer."""
+    """Restrict the libraries to their caches where the hub does not answer."""
     import datasets
     from huggingface_hub import constants
 
@@ -211,18 +164,15 @@ def offline_if_unreachable() -> Iterator[None]:
 
 
 def answers_in_time(endpoint: str) -> bool:
-    """Whether a server answers in time; through the hub libraries' own session, which knows of proxies."""
+    """Return whether a server answers in time, through the hub libraries' own session, which knows of proxies."""
     from huggingface_hub import get_session
 
     answers: list[bool] = []
 
     def ask() -> None:
-        try:
+        with suppress(Exception):  # the client library, and so its errors, depend on the version
             get_session().head(endpoint, timeout=HUB_TIMEOUT)
-        # Which client library it is, and so which errors there are, depends on the version.
-        except Exception:
-            return
-        answers.append(True)
+            answers.append(True)
 
     # The time limit of a request does not hold for looking up the host's name; the thread's does.
     thread = threading.Thread(target=ask, daemon=True)
@@ -264,12 +214,7 @@ class HubImages(ImageDataModule):
         splits: for train, val and test the data set's own names; the usual ones are found without. Others are left out.
         split: how samples are divided; by default the data set's own splits. Where it has no val or test, that is cut
             out of train by its fraction (0 leaves it empty), groups kept together.
-        image: see ``ImageDataModule``, as for all that follow.
-        augment: augmentation of the training images.
-        loader: batch size, workers and sampling.
-        checks: unreadable images and leaks between the splits.
-        seed: of order, sampling, augmentation and, where ``split`` names no other, of the division.
-        prompts: texts that stand for the classes; given, they are the captions too.
+        shared: options of every data set, see ``ImageDataModule``.
     """
 
     def __init__(
@@ -280,14 +225,9 @@ class HubImages(ImageDataModule):
         revision: str = "",
         splits: dict[str, str] | None = None,
         split: SplitOptions = SplitOptions(),
-        image: ImageOptions = ImageOptions(),
-        augment: AugmentOptions = AugmentOptions(),
-        loader: LoaderOptions = LoaderOptions(),
-        checks: CheckOptions = CheckOptions(),
-        seed: int = DEFAULT_SEED,
-        prompts: PromptOptions | None = None,
+        **shared: Any,
     ) -> None:
-        super().__init__(image, augment, loader, checks, seed, prompts)
+        super().__init__(**shared)
         self.path = path
         self.columns = ColumnOptions.of(columns)
         if LABEL_TASK in self.columns.attributes:
@@ -302,11 +242,7 @@ class HubImages(ImageDataModule):
         self._local_files: list[str] = []
 
     def load_table(self) -> SampleTable:
-        """Opens the data set and reads all columns but the images.
-
-        Raises:
-            UserError: where the data set cannot be opened, or lacks splits or columns.
-        """
+        """Open the data set and read all columns but the images."""
         import pandas as pd
 
         opened = open_splits(self.path, self.config_name, self.revision)
@@ -338,7 +274,7 @@ class HubImages(ImageDataModule):
         return SampleTable.from_frame(frame, columns, known, self.path, missing=missing.counts)
 
     def _tasks(self) -> dict[str, str]:
-        """The column of each task, the main one first."""
+        """Columns of the tasks, the main one first."""
         return {LABEL_TASK: self.columns.label, **{composed(name): name for name in self.columns.attributes}}
 
     def count_left_out(self) -> dict[str, int]:
@@ -348,36 +284,23 @@ class HubImages(ImageDataModule):
         return count_files_left_out(self._local_files, "", folder) if self._local_files else {}
 
     def read_image(self, index: int) -> torch.Tensor:
-        """Reads one image out of the data set's files.
-
-        Args:
-            index: row of the table.
-
-        Returns:
-            uint8 ``(3, H, W)``, RGB, in the image's own size.
-
-        Raises:
-            ImageError: where the image cannot be read.
-        """
+        """See ``ImageDataModule``; out of the data set's files."""
         name = self.table.name(index)
         assert self._images is not None, "the table opens the images"
         return self._images.read(index, f"{self.path}: {name}", self.value_range)
 
     def encoded_image(self, index: int) -> bytes:
-        """The image's file as it is stored.
-
-        Raises:
-            ImageError: where there is none.
-        """
+        """Return the image's file as it is stored."""
+        name = self.table.name(index)
         assert self._images is not None, "the table opens the images"
-        found = self._images.encoded(index, f"{self.path}: {self.table.name(index)}")
+        found = self._images.encoded(index, f"{self.path}: {name}")
         return found if isinstance(found, bytes) else Path(found).read_bytes()
 
     def _choose_splits(self, opened: Mapping[str, Any]) -> dict[str, str]:
-        """For each of our splits that the data set has, its name there, train first."""
+        """By split the data set's own name of it, train first."""
         has = ", ".join(opened)
         if strange := sorted(set(self.split_names) - set(SPLITS)):
-            raise UserError(f"data splits: {strange[0]!r} is none of {', '.join(SPLITS)}")
+            raise UserError(f"data splits: keys must be among {', '.join(SPLITS)}; got {strange[0]!r}")
         chosen: dict[str, str] = {}
         for split in SPLITS:
             given = self.split_names.get(split)

@@ -8,19 +8,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from datamodules.base import ImageDataModule
-from datamodules.captions import PromptOptions
 from datamodules.files.label_csv import count_files_left_out, files_below, is_left_alone
 from datamodules.loading.decode import image_suffixes
-from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
 from datamodules.splits import SplitOptions, resolve_splits, split_of_name
 from datamodules.table import SPLITS, Missing, SampleTable, composed
 from vitrail.errors import UserError
-from vitrail.types import DEFAULT_SEED, LABEL_TASK
+from vitrail.types import LABEL_TASK
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,9 +32,9 @@ class ImageFolder(ImageDataModule):
     """Images in folders: ``root/<class>/…`` or ``root/{train,val,test}/<class>/…``, at any depth below the class.
 
     Folders are splits where one is called train and all others val or test, in any case and usual spelling (``VAL``,
-    ``Training``, ``validation``, ``dev``, ``eval``, ``testing``, ``val2017``); else they are classes. Where that is
-    unclear, because all folders have the same folders in them, it is refused: ``split_folders`` says it. Hidden files
-    and folders are left alone; other files that are no images are counted in the audit and the run record.
+    ``Training``, ``validation``, ``dev``, ``eval``, ``testing``, ``val2017``); otherwise they are classes. Where that
+    is unclear, because all folders have the same subfolders, ``split_folders`` is needed. Hidden files and folders are
+    ignored; other files that are no images are counted in the audit and the run record.
 
     Args:
         root: the folder.
@@ -46,14 +44,9 @@ class ImageFolder(ImageDataModule):
         group_pattern: regular expression that is searched for in an image's path from the class folder on
             (``bottle/b07_front.jpg``); what its one group matches names the object that the image shows. Images of
             one object stay together.
-        image: see ``ImageDataModule``, as for all that follow.
-        augment: augmentation of the training images.
-        loader: batch size, workers and sampling.
-        checks: unreadable images and leaks between the splits.
-        seed: of order, sampling, augmentation and, where ``split`` names no other, of the division.
-        prompts: texts that stand for the classes; given, they are the captions too.
-        split_folders: which folders are which split where their names do not say so, such as ``{train: [2018, 2019],
+        split_folders: which folders are which split where their names do not show it, such as ``{train: [2018, 2019],
             test: 2020}``; ``{}`` where all folders are classes, whatever they are called. By default the names decide.
+        shared: options of every data set, see ``ImageDataModule``.
     """
 
     def __init__(
@@ -61,27 +54,17 @@ class ImageFolder(ImageDataModule):
         root: str,
         split: SplitOptions = SplitOptions(),
         group_pattern: str = "",
-        image: ImageOptions = ImageOptions(),
-        augment: AugmentOptions = AugmentOptions(),
-        loader: LoaderOptions = LoaderOptions(),
-        checks: CheckOptions = CheckOptions(),
-        seed: int = DEFAULT_SEED,
-        prompts: PromptOptions | None = None,
         split_folders: dict[str, str | list[str]] | None = None,
+        **shared: Any,
     ) -> None:
-        super().__init__(image, augment, loader, checks, seed, prompts)
+        super().__init__(**shared)
         self.root = root
         self.split_folders = split_folders
         self.split_options = SplitOptions.of(split)
         self._group_of = _compiled(group_pattern)
 
     def load_table(self) -> SampleTable:
-        """Lists the images.
-
-        Raises:
-            UserError: where there is no such folder, folders cannot be told to be splits or classes, a class folder is
-                empty, or images lie outside the class folders.
-        """
+        """List the images."""
         import pandas as pd
 
         root = Path(self.root).expanduser()
@@ -148,7 +131,7 @@ def _subfolders(folder: Path) -> list[str]:
 
 
 def _chosen_folders(root: Path, chosen: Mapping[str, str | list[str]]) -> dict[str, str]:
-    """By folder the split that the user says; nothing where folders are classes."""
+    """By folder the split that the user gave it; empty where folders are classes."""
     if strange := sorted(set(chosen) - set(SPLITS)):
         raise UserError(f"data split_folders: key must be one of {', '.join(SPLITS)}; got {strange[0]!r}")
     given = {split: [names] if isinstance(names, str) else list(names) for split, names in chosen.items()}
@@ -159,14 +142,14 @@ def _chosen_folders(root: Path, chosen: Mapping[str, str | list[str]]) -> dict[s
     if len(dict(named)) < len(named):
         raise UserError("data split_folders: names a folder twice; name each once")
     if named and (others := [name for name in folders if name not in dict(named)]):
-        raise UserError(f"data split_folders: says nothing of {_some(others)} in {root}; name all folders")
+        raise UserError(f"data split_folders: does not name {_some(others)} in {root}; name all folders")
     if named and not given.get("train"):
         raise UserError("data split_folders: names no folder for train; add it")
     return dict(named)
 
 
 def _split_folders(root: Path) -> dict[str, str]:
-    """By folder the split that its name means, train first; nothing where the folders are classes."""
+    """By folder the split that its name means, train first; empty where the folders are classes."""
     folders = _subfolders(root)
     meant = {name: split for name in folders if (split := split_of_name(name)) is not None}
     others = [name for name in folders if name not in meant]
@@ -181,7 +164,7 @@ def _split_folders(root: Path) -> dict[str, str]:
         return {}
     if others:
         raise UserError(
-            f"data root: {root} has {_some(others)} beside {', '.join(meant)}; move classes into the splits, or "
+            f"data root: {root} has {_some(others)} next to {', '.join(meant)}; move classes into the splits, or "
             f"{_STATE}"
         )
     if len(kinds) < len(meant):
@@ -192,7 +175,7 @@ def _split_folders(root: Path) -> dict[str, str]:
 
 
 def _refuse_alike(root: Path, folders: list[str]) -> None:
-    """Refuse folders that all have the same folders in them: they look like splits whose names say nothing."""
+    """Refuse folders that all have the same subfolders: they look like splits with unusual names."""
     below = [_subfolders(root / name) for name in folders]
     if len(folders) > 1 and len(below[0]) > 1 and all(names == below[0] for names in below):
         raise UserError(
@@ -208,7 +191,7 @@ def images_below(top: Path) -> list[str]:
 
 
 def _refuse_strays(top: Path, below: list[str]) -> None:
-    """Refuses images outside the class folders, and class folders without images."""
+    """Refuse images outside the class folders, and class folders without images."""
     if strays := [path for path in below if "/" not in path]:
         raise UserError(f"{top}: {_some(strays)} in no class folder; move or remove them")
     classes = {path.split("/", 1)[0] for path in below}
@@ -231,34 +214,20 @@ class UnlabeledFolder(ImageDataModule):
     """All images below a folder, at any depth, without labels and captions; all of them are in the split test.
 
     An image's name is its path from the folder on, with the folder's own name in front (``holiday/day1/beach.jpg``),
-    so that folders of different names can go into one gallery. Hidden files and folders are left alone, as are files
+    so that folders of different names can go into one gallery. Hidden files and folders are ignored, as are files
     that are no images.
 
     Args:
         root: the folder.
-        image: size, crop and interpolation of the images.
-        loader: batch size and workers.
-        checks: what to do about unreadable images.
-        seed: of nothing here; every data set takes it.
+        shared: options of every data set, see ``ImageDataModule``.
     """
 
-    def __init__(
-        self,
-        root: str,
-        image: ImageOptions = ImageOptions(),
-        loader: LoaderOptions = LoaderOptions(),
-        checks: CheckOptions = CheckOptions(),
-        seed: int = DEFAULT_SEED,
-    ) -> None:
-        super().__init__(image, loader=loader, checks=checks, seed=seed)
+    def __init__(self, root: str, **shared: Any) -> None:
+        super().__init__(**shared)
         self.root = root
 
     def load_table(self) -> SampleTable:
-        """Lists the images.
-
-        Raises:
-            UserError: where there is no such folder, or no image in it.
-        """
+        """List the images."""
         import pandas as pd
 
         root = Path(self.root).expanduser().absolute()

@@ -192,9 +192,9 @@ class CheckOptions(Options):
             run record.
         allow_leaks: kinds of leaks between splits that are tolerated: ``groups`` (a group in several splits),
             ``exact`` (the same pixels), ``near`` (nearly the same image).
-        missing: texts that mean that a label, attribute, group or caption is unknown, in any case and besides the empty
-            cell and null (NaN in Parquet), which always do; ``none``, ``NA`` and the like are values unless named here.
-            By default none, in Products ``unknown`` and ``nan``, in Fashion ``NA``.
+        missing: texts that mean that a label, attribute, group or caption is unknown, in any case, in addition to the
+            empty cell and null (NaN in Parquet); ``none``, ``NA`` and the like are values unless named here. By default
+            none, in Products ``unknown`` and ``nan``, in Fashion ``NA``.
     """
 
     argument: ClassVar[str] = "checks"

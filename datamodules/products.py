@@ -10,12 +10,12 @@ spreadsheets write them, are read as well.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from datamodules.base import ImageDataModule
-from datamodules.captions import NOUN, PromptOptions, composed_captions
+from datamodules.captions import NOUN, composed_captions
 from datamodules.files.label_csv import (
     LabelFile,
     Problems,
@@ -29,41 +29,35 @@ from datamodules.files.label_csv import (
     read_label_file,
     relative_path,
 )
-from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
 from datamodules.splits import SplitOptions, resolve_splits, split_of_name
 from datamodules.table import SPLITS, Missing, SampleTable, table_error, target_column
 from vitrail.errors import UserError
-from vitrail.types import DEFAULT_SEED, LABEL_TASK
+from vitrail.types import LABEL_TASK
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _SOURCE = "github.com/Eswar797/Local-DS"
-_LAYOUT = "labels.csv beside the folder images/ that its image_path column names"
+_LAYOUT = "labels.csv next to the folder images/ that its image_path column names"
 
 
 class Products(ImageDataModule):
     """Photos of products with a class, attributes, captions and objects that are seen in several photos.
 
-    Tasks are ``class`` and one for each attribute. Everything that is wrong with the table is told in one error, before
-    any image is read.
+    Tasks are ``class`` and one per attribute. All problems of the table are reported in one error, before any image is
+    read.
 
     Args:
         root: folder of the data set; by default ``$VITRAIL_DATA/products`` or ``data/products``.
         labels: file name of the table in that folder.
-        attributes: attributes to learn, in this order; all that the table has by default.
+        attributes: attributes to use as tasks, in this order; all that the table has by default.
         vocabulary: where class names come from, and aliases such as ``{colour: {grey: gray}}``.
         split: how samples are divided; the table's own split by default. Groups are the ``instance_id`` values; a row
             without one is a group of its own.
-        image: see ``ImageDataModule``, as for all that follow.
-        augment: augmentation of the training images.
-        loader: batch size, workers and sampling.
-        checks: unreadable images and leaks between the splits.
-        seed: of order, sampling, augmentation and, where ``split`` names no other, of the division.
-        prompts: texts that stand for the classes; given, they are the captions too.
         caption_templates: captions made of these fields: ``{class}``, ``{noun}`` (its last word), the attributes, and
             ``{caption}``, the table's own, which is the only caption by default; an attribute that is called like one
             of the others is ``{attribute noun}``.
+        shared: options of every data set, see ``ImageDataModule``.
     """
 
     missing_texts = ("unknown", "nan")
@@ -75,15 +69,10 @@ class Products(ImageDataModule):
         attributes: list[str] | None = None,
         vocabulary: VocabularyOptions = VocabularyOptions(),
         split: SplitOptions = SplitOptions(),
-        image: ImageOptions = ImageOptions(),
-        augment: AugmentOptions = AugmentOptions(),
-        loader: LoaderOptions = LoaderOptions(),
-        checks: CheckOptions = CheckOptions(),
-        seed: int = DEFAULT_SEED,
-        prompts: PromptOptions | None = None,
         caption_templates: list[str] | None = None,
+        **shared: Any,
     ) -> None:
-        super().__init__(image, augment, loader, checks, seed, prompts)
+        super().__init__(**shared)
         self.root, self.labels = root, labels
         self.attributes = attributes
         self.caption_templates = caption_templates
@@ -91,12 +80,7 @@ class Products(ImageDataModule):
         self._vocabulary = VocabularyOptions.of(vocabulary)
 
     def load_table(self) -> SampleTable:
-        """Reads the table.
-
-        Raises:
-            UserError: for a missing file or column, or with all problems of the rows, and for options that the table
-                cannot meet.
-        """
+        """Read ``labels.csv``."""
         import pandas as pd
 
         root = locate(self.root, "products", _SOURCE, _LAYOUT)

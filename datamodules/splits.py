@@ -1,18 +1,8 @@
 """Divide samples into train, val and test: at random, stratified by class, by group, or as folds of grouped samples.
 
 All functions are pure: arrays in, an array of split names out, the same for the same seed on every machine. A *group*
-is what must not be torn apart (all photos of one object, all images of one product).
-
-Rare classes are handled by one rule: a class is in as many parts as it has groups (samples, where there are no groups),
-train first. So a class with one sample stays in train; with two, one stays in train and one goes to val or test,
-whichever is further below its share; from three on it is in all three. For folds there is no first part.
-
-Assigns whole groups of samples to parts (splits or folds) so that all parts get like shares of every class.
-
-Greedy in the manner of iterative stratification (Sechidis, Tsoumakas and Vlahavas, "On the Stratification of
-Multi-Label Data", ECML 2011): rarest class first, big groups first, each group to the part that is furthest below its
-share of the group's classes. scikit-learn's ``StratifiedGroupKFold`` divides about as well (the tests compare the two),
-but it promises nothing for rare classes and makes equal parts only.
+is what must not be torn apart (all photos of one object, all images of one product). A rare class is in as many parts
+as it has groups (samples, where there are no groups), train first; for folds there is no first part.
 """
 
 from __future__ import annotations
@@ -34,13 +24,13 @@ from vitrail.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
-Numbers = npt.NDArray[np.int64]
+
 Values: TypeAlias = "npt.NDArray[Any] | Sequence[Any] | pd.Series[Any]"
 SplitBy = Literal["table", "random", "stratified", "group", "group_kfold"]
 
 
 def number(values: Values) -> npt.NDArray[np.int64]:
-    """Number the values in their sorted order, so that the order of the rows has no influence; int64 ``(n,)``."""
+    """Return the rank of each value among the distinct ones, whatever the order of the rows; int64 ``(n,)``."""
     import pandas as pd
 
     return pd.factorize(np.asarray(values), sort=True)[0].astype(np.int64)
@@ -49,13 +39,18 @@ def number(values: Values) -> npt.NDArray[np.int64]:
 def assign_groups(
     groups: Values, labels: Values, fractions: Sequence[float], seed: int, *, keep_first: bool
 ) -> npt.NDArray[np.int64]:
-    """Gives each sample the part of its group.
+    """Assign whole groups to parts (splits or folds) so that all parts have like shares of every class.
+
+    Greedy in the manner of iterative stratification (Sechidis, Tsoumakas and Vlahavas, "On the Stratification of
+    Multi-Label Data", ECML 2011): rarest class first, big groups first, each group to the part that is furthest below
+    its share of the group's classes. scikit-learn's ``StratifiedGroupKFold`` divides about as well (the tests compare
+    the two), but it promises nothing for rare classes and makes equal parts only.
 
     Args:
         groups: ``(n,)`` group of each sample, numbers or strings.
-        labels: ``(n,)`` classes; a group may hold several.
+        labels: ``(n,)`` classes; a group may have several.
         fractions: share of the samples for each part; they sum to 1.
-        seed: seed of the order in which groups of like size are placed.
+        seed: of the order in which groups of like size are placed.
         keep_first: whether part 0 is served first where a class has fewer groups than there are parts.
 
     Returns:
@@ -79,12 +74,12 @@ def assign_groups(
 
 
 class _Greedy:
-    """Puts one group after another where its classes are furthest below their share.
+    """Put one group after another where its classes are furthest below their share.
 
     Attributes:
         short: ``[class][part]`` samples by which the part is below its share of those placed so far.
         debt: ``[part]`` the same over all classes; it decides between parts that are equally short.
-        absent: ``[class]`` parts that have not seen the class yet.
+        absent: ``[class]`` parts that lack the class so far.
         groups_left: ``[class]`` groups with this class that are still to be placed.
     """
 
@@ -107,14 +102,15 @@ class _Greedy:
         self.groups_left: list[int] = np.bincount(held, minlength=len(totals)).tolist()
 
     def assign(self, order: Iterable[int]) -> npt.NDArray[np.int64]:
-        """Places all groups in the given order; returns ``(n_groups,)`` parts."""
+        """Place all groups in the given order and return their parts, int64 ``(n_groups,)``."""
         parts = np.zeros(len(self.contents), dtype=np.int64)
         for group in order:
             content = self.contents[group]
             size = sum(count for _, count in content)
-            for code, count in content:
-                self._grow(self.short[code], count)
-            self._grow(self.debt, size)
+            for part, fraction in enumerate(self.fractions):
+                for code, count in content:
+                    self.short[code][part] += count * fraction
+                self.debt[part] += size * fraction
             parts[group] = part = max(self._allowed(content), key=lambda part: self._need(part, content, size))
             for code, count in content:
                 self.short[code][part] -= count
@@ -123,14 +119,10 @@ class _Greedy:
             self.debt[part] -= size
         return parts
 
-    def _grow(self, short: list[float], count: int) -> None:
-        for part, fraction in enumerate(self.fractions):
-            short[part] += count * fraction
-
     def _allowed(self, content: list[tuple[int, int]]) -> list[int]:
         for code, _ in sorted(content, key=lambda held: self.totals[held[0]]):
             absent = self.absent[code]
-            if absent and self.groups_left[code] <= len(absent):  # the last chance of these parts to see the class
+            if absent and self.groups_left[code] <= len(absent):  # the last chance of these parts to get the class
                 return [0] if self.keep_first and self.groups_left[code] == 1 and 0 in absent else sorted(absent)
         return self.used
 
@@ -148,7 +140,7 @@ class SplitOptions(Options):
     """How samples are divided.
 
     Attributes:
-        by: ``table`` keeps the data set's own division, ``random`` samples at random, ``stratified`` keeps the class
+        by: ``table`` keeps the data set's own division, ``random`` divides at random, ``stratified`` keeps the class
             shares, ``group`` keeps groups together (and the class shares as well as that allows), ``group_kfold`` makes
             ``n_folds`` folds of groups. Null for what the data set does by default.
         val_fraction: share of the samples for val, 0 or more and below 1; not used by folds.
@@ -183,33 +175,21 @@ _SPLIT_WORDS = {
     **dict.fromkeys(("val", "valid", "validation", "validate", "dev", "development", "eval", "evaluation"), "val"),
     **dict.fromkeys(("test", "testing", "tests", "tst"), "test"),
 }
-_WORDS_BESIDE = {"set", "split", "data", "dataset", "image", "images", "img", "imgs", "folder", "samples"}
+_NEUTRAL_WORDS = {"set", "split", "data", "dataset", "image", "images", "img", "imgs", "folder", "samples"}
 
 
 def split_of_name(name: str) -> str | None:
-    """Which split a folder, a file or a table's cell means in any case and usual spelling.
+    """Return the split that a folder, a file or a table's cell names in any case and usual spelling, or None.
 
     Such as ``Train``, ``training``, ``TRAIN_SET``, ``val2017``, ``valid``, ``dev``, ``eval`` and ``test images``.
-
-    Returns:
-        train, val or test; None for a name that means none of them.
     """
     words = [word.removesuffix("set") or word for word in re.findall(r"[^\W\d_]+", name.casefold())]
-    meant = [word for word in words if word not in _WORDS_BESIDE]
+    meant = [word for word in words if word not in _NEUTRAL_WORDS]
     return _SPLIT_WORDS.get(meant[0]) if len(meant) == 1 else None
 
 
 def random_split(n: int, fractions: Sequence[float], seed: int) -> Splits:
-    """Splits at random, with the lengths and the order of ``torch.utils.data.random_split``.
-
-    Args:
-        n: number of samples.
-        fractions: shares of train, val and test; they sum to 1.
-        seed: seed of the permutation; the same draw as ``torch.Generator().manual_seed(seed)``.
-
-    Returns:
-        ``(n,)`` split names.
-    """
+    """Split at random, with the lengths and the order of ``torch.utils.data.random_split``."""
     lengths = [int(n * fraction) for fraction in fractions]
     for i in range(n - sum(lengths)):  # as torch does: what rounding left over goes round, train first
         lengths[i % len(lengths)] += 1
@@ -220,16 +200,7 @@ def random_split(n: int, fractions: Sequence[float], seed: int) -> Splits:
 
 
 def stratified_split(labels: Values, fractions: Sequence[float], seed: int) -> Splits:
-    """Splits at random with the same class shares in all parts; rare classes as the module says.
-
-    Args:
-        labels: ``(n,)`` classes, numbers or strings.
-        fractions: shares of train, val and test; they sum to 1.
-        seed: seed of the draw.
-
-    Returns:
-        ``(n,)`` split names.
-    """
+    """Split at random with the same class shares in all parts; rare classes by the rule of this module."""
     rng = np.random.default_rng(seed)
     codes = number(labels)
     parts = np.zeros(len(codes), dtype=np.int64)
@@ -247,37 +218,14 @@ def stratified_split(labels: Values, fractions: Sequence[float], seed: int) -> S
 
 
 def grouped_split(groups: Values, labels: Values, fractions: Sequence[float], seed: int) -> Splits:
-    """Splits so that no group is in two parts; class shares as equal as that allows, rare classes as the module says.
-
-    Args:
-        groups: ``(n,)`` group of each sample, numbers or strings.
-        labels: ``(n,)`` classes; a group may hold several.
-        fractions: shares of train, val and test, in samples; they sum to 1.
-        seed: seed of the draw.
-
-    Returns:
-        ``(n,)`` split names.
-    """
+    """Split so that no group is in two parts; class shares as equal as that allows."""
     return _names(assign_groups(groups, labels, fractions, seed, keep_first=True))
 
 
 def grouped_kfold(groups: Values, labels: Values, fold: int, n_folds: int, seed: int) -> Splits:
-    """Cuts the groups into folds of like class shares: fold ``fold`` is test, the one after it val, the others train.
+    """Cut the groups into folds of like class shares: fold ``fold`` is test, the one after it val, the others train.
 
     Over all values of ``fold``, each sample is in test once.
-
-    Args:
-        groups: ``(n,)`` group of each sample, numbers or strings.
-        labels: ``(n,)`` classes; a group may hold several.
-        fold: 0 to ``n_folds - 1``.
-        n_folds: number of folds, at least 3.
-        seed: seed of the cut; the same for all folds of one experiment.
-
-    Returns:
-        ``(n,)`` split names.
-
-    Raises:
-        UserError: for more folds than groups.
     """
     n_groups = len(np.unique(number(groups)))
     if n_groups < n_folds:
@@ -299,7 +247,7 @@ def resolve_splits(
     own: Splits | None = None,
     carve: bool = False,
 ) -> Splits:
-    """Apply what the user asked for.
+    """Divide samples as the user asked for.
 
     Args:
         options: the user's choice.
@@ -315,7 +263,7 @@ def resolve_splits(
         ``(n,)`` split names.
 
     Raises:
-        UserError: for options that contradict the data.
+        UserError: for more folds than groups, and for ``table`` without an own division.
     """
     seed = seed if options.seed is None else options.seed
     fractions = (1 - options.val_fraction - options.test_fraction, options.val_fraction, options.test_fraction)
@@ -331,17 +279,12 @@ def resolve_splits(
             return grouped_kfold(group_of, class_of, options.fold, options.n_folds, seed)
     if own is None:
         raise UserError("data split.by: table, but the data set has none; use random, stratified, group or group_kfold")
-    return _carved(own, class_of, group_of, fractions, seed) if carve else own
-
-
-def _carved(own: Splits, labels: Numbers, groups: Numbers, fractions: Sequence[float], seed: int) -> Splits:
-    """Cuts missing parts out of train."""
-    present = set(np.unique(own))
-    wanted = [1.0, *(0.0 if name in present else share for name, share in zip(SPLITS[1:], fractions[1:], strict=True))]
-    wanted[0] -= sum(wanted[1:])
+    if not carve:
+        return own
+    val, test = (0.0 if (own == name).any() else share for name, share in zip(SPLITS[1:], fractions[1:], strict=True))
     train = np.flatnonzero(own == "train")
     splits = own.copy()
-    splits[train] = grouped_split(groups[train], labels[train], wanted, seed)
+    splits[train] = grouped_split(group_of[train], class_of[train], (1 - (val + test), val, test), seed)
     return splits
 
 
@@ -350,7 +293,7 @@ def _names(parts: npt.NDArray[np.int64]) -> Splits:
 
 
 def _apportion(share: npt.NDArray[np.float64], n: int, used: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """Rounds shares to whole numbers that sum to ``n``: at least one each where ``n`` allows, part 0 first."""
+    """Shares rounded to whole numbers that sum to ``n``: at least one each where ``n`` allows, part 0 first."""
     ranked = sorted(np.flatnonzero(used), key=lambda part: (part != 0, -share[part]))
     least = np.zeros(len(share), dtype=np.int64)
     least[ranked[:n]] = 1

@@ -1,9 +1,7 @@
 """A data set in columns: names, sources, splits, groups, captions and targets of all samples.
 
-Everything is held in NumPy and Arrow arrays, none of it as a Python object per row, so a table of some million
-rows stays small, and worker processes share its memory instead of copying it as reference counts are touched.
-
-Columns of strings: what counts as missing, from pandas to Arrow, to indices into a vocabulary, and into a hash.
+Everything is in NumPy and Arrow arrays, nothing in a Python object per row, so a table of some million rows stays
+small, and worker processes share its memory instead of copying it as reference counts are touched.
 """
 
 from __future__ import annotations
@@ -28,18 +26,15 @@ if TYPE_CHECKING:
 
 
 def composed(text: str) -> str:
-    """The text in the Unicode normal form NFC, in which the same letters are the same characters."""
+    """Return the text in the Unicode normal form NFC, in which the same letters are the same characters."""
     return unicodedata.normalize("NFC", text)
 
 
 class Missing:
     """What counts as missing, one rule for labels, attributes, groups and captions, and how often it did.
 
-    Args:
-        texts: that mean unknown, in any case; the empty text always does.
-
     Attributes:
-        texts: that mean unknown, besides the empty one, in lower case.
+        texts: that mean unknown, case-folded; the empty one always does.
         counts: for each column the number of rows by the text that made them unknown; the empty text is not listed.
     """
 
@@ -48,15 +43,15 @@ class Missing:
         self.counts: dict[str, dict[str, int]] = {}
 
     def means_unknown(self, text: str) -> bool:
-        """Whether a text, blanks around it aside, stands for no value."""
+        """Return whether a text, blanks around it aside, means that the value is unknown."""
         text = text.strip()
         return not text or text.casefold() in self.texts
 
     def known(self, column: str, texts: Iterable[str], aliases: Mapping[str, str] | None = None) -> list[str]:
-        """The texts of a column in NFC without blanks around them, empty where they are missing, which is counted.
+        """Return the texts of a column in NFC without blanks around them, empty where missing, which is counted.
 
         Args:
-            column: ``class``, ``group``, ``caption`` or what ``attribute_column`` says, as a report calls it.
+            column: name in reports: ``class``, ``group``, ``caption`` or that of ``attribute_column``.
             texts: one of each row.
             aliases: texts to replace before.
         """
@@ -75,12 +70,12 @@ class Missing:
 
 
 def attribute_column(task: str) -> str:
-    """What reports call the column of a task, which may be called like another column of the table."""
+    """Return the name of a task's column in reports; a task may be called like another column of the table."""
     return task if task == LABEL_TASK else f"attribute {task}"
 
 
 def strings_of(column: pd.Series[Any], fill: pa.LargeStringArray | str = "") -> pa.LargeStringArray:
-    """The column as Arrow strings in one piece; missing and, with an array to fill from, empty values are filled."""
+    """Return a column as one array of Arrow strings; missing (with an array as ``fill`` also empty) ones are filled."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -93,7 +88,7 @@ def strings_of(column: pd.Series[Any], fill: pa.LargeStringArray | str = "") -> 
 
 
 def codes_of(strings: pa.LargeStringArray, vocabulary: Sequence[str]) -> tuple[NDArray[np.int64], dict[str, int]]:
-    """Indices into the vocabulary (``UNKNOWN`` where it lacks the value), and the values it lacks with counts."""
+    """Return indices into the vocabulary (``UNKNOWN`` where it lacks the value), and counts of the values it lacks."""
     encoded = strings.dictionary_encode()
     place = {value: index for index, value in enumerate(vocabulary)}
     distinct = encoded.dictionary.to_pylist()
@@ -105,7 +100,7 @@ def codes_of(strings: pa.LargeStringArray, vocabulary: Sequence[str]) -> tuple[N
 
 
 def hash_strings(digest: hashlib._Hash, strings: pa.LargeStringArray) -> None:
-    """Feeds lengths and bytes, so that neither chunking nor offsets matter."""
+    """Feed lengths and bytes to a hash, so that neither chunking nor offsets matter."""
     _, offset_buffer, data = strings.buffers()
     offsets = np.frombuffer(offset_buffer, dtype=np.int64)[strings.offset :][: len(strings) + 1]
     digest.update(np.diff(offsets).tobytes())
@@ -116,23 +111,14 @@ def hash_strings(digest: hashlib._Hash, strings: pa.LargeStringArray) -> None:
 SPLITS = ("train", "val", "test")
 """Names of the splits; ``SampleTable.split_codes`` are indices into them."""
 
+_OWN_COLUMNS = ("name", "source", "split", "group", "caption", "row")
 _SHOWN_PROBLEMS = 20
 
 
 def table_error(origin: str, problems: Iterable[tuple[int, str]], hint: str) -> UserError:
-    """Gathers the problems of a table into one error: the first twenty by row, one a line, then a count.
-
-    Args:
-        origin: file of the table.
-        problems: row in that file and what is wrong there.
-        hint: what the user can do.
-
-    Returns:
-        The error, to be raised by the caller.
-    """
+    """Return the problems (row, text) of a table's file as one error: the first twenty by row, then a count."""
     ordered = sorted(problems)
-    noun = "problem" if len(ordered) == 1 else "problems"
-    lines = [f"{origin}: {len(ordered)} {noun}; {hint}"]
+    lines = [f"{origin}: {len(ordered)} {'problem' if len(ordered) == 1 else 'problems'}; {hint}"]
     lines += [f"  {origin}:{row}: {text}" for row, text in ordered[:_SHOWN_PROBLEMS]]
     if len(ordered) > _SHOWN_PROBLEMS:
         lines.append(f"  and {len(ordered) - _SHOWN_PROBLEMS} more")
@@ -153,15 +139,20 @@ class CaptionLists:
 
     @classmethod
     def from_column(cls, column: pd.Series[Any]) -> CaptionLists:
-        """Builds it from a column of texts or of lists of texts; a sample without has one empty text."""
+        """Convert a column of texts or of lists of texts; a sample without any has one empty text."""
+        import pandas as pd
         import pyarrow as pa
 
         if not any(isinstance(value, list | tuple) for value in column):
             return cls(strings_of(column), np.arange(len(column) + 1, dtype=np.int64))
-        lists = [_as_list(value) for value in column]
-        counts = np.array([len(texts) for texts in lists], dtype=np.int64)
-        offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts)])
-        return cls(pa.array([text for texts in lists for text in texts], type=pa.large_string()), offsets)
+        lists = [
+            ([str(text) for text in value] or [""])
+            if isinstance(value, list | tuple)
+            else ["" if pd.isna(value) else str(value)]
+            for value in column
+        ]
+        array = pa.array(lists, pa.large_list(pa.large_string()))
+        return cls(array.values, array.offsets.to_numpy())
 
     @property
     def counts(self) -> NDArray[np.int64]:
@@ -179,11 +170,11 @@ class CaptionLists:
         return self.values.take(self.offsets[:-1]) if self.several else self.values
 
     def of(self, rows: Sequence[int]) -> list[list[str]]:
-        """All captions of some samples."""
+        """Return all captions of some samples."""
         return [self.values[int(self.offsets[row]) : int(self.offsets[row + 1])].to_pylist() for row in rows]
 
     def pick(self, rows: Sequence[int], numbers: Sequence[int]) -> list[str]:
-        """One caption each of some samples, by its number."""
+        """Return one caption each of some samples, by its number."""
         places = self.offsets[np.asarray(rows, dtype=np.int64)] + np.asarray(numbers, dtype=np.int64)
         picked: list[str] = self.values.take(places).to_pylist()
         return picked
@@ -195,7 +186,7 @@ class SampleTable:
 
     Attributes:
         names: Arrow strings ``(N,)``, a stable, unique name of each sample.
-        caption_lists: the captions of each sample, one or more; an empty one where there is none.
+        caption_lists: the captions of each sample, one or more; a single empty one where there is none.
         group_ids: int64 ``(N,)``, index into ``group_values``.
         group_values: Arrow strings, the distinct groups in order of appearance.
         split_codes: int8 ``(N,)``, index into ``SPLITS``.
@@ -204,8 +195,8 @@ class SampleTable:
         targets: for each task int64 ``(N,)``, index into the class names or ``UNKNOWN``.
         unseen: for each task the values that its vocabulary lacks, with the number of samples that have them.
         missing: for each task and for ``group`` and ``caption`` columns how many rows are unknown because of which text
-            (see ``checks.missing``). No part of the fingerprint.
-        notes: what was left out or matched nothing, one sentence each. No part of the fingerprint.
+            (see ``checks.missing``). Not part of the fingerprint.
+        notes: what was left out or matched nothing, one sentence each. Not part of the fingerprint.
         origin: file that the table comes from, for messages.
         root: folder that the sources are relative to, or empty.
     """
@@ -237,29 +228,34 @@ class SampleTable:
         missing: Mapping[str, dict[str, int]] | None = None,
         notes: Sequence[str] = (),
     ) -> SampleTable:
-        """Builds the table from a data frame.
+        """Build the table from a data frame.
 
         Args:
             frame: columns ``name``, ``source`` (path or index) and ``split``, one column for each target (missing or
-                empty where unknown), and where wanted ``group`` (else each sample is its own), ``caption`` (a text or
-                a list of texts) and ``row`` (else counted from 2, as below the header of a CSV file).
+                empty where unknown), and optionally ``group`` (by default each sample is its own), ``caption`` (a text
+                or a list of texts) and ``row`` (by default from 2, as below the header of a CSV file).
             targets: tasks, the main one, ``class``, first, each with its column (``target_column`` names one that no
-                other has); a mere list where columns are called like their tasks; none for data without labels.
+                other has); a list where columns are called like their tasks; empty for data without labels.
             vocabularies: class names by task; other tasks get those of the train rows in alphabetical order.
-            origin: file that the rows come from, for messages.
-            root: folder that relative sources start from; no part of the fingerprint, so that the set may be moved.
-            missing: how many rows of which column are unknown because of which text.
-            notes: what was left out or matched nothing.
+            origin: see ``SampleTable``, as for all that follow.
+            root: not part of the fingerprint, so that the data may be moved.
+            missing: see above.
+            notes: see above.
 
         Raises:
             UserError: for missing columns, no rows, or rows with an empty or repeated name, an empty source or an
-                unknown split (told together), and for tasks without a class.
+                unknown split (reported together), and for tasks without a class.
         """
         import pandas as pd
 
         if targets and next(iter(targets)) != LABEL_TASK:
             raise ValueError(f"the first target must be {LABEL_TASK!r}, not {list(targets)}")
-        targets = targets if isinstance(targets, Mapping) else _as_columns(targets, origin)
+        if not isinstance(targets, Mapping):
+            if taken := [task for task in targets if task in _OWN_COLUMNS]:
+                raise UserError(
+                    f"{origin}: a task cannot use the column {taken[0]!r}; give from_frame() a mapping to another"
+                )
+            targets = {task: task for task in targets}
         _check_columns(frame, targets, vocabularies or {}, origin)
         rows = np.asarray(frame["row"] if "row" in frame else range(2, len(frame) + 2), dtype=np.int64)
         columns = {key: strings_of(frame[key]) for key in ("name", "source", "split")}
@@ -314,44 +310,44 @@ class SampleTable:
         return self.caption_lists.first
 
     def name(self, index: int) -> str:
-        """Stable name of a sample."""
+        """Return the stable name of a sample."""
         return str(self.names[index].as_py())
 
     def source(self, index: int) -> str:
-        """Path of a sample's image, or its index where images are not files."""
+        """Return the path of a sample's image, or its index where images are not files."""
         return os.path.join(self.root, self._sources[index].as_py())  # noqa: PTH118 -- a source need not be a path
 
     def caption(self, index: int) -> str:
-        """First caption of a sample, empty where there is none."""
+        """Return the first caption of a sample, empty where there is none."""
         return self.caption_lists.of([index])[0][0]
 
     def group(self, index: int) -> str:
-        """Name of a sample's group."""
+        """Return the group of a sample."""
         return str(self.group_values[int(self.group_ids[index])].as_py())
 
     def split(self, index: int) -> str:
-        """Split of a sample."""
+        """Return the split of a sample."""
         return SPLITS[self.split_codes[index]]
 
     def where(self, index: int) -> str:
-        """File and row of a sample, for messages."""
+        """Return file and row of a sample, for messages."""
         return f"{self.origin}:{self.rows[index]}"
 
     def split_indices(self, split: str) -> NDArray[np.int64]:
-        """Rows of a split in order, int64."""
+        """Return the rows of a split in order, int64."""
         return np.flatnonzero(self.split_codes == SPLITS.index(split)).astype(np.int64)
 
     def class_counts(self, split: str = "train") -> dict[str, list[int]]:
-        """For each task how many samples of the split each class has; unknown ones are not counted."""
+        """Return for each task how many samples of the split each class has; unknown ones are not counted."""
         indices = self.split_indices(split)
         counts = {}
         for task, classes in self.tasks.items():
             known = self.targets[task][indices]
-            counts[task] = [int(count) for count in np.bincount(known[known != UNKNOWN], minlength=len(classes))]
+            counts[task] = np.bincount(known[known != UNKNOWN], minlength=len(classes)).tolist()
         return counts
 
     def facts(self, sample_ids: NDArray[np.int64], content: Sequence[str], *, image_files: bool) -> pa.Table:
-        """What a gallery records of some samples; see ``vitrail.types.DescribesImages.image_facts``.
+        """Return what a gallery records of some samples; see ``vitrail.types.DescribesImages.image_facts``.
 
         Args:
             sample_ids: int64 ``(n,)``.
@@ -379,7 +375,7 @@ class SampleTable:
         return pa.table({**strings, "captions": pa.array(captions, pa.list_(pa.string()))})
 
     def fingerprint(self) -> str:
-        """SHA-256 in hexadecimal over all content; neither ``root`` and ``origin`` nor the row numbers count."""
+        """Return the SHA-256 in hexadecimal of all content; ``root``, ``origin`` and the row numbers do not count."""
         digest = hashlib.sha256(json.dumps([self.tasks, self.unseen], sort_keys=True).encode())
         for strings in (self.names, self._sources, self.caption_lists.values, self.group_values):
             hash_strings(digest, strings)
@@ -391,20 +387,8 @@ class SampleTable:
 
 
 def target_column(task: str) -> str:
-    """A column for the values of a task that no other column is called like, whatever the task is called."""
+    """Return a name for a task's column that no other column has, whatever the task is called."""
     return f"target {task}"
-
-
-def _as_columns(tasks: Sequence[str], origin: str) -> dict[str, str]:
-    """Each task's column where it is called like the task.
-
-    Raises:
-        UserError: for a task that is called like one of the table's own columns.
-    """
-    own = ("name", "source", "split", "group", "caption", "row")
-    if taken := [task for task in tasks if task in own]:
-        raise UserError(f"{origin}: a task cannot use the column {taken[0]!r}; give from_frame() a mapping to another")
-    return {task: task for task in tasks}
 
 
 def _check_columns(
@@ -456,19 +440,10 @@ def _encode_targets(
     unseen: dict[str, dict[str, int]] = {}
     for task, column in targets.items():
         strings = strings_of(frame[column])
-        learned = sorted(set(strings.filter(in_train).unique().to_pylist()) - {""})
-        tasks[task] = list(vocabularies.get(task, learned))
+        in_use = sorted(set(strings.filter(in_train).unique().to_pylist()) - {""})
+        tasks[task] = list(vocabularies.get(task, in_use))
         if not tasks[task]:
             raise UserError(f"{origin}: task {task!r} has no known value in the train split; add one or drop the task")
         values[task], missing = codes_of(strings, tasks[task])
         unseen[task] = {value: count for value, count in sorted(missing.items()) if value}
     return tasks, values, unseen
-
-
-def _as_list(value: Any) -> list[str]:
-    """The texts of one cell: a list, one text, or something missing."""
-    import pandas as pd
-
-    if isinstance(value, list | tuple):
-        return [str(text) for text in value] or [""]
-    return [""] if pd.isna(value) else [str(value)]

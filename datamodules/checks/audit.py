@@ -1,14 +1,12 @@
 """What is in a data set, and what leaks between its splits: groups, identical images, nearly identical images.
 
 Every fit refuses leaks that its YAML does not allow; ``python -m datamodules audit`` shows the whole report.
-
-Prints an audit's report as tables on the terminal.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,14 +15,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from datamodules.checks.near_duplicates import NEAR_FORMAT, RADII, Pairs, exact_pairs, identical_sets, near_pairs
 from datamodules.checks.verify import Arrays, ReadImage, Verification, cached
 from datamodules.files.label_csv import left_out_text
 from datamodules.options import CheckOptions, LeakKind
 from datamodules.table import SPLITS, SampleTable, attribute_column, table_error
-from vitrail.console import tracked
+from vitrail.console import Table
 from vitrail.types import UNKNOWN
 
 TITLES: dict[LeakKind, str] = {
@@ -64,12 +61,12 @@ class DuplicatePair:
 
 @dataclass(frozen=True)
 class Conflict:
-    """Identical images of which the table says different things.
+    """Identical images with different values in the table.
 
     Attributes:
-        column: in what they differ: ``class``, ``attribute <name>``, ``group`` or ``caption``.
+        column: ``class``, ``attribute <name>``, ``group`` or ``caption``.
         samples: the first image with each value.
-        values: what the table says of each of them; unknown values contradict nothing.
+        values: of each of them; unknown values contradict nothing.
         images: number of identical images with a value.
     """
 
@@ -78,21 +75,27 @@ class Conflict:
     values: list[str]
     images: int
 
+    def __str__(self) -> str:
+        """Such as: class: bag (a.jpg, train, row 3), cup (b.jpg, train, row 9)."""
+        pairs = zip(self.values, self.samples, strict=True)
+        found = ", ".join(f"{value} ({sample.source}, {sample.split}, row {sample.row})" for value, sample in pairs)
+        return f"{self.column}: {found}"
+
 
 @dataclass(frozen=True)
 class Identical:
-    """Images that are equal pixel by pixel, whether they are in one split or in several.
+    """Images that are equal pixel by pixel, in one split or in several.
 
     Attributes:
         repeated: for each split the number of images that repeat another one of the same split.
-        conflicts: identical images of which the table says different things, by row.
+        conflicts: identical images with different values in the table, by row.
     """
 
     repeated: dict[str, int]
     conflicts: list[Conflict]
 
     def conflict_counts(self) -> dict[str, int]:
-        """Number of conflicts by column."""
+        """Return the number of conflicts by column."""
         return dict(Counter(conflict.column for conflict in self.conflicts))
 
 
@@ -112,9 +115,9 @@ class Leaks:
         groups: groups in several splits.
         exact: pairs of images that are equal pixel by pixel.
         near: pairs of images that differ in encoding, scale, brightness or a small crop only.
-        near_radius: distance in bits up to which images' hashes were compared; nothing where they were not.
-        not_checked: of each kind that was not looked for, why.
-        own_groups: whether no group has several images, so that none can be in several splits.
+        near_radius: distance in bits up to which images' hashes were compared; None where they were not.
+        not_checked: reason, for each kind that was not looked for.
+        own_groups: whether each image is a group of its own.
     """
 
     groups: list[CrossingGroup]
@@ -124,10 +127,31 @@ class Leaks:
     not_checked: dict[LeakKind, str] = field(default_factory=dict)
     own_groups: bool = False
 
+    def refuse(self, origin: str, allowed: Collection[LeakKind]) -> None:
+        """Raise one error for all leaks that are not allowed."""
+        problems: dict[LeakKind, list[tuple[int, str]]] = {"groups": [], "exact": [], "near": []}
+        for group in self.groups:
+            counts = " and ".join(f"{split} ({n})" for split, n in group.counts.items())
+            row = min(sample.row for sample in group.examples)
+            problems["groups"].append((row, f"group {group.group!r} is in {counts}"))
+        for found, pairs, same in (
+            (problems["exact"], self.exact, "the same"),
+            (problems["near"], self.near, "nearly the same"),
+        ):
+            for pair in pairs:
+                first, second = pair.first, pair.second
+                files = f"{first.source} ({first.split}) and {second.source} ({second.split})"
+                found.append((first.row, f"{same} image as in row {second.row}: {files}"))
+        refused = [kind for kind in problems if problems[kind] and kind not in allowed]
+        if refused:
+            counted = " and ".join(f"{len(problems[kind])} {TITLES[kind]}" for kind in refused)
+            hint = f"{counted}: split again, or allow it with data checks.allow_leaks: [{', '.join(refused)}]"
+            raise table_error(origin, [problem for kind in refused for problem in problems[kind]], hint)
+
 
 @dataclass(frozen=True)
 class AuditReport:
-    """All that the audit found; N is the number of rows.
+    """All that the audit found; the JSON of the command.
 
     Attributes:
         data: class of the DataModule.
@@ -141,14 +165,13 @@ class AuditReport:
         missing: number of samples by column and text that made them unknown (``checks.missing``).
         notes: what was left out of the table, and aliases that match no row.
         leaks: what connects the splits.
-        identical: images that are equal pixel by pixel; nothing where pixels were not compared, or fewer than
-            two images can be read.
+        identical: None where pixels were not compared, or fewer than two images can be read.
         skipped: unreadable images.
         allowed: kinds of leaks that the configuration allows.
         skips_bad_images: whether the configuration leaves unreadable images out.
         value_range: what is black and white in images with more than 8 bits a channel, and how many there are.
         files_left_out: number of files among the images that are not used, by the ending of their names.
-        reads_images: whether images were read at all; generated ones are not.
+        reads_images: False for generated images.
         counts_files: whether files that are left out were looked for: only where images are files.
     """
 
@@ -173,20 +196,16 @@ class AuditReport:
     counts_files: bool = True
 
     def to_dict(self) -> dict[str, Any]:
-        """The report in types that JSON knows."""
+        """Return the report in types that JSON knows."""
         return asdict(self)
 
     def refuse(self) -> None:
-        """Raises what a fit would raise.
-
-        Raises:
-            UserError: for unreadable images that are not to be skipped, and for leaks that are not allowed.
-        """
+        """Raise the error of a fit: for unreadable images that are not skipped, and for leaks that are not allowed."""
         if self.skipped and not self.skips_bad_images:
             problems = [(bad.sample.row, bad.reason) for bad in self.skipped]
             hint = "mend or remove these images, or set data checks.on_bad_image: skip"
             raise table_error(self.origin, problems, hint)
-        _refuse(self.leaks, self.origin, self.allowed)
+        self.leaks.refuse(self.origin, self.allowed)
 
 
 def audit(
@@ -200,18 +219,7 @@ def audit(
     files_left_out: dict[str, int],
     image_files: bool,
 ) -> AuditReport:
-    """Count samples, unknown and unseen values, leaks of every kind and unreadable images of a data set.
-
-    Args:
-        table: of all samples.
-        verification: hashes of the images; None for generated ones, which can be neither corrupt nor equal by accident.
-        read_image: confirms near duplicates.
-        checks: what the configuration allows.
-        data: class of the DataModule.
-        value_range: what is black and white in images with more than 8 bits a channel.
-        files_left_out: files among the images that are not used.
-        image_files: whether each image is a file of its own.
-    """
+    """Report on a data set; ``verification`` is None for generated images, which are not compared."""
     bad = verification.bad if verification else {}
     masks = {split: table.split_codes == code for code, split in enumerate(SPLITS)}
     classes, unknown = {}, {}
@@ -245,25 +253,8 @@ def audit(
     )
 
 
-def refuse_leaks(
-    table: SampleTable, verification: Verification | None, read_image: ReadImage, allowed: Sequence[LeakKind]
-) -> None:
-    """Refuse to train on splits that share groups or images.
-
-    Args:
-        table: of all samples.
-        verification: hashes of the images; None for generated ones, of which only groups are checked.
-        read_image: confirms near duplicates.
-        allowed: kinds that are tolerated, which then are not even looked for.
-
-    Raises:
-        UserError: for leaks that are not allowed, all of them in one error.
-    """
-    _refuse(find_leaks(table, verification, read_image, allowed), table.origin, allowed)
-
-
 def find_leaks(
-    table: SampleTable, verification: Verification | None, read_image: ReadImage, ignored: Iterable[LeakKind] = ()
+    table: SampleTable, verification: Verification | None, read_image: ReadImage, ignored: Collection[LeakKind] = ()
 ) -> Leaks:
     """Find groups and images that are in several splits.
 
@@ -273,7 +264,6 @@ def find_leaks(
         read_image: confirms near duplicates.
         ignored: kinds that are not looked for.
     """
-    ignored = set(ignored)
     readable = np.ones(len(table), dtype=bool) if verification is None else verification.readable
     groups = [] if "groups" in ignored else _crossing_groups(table, readable)
     exact = near = np.zeros((0, 2), dtype=np.int64)
@@ -290,17 +280,15 @@ def find_leaks(
             not_checked = {"exact": "images are generated", "near": "images are generated"}
         not_checked |= dict.fromkeys((kind for kind in TITLES if kind in ignored), "allowed, so not looked for")
     own_groups = len(np.unique(table.group_ids)) == len(table)
-    return Leaks(groups, _described(table, exact), _described(table, near), radius, not_checked, own_groups)
+    exact_found, near_found = (
+        [DuplicatePair(_sample(table, first), _sample(table, second)) for first, second in pairs.tolist()]
+        for pairs in (exact, near)
+    )
+    return Leaks(groups, exact_found, near_found, radius, not_checked, own_groups)
 
 
 def find_identical(table: SampleTable, content: NDArray[np.uint8], readable: NDArray[np.bool_]) -> Identical:
-    """Identical images, counted within each split, and what the table says differently of them.
-
-    Args:
-        table: of N samples.
-        content: uint8 ``(N, 32)``, hash of each image.
-        readable: bool ``(N,)``.
-    """
+    """Find images with the same content hash (uint8 ``(N, 32)``) among the readable ones (bool ``(N,)``)."""
     repeated = dict.fromkeys(SPLITS, 0)
     conflicts: list[Conflict] = []
     for rows in identical_sets(content, readable):
@@ -311,14 +299,12 @@ def find_identical(table: SampleTable, content: NDArray[np.uint8], readable: NDA
 
 
 def _conflicts(table: SampleTable, rows: NDArray[np.int64]) -> Iterator[Conflict]:
-    """In what the table differs about some rows of one image."""
     named: dict[str, list[str]] = {}
     for task, names in table.tasks.items():
         codes = table.targets[task][rows].tolist()
         named[attribute_column(task)] = ["" if code == UNKNOWN else names[code] for code in codes]
-    own_group = [table.group(row) != table.name(row) for row in rows.tolist()]
     # A sample without a group is one of its own, by its own name.
-    named["group"] = [table.group(row) if own else "" for row, own in zip(rows.tolist(), own_group, strict=True)]
+    named["group"] = [group if (group := table.group(row)) != table.name(row) else "" for row in rows.tolist()]
     named["caption"] = [" | ".join(filter(None, texts)) for texts in table.caption_lists.of(rows.tolist())]
     for column, values in named.items():
         first: dict[str, int] = {}
@@ -331,37 +317,26 @@ def _conflicts(table: SampleTable, rows: NDArray[np.int64]) -> Iterator[Conflict
 
 
 def warn_of_conflicts(table: SampleTable, verification: Verification) -> None:
-    """Reports in one line that identical images have different labels, which no model can satisfy."""
-    found = find_identical(table, verification.content, verification.readable).conflicts
-    told = [conflict for conflict in found if conflict.column not in ("group", "caption")]
-    if told:
+    """Report in one line that identical images have different labels, which no model can satisfy."""
+    conflicts = find_identical(table, verification.content, verification.readable).conflicts
+    if labels := [conflict for conflict in conflicts if conflict.column not in ("group", "caption")]:
         rank_zero_info(
-            f"{table.origin}: {len(told)} identical images have different labels, first {conflict_text(told[0])}; "
+            f"{table.origin}: {len(labels)} identical images have different labels, first {labels[0]}; "
             "`python -m datamodules audit` lists them"
         )
 
 
-def conflict_text(conflict: Conflict) -> str:
-    """Such as: class: bag (a.jpg, train, row 3), cup (b.jpg, train, row 9)."""
-    pairs = zip(conflict.values, conflict.samples, strict=True)
-    told = ", ".join(f"{value} ({sample.source}, {sample.split}, row {sample.row})" for value, sample in pairs)
-    return f"{conflict.column}: {told}"
-
-
 def _near(table: SampleTable, verification: Verification, read_image: ReadImage) -> tuple[Pairs, int]:
-    """Near duplicates that are not identical, from the cache where the data have not changed."""
+    """Near duplicates that are not identical; cached on disk."""
 
     def read_pixels(row: int) -> NDArray[np.uint8]:
         pixels: NDArray[np.uint8] = read_image(row).permute(1, 2, 0).contiguous().numpy()
         return pixels
 
-    def progress(blocks: Iterable[int], count: int) -> Iterator[int]:
-        return tracked(blocks, "comparing similar images", count)
-
     def compute() -> Arrays:
         hashes, codes, readable = verification.perceptual, table.split_codes, verification.readable
-        pairs, radius = near_pairs(hashes, codes, readable, read_pixels, progress)
-        # Equal images are told apart by their content alone: a pair of them is no near duplicate.
+        pairs, radius = near_pairs(hashes, codes, readable, read_pixels)
+        # Equal images have equal content: a pair of them is not a near duplicate.
         equal = (verification.content[pairs[:, 0]] == verification.content[pairs[:, 1]]).all(axis=1)
         return {"pairs": pairs[~equal], "radius": np.array(radius)}
 
@@ -377,48 +352,18 @@ def _sample(table: SampleTable, row: int) -> Sample:
     return Sample(table.name(row), table.source(row), table.split(row), int(table.rows[row]))
 
 
-def _described(table: SampleTable, pairs: Pairs) -> list[DuplicatePair]:
-    return [DuplicatePair(_sample(table, first), _sample(table, second)) for first, second in pairs.tolist()]
-
-
 def _crossing_groups(table: SampleTable, readable: NDArray[np.bool_]) -> list[CrossingGroup]:
     """Groups whose readable images are in several splits, in the order of their first row."""
-    rows = np.flatnonzero(readable)
-    places = table.group_ids[rows] * len(SPLITS) + table.split_codes[rows]
-    distinct, first, counts = np.unique(places, return_index=True, return_counts=True)
-    groups, starts, members = np.unique(distinct // len(SPLITS), return_index=True, return_counts=True)
+    import pandas as pd
+
+    columns = {"row": np.arange(len(table)), "group": table.group_ids, "split": table.split_codes}
+    places = pd.DataFrame(columns)[readable].groupby(["group", "split"], as_index=False)["row"].agg(["first", "size"])
     crossing = []
-    for place in np.flatnonzero(members > 1).tolist():
-        group, chosen = int(groups[place]), range(int(starts[place]), int(starts[place] + members[place]))
-        examples = [_sample(table, int(rows[first[entry]])) for entry in chosen]
-        by_split = {sample.split: int(counts[entry]) for sample, entry in zip(examples, chosen, strict=True)}
-        crossing.append(CrossingGroup(str(table.group_values[group].as_py()), by_split, examples))
-    return sorted(crossing, key=lambda found: min(sample.row for sample in found.examples))
-
-
-def _refuse(leaks: Leaks, origin: str, allowed: Iterable[LeakKind]) -> None:
-    """Raises one error for all leaks that are not allowed."""
-    problems: dict[LeakKind, list[tuple[int, str]]] = {
-        "groups": [(min(s.row for s in found.examples), _group_text(found)) for found in leaks.groups],
-        "exact": [(pair.first.row, f"the same image as {_pair_text(pair)}") for pair in leaks.exact],
-        "near": [(pair.first.row, f"nearly the same image as {_pair_text(pair)}") for pair in leaks.near],
-    }
-    refused: list[LeakKind] = [kind for kind in problems if problems[kind] and kind not in set(allowed)]
-    if refused:
-        found = " and ".join(f"{len(problems[kind])} {TITLES[kind]}" for kind in refused)
-        hint = f"{found}: split again, or allow it with data checks.allow_leaks: [{', '.join(refused)}]"
-        raise table_error(origin, [problem for kind in refused for problem in problems[kind]], hint)
-
-
-def _group_text(found: CrossingGroup) -> str:
-    """Such as: group 'mug 3' is in train (4) and val (1)."""
-    return f"group {found.group!r} is in " + " and ".join(f"{split} ({n})" for split, n in found.counts.items())
-
-
-def _pair_text(pair: DuplicatePair) -> str:
-    """Such as: row 17, a.jpg (train) and b.jpg (val)."""
-    first, second = pair.first, pair.second
-    return f"in row {second.row}: {first.source} ({first.split}) and {second.source} ({second.split})"
+    for group, found in places[places.duplicated("group", keep=False)].groupby("group"):
+        examples = [_sample(table, row) for row in found["first"].tolist()]
+        counts = dict(zip((sample.split for sample in examples), found["size"].tolist(), strict=True))
+        crossing.append(CrossingGroup(str(table.group_values[group].as_py()), counts, examples))
+    return sorted(crossing, key=lambda one: min(sample.row for sample in one.examples))
 
 
 SHOWN = 20
@@ -426,18 +371,15 @@ SHOWN = 20
 
 
 def print_report(report: AuditReport, console: Console) -> None:
-    """Prints counts by split, the classes of each task, unseen values, leaks and skipped images."""
+    """Print counts by split, the classes of each task, unseen values, leaks and skipped images."""
     console.print(f"[bold]{report.data}[/bold] {escape(report.origin)}  fingerprint {report.fingerprint[:12]}")
-    sizes = _table("samples and groups", ("", *SPLITS))
-    sizes.add_row("samples", *_numbers(report.samples))
-    sizes.add_row("groups", *_numbers(report.group_counts))
-    console.print(sizes)
+    sizes = [["samples", *_numbers(report.samples)], ["groups", *_numbers(report.group_counts)]]
+    console.print(Table(["", *SPLITS], sizes, title="samples and groups"))
     for task, classes in report.classes.items():
-        counts = _table(f"{task}: {len(classes)} classes", (task, *SPLITS))
-        for name, by_split in classes.items():
-            counts.add_row(escape(name), *_numbers(by_split))
-        counts.add_row("[dim]unknown[/dim]", *_numbers(report.unknown[task]))
-        console.print(counts)
+        counts = [[name, *_numbers(by_split)] for name, by_split in classes.items()]
+        counts.append(["unknown", *_numbers(report.unknown[task])])
+        title = f"{task}: {len(classes)} classes"
+        console.print(Table([task, *SPLITS], counts, title=title, styles={len(classes): "dim"}))
         if unseen := report.unseen.get(task):
             texts = ", ".join(f"{value} ({count})" for value, count in unseen.items())
             console.print(f"  {escape(task)}, values that are not in the vocabulary: {escape(texts)}\n")
@@ -450,16 +392,15 @@ def print_report(report: AuditReport, console: Console) -> None:
     _print_leaks(report, console)
     _print_identical(report, console)
     lines = [f"row {bad.sample.row} ({bad.sample.split}): {bad.reason}" for bad in report.skipped]
-    why = "" if report.reads_images else "images are generated"
-    _print_list("unreadable images", lines, "skipped" if report.skips_bad_images else "not allowed", console, why)
+    reason = "" if report.reads_images else "images are generated"
+    _print_list("unreadable images", lines, "skipped" if report.skips_bad_images else "not allowed", console, reason)
 
 
 def _print_files(report: AuditReport, console: Console) -> None:
-    """Files that are left out, and how images with more than 8 bits a channel are read."""
-    left_out = report.files_left_out
-    none = "none" if report.counts_files else "not looked for (images are no files of their own)"
-    told = f"{sum(left_out.values())}, {left_out_text(left_out)}" if left_out else none
-    console.print(f"files left out: {escape(told)}", soft_wrap=True)
+    found = "none" if report.counts_files else "not looked for (images are no files of their own)"
+    if left_out := report.files_left_out:
+        found = f"{sum(left_out.values())}, {left_out_text(left_out)}"
+    console.print(f"files left out: {escape(found)}", soft_wrap=True)
     if report.value_range["option"] != "auto":
         console.print(f"image.value_range: {report.value_range['option']}", markup=False)
     elif images := report.value_range.get("images"):
@@ -479,35 +420,35 @@ def _print_leaks(report: AuditReport, console: Console) -> None:
         f"{group.group}: " + ", ".join(f"{split} {count}" for split, count in group.counts.items())
         for group in leaks.groups
     ]
-    found: dict[LeakKind, list[str]] = {"groups": groups, "exact": _pairs(leaks.exact), "near": _pairs(leaks.near)}
+    exact, near = (
+        [
+            f"{first.source} ({first.split}, row {first.row}) = {second.source} ({second.split}, row {second.row})"
+            for first, second in ((pair.first, pair.second) for pair in pairs)
+        ]
+        for pairs in (leaks.exact, leaks.near)
+    )
+    found: dict[LeakKind, list[str]] = {"groups": groups, "exact": exact, "near": near}
     for kind, lines in found.items():
         allowed = "allowed" if kind in report.allowed else "not allowed"
         _print_list(TITLES[kind], lines, allowed, console, leaks.not_checked.get(kind, ""))
         if kind == "groups" and leaks.own_groups and kind not in leaks.not_checked:
             console.print("  (the data name no groups, or no group has two images: each image is one of its own)")
     if leaks.near_radius is not None and leaks.near_radius < RADII[0]:
-        console.print(f"  (so many images are alike that only hashes within {leaks.near_radius} bits were compared)")
+        console.print(
+            f"  (there are many similar images: only hashes within {leaks.near_radius} bits were compared)",
+            soft_wrap=True,
+        )
 
 
 def _print_identical(report: AuditReport, console: Console) -> None:
-    """How often images are repeated within a split, and what the table says differently of identical ones."""
     if report.identical is None:
         console.print("identical images within a split: not compared")
         return
-    repeated = {split: count for split, count in report.identical.repeated.items() if count}
-    told = ", ".join(f"{split} {count}" for split, count in repeated.items())
-    console.print(f"identical images within a split: {told or 'none'}")
-    lines = [conflict_text(conflict) for conflict in report.identical.conflicts]
+    repeated = ", ".join(f"{split} {count}" for split, count in report.identical.repeated.items() if count)
+    console.print(f"identical images within a split: {repeated or 'none'}")
+    lines = [str(conflict) for conflict in report.identical.conflicts]
     counts = ", ".join(f"{column} {count}" for column, count in report.identical.conflict_counts().items())
-    _print_list("identical images that the table contradicts itself about", lines, escape(counts), console)
-
-
-def _pairs(pairs: Iterable[DuplicatePair]) -> list[str]:
-    return [
-        f"{pair.first.source} ({pair.first.split}, row {pair.first.row}) = "
-        f"{pair.second.source} ({pair.second.split}, row {pair.second.row})"
-        for pair in pairs
-    ]
+    _print_list("identical images with different values in the table", lines, escape(counts), console)
 
 
 def _print_list(title: str, lines: Sequence[str], remark: str, console: Console, not_checked: str = "") -> None:
@@ -520,13 +461,6 @@ def _print_list(title: str, lines: Sequence[str], remark: str, console: Console,
         console.print(f"  {escape(line)}", soft_wrap=True)
     if len(lines) > SHOWN:
         console.print(f"  and {len(lines) - SHOWN} more")
-
-
-def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=escape(title), title_justify="left")
-    for place, column in enumerate(columns):
-        table.add_column(escape(column), justify="right" if place else "left")
-    return table
 
 
 def _numbers(by_split: dict[str, int]) -> list[str]:

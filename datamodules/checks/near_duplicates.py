@@ -2,19 +2,15 @@
 
 Near duplicates (encoded again, scaled, a little brighter, a little cropped) are found in two steps. Difference hashes
 name the candidates: two hashes within r of 64 bits agree in at least one of r + 1 pieces, so only images that share
-a piece are compared (multi-index hashing, Norouzi, Punjani and Fleet, CVPR 2012), never all with all. The candidates'
-pixels then decide.
-
-Whether two images are nearly the same one: encoded again, scaled, a little brighter, a little cropped.
-
-Their thumbnails are laid over each other with the crop, brightness and contrast that fit best, and what is left over
-must be small everywhere. Products that are photographed alike, which share their hashes, fail that.
+a piece are compared (multi-index hashing, Norouzi, Punjani and Fleet, CVPR 2012), never all with all. Then thumbnails
+are aligned with the crop, brightness and contrast that fit best, and the residual must be small everywhere: products
+that are photographed alike, which share their hashes, fail that.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -22,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from datamodules.checks.verify import HASH_BOXES
+from vitrail.console import tracked
 
 MIN_RESEMBLANCE = 0.94
 """Correlation of the best boxes below which two images need not be compared any further."""
@@ -49,7 +46,7 @@ class Thumbnail:
     Attributes:
         whole: float32 ``(16, 16, 3)``.
         boxes: float32 ``(6, 768)``, each of ``HASH_BOXES`` with mean 0 and length 1.
-        is_flat: whether there is nothing to be seen; such an image looks like every other.
+        is_flat: whether it has no detail; such an image looks like every other.
     """
 
     def __init__(self, pixels: NDArray[np.uint8]) -> None:
@@ -59,7 +56,7 @@ class Thumbnail:
         self.is_flat = bool(self.whole.std() < _FLAT)
 
     def cut(self, box: Sequence[float], side: int = _SMALL) -> NDArray[np.float32]:
-        """Part of the image, float32 ``(side, side, 3)``; left, top, right and bottom in percent."""
+        """Return part of the image, float32 ``(side, side, 3)``; left, top, right and bottom in percent."""
         # The triangle filter reaches over cell borders, which forgives a shift by part of a cell.
         left, top, right, bottom = (value * (_SIDE / 100) for value in box)
         small = self._image.resize((side, side), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
@@ -74,7 +71,7 @@ def _normalised(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def resemblance(block: Sequence[tuple[Thumbnail, Thumbnail]]) -> NDArray[np.float32]:
-    """For each pair the highest correlation of a box of one with the whole of the other."""
+    """Return for each pair the highest correlation of a box of one with the whole of the other."""
     one, other = (np.stack([pair[side].boxes for pair in block]) for side in (0, 1))
     forth, back = (one * other[:, :1]).sum(axis=-1), (other * one[:, :1]).sum(axis=-1)
     best: NDArray[np.float32] = np.maximum(forth, back).max(axis=1)
@@ -82,7 +79,7 @@ def resemblance(block: Sequence[tuple[Thumbnail, Thumbnail]]) -> NDArray[np.floa
 
 
 def same_image(one: Thumbnail, other: Thumbnail) -> bool:
-    """Whether one is nearly the other, whichever of them was cropped."""
+    """Return whether one is nearly the other, whichever of them was cropped."""
     if one.is_flat or other.is_flat:
         return False
     forth, back = (float((a.boxes @ b.boxes[0]).max()) for a, b in ((one, other), (other, one)))
@@ -96,13 +93,10 @@ def same_image(one: Thumbnail, other: Thumbnail) -> bool:
 
 
 def _aligned(outer: Thumbnail, inner: Thumbnail) -> list[float] | None:
-    """The box of the outer image that resembles the inner one most.
+    """The box of the outer image (in percent) that resembles the inner one most, None where they do not fit.
 
-    The four edges of the part are moved as B. Lucas and T. Kanade move a window ("An iterative image registration
-    technique", IJCAI 1981), together with gain and offset, from the best of the known boxes on.
-
-    Returns:
-        Left, top, right and bottom in percent, or nothing where the two do not fit.
+    Its four edges are moved as B. Lucas and T. Kanade move a window ("An iterative image registration technique",
+    IJCAI 1981), together with gain and offset, from the best of the known boxes on.
     """
     wanted, target = inner.boxes[0], inner.whole.reshape(-1)
     box = np.array(HASH_BOXES[int((outer.boxes @ wanted).argmax())], dtype=np.float64)
@@ -123,11 +117,7 @@ def _aligned(outer: Thumbnail, inner: Thumbnail) -> list[float] | None:
 
 
 def _slopes(cut: NDArray[np.float32], box: NDArray[np.float64]) -> NDArray[np.float32]:
-    """How each value of the cut changes with left, top, right and bottom edge (a percent), gain and offset.
-
-    Returns:
-        float32 ``(6, 768)``.
-    """
+    """Change of each value of the cut with left, top, right and bottom edge (a percent), gain, offset; ``(6, 768)``."""
     width, height = (box[2:] - box[:2]) / _SMALL
     along_y, along_x = np.gradient(cut, axis=(0, 1))
     along_x, along_y = along_x / width, along_y / height
@@ -157,15 +147,11 @@ def _detail(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _left_over(a: NDArray[np.float32], b: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
-    """What of b is not a with one gain and one offset, cut off at black and white; and the largest change of tone.
-
-    Returns:
-        float32 ``(32, 32, 3)`` and the change, both in grey levels.
-    """
-    seen = (b > 4) & (b < 249)  # What was cut off says nothing of the gain.
-    if seen.sum() < 40:
-        seen = np.ones_like(seen)
-    x, y = a[seen], b[seen]
+    """Residual of b against a with one gain and offset, ``(32, 32, 3)``, and the largest change of tone, in levels."""
+    usable = (b > 4) & (b < 249)  # Clipped values do not depend on the gain.
+    if usable.sum() < 40:
+        usable = np.ones_like(usable)
+    x, y = a[usable], b[usable]
     dx = x - x.mean()
     gain = float((dx * (y - y.mean())).sum()) / max(float((dx * dx).sum()), 1e-6)
     toned = (gain * (a - x.mean()) + y.mean()).clip(0, 255)
@@ -176,7 +162,7 @@ Pairs = NDArray[np.int64]
 """``(P, 2)``, rows of the table, the smaller first, sorted, each pair once."""
 
 NEAR_FORMAT = 1
-"""Counts up when other pairs than before count as near duplicates, so that cached ones are looked for anew."""
+"""Counts up when other pairs than before count as near duplicates, so that cached ones are computed again."""
 
 RADII = (8, 6, 4, 2, 0)
 """Distances in bits up to which hashes are candidates; the largest one that is affordable is taken."""
@@ -188,15 +174,12 @@ _KEPT_THUMBNAILS = 10_000  # About 350 MB.
 
 
 def exact_pairs(content: NDArray[np.uint8], parts: NDArray[np.int8], readable: NDArray[np.bool_]) -> Pairs:
-    """Pairs of identical images in different parts.
+    """Return each image that has an identical one in another part, paired with the first of those.
 
     Args:
         content: uint8 ``(N, 32)``, hash of each image.
         parts: int8 ``(N,)``, the split of each.
         readable: bool ``(N,)``.
-
-    Returns:
-        Each image whose like stands in another split, paired with the first of those.
     """
     pairs = []
     for group in identical_sets(content, readable):
@@ -204,16 +187,11 @@ def exact_pairs(content: NDArray[np.uint8], parts: NDArray[np.int8], readable: N
             others = group[parts[group] != parts[row]]
             if len(others):
                 pairs.append((min(row, others[0]), max(row, others[0])))
-    return _unique(np.array(pairs, dtype=np.int64).reshape(-1, 2))
+    return np.unique(np.array(pairs, dtype=np.int64).reshape(-1, 2), axis=0)
 
 
 def identical_sets(content: NDArray[np.uint8], readable: NDArray[np.bool_]) -> Iterator[NDArray[np.int64]]:
-    """The rows of each image that occurs more than once, ascending.
-
-    Args:
-        content: uint8 ``(N, 32)``, hash of each image.
-        readable: bool ``(N,)``.
-    """
+    """Yield the rows, ascending, of each image that occurs more than once; arguments as of ``exact_pairs``."""
     rows = np.flatnonzero(readable)
     keys = np.ascontiguousarray(content[rows]).view("V32").ravel()
     order = np.argsort(keys, kind="stable")
@@ -229,19 +207,14 @@ def near_pairs(
     parts: NDArray[np.int8],
     readable: NDArray[np.bool_],
     read_pixels: Callable[[int], NDArray[np.uint8]],
-    progress: Callable[[Iterable[int], int], Iterator[int]],
 ) -> tuple[Pairs, int]:
-    """Pairs of nearly the same image in different parts; identical ones are among them.
+    """Return pairs of nearly the same image in different parts, identical ones included, and the radius of hashes.
 
     Args:
         perceptual: uint64 ``(N, 6)``, hashes of each image and its crops.
         parts: int8 ``(N,)``, the split of each.
         readable: bool ``(N,)``.
-        read_pixels: gives uint8 ``(H, W, 3)`` for a row.
-        progress: shows how far the comparison is; gets the blocks of candidates and how many there are.
-
-    Returns:
-        The pairs, and the radius in bits up to which hashes were compared.
+        read_pixels: returns uint8 ``(H, W, 3)`` for a row.
     """
     radius = _affordable_radius(perceptual[readable])
     rows = _candidates(perceptual, parts, readable, radius)
@@ -251,16 +224,12 @@ def near_pairs(
         return Thumbnail(read_pixels(row))
 
     found = []
-    for start in progress(range(0, len(rows), _BLOCK), -(-len(rows) // _BLOCK)):
+    for start in tracked(range(0, len(rows), _BLOCK), "comparing similar images", -(-len(rows) // _BLOCK)):
         block = [(thumbnail(one), thumbnail(other)) for one, other in rows[start : start + _BLOCK].tolist()]
         for place in np.flatnonzero(resemblance(block) > MIN_RESEMBLANCE):
             if same_image(*block[place]):
                 found.append(rows[start + place])
     return np.array(found, dtype=np.int64).reshape(-1, 2), radius
-
-
-def _unique(pairs: Pairs) -> Pairs:
-    return np.unique(pairs, axis=0) if len(pairs) else pairs
 
 
 def _pieces(hashes: NDArray[np.uint64], radius: int) -> list[NDArray[np.uint64]]:

@@ -1,13 +1,11 @@
-"""Reads every image of a data set once: which are unreadable, and fingerprints of the others.
+"""Read every image of a data set once: which are unreadable, and fingerprints of the others.
 
-The result is kept under ``$VITRAIL_CACHE`` (``~/.cache/vitrail`` by default) and found again as long as the table and
-the files' sizes and dates of change are the same, so a second run starts at once and the other processes of a run
-need not read the images again.
+The result is cached under ``$VITRAIL_CACHE`` (``~/.cache/vitrail`` by default) as long as the table and the files'
+sizes and dates of change are the same, so a second run and other processes of a run need not read the images again.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import zipfile
@@ -28,6 +26,7 @@ from datamodules.loading.decode import UndecidedRangeError, ValueRange, Values, 
 from datamodules.table import SampleTable
 from vitrail.console import tracked
 from vitrail.errors import UserError
+from vitrail.files import write_atomically
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -53,10 +52,10 @@ class Verification:
     """What is known of the images of a table of N rows.
 
     Attributes:
-        bad: for each unreadable image its row in the table and why.
+        bad: reason by row of each unreadable image.
         content: uint8 ``(N, 32)``, SHA-256 of the decoded pixels and their shape; 0 for unreadable images.
         perceptual: uint64 ``(N, 6)``, difference hash of each of ``HASH_BOXES``; 0 for unreadable images.
-        key: names this state of the data, for results that are derived from it and cached as well.
+        key: hash of this state of the data, for cached results that are derived from it.
     """
 
     bad: dict[int, str]
@@ -85,8 +84,8 @@ def verify(
 
     Args:
         table: of all samples.
-        read_image: returns uint8 ``(3, H, W)`` for a row; several threads call it. An image counts as bad where it
-            raises a ``UserError``: it is missing, truncated, of an unknown format.
+        read_image: several threads call it. An image counts as bad where it raises a ``UserError``: it is missing,
+            truncated, of an unknown format.
         decide_range: is called with what ``read_image`` is to take for black and white (None: not decided), and facts
             about the images that need it.
         asked_range: option ``image.value_range``.
@@ -103,7 +102,12 @@ def verify(
             return read(np.arange(len(table)), _nothing_known(len(table)))
         return _read_changed(table, str(asked_range), read)
 
-    arrays = cached(f"verification-{key}", read_new, _check(len(table)))
+    def check(arrays: Arrays) -> None:
+        _check_shapes(arrays, len(table), content=(32,), perceptual=(len(HASH_BOXES),), deep=(3,))
+        if arrays["bad_rows"].shape != arrays["bad_reasons"].shape:
+            raise ValueError("not one reason for each bad image")
+
+    arrays = cached(f"verification-{key}", read_new, check)
     decide_range(_plain(arrays["range"].tolist()), _range_facts(arrays))
     reasons = dict(zip(arrays["bad_rows"].tolist(), arrays["bad_reasons"].tolist(), strict=True))
     content, perceptual = arrays["content"].astype(np.uint8), arrays["perceptual"].astype(np.uint64)
@@ -111,15 +115,10 @@ def verify(
 
 
 def cached(name: str, compute: Callable[[], Arrays], check: Callable[[Arrays], None]) -> Arrays:
-    """Arrays from the cache, or computed and written there whole.
+    """Return arrays from the cache, or compute and write them there.
 
-    A file that cannot be read is made anew; a folder that cannot be written to costs the next run some time, and a
-    warning says so.
-
-    Args:
-        name: of the file, without its ending.
-        compute: makes the arrays.
-        check: raises KeyError or ValueError for arrays that are not as they should be.
+    A file that cannot be read, or for which ``check`` raises KeyError or ValueError, is written again; a folder that
+    cannot be written to is a warning.
     """
     if (known := _load(name, check)) is not None:
         return known
@@ -129,7 +128,6 @@ def cached(name: str, compute: Callable[[], Arrays], check: Callable[[Arrays], N
 
 
 def _load(name: str, check: Callable[[Arrays], None]) -> Arrays | None:
-    """What the cache holds, None where there is nothing that is as it should be."""
     try:
         with np.load(cache_directory() / f"{name}.npz", allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
@@ -141,41 +139,29 @@ def _load(name: str, check: Callable[[Arrays], None]) -> Arrays | None:
 
 def _keep(name: str, arrays: Arrays) -> None:
     path = cache_directory() / f"{name}.npz"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as stream:
-            np.savez(stream, allow_pickle=False, **arrays)
-        temporary.replace(path)
+        with write_atomically(path) as partial:
+            np.savez(partial, allow_pickle=False, **arrays)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         rank_zero_warn(f"{path.parent}: cannot keep what is known of the images ({error}); set $VITRAIL_CACHE")
 
 
 def content_of(pixels: NDArray[np.uint8]) -> bytes:
-    """SHA-256 of a decoded image and its shape, 32 bytes.
-
-    Args:
-        pixels: uint8 ``(H, W, 3)``.
-    """
+    """Return the SHA-256 of a decoded image, uint8 ``(H, W, 3)``, and its shape, 32 bytes."""
     digest = hashlib.sha256(str(pixels.shape).encode())
     digest.update(pixels.tobytes())
     return digest.digest()
 
 
 def cache_directory() -> Path:
-    """``$VITRAIL_CACHE``, or ``~/.cache/vitrail``."""
+    """Return ``$VITRAIL_CACHE``, or ``~/.cache/vitrail``."""
     return Path(os.environ.get("VITRAIL_CACHE") or "~/.cache/vitrail").expanduser()
 
 
 def hash_boxes(image: Image.Image) -> list[int]:
-    """64-bit difference hashes of the image and its crops.
+    """Return the 64-bit difference hash of each of ``HASH_BOXES`` of an image.
 
     N. Krawetz, "Kind of Like That", 2013: the signs of the differences of neighbours in a 9×8 thumbnail.
-
-    Returns:
-        For each of ``HASH_BOXES`` a number below 2**64.
     """
     import imagehash
     from PIL import Image
@@ -211,7 +197,7 @@ def _stamp(path: str) -> tuple[int, int]:
 
 
 def _read_changed(table: SampleTable, asked_range: str, read: Callable[[NDArray[np.int64], Arrays], Arrays]) -> Arrays:
-    """Read the images whose files are not those of an earlier time: a set that grows is not read all over again."""
+    """Read the images whose files are new or have changed: a set that grows is not read all over again."""
     sources = table.sources.to_pylist()
     files = np.array([hashlib.sha256(source.encode()).digest()[:16] for source in sources], dtype="S16")
     stamps = np.array([_stamp(source) for source in sources], dtype=np.int64)
@@ -255,8 +241,7 @@ def _read_all(
 ) -> Arrays:
     """What is known of all images once these rows have been read.
 
-    Where the value range is to be decided by the data, images that need one only say which values they have; they are
-    read again when all have spoken.
+    Where the data decide the value range, images that need one are read twice: for their values, then with the range.
     """
     decide_range(None, {})
     found = _read_rows(read_image, rows, known)
@@ -275,7 +260,7 @@ def _read_all(
 
 
 def decided_range(deep: NDArray[np.generic], table: SampleTable) -> list[float]:
-    """The smallest usual range that holds the values of all images.
+    """Return the smallest usual range that includes the values of all images.
 
     Args:
         deep: float64 ``(N, 3)``, smallest and largest value of each image with more than 8 bits a channel and whether
@@ -283,7 +268,7 @@ def decided_range(deep: NDArray[np.generic], table: SampleTable) -> list[float]:
         table: of the images, for the error.
 
     Raises:
-        UserError: where no usual range holds them all.
+        UserError: where there is none.
     """
     rows = np.flatnonzero(~np.isnan(deep[:, 0].astype(np.float64)))
     values = deep[rows].astype(np.float64)
@@ -364,26 +349,12 @@ def _read_one(read_image: Callable[[int], torch.Tensor], index: int) -> _Read:
 
 
 def _check_known(arrays: Arrays) -> None:
-    shapes = {"files": (), "stamps": (2,), "content": (32,), "perceptual": (len(HASH_BOXES),), "deep": (3,)}
-    for key, shape in shapes.items():
-        if arrays[key].shape != (len(arrays["files"]), *shape):
-            raise ValueError(f"{key} has the shape {arrays[key].shape}")
-    _check_range(arrays)
+    shapes = {"stamps": (2,), "content": (32,), "perceptual": (len(HASH_BOXES),), "deep": (3,)}
+    _check_shapes(arrays, len(arrays["files"]), files=(), **shapes)
 
 
-def _check(count: int) -> Callable[[Arrays], None]:
-    def check(arrays: Arrays) -> None:
-        shapes = {"content": (count, 32), "perceptual": (count, len(HASH_BOXES)), "deep": (count, 3)}
-        for key, shape in shapes.items():
-            if arrays[key].shape != shape:
-                raise ValueError(f"{key} has the shape {arrays[key].shape}, must have {shape}")
-        if arrays["bad_rows"].shape != arrays["bad_reasons"].shape:
-            raise ValueError("not one reason for each bad image")
-        _check_range(arrays)
-
-    return check
-
-
-def _check_range(arrays: Arrays) -> None:
-    if arrays["range"].shape != (2,):
-        raise ValueError(f"range has the shape {arrays['range'].shape}, must have (2,)")
+def _check_shapes(arrays: Arrays, count: int, **shapes: tuple[int, ...]) -> None:
+    expected = {"range": (2,), **{key: (count, *shape) for key, shape in shapes.items()}}
+    for key, shape in expected.items():
+        if arrays[key].shape != shape:
+            raise ValueError(f"{key} has the shape {arrays[key].shape}, must have {shape}")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from datamodules.files.label_csv import class_names_of, first_text, label_texts, numbers_in_order, plain_texts
-from datamodules.table import Missing, attribute_column, target_column
+from datamodules.table import Missing, attribute_column, composed, target_column
 from vitrail.errors import UserError
 from vitrail.types import LABEL_TASK
 
@@ -18,7 +18,7 @@ _SHOWN = 12
 
 
 def require_column(name: str, known: Collection[str], option: str, where: str) -> None:
-    """Refuse a column that does not exist, with those that do."""
+    """Refuse a column that does not exist, and name those that do."""
     if name not in known:
         none = "" if option == "image" else ", or '' for none"
         raise UserError(
@@ -40,14 +40,14 @@ def sample_columns(
     """Return the columns of a sample table: the targets of each task, lists of captions, and groups.
 
     Args:
-        table: with the columns that are wanted, N rows.
+        table: N rows with the columns that are named below.
         features: the ``datasets.Features`` of all columns that may be named.
         tasks: the column of each task.
         missing: what counts as missing.
         where: file or split, for errors.
         caption: column of a text or several; empty for none.
         group: column of groups; empty for none.
-        given: class names by task that the user gave; others are refused.
+        given: class names by task that the user gave; other values are refused.
 
     Raises:
         UserError: for a column that does not exist or has no classes, and for a value without a class name.
@@ -98,5 +98,70 @@ def vocabularies(
         if names := [name for name in names if not missing.means_unknown(name)]:
             known[task] = names
         elif values and is_number and all(text.removeprefix("-").isdecimal() for text in values):
-            known[task] = numbers_in_order(values)
+            known[task] = sorted(values, key=int)  # alphabetical order would put 10 before 2
     return known
+
+
+def class_names_of(feature: Any) -> list[str]:
+    """Return the names of the library's ``ClassLabel``, none for other features."""
+    return [composed(name) for name in getattr(feature, "names", None) or []]
+
+
+def label_texts(column: Any, names: Sequence[str], where: str) -> list[str]:
+    """Return the values of a column of labels as texts, empty for unknown.
+
+    Args:
+        column: Arrow array of texts, whole numbers or truth values.
+        names: what whole numbers stand for; empty where they are the names themselves. Below 0 is unknown.
+        where: YAML key and file, for the error.
+
+    Raises:
+        UserError: for a number that has no name, and for a column of another type.
+    """
+    import pyarrow as pa
+
+    column = plain_column(column)
+    kind = column.type
+    values = column.to_pylist()
+    if pa.types.is_null(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return ["" if value is None else value.strip() for value in values]
+    if pa.types.is_integer(kind) and names:
+        for row, value in enumerate(values):
+            if value is not None and value >= len(names):
+                raise UserError(
+                    f"{where}: row {row} has the label {value}, but there are {len(names)} class names (0 to "
+                    f"{len(names) - 1}); correct the label or name all classes"
+                )
+        return ["" if value is None or value < 0 else names[value] for value in values]
+    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+        return ["" if value is None else str(value) for value in values]
+    raise UserError(f"{where}: holds {kind}, which is no class; give a column of names or whole numbers")
+
+
+def plain_column(column: Any) -> Any:
+    """Return an Arrow array of the values themselves: categories as texts, whole numbers among NaN as such."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_floating(column.type):
+        known = pc.if_else(pc.is_nan(column), None, column)
+        whole = pc.all(pc.equal(known, pc.floor(known))).as_py()
+        column = known.cast(pa.int64()) if whole is not False else known
+    return column
+
+
+def plain_texts(column: Any) -> list[str]:
+    """Return the values of a column as texts on one line, empty for null and NaN."""
+    return [first_text(value) for value in plain_column(column).to_pylist()]
+
+
+def first_text(value: object) -> str:
+    """Return a caption, or the first of several, on one line; empty where there is none."""
+    if isinstance(value, list):
+        value = value[0] if value else None
+    missing = value is None or (isinstance(value, float) and math.isnan(value))
+    return "" if missing else composed(" ".join(str(value).split()))

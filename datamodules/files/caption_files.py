@@ -1,8 +1,8 @@
-"""Files of captions, as data sets of images with several captions have them, read with all problems gathered.
+"""Files of captions, several for an image, read with all problems gathered.
 
 - Flickr8k's token file: ``name.jpg#0<TAB>caption`` a line (Flickr30k's ``results_20130124.token`` is alike).
 - Kaggle's ``captions.txt``: CSV with the columns ``image`` and ``caption``.
-- A. Karpathy's JSON (``dataset_flickr8k.json``, ``dataset_flickr30k.json``, ``dataset_coco.json``), which also says the
+- A. Karpathy's JSON (``dataset_flickr8k.json``, ``dataset_flickr30k.json``, ``dataset_coco.json``), which also has the
   split; COCO's ``restval`` belongs to train.
 """
 
@@ -26,9 +26,9 @@ class CaptionFile:
     """Captions by image, in the order of the file.
 
     Attributes:
-        captions: for each image's name its captions, stripped, one or more.
-        rows: for each name the line of its first caption, or its number in a JSON, from 1.
-        splits: for each name its split, where the file says so.
+        captions: by the image's name its captions, stripped, one or more.
+        rows: by name the line of its first caption, or its number in a JSON, from 1.
+        splits: by name its split, where the file has it.
         problems: what was wrong in the file, by line.
     """
 
@@ -38,7 +38,7 @@ class CaptionFile:
     problems: Problems = field(default_factory=list)
 
     def add(self, name: str, caption: str, row: int) -> None:
-        """Adds a caption, or notes that it is empty."""
+        """Add a caption, or a problem where it is empty."""
         name, caption = composed(name), composed(caption)  # a JSON's escapes hide what its text does not
         if not name.strip():
             self.problems.append((row, "no name of an image"))
@@ -50,10 +50,10 @@ class CaptionFile:
 
 
 def read_captions(path: Path) -> CaptionFile:
-    """Reads a file of captions; its kind is told by its ending and its first line.
+    """Read a file of captions, whose kind its ending and its first line show.
 
     Raises:
-        UserError: for a file that cannot be read or is none of these kinds.
+        UserError: for a file that cannot be read or has another format.
     """
     if path.suffix == ".json":
         return read_karpathy(path)
@@ -64,11 +64,7 @@ def read_captions(path: Path) -> CaptionFile:
 
 
 def read_token_file(path: Path) -> CaptionFile:
-    """Reads ``name.jpg#0<TAB>caption`` lines.
-
-    Raises:
-        UserError: for a file that cannot be read.
-    """
+    """Read ``name.jpg#0<TAB>caption`` lines."""
     file = CaptionFile()
     # Not splitlines, which would also cut a caption at a Unicode line separator.
     for row, line in enumerate(read_text(path, file.problems).split("\n"), start=1):
@@ -84,11 +80,7 @@ def read_token_file(path: Path) -> CaptionFile:
 
 
 def read_kaggle(path: Path) -> CaptionFile:
-    """Reads a CSV file with the columns ``image`` and ``caption``.
-
-    Raises:
-        UserError: for a file that cannot be read or lacks the columns.
-    """
+    """Read a CSV file with the columns ``image`` and ``caption``."""
     table = read_label_file(path, ["image", "caption"])
     file = CaptionFile(problems=list(table.problems))
     for name, caption, row in zip(table.columns["image"], table.columns["caption"], table.rows, strict=True):
@@ -97,11 +89,7 @@ def read_kaggle(path: Path) -> CaptionFile:
 
 
 def read_karpathy(path: Path) -> CaptionFile:
-    """Reads A. Karpathy's JSON.
-
-    Raises:
-        UserError: for a file that cannot be read or has another shape.
-    """
+    """Read A. Karpathy's JSON."""
     file = CaptionFile()
     try:
         entries = json.loads(read_text(path, file.problems))["images"]

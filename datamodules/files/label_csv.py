@@ -1,16 +1,7 @@
-"""Reading a CSV table of labels with everything that is wrong in it gathered by row, instead of stopping at the first.
+"""Label files of a data set: where they are, reading them with all problems gathered by row, and what they mean.
 
-The values come as they stand in the file; what they mean is the data set's business.
-
-Columns of labels and captions of Arrow tables, as the texts that a sample table is made of.
-
-What the texts of a label table mean: attributes such as ``color:red;material:metal``, aliases, vocabularies.
-
-The canonical name of the colour attribute is ``colour``; ``color`` is folded into it wherever it comes from.
-
-Where a data set lies: the folder that the user names, else ``$VITRAIL_DATA/<name>``, else ``data/<name>``.
-
-And which files are in it, those that are no images included.
+A data set is in the folder that the user names, in ``$VITRAIL_DATA/<name>``, or in ``data/<name>``. Attributes are
+texts such as ``color:red;material:metal``; ``color`` is renamed to the canonical ``colour`` wherever it comes from.
 """
 
 from __future__ import annotations
@@ -18,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-import math
 import os
 import re
 from collections import Counter
@@ -47,8 +37,8 @@ class LabelFile:
     """The columns of a table; N is the number of rows that have all their fields.
 
     Attributes:
-        columns: for each column name N values as they stand in the file.
-        rows: N line numbers, counted from 1; where a value holds line breaks, the line that its row begins at.
+        columns: N values by column name, as they are in the file.
+        rows: N line numbers, from 1; where a value has line breaks, the line that its row begins at.
         problems: what was wrong in the file.
         notes: what was left out, one sentence each.
     """
@@ -60,13 +50,9 @@ class LabelFile:
 
 
 def read_text(path: Path, problems: Problems) -> str:
-    """Reads a text file in UTF-8, or in UTF-16 as spreadsheets save "Unicode text", in the normal form NFC.
+    """Read a text file in UTF-8, or in UTF-16 as spreadsheets save "Unicode text", in the normal form NFC.
 
-    A byte order mark is left out, bytes that are not UTF-8 are told and replaced.
-
-    Args:
-        path: the file.
-        problems: gets a line for each line of the file that is not UTF-8.
+    Bytes that are not UTF-8 are replaced; ``problems`` gets an entry for each such line.
 
     Raises:
         UserError: where there is no such file, with the names of its neighbours, or where it is broken UTF-16.
@@ -74,8 +60,8 @@ def read_text(path: Path, problems: Problems) -> str:
     try:
         data = path.read_bytes()
     except OSError as error:
-        beside = sorted(file.name for file in path.parent.glob(f"*{path.suffix}"))
-        found = f"; {path.parent} has {', '.join(beside[:5])}" if beside else ""
+        neighbours = sorted(file.name for file in path.parent.glob(f"*{path.suffix}"))
+        found = f"; {path.parent} has {', '.join(neighbours[:5])}" if neighbours else ""
         raise UserError(f"{path}: cannot be read ({error.strerror}){found}; give the name of the table") from error
     if (encoding := _utf16(data)) is not None:
         try:
@@ -96,7 +82,7 @@ def read_text(path: Path, problems: Problems) -> str:
 
 
 def _utf16(data: bytes) -> str | None:
-    """Which UTF-16 a file is in, by its mark, or by the zero in each of its first ASCII letters; None for others."""
+    """The UTF-16 of a file, by its mark, or by the zero in each of its first ASCII letters; None for others."""
     if data.startswith(b"\xff\xfe") or (data[1:8:2] == b"\0\0\0\0" and b"\0" not in data[0:8:2]):
         return "utf-16-le"
     if data.startswith(b"\xfe\xff") or (data[0:8:2] == b"\0\0\0\0" and b"\0" not in data[1:8:2]):
@@ -105,18 +91,13 @@ def _utf16(data: bytes) -> str | None:
 
 
 def read_label_file(path: Path, required: Sequence[str], separator: str = "") -> LabelFile:
-    """Reads a table with a header; fields are separated by commas, semicolons, tabs or bars, as the header shows.
+    """Read a table with a header; fields are separated by commas, semicolons, tabs or bars, by default as it shows.
 
-    Blank rows and columns without a name are left out, the latter with a note where they hold something. So are
-    apostrophes that guard a cell against being computed (``'=1``), with a note.
-
-    Args:
-        path: the file, in UTF-8 or UTF-16.
-        required: columns that must be there.
-        separator: of the fields; by default as the header shows.
+    Blank rows are left out; so are columns without a name that have values, and apostrophes that guard a cell against
+    being computed (``'=1``), with a note.
 
     Raises:
-        UserError: for a file that cannot be read or lacks columns. What is wrong in single rows is gathered instead.
+        UserError: for a file that cannot be read or lacks required columns. Problems of rows are gathered instead.
     """
     problems: Problems = []
     text = read_text(path, problems)
@@ -189,10 +170,10 @@ def _opened(path: Path, text: str, required: Sequence[str], given: str = "") -> 
 
 
 def relative_path(text: str) -> str:
-    """Brings an image's path as a table has it, maybe with back-slashes, to the form ``folder/name.jpg``.
+    """Return an image's path, maybe with back-slashes, in the form ``folder/name.jpg``.
 
     Raises:
-        ValueError: for no path, an absolute one, or one that leads out of its folder; the text says which.
+        ValueError: for an empty path, an absolute one, or one that leads out of its folder.
     """
     whole = text.strip().replace("\\", "/")
     parts = [part for part in whole.split("/") if part not in ("", ".")]
@@ -213,78 +194,6 @@ def _check_header(path: Path, header: list[str], required: Sequence[str]) -> Non
         )
     if twice := sorted({name for name in header if name and header.count(name) > 1}):
         raise UserError(f"{path}: column {', '.join(twice)} occurs twice; remove one")
-
-
-def class_names_of(feature: Any) -> list[str]:
-    """Names of the library's ``ClassLabel``, none for other features."""
-    return [composed(name) for name in getattr(feature, "names", None) or []]
-
-
-def label_texts(column: Any, names: Sequence[str], where: str) -> list[str]:
-    """The values of a column of labels as texts, empty for unknown.
-
-    Args:
-        column: Arrow array of texts, whole numbers or truth values.
-        names: what whole numbers stand for; none where they are the names themselves. Below 0 is unknown.
-        where: YAML key and file, for the error.
-
-    Raises:
-        UserError: for a number that has no name, and for a column of another type.
-    """
-    import pyarrow as pa
-
-    column = plain_column(column)
-    kind = column.type
-    values = column.to_pylist()
-    if pa.types.is_null(kind):
-        return [""] * len(values)
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return ["" if value is None else value.strip() for value in values]
-    if pa.types.is_integer(kind) and names:
-        if values and max((value for value in values if value is not None), default=-1) >= len(names):
-            row = next(row for row, value in enumerate(values) if value is not None and value >= len(names))
-            raise UserError(
-                f"{where}: row {row} has the label {values[row]}, but there are {len(names)} class names (0 to "
-                f"{len(names) - 1}); correct the label or name all classes"
-            )
-        return ["" if value is None or value < 0 else names[value] for value in values]
-    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
-        return ["" if value is None else str(value) for value in values]
-    raise UserError(f"{where}: holds {kind}, which is no class; give a column of names or whole numbers")
-
-
-def plain_column(column: Any) -> Any:
-    """An Arrow array of the values themselves: categories as texts, whole numbers among NaN as such."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if pa.types.is_floating(column.type):
-        known = pc.if_else(pc.is_nan(column), None, column)
-        whole = pc.all(pc.equal(known, pc.floor(known))).as_py()
-        column = known.cast(pa.int64()) if whole is not False else known
-    return column
-
-
-def plain_texts(column: Any) -> list[str]:
-    """The values of a column of any single ones as texts on one line, empty for null and NaN."""
-    return [first_text(value) for value in plain_column(column).to_pylist()]
-
-
-def numbers_in_order(values: Iterable[str]) -> list[str]:
-    """Distinct whole numbers by size, where alphabetical order would put 10 before 2; empty ones are left out."""
-    return sorted(set(values) - {""}, key=int)
-
-
-def first_text(value: object) -> str:
-    """A caption, or the first of several, on one line; empty where there is none."""
-    if isinstance(value, list):
-        value = value[0] if value else None
-    missing = value is None or (isinstance(value, float) and math.isnan(value))
-    return "" if missing else composed(" ".join(str(value).split()))
 
 
 _ANOTHER = re.compile(r"[|,]\s*[^\W\d][\w ]*:")
@@ -316,17 +225,13 @@ class VocabularyOptions(Options):
 
 
 def canonical_attribute(name: str) -> str:
-    """The name of an attribute as tasks are called: lower case, ``color`` folded into ``colour``."""
+    """Return the name of an attribute's task: in lower case, ``colour`` for ``color``."""
     name = composed(name).strip().lower()
     return _FOLDED.get(name, name)
 
 
 def parse_attributes(text: str) -> tuple[dict[str, str], list[str]]:
-    """Takes ``color:red;material:metal`` apart.
-
-    Returns:
-        Values by canonical attribute name in the order of the text, and what is wrong with the text.
-    """
+    """Parse ``color:red;material:metal`` to values by canonical attribute name, and what is wrong with the text."""
     values: dict[str, str] = {}
     wrong: list[str] = []
     for part in text.split(";"):
@@ -350,17 +255,12 @@ def parse_attributes(text: str) -> tuple[dict[str, str], list[str]]:
 
 
 def plain_text(text: str) -> str:
-    """A caption with its white space (no-break spaces and line breaks too) made single blanks, none at the ends."""
+    """Return a caption with white space (no-break spaces and line breaks too) made single blanks, none at the ends."""
     return " ".join(text.split())
 
 
 class Vocabulary:
-    """Aliases and vocabulary files of a table.
-
-    Args:
-        options: what the user gave.
-        missing: what counts as missing; the empty text alone by default.
-    """
+    """Aliases and vocabulary files of a table; by default only the empty text counts as missing."""
 
     def __init__(self, options: VocabularyOptions, missing: Missing | None = None) -> None:
         self.missing = missing or Missing()
@@ -373,21 +273,14 @@ class Vocabulary:
         }
 
     def values(self, task: str, texts: Iterable[str]) -> list[str]:
-        """The values that the texts of a column stand for, empty where unknown, which is counted."""
+        """Return the values that the texts of a column stand for, empty where unknown, which is counted."""
         return self.missing.known(attribute_column(task), texts, self._aliases.get(task))
 
     def check_aliases(self, texts: Mapping[str, Sequence[str]], where: str) -> list[str]:
-        """Refuses aliases of attributes that the table lacks.
-
-        Args:
-            texts: by task what the table's rows have.
-            where: the table, for messages.
-
-        Returns:
-            A sentence for each task that has aliases which match no row.
+        """Return a sentence for each task that has aliases which match no row of the table (``texts`` by task).
 
         Raises:
-            UserError: for the first attribute that is not there.
+            UserError: for aliases of an attribute that the table lacks.
         """
         notes = []
         for task, pairs in self._aliases.items():
@@ -395,20 +288,18 @@ class Vocabulary:
                 raise UserError(
                     f"data vocabulary.aliases: {where} has no attribute {task!r}; it has {', '.join(texts)}"
                 )
-            there = {composed(text).strip() for text in set(texts[task])}
-            if unused := [text for text in pairs if text not in there]:
-                none = ", ".join(map(repr, unused))
-                notes.append(f"data vocabulary.aliases: no row of {where} has the {task} {none}; correct or remove it")
+            in_use = {composed(text).strip() for text in set(texts[task])}
+            if unused := ", ".join(repr(text) for text in pairs if text not in in_use):
+                notes.append(
+                    f"data vocabulary.aliases: no row of {where} has the {task} {unused}; correct or remove it"
+                )
         return notes
 
     def from_files(self, root: Path) -> dict[str, list[str]]:
-        """Class names by task as the files have them; empty where vocabularies are to be learned.
-
-        Args:
-            root: folder of the data set, which the files lie in.
+        """Return class names by task as the files in a folder have them; empty with ``source: train``.
 
         Raises:
-            UserError: where neither file exists or one cannot be understood.
+            UserError: where neither file exists or one cannot be parsed.
         """
         if self._options.source == "train":
             return {}
@@ -428,7 +319,7 @@ class Vocabulary:
 
 
 def read_classes_file(path: Path) -> list[str]:
-    """Class names, one a line, in the order of the file; empty lines do not count.
+    """Return class names, one a line, in the order of the file.
 
     Raises:
         UserError: for a class that is named twice, or text that is not UTF-8.
@@ -447,7 +338,7 @@ def read_classes_file(path: Path) -> list[str]:
 
 
 def read_attributes_file(path: Path) -> dict[str, list[str]]:
-    """Values by canonical attribute name, in the order of the YAML file.
+    """Return values by canonical attribute name, in the order of the YAML file.
 
     Raises:
         UserError: for a file that is not a mapping from attributes to lists of values.
@@ -476,39 +367,37 @@ def read_attributes_file(path: Path) -> dict[str, list[str]]:
     return lists
 
 
-VARIABLE = "VITRAIL_DATA"
+def data_home() -> Path:
+    """Return the folder of all data sets: ``$VITRAIL_DATA``, or ``data``."""
+    return Path(os.environ.get("VITRAIL_DATA") or "data").expanduser()
 
 
 def locate(root: str, name: str, source: str, layout: str) -> Path:
-    """Finds the folder of a data set.
+    """Return the existing folder of a data set.
 
     Args:
         root: what the user gave; empty for the usual place.
         name: the data set's folder in the usual place.
-        source: where the data set is to be had, for the error.
+        source: where the data set is published, for the error.
         layout: how its folder is laid out, for the error.
 
-    Returns:
-        An existing folder.
-
     Raises:
-        UserError: where there is no such folder; it says how to come by one.
+        UserError: where there is no such folder, with how to get one.
     """
-    home = os.environ.get(VARIABLE, "")
-    folder = Path(root).expanduser() if root else Path(home or "data").expanduser() / name
+    folder = Path(root).expanduser() if root else data_home() / name
     if folder.is_dir():
         return folder
     if folder.exists():
         raise UserError(f"data root: {folder} is a file; give the folder that holds {layout}")
-    asked = "data root" if root else f"${VARIABLE}" if home else "data"
+    asked = "data root" if root else "$VITRAIL_DATA" if os.environ.get("VITRAIL_DATA") else "data"
     raise UserError(
         f"{asked}: there is no folder {folder}; get the data from {source}, lay them out as {layout}, "
-        f"and point data root (or ${VARIABLE}, which holds {name}/) at them"
+        f"and point data root (or $VITRAIL_DATA, which holds {name}/) at them"
     )
 
 
 def files_below(top: Path) -> Iterator[str]:
-    """Paths of all files below a folder, relative to it; hidden ones are left alone, linked folders come once."""
+    """Yield the paths of all files below a folder, relative to it, without hidden ones; linked folders come once."""
     seen: set[str] = set()
     for folder, subfolders, files in os.walk(top, followlinks=True):
         real = os.path.realpath(folder)
@@ -522,21 +411,17 @@ def files_below(top: Path) -> Iterator[str]:
 
 
 def is_left_alone(name: str) -> bool:
-    """Whether a file or folder is hidden, or one that macOS puts into archives."""
+    """Return whether a file or folder is hidden, or one that macOS puts into archives."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def count_files_left_out(sources: Sequence[str], origin: str, below: str = "") -> dict[str, int]:
-    """Count the files that lie among a data set's images and are none of them.
+    """Count the files among a data set's images that are not used, by the ending of their names in lower case.
 
     Args:
         sources: the images' paths.
         origin: where the table comes from, which is not left out.
-        below: folder of which all images below it belong to the data set.
-
-    Returns:
-        Number of files by the ending of their names in lower case (empty for none), most frequent first; those below
-        ``below``, or without it those in the same folders as the images that a table names.
+        below: folder to look into; by default those that the images are in.
     """
     # Paths as texts: a million Path objects would take their time.
     used = {os.path.abspath(source) for source in (*sources, origin)}  # noqa: PTH100
@@ -556,7 +441,7 @@ def _files_in(folders: Iterable[str]) -> Iterator[os.DirEntry[str]]:
 
 
 def left_out_text(left_out: Mapping[str, int]) -> str:
-    """Such as: by ending: .txt 3, .heic 2 (the extra heic reads them)."""
+    """Return a text such as: by ending: .txt 3, .heic 2 (install the extra heic to read them)."""
     shown = []
     for suffix, count in left_out.items():
         hint = " (install the extra heic to read them)" if suffix in HEIF_SUFFIXES and not heif_formats() else ""
@@ -565,15 +450,7 @@ def left_out_text(left_out: Mapping[str, int]) -> str:
 
 
 def as_on_disk(root: Path, paths: Iterable[str]) -> list[str]:
-    """Paths as the file system spells them: macOS and archives made there hold names in another Unicode normal form.
-
-    Args:
-        root: folder of the data set.
-        paths: below it, with ``/`` between their parts.
-
-    Returns:
-        For each the path of the file that has the same name in NFC; the path itself where there is none.
-    """
+    """Return paths below a folder as the file system spells them; names may be in another Unicode normal form there."""
     listings: dict[str, dict[str, str]] = {}
 
     def spelled(path: str) -> str:

@@ -1,14 +1,9 @@
 """Decoded images on disk: each is decoded once, and later read as a slice of a memory-mapped file.
 
-The cache is a folder of chunks. A chunk holds some hundred images as 8-bit RGB, scaled down so that the short side
-has the length that is asked for, and is named after the images' content and that length. It is written under a
-temporary name and renamed, so it is there whole or not at all, and never changes afterwards: a kill loses at most the
-chunks that were being written, and two runs can share a cache. A changed image makes another name. The table of a
-chunk and each of its images have a checksum; a chunk that is damaged is made again, and a warning says so.
-
-Ideas: FFCV (Leclerc et al., 2023) for resized images behind a memory map, git for naming by content.
-
-How a split's images are read: from the cache of decoded images, or each time from where they come from.
+The cache is a folder of chunks: some hundred images as 8-bit RGB, scaled down to a short side, in a file that is named
+after their content and that length. A chunk is written atomically and never changes, so runs can share a cache. Its
+table and each of its images have a checksum; a damaged chunk is written again, with a warning. Ideas: FFCV (Leclerc et
+al., 2023) for resized images behind a memory map, git for naming by content.
 """
 
 from __future__ import annotations
@@ -54,7 +49,7 @@ class PixelCache:
     """Images of some rows of a table, decoded once.
 
     Args:
-        read_image: gives uint8 ``(3, H, W)`` for a row of the table.
+        read_image: returns uint8 ``(3, H, W)`` for a row of the table.
         rows: int64 ``(n,)``, ascending, the rows that can be read.
         content: uint8 ``(N, 32)``, hash of each row's image.
         short_side: longest short side that is kept, in pixels; a smaller image keeps its size.
@@ -80,16 +75,12 @@ class PixelCache:
         return {**self.__dict__, "_chunks": {}}
 
     def read(self, row: int) -> torch.Tensor:
-        """One image.
+        """Return the image of one of ``rows``, uint8 ``(3, H, W)``, RGB, channels interleaved in memory.
 
-        Args:
-            row: of the table, one of ``rows``.
-
-        Returns:
-            uint8 ``(3, H, W)``, RGB, channels interleaved in memory. It is private: changes do not reach the file.
+        Changes of it do not reach the file.
 
         Raises:
-            UserError: if a chunk that has been removed since cannot be made again.
+            UserError: if a chunk that has been removed since cannot be written again.
         """
         number, place = divmod(int(np.searchsorted(self.rows, row)), CHUNK)
         chunk = self._chunks.get(number) or self._open(number)
@@ -102,11 +93,11 @@ class PixelCache:
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
     def missing(self) -> list[int]:
-        """Numbers of the chunks that are not there yet."""
+        """Return the numbers of the chunks that do not exist yet."""
         return [number for number, name in enumerate(self._names) if not (self.folder / name).exists()]
 
     def estimated_bytes(self) -> int:
-        """About how much disk space the missing chunks need."""
+        """Estimate how much disk space the missing chunks need."""
         missing = self.missing()
         if not missing:
             return 0
@@ -115,10 +106,10 @@ class PixelCache:
         return int(np.mean(sizes) * min(len(missing) * CHUNK, len(self.rows)))
 
     def build(self, limit: int, workers: int) -> None:
-        """Makes the missing chunks; where another run is at it, waits for it.
+        """Write the missing chunks, or wait for another run that does.
 
         Args:
-            limit: bytes that the folder may hold; the chunks that were not used for longest make room.
+            limit: bytes that the folder may have; the least recently used chunks make room.
             workers: processes that decode; 0 for this one alone.
 
         Raises:
@@ -130,7 +121,9 @@ class PixelCache:
         key = hashlib.blake2b("".join(self._names).encode(), digest_size=16).hexdigest()
         with _disk_full(self.folder), lock(self.folder / f".{key}.lock"):
             missing = self.missing()
-            self._remove_remains(missing)
+            for number in missing:  # what killed processes have left of them
+                for path in self.folder.glob(f".{self._names[number]}.*"):
+                    path.unlink(missing_ok=True)
             _make_room(self.folder, limit - self.estimated_bytes(), keep=set(self._names))
             made = DataLoader(_Chunks(self, missing), batch_size=None, num_workers=min(workers, len(missing)))
             for problem in tracked(made, f"decoding images once, {CHUNK} at a time", len(missing)):
@@ -139,11 +132,7 @@ class PixelCache:
         self._mark_used()
 
     def make(self, number: int) -> None:
-        """Writes one chunk, whole or not at all.
-
-        Raises:
-            OSError: if it cannot be written.
-        """
+        """Write one chunk atomically."""
         path = self.folder / self._names[number]
         rows = self.rows[number * CHUNK : (number + 1) * CHUNK]
         table = np.zeros((len(rows), _ENTRY), dtype=np.int64)
@@ -177,13 +166,13 @@ class PixelCache:
         path = self.folder / self._names[number]
         chunk = _mapped(path)
         if chunk is None:
-            # Another run needed the room, or somebody has emptied the folder.
+            # Another run needed the room, or a user has emptied the folder.
             return self._make_again(number, f"{path}: is damaged or cut short" if path.exists() else "")
         self._chunks[number] = chunk
         return chunk
 
     def _make_again(self, number: int, damage: str) -> _Chunk:
-        """A chunk that was lost or damaged; in the latter case a warning says what was wrong."""
+        """Write a chunk again that was lost or damaged; warn of the damage."""
         path = self.folder / self._names[number]
         with _disk_full(self.folder), lock(self.folder / f".{path.stem}.lock"):
             chunk = _mapped(path)
@@ -199,20 +188,14 @@ class PixelCache:
         return chunk
 
     def _mark_used(self) -> None:
-        """Notes the time, by which chunks are removed when room is needed."""
+        """Set the time, by which chunks are removed when room is needed."""
         for name in self._names:
             with contextlib.suppress(OSError):
                 os.utime(self.folder / name)
 
-    def _remove_remains(self, missing: list[int]) -> None:
-        """Removes what killed processes have left of these chunks; nobody else is at work on them."""
-        for number in missing:
-            for path in self.folder.glob(f".{self._names[number]}.*"):
-                path.unlink(missing_ok=True)
-
 
 class _Chunks(Dataset[str]):
-    """Makes a chunk when asked for it, in the worker process, and says what went wrong, if anything did.
+    """Writes a chunk when asked for it, in the worker process, and returns what went wrong, or an empty text.
 
     An exception would come back from the worker with its whole traceback as the message.
     """
@@ -234,19 +217,14 @@ class _Chunks(Dataset[str]):
 
 @dataclass(frozen=True, eq=False)
 class _Chunk:
-    """A mapped chunk.
-
-    Attributes:
-        table: int64 ``(n, 4)``, see ``_ENTRY``.
-        data: uint8, the pixels of all images.
-    """
+    """A mapped chunk: its table, int64 ``(n, 4)``, see ``_ENTRY``, and uint8 pixels of all images."""
 
     table: NDArray[np.int64]
     data: NDArray[np.uint8]
     _good: set[int] = field(default_factory=set, repr=False)
 
     def pixels(self, place: int) -> NDArray[np.uint8] | None:
-        """An image, uint8 ``(H, W, 3)``; None if it is damaged, which is looked for when it is first read."""
+        """Return an image, uint8 ``(H, W, 3)``, or None if it is damaged, which is checked when it is first read."""
         begin, height, width, check = self.table[place].tolist()
         pixels = self.data[begin : begin + height * width * 3]
         if place not in self._good:
@@ -256,7 +234,7 @@ class _Chunk:
         return pixels.reshape(height, width, 3)
 
     def is_whole(self) -> bool:
-        """Whether no image is damaged."""
+        """Return whether no image is damaged."""
         return all(self.pixels(place) is not None for place in range(len(self.table)))
 
 
@@ -290,13 +268,11 @@ _GB = 10**9
 
 
 class SplitReaders:
-    """Reads images of several splits, those of each by a reader of its own.
-
-    So images that a split's evaluation has decoded before are found again.
+    """Reads images of several splits, each by its own reader, to find those that a split's evaluation has decoded.
 
     Args:
         split_codes: int8 ``(N,)``, of the whole table.
-        make_reader: gives the reader of int64 ``(n,)`` rows of one split.
+        make_reader: returns the reader of int64 ``(n,)`` rows of one split.
         rows: int64, ascending, those that are to be read.
     """
 
@@ -311,7 +287,7 @@ class SplitReaders:
         self._readers = {int(code): make_reader(rows[codes == code]) for code in sorted(set(codes.tolist()))}
 
     def __call__(self, row: int) -> torch.Tensor:
-        """One image, uint8 ``(3, H, W)``."""
+        """Return an image, uint8 ``(3, H, W)``."""
         return self._readers[int(self._split_codes[row])](row)
 
 
@@ -324,15 +300,15 @@ def cached_reader(
     loader: LoaderOptions,
     origin: str,
 ) -> Callable[[int], torch.Tensor]:
-    """What reads images of some rows, out of the cache where the options ask for it; builds it where it is missing.
+    """Return a reader of some rows: the cache, which is built where it is missing, or ``read_image`` itself.
 
     Args:
-        read_image: returns uint8 ``(3, H, W)`` for a row of the table.
-        rows: int64 ``(n,)``, ascending.
-        content: uint8 ``(N, 32)``, hash of each row's image.
+        read_image: see ``PixelCache``, as for the next two.
+        rows: ascending.
+        content: hashes.
         image: how images are made.
         augment: of training images; none for evaluation, which gets bit by bit what it gets without a cache.
-        loader: whether there is to be a cache, and how large it may be.
+        loader: whether to use a cache, and how large it may be.
         origin: of the table, for messages.
 
     Raises:
@@ -362,7 +338,7 @@ def cached_reader(
 
 
 def _refusal(cache: PixelCache, limit: int) -> str:
-    """Why the cache cannot be made, and how to fix it; empty if it can."""
+    """Why the cache cannot be built, and how to fix it; empty if it can."""
     needed = cache.estimated_bytes()
     if not needed:
         return ""
@@ -380,7 +356,7 @@ _FREE_SPACE = "free some space, set $VITRAIL_CACHE to another disk, or set data 
 
 @contextmanager
 def _disk_full(folder: Path) -> Iterator[None]:
-    """Turn a full disk and missing permission into one line that says what to do."""
+    """Turn a full disk and missing permission into an error in one line."""
     try:
         yield
     except OSError as error:

@@ -1,12 +1,7 @@
 """From keys to batches: the map-style data set, its collation, and a loader that can be resumed.
 
-Images are read, augmented and brought together in the worker process; everything else of a batch is looked up in
-the table's columns when a batch is put together.
-
-How batches come from worker processes: what is small within the message, and only images in shared memory.
-
-Each tensor that leaves a worker process costs a file of shared memory, a connection and a handshake, about as much as
-decoding a small image; a batch has many tensors, nearly all of them tiny.
+Images are read, augmented and collated in the worker process; everything else of a batch is looked up in the table's
+columns when a batch is collated.
 """
 
 from __future__ import annotations
@@ -35,26 +30,26 @@ _LARGE = 1 << 16
 
 
 def to_be_sent(batch: Any) -> Any:
-    """Tensors of less than 64 KiB as arrays, wherever they are nested in dictionaries; nothing in the main process."""
-    return _mapped(batch, _small_to_array) if get_worker_info() is not None else batch
+    """In a worker process, convert tensors of less than 64 KiB, nested in dictionaries, to arrays.
+
+    A tensor that leaves a worker process costs a file of shared memory, a connection and a handshake, about as much as
+    decoding a small image; an array travels in the message.
+    """
+
+    def small_to_array(value: Any) -> Any:
+        is_small = isinstance(value, torch.Tensor) and value.numel() * value.element_size() < _LARGE
+        return value.numpy() if is_small else value
+
+    return _mapped(batch, small_to_array) if get_worker_info() is not None else batch
 
 
 def received(batch: Any) -> Any:
-    """Undoes ``to_be_sent``."""
-    return _mapped(batch, _array_to_tensor)
+    """Undo ``to_be_sent``."""
+    return _mapped(batch, lambda value: torch.from_numpy(value) if isinstance(value, np.ndarray) else value)
 
 
-def _mapped(value: Any, function: Any) -> Any:
+def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:
     return {key: _mapped(item, function) for key, item in value.items()} if isinstance(value, dict) else function(value)
-
-
-def _small_to_array(value: Any) -> Any:
-    is_small = isinstance(value, torch.Tensor) and value.numel() * value.element_size() < _LARGE
-    return value.numpy() if is_small else value
-
-
-def _array_to_tensor(value: Any) -> Any:
-    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
 
 
 class Sample(TypedDict):
@@ -65,8 +60,8 @@ class Sample(TypedDict):
         sample_id: row of the table.
         epoch: epoch that it was augmented for.
         is_padding: whether it only fills up a process's share.
-        draw: how often it was drawn before in this epoch.
-        caption_number: which of its captions goes with it, ``captions.RANDOM`` for one that is drawn.
+        draw: how often it was sampled before in this epoch.
+        caption_number: which of its captions goes with it, ``captions.RANDOM`` for one that is sampled.
     """
 
     image: NotRequired[torch.Tensor]
@@ -82,7 +77,7 @@ class ImageDataset(Dataset[Sample]):
 
     Args:
         indices: int64 ``(n,)``, rows of the table.
-        read_image: gives uint8 ``(3, H, W)`` for a row of the table.
+        read_image: returns uint8 ``(3, H, W)`` for a row of the table.
         transform: from uint8 ``(3, H, W)`` to uint8 ``(3, size, size)``; may use torch's global generator.
         seed: of the augmentation.
         caption_numbers: int64 ``(n,)``, which caption goes with each place; the first by default.
@@ -103,14 +98,14 @@ class ImageDataset(Dataset[Sample]):
         self._seed = seed
 
     def with_captions(self, indices: NDArray[np.int64], caption_numbers: NDArray[np.int64] | None) -> ImageDataset:
-        """The same images, each as often as it is to come, with the caption that goes with each place."""
+        """Return the same images by other indices, with the number of the caption at each place."""
         return ImageDataset(indices, self._read_image, self._transform, self._seed, caption_numbers)
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, key: SampleKey | int) -> Sample:
-        """The sample at a place of the split; a plain number stands for epoch 0."""
+        """Return the sample at a place of the split; a plain number means epoch 0."""
         sample = self.without_image(key)
         image = self._read_image(sample["sample_id"])
         with seeded_rng("augment", self._seed, sample["epoch"], sample["sample_id"], view_of(sample) - sample["epoch"]):
@@ -118,7 +113,7 @@ class ImageDataset(Dataset[Sample]):
         return sample
 
     def without_image(self, key: SampleKey | int) -> Sample:
-        """The sample at a place of the split; its image is not read."""
+        """Return the sample at a place of the split without reading its image."""
         place, epoch, is_padding, draw = key if isinstance(key, SampleKey) else SampleKey(key)
         if not -len(self) <= place < len(self):
             raise IndexError(place)  # ends `for sample in dataset`
@@ -132,25 +127,21 @@ class ImageDataset(Dataset[Sample]):
 
 
 def stack_images(images: Sequence[torch.Tensor]) -> torch.Tensor:
-    """A batch in the layout that convolutions are fastest with, ``torch.channels_last``.
+    """Stack images, uint8 ``(3, H, W)`` in any layout, to ``(B, 3, H, W)`` in the layout ``torch.channels_last``.
 
-    Args:
-        images: uint8 ``(3, H, W)`` each, in any layout.
-
-    Returns:
-        uint8 ``(B, 3, H, W)``; in a worker process it lies in shared memory, so that it is not copied again.
+    In a worker process the batch is in shared memory, so that it is not copied again.
     """
     batch: torch.Tensor = default_collate([image.permute(1, 2, 0) for image in images])
     return batch.permute(0, 3, 1, 2)
 
 
 def view_of(sample: Sample) -> int:
-    """Number of a sample's augmentation: it changes with the epoch, with repetition, and with the caption."""
+    """Return the number of a sample's augmentation, which changes with the epoch, repetition and caption."""
     return sample["epoch"] + sample["draw"] + max(sample["caption_number"], 0)
 
 
 class Collate:
-    """Puts samples together to a batch and, in training, mixes it.
+    """Collates samples to a batch and, in training, mixes it.
 
     Args:
         table: where targets and groups are looked up.
@@ -158,7 +149,7 @@ class Collate:
         texts: where captions are looked up; by default those of the table.
         mixup: alpha of mixup, 0 for off.
         cutmix: alpha of CutMix, 0 for off.
-        evaluation: whether batches hold every caption of an image.
+        evaluation: whether batches have every caption of an image.
     """
 
     def __init__(
@@ -179,7 +170,7 @@ class Collate:
         self._evaluation = evaluation
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
-        """The batch of these samples."""
+        """Return the batch of some samples."""
         ids = [sample["sample_id"] for sample in samples]
         table = self._table
         targets = {task: torch.from_numpy(values[ids]) for task, values in table.targets.items()}
@@ -221,17 +212,16 @@ class Collate:
 class CountedLoader(DataLoader[Sample]):
     """A loader that begins when the first batch is asked for, and can be resumed in the middle of an epoch.
 
-    Lightning makes the first iterator before it tells the sampler the epoch, and worker processes begin to prefetch
-    at once: after a resume they would fetch the first epoch's samples. Therefore nothing happens before the first
-    batch. ``state_dict`` and ``load_state_dict`` are what Lightning asks for to resume: the batches that were already
-    delivered are skipped without being read.
+    Lightning makes the first iterator before it sets the sampler's epoch, and worker processes prefetch at once: after
+    a resume they would fetch the first epoch's samples. Lightning resumes by ``state_dict`` and ``load_state_dict``:
+    the batches that were already delivered are skipped without being read.
     """
 
     features: FeatureLookup | None = None
-    """While it is set, batches have features instead of images, and nothing is read."""
+    """Where set, batches have features instead of images, and no image is read."""
 
     pending: int = 0
-    """Batches that were delivered and do not count in ``state_dict``, because nothing was done with them yet."""
+    """Batches that were delivered and do not count in ``state_dict``, because they were not used yet."""
 
     # On the class and not in a constructor: Lightning rebuilds loaders from DataLoader's own arguments.
     _delivered: int = 0
@@ -263,11 +253,11 @@ class CountedLoader(DataLoader[Sample]):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Where in which epoch this process stands, in batches delivered."""
+        """Return epoch, layout and number of delivered batches of this process."""
         return {**self._layout(), "batches": self._delivered - self.pending}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Goes on after the batches that were delivered, if the same epoch is begun again."""
+        """Continue after the delivered batches, if the same epoch is begun again."""
         self._resume = dict(state_dict)
 
     @property
@@ -305,7 +295,7 @@ def make_loader(
     *,
     training: bool,
 ) -> CountedLoader:
-    """Batches of a data set.
+    """Return batches of a data set.
 
     Raises:
         UserError: where only full training batches are wanted and there is none.

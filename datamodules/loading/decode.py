@@ -1,11 +1,9 @@
-"""Reading an image, whatever its file format and color mode, as 8-bit RGB in its upright orientation.
+"""Read an image, whatever its file format and color mode, as 8-bit RGB in its upright orientation.
 
-An image that cannot be read whole is an error that names it, never a blank or half an image: PNG files are compared
-with their checksums and number of rows, and what libjpeg notices of damaged JPEG data counts. WebP, TIFF, GIF, BMP,
-AVIF and JPEG 2000 carry no checksums of their pixels: there truncated files are noticed, and whatever their decoders
-refuse. Bytes after the end of an image are ignored.
-
-This is the only place where image files are opened, so that one list of formats and one set of bounds holds.
+A damaged image is an error that names it, never a blank or half an image: PNG files are compared with their checksums
+and number of rows, and libjpeg's warnings of damaged JPEG data count. Other formats carry no checksums of their pixels:
+there truncated files are noticed, and whatever their decoders refuse. This is the only place where image files are
+opened, so that one list of formats and one set of bounds holds.
 """
 
 from __future__ import annotations
@@ -55,7 +53,7 @@ ValueRange = Literal["dtype", "auto"] | Sequence[float]
 """Which values of images with more than 8 bits a channel become black and white (``ImageOptions.value_range``)."""
 
 UNDECIDED: Any = "undecided"
-"""Value range of a data set whose images have not all been looked at yet."""
+"""Value range of a data set whose images have not all been read yet."""
 
 # We refuse what Pillow would warn of, so its warning would come on top of our error. Set once, for all threads.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -92,11 +90,10 @@ class ImageError(UserError):
 
 
 class UndecidedRangeError(ImageError):
-    """An image with more than 8 bits a channel of which nobody has said which values are black and white.
+    """An image with more than 8 bits a channel of which it is not known which values are black and white.
 
     Attributes:
-        values: its smallest and largest value, and whether they are floating point; None for a copy of the error that
-            came from another process.
+        values: of the image; None for a copy of the error that came from another process.
     """
 
     def __init__(self, message: str, values: Values | None = None) -> None:
@@ -127,7 +124,7 @@ def read_image(source: str | Path | bytes, name: str = "", value_range: ValueRan
         name: what errors call the image; the path by default.
         value_range: what becomes black and white where a channel has more than 8 bits: ``[lo, hi]``; ``dtype`` for the
             full range of 16 bits; with ``auto`` an image that needs more than 14 bits is taken as one of 16, others
-            are refused, because an image alone does not tell whether it is dark or uses fewer bits.
+            are refused, because a single image may be dark or use fewer bits.
 
     Returns:
         uint8 ``(3, H, W)``, RGB, not contiguous.
@@ -144,22 +141,13 @@ def read_image(source: str | Path | bytes, name: str = "", value_range: ValueRan
     except TooLargeError as error:
         limit = f"limit {MAX_PIXELS} pixels and {MAX_BYTES} bytes"
         raise ImageError(f"{label}: too large to be decoded ({error}; {limit}); scale it down or remove it") from error
-    # Decoders of broken files raise whatever they stumble over; here each of these means the same.
+    # Decoders raise all kinds of exceptions for broken files.
     except Exception as error:
         raise ImageError(f"{label}: {reason_of(error)}; replace or remove this image") from error
 
 
 def decoded(source: str | Path | bytes, value_range: ValueRange = "auto", max_pixels: int = MAX_PIXELS) -> torch.Tensor:
-    """Decode an image as ``read_image`` does, with whatever exceptions the decoders raise.
-
-    Args:
-        source: path of the file, or its content.
-        value_range: as of ``read_image``.
-        max_pixels: that are decoded at all.
-
-    Returns:
-        uint8 ``(3, H, W)``, RGB, not contiguous.
-    """
+    """Decode an image as ``read_image`` does, with whatever exceptions the decoders raise."""
     with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file, opened(file) as image:
         _refuse_too_large(image, file, max_pixels)
         with _one_large if image.width * image.height > _LARGE else nullcontext():
@@ -169,14 +157,7 @@ def decoded(source: str | Path | bytes, value_range: ValueRange = "auto", max_pi
 
 
 def image_pixels(image: Image.Image, value_range: ValueRange = "auto") -> torch.Tensor:
-    """Pixels of an image that Pillow holds already, made as ``read_image`` makes those of a file.
-
-    Args:
-        image: in any mode.
-        value_range: as of ``read_image``.
-
-    Returns:
-        uint8 ``(3, H, W)``, RGB, not contiguous.
+    """Return the pixels of a Pillow image as ``read_image`` returns those of a file.
 
     Raises:
         UndecidedRangeError: for an image of unknown range; Pillow raises others for broken files.
@@ -186,7 +167,7 @@ def image_pixels(image: Image.Image, value_range: ValueRange = "auto") -> torch.
 
 @contextmanager
 def opened(file: IO[bytes]) -> Iterator[Image.Image]:
-    """An image whose header was read and nothing else, by one of the allowed decoders.
+    """Open an image, of which only the header is read, by one of the allowed decoders.
 
     Raises:
         UnidentifiedImageError: for a file of another format.
@@ -211,7 +192,7 @@ def opened(file: IO[bytes]) -> Iterator[Image.Image]:
 
 @cache
 def heif_formats() -> tuple[str, ...]:
-    """``HEIF`` where pillow-heif is installed (the extra ``heic``), else nothing."""
+    """Return ``HEIF`` where pillow-heif is installed (the extra ``heic``)."""
     try:
         from pillow_heif import register_heif_opener
     except ImportError:
@@ -221,19 +202,12 @@ def heif_formats() -> tuple[str, ...]:
 
 
 def image_suffixes() -> tuple[str, ...]:
-    """Endings of the files that can be read here."""
+    """Return the endings of readable files."""
     return SUFFIXES + (HEIF_SUFFIXES if heif_formats() else ())
 
 
 def usual_range(values: Values) -> tuple[float, float] | None:
-    """The smallest usual range that holds all values: 8, 10, 12, 14 or 16 bits, or 0 to 1 of floating point.
-
-    Args:
-        values: of one image, or of all images of a data set.
-
-    Returns:
-        What is black and white, None where no usual range holds the values.
-    """
+    """Return the smallest usual range that includes the values: 8, 10, 12, 14 or 16 bits, or 0 to 1, or None."""
     if values.is_float and values.low >= 0 and values.high <= 1:
         return 0.0, 1.0
     bits = bits_of(values)
@@ -241,12 +215,12 @@ def usual_range(values: Values) -> tuple[float, float] | None:
 
 
 def bits_of(values: Values) -> int | None:
-    """How many bits an image uses: 8, 10, 12, 14 or 16; None for negative and larger values."""
+    """Return how many bits an image uses: 8, 10, 12, 14 or 16; None for negative and larger values."""
     return next((bits for bits in _BITS if values.low >= 0 and values.high < 2**bits), None)
 
 
 def reason_of(error: Exception) -> str:
-    """What is wrong with a file that could not be read, in one line."""
+    """Return in one line what is wrong with a file that could not be read."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
     if isinstance(error, IsADirectoryError):
@@ -298,7 +272,7 @@ def _upright_rgb(image: Image.Image, value_range: ValueRange) -> NDArray[np.uint
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """How an image is turned upright, as its orientation tag says; a tag that cannot be read is none."""
+    """How an image is turned upright, by its orientation tag; a tag that cannot be read does not count."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except (OSError, SyntaxError, ValueError, KeyError, TypeError):
@@ -338,8 +312,7 @@ def _from_jpeg(image: Image.Image, file: IO[bytes]) -> NDArray[np.uint8]:
 
 def _is_damage(warning: str) -> bool:
     """Whether libjpeg's warning means that pixels are wrong or missing."""
-    stray = re.search(r"(\d+) extraneous bytes", warning)
-    if stray is not None:
+    if stray := re.search(r"(\d+) extraneous bytes", warning):
         return int(stray[1]) > _HARMLESS_BYTES
     return not re.search(r"progression|Invalid SOS|JFIF revision|Adobe color|ICC profile", warning)
 
@@ -365,7 +338,7 @@ def _check_png(file: IO[bytes]) -> None:
 
 
 def _check_png_rows(image: Image.Image, file: IO[bytes]) -> None:
-    """Refuse a PNG with right checksums and too few rows: Pillow leaves what is missing black."""
+    """Refuse a PNG with right checksums and too few rows: Pillow leaves missing ones black."""
     image.load()
     is_interlaced = bool(image.info.get("interlace"))
     if not is_interlaced and np.asarray(image.crop((0, image.height - 1, image.width, image.height))).any():
@@ -449,11 +422,7 @@ def _from_deep_color(image: Image.Image, file: IO[bytes], value_range: ValueRang
 
 
 def _chosen(found: Values, value_range: ValueRange, *, has_16_bits: bool) -> tuple[float, float]:
-    """What becomes black and white in an image.
-
-    Raises:
-        UndecidedRangeError: where that is not known.
-    """
+    """What becomes black and white in an image; ``UndecidedRangeError`` where that is not known."""
     if not isinstance(value_range, str):
         return float(value_range[0]), float(value_range[1])
     if value_range == "dtype":

@@ -1,4 +1,4 @@
-"""Which sample comes when, on which process: a function of (seed, epoch), never of what was drawn before.
+"""Which sample comes when, on which process: a function of (seed, epoch), never of what was sampled before.
 
 The samplers yield keys that carry the epoch, so worker processes need no shared state to augment by it. They are
 ``DistributedSampler`` by type so that Lightning leaves them alone (it would wrap any other and split its share once
@@ -23,9 +23,9 @@ class SampleKey(NamedTuple):
 
     Attributes:
         place: place in the data set.
-        epoch: epoch that the augmentation is counted by.
+        epoch: epoch that the augmentation depends on.
         is_padding: whether the sample only fills up a process's share and must not be counted.
-        draw: how often the sample was drawn before in this epoch, so that repetitions are augmented differently.
+        draw: how often the sample was sampled before in this epoch, so that repetitions are augmented differently.
     """
 
     place: int
@@ -37,16 +37,9 @@ class SampleKey(NamedTuple):
 class TrainSampler(DistributedSampler[SampleKey]):
     """Training order of one process.
 
-    Without weights a permutation of all samples, dealt out to the processes in turn; where it does not come out even,
-    samples from its beginning fill up, so that all processes make the same number of steps. With weights as many draws
-    with replacement (as torch's ``WeightedRandomSampler``), dealt out likewise.
-
-    Args:
-        num_samples: size of the data set.
-        seed: of the order.
-        rank: this process.
-        world_size: number of processes.
-        weights: float64 ``(num_samples,)``, not negative, chance of each sample up to a factor.
+    Without weights a permutation of all samples, dealt to the processes in turn; samples from its beginning fill up, so
+    that all processes make the same number of steps. With weights, float64 ``(num_samples,)``, as many draws with
+    replacement (as torch's ``WeightedRandomSampler``).
 
     Attributes:
         start: samples of this process to leave out when it is iterated next, for resuming within an epoch.
@@ -68,7 +61,7 @@ class TrainSampler(DistributedSampler[SampleKey]):
         self._cumulative = None if weights is None else weights.double().cumsum(0)
 
     def order(self) -> torch.Tensor:
-        """Places of all processes' samples in this epoch, int64 ``(per process · world_size,)``."""
+        """Return the places of all processes' samples in this epoch, int64 ``(per process · world_size,)``."""
         generator = seeded_generator("order", self.seed, self.epoch)
         if self._cumulative is None:
             permutation = torch.randperm(self._size, generator=generator)
@@ -91,12 +84,11 @@ class DistinctSampler(DistributedSampler[SampleKey]):
     """Training order in which no batch, over all processes, has two samples that are positives of each other.
 
     Each batch takes the ids with most samples left, so that as many full batches as possible are made; ties and the
-    order within an id are a function of (seed, epoch). Samples that are left over when too few ids remain are left out
-    of this epoch; in another one it will be others. The batches come in random order: as they are made, those of the
-    most frequent ids would stand at the beginning of every epoch.
+    order within an id are a function of (seed, epoch), and so are the samples that are left out of an epoch when too
+    few ids remain. Batches come in random order, or those of the most frequent ids would begin every epoch.
 
     Args:
-        positive_ids: int64 ``(num_samples,)``; samples that share one never meet.
+        positive_ids: int64 ``(num_samples,)``; samples that share one are never in one batch.
         batch_size: samples of a batch on each process.
         seed: of the order.
         rank: this process.
@@ -128,7 +120,7 @@ class DistinctSampler(DistributedSampler[SampleKey]):
         super().__init__(range(size), num_replicas=world_size, rank=rank, seed=seed)  # type: ignore[arg-type]
 
     def order(self) -> torch.Tensor:
-        """Places of all processes' samples in this epoch, int64 ``(batches · samples of all processes,)``."""
+        """Return the places of all processes' samples in this epoch, int64 ``(batches · batch of all processes,)``."""
         generator = seeded_generator("order", self.seed, self.epoch)
         shuffled = torch.randperm(len(self._codes), generator=generator)
         # The samples of each id stand together, in random order.
@@ -142,7 +134,6 @@ class DistinctSampler(DistributedSampler[SampleKey]):
             chosen = chosen[torch.randperm(self._together, generator=generator)]
             batches.append(ordered[ends[chosen] - left[chosen]])
             left[chosen] -= 1
-        # There is at least one: the constructor has seen to it that the ids fill a batch.
         return torch.stack(batches)[torch.randperm(self.num_batches, generator=generator)].flatten()
 
     def __iter__(self) -> Iterator[SampleKey]:
@@ -152,18 +143,11 @@ class DistinctSampler(DistributedSampler[SampleKey]):
 
 
 class EvalSampler(DistributedSampler[SampleKey]):
-    """Evaluation order of one process: every sample once, in order, dealt out to the processes batch by batch.
+    """Evaluation order of one process: every sample once, in order, dealt to the processes batch by batch.
 
-    So batches are the same on any number of processes, and with them results that depend on who is in a batch, such as
-    a contrastive loss. All processes get the same number of samples; what fills up is marked as padding, so that
-    metrics count every sample once.
-
-    Args:
-        num_samples: size of the data set.
-        rank: this process.
-        world_size: number of processes.
-        view: epoch that the samples are augmented for, where they are.
-        batch_size: of the loader.
+    So batches, and results that depend on a whole batch, such as a contrastive loss, are the same on any number of
+    processes. All get the same number of samples; padding is marked, so that metrics count every sample once. ``view``
+    is the epoch that samples are augmented for, where they are.
     """
 
     def __init__(
@@ -186,16 +170,9 @@ class EvalSampler(DistributedSampler[SampleKey]):
 
 
 def inverse_frequency_weights(targets: torch.Tensor) -> torch.Tensor:
-    """Sampling weights by which every class is drawn equally often.
+    """Return sampling weights, float64 ``(N,)``, with which every class of int64 ``(N,)`` targets is equally frequent.
 
-    A sample whose class is unknown weighs as much as a known one does on average, so that it is drawn as often as
-    without balancing and other tasks can learn from it.
-
-    Args:
-        targets: int64 ``(N,)``, ``UNKNOWN`` where not known.
-
-    Returns:
-        float64 ``(N,)``.
+    A sample of unknown class weighs as much as a known one on average: it is sampled as often as without balancing.
     """
     known = targets[targets != UNKNOWN]
     if not len(known):
@@ -218,7 +195,7 @@ def _full_batches(counts: torch.Tensor, size: int) -> int:
 
 
 def _occurrence(values: torch.Tensor) -> torch.Tensor:
-    """How often each value stood before in the sequence, int64."""
+    """How often each value came before in the sequence, int64."""
     ordered, place = torch.sort(values, stable=True)
     positions = torch.arange(len(values))
     is_first = torch.ones(len(values), dtype=torch.bool)

@@ -1,14 +1,7 @@
 """Transforms on uint8 tensors: one for evaluation, wherever that happens, and the training augmentation.
 
-Both take uint8 ``(3, H, W)`` and give uint8 ``(3, size, size)``, laid out in memory as is cheapest: batches are laid
-out anew. Scaling and normalisation are the model's. The training transform draws from torch's global generator;
-``datamodules.loading.dataset`` seeds it for each sample.
-
-mixup and CutMix on uint8 batches, counted like all other randomness.
-
-mixup: Zhang et al., "mixup: Beyond Empirical Risk Minimization" (ICLR 2018); CutMix: Yun et al., "CutMix:
-Regularization Strategy to Train Strong Classifiers with Localizable Features" (ICCV 2019). Where both are on, each
-batch gets one of them with equal chance, as in timm.
+Both map uint8 ``(3, H, W)`` to uint8 ``(3, size, size)`` in any memory layout. Scaling and normalisation are the
+model's. The training transform uses torch's global generator; ``datamodules.loading.dataset`` seeds it for each sample.
 """
 
 from __future__ import annotations
@@ -50,14 +43,14 @@ _LARGEST_FACTOR = 1.5
 
 
 def learns_colour(tasks: Iterable[str]) -> bool:
-    """Whether a task's name says that its target is a colour, which hue jitter would falsify."""
+    """Return whether a task's name shows that its target is a colour, which hue jitter would falsify."""
     return any("colour" in task.lower() or "color" in task.lower() for task in tasks)
 
 
 def eval_transform(image: InputOptions) -> nn.Module:
-    """The one transform for validation, test, prediction, galleries and the application.
+    """Return the one transform for validation, test, prediction, galleries and the application.
 
-    Scales the image to ``size / crop_fraction``, as ``resize`` says, and crops or pads its center.
+    It scales the image to ``size / crop_fraction`` by ``resize``, and crops or pads its center.
     """
     made = with_image_defaults(image)
     size, side, mode = made["size"], scaled_side(image), InterpolationMode(made["interpolation"])
@@ -67,12 +60,7 @@ def eval_transform(image: InputOptions) -> nn.Module:
 
 
 def train_transform(image: InputOptions, augment: AugmentOptions) -> nn.Module:
-    """The training augmentation without mixing; what is off costs nothing, and all off is the evaluation transform.
-
-    Args:
-        image: how images are made.
-        augment: with a preset's hue jitter off already where a color is the target.
-    """
+    """Return the training augmentation without mixing; all off is the evaluation transform."""
     augment = augment.filled()
     steps: list[nn.Module] = []
     if scale := augment.random_resized_crop:
@@ -100,23 +88,16 @@ def train_transform(image: InputOptions, augment: AugmentOptions) -> nn.Module:
 
 
 def scaled_side(image: InputOptions) -> int:
-    """Length that the evaluation scales an image to, of which it keeps ``crop_fraction``, in pixels."""
+    """Return the length in pixels that the evaluation scales an image to, of which it keeps ``crop_fraction``."""
     # Rounded down as timm does; a fraction that was made of two lengths gives the longer one again.
     crop_fraction: float = with_image_defaults(image)["crop_fraction"]
     return math.floor(image["size"] / crop_fraction + 1e-6)
 
 
 def scale_down(image: torch.Tensor, short_side: int, interpolation: str, resize: Resize = "crop") -> torch.Tensor:
-    """Scales an image so that its short side has a length, as the evaluation does; a smaller one stays as it is.
+    """Scale an image, uint8 ``(3, H, W)``, down to a short side in pixels, as the evaluation does.
 
-    Args:
-        image: uint8 ``(3, H, W)``.
-        short_side: in pixels; with ``squash`` of both sides, with ``pad`` of the long one.
-        interpolation: ``bilinear`` or ``bicubic``.
-        resize: ``crop``, ``squash`` or ``pad``.
-
-    Returns:
-        uint8 ``(3, H', W')``.
+    With ``squash`` it is the length of both sides, with ``pad`` of the long one. A smaller image stays as it is.
     """
     mode = InterpolationMode(interpolation)
     if resize != "crop":
@@ -128,14 +109,10 @@ def scale_down(image: torch.Tensor, short_side: int, interpolation: str, resize:
 
 
 def useful_short_side(image: InputOptions, augment: AugmentOptions) -> int:
-    """Short side beyond which more pixels of an image would hardly change what the network sees.
+    """Return the short side beyond which more pixels of an image would hardly change the input of the network.
 
-    For evaluation it is the length that the evaluation scales to, exactly. For random crops it is the length at which
-    the smallest square crop still has as many pixels as the network sees, at most half as much again.
-
-    Args:
-        image: size and crop fraction.
-        augment: of training images, without crops for evaluation.
+    Without random crops it is the length that the evaluation scales to; with them the length at which the smallest
+    square crop still has as many pixels as the network's input, at most half as much again.
     """
     short_side = scaled_side(image)
     if not (scale := augment.filled().random_resized_crop):
@@ -144,14 +121,11 @@ def useful_short_side(image: InputOptions, augment: AugmentOptions) -> int:
 
 
 def random_crop_box(height: int, width: int, scale: tuple[float, float]) -> tuple[int, int, int, int]:
-    """A random part of an image (Szegedy et al., Going deeper with convolutions, 2015).
+    """Sample top, left, height and width of a part of an image (Szegedy et al., Going deeper with convolutions, 2015).
 
-    Its area is uniform in ``scale``, its aspect ratio log-uniform in [3/4, 4/3]. After ten parts that do not fit it is
-    the largest one in the middle. Parts are distributed as those of torchvision's ``RandomResizedCrop``; all that may
-    be needed is drawn at once from torch's global generator, because single draws take a fifth of a sample's time.
-
-    Returns:
-        Top, left, height and width in pixels.
+    As in torchvision's ``RandomResizedCrop``: the area is uniform in ``scale``, the aspect ratio log-uniform in
+    [3/4, 4/3]; after ten parts that do not fit it is the largest one in the middle. All random numbers come from one
+    call of torch's global generator, because single calls take a fifth of a sample's time.
     """
     draws = iter(torch.rand(2 * _TRIES + 2, dtype=torch.float64).tolist())
     for _ in range(_TRIES):
@@ -167,17 +141,14 @@ def random_crop_box(height: int, width: int, scale: tuple[float, float]) -> tupl
 
 
 def adjust_colours(image: torch.Tensor, changes: Mapping[str, float]) -> torch.Tensor:
-    """Changes brightness, contrast, saturation and hue in the order given.
+    """Change brightness, contrast, saturation and hue of uint8 ``(3, H, W)`` in the order given.
 
-    The same as torchvision's functions of these names one after the other, but in one pass without rounding between.
+    Like torchvision's functions of these names one after the other, but in one pass without rounding between.
 
     Args:
-        image: uint8 ``(3, H, W)``, RGB.
+        image: RGB.
         changes: factors of ``brightness``, ``contrast`` and ``saturation``, 0 or more, and the shift of ``hue`` in
             turns of the colour circle.
-
-    Returns:
-        uint8 ``(3, H, W)``.
     """
     pixels = image.float()
     for kind, amount in changes.items():
@@ -193,10 +164,7 @@ def adjust_colours(image: torch.Tensor, changes: Mapping[str, float]) -> torch.T
 
 
 def _shift_hue(pixels: torch.Tensor, turns: float) -> None:
-    """Turns the hue in place and keeps saturation and value (HSV).
-
-    Value and chroma do not change, so each channel follows from the distance between the pixel's hue and its own.
-    """
+    """Shift the hue in place; as value and chroma stay, each channel follows from the distance of its hue."""
     red, green, blue = pixels.unbind(0)
     value = torch.maximum(torch.maximum(red, green), blue)
     chroma = value - torch.minimum(torch.minimum(red, green), blue)
@@ -229,7 +197,7 @@ class _ScaledCentre(nn.Module):
         return self._only_center(image, scaled)
 
     def _only_center(self, image: torch.Tensor, scaled: tuple[int, int]) -> torch.Tensor:
-        """The same part of the same scaled image, of which nothing else is computed: a strip would fill the memory."""
+        """The same crop without the rest of the scaled image: that of a strip would fill the memory."""
         spans = []
         for length, new_length in zip(image.shape[-2:], scaled, strict=True):
             ratio = length / new_length
@@ -286,7 +254,7 @@ def _half(margin: int, rounding: CropRounding) -> int:
 
 
 class _ColourJitter(nn.Module):
-    """Changes colours by random amounts in random order, drawn as torchvision's ``ColorJitter`` draws them."""
+    """Changes colours by random amounts in random order, sampled as by torchvision's ``ColorJitter``."""
 
     def __init__(self, strengths: Mapping[str, float]) -> None:
         super().__init__()
@@ -303,7 +271,7 @@ class _ColourJitter(nn.Module):
 
 
 class _RandomResizedCrop(nn.Module):
-    """A random part of the image in the size that the network sees; resampled as by torchvision."""
+    """A random part of the image, resampled to the input size of the network as by torchvision."""
 
     def __init__(self, size: int, mode: Interpolation, scale: tuple[float, float]) -> None:
         super().__init__()
@@ -321,7 +289,7 @@ class _RandomResizedCrop(nn.Module):
 
 
 class _RandomFlip(nn.Module):
-    """Mirrors left and right with a probability."""
+    """torchvision's ``RandomHorizontalFlip`` without handling boxes and masks, which takes longer than the flip."""
 
     def __init__(self, probability: float) -> None:
         super().__init__()
@@ -332,7 +300,7 @@ class _RandomFlip(nn.Module):
 
 
 class _Planes(nn.Module):
-    """Lays channels one after the other: read images come interleaved, in which resizing is fastest."""
+    """Makes images planar: they are read interleaved, which is the fastest layout to resize."""
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return image.contiguous()
@@ -341,17 +309,20 @@ class _Planes(nn.Module):
 def mix_batch(
     images: torch.Tensor, key: tuple[int, ...], *, mixup: float, cutmix: float
 ) -> tuple[torch.Tensor, Mix | None]:
-    """Mixes every image of a batch with another one of it, all with the same share.
+    """Mix every image of a batch, uint8 ``(B, 3, H, W)``, with another one of it, all with the same share.
+
+    mixup: Zhang et al., "mixup: Beyond Empirical Risk Minimization" (ICLR 2018); CutMix: Yun et al., "CutMix:
+    Regularization Strategy to Train Strong Classifiers with Localizable Features" (ICCV 2019). Where both are on, each
+    batch gets one of them with equal chance, as in timm.
 
     Args:
-        images: uint8 ``(B, 3, H, W)``.
-        key: what the randomness is counted by, such as (seed, epoch, id of the first sample).
+        images: of the batch.
+        key: seed of the randomness, such as (seed, epoch, id of the first sample).
         mixup: alpha of the Beta distribution of mixup's share, 0 for off.
         cutmix: alpha of the Beta distribution of CutMix's share, 0 for off.
 
     Returns:
-        The mixed images, uint8 ``(B, 3, H, W)``, and how they were mixed; None for the latter where nothing is on or
-        the batch has one image only.
+        The mixed images and how they were mixed: None where nothing is on or the batch has one image.
     """
     size = len(images)
     if size < 2 or not (mixup or cutmix):
@@ -370,7 +341,7 @@ def mix_batch(
 
 
 def _blend(images: torch.Tensor, partner: torch.Tensor, share: float) -> tuple[torch.Tensor, float]:
-    """mixup, and the share that was really used: in steps of 1/128, so that 16-bit integers do (faster than floats)."""
+    """mixup, and the share that was really used: in steps of 1/128, for 16-bit integers, faster than floats."""
     weight = round(share * 128)
     mixed = torch.empty_like(images)
     for row, other in enumerate(partner.tolist()):
@@ -381,23 +352,14 @@ def _blend(images: torch.Tensor, partner: torch.Tensor, share: float) -> tuple[t
 
 
 def _cut(images: torch.Tensor, partner: torch.Tensor, share: float, centre: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """CutMix, and the share that is really left, as the box was clipped and rounded."""
+    """CutMix, and the share that is really left after clipping and rounding the box."""
     height, width = images.shape[-2:]
-    top, bottom, left, right = _box(height, width, share, centre)
+    side = (1 - share) ** 0.5
+    (top, bottom), (left, right) = (
+        (max(round(middle - side * length / 2), 0), min(round(middle + side * length / 2), length))
+        for middle, length in ((float(centre[0]) * height, height), (float(centre[1]) * width, width))
+    )
     mixed = images.clone()
     for row, other in enumerate(partner.tolist()):
         mixed[row, :, top:bottom, left:right] = images[other, :, top:bottom, left:right]
     return mixed, 1 - (bottom - top) * (right - left) / (height * width)
-
-
-def _box(height: int, width: int, share: float, centre: torch.Tensor) -> tuple[int, int, int, int]:
-    """Top, bottom, left and right of a box of area 1 - share about the centre, clipped to the image."""
-    side = (1 - share) ** 0.5
-    row, column = float(centre[0]) * height, float(centre[1]) * width
-    half_height, half_width = side * height / 2, side * width / 2
-    return (
-        max(round(row - half_height), 0),
-        min(round(row + half_height), height),
-        max(round(column - half_width), 0),
-        min(round(column + half_width), width),
-    )

@@ -18,16 +18,13 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from datamodules.base import ImageDataModule
-from datamodules.captions import CaptionMode, PromptOptions
 from datamodules.files.label_csv import count_files_left_out
 from datamodules.loading.dataset import CountedLoader, make_loader
-from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
 from datamodules.streaming.dataset import OnBad, StreamedDataset, StreamOrder, StreamSampler
 from datamodules.streaming.index import StreamColumns, read_streams, stamp_of
 from datamodules.streaming.shards import INDEX_FILE, ShardFormat, Shards, find_shards, format_of, local_path
 from datamodules.table import Missing, SampleTable, composed
 from vitrail.errors import UserError
-from vitrail.types import DEFAULT_SEED
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -57,15 +54,10 @@ class StreamedImages(ImageDataModule):
             ``loader.num_workers``. Batches are made of one stream each.
         interleave: shards that each stream reads in turn in training, so that shards sorted by class mix; as many files
             are open for each stream.
-        image: size, crop and interpolation of the images.
-        augment: augmentation of the training images; none by default.
-        loader: batch size and workers.
-        checks: what to do about unreadable images, which are found only when they are due: ``error`` stops there,
-            ``skip`` replaces it by another image of the batch, in evaluation leaves it out, and adds a line to
-            ``skipped_images.jsonl`` in the run directory. Only leaks of groups are looked for.
-        seed: of order and augmentation.
-        prompts: texts for the classes, also used as captions; otherwise captions are the shards' own.
-        caption: which of several captions, or of several prompts, training sees: first or random.
+        shared: options of every data set, see ``ImageDataModule``. Unreadable images are found only when they are due:
+            with ``checks.on_bad_image: error`` training stops there; ``skip`` replaces it by another image of the
+            batch, in evaluation leaves it out, and adds a line to ``skipped_images.jsonl`` in the run directory. Only
+            leaks of groups are looked for. ``caption: all`` and orders other than ``shuffle`` are refused.
     """
 
     def __init__(
@@ -77,15 +69,9 @@ class StreamedImages(ImageDataModule):
         shuffle_buffer: int = 4096,
         streams: int = 8,
         interleave: int = 4,
-        image: ImageOptions = ImageOptions(),
-        augment: AugmentOptions = AugmentOptions(),
-        loader: LoaderOptions = LoaderOptions(),
-        checks: CheckOptions = CheckOptions(),
-        seed: int = DEFAULT_SEED,
-        prompts: PromptOptions | None = None,
-        caption: CaptionMode = "random",
+        **shared: Any,
     ) -> None:
-        super().__init__(image, augment, loader, checks, seed, prompts, caption)
+        super().__init__(**shared)
         if strange := sorted(set(columns or {}) - set(StreamColumns.__annotations__)):
             known = ", ".join(StreamColumns.__annotations__)
             raise UserError(f"data columns: unknown key {strange[0]!r}; known keys are {known}")
@@ -123,11 +109,7 @@ class StreamedImages(ImageDataModule):
             raise UserError("data caption: all would read each image several times; use first or random for streams")
 
     def load_table(self) -> SampleTable:
-        """Read everything but the images.
-
-        Raises:
-            UserError: where shards are missing or broken, or lack columns.
-        """
+        """Read everything but the images."""
         urls = find_shards(self.shards)
         kind = format_of([url for part in urls.values() for url in part], self.format)
         origin = self.shards if isinstance(self.shards, str) else "data shards"
@@ -138,17 +120,7 @@ class StreamedImages(ImageDataModule):
         return table
 
     def read_image(self, index: int) -> torch.Tensor:
-        """Read one image from its shard, which is opened for it alone: for looking at single samples.
-
-        Args:
-            index: row of the table.
-
-        Returns:
-            uint8 ``(3, H, W)``, RGB, in the image's own size.
-
-        Raises:
-            ImageError: where the image cannot be read.
-        """
+        """See ``ImageDataModule``; opens the shard, so only for single samples."""
         return self._opened().image(index, self.value_range)
 
     def encoded_image(self, index: int) -> bytes:
@@ -178,10 +150,10 @@ class StreamedImages(ImageDataModule):
     def streamed(
         self, rows: NDArray[np.int64], *, training: bool, augmented: bool, on_bad: OnBad, streams: int = 0
     ) -> StreamedDataset:
-        """Return some samples in the order in which this process sees them.
+        """Return some rows of the table, int64 ``(n,)``, ascending, in the order of this process.
 
         Args:
-            rows: int64 ``(n,)``, ascending, rows of the table, such as those of a split.
+            rows: such as those of a split.
             training: whether the order is shuffled; otherwise that of the shards.
             augmented: whether images get the training augmentation; otherwise the evaluation transform.
             on_bad: what becomes of an unreadable image.
@@ -224,11 +196,7 @@ class StreamedImages(ImageDataModule):
         )
 
     def train_dataloader(self) -> CountedLoader:
-        """Return augmented training batches in the order of the epoch.
-
-        Raises:
-            UserError: where there is no training batch.
-        """
+        """Return augmented training batches in the order of the epoch."""
         if not len(self.split_indices("train")):
             raise UserError(f"{self.table.origin}: the train split is empty; name shards that hold samples")
         on_bad: OnBad = "replace" if self._skips else "error"
@@ -237,23 +205,15 @@ class StreamedImages(ImageDataModule):
         return make_loader(dataset, sampler, self.collate(training=True), self.loader_options, training=True)
 
     def eval_dataloader(self, split: str) -> CountedLoader:
-        """Return batches of any split with the evaluation transform, each sample once over all processes.
-
-        Raises:
-            UserError: where the split is empty.
-        """
+        """Return batches of any split with the evaluation transform, each sample once over all processes."""
         if not len(self.split_indices(split)):
             raise UserError(f"{self.table.origin}: the {split} split is empty; name its shards with shards.{split}")
         return self._once(split, None, "leave_out" if self._skips else "error")
 
     def view_dataloader(self, split: str, view: int | None) -> CountedLoader:
-        """Return every sample of a split once, in the order of the shards.
+        """See ``ImageDataModule``; in the order of the shards.
 
         An unreadable image is always an error here: what is computed for each image must not lack any.
-
-        Args:
-            split: train, val or test.
-            view: epoch that images are augmented for as in training; None for the evaluation transform.
         """
         return self._once(split, view, "error")
 
@@ -263,12 +223,12 @@ class StreamedImages(ImageDataModule):
         local = [url for url in urls if "://" not in url]
         indices = {str(Path(url).parent / INDEX_FILE) for url in local}
         top = local_path(self.shards) if isinstance(self.shards, str) and local else ""
-        beside = count_files_left_out([*local, *indices], "", top if os.path.isdir(top) else "")  # noqa: PTH112
-        left = Counter(beside) + Counter(self._opened().members_left_out)
+        files = count_files_left_out([*local, *indices], "", top if os.path.isdir(top) else "")  # noqa: PTH112
+        left = Counter(files) + Counter(self._opened().members_left_out)
         return dict(sorted(left.items(), key=lambda one: (-one[1], one[0])))
 
     def data_record(self) -> dict[str, Any]:
-        """Return the record of the data; skipped images are those that earlier stages came across."""
+        """Return the record of the data; skipped images are those that earlier stages have read."""
         record = super().data_record()
         return {**record, "shards": len(self._opened().urls), "skipped": self._skipped()}
 

@@ -1,11 +1,10 @@
 """The samples of a streamed split: their order, a function of (seed, epoch) alone, and reading them in that order.
 
-The shards of a split, in training in an order of the epoch, form one sequence. It is cut into one piece for each
-process and that into one for each stream, so every sample belongs to one stream, all processes have the same number,
-and but for those at the cuts each shard is read by one stream alone, front to back. In training a stream reads several
-of its shards in turn and delivers from a bounded buffer. Batch i of a process is made by its stream i mod ``streams``:
-a loader asks its workers in turn, so a stream belongs to one worker, and batches are the same for any number of
-workers.
+The shards of a split, in training in an order of the epoch, form one sequence, which is cut into one piece for each
+process and that into one for each stream. So all processes have the same number of samples, and but for those at the
+cuts each shard is read by one stream, front to back. In training a stream reads several of its shards in turn and
+delivers from a bounded buffer. Batch i of a process comes from its stream i mod ``streams``: a loader asks its workers
+in turn, so a stream belongs to one worker, and batches are the same for any number of workers.
 """
 
 from __future__ import annotations
@@ -140,11 +139,8 @@ class StreamOrder:
 class StreamSampler(DistributedSampler[SampleKey]):
     """Yields the slots of one process's epoch in turn; the data set knows the sample of each.
 
-    A ``DistributedSampler`` by type, so that Lightning leaves it alone but sets its epoch.
-
-    Args:
-        order: of the split on this process.
-        view: epoch that the samples are augmented for, where it is not the sampler's own.
+    A ``DistributedSampler`` by type, so that Lightning leaves it alone but sets its epoch. ``view`` is the epoch that
+    samples are augmented for, by default the sampler's own.
 
     Attributes:
         start: samples of this process to leave out when it is iterated next, for resuming within an epoch.
@@ -174,10 +170,10 @@ OnBad = Literal["error", "replace", "leave_out"]
 
 
 class Cursor:
-    """A place in what one stream delivers in one epoch, and the images that were read on the way there.
+    """A place in what one stream delivers in one epoch, and the images that were read ahead.
 
     Args:
-        shards: what to read from.
+        shards: to read from.
         indices: int64 ``(samples of the split,)``, rows of the table.
         part: what the stream delivers.
         next_place: where to begin; what comes before is not read.
@@ -238,10 +234,10 @@ class StreamedDataset(ImageDataset):
         indices: int64 ``(n,)``, rows of the table, ascending.
         shards: where the images are.
         order: of the samples.
-        transform: from uint8 ``(3, H, W)`` to uint8 ``(3, size, size)``; may use torch's global generator.
-        size: side of what the transform gives.
+        transform: see ``ImageDataset``, as for ``seed`` and ``caption_numbers``.
+        size: side of the transformed images.
         seed: of the augmentation.
-        caption_numbers: int64 ``(n,)``, which caption goes with each sample; the first by default.
+        caption_numbers: of the samples.
         on_bad: what becomes of an unreadable image.
         journal: file to which unreadable images are added, one JSON object a line.
         value_range: as of ``images.read_image``.

@@ -23,8 +23,8 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
 from datamodules.checks.verify import cache_directory
-from datamodules.files.arrow_columns import require_column, sample_columns, vocabularies
-from datamodules.files.label_csv import is_left_alone, plain_texts
+from datamodules.files.arrow_columns import plain_texts, require_column, sample_columns, vocabularies
+from datamodules.files.label_csv import is_left_alone
 from datamodules.loading.decode import HEIF_SUFFIXES, SUFFIXES
 from datamodules.streaming.shards import (
     INDEX_FILE,
@@ -76,9 +76,6 @@ def scanned(url: str, image_suffix: str) -> pa.Table:
         each top-level key of those that contain JSON (``json.colour``): whole numbers, texts or lists of texts. The
         schema's metadata count the other members by what follows a sample's key (``json``, ``seg.png``), files of no
         sample by their last ending with its dot.
-
-    Raises:
-        UserError: where the shard cannot be read, is truncated or not in the format.
     """
     folder = cache_directory() / "shards"
     with open_shard(url) as file:
@@ -136,7 +133,6 @@ def _scan(url: str, image_suffix: str) -> pa.Table:
     with (
         open_shard(url, sequential=True) as file,
         shard_errors(url),
-        _broken_archives(url),
         unpacked(url, file) as archive,
     ):
         for key, members in _samples(url, archive, others):
@@ -188,15 +184,6 @@ def _arrow(values: Sequence[Any]) -> pa.Array:
 def _is_whole(text: str) -> bool:
     """Whether a text is the usual form of a number with 64 bits; 001 is a name, 1 may be another one."""
     return len(text) < 19 and text.removeprefix("-").isdecimal() and str(int(text)) == text
-
-
-@contextlib.contextmanager
-def _broken_archives(url: str) -> Iterator[None]:
-    try:
-        yield
-    except (tarfile.TarError, EOFError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"data shards: {url} is truncated or no tar file ({reason}); get an intact copy") from error
 
 
 def _samples(url: str, archive: IO[bytes], others: Counter[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -271,38 +258,45 @@ class ShardIndex:
 def index_parquet(
     urls: Sequence[str], image_column: str, wanted: Callable[[dict[str, Any]], set[str]]
 ) -> list[ShardIndex]:
-    """Read the wanted columns of Parquet shards, several shards at a time, without the images.
+    """Read columns of Parquet shards, several shards at a time, without the images.
 
     Args:
         urls: of the shards.
         image_column: must exist.
         wanted: from a shard's layout to the names of the columns to read; names that it lacks are ignored.
-
-    Raises:
-        UserError: where a shard cannot be read or has no column of images.
     """
-    return _in_threads(lambda url: _parquet_columns(url, image_column, wanted), urls, "reading labels of shards")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def index(url: str) -> ShardIndex:
+        with open_shard(url) as file, shard_errors(url):
+            opened = pq.ParquetFile(file, page_checksum_verification=True)
+            schema = opened.schema_arrow
+            require_column(image_column, schema.names, "image", url)
+            layout = _layout(schema)
+            names = [name for name in schema.names if name in wanted(layout) - {image_column}]
+            # Without any column the table would lose its length.
+            rows = pa.table({"": pa.nulls(opened.metadata.num_rows)})
+            columns = opened.read(columns=names) if names else rows
+        features = _features(schema)
+        del features[image_column]
+        return ShardIndex(columns, features, layout)
+
+    return _in_threads(index, urls, "reading labels of shards")
 
 
 def index_tars(urls: Sequence[str], image_suffix: str) -> list[ShardIndex]:
-    """Index tar shards: from the file next to them, from the cache, or by reading them through.
-
-    Args:
-        urls: of the shards.
-        image_suffix: of the members that are images; empty for the first usual one.
-
-    Raises:
-        UserError: where a shard cannot be read, is truncated or not in the format.
-    """
-    packed = {} if image_suffix else {folder: _packed(folder) for folder in {_folder(url) for url in urls}}
+    """Index tar shards: from the file next to them, from the cache, or by reading them through."""
+    packed = {} if image_suffix else {folder: _packed(folder) for folder in {url.rpartition("/")[0] for url in urls}}
 
     def index(url: str) -> ShardIndex:
-        found = packed.get(_folder(url), {}).get(url.rpartition("/")[2])
+        folder, _, name = url.rpartition("/")
+        found = packed.get(folder, {}).get(name)
         if found is None:
             return _foreign(scanned(url, image_suffix))
         with open_shard(url) as file:
             size = size_of(file)
-        noted = found.layout["shards"][url.rpartition("/")[2]]
+        noted = found.layout["shards"][name]
         if size is not None and size != noted:
             raise UserError(
                 f"data shards: {url} has {size} bytes, {INDEX_FILE} next to it records {noted}: it is truncated or not "
@@ -322,28 +316,6 @@ def _in_threads(index: Callable[[str], ShardIndex], urls: Sequence[str], descrip
         pool.shutdown(cancel_futures=True)
 
 
-def _parquet_columns(url: str, image_column: str, wanted: Callable[[dict[str, Any]], set[str]]) -> ShardIndex:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with open_shard(url) as file, shard_errors(url):
-        opened = pq.ParquetFile(file, page_checksum_verification=True)
-        schema = opened.schema_arrow
-        require_column(image_column, schema.names, "image", url)
-        layout = _layout(schema)
-        names = [name for name in schema.names if name in wanted(layout) - {image_column}]
-        # Without any column the table would lose its length.
-        rows = pa.table({"": pa.nulls(opened.metadata.num_rows)})
-        columns = opened.read(columns=names) if names else rows
-    features = _features(schema)
-    del features[image_column]
-    return ShardIndex(columns, features, layout)
-
-
-def _folder(url: str) -> str:
-    return url.rpartition("/")[0]
-
-
 def _packed(folder: str) -> dict[str, ShardIndex]:
     """The index of a folder by the shards' names; empty where there is none."""
     import pyarrow as pa
@@ -356,7 +328,7 @@ def _packed(folder: str) -> dict[str, ShardIndex]:
     except DamagedFileError as error:
         raise UserError(f"data shards: {url} cannot be read ({error}); get an intact copy") from error
     except UserError as error:
-        # Some stores answer "forbidden" for what does not exist.
+        # Some stores respond "forbidden" for what does not exist.
         if isinstance(error.__cause__, FileNotFoundError | PermissionError):
             return {}
         raise
@@ -445,9 +417,6 @@ def read_streams(
         vocabulary: class names by task; for whole numbers, which begin at 0, the names that they stand for.
         origin: name of the set in messages.
         missing: what counts as missing; the empty text alone by default.
-
-    Raises:
-        UserError: for shards that cannot be read, missing columns, labels without a name and repeated keys.
     """
     import pandas as pd
 
@@ -486,7 +455,6 @@ def read_streams(
 
 
 def _images(frame: pd.DataFrame, indices: Sequence[ShardIndex]) -> pa.Table:
-    """The key of each image, and its place where it is in a tar file."""
     import pyarrow as pa
 
     columns = {"key": strings_of(frame["key"])}
@@ -497,7 +465,7 @@ def _images(frame: pd.DataFrame, indices: Sequence[ShardIndex]) -> pa.Table:
 
 
 def _choose(columns: StreamColumns, layout: Mapping[str, Any], usual: StreamColumns) -> StreamColumns:
-    """The columns that are used: the user's over those that the shards record over the usual ones."""
+    """The columns in use: the user's over those that the shards record over the usual ones."""
     recorded: Any = {key: value for key, value in layout.items() if key in StreamColumns.__annotations__}
     chosen: StreamColumns = {**usual, **recorded, **columns}
     packed = {task: column for column, task in layout.get("tasks", {}).items()}
@@ -513,13 +481,12 @@ def _choose(columns: StreamColumns, layout: Mapping[str, Any], usual: StreamColu
 
 
 def _names(chosen: StreamColumns) -> set[str]:
-    """The columns to read."""
     single = {str(value) for key, value in chosen.items() if key != "attributes"}
     return {*single, *chosen.get("attributes", [])} - {""}
 
 
 def _members_left_out(indices: Sequence[ShardIndex], chosen: StreamColumns) -> dict[str, int]:
-    """Members of tar files that nothing is read from, by the last ending of their names."""
+    """Number of unused members of tar files, by the last ending of their names."""
     names = _names(chosen)
     used = names | {name.partition(".")[0] for name in names}
     left: Counter[str] = Counter()
@@ -531,7 +498,6 @@ def _members_left_out(indices: Sequence[ShardIndex], chosen: StreamColumns) -> d
 
 
 def _usual_members(index: ShardIndex) -> StreamColumns:
-    """Which of the usual members samples of a tar file have."""
     if index.layout:
         return _USUAL
     has = index.columns.column_names
@@ -548,7 +514,6 @@ def _frame(
     split: str,
     url: str,
 ) -> pd.DataFrame:
-    """The rows of one shard."""
     import pandas as pd
 
     count = index.columns.num_rows
@@ -566,7 +531,6 @@ def _frame(
 
 
 def _tasks(chosen: StreamColumns, layout: Mapping[str, Any]) -> dict[str, str]:
-    """The column of each task, the main one first; nothing for captions alone."""
     label = chosen.get("label", "")
     main = {LABEL_TASK: label} if label else {}
     return main | {_task(column, layout): column for column in chosen.get("attributes", [])}
@@ -578,11 +542,7 @@ def _task(column: str, layout: Mapping[str, Any]) -> str:
 
 
 def _settle_names(frame: pd.DataFrame, urls: Any, has_key: bool) -> None:
-    """Set the names: the keys, after the shard where shards repeat keys.
-
-    Raises:
-        UserError: for a key that one shard has twice.
-    """
+    """Set the names: the keys, after the shard where shards repeat keys; refuse a key that one shard has twice."""
     again = frame.duplicated(["shard", "key"], keep="first")
     if again.any():
         place = int(np.flatnonzero(again)[0])

@@ -1,4 +1,4 @@
-"""Writing any data set as shards that can be streamed: Parquet, or WebDataset tar files with an index.
+"""Write any data set as shards that can be streamed: Parquet, or WebDataset tar files with an index.
 
 Images that are files keep their bytes; others are written as PNG, without loss. Both formats open with the ``datasets``
 library, tar files with ``webdataset`` as well.
@@ -10,9 +10,9 @@ import io
 import json
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -31,14 +31,6 @@ from vitrail.types import LABEL_TASK, UNKNOWN
 if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
-
-
-@runtime_checkable
-class KeepsEncoded(Protocol):
-    """A DataModule whose images are files inside larger ones."""
-
-    def encoded_image(self, index: int) -> bytes:
-        """Return an image's whole file."""
 
 
 PackFormat = Literal["parquet", "webdataset"]
@@ -62,9 +54,6 @@ def pack(
 
     Returns:
         Number of shards of each split.
-
-    Raises:
-        UserError: where there are shards already, or the folder cannot be written to.
     """
     if shard_size < 1:
         raise UserError(f"--shard-size: is {shard_size}, must be at least 1")
@@ -76,12 +65,12 @@ def pack(
             raise UserError(f"--to {folder}: contains {there[0]} already; choose another folder, or empty this one")
         write = _write_parquet if pack_format == "parquet" else _write_tar
         done: dict[str, pa.Table] = {}
-        total = sum(len(rows) for _, rows in plan)
-        progress = tracked(_images(datamodule, plan), f"packing into {folder}", total)
+        all_rows = [row for _, rows in plan for row in rows.tolist()]
+        images = tracked(map(datamodule.encoded_image, all_rows), f"packing into {folder}", len(all_rows))
         for name, rows in plan:
             file = f"{name}{SUFFIXES[pack_format][0]}"
             with write_atomically(folder / file) as temporary:
-                done[file] = write(temporary, datamodule, rows, progress)
+                done[file] = write(temporary, datamodule, rows, images)
         if pack_format == "webdataset":
             _write_index(folder, datamodule, done)
     except OSError as error:
@@ -103,26 +92,6 @@ def _plan(datamodule: ImageDataModule, split: str, shard_size: int) -> Iterator[
         yield f"{split}-{number:05d}-of-{count:05d}", part
 
 
-def _images(datamodule: ImageDataModule, plan: Sequence[tuple[str, NDArray[np.int64]]]) -> Iterator[bytes]:
-    for _, rows in plan:
-        for row in rows.tolist():
-            yield encoded_image(datamodule, row)
-
-
-def encoded_image(datamodule: ImageDataModule, row: int) -> bytes:
-    """Return an image's file, or PNG where it is not a file."""
-    if isinstance(datamodule, KeepsEncoded):
-        return datamodule.encoded_image(row)
-    if type(datamodule).read_image is ImageDataModule.read_image:
-        return Path(datamodule.table.source(row)).read_bytes()
-    from PIL import Image
-
-    pixels = datamodule.read_image(row).permute(1, 2, 0).contiguous().numpy()
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
 def _columns(datamodule: ImageDataModule, rows: NDArray[np.int64]) -> dict[str, list[Any]]:
     """All columns of some samples but the images; class codes are −1 where unknown."""
     table = datamodule.table
@@ -135,7 +104,6 @@ def _columns(datamodule: ImageDataModule, rows: NDArray[np.int64]) -> dict[str, 
 
 
 def _schema(datamodule: ImageDataModule, *, images: bool, shards: dict[str, int] | None = None) -> pa.Schema:
-    """Columns with the class names, and which of them are what."""
     import datasets
 
     text = datasets.Value("string")
@@ -189,7 +157,6 @@ def _write_parquet(
 
 
 def _write_tar(path: Path, datamodule: ImageDataModule, rows: NDArray[np.int64], images: Iterator[bytes]) -> pa.Table:
-    """A tar file, with the columns for other programs as ``.cls``, ``.txt`` and ``.json``."""
     import pyarrow as pa
 
     columns = _columns(datamodule, rows)
@@ -227,7 +194,7 @@ def _members(datamodule: ImageDataModule, sample: dict[str, Any]) -> Iterator[tu
 
 
 def _ending(content: bytes) -> str:
-    """The usual ending of a file's format, among those that are images to us."""
+    """The usual ending of a file's format."""
     from PIL import Image
 
     with opened(io.BytesIO(content)) as image:
@@ -237,7 +204,6 @@ def _ending(content: bytes) -> str:
 
 
 def _write_index(folder: Path, datamodule: ImageDataModule, done: dict[str, pa.Table]) -> None:
-    """What is in the tar files and how long they are, so that they need not be read through."""
     import pyarrow as pa
 
     lengths = {name: (folder / name).stat().st_size for name in done}

@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import os
 import re
+import tarfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from datamodules.files.label_csv import VARIABLE
+from datamodules.files.label_csv import data_home
 from datamodules.loading.decode import UNDECIDED, ValueRange, read_image
 from datamodules.splits import split_of_name
 from datamodules.table import SPLITS
@@ -55,9 +56,6 @@ def find_shards(
             (``train-{00000..00011}.tar``) or a list of those, or the name of a data set on the hub. Where splits are
             not given, file names decide (``train-…``, ``val``, ``validation``, ``test``).
         where: YAML key, for errors.
-
-    Raises:
-        UserError: where there are no such shards, or their split is unclear.
     """
     if isinstance(shards, Mapping):
         if strange := sorted(set(shards) - set(SPLITS)):
@@ -76,11 +74,7 @@ def find_shards(
 
 
 def format_of(urls: Sequence[str], shard_format: ShardFormat) -> str:
-    """Return ``parquet`` or ``webdataset``, by the files' endings if it is not given.
-
-    Raises:
-        UserError: for other endings, or a mixture.
-    """
+    """Return ``parquet`` or ``webdataset``, by the files' endings if it is not given."""
     if shard_format != "auto":
         return shard_format
     kinds = {kind for url in urls for kind, endings in SUFFIXES.items() if _path_of(url).endswith(endings)}
@@ -91,7 +85,7 @@ def format_of(urls: Sequence[str], shard_format: ShardFormat) -> str:
 
 
 def short_names(urls: Sequence[str]) -> list[str]:
-    """Return the shards' names without the folder that all share, so that they do not depend on where the set is.
+    """Return the shards' names without the folder that all share, so that the set may be moved.
 
     Queries, such as signatures that change from run to run, count only where shards differ in nothing else.
     """
@@ -106,15 +100,7 @@ def short_names(urls: Sequence[str]) -> list[str]:
 
 @contextmanager
 def open_shard(url: str, *, sequential: bool = False) -> Iterator[IO[bytes]]:
-    """Open a shard to read; remote ones block by block.
-
-    Args:
-        url: path or URL.
-        sequential: read it from its beginning in one go, which every web server supports.
-
-    Raises:
-        UserError: where there is no such file, or its server does not answer or cannot give parts of a file.
-    """
+    """Open a shard to read; remote ones block by block, or ``sequential``, which every web server supports."""
     from datasets.utils.file_utils import xopen
 
     options = {"block_size": 0} if sequential and url.startswith("http") else {}
@@ -160,7 +146,7 @@ def shard_errors(url: str) -> Iterator[None]:
 
 
 def shard_error(url: str, error: Exception) -> UserError:
-    """Return what is wrong with a shard, in one line with a fix."""
+    """Return what is wrong with a shard, and a fix, in one line."""
     cause = error.__cause__
     if isinstance(error, FileNotFoundError) and isinstance(cause, Exception):
         # Over HTTP any failure is called "not found".
@@ -175,6 +161,8 @@ def shard_error(url: str, error: Exception) -> UserError:
             f"{url}: its server gives no parts of files (HTTP range requests), which Parquet needs; use tar shards "
             "with an index, another server, or a local copy"
         )
+    elif isinstance(error, tarfile.TarError | EOFError):
+        text = f"{url} is truncated or no tar file ({reason}); get an intact copy"
     elif isinstance(error, ImportError):
         text = f"{url}: {reason}; install the library, or use another kind of URL"
     elif error is cause:
@@ -198,7 +186,6 @@ def _expand_all(patterns: str | Sequence[str], where: str) -> list[str]:
 
 
 def _expand(pattern: str, where: str) -> list[str]:
-    """Files that a path, a folder, a glob or a URL stands for."""
     from datasets.utils.file_utils import xglob
 
     is_remote = "://" in pattern
@@ -240,12 +227,11 @@ def _lacking(urls: Sequence[str]) -> str:
 
 
 def local_path(pattern: str) -> str:
-    """A path as it is, or below the folder of all data sets where there is nothing as it is."""
+    """Return a path, or one below the folder of all data sets where it does not exist."""
     path = Path(pattern).expanduser()
     first = next((place for place, part in enumerate(path.parts) if "*" in part), len(path.parts))
     fixed = Path(*path.parts[:first])
-    home = Path(os.environ.get(VARIABLE) or "data").expanduser()
-    return str(path if path.is_absolute() or fixed.exists() else home / path)
+    return str(path if path.is_absolute() or fixed.exists() else data_home() / path)
 
 
 def _ranges(pattern: str) -> list[str]:
@@ -267,7 +253,7 @@ def _by_name(urls: Sequence[str], where: str) -> dict[str, list[str]]:
         split = next((split for part in reversed(name.split("/")) if (split := _split_in(part))), "")
         if not split:
             raise UserError(
-                f"{where}: {url} does not say its split (train-…, val-…, test-…); name the shards of each split with "
+                f"{where}: {url} does not name its split (train-…, val-…, test-…); name the shards of each split with "
                 "shards: {train: …, val: …, test: …}"
             )
         found[split].append(url)
@@ -280,7 +266,7 @@ def _split_in(name: str) -> str:
 
 
 def _hub_files(name: str, where: str) -> dict[str, list[str]] | None:
-    """The shards of a data set on the hub; None where the text is no such name."""
+    """The shards of a data set on the hub; None for other texts."""
     if not _HUB_NAME.fullmatch(name) or name.endswith(_ENDINGS) or Path(local_path(name)).exists():
         return None
     import datasets
@@ -348,17 +334,10 @@ class Shards:
         return f"{self.urls[int(self.shard_of(np.array([row]))[0])]}: {self.images['key'][row]}"
 
     def place_hashes(self, rows: NDArray[np.int64], stamp_of: Callable[[str], str]) -> list[str]:
-        """Return what changes when an image may have changed, without reading it, hexadecimal.
+        """Return for each row a hash that changes with the image, without reading it, hexadecimal.
 
-        It is the SHA-256 of the shard's size and date of change (or what its server reports instead) and of the place
-        in it, so all images of a shard that was written again count as changed.
-
-        Args:
-            rows: int64 ``(n,)``, of the table.
-            stamp_of: what is known of a shard, empty for nothing.
-
-        Returns:
-            n texts, empty where nothing is known of the shard.
+        It is the SHA-256 of the shard's stamp (size and date of change, or what its server reports) and of the place in
+        it, so all images of a shard that was written again count as changed; empty where there is no stamp.
         """
         which = self.shard_of(rows)
         stamps = {shard: stamp_of(self.urls[shard]) for shard in np.unique(which).tolist()}
@@ -371,17 +350,7 @@ class Shards:
         ]
 
     def read(self, rows: NDArray[np.int64]) -> Generator[bytes, None, None]:
-        """Read the encoded images of some rows of one shard, which is open from the first to the last one.
-
-        Args:
-            rows: int64 ``(n,)``, ascending, all in the same shard.
-
-        Yields:
-            Content of an image file, empty where the row has none.
-
-        Raises:
-            UserError: where the shard cannot be read, or ends before the images do.
-        """
+        """Yield the encoded images (empty for none) of ascending rows of one shard, which is open meanwhile."""
         if not len(rows):
             return
         shard = int(self.shard_of(rows[:1])[0])
@@ -399,20 +368,16 @@ class Shards:
                 yield image
 
     def encoded(self, row: int) -> bytes:
-        """Read one encoded image, whose shard is opened for it alone."""
+        """Read one encoded image; opens its shard."""
         return next(self.read(np.array([row], dtype=np.int64)))
 
     def image(self, row: int, value_range: ValueRange = UNDECIDED) -> torch.Tensor:
-        """Read one image, uint8 ``(3, H, W)``, RGB, whose shard is opened for it alone.
-
-        Raises:
-            ImageError: where the image cannot be read.
-        """
+        """Read one image, uint8 ``(3, H, W)``, RGB; opens its shard."""
         return read_image(self.encoded(row), self.label(row), value_range)
 
 
 def _from_parquet(file: IO[bytes], column: str, places: NDArray[np.int64]) -> Iterator[bytes]:
-    """The images at some rows of a file; row groups without any of them are not read."""
+    """The images at some rows of a file; only their row groups are read."""
     import pyarrow.parquet as pq
 
     # Without buffering ahead, which would hold whole row groups of images.
@@ -444,7 +409,7 @@ def _content(cell: Any) -> bytes:
 
 
 def _from_tar(url: str, file: IO[bytes], images: pa.Table) -> Iterator[bytes]:
-    """Parts of an archive from front to back; where its server gives no parts of files, all before them is read."""
+    """Parts of an archive from front to back; a server without range requests sends all before them, too."""
     with ExitStack() as stack:
         archive = stack.enter_context(unpacked(url, file))
         for image in images.to_pylist():

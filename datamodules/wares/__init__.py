@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from datamodules.base import ImageDataModule
-from datamodules.captions import PromptOptions
-from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
 from datamodules.table import SPLITS, SampleTable
 from datamodules.wares.render import (
     COLOURS,
@@ -32,7 +30,6 @@ from datamodules.wares.render import (
 )
 from vitrail.console import tracked
 from vitrail.errors import UserError
-from vitrail.types import DEFAULT_SEED
 
 MEMORY_LIMIT = 512 * 1024 * 1024
 """Bytes of images that are kept; a larger data set is drawn again in each epoch."""
@@ -96,15 +93,7 @@ class Wares(ImageDataModule):
         val_fraction: share of the objects for validation.
         test_fraction: share of the objects for the test.
         draw_seed: of objects and views, 0 or more; separate from ``seed``, so that runs with several seeds share data.
-        image: size, crop and interpolation of the images.
-        augment: augmentation of the training images; none by default.
-        loader: batch size, workers and sampling.
-        checks: what to do about leaks; generated images are never corrupt.
-        seed: of order, sampling and augmentation.
-        prompts: texts that stand for the classes; given, they are the captions too.
-
-    Raises:
-        UserError: for numbers out of range, and where a split would stay empty.
+        shared: options of every data set, see ``ImageDataModule``.
     """
 
     generated: ClassVar[bool] = True
@@ -117,14 +106,9 @@ class Wares(ImageDataModule):
         val_fraction: float = 0.2,
         test_fraction: float = 0.2,
         draw_seed: int = 0,
-        image: ImageOptions = ImageOptions(),
-        augment: AugmentOptions = AugmentOptions(),
-        loader: LoaderOptions = LoaderOptions(),
-        checks: CheckOptions = CheckOptions(),
-        seed: int = DEFAULT_SEED,
-        prompts: PromptOptions | None = None,
+        **shared: Any,
     ) -> None:
-        super().__init__(image, augment, loader, checks, seed, prompts)
+        super().__init__(**shared)
         self.n_samples, self.views, self.resolution = n_samples, views, resolution
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.draw_seed = draw_seed

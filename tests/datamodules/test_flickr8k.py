@@ -90,7 +90,7 @@ def test_karpathys_layout_says_the_split(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("caption", "expected"), [("first", 16), ("random", 16), ("all", 80)])
 def test_an_epoch_has_every_photo_once_or_with_every_caption(tmp_path: Path, caption: Any, expected: int) -> None:
     loader = {"batch_size": 8, "contrastive_batch_size": 16}
-    data = Flickr8k(str(write_flickr(tmp_path)), caption=caption, image={"size": 16}, loader=loader)  # type: ignore[arg-type]
+    data = Flickr8k(str(write_flickr(tmp_path)), caption=caption, image={"size": 16}, loader=loader)
     data.prepare_data()
     data.setup("fit")
     batches = list(data.train_dataloader())

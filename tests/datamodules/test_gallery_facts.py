@@ -88,7 +88,7 @@ def test_streamed_images_change_with_their_shard(root: Path, tmp_path: Path, pac
 def test_streamed_rows_come_in_their_order(root: Path, tmp_path: Path, workers: int) -> None:
     pack(products(root), tmp_path / "shards", "parquet", 10)
     loader = {"batch_size": 4, "num_workers": workers, "predict": ["train", "test"]}
-    data = StreamedImages(str(tmp_path / "shards"), image={"size": 16}, loader=loader, streams=2)  # type: ignore[arg-type]
+    data = StreamedImages(str(tmp_path / "shards"), image={"size": 16}, loader=loader, streams=2)
     data.setup("predict")
     rows = np.array([1, 2, 5, 11, 12, 13, 22, 30, 35])
     batches = list(data.rows_dataloader(rows))
@@ -129,4 +129,4 @@ def test_predict_sees_the_splits_that_are_asked_for(root: Path, splits: list[str
 @pytest.mark.parametrize(("predict", "message"), [([], "at least one of"), (["exam"], "one of train, val, test")])
 def test_unknown_splits_to_predict_are_refused(predict: list[str], message: str) -> None:
     with pytest.raises(UserError, match=rf"loader\.predict.*{message}"):
-        Wares(loader={"predict": predict})  # type: ignore[arg-type]  # what a user may write
+        Wares(loader={"predict": predict})

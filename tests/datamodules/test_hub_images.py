@@ -143,7 +143,7 @@ def test_mistaken_columns_are_told(columns: ColumnOptions, named: str, tmp_path:
     ("splits", "named"),
     [
         ({"val": "dev"}, "splits.val: .* has no split 'dev'; it has train, validation, test"),
-        ({"dev": "val"}, "'dev' is none of train, val, test"),
+        ({"dev": "val"}, "keys must be among train, val, test; got 'dev'"),
         ({"train": "test"}, "one split twice"),
     ],
 )

@@ -136,7 +136,7 @@ def test_rare_classes_stay_in_train(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "named"),
     [
-        (["train/a/1.jpg", "val/a/1.jpg", "extra/1.jpg"], "has extra beside train, val"),
+        (["train/a/1.jpg", "val/a/1.jpg", "extra/1.jpg"], "has extra next to train, val"),
         (["val/a/1.jpg", "test/a/1.jpg"], "no train"),
         (["a/1.jpg", "stray.jpg"], "stray.jpg in no class folder"),
         (["train/a/1.jpg", "train/stray.jpg", "test/a/1.jpg"], "stray.jpg in no class folder"),
@@ -265,7 +265,7 @@ def test_folders_of_one_name_below_each_class_are_no_splits(tmp_path: Path) -> N
         (("train", "Train"), None, r"several folders for train \(Train, train\); keep one, or say which"),
         (("train", "val", "dev"), None, r"several folders for val \(dev, val\)"),
         (("Val", "TEST"), None, "has TEST, Val but no train; add it, or say which"),
-        (("A", "B"), {"train": "A"}, "says nothing of B"),
+        (("A", "B"), {"train": "A"}, "does not name B"),
         (("A", "B"), {"train": "A", "test": "C"}, "has no folder 'C'; it has A, B"),
         (("A", "B"), {"train": "A", "val": ["A", "B"]}, "names a folder twice"),
         (("A", "B"), {"test": ["A", "B"]}, "names no folder for train"),

@@ -40,7 +40,7 @@ from PIL import Image, ImageDraw
 from scipy.io import savemat
 
 from datamodules.base import ImageDataModule
-from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
+from datamodules.options import AugmentOptions, ImageOptions, LoaderOptions
 from datamodules.table import SampleTable
 from vitrail.types import Batch
 
@@ -626,18 +626,8 @@ class Noise(ImageDataModule):
 
     generated: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        n: int = 30,
-        tags: list[str] | None = None,
-        *,
-        image: ImageOptions = ImageOptions(),
-        augment: AugmentOptions = AugmentOptions(),
-        loader: LoaderOptions = LoaderOptions(),
-        checks: CheckOptions = CheckOptions(),
-        seed: int = 0,
-    ) -> None:
-        super().__init__(image, augment, loader, checks, seed)
+    def __init__(self, n: int = 30, tags: list[str] | None = None, **shared: Any) -> None:
+        super().__init__(**{"seed": 0, **shared})
         self.n = n
         self.tags = tags
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageEnhance
 from rich.console import Console
 
-from datamodules.checks.audit import AuditReport, find_identical, find_leaks, print_report, refuse_leaks
+from datamodules.checks.audit import AuditReport, find_identical, find_leaks, print_report
 from datamodules.fashion import Fashion
 from datamodules.image_folder import ImageFolder
 from datamodules.options import CheckOptions
@@ -54,7 +54,8 @@ def number_of_leaks(report: AuditReport) -> int:
 
 
 def refuse(data: Any) -> None:
-    refuse_leaks(data.table, data.verification(), data.read_image, data.check_options.allow_leaks)
+    allowed = data.check_options.allow_leaks
+    find_leaks(data.table, data.verification(), data.read_image, allowed).refuse(data.table.origin, allowed)
 
 
 def test_counts_unknown_and_unseen_values() -> None:

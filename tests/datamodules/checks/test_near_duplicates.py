@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,10 @@ Pixels = npt.NDArray[np.uint8]
 PHOTOS = Path(os.environ.get("VITRAIL_DATA", "")) / "products" / "images"
 
 
-def every(blocks: Iterable[int], count: int) -> Iterator[int]:
-    return iter(blocks)
-
-
 def found_pairs(images: list[Pixels], parts: list[int]) -> set[tuple[int, int]]:
     hashes = np.array([hash_boxes(Image.fromarray(image)) for image in images], dtype=np.uint64)
     readable = np.ones(len(images), dtype=bool)
-    pairs, _ = near_pairs(hashes, np.array(parts, dtype=np.int8), readable, lambda row: images[row], every)
+    pairs, _ = near_pairs(hashes, np.array(parts, dtype=np.int8), readable, lambda row: images[row])
     assert pairs.tolist() == sorted(pairs.tolist())
     return {(first, second) for first, second in pairs.tolist()}
 
@@ -99,7 +95,7 @@ def test_no_two_of_the_real_product_photos_are_near_duplicates() -> None:
     # Every photo in a part of its own, so that views of one object are compared as well.
     hashes = np.array([hash_boxes(Image.fromarray(photo)) for photo in photos], dtype=np.uint64)
     parts: Any = np.arange(len(photos))
-    pairs, radius = near_pairs(hashes, parts, np.ones(len(photos), dtype=bool), lambda row: photos[row], every)
+    pairs, radius = near_pairs(hashes, parts, np.ones(len(photos), dtype=bool), lambda row: photos[row])
     assert pairs.tolist() == []
     assert radius == 8
 
@@ -117,18 +113,14 @@ def test_pairs_within_a_part_and_unreadable_images_are_left_out(originals: list[
     assert found_pairs(images, [0, 0, 2, 1]) == {(0, 2), (1, 2)}
     hashes = np.array([hash_boxes(Image.fromarray(image)) for image in images], dtype=np.uint64)
     readable = np.array([True, True, False, True])
-    pairs, _ = near_pairs(hashes, np.array([0, 0, 2, 1], dtype=np.int8), readable, lambda row: images[row], every)
+    pairs, _ = near_pairs(hashes, np.array([0, 0, 2, 1], dtype=np.int8), readable, lambda row: images[row])
     assert len(pairs) == 0
 
 
 def test_nothing_to_compare() -> None:
     none = np.zeros((0, len(HASH_BOXES)), dtype=np.uint64)
     pairs, _ = near_pairs(
-        none,
-        np.zeros(0, dtype=np.int8),
-        np.zeros(0, dtype=bool),
-        lambda row: np.zeros((1, 1, 3), dtype=np.uint8),
-        every,
+        none, np.zeros(0, dtype=np.int8), np.zeros(0, dtype=bool), lambda row: np.zeros((1, 1, 3), dtype=np.uint8)
     )
     assert pairs.shape == (0, 2)
 
@@ -157,7 +149,7 @@ def test_candidates_are_all_pairs_within_the_radius(radius: int, monkeypatch: py
     looked_at: set[tuple[int, int]] = set()
     monkeypatch.setattr(duplicates, "Thumbnail", lambda row: row)
     monkeypatch.setattr(duplicates, "resemblance", lambda block: note(looked_at, block))
-    near_pairs(hashes, parts, readable, lambda row: row, every)  # type: ignore[arg-type,return-value]
+    near_pairs(hashes, parts, readable, lambda row: row)  # type: ignore[arg-type,return-value]
     assert looked_at == expected
 
 
@@ -172,7 +164,7 @@ def test_where_too_many_images_look_alike_the_radius_shrinks(monkeypatch: pytest
     images = [draw_ware(ware_spec(0, number), number, 32) for number in range(60)]
     parts = (np.arange(60) % 2).astype(np.int8)
     monkeypatch.setattr(duplicates, "_AFFORDABLE", 60 * 60)
-    _, radius = near_pairs(hashes, parts, np.ones(60, dtype=bool), lambda row: images[row], every)
+    _, radius = near_pairs(hashes, parts, np.ones(60, dtype=bool), lambda row: images[row])
     assert radius == 0
 
 

@@ -320,7 +320,7 @@ def test_the_range_follows_a_data_set_that_grows(root: Path, tmp_path: Path) -> 
 def test_a_stated_range_holds(root: Path, tmp_path: Path) -> None:
     write_deep_folder(tmp_path / "deep")
     for option in ("dtype", [100, 3000]):
-        data = ImageFolder(str(tmp_path / "deep"), image={"value_range": option})  # type: ignore[arg-type]
+        data = ImageFolder(str(tmp_path / "deep"), image={"value_range": option})
         data.setup("fit")
         assert data.image_options["value_range"] == option
         assert data.data_record()["value_range"] == {"option": option, "range": option}

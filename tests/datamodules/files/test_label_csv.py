@@ -1,34 +1,29 @@
-""""""
-
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pandas as pd
 import pyarrow as pa
 import pytest
 
+from datamodules.files.arrow_columns import class_names_of, first_text, label_texts, plain_texts, vocabularies
 from datamodules.files.label_csv import (
     Problems,
     Vocabulary,
     VocabularyOptions,
     canonical_attribute,
-    class_names_of,
-    first_text,
-    label_texts,
     locate,
-    numbers_in_order,
     parse_attributes,
     plain_text,
-    plain_texts,
     read_attributes_file,
     read_classes_file,
     read_label_file,
     read_text,
     relative_path,
 )
-from datamodules.table import Missing
+from datamodules.table import Missing, target_column
 from tests.support.data import TEAM14_ATTRIBUTES, TEAM14_CLASSES, write_team14
 from vitrail.errors import UserError
 
@@ -214,8 +209,9 @@ def test_names_of_features() -> None:
     assert class_names_of(datasets.Value("int64")) == class_names_of(None) == []
 
 
-def test_numbers_are_put_in_order_by_size() -> None:
-    assert numbers_in_order(["10", "", "2", "-1", "2"]) == ["-1", "2", "10"]
+def test_classes_that_are_numbers_are_ordered_by_size() -> None:
+    frame = pd.DataFrame({"split": "train", target_column("class"): ["10", "", "2", "-1", "2"]})
+    assert vocabularies(frame, {"class": "label"}, {}, Missing()) == {"class": ["-1", "2", "10"]}
 
 
 def test_a_caption_is_one_line() -> None:
@@ -390,7 +386,7 @@ def test_malformed_attribute_files_are_told_in_one_line(text: str, wrong: str, t
 
 
 def find(root: str = "") -> Path:
-    return locate(root, "things", "example.org/things", "things.csv beside images/")
+    return locate(root, "things", "example.org/things", "things.csv next to images/")
 
 
 def test_a_given_folder_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -432,7 +428,7 @@ def test_a_missing_folder_is_told_with_the_way_to_it(
     message = str(error.value)
     assert message.startswith(asked)
     assert (root or str(tmp_path / "things")) in message
-    for part in ("example.org/things", "things.csv beside images/", "VITRAIL_DATA"):
+    for part in ("example.org/things", "things.csv next to images/", "VITRAIL_DATA"):
         assert part in message
     assert "\n" not in message
 

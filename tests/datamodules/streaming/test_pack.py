@@ -17,7 +17,7 @@ from datamodules.loading.decode import heif_formats
 from datamodules.options import ImageOptions
 from datamodules.products import Products
 from datamodules.splits import SplitOptions
-from datamodules.streaming.pack import encoded_image, pack
+from datamodules.streaming.pack import pack
 from datamodules.wares import Wares
 from tests.datamodules.streaming.shard_sets import SIZES, encoded, source, streamed, write_tar
 from tests.support.data import write_deep_folder
@@ -61,7 +61,7 @@ def test_train_is_mixed_and_the_others_keep_their_order(products: Products, tmp_
 
 def test_generated_images_become_png_and_shards_can_be_packed_again(tmp_path: Path) -> None:
     wares = Wares(n_samples=30, views=3, resolution=32, image=ImageOptions(size=16))
-    assert encoded_image(wares, 0).startswith(b"\x89PNG")
+    assert wares.encoded_image(0).startswith(b"\x89PNG")
     pack(wares, tmp_path / "tar", "webdataset", shard_size=7)
     first = streamed(str(tmp_path / "tar"))
     pack(first, tmp_path / "parquet", shard_size=11)
@@ -119,12 +119,14 @@ def test_the_command_packs_and_refuses_to_pack_twice(tmp_path: Path, capsys: pyt
 
 
 def test_a_failure_leaves_whole_files_only(products: Products, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(datamodule: object, row: int) -> bytes:
+    encoded = Products.encoded_image
+
+    def broken(data: Products, row: int) -> bytes:
         if row == products.split_indices("val")[3]:
             raise OSError(28, "No space left on device")
-        return encoded_image(products, row)
+        return encoded(data, row)
 
-    monkeypatch.setattr("datamodules.streaming.pack.encoded_image", broken)
+    monkeypatch.setattr(Products, "encoded_image", broken)
     with pytest.raises(UserError, match="cannot be written"):
         pack(products, tmp_path, "webdataset", shard_size=12)
     assert [path.name for path in sorted(tmp_path.iterdir())] == [f"train-{n:05d}-of-00003.tar" for n in range(3)]

@@ -181,7 +181,7 @@ def test_mistakes_are_told(given: Any, message: str, folder: Path) -> None:
 
 def test_a_file_that_does_not_say_its_split(tmp_path: Path) -> None:
     (tmp_path / "part-0.tar").write_bytes(b"")
-    with pytest.raises(UserError, match="does not say its split"):
+    with pytest.raises(UserError, match="does not name its split"):
         find_shards(str(tmp_path))
     assert find_shards({"train": str(tmp_path)})["train"] == [str(tmp_path / "part-0.tar")]
 
