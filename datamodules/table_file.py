@@ -16,18 +16,17 @@ import numpy as np
 
 import vitrail
 from datamodules.base import ImageDataModule
-from datamodules.captions import CaptionMode, PromptOptions
 from datamodules.checks.verify import Verification, cache_directory
-from datamodules.files.arrow_columns import require_column, sample_columns, vocabularies
-from datamodules.files.label_csv import as_on_disk, count_files_left_out, plain_texts, read_label_file
+from datamodules.files.arrow_columns import plain_texts, require_column, sample_columns, vocabularies
+from datamodules.files.label_csv import as_on_disk, count_files_left_out, read_label_file
 from datamodules.loading.decode import MAX_BYTES
-from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions, Options
+from datamodules.options import Options
 from datamodules.splits import SplitBy, SplitOptions, resolve_splits, split_of_name
 from datamodules.table import Missing, SampleTable, composed, table_error, target_column
 from vitrail.console import tracked
 from vitrail.errors import UserError
 from vitrail.files import write_atomically
-from vitrail.types import DEFAULT_SEED, LABEL_TASK
+from vitrail.types import LABEL_TASK
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,10 +85,6 @@ class TableColumns(Options):
     def found_in(self, names: Sequence[str], where: str) -> TableColumns:
         """Return the columns with each ``auto`` replaced by the table's own name, or by nothing where it has none.
 
-        Args:
-            names: of the table's columns.
-            where: the table, for errors.
-
         Raises:
             UserError: for a column that the table lacks, and where no column has images.
         """
@@ -131,13 +126,7 @@ class Table(ImageDataModule):
         sep: character between the fields of a CSV file; by default the one that its header has.
         split: how samples are divided. By default by the split column; a val or test that it lacks is cut out of train
             by its fraction. Without such a column by group, or stratified where there is no group column either.
-        image: see ``ImageDataModule``, as for all that follow.
-        augment: augmentation of the training images.
-        loader: batch size, workers and sampling.
-        checks: unreadable images and leaks between the splits.
-        seed: of order, sampling, augmentation and, where ``split`` names no other, of the division.
-        prompts: texts that stand for the classes; given, they are the captions too.
-        caption: which of several captions training uses.
+        shared: options of every data set, see ``ImageDataModule``.
 
     Example:
         A table ``birds.csv`` with the columns ``file;latin_name;nest`` is read by
@@ -151,15 +140,9 @@ class Table(ImageDataModule):
         root: str = "",
         sep: str = "",
         split: SplitOptions = SplitOptions(),
-        image: ImageOptions = ImageOptions(),
-        augment: AugmentOptions = AugmentOptions(),
-        loader: LoaderOptions = LoaderOptions(),
-        checks: CheckOptions = CheckOptions(),
-        seed: int = DEFAULT_SEED,
-        prompts: PromptOptions | None = None,
-        caption: CaptionMode = "random",
+        **shared: Any,
     ) -> None:
-        super().__init__(image, augment, loader, checks, seed, prompts, caption)
+        super().__init__(**shared)
         if len(sep) > 1:
             raise UserError(f"data sep: must be one character; got {sep!r}")
         self.path, self.root, self.sep = path, root, sep
@@ -168,11 +151,7 @@ class Table(ImageDataModule):
         self._urls: dict[int, str] = {}
 
     def load_table(self) -> SampleTable:
-        """Read the table.
-
-        Raises:
-            UserError: for a missing file or column, with all problems of the rows, or where no image exists.
-        """
+        """Read the table."""
         path = Path(self.path).expanduser().absolute()
         arrow, features, rows, notes = _read(path, self.sep)
         columns = self.columns.found_in(arrow.column_names, str(path))
@@ -196,11 +175,7 @@ class Table(ImageDataModule):
         )
 
     def resolved_columns(self) -> TableColumns:
-        """Return which column is what, by their names in the table.
-
-        Raises:
-            UserError: as ``load_table``.
-        """
+        """Return which column is what, by their names in the table."""
         path = Path(self.path).expanduser().absolute()
         return self.columns.found_in(_read(path, self.sep)[0].column_names, str(path))
 
