@@ -1,4 +1,4 @@
-"""A trained task from a checkpoint file alone, without the command line and without running code from the file."""
+"""Loading tasks from checkpoint files, without running code from them."""
 
 from __future__ import annotations
 
@@ -22,23 +22,24 @@ PACKAGE = "lightning_modules"
 
 
 def load_task(path: str | Path, map_location: str = "cpu") -> VisionTask:
-    """Load a task with its weights, in evaluation mode.
-
-    Nothing but the file is needed: it names the classes (``task.tasks``), and how images must be made
-    (``task.input_options``). Pretrained weights are not fetched again.
+    """Load a task with its weights, classes (``tasks``) and preprocessing (``input_options``), in evaluation mode.
 
     Args:
-        path: of a checkpoint that the trainer wrote.
+        path: path of a checkpoint of the trainer.
         map_location: device to load to, such as ``cpu`` or ``cuda:0``.
 
     Raises:
-        UserError: if there is no such file, or it is not a checkpoint of one of our tasks.
+        UserError: there is no such file, or it is not a checkpoint of one of our tasks.
+
+    Example:
+        >>> task = load_task("runs/quickstart/20260101-120000/checkpoints/best.ckpt")  # doctest: +SKIP
+        >>> task.tasks["class"]  # doctest: +SKIP
     """
     return task_from(read_checkpoint(path, map_location), path).to(map_location).eval()
 
 
 def task_from(checkpoint: dict[str, Any], path: str | Path, *, assign: bool = False) -> VisionTask:
-    """The task that a checkpoint's content describes, with its weights."""
+    """Build a task from the content of a checkpoint, with its weights."""
     task = untrained_task(checkpoint["hyper_parameters"], path)
     try:
         task.on_load_checkpoint(checkpoint)
@@ -51,7 +52,7 @@ def task_from(checkpoint: dict[str, Any], path: str | Path, *, assign: bool = Fa
 
 
 def untrained_task(hyper_parameters: Mapping[str, Any], path: str | Path) -> VisionTask:
-    """The task that a checkpoint's hyper-parameters describe, before it has got its weights."""
+    """Build a task from the hyper-parameters of a checkpoint, without its weights."""
     task_class = _task_class(current_class_path(str(hyper_parameters.get("_class_path", ""))), path)
     known = inspect.signature(task_class).parameters
     try:
@@ -62,17 +63,10 @@ def untrained_task(hyper_parameters: Mapping[str, Any], path: str | Path) -> Vis
 
 
 def read_checkpoint(path: str | Path, map_location: str = "cpu") -> dict[str, Any]:
-    """Content of a checkpoint file: tensors and plain values, nothing else is accepted.
-
-    Args:
-        path: of a checkpoint that the trainer wrote.
-        map_location: device to load tensors to.
-
-    Returns:
-        At least ``state_dict`` and ``hyper_parameters``.
+    """Read a checkpoint, at least ``state_dict`` and ``hyper_parameters``, with ``weights_only=True``.
 
     Raises:
-        UserError: if there is no such file or it is not a checkpoint.
+        UserError: there is no such file, or it is not a checkpoint.
     """
     if not Path(path).is_file():
         raise UserError(f"{path}: there is no such checkpoint; give the path of a .ckpt file in a run directory")
@@ -92,7 +86,7 @@ def _other_version(path: str | Path, task_class: type[VisionTask], error: Except
 
 
 def _task_class(class_path: str, path: str | Path) -> type[VisionTask]:
-    """A class is taken from this project or an allowed plugin only: its name comes from a file of any author."""
+    """Import a class of this project or an allowed plugin; its name may come from a file of any author."""
     module_name, _, name = class_path.rpartition(".")
     if is_trusted(class_path):
         try:

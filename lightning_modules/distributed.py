@@ -1,9 +1,4 @@
-"""Several processes: their rows joined with gradients, weights sharded among them (FSDP), BatchNorm over all of them.
-
-Of torch's two ways of sharding this is the second one, ``fully_shard`` (FSDP2). The first one, which Lightning calls
-``fsdp``, makes one flat vector of the weights of each module, in which norms and biases are mixed with
-decayed weights, and needs a GPU even for a test. The command line takes ``strategy: fsdp`` for the one here.
-"""
+"""Training on several processes: gathering rows with gradients, sharded weights (FSDP2), and BatchNorm."""
 
 from __future__ import annotations
 
@@ -24,7 +19,7 @@ from vitrail.errors import UserError
 
 
 class _Gather(torch.autograd.Function):
-    """Forward: the rows of all processes. Backward: each row's gradient, summed over the processes that used it."""
+    """All-gather; backward sums each row's gradient over the processes."""
 
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:
@@ -42,25 +37,22 @@ class _Gather(torch.autograd.Function):
 
 
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:
-    """Join the rows of all processes in the order of their ranks; on one process they are returned as they are.
+    """Concatenate the rows of all processes in the order of their ranks, with gradients.
 
-    A gradient flows back to the process that a row came from, summed over all. A loss that is a mean over a process's
-    own rows, compared with the rows of all, therefore has, averaged over processes as DDP does, the gradient of the
-    same loss on the joined batch.
+    A row's gradient is summed over all processes. So the mean over a process's own rows, compared with the rows of all,
+    has, averaged over processes as by DDP, the gradient of the same loss on the joined batch.
 
     Args:
-        rows: ``(B, …)``, B the same on all processes; float for gradients, or integers.
+        rows: ``(B, …)``, float or integer, with the same B on all processes.
 
     Returns:
         ``(B · processes, …)``.
     """
-    if not is_distributed():
-        return rows
-    return cast("torch.Tensor", _Gather.apply(rows))
+    return cast("torch.Tensor", _Gather.apply(rows)) if is_distributed() else rows
 
 
 def own_rows(count: int) -> slice:
-    """Where this process's rows are among the joined ones."""
+    """Slice of this process's rows among the gathered ones."""
     rank = dist.get_rank() if is_distributed() else 0
     return slice(rank * count, (rank + 1) * count)
 
@@ -71,10 +63,10 @@ def is_distributed() -> bool:
 
 
 class FullySharded(ModelParallelStrategy):
-    """Shard weights, gradients and optimizer state among all processes; checkpoints are whole.
+    """Shard weights, gradients and optimizer state by ``fully_shard``; ``strategy: fsdp`` in a YAML.
 
-    A checkpoint is one file with the same names and values as without sharding, and loads anywhere. The task is built
-    whole on each process before it is sharded.
+    A checkpoint is one file as without sharding. Lightning's own ``fsdp`` flattens the weights of each module, in which
+    norms and biases would be decayed, and needs a GPU.
     """
 
     def __init__(self) -> None:
@@ -93,7 +85,7 @@ class FullySharded(ModelParallelStrategy):
         if not any(isinstance(module, FSDPModule) for module in self.model.modules()):
             load: Any = getattr(self.model, "load_pretrained", None)
             if load is not None and not trainer.ckpt_path:
-                # Once sharded, weights can come from a checkpoint, but not from another file.
+                # Sharded weights could be loaded only from a checkpoint.
                 load()
             self.model_to_device()
             shard(self.model, self.device_mesh["data_parallel"])
@@ -108,7 +100,7 @@ class FullySharded(ModelParallelStrategy):
 
 
 def refuse_unfit_strategy(trainer: Trainer) -> None:
-    """Refuse strategies that would silently train something else."""
+    """Refuse unsupported strategies."""
     strategy = trainer.strategy
     if isinstance(strategy, FSDPStrategy):
         raise UserError(
@@ -122,10 +114,9 @@ def refuse_unfit_strategy(trainer: Trainer) -> None:
 
 
 def synchronise_batchnorm(model: nn.Module, trainer: Trainer) -> None:
-    """Where ``trainer.sync_batchnorm`` asks for it, compute BatchNorm's statistics over the batches of all processes.
+    """Convert BatchNorm for ``trainer.sync_batchnorm``.
 
-    Lightning would do it by torch's own function, which takes timm's layers of BatchNorm and activation in one for
-    BatchNorm and leaves out the activation.
+    torch's own conversion, which Lightning would use, drops the activation of timm's BatchNorm layers.
     """
     strategy = trainer.strategy
     if getattr(strategy, "_layer_sync", None) is None or trainer.state.fn != TrainerFn.FITTING:
@@ -135,7 +126,7 @@ def synchronise_batchnorm(model: nn.Module, trainer: Trainer) -> None:
 
 
 def convert_batchnorm(model: nn.Module) -> None:
-    """Replace BatchNorm by synchronised BatchNorm, with its weights, statistics and activation."""
+    """Replace BatchNorm by SyncBatchNorm, with its weights, statistics and activation."""
     from timm.layers import convert_sync_batchnorm
 
     for parent in list(model.modules()):
@@ -147,19 +138,18 @@ def convert_batchnorm(model: nn.Module) -> None:
 def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     """Shard the weights, each block of a network and each layer outside of blocks as a unit.
 
-    The weights of a block are gathered right before it computes, and freed after it. Scalars, such as the logit
-    scale, stay whole on every process; their gradients are averaged.
+    Scalars, such as the logit scale, are replicated; their gradients are averaged.
     """
     scalars = {parameter for parameter in model.parameters() if parameter.ndim == 0}
     for scalar in scalars:
         if scalar.requires_grad:
-            scalar.register_hook(_averaged)  # type: ignore[no-untyped-call]  # torch's
+            scalar.register_hook(_average)  # type: ignore[no-untyped-call]  # torch's
     blocks = {
         id(block) for group in model.modules() if isinstance(group, nn.ModuleList | nn.Sequential) for block in group
     }
     inside: set[int] = set()
     for module in model.modules():
-        # From the outside in: the outermost block takes everything inside it.
+        # Modules are listed from the outside in: the outermost block includes everything inside it.
         if id(module) in blocks and id(module) not in inside and any(True for _ in module.parameters()):
             inside |= {id(part) for part in module.modules()}
             fully_shard(module, mesh=mesh, ignored_params=scalars)
@@ -169,7 +159,7 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
             fully_shard(module, mesh=mesh, ignored_params=scalars)
 
 
-def _averaged(gradient: torch.Tensor) -> torch.Tensor:
+def _average(gradient: torch.Tensor) -> torch.Tensor:
     whole = gradient.clone()
     dist.all_reduce(whole)
     return whole / dist.get_world_size()

@@ -13,7 +13,7 @@ from lightning_modules.base import LoggedSplit, VisionTask, known_targets, real_
 from lightning_modules.classification import masked_cross_entropy
 from lightning_modules.contrastive import ContrastiveObjective, Pairs, encode_in_chunks
 from lightning_modules.encoders.dual import SIDES, Architectures, Side, Towers, build_towers, random_towers
-from lightning_modules.encoders.text import TextMemory
+from lightning_modules.encoders.text import TextCache
 from lightning_modules.encoders.tokenizer import TextTokenizer, checked_state
 from lightning_modules.encoders.weights import WeightsOrigin
 from lightning_modules.finetune import add_lora, freeze, freeze_unused
@@ -99,7 +99,7 @@ class DualEncoder(VisionTask):
         if len(self.class_prompts) != len(class_names or ()):
             raise UserError(f"class_prompts: {len(self.class_prompts)} for {len(class_names or ())} classes")
         self._class_embeddings: torch.Tensor | None = None
-        self._text_memory: TextMemory | None = None
+        self._text_cache: TextCache | None = None
         self.save_hyperparameters()
         self.chunk_size = chunk_size
         scale = checked(LogitScaleOptions, logit_scale, "logit_scale")
@@ -145,7 +145,7 @@ class DualEncoder(VisionTask):
     def _training_loss(self, batch: Batch) -> torch.Tensor:
         image = self._image_embeddings(batch)
         captions = batch["caption"]
-        if self._text_memory is not None and (features := self._text_memory.recall(captions)) is not None:
+        if self._text_cache is not None and (features := self._text_cache.get(captions)) is not None:
             text = self._embed("text", features)
         else:
             text = encode_in_chunks(self._encode_tokens, self._tokens(captions), self.chunk_size, self.towers)
@@ -246,8 +246,8 @@ class DualEncoder(VisionTask):
         return tokens["input_ids"], tokens["attention_mask"]
 
     def _encode_texts(self, texts: list[str]) -> torch.Tensor:
-        remembered = None if self._text_memory is None else self._text_memory.recall(texts)
-        return self._encode_tokens(*self._tokens(texts)) if remembered is None else self._embed("text", remembered)
+        cached = None if self._text_cache is None else self._text_cache.get(texts)
+        return self._encode_tokens(*self._tokens(texts)) if cached is None else self._embed("text", cached)
 
     def _encode_tokens(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         return self._embed("text", self._text_features(input_ids, attention_mask))
@@ -284,11 +284,11 @@ class DualEncoder(VisionTask):
         prompts = [prompt for prompts in self.class_prompts for prompt in prompts] if texts else []
         # Sorted, because the composition of batches changes the last digits.
         distinct = sorted({*texts, *prompts})
-        self._text_memory = None
+        self._text_cache = None
         if distinct:
             chunks = [distinct[start : start + _TEXT_BATCH] for start in range(0, len(distinct), _TEXT_BATCH)]
             features = torch.cat([self._text_features(*self._tokens(chunk)) for chunk in chunks])
-            self._text_memory = TextMemory(distinct, features)
+            self._text_cache = TextCache(distinct, features)
 
     def train(self, mode: bool = True) -> Self:
         """As torch's, but frozen modules stay in evaluation mode."""

@@ -1,8 +1,4 @@
-"""Exact averages and scores of an epoch: over samples rather than batches, over all processes, known targets only.
-
-Checkpoints keep the sums of an unfinished epoch (``epoch_sums``). torchmetrics leaves its states out, so the averages
-of an epoch that is resumed in its middle would be those of its second part.
-"""
+"""Exact averages and scores of an epoch, over samples rather than batches, and over all processes."""
 
 from __future__ import annotations
 
@@ -19,36 +15,27 @@ from vitrail.types import UNKNOWN
 TOP_K = (3, 5)
 
 TIE_TOLERANCE = 1e-6
-"""Logits that differ by no more are equal, as in ``vitrail.predictions``."""
+"""Tolerance for equal logits, as in ``vitrail.predictions``."""
 
 
 class MeanLoss(NamedTuple):
-    """A mean and the weight it is a mean over, so that means of unequal batches can be joined exactly.
+    """A mean and the total weight of its samples, so that means of unequal batches can be combined exactly."""
 
-    Attributes:
-        value: float32 scalar, 0 with a gradient of 0 where ``weight`` is 0.
-        weight: float32 scalar, the sum of the samples' weights; the number of known targets where classes are not
-            weighted.
-    """
-
-    value: torch.Tensor
-    weight: torch.Tensor
+    value: torch.Tensor  # float32 scalar, 0 with a gradient of 0 if the weight is 0
+    weight: torch.Tensor  # float32 scalar; the number of known targets unless classes are weighted
 
 
 class TaskScores(Metric):
     """Scores of one task, each in [0, 1], higher is better.
 
-    - ``accuracy``: share of the samples whose predicted class is the target.
-    - ``mean_per_class``: mean of the recalls of the classes that have samples, whatever is predicted: the metric of the
-      Flowers-102 paper, scikit-learn's ``balanced_accuracy_score``.
-    - ``top3``, ``top5``: share of the samples whose target is among the first k choices; only where there are more
-      than k classes.
-    - ``f1_macro``: mean F1 of the classes, each counting the same. As in scikit-learn's default, the classes that
-      occur among targets or predictions count, the others do not.
-    - ``f1_weighted``: mean F1 of the classes, each counting as often as it occurs among the targets.
+    - ``accuracy``: fraction of samples whose predicted class is the target.
+    - ``mean_per_class``: mean recall of the classes with samples, scikit-learn's ``balanced_accuracy_score``.
+    - ``top3``, ``top5``: fraction of samples whose target is among the top k; only with more than k classes.
+    - ``f1_macro``: mean F1 of the classes among targets or predictions, as in scikit-learn.
+    - ``f1_weighted``: mean F1 of the classes, weighted by their targets.
 
-    Ties count against the model: classes with the target's logit rank before it, and a sample whose largest logit is
-    shared by several classes has no predicted class and is wrong (``predicted_classes``).
+    Ties count against the model: other classes with the target's logit rank before it, and a sample with several
+    largest logits has no predicted class (``predicted_classes``).
     """
 
     full_state_update = False
@@ -60,7 +47,7 @@ class TaskScores(Metric):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.top_k = [k for k in TOP_K if k < num_classes]
-        # Whole numbers: sums of floats would be rounded, those of half precision stop at 256.
+        # Integers, because sums in half precision stop at 256.
         for name, length in (("support", num_classes), ("predictions", num_classes), ("hits", num_classes)):
             self.add_state(name, torch.zeros(length, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("within", torch.zeros(len(self.top_k), dtype=torch.int64), dist_reduce_fx="sum")
@@ -72,7 +59,7 @@ class TaskScores(Metric):
             logits: float ``(B, C)``.
             targets: int64 ``(B,)``, ``UNKNOWN`` where not known.
         """
-        # Unknown targets have weight 0; selecting the known ones would make a GPU wait for the CPU.
+        # Unknown targets have weight 0; selecting the known ones would synchronize the GPU.
         known = (targets != UNKNOWN).long()
         labels, predicted = targets.clamp(min=0), predicted_classes(logits)
         self.support.scatter_add_(0, labels, known)
@@ -83,7 +70,7 @@ class TaskScores(Metric):
             self.within += torch.stack([(known * (places < k)).sum() for k in self.top_k])
 
     def compute(self) -> dict[str, torch.Tensor]:
-        """The scores by name, float32 scalars; 0 where there is no known target."""
+        """The scores by name, float32 scalars; 0 without known targets."""
         support, predictions, hits = self.support.float(), self.predictions.float(), self.hits.float()
         total = support.sum().clamp(min=1)
         f1 = 2 * hits / (support + predictions).clamp(min=1)
@@ -98,23 +85,15 @@ class TaskScores(Metric):
 
 
 def predicted_classes(logits: torch.Tensor) -> torch.Tensor:
-    """The class with the largest logit.
-
-    Args:
-        logits: float ``(B, C)``.
-
-    Returns:
-        int64 ``(B,)``; ``UNKNOWN`` where several classes share the largest logit, within ``TIE_TOLERANCE``: picking
-        one would be chance. Likewise where a logit is NaN.
-    """
+    """Index of the largest of the logits ``(B, C)``, int64 ``(B,)``; ``UNKNOWN`` for ties and NaN."""
     chosen = logits.argmax(dim=1)
     return chosen.masked_fill(_places(logits, chosen) > 0, UNKNOWN)
 
 
 def _places(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """How many other classes come before one, those with the same logit included, int64 ``(B,)``."""
+    """Rank of each row's class, int64 ``(B,)``, from 0; equal logits of other classes rank before it."""
     own = logits.gather(1, classes[:, None])
-    # Not "larger or equal": a comparison with NaN is false, which would put it last or make it a hit.
+    # Not ">=": a comparison with NaN is false and would count as a hit.
     return (~(logits < own - TIE_TOLERANCE)).sum(dim=1) - 1
 
 
@@ -126,14 +105,14 @@ class SplitMetrics(KeepsFloat32):
     ) -> None:
         super().__init__()
         self.task_weights = {task: task_weights[task] for task in tasks}
-        # Lists, because the name of a task need not be a legal name of a module. A NaN loss must show,
-        # hence "disable"; and sums, because with "disable" torchmetrics' MeanMetric ignores its weights (1.9).
+        # Lists, because the name of a task need not be a legal name of a module. "disable" keeps NaN losses; with it
+        # torchmetrics' MeanMetric ignores its weights (1.9), hence sums.
         self.losses = nn.ModuleList(SumMetric(nan_strategy="disable") for _ in tasks)
         self.known = nn.ModuleList(SumMetric(nan_strategy="disable") for _ in tasks)
         self.scores = nn.ModuleList(TaskScores(len(names)) for names in tasks.values() if not losses_only)
 
     def update_losses(self, losses: Mapping[str, MeanLoss]) -> None:
-        """Add the mean losses of a batch, each by the weight of its samples."""
+        """Add the mean losses of a batch."""
         for task, total, known in zip(self.task_weights, _all(self.losses), _all(self.known), strict=True):
             total.update(losses[task].value.detach() * losses[task].weight)
             known.update(losses[task].weight)
@@ -152,10 +131,10 @@ class SplitMetrics(KeepsFloat32):
         """Values over all batches and processes since the last reset.
 
         Returns:
-            Scalars: ``loss``, the weighted sum of the tasks' mean losses; ``<task>/loss`` where there are several
-            tasks; ``<task>/<score>``. A task without any known target is left out; without any at all the loss is NaN.
+            Scalars: ``loss``, the weighted sum of the tasks' mean losses; ``<task>/loss`` if there are several tasks;
+            ``<task>/<score>``. A task without known targets is left out; without any the loss is NaN.
         """
-        # Every process computes everything, because computing is where they exchange their sums.
+        # Every process computes everything, because compute() is collective.
         totals, known, scores = (
             [metric.compute() for metric in _all(m)] for m in (self.losses, self.known, self.scores)
         )
@@ -193,8 +172,8 @@ class MeanOverSamples(KeepsFloat32):
         self.weight.update(samples)
 
     def compute(self) -> torch.Tensor | None:
-        """The mean since the last reset, scalar; None where there was nothing."""
-        # All processes have batches or none has, so all or none exchange their sums below.
+        """The mean since the last reset, scalar; None without samples."""
+        # compute() is collective: all processes have batches, or none has.
         if not self.weight.update_called:
             return None
         total, weight = self.total.compute(), self.weight.compute()
@@ -211,16 +190,12 @@ def _all(metrics: nn.ModuleList) -> list[Any]:
 
 
 def epoch_sums(network: nn.Module, reduce: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The sums so far.
-
-    Returns:
-        float32 scalars by the name of the metric; those that were not counted yet are left out.
-    """
+    """Sums of an unfinished epoch for checkpoints, float32 scalars by name; torchmetrics does not save them."""
     return {name: reduce(metric.sum_value.clone()) for name, metric in _sums(network) if metric.update_called}
 
 
 def restore_epoch_sums(network: nn.Module, sums: Mapping[str, torch.Tensor], *, is_first: bool) -> None:
-    """Go on from the sums of a checkpoint."""
+    """Continue from the sums of a checkpoint."""
     for name, metric in _sums(network):
         metric.reset()
         if name in sums:

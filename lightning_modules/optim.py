@@ -1,9 +1,7 @@
 """AdamW, its parameter groups, and learning rates as a pure function of the step.
 
-Why not torch's schedulers: they carry state, and a saved state can be restored wrongly (``estimated_stepping_batches``
-inside ``configure_optimizers`` loses the part of an epoch that is done, Lightning #20550). Here a learning rate depends
-on the step alone, so a resumed run is exact by construction, and a callback may replace the phases without touching the
-optimizer. The formulas are those of torch's schedulers; the tests compare them step by step.
+Unlike torch's schedulers, which have the same formulas, they have no state that could be restored wrongly (as by
+Lightning #20550), and a callback may replace the phases without touching the optimizer.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ from lightning_modules.options import OptimOptions, ScheduleName
 from vitrail.errors import UserError
 
 Part = Literal["backbone", "head"]
-"""The two parts of a model that have learning rates of their own."""
+"""Parts of a model with separate learning rates."""
 
 ONECYCLE_RISE = 0.3
 ONECYCLE_START_DIVISOR = 25.0
@@ -44,17 +42,15 @@ def lr_factor(
     drop_steps: int = 1,
     gamma: float = 0.1,
 ) -> float:
-    """Learning rate at a step as a share of the highest one.
+    """Learning rate at a step as a fraction of the peak.
 
     Args:
         schedule: ``constant``; ``cosine`` (Loshchilov and Hutter, SGDR, 2017, without restarts); ``step``, a drop by
-            ``gamma`` every ``drop_steps``; ``onecycle`` (Smith and Topin, Super-Convergence, 2018, its learning rate
-            only, momentum stays).
-        step: optimizer steps done since the phase began; beyond the end it counts as the end.
-        total_steps: optimizer steps of the phase, infinite where not known.
-        warmup_steps: steps in front in which the factor rises linearly from ``1 / (warmup_steps + 1)``; the rest of
-            the phase is the schedule's. They are the rise itself with ``onecycle``.
-        min_factor: where ``cosine`` ends.
+            ``gamma`` every ``drop_steps``; ``onecycle`` (Smith and Topin, Super-Convergence, 2018, without momentum).
+        step: optimizer steps since the phase began.
+        total_steps: optimizer steps of the phase, may be infinite.
+        warmup_steps: steps of linear warm-up from ``1 / (warmup_steps + 1)``; with ``onecycle`` those of its rise.
+        min_factor: final factor of ``cosine``.
         drop_steps: steps between two drops of ``step``.
         gamma: factor of a drop of ``step``.
 
@@ -90,16 +86,14 @@ def _cosine_between(start: float, end: float, progress: float) -> float:
 
 @dataclass(frozen=True)
 class TrainingPhase:
-    """A stretch of training with learning rates and a schedule of its own.
-
-    A phase ends where the next one begins, or with the training.
+    """A phase of training with its own learning rates and schedule, until the next phase or the end of training.
 
     Attributes:
-        first_epoch: counted from 0; the first phase of a training has 0.
-        lr: highest learning rate of each part, not negative. A part with 0 is frozen.
-        schedule: how the learning rates change within the phase.
-        warmup_epochs: linear warm-up in front of the schedule, in epochs, may be a fraction.
-        min_lr: where ``cosine`` ends.
+        first_epoch: first epoch, 0 for the first phase.
+        lr: peak learning rate of each part; 0 for a frozen part.
+        schedule: learning-rate schedule within the phase.
+        warmup_epochs: epochs of linear warm-up, may be a fraction.
+        min_lr: final learning rate of ``cosine``.
         step_size: epochs between the drops of ``step``.
         gamma: factor of each drop of ``step``.
 
@@ -130,7 +124,7 @@ class TrainingPhase:
 
     @classmethod
     def of(cls, lr: float, schedule: ScheduleName, options: OptimOptions) -> Self:
-        """The phase of a training that has only one."""
+        """The only phase of a training."""
         return cls(
             first_epoch=0,
             lr={"backbone": lr if options.backbone_lr is None else options.backbone_lr, "head": lr},
@@ -143,7 +137,7 @@ class TrainingPhase:
 
 
 def current_phase(phases: Sequence[TrainingPhase], epoch: int) -> int:
-    """Index of the phase that an epoch belongs to."""
+    """Index of the phase of an epoch."""
     firsts = [phase.first_epoch for phase in phases]
     if not firsts or firsts[0] != 0 or firsts != sorted(set(firsts)):
         raise UserError(f"training phases must begin at epoch 0 and follow each other; got first epochs {firsts}")
@@ -161,12 +155,12 @@ def learning_rate(
     """Learning rate of a part of the model, before layer-wise scaling.
 
     Args:
-        phases: in order, the first one from epoch 0.
+        phases: training phases in order.
         part: backbone or head.
-        step: optimizer steps done since training began.
-        steps_per_epoch: optimizer steps in an epoch.
-        total_steps: optimizer steps of the whole training, infinite where it has no end.
-        own_lr: highest learning rate instead of the part's, for parameters with one of their own.
+        step: optimizer steps since training began.
+        steps_per_epoch: optimizer steps per epoch.
+        total_steps: optimizer steps of the whole training, may be infinite.
+        own_lr: peak learning rate instead of the part's.
     """
     index = current_phase(phases, step // steps_per_epoch)
     phase = phases[index]
@@ -191,7 +185,7 @@ def learning_rate(
 
 
 def set_learning_rates(trainer: Trainer, phases: Sequence[TrainingPhase], options: OptimOptions) -> None:
-    """Give each parameter group the learning rate of the step that comes next."""
+    """Set the learning rate of each parameter group for the next step."""
     step, steps_per_epoch, total_steps = _progress(trainer)
     factor = scaling_factor(options, _samples_of_step(trainer))
     for group in trainer.optimizers[0].param_groups:
@@ -202,20 +196,19 @@ def set_learning_rates(trainer: Trainer, phases: Sequence[TrainingPhase], option
 def steps_of_training(
     batches_per_epoch: float, accumulate_grad_batches: int, max_epochs: int | None, max_steps: int
 ) -> tuple[int, float]:
-    """Optimizer steps in an epoch, and in the whole training, which may be infinite (None or -1 for no end)."""
+    """Optimizer steps per epoch, and of the whole training, which may be infinite."""
     if math.isinf(batches_per_epoch):
         raise UserError("learning rates need the length of an epoch and the data have none; set limit_train_batches")
-    # What is left at the end of an epoch makes a step too.
+    # The last batches of an epoch make a step, too.
     steps_per_epoch = max(math.ceil(batches_per_epoch / accumulate_grad_batches), 1)
     total = math.inf if max_epochs is None or max_epochs < 0 else float(max_epochs * steps_per_epoch)
     return steps_per_epoch, min(total, math.inf if max_steps < 0 else max_steps)
 
 
 def _progress(trainer: Trainer) -> tuple[int, int, float]:
-    """Steps that are done, steps of an epoch, and steps of the training.
+    """Steps done, steps per epoch, and steps of the training.
 
-    Where the accumulation changes from epoch to epoch, these are as if it had always been that of this epoch, so that a
-    schedule depends on how much of the training is done.
+    If ``accumulate_grad_batches`` changes between epochs, they are converted to that of the current epoch.
     """
     batches, max_epochs, max_steps = trainer.num_training_batches, trainer.max_epochs, trainer.max_steps
     scheduler = _accumulation_scheduler(trainer)
@@ -244,7 +237,7 @@ def _accumulation_scheduler(trainer: Trainer) -> GradientAccumulationScheduler |
 
 
 def scaling_factor(options: OptimOptions, samples: int | None) -> float:
-    """Factor of all learning rates for the samples of a step, on all processes and in all accumulated batches."""
+    """Factor of all learning rates for the samples of a step on all processes and in all accumulated batches."""
     if options.lr_scaling == "none":
         return 1.0
     if samples is None:
@@ -263,7 +256,7 @@ def _samples_of_step(trainer: Trainer) -> int | None:
 
 
 def report_scaling(trainer: Trainer, phases: Sequence[TrainingPhase], options: OptimOptions) -> None:
-    """Print one line with the resulting rates, where they are scaled."""
+    """Print one line with the scaled learning rates."""
     if options.lr_scaling == "none":
         return
     samples = _samples_of_step(trainer)
@@ -276,19 +269,13 @@ def report_scaling(trainer: Trainer, phases: Sequence[TrainingPhase], options: O
 
 
 def step_seed(epoch: int, batch_idx: int, rank: int) -> int:
-    """Seed in [0, 2**63) for the dropout of one batch on one process: a hash of run seed, epoch, batch and rank.
-
-    The seed of the run is the one that ``seed_everything`` leaves in ``PL_GLOBAL_SEED``, 0 if there is none.
-    """
+    """Seed in [0, 2**63) for dropout: a hash of the seed of ``seed_everything``, epoch, batch and rank."""
     place = f"{os.environ.get('PL_GLOBAL_SEED', '0')}/{epoch}/{batch_idx}/{rank}"
     return int.from_bytes(hashlib.blake2b(place.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def seed_step(device: torch.device, seed: int) -> None:
-    """Seed the generators that a step on a device uses: its own and that of the CPU.
-
-    ``torch.manual_seed`` seeds every kind of accelerator that torch knows, present or not, which takes milliseconds.
-    """
+    """Seed the generators of a device and of the CPU; ``torch.manual_seed`` takes milliseconds for all accelerators."""
     torch.default_generator.manual_seed(seed)
     if device.type != "cpu":
         torch.get_device_module(device).manual_seed(seed)
@@ -297,10 +284,10 @@ def seed_step(device: torch.device, seed: int) -> None:
 def adamw(
     groups: list[dict[str, Any]], phase: TrainingPhase, options: OptimOptions, precision: str = "32-true"
 ) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter, 2019) over ``parameter_groups``, with a phase's learning rates for the beginning.
+    """AdamW (Loshchilov and Hutter, 2019) over ``parameter_groups`` with the learning rates of a phase.
 
-    On CPUs it is fused, because otherwise torch goes through the weights one operation at a time. On GPUs torch's own
-    choice is as fast, and in mixed precision Lightning does not clip the gradients of fused optimizers.
+    It is fused on CPUs. On GPUs torch's default is as fast, and in mixed precision Lightning cannot clip the gradients
+    of fused optimizers.
     """
     for group in groups:
         group["lr"] = group.get("own_lr", phase.lr[group["part"]]) * group["lr_scale"]
@@ -319,23 +306,23 @@ def parameter_groups(
     logit_scale: Sequence[nn.Parameter] = (),
     logit_scale_lr: float | None = None,
 ) -> list[dict[str, Any]]:
-    """Groups for the optimizer; every parameter that is ever trained is in exactly one of them.
+    """Parameter groups for the optimizer.
 
-    Biases, norms, the logit scale and what an architecture names in ``no_weight_decay()`` are not decayed.
+    Biases, norms, the logit scale and the parameters in ``no_weight_decay()`` of an architecture are not decayed.
 
     Args:
-        model: contains the backbones; all its other parameters are of the part ``head``.
-        backbones: networks by the name that their groups begin with.
-        weight_decay: for the other parameters.
+        model: contains the backbones; its other parameters belong to the part ``head``.
+        backbones: networks by the prefix of their groups' names.
+        weight_decay: weight decay of all other parameters.
         layer_decay: factor of the learning rate from each layer of a backbone to the one below it
-            (Clark et al., ELECTRA, 2020; Bao et al., BEiT, 2021), 1 for none.
-        frozen: parameters that are trained later, so that the optimizer never has to change its groups.
-        logit_scale: its parameters.
-        logit_scale_lr: their own highest learning rate, that of the heads where it is None.
+            (Clark et al., ELECTRA, 2020; Bao et al., BEiT, 2021).
+        frozen: parameters to be trained later, which are included.
+        logit_scale: parameters of the logit scale.
+        logit_scale_lr: their peak learning rate, by default that of the heads.
 
     Returns:
-        Dicts with ``params``, ``weight_decay``, ``name`` (unique), ``part``, ``lr_scale`` in (0, 1], the factor of the
-        group's learning rate, and ``own_lr`` where it has a highest learning rate of its own.
+        Dicts with ``params``, ``weight_decay``, a unique ``name``, ``part``, ``lr_scale`` in (0, 1], the factor of the
+        learning rate, and ``own_lr`` for a peak learning rate of its own.
     """
     groups: list[dict[str, Any]] = []
     with _trainable(frozen):
@@ -381,7 +368,7 @@ def _backbone_groups(backbone: nn.Module, name: str, weight_decay: float, layer_
 
 @contextmanager
 def _trainable(parameters: Collection[nn.Parameter]) -> Iterator[None]:
-    """For timm, which leaves out what does not require a gradient."""
+    """Let timm include parameters that do not require a gradient."""
     before = [parameter.requires_grad for parameter in parameters]
     for parameter in parameters:
         parameter.requires_grad_(True)
@@ -393,29 +380,25 @@ def _trainable(parameters: Collection[nn.Parameter]) -> Iterator[None]:
 
 
 def is_frozen(network: nn.Module) -> bool:
-    """Whether a network always outputs the same for the same input: nothing is trainable, or in training mode."""
+    """Whether nothing in a network is trainable or in training mode."""
     trainable = any(parameter.requires_grad for parameter in network.parameters())
     return not trainable and not any(module.training for module in network.modules())
 
 
 def blocks(network: nn.Module, name: str) -> list[nn.Module]:
-    """The blocks that a network is mainly made of, in the order of computation.
+    """The repeated blocks with most parameters, in the order of computation.
 
-    They are the children of the module with most parameters among those whose children, two or more, are all of one
-    class: the layers of a transformer, the blocks of a ResNet's last stage.
+    Such as the layers of a transformer, or the blocks of a ResNet's last stage: two or more children of one class.
     """
-    best: list[nn.Module] = []
-    best_size = 0
-    for module in network.modules():
-        children = list(module.children())
-        if len(children) < 2 or len({type(child) for child in children}) > 1:
-            continue
-        size = sum(parameter.numel() for parameter in module.parameters())
-        if size > best_size:
-            best, best_size = children, size
-    if not best:
+    repeated = [
+        module
+        for module in network.modules()
+        if len(children := list(module.children())) > 1 and len({type(child) for child in children}) == 1
+    ]
+    if not repeated:
         raise UserError(f"{name} has no blocks that repeat; choose another freeze mode")
-    return best
+    largest = max(repeated, key=lambda module: sum(parameter.numel() for parameter in module.parameters()))
+    return list(largest.children())
 
 
 def layer_depths(network: nn.Module, name: str) -> Mapping[str, int]:
@@ -433,10 +416,6 @@ def layer_depths(network: nn.Module, name: str) -> Mapping[str, int]:
 
 
 def layer_scales(network: nn.Module, name: str, decay: float) -> Mapping[str, float]:
-    """Factor of each parameter's learning rate under layer-wise decay, in (0, 1].
-
-    What comes after the blocks has 1, the last block ``decay``, each one before ``decay`` times less, what comes
-    before the blocks least (Clark et al., ELECTRA, 2020; Bao et al., BEiT, 2021).
-    """
+    """Factor of each parameter's learning rate: 1 after the blocks, ``decay`` in the last one, and so on."""
     top = len(blocks(network, name)) + 1
     return {key: decay ** (top - depth) for key, depth in layer_depths(network, name).items()}

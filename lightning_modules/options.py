@@ -31,23 +31,22 @@ Freeze = Literal["none", "text_only", "vision_only", "early_layers", "towers"]
 
 @dataclass(frozen=True)
 class OptimOptions:
-    """The rarer settings of AdamW and its schedule.
+    """Further settings of AdamW and its schedule.
 
     Attributes:
-        betas: AdamW's two decay rates.
-        eps: AdamW's epsilon.
-        backbone_lr: learning rate of the backbone, by default that of the heads.
-        layer_decay: factor of the learning rate from each layer to the one below it, 1 for none.
-        warmup_epochs: epochs of linear warm-up in front of the schedule, step by step, may be a fraction. With
-            ``onecycle`` they are the length of its rise, which is 30 % of the run where this is 0.
-        min_lr: where ``cosine`` ends.
+        betas: betas of AdamW.
+        eps: epsilon of AdamW.
+        backbone_lr: peak learning rate of the backbone, by default that of the heads.
+        layer_decay: factor of the learning rate from each layer to the one below it.
+        warmup_epochs: epochs of linear warm-up, may be a fraction. With ``onecycle`` the length of its rise, by default
+            30 % of the run.
+        min_lr: final learning rate of ``cosine``.
         step_size: epochs between the drops of ``step``.
         gamma: factor of each drop of ``step``.
-        lr_scaling: how all learning rates grow with the samples of a step, those of all processes and accumulated
-            batches together: ``none``; ``linear`` (Goyal et al., 2017, for SGD; it needs ``warmup_epochs``); ``sqrt``,
-            the rule for Adam and its kind (Krizhevsky, 2014; Malladi et al., 2022, who also change ``betas`` and
-            ``eps``, which is not done here).
-        lr_base_batch: samples of a step that the learning rates were chosen for, by default 256.
+        lr_scaling: scaling of all learning rates with the samples of a step on all processes and in all accumulated
+            batches: ``none``; ``linear`` (Goyal et al., 2017, for SGD with ``warmup_epochs``); ``sqrt``, for Adam and
+            the like (Krizhevsky, 2014; Malladi et al., 2022, who also scale ``betas`` and ``eps``).
+        lr_base_batch: samples of a step that the learning rates are given for, by default 256.
     """
 
     betas: tuple[Rate, Rate] = (0.9, 0.999)
@@ -67,12 +66,11 @@ class LogitScaleOptions:
     """The scale (and bias) of cosine similarities.
 
     Attributes:
-        scale: initial factor of the cosines, by default that of the pretrained model; 1 / 0.07 where there is none, 10
-            with the sigmoid loss.
+        scale: initial scale, by default that of the pretrained model, otherwise 1 / 0.07, or 10 with the sigmoid loss.
         trainable: whether it is trained.
-        lr: highest learning rate of scale and bias, by default that of the heads.
-        max_scale: upper bound, by default 100, or the scale of the pretrained model, if that is larger.
-        bias: added to the scaled cosines; with the sigmoid loss only; by default that of the pretrained model, or -10.
+        lr: peak learning rate of scale and bias, by default that of the heads.
+        max_scale: maximum scale, by default 100, or that of the pretrained model, if larger.
+        bias: initial bias of the sigmoid loss, by default that of the pretrained model, otherwise -10.
     """
 
     scale: Positive | None = None
@@ -94,10 +92,10 @@ class LoraOptions(_AdapterOptions):
     """Low-rank adapters (Hu et al., ICLR 2022) in the towers of a dual encoder.
 
     Attributes:
-        rank: of each update.
-        alpha: an update is scaled by alpha / rank.
-        dropout: in front of each adapter.
-        towers: which get adapters. The other tower is frozen too.
+        rank: rank of each update.
+        alpha: updates are scaled by alpha / rank.
+        dropout: dropout before each adapter.
+        towers: towers with adapters; the other one is frozen, too.
     """
 
     towers: Literal["both", "image", "text"] = "both"
@@ -108,10 +106,10 @@ class LanguageLoraOptions(_AdapterOptions):
     """Low-rank adapters (Hu et al., ICLR 2022) in an image-text-to-text model.
 
     Attributes:
-        rank: of each update.
-        alpha: an update is scaled by alpha / rank.
-        dropout: in front of each adapter.
-        parts: which get adapters. The other part is frozen too.
+        rank: rank of each update.
+        alpha: updates are scaled by alpha / rank.
+        dropout: dropout before each adapter.
+        parts: parts with adapters; the other one is frozen, too.
     """
 
     parts: Literal["language", "vision", "both"] = "language"
@@ -119,20 +117,18 @@ class LanguageLoraOptions(_AdapterOptions):
 
 @dataclass(frozen=True)
 class TowerOptions:
-    """Which encoders: either ``model``, or ``image`` and ``text``.
+    """The encoders: either ``model``, or ``image`` and ``text``.
 
     Attributes:
-        model: a whole pretrained dual encoder (CLIP, SigLIP): local folder or name on the hub.
-        pretrained: whether ``model`` has its pretrained weights.
+        model: a pretrained dual encoder (CLIP, SigLIP): local folder or name on the hub.
+        pretrained: whether to load the pretrained weights of ``model``.
         image: name of the image tower in timm.
         image_pretrained: true for the weights on the hub, false for random ones, or a weights file.
         text: the text tower: local folder or name on the hub.
-        text_pretrained: whether it has its pretrained weights; otherwise a tokenizer is trained on the captions.
-        pooling: how the text tower's tokens become one vector: cls, eos (the last token), mean, or auto, the model's
-            own rule, refused where it is not known.
-        max_length: longest text in tokens; by default 64, or the model's longest, if that is shorter; with ``model``
-            its longest.
-        embed_dim: length of the embeddings that both towers are projected to.
+        text_pretrained: whether to load its pretrained weights; otherwise a tokenizer is trained on the captions.
+        pooling: pooling of the text tower's tokens: cls, eos (the last token), mean, or auto, the model's own if known.
+        max_length: maximum length of a text in tokens, by default the model's, at most 64 with ``text``.
+        embed_dim: length of the embeddings.
         projection_dropout: dropout of the projection heads.
     """
 
@@ -150,16 +146,16 @@ class TowerOptions:
 
 @dataclass(frozen=True)
 class AnswerOptions:
-    """How the answers of a generative model become logits over labels.
+    """From the answers of a generative model to logits over labels.
 
     Attributes:
         how: ``scores`` takes the log-likelihood of each label; ``constrained`` generates one of the labels; ``free``
-            generates anything and looks for the label that it names.
-        length_normalised: whether a label's score is the mean over its tokens, or their sum.
-        content_free: ``grey`` subtracts from each label its score for a grey image, the model's prior (Zhao et al.,
-            ICML 2021; Holtzman et al., EMNLP 2021).
-        max_tokens: longest free answer.
-        synonyms: further names of labels, by label, for free answers.
+            generates any text and finds the label in it.
+        length_normalised: whether a label's score is the mean over its tokens instead of their sum.
+        content_free: ``grey`` subtracts each label's score for a gray image, the model's prior (Zhao et al., ICML 2021;
+            Holtzman et al., EMNLP 2021).
+        max_tokens: maximum length of a free answer.
+        synonyms: further names of each label, for free answers.
     """
 
     how: Literal["scores", "constrained", "free"] = "scores"
@@ -171,13 +167,13 @@ class AnswerOptions:
 
 @dataclass(frozen=True)
 class MemoryOptions:
-    """What the generative model takes of the memory.
+    """Memory usage of the generative model.
 
     Attributes:
-        precision: of the model's own weights. Adapters are always float32.
-        four_bit: keep the model's own weights in four bits (NF4; Dettmers et al., QLoRA, 2023), which needs
-            ``bitsandbytes``, pretrained weights and, to train, ``lora``.
-        gradient_checkpointing: recompute activations instead of keeping them (Chen et al., 2016).
+        precision: precision of the base weights; adapters are float32.
+        four_bit: base weights in four bits (NF4; Dettmers et al., QLoRA, 2023), which needs ``bitsandbytes``,
+            pretrained weights and, to train, ``lora``.
+        gradient_checkpointing: recompute activations in the backward pass (Chen et al., 2016).
     """
 
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -192,12 +188,12 @@ _FORMER_ARGUMENTS = {"temperature": "logit_scale"}
 
 
 def checked(kind: type[Options], value: Options | Mapping[str, Any] | None, key: str) -> Options:
-    """Options with every value in its range.
+    """Validate options.
 
     Args:
-        kind: their dataclass.
-        value: an instance, a mapping such as a checkpoint keeps, or None for the defaults.
-        key: of the argument, for messages.
+        kind: the dataclass.
+        value: an instance, a mapping such as from a checkpoint, or None for the defaults.
+        key: name of the argument in messages.
 
     Raises:
         UserError: names an unknown key, or a value of another type or out of range.
@@ -219,7 +215,7 @@ def checked(kind: type[Options], value: Options | Mapping[str, Any] | None, key:
 
 
 def current_arguments(task_class: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a task, as a checkpoint of any version keeps them, by their current names and with all options."""
+    """Convert a task's arguments from a checkpoint of any version to their current names with all options."""
     hints: dict[str, Any] = get_type_hints(cast("Any", task_class).__init__)
     parameters = inspect.signature(task_class).parameters
     found = {}

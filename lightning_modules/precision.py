@@ -1,13 +1,13 @@
-"""What stays float32 where weights are kept in half precision (``trainer.precision: bf16-true`` and ``16-true``).
+"""Modules that stay float32 if weights are in half precision (``trainer.precision: bf16-true`` and ``16-true``).
 
-bfloat16 has eight significant bits: near ln 100 its values are 0.03 apart, so a step of 1e-3 of the logit scale is
-rounded away, and sums of ones stop growing at 256. Whatever is small and is added to in small steps, or in many,
-therefore keeps its precision; the large matrices, for which half precision pays off, do not.
+bfloat16 has eight significant bits: near ln 100 a step of 1e-3 of the logit scale is rounded away, and sums of ones
+stop at 256. Small tensors with small updates therefore stay float32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Self
 
 import torch
@@ -23,11 +23,11 @@ from vitrail.errors import UserError
 HALVES = (torch.bfloat16, torch.float16)
 
 Conversion = Callable[[torch.Tensor], torch.Tensor]
-"""What ``nn.Module._apply`` does to each tensor: moves it, casts it, or both."""
+"""The function of ``nn.Module._apply``: it moves or casts a tensor, or both."""
 
 
 def not_halved(conversion: Conversion) -> Conversion:
-    """The same conversion, except that it never casts to half precision."""
+    """The same conversion without casts to half precision."""
 
     def converted(tensor: torch.Tensor) -> torch.Tensor:
         made = conversion(tensor)
@@ -37,7 +37,7 @@ def not_halved(conversion: Conversion) -> Conversion:
 
 
 class KeepsFloat32(nn.Module):
-    """A module whose tensors, and whose children's, are never cast to half precision."""
+    """A module that, with its children, is never cast to half precision."""
 
     def _apply(self, fn: Conversion, recurse: bool = True) -> Self:
         applied: Self = super()._apply(not_halved(fn), recurse)  # type: ignore[no-untyped-call]  # torch's
@@ -46,63 +46,47 @@ class KeepsFloat32(nn.Module):
 
 class _ComputesFloat32(KeepsFloat32):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """In float32, whatever comes in.
-
-        Args:
-            features: float ``(..., in_features)``.
-
-        Returns:
-            float32 ``(..., out_features)``.
-        """
+        """Compute in float32."""
         features = features.to(next(self.parameters()).dtype)
         device = features.device.type
-        # Costs are computed on the meta device, which autocast does not know.
-        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
-            return self._computed(features)
-        with torch.autocast(device, enabled=False):
-            return self._computed(features)
-
-    def _computed(self, features: torch.Tensor) -> torch.Tensor:
-        computed: torch.Tensor = super().forward(features)
+        # FLOPs are counted on the meta device, for which there is no autocast.
+        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        with torch.autocast(device, enabled=False) if autocast else nullcontext():
+            computed: torch.Tensor = super().forward(features)
         return computed
 
 
 class Float32Linear(_ComputesFloat32, nn.Linear):
-    """A linear layer that computes in float32, also under autocast and where other weights are in half precision.
-
-    The last layer of a classifier: rounded logits would often be equal, and the predicted class would be
-    chance.
-    """
+    """A linear layer that computes in float32: logits rounded to half precision would often be equal."""
 
 
 class Float32Sequential(_ComputesFloat32, nn.Sequential):
-    """Several layers that compute in float32."""
+    """A sequence of layers that computes in float32."""
 
 
 def keep_small_steps(model: nn.Module, convert: Callable[[], object]) -> None:
-    """Convert a model, but leave BatchNorm and low-rank adapters in the precision that they have.
+    """Convert a model except BatchNorm and low-rank adapters, whose updates are small.
 
-    Running statistics grow in small steps, and so do adapters, which begin as zero next to frozen weights. Where
-    weights are sharded among processes, those of a block must be of one type, so these are cast too.
+    Sharded weights of a block must be of one dtype, so they are all cast.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     small = [tensor for norm in norms for tensor in norm.parameters()]
     small += [tensor for name, tensor in model.named_parameters() if "lora_" in name]
-    held = [(tensor, tensor.data) for tensor in small if not isinstance(tensor, DTensor)]
+    kept = [(tensor, tensor.data) for tensor in small if not isinstance(tensor, DTensor)]
     buffers = [(norm, name, tensor) for norm in norms for name, tensor in norm.named_buffers(recurse=False)]
     convert()
-    for tensor, before in held:
+    for tensor, before in kept:
         if tensor.dtype in HALVES:
             tensor.data = before.to(tensor.device)
     for norm, name, before in buffers:
         now = norm.get_buffer(name)
-        # Statistics go with the weights, where there are some.
+        # Statistics have the dtype of the weights, if there are any.
         if now.dtype in HALVES and not any(tensor.dtype in HALVES for tensor in norm.parameters()):
             setattr(norm, name, before.to(now.device))
 
 
 def check_half_precision(trainer: Trainer) -> None:
-    """Warn what training in true half precision costs, and refuse what cannot work in it."""
+    """Warn of training in true half precision, and refuse averages of weights in it."""
     precision = str(trainer.precision)
     if precision not in ("bf16-true", "16-true"):
         return

@@ -1,8 +1,4 @@
-"""The encoders of a dual encoder.
-
-``TwoTowers`` joins any ``timm`` network with any ``transformers`` text model by projection heads, ``WholeModel`` is
-CLIP or SigLIP as pretrained, ``ClipResNet`` is CLIP with a residual network.
-"""
+"""Image and text towers of dual encoders."""
 
 from __future__ import annotations
 
@@ -58,14 +54,7 @@ class ProjectionHead(nn.Module):
         self.norm = nn.LayerNorm(embed_dim)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Embeddings, not of unit length.
-
-        Args:
-            features: float ``(B, in_features)``.
-
-        Returns:
-            float ``(B, embed_dim)``.
-        """
+        """Project float ``(B, in_features)`` to ``(B, embed_dim)``, not of unit length."""
         projected = self.projection(features)
         embeddings: torch.Tensor = self.norm(projected + self.block(projected))
         return embeddings
@@ -75,18 +64,18 @@ Side = Literal["image", "text"]
 SIDES: tuple[Side, ...] = get_args(Side)
 
 Architectures = dict[str, dict[str, Any]]
-"""Configurations that a checkpoint keeps, so that it can be loaded without the folders that they came from."""
+"""Configurations in checkpoints, from which towers are built without their folders."""
 
 
 class Towers(nn.Module, ABC):
-    """Encodes images and texts into one space.
+    """Base class of towers that encode images and texts into a common space.
 
     Attributes:
-        name: of the pretrained weights of the image tower, for messages.
+        name: name of the image tower's pretrained weights in messages.
         embed_dim: length of the embeddings.
-        input_options: how the images were made that the pretrained weights were trained on.
-        tokenizer: None until the weights are loaded or one was trained.
-        wholly_pretrained: whether no weight is initialised at random.
+        input_options: preprocessing of the pretrained weights.
+        tokenizer: None until the weights are loaded or a tokenizer is trained.
+        wholly_pretrained: whether no weight is random.
     """
 
     name: str
@@ -101,11 +90,11 @@ class Towers(nn.Module, ABC):
 
     @abstractmethod
     def projections(self, side: Side) -> list[nn.Module]:
-        """The part of a tower that maps its features into the common space; may be empty."""
+        """The layers that map a tower's features into the common space; may be empty."""
 
     @abstractmethod
     def image_features(self, image: torch.Tensor) -> torch.Tensor:
-        """Output of the image backbone, float ``(B, D)``, for uint8 images ``(B, 3, H, W)``, RGB."""
+        """Output of the image backbone, float ``(B, D)``, for uint8 RGB images ``(B, 3, H, W)``."""
 
     @abstractmethod
     def text_features(self, tokens: Tokens) -> torch.Tensor:
@@ -113,10 +102,10 @@ class Towers(nn.Module, ABC):
 
     @abstractmethod
     def train_tokenizer(self, texts: list[str]) -> TextTokenizer:
-        """A tokenizer trained on texts."""
+        """Train a tokenizer on texts."""
 
     def project(self, side: Side, features: torch.Tensor) -> torch.Tensor:
-        """Map the features of one side, float ``(B, D)``, to ``(B, embed_dim)``, not of unit length."""
+        """Project the features of one tower, float ``(B, D)``, to ``(B, embed_dim)``, not of unit length."""
         for projection in self.projections(side):
             features = projection(features)
         return features
@@ -130,30 +119,30 @@ class Towers(nn.Module, ABC):
         return self.project("text", self.text_features(tokens))
 
     def load_pretrained(self) -> None:
-        """Replace random weights by pretrained ones, once, where there are to be any."""
+        """Load the pretrained weights once, if any."""
 
     @property
     def own_inputs(self) -> InputOptions | None:
-        """How images must be made for the pretrained weights of the image tower; None where there are none."""
+        """Preprocessing of the image tower's pretrained weights; None without such weights."""
         return None
 
     @property
     def origins(self) -> list[WeightsOrigin]:
-        """Where the pretrained weights came from that were loaded."""
+        """Origins of the loaded weights."""
         return []
 
     @property
     def architectures(self) -> Architectures:
-        """What a checkpoint keeps of the configurations."""
+        """Configurations for checkpoints."""
         return {}
 
     def pretrained_logit_scale(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Logarithm of the scale, and bias, that came with the weights; None where there were none."""
+        """Logarithm of the scale, and bias, of the pretrained weights, if any."""
         return None, None
 
 
 class TwoTowers(Towers):
-    """A timm network and a transformers text model, each with a ``ProjectionHead``."""
+    """Any ``timm`` network and any ``transformers`` text model, each with a ``ProjectionHead``."""
 
     def __init__(self, options: TowerOptions, image_size: int, architectures: Architectures | None) -> None:
         super().__init__()
@@ -237,7 +226,7 @@ def random_towers(options: TowerOptions) -> TowerOptions:
 
 
 def build_towers(options: TowerOptions, image_size: int, architectures: Architectures | None = None) -> Towers:
-    """The towers that the options name, with random weights."""
+    """Build towers with random weights."""
     options = checked(TowerOptions, options, "towers")
     if options.model:
         others = [
@@ -258,7 +247,6 @@ def build_towers(options: TowerOptions, image_size: int, architectures: Architec
 
 
 KEY = "towers.model"
-"""The option that names the model, for messages."""
 
 KINDS = ("clip", "siglip")
 
@@ -267,10 +255,7 @@ _HALF = (0.5, 0.5, 0.5)
 
 
 class WholeModel(Towers):
-    """CLIP (Radford et al., 2021) or SigLIP (Zhai et al., 2023), with its own projections, tokenizer and logit scale.
-
-    Images of another size than the model's are encoded with interpolated position embeddings.
-    """
+    """CLIP (Radford et al., 2021) or SigLIP (Zhai et al., 2023), for images of any size."""
 
     def __init__(self, options: TowerOptions, image_size: int, architectures: Architectures | None) -> None:
         super().__init__()
@@ -298,7 +283,7 @@ class WholeModel(Towers):
         self.configuration = configuration
         self.max_length = checked_length(options.max_length or longest_text(text), longest_text(text))
         self.model = build_model(configuration)
-        # The logit scale is the task's; left here as parameters, they would never get a gradient.
+        # The task has the logit scale; as parameters of this model they would never get a gradient.
         for name in ("logit_scale", "logit_bias"):
             if isinstance(value := getattr(self.model, name, None), nn.Parameter):
                 delattr(self.model, name)
@@ -307,14 +292,14 @@ class WholeModel(Towers):
         self.embed_dim = int(configuration.projection_dim if self.is_clip else vision.hidden_size)
         self.normalize = Normalize(_HALF, _HALF)
         known = self.name if not architectures and Path(self.name).is_dir() else ""
-        self._take_processor(known, image_processor(known, KEY) if known else None)
+        self._set_preprocessing(known, image_processor(known, KEY) if known else None)
         self._interpolate = image_size != vision.image_size
         self._origin: WeightsOrigin | None = None
         self._loaded = not self.wholly_pretrained
         self.tokenizer: TextTokenizer | None = None
 
     def _apply(self, fn: Conversion, recurse: bool = True) -> Self:
-        """Keep the pretrained scale and bias in float32: the task takes them over."""
+        """Keep the pretrained scale and bias in float32 for the task."""
         exact = {name: value for name, value in self.model.named_buffers(recurse=False) if name.startswith("logit_")}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's
         for name, value in exact.items():
@@ -328,7 +313,7 @@ class WholeModel(Towers):
 
     def text_features(self, tokens: Tokens) -> torch.Tensor:
         """See ``Towers``."""
-        # SigLIP was trained without a mask: it attends to the padding, and pools the last position.
+        # SigLIP was trained without a mask: it attends to the padding and pools the last position.
         mask = tokens["attention_mask"] if self.is_clip else None
         outputs = self.backbone("text")(input_ids=tokens["input_ids"], attention_mask=mask)
         return cast("torch.Tensor", outputs.pooler_output)
@@ -357,12 +342,12 @@ class WholeModel(Towers):
                 f"{KEY}: {directory} has no {' and no '.join(PROCESSOR_FILES)}, so its preprocessing is unknown; "
                 f"{assumed} are assumed"
             )
-        self._take_processor(directory, processor)
+        self._set_preprocessing(directory, processor)
         self.tokenizer = pretrained_tokenizer(directory, self.max_length, fixed_length=not self.is_clip)
         self._loaded = True
 
-    def _take_processor(self, directory: str, processor: Any) -> None:
-        """How images are made and normalised: as the model's own processor does, or as those of its kind."""
+    def _set_preprocessing(self, directory: str, processor: Any) -> None:
+        """Use the model's own image processor, or the usual one of CLIP or SigLIP."""
         if processor is None:
             statistics = Statistics(_CLIP_MEAN, _CLIP_STD) if self.is_clip else Statistics(_HALF, _HALF)
             how = Preprocessing("crop" if self.is_clip else "squash", 1.0, "bicubic", "down")
@@ -414,14 +399,13 @@ RESNETS = {
     "openai/clip-rn50x16": _Size("resnet50x16_clip", 768, 768, 12),
     "openai/clip-rn50x64": _Size("resnet50x64_clip", 1024, 1024, 16),
 }
-"""By a name of ours, in the manner of the hub, where they are not in the format of ``transformers``."""
+"""By names like those on the hub, where they are not in the format of ``transformers``."""
 
 
 class ClipResNet(Towers):
-    """OpenAI's CLIP with a residual network as its image tower (Radford et al., 2021, table 20), with random weights.
+    """CLIP with a residual network (Radford et al., 2021, table 20) and random weights, in the original size.
 
-    ``transformers`` has only CLIP's vision transformers. The image tower is ``timm``'s, the text tower is the causal
-    transformer of ``transformers``; both are as wide and as deep as the originals, so counts and costs are theirs.
+    ``transformers`` has only CLIP's vision transformers, so the image tower is ``timm``'s.
     """
 
     def __init__(self, options: TowerOptions, image_size: int) -> None:
@@ -439,7 +423,7 @@ class ClipResNet(Towers):
         longest = longest_text(configuration)
         self.max_length = checked_length(options.max_length or longest, longest)
         self.text = build_model(configuration)
-        # The attention pool's last layer maps into the common space; unlike the text's map it has a bias.
+        # The last layer of the attention pool, which has a bias unlike the text projection.
         self.image_projection = nn.Linear(self.image.num_features, size.embed_dim)
         self.text_projection = nn.Linear(size.width, size.embed_dim, bias=False)
         self.embed_dim = size.embed_dim

@@ -1,8 +1,4 @@
-"""Image encoders: from uint8 images to features.
-
-Scaling and normalisation are the first operation inside the network, with the statistics that the weights were
-trained with, so training, application and exported graph cannot disagree.
-"""
+"""Image encoders from uint8 images to features; normalisation is part of the network."""
 
 from __future__ import annotations
 
@@ -26,11 +22,11 @@ from vitrail.errors import UserError
 from vitrail.types import InputOptions, Resize, with_image_defaults
 
 _RESIZES: dict[str, Resize] = {"center": "crop", "squash": "squash", "border": "pad"}
-"""By timm's names."""
+"""timm's names of crop modes."""
 
 
 class Normalize(KeepsFloat32):
-    """uint8 images to floats with zero mean and unit variance over the data that the weights were trained on."""
+    """Normalise uint8 images by the statistics of the pretrained weights."""
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -42,20 +38,14 @@ class Normalize(KeepsFloat32):
         self.output_dtype = torch.get_default_dtype()
 
     def _apply(self, fn: Conversion, recurse: bool = True) -> Self:
-        """Stay float32, and note what the network behind it has become."""
+        """Stay float32, and output the dtype of the network."""
         self.output_dtype = fn(self.mean.new_empty(0, dtype=self.output_dtype)).dtype
         return super()._apply(fn, recurse)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Normalised images.
+        """Normalise uint8 images ``(B, 3, H, W)``, in ``torch.channels_last`` and the dtype of the network.
 
-        Args:
-            image: uint8 ``(B, 3, H, W)``.
-
-        Returns:
-            ``(B, 3, H, W)``, computed in float32 and given in the floating type of the network, laid out as
-            ``torch.channels_last``, in which most convolutional networks are faster by a tenth to a third
-            (``python -m benchmarks training.layout``).
+        Most convolutional networks are 10 to 30 % faster in this layout (``python -m benchmarks training.layout``).
         """
         if image.dtype != torch.uint8:
             raise TypeError(f"expected uint8 images (0 to 255); got {image.dtype}; the model scales them")
@@ -66,20 +56,19 @@ class Normalize(KeepsFloat32):
 class ImageEncoder(nn.Module):
     """A timm network without its classifier, behind ``Normalize``.
 
-    The constructor touches neither the network nor a weights file: weights begin random, and ``load_pretrained``
-    fetches them when it is known that no checkpoint will replace them.
+    Weights are random until ``load_pretrained``, which a checkpoint makes unnecessary.
 
     Args:
         backbone: name in timm, with or without the tag of its weights, such as ``resnet18`` or
             ``vit_base_patch16_224.augreg_in21k``.
-        image_size: height and width in pixels of the images, for architectures that are built for one size.
+        image_size: height and width of the images in pixels, for architectures with a fixed size.
         pretrained: true for the weights on the hub, or the path of a ``.safetensors``, ``.pth`` or ``.ckpt`` file.
 
     Attributes:
         num_features: length of a feature vector.
-        input_options: how the images were made that the architecture's weights were trained on.
-        part: of the model that it is, as the option that names it is called.
-        origin: of the pretrained weights, once they are loaded.
+        input_options: preprocessing of the architecture's weights.
+        part: option that names the encoder.
+        origin: origin of the pretrained weights, once loaded.
     """
 
     def __init__(self, backbone: str, image_size: int = 224, pretrained: bool | str = True) -> None:
@@ -96,7 +85,7 @@ class ImageEncoder(nn.Module):
         self._loaded = pretrained is False
         self.origin: WeightsOrigin | None = None
         self.backbone = create_backbone(backbone, image_size)
-        # Some networks widen their features once more in front of the classifier; that is the size of their output.
+        # Some networks have a wider layer before the classifier.
         sizes = cast("Any", self.backbone)
         self.num_features = int(getattr(sizes, "head_hidden_size", sizes.num_features))
         config = resolve_data_config(pretrained_cfg=source.to_dict())
@@ -110,25 +99,13 @@ class ImageEncoder(nn.Module):
         self.normalize = Normalize(config["mean"], config["std"])
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Features of images.
-
-        Args:
-            image: uint8 ``(B, 3, H, W)``, RGB.
-
-        Returns:
-            float ``(B, num_features)``.
-        """
+        """Features, float ``(B, num_features)``, of uint8 RGB images ``(B, 3, H, W)``."""
         return cast("torch.Tensor", self.backbone(self.normalize(image)))
 
     def load_pretrained(self) -> None:
-        """Replace the random weights by the pretrained ones, once; without ``pretrained`` nothing happens.
-
-        Raises:
-            UserError: if they cannot be had or do not fit.
-        """
+        """Load the pretrained weights once, if any (UserError if they cannot be fetched or do not fit)."""
         if self._loaded:
             return
-
         path = self.pretrained if isinstance(self.pretrained, str) else hub_file(known_architecture(self.name))
         left_out = load_backbone(self.backbone, path, self.name, self.image_size)
         self.origin = weights_origin(self.part, self.name, Path(path), left_out)
@@ -136,12 +113,12 @@ class ImageEncoder(nn.Module):
 
     @property
     def own_inputs(self) -> InputOptions | None:
-        """How images must be made for the pretrained weights; None where there are none."""
+        """Preprocessing of the pretrained weights; None without such weights."""
         return None if self.pretrained is False else self.input_options
 
 
 def warn_of_other_inputs(name: str, options: InputOptions, expected: InputOptions) -> None:
-    """Warn in one line where images are made otherwise than those that weights were trained on."""
+    """Warn if the preprocessing differs from that of pretrained weights."""
     given = with_image_defaults(options)
     if others := [
         f"{key} {given.get(key)} instead of {value}" for key, value in expected.items() if given.get(key) != value

@@ -1,11 +1,10 @@
-"""Text encoders, from token ids to one feature vector a text, and a memory for the features of frozen ones."""
+"""Text encoders from token ids to one feature vector per text, and a cache for the features of frozen ones."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import cast, get_args
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -13,22 +12,22 @@ from torch import nn
 
 from lightning_modules.encoders.tokenizer import TextTokenizer, Tokens, pretrained_tokenizer, trained_tokenizer
 from lightning_modules.encoders.transformers import TEXT_HEADS, Configuration, build_model, load_model
-from lightning_modules.encoders.weights import WeightsOrigin, first_line, local_directory, weights_origin
+from lightning_modules.encoders.weights import WeightsOrigin, first_line, local_directory, read_json, weights_origin
 from lightning_modules.options import Pooling, PoolingRule
 from vitrail.errors import UserError
 
 DEFAULT_LENGTH = 64
-"""Tokens of the longest text, by default, unless the model reads fewer."""
+"""Default maximum length in tokens."""
 
 _FIRST_TOKEN = (
     "albert bert big_bird camembert convbert data2vec-text deberta deberta-v2 distilbert electra ernie flaubert fnet "
     "ibert longformer luke megatron-bert mobilebert modernbert mpnet mra nomic_bert nystromformer rembert roberta "
     "roberta-prelayernorm roc_bert roformer squeezebert xlm xlm-roberta xlm-roberta-xl xmod yoso"
 )
-"""Kinds of models whose texts begin with a token that represents the whole text."""
+"""Types of models whose first token represents the whole text."""
 
 _KNOWN_RULES: dict[str, PoolingRule] = {"sentence-transformers/all-MiniLM-L6-v2": "mean"}
-"""Rules of the models in ``transformers_models.ARCHITECTURES`` that are not those of their kind."""
+"""Rules of models in ``transformers.ARCHITECTURES`` that differ from those of their type."""
 
 _FILE_RULES: dict[str, PoolingRule] = {"cls": "cls", "lasttoken": "eos", "mean": "mean"}
 _FILE_FLAGS = {
@@ -39,7 +38,7 @@ _FILE_FLAGS = {
     "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
     "pooling_mode_weightedmean_tokens": "weightedmean",
 }
-"""How sentence-transformers named its rules before version 5.4, and how it names them since."""
+"""Names of rules in sentence-transformers before and since version 5.4."""
 
 
 class TextEncoder(nn.Module):
@@ -47,8 +46,8 @@ class TextEncoder(nn.Module):
 
     Attributes:
         num_features: length of a feature vector.
-        tokenizer: None until the weights are loaded or ``train_tokenizer`` was called.
-        origin: of the pretrained weights, once they are loaded.
+        tokenizer: None until the weights are loaded or a tokenizer is trained.
+        origin: origin of the pretrained weights, once loaded.
     """
 
     def __init__(
@@ -80,14 +79,7 @@ class TextEncoder(nn.Module):
         self._loaded = not pretrained
 
     def forward(self, tokens: Tokens) -> torch.Tensor:
-        """Features of texts.
-
-        Args:
-            tokens: B texts.
-
-        Returns:
-            float ``(B, num_features)``.
-        """
+        """Features of texts, float ``(B, num_features)``."""
         hidden = self.backbone(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
         mask = tokens["attention_mask"]
         if self.pooling == "cls":
@@ -98,11 +90,7 @@ class TextEncoder(nn.Module):
         return cast("torch.Tensor", (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1))
 
     def load_pretrained(self) -> None:
-        """Replace the random weights by the pretrained ones and take their tokenizer, once.
-
-        Raises:
-            UserError: if they cannot be had or do not fit.
-        """
+        """Load the pretrained weights and their tokenizer once, if any."""
         if self._loaded:
             return
         directory = local_directory(self.name, "towers.text")
@@ -112,12 +100,12 @@ class TextEncoder(nn.Module):
         self._loaded = True
 
     def train_tokenizer(self, texts: list[str]) -> TextTokenizer:
-        """A tokenizer trained on texts, as large as the model's vocabulary allows."""
+        """Train a tokenizer on texts, as large as the model's vocabulary allows."""
         return trained_tokenizer(texts, int(self.configuration.vocab_size), self.max_length, fixed_length=False)
 
 
 def refuse_other_kinds(name: str, configuration: Configuration) -> None:
-    """Refuse models that do not turn a text alone into one vector per token."""
+    """Refuse models that do not encode a text alone into one vector per token."""
     from transformers.models.auto import modeling_auto as known
 
     kind = str(configuration.model_type)
@@ -140,7 +128,7 @@ def refuse_other_kinds(name: str, configuration: Configuration) -> None:
 
 
 def longest_text(configuration: Configuration, model: nn.Module | None = None) -> int:
-    """Tokens that the model's position embeddings allow; very many where it has none."""
+    """Maximum number of tokens that the model's position embeddings allow."""
     longest = int(getattr(configuration, "max_position_embeddings", None) or 1_000_000)
     for name, module in [] if model is None else model.named_modules():
         weight, padding = getattr(module, "weight", None), getattr(module, "padding_idx", None)
@@ -150,7 +138,7 @@ def longest_text(configuration: Configuration, model: nn.Module | None = None) -
 
 
 def checked_length(max_length: int, longest: int) -> int:
-    """The length if the model's position embeddings allow it."""
+    """Validate the maximum length against the model's position embeddings."""
     if not 3 <= max_length <= longest:
         raise UserError(f"towers.max_length: must be between 3 and the model's {longest} tokens; got {max_length}")
     return max_length
@@ -159,11 +147,10 @@ def checked_length(max_length: int, longest: int) -> int:
 def pooling_rule(
     directory: str, configuration: Configuration, pooling: Pooling, *, name: str = "", causal: bool | None = None
 ) -> PoolingRule:
-    """The rule by which a model makes one vector of many.
+    """Resolve the pooling of a model's tokens.
 
-    The model's own one (``auto``) is that of its ``1_Pooling/config.json`` (sentence-transformers); otherwise the first
-    token where its kind is known to summarise the text there; otherwise the last token where it reads from left to
-    right, which is tried out.
+    ``auto`` is the rule in its ``1_Pooling/config.json`` (sentence-transformers), otherwise the first token for known
+    types, otherwise the last token for causal models.
     """
     if pooling not in get_args(Pooling):
         raise UserError(f"towers.pooling: must be one of {', '.join(get_args(Pooling))}; got {pooling!r}")
@@ -193,9 +180,9 @@ def pooling_rule(
 
 @torch.no_grad()
 def reads_left_to_right(model: nn.Module, configuration: Configuration, name: str) -> bool:
-    """Whether a token's output does not depend on the tokens behind it, found out with two texts."""
+    """Whether tokens attend only to earlier ones, tested with two texts."""
     parameter = next(model.parameters())
-    if parameter.is_meta:  # built to be counted or shown
+    if parameter.is_meta:  # built for counting
         return False
     length = min(longest_text(configuration, model), 16)
     special = {getattr(configuration, f"{one}_token_id", None) for one in ("pad", "bos", "eos", "sep", "cls", "mask")}
@@ -219,9 +206,11 @@ def reads_left_to_right(model: nn.Module, configuration: Configuration, name: st
 
 
 def _rule_of_folder(directory: str, name: str) -> PoolingRule | None:
-    """The rule in the files of sentence-transformers; None where there are none."""
+    """The rule in the files of sentence-transformers, if any."""
     folder = Path(directory)
-    modules = _read_json(folder / "modules.json", list) if directory and (folder / "modules.json").is_file() else []
+    hint = "fix it, or set towers.pooling"
+    listed = bool(directory) and (folder / "modules.json").is_file()
+    modules = read_json(folder / "modules.json", "towers.pooling", hint, list) if listed else []
     kinds = {str(one.get("type", "")).rpartition(".")[2]: str(one.get("path", "")) for one in modules}
     path = folder / kinds.get("Pooling", "1_Pooling") / "config.json"
     if not directory or not path.is_file():
@@ -236,7 +225,7 @@ def _rule_of_folder(directory: str, name: str) -> PoolingRule | None:
             f"towers.text: {directory} has {', '.join(others)} after its pooling, which is left out; the projection "
             "head replaces it"
         )
-    values = _read_json(path, dict)
+    values = read_json(path, "towers.pooling", hint)
     if (given := values.get("pooling_mode")) is not None:
         modes = [str(one) for one in (given if isinstance(given, list | tuple) else [given])]
     else:
@@ -250,34 +239,16 @@ def _rule_of_folder(directory: str, name: str) -> PoolingRule | None:
     )
 
 
-def _read_json(path: Path, kind: type) -> Any:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"towers.pooling: {path} cannot be read ({first_line(error)}); fix it, or set towers.pooling"
-        ) from error
-    if not isinstance(values, kind):
-        raise UserError(f"towers.pooling: {path} is no configuration of sentence-transformers; set towers.pooling")
-    return values
-
-
-class TextMemory:
-    """Features of texts.
-
-    Args:
-        texts: n different ones.
-        features: float ``(n, D)``.
-    """
+class TextCache:
+    """Features, float ``(n, D)``, of n different texts."""
 
     def __init__(self, texts: Sequence[str], features: torch.Tensor) -> None:
-        self._places = {text: place for place, text in enumerate(texts)}
+        self._rows = {text: row for row, text in enumerate(texts)}
         self._features = features
 
-    def recall(self, texts: Sequence[str]) -> torch.Tensor | None:
-        """Features of texts, float ``(B, D)``; None if one of them is not remembered."""
-        try:
-            places = [self._places[text] for text in texts]
-        except KeyError:
+    def get(self, texts: Sequence[str]) -> torch.Tensor | None:
+        """Features of texts, float ``(B, D)``; None if one of them is not cached."""
+        rows = [self._rows.get(text) for text in texts]
+        if None in rows:
             return None
-        return self._features[torch.tensor(places, dtype=torch.int64, device=self._features.device)]
+        return self._features[torch.tensor(rows, dtype=torch.int64, device=self._features.device)]

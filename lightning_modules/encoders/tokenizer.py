@@ -1,7 +1,4 @@
-"""Text to token ids: the tokenizer of a pretrained model, or one that is trained on the captions of the training split.
-
-Either is a ``tokenizers`` pipeline that is kept as JSON inside the checkpoint, so a checkpoint alone can read text.
-"""
+"""Tokenizers of pretrained models, or trained on the training captions; checkpoints contain them as JSON."""
 
 from __future__ import annotations
 
@@ -23,43 +20,39 @@ if TYPE_CHECKING:
 
 PAD, START, UNKNOWN_TOKEN, END = "<pad>", "<start>", "<unknown>", "<end>"
 SPECIAL_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 3}
-"""Where a tokenizer of ours has its special tokens. Not 2 for the end: ``transformers`` takes CLIP models with that id
-for early ones, in which the end was the largest id of the text."""
+"""Ids of special tokens in trained tokenizers; ``transformers`` handles CLIP models with end id 2 in an older way."""
 
 _VOCABULARIES = ("tokenizer.json", "vocab.*", "*.vocab", "*vocab*.json", "*.model", "*.tiktoken", "tekken.json")
 _SENTENCEPIECE = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
-"""Packages that reading a sentencepiece model needs, and the modules by which they are found."""
+"""Packages that sentencepiece models need, and their modules."""
 
 
 class TokenizerState(TypedDict):
-    """What a checkpoint keeps of a tokenizer."""
+    """State of a tokenizer in checkpoints."""
 
     pipeline: str  # JSON of the `tokenizers` library
-    max_length: int  # longest sequence in tokens, special ones included
-    pad_id: int  # id that fills up shorter texts
-    fixed_length: bool  # whether every text is filled up to `max_length`
+    max_length: int  # maximum length in tokens, special ones included
+    pad_id: int  # id of padding
+    fixed_length: bool  # whether every text is padded to `max_length`
 
 
 class Tokens(TypedDict):
     """Texts as token ids; L is the length of the longest."""
 
     input_ids: torch.Tensor  # int64 `(B, L)`
-    attention_mask: torch.Tensor  # int64 `(B, L)`, 0 where a text is filled up
+    attention_mask: torch.Tensor  # int64 `(B, L)`, 0 for padding
 
 
 class TextReading(NamedTuple):
-    """What a tokenizer makes of a text."""
+    """Coverage of a text by a tokenizer."""
 
-    known: int  # number of its tokens that are known, without special ones
-    unknown: list[str]  # parts of the text that it has no token for, in order
-    unread: str  # the end of the text that is cut off, empty where all is read
+    known: int  # number of known tokens, without special ones
+    unknown: list[str]  # parts of the text without a token, in order
+    unread: str  # truncated end of the text
 
 
 class TextTokenizer:
-    """Makes token ids of texts.
-
-    Longer texts are cut, with their special tokens kept. An empty text is its special tokens alone.
-    """
+    """Encodes texts as token ids; longer texts are truncated, with their special tokens kept."""
 
     def __init__(self, state: TokenizerState) -> None:
         from tokenizers import Tokenizer
@@ -85,7 +78,7 @@ class TextTokenizer:
         }
 
     def reading(self, text: str) -> TextReading:
-        """What the tokenizer reads of a text, for a warning."""
+        """Coverage of a text, for a warning."""
         encoded = self._pipeline.encode(text)
         content = [place for place, is_special in enumerate(encoded.special_tokens_mask) if not is_special]
         model = json.loads(self.state["pipeline"])["model"]
@@ -100,7 +93,7 @@ class TextTokenizer:
 
 
 def pretrained_tokenizer(directory: str, max_length: int, fixed_length: bool) -> TextTokenizer:
-    """The tokenizer of a pretrained model, with the text normalisation of its class."""
+    """Load the tokenizer of a pretrained model, with the text normalisation of its class."""
     if _is_siglip(directory):
         pipeline, pad_id = _siglip_pipeline(directory)
     else:
@@ -117,32 +110,32 @@ def pretrained_tokenizer(directory: str, max_length: int, fixed_length: bool) ->
 
 
 def auto_tokenizer(directory: str, key: str) -> Any:
-    """The tokenizer that ``transformers`` makes of a folder, as a pipeline of the ``tokenizers`` library."""
+    """Load the tokenizer of a folder by ``transformers``, as a pipeline of the ``tokenizers`` library."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     folder = Path(directory)
     _refuse_missing_vocabulary(folder, key)
     try:
-        # Explicit, because otherwise `transformers` asks on the terminal whether to run the folder's own code.
+        # By default `transformers` asks on the terminal whether to run the folder's own code.
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         tokenizer.backend_tokenizer.to_str()
         return tokenizer
     except Exception as error:
         if (folder / "tokenizer.json").is_file():
-            # The class that the folder names may need further packages; the file is enough.
+            # The folder's class may need further packages, the file does not.
             with contextlib.suppress(Exception):
                 return PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
         raise _unreadable(folder, key, error) from error
 
 
 def _refuse_missing_vocabulary(folder: Path, key: str) -> None:
-    """Without files, ``transformers`` makes a tokenizer of a handful of special tokens, which knows no word."""
+    """Without files, ``transformers`` returns a tokenizer of special tokens only."""
     if not any(file.is_file() for pattern in _VOCABULARIES for file in folder.glob(pattern)):
         raise UserError(f"{key}: {folder} has no tokenizer that can be read (no vocabulary file); add tokenizer.json")
 
 
 def _is_siglip(directory: str) -> bool:
-    """Whether the tokenizer is SigLIP's own, which ``transformers`` only has as slow Python code."""
+    """Whether the tokenizer is SigLIP's, which ``transformers`` only has in Python."""
     kind = _json(Path(directory) / "tokenizer_config.json").get("tokenizer_class")
     if kind is None:
         return _json(Path(directory) / "config.json").get("model_type") in ("siglip", "siglip_text_model")
@@ -150,7 +143,7 @@ def _is_siglip(directory: str) -> bool:
 
 
 def _siglip_pipeline(directory: str) -> tuple[str, int]:
-    """SigLIP's tokenizer with the canonical text of its training: lower case, no punctuation, single spaces."""
+    """SigLIP's tokenizer with its text normalisation: lower case, no punctuation, single spaces."""
     from tokenizers import Regex, Tokenizer, normalizers, processors
 
     folder = Path(directory)
@@ -184,7 +177,7 @@ def _siglip_pipeline(directory: str) -> tuple[str, int]:
 
 
 def _converted_sentencepiece(directory: str) -> Tokenizer:
-    """The pipeline of a folder that has a sentencepiece model alone; needs ``sentencepiece`` and ``protobuf``."""
+    """Convert a sentencepiece model; needs ``sentencepiece`` and ``protobuf``."""
     from transformers import SiglipTokenizer
     from transformers.convert_slow_tokenizer import SpmConverter
 
@@ -212,7 +205,7 @@ def _importable(module: str) -> bool:
 
 
 def _token(value: object, default: str) -> str:
-    """A special token's text; files have it as it is or with attributes."""
+    """A special token's text, which files have plain or with attributes."""
     return str(value.get("content", default) if isinstance(value, dict) else value or default)
 
 
@@ -225,9 +218,9 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def trained_tokenizer(texts: Iterable[str], vocabulary_size: int, max_length: int, fixed_length: bool) -> TextTokenizer:
-    """A byte-level BPE tokenizer (Sennrich et al., ACL 2016; Radford et al., GPT-2, 2019) trained on texts.
+    """Train a lower-case byte-level BPE tokenizer (Sennrich et al., ACL 2016; Radford et al., GPT-2, 2019).
 
-    It is lower-cased, and has every byte, so no text is unknown to it. The same texts give the same tokenizer.
+    The same texts in any order give the same tokenizer.
     """
     from tokenizers import normalizers, processors
 
@@ -264,7 +257,7 @@ def byte_level_bpe(
     prefix_space: bool = False,
     **settings: Any,
 ) -> Tokenizer:
-    """A ``tokenizers`` pipeline trained on texts, with the special tokens as its first ids; ``key`` is for messages."""
+    """Train a ``tokenizers`` pipeline, with the special tokens as its first ids; ``key`` is for messages."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -290,7 +283,7 @@ def byte_level_bpe(
 
 
 def checked_state(value: object) -> TokenizerState:
-    """A tokenizer's state from a file, which may hold anything."""
+    """Validate a tokenizer's state from a file."""
     if not isinstance(value, dict) or set(value) != set(TokenizerState.__annotations__):
         raise UserError("the checkpoint holds no tokenizer that this version can read; use the version that wrote it")
     try:

@@ -1,9 +1,4 @@
-"""Models of the ``transformers`` library: configurations and weights, from the hub, a local folder, or by name alone.
-
-The configurations of the best known architectures are here as data, so that those can be built, with random weights,
-where there is no network. A checkpoint keeps the configuration, so it needs neither folder nor hub. What the image
-processor of a folder does is expressed in the terms of our own evaluation transform.
-"""
+"""Models of ``transformers``: configurations, weights and image preprocessing, from the hub or a local folder."""
 
 from __future__ import annotations
 
@@ -26,13 +21,14 @@ from lightning_modules.encoders.weights import (
     first_line,
     hub_directory,
     plain_weights,
+    read_json,
     weight_files,
 )
 from vitrail.errors import UserError
 from vitrail.types import CropRounding, Interpolation, Resize
 
 Configuration = Any
-"""A ``transformers`` configuration; the library has no useful common type for attributes."""
+"""A ``transformers`` configuration, whose attributes have no common type."""
 
 _PRETRAINING_HEADS = (
     "cls. predictions. sop_classifier. lm_head. vocab_transform. vocab_layer_norm. vocab_projector. "
@@ -46,7 +42,7 @@ TEXT_HEADS: dict[str, tuple[str, ...]] = {
     "pooler": ("pooler.", "sequence_summary."),
     "projection": ("text_projection.",),
 }
-"""Unused heads that a file may contain next to a text encoder, by the beginnings of their names."""
+"""Unused heads in the files of text encoders, by prefixes of their names."""
 
 _CLIP_TEXT_LARGE = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "projection_dim": 768}
 _CLIP_VISION_LARGE = {
@@ -119,15 +115,16 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         },
     },
 }
-"""Configurations by hub name, as far as they differ from the library's defaults."""
+"""Configurations that can be built without a network, as far as they differ from the library's defaults."""
 
 
 def model_configuration(name: str, pretrained: bool, key: str) -> Configuration:
-    """The configuration of a model, without its weights."""
+    """Configuration of a model."""
     if not name:
         raise UserError(f"{key}: is missing; give a local folder or a name on the hub")
     directory = model_directory(name, key)
-    values = _read_configuration(Path(directory), key) if directory else ARCHITECTURES[name]
+    hint = "give the folder of a model"
+    values = read_json(Path(directory) / "config.json", key, hint) if directory else ARCHITECTURES[name]
     configuration = configuration_from_values(values, key)
     if not pretrained:
         text = getattr(configuration, "text_config", configuration)
@@ -137,14 +134,14 @@ def model_configuration(name: str, pretrained: bool, key: str) -> Configuration:
 
 
 def model_directory(name: str, key: str) -> str:
-    """Local folder with the configuration of a model; empty where it is known without one."""
+    """Local folder with the configuration of a model; empty if it is in ``ARCHITECTURES``."""
     if Path(name).is_dir():
         return name
     return "" if name in ARCHITECTURES else hub_directory(name, key, with_weights=False)
 
 
 def configuration_from_values(values: dict[str, Any], key: str = "towers") -> Configuration:
-    """The configuration with these values."""
+    """Build a configuration."""
     from transformers import CONFIG_MAPPING
 
     kind = str(values.get("model_type", ""))
@@ -159,13 +156,13 @@ def configuration_from_values(values: dict[str, Any], key: str = "towers") -> Co
 
 
 def configuration_values(configuration: Configuration) -> dict[str, Any]:
-    """The configuration as plain values, which a checkpoint can keep."""
+    """The configuration as plain values for checkpoints."""
     values: dict[str, Any] = json.loads(configuration.to_json_string(use_diff=False))
     return values
 
 
 def build_model(configuration: Configuration) -> nn.Module:
-    """The network with random weights, in float32."""
+    """Build a network with random weights in float32."""
     from transformers import AutoModel
 
     try:
@@ -176,7 +173,7 @@ def build_model(configuration: Configuration) -> nn.Module:
             "its config.json, or give another model"
         ) from error
     if getattr(model, "pooler", None) is not None:
-        # BERT's pooler is a classifier of sentence pairs; it is unused here, and DDP would wait for its gradient.
+        # Unused, so that DDP would wait for its gradient.
         model.pooler = None  # type: ignore[assignment]
     return model
 
@@ -184,11 +181,7 @@ def build_model(configuration: Configuration) -> nn.Module:
 def load_model(
     model: nn.Module, directory: str, key: str, unused: Mapping[str, tuple[str, ...]] | None = None
 ) -> LeftOut:
-    """Load pretrained weights into a network that ``build_model`` made.
-
-    Returns:
-        What was left out.
-    """
+    """Load pretrained weights into a network of ``build_model``; return the names of unused ones."""
     from transformers import AutoModel
 
     expected = plain_weights(model)
@@ -202,7 +195,7 @@ def load_model(
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-    # What the network here lacks on purpose (BERT's pooler) may be missing, too.
+    # Weights that ``build_model`` drops may be missing, too.
     left_out = refuse_misfits(report, expected.keys(), f"{key}: {directory}", unused or {})
     if dropped := sorted(source.state_dict().keys() - expected.keys() - set(report["missing_keys"])):
         left_out["pooler"] = [*left_out.get("pooler", []), *dropped]
@@ -216,11 +209,7 @@ def refuse_misfits(
     origin: str,
     unused: Mapping[str, tuple[str, ...]],
 ) -> LeftOut:
-    """Refuse weights that ``transformers`` completed at random or ignored.
-
-    Returns:
-        Further weights of the files.
-    """
+    """Refuse weights that ``transformers`` initialised at random or ignored; return the names of unused ones."""
     left_out = {
         kind: sorted(name for name in report["unexpected_keys"] if name.startswith(begins))
         for kind, begins in unused.items()
@@ -239,12 +228,12 @@ def refuse_misfits(
 
 @contextmanager
 def reading_weights(directory: str, key: str) -> Iterator[None]:
-    """Let ``transformers`` read a folder without progress bars and reports, and turn what it raises into one line."""
+    """Silence ``transformers`` while it reads a folder, and convert its errors to one line."""
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # too short to be useful
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     verbosity = logging.get_verbosity()
-    logging.set_verbosity(levels.ERROR)  # what it would report is refused
+    logging.set_verbosity(levels.ERROR)
     try:
         weight_files(directory, f"{key}: ")
         yield
@@ -256,19 +245,8 @@ def reading_weights(directory: str, key: str) -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-def _read_configuration(directory: Path, key: str) -> dict[str, Any]:
-    path = directory / "config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{key}: {path} cannot be read ({first_line(error)}); give the folder of a model") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{key}: {path} is not the configuration of a model")
-    return values
-
-
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
-"""Where it may be described; ``transformers`` 5 writes the first, and prefers it."""
+"""Files of image processors; ``transformers`` 5 writes and prefers the first."""
 
 _FILTERS: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}
 
@@ -281,7 +259,7 @@ class Statistics(NamedTuple):
 
 
 class Preprocessing(NamedTuple):
-    """How images are made, apart from their size; see ``datamodules.options.ImageOptions``."""
+    """Preprocessing apart from the size; see ``datamodules.options.ImageOptions``."""
 
     resize: Resize
     crop_fraction: float
@@ -290,9 +268,12 @@ class Preprocessing(NamedTuple):
 
 
 def image_processor(directory: str, key: str) -> Any:
-    """The image processor of a model's folder; None where no file describes one."""
+    """Load the image processor of a model's folder, if any."""
     folder = Path(directory)
-    if not any(_describes(folder / name, key) for name in PROCESSOR_FILES):
+    files = [folder / name for name in PROCESSOR_FILES if (folder / name).is_file()]
+    contents = {file.name: read_json(file, key, "fix its image_mean and image_std") for file in files}
+    # processor_config.json may be of the text alone.
+    if PROCESSOR_FILES[1] not in contents and "image_processor" not in contents.get(PROCESSOR_FILES[0], {}):
         return None
     from transformers import AutoImageProcessor
 
@@ -303,22 +284,23 @@ def image_processor(directory: str, key: str) -> Any:
 
 
 def statistics_of(processor: Any, directory: str, key: str) -> Statistics:
-    """Mean and standard deviation that pixels in [0, 1] are normalised with, whatever range it scales them to."""
+    """Mean and standard deviation of an image processor for pixels in [0, 1]."""
     try:
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
         if processor.do_normalize:
-            mean, std = (_channels(values) for values in (processor.image_mean, processor.image_std))
+            mean, std = processor.image_mean, processor.image_std
         scale = 255 * float(processor.rescale_factor) if processor.do_rescale else 255.0
-        found = Statistics(tuple(value / scale for value in mean), tuple(value / scale for value in std))
-        if not all(math.isfinite(value) for value in (*found.mean, *found.std)) or min(found.std) <= 0:
-            raise ValueError("std must be above 0")
+        found = Statistics(tuple(float(m) / scale for m in mean), tuple(float(s) / scale for s in std))
+        finite = all(math.isfinite(value) for value in (*found.mean, *found.std))
+        if not finite or min(found.std) <= 0 or (len(found.mean), len(found.std)) != (3, 3):
+            raise ValueError("need three numbers each, std above 0")
     except (AttributeError, TypeError, ValueError, ZeroDivisionError) as error:
         raise _unreadable(Path(directory), key, error) from error
     return found
 
 
 def preprocessing_of(processor: Any, directory: str, key: str) -> Preprocessing:
-    """How it brings images to the size of the network."""
+    """Preprocessing of an image processor, refused (UserError) if it is not supported."""
 
     def refused(what: str) -> UserError:
         return UserError(f"{key}: {directory} needs images {what}, which is not supported; give another model")
@@ -345,24 +327,6 @@ def preprocessing_of(processor: Any, directory: str, key: str) -> Preprocessing:
     if cropped > side:
         raise refused(f"of {side} pixels with borders up to {cropped}")
     return Preprocessing(resize, (cropped or side) / side, interpolation, "down")
-
-
-def _describes(path: Path, key: str) -> bool:
-    """Whether a file has an image processor; ``processor_config.json`` may be of the text alone."""
-    if not path.is_file():
-        return False
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, key, error) from error
-    if not isinstance(values, dict):
-        raise _unreadable(path, key, ValueError("no object"))
-    return path.name != PROCESSOR_FILES[0] or "image_processor" in values
-
-
-def _channels(values: Any) -> tuple[float, float, float]:
-    red, green, blue = (float(value) for value in values)
-    return red, green, blue
 
 
 def _unreadable(path: Path, key: str, error: BaseException) -> UserError:

@@ -1,14 +1,7 @@
-"""Pretrained weights: found on the hub or in files, loaded completely or refused, and recorded.
+"""Pretrained weights from the hub or files, loaded completely or refused, with their origin.
 
-Weights of any source (a release of timm or open_clip, a folder of ``transformers``, a checkpoint, an export) are
-compared with the network by names and shapes (``misfits``). No missing weight is initialised at random. Only these may
-be left out, and are reported:
-
-- the classifier of a timm release, and the heads of a language model's pretraining: the task brings its own head;
-- text tower and projection of an open_clip file: only its image tower is needed;
-- the last norm of a network pretrained by FCMAE, which that pretraining does not have; it begins as the identity;
-- ``num_batches_tracked`` of BatchNorm may be missing in a release: it only counts training steps, and releases from
-  before PyTorch 0.4.1 have none.
+No missing weight is initialised at random, except the last norm of networks pretrained by FCMAE, which lack it. Unused
+weights are reported: classifiers and heads of pretraining, and text tower and projection of an open_clip file.
 """
 
 from __future__ import annotations
@@ -39,7 +32,7 @@ REACH_SECONDS = 5.0
 OWN_PREFIX = "encoder.backbone."
 
 _OWN_OTHERS = ("encoder.normalize.", "head.", "heads.")
-"""What else a checkpoint of one of our classifiers contains."""
+"""Prefixes of other weights in the checkpoints of classifiers."""
 
 _OPEN_CLIP = "visual."
 _OPEN_CLIP_PROJECTION = ("visual.proj", "visual.head.", "visual.attnpool.c_proj.")
@@ -49,35 +42,35 @@ _OPEN_CLIP_OTHERS = (
 )
 
 _POSITIONS = ("pos_emb", "positional_embedding", "rel_pos", "relative_position", "attention_bias")
-"""Parts of the names of weights that belong to places in the image; timm resizes them to the size of the data."""
+"""Parts of the names of position embeddings, which timm resizes to the image size."""
 
 _BUFFERS = ("relative_position_index", "relative_coords_table", "attn_mask", "mask_token", "attention_bias_idxs")
-"""Ends of names that releases keep and timm drops: computed from the configuration, or used in pretraining only."""
+"""Suffixes of weights in releases that timm drops."""
 
 _UNUSED_PARTS = {
     "auxiliary head": r"AuxLogits\.",
     "attention pooling": r"attn_pool\.",
     "unused projections": r"level\d+\.project\.",
 }
-"""Parts of releases that timm's networks lack: Inception's head of training, SigLIP's pooling, DLA's idle layers."""
+"""Patterns of weights in releases that timm's networks (Inception, SigLIP, DLA) lack."""
 
 LeftOut = dict[str, list[str]]
-"""Names of the weights that were not needed, by what they are."""
+"""Names of unused weights by kind."""
 
 
 class WeightsOrigin(TypedDict):
-    """Where pretrained weights came from; plain values, recorded in checkpoints and in ``run.json``."""
+    """Origin of pretrained weights, recorded in checkpoints and in ``run.json``."""
 
-    part: str  # of the model, named as the option that asks for it
-    name: str  # of the architecture or model, as the configuration names it
+    part: str  # option that names them
+    name: str  # of the architecture or model
     source: str  # repository on the hub, or absolute path of the file or folder
-    revision: str | None  # commit on the hub; None for what did not come from there
+    revision: str | None  # commit on the hub
     sha256: dict[str, str]  # digest of each file by its name
-    left_out: dict[str, int]  # number of weights of the files that were not needed, by what they are
+    left_out: dict[str, int]  # number of unused weights by kind
 
 
 def weights_origin(part: str, name: str, place: Path, left_out: LeftOut) -> WeightsOrigin:
-    """Describe where weights came from."""
+    """Describe the origin of weights."""
     place = place.absolute()
     files = [place] if place.is_file() else weight_files(place)
     source, revision = str(place), None
@@ -97,7 +90,7 @@ def weights_origin(part: str, name: str, place: Path, left_out: LeftOut) -> Weig
 
 
 def report_origin(origin: WeightsOrigin) -> None:
-    """Print one line with where weights came from and what was left out of their files."""
+    """Print one line with the origin of weights and the unused ones."""
     revision = f" at {origin['revision'][:12]}" if origin["revision"] else ""
     left_out = ", ".join(f"{kind} ({count} weights)" for kind, count in origin["left_out"].items())
     rank_zero_info(
@@ -107,12 +100,7 @@ def report_origin(origin: WeightsOrigin) -> None:
 
 
 def misfits(given: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
-    """Weights that are missing, unexpected or of another shape, the first few names of each; empty if all fit.
-
-    Args:
-        given: weights by name.
-        expected: those of the network.
-    """
+    """Describe weights that are missing, unexpected or of another shape; empty if all fit."""
     shapes = {
         name: (tuple(given[name].shape), tuple(expected[name].shape))
         for name in given.keys() & expected.keys()
@@ -125,7 +113,7 @@ def misfits(given: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
 def described_misfits(
     missing: Iterable[str], unexpected: Iterable[str], reshaped: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
 ) -> str:
-    """As ``misfits``, of names that are known already."""
+    """Describe missing, unexpected and reshaped weights by their first names; empty if there are none."""
     kinds = {
         "missing": sorted(missing),
         "unexpected": sorted(unexpected),
@@ -139,7 +127,7 @@ def described_misfits(
 
 
 def known_architecture(name: str) -> Any:
-    """Where the weights of an architecture are and what they were trained on, as timm's ``PretrainedCfg``."""
+    """Pretrained configuration (``PretrainedCfg``) of an architecture in timm."""
     import timm
 
     try:
@@ -152,12 +140,12 @@ def known_architecture(name: str) -> Any:
 
 
 def create_backbone(name: str, image_size: int, weights: dict[str, torch.Tensor] | None = None) -> nn.Module:
-    """A timm network without classifier."""
+    """Build a timm network without classifier."""
     import timm
 
     source = known_architecture(name)
     fixed_size = {"img_size": image_size} if source.fixed_input_size else {}
-    # timm is strict about weights only where they claim as many classes as the network: none.
+    # timm is strict only about weights with as many classes as the network: none.
     overlay = None if weights is None else {"state_dict": weights, "num_classes": 0, "label_offset": 0}
     backbone: nn.Module = timm.create_model(
         name, pretrained=weights is not None, pretrained_cfg_overlay=overlay, num_classes=0, **fixed_size
@@ -171,7 +159,7 @@ def create_backbone(name: str, image_size: int, weights: dict[str, torch.Tensor]
 
 
 def classifier_weights(name: str) -> set[str]:
-    """Names of the weights that an architecture has with a classifier and not without."""
+    """Names of the classifier's weights."""
     import timm
 
     with torch.device("meta"):
@@ -180,11 +168,7 @@ def classifier_weights(name: str) -> set[str]:
 
 
 def load_backbone(backbone: nn.Module, path: str, name: str, image_size: int) -> LeftOut:
-    """Load weights into a network without classifier.
-
-    Returns:
-        Further weights of the file.
-    """
+    """Load weights into a network without classifier; return the names of unused ones."""
     weights, left_out = _backbone_weights(read_weights(path), name, path)
     expected = backbone.state_dict()
     what = "is an open_clip file whose image tower does not fit" if "projection" in left_out else "does not fit"
@@ -193,12 +177,11 @@ def load_backbone(backbone: nn.Module, path: str, name: str, image_size: int) ->
             wrong = misfits(_without_positions(weights), _without_positions(expected))
         raise UserError(f"pretrained: {path} {what} {name}: {wrong}")
     try:
-        # Keep the random state, which initialises everything that is built later.
         with torch.random.fork_rng(devices=[]), _timm_log() as log:
             source = create_backbone(name, image_size, weights)
     except UserError:
         raise
-    except Exception as error:  # timm's conversions stumble in many ways over weights of other networks
+    except Exception as error:  # timm's conversions raise many kinds for weights of other networks
         wrong = _misfits_in(error) or misfits(weights, expected) or first_line(error)
         raise UserError(f"pretrained: {path} {what} {name}: {wrong}") from error
     if wrong := _tolerated_by_timm(log, name, left_out):
@@ -209,7 +192,7 @@ def load_backbone(backbone: nn.Module, path: str, name: str, image_size: int) ->
 
 @contextmanager
 def _timm_log() -> Iterator[list[str]]:
-    """What timm's loading logs meanwhile, the only place where it reports the weights that it tolerates."""
+    """Capture timm's log, the only place where it reports misfits that it tolerates."""
     log: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: log.append(record.getMessage())  # type: ignore[method-assign]
@@ -227,12 +210,12 @@ def _timm_log() -> Iterator[list[str]]:
 
 
 def _tolerated_by_timm(log: Iterable[str], name: str, left_out: LeftOut) -> str:
-    """Misfits of architectures that timm does not load strictly (DLA, Inception, FCMAE, SigLIP without pooling)."""
+    """Misfits of architectures that timm does not load strictly."""
     text = "\n".join(log)
     missing = {one for found in re.findall(r"Missing keys \((.*)\) discovered", text) for one in found.split(", ")}
     unexpected = {one for found in re.findall(r"Unexpected keys \((.*)\) found", text) for one in found.split(", ")}
     if ".fcmae" in name:
-        # Pretraining without labels ends before the last norm, which therefore begins as the identity.
+        # FCMAE has no last norm, which therefore starts as the identity.
         missing -= {"head.norm.weight", "head.norm.bias"}
     for kind, pattern in _UNUSED_PARTS.items():
         if names := sorted(one for one in unexpected if re.match(pattern, one)):
@@ -244,7 +227,7 @@ def _tolerated_by_timm(log: Iterable[str], name: str, left_out: LeftOut) -> str:
 def _backbone_weights(
     weights: dict[str, torch.Tensor], name: str, path: str
 ) -> tuple[dict[str, torch.Tensor], LeftOut]:
-    """The weights of the image network in a file, and the names of all others."""
+    """The image network's weights in a file, and the names of unused ones."""
     own = any(key.startswith(OWN_PREFIX) for key in weights)
     open_clip = any(key.startswith(_OPEN_CLIP) for key in weights)
     left_out: LeftOut = {}
@@ -267,10 +250,7 @@ def _backbone_weights(
 
 
 def _refused_by_name(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> str:
-    """What timm's conversion would hide: it resamples patch embeddings, and some of its filters drop what is too much.
-
-    Weights that have other names than the network's are left to timm, which converts them.
-    """
+    """Misfits that timm would hide: it resamples patch embeddings, and some of its filters drop unexpected weights."""
     stems = {"visual.conv1.weight": "patch_embed.proj.weight"}
     reshaped = {}
     for key, value in _without_positions(weights).items():
@@ -278,7 +258,7 @@ def _refused_by_name(weights: Mapping[str, torch.Tensor], expected: Mapping[str,
         name = stems.get(key, name)
         if name not in expected:
             continue
-        # Some releases keep linear layers as convolutions of one pixel, or the other way round.
+        # Some releases have linear layers as 1 × 1 convolutions, or vice versa.
         if value.shape != expected[name].shape and value.numel() != expected[name].numel():
             reshaped[key] = (tuple(value.shape), tuple(expected[name].shape))
     unexpected: Iterable[str] = ()
@@ -292,7 +272,7 @@ def _without_positions(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.T
 
 
 def _misfits_in(error: BaseException) -> str:
-    """What torch's strict loading reports, in the form of ``misfits``; empty for another error."""
+    """Misfits in the message of torch's strict loading; empty for another error."""
     text = str(error)
     lists = {
         kind: re.findall(r'"([^"]+)"', found[1])
@@ -310,9 +290,9 @@ def _shape(text: str) -> tuple[int, ...]:
 
 
 def copy_weights(source: nn.Module, target: nn.Module, origin: str) -> None:
-    """Copy all weights, also into a target that has adapters (LoRA), whose base layers are named differently."""
+    """Copy all weights, also into a target with adapters (LoRA)."""
     weights, expected = source.state_dict(), plain_weights(target)
-    # Further weights of the source were left out by the caller on purpose.
+    # Further weights of the source are unused.
     if wrong := misfits({name: weights[name] for name in weights.keys() & expected.keys()}, expected):
         raise UserError(f"{origin} does not fit: {wrong}")
     for name, value in expected.items():
@@ -320,14 +300,14 @@ def copy_weights(source: nn.Module, target: nn.Module, origin: str) -> None:
 
 
 def plain_weights(network: nn.Module) -> dict[str, torch.Tensor]:
-    """Weights of a network by the names that they have without adapters, whose own weights are left out."""
+    """Weights of a network without those of adapters, by their original names."""
     return {
         name.replace(".base_layer.", "."): value for name, value in network.state_dict().items() if "lora_" not in name
     }
 
 
 def read_weights(path: str) -> dict[str, torch.Tensor]:
-    """Read weights without running code from the file; half precision becomes float32."""
+    """Read weights with ``weights_only=True``; half precision becomes float32."""
     from timm.models import load_state_dict
 
     if Path(path).is_dir():
@@ -346,7 +326,7 @@ def read_weights(path: str) -> dict[str, torch.Tensor]:
 
 
 def weight_files(directory: str | Path, origin: str = "") -> list[Path]:
-    """Files that the weights in a folder of ``transformers`` are read from, in the library's order of preference."""
+    """Weights files in a folder of ``transformers``."""
     folder = Path(directory)
     if (folder / "adapter_config.json").is_file():
         raise UserError(
@@ -359,24 +339,21 @@ def weight_files(directory: str | Path, origin: str = "") -> list[Path]:
         index = folder / f"{name}.index.json"
         if not index.is_file():
             continue
-        try:
-            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{origin}{index} cannot be read ({first_line(error)}); download it again") from error
-        files = [folder / str(shard) for shard in shards]
-        if absent := [file.name for file in files if not file.is_file()]:
-            raise UserError(
-                f"{origin}{folder}: {len(absent)} of {len(files)} weights files are missing ({absent[0]}, …)"
-            )
+        shards = read_json(index, origin.removesuffix(": ") or "pretrained", "download it again").get("weight_map")
+        files = [folder / name for name in sorted(set(shards.values()))] if isinstance(shards, dict) else []
+        absent = [file.name for file in files if not file.is_file()]
+        if absent or not files:
+            first = (absent or [index.name])[0]
+            raise UserError(f"{origin}{folder}: {len(absent)} of {len(files)} weights files are missing ({first}, …)")
         return files
     raise UserError(f"{origin}{folder} has no weights; it needs {' or '.join(HUB_FILES)}, or their index and shards")
 
 
 def hub_file(source: Any) -> str:
-    """Path of the weights in the hub's local cache, downloaded if need be.
+    """Path of the weights in the hub's local cache, downloaded if necessary.
 
-    By default huggingface_hub tries for 47 seconds or more before it gives up, and looks for newer versions of cached
-    files. So cached files are used as they are, and one short request decides whether to try at all.
+    Cached files are used without looking for newer ones, and one short request decides whether to download at all:
+    huggingface_hub by itself gives up after 47 seconds or more.
     """
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
@@ -406,7 +383,7 @@ def local_directory(name: str, key: str) -> str:
 
 
 def hub_directory(name: str, key: str, *, with_weights: bool = True) -> str:
-    """Local folder of a model of the hub, downloaded if need be; as quick to give up as ``hub_file``."""
+    """Local folder of a model on the hub, downloaded if necessary; see ``hub_file``."""
     from huggingface_hub import snapshot_download, try_to_load_from_cache
 
     cached = try_to_load_from_cache(name, "config.json") if _is_repository(name) else None
@@ -458,9 +435,9 @@ def _has_weights(folder: Path) -> bool:
 
 
 def reachable(url: str, seconds: float) -> bool:
-    """Whether a server responds at all, be it with an error."""
+    """Whether a server responds at all, even with an error."""
     responses: list[bool] = []
-    # A thread, because no timeout covers the look-up of the name.
+    # In a thread, because no timeout covers the look-up of the name.
     thread = Thread(target=lambda: responses.append(_responds(url, seconds)), daemon=True)
     thread.start()
     thread.join(seconds)
@@ -474,10 +451,21 @@ def _responds(url: str, seconds: float) -> bool:
     except HTTPError:
         return True
     except URLError as error:
-        # Whether to trust the certificate is for the hub's own client to decide.
+        # The hub's client decides about certificates.
         return isinstance(error.reason, ssl.SSLError)
     except OSError:
         return False
+
+
+def read_json(path: Path, key: str, hint: str, kind: type = dict) -> Any:
+    """Read a JSON object, or list, of a model's folder (UserError with key and hint if that fails)."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, kind):
+            raise ValueError(f"no {kind.__name__}")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{key}: {path} cannot be read ({first_line(error)}); {hint}") from error
+    return values
 
 
 def first_line(error: BaseException) -> str:

@@ -165,7 +165,7 @@ def test_processors_that_do_something_else_are_refused_in_one_line(
 def test_a_damaged_file_is_named(tmp_path: Path, text: str) -> None:
     folder = write_clip(tmp_path)
     (folder / "preprocessor_config.json").write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match="no image_mean and image_std"):
+    with pytest.raises(UserError, match="image_mean and image_std"):
         statistics_of(image_processor(str(folder), "towers.model"), str(folder), "towers.model")
 
 

@@ -152,7 +152,7 @@ def test_pooling_files_of_every_age_are_read(tmp_path: Path, values: dict[str, A
         ({"pooling_mode_max_tokens": True}, "asks for max"),
         ({"pooling_mode_mean_sqrt_len_tokens": True}, "asks for mean_sqrt_len_tokens"),
         ({"embedding_dimension": 384}, "asks for no rule"),
-        ([], "is no configuration"),
+        ([], "cannot be read"),
     ],
 )
 def test_rules_that_are_not_supported_are_named(tmp_path: Path, values: Any, expected: str) -> None:
