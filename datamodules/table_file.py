@@ -251,11 +251,26 @@ class Table(ImageDataModule):
         used = {columns.image, columns.group, columns.split, columns.caption, *columns.tasks.values()}
         unused = [repr(name) for name in names if name not in used]
         notes = [f"{path}: columns by their names: {', '.join(chosen)}."] if chosen else []
+        if not (columns.tasks or columns.caption):
+            return notes  # only the images are wanted
         return [*notes, *([f"{path}: columns that are not used: {', '.join(unused)}."] if unused else [])]
 
+    def fetch(self) -> dict[int, str]:
+        """Fetch the images behind URLs that are not there yet; return why not for rows that could not be fetched."""
+        return _fetched(self.table, self._urls)
+
     def verification(self) -> Verification:
-        """Fetch the images behind URLs that are not there yet, and read all images once."""
-        reasons = _fetched(self.table, self._urls)
+        """Fetch the images behind URLs that are not there yet, and read all images once.
+
+        Raises:
+            UserError: none could be fetched.
+        """
+        reasons = self.fetch()
+        if reasons and len(reasons) == len(self._urls):
+            raise UserError(
+                f"{self.table.origin}: no image could be fetched; {next(iter(reasons.values()))}: check the network "
+                "and the URLs"
+            )
         found = super().verification()
         return replace(found, bad={row: reasons.get(row, reason) for row, reason in found.bad.items()})
 
@@ -360,12 +375,7 @@ def _fetched(table: SampleTable, urls: Mapping[int, str]) -> dict[int, str]:
 
     with ThreadPoolExecutor(_DOWNLOADS) as pool:
         reasons = dict(zip(absent, tracked(pool.map(fetch, absent), "fetching images", len(absent)), strict=True))
-    failed = {row: reason for row, reason in reasons.items() if reason}
-    if len(failed) == len(urls):
-        raise UserError(
-            f"{table.origin}: no image could be fetched; {next(iter(failed.values()))}: check the network and the URLs"
-        )
-    return failed
+    return {row: reason for row, reason in reasons.items() if reason}
 
 
 def _content(url: str) -> bytes:

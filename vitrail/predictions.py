@@ -112,11 +112,13 @@ class ImagePrediction:
 
     Attributes:
         name: path of the image, or ``image 3`` for the fourth input without a file.
-        tasks: prediction of each task, the main one first.
+        tasks: prediction of each task, the main one first; empty for an image that could not be read.
+        error: why it could not be read, else empty.
     """
 
     name: str
     tasks: dict[str, TaskPrediction]
+    error: str = ""
 
     @property
     def main(self) -> TaskPrediction:
@@ -144,7 +146,25 @@ class ImagePrediction:
 
     def __repr__(self) -> str:
         found = ", ".join(f"{task}: {one.label or '(none)'} {one.confidence:.0%}" for task, one in self.tasks.items())
-        return f"<{self.name}: {found}>"
+        return f"<{self.name}: {found or self.error}>"
+
+    def row(self, top: int = 1) -> dict[str, Any]:
+        """Return the prediction as a row of a table.
+
+        Args:
+            top: classes of each task.
+
+        Returns:
+            ``image``; for each task ``TASK`` and ``TASK_confidence`` of the predicted class (no class where several
+            share the highest confidence), and ``TASK_2``, ``TASK_2_confidence`` … of the next ones; ``error``.
+        """
+        values: dict[str, Any] = {"image": self.name}
+        for task, one in self.tasks.items():
+            for place, (label, confidence) in enumerate(one.top_k(top)):
+                key = f"{task}_{place + 1}" if place else task
+                values[key] = label if place else one.label or None
+                values[f"{key}_confidence"] = confidence
+        return {**values, "error": self.error or None}
 
 
 def image_predictions(

@@ -61,7 +61,7 @@ PROGRAMS = {
             "fit": Command(_STAGE, "train a model, with a run directory for everything that comes of it"),
             "validate": Command(_STAGE, "evaluate a checkpoint on the validation split"),
             "test": Command(_STAGE, "evaluate a checkpoint on the test split"),
-            "predict": Command(_STAGE, "predict images without labels"),
+            "predict": Command("evaluation.commands.predict", "predict new images: files, folders, tables or shards"),
             "sweep": Command(
                 "experiments.launch.sweep",
                 "search hyper-parameters: grid, random, TPE or Hyperband",
@@ -187,6 +187,8 @@ def _run(program: str, arguments: list[str]) -> int:
     if owner == "experiments":
         keep_freed_memory()
     command = PROGRAMS[owner].commands[name]
+    if name == "predict" and rest and rest[0].startswith("-") and rest[0] not in ("-h", "--help"):
+        command = Command(_STAGE, command.help)  # Lightning's stage: the data of an experiment, `predict --config FILE`
     if command.target == _STAGE:
         return _call(command, underscored(arguments))
     return _call(command, hyphenated(rest)) if ":" in command.target else _parse(owner, name, command, hyphenated(rest))

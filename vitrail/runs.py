@@ -7,12 +7,14 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import yaml
@@ -21,6 +23,7 @@ from vitrail.config import read_experiment
 from vitrail.errors import UserError
 from vitrail.files import file_sha256, write_text_atomically
 from vitrail.predictions import ImagePrediction, Predictions, image_predictions, read_predictions
+from vitrail.runtime import check_device
 from vitrail.trust import refuse_foreign_code
 
 if TYPE_CHECKING:
@@ -177,9 +180,7 @@ class Run:
     @cached_property
     def model(self) -> Any:
         """The task of the best checkpoint, in evaluation mode, on the GPU if there is one."""
-        import torch
-
-        return self.load_model(device="cuda" if torch.cuda.is_available() else "cpu")
+        return self.load_model(device=check_device("auto"))
 
     def load_model(self, checkpoint: str = "best", device: str = "cpu") -> Any:
         """Load a task with its weights, in evaluation mode, without running code of the run's author.
@@ -229,8 +230,9 @@ class Run:
         temperatures of ``python -m evaluation calibrate``, if there are any.
 
         Args:
-            images: a path, a folder, a PIL image, a uint8 array ``(H, W, 3)`` or ``(N, H, W, 3)``, a uint8 tensor
-                ``(3, H, W)`` or ``(N, 3, H, W)``, or a list of these; RGB.
+            images: a path, a folder, a pattern such as ``photos/*.jpg``, a table or a shard (see
+                ``datamodules.sources.find_images``), a PIL image, a uint8 array ``(H, W, 3)`` or ``(N, H, W, 3)``, a
+                uint8 tensor ``(3, H, W)`` or ``(N, 3, H, W)``, or a list of these; RGB.
             batch_size: images per batch.
 
         Returns:
@@ -246,24 +248,57 @@ class Run:
             >>> len(predictions[0].top_k(2)), predictions[0].calibrated
             (2, False)
         """
+        return list(self.iter_predictions(_named_images(images), batch_size))
+
+    def iter_predictions(
+        self, named: Iterable[tuple[str, Any]], batch_size: int = 32, *, keep_unreadable: bool = False
+    ) -> Iterator[ImagePrediction]:
+        """Predict images one batch after another, while the next one is being decoded.
+
+        Args:
+            named: name and source of each image; sources as of ``predict``, or the content of a file.
+            batch_size: images that pass through the network together.
+            keep_unreadable: yield a prediction with an ``error`` for an image that cannot be read.
+
+        Raises:
+            UserError: as ``predict``.
+        """
         import torch
 
-        model, named = self.model, list(_named_images(images))
+        model = self.model
         tasks = getattr(model, "tasks", {})
         if not tasks:
             raise UserError(f"{self.path}: its data have no classes to predict; compare images with texts instead")
         transform = import_module("datamodules.loading.transforms").eval_transform({**model.input_options})
         value_range = model.input_options.get("value_range", "auto")
-        found: list[ImagePrediction] = []
-        for start in range(0, len(named), batch_size):
-            names, sources = zip(*named[start : start + batch_size], strict=True)
-            pixels = [transform(_pixels(*one, value_range)) for one in zip(names, sources, strict=True)]
-            batch = {"image": torch.stack(pixels), "sample_id": torch.arange(len(pixels))}
-            with torch.inference_mode():
-                outputs = model.predict_step({key: value.to(model.device) for key, value in batch.items()}, 0)
-            logits = {task: values.float().cpu().numpy() for task, values in outputs["logits"].items()}
-            found += image_predictions(names, logits, tasks, self.temperatures)
-        return found
+
+        def decoded(name: str, source: Any) -> torch.Tensor | str:
+            try:
+                return cast("torch.Tensor", transform(_pixels(name, source, value_range)))
+            except UserError as error:
+                if not keep_unreadable:
+                    raise
+                return str(error)
+
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            for batch, found in _one_ahead(
+                (batch, [pool.submit(decoded, *one) for one in batch]) for batch in _batches(named, batch_size)
+            ):
+                images = [one.result() for one in found]
+                pixels = [image for image in images if not isinstance(image, str)]
+                inputs = {"image": torch.stack(pixels), "sample_id": torch.arange(len(pixels))} if pixels else None
+                names = [name for (name, _), image in zip(batch, images, strict=True) if not isinstance(image, str)]
+                predicted = iter(self._predict_batch(inputs, names) if inputs else [])
+                for (name, _), image in zip(batch, images, strict=True):
+                    yield ImagePrediction(name, {}, image) if isinstance(image, str) else next(predicted)
+
+    def _predict_batch(self, inputs: Mapping[str, torch.Tensor], names: Sequence[str]) -> list[ImagePrediction]:
+        import torch
+
+        with torch.inference_mode():
+            outputs = self.model.predict_step({key: value.to(self.model.device) for key, value in inputs.items()}, 0)
+        logits = {task: values.float().cpu().numpy() for task, values in outputs["logits"].items()}
+        return image_predictions(names, logits, self.model.tasks, self.temperatures)
 
     @property
     def name(self) -> str:
@@ -448,22 +483,20 @@ def _begun(run: Path) -> float:
 
 
 def _named_images(images: Any) -> Iterator[tuple[str, Any]]:
-    """Names and sources of single images: a path, a PIL image, an array ``(H, W, 3)`` or a tensor ``(3, H, W)``."""
+    """Names and sources of single images; what is named by paths is found by ``datamodules.sources``."""
+    if isinstance(images, str | Path):
+        images = [images]
+    if isinstance(images, list | tuple) and all(isinstance(one, str | Path) for one in images):
+        for source in import_module("datamodules.sources").find_images(images):
+            yield from zip(source.names, source.read(np.arange(len(source))), strict=True)
+        return
     for number, source in enumerate(_single_images(images)):
         yield (str(source) if isinstance(source, Path) else f"image {number}"), source
 
 
 def _single_images(images: Any) -> Iterator[Any]:
     if isinstance(images, str | Path):
-        path = Path(images).expanduser()
-        if not path.is_dir():
-            yield path
-            return
-        suffixes = import_module("datamodules.loading.decode").image_suffixes()
-        files = [file for file in sorted(path.rglob("[!.]*")) if file.suffix.lower() in suffixes]
-        if not files:
-            raise UserError(f"{path}: has no images; expected files such as .jpg or .png")
-        yield from files
+        yield Path(images).expanduser()
     elif isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4:
         for one in images:
             yield from _single_images(one)
@@ -471,13 +504,36 @@ def _single_images(images: Any) -> Iterator[Any]:
         yield images
 
 
+_Value = TypeVar("_Value")
+
+
+def _batches(values: Iterable[_Value], size: int) -> Iterator[list[_Value]]:
+    iterator = iter(values)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def _one_ahead(values: Iterable[_Value]) -> Iterator[_Value]:
+    """Yield values, each when the next one has been asked for."""
+    waiting: list[_Value] = []
+    for value in values:
+        waiting.append(value)
+        if len(waiting) > 1:
+            yield waiting.pop(0)
+    yield from waiting
+
+
 def _pixels(name: str, source: Any, value_range: Any) -> torch.Tensor:
     """Return uint8 ``(3, H, W)``, decoded as the images of every data set."""
     import torch
 
     decode = import_module("datamodules.loading.decode")
+    if isinstance(source, UserError):
+        raise source
     if isinstance(source, Path):
         return cast("torch.Tensor", decode.read_image(source, value_range=value_range))
+    if isinstance(source, bytes):
+        return cast("torch.Tensor", decode.read_image(source, name, value_range))
     if hasattr(source, "getexif"):
         try:
             return cast("torch.Tensor", decode.image_pixels(source, value_range))

@@ -88,11 +88,17 @@ def _end_with_parent() -> None:
 
 
 def check_device(name: str) -> str:
-    """Return the name of a device such as ``cuda:1`` (UserError if it cannot be used)."""
+    """Return the name of a device such as ``cuda:1``; for ``auto`` the first GPU, Apple's included, else the CPU.
+
+    Raises:
+        UserError: it cannot be used here.
+    """
     if name == "cpu":
         return name
     import torch
 
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
