@@ -1,7 +1,9 @@
-"""The DataModule that an experiment file or a run describes, for commands that need the data and no training."""
+"""The DataModule that an experiment file or a run describes, and the commands of ``python -m datamodules``."""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,13 @@ from jsonargparse import ArgumentParser, Namespace
 from datamodules.base import ImageDataModule
 from vitrail.config import FullNames, dump_yaml, merged, read_experiment, read_experiments, split_configs
 from vitrail.errors import UserError
+from vitrail.files import write_text_atomically
+from vitrail.programs import program_name
 from vitrail.runs import run_of_config
 from vitrail.trust import refuse_foreign_code
 from vitrail.types import DEFAULT_SEED
+
+_DATA = "--config FILE [--config OVERLAY] [--data.init_args.KEY VALUE] [--seed_everything N]"
 
 
 class _Parser(FullNames, ArgumentParser):
@@ -21,15 +27,10 @@ class _Parser(FullNames, ArgumentParser):
 
 
 def data_parser(program: str, usage: str | None = None) -> ArgumentParser:
-    """A parser that knows ``--config``, ``--data`` and ``--seed_everything``; the caller adds its own arguments.
-
-    Args:
-        program: name for messages.
-        usage: one line, made by the parser if not given.
-    """
+    """Return a parser that knows ``--config``, ``--data`` and ``--seed_everything``; the caller adds its arguments."""
     parser = _Parser(prog=program, usage=usage, exit_on_error=False)
     parser.add_argument(
-        "--config", help="Experiment file whose data: part is used; of a later one only what it says differently."
+        "--config", help="Experiment file whose data: part is used; a later one overrides what it names."
     )
     parser.add_argument(
         "--seed_everything", type=int, default=DEFAULT_SEED, help="Seed of the data, as in fit: splits depend on it."
@@ -40,24 +41,14 @@ def data_parser(program: str, usage: str | None = None) -> ArgumentParser:
 
 
 def parse_data(parser: ArgumentParser, args: list[str]) -> tuple[ImageDataModule, Namespace]:
-    """The DataModule that experiment files and further arguments describe, with the seed that a fit would use.
-
-    Args:
-        parser: of ``data_parser``.
-        args: command-line arguments; ``--config`` may stand in them several times.
-
-    Returns:
-        The DataModule, and all arguments as parsed.
+    """Return the DataModule that experiment files and further arguments describe, and all arguments as parsed.
 
     Raises:
-        UserError: for a file that cannot be read or says nothing about data.
+        UserError: for a file that cannot be read or has no data.
         ArgumentError: for arguments that are unknown or of the wrong type.
     """
     paths, rest = split_configs(args)
-    parsed = _parse(parser, _read(paths), rest, f"--config {paths[0]}" if paths else "")
-    datamodule = parser.instantiate(parsed).data
-    assert isinstance(datamodule, ImageDataModule)
-    return datamodule, parsed
+    return _parse(parser, _read(paths), rest, f"--config {paths[0]}" if paths else "")
 
 
 def load_datamodule(
@@ -71,8 +62,8 @@ def load_datamodule(
         program: name for messages.
 
     Raises:
-        UserError: a file cannot be read, says nothing about data, or is of a run and names foreign code.
-        ArgumentError: arguments are unknown or of the wrong type.
+        UserError: for a file that cannot be read, has no data, or is of a run and names foreign code.
+        ArgumentError: for arguments that are unknown or of the wrong type.
     """
     if isinstance(source, Mapping):
         content = dict(source)
@@ -89,9 +80,7 @@ def load_datamodule(
         "experiment" if isinstance(source, Mapping) else f"{source if isinstance(source, str | Path) else source[0]}"
     )
     overlays, rest = split_configs(args)
-    datamodule = parser.instantiate(_parse(parser, merged(content, _read(overlays)), rest, origin)).data
-    assert isinstance(datamodule, ImageDataModule)
-    return datamodule
+    return _parse(parser, merged(content, _read(overlays)), rest, origin)[0]
 
 
 def _read(paths: Sequence[str | Path]) -> dict[str, Any]:
@@ -101,10 +90,52 @@ def _read(paths: Sequence[str | Path]) -> dict[str, Any]:
     return read_experiments(paths)
 
 
-def _parse(parser: ArgumentParser, content: Mapping[str, Any], rest: Sequence[str], origin: str) -> Namespace:
+def _parse(
+    parser: ArgumentParser, content: Mapping[str, Any], rest: Sequence[str], origin: str
+) -> tuple[ImageDataModule, Namespace]:
     known = ["--data", dump_yaml(content["data"], one_line=True)] if isinstance(content.get("data"), dict) else []
     if origin and not known:
         raise UserError(f"{origin}: has no data: part; name the data set there with class_path: …")
     if content.get("seed_everything") is not None:
         known += ["--seed_everything", str(content["seed_everything"])]
-    return parser.parse_args([*known, *rest])
+    parsed = parser.parse_args([*known, *rest])
+    datamodule = parser.instantiate(parsed).data
+    assert isinstance(datamodule, ImageDataModule)
+    return datamodule, parsed
+
+
+def audit(args: list[str]) -> None:
+    """Print the report, write it where that is asked for, and then refuse what a fit would refuse."""
+    from rich.console import Console
+
+    from datamodules.checks.audit import print_report
+
+    program = f"{program_name('datamodules')} audit"
+    parser = data_parser(program, f"{program} {_DATA} [--json FILE]")
+    parser.add_argument("--json", type=str | None, default=None, help="File to write the whole report to.")
+    datamodule, options = parse_data(parser, args)
+    report = datamodule.audit()
+    print_report(report, Console())
+    if options.json is not None:
+        try:
+            content = json.dumps(report.to_dict(), indent=2, ensure_ascii=False)
+            write_text_atomically(Path(options.json), content + "\n")
+        except OSError as error:
+            raise UserError(f"--json {options.json}: cannot be written ({error.strerror})") from error
+    report.refuse()
+
+
+def pack(args: list[str]) -> None:
+    """Write the shards and print how many of them each split has."""
+    from datamodules.streaming import pack as packing
+
+    program = f"{program_name('datamodules')} pack"
+    usage = f"{program} {_DATA} --to FOLDER [--format parquet|webdataset] [--shard-size 1000]"
+    parser = data_parser(program, usage)
+    parser.add_argument("--to", type=str, required=True, help="Folder to write to.")
+    parser.add_argument("--format", type=packing.PackFormat, default="parquet", help="Of the shards.")
+    parser.add_argument("--shard-size", type=int, default=1000, help="Samples of a shard at most.")
+    datamodule, options = parse_data(parser, args)
+    counts = packing.pack(datamodule, Path(options.to), options.format, options.shard_size)
+    shown = ", ".join(f"{split} {count}" for split, count in counts.items())
+    sys.stdout.write(f"Shards in {options.to}: {shown}\n")

@@ -239,7 +239,7 @@ def _refuse_too_large(image: Image.Image, file: IO[bytes], max_pixels: int) -> N
     width, height = tags.get(322, 1), tags.get(323, 1)
     if isinstance(width, int) and isinstance(height, int) and width * height > 4 * max_pixels:
         raise TooLargeError(f"tiles of {width} × {height} pixels")
-    place = file.tell()
+    place = file.seek(0, io.SEEK_CUR)
     size = file.seek(0, io.SEEK_END)
     file.seek(place)
     if size > MAX_BYTES:
@@ -319,7 +319,7 @@ def _is_damage(warning: str) -> bool:
 
 def _check_png(file: IO[bytes]) -> None:
     """Refuse a PNG whose checksums are wrong or whose end is missing; Pillow does not look at those of pixels."""
-    place = file.tell()
+    place = file.seek(0, io.SEEK_CUR)
     file.seek(8)
     kind = b""
     while kind != b"IEND":
@@ -343,7 +343,7 @@ def _check_png_rows(image: Image.Image, file: IO[bytes]) -> None:
     is_interlaced = bool(image.info.get("interlace"))
     if not is_interlaced and np.asarray(image.crop((0, image.height - 1, image.width, image.height))).any():
         return  # the last row is there, and so are all others
-    place = file.tell()
+    place = file.seek(0, io.SEEK_CUR)
     file.seek(16)
     width, height, depth, color = struct.unpack(">IIBB", file.read(10))
     bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color]

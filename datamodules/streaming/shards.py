@@ -126,7 +126,7 @@ def size_of(file: IO[bytes]) -> int | None:
     if isinstance(size, int):
         return size
     try:
-        place = file.tell()
+        place = file.seek(0, os.SEEK_CUR)
         end = file.seek(0, os.SEEK_END)
         file.seek(place)
     except (OSError, ValueError):
@@ -411,16 +411,17 @@ def _content(cell: Any) -> bytes:
 def _from_tar(url: str, file: IO[bytes], images: pa.Table) -> Iterator[bytes]:
     """Parts of an archive from front to back; a server without range requests sends all before them, too."""
     with ExitStack() as stack:
-        archive = stack.enter_context(unpacked(url, file))
+        archive, place = stack.enter_context(unpacked(url, file)), 0
         for image in images.to_pylist():
             try:
-                content = _part(archive, image["offset"], image["size"])
+                content = _part(archive, place, image["offset"], image["size"])
             except ValueError as error:
                 if not lacks_ranges(error):
                     raise
                 whole = stack.enter_context(open_shard(url, sequential=True))
                 archive = stack.enter_context(unpacked(url, whole))
-                content = _part(archive, image["offset"], image["size"])
+                content = _part(archive, 0, image["offset"], image["size"])
+            place = image["offset"] + image["size"]
             if len(content) < image["size"]:
                 raise UserError(f"data shards: {url} ends within an image: it is truncated; get an intact copy")
             if image["crc32"] is not None and image["crc32"] != zlib.crc32(content):
@@ -431,13 +432,13 @@ def _from_tar(url: str, file: IO[bytes], images: pa.Table) -> Iterator[bytes]:
             yield content
 
 
-def _part(archive: IO[bytes], offset: int, size: int) -> bytes:
-    """Some bytes further on, fewer at the end of the file; a connection may give them in pieces."""
+def _part(archive: IO[bytes], place: int, offset: int, size: int) -> bytes:
+    """Some bytes further on than the current place, fewer at the end; a connection may send them in pieces."""
     try:
         archive.seek(offset)
     except (OSError, ValueError):
-        while (left := offset - archive.tell()) > 0 and archive.read(min(left, _CHUNK)):
-            pass
+        while place < offset and (skipped := archive.read(min(offset - place, _CHUNK))):
+            place += len(skipped)
     pieces = []
     while size > 0 and (piece := archive.read(size)):
         pieces.append(piece)

@@ -65,7 +65,7 @@ def _dealt(values: Sequence[str], number: int, *key: int) -> str:
 
 
 def ware_spec(seed: int, instance: int) -> WareSpec:
-    """Return the object with a number; each ten in a row have one of each kind, likewise for colours and conditions."""
+    """Return an object by its number; each ten in a row have one of each kind, likewise for colours and conditions."""
     kind = _dealt(KINDS, instance, seed, _FOR_KIND)
     colour = _dealt(_VOCABULARIES["colour"], instance, seed, _FOR_COLOUR)
     condition = _dealt(CONDITIONS, instance, seed, _FOR_CONDITION)
@@ -151,11 +151,7 @@ class Wares(ImageDataModule):
         return SampleTable.from_frame(frame, list(_VOCABULARIES), _VOCABULARIES, origin="Wares")
 
     def read_image(self, index: int) -> torch.Tensor:
-        """Draw an image, or take it from memory.
-
-        Returns:
-            uint8 ``(3, resolution, resolution)``, RGB.
-        """
+        """See ``ImageDataModule``; drawn, or from memory."""
         if not len(self._drawn):
             return torch.from_numpy(self._draw(index))
         if not self._drawn[index]:

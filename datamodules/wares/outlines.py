@@ -1,11 +1,9 @@
-"""Outlines from which the generated wares are put together.
+"""Outlines of the generated wares.
 
 A ware is a stack of parts, each a closed polygon in the ware's own units: x to the right, y down, the whole ware within
-about [-1, 1] in both. Each kind is a function of its form and of the aspect under which it is seen, and returns its
-parts back to front, so that all views of one object show the same thing. Kinds are meant to be confused: a mug whose
-handle is turned away looks like a vase, a bottle like a soap dispenser, a handbag like a backpack.
-
-Angles are rounded before use, so that the last bit of a platform's sine does not reach an image.
+about [-1, 1] in both. Each kind is a function of its form and of the aspect under which it is shown, and returns its
+parts back to front. Kinds are meant to be confused: a mug whose handle is turned away looks like a vase. Angles are
+rounded before use, so that the last bit of a platform's sine does not reach an image.
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ Form = Sequence[float]
 
 @dataclass(frozen=True)
 class Aspect:
-    """The aspect under which a ware is seen.
+    """The aspect under which a ware is shown.
 
     Attributes:
         tilt: height over width of its horizontal circles, about 0.1 to 0.4.

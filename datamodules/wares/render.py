@@ -1,12 +1,8 @@
 """Renders one generated ware: a function of the object (``WareSpec``) and of a number that stands for the view.
 
-Kind, colour, material, condition, proportions and marks of use belong to the object; pose, light, background, things in
-front and the camera belong to the view. The shading is Blinn's ("Models of light reflection for computer synthesized
-images", SIGGRAPH 1977), with a painted surrounding for metal and a bent background for glass.
-
-Images are the same on every platform: they are built with additions, multiplications, divisions and square roots, which
-are rounded alike everywhere, and of NumPy's generators only ``random()`` and the raw words of PCG64 are used, whose
-stream is fixed by the algorithm.
+The shading is Blinn's ("Models of light reflection for computer synthesized images", SIGGRAPH 1977). Images are equal
+on every platform: they are built with additions, multiplications, divisions and square roots, which are rounded alike
+everywhere, and of NumPy's generators only ``random()`` and the raw words of PCG64 are used.
 """
 
 from __future__ import annotations
@@ -16,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -64,8 +61,7 @@ class Pose:
         return np.float32(a) * x + np.float32(b) * y, np.float32(c) * x + np.float32(d) * y
 
 
-@dataclass(frozen=True)
-class Box:
+class Box(NamedTuple):
     """A part of the image in pixels, right and bottom excluded."""
 
     left: int
@@ -160,19 +156,9 @@ def normals(part: Part, mask: Plane, place: tuple[Plane, Plane], pose: Pose) -> 
 
 
 def _power(values: Plane, doublings: int) -> Plane:
-    """The values to the power of 2 ** doublings, by squaring."""
     for _ in range(doublings):
         values = values * values
     return values
-
-
-def _lit(normal: Plane, light: Light) -> tuple[Plane, Plane]:
-    """How much of the lamp falls on each point, and how near its mirror image is, both ``(h, w)`` in [0, 1]."""
-    x, y, z = light.direction
-    length = (x * x + y * y + (z + 1) * (z + 1)) ** 0.5
-    diffuse = np.maximum(normal[0] * x + normal[1] * y + normal[2] * z, 0)
-    mirror = np.maximum((normal[0] * x + normal[1] * y + normal[2] * (z + 1)) / length, 0)
-    return diffuse.astype(np.float32), mirror.astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -194,7 +180,11 @@ class Finish:
 
 def shade(finish: Finish, normal: Plane, light: Light, place: tuple[Plane, Plane], behind: Plane) -> Plane:
     """Return the colour of a part with some normals, over 1 in highlights; glass shows what is behind it."""
-    diffuse, mirror = _lit(normal, light)
+    x, y, z = light.direction
+    # How much of the lamp falls on each point, and how near its mirror image is, both (h, w) in [0, 1].
+    diffuse = np.maximum(normal[0] * x + normal[1] * y + normal[2] * z, 0).astype(np.float32)
+    halfway = (x * x + y * y + (z + 1) * (z + 1)) ** 0.5
+    mirror = np.maximum((normal[0] * x + normal[1] * y + normal[2] * (z + 1)) / halfway, 0).astype(np.float32)
     level = light.ambient + light.power * diffuse
     if finish.material == "metal":
         return _metal(finish, normal, mirror, light, place[1])
@@ -361,7 +351,7 @@ _BACKGROUNDS = [_studio, _studio, _table, _table, _planks, _cloth, _room]
 
 
 def background(rng: Random, resolution: int) -> Plane:
-    """What is behind the ware, things standing around included, ``(3, H, W)``."""
+    """Draw what is behind the ware, things standing around included, ``(3, H, W)``."""
     scene = _BACKGROUNDS[pick(rng, len(_BACKGROUNDS))](rng, resolution)
     things = int(rng.random() * rng.random() * 6)
     if things == 0:
@@ -459,10 +449,9 @@ _REACH = 1.25
 
 @lru_cache(maxsize=16)
 def marks_of_use(seed: int, amount: float) -> Image.Image:
-    """Draw fading, stains and scratches of one object, the same in all its views.
+    """Draw fading, stains and scratches (128 = none) of one object as the channels of an RGB image.
 
-    The amount is 0 for new, about 0.4 for used, 1 for worn. The RGB image of 96×96 covers the ware's [-1.25, 1.25]
-    square; its channels are fading, stains and scratches (128 = none).
+    The amount is 0 for new, about 0.4 for used, 1 for worn. The 96×96 pixels cover the ware's [-1.25, 1.25] square.
     """
     rng = stream(seed, 1)
     # Fading begins in patches and ends all over.
@@ -544,15 +533,7 @@ _BLOOMS: list[Colour] = [(0.9, 0.45, 0.55), (0.95, 0.8, 0.35), (0.95, 0.93, 0.9)
 
 @dataclass(frozen=True)
 class WareSpec:
-    """One physical object.
-
-    Attributes:
-        kind: one of `KINDS`.
-        colour: one of `COLOURS`.
-        material: one of `MATERIALS_OF` the kind.
-        condition: one of `CONDITIONS`.
-        seed: of everything else: proportions, exact tone, scratches.
-    """
+    """One physical object; the seed is that of proportions, exact tone and scratches."""
 
     kind: str
     colour: str
@@ -617,15 +598,10 @@ def _dashes(mask: Plane, place: tuple[Plane, Plane]) -> Plane:
 
 
 def draw_ware(spec: WareSpec, view_seed: int, resolution: int = 96) -> npt.NDArray[np.uint8]:
-    """Draw an image of an object.
+    """Draw an image of an object, uint8 ``(resolution, resolution, 3)``, RGB, at least 16 pixels wide.
 
-    Args:
-        spec: the object.
-        view_seed: of pose, light, background, things in front, camera.
-        resolution: side of the image in pixels, at least 16.
-
-    Returns:
-        uint8 ``(resolution, resolution, 3)``, RGB; the same for the same arguments in every process.
+    The view seed is that of pose, light, background, things in front and camera. Images are the same for the same
+    arguments in every process.
     """
     own, rng = stream(spec.seed), stream(view_seed)
     form = [float(value) for value in own.random(8)]
