@@ -7,7 +7,7 @@ reads Flickr30k and COCO with A. Karpathy's split files (cs.stanford.edu/people/
 The original token file has five captions of ``2258277193_586949ec62.jpg.1``, a photo that does not exist and is in no
 list: captions like these are left out and counted in the run record, as are photos that no list has.
 
-Files of captions are ``name.jpg#0<TAB>caption`` lines (the token file; Flickr30k's ``results_20130124.token`` is alike),
+Files of captions are ``name.jpg#0<TAB>caption`` lines (token file; Flickr30k's ``results_20130124.token`` is alike),
 Kaggle's CSV with the columns ``image`` and ``caption``, or A. Karpathy's JSON, which also has the split.
 """
 
