@@ -1,65 +1,45 @@
-"""Retrieval metrics with 95 % intervals by image: a CSV file and a table for the terminal.
+"""Retrieval metrics with 95 % intervals.
 
-The intervals are those of ``statistics.group_bootstrap``: images are resampled, and all queries of a resampled
-image (itself, or its texts) go with it; the gallery stays as it is. So they say how the numbers would vary with other
-queries of the same kind, not with another or a larger gallery.
+``report_rows`` is for images and texts that belong together: its intervals resample images, and all queries of a
+resampled image (itself, or its texts) go with it, while the gallery stays as it is.
 
-How well rankers find what people ask for: metrics over all queries made of attributes, with intervals.
-
-Queries are all combinations of a class and attribute values that some image has, and an image is relevant if its
-true labels say what the query says (``retrieval.metrics``). Rankers are those that people search with
-(``retrieval.search.searcher``), and each ranks all images; the numbers come from the ranks of the relevant ones
-(``retrieval.metrics``), where equal scores never flatter and what a ranker leaves out is not found.
-
-Two rows do not depend on a model: ``tfidf`` over the true labels, the most that words can do, and ``random``, the mean
-of some random orders, the least.
-
-The 95 % intervals resample queries in groups of the same head, because "blue bottle" and "blue plastic bottle" are much
-the same question: the class, or what is named last where there is none. They say how the numbers would vary with
-other such questions of the same images, not with other images.
+The rest measures how well rankers (``retrieval.search.searcher``) find what people ask for. Queries are all
+combinations of a class and attribute values that some image has, and an image is relevant if its true labels contain
+them. ``tfidf`` over the true labels, the most that texts can reach, and ``random``, the least, depend on no model.
+The intervals resample queries in groups of the same head (the class, or what is named last), because "blue bottle" and
+"blue plastic bottle" are much the same question: they show how the numbers would vary with other such questions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from evaluation.statistics.intervals import Interval, Statistic, group_bootstrap
-from retrieval.metrics import (
-    TIE_TOLERANCE,
-    AttributeQuery,
-    ClassWords,
-    attribute_queries,
-    average_precision,
-    ndcg_at,
-    precision_at,
-    r_precision,
-    relevant_ranks,
-)
-from retrieval.schema import LABEL
-from retrieval.search.searcher import Query, Searcher
+from evaluation.statistics.intervals import Interval, Statistic, estimate, group_bootstrap, share_statistic
 from vitrail.console import Table
 from vitrail.errors import UserError
 from vitrail.files import read_csv, write_csv
 from vitrail.types import LABEL_TASK
 
 if TYPE_CHECKING:
-    from retrieval.gallery import Gallery
-    from retrieval.search.text import WordSource
+    import torch
 
+    from retrieval.gallery import Gallery
+    from retrieval.metrics import AttributeQuery, ClassWords
+    from retrieval.search.searcher import Ranker, Searcher
+    from retrieval.search.text import WordSource
 
 BOTH, MEAN_RECALL = "both", "mean_recall"
 MEDIAN_RANK = "median_rank"
 
 
 class RankedAnswers(NamedTuple):
-    """What the Q queries of one direction got (see ``retrieval.metrics.RankedQueries``).
+    """Results of the Q queries of one direction (see ``retrieval.metrics.RankedQueries``).
 
     Attributes:
         direction: image_to_text or text_to_image.
@@ -96,21 +76,21 @@ class Row(NamedTuple):
 
 
 def report_rows(answers: Sequence[RankedAnswers], *, n_resamples: int = 5_000, seed: int = 0) -> list[Row]:
-    """Each metric of each direction, and the mean of all recalls.
+    """Return each metric of each direction, of at least one query each, and the mean of all recalls."""
+    from retrieval.metrics import RECALL_AT
 
-    Args:
-        answers: of each direction, each with at least one query.
-        n_resamples: of the bootstrap.
-        seed: of the bootstrap.
-    """
     rows = []
-    for answer in answers:
-        for metric, (value, interval) in _estimates(answer, n_resamples, seed).items():
-            rows.append(Row(answer.direction, metric, value, *interval, len(answer.first_rank)))
+    for direction, ranks, precision, images in answers:
+        statistics = {f"R@{k}": share_statistic(ranks <= k) for k in RECALL_AT}
+        statistics |= {MEDIAN_RANK: _inverse_median(ranks), "mAP": share_statistic(precision)}
+        for metric, statistic in statistics.items():
+            value, interval = estimate(statistic, images, n_resamples, seed=seed)
+            if metric == MEDIAN_RANK:
+                # The bootstrap is made for values from 0 to 1; 1 / median is one, and swaps the ends of the interval.
+                value, interval = 1 / value, Interval(1 / interval.high, 1 / interval.low)
+            rows.append(Row(direction, metric, value, *interval, len(ranks)))
     images = np.concatenate([answer.images for answer in answers])
-    mean_recall = _mean_recall(answers)
-    value = float(mean_recall(np.ones((1, len(images))))[0])
-    interval = group_bootstrap(mean_recall, images, n_resamples, seed=seed)
+    value, interval = estimate(_mean_recall(answers), images, n_resamples, seed=seed)
     return [*rows, Row(BOTH, MEAN_RECALL, value, *interval, len(np.unique(images)))]
 
 
@@ -122,7 +102,7 @@ def write_report(path: Path, rows: Sequence[Row]) -> None:
 
 
 def read_report(path: Path) -> list[Row]:
-    """What ``write_report`` wrote.
+    """Read what ``write_report`` wrote.
 
     Raises:
         UserError: the file cannot be read, has no rows, or has other columns or values.
@@ -136,26 +116,24 @@ def read_report(path: Path) -> list[Row]:
     if list(frame.columns) != list(Row._fields) or frame.empty:
         raise UserError(f"{path}: needs rows with the columns {', '.join(Row._fields)}; run `test` again")
     numbers = frame[["value", "low", "high", "n"]]
-    if not all(pd.api.types.is_numeric_dtype(kind) for kind in numbers.dtypes) or not np.isfinite(numbers).all(
-        axis=None
-    ):
+    if not all(map(pd.api.types.is_numeric_dtype, numbers.dtypes)) or not np.isfinite(numbers).all(axis=None):
         raise UserError(f"{path}: value, low, high and n must be finite numbers; run `test` again")
     return [Row(*values) for values in frame.itertuples(index=False, name=None)]
 
 
 def report_table(rows: Sequence[Row], title: str, candidates: Mapping[str, int] | None = None) -> Table:
-    """The rows as a table with a column for each direction, and the mean recall below.
+    """Return a table with a column for each direction, and the mean recall below.
 
     Args:
         rows: of the report.
         title: above it.
-        candidates: by direction how many items were ranked; recalls that so few make trivial are named.
+        candidates: by direction how many items were ranked; recalls that are trivial among so few are named.
     """
+    from retrieval.metrics import RECALL_AT
+
     cells = {(row.direction, row.metric): with_interval(row) for row in rows}
     directions = {row.direction: row.n for row in rows if row.direction != BOTH}
     caption = " ".join(f"{row.metric} {with_interval(row)}" for row in rows if row.direction == BOTH)
-    from retrieval.metrics import RECALL_AT
-
     for direction, count in (candidates or {}).items():
         if trivial := [f"R@{k}" for k in RECALL_AT if k >= count]:
             caption += f"\n{', '.join(trivial)} of {direction} cannot be below 1: there are {count} candidates"
@@ -165,30 +143,13 @@ def report_table(rows: Sequence[Row], title: str, candidates: Mapping[str, int] 
     return Table(columns, lines, None, title, caption)
 
 
-def _estimates(answer: RankedAnswers, n_resamples: int, seed: int) -> dict[str, tuple[float, Interval]]:
-    def estimate(statistic: Statistic) -> tuple[float, Interval]:
-        value = statistic(np.ones((1, len(answer.images))))
-        return float(value[0]), group_bootstrap(statistic, answer.images, n_resamples, seed=seed)
-
-    from retrieval.metrics import RECALL_AT  # which takes PyTorch along, and who only reads a report needs none
-
-    found = {f"R@{k}": estimate(_mean((answer.first_rank <= k).astype(np.float64))) for k in RECALL_AT}
-    # The bootstrap is made for values from 0 to 1; 1 / median is one, and turns the ends of the interval round.
-    inverse, interval = estimate(_inverse_median(answer.first_rank))
-    found[MEDIAN_RANK] = 1 / inverse, Interval(1 / interval.high, 1 / interval.low)
-    found["mAP"] = estimate(_mean(answer.average_precision))
-    return found
-
-
 def _mean_recall(answers: Sequence[RankedAnswers]) -> Statistic:
-    """Mean of the recalls of all directions, whose queries stand one after the other."""
+    """Mean of the recalls of all directions, whose queries follow each other."""
     from retrieval.metrics import RECALL_AT
 
-    parts = []
-    for answer in answers:
-        hits = np.stack([answer.first_rank <= k for k in RECALL_AT], axis=1)
-        parts.append(_mean(hits.mean(axis=1)))
-    ends = np.cumsum([len(answer.first_rank) for answer in answers])[:-1]
+    hits = [np.stack([answer.first_rank <= k for k in RECALL_AT], axis=1) for answer in answers]
+    parts = [share_statistic(hit.mean(axis=1)) for hit in hits]
+    ends = np.cumsum([len(hit) for hit in hits])[:-1]
 
     def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
         own = np.split(weights, ends, axis=1)
@@ -196,11 +157,6 @@ def _mean_recall(answers: Sequence[RankedAnswers]) -> Statistic:
         return values
 
     return statistic
-
-
-def _mean(values: NDArray[np.float64]) -> Statistic:
-    """Mean as a function of sample weights."""
-    return lambda weights: cast("NDArray[np.float64]", weights @ values / weights.sum(axis=1))
 
 
 def _inverse_median(ranks: NDArray[np.int64]) -> Statistic:
@@ -220,22 +176,16 @@ def _inverse_median(ranks: NDArray[np.int64]) -> Statistic:
 
 
 def with_interval(row: Row) -> str:
-    """A value with its interval: ranks to one decimal, the others to three."""
+    """Return a value with its interval: ranks to one decimal, the others to three."""
     digits = 1 if row.metric == MEDIAN_RANK else 3
     return f"{row.value:.{digits}f} [{row.low:.{digits}f}, {row.high:.{digits}f}]"
 
 
-MeasuredRanker = Literal["clip", "tfidf", "hybrid", "random"]
-"""Those of ``retrieval.search.searcher``, and the floor."""
+RANKERS = ("clip", "tfidf", "hybrid", "random")
+WORDS = ("predicted", "label", "caption")
 
-METRICS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "P@5": lambda ranks: precision_at(ranks, 5, torch.float64),
-    "P@10": lambda ranks: precision_at(ranks, 10, torch.float64),
-    "R-precision": lambda ranks: r_precision(ranks, torch.float64),
-    "mAP": lambda ranks: average_precision(ranks, torch.float64),
-    "nDCG@10": lambda ranks: ndcg_at(ranks, 10, torch.float64),
-}
-"""What is measured of each query, 0 to 1, higher is better."""
+METRICS = ("P@5", "P@10", "R-precision", "mAP", "nDCG@10")
+"""Measured for each query, 0 to 1, higher is better."""
 
 _RANDOM_ORDERS = 20
 _QUERIES_AT_ONCE = 64
@@ -249,9 +199,9 @@ class AttributeRow(NamedTuple):
 
     Attributes:
         gallery: name of the gallery, empty where nothing depends on its model.
-        ranker: clip, tfidf, hybrid, or random.
+        ranker: one of ``RANKERS``.
         words: what the ranker's words are, empty where it has none.
-        metric: a key of ``METRICS``.
+        metric: one of ``METRICS``.
         value: mean over the queries, 0 to 1, higher is better.
         low: lower end of the 95 % interval.
         high: upper end.
@@ -275,7 +225,7 @@ class AttributeRow(NamedTuple):
 class System(NamedTuple):
     """A ranker with its words."""
 
-    ranker: MeasuredRanker
+    ranker: str
     words: WordSource | None
 
     @property
@@ -286,7 +236,7 @@ class System(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Ground:
-    """Images that are ranked, and the questions to them.
+    """Images that are ranked, and the queries.
 
     Attributes:
         ids: of the images, in the order of the gallery.
@@ -299,7 +249,7 @@ class Ground:
     where: str
 
     def same_as(self, other: Ground) -> bool:
-        """Whether the same images are to answer the same questions."""
+        """Whether the same images are relevant to the same queries."""
 
         def plain(ground: Ground) -> list[tuple[str, list[str]]]:
             return [(query.text, sorted(ground.ids[row] for row in query.relevant)) for query in ground.queries]
@@ -315,7 +265,7 @@ def ground_of(
     tasks: Sequence[str] = (),
     class_words: ClassWords = "last",
 ) -> Ground:
-    """The images of a gallery that are ranked, and all queries that they answer.
+    """Return the images of a gallery that are ranked, and all queries that they answer.
 
     Args:
         gallery: whose labels are asked for.
@@ -327,6 +277,9 @@ def ground_of(
     Raises:
         UserError: the gallery has no such labels, or no such image has a label.
     """
+    from retrieval.metrics import attribute_queries
+    from retrieval.schema import LABEL
+
     labels = gallery.identity.labels
     if strange := [task for task in tasks if task not in labels]:
         raise UserError(f"--tasks {strange[0]}: {gallery.uri} has labels of {', '.join(labels) or 'nothing'}")
@@ -348,56 +301,46 @@ def ground_of(
 def systems_of(
     gallery: Gallery, rankers: Sequence[str], words: Sequence[str], *, has_words_gallery: bool = False
 ) -> list[System]:
-    """The rankers that a gallery can be searched with.
+    """Return the rankers that a gallery can be searched with.
 
     Args:
         gallery: to search in.
         rankers: those that are wanted; all by default.
         words: what words may be; by default what a model predicts, and the true labels. ``hybrid`` never has the true
-            labels, because nobody can search so.
+            labels, because no one can search so.
         has_words_gallery: whether what is predicted comes from another gallery to ``hybrid``.
 
     Raises:
         UserError: for an unknown one.
     """
-    for name, given, known in (
-        ("--rankers", rankers, get_args(MeasuredRanker)),
-        ("--words", words, ("predicted", "label", "caption")),
-    ):
+    for name, given, known in (("--rankers", rankers, RANKERS), ("--words", words, WORDS)):
         if strange := [value for value in given if value not in known]:
             raise UserError(f"{name} {strange[0]}: is unknown; choose among {', '.join(known)}")
     sources = cast("list[WordSource]", list(words or ("predicted", "label")))
     predicts, encodes = bool(gallery.identity.predicts), gallery.identity.encodes_text
-    of_tfidf = [source for source in sources if source != "predicted" or predicts]
-    fused = [
-        source
-        for source in sources
-        if source == "caption" or (source == "predicted" and (predicts or has_words_gallery))
-    ]
-    possible: dict[MeasuredRanker, list[WordSource | None]] = {
+    predicted = predicts or has_words_gallery
+    possible: dict[str, list[WordSource | None]] = {
         "clip": [None] if encodes else [],
-        "tfidf": [*of_tfidf],
-        "hybrid": [*fused] if encodes else [],
+        "tfidf": [source for source in sources if source != "predicted" or predicts],
+        "hybrid": [one for one in sources if encodes and (one == "caption" or (one == "predicted" and predicted))],
         "random": [None],
     }
-    return [
-        System(ranker, source)
-        for ranker in cast("list[MeasuredRanker]", list(rankers or possible))
-        for source in possible[ranker]
-    ]
+    return [System(ranker, source) for ranker in rankers or RANKERS for source in possible[ranker]]
 
 
 def measure(ground: Ground, searcher: Searcher | None, system: System) -> Iterator[dict[str, NDArray[np.float64]]]:
-    """Metrics of some queries after the other, in their order.
+    """Yield each metric of some queries after the other, float64 ``(n,)``, in their order.
 
     Args:
         ground: images and queries.
         searcher: of the gallery, with the words of the system; ``random`` does without.
-        system: who ranks.
-
-    Yields:
-        Each metric of some queries, float64 ``(n,)``.
+        system: the ranker.
     """
+    import torch
+
+    from retrieval.metrics import TIE_TOLERANCE, relevant_ranks
+    from retrieval.search.searcher import Query
+
     step = max(1, min(_QUERIES_AT_ONCE, _CELLS_AT_ONCE // len(ground.ids)))
     place = {identifier: column for column, identifier in enumerate(ground.ids)}
     for start in range(0, len(ground.queries), step):
@@ -410,7 +353,7 @@ def measure(ground: Ground, searcher: Searcher | None, system: System) -> Iterat
             continue
         scores = np.full(relevant.shape, -np.inf)
         asked = [Query(text=query.text) for query in queries]
-        found = searcher.search_all(asked, len(ground.ids), system.ranker, ground.where)
+        found = searcher.search_all(asked, len(ground.ids), cast("Ranker", system.ranker), ground.where)
         for row, result in enumerate(found):
             scores[row, [place[hit.id] for hit in result.hits]] = [hit.score for hit in result.hits]
         tolerance = _FUSION_TOLERANCE if system.ranker == "hybrid" else TIE_TOLERANCE
@@ -420,37 +363,48 @@ def measure(ground: Ground, searcher: Searcher | None, system: System) -> Iterat
 def rows_of(
     gallery: str, system: System, ground: Ground, values: Iterable[Mapping[str, NDArray[np.float64]]]
 ) -> list[AttributeRow]:
-    """Means over all queries, with intervals.
+    """Return means over all queries, with intervals.
 
     Args:
         gallery: its name.
-        system: who ranked.
+        system: the ranker.
         ground: images and queries.
-        values: what ``measure`` gives.
+        values: from ``measure``.
     """
     parts = list(values)
     heads = np.array([query.head for query in ground.queries], dtype=object)
     counts = len(heads), len(set(heads)), len(ground.ids)
+    name = gallery if system.depends_on_model else ""
     rows = []
     for metric in METRICS:
         of_queries = np.concatenate([part[metric] for part in parts])
-        interval = group_bootstrap(_mean_of(of_queries), heads.astype(str))
-        name = gallery if system.depends_on_model else ""
+        interval = group_bootstrap(share_statistic(of_queries), heads.astype(str))
         rows.append(
             AttributeRow(name, system.ranker, system.words or "", metric, float(of_queries.mean()), *interval, *counts)
         )
     return rows
 
 
-def _mean_of(values: NDArray[np.float64]) -> Any:
-    return lambda weights: weights @ values / weights.sum(axis=1)
-
-
 def _metrics(ranks: torch.Tensor) -> dict[str, NDArray[np.float64]]:
-    return {name: metric(ranks).numpy() for name, metric in METRICS.items()}
+    import torch
+
+    from retrieval.metrics import average_precision, ndcg_at, precision_at, r_precision
+
+    values = (
+        precision_at(ranks, 5, torch.float64),
+        precision_at(ranks, 10, torch.float64),
+        r_precision(ranks, torch.float64),
+        average_precision(ranks, torch.float64),
+        ndcg_at(ranks, 10, torch.float64),
+    )
+    return {name: value.numpy() for name, value in zip(METRICS, values, strict=True)}
 
 
 def _random(relevant: torch.Tensor, seed: int) -> dict[str, NDArray[np.float64]]:
+    import torch
+
+    from retrieval.metrics import relevant_ranks
+
     generator = torch.Generator().manual_seed(seed)
     orders = [torch.argsort(torch.rand(relevant.shape, generator=generator), dim=1) for _ in range(_RANDOM_ORDERS)]
     measured = [_metrics(relevant_ranks(order.double(), relevant)) for order in orders]

@@ -15,10 +15,12 @@ from lightning_modules.encoders.weights import first_line
 from lightning_modules.options import current_arguments
 from vitrail.config import current_class_path
 from vitrail.errors import UserError
-from vitrail.files import check_zip
+from vitrail.files import check_zip, write_atomically
 from vitrail.trust import PLUGINS, is_trusted
 
 PACKAGE = "lightning_modules"
+
+_OF_TRAINING = {"optimizer_states", "lr_schedulers", "callbacks", "loops"}
 
 
 def load_task(path: str | Path, map_location: str = "cpu") -> VisionTask:
@@ -79,6 +81,19 @@ def read_checkpoint(path: str | Path, map_location: str = "cpu") -> dict[str, An
     if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(part), dict) for part in parts):
         raise UserError(f"{path}: is not a checkpoint of a run; it lacks state_dict or hyper_parameters")
     return checkpoint
+
+
+def write_weights(path: Path, checkpoint: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> None:
+    """Write a checkpoint with other weights, atomically and without the state of the training.
+
+    Args:
+        path: of the new file.
+        checkpoint: content of the one whose settings are kept.
+        state: the weights.
+    """
+    kept = {key: value for key, value in checkpoint.items() if key not in _OF_TRAINING}
+    with write_atomically(path) as partial, partial.open("wb") as file:
+        torch.save({**kept, "state_dict": state}, file)
 
 
 def _other_version(path: str | Path, task_class: type[VisionTask], error: Exception) -> UserError:

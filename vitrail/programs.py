@@ -28,8 +28,8 @@ class Command(NamedTuple):
     """A command of a program.
 
     Attributes:
-        target: ``module`` with ``add_arguments(parser)`` and ``run(options, rest)``, or ``module:function``, which
-            parses the arguments itself.
+        target: ``module`` with ``add_arguments(parser)`` and ``run(options, rest)``, in a module of several commands
+            ``add_<name>_arguments`` and ``run_<name>``; or ``module:function``, which parses the arguments itself.
         help: one line.
         takes_data: whether ``rest`` may contain ``--data.init_args.KEY VALUE``, as for an experiment.
         passes_on: whether ``rest`` is what follows ``--``.
@@ -93,8 +93,8 @@ PROGRAMS = {
             "ensemble": Command(
                 "evaluation.commands.ensemble", "average the predictions of several runs, or of views, as a new run"
             ),
-            "soup": Command("evaluation.commands.soup", "average the weights of several runs, as a new run"),
-            "wise-ft": Command("evaluation.commands.wise_ft", "interpolate between start and end of a fine-tuning"),
+            "soup": Command("evaluation.commands.weights", "average the weights of several runs, as a new run"),
+            "wise-ft": Command("evaluation.commands.weights", "interpolate between start and end of a fine-tuning"),
             "base-to-novel": Command(
                 "evaluation.commands.base_to_novel", "accuracy on trained and on other classes: the cost of fine-tuning"
             ),
@@ -108,9 +108,11 @@ PROGRAMS = {
                 "a data set on one page: classes, colours, leaks, suspected labels",
                 takes_data=True,
             ),
-            "select": Command("evaluation.commands.select", "which unlabelled images to label next", takes_data=True),
+            "select": Command(
+                "evaluation.commands.active_learning", "which unlabelled images to label next", takes_data=True
+            ),
             "learning-curve": Command(
-                "evaluation.commands.learning_curve",
+                "evaluation.commands.active_learning",
                 "accuracy by number of labels, over several seeds",
                 takes_data=True,
             ),
@@ -201,13 +203,16 @@ def _call(command: Command, arguments: list[str]) -> int:
 
 def _parse(owner: str, name: str, command: Command, arguments: list[str]) -> int:
     module: Any = importlib.import_module(command.target)
+    function = name.replace("-", "_")
+    add_arguments = getattr(module, f"add_{function}_arguments", None) or module.add_arguments
+    run = getattr(module, f"run_{function}", None) or module.run
     program = program_name(owner)
     parser = argparse.ArgumentParser(
         prog=program if owner == name and program != "vitrail" else f"{program} {name}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    module.add_arguments(parser)
+    add_arguments(parser)
     parser.description = textwrap.fill(parser.description or f"{command.help[0].upper()}{command.help[1:]}.", _width())
     own = list(itertools.takewhile(lambda argument: argument != "--", arguments)) if command.passes_on else arguments
     options, rest = parser.parse_known_args(own)
@@ -215,16 +220,15 @@ def _parse(owner: str, name: str, command: Command, arguments: list[str]) -> int
         rest = arguments[len(own) + 1 :]
     elif rest and not (command.takes_data and rest[0].startswith(DATA_ARGUMENTS)):
         parser.error(f"unknown argument {rest[0]!r}")
-    return _reported(lambda: _start(module, options, rest))
+    return _reported(lambda: _start(run, options, rest))
 
 
-def _start(module: Any, options: argparse.Namespace, rest: list[str]) -> int | None:
+def _start(run: Callable[..., int | None], options: argparse.Namespace, rest: list[str]) -> int | None:
     if hasattr(options, "split"):
         from vitrail.trust import plain_name
 
         plain_name(options.split, "--split")  # it becomes a part of files' names
-    code: int | None = module.run(options, rest)
-    return code
+    return run(options, rest)
 
 
 def _reported(command: Callable[[], int | None]) -> int:

@@ -1,7 +1,4 @@
-"""``python -m evaluation compare RUN RUN …``: which of several runs is better, at what cost, and whether one can tell.
-
-Names the answer "cannot be told apart" where the data do not say; see ``comparison`` for how that is decided.
-"""
+"""``python -m evaluation compare RUN RUN …``: which of several runs is better, at what cost, and how sure that is."""
 
 from __future__ import annotations
 
@@ -19,17 +16,17 @@ from evaluation.tables.comparison import (
     Cost,
     Side,
     caveats,
-    cells,
     common_tasks,
     compare_sides,
+    comparison_frame,
     cost_of,
     parts,
-    shown_columns,
     sides_of,
 )
 from vitrail.console import Table
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
 _EPILOG = """\
@@ -77,83 +74,70 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     tasks = common_tasks(sides, options.task)
     rows = compare_sides(sides, tasks, options.reference, split=options.split)
     costs = {side.name: cost_of(side) for side in sides}
-    table = shown_columns(cells(rows, costs))
-    said = [*sentences(rows, options.reference), *caveats(sides, options.split)]
+    frame = comparison_frame(rows, costs)
+    notes = [*sentences(rows, options.reference), *caveats(sides, options.split)]
     if options.html is not None:
-        write_comparison(options.html, options, (sides, rows, costs), table, said)
+        _write_page(options, sides, cost_figure(rows, costs), costs, frame, notes)
     if options.markdown:
-        sys.stdout.write(f"{_table(table).markdown()}\n\n")
-        sys.stdout.write("".join(f"* {sentence}\n" for sentence in said))
+        sys.stdout.write(f"{_table(frame).markdown()}\n\n")
+        sys.stdout.write("".join(f"* {sentence}\n" for sentence in notes))
     else:
-        for part in parts(table).values():
+        for part in parts(frame).values():
             _table(part).show()
-        sys.stdout.write("".join(f"{sentence}\n" for sentence in said))
+        sys.stdout.write("".join(f"{sentence}\n" for sentence in notes))
     if options.html is not None:
         sys.stdout.write(f"{options.html} has the page\n")
 
 
 def sentences(rows: Sequence[ComparedRow], reference: str) -> list[str]:
-    """What the comparisons say, in full, and how p-values are to be read."""
+    """Return the comparisons in full, and how p-values are to be read."""
     made = [row for row in rows if row.comparison is not None]
     base = next(row.side for row in rows if row.comparison is None)
-    said = [f"Differences are to {base}, on the same samples; p is of the exact test by group."]
+    found = [f"Differences are to {base}, on the same samples; p is of the exact test by group."]
     if any(row.comparison is not None and not math.isnan(row.comparison.over_seeds.low) for row in rows):
-        said.append(
+        found.append(
             "Over seeds: what training again would change (Welch's interval); where it holds 0, the seeds may have "
             "made the difference."
         )
     if any(row.joined.kind in ("one run", "folds") for row in rows):
-        said.append("A run without other seeds speaks of that very training; another seed may end elsewhere.")
-    said += [row.comparison.verdict(row.p_value) for row in made if row.comparison is not None]
+        found.append("A run without other seeds shows that very training; another seed may end elsewhere.")
+    found += [row.comparison.verdict(row.p_value) for row in made if row.comparison is not None]
     if (corrected := sum(not math.isnan(row.p_value) for row in made)) > 1:
-        said.append(f"p-values are corrected for {corrected} comparisons (Holm).")
+        found.append(f"p-values are corrected for {corrected} comparisons (Holm).")
     if any(row.joined.n for row in rows):
-        said.append(
+        found.append(
             "ECE is how far accuracy is from confidence on average (15 bins); where its interval begins at 0, chance "
             "alone may have made it."
         )
     if reference == "best" and any(row.joined.n for row in rows):
-        said.append("The reference was chosen by its accuracy on these very samples, which flatters it.")
-    return said
+        found.append("The reference was chosen by its accuracy on these very samples, which flatters it.")
+    return found
 
 
-def _table(rows: list[dict[str, str]]) -> Table:
-    return Table(list(rows[0]), [list(row.values()) for row in rows], ("run", "task", "verdict"))
+def _table(frame: pd.DataFrame) -> Table:
+    return Table(list(frame.columns), frame.to_numpy().tolist(), ("run", "task", "verdict"))
 
 
-def write_comparison(
-    path: Path,
+def _write_page(
     options: argparse.Namespace,
-    compared: tuple[list[Side], list[ComparedRow], dict[str, Cost]],
-    table: list[dict[str, str]],
-    said: list[str],
-) -> Path:
-    """Write the page; its figure and table as files go to a folder of its name beside it.
-
-    Args:
-        path: of the page.
-        options: of the command.
-        compared: sides, rows and cost.
-        table: cells of the rows.
-        said: sentences.
-    """
+    sides: Sequence[Side],
+    figure: Figure | None,
+    costs: dict[str, Cost],
+    frame: pd.DataFrame,
+    notes: list[str],
+) -> None:
+    """Write the page; its figure and table as files go to a folder of its name next to it."""
     import pandas as pd
 
     from evaluation.report.page import Page, Section
 
-    sides, rows, costs = compared
-    figure = cost_figure(rows, costs)
     missing = [] if figure is not None else ["No cost is known of two runs, so there is no plot of score against cost."]
     if any(math.isnan(cost.latency) for cost in costs.values()):
         every = " ".join(str(run.path) for side in sides for run in side.runs[:1])
         missing.append(f"Latencies are not measured of all: `python -m evaluation efficiency {every}` does.")
+    runs = pd.DataFrame([{"experiment": side.name, "run": str(run.path)} for side in sides for run in side.runs])
     sections = [
-        Section(
-            "Table",
-            paragraphs=said,
-            tables={part: pd.DataFrame(rows) for part, rows in parts(table).items()},
-            files={"compared": pd.DataFrame(table)},
-        ),
+        Section("Table", paragraphs=notes, tables=parts(frame), files={"compared": frame}),
         Section(
             "Score against cost",
             paragraphs=["Blue: no other is both cheaper and better. Lines are 95 % intervals by group."]
@@ -162,24 +146,17 @@ def write_comparison(
             figures={"pareto": figure} if figure is not None else {},
             missing=missing,
         ),
-        Section(
-            "Runs",
-            tables={
-                "runs": pd.DataFrame(
-                    [{"experiment": side.name, "run": str(run.path)} for side in sides for run in side.runs]
-                )
-            },
-        ),
+        Section("Runs", tables={"runs": runs}),
     ]
     named = " ".join(str(run) for run in options.runs)
-    lead = [f"`python -m evaluation compare {named}{' --join' if options.join else ''}`, judged on {options.split}."]
+    lead = [f"`python -m evaluation compare {named}{' --join' if options.join else ''}`, evaluated on {options.split}."]
+    path: Path = options.html
     stem = path.name.removesuffix(".html")
-    page = Page(f"Compared: {', '.join(costs)}", lead, sections)
-    return page.write(path.parent, stem, files=path.parent / stem)
+    Page(f"Compared: {', '.join(costs)}", lead, sections).write(path.parent, stem, files=path.parent / stem)
 
 
 def cost_figure(rows: Sequence[ComparedRow], costs: dict[str, Cost]) -> Figure | None:
-    """Accuracy on the first task against every cost that is known of two sides at least; None where none is."""
+    """Draw accuracy on the first task against every cost that is known of two sides at least; None where none is."""
     from evaluation.report.figures import pareto_figure
 
     task = rows[0].joined.task

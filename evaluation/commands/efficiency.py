@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vitrail.console import Table
 from vitrail.errors import UserError
@@ -17,11 +19,14 @@ from vitrail.runs import Run
 from vitrail.runtime import check_device
 
 if TYPE_CHECKING:
-    from evaluation.cost.efficiency import Costs, Counts, ModelSource
+    from evaluation.efficiency import Build, Costs, Counts
+    from lightning_modules.base import VisionTask
 
-FILE = "efficiency.json"
 BATCH_SIZES = [1, 8]
 REPEATS = 10
+
+_LINKED = ("class_names", "class_prompts", "tasks", "class_counts", "chunk_size")
+"""Arguments of a task that the data give it."""
 
 _EPILOG = """\
 examples:
@@ -42,7 +47,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add_measuring(command)
     command.add_argument("--counts-only", action="store_true", help="measure nothing")
     command.add_argument("--markdown", action="store_true", help="a Markdown table")
-    command.add_argument("--json", type=Path, metavar="FILE", help=f"(default for runs: RUN/{FILE})")
+    command.add_argument("--json", type=Path, metavar="FILE", help="(default for runs: RUN/efficiency.json)")
 
 
 def add_measuring(command: argparse.ArgumentParser) -> None:
@@ -63,29 +68,27 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     Raises:
         UserError: if a model cannot be built or measured.
     """
-    from evaluation.cost.efficiency import build, by_model, count, ratios_to, source_of
+    from evaluation.efficiency import FILE, by_model, count, ratios_to
     from vitrail.runs import runs_among
 
     check_device(options.device)
     runs = [path for path in options.models if path.suffix not in (".yaml", ".yml")]
     kept = runs_among(runs, "efficiency", Run.BEST, unfinished_only=True) if len(runs) > 1 else runs
-    options.models = [path for path in options.models if path not in runs or path in kept]
-    sources = {path.resolve(): source_of(path, options.config) for path in options.models}
-    names = _names(list(sources))
-    counts: dict[str, Counts] = {}
-    for path, source in sources.items():
-        counts[names[path]] = count(*build(source, "meta"))
+    models = [path for path in options.models if path not in runs or path in kept]
+    builders = {path.resolve(): builder_of(path, options.config) for path in models}
+    names = _names(list(builders))
+    counts = {names[path]: count(*build("meta")) for path, build in builders.items()}
     costs: Mapping[str, Costs] = {}
     sizes: list[int] = []
     if not options.counts_only:
         sizes = sorted(set(options.batch_sizes))
-        costs = measured({names[path]: source for path, source in sources.items()}, counts, options)
+        costs = measured({names[path]: build for path, build in builders.items()}, counts, options)
     rows = {name: (counts[name], costs.get(name)) for name in counts}
     for path, name in names.items():
         if path.is_dir():
-            write(path / FILE, {name: rows[name]})
+            write_costs(path / FILE, {name: rows[name]})
     if options.json is not None:
-        write(options.json, rows)
+        write_costs(options.json, rows)
     if options.markdown:
         sys.stdout.write(f"{by_model(rows, sizes).markdown()}\n")
     else:
@@ -97,14 +100,14 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
 
 
 def measured(
-    sources: Mapping[str, ModelSource], counts: Mapping[str, Counts], options: argparse.Namespace
+    builders: Mapping[str, Build], counts: Mapping[str, Counts], options: argparse.Namespace
 ) -> dict[str, Costs]:
-    """Costs of the models by the options of ``add_measuring``."""
-    from evaluation.cost.efficiency import measure
+    """Measure the models by the options of ``add_measuring``."""
+    from evaluation.efficiency import measure
 
     return measure(
-        sources,
-        {name: counts[name].weight_bytes for name in sources},
+        builders,
+        {name: counts[name].weight_bytes for name in builders},
         sorted(set(options.batch_sizes)),
         options.repeats,
         device=options.device,
@@ -112,8 +115,98 @@ def measured(
     )
 
 
-def write(path: Path, rows: Mapping[str, tuple[Counts, Costs | None]]) -> None:
-    """Write the numbers as JSON, atomically."""
+def builder_of(path: Path, overlays: list[Path]) -> Build:
+    """Return what builds the model of a run directory or an experiment file.
+
+    A run that was evaluated as it came, without training, is built by its own configuration.
+
+    Args:
+        path: either of them.
+        overlays: laid over experiment files; runs are what they are.
+
+    Raises:
+        UserError: it is neither.
+    """
+    from vitrail.config import read_experiments
+    from vitrail.trust import refuse_foreign_code
+
+    if not path.is_dir():
+        return partial(build_experiment, read_experiments([path, *overlays]))
+    run = Run(path)
+    if "best" in run.checkpoints:
+        return partial(_build_run, run)
+    if run.config and not run.checkpoints and not any(stage.get("stage") == "fit" for stage in run.stages):
+        refuse_foreign_code({key: run.config.get(key) for key in ("data", "model")}, run.path / Run.CONFIG)
+        return partial(build_experiment, run.config)
+    raise UserError(f"{path}: has no checkpoints/best.ckpt; give a run that was trained, or its experiment file")
+
+
+def _build_run(run: Run, device: str) -> tuple[VisionTask, int]:
+    task = run.load_model(device="cpu")
+    return task.to(device).eval(), int(task.input_options["size"])
+
+
+def build_experiment(experiment: Mapping[str, Any], device: str) -> tuple[VisionTask, int]:
+    """Build the model of an experiment with random weights, in evaluation mode.
+
+    The data are asked only for what the model cannot be built without, so that most are not needed on disk.
+
+    Args:
+        experiment: content of an experiment file, overlays merged in.
+        device: ``meta``, ``cpu`` or ``cuda``; on ``meta`` nothing is sampled and nothing allocated.
+
+    Returns:
+        The task, and the side of its images in pixels.
+
+    Raises:
+        UserError: it cannot be built; model and data must fit.
+    """
+    import torch
+
+    import lightning_modules
+    from datamodules.cli import load_datamodule
+
+    model = experiment.get("model")
+    if not isinstance(model, dict) or "class_path" not in model or not isinstance(experiment.get("data"), dict):
+        raise UserError("experiment: needs data: and model: with class_path:, as the files in experiments/ have them")
+    task_class = getattr(lightning_modules, str(model["class_path"]).removeprefix("lightning_modules."), None)
+    if task_class is None:
+        raise UserError(f"model.class_path: {model['class_path']} is no task of lightning_modules")
+    datamodule = load_datamodule(experiment, program="python -m evaluation efficiency")
+    parameters = inspect.signature(task_class).parameters
+    needed = {name for name in _LINKED if name in parameters and parameters[name].default is inspect.Parameter.empty}
+    arguments = {**model.get("init_args", {}), "image_size": datamodule.image_size}
+    arguments |= {name: getattr(datamodule, name) for name in needed}
+    if "pretrained" in parameters:
+        arguments["pretrained"] = False
+    with torch.device(device):
+        task = _task({"class_path": model["class_path"], "init_args": arguments})
+    return task.eval(), datamodule.image_size
+
+
+def _task(arguments: dict[str, Any]) -> VisionTask:
+    """The task, its arguments checked by their types as the command line does."""
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    from lightning_modules.base import VisionTask
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(VisionTask, "model", required=True)
+    try:
+        task = parser.instantiate(parser.parse_args(["--model", json.dumps(arguments)])).model
+    except ArgumentError as error:
+        raise UserError(f"model: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        # The parser wraps a constructor's error into a report about types.
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise
+    assert isinstance(task, VisionTask)
+    return task
+
+
+def write_costs(path: Path, rows: Mapping[str, tuple[Counts, Costs | None]]) -> None:
+    """Write counts and costs as JSON."""
     values = {name: {"counts": asdict(one), "costs": other and asdict(other)} for name, (one, other) in rows.items()}
     write_text_atomically(path, json.dumps(values, indent=2) + "\n")
 

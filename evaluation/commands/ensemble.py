@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.errors import UserError
-from vitrail.files import timestamped_directory, write_atomically, write_text_atomically
+from vitrail.files import timestamped_directory, write_text_atomically
 from vitrail.runs import Run, runs_among
 from vitrail.trust import plain_name
 
@@ -31,8 +31,8 @@ examples:
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the arguments of ``ensemble``."""
     command.description = (
-        "Keeps the best checkpoints of runs as one model that answers with the mean of their "
-        "probabilities. Nothing is chosen or learned. The new run is tested, compared and calibrated like any other."
+        "Keeps the best checkpoints of runs as one model that predicts the mean of their "
+        "probabilities. Nothing is chosen or trained. The new run is tested, compared and calibrated like any other."
     )
     command.epilog = _EPILOG
     command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories; one is enough with --tta")
@@ -48,37 +48,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
-    """Make the run and say how to go on.
-
-    Raises:
-        UserError: the runs cannot be averaged.
-    """
-    if options.name is not None:
-        plain_name(options.name, "--name")
-    options.runs = runs_among(options.runs, "ensemble", Run.BEST, unfinished_only=True)
-    directory = make_ensemble(options.runs, options.tta, name=options.name, place=options.to)
-    checkpoint = shlex.quote(str(directory / Run.BEST))
-    runs = shlex.join(map(str, [directory, *options.runs]))
-    sys.stdout.write(
-        f"Run directory: {directory}\nGo on with\n"
-        f"  python -m experiments test --ckpt_path {checkpoint}\n"
-        f"  python -m evaluation compare {runs}\n"
-    )
-
-
-def make_ensemble(
-    runs: Sequence[Path], views: Sequence[str] = (), *, name: str | None = None, place: Path | None = None
-) -> Path:
-    """Keep runs as one.
-
-    Args:
-        runs: run directories.
-        views: besides the image as it is.
-        name: of the new experiment.
-        place: directory of all runs.
-
-    Returns:
-        The new run's directory, ``<place>/<name>/<time>``.
+    """Make the run and print the commands to go on with.
 
     Raises:
         UserError: the runs cannot be averaged.
@@ -86,30 +56,51 @@ def make_ensemble(
     from lightning_modules.ensemble import Ensemble, checked_views
     from vitrail.config import dump_yaml
 
+    if options.name is not None:
+        plain_name(options.name, "--name")
+    runs = runs_among(options.runs, "ensemble", Run.BEST, unfinished_only=True)
+    config = config_of(runs[0])
     members = [str(run) for run in runs]
-    config = _config(runs[0])
-    task = Ensemble(members, tta_views=checked_views(list(dict.fromkeys(["identity", *views]))))
-    place = place or runs[0].absolute().parent.parent
-    name = name or _joined_name(runs, views)
+    task = Ensemble(members, tta_views=checked_views(list(dict.fromkeys(["identity", *options.tta]))))
+    place = options.to or runs[0].absolute().parent.parent
+    name = options.name or _joined_name(runs, options.tta)
     directory = timestamped_directory(place / name)
-    arguments = {"members": members, "tta_views": list(task.views), "architectures": _plain(task.architectures)}
+    arguments = {"members": members, "tta_views": list(task.views), "architectures": task.architectures}
     config |= {
         "name": name,
         "runs": str(place),
         "ckpt_path": None,
-        "model": {"class_path": _CLASS_PATH, "init_args": arguments},
+        "model": {"class_path": _CLASS_PATH, "init_args": json.loads(json.dumps(arguments))},  # lists for tuples
         # What surrounded the training of one member has nothing to do here.
         "trainer": {**(config.get("trainer") or {}), "callbacks": []},
     }
     _save(directory / Run.BEST, task)
     write_text_atomically(directory / Run.CONFIG, dump_yaml(config))
-    return directory
+    checkpoint = shlex.quote(str(directory / Run.BEST))
+    sys.stdout.write(
+        f"Run directory: {directory}\nGo on with\n"
+        f"  python -m experiments test --ckpt_path {checkpoint}\n"
+        f"  python -m evaluation compare {shlex.join(map(str, [directory, *runs]))}\n"
+    )
+
+
+def config_of(run: Path) -> dict[str, Any]:
+    """Return a run's configuration.
+
+    Raises:
+        UserError: the run has none.
+    """
+    files = Run(run)
+    if not files.config:
+        raise UserError(f"{run}: {files.missing[0]}; give run directories such as runs/<name>/<time>")
+    return dict(files.config)
 
 
 def _save(path: Path, task: Any) -> None:
-    """Write a checkpoint without a trainer, whole or not at all."""
+    """Write a checkpoint without a trainer."""
     import lightning
-    import torch
+
+    from lightning_modules.checkpoint import write_weights
 
     checkpoint: dict[str, Any] = {
         "epoch": 0,
@@ -120,28 +111,12 @@ def _save(path: Path, task: Any) -> None:
         "hyper_parameters": {**task.hparams, "_class_path": _CLASS_PATH},
     }
     task.on_save_checkpoint(checkpoint)
-    with write_atomically(path) as partial, partial.open("wb") as file:
-        torch.save(checkpoint, file)
-
-
-def _config(run: Path) -> dict[str, Any]:
-    """The first member's configuration, whose data and trainer are the ensemble's."""
-    files = Run(run)
-    if not files.config:
-        raise UserError(f"{run}: {files.missing[0]}; give run directories such as runs/<name>/<time>")
-    return dict(files.config)
+    write_weights(path, checkpoint, checkpoint["state_dict"])
 
 
 def _joined_name(runs: Sequence[Path], views: Sequence[str]) -> str:
     """Names of the experiments, each once, and of the views."""
     names = list(dict.fromkeys(run.absolute().parent.name for run in runs))
-    more = "_tta" if views else ""
-    # The names of files and directories are short on every system.
-    return (
-        "_and_".join(names)[:150] if len(names) > 1 else f"{names[0]}_ensemble" if len(runs) > 1 else names[0]
-    ) + more
-
-
-def _plain(value: object) -> Any:
-    """As YAML knows it: lists for tuples."""
-    return json.loads(json.dumps(value))
+    alone = f"{names[0]}_ensemble" if len(runs) > 1 else names[0]
+    name = "_and_".join(names)[:150] if len(names) > 1 else alone  # names of directories are short on every system
+    return f"{name}_tta" if views else name

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from evaluation.commands.summary import add_forms
@@ -23,11 +22,11 @@ from vitrail.predictions import Predictions
 from vitrail.types import batch_targets
 
 if TYPE_CHECKING:
+    import torch
+
     from datamodules.base import ImageDataModule
     from lightning_modules.encoders.image import ImageEncoder
 
-PENALTY_C = 1.0
-MAX_ITERATIONS = 5_000
 ABSENT_MARGIN = 10.0
 """How far below the lowest logit those classes lie that the train split does not have."""
 
@@ -71,14 +70,15 @@ def linear_probe(datamodule: ImageDataModule, encoder: ImageEncoder) -> list[Tas
         For each task one row of the validation and one of the test split.
 
     Raises:
-        UserError: if a split is empty or a task has fewer than two classes in the train split.
+        UserError: a split is empty, or a task has fewer than two classes in the train split.
     """
+    import torch
+
     if encoder.own_inputs is not None:
         datamodule.adopt_image_options(encoder.own_inputs)
     datamodule.prepare_data()
     datamodule.setup("fit")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    encoder = encoder.to(device).eval()
+    encoder = encoder.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     train_features, _, train_targets = extract_features(datamodule, encoder, "train")
     probes = {task: _fitted(task, train_features, targets) for task, targets in train_targets.items()}
     names, groups = datamodule.sample_names(), datamodule.group_names()
@@ -97,29 +97,31 @@ def linear_probe(datamodule: ImageDataModule, encoder: ImageEncoder) -> list[Tas
     return sorted(rows, key=lambda row: list(datamodule.tasks).index(row.task))
 
 
-@torch.inference_mode()
 def extract_features(
     datamodule: ImageDataModule, encoder: ImageEncoder, split: str
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], dict[str, NDArray[np.int64]]]:
-    """Features of a split under the evaluation transform.
+    """Compute the features of a split under the evaluation transform.
 
     Returns:
         Features float32 ``(N, D)``, sample ids int64 ``(N,)`` and for each task targets int64 ``(N,)``.
 
     Raises:
-        UserError: if the split is empty.
+        UserError: the split is empty.
     """
+    import torch
+
     device = next(encoder.parameters()).device
     features: list[torch.Tensor] = []
     sample_ids: list[torch.Tensor] = []
     targets: dict[str, list[torch.Tensor]] = {task: [] for task in datamodule.tasks}
-    for batch in datamodule.eval_dataloader(split):
-        features.append(encoder(batch["image"].to(device)).float().cpu())
-        sample_ids.append(batch["sample_id"])
-        for task, values in batch_targets(batch).items():
-            targets[task].append(values)
+    with torch.inference_mode():
+        for batch in datamodule.eval_dataloader(split):
+            features.append(encoder(batch["image"].to(device)).float().cpu())
+            sample_ids.append(batch["sample_id"])
+            for task, values in batch_targets(batch).items():
+                targets[task].append(values)
     if not features:
-        raise UserError(f"linear_probe: the {split} split is empty; give it samples")
+        raise UserError(f"linear-probe: the {split} split is empty; give it samples")
     by_task = {task: torch.cat(values).numpy() for task, values in targets.items()}
     return torch.cat(features).numpy(), torch.cat(sample_ids).numpy(), by_task
 
@@ -131,8 +133,8 @@ def _fitted(task: str, features: NDArray[np.float32], targets: NDArray[np.int64]
 
     rows = known(targets)
     if len(np.unique(targets[rows])) < 2:
-        raise UserError(f"linear_probe: task '{task}' has fewer than two classes in the train split; leave it out")
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=PENALTY_C, max_iter=MAX_ITERATIONS))
+        raise UserError(f"linear-probe: task '{task}' has fewer than two classes in the train split; leave it out")
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5_000))
     return probe.fit(features[rows], targets[rows])
 
 

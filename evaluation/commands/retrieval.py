@@ -1,6 +1,6 @@
 """``python -m evaluation retrieval --gallery G``: how well rankers find what people ask for.
 
-See ``attribute_retrieval`` for what is measured.
+See ``evaluation.retrieval`` for what is measured.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the arguments of ``retrieval``."""
     command.description = (
-        "Ranks all images for each query such as 'blue plastic bottle' that some image answers, and "
-        "judges by the true labels. What a gallery cannot be searched with is left out."
+        "Ranks all images for each query such as 'blue plastic bottle' that some image fits, and "
+        "evaluates by the true labels. What a gallery cannot be searched with is left out."
     )
     command.add_argument("--gallery", nargs="+", required=True, metavar="G", help="folders or URIs of galleries")
     command.add_argument("--rankers", nargs="+", default=[], help="clip, tfidf, hybrid, random (default: all)")
@@ -43,7 +43,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--class-words",
         choices=("last", "unique", "full"),
         default="last",
-        help="what a class is called: its last word, as many as tell it from others, or all (default: last)",
+        help="what a class is called: its last word, as many as distinguish it from others, or all (default: last)",
     )
     command.add_argument("--device", default="cpu", help="to encode and to search on (default: cpu)")
     command.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this file")
@@ -52,7 +52,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, rest: list[str]) -> None:
-    """Measures, writes what is to be written, and prints the table.
+    """Measure, write what is to be written, and print the table.
 
     Raises:
         UserError: a gallery or an option is not as it should be, or nothing can be measured.
@@ -132,7 +132,7 @@ def _searcher(
 
 
 def _names(uris: Sequence[str]) -> dict[str, str]:
-    """As little of each URI's end as tells it from the others."""
+    """As little of each URI's end as distinguishes it from the others."""
     parts = {uri: uri.rstrip("/").split("/") for uri in uris}
     longest = max(len(own) for own in parts.values())
     for length in range(1, longest):

@@ -5,8 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from evaluation.tables.summary import read_retrieval, retrieval_table, summarise_run, summary_table, wide_table
-from evaluation.tables.summary_join import join_summaries, joined_table
+from evaluation.tables.summary import (
+    join_summaries,
+    joined_table,
+    read_retrieval,
+    retrieval_table,
+    summarise_run,
+    summary_table,
+    wide_table,
+)
 from vitrail.console import Table
 from vitrail.errors import UserError
 from vitrail.runs import runs_among
@@ -29,14 +36,14 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def add_forms(command: argparse.ArgumentParser) -> None:
-    """Adds ``--markdown`` and ``--json``."""
+    """Add ``--markdown`` and ``--json``."""
     form = command.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_true", help="print a Markdown table")
     form.add_argument("--json", action="store_true", help="print JSON, with cross-checks and further statistics")
 
 
 def run(options: argparse.Namespace, rest: list[str]) -> None:
-    """Summarises the runs.
+    """Print the table.
 
     Raises:
         UserError: a run or its predictions are missing or cannot be read, or runs cannot be joined.

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,12 +27,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-
-Uncertainty = Literal["entropy", "margin", "confidence"]
-Strategy = Literal["entropy", "margin", "confidence", "coreset"]
-STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
-
-_BLOCK_ELEMENTS = 16_000_000  # Distances at a time, 128 MB.
+STRATEGIES = ("entropy", "margin", "confidence", "coreset")
+RANDOM = "random"
 
 
 class Ranked(NamedTuple):
@@ -40,15 +36,15 @@ class Ranked(NamedTuple):
 
     Attributes:
         rows: int64 ``(n,)``.
-        scores: float64 ``(n,)``; of ``coreset`` the distance to the nearest image that is labelled or ranked
-            before, otherwise how unsure the model is; higher is more wanted.
+        scores: float64 ``(n,)``, higher is more wanted: how unsure the model is, or for ``coreset`` the distance to the
+            nearest image that is labelled or ranked before.
     """
 
     rows: NDArray[np.int64]
     scores: NDArray[np.float64]
 
 
-def uncertainty(probability: NDArray[np.float64], by: Uncertainty) -> NDArray[np.float64]:
+def uncertainty(probability: NDArray[np.float64], by: str) -> NDArray[np.float64]:
     """Return how unsure a model is of each sample.
 
     Args:
@@ -59,11 +55,10 @@ def uncertainty(probability: NDArray[np.float64], by: Uncertainty) -> NDArray[np
     Returns:
         float64 ``(N,)``, higher is less sure.
     """
+    from scipy.special import entr
+
     if by == "entropy":
-        logs = np.log(probability, out=np.zeros_like(probability), where=probability > 0)
-        # Not below 0 by rounding, and no -0.
-        entropy: NDArray[np.float64] = np.maximum(-(probability * logs).sum(axis=1), 0.0) + 0.0
-        return entropy
+        return np.asarray(entr(probability).sum(axis=1))
     ordered = np.sort(probability, axis=1)
     if by == "confidence":
         return 1 - ordered[:, -1]
@@ -71,7 +66,7 @@ def uncertainty(probability: NDArray[np.float64], by: Uncertainty) -> NDArray[np
     return 1 - (ordered[:, -1] - second)
 
 
-def most_uncertain(probability: NDArray[np.float64], by: Uncertainty, n: int) -> Ranked:
+def most_uncertain(probability: NDArray[np.float64], by: str, n: int) -> Ranked:
     """Return the n samples that the model is least sure of; of equal ones the earlier first."""
     scores = uncertainty(probability, by)
     rows = np.argsort(-scores, kind="stable")[:n]
@@ -89,12 +84,14 @@ def k_centre_greedy(vectors: NDArray[Any], n: int, covered: NDArray[Any] | None 
         covered: ``(M, D)``, samples that are labelled; without any the first one taken is the one nearest to the mean,
             and its score is infinite.
     """
+    from sklearn.metrics import pairwise_distances_argmin_min
+
     points = np.asarray(vectors, np.float64)
     count = min(n, len(points))
     squares = (points**2).sum(axis=1)
     nearest = np.full(len(points), np.inf)
-    if covered is not None and len(covered):
-        nearest = _squared_to_nearest(points, squares, np.asarray(covered, np.float64))
+    if covered is not None and len(covered) and len(points):
+        nearest = pairwise_distances_argmin_min(points, np.asarray(covered, np.float64))[1] ** 2
     taken, scores = np.zeros(count, np.int64), np.zeros(count)
     for place in range(count):
         if np.isinf(nearest).all():
@@ -103,16 +100,8 @@ def k_centre_greedy(vectors: NDArray[Any], n: int, covered: NDArray[Any] | None 
             row = int(nearest.argmax())
         taken[place], scores[place] = row, np.sqrt(nearest[row])
         np.minimum(nearest, np.maximum(squares - 2 * points @ points[row] + squares[row], 0), out=nearest)
-        nearest[taken[: place + 1]] = -1  # Taken once, even where all others lie on the same spot.
+        nearest[taken[: place + 1]] = -1  # taken once, even where all others lie on the same spot
     return Ranked(taken, scores)
-
-
-def unit(vectors: NDArray[Any]) -> NDArray[np.float64]:
-    """The vectors' directions, float64 ``(N, D)``; a vector of length 0 stays."""
-    points = np.asarray(vectors, np.float64)
-    lengths = np.linalg.norm(points, axis=1, keepdims=True)
-    directions: NDArray[np.float64] = np.divide(points, lengths, out=np.zeros_like(points), where=lengths > 0)
-    return directions
 
 
 def checked_probabilities(logits: NDArray[Any], name: str) -> NDArray[np.float64]:
@@ -128,36 +117,20 @@ def checked_probabilities(logits: NDArray[Any], name: str) -> NDArray[np.float64
         raise UserError(f"{name}: has one class only, so it is never unsure; rank by coreset")
     if bad := int((~np.isfinite(values).all(axis=1)).sum()):
         raise UserError(f"{name}: logits of {bad} of {len(values)} images are not finite; has it diverged?")
-    result: NDArray[np.float64] = softmax(values, axis=1)
-    return result
-
-
-def _squared_to_nearest(
-    points: NDArray[np.float64], squares: NDArray[np.float64], covered: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Squared distance of each point to the nearest covered one, float64 ``(N,)``."""
-    nearest = np.full(len(points), np.inf)
-    block = max(1, _BLOCK_ELEMENTS // max(len(points), 1))
-    for start in range(0, len(covered), block):
-        part = covered[start : start + block]
-        distance = squares[:, None] - 2 * points @ part.T + (part**2).sum(axis=1)[None, :]
-        np.minimum(nearest, distance.min(axis=1), out=nearest)
-    squared: NDArray[np.float64] = np.maximum(nearest, 0)
-    return squared
+    return np.asarray(softmax(values, axis=1))
 
 
 @dataclass(frozen=True)
 class Pool:
-    """What may be labelled: N images.
+    """N images that may be labelled.
 
     Attributes:
         names: object ``(N,)`` of strings.
         paths: object ``(N,)`` of strings, empty where an image is no file.
         vectors: ``(N, D)``, of unit length.
         probability: float64 ``(N, C)``; None where a gallery kept only the best class's.
-        classes: names of the C classes; None where the model predicts none.
-        predicted: object ``(N,)`` of strings, the class that is predicted, and
-        confidence: float64 ``(N,)``, with which probability; None where the model predicts none.
+        predicted: object ``(N,)`` of strings; None where the model predicts no classes.
+        confidence: float64 ``(N,)``, probability of the predicted class; None likewise.
         covered: ``(M, D)``, vectors of labelled images.
     """
 
@@ -187,7 +160,7 @@ def ranking(pool: Pool, by: str, n: int) -> Ranked:
             f"--by {by}: needs the probability of every class, and this pool has {has}; name the images themselves "
             f"as --pool, or use {'confidence or ' if pool.confidence is not None else ''}coreset"
         )
-    return most_uncertain(pool.probability, cast("Any", by), n)
+    return most_uncertain(pool.probability, by, n)
 
 
 def to_label(pool: Pool, ranked: Ranked, task: str) -> pd.DataFrame:
@@ -204,10 +177,6 @@ def to_label(pool: Pool, ranked: Ranked, task: str) -> pd.DataFrame:
     if pool.predicted is not None and pool.confidence is not None:
         columns |= {"predicted": pool.predicted[rows], "confidence": pool.confidence[rows].round(4)}
     return pd.DataFrame({**columns, task: ""})
-
-
-RANDOM = "random"
-Choice = Literal["random", "entropy", "margin", "confidence", "coreset"]
 
 
 class Labelled(NamedTuple):
@@ -232,7 +201,7 @@ class Schedule(NamedTuple):
 
 
 def learning_curves(
-    pool: Labelled, test: Labelled, strategies: Sequence[Strategy], seeds: Iterable[int], schedule: Schedule
+    pool: Labelled, test: Labelled, strategies: Sequence[str], seeds: Iterable[int], schedule: Schedule
 ) -> pd.DataFrame:
     """Measure accuracy by number of labels, of random choice and each strategy.
 
@@ -264,7 +233,7 @@ def learning_curves(
         {"strategy": choice, "seed": seed, "labels": labels, "accuracy": accuracy}
         for seed in seeds
         for choice in dict.fromkeys((RANDOM, *strategies))
-        for labels, accuracy in _curve(*reduced, cast("Choice", choice), seed, schedule)
+        for labels, accuracy in _curve(*reduced, choice, seed, schedule)
     ]
     return pd.DataFrame(rows)
 
@@ -285,17 +254,9 @@ def summarised(curves: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for strategy in [name for name in curves["strategy"].unique() if name in area]:
         ahead = (area[strategy] - area[RANDOM]).to_numpy(np.float64)
-        low, high = _student(ahead)
-        row = {"strategy": strategy, "accuracy": area[strategy].mean(), "last": last[strategy]}
-        rows.append(
-            {
-                **row,
-                "ahead": ahead.mean(),
-                "low": low,
-                "high": high,
-                "verdict": _verdict(strategy, low, high, several=len(ahead) > 1),
-            }
-        )
+        row = {"strategy": strategy, "accuracy": area[strategy].mean(), "last": last[strategy], "ahead": ahead.mean()}
+        low, high = row["low"], row["high"] = _student(ahead)
+        rows.append({**row, "verdict": _verdict(strategy, low, high, several=len(ahead) > 1)})
     return pd.DataFrame(rows)
 
 
@@ -318,21 +279,28 @@ def curve_figure(curves: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def _curve(
-    pool: Labelled, test: Labelled, choice: Choice, seed: int, schedule: Schedule
-) -> Iterable[tuple[int, float]]:
+def _curve(pool: Labelled, test: Labelled, choice: str, seed: int, schedule: Schedule) -> Iterable[tuple[int, float]]:
     """Pairs of number of labels and accuracy."""
+    from sklearn.preprocessing import normalize
+
     order = _shuffled(pool.labels, seed, schedule.start)
     chosen, num_classes = order[: schedule.start], int(max(pool.labels.max(), test.labels.max())) + 1
-    for _ in range(schedule.rounds):
+    for number in range(schedule.rounds + 1):
         classifier = fitted(pool.features[chosen], pool.labels[chosen])
         yield len(chosen), float((classifier.predict(test.features) == test.labels).mean())
-        rest = order[~np.isin(order, chosen)]
-        if not len(rest):
+        rest = order[~np.isin(order, chosen)]  # in random order
+        if number == schedule.rounds or not len(rest):
             return
-        chosen = np.concatenate([chosen, _next(pool, chosen, rest, choice, classifier, num_classes, schedule.step)])
-    classifier = fitted(pool.features[chosen], pool.labels[chosen])
-    yield len(chosen), float((classifier.predict(test.features) == test.labels).mean())
+        if choice == RANDOM:
+            added = rest[: schedule.step]
+        elif choice == "coreset":
+            # Directions, as vectors of a gallery are: by length alone the odd ones would be far from everything.
+            directions = normalize(pool.features)
+            added = rest[k_centre_greedy(directions[rest], schedule.step, directions[chosen]).rows]
+        else:
+            predicted = probabilities(classifier, pool.features[rest], num_classes)
+            added = rest[most_uncertain(predicted, choice, schedule.step).rows]
+        chosen = np.concatenate([chosen, added])
 
 
 def _shuffled(labels: NDArray[np.int64], seed: int, start: int) -> NDArray[np.int64]:
@@ -344,42 +312,21 @@ def _shuffled(labels: NDArray[np.int64], seed: int, start: int) -> NDArray[np.in
     return order
 
 
-def _next(
-    pool: Labelled,
-    chosen: NDArray[np.int64],
-    rest: NDArray[np.int64],
-    choice: Choice,
-    classifier: Any,
-    num_classes: int,
-    step: int,
-) -> NDArray[np.int64]:
-    """The rows that are labelled next, of those that are left, which are in random order."""
-    if choice == RANDOM:
-        return rest[:step]
-    if choice == "coreset":
-        # Directions, as vectors of a gallery are: by length alone the odd ones would be far from everything.
-        return rest[k_centre_greedy(unit(pool.features[rest]), step, unit(pool.features[chosen])).rows]
-    predicted = probabilities(classifier, pool.features[rest], num_classes)
-    return rest[most_uncertain(predicted, cast("Uncertainty", choice), step).rows]
-
-
 def _student(values: NDArray[np.float64]) -> tuple[float, float]:
     """95 % interval of the mean; NaN for a single value, and for equal ones, whose spread is not known."""
-    from scipy.stats import t
+    from scipy.stats import ttest_1samp
 
     if len(values) < 2 or np.ptp(values) < 1e-12:
         return float("nan"), float("nan")
-    half = float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
-    return float(values.mean()) - half, float(values.mean()) + half
+    low, high = ttest_1samp(values, 0).confidence_interval()
+    return float(low), float(high)
 
 
 def _verdict(strategy: str, low: float, high: float, *, several: bool) -> str:
     if strategy == RANDOM:
         return "the comparison"
     if np.isnan(low):
-        return (
-            "equal in all seeds, which tells nothing about chance" if several else "one seed tells nothing about chance"
-        )
+        return f"{'equal in all seeds, which' if several else 'one seed'} shows nothing about chance"
     if low > 0:
         return "ahead of random choice"
-    return "behind random choice" if high < 0 else "cannot be told from random choice"
+    return "behind random choice" if high < 0 else "not distinguishable from random choice"

@@ -1,7 +1,7 @@
 """Features of images without a network, and a linear classifier on features that trains in seconds.
 
 Features are a thumbnail, a colour histogram and edges (histograms of oriented gradients, Dalal & Triggs, CVPR 2005,
-without their overlapping blocks): enough to find outliers; a trained network's vectors (``--gallery``) tell far more.
+without their overlapping blocks): enough to find outliers; a trained network's vectors (``--gallery``) show far more.
 The classifier is multinomial logistic regression on standardised principal components, with scikit-learn's default
 penalty C = 1.
 """

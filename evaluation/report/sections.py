@@ -5,10 +5,8 @@ What cannot be shown is reported as missing, with the command that makes it.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluation.efficiency import ratio_text, read_efficiency
 from evaluation.report.figures import confusion_figure, reliability_figure
 from evaluation.report.images import ReadImage, rows_of, small_image, split_text
 from evaluation.report.page import Card, Section
@@ -28,7 +27,7 @@ from evaluation.statistics.calibration import (
 )
 from evaluation.statistics.intervals import clustered_wilson, known
 from evaluation.tables.per_class import class_report, confusion_matrix
-from evaluation.tables.summary import TaskSummary, share, summarise, with_interval
+from evaluation.tables.summary import TaskSummary, flattened, share, summarise, with_interval
 from vitrail.files import read_csv
 from vitrail.predictions import Predictions
 from vitrail.runs import Run
@@ -37,7 +36,7 @@ from vitrail.trust import file_name
 if TYPE_CHECKING:
     import pandas as pd
 
-    from evaluation.cost.efficiency import Costs
+    from evaluation.efficiency import Costs
     from retrieval.gallery import Gallery
     from retrieval.schema import Hit
 
@@ -155,20 +154,6 @@ def stage_minutes(stage: Mapping[str, Any]) -> float:
     except (KeyError, ValueError):
         return float("nan")
     return (ended - started).total_seconds() / 60
-
-
-def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values of nested mappings and of lists of mappings by dotted key."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        key = f"{prefix}{name}"
-        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-            flat |= flattened({str(place): item for place, item in enumerate(value)}, f"{key}.")
-        elif isinstance(value, dict) and value:
-            flat |= flattened(value, f"{key}.")
-        else:
-            flat[key] = value
-    return flat
 
 
 def _unseen(unseen: Mapping[str, Any]) -> str:
@@ -527,22 +512,6 @@ def _different(rows: pd.DataFrame, column: str, seed: int) -> list[str]:
     return [str(name) for name in sampled["id"].head(_QUERIES)]
 
 
-EFFICIENCY = "efficiency.json"
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One model's part of the file.
-
-    Attributes:
-        counts: numbers by name that follow from the architecture.
-        costs: None where only counts were wanted.
-    """
-
-    counts: Mapping[str, Any]
-    costs: Costs | None
-
-
 def efficiency_section(files: Run) -> Section:
     """Counts and, for each batch size, latency, throughput and memory."""
     import pandas as pd
@@ -552,50 +521,23 @@ def efficiency_section(files: Run) -> Section:
     if isinstance(found, str):
         section.missing.append(found)
         return section
-    counts = {name: value for name, value in found.counts.items() if value is not None}
+    counts, costs = found
+    counts = {name: value for name, value in counts.items() if value is not None}
     texts = [f"{value:,}" if isinstance(value, int) else str(value) for value in counts.values()]
     section.tables["efficiency_counts"] = pd.DataFrame(
         {"what": [name.replace("_", " ") for name in counts], "value": texts}
     )
     section.paragraphs.append("A multiplication and an addition count as two floating-point operations (flops).")
-    if found.costs is None or found.costs.error or not found.costs.batches:
-        why = found.costs.error if found.costs is not None else ""
+    if costs is None or costs.error or not costs.batches:
+        why = costs.error if costs is not None else ""
         section.missing.append(f"Time and memory were not measured. {why}".strip())
         return section
-    section.paragraphs.append(f"Measured on {found.costs.device}, {found.costs.threads} threads.")
-    section.tables["efficiency_time"] = pd.DataFrame(_time_rows(found.costs))
+    section.paragraphs.append(f"Measured on {costs.device}, {costs.threads} threads.")
+    section.tables["efficiency_time"] = pd.DataFrame(_time_rows(costs))
     return section
 
 
-def read_efficiency(files: Run) -> Measured | str:
-    """Return what was measured, or a sentence why there is nothing."""
-    command = f"`python -m evaluation efficiency {files.path}`"
-    try:
-        content = json.loads((files.path / EFFICIENCY).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return f"Nothing is measured yet: {command} does."
-    except (OSError, ValueError) as error:
-        return f"{EFFICIENCY}: cannot be read ({type(error).__name__}); measure again with {command}."
-    from evaluation.cost.efficiency import costs_from_values
-
-    try:
-        (own,) = content.values()
-        return Measured(dict(own["counts"]), own["costs"] and costs_from_values(own["costs"]))
-    except (AttributeError, KeyError, TypeError, ValueError):
-        return f"{EFFICIENCY}: has no measurement of one model; measure again with {command}."
-
-
-def cpu_latency(measured: Measured) -> float:
-    """Median milliseconds of one image alone on the CPU; NaN where that was not measured."""
-    costs = measured.costs
-    if costs is None or costs.device != "cpu" or 1 not in costs.batches:
-        return math.nan
-    return 1e3 * costs.batches[1].p50
-
-
 def _time_rows(costs: Costs) -> list[dict[str, Any]]:
-    from evaluation.cost.efficiency import ratio_text
-
     return [
         {
             "batch size": size,

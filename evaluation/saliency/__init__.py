@@ -12,16 +12,14 @@ layers are these to six digits.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from evaluation.saliency.layers import Size, looked_at, map_layer, watched_attention
-from lightning_modules.classification import ClassificationTask
-from lightning_modules.dual_encoder import DualEncoder
+from evaluation.saliency.layers import Size, map_layer, watched_attention
 from vitrail.errors import UserError
 from vitrail.types import LABEL_TASK
 
@@ -46,14 +44,14 @@ def class_scores(model: nn.Module, task: str | None = None) -> Scores:
     name = task or next(iter(tasks))
     if name not in tasks:
         raise UserError(f"task {name!r}: the model has {', '.join(tasks)}; choose one of them")
-    if isinstance(model, ClassificationTask):
-        classifier = model
-        return lambda image: classifier.classify(classifier.image_features(image))[name].float()
-    if isinstance(model, DualEncoder) and name == LABEL_TASK:
+    task_model = cast("Any", model)
+    if hasattr(model, "classify"):
+        return lambda image: task_model.classify(task_model.image_features(image))[name].float()
+    if hasattr(model, "class_embeddings") and name == LABEL_TASK:
         with _undisturbed(model), torch.no_grad():
             # A copy: what was computed in inference mode before cannot take part in a gradient.
-            embeddings = model.class_embeddings() * cast("Any", model.objective).logit_scale()[0]
-        return _similarity(model, embeddings)
+            embeddings = task_model.class_embeddings() * task_model.objective.logit_scale()[0]
+        return lambda image: task_model.encode_image(image) @ embeddings.T
     raise UserError(f"{type(model).__name__}: explains neither classes nor texts; use a classifier or a dual encoder")
 
 
@@ -63,11 +61,12 @@ def text_scores(model: nn.Module, texts: list[str]) -> Scores:
     Raises:
         UserError: if the model reads no texts.
     """
-    if not isinstance(model, DualEncoder):
+    if not hasattr(model, "encode_text"):
         raise UserError(f"--text: {type(model).__name__} has no text encoder; use a dual encoder, or leave --text out")
+    dual_encoder = cast("Any", model)
     with _undisturbed(model), torch.no_grad():
-        embeddings = model.encode_text(texts)
-    return _similarity(model, embeddings)
+        embeddings = dual_encoder.encode_text(texts)
+    return lambda image: dual_encoder.encode_image(image) @ embeddings.T
 
 
 def grad_cam(model: nn.Module, scores: Scores, images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
@@ -98,8 +97,8 @@ def grad_cam(model: nn.Module, scores: Scores, images: torch.Tensor, classes: to
         return leaf.clone()
 
     parts = []
-    with _undisturbed(model), _hook(layer.module, begin_here):
-        for chunk, wanted in zip(_chunks(images), _chunks(classes), strict=True):
+    with _undisturbed(model), layer.module.register_forward_hook(begin_here):
+        for chunk, wanted in zip(torch.split(images, AT_A_TIME), torch.split(classes, AT_A_TIME), strict=True):
             kept.clear()
             found = scores(chunk.to(_device(model)))
             _check_finite(found, model)
@@ -130,12 +129,12 @@ def attention_rollout(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
         UserError: if the network is no plain vision transformer.
     """
     backbone, size, parts = image_backbone(model), _size(images), []
-    for chunk in _chunks(images):
+    for chunk in torch.split(images, AT_A_TIME):
         with _undisturbed(model), torch.no_grad(), watched_attention(backbone) as watch:
             cast("Any", model).image_features(chunk.to(_device(model)))
-            seen = looked_at(backbone, watch, size)
+            attended = watch.attended(size)
         # The residual connections give every place something alike; what differs is above the least.
-        parts.append(_scaled(seen, size, from_least=True).cpu())
+        parts.append(_scaled(attended, size, from_least=True).cpu())
     return torch.cat(parts)
 
 
@@ -149,7 +148,7 @@ def score_images(model: nn.Module, scores: Scores, images: torch.Tensor) -> torc
         UserError: if they are not finite.
     """
     parts = []
-    for chunk in _chunks(images):
+    for chunk in torch.split(images, AT_A_TIME):
         with _undisturbed(model), torch.no_grad():
             parts.append(scores(chunk.to(_device(model))).float().cpu())
             _check_finite(parts[-1], model)
@@ -183,10 +182,6 @@ def image_backbone(model: nn.Module) -> nn.Module:
     return backbone
 
 
-def _similarity(model: DualEncoder, embeddings: torch.Tensor) -> Scores:
-    return lambda image: model.encode_image(image) @ embeddings.T
-
-
 def _scaled(maps: torch.Tensor, size: Size, *, from_least: bool = False) -> torch.Tensor:
     """``(B, K, h, w)``, not negative, as large as the images and with 1 as the largest value of each map."""
     large = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
@@ -203,10 +198,6 @@ def _check_finite(scores: torch.Tensor, model: nn.Module) -> None:
         )
 
 
-def _chunks(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    return torch.split(rows, AT_A_TIME)
-
-
 def _size(images: torch.Tensor) -> Size:
     return int(images.shape[-2]), int(images.shape[-1])
 
@@ -216,20 +207,14 @@ def _device(model: nn.Module) -> torch.device:
 
 
 @contextmanager
-def _hook(module: nn.Module, hook: Callable[..., torch.Tensor]) -> Iterator[None]:
-    handle = module.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
     """Freeze the model, in evaluation mode and full precision; at the end it is as before.
 
     In a frozen network no layer keeps what only a gradient needs, except from the watched map on.
     """
+    # A compiled network does not see hooks that come later: it runs as it is written.
+    compiled = any(module._compiled_call_impl is not None for module in model.modules())
+    stance: Any = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
     modes = [(module, module.training) for module in model.modules()]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for module, _ in modes:
@@ -237,22 +222,11 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
     for parameter in trainable:
         parameter.requires_grad_(False)
     try:
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            torch.autocast(_device(model).type, enabled=False),
-            _eager(model),
-        ):
+        autocast = torch.autocast(_device(model).type, enabled=False)
+        with torch.inference_mode(False), torch.enable_grad(), autocast, stance:
             yield
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
         for module, mode in modes:
             module.training = mode
-
-
-def _eager(model: nn.Module) -> AbstractContextManager[Any]:
-    """A compiled network does not see hooks that come later; while the block lasts it runs as it is written."""
-    if any(module._compiled_call_impl is not None for module in model.modules()):
-        return cast("AbstractContextManager[Any]", torch.compiler.set_stance("force_eager"))
-    return nullcontext()

@@ -71,101 +71,82 @@ def map_layer(backbone: nn.Module) -> MapLayer:
     return MapLayer(stage, to_map)
 
 
-@dataclass
 class AttentionWatch:
-    """What a forward pass leaves for attention rollout.
+    """Attention rollout of a forward pass; only the product of the layers is kept, not every layer's weights."""
 
-    Attributes:
-        rollout: ``(B, N, N)``, the layers' attention multiplied up so far; rows sum to 1.
-        pooling: ``(B, N)``, how much of each token the pooled vector takes; None where the network has no weights for
-            that.
-    """
+    def __init__(self, backbone: nn.Module) -> None:
+        self._backbone = cast("Any", backbone)
+        self.rollout: torch.Tensor | None = None  # (B, N, N), rows sum to 1
+        self.pooling: torch.Tensor | None = None  # (B, N), how much of each token a pooling head takes
 
-    rollout: torch.Tensor | None = None
-    pooling: torch.Tensor | None = None
-
-    def add(self, weights: torch.Tensor, network: str) -> None:
-        """Multiply one layer in: the mean of its heads, half, and the residual connection, the other half.
-
-        Raises:
-            UserError: if these are no such weights.
-        """
-        square = weights.ndim == 4 and weights.shape[-1] == weights.shape[-2]
-        if not square or not torch.allclose(weights.float().sum(-1), torch.ones(()).to(weights.device), atol=1e-2):
-            raise no_rollout(network)
+    def add(self, weights: torch.Tensor | None) -> None:
+        """Multiply one layer in: the mean of its heads, half, and the residual connection, the other half."""
+        square = weights is not None and weights.ndim == 4 and weights.shape[-1] == weights.shape[-2]
+        if weights is None or not square or not ((weights.float().sum(-1) - 1).abs() <= 1e-2).all():
+            raise no_rollout(self._backbone)
         mean = weights.float().mean(dim=1)
         layer = (mean + torch.eye(mean.shape[-1], device=mean.device)) / 2
         if self.rollout is not None and self.rollout.shape != layer.shape:
-            raise no_rollout(network)
+            raise no_rollout(self._backbone)
         self.rollout = layer if self.rollout is None else layer @ self.rollout
+
+    def pool(self, weights: torch.Tensor) -> None:
+        """Note the weights of a pooling head."""
+        self.pooling = weights[:, 0].float()
+
+    def attended(self, size: Size) -> torch.Tensor:
+        """Return how much the pooled vector takes of each patch.
+
+        Returns:
+            ``(B, 1, h, w)``; over all patches, and class tokens where there are some, it sums to 1.
+        """
+        assert self.rollout is not None
+        backbone, rollout = self._backbone, self.rollout
+        if self.pooling is not None:
+            read = (self.pooling[:, None] @ rollout)[:, 0]
+        elif _transformers_layers(backbone) is not None or backbone.global_pool == "token":
+            # A distilled DeiT averages its two class tokens.
+            read = rollout[:, : 2 if hasattr(backbone, "dist_token") else 1].mean(dim=1)
+        else:
+            read = rollout[:, backbone.num_prefix_tokens :].mean(dim=1)
+        is_timm = _is_timm_vit(backbone)
+        grid = backbone.patch_embed.dynamic_feat_size(size) if is_timm else _patches(backbone, size)
+        return _tokens_to_map(read[..., None], grid)
 
 
 @contextmanager
 def watched_attention(backbone: nn.Module) -> Iterator[AttentionWatch]:
     """Compute attention weights openly while the block lasts, and multiply them up; afterwards all is as before.
 
-    Only the product is kept, not every layer's weights.
-
     Raises:
-        UserError: if the network is no plain vision transformer.
+        UserError: the network is no plain vision transformer.
     """
-    name, module, watch = type(backbone).__name__, cast("Any", backbone), AttentionWatch()
-
-    def add_input(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        watch.add(inputs[0], name)
-
-    def add_weights(_: nn.Module, __: Any, output: tuple[Any, ...]) -> None:
-        if output[1] is None:
-            raise no_rollout(name)
-        watch.add(output[1], name)
-
-    def keep_pooling(_: nn.Module, __: Any, output: tuple[Any, ...]) -> None:
-        watch.pooling = output[1][:, 0].float()
-
+    module, watch = cast("Any", backbone), AttentionWatch(backbone)
     with ExitStack() as stack:
         if (layers := _transformers_layers(backbone)) is not None:
             stack.enter_context(_attribute(module.config, "_attn_implementation", "eager"))
             for layer in layers:
-                stack.callback(layer.self_attn.register_forward_hook(add_weights).remove)
+                stack.enter_context(layer.self_attn.register_forward_hook(lambda _, __, output: watch.add(output[1])))
             if (head := getattr(module, "head", None)) is not None and hasattr(head, "attention"):
-                stack.callback(head.attention.register_forward_hook(keep_pooling).remove)
+                stack.enter_context(head.attention.register_forward_hook(lambda _, __, output: watch.pool(output[1])))
         elif _is_timm_vit(backbone) and module.global_pool in ("token", "avg"):
             for block in module.blocks:
                 if not hasattr(block.attn, "attn_drop"):
-                    raise no_rollout(name)
+                    raise no_rollout(backbone)
                 if hasattr(block.attn, "fused_attn"):
                     stack.enter_context(_attribute(block.attn, "fused_attn", False))
-                stack.callback(block.attn.attn_drop.register_forward_pre_hook(add_input).remove)
+                drop = block.attn.attn_drop
+                stack.enter_context(drop.register_forward_pre_hook(lambda _, inputs: watch.add(inputs[0])))
         else:
-            raise no_rollout(name)
+            raise no_rollout(backbone)
         yield watch
 
 
-def looked_at(backbone: nn.Module, watch: AttentionWatch, size: Size) -> torch.Tensor:
-    """How much the pooled vector takes of each patch.
-
-    Returns:
-        ``(B, 1, h, w)``; over all patches, and class tokens where there are some, it sums to 1.
-    """
-    assert watch.rollout is not None
-    module, rollout = cast("Any", backbone), watch.rollout
-    if watch.pooling is not None:
-        read = (watch.pooling[:, None] @ rollout)[:, 0]
-    elif _transformers_layers(backbone) is not None or module.global_pool == "token":
-        # A distilled DeiT averages its two class tokens.
-        read = rollout[:, : 2 if hasattr(backbone, "dist_token") else 1].mean(dim=1)
-    else:
-        read = rollout[:, module.num_prefix_tokens :].mean(dim=1)
-    is_timm = _is_timm_vit(backbone)
-    grid = module.patch_embed.dynamic_feat_size(size) if is_timm else _patches(module, size)
-    return _tokens_to_map(read[..., None], grid)
-
-
-def no_rollout(network: str) -> UserError:
-    """Why there is no rollout, and how to fix it."""
+def no_rollout(network: nn.Module) -> UserError:
+    """Return the error that says why there is no rollout, and the fix."""
     return UserError(
-        f"method rollout: {network} is no plain vision transformer, so attention cannot be multiplied up through its "
-        "layers; use gradcam"
+        f"method rollout: {type(network).__name__} is no plain vision transformer, so attention cannot be multiplied "
+        "up through its layers; use gradcam"
     )
 
 

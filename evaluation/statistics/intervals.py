@@ -30,7 +30,7 @@ Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 holds it."""
 
 _CHUNK_ELEMENTS = 4_000_000
-"""Resamples are computed so many weights at a time: 32 MB however large the split is."""
+"""Weights computed at a time: 32 MB however large the split is."""
 
 
 class Interval(NamedTuple):
@@ -207,6 +207,12 @@ def group_bootstrap(
         tail = _expanded_tail(tail, num_groups)
     low, high = np.quantile(resampled, [tail, 1 - tail])
     return Interval(float(low), float(high))
+
+
+def estimate(statistic: Statistic, groups: NDArray[Any], n_resamples: int = 5_000, *, seed: int = 0) -> Estimate:
+    """Return a statistic of all samples with its interval by ``group_bootstrap``."""
+    value = float(statistic(np.ones((1, len(groups))))[0])
+    return Estimate(value, group_bootstrap(statistic, groups, n_resamples, seed=seed))
 
 
 def wilson(share: float, trials: float, level: float = 0.95) -> Interval:

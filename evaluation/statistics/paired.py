@@ -1,25 +1,19 @@
-"""Can two models be told apart on the same test samples? Paired differences, tests, and several comparisons at once.
+"""Paired comparison of two models on the same test samples: differences, tests, and corrections for several.
 
-* Difference with its interval: group bootstrap, both models on the same resamples (``pairing.paired_difference``).
+* Difference with its interval: group bootstrap, both models on the same resamples (``pooled.paired_difference``).
 * Exact test by group: under the null hypothesis the models are exchangeable, so every group's difference could as well
   have the other sign (a randomisation test; Good, Permutation, Parametric and Bootstrap Tests of Hypotheses, 2005).
   With single samples as groups it is McNemar's exact test; with few groups it cannot reach small p-values, whatever
   the differences, which is as it should be: five objects are never enough for p < .05.
 * McNemar (Psychometrika 12, 1947), exact: the cross-check, which takes samples for independent.
 * Several comparisons: Holm, Scandinavian Journal of Statistics 6 (1979).
-* Several seeds: the interval of the difference over seeds (``seed_difference``); the others speak of these very runs.
+* Interval over seeds: a test set shows how sure a difference between these very models is, not what other seeds would
+  have given, and that is often the larger part (Bouthillier et al., Accounting for Variance in Machine Learning
+  Benchmarks, MLSys 2021). Welch's interval (Biometrika 34, 1947) where both sides have several seeds; a single run's
+  spread is taken for that of the others (Student).
 
-Two models are told apart only where both the interval leaves out 0 and the test by group has p < .05: with few groups
-either alone is too bold at times. Of several seeds the interval over seeds must leave out 0 as well.
-
-What training again would change in a difference: the interval over the seeds of two experiments.
-
-A test set says how sure a difference between these very models is, not what other seeds would have given, and that is
-often the larger part (Bouthillier et al., Accounting for Variance in Machine Learning Benchmarks, MLSys 2021).
-
-* Several seeds on both sides: Welch, Biometrika 34 (1947), which lets the spreads differ.
-* A single run against several seeds: its spread is not known, so it is taken for that of the others (Student).
-* Single runs alone: nothing is known of seeds.
+Two models differ clearly only where the interval leaves out 0 and the test by group has p < .05: with few groups either
+alone is too bold at times. Of several seeds the interval over seeds must leave out 0 as well.
 """
 
 from __future__ import annotations
@@ -31,16 +25,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.statistics.intervals import Estimate, Interval, Statistic, f1_statistic, known, share_statistic
-from evaluation.statistics.pooled import (
-    JoinedRuns,
-    JoinedScore,
-    in_order_of,
-    join_runs,
-    mean_statistic,
-    paired_difference,
-    repetitions,
-)
+from evaluation.statistics.intervals import Estimate, Interval, f1_statistic, known, share_statistic
+from evaluation.statistics.pooled import in_order_of, mean_statistic, paired_difference, repetitions
 from vitrail.errors import UserError
 from vitrail.predictions import Predictions
 
@@ -48,17 +34,17 @@ from vitrail.predictions import Predictions
 def seed_interval(
     first: Sequence[float], second: Sequence[float], level: float = 0.95, *, same_answers: bool = True
 ) -> Interval:
-    """Interval of the difference of two means over seeds.
+    """Return the interval of the difference of two means over seeds.
 
     Args:
         first: scores of the runs of one experiment, at least one.
         second: those of the other, at least one; they are subtracted.
         level: of the interval.
-        same_answers: whether the runs of either side answer every sample alike. Scores that are equal by coincidence
-            say nothing of what seeds change.
+        same_answers: whether the runs of either side predict every sample alike. Scores that are equal by coincidence
+            show nothing of what seeds change.
 
     Returns:
-        From low to high; NaN where each side is a single run, and where scores are equal but answers are not.
+        NaN where each side is a single run, and where scores are equal but predictions are not.
     """
     if len(first) < 2 and len(second) < 2:
         return Interval(math.nan, math.nan)
@@ -72,19 +58,6 @@ def seed_interval(
     found = ttest_ind(first, second, equal_var=min(len(first), len(second)) < 2).confidence_interval(level)
     return Interval(float(found.low), float(found.high))
 
-
-__all__ = [
-    "ALPHA",
-    "JoinedRuns",
-    "JoinedScore",
-    "PairedComparison",
-    "compare_joined",
-    "compare_pair",
-    "holm",
-    "join_runs",
-    "mcnemar_p",
-    "sign_flip_p",
-]
 
 ALPHA = 0.05
 """Level of the tests."""
@@ -124,8 +97,8 @@ class PairedComparison:
     only_second_right: int | None
     mcnemar_p: float
 
-    def told_apart(self, p_value: float | None = None) -> bool:
-        """Whether the data say which has the higher accuracy.
+    def differs(self, p_value: float | None = None) -> bool:
+        """Return whether the data show which has the higher accuracy.
 
         Args:
             p_value: corrected for several comparisons (``holm``); by default this comparison's own.
@@ -136,11 +109,7 @@ class PairedComparison:
         return bool((low > 0 or high < 0) and p_value < ALPHA and not may_be_the_seed)
 
     def verdict(self, p_value: float | None = None) -> str:
-        """One sentence: which is better, or that they cannot be told apart.
-
-        Args:
-            p_value: as in ``told_apart``.
-        """
+        """Return a sentence: which is better, or that they do not differ clearly; ``p_value`` as in ``differs``."""
         first, second = self.names
         if not self.n:
             return f"{first} and {second} cannot be compared on '{self.task}': no sample has a known target."
@@ -152,8 +121,8 @@ class PairedComparison:
             f"difference {self.accuracy_difference.value:+.3f} [{low:+.3f}, {high:+.3f}], {over_seeds}p = {shown:.3g}, "
             f"n = {self.n} of {self.groups} groups"
         )
-        if not self.told_apart(p_value):
-            return f"{first} and {second} cannot be told apart on '{self.task}' ({basis})."
+        if not self.differs(p_value):
+            return f"{first} and {second} do not differ clearly on '{self.task}' ({basis})."
         better, worse = self.names if low > 0 else (second, first)
         return f"{better} is better than {worse} on '{self.task}' ({basis})."
 
@@ -205,35 +174,43 @@ def compare_joined(
     sides[1] = [in_order_of(base, run, task, labels) for run in sides[1]]
     rows = known(base.targets[task])
     targets, groups = base.targets[task][rows], base.groups[rows]
-    answers = [np.stack([run.predicted(task)[rows] for run in side]) for side in sides]
     if not len(rows):
-        return _nothing(names, task)
-    hits = [answer == targets for answer in answers]
+        nan, unknown = math.nan, Interval(math.nan, math.nan)
+        none, pair = Estimate(nan, unknown), (nan, nan)
+        return PairedComparison(names, task, 0, 0, pair, pair, none, none, unknown, nan, 0, 0, nan)
+    predicted = [np.stack([run.predicted(task)[rows] for run in side]) for side in sides]
+    hits = [side == targets for side in predicted]
     right = [hit.mean(axis=0) for hit in hits]
-    f1 = [mean_statistic([f1_statistic(targets, answer) for answer in side]) for side in answers]
+    f1 = [mean_statistic([f1_statistic(targets, run) for run in side]) for side in predicted]
+    plain_f1 = [float(statistic(np.ones((1, len(rows))))[0]) for statistic in f1]
     single = all(len(side) == 1 for side in sides)
-    only = [int((right[0] > right[1]).sum()), int((right[1] > right[0]).sum())] if single else [None, None]
-    accuracies = [share_statistic(share) for share in right]
-    same_accuracy, same_answers = bool((right[0] == right[1]).all()), _agree(answers[0], answers[1])
+    only = [int((right[0] > right[1]).sum()), int((right[1] > right[0]).sum())]
     return PairedComparison(
         names=names,
         task=task,
         n=len(rows),
         groups=len(set(groups.tolist())),
         accuracy=(float(right[0].mean()), float(right[1].mean())),
-        f1_macro=(_plain(f1[0], len(rows)), _plain(f1[1], len(rows))),
+        f1_macro=(plain_f1[0], plain_f1[1]),
         accuracy_difference=paired_difference(
-            accuracies[0], accuracies[1], groups, same_accuracy, n_resamples, seed=seed
+            share_statistic(right[0]),
+            share_statistic(right[1]),
+            groups,
+            np.array_equal(right[0], right[1]),
+            n_resamples,
+            seed=seed,
         ),
-        f1_macro_difference=paired_difference(f1[0], f1[1], groups, same_answers, n_resamples, seed=seed),
+        f1_macro_difference=paired_difference(
+            f1[0], f1[1], groups, np.array_equal(predicted[0], predicted[1]), n_resamples, seed=seed
+        ),
         over_seeds=seed_interval(
             *(hit.mean(axis=1).tolist() for hit in hits),
-            same_answers=all(bool((answer == answer[:1]).all()) for answer in answers),
+            same_answers=all(bool((side == side[:1]).all()) for side in predicted),
         ),
-        p_value=sign_flip_p(_by_group(answers, targets, groups)),
-        only_first_right=only[0],
-        only_second_right=only[1],
-        mcnemar_p=mcnemar_p(only[0], only[1]) if only[0] is not None and only[1] is not None else math.nan,
+        p_value=sign_flip_p(_by_group(hits, groups)),
+        only_first_right=only[0] if single else None,
+        only_second_right=only[1] if single else None,
+        mcnemar_p=mcnemar_p(only[0], only[1]) if single else math.nan,
     )
 
 
@@ -290,30 +267,11 @@ def _whole(runs: Sequence[Predictions], task: str, name: str) -> list[Prediction
     return repetitions(runs, task, names)
 
 
-def _agree(first: NDArray[np.int64], second: NDArray[np.int64]) -> bool:
-    """Whether both sides answer every sample alike; of several runs, run by run."""
-    return first.shape == second.shape and bool((first == second).all())
-
-
-def _by_group(
-    answers: Sequence[NDArray[np.int64]], targets: NDArray[np.int64], groups: NDArray[np.object_]
-) -> NDArray[np.int64]:
-    """Right answers of the first side less those of the second in each group, as whole numbers.
+def _by_group(hits: Sequence[NDArray[np.bool_]], groups: NDArray[np.object_]) -> NDArray[np.int64]:
+    """Right predictions of the first side less those of the second in each group, int64.
 
     Sides of R and S runs are counted S and R times, so that both weigh the same.
     """
     _, index = np.unique(groups.astype(str), return_inverse=True)
-    runs = [len(side) for side in answers]
-    hits = [(side == targets).sum(axis=0) * weight for side, weight in zip(answers, reversed(runs), strict=True)]
-    return np.rint(np.bincount(index, weights=(hits[0] - hits[1]).astype(np.float64))).astype(np.int64)
-
-
-def _plain(statistic: Statistic, n: int) -> float:
-    return float(statistic(np.ones((1, n)))[0])
-
-
-def _nothing(names: tuple[str, str], task: str) -> PairedComparison:
-    nan = math.nan
-    unknown = Interval(nan, nan)
-    difference = Estimate(nan, unknown)
-    return PairedComparison(names, task, 0, 0, (nan, nan), (nan, nan), difference, difference, unknown, nan, 0, 0, nan)
+    first, second = (hit.sum(axis=0) * weight for hit, weight in zip(hits, (len(hits[1]), len(hits[0])), strict=True))
+    return np.rint(np.bincount(index, weights=(first - second).astype(np.float64))).astype(np.int64)

@@ -1,12 +1,10 @@
 """Several runs of one experiment as one result: seeds on the same test set, folds on parts of it, or both.
 
-Two kinds of chance are told apart. The spread over runs (standard deviation, Student's interval) is what another seed
-or another fold would change. The interval by group is what other objects in the test set would change, with the runs
-as they are. Neither holds the other. Folds share most of their training data, so their spread is no independent
-sample of anything (Bengio & Grandvalet, No unbiased estimator of the variance of k-fold cross-validation, JMLR 5,
-2004): for folds the pooled predictions with their interval by group are the number to quote.
-
-Predictions of two models on the same samples, row by row, and the paired difference with its interval.
+Two kinds of chance differ. The spread over runs (standard deviation, Student's interval) is what another seed or fold
+would change; the interval by group is what other objects in the test set would change, with the runs as they are.
+Neither includes the other. Folds share most of their training data, so their spread is no independent sample of
+anything (Bengio & Grandvalet, No unbiased estimator of the variance of k-fold cross-validation, JMLR 5, 2004): for
+folds the pooled predictions with their interval by group are the number to quote.
 """
 
 from __future__ import annotations
@@ -25,6 +23,7 @@ from evaluation.statistics.intervals import (
     Interval,
     Statistic,
     accuracy_statistic,
+    estimate,
     f1_statistic,
     group_bootstrap,
     known,
@@ -39,15 +38,15 @@ from vitrail.types import UNKNOWN
 def paired_difference(
     later: Statistic, earlier: Statistic, groups: NDArray[Any], agree: bool, n_resamples: int = 5_000, *, seed: int = 0
 ) -> Estimate:
-    """Difference of a statistic of two models on the same N samples, with its 95 % interval by group.
+    """Return the difference of a statistic of two models on the same N samples, with its 95 % interval by group.
 
-    Both models see the same resamples, so what makes a sample hard for both cancels out.
+    Both models have the same resamples, so what makes a sample hard for both cancels out.
 
     Args:
         later: of the one model, from 0 to 1.
         earlier: of the other; it is subtracted.
         groups: ``(N,)``, the group of each sample.
-        agree: whether the models answered every sample alike. No resample can differ then: the interval is that of as
+        agree: whether the models predict every sample alike. No resample can differ then: the interval is that of as
             many trials as groups in which none differed (Wilson), to both sides.
         n_resamples: of the bootstrap.
         seed: of the bootstrap.
@@ -68,10 +67,10 @@ def paired_difference(
 def in_order_of(
     after: Predictions, before: Predictions, task: str, labels: tuple[str, str] = ("after", "before")
 ) -> Predictions:
-    """Rows of ``before`` in the order of ``after``, with the groups of ``after``, so that both resample alike.
+    """Return the rows of ``before`` in the order of ``after``, with its groups, so that both resample alike.
 
-    Samples are told apart by name, because a data set that is loaded with other options (fewer classes, say) numbers
-    its rows anew.
+    Samples are matched by name, because a data set that is loaded with other options (fewer classes, say) numbers its
+    rows differently.
 
     Args:
         after: one model's predictions.
@@ -82,36 +81,27 @@ def in_order_of(
     Raises:
         UserError: classes, samples or targets are not the same; names what differs first.
     """
+
+    def refused(what: str) -> UserError:
+        return UserError(f"predictions {labels[1]} and {labels[0]}: {what}; test both on the same data")
+
     classes = [list(predictions.tasks.get(task, [])) for predictions in (after, before)]
     if classes[0] != classes[1]:
-        raise UserError(
-            _told(labels, f"the classes of '{task}' differ: {_first_difference(classes[0], classes[1], labels)}")
-        )
+        raise refused(f"the classes of '{task}' differ: {_first_difference(classes[0], classes[1], labels)}")
     row_of = {name: row for row, name in enumerate(before.names.tolist())}
     names = after.names.tolist()
     if len(row_of) != len(before) or len(set(names)) != len(names):
-        raise UserError(_told(labels, "several samples have the same name, so they cannot be paired"))
-    only_after, only_before = [name for name in names if name not in row_of], sorted(row_of.keys() - set(names))
-    if only_after or only_before:
-        said = [
-            f"{len(only)} only {when} (first '{only[0]}')"
-            for only, when in ((only_after, labels[0]), (only_before, labels[1]))
-            if only
-        ]
-        raise UserError(_told(labels, f"the samples differ: {', '.join(said)}"))
+        raise refused("several samples have the same name, so they cannot be paired")
+    only = [name for name in names if name not in row_of], sorted(row_of.keys() - set(names))
+    differing = [f"{len(own)} only {label} (first '{own[0]}')" for own, label in zip(only, labels, strict=True) if own]
+    if differing:
+        raise refused(f"the samples differ: {', '.join(differing)}")
     ordered = before.take(np.array([row_of[name] for name in names], dtype=np.int64))
     bad = np.flatnonzero(ordered.targets[task] != after.targets[task])
     if bad.size:
-        raise UserError(
-            _told(
-                labels, f"{bad.size} of {len(names)} samples have another target of '{task}', first '{names[bad[0]]}'"
-            )
-        )
+        first = names[bad[0]]
+        raise refused(f"{bad.size} of {len(names)} samples have another target of '{task}', first '{first}'")
     return replace(ordered, groups=after.groups)
-
-
-def _told(labels: tuple[str, str], what: str) -> str:
-    return f"predictions {labels[1]} and {labels[0]}: {what}; test both on the same data"
 
 
 def _first_difference(after: Sequence[str], before: Sequence[str], labels: tuple[str, str]) -> str:
@@ -132,7 +122,7 @@ class JoinedScore:
         values: of each run, on its own test samples; NaN where it has none with a known target.
         mean: of these.
         std: their standard deviation (n − 1); NaN for one run.
-        interval: Student's 95 % interval of the mean over runs; NaN for one run, and where runs that answer otherwise
+        interval: Student's 95 % interval of the mean over runs; NaN for one run, and where runs with other predictions
             have the same score: that is a coincidence, not certainty.
         pooled: over all samples, folds put together and then the mean over seeds, with its 95 % interval by group.
     """
@@ -192,9 +182,8 @@ def join_runs(
     """
     names = list(names) or [f"run {number}" for number in range(1, len(runs) + 1)]
     whole = repetitions(runs, task, names)
-    parts = len(runs) // len(whole)
+    several = len(whole) > 1, len(runs) > len(whole)
     kinds: dict[tuple[bool, bool], Kind] = {
-        (False, False): "one run",
         (True, False): "seeds",
         (False, True): "folds",
         (True, True): "seeds and folds",
@@ -202,7 +191,7 @@ def join_runs(
     rows = known(whole[0].targets[task])
     bootstrap = (n_resamples, seed)
     return JoinedRuns(
-        kind=kinds[len(whole) > 1, parts > 1],
+        kind=kinds.get(several, "one run"),
         task=task,
         runs=tuple(names),
         n=len(rows),
@@ -245,9 +234,9 @@ def repetitions(runs: Sequence[Predictions], task: str, names: Sequence[str]) ->
         runs = _with_common_classes(runs, task, names)
     sets = [concatenate([runs[members[number]] for members in folds]) for number in range(sizes.pop())]
     first = sets[0]
-    told = [f"in {names[member]}" for member in folds[0]]
-    others = zip(sets[1:], told[1:], strict=True)
-    return [first, *(in_order_of(first, other, task, (told[0], label)) for other, label in others)]
+    labels = [f"in {names[member]}" for member in folds[0]]
+    others = zip(sets[1:], labels[1:], strict=True)
+    return [first, *(in_order_of(first, other, task, (labels[0], label)) for other, label in others)]
 
 
 def mean_statistic(statistics: Sequence[Statistic]) -> Statistic:
@@ -309,26 +298,22 @@ def _score(
     bootstrap: tuple[int, int],
 ) -> JoinedScore:
     values = tuple(_value(run, task, make) for run in runs)
-    told = [value for value in values if not math.isnan(value)]
+    there = [value for value in values if not math.isnan(value)]
     nothing = Interval(math.nan, math.nan)
-    if not told:
+    if not there:
         return JoinedScore(values, math.nan, math.nan, nothing, Estimate(math.nan, nothing))
     rows = known(whole[0].targets[task])
     statistic = mean_statistic([make(run.targets[task][rows], run.predicted(task)[rows]) for run in whole])
-    pooled = float(statistic(np.ones((1, len(rows))))[0])
+    # Whether all runs are of the same samples and predict each of them alike.
+    first = whole[0].predicted(task)
+    alike = len(whole) == len(runs) and all(bool((run.predicted(task) == first).all()) for run in whole[1:])
     return JoinedScore(
         values=values,
-        mean=float(np.mean(told)),
-        std=float(np.std(told, ddof=1)) if len(told) > 1 else math.nan,
-        interval=student_interval(told) if np.ptp(told) > 0 or _same_answers(runs, whole, task) else nothing,
-        pooled=Estimate(pooled, group_bootstrap(statistic, whole[0].groups[rows], bootstrap[0], seed=bootstrap[1])),
+        mean=float(np.mean(there)),
+        std=float(np.std(there, ddof=1)) if len(there) > 1 else math.nan,
+        interval=student_interval(there) if np.ptp(there) > 0 or alike else nothing,
+        pooled=estimate(statistic, whole[0].groups[rows], bootstrap[0], seed=bootstrap[1]),
     )
-
-
-def _same_answers(runs: Sequence[Predictions], whole: Sequence[Predictions], task: str) -> bool:
-    """Whether all runs are of the same samples and answer each of them alike."""
-    first = whole[0].predicted(task)
-    return len(whole) == len(runs) and all(bool((run.predicted(task) == first).all()) for run in whole[1:])
 
 
 def _value(run: Predictions, task: str, make: Callable[[NDArray[np.int64], NDArray[np.int64]], Statistic]) -> float:

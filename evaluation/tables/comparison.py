@@ -1,8 +1,6 @@
-"""Several runs, or experiments of several runs each, side by side: scores, paired differences to one of them, cost.
+"""Several runs, or experiments of several runs each, next to each other: scores, paired differences to one, cost.
 
 Every comparison of a table counts as one of several: their p-values are corrected together (Holm).
-
-Compared runs as texts by column, the same for terminal, Markdown and page.
 """
 
 from __future__ import annotations
@@ -11,22 +9,23 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evaluation.report.sections import cpu_latency, read_efficiency, stage_minutes
+from evaluation.efficiency import cpu_latency, read_efficiency
+from evaluation.report.sections import stage_minutes
 from evaluation.statistics.calibration import joined_calibration_error
 from evaluation.statistics.intervals import Estimate, Interval
 from evaluation.statistics.paired import PairedComparison, compare_joined, holm
 from evaluation.statistics.pooled import JoinedRuns, join_runs
-from evaluation.tables.summary import with_interval
-from evaluation.tables.summary_join import refuse_other_configurations
+from evaluation.tables.summary import predictions_of, refuse_other_configurations, with_interval
 from vitrail.errors import UserError
 from vitrail.predictions import Predictions
 from vitrail.runs import Run
 
-Reference = Literal["first", "best"]
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class ComparedRow:
         comparison: with the reference, this side first; None for the reference itself.
         p_value: of the test by group, corrected for all comparisons of the table; NaN for the reference.
         mcnemar_p: of McNemar's test, corrected likewise; NaN where a side is several runs.
-        calibration: ECE of its confidences as they were trained.
+        calibration: ECE of its confidences without a temperature.
         calibrated: ECE with the temperatures that ``calibrate`` fitted; None where some run has none.
     """
 
@@ -83,13 +82,13 @@ class ComparedRow:
 
     @property
     def verdict(self) -> str:
-        """In one or a few words."""
+        """A few words."""
         if self.comparison is None:
             return "reference"
         if not self.comparison.n:
             return "no known targets"
-        if not self.comparison.told_apart(self.p_value):
-            return "cannot be told apart"
+        if not self.comparison.differs(self.p_value):
+            return "no clear difference"
         return "better" if self.comparison.accuracy_difference.value > 0 else "worse"
 
 
@@ -108,7 +107,7 @@ def sides_of(paths: Sequence[Path], split: str, join: bool) -> list[Side]:
     runs = [Run(path) for path in paths]
     if len({run.path.resolve() for run in runs}) < len(runs):
         raise UserError("compare: name every run once")
-    experiments = [experiment_of(run) for run in runs]
+    experiments = [str(run.record.get("name") or run.path.resolve().parent.name) for run in runs]
     members: dict[str, list[Run]] = {}
     for run, experiment in zip(runs, experiments, strict=True):
         members.setdefault(experiment if join or experiments.count(experiment) == 1 else run.name, []).append(run)
@@ -116,25 +115,13 @@ def sides_of(paths: Sequence[Path], split: str, join: bool) -> list[Side]:
         if len(own) > 1:
             refuse_other_configurations(own, "compare")
     if len(members) < 2:
-        told = (
-            f"all {len(runs)} runs are of experiment {next(iter(members))!r}" if len(runs) > 1 else "there is one run"
-        )
-        raise UserError(f"compare: {told}; name at least two to compare")
-    return [Side(name, own, [_predictions(run, split) for run in own]) for name, own in members.items()]
-
-
-def experiment_of(run: Run) -> str:
-    """Name of a run's experiment: that of its record, else of the folder that the run directory is in."""
-    name = run.record.get("name")
-    return name if isinstance(name, str) and name else run.path.resolve().parent.name
+        all_of_one = f"all {len(runs)} runs are of experiment {next(iter(members))!r}"
+        raise UserError(f"compare: {all_of_one if len(runs) > 1 else 'there is one run'}; name at least two to compare")
+    return [Side(name, own, [predictions_of(run, split) for run in own]) for name, own in members.items()]
 
 
 def common_tasks(sides: Sequence[Side], task: str | None = None) -> list[str]:
-    """Tasks that all sides predict, in the order of the first.
-
-    Args:
-        sides: at least one.
-        task: the only one that is wanted.
+    """Return the tasks that all sides predict, in the order of the first, or only the one that is wanted.
 
     Raises:
         UserError: there is none, or not the one that is wanted.
@@ -146,15 +133,15 @@ def common_tasks(sides: Sequence[Side], task: str | None = None) -> list[str]:
             f"--task {task}: not all runs predict it; all predict {', '.join(tasks) or 'no task in common'}"
         )
     if not tasks:
-        told = "; ".join(f"{side.name} predicts {', '.join(side.predictions[0].tasks)}" for side in sides)
-        raise UserError(f"compare: the runs have no task in common: {told}")
+        each = "; ".join(f"{side.name} predicts {', '.join(side.predictions[0].tasks)}" for side in sides)
+        raise UserError(f"compare: the runs have no task in common: {each}")
     return tasks if task is None else [task]
 
 
 def compare_sides(
     sides: Sequence[Side],
     tasks: Sequence[str],
-    reference: Reference = "first",
+    reference: str = "first",
     n_resamples: int = 5_000,
     *,
     split: str = "test",
@@ -164,8 +151,8 @@ def compare_sides(
     Args:
         sides: at least two.
         tasks: that all of them predict.
-        reference: the first side, or the one with the highest accuracy on the first task that has known targets; where
-            there is none, the first side too.
+        reference: ``first`` for the first side, ``best`` for the one with the highest accuracy on the first task that
+            has known targets (the first side where there is none).
         n_resamples: of the bootstrap.
         split: that the predictions are of.
 
@@ -186,8 +173,8 @@ def compare_sides(
         for task in tasks
     }
     if reference == "best":
-        judged = next((task for task in tasks if joined[sides[0].name, task].n), tasks[0])
-        values = [joined[side.name, judged].accuracy.pooled.value for side in sides]
+        decisive = next((task for task in tasks if joined[sides[0].name, task].n), tasks[0])
+        values = [joined[side.name, decisive].accuracy.pooled.value for side in sides]
         base = sides[int(np.argmax(np.nan_to_num(values, nan=-1.0)))]
     made = {
         (side.name, task): compare_joined(
@@ -214,19 +201,19 @@ def compare_sides(
 
 
 def cost_of(side: Side) -> Cost:
-    """What the records say of a side's cost."""
+    """Return a side's cost by its records."""
     return Cost(*(_mean([read(run) for run in side.runs]) for read in (_parameters, _minutes, _latency)))
 
 
 def caveats(sides: Sequence[Side], split: str = "test") -> list[str]:
-    """What a reader must know of the runs next to their numbers, one sentence each."""
-    said = [
+    """Return what a reader must know of the runs next to their numbers, one sentence each."""
+    notes = [
         f"{run.name} was interrupted: its numbers are those of an unfinished training."
         for side in sides
         for run in side.runs
         if run.interrupted
     ]
-    said += [
+    notes += [
         f"{run.name}: its predictions are of checkpoint {other}, not of the best one."
         for side in sides
         for run in side.runs
@@ -234,13 +221,13 @@ def caveats(sides: Sequence[Side], split: str = "test") -> list[str]:
     ]
     hardware = [run.record.get("hardware") for side in sides for run in side.runs]
     if any(own != hardware[0] for own in hardware):
-        said.append("The runs were made on different machines or numbers of threads: training times do not compare.")
+        notes.append("The runs were made on different machines or numbers of threads: training times do not compare.")
     if len({first for side in sides for run in side.runs[:1] if (first := _measured_with(run))}) > 1:
-        said.append(
+        notes.append(
             "Latencies were not measured together, so they may differ by what else the machine did: name all runs in "
             "one `python -m evaluation efficiency`."
         )
-    return said
+    return notes
 
 
 def _calibration(side: Side, task: str, split: str, n_resamples: int) -> tuple[Estimate, Estimate | None]:
@@ -252,13 +239,6 @@ def _calibration(side: Side, task: str, split: str, n_resamples: int) -> tuple[E
     if len(fitted) < len(side.runs):
         return raw, None
     return raw, joined_calibration_error(side.predictions, task, names, fitted, n_resamples)
-
-
-def _predictions(run: Run, split: str) -> Predictions:
-    found = run.predictions(split)
-    if found is None:
-        raise UserError(f"{run.path}: {run.problem_of(split)}")
-    return found
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -278,33 +258,33 @@ def _minutes(run: Run) -> float:
 
 def _latency(run: Run) -> float:
     found = read_efficiency(run)
-    return math.nan if isinstance(found, str) else cpu_latency(found)
+    return math.nan if isinstance(found, str) else cpu_latency(found[1])
 
 
 def _measured_with(run: Run) -> str:
     """Name of the first model of the session in which the run's latency was measured; empty where it was not."""
     found = read_efficiency(run)
-    return "" if isinstance(found, str) or found.costs is None else found.costs.first
+    return "" if isinstance(found, str) or found[1] is None else found[1].first
 
 
 COST_COLUMNS = ("parameters", "train min", "ms/image")
-"""Those of ``cells`` that are the same for all tasks."""
+"""Those of ``comparison_frame`` that are the same for all tasks."""
 
 
-def cells(rows: Sequence[ComparedRow], costs: dict[str, Cost]) -> list[dict[str, str]]:
-    """The rows as texts by column, the same for terminal, Markdown and page."""
-    return [_cells(row, costs[row.side]) for row in rows]
+def comparison_frame(rows: Sequence[ComparedRow], costs: dict[str, Cost]) -> pd.DataFrame:
+    """Return the rows as texts, for terminal, Markdown and page, without the columns that are empty in all rows."""
+    import pandas as pd
 
-
-def number(value: float, form: str) -> str:
-    """A number in a form, or a dash for NaN."""
-    return "–" if math.isnan(value) else format(value, form)
+    frame = pd.DataFrame([_cells(row, costs[row.side]) for row in rows])
+    frame = frame.loc[:, (frame != "–").any()]
+    return frame.drop(columns="runs") if (frame["runs"] == "1").all() else frame
 
 
 def _cells(row: ComparedRow, cost: Cost) -> dict[str, str]:
     joined, made = row.joined, row.comparison
     several = len(joined.runs) > 1
-    spread = f"{number(joined.accuracy.mean, '.3f')} ± {number(joined.accuracy.std, '.3f')}" if several else "–"
+    spread = f"{_number(joined.accuracy.mean, '.3f')} ± {_number(joined.accuracy.std, '.3f')}" if several else "–"
+    costs = (_number(cost.parameters, ",.0f"), _number(cost.minutes, ".1f"), _number(cost.latency, ".2f"))
     return {
         "run": row.side,
         "runs": f"{len(joined.runs)} ({joined.kind})" if several else "1",
@@ -316,24 +296,24 @@ def _cells(row: ComparedRow, cost: Cost) -> dict[str, str]:
         "mean ± sd of runs": spread,
         "difference [95 %]": "–" if made is None else _difference(made.accuracy_difference),
         "over seeds [95 %]": "–" if made is None else _signed(made.over_seeds),
-        "p": number(row.p_value, ".3g"),
-        "McNemar p": number(row.mcnemar_p, ".3g"),
+        "p": _number(row.p_value, ".3g"),
+        "McNemar p": _number(row.mcnemar_p, ".3g"),
         "verdict": row.verdict,
         "macro F1 [95 %]": with_interval(*joined.f1_macro.pooled),
         "its difference [95 %]": "–" if made is None else _difference(made.f1_macro_difference),
         "ECE [95 %]": _error(row.calibration),
         "calibrated ECE [95 %]": "–" if row.calibrated is None else _error(row.calibrated),
-        **dict(zip(COST_COLUMNS, _costs(cost), strict=True)),
+        **dict(zip(COST_COLUMNS, costs, strict=True)),
     }
 
 
-def _costs(cost: Cost) -> tuple[str, str, str]:
-    return number(cost.parameters, ",.0f"), number(cost.minutes, ".1f"), number(cost.latency, ".2f")
+def _number(value: float, form: str) -> str:
+    return "–" if math.isnan(value) else format(value, form)
 
 
 def _error(estimate: Estimate) -> str:
     """With its interval, where there is one."""
-    return number(estimate.value, ".3f") if math.isnan(estimate.interval.low) else with_interval(*estimate)
+    return _number(estimate.value, ".3f") if math.isnan(estimate.interval.low) else with_interval(*estimate)
 
 
 def _difference(estimate: Estimate) -> str:
@@ -346,29 +326,19 @@ def _signed(interval: Interval) -> str:
     return "–" if math.isnan(interval.low) else f"[{interval.low:+.3f}, {interval.high:+.3f}]"
 
 
-def shown_columns(table: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Without the columns that say nothing in any row."""
-    said = [name for name in table[0] if any(row[name] != "–" for row in table)]
-    if all(row["runs"] == "1" for row in table):
-        said.remove("runs")
-    return [{name: row[name] for name in said} for row in table]
+def parts(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return tables that a window has room for: accuracy and its verdict, the other scores, and cost, a row a run.
 
-
-def parts(table: list[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
-    """Tables that a window has room for: accuracy and the verdict on it, the other scores, and cost, a row a run.
-
-    Joined runs have more to say of both, so their differences are a table of their own.
+    Joined runs have more to show of both, so their differences are a table of their own.
     """
-    names = list(table[0])
+    names = list(frame.columns)
     end = names.index("verdict") + 1
-    cost = [name for name in names if name in COST_COLUMNS]
     columns = {"accuracies": names[:end]}
     if "runs" in names:
         middle = names.index("mean ± sd of runs") + 1
         columns = {"accuracies": names[:middle], "differences": ["run", "task", *names[middle:end]]}
-    columns["other_scores"] = ["run", "task", *(name for name in names[end:] if name not in cost)]
-    if cost:
+    columns["other_scores"] = ["run", "task", *(name for name in names[end:] if name not in COST_COLUMNS)]
+    if cost := [name for name in names if name in COST_COLUMNS]:
         columns["cost"] = ["run", *cost]
-    rows = {part: [tuple((name, row[name]) for name in own) for row in table] for part, own in columns.items()}
     # A run's cost is the same on all tasks.
-    return {part: [dict(row) for row in dict.fromkeys(own)] for part, own in rows.items()}
+    return {part: frame[own].drop_duplicates() for part, own in columns.items()}

@@ -1,7 +1,7 @@
-"""The table of results that the README shows: per run and task n, groups, majority baseline, accuracy and macro F1.
+"""The table of results: per run and task n, groups, majority baseline, accuracy and macro F1 with intervals by group.
 
-Every figure comes with a 95 % interval by group (see ``statistics``), and a result whose interval does not lie above
-the majority baseline says so instead of being hidden.
+A result whose interval does not lie above the majority baseline has a note. Runs of one experiment that differ in seed
+or fold can be joined (see ``statistics.pooled`` for their two intervals).
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from evaluation.retrieval import BOTH, Row, read_report
 from evaluation.retrieval import with_interval as score_with_interval
 from evaluation.statistics import intervals as statistics
-from evaluation.statistics.intervals import Interval
+from evaluation.statistics.intervals import Estimate, Interval
+from evaluation.statistics.pooled import JoinedRuns, join_runs
 from vitrail.console import Table
 from vitrail.errors import UserError
 from vitrail.predictions import Predictions, read_predictions
@@ -30,25 +31,21 @@ class TaskSummary:
     """What is known of one task of one run; shares are 0 to 1, higher is better, NaN where nothing is known.
 
     Attributes:
-        run: Name of the experiment and of the run directory.
-        split: Split that was predicted.
-        task: Name of the task.
-        n: Samples with a known target.
-        groups: Different groups (objects, products) among them; the intervals rest on these.
-        majority: Accuracy of always answering the majority class.
-        majority_source: Split whose class counts chose the majority class.
-        majority_label: Name of that class, empty where n is 0.
-        accuracy: Share of right answers.
-        accuracy_interval: By group bootstrap.
-        accuracy_wilson: The cross-check, ``statistics.clustered_wilson``.
-        f1_macro: Mean F1 over classes.
-        f1_macro_interval: By group bootstrap.
-        f1_weighted: Mean F1 weighted by support.
-        f1_weighted_interval: By group bootstrap.
-        top3_accuracy: Share of samples whose target is among the three largest logits.
-        top3_interval: By group bootstrap.
-        unanswered: Samples with a known target for which the model predicts no class; they count as wrong.
-        checkpoint: Name of the checkpoint that was judged where it is another one than ``best``, else empty.
+        run: name of the experiment and of the run directory.
+        split: that was predicted.
+        task: its name.
+        n: samples with a known target.
+        groups: different groups (objects, products) among them; the intervals rest on these.
+        majority: accuracy of always predicting the majority class.
+        majority_source: split whose class counts chose the majority class.
+        majority_label: name of that class, empty where n is 0.
+        accuracy: share of right predictions; its interval is by group bootstrap, as those of the others.
+        accuracy_wilson: the cross-check, ``statistics.clustered_wilson``.
+        f1_macro: mean F1 over classes.
+        f1_weighted: mean F1 weighted by support.
+        top3_accuracy: share of samples whose target is among the three largest logits.
+        unanswered: samples with a known target for which the model predicts no class; they count as wrong.
+        checkpoint: name of the checkpoint that was evaluated where it is another one than ``best``, else empty.
     """
 
     run: str
@@ -105,12 +102,12 @@ def summarise(
     """Summarise each task of one set of predictions.
 
     Args:
-        predictions: Of one split.
-        class_counts: Samples of each class in the train split, by task; a task may be missing.
-        run: Name for the table.
-        split: Name for the table.
-        n_resamples: Of the bootstrap.
-        seed: Of the bootstrap.
+        predictions: of one split.
+        class_counts: samples of each class in the train split, by task; a task may be missing.
+        run: name for the table.
+        split: name for the table.
+        n_resamples: of the bootstrap.
+        seed: of the bootstrap.
     """
     return [
         _summarise_task(predictions, task, class_counts.get(task), run=run, split=split, bootstrap=(n_resamples, seed))
@@ -134,7 +131,7 @@ def summarise_run(run: Path, split: str = "test") -> list[TaskSummary]:
 
 
 def summary_table(summaries: Sequence[TaskSummary]) -> Table:
-    """One row per run and task."""
+    """Return one row per run and task."""
     values = [{**asdict(summary), "above_majority": summary.above_majority} for summary in summaries]
     return Table(COLUMNS, [_cells(one) for one in summaries], ("run", "split", "task", "note"), values=values)
 
@@ -152,16 +149,17 @@ def _summarise_task(
     targets, logits, groups = predictions.targets[task][rows], predictions.logits[task][rows], predictions.groups[rows]
     predicted = predictions.predicted(task)[rows]
     baseline = statistics.Baseline(math.nan, 0, "split" if counts is None else "train")
-    intervals = [Interval(math.nan, math.nan)] * 4
+    scores = [Estimate(math.nan, Interval(math.nan, math.nan))] * 4
     if len(rows):
         baseline = statistics.majority_baseline(targets, counts)
-        scores = (
+        functions = (
             statistics.accuracy_statistic(targets, predicted),
             statistics.f1_statistic(targets, predicted),
             statistics.f1_statistic(targets, predicted, "weighted"),
             statistics.share_statistic(statistics.in_top_k(targets, logits, 3)),
         )
-        intervals = [statistics.group_bootstrap(score, groups, bootstrap[0], seed=bootstrap[1]) for score in scores]
+        scores = [statistics.estimate(one, groups, bootstrap[0], seed=bootstrap[1]) for one in functions]
+    accuracy, f1_macro, f1_weighted, top3 = scores
     return TaskSummary(
         run=run,
         split=split,
@@ -171,15 +169,15 @@ def _summarise_task(
         majority=baseline.accuracy,
         majority_source=baseline.source,
         majority_label=str(predictions.tasks[task][baseline.label]) if len(rows) else "",
-        accuracy=statistics.accuracy(targets, predicted),
-        accuracy_interval=intervals[0],
+        accuracy=accuracy.value,
+        accuracy_interval=accuracy.interval,
         accuracy_wilson=statistics.clustered_wilson(targets == predicted, groups),
-        f1_macro=statistics.f1(targets, predicted),
-        f1_macro_interval=intervals[1],
-        f1_weighted=statistics.f1(targets, predicted, "weighted"),
-        f1_weighted_interval=intervals[2],
-        top3_accuracy=statistics.top_k_accuracy(targets, logits, 3),
-        top3_interval=intervals[3],
+        f1_macro=f1_macro.value,
+        f1_macro_interval=f1_macro.interval,
+        f1_weighted=f1_weighted.value,
+        f1_weighted_interval=f1_weighted.interval,
+        top3_accuracy=top3.value,
+        top3_interval=top3.interval,
         unanswered=int((predicted == UNKNOWN).sum()),
     )
 
@@ -199,17 +197,17 @@ def _cells(summary: TaskSummary) -> list[str]:
 
 
 def share(value: float) -> str:
-    """Three decimals, or a dash for NaN."""
+    """Return three decimals, or a dash for NaN."""
     return "–" if math.isnan(value) else f"{value:.3f}"
 
 
 def with_interval(value: float, interval: Interval) -> str:
-    """A share and its interval, or a dash for NaN."""
+    """Return a share and its interval, or a dash for NaN."""
     return "–" if math.isnan(value) else f"{value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
 def task_heading(summaries: Sequence[TaskSummary]) -> str:
-    """A task with split and n, where all these summaries of it have the same; else without n."""
+    """Return a task with split and n, where all these summaries of it have the same, otherwise without n."""
     split = {summary.split for summary in summaries}
     heading = ", ".join([summaries[0].task, *(split if len(split) == 1 else [])])
     sizes = {(summary.n, summary.groups) for summary in summaries}
@@ -220,9 +218,9 @@ def task_heading(summaries: Sequence[TaskSummary]) -> str:
 
 
 def wide_table(summaries: Sequence[TaskSummary]) -> Table:
-    """One row per run and one column per task: accuracies, below the majority baseline if all runs share it.
+    """Return one row per run and one column per task: accuracies, below the majority baseline if all runs share it.
 
-    A run whose n is another than that of the rest says so in its cell.
+    A run whose n is another than that of the rest has it in its cell.
     """
     tasks = {task: [one for one in summaries if one.task == task] for task in dict.fromkeys(s.task for s in summaries)}
     headings = ["run", *(f"{task_heading(own)} [95 %]" for own in tasks.values())]
@@ -237,30 +235,25 @@ def wide_table(summaries: Sequence[TaskSummary]) -> Table:
 
 def _baseline(of_task: Sequence[TaskSummary]) -> str:
     """The majority baseline, and where its class does not come from training."""
-    told = share(of_task[0].majority)
-    return f"{told} (of the split itself)" if any(one.n and one.majority_source == "split" for one in of_task) else told
+    value = share(of_task[0].majority)
+    of_split = any(one.n and one.majority_source == "split" for one in of_task)
+    return f"{value} (of the split itself)" if of_split else value
 
 
 def _wide_cell(run: str, of_task: Sequence[TaskSummary]) -> str:
     found = next((summary for summary in of_task if summary.run == run), None)
     if found is None:
         return "–"
-    told = with_interval(found.accuracy, found.accuracy_interval)
-    told = f"{told}, checkpoint {found.checkpoint}" if found.checkpoint else told
-    return told if len({summary.n for summary in of_task}) == 1 else f"{told}, n {found.n}"
+    cell = with_interval(found.accuracy, found.accuracy_interval)
+    cell = f"{cell}, checkpoint {found.checkpoint}" if found.checkpoint else cell
+    return cell if len({summary.n for summary in of_task}) == 1 else f"{cell}, n {found.n}"
 
 
 _ARROWS = {"image_to_text": "image → text", "text_to_image": "text → image"}
 
 
 class RunScores(NamedTuple):
-    """What a run's test (or validation) wrote of its retrieval.
-
-    Attributes:
-        run: name of the experiment and of the run directory.
-        split: that was evaluated.
-        rows: of the report.
-    """
+    """Retrieval scores that a run's test or validation has written."""
 
     run: str
     split: str
@@ -268,7 +261,7 @@ class RunScores(NamedTuple):
 
 
 def read_retrieval(run: Path, split: str) -> RunScores:
-    """``reports/<split>_retrieval.csv`` of a run directory.
+    """Read ``reports/<split>_retrieval.csv`` of a run directory.
 
     Raises:
         UserError: there is no such run or file, or it cannot be read.
@@ -286,7 +279,7 @@ def read_retrieval(run: Path, split: str) -> RunScores:
 
 
 def retrieval_table(runs: Sequence[RunScores]) -> Table:
-    """One row per run and direction; the one number of both directions together is left out."""
+    """Return one row per run and direction; the one number of both directions together is left out."""
     shown = [(run, [row for row in run.rows if row.direction != BOTH]) for run in runs]
     metrics = list(dict.fromkeys(row.metric for _, rows in shown for row in rows))
     cells = []
@@ -300,3 +293,186 @@ def retrieval_table(runs: Sequence[RunScores]) -> Table:
     columns = ["run", "split", "direction", "n", *(f"{name} [95 %]" for name in named)]
     values = [{"run": run.run, "split": run.split, **row._asdict()} for run in runs for row in run.rows]
     return Table(columns, cells, ("run", "split", "direction"), values=values)
+
+
+_JOINED_COLUMNS = (
+    "experiment",
+    "runs",
+    "split",
+    "task",
+    "n",
+    "groups",
+    "majority",
+    "score",
+    "mean ± sd",
+    "[95 %], runs",
+    "pooled [95 %], groups",
+    "note",
+)
+
+_CHANCE = {"seed_everything", "seed", "fold"}
+"""Last parts of keys in which the runs of one experiment differ."""
+
+_MAY_DIFFER = {*_CHANCE, "name", "runs", "config", "ckpt_path", "weights_only", "test_best"}
+"""Last parts of keys that identify a run and do not change how it is made."""
+
+_NOT_OF_THE_EXPERIMENT = ("wandb", "trainer.logger", "trainer.enable_", "trainer.default_root_dir", "trainer.log_every")
+
+
+@dataclass(frozen=True)
+class JoinedSummary:
+    """One task of several runs of one experiment.
+
+    Attributes:
+        experiment: names of the runs' experiments.
+        split: that was predicted.
+        majority: accuracy of always predicting the majority class of each run's own train split; 0 to 1.
+        joined: scores, and what the runs have in common.
+        note: what a reader must know next to the numbers.
+    """
+
+    experiment: str
+    split: str
+    majority: float
+    joined: JoinedRuns
+    note: str
+
+
+def join_summaries(paths: Sequence[Path], split: str = "test") -> list[JoinedSummary]:
+    """Join runs of one experiment.
+
+    Args:
+        paths: run directories that differ in seed, in fold, or in both.
+        split: whose predictions are read.
+
+    Returns:
+        A row for each task.
+
+    Raises:
+        UserError: fewer than two runs, a run without usable predictions, configurations that differ in more than
+            seed or fold, or in neither, or as ``join_runs``.
+    """
+    runs = [Run(path) for path in paths]
+    if len({run.path.resolve() for run in runs}) < len(runs) or len(runs) < 2:
+        raise UserError("summary --join: name at least two runs, each once")
+    predictions = [predictions_of(run, split) for run in runs]
+    compared = refuse_other_configurations(runs)
+    counts = [run.class_counts(part.tasks) for run, part in zip(runs, predictions, strict=True)]
+    return [
+        _row(runs, split, task, predictions, [of_run.get(task) for of_run in counts], compared)
+        for task in predictions[0].tasks
+    ]
+
+
+def joined_table(rows: Sequence[JoinedSummary]) -> Table:
+    """Two rows per task."""
+    left = ("experiment", "runs", "split", "task", "score", "note")
+    unbroken = [column for column in _JOINED_COLUMNS if column not in left or column == "score"]
+    return Table(_JOINED_COLUMNS, _joined_cells(rows), left, unbroken=unbroken, values=[asdict(row) for row in rows])
+
+
+def _row(
+    runs: Sequence[Run],
+    split: str,
+    task: str,
+    predictions: Sequence[Predictions],
+    counts: Sequence[Sequence[int] | None],
+    compared: bool,
+) -> JoinedSummary:
+    joined = join_runs(predictions, task, [run.name for run in runs])
+    hits, total = 0.0, 0
+    for part, of_run in zip(predictions, counts, strict=True):
+        targets = part.targets[task][statistics.known(part.targets[task])]
+        if len(targets):
+            hits += statistics.majority_baseline(targets, of_run).accuracy * len(targets)
+            total += len(targets)
+    majority = hits / total if total else float("nan")
+    notes = [] if total else ["no known targets"]
+    if total and not joined.accuracy.pooled.interval.low > majority:
+        notes.append("not above majority")
+    if total and any(not of_run or not any(of_run) for of_run in counts):
+        notes.append("majority of the split itself")
+    without = sum(math.isnan(value) for value in joined.accuracy.values)
+    if total and without:
+        notes.append(f"{without} of {len(runs)} runs without known targets")
+    if total and joined.groups == 1:
+        notes.append("one group: its interval is a guess")
+    if others := [run.name for run in runs if run.other_checkpoint(split)]:
+        notes.append(f"not of the best checkpoint: {', '.join(others)}")
+    if not compared:
+        notes.append("configurations not compared")
+    experiments = dict.fromkeys(run.path.resolve().parent.name for run in runs)
+    return JoinedSummary(" + ".join(experiments), split, majority, joined, "; ".join(notes))
+
+
+def predictions_of(run: Run, split: str) -> Predictions:
+    """Return the predictions of a run's split.
+
+    Raises:
+        UserError: there are none, or they cannot be read.
+    """
+    found = run.predictions(split)
+    if found is None:
+        raise UserError(f"{run.path}: {run.problem_of(split)}")
+    return found
+
+
+def refuse_other_configurations(runs: Sequence[Run], command: str = "summary") -> bool:
+    """Refuse runs that are not of one experiment; return False where a configuration is not there to be compared."""
+    everything = [{key: value for key, value in flattened(run.config).items() if value != {}} for run in runs]
+    if not all(everything):
+        return False
+    configs = [{key: value for key, value in config.items() if _is_of_experiment(key)} for config in everything]
+    # Two runs with the same seed and fold are equal, or differ in rounding, and would hide the spread.
+    seen: dict[tuple[tuple[str, str], ...], str] = {}
+    for run, config in zip(runs, everything, strict=True):
+        chance = {key: str(value) for key, value in config.items() if key.rpartition(".")[2] in _CHANCE}
+        identity = tuple(sorted(chance.items()))
+        if identity in seen:
+            raise UserError(
+                f"{command} --join: {seen[identity]} and {run.name} have the same seed and fold, so they show nothing "
+                "of the spread; leave one out"
+            )
+        seen[identity] = run.name
+    for run, config in zip(runs[1:], configs[1:], strict=True):
+        differs = sorted(key for key in configs[0].keys() | config.keys() if configs[0].get(key) != config.get(key))
+        if differs:
+            key = differs[0]
+            raise UserError(
+                f"{command} --join: {runs[0].name} and {run.name} are not of one experiment: {key} is "
+                f"{configs[0].get(key)!r} and {config.get(key)!r}"
+                + (f" (and {len(differs) - 1} more keys)" if len(differs) > 1 else "")
+                + "; join runs that differ in seed or fold only"
+            )
+    return True
+
+
+def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return values of nested mappings and of lists of mappings by dotted key."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            flat |= flattened({str(place): item for place, item in enumerate(value)}, f"{key}.")
+        elif isinstance(value, dict) and value:
+            flat |= flattened(value, f"{key}.")
+        else:
+            flat[key] = value
+    return flat
+
+
+def _is_of_experiment(key: str) -> bool:
+    return key.rpartition(".")[2] not in _MAY_DIFFER and not key.startswith(_NOT_OF_THE_EXPERIMENT)
+
+
+def _joined_cells(rows: Sequence[JoinedSummary]) -> list[list[str]]:
+    cells = []
+    for row in rows:
+        joined = row.joined
+        for name, score in (("accuracy", joined.accuracy), ("macro F1", joined.f1_macro)):
+            own = [row.experiment, f"{len(joined.runs)} ({joined.kind})", row.split, joined.task]
+            own += [str(joined.n), str(joined.groups), share(row.majority) if name == "accuracy" else ""]
+            interval = f"[{share(score.interval.low)}, {share(score.interval.high)}]"
+            own += [name, f"{share(score.mean)} ± {share(score.std)}", interval, with_interval(*score.pooled)]
+            cells.append([*own, row.note if name == "accuracy" else ""])
+    return cells

@@ -22,7 +22,7 @@ import numpy as np
 from torch.export import ExportedProgram
 
 from datamodules.base import ImageDataModule
-from evaluation.cost.efficiency import BatchCost
+from evaluation.efficiency import BatchCost
 from experiments.export import predict_onnx
 from experiments.export.graphs import (
     Runner,

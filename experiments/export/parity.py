@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from datamodules.base import ImageDataModule
-from evaluation.cost.efficiency import BatchCost, ratio_text
+from evaluation.efficiency import BatchCost, ratio_text
 from experiments.export.graphs import IMAGE_EMBEDDING, LOGITS, TEXT_EMBEDDING, Arrays, Runner
 from lightning_modules.base import VisionTask, real_rows
 from lightning_modules.dual_encoder import DualEncoder

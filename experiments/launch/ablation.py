@@ -14,13 +14,14 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from evaluation.commands.efficiency import add_measuring, measured
-from evaluation.cost.efficiency import ModelSource, build, cells, columns, costs_from_values, count, ratios_to
+from evaluation.commands.efficiency import add_measuring, build_experiment, measured
+from evaluation.efficiency import cells, columns, costs_from_values, count, ratios_to
 from evaluation.tables.summary import summarise_run, task_heading, with_interval
 from experiments.launch.study import ERROR, RUN, Outcome
 from experiments.launch.sweep import add_search_options, search
@@ -36,7 +37,7 @@ from vitrail.trust import plain_name
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from evaluation.cost.efficiency import Costs, Counts
+    from evaluation.efficiency import Costs, Counts
     from evaluation.tables.summary import TaskSummary
     from experiments.launch.workers import Job, Watch
 
@@ -56,14 +57,14 @@ class Variant:
     """
 
     def __init__(self, name: str, experiment: Mapping[str, Any]) -> None:
-        self.name, self.source = name, ModelSource(experiment)
+        self.name, self.experiment = name, experiment
         self.costs: Costs | None = None
         self.run: Path | None = None
         self.error = ""
         self._cannot_be_built = ""
         self.counts: Counts | None = None
         try:
-            self.counts = count(*build(self.source, "meta"))
+            self.counts = count(*build_experiment(experiment, "meta"))
         except UserError as error:
             self._cannot_be_built = str(error)
 
@@ -194,9 +195,9 @@ def _settings(names: Sequence[str], settings: Sequence[str]) -> dict[str, dict[s
 def _measure(variants: Sequence[Variant], path: Path, options: argparse.Namespace, console: Console) -> None:
     """Read costs that were measured by these settings, and measure the others in turn with the first."""
     settings = [sorted(set(options.batch_sizes)), options.repeats, options.device, options.threads]
-    settings.append(fingerprint(variants[0].source.experiment))
+    settings.append(fingerprint(variants[0].experiment))
     buildable = [variant for variant in variants if variant.counts is not None]
-    keys = {variant.name: fingerprint([variant.source.experiment, *settings]) for variant in buildable}
+    keys = {variant.name: fingerprint([variant.experiment, *settings]) for variant in buildable}
     try:
         kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, ValueError) as error:
@@ -206,7 +207,8 @@ def _measure(variants: Sequence[Variant], path: Path, options: argparse.Namespac
         together = [buildable[0], *(variant for variant in missing if variant is not buildable[0])]
         console.print(f"measuring {len(together)} models in turn, {options.repeats} rounds", highlight=False)
         counts = {variant.name: variant.counts for variant in together if variant.counts is not None}
-        costs = measured({variant.name: variant.source for variant in together}, counts, options)
+        builders = {variant.name: partial(build_experiment, variant.experiment) for variant in together}
+        costs = measured(builders, counts, options)
         kept |= {keys[variant.name]: asdict(costs[variant.name]) for variant in missing}
         write_text_atomically(path, json.dumps(kept, indent=2) + "\n")
         kept = json.loads(path.read_text(encoding="utf-8"))  # its keys are texts

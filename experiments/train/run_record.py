@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks.best_checkpoint import BestCheckpoint
-from evaluation.cost.efficiency import parameter_count
+from evaluation.efficiency import parameter_count
 from experiments.train.loggers import MetricsLog
 from lightning_modules.base import VisionTask
 from vitrail.errors import UserError

@@ -76,7 +76,7 @@ def test_values_and_order() -> None:
 
 
 def test_intervals_equal_brute_force() -> None:
-    """Draw images, take all their queries along, compute anew: the same percentiles but for the luck of drawing."""
+    """Draw images, take all their queries along, compute again: the same percentiles but for the luck of drawing."""
     made, rng = answers(), np.random.default_rng(1)
     queries = [[np.flatnonzero(answer.images == 1000 + index) for index in range(IMAGES)] for answer in made]
     resampled: dict[tuple[str, str], list[float]] = {}
@@ -151,9 +151,9 @@ def test_file_and_table_say_the_same(tmp_path: Path) -> None:
     assert "cannot be below 1" not in printed
     few = Console(width=100, file=io.StringIO(), record=True)
     few.print(report_table(rows, "test", {"image_to_text": 11, "text_to_image": 5}))
-    told = " ".join(few.export_text().split())
-    assert "R@5, R@10 of text_to_image cannot be below 1: there are 5 candidates" in told
-    assert "of image_to_text" not in told
+    message = " ".join(few.export_text().split())
+    assert "R@5, R@10 of text_to_image cannot be below 1: there are 5 candidates" in message
+    assert "of image_to_text" not in message
 
 
 CLIP, PREDICTED, LABEL = System("clip", None), System("tfidf", "predicted"), System("tfidf", "label")
@@ -288,7 +288,7 @@ def test_ground_is_the_same_in_galleries_of_the_same_data(tmp_path: Path, galler
     assert HYBRID.depends_on_model
 
 
-def test_mistakes_are_told(tmp_path: Path, gallery: Gallery) -> None:
+def test_mistakes_are_reported(tmp_path: Path, gallery: Gallery) -> None:
     with pytest.raises(UserError, match=r"--tasks style: .* has labels of class, colour, material"):
         ground_of(gallery, tasks=["style"])
     with pytest.raises(UserError, match="no image of holdout that fits has a label"):

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from evaluation.cost.efficiency import parameter_count
+from evaluation.efficiency import parameter_count
 from experiments.train.cli import main
 from tests.experiments.conftest import only_run
 from tests.experiments.plain_figures import plain_figures

@@ -738,3 +738,27 @@ def from_yaml(text: str) -> Any:
     parser.add_subclass_arguments(ImageDataModule, "data")
     indented = "\n".join(f"  {line}" for line in text.strip().splitlines())
     return parser.instantiate(parser.parse_string(f"data:\n{indented}")).data
+
+
+PRODUCTS_YAML = """
+name: tiny
+data:
+  class_path: datamodules.Products
+  init_args:
+    root: {root}
+    attributes: [colour, material]
+    image: {{size: 16, crop_fraction: 0.9, interpolation: bilinear}}
+    loader: {{batch_size: 8}}
+    checks: {{allow_leaks: [exact, near]}}
+model:
+  class_path: lightning_modules.MultiTaskClassifier
+  init_args: {{backbone: test_vit, pretrained: false}}
+trainer:
+  max_epochs: 1
+  accelerator: cpu
+  enable_progress_bar: false
+  enable_model_summary: false
+  log_every_n_steps: 1
+wandb: {{mode: disabled}}
+"""
+"""An experiment of one epoch on what ``write_products`` writes to ``root``."""

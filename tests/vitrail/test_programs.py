@@ -55,6 +55,20 @@ def test_help_lists_every_command_and_loads_nothing_heavy(program: str) -> None:
         assert all(f"  {name} " in printed for own, name in COMMANDS if program in (own, "vitrail"))
 
 
+def test_help_of_commands_is_quick() -> None:
+    names = list(PROGRAMS["evaluation"].commands)
+    code = (
+        "import sys; from vitrail.programs import main\n"
+        f"for name in {names!r}:\n"
+        "    try: main('evaluation', [name, '--help'])\n    except SystemExit: pass\n"
+        "    print('loaded:', name, *{'torch', 'matplotlib', 'sklearn', 'pandas'} & {*sys.modules})"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert [line for line in printed.splitlines() if line.startswith("loaded:")] == [
+        f"loaded: {name}" for name in names
+    ]
+
+
 def test_the_console_script_is_this_one() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     module, function = project["scripts"]["vitrail"].split(":")

@@ -104,7 +104,9 @@ def test_diagrams_are_drawn(run: Path, printed: list[dict[str, Any]]) -> None:
         assert min(image.size) > 400
 
 
-def test_without_test_predictions_only_validation_is_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_test_predictions_only_validation_is_evaluated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_predictions(tmp_path / "predictions" / "val.parquet", overconfident(60, 0))
     assert main(["calibrate", str(tmp_path)]) == 0
     out = capsys.readouterr().out

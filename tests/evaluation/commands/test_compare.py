@@ -44,8 +44,8 @@ def test_table_and_sentences(runs: list[Path], capsys: pytest.CaptureFixture[str
     scores = [(one.predicted("class") == one.targets["class"]).mean() for one in found]
     assert rows[1]["accuracy [95 %]"].startswith(f"{scores[1]:.3f} [")
     assert rows[1]["difference [95 %]"].startswith(f"{scores[1] - scores[0]:+.3f} [")
-    assert [row["verdict"] for row in rows] == ["reference", "cannot be told apart"] * 2  # of three groups
-    assert "large and small cannot be told apart on 'class' (difference" in printed
+    assert [row["verdict"] for row in rows] == ["reference", "no clear difference"] * 2  # of three groups
+    assert "large and small do not differ clearly on 'class' (difference" in printed
     assert "p-values are corrected for 2 comparisons (Holm)." in printed
     assert "runs" not in heads
     assert "ms/image" not in heads
@@ -65,7 +65,7 @@ def test_page_with_table_and_plot(runs: list[Path], tmp_path: Path, capsys: pyte
     assert (tmp_path / "page" / "pareto.png").is_file()
     table = pd.read_csv(tmp_path / "page" / "compared.csv")
     assert table["run"].tolist() == ["small", "large"]
-    assert table["verdict"].tolist() == ["cannot be told apart", "reference"]
+    assert table["verdict"].tolist() == ["no clear difference", "reference"]
     shown = [pd.read_csv(tmp_path / "page" / f"{name}.csv") for name in ("accuracies", "other_scores", "cost")]
     assert [part.columns[-1] for part in shown] == ["verdict", "ECE [95 %]", "train min"]
     assert set(table.columns) == {name for part in shown for name in part.columns}

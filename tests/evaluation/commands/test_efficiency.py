@@ -8,8 +8,9 @@ import torch
 import yaml
 
 from evaluation.__main__ import main
-from evaluation.cost.efficiency import BatchCost, Costs, ModelSource, build
-from tests.evaluation.cost.test_efficiency import EXPERIMENT
+from evaluation.commands.efficiency import build_experiment
+from evaluation.efficiency import BatchCost, Costs
+from tests.evaluation.test_efficiency import EXPERIMENT
 
 
 @pytest.fixture
@@ -32,26 +33,26 @@ def test_counts_are_printed_and_written(experiment: Path, capsys: pytest.Capture
     assert first["counts"]["parameters"] == second["counts"]["parameters"]
     assert first["counts"]["image_flops"] < second["counts"]["image_flops"]
     assert first["costs"] is None
-    # Two files of one name are told apart by their paths.
+    # Two files of one name are distinguished by their paths.
     assert str(other.resolve()) in rows[3]
 
 
-def test_a_runs_numbers_lie_beside_it(
+def test_a_runs_numbers_are_next_to_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from lightning.pytorch import Trainer
 
-    task, _ = build(ModelSource(EXPERIMENT), "cpu")
+    task, _ = build_experiment(EXPERIMENT, "cpu")
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, barebones=False)
     trainer.strategy.connect(task)
     run = tmp_path / "tiny" / "20260101-000000"
     (run / "checkpoints").mkdir(parents=True)
     trainer.save_checkpoint(run / "checkpoints" / "best.ckpt", weights_only=True)
 
-    def measured(sources: dict[str, ModelSource], *_: object, **__: object) -> dict[str, Costs]:
-        return {name: Costs("cpu", 1, name, {1: BatchCost([0.25], [1.0], 9)}) for name in sources}
+    def measured(builders: dict[str, object], *_: object, **__: object) -> dict[str, Costs]:
+        return {name: Costs("cpu", 1, name, {1: BatchCost([0.25], [1.0], 9)}) for name in builders}
 
-    monkeypatch.setattr("evaluation.cost.efficiency.measure", measured)
+    monkeypatch.setattr("evaluation.efficiency.measure", measured)
     assert main(["efficiency", str(run)]) == 0
     printed = capsys.readouterr().out
     assert "p50 [ms], batch 1" in printed

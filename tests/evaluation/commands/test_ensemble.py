@@ -1,5 +1,3 @@
-"""The command on real runs: what the ensemble predicts is the mean of what its members have predicted by themselves."""
-
 from __future__ import annotations
 
 import json
@@ -12,7 +10,6 @@ import pytest
 import yaml
 
 from evaluation.__main__ import main
-from evaluation.commands.ensemble import make_ensemble
 from experiments.train.cli import main as experiments
 from tests.experiments.conftest import TINY
 from tests.experiments.plain_figures import plain_figures
@@ -21,7 +18,7 @@ from vitrail.predictions import Predictions, read_predictions
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two architectures that learned from the same images, tested."""
+    """Two architectures trained on the same images, tested."""
     root = tmp_path_factory.mktemp("ensemble")
     config = root / "tiny.yaml"
     config.write_text(TINY)
@@ -52,12 +49,12 @@ def ensemble(runs: list[Path]) -> Path:
     return made
 
 
-def said_by(run: Path) -> Predictions:
+def predictions_of(run: Path) -> Predictions:
     return read_predictions(run / "predictions" / "test.parquet")
 
 
 def test_it_predicts_the_mean_of_what_members_predicted(runs: list[Path], ensemble: Path) -> None:
-    members, mean = [said_by(run) for run in runs], said_by(ensemble)
+    members, mean = [predictions_of(run) for run in runs], predictions_of(ensemble)
     assert [*mean.tasks] == [*members[0].tasks]
     assert np.array_equal(mean.names, members[0].names)
     for task in mean.tasks:
@@ -90,7 +87,7 @@ def test_it_is_calibrated_reported_and_compared_with_its_members(
     capsys.readouterr()
     assert main(["compare", str(ensemble), *map(str, runs), "--markdown", "--task", "class"]) == 0
     printed = capsys.readouterr().out
-    right = [(one.predicted("class") == one.targets["class"]).mean() for one in map(said_by, [ensemble, *runs])]
+    right = [(one.predicted("class") == one.targets["class"]).mean() for one in map(predictions_of, [ensemble, *runs])]
     rows = [line for line in printed.splitlines() if line.startswith("| test_")]
     assert len(rows) == 3
     for row, score in zip(rows, right, strict=True):
@@ -103,8 +100,8 @@ def test_views_of_one_run_are_averaged_by_a_yaml_too(
     runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VITRAIL_CACHE", str(runs[0].parents[2] / "cache"))
-    made = make_ensemble(runs[:1], ["hflip"], place=tmp_path / "runs")
-    assert made.parent.name == "test_resnet_tta"
+    assert main(["ensemble", str(runs[0]), "--tta", "hflip", "--to", str(tmp_path / "runs")]) == 0
+    [made] = (tmp_path / "runs" / "test_resnet_tta").iterdir()
     with plain_figures():
         assert experiments(["test", "--ckpt_path", str(made / "checkpoints" / "best.ckpt")]) == 0
     config = {
@@ -121,22 +118,21 @@ def test_views_of_one_run_are_averaged_by_a_yaml_too(
     with plain_figures():
         assert experiments(["test", *flags]) == 0
     [by_yaml] = (tmp_path / "runs" / "views").glob("*")
-    one, other, alone = said_by(made), said_by(by_yaml), said_by(runs[0])
+    one, other, alone = predictions_of(made), predictions_of(by_yaml), predictions_of(runs[0])
     for task in one.tasks:
         assert np.array_equal(one.logits[task], other.logits[task])
         assert np.abs(one.probabilities(task) - alone.probabilities(task)).max() > 1e-6
     assert experiments(["fit", *flags]) == 2
 
 
-def test_mistakes_are_told_in_one_line(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments, said in (
+def test_mistakes_are_one_line(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in (
         ([str(runs[0])], "members: one run as it is needs no ensemble"),
         ([str(runs[0]), str(runs[0])], "is named twice"),
         ([str(runs[0]), "--tta", "sideways"], "tta_views: must be one of identity, hflip, vflip, zoom; got sideways"),
         (["nowhere"], "nowhere: no such run directory"),
     ):
         assert main(["ensemble", *arguments]) == 2
-        told = capsys.readouterr().err.strip()
-        assert said in told
-        assert "\n" not in told
+        (error,) = capsys.readouterr().err.splitlines()
+        assert message in error
     assert not list(runs[0].parents[1].glob("*ensemble*"))

@@ -159,7 +159,7 @@ def test_mistakes_are_one_line(run: Path, capsys: pytest.CaptureFixture[str], ar
     assert says in line
 
 
-def test_without_a_known_target_nobody_made_no_mistakes(
+def test_without_a_known_target_mistakes_are_not_known(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     part = tmp_path / "part"

@@ -72,7 +72,7 @@ def test_the_same_command_gives_the_same_page(tmp_path: Path) -> None:
     assert b"10 of 18 images, sampled with seed 4" in pages[0]
 
 
-def test_vectors_of_a_gallery_judge_the_labels(config: Path, products: Path, tmp_path: Path) -> None:
+def test_vectors_of_a_gallery_check_the_labels(config: Path, products: Path, tmp_path: Path) -> None:
     table = pd.read_csv(products / "labels.csv").iloc[:36]
     codes = pd.factorize(table["class_label"])[0]
     matrix = (np.eye(8)[codes] + np.random.default_rng(0).normal(size=(36, 8)) * 0.05).astype(np.float32)
@@ -126,21 +126,21 @@ def test_images_of_which_nothing_is_known(tmp_path: Path) -> None:
     write_image_folder(tmp_path / "photos", classes=["only"])
     assert explore(tmp_path / "out", *data("UnlabeledFolder", tmp_path / "photos")) == 0
     text = (tmp_path / "out" / "explore.html").read_text(encoding="utf-8")
-    for told in (
+    for message in (
         "The train split is empty.",
         "The val split is empty.",
         "no classes to count",
         "no captions of their own",
     ):
-        assert told in text
+        assert message in text
 
 
-def test_unreadable_images_and_one_class_are_told(tmp_path: Path) -> None:
+def test_unreadable_images_and_one_class_are_reported(tmp_path: Path) -> None:
     write_image_folder(tmp_path / "photos", classes=["only"], splits=["train"])
     (tmp_path / "photos" / "train" / "only" / "bad.png").write_bytes(b"no image")
     assert explore(tmp_path / "out", *data("ImageFolder", tmp_path / "photos")) == 0
     text = (tmp_path / "out" / "explore.html").read_text(encoding="utf-8")
-    for told in (
+    for message in (
         "cannot be read, left out where images are needed (1): ",
         "bad.png: ",
         "class has one class only",
@@ -149,11 +149,11 @@ def test_unreadable_images_and_one_class_are_told(tmp_path: Path) -> None:
         "no captions of their own",
         "no attributes next to the class",
     ):
-        assert told in text
+        assert message in text
 
 
-@pytest.mark.parametrize(("count", "told"), [(8, ""), (4, "no class has two labelled samples")])
-def test_a_few_images_have_a_page_that_says_what_it_lacks(count: int, told: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("count", "message"), [(8, ""), (4, "no class has two labelled samples")])
+def test_a_few_images_have_a_page_that_says_what_it_lacks(count: int, message: str, tmp_path: Path) -> None:
     root = write_products(tmp_path / "products", classes=4, grey=False)
     table = pd.read_csv(root / "labels.csv").groupby("class_label").head(count // 4)
     table["split"] = ["train"] * (count - 2) + ["val", "test"]
@@ -163,7 +163,7 @@ def test_a_few_images_have_a_page_that_says_what_it_lacks(count: int, told: str,
     assert explore(tmp_path / "out", *data("Products", root, *checks)) == 0
     text = (tmp_path / "out" / "explore.html").read_text(encoding="utf-8")
     assert all(f">{section}<" in text for section in SECTIONS)
-    assert told in text
+    assert message in text
 
 
 def test_leaks_are_on_the_page(tmp_path: Path) -> None:

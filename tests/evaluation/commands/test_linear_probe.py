@@ -62,7 +62,7 @@ def encoder() -> ImageEncoder:
     return ImageEncoder("test_resnet", SIZE, pretrained=False)
 
 
-def test_probe_tells_what_features_know() -> None:
+def test_probe_shows_what_features_know() -> None:
     rows = linear_probe(Shades(["class", "noise"]), encoder())
     assert [(row.task, row.split, row.n, row.groups) for row in rows] == [
         ("class", "val", 12, 3),
@@ -96,7 +96,7 @@ def test_probe_is_logistic_regression_on_standardised_features() -> None:
         ({"targets": ["class"], "sizes": {"train": 8, "test": 8}}, "the val split is empty"),
     ],
 )
-def test_what_cannot_be_probed_is_told(arguments: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_probed_is_reported(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         linear_probe(Shades(**arguments), encoder())
 

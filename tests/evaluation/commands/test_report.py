@@ -154,7 +154,7 @@ def test_run_that_was_killed_has_a_report_that_says_so(copied: Path) -> None:
     lines = (copied / "metrics.csv").read_text(encoding="utf-8").splitlines()
     (copied / "metrics.csv").write_text("\n".join(lines[:8])[:-3], encoding="utf-8")
     text = page(copied)
-    for told in (
+    for message in (
         "Training was interrupted",
         "it was killed, or still runs",
         "python -m experiments test --ckpt_path",
@@ -162,7 +162,7 @@ def test_run_that_was_killed_has_a_report_that_says_so(copied: Path) -> None:
         "python -m retrieval index --run",
         "python -m evaluation efficiency",
     ):
-        assert told in text
+        assert message in text
     assert "scores_test" not in text
     assert not (copied / "report" / "scores_test.csv").exists()
     assert (copied / "report" / "curves.png").exists()
@@ -171,8 +171,8 @@ def test_run_that_was_killed_has_a_report_that_says_so(copied: Path) -> None:
 def test_run_that_ended_before_it_wrote_anything_but_its_record(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}", encoding="utf-8")
     text = page(tmp_path)
-    for told in ("config.yaml", "metrics.csv", "has no data (run.json", "test.parquet"):
-        assert told in text
+    for message in ("config.yaml", "metrics.csv", "has no data (run.json", "test.parquet"):
+        assert message in text
 
 
 def not_finite(run: Path) -> None:
@@ -207,7 +207,7 @@ def of_no_samples(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "told", "has_scores"),
+    ("damage", "message", "has_scores"),
     [
         (not_finite, "logits of task 'class' are not finite for 1 of 9 samples", False),
         (of_one_class, "so its scores do not show whether classes are distinguished", True),
@@ -221,10 +221,10 @@ def of_no_samples(run: Path) -> None:
     ],
 )
 def test_predictions_that_say_little_or_nothing(
-    copied: Path, damage: Callable[[Path], None], told: str, has_scores: bool
+    copied: Path, damage: Callable[[Path], None], message: str, has_scores: bool
 ) -> None:
     damage(copied)
-    assert told in page(copied).replace(predictions_class_2(copied), "footwear_sneakers")
+    assert message in page(copied).replace(predictions_class_2(copied), "footwear_sneakers")
     scores = copied / "report" / "scores_test.csv"
     assert scores.exists() == has_scores
     if damage is without_known_targets:
@@ -237,7 +237,7 @@ def predictions_class_2(run: Path) -> str:
     return str(json.loads(metadata[b"vitrail.tasks"])["class"][2])
 
 
-def test_data_that_are_gone_are_told(copied: Path, tmp_path: Path) -> None:
+def test_data_that_are_gone_are_reported(copied: Path, tmp_path: Path) -> None:
     assert main(["report", str(copied), "--data-root", str(tmp_path / "nowhere")]) == 0
     text = html.unescape((copied / "report.html").read_text(encoding="utf-8"))
     assert text.count("The run's data are not there: ") == 2
@@ -265,7 +265,7 @@ def test_fitted_temperatures_are_used(copied: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["nowhere"], "no such run directory"),
         (["{run}", "--mistakes", "0"], "--mistakes: is 0, must be at least 1"),
@@ -273,9 +273,9 @@ def test_fitted_temperatures_are_used(copied: Path) -> None:
     ],
 )
 def test_mistakes_of_the_user_are_one_line(
-    run: Path, arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+    run: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["report", *(argument.format(run=run) for argument in arguments), "--no-data"]) == 2
     printed = capsys.readouterr().err
-    assert told in printed
+    assert message in printed
     assert len(printed.splitlines()) == 1

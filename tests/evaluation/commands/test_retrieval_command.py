@@ -65,12 +65,12 @@ def test_markdown_of_unseen_images(galleries: dict[str, str], capsys: pytest.Cap
     assert [line.split(" | ")[1] for line in lines[4:]] == ["clip", "random"]
 
 
-def test_mistakes_are_told(galleries: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def told(*arguments: str) -> str:
+def test_mistakes_are_reported(galleries: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def message(*arguments: str) -> str:
         assert main(["retrieval", "--gallery", *arguments]) == 2
         (line,) = capsys.readouterr().err.strip().splitlines()
         return line
 
-    assert "there is no gallery here" in told(str(tmp_path / "none"))
-    assert "none of these galleries can be searched so" in told(galleries["tasks"], "--rankers", "clip", "hybrid")
-    assert "'prize'" in told(galleries["tasks"], "--where", "prize = 'first'")
+    assert "there is no gallery here" in message(str(tmp_path / "none"))
+    assert "none of these galleries can be searched so" in message(galleries["tasks"], "--rankers", "clip", "hybrid")
+    assert "'prize'" in message(galleries["tasks"], "--where", "prize = 'first'")

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,6 @@ from evaluation.dataset.active_learning import (
     Labelled,
     Pool,
     Schedule,
-    Uncertainty,
     checked_probabilities,
     curve_figure,
     k_centre_greedy,
@@ -35,7 +34,7 @@ def test_uncertainties_are_those_of_the_definitions() -> None:
 
 def test_of_equal_ones_the_earlier_comes_first_and_n_may_be_too_large() -> None:
     probability = np.array([[0.9, 0.1], [0.5, 0.5], [0.5, 0.5], [0.6, 0.4]])
-    for by in get_args(Uncertainty):
+    for by in ("entropy", "margin", "confidence"):
         ranked = most_uncertain(probability, by, 9)
         assert ranked.rows.tolist() == [1, 2, 3, 0]
         assert (np.diff(ranked.scores) <= 0).all()
@@ -73,19 +72,9 @@ def test_equal_points_are_each_taken_once() -> None:
     assert len(k_centre_greedy(np.ones((5, 2)), 0).rows) == 0
 
 
-def test_large_covered_sets_are_compared_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(0)
-    points, covered = rng.normal(size=(20, 4)), rng.normal(size=(33, 4))
-    whole = k_centre_greedy(points, 5, covered)
-    monkeypatch.setattr("evaluation.dataset.active_learning._BLOCK_ELEMENTS", 60)
-    blocks = k_centre_greedy(points, 5, covered)
-    assert whole.rows.tolist() == blocks.rows.tolist()
-    assert whole.scores.tolist() == pytest.approx(blocks.scores.tolist())
-
-
 def test_logits_become_probabilities_or_are_refused() -> None:
-    said = checked_probabilities(np.array([[1000.0, 0.0], [0.0, 0.0]]), "runs/a")
-    assert said.ravel().tolist() == pytest.approx([1, 0, 0.5, 0.5])
+    softmax = checked_probabilities(np.array([[1000.0, 0.0], [0.0, 0.0]]), "runs/a")
+    assert softmax.ravel().tolist() == pytest.approx([1, 0, 0.5, 0.5])
     with pytest.raises(UserError, match="runs/a: logits of 1 of 2 images are not finite"):
         checked_probabilities(np.array([[np.nan, 0.0], [0.0, 0.0]]), "runs/a")
     with pytest.raises(UserError, match="runs/a: has one class only"):
@@ -93,7 +82,7 @@ def test_logits_become_probabilities_or_are_refused() -> None:
 
 
 def pool(**changes: Any) -> Pool:
-    """Four images in a plane; the model tells two classes apart."""
+    """Four images in a plane and a model of two classes."""
     probability = np.array([[0.9, 0.1], [0.45, 0.55], [0.7, 0.3], [0.2, 0.8]])
     fields: dict[str, Any] = {
         "names": np.array(["a", "b", "c", "d"], dtype=object),
@@ -107,7 +96,7 @@ def pool(**changes: Any) -> Pool:
     return Pool(**{**fields, **changes})
 
 
-def test_strategies_rank_what_they_say() -> None:
+def test_strategies_rank_by_their_score() -> None:
     assert ranking(pool(), "entropy", 4).rows.tolist() == [1, 2, 3, 0]
     assert ranking(pool(), "margin", 2).rows.tolist() == [1, 2]
     confident = ranking(pool(probability=None), "confidence", 4)
@@ -126,16 +115,11 @@ def test_table_is_ready_to_be_filled_in() -> None:
     assert table["predicted"].tolist() == ["dog", "cat", "dog"]
     assert (table["class"] == "").all()
     bare = pool(probability=None, predicted=None, confidence=None)
-    assert to_label(bare, ranking(bare, "coreset", 1), "class").columns.tolist() == [
-        "rank",
-        "name",
-        "path",
-        "score",
-        "class",
-    ]
+    columns = to_label(bare, ranking(bare, "coreset", 1), "class").columns.tolist()
+    assert columns == ["rank", "name", "path", "score", "class"]
 
 
-def test_what_a_pool_lacks_is_told() -> None:
+def test_what_a_pool_lacks_is_reported() -> None:
     with pytest.raises(UserError, match=r"best class's probability only; name the images .* use confidence or coreset"):
         ranking(pool(probability=None), "entropy", 2)
     with pytest.raises(UserError, match=r"this pool has no probabilities; .* or use coreset"):
@@ -201,7 +185,7 @@ def test_interval_is_students(curves: pd.DataFrame) -> None:
 
 @pytest.mark.parametrize(
     ("seeds", "verdict"),
-    [([0], "one seed tells nothing about chance"), ([0, 9], "equal in all seeds, which tells nothing about chance")],
+    [([0], "one seed shows nothing about chance"), ([0, 9], "equal in all seeds, which shows nothing about chance")],
 )
 def test_without_spread_there_is_no_interval(curves: pd.DataFrame, seeds: list[int], verdict: str) -> None:
     one = curves[curves["seed"] == 0]
@@ -232,7 +216,7 @@ def test_a_start_of_one_class_is_given_another_one() -> None:
         ([5, 5], [5, 5], Schedule(2, 0, 1), "must be at least 1"),
     ],
 )
-def test_what_gives_no_curve_is_told(pool: list[int], test: list[int], schedule: Schedule, message: str) -> None:
+def test_what_gives_no_curve_is_refused(pool: list[int], test: list[int], schedule: Schedule, message: str) -> None:
     with pytest.raises(UserError, match=message):
         learning_curves(sampled(pool, 1), sampled(test, 2), ["margin"], [0], schedule)
 

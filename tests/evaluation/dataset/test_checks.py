@@ -73,7 +73,7 @@ def test_a_wrong_label_is_suspected() -> None:
     assert "linear probe on pixels" in section.paragraphs[0]
 
 
-def test_what_cannot_be_judged_is_told() -> None:
+def test_what_cannot_be_evaluated_is_reported() -> None:
     one = small_collection(targets={"class": np.zeros(40, np.int64)})
     looks = looks_of(one)
     section = label_section(one, "class", looks.rows, looks.features, "pixels")

@@ -63,7 +63,7 @@ def test_centre_is_the_middle_half() -> None:
     assert centre_colour(np.zeros((1, 1, 3), np.uint8)).tolist() == [0, 0, 0]
 
 
-def test_densities_tell_classes_apart_by_their_hue() -> None:
+def test_densities_distinguish_classes_by_their_hue() -> None:
     collection = small_collection()
     section = density_section(collection, looks_of(collection), "class", ["green", "blue", "grey"], side=16, pixels=50)
     hue = section.figures["hsv_class"].axes[0]
@@ -117,7 +117,7 @@ def test_map_has_a_image_for_each_class() -> None:
     assert "Isomap of 4 classes with 3 neighbours each" in section.paragraphs[0]
 
 
-def test_too_few_classes_and_no_labels_are_told() -> None:
+def test_too_few_classes_and_no_labels_are_reported() -> None:
     one = small_collection(targets={"class": np.zeros(40, np.int64)})
     assert "class has 1 classes with images" in centroid_section(one, looks_of(one), "class").missing[0]
     for section in (density_section(one, looks_of(one), None), centroid_section(one, looks_of(one), None)):

@@ -26,7 +26,7 @@ def test_grey_has_no_hue_and_no_edges() -> None:
     assert features[-EDGES:].sum() == 0
 
 
-def test_stripes_are_told_by_their_direction() -> None:
+def test_stripes_are_recognised_by_their_direction() -> None:
     stripes = np.repeat((np.arange(48) // 6 % 2 * 255).astype(np.uint8)[None, :, None], 48, axis=0).repeat(3, axis=2)
     upright = pixel_features(stripes)[-EDGES:].reshape(-1, ORIENTATIONS).sum(axis=0)
     level = pixel_features(stripes.transpose(1, 0, 2).copy())[-EDGES:].reshape(-1, ORIENTATIONS).sum(axis=0)

@@ -79,8 +79,8 @@ def test_clean_labels_are_left_alone() -> None:
     assert issues.evaluated == len(labels)
 
 
-def test_no_sample_is_judged_by_its_own_group() -> None:
-    # A feature names the group and nothing else: whoever has seen the group knows its label, nobody else does.
+def test_no_sample_is_evaluated_by_its_own_group() -> None:
+    # A feature names the group and nothing else: a classifier that has seen the group knows its label, no other does.
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(40), 5)
     labels = rng.integers(2, size=40)[groups]
@@ -91,7 +91,7 @@ def test_no_sample_is_judged_by_its_own_group() -> None:
     assert accuracy < 0.75
 
 
-def test_a_class_of_one_group_is_not_judged() -> None:
+def test_a_class_of_one_group_is_not_evaluated() -> None:
     features, labels = blobs(80)
     labels[:4] = NUM_CLASSES  # one group of its own class
     said = out_of_fold(features, labels, np.arange(80) // 4, NUM_CLASSES + 1)
@@ -103,7 +103,7 @@ def test_a_class_of_one_group_is_not_judged() -> None:
     assert not set(issues.rows.tolist()) & set(range(4))
 
 
-def test_nothing_judged_is_nothing_suspected() -> None:
+def test_nothing_evaluated_is_nothing_suspected() -> None:
     issues = find_label_issues(np.full((3, 2), np.nan), np.array([0, 1, 0]))
     assert (len(issues.rows), issues.evaluated) == (0, 0)
     assert np.isnan(issues.noise)
@@ -119,14 +119,14 @@ def test_nothing_judged_is_nothing_suspected() -> None:
         ([0, 1, 0], [0, 1, 2], [[0.0], [np.inf], [2.0]], "features are not finite"),
     ],
 )
-def test_what_cannot_be_judged_is_told(
+def test_what_cannot_be_evaluated_is_reported(
     labels: list[int], groups: list[int], features: list[list[float]], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
         out_of_fold(np.array(features), np.array(labels), np.array(groups), 2)
 
 
-def test_classes_of_fewer_samples_than_folds_are_judged_in_fewer() -> None:
+def test_classes_of_fewer_samples_than_folds_are_evaluated_in_fewer() -> None:
     features = np.array([[0.0], [0.1], [1.0], [1.1]])
     said = out_of_fold(features, np.array([0, 0, 1, 1]), np.arange(4), 2)
     np.testing.assert_allclose(said.sum(axis=1), 1)

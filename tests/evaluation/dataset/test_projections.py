@@ -65,7 +65,7 @@ def test_islands_are_joined_without_a_warning(recwarn: pytest.WarningsRecorder) 
     assert len({tuple(np.round(places[labels == code].mean(axis=0), 1)) for code in range(3)}) == 3
 
 
-def test_what_cannot_be_mapped_is_told() -> None:
+def test_what_cannot_be_mapped_is_reported() -> None:
     with pytest.raises(UserError, match="1 of 3 vectors are not finite"):
         project(np.array([[0.0, 1.0], [np.nan, 0.0], [1.0, 1.0]]), "pca")
     with pytest.raises(UserError, match="'lle' is unknown; choose one of pca, tsne, umap, isomap"):
@@ -91,7 +91,7 @@ def test_umap_without_its_package_says_how_to_get_it(monkeypatch: pytest.MonkeyP
 def test_umap_is_asked_with_seed_and_neighbours(
     monkeypatch: pytest.MonkeyPatch, given: int | None, expected: int | None
 ) -> None:
-    """The package is an extra: a stand-in tells what it would be asked."""
+    """The package is an extra: a stand-in returns what it was asked."""
     vectors, _ = clusters()
     asked: list[dict[str, int]] = []
 

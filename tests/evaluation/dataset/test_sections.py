@@ -22,7 +22,7 @@ from vitrail.errors import UserError
 from vitrail.types import UNKNOWN
 
 
-def test_splits_are_counted_and_what_is_empty_is_told() -> None:
+def test_splits_are_counted_and_what_is_empty_is_reported() -> None:
     section = splits_section(small_collection(unreadable={3: "cut short", 5: "no such file"}))
     table = {str(row[0]): list(row[1:]) for row in section.tables["splits"].itertuples(index=False, name=None)}
     assert table["samples"] == [20, 20, 0]
@@ -49,7 +49,7 @@ def test_classes_are_counted_by_split_in_order_of_frequency() -> None:
     assert [label.get_text() for label in bars.get_yticklabels()] == ["c", "b", "a", "d"]
 
 
-def test_odd_classes_are_told() -> None:
+def test_odd_classes_are_reported() -> None:
     targets = {"class": np.array([0] * 19 + [1] + [2] * 20), "one": np.zeros(40, np.int64)}
     section = class_section(small_collection(targets=targets, tasks={"class": ["a", "b", "c"], "one": ["only"]}))
     assert section.missing == [
@@ -73,7 +73,7 @@ def test_a_task_without_known_values_is_no_error() -> None:
     assert section.paragraphs == ["class: no training sample has a known value."]
 
 
-def test_sizes_are_told() -> None:
+def test_sizes_are_reported() -> None:
     collection = small_collection()
     looks = looks_of(collection)
     assert looks.sizes[:2].tolist() == [[24, 24], [30, 20]]

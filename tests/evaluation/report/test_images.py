@@ -96,9 +96,9 @@ def test_phases_are_those_of_the_configuration(trainer: object, expected: dict[i
 
 def test_section_names_phase_and_best_epoch(tmp_path: Path) -> None:
     section = curves_section(Run(write_run(tmp_path, gallery=False)))
-    told = " ".join(section.paragraphs)
-    assert "From epoch 4 on (shaded) the backbone is trained as well (BackboneUnfreezing)" in told
-    assert "best epoch by val/class/accuracy: 4." in told
+    text = " ".join(section.paragraphs)
+    assert "From epoch 4 on (shaded) the backbone is trained as well (BackboneUnfreezing)" in text
+    assert "best epoch by val/class/accuracy: 4." in text
     figure = section.figures["curves"]
     panels = {axes.get_title(): axes for axes in figure.axes if axes.axison}
     assert set(panels) == {"loss", "accuracy", "learning rate"}

@@ -10,20 +10,17 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from evaluation.commands.efficiency import write
-from evaluation.cost.efficiency import BatchCost, Costs, Counts
+from evaluation.commands.efficiency import write_costs as write
+from evaluation.efficiency import BatchCost, Costs, Counts, cpu_latency, read_efficiency
 from evaluation.report.sections import (
     calibration_section,
     class_table,
     classes_section,
     configuration_section,
     confusion_section,
-    cpu_latency,
     data_section,
     efficiency_section,
     environment_section,
-    flattened,
-    read_efficiency,
     retrieval_section,
     run_section,
     scores_section,
@@ -31,6 +28,7 @@ from evaluation.report.sections import (
 )
 from evaluation.statistics.calibration import expected_calibration_error
 from evaluation.statistics.intervals import clustered_wilson
+from evaluation.tables.summary import flattened
 from retrieval.gallery import Gallery
 from tests.support.galleries import caption_rows, identity, image_rows, small_gallery, vectors
 from tests.support.runs import write_run
@@ -85,20 +83,20 @@ def test_settings_and_the_whole_file(run: Path) -> None:
 
 def test_environment(run: Path) -> None:
     section = environment_section(Run(run))
-    told = values(section.tables["environment"])
-    assert told["git revision"] == "a" * 40
-    assert told["torch"] == "2.15.0"
-    assert told["gpus"] == "none"
-    assert told["model parameters"] == "1,000"
+    facts = values(section.tables["environment"])
+    assert facts["git revision"] == "a" * 40
+    assert facts["torch"] == "2.15.0"
+    assert facts["gpus"] == "none"
+    assert facts["model parameters"] == "1,000"
     assert section.missing == []
 
 
 @pytest.mark.parametrize(
-    ("git", "told"),
+    ("git", "message"),
     [(None, "revision of the source is not known"), ({"revision": "b", "changed_files": 3}, "had 3 changed files")],
 )
-def test_source_that_does_not_reproduce_the_run_is_told(run: Path, git: Any, told: str) -> None:
-    assert told in environment_section(changed(run, git=git)).missing[0]
+def test_source_that_does_not_reproduce_the_run_is_reported(run: Path, git: Any, message: str) -> None:
+    assert message in environment_section(changed(run, git=git)).missing[0]
 
 
 def test_data_that_were_seen(run: Path) -> None:
@@ -120,10 +118,10 @@ def test_skipped_images_are_listed(run: Path) -> None:
 
 def test_nothing_is_called_none_that_is_not_recorded(run: Path) -> None:
     section = data_section(changed(run, data={"data": "Products"}))
-    told = " ".join(section.paragraphs)
-    assert "Every value of every label" not in told
-    assert "cannot be read" not in told
-    assert "fingerprint not recorded" in told
+    text = " ".join(section.paragraphs)
+    assert "Every value of every label" not in text
+    assert "cannot be read" not in text
+    assert "fingerprint not recorded" in text
     assert section.missing == [
         "The run record does not list values that are missing in training.",
         "The run record does not list images that were left out.",
@@ -201,9 +199,9 @@ def test_class_table_is_that_of_scikit_learn_without_numbers_of_nothing() -> Non
 
 def test_classes_with_few_samples_or_none_are_named() -> None:
     section = classes_section(sample(), {}, "test")
-    told = " ".join(section.paragraphs)
-    assert "class: fewer than 5 samples, so their scores mean little: fan (1)." in told
-    assert "class: without any sample in test, so without recall and F1: pen." in told
+    text = " ".join(section.paragraphs)
+    assert "class: fewer than 5 samples, so their scores mean little: fan (1)." in text
+    assert "class: without any sample in test, so without recall and F1: pen." in text
     assert section.missing == ["Of 'size' no target is known."]
     assert list(section.tables) == ["classes_test_class"]
 
@@ -268,9 +266,9 @@ def test_what_is_not_above_the_majority_is_said() -> None:
         {"class": found.targets["class"]},
         {"class": np.random.default_rng(1).normal(size=(60, 5)).astype(np.float32)},
     )
-    told = "Not shown to be better than always answering the majority class: class."
-    assert told in scores_section(guess, {}, "shop/1", "test").paragraphs
-    assert told not in scores_section(found, {}, "shop/1", "test").paragraphs
+    message = "Not shown to be better than always answering the majority class: class."
+    assert message in scores_section(guess, {}, "shop/1", "test").paragraphs
+    assert message not in scores_section(found, {}, "shop/1", "test").paragraphs
 
 
 def test_nearest_images_are_those_of_brute_force(gallery: Gallery) -> None:
@@ -296,7 +294,7 @@ def test_queries_are_of_as_many_classes_as_there_are(gallery: Gallery) -> None:
     assert len(set(firsts)) == 3
 
 
-def test_a_split_that_the_gallery_lacks_is_told(gallery: Gallery) -> None:
+def test_a_split_that_the_gallery_lacks_is_reported(gallery: Gallery) -> None:
     section = retrieval_section(gallery, "val", "class", None, None)
     assert "the whole gallery, which has none of val" in section.paragraphs[0]
 
@@ -394,7 +392,7 @@ def test_latency_is_that_of_one_image_on_the_cpu(files: Run) -> None:
         write(files.path / "efficiency.json", {"shop/1": (COUNTS, costs)})
         found = read_efficiency(files)
         assert not isinstance(found, str)
-        assert cpu_latency(found) == pytest.approx(expected, nan_ok=True)
+        assert cpu_latency(found[1]) == pytest.approx(expected, nan_ok=True)
 
 
 def test_counts_alone_say_that_time_was_not_measured(files: Run) -> None:
@@ -406,7 +404,7 @@ def test_counts_alone_say_that_time_was_not_measured(files: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("", "cannot be read"),
         ("[]", "has no measurement of one model"),
@@ -415,10 +413,10 @@ def test_counts_alone_say_that_time_was_not_measured(files: Run) -> None:
         (json.dumps({"a": {"counts": asdict(COUNTS), "costs": {"batches": {}, "odd": 1}}}), "has no measurement"),
     ],
 )
-def test_damaged_files_are_told(files: Run, content: str, told: str) -> None:
+def test_damaged_files_are_reported(files: Run, content: str, message: str) -> None:
     (files.path / "efficiency.json").write_text(content, encoding="utf-8")
     section = efficiency_section(files)
-    assert told in section.missing[0]
+    assert message in section.missing[0]
     assert f"`python -m evaluation efficiency {files.path}`" in section.missing[0]
     assert not section.tables
 

@@ -124,7 +124,7 @@ def test_gradcam_of_a_similarity_is_what_finite_differences_give(dual: DualEncod
     torch.testing.assert_close(found, large / large.max(), atol=2e-3, rtol=0)
 
 
-def test_rollout_of_clip_is_the_product_of_the_attentions_that_transformers_puts_out(dual: DualEncoder) -> None:
+def test_rollout_of_clip_is_the_product_of_the_attentions_that_transformers_returns(dual: DualEncoder) -> None:
     images, backbone = noise(2, 32), cast("Any", image_backbone(dual))
     backbone.config._attn_implementation = "eager"
     outputs = backbone(pixel_values=dual.towers.normalize(images), output_attentions=True)  # type: ignore[operator]
@@ -204,7 +204,7 @@ def test_gradcam_is_refused_for_a_network_whose_last_map_is_not_known() -> None:
         check_method(model, "gradcam")
 
 
-def test_a_task_that_is_not_there_and_texts_nobody_reads_are_refused() -> None:
+def test_a_task_that_is_not_there_and_texts_no_model_reads_are_refused() -> None:
     model = fresh("test_efficientnet")
     with pytest.raises(UserError, match=r"'size'.*square, disc"):
         class_scores(model, "size")

@@ -54,7 +54,7 @@ def test_ties_never_flatter_the_top_k() -> None:
 
 def test_samples_without_a_prediction_are_wrong_in_f1() -> None:
     targets, predicted = np.array([0, 0, 1, 2]), np.array([0, -1, 1, -1])
-    # As scikit-learn counts a prediction that is none of the classes, which itself is no class of the mean.
+    # As scikit-learn counts a prediction of no class, which itself is no class of the mean.
     expected = metrics.f1_score(targets, np.where(predicted < 0, 3, predicted), labels=[0, 1, 2], average="macro")
     assert statistics.f1(targets, predicted) == pytest.approx(expected)
     assert statistics.accuracy(targets, predicted) == 1 / 2

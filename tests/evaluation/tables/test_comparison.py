@@ -12,18 +12,17 @@ import pytest
 import yaml
 
 from evaluation.commands.compare import sentences
-from evaluation.commands.efficiency import write
-from evaluation.cost.efficiency import BatchCost, Costs, Counts
+from evaluation.commands.efficiency import write_costs as write
+from evaluation.efficiency import BatchCost, Costs, Counts
 from evaluation.statistics.paired import holm, mcnemar_p
 from evaluation.tables.comparison import (
     Side,
     caveats,
-    cells,
     common_tasks,
     compare_sides,
+    comparison_frame,
     cost_of,
     parts,
-    shown_columns,
     sides_of,
 )
 from tests.evaluation.statistics.test_paired import two_models
@@ -76,7 +75,7 @@ def test_rows_are_paired_comparisons_corrected_together(tmp_path: Path) -> None:
     assert (good.targets["class"] == worse.targets["class"]).all()
     sides = [side(name, one, folder=tmp_path) for name, one in (("good", good), ("bad", bad), ("same", good))]
     rows = compare_sides(sides, ["class"], n_resamples=500)
-    assert [row.verdict for row in rows] == ["reference", "worse", "cannot be told apart"]
+    assert [row.verdict for row in rows] == ["reference", "worse", "no clear difference"]
     right = [one.predicted("class") == one.targets["class"] for one in (good, bad)]
     exact = mcnemar_p(int((right[1] & ~right[0]).sum()), int((right[0] & ~right[1]).sum()))
     assert [row.mcnemar_p for row in rows[1:]] == pytest.approx(holm([exact, 1.0]))
@@ -94,11 +93,11 @@ def test_samples_without_a_prediction_have_a_column(tmp_path: Path) -> None:
     silent[3:8] = 0.5
     sides = [side("good", good, folder=tmp_path)]
     costs = {"good": cost_of(sides[0])}
-    assert "no prediction" not in shown_columns(cells(compare_sides(sides, ["class"], n_resamples=50), costs))[0]
+    assert "no prediction" not in comparison_frame(compare_sides(sides, ["class"], n_resamples=50), costs)
     sides.append(side("silent", replace(bad, logits={"class": silent}), folder=tmp_path))
     costs["silent"] = cost_of(sides[1])
-    rows = shown_columns(cells(compare_sides(sides, ["class"], n_resamples=50), costs))
-    assert [row["no prediction"] for row in rows] == ["–", "5"]
+    frame = comparison_frame(compare_sides(sides, ["class"], n_resamples=50), costs)
+    assert frame["no prediction"].tolist() == ["–", "5"]
 
 
 def test_best_of_the_first_task_as_reference(tmp_path: Path) -> None:
@@ -111,18 +110,19 @@ def test_best_of_the_first_task_as_reference(tmp_path: Path) -> None:
 def test_seeds_are_one_row(tmp_path: Path) -> None:
     first, second = two_models(np.random.default_rng(0), 20, (0.9, 0.6))
     sides = [side("two", first, second, folder=tmp_path), side("one", second, folder=tmp_path)]
-    rows = cells(compare_sides(sides, ["class"], n_resamples=200), {one.name: cost_of(one) for one in sides})
-    row = rows[0]
+    costs = {one.name: cost_of(one) for one in sides}
+    frame = comparison_frame(compare_sides(sides, ["class"], n_resamples=200), costs)
+    row = frame.iloc[0]
     scores = [(one.predicted("class") == one.targets["class"]).mean() for one in (first, second)]
-    tables = parts(shown_columns(rows))
-    assert list(tables["accuracies"][0])[-1] == "mean ± sd of runs"
-    assert list(tables["differences"][0])[:4] == ["run", "task", "difference [95 %]", "over seeds [95 %]"]
-    assert {**tables["accuracies"][0], **tables["differences"][0]}["verdict"] == row["verdict"]
+    tables = parts(frame)
+    assert list(tables["accuracies"])[-1] == "mean ± sd of runs"
+    assert list(tables["differences"])[:4] == ["run", "task", "difference [95 %]", "over seeds [95 %]"]
+    assert list(tables["differences"])[-1] == "verdict"
     assert row["runs"] == "2 (seeds)"
     assert row["mean ± sd of runs"] == f"{np.mean(scores):.3f} ± {np.std(scores, ddof=1):.3f}"
 
 
-WITHOUT_SEEDS = "A run without other seeds speaks of that very training"
+WITHOUT_SEEDS = "A run without other seeds shows that very training"
 
 
 def test_folds_have_one_seed_each(tmp_path: Path) -> None:
@@ -131,35 +131,37 @@ def test_folds_have_one_seed_each(tmp_path: Path) -> None:
     folds = [[model.take(np.flatnonzero(rows)) for rows in (half, ~half)] for model in models]
     sides = [side(name, *own, folder=tmp_path) for name, own in zip("AB", folds, strict=True)]
     rows = compare_sides(sides, ["class"], n_resamples=100)
-    said = " ".join(sentences(rows, "first"))
-    assert WITHOUT_SEEDS in said
-    assert "ver seeds" not in said
+    notes = " ".join(sentences(rows, "first"))
+    assert WITHOUT_SEEDS in notes
+    assert "ver seeds" not in notes
 
 
 @pytest.mark.parametrize("seeds", [(1, 1), (2, 1), (2, 2)])
-def test_what_is_known_of_seeds_is_said(tmp_path: Path, seeds: tuple[int, int]) -> None:
+def test_notes_show_what_is_known_of_seeds(tmp_path: Path, seeds: tuple[int, int]) -> None:
     first, second = two_models(np.random.default_rng(0), 20, (0.9, 0.6))
     sides = [
         side(name, *([first, second] if count == 2 else [second]), folder=tmp_path)
         for name, count in zip(("A", "B"), seeds, strict=True)
     ]
     rows = compare_sides(sides, ["class"], n_resamples=100)
-    said = " ".join(sentences(rows, "first"))
-    assert (WITHOUT_SEEDS in said) == (1 in seeds)
-    assert ("Over seeds: what training again would change" in said) == (2 in seeds)
-    assert ("over seeds [" in said) == (2 in seeds)
-    column = [row["over seeds [95 %]"] for row in cells(rows, {one.name: cost_of(one) for one in sides})]
-    assert column[0] == "–"
-    assert (column[1] != "–") == (2 in seeds)
+    notes = " ".join(sentences(rows, "first"))
+    assert (WITHOUT_SEEDS in notes) == (1 in seeds)
+    assert ("Over seeds: what training again would change" in notes) == (2 in seeds)
+    assert ("over seeds [" in notes) == (2 in seeds)
+    frame = comparison_frame(rows, {one.name: cost_of(one) for one in sides})
+    assert ("over seeds [95 %]" in frame) == (2 in seeds)
+    if 2 in seeds:
+        assert frame["over seeds [95 %]"][0] == "–" != frame["over seeds [95 %]"][1]
 
 
 def test_confidences_are_compared_too(runs: list[Path]) -> None:
-    def row() -> dict[str, str]:
+    def row() -> Any:
         sides = sides_of(runs, "test", join=False)
-        return cells(compare_sides(sides, ["class"], n_resamples=200), {one.name: cost_of(one) for one in sides})[1]
+        costs = {one.name: cost_of(one) for one in sides}
+        return comparison_frame(compare_sides(sides, ["class"], n_resamples=200), costs).iloc[1]
 
     before = row()
-    assert before["calibrated ECE [95 %]"] == "–"
+    assert "calibrated ECE [95 %]" not in before
     write_temperatures(runs[1], {"class": 1.0}, {})
     assert row()["calibrated ECE [95 %]"] == before["ECE [95 %]"]
     write_temperatures(runs[1], {"class": 9.0}, {})
@@ -183,14 +185,14 @@ def test_runs_and_their_cost(runs: list[Path]) -> None:
     assert "Latencies were not measured together" in caveats(sides)[0]
 
 
-def test_training_that_was_not_finished_has_no_time_and_is_told(runs: list[Path]) -> None:
+def test_unfinished_training_has_no_time_and_a_note(runs: list[Path]) -> None:
     change_record(runs[0], stages=[{"stage": "fit", "started": "2026-01-01T10:00:00", "exit": "unfinished"}])
     change_record(runs[1], hardware={"machine": "other"})
     sides = sides_of(runs, "test", join=False)
     assert math.isnan(cost_of(sides[0]).minutes)
-    told = caveats(sides)
-    assert "was interrupted" in told[0]
-    assert "different machines" in told[1]
+    notes = caveats(sides)
+    assert "was interrupted" in notes[0]
+    assert "different machines" in notes[1]
 
 
 def test_runs_of_one_experiment_are_joined_where_asked(runs: list[Path], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ NAMES = ["bag", "cap", "mug", "lamp"]
 
 def answers(seed: int, n: int = 80) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
-    targets = rng.integers(3, size=n)  # nobody shows a lamp
+    targets = rng.integers(3, size=n)  # no one shows a lamp
     return targets, np.where(rng.random(n) < 0.5, targets, rng.integers(4, size=n))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.cost.efficiency import BatchCost
+from evaluation.efficiency import BatchCost
 from experiments.export.graphs import Arrays, Runner, module_runner, towers_of
 from experiments.export.parity import Form, Parity, interleaved, measure, parity_table, refuse_disagreement
 from tests.experiments.export.test_graphs import ready_pair

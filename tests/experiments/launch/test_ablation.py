@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from evaluation.cost.efficiency import BatchCost, Costs, ModelSource
+from evaluation.efficiency import BatchCost, Costs
 from evaluation.tables.summary import summarise_run
 from experiments.launch.ablation import read_ablation
 from experiments.launch.study import Outcome
@@ -92,12 +92,12 @@ def file(folder: Path) -> Path:
     return path
 
 
-def measured(sources: dict[str, ModelSource], *_: object, **__: object) -> dict[str, Costs]:
+def measured(builders: dict[str, object], *_: object, **__: object) -> dict[str, Costs]:
     """Twice as long from each model to the next."""
-    first = next(iter(sources))
+    first = next(iter(builders))
     return {
         name: Costs("cpu", 1, first, {1: BatchCost([0.01 * 2**place] * 2, [2.0**place] * 2, 10**6)})
-        for place, name in enumerate(sources)
+        for place, name in enumerate(builders)
     }
 
 
@@ -105,7 +105,7 @@ def measured(sources: dict[str, ModelSource], *_: object, **__: object) -> dict[
 def done(folder: Path, file: Path) -> Iterator[tuple[Path, Trains]]:
     runner = Trains()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("evaluation.cost.efficiency.measure", measured)
+        patch.setattr("evaluation.efficiency.measure", measured)
         patch.setenv("VITRAIL_CACHE", str(folder / "cache"))
         assert launch("ablate", str(file), "--runs", str(folder / "runs"), "--batch-sizes", "1", runner=runner) == 0
         yield folder / "runs" / "ablations" / "four", runner
@@ -143,7 +143,7 @@ def test_nothing_is_done_twice(
 ) -> None:
     place, _ = done
     before = table(place)
-    monkeypatch.setattr("evaluation.cost.efficiency.measure", None)  # would fail if it were called
+    monkeypatch.setattr("evaluation.efficiency.measure", None)  # would fail if it were called
     assert launch("ablate", str(file), "--runs", str(folder / "runs"), "--batch-sizes", "1", runner=refuses) == 0
     pd.testing.assert_frame_equal(table(place), before)
     capsys.readouterr()

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.flop_counter import FlopCounterMode
 
-from evaluation.cost.efficiency import count
+from evaluation.efficiency import count
 from lightning_modules.checkpoint import load_task
 from lightning_modules.generative import GenerativeClassifier
 from lightning_modules.metrics import predicted_classes

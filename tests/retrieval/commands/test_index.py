@@ -7,30 +7,9 @@ import pytest
 
 from experiments.train.cli import main as experiments
 from retrieval.__main__ import main
-from tests.support.data import draw_image, write_csv, write_products
+from tests.support.data import PRODUCTS_YAML, draw_image, write_csv, write_products
 from tests.support.galleries import rows_of
 
-TINY = """
-name: tiny
-data:
-  class_path: datamodules.Products
-  init_args:
-    root: {root}
-    attributes: [colour, material]
-    image: {{size: 16, crop_fraction: 0.9, interpolation: bilinear}}
-    loader: {{batch_size: 8}}
-    checks: {{allow_leaks: [exact, near]}}
-model:
-  class_path: lightning_modules.MultiTaskClassifier
-  init_args: {{backbone: test_vit, pretrained: false}}
-trainer:
-  max_epochs: 1
-  accelerator: cpu
-  enable_progress_bar: false
-  enable_model_summary: false
-  log_every_n_steps: 1
-wandb: {{mode: disabled}}
-"""
 IMAGES = 36
 
 
@@ -39,7 +18,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data, and two runs of one epoch each with other weights."""
     place = tmp_path_factory.mktemp("index")
     write_products(place / "products", grey=False)
-    (place / "tiny.yaml").write_text(TINY.format(root=place / "products"), encoding="utf-8")
+    (place / "tiny.yaml").write_text(PRODUCTS_YAML.format(root=place / "products"), encoding="utf-8")
     for seed in ("1", "2"):
         fit = ["fit", "--config", str(place / "tiny.yaml"), "--runs", str(place / "runs"), "--name", f"tiny{seed}"]
         assert experiments([*fit, "--seed_everything", seed]) == 0

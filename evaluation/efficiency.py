@@ -1,4 +1,4 @@
-"""What a model costs: parameters, floating-point operations, bytes, seconds and memory.
+"""Cost of models: parameters, floating-point operations, bytes, seconds and memory.
 
 Counts need no weights and no memory: a model on PyTorch's ``meta`` device has shapes only. Seconds are measured by
 ``torch.utils.benchmark``, of several models in turn: a machine is never quiet, so every round times one model after the
@@ -10,28 +10,32 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import inspect
 import json
+import math
 import os
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import torch
-from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from vitrail.console import Table
 from vitrail.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
+    from torch import nn
     from torch.utils.benchmark import Timer
 
-    from lightning_modules.base import VisionTask
+    from vitrail.runs import Run
+
+    Build = Callable[[str], tuple[nn.Module, int]]
+    """Builds a model in evaluation mode on ``meta``, ``cpu`` or ``cuda``; the number is the side of its images."""
+
+FILE = "efficiency.json"
+"""In a run directory."""
 
 
 def parameter_count(module: nn.Module, *, trainable_only: bool = False) -> int:
@@ -127,13 +131,15 @@ class Costs:
 
 
 def count(model: nn.Module, image_size: int) -> Counts:
-    """Counts of a task.
+    """Return a task's counts.
 
     Args:
         model: a task of ``lightning_modules`` on the device ``meta``. On others PyTorch has kernels of attention that
             its counter does not know.
         image_size: side of the images in pixels.
     """
+    import torch
+
     model.eval()
     device = next(model.parameters()).device
     image = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8, device=device)
@@ -148,25 +154,30 @@ def count(model: nn.Module, image_size: int) -> Counts:
     )
 
 
-class _NothingIsMasked(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it without types
-    """Returns True where a network on ``meta`` asks whether its mask is all ones, because there it has shapes only."""
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
-            return True  # which is a number too
-        return func(*args, **(kwargs or {}))
-
-
 def _flops(function: Any, *inputs: Any) -> int:
-    mode = _NothingIsMasked()  # type: ignore[no-untyped-call]  # likewise
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils.flop_counter import FlopCounterMode
+
+    class NothingIsMasked(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it without types
+        """Returns True where a network on ``meta`` asks whether its mask is all ones: there it has shapes only."""
+
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+        ) -> Any:
+            if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+                return True  # which is a number too
+            return func(*args, **(kwargs or {}))
+
+    mode = NothingIsMasked()  # type: ignore[no-untyped-call]  # likewise
     with torch.no_grad(), mode, FlopCounterMode(display=False) as counter:
         function(*inputs)
     return int(counter.get_total_flops())
 
 
 def _text_flops(model: nn.Module, device: torch.device) -> int | None:
+    import torch
+
     towers = getattr(model, "towers", None)
     if towers is None:
         return None
@@ -239,124 +250,32 @@ def by_model(rows: Mapping[str, tuple[Counts | None, Costs | None]], batch_sizes
 
 
 def costs_from_values(values: Mapping[str, Any]) -> Costs:
-    """The costs that ``dataclasses.asdict`` and JSON made these values of."""
+    """Return the costs that ``dataclasses.asdict`` and JSON made these values of."""
     batches = {int(size): BatchCost(**one) for size, one in cast("dict[str, Any]", values["batches"]).items()}
     return Costs(**{**values, "batches": batches})
 
 
-_LINKED = ("class_names", "class_prompts", "tasks", "class_counts", "chunk_size")
-
-
-@dataclass(frozen=True)
-class ModelSource:
-    """Where a model comes from: one of the two.
-
-    Attributes:
-        experiment: content of an experiment file, overlays merged in; built with random weights.
-        checkpoint: a run's checkpoint; empty for none.
-    """
-
-    experiment: Mapping[str, Any]
-    checkpoint: str = ""
-
-
-def build(source: ModelSource, device: str) -> tuple[VisionTask, int]:
-    """The model in evaluation mode, and the side of its images in pixels.
-
-    Weights are random, or a checkpoint's. On the device ``meta`` there are none at all.
-
-    Args:
-        source: which model.
-        device: ``meta``, ``cpu`` or ``cuda``.
-
-    Raises:
-        UserError: if it cannot be built; model and data of the experiment must fit.
-    """
-    if source.checkpoint:
-        from lightning_modules.checkpoint import load_task
-
-        task = load_task(source.checkpoint)
-        return task.to(device).eval(), int(task.input_options["size"])
-    arguments, size = _arguments(source.experiment)
-    # On meta nothing is sampled and nothing allocated; elsewhere all is built where it is to be.
-    with torch.device(device):
-        task = _task(arguments)
-    return task.eval(), size
-
-
-def source_of(path: Path, overlays: list[Path]) -> ModelSource:
-    """The source that a run directory or an experiment file is.
-
-    A run that was evaluated as it came, without training, has its own configuration for one.
-
-    Args:
-        path: either of them.
-        overlays: laid over experiment files; runs are what they are.
-
-    Raises:
-        UserError: if it is neither.
-    """
-    from vitrail.config import read_experiments
-    from vitrail.runs import Run
-    from vitrail.trust import refuse_foreign_code
-
-    if path.is_dir():
-        run = Run(path)
-        if "best" in run.checkpoints:
-            return ModelSource({}, str(run.checkpoints["best"]))
-        if run.config and not run.checkpoints and not any(stage.get("stage") == "fit" for stage in run.stages):
-            refuse_foreign_code({key: run.config.get(key) for key in ("data", "model")}, run.path / Run.CONFIG)
-            return ModelSource(run.config)
-        raise UserError(f"{path}: has no checkpoints/best.ckpt; give a run that was trained, or its experiment file")
-    return ModelSource(read_experiments([path, *overlays]))
-
-
-def _arguments(experiment: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
-    """The model part, with random weights and what only the data know.
-
-    The data are asked only for what the model cannot be built without, so that most are not needed on disk.
-    """
-    import lightning_modules
-    from datamodules.cli import load_datamodule
-
-    model = experiment.get("model")
-    if not isinstance(model, dict) or "class_path" not in model or not isinstance(experiment.get("data"), dict):
-        raise UserError("experiment: needs data: and model: with class_path:, as the files in experiments/ have them")
-    task_class = getattr(lightning_modules, str(model["class_path"]).removeprefix("lightning_modules."), None)
-    if task_class is None:
-        raise UserError(f"model.class_path: {model['class_path']} is no task of lightning_modules")
-    datamodule = load_datamodule(experiment, program="python -m evaluation efficiency")
-    known = inspect.signature(task_class).parameters
-    init = {**model.get("init_args", {}), "image_size": datamodule.image_size}
-    init |= {name: getattr(datamodule, name) for name in _LINKED if _is_needed(known.get(name))}
-    if "pretrained" in known:
-        init["pretrained"] = False
-    return {"class_path": model["class_path"], "init_args": init}, datamodule.image_size
-
-
-def _is_needed(parameter: inspect.Parameter | None) -> bool:
-    return parameter is not None and parameter.default is inspect.Parameter.empty
-
-
-def _task(arguments: dict[str, Any]) -> VisionTask:
-    """The task, its arguments checked by their types as the command line does."""
-    from jsonargparse import ArgumentError, ArgumentParser
-
-    from lightning_modules.base import VisionTask
-
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(VisionTask, "model", required=True)
+def read_efficiency(run: Run) -> tuple[dict[str, Any], Costs | None] | str:
+    """Return a run's counts by name and its costs (None where only counts were wanted), or why there are none."""
+    command = f"`python -m evaluation efficiency {run.path}`"
     try:
-        task = parser.instantiate(parser.parse_args(["--model", json.dumps(arguments)])).model
-    except ArgumentError as error:
-        raise UserError(f"model: {' '.join(str(error).split())}") from error
-    except ValueError as error:
-        # The parser wraps a constructor's error into a report about types.
-        if isinstance(error.__cause__, UserError):
-            raise error.__cause__ from None
-        raise
-    assert isinstance(task, VisionTask)
-    return task
+        content = json.loads((run.path / FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return f"Nothing is measured yet: {command} does."
+    except (OSError, ValueError) as error:
+        return f"{FILE}: cannot be read ({type(error).__name__}); measure again with {command}."
+    try:
+        (own,) = content.values()
+        return dict(own["counts"]), own["costs"] and costs_from_values(own["costs"])
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return f"{FILE}: has no measurement of one model; measure again with {command}."
+
+
+def cpu_latency(costs: Costs | None) -> float:
+    """Return the median milliseconds of one image alone on the CPU; NaN where that was not measured."""
+    if costs is None or costs.device != "cpu" or 1 not in costs.batches:
+        return math.nan
+    return 1e3 * costs.batches[1].p50
 
 
 _SHARE_OF_MEMORY = 0.4
@@ -364,7 +283,7 @@ _SHARE_OF_MEMORY = 0.4
 
 
 def measure(
-    sources: Mapping[str, ModelSource],
+    builders: Mapping[str, Build],
     weight_bytes: Mapping[str, int],
     batch_sizes: Sequence[int],
     repeats: int,
@@ -376,7 +295,7 @@ def measure(
     """Measure what batches cost; the first model is what ratios are to.
 
     Args:
-        sources: the models, by name.
+        builders: the models, by name.
         weight_bytes: size of each, for the groups.
         batch_sizes: each is measured apart.
         repeats: rounds that count, at least 1; before each timing a batch runs twice.
@@ -384,11 +303,11 @@ def measure(
         threads: of the CPU; 0 leaves the choice to PyTorch.
         available: bytes for all weights of a group; by default a share of the machine's memory.
     """
-    names = list(sources)
+    names = list(builders)
     room = available or int(_SHARE_OF_MEMORY * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     found: dict[str, Costs] = {}
     for group in groups(names, weight_bytes, room):
-        chosen = {name: sources[name] for name in group}
+        chosen = {name: builders[name] for name in group}
         measured = _measure_group(chosen, sorted(batch_sizes), repeats, device, threads)
         found |= {name: costs for name, costs in measured.items() if name not in found}
     return found
@@ -418,8 +337,10 @@ class _Timed:
 
 
 def _measure_group(
-    sources: Mapping[str, ModelSource], batch_sizes: Sequence[int], repeats: int, device: str, threads: int
+    builders: Mapping[str, Build], batch_sizes: Sequence[int], repeats: int, device: str, threads: int
 ) -> dict[str, Costs]:
+    import torch
+
     models: dict[str, _Timed] = {}
     errors: dict[str, str] = {}
 
@@ -432,12 +353,12 @@ def _measure_group(
             models.pop(name, None)
 
     def prepare(name: str) -> None:
-        models[name] = _prepared(sources[name], batch_sizes, device, threads or torch.get_num_threads())
+        models[name] = _prepared(builders[name], batch_sizes, device, threads or torch.get_num_threads())
 
     def time(name: str, size: int) -> None:
         models[name].seconds[size].append(models[name].timers[size].timeit(1).median)
 
-    for name in sources:
+    for name in builders:
         attempt(name, prepare)
     for number in range(repeats):
         for size in batch_sizes:
@@ -453,15 +374,16 @@ def _measure_group(
             batches[size] = BatchCost(seconds, ratios, one.peaks[size])
         where = torch.cuda.get_device_name() if device == "cuda" else device
         costs[name] = Costs(where, threads or torch.get_num_threads(), peer, batches)
-    return {name: costs[name] for name in sources}
+    return {name: costs[name] for name in builders}
 
 
-def _prepared(source: ModelSource, batch_sizes: Sequence[int], device: str, threads: int) -> _Timed:
+def _prepared(build: Build, batch_sizes: Sequence[int], device: str, threads: int) -> _Timed:
     """Build a model, measure the memory of each batch, and make its timers."""
-    task, side = build(source, device)
-    weights = sum(one.numel() * one.element_size() for one in [*task.parameters(), *task.buffers()])
-    from torch.utils.benchmark import Timer  # importing it looks for CUDA and says so
+    import torch
+    from torch.utils.benchmark import Timer  # importing it looks for CUDA and logs so
 
+    task, side = build(device)
+    weights = sum(one.numel() * one.element_size() for one in [*task.parameters(), *task.buffers()])
     timed = _Timed({}, {}, {size: [] for size in batch_sizes})
     for size in batch_sizes:
         # Pixels that differ, because some kernels are quicker on zeros.
@@ -479,6 +401,8 @@ def _prepared(source: ModelSource, batch_sizes: Sequence[int], device: str, thre
 
 
 def _added_cuda(batch: Any) -> int:
+    import torch
+
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()

@@ -1,10 +1,9 @@
-"""Averages of weights, by hand; and the command on real runs, judged by the runs' own metrics."""
-
 from __future__ import annotations
 
 import json
 import logging
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,20 +15,23 @@ import yaml
 from torch import nn
 
 from evaluation.__main__ import main
-from evaluation.commands.soup import best_of_sweep, place_beside, place_of_sweep
-from evaluation.weights.soup import (
-    State,
-    averaged,
-    greedy_soup,
-    moving_statistics,
-    refresh_batchnorm,
+from evaluation.commands.base_to_novel import finetuning_cost
+from evaluation.commands.weights import (
+    best_mixture,
+    best_of_sweep,
+    evaluate_mixtures,
+    make_soup,
+    mixtures_table,
     refuse_strangers,
-    uniform_soup,
+    soup_folder,
 )
 from experiments.train.cli import main as experiments
+from lightning_modules.averaging import State
 from lightning_modules.checkpoint import load_task, read_checkpoint
 from tests.experiments.conftest import TINY
 from tests.experiments.plain_figures import plain_figures
+from tests.support.data import write_flowers
+from tests.support.models import write_clip
 from vitrail.errors import UserError
 
 RUNS = [Path("a"), Path("b"), Path("c")]
@@ -48,87 +50,34 @@ def near(target: float) -> Any:
     return score
 
 
-def test_the_mean_is_computed_weight_by_weight() -> None:
-    mean = averaged([state(1.0, 2.0), state(3.0, 6.0), state(5.0, 1.0)])
-    assert torch.equal(mean["w"], torch.tensor([3.0, 3.0]))
-    assert mean["count"] == 2
-    half = averaged([{"w": torch.tensor([1.0]).half()}, {"w": torch.tensor([2.0]).half()}])
-    assert half["w"].dtype == torch.float16
-    # In float32 the sum of these would lose the small one.
-    large = averaged([{"w": torch.tensor([2.0**25])}, {"w": torch.tensor([1.0])}, {"w": torch.tensor([-(2.0**25)])}])
-    assert large["w"].item() == pytest.approx(1 / 3)
-
-
 def test_greedy_takes_only_what_does_no_harm() -> None:
     states = [state(9.0), state(1.0), state(-1.2)]
     # Alone: 9, 1, 1.2 from 0. The mean of the last two is -0.1; with the first one it would be 2.9.
-    soup = greedy_soup(states, RUNS, near(0.0), maximize=False)
-    assert soup.members == [Path("b"), Path("c"), Path("a")]
+    soup = make_soup("greedy", states, near(0.0), maximize=False)
+    assert (soup.members, soup.kept) == ([1, 2, 0], [1, 2])
     assert soup.scores == pytest.approx([1.0, 1.2, 9.0])
-    assert soup.kept == [0, 1]
     assert soup.state["w"].item() == pytest.approx(-0.1)
     assert soup.score == pytest.approx(0.1)
-    uniform = uniform_soup(states, RUNS, near(0.0), maximize=False)
+    uniform = make_soup("uniform", states, near(0.0), maximize=False)
     assert uniform.state["w"].item() == pytest.approx(8.8 / 3)
-    assert list(uniform.kept) == [0, 1, 2]
+    assert sorted(uniform.kept) == [0, 1, 2]
 
 
 def test_higher_is_better_where_that_is_so() -> None:
-    soup = greedy_soup([state(1.0), state(3.0), state(2.0)], RUNS, near(0.0), maximize=True)
-    assert soup.members[0] == Path("b")
-    assert soup.kept == [0]
+    soup = make_soup("greedy", [state(1.0), state(3.0), state(2.0)], near(0.0), maximize=True)
+    assert (soup.members[0], soup.kept) == (1, [1])
     # What is equally good is taken: the mean of 3 and 3.
-    assert greedy_soup([state(3.0), state(3.0)], RUNS[:2], near(0.0), maximize=True).kept == [0, 1]
+    assert make_soup("greedy", [state(3.0), state(3.0)], near(0.0), maximize=True).kept == [0, 1]
 
 
-def test_a_member_whose_metric_is_not_a_number_is_never_the_best() -> None:
-    states = [state(float("nan")), state(1.0), state(-1.2)]
-    for maximize in (False, True):
-        soup = greedy_soup(states, RUNS, near(0.0), maximize=maximize)
-        assert soup.members[-1] == Path("a")
-        assert 2 not in soup.kept
-        assert not math.isnan(soup.score)
+@pytest.mark.parametrize("maximize", [False, True])
+def test_a_member_whose_metric_is_not_a_number_is_never_the_best(maximize: bool) -> None:
+    soup = make_soup("greedy", [state(math.nan), state(1.0), state(-1.2)], near(0.0), maximize=maximize)
+    assert soup.members[-1] == 0
+    assert 0 not in soup.kept
+    assert not math.isnan(soup.score)
     with pytest.raises(UserError, match="of no member is a number"):
-        greedy_soup([state(float("nan"))] * 2, RUNS[:2], near(0.0), maximize=False)
-
-
-class Network(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3)
-        self.moving = nn.BatchNorm2d(4)
-        self.fixed = nn.BatchNorm2d(4)
-        self.dropout = nn.Dropout(0.5)
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        features: torch.Tensor = self.dropout(self.fixed(self.moving(self.conv(image.float()))))
-        return features
-
-
-def test_batchnorm_is_counted_anew_where_members_differ() -> None:
-    torch.manual_seed(0)
-    network = Network()
-    states = [{name: value.clone() for name, value in network.state_dict().items()} for _ in range(2)]
-    assert moving_statistics(network, states) == []
-    states[1]["moving.running_mean"] += 1
-    layers = moving_statistics(network, states)
-    assert layers == [network.moving]
-    batches = [torch.randint(0, 255, (8, 3, 6, 6), dtype=torch.uint8) for _ in range(3)]
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    refresh_batchnorm(network, layers, network, [*batches, batches[0][:1]])
-    after = network.state_dict()
-    with torch.no_grad():
-        features = [network.conv(batch.float()) for batch in batches]
-    mean = torch.stack([f.mean((0, 2, 3)) for f in features]).mean(0)
-    variance = torch.stack([f.var((0, 2, 3)) for f in features]).mean(0)
-    torch.testing.assert_close(after["moving.running_mean"], mean)
-    torch.testing.assert_close(after["moving.running_var"], variance)
-    for name in before.keys() - {"moving.running_mean", "moving.running_var", "moving.num_batches_tracked"}:
-        assert torch.equal(before[name], after[name]), name
-    assert network.moving.momentum == 0.1
-    assert not network.moving.training
-    with pytest.raises(UserError, match="cannot be counted anew"):
-        refresh_batchnorm(network, layers, lambda images: network.conv(images.float()), batches)
+        make_soup("greedy", [state(math.nan)] * 2, near(0.0), maximize=maximize)
 
 
 def checkpoint(weights: State, **hyper_parameters: Any) -> dict[str, Any]:
@@ -138,13 +87,13 @@ def checkpoint(weights: State, **hyper_parameters: Any) -> dict[str, Any]:
 def test_members_that_do_not_belong_together_are_refused() -> None:
     good = checkpoint(state(1.0))
     refuse_strangers(RUNS[:2], [good, checkpoint(state(2.0), lr=0.5)], ["d", "d"])
-    for other, data, said in (
+    for other, data, message in (
         (checkpoint(state(1.0, 2.0)), "d", r"b: is another network \(w is \(2,\) there, \(1,\) in a\)"),
         (checkpoint({"v": torch.zeros(1)}), "d", r"b: is another network \(count is absent there"),
         (checkpoint(state(1.0), class_names=["y", "x"]), "d", "b: class_names differs"),
         (good, "e", "b: has other data or another division"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             refuse_strangers(RUNS[:2], [good, other], ["d", data])
     with pytest.raises(UserError, match="at least two runs, got 1"):
         refuse_strangers(RUNS[:1], [good], ["d"])
@@ -155,14 +104,13 @@ def test_members_that_do_not_belong_together_are_refused() -> None:
         refuse_strangers(RUNS[:2], [adapters, adapters], ["d", "d"])
 
 
-def test_the_soup_lies_beside_its_members() -> None:
-    assert place_beside(Path("runs/tiny/20260101")) == Path("runs/tiny_soup")
-    assert place_beside(Path("runs/sweeps/lr/trials/trial-0001/20260101")) == Path("runs/lr_soup")
-    assert place_of_sweep(Path("runs/sweeps/lr")) == Path("runs/lr_soup")
+def test_the_soup_is_next_to_its_members() -> None:
+    assert soup_folder(Path("runs/tiny/20260101")) == Path("runs/tiny_soup")
+    assert soup_folder(Path("runs/sweeps/lr/trials/trial-0001/20260101")) == Path("runs/lr_soup")
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep's directory with three trained members, of which one is poor."""
     root = tmp_path_factory.mktemp("soup")
     config = root / "tiny.yaml"
@@ -190,16 +138,14 @@ def members(folder: Path) -> list[Path]:
     return sorted((folder / "trials").glob("*/*"))
 
 
-def test_the_best_of_a_sweep_become_a_run_that_can_be_tested(
-    finished: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["soup", "--sweep", str(finished), "--top", "3", "--test"]) == 0
-    said = capsys.readouterr().out
-    assert "test/loss" in said
-    made = soup_of(finished)
-    assert str(made / "checkpoints" / "best.ckpt") in said
+def test_the_best_of_a_sweep_become_a_run_that_can_be_tested(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["soup", "--sweep", str(sweep), "--top", "3", "--test"]) == 0
+    printed = capsys.readouterr().out
+    assert "test/loss" in printed
+    made = soup_of(sweep)
+    assert str(made / "checkpoints" / "best.ckpt") in printed
     record = json.loads((made / "soup.json").read_text())
-    table = pd.read_csv(finished / "sweep.csv").head(3)
+    table = pd.read_csv(sweep / "sweep.csv").head(3)
     # Measured again, each member is worth what its own training said.
     assert [member["run"] for member in record["members"]] == table["run"].tolist()
     assert [member["val/loss"] for member in record["members"]] == pytest.approx(table["val/loss"].tolist(), rel=1e-4)
@@ -212,17 +158,17 @@ def test_the_best_of_a_sweep_become_a_run_that_can_be_tested(
     assert (made / "predictions" / "test.parquet").is_file()
     stages = json.loads((made / "run.json").read_text())["stages"]
     tested = stages[-1]["metrics"]["test/loss"]
-    assert f"{tested:.4f}" in said
+    assert f"{tested:.4f}" in printed
     config = yaml.safe_load((made / "config.yaml").read_text())
     assert config["name"] == "lr_soup"
 
 
-def test_a_uniform_soup_is_the_mean_with_its_own_statistics(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_uniform_soup_is_the_mean_with_its_own_statistics(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     level = logging.getLogger("lightning.pytorch.utilities.rank_zero").level
-    runs = members(finished)[:2]
+    runs = members(sweep)[:2]
     assert main(["soup", *map(str, runs), "--method", "uniform"]) == 0
     assert "test/loss" not in capsys.readouterr().out
-    made = soup_of(finished)
+    made = soup_of(sweep)
     soup = read_checkpoint(made / "checkpoints" / "best.ckpt")["state_dict"]
     states = [read_checkpoint(run / "checkpoints" / "best.ckpt")["state_dict"] for run in runs]
     moved = 0
@@ -248,7 +194,7 @@ def test_a_uniform_soup_is_the_mean_with_its_own_statistics(finished: Path, caps
     assert logging.getLogger("lightning.pytorch.utilities.rank_zero").level == level  # later runs are not muted
 
 
-def test_members_are_found_beside_the_table_of_a_moved_sweep(tmp_path: Path) -> None:
+def test_members_are_found_next_to_the_table_of_a_moved_sweep(tmp_path: Path) -> None:
     # The second trial went on with an interrupted one, in the directory of that.
     runs = [f"old/trials/{name}/now" for name in ("trial-0000", "trial-0001")]
     rows = {"trial": ["trial-0000", "trial-0002"], "state": ["complete", "complete"], "run": runs}
@@ -260,18 +206,135 @@ def test_members_are_found_beside_the_table_of_a_moved_sweep(tmp_path: Path) -> 
     assert best_of_sweep(tmp_path, 5) == moved
 
 
-def test_mistakes_are_one_line(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runs = [str(run) for run in members(finished)]
-    for arguments, said in (
+def test_mistakes_are_one_line(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [str(run) for run in members(sweep)]
+    for arguments, message in (
         ([], "either run directories, or one sweep"),
-        ([runs[0], "--sweep", str(finished)], "either run directories, or one sweep"),
+        ([runs[0], "--sweep", str(sweep)], "either run directories, or one sweep"),
         ([runs[0]], "at least two runs, got 1"),
         ([runs[0], str(tmp_path)], "at least two runs, got 1"),  # what is no run is left out
         ([*runs[:2], "--metric", "test/loss"], "chosen on the validation split"),
         ([*runs[:2], "--metric", "val/nothing"], "the task does not measure it; it has"),
         (["--sweep", str(tmp_path)], "has no sweep.csv"),
-        (["--sweep", str(finished), "--top", "1"], "1 complete trials, and a soup needs at least two"),
+        (["--sweep", str(sweep), "--top", "1"], "1 complete trials, and a soup needs at least two"),
     ):
         assert main(["soup", *arguments]) == 2
         [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-        assert said in line
+        assert message in line
+
+
+BASE_CLASSES = """
+data:
+  class_path: datamodules.Flowers102
+  init_args:
+    root: {root}
+    classes: base
+    image: {{size: 32}}
+    loader: {{batch_size: 8}}
+    checks: {{allow_leaks: [exact, near]}}
+model:
+  class_path: lightning_modules.DualEncoder
+  init_args:
+    towers: {{model: {root}/clip}}
+    lr: 0.003
+trainer:
+  max_epochs: 2
+  accelerator: cpu
+  enable_progress_bar: false
+  enable_model_summary: false
+  callbacks:
+    - class_path: callbacks.StartWeights
+checkpoint: {{monitor: val/class/accuracy, mode: max}}
+wandb: {{mode: disabled}}
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fine-tuning on half of the classes."""
+    root = tmp_path_factory.mktemp("wise")
+    write_flowers(root)
+    write_clip(root / "clip")
+    config = root / "base.yaml"
+    config.write_text(BASE_CLASSES.format(root=root))
+    with plain_figures():
+        assert experiments(["fit", "--config", str(config), "--runs", str(root / "runs"), "--test_best=true"]) == 0
+    [run] = (root / "runs").glob("*/*")
+    return run
+
+
+def test_start_weights_are_those_of_the_pretrained_model(finished: Path) -> None:
+    start = read_checkpoint(finished / "checkpoints" / "start.ckpt")["state_dict"]
+    best = read_checkpoint(finished / "checkpoints" / "best.ckpt")["state_dict"]
+    assert start.keys() == best.keys()
+    assert any(not torch.equal(start[name], best[name]) for name in start)
+    from transformers import CLIPModel
+
+    pretrained = CLIPModel.from_pretrained(finished.parents[2] / "clip").state_dict()
+    for name, value in pretrained.items():
+        if "logit_scale" not in name:
+            assert torch.equal(start[f"towers.model.{name}"], value), name
+
+
+def test_the_run_keeps_what_the_model_predicted_before(finished: Path) -> None:
+    after, before = (pd.read_parquet(finished / "predictions" / f"{name}.parquet") for name in ("test", "test_start"))
+    assert after["name"].tolist() == before["name"].tolist()
+    assert set(before["target_class"]) == {0, 1, 2, 3, 51, 52, 53, 54}
+
+
+def test_mixtures_are_evaluated_and_the_best_on_validation_is_kept(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["wise-ft", str(finished), "--alphas", "0", "0.5", "1"]) == 0
+    printed = capsys.readouterr().out
+    frame = pd.read_csv(finished / "reports" / "wise_ft.csv")
+    assert frame["alpha"].tolist() == [0.0, 0.5, 1.0]
+    assert set(frame.columns) == {"alpha", "val", "test", "base", "novel"}
+    assert (finished / "figures" / "wise_ft.png").stat().st_size > 1000
+    chosen = frame["alpha"].tolist()[int(frame["val"].to_numpy().argmax())]
+    assert f"α = {chosen:g}" in printed
+    start, best, kept = (
+        read_checkpoint(finished / "checkpoints" / f"{name}.ckpt")["state_dict"]
+        for name in ("start", "best", "wise_ft")
+    )
+    for name, value in kept.items():
+        torch.testing.assert_close(value, torch.lerp(start[name].double(), best[name].double(), chosen).to(value.dtype))
+    assert load_task(finished / "checkpoints" / "wise_ft.ckpt").tasks
+
+
+def test_the_ends_agree_with_the_predictions_of_the_run(finished: Path) -> None:
+    from datamodules.cli import load_datamodule
+
+    datamodule = load_datamodule(finished / "config.yaml")
+    datamodule.prepare_data()
+    datamodule.setup("test")
+    cost = finetuning_cost(finished, datamodule, 51)
+    start, best = (
+        read_checkpoint(finished / "checkpoints" / f"{name}.ckpt")["state_dict"] for name in ("start", "best")
+    )
+    task = load_task(finished / "checkpoints" / "best.ckpt")
+    ends = evaluate_mixtures(task, start, best, datamodule, [0.0, 1.0], base_classes=51)
+    assert ends["novel"][0] == pytest.approx(cost.before.novel.value)
+    assert ends["base"][1] == pytest.approx(cost.after.base.value)
+
+
+def test_of_equal_mixtures_the_one_nearest_to_the_start_is_taken() -> None:
+    mixtures = pd.DataFrame({"alpha": [0.0, 0.4, 0.9], "val": [0.5, 0.8, 0.8], "test": 0.5})
+    assert best_mixture(mixtures) == 0.4
+    parts = mixtures.assign(base=[0.6, 0.0, 0.5], novel=[0.3, 0.0, float("nan")])
+    table = mixtures_table(parts, 0.4)
+    assert [row[-1] for row in table.rows] == ["0.400", "0.000", "–"]
+    assert table.styles == {1: "bold"}
+    with pytest.raises(UserError, match="no sample of the validation split has a known class"):
+        best_mixture(mixtures.assign(val=float("nan")))
+
+
+def test_shares_out_of_range_and_missing_files_are_refused(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["wise-ft", str(finished), "--alphas", "2"]) == 2
+    assert main(["wise-ft", str(tmp_path)]) == 2
+    shutil.copy(finished / "config.yaml", tmp_path)
+    capsys.readouterr()
+    assert main(["wise-ft", str(tmp_path)]) == 2
+    assert "train it with callbacks.StartWeights" in capsys.readouterr().err

@@ -4,6 +4,7 @@ import copy
 import itertools
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,11 +15,10 @@ import torch
 import yaml
 from torch import nn
 
-from evaluation.cost.efficiency import (
+from evaluation.commands.efficiency import build_experiment, builder_of
+from evaluation.efficiency import (
     BatchCost,
     Costs,
-    ModelSource,
-    build,
     by_model,
     costs_from_values,
     count,
@@ -26,7 +26,6 @@ from evaluation.cost.efficiency import (
     measure,
     parameter_count,
     ratios_to,
-    source_of,
 )
 from lightning_modules import MultiTaskClassifier
 from lightning_modules.encoders.dual import build_towers
@@ -70,12 +69,12 @@ def test_one_round_has_no_percentile_and_no_spread() -> None:
     assert "| 10.0 | – | 100.0 | 1.00 | – |" in table
 
 
-def test_what_ratios_are_to_is_told_where_it_is_not_the_first() -> None:
+def test_what_ratios_are_to_is_reported_where_it_is_not_the_first() -> None:
     batches = {1: BatchCost([0.01], [1.0], None)}
     failed, measured = Costs(error="no memory"), Costs("cpu", 1, "b", batches)
     assert ratios_to({"b": (None, measured), "c": (None, measured)}) == ""
-    told = ratios_to({"a": (None, failed), "b": (None, measured), "c": (None, measured)})
-    assert told == ("a could not be measured with all the others, so ratios are not to it: of b to b; of c to b.")
+    message = ratios_to({"a": (None, failed), "b": (None, measured), "c": (None, measured)})
+    assert message == ("a could not be measured with all the others, so ratios are not to it: of b to b; of c to b.")
 
 
 class Embeds(nn.Module):
@@ -158,21 +157,20 @@ EXPERIMENT: dict[str, Any] = {
 
 
 def test_an_experiment_is_built_without_weights_and_with_the_datas_tasks() -> None:
-    task, size = build(ModelSource(EXPERIMENT), "meta")
+    task, size = build_experiment(EXPERIMENT, "meta")
     assert size == 32
     assert all(parameter.is_meta for parameter in task.parameters())
     assert not task.training
     assert isinstance(task, MultiTaskClassifier)
     assert set(task.tasks) == {"class", "colour", "material", "condition"}
-    real, _ = build(ModelSource(EXPERIMENT), "cpu")
+    real, _ = build_experiment(EXPERIMENT, "cpu")
     assert real(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))["class"].shape[0] == 2
 
 
 def test_overlays_are_laid_over_a_file(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(EXPERIMENT))
     (tmp_path / "b.yaml").write_text("data: {init_args: {image: {size: 64}}}")
-    source = source_of(tmp_path / "a.yaml", [tmp_path / "b.yaml"])
-    assert build(source, "meta")[1] == 64
+    assert builder_of(tmp_path / "a.yaml", [tmp_path / "b.yaml"])("meta")[1] == 64
 
 
 @pytest.mark.parametrize(
@@ -186,28 +184,29 @@ def test_overlays_are_laid_over_a_file(tmp_path: Path) -> None:
         ({"model": {**EXPERIMENT["model"], "init_args": {"backbone": "resnet_nobody"}}}, "timm does not know"),
     ],
 )
-def test_what_cannot_be_built_is_told(part: dict[str, Any], says: str) -> None:
+def test_what_cannot_be_built_is_reported(part: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
-        build(ModelSource({**EXPERIMENT, **part}), "meta")
+        build_experiment({**EXPERIMENT, **part}, "meta")
 
 
 def test_a_run_without_a_best_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("{}")
     with pytest.raises(UserError, match=r"best\.ckpt"):
-        source_of(tmp_path, [])
+        builder_of(tmp_path, [])
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="not a run directory"):
-        source_of(tmp_path / "empty", [])
+        builder_of(tmp_path / "empty", [])
 
 
 def test_a_run_that_was_evaluated_as_it_came_is_built_from_its_configuration(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(EXPERIMENT))
     (tmp_path / "run.json").write_text(json.dumps({"stages": [{"stage": "test", "exit": "finished"}]}))
-    assert source_of(tmp_path, []) == source_of(tmp_path / "config.yaml", [])
+    task, size = builder_of(tmp_path, [])("meta")
+    assert (type(task).__name__, size) == ("MultiTaskClassifier", 32)
     # A training that left no best checkpoint is another matter.
     (tmp_path / "run.json").write_text(json.dumps({"stages": [{"stage": "fit", "exit": "unfinished"}]}))
     with pytest.raises(UserError, match=r"best\.ckpt"):
-        source_of(tmp_path, [])
+        builder_of(tmp_path, [])
 
 
 def test_each_parameter_counts_once_and_frozen_ones_can_be_left_out() -> None:
@@ -235,7 +234,7 @@ def test_the_first_model_is_in_every_group_and_any_other_in_one() -> None:
     others = list(itertools.chain.from_iterable(group[1:] for group in made))
     assert others == names[1:]
     assert all(len(group) * 100_000_000 <= room for group in made)
-    # What is too large for any group is tried all the same, with nothing but the first beside it.
+    # What is too large for any group is tried all the same, with nothing but the first next to it.
     assert groups(names[:3], {**sizes, "b": 10**12}, room) == [["a", "b"], ["a", "c"]]
     assert groups(["a"], sizes, 1) == [["a"]]
 
@@ -244,11 +243,11 @@ def test_the_first_model_is_in_every_group_and_any_other_in_one() -> None:
 def costs() -> dict[str, Costs]:
     wrong = copy.deepcopy(EXPERIMENT)
     wrong["model"]["class_path"] = "lightning_modules.Nothing"
-    sources = {"small": ModelSource(EXPERIMENT), "wrong": ModelSource(wrong)}
-    return measure(sources, dict.fromkeys(sources, 0), [4, 1], 3, threads=1)
+    builders = {"small": partial(build_experiment, EXPERIMENT), "wrong": partial(build_experiment, wrong)}
+    return measure(builders, dict.fromkeys(builders, 0), [4, 1], 3, threads=1)
 
 
-def test_rounds_are_measured_beside_each_other(costs: dict[str, Costs]) -> None:
+def test_rounds_are_measured_next_to_each_other(costs: dict[str, Costs]) -> None:
     small = costs["small"]
     assert (small.device, small.threads, small.first, small.error) == ("cpu", 1, "small", "")
     assert list(small.batches) == [1, 4]
@@ -260,9 +259,9 @@ def test_rounds_are_measured_beside_each_other(costs: dict[str, Costs]) -> None:
 
 def test_memory_is_at_least_that_of_the_weights(costs: dict[str, Costs]) -> None:
     peak = costs["small"].batches[4].peak_bytes
-    weights = count(*build(ModelSource(EXPERIMENT), "meta")).weight_bytes
+    weights = count(*build_experiment(EXPERIMENT, "meta")).weight_bytes
     if peak is None:
-        pytest.skip("this system does not tell a process's peak memory")
+        pytest.skip("this system does not report a process's peak memory")
     # Beyond weights and a batch of a small network there are buffers of kernels; the libraries are not counted.
     assert weights <= peak < weights + 200_000_000
 

@@ -7,33 +7,13 @@ import pandas as pd
 import pytest
 
 from evaluation.__main__ import main
+from evaluation.commands.active_learning import long_tailed
 from evaluation.dataset.active_learning import k_centre_greedy
 from experiments.train.cli import main as experiments
 from retrieval.__main__ import main as retrieval
 from retrieval.gallery import Gallery
-from tests.support.data import COLOURS, draw_image, write_products
+from tests.support.data import COLOURS, PRODUCTS_YAML, draw_image, write_products
 
-TINY = """
-name: tiny
-data:
-  class_path: datamodules.Products
-  init_args:
-    root: {root}
-    attributes: [colour]
-    image: {{size: 16, interpolation: bilinear}}
-    loader: {{batch_size: 8}}
-    checks: {{allow_leaks: [exact, near]}}
-model:
-  class_path: lightning_modules.MultiTaskClassifier
-  init_args: {{backbone: test_vit, pretrained: false}}
-trainer:
-  max_epochs: 1
-  accelerator: cpu
-  enable_progress_bar: false
-  enable_model_summary: false
-  log_every_n_steps: 1
-wandb: {{mode: disabled}}
-"""
 UNLABELLED = 9
 
 
@@ -42,7 +22,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data, a run of one epoch, new images, and a gallery of both."""
     place = tmp_path_factory.mktemp("select")
     write_products(place / "products", grey=False)
-    (place / "tiny.yaml").write_text(TINY.format(root=place / "products"), encoding="utf-8")
+    (place / "tiny.yaml").write_text(PRODUCTS_YAML.format(root=place / "products"), encoding="utf-8")
     assert experiments(["fit", "--config", str(place / "tiny.yaml"), "--runs", str(place / "runs")]) == 0
     (place / "new").mkdir()
     (place / "empty").mkdir()
@@ -71,11 +51,11 @@ def selected(place: Path, pool: Path, *arguments: object) -> pd.DataFrame:
     return pd.read_csv(place / "to_label.csv")
 
 
-def test_a_folder_and_a_gallery_say_the_same(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_and_a_gallery_give_the_same_ranking(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = selected(place, place / "new", "--by", "confidence")
-    said = capsys.readouterr().out
-    assert f"{UNLABELLED} of {UNLABELLED} images by confidence" in said
-    assert "fill in the column class" in said
+    printed = capsys.readouterr().out
+    assert f"{UNLABELLED} of {UNLABELLED} images by confidence" in printed
+    assert "fill in the column class" in printed
     gallery = selected(place, place / "g", "--by", "confidence")
     assert folder["name"].tolist() == gallery["name"].tolist()
     np.testing.assert_allclose(folder["score"], gallery["score"], atol=1e-4)
@@ -144,3 +124,54 @@ def test_mistakes_are_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert not (place / "to_label.csv").exists()
+
+
+WARES = ["--data", "datamodules.Wares", "--data.init_args.n_samples", "150", "--data.init_args.resolution", "32"]
+
+
+def test_curve_and_tables_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    schedule = "--by margin --seeds 2 --start 20 --step 15 --rounds 2 --long-tail 0.9"
+    assert main(["learning-curve", *WARES, "--to", str(tmp_path / "out"), *schedule.split()]) == 0
+    assert (tmp_path / "out" / "learning_curve.png").stat().st_size > 10_000
+    curves = pd.read_csv(tmp_path / "out" / "learning_curve.csv")
+    assert curves.groupby(["strategy", "seed"])["labels"].apply(list).tolist() == [[20, 35, 50]] * 4
+    summary = pd.read_csv(tmp_path / "out" / "summary.csv").set_index("strategy")
+    after = curves[(curves["strategy"] == "margin") & (curves["labels"] > 20)]
+    assert summary.loc["margin", "accuracy"] == pytest.approx(after["accuracy"].mean())
+    printed = capsys.readouterr().out
+    assert "measured on 60 images" in printed
+    row = summary.loc["margin"]
+    assert f"| margin | {row['accuracy']:.3f} | {row['last']:.3f} | {row['ahead']:+.3f} [" in printed
+    assert f"| {row['verdict']} |" in printed
+
+
+def test_long_tail_keeps_whole_groups() -> None:
+    labels = np.repeat([0, 1, 2], 40)
+    groups = np.array([f"object {row // 4}" for row in range(120)], dtype=object)
+    rows = long_tailed(labels, groups, 0.5)
+    assert np.bincount(labels[rows]).tolist() == [40, 20, 8]  # 10, 5 and 2 groups of four
+    assert all(len(rows[groups[rows] == group]) == 4 for group in set(groups[rows]))
+    assert long_tailed(labels, groups, 0.01).tolist() == [*range(40), *range(40, 48), *range(80, 88)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--long-tail", "0"], "--long-tail above 0"),
+        (["--seeds", "0"], "--seeds must be at least 1"),
+        (["--start", "5000"], "less than the pool's 90 images"),
+        (["--task", "size"], "--task size: the data have class, colour"),
+    ],
+)
+def test_mistakes_of_a_curve_are_one_line(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("VITRAIL_DEBUG", raising=False)
+    assert main(["learning-curve", *WARES, "--to", str(tmp_path / "out"), *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not (tmp_path / "out").exists()

@@ -1,1 +1,0 @@
-"""Parameters, FLOPs, latency and memory of a trained model."""

@@ -1,1 +1,0 @@
-"""Averaging and interpolating the weights of trained models."""
