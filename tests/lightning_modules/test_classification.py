@@ -5,7 +5,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import pytest
 import timm
@@ -27,6 +26,7 @@ from lightning_modules.options import ClassWeighting, OptimOptions
 from tests.support.models import (
     SIZE,
     TASKS,
+    Recorder,
     TinyData,
     make_batch,
     seeded_multitask,
@@ -35,22 +35,12 @@ from tests.support.models import (
     tiny_trainer,
 )
 from vitrail.errors import UserError
-from vitrail.types import UNKNOWN, Mix, Outputs
-
-
-class Outcomes(pl.Callback):
-    """The outputs of all validation steps."""
-
-    def __init__(self) -> None:
-        self.outputs: list[Outputs] = []
-
-    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, *rest: Any) -> None:
-        self.outputs.append(outputs)
+from vitrail.types import UNKNOWN, Mix
 
 
 def test_logged_values_are_over_samples_and_padding_is_not_one(tmp_path: Path) -> None:
-    recorder, task = Outcomes(), seeded_multitask(task_weights={"class": 1.0, "type": 0.5}, label_smoothing=0.1)
-    trainer = tiny_trainer(tmp_path, callbacks=[recorder], num_sanity_val_steps=0)
+    recorder, task = Recorder(), seeded_multitask(task_weights={"class": 1.0, "type": 0.5}, label_smoothing=0.1)
+    trainer = tiny_trainer(tmp_path, callbacks=[recorder])
     trainer.fit(task, TinyData())
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
     ids = torch.cat([outputs["sample_id"] for outputs in recorder.outputs])

@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.loggers import CSVLogger
-from torch import nn
 
 from lightning_modules.checkpoint import load_task
 from lightning_modules.dual_encoder import DualEncoder
@@ -18,39 +17,16 @@ from tests.support.models import (
     CLASSES,
     PROMPTS,
     SIZE,
+    Recorder,
     TinyPairs,
     pair_batch,
+    same_weights,
     tiny_pair,
     tiny_trainer,
     write_bert,
     write_clip,
 )
 from vitrail.errors import UserError
-
-
-class Kept(pl.Callback):
-    """Outputs of validation."""
-
-    def __init__(self) -> None:
-        self.outputs: list[Any] = []
-
-    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, *rest: Any) -> None:
-        self.outputs.append(outputs)
-
-
-class Gradients(pl.Callback):
-    """Gradients of the last step."""
-
-    def __init__(self) -> None:
-        self.gradients: dict[str, torch.Tensor] = {}
-
-    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: torch.optim.Optimizer) -> None:
-        self.gradients = {name: p.grad.clone() for name, p in pl_module.named_parameters() if p.grad is not None}
-
-
-def same_weights(a: nn.Module, b: nn.Module) -> bool:
-    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
-    return all(torch.equal(first, second) for first, second in pairs)
 
 
 def test_it_learns_classes_from_their_prompts(tmp_path: Path) -> None:
@@ -63,8 +39,8 @@ def test_it_learns_classes_from_their_prompts(tmp_path: Path) -> None:
 
 
 def test_zero_shot_logits_come_from_the_mean_of_the_prompts(tmp_path: Path) -> None:
-    task, kept = tiny_pair(tmp_path / "clip"), Kept()
-    trainer = tiny_trainer(tmp_path, callbacks=[kept], num_sanity_val_steps=0, limit_train_batches=1)
+    task, kept = tiny_pair(tmp_path / "clip"), Recorder()
+    trainer = tiny_trainer(tmp_path, callbacks=[kept], limit_train_batches=1)
     trainer.fit(task, TinyPairs())
     outputs = kept.outputs[-1]
     assert outputs["sample_id"].tolist() == [24, 25, 26]
@@ -81,8 +57,8 @@ def test_zero_shot_logits_come_from_the_mean_of_the_prompts(tmp_path: Path) -> N
 
 
 def test_every_caption_is_embedded_where_the_data_have_their_own(tmp_path: Path) -> None:
-    task, kept = tiny_pair(tmp_path / "clip", class_names=None), Kept()
-    trainer = tiny_trainer(tmp_path, callbacks=[kept], num_sanity_val_steps=0)
+    task, kept = tiny_pair(tmp_path / "clip", class_names=None), Recorder()
+    trainer = tiny_trainer(tmp_path, callbacks=[kept])
     trainer.fit(task, TinyPairs(captions=True))
     last = kept.outputs[-1]
     assert last["logits"] == {}
@@ -95,9 +71,9 @@ def test_every_caption_is_embedded_where_the_data_have_their_own(tmp_path: Path)
 def test_large_batches_in_chunks_have_the_gradients_of_batches_at_once(tmp_path: Path) -> None:
     seen = []
     for chunk_size in (0, 2):
-        task, noted = tiny_pair(tmp_path / "clip", chunk_size=chunk_size), Gradients()
+        task, noted = tiny_pair(tmp_path / "clip", chunk_size=chunk_size), Recorder()
         tiny_trainer(tmp_path, max_steps=1, limit_val_batches=0, callbacks=[noted]).fit(task, TinyPairs())
-        seen.append(noted.gradients)
+        seen.append(noted.gradients[0])
     assert seen[0].keys() == seen[1].keys()
     assert "objective.temperature.log_scale" in seen[0]
     for name, gradient in seen[0].items():
@@ -125,19 +101,20 @@ def test_frozen_modules_keep_their_weights_and_are_in_evaluation_mode(tmp_path: 
 
 
 def test_a_run_in_two_parts_ends_as_one_that_was_never_interrupted(tmp_path: Path) -> None:
-    whole = tiny_pair(tmp_path / "clip", chunk_size=4, logit_scale={"lr": 0.01})
-    tiny_trainer(tmp_path, max_epochs=4).fit(whole, TinyPairs())
-    part = tiny_trainer(tmp_path, max_epochs=2)
-    # The first half of a longer training: the schedule looks ahead to its end.
-    first = tiny_pair(tmp_path / "clip", chunk_size=4, logit_scale={"lr": 0.01}, schedule="constant")
-    part.fit(first, TinyPairs())
-    part.save_checkpoint(tmp_path / "half.ckpt")
-    constant = tiny_pair(tmp_path / "clip", chunk_size=4, logit_scale={"lr": 0.01}, schedule="constant")
-    tiny_trainer(tmp_path, max_epochs=4).fit(constant, TinyPairs())
-    resumed = tiny_pair(tmp_path / "clip", chunk_size=4, logit_scale={"lr": 0.01}, schedule="constant")
-    tiny_trainer(tmp_path, max_epochs=4).fit(resumed, TinyPairs(), ckpt_path=str(tmp_path / "half.ckpt"))
-    assert same_weights(constant, resumed)
-    assert not same_weights(whole, resumed)
+    def fit(
+        max_epochs: int, ckpt_path: str | None = None, schedule: str = "constant"
+    ) -> tuple[pl.Trainer, DualEncoder]:
+        task = tiny_pair(tmp_path / "clip", chunk_size=4, logit_scale={"lr": 0.01}, schedule=schedule)
+        trainer = tiny_trainer(tmp_path, max_epochs=max_epochs)
+        trainer.fit(task, TinyPairs(), ckpt_path=ckpt_path)
+        return trainer, task
+
+    # A constant schedule, because others depend on the end of the training.
+    fit(2)[0].save_checkpoint(tmp_path / "half.ckpt")
+    _, whole = fit(4)
+    _, resumed = fit(4, str(tmp_path / "half.ckpt"))
+    assert same_weights(whole, resumed)
+    assert not same_weights(fit(4, schedule="cosine")[1], resumed)
 
 
 def test_a_pretrained_clip_is_evaluated_without_training(tmp_path: Path) -> None:
@@ -238,7 +215,7 @@ def test_class_prompts_are_encoded_once_an_evaluation(tmp_path: Path, monkeypatc
         return encode(self, texts)
 
     monkeypatch.setattr(DualEncoder, "encode_text", noted)
-    tiny_trainer(tmp_path, max_epochs=2, num_sanity_val_steps=0).fit(task, TinyPairs())
+    tiny_trainer(tmp_path, max_epochs=2).fit(task, TinyPairs())
     assert calls == [8, 8]
 
 

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from lightning_modules.base import VisionTask
 from lightning_modules.classification import ImageClassifier, MultiTaskClassifier
 from lightning_modules.dual_encoder import DualEncoder
+from lightning_modules.encoders.tokenizer import SPECIAL_IDS, trained_tokenizer
 from lightning_modules.options import OptimOptions
 from retrieval.search.searcher import Reading
 from tests.support.galleries import meaning_vector
@@ -29,6 +30,8 @@ TEXTS = (
     "a red bicycle leans against a wall",
 )
 
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+
 QWEN_TEMPLATE = (
     "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system\n"
     "You are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
@@ -40,20 +43,10 @@ QWEN_TEMPLATE = (
 
 
 def write_clip(folder: Path, *, image_size: int = 32, scale: float = 4.0) -> Path:
-    """Write a CLIP with two layers a tower, its byte-pair tokenizer and its preprocessing.
-
-    Returns:
-        The folder.
-    """
+    """Write a CLIP with two layers per tower, its tokenizer and its preprocessing."""
     from transformers import CLIPConfig, CLIPModel
 
-    sizes: dict[str, Any] = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "projection_dim": 16,
-    }
+    sizes: dict[str, Any] = {**SIZES, "projection_dim": 16}
     special = {"bos_token_id": 1, "eos_token_id": 3, "pad_token_id": 3}
     config = CLIPConfig(
         text_config={**sizes, **special, "vocab_size": 400, "max_position_embeddings": 20},
@@ -73,42 +66,18 @@ def write_siglip(folder: Path) -> Path:
     """Write a SigLIP with two layers a tower and a tokenizer."""
     from transformers import SiglipConfig, SiglipModel
 
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    special = {"bos_token_id": 1, "eos_token_id": 3, "pad_token_id": 0}
-    text = {**sizes, **special, "vocab_size": 400, "max_position_embeddings": 12, "projection_size": 32}
+    text = {**SIZES, **SPECIAL_IDS, "vocab_size": 400, "max_position_embeddings": 12, "projection_size": 32}
     torch.manual_seed(0)
     SiglipModel(
-        SiglipConfig(text_config=text, vision_config={**sizes, "image_size": 32, "patch_size": 8})
+        SiglipConfig(text_config=text, vision_config={**SIZES, "image_size": 32, "patch_size": 8})
     ).save_pretrained(folder)
     _write_tokenizer(folder, "PreTrainedTokenizerFast", pad="<pad>")
     return folder
 
 
 def write_bert(folder: Path, *, pooling: str = "", kind: str = "bert") -> Path:
-    """Write a BERT or DistilBERT with two layers, its tokenizer and, where wanted, a pooling rule.
-
-    Returns:
-        The folder.
-    """
-    from transformers import AutoModel, BertConfig, DistilBertConfig
-
-    config: Any
-    if kind == "bert":
-        config = BertConfig(
-            hidden_size=24,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=48,
-            vocab_size=400,
-            max_position_embeddings=40,
-        )
-    else:
-        config = DistilBertConfig(
-            dim=24, n_layers=2, n_heads=2, hidden_dim=48, vocab_size=400, max_position_embeddings=40
-        )
-    torch.manual_seed(0)
-    AutoModel.from_config(config).save_pretrained(folder)  # type: ignore[no-untyped-call]  # the library's own
-    _write_tokenizer(folder, "PreTrainedTokenizerFast", pad="<pad>")
+    """Write a BERT or DistilBERT and, where wanted, a pooling rule."""
+    write_text_model(folder, kind, **({"hidden_dim": 64} if kind == "distilbert" else {}))
     if pooling:
         rules = {"pooling_mode_mean_tokens": pooling == "mean", "pooling_mode_cls_token": pooling == "cls"}
         (folder / "1_Pooling").mkdir()
@@ -117,16 +86,11 @@ def write_bert(folder: Path, *, pooling: str = "", kind: str = "bert") -> Path:
 
 
 def write_text_model(folder: Path, kind: str, **values: Any) -> Path:
-    """Write a text model of any kind with two layers, and a tokenizer.
-
-    Returns:
-        The folder.
-    """
+    """Write a text model with two layers, and a tokenizer."""
     from transformers import CONFIG_MAPPING, AutoModel
 
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 3}
-    config = CONFIG_MAPPING[kind](**{**sizes, **special, "vocab_size": 400, "max_position_embeddings": 40, **values})
+    common = {**SIZES, **SPECIAL_IDS, "vocab_size": 400, "max_position_embeddings": 40}
+    config = CONFIG_MAPPING[kind](**{**common, **values})
     torch.manual_seed(0)
     AutoModel.from_config(config).save_pretrained(folder)  # type: ignore[no-untyped-call]  # the library's own
     _write_tokenizer(folder, "PreTrainedTokenizerFast", pad="<pad>")
@@ -136,11 +100,7 @@ def write_text_model(folder: Path, kind: str, **values: Any) -> Path:
 def write_qwen2_vl(
     folder: Path, *, texts: Sequence[str] = TEXTS, seed: int = 0, scale: float = 1.0, **changes: Any
 ) -> Path:
-    """Write a Qwen2-VL with two layers a part, a tokenizer with its special tokens, and its preprocessing.
-
-    Returns:
-        The folder.
-    """
+    """Write a Qwen2-VL with two layers per part, its tokenizer and its preprocessing."""
     from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
 
     from lightning_modules.generative.prompts import SPECIAL_TOKENS, trained_prompts
@@ -174,10 +134,7 @@ def write_qwen2_vl(
 def qwen2_vl_values(kind: str = "qwen2_vl", vision: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
     """The configuration of a tiny model that reads squares of 16 px."""
     text = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
+        **SIZES,
         "num_key_value_heads": 1,
         "vocab_size": 400,
         "max_position_embeddings": 512,
@@ -199,8 +156,6 @@ def qwen2_vl_values(kind: str = "qwen2_vl", vision: dict[str, Any] | None = None
 
 
 def _write_tokenizer(folder: Path, kind: str, *, pad: str) -> None:
-    from lightning_modules.encoders.tokenizer import trained_tokenizer
-
     state = trained_tokenizer(TEXTS, 400, 20, fixed_length=False).state
     (folder / "tokenizer.json").write_text(state["pipeline"], encoding="utf-8")
     names = {"bos_token": "<start>", "eos_token": "<end>", "pad_token": pad, "unk_token": "<unknown>"}
@@ -288,8 +243,31 @@ def tiny_trainer(root: Path, **changes: Any) -> pl.Trainer:
         "enable_progress_bar": False,
         "enable_model_summary": False,
         "use_distributed_sampler": False,
+        "num_sanity_val_steps": 0,
     }
     return pl.Trainer(**{**arguments, **changes})
+
+
+class Recorder(pl.Callback):
+    """Records the learning rates and gradients of each step, and the outputs of validation."""
+
+    def __init__(self) -> None:
+        self.lrs: list[list[float]] = []
+        self.gradients: list[dict[str, torch.Tensor]] = []
+        self.outputs: list[Any] = []
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: torch.optim.Optimizer) -> None:
+        self.lrs.append([group["lr"] for group in optimizer.param_groups])
+        gradients = {name: p.grad.clone() for name, p in pl_module.named_parameters() if p.grad is not None}
+        self.gradients.append(gradients)
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, *rest: Any) -> None:
+        self.outputs.append(outputs)
+
+
+def same_weights(first: torch.nn.Module, second: torch.nn.Module) -> bool:
+    pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    return all(torch.equal(one, other) for one, other in pairs)
 
 
 def seeded_multitask(**changes: Any) -> VisionTask:

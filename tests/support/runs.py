@@ -36,6 +36,7 @@ from experiments.__main__ import main as experiments
 from lightning_modules.classification import ImageClassifier, MultiTaskClassifier
 from retrieval.gallery import Gallery
 from tests.experiments.plain_figures import plain_figures
+from tests.support import models
 from tests.support.data import write_flowers, write_products
 from tests.support.galleries import identity, image_rows
 from tests.support.models import write_clip
@@ -45,6 +46,8 @@ from vitrail.types import UNKNOWN, Outputs
 TASKS = {"class": ["bag", "cap", "mug"], "colour": ["blue", "red"]}
 SPLIT_SIZES = {"train": 24, "val": 10, "test": 13}
 SIZE = 32
+
+tiny_trainer = models.tiny_trainer
 
 
 class MadePhotos(ImageDataModule):
@@ -92,22 +95,6 @@ def tiny_classifier() -> ImageClassifier:
     """Has BatchNorm but no dropout; the same weights every time."""
     torch.manual_seed(0)
     return ImageClassifier("test_efficientnet", TASKS["class"], pretrained=False, image_size=SIZE)
-
-
-def tiny_trainer(root: Path, **changes: Any) -> Trainer:
-    arguments: dict[str, Any] = {
-        "default_root_dir": root,
-        "accelerator": "cpu",
-        "devices": 1,
-        "max_epochs": 1,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "use_distributed_sampler": False,
-        "num_sanity_val_steps": 0,
-    }
-    return Trainer(**{**arguments, **changes})
 
 
 IMAGES = 23
