@@ -63,9 +63,7 @@ PROGRAMS = {
             "test": Command(_STAGE, "evaluate a checkpoint on the test split"),
             "predict": Command("evaluation.commands.predict", "predict new images: files, folders, tables or shards"),
             "sweep": Command(
-                "experiments.launch.sweep",
-                "search hyper-parameters: grid, random, TPE or Hyperband",
-                passes_on=True,
+                "experiments.launch.sweep", "search hyper-parameters: grid, random, TPE or Hyperband", passes_on=True
             ),
             "ablate": Command("experiments.launch.ablation", "train and compare variants of one experiment"),
             "export": Command("experiments.export", "write a run's model as ONNX, torch.export or safetensors"),

@@ -204,10 +204,7 @@ def load_model(
 
 
 def refuse_misfits(
-    report: Mapping[str, Any],
-    expected: Collection[str],
-    origin: str,
-    unused: Mapping[str, tuple[str, ...]],
+    report: Mapping[str, Any], expected: Collection[str], origin: str, unused: Mapping[str, tuple[str, ...]]
 ) -> LeftOut:
     """Refuse weights that ``transformers`` initialised at random or ignored; return the names of unused ones."""
     left_out = {

@@ -55,11 +55,7 @@ def test_the_global_generator_is_seeded_for_the_block_only() -> None:
 
 def test_the_global_generator_is_restored_after_an_error_and_accelerators_are_not_reseeded() -> None:
     before = torch.get_rng_state()
-    with (
-        mock.patch("torch.cuda.manual_seed_all") as reseed,
-        pytest.raises(ZeroDivisionError),
-        seeded_rng(1),
-    ):
+    with mock.patch("torch.cuda.manual_seed_all") as reseed, pytest.raises(ZeroDivisionError), seeded_rng(1):
         _ = torch.rand(1) / (1 // 0)
     assert torch.get_rng_state().equal(before)
     reseed.assert_not_called()

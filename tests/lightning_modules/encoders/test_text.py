@@ -65,8 +65,7 @@ def test_models_that_read_from_left_to_right_are_pooled_at_the_last_token(
 
 
 @pytest.mark.parametrize(
-    ("kind", "values"),
-    [("roberta", {}), ("deberta-v2", {}), ("mpnet", {}), ("electra", {}), ("modernbert", MODERN)],
+    ("kind", "values"), [("roberta", {}), ("deberta-v2", {}), ("mpnet", {}), ("electra", {}), ("modernbert", MODERN)]
 )
 def test_models_with_a_summary_token_are_pooled_there(tmp_path: Path, kind: str, values: dict[str, Any]) -> None:
     assert tower(write_text_model(tmp_path, kind, **values)).text.pooling == "cls"
