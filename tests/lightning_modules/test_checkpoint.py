@@ -50,7 +50,7 @@ def saved(folder: Path, task: VisionTask) -> Path:
     return folder / "last.ckpt"
 
 
-def assert_same_answers(a: VisionTask, b: VisionTask) -> None:
+def assert_same_logits(a: VisionTask, b: VisionTask) -> None:
     image = make_batch([0, 1, 2])["image"]
     a.eval()
     with torch.no_grad():
@@ -74,12 +74,7 @@ def test_a_checkpoint_alone_makes_the_task_and_names_what_it_predicts(tmp_path: 
     assert loaded.task_weights == {"class": 1.0, "type": 0.5}
     assert loaded.input_options == {"size": SIZE, "crop_fraction": 1.0, "interpolation": "bicubic"}
     assert not loaded.training
-    assert_same_answers(task, loaded)
-
-
-def test_lightnings_own_loading_works_too(tmp_path: Path) -> None:
-    task = tiny_classifier()
-    assert_same_answers(task, type(task).load_from_checkpoint(saved(tmp_path, task), weights_only=True).eval())
+    assert_same_logits(task, loaded)
 
 
 def test_pretrained_weights_are_not_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,8 +115,8 @@ def test_a_checkpoint_of_the_command_line_loads_without_it(
     loaded = load_task(path)
     assert loaded.tasks == {"class": TASKS["class"]}
     assert loaded.optim_options == OptimOptions(warmup_epochs=0.5, betas=(0.9, 0.98))
-    assert_same_answers(cli.model, loaded)
-    assert_same_answers(loaded, MultiTaskClassifier.load_from_checkpoint(path, weights_only=True).eval())
+    assert_same_logits(cli.model, loaded)
+    assert_same_logits(loaded, MultiTaskClassifier.load_from_checkpoint(path, weights_only=True).eval())
 
 
 @pytest.fixture(scope="module")
@@ -156,33 +151,21 @@ def test_only_our_own_tasks_are_made(trained: Path, tmp_path: Path, class_path: 
         load_task(path)
 
 
-def test_a_missing_file_is_a_user_error(tmp_path: Path) -> None:
+def test_files_that_are_no_intact_checkpoints_are_user_errors(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no such checkpoint"):
         load_task(tmp_path / "best.ckpt")
-
-
-def test_a_file_that_is_no_checkpoint_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "a.ckpt").write_text("metrics")
-    torch.save({"weight": torch.zeros(1)}, tmp_path / "b.ckpt")
     with pytest.raises(UserError, match="read safely"):
         load_task(tmp_path / "a.ckpt")
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "b.ckpt")
     with pytest.raises(UserError, match="not a checkpoint of a run"):
         load_task(tmp_path / "b.ckpt")
-
-
-def test_a_damaged_checkpoint_is_a_user_error(trained: Path, tmp_path: Path) -> None:
     content = bytearray(trained.read_bytes())
     content[len(content) // 2] ^= 1
     (tmp_path / "best.ckpt").write_bytes(content)
-    torch.load(tmp_path / "best.ckpt", weights_only=True)  # PyTorch has nothing to say
+    torch.load(tmp_path / "best.ckpt", weights_only=True)  # PyTorch does not notice
     with pytest.raises(UserError, match=r"best\.ckpt: is damaged, the checksum of .* does not match"):
         load_task(tmp_path / "best.ckpt")
-
-
-def test_a_checkpoint_that_does_not_fit_its_class_is_a_user_error(trained: Path, tmp_path: Path) -> None:
-    path = changed(trained, tmp_path / "a.ckpt", class_names=["a", "b"])
-    with pytest.raises(UserError, match=r"a\.ckpt: the weights do not fit ImageClassifier: 2 of another shape \(head"):
-        load_task(path)
 
 
 def test_a_checkpoint_of_version_0_1_loads(tmp_path: Path) -> None:

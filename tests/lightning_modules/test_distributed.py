@@ -93,14 +93,6 @@ def test_gradients_of_shared_weights_and_of_scalars_are_means_over_processes(tmp
         torch.testing.assert_close(found, expected)
 
 
-def test_converting_twice_changes_nothing() -> None:
-    model = Mixed()
-    convert_batchnorm(model)
-    before = norms(model)
-    convert_batchnorm(model)
-    assert all(one is other for one, other in zip(before, norms(model), strict=True))
-
-
 @pytest.mark.parametrize("fixed", [True, False])
 def test_converted_batchnorm_that_is_frozen_or_fixed_keeps_its_statistics(fixed: bool) -> None:
     task = tiny_classifier()

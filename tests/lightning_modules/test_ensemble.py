@@ -1,8 +1,3 @@
-"""Mean probabilities by hand, for members of every kind; what a checkpoint of them holds; and what is refused.
-
-Views of images, against torchvision.
-"""
-
 from __future__ import annotations
 
 import json
@@ -19,10 +14,10 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as T
 
 from lightning_modules.base import VisionTask
-from lightning_modules.checkpoint import load_task, task_from
+from lightning_modules.checkpoint import load_task
 from lightning_modules.classification import ClassificationTask
 from lightning_modules.dual_encoder import DualEncoder
-from lightning_modules.ensemble import VIEWS, Ensemble, View, checked_views, read_members, view_of
+from lightning_modules.ensemble import Ensemble, View, checked_views, read_members, view_of
 from lightning_modules.metrics import predicted_classes
 from lightning_modules.options import TowerOptions
 from tests.lightning_modules.generative.tiny_answers import tiny_answerer
@@ -169,13 +164,6 @@ def test_a_checkpoint_needs_no_members(runs: dict[str, str], tmp_path: Path) -> 
     assert again.input_options == ensemble.input_options
     with torch.no_grad():
         assert torch.equal(again(BATCH["image"])["class"], ensemble(BATCH["image"])["class"])
-    broken = dict(checkpoint["state_dict"])
-    broken["members.7.head"] = torch.zeros(1)
-    with pytest.raises(UserError, match=r"do not fit the ensemble: 1 unexpected \(members\.7\.head\)"):
-        task_from({**checkpoint, "state_dict": broken}, "x.ckpt")
-    broken = {name: value for name, value in checkpoint["state_dict"].items() if not name.endswith("head.weight")}
-    with pytest.raises(UserError, match=r"do not fit the ensemble: member 0: 2 missing .*head\.weight"):
-        task_from({**checkpoint, "state_dict": broken}, "x.ckpt")
 
 
 def test_scores_are_those_of_the_mean(runs: dict[str, str], tmp_path: Path) -> None:
@@ -243,25 +231,16 @@ def test_members_that_do_not_belong_together_are_refused(runs: dict[str, str], t
 IMAGE = torch.randint(0, 256, (2, 3, 16, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
-def test_flips_are_those_of_torchvision() -> None:
+def test_views_are_those_of_torchvision() -> None:
     assert view_of(IMAGE, "identity") is IMAGE
     assert torch.equal(view_of(IMAGE, "hflip"), T.hflip(IMAGE))
     assert torch.equal(view_of(IMAGE, "vflip"), T.vflip(IMAGE))
-
-
-def test_zoom_is_the_middle_at_the_whole_size() -> None:
     cropped = T.center_crop(IMAGE, [14, 28])
     expected = T.resize(cropped.float(), [16, 32], InterpolationMode.BICUBIC, antialias=False)
     seen = view_of(IMAGE, "zoom")
     assert seen.dtype == torch.uint8
     assert seen.shape == IMAGE.shape
     assert torch.equal(seen, expected.round().clamp(0, 255).to(torch.uint8))
-
-
-def test_every_view_shows_a_plain_image_as_it_is() -> None:
-    plain = torch.full((1, 3, 9, 7), 201, dtype=torch.uint8)
-    for view in VIEWS:
-        assert torch.equal(view_of(plain, view), plain), view
 
 
 def test_names_are_checked_and_put_in_order() -> None:

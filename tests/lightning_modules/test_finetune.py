@@ -5,16 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
-from torch.multiprocessing.spawn import spawn
 
-from lightning_modules.dual_encoder import DualEncoder
 from lightning_modules.encoders.dual import Towers, build_towers
 from lightning_modules.finetune import add_lora, freeze, without_base
 from lightning_modules.generative.model import VisionLanguageModel
 from lightning_modules.options import LanguageLoraOptions, LoraOptions, MemoryOptions, TowerOptions
-from tests.support.models import pair_batch, write_bert, write_clip, write_qwen2_vl, write_siglip
+from tests.support.models import write_bert, write_clip, write_qwen2_vl, write_siglip
 from vitrail.errors import UserError
 
 
@@ -125,41 +122,6 @@ def test_a_tower_that_only_reads_its_weights_cannot_be_adapted(tmp_path: Path) -
     towers.image.backbone = Reader()
     with pytest.raises(UserError, match=r"the image tower never calls its attention layers \(qkv"):
         add_lora(towers, LoraOptions(), 32)
-
-
-def _three_steps_in_two_processes(rank: int, folder: str) -> None:
-    """DDP as Lightning wraps a task: it refuses the second step where some weight got no gradient in the first."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-
-    class Step(nn.Module):
-        def __init__(self, task: DualEncoder) -> None:
-            super().__init__()
-            self.task = task
-
-        def forward(self, batch: Any) -> torch.Tensor:
-            return self.task._training_loss(batch)
-
-    towers: Any = {"model": f"{folder}/model"}
-    task = DualEncoder(towers, image_size=32, loss="sigmoid", lora=LoraOptions(rank=2))
-    task.fetch_weights()
-    step = nn.parallel.DistributedDataParallel(Step(task.train()))
-    for _ in range(3):
-        step(pair_batch([0, 1, 2] if rank == 0 else [3, 4, 5])).backward()
-    gradients = {name: value.grad for name, value in task.named_parameters() if value.requires_grad}
-    torch.save(gradients, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-def test_adapters_of_siglip_train_in_two_processes(tmp_path: Path) -> None:
-    write_siglip(tmp_path / "model")
-    spawn(_three_steps_in_two_processes, args=(str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]  # torch's
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
-    # 32 matrices, scale and bias.
-    assert len(first) == 34
-    for name, value in first.items():
-        assert value is not None
-        torch.testing.assert_close(value, second[name], msg=name)
 
 
 @pytest.mark.parametrize(("part", "matrices"), [("language", 16), ("vision", 8), ("both", 24)])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
 import timm
@@ -18,16 +19,13 @@ def images(size: int, count: int = 2) -> torch.Tensor:
     return torch.randint(0, 256, (count, 3, size, size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
 
-def test_normalize_is_the_fields_formula() -> None:
+def test_normalize_takes_uint8_and_is_the_usual_formula() -> None:
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     image = images(4)
     expected = (image.double() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     torch.testing.assert_close(Normalize(mean, std)(image), expected.float())
-
-
-def test_images_that_are_scaled_already_are_refused() -> None:
     with pytest.raises(TypeError, match="uint8"):
-        Normalize((0.5,) * 3, (0.5,) * 3)(torch.rand(1, 3, 4, 4))
+        Normalize(mean, std)(torch.rand(1, 3, 4, 4))
 
 
 @pytest.mark.parametrize(
@@ -37,13 +35,16 @@ def test_images_that_are_scaled_already_are_refused() -> None:
 def test_features_are_as_wide_as_they_say(name: str, width: int) -> None:
     encoder = ImageEncoder(name, image_size=64, pretrained=False).eval()
     with torch.no_grad():
-        assert encoder(images(64)).shape == (2, width)
-    assert encoder.num_features == width
+        features = encoder(images(64))
+        torch.testing.assert_close(features, encoder.backbone(encoder.normalize(images(64))))
+    assert features.shape == (2, encoder.num_features) == (2, width)
 
 
 def test_statistics_are_those_of_the_weights() -> None:
     mobilenet = ImageEncoder("tf_mobilenetv3_small_100", image_size=64, pretrained=False)
     assert mobilenet.normalize.mean.flatten().tolist() == [0.5, 0.5, 0.5]
+    tagged = ImageEncoder("vit_tiny_patch16_224.augreg_in21k", image_size=32, pretrained=False)
+    assert tagged.normalize.mean.flatten().tolist() == [0.5, 0.5, 0.5]
     deit = ImageEncoder("deit_tiny_patch16_224", image_size=64, pretrained=False)
     assert deit.normalize.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
     assert deit.input_options == {
@@ -55,18 +56,6 @@ def test_statistics_are_those_of_the_weights() -> None:
     }
 
 
-def test_statistics_are_those_of_the_tag_that_is_asked_for() -> None:
-    plain = ImageEncoder("vit_tiny_patch16_224.augreg_in21k", image_size=32, pretrained=False)
-    assert plain.normalize.mean.flatten().tolist() == [0.5, 0.5, 0.5]
-
-
-def test_an_encoder_is_the_network_behind_the_normalisation() -> None:
-    encoder = ImageEncoder("test_resnet", image_size=64, pretrained=False).eval()
-    image = images(64)
-    with torch.no_grad():
-        torch.testing.assert_close(encoder(image), encoder.backbone(encoder.normalize(image)))
-
-
 def test_architectures_for_one_size_are_built_for_the_size_of_the_data() -> None:
     backbone = create_backbone("test_vit", 64)
     expected = timm.create_model("test_vit", num_classes=0, img_size=64)
@@ -75,23 +64,19 @@ def test_architectures_for_one_size_are_built_for_the_size_of_the_data() -> None
     }
 
 
-def test_a_size_that_the_patches_do_not_divide_is_a_user_error() -> None:
-    with pytest.raises(UserError, match="patches of 16 px"):
-        ImageEncoder("test_vit", image_size=100, pretrained=False)
-
-
-def test_an_unknown_backbone_is_a_user_error_that_names_close_ones() -> None:
-    with pytest.raises(UserError, match=r"resnet_18.*resnet18"):
-        ImageEncoder("resnet_18")
-    with pytest.raises(UserError, match=r"resnet18\.a1_in1k"):
-        ImageEncoder("resnet18.a9_in1k")
-    with pytest.raises(UserError, match="list_models"):
-        ImageEncoder("???")
-
-
-def test_true_needs_weights_that_exist() -> None:
-    with pytest.raises(UserError, match="no weights for 'coatnet_0_224'"):
-        ImageEncoder("coatnet_0_224", pretrained=True)
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("test_vit", {"image_size": 100, "pretrained": False}, "patches of 16 px"),
+        ("resnet_18", {}, r"resnet_18.*resnet18"),
+        ("resnet18.a9_in1k", {}, r"resnet18\.a1_in1k"),
+        ("???", {}, "list_models"),
+        ("coatnet_0_224", {"pretrained": True}, "no weights for 'coatnet_0_224'"),
+    ],
+)
+def test_unknown_backbones_and_sizes_are_user_errors(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ImageEncoder(name, **options)
 
 
 def warned(task: ImageClassifier, options: InputOptions) -> list[str]:
@@ -109,8 +94,5 @@ def test_images_made_otherwise_than_for_the_weights_give_one_warning() -> None:
     assert "interpolation" not in line
     assert "\n" not in line
     assert not warned(task, task.input_options)
-
-
-def test_random_weights_have_no_expectations() -> None:
-    task = tiny_classifier(backbone="test_resnet", image_size=64)
-    assert not warned(task, {"size": 64, "crop_fraction": 1.0, "interpolation": "bilinear"})
+    random = tiny_classifier(backbone="test_resnet", image_size=64)
+    assert not warned(random, {"size": 64, "crop_fraction": 1.0, "interpolation": "bilinear"})

@@ -25,18 +25,14 @@ from vitrail.errors import UserError
 PROMPTS = trained_prompts(["What?"], 400)
 
 
-def test_what_was_said_has_its_likelihood_and_the_others_share_the_rest() -> None:
-    chosen = torch.tensor([2, 0])
-    shares = generated_logits(chosen, torch.tensor([0.7, 0.4]).log(), 4).softmax(dim=1)
+def test_a_generated_label_has_its_likelihood_and_the_others_share_the_rest() -> None:
+    shares = generated_logits(torch.tensor([2, 0]), torch.tensor([0.7, 0.4]).log(), 4).softmax(dim=1)
     torch.testing.assert_close(shares, torch.tensor([[0.1, 0.1, 0.7, 0.1], [0.4, 0.2, 0.2, 0.2]]))
-
-
-@pytest.mark.parametrize("likelihood", [float("-inf"), -20.0, 0.0])
-def test_what_was_said_comes_first_however_unlikely(likelihood: float) -> None:
-    logits = generated_logits(torch.tensor([1, 3]), torch.full((2,), likelihood), 4)
-    assert logits.argmax(dim=1).tolist() == [1, 3]
-    assert logits.isfinite().all()
-    torch.testing.assert_close(logits.exp().sum(dim=1), torch.ones(2))
+    for likelihood in (float("-inf"), -20.0, 0.0):
+        logits = generated_logits(torch.tensor([1, 3]), torch.full((2,), likelihood), 4)
+        assert logits.argmax(dim=1).tolist() == [1, 3]
+        assert logits.isfinite().all()
+        torch.testing.assert_close(logits.exp().sum(dim=1), torch.ones(2))
 
 
 def test_questions_may_list_the_labels() -> None:
@@ -46,6 +42,9 @@ def test_questions_may_list_the_labels() -> None:
     assert label_texts(["a__b ", "c"]) == ["a b", "c"]
     with pytest.raises(UserError, match="the same text"):
         Question("What?", ["a_b", "a b"], AnswerOptions(), PROMPTS, 3)
+    options = checked_answers(AnswerOptions(how="free", synonyms={"red_rose": ["rosa"]}), ["red_rose", "iris"])
+    matcher = Question("What?", ["red_rose", "iris"], options, PROMPTS, 3)._matcher
+    assert matcher("a rosa") == matcher("red rose") == 0
 
 
 @pytest.mark.parametrize(
@@ -62,12 +61,6 @@ def test_questions_may_list_the_labels() -> None:
 def test_options_are_checked(options: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         checked_answers(options, ["rose"])
-
-
-def test_synonyms_of_a_class_name_with_underscores() -> None:
-    options = checked_answers(AnswerOptions(how="free", synonyms={"red_rose": ["rosa"]}), ["red_rose", "iris"])
-    question = Question("What?", ["red_rose", "iris"], options, PROMPTS, 3)
-    assert question._matcher("a rosa") == question._matcher("red rose") == 0
 
 
 IMAGE = images(5)
@@ -207,7 +200,8 @@ def test_synonyms_name_their_label() -> None:
     assert matcher("a rosa, that is, a rose") == FLOWERS.index("rose")
 
 
-def test_a_name_cannot_mean_two_labels() -> None:
+def test_words_are_normalised_and_a_name_cannot_mean_two_labels() -> None:
+    assert words_of("The Lady's  slippers: ÉTÉ_glass") == ("the", "lady", "slipper", "ete", "glass")
     with pytest.raises(UserError, match="'flag' would mean both 'iris' and 'rose'"):
         LabelMatcher(FLOWERS, {"iris": ["flag"], "rose": ["flag"]})
     with pytest.raises(UserError, match="would mean both"):
@@ -216,7 +210,3 @@ def test_a_name_cannot_mean_two_labels() -> None:
         LabelMatcher(FLOWERS, {"lily": ["lilium"]})
     with pytest.raises(UserError, match="has no letters"):
         LabelMatcher(["-", "rose"])
-
-
-def test_words_are_normalised() -> None:
-    assert words_of("The Lady's  slippers: ÉTÉ_glass") == ("the", "lady", "slipper", "ete", "glass")
