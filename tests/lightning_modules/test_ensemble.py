@@ -57,11 +57,11 @@ def dual_encoder(folder: Path) -> DualEncoder:
     return task
 
 
+@torch.no_grad()
 def decided(task: ClassificationTask) -> ClassificationTask:
-    """A random network whose answers depend on the image."""
-    layers = [layer for layer in task.modules() if isinstance(layer, torch.nn.Linear)]
-    with torch.no_grad():
-        for layer in layers:
+    """A random network whose predictions depend on the image."""
+    for layer in task.modules():
+        if isinstance(layer, torch.nn.Linear):
             layer.weight.mul_(8.0)
     return task
 
@@ -207,7 +207,7 @@ def test_members_that_do_not_belong_together_are_refused(runs: dict[str, str], t
     turned = write_member(tmp_path / "turned", tiny_classifier(class_names=CLASSES[::-1]))
     strange = write_member(tmp_path / "strange", tiny_multitask(tasks={"size": ["small", "large"]}))
     elsewhere = write_member(tmp_path / "elsewhere", tiny_classifier(), data="e")
-    for members, said in (
+    for members, message in (
         ([], "members: there are none"),
         ([good], "members: one run as it is needs no ensemble"),
         ([good, f"{good}/../multitask"], "is named twice"),
@@ -216,7 +216,7 @@ def test_members_that_do_not_belong_together_are_refused(runs: dict[str, str], t
         ([good, elsewhere], r"elsewhere was trained on other data than .*multitask, or on other splits"),
         ([good, str(tmp_path / "nothing")], r"nothing has no readable run\.json"),
     ):
-        with pytest.raises(UserError, match=said) as refusal:
+        with pytest.raises(UserError, match=message) as refusal:
             Ensemble(members)
         assert "\n" not in str(refusal.value)
     (tmp_path / "elsewhere" / "checkpoints" / "best.ckpt").unlink()
@@ -247,6 +247,6 @@ def test_names_are_checked_and_put_in_order() -> None:
     assert checked_views(None) == ["identity"]
     assert checked_views(["zoom", "identity"]) == ["identity", "zoom"]
     assert checked_views(["hflip"]) == ["hflip"]
-    for views, said in ((["sideways", "hflip"], "got sideways"), ([], "at least one"), (["hflip"] * 2, "each once")):
-        with pytest.raises(UserError, match=f"tta_views: must be one of identity, hflip, .*{said}"):
+    for views, message in ((["sideways", "hflip"], "got sideways"), ([], "at least one"), (["hflip"] * 2, "each once")):
+        with pytest.raises(UserError, match=f"tta_views: must be one of identity, hflip, .*{message}"):
             checked_views(views)

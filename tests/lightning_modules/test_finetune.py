@@ -32,7 +32,7 @@ def trainable(towers: Towers) -> int:
 def test_early_layers_leaves_the_reference_numbers_of_parameters(name: str, size: int, millions: float) -> None:
     towers = clip(name, size)
     freeze(towers, "early_layers")
-    assert round(trainable(towers) / 1e6, 2) == millions  # the temperature, one more, is counted apart
+    assert round(trainable(towers) / 1e6, 2) == millions  # without the logit scale
 
 
 def test_each_mode_leaves_its_part() -> None:
@@ -41,7 +41,6 @@ def test_each_mode_leaves_its_part() -> None:
         towers = clip("openai/clip-vit-base-patch32", 224)
         freeze(towers, mode)
         counts[mode] = trainable(towers)
-    towers = clip("openai/clip-vit-base-patch32", 224)
     image, text = (sum(p.numel() for p in towers.backbone(side).parameters()) for side in ("image", "text"))
     assert counts["none"] == image + text + 768 * 512 + 512 * 512
     assert counts["text_only"] == image + 768 * 512
@@ -58,7 +57,7 @@ def test_a_residual_network_keeps_its_last_two_blocks() -> None:
     assert {name.split(".")[0] for name in free} == {"layer4"}
 
 
-def test_a_model_without_projections_has_nothing_left_to_learn(tmp_path: Path) -> None:
+def test_a_model_without_projections_has_nothing_to_train(tmp_path: Path) -> None:
     towers = build_towers(TowerOptions(model=str(write_siglip(tmp_path))), 32)
     with pytest.raises(UserError, match="nothing to train"):
         freeze(towers, "towers")

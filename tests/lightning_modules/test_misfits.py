@@ -1,13 +1,10 @@
-"""Weights that are not exactly those of the model are refused in one line that names them, however they arrive."""
-
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import timm
@@ -34,23 +31,14 @@ from vitrail.errors import UserError
 State = dict[str, torch.Tensor]
 
 
-@dataclass
-class Arrival:
-    """Weights as they lie on disk, and what reads them.
-
-    Attributes:
-        state: as they are.
-        write: puts changed ones in their place.
-        loads: all that a command may do with them.
-        name: part of the name of the weight that is changed.
-        origin: what the refusal begins with.
-    """
+class Arrival(NamedTuple):
+    """Weights on disk, and what reads them."""
 
     state: State
-    write: Callable[[State], object]
-    loads: Sequence[Callable[[], object]]
-    name: str
-    origin: str
+    write: Callable[[State], object]  # replaces them
+    loads: Sequence[Callable[[], object]]  # all that a command may do with them
+    name: str  # suffix of the name of the weight that is changed
+    origin: str  # beginning of the error message
 
 
 def timm_file(folder: Path, architecture: str, state: State, name: str) -> Arrival:
@@ -174,30 +162,21 @@ def ensemble_checkpoint(folder: Path) -> Arrival:
     return checkpoint(folder, ensemble, "members.0.head.weight")
 
 
-def export(folder: Path) -> Arrival:
+def export(folder: Path, *, quantized: bool = False) -> Arrival:
     task = tiny_classifier()
+    if quantized:
+        quantize_weights(task)
     path = folder / "model.safetensors"
-    write_weights(task, path, {"version": 1, "weights": task.weights_digest()})
+    write_weights(task, path, {"version": 1} if quantized else {"version": 1, "weights": task.weights_digest()})
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
-    return Arrival(
-        load_file(path), lambda new: save_file(new, path, metadata), [lambda: read_weights(path)], "head.bias", ""
-    )
+    name = "head._weight_zero_point" if quantized else "head.bias"
+    return Arrival(load_file(path), lambda new: save_file(new, path, metadata), [lambda: read_weights(path)], name, "")
 
 
 def eight_bit_export(folder: Path) -> Arrival:
     """Weights that are several tensors each."""
-    task = tiny_classifier()
-    quantize_weights(task)
-    path = folder / "model.safetensors"
-    write_weights(task, path, {"version": 1})
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-
-    def write(changed: State) -> None:
-        save_file(changed, path, metadata)
-
-    return Arrival(load_file(path), write, [lambda: read_weights(path)], "head._weight_zero_point", "")
+    return export(folder, quantized=True)
 
 
 KINDS = (

@@ -1,5 +1,3 @@
-"""Images as the processors of ``transformers`` and ``timm`` make them, whatever their shape."""
-
 from __future__ import annotations
 
 import json
@@ -46,14 +44,9 @@ SIGLIP = {"image_processor_type": "SiglipImageProcessor", "size": {"height": SID
 PROCESSORS: dict[str, dict[str, Any]] = {
     "clip": {**CLIP, **CROP, "size": {"shortest_edge": SIDE}},
     "clip, some cropped": {**CLIP, **CROP, "size": {"shortest_edge": 37}, "resample": 2},
-    "clip, as written long ago": {
-        **CLIP,
-        "feature_extractor_type": "CLIPFeatureExtractor",
-        "size": 36,
-        "crop_size": 32,
-    },
+    "clip, old format": {**CLIP, "feature_extractor_type": "CLIPFeatureExtractor", "size": 36, "crop_size": 32},
     "clip, squashed": {**CLIP, "size": {"height": SIDE, "width": SIDE}, "do_center_crop": False},
-    "clip, from -1 to 1": {
+    "clip, from 0 to 2.55": {
         **CLIP,
         **CROP,
         "size": {"shortest_edge": SIDE},
@@ -115,7 +108,7 @@ def test_the_rule_is_known_before_the_weights_are_loaded_and_the_file_has_the_la
     assert known.own_inputs is None
 
 
-def test_what_is_assumed_without_a_file_is_said(tmp_path: Path) -> None:
+def test_assumptions_without_a_file_are_reported(tmp_path: Path) -> None:
     for write, assumed in ((write_clip, "CLIP's"), (write_siglip, "SigLIP's")):
         folder = write(tmp_path / assumed)
         (folder / "preprocessor_config.json").unlink(missing_ok=True)
@@ -196,7 +189,7 @@ def test_timms_networks_get_what_timm_would_give_them(
         assert float(difference.abs().max()) < 0.03, shape
 
 
-def test_pretrained_configurations_of_timm_say_how_they_are_resized() -> None:
+def test_resizing_follows_the_pretrained_configurations_of_timm() -> None:
     names = {
         "resnet18": "crop",
         "convnext_tiny.in12k_ft_in1k_384": "squash",
@@ -209,10 +202,8 @@ def test_pretrained_configurations_of_timm_say_how_they_are_resized() -> None:
         assert ImageEncoder("vit_so400m_patch14_siglip_384", 384).input_options["size"] == 384
         with pytest.raises(UserError, match="patches of 14 px, 390 px"):
             ImageEncoder("vit_so400m_patch14_siglip_384", 390)
-        assert (
-            build_towers(TowerOptions(model="google/siglip-so400m-patch14-384", pretrained=False), 384).embed_dim
-            == 1152
-        )
+        so400m = build_towers(TowerOptions(model="google/siglip-so400m-patch14-384", pretrained=False), 384)
+        assert so400m.embed_dim == 1152
 
 
 @pytest.mark.parametrize("given", [{}, {"resize": "crop"}], ids=["open", "explicit"])

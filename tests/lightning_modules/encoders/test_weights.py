@@ -56,15 +56,12 @@ def test_a_safetensors_file_in_half_precision_loads_as_float32(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("wrapping", [None, "state_dict", "model"])
-def test_a_pth_file_loads_with_and_without_the_usual_wrapping(tmp_path: Path, wrapping: str | None) -> None:
-    state = released()
+@pytest.mark.parametrize("num_classes", [0, 1000])
+def test_a_pth_file_loads_with_and_without_wrapping_and_classifier(
+    tmp_path: Path, wrapping: str | None, num_classes: int
+) -> None:
+    state = released(num_classes=num_classes)
     torch.save({wrapping: state} if wrapping else state, tmp_path / "w.pth")
-    assert_loaded(encoder_from(tmp_path / "w.pth"), state)
-
-
-def test_weights_without_classifier_load_too(tmp_path: Path) -> None:
-    state = released(num_classes=0)
-    torch.save(state, tmp_path / "w.pth")
     assert_loaded(encoder_from(tmp_path / "w.pth"), state)
 
 
@@ -91,18 +88,13 @@ def test_patches_of_another_size_are_refused_instead_of_resampled(tmp_path: Path
         encoder_from(tmp_path / "w.pth", "test_vit")
 
 
-def test_loading_moves_neither_the_random_state_nor_the_parameters_identity(tmp_path: Path) -> None:
+def test_weights_are_loaded_once_in_place_without_random_numbers(tmp_path: Path) -> None:
     torch.save(released(), tmp_path / "w.pth")
     encoder = ImageEncoder(BACKBONE, 32, str(tmp_path / "w.pth"))
     parameters, state = list(encoder.parameters()), torch.get_rng_state()
     encoder.load_pretrained()
     assert torch.equal(torch.get_rng_state(), state)
     assert all(a is b for a, b in zip(parameters, encoder.parameters(), strict=True))
-
-
-def test_weights_are_loaded_once(tmp_path: Path) -> None:
-    torch.save(released(), tmp_path / "w.pth")
-    encoder = encoder_from(tmp_path / "w.pth")
     (tmp_path / "w.pth").unlink()
     encoder.load_pretrained()
 
@@ -197,26 +189,18 @@ def test_a_file_with_code_in_it_is_refused_and_not_run(tmp_path: Path, capfd: py
         ("missing.pth", None, "there is no file"),
         ("w.h5", b"x", r"must be one of \.safetensors"),
         ("w.safetensors", b"x", "cannot be read as plain weights"),
+        (".", None, "is a folder; give the weights file in it"),
+        ("empty.pth", None, "contains no weights"),
     ],
 )
 def test_files_that_are_not_weights_are_user_errors(
     tmp_path: Path, name: str, content: bytes | None, message: str
 ) -> None:
+    torch.save({"epoch": 3}, tmp_path / "empty.pth")
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
         read_weights(str(tmp_path / name))
-
-
-def test_a_folder_is_no_weights_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is a folder; give the weights file in it"):
-        read_weights(str(tmp_path))
-
-
-def test_a_file_without_tensors_holds_no_weights(tmp_path: Path) -> None:
-    torch.save({"epoch": 3}, tmp_path / "w.pth")
-    with pytest.raises(UserError, match="contains no weights"):
-        read_weights(str(tmp_path / "w.pth"))
 
 
 @pytest.mark.skipif(not (WEIGHTS / "regnetx_002.safetensors").is_file(), reason="$VITRAIL_WEIGHTS has no regnetx_002")
@@ -228,18 +212,12 @@ def test_the_real_regnet_loads() -> None:
 
 
 class FakeHub(BaseHTTPRequestHandler):
-    """Answers as the hub does: a HEAD with an etag and a commit, then the file."""
+    """Responds like the hub: a HEAD with an etag and a commit, then the file."""
 
     files: dict[str, bytes]
     asked: list[str]
 
-    def do_HEAD(self) -> None:
-        self.answer(with_body=False)
-
     def do_GET(self) -> None:
-        self.answer(with_body=True)
-
-    def answer(self, with_body: bool) -> None:
         self.asked.append(f"{self.command} {self.path}")
         content = self.files.get(Path(self.path).name)
         self.send_response(404 if content is None else 200)
@@ -250,11 +228,13 @@ class FakeHub(BaseHTTPRequestHandler):
         self.send_header("X-Repo-Commit", "0" * 40)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if with_body:
+        if self.command == "GET":
             self.wfile.write(body)
 
+    do_HEAD = do_GET  # noqa: N815
+
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Says nothing."""
+        """Print nothing."""
 
 
 @pytest.fixture
@@ -309,24 +289,15 @@ def test_weights_in_the_hubs_older_format_are_found(hub: type[FakeHub], tmp_path
     assert_loaded(from_hub(), state)
 
 
-def test_building_an_encoder_asks_the_hub_nothing(hub: type[FakeHub]) -> None:
+def test_a_hub_without_the_file_is_a_user_error_and_an_encoder_is_built_without_the_hub(hub: type[FakeHub]) -> None:
     ImageEncoder(BACKBONE, 32, pretrained=True)
     assert not hub.asked
-
-
-def test_a_hub_without_the_file_is_a_user_error(hub: type[FakeHub]) -> None:
     with pytest.raises(UserError, match="cannot be fetched"):
         from_hub()
 
 
-def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def test_without_a_network_one_line_names_three_fixes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    use_hub(monkeypatch, f"http://127.0.0.1:{closed_port()}", tmp_path)
+    use_hub(monkeypatch, "http://127.0.0.1:1", tmp_path)  # a closed port
     with pytest.raises(UserError) as caught:
         from_hub()
     message = str(caught.value)
@@ -342,12 +313,9 @@ def test_offline_by_choice_does_not_even_knock(hub: type[FakeHub], monkeypatch: 
     assert not hub.asked
 
 
-def test_a_server_that_never_answers_is_not_reachable() -> None:
+def test_a_server_is_reachable_if_it_responds_even_with_an_error(hub: type[FakeHub]) -> None:
+    assert reachable(f"{constants.ENDPOINT}/nothing", seconds=5)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         assert not reachable(f"http://127.0.0.1:{silent.getsockname()[1]}", seconds=0.2)
-
-
-def test_a_server_that_answers_with_an_error_is_reachable(hub: type[FakeHub]) -> None:
-    assert reachable(f"{constants.ENDPOINT}/nothing", seconds=5)

@@ -81,7 +81,7 @@ def test_statistics_are_the_folders_or_those_of_clip(folder: Path, tmp_path: Pat
     assert image_statistics(str(folder)) == ((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
     assert image_statistics(str(tmp_path))[0][0] == pytest.approx(0.48145466)
     (tmp_path / "preprocessor_config.json").write_text("{}")
-    with pytest.raises(UserError, match="no image_mean and image_std"):
+    with pytest.raises(UserError, match="image_mean and image_std"):
         image_statistics(str(tmp_path))
 
 
