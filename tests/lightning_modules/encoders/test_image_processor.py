@@ -220,7 +220,7 @@ def test_a_run_makes_images_as_the_model_needs_them_unless_options_differ(
         image.save(tmp_path / "data" / "ab"[number % 2] / f"{number}.png")
     data = ImageFolder(
         str(tmp_path / "data"),
-        image={"size": SIDE, **given},  # type: ignore[arg-type]  # a plain dictionary
+        image={"size": SIDE, **given},
         loader=LoaderOptions(predict=["train", "val", "test"], batch_size=3),
         split=SplitOptions(by="random"),
         checks=CheckOptions(allow_leaks=["near", "exact"]),
