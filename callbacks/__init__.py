@@ -1,8 +1,7 @@
 """What happens around training: unfreezing, confusion matrices, class reports, retrieval metrics, galleries, files.
 
-Callbacks see of a task its step outputs (``vitrail.types.Outputs``) and of the data what ``DescribesSamples``
-offers, so they work with every task and data set that keeps to these. Names are imported when they are first used, so
-that ``import callbacks`` costs nothing.
+Callbacks read a task's step outputs (``vitrail.types.Outputs``) and an ``ImageDataModule``, so they work with every
+task and data set. Names are imported on demand, so that ``import callbacks`` is quick.
 """
 
 from __future__ import annotations

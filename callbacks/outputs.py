@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from vitrail.errors import UserError
-from vitrail.types import DescribesSamples, Outputs, Split
+from vitrail.types import Outputs, Split
+
+if TYPE_CHECKING:
+    from datamodules.base import ImageDataModule
 
 
 class OutputCollector(Callback):
@@ -99,11 +102,11 @@ class OutputCollector(Callback):
             )
         return cast("Outputs", outputs)
 
-    def _samples(self, trainer: Trainer) -> DescribesSamples:
+    def _samples(self, trainer: Trainer) -> ImageDataModule:
         datamodule = getattr(trainer, "datamodule", None)
         if not all(hasattr(datamodule, name) for name in ("tasks", "sample_names", "group_names")):
             raise UserError(
-                f"{type(self).__name__}: needs a DataModule that names classes, samples and groups "
-                f"(vitrail.types.DescribesSamples); pass the trainer a `datamodule`"
+                f"{type(self).__name__}: needs a DataModule that names classes, samples and groups, such as an "
+                "ImageDataModule; pass the trainer a `datamodule`"
             )
-        return cast("DescribesSamples", datamodule)
+        return cast("ImageDataModule", datamodule)

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -21,7 +20,7 @@ import yaml
 
 from vitrail.config import read_experiment
 from vitrail.errors import UserError
-from vitrail.files import file_sha256, write_text_atomically
+from vitrail.files import file_sha256, timestamped_directory, write_text_atomically
 from vitrail.predictions import ImagePrediction, Predictions, image_predictions, read_predictions
 from vitrail.runtime import check_device
 from vitrail.trust import refuse_foreign_code
@@ -647,7 +646,11 @@ def new_run_directory(root: Path, name: str) -> Path:
         directory = root / name / f"job-{job}"
         directory.mkdir(parents=True, exist_ok=True)
     else:
-        directory = _make_unique(root / name / time.strftime("%Y%m%d-%H%M%S"))
+        while True:
+            directory = timestamped_directory(root / name)
+            with suppress(FileExistsError):  # made by another process meanwhile
+                directory.mkdir(parents=True)
+                break
     os.environ[_SHARED_WITH_RANKS] = str(directory.resolve())
     return directory
 
@@ -662,18 +665,6 @@ def discard_empty(directory: Path) -> None:
             folder.rmdir()
         directory.rmdir()
         directory.parent.rmdir()
-
-
-def _make_unique(directory: Path) -> Path:
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    candidate, number = directory, 1
-    while True:
-        try:
-            candidate.mkdir()
-            return candidate
-        except FileExistsError:
-            number += 1
-            candidate = directory.with_name(f"{directory.name}-{number}")
 
 
 def resolve_checkpoint(ckpt_path: str, root: Path, name: str) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, Protocol, TypedDict, runtime_checkable
 
 if TYPE_CHECKING:
@@ -107,19 +107,8 @@ class Batch(TypedDict, total=False):
     features: dict[str, torch.Tensor]
 
 
-class FeatureLookup(Protocol):
-    """Features of images that were computed before."""
-
-    def __call__(self, sample_id: torch.Tensor, view: torch.Tensor) -> torch.Tensor:
-        """Features of some samples.
-
-        Args:
-            sample_id: int64 ``(B,)``.
-            view: int64 ``(B,)``, not negative, which augmentation of the sample is asked for.
-
-        Returns:
-            float ``(B, D)``.
-        """
+FeatureLookup = Callable[[Any, Any], Any]
+"""From sample ids and views (numbers of augmentations), int64 ``(B,)`` each, to cached features, float ``(B, D)``."""
 
 
 class Outputs(TypedDict):
@@ -142,23 +131,9 @@ class Outputs(TypedDict):
     text_image: NotRequired[torch.Tensor]
 
 
-class DescribesSamples(Protocol):
-    """What callbacks may ask of a DataModule."""
-
-    @property
-    def tasks(self) -> dict[str, list[str]]:
-        """Class names of each task, in the order of the indices; the main task first."""
-
-    def sample_names(self) -> list[str]:
-        """Stable names of all samples, indexed by ``sample_id``."""
-
-    def group_names(self) -> list[str]:
-        """Names of all samples' groups, indexed by ``sample_id``."""
-
-
 @runtime_checkable
 class DescribesImages(Protocol):
-    """What a gallery may ask of a DataModule."""
+    """A DataModule whose images can be added to a gallery."""
 
     @property
     def image_files(self) -> bool:
@@ -166,19 +141,15 @@ class DescribesImages(Protocol):
 
     @property
     def own_captions(self) -> bool:
-        """Whether batches bring captions of the data's own, so that they may be embedded."""
+        """Whether the data set has its own captions."""
 
     def image_facts(self, sample_ids: NDArray[np.int64]) -> pa.Table:
-        """What is known of some images.
-
-        Args:
-            sample_ids: int64 ``(n,)``.
+        """Describe n images by their ids, int64 ``(n,)``.
 
         Returns:
-            n rows of strings: ``id`` (the stable name), ``path`` (absolute, empty where the image is no file),
-            ``content`` (hash of the decoded pixels, or of where they stand in their shard; empty where there is no way
-            to know), ``caption`` (the first, empty where there is none), ``group``, ``split``, for each task
-            ``label_<task>`` (null where unknown), and the list ``captions``, all of the data's own.
+            n rows of strings: ``id`` (stable name), ``path`` (absolute, empty if the image is no file), ``content``
+            (hash of the pixels, or of their place in a shard; empty if unknown), ``caption`` (the first, or empty),
+            ``group``, ``split``, for each task ``label_<task>`` (null if unknown), and the list ``captions``.
         """
 
 
