@@ -203,6 +203,10 @@ class ImageDataModule(LightningDataModule):
         groups: list[str] = self.table.groups.to_pylist()
         return groups
 
+    def as_test_set(self, tasks: Mapping[str, Sequence[str]]) -> None:
+        """Make all samples the test split of a model with these classes; see ``SampleTable.as_test_set``."""
+        self._table, self._texts = self.table.as_test_set(tasks), None
+
     # How images are made.
 
     @property

@@ -11,7 +11,7 @@ import json
 import os
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -113,6 +113,7 @@ SPLITS = ("train", "val", "test")
 
 _OWN_COLUMNS = ("name", "source", "split", "group", "caption", "row")
 _SHOWN_PROBLEMS = 20
+_SHOWN_NAMES = 5
 
 
 def table_error(origin: str, problems: Iterable[tuple[int, str]], hint: str) -> UserError:
@@ -374,6 +375,40 @@ class SampleTable:
         strings = {name: pc.cast(values, pa.string()) for name, values in columns.items()}
         return pa.table({**strings, "captions": pa.array(captions, pa.list_(pa.string()))})
 
+    def as_test_set(self, tasks: Mapping[str, Sequence[str]]) -> SampleTable:
+        """Return the table with all samples in the test split and classes numbered as a model has them.
+
+        Args:
+            tasks: class names of each of the model's tasks. Values that they lack, and tasks that the table lacks, are
+                unknown; the values are in ``unseen``.
+
+        Raises:
+            UserError: where the table has tasks of the model's, but no class of theirs.
+        """
+        targets, unseen = {}, {}
+        for task, names in tasks.items():
+            own = self.tasks.get(task, [])
+            place = {name: index for index, name in enumerate(names)}
+            mapped = np.array([*(place.get(name, UNKNOWN) for name in own), UNKNOWN], dtype=np.int64)
+            codes = self.targets.get(task, np.full(len(self), UNKNOWN, dtype=np.int64))
+            targets[task] = mapped[codes]  # UNKNOWN is the last entry
+            counts = np.bincount(codes[codes != UNKNOWN], minlength=len(own)).tolist()
+            strange = {name: count for name, count in zip(own, counts, strict=True) if name not in place and count}
+            unseen[task] = {**self.unseen.get(task, {}), **strange}
+        common = [task for task in tasks if (targets[task] != UNKNOWN).any()]
+        if not common and (shared := [task for task in tasks if task in self.tasks]):
+            raise UserError(
+                f"{self.origin}: none of its classes of {shared[0]!r} ({_some(self.tasks[shared[0]])}) is one of the "
+                f"model's ({_some(tasks[shared[0]])}); rename them, as by vocabulary.aliases"
+            )
+        return replace(
+            self,
+            tasks={task: list(names) for task, names in tasks.items()},
+            targets=targets,
+            unseen=unseen,
+            split_codes=np.full(len(self), SPLITS.index("test"), dtype=np.int8),
+        )
+
     def fingerprint(self) -> str:
         """Return the SHA-256 in hexadecimal of all content; ``root``, ``origin`` and the row numbers do not count."""
         digest = hashlib.sha256(json.dumps([self.tasks, self.unseen], sort_keys=True).encode())
@@ -384,6 +419,11 @@ class SampleTable:
         for codes in (self.split_codes, self.group_ids, *(self.targets[task] for task in self.tasks)):
             digest.update(np.ascontiguousarray(codes).tobytes())
         return digest.hexdigest()
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
+    return ", ".join(names[:_SHOWN_NAMES]) + more
 
 
 def target_column(task: str) -> str:

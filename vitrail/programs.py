@@ -61,6 +61,7 @@ PROGRAMS = {
             "fit": Command(_STAGE, "train a model, with a run directory for everything that comes of it"),
             "validate": Command(_STAGE, "evaluate a checkpoint on the validation split"),
             "test": Command(_STAGE, "evaluate a checkpoint on the test split"),
+            "evaluate": Command("experiments.train.evaluate", "evaluate a run on another data set", takes_data=True),
             "predict": Command("evaluation.commands.predict", "predict new images: files, folders, tables or shards"),
             "sweep": Command(
                 "experiments.launch.sweep", "search hyper-parameters: grid, random, TPE or Hyperband", passes_on=True
@@ -222,7 +223,7 @@ def _parse(owner: str, name: str, command: Command, arguments: list[str]) -> int
 
 
 def _start(run: Callable[..., int | None], options: argparse.Namespace, rest: list[str]) -> int | None:
-    if hasattr(options, "split"):
+    if getattr(options, "split", ""):
         from vitrail.trust import plain_name
 
         plain_name(options.split, "--split")  # it becomes a part of files' names

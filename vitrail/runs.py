@@ -106,6 +106,7 @@ class Run:
     CHECKPOINTS, PREDICTIONS, FIGURES, REPORTS = "checkpoints", "predictions", "figures", "reports"
     BEST, LAST, START = "checkpoints/best.ckpt", "checkpoints/last.ckpt", "checkpoints/start.ckpt"
     CALIBRATION = "checkpoints/calibration.json"
+    EVALUATIONS = "evaluations"
     GALLERY, EXPORTS, EXPORT, WEIGHTS = "gallery", "export", "export.json", "model.safetensors"
 
     def __init__(self, path: Path | str) -> None:
@@ -302,7 +303,10 @@ class Run:
     @property
     def name(self) -> str:
         """Name of the experiment and of the run directory, as in tables."""
-        return "/".join(self.path.resolve().parts[-2:])
+        path = self.path.resolve()
+        if path.parent.name == self.EVALUATIONS:
+            return f"{Run(path.parents[1]).name} on {path.name}"
+        return "/".join(path.parts[-2:])
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -413,6 +417,8 @@ class Run:
         """Temperatures that `calibrate` fitted, by task; empty if there are none, or they are of another checkpoint."""
         if (self.path / self.EXPORT).is_file():
             return {str(task): float(value) for task, value in self._export.get("temperatures", {}).items()}
+        if self.path.resolve().parent.name == self.EVALUATIONS:
+            return Run(self.path.resolve().parents[1]).temperatures  # of the same checkpoint
         try:
             return read_temperatures(self.path)
         except UserError as error:

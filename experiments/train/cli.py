@@ -526,7 +526,7 @@ def main(args: list[str]) -> int:
     Returns:
         Exit code: 0, or 2 after a mistake of the user.
     """
-    _quieten()
+    quieten()
     return run_reporting_user_errors(lambda: _run(args))
 
 
@@ -538,7 +538,7 @@ def _run(args: list[str]) -> None:
         finish_wandb()
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Leave out messages that no user could act on."""
     # Lightning's tips advertise its platform.
     silent = ("💡", "Detected KeyboardInterrupt")  # one line of ours has the command that resumes

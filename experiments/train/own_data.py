@@ -16,6 +16,7 @@ from typing import Any
 from datamodules.table_file import SUFFIXES, Table, TableColumns
 from vitrail.config import dump_yaml, merged, read_experiment
 from vitrail.errors import UserError
+from vitrail.types import LABEL_TASK
 
 EXPERIMENT = "experiment.yaml"
 """File in the run directory."""
@@ -39,7 +40,7 @@ def own_data(args: Sequence[str]) -> tuple[list[str], str]:
         UserError: the data or the options do not fit each other.
     """
     options, rest = _parser().parse_known_args(list(args[1:]))
-    if not args or args[0] != "fit" or not options.data or not _is_own(options.data):
+    if not args or args[0] != "fit" or not options.data or not is_own_data(options.data):
         return list(args), ""
     content = own_experiment(options)
     text = dump_yaml(content)
@@ -56,11 +57,7 @@ def own_experiment(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         UserError: the data have neither labels nor captions, or options do not belong to them.
     """
-    path = Path(options.data).expanduser()
-    if not path.exists():
-        raise UserError(f"--data {options.data}: no such folder or file; give a folder of images or a table")
-    data = _folder(path, options) if path.is_dir() else _table(path, options)
-    tasks = data.pop("tasks")
+    data, tasks = own_data_section(options)
     content = read_experiment(_YAMLS / ("my_images.yaml" if tasks else "my_captions.yaml"))
     if tasks:
         _set_backbone(content["model"]["init_args"], options)
@@ -81,15 +78,41 @@ def own_experiment(options: argparse.Namespace) -> dict[str, Any]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--data", default="")
-    for role in _ROLES:
-        parser.add_argument(f"--{role}", nargs="+" if role == "labels" else None)
-    for name in ("sep", "root", "backbone", "pretrained"):
+    add_column_arguments(parser)
+    for name in ("backbone", "pretrained"):
         parser.add_argument(f"--{name}", default="")
     parser.add_argument("--epochs", type=int, default=0)
     return parser
 
 
-def _is_own(data: str) -> bool:
+def add_column_arguments(parser: argparse.ArgumentParser, *, with_split: bool = True) -> None:
+    """Add what a table's columns are: ``--image``, ``--label``, ``--labels`` …, and ``--sep`` and ``--root``."""
+    group = parser.add_argument_group("columns of a table", "by default found by their usual names; '' for none")
+    for role in _ROLES:
+        if role == "split" and not with_split:
+            parser.set_defaults(split="")
+            continue
+        group.add_argument(f"--{role}", metavar="COLUMN", nargs="+" if role == "labels" else None)
+    group.add_argument("--sep", default="", metavar="CHARACTER", help="between the fields of a CSV file")
+    group.add_argument("--root", default="", metavar="FOLDER", help="that relative paths of images start from")
+
+
+def own_data_section(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    """Return the ``data:`` section of a folder or a table, and its tasks.
+
+    Args:
+        options: ``data``, and those of ``add_column_arguments``.
+
+    Raises:
+        UserError: there is no such folder or file, or options do not belong to it.
+    """
+    path = Path(options.data).expanduser()
+    if not path.exists():
+        raise UserError(f"--data {options.data}: no such folder or file; give a folder of images or a table")
+    return _folder(path, options) if path.is_dir() else _table(path, options)
+
+
+def is_own_data(data: str) -> bool:
     """Return whether a value of ``--data`` is a path, not a class such as ``Wares`` or a part of an experiment."""
     path = Path(data).expanduser()
     return path.is_dir() or path.suffix.lower() in SUFFIXES or (os.sep in data and path.suffix not in (".yaml", ".yml"))
@@ -100,14 +123,14 @@ def _name(data: str) -> str:
     return (path.name if path.is_dir() else path.stem) or "images"
 
 
-def _folder(path: Path, options: argparse.Namespace) -> dict[str, Any]:
+def _folder(path: Path, options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     given = [name for name in (*_ROLES, "sep", "root") if getattr(options, name)]
     if given:
         raise UserError(f"--{given[0]}: is about the columns of a table, and {path} is a folder; leave it out")
-    return {"class_path": "datamodules.ImageFolder", "init_args": {"root": str(path)}, "tasks": ["class"]}
+    return {"class_path": "datamodules.ImageFolder", "init_args": {"root": str(path)}}, [LABEL_TASK]
 
 
-def _table(path: Path, options: argparse.Namespace) -> dict[str, Any]:
+def _table(path: Path, options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     columns = {role: value for role in _ROLES if (value := getattr(options, role)) is not None}
     arguments: dict[str, Any] = {"path": str(path)}
     arguments |= {name: value for name in ("sep", "root") if (value := getattr(options, name))}
@@ -119,8 +142,8 @@ def _table(path: Path, options: argparse.Namespace) -> dict[str, Any]:
             "several with --labels COLUMN COLUMN, or --caption COLUMN"
         )
     # Names that were found, not `auto`: the experiment means the same when columns are added.
-    arguments["columns"] = {role: value for role, value in asdict(resolved).items() if value}
-    return {"class_path": "datamodules.Table", "init_args": arguments, "tasks": list(resolved.tasks)}
+    arguments["columns"] = {role: value for role, value in asdict(resolved).items() if value != []}
+    return {"class_path": "datamodules.Table", "init_args": arguments}, list(resolved.tasks)
 
 
 def _set_backbone(arguments: dict[str, Any], options: argparse.Namespace) -> None:

@@ -91,7 +91,7 @@ def test_what_is_filled_in(folder: Path) -> None:
     found = experiment("--data", str(table), "--label", "Art", "--image", "Datei", "--epochs", "8")
 
     data = found["data"]["init_args"]
-    assert data["columns"] == {"image": "Datei", "label": "Art"}
+    assert data["columns"] == {"image": "Datei", "label": "Art", "group": "", "split": "", "caption": ""}
     assert data["image"]["size"] == 224
     assert data["split"] == {"val_fraction": 0.15, "test_fraction": 0.15}
     assert found["trainer"]["max_epochs"] == 8

@@ -1,0 +1,214 @@
+"""``vitrail evaluate RUN --data DATA``: a run's model on another data set, all of which is the test set.
+
+The classes are the model's: labels are matched with them by name, and images of other classes count as unknown. What
+comes of it is kept in ``RUN/evaluations/NAME``, laid out as a run, so ``summary``, ``report`` and ``compare`` take it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from experiments.train.own_data import add_column_arguments, is_own_data, own_data_section
+from vitrail.config import dump_yaml, read_experiment
+from vitrail.errors import UserError
+from vitrail.files import write_text_atomically
+from vitrail.predictions import Predictions, read_predictions, write_predictions
+from vitrail.runs import Run
+from vitrail.runtime import check_device
+from vitrail.trust import plain_name
+
+if TYPE_CHECKING:
+    from datamodules.base import ImageDataModule
+    from lightning_modules.base import VisionTask
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``evaluate``."""
+    command.add_argument("run", type=Path, metavar="RUN", help="run directory")
+    command.add_argument(
+        "--data",
+        required=True,
+        metavar="DATA",
+        help="folder of class folders, table (CSV, Parquet, JSON Lines), experiment file, or a class such as Wares",
+    )
+    add_column_arguments(command, with_split=False)
+    command.add_argument("--name", default="", help="of the results (default: that of the data)")
+    command.add_argument(
+        "--restrict-classes",
+        action="store_true",
+        help="let the model choose among the classes that the data have; recorded with the results",
+    )
+    command.add_argument("--device", default="auto", help="such as cpu, cuda, cuda:1 or mps (default: auto)")
+    command.add_argument("--batch-size", type=int, default=32, metavar="N", help="(default: 32)")
+
+
+def run(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Evaluate, and print the scores.
+
+    Raises:
+        UserError: the data have no class of the model's, or run and data cannot be read.
+    """
+    opened = Run(options.run)
+    section = _data_section(options)
+    name = plain_name(options.name or _name(options.data), "--name")
+    device = check_device(options.device)
+    model: VisionTask = opened.load_model(device=device)
+    data = _test_set(section, rest, model, options.batch_size)
+    final = opened.path / Run.EVALUATIONS / name
+    partial = final.with_name(f".{name}.part")
+    shutil.rmtree(partial, ignore_errors=True)
+    _test(model, data, partial, opened, device)
+    facts = {
+        "run": str(opened.path),
+        "checkpoint": str(opened.checkpoint()),
+        "restricted": options.restrict_classes,
+        "unknown_classes": data.table.unseen,
+        "in_training": _in_training(opened, data),
+    }
+    file = partial / Run.PREDICTIONS / "test.parquet"
+    if options.restrict_classes and file.exists():
+        facts["classes"] = _restrict(file)
+    _describe(partial, opened, section, facts)
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    _report(final, facts, file.name)
+
+
+def _data_section(options: argparse.Namespace) -> dict[str, Any]:
+    if is_own_data(options.data):
+        return own_data_section(options)[0]
+    if options.data.endswith((".yaml", ".yml")):
+        section = read_experiment(options.data).get("data")
+        if not isinstance(section, dict):
+            raise UserError(f"--data {options.data}: has no data: section; give an experiment file or a folder")
+        return section
+    return {"class_path": options.data if "." in options.data else f"datamodules.{options.data}"}
+
+
+def _name(data: str) -> str:
+    path = Path(data).expanduser()
+    return (path.resolve().name if path.is_dir() else path.stem) or "data"
+
+
+def _test_set(section: Mapping[str, Any], rest: Sequence[str], model: VisionTask, batch_size: int) -> ImageDataModule:
+    """Return the data, all of them the test split, with the model's classes and preprocessing."""
+    from datamodules.cli import load_datamodule
+
+    data = load_datamodule({"data": dict(section)}, rest, "vitrail evaluate")
+    data.loader_options = replace(data.loader_options, batch_size=batch_size)
+    data.image_options = {**model.input_options}
+    data.as_test_set(getattr(model, "tasks", {}))
+    has_labels = any((targets >= 0).any() for targets in data.table.targets.values())
+    if not has_labels and not (data.own_captions and hasattr(model, "encode_text")):
+        raise UserError(
+            f"{data.table.origin}: has no labels of the tasks {', '.join(data.tasks) or '(none)'}, and no captions for "
+            "a dual encoder; name their columns, or predict without labels: vitrail predict"
+        )
+    return data
+
+
+def _test(model: VisionTask, data: ImageDataModule, directory: Path, opened: Run, device: str) -> None:
+    from lightning.pytorch import Trainer
+
+    from callbacks.prediction_writer import PredictionWriter
+    from callbacks.retrieval_metrics import RetrievalMetrics
+    from experiments.train.cli import quieten
+    from experiments.train.run_record import RunRecorder
+
+    quieten()
+    directory.mkdir(parents=True)
+    kind, _, number = device.partition(":")
+    recorder = RunRecorder(directory, opened.name, int(opened.config.get("seed_everything", 42)), opened.checkpoint())
+    trainer = Trainer(
+        accelerator={"cuda": "gpu"}.get(kind, kind),
+        devices=[int(number)] if number else 1,
+        logger=False,
+        default_root_dir=str(directory),
+        callbacks=[PredictionWriter(["test"]), RetrievalMetrics(), recorder],
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    trainer.test(model, datamodule=data, verbose=False)
+
+
+def _restrict(file: Path) -> dict[str, list[str]]:
+    """Leave only the classes that occur in the predictions of a split; return them by task."""
+    whole = read_predictions(file)
+    tasks: dict[str, list[str]] = {}
+    targets, logits = {}, {}
+    for task, names in whole.tasks.items():
+        there = np.unique(whole.targets[task][whole.targets[task] >= 0])
+        place = np.full(len(names) + 1, -1, dtype=np.int64)
+        place[there] = np.arange(len(there))
+        tasks[task] = [names[index] for index in there.tolist()]
+        targets[task] = place[whole.targets[task]]  # -1 is the last entry
+        logits[task] = whole.logits[task][:, there]
+    if empty := [task for task, names in tasks.items() if not names]:
+        tasks = {task: names for task, names in tasks.items() if task not in empty}
+    write_predictions(
+        file,
+        Predictions(
+            whole.sample_id,
+            whole.names,
+            whole.groups,
+            tasks,
+            {task: targets[task] for task in tasks},
+            {task: logits[task] for task in tasks},
+        ),
+    )
+    return tasks
+
+
+def _in_training(opened: Run, data: ImageDataModule) -> int | None:
+    """Return how many images have the same pixels as one that the run was trained on; None where that is not known."""
+    try:
+        own = opened.load_datamodule()
+        trained = None if own.generated or data.generated else own.verification()
+    except UserError:
+        return None
+    ours = None if trained is None else data.verification()
+    if trained is None or ours is None:
+        return None
+    known = {row.tobytes() for row in trained.content[own.table.split_indices("train")]}
+    return sum(row.tobytes() in known for row in ours.content[ours.readable])
+
+
+def _describe(directory: Path, opened: Run, section: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Write the configuration, and add to the record what was evaluated."""
+    config = {**opened.config, "data": dict(section), "name": directory.name}
+    write_text_atomically(directory / Run.CONFIG, dump_yaml(config))
+    path = directory / Run.RECORD
+    record = json.loads(path.read_text(encoding="utf-8"))
+    # The baseline is the class that was most frequent in training.
+    counts = (opened.record.get("data") or {}).get("class_counts") or {}
+    if kept := facts.get("classes"):
+        places = {task: [opened.model.tasks[task].index(name) for name in names] for task, names in kept.items()}
+        counts = {task: [counts[task][index] for index in places[task]] for task in kept if task in counts}
+    record["data"]["class_counts"] = counts
+    write_text_atomically(path, json.dumps({**record, "evaluation": dict(facts)}, indent=2) + "\n")
+
+
+def _report(directory: Path, facts: Mapping[str, Any], predictions: str) -> None:
+    from evaluation.tables.summary import summarise_run, summary_table
+
+    if (directory / Run.PREDICTIONS / predictions).exists():
+        summary_table(summarise_run(directory, "test")).show()
+    for task, counts in facts["unknown_classes"].items():
+        if counts:
+            shown = ", ".join(f"{name} ({count})" for name, count in list(counts.items())[:5])
+            sys.stdout.write(f"{task}: {sum(counts.values())} images of classes that the model lacks: {shown}\n")
+    if facts["in_training"]:
+        sys.stdout.write(f"Warning: {facts['in_training']} images are in the run's training split, pixel by pixel.\n")
+    elif facts["in_training"] is None:
+        sys.stdout.write("Not checked: whether images are in the run's training split; its data are not at hand.\n")
+    sys.stdout.write(f"Results: {directory}\n")
