@@ -1,11 +1,10 @@
 from __future__ import annotations
 
 import io
-import pickle
 import re
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 from warnings import catch_warnings
@@ -27,7 +26,6 @@ from datamodules.loading.decode import (
     image_suffixes,
     read_image,
 )
-from vitrail.errors import UserError
 
 WIDTH, HEIGHT = 31, 17
 PACKAGES = ("app", "callbacks", "datamodules", "evaluation", "experiments", "lightning_modules", "retrieval")
@@ -42,9 +40,9 @@ def gradient() -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def encoded(image: Image.Image, file_format: str = "PNG") -> bytes:
+def encoded(image: Image.Image, file_format: str = "PNG", **options: Any) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, file_format)
+    image.save(buffer, file_format, **options)
     return buffer.getvalue()
 
 
@@ -93,16 +91,10 @@ def test_transparency_becomes_white() -> None:
     palette = Image.new("P", (4, 2), 0)
     palette.putpalette([10, 20, 30, 200, 100, 50])
     palette.putpixel((1, 0), 1)
-    buffer = io.BytesIO()
-    palette.save(buffer, "PNG", transparency=0)
-    decoded = read_image(buffer.getvalue())
-    assert decoded[:, 0, 0].tolist() == [255, 255, 255]
-    assert decoded[:, 0, 1].tolist() == [200, 100, 50]
+    assert read_image(encoded(palette, transparency=0))[:, 0, :2].tolist() == [[255, 200], [255, 100], [255, 50]]
     keyed = Image.new("RGB", (2, 1), (1, 2, 3))
     keyed.putpixel((1, 0), (9, 9, 9))
-    buffer = io.BytesIO()
-    keyed.save(buffer, "PNG", transparency=(1, 2, 3))
-    assert read_image(buffer.getvalue())[:, 0].tolist() == [[255, 9], [255, 9], [255, 9]]
+    assert read_image(encoded(keyed, transparency=(1, 2, 3)))[:, 0].tolist() == [[255, 9], [255, 9], [255, 9]]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -121,28 +113,13 @@ def test_orientation_tags_are_followed(orientation: int) -> None:
     image = Image.fromarray(np.ascontiguousarray(stored))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", exif=exif)
-    assert read_image(buffer.getvalue()).equal(as_tensor(gradient()))
+    assert read_image(encoded(image, exif=exif)).equal(as_tensor(gradient()))
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_a_broken_tag_is_no_broken_image() -> None:
-    buffer = io.BytesIO()
-    gradient().save(buffer, "JPEG", exif=b"Exif\0\0MM\0*garbage that is no directory")
-    assert read_image(buffer.getvalue()).shape == (3, HEIGHT, WIDTH)
-
-
-@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP"])
-def test_truncated_files_are_named(tmp_path: Path, file_format: str) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    content = encoded(Image.fromarray(noise), file_format)
-    path = tmp_path / f"cut.{file_format.lower()}"
-    path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ImageError) as caught:
-        read_image(path)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
+    image = encoded(gradient(), "JPEG", exif=b"Exif\0\0MM\0*garbage that is no directory")
+    assert read_image(image).shape == (3, HEIGHT, WIDTH)
 
 
 @pytest.mark.parametrize("content", [b"", b"no image at all", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", bytes(1000)])
@@ -153,46 +130,36 @@ def test_other_files_are_named(tmp_path: Path, content: bytes) -> None:
         read_image(path)
 
 
-def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
+def test_missing_files_folders_and_bytes_are_named(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"absent\.jpg: no such file"):
         read_image(tmp_path / "absent.jpg")
     with pytest.raises(ImageError, match="a folder, not an image"):
         read_image(tmp_path)
-
-
-def test_bytes_are_called_by_the_name_given() -> None:
     with pytest.raises(ImageError, match=r"^row 7 of train: not an image"):
         read_image(b"nothing", name="row 7 of train")
 
 
-def _declared_png(width: int, height: int) -> bytes:
-    """A PNG whose header promises a size; its data would be needed only to decode it."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+def png_of(header: tuple[int, ...], *data: bytes, others: Sequence[tuple[bytes, bytes]] = ()) -> bytes:
+    """A PNG with right checksums: width, height, depth, color type …, other chunks, and parts of compressed data."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", *header)), *others, *((b"IDAT", part) for part in data), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
 
 
 @pytest.mark.parametrize("width", [MAX_PIXELS // 10_000 + 1, 30_000, 200_000])
 @pytest.mark.parametrize("warnings", ["error", "ignore"])
 def test_decompression_bombs_are_refused_undecoded(width: int, warnings: Literal["error", "ignore"]) -> None:
+    bomb = png_of((width, 10_000, 8, 2, 0, 0, 0), zlib.compress(b"\0" * 100))
     with catch_warnings(action=warnings), pytest.raises(ImageError, match="bomb: too large to be decoded"):
-        read_image(_declared_png(width, 10_000), name="bomb")
+        read_image(bomb, name="bomb")
 
 
 def deep_png(values: NDArray[np.uint16]) -> bytes:
     """A PNG of 16 bits a channel, which Pillow cannot write in color: uint16 ``(H, W, C)``."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     height, width, channels = values.shape
-    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body
+    return png_of((width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0), zlib.compress(rows))
 
 
 def ramp(highest: int, channels: int = 1) -> NDArray[np.uint16]:
@@ -239,7 +206,7 @@ def test_all_of_16_bits_is_the_upper_byte(kind: str) -> None:
     assert read_image(DEEP[kind](ramp(65535))).equal(read_image(DEEP[kind](ramp(65535)), value_range=[0, 65535]))
 
 
-def test_ranges_that_nobody_knows_are_refused() -> None:
+def test_unknown_ranges_are_refused() -> None:
     for values in (np.full((4, 4), 0.5, dtype=np.float32), np.full((4, 4), 70_000, dtype=np.int32)):
         content = encoded(Image.fromarray(values), "TIFF")
         with pytest.raises(ImageError, match="save it with 8 bits"):
@@ -255,18 +222,14 @@ def test_ranges_that_nobody_knows_are_refused() -> None:
 
 def test_a_deep_image_may_be_turned_transparent_or_inverted() -> None:
     values = ramp(4095)[..., 0]
+    image = Image.fromarray(values)
     tags = Image.Exif()
     tags[0x0112] = 6
-    buffer = io.BytesIO()
-    Image.fromarray(values).save(buffer, "PNG", exif=tags)
     upright = np.rot90(np.round(values / 4095 * 255).astype(np.uint8), -1)
-    np.testing.assert_array_equal(read_image(buffer.getvalue(), value_range=[0, 4095])[0].numpy(), upright)
-    buffer = io.BytesIO()
-    Image.fromarray(values).save(buffer, "PNG", transparency=0)
-    assert read_image(buffer.getvalue(), value_range=[0, 4095])[0, 0, :2].tolist() == [255, 2]
-    buffer = io.BytesIO()
-    Image.fromarray(values).save(buffer, "TIFF", tiffinfo={262: 0})
-    assert read_image(buffer.getvalue(), value_range=[0, 4095])[0, 0, 0] == 255, "white is zero"
+    np.testing.assert_array_equal(read_image(encoded(image, exif=tags), value_range=[0, 4095])[0].numpy(), upright)
+    assert read_image(encoded(image, transparency=0), value_range=[0, 4095])[0, 0, :2].tolist() == [255, 2]
+    inverted = encoded(image, "TIFF", tiffinfo={262: 0})
+    assert read_image(inverted, value_range=[0, 4095])[0, 0, 0] == 255, "white is zero"
     half = np.concatenate([ramp(65535, 3), np.zeros((9, 12, 1), np.uint16)], axis=2)
     assert (read_image(deep_png(half), value_range=[0, 65534]) == 255).all(), "transparent"
 
@@ -295,17 +258,12 @@ def test_without_its_extra_heic_is_refused_by_name(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("suffix", [".jpg", ".eps", ".png"])
 def test_no_other_decoder_is_started(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An EPS starts Ghostscript, which whoever wrote the file programs."""
+    """An EPS starts Ghostscript with a program inside the file."""
     monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("a program was started"))
     monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("a program was started"))
     Image.init()
     path = tmp_path / f"a{suffix}"
-    buffer = io.BytesIO()
-    gradient().save(buffer, "EPS")
-    path.write_bytes(buffer.getvalue())
-    with pytest.raises(ImageError, match="not an image in a known format"):
-        read_image(path)
-    for kind in ("ICO", "TGA", "PCX", "DDS", "SGI", "IM"):
+    for kind in ("EPS", "ICO", "TGA", "PCX", "DDS", "SGI", "IM"):
         path.write_bytes(encoded(gradient(), kind))
         with pytest.raises(ImageError, match="not an image in a known format"):
             read_image(path)
@@ -325,9 +283,7 @@ def test_image_files_are_opened_in_one_place() -> None:
 
 def noise_bytes(file_format: str, **options: Any) -> bytes:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(noise).save(buffer, file_format, **options)
-    return buffer.getvalue()
+    return encoded(Image.fromarray(noise), file_format, **options)
 
 
 @pytest.mark.parametrize("size", [1, 48, 1000])
@@ -339,11 +295,7 @@ def test_damaged_pixels_of_a_png_are_noticed(size: int) -> None:
             read_image(content[:place] + middle + content[place + size :], "a")
     with pytest.raises(ImageError, match="the end of the file is missing"):
         read_image(content[:-12], "a")
-    # Compressed badly, but a valid file: the decoder itself notices it.
-    stored = io.BytesIO()
-    flat = Image.new("RGB", (64, 64), (9, 9, 9))
-    flat.save(stored, "PNG", compress_level=0)
-    damaged = bytearray(stored.getvalue())
+    damaged = bytearray(encoded(Image.new("RGB", (64, 64), (9, 9, 9)), compress_level=0))
     damaged[damaged.index(b"IDAT") + 200] ^= 1
     with pytest.raises(ImageError, match="wrong checksum"):
         read_image(bytes(damaged))
@@ -369,10 +321,9 @@ def test_few_stray_bytes_before_a_marker_do_no_harm() -> None:
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
 def test_a_jpeg_has_the_pixels_of_pillows_decoder(mode: str, options: dict[str, Any]) -> None:
-    buffer = io.BytesIO()
-    gradient().convert(mode).save(buffer, "JPEG", **options)
-    with Image.open(buffer) as image:
-        assert read_image(buffer.getvalue()).equal(as_tensor(image))
+    content = encoded(gradient().convert(mode), "JPEG", **options)
+    with Image.open(io.BytesIO(content)) as image:
+        assert read_image(content).equal(as_tensor(image))
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000"])
@@ -382,12 +333,14 @@ def test_bytes_after_the_end_are_ignored(file_format: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of what is wrong with a TIFF
-@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
-@pytest.mark.parametrize("file_format", ["PPM", "AVIF", "JPEG2000", "WEBP", "TIFF"])
-def test_files_cut_short_are_refused(file_format: str, share: float) -> None:
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "GIF", "BMP", "PPM", "AVIF", "JPEG2000", "WEBP", "TIFF"])
+def test_truncated_files_are_refused_by_name(file_format: str, share: float, tmp_path: Path) -> None:
     content = noise_bytes(file_format)
-    with pytest.raises(ImageError):
-        read_image(content[: int(len(content) * share)])
+    path = tmp_path / f"cut.{file_format.lower()}"
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(ImageError, match=rf"^{path}: [^\n]*$"):
+        read_image(path)
 
 
 def test_huge_files_and_tiles_are_refused_undecoded(tmp_path: Path) -> None:
@@ -404,19 +357,6 @@ def test_huge_files_and_tiles_are_refused_undecoded(tmp_path: Path) -> None:
         read_image(tiled)
 
 
-def test_the_error_is_a_users_and_travels_between_processes() -> None:
-    error = ImageError("a.jpg: truncated")
-    assert isinstance(error, UserError)
-    assert str(pickle.loads(pickle.dumps(error))) == "a.jpg: truncated"  # noqa: S301 -- our own bytes
-
-
-def png_of(chunks: list[tuple[bytes, bytes]]) -> bytes:
-    """A PNG of some chunks with right checksums."""
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
-    )
-
-
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "I;16"])
 @pytest.mark.parametrize("size", [(1, 1), (5, 9), (64, 33)])
 def test_a_png_whose_last_rows_are_missing_is_refused_though_its_checksums_are_right(
@@ -425,9 +365,7 @@ def test_a_png_whose_last_rows_are_missing_is_refused_though_its_checksums_are_r
     pixels = np.random.default_rng(0).integers(1, 256, (size[1], size[0], 4), dtype=np.uint8)
     drawn = Image.fromarray(pixels[..., 0].astype(np.uint16) * 256) if mode == "I;16" else None
     for image in (drawn or Image.fromarray(pixels).convert(mode), Image.new(mode, size)):
-        buffer = io.BytesIO()
-        image.save(buffer, format="PNG")
-        content = buffer.getvalue()
+        content = encoded(image)
         read_image(content, value_range="dtype")  # also where the last row is black
         chunks, place = [], 8
         while place < len(content):
@@ -435,16 +373,14 @@ def test_a_png_whose_last_rows_are_missing_is_refused_though_its_checksums_are_r
             chunks.append((content[place + 4 : place + 8], content[place + 8 : place + 8 + length]))
             place += length + 12
         raw = zlib.decompress(b"".join(data for kind, data in chunks if kind == b"IDAT"))
-        others = [chunk for chunk in chunks if chunk[0] not in (b"IDAT", b"IEND")]
-        missing = png_of([*others, (b"IDAT", zlib.compress(raw[: len(raw) - len(raw) // size[1]])), (b"IEND", b"")])
+        header = struct.unpack(">IIBBBBB", chunks[0][1])
+        others = [chunk for chunk in chunks if chunk[0] not in (b"IHDR", b"IDAT", b"IEND")]
+        missing = png_of(header, zlib.compress(raw[: len(raw) - len(raw) // size[1]]), others=others)
         with pytest.raises(ImageError, match=r"damaged: has .* bytes of pixels|cannot be decoded"):
             read_image(missing, value_range="dtype")
         split = zlib.compress(raw)
-        several = [(b"IDAT", split[:10]), (b"IDAT", split[10:])]
-        assert torch.equal(
-            read_image(png_of([*others, *several, (b"IEND", b"")]), value_range="dtype"),
-            read_image(content, value_range="dtype"),
-        )
+        several = png_of(header, split[:10], split[10:], others=others)
+        assert read_image(several, value_range="dtype").equal(read_image(content, value_range="dtype"))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (8, 8), (21, 13)])
@@ -457,12 +393,7 @@ def test_an_interlaced_png_that_lacks_passes_is_refused(size: tuple[int, int]) -
         if left < width
         for _ in range(top, height, down)
     ]
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 1)
-
-    def png(count: int) -> bytes:
-        data = zlib.compress(b"".join(rows[:count]))
-        return png_of([(b"IHDR", header), (b"IDAT", data), (b"IEND", b"")])
-
-    assert read_image(png(len(rows))).shape == (3, height, width)
+    header = (width, height, 8, 0, 0, 0, 1)
+    assert read_image(png_of(header, zlib.compress(b"".join(rows)))).shape == (3, height, width)
     with pytest.raises(ImageError, match=r"damaged: has|cannot be decoded"):
-        read_image(png(len(rows) - 1))
+        read_image(png_of(header, zlib.compress(b"".join(rows[:-1]))))

@@ -1,5 +1,3 @@
-""""""
-
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -85,30 +83,15 @@ def test_without_augmentation_training_images_are_evaluation_images() -> None:
 
 
 @pytest.mark.parametrize(
-    "augment",
-    [
-        AugmentOptions(random_resized_crop=[0.5, 1.0]),
-        AugmentOptions(horizontal_flip=0.5),
-        AugmentOptions(rotation=20),
-        AugmentOptions(translate=0.2),
-        AugmentOptions(brightness=0.4),
-        AugmentOptions(contrast=0.4),
-        AugmentOptions(saturation=0.4),
-        AugmentOptions(hue=0.2),
-        AugmentOptions(erasing=0.5),
-    ],
+    "option", ["horizontal_flip", "rotation", "translate", "brightness", "contrast", "saturation", "hue", "erasing"]
 )
-def test_each_augmentation_acts_alone_and_repeats_itself(augment: AugmentOptions) -> None:
+def test_each_augmentation_acts_alone_and_repeats_itself(option: str) -> None:
+    augment = AugmentOptions(**{option: 20.0 if option == "rotation" else 0.4})  # type: ignore[arg-type]
     transform = train_transform({"size": 32}, augment)
     images = [run(transform, noise(), key) for key in range(8)]
     assert len({image.numpy().tobytes() for image in images}) > 1
     again = train_transform({"size": 32}, augment)
     assert all(run(again, noise(), key).equal(images[key]) for key in range(8))
-
-
-def test_certain_flips_mirror_the_evaluation_image() -> None:
-    flipped = run(train_transform({"size": 32}, AugmentOptions(horizontal_flip=1.0)), noise())
-    assert flipped.equal(eval_transform({"size": 32})(noise()).flip(-1))
 
 
 def test_erasing_covers_the_share_asked_for() -> None:
@@ -276,32 +259,21 @@ def batch(size: int = 6, side: int = 24) -> torch.Tensor:
 
 def test_mixup_is_the_weighted_mean() -> None:
     images = batch()
-    mixed, mix = mix_batch(images, (0, 1, 2), mixup=1.0, cutmix=0.0)
-    assert mix is not None
-    assert mixed.dtype == torch.uint8
-    assert mix["lam"].dtype == torch.float32
-    assert mix["partner"].dtype == torch.int64
-    lam = mix["lam"].view(-1, 1, 1, 1)
-    expected = lam * images.float() + (1 - lam) * images[mix["partner"]].float()
-    assert (mixed.float() - expected).abs().max() <= 0.5
-    assert sorted(mix["partner"].tolist()) == list(range(6))
-
-
-def test_mixup_keeps_extreme_values() -> None:
-    images = torch.stack([torch.full((3, 4, 4), 255, dtype=torch.uint8), torch.zeros(3, 4, 4, dtype=torch.uint8)])
+    images[0], images[1] = 255, 0
+    before = images.clone()
     for key in range(40):
         mixed, mix = mix_batch(images, (key,), mixup=0.5, cutmix=0.0)
         assert mix is not None
-        for row in range(2):
-            other = int(mix["partner"][row])
-            share = float(mix["lam"][row])
-            expected = share * float(images[row, 0, 0, 0]) + (1 - share) * float(images[other, 0, 0, 0])
-            value = int(mixed[row, 0, 0, 0])
-            assert value == pytest.approx(expected, abs=0.51)
-            assert (mixed[row] == value).all()
+        assert (mixed.dtype, mix["lam"].dtype, mix["partner"].dtype) == (torch.uint8, torch.float32, torch.int64)
+        lam = mix["lam"].view(-1, 1, 1, 1)
+        expected = lam * images.float() + (1 - lam) * images[mix["partner"]].float()
+        assert (mixed.float() - expected).abs().max() <= 0.5
+        assert sorted(mix["partner"].tolist()) == list(range(6))
+    mix_batch(images, (3,), mixup=0.0, cutmix=1.0)
+    assert images.equal(before), "the batch itself does not change"
 
 
-def test_cutmix_pastes_a_box_and_tells_the_share_that_is_left() -> None:
+def test_cutmix_pastes_a_box_and_returns_the_share_that_is_left() -> None:
     side = 24
     images = torch.arange(8, dtype=torch.uint8).view(8, 1, 1, 1).expand(8, 3, side, side).contiguous()
     shares = []
@@ -320,7 +292,7 @@ def test_cutmix_pastes_a_box_and_tells_the_share_that_is_left() -> None:
             assert (mixed[row] == mixed[row, :1]).all(), "all channels alike"
         shares.append(float(mix["lam"][0]))
     assert len(set(shares)) > 40
-    # The share is drawn evenly for alpha 1 and can only grow where the box is clipped.
+    # The share is uniform for alpha 1 and can only grow where the box is clipped.
     assert 0.5 < sum(shares) / len(shares) < 0.85
 
 
@@ -353,25 +325,13 @@ def test_mixing_is_a_function_of_its_key_alone() -> None:
     images = batch()
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    first, mix = mix_batch(images, (0, 1, 2), mixup=0.4, cutmix=1.0)
+    first, _ = mix_batch(images, (0, 1, 2), mixup=0.4, cutmix=1.0)
     assert torch.get_rng_state().equal(state)
     torch.manual_seed(1)
-    again, same = mix_batch(images, (0, 1, 2), mixup=0.4, cutmix=1.0)
+    again, _ = mix_batch(images, (0, 1, 2), mixup=0.4, cutmix=1.0)
     assert first.equal(again)
-    assert mix is not None
-    assert same is not None
-    assert mix["partner"].equal(same["partner"])
-    assert mix["lam"].equal(same["lam"])
     other, _ = mix_batch(images, (0, 2, 2), mixup=0.4, cutmix=1.0)
     assert not first.equal(other)
-
-
-def test_the_batch_given_is_left_as_it_was() -> None:
-    images = batch()
-    before = images.clone()
-    mix_batch(images, (3,), mixup=1.0, cutmix=0.0)
-    mix_batch(images, (3,), mixup=0.0, cutmix=1.0)
-    assert images.equal(before)
 
 
 def test_a_single_image_and_alpha_zero_are_not_mixed() -> None:
