@@ -1,22 +1,39 @@
 from __future__ import annotations
 
+import json
 import pickle
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
 import datamodules
+from datamodules import Products, StreamedImages, Wares
 from datamodules.base import ImageDataModule
+from datamodules.checks.verify import content_of
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions
+from datamodules.streaming.pack import PackFormat, pack
 from datamodules.table import SampleTable
-from tests.support.data import CLASSES, Noise, Recorder, frame, noise, small, trainer
+from tests.support.data import (
+    CLASSES,
+    Noise,
+    Recorder,
+    Reporting,
+    Seen,
+    frame,
+    noise,
+    run,
+    small,
+    trainer,
+    write_products,
+)
 from vitrail.errors import UserError
-from vitrail.types import LABEL_TASK, UNKNOWN
+from vitrail.types import LABEL_TASK, UNKNOWN, Batch, DescribesImages
 
 
 class Files(ImageDataModule):
@@ -28,9 +45,6 @@ class Files(ImageDataModule):
 
     def load_table(self) -> SampleTable:
         return SampleTable.from_frame(frame(), ["class", "colour"], root=self.root)
-
-
-# What depends on the table only.
 
 
 def test_what_models_are_linked_to_is_there_before_any_setup() -> None:
@@ -66,18 +80,6 @@ def test_an_attribute_error_while_reading_is_not_taken_for_a_missing_attribute()
 
     with pytest.raises(RuntimeError, match="no_such_thing"):
         getattr(Broken(), "tasks", None)
-
-
-def test_a_user_error_while_reading_stays_one() -> None:
-    class Missing(Noise):
-        def load_table(self) -> SampleTable:
-            raise UserError("labels.csv: not there")
-
-    with pytest.raises(UserError, match=r"labels\.csv: not there"):
-        _ = Missing().num_classes
-
-
-# Constructor arguments and checkpoints.
 
 
 def test_the_subclasss_own_arguments_are_saved_and_load_with_weights_only(tmp_path: Path) -> None:
@@ -138,12 +140,9 @@ def test_options_of_an_old_checkpoint_are_dictionaries() -> None:
         Noise(**{**options, "loader": {"shuffle": True}})
 
 
-def test_hue_jitter_is_off_where_a_colour_is_learned() -> None:
+def test_hue_jitter_is_off_where_a_colour_is_the_target() -> None:
     assert Noise(augment=AugmentOptions(preset="reference")).augment_options.hue == 0
     assert Noise(augment=AugmentOptions(preset="reference", hue=0.1)).augment_options.hue == 0.1
-
-
-# Loaders.
 
 
 def test_splits_go_to_their_loaders() -> None:
@@ -183,7 +182,7 @@ def test_balanced_loading_evens_the_classes_out() -> None:
     assert 20 < int((colours == UNKNOWN).sum()) < 70, "unknown ones are as frequent as they are"
 
 
-def test_loaders_tell_what_cannot_be_done() -> None:
+def test_loaders_refuse_options_that_the_data_cannot_meet() -> None:
     with pytest.raises(UserError, match=r"data loader.balance_on: no task 'size'; tasks are class, colour"):
         small(sampling="balanced", balance_on="size").train_dataloader()
     with pytest.raises(UserError, match=r"do not fill one batch of 64"):
@@ -191,26 +190,16 @@ def test_loaders_tell_what_cannot_be_done() -> None:
     assert len(small(drop_last=True).train_dataloader()) == 7
 
 
-def test_an_empty_train_split_is_refused() -> None:
-    class Untrained(Noise):
+def test_empty_splits_are_refused() -> None:
+    class OnlyVal(Noise):
         def load_table(self) -> SampleTable:
-            vocabularies = {"class": CLASSES, "colour": ["red"]}
-            return SampleTable.from_frame(frame(0), ["class", "colour"], vocabularies)
+            return SampleTable.from_frame(frame(0, n_test=0), ["class"], {"class": CLASSES}, origin="labels.csv")
 
-    data = Untrained()
-    assert len(data.test_dataloader()) == 1
-    with pytest.raises(UserError, match="the train split is empty"):
-        data.train_dataloader()
-
-
-def test_an_empty_evaluation_split_is_refused() -> None:
-    class NoTest(Noise):
-        def load_table(self) -> SampleTable:
-            return SampleTable.from_frame(frame(n_test=0), ["class"], origin="labels.csv")
-
-    with pytest.raises(UserError, match=r"labels\.csv: the test split is empty"):
-        NoTest().test_dataloader()
-    assert len(NoTest().val_dataloader()) == 1
+    data = OnlyVal()
+    assert len(data.val_dataloader()) == 1
+    for name in ("train", "test"):
+        with pytest.raises(UserError, match=rf"labels\.csv: the {name} split is empty"):
+            getattr(data, f"{name}_dataloader")()
 
 
 @pytest.mark.parametrize(("batch_size", "batches"), [(29, 1), (28, 2), (1, 30)])
@@ -244,9 +233,6 @@ def test_copies_for_spawned_workers_leave_the_trainer_behind() -> None:
     copy = pickle.loads(pickle.dumps(data))  # noqa: S301 -- our own bytes
     assert copy.trainer is None
     assert copy.dataset("train")[2]["image"].equal(data.dataset("train")[2]["image"])
-
-
-# Images in files.
 
 
 @pytest.fixture
@@ -287,7 +273,7 @@ def test_bad_images_are_listed_by_row_before_any_training(images: Path) -> None:
         assert "9.png" in lines[2]
 
 
-def test_skipped_images_are_left_out_and_told_and_others_keep_their_ids(images: Path, tmp_path: Path) -> None:
+def test_skipped_images_are_left_out_and_recorded_and_others_keep_their_ids(images: Path, tmp_path: Path) -> None:
     (images / "9.png").write_text("a letter")
     (images / "40.png").unlink()
     data = Files(str(images), CheckOptions(on_bad_image="skip"))
@@ -305,23 +291,6 @@ def test_skipped_images_are_left_out_and_told_and_others_keep_their_ids(images: 
     assert len(data.sample_names()) == 47
 
 
-def test_groups_across_splits_are_refused_for_generated_data_too(tmp_path: Path) -> None:
-    class Leaking(Noise):
-        def load_table(self) -> SampleTable:
-            leaking = frame(self.n)
-            leaking.loc[[2, 33], "group"] = "same"
-            return SampleTable.from_frame(leaking, ["class", "colour"])
-
-    with pytest.raises(UserError, match="same"):
-        trainer(tmp_path, 1).fit(Recorder(), datamodule=Leaking(image=ImageOptions(size=4)))
-    trainer(tmp_path, 1).fit(
-        Recorder(), datamodule=Leaking(image=ImageOptions(size=4), checks=CheckOptions(allow_leaks=["groups"]))
-    )
-
-
-# The package.
-
-
 def test_the_package_exports_its_names_lazily() -> None:
     assert datamodules.ImageDataModule is ImageDataModule
     assert datamodules.UserError is UserError
@@ -332,3 +301,223 @@ def test_the_package_exports_its_names_lazily() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         _ = datamodules.Nothing
     assert LABEL_TASK == "class"
+
+
+IDS = np.array([5, 2, 30])
+
+
+def products(root: Path, **options: object) -> Products:
+    attributes = ["colour", "material"]
+    data = Products(str(root), attributes=attributes, image={"size": 16}, **options)  # type: ignore[arg-type]
+    data.setup("predict")
+    return data
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_products(tmp_path_factory.mktemp("products"), grey=False)
+
+
+def test_facts_are_the_tables(root: Path) -> None:
+    data = products(root)
+    assert isinstance(data, DescribesImages)
+    facts = data.image_facts(IDS).to_pylist()
+    table = data.table
+    for row, fact in zip(IDS.tolist(), facts, strict=True):
+        assert fact["id"] == table.name(row)
+        assert fact["path"] == str(root / table.name(row))
+        assert fact["content"] == content_of(data.read_image(row).permute(1, 2, 0).contiguous().numpy()).hex()
+        assert (fact["caption"], fact["captions"]) == (table.caption(row), [table.caption(row)])
+        assert (fact["group"], fact["split"]) == (table.group(row), table.split(row))
+        for task, names in table.tasks.items():
+            assert fact[f"label_{task}"] == names[table.targets[task][row]]
+
+    data.table.targets["colour"][IDS[1]] = UNKNOWN
+    assert data.image_facts(IDS).column("label_colour").is_null().to_pylist() == [False, True, False]
+
+
+def test_generated_images_are_no_files(tmp_path: Path) -> None:
+    data = Wares(n_samples=40, resolution=16)
+    data.setup("predict")
+    facts = data.image_facts(IDS).to_pylist()
+    assert not data.image_files
+    assert [fact["path"] for fact in facts] == [""] * 3
+    assert facts[0]["content"] == content_of(data.read_image(5).permute(1, 2, 0).contiguous().numpy()).hex()
+    assert len({fact["content"] for fact in facts}) == 3
+
+
+@pytest.mark.parametrize("pack_format", ["parquet", "webdataset"])
+def test_streamed_images_change_with_their_shard(root: Path, tmp_path: Path, pack_format: PackFormat) -> None:
+    pack(products(root), tmp_path / "shards", pack_format, 10)
+
+    def streamed() -> StreamedImages:
+        data = StreamedImages(
+            str(tmp_path / "shards"), image=ImageOptions(size=16), loader=LoaderOptions(batch_size=4), streams=2
+        )
+        data.setup("predict")
+        return data
+
+    data = streamed()
+    everything = data.rows_of(["train", "val", "test"])
+    before = data.image_facts(everything)
+    assert before.column("id").to_pylist() == data.sample_names()
+    assert len(set(before.column("content").to_pylist())) == len(everything)
+    assert before.equals(streamed().image_facts(everything))
+    first = sorted((tmp_path / "shards").glob("test-*"))[0]
+    first.touch()
+    other = np.array(before.column("content")) != np.array(streamed().image_facts(everything).column("content"))
+    assert set(before.column("split").filter(other).to_pylist()) == {"test"}
+    assert other.sum() == len(data.split_indices("test")[:10])
+
+
+def assert_images_of_splits(data: ImageDataModule, batches: list[Batch]) -> None:
+    by_row = {
+        int(row): image
+        for split in ("train", "val", "test")
+        for batch in data.eval_dataloader(split)
+        for row, image in zip(batch["sample_id"], batch["image"], strict=True)
+    }
+    for batch in batches:
+        for row, image in zip(batch["sample_id"], batch["image"], strict=True):
+            assert torch.equal(image, by_row[int(row)])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_streamed_rows_come_in_their_order(root: Path, tmp_path: Path, workers: int) -> None:
+    pack(products(root), tmp_path / "shards", "parquet", 10)
+    loader = {"batch_size": 4, "num_workers": workers, "predict": ["train", "test"]}
+    data = StreamedImages(str(tmp_path / "shards"), image={"size": 16}, loader=loader, streams=2)
+    data.setup("predict")
+    rows = np.array([1, 2, 5, 11, 12, 13, 22, 30, 35])
+    batches = list(data.rows_dataloader(rows))
+    assert torch.cat([batch["sample_id"] for batch in batches]).tolist() == rows.tolist()
+    assert_images_of_splits(data, batches)
+    seen = torch.cat([batch["sample_id"] for batch in data.predict_dataloader()])
+    assert seen.tolist() == data.rows_of(["train", "test"]).tolist()
+
+
+@pytest.mark.parametrize("splits", [["test"], ["train", "val", "test"], ["test", "val"]])
+def test_predict_sees_the_splits_that_are_asked_for(root: Path, splits: list[str]) -> None:
+    data = products(root, loader={"batch_size": 8, "predict": splits})
+    batches = list(data.predict_dataloader())
+    seen = torch.cat([batch["sample_id"] for batch in batches])
+    expected = np.sort(np.concatenate([data.split_indices(split) for split in splits]))
+    assert seen.tolist() == expected.tolist()
+    assert_images_of_splits(data, batches)
+
+
+@pytest.mark.parametrize(("predict", "message"), [([], "at least one of"), (["exam"], "one of train, val, test")])
+def test_unknown_splits_to_predict_are_refused(predict: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=rf"loader\.predict.*{message}"):
+        Wares(loader={"predict": predict})
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    """What four epochs show, in the main process and without a stop."""
+    return run(tmp_path_factory.mktemp("whole"), 4)
+
+
+def test_epochs_differ_and_each_shows_every_sample(uninterrupted: Seen) -> None:
+    orders = [[place for e, _, ids, _ in uninterrupted if e == epoch for place in ids] for epoch in range(4)]
+    assert all(sorted(order) == list(range(30)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 4
+
+
+def test_lightning_shows_the_same_with_workers(tmp_path: Path, uninterrupted: Seen) -> None:
+    assert run(tmp_path, 4, workers=2) == uninterrupted
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("on_train_epoch_end", [True, False])
+def test_resuming_between_epochs_changes_nothing(
+    tmp_path: Path, uninterrupted: Seen, workers: int, on_train_epoch_end: bool
+) -> None:
+    saver = ModelCheckpoint(tmp_path, save_last=True, save_on_train_epoch_end=on_train_epoch_end)
+    first, second = Recorder(), Recorder()
+    trainer(tmp_path, 2, saver).fit(first, datamodule=small(num_workers=workers))
+    trainer(tmp_path, 4).fit(
+        second, datamodule=small(num_workers=workers), ckpt_path=saver.last_model_path, weights_only=True
+    )
+    assert first.seen + second.seen == uninterrupted
+
+
+@pytest.mark.parametrize(("workers", "steps"), [(0, 3), (0, 8), (0, 11), (0, 16), (2, 3), (2, 8)])
+def test_resuming_within_an_epoch_changes_nothing(
+    tmp_path: Path, uninterrupted: Seen, workers: int, steps: int
+) -> None:
+    saver = ModelCheckpoint(tmp_path, filename="at-{step}", every_n_train_steps=steps, save_top_k=-1)
+    trainer(tmp_path, 4, saver, max_steps=steps).fit(Recorder(), datamodule=small(num_workers=workers))
+    resumed = Recorder()
+    path = next(tmp_path.glob(f"at-step={steps}.ckpt"))
+    trainer(tmp_path, 4).fit(resumed, datamodule=small(num_workers=workers), ckpt_path=path, weights_only=True)
+    assert resumed.seen == uninterrupted[steps:]
+
+
+def test_resuming_after_a_validation_within_an_epoch_changes_nothing(tmp_path: Path, uninterrupted: Seen) -> None:
+    saver = ModelCheckpoint(tmp_path, filename="at-{step}", save_top_k=-1, save_on_train_epoch_end=False)
+    trainer(tmp_path, 2, saver, val_check_interval=3).fit(Recorder(), datamodule=small())
+    for steps in (3, 14):
+        resumed = Recorder()
+        path = next(tmp_path.glob(f"at-step={steps}.ckpt"))
+        trainer(tmp_path, 4, val_check_interval=3).fit(resumed, datamodule=small(), ckpt_path=path, weights_only=True)
+        assert resumed.seen == uninterrupted[steps:]
+
+
+def test_distinct_batches_are_resumed_within_an_epoch(tmp_path: Path) -> None:
+    def data() -> Noise:
+        return small(sampling="distinct", batch_size=2)
+
+    whole, resumed = Recorder(), Recorder()
+    trainer(tmp_path, 2).fit(whole, datamodule=data())
+    steps = len(whole.seen) // 2 + 3
+    saver = ModelCheckpoint(tmp_path, filename="at-{step}", every_n_train_steps=steps, save_top_k=-1)
+    trainer(tmp_path, 2, saver, max_steps=steps).fit(Recorder(), datamodule=data())
+    path = next(tmp_path.glob(f"at-step={steps}.ckpt"))
+    trainer(tmp_path, 2).fit(resumed, datamodule=data(), ckpt_path=path, weights_only=True)
+    assert resumed.seen == whole.seen[steps:]
+    labels = data().table.targets["class"]
+    assert all(labels[first] != labels[second] for _, _, (first, second), _ in whole.seen)
+
+
+def test_changed_data_are_reported_on_resume(tmp_path: Path) -> None:
+    saver = ModelCheckpoint(tmp_path, save_last=True)
+    trainer(tmp_path, 1, saver).fit(Recorder(), datamodule=Noise(30, image=ImageOptions(size=4)))
+    with pytest.warns(UserWarning, match="the data have changed since the checkpoint"):
+        trainer(tmp_path, 2).fit(
+            Recorder(),
+            datamodule=Noise(31, image=ImageOptions(size=4)),
+            ckpt_path=saver.last_model_path,
+            weights_only=True,
+        )
+
+
+@pytest.mark.parametrize("injects_samplers", [False, True])
+def test_two_real_processes_see_every_sample_once(tmp_path: Path, injects_samplers: bool) -> None:
+    runner = trainer(tmp_path, 2, devices=2, strategy="ddp_fork", use_distributed_sampler=injects_samplers)
+    runner.fit(
+        Reporting(tmp_path), datamodule=Noise(53, image=ImageOptions(size=4), loader=LoaderOptions(batch_size=8))
+    )
+    reports = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    for epoch in range(2):
+        shares = [[place for e, _, ids, _ in report["seen"] if e == epoch for place in ids] for report in reports]
+        assert [len(share) for share in shares] == [27, 27]
+        assert set(shares[0] + shares[1]) == set(range(53))
+    assert sorted(reports[0]["val"] + reports[1]["val"]) == sorted([*range(53, 62)] * 2)
+
+
+def test_test_and_predict_run_through_lightning(tmp_path: Path) -> None:
+    model = Recorder()
+    runner = trainer(tmp_path, 1)
+    runner.fit(model, datamodule=small())
+    assert model.evaluated["val"] == list(range(30, 39))
+    runner.test(model, datamodule=small(), verbose=False)
+    assert model.evaluated["test"] == list(range(39, 47))
+    predicted = runner.predict(model, datamodule=small(num_workers=1))
+    assert predicted == [[39, 40, 41, 42], [43, 44, 45, 46]]
+
+
+def test_overfitting_on_few_batches_works(tmp_path: Path) -> None:
+    model = Recorder()
+    trainer(tmp_path, 2, overfit_batches=2).fit(model, datamodule=small())
+    assert [ids for _, _, ids, _ in model.seen] == [[0, 1, 2, 3], [4, 5, 6, 7]] * 2

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pickle
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,10 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 
-from datamodules.hub_images import ColumnOptions, HubImages
+from datamodules.hub_images import ColumnOptions, HubImages, ImageColumn, open_splits
+from datamodules.loading.decode import ImageError
 from datamodules.options import CheckOptions, ImageOptions, LoaderOptions
 from datamodules.splits import SplitOptions
 from tests.support.data import draw_image, from_yaml, write_hub_dataset
@@ -76,8 +80,10 @@ def test_missing_splits_are_cut_out_of_train_by_group(tmp_path: Path) -> None:
 
 
 def test_splits_are_mapped_by_name(tmp_path: Path) -> None:
-    root = str(write_hub_dataset(tmp_path / "set", splits=("train", "part2", "part3")))
-    data = HubImages(root, splits={"val": "part3", "test": "part2"})
+    root = str(write_hub_dataset(tmp_path / "set", splits=("part1", "part2", "part3")))
+    with pytest.raises(UserError, match="no split train; it has part1, part2, part3"):
+        _ = HubImages(root).tasks
+    data = HubImages(root, splits={"train": "part1", "val": "part3", "test": "part2"})
     assert data.table.name(int(data.table.split_indices("val")[0])) == "part3/0"
     assert data.table.name(int(data.table.split_indices("test")[0])) == "part2/0"
 
@@ -88,7 +94,7 @@ def test_a_single_split_of_any_name_is_train(tmp_path: Path) -> None:
     assert len(data.table) == 20
 
 
-def test_splits_may_be_drawn_anew(tmp_path: Path) -> None:
+def test_splits_may_be_divided_again(tmp_path: Path) -> None:
     split = {"by": "group_kfold", "fold": 0, "n_folds": 3}
     data = HubImages(str(write_hub_dataset(tmp_path / "set")), ALL_COLUMNS, split=split)  # type: ignore[arg-type]
     assert split_sizes(data) == [12, 12, 12]
@@ -134,7 +140,7 @@ def test_the_first_of_several_captions_is_taken(tmp_path: Path) -> None:
         ({"labels": "x"}, "columns: unknown key 'labels'"),
     ],
 )
-def test_mistaken_columns_are_told(columns: ColumnOptions, named: str, tmp_path: Path) -> None:
+def test_mistaken_columns_are_refused(columns: ColumnOptions, named: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=named):
         _ = HubImages(str(write_hub_dataset(tmp_path / "set")), columns).tasks
 
@@ -147,15 +153,9 @@ def test_mistaken_columns_are_told(columns: ColumnOptions, named: str, tmp_path:
         ({"train": "test"}, "one split twice"),
     ],
 )
-def test_mistaken_splits_are_told(splits: dict[str, str], named: str, tmp_path: Path) -> None:
+def test_mistaken_splits_are_refused(splits: dict[str, str], named: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=named):
         _ = HubImages(str(write_hub_dataset(tmp_path / "set")), splits=splits).tasks
-
-
-def test_without_train_the_user_is_asked(tmp_path: Path) -> None:
-    root = str(write_hub_dataset(tmp_path / "set", splits=("part1", "part2")))
-    with pytest.raises(UserError, match="no split train; it has part1, part2"):
-        _ = HubImages(root).tasks
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -254,3 +254,79 @@ def test_files_among_the_images_of_a_local_folder_are_counted(tmp_path: Path) ->
     data = HubImages(str(tmp_path / "set"), checks=CheckOptions(allow_leaks=["exact", "near"]))
     assert len(data.table) == 6
     assert data.files_left_out == {".db": 1, ".txt": 1}
+
+
+@pytest.fixture
+def silent_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A hub that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("datamodules.hub_images.HUB_TIMEOUT", 0.2)
+        yield
+
+
+def test_a_data_set_without_splits_is_train(tmp_path: Path) -> None:
+    root = write_hub_dataset(tmp_path / "set", splits=("",), rows=6)
+    assert list(open_splits(str(root))) == ["train"]
+    arrow = next(root.glob("*.arrow"))
+    assert list(open_splits(str(arrow))) == ["train"]
+    parquet = write_hub_dataset(tmp_path / "files", kind="parquet", splits=("all",), rows=4)
+    parts = open_splits(str(parquet / "data" / "all-00000-of-00001.parquet"))
+    assert [(name, len(part)) for name, part in parts.items()] == [("train", 4)]
+
+
+def test_other_files_and_folders_are_refused(tmp_path: Path) -> None:
+    for path in ("./nowhere", "/no/where"):
+        with pytest.raises(UserError, match="there is no"):
+            open_splits(path)
+    (tmp_path / "table.txt").write_text("a", encoding="utf-8")
+    with pytest.raises(UserError, match="neither Parquet nor Arrow"):
+        open_splits(str(tmp_path / "table.txt"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="cannot be opened") as error:
+        open_splits(str(tmp_path / "empty"))
+    assert "\n" not in str(error.value)
+    (tmp_path / "broken.parquet").write_bytes(b"no parquet")
+    with pytest.raises(UserError, match="cannot be opened"):
+        open_splits(str(tmp_path / "broken.parquet"))
+
+
+@pytest.mark.usefixtures("silent_hub")
+def test_a_hub_that_does_not_answer_is_refused_with_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    load = datasets.load_dataset
+
+    def spy(*args: Any, **options: Any) -> Any:
+        asked.append(constants.HF_HUB_OFFLINE)
+        return load(*args, **options)
+
+    monkeypatch.setattr(datasets, "load_dataset", spy)
+    with pytest.raises(UserError, match=r"hub cannot be reached.*network.*HF_HOME.*local copy"):
+        open_splits("owner/nothing")
+    assert asked == [True], "the library itself was kept from trying again and again"
+    assert constants.HF_HUB_OFFLINE is False, "and only for this call"
+
+
+def test_offline_mode_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datamodules.hub_images.answers_in_time", lambda endpoint: pytest.fail("asked the hub"))
+    with pytest.raises(UserError, match="hub cannot be reached"):
+        open_splits("owner/nothing")
+
+
+def test_encoded_bytes_and_paths_are_images_too(tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    draw_image(0, "red", look=1).save(file)
+    for values in ([file.read_bytes()], [str(file)]):
+        part = datasets.Dataset.from_dict({"image": values})
+        assert ImageColumn([part], "image").read(0, "a").shape == (3, 32, 32)
+    file.unlink()
+    with pytest.raises(ImageError, match=r"^train/7: no such file"):
+        ImageColumn([part], "image").read(0, "train/7")
+
+
+@pytest.mark.parametrize("values", [[1, 2], [["a"], ["b"]], [[[1], [2, 3]]]], ids=["numbers", "texts", "ragged"])
+def test_columns_that_are_no_images_are_refused(values: list[Any]) -> None:
+    with pytest.raises(UserError, match=r"columns.image: column 'size' holds no images but "):
+        ImageColumn([datasets.Dataset.from_dict({"size": values})], "size")

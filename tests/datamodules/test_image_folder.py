@@ -7,9 +7,9 @@ import pytest
 
 from datamodules.files.label_csv import left_out_text
 from datamodules.image_folder import ImageFolder, UnlabeledFolder
-from datamodules.options import CheckOptions
+from datamodules.options import CheckOptions, ImageOptions, LoaderOptions
 from datamodules.splits import SplitOptions
-from tests.support.data import from_yaml, write_image_folder
+from tests.support.data import draw_image, from_yaml, write_image_folder
 from vitrail.errors import UserError
 from vitrail.types import UNKNOWN
 
@@ -63,11 +63,6 @@ def test_the_pattern_keeps_objects_together(tmp_path: Path) -> None:
     assert data.table.class_counts("test")["class"] == [4, 4, 4]
 
 
-def test_the_pattern_sees_the_path_below_the_split(tmp_path: Path) -> None:
-    data = ImageFolder(str(write_image_folder(tmp_path)), group_pattern=r"^(\w+)/")
-    assert set(data.group_names()) == {"bag", "bottle", "cap"}
-
-
 def test_a_missing_val_is_cut_out_of_train(tmp_path: Path) -> None:
     root = str(write_image_folder(tmp_path, splits=("train", "test"), objects=20))
     data = ImageFolder(root, SplitOptions(val_fraction=0.2), group_pattern=CLASS_AND_OBJECT)
@@ -79,20 +74,11 @@ def test_a_missing_val_is_cut_out_of_train(tmp_path: Path) -> None:
     assert split_sizes(ImageFolder(root, SplitOptions(val_fraction=0.0))) == [60, 0, 60]
 
 
-def test_own_splits_may_be_drawn_anew(tmp_path: Path) -> None:
+def test_own_splits_may_be_divided_again(tmp_path: Path) -> None:
     root = str(write_image_folder(tmp_path))
     data = ImageFolder(root, SplitOptions(by="random", val_fraction=0.25, test_fraction=0.25))
     assert split_sizes(data) == [18, 9, 9]
     assert len({name.split("/")[0] for name in names(data, "train")}) > 1
-
-
-def test_other_names_of_val_and_upper_case_suffixes(tmp_path: Path) -> None:
-    for split in ("train", "validation", "test"):
-        touch(tmp_path / split / "a" / "1.JPG")
-    assert split_sizes(ImageFolder(str(tmp_path))) == [1, 1, 1]
-    touch(tmp_path / "val" / "a" / "1.JPG")
-    with pytest.raises(UserError, match="several folders for val"):
-        _ = ImageFolder(str(tmp_path)).tasks
 
 
 def test_classes_may_be_called_train_or_test(tmp_path: Path) -> None:
@@ -153,39 +139,28 @@ def test_doubtful_folders_are_refused(files: list[str], named: str, tmp_path: Pa
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_folder_is_told(tmp_path: Path) -> None:
+def test_missing_folders_and_splits_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no folder"):
         _ = ImageFolder(str(tmp_path / "nowhere")).tasks
     (tmp_path / "train").mkdir()
     with pytest.raises(UserError, match="has no class folders"):
         _ = ImageFolder(str(tmp_path)).tasks
-
-
-@pytest.mark.parametrize(("pattern", "named"), [("(", "no regular expression"), ("a", "has 0"), ("(a)(b)", "has 2")])
-def test_mistaken_patterns_are_told_at_once(pattern: str, named: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"group_pattern.*{named}"):
-        ImageFolder(str(tmp_path), group_pattern=pattern)
-
-
-def test_a_pattern_that_finds_nothing_names_the_images(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"group_pattern: finds nothing in bag/bag_o0_0.png, .* and 31 more"):
-        _ = ImageFolder(str(write_image_folder(tmp_path)), group_pattern=r"(x\d)").tasks
-
-
-def test_a_folder_by_table_needs_split_folders(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"split.by: table"):
-        _ = ImageFolder(str(write_image_folder(tmp_path, splits=())), SplitOptions(by="table")).tasks
+        _ = ImageFolder(str(write_image_folder(tmp_path / "a", splits=())), SplitOptions(by="table")).tasks
 
 
-def test_a_broken_image_is_told_or_skipped(tmp_path: Path) -> None:
-    root = write_image_folder(tmp_path)
-    (root / "val" / "cap" / "broken.jpg").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"broken.jpg"):
-        ImageFolder(str(root)).setup("fit")
-    data = ImageFolder(str(root), checks=CheckOptions(on_bad_image="skip"))
-    data.setup("fit")
-    assert [skipped["name"] for skipped in data.data_record()["skipped"]] == ["val/cap/broken.jpg"]
-    assert len(data.split_indices("val")) == 12
+@pytest.mark.parametrize(
+    ("pattern", "named"),
+    [
+        ("(", "no regular expression"),
+        ("a", "has 0"),
+        ("(a)(b)", "has 2"),
+        (r"(x\d)", "finds nothing in bag/bag_o0_0.png, .* and 31 more"),
+    ],
+)
+def test_mistaken_patterns_are_refused(pattern: str, named: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"group_pattern.*{named}"):
+        _ = ImageFolder(str(write_image_folder(tmp_path)), group_pattern=pattern).tasks
 
 
 def test_arguments_come_from_yaml(tmp_path: Path) -> None:
@@ -313,3 +288,35 @@ def test_folders_in_two_unicode_forms_are_one_class(tmp_path: Path) -> None:
     assert data.table.source(0) == str(tmp_path / files[0])
     without = ImageFolder(str(tmp_path), checks=CheckOptions(missing=["none"])).table
     assert (without.tasks, without.missing) == ({"class": [composed]}, {"class": {"none": 2}})
+
+
+def write_images(folder: Path, *names: str) -> Path:
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        draw_image(0, "red", look=number, size=(40, 30)).save(folder / name)
+    return folder
+
+
+def test_all_images_at_any_depth_are_test_samples(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "holiday", "z.png", "day1/b.jpg", "day1/noon/a.JPG", ".hidden.png")
+    (folder / "notes.txt").write_text("none")
+    data = UnlabeledFolder(str(folder), image=ImageOptions(size=16), loader=LoaderOptions(batch_size=2))
+    data.prepare_data()
+    data.setup("predict")
+    assert data.sample_names() == ["holiday/day1/b.jpg", "holiday/day1/noon/a.JPG", "holiday/z.png"]
+    assert len(data.split_indices("train")) == len(data.split_indices("val")) == 0
+    batches = list(data.predict_dataloader())
+    assert [len(batch["sample_id"]) for batch in batches] == [2, 1]
+    assert batches[0]["image"].shape == (2, 3, 16, 16)
+    assert data.tasks == {}
+    assert not data.own_captions
+    assert data.image_facts(data.split_indices("test")).column("path").to_pylist() == [
+        str(folder / name) for name in ("day1/b.jpg", "day1/noon/a.JPG", "z.png")
+    ]
+
+
+@pytest.mark.parametrize(("name", "message"), [("missing", "there is no folder"), ("empty", "has no images")])
+def test_a_folder_without_images_is_refused(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=message):
+        _ = UnlabeledFolder(str(tmp_path / name)).table

@@ -671,6 +671,24 @@ class Recorder(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+class Reporting(Recorder):
+    """Writes what each process was given to a file."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def setup(self, stage: str) -> None:
+        torch.set_num_threads(1)  # a forked process must not use its parent's thread pool
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.evaluated["val"] += batch["sample_id"][~batch["is_padding"]].tolist()
+
+    def on_fit_end(self) -> None:
+        report = {"seen": self.seen, "val": self.evaluated["val"]}
+        (self.folder / f"{self.global_rank}.json").write_text(json.dumps(report))
+
+
 def trainer(folder: Path, epochs: int, *callbacks: ModelCheckpoint, **options: Any) -> Trainer:
     defaults: dict[str, Any] = {"devices": 1, "use_distributed_sampler": False}
     return Trainer(

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import pickle
 import time
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
-from datamodules.loading.dataset import Collate, CountedLoader, ImageDataset, stack_images
+from datamodules.loading.dataset import Collate, CountedLoader, ImageDataset, received, stack_images, to_be_sent
 from datamodules.loading.decode import ImageError, read_image
 from datamodules.loading.samplers import EvalSampler, SampleKey, TrainSampler
 from datamodules.loading.transforms import train_transform
@@ -260,3 +262,34 @@ def test_batches_are_laid_out_channels_last(interleaved: bool) -> None:
     batch = stack_images(images)
     assert batch.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(batch, torch.stack([noise(index) for index in range(3)]))
+
+
+SAMPLES = 4
+
+
+def collate(samples: list[int]) -> Any:
+    ids = torch.tensor(samples)
+    made = {
+        "image": ids[:, None, None].expand(-1, 300, 300).to(torch.uint8),
+        "sample_id": ids,
+        "is_padding": ids > 2,
+        "mix": {"lam": ids.float() / 2, "partner": ids.flip(0)},
+        "caption": [str(number) for number in samples],
+    }
+    return to_be_sent(made)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_come_as_they_were(workers: int) -> None:
+    (sent,) = DataLoader(range(SAMPLES), batch_size=SAMPLES, num_workers=workers, collate_fn=collate)  # type: ignore[arg-type]
+    assert isinstance(sent["image"], torch.Tensor)
+    assert isinstance(sent["mix"]["lam"], np.ndarray) == bool(workers)
+    batch = received(sent)
+    assert batch["image"][2].unique().tolist() == [2]
+    assert batch["sample_id"].tolist() == [0, 1, 2, 3]
+    assert batch["is_padding"].dtype == torch.bool
+    assert torch.equal(batch["mix"]["lam"], torch.tensor([0.0, 0.5, 1.0, 1.5]))
+    assert batch["mix"]["partner"].tolist() == [3, 2, 1, 0]
+    assert batch["caption"] == ["0", "1", "2", "3"]
+    batch["sample_id"][0] = 7
+    assert batch["sample_id"].tolist() == [7, 1, 2, 3]

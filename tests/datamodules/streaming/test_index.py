@@ -75,11 +75,6 @@ def test_numbers_are_the_features_names_or_those_given(given: list[str] | None, 
     assert table.targets["class"].tolist() == [0, 1, UNKNOWN]
 
 
-def test_numbers_without_names_are_in_order_of_size(tmp_path: Path) -> None:
-    table, _ = read({"train": [parquet(tmp_path / "a.parquet", {"label": [10, 9, 10, 2]})]})
-    assert table.tasks["class"] == ["2", "9", "10"]
-
-
 def test_shards_that_number_classes_differently_mean_the_same(tmp_path: Path) -> None:
     urls = [
         parquet(tmp_path / f"{n}.parquet", {"label": [0, 1]}, {"label": datasets.ClassLabel(names=names)})
@@ -110,12 +105,8 @@ def test_columns_are_what_the_user_says(tmp_path: Path) -> None:
     assert [table.group(0), table.name(1)] == ["p1", "y"]
     assert table.targets["colour"].tolist() == [0, UNKNOWN]
 
-
-def test_captions_alone_are_enough(tmp_path: Path) -> None:
-    url = parquet(tmp_path / "a.parquet", {"text": ["a cup", "a hat"]})
-    table, _ = read({"train": [url]}, {"label": "", "caption": "text"})
-    assert table.tasks == {}
-    assert table.caption(1) == "a hat"
+    captions_alone, _ = read({"train": [parquet(tmp_path / "a.parquet", columns)]}, {"label": "", "caption": "text"})
+    assert captions_alone.tasks == {}
 
 
 def test_members_of_tar_files(tmp_path: Path) -> None:
@@ -178,32 +169,19 @@ def test_the_fingerprint_is_the_same_wherever_the_set_lies(tmp_path: Path) -> No
         ({"label": ["x", "x"], "id": ["k", None]}, {"key": "id"}, {}, "empty name"),
     ],
 )
-def test_mistakes_are_told(content: Any, columns: Any, vocabulary: Any, message: str, tmp_path: Path) -> None:
+def test_mistakes_are_refused(content: Any, columns: Any, vocabulary: Any, message: str, tmp_path: Path) -> None:
     url = parquet(tmp_path / "a.parquet", content)
     with pytest.raises(UserError, match=message):
         read({"train": [url]}, columns, vocabulary)
 
 
-def test_members_that_no_sample_has_are_told(tmp_path: Path) -> None:
+def test_members_that_no_sample_has_are_refused(tmp_path: Path) -> None:
     url = str(write_tar(tmp_path / "a.tar", [("a", {"png": encoded(0), "cls": "0"})]))
     with pytest.raises(UserError, match=r"columns\.caption: .*a\.tar has no column 'json\.text'; it has cls, key"):
         read({"train": [url]}, {"caption": "json.text"})
     twice = [("a", {"png": encoded(0)}), ("b", {"png": encoded(0)}), ("a", {"png": encoded(0)})]
     with pytest.raises(UserError, match=r"twice\.tar has 1 repeated keys, first 'a' in row 2"):
         read({"train": [str(write_tar(tmp_path / "twice.tar", twice))]})
-
-
-def test_a_large_table_keeps_its_order(tmp_path: Path) -> None:
-    labels = np.random.default_rng(0).integers(0, 7, 3000)
-    urls = []
-    for number, part in enumerate(np.split(labels, 30)):
-        pq.write_table(
-            pa.table({"image": pa.nulls(100, pa.binary()), "label": part}), tmp_path / f"{number:02}.parquet"
-        )
-        urls.append(str(tmp_path / f"{number:02}.parquet"))
-    table, shards = read({"train": urls})
-    assert table.targets["class"].tolist() == labels.tolist()
-    assert shards.shard_of(np.array([0, 99, 100, 2999])).tolist() == [0, 0, 1, 29]
 
 
 def test_of_parquet_only_the_wanted_columns_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,15 +205,14 @@ def test_of_parquet_only_the_wanted_columns_are_read(tmp_path: Path, monkeypatch
     assert nothing.columns.num_rows == 3
 
 
-def test_broken_parquet_is_told(tmp_path: Path) -> None:
+def test_broken_parquet_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"image": [b"x"], "label": [0]}), path)
     with pytest.raises(UserError, match=r"columns\.image: .*a\.parquet has no column 'photo'; it has image, label"):
         index_parquet([str(path)], "photo", lambda layout: set())
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(UserError, match=r"a\.parquet cannot be read .*; get an intact copy") as caught:
+    with pytest.raises(UserError, match=r"^[^\n]*a\.parquet cannot be read [^\n]*; get an intact copy[^\n]*$"):
         index_parquet([str(path)], "image", lambda layout: set())
-    assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"there is no .*gone\.parquet"):
         index_parquet([str(tmp_path / "gone.parquet")], "image", lambda layout: set())
 
@@ -245,7 +222,7 @@ def tars(packed: Path) -> Path:
     return packed / "webdataset"
 
 
-def test_the_index_beside_says_what_a_scan_finds(tars: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_index_file_has_what_a_scan_finds(tars: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     urls = [str(path) for path in sorted(tars.glob("*.tar"), reverse=True)]  # in another order than it was written
     scans = [tar_scan.scanned(url, "") for url in urls]
     monkeypatch.delattr(tar_scan, "_scan")
@@ -258,7 +235,7 @@ def test_the_index_beside_says_what_a_scan_finds(tars: Path, monkeypatch: pytest
         assert index.columns.column_names == ["key", "label", "colour", "material", "caption", "group"]
 
 
-def test_a_shard_of_another_length_than_the_index_says_is_told(tars: Path, tmp_path: Path) -> None:
+def test_a_shard_of_another_length_than_in_the_index_is_refused(tars: Path, tmp_path: Path) -> None:
     shard = only_shard(tars, tmp_path)
     shard.write_bytes(shard.read_bytes()[:-512])
     with pytest.raises(
@@ -282,13 +259,14 @@ def test_other_shards_and_other_indices_in_the_folder_do_no_harm(tars: Path, tmp
         assert index.layout == {}
 
 
-def test_a_server_that_fails_is_told_as_it_is(tars: Path) -> None:
+def test_a_server_that_fails_is_reported(tars: Path) -> None:
     with served(tars) as (address, _):
         pass
-    for url in (f"{address}/a.tar", f"{address}/a.parquet"):
-        with pytest.raises(UserError, match=r"cannot be read \(Cannot connect .*correct the address") as caught:
-            index_parquet([url], "image", lambda layout: set()) if url.endswith("t") else index_tars([url], "")
-        assert "\n" not in str(caught.value)
+    message = r"^[^\n]*cannot be read \(Cannot connect [^\n]*correct the address[^\n]*$"
+    with pytest.raises(UserError, match=message):
+        index_tars([f"{address}/a.tar"], "")
+    with pytest.raises(UserError, match=message):
+        index_parquet([f"{address}/a.parquet"], "image", lambda layout: set())
     with served(tars) as (address, _), pytest.raises(UserError, match=r"(404|there is no).*"):
         index_tars([f"{address}/absent.tar"], "")
 
@@ -332,9 +310,6 @@ def test_a_damaged_index_is_refused_by_name(tars: Path, tmp_path: Path) -> None:
     (tmp_path / "index.parquet").write_bytes(content)
     with pytest.raises(UserError, match=r"index\.parquet cannot be read \(index\.parquet: is damaged"):
         index_tars([str(shard)], "")
-
-
-IMAGE = encoded(0)
 
 
 def simple(path: Path, count: int = 3) -> Path:
@@ -388,7 +363,7 @@ def test_folders_hidden_files_and_links_are_no_samples(tmp_path: Path) -> None:
             info = tarfile.TarInfo(name)
             info.type = kind
             archive.addfile(info)
-        for suffix, content in (("cls", b"1"), ("png", IMAGE)):
+        for suffix, content in (("cls", b"1"), ("png", encoded(0))):
             info = tarfile.TarInfo(f"./k0.{suffix}")
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
@@ -408,7 +383,7 @@ def test_a_shard_is_read_through_once_until_it_changes(tmp_path: Path, monkeypat
     assert scans.count == 3
 
 
-def test_a_damaged_note_of_what_is_in_a_shard_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_cached_index_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scans = Scans(monkeypatch)
     path = simple(tmp_path / "a.tar")
     first = scanned(str(path), "")
@@ -435,7 +410,7 @@ def test_of_many_that_begin_together_one_reads(tmp_path: Path, monkeypatch: pyte
     assert scans.count == 1
 
 
-def test_a_server_that_tells_sizes_only_is_asked_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_reports_sizes_only_is_asked_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scans = Scans(monkeypatch)
     path = simple(tmp_path / "a.tar")
     with served(tmp_path) as (address, _):
@@ -452,22 +427,20 @@ def test_without_a_cache_it_works_and_says_so(tmp_path: Path, monkeypatch: pytes
         assert scanned(str(simple(tmp_path / "a.tar")), "").num_rows == 3
 
 
-def test_wherever_a_shard_is_cut_off_it_is_told(tmp_path: Path) -> None:
+def test_a_shard_that_is_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
     whole = simple(tmp_path / "a.tar").read_bytes()
     end = len(whole.rstrip(b"\0"))
     assert scanned(str(tmp_path / "a.tar"), "").num_rows == 3
     for size in (*range(300, end, 700), *range(512, end, 512)):
         path = tmp_path / f"{size}.tar"
         path.write_bytes(whole[:size])
-        with pytest.raises(UserError, match=rf"{size}\.tar is truncated") as caught:
+        with pytest.raises(UserError, match=rf"^[^\n]*{size}\.tar is truncated[^\n]*$"):
             scanned(str(path), "")
-        assert "\n" not in str(caught.value)
-    zipped = write_tar(tmp_path / "a.tgz", [("k", {"png": IMAGE})], "w:gz")
-    for content, message in ((zipped.read_bytes()[:-20], "is truncated"), (b"something else" * 100, "or no tar file")):
-        (tmp_path / "b.tgz").write_bytes(content)
-        (tmp_path / "b.tar").write_bytes(content)
-        with pytest.raises(UserError, match=message):
-            scanned(str(tmp_path / ("b.tgz" if content[:1] != b"s" else "b.tar")), "")
+    zipped = write_tar(tmp_path / "a.tgz", [("k", {"png": encoded(0)})], "w:gz").read_bytes()
+    for name, content in (("b.tgz", zipped[:-20]), ("b.tar", b"something else" * 100)):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match="is truncated or no tar file"):
+            scanned(str(tmp_path / name), "")
 
 
 @pytest.mark.parametrize(
@@ -479,7 +452,6 @@ def test_wherever_a_shard_is_cut_off_it_is_told(tmp_path: Path) -> None:
         ([("k", {"png": b"1"}), ("k", {"png": b"1"})], "", r"sample 'k' has two files \.png"),
     ],
 )
-def test_what_is_no_web_dataset_is_told(samples: Any, suffix: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=message) as caught:
+def test_what_is_no_web_dataset_is_refused(samples: Any, suffix: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
         scanned(str(write_tar(tmp_path / "a.tar", samples)), suffix)
-    assert "\n" not in str(caught.value)
