@@ -57,9 +57,6 @@ class VisionTask(LightningModule, ABC):
         input_options: preprocessing of the training images; saved with the checkpoint.
         logit_scale_parameters: parameters of a logit scale, if there is one; never decayed, never frozen.
         logit_scale_lr: their peak learning rate; by default that of the heads.
-
-    Raises:
-        UserError: if the settings do not fit together.
     """
 
     input_options: InputOptions

@@ -177,9 +177,6 @@ class ImageClassifier(ClassificationTask):
         weight_decay: weight decay of AdamW; not applied to biases and norms.
         schedule: learning-rate schedule.
         optim_options: further settings of the optimizer.
-
-    Raises:
-        UserError: if the settings do not fit together.
     """
 
     def __init__(
@@ -230,9 +227,6 @@ class MultiTaskClassifier(ClassificationTask):
         weight_decay: weight decay of AdamW; not applied to biases and norms.
         schedule: learning-rate schedule.
         optim_options: further settings of the optimizer.
-
-    Raises:
-        UserError: if the settings do not fit together.
     """
 
     def __init__(

@@ -66,9 +66,6 @@ class DualEncoder(VisionTask):
 
     Attributes:
         tasks: class names of the data's main task, if it has one.
-
-    Raises:
-        UserError: if the settings do not fit together.
     """
 
     def __init__(

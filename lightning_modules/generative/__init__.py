@@ -67,9 +67,6 @@ class GenerativeClassifier(ScoredTask):
         schedule: learning-rate schedule.
         optim_options: further settings of the optimizer.
         architectures: configuration of the model from a checkpoint; not to be set by hand.
-
-    Raises:
-        UserError: if the settings do not fit together.
     """
 
     def __init__(

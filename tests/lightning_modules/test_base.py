@@ -97,7 +97,7 @@ def test_half_precision_trains_with_every_option_of_the_loss(tmp_path: Path, pre
 
 
 @pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
-def test_a_weight_decay_that_makes_weights_grow_is_refused(value: float) -> None:
+def test_weight_decay_must_be_a_number_that_is_not_negative(value: float) -> None:
     with pytest.raises(UserError, match=f"^weight_decay: must be a number that is not negative; got {value}"):
         tiny_classifier(weight_decay=value)
 

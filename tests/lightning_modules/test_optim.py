@@ -62,17 +62,14 @@ def test_each_phase_has_its_own_cosine() -> None:
     assert lr("backbone", 280) == pytest.approx(1e-6)
 
 
-def test_a_single_phase_reads_the_options() -> None:
+def test_a_single_phase_has_the_options_and_may_need_an_end() -> None:
     phase = TrainingPhase.of(1e-3, "step", OptimOptions(backbone_lr=1e-4, step_size=5, gamma=0.5))
     assert phase.lr == {"backbone": 1e-4, "head": 1e-3}
     assert learning_rate([phase], "backbone", 50, 10, 100) == pytest.approx(5e-5)
-
-
-def test_a_schedule_that_needs_an_end_says_so() -> None:
-    with pytest.raises(UserError, match="max_epochs"):
-        learning_rate(two_phases(), "head", 100, 10, math.inf)
     phase = TrainingPhase.of(1e-3, "constant", OptimOptions())
     assert learning_rate([phase], "head", 10**9, 10, math.inf) == 1e-3
+    with pytest.raises(UserError, match="max_epochs"):
+        learning_rate(two_phases(), "head", 100, 10, math.inf)
 
 
 @pytest.mark.parametrize("firsts", [[], [1], [0, 0], [0, 8, 4]])
@@ -86,12 +83,13 @@ def test_phases_out_of_order_are_refused(firsts: list[int]) -> None:
     "changes",
     [
         {"schedule": "linear"},
-        {"lr": {"head": 1e-3}},
-        {"lr": {"backbone": -1.0, "head": 1e-3}},
-        {"lr": {"backbone": math.nan, "head": 1e-3}},
         {"warmup_epochs": -1},
         {"step_size": 0},
         {"gamma": 2.0},
+        *(
+            {"lr": lr}
+            for lr in ({"head": 1e-3}, {"backbone": -1.0, "head": 1e-3}, {"backbone": math.nan, "head": 1e-3})
+        ),
     ],
 )
 def test_values_out_of_range_are_refused(changes: dict[str, Any]) -> None:

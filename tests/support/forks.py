@@ -39,15 +39,7 @@ COSTLY = (
 def run_program(
     module: str, *arguments: str, environment: Mapping[str, str] | None = None, code: int = 0, seconds: float = 280
 ) -> None:
-    """Runs it as ``python -m`` does from the root of the repository; what it prints is shown if it fails.
-
-    Args:
-        module: with code for ``__main__``.
-        arguments: of the program.
-        environment: beyond this process's own.
-        code: that it must end with, below 0 for a signal.
-        seconds: that it may take.
-    """
+    """Run a module as by ``python -m``; it must end with the exit code, below 0 for a signal."""
     with tempfile.NamedTemporaryFile(prefix="vitrail-program-") as log:
         whole = {**os.environ, **(environment or {})}
         asked = {"module": module, "arguments": arguments, "log": log.name, "environment": whole}
@@ -62,13 +54,12 @@ def run_program(
                 answer = server.stdout.readline()
         finally:
             if not answer:
-                # Whatever it still does is of no use to the next one that asks.
                 os.killpg(server.pid, signal.SIGKILL)
                 server.wait()
                 _server.cache_clear()
-        said = Path(log.name).read_text(encoding="utf-8", errors="replace")[-4000:]
-        assert answer, f"{module} took more than {seconds} seconds, or its server failed\n{said}"
-        assert int(answer) == code, said
+        printed = Path(log.name).read_text(encoding="utf-8", errors="replace")[-4000:]
+        assert answer, f"{module} took more than {seconds} seconds, or its server failed\n{printed}"
+        assert int(answer) == code, printed
 
 
 @cache
@@ -85,8 +76,6 @@ def _server() -> subprocess.Popen[str]:
 
 
 def _run(module: str, arguments: list[str], log: str, environment: dict[str, str]) -> int:
-    """In a fork: the exit code, or the number of the signal that ended it, below 0."""
-
     def program() -> None:
         os.environ.clear()
         os.environ.update(environment)
@@ -97,8 +86,7 @@ def _run(module: str, arguments: list[str], log: str, environment: dict[str, str
 
 
 def _serve() -> None:
-    """Answers each line of JSON with an exit code, until there are no more."""
-    # Programs have neither of the two; and what is printed while importing is no answer.
+    """Print an exit code for each line of JSON."""
     asked, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     with Path(os.devnull).open("r+b") as nothing:
         os.dup2(nothing.fileno(), 0)

@@ -33,10 +33,10 @@ COLOURS = ["black", "blue"]
 MATERIALS = ["leather", "plastic"]
 
 SHOWN = [(label, colour, material) for label in CLASSES for colour in COLOURS for material in MATERIALS]
-"""What each image shows: class, colour, material; image ``i`` is ``p<i>``."""
+"""Class, colour and material of each image; image ``i`` is ``p<i>``."""
 
 MISTAKES = {3: ("class", "sneakers"), 7: ("colour", "black")}
-"""What the model takes an image for, where it is wrong."""
+"""Wrong predictions."""
 
 
 def identity(**changes: Any) -> ModelIdentity:
@@ -61,7 +61,7 @@ def vectors(n: int, dim: int = DIM, seed: int = 0) -> NDArray[np.float32]:
 
 
 def meaning_vector(*words: str) -> NDArray[np.float32]:
-    """Direction that some of the words point in, float32 ``(DIM,)``: what a perfect encoder would make of a query."""
+    """Embedding of some words by a perfect encoder, float32 ``(DIM,)``."""
     vector = np.zeros(DIM, np.float32)
     for place, word in enumerate([*CLASSES, *COLOURS, *MATERIALS]):
         vector[place] = float(word in words)
@@ -81,21 +81,15 @@ def image_rows(made_by: ModelIdentity, ids: list[str], matrix: NDArray[np.float3
     )
 
 
-def caption_rows(made_by: ModelIdentity, said: list[tuple[str, str]], matrix: NDArray[np.float32]) -> pa.Table:
-    """Rows of the table of captions.
-
-    Args:
-        made_by: of the gallery.
-        said: id of the image and text of each caption.
-        matrix: float32 ``(len(said), D)``.
-    """
+def caption_rows(made_by: ModelIdentity, captions: list[tuple[str, str]], matrix: NDArray[np.float32]) -> pa.Table:
+    """Rows of the table of captions, each an image's id and a text."""
     counts: dict[str, int] = {}
     ids = []
-    for image, _ in said:
+    for image, _ in captions:
         ids.append(f"{image}#{counts.setdefault(image, 0)}")
         counts[image] += 1
     vector = pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel()), made_by.dim)
-    columns = [pa.array(ids), pa.array([p for p, _ in said]), pa.array([t for _, t in said]), vector]
+    columns = [pa.array(ids), pa.array([p for p, _ in captions]), pa.array([t for _, t in captions]), vector]
     return pa.table(columns, caption_schema(made_by))
 
 
@@ -104,8 +98,7 @@ def small_rows(made_by: ModelIdentity) -> tuple[pa.Table, pa.Table]:
     columns: dict[str, list[Any]] = {"group": [f"g{row // 2}" for row in range(len(SHOWN))]}
     columns["split"] = ["train", "val", "test", "test"] * 3
     columns["caption"] = [" ".join((colour, material, label.split("_")[-1])) for label, colour, material in SHOWN]
-    said = {task: [shown[place] for shown in SHOWN] for place, task in enumerate(("class", "colour", "material"))}
-    for task, true in said.items():
+    for task, true in zip(("class", "colour", "material"), zip(*SHOWN, strict=True), strict=True):
         columns[f"label_{task}"] = [None if (row, task) == (11, "material") else true[row] for row in range(len(SHOWN))]
         predicted_labels = [
             MISTAKES[row][1] if MISTAKES.get(row, ("",))[0] == task else true[row] for row in range(len(SHOWN))
@@ -131,12 +124,7 @@ def small_rows(made_by: ModelIdentity) -> tuple[pa.Table, pa.Table]:
 
 
 def small_gallery(folder: Path | str, **changes: Any) -> Gallery:
-    """Fills a new gallery with the twelve images.
-
-    Args:
-        folder: where to make it; a path or URI.
-        changes: fields of the identity that differ, such as ``encodes_text=False`` or ``predicts={}``.
-    """
+    """Fill a new gallery with the twelve images; ``changes`` are fields of its identity."""
     made_by = identity(**changes)
     gallery = Gallery.create(str(folder), made_by)
     images, captions = small_rows(made_by)
@@ -147,13 +135,11 @@ def small_gallery(folder: Path | str, **changes: Any) -> Gallery:
 
 SIDE = 16
 TASKS = {"colour": ["blue", "red"], "class": ["bag", "water_bottle", "cap"]}
-"""The class is not the first one, to see that it comes first in texts."""
 
 Row = dict[str, Any]
 
 
 def row(number: int) -> Row:
-    """What the table says of an image: two captions each, some colours unknown."""
     name = TASKS["class"][number % 3]
     return {
         "name": f"photo {number}",
@@ -171,7 +157,6 @@ def write_image(root: Path, name: str, seed: int) -> None:
 
 
 def write_photos(root: Path, count: int) -> Path:
-    """Write ``count`` images and their table."""
     root.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         write_image(root, f"photo {number}", number)
@@ -230,18 +215,16 @@ def gallery_of(task: Any, datamodule: Photos, uri: Path) -> Gallery:
 
 
 def rows_of(uri: Path, table: str = "images") -> Any:
-    """All rows of a gallery's table in their order, vectors included, as Arrow has them on disk."""
     import lancedb
 
     return lancedb.connect(uri).open_table(table).to_arrow()
 
 
 KNOWN = {word: value for value in (*CLASSES, *COLOURS, *MATERIALS) for word in words(value)}
-"""Values of the gallery by the words that a person says."""
 
 
 class MeaningRun:
-    """What the search needs of a run; an image means its colour: blue where it is more blue than red."""
+    """A run whose model understands the small gallery; an image means blue if it is more blue than red."""
 
     def __init__(self, name: str = "perfect", weights: str = "a" * 64) -> None:
         self.name, self.weights = name, weights
@@ -266,13 +249,5 @@ class MeaningRun:
 
 
 def served_small(folder: Path, name: str = "small", run: MeaningRun | None = None, **changes: Any) -> ServedGallery:
-    """The small gallery, served.
-
-    Args:
-        folder: where to make it.
-        name: that users see.
-        run: that made it; None for one that is not served.
-        changes: fields of its identity that differ.
-    """
     small_gallery(folder, **changes)
     return ServedGallery(folder, name, cast("ServedRun | None", run))

@@ -12,10 +12,7 @@ from pathlib import Path
 
 
 def begin_fork(work: Callable[[], int | None], log: Path) -> int:
-    """Starts work whose output goes to the end of a file; the process id.
-
-    The fork ends with what the work returns (nothing is 0) or exits with, with 1 after any other exception.
-    """
+    """Start work in a fork, with its output appended to a file; return the process id."""
     if pid := os.fork():
         return pid
     code = 1
@@ -35,7 +32,7 @@ def begin_fork(work: Callable[[], int | None], log: Path) -> int:
 
 
 def end_of_fork(pid: int) -> int:
-    """Waits for it: its exit code, or the number of the signal that ended it, below 0."""
+    """Wait for a fork; return its exit code, or the number of a signal below 0."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 

@@ -23,7 +23,7 @@ from filelock import FileLock
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from numpy.typing import NDArray
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from callbacks import RetrievalMetrics
 from datamodules.base import ImageDataModule
@@ -97,8 +97,7 @@ def tiny_classifier() -> ImageClassifier:
     return ImageClassifier("test_efficientnet", TASKS["class"], pretrained=False, image_size=SIZE)
 
 
-IMAGES = 23
-"""Divides neither by two processes nor by the size of a batch."""
+IMAGES = 23  # no multiple of two processes or of the batch size
 BATCH_SIZE = 3
 DIM = 6
 
@@ -107,58 +106,41 @@ def unit(rows: int, seed: int) -> torch.Tensor:
     return F.normalize(torch.randn(rows, DIM, generator=torch.Generator().manual_seed(seed)), dim=1)
 
 
-def caption_counts() -> torch.Tensor:
-    """1 to 3 captions an image, int64 ``(IMAGES,)``."""
-    return torch.arange(IMAGES) * 7 % 3 + 1
-
-
 def embeddings() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Embeddings of images and texts, which resemble them somewhat, and the image of each text."""
-    images, owner = unit(IMAGES, 0), torch.arange(IMAGES).repeat_interleave(caption_counts())
+    """Embeddings of images and of similar texts, 1 to 3 per image, and the image of each text."""
+    images, owner = unit(IMAGES, 0), torch.arange(IMAGES).repeat_interleave(torch.arange(IMAGES) * 7 % 3 + 1)
     return images, F.normalize(images[owner] + 1.2 * unit(len(owner), 1), dim=1), owner
 
 
-class Rows(Dataset[int]):
-    """The numbers of the images."""
-
-    def __len__(self) -> int:
-        return IMAGES
-
-    def __getitem__(self, index: int) -> int:
-        return index
-
-
 class TinyPairs(LightningDataModule):
-    """Deals images to the processes unequally: the first gets one more.
-
-    Args:
-        padded: let Lightning's sampler deal them, which fills up with images that it has dealt before.
-    """
+    """Deals images to the processes unequally, or, ``padded``, equally by Lightning's sampler, which repeats some."""
 
     def __init__(self, padded: bool = False) -> None:
         super().__init__()
         self.padded = padded
 
     def train_dataloader(self) -> DataLoader[int]:
-        return DataLoader(Rows(), batch_size=BATCH_SIZE)
+        return self._loader()
 
     def val_dataloader(self) -> DataLoader[int]:
         if self.padded or self.trainer is None:
-            return DataLoader(Rows(), batch_size=BATCH_SIZE)
-        own = range(self.trainer.global_rank, IMAGES, self.trainer.world_size)
-        return DataLoader(Rows(), batch_size=BATCH_SIZE, sampler=own)
+            return self._loader()
+        return self._loader(range(self.trainer.global_rank, IMAGES, self.trainer.world_size))
+
+    def _loader(self, sampler: range | None = None) -> DataLoader[int]:
+        return DataLoader(cast("Any", range(IMAGES)), batch_size=BATCH_SIZE, sampler=sampler)
 
     def test_dataloader(self) -> DataLoader[int]:
         return self.val_dataloader()
 
 
 class TinyDualEncoder(LightningModule):
-    """Looks embeddings up; every epoch of training makes them better or worse, as ``noise`` says.
+    """Looks embeddings up.
 
     Args:
-        noise: how far the texts stray from their images in each epoch of training.
-        keys: which outputs to return; None for all.
-        images_alone: how many of the first images have no text.
+        noise: distance of texts from their images in each epoch of training.
+        keys: outputs to return; None for all.
+        images_alone: number of the first images without a text.
     """
 
     def __init__(
@@ -223,15 +205,7 @@ EPOCHS = 6
 
 
 def write_run(folder: Path, name: str = "shop", *, seed: int = 0, wrong: float = 0.4, gallery: bool = True) -> Path:
-    """Write ``<folder>/<name>/20260101-100000`` and, if need be, the photos in ``<folder>/photos``.
-
-    Args:
-        folder: for both.
-        name: of the experiment.
-        seed: of what is drawn; also the run's own.
-        wrong: share of the answers that are wrong.
-        gallery: whether there is one.
-    """
+    """Write ``<folder>/<name>/20260101-100000``, with a share of wrong predictions, and ``<folder>/photos``."""
     photos = folder / "photos"
     if not photos.exists():
         write_products(photos, classes=3, instances=6, views=3, grey=False)
@@ -251,12 +225,11 @@ def write_run(folder: Path, name: str = "shop", *, seed: int = 0, wrong: float =
 
 
 def predictions_of(test: pd.DataFrame, seed: int, wrong: float) -> Predictions:
-    """Of the class and of a colour that is known of some."""
     rng = np.random.default_rng(seed)
     classes = sorted(test["class_label"].unique())
     targets = np.array([classes.index(label) for label in test["class_label"]])
-    answers = np.where(rng.random(len(test)) < wrong, (targets + 1) % len(classes), targets)
-    logits = np.eye(len(classes))[answers] * rng.uniform(1, 4, (len(test), 1)) + rng.normal(size=(len(test), 3)) * 0.1
+    predicted = np.where(rng.random(len(test)) < wrong, (targets + 1) % len(classes), targets)
+    logits = np.eye(len(classes))[predicted] * rng.uniform(1, 4, (len(test), 1)) + rng.normal(size=(len(test), 3)) * 0.1
     colours = rng.integers(UNKNOWN, 2, len(test))
     return Predictions(
         sample_id=test["row"].to_numpy(np.int64),
@@ -269,7 +242,6 @@ def predictions_of(test: pd.DataFrame, seed: int, wrong: float) -> Predictions:
 
 
 def config(name: str, seed: int, photos: Path) -> dict[str, Any]:
-    """As ``config.yaml`` has it, in short."""
     unfreezing = {"class_path": "callbacks.BackboneUnfreezing", "init_args": {"unfreeze_epoch": 4, "lr": 0.003}}
     return {
         "seed_everything": seed,
@@ -281,7 +253,6 @@ def config(name: str, seed: int, photos: Path) -> dict[str, Any]:
 
 
 def record(name: str, seed: int, predictions: Predictions) -> dict[str, Any]:
-    """As ``run.json`` has it, in short."""
     best = {"monitor": "val/class/accuracy", "score": 0.5 + 0.05 * (EPOCHS - 2)}
     stages = [
         {"stage": "fit", "command": "python -m experiments fit --config shop.yaml", "exit": "finished", "best": best}
@@ -313,7 +284,6 @@ def record(name: str, seed: int, predictions: Predictions) -> dict[str, Any]:
 
 
 def metrics() -> pd.DataFrame:
-    """As ``metrics.csv`` has it: rates by step, epochs in rows of training and of validation, the test last."""
     rows: list[dict[str, float]] = []
     for epoch in range(EPOCHS):
         step = 10 * (epoch + 1) - 1
@@ -327,7 +297,6 @@ def metrics() -> pd.DataFrame:
 
 
 def write_gallery(folder: Path, test: pd.DataFrame, predictions: Predictions) -> None:
-    """Vectors near one corner for each class."""
     made_by = identity(encodes_text=False, labels=["class"], predicts={"class": list(predictions.tasks["class"])})
     rng = np.random.default_rng(0)
     matrix = np.eye(made_by.dim)[predictions.targets["class"]] + rng.normal(size=(len(test), made_by.dim)) * 0.1
@@ -338,7 +307,6 @@ def write_gallery(folder: Path, test: pd.DataFrame, predictions: Predictions) ->
 
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 40), "blue": (30, 40, 220), "grey": (128, 128, 128)}
-"""Classes, and what colour their images have."""
 
 MATERIALS = ["metal", "wood"]
 
@@ -419,7 +387,7 @@ model:
 
 @functools.cache
 def folder() -> Path:
-    """Where all of them lie; whichever process ends last removes it."""
+    """Directory of all exports; the last process removes it."""
     session = os.environ.get("PYTEST_XDIST_TESTRUNUID")
     if session is None:
         path = Path(tempfile.mkdtemp(prefix="vitrail-exports-"))
@@ -434,7 +402,7 @@ def folder() -> Path:
 
 
 def _leave(path: Path, process: int) -> None:
-    if process != os.getpid():  # a child of who uses it
+    if process != os.getpid():  # a fork
         return
     with FileLock(f"{path}.lock"):
         (path / f"{process}.user").unlink(missing_ok=True)
@@ -444,7 +412,7 @@ def _leave(path: Path, process: int) -> None:
 
 
 def _once(name: str, make: Callable[[], Path]) -> Path:
-    """What is made, by whichever process comes first; none sees half of it."""
+    """Let the first of several processes make a directory."""
     made = folder() / f"{name}.made"
     with FileLock(folder() / f"{name}.lock"):
         if not made.exists():

@@ -81,15 +81,10 @@ def test_a_model_whose_rule_is_not_known_is_refused_until_it_is_given(tmp_path: 
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
-        ("t5", "an encoder with a decoder"),
-        ("mt5", "an encoder with a decoder"),
-        ("bart", "an encoder with a decoder"),
-        ("clip", "name it as towers.model"),
-        ("siglip", "name it as towers.model"),
-        ("siglip2", "a model of images and texts"),
-        ("qwen2_vl", "a model of images and texts"),
-        ("siglip_text_model", "not a text encoder"),
-        ("vit", "not a text encoder"),
+        *((kind, "an encoder with a decoder") for kind in ("t5", "mt5", "bart")),
+        *((kind, "name it as towers.model") for kind in ("clip", "siglip")),
+        *((kind, "a model of images and texts") for kind in ("siglip2", "qwen2_vl")),
+        *((kind, "not a text encoder") for kind in ("siglip_text_model", "vit")),
     ],
 )
 def test_other_kinds_are_refused_in_one_line_before_they_are_built(tmp_path: Path, kind: str, expected: str) -> None:
@@ -97,7 +92,7 @@ def test_other_kinds_are_refused_in_one_line_before_they_are_built(tmp_path: Pat
     assert expected in refusal(tmp_path)
 
 
-def test_a_configuration_that_contradicts_itself_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_an_inconsistent_configuration_is_refused_in_one_line(tmp_path: Path) -> None:
     values = {"model_type": "qwen2", "hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}
     values |= {"num_key_value_heads": 32, "vocab_size": 400, "intermediate_size": 64}
     (tmp_path / "config.json").write_text(json.dumps(values), encoding="utf-8")
@@ -160,7 +155,7 @@ def test_rules_that_are_not_supported_are_named(tmp_path: Path, values: Any, exp
         pooling_rule(str(tmp_path), BertConfig(), "auto")
 
 
-def test_the_list_of_modules_says_where_the_rule_is_and_what_is_left_out(tmp_path: Path) -> None:
+def test_the_list_of_modules_names_the_rule_and_unused_modules(tmp_path: Path) -> None:
     write_pooling(tmp_path, {"pooling_mode": "mean"}, "2_Pooling")
     kinds = {"": "Transformer", "2_Pooling": "Pooling", "3_Dense": "Dense", "4_Normalize": "Normalize"}
     modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds.items()]
@@ -169,12 +164,9 @@ def test_the_list_of_modules_says_where_the_rule_is_and_what_is_left_out(tmp_pat
         assert pooling_rule(str(tmp_path), BertConfig(), "auto") == "mean"
 
 
-def test_the_rule_of_a_known_sentence_model_needs_no_folder() -> None:
+def test_the_rule_of_a_sentence_model_is_known_or_read_but_not_guessed(tmp_path: Path) -> None:
     name = "sentence-transformers/all-MiniLM-L6-v2"
     assert pooling_rule("", BertConfig(), "auto", name=name) == "mean"
-
-
-def test_a_partly_downloaded_sentence_model_is_not_guessed_at(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="partial download"):
         pooling_rule(str(tmp_path), BertConfig(), "auto", name="sentence-transformers/paraphrase-MiniLM-L3-v2")
 

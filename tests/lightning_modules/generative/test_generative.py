@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,21 +45,17 @@ def answer_batch(rows: int = 5, padding: int = 0) -> Batch:
     }
 
 
-class Encodings:
-    """Counts the images that go through a vision tower."""
+@contextmanager
+def encoded_images(task: GenerativeClassifier) -> Iterator[list[int]]:
+    """Numbers of images that the vision tower encodes at a time."""
+    counts: list[int] = []
 
-    def __init__(self, task: GenerativeClassifier) -> None:
-        self.count = 0
-        self._hook = task.vlm.model.model.visual.register_forward_hook(self._see, with_kwargs=True)
+    def hook(module: Any, arguments: Any, named: dict[str, Any], output: Any) -> None:
+        counts.append(len(named["grid_thw"]))
 
-    def _see(self, module: Any, arguments: Any, named: dict[str, Any], output: Any) -> None:
-        self.count += len(named["grid_thw"])
-
-    def __enter__(self) -> Encodings:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._hook.remove()
+    handle = task.vlm.model.model.visual.register_forward_hook(hook, with_kwargs=True)
+    yield counts
+    handle.remove()
 
 
 @pytest.mark.parametrize("answers", [{}, {"how": "constrained"}, {"how": "free"}], ids=str)
@@ -65,11 +63,11 @@ class Encodings:
 def test_each_image_is_encoded_once_for_all_tasks_and_labels(folder: Path, answers: Any) -> None:
     task = tiny_answerer(folder, answers=answers).eval()
     task.load_pretrained()
-    with Encodings(task) as encodings:
+    with encoded_images(task) as encoded:
         logits = task(IMAGE)
-        assert encodings.count == len(IMAGE)
+        assert sum(encoded) == len(IMAGE)
         task(IMAGE[:2])
-        assert encodings.count == len(IMAGE) + 2
+        assert sum(encoded) == len(IMAGE) + 2
     assert {name: one.shape for name, one in logits.items()} == {"class": (5, 6), "colour": (5, 2)}
 
 
@@ -85,23 +83,23 @@ def test_answers_depend_neither_on_the_batch_nor_on_other_tasks(folder: Path, ta
 
 
 @torch.no_grad()
-def test_what_is_believed_without_seeing_is_taken_away(folder: Path, task: GenerativeClassifier) -> None:
+def test_the_scores_of_a_gray_image_are_subtracted(folder: Path, task: GenerativeClassifier) -> None:
     calibrated = tiny_answerer(folder, answers={"content_free": "grey"}).eval()
     calibrated.load_pretrained()
     # The folder's mean, to whole steps of a pixel.
     grey = torch.tensor([102, 128, 153], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, SIZE, SIZE)
-    with Encodings(calibrated) as encodings:
+    with encoded_images(calibrated) as encoded:
         logits = calibrated(IMAGE)
         calibrated(IMAGE)
-        assert encodings.count == 2 * len(IMAGE) + 1
+        assert sum(encoded) == 2 * len(IMAGE) + 1
     for name, plain in task(IMAGE).items():
         torch.testing.assert_close(logits[name], plain - task(grey)[name], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(calibrated(grey)["class"], torch.zeros(1, 6), atol=1e-4, rtol=0)
     # Nothing is kept that training may change.
     calibrated.train().eval()
-    with Encodings(calibrated) as encodings:
+    with encoded_images(calibrated) as encoded:
         calibrated(IMAGE)
-        assert encodings.count == len(IMAGE) + 1
+        assert sum(encoded) == len(IMAGE) + 1
 
 
 def test_the_training_loss_is_the_score_of_the_right_label(task: GenerativeClassifier) -> None:
@@ -127,7 +125,7 @@ def test_outputs_are_those_of_every_classifier(task: GenerativeClassifier) -> No
 
 
 @torch.no_grad()
-def test_free_answers_that_name_nothing_are_wrong_and_counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_answers_that_name_no_label_are_wrong_and_counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = {"how": "free", "synonyms": {"daisy": ["bellis"]}}
     task = tiny_answerer(folder, answers=answers, questions={"class": "What?"}).eval()
     task.load_pretrained()
@@ -205,7 +203,7 @@ def test_costs_are_counted_where_only_shapes_are_known(folder: Path) -> None:
     assert counts.image_flops == counter.get_total_flops() > 0
 
 
-def test_four_bit_weights_cannot_learn(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_four_bit_weights_cannot_be_trained(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightning_modules.generative.weights.find_spec", lambda name: object())
     task = tiny_answerer(folder, memory={"four_bit": True})
     with pytest.raises(UserError, match="such weights cannot be trained; add lora"):

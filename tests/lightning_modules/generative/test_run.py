@@ -1,5 +1,3 @@
-"""A run that is trained from scratch to name colours: that it does, and that its checkpoint says the same."""
-
 from __future__ import annotations
 
 import logging
@@ -52,17 +50,13 @@ wandb: {mode: disabled}
 
 
 @pytest.fixture(scope="module")
-def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run directory of a model that learned from scratch to name colours."""
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory of a model trained from scratch to name colours."""
     root = tmp_path_factory.mktemp("trainable")
     # Small networks need larger weights than the default to begin with.
     positions = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}
-    language: dict[str, Any] = {
-        "num_hidden_layers": 1,
-        "hidden_size": 64,
-        "initializer_range": 0.1,
-        "rope_parameters": positions,
-    }
+    language: dict[str, Any] = {"num_hidden_layers": 1, "hidden_size": 64, "initializer_range": 0.1}
+    language["rope_parameters"] = positions
     write_qwen2_vl(root / "model", vision={"depth": 1, "initializer_range": 0.2}, **language)
     experiment = yaml.safe_load(EXPERIMENT)
     experiment["model"]["init_args"]["model"] = str(root / "model")
@@ -73,8 +67,8 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return only_run(root / "runs")
 
 
-def test_it_learns_to_answer_above_chance(learned: Path) -> None:
-    predictions = pd.read_parquet(learned / "predictions" / "test.parquet")
+def test_accuracy_is_above_chance(trained: Path) -> None:
+    predictions = pd.read_parquet(trained / "predictions" / "test.parquet")
     logits = np.stack(predictions["logits_colour"].tolist())
     targets = predictions["target_colour"].to_numpy()
     right = logits.argmax(axis=1) == targets
@@ -82,20 +76,20 @@ def test_it_learns_to_answer_above_chance(learned: Path) -> None:
     # Three standard errors above always predicting the commonest colour.
     assert len(targets) == 300
     assert right.mean() > majority + 3 * np.sqrt(majority * (1 - majority) / len(targets))
-    assert (learned / "reports" / "test_colour.csv").exists()
-    record = yaml.safe_load((learned / "run.json").read_text())
+    assert (trained / "reports" / "test_colour.csv").exists()
+    record = yaml.safe_load((trained / "run.json").read_text())
     assert record["stages"][-1]["metrics"]["test/colour/accuracy"] == pytest.approx(right.mean())
 
 
 @torch.no_grad()
-def test_a_checkpoint_alone_gives_the_same_answers(learned: Path) -> None:
-    task = load_task(learned / "checkpoints" / "best.ckpt")
+def test_a_checkpoint_alone_gives_the_same_predictions(trained: Path) -> None:
+    task = load_task(trained / "checkpoints" / "best.ckpt")
     assert isinstance(task, GenerativeClassifier)
-    arguments = yaml.safe_load((learned / "config.yaml").read_text())["data"]["init_args"]
+    arguments = yaml.safe_load((trained / "config.yaml").read_text())["data"]["init_args"]
     data = Wares(**arguments)
     data.prepare_data()
     data.setup("test")
     batch = next(iter(data.test_dataloader()))
-    rows = pd.read_parquet(learned / "predictions" / "test.parquet").set_index("sample_id")
+    rows = pd.read_parquet(trained / "predictions" / "test.parquet").set_index("sample_id")
     written = np.stack(rows.loc[batch["sample_id"].numpy(), "logits_colour"].tolist())
     np.testing.assert_allclose(task(batch["image"])["colour"].numpy(), written, atol=1e-5, rtol=1e-4)
