@@ -208,25 +208,6 @@ def test_a_last_training_batch_of_one_image_is_left_out(batch_size: int, batches
     assert len(loader) == len(list(loader)) == batches
 
 
-def test_two_processes_share_the_data() -> None:
-    class Place:
-        def __init__(self, rank: int) -> None:
-            self.global_rank, self.world_size = rank, 2
-
-    train: list[int] = []
-    val: list[int] = []
-    for rank in range(2):
-        data = Noise(53, image=ImageOptions(size=4), loader=LoaderOptions(batch_size=8))
-        data.trainer = Place(rank)  # type: ignore[assignment]
-        batches = list(data.train_dataloader())
-        assert sum(len(batch["label"]) for batch in batches) == 27
-        train += [sample for batch in batches for sample in batch["sample_id"].tolist()]
-        for batch in data.val_dataloader():
-            val += batch["sample_id"][~batch["is_padding"]].tolist()
-    assert set(train) == set(range(53))
-    assert sorted(val) == list(range(53, 62))
-
-
 def test_copies_for_spawned_workers_leave_the_trainer_behind() -> None:
     data = small()
     data.trainer = trainer(Path(), 1)
@@ -424,10 +405,6 @@ def test_epochs_differ_and_each_shows_every_sample(uninterrupted: Seen) -> None:
     assert len({tuple(order) for order in orders}) == 4
 
 
-def test_lightning_shows_the_same_with_workers(tmp_path: Path, uninterrupted: Seen) -> None:
-    assert run(tmp_path, 4, workers=2) == uninterrupted
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("on_train_epoch_end", [True, False])
 def test_resuming_between_epochs_changes_nothing(
@@ -504,17 +481,6 @@ def test_two_real_processes_see_every_sample_once(tmp_path: Path, injects_sample
         assert [len(share) for share in shares] == [27, 27]
         assert set(shares[0] + shares[1]) == set(range(53))
     assert sorted(reports[0]["val"] + reports[1]["val"]) == sorted([*range(53, 62)] * 2)
-
-
-def test_test_and_predict_run_through_lightning(tmp_path: Path) -> None:
-    model = Recorder()
-    runner = trainer(tmp_path, 1)
-    runner.fit(model, datamodule=small())
-    assert model.evaluated["val"] == list(range(30, 39))
-    runner.test(model, datamodule=small(), verbose=False)
-    assert model.evaluated["test"] == list(range(39, 47))
-    predicted = runner.predict(model, datamodule=small(num_workers=1))
-    assert predicted == [[39, 40, 41, 42], [43, 44, 45, 46]]
 
 
 def test_overfitting_on_few_batches_works(tmp_path: Path) -> None:

@@ -200,6 +200,6 @@ def test_a_template_without_fields_is_a_caption() -> None:
         ("a {colour}} thing", "has a brace that belongs to no field"),
     ],
 )
-def test_mistakes_are_told(template: str, message: str) -> None:
+def test_mistakes_are_refused(template: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         composed_captions(["{class}", template], COLUMNS, "here")

@@ -132,7 +132,7 @@ def test_the_hubs_copy_needs_its_columns(tmp_path: Path) -> None:
         _ = Fashion(str(tmp_path), source="hub").tasks
 
 
-def test_problems_of_the_table_are_told_together(tmp_path: Path) -> None:
+def test_problems_of_the_table_are_reported_together(tmp_path: Path) -> None:
     good = "1,Men,Apparel,Topwear,Tshirts,Red,Summer,2012,Casual,Shirt"
     lines = [FASHION_HEADER, good, good, "2,Men,Apparel", "", f"../{good}", f",{good[2:]}"]
     path = tmp_path / "styles.csv"
@@ -168,7 +168,7 @@ def test_another_header_is_refused(tmp_path: Path) -> None:
         ({"rare": {"count": 3}}, "data rare: unknown key 'count'"),
     ],
 )
-def test_mistaken_choices_are_told_at_once(arguments: dict[str, object], named: str) -> None:
+def test_mistaken_choices_are_refused_at_once(arguments: dict[str, object], named: str) -> None:
     with pytest.raises(UserError, match=named):
         Fashion(**arguments)  # type: ignore[arg-type]
 

@@ -118,22 +118,22 @@ def test_evaluation_has_every_caption_and_no_classes(tmp_path: Path) -> None:
     )
 
 
-def test_what_is_wrong_is_told_together_by_line(tmp_path: Path) -> None:
+def test_problems_are_reported_together_by_line(tmp_path: Path) -> None:
     root = write_flickr(tmp_path)
     text = root / "Flickr8k_text"
     with (text / "Flickr8k.token.txt").open("a") as file:
         file.write("broken line\n")
     with (text / LISTS["val"]).open("a") as file:
-        file.write(f"{photo_name(0)}\nnobody.jpg\n")
+        file.write(f"{photo_name(0)}\nunknown.jpg\n")
     with pytest.raises(UserError) as caught:
         Flickr8k(str(root)).table  # noqa: B018
     message = str(caught.value)
     assert "Flickr8k.token.txt:126: 'broken line'" in message
     assert f"{LISTS['val']}:5: {photo_name(0)} again, it is in the list for train" in message
-    assert f"{LISTS['val']}:6: nobody.jpg has no captions" in message
+    assert f"{LISTS['val']}:6: unknown.jpg has no captions" in message
 
 
-def test_a_listed_photo_that_is_absent_is_told_or_skipped(tmp_path: Path) -> None:
+def test_a_listed_photo_that_is_absent_is_refused_or_skipped(tmp_path: Path) -> None:
     root = write_flickr(tmp_path)
     (root / "Flicker8k_Dataset" / photo_name(1)).unlink()
     with pytest.raises(UserError, match=photo_name(1)):
@@ -238,9 +238,9 @@ def test_karpathys_file_says_the_split(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_wrong_is_gathered_by_row(tmp_path: Path, name: str, text: str, row: int, message: str) -> None:
-    [(found, told)] = read_captions(written(tmp_path, name, text)).problems
+    [(found, problem)] = read_captions(written(tmp_path, name, text)).problems
     assert found == row
-    assert message in told
+    assert message in problem
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])

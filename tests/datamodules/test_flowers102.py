@@ -57,7 +57,7 @@ def test_swapped_trains_on_the_large_lists_and_carves_validation_from_them(root:
     assert set(Counter(val.tolist()).values()) == {1}
 
 
-def test_few_shot_draws_so_many_of_each_class_from_the_official_train_list(root: Path) -> None:
+def test_few_shot_samples_k_photos_of_each_class_from_the_official_train_list(root: Path) -> None:
     official = splits(flowers(root))
     data = flowers(root, split={"protocol": "few_shot", "shots": 1})
     found = splits(data)

@@ -234,20 +234,6 @@ def test_groups_are_divided_about_as_well_as_by_scikit_learn(mixed: bool) -> Non
     assert np.mean(ours) < (1.6 if mixed else 1.1) * np.mean(theirs)
 
 
-@pytest.mark.parametrize("mixed", [False, True])
-def test_no_group_is_torn_apart_and_all_parts_see_all_classes(mixed: bool) -> None:
-    for seed in range(20):
-        groups, labels = random_groups(seed, mixed=mixed)
-        parts = assign_groups(groups, labels, [0.4, 0.3, 0.2, 0.1], seed, keep_first=True)
-        first = np.zeros(groups.max() + 1, dtype=np.int64)
-        first[groups] = parts
-        assert (parts == first[groups]).all()
-        assert np.abs(np.bincount(parts, minlength=4) / len(parts) - [0.4, 0.3, 0.2, 0.1]).max() < 0.04
-        for label in np.unique(labels):
-            if len(np.unique(groups[labels == label])) >= 4:
-                assert len(set(parts[labels == label].tolist())) == 4
-
-
 def test_parts_without_a_share_stay_empty() -> None:
     groups, labels = random_groups(0, mixed=False)
     assert set(assign_groups(groups, labels, [0.5, 0.0, 0.5], 0, keep_first=True).tolist()) == {0, 2}

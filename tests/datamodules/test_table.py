@@ -102,7 +102,7 @@ def test_data_without_labels_have_no_tasks() -> None:
     assert len(table.fingerprint()) == 64
 
 
-def test_problems_of_rows_are_told_together_in_their_order() -> None:
+def test_problems_of_rows_are_reported_together_in_their_order() -> None:
     frame = small_frame()
     frame.loc[3, "name"] = "a"
     frame.loc[1, "split"] = "valid"
@@ -176,7 +176,7 @@ def test_the_fingerprint_depends_neither_on_place_nor_on_representation() -> Non
     assert SampleTable.from_frame(part, ["class", "colour"]).fingerprint() == original
 
 
-def test_the_fingerprint_tells_where_one_string_ends() -> None:
+def test_the_fingerprint_depends_on_where_one_string_ends() -> None:
     def fingerprint(names: list[str]) -> str:
         frame = pd.DataFrame(
             {"name": names, "source": ["s", "t"], "split": ["train"] * 2, "class": ["u"] * 2, "group": "g"}

@@ -491,7 +491,7 @@ def captions_of(number: int) -> list[str]:
     return [
         f"A {colour} {shape} .",
         f"The {shape} is {colour} , on a wall .",
-        f"Somebody painted a {shape} in {colour} .",
+        f"Children painted a {shape} in {colour} .",
         f"{colour} {shape} number {number}",
         f"a {shape}",
     ]

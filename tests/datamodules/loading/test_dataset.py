@@ -212,7 +212,7 @@ def test_what_is_skipped_is_not_read() -> None:
     assert len(read) == len(INDICES) - 16
 
 
-def test_a_finished_epoch_and_another_epoch_begin_anew() -> None:
+def test_a_finished_epoch_and_another_epoch_begin_at_the_start() -> None:
     whole = list(loader(epoch=1))
     for state in ({"epoch": 1, "batches": len(whole)}, {"epoch": 0, "batches": 2}):
         data = loader(epoch=1)

@@ -150,7 +150,7 @@ def test_processes_draw_different_samples_of_one_order() -> None:
     assert places(TrainSampler(101, 3, 1, 2, weights)) == both[1::2]
 
 
-def test_repeated_draws_are_told_apart() -> None:
+def test_repeated_draws_are_numbered() -> None:
     weights = torch.tensor([10.0, 1.0, 1.0, 1.0])
     ranks = [list(TrainSampler(4, 1, rank, 2, weights)) for rank in range(2)]
     order = [ranks[index % 2][index // 2] for index in range(4)]

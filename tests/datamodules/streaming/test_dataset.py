@@ -84,12 +84,6 @@ def test_looking_at_a_sample_without_its_image_reads_nothing(tmp_path: Path) -> 
     assert all(sample["caption_number"] == sample["sample_id"] % 3 for sample in samples)
 
 
-def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
-    data = dataset(tmp_path, bad=(9,))
-    with pytest.raises(ImageError, match=r"1\.parquet: k9: .*on_bad_image: skip"):
-        data.__getitems__(list(range(20)))
-
-
 def test_replaced_images_keep_the_number_and_are_noted_once(tmp_path: Path) -> None:
     journal = tmp_path / "run" / "skipped.jsonl"
     data = dataset(tmp_path, bad=(9, 2), on_bad="replace", journal=journal)
@@ -106,15 +100,7 @@ def test_replaced_images_keep_the_number_and_are_noted_once(tmp_path: Path) -> N
 
 
 @pytest.mark.filterwarnings("ignore:left out")
-def test_left_out_images_are_not_counted(tmp_path: Path) -> None:
-    data = dataset(tmp_path, bad=(9,), on_bad="leave_out", order={"shuffle_buffer": 0})
-    samples = [sample for start in range(0, 20, 4) for sample in data.__getitems__(list(range(start, start + 4)))]
-    assert [sample["sample_id"] for sample in samples if sample["is_padding"]] == [9]
-    assert all(sample["image"].shape == (3, 4, 4) for sample in samples)
-
-
-@pytest.mark.filterwarnings("ignore:left out")
-def test_a_batch_without_any_readable_image_is_told(tmp_path: Path) -> None:
+def test_a_batch_without_any_readable_image_is_refused(tmp_path: Path) -> None:
     data = dataset(tmp_path, bad=tuple(range(20)), on_bad="replace")
     with pytest.raises(ImageError, match="no image of its batch can be read"):
         data.__getitems__([0, 1, 2, 3])
@@ -218,7 +204,7 @@ def test_batches_come_from_the_streams_in_turn() -> None:
     assert one.stream_of(13) == (0, 5)
 
 
-def test_the_sampler_goes_on_where_it_is_told_to() -> None:
+def test_the_sampler_continues_at_its_start() -> None:
     sampler = StreamSampler(order((10, 9), world_size=2))
     sampler.set_epoch(4)
     assert [(key.place, key.epoch) for key in sampler] == [(slot, 4) for slot in range(10)]

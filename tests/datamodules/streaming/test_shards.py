@@ -71,7 +71,7 @@ def test_row_groups_without_wanted_rows_are_not_read(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("kind", ["struct", "tar", "tar.gz"])
-def test_a_shard_that_was_cut_off_meanwhile_is_told(kind: str, tmp_path: Path) -> None:
+def test_a_shard_that_was_cut_off_meanwhile_is_refused(kind: str, tmp_path: Path) -> None:
     shards = MAKERS[kind](tmp_path)
     path = Path(shards.urls[0])
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
@@ -80,7 +80,7 @@ def test_a_shard_that_was_cut_off_meanwhile_is_told(kind: str, tmp_path: Path) -
     assert "\n" not in str(caught.value)
 
 
-def test_a_shard_that_was_replaced_meanwhile_is_told(tmp_path: Path) -> None:
+def test_a_shard_that_was_replaced_meanwhile_is_refused(tmp_path: Path) -> None:
     shards = parquet(tmp_path)
     shutil.copy(shards.urls[1], shards.urls[0])
     with pytest.raises(UserError, match="fewer rows than when it was indexed"):
@@ -168,7 +168,7 @@ def test_any_file_system_of_fsspec(tmp_path: Path) -> None:
         ("{folder}/sub/../odd", "there is no"),
     ],
 )
-def test_mistakes_are_told(given: Any, message: str, folder: Path) -> None:
+def test_mistakes_are_refused(given: Any, message: str, folder: Path) -> None:
     def filled(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: filled(inner) for key, inner in value.items()}
@@ -179,7 +179,7 @@ def test_mistakes_are_told(given: Any, message: str, folder: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_does_not_say_its_split(tmp_path: Path) -> None:
+def test_a_file_that_does_not_name_its_split(tmp_path: Path) -> None:
     (tmp_path / "part-0.tar").write_bytes(b"")
     with pytest.raises(UserError, match="does not name its split"):
         find_shards(str(tmp_path))
@@ -214,7 +214,7 @@ def test_hub_data_sets_are_streamed_from_their_files(monkeypatch: pytest.MonkeyP
         find_shards("owner/name")
 
 
-def test_a_folder_that_lacks_one_of_its_numbered_shards_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_lacks_one_of_its_numbered_shards_is_refused(tmp_path: Path) -> None:
     for number in (0, 1, 3):
         (tmp_path / f"train-{number:05d}-of-00004.tar").write_bytes(b"")
     with pytest.raises(UserError, match=r"lacks train-00002-of-00004\.tar"):
