@@ -39,13 +39,9 @@ FILE = "efficiency.json"
 
 
 def parameter_count(module: nn.Module, *, trainable_only: bool = False) -> int:
-    """Number of parameters, each tensor once.
+    """Return the number of parameters, each tensor once.
 
     Four-bit weights of bitsandbytes are packed, two in a byte, and count as those that they represent.
-
-    Args:
-        module: network.
-        trainable_only: leave out those that are frozen.
     """
     return sum(_size(one) for one in module.parameters() if one.requires_grad or not trainable_only)
 
@@ -82,7 +78,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class BatchCost:
-    """What images cost in batches of one size.
+    """Cost of batches of one size.
 
     Attributes:
         seconds: of a batch, one a round; rounds are the same for all models that were measured together.
@@ -113,7 +109,7 @@ class BatchCost:
 
 @dataclass(frozen=True)
 class Costs:
-    """What was measured of one model.
+    """Measured costs of one model.
 
     Attributes:
         device: ``cpu`` or the GPU's name.
@@ -187,18 +183,12 @@ def _text_flops(model: nn.Module, device: torch.device) -> int | None:
 
 
 def columns(batch_sizes: Sequence[int]) -> list[str]:
-    """Headings of ``cells``."""
+    """Return the headings of ``cells``."""
     return [*COLUMNS, *(f"{name}, batch {size}" for size in batch_sizes for name in _COST_COLUMNS)]
 
 
 def cells(counts: Counts | None, costs: Costs | None, batch_sizes: Sequence[int]) -> list[str]:
-    """One model's numbers as text; a dash where there is none.
-
-    Args:
-        counts: None where the model could not be built.
-        costs: None where they were not measured.
-        batch_sizes: those that have columns.
-    """
+    """Return one model's numbers as text; a dash where it could not be built or was not measured."""
     return [*_count_cells(counts), *(cell for size in batch_sizes for cell in _cost_cells(costs, size))]
 
 
@@ -228,7 +218,7 @@ def _cost_cells(costs: Costs | None, size: int) -> list[str]:
 
 
 def ratio_text(one: BatchCost) -> str:
-    """The ratio and the lowest and highest of its rounds, where there are several."""
+    """Return the ratio and the lowest and highest of its rounds, where there are several."""
     spread = f" [{min(one.ratios):.2f}, {max(one.ratios):.2f}]" if len(one.ratios) > 1 else ""
     return f"{one.ratio:.2f}{spread}"
 
@@ -245,7 +235,7 @@ def ratios_to(rows: Mapping[str, tuple[Counts | None, Costs | None]]) -> str:
 
 
 def by_model(rows: Mapping[str, tuple[Counts | None, Costs | None]], batch_sizes: Sequence[int]) -> Table:
-    """One row per model."""
+    """Return one row per model."""
     return Table(["model", *columns(batch_sizes)], [[name, *cells(*row, batch_sizes)] for name, row in rows.items()])
 
 

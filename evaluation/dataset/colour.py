@@ -34,7 +34,7 @@ def hsv_pixels(image: NDArray[np.uint8], rng: np.random.Generator, side: int, co
 
     Args:
         image: uint8 ``(H, W, 3)``, RGB.
-        rng: samples them.
+        rng: random generator.
         side: that the image is scaled to, in pixels.
         count: how many; all where there are no more.
 
@@ -47,14 +47,10 @@ def hsv_pixels(image: NDArray[np.uint8], rng: np.random.Generator, side: int, co
 
 
 def density(values: NDArray[np.float64], *, circular: bool = False) -> NDArray[np.float64]:
-    """Gaussian kernel density on 0 to 1, with Scott's bandwidth, from a fine histogram.
+    """Return a Gaussian kernel density on 0 to 1, with Scott's bandwidth, from a fine histogram.
 
     The density stays inside: what a kernel would put beyond an end comes back from it, or at the other end where the
     values are circular.
-
-    Args:
-        values: float64 ``(n,)``, 0 to 1.
-        circular: whether 0 and 1 are the same.
 
     Returns:
         float64 ``(LEVELS,)`` at the middles of as many equal bins; its mean is 1, or 0 for no values.
@@ -74,10 +70,9 @@ def density(values: NDArray[np.float64], *, circular: bool = False) -> NDArray[n
 def class_densities(
     images: Iterable[NDArray[np.uint8]], rng: np.random.Generator, side: int = SIDE, count: int = PIXELS
 ) -> NDArray[np.float64]:
-    """Densities of the hue, saturation and value of some images.
+    """Return densities of the hue, saturation and value of some images, float64 ``(3, LEVELS)``.
 
-    Returns:
-        float64 ``(3, LEVELS)``, see ``density``; pixels without colour are left out of the first row.
+    Pixels without colour are left out of the first row.
     """
     pixels: NDArray[Any] = np.concatenate([hsv_pixels(image, rng, side, count) for image in images])
     hue, saturation, value = pixels.T

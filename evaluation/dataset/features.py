@@ -25,14 +25,7 @@ _HUES, _LEVELS = 12, 8
 
 
 def pixel_features(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Thumbnail, colour histogram and edges of an image of any size.
-
-    Args:
-        pixels: uint8 ``(H, W, 3)``, RGB.
-
-    Returns:
-        float32 ``(D,)``, each number between 0 and 1.
-    """
+    """Return thumbnail, colour histogram and edges of an RGB image of any size, float32 ``(D,)``, 0 to 1."""
     image = Image.fromarray(pixels)
     thumbnail = np.asarray(image.resize((GRID, GRID), Image.Resampling.BOX), np.float64) / 255
     small = image.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
@@ -46,7 +39,7 @@ CENTRE = 0.5
 
 
 def centre_colour(image: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Mean hue, saturation and value of the centre crop, float64 ``(3,)``, 0 to 1.
+    """Return mean hue, saturation and value of the centre crop, float64 ``(3,)``, 0 to 1.
 
     Hue is averaged as a number; red is at both of its ends.
     """
@@ -100,11 +93,9 @@ _MAX_ITERATIONS = 2_000
 
 
 class Reduction:
-    """Standardises features and keeps their first principal components.
+    """Standardises features, ``(N, D)`` and finite, and keeps their first principal components.
 
-    Args:
-        features: ``(N, D)``, finite; labels are not needed, so unlabelled images may be among them.
-        components: maximum number that is kept.
+    Labels are not needed, so unlabelled images may be among them.
     """
 
     def __init__(self, features: NDArray[Any], components: int = MAX_COMPONENTS) -> None:
@@ -121,7 +112,7 @@ class Reduction:
         self._scale = float(reduced.std(axis=0).max(initial=0.0)) or 1.0
 
     def __call__(self, features: NDArray[Any]) -> NDArray[np.float64]:
-        """Components of some features, float64 ``(n, components)``."""
+        """Return components of some features, float64 ``(n, components)``."""
         reduced: NDArray[np.float64] = self._pipeline.transform(np.asarray(features, np.float64)) / self._scale
         return reduced
 
@@ -134,11 +125,7 @@ def fitted(features: NDArray[np.float64], labels: NDArray[np.int64]) -> Any:
 
 
 def probabilities(classifier: Any, features: NDArray[np.float64], num_classes: int) -> NDArray[np.float64]:
-    """Probabilities of all classes, 0 for those that the classifier never saw.
-
-    Returns:
-        float64 ``(N, num_classes)``; each row sums to 1.
-    """
+    """Return probabilities of all classes, float64 ``(N, num_classes)``, 0 for those that the classifier never saw."""
     all_classes = np.zeros((len(features), num_classes))
     all_classes[:, classifier.classes_] = classifier.predict_proba(features)
     return all_classes

@@ -82,13 +82,7 @@ def density_curves(densities: Mapping[str, NDArray[np.float64]], levels: NDArray
 
 
 def image_map(places: NDArray[np.float64], tiles: Sequence[Tile], title: str) -> Figure:
-    """Small images at their places in the plane, each with its text.
-
-    Args:
-        places: float64 ``(N, 2)``.
-        tiles: N of them.
-        title: above.
-    """
+    """Draw small images at their places in the plane, float64 ``(N, 2)``, each with its text."""
     from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
     many = len(tiles) > 40
@@ -114,7 +108,7 @@ def image_map(places: NDArray[np.float64], tiles: Sequence[Tile], title: str) ->
 
 
 def size_figure(widths: NDArray[np.int64], heights: NDArray[np.int64]) -> Figure:
-    """Width against height, and the distribution of shapes."""
+    """Draw width against height, and the distribution of shapes."""
     figure = blank_figure(9.5, 3.8)
     left, right = figure.subplots(1, 2)
     sizes, counts = np.unique(np.stack([widths, heights], axis=1), axis=0, return_counts=True)
@@ -137,7 +131,7 @@ def size_figure(widths: NDArray[np.int64], heights: NDArray[np.int64]) -> Figure
 
 
 def length_histogram(lengths: Mapping[str, NDArray[np.int64]]) -> Figure:
-    """Number of words of captions, by split; each split's bars sum to 1, so that splits of different sizes compare."""
+    """Draw the number of words of captions by split; each split's bars sum to 1, so that splits compare."""
     figure = blank_figure(7.2, 3.4)
     axes = figure.subplots()
     longest = max(int(values.max(initial=0)) for values in lengths.values())
@@ -163,7 +157,7 @@ def length_histogram(lengths: Mapping[str, NDArray[np.int64]]) -> Figure:
 
 
 def heatmap(table: pd.DataFrame, title: str, *, highest: float | None = None) -> Figure:
-    """Numbers in a grid, each written into its cell; white is 0."""
+    """Draw numbers in a grid, each written into its cell; white is 0."""
     rows, columns = table.shape
     names = [short(str(name)) for name in table.index]
     margin = 0.085 * max(map(len, names), default=1)
@@ -187,7 +181,7 @@ def heatmap(table: pd.DataFrame, title: str, *, highest: float | None = None) ->
 
 
 def contact_sheet(tiles: Sequence[Tile], columns: int = 6, side: float = 1.55) -> Figure:
-    """Images in a grid with their texts below."""
+    """Draw images in a grid with their texts below."""
     columns = min(columns, len(tiles))
     rows = -(-len(tiles) // columns)
     lines = max(tile.text.count("\n") + 1 for tile in tiles)

@@ -56,7 +56,7 @@ def out_of_fold(
     folds: int = FOLDS,
     seed: int = 0,
 ) -> NDArray[np.float64]:
-    """Probabilities of each sample from a linear probe that saw neither it nor any other sample of its group.
+    """Return probabilities from a linear probe that saw neither the sample nor any other sample of its group.
 
     Args:
         features: ``(N, D)``.

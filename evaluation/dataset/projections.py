@@ -45,7 +45,7 @@ def project(
         float64 ``(N, 2)``.
 
     Raises:
-        UserError: if a vector is not finite, the method is unknown, or its package is not installed.
+        UserError: a vector is not finite, the method is unknown, or its package is not installed.
     """
     if method not in PROJECTIONS:
         raise UserError(f"projection: {method!r} is unknown; choose one of {', '.join(PROJECTIONS)}")

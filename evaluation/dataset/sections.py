@@ -34,7 +34,7 @@ _LISTED = 8
 
 @dataclass(frozen=True)
 class Collection:
-    """What there is to explore: N samples.
+    """A data set as the sections take it: N samples.
 
     Attributes:
         name: of the data set.
@@ -45,8 +45,8 @@ class Collection:
         targets: for each task int64 ``(N,)``.
         usable: int64 ``(n,)``, rows whose images can be read.
         unreadable: why other rows' images cannot be read.
-        read: gives uint8 ``(H, W, 3)`` for a row.
-        captions: gives all captions of some rows; None where the data have none of their own.
+        read: returns uint8 ``(H, W, 3)`` for a row.
+        captions: returns all captions of some rows; None where the data have none of their own.
     """
 
     name: str
@@ -254,7 +254,7 @@ def contingency(collection: Collection, first: str, second: str) -> pd.DataFrame
 
 
 def cramers_v(table: pd.DataFrame) -> float:
-    """Cramér's V, 0 to 1; NaN where one of the two has fewer than two values that occur."""
+    """Return Cramér's V, 0 to 1; NaN where one of the two has fewer than two values that occur."""
     from scipy.stats.contingency import association
 
     counts = table.to_numpy()

@@ -42,7 +42,7 @@ def confusion_figure(matrix: pd.DataFrame, title: str) -> Figure:
     Args:
         matrix: rows are the C targets, columns the predictions, as ``per_class.confusion_matrix`` makes them; NaN
             rows (classes without a target) stay grey.
-        title: Shown above the matrix.
+        title: above the matrix.
     """
     from matplotlib.colors import PowerNorm
 
@@ -126,14 +126,10 @@ def short(text: str, longest: int = 30) -> str:
 
 
 def reliability_figure(panels: Mapping[str, ReliabilityBins], title: str) -> Figure:
-    """Draw one diagram a panel, side by side.
+    """Draw a diagram for each of several bins by heading, such as "before" and "after".
 
     Bars are the accuracy of each bin; the red piece up or down to the dot is its gap to the mean confidence. Below is
     the share of samples in each bin.
-
-    Args:
-        panels: bins by heading, such as "before" and "after".
-        title: shown above all.
     """
     figure = blank_figure(0.4 + 3.6 * len(panels), 5.4)
     figure.suptitle(plain(title), fontsize=11)
@@ -169,14 +165,9 @@ def _draw_counts(axes: Any, bins: ReliabilityBins) -> None:
 
 
 def on_the_front(cost: NDArray[np.float64], score: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which points no other beats: none costs at most as much and scores at least as high, one of both strictly.
+    """Return which points no other beats, bool ``(N,)``; False where one of both is NaN.
 
-    Args:
-        cost: float64 ``(N,)``, lower is better.
-        score: float64 ``(N,)``, higher is better.
-
-    Returns:
-        bool ``(N,)``; False where one of both is NaN.
+    A point beats another if it costs at most as much and scores at least as high, one of both strictly.
     """
     usable = ~(np.isnan(cost) | np.isnan(score))
     no_worse = (cost[:, None] <= cost[None, :]) & (score[:, None] >= score[None, :])

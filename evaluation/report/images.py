@@ -151,7 +151,7 @@ def _mistake(stem: str, row: Mapping[Any, Any], read: ReadImage) -> Card:
 
 
 def small_image(name: str, read: ReadImage | None) -> bytes | None:
-    """A JPEG file's content; None where the image cannot be read."""
+    """Return a JPEG file's content; None where the image cannot be read."""
     from retrieval.commands.output import small_jpeg
 
     pixels = None if read is None else read(name)
@@ -211,13 +211,9 @@ def curves_section(files: Run) -> Section:
 
 
 def epoch_table(metrics: pd.DataFrame) -> pd.DataFrame:
-    """One row an epoch with all that was logged once an epoch in training and validation.
+    """Return one row an epoch with all that was logged once an epoch in training and validation.
 
-    Args:
-        metrics: of ``Run``.
-
-    Returns:
-        float64; ``epoch`` counted from 0, ``step`` the last of the epoch, and columns ``train/…`` and ``val/…``.
+    Columns are ``epoch``, counted from 0, ``step``, the last of the epoch, ``train/…`` and ``val/…``; float64.
     """
     import pandas as pd
 
@@ -235,7 +231,7 @@ def epoch_table(metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def learning_rates(metrics: pd.DataFrame, epochs: pd.DataFrame) -> pd.DataFrame:
-    """Learning rates, over the number of epochs done (with fractions) in ``done``."""
+    """Return learning rates, over the number of epochs done (with fractions) in ``done``."""
     import pandas as pd
 
     names = [name for name in metrics.columns if name.startswith("lr-") and metrics[name].notna().any()]
@@ -248,7 +244,7 @@ def learning_rates(metrics: pd.DataFrame, epochs: pd.DataFrame) -> pd.DataFrame:
 
 
 def phase_begins(config: Mapping[str, Any]) -> dict[int, str]:
-    """First epochs of later phases by the configuration, each with its callback."""
+    """Return the first epochs of later phases by the configuration, each with its callback."""
     trainer = config.get("trainer")
     callbacks = trainer.get("callbacks") if isinstance(trainer, dict) else None
     found = {}

@@ -31,13 +31,7 @@ SHOWN_ROWS = 25
 
 @dataclass(frozen=True)
 class Card:
-    """A small image and its description.
-
-    Attributes:
-        stem: name of its file without the ending.
-        jpeg: the file's content; None where the image cannot be read.
-        lines: of the description.
-    """
+    """A small image and its description; ``stem`` names its file, ``jpeg`` is None where the image cannot be read."""
 
     stem: str
     jpeg: bytes | None
@@ -71,13 +65,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """What HTML and Markdown show.
-
-    Attributes:
-        title: heading and name.
-        lead: paragraphs below it.
-        sections: in order.
-    """
+    """A title, paragraphs below it, and sections."""
 
     title: str
     lead: Sequence[str]
@@ -106,7 +94,7 @@ class Page:
         """Write the page as HTML and its files, each atomically; the page last.
 
         Args:
-            folder: for the page, made if need be.
+            folder: for the page.
             name: of the page without its ending.
             files: folder for everything but the page; the same by default.
 

@@ -18,13 +18,7 @@ from evaluation.efficiency import ratio_text, read_efficiency
 from evaluation.report.figures import confusion_figure, reliability_figure
 from evaluation.report.images import ReadImage, rows_of, small_image, split_text
 from evaluation.report.page import Card, Section
-from evaluation.statistics.calibration import (
-    calibration_error,
-    chance_errors,
-    expected_calibration_error,
-    negative_log_likelihood,
-    reliability_bins,
-)
+from evaluation.statistics.calibration import calibration_of, reliability_bins
 from evaluation.statistics.intervals import clustered_wilson, known
 from evaluation.tables.per_class import class_report, confusion_matrix
 from evaluation.tables.summary import TaskSummary, flattened, share, summarise, with_interval
@@ -148,7 +142,7 @@ def data_section(files: Run) -> Section:
 
 
 def stage_minutes(stage: Mapping[str, Any]) -> float:
-    """How long a stage took, in minutes; NaN where its end is not known."""
+    """Return how long a stage took, in minutes; NaN where its end is not known."""
     try:
         started, ended = (datetime.fromisoformat(str(stage[key])) for key in ("started", "ended"))
     except (KeyError, ValueError):
@@ -255,11 +249,10 @@ def classes_section(predictions: Predictions, class_counts: Mapping[str, Sequenc
 
 
 def class_table(predictions: Predictions, task: str, train: Sequence[int] | None = None) -> pd.DataFrame:
-    """One row a class; NaN where there is nothing to compute a number from, unlike ``class_report``.
+    """Return one row a class; NaN where there is nothing to compute a number from, unlike ``class_report``.
 
-    Returns:
-        ``class``, ``train`` where known, ``samples``, ``groups``, ``predicted`` (how often),
-        ``precision``, ``recall``, its interval as text, and ``f1``.
+    Columns are ``class``, ``train`` where known, ``samples``, ``groups``, ``predicted`` (how often), ``precision``,
+    ``recall``, its interval as text, and ``f1``.
     """
     import pandas as pd
 
@@ -347,12 +340,23 @@ def calibration_section(predictions: Predictions, temperatures: Mapping[str, flo
         values = {"T = 1": 1.0} | (
             {f"T = {temperatures[task]:.3g}": temperatures[task]} if task in temperatures else {}
         )
-        correct = predictions.predicted(task)[rows] == predictions.targets[task][rows]
         panels = {}
         for name, temperature in values.items():
-            confidence = predictions.probabilities(task, temperature)[rows].max(axis=1)
-            panels[name] = reliability_bins(confidence, correct)
-            table.append(_calibration_row(predictions, task, rows, temperature, confidence, correct))
+            found = calibration_of(predictions, task, temperature)
+            panels[name] = reliability_bins(found.confidence, found.correct)
+            table.append(
+                {
+                    "task": task,
+                    "T": temperature,
+                    "n": len(rows),
+                    "accuracy": float(found.correct.mean()),
+                    "mean confidence": float(found.confidence.mean()),
+                    "ECE [95 %]": with_interval(*found.ece),
+                    "by chance": found.by_chance,
+                    "ECE, bins of equal mass": found.ece_mass,
+                    "NLL": found.nll,
+                }
+            )
         section.figures[f"reliability_{split}_{file_name(task)}"] = reliability_figure(
             panels, f"{task}, {split} (n = {len(rows)})"
         )
@@ -363,27 +367,6 @@ def calibration_section(predictions: Predictions, temperatures: Mapping[str, flo
             f"No temperature is fitted for {', '.join(without)}: `python -m evaluation calibrate {run}` does, on val."
         )
     return section
-
-
-def _calibration_row(
-    predictions: Predictions,
-    task: str,
-    rows: NDArray[np.int64],
-    temperature: float,
-    confidence: NDArray[np.float64],
-    correct: NDArray[np.bool_],
-) -> dict[str, Any]:
-    return {
-        "task": task,
-        "T": temperature,
-        "n": len(rows),
-        "accuracy": float(correct.mean()),
-        "mean confidence": float(confidence.mean()),
-        "ECE [95 %]": with_interval(*calibration_error(confidence, correct, predictions.groups[rows])),
-        "by chance": float(chance_errors(confidence).mean()),
-        "ECE, bins of equal mass": expected_calibration_error(confidence, correct, binning="mass"),
-        "NLL": negative_log_likelihood(predictions.logits[task][rows], predictions.targets[task][rows], temperature),
-    }
 
 
 def _score_row(summary: TaskSummary, num_classes: int) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def class_scores(model: nn.Module, task: str | None = None) -> Scores:
     """Return a function to a task's logits; of a dual encoder to the scaled similarities to the classes' prompts.
 
     Raises:
-        UserError: if the model does not have the task, or has no classes at all.
+        UserError: the model does not have the task, or has no classes at all.
     """
     tasks: dict[str, list[str]] = getattr(model, "tasks", {})
     if not tasks:
@@ -59,7 +59,7 @@ def text_scores(model: nn.Module, texts: list[str]) -> Scores:
     """Return a function to cosine similarities to texts.
 
     Raises:
-        UserError: if the model reads no texts.
+        UserError: the model has no text encoder.
     """
     if not hasattr(model, "encode_text"):
         raise UserError(f"--text: {type(model).__name__} has no text encoder; use a dual encoder, or leave --text out")
@@ -70,12 +70,10 @@ def text_scores(model: nn.Module, texts: list[str]) -> Scores:
 
 
 def grad_cam(model: nn.Module, scores: Scores, images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """Compute Grad-CAM of some scores of each image.
-
-    The model is left as it was: hooks, gradients, trainable parameters and training mode.
+    """Compute Grad-CAM of some scores of each image; the model is left as it was.
 
     Args:
-        model: a task of ours, on the device to compute on.
+        model: a task, on the device to compute on.
         scores: computed by the model.
         images: uint8 ``(B, 3, H, W)``, RGB.
         classes: int64 ``(B, K)``, which scores of each image.
@@ -85,7 +83,7 @@ def grad_cam(model: nn.Module, scores: Scores, images: torch.Tensor, classes: to
         image contributes to a class its map is 0 everywhere.
 
     Raises:
-        UserError: if the network is of no known kind, or its scores are not finite.
+        UserError: the network is of no known kind, or its scores are not finite.
     """
     layer, size = map_layer(image_backbone(model)), _size(images)
     kept: list[torch.Tensor] = []
@@ -118,15 +116,11 @@ def attention_rollout(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
     Each layer counts as the mean of its heads, half, and its residual connection, the other half.
 
-    Args:
-        model: a task of ours with a plain vision transformer.
-        images: uint8 ``(B, 3, H, W)``, RGB.
-
     Returns:
         float32 ``(B, 1, H, W)`` in [0, 1], on the CPU; smallest and largest value of each map are 0 and 1.
 
     Raises:
-        UserError: if the network is no plain vision transformer.
+        UserError: the network is no plain vision transformer.
     """
     backbone, size, parts = image_backbone(model), _size(images), []
     for chunk in torch.split(images, AT_A_TIME):
@@ -139,13 +133,10 @@ def attention_rollout(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 
 def score_images(model: nn.Module, scores: Scores, images: torch.Tensor) -> torch.Tensor:
-    """Compute the scores themselves.
-
-    Returns:
-        float32 ``(B, C)``, on the CPU.
+    """Compute the scores themselves, float32 ``(B, C)``, on the CPU.
 
     Raises:
-        UserError: if they are not finite.
+        UserError: they are not finite.
     """
     parts = []
     for chunk in torch.split(images, AT_A_TIME):
@@ -159,7 +150,7 @@ def check_method(model: nn.Module, method: Method) -> None:
     """Refuse at once what would fail later.
 
     Raises:
-        UserError: if the method does not go with the model's network.
+        UserError: the method does not go with the model's network.
     """
     backbone = image_backbone(model)
     if method == "gradcam":
@@ -173,7 +164,7 @@ def image_backbone(model: nn.Module) -> nn.Module:
     """Return the image encoder's network.
 
     Raises:
-        UserError: if the model has none.
+        UserError: the model has none.
     """
     towers = getattr(model, "towers", None)
     backbone = towers.backbone("image") if towers is not None else getattr(model, "backbone", None)

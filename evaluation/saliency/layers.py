@@ -22,11 +22,9 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class MapLayer:
-    """The module whose output is read as a map.
+    """The module whose output is a feature map.
 
-    Attributes:
-        module: part of the network.
-        to_map: from its output and the size of the images to ``(B, C, h, w)``.
+    ``to_map`` turns its output and the size of the images into ``(B, C, h, w)``.
     """
 
     module: nn.Module

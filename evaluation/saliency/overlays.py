@@ -34,12 +34,7 @@ _LINE = 30
 
 @dataclass(frozen=True)
 class Heat:
-    """One map over an image.
-
-    Attributes:
-        caption: what it is the map of.
-        values: float32 ``(H, W)`` in [0, 1].
-    """
+    """A map over an image, float32 ``(H, W)`` in [0, 1], and its caption."""
 
     caption: str
     values: NDArray[np.float32]
@@ -51,7 +46,7 @@ class Explained:
 
     Attributes:
         name: stable name, or path.
-        image: uint8 ``(H, W, 3)``, as the model takes it in.
+        image: uint8 ``(H, W, 3)``, the model's input.
         heats: its maps.
         predicted: predicted class; empty for texts.
         confidence: its probability; NaN for texts.
@@ -67,10 +62,9 @@ class Explained:
 
 
 def worst_mistakes(logits: NDArray[np.float32], targets: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Return the wrong predictions with the least probability of the right class first.
+    """Return the rows of wrong predictions, int64 ``(n,)``, the least probability of the right class first.
 
-    Returns:
-        Rows, int64 ``(n,)``; equal ones in the order of the rows.
+    Equal ones are in the order of the rows.
     """
     from scipy.special import log_softmax
 
@@ -97,12 +91,12 @@ def explain_classes(
         images: uint8 ``(B, 3, H, W)``.
         names: of the images.
         targets: index of each image's right class, ``UNKNOWN`` where not known.
-        method: Grad-CAM has a map of the chosen class and, where it is another one, of the right class; rollout has one
-            map, which is the same for all classes.
-        shown: index of a class to explain instead of the chosen one.
+        method: Grad-CAM has a map of the predicted class and, where it is another one, of the right class; rollout has
+            one map, which is the same for all classes.
+        shown: index of a class to explain instead of the predicted one.
 
     Raises:
-        UserError: if the method does not go with the network, or scores are not finite.
+        UserError: the method does not go with the network, or scores are not finite.
     """
     if not len(images):
         return []
@@ -151,17 +145,12 @@ def _class_heats(
 def explain_texts(
     model: nn.Module, texts: list[str], images: torch.Tensor, names: Sequence[str], *, method: Method = "gradcam"
 ) -> list[Explained]:
-    """What in an image is like a text.
+    """Explain the likeness of images, uint8 ``(B, 3, H, W)``, to texts.
 
-    Args:
-        model: a dual encoder.
-        texts: T of them.
-        images: uint8 ``(B, 3, H, W)``.
-        names: of the images.
-        method: Grad-CAM has a map a text; rollout has one map, which is the same for all texts.
+    Grad-CAM has a map a text; rollout has one map, which is the same for all texts.
 
     Raises:
-        UserError: if the model reads no texts, the method does not go with the network, or scores are not finite.
+        UserError: the model has no text encoder, the method does not go with the network, or scores are not finite.
     """
     if not len(images):
         return []
@@ -205,11 +194,7 @@ def explained_figure(explained: Sequence[Explained], columns: int = 1) -> Figure
 
 
 def overlay(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """An image with a map over it; where the map is 0 it is as it was.
-
-    Returns:
-        uint8 ``(H, W, 3)``.
-    """
+    """Return an image with a map over it, uint8 ``(H, W, 3)``; where the map is 0 it is unchanged."""
     from matplotlib import colormaps
 
     colours = colormaps[COLOURS](heat)[..., :3] * 255

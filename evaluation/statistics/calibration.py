@@ -1,14 +1,12 @@
-"""Does a confidence of 0.8 mean right in 80 of 100 cases? Calibration error, reliability, and a temperature.
+"""Calibration: how far confidences are from accuracy, reliability bins, and temperatures.
 
 * Expected calibration error (ECE) in bins of equal width, reliability diagram, temperature scaling: Guo et al., On
   Calibration of Modern Neural Networks, ICML 2017. Bins of equal mass: Nguyen & O'Connor, EMNLP 2015.
-* With few samples even a perfect model has an ECE above 0, because shares in bins scatter: ``chance_errors`` say how
+* With few samples even a perfect model has an ECE above 0, because shares in bins scatter: ``chance_errors`` show how
   much (Bröcker & Smith, Weather and Forecasting 22, 2007; Vaicenavicius et al., AISTATS 2019). An ECE near it is no
   sign of bad calibration.
 
 Confidence is the largest probability. All errors are 0 to 1, lower is better.
-
-Expected calibration error of one run or of several runs of one experiment, with temperatures or without.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +30,43 @@ BINS = 15
 """As in Guo et al."""
 
 LOWEST, HIGHEST = 0.01, 100.0
-"""Between these a temperature is looked for; at an end of it there is none that is best (see ``fit_temperature``)."""
+"""Range of temperatures; at an end of it there is none that is best (see ``fit_temperature``)."""
+
+
+class Calibration(NamedTuple):
+    """Calibration of one task on the N samples with a known target; NaN for none.
+
+    Attributes:
+        confidence: float64 ``(N,)``.
+        correct: bool ``(N,)``.
+        ece: expected calibration error in bins of equal width.
+        ece_mass: the same in bins of equal mass.
+        by_chance: ECE that a perfectly calibrated model with these confidences would have on average.
+        nll: mean negative log-likelihood in nats, lower is better.
+    """
+
+    confidence: NDArray[np.float64]
+    correct: NDArray[np.bool_]
+    ece: Estimate
+    ece_mass: float
+    by_chance: float
+    nll: float
+
+
+def calibration_of(predictions: Predictions, task: str, temperature: float = 1.0) -> Calibration:
+    """Measure the calibration of a task's confidences at a temperature."""
+    rows = known(predictions.targets[task])
+    targets, logits = predictions.targets[task][rows], predictions.logits[task][rows]
+    correct = predictions.predicted(task)[rows] == targets
+    confidence = predictions.probabilities(task, temperature)[rows].max(axis=1)
+    return Calibration(
+        confidence,
+        correct,
+        calibration_error(confidence, correct, predictions.groups[rows]),
+        expected_calibration_error(confidence, correct, binning="mass"),
+        float(chance_errors(confidence).mean()),
+        negative_log_likelihood(logits, targets, temperature),
+    )
 
 
 @dataclass(frozen=True)
@@ -43,7 +77,7 @@ class ReliabilityBins:
         edges: float64 ``(B + 1,)``, confidences between which the bins lie.
         count: int64 ``(B,)``, samples.
         confidence: float64 ``(B,)``, mean confidence; NaN for no samples.
-        accuracy: float64 ``(B,)``, share of right answers; NaN for no samples.
+        accuracy: float64 ``(B,)``, share of right predictions; NaN for no samples.
     """
 
     edges: NDArray[np.float64]
@@ -59,7 +93,7 @@ def reliability_bins(
 
     Args:
         confidence: float64 ``(N,)``, 0 to 1, N at least 1.
-        correct: bool ``(N,)``, whether the answer was right.
+        correct: bool ``(N,)``.
         n_bins: number of bins; of equal mass there are fewer where confidences repeat.
         binning: bins of equal width from 0 to 1, or of as equal numbers of samples as there can be.
     """
@@ -76,13 +110,9 @@ def reliability_bins(
 def expected_calibration_error(
     confidence: NDArray[np.float64], correct: NDArray[np.bool_], n_bins: int = BINS, binning: Binning = "width"
 ) -> float:
-    """Mean over samples of how far their bin's accuracy is from its mean confidence; NaN for no samples.
+    """Return the mean distance of a bin's accuracy from its mean confidence over samples; NaN for no samples.
 
-    Args:
-        confidence: float64 ``(N,)``.
-        correct: bool ``(N,)``.
-        n_bins: as in ``reliability_bins``.
-        binning: as in ``reliability_bins``.
+    Arguments are as in ``reliability_bins``.
     """
     if not len(confidence):
         return math.nan
@@ -92,7 +122,7 @@ def expected_calibration_error(
 def calibration_statistic(
     confidence: NDArray[np.float64], correct: NDArray[np.bool_], n_bins: int = BINS, binning: Binning = "width"
 ) -> Statistic:
-    """ECE as a function of sample weights; the bins are those of all samples."""
+    """Return the ECE as a function of sample weights; the bins are those of all samples."""
     from scipy.sparse import csr_matrix
 
     edges = _edges(confidence, n_bins, binning)
@@ -117,22 +147,13 @@ def calibration_error(
     n_resamples: int = 5_000,
     seed: int = 0,
 ) -> Estimate:
-    """ECE with its 95 % interval by group.
+    """Return the ECE with its 95 % interval by group; ``groups`` is ``(N,)``.
 
     A resample scatters around the sample as the sample does around the truth, and scatter only adds to an ECE: plain
     percentiles lie too high, and can leave out the ECE itself. So they are mirrored at it (the basic bootstrap
     interval), and the interval begins at 0 where a perfect model could well have this ECE (``chance_errors``).
     Simulated coverage with 100 to 1,000 independent samples: .83 to .93 for a true ECE of .05 or .15, .96 to .98 for 0;
     plain percentiles .00 to .94.
-
-    Args:
-        confidence: float64 ``(N,)``.
-        correct: bool ``(N,)``.
-        groups: ``(N,)``.
-        n_bins: as in ``reliability_bins``.
-        binning: as in ``reliability_bins``.
-        n_resamples: of the bootstrap.
-        seed: of the bootstrap.
     """
     value = expected_calibration_error(confidence, correct, n_bins, binning)
     if math.isnan(value):
@@ -152,14 +173,7 @@ def chance_errors(
     draws: int = 1_000,
     seed: int = 0,
 ) -> NDArray[np.float64]:
-    """ECEs of a perfectly calibrated model with these confidences, each on N independent samples.
-
-    Args:
-        confidence: float64 ``(N,)``.
-        n_bins: as in ``reliability_bins``.
-        binning: as in ``reliability_bins``.
-        draws: how often right and wrong are drawn.
-        seed: of the draws.
+    """Sample ECEs of a perfectly calibrated model with these confidences, each on N independent samples.
 
     Returns:
         float64 ``(draws,)``; NaN for no samples.
@@ -175,7 +189,7 @@ def chance_errors(
 def negative_log_likelihood(
     logits: NDArray[np.floating[Any]], targets: NDArray[np.int64], temperature: float = 1.0
 ) -> float:
-    """Mean of −log p(target), in nats, lower is better; NaN for no samples.
+    """Return the mean of −log p(target), in nats, lower is better; NaN for no samples.
 
     Args:
         logits: ``(N, C)``.
@@ -191,18 +205,15 @@ def negative_log_likelihood(
 
 
 def fit_temperature(logits: NDArray[np.floating[Any]], targets: NDArray[np.int64]) -> float:
-    """The temperature with the lowest negative log-likelihood, which is convex in its inverse.
+    """Return the temperature with the lowest negative log-likelihood, which is convex in its inverse.
 
-    To be fitted on validation. Where none changes anything, as with equal logits, it is 1. Where every answer is right
-    there is no best one, the colder the better; where the logits say nothing of the targets, the hotter the better.
-    Then the end of the range is returned (``is_at_end``).
+    To be fitted on validation. Where none changes anything, as with equal logits, it is 1. Where every prediction is
+    right there is no best one, the colder the better; where the logits show nothing of the targets, the hotter the
+    better. Then the end of the range is returned (``is_at_end``).
 
     Args:
         logits: ``(N, C)``.
         targets: int64 ``(N,)``, all known.
-
-    Returns:
-        From ``LOWEST`` to ``HIGHEST``.
 
     Raises:
         UserError: there are no samples, or logits are not finite.
@@ -229,7 +240,7 @@ def fit_temperature(logits: NDArray[np.floating[Any]], targets: NDArray[np.int64
 
 
 def is_at_end(temperature: float) -> bool:
-    """Whether a fitted temperature is only an end of the range."""
+    """Return whether a fitted temperature is only an end of the range."""
     return not LOWEST * 1.001 < temperature < HIGHEST / 1.001
 
 
@@ -253,18 +264,19 @@ def joined_calibration_error(
     temperatures: Sequence[float] | None = None,
     n_resamples: int = 5_000,
 ) -> Estimate:
-    """ECE over all samples: folds are put together, and of seeds the mean is taken.
+    """Return the ECE over all samples: folds are put together, and of seeds the mean is taken.
 
     Args:
         runs: predictions of each run, at least one.
         task: whose confidences.
         names: of the runs, for messages.
-        temperatures: above 0, by which each run's logits are divided; as they are where not given.
+        temperatures: above 0, by which each run's logits are divided; none by default.
         n_resamples: of the bootstrap.
 
     Returns:
         0 to 1, lower is better; NaN where no target is known. The interval is by group; for several seeds it is NaN,
-        because what chance alone gives (see ``calibration_error``) is not known for answers that depend on each other.
+        because what chance alone gives (see ``calibration_error``) is not known for predictions that depend on each
+        other.
 
     Raises:
         UserError: the runs cannot be joined, as ``join_runs``.

@@ -1,7 +1,6 @@
-"""Statistics of predictions with intervals that respect groups.
+"""Statistics of predictions with intervals that respect groups: whole groups are resampled.
 
-Images of one physical object are not independent, so an interval by image is too narrow: on the products' test set
-53 images are really 11 objects. The intervals here resample whole groups.
+Images of one physical object are not independent, so an interval by image is too narrow.
 
 * Bootstrap: Efron & Tibshirani, An Introduction to the Bootstrap, 1993; of clusters: Field & Welsh, Bootstrapping
   clustered data, JRSS B 69 (2007).
@@ -48,11 +47,11 @@ class Estimate(NamedTuple):
 
 
 class Baseline(NamedTuple):
-    """Accuracy of always answering the majority class.
+    """Accuracy of always predicting the majority class.
 
     Attributes:
-        accuracy: Share of the known targets that are the majority class, 0 to 1; higher is a harder baseline.
-        label: Index of the majority class.
+        accuracy: share of the known targets that are the majority class, 0 to 1; higher is a harder baseline.
+        label: index of the majority class.
         source: "train" where the class was taken from the train split; "split" where its counts are not known and the
             split's own majority stands in, which can only be higher.
     """
@@ -63,62 +62,31 @@ class Baseline(NamedTuple):
 
 
 def known(targets: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Rows whose target is known.
-
-    Returns:
-        int64 ``(K,)``, K at most N.
-    """
+    """Return the rows whose target is known, int64."""
     return np.flatnonzero(targets != UNKNOWN)
 
 
 def accuracy(targets: NDArray[np.int64], predicted: NDArray[np.int64]) -> float:
-    """Share of right answers, 0 to 1, higher is better; NaN for no samples."""
+    """Return the share of right predictions, 0 to 1, higher is better; NaN for no samples."""
     return float((targets == predicted).mean()) if len(targets) else math.nan
 
 
-def top_k_accuracy(targets: NDArray[np.int64], logits: NDArray[np.float32], k: int) -> float:
-    """Share of samples whose target is among the k largest logits, 0 to 1, higher is better; NaN for no samples.
-
-    Of equal logits the target's comes last, so that k = 1 equals ``accuracy`` of ``predicted_classes``.
-
-    Args:
-        targets: int64 ``(N,)``.
-        logits: float32 ``(N, C)``.
-        k: At least 1.
-    """
-    return float(in_top_k(targets, logits, k).mean()) if len(targets) else math.nan
-
-
 def in_top_k(targets: NDArray[np.int64], logits: NDArray[np.float32], k: int) -> NDArray[np.bool_]:
-    """Whether each target is among the k largest logits; arguments as ``top_k_accuracy``.
+    """Return whether each target, int64 ``(N,)``, is among the k largest logits, float32 ``(N, C)``.
 
-    Returns:
-        bool ``(N,)``; as a right or wrong answer it goes into ``share_statistic``.
+    Of equal logits the target's comes last, so that k = 1 equals a comparison with ``predicted_classes``.
     """
     within: NDArray[np.bool_] = ranks_of(logits, targets) < k
     return within
 
 
-def f1(
-    targets: NDArray[np.int64], predicted: NDArray[np.int64], average: Literal["macro", "weighted"] = "macro"
-) -> float:
-    """F1 averaged over classes, 0 to 1, higher is better; NaN for no samples.
-
-    Macro is the plain mean over the classes that occur in targets or predictions (as scikit-learn and torchmetrics
-    have it), weighted the mean by the classes' support.
-    """
-    if not len(targets):
-        return math.nan
-    return float(f1_statistic(targets, predicted, average)(np.ones((1, len(targets))))[0])
-
-
 def accuracy_statistic(targets: NDArray[np.int64], predicted: NDArray[np.int64]) -> Statistic:
-    """Accuracy as a function of sample weights, for ``group_bootstrap``."""
+    """Return accuracy as a function of sample weights."""
     return share_statistic(targets == predicted)
 
 
 def share_statistic(right: NDArray[Any]) -> Statistic:
-    """Weighted mean of what each sample scored, ``(N,)`` from 0 to 1, for ``group_bootstrap``."""
+    """Return the weighted mean of what each sample scored, ``(N,)`` from 0 to 1, as a function of sample weights."""
     scores = right.astype(np.float64)
 
     def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -131,11 +99,12 @@ def share_statistic(right: NDArray[Any]) -> Statistic:
 def f1_statistic(
     targets: NDArray[np.int64], predicted: NDArray[np.int64], average: Literal["macro", "weighted"] = "macro"
 ) -> Statistic:
-    """F1 as a function of sample weights, for ``group_bootstrap``.
+    """Return F1 averaged over classes as a function of sample weights; higher is better.
 
-    A class whose targets a resample lacks is left out of its macro mean, even where it is answered: else every rare
-    class would count as 0 whenever it was not drawn, and the interval would lie too low. A class that no target has
-    from the start counts as in ``f1``.
+    Macro is the plain mean over the classes that occur in targets or predictions (as scikit-learn and torchmetrics
+    have it), weighted the mean by the classes' support. A class whose targets a resample lacks is left out of its macro
+    mean, even where it is predicted: otherwise every rare class would count as 0 whenever it was not sampled, and the
+    interval would lie too low.
     """
     num_classes = int(max(targets.max(), predicted.max())) + 1
     of_target, of_predicted = _one_hot(targets, num_classes), _one_hot(predicted, num_classes)
@@ -163,28 +132,28 @@ def group_bootstrap(
     level: float = 0.95,
     few_groups: bool = True,
 ) -> Interval:
-    """Confidence interval of a statistic between 0 and 1 by resampling whole groups with replacement.
+    """Return the interval of a statistic between 0 and 1 by resampling whole groups with replacement.
 
     With few groups the plain percentile interval is too narrow: a resample of G groups spreads by (G - 1) / G of the
     variance, and normal quantiles stand where Student's belong. ``few_groups`` moves both percentiles outwards by these
     two factors (the expanded percentile interval); from about a hundred groups on there is no visible difference.
-    Where all resamples are equal (every answer right, or a single group) the data say nothing about their spread:
-    then the Wilson interval of as many trials as there are groups is given.
+    Where all resamples are equal (all right, or a single group) the data show nothing of their spread: then the Wilson
+    interval of as many trials as there are groups is returned.
 
     Simulated coverage of the 95 % interval of accuracy, 11 groups of 3 to 7 images, accuracy .35 and .93, correlation
     .1 and .5 within groups: .93 to .95, against .71 to .91 of the plain percentiles and .73 to .91 of the Wilson
     interval by image. Where rare mistakes are bunched in few groups it stays short of its level (20 groups, accuracy
-    .93, correlation .5: about .88): no resampling can invent a group that was not drawn, and ``clustered_wilson`` is
+    .93, correlation .5: about .88): no resampling can invent a group that was not sampled, and ``clustered_wilson`` is
     the safer one. Macro F1 of ten classes: .88 to .92 with 11 groups, .86 to .95 with 20. The tests of this module
     repeat these simulations.
 
     Args:
-        statistic: From sample weights ``(R, N)`` to ``(R,)``.
+        statistic: from sample weights ``(R, N)`` to ``(R,)``.
         groups: ``(N,)``, the group of each sample.
-        n_resamples: More give steadier ends.
-        seed: The same seed gives the same interval.
-        level: Of the interval, between 0 and 1.
-        few_groups: False gives the plain percentile interval.
+        n_resamples: more give steadier ends.
+        seed: of the resamples.
+        level: of the interval, between 0 and 1.
+        few_groups: False for the plain percentile interval.
     """
     if not len(groups):
         return Interval(math.nan, math.nan)
@@ -216,7 +185,7 @@ def estimate(statistic: Statistic, groups: NDArray[Any], n_resamples: int = 5_00
 
 
 def wilson(share: float, trials: float, level: float = 0.95) -> Interval:
-    """Wilson score interval of a share observed in independent trials (a fraction of a trial is allowed)."""
+    """Return the Wilson score interval of a share observed in independent trials (a fraction of one is allowed)."""
     from scipy.special import ndtri
 
     if not trials or math.isnan(share):
@@ -229,11 +198,11 @@ def wilson(share: float, trials: float, level: float = 0.95) -> Interval:
 
 
 def clustered_wilson(correct: NDArray[np.bool_], groups: NDArray[Any], level: float = 0.95) -> Interval:
-    """Wilson interval of accuracy with the effective number of samples: the cross-check of the bootstrap.
+    """Return the Wilson interval of accuracy with the effective number of samples: the cross-check of the bootstrap.
 
-    The variance between groups (delete-one-group jackknife) says how many independent samples the split is worth; the
+    The variance between groups (delete-one-group jackknife) gives how many independent samples the split is worth; the
     number shrinks further by the ratio of normal to Student quantiles. Never more trials than samples; as many as
-    groups where all answers agree.
+    groups where all agree.
     """
     from scipy.special import ndtri, stdtrit
 
@@ -254,7 +223,7 @@ def clustered_wilson(correct: NDArray[np.bool_], groups: NDArray[Any], level: fl
 
 
 def student_interval(values: Sequence[float], level: float = 0.95) -> Interval:
-    """Student's interval of the mean of shares from independent runs, cut to 0 … 1; NaN for fewer than two."""
+    """Return Student's interval of the mean of shares from independent runs, cut to 0 … 1; NaN for fewer than two."""
     from scipy.special import stdtrit
 
     if len(values) < 2:
@@ -265,14 +234,13 @@ def student_interval(values: Sequence[float], level: float = 0.95) -> Interval:
 
 
 def majority_baseline(targets: NDArray[np.int64], train_counts: Sequence[int] | None = None) -> Baseline:
-    """Accuracy on known targets of always answering the majority class of the train split.
+    """Return the accuracy on known targets of always predicting the majority class of the train split.
 
-    Where several classes are equally frequent in training, the one that is most frequent among the targets: the order
-    of the classes is not to decide how hard the baseline is.
+    Of classes that are equally frequent in training, the one that is most frequent among the targets is taken.
 
     Args:
         targets: int64 ``(N,)``, at least one.
-        train_counts: Samples of each class in the train split; None, or none of any class, takes the majority of
+        train_counts: samples of each class in the train split; None, or none of any class, takes the majority of
             ``targets`` itself.
     """
     if train_counts is not None and not any(train_counts):

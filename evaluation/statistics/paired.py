@@ -155,7 +155,7 @@ def compare_joined(
 ) -> PairedComparison:
     """Compare two experiments of several runs each: folds are put together, scores are means over seeds.
 
-    The interval and the test by group then speak of these very runs on other samples, ``over_seeds`` of other seeds.
+    The interval and the test by group are then about these very runs on other samples, ``over_seeds`` about seeds.
 
     Args:
         first: predictions of the runs of one experiment (seeds, folds, or both).
@@ -215,7 +215,7 @@ def compare_joined(
 
 
 def mcnemar_p(only_first_right: int, only_second_right: int) -> float:
-    """Two-sided exact p-value of McNemar's test; 1 where the models never differ in being right."""
+    """Return the two-sided exact p-value of McNemar's test; 1 where the models never differ in being right."""
     from scipy.stats import binomtest
 
     total = only_first_right + only_second_right
@@ -223,10 +223,10 @@ def mcnemar_p(only_first_right: int, only_second_right: int) -> float:
 
 
 def sign_flip_p(differences: NDArray[np.int64]) -> float:
-    """Two-sided exact p-value that the differences of independent groups could as well have the other sign.
+    """Return the two-sided exact p-value that differences of independent groups could as well have the other sign.
 
     Args:
-        differences: int64 ``(G,)``, how many more right answers the first model has in each group.
+        differences: int64 ``(G,)``, how many more right predictions the first model has in each group.
     """
     from scipy.signal import fftconvolve
     from scipy.stats import binom
@@ -246,11 +246,7 @@ def sign_flip_p(differences: NDArray[np.int64]) -> float:
 def holm(p_values: Sequence[float]) -> list[float]:
     """Correct p-values for several comparisons, so that any error at all among them keeps its level.
 
-    Args:
-        p_values: in any order; NaN (a comparison that could not be made) stays NaN and is not counted.
-
-    Returns:
-        Corrected p-values in the same order, at most 1.
+    NaN (a comparison that could not be made) stays NaN and is not counted.
     """
     values = np.asarray(p_values, dtype=np.float64)
     made = np.flatnonzero(~np.isnan(values))

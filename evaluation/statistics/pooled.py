@@ -144,8 +144,8 @@ class JoinedRuns:
         runs: names of the runs.
         n: different samples with a known target in all test sets together.
         groups: different groups among them.
-        unanswered: how many of them have no prediction and so count as wrong, of several runs of a sample the mean.
-        accuracy: share of right answers.
+        unanswered: how many of them have no prediction and so count as wrong; the mean over seeds.
+        accuracy: share of right predictions.
         f1_macro: mean F1 over classes.
     """
 
@@ -172,7 +172,7 @@ def join_runs(
     Args:
         runs: predictions of at least one run each, on the test set of its own.
         task: name of the task.
-        names: of the runs, for messages; numbered where empty.
+        names: of the runs, for messages; numbered by default.
         n_resamples: of the bootstrap.
         seed: of the bootstrap.
 
@@ -206,12 +206,7 @@ def repetitions(runs: Sequence[Predictions], task: str, names: Sequence[str]) ->
     """Put folds together: as many sets of predictions as there are seeds, each of all samples in the same order.
 
     Where each fold was run with several seeds, the first runs of all folds make the first set, and so on. A class that
-    the train split of some fold lacks, so that its model does not know it, has the lowest logit there.
-
-    Args:
-        runs: predictions of each run, in any order.
-        task: whose classes and targets must agree.
-        names: of the runs, for messages.
+    the train split of some fold lacks has the lowest logit there.
 
     Returns:
         At least one; all have the samples, targets and groups of the first. Of folds they have this task alone.
@@ -240,7 +235,7 @@ def repetitions(runs: Sequence[Predictions], task: str, names: Sequence[str]) ->
 
 
 def mean_statistic(statistics: Sequence[Statistic]) -> Statistic:
-    """Mean of several statistics of the same samples, as one."""
+    """Return the mean of several statistics of the same samples."""
 
     def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
         values: NDArray[np.float64] = np.mean([single(weights) for single in statistics], axis=0)

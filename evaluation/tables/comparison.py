@@ -30,13 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Side:
-    """One run, or the runs of one experiment.
-
-    Attributes:
-        name: for tables.
-        runs: at least one.
-        predictions: of each run.
-    """
+    """One run, or the runs of one experiment, with the predictions of each."""
 
     name: str
     runs: list[Run]
@@ -68,7 +62,7 @@ class ComparedRow:
         comparison: with the reference, this side first; None for the reference itself.
         p_value: of the test by group, corrected for all comparisons of the table; NaN for the reference.
         mcnemar_p: of McNemar's test, corrected likewise; NaN where a side is several runs.
-        calibration: ECE of its confidences without a temperature.
+        calibration: ECE without a temperature.
         calibrated: ECE with the temperatures that ``calibrate`` fitted; None where some run has none.
     """
 

@@ -26,11 +26,11 @@ def confusion_matrix(
     Args:
         targets: int64 ``(N,)``, all known.
         predicted: int64 ``(N,)``, ``UNKNOWN`` where no class was predicted.
-        class_names: In the order of the indices.
+        class_names: in the order of the indices.
 
     Returns:
-        int64 ``(C, C)``, index ``target`` and columns ``predicted`` in the order of the indices; one more column,
-        ``NO_PREDICTION``, where some sample has none.
+        int64 ``(C, C)``, index ``target`` and columns ``predicted``; one more column, ``NO_PREDICTION``, where some
+        sample has none.
     """
     size = len(class_names)
     cells = targets * (size + 1) + np.where(predicted == UNKNOWN, size, predicted)
@@ -39,12 +39,12 @@ def confusion_matrix(
 
 
 def confusion_frame(counts: NDArray[np.int64], class_names: Sequence[str]) -> pd.DataFrame:
-    """Give counted predictions the names of their classes.
+    """Name the classes of counted predictions.
 
     Args:
         counts: int64 ``(C, C)`` with a row for each target, or ``(C, C + 1)``, whose last column counts the samples
             without a prediction; it is left out where there are none.
-        class_names: In the order of the indices.
+        class_names: in the order of the indices.
     """
     import pandas as pd
 
@@ -57,7 +57,7 @@ def confusion_frame(counts: NDArray[np.int64], class_names: Sequence[str]) -> pd
 
 
 def class_report(confusion: pd.DataFrame) -> pd.DataFrame:
-    """Precision, recall and F1 (0 to 1, higher is better) and support of each class.
+    """Return precision, recall and F1 (0 to 1, higher is better) and support of each class.
 
     A class without a target has no recall and one that is never predicted no precision: both count as 0 here, as in
     scikit-learn's ``classification_report``. In ``macro avg`` precision and F1 are over the classes that occur in
@@ -65,11 +65,11 @@ def class_report(confusion: pd.DataFrame) -> pd.DataFrame:
     ``balanced_accuracy_score``. Samples without a prediction are wrong. Without any sample the averages are NaN.
 
     Args:
-        confusion: From ``confusion_matrix``.
+        confusion: from ``confusion_matrix``.
 
     Returns:
-        One row a class in the order of the indices, then ``accuracy``, ``macro avg`` and ``weighted avg``;
-        columns ``precision``, ``recall``, ``f1``, ``support``; the index is called ``class``.
+        One row a class, then ``accuracy``, ``macro avg`` and ``weighted avg``; columns ``precision``, ``recall``,
+        ``f1``, ``support``; the index is called ``class``.
     """
     import pandas as pd
 

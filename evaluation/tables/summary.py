@@ -339,14 +339,7 @@ class JoinedSummary:
 
 
 def join_summaries(paths: Sequence[Path], split: str = "test") -> list[JoinedSummary]:
-    """Join runs of one experiment.
-
-    Args:
-        paths: run directories that differ in seed, in fold, or in both.
-        split: whose predictions are read.
-
-    Returns:
-        A row for each task.
+    """Join runs of one experiment that differ in seed, in fold, or in both; a row for each task.
 
     Raises:
         UserError: fewer than two runs, a run without usable predictions, configurations that differ in more than
@@ -365,7 +358,7 @@ def join_summaries(paths: Sequence[Path], split: str = "test") -> list[JoinedSum
 
 
 def joined_table(rows: Sequence[JoinedSummary]) -> Table:
-    """Two rows per task."""
+    """Return two rows per task."""
     left = ("experiment", "runs", "split", "task", "score", "note")
     unbroken = [column for column in _JOINED_COLUMNS if column not in left or column == "score"]
     return Table(_JOINED_COLUMNS, _joined_cells(rows), left, unbroken=unbroken, values=[asdict(row) for row in rows])

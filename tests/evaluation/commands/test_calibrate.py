@@ -54,7 +54,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def printed(run: Path) -> list[dict[str, Any]]:
-    """What the command printed as JSON."""
+    """Rows of the command."""
     import contextlib
     import io
 
@@ -73,7 +73,7 @@ def test_temperature_is_fitted_on_validation_and_kept(run: Path, printed: list[d
     assert content["samples"]["class"] == {"n": 1_200, "groups": 600}
 
 
-def test_rows_say_what_it_did(run: Path, printed: list[dict[str, Any]]) -> None:
+def test_rows_show_calibration_before_and_after(run: Path, printed: list[dict[str, Any]]) -> None:
     assert [(row["task"], row["split"]) for row in printed] == [
         ("class", "val"),
         ("class", "test"),
@@ -115,7 +115,7 @@ def test_without_test_predictions_only_validation_is_evaluated(
     assert out.endswith("calibration.json has the temperatures\n")
 
 
-def test_why_there_is_no_best_temperature_is_only_said_where_it_was_looked_at(
+def test_notes_on_the_best_temperature_are_those_of_validation(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = overconfident(40, 0)
