@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from datamodules.table import composed
 from vitrail.errors import UserError
@@ -16,7 +15,6 @@ from vitrail.trust import file_name
 from vitrail.types import UNKNOWN
 
 if TYPE_CHECKING:
-    import pandas as pd
     import torch
 
     from evaluation.report.page import Section
@@ -41,19 +39,12 @@ _METHOD_NOTES = {
 }
 
 
-@dataclass
-class _Images:
-    """What is to be explained: N images, as the model takes them in.
+class _Images(NamedTuple):
+    """N images to be explained: names, pixels uint8 ``(3, H, W)`` and targets, ``UNKNOWN`` where not known."""
 
-    Attributes:
-        names: stable names, or paths.
-        images: uint8 ``(3, H, W)`` each.
-        targets: index of the right class, ``UNKNOWN`` where not known.
-    """
-
-    names: list[str] = field(default_factory=list)
-    images: list[torch.Tensor] = field(default_factory=list)
-    targets: list[int] = field(default_factory=list)
+    names: list[str]
+    images: list[torch.Tensor]
+    targets: list[int]
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -67,7 +58,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--method", choices=_METHODS, default="gradcam", help="(default: gradcam)")
     command.add_argument("--task", type=composed, help="whose classes are explained (default: the main task)")
     command.add_argument(
-        "--shown-class", type=composed, metavar="CLASS", help="explain this class instead of the chosen one"
+        "--shown-class", type=composed, metavar="CLASS", help="explain this class instead of the predicted one"
     )
     command.add_argument(
         "--text", action="append", default=[], help="explain the likeness to this text; of dual encoders; repeatable"
@@ -83,30 +74,33 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     Raises:
         UserError: for every mistake in what was asked, and for a run that lacks what is needed.
     """
-    from evaluation.report.page import Page
-    from evaluation.saliency import check_method
-
-    files = Run(options.run)
-    model = _model(files, options.checkpoint)
-    task = _task(model, options)
-    check_method(model, options.method)
-    images = _images(files, model, task, options)
-    folder = options.to or options.run / Run.FIGURES / "explain"
-    explained = _explained(model, task, images, options)
-    of_what = "likeness to texts" if options.text else f"classes of the task {task}"
-    lead = [f"{files.name}, checkpoint {options.checkpoint}: {of_what}.", _METHOD_NOTES[options.method]]
-    if not explained:
-        sys.stdout.write(f"{options.run}: made no mistakes of {task!r} on {options.split}; nothing to explain\n")
-        return
-    page = Page(f"Explained: {files.name}", lead, _sections(explained)).write(folder, "explain")
-    sys.stdout.write(f"{page} has the page, and the folder an overlay of each image ({len(explained)})\n")
-
-
-def _model(files: Run, checkpoint: str) -> VisionTask:
     import torch
 
-    model: VisionTask = files.load_model(checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
-    return model
+    from evaluation.report.page import Page
+    from evaluation.saliency import check_method
+    from evaluation.saliency.overlays import explain_classes, explain_texts
+
+    files = Run(options.run)
+    model: VisionTask = files.load_model(options.checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
+    task = _task(model, options)
+    check_method(model, options.method)
+    names, images, targets = _images(files, model, task, options)
+    if not names:
+        sys.stdout.write(f"{options.run}: made no mistakes of {task!r} on {options.split}; nothing to explain\n")
+        return
+    pixels = torch.stack(images)
+    if options.text:
+        of_what = "likeness to texts"
+        explained = explain_texts(model, options.text, pixels, names, method=options.method)
+    else:
+        of_what = f"classes of the task {task}"
+        classes: list[str] = model.tasks[task]  # type: ignore[index, assignment]  # of tasks with classes
+        shown = None if options.shown_class is None else classes.index(options.shown_class)
+        explained = explain_classes(model, task, pixels, names, targets, method=options.method, shown=shown)
+    folder = options.to or options.run / Run.FIGURES / "explain"
+    lead = [f"{files.name}, checkpoint {options.checkpoint}: {of_what}.", _METHOD_NOTES[options.method]]
+    page = Page(f"Explained: {files.name}", lead, _sections(explained)).write(folder, "explain")
+    sys.stdout.write(f"{page} has the page, and the folder an overlay of each image ({len(explained)})\n")
 
 
 def _task(model: VisionTask, options: argparse.Namespace) -> str:
@@ -131,6 +125,7 @@ def _task(model: VisionTask, options: argparse.Namespace) -> str:
 
 
 def _images(files: Run, model: VisionTask, task: str, options: argparse.Namespace) -> _Images:
+    """Image files, or images of the run's own data: by name, or the worst mistakes."""
     from datamodules.loading.decode import read_image
     from datamodules.loading.transforms import eval_transform
 
@@ -140,15 +135,9 @@ def _images(files: Run, model: VisionTask, task: str, options: argparse.Namespac
         value_range = model.input_options.get("value_range", "auto")
         images = [transform(read_image(path, value_range=value_range)) for path in options.image]
         return _Images([str(path) for path in options.image], images, [UNKNOWN] * len(images))
-    return _data_images(files, model, transform, task, options)
-
-
-def _data_images(files: Run, model: VisionTask, transform: Any, task: str, options: argparse.Namespace) -> _Images:
-    """Images of the run's own data: by name, or the worst mistakes."""
     wanted = options.ids or _worst_names(files, task, options)
-    found = _Images()
     if not wanted:
-        return found
+        return _Images([], [], [])
     if not (files.path / Run.CONFIG).is_file():
         raise UserError(f"{files.path}: has no {Run.CONFIG}, so its data are not known; name images with --image")
     datamodule = files.datamodule
@@ -162,13 +151,12 @@ def _data_images(files: Run, model: VisionTask, transform: Any, task: str, optio
             else f"{table.origin}: has no image {strange[0]!r} any more; test again with "
             f"`python -m experiments test --ckpt_path {files.path / Run.BEST}`"
         )
-    for name in wanted:
-        row = rows[name]
-        found.names.append(name)
-        found.images.append(transform(datamodule.read_image(row)))
-        targets = table.targets.get(task)
-        found.targets.append(UNKNOWN if targets is None else int(targets[row]))
-    return found
+    targets = table.targets.get(task)
+    return _Images(
+        list(wanted),
+        [transform(datamodule.read_image(rows[name])) for name in wanted],
+        [UNKNOWN if targets is None else int(targets[rows[name]]) for name in wanted],
+    )
 
 
 def _worst_names(files: Run, task: str, options: argparse.Namespace) -> list[str]:
@@ -197,45 +185,24 @@ def _worst_names(files: Run, task: str, options: argparse.Namespace) -> list[str
     return [str(name) for name in predictions.names[rows]]
 
 
-def _explained(model: VisionTask, task: str, chosen: _Images, options: argparse.Namespace) -> list[Explained]:
-    import torch
-
-    from evaluation.saliency.overlays import explain_classes, explain_texts
-
-    if not chosen.images:
-        return []
-    images = torch.stack(chosen.images)
-    if options.text:
-        return explain_texts(model, options.text, images, chosen.names, method=options.method)
-    classes = cast("Any", model).tasks[task]
-    shown = None if options.shown_class is None else classes.index(options.shown_class)
-    return explain_classes(model, task, images, chosen.names, chosen.targets, method=options.method, shown=shown)
-
-
 def _sections(explained: list[Explained]) -> list[Section]:
     """A table of all, and a section an image."""
+    import pandas as pd
+
     from evaluation.report.page import Section
     from evaluation.saliency.overlays import explained_figure
 
-    sections = [Section("All of them", tables={"explained": _table(explained)})]
+    columns: dict[str, list[Any]] = {"name": [one.name for one in explained]}
+    if any(one.predicted for one in explained):
+        columns["predicted"] = [one.predicted for one in explained]
+        columns["confidence"] = [one.confidence for one in explained]
+        columns["right"] = [one.target for one in explained]
+    else:
+        columns["likeness"] = ["; ".join(heat.caption for heat in one.heats) for one in explained]
+    sections = [Section("All of them", tables={"explained": pd.DataFrame(columns)})]
     for place, one in enumerate(explained, start=1):
-        paragraphs = [f"Chosen: {one.predicted}, confidence {one.confidence:.3f}."] if one.predicted else []
+        paragraphs = [f"Predicted: {one.predicted}, confidence {one.confidence:.3f}."] if one.predicted else []
         paragraphs += [f"Right: {one.target}."] if one.target else []
         stem = f"{place:03}_{file_name(Path(one.name).stem)}"
         sections.append(Section(Path(one.name).name, paragraphs=paragraphs, figures={stem: explained_figure([one])}))
     return sections
-
-
-def _table(explained: list[Explained]) -> pd.DataFrame:
-    import pandas as pd
-
-    columns: dict[str, list[Any]] = {"name": [one.name for one in explained]}
-    if any(one.predicted for one in explained):
-        columns |= {
-            "predicted": [one.predicted for one in explained],
-            "confidence": [one.confidence for one in explained],
-        }
-        columns["right"] = [one.target for one in explained]
-    else:
-        columns["likeness"] = ["; ".join(heat.caption for heat in one.heats) for one in explained]
-    return pd.DataFrame(columns)

@@ -19,7 +19,6 @@ from vitrail.types import DATA_ARGUMENTS
 if TYPE_CHECKING:
     from datamodules.base import ImageDataModule
     from evaluation.dataset.sections import Collection, ImageStats
-    from evaluation.report.page import Section
     from retrieval.schema import ModelIdentity
 
 _EPILOG = """\
@@ -69,7 +68,33 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     for name, least in (("images", 1), ("side", 8), ("pixels", 1), ("neighbours", 1), ("folds", 2), ("seed", 0)):
         if getattr(options, name) < least:
             raise UserError(f"--{name}: is {getattr(options, name)}, must be at least {least}")
-    page = _explore(data_of("explore", options, rest), options)
+    from evaluation.dataset import checks, colour, sections
+    from evaluation.report.page import Page
+
+    datamodule = data_of("explore", options, rest)
+    collection, seed = collection_of(datamodule), options.seed
+    task = sections.main_task(collection, options.task)
+    stats = sections.look_at(collection, collection.sample(options.images, seed))
+    rows, features, origin = _label_features(collection, stats, options.gallery)
+    parts = [
+        sections.splits_section(collection),
+        sections.class_section(collection),
+        sections.size_section(stats),
+        colour.density_section(
+            collection, stats, task, options.classes, side=options.side, pixels=options.pixels, seed=seed
+        ),
+        colour.centroid_section(collection, stats, task, neighbours=options.neighbours),
+        sections.caption_section(collection),
+        sections.cooccurrence_section(collection),
+        checks.leak_section(collection, datamodule.audit().to_dict()),
+        checks.label_section(collection, task, rows, features, origin, folds=options.folds, seed=seed),
+    ]
+    table = datamodule.table
+    lead = [
+        f"{table.origin}, fingerprint {table.fingerprint()[:12]}.",
+        f"What needs images was computed from {stats.summary}, sampled with seed {seed}.",
+    ]
+    page = Page(f"What is in {collection.name}", lead, parts).write(options.to, "explore")
     sys.stdout.write(f"{page} has the page, and the folder its figures and tables\n")
 
 
@@ -118,48 +143,6 @@ def collection_of(datamodule: ImageDataModule) -> Collection:
         read=read,
         captions=captions if any(any(texts) for texts in _captions(table)) else None,
     )
-
-
-def _explore(datamodule: ImageDataModule, options: argparse.Namespace) -> Path:
-    from evaluation.dataset.sections import look_at, main_task
-    from evaluation.report.page import Page
-
-    collection = collection_of(datamodule)
-    task = main_task(collection, options.task)
-    stats = look_at(collection, collection.sample(options.images, options.seed))
-    sections = _sections(datamodule, collection, stats, task, options)
-    table = datamodule.table
-    lead = [
-        f"{table.origin}, fingerprint {table.fingerprint()[:12]}.",
-        f"What needs images was computed from {stats.summary}, sampled with seed {options.seed}.",
-    ]
-    return Page(f"What is in {collection.name}", lead, sections).write(options.to, "explore")
-
-
-def _sections(
-    datamodule: ImageDataModule,
-    collection: Collection,
-    stats: ImageStats,
-    task: str | None,
-    options: argparse.Namespace,
-) -> list[Section]:
-    from evaluation.dataset import checks, colour, sections
-
-    rows, features, origin = _label_features(collection, stats, options.gallery)
-    seed = options.seed
-    return [
-        sections.splits_section(collection),
-        sections.class_section(collection),
-        sections.size_section(stats),
-        colour.density_section(
-            collection, stats, task, options.classes, side=options.side, pixels=options.pixels, seed=seed
-        ),
-        colour.centroid_section(collection, stats, task, neighbours=options.neighbours),
-        sections.caption_section(collection),
-        sections.cooccurrence_section(collection),
-        checks.leak_section(collection, datamodule.audit().to_dict()),
-        checks.label_section(collection, task, rows, features, origin, folds=options.folds, seed=seed),
-    ]
 
 
 def gallery_vectors(

@@ -24,9 +24,8 @@ if TYPE_CHECKING:
     from datamodules.base import ImageDataModule
     from evaluation.report.images import ReadImage
     from evaluation.report.page import Section
-    from retrieval.gallery import Gallery
 
-NAME, GALLERY = "report", "gallery"
+NAME = "report"
 
 _EPILOG = """\
 examples:
@@ -177,11 +176,22 @@ def _leaks(datamodule: ImageDataModule | None, why_not: str) -> Section:
 def _gallery_sections(files: Run, options: argparse.Namespace, task: str, read: ReadImage | None) -> list[Section]:
     from evaluation.report.images import map_section
     from evaluation.report.sections import retrieval_section
+    from retrieval.gallery import Gallery
 
-    titles = ("Embedding map", "Retrieval examples")
-    gallery, why_not = _gallery(files, options)
-    if gallery is None:
-        return [_without(title, why_not) for title in titles]
+    why_not, gallery = "", None
+    if options.gallery is None and not (files.path / Run.GALLERY).exists():
+        needs = "" if files.checkpoints else " It needs a checkpoint, and the run has none."
+        why_not = f"There is no gallery of this run: `python -m retrieval index --run {files.path}` makes it.{needs}"
+    else:
+        try:
+            gallery = Gallery.open(options.gallery or str(files.path / Run.GALLERY))
+        except UserError as error:
+            if options.gallery is not None:
+                raise
+            why_not = str(error)
+    if gallery is None or not len(gallery):
+        why_not = why_not or f"{'' if gallery is None else gallery.uri}: the gallery is empty."
+        return [_without(title, why_not) for title in ("Embedding map", "Retrieval examples")]
     known = [*gallery.identity.labels, *gallery.identity.predicts]
     task = task if task in known else next(iter(known), "")
     scores = files.path / Run.REPORTS / f"{options.split}_retrieval.csv"
@@ -189,21 +199,6 @@ def _gallery_sections(files: Run, options: argparse.Namespace, task: str, read: 
         map_section(gallery, options.split, task, options.seed),
         retrieval_section(gallery, options.split, task, read, scores, options.seed),
     ]
-
-
-def _gallery(files: Run, options: argparse.Namespace) -> tuple[Gallery | None, str]:
-    from retrieval.gallery import Gallery
-
-    if options.gallery is None and not (files.path / GALLERY).exists():
-        needs = "" if files.checkpoints else " It needs a checkpoint, and the run has none."
-        return None, f"There is no gallery of this run: `python -m retrieval index --run {files.path}` makes it.{needs}"
-    try:
-        gallery = Gallery.open(options.gallery or str(files.path / GALLERY))
-    except UserError as error:
-        if options.gallery is not None:
-            raise
-        return None, str(error)
-    return (gallery, "") if len(gallery) else (None, f"{gallery.uri}: the gallery is empty.")
 
 
 def _without(title: str, why: str) -> Section:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +18,6 @@ from vitrail.files import write_csv, write_text_atomically
 if TYPE_CHECKING:
     from evaluation.retrieval import AttributeRow, Ground, System
     from retrieval.gallery import Gallery
-    from retrieval.search.searcher import Encoder, Searcher
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -75,6 +74,7 @@ def measured_rows(options: argparse.Namespace) -> list[AttributeRow]:
     from evaluation.retrieval import measure, rows_of
     from retrieval.gallery import Gallery
     from retrieval.search.encoder import load_encoder
+    from retrieval.search.searcher import Searcher
     from vitrail.errors import UserError
 
     speaker = Gallery.open(options.words_gallery) if options.words_gallery else None
@@ -92,7 +92,11 @@ def measured_rows(options: argparse.Namespace) -> list[AttributeRow]:
         bar = progress.add_task("measuring", total=sum(len(ground.queries) for _, ground, _ in jobs))
         for gallery, ground, system in jobs:
             values = []
-            for part in measure(ground, _searcher(gallery, encoders[gallery.uri], system, speaker), system):
+            words_gallery = speaker if (system.ranker, system.words) == ("hybrid", "predicted") else None
+            searcher = Searcher(
+                gallery, encoders[gallery.uri], words=system.words or "label", words_gallery=words_gallery
+            )
+            for part in measure(ground, searcher, system):
                 values.append(part)
                 progress.advance(bar, len(next(iter(part.values()))))
             rows += rows_of(names[gallery.uri], system, ground, values)
@@ -107,28 +111,13 @@ def _jobs(
     jobs: list[tuple[Gallery, Ground, System]] = []
     for gallery in galleries:
         ground = ground_of(
-            gallery,
-            splits=options.splits,
-            where=options.where,
-            tasks=options.tasks,
-            class_words=options.class_words,
+            gallery, splits=options.splits, where=options.where, tasks=options.tasks, class_words=options.class_words
         )
         for system in systems_of(gallery, options.rankers, options.words, has_words_gallery=speaker is not None):
             again = (other == system and ground.same_as(asked) for _, asked, other in jobs)
             if system.depends_on_model or not any(again):
                 jobs.append((gallery, ground, system))
     return jobs
-
-
-def _searcher(
-    gallery: Gallery, load: Callable[[], Encoder], system: System, speaker: Gallery | None
-) -> Searcher | None:
-    from retrieval.search.searcher import Searcher
-
-    if system.ranker == "random":
-        return None
-    words_gallery = speaker if (system.ranker, system.words) == ("hybrid", "predicted") else None
-    return Searcher(gallery, load, words=system.words or "label", words_gallery=words_gallery)
 
 
 def _names(uris: Sequence[str]) -> dict[str, str]:

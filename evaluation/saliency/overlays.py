@@ -1,14 +1,11 @@
-"""Explained images: a model's predictions with saliency maps, as figures.
-
-``python -m evaluation explain`` and ``callbacks.SaliencyOfMistakes`` show the same things by these.
-"""
+"""Explained images: predictions with saliency maps, as figures for ``explain`` and ``callbacks.SaliencyOfMistakes``."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -32,8 +29,7 @@ _LINE = 30
 """Letters of a caption in one line."""
 
 
-@dataclass(frozen=True)
-class Heat:
+class Heat(NamedTuple):
     """A map over an image, float32 ``(H, W)`` in [0, 1], and its caption."""
 
     caption: str
@@ -100,12 +96,12 @@ def explain_classes(
     """
     if not len(images):
         return []
-    classes, scores = _tasks(model)[task], class_scores(model, task)
+    classes, scores = cast("Any", model).tasks[task], class_scores(model, task)
     logits = score_images(model, scores, images)
     probabilities, chosen = logits.softmax(dim=1), logits.argmax(dim=1)
     nothing = predicted_classes(logits.numpy()) == UNKNOWN
     first = chosen if shown is None else torch.full_like(chosen, shown)
-    first_is = "chosen" if shown is None else "asked for"
+    first_is = "predicted" if shown is None else "asked for"
     known = torch.as_tensor(list(targets), dtype=torch.int64)
     second = torch.where(known == UNKNOWN, first, known)
     if method == "gradcam":
@@ -114,11 +110,10 @@ def explain_classes(
         maps = attention_rollout(model, images).numpy()
     explained = []
     for row, name in enumerate(names):
-        if method == "rollout":
-            heats = [Heat("attention rollout", maps[row, 0])]
-        else:
-            roles = {first_is: int(first[row])} | ({} if first[row] == second[row] else {"right": int(second[row])})
-            heats = _class_heats(roles, classes, probabilities[row], maps[row])
+        heats = [Heat("attention rollout", maps[row, 0])] if method == "rollout" else []
+        roles = {first_is: int(first[row])} | ({} if first[row] == second[row] else {"right": int(second[row])})
+        for heat, (role, index) in zip(maps[row] if method == "gradcam" else (), roles.items(), strict=False):
+            heats.append(Heat(_caption(f"{role}\n{classes[index]}", float(probabilities[row, index]), heat), heat))
         explained.append(
             Explained(
                 name=name,
@@ -130,16 +125,6 @@ def explain_classes(
             )
         )
     return explained
-
-
-def _class_heats(
-    roles: Mapping[str, int], classes: Sequence[str], probabilities: torch.Tensor, maps: NDArray[np.float32]
-) -> list[Heat]:
-    """A map for each class that has a role, with the role, the class and its probability ``(C,)`` below it."""
-    return [
-        Heat(_caption(f"{role}\n{classes[index]}", float(probabilities[index]), one), one)
-        for (role, index), one in zip(roles.items(), maps, strict=False)
-    ]
 
 
 def explain_texts(
@@ -161,17 +146,16 @@ def explain_texts(
         maps = grad_cam(model, scores, images, wanted).numpy()
     else:
         maps = attention_rollout(model, images).expand(-1, len(texts), -1, -1).numpy()
-    rows = range(len(images))
     return [
         Explained(
-            name=names[row],
+            name=name,
             image=images[row].permute(1, 2, 0).cpu().numpy(),
             heats=[
                 Heat(_caption(f"“{text}”", float(found[row, place]), maps[row, place]), maps[row, place])
                 for place, text in enumerate(texts)
             ],
         )
-        for row in rows
+        for row, name in enumerate(names)
     ]
 
 
@@ -220,8 +204,3 @@ def _caption(what: str, score: float, heat: NDArray[np.float32]) -> str:
 
 def _wrapped(text: str) -> str:
     return "\n".join(line for part in text.splitlines() for line in textwrap.wrap(part, _LINE)[:3])
-
-
-def _tasks(model: nn.Module) -> dict[str, list[str]]:
-    tasks: dict[str, list[str]] = getattr(model, "tasks", {})
-    return tasks

@@ -160,12 +160,7 @@ class JoinedRuns:
 
 
 def join_runs(
-    runs: Sequence[Predictions],
-    task: str,
-    names: Sequence[str] = (),
-    *,
-    n_resamples: int = 5_000,
-    seed: int = 0,
+    runs: Sequence[Predictions], task: str, names: Sequence[str] = (), *, n_resamples: int = 5_000, seed: int = 0
 ) -> JoinedRuns:
     """Join runs of one experiment that differ in seed, in fold, or in both.
 

@@ -185,4 +185,4 @@ def test_a_run_that_is_not_whole_says_what_it_lacks(
     shutil.rmtree(part / "checkpoints")
     shutil.copytree(run / "predictions", part / "predictions")
     assert main(["explain", str(part)]) == 2
-    assert "train it first" in capsys.readouterr().err
+    assert "has no checkpoints/best.ckpt" in capsys.readouterr().err

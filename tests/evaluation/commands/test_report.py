@@ -211,11 +211,7 @@ def of_no_samples(run: Path) -> None:
     [
         (not_finite, "logits of task 'class' are not finite for 1 of 9 samples", False),
         (of_one_class, "so its scores do not show whether classes are distinguished", True),
-        (
-            with_a_class_of_one_sample,
-            "fewer than 5 samples, so their scores mean little: footwear_sneakers (1)",
-            True,
-        ),
+        (with_a_class_of_one_sample, "fewer than 5 samples, so their scores mean little: footwear_sneakers (1)", True),
         (without_known_targets, "Of 'class' no target is known.", True),
         (of_no_samples, "holds no samples", False),
     ],

@@ -6,14 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import gaussian_kde
 
-from evaluation.dataset.colour import (
-    LEVELS,
-    centroid_section,
-    class_densities,
-    density,
-    density_section,
-    hsv_pixels,
-)
+from evaluation.dataset.colour import LEVELS, centroid_section, class_densities, density, density_section, hsv_pixels
 from evaluation.dataset.features import centre_colour, thumbnail
 from tests.support.runs import COLOURS, looks_of, small_collection
 from vitrail.errors import UserError

@@ -9,14 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from evaluation.dataset.figures import (
-    Tile,
-    contact_sheet,
-    heatmap,
-    image_map,
-    length_histogram,
-    size_figure,
-)
+from evaluation.dataset.figures import Tile, contact_sheet, heatmap, image_map, length_histogram, size_figure
 from evaluation.report.figures import short
 
 

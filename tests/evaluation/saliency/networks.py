@@ -10,10 +10,7 @@ from lightning_modules.classification import MultiTaskClassifier
 
 SIZE, CELL = 128, 32
 TASKS = {"square": ["red", "blue"], "disc": ["green", "yellow"]}
-_COLOURS = {
-    "square": [(255, 0, 0), (0, 0, 255)],
-    "disc": [(0, 200, 0), (255, 230, 0)],
-}
+_COLOURS = {"square": [(255, 0, 0), (0, 0, 255)], "disc": [(0, 200, 0), (255, 230, 0)]}
 
 
 @dataclass(frozen=True)

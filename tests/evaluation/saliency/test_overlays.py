@@ -44,7 +44,7 @@ def test_explained_classes_say_what_the_model_says() -> None:
         is_mistake = row in (1, 2)
         assert len(one.heats) == (2 if is_mistake else 1)
         assert one.target == ("" if row == 0 else TASKS["disc"][targets[row]])
-        assert one.heats[0].caption.startswith(f"chosen\n{one.predicted} {one.confidence:.2f}")
+        assert one.heats[0].caption.startswith(f"predicted\n{one.predicted} {one.confidence:.2f}")
         if is_mistake:
             assert one.heats[1].caption.startswith(f"right\n{one.target} {1 - one.confidence:.2f}")
     expected = grad_cam(model, class_scores(model, "disc"), scenes.images[1:2], torch.tensor([[targets[1]]]))
