@@ -74,16 +74,14 @@ def test_a_class_of_the_other_half_is_not_a_lucky_one_of_the_own() -> None:
     assert (result.base.value, result.novel.value) == (0, 0)
 
 
-def test_half_is_rounded_up() -> None:
-    assert base_to_novel(make((1, 1)), n_resamples=100).base_classes == BASE
-
-
 def test_restriction_helps() -> None:
-    """Wherever the answer over all classes is right, it is right among fewer classes too."""
+    """Wherever the prediction over all classes is right, it is right among fewer classes too."""
     predictions = make((1, 1))
     rows = predictions.targets["class"] >= BASE
     among_all = np.mean(predictions.predicted("class")[rows] == predictions.targets["class"][rows])
-    assert base_to_novel(predictions, n_resamples=100).novel.value > among_all
+    result = base_to_novel(predictions, n_resamples=100)
+    assert result.novel.value > among_all
+    assert result.base_classes == BASE  # half, rounded up
 
 
 def test_intervals_are_those_of_the_groups() -> None:
@@ -106,7 +104,7 @@ def halves(predictions: Predictions) -> list[tuple[NDArray[np.bool_], NDArray[np
 
 
 def test_interval_of_the_harmonic_mean_equals_brute_force() -> None:
-    """The same percentiles as resampling objects one by one gives, but for the luck of drawing."""
+    """The same percentiles as resampling objects one by one gives, but for chance."""
     predictions = make((1.5, 0.5))
     parts = [dict.fromkeys(groups, (0, 0)) for _, groups in halves(predictions)]
     for part, (right, groups) in zip(parts, halves(predictions), strict=True):
@@ -133,7 +131,7 @@ def test_all_right_and_all_wrong() -> None:
 
 
 def test_one_object_of_a_half_is_no_error() -> None:
-    """Resamples without it say 0, which only widens the interval."""
+    """Resamples without it count as 0, which only widens the interval."""
     predictions = make((100, 100))
     kept = np.flatnonzero((predictions.targets["class"] < BASE) | (predictions.groups == "object 4"))
     result = base_to_novel(predictions.take(kept), BASE)
@@ -186,33 +184,19 @@ def test_no_difference_has_an_interval_around_zero() -> None:
     assert everything.base.interval.high == 1
 
 
-@pytest.mark.parametrize("base", [0, 5, -1])
-def test_half_must_exist(base: int) -> None:
-    with pytest.raises(UserError, match=f"--base: must be from 1 to 4, as there are 5 classes; got {base}"):
-        base_to_novel(make((1, 1)), base)
-
-
-def test_both_halves_must_have_samples() -> None:
+def test_both_halves_must_exist() -> None:
     predictions = make((1, 1))
+    for base in (0, 5, -1):
+        with pytest.raises(UserError, match=f"--base: must be from 1 to 4, as there are 5 classes; got {base}"):
+            base_to_novel(predictions, base)
     targets = predictions.targets["class"]
     with pytest.raises(UserError, match=r"no sample is of the novel classes \(3 of 5 are base\)"):
         base_to_novel(predictions.take(np.flatnonzero(targets < BASE)))
     with pytest.raises(UserError, match="no sample is of the base classes"):
         base_to_novel(predictions.take(np.flatnonzero((targets >= BASE) | (targets < 0))))
-
-
-def test_other_tasks_have_no_halves() -> None:
-    predictions = make((1, 1))
-    colours = Predictions(
-        predictions.sample_id,
-        predictions.names,
-        predictions.groups,
-        {"colour": CLASSES},
-        {"colour": predictions.targets["class"]},
-        {"colour": predictions.logits["class"]},
-    )
+    other = {name: {"colour": getattr(predictions, name)["class"]} for name in ("tasks", "targets", "logits")}
     with pytest.raises(UserError, match="no task 'class'"):
-        base_to_novel(colours)
+        base_to_novel(dataclasses.replace(predictions, **other))
 
 
 def write_run(folder: Path, predictions: Predictions) -> Path:
@@ -238,18 +222,24 @@ def recorded(run: Path, counts: list[int], stage: str = "fit") -> Path:
     return run
 
 
-def test_classes_that_were_trained_are_not_called_novel(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = write_run(tmp_path / "run", make((3, 0.7)))
-    assert main(["base-to-novel", str(recorded(run, [4, 4, 4, 4, 4]))]) == 2
-    assert f"trained on 2 of the 2 classes that would be called novel, first '{CLASSES[3]}'" in capsys.readouterr().err
-    assert main(["base-to-novel", str(recorded(run, [4, 4, 4, 0, 1]))]) == 2
-    assert f"trained on 1 of the 2 classes that would be called novel, first '{CLASSES[4]}'" in capsys.readouterr().err
-    assert main(["base-to-novel", str(recorded(run, [4, 4, 0, 0, 0]))]) == 2
-    assert f"none of the images of 1 of the 3 base classes, first '{CLASSES[2]}'" in capsys.readouterr().err
-    assert main(["base-to-novel", str(recorded(run, [4, 4, 0, 0, 0])), "--base", "2"]) == 0
-    assert "not checked" not in capsys.readouterr().out
-    assert main(["base-to-novel", str(recorded(run, [4, 4, 4, 0, 0]))]) == 0
-    assert "not checked" not in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("counts", "arguments", "message"),
+    [
+        ([4, 4, 4, 4, 4], [], f"trained on 2 of the 2 classes that would be called novel, first '{CLASSES[3]}'"),
+        ([4, 4, 4, 0, 1], [], f"trained on 1 of the 2 classes that would be called novel, first '{CLASSES[4]}'"),
+        ([4, 4, 0, 0, 0], [], f"none of the images of 1 of the 3 base classes, first '{CLASSES[2]}'"),
+        ([4, 4, 0, 0, 0], ["--base", "2"], ""),
+        ([4, 4, 4, 0, 0], [], ""),
+    ],
+)
+def test_classes_that_were_trained_are_not_called_novel(
+    counts: list[int], arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = recorded(write_run(tmp_path / "run", make((3, 0.7))), counts)
+    assert main(["base-to-novel", str(run), *arguments]) == (2 if message else 0)
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert "not checked" not in printed.out
 
 
 def test_what_cannot_be_checked_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
