@@ -39,21 +39,7 @@ _MODULES = {
     "Wares": "datamodules.wares",
 }
 
-__all__ = [
-    "Fashion",
-    "Flickr8k",
-    "Flowers102",
-    "HubImages",
-    "ImageDataModule",
-    "ImageFolder",
-    "Products",
-    "SampleTable",
-    "StreamedImages",
-    "Table",
-    "UnlabeledFolder",
-    "UserError",
-    "Wares",
-]
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> object:

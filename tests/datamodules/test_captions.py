@@ -1,5 +1,3 @@
-""""""
-
 from __future__ import annotations
 
 import json
@@ -11,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from datamodules.captions import RANDOM, TEMPLATES, PromptOptions, Texts, class_prompts, composed_captions
+from datamodules.captions import RANDOM, PromptOptions, Texts, class_prompts, composed_captions
 from datamodules.table import CaptionLists, SampleTable
 from vitrail.errors import UserError
 
@@ -86,23 +84,17 @@ def test_data_without_captions_are_described_by_their_classes() -> None:
     assert texts.training([0], [0], [0], [0]) == ["a photo of a cat."]
 
 
-def test_positives_of_class_prompts_share_the_label_and_unknown_ones_match_nothing() -> None:
-    ids = Texts(table([""] * 5, LABELLED)).positive_ids
-    assert ids[0] == ids[2]
-    assert ids[1] == ids[4]
-    assert len(set(ids.tolist())) == 3
-
-
-def test_positives_of_single_captions_share_the_wording() -> None:
-    ids = Texts(table(["A Straße", " a STRASSE ", "a dog", "", " "])).positive_ids
-    assert ids[0] == ids[1]
-    assert len(set(ids.tolist())) == 4
-
-
-def test_positives_of_several_captions_share_the_group() -> None:
-    ids = Texts(table(CAPTIONS)).positive_ids
-    assert ids[0] == ids[1]
-    assert len(set(ids.tolist())) == 4
+@pytest.mark.parametrize(
+    ("captions", "labels", "positives"),
+    [
+        ([""] * 5, LABELLED, {(0, 2), (1, 4)}),  # class prompts; unknown ones match nothing
+        (["A Straße", " a STRASSE ", "a dog", "", " "], None, {(0, 1)}),  # the wording of single captions
+        (CAPTIONS, None, {(0, 1)}),  # the group where there are several captions
+    ],
+)
+def test_positives_share_the_class_the_wording_or_the_group(captions: Any, labels: Any, positives: Any) -> None:
+    ids = Texts(table(captions, labels)).positive_ids
+    assert {(i, j) for i in range(5) for j in range(i + 1, 5) if ids[i] == ids[j]} == positives
 
 
 def test_a_tokenizer_is_trained_on_captions_and_prompts() -> None:
@@ -110,24 +102,23 @@ def test_a_tokenizer_is_trained_on_captions_and_prompts() -> None:
     assert set(texts.training_texts(np.array([0, 3]))) == {"a", "b", "c", "g", "a photo of a cat.", "a photo of a dog."}
 
 
-def test_an_unknown_mode_is_refused() -> None:
-    with pytest.raises(UserError, match="data caption"):
-        Texts(table(CAPTIONS), mode="last")  # type: ignore[arg-type]  # what a user may write
+@pytest.mark.parametrize(
+    ("labels", "prompts", "mode", "message"),
+    [
+        (None, None, "last", "data caption: must be one of first, random, all; got 'last'"),
+        (LABELLED, PromptOptions(name="photo"), "all", "data caption: all is for captions of the data's own"),
+        (None, PromptOptions(name="photo"), "first", "data prompts: .* has no classes that they could name"),
+    ],
+)
+def test_modes_and_prompts_that_do_not_fit_are_refused(labels: Any, prompts: Any, mode: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Texts(table(CAPTIONS, labels), prompts, mode)
 
 
-def test_all_is_refused_where_captions_are_class_prompts() -> None:
-    with pytest.raises(UserError, match="data caption: all is for captions of the data's own"):
-        Texts(table(CAPTIONS, LABELLED), PromptOptions(name="photo"), mode="all")
-
-
-def test_by_default_a_class_is_a_photo_of_it() -> None:
+def test_named_templates() -> None:
     assert class_prompts(None, ["tableware_water_bottle"]) == [["a photo of a tableware water bottle."]]
-
-
-def test_named_sets_are_those_of_the_papers() -> None:
     assert class_prompts(PromptOptions(name="openai_flowers"), ["iris"]) == [["a photo of a iris, a type of flower."]]
     assert class_prompts(PromptOptions(name="reference_flowers"), ["iris"]) == [["an image of the iris flower"]]
-    assert all(template.count("{}") == 1 for template in TEMPLATES.values())
 
 
 def test_templates_and_descriptions_make_one_ensemble(tmp_path: Path) -> None:
@@ -178,16 +169,8 @@ def test_fields_are_filled_and_what_is_unknown_is_left_out() -> None:
         ["on a table"],
     ]
 
-
-def test_each_text_once_and_one_even_where_nothing_is_known() -> None:
-    assert composed_captions(["{noun}", "{colour} {noun}"], COLUMNS, "here") == [
-        ["bottle", "blue bottle"],
-        ["handbag"],
-        [""],
-    ]
-
-
-def test_a_template_without_fields_is_a_caption() -> None:
+    once = composed_captions(["{noun}", "{colour} {noun}"], COLUMNS, "here")
+    assert once == [["bottle", "blue bottle"], ["handbag"], [""]], "each text once, and one even where all is unknown"
     assert composed_captions(["a thing"], COLUMNS, "here") == [["a thing"]] * 3
 
 

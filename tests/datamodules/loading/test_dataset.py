@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from datamodules.loading.dataset import Collate, CountedLoader, ImageDataset, received, stack_images, to_be_sent
 from datamodules.loading.decode import ImageError, read_image
-from datamodules.loading.samplers import EvalSampler, SampleKey, TrainSampler
+from datamodules.loading.samplers import SampleKey, TrainSampler
 from datamodules.loading.transforms import train_transform
 from datamodules.options import AugmentOptions
 from datamodules.table import SampleTable
@@ -117,9 +117,6 @@ def test_a_batch_holds_every_key_of_the_schema() -> None:
         assert batch[key].dtype == torch.int64
     assert batch["is_padding"].dtype == torch.bool
 
-
-def test_mixed_batches_say_so() -> None:
-    samples = [dataset()[SampleKey(place)] for place in range(4)]
     assert set(Collate(table(), mixup=0.2)(samples)) == set(Batch.__annotations__) - {"captions", "features"}
 
 
@@ -162,20 +159,13 @@ def test_batches_do_not_depend_on_workers(balanced: bool) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_epoch_does_not_depend_on_those_before(workers: int) -> None:
+def test_an_epoch_depends_neither_on_those_before_nor_on_when_it_is_set(workers: int) -> None:
     walked = loader(workers)
     for epoch in range(4):
-        walked.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
-        last = list(walked)
+        batches = iter(walked)
+        walked.sampler.set_epoch(epoch)  # type: ignore[attr-defined]  # as Lightning does, after the iterator
+        last = list(batches)
     assert_same(list(loader(workers, epoch=3)), last)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_nothing_is_fetched_before_the_epoch_is_known(workers: int) -> None:
-    data = loader(workers)
-    batches = iter(data)
-    data.sampler.set_epoch(3)  # type: ignore[attr-defined]
-    assert_same(list(batches), list(loader(workers, epoch=3)))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -232,19 +222,6 @@ def test_a_image_that_breaks_during_training_is_one_line(workers: int) -> None:
     with pytest.raises(UserError) as caught:
         list(loader(workers, reader=failing))
     assert str(caught.value) == "seven.jpg: not an image in a known format; replace or remove this image"
-
-
-def test_padding_reaches_the_batch() -> None:
-    counted: list[int] = []
-    for rank in range(2):
-        data = CountedLoader(
-            dataset(), batch_size=4, sampler=EvalSampler(len(INDICES), rank, 2), collate_fn=Collate(table())
-        )
-        batches = list(data)
-        assert sum(len(batch["label"]) for batch in batches) == 11
-        for batch in batches:
-            counted += batch["sample_id"][~batch["is_padding"]].tolist()
-    assert sorted(counted) == INDICES.tolist()
 
 
 def test_data_sets_travel_to_spawned_workers() -> None:

@@ -6,7 +6,6 @@ from collections import Counter
 import pytest
 import torch
 from scipy import stats
-from torch.utils.data import DistributedSampler
 
 from datamodules.loading.samplers import (
     DistinctSampler,
@@ -32,16 +31,6 @@ def test_training_order_is_a_permutation_that_changes_by_epoch_and_seed() -> Non
     assert sorted(places(sampler)) == list(range(53))
     assert places(sampler) != first
     assert places(TrainSampler(53, seed=2)) != first
-
-
-def test_an_epochs_order_does_not_depend_on_the_epochs_before() -> None:
-    walked, jumped = TrainSampler(53), TrainSampler(53)
-    for epoch in range(4):
-        walked.set_epoch(epoch)
-        last = list(walked)
-    jumped.set_epoch(3)
-    assert list(jumped) == last
-    assert {key.epoch for key in last} == {3}
 
 
 def test_the_global_generator_is_neither_used_nor_consumed() -> None:
@@ -143,13 +132,6 @@ def test_samples_without_weight_are_never_drawn() -> None:
     assert stats.binomtest(drawn.count(3), len(drawn), 2 / 3).pvalue > 1e-3
 
 
-def test_processes_draw_different_samples_of_one_order() -> None:
-    weights = torch.rand(101, dtype=torch.float64)
-    both = TrainSampler(101, 3, 0, 2, weights).order().tolist()
-    assert places(TrainSampler(101, 3, 0, 2, weights)) == both[0::2]
-    assert places(TrainSampler(101, 3, 1, 2, weights)) == both[1::2]
-
-
 def test_repeated_draws_are_numbered() -> None:
     weights = torch.tensor([10.0, 1.0, 1.0, 1.0])
     ranks = [list(TrainSampler(4, 1, rank, 2, weights)) for rank in range(2)]
@@ -160,11 +142,6 @@ def test_repeated_draws_are_numbered() -> None:
         seen[key.place] += 1
     assert max(key.draw for key in order) > 0
     assert {key.draw for key in TrainSampler(20)} == {0}
-
-
-def test_lightning_is_kept_from_splitting_again() -> None:
-    assert isinstance(TrainSampler(3), DistributedSampler)
-    assert isinstance(EvalSampler(3), DistributedSampler)
 
 
 def _epoch_places(weights: torch.Tensor, epoch: int) -> list[int]:
