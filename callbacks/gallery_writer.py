@@ -99,7 +99,7 @@ class EmbeddingExport(OutputCollector):
         from retrieval.gallery import Gallery
 
         folder = _shards(trainer, split)
-        shards = Shards.of(folder)
+        shards = Shards(folder)
         if not len(shards.sample_ids):
             return
         gallery = Gallery.open_or_create(self._uri(trainer), identity)

@@ -5,7 +5,7 @@ resampled image (itself, or its texts) go with it, while the gallery stays as it
 
 The rest measures how well rankers (``retrieval.search.searcher``) find what people ask for. Queries are all
 combinations of a class and attribute values that some image has, and an image is relevant if its true labels contain
-them. ``tfidf`` over the true labels, the most that texts can reach, and ``random``, the least, depend on no model.
+them. ``text`` over the true labels, the most that text can reach, and ``random``, the least, depend on no model.
 The intervals resample queries in groups of the same head (the class, or what is named last), because "blue bottle" and
 "blue plastic bottle" are much the same question: they show how the numbers would vary with other such questions.
 """
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from retrieval.gallery import Gallery
     from retrieval.metrics import AttributeQuery, ClassWords
     from retrieval.search.searcher import Ranker, Searcher
-    from retrieval.search.text import WordSource
+    from retrieval.search.text import TextSource
 
 BOTH, MEAN_RECALL = "both", "mean_recall"
 MEDIAN_RANK = "median_rank"
@@ -181,7 +181,7 @@ def with_interval(row: Row) -> str:
     return f"{row.value:.{digits}f} [{row.low:.{digits}f}, {row.high:.{digits}f}]"
 
 
-RANKERS = ("clip", "tfidf", "hybrid", "random")
+RANKERS = ("vector", "text", "hybrid", "random")
 WORDS = ("predicted", "label", "caption")
 
 METRICS = ("P@5", "P@10", "R-precision", "mAP", "nDCG@10")
@@ -200,7 +200,7 @@ class AttributeRow(NamedTuple):
     Attributes:
         gallery: name of the gallery, empty where nothing depends on its model.
         ranker: one of ``RANKERS``.
-        words: what the ranker's words are, empty where it has none.
+        words: the ranker's text fields, empty where it has none.
         metric: one of ``METRICS``.
         value: mean over the queries, 0 to 1, higher is better.
         low: lower end of the 95 % interval.
@@ -223,15 +223,15 @@ class AttributeRow(NamedTuple):
 
 
 class System(NamedTuple):
-    """A ranker with its words."""
+    """A ranker with its text fields."""
 
     ranker: str
-    words: WordSource | None
+    source: TextSource | None
 
     @property
     def depends_on_model(self) -> bool:
         """Whether another gallery of the same images can rank otherwise."""
-        return self.ranker != "random" and not (self.ranker == "tfidf" and self.words in ("label", "caption"))
+        return self.ranker != "random" and not (self.ranker == "text" and self.source in ("label", "caption"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -299,29 +299,29 @@ def ground_of(
 
 
 def systems_of(
-    gallery: Gallery, rankers: Sequence[str], words: Sequence[str], *, has_words_gallery: bool = False
+    gallery: Gallery, rankers: Sequence[str], words: Sequence[str], *, has_text_gallery: bool = False
 ) -> list[System]:
     """Return the rankers that a gallery can be searched with.
 
     Args:
         gallery: to search in.
         rankers: those that are wanted; all by default.
-        words: what words may be; by default what a model predicts, and the true labels. ``hybrid`` never has the true
-            labels, because no one can search so.
-        has_words_gallery: whether what is predicted comes from another gallery to ``hybrid``.
+        words: text fields, by default what a model predicts, and the true labels. ``hybrid`` never has the true labels,
+            which no search has.
+        has_text_gallery: whether ``hybrid`` takes predicted labels from another gallery.
 
     Raises:
         UserError: for an unknown one.
     """
     for name, given, known in (("--rankers", rankers, RANKERS), ("--words", words, WORDS)):
         if strange := [value for value in given if value not in known]:
-            raise UserError(f"{name} {strange[0]}: is unknown; choose among {', '.join(known)}")
-    sources = cast("list[WordSource]", list(words or ("predicted", "label")))
+            raise UserError(f"{name}: must be one of {', '.join(known)}; got {strange[0]!r}")
+    sources = cast("list[TextSource]", list(words or ("predicted", "label")))
     predicts, encodes = bool(gallery.identity.predicts), gallery.identity.encodes_text
-    predicted = predicts or has_words_gallery
-    possible: dict[str, list[WordSource | None]] = {
-        "clip": [None] if encodes else [],
-        "tfidf": [source for source in sources if source != "predicted" or predicts],
+    predicted = predicts or has_text_gallery
+    possible: dict[str, list[TextSource | None]] = {
+        "vector": [None] if encodes else [],
+        "text": [source for source in sources if source != "predicted" or predicts],
         "hybrid": [one for one in sources if encodes and (one == "caption" or (one == "predicted" and predicted))],
         "random": [None],
     }
@@ -333,7 +333,7 @@ def measure(ground: Ground, searcher: Searcher | None, system: System) -> Iterat
 
     Args:
         ground: images and queries.
-        searcher: of the gallery, with the words of the system; ``random`` does without.
+        searcher: of the gallery, with the text fields of the system; ``random`` does without.
         system: the ranker.
     """
     import torch
@@ -380,7 +380,7 @@ def rows_of(
         of_queries = np.concatenate([part[metric] for part in parts])
         interval = group_bootstrap(share_statistic(of_queries), heads.astype(str))
         rows.append(
-            AttributeRow(name, system.ranker, system.words or "", metric, float(of_queries.mean()), *interval, *counts)
+            AttributeRow(name, system.ranker, system.source or "", metric, float(of_queries.mean()), *interval, *counts)
         )
     return rows
 

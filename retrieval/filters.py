@@ -1,8 +1,8 @@
 """Filters that people write: ``colour = 'blue' AND confidence > .5``.
 
-A filter becomes part of a query of the table, so nothing passes that is not on a short list: comparisons of columns
-with literals or columns, ``AND``, ``OR``, ``NOT``, ``IN``, ``LIKE``, ``ILIKE``, ``BETWEEN``, ``IS NULL``. What reaches
-the table is written anew from what was understood, never the user's own text.
+A filter becomes part of a query of the table, so only a short list of constructs passes: comparisons of columns with
+literals or columns, ``AND``, ``OR``, ``NOT``, ``IN``, ``LIKE``, ``ILIKE``, ``BETWEEN``, ``IS NULL``. What reaches the
+table is generated from the parsed filter, never the user's own text.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from retrieval.schema import CONFIDENCE, LABEL, NOT_METADATA, PREDICTED, ModelIdentity
 from vitrail.errors import UserError
+from vitrail.types import LABEL_TASK
 
 if TYPE_CHECKING:
     from sqlglot import exp
@@ -22,7 +24,7 @@ LONGEST = 10_000
 """Characters of a filter."""
 
 DEEPEST = 30
-"""Brackets and ``NOT`` within one another; the parsers use the stack, and the table's has no mercy."""
+"""Nested brackets and ``NOT``; the parsers are recursive, and that of the table overflows the stack."""
 
 ALLOWED = "comparisons, AND, OR, NOT, IN, LIKE, ILIKE, BETWEEN and IS NULL"
 
@@ -32,8 +34,6 @@ IN_ONE_CONDITION = 500
 _COMPARISONS = {"EQ": "=", "NEQ": "<>", "LT": "<", "LTE": "<=", "GT": ">", "GTE": ">="}
 _PATTERNS = {"Like": "LIKE", "ILike": "ILIKE"}
 _NUMBER = re.compile(r"\d+(\.\d*)?([eE][+-]?\d+)?|\.\d+([eE][+-]?\d+)?")
-
-
 _LARGEST = 1e38
 
 
@@ -52,14 +52,14 @@ class Column(NamedTuple):
 
 
 def checked_filter(text: str, columns: Mapping[str, Column]) -> str:
-    """Read a filter and write it anew as SQL for the table.
+    """Parse a filter and generate SQL for the table from it.
 
     Args:
         text: what the user wrote.
         columns: the names that may stand in it; upper and lower case are the same.
 
     Raises:
-        UserError: for anything that is no filter, with the place.
+        UserError: for an invalid filter, with the place.
     """
     from sqlglot.errors import ParseError, SqlglotError
 
@@ -81,6 +81,39 @@ def checked_filter(text: str, columns: Mapping[str, Column]) -> str:
         ) from error
     except RecursionError as error:
         raise _too_deep() from error
+
+
+def filter_columns(names: Sequence[str], identity: ModelIdentity) -> dict[str, Column]:
+    """Return the columns that a filter of a gallery may name, by their names in the table and by short names.
+
+    ``colour`` is the predicted colour, or the label where the model predicts none; ``confidence`` is that of the class.
+    Where an attribute has the name of a column (``split``, ``caption`` …), the bare name is refused: ``label_split``
+    and ``predicted_split`` are the attribute, ``gallery_split`` is the gallery's own.
+
+    Args:
+        names: columns of the table of images.
+        identity: which tasks the model predicts and the data have labels of.
+    """
+    columns = {
+        name: Column(name, "number" if name.startswith(CONFIDENCE) else "text")
+        for name in names
+        if name not in NOT_METADATA
+    }
+    short = {task: Column(f"{LABEL}{task}", "text") for task in identity.labels}
+    short |= {task: Column(f"{PREDICTED}{task}", "text") for task in identity.predicts}
+    own = {name: columns[name] for name in columns if name in short}
+    if LABEL_TASK in identity.predicts:
+        confidence = Column(f"{CONFIDENCE}{LABEL_TASK}", "number")
+        (own if "confidence" in short else short)["confidence"] = confidence
+    for name, column in own.items():
+        tasks = [
+            f"{LABEL}{name}" if name in identity.labels else "",
+            f"{PREDICTED}{name}" if name in identity.predicts else "",
+        ]
+        meant = column.name if column.name.startswith(CONFIDENCE) else f"gallery_{name}"
+        short[meant] = column
+        columns[name] = Column("", column.kind, tuple(filter(None, [*tasks, meant])))
+    return columns | {name: column for name, column in short.items() if name not in columns}
 
 
 def one_of(column: str, values: Sequence[str]) -> str:

@@ -1,8 +1,8 @@
-"""Which files a gallery may show: its rows name images by path, and the gallery may be somebody else's.
+"""Which files a gallery may show: its rows name images by path, and another person may have made the gallery.
 
-Whoever made a gallery could name any file of the machine that opens it, and a page or the application would show it to
-others. So a file is shown only where it lies, links followed, below the gallery's own folder, a folder that this user
-has indexed into this gallery on this machine (noted under ``$VITRAIL_CACHE``), the data folder of the gallery's run,
+A gallery could name any file of the machine that opens it, and a page or the application would show it to others. So a
+file is shown only where it is, links followed, below the gallery's own folder, a folder that this user has indexed into
+this gallery on this machine (recorded under ``$VITRAIL_CACHE``), the data folder of the gallery's run,
 ``$VITRAIL_DATA`` or ``data``, or a folder that the user names.
 """
 
@@ -23,7 +23,7 @@ from vitrail.runs import Run
 _NOTE = "folders.json"
 
 _MOST = 10_000
-"""Folders of images that are noted at most; of more only what all of them have in common."""
+"""Folders of images that are recorded at most; of more only their common parent."""
 
 
 class ImageFiles:
@@ -50,14 +50,14 @@ class ImageFiles:
         """The file that a row names.
 
         Raises:
-            UserError: where it is none, or may not be shown.
+            UserError: where there is none, or it may not be shown.
         """
         if not path:
-            raise UserError("the image is no file of its own")
+            raise UserError("the image has no file of its own")
         found = self._resolved(path)
         if found is None or not any(found.is_relative_to(root) for root in self.roots):
             raise OutsideError(
-                f"{_plain(path)}: lies outside of the folders of the gallery and its data, so it is not shown; if it "
+                f"{_plain(path)}: is outside of the folders of the gallery and its data, so it is not shown; if it "
                 "is one of yours, name its folder with --data-root"
             )
         if not os.path.isfile(found):  # noqa: PTH113 -- a name too long for the system is no error to it
@@ -65,7 +65,7 @@ class ImageFiles:
         return found
 
     def outside(self, paths: Iterable[str]) -> list[str]:
-        """Those paths that may not be shown, judged by their folders alone, which is quick for a million of them."""
+        """Return the paths that may not be shown, by their folders alone, which is quick for a million of them."""
         allowed: dict[str, bool] = {}
         refused = []
         for path in paths:
@@ -93,7 +93,7 @@ class OutsideError(UserError):
 
 
 def note_folders(uri: str, paths: Iterable[str]) -> None:
-    """Notes where images lie that this user has indexed, so that the gallery may show them on this machine."""
+    """Record the folders of images that this user has indexed, so that the gallery may show them on this machine."""
     folders = {os.path.dirname(path) for path in paths if path} | {str(folder) for folder in _noted(uri)}  # noqa: PTH120
     if not folders:
         return
@@ -103,7 +103,8 @@ def note_folders(uri: str, paths: Iterable[str]) -> None:
         write_text_atomically(cache_of(uri) / _NOTE, json.dumps(sorted(folders)))
     except OSError as error:
         sys.stderr.write(
-            f"warning: {error}: where the images lie cannot be noted; to see them, name their folder with --data-root\n"
+            f"warning: {error}: the folders of the images cannot be recorded; to see images, name their folder with "
+            "--data-root\n"
         )
 
 
@@ -116,7 +117,7 @@ def _noted(uri: str) -> list[Path]:
 
 
 def _data_root(run: Path) -> Path | None:
-    """The folder of data that a run's configuration names; none that is as wide as the machine or a home."""
+    """The data folder of a run's configuration; none as wide as the machine or a home."""
     import yaml
 
     try:

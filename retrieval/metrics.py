@@ -1,40 +1,33 @@
-"""Ranking metrics of retrieval, the one implementation of them all.
+"""Ranking metrics of retrieval, and queries made of attributes with the images that are relevant to them.
 
-A query asks a gallery; an item is relevant if its id equals the query's. Everything is derived from the ranks of a
-query's relevant items (``relevant_ranks``), so a further metric is one more function of these ranks.
+Ranking metrics are derived from the ranks of a query's relevant items (``relevant_ranks``); the best rank is 1. Ties
+never flatter: items that are not relevant and score the same as a relevant one rank before it. "The same" means within
+``TIE_TOLERANCE``, because identical texts that were encoded in different batches, or compared in blocks of different
+sizes, differ by rounding. A model that maps everything to one point thus finds nothing, instead of everything. Where a
+similarity is NaN, a relevant item ranks last and another one first.
 
-Rank: the best place is 1. A rank never flatters: items that are not relevant and score the same as a relevant one stand
-before it. "The same" means within ``TIE_TOLERANCE``, because identical texts that were encoded in different batches, or
-compared in blocks of different sizes, differ by rounding. A model that maps everything to one point thus finds nothing,
-instead of everything. Where a similarity is NaN, a relevant item stands last and another one first.
-
-* R@k: the share of queries with at least one relevant item among the first k, as the image-text literature has it
+* R@k: the share of queries with at least one relevant item among the first k, as in the image-text literature
   (Hodosh et al., JAIR 47 (2013); Karpathy & Fei-Fei, CVPR 2015; elsewhere called hit rate). Where a query has several
   relevant items it is not the share of these that was found.
 * Median rank: of the first relevant item.
 * mAP: mean over the queries of average precision (Manning et al., Introduction to Information Retrieval, 2008, ch. 8).
-* Precision@k: the share of the first k places that hold a relevant item; k stays the divisor where fewer are relevant
+* Precision@k: the share of the first k places that hold a relevant item; the divisor is k even where fewer are relevant
   or fewer were listed. R-precision: the same with k the number of the query's relevant items (ibid.).
 * nDCG@k: a relevant item at rank r gains 1 / log2(1 + r), summed over the first k places and divided by the largest
   sum that any order gives. Cumulated gain is Järvelin & Kekäläinen's (ACM TOIS 20 (2002)), here with gains of 0 and 1;
   the discount, which begins at the second place, is that of Burges et al. (ICML 2005) and of scikit-learn.
 
-A ranking may leave items out, as one by words leaves out images without any of them. A relevant item that was left
-out has the rank ``NOT_FOUND``: it gains nothing, and counts among the relevant ones all the same.
+A ranking may leave items out, as the ranker ``text`` leaves out images that share no word with the query. A relevant
+item that is left out has the rank ``NOT_FOUND``: it gains nothing, and still counts among the relevant ones.
 
-Which images answer which queries, by their labels: queries made of attributes, as people would ask for them.
+A query made of attributes is a combination of values that at least one image has: "bottle", "blue bottle", "new blue
+plastic bottle", "blue plastic". An image is relevant if its labels include all of them; an unknown label matches
+nothing. Values are in the order of English adjectives: state and others, colour, material, class. The class is called
 
-A query is a combination of values that at least one image has: "bottle", "blue bottle", "new blue plastic bottle",
-"blue plastic". An image is relevant if its true class and attributes say all that the query says; a value that is not
-known of an image says nothing.
-
-The text begins with what is said of the state, then colour, then material, then the class, as adjectives stand in
-English. What a class is called in it:
-
-* ``last``: the last word of its name. People say "bottle", and mean ``tableware_water_bottle`` as well as
+* ``last``: by the last word of its name. People say "bottle", and mean ``tableware_water_bottle`` as well as
   ``personal_care_shampoo_bottle``: classes that share the word share the query.
-* ``unique``: as few words from its end as no other class ends in ("water bottle", "shampoo bottle").
-* ``full``: all of them ("tableware water bottle").
+* ``unique``: by as few words from its end as no other class ends in ("water bottle", "shampoo bottle").
+* ``full``: by all of them ("tableware water bottle").
 """
 
 from __future__ import annotations
@@ -66,7 +59,7 @@ images took about 120 MB on a processor; the whole matrix alone has 720."""
 
 
 class RankedQueries(NamedTuple):
-    """What became of each query; on the device of the queries.
+    """Ranks by query; on the device of the queries.
 
     Attributes:
         first_rank: int64 ``(Q,)``, rank of the first relevant item, 1 is best.
@@ -117,8 +110,8 @@ def rank_queries(
         chunk_size: queries at a time; the result does not depend on it. None bounds the memory.
 
     Raises:
-        ValueError: There are no queries, a query has no relevant item (whoever asks must leave it out, and say so), or
-            the lengths differ.
+        ValueError: There are no queries, a query has no relevant item (the caller must leave it out), or the lengths
+            differ.
     """
     if len(queries) != len(query_ids) or len(gallery) != len(gallery_ids):
         raise ValueError(
@@ -161,7 +154,7 @@ def relevant_ranks(
     """
     counts = relevant.sum(dim=1, keepdim=True)
     listed = counts - (relevant & similarity.isneginf()).sum(dim=1, keepdim=True)
-    # Ascending, relevant items at the bottom where they are nobody's competitors. NaN would mislead the search below.
+    # Ascending, relevant items at the bottom where they compete with none. NaN would mislead the search below.
     others = (
         torch.where(similarity.isnan(), torch.inf, similarity).masked_fill_(relevant, -torch.inf).sort(dim=1).values
     )
@@ -232,7 +225,7 @@ def ndcg_at(ranks: torch.Tensor, k: int, dtype: torch.dtype = torch.float32) -> 
 
 
 def _within(ranks: torch.Tensor, k: int | torch.Tensor) -> torch.Tensor:
-    """Bool ``(Q, R)``: which relevant items stand among the first k."""
+    """Bool ``(Q, R)``: which relevant items are among the first k."""
     return (ranks > 0) & (ranks <= k)
 
 
@@ -240,64 +233,64 @@ ClassWords = Literal["last", "unique", "full"]
 """What a class is called in a query."""
 
 _LAST = ("colour", "material", LABEL_TASK)
-"""Tasks whose values end a text, in this order; all others stand before them."""
+"""Tasks whose values end a text, in this order, after all others."""
 
-_Said = tuple[tuple[str, str], ...]
-"""Tasks with values, in the order of speaking."""
+_Values = tuple[tuple[str, str], ...]
+"""Tasks with values, in the order of the text."""
 
 
 @dataclass(frozen=True, eq=False)
 class AttributeQuery:
-    """A query and its answers.
+    """A query and its relevant images.
 
     Attributes:
         text: as a person would write it.
-        values: the tasks that it names and what it says there, in the order of the text; of the class, the words.
-        relevant: int64 ``(R,)``, the images that answer it, ascending, at least one.
+        values: tasks and their values, in the order of the text; of the class, the name as in the text.
+        relevant: int64 ``(R,)``, the relevant images, ascending, at least one.
     """
 
     text: str
-    values: _Said
+    values: _Values
     relevant: NDArray[np.int64]
 
     @property
     def head(self) -> str:
-        """What the query is about: the last value that it names, the class if it names one."""
+        """The subject of the query: its last value, the class if it has one."""
         return "=".join(self.values[-1])
 
 
 def attribute_queries(
     labels: Mapping[str, Sequence[str | None]], class_words: ClassWords = "last", class_names: Iterable[str] = ()
 ) -> list[AttributeQuery]:
-    """All queries that have an answer, in the order of their texts.
+    """Return all queries that have a relevant image, in the order of their texts.
 
     Args:
         labels: by task the values of N images, None or empty where unknown.
         class_words: what a class is called.
-        class_names: classes that names are told apart from, where the images show only some of them.
+        class_names: all classes that a name must be distinguished from, where the images show only some of them.
 
     Raises:
-        UserError: there are no labels, or no such way to call a class.
+        UserError: there are no labels, or an unknown rule for names of classes.
     """
     if not labels:
         raise UserError("attribute queries need labels; fill the gallery from data with classes or attributes")
     if class_words not in get_args(ClassWords):
-        raise UserError(f"class words: {class_words!r} is unknown; choose one of {', '.join(get_args(ClassWords))}")
+        raise UserError(f"class words: must be one of {', '.join(get_args(ClassWords))}; got {class_words!r}")
     tasks = [*(task for task in labels if task not in _LAST), *(task for task in _LAST if task in labels)]
     called = class_texts({*class_names, *filter(None, labels.get(LABEL_TASK, []))}, class_words)
-    answers: dict[_Said, list[NDArray[np.int64]]] = {}
+    relevant: dict[_Values, list[NDArray[np.int64]]] = {}
     for known, rows in _alike(tasks, labels, called).items():
-        for said in _combinations(known):
-            answers.setdefault(said, []).append(rows)
+        for values in _combinations(known):
+            relevant.setdefault(values, []).append(rows)
     queries = [
-        AttributeQuery(" ".join(value.replace("_", " ") for _, value in said), said, np.sort(np.concatenate(rows)))
-        for said, rows in answers.items()
+        AttributeQuery(" ".join(value.replace("_", " ") for _, value in values), values, np.sort(np.concatenate(rows)))
+        for values, rows in relevant.items()
     ]
     return sorted(queries, key=lambda query: (query.text, query.values))
 
 
 def class_texts(names: Iterable[str], class_words: ClassWords) -> dict[str, str]:
-    """What each class is called in a query.
+    """Return what each class is called in a query.
 
     Args:
         names: of all classes.
@@ -321,9 +314,9 @@ def _shortest_unique(name: str, words: Mapping[str, list[str]]) -> str:
 
 def _alike(
     tasks: Sequence[str], labels: Mapping[str, Sequence[str | None]], called: Mapping[str, str]
-) -> dict[_Said, NDArray[np.int64]]:
-    """Images of which the same is known, by what that is."""
-    rows: dict[_Said, list[int]] = {}
+) -> dict[_Values, NDArray[np.int64]]:
+    """Images by their known labels, of those with the same together."""
+    rows: dict[_Values, list[int]] = {}
     for row, values in enumerate(zip(*(labels[task] for task in tasks), strict=True)):
         known = ((task, value) for task, value in zip(tasks, values, strict=True) if value)
         said = tuple((task, called[value] if task == LABEL_TASK else value) for task, value in known)
@@ -331,6 +324,6 @@ def _alike(
     return {said: np.array(own, dtype=np.int64) for said, own in rows.items()}
 
 
-def _combinations(known: _Said) -> Iterator[_Said]:
+def _combinations(known: _Values) -> Iterator[_Values]:
     for size in range(1, len(known) + 1):
         yield from itertools.combinations(known, size)

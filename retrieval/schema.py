@@ -1,13 +1,7 @@
-"""What a gallery holds: its tables' columns, and which model made it.
+"""What a gallery holds: its tables' columns, the model that made it, and what a search returns.
 
-A gallery has a table of images and, where a dual encoder saw captions, a table of captions. Vectors are of unit
+A gallery has a table of images and, where a dual encoder was given captions, a table of captions. Vectors are of unit
 length, so that a dot product is a cosine.
-
-Which model fills a gallery: its weights, and what it says of an image.
-
-Whether a model may add images to a gallery that another run may have made.
-
-What a search in a gallery finds.
 """
 
 from __future__ import annotations
@@ -18,6 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vitrail.errors import UserError
 from vitrail.types import with_image_defaults
 
@@ -26,21 +23,34 @@ if TYPE_CHECKING:
 
 
 FORMAT = 1
-"""Counts up when the meaning of a gallery's tables changes."""
+"""Incremented when the meaning of a gallery's tables changes."""
 
 IMAGES, CAPTIONS = "images", "captions"
 """Names of the two tables."""
 
 IDENTITY_KEY = b"vitrail.gallery"
-"""Key of the schema's metadata under which the identity stands as JSON."""
+"""Key of the identity, as JSON, in the schema's metadata."""
 
 LABEL, PREDICTED, CONFIDENCE = "label_", "predicted_", "confidence_"
-"""Prefixes of a task's columns: what is true, what the model says, and how sure it is (0 to 1)."""
+"""Prefixes of a task's columns: the label, the prediction, and its confidence (0 to 1)."""
+
+NOT_METADATA = ("vector", "thumbnail")
+"""Columns that are large and of no use to a filter."""
+
+_UNIT_TOLERANCE = 1e-3
+"""How far a vector's length may be from 1; half precision rounds by less."""
+
+
+def not_unit(vectors: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Return the rows of vectors ``(N, D)`` that are not of unit length, which includes those that are not finite."""
+    with np.errstate(all="ignore"):
+        # Written so that NaN is among them.
+        return np.flatnonzero(~(np.abs(np.linalg.norm(vectors, axis=1) - 1) <= _UNIT_TOLERANCE))
 
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """Which model made the vectors of a gallery, and what else it says of an image.
+    """Which model made the vectors of a gallery, and what it predicts.
 
     Attributes:
         task: name of the task's class, such as ``DualEncoder``.
@@ -48,7 +58,7 @@ class ModelIdentity:
         run: directory of the run, for people to read.
         dim: length of the vectors.
         encodes_text: whether texts can be compared with the vectors.
-        input_options: how images were made that the model saw (size, crop fraction, interpolation).
+        input_options: how the model's input images were made (size, crop fraction, interpolation).
         predicts: class names of each task that the model predicts.
         labels: tasks that the data have labels of.
     """
@@ -63,16 +73,12 @@ class ModelIdentity:
     labels: list[str]
 
     def to_json(self) -> str:
-        """As one line of JSON, with the format's number."""
+        """Return one line of JSON, with the format's number."""
         return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str, origin: str) -> ModelIdentity:
-        """Reads what ``to_json`` wrote.
-
-        Raises:
-            UserError: for a text that is none, or of a newer format.
-        """
+        """Read what ``to_json`` wrote; raise ``UserError`` for any other text, or a newer format."""
         try:
             content = json.loads(text)
             if content.pop("format") > FORMAT:
@@ -81,15 +87,15 @@ class ModelIdentity:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"{origin}: does not say which model made it; make the gallery again") from error
+            raise UserError(f"{origin}: does not name the model that made it; make the gallery again") from error
 
 
 def image_schema(identity: ModelIdentity) -> pa.Schema:
-    """Columns of the table of images; ``identity`` stands in its metadata."""
+    """Return the columns of the table of images; ``identity`` is in its metadata."""
     import pyarrow as pa
 
-    words = ["id", "path", "content", "caption", "group", "split", *(f"{LABEL}{task}" for task in identity.labels)]
-    fields = [pa.field(name, pa.string()) for name in words]
+    names = ["id", "path", "content", "caption", "group", "split", *(f"{LABEL}{task}" for task in identity.labels)]
+    fields = [pa.field(name, pa.string()) for name in names]
     for task in identity.predicts:
         fields += [pa.field(f"{PREDICTED}{task}", pa.string()), pa.field(f"{CONFIDENCE}{task}", pa.float32())]
     fields += [pa.field("text", pa.string()), pa.field("thumbnail", pa.binary())]
@@ -99,7 +105,7 @@ def image_schema(identity: ModelIdentity) -> pa.Schema:
 
 
 def caption_schema(identity: ModelIdentity) -> pa.Schema:
-    """Columns of the table of captions; ``image`` is the id of the image that the caption belongs to."""
+    """Return the columns of the table of captions; ``image`` is the id of the image that the caption belongs to."""
     import pyarrow as pa
 
     fields = [pa.field(name, pa.string()) for name in ("id", "image", "caption")]
@@ -124,7 +130,7 @@ class EmbedsImages(Protocol):
 
 
 def identity_of(task: object, run: str, input_options: Mapping[str, Any], labels: list[str]) -> ModelIdentity:
-    """The identity that a gallery keeps of a task.
+    """Return the identity that a gallery keeps of a task.
 
     Args:
         task: fills the gallery.
@@ -153,12 +159,12 @@ def identity_of(task: object, run: str, input_options: Mapping[str, Any], labels
 
 
 def difference(there: ModelIdentity, new: ModelIdentity) -> str:
-    """In what the model that wants to add images differs; empty where it may."""
+    """Return how a model that is to add images differs from the gallery's; empty where it may add them."""
     if there.weights != new.weights:
         return f"the weights of {new.run or 'the new model'} are others"
     if there.dim != new.dim or there.encodes_text != new.encodes_text or there.task != new.task:
         return "the task is another"
-    # A gallery of an older version does not say what has become an option since.
+    # A gallery of an older version lacks what has become an option since.
     older, newer = with_image_defaults(there.input_options), with_image_defaults(new.input_options)
     if any(older[key] != newer[key] for key in older.keys() & newer.keys()):
         return f"images were made as {there.input_options}, now {new.input_options}"

@@ -487,6 +487,28 @@ def _begun(run: Path) -> float:
     return (config if config.exists() else run).stat().st_mtime
 
 
+def load_checkpoint(path: Path, device: str = "cpu") -> Any:
+    """Load the ``lightning_modules.VisionTask`` of a checkpoint, in evaluation mode; ``UserError`` where it is none."""
+    return import_module("lightning_modules.checkpoint").load_task(path, device)
+
+
+def prepared_image(path: Path, input_options: Mapping[str, Any]) -> torch.Tensor:
+    """Prepare an image as those that a model is evaluated on.
+
+    Args:
+        path: of the file.
+        input_options: how the model's images are made (``vitrail.types.InputOptions``).
+
+    Returns:
+        uint8 ``(3, size, size)``, RGB.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    transform = import_module("datamodules.loading.transforms").eval_transform({**input_options})
+    return cast("torch.Tensor", transform(_pixels(str(path), path, input_options.get("value_range", "auto"))))
+
+
 def _named_images(images: Any) -> Iterator[tuple[str, Any]]:
     """Names and sources of single images; what is named by paths is found by ``datamodules.sources``."""
     if isinstance(images, str | Path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, NotRequired, Protocol, TypedDict, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NotRequired, Protocol, TypedDict, runtime_checkable
 
 if TYPE_CHECKING:
     # Commands that need no torch start quickly.
@@ -109,6 +109,20 @@ class Batch(TypedDict, total=False):
 
 FeatureLookup = Callable[[Any, Any], Any]
 """From sample ids and views (numbers of augmentations), int64 ``(B,)`` each, to cached features, float ``(B, D)``."""
+
+
+class TextReading(NamedTuple):
+    """What a tokenizer reads of a text.
+
+    Attributes:
+        known: number of tokens that it has, without special ones.
+        unknown: parts of the text that it has no token for, in order.
+        unread: the end of the text that is cut off, empty where all is read.
+    """
+
+    known: int
+    unknown: list[str]
+    unread: str
 
 
 class Outputs(TypedDict):

@@ -16,16 +16,15 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.logic.uploads import one_at_a_time, read_pixels
 from app.state.context import SingleFlightCache, shortened
-from retrieval.search import searcher
-from retrieval.search.searcher import Query, Searcher
-from retrieval.search.text import WordSource
+from retrieval.search.searcher import FORMER_RANKERS, Query, Ranker, Searcher
+from retrieval.search.text import TEXT_FIELDS, TextSource
 from vitrail.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,18 +40,12 @@ FEWEST, MOST = 19, 128
 
 _BATCH = 32
 
-Ranker = Literal["vector", "text", "hybrid"]
-
 RANKERS: dict[Ranker, str] = {"vector": "vectors", "text": "text", "hybrid": "both"}
 """Rankers, and what people call them."""
 
-SCORES: dict[Ranker, str] = {"vector": "cosine", "text": "cosine of words", "hybrid": "fused ranks"}
+SCORES: dict[Ranker, str] = {"vector": "cosine", "text": "cosine of text", "hybrid": "fused ranks"}
 """What a ranker's score is."""
 
-FORMER_NAMES: dict[str, Ranker] = {"clip": "vector", "tfidf": "text"}
-"""Rankers as older links call them."""
-
-_RANKED_BY = dict(zip(RANKERS, get_args(searcher.Ranker), strict=True))
 _OTHER = "gallery:"
 """Prefix of text fields that are another gallery's predictions for the same images."""
 
@@ -170,7 +163,7 @@ class Searching:
             _warm_up(gallery)
             self._cosines[name] = caption_cosines(gallery)
             if choices := self._text_fields[name]:
-                self._searcher(gallery, next(iter(choices))).prepare_words()
+                self._searcher(gallery, next(iter(choices))).text_index()
 
     def text_fields(self, gallery: str) -> dict[str, str]:
         """Return the text fields that can be searched, best first, and what people call them."""
@@ -197,7 +190,7 @@ class Searching:
         found = self._searcher(gallery, self._fields(request)).rank_all(
             [request.query],
             first + request.count + 1,
-            _RANKED_BY[ranker],
+            ranker,
             fitting if len(fitting) < len(gallery) else "",
         )[0]
         hits = found.hits[first : first + request.count]
@@ -222,7 +215,7 @@ class Searching:
     def _ranker(self, request: Request) -> Ranker:
         kind = kind_of(request.query)
         able = self.rankers(request.gallery, kind)
-        asked = FORMER_NAMES.get(request.ranker, request.ranker)
+        asked = FORMER_RANKERS.get(request.ranker, request.ranker)
         if able and not asked:
             return able[0]
         for ranker in able:
@@ -244,21 +237,21 @@ class Searching:
             load = None if run is None else lambda: _Encoder(run, limits)
             if fields.startswith(_OTHER):
                 other = self._context.galleries[fields.removeprefix(_OTHER)].gallery
-                return Searcher(gallery.gallery, load, words_gallery=other)
-            return Searcher(gallery.gallery, load, words=cast("WordSource", fields))
+                return Searcher(gallery.gallery, load, text_gallery=other)
+            return Searcher(gallery.gallery, load, text_source=cast("TextSource", fields))
 
         return self._searchers.get((gallery.name, fields), make)
 
     def _text_fields_of(self, gallery: ServedGallery) -> dict[str, str]:
-        own = {"predicted": "predicted labels"} if gallery.identity.predicts else {}
+        own = {"predicted": TEXT_FIELDS["predicted"]} if gallery.identity.predicts else {}
         others = {
             f"{_OTHER}{name}": f"labels predicted by the model of {name}"
             for name, other in self._context.galleries.items()
             if other is not gallery and other.identity.predicts and gallery.shares_images(other)
         }
-        labels = {"label": "true labels"} if gallery.identity.labels else {}
+        labels = {"label": TEXT_FIELDS["label"]} if gallery.identity.labels else {}
         has_captions = any(gallery.metadata.column("caption").unique().to_pylist())
-        return own | others | labels | ({"caption": "captions"} if has_captions else {})
+        return own | others | labels | ({"caption": TEXT_FIELDS["caption"]} if has_captions else {})
 
 
 def kind_of(query: Query) -> str:

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from app.state.context import shortened
 from datamodules.loading.decode import ValueRange
-from retrieval.gallery import NOT_METADATA, Gallery
+from retrieval.gallery import Gallery
 from retrieval.image_files import ImageFiles
-from retrieval.schema import LABEL, PREDICTED, ModelIdentity, image_schema
+from retrieval.schema import LABEL, NOT_METADATA, PREDICTED, ModelIdentity, image_schema
 from vitrail.errors import UserError
 from vitrail.files import local_folder, write_text_atomically
 from vitrail.runs import Run

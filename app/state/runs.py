@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.search.searcher import Reading
 from vitrail.errors import UserError
 from vitrail.predictions import ImagePrediction, image_predictions
 from vitrail.runs import Run, read_temperatures
-from vitrail.types import UNKNOWN
+from vitrail.types import UNKNOWN, TextReading
 
 if TYPE_CHECKING:
     import torch
@@ -107,11 +106,12 @@ class ServedRun:
         labels: NDArray[np.float32] = means / np.linalg.norm(means, axis=1, keepdims=True)
         return labels
 
-    def reading(self, text: str) -> Reading:
+    def reading(self, text: str) -> TextReading:
         """Return what the model's tokenizer reads of a text."""
         self._check_texts()
         with self._lock:
-            return Reading(*self._model.towers.tokenizer.reading(text))
+            reading: TextReading = self._model.towers.tokenizer.reading(text)
+            return reading
 
     @property
     def logit_scale(self) -> float:

@@ -14,13 +14,13 @@ from urllib.parse import urlencode
 
 import gradio as gr
 
-from app.logic.search import FORMER_NAMES, RANKERS, SCORES, Request, Result, ResultPage, Searching
+from app.logic.search import RANKERS, SCORES, Request, Result, ResultPage, Searching
 from app.state.context import AppContext
 from app.state.galleries import ServedGallery
 from app.widgets.cards import Card, card_grid, cards_html, image_url
 from app.widgets.page import Uploads, image_upload, on_page_load, one_line, paths_of, report_errors
 from retrieval.schema import CONFIDENCE, LABEL, PREDICTED
-from retrieval.search.searcher import Query
+from retrieval.search.searcher import FORMER_RANKERS, Query
 from vitrail.errors import UserError
 from vitrail.types import LABEL_TASK
 
@@ -171,7 +171,7 @@ def from_address(parameters: Sequence[tuple[str, str]], gallery: str, count: int
     return Request(
         gallery=given.get("gallery") or gallery,
         query=Query(like=given["like"]) if given.get("like") else Query(text=given["q"]),
-        ranker=FORMER_NAMES.get(ranker, ranker),
+        ranker=FORMER_RANKERS.get(ranker, ranker),
         fields=given.get("words", ""),
         filters=filters,
         count=_number(given, "count", count),

@@ -10,14 +10,16 @@ import json
 from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+from retrieval.search.text import TEXT_FIELDS
 from vitrail.console import Table
 from vitrail.files import write_csv, write_text_atomically
 
 if TYPE_CHECKING:
     from evaluation.retrieval import AttributeRow, Ground, System
     from retrieval.gallery import Gallery
+    from retrieval.search.text import TextSource
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -27,14 +29,14 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "evaluates by the true labels. What a gallery cannot be searched with is left out."
     )
     command.add_argument("--gallery", nargs="+", required=True, metavar="G", help="folders or URIs of galleries")
-    command.add_argument("--rankers", nargs="+", default=[], help="clip, tfidf, hybrid, random (default: all)")
+    command.add_argument("--rankers", nargs="+", default=[], help="vector, text, hybrid, random (default: all)")
     command.add_argument(
         "--words",
         nargs="+",
         default=[],
-        help="what tfidf and hybrid search in: predicted, label (the true ones), caption (default: predicted label)",
+        help="text fields of text and hybrid: predicted, label (the true ones), caption (default: predicted label)",
     )
-    command.add_argument("--words-gallery", metavar="G", help="gallery that a hybrid's predicted words come from")
+    command.add_argument("--words-gallery", metavar="G", help="gallery that a hybrid's predicted labels come from")
     command.add_argument("--splits", nargs="+", default=[], help="only images of these splits, such as val test")
     command.add_argument("--where", default="", help="only images that fit this filter")
     command.add_argument("--tasks", nargs="+", default=[], help="labels that queries are made of (default: all)")
@@ -74,15 +76,16 @@ def measured_rows(options: argparse.Namespace) -> list[AttributeRow]:
     from evaluation.retrieval import measure, rows_of
     from retrieval.gallery import Gallery
     from retrieval.search.encoder import load_encoder
-    from retrieval.search.searcher import Searcher
+    from retrieval.search.searcher import Searcher, current_ranker
     from vitrail.errors import UserError
 
-    speaker = Gallery.open(options.words_gallery) if options.words_gallery else None
-    jobs = _jobs([Gallery.open(uri, options.device) for uri in options.gallery], options, speaker)
+    options.rankers = [current_ranker(name) for name in options.rankers]
+    text_gallery = Gallery.open(options.words_gallery) if options.words_gallery else None
+    jobs = _jobs([Gallery.open(uri, options.device) for uri in options.gallery], options, text_gallery)
     if not jobs:
         raise UserError(
-            f"--rankers {' '.join(options.rankers)}: none of these galleries can be searched so; clip and hybrid need "
-            "a dual encoder's gallery, tfidf needs predictions or labels"
+            f"--rankers {' '.join(options.rankers)}: not possible in these galleries; vector and hybrid need a dual "
+            "encoder's gallery, text needs predictions or labels"
         )
     names = _names([gallery.uri for gallery, _, _ in jobs])
     # Loaded when first needed, once for all rankers of a gallery.
@@ -92,9 +95,9 @@ def measured_rows(options: argparse.Namespace) -> list[AttributeRow]:
         bar = progress.add_task("measuring", total=sum(len(ground.queries) for _, ground, _ in jobs))
         for gallery, ground, system in jobs:
             values = []
-            words_gallery = speaker if (system.ranker, system.words) == ("hybrid", "predicted") else None
+            borrowed = text_gallery if (system.ranker, system.source) == ("hybrid", "predicted") else None
             searcher = Searcher(
-                gallery, encoders[gallery.uri], words=system.words or "label", words_gallery=words_gallery
+                gallery, encoders[gallery.uri], text_source=system.source or "label", text_gallery=borrowed
             )
             for part in measure(ground, searcher, system):
                 values.append(part)
@@ -104,7 +107,7 @@ def measured_rows(options: argparse.Namespace) -> list[AttributeRow]:
 
 
 def _jobs(
-    galleries: Sequence[Gallery], options: argparse.Namespace, speaker: Gallery | None
+    galleries: Sequence[Gallery], options: argparse.Namespace, text_gallery: Gallery | None
 ) -> list[tuple[Gallery, Ground, System]]:
     from evaluation.retrieval import ground_of, systems_of
 
@@ -113,7 +116,7 @@ def _jobs(
         ground = ground_of(
             gallery, splits=options.splits, where=options.where, tasks=options.tasks, class_words=options.class_words
         )
-        for system in systems_of(gallery, options.rankers, options.words, has_words_gallery=speaker is not None):
+        for system in systems_of(gallery, options.rankers, options.words, has_text_gallery=text_gallery is not None):
             again = (other == system and ground.same_as(asked) for _, asked, other in jobs)
             if system.depends_on_model or not any(again):
                 jobs.append((gallery, ground, system))
@@ -141,7 +144,7 @@ def _cells(rows: Sequence[AttributeRow]) -> tuple[list[str], list[list[str]]]:
     metrics = list(dict.fromkeys(row.metric for row in rows))
     lines: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows:
-        ranker = f"{row.ranker}, {row.words} words" if row.words else row.ranker
+        ranker = f"{row.ranker}, {TEXT_FIELDS[cast('TextSource', row.words)]}" if row.words else row.ranker
         cell = f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]"
         lines.setdefault((row.gallery or "any", ranker), {})[row.metric] = cell
     return ["gallery", "ranker", *metrics], [

@@ -8,12 +8,13 @@ import string
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, cast
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import torch
 
 from lightning_modules.encoders.weights import first_line
 from vitrail.errors import UserError
+from vitrail.types import TextReading
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -41,14 +42,6 @@ class Tokens(TypedDict):
 
     input_ids: torch.Tensor  # int64 `(B, L)`
     attention_mask: torch.Tensor  # int64 `(B, L)`, 0 for padding
-
-
-class TextReading(NamedTuple):
-    """Coverage of a text by a tokenizer."""
-
-    known: int  # number of known tokens, without special ones
-    unknown: list[str]  # parts of the text without a token, in order
-    unread: str  # truncated end of the text
 
 
 class TextTokenizer:

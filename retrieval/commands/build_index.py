@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the arguments of ``build-index``."""
-    command.description = "Builds the approximate index of a very large gallery and prints its recall."
+    command.description = "Build the approximate index of a very large gallery and print its recall."
     command.add_argument("--gallery", required=True, metavar="G", help="folder or address of the gallery")
     command.add_argument(
         "--sample", type=int, default=200, metavar="N", help="stored vectors that recall is measured on (default: 200)"
@@ -24,7 +24,7 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     from vitrail.errors import UserError
 
     if options.sample < 1:
-        raise UserError(f"--sample: is {options.sample}, must be at least 1")
+        raise UserError(f"--sample: must be at least 1; got {options.sample}")
     gallery = Gallery.open(options.gallery)
     with Console(stderr=True).status("building the index, and comparing it with exact search"):
         report = gallery.build_index(sample=options.sample)

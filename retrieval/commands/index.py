@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from retrieval.fill import CHUNK
 from vitrail.errors import UserError
@@ -34,7 +34,7 @@ examples:
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the arguments of ``index``."""
-    command.description = "Images are made as the model learned them, whatever the data's configuration says of size."
+    command.description = "Images are prepared as in the model's training, whatever size the data's configuration has."
     command.epilog = _EPILOG
     command.add_argument("--run", type=Path, required=True, metavar="RUN", help="run directory of the model")
     command.add_argument("--gallery", metavar="G", help="folder or address of the gallery (default: RUN/gallery)")
@@ -60,13 +60,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
-    """Fill the gallery and say what became of the images.
-
-    Raises:
-        UserError: for every mistake in what was asked, of the data, the model or the gallery.
-    """
+    """Fill the gallery and print how many images were added, replaced, renewed and left out."""
     if options.chunk < 1:
-        raise UserError(f"--chunk: is {options.chunk}, must be at least 1")
+        raise UserError(f"--chunk: must be at least 1; got {options.chunk}")
     datamodule = _data(options, rest)
     task = _model(options)
     if options.on_bad_image is not None:
@@ -74,15 +70,16 @@ def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
     uri = options.gallery or str(options.run / Run.GALLERY)
     report = _filled(task, datamodule, uri, options)
     sys.stdout.write(f"Gallery {uri}: {report}\n")
-    _tell_left_out(datamodule, report)
+    _print_left_out(datamodule, report)
 
 
 def _filled(task: VisionTask, datamodule: ImageDataModule, uri: str, options: argparse.Namespace) -> FillReport:
     from retrieval.fill import fill
     from retrieval.gallery import Gallery
     from retrieval.schema import identity_of
+    from vitrail.console import tracked
 
-    # How images are made is the model's; the configuration of other data has nothing to say about it.
+    # Images are prepared as the model's, whatever the configuration of other data is.
     datamodule.image_options = {**task.input_options}
     run = str(options.run.resolve())
     identity = identity_of(task, run, task.input_options, list(datamodule.tasks))
@@ -96,18 +93,12 @@ def _filled(task: VisionTask, datamodule: ImageDataModule, uri: str, options: ar
         run=run,
         chunk=options.chunk,
         thumbnails=options.thumbnails,
-        progress=_progress,
+        progress=lambda batches, total: tracked(batches, "encoding, in batches", total),
     )
 
 
-def _progress(batches: Iterable[Any], total: int) -> Iterable[Any]:
-    from vitrail.console import tracked
-
-    return tracked(batches, "encoding, in batches", total)
-
-
 def _data(options: argparse.Namespace, rest: Sequence[str]) -> ImageDataModule:
-    """The DataModule that is asked for, by default the run's own."""
+    """The DataModule of ``--data``, by default the run's own."""
     from datamodules.cli import load_datamodule
 
     if not options.run.is_dir():
@@ -134,8 +125,8 @@ def _model(options: argparse.Namespace) -> VisionTask:
 
 
 def _set_up(datamodule: ImageDataModule) -> None:
-    """Finds the unreadable images."""
-    # A gallery is no test: what is in two splits does it no harm.
+    """Prepare the data, which finds unreadable images."""
+    # Leaks between splits do not matter to a gallery.
     datamodule.check_options = replace(datamodule.check_options, allow_leaks=["groups", "exact", "near"])
     try:
         datamodule.prepare_data()
@@ -146,8 +137,7 @@ def _set_up(datamodule: ImageDataModule) -> None:
         raise UserError(str(error).replace(_SKIP_IN_YAML, "give --on-bad-image skip")) from error
 
 
-def _tell_left_out(datamodule: ImageDataModule, report: FillReport) -> None:
-    """Names the images that are not in the gallery because they cannot be read."""
+def _print_left_out(datamodule: ImageDataModule, report: FillReport) -> None:
     reasons = [f"{entry['name']}: {entry['reason']}" for entry in datamodule.data_record()["skipped"]]
     reasons += [f"{name}: cannot be read" for name in report.left_out]
     if reasons:

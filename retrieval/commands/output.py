@@ -1,8 +1,6 @@
-"""What a person wants to see of the images that a search found.
+"""The result of a search as a table for a terminal, as JSON, and as one HTML page with its images inside.
 
-The result of a search as a table for a terminal, and as JSON.
-
-The result of a search as one HTML page with its images inside; no script, no address of another file.
+The page has no script and loads nothing.
 """
 
 from __future__ import annotations
@@ -32,11 +30,11 @@ class Found:
 
     Attributes:
         id: in the gallery.
-        score: of the ranker.
-        path: of its file, empty where it is none.
+        score: by which it was ranked.
+        path: of its file, empty where it has none.
         caption: of the image, or the one that was found.
-        labels: true value of each task, None where unknown.
-        predicted: value of each task that the model predicts, and how sure it is (0 to 1); None where it says nothing.
+        labels: true label of each task, None where unknown.
+        predicted: prediction of each task and its confidence (0 to 1); None where there is none.
         thumbnail: JPEG, where the gallery keeps one.
     """
 
@@ -49,10 +47,10 @@ class Found:
     thumbnail: bytes | None
 
     def as_dict(self, rank: int) -> dict[str, Any]:
-        """As JSON has it, with its rank from 1."""
+        """Return the image's entry in the JSON, with its rank from 1."""
         predicted = {
-            task: None if answer is None else {"value": answer[0], "confidence": round(answer[1], 6)}
-            for task, answer in self.predicted.items()
+            task: None if one is None else {"value": one[0], "confidence": round(one[1], 6)}
+            for task, one in self.predicted.items()
         }
         return {
             "rank": rank,
@@ -68,58 +66,50 @@ class Found:
 def look_up(
     gallery: Gallery, ids: Sequence[str], scores: Sequence[float], captions: Sequence[str] | None = None
 ) -> list[Found]:
-    """Everything that is shown of images.
+    """Return everything that is shown of images.
 
     Args:
         gallery: that they are in.
-        ids: of the images, in the order of the result; one may come again.
+        ids: of the images, in the order of the result; one may occur several times.
         scores: of each.
         captions: to show instead of the images' own.
     """
     if not ids:
         return []
-    identity = gallery.identity
-    predicted = [f"{prefix}{task}" for task in identity.predicts for prefix in (PREDICTED, CONFIDENCE)]
-    columns = ["id", "path", "caption", *(f"{LABEL}{task}" for task in identity.labels), *predicted, "thumbnail"]
-    shown: Sequence[str | None] = captions or [None] * len(ids)
+    labels, predicts = gallery.identity.labels, list(gallery.identity.predicts)
+    predicted = [f"{prefix}{task}" for task in predicts for prefix in (PREDICTED, CONFIDENCE)]
+    columns = ["id", "path", "caption", *(f"{LABEL}{task}" for task in labels), *predicted, "thumbnail"]
     distinct = list(dict.fromkeys(ids))
     rows = dict(zip(distinct, gallery.rows(distinct, columns).to_pylist(), strict=True))
-    return [
-        _found(rows[identifier], score, identity.labels, list(identity.predicts), own)
-        for identifier, score, own in zip(ids, scores, shown, strict=True)
-    ]
 
+    def prediction(row: dict[str, Any], task: str) -> tuple[str, float] | None:
+        value = row[f"{PREDICTED}{task}"]
+        return None if value is None else (value, float(row[f"{CONFIDENCE}{task}"] or 0))
 
-def _found(row: dict[str, Any], score: float, labels: list[str], predicts: list[str], caption: str | None) -> Found:
-    answers = {task: (row[f"{PREDICTED}{task}"], row[f"{CONFIDENCE}{task}"]) for task in predicts}
-    return Found(
-        id=row["id"],
-        score=float(score),
-        path=row["path"] or "",
-        caption=(row["caption"] or "") if caption is None else caption,
-        labels={task: row[f"{LABEL}{task}"] for task in labels},
-        predicted={
-            task: None if value is None else (value, float(confidence or 0))
-            for task, (value, confidence) in answers.items()
-        },
-        thumbnail=row["thumbnail"],
-    )
+    found = []
+    for place, (identifier, score) in enumerate(zip(ids, scores, strict=True)):
+        row = rows[identifier]
+        caption = captions[place] if captions is not None else row["caption"] or ""
+        true = {task: row[f"{LABEL}{task}"] for task in labels}
+        predictions = {task: prediction(row, task) for task in predicts}
+        found.append(Found(identifier, float(score), row["path"] or "", caption, true, predictions, row["thumbnail"]))
+    return found
 
 
 @dataclass(frozen=True)
-class Answer:
+class SearchOutput:
     """A search and what it found, ready to be shown.
 
     Attributes:
-        query: what was asked.
+        query: of the search.
         gallery: path or address.
         identity: the model that made the gallery.
-        ranker: who ranked.
+        ranker: by which the results are ranked.
         find: ``images`` or ``captions``.
         where: filter, empty for none.
         found: best first.
-        notes: what a person should know, one line each.
-        example: the image that was asked with, where it was one.
+        notes: for the user, one line each.
+        example: the image of the query, where it has one.
     """
 
     query: Query
@@ -133,61 +123,61 @@ class Answer:
     example: Found | None = None
 
     @property
-    def asked(self) -> str:
-        """The query in words."""
+    def title(self) -> str:
+        """The query as text."""
         if self.query.text is not None:
             return f"“{self.query.text}”"
         return f"image {self.image_name}" if self.query.image is not None else f"like {self.query.like}"
 
     @property
     def image_name(self) -> str | None:
-        """File of the image that was asked with; what is no UTF-8 in its name is replaced, so it can be printed."""
+        """File name of the query's image; bytes that are not UTF-8 are replaced, so it can be printed."""
         return None if self.query.image is None else str(self.query.image).encode(errors="replace").decode()
 
 
-def as_json(answer: Answer) -> str:
-    """One JSON object with query, notes, and what was found, in order."""
-    query = {"text": answer.query.text, "like": answer.query.like, "image": answer.image_name}
+def as_json(output: SearchOutput) -> str:
+    """Return one JSON object with query, notes, and what was found, in order."""
+    query = {"text": output.query.text, "like": output.query.like, "image": output.image_name}
     content = {
-        "gallery": answer.gallery,
-        "model": answer.identity.task,
-        "run": answer.identity.run,
+        "gallery": output.gallery,
+        "model": output.identity.task,
+        "run": output.identity.run,
         "query": query,
-        "where": answer.where,
-        "find": answer.find,
-        "ranker": answer.ranker,
-        "notes": answer.notes,
-        "found": [found.as_dict(rank) for rank, found in enumerate(answer.found, start=1)],
+        "where": output.where,
+        "find": output.find,
+        "ranker": output.ranker,
+        "notes": output.notes,
+        "found": [found.as_dict(rank) for rank, found in enumerate(output.found, start=1)],
     }
     return json.dumps(content, indent=2, ensure_ascii=False)
 
 
-def result_table(answer: Answer) -> Table:
-    """A row for each image or caption; columns that nothing is known of are left out."""
-    title = f"{answer.asked} · {answer.ranker} · {answer.gallery}"
-    rows = [[str(rank), f"{found.score:.4f}"] for rank, found in enumerate(answer.found, start=1)]
-    if answer.find == "captions":
+def result_table(output: SearchOutput) -> Table:
+    """Return a table with a row for each image or caption; empty columns are left out."""
+    title = f"{output.title} · {output.ranker} · {output.gallery}"
+    rows = [[str(rank), f"{found.score:.4f}"] for rank, found in enumerate(output.found, start=1)]
+    if output.find == "captions":
         columns = ["#", "score", "caption", "of image"]
-        rows = [[*row, found.caption, found.id] for row, found in zip(rows, answer.found, strict=True)]
+        rows = [[*row, found.caption, found.id] for row, found in zip(rows, output.found, strict=True)]
         return Table(columns, rows, columns[2:], title)
-    told = [", ".join(said(value) for value in found.predicted.values() if value) for found in answer.found]
-    true = [", ".join(value for value in found.labels.values() if value) for found in answer.found]
-    captions = [found.caption for found in answer.found]
-    shown = {"id": [found.id for found in answer.found], "the model says": told, "labels": true, "caption": captions}
+    predicted = [", ".join(_shown(value) for value in found.predicted.values() if value) for found in output.found]
+    true = [", ".join(value for value in found.labels.values() if value) for found in output.found]
+    captions = [found.caption for found in output.found]
+    shown = {"id": [found.id for found in output.found], "predicted": predicted, "labels": true, "caption": captions}
     shown = {name: values for name, values in shown.items() if name == "id" or any(values)}
     rows = [[*row, *(values[place] for values in shown.values())] for place, row in enumerate(rows)]
     return Table(["#", "score", *shown], rows, list(shown), title)
 
 
-def said(answer: tuple[str, float] | None) -> str:
-    """A predicted value with how sure the model is, such as ``blue 0.93``."""
-    return "" if answer is None else f"{answer[0]} {answer[1]:.2f}"
+def _shown(prediction: tuple[str, float]) -> str:
+    """A predicted value with its confidence, such as ``blue 0.93``."""
+    return f"{prediction[0]} {prediction[1]:.2f}"
 
 
 SIDE = 256
 """Longest side of an image on the sheet, in pixels."""
 
-# The page may load nothing: all images are inside, whatever stands in the gallery.
+# The page may load nothing: all images are inside, whatever the gallery contains.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 _STYLE = """
@@ -218,40 +208,37 @@ dt { color: var(--soft); } dd { margin: 0; text-align: right; }
 """.strip()
 
 
-def contact_sheet(answer: Answer, images: Sequence[bytes | None], example: bytes | None = None) -> str:
-    """A page with a card for each image or caption.
+def contact_sheet(output: SearchOutput, images: Sequence[bytes | None], example: bytes | None = None) -> str:
+    """Return an HTML page with a card for each image or caption.
 
     Args:
-        answer: the search and what it found.
-        images: of each that was found a JPEG, or None where there is none to be seen.
-        example: JPEG of the image that was asked with, where it was one.
-
-    Returns:
-        The HTML of the page, whole.
+        output: the search and what it found.
+        images: a JPEG of each result, or None where there is none to show.
+        example: JPEG of the query's image, where it has one.
     """
     cards = "\n".join(
-        _card(rank, found, image) for rank, (found, image) in enumerate(zip(answer.found, images, strict=True), start=1)
+        _card(rank, found, image) for rank, (found, image) in enumerate(zip(output.found, images, strict=True), start=1)
     )
-    filtered = f" · only {answer.where}" if answer.where else ""
-    shown = f"{len(answer.found)} {answer.find}" if answer.found else f"no {answer.find}"
-    about = f"{shown} · ranked by {answer.ranker}{filtered} · {answer.identity.task} · gallery {answer.gallery}"
-    notes = "\n".join(f'<p class="note">{html.escape(note)}</p>' for note in answer.notes)
+    filtered = f" · only {output.where}" if output.where else ""
+    shown = f"{len(output.found)} {output.find}" if output.found else f"no {output.find}"
+    about = f"{shown} · ranked by {output.ranker}{filtered} · {output.identity.task} · gallery {output.gallery}"
+    notes = "\n".join(f'<p class="note">{html.escape(note)}</p>' for note in output.notes)
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<title>{html.escape(answer.asked)}</title>
+<title>{html.escape(output.title)}</title>
 <style>
 {_STYLE}
 </style>
 </head>
 <body>
 <header>
-{_image(example, "the image that was asked with") if example else ""}
+{_image(example, "the image of the query") if example else ""}
 <div>
-<h1>{html.escape(answer.asked)}</h1>
+<h1>{html.escape(output.title)}</h1>
 <p class="about">{html.escape(about)}</p>
 {notes}
 </div>
@@ -265,11 +252,7 @@ def contact_sheet(answer: Answer, images: Sequence[bytes | None], example: bytes
 
 
 def small_jpeg(pixels: NDArray[np.uint8]) -> bytes:
-    """An image as JPEG, scaled down to ``SIDE`` where it is larger.
-
-    Args:
-        pixels: uint8 ``(H, W, 3)``, RGB.
-    """
+    """Return an image, uint8 ``(H, W, 3)``, RGB, as JPEG, scaled down to ``SIDE`` where it is larger."""
     from PIL import Image
 
     image = Image.fromarray(pixels)
@@ -284,19 +267,19 @@ def _card(rank: int, found: Found, jpeg: bytes | None) -> str:
     if jpeg is not None:
         image = _image(jpeg, found.caption or found.id)
     caption = f'<p class="caption">{html.escape(found.caption)}</p>' if found.caption else ""
-    answers = "".join(
-        f"<dt>{html.escape(task)}</dt><dd>{html.escape(said(answer))}</dd>"
-        for task, answer in found.predicted.items()
-        if answer is not None
+    predictions = "".join(
+        f"<dt>{html.escape(task)}</dt><dd>{html.escape(_shown(prediction))}</dd>"
+        for task, prediction in found.predicted.items()
+        if prediction is not None
     )
-    answers = f"<dl>{answers}</dl>" if answers else ""
+    predictions = f"<dl>{predictions}</dl>" if predictions else ""
     return f"""<li>
 {image}
 <div class="text">
 <div class="head"><b>{rank}</b><span>{found.score:.4f}</span></div>
 <p class="id">{html.escape(found.id)}</p>
 {caption}
-{answers}
+{predictions}
 </div>
 </li>"""
 

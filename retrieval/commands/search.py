@@ -1,4 +1,4 @@
-"""``python -m retrieval search``: what is asked, who ranks, how it is shown."""
+"""``python -m retrieval search``: find images or captions, as a table, JSON or a contact sheet."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from vitrail.errors import UserError
 
 if TYPE_CHECKING:
     from datamodules.loading.decode import ValueRange
-    from retrieval.commands.output import Answer, Found
+    from retrieval.commands.output import Found, SearchOutput
     from retrieval.gallery import Gallery
     from retrieval.image_files import ImageFiles
-    from retrieval.search.searcher import Encoder, Query, Searcher
+    from retrieval.search.searcher import Query, Ranker
 
 _WIDTH_WITHOUT_TERMINAL = 160
 
@@ -31,7 +31,7 @@ examples:
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the arguments of ``search``."""
     command.epilog = _EPILOG
-    command.add_argument("text", nargs="*", metavar="TEXT", help="what to look for, in words")
+    command.add_argument("text", nargs="*", metavar="TEXT", help="what to look for")
     command.add_argument("--gallery", required=True, metavar="G", help="folder or address of the gallery")
     command.add_argument("--image", type=Path, metavar="FILE", help="look for images like this file")
     command.add_argument("--like", metavar="ID", help="look for images like this one of the gallery")
@@ -39,8 +39,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--top-k", type=int, default=10, metavar="K", help="how many (default: 10)")
     command.add_argument(
         "--ranker",
-        choices=("clip", "tfidf", "hybrid"),
-        help="clip: vectors; tfidf: words; hybrid: both, fused (default: clip where the model can encode the query)",
+        metavar="{vector,text,hybrid}",
+        help="vector: cosine of vectors; text: TF-IDF over text fields; hybrid: both, fused (default: vector where the "
+        "model can encode the query)",
     )
     command.add_argument(
         "--find", choices=("images", "captions"), default="images", help="what to find (default: images)"
@@ -49,15 +50,17 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--words",
         choices=("predicted", "label", "caption"),
         default="predicted",
-        help="what tfidf searches in: what the model says, true labels, or captions (default: predicted)",
+        help="text fields: predicted labels, true labels, or captions (default: predicted)",
     )
-    command.add_argument("--words-gallery", metavar="G2", help="gallery of the same images to take the words from")
+    command.add_argument(
+        "--words-gallery", metavar="G2", help="gallery of the same images to take the text fields from"
+    )
     command.add_argument(
         "--weight",
         action="append",
         default=[],
         metavar="FIELD=W",
-        help="how much the words of a field count (default: class=2, others 1); repeatable",
+        help="weight of a text field (default: class=2, others 1); repeatable",
     )
     model = command.add_mutually_exclusive_group()
     model.add_argument("--run", type=Path, metavar="RUN", help="run that made the gallery, if it was moved")
@@ -70,89 +73,67 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         default=[],
         type=Path,
         metavar="DIR",
-        help="folder whose images --html may show besides those of the gallery and its data; repeatable",
+        help="folder whose images --html may show in addition to those of the gallery and its data; repeatable",
     )
     command.add_argument("--html", type=Path, metavar="FILE", help="also write a contact sheet, one page with images")
 
 
 def run(options: argparse.Namespace, rest: Sequence[str] = ()) -> None:
-    """Search as the command line says, and show what was found.
-
-    Raises:
-        UserError: for every mistake in what was asked.
-    """
+    """Search, and show what was found."""
     if rest:
         raise UserError(f"search: unknown argument {rest[0]!r}; put the text in quotes")
-    answer = _answer(options)
+    output = _search(options)
     if options.html is not None:
-        _write_sheet(options.html, answer, options)
-    _show(answer, options)
+        _write_sheet(options.html, output, options)
+    _show(output, options)
 
 
-def _answer(options: argparse.Namespace) -> Answer:
-    from retrieval.commands.output import Answer
+def _search(options: argparse.Namespace) -> SearchOutput:
+    from retrieval.commands.output import SearchOutput, look_up
     from retrieval.gallery import Gallery
-    from retrieval.search.searcher import Query, Searcher
+    from retrieval.search.encoder import load_encoder
+    from retrieval.search.searcher import Query, Searcher, current_ranker
     from vitrail.runtime import check_device
 
-    # Before anything is opened: the cheapest mistakes are told first.
+    # What needs no gallery is checked first.
     text = " ".join(options.text) if options.text else None
     query = Query(text=text, image=options.image, like=options.like)
     weights = _weights(options.weight)
-    if options.find == "captions" and options.ranker not in {None, "clip"}:
-        raise UserError(f"--ranker {options.ranker}: does not go with --find captions, which compares vectors")
+    ranker = current_ranker(options.ranker) if options.ranker else None
+    if options.find == "captions" and ranker not in {None, "vector"}:
+        raise UserError(f"--ranker {ranker}: does not go with --find captions, which compares vectors")
     gallery = Gallery.open(options.gallery, check_device(options.device))
     if query.like is not None:
         query = Query(like=gallery.id_of(query.like))
     searcher = Searcher(
         gallery,
-        lambda: _encoder(gallery, options),
-        words=options.words,
-        words_gallery=Gallery.open(options.words_gallery) if options.words_gallery else None,
+        lambda: load_encoder(gallery, options.run, options.checkpoint, options.device),
+        text_source=options.words,
+        text_gallery=Gallery.open(options.words_gallery) if options.words_gallery else None,
         weights=weights,
     )
-    ranker, found, notes = _found(searcher, query, options)
-    return Answer(
-        query=query,
-        gallery=gallery.uri,
-        identity=gallery.identity,
-        ranker=ranker,
-        find=options.find,
-        where=options.where,
-        found=found,
-        notes=notes,
-        example=_example(gallery, query),
-    )
-
-
-def _found(searcher: Searcher, query: Query, options: argparse.Namespace) -> tuple[str, list[Found], list[str]]:
-    """The ranker that was used, what it found, and notes."""
-    from retrieval.commands.output import look_up
-
     if options.find == "captions":
         captions = searcher.search_captions(query, options.top_k, options.where)
-        images, scores = [hit.image for hit in captions.hits], [hit.score for hit in captions.hits]
-        texts = [hit.caption for hit in captions.hits]
-        return "clip", look_up(searcher.gallery, images, scores, texts), captions.notes
-    result = searcher.search(query, options.top_k, options.ranker, options.where)
-    ids, scores = [hit.id for hit in result.hits], [hit.score for hit in result.hits]
-    return result.ranker, look_up(searcher.gallery, ids, scores), result.notes
+        ranker, notes = "vector", captions.notes
+        ids, scores = [hit.image for hit in captions.hits], [hit.score for hit in captions.hits]
+        found = look_up(gallery, ids, scores, [hit.caption for hit in captions.hits])
+    else:
+        result = searcher.search(query, options.top_k, cast("Ranker | None", ranker), options.where)
+        ranker, notes = result.ranker, result.notes
+        found = look_up(gallery, [hit.id for hit in result.hits], [hit.score for hit in result.hits])
+    example = _example(gallery, query)
+    return SearchOutput(
+        query, gallery.uri, gallery.identity, ranker, options.find, options.where, found, notes, example
+    )
 
 
 def _example(gallery: Gallery, query: Query) -> Found | None:
-    """The image that is asked with."""
+    """The image of the query."""
     from retrieval.commands.output import Found, look_up
 
     if query.like is not None:
         return look_up(gallery, [query.like], [1.0])[0]
     return None if query.image is None else Found(str(query.image), 1.0, str(query.image), "", {}, {}, None)
-
-
-def _encoder(gallery: Gallery, options: argparse.Namespace) -> Encoder:
-    # Lightning takes seconds to import, and --like and tfidf do without.
-    from retrieval.search.encoder import load_encoder
-
-    return load_encoder(gallery, options.run, options.checkpoint, options.device)
 
 
 def _weights(given: Sequence[str]) -> dict[str, float]:
@@ -168,48 +149,48 @@ def _weights(given: Sequence[str]) -> dict[str, float]:
     return weights
 
 
-def _show(answer: Answer, options: argparse.Namespace) -> None:
+def _show(output: SearchOutput, options: argparse.Namespace) -> None:
     from retrieval.commands.output import as_json, result_table
 
     if options.json:
-        sys.stdout.write(f"{as_json(answer)}\n")
+        sys.stdout.write(f"{as_json(output)}\n")
         return
     from rich.console import Console
 
     # Wide enough for whole ids where there is no terminal to fit (a pipe, a log).
     console = Console(width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL)
-    if answer.found:
-        console.print(result_table(answer))
+    if output.found:
+        console.print(result_table(output))
     else:
-        console.print(f"no match for {answer.asked}", markup=False, highlight=False)
-    for note in answer.notes:
+        console.print(f"no match for {output.title}", markup=False, highlight=False)
+    for note in output.notes:
         console.print(f"note: {note}", markup=False, highlight=False)
     if options.html is not None:
         console.print(f"contact sheet: {options.html}", markup=False, highlight=False)
 
 
-def _write_sheet(path: Path, answer: Answer, options: argparse.Namespace) -> None:
+def _write_sheet(path: Path, output: SearchOutput, options: argparse.Namespace) -> None:
     from retrieval.commands.output import contact_sheet
     from retrieval.image_files import ImageFiles
     from vitrail.files import write_text_atomically
 
-    files = ImageFiles(options.gallery, options.run or answer.identity.run, options.data_root)
-    value_range: ValueRange = answer.identity.input_options.get("value_range", "auto")
+    files = ImageFiles(options.gallery, options.run or output.identity.run, options.data_root)
+    value_range: ValueRange = output.identity.input_options.get("value_range", "auto")
     refused: list[str] = []
 
     def shown(found: Found) -> bytes | None:
         return _image(found, files, refused, value_range)
 
     example = None
-    if answer.example is not None:
-        # The file that the user has named is the user's own.
-        own = answer.query.image is not None
-        example = _small(Path(answer.example.path), value_range) if own else shown(answer.example)
-    images = [shown(found) for found in answer.found]
+    if output.example is not None:
+        # A file that the user has named may be shown.
+        own = output.query.image is not None
+        example = _small(Path(output.example.path), value_range) if own else shown(output.example)
+    images = [shown(found) for found in output.found]
     if refused:
         others = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
-        answer.notes.append(f"{refused[0]}{others}")
-    page = contact_sheet(answer, images, example)
+        output.notes.append(f"{refused[0]}{others}")
+    page = contact_sheet(output, images, example)
     try:
         write_text_atomically(path, page)
     except OSError as error:
@@ -217,14 +198,7 @@ def _write_sheet(path: Path, answer: Answer, options: argparse.Namespace) -> Non
 
 
 def _image(found: Found, files: ImageFiles, refused: list[str], value_range: ValueRange) -> bytes | None:
-    """What is shown of an image: its file, or what the gallery kept of it.
-
-    Args:
-        found: the image.
-        files: that may be shown.
-        refused: gets a line for a file that may not.
-        value_range: of deep images.
-    """
+    """A JPEG of an image's file, or else its thumbnail; a file that may not be shown adds a line to ``refused``."""
     from retrieval.image_files import OutsideError
 
     if not found.path:

@@ -1,184 +1,70 @@
-"""Searching a gallery: rankers by name, for texts, images, and images like one that is there.
+"""Search in a gallery by text, by an image, or by an image of the gallery.
 
-``clip`` ranks by the cosine of a dual encoder's vectors (or, between images, of any model's), ``tfidf`` by words,
-``hybrid`` fuses both. Equal scores keep the order of the gallery.
-
-Vectors of queries: texts and images are encoded by the model that made the gallery, its own images looked up.
-
-Reciprocal-rank fusion: one ranking out of several whose scores do not compare.
-
-Cormack, Clarke & Büttcher, Reciprocal rank fusion outperforms Condorcet and individual rank learning methods, SIGIR
-2009: an item's score is the sum over rankings of 1 / (k + rank), with k = 60 and ranks from 1. An item that a ranking
-does not hold gets nothing from it.
+Rankers: ``vector`` ranks by the cosine of a dual encoder's vectors (or, between images, of any model's), ``text`` by
+TF-IDF over text fields of the images, such as predicted labels, ``hybrid`` fuses both. Equal scores keep the order of
+the gallery.
 """
 
 from __future__ import annotations
 
+import sys
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.gallery import Gallery, Where
 from retrieval.schema import CaptionHit, Hit
-from retrieval.search.text import GalleryWords, RankedRows, WordSource
+from retrieval.search.text import RankedRows, TextIndex, TextSource
 from vitrail.errors import UserError
+from vitrail.types import TextReading
+
+Ranker = Literal["vector", "text", "hybrid"]
+
+FORMER_RANKERS: dict[str, Ranker] = {"clip": "vector", "tfidf": "text"}
+"""Names of rankers in version 0.1."""
+
+MAX_CHARACTERS = 2_000
+"""Longer queries are refused: no text encoder reads as much, and a pasted document is probably a mistake."""
+
+FUSED_DEPTH = 1_000
+"""Number of nearest images that take part in a fusion; the next one would add less than 1 / 1,060."""
+
+SMOOTHING = 60
+"""The k of reciprocal-rank fusion: how little the first ranks stand out."""
 
 
-class Reading(NamedTuple):
-    """What a text tower makes of a text.
-
-    Attributes:
-        known: number of tokens that it has learned, special ones left out.
-        unknown: parts of the text that it has no token for.
-        unread: the end of the text that is too much for it, empty where all is read.
-    """
-
-    known: int
-    unknown: list[str]
-    unread: str
+def current_ranker(name: str) -> str:
+    """Return the current name of a ranker; one of version 0.1 is reported in a line on standard error."""
+    if name not in FORMER_RANKERS:
+        return name
+    sys.stderr.write(f"warning: ranker {name} is now called {FORMER_RANKERS[name]}\n")
+    return FORMER_RANKERS[name]
 
 
 class Encoder(Protocol):
     """The model that made a gallery's vectors, for new texts and images."""
 
     def encode_texts(self, texts: list[str]) -> NDArray[np.float32]:
-        """Vectors ``(Q, D)`` of unit length."""
+        """Return vectors ``(Q, D)`` of unit length."""
 
     def encode_image(self, path: Path) -> NDArray[np.float32]:
-        """Vector ``(D,)`` of unit length."""
+        """Return a vector ``(D,)`` of unit length."""
 
-    def reading(self, text: str) -> Reading:
-        """What is read of a text."""
-
-
-class QueryVectors:
-    """Makes vectors of queries; the model is loaded when it is first needed.
-
-    Args:
-        gallery: that is searched.
-        load_encoder: gives the model that made it.
-    """
-
-    def __init__(self, gallery: Gallery, load_encoder: Callable[[], Encoder] | None) -> None:
-        self._gallery = gallery
-        self._load_encoder = load_encoder
-        self._encoder: Encoder | None = None
-
-    def of(self, queries: Sequence[Query]) -> tuple[list[NDArray[np.float32] | None], list[list[str]]]:
-        """Vectors and how the queries were read.
-
-        Args:
-            queries: Q of them; texts are encoded together.
-
-        Returns:
-            Of each query a vector ``(D,)`` of unit length, None for a text of which the model knows nothing; and notes
-            for people, one line each.
-
-        Raises:
-            UserError: if there is no such image, or no model.
-        """
-        notes: list[list[str]] = [[] for _ in queries]
-        vectors: list[NDArray[np.float32] | None] = [None for _ in queries]
-        texts: dict[int, str] = {}
-        for place, query in enumerate(queries):
-            if query.text is not None:
-                reading = self._encoder_now().reading(query.text)
-                notes[place] = _notes_on(reading)
-                if reading.known:
-                    texts[place] = query.text
-            elif query.image is not None:
-                vectors[place] = self._encoder_now().encode_image(query.image)
-            else:
-                vectors[place] = self._gallery.vectors([str(query.like)])[0]
-        if texts:
-            encoded = self._encoder_now().encode_texts(list(texts.values()))
-            for place, vector in zip(texts, encoded, strict=True):
-                vectors[place] = vector
-        return vectors, notes
-
-    def _encoder_now(self) -> Encoder:
-        if self._encoder is None:
-            if self._load_encoder is None:
-                raise UserError(f"{self._gallery.uri}: its model is needed to encode the query; name it with --run")
-            self._encoder = self._load_encoder()
-        return self._encoder
-
-
-def _notes_on(reading: Reading) -> list[str]:
-    if not reading.known:
-        return [
-            "the model's tokenizer knows nothing of the query: " + (", ".join(reading.unknown) or "it has no words")
-        ]
-    notes = []
-    if reading.unknown:
-        notes.append(f"the model's tokenizer does not know {', '.join(map(repr, reading.unknown))}")
-    if reading.unread:
-        notes.append(f"the model read only the beginning of the query, not {_shortened(reading.unread)!r}")
-    return notes
-
-
-def _shortened(text: str, length: int = 60) -> str:
-    return text if len(text) <= length else f"{text[:length]}…"
-
-
-SMOOTHING = 60
-"""The k of the paper: how little the first ranks stand out."""
-
-
-def reciprocal_rank_fusion(
-    rankings: Sequence[tuple[NDArray[np.int64], NDArray[np.float32]]], smoothing: int = SMOOTHING
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Fuse rankings.
-
-    Items of a ranking with equal scores share the mean of their ranks, so that a ranking that cannot tell them apart
-    does not order them by accident.
-
-    Args:
-        rankings: of each the items, distinct int64 ``(n,)``, and their scores, float32 ``(n,)``; higher is better.
-        smoothing: the k of the formula.
-
-    Returns:
-        Items that any ranking holds, int64 ``(m,)``, best first, equal ones in ascending order, and their scores,
-        float64 ``(m,)``.
-    """
-    items = np.concatenate([np.asarray(found, dtype=np.int64) for found, _ in rankings] or [np.zeros(0, np.int64)])
-    shares = [1 / (smoothing + _mean_ranks(scores)) for _, scores in rankings]
-    distinct, place = np.unique(items, return_inverse=True)
-    # Summed in the order of the rankings, so the result is the same on every machine.
-    sums = np.zeros(len(distinct))
-    np.add.at(sums, place, np.concatenate(shares or [np.zeros(0)]))
-    order = np.argsort(-sums, kind="stable")
-    return distinct[order], sums[order]
-
-
-def _mean_ranks(scores: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Ranks from 1, highest score first; equal scores share the mean of theirs."""
-    _, place, counts = np.unique(-np.asarray(scores), return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    mean: NDArray[np.float64] = (last - (counts - 1) / 2)[place]
-    return mean
-
-
-Ranker = Literal["clip", "tfidf", "hybrid"]
-
-MAX_CHARACTERS = 2_000
-"""Longer queries are refused: no text tower reads as much, and a pasted document is rather a mistake."""
-
-FUSED_DEPTH = 1_000
-"""So many of the nearest images take part in a fusion; the next one would add less than 1 / 1,060."""
+    def reading(self, text: str) -> TextReading:
+        """Return what the model's tokenizer reads of a text."""
 
 
 @dataclass(frozen=True)
 class Query:
-    """What is looked for; exactly one is given.
+    """What is searched for; exactly one is given.
 
     Attributes:
-        text: some words.
+        text: a description.
         image: file of an image.
         like: id of an image of the gallery.
     """
@@ -190,31 +76,24 @@ class Query:
     def __post_init__(self) -> None:
         given = [value for value in (self.text, self.image, self.like) if value is not None]
         if len(given) != 1:
-            raise UserError(f"give exactly one of a text, --image and --like; there are {len(given)}")
+            raise UserError(f"give exactly one of a text, --image and --like; got {len(given)}")
         if self.text is None:
             return
         # Labels and captions are in NFC, what people type or paste need not be.
         object.__setattr__(self, "text", unicodedata.normalize("NFC", self.text))
         if not self.text.strip():
-            raise UserError('the query is empty; say what to look for, for example "blue plastic bottle"')
+            raise UserError('the query is empty; describe what to look for, for example "blue plastic bottle"')
         if len(self.text) > MAX_CHARACTERS:
             raise UserError(f"the query has {len(self.text):,} characters, {MAX_CHARACTERS:,} are allowed; shorten it")
         try:
             self.text.encode()
         except UnicodeEncodeError as error:
-            raise UserError("the query is not valid UTF-8; type it anew") from error
+            raise UserError("the query is not valid UTF-8; type it again") from error
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """Images that answer a query, best first.
-
-    Attributes:
-        query: what was asked.
-        ranker: who ranked.
-        hits: id and score.
-        notes: what a person should know of it, one line each.
-    """
+    """Images that match a query, best first, with notes for the user, one line each."""
 
     query: Query
     ranker: Ranker
@@ -224,13 +103,7 @@ class SearchResult:
 
 @dataclass(frozen=True)
 class CaptionResult:
-    """Captions that answer a query, best first.
-
-    Attributes:
-        query: what was asked.
-        hits: text, the image that it belongs to, and score.
-        notes: what a person should know of it, one line each.
-    """
+    """Captions that match a query, best first, with notes for the user, one line each."""
 
     query: Query
     hits: list[CaptionHit]
@@ -242,10 +115,10 @@ class Searcher:
 
     Args:
         gallery: to search in.
-        load_encoder: gives the model that made it; only called for a text or image that has to be encoded.
-        words: what ``tfidf`` and ``hybrid`` search in.
-        words_gallery: another gallery of the same images that has the words.
-        weights: of the words' fields, where not the default ones.
+        load_encoder: returns the model that made it; only called for a text or image that has to be encoded.
+        text_source: which text fields ``text`` and ``hybrid`` search in.
+        text_gallery: another gallery of the same images that has the text fields.
+        weights: of text fields, where not the default ones.
     """
 
     def __init__(
@@ -253,73 +126,71 @@ class Searcher:
         gallery: Gallery,
         load_encoder: Callable[[], Encoder] | None = None,
         *,
-        words: WordSource = "predicted",
-        words_gallery: Gallery | None = None,
+        text_source: TextSource = "predicted",
+        text_gallery: Gallery | None = None,
         weights: Mapping[str, float] | None = None,
     ) -> None:
         self.gallery = gallery
-        self._vectors = QueryVectors(gallery, load_encoder)
-        self._make_words: Callable[[], GalleryWords] = lambda: GalleryWords(gallery, words, words_gallery, weights)
-        self._words: GalleryWords | None = None
+        self._load_encoder = load_encoder
+        self._encoder: Encoder | None = None
+        self._text_options = (text_source, text_gallery, weights)
+        self._text: TextIndex | None = None
+
+    def text_index(self) -> TextIndex:
+        """Return the index of the text fields, built when first needed; ``UserError`` where there are none."""
+        if self._text is None:
+            self._text = TextIndex(self.gallery, *self._text_options)
+        return self._text
 
     def default_ranker(self, query: Query) -> Ranker:
-        """``clip`` where the gallery's vectors can answer, else ``tfidf``."""
-        return "clip" if query.text is None or self.gallery.identity.encodes_text else "tfidf"
-
-    def prepare_words(self) -> None:
-        """Counts the words now instead of with the first query that needs them.
-
-        Raises:
-            UserError: if there are no such words.
-        """
-        self._words_now()
+        """Return ``vector`` where the gallery's vectors can answer the query, else ``text``."""
+        return "vector" if query.text is None or self.gallery.identity.encodes_text else "text"
 
     def search(self, query: Query, top_k: int, ranker: Ranker | None = None, where: str = "") -> SearchResult:
-        """Images that answer one query; see ``search_all``."""
+        """Find images for one query; see ``search_all``."""
         return self.search_all([query], top_k, ranker or self.default_ranker(query), where)[0]
 
     def search_all(self, queries: Sequence[Query], top_k: int, ranker: Ranker, where: str = "") -> list[SearchResult]:
-        """Images that answer each of several queries.
+        """Find images for each of several queries.
 
         Args:
-            queries: what is looked for.
+            queries: what is searched for.
             top_k: how many images each, 1 or more.
-            ranker: who ranks.
+            ranker: by which they are ranked.
             where: only images that fit this filter.
 
         Raises:
             UserError: if the gallery cannot answer such a query, or an argument is wrong.
         """
-        answers = self.rank_all(queries, top_k, ranker, where)
-        # Counted once: with a filter that means a look at the whole table.
-        there = self._count(where) if any(len(answer.hits) < top_k for answer in answers) else top_k
-        return [
-            replace(answer, notes=[*answer.notes, *self._shortage(len(answer.hits), top_k, there, where, answer.query)])
-            for answer in answers
-        ]
+        results = self.rank_all(queries, top_k, ranker, where)
+        if all(len(result.hits) >= top_k for result in results):
+            return results
+        available = len(self.gallery.places(where))
+        return [replace(one, notes=[*one.notes, *self._shortage(one, top_k, available, where)]) for one in results]
 
     def rank_all(self, queries: Sequence[Query], top_k: int, ranker: Ranker, where: Where = "") -> list[SearchResult]:
-        """As ``search_all``, without a note on why there are fewer images than were asked for.
+        """Do as ``search_all``, without a note on why there are fewer images than requested.
 
-        ``where`` may give the places of the images that may be found, too.
+        ``where`` may also be the places of the images that may be found.
         """
         self._check(queries, top_k, ranker)
-        if ranker == "clip":
+        if ranker == "vector":
             found = self._nearest(queries, top_k, where)
         else:
-            allowed = self._allowed(where)
-            by_words = [self._by_words(query, allowed) for query in queries]
-            found = [self._hits(ranked, top_k) for ranked in by_words]
-            if ranker == "hybrid":
+            allowed = where if not isinstance(where, str) else self.gallery.places(where) if where else None
+            by_text = [self._by_text(query, allowed) for query in queries]
+            if ranker == "text":
+                found = [(self._hits(ranked.rows, ranked.scores, top_k), ranked.notes) for ranked in by_text]
+            else:
                 nearest = self._nearest(queries, max(top_k, FUSED_DEPTH), where)
-                found = [self._fused(*both, top_k) for both in zip(nearest, by_words, strict=True)]
+                found = [self._fused(*both, top_k) for both in zip(nearest, by_text, strict=True)]
         return [SearchResult(query, ranker, hits, notes) for query, (hits, notes) in zip(queries, found, strict=True)]
 
     def search_captions(self, query: Query, top_k: int, where: str = "") -> CaptionResult:
-        """Captions that fit an image or a text, each text once.
+        """Find captions that match an image or a text, each text once.
 
         Args:
-            query: what they are to fit.
+            query: what they are to match.
             top_k: how many, 1 or more.
             where: only captions of images that fit this filter.
 
@@ -331,8 +202,8 @@ class Searcher:
                 f"{self.gallery.uri}: has no captions to find, because {self.gallery.identity.task} does not encode "
                 "texts; use a gallery of a dual encoder"
             )
-        self._check([query], top_k, "clip")
-        (vector,), (notes,) = self._vectors.of([query])
+        self._check([query], top_k, "vector")
+        (vector,), (notes,) = self._encode([query])
         hits = [] if vector is None else self.gallery.nearest_captions(vector[None], top_k, where)[0]
         if vector is not None and len(hits) < top_k:
             count = f"there are only {len(hits):,} different captions" if hits else "no caption was found"
@@ -341,77 +212,132 @@ class Searcher:
 
     def _check(self, queries: Sequence[Query], top_k: int, ranker: Ranker) -> None:
         if ranker not in get_args(Ranker):
-            raise UserError(f"--ranker {ranker}: is unknown; choose one of {', '.join(get_args(Ranker))}")
+            raise UserError(f"--ranker: must be one of {', '.join(get_args(Ranker))}; got {ranker!r}")
         if top_k < 1:
-            raise UserError(f"--top-k {top_k}: must be 1 or more")
-        if ranker != "clip" and any(query.image is not None for query in queries):
-            raise UserError(f"--ranker {ranker}: an image from outside has no words; use --ranker clip")
-        if ranker != "tfidf" and any(query.text is not None for query in queries):
+            raise UserError(f"--top-k: must be 1 or more; got {top_k}")
+        if ranker != "vector" and any(query.image is not None for query in queries):
+            raise UserError(f"--ranker {ranker}: an image file has no text fields; use --ranker vector")
+        if ranker != "text" and any(query.text is not None for query in queries):
             identity = self.gallery.identity
             if not identity.encodes_text:
                 raise UserError(
-                    f"{self.gallery.uri}: {identity.task} does not encode texts; use --ranker tfidf, or a gallery "
+                    f"{self.gallery.uri}: {identity.task} does not encode texts; use --ranker text, or a gallery "
                     "of a dual encoder"
                 )
 
+    def _encode(self, queries: Sequence[Query]) -> tuple[list[NDArray[np.float32] | None], list[list[str]]]:
+        """Vectors ``(D,)`` of queries, None for a text of which the model knows nothing, and notes on each query."""
+        notes: list[list[str]] = [[] for _ in queries]
+        vectors: list[NDArray[np.float32] | None] = [None for _ in queries]
+        texts: dict[int, str] = {}
+        for place, query in enumerate(queries):
+            if query.text is not None:
+                reading = self._loaded_encoder().reading(query.text)
+                notes[place] = _notes_on(reading)
+                if reading.known:
+                    texts[place] = query.text
+            elif query.image is not None:
+                vectors[place] = self._loaded_encoder().encode_image(query.image)
+            else:
+                vectors[place] = self.gallery.vectors([str(query.like)])[0]
+        if texts:
+            encoded = self._loaded_encoder().encode_texts(list(texts.values()))
+            for place, vector in zip(texts, encoded, strict=True):
+                vectors[place] = vector
+        return vectors, notes
+
+    def _loaded_encoder(self) -> Encoder:
+        if self._encoder is None:
+            if self._load_encoder is None:
+                raise UserError(f"{self.gallery.uri}: its model is needed to encode the query; name it with --run")
+            self._encoder = self._load_encoder()
+        return self._encoder
+
     def _nearest(self, queries: Sequence[Query], top_k: int, where: Where) -> list[tuple[list[Hit], list[str]]]:
-        """Nearest images by vector, and notes; never the image that was asked with."""
-        vectors, notes = self._vectors.of(queries)
-        asked = [vector for vector in vectors if vector is not None]
+        """Nearest images by vector, and notes; never the image of the query itself."""
+        vectors, notes = self._encode(queries)
+        known = [vector for vector in vectors if vector is not None]
         one_more = int(any(query.like is not None for query in queries))
-        found = iter(self.gallery.nearest(np.stack(asked), top_k + one_more, where) if asked else [])
+        found = iter(self.gallery.nearest(np.stack(known), top_k + one_more, where) if known else [])
         hits = [
             [] if vector is None else [hit for hit in next(found) if hit.id != query.like][:top_k]
             for query, vector in zip(queries, vectors, strict=True)
         ]
         return list(zip(hits, notes, strict=True))
 
-    def _words_now(self) -> GalleryWords:
-        if self._words is None:
-            self._words = self._make_words()
-        return self._words
-
-    def _allowed(self, where: Where) -> NDArray[np.int64] | None:
-        if isinstance(where, str):
-            return self.gallery.places(where) if where else None
-        return where
-
-    def _by_words(self, query: Query, allowed: NDArray[np.int64] | None) -> RankedRows:
-        words = self._words_now()
+    def _by_text(self, query: Query, allowed: NDArray[np.int64] | None) -> RankedRows:
         if query.text is not None:
-            return words.by_text(query.text, allowed)
-        # The gallery says which id is unknown.
-        self.gallery.rows([str(query.like)], ["id"])
-        return words.like(str(query.like), allowed)
+            return self.text_index().search(query.text, allowed)
+        self.gallery.rows([str(query.like)], ["id"])  # raises an error for an unknown id
+        return self.text_index().like(str(query.like), allowed)
 
-    def _hits(self, ranked: RankedRows, top_k: int) -> tuple[list[Hit], list[str]]:
-        ids = self._words_now().ids
-        best = zip(ranked.rows[:top_k].tolist(), ranked.scores[:top_k].tolist(), strict=True)
-        return [Hit(ids[row], score) for row, score in best], ranked.notes
+    def _hits(self, rows: NDArray[np.int64], scores: NDArray[np.floating], top_k: int) -> list[Hit]:
+        ids = self.text_index().ids
+        return [Hit(ids[row], score) for row, score in zip(rows[:top_k].tolist(), scores[:top_k].tolist(), strict=True)]
 
     def _fused(
-        self, nearest: tuple[list[Hit], list[str]], by_words: RankedRows, top_k: int
+        self, nearest: tuple[list[Hit], list[str]], by_text: RankedRows, top_k: int
     ) -> tuple[list[Hit], list[str]]:
-        words, (hits, notes) = self._words_now(), nearest
-        by_vector = words.rows_of([hit.id for hit in hits])
+        hits, notes = nearest
+        rows = self.text_index().rows_of([hit.id for hit in hits])
         scores = np.array([hit.score for hit in hits], dtype=np.float32)
-        rows, sums = reciprocal_rank_fusion([(by_vector, scores), (by_words.rows, by_words.scores)])
-        best = zip(rows[:top_k].tolist(), sums[:top_k].tolist(), strict=True)
-        return [Hit(words.ids[row], score) for row, score in best], [*notes, *by_words.notes]
+        fused = reciprocal_rank_fusion([(rows, scores), (by_text.rows, by_text.scores)])
+        return self._hits(*fused, top_k), [*notes, *by_text.notes]
 
-    def _count(self, where: str) -> int:
-        return len(self.gallery.places(where)) if where else len(self.gallery)
-
-    def _shortage(self, found: int, top_k: int, there: int, where: str, query: Query) -> list[str]:
-        """Why there are fewer images than were asked for."""
-        if found >= top_k:
+    def _shortage(self, result: SearchResult, top_k: int, available: int, where: str) -> list[str]:
+        """Why there are fewer images than requested."""
+        if len(result.hits) >= top_k:
             return []
         if not len(self.gallery):
             return ["the gallery is empty"]
-        if not there:
+        if not available:
             return ["no image fits the filter"]
-        if found:
-            others = " other" if query.like is not None else ""
-            which = "fit the filter" if where else "are in the gallery"
-            return [f"{top_k:,} were asked for, {found:,}{others} were found; {there:,} {which}"]
-        return []
+        if not result.hits:
+            return []
+        others = " other" if result.query.like is not None else ""
+        which = "fit the filter" if where else "are in the gallery"
+        return [
+            f"{top_k:,} were requested, {len(result.hits):,}{others} were found; {available:,} {which}",
+        ]
+
+
+def _notes_on(reading: TextReading) -> list[str]:
+    if not reading.known:
+        unknown = ", ".join(reading.unknown) or "it has no words"
+        return [f"the model's tokenizer knows nothing of the query: {unknown}"]
+    notes = []
+    if reading.unknown:
+        notes.append(f"the model's tokenizer does not know {', '.join(map(repr, reading.unknown))}")
+    if reading.unread:
+        unread = reading.unread if len(reading.unread) <= 60 else f"{reading.unread[:60]}…"
+        notes.append(f"the model reads only the beginning of the query, not {unread!r}")
+    return notes
+
+
+def reciprocal_rank_fusion(
+    rankings: Sequence[tuple[NDArray[np.int64], NDArray[np.float32]]],
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Fuse rankings whose scores do not compare.
+
+    An item's score is the sum over rankings of 1 / (``SMOOTHING`` + rank), with ranks from 1 (Cormack, Clarke &
+    Büttcher, Reciprocal rank fusion outperforms Condorcet and individual rank learning methods, SIGIR 2009). A ranking
+    adds nothing to an item that it lacks. Items with equal scores in a ranking share the mean of their ranks, so that
+    their order in it is of no effect.
+
+    Args:
+        rankings: of each the items, distinct int64 ``(n,)``, and their scores, float32 ``(n,)``; higher is better.
+
+    Returns:
+        Items of all rankings, int64 ``(m,)``, best first, equal ones in ascending order, and their scores, float64
+        ``(m,)``.
+    """
+    from scipy.stats import rankdata
+
+    items = np.concatenate([np.zeros(0, np.int64), *(found for found, _ in rankings)])
+    shares = np.concatenate([np.zeros(0), *(1 / (SMOOTHING + rankdata(-scores)) for _, scores in rankings)])
+    distinct, place = np.unique(items, return_inverse=True)
+    # Summed in the order of the rankings, so the result is the same on every machine.
+    sums = np.zeros(len(distinct))
+    np.add.at(sums, place, shares)
+    order = np.argsort(-sums, kind="stable")
+    return distinct[order], sums[order]

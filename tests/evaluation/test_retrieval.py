@@ -142,7 +142,7 @@ def test_file_and_table_agree(tmp_path: Path) -> None:
     assert "of image_to_text" not in notes
 
 
-CLIP, PREDICTED, LABEL = System("clip", None), System("tfidf", "predicted"), System("tfidf", "label")
+VECTOR, PREDICTED, LABEL = System("vector", None), System("text", "predicted"), System("text", "label")
 HYBRID, RANDOM = System("hybrid", "predicted"), System("random", None)
 
 
@@ -157,7 +157,7 @@ def ground(gallery: Gallery) -> Ground:
 
 
 def searcher(gallery: Gallery, system: System) -> Searcher | None:
-    return None if system is RANDOM else Searcher(gallery, PerfectEncoder, words=system.words or "label")
+    return None if system is RANDOM else Searcher(gallery, PerfectEncoder, text_source=system.source or "label")
 
 
 def values_of(gallery: Gallery, ground: Ground, system: System) -> dict[str, NDArray[np.float64]]:
@@ -181,9 +181,9 @@ def test_queries_are_those_that_the_labels_answer(ground: Ground) -> None:
 
 
 def test_metrics_are_those_of_scikit_learn_over_the_same_search(gallery: Gallery, ground: Ground) -> None:
-    values = values_of(gallery, ground, CLIP)
+    values = values_of(gallery, ground, VECTOR)
     for place, query in enumerate(ground.queries):
-        hits = Searcher(gallery, PerfectEncoder).search(Query(text=query.text), 12, "clip").hits
+        hits = Searcher(gallery, PerfectEncoder).search(Query(text=query.text), 12, "vector").hits
         scores = {hit.id: hit.score for hit in hits}
         relevant = np.isin(np.arange(12), query.relevant).astype(int)
         ordered = np.array([scores[identifier] for identifier in ground.ids])
@@ -193,11 +193,11 @@ def test_metrics_are_those_of_scikit_learn_over_the_same_search(gallery: Gallery
 
 
 def test_true_words_are_the_ceiling_and_random_orders_the_floor(gallery: Gallery, ground: Ground) -> None:
-    values = {system: values_of(gallery, ground, system) for system in (RANDOM, PREDICTED, HYBRID, LABEL, CLIP)}
+    values = {system: values_of(gallery, ground, system) for system in (RANDOM, PREDICTED, HYBRID, LABEL, VECTOR)}
     measured = {system: own["mAP"].mean() for system, own in values.items()}
     # Two of the twelve images are mistaken.
     assert measured[RANDOM] < 0.5 < measured[PREDICTED] < min(measured[LABEL], measured[HYBRID])
-    assert min(measured[LABEL], measured[CLIP]) > 0.95
+    assert min(measured[LABEL], measured[VECTOR]) > 0.95
     share = np.array([len(query.relevant) / len(ground.ids) for query in ground.queries])
     for metric in ("P@5", "P@10"):
         assert values[RANDOM][metric].mean() == pytest.approx(share.mean(), rel=0.1)
@@ -207,9 +207,9 @@ def test_true_words_are_the_ceiling_and_random_orders_the_floor(gallery: Gallery
 
 
 def test_chunks_do_not_matter(gallery: Gallery, ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = values_of(gallery, ground, CLIP)
+    whole = values_of(gallery, ground, VECTOR)
     monkeypatch.setattr("evaluation.retrieval._QUERIES_AT_ONCE", 5)
-    parts = values_of(gallery, ground, CLIP)
+    parts = values_of(gallery, ground, VECTOR)
     for metric in METRICS:
         np.testing.assert_allclose(parts[metric], whole[metric], atol=1e-12)
 
@@ -230,7 +230,7 @@ def test_only_images_of_a_split(gallery: Gallery) -> None:
     unseen = ground_of(gallery, splits=["val", "test"])
     assert unseen.ids == [f"p{row}" for row in range(12) if row % 4]
     assert unseen.where == "split IN ('val', 'test')"
-    values = values_of(gallery, unseen, CLIP)
+    values = values_of(gallery, unseen, VECTOR)
     assert values["mAP"].mean() > 0.95
     both = ground_of(gallery, splits=["val"], where="label_colour = 'black' OR label_class = 'bag'")
     assert both.ids == ["p1", "p5", "p9"]
@@ -242,13 +242,13 @@ def test_tasks_and_class_words_can_be_chosen(gallery: Gallery) -> None:
 
 
 def test_rankers_that_fit_a_gallery(tmp_path: Path, gallery: Gallery) -> None:
-    assert systems_of(gallery, [], []) == [CLIP, PREDICTED, LABEL, HYBRID, RANDOM]
+    assert systems_of(gallery, [], []) == [VECTOR, PREDICTED, LABEL, HYBRID, RANDOM]
     assert systems_of(gallery, ["hybrid"], ["label", "caption"]) == [System("hybrid", "caption")]
     classifier = small_gallery(tmp_path / "classifier", encodes_text=False)
     assert systems_of(classifier, [], ["predicted"]) == [PREDICTED, RANDOM]
     silent = small_gallery(tmp_path / "silent", predicts={})
-    assert systems_of(silent, ["clip", "hybrid"], ["predicted"]) == [CLIP]
-    assert systems_of(silent, ["hybrid", "tfidf"], ["predicted"], has_words_gallery=True) == [HYBRID]
+    assert systems_of(silent, ["vector", "hybrid"], ["predicted"]) == [VECTOR]
+    assert systems_of(silent, ["hybrid", "text"], ["predicted"], has_text_gallery=True) == [HYBRID]
 
 
 def test_ground_is_the_same_in_galleries_of_the_same_data(tmp_path: Path, gallery: Gallery, ground: Ground) -> None:
@@ -265,7 +265,7 @@ def test_mistakes_are_reported(tmp_path: Path, gallery: Gallery) -> None:
         ground_of(gallery, tasks=["style"])
     with pytest.raises(UserError, match="no image of holdout that fits has a label"):
         ground_of(gallery, splits=["holdout"])
-    with pytest.raises(UserError, match="--rankers bm25: is unknown; choose among clip, tfidf, hybrid, random"):
+    with pytest.raises(UserError, match="--rankers: must be one of vector, text, hybrid, random; got 'bm25'"):
         systems_of(gallery, ["bm25"], [])
     with pytest.raises(UserError, match="attribute queries need labels"):
         ground_of(small_gallery(tmp_path / "unlabelled", labels=[]))

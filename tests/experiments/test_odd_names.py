@@ -12,7 +12,8 @@ import pytest
 from evaluation.__main__ import main as evaluation
 from experiments.train.cli import main as experiments
 from retrieval.__main__ import main as retrieval
-from retrieval.gallery import Gallery, filter_columns
+from retrieval.filters import filter_columns
+from retrieval.gallery import Gallery
 from tests.support.data import COLOURS, draw_image
 from vitrail.files import read_csv
 

@@ -8,7 +8,7 @@ import signal
 import sys
 
 from retrieval.gallery import Gallery
-from retrieval.store import LanceStore
+from retrieval.store import Store
 from tests.support.galleries import caption_rows, identity, image_rows, vectors
 from vitrail.errors import UserError
 
@@ -25,17 +25,17 @@ def add_batch(gallery: Gallery) -> None:
 
 def killed_before_commit(gallery: Gallery, number: int) -> None:
     """Adds the batch and is killed before one of its commits."""
-    commit = LanceStore._commit
+    commit = Store._commit
     done = 0
 
-    def counted(store: LanceStore, change: object) -> None:
+    def counted(store: Store, change: object) -> None:
         nonlocal done
         if done == number:
             os.kill(os.getpid(), signal.SIGKILL)
         done += 1
         commit(store, change)  # type: ignore[arg-type]
 
-    LanceStore._commit = counted  # type: ignore[method-assign,assignment]
+    Store._commit = counted  # type: ignore[method-assign,assignment]
     add_batch(gallery)
 
 
@@ -48,7 +48,7 @@ def holding(gallery: Gallery) -> None:
 
 
 def on_a_full_disk(gallery: Gallery) -> None:
-    """Adds more than fits into a file, and prints what it is told."""
+    """Adds more than fits into a file, and prints the error."""
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
     names = [f"many{row}" for row in range(5000)]

@@ -41,15 +41,15 @@ def kill_at(call: Callable[..., Any], number: int = 1, after: bool = False) -> C
 
 
 def before_the_captions_table() -> None:
-    from retrieval.store import LanceStore
+    from retrieval.store import Store
 
-    LanceStore.create = kill_at(LanceStore.create)  # type: ignore[method-assign]
+    Store.create = kill_at(Store.create)  # type: ignore[method-assign]
 
 
 def between_the_tables() -> None:
-    from retrieval.store import LanceStore
+    from retrieval.store import Store
 
-    LanceStore.create = kill_at(LanceStore.create, after=True)  # type: ignore[method-assign]
+    Store.create = kill_at(Store.create, after=True)  # type: ignore[method-assign]
 
 
 def before_the_first_image() -> None:
@@ -66,22 +66,22 @@ def while_encoding() -> None:
 
 
 def between_captions_and_images() -> None:
-    from retrieval.store import LanceStore
+    from retrieval.store import Store
 
     # Of the second chunk: captions, images, captions, and then.
-    LanceStore.append = kill_at(LanceStore.append, 4)  # type: ignore[method-assign]
+    Store.append = kill_at(Store.append, 4)  # type: ignore[method-assign]
 
 
 def after_the_last_commit() -> None:
-    from retrieval.store import LanceStore
+    from retrieval.store import Store
 
-    LanceStore.append = kill_at(LanceStore.append, 6, after=True)  # type: ignore[method-assign]
+    Store.append = kill_at(Store.append, 6, after=True)  # type: ignore[method-assign]
 
 
 def while_tidying() -> None:
-    from retrieval.store import LanceStore
+    from retrieval.store import Store
 
-    LanceStore.tidy = kill_at(LanceStore.tidy)  # type: ignore[method-assign]
+    Store.tidy = kill_at(Store.tidy)  # type: ignore[method-assign]
 
 
 def while_the_matrix_is_written() -> None:

@@ -1,5 +1,3 @@
-""""""
-
 from __future__ import annotations
 
 import io
@@ -70,7 +68,7 @@ class Looking:
         monkeypatch.setattr(task, "predict_step", watched)
 
 
-def test_rows_hold_what_data_and_model_say(root: Path, tmp_path: Path) -> None:
+def test_rows_hold_data_and_predictions(root: Path, tmp_path: Path) -> None:
     task = classifier()
     report = filled(root, tmp_path / "gallery", task, run="runs/tiny")
     assert report == FillReport(added=COUNT)
@@ -246,7 +244,7 @@ def test_each_chunk_is_a_commit_and_batches_are_whole(
     assert sizes == [4, 4, 4, 2]
 
 
-def test_what_goes_wrong_while_writing_is_told(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_while_writing_is_raised(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from retrieval.gallery import GalleryWriter
 
     def full(*arguments: object) -> None:
@@ -267,7 +265,7 @@ def test_diverged_model_is_refused(root: Path, tmp_path: Path) -> None:
         filled(root, tmp_path / "gallery", task)
 
 
-def test_empty_splits_are_told(root: Path, tmp_path: Path) -> None:
+def test_empty_splits_are_refused(root: Path, tmp_path: Path) -> None:
     write_table(root, [{**row(number), "split": "train"} for number in range(COUNT)])
     with pytest.raises(UserError, match="no image in val, test"):
         filled(root, tmp_path / "gallery", splits=["val", "test"])

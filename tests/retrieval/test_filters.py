@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from retrieval.filters import LONGEST, Column, checked_filter
-from retrieval.gallery import Gallery, filter_columns
+from retrieval.filters import LONGEST, Column, checked_filter, filter_columns
+from retrieval.gallery import Gallery
 from retrieval.schema import ModelIdentity
 from tests.support.galleries import small_gallery
 from vitrail.errors import UserError

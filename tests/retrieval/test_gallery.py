@@ -8,8 +8,8 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,10 @@ import pytest
 from numpy.typing import NDArray
 
 from retrieval import gallery as gallery_module
-from retrieval.gallery import FilteredRows, Gallery
+from retrieval.gallery import Gallery, _write_lock
 from retrieval.schema import CAPTIONS, caption_schema
 from retrieval.search.searcher import Query, Searcher
-from retrieval.store import ROW_ID, LanceStore, Store, matrix_of, open_store
+from retrieval.store import Store, matrix_of
 from tests.retrieval.gallery_processes import BATCH, add_batch
 from tests.support.galleries import (
     CLASSES,
@@ -35,6 +35,7 @@ from tests.support.galleries import (
     small_rows,
     vectors,
 )
+from tests.support.processes import read_only
 from vitrail.errors import UserError
 
 QUERIES = vectors(5, seed=9)
@@ -93,7 +94,7 @@ def test_rows_and_vectors_come_in_the_order_that_was_asked_for(small: Gallery) -
         assert vector.tolist() == everything.column("vector")[int(name[1:])].as_py()
 
 
-def test_a_name_that_is_not_there_is_told(small: Gallery) -> None:
+def test_an_unknown_id_is_refused(small: Gallery) -> None:
     with pytest.raises(UserError, match="no image 'p12'"):
         small.rows(["p1", "p12"], ["id"])
     with pytest.raises(UserError, match='no image "it\'s"'):
@@ -101,7 +102,7 @@ def test_a_name_that_is_not_there_is_told(small: Gallery) -> None:
 
 
 def test_wrong_questions_are_one_line(small: Gallery) -> None:
-    with pytest.raises(UserError, match="top-k: is 0"):
+    with pytest.raises(UserError, match="top-k: must be at least 1; got 0"):
         small.nearest(QUERIES, 0)
     with pytest.raises(UserError, match="vectors of length 8"):
         small.nearest(vectors(1, dim=5), 3)
@@ -143,7 +144,7 @@ def test_captions_are_found_once_each_and_only_of_images_that_the_filter_keeps(t
         assert [hit.caption for hit in hits] == sorted(texts, key=lambda text: -scores[text])
         assert [hit.score for hit in hits] == pytest.approx(sorted((scores[t] for t in texts), reverse=True), abs=1e-6)
         assert hits[0].image == ("b" if where else "a")
-    written = gallery.captions_of(["c", "b", "nobody"])
+    written = gallery.captions_of(["c", "b", "unknown"])
     assert list(zip(*written.select(["image", "caption"]).to_pydict().values(), strict=True)) == said[2:]
     assert np.array_equal(matrix_of(written.column("vector")), spoken[2:])
     without = Gallery.create(str(tmp_path / "none"), identity(encodes_text=False))
@@ -193,7 +194,7 @@ def test_a_reader_goes_on_with_what_was_there_when_it_opened(tmp_path: Path) -> 
     with gallery.writing() as writer:
         writer.remove(["p0", "p1"])
         writer.add(image_rows(identity(), ["new"], vectors(1)))
-        # Reading goes on beside the writer.
+        # Reading goes on during writing.
         assert Gallery.open(gallery.uri).nearest(QUERIES, 3) == gallery.nearest(QUERIES, 3)
     assert reader.nearest(QUERIES, 30) == before
     assert later.nearest(QUERIES, 30) == before
@@ -227,7 +228,7 @@ def test_another_models_gallery_is_refused_and_a_new_name_asked_for(small: Galle
 
 
 def test_what_a_kill_left_of_making_another_models_gallery_is_no_hindrance(tmp_path: Path) -> None:
-    LanceStore.create(str(tmp_path / "g"), CAPTIONS, caption_schema(identity(dim=4)))
+    Store.create(str(tmp_path / "g"), CAPTIONS, caption_schema(identity(dim=4)))
     with pytest.raises(UserError, match="is no gallery"):
         Gallery.open(str(tmp_path / "g"))
     gallery = small_gallery(tmp_path / "g")
@@ -235,7 +236,7 @@ def test_what_a_kill_left_of_making_another_models_gallery_is_no_hindrance(tmp_p
     assert gallery.nearest_captions(QUERIES, 3) == Gallery.open(gallery.uri).nearest_captions(QUERIES, 3)
 
 
-def test_what_is_no_gallery_is_told(small: Gallery, tmp_path: Path) -> None:
+def test_what_is_no_gallery_is_refused(small: Gallery, tmp_path: Path) -> None:
     (tmp_path / "file.txt").write_text("no gallery", encoding="utf-8")
     for name, said in (("none", "there is no gallery here"), ("", "is no gallery"), ("file.txt", "is no gallery")):
         with pytest.raises(UserError, match=said):
@@ -279,7 +280,7 @@ ROOT = Path(__file__).parents[2]
 
 def content(gallery: Gallery) -> tuple[pa.Table, pa.Table]:
     """Everything in the gallery's two tables, in order."""
-    captions = LanceStore.open(gallery.uri, CAPTIONS)
+    captions = Store.open(gallery.uri, CAPTIONS)
     assert captions is not None
     said = captions.scan(["id", "image", "caption", "vector"]).drop_columns(["_rowid"])
     return gallery.table(["id", "content", "caption", "text", "run", "vector"]), said
@@ -310,17 +311,17 @@ def test_a_writer_that_stops_before_any_commit_can_be_finished(
     undisturbed: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     gallery = small_gallery(tmp_path / "g")
-    commit = LanceStore._commit
+    commit = Store._commit
     commits = []
 
-    def stopped(store: LanceStore, change: Callable[[], object]) -> None:
+    def stopped(store: Store, change: Callable[[], object]) -> None:
         commits.append(change)
         if len(commits) > number:
             raise KeyboardInterrupt
         commit(store, change)
 
     with monkeypatch.context() as patched:
-        patched.setattr(LanceStore, "_commit", stopped)
+        patched.setattr(Store, "_commit", stopped)
         with pytest.raises(KeyboardInterrupt):
             add_batch(gallery)
     assert len(commits) == number + 1
@@ -344,9 +345,9 @@ def test_a_writer_that_is_killed_between_captions_and_images_can_be_finished(
         assert found.equals(expected)
 
 
-def test_the_next_writer_removes_captions_that_a_kill_left_without_a_image(tmp_path: Path) -> None:
+def test_the_next_writer_removes_captions_that_a_kill_left_without_an_image(tmp_path: Path) -> None:
     gallery = small_gallery(tmp_path / "g")
-    captions = LanceStore.open(gallery.uri, CAPTIONS)
+    captions = Store.open(gallery.uri, CAPTIONS)
     assert captions is not None
     captions.append(caption_rows(identity(), [("never", "an orphan")], vectors(1)))
     gallery = Gallery.open(gallery.uri)
@@ -365,7 +366,7 @@ def test_replacing_and_removing_takes_captions_along(tmp_path: Path) -> None:
         writer.add(images.slice(2, 1), captions.slice(4, 1))
         writer.add(images.slice(3, 1))  # its captions stay
         writer.add(images.slice(4, 1), captions.slice(0, 0))
-    said = LanceStore.open(gallery.uri, CAPTIONS)
+    said = Store.open(gallery.uri, CAPTIONS)
     assert said is not None
     owners = said.scan(["image"]).column("image").to_pylist()
     assert {name: owners.count(name) for name in ("p0", "p1", "p2", "p3", "p4", "p5")} == {
@@ -375,7 +376,7 @@ def test_replacing_and_removing_takes_captions_along(tmp_path: Path) -> None:
     assert gallery.table(["id"]).column("id").to_pylist() == order
 
 
-def test_what_is_known_is_told_without_what_is_large(tmp_path: Path) -> None:
+def test_what_is_known_comes_without_large_columns(tmp_path: Path) -> None:
     gallery = small_gallery(tmp_path / "g")
     with gallery.writing() as writer:
         known = writer.known()
@@ -404,22 +405,22 @@ def test_rows_that_do_not_belong_are_refused(tmp_path: Path) -> None:
             writer.add(good.drop_columns(["caption"]))
         with pytest.raises(ValueError, match="of 'elsewhere'"):
             writer.add(good, caption_rows(identity(), [("elsewhere", "x")], vectors(1)))
-        with pytest.raises(UserError, match="no image 'nobody'"):
-            writer.remove(["p0", "nobody"])
+        with pytest.raises(UserError, match="no image 'unknown'"):
+            writer.remove(["p0", "unknown"])
     assert len(Gallery.open(gallery.uri)) == 12
     silent = small_gallery(tmp_path / "silent", encodes_text=False)
     with silent.writing() as writer, pytest.raises(ValueError, match="encodes no texts"):
         writer.add(image_rows(silent.identity, ["a"], vectors(1)), caption_rows(identity(), [("a", "x")], vectors(1)))
 
 
-CONDITIONS = [f"`predicted_class` = '{name}'" for name in CLASSES] + [
-    f"`confidence_colour` > {0.4 + 0.05 * row:.2f}" for row in range(12)
+FILTERS = [f"class = '{name}'" for name in CLASSES] + [
+    f"confidence_colour > {0.4 + 0.05 * row:.2f}" for row in range(12)
 ]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A gallery whose rows are not in the order of their row ids: the first was written anew."""
+    """A gallery whose rows are not in the order of their row ids: the first was replaced."""
     folder = tmp_path_factory.mktemp("filtered") / "g"
     gallery = small_gallery(folder)
     with gallery.writing() as writer:
@@ -428,42 +429,35 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def store(folder: Path) -> Store:
-    store = open_store(str(folder), "images")
-    assert store is not None
-    return store
+def test_places_are_those_of_the_rows_that_fit(folder: Path) -> None:
+    gallery = Gallery.open(str(folder))
+    ids = gallery.table(["id"]).column("id").to_pylist()
+    for where in FILTERS:
+        expected = gallery.table(["id"], where).column("id").to_pylist()
+        assert [ids[place] for place in gallery.places(where).tolist()] == expected
+    assert gallery.places().tolist() == list(range(12))
 
 
-def test_rows_and_places_are_those_of_a_scan(store: Store) -> None:
-    rows = FilteredRows(store)
-    ids = store.scan(["id"]).column("id").to_pylist()
-    for condition in CONDITIONS:
-        found = store.scan(["id"], condition)
-        assert rows.row_ids(condition).tolist() == found.column(ROW_ID).to_pylist()
-        assert [ids[place] for place in rows.places(condition).tolist()] == found.column("id").to_pylist()
-    assert rows.places("").tolist() == list(range(12))
-
-
-def test_the_last_filters_are_kept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, scan = FilteredRows(store), store.scan
+def test_the_rows_of_the_last_filters_are_remembered(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gallery, scan = Gallery.open(str(folder)), Store.scan
     scans: list[str] = []
 
-    def counted(columns: Sequence[str], where: str = "") -> pa.Table:
+    def counted(store: Store, columns: Sequence[str], where: str = "") -> pa.Table:
         scans.append(where)
-        return scan(columns, where)
+        return scan(store, columns, where)
 
-    monkeypatch.setattr(store, "scan", counted)
-    for condition in (*CONDITIONS[:3], *CONDITIONS[:3]):
-        rows.row_ids(condition)
-    assert scans == CONDITIONS[:3]
-    for condition in CONDITIONS:
-        rows.row_ids(condition)
-    rows.row_ids(CONDITIONS[0])
-    assert scans.count(CONDITIONS[0]) == 2  # pushed out by the others, and looked up again
+    monkeypatch.setattr(Store, "scan", counted)
+    for where in (*FILTERS[:3], *FILTERS[:3]):
+        gallery.places(where)
+    assert len(scans) == 4  # everything, and each filter once
+    for where in FILTERS:
+        gallery.places(where)
+    scans.clear()
+    gallery.places(FILTERS[0])
+    assert len(scans) == 1  # pushed out by the others, and scanned again
 
 
-def test_a_new_revision_is_looked_up_anew(folder: Path, tmp_path: Path) -> None:
+def test_a_new_revision_is_scanned_again(folder: Path, tmp_path: Path) -> None:
     gallery = small_gallery(tmp_path / "g")
     assert len(gallery.places("class = 'bag'")) == 3
     with gallery.writing() as writer:
@@ -471,15 +465,7 @@ def test_a_new_revision_is_looked_up_anew(folder: Path, tmp_path: Path) -> None:
     assert len(gallery.places("class = 'bag'")) == 2
 
 
-def test_from_many_threads(store: Store) -> None:
-    rows = FilteredRows(store)
-    expected = [store.scan(["id"], condition).num_rows for condition in CONDITIONS]
-    with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda number: len(rows.row_ids(CONDITIONS[number % len(CONDITIONS)])), range(200)))
-    assert found == [expected[number % len(CONDITIONS)] for number in range(200)]
-
-
-@pytest.mark.parametrize("ranker", ["clip", "tfidf", "hybrid"])
+@pytest.mark.parametrize("ranker", ["vector", "text", "hybrid"])
 def test_places_filter_as_the_filter_itself(folder: Path, ranker: str) -> None:
     gallery = Gallery.open(str(folder))
     where = "colour = 'black'"
@@ -497,3 +483,67 @@ def test_nearest_among_no_places(folder: Path) -> None:
     assert [hit.id for hit in gallery.nearest(vector, 3, np.array([5, 2]))[0]] == ["p3", "p6"]
     with pytest.raises(UserError, match="filter"):
         gallery.places("colour = ")
+
+
+def test_a_second_writer_is_refused_while_reading_goes_on_and_until_the_first_is_killed(tmp_path: Path) -> None:
+    gallery = small_gallery(tmp_path / "g")
+    command = [sys.executable, "-m", "tests.retrieval.gallery_processes", "holding", gallery.uri]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "writing\n"
+        with pytest.raises(UserError, match=f"process {other.pid} is writing to this gallery; wait"), gallery.writing():
+            pass
+        assert len(Gallery.open(gallery.uri).nearest(vectors(1), 20)[0]) == 12
+        other.kill()
+        other.wait(timeout=60)
+    with gallery.writing() as writer:
+        writer.remove(["p0"])
+    assert len(Gallery.open(gallery.uri)) == 11
+
+
+def test_a_second_object_of_the_same_process_is_refused_too(tmp_path: Path) -> None:
+    gallery = small_gallery(tmp_path / "g")
+    other = Gallery.open(gallery.uri)
+    with gallery.writing():
+        with pytest.raises(UserError, match="is writing to this gallery"), other.writing():
+            pass
+        with pytest.raises(UserError, match="is writing to this gallery"):
+            other.build_index()
+    with gallery.writing() as writer:
+        writer.remove(["p0"])
+    with other.writing() as writer:  # on top of what was written meanwhile
+        writer.remove(["p1"])
+    assert len(other) == len(Gallery.open(gallery.uri)) == 10
+
+
+def test_of_two_that_make_a_gallery_at_once_one_gets_an_error(tmp_path: Path) -> None:
+    uri = str(tmp_path / "new")
+    (tmp_path / "new").mkdir()
+    with _write_lock(uri), pytest.raises(UserError, match=r"process \d+ is writing to this gallery; wait"):
+        Gallery.open_or_create(uri, identity())
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [".writing.lock"]
+    first = Gallery.open_or_create(uri, identity())
+    second = Gallery.open_or_create(uri, identity())
+    with first.writing(), pytest.raises(UserError, match=r"is writing to this gallery"), second.writing():
+        pass
+
+
+def test_one_that_comes_while_the_gallery_is_made_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = str(tmp_path / "new")
+    made: list[Gallery] = []
+
+    @contextmanager
+    def after_the_other(place: str) -> Iterator[None]:
+        # Between looking and locking, another process has made it and is done.
+        monkeypatch.undo()
+        made.append(Gallery.create(place, identity()))
+        with _write_lock(place):
+            yield
+
+    monkeypatch.setattr("retrieval.gallery._write_lock", after_the_other)
+    assert Gallery.open_or_create(uri, identity())._images.revision == made[0]._images.revision
+
+
+def test_a_gallery_in_a_folder_that_cannot_be_written_is_refused_by_name(tmp_path: Path) -> None:
+    with read_only(tmp_path), pytest.raises(UserError, match=r"gallery: cannot be written \(Permission denied\)"):
+        Gallery.open_or_create(str(tmp_path / "gallery"), identity())

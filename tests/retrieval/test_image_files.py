@@ -14,7 +14,7 @@ from vitrail.errors import UserError
 
 @pytest.fixture(autouse=True)
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine with a cache, a home, data of the user's own, and a file that concerns nobody."""
+    """A machine with a cache, a home, data of the user's own, and a secret file."""
     monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("VITRAIL_DATA", str(tmp_path / "own data"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -82,7 +82,7 @@ def test_the_data_of_the_run(machine: Path, where: str) -> None:
     assert "b.png" not in shown(machine, ImageFiles(str(gallery), run))
 
 
-def test_links_and_dots_are_followed_before_a_file_is_judged(machine: Path) -> None:
+def test_links_and_dots_are_followed_before_a_file_is_checked(machine: Path) -> None:
     gallery = machine / "gallery"
     (gallery / "link.png").symlink_to(machine / "home" / "secret.png")
     (gallery / "folder").symlink_to(machine / "home")
@@ -103,10 +103,10 @@ def test_links_and_dots_are_followed_before_a_file_is_judged(machine: Path) -> N
     "path", ["file:///etc/passwd", "http://127.0.0.1/a.png", "s3://bucket/a.png", "file:a.png", "a\0b", "x" * 5000]
 )
 def test_addresses_and_what_is_no_path_are_refused_in_one_line(machine: Path, path: str) -> None:
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as caught:
         ImageFiles(str(machine / "gallery")).file(path)
-    assert str(told.value).isprintable()
-    assert len(str(told.value)) < 500
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 500
 
 
 def test_a_gallery_at_an_object_store_has_no_folder(machine: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_gallery_at_an_object_store_has_no_folder(machine: Path) -> None:
         files.file("a.png")
 
 
-def test_a_file_that_is_gone_is_told_apart(machine: Path) -> None:
+def test_a_file_that_is_gone_has_an_error_of_its_own(machine: Path) -> None:
     files = ImageFiles(str(machine / "gallery"))
     with pytest.raises(UserError, match="is gone"):
         files.file("b.png")

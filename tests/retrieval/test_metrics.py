@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,18 @@ from retrieval.metrics import (
     NOT_FOUND,
     RECALL_AT,
     TIE_TOLERANCE,
+    AttributeQuery,
     RankedQueries,
+    attribute_queries,
     average_precision,
+    class_texts,
     ndcg_at,
     precision_at,
     r_precision,
     rank_queries,
     relevant_ranks,
 )
+from vitrail.errors import UserError
 
 IMAGES = 40
 
@@ -204,7 +209,7 @@ def test_median_of_even_numbers_lies_between(ranks: list[int], median: float) ->
     assert float(RankedQueries(torch.tensor(ranks), torch.ones(len(ranks))).median_rank()) == median
 
 
-def test_mistakes_are_told() -> None:
+def test_mistakes_are_refused() -> None:
     images, texts, image_ids, text_ids = captions()
     with pytest.raises(ValueError, match=r"1 of 2 queries have no relevant item in the gallery, the first is number 1"):
         rank_queries(images[:2], texts, torch.tensor([int(image_ids[0]), -5]), text_ids)
@@ -284,3 +289,82 @@ def test_tolerance_of_ties_can_be_narrowed() -> None:
     scores, relevant = torch.tensor([[1.0, 1.0 - 5e-7]], dtype=torch.float64), torch.tensor([[True, False]])
     assert relevant_ranks(scores, relevant).tolist() == [[2]]
     assert relevant_ranks(scores, relevant, tie_tolerance=1e-9).tolist() == [[1]]
+
+
+LABELS: dict[str, list[str | None]] = {
+    "class": ["tableware_water_bottle", "personal_care_shampoo_bottle", "travel_handbag", "travel_handbag", None],
+    "colour": ["blue", "blue", "black", None, "blue"],
+    "material": ["plastic", "glass", "leather", "leather", ""],
+    "condition": ["new", "used", "used", "worn", None],
+}
+
+
+def by_text(queries: list[AttributeQuery]) -> dict[str, list[int]]:
+    assert len({query.text for query in queries}) == len(queries)
+    return {query.text: query.relevant.tolist() for query in queries}
+
+
+def test_texts_and_answers() -> None:
+    answers = by_text(attribute_queries(LABELS))
+    assert answers["blue plastic bottle"] == [0]
+    assert answers["bottle"] == [0, 1]
+    assert answers["blue bottle"] == [0, 1]
+    assert answers["blue"] == [0, 1, 4]
+    assert answers["used"] == [1, 2]
+    assert answers["leather handbag"] == [2, 3]
+    assert answers["new blue plastic bottle"] == [0]
+    assert "black plastic" not in answers
+    assert list(answers) == sorted(answers)
+
+
+def test_equals_brute_force_over_all_combinations() -> None:
+    said = {**LABELS, "class": [name.rpartition("_")[2] if name else None for name in LABELS["class"]]}
+    order = ["condition", "colour", "material", "class"]
+    expected = {}
+    for values in itertools.product(*([None, *dict.fromkeys(filter(None, said[task]))] for task in order)):
+        wanted = [(task, value) for task, value in zip(order, values, strict=True) if value]
+        rows = [row for row in range(5) if all(said[task][row] == value for task, value in wanted)]
+        if wanted and rows:
+            expected[" ".join(value for _, value in wanted)] = rows
+    assert len(expected) > 30
+    assert by_text(attribute_queries(LABELS)) == expected
+
+
+def test_nothing_is_asked_of_what_is_unknown() -> None:
+    queries = attribute_queries({"colour": [None, ""], "class": ["a_cap", None]})
+    assert by_text(queries) == {"cap": [0]}
+
+
+@pytest.mark.parametrize(
+    ("rule", "texts"),
+    [
+        ("last", ["bottle", "bottle", "handbag", "cap"]),
+        ("unique", ["water bottle", "shampoo bottle", "handbag", "cap"]),
+        ("full", ["tableware water bottle", "personal care shampoo bottle", "travel handbag", "cap"]),
+    ],
+)
+def test_what_classes_are_called(rule: str, texts: list[str]) -> None:
+    names = ["tableware_water_bottle", "personal_care_shampoo_bottle", "travel_handbag", "cap"]
+    assert class_texts(names, rule) == dict(zip(names, texts, strict=True))  # type: ignore[arg-type]
+
+
+def test_a_name_that_ends_another_is_said_whole() -> None:
+    assert class_texts(["bottle", "water_bottle"], "unique") == {"bottle": "bottle", "water_bottle": "water bottle"}
+
+
+def test_names_are_distinguished_from_classes_that_no_image_shows() -> None:
+    queries = attribute_queries({"class": ["water_bottle"]}, "unique", class_names=["water_bottle", "shampoo_bottle"])
+    assert [query.text for query in queries] == ["water bottle"]
+
+
+def test_head_is_the_class_or_what_is_named_last() -> None:
+    heads = {query.text: query.head for query in attribute_queries(LABELS)}
+    assert heads["new blue plastic bottle"] == heads["bottle"] == "class=bottle"
+    assert heads["used blue"] == "colour=blue"
+
+
+def test_mistakes_in_labels_are_refused() -> None:
+    with pytest.raises(UserError, match="attribute queries need labels"):
+        attribute_queries({})
+    with pytest.raises(UserError, match="must be one of last, unique, full; got 'first'"):
+        attribute_queries(LABELS, "first")  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ import pytest
 
 from retrieval.gallery import Gallery
 from retrieval.schema import IMAGES, caption_schema
-from retrieval.store import ROW_ID, LanceStore
+from retrieval.store import ROW_ID, Store
 from tests.support.galleries import caption_rows, identity, small_gallery, vectors
 from vitrail.errors import UserError
 from vitrail.files import local_folder
@@ -27,8 +27,8 @@ def rows(names: list[str], seed: int = 0) -> pa.Table:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> LanceStore:
-    made = LanceStore.create(str(tmp_path), "captions", caption_schema(identity()))
+def store(tmp_path: Path) -> Store:
+    made = Store.create(str(tmp_path), "captions", caption_schema(identity()))
     made.append(rows([f"a{row}" for row in range(300)]))
     return made
 
@@ -41,7 +41,7 @@ def test_places_are_folders_or_uris() -> None:
     assert local_folder("s3+ddb://bucket/gallery") is None
 
 
-def test_order_is_that_of_writing_and_replaced_rows_stand_at_the_end(store: LanceStore) -> None:
+def test_order_is_that_of_writing_and_replaced_rows_stand_at_the_end(store: Store) -> None:
     draws = np.random.default_rng(0)
     replaced = [f"a{row}" for row in draws.permutation(300)[:200]]
     store.replace(rows(replaced, seed=1))
@@ -52,7 +52,7 @@ def test_order_is_that_of_writing_and_replaced_rows_stand_at_the_end(store: Lanc
     assert found.column("vector")[len(kept)].as_py() == vectors(200, seed=1)[0].tolist()
 
 
-def test_rows_are_taken_in_the_order_of_their_ids(store: LanceStore) -> None:
+def test_rows_are_taken_in_the_order_of_their_ids(store: Store) -> None:
     known = store.scan(["id"])
     order = np.random.default_rng(1).permutation(300)
     taken = store.take(known.column(ROW_ID).to_numpy()[order], ["id", "vector"])
@@ -60,7 +60,7 @@ def test_rows_are_taken_in_the_order_of_their_ids(store: LanceStore) -> None:
     assert taken.column("id").to_pylist() == [f"a{row}#0" for row in order]
 
 
-def test_vectors_come_in_batches_in_the_order_of_the_rows(store: LanceStore) -> None:
+def test_vectors_come_in_batches_in_the_order_of_the_rows(store: Store) -> None:
     store.append(rows(["b0"], seed=2))
     batches = list(store.vectors())
     matrix = np.concatenate([batch for batch, _ in batches])
@@ -68,7 +68,7 @@ def test_vectors_come_in_batches_in_the_order_of_the_rows(store: LanceStore) -> 
     assert np.concatenate([ids for _, ids in batches]).tolist() == store.scan(["id"]).column(ROW_ID).to_pylist()
 
 
-def test_many_values_are_deleted(store: LanceStore) -> None:
+def test_many_values_are_deleted(store: Store) -> None:
     store.append(rows([f"c'{row}" for row in range(700)]))
     store.delete("image", [f"c'{row}" for row in range(690)])
     assert len(store) == 310
@@ -77,11 +77,11 @@ def test_many_values_are_deleted(store: LanceStore) -> None:
 def test_every_change_has_a_revision_of_its_own_even_in_a_table_that_is_made_again(tmp_path: Path) -> None:
     seen = []
     for _ in range(2):
-        store = LanceStore.create(str(tmp_path / "g"), "captions", caption_schema(identity()))
+        store = Store.create(str(tmp_path / "g"), "captions", caption_schema(identity()))
         seen.append(store.revision)
         store.append(rows(["a"]))
         seen.append(store.revision)
-        reopened = LanceStore.open(str(tmp_path / "g"), "captions")
+        reopened = Store.open(str(tmp_path / "g"), "captions")
         assert reopened is not None
         assert reopened.revision == store.revision
         shutil.rmtree(tmp_path / "g")
@@ -90,8 +90,8 @@ def test_every_change_has_a_revision_of_its_own_even_in_a_table_that_is_made_aga
 
 def test_a_second_writer_at_a_place_without_locks_is_refused() -> None:
     uri = "shared-memory://second-writer"
-    first = LanceStore.create(uri, "captions", caption_schema(identity()))
-    second = LanceStore.open(uri, "captions")
+    first = Store.create(uri, "captions", caption_schema(identity()))
+    second = Store.open(uri, "captions")
     assert second is not None
     first.append(rows(["a"]))
     changes: list[Callable[[], None]] = [
@@ -102,22 +102,22 @@ def test_a_second_writer_at_a_place_without_locks_is_refused() -> None:
         second.build_index,
     ]
     for change in changes:
-        with pytest.raises(UserError, match="was written by somebody else meanwhile; wait"):
+        with pytest.raises(UserError, match="another process has written to it meanwhile; wait"):
             change()
     first.append(rows(["b"]))
     second.refresh()
     assert len(second) == len(first) == 2
-    with pytest.raises(UserError, match="is there already; name a new gallery"):
-        LanceStore.create(uri, "captions", caption_schema(identity()))
+    with pytest.raises(UserError, match="exists already; name a new gallery"):
+        Store.create(uri, "captions", caption_schema(identity()))
 
 
-def test_a_writer_that_slips_in_between_check_and_commit_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_writer_between_check_and_commit_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     uri = "shared-memory://slips-in"
-    first = LanceStore.create(uri, "captions", caption_schema(identity()))
-    second = LanceStore.open(uri, "captions")
+    first = Store.create(uri, "captions", caption_schema(identity()))
+    second = Store.open(uri, "captions")
     assert second is not None
     monkeypatch.setattr(second, "_refuse_second_writer", lambda: first.append(rows(["a"])))
-    with pytest.raises(UserError, match="was written by somebody else"):
+    with pytest.raises(UserError, match="another process has written to it"):
         second.append(rows(["b"]))
 
 
@@ -129,14 +129,14 @@ def test_a_kill_while_a_table_was_being_made_leaves_room_for_it(tmp_path: Path) 
     assert len(small_gallery(tmp_path)) == 12
 
 
-def test_small_files_are_joined_and_order_stays(store: LanceStore, tmp_path: Path) -> None:
+def test_small_files_are_joined_and_order_stays(store: Store, tmp_path: Path) -> None:
     for row in range(20):
         store.append(rows([f"b{row}"]))
     before = store.scan(["id"]).column("id").to_pylist()
     store.tidy()
     assert store.scan(["id"]).column("id").to_pylist() == before
     assert store._table.stats()["fragment_stats"]["num_fragments"] == 1
-    reopened = LanceStore.open(str(tmp_path), "captions")
+    reopened = Store.open(str(tmp_path), "captions")
     assert reopened is not None
     assert reopened.revision == store.revision
     store.append(rows(["later"]))
@@ -172,7 +172,7 @@ def test_a_damaged_file_of_rows_is_one_line_and_the_rest_stays(tmp_path: Path, h
 
 
 @pytest.mark.parametrize("harm", ["cut", "emptied", "all removed"])
-def test_a_damaged_list_of_revisions_is_one_line_and_nobody_writes_over_it(tmp_path: Path, harm: str) -> None:
+def test_a_damaged_list_of_revisions_is_one_line_and_is_not_overwritten(tmp_path: Path, harm: str) -> None:
     uri = small_gallery(tmp_path / "g").uri
     versions = tmp_path / "g" / "images.lance" / "_versions"
     newest = min(versions.glob("*.manifest"))  # numbers count down
@@ -202,5 +202,5 @@ def test_a_full_disk_is_one_line_and_what_was_there_stays(tmp_path: Path) -> Non
 
 
 def test_only_one_of_the_names_is_a_table(tmp_path: Path) -> None:
-    assert LanceStore.open(str(tmp_path / "none"), IMAGES) is None
+    assert Store.open(str(tmp_path / "none"), IMAGES) is None
     assert not (tmp_path / "none").exists()

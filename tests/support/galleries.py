@@ -23,8 +23,8 @@ from lightning_modules import DualEncoder, MultiTaskClassifier
 from lightning_modules.options import TowerOptions
 from retrieval.gallery import Gallery
 from retrieval.schema import ModelIdentity, caption_schema, identity_of, image_schema
-from retrieval.search.searcher import Reading
 from retrieval.search.text import words
+from vitrail.types import TextReading
 
 DIM = 8
 
@@ -242,10 +242,10 @@ class MeaningRun:
         means = [image.float().mean(dim=(1, 2)).tolist() for image in images]
         return np.stack([meaning_vector("blue" if mean[2] > mean[0] else "black") for mean in means])
 
-    def reading(self, text: str) -> Reading:
+    def reading(self, text: str) -> TextReading:
         found = words(text)
         known = [word for word in found if word in KNOWN]
-        return Reading(len(known), [word for word in found if word not in KNOWN], "")
+        return TextReading(len(known), [word for word in found if word not in KNOWN], "")
 
 
 def served_small(folder: Path, name: str = "small", run: MeaningRun | None = None, **changes: Any) -> ServedGallery:

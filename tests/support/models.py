@@ -18,9 +18,8 @@ from lightning_modules.classification import ImageClassifier, MultiTaskClassifie
 from lightning_modules.dual_encoder import DualEncoder
 from lightning_modules.encoders.tokenizer import SPECIAL_IDS, trained_tokenizer
 from lightning_modules.options import OptimOptions
-from retrieval.search.searcher import Reading
 from tests.support.galleries import meaning_vector
-from vitrail.types import UNKNOWN, Batch, InputOptions
+from vitrail.types import UNKNOWN, Batch, InputOptions, TextReading
 
 TEXTS = (
     "a photo of a rose.",
@@ -356,5 +355,5 @@ class PerfectEncoder:
     def encode_image(self, path: Path) -> NDArray[np.float32]:
         raise AssertionError(path)
 
-    def reading(self, text: str) -> Reading:
-        return Reading(len(text.split()), [], "")
+    def reading(self, text: str) -> TextReading:
+        return TextReading(len(text.split()), [], "")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from app.logic.search import ALPHA, FEWEST, FORMER_NAMES, Request, ResultPage, Searching, caption_cosines, weakness
+from app.logic.search import ALPHA, FEWEST, Request, ResultPage, Searching, caption_cosines, weakness
 from app.state.context import AppContext, Limits
-from retrieval.search.searcher import MAX_CHARACTERS, Query, Ranker, Searcher
+from retrieval.search.searcher import FORMER_RANKERS, MAX_CHARACTERS, Query, Searcher
 from tests.support.galleries import SHOWN, MeaningRun, meaning_vector, served_small
 from vitrail.errors import UserError
 
@@ -64,8 +64,7 @@ def test_pages_together_are_the_whole_ranking(
     run: Any = MeaningRun()
     where = " OR ".join(f"{name} = '{value}'" for name, values in filters.items() for value in values)
     searcher = Searcher(context.galleries["both"].gallery, lambda: run)
-    own = dict(zip(("vector", "text", "hybrid"), get_args(Ranker), strict=True))
-    by: Ranker = own[FORMER_NAMES.get(ranker, ranker)]
+    by: Any = FORMER_RANKERS.get(ranker, ranker)
     whole = searcher.search(Query(text="black plastic bottle"), 12, by, where)
     found: list[tuple[str, float]] = []
     request = text("black plastic bottle", ranker=ranker, filters=filters, count=5)

@@ -79,7 +79,7 @@ def test_an_image_is_its_file_or_what_was_kept_of_it(files: ServedGallery) -> No
     assert files.image("../drawn") == b"drawn"
     with pytest.raises(UserError, match="is gone"):
         files.image("lost")
-    with pytest.raises(UserError, match="is no file of its own"):
+    with pytest.raises(UserError, match="no file of its own"):
         files.image_path("../drawn")
 
 

@@ -40,29 +40,29 @@ def test_table_of_rankers_and_galleries(
     rows = pd.read_csv(tmp_path / "rows.csv", keep_default_na=False)
     assert json.loads((tmp_path / "rows.json").read_text()) == rows.to_dict("records")
     systems = rows[["gallery", "ranker", "words"]].drop_duplicates().values.tolist()
-    # The true words and random orders do not depend on the model: they stand there once.
+    # True labels and random orders do not depend on the model: they are there once.
     assert systems == [
-        ["tasks/gallery", "tfidf", "predicted"],
-        ["", "tfidf", "label"],
+        ["tasks/gallery", "text", "predicted"],
+        ["", "text", "label"],
         ["", "random", ""],
-        ["pairs/gallery", "clip", ""],
+        ["pairs/gallery", "vector", ""],
         ["pairs/gallery", "hybrid", "predicted"],
     ]
     assert list(rows.columns) == list(AttributeRow._fields)
     of = rows[rows.metric == "mAP"].set_index(["ranker", "words"]).value
-    assert of["random", ""] < of["tfidf", "predicted"] < of["clip", ""]
+    assert of["random", ""] < of["text", "predicted"] < of["vector", ""]
     shown = capsys.readouterr().out
     assert "34 queries in 7 groups, 12 images" in shown
-    assert "hybrid, predicted words" in shown
+    assert "hybrid, predicted labels" in shown
 
 
 def test_markdown_of_unseen_images(galleries: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--splits", "val", "test", "--rankers", "clip", "random", "--tasks", "class", "colour", "--markdown"]
+    options = ["--splits", "val", "test", "--rankers", "vector", "random", "--tasks", "class", "colour", "--markdown"]
     assert main(["retrieval", "--gallery", galleries["pairs"], *options]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "11 queries in 5 groups, 9 images; mean [95 %]"
     assert lines[2].split(" | ")[1:] == ["ranker", *list(METRICS)[:-1], "nDCG@10 |"]
-    assert [line.split(" | ")[1] for line in lines[4:]] == ["clip", "random"]
+    assert [line.split(" | ")[1] for line in lines[4:]] == ["vector", "random"]
 
 
 def test_mistakes_are_reported(galleries: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,5 +72,5 @@ def test_mistakes_are_reported(galleries: dict[str, str], tmp_path: Path, capsys
         return line
 
     assert "there is no gallery here" in message(str(tmp_path / "none"))
-    assert "none of these galleries can be searched so" in message(galleries["tasks"], "--rankers", "clip", "hybrid")
+    assert "not possible in these galleries" in message(galleries["tasks"], "--rankers", "vector", "hybrid")
     assert "'prize'" in message(galleries["tasks"], "--where", "prize = 'first'")

@@ -136,11 +136,11 @@ def test_corrupt_image_stops_or_is_listed(
         (["--data", "Warez"], "Warez"),
         (["--checkpoint", "no.ckpt"], "no such checkpoint"),
         (["--device", "abacus"], "--device abacus"),
-        (["--chunk", "0"], "--chunk: is 0"),
+        (["--chunk", "0"], "--chunk: must be at least 1; got 0"),
         (["--data", "missing.yaml"], "missing.yaml"),
     ],
 )
-def test_mistakes_are_told_in_one_line(
+def test_mistakes_are_one_line(
     run: Path, tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert index(run, "--gallery", tmp_path / "gallery", *arguments) == 2
@@ -150,7 +150,7 @@ def test_mistakes_are_told_in_one_line(
     assert not (tmp_path / "gallery").exists()
 
 
-def test_a_run_without_checkpoint_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_without_checkpoint_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_csv(tmp_path / "empty" / "x.csv", [["a"]])
     assert index(tmp_path / "nowhere") == 2
     assert "no such directory" in capsys.readouterr().err
@@ -158,9 +158,9 @@ def test_a_run_without_checkpoint_is_told(tmp_path: Path, capsys: pytest.Capture
     assert "not a run directory" in capsys.readouterr().err
     (tmp_path / "empty" / "config.yaml").write_text("seed_everything: 1")
     assert index(tmp_path / "empty", "--data", "Wares") == 2
-    assert "has no checkpoints/best.ckpt; train it first with `fit`" in capsys.readouterr().err
+    assert "has no checkpoints/best.ckpt" in capsys.readouterr().err
 
 
-def test_a_folder_without_images_is_told(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_without_images_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert index(run, "--data", tmp_path) == 2
     assert "has no images (.jpg" in capsys.readouterr().err

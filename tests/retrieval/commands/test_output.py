@@ -1,5 +1,3 @@
-""""""
-
 import base64
 import dataclasses
 import io
@@ -13,7 +11,7 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from retrieval.commands.output import SIDE, Answer, Found, as_json, contact_sheet, result_table, small_jpeg
+from retrieval.commands.output import SIDE, Found, SearchOutput, as_json, contact_sheet, result_table, small_jpeg
 from retrieval.search.searcher import Query
 from tests.support.galleries import identity
 from vitrail.console import Table
@@ -33,18 +31,18 @@ FOUND = [
 FOUND[1] = dataclasses.replace(FOUND[1], predicted=dict.fromkeys(("class", "colour", "material")))
 
 
-def answer(**changes: Any) -> Answer:
+def output(**changes: Any) -> SearchOutput:
     fields: dict[str, Any] = {
         "query": Query("[red] bottle"),
         "gallery": "g",
         "identity": identity(),
-        "ranker": "clip",
+        "ranker": "vector",
         "find": "images",
         "where": "",
         "found": FOUND,
         "notes": ["a note"],
     }
-    return Answer(**{**fields, **changes})
+    return SearchOutput(**{**fields, **changes})
 
 
 def _printed(table: Table) -> str:
@@ -54,44 +52,44 @@ def _printed(table: Table) -> str:
     return capture.get()
 
 
-def test_the_table_has_scores_answers_and_labels_in_order() -> None:
-    text = _printed(result_table(answer()))
+def test_the_table_has_scores_predictions_and_labels_in_order() -> None:
+    text = _printed(result_table(output()))
     first, second = (line for line in text.splitlines() if "p7" in line or "p2" in line)
     assert "0.9877" in first
     assert "tableware_water_bottle 0.91, black 0.50 " in first
     assert "tableware_water_bottle, blue " in first
     assert "0.5000" in second
-    assert all(name in text for name in ("the model says", "labels", "caption"))
+    assert all(name in text for name in ("predicted", "labels", "caption"))
     # A column of which nothing is known is left out.
-    assert "the model says" not in _printed(result_table(answer(found=FOUND[1:])))
+    assert "predicted" not in _printed(result_table(output(found=FOUND[1:])))
 
 
 def test_what_people_wrote_is_not_read_as_markup() -> None:
-    text = _printed(result_table(answer()))
+    text = _printed(result_table(output()))
     assert "blue plastic bottle [bold]" in text
     assert "“[red] bottle”" in text
     evil = dataclasses.replace(FOUND[0], caption="\x1b[2Jgone\nline", id="\x1b]0;title\x07")
-    text = _printed(result_table(answer(found=[evil], query=Query("\x1b[31mred"))))
+    text = _printed(result_table(output(found=[evil], query=Query("\x1b[31mred"))))
     assert "\x1b" not in text
     assert "\x07" not in text
     assert "gone line" in text
 
 
 def test_a_file_name_that_is_no_utf_8_can_be_printed() -> None:
-    asked = answer(query=Query(image=Path("photo\udcff.jpg")))
-    assert json.loads(as_json(asked).encode())["query"]["image"] == "photo?.jpg"
-    assert "photo?.jpg" in _printed(result_table(asked))
+    of_image = output(query=Query(image=Path("photo\udcff.jpg")))
+    assert json.loads(as_json(of_image).encode())["query"]["image"] == "photo?.jpg"
+    assert "photo?.jpg" in _printed(result_table(of_image))
 
 
 def test_captions_have_a_table_of_their_own() -> None:
-    text = _printed(result_table(answer(find="captions", query=Query(like="p1"))))
+    text = _printed(result_table(output(find="captions", query=Query(like="p1"))))
     assert "of image" in text
     assert "like p1" in text
-    assert "the model says" not in text
+    assert "predicted" not in text
 
 
 def test_json_holds_everything_and_any_script() -> None:
-    content = json.loads(as_json(answer(query=Query("синяя"), where="colour = 'blue'")))
+    content = json.loads(as_json(output(query=Query("синяя"), where="colour = 'blue'")))
     assert content["query"] == {"text": "синяя", "like": None, "image": None}
     assert content["notes"] == ["a note"]
     assert content["where"] == "colour = 'blue'"
@@ -100,7 +98,7 @@ def test_json_holds_everything_and_any_script() -> None:
     assert first["predicted"]["colour"] == {"value": "black", "confidence": 0.5}
     assert first["labels"]["material"] is None
     assert second["predicted"]["class"] is None
-    assert "синяя" in as_json(answer(query=Query("синяя")))
+    assert "синяя" in as_json(output(query=Query("синяя")))
 
 
 JPEG = small_jpeg(np.full((20, 30, 3), 90, dtype=np.uint8))
@@ -132,33 +130,33 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
-def test_every_image_has_a_card_with_score_caption_and_answers() -> None:
-    page = Page(contact_sheet(answer(where="colour = 'blue'"), [JPEG, None]))
+def test_every_image_has_a_card_with_score_caption_and_predictions() -> None:
+    page = Page(contact_sheet(output(where="colour = 'blue'"), [JPEG, None]))
     assert page.open == []
     assert len(page.all("li")) == 2
     (image,) = page.all("img")
     assert base64.b64decode((image["src"] or "").removeprefix("data:image/jpeg;base64,")) == JPEG
     assert image["alt"] == "blue plastic bottle [bold]"
-    for part in ("0.9877", "p7", "tableware_water_bottle 0.91", "black 0.50", "colour = 'blue'", "clip", "a note"):
+    for part in ("0.9877", "p7", "tableware_water_bottle 0.91", "black 0.50", "colour = 'blue'", "vector", "a note"):
         assert part in page.text
     assert "cannot be read any more" in page.text
     assert page.text.index("p7") < page.text.index("p2")
 
 
-def test_the_image_that_was_asked_with_stands_above() -> None:
+def test_the_image_of_the_query_is_on_top() -> None:
     example = small_jpeg(np.zeros((8, 8, 3), dtype=np.uint8))
-    sheet = contact_sheet(answer(query=Query(like="p1")), [JPEG, JPEG], example)
+    sheet = contact_sheet(output(query=Query(like="p1")), [JPEG, JPEG], example)
     sources = [image["src"] or "" for image in Page(sheet).all("img")]
     assert base64.b64decode(sources[0].removeprefix("data:image/jpeg;base64,")) == example
     assert len(sources) == 3
 
 
-def test_nothing_that_stands_in_a_gallery_becomes_markup() -> None:
+def test_nothing_in_a_gallery_becomes_markup() -> None:
     evil = '"><script>alert(1)</script><img src=x onerror=alert(1)>'
     found = dataclasses.replace(
         FOUND[0], id=evil, caption=evil, predicted={evil: (evil, 0.5)}, labels={}, path="javascript:x"
     )
-    sheet = contact_sheet(answer(query=Query(evil), gallery=evil, where=evil, found=[found], notes=[evil]), [JPEG])
+    sheet = contact_sheet(output(query=Query(evil), gallery=evil, where=evil, found=[found], notes=[evil]), [JPEG])
     page = Page(sheet)
     assert page.all("script") == []
     assert len(page.all("img")) == 1
@@ -167,7 +165,7 @@ def test_nothing_that_stands_in_a_gallery_becomes_markup() -> None:
 
 
 def test_the_page_needs_nothing_else() -> None:
-    sheet = contact_sheet(answer(), [JPEG, JPEG])
+    sheet = contact_sheet(output(), [JPEG, JPEG])
     addresses = re.findall(r"""(?:src|href|url|action)\s*[=(]\s*["']?([^"'\s)>]+)""", sheet)
     assert addresses
     assert all(address.startswith("data:image/jpeg;base64,") for address in addresses)
@@ -178,7 +176,7 @@ def test_the_page_needs_nothing_else() -> None:
 
 
 def test_a_sheet_of_nothing_says_so() -> None:
-    page = Page(contact_sheet(answer(found=[]), []))
+    page = Page(contact_sheet(output(found=[]), []))
     assert page.all("li") == []
     assert "no images" in page.text
 

@@ -111,7 +111,7 @@ def test_a_text_is_encoded_by_the_model_of_the_run(place: Place, search: Any) ->
         vector = task.encode_text(["a photo of a tulip"])[0].numpy()
     assert _found(search("a photo of a tulip", "--top-k", "8", "--json")) == _cosines(place, vector)
     content = json.loads(search("a photo of a tulip", "--top-k", "3", "--json").out)
-    assert content["ranker"] == "clip"
+    assert content["ranker"] == "vector"
     assert content["found"][0]["score"] > content["found"][2]["score"]
     assert content["found"][0]["predicted"]["class"]["value"] in CLASSES
 
@@ -129,20 +129,21 @@ def test_a_photo_of_the_gallery_finds_itself_and_its_caption_is_found(place: Pla
 
 
 def test_the_table_shows_scores_and_notes(search: Any) -> None:
-    said = search("tulip purple", "--ranker", "tfidf")
+    said = search("tulip purple", "--ranker", "tfidf")  # the name of version 0.1
     assert said.code == 0
+    assert said.err == "warning: ranker tfidf is now called text\n"
     assert said.out.count("tulip 0.") == 2
     assert "n1" in said.out
     assert "note: no image has the word 'purple'" in said.out
-    assert "note: 10 were asked for, 2 were found; 8 are in the gallery" in said.out
+    assert "note: 10 were requested, 2 were found; 8 are in the gallery" in said.out
 
 
-def test_words_like_and_filters_need_neither_run_nor_lightning(place: Place) -> None:
+def test_text_like_and_filters_need_neither_run_nor_lightning(place: Place) -> None:
     """In a process of its own, because here everything is imported already."""
     program = (
         "import sys; from retrieval.__main__ import main\n"
         "base = ['search', '--gallery', sys.argv[1], '--top-k', '1']\n"
-        "assert main([*base, 'daisies', '--ranker', 'tfidf']) == 0\n"
+        "assert main([*base, 'daisies', '--ranker', 'text']) == 0\n"
         "assert main([*base, '--like', 'n2', '--where', \"class = 'daisy'\"]) == 0\n"
         "sys.exit('lightning' in sys.modules)"
     )
@@ -152,25 +153,25 @@ def test_words_like_and_filters_need_neither_run_nor_lightning(place: Place) -> 
     assert "n6" in done.stdout
 
 
-def test_the_contact_sheet_is_written_whole_with_every_image(place: Place, search: Any, tmp_path: Path) -> None:
+def test_the_contact_sheet_is_written_with_every_image(place: Place, search: Any, tmp_path: Path) -> None:
     sheet = tmp_path / "sheets" / "tulips.html"
     said = search("--like", "n0", "--top-k", "8", "--html", str(sheet))
     assert f"contact sheet: {sheet}" in said.out
     page = sheet.read_text(encoding="utf-8")
-    # The asked one, six files and the thumbnail of the image that is none.
+    # The query's image, six files and the thumbnail of the image without a file.
     assert page.count("<img ") == 8
     assert [path.name for path in sheet.parent.iterdir()] == ["tulips.html"]
-    said = search("rose", "--ranker", "tfidf", "--html", str(tmp_path), "--json")
+    said = search("rose", "--ranker", "text", "--html", str(tmp_path), "--json")
     assert said.code == 2
     assert "--html" in said.err
     assert said.err.count("\n") == 1
 
 
-def test_a_image_that_is_gone_or_broken_leaves_its_place(place: Place, search: Any, tmp_path: Path) -> None:
+def test_an_image_that_is_gone_or_broken_leaves_its_place(place: Place, search: Any, tmp_path: Path) -> None:
     moved = tmp_path / "photo.png"
     shutil.move(place.photos[1], moved)
     try:
-        search("tulip", "--ranker", "tfidf", "--html", str(tmp_path / "sheet.html"))
+        search("tulip", "--ranker", "text", "--html", str(tmp_path / "sheet.html"))
     finally:
         shutil.move(moved, place.photos[1])
     page = (tmp_path / "sheet.html").read_text(encoding="utf-8")
@@ -201,7 +202,7 @@ def test_a_strangers_gallery_shows_no_other_file(place: Place, search: Any, tmp_
     said = search("--like", "p11", "--top-k", "12", "--html", str(sheet), gallery=str(folder))
     assert said.code == 0, said.err
     page = sheet.read_text(encoding="utf-8")
-    assert page.count("<img ") == 2  # the asked one and its neighbour p10
+    assert page.count("<img ") == 2  # the query's image and its neighbour p10
     assert "<img src=x" not in page
     assert "name its folder with --data-root" in html.unescape(page)
     assert "(and 7 more)" in " ".join(said.out.split())
@@ -210,7 +211,7 @@ def test_a_strangers_gallery_shows_no_other_file(place: Place, search: Any, tmp_
     assert sheet.read_text(encoding="utf-8").count("<img ") == 7
 
 
-def test_hybrid_takes_words_from_another_gallery(place: Place, search: Any) -> None:
+def test_hybrid_takes_text_from_another_gallery(place: Place, search: Any) -> None:
     said = search("rose", "--ranker", "hybrid", "--words-gallery", place.gallery, "--top-k", "2", "--json")
     assert set(_found(said)) & {"n0", "n4"}
     scores = [found["score"] for found in json.loads(said.out)["found"]]
@@ -225,19 +226,20 @@ def test_hybrid_takes_words_from_another_gallery(place: Place, search: Any) -> N
         ([""], "the query is empty"),
         (["   "], "the query is empty"),
         (["rose " * 10_000], "50,000 characters, 2,000 are allowed"),
-        (["rose", "--top-k", "0"], "--top-k 0: must be 1 or more"),
-        (["rose", "--top-k", "-1"], "--top-k -1: must be 1 or more"),
+        (["rose", "--top-k", "0"], "--top-k: must be 1 or more; got 0"),
+        (["rose", "--top-k", "-1"], "--top-k: must be 1 or more; got -1"),
         (["--like", "n99"], "n99"),
         (["--image", "missing.jpg"], "missing.jpg: no such file"),
-        (["--image", "missing.jpg", "--ranker", "tfidf"], "an image from outside has no words"),
+        (["--image", "missing.jpg", "--ranker", "text"], "an image file has no text fields"),
         (["rose", "--where", "colour = = 'blue'"], "colour"),
         (["rose", "--where", "class = 'rose'; DROP TABLE images"], ";"),
         (["rose", "--where", "price > 5"], "price"),
         (["rose", "--device", "nonsense"], "--device nonsense: cannot be used here"),
         (["rose", "--weight", "class"], "--weight class: give a field and a number"),
         (["rose", "--weight", "class=heavy"], "--weight class=heavy: give a field and a number"),
-        (["rose", "--find", "captions", "--ranker", "tfidf"], "--find captions"),
-        (["rose", "--words-gallery", "nowhere", "--ranker", "tfidf"], "nowhere"),
+        (["rose", "--find", "captions", "--ranker", "text"], "--find captions"),
+        (["--image", "."], "--image .: is a folder; name a file"),
+        (["rose", "--words-gallery", "nowhere", "--ranker", "text"], "nowhere"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_two(search: Any, arguments: Sequence[str], message: str) -> None:
@@ -251,8 +253,8 @@ def test_a_mistake_is_one_line_and_exit_code_two(search: Any, arguments: Sequenc
 @pytest.mark.parametrize(
     ("arguments", "note"),
     [
-        (["синяя бутылка", "--ranker", "tfidf"], "no word of the query is known: синяя, бутылка"),
-        (["!!!", "--ranker", "tfidf"], "no word of the query is known: it has none"),
+        (["синяя бутылка", "--ranker", "text"], "no word of the query is known: синяя, бутылка"),
+        (["!!!", "--ranker", "text"], "no word of the query is known: it has none"),
         (["rose", "--where", "class = 'cactus'"], "no image fits the filter"),
     ],
 )
@@ -273,7 +275,7 @@ def test_a_query_in_another_script_is_answered_where_the_tokenizer_reads_it(sear
 def test_a_text_too_long_for_the_tower_is_read_in_part_and_said_so(search: Any) -> None:
     said = search("a photo of a rose " * 20, "--json")
     assert len(_found(said)) == 8
-    assert any("read only the beginning" in note for note in json.loads(said.out)["notes"])
+    assert any("reads only the beginning" in note for note in json.loads(said.out)["notes"])
 
 
 def test_a_corrupt_image_is_named(search: Any, tmp_path: Path) -> None:
@@ -285,27 +287,27 @@ def test_a_corrupt_image_is_named(search: Any, tmp_path: Path) -> None:
     assert said.err.count("\n") == 1
 
 
-def test_a_missing_gallery_and_one_of_a_classifier_are_told(search: Any, tmp_path: Path) -> None:
+def test_a_missing_gallery_and_one_of_a_classifier_are_reported(search: Any, tmp_path: Path) -> None:
     said = search("rose", gallery=str(tmp_path / "none"))
     assert said.code == 2
     assert "there is no gallery" in said.err
     assert not (tmp_path / "none").exists()
     plain = small_gallery(tmp_path / "plain", task="MultiTaskClassifier", encodes_text=False)
-    said = search("blue bag", "--ranker", "clip", gallery=plain.uri)
+    said = search("blue bag", "--ranker", "vector", gallery=plain.uri)
     assert said.code == 2
-    assert "does not encode texts; use --ranker tfidf" in said.err
+    assert "does not encode texts; use --ranker text" in said.err
     assert "p2" in _found(search("blue bag", "--json", gallery=plain.uri))
 
 
-def test_a_run_that_is_gone_or_another_model_is_told(place: Place, search: Any, tmp_path: Path) -> None:
+def test_a_run_that_is_gone_or_another_model_is_reported(place: Place, search: Any, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     shutil.move(place.run, moved)
     try:
         gone = search("rose")
         found = search("rose", "--run", str(moved), "--json")
         by_file = search("rose", "--checkpoint", str(moved / "checkpoints" / "best.ckpt"), "--json")
-        beside = shutil.copytree(place.gallery, moved / "gallery")
-        with_gallery = search("rose", "--json", gallery=str(beside))
+        inside = shutil.copytree(place.gallery, moved / "gallery")
+        with_gallery = search("rose", "--json", gallery=str(inside))
     finally:
         shutil.move(moved, place.run)
     assert gone.code == 2
@@ -321,12 +323,12 @@ def test_a_run_that_is_gone_or_another_model_is_told(place: Place, search: Any, 
     said = search("rose", "--run", str(other.parent))
     assert said.code == 2
     assert "has other weights than those that made" in said.err
-    # The right one beside it is found.
+    # The right one next to it is found.
     shutil.copy(place.run / "checkpoints" / "best.ckpt", other / "last.ckpt")
     assert _found(search("rose", "--run", str(other.parent), "--json")) == _found(search("rose", "--json"))
     said = search("rose", "--run", str(tmp_path))
     assert said.code == 2
-    assert "holds no checkpoints/best.ckpt" in said.err
+    assert "has no checkpoints/best.ckpt" in said.err
 
 
 def test_a_text_needs_no_quotes(search: Any) -> None:

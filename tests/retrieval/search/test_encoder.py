@@ -36,7 +36,7 @@ def test_a_image_becomes_what_a_multi_task_model_puts_into_its_gallery(tmp_path:
     # The run is named wrongly; the gallery stands in it.
     encoder = load_encoder(gallery)
     np.testing.assert_allclose(encoder.encode_image(photo), expected[0].numpy(), atol=1e-6)
-    with pytest.raises(UserError, match="MultiTaskClassifier does not encode texts; use --ranker tfidf"):
+    with pytest.raises(UserError, match="MultiTaskClassifier does not encode texts; use --ranker text"):
         encoder.encode_texts(["a text"])
-    with pytest.raises(UserError, match="MultiTaskClassifier does not encode texts; use --ranker tfidf"):
+    with pytest.raises(UserError, match="MultiTaskClassifier does not encode texts; use --ranker text"):
         encoder.reading("a text")

@@ -1,12 +1,8 @@
-"""Exact search beside a plain comparison with every vector.
-
-The coarse copy's promise: no score is further off than its margin.
-"""
+"""Exact search finds what a comparison with every vector finds; no approximate score is further off than its margin."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 
 from retrieval.search import exact
-from retrieval.search import exact as coarse
-from retrieval.search import exact as scanning
-from retrieval.search.exact import Coarse, ExactIndex, coarse_copy, coarse_queries, integer_products
+from retrieval.search.exact import Coarse, ExactIndex, Scan, coarse_copy, coarse_queries, integer_products, largest_norm
+
+needs_integers = pytest.mark.skipif(not integer_products(), reason="no integer dot products here")
 
 SCANS = [
     "float",
-    pytest.param("integer", marks=pytest.mark.skipif(not integer_products(), reason="no integer dot products here")),
+    pytest.param("integer", marks=needs_integers),
     "device",
     "device, passing by",
 ]
@@ -36,9 +32,9 @@ def scan(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     monkeypatch.setattr(exact, "_SAMPLE", 40)
     monkeypatch.setattr(exact, "_CELLS", 600)
     monkeypatch.setattr(exact, "_QUERIES", 5)
-    monkeypatch.setattr(exact, "_PAIRS", 64)
+    monkeypatch.setattr(exact, "_BLOCK", 64)
     if request.param == "device, passing by":
-        monkeypatch.setattr(scanning, "_fits", lambda *_: False)
+        monkeypatch.setattr(exact, "_fits", lambda *_: False)
     return str(request.param)
 
 
@@ -188,26 +184,16 @@ def test_what_does_not_fit_is_refused() -> None:
         ExactIndex(matrix, coarse=coarse_copy(matrix[:5]))
 
 
-def test_importing_the_module_does_not_import_torch() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", "import sys, retrieval.search.exact; print('torch' in sys.modules)"],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout.strip() == "False"
-
-
 def scores_and_margin(copy: Coarse, queries: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """What the copy says, in integers, and how far it may be off."""
     asked = coarse_queries(copy, queries.astype(np.float64))
-    products = asked.codes.astype(np.int64) @ copy.codes.astype(np.int64).T
+    products = asked.columns.numpy().T.astype(np.int64) @ copy.codes.astype(np.int64).T
     return asked.offset[:, None] + asked.factor[:, None] * products, asked.margin
 
 
 @pytest.mark.parametrize("kind", ["normal", "narrow cone", "heavy tails", "one large dimension", "long"])
 def test_no_score_is_further_off_than_the_margin(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coarse, "_BLOCK", 300)
+    monkeypatch.setattr(exact, "_BLOCK", 300)
     matrix, queries = kinds(kind, 1000, 48), kinds("normal", 50, 48)
     queries[::2] = matrix[:25]
     said, margin = scores_and_margin(coarse_copy(matrix), queries)
@@ -239,3 +225,43 @@ def test_vectors_without_spread_have_a_copy(matrix: NDArray[np.float64]) -> None
     said, margin = scores_and_margin(copy, np.ones((1, 4), np.float32))
     assert (np.abs(said - vectors.sum(axis=1)) <= margin[:, None] + 1e-12).all()
     assert np.isfinite(margin).all()
+
+
+@pytest.fixture(params=["highest", "medium"])
+def _precision(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Precision that a training may have set for products in float32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(request.param)
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.usefixtures("_precision")
+@pytest.mark.parametrize("kind", ["normal", "narrow cone", "heavy tails", "long"])
+@pytest.mark.parametrize("how", ["float", "device", pytest.param("integer", marks=needs_integers)])
+@pytest.mark.parametrize("rows", [slice(10, 90), np.array([3, 4, 99])])
+def test_no_scan_is_further_off_than_its_margin(kind: str, how: str, rows: slice) -> None:
+    matrix, queries = kinds(kind, 100, 50), kinds("normal", 9, 50).astype(np.float64)
+    coarse = coarse_copy(matrix) if how == "integer" else None
+    scan = Scan(matrix, largest_norm(matrix), DEVICE if how == "device" else "cpu", coarse)
+    asked = scan.queries(queries)
+    scanned = scan.scores(rows, asked, scan.buffer(200, 9)).cpu().numpy()
+    off = np.abs(asked.offset + asked.factor * scanned - matrix[rows].astype(np.float64) @ queries.T)
+    assert off.shape == (len(matrix[rows]), 9)
+    assert (off <= asked.margin).all()
+
+
+def test_float32_on_a_processor_leaves_little_to_doubt() -> None:
+    matrix = kinds("normal", 10, 512)
+    scan = Scan(matrix, largest_norm(matrix), "cpu", None)
+    assert scan.queries(matrix.astype(np.float64)).margin.max() < 1e-4
+
+
+@needs_integers
+def test_the_largest_codes_do_not_overflow() -> None:
+    """Products of bytes in pairs of 16 bits would: 127 · 127 · 2 = 32,258 is the largest pair, of 4,096 dimensions."""
+    matrix = np.repeat(np.array([[1.0], [-1.0]], np.float32), 4096, axis=1)
+    scan = Scan(matrix, 64.0, "cpu", coarse_copy(matrix))
+    scanned = scan.scores(slice(0, 2), asked := scan.queries(np.ones((1, 4096))), scan.buffer(2, 1))
+    assert scanned.tolist() == [[127 * 127 * 4096], [-127 * 127 * 4096]]
+    np.testing.assert_allclose(asked.offset + asked.factor * scanned.numpy(), [[4096], [-4096]], rtol=1e-6)

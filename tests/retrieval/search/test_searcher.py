@@ -1,5 +1,3 @@
-""""""
-
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +8,18 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from retrieval.gallery import Gallery
-from retrieval.search.searcher import MAX_CHARACTERS, Encoder, Query, Ranker, Reading, Searcher, reciprocal_rank_fusion
-from retrieval.search.text import GalleryWords, words
+from retrieval.search.searcher import (
+    MAX_CHARACTERS,
+    Encoder,
+    Query,
+    Ranker,
+    Searcher,
+    reciprocal_rank_fusion,
+)
+from retrieval.search.text import TextIndex, words
 from tests.support.galleries import CLASSES, COLOURS, MATERIALS, identity, meaning_vector, small_gallery, small_rows
 from vitrail.errors import UserError
+from vitrail.types import TextReading
 
 KNOWN = {part: name for name in (*CLASSES, *COLOURS, *MATERIALS) for part in words(name)}
 
@@ -31,10 +37,10 @@ class MeaningEncoder:
     def encode_image(self, path: Path) -> NDArray[np.float32]:
         return meaning_vector(*path.stem.split("-"))
 
-    def reading(self, text: str) -> Reading:
+    def reading(self, text: str) -> TextReading:
         asked = words(text)
         unknown = [word for word in asked[:4] if word not in KNOWN]
-        return Reading(len(asked[:4]) - len(unknown), unknown, " ".join(asked[4:]))
+        return TextReading(len(asked[:4]) - len(unknown), unknown, " ".join(asked[4:]))
 
 
 @pytest.fixture(scope="module")
@@ -51,21 +57,21 @@ def _refuse() -> Encoder:
     raise AssertionError("the model was loaded")
 
 
-def test_clip_ranks_by_cosine(gallery: Gallery, searcher: Searcher) -> None:
+def test_vector_ranks_by_cosine(gallery: Gallery, searcher: Searcher) -> None:
     result = searcher.search(Query("blue plastic bottles"), 5)
     ids = gallery.table(["id"]).column("id").to_pylist()
     cosines = gallery.vectors(ids) @ meaning_vector("blue", "plastic", "tableware_water_bottle")
     best = np.argsort(-cosines, kind="stable")[:5]
     assert [hit.id for hit in result.hits] == [ids[row] for row in best]
     np.testing.assert_allclose([hit.score for hit in result.hits], cosines[best], atol=1e-6)
-    assert result.ranker == "clip"
+    assert result.ranker == "vector"
     assert result.hits[0].id == "p7"  # which the model takes for a black one; the vector knows better
 
 
-def test_tfidf_finds_what_the_model_said_without_loading_it(gallery: Gallery) -> None:
+def test_text_finds_what_was_predicted_without_loading_the_model(gallery: Gallery) -> None:
     """Image 7 is a blue plastic bottle that the model takes for a black one."""
     searcher = Searcher(gallery, _refuse)
-    result = searcher.search(Query("Blue plastic bottles!"), 12, "tfidf")
+    result = searcher.search(Query("Blue plastic bottles!"), 12, "text")
     found = [hit.id for hit in result.hits]
     assert found[0] == "p6"
     said = gallery.rows(found, ["predicted_class", "predicted_colour", "predicted_material"]).to_pylist()
@@ -74,12 +80,12 @@ def test_tfidf_finds_what_the_model_said_without_loading_it(gallery: Gallery) ->
     assert [hit.score for hit in result.hits] == sorted((hit.score for hit in result.hits), reverse=True)
     assert 0 < result.hits[-1].score < result.hits[0].score < 1
     assert [
-        hit.id for hit in Searcher(gallery, words="label").search(Query("blue plastic bottle"), 1, "tfidf").hits
+        hit.id for hit in Searcher(gallery, text_source="label").search(Query("blue plastic bottle"), 1, "text").hits
     ] == ["p7"]
 
 
 def test_equal_scores_keep_the_order_of_the_gallery(searcher: Searcher) -> None:
-    hits = searcher.search(Query("bag"), 12, "tfidf").hits
+    hits = searcher.search(Query("bag"), 12, "text").hits
     by_score: dict[float, list[int]] = {}
     for hit in hits:
         by_score.setdefault(hit.score, []).append(int(hit.id[1:]))
@@ -89,8 +95,8 @@ def test_equal_scores_keep_the_order_of_the_gallery(searcher: Searcher) -> None:
 
 def test_hybrid_is_the_reciprocal_rank_fusion_of_both(searcher: Searcher) -> None:
     query = Query("black leather bag")
-    vectors = [hit.id for hit in searcher.search(query, 12, "clip").hits]
-    by_words = searcher.search(query, 12, "tfidf").hits
+    vectors = [hit.id for hit in searcher.search(query, 12, "vector").hits]
+    by_words = searcher.search(query, 12, "text").hits
     expected: dict[str, float] = {}
     for rank, identifier in enumerate(vectors, start=1):
         expected[identifier] = 1 / (60 + rank)
@@ -105,7 +111,7 @@ def test_hybrid_is_the_reciprocal_rank_fusion_of_both(searcher: Searcher) -> Non
 
 def test_several_queries_at_once_are_answered_like_one_by_one(gallery: Gallery) -> None:
     queries = [Query("blue bag"), Query(like="p3"), Query("purple"), Query("black sneakers")]
-    for ranker in ("clip", "tfidf", "hybrid"):
+    for ranker in ("vector", "text", "hybrid"):
         encoder = MeaningEncoder()
         searcher = Searcher(gallery, lambda encoder=encoder: encoder)  # type: ignore[misc]
         together = searcher.search_all(queries, 4, ranker)
@@ -114,23 +120,23 @@ def test_several_queries_at_once_are_answered_like_one_by_one(gallery: Gallery) 
         assert [result.notes for result in together] == [result.notes for result in alone]
 
 
-@pytest.mark.parametrize("ranker", ["clip", "tfidf", "hybrid"])
+@pytest.mark.parametrize("ranker", ["vector", "text", "hybrid"])
 def test_like_leaves_the_asked_image_out_and_needs_no_model(gallery: Gallery, ranker: Ranker) -> None:
     result = Searcher(gallery, _refuse).search(Query(like="p0"), 12, ranker)
     assert "p0" not in [hit.id for hit in result.hits]
     # A black leather bag shares two of three words with each of these.
     assert {hit.id for hit in result.hits[:4]} == {"p1", "p2", "p4", "p8"}
-    if ranker != "tfidf":
+    if ranker != "text":
         assert len(result.hits) == 11
 
 
-def test_a_image_from_outside_finds_images_like_it(searcher: Searcher) -> None:
+def test_an_image_file_finds_images_like_it(searcher: Searcher) -> None:
     assert searcher.search(Query(image=Path("blue-leather-sneakers.jpg")), 1).hits[0].id == "p10"
-    with pytest.raises(UserError, match="--ranker hybrid: an image from outside has no words"):
+    with pytest.raises(UserError, match="--ranker hybrid: an image file has no text fields"):
         searcher.search(Query(image=Path("blue.jpg")), 1, "hybrid")
 
 
-@pytest.mark.parametrize("ranker", ["clip", "tfidf", "hybrid"])
+@pytest.mark.parametrize("ranker", ["vector", "text", "hybrid"])
 def test_a_filter_holds_before_the_best_are_chosen_and_changes_no_score(searcher: Searcher, ranker: Ranker) -> None:
     query = Query("blue plastic bottle")
     everything = searcher.search(query, 12, ranker).hits
@@ -141,29 +147,29 @@ def test_a_filter_holds_before_the_best_are_chosen_and_changes_no_score(searcher
         assert filtered == [hit for hit in everything if hit in filtered]
 
 
-@pytest.mark.parametrize("ranker", ["clip", "tfidf", "hybrid"])
-def test_a_filter_that_leaves_nothing_is_told(searcher: Searcher, ranker: Ranker) -> None:
+@pytest.mark.parametrize("ranker", ["vector", "text", "hybrid"])
+def test_a_filter_that_leaves_nothing_is_noted(searcher: Searcher, ranker: Ranker) -> None:
     result = searcher.search(Query("blue bag"), 3, ranker, "colour = 'green'")
     assert result.hits == []
     assert result.notes == ["no image fits the filter"]
 
 
-def test_words_from_another_gallery_are_joined_by_id(tmp_path: Path, gallery: Gallery) -> None:
+def test_text_of_another_gallery_is_joined_by_id(tmp_path: Path, gallery: Gallery) -> None:
     classifiers = small_gallery(tmp_path / "classifiers", task="MultiTaskClassifier", encodes_text=False)
     mute = small_gallery(tmp_path / "mute", predicts={})
     with pytest.raises(UserError, match="its model predicts nothing"):
-        Searcher(mute).search(Query("bag"), 3, "tfidf")
-    searcher = Searcher(mute, MeaningEncoder, words_gallery=classifiers)
+        Searcher(mute).search(Query("bag"), 3, "text")
+    searcher = Searcher(mute, MeaningEncoder, text_gallery=classifiers)
     expected = Searcher(gallery, MeaningEncoder)
-    for ranker in ("tfidf", "hybrid"):
+    for ranker in ("text", "hybrid"):
         assert (
             searcher.search(Query("blue bag"), 12, ranker).hits == expected.search(Query("blue bag"), 12, ranker).hits
         )
     with classifiers.writing() as writer:
         writer.remove(["p0", "p5"])
-    fewer = Searcher(mute, words_gallery=Gallery.open(classifiers.uri)).search(Query("bag"), 12, "tfidf")
+    fewer = Searcher(mute, text_gallery=Gallery.open(classifiers.uri)).search(Query("bag"), 12, "text")
     assert [hit.id for hit in fewer.hits] == ["p1", "p2"]
-    assert f"2 of 12 images have no words in {classifiers.uri}" in fewer.notes
+    assert f"2 of 12 images have no text in {classifiers.uri}" in fewer.notes
 
 
 def test_galleries_without_a_common_image_are_refused(tmp_path: Path, gallery: Gallery) -> None:
@@ -171,7 +177,7 @@ def test_galleries_without_a_common_image_are_refused(tmp_path: Path, gallery: G
     with other.writing() as writer:
         writer.remove([f"p{number}" for number in range(12)])
     with pytest.raises(UserError, match="has none of the images of"):
-        GalleryWords(gallery, "predicted", other)
+        TextIndex(gallery, "predicted", other)
 
 
 def gallery_of_contents(folder: Path, contents: list[str]) -> Gallery:
@@ -184,29 +190,29 @@ def gallery_of_contents(folder: Path, contents: list[str]) -> Gallery:
     return made
 
 
-def test_words_of_other_images_under_the_same_ids_are_not_believed(tmp_path: Path, gallery: Gallery) -> None:
+def test_text_of_other_images_under_the_same_ids_is_not_used(tmp_path: Path, gallery: Gallery) -> None:
     own = gallery.table(["content"]).column("content").to_pylist()
-    with pytest.raises(UserError, match=r"none of the images of .*: 12 of the same ids.*images are others"):
-        GalleryWords(gallery, "predicted", gallery_of_contents(tmp_path / "all", ["f" * 64] * 12))
+    with pytest.raises(
+        UserError, match=r"none of the images of .*: 12 of the same ids are there, but with other images"
+    ):
+        TextIndex(gallery, "predicted", gallery_of_contents(tmp_path / "all", ["f" * 64] * 12))
     some = gallery_of_contents(tmp_path / "some", [*["f" * 64] * 3, *own[3:]])
-    found = Searcher(gallery, words_gallery=some).search(Query("bag"), 12, "tfidf")
+    found = Searcher(gallery, text_gallery=some).search(Query("bag"), 12, "text")
     assert {hit.id for hit in found.hits} == set()  # p0 to p3 are bags, p3 is taken for something else
-    assert f"3 of 12 images have another content in {some.uri} under the same id; their words are left out" in (
-        found.notes
-    )
+    assert f"3 of 12 images have another content in {some.uri} under the same id; its text is left out" in (found.notes)
     unknown = gallery_of_contents(tmp_path / "unknown", ["", *own[1:]])
-    found = Searcher(gallery, words_gallery=unknown).search(Query("bag"), 12, "tfidf")
+    found = Searcher(gallery, text_gallery=unknown).search(Query("bag"), 12, "text")
     assert {hit.id for hit in found.hits} == {"p0", "p1", "p2"}
     assert any("1 of 12 images are joined with" in note and "by id alone" in note for note in found.notes)
 
 
 def test_weights_of_fields_can_be_given(gallery: Gallery) -> None:
     def first(weights: dict[str, float]) -> str:
-        return Searcher(gallery, weights=weights).search(Query("leather sneakers"), 1, "tfidf").hits[0].id
+        return Searcher(gallery, weights=weights).search(Query("leather sneakers"), 1, "text").hits[0].id
 
     # Images 8 and 10 are both; what is only one of them follows the weights.
     assert first({}) in {"p8", "p10"}
-    heavy = Searcher(gallery, weights={"material": 50}).search(Query("leather sneakers"), 12, "tfidf").hits
+    heavy = Searcher(gallery, weights={"material": 50}).search(Query("leather sneakers"), 12, "text").hits
     assert [hit.id for hit in heavy[:6]] == ["p8", "p10", "p0", "p2", "p4", "p6"]
     with pytest.raises(UserError, match="--weight size: there is no such field; there are class, colour, material"):
         first({"size": 1})
@@ -214,46 +220,46 @@ def test_weights_of_fields_can_be_given(gallery: Gallery) -> None:
         first({"class": 0})
 
 
-def test_captions_are_searched_by_words_too(gallery: Gallery) -> None:
-    result = Searcher(gallery, words="caption").search(Query("blue plastic sneakers"), 1, "tfidf")
+def test_captions_are_text_fields_too(gallery: Gallery) -> None:
+    result = Searcher(gallery, text_source="caption").search(Query("blue plastic sneakers"), 1, "text")
     assert result.hits[0].id == "p11"
 
 
-@pytest.mark.parametrize("ranker", ["clip", "tfidf", "hybrid"])
+@pytest.mark.parametrize("ranker", ["vector", "text", "hybrid"])
 def test_a_query_of_unknown_words_says_so_and_finds_nothing(searcher: Searcher, ranker: Ranker) -> None:
     result = searcher.search(Query("синяя бутылка"), 3, ranker)
     assert result.hits == []
     assert any("синяя, бутылка" in note for note in result.notes)
 
 
-@pytest.mark.parametrize("ranker", ["clip", "tfidf", "hybrid"])
+@pytest.mark.parametrize("ranker", ["vector", "text", "hybrid"])
 def test_single_unknown_words_are_named(searcher: Searcher, ranker: Ranker) -> None:
     result = searcher.search(Query("purple bag"), 3, ranker)
     assert len(result.hits) == 3
     assert any("'purple'" in note for note in result.notes)
 
 
-def test_what_the_model_does_not_read_any_more_is_told(searcher: Searcher) -> None:
-    notes = searcher.search(Query("blue plastic bottle and a bag"), 1, "clip").notes
-    assert "the model read only the beginning of the query, not 'a bag'" in notes
+def test_what_the_model_does_not_read_is_noted(searcher: Searcher) -> None:
+    notes = searcher.search(Query("blue plastic bottle and a bag"), 1, "vector").notes
+    assert "the model reads only the beginning of the query, not 'a bag'" in notes
 
 
-@pytest.mark.parametrize("ranker", ["clip", "tfidf", "hybrid"])
+@pytest.mark.parametrize("ranker", ["vector", "text", "hybrid"])
 def test_more_than_there_are_gives_all_and_says_so(searcher: Searcher, ranker: Ranker) -> None:
     result = searcher.search(Query("blue bag"), 100, ranker)
-    assert len(result.hits) == (7 if ranker == "tfidf" else 12)
-    assert result.notes == [f"100 were asked for, {len(result.hits)} were found; 12 are in the gallery"]
+    assert len(result.hits) == (7 if ranker == "text" else 12)
+    assert result.notes == [f"100 were requested, {len(result.hits)} were found; 12 are in the gallery"]
     filtered = searcher.search(Query("blue bag"), 100, ranker, "label_class = 'bag'")
-    assert filtered.notes == ["100 were asked for, 4 were found; 4 fit the filter"]
+    assert filtered.notes == ["100 were requested, 4 were found; 4 fit the filter"]
 
 
 def test_wrong_numbers_rankers_and_ids_are_refused(searcher: Searcher) -> None:
     for top_k in (0, -3):
-        with pytest.raises(UserError, match=f"--top-k {top_k}: must be 1 or more"):
+        with pytest.raises(UserError, match=f"--top-k: must be 1 or more; got {top_k}"):
             searcher.search(Query("bag"), top_k)
-    with pytest.raises(UserError, match="--ranker bm25: is unknown"):
+    with pytest.raises(UserError, match="--ranker: must be one of vector, text, hybrid; got 'bm25'"):
         searcher.search(Query("bag"), 1, "bm25")  # type: ignore[arg-type]
-    for ranker in ("clip", "tfidf", "hybrid"):
+    for ranker in ("vector", "text", "hybrid"):
         with pytest.raises(UserError, match="there is no image 'p99'"):
             searcher.search(Query(like="p99"), 1, ranker)
 
@@ -274,13 +280,13 @@ def test_a_query_that_is_none_is_refused(make: Callable[[], Query], message: str
         make()
 
 
-def test_a_gallery_of_a_classifier_searches_by_words_and_by_images(tmp_path: Path) -> None:
+def test_a_gallery_of_a_classifier_searches_by_text_and_by_images(tmp_path: Path) -> None:
     plain = small_gallery(tmp_path / "plain", task="MultiTaskClassifier", encodes_text=False)
     searcher = Searcher(plain)
-    assert searcher.search(Query("blue bag"), 1).ranker == "tfidf"
-    assert searcher.search(Query(like="p0"), 1).ranker == "clip"
-    for ranker in ("clip", "hybrid"):
-        with pytest.raises(UserError, match="MultiTaskClassifier does not encode texts; use --ranker tfidf"):
+    assert searcher.search(Query("blue bag"), 1).ranker == "text"
+    assert searcher.search(Query(like="p0"), 1).ranker == "vector"
+    for ranker in ("vector", "hybrid"):
+        with pytest.raises(UserError, match="MultiTaskClassifier does not encode texts; use --ranker text"):
             searcher.search(Query("blue bag"), 1, ranker)
     with pytest.raises(UserError, match="no captions to find"):
         searcher.search_captions(Query(like="p0"), 1)
@@ -303,7 +309,7 @@ def test_captions_are_found_once_each(searcher: Searcher) -> None:
 
 def test_an_empty_gallery_says_so(tmp_path: Path) -> None:
     empty = Searcher(Gallery.create(str(tmp_path / "empty"), identity()), MeaningEncoder)
-    for ranker in ("clip", "tfidf", "hybrid"):
+    for ranker in ("vector", "text", "hybrid"):
         result = empty.search(Query("bag"), 3, ranker)
         assert result.hits == []
         assert "the gallery is empty" in result.notes

@@ -5,7 +5,7 @@ import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics.pairwise import cosine_similarity
 
-from retrieval.search.text import TfidfIndex, default_weights, fold_plural, raw_words, words
+from retrieval.search.text import TfidfIndex, fold_plural, raw_words, words
 
 CLASSES = ["tableware_water_bottle", "travel_handbag", "footwear_sneakers", "tableware_water_bottle", "travel_handbag"]
 COLOURS = ["blue", "black", "blue", "red", None]
@@ -26,7 +26,7 @@ def test_scores_are_those_of_scikit_learn_where_a_weight_is_a_repetition() -> No
 
 
 def test_rarity_is_counted_over_all_documents_not_over_distinct_ones() -> None:
-    """Nine of twelve images are the same bottle: its word tells little, though it is in one distinct row only."""
+    """Nine of twelve images are the same bottle: its word says little, though it is in one distinct row only."""
     texts = ["bottle"] * 9 + ["mug", "mug cap", "bottle mug"]
     index = TfidfIndex({"class": texts}, {"class": 1})
     vectorizer = TfidfVectorizer(analyzer=words).fit(texts)
@@ -45,7 +45,6 @@ def test_a_heavier_field_pulls_its_matches_up() -> None:
     as_colour = TfidfIndex(fields, {"class": 1, "colour": 2}).match("blue bottle").scores
     assert as_class[0] > as_class[1]
     assert as_colour[0] < as_colour[1]
-    assert default_weights(["class", "colour", "material"]) == {"class": 2, "colour": 1, "material": 1}
 
 
 def test_documents_with_the_same_words_have_the_same_score() -> None:
@@ -53,7 +52,7 @@ def test_documents_with_the_same_words_have_the_same_score() -> None:
     assert scores[0] == scores[2] == scores[3] > scores[1] == 0
 
 
-def test_unknown_words_are_named_as_they_were_asked() -> None:
+def test_unknown_words_are_named_as_they_were_typed() -> None:
     matches = _index().match("Purple bottles from ブルー, purple")
     assert matches.unknown == ["purple", "ブルー"]
     assert matches.scores.argmax() in {0, 3}
@@ -62,7 +61,7 @@ def test_unknown_words_are_named_as_they_were_asked() -> None:
     assert not nothing.scores.any()
 
 
-def test_little_words_are_told_only_where_nothing_else_is_there_and_stand_for_no_other() -> None:
+def test_function_words_are_reported_only_alone_and_stand_for_no_other() -> None:
     index = TfidfIndex({"class": ["brand", "bag_with_handle"]}, {"class": 1})
     matches = index.match("a bag and the cap")
     assert (matches.unknown, matches.read_as) == (["cap"], {})

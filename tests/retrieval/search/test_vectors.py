@@ -24,7 +24,7 @@ from retrieval.schema import IMAGES
 from retrieval.search import vectors as vector_rows
 from retrieval.search.exact import ExactIndex, coarse_copy
 from retrieval.search.vectors import DamagedError, IndexReport, exact_neighbours, open_vectors, write_vectors
-from retrieval.store import LanceStore
+from retrieval.store import Store
 from tests.support.galleries import identity, image_rows, small_gallery, vectors
 from vitrail.errors import UserError
 
@@ -72,10 +72,10 @@ def test_a_damaged_matrix_never_answers(
             again = Gallery.open(gallery.uri)
             assert (again.nearest(QUERIES, 20), again.nearest_captions(QUERIES, 5)) == expected
             assert path.read_bytes() == whole
-            told = capsys.readouterr().err
-            assert told.count("\n") == 1
-            assert path.name in told
-            assert "made again from the gallery's table" in told
+            warning = capsys.readouterr().err
+            assert warning.count("\n") == 1
+            assert path.name in warning
+            assert "made again from the gallery's table" in warning
 
 
 def test_damage_that_is_found_by_the_search_that_looks_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +110,7 @@ def test_a_matrix_of_a_former_revision_never_answers(tmp_path: Path) -> None:
     assert not former.exists()
 
 
-def test_a_gallery_that_was_made_anew_in_the_same_place_has_a_matrix_of_its_own(
+def test_a_gallery_that_was_made_again_in_the_same_place_has_a_matrix_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "cache"))
@@ -143,7 +143,7 @@ def test_a_folder_that_cannot_be_written_is_searched_by_the_cache(
     assert len(list((tmp_path / "cache").rglob("*.vectors"))) == 1
 
 
-def test_where_the_folder_refuses_the_cache_serves_and_where_both_refuse_it_is_told(
+def test_where_the_folder_refuses_the_cache_serves_and_where_both_refuse_the_error_has_a_hint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gallery = small_gallery(tmp_path / "g")
@@ -178,15 +178,15 @@ def test_a_table_with_damaged_vectors_answers_nothing(
     gallery = small_gallery(tmp_path / "g")
     for file in files(gallery):
         file.unlink()
-    read = lance_store.LanceStore.vectors
+    read = lance_store.Store.vectors
 
-    def damaged(store: lance_store.LanceStore) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint64]]]:
+    def damaged(store: lance_store.Store) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint64]]]:
         for some, row_ids in read(store):
             broken = some.copy()
             broken[3] = value
             yield broken, row_ids
 
-    monkeypatch.setattr(lance_store.LanceStore, "vectors", damaged)
+    monkeypatch.setattr(lance_store.Store, "vectors", damaged)
     with pytest.raises(UserError, match=r"table 'images': 1 of 12 vectors read are not of unit length.*damaged"):
         Gallery.open(gallery.uri).nearest(QUERIES, 3)
     assert files(gallery) == []
@@ -305,9 +305,9 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(tmp_path: Path) -> None
         yield vectors, ids
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(UserError, match=r"v: there is no room on the disk; make room") as told:
+    with pytest.raises(UserError, match=r"v: there is no room on the disk; make room") as caught:
         write_vectors(path, full(), 3)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
     assert open_vectors(path) is not None
     assert [file.name for file in tmp_path.iterdir()] == ["v"]
 
@@ -424,7 +424,7 @@ def recall(found: list[set[str]], expected: NDArray[np.int64]) -> float:
     return float(np.mean(shares))
 
 
-def test_the_recall_that_is_told_is_that_of_brute_force(indexed: tuple[Gallery, IndexReport]) -> None:
+def test_the_recall_that_is_printed_is_that_of_brute_force(indexed: tuple[Gallery, IndexReport]) -> None:
     gallery, report = indexed
     matrix = clustered()
     # The same choice of stored vectors; each finds itself first, which does not count.
@@ -490,7 +490,7 @@ def test_past_the_limit_the_index_answers_and_new_images_are_found_too(
 def test_exact_neighbours_are_found_batch_by_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("retrieval.store.BATCH_ROWS", 7)
     gallery = small_gallery(tmp_path / "g")
-    store = LanceStore.open(gallery.uri, IMAGES)
+    store = Store.open(gallery.uri, IMAGES)
     assert store is not None
     matrix = gallery.vectors([f"p{row}" for row in range(12)])
     assert len(list(store.vectors())) > 1
@@ -500,7 +500,7 @@ def test_exact_neighbours_are_found_batch_by_batch(tmp_path: Path, monkeypatch: 
     )
 
 
-def test_too_small_a_gallery_is_told(tmp_path: Path) -> None:
+def test_too_small_a_gallery_is_refused(tmp_path: Path) -> None:
     gallery = small_gallery(tmp_path / "g")
     with pytest.raises(UserError, match=r"has 12 images; an index needs 1,000"):
         gallery.build_index()
