@@ -13,11 +13,68 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from datamodules import Fashion as Fashion
+    from datamodules import Flickr8k as Flickr8k
+    from datamodules import Flowers102 as Flowers102
+    from datamodules import HubImages as HubImages
+    from datamodules import ImageFolder as ImageFolder
+    from datamodules import Products as Products
+    from datamodules import StreamedImages as StreamedImages
+    from datamodules import Table as Table
+    from datamodules import UnlabeledFolder as UnlabeledFolder
+    from datamodules import Wares as Wares
+    from lightning_modules import DualEncoder as DualEncoder
+    from lightning_modules import Ensemble as Ensemble
+    from lightning_modules import GenerativeClassifier as GenerativeClassifier
+    from lightning_modules import ImageClassifier as ImageClassifier
+    from lightning_modules import MultiTaskClassifier as MultiTaskClassifier
+    from retrieval.gallery import Gallery as Gallery
     from vitrail.runs import Run as Run
 
-__all__ = ["Gallery", "Run", "__version__"]
+__all__ = [
+    "DualEncoder",
+    "Ensemble",
+    "Fashion",
+    "Flickr8k",
+    "Flowers102",
+    "Gallery",
+    "GenerativeClassifier",
+    "HubImages",
+    "ImageClassifier",
+    "ImageFolder",
+    "MultiTaskClassifier",
+    "Products",
+    "Run",
+    "StreamedImages",
+    "Table",
+    "UnlabeledFolder",
+    "Wares",
+    "__version__",
+]
 
-_HOMES = {"Gallery": "retrieval.gallery", "Run": "vitrail.runs"}
+_HOMES = {
+    "Gallery": "retrieval.gallery",
+    "Run": "vitrail.runs",
+    **dict.fromkeys(
+        (
+            "Fashion",
+            "Flickr8k",
+            "Flowers102",
+            "HubImages",
+            "ImageFolder",
+            "Products",
+            "StreamedImages",
+            "Table",
+            "UnlabeledFolder",
+            "Wares",
+        ),
+        "datamodules",
+    ),
+    **dict.fromkeys(
+        ("DualEncoder", "Ensemble", "GenerativeClassifier", "ImageClassifier", "MultiTaskClassifier"),
+        "lightning_modules",
+    ),
+}
 """Imported when first used: ``import vitrail`` is quick, and the core imports no other package of ours."""
 
 

@@ -113,12 +113,29 @@ def _reader_has_gone() -> bool:
         output = sys.stdout.fileno()
     except (AttributeError, OSError):
         return False
+    if not hasattr(select, "poll"):
+        return False  # Windows
     poll = select.poll()
     poll.register(output, select.POLLOUT)
     if not any(event & select.POLLERR for _, event in poll.poll(0)):
         return False
     os.dup2(os.open(os.devnull, os.O_WRONLY), output)
     return True
+
+
+_EXTRAS = {
+    "gradio": "app",
+    "lancedb": "retrieval",
+    "mlflow": "mlflow",
+    "onnx": "export",
+    "onnxruntime": "export",
+    "onnxscript": "export",
+    "optuna": "sweeps",
+    "sqlglot": "retrieval",
+    "tensorboard": "tensorboard",
+    "torchao": "export",
+}
+"""The extra that a library belongs to; others are said to be missing where they are used."""
 
 
 def _line_for_user(error: BaseException) -> str | None:
@@ -129,6 +146,8 @@ def _line_for_user(error: BaseException) -> str | None:
         if isinstance(cause, UserError):
             return str(cause)
         cause = cause.__cause__
+    if isinstance(error, ModuleNotFoundError) and (extra := _EXTRAS.get(str(error.name).partition(".")[0])):
+        return f"{error.name} is not installed; install it with: pip install 'vitrail[{extra}]'"
     if (line := _line_of_system(error)) is not None:
         return line
     from jsonargparse import ArgumentError  # not needed until something goes wrong

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import importlib.util
 import itertools
 import os
 import re
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 
 from vitrail.errors import EXIT_USER_ERROR, run_program, run_reporting_user_errors
 from vitrail.runtime import keep_freed_memory
+from vitrail.trust import PLUGINS, plugins
 from vitrail.types import DATA_ARGUMENTS
 
 
@@ -150,7 +152,67 @@ def main(program: str, arguments: Sequence[str] | None = None) -> int:
         arguments: by default those of this process.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    return run_program(lambda: _run(program, arguments))
+    _prefer_own_packages()
+    return run_program(lambda: _run(program, _with_config_files(_without_plugins(arguments))))
+
+
+def _prefer_own_packages() -> None:
+    """Search the working directory last: it may have folders called ``app``, ``callbacks`` or ``experiments``."""
+    here = Path.cwd()
+    if sys.path[:1] in ([""], [str(here)]) and Path(__file__).parents[1] != here:
+        sys.path.append(sys.path.pop(0))
+
+
+def _without_plugins(arguments: list[str]) -> list[str]:
+    """Return arguments without ``--plugins MODULE``, which goes to ``$VITRAIL_PLUGINS``, for child processes too."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--plugins", action="append", default=[])
+    own = list(itertools.takewhile(lambda argument: argument != "--", arguments))
+    known, rest = parser.parse_known_args(own)
+    if known.plugins:
+        os.environ[PLUGINS] = ",".join([*plugins(), *known.plugins])
+        here = str(Path.cwd())
+        if here not in sys.path and "" not in sys.path:
+            sys.path.append(here)  # the console script does not search it by itself
+    return [*rest, *arguments[len(own) :]]
+
+
+def _with_config_files(arguments: list[str]) -> list[str]:
+    """Return arguments with names such as ``--config quickstart`` replaced by the packaged files."""
+    found = list(arguments)
+    for place, argument in enumerate(arguments):
+        option, equals, value = argument.partition("=")
+        if option in ("--config", "-c") and equals:
+            found[place] = f"{option}={packaged_config(value)}"
+        elif place and (
+            arguments[place - 1] in ("--config", "-c")
+            or (place == 1 and arguments[0] in ("sweep", "ablate") and not argument.startswith("-"))
+        ):
+            found[place] = packaged_config(argument)
+    return found
+
+
+def packaged_config(name: str) -> str:
+    """Return the file of an experiment, an overlay, a sweep or an ablation that comes with Vitrail.
+
+    Args:
+        name: such as ``quickstart``, ``overlays/ddp`` or ``experiments/quickstart.yaml``; a file that exists is itself.
+
+    Example:
+        >>> from pathlib import Path
+        >>> Path(packaged_config("quickstart")).name
+        'quickstart.yaml'
+    """
+    if not re.fullmatch(r"[\w./-]{1,200}", name) or ".." in name or Path(name).exists():
+        return name
+    spec = importlib.util.find_spec("experiments")
+    if spec is None or spec.origin is None:
+        return name
+    folder = Path(spec.origin).parent
+    below = name.removeprefix("experiments/")
+    below = below if below.endswith(".yaml") else f"{below}.yaml"
+    places = [folder / part / below for part in ("", "sweeps", "ablations")]
+    return next((str(path) for path in places if path.is_file()), name)
 
 
 def program_name(program: str) -> str:
@@ -192,7 +254,9 @@ def _run(program: str, arguments: list[str]) -> int:
         command = Command(_STAGE, command.help)  # Lightning's stage: the data of an experiment, `predict --config FILE`
     if command.target == _STAGE:
         return _call(command, underscored(arguments))
-    return _call(command, hyphenated(rest)) if ":" in command.target else _parse(owner, name, command, hyphenated(rest))
+    if ":" in command.target:
+        return _call(command, hyphenated(rest))
+    return _reported(lambda: _parse(owner, name, command, hyphenated(rest)))
 
 
 def _call(command: Command, arguments: list[str]) -> int:
@@ -200,7 +264,7 @@ def _call(command: Command, arguments: list[str]) -> int:
     return _reported(lambda: getattr(importlib.import_module(module), function)(arguments))
 
 
-def _parse(owner: str, name: str, command: Command, arguments: list[str]) -> int:
+def _parse(owner: str, name: str, command: Command, arguments: list[str]) -> int | None:
     module: Any = importlib.import_module(command.target)
     function = name.replace("-", "_")
     add_arguments = getattr(module, f"add_{function}_arguments", None) or module.add_arguments
@@ -219,7 +283,7 @@ def _parse(owner: str, name: str, command: Command, arguments: list[str]) -> int
         rest = arguments[len(own) + 1 :]
     elif rest and not (command.takes_data and rest[0].startswith(DATA_ARGUMENTS)):
         parser.error(f"unknown argument {rest[0]!r}")
-    return _reported(lambda: _start(run, options, rest))
+    return _start(run, options, rest)
 
 
 def _start(run: Callable[..., int | None], options: argparse.Namespace, rest: list[str]) -> int | None:
@@ -262,7 +326,12 @@ def _overview(program: str, groups: Mapping[str, Program]) -> str:
                     entry.help, _width(), initial_indent=f"  {command:{widest}}  ", subsequent_indent=" " * (widest + 4)
                 )
             )
-    return "\n".join([*lines, "", f"{name} COMMAND --help describes a command.", ""])
+    more = [
+        f"{name} COMMAND --help describes a command.",
+        "--config NAME: a file, or an experiment that comes with Vitrail, such as quickstart or overlays/ddp.",
+        "--plugins MODULE: also use the tasks and data sets of this module, with every command.",
+    ]
+    return "\n".join([*lines, "", *(textwrap.fill(line, _width()) for line in more), ""])
 
 
 def _width() -> int:

@@ -19,6 +19,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+import vitrail
 from callbacks.best_checkpoint import BestCheckpoint
 from evaluation.efficiency import parameter_count
 from experiments.train.loggers import MetricsLog
@@ -143,6 +144,7 @@ class RunRecorder(Callback):
         return {
             "name": self.name,
             "seed": self.seed,
+            "vitrail": vitrail.__version__,
             "git": git_revision(),
             "python": platform.python_version(),
             "packages": {package: importlib.metadata.version(package) for package in _PACKAGES},
@@ -178,8 +180,14 @@ def _model(pl_module: LightningModule) -> dict[str, Any]:
 
 
 def git_revision() -> dict[str, Any] | None:
-    """Return the source revision and how many files differ from it; None outside of a checkout."""
+    """Return the source's revision and how many files differ from it, of the checkout or of the wheel's build."""
     source = Path(__file__).parents[2]
+    build = Path(vitrail.__file__).with_name("build.json")
+    if build.is_file():
+        found: dict[str, Any] = json.loads(build.read_text(encoding="utf-8"))
+        return found
+    if not (source / ".git").exists():
+        return None  # installed below somebody else's checkout
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", "-C", str(source), *arguments], capture_output=True, text=True, check=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
 import tomllib
@@ -13,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from vitrail import programs
-from vitrail.programs import PROGRAMS, Command, Program, hyphenated, main, underscored
+from vitrail.programs import PROGRAMS, Command, Program, hyphenated, main, packaged_config, underscored
+from vitrail.trust import plugins
 
 COMMANDS = [(program, name) for program, group in PROGRAMS.items() for name in group.commands]
 
@@ -122,3 +124,62 @@ def test_options_are_written_as_their_parser_has_them() -> None:
     assert hyphenated([data, "--long_tail", "a_b"]) == [data, "--long-tail", "a_b"]
     given = ["fit", "--test-best=true", "--ckpt-path", "a-b", "--class-report.x-y"]
     assert underscored(given) == ["fit", "--test_best=true", "--ckpt_path", "a-b", "--class_report.x-y"]
+
+
+def test_a_packaged_experiment_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    experiments = Path(programs.__file__).parents[1] / "experiments"
+    for name in ("quickstart", "quickstart.yaml", "experiments/quickstart.yaml"):
+        assert packaged_config(name) == str(experiments / "quickstart.yaml")
+    assert packaged_config("overlays/ddp") == str(experiments / "overlays" / "ddp.yaml")
+    assert packaged_config("flowers_lr_epochs") == str(experiments / "sweeps" / "flowers_lr_epochs.yaml")
+    for name in ("no_such", "../experiments/quickstart", "trainer: {max_epochs: 1}", "x" * 5000):
+        assert packaged_config(name) == name
+    Path("quickstart").write_text("own")
+    assert packaged_config("quickstart") == "quickstart"
+
+
+def test_commands_take_the_names_of_packaged_experiments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main("vitrail", ["audit", "--config", "quickstart"]) == 0
+    assert "Wares" in capsys.readouterr().out
+
+
+def test_plugins_are_allowed_and_importable_from_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VITRAIL_PLUGINS", "")
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    source = "from datamodules import Wares\n\nclass MyWares(Wares):\n    pass\n"
+    Path("my_plugin.py").write_text(source)
+    Path("mine.yaml").write_text("data: {class_path: my_plugin.MyWares, init_args: {n_samples: 60}}\n")
+
+    assert main("vitrail", ["--plugins", "my_plugin", "audit", "--config", "mine.yaml"]) == 0
+
+    assert "MyWares" in capsys.readouterr().out
+    assert plugins() == ("my_plugin",)
+
+
+def test_folders_of_the_users_are_not_taken_for_ours(tmp_path: Path) -> None:
+    for name in ("app", "callbacks", "datamodules", "evaluation"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise RuntimeError('not ours')\n")
+    root = str(Path(programs.__file__).parents[1])
+    command = [sys.executable, "-m", "vitrail", "summary", "--help"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": root}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "optuna" or "experiments.launch" in name]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "optuna", None)
+
+    assert ran(lambda: main("vitrail", ["sweep", "flowers_lr_epochs"])) == 2
+
+    assert "error: optuna is not installed; install it with: pip install 'vitrail[sweeps]'" in capsys.readouterr().err
