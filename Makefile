@@ -19,7 +19,7 @@ install: $(STAMP)  ## Make .venv with the pinned versions (a no-op when nothing 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 …")'
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,app]'
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	# The schema of sweep files that W&B's own client was tested with; its wish for an old numpy is about code not used here.
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt sweeps jsonref
 	touch $(STAMP)

@@ -18,6 +18,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from callbacks.best_checkpoint import BestCheckpoint
 from callbacks.outputs import OutputCollector
+from callbacks.trackers import log_images, log_table
 from evaluation.report.figures import confusion_figure, save_figure
 from evaluation.tables.per_class import class_report, confusion_frame, normalise_by_target
 from evaluation.tables.summary import share
@@ -177,8 +178,8 @@ class ConfusionMatrixLogger(ConfusionCounter):
     Raw counts how many samples of each target (row) got each prediction (column), one more column being those without
     a prediction, where there are any; normalised divides by the number of the target's samples, so that the diagonal is
     the recall. The matrix of a fit is that of its best validation
-    epoch. With a ``WandbLogger`` the images are logged as ``confusion/<split>/<task>`` and ``…_normalised``, and the
-    counts as an interactive chart with its table, ``…_chart``.
+    epoch. In experiment trackers the images are logged as ``confusion/<split>/<task>`` and ``…_normalised``, and the
+    counts in W&B as an interactive chart with its table, ``…_chart``.
 
     Args:
         every_n_epochs: while fitting, also after every N epochs with validation; 0 for the best epoch only, at the end.
@@ -209,16 +210,17 @@ class ConfusionMatrixLogger(ConfusionCounter):
                 images[f"{file_name(task)}{suffix}"] = folder / f"{stem}.png"
                 save_figure(confusion_figure(matrix, title), folder / f"{stem}.png")
                 write_csv(folder / f"{stem}.csv", matrix, index=True)
+        key = f"confusion/{counted.split}"
+        log_images(trainer, {f"{key}/{name}": path for name, path in images.items()})
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                media = _wandb_media(f"confusion/{counted.split}", images, confusions)
-                logger.log_metrics(media, step=trainer.global_step)
+                logger.log_metrics(_wandb_charts(key, confusions), step=trainer.global_step)
 
 
-def _wandb_media(key: str, images: Mapping[str, Path], confusions: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+def _wandb_charts(key: str, confusions: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     import wandb
 
-    media: dict[str, Any] = {f"{key}/{name}": wandb.Image(str(path)) for name, path in images.items()}
+    media: dict[str, Any] = {}
     for task, counts in confusions.items():
         media[f"{key}/{task}_chart"] = wandb.plot_table(
             vega_spec_name="wandb/confusion_matrix/v1",
@@ -255,6 +257,8 @@ class ClassReport(ConfusionCounter):
         folder = Path(trainer.default_root_dir) / Run.REPORTS
         for task, frame in reports.items():
             write_csv(folder / f"{counted.split}_{file_name(task)}.csv", frame, index=True)
+            rows = frame.reset_index()
+            log_table(trainer, f"report/{counted.split}/{file_name(task)}", list(rows), rows.to_numpy().tolist())
         if counted.split == "test" and reports:
             summary_table(reports).show()
 

@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.outputs import OutputCollector
+from callbacks.trackers import MOST_ROWS, log_table
 from retrieval.fill import CHUNK, Chunk, Shards, write_shard
 from vitrail.errors import UserError
 from vitrail.runs import Run
 from vitrail.types import DescribesImages, Split
 
 if TYPE_CHECKING:
+    from retrieval.gallery import Gallery
     from retrieval.schema import ModelIdentity
 
 ExportedStage = Literal["test", "predict"]
@@ -113,6 +116,7 @@ class EmbeddingExport(OutputCollector):
         )
         shutil.rmtree(folder)
         rank_zero_info(f"Gallery {gallery.uri}: {report}")
+        _log_embeddings(trainer, split, gallery)
 
     def _write(self, trainer: Trainer, split: Split) -> None:
         assert self._collected is not None
@@ -127,6 +131,18 @@ class EmbeddingExport(OutputCollector):
 
     def _uri(self, trainer: Trainer) -> str:
         return self.gallery or str(Path(trainer.default_root_dir) / Run.GALLERY)
+
+
+def _log_embeddings(trainer: Trainer, split: Split, gallery: Gallery) -> None:
+    """Log the embeddings as a table, which W&B projects to a plane."""
+    if not any(isinstance(logger, WandbLogger) for logger in trainer.loggers):
+        return
+    texts = gallery.table([name for name in gallery.columns if name == "id" or name.startswith(("label", "predicted"))])
+    texts = texts.slice(0, MOST_ROWS)
+    vectors = gallery.vectors(texts["id"].to_pylist())
+    names = [*texts.column_names, *(f"e{place}" for place in range(vectors.shape[1]))]
+    rows = [[*row.values(), *vector] for row, vector in zip(texts.to_pylist(), vectors.tolist(), strict=True)]
+    log_table(trainer, f"embeddings/{split}", names, rows)
 
 
 def _shards(trainer: Trainer, split: Split) -> Path:

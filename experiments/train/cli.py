@@ -23,7 +23,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, OnExceptionCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 
 from callbacks.averaged_weights import AveragedWeights, EmaOptions
@@ -35,8 +34,9 @@ from callbacks.guards import MonitoredMetrics, NonFiniteLoss
 from callbacks.last_checkpoint import LastCheckpoint
 from callbacks.prediction_writer import PredictionWriter
 from callbacks.retrieval_metrics import RetrievalMetrics
+from callbacks.trackers import log_configuration
 from datamodules.base import ImageDataModule
-from experiments.train.loggers import WandbOptions, build_loggers, finish_wandb
+from experiments.train.loggers import Tracker, WandbOptions, build_loggers, finish_wandb, sync_hint
 from experiments.train.opened_run import opened_arguments
 from experiments.train.own_data import EXPERIMENT, own_data
 from experiments.train.run_record import RunRecorder
@@ -250,17 +250,14 @@ class RunConfig(SaveConfigCallback):
         self._own = own
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write ``config.yaml`` and tell W&B, under one key."""
+        """Write ``config.yaml``, also to the experiment trackers."""
         text = self.parser.dump(self.config, skip_none=False)
         path = Path(trainer.default_root_dir) / Run.CONFIG
         if not path.exists():
             write_text_atomically(path, text)
         if self._own:
             write_text_atomically(path.with_name(EXPERIMENT), self._own)
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                # Flat keys of this name belong to a sweep, and W&B refuses to change those (Lightning #7679).
-                logger.experiment.config.update({"experiment": yaml.safe_load(text)}, allow_val_change=True)
+        log_configuration(trainer.loggers, text, yaml.safe_load(text))
 
 
 _SECTIONS = (
@@ -338,6 +335,12 @@ class VitrailCLI(LightningCLI):
         )
         parser.add_argument("--ema", type=EmaOptions | None, default=None, help="Averaged weights, in training.")
         parser.add_argument("--wandb", type=WandbOptions | None, default=None, help="Weights & Biases.")
+        parser.add_argument(
+            "--trackers",
+            type=list[Tracker],
+            default=[],
+            help="Further experiment trackers, with their files in the run directory: tensorboard, mlflow.",
+        )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the permanent callbacks and the links from data to model."""
@@ -410,7 +413,7 @@ class VitrailCLI(LightningCLI):
         if self._get(self.config_init, "trainer").strategy == "fsdp":
             kwargs["strategy"] = FullySharded()  # torch's second kind; Lightning means the first one
         user_loggers = self._get(self.config_init, "trainer").logger
-        loggers = build_loggers(log_directory, config.wandb, continues=self.subcommand == "fit")
+        loggers = build_loggers(log_directory, config.wandb, config.trackers, continues=self.subcommand == "fit")
         if isinstance(user_loggers, Iterable):
             loggers.extend(user_loggers)
         elif user_loggers not in (None, True, False):
@@ -485,7 +488,7 @@ class VitrailCLI(LightningCLI):
     def after_test(self) -> None:
         """Print the run directory."""
         if self.trainer.is_global_zero:
-            sys.stdout.write(f"Run directory: {self.run_directory}\n")
+            sys.stdout.write(f"Run directory: {self.run_directory}\n{sync_hint(self.trainer.loggers)}")
             if self._own and self.subcommand == "fit":
                 sys.stdout.write(f"Experiment: {self.run_directory / EXPERIMENT}, to be edited and run with --config\n")
 

@@ -11,7 +11,9 @@ import csv
 import io
 import os
 import secrets
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -135,7 +137,7 @@ def _text(columns: list[str], rows: list[Row], *, header: bool) -> str:
     return stream.getvalue()
 
 
-WANDB_ID_FILE = "wandb_id"
+WANDB_ID_FILE, MLFLOW_ID_FILE = "wandb_id", "mlflow_id"
 
 WandbMode = Literal["auto", "online", "offline", "disabled"]
 
@@ -169,12 +171,18 @@ def wandb_mode(mode: WandbMode) -> str:
     return "online" if wandb.login(prompt=False) else "offline"
 
 
-def build_loggers(run_directory: Path, options: WandbOptions | None, *, continues: bool = False) -> list[Logger]:
+Tracker = Literal["tensorboard", "mlflow"]
+
+
+def build_loggers(
+    run_directory: Path, options: WandbOptions | None, trackers: Sequence[Tracker] = (), *, continues: bool = False
+) -> list[Logger]:
     """Return the loggers of a run; that of ``metrics.csv`` comes first and gives ``trainer.log_dir``.
 
     Args:
         run_directory: Receives ``metrics.csv`` and, offline or online, W&B's own folder ``wandb``.
         options: W&B's settings.
+        trackers: further ones, each with a folder of its name in the run directory.
         continues: Whether this may go on with what an interrupted run has logged there.
     """
     options = options or {}
@@ -199,7 +207,43 @@ def build_loggers(run_directory: Path, options: WandbOptions | None, *, continue
         # Lightning passes the unset argument on, and W&B warns that it has no effect.
         wandb_logger._wandb_init.pop("anonymous", None)
         loggers.append(wandb_logger)
-    return loggers
+    return [*loggers, *(_tracker(name, run_directory) for name in dict.fromkeys(trackers))]
+
+
+def _tracker(name: Tracker, run_directory: Path) -> Logger:
+    """Return a logger whose run is the same where training goes on: both find it by its folder or its tag."""
+    if name == "tensorboard":
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        return TensorBoardLogger(run_directory, name="", version="tensorboard")
+    from lightning.pytorch.loggers import MLFlowLogger
+
+    folder = (run_directory / "mlflow").resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = run_directory / MLFLOW_ID_FILE
+    run_id = path.read_text(encoding="utf-8").strip() if path.is_file() else None
+    logger = MLFlowLogger(
+        experiment_name=run_directory.parent.name,
+        run_name=run_directory.name,
+        # MLflow has given its store of plain files up.
+        tracking_uri=f"sqlite:///{folder.as_posix()}/mlflow.db",
+        artifact_location=(folder / "artifacts").as_uri(),
+        run_id=run_id,
+    )
+    if run_id is None and rank_zero_only.rank == 0:
+        write_text_atomically(path, f"{logger.run_id}\n")
+    return logger
+
+
+def sync_hint(loggers: Sequence[Logger]) -> str:
+    """Return a line about where W&B's offline run is and how to upload it; empty where there is none."""
+    from lightning.pytorch.loggers import WandbLogger
+
+    for logger in loggers:
+        if isinstance(logger, WandbLogger) and logger._offline:
+            folder = Path(logger.experiment.dir).parent
+            return f"W&B (offline): {folder}, to be uploaded with: wandb sync {shlex.quote(str(folder))}\n"
+    return ""
 
 
 def finish_wandb() -> None:
