@@ -25,7 +25,7 @@ from datamodules.loading import decode as images
 from datamodules.loading.cache import SplitReaders, cached_reader
 from datamodules.loading.dataset import Collate, CountedLoader, ImageDataset, make_loader
 from datamodules.loading.samplers import DistinctSampler, EvalSampler, TrainSampler, inverse_frequency_weights
-from datamodules.loading.transforms import eval_transform, learns_colour, train_transform
+from datamodules.loading.transforms import eval_transform, targets_colour, train_transform
 from datamodules.options import AugmentOptions, CheckOptions, ImageOptions, LoaderOptions, plain
 from datamodules.table import SPLITS, SampleTable, table_error
 from vitrail.errors import UserError
@@ -232,7 +232,7 @@ class ImageDataModule(LightningDataModule):
     @property
     def augment_options(self) -> AugmentOptions:
         """The augmentation as applied: preset filled in, its hue jitter off where a color is the target."""
-        return self._augment.filled(hue_safe=learns_colour(self.tasks))
+        return self._augment.filled(hue_safe=targets_colour(self.tasks))
 
     @property
     def augments(self) -> bool:
@@ -308,7 +308,7 @@ class ImageDataModule(LightningDataModule):
         verification = self.verification()
         if verification.bad and self.check_options.on_bad_image == "error":
             problems = [(int(self.table.rows[index]), reason) for index, reason in verification.bad.items()]
-            hint = "mend or remove these images, or set data checks.on_bad_image: skip"
+            hint = "repair or remove these images, or set data checks.on_bad_image: skip"
             raise table_error(self.table.origin, problems, hint)
         self._bad, self._content = dict(verification.bad), verification.content
         return verification

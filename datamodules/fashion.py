@@ -27,7 +27,7 @@ from datamodules.base import ImageDataModule
 from datamodules.files.arrow_columns import plain_texts
 from datamodules.files.label_csv import Problems, as_on_disk, locate, plain_text, read_text
 from datamodules.hub_images import ImageColumn, open_splits, read_columns
-from datamodules.loading.transforms import learns_colour
+from datamodules.loading.transforms import targets_colour
 from datamodules.options import AugmentOptions, Options
 from datamodules.splits import SplitOptions, resolve_splits
 from datamodules.table import Missing, SampleTable, attribute_column, table_error, target_column
@@ -92,7 +92,7 @@ class Fashion(ImageDataModule):
         **shared: Any,
     ) -> None:
         augment = AugmentOptions.of(augment)
-        if learns_colour([target]) and augment.hue is None:
+        if targets_colour([target]) and augment.hue is None:
             # The task is called class, which does not show that it is a color: no hue jitter of a preset.
             augment = replace(augment, hue=0.0)
         super().__init__(augment=augment, **shared)
@@ -210,7 +210,7 @@ def read_styles(path: Path) -> tuple[dict[str, list[str]], list[int], int]:
         elif "," in fields[-1]:
             repaired += 1
         if not re.fullmatch(r"\w[\w-]*", fields[0]):
-            problems.append((row, f"id {fields[0]!r} is no name of an image"))
+            problems.append((row, f"id {fields[0]!r} is not a name of an image"))
         elif fields[0] in first:
             problems.append((row, f"id {fields[0]} again, first in row {first[fields[0]]}"))
         first.setdefault(fields[0], row)

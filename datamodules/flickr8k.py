@@ -250,9 +250,9 @@ def _read_karpathy(path: Path) -> CaptionFile:
     try:
         entries = json.loads(read_text(path, file.problems))["images"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f'{path}: is no JSON with a list "images" ({str(error)[:100]}); get the file again') from error
+        raise UserError(f'{path}: is not JSON with a list "images" ({str(error)[:100]}); get the file again') from error
     if not isinstance(entries, list):
-        raise UserError(f'{path}: "images" is no list; get the file again')
+        raise UserError(f'{path}: "images" is not a list; get the file again')
     for row, entry in enumerate(entries, start=1):
         name, split = _name_and_split(entry)
         if split is None:

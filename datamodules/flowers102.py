@@ -75,7 +75,7 @@ class Flowers102(ImageDataModule):
             ``data/flowers102``.
         split: how photos are divided.
         classes: ``all``, or ``base``: train and val have the first half of the classes only, test has all, so that it
-            shows what was learned (base) and what is still known of the others (novel).
+            shows accuracy on the trained classes (base) and on the others (novel).
         download: fetch what is missing, where there is a network; where ``cat_to_name.json`` is missing, it is written
             with the names that torchvision knows.
         prompts: texts that stand for the classes; by default "a photo of a {}, a type of flower.".
@@ -143,7 +143,7 @@ class Flowers102(ImageDataModule):
         if path is None:
             raise UserError(
                 f"data split.protocol: zhou needs {_ZHOU_FILE} in {folder} or {folder.parent}; DATASETS.md of "
-                "github.com/KaiyangZhou/CoOp says where to get it"
+                "github.com/KaiyangZhou/CoOp describes where to get it"
             )
         if protocol == "zhou":
             lists = _zhou_lists(path)
@@ -203,9 +203,11 @@ def _class_names(folder: Path) -> list[str]:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         names = [str(found[str(number)]) for number in range(1, NUM_CLASSES + 1)]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f'{path}: must be an object from "1" to "102" to names ({error} is wrong); mend it') from error
+        raise UserError(
+            f'{path}: must be an object from "1" to "102" to names ({error} is wrong); correct it'
+        ) from error
     if len(set(names)) < NUM_CLASSES:
-        raise UserError(f"{path}: has a name twice; mend it")
+        raise UserError(f"{path}: has a name twice; correct it")
     return names
 
 

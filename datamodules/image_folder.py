@@ -120,7 +120,7 @@ def _compiled(pattern: str) -> re.Pattern[str] | None:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise UserError(f"data group_pattern: {pattern!r} is no regular expression ({error}); correct it") from error
+        raise UserError(f"data group_pattern: {pattern!r} is not a regular expression ({error}); correct it") from error
     if compiled.groups != 1:
         raise UserError(f"data group_pattern: {pattern!r} must have one group in parentheses, it has {compiled.groups}")
     return compiled

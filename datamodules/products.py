@@ -155,7 +155,7 @@ class Products(ImageDataModule):
 
 
 def _image_paths(file: LabelFile, problems: Problems) -> list[str]:
-    """The images' paths below the root; the text as it stands where it is no such path or not the first such."""
+    """Paths of the images below the root; for a bad one its text and a problem."""
     paths: list[str] = []
     first: dict[str, int] = {}
     for row, text in zip(file.rows, file.columns["image_path"], strict=True):

@@ -443,7 +443,9 @@ def _check_columns(
         raise UserError(f"{origin}: has no rows; give a table with at least one sample")
     for task, classes in vocabularies.items():
         if task not in targets:
-            raise UserError(f"{origin}: vocabulary for {task!r}, which is no target; targets are {', '.join(targets)}")
+            raise UserError(
+                f"{origin}: vocabulary for {task!r}, which is not a target; targets are {', '.join(targets)}"
+            )
         if len(set(classes)) != len(classes) or "" in classes:
             raise UserError(f"{origin}: vocabulary of {task!r} has a repeated or empty name; remove it")
 

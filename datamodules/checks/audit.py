@@ -203,7 +203,7 @@ class AuditReport:
         """Raise the error of a fit: for unreadable images that are not skipped, and for leaks that are not allowed."""
         if self.skipped and not self.skips_bad_images:
             problems = [(bad.sample.row, bad.reason) for bad in self.skipped]
-            hint = "mend or remove these images, or set data checks.on_bad_image: skip"
+            hint = "repair or remove these images, or set data checks.on_bad_image: skip"
             raise table_error(self.origin, problems, hint)
         self.leaks.refuse(self.origin, self.allowed)
 

@@ -353,7 +353,7 @@ def read_attributes_file(path: Path) -> dict[str, list[str]]:
         # Nodes, not objects: a colour called `off` stays a text, and a name that occurs twice is seen.
         top = yaml.compose(text, Loader=yaml.BaseLoader)
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: is no YAML ({' '.join(str(error).split())}); correct it") from error
+        raise UserError(f"{path}: is not YAML ({' '.join(str(error).split())}); correct it") from error
     if not isinstance(top, yaml.MappingNode):
         raise UserError(f"{path}: must hold lists of values by attribute; write `colour: [red, blue]`")
     lists: dict[str, list[str]] = {}

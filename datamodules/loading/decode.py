@@ -86,7 +86,7 @@ _UPRIGHT = {
 
 
 class ImageError(UserError):
-    """An image that cannot be read; the message names it and says why."""
+    """An image that cannot be read; the message names it and the reason."""
 
 
 class UndecidedRangeError(ImageError):

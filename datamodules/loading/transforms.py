@@ -42,7 +42,7 @@ _FILTERS = {
 _LARGEST_FACTOR = 1.5
 
 
-def learns_colour(tasks: Iterable[str]) -> bool:
+def targets_colour(tasks: Iterable[str]) -> bool:
     """Return whether a task's name shows that its target is a colour, which hue jitter would falsify."""
     return any("colour" in task.lower() or "color" in task.lower() for task in tasks)
 

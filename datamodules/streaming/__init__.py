@@ -173,7 +173,7 @@ class StreamedImages(ImageDataModule):
         )
 
     def order(self, rows: NDArray[np.int64], *, training: bool, streams: int = 0) -> StreamOrder:
-        """Return which of some rows this process sees when."""
+        """Return the order of some rows on this process."""
         rank, world_size = self._place()
         which = self._opened().shard_of(rows)
         sizes = np.bincount(which, minlength=1)

@@ -439,7 +439,7 @@ def read_streams(
     frame = pd.concat(parts, ignore_index=True)
     _settle_names(frame, np.repeat(np.array(every), [len(part) for part in parts]), has_key=bool(chosen.get("key")))
     if strange := sorted(set(vocabulary) - set(tasks)):
-        raise UserError(f"data vocabulary: {strange[0]!r} is no task; tasks are {', '.join(tasks) or 'none'}")
+        raise UserError(f"data vocabulary: {strange[0]!r} is not a task; tasks are {', '.join(tasks) or 'none'}")
     known = vocabularies(frame, tasks, indices[0].features, missing, vocabulary)
     targets = {task: target_column(task) for task in tasks}
     table = SampleTable.from_frame(frame, targets, known, origin, missing=missing.counts)

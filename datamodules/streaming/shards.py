@@ -279,8 +279,8 @@ def _hub_files(name: str, where: str) -> dict[str, list[str]] | None:
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"{where}: {name} is no local folder and cannot be found on the hub ({reason}); connect to the network, or "
-            "give a path or a URL"
+            f"{where}: {name} is not a local folder and cannot be found on the hub ({reason}); connect to the network, "
+            "or give a path or a URL"
         ) from error
     files = {split: [str(url) for url in urls] for split, urls in (builder.config.data_files or {}).items()}
     known = {split: next((urls for own, urls in files.items() if _split_in(own) == split), []) for split in SPLITS}

@@ -134,8 +134,8 @@ def test_problems_of_the_table_are_reported_together(tmp_path: Path) -> None:
     for row, part in [
         (3, "id 1 again, first in row 2"),
         (4, "3 fields where the header has 10"),
-        (6, "'../1' is no name"),
-        (7, "id '' is no name"),
+        (6, "'../1' is not a name"),
+        (7, "id '' is not a name"),
         (8, "not UTF-8"),
     ]:
         assert f"{path}:{row}: " in text

@@ -152,7 +152,7 @@ def test_missing_folders_and_splits_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("pattern", "named"),
     [
-        ("(", "no regular expression"),
+        ("(", "not a regular expression"),
         ("a", "has 0"),
         ("(a)(b)", "has 2"),
         (r"(x\d)", "finds nothing in bag/bag_o0_0.png, .* and 31 more"),

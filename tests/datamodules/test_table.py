@@ -139,7 +139,7 @@ def test_vocabularies_are_checked() -> None:
     for names in (["cat", "cat"], ["cat", ""]):
         with pytest.raises(UserError, match="vocabulary of 'class' has a repeated or empty name"):
             SampleTable.from_frame(small_frame(), ["class"], {"class": names})
-    with pytest.raises(UserError, match="vocabulary for 'size', which is no target"):
+    with pytest.raises(UserError, match="vocabulary for 'size', which is not a target"):
         SampleTable.from_frame(small_frame(), ["class"], {"size": ["big"]})
 
 

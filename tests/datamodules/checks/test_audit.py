@@ -205,7 +205,7 @@ def test_unreadable_images_are_reported_and_no_leaks(root: Path) -> None:
     assert report.leaks.exact == []
     report.refuse()
     strict = ImageFolder(str(root)).audit()
-    with pytest.raises(UserError, match=r"2 problems; mend or remove these images, or set data checks.on_bad_image"):
+    with pytest.raises(UserError, match=r"2 problems; repair or remove these images, or set data checks.on_bad_image"):
         strict.refuse()
 
 

@@ -174,7 +174,7 @@ def test_columns_of_labels_become_texts(column: pa.Array, names: list[str], text
 def test_numbers_without_a_name_and_other_types_are_refused() -> None:
     with pytest.raises(UserError, match=r"here: row 2 has the label 5, but there are 2 class names \(0 to 1\)"):
         label_texts(pa.array([0, 1, 5]), ["cup", "hat"], "here")
-    with pytest.raises(UserError, match="here: holds double, which is no class"):
+    with pytest.raises(UserError, match="here: holds double, which is not a class"):
         label_texts(pa.array([0.5]), [], "here")
 
 
@@ -317,7 +317,7 @@ def test_yaml_values_stay_texts(tmp_path: Path) -> None:
         ("colour: [[a]]\n", "'colour' must hold a list"),
         ("colour: [a]\nsize: [s]\ncolor: [b]\n", ":3: attribute 'colour' occurs twice"),
         ("colour: [a]\ncolour: [b]\n", ":2: attribute 'colour' occurs twice"),
-        ("colour: [a\n", "is no YAML"),
+        ("colour: [a\n", "is not YAML"),
     ],
 )
 def test_malformed_attribute_files_are_refused_in_one_line(text: str, wrong: str, tmp_path: Path) -> None:

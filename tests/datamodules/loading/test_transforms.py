@@ -14,10 +14,10 @@ from torchvision.transforms.v2 import functional as F
 from datamodules.loading.transforms import (
     adjust_colours,
     eval_transform,
-    learns_colour,
     mix_batch,
     random_crop_box,
     scale_down,
+    targets_colour,
     train_transform,
 )
 from datamodules.options import AugmentOptions, Preset
@@ -105,9 +105,9 @@ def test_erasing_covers_the_share_asked_for() -> None:
 
 
 def test_colour_is_safe_from_hue_jitter_unless_asked_for() -> None:
-    assert learns_colour({"class": ["a"], "colour": ["red"]})
-    assert learns_colour(["main_Color"])
-    assert not learns_colour(["class", "material"])
+    assert targets_colour({"class": ["a"], "colour": ["red"]})
+    assert targets_colour(["main_Color"])
+    assert not targets_colour(["class", "material"])
     assert AugmentOptions(preset="reference").filled().hue == 0.1
     assert AugmentOptions(preset="reference").filled(hue_safe=True).hue == 0.0
     assert AugmentOptions(preset="reference", hue=0.05).filled(hue_safe=True).hue == 0.05

@@ -159,11 +159,11 @@ def test_the_fingerprint_is_the_same_wherever_the_set_lies(tmp_path: Path) -> No
     [
         ({"kind": ["a"]}, {}, {}, r"columns\.label: .*a\.parquet has no column 'label'; it has kind: .*'' for none"),
         ({"label": ["a"]}, {"group": "product"}, {}, r"columns\.group: .* has no column 'product'; it has label"),
-        ({"label": [0.5]}, {}, {}, "holds double, which is no class"),
+        ({"label": [0.5]}, {}, {}, "holds double, which is not a class"),
         ({"label": [0, 4]}, {}, {"class": ["x", "y"]}, r"a\.parquet: row 1 has the label 4, but there are 2"),
         ({"label": ["x", "z"]}, {}, {"class": ["x", "y"]}, r"vocabulary\.class: .* has 'z' \(first in row 1\)"),
         ({"colour": ["x"]}, {"label": "", "attributes": ["colour"]}, {}, "need a main task as well"),
-        ({"label": ["x"]}, {}, {"colour": ["x"]}, "vocabulary: 'colour' is no task; tasks are class"),
+        ({"label": ["x"]}, {}, {"colour": ["x"]}, "vocabulary: 'colour' is not a task; tasks are class"),
         ({"label": ["x"], "class": ["k"]}, {"attributes": ["class"]}, {}, "the name 'class' is taken by another task"),
         ({"label": ["x", "x", "x"], "id": ["k", "l", "k"]}, {"key": "id"}, {}, r"1 repeated keys, first 'k' in row 2"),
         ({"label": ["x", "x"], "id": ["k", None]}, {"key": "id"}, {}, "empty name"),

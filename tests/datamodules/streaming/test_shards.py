@@ -192,7 +192,7 @@ def test_hub_names_without_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
-    with pytest.raises(UserError, match="owner/name is no local folder and cannot be found on the hub") as caught:
+    with pytest.raises(UserError, match="owner/name is not a local folder and cannot be found on the hub") as caught:
         find_shards("owner/name")
     assert "\n" not in str(caught.value)
 
