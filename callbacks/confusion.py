@@ -258,7 +258,12 @@ class ClassReport(ConfusionCounter):
         for task, frame in reports.items():
             write_csv(folder / f"{counted.split}_{file_name(task)}.csv", frame, index=True)
             rows = frame.reset_index()
-            log_table(trainer, f"report/{counted.split}/{file_name(task)}", list(rows), rows.to_numpy().tolist())
+            log_table(
+                trainer,
+                f"report/{counted.split}/{file_name(task)}",
+                list(map(str, rows.columns)),
+                rows.to_numpy().tolist(),
+            )
         if counted.split == "test" and reports:
             summary_table(reports).show()
 

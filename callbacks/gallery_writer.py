@@ -137,7 +137,9 @@ def _log_embeddings(trainer: Trainer, split: Split, gallery: Gallery) -> None:
     """Log the embeddings as a table, which W&B projects to a plane."""
     if not any(isinstance(logger, WandbLogger) for logger in trainer.loggers):
         return
-    texts = gallery.table([name for name in gallery.columns if name == "id" or name.startswith(("label", "predicted"))])
+    texts = gallery.table(
+        [name for name in gallery.columns() if name == "id" or name.startswith(("label", "predicted"))]
+    )
     texts = texts.slice(0, MOST_ROWS)
     vectors = gallery.vectors(texts["id"].to_pylist())
     names = [*texts.column_names, *(f"e{place}" for place in range(vectors.shape[1]))]

@@ -230,9 +230,14 @@ def _tracker(name: Tracker, run_directory: Path) -> Logger:
         artifact_location=(folder / "artifacts").as_uri(),
         run_id=run_id,
     )
-    if run_id is None and rank_zero_only.rank == 0:
-        write_text_atomically(path, f"{logger.run_id}\n")
+    if run_id is None:
+        _keep_id(path, logger)
     return logger
+
+
+@rank_zero_only
+def _keep_id(path: Path, logger: Any) -> None:
+    write_text_atomically(path, f"{logger.run_id}\n")
 
 
 def sync_hint(loggers: Sequence[Logger]) -> str:

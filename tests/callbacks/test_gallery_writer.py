@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
+from lightning.pytorch.loggers import WandbLogger
 
 from callbacks import EmbeddingExport
 from lightning_modules import load_task
@@ -174,3 +176,19 @@ def test_data_without_descriptions_and_tasks_without_embeddings_are_refused(tmp_
 
     with pytest.raises(UserError, match="Bare yields no embeddings"):
         trainer.test(Bare(), datamodule=MadePhotos(), verbose=False)
+
+
+def test_wandb_gets_the_embeddings_as_a_table(tmp_path: Path) -> None:
+    logger = WandbLogger(save_dir=tmp_path, offline=True)
+    trainer = tiny_trainer(tmp_path, callbacks=[EmbeddingExport()], logger=logger)
+    trainer.test(tiny_task(), datamodule=MadePhotos(), verbose=False)
+    logger.experiment.finish()
+
+    [file] = tmp_path.glob("wandb/offline-run-*/files/media/table/embeddings/test*.json")
+    content = json.loads(file.read_text())
+    gallery = Gallery.open(str(tmp_path / "gallery"))
+    ids = gallery.table(["id"])["id"].to_pylist()
+    assert {"id", "label_class", "predicted_class", "e0"} <= {*content["columns"]}
+    assert [row[content["columns"].index("id")] for row in content["data"]] == ids
+    place = content["columns"].index("e0")
+    np.testing.assert_allclose([row[place:] for row in content["data"]], gallery.vectors(ids), atol=1e-6)
