@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from evaluation.efficiency import ratio_text, read_efficiency
 from evaluation.report.figures import confusion_figure, reliability_figure
@@ -54,11 +53,10 @@ def run_section(files: Run) -> Section:
         }
         for stage in files.stages
     ]
-    paragraphs = [f"`{command}`" for command in dict.fromkeys(str(stage.get("command", "")) for stage in files.stages)]
+    commands = dict.fromkeys(str(stage.get("command", "")) for stage in files.stages)
+    paragraphs = [f"`{command}`" for command in commands if command]
     tables = {"stages": pd.DataFrame(rows)} if rows else {}
-    return Section(
-        "Run", paragraphs=[one for one in paragraphs if one != "``"], tables=tables, missing=list(files.missing)
-    )
+    return Section("Run", paragraphs=paragraphs, tables=tables, missing=list(files.missing))
 
 
 def configuration_section(files: Run) -> Section:
@@ -116,11 +114,8 @@ def data_section(files: Run) -> Section:
         return Section("Data", missing=["The run record has no data (run.json, key data)."])
     samples, groups = _mapping(data.get("samples")), _mapping(data.get("groups"))
     splits = pd.DataFrame(
-        {
-            "split": list(samples),
-            "samples": list(samples.values()),
-            "groups": [groups.get(split, "") for split in samples],
-        }
+        [{"split": split, "samples": count, "groups": groups.get(split, "")} for split, count in samples.items()],
+        columns=["split", "samples", "groups"],
     )
     missing: list[str] = []
     fingerprint = str(data.get("fingerprint") or "")[:12] or "not recorded"
@@ -257,17 +252,14 @@ def class_table(predictions: Predictions, task: str, train: Sequence[int] | None
     import pandas as pd
 
     rows = known(predictions.targets[task])
-    targets, predicted, groups = (
-        predictions.targets[task][rows],
-        predictions.predicted(task)[rows],
-        predictions.groups[rows],
-    )
+    targets, predicted = predictions.targets[task][rows], predictions.predicted(task)[rows]
+    groups = predictions.groups[rows]
     names = [str(name) for name in predictions.tasks[task]]
     confusion = confusion_matrix(targets, predicted, names)
     report = class_report(confusion).iloc[: len(names)]
     times = confusion.to_numpy()[:, : len(names)].sum(axis=0)
     support = report["support"].to_numpy()
-    own = [targets == label for label in range(len(names))]
+    own, right = [targets == label for label in range(len(names))], predicted == targets
     return pd.DataFrame(
         {
             "class": names,
@@ -277,7 +269,7 @@ def class_table(predictions: Predictions, task: str, train: Sequence[int] | None
             "predicted": times.tolist(),
             "precision": np.where(times > 0, report["precision"], np.nan),
             "recall": np.where(support > 0, report["recall"], np.nan),
-            "recall [95 %]": [_interval(predicted[mask] == targets[mask], groups[mask]) for mask in own],
+            "recall [95 %]": [_bounds(clustered_wilson(right[mask], groups[mask])) for mask in own],
             "f1": np.where(support > 0, report["f1"], np.nan),
         }
     )
@@ -398,10 +390,6 @@ def _degenerate(predictions: Predictions, task: str) -> list[str]:
     ]
 
 
-def _interval(correct: NDArray[np.bool_], groups: NDArray[Any]) -> str:
-    return _bounds(clustered_wilson(correct, groups))
-
-
 def _bounds(interval: tuple[float, float]) -> str:
     low, high = interval
     return "–" if np.isnan(low) else f"[{low:.3f}, {high:.3f}]"
@@ -434,7 +422,8 @@ def retrieval_section(
         cards = _cards(gallery, [Hit(query, 1.0), *others], task, f"retrieval_{number:02}", read, same)
         cards[0].lines[0] = "query"
         if gallery.n_captions():
-            cards[0].lines.extend(_nearest_texts(gallery, vectors[number - 1 : number]))
+            [texts] = gallery.nearest_captions(vectors[number - 1 : number], _TEXTS)
+            cards[0].lines.extend(f"{hit.score:.3f} “{hit.caption}”" for hit in texts)
         section.cards[query] = cards
     _add_texts(section, gallery, queries, task, read)
     return section
@@ -480,10 +469,6 @@ def _cards(
         image = small_image(one.id, read) or one.thumbnail
         cards.append(Card(f"{stem}_{place:02}", image, [f"{one.score:.3f}", *lines]))
     return cards
-
-
-def _nearest_texts(gallery: Gallery, vector: NDArray[np.float32]) -> list[str]:
-    return [f"{hit.score:.3f} “{hit.caption}”" for hit in gallery.nearest_captions(vector, _TEXTS)[0]]
 
 
 def _different(rows: pd.DataFrame, column: str, seed: int) -> list[str]:
